@@ -1,0 +1,1 @@
+"""Where frames become explanations; the only room that knows a device."""

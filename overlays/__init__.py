@@ -1,0 +1,1 @@
+"""Where explanations become pictures and leave."""

@@ -1,0 +1,79 @@
+"""Every error this system raises on purpose.
+
+    ReciproStreamError
+    ├── ConfigError          a knob has a wrong name, type or value
+    ├── SourceError          a source cannot be opened or read
+    │   ├── DamagedError     it broke part-way; every good frame came first
+    │   └── ConnectionLostError   a live source went away; it may come back
+    ├── EngineError          a network cannot be loaded, cut, compiled or run
+    │   ├── ModelError       no such model, or weights that do not fit
+    │   ├── LayerError       the layer is missing or has no grid to explain
+    │   └── BackendError     the backend is missing here, or disagrees with eager
+    ├── SinkError            a sink cannot be opened or written
+    └── WireError            a message cannot be read
+        └── WireVersionError it was written for a newer reader
+
+Each message names the value, the rule it broke and the cure. ``run.py`` prints it in one line and exits with
+``exit_code``; anything else that escapes is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ReciproStreamError(Exception):
+    """The root of the tree: something the user can mend."""
+
+    exit_code = 2
+
+
+class ConfigError(ReciproStreamError):
+    """A knob has a wrong name, type or value."""
+
+
+class SourceError(ReciproStreamError):
+    """A source cannot be opened or read."""
+
+
+class DamagedError(SourceError):
+    """A file broke part-way: every good frame before the damage was delivered first."""
+
+
+class ConnectionLostError(SourceError):
+    """A live source went away; whether to try again is the reconnect policy's business."""
+
+
+class EngineError(ReciproStreamError):
+    """A network cannot be loaded, cut, compiled or run."""
+
+
+class ModelError(EngineError):
+    """There is no such model, or the weights do not fit it."""
+
+
+class LayerError(EngineError):
+    """The layer does not exist, or its output is no grid that can be masked."""
+
+
+class BackendError(EngineError):
+    """The backend is missing on this machine, or its answers differ from eager's."""
+
+
+class SinkError(ReciproStreamError):
+    """A sink cannot be opened or written."""
+
+
+class WireError(ReciproStreamError):
+    """A message cannot be read."""
+
+
+class WireVersionError(WireError):
+    """A message was written for a newer reader."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return `` Did you mean 'x'?`` for the known name closest to ``name``, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,184 @@
+"""The nouns that flow: Frame, Finding, Explanation, Overlay.
+
+All are frozen and their arrays read-only, so any number of threads and sinks may hold the same one. Knows nothing
+about cameras, networks or sockets.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Image = npt.NDArray[np.uint8]
+"""An RGB picture, uint8, (height, width, 3)."""
+
+Heat = npt.NDArray[np.float32]
+"""A heat map on the layer's grid, float32 in [0, 1], (rows, columns)."""
+
+
+def read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return ``array`` closed for writing: a view where its owner may still write, itself otherwise."""
+    if not array.flags.writeable:
+        return array
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+class Box(NamedTuple):
+    """A rectangle in frame pixels: ``left`` and ``top`` inside, ``right`` and ``bottom`` just outside."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    @property
+    def width(self) -> float:
+        """Width in pixels."""
+        return self.right - self.left
+
+    @property
+    def height(self) -> float:
+        """Height in pixels."""
+        return self.bottom - self.top
+
+    def holds(self, x: float, y: float) -> bool:
+        """Say whether the point (x, y) lies inside."""
+        return self.left <= x < self.right and self.top <= y < self.bottom
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What a frame is known to show, when its maker knows: the simulated line, a labelled data set."""
+
+    label: str
+    """The true class."""
+    boxes: tuple[Box, ...] = ()
+    """Where the evidence lies, in frame pixels; empty where there is none."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frame:
+    """One picture a camera gave."""
+
+    image: Image
+    """uint8 RGB, (height, width, 3), read-only."""
+    camera: str
+    """The camera's name: the topic on the wire, never a URI with credentials."""
+    index: int
+    """How many pictures the camera had given before this one: a gap is the number of dropped frames."""
+    taken_at: float
+    """``time.monotonic()`` seconds at which the picture had been decoded."""
+    pts_seconds: float | None = None
+    """The stream's own clock, rebased to start near 0; None where the stream has none."""
+    truth: Truth | None = None
+    """What the frame is known to show; None for a real camera."""
+
+    def __post_init__(self) -> None:
+        image = self.image
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            message = f"a frame's image is uint8 RGB (height, width, 3); got {image.dtype} {image.shape}"
+            raise ValueError(message)
+        object.__setattr__(self, "image", read_only(image))
+
+    @property
+    def height(self) -> int:
+        """Height in pixels."""
+        return int(self.image.shape[0])
+
+    @property
+    def width(self) -> int:
+        """Width in pixels."""
+        return int(self.image.shape[1])
+
+    def age_seconds(self, now: float | None = None) -> float:
+        """Return the seconds from decode to ``now`` (monotonic; this moment where None)."""
+        return (time.monotonic() if now is None else now) - self.taken_at
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Finding:
+    """One explained class of one frame: what, how sure, and why."""
+
+    label: str
+    """The class's name."""
+    score: float
+    """Its softmax score in the plain network, in [0, 1]."""
+    heat: Heat
+    """Where the evidence lies: float32 in [0, 1] on the layer's grid, read-only; all zero when no cell stands out."""
+    class_index: int = -1
+    """The class's place in the network's output; -1 where there is none."""
+    box: Box | None = None
+    """A detector's box; None for a classifier."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "heat", read_only(self.heat))
+
+    def peak(self, region: Box) -> tuple[float, float] | None:
+        """Return the centre (x, y) of the hottest cell in frame pixels, or None when the heat is all zero.
+
+        ``region`` is the explanation's ``heat_region``: the rectangle of the frame that the grid covers.
+        """
+        if not self.heat.any():
+            return None
+        rows, columns = self.heat.shape
+        row, column = divmod(int(self.heat.argmax()), columns)
+        return (
+            region.left + (column + 0.5) * region.width / columns,
+            region.top + (row + 0.5) * region.height / rows,
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Explanation:
+    """A frame with the reasons for its verdict."""
+
+    frame: Frame
+    findings: tuple[Finding, ...]
+    """One per explained class, the first the most important; never empty for a classifier."""
+    method: str
+    """The explaining method and its kernel: ``recipro-cam/point``."""
+    layer: str
+    """The explained layer's qualified name in the network."""
+    timings: Mapping[str, float] = field(default_factory=dict)
+    """Seconds by stage: ``queue``, ``preprocess``, ``explain`` (a batch's are shared by its frames)."""
+    model: str = ""
+    """The network's name."""
+    heat_region: Box | None = None
+    """The rectangle of the frame, in pixels, that the heat grid covers. It is the whole frame for ``stretch``, lies
+    inside it for ``crop`` and reaches beyond it for ``letterbox``. Never None after construction."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "timings", MappingProxyType(dict(self.timings)))
+        if self.heat_region is None:
+            object.__setattr__(self, "heat_region", Box(0.0, 0.0, float(self.frame.width), float(self.frame.height)))
+
+    @property
+    def region(self) -> Box:
+        """The rectangle of the frame that the heat grid covers, in pixels."""
+        assert self.heat_region is not None  # set in __post_init__  # noqa: S101
+        return self.heat_region
+
+    @property
+    def top(self) -> Finding:
+        """The first finding."""
+        return self.findings[0]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Overlay:
+    """An explanation and its picture. Nothing is lost on the way: the frame is in the explanation."""
+
+    image: Image
+    """uint8 RGB of the frame's size, read-only; the plain frame where no sink asked for a picture."""
+    explanation: Explanation
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "image", read_only(self.image))

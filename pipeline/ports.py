@@ -1,0 +1,124 @@
+"""What the rooms promise each other. Read this first.
+
+    Source --Frame--> Pump --[Frame, ...]--> Explainer --Explanation--> Renderer --Overlay--> Sink
+
+Each port is one small protocol; a kind of thing is a protocol, a table in its room, and one file per member. All of
+them are called from threads that ``pipeline.pump`` owns, each from one thread at a time.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, Protocol, Self, runtime_checkable
+
+from pipeline.frames import Explanation, Frame, Overlay
+
+Overflow = Literal["drop-oldest", "wait"]
+"""What a full queue does: ``drop-oldest`` keeps the newest (live), ``wait`` keeps them all (files)."""
+
+State = Literal["connecting", "live", "stalled", "waiting", "failed", "ended"]
+"""Where a source stands. ``waiting``: until the next attempt to connect; ``failed``: it will not be tried again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How a source does, as one value that its reader thread replaces and anyone may read."""
+
+    state: State = "connecting"
+    reason: str = ""
+    """Why it is not live, in words, without credentials."""
+    reconnects: int = 0
+    """How often it was opened again after it had been lost."""
+    corrupt: int = 0
+    """How many damaged pictures were dropped."""
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Something that gives frames.
+
+    Entering checks what can be checked at once (the file exists and decodes, the folder holds images) and raises
+    ``SourceError``; it does not wait for a network. ``frames`` does the reading, in the pump's thread, and is the only
+    method called there; leaving comes after that thread has ended.
+    """
+
+    camera: str
+    """The camera's name; unique in a run."""
+    uri: str
+    """Where it reads from, credentials redacted."""
+    live: bool
+    """Whether the world goes on when nobody reads: cameras and streams do, files wait."""
+    frames_total: int | None
+    """How many frames it will give, where that is known (for progress); None for a live source."""
+    rate: float | None
+    """Frames per second it says it gives, None where it does not say. Declared rates lie: for display and pacing."""
+
+    @property
+    def health(self) -> Health:
+        """How it does right now."""
+        ...
+
+    def frames(self, stop: threading.Event) -> Iterator[Frame]:
+        """Give frames until the end, or until ``stop`` is set: then within the read timeout.
+
+        A live source reconnects inside and ends only when it cannot be had at all. Raises ``SourceError``: for a file
+        that is damaged part-way, after every good frame.
+        """
+        ...
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
+
+
+@runtime_checkable
+class Explainer(Protocol):
+    """Something that tells what a frame shows and why."""
+
+    def explain(self, frames: Sequence[Frame]) -> Sequence[Explanation]:
+        """Explain a batch: one explanation per frame, in order; frames may differ in size and camera."""
+        ...
+
+
+@runtime_checkable
+class Renderer(Protocol):
+    """Something that draws an explanation."""
+
+    def render(self, explanation: Explanation) -> Overlay:
+        """Draw it on a new picture of the frame's size; the frame itself is left as it is."""
+        ...
+
+
+@runtime_checkable
+class Sink(Protocol):
+    """A door through which overlays leave.
+
+    Entering opens it (binds, creates, shows) and raises ``SinkError`` with the cure. ``put`` may block: each sink has
+    a thread and a bounded queue of its own, so a slow one delays nobody. Leaving finishes what it wrote.
+    """
+
+    uri: str
+    """Where it writes to, as given, credentials redacted."""
+    lossless: bool
+    """Whether every frame counts (recorder, log) or the newest is enough (window, network)."""
+
+    def needs_picture(self, camera: str) -> bool:
+        """Say whether a picture of this camera would be looked at now; where all say no, none is rendered."""
+        ...
+
+    def put(self, overlay: Overlay) -> None:
+        """Deliver one. Raises ``SinkError`` when the door is broken for good; it is then closed and said so."""
+        ...
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
+
+
+class StopRequested(Exception):  # noqa: N818 - not an error: somebody closed the window
+    """Raised by a sink's ``put`` when a person asks for the end: q or Esc in the window."""

@@ -1,0 +1,1 @@
+"""Where frames come from: cameras, streams, files, and the simulated inspection line."""

@@ -1,0 +1,68 @@
+"""What every test shares: the real input beside the repository, and a watch on what a test leaves behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real videos, photos and weights; a test that needs them skips where they are missing."""
+    folder = SHARED / "data"
+    if not folder.is_dir():
+        pytest.skip(f"needs the real input in {folder.name}/ beside the repository")
+    return folder
+
+
+def _open_things() -> dict[str, str]:
+    """File descriptors of this process that name a socket, or a file someone opened for writing or reading."""
+    things = {}
+    for entry in os.scandir("/proc/self/fd") if Path("/proc/self/fd").is_dir() else []:
+        try:
+            target = Path(entry.path).readlink()
+        except OSError:
+            continue
+        name = str(target)
+        if name.startswith("socket:") or (name.startswith("/") and not name.startswith(("/dev/", "/proc/", "/sys/"))):
+            things[entry.name] = name
+    return things
+
+
+# Process-wide things that libraries open once and keep: zmq's global context, torch's and cv2's own files.
+_KEPT = (".so", ".py", ".pyc", ".ttf", ".otf", "/memfd:")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind(request: pytest.FixtureRequest):
+    """Fail a test that leaves a thread, a socket or an open file behind."""
+    threads = set(threading.enumerate())
+    things = _open_things()
+    yield
+    if request.node.get_closest_marker("leaves_things"):
+        return
+    deadline = time.monotonic() + 2.0
+    while True:
+        left_threads = [t for t in threading.enumerate() if t not in threads and t.is_alive() and not _is_pool(t)]
+        left_things = {k: v for k, v in _open_things().items() if things.get(k) != v and not v.endswith(_KEPT)}
+        left_things = {k: v for k, v in left_things.items() if v not in things.values()}
+        if not left_threads and not left_things:
+            return
+        if time.monotonic() > deadline:
+            break
+        gc.collect()
+        time.sleep(0.02)
+    pytest.fail(f"left behind: threads {[t.name for t in left_threads]}, open {sorted(left_things.values())}")
+
+
+def _is_pool(thread: threading.Thread) -> bool:
+    """Threads that libraries keep for the life of the process (torch's compile workers)."""
+    return thread.name.startswith(("ThreadPoolExecutor", "TMonitor", "InductorSubproc", "SubprocPool", "pydevd"))

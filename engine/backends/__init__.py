@@ -1,0 +1,1 @@
+"""The backends, one file each: module and example input to a callable."""

@@ -1,0 +1,161 @@
+"""Which layers of a network can be explained, and which one is by default.
+
+A layer can be explained when its output is a grid of cells, (N, C, h, w) with more than one cell, that later layers
+treat as a picture. Knows nothing about cutting or explaining.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from pipeline.errors import EngineError, LayerError, nearest
+
+_CHOOSES_NOTHING = (
+    nn.Identity,
+    nn.Dropout,
+    nn.Dropout2d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool2d,
+    nn.AvgPool2d,
+)
+"""Leaves that only hand on what the layer before them found: VGG's 7x7 pooling is no layer of its own."""
+
+
+@dataclass(slots=True)
+class LayerOutput:
+    """What one module gave while the network ran once."""
+
+    shape: tuple[int, ...]
+    """The output's shape, the batch first."""
+    calls: int
+    """How often the module ran."""
+    order: int
+    """Its place among all outputs; containers come after their children."""
+    leaf: bool
+    """Whether it only hands on what came before: see ``_CHOOSES_NOTHING``."""
+    image_shape: tuple[int, ...]
+    """The shape of the images that were sent in."""
+    tokens_follow: bool = False
+    """Whether a later module gives a sequence of tokens (N, T, C): the grid is a transformer's input."""
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether it is (N, C, h, w) with more than one cell."""
+        return len(self.shape) == 4 and self.shape[2] * self.shape[3] > 1
+
+
+def run_and_watch(net: nn.Module, images: Tensor) -> tuple[dict[str, LayerOutput], Tensor]:
+    """Run ``net`` once; return every module's output shape by name, and the scores (N, K).
+
+    Raises:
+        EngineError: the network cannot take images of this size, or does not return (N, K) scores.
+    """
+    outputs: dict[str, LayerOutput] = {}
+    order = 0
+
+    def note(name: str, module: nn.Module, result: object) -> None:
+        nonlocal order
+        if not isinstance(result, Tensor):
+            return
+        order += 1
+        known = outputs.get(name)
+        leaf = isinstance(module, _CHOOSES_NOTHING)
+        calls = known.calls + 1 if known else 1
+        outputs[name] = LayerOutput(tuple(result.shape), calls, order, leaf, tuple(images.shape))
+
+    handles: list[RemovableHandle] = []
+    try:
+        for name, module in net.named_modules():
+            if name:
+                handles.append(
+                    module.register_forward_hook(lambda module, _, result, name=name: note(name, module, result))
+                )
+        with torch.inference_mode():
+            scores = net(images)
+    except (RuntimeError, ValueError, AssertionError, TypeError) as reason:
+        height, width = images.shape[2:]
+        raise EngineError(
+            f"the network cannot take a {height}x{width} image ({_first_line(reason)}); try its own --input-size"
+        ) from reason
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not isinstance(scores, Tensor) or scores.ndim != 2 or scores.shape[0] != images.shape[0]:
+        what = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise EngineError(f"the network returns {what}, not class scores (N, K); only image classifiers are explained")
+    _mark_tokens(outputs)
+    return outputs, scores
+
+
+def _first_line(reason: BaseException) -> str:
+    lines = str(reason).strip().splitlines()
+    return lines[0] if lines else type(reason).__name__
+
+
+def _mark_tokens(outputs: dict[str, LayerOutput]) -> None:
+    last_tokens = max((o.order for o in outputs.values() if len(o.shape) == 3 and o.shape[1] > 1), default=0)
+    for output in outputs.values():
+        output.tokens_follow = output.order < last_tokens
+
+
+def find_layer(outputs: dict[str, LayerOutput]) -> str:
+    """Return the last executed layer whose output is a grid with more channels than rows and columns.
+
+    Raises:
+        LayerError: there is none, or the network is a transformer whose grid is only its input.
+    """
+    grids = [
+        (output.order, name)
+        for name, output in outputs.items()
+        if output.is_grid and not output.leaf and output.calls == 1 and output.shape[1] > max(output.shape[2:])
+    ]
+    if not grids:
+        raise LayerError("no layer of this network gives a grid of cells; name one with --layer, or use a CNN")
+    _, name = max(grids)
+    if outputs[name].tokens_follow:
+        raise LayerError(_no_transformer(name))
+    return name
+
+
+def _no_transformer(name: str) -> str:
+    return (
+        f"layer {name!r} only feeds a transformer's tokens; masking it would not be Recipro-CAM. "
+        "Use a CNN (run.py models lists them)"
+    )
+
+
+def check_layer(layer: str, outputs: dict[str, LayerOutput], net: nn.Module) -> str:
+    """Return ``layer`` if its output can be masked cell by cell.
+
+    Raises:
+        LayerError: no such layer (with the nearest right name), not run, no grid, or a transformer's.
+    """
+    if layer not in outputs:
+        known = {name for name, _ in net.named_modules() if name}
+        if layer in known:
+            raise LayerError(f"layer {layer!r} gives no tensor when the network runs; choose another --layer")
+        grids = [name for name, output in outputs.items() if output.is_grid]
+        hint = nearest(layer, grids) or nearest(layer, known)
+        raise LayerError(f"the network has no layer {layer!r}.{hint} Without --layer the last grid is found by itself")
+    output = outputs[layer]
+    if not output.is_grid:
+        raise LayerError(
+            f"layer {layer!r} gives {_shape(output.shape)}: no grid of cells to explain; choose a layer before the "
+            f"pooling, such as {_last_grid(outputs)!r}"
+        )
+    if output.tokens_follow:
+        raise LayerError(_no_transformer(layer))
+    return layer
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "(N, " + ", ".join(map(str, shape[1:])) + ")"
+
+
+def _last_grid(outputs: dict[str, LayerOutput]) -> str:
+    grids = [(output.order, name) for name, output in outputs.items() if output.is_grid and not output.leaf]
+    return max(grids)[1] if grids else "(none)"

@@ -1,0 +1,1 @@
+"""The explaining methods, one file each, all behind one signature."""

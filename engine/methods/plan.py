@@ -1,0 +1,104 @@
+"""What a plan is: a way to compute the tail's answers to all masked maps, exactly.
+
+Each plan is a module from the feature map to two sets of class scores before the softmax: the plain network's, and
+one per cell. What differs between plans is the cost. A plan is believed only after ``prove`` has compared it with the
+definition.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from engine.methods.kernels import Kernel, masks
+
+PROOF_SHARE = 2e-3
+"""How far a plan's answers may be from the definition's, as a share of what masking changes at all."""
+PROOF_ROUNDING = 3e-6
+"""What rounding may add to that, as a share of the largest class score (float32 carries 24 bits)."""
+PROOF_CELLS = 48
+"""How many cells are compared at the most: corners and edges always, the rest drawn."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanFacts:
+    """What a reader may want to know of a plan."""
+
+    name: str
+    """``pooled``, ``flat``, ``local`` or ``dense``."""
+    why: str
+    """One sentence: what about the tail made this plan the one."""
+    one_module: bool
+    """Whether head, tail and explanation are one graph that a backend compiles as a whole."""
+
+
+class Plan(nn.Module):
+    """From a feature map (N, C, h, w) to scores (N, K) and cell scores (N, h * w, K), both before the softmax."""
+
+    facts: PlanFacts
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the plain network's scores and every cell's."""
+        raise NotImplementedError
+
+
+def definition(tail: nn.Module, features: Tensor, kernel: Kernel, cells: Tensor) -> Tensor:
+    """Return what the tail says to the masked maps of some cells: (N, len(cells), K), before the softmax.
+
+    This is Recipro-CAM as it is written: for each cell, a map that keeps the cell's own vector, spread by the kernel,
+    and is zero elsewhere, through the tail.
+    """
+    count, _, rows, columns = features.shape
+    weights = masks(kernel, (rows, columns), cells.cpu()).to(features)
+    vectors = features.flatten(2)[:, :, cells].transpose(1, 2)
+    maps = vectors[:, :, :, None, None] * weights[None, :, None, :, :]
+    scores: Tensor = tail(maps.flatten(0, 1))
+    return scores.view(count, len(cells), -1)
+
+
+def probe_cells(grid: tuple[int, int]) -> Tensor:
+    """Return the cells a plan is proven on: all of a small grid, else the corners, edge middles and a random rest."""
+    rows, columns = grid
+    everything = rows * columns
+    if everything <= PROOF_CELLS:
+        return torch.arange(everything)
+    some_rows = sorted({0, min(1, rows - 1), rows // 2, max(rows - 2, 0), rows - 1})
+    some_columns = sorted({0, min(1, columns - 1), columns // 2, max(columns - 2, 0), columns - 1})
+    fixed = {row * columns + column for row in some_rows for column in some_columns}
+    drawn = torch.randperm(everything, generator=torch.Generator().manual_seed(1))[: PROOF_CELLS - len(fixed)]
+    return torch.tensor(sorted(fixed | set(drawn.tolist())))
+
+
+def prove(plan: Plan, tail: nn.Module, features: Tensor, kernel: Kernel) -> str:
+    """Compare a plan with the definition on one feature map; return "" when they agree, else what differs.
+
+    The map is random, its cells' vectors long enough for masks to matter whatever the grid's size. Tolerance:
+    ``PROOF_SHARE`` of what masking changes, plus ``PROOF_ROUNDING`` of the largest score.
+    """
+    grid = (features.shape[2], features.shape[3])
+    spread = max(float(features.float().std()), 1e-3) * (grid[0] * grid[1]) ** 0.5
+    generator = torch.Generator().manual_seed(2)
+    probe = (torch.randn(features.shape[1:], generator=generator) * spread)[None].to(features)
+    cells = probe_cells(grid)
+    chunk = 8
+    with torch.inference_mode():
+        plain, every = plan(probe)
+        told = every[:, cells.to(every.device)].float()
+        parts = [definition(tail, probe, kernel, cells[i : i + chunk]) for i in range(0, len(cells), chunk)]
+        true = torch.cat(parts, dim=1).float()
+        blank = tail(torch.zeros_like(probe)).float()
+        true_plain = tail(probe).float()
+    if told.shape != true.shape:
+        return f"shapes differ: {tuple(told.shape)} and {tuple(true.shape)}"
+    signal = float((true - blank[:, None]).abs().max())
+    allowed = PROOF_SHARE * signal + PROOF_ROUNDING * float(true.abs().max())
+    error = float((told - true).abs().max())
+    if not error <= allowed:
+        return f"cell scores differ by {error:.3g} (allowed {allowed:.3g})"
+    error = float((plain.float() - true_plain).abs().max())
+    allowed = 1e-4 * max(float(true_plain.abs().max()), 1e-30)
+    if not error <= allowed:
+        return f"plain scores differ by {error:.3g} (allowed {allowed:.3g})"
+    return ""

@@ -1,0 +1,121 @@
+"""Plan 1, pooled tails: cellwise layers, a mean over the grid, then layers on the mean vector.
+
+A masked map need never exist. Let g be what stands before the mean (BN, ReLU, 1x1 convolutions: anything that treats
+each cell alone and all alike). Then the mean of g over the masked map of cell p is
+
+    mean g(0) + (g(f_p) - g(0)) / (h w)
+
+because g of the masked map is g(0) everywhere but at p. The rest of the tail runs on these h w vectors as one batch,
+together with the plain network's own mean vector, so its weights are read once for both. With the Gaussian kernel
+each neighbour q of p holds a share k of f_p, and adds (g(k f_p) - g(0)) / (h w).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from engine.graphs import part_between, shapes_of
+from engine.methods.kernels import STENCILS, Kernel
+from engine.methods.plan import Plan, PlanFacts
+
+
+class PooledPlan(Plan):
+    """One product for all cells; see the module's text for the algebra."""
+
+    def __init__(self, before: nn.Module | None, after: nn.Module, kernel: Kernel, *, flat: bool) -> None:
+        """Take the tail apart.
+
+        Args:
+            before: g, (N, C, h, w) to (N, C', h, w); None where the mean comes first.
+            after: what follows the mean.
+            kernel: the spread of a cell's own vector.
+            flat: whether ``after`` takes (M, C') or (M, C', 1, 1).
+        """
+        super().__init__()
+        self.before = before
+        self.after = after
+        self.kernel: Kernel = kernel
+        self.flat = flat
+        name = "a mean over the grid, then layers on vectors"
+        self.facts = PlanFacts("pooled", name if before is None else f"cellwise layers, {name}", one_module=True)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the plain network's scores (N, K) and every cell's (N, h * w, K), before the softmax."""
+        count, _, rows, columns = features.shape
+        means, vectors = self._means(features)
+        every = torch.cat((means[:, None], vectors), dim=1).flatten(0, 1)
+        scores = self.after(every if self.flat else every[:, :, None, None])
+        scores = scores.view(count, 1 + rows * columns, -1)
+        return scores[:, 0], scores[:, 1:]
+
+    def _means(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the plain mean (N, C') and the masked maps' means (N, h * w, C')."""
+        area = features.shape[2] * features.shape[3]
+        if self.before is None:
+            shares = neighbours(features, self.kernel)
+            weight = sum(share * count for share, count in shares.items())
+            return features.mean((2, 3)), (features * (weight / area)).flatten(2).transpose(1, 2)
+        blank = self.before(torch.zeros_like(features[:1]))
+        plain = self.before(features)
+        changed = torch.zeros_like(plain)
+        for share, count in neighbours(features, self.kernel).items():
+            answer = plain if share == 1.0 else self.before(features * share)
+            changed = changed + (answer - blank) * count
+        masked = blank.mean((2, 3), keepdim=True) + changed / area
+        return plain.mean((2, 3)), masked.flatten(2).transpose(1, 2)
+
+
+def neighbours(features: Tensor, kernel: Kernel) -> dict[float, Tensor]:
+    """Return, for each share a kernel deals out, how many cells of the grid receive it from each cell: (h, w)."""
+    grid = features.shape[2:]
+    weights = STENCILS[kernel]
+    reach = len(weights) // 2
+    counts: dict[float, Tensor] = {}
+    for share in Counter(w for row in weights for w in row):
+        spots = torch.tensor([[[[float(w == share) for w in row] for row in weights]]]).to(features)
+        ones = torch.ones((1, 1, *grid), dtype=features.dtype, device=features.device)
+        # How many of the spots fall inside the grid, seen from each cell: the kernels are symmetric.
+        counts[share] = F.conv2d(ones, spots, padding=reach)[0, 0]
+    return counts
+
+
+def find_pooled(tail: nn.Module, features: Tensor, kernel: Kernel) -> PooledPlan | None:
+    """Return a pooled plan if the tail's graph shows a mean over the whole grid that every path passes.
+
+    What it returns still has to be proven: g is taken for cellwise, and is not when it holds a 3x3 convolution.
+    """
+    if not isinstance(tail, fx.GraphModule):
+        return None
+    shapes = shapes_of(tail, features[:1])
+    entry = next(node for node in tail.graph.nodes if node.op == "placeholder")
+    output = next(node for node in tail.graph.nodes if node.op == "output")
+    for node in tail.graph.nodes:
+        shape, source = shapes.get(node), node.all_input_nodes[0] if node.all_input_nodes else None
+        if shape is None or source is None or len(node.all_input_nodes) != 1:
+            continue
+        before = shapes.get(source, ())
+        if len(before) != 4 or before[2:] != tuple(features.shape[2:]) or shape[:2] != before[:2]:
+            continue
+        if not (len(shape) == 2 or shape[2:] == (1, 1)) or not _is_mean(tail, source, node, before):
+            continue
+        after = part_between(tail, node, output.all_input_nodes[0])
+        g = None if source is entry else part_between(tail, entry, source)
+        if after is not None and (source is entry or g is not None):
+            return PooledPlan(g, after, kernel, flat=len(shape) == 2)
+    return None
+
+
+def _is_mean(tail: fx.GraphModule, source: fx.Node, node: fx.Node, shape: tuple[int, ...]) -> bool:
+    """Ask one node whether it takes the mean over the grid."""
+    part = part_between(tail, source, node)
+    if part is None:
+        return False
+    weight = next((p for p in tail.parameters() if p.is_floating_point()), torch.empty(0))
+    maps = torch.randn((1, *shape[1:]), generator=torch.Generator().manual_seed(3)).to(weight)
+    with torch.inference_mode():
+        answer = part(maps)
+    return bool(torch.allclose(answer.flatten().float(), maps.mean((2, 3)).flatten().float(), atol=1e-2, rtol=1e-2))

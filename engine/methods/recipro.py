@@ -1,0 +1,157 @@
+"""Recipro-CAM: which cells of a layer's grid speak for a class, without any gradient.
+
+Source: Byun and Lee, *Recipro-CAM: Fast gradient-free visual explanations for convolutional neural networks*,
+arXiv:2209.14074. For each cell a map that keeps the cell's own vector and is zero elsewhere goes through the tail; the
+softmax score of the explained class, arranged on the grid and min-max normalised, is the heat map.
+
+Masked maps are computed only where no cheaper exact way is known: see ``engine.methods.pooled``, ``flat`` and
+``dense``. Softmax and everything after it run in float32 whatever the rest runs in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from engine.methods.dense import DEFAULT_BUDGET_BYTES, DensePlan
+from engine.methods.flat import find_flat
+from engine.methods.kernels import Kernel, check_kernel
+from engine.methods.plan import Plan, prove
+from engine.methods.pooled import find_pooled
+from engine.split import Split
+from pipeline.errors import ConfigError
+
+FLAT_ULPS = 8
+"""A score matrix whose range is within this many float32 steps of its largest score says nothing: it is flat."""
+
+
+def recipro_cam(
+    split: Split,
+    images: Tensor,
+    classes: int | Sequence[int] | Tensor | None = None,
+    kernel: str = "point",
+) -> tuple[Tensor, Tensor]:
+    """Explain a batch of images.
+
+    Args:
+        split: the network, cut behind the layer to explain.
+        images: (N, 3, H, W) float, normalised as the network expects.
+        classes: which class to explain: None = each image's own top-1, an int = the same for all, or N of them.
+        kernel: ``point`` = one-hot masks; ``gaussian`` = the cell's own vector spread over 3x3 cells.
+
+    Returns:
+        scores (N, K), the plain network's softmax scores; heat (N, h, w) in [0, 1] on the layer's grid, all zero for
+        an image whose score matrix is flat. Both float32.
+
+    Raises:
+        ConfigError: an unknown kernel, a class the network does not have, or not one class per image.
+    """
+    kernel = check_kernel(kernel)
+    with torch.inference_mode():
+        features = split.head(images)
+        scores, every = plan_for(split, features, kernel)(features)
+        chosen = top_classes(scores, 1) if classes is None else _chosen(classes, len(images), split.classes)
+        heat = heat_of(every, chosen.to(every.device), (features.shape[2], features.shape[3]))
+        return torch.softmax(scores.float(), dim=1), heat[:, 0]
+
+
+def _chosen(classes: int | Sequence[int] | Tensor, count: int, known: int) -> Tensor:
+    """Return the classes as (N, 1) indices."""
+    chosen = torch.as_tensor(classes, dtype=torch.int64).reshape(-1)
+    if isinstance(classes, int):
+        chosen = chosen.expand(count)
+    if len(chosen) != count:
+        raise ConfigError(f"classes: {len(chosen)} given for {count} images; give one for all, or one for each")
+    wrong = [int(c) for c in chosen if not 0 <= c < known]
+    if wrong:
+        raise ConfigError(f"class {wrong[0]} is unknown; the network has classes 0 to {known - 1}")
+    return chosen[:, None]
+
+
+def plan_for(split: Split, features: Tensor, kernel: Kernel, budget_bytes: int = DEFAULT_BUDGET_BYTES) -> Plan:
+    """Return the cheapest plan proven exact for this tail, kernel and grid; it is chosen once and kept."""
+    key = (kernel, tuple(features.shape[1:]), features.dtype, features.device, budget_bytes)
+    if key not in split.plans:
+        split.plans[key] = choose_plan(split.tail, features, kernel, budget_bytes)
+    plan: Plan = split.plans[key]
+    return plan
+
+
+def choose_plan(tail: nn.Module, features: Tensor, kernel: Kernel, budget_bytes: int = DEFAULT_BUDGET_BYTES) -> Plan:
+    """Return the cheapest plan that agrees with the definition on a probe; dense when no other does."""
+    why = "the tail is no pooled or flattened one"
+    for find in (find_pooled, find_flat):
+        plan = find(tail, features, kernel)
+        if plan is None:
+            continue
+        differs = prove(plan, tail, features, kernel)
+        if not differs:
+            return plan
+        why = f"the {plan.facts.name} plan does not hold here: {differs}"
+    return DensePlan(tail, kernel, why, budget_bytes)
+
+
+def top_classes(scores: Tensor, count: int) -> Tensor:
+    """Return the ``count`` highest-scoring classes of each image, best first: (N, count)."""
+    return torch.topk(scores, count, dim=1).indices
+
+
+def heat_of(every: Tensor, chosen: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Turn every cell's class scores into normalised heat maps.
+
+    Args:
+        every: (N, h * w, K) class scores of the masked maps, before the softmax.
+        chosen: (N, T) the classes to explain.
+        grid: rows and columns.
+
+    Returns:
+        (N, T, h, w) float32 in [0, 1].
+    """
+    every = every.float()
+    logits = every.gather(2, chosen[:, None, :].expand(-1, every.shape[1], -1))
+    matrix = (logits - torch.logsumexp(every, dim=2, keepdim=True)).exp()
+    return normalise(matrix).transpose(1, 2).reshape(every.shape[0], -1, *grid)
+
+
+def normalise(matrix: Tensor) -> Tensor:
+    """Min-max normalise score matrices (N, h * w, T) over their cells; a flat one becomes all zero, never NaN."""
+    low, high = matrix.aminmax(dim=1, keepdim=True)
+    span = high - low
+    told = span > FLAT_ULPS * torch.finfo(torch.float32).eps * high
+    return torch.where(told, (matrix - low) / span.clamp_min(torch.finfo(torch.float32).tiny), 0.0)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Which classes are explained: a frame's own best ``top``, or the same ``classes`` for every frame."""
+
+    top: int = 1
+    classes: tuple[int, ...] = ()
+
+
+class ExplainedNetwork(nn.Module):
+    """A network that answers with its reasons: images to (scores, classes, heat), as one module.
+
+    For plans that are one module the whole of it can be compiled by a backend like any other network.
+    """
+
+    classes: Tensor | None
+
+    def __init__(self, head: nn.Module, plan: Plan, target: Target, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.head = head
+        self.plan = plan
+        self.top = target.top
+        self.grid = grid
+        self.register_buffer("classes", torch.tensor(target.classes, dtype=torch.int64) if target.classes else None)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return softmax scores (N, K), the explained classes (N, T), and their heat (N, T, h, w)."""
+        scores, every = self.plan(self.head(images))
+        scores = scores.float()
+        fixed = self.classes
+        chosen = top_classes(scores, self.top) if fixed is None else fixed[None].expand(scores.shape[0], -1)
+        return torch.softmax(scores, dim=1), chosen, heat_of(every, chosen, self.grid)

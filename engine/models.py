@@ -1,0 +1,78 @@
+"""The table of models: data, not code. Knows nothing about torch, so that listing names costs nothing.
+
+Any other torchvision or timm CNN works by its name too; this table holds those whose map, size and labels are tested.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
+IMAGENET_STD: Final = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEntry:
+    """How one network is built, fed and cut."""
+
+    name: str
+    """What ``--model`` takes: torchvision's own name where it is torchvision's."""
+    input_size: tuple[int, int] = (224, 224)
+    """Height and width in pixels that the pretrained weights were validated at."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    layer: str | None = None
+    """The explained layer; None = found by itself: the last one whose output is a grid."""
+    builder: str = "torchvision"
+    """Who builds it: ``torchvision``, ``timm``, or ``line_net`` (the small network shipped with the line)."""
+    file: str | None = None
+    """Weights shipped with this project, relative to its root; None = the builder's pretrained weights."""
+    options: tuple[tuple[str, bool], ...] = ()
+    """Keyword arguments of the builder that go with torchvision's weights when these come from a file."""
+
+
+_AUXILIARY: Final = (("transform_input", True), ("aux_logits", False), ("init_weights", False))
+
+_ENTRIES: Final = (
+    ModelEntry("line_net", (240, 320), builder="line_net", file="configs/models/line.safetensors"),
+    ModelEntry("resnet18"),
+    ModelEntry("resnet34"),
+    ModelEntry("resnet50"),
+    ModelEntry("resnet101"),
+    ModelEntry("resnext50_32x4d"),
+    ModelEntry("resnext101_32x8d"),
+    ModelEntry("wide_resnet50_2"),
+    ModelEntry("densenet121"),
+    ModelEntry("vgg11"),
+    ModelEntry("vgg11_bn"),
+    ModelEntry("vgg16"),
+    ModelEntry("vgg16_bn"),
+    ModelEntry("alexnet"),
+    ModelEntry("squeezenet1_0"),
+    ModelEntry("squeezenet1_1"),
+    ModelEntry("googlenet", options=_AUXILIARY),
+    ModelEntry("inception_v3", (299, 299), options=_AUXILIARY),
+    ModelEntry("mobilenet_v2"),
+    ModelEntry("mobilenet_v3_small"),
+    ModelEntry("mobilenet_v3_large"),
+    ModelEntry("efficientnet_b0"),
+    ModelEntry("efficientnet_v2_s", (384, 384)),
+    ModelEntry("regnet_x_400mf"),
+    ModelEntry("regnet_y_400mf"),
+    ModelEntry("shufflenet_v2_x1_0"),
+    ModelEntry("mnasnet1_0"),
+    ModelEntry("convnext_tiny"),
+)
+
+MODELS: Final[dict[str, ModelEntry]] = {entry.name: entry for entry in _ENTRIES}
+"""Every tested model by name."""
+
+ALIASES: Final = {"line": "line_net", "mobilenet_v3": "mobilenet_v3_large"}
+"""Short names people type."""
+
+
+def lookup(name: str) -> ModelEntry | None:
+    """Return the entry called ``name`` (hyphens and capitals forgiven), or None when the table has none."""
+    plain = name.strip().lower().replace("-", "_")
+    return MODELS.get(ALIASES.get(plain, plain))

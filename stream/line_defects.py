@@ -1,0 +1,138 @@
+"""The four defects of the simulated line, each painted on one part.
+
+A painter changes the sheet in place and returns the defect's tight box in sheet pixels. ``missing_hole`` is decided
+before drilling, by leaving a hole out; its painter adds what a drill that never came leaves: the scribed ring and the
+punch mark.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.frames import Box
+from stream.line_parts import Hole, Mask, Sheet, slope
+
+Points = npt.NDArray[np.float64]
+
+
+def scratch(sheet: Sheet, rng: np.random.Generator) -> Box:
+    """Paint one to three bright scores with dark lips, 50 to 85 units long, across the metal."""
+    length = rng.uniform(50.0, 85.0) * sheet.scale
+    (x, y), turn = _on_metal(sheet, rng, reach=length * 0.5, width=6.0 * sheet.scale)
+    along = np.array((math.cos(turn), math.sin(turn)))
+    across = np.array((-along[1], along[0]))
+    cut = np.zeros_like(sheet.solid)
+    steps = np.linspace(-0.5, 0.5, 14)[:, None]
+    for number in range(int(rng.integers(1, 4))):
+        bow = rng.uniform(-0.10, 0.10) * length * (1 - 4 * steps**2)
+        wobble = np.cumsum(rng.normal(0.0, 0.15 * sheet.scale, (14, 1)), axis=0)
+        share = 1.0 if number == 0 else rng.uniform(0.45, 0.8)
+        sideways = number * rng.uniform(3.0, 5.5) * sheet.scale * (1 if number % 2 else -1)
+        line = (x, y) + steps * share * length * along + (bow + wobble + sideways) * across
+        fixed = np.round(line * 16).astype(np.int32)[None]
+        cv2.polylines(cut, fixed, False, 255, max(1, round(rng.uniform(1.2, 2.3) * sheet.scale)), cv2.LINE_AA, 4)
+    cut = cv2.min(cut, sheet.solid)
+    soft = cut.astype(np.float32) / 255.0
+    lip = cv2.GaussianBlur(soft, (0, 0), 1.6 * sheet.scale) * 0.9
+    sheet.colour *= (1.0 - 0.55 * np.clip(lip - soft * 0.3, 0.0, 1.0))[..., None]
+    sheet.light += soft * rng.uniform(70.0, 110.0)
+    return _box_of(cut)
+
+
+def dent(sheet: Sheet, rng: np.random.Generator) -> Box:
+    """Press a hollow of 15 to 24 units radius: its far wall shines, its near wall lies in shadow."""
+    radius = rng.uniform(15.0, 24.0) * sheet.scale
+    (x, y), turn = _on_metal(sheet, rng, reach=radius * 0.7, width=radius * 1.4)
+    axes = (radius, radius * rng.uniform(0.75, 1.0))
+    hollow = np.zeros_like(sheet.solid)
+    fixed = (round(x * 16), round(y * 16)), (round(axes[0] * 16), round(axes[1] * 16))
+    cv2.ellipse(hollow, *fixed, math.degrees(turn), 0.0, 360.0, 255, -1, cv2.LINE_AA, 4)
+    depth = cv2.GaussianBlur(hollow, (0, 0), radius * 0.30)
+    share = cv2.min(cv2.GaussianBlur(hollow, (0, 0), 1.5 * sheet.scale), sheet.solid).astype(np.float32) / 255.0
+    wall = slope(depth, -1.0)
+    strongest = float(np.abs(wall).max()) or 1.0
+    sheet.light += wall * (rng.uniform(62.0, 84.0) / strongest) * share
+    sheet.colour *= (1.0 - 0.22 * share)[..., None]
+    return _box_of(cv2.min(hollow, sheet.solid))
+
+
+def stain(sheet: Sheet, rng: np.random.Generator) -> Box:
+    """Spill a blotch of 20 to 34 units radius with ragged edges and a darker rim: rust, oil, or dried coolant."""
+    radius = rng.uniform(20.0, 34.0) * sheet.scale
+    (x, y), turn = _on_metal(sheet, rng, reach=radius * 0.7, width=radius * 1.2)
+    corners = 28
+    ragged = rng.normal(0.0, 1.0, corners)
+    ragged = 1.0 + 0.16 * sum(np.roll(ragged, k) for k in range(-2, 3)) / math.sqrt(5)
+    angles = np.linspace(0.0, 2 * math.pi, corners, endpoint=False)
+    reach = radius * np.clip(ragged, 0.6, 1.4)
+    shape = np.stack([reach * np.cos(angles), reach * rng.uniform(0.7, 1.0) * np.sin(angles)], axis=1)
+    spin = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
+    blot = np.zeros_like(sheet.solid)
+    cv2.fillPoly(blot, [np.round((shape @ spin + (x, y)) * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
+    blot = cv2.min(cv2.GaussianBlur(blot, (0, 0), 1.4 * sheet.scale), sheet.solid)
+    share = blot.astype(np.float32) / 255.0
+    rim = np.clip(share - cv2.GaussianBlur(share, (0, 0), 4.5 * sheet.scale), 0.0, 1.0)
+    tint = _tint(float(sheet.colour[sheet.solid > 0].mean()), rng)
+    cover = np.clip(share * rng.uniform(0.62, 0.8) + rim * 0.8, 0.0, 1.0)[..., None]
+    sheet.colour += (tint - sheet.colour) * cover
+    return _box_of(blot)
+
+
+def undrilled(sheet: Sheet, hole: Hole) -> Box:
+    """Mark the place where the drill never came: a scribed ring and the dimple of the centre punch."""
+    x, y = sheet.to_pixels(hole.x, hole.y)
+    radius = hole.radius * sheet.scale
+    fixed = (round(x * 16), round(y * 16))
+    ring, dimple = np.zeros_like(sheet.solid), np.zeros_like(sheet.solid)
+    cv2.circle(ring, fixed, round(radius * 16), 255, max(1, round(1.8 * sheet.scale)), cv2.LINE_AA, 4)
+    cv2.circle(dimple, fixed, round(3.2 * sheet.scale * 16), 255, -1, cv2.LINE_AA, 4)
+    sheet.colour *= (1.0 - 0.5 * ring.astype(np.float32) / 255.0 - 0.6 * dimple.astype(np.float32) / 255.0)[..., None]
+    sheet.light += slope(ring, -0.06)
+    return Box(x - radius, y - radius, x + radius, y + radius)
+
+
+PAINTERS: dict[str, Callable[[Sheet, np.random.Generator], Box]] = {"scratch": scratch, "dent": dent, "stain": stain}
+"""Defects that are painted on a finished part."""
+
+
+def _tint(brightness: float, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    """Return a colour that stands out on metal of this brightness (0 to 255)."""
+    dark = ((96, 52, 24), (44, 36, 28), (70, 64, 30))
+    pale = ((196, 190, 172), (206, 168, 118))
+    choices = dark if brightness > 105.0 else pale
+    return np.array(choices[int(rng.integers(len(choices)))], np.float32)
+
+
+def _on_metal(
+    sheet: Sheet, rng: np.random.Generator, *, reach: float, width: float
+) -> tuple[tuple[float, float], float]:
+    """Find where a bar of half-length ``reach`` and the given width lies best on metal, of a handful of tries.
+
+    Returns its middle and its direction in radians.
+    """
+    rim = cv2.erode(sheet.solid, np.ones((3, 3), np.uint8), iterations=max(1, round(3 * sheet.scale)))
+    rows, columns = np.nonzero(rim)
+    best, chosen = -1.0, ((0.0, 0.0), 0.0)
+    grid_along, grid_across = (g.ravel() for g in np.meshgrid(np.linspace(-reach, reach, 9), (-width / 2, 0, width / 2)))
+    side = rim.shape[0] - 1
+    for _ in range(24):
+        pick = int(rng.integers(len(rows)))
+        turn = float(rng.uniform(0.0, math.pi))
+        xs = columns[pick] + grid_along * math.cos(turn) - grid_across * math.sin(turn)
+        ys = rows[pick] + grid_along * math.sin(turn) + grid_across * math.cos(turn)
+        inside = rim[np.clip(ys, 0, side).astype(int), np.clip(xs, 0, side).astype(int)] > 0
+        if inside.mean() > best:
+            best, chosen = float(inside.mean()), ((float(columns[pick]), float(rows[pick])), turn)
+        if best == 1.0:
+            break
+    return chosen
+
+
+def _box_of(mask: Mask) -> Box:
+    left, top, width, height = cv2.boundingRect((mask > 40).astype(np.uint8))
+    return Box(left, top, left + width, top + height)

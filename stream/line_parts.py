@@ -1,0 +1,220 @@
+"""Parts of the simulated line: their drawings, and how a metal part looks under a lamp.
+
+A drawing is made once per kind and scale; placing a part turns it, lights its edges from a fixed lamp and gives it
+the grain of its finish. Lengths are in units (see ``line_schedule``) until ``scale``, pixels per unit, is applied.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from stream.line_schedule import Part
+
+Mask = npt.NDArray[np.uint8]
+Field = npt.NDArray[np.float32]
+
+LAMP = (-0.6, -0.8)
+"""Direction towards the lamp in the picture, x to the right and y down."""
+RADIUS_UNITS = 104.0
+"""No part reaches further than this from its centre at size 1."""
+
+_FINE = 3  # drawings are made this much larger and then reduced: smooth edges
+_COLOURS = {
+    "steel": (176, 180, 184),
+    "zinc": (150, 156, 160),
+    "brass": (196, 164, 98),
+    "copper": (176, 120, 94),
+    "blue": (72, 108, 168),
+    "red": (150, 64, 60),
+    "black": (78, 80, 86),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Hole:
+    """A round hole in a drawing, in units from the part's centre."""
+
+    x: float
+    y: float
+    radius: float
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """What a kind of part looks like before it is turned."""
+
+    outline: tuple[tuple[float, float], ...]
+    """Corners, in units from the centre, before rounding."""
+    rounding: float
+    """Radius that rounds the corners, and by which the outline grows."""
+    holes: tuple[Hole, ...]
+    """The pattern of drilled holes, of which one may be missing."""
+    bore: float
+    """Radius of the hole in the middle, 0 for none: it is never missing."""
+    hub: float
+    """Radius of the raised ring, 0 for none."""
+    turned: bool
+    """Whether the grain runs in circles (lathe) or straight (mill)."""
+
+
+def _ring(count: int, radius: float, hole: float, start: float = 0.0) -> tuple[Hole, ...]:
+    turns = [start + 2 * math.pi * i / count for i in range(count)]
+    return tuple(Hole(radius * math.cos(t), radius * math.sin(t), hole) for t in turns)
+
+
+def _polygon(count: int, radius: float) -> tuple[tuple[float, float], ...]:
+    turns = [2 * math.pi * i / count for i in range(count)]
+    return tuple((radius * math.cos(t), radius * math.sin(t)) for t in turns)
+
+
+def _teeth(count: int, root: float, tip: float) -> tuple[tuple[float, float], ...]:
+    corners = []
+    for i in range(count):
+        for part, radius in ((-0.32, root), (-0.16, tip), (0.16, tip), (0.32, root)):
+            turn = 2 * math.pi * (i + part) / count
+            corners.append((radius * math.cos(turn), radius * math.sin(turn)))
+    return tuple(corners)
+
+
+DRAWINGS = {
+    "flange": Drawing(_polygon(72, 90.0), 4.0, _ring(6, 66.0, 14.0), 28.0, 44.0, turned=True),
+    "plate": Drawing(
+        ((-72.0, -46.0), (72.0, -46.0), (72.0, 46.0), (-72.0, 46.0)),
+        18.0,
+        tuple(Hole(x, y, 14.0) for x in (-64.0, 64.0) for y in (-38.0, 38.0)),
+        25.0,
+        0.0,
+        turned=False,
+    ),
+    "bracket": Drawing(_polygon(3, 80.0), 24.0, _ring(3, 70.0, 15.0), 26.0, 36.0, turned=False),
+    "gear": Drawing(_teeth(22, 86.0, 98.0), 2.0, _ring(5, 56.0, 15.0), 19.0, 28.0, turned=True),
+    "hexagon": Drawing(_polygon(6, 88.0), 12.0, _ring(6, 62.0, 14.0, math.pi / 6), 22.0, 34.0, turned=False),
+}
+
+
+@dataclass(slots=True)
+class Sheet:
+    """A part being made: square arrays in pixels, the part's centre in the middle. Painters change it in place."""
+
+    solid: Mask
+    """255 where there is metal, 0 in holes and outside."""
+    whole: Mask
+    """The same without the holes: where a hole shows the belt through the part."""
+    colour: Field
+    """Reflectance, RGB, (side, side, 3), 0 to 255."""
+    light: Field
+    """What the lamp adds, (side, side): bright and dark edges."""
+    turn: npt.NDArray[np.float64]
+    """2x3 matrix from units in the drawing to pixels in the sheet."""
+    scale: float
+    """Pixels per unit."""
+
+    def to_pixels(self, x: float, y: float) -> tuple[float, float]:
+        """Map a point of the drawing (units) to the sheet (pixels)."""
+        column, row = self.turn @ (x, y, 1.0)
+        return float(column), float(row)
+
+
+def make_sheet(part: Part, drawing: Drawing, holes: tuple[Hole, ...], scale: float) -> Sheet:
+    """Draw a part without defects, with the given holes drilled."""
+    outline, relief = _drawn(part.kind, scale)
+    solid = outline.copy()
+    centre = (outline.shape[0] - 1) / 2
+    for hole in (*holes, Hole(0.0, 0.0, drawing.bore)):
+        if hole.radius:
+            point = (centre + hole.x * scale, centre + hole.y * scale)
+            cv2.circle(solid, _fixed(point), round(hole.radius * scale * 16), 0, -1, cv2.LINE_AA, 4)
+    cosine, sine = part.size * math.cos(part.angle), part.size * math.sin(part.angle)
+    turn = np.array([[cosine, -sine, 0.0], [sine, cosine, 0.0]])
+    turn[:, 2] = centre - turn[:, :2] @ (centre, centre)
+    stacked = cv2.warpAffine(cv2.merge([solid, outline, relief]), turn, solid.shape[::-1], flags=cv2.INTER_LINEAR)
+    solid, whole, relief = cv2.split(stacked)
+    rng = np.random.default_rng((*part.seed, 1))
+    to_sheet = turn * scale
+    to_sheet[:, 2] = centre
+    light = slope(cv2.GaussianBlur(solid, (0, 0), 1.3 * scale), 0.16) + slope(relief, 0.10)
+    colour = _grain(drawing, part, solid.shape[0], scale, rng)[..., None] * np.array(_COLOURS[part.finish], np.float32)
+    return Sheet(solid, whole, colour, light, to_sheet, scale)
+
+
+def slope(height: npt.NDArray[Any], strength: float) -> Field:
+    """Light a height map from the lamp: brighter where it falls towards it, darker where it falls away."""
+    across = cv2.Sobel(height, cv2.CV_32F, 1, 0, ksize=3)
+    down = cv2.Sobel(height, cv2.CV_32F, 0, 1, ksize=3)
+    return np.asarray(cv2.addWeighted(across, -LAMP[0] * strength, down, -LAMP[1] * strength, 0.0), np.float32)
+
+
+def _fixed(point: tuple[float, float]) -> tuple[int, int]:
+    return round(point[0] * 16), round(point[1] * 16)
+
+
+@lru_cache(maxsize=64)
+def _drawn(kind: str, scale: float) -> tuple[Mask, Mask]:
+    """Outline (filled, no holes) and relief of a kind, at ``scale`` pixels per unit; drawn large and reduced."""
+    drawing = DRAWINGS[kind]
+    side = sheet_side(scale)
+    big = scale * _FINE
+    outline = np.zeros((side * _FINE, side * _FINE), np.uint8)
+    relief = np.full_like(outline, 130)
+    centre = (side * _FINE - 1) / 2
+    corners = np.array([[_fixed((centre + x * big, centre + y * big)) for x, y in drawing.outline]], np.int32)
+    cv2.fillPoly(outline, corners, 255, cv2.LINE_AA, 4)
+    cv2.polylines(outline, corners, True, 255, max(1, round(2 * drawing.rounding * big)), cv2.LINE_AA, 4)
+    middle = _fixed((centre, centre))
+    if drawing.hub:
+        cv2.circle(relief, middle, round(drawing.hub * big * 16), 200, -1, cv2.LINE_AA, 4)
+    size, place = big * 0.42, (round(centre - 17 * big), round(centre + 1.0 * big + (drawing.hub or drawing.bore) * big + 13 * big))
+    cv2.putText(relief, kind[:2].upper() + str(len(drawing.holes)) + "7", place, cv2.FONT_HERSHEY_SIMPLEX, size, 10,
+                max(1, round(1.7 * big)), cv2.LINE_AA)
+    small = (side, side)
+    return (
+        np.asarray(cv2.resize(outline, small, interpolation=cv2.INTER_AREA), np.uint8),
+        np.asarray(cv2.GaussianBlur(cv2.resize(relief, small, interpolation=cv2.INTER_AREA), (3, 3), 0), np.uint8),
+    )
+
+
+def sheet_side(scale: float) -> int:
+    """Side in pixels of the square that holds any part at ``scale`` pixels per unit, edges and shadow included."""
+    return 2 * math.ceil((RADIUS_UNITS * 1.06 + 13.0) * scale) + 1
+
+
+def _grain(drawing: Drawing, part: Part, side: int, scale: float, rng: np.random.Generator) -> Field:
+    """The finish's brightness, near 1: turned in circles with the lamp's bow-tie glare, or milled in straight lines."""
+    if drawing.turned:
+        radius, angle = _polar(side)
+        rings = rng.normal(1.0, 0.035, round(side * 0.75 / scale) + 2).astype(np.float32)
+        grain = cv2.remap(rings[None], radius / scale, np.zeros_like(radius), cv2.INTER_LINEAR)
+        glare = np.cos(2.0 * (angle - float(rng.uniform(0.0, math.pi)))) * 0.10
+        return np.asarray(grain + glare, np.float32)
+    lines = _lines(scale)
+    left, top = (int(v) for v in rng.integers(0, 64, 2))
+    angle = math.degrees(part.angle) + (0.0 if rng.random() < 0.7 else 90.0)
+    centre = ((lines.shape[1] - 1) / 2, (lines.shape[0] - 1) / 2)
+    turn = cv2.getRotationMatrix2D(centre, -angle, 1.0)
+    turn[:, 2] += (side - 1) / 2 - centre[0] + left - 32, (side - 1) / 2 - centre[1] + top - 32
+    grain = cv2.warpAffine(lines, turn, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    return np.asarray(grain, np.float32)
+
+
+@lru_cache(maxsize=16)
+def _polar(side: int) -> tuple[Field, Field]:
+    span = np.arange(side, dtype=np.float32) - (side - 1) / 2
+    radius, angle = cv2.cartToPolar(*np.meshgrid(span, span))
+    return np.asarray(radius, np.float32), np.asarray(angle, np.float32)
+
+
+@lru_cache(maxsize=16)
+def _lines(scale: float) -> Field:
+    """A field of straight milling marks, the same for every belt; each part shows another piece of it."""
+    side = round(sheet_side(scale) * 1.5) + 64
+    noise = np.random.default_rng(5).normal(0.0, 1.0, (side, side)).astype(np.float32)
+    fine = cv2.GaussianBlur(noise, (0, 0), sigmaX=16.0 * scale, sigmaY=0.5 * scale)
+    broad = cv2.GaussianBlur(noise, (0, 0), sigmaX=40.0 * scale, sigmaY=5.0 * scale)
+    return np.asarray(1.0 + 0.04 * fine / fine.std() + 0.02 * broad / broad.std(), np.float32)

@@ -1,0 +1,190 @@
+"""One belt under one camera: any frame of it, and what is true of that frame.
+
+``draw_frame(scene, index)`` is a function of the scene's size, seed and rate and of the index alone, so any frame can
+be had in any order. What lies still on the belt is drawn once per slot and kept while it is in view; a frame is then
+a few copies, and what the camera adds.
+
+The truth rule: a frame is scored when it is plain what should be said of it. With ``MARGIN_UNITS`` around it, a
+defect's box is either wholly in the picture, and the frame has the defect's label and box; or wholly outside, and the
+defect does not count; or cut by the picture's edge, and the frame's truth is None. A frame in which no defect counts
+is ``ok``, whether or not it shows a part. Boxes hug the painted pixels, grown by ``PAD_UNITS`` and to at least
+``LEAST_UNITS`` a side, so that a hairline scratch too is a target with an area.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cv2
+import numpy as np
+
+from pipeline.frames import Box, Image, Truth
+from stream.line_belt import bare_belt, dust, litter, rails
+from stream.line_camera import Camera
+from stream.line_defects import PAINTERS, undrilled
+from stream.line_parts import DRAWINGS, Sheet, make_sheet, sheet_side
+from stream.line_schedule import HEIGHT_UNITS, OK, SLOT_UNITS, Part, part_at
+
+SPEED_UNITS = 260.0
+"""Belt speed in units per second."""
+MARGIN_UNITS = 12.0
+"""How far inside the picture a defect's box must lie to count."""
+PAD_UNITS = 4.0
+"""How far a box reaches beyond the painted pixels."""
+LEAST_UNITS = 36.0
+"""The least width and height of a box."""
+WIDEST, NARROWEST = 1.8, 0.75
+"""Limits of width / height: a wider picture could show two defects, a narrower one no whole part."""
+LOWEST, HIGHEST = 120, 2160
+"""Limits of the picture's height in pixels."""
+_KEPT_SLOTS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A slot of belt with all that lies on it, drawn."""
+
+    image: Image
+    label: str
+    box: Box | None
+    """The defect's box in pixels of the segment."""
+
+
+class Scene:
+    """A belt, its camera, and the segments that are in view. Used from one thread at a time."""
+
+    def __init__(self, *, size: tuple[int, int] = (640, 480), seed: int = 7, fps: float = 30.0) -> None:
+        width, height = size
+        if not LOWEST <= height <= HIGHEST or not NARROWEST <= width / height <= WIDEST:
+            raise ValueError(
+                f"a size of {width}x{height} is out of range: the height must be {LOWEST} to {HIGHEST} pixels and the "
+                f"width {NARROWEST} to {WIDEST} times the height; for example 640x480 or 1280x720"
+            )
+        if not 0.1 <= fps <= 1000.0:
+            raise ValueError(f"a rate of {fps} frames per second is out of range: it must be 0.1 to 1000")
+        if seed < 0:
+            raise ValueError(f"a seed of {seed} is out of range: it must be 0 or more")
+        self.size = size
+        self.seed = seed
+        self.fps = fps
+        self.scale = height / HEIGHT_UNITS
+        self.slot_pixels = round(SLOT_UNITS * self.scale)
+        self.camera = Camera(seed=seed, size=size, scale=self.scale)
+        self.segment = lru_cache(maxsize=_KEPT_SLOTS)(self._draw_segment)
+
+    def offset(self, index: int) -> int:
+        """Return how many pixels of belt have passed the picture's left edge in frame ``index``."""
+        return round(SPEED_UNITS * self.scale * index / self.fps)
+
+    def slots_in_view(self, index: int) -> range:
+        """Return the slots that frame ``index`` shows, wholly or in part."""
+        offset = self.offset(index)
+        return range(offset // self.slot_pixels, (offset + self.size[0] - 1) // self.slot_pixels + 1)
+
+    def _draw_segment(self, slot: int) -> Segment:
+        part = part_at(self.seed, slot)
+        rng = np.random.default_rng((self.seed, 8, slot))
+        canvas = bare_belt(self.seed, slot, self.scale)
+        litter(canvas, rng, self.scale)
+        if part is None:
+            return Segment(canvas, OK, None)
+        box = _lay(canvas, part, self.scale)
+        dust(canvas, rng, self.scale, int(rng.integers(0, 8)))
+        return Segment(canvas, part.defect, box)
+
+
+def draw_frame(scene: Scene, index: int) -> tuple[Image, Truth | None]:
+    """Return frame ``index`` (0, 1, ...) and its truth: the module's first lines tell when that is None.
+
+    The image is uint8 RGB, (height, width, 3), and a new array.
+    """
+    width, height = scene.size
+    view = np.empty((height, width, 3), np.uint8)
+    offset = scene.offset(index)
+    for slot in scene.slots_in_view(index):
+        left = slot * scene.slot_pixels - offset
+        first, last = max(left, 0), min(left + scene.slot_pixels, width)
+        view[:, first:last] = scene.segment(slot).image[:, first - left : last - left]
+    rail = rails(width, scene.scale)
+    view[: rail.shape[0]] = rail
+    view[height - rail.shape[0] :] = rail[::-1]
+    return scene.camera.expose(view, index, index / scene.fps), truth_of(scene, index)
+
+
+def truth_of(scene: Scene, index: int) -> Truth | None:
+    """Return what is true of frame ``index``, without drawing more than the slots in its view."""
+    width, _ = scene.size
+    margin = MARGIN_UNITS * scene.scale
+    counted = None
+    for slot in scene.slots_in_view(index):
+        segment = scene.segment(slot)
+        if segment.box is None:
+            continue
+        shift = slot * scene.slot_pixels - scene.offset(index)
+        box = Box(segment.box.left + shift, segment.box.top, segment.box.right + shift, segment.box.bottom)
+        if box.right + margin <= 0 or box.left - margin >= width:
+            continue
+        if box.left - margin < 0 or box.right + margin > width:
+            return None
+        counted = Truth(segment.label, (box,))
+    return counted or Truth(OK)
+
+
+def _lay(canvas: Image, part: Part, scale: float) -> Box | None:
+    """Make a part, spoil it if it is defective, and lay it on the belt; return the defect's box on the canvas."""
+    rng = np.random.default_rng(part.seed)
+    drawing = DRAWINGS[part.kind]
+    holes = drawing.holes
+    missing = None
+    if part.defect == "missing_hole":
+        missing = holes[int(rng.integers(len(holes)))]
+        holes = tuple(hole for hole in holes if hole is not missing)
+    sheet = make_sheet(part, drawing, holes, scale)
+    if rng.random() < 0.2:
+        _paint_dot(sheet, rng)
+    tight = None
+    if missing is not None:
+        tight = undrilled(sheet, missing)
+    elif part.defect != OK:
+        tight = PAINTERS[part.defect](sheet, rng)
+    side = sheet_side(scale)
+    left, top = round(part.x * scale) - side // 2, round(part.y * scale) - side // 2
+    _compose(canvas[top : top + side, left : left + side], sheet, scale)
+    return None if tight is None else _grown(tight, left, top, scale)
+
+
+def _compose(ground: Image, sheet: Sheet, scale: float) -> None:
+    """Lay a sheet on its piece of belt, in place: shadow first, holes dark, then metal."""
+    shift = np.array([[1.0, 0.0, 5.0 * scale], [0.0, 1.0, 7.0 * scale]])
+    shadow = cv2.GaussianBlur(cv2.warpAffine(sheet.solid, shift, sheet.solid.shape[::-1]), (0, 0), 4.0 * scale)
+    depth = cv2.subtract(sheet.whole, sheet.solid)
+    dark = 1.0 - (0.55 / 255.0) * shadow.astype(np.float32)
+    dark *= 1.0 - (0.55 / 255.0) * depth.astype(np.float32)
+    under = ground.astype(np.float32) * dark[..., None]
+    metal = sheet.colour + sheet.light[..., None]
+    share = (sheet.solid.astype(np.float32) / 255.0)[..., None]
+    under += (metal - under) * share
+    ground[:] = np.clip(under, 0.0, 255.0).astype(np.uint8)
+
+
+def _paint_dot(sheet: Sheet, rng: np.random.Generator) -> None:
+    """Put an inspector's dot of paint on the metal: crisp, small and bright, and no defect."""
+    rows, columns = np.nonzero(cv2.erode(sheet.solid, np.ones((3, 3), np.uint8), iterations=max(1, round(8 * sheet.scale))))
+    if not len(rows):
+        return
+    pick = int(rng.integers(len(rows)))
+    dot = np.zeros_like(sheet.solid)
+    centre = (int(columns[pick]) * 16, int(rows[pick]) * 16)
+    cv2.circle(dot, centre, round(5.5 * sheet.scale * 16), 255, -1, cv2.LINE_AA, 4)
+    colour = ((226, 206, 60), (70, 190, 90), (236, 236, 232))[int(rng.integers(3))]
+    share = (dot.astype(np.float32) / 255.0)[..., None]
+    sheet.colour += (np.array(colour, np.float32) - sheet.colour) * share
+
+
+def _grown(box: Box, left: int, top: int, scale: float) -> Box:
+    """Move a tight box by (left, top), pad it, and grow its sides to the least that counts."""
+    half_width = max(box.width / 2 + PAD_UNITS * scale, LEAST_UNITS * scale / 2)
+    half_height = max(box.height / 2 + PAD_UNITS * scale, LEAST_UNITS * scale / 2)
+    x, y = left + (box.left + box.right) / 2, top + (box.top + box.bottom) / 2
+    return Box(x - half_width, y - half_height, x + half_width, y + half_height)

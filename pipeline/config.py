@@ -1,0 +1,264 @@
+"""Every knob with its default, range and unit; YAML to validated models. Reads no file and no environment itself.
+
+An unknown key, a wrong type or a value out of range is a ``ConfigError`` that names the place, the rule and the cure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from pipeline.errors import ConfigError, nearest
+from pipeline.ports import Overflow
+
+
+def _size(value: object) -> object:
+    """Read ``HxW`` or [H, W]; one number means a square."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return (value, value)
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+)(?:\s*[xX*]\s*(\d+))?\s*", value)
+        if not match:
+            raise ValueError("a size is HEIGHTxWIDTH in pixels, such as 224x224 or 384x672")
+        return (int(match[1]), int(match[2] or match[1]))
+    return value
+
+
+def _triple(value: object) -> object:
+    """Read one number, three, or ``a,b,c``."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return (value, value, value)
+    if isinstance(value, str):
+        parts = [float(part) for part in value.split(",")]
+        return tuple(parts * 3 if len(parts) == 1 else parts)
+    return value
+
+
+def _words(value: object) -> object:
+    """Read one word or number, a comma-separated list, or a list."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return [str(value)]
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    if isinstance(value, list):
+        return [str(part) if isinstance(part, int) else part for part in value]
+    return value
+
+
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, str | Mapping) else value
+
+
+def _uri_map(value: object) -> object:
+    return {"uri": str(value)} if isinstance(value, str | int) and not isinstance(value, bool) else value
+
+
+Side = Annotated[int, Field(ge=8, le=16384)]
+Size = Annotated[tuple[Side, Side], BeforeValidator(_size)]
+Triple = Annotated[tuple[float, float, float], BeforeValidator(_triple)]
+
+
+class _Knobs(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class SourceConfig(_Knobs):
+    """One camera."""
+
+    uri: str
+    """camera:0, rtsp://..., http(s)://..., a video file, a folder or glob of images, or line: (simulated)."""
+    name: str | None = Field(default=None, min_length=1, max_length=64)
+    """The camera's name: topic, legend, file names. Default: from the URI."""
+    overflow: Overflow | None = None
+    """What a full queue does. Default: drop-oldest for live sources, wait for files and folders."""
+    transport: Literal["tcp", "udp"] = "tcp"
+    """How RTSP carries its packets."""
+    read_timeout_seconds: float = Field(default=2.0, gt=0, le=60)
+    """How long a live source may be silent before it counts as lost."""
+    open_timeout_seconds: float = Field(default=5.0, gt=0, le=120)
+    """How long connecting may take."""
+
+
+class EngineConfig(_Knobs):
+    """The network and how it is explained and run."""
+
+    model: str = "line_net"
+    """The network: a name of `run.py models`, or any torchvision or timm CNN."""
+    weights: str | None = None
+    """A state dict (.pth, .safetensors); 'random' for untrained ones. Default: the pretrained weights."""
+    labels: str | None = None
+    """A file with the class names: one a line, or a JSON list. Default: those of the weights."""
+    layer: str | None = None
+    """The explained layer, by its name in the network. Default: the last one whose output is a grid."""
+    target: Annotated[list[str], BeforeValidator(_words)] = Field(default=["top1"], min_length=1, max_length=100)
+    """The explained classes: top1, top5, or names or indices separated by commas."""
+    kernel: Literal["point", "gaussian"] = "point"
+    """The masks of Recipro-CAM: one-hot, or spread over 3x3 cells."""
+    backend: str = "auto"
+    """What runs the network: auto, eager or inductor (see run.py doctor)."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """The network's arithmetic. Softmax and heat are float32 always."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the network runs."""
+    input_size: Size | None = None
+    """The network's input, HEIGHTxWIDTH in pixels. Default: what the weights were made for."""
+    fit: Literal["stretch", "letterbox", "crop"] = "stretch"
+    """How a frame is brought to the input size: stretched, bordered, or its middle cut out."""
+    mean: Triple | None = None
+    """Subtracted from RGB in [0, 1]. Default: from the weights."""
+    std: Triple | None = None
+    """Divided by. Default: from the weights."""
+    threads: int | None = Field(default=None, ge=1, le=1024)
+    """CPU threads for the network. Default: all cores."""
+    batch: int = Field(default=8, ge=1, le=1024)
+    """Frames explained together at the most."""
+    batch_window_ms: float = Field(default=5.0, ge=0, le=1000)
+    """How long a batch waits for more cameras; only with several."""
+    memory_budget_mib: int = Field(default=1024, ge=16)
+    """Memory for masked maps where they cannot be avoided."""
+
+
+class OverlayConfig(_Knobs):
+    """How explanations are drawn."""
+
+    colormap: str = "inferno"
+    """The heat's colours."""
+    opacity: float = Field(default=0.6, ge=0, le=1)
+    """How much of the frame the hottest spot covers; cold areas stay untouched."""
+    legend: bool = True
+    """Label, score, camera, age and rate in a corner."""
+    contour: bool = False
+    """A line around the hottest region."""
+    hottest_box: bool = False
+    """A box around the hottest region."""
+    smoothing_seconds: float = Field(default=0.0, ge=0, le=60)
+    """Time constant of smoothing over frames; 0 = each frame stands alone."""
+
+
+class SinkConfig(_Knobs):
+    """One door through which overlays leave."""
+
+    uri: str
+    """window, tcp://host:port or ipc://path (ZeroMQ), FILE.mp4, or FILE.jsonl."""
+    quality: int = Field(default=80, ge=1, le=100)
+    """JPEG quality on the network."""
+
+
+class Config(_Knobs):
+    """A whole run."""
+
+    sources: Annotated[
+        list[Annotated[SourceConfig, BeforeValidator(_uri_map)]], BeforeValidator(_listed), Field(min_length=1)
+    ] = [SourceConfig(uri="line:")]
+    """Where frames come from."""
+    engine: EngineConfig = EngineConfig()
+    overlay: OverlayConfig = OverlayConfig()
+    sinks: Annotated[list[Annotated[SinkConfig, BeforeValidator(_uri_map)]], BeforeValidator(_listed)] = []
+    """Where overlays go; none = the frames are explained and counted only."""
+    frames: int | None = Field(default=None, ge=1)
+    """Stop after so many explained frames."""
+    seconds: float | None = Field(default=None, gt=0)
+    """Stop after so long."""
+    overflow: Overflow | None = None
+    """For every source that does not say its own."""
+
+
+def read_yaml(text: str, name: str) -> dict[str, Any]:
+    """Return the map in a YAML text; ``name`` is the file's, for messages.
+
+    Raises:
+        ConfigError: it is not YAML, empty, or not a map.
+    """
+    try:
+        knobs = yaml.safe_load(text)
+    except yaml.YAMLError as reason:
+        mark = getattr(reason, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(reason, "problem", None) or "not readable"
+        raise ConfigError(f"{name}: not YAML{where}: {problem}") from reason
+    if knobs is None:
+        raise ConfigError(f"{name}: is empty; start from one of configs/*.yaml, or give --source on the command line")
+    if not isinstance(knobs, dict):
+        raise ConfigError(f"{name}: holds a {type(knobs).__name__}, not a map of keys such as 'sources:' and 'engine:'")
+    return knobs
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``below`` with the knobs of ``above`` laid over it, map by map; lists are replaced."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def make_config(knobs: Mapping[str, Any], name: str, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Return the validated configuration.
+
+    Args:
+        knobs: what the file says.
+        name: the file's name, for messages.
+        overrides: what the command line says; it wins.
+
+    Raises:
+        ConfigError: one line per mistake, each naming the place, the value and the cure.
+    """
+    overrides = overrides or {}
+    try:
+        return Config.model_validate(merge(knobs, overrides))
+    except ValidationError as wrong:
+        raise ConfigError("\n".join(_sentence(error, name, overrides) for error in wrong.errors())) from None
+
+
+def _sentence(error: ErrorDetails, name: str, overrides: Mapping[str, Any]) -> str:
+    path = [part for part in error["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
+    place = f"{name}: {_dotted(path)}"
+    if _given(path, overrides):
+        place = "--" + next((str(p) for p in reversed(path) if isinstance(p, str)), "").replace("_", "-")
+    if error["type"] == "extra_forbidden":
+        return f"{place}: unknown key.{nearest(str(path[-1]), _known_keys(path))}"
+    said = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    value = error["input"]
+    if path and path[-1] == "uri" or isinstance(value, Mapping | list):
+        # A URI may hold a password, and a whole map says nothing.
+        return f"{place}: should be {said}" if error["type"] != "value_error" else f"{place}: {said}"
+    lead = "" if error["type"] == "value_error" else "should be "
+    return f"{place}: {value!r}: {lead}{said}"
+
+
+def _dotted(path: list[int | str]) -> str:
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text or "the file"
+
+
+def _given(path: list[int | str], overrides: Mapping[str, Any]) -> bool:
+    level: Any = overrides
+    for part in path:
+        if isinstance(part, int):
+            return True
+        if not isinstance(level, Mapping) or part not in level:
+            return False
+        level = level[part]
+    return bool(path)
+
+
+def _known_keys(path: list[int | str]) -> list[str]:
+    model: type[BaseModel] = Config
+    parts = {"engine": EngineConfig, "overlay": OverlayConfig, "sources": SourceConfig, "sinks": SinkConfig}
+    for part in path[:-1]:
+        model = parts.get(str(part), model)
+    return list(model.model_fields)
+
+
+def to_yaml(config: Config) -> str:
+    """Return the configuration as YAML: every knob, in order, as ``make_config`` reads it back."""
+    knobs = config.model_dump(mode="json", exclude_none=True)
+    text: str = yaml.safe_dump(knobs, sort_keys=False, allow_unicode=True)
+    return text

@@ -1,0 +1,178 @@
+"""The whole journey on one page: frames in, explanations, pictures, out through every door."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from pipeline.errors import ReciproStreamError
+from pipeline.frames import Explanation, Frame, Overlay
+from pipeline.metrics import Tally
+from pipeline.ports import Explainer, Overflow, Renderer, Sink, Source
+from pipeline.pump import Pump, Relay, gather
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When a run ends by itself, and how much may wait in it."""
+
+    frames: int | None = None
+    """Stop after so many explained frames, of all cameras together."""
+    seconds: float | None = None
+    """Stop after so long."""
+    batch: int = 8
+    """Frames in a batch at the most."""
+    window_seconds: float = 0.0
+    """How long a batch waits for more cameras."""
+    queue_frames: int = 2
+    """Frames of a camera that may wait for the engine."""
+    outlet_frames: int = 16
+    """Overlays that may wait for a recorder or a log; for a window or the network the two newest may."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How a run went."""
+
+    tally: Tally
+    pumps: list[Pump]
+    outlets: list[Relay[Overlay]]
+    errors: list[str] = field(default_factory=list)
+    """What ended a camera or a sink before its time, one sentence each."""
+    seconds: float = 0.0
+
+    @property
+    def taken(self) -> int:
+        """Frames that all sources gave."""
+        return sum(pump.taken for pump in self.pumps)
+
+    @property
+    def dropped(self) -> int:
+        """Frames dropped before the engine."""
+        return sum(pump.dropped for pump in self.pumps)
+
+    @property
+    def explained(self) -> int:
+        """Frames explained."""
+        return sum(camera.explained for camera in self.tally.cameras.values())
+
+
+def carry(
+    sources: Sequence[tuple[Source, Overflow]],
+    explainer: Explainer,
+    renderer: Renderer,
+    sinks: Sequence[Sink],
+    *,
+    limits: Limits,
+    stop: threading.Event,
+    watch: Callable[[Outcome], None] | None = None,
+) -> Outcome:
+    """Carry frames from sources through the explainer and the renderer to the sinks until an end is reached.
+
+    Ends when every source has ended, a limit is reached, ``stop`` is set, a window is closed, or every sink is broken.
+    Sources and sinks must have been entered. A source or sink that fails ends alone, and is named in the outcome.
+
+    Args:
+        sources: what to read, each with what its full queue does.
+        explainer: frames to explanations.
+        renderer: explanations to overlays.
+        sinks: where overlays go.
+        limits: when to end by itself.
+        stop: set it from anywhere (a signal handler) to end in order.
+        watch: called after each batch, in this thread, with the outcome so far.
+    """
+    bell = threading.Condition()
+    pumps = [Pump(s, depth=limits.queue_frames, overflow=overflow, bell=bell) for s, overflow in sources]
+    tally = Tally([pump.camera for pump in pumps])
+    outlets = [Relay(s.uri, _timed(s, tally), depth=limits.outlet_frames if s.lossless else 2) for s in sinks]
+    outcome = Outcome(tally, pumps, outlets)
+    draw = _drawing(renderer, list(zip(sinks, outlets, strict=True)), pumps, tally)
+    begun = time.monotonic()
+    until = None if limits.seconds is None else begun + limits.seconds
+    with ExitStack() as stack:
+        for outlet in outlets:
+            stack.enter_context(outlet)
+        drawing = stack.enter_context(Relay("renderer", draw, depth=limits.queue_frames))
+        for pump in pumps:
+            stack.enter_context(pump)
+        stack.callback(_stop_all, pumps)
+        wait = limits.window_seconds
+        for gathered in gather(pumps, bell, stop, limit=limits.batch, window_seconds=wait, until=until):
+            batch = gathered if limits.frames is None else gathered[: limits.frames - outcome.explained]
+            _explain(batch, explainer, drawing, tally)
+            outcome.seconds = time.monotonic() - begun
+            if watch:
+                watch(outcome)
+            if drawing.broken or _asked_to_end(outcome) or outcome.explained == limits.frames:
+                break
+    if drawing.error:
+        raise drawing.error
+    outcome.errors.extend(_errors(pumps, outlets))
+    return outcome
+
+
+def _explain(batch: Sequence[Frame], explainer: Explainer, drawing: Relay[Explanation], tally: Tally) -> None:
+    begun = time.monotonic()
+    for explanation in explainer.explain(batch):
+        tally.stage("queue", begun - explanation.frame.taken_at)
+        tally.explained(explanation)
+        drawing.put(explanation, "wait")
+
+
+def _drawing(
+    renderer: Renderer, doors: Sequence[tuple[Sink, Relay[Overlay]]], pumps: Sequence[Pump], tally: Tally
+) -> Callable[[Explanation], None]:
+    """Return what draws an explanation, if anybody looks, and hands it to every sink's outlet."""
+    patience: dict[str, Overflow] = {pump.camera: pump.overflow for pump in pumps}
+
+    def draw(explanation: Explanation) -> None:
+        camera = explanation.frame.camera
+        begun = time.monotonic()
+        if any(sink.needs_picture(camera) and not outlet.broken for sink, outlet in doors):
+            overlay = renderer.render(explanation)
+            tally.stage("render", time.monotonic() - begun)
+        else:
+            overlay = Overlay(explanation.frame.image, explanation)
+        for sink, outlet in doors:
+            # A file loses nothing on its way into a file; nobody else is ever waited for.
+            outlet.put(overlay, patience[camera] if sink.lossless else "drop-oldest")
+        tally.left(explanation)
+
+    return draw
+
+
+def _timed(sink: Sink, tally: Tally) -> Callable[[Overlay], None]:
+    """Return the sink's ``put``, with its duration and the frame's age behind it counted."""
+
+    def put(overlay: Overlay) -> None:
+        begun = time.monotonic()
+        sink.put(overlay)
+        tally.stage(f"put {sink.uri}", time.monotonic() - begun)
+        tally.stage(f"age at {sink.uri}", overlay.explanation.frame.age_seconds())
+
+    return put
+
+
+def _asked_to_end(outcome: Outcome) -> bool:
+    outlets = outcome.outlets
+    return any(o.stop_requested.is_set() for o in outlets) or (bool(outlets) and all(o.broken for o in outlets))
+
+
+def _stop_all(pumps: Sequence[Pump]) -> None:
+    """Tell every camera to stop before the first one is joined."""
+    for pump in pumps:
+        pump.stop()
+
+
+def _errors(pumps: Sequence[Pump], outlets: Sequence[Relay[Overlay]]) -> list[str]:
+    """Return what went wrong, in words; a bug (an error outside our tree) is raised instead."""
+    told: list[str] = []
+    for error in [*(pump.error for pump in pumps), *(outlet.error for outlet in outlets)]:
+        if error is not None and not isinstance(error, ReciproStreamError | OSError):
+            raise error
+        if error is not None:
+            told.append(str(error))
+    return told

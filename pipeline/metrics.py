@@ -1,0 +1,112 @@
+"""Counters and latency histograms: how a run does, as numbers. No threads, no output."""
+
+from __future__ import annotations
+
+import threading
+import time
+from bisect import bisect_left
+from collections import deque
+from dataclasses import dataclass, field
+
+from pipeline.frames import Explanation
+
+_EDGES = tuple(1e-4 * 10 ** (k / 20) for k in range(121))
+"""Bucket edges from 0.1 ms to 100 s, 12 % apart."""
+
+
+class Histogram:
+    """Durations in buckets 12 % apart: quantiles of any number of them in constant memory."""
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(_EDGES) + 1)
+        self.count = 0
+        self.total_seconds = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count one duration."""
+        self.counts[bisect_left(_EDGES, seconds)] += 1
+        self.count += 1
+        self.total_seconds += seconds
+
+    def quantile(self, share: float) -> float:
+        """Return the duration in seconds that ``share`` of all stay below, to within a bucket; 0 when empty."""
+        if not self.count:
+            return 0.0
+        below = 0
+        for bucket, count in enumerate(self.counts):
+            below += count
+            if below >= share * self.count:
+                return _EDGES[min(bucket, len(_EDGES) - 1)]
+        return _EDGES[-1]
+
+
+@dataclass
+class CameraTally:
+    """What happened to one camera's frames."""
+
+    explained: int = 0
+    age: Histogram = field(default_factory=Histogram)
+    """Seconds from decode to the explained frame's leaving."""
+    arrivals: deque[float] = field(default_factory=lambda: deque(maxlen=30))
+    label: str = ""
+    score: float = 0.0
+    judged: int = 0
+    """Frames of known truth."""
+    right: int = 0
+    """Those whose first finding is the true class."""
+    pointed: int = 0
+    """Right ones that have a true box and an explanation that says something."""
+    hits: int = 0
+    """Those whose hottest cell's centre lies inside a true box: the pointing game (Zhang et al. 2016)."""
+
+    def rate(self, now: float) -> float:
+        """Return frames per second over the last arrivals; 0 once they are older than two seconds."""
+        if len(self.arrivals) < 2 or now - self.arrivals[-1] > 2.0:
+            return 0.0
+        return (len(self.arrivals) - 1) / max(self.arrivals[-1] - self.arrivals[0], 1e-9)
+
+
+class Tally:
+    """Counts for a whole run; one writer per method, any readers."""
+
+    def __init__(self, cameras: list[str]) -> None:
+        # Guards the histograms, which are read by the progress display while frames leave.
+        self._lock = threading.Lock()
+        self.cameras = {name: CameraTally() for name in cameras}
+        self.stages: dict[str, Histogram] = {}
+        self.started = time.monotonic()
+
+    def explained(self, explanation: Explanation) -> None:
+        """Count one explained frame and score it where its truth is known."""
+        camera = self.cameras[explanation.frame.camera]
+        with self._lock:
+            camera.explained += 1
+            camera.arrivals.append(time.monotonic())
+            camera.label, camera.score = explanation.top.label, explanation.top.score
+            for stage, seconds in explanation.timings.items():
+                self.stages.setdefault(stage, Histogram()).add(seconds)
+        _judge(camera, explanation)
+
+    def left(self, explanation: Explanation) -> None:
+        """Count one frame that has been drawn and handed to the sinks."""
+        with self._lock:
+            self.cameras[explanation.frame.camera].age.add(explanation.frame.age_seconds())
+
+    def stage(self, name: str, seconds: float) -> None:
+        """Count one duration of a stage."""
+        with self._lock:
+            self.stages.setdefault(name, Histogram()).add(seconds)
+
+
+def _judge(camera: CameraTally, explanation: Explanation) -> None:
+    truth = explanation.frame.truth
+    if truth is None:
+        return
+    camera.judged += 1
+    if explanation.top.label != truth.label:
+        return
+    camera.right += 1
+    if truth.boxes:
+        camera.pointed += 1
+        peak = explanation.top.peak(explanation.region)
+        camera.hits += peak is not None and any(box.holds(*peak) for box in truth.boxes)

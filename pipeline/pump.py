@@ -1,0 +1,305 @@
+"""The only threads of the house: Pump brings frames in, Relay carries things out, gather makes batches.
+
+Every wait here can be woken. Upstream is stopped before downstream is joined; what a camera or a sink does wrong ends
+that camera or sink alone and is kept as ``error``, for whoever asks.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+from pipeline.frames import Frame
+from pipeline.ports import Health, Overflow, Source, StopRequested
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+POLL_SECONDS = 0.1
+"""How often a waiting batch looks whether somebody asked for the end: a signal handler cannot ring a bell safely."""
+
+JOIN_SECONDS = 10.0
+"""How long a thread may take to end once it was told to; then it is left behind (a daemon) and said so."""
+
+
+class Pump:
+    """Runs one source in a thread and keeps its frames in a bounded queue.
+
+    ``with Pump(source, depth=2, overflow="drop-oldest") as camera: for frame in camera: ...`` Leaving early frees a
+    producer that waits for room. The source must have been entered, and is left by its owner after the pump.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        depth: int = 2,
+        overflow: Overflow = "drop-oldest",
+        bell: threading.Condition | None = None,
+    ) -> None:
+        """Take an entered source.
+
+        Args:
+            source: what to read from.
+            depth: how many frames may wait.
+            overflow: what a full queue does; see ``pipeline.ports.Overflow``.
+            bell: rung at each frame and at the end, so that one reader can wait for many pumps.
+        """
+        self.source = source
+        self.overflow: Overflow = overflow
+        self.error: BaseException | None = None
+        self.taken = 0
+        """How many frames the source gave."""
+        self.dropped = 0
+        """How many of them were dropped because the queue was full."""
+        self.ended = False
+        """Whether the source will give no more; frames may still wait in the queue."""
+        # The bell guards the queue and the counters: put and get hold it, reading frames and explaining them do not.
+        self._bell = bell or threading.Condition()
+        self._queue: deque[Frame] = deque()
+        self._depth = depth
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"pump {source.camera}", daemon=True)
+
+    @property
+    def camera(self) -> str:
+        """The camera's name."""
+        return self.source.camera
+
+    @property
+    def health(self) -> Health:
+        """How the source does."""
+        return self.source.health
+
+    @property
+    def waiting(self) -> int:
+        """How many frames wait in the queue."""
+        return len(self._queue)
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing waits and nothing will come."""
+        return self.ended and not self._queue
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        self.stop()
+        _join(self._thread)
+
+    def stop(self) -> None:
+        """Ask the source to end and free a producer that waits for room. Does not wait."""
+        self._stop.set()
+        with self._bell:
+            self._bell.notify_all()
+
+    def take(self) -> Frame | None:
+        """Return the oldest waiting frame, or None when none waits now."""
+        with self._bell:
+            if not self._queue:
+                return None
+            frame = self._queue.popleft()
+            self._bell.notify_all()
+            return frame
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Give frames until the source ends. An error of the source is kept in ``error``, not raised."""
+        while True:
+            with self._bell:
+                self._bell.wait_for(lambda: self._queue or self.ended)
+            frame = self.take()
+            if frame is None:
+                return
+            yield frame
+
+    def _run(self) -> None:
+        try:
+            for frame in self.source.frames(self._stop):
+                if not self._put(frame):
+                    break
+        except Exception as error:  # noqa: BLE001 - kept for the reader: a dead camera ends only itself
+            self.error = error
+        finally:
+            with self._bell:
+                self.ended = True
+                self._bell.notify_all()
+
+    def _put(self, frame: Frame) -> bool:
+        """Queue one frame; return False when the pump was stopped instead."""
+        with self._bell:
+            self.taken += 1
+            if self.overflow == "wait":
+                self._bell.wait_for(lambda: len(self._queue) < self._depth or self._stop.is_set())
+            while len(self._queue) >= self._depth and not self._stop.is_set():
+                self._queue.popleft()
+                self.dropped += 1
+            if self._stop.is_set():
+                return False
+            self._queue.append(frame)
+            self._bell.notify_all()
+            return True
+
+
+def gather(
+    pumps: Sequence[Pump],
+    bell: threading.Condition,
+    stop: threading.Event,
+    *,
+    limit: int,
+    window_seconds: float = 0.0,
+    until: float | None = None,
+) -> Iterator[list[Frame]]:
+    """Give batches of frames from many cameras: one each in turn, until all have ended or ``stop`` is set.
+
+    A batch leaves when it is full, when every camera that still runs has given a frame, or ``window_seconds`` after
+    its first frame; nobody waits for a slow camera longer than that. Whoever was served last comes last next time. A
+    camera whose queue waits (a file) may fill the rest of a batch.
+
+    Args:
+        pumps: the running pumps, all made with ``bell``.
+        bell: what they ring.
+        stop: ends the batches within ``POLL_SECONDS``, at once if the bell is rung too.
+        limit: frames in a batch at the most.
+        window_seconds: how long a batch may wait for more cameras.
+        until: ``time.monotonic()`` at which the batches end; None = never.
+    """
+    turn = list(pumps)
+    while _wait_for_frames(turn, bell, stop, until):
+        if window_seconds:
+            _wait_for_more(turn, bell, stop, limit, time.monotonic() + window_seconds)
+        batch: list[Frame] = []
+        served: list[Pump] = []
+        for pump in turn:
+            if len(batch) < limit and (frame := pump.take()):
+                batch.append(frame)
+                served.append(pump)
+        for pump in served:
+            while len(batch) < limit and pump.overflow == "wait" and (frame := pump.take()):
+                batch.append(frame)
+        turn = [p for p in turn if p not in served] + served
+        if batch:
+            yield batch
+
+
+def _wait_for_frames(
+    pumps: Sequence[Pump], bell: threading.Condition, stop: threading.Event, until: float | None
+) -> bool:
+    """Wait until a frame waits (True), or until there is an end (False)."""
+    with bell:
+        while not stop.is_set() and (until is None or time.monotonic() < until):
+            if any(pump.waiting for pump in pumps):
+                return True
+            if all(pump.finished for pump in pumps):
+                return False
+            bell.wait(POLL_SECONDS)
+    return False
+
+
+def _wait_for_more(
+    pumps: Sequence[Pump], bell: threading.Condition, stop: threading.Event, limit: int, deadline: float
+) -> None:
+    """Wait until each running camera has a frame, the batch is full, or the deadline has passed."""
+    with bell:
+        while not stop.is_set():
+            running = [pump for pump in pumps if not pump.finished]
+            left = deadline - time.monotonic()
+            if left <= 0 or sum(1 for pump in running if pump.waiting) >= min(limit, len(running)):
+                return
+            bell.wait(min(left, POLL_SECONDS))
+
+
+class Relay(Generic[T]):
+    """A thread with a bounded queue before a slow door: the one who puts is never held up longer than it wants.
+
+    Leaving drains what waits; after ``abandon`` it does not.
+    """
+
+    def __init__(self, name: str, deliver: Callable[[T], None], *, depth: int = 8) -> None:
+        """Take what is called, in the thread, with each item."""
+        self.name = name
+        self.error: BaseException | None = None
+        """Why the door was closed; None while it works."""
+        self.delivered = 0
+        self.dropped = 0
+        self._deliver = deliver
+        self._depth = depth
+        # The lock guards the queue and the flags; deliver runs without it.
+        self._bell = threading.Condition()
+        self._queue: deque[T] = deque()
+        self._closing = False
+        self.stop_requested = threading.Event()
+        """Set when the door asked for the end: somebody closed the window."""
+        self._thread = threading.Thread(target=self._run, name=f"relay {name}", daemon=True)
+
+    @property
+    def broken(self) -> bool:
+        """Whether it delivers no more."""
+        return self.error is not None or self.stop_requested.is_set()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        if kind is not None:
+            self.abandon()
+        with self._bell:
+            self._closing = True
+            self._bell.notify_all()
+        _join(self._thread)
+
+    def abandon(self) -> None:
+        """Drop what waits, counted."""
+        with self._bell:
+            self.dropped += len(self._queue)
+            self._queue.clear()
+            self._bell.notify_all()
+
+    def put(self, item: T, overflow: Overflow = "drop-oldest") -> None:
+        """Queue one item: wait for room, or make room by dropping the oldest. Does nothing once it is broken."""
+        with self._bell:
+            if overflow == "wait":
+                self._bell.wait_for(lambda: len(self._queue) < self._depth or self.broken)
+            while len(self._queue) >= self._depth:
+                self._queue.popleft()
+                self.dropped += 1
+            if not self.broken:
+                self._queue.append(item)
+                self._bell.notify_all()
+
+    def _run(self) -> None:
+        try:
+            while True:
+                with self._bell:
+                    self._bell.wait_for(lambda: self._queue or self._closing)
+                    if not self._queue:
+                        return
+                    item = self._queue.popleft()
+                    self._bell.notify_all()
+                self._deliver(item)
+                self.delivered += 1
+        except StopRequested:
+            self.stop_requested.set()
+        except Exception as error:  # noqa: BLE001 - kept for the reader: a dead sink ends only itself
+            self.error = error
+            log.warning("%s closed: %s", self.name, error)
+        finally:
+            self.abandon()
+
+
+def _join(thread: threading.Thread) -> None:
+    thread.join(JOIN_SECONDS)
+    if thread.is_alive():
+        log.error("%s does not end %.0f s after it was told to; left behind", thread.name, JOIN_SECONDS)

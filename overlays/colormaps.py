@@ -1,0 +1,73 @@
+"""The table of colour maps, and what one becomes before it meets a picture.
+
+Knows nothing about frames. The colours themselves are OpenCV's; it is imported only when a palette is made, so that
+listing the names costs nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.errors import ConfigError, nearest
+
+COLORMAPS: Final = MappingProxyType(
+    {
+        "inferno": "COLORMAP_INFERNO",
+        "magma": "COLORMAP_MAGMA",
+        "plasma": "COLORMAP_PLASMA",
+        "viridis": "COLORMAP_VIRIDIS",
+        "cividis": "COLORMAP_CIVIDIS",
+        "turbo": "COLORMAP_TURBO",
+        "hot": "COLORMAP_HOT",
+        "jet": "COLORMAP_JET",
+    }
+)
+"""Name -> OpenCV's constant. The first five are perceptually uniform; ``cividis`` also serves colour-blind eyes."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Palette:
+    """What each of the 256 heat levels does to a pixel: ``pixel * keep / 255 + add``, per colour channel.
+
+    The opacity of level n is ``alpha(n) = round(255 * opacity * n / 255) / 255``: it follows the heat in a straight
+    line, so level 0 keeps the pixel exactly as it is.
+    """
+
+    colours: npt.NDArray[np.uint8]
+    """uint8 RGB, (256, 3): the colour of each level by itself, for legends and contours."""
+    keep: npt.NDArray[np.uint8]
+    """uint8, (256,): ``255 * (1 - alpha)``."""
+    add: npt.NDArray[np.uint8]
+    """uint8 RGB, (256, 1, 3): ``alpha * colour``, rounded."""
+
+
+def palette(name: str, opacity: float) -> Palette:
+    """Make the palette of a colour map.
+
+    Args:
+        name: one of ``COLORMAPS``.
+        opacity: how much of the pixel the hottest level hides, in [0, 1].
+
+    Raises:
+        ConfigError: there is no such colour map, or the opacity lies outside [0, 1].
+    """
+    if name not in COLORMAPS:
+        raise ConfigError(f"colormap: {name!r} is unknown; one of {', '.join(COLORMAPS)}.{nearest(name, COLORMAPS)}")
+    if not 0.0 <= opacity <= 1.0:
+        raise ConfigError(f"opacity: {opacity} lies outside [0, 1]; 0 hides the heat, 0.6 is the default")
+    import cv2
+
+    levels = np.arange(256, dtype=np.uint8).reshape(256, 1)
+    colours = cv2.applyColorMap(levels, getattr(cv2, COLORMAPS[name]))[:, 0, ::-1]
+    alpha = np.rint(opacity * np.arange(256)).astype(np.int64)
+    add = np.rint(alpha[:, None] * colours.astype(np.float64) / 255.0).astype(np.uint8)
+    return Palette(
+        colours=np.ascontiguousarray(colours),
+        keep=(255 - alpha).astype(np.uint8),
+        add=np.ascontiguousarray(add.reshape(256, 1, 3)),
+    )

@@ -1,0 +1,1 @@
+"""The doors through which overlays leave: one file each, one table."""

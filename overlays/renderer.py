@@ -1,0 +1,165 @@
+"""Explanation -> Overlay: the heat laid over the frame, and what a person wants to know beside it.
+
+The state it keeps is small and per camera: when the last frame was taken (for the rate), and the smoothed heat where
+smoothing is asked for. Knows nothing about sinks.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from overlays.colormaps import COLORMAPS, palette
+from overlays.heatmap import draw_box, draw_contour, hottest_box, paint_heat
+from overlays.labels import GREEN, GREY, RED, Line, draw_legend, text_size
+from pipeline.errors import ConfigError
+from pipeline.frames import Explanation, Finding, Frame, Heat, Overlay, Truth
+
+__all__ = ["COLORMAPS", "HeatRenderer"]
+
+_PAUSE_SECONDS = 2.0
+"""After a pause this long, rate and smoothing start anew."""
+_RATE_SECONDS = 1.0
+"""The rate shown is an average over about this long."""
+_OTHERS_LISTED = 3
+"""How many findings beside the first one the legend names."""
+
+
+@dataclass(slots=True)
+class _Memory:
+    """What the renderer remembers of one camera."""
+
+    taken_at: float
+    interval: float | None = None
+    """Average seconds between frames; None before the second."""
+    moment: float = 0.0
+    """The last frame's time on the clock that smoothing goes by."""
+    heat: Heat | None = None
+    explained: tuple[int, str] | None = None
+    """Which class ``heat`` explains."""
+
+
+class HeatRenderer:
+    """Draws explanations: heat, legend and, by option, a contour and the hottest box.
+
+    Args:
+        colormap: a name in ``COLORMAPS``.
+        opacity: how much of a pixel the hottest heat hides, in [0, 1]; opacity follows the heat in a straight line.
+        legend: name label, score, camera, age and rate in a corner.
+        contour: draw the line along which the heat is half its peak.
+        hottest_box: draw a box around the cells that are at least half as hot as the peak and join it.
+        smoothing_seconds: time constant of exponential smoothing per camera; 0: each frame stands alone. Smoothing
+            starts anew when the explained class or the grid changes, and after a pause: heat of two classes is not
+            mixed. Time is the stream's own where it has one.
+        clock: monotonic seconds, for the age.
+
+    Raises:
+        ConfigError: an unknown colour map, an opacity outside [0, 1], a negative time constant.
+    """
+
+    def __init__(
+        self,
+        *,
+        colormap: str = "inferno",
+        opacity: float = 0.6,
+        legend: bool = True,
+        contour: bool = False,
+        hottest_box: bool = False,
+        smoothing_seconds: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if not 0.0 <= smoothing_seconds < math.inf:
+            raise ConfigError(f"smoothing_seconds: {smoothing_seconds} is not a time constant; 0 turns smoothing off")
+        self._palette = palette(colormap, opacity)
+        self._legend = legend
+        self._contour = contour
+        self._hottest_box = hottest_box
+        self._smoothing_seconds = smoothing_seconds
+        self._clock = clock
+        self._memories: dict[str, _Memory] = {}
+
+    def render(self, explanation: Explanation) -> Overlay:
+        """Draw the first finding's heat and the legend on a new picture of the frame's size."""
+        frame, region = explanation.frame, explanation.region
+        memory = self._remember(frame)
+        if not explanation.findings:
+            image = frame.image.copy()
+        else:
+            heat = self._smoothed(explanation.top, frame, memory)
+            image = paint_heat(frame.image, heat, region, self._palette)
+            stroke = max(1, text_size(frame.height, frame.width) // 8)
+            if self._contour:
+                draw_contour(image, heat, region, (255, 255, 255), stroke)
+            box = hottest_box(heat, region) if self._hottest_box else None
+            if box is not None:
+                draw_box(image, box, (255, 255, 255), stroke)
+        if self._legend:
+            draw_legend(image, legend_lines(explanation, self._clock(), memory.interval))
+        image.flags.writeable = False
+        return Overlay(image=image, explanation=explanation)
+
+    def _remember(self, frame: Frame) -> _Memory:
+        """Take note of the frame's time; a pause or a clock that went back starts the camera anew."""
+        memory = self._memories.get(frame.camera)
+        passed = math.inf if memory is None else frame.taken_at - memory.taken_at
+        if memory is None or not 0.0 <= passed <= _PAUSE_SECONDS:
+            memory = self._memories[frame.camera] = _Memory(taken_at=frame.taken_at)
+            return memory
+        if memory.interval is None:
+            memory.interval = passed
+        else:
+            memory.interval += (passed - memory.interval) * (1.0 - math.exp(-memory.interval / _RATE_SECONDS))
+        memory.taken_at = frame.taken_at
+        return memory
+
+    def _smoothed(self, finding: Finding, frame: Frame, memory: _Memory) -> Heat:
+        """Return the finding's heat, or its average with what came before where smoothing is on."""
+        if self._smoothing_seconds == 0.0:
+            return finding.heat
+        moment = frame.taken_at if frame.pts_seconds is None else frame.pts_seconds
+        explained = (finding.class_index, finding.label)
+        passed = moment - memory.moment
+        heat = finding.heat
+        same = memory.heat is not None and memory.explained == explained and memory.heat.shape == heat.shape
+        if same and memory.heat is not None and 0.0 <= passed <= _PAUSE_SECONDS:
+            share = np.float32(math.exp(-passed / self._smoothing_seconds))
+            heat = memory.heat * share + heat * (np.float32(1.0) - share)
+        memory.heat, memory.explained, memory.moment = heat, explained, moment
+        return heat
+
+
+def legend_lines(explanation: Explanation, now: float, interval_seconds: float | None) -> list[Line]:
+    """Say in a few lines what the frame shows and how fresh it is, the most important first.
+
+    Args:
+        explanation: what to tell of.
+        now: monotonic seconds, for the age.
+        interval_seconds: average time between frames; None where it is not known yet.
+    """
+    frame, findings = explanation.frame, explanation.findings
+    lines = [Line(_named(f), weight=700) for f in findings[:1]] or [Line("nothing found", GREY)]
+    if frame.truth is not None and findings:
+        lines.append(_verdict(findings[0], frame.truth))
+    age = max(frame.age_seconds(now), 0.0)
+    fresh = f"{age * 1000:.0f} ms" if age < 1.0 else f"{age:.1f} s"
+    rate = f" · {1.0 / interval_seconds:.1f}/s" if interval_seconds else ""
+    lines.append(Line(f"{frame.camera} · {fresh}{rate}", GREY, scale=0.75))
+    lines.extend(Line(_named(f), GREY, scale=0.75) for f in findings[1 : 1 + _OTHERS_LISTED])
+    return lines
+
+
+def _verdict(finding: Finding, truth: Truth) -> Line:
+    """Say whether the first finding is what the frame is known to show."""
+    if finding.label == truth.label:
+        return Line("✓ right", GREEN, scale=0.75)
+    return Line(f"\N{MULTIPLICATION SIGN} it is {truth.label}", RED, scale=0.75)
+
+
+def _named(finding: Finding) -> str:
+    """Say score and class; the score first, so that a long name cannot push it out."""
+    percent = "<1%" if 0.0 < finding.score < 0.01 else f"{finding.score:.0%}"
+    return f"{percent}  {finding.label}"

@@ -1,0 +1,108 @@
+"""One open container, decoded: what files and network streams share. Opens and closes nothing."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, TypeAlias
+
+import av
+import av.error
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+from stream.picture import Deinterlacer
+from stream.trust import Trust
+
+VideoPacket: TypeAlias = "av.Packet[VideoStream]"
+
+ATTACHED_PICTURE: Final = 0x400  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC: cover art
+_READS_IN_VAIN: Final = 32  # damaged places in a row that a file is read past
+
+
+def video_stream(container: InputContainer) -> VideoStream | None:
+    """Return the video stream FFmpeg deems best (default, largest), None where there is only cover art or nothing."""
+    best = container.streams.best("video")
+    if not isinstance(best, VideoStream) or int(best.disposition) & ATTACHED_PICTURE:
+        return None
+    return best
+
+
+def packets(container: InputContainer, stream: VideoStream, on_damage: Callable[[], None]) -> Iterator[VideoPacket]:
+    """Give the packets of a file; ``on_damage`` hears of each place that cannot be read, and reading goes on behind it.
+
+    Ends after so many damaged places in a row that there is nothing behind them.
+    """
+    in_vain = 0
+    while in_vain < _READS_IN_VAIN:
+        try:
+            for packet in container.demux(stream):
+                in_vain = 0
+                yield packet
+        except av.error.FFmpegError:
+            on_damage()
+            in_vain += 1
+        else:
+            return
+
+
+class Decoding:
+    """The pictures of one stream that can be believed, in order of showing; counts the others."""
+
+    def __init__(self, *, trust: Trust) -> None:
+        self.trust = trust
+        self.packets = 0
+        """How many packets went into the decoder."""
+        self.pictures = 0
+        """How many believable pictures came out."""
+        self.corrupt = 0
+        """How many places in the stream were damaged, and pictures in doubt because of them."""
+        self.damage_after: int | None = None
+        """How many believable pictures had come before the first damage; None where there was none."""
+        self._deinterlacer = Deinterlacer()
+
+    def note_damage(self) -> None:
+        """Count a damaged place; what is decoded from here to the next key picture is in doubt."""
+        self._mark()
+        self.trust.breaks()
+
+    def run(self, source: Iterable[VideoPacket], stop: threading.Event) -> Iterator[av.VideoFrame]:
+        """Give the believable pictures of ``source`` until it ends or ``stop`` is set."""
+        for packet in source:
+            if stop.is_set():
+                return
+            for picture in self._decode(packet):
+                for whole in self._deinterlacer.feed(picture):
+                    self.pictures += 1
+                    yield whole
+        for whole in self._deinterlacer.flush():
+            self.pictures += 1
+            yield whole
+
+    def _decode(self, packet: VideoPacket) -> Iterator[av.VideoFrame]:
+        if packet.size:
+            self.packets += 1
+            self.trust.sends(packet.pts, key=packet.is_keyframe)
+            if packet.is_corrupt:  # cut short: the demuxer says so, the decoder may invent the rest
+                self._mark()
+                self.trust.breaks()
+        try:
+            pictures = packet.decode()
+        except av.error.FFmpegError:
+            if not packet.is_corrupt:
+                self._mark()
+            self.trust.breaks()
+            return
+        for picture in pictures:
+            if picture.is_corrupt:
+                self._mark()
+                self.trust.breaks(pts=picture.pts)
+            elif self.trust.believes(picture.pts):
+                yield picture
+            else:
+                self._mark()
+
+    def _mark(self) -> None:
+        self.corrupt += 1
+        if self.damage_after is None:
+            self.damage_after = self.pictures

@@ -1,0 +1,259 @@
+"""A video file, or a recording behind a web address: every good picture, in order, none lost."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Literal, Self
+
+import av
+import av.error
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+from pipeline.errors import DamagedError, SourceError
+from pipeline.frames import Frame
+from pipeline.ports import Health
+from stream.clock import StreamClock
+from stream.decode import Decoding, packets, video_stream
+from stream.failures import failure_of
+from stream.picture import RgbConverter
+from stream.redact import redact
+from stream.trust import Trust
+
+# Cut out of a longer stream, these may begin between two key pictures; what cannot be decoded there is no damage.
+_BEGINS_ANYWHERE: Final = {"mpegts", "mpeg", "mpegvideo", "h264", "hevc", "flv", "hls"}
+# These state how many packets there are, and mean it.
+_COUNTS_PACKETS: Final = {"mov", "mp4"}
+_REMUX = "try `ffmpeg -i BROKEN -c copy MENDED.mkv`, or fetch the file again"
+
+
+Threads = Literal["AUTO", "SLICE"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How a recording is read."""
+
+    threads: Threads = "AUTO"
+    """FFmpeg's thread type: ``AUTO`` for throughput, ``SLICE`` for the least processor time."""
+    options: tuple[tuple[str, str], ...] = ()
+    """FFmpeg's options for the protocol and the container."""
+    open_timeout_seconds: float | None = None
+    read_timeout_seconds: float | None = None
+
+
+class FileSource:
+    """Frames of a recording, as fast as they are asked for.
+
+    A local file is opened, and its first picture decoded, on entering; a remote one (``remote=True``) when its frames
+    are asked for, so that entering waits for no network.
+    """
+
+    live = False
+
+    def __init__(self, path: str, *, camera: str, remote: bool = False, reading: Reading | None = None) -> None:
+        self.camera = camera
+        self.uri = redact(path)
+        self.frames_total: int | None = None
+        self.rate: float | None = None
+        self._path = path
+        self._remote = remote
+        self._reading = reading or Reading()
+        self._health = Health()
+        self._container: InputContainer | None = None
+
+    @property
+    def health(self) -> Health:
+        """How it does right now."""
+        return self._health
+
+    def __enter__(self) -> Self:
+        if not self._remote:
+            self._open(self._reading.threads)
+            try:
+                self._prime(threading.Event())
+            except BaseException:
+                self._close()
+                raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        self._close()
+
+    def frames(self, stop: threading.Event) -> Iterator[Frame]:
+        """Give every good picture in order, then raise ``DamagedError`` where some were not.
+
+        Frame indices count good pictures from 0. Raises ``SourceError`` where a remote recording cannot be opened.
+        """
+        if self._container is None:
+            self._open(self._reading.threads)
+            self._prime(stop)
+        self._health = Health("live", corrupt=self._decoding.corrupt)
+        clock = StreamClock(step_seconds=1.0 / self.rate if self.rate else 0.04)
+        rgb = RgbConverter()
+        corrupt = 0
+        self._stop = stop
+        for index, picture in enumerate(self._pictures):
+            if stop.is_set():
+                return
+            if self._decoding.corrupt != corrupt:
+                corrupt = self._decoding.corrupt
+                self._health = Health("live", corrupt=corrupt)
+            pts = clock.tell(None if picture.pts is None else picture.time)
+            self._last_seconds = pts
+            yield Frame(rgb.convert(picture), self.camera, index, time.monotonic(), pts)
+        if not stop.is_set():
+            self._finish()
+
+    def _open(self, threads: Threads) -> None:
+        if not self._remote:
+            _check_path(self._path)
+        reading = self._reading
+        try:
+            self._container = av.open(
+                self._path,
+                options=dict(reading.options),
+                timeout=(reading.open_timeout_seconds, reading.read_timeout_seconds),
+            )
+        except (av.error.FFmpegError, OSError) as error:
+            raise SourceError(self._cannot_open(error)) from None
+        stream = video_stream(self._container)
+        if stream is None:
+            kinds = ", ".join(sorted({s.type for s in self._container.streams})) or "nothing"
+            self._close()
+            message = f"{self.uri}: holds no video, only {kinds}; name a file with moving pictures"
+            raise SourceError(message)
+        stream.thread_type = threads
+        self._stream: VideoStream = stream
+        self.rate = float(stream.average_rate) if stream.average_rate else None
+        self.frames_total = _frames_total(self._container, stream)
+        self._decoding = Decoding(trust=Trust())
+
+    def _prime(self, stop: threading.Event) -> None:
+        """Decode the first picture, so that a file without any is refused before anything is created for it."""
+        self._stop = stop
+        pictures = self._all_pictures()
+        first = next(pictures, None)
+        if first is None and not stop.is_set():
+            codec = self._stream.codec_context.name
+            message = f"{self.uri}: none of its pictures decodes; it is damaged, or not really {codec}: {_REMUX}"
+            raise SourceError(message)
+        self._pictures = pictures if first is None else itertools.chain([first], pictures)
+
+    def _all_pictures(self) -> Iterator[av.VideoFrame]:
+        """Give every good picture.
+
+        Decoding in frame threads loses what is under way when damage is met. So where it is met, the file is opened
+        again, and read to the same place and on in one frame at a time.
+        """
+        given = 0
+        for picture in self._decoded():
+            if self._is_threaded and self._decoding.corrupt:
+                break
+            given += 1
+            yield picture
+        if self._is_threaded and self._decoding.corrupt and not self._stop.is_set():
+            self._close()
+            self._open("SLICE")
+            yield from itertools.islice(self._decoded(), given, None)
+
+    @property
+    def _is_threaded(self) -> bool:
+        return self._stream.thread_type.name != "SLICE"
+
+    def _decoded(self) -> Iterator[av.VideoFrame]:
+        assert self._container is not None  # noqa: S101 - _open comes first
+        source = packets(self._container, self._stream, self._decoding.note_damage)
+        return self._decoding.run(source, self._stop)
+
+    def _finish(self) -> None:
+        """Say how it ended."""
+        decoding = self._decoding
+        where = decoding.damage_after
+        if where == 0 and not _BEGINS_ANYWHERE.isdisjoint(self._formats):
+            where = None
+        missing = self._missing()
+        if where is None and not missing:
+            self._health = Health("ended", corrupt=decoding.corrupt)
+            return
+        after = decoding.pictures if where is None else where
+        lost = f"{decoding.corrupt} damaged or doubtful were left out; " if decoding.corrupt else ""
+        message = (
+            f"{self.uri}: damaged near picture {after} of {self.frames_total or 'unknown'}"
+            f"{missing}; {decoding.pictures} good pictures were read to {self._last_seconds:.2f} s; {lost}{_REMUX}"
+        )
+        self._health = Health("failed", message, corrupt=decoding.corrupt)
+        raise DamagedError(message)
+
+    def _missing(self) -> str:
+        """Say what the file promised and did not hold; empty where it held all."""
+        stream, decoding = self._stream, self._decoding
+        if not _COUNTS_PACKETS.isdisjoint(self._formats) and decoding.packets < stream.frames:
+            return f", cut off: holds {decoding.packets} of {stream.frames} packets"
+        promised = None if decoding.corrupt else _promised_seconds(self._container, stream)
+        if promised is not None and self._last_seconds < promised - max(1.0, 0.05 * promised):
+            return f", cut off: its header promises {promised:.2f} s"
+        return ""
+
+    @property
+    def _formats(self) -> set[str]:
+        assert self._container is not None  # noqa: S101
+        return set(self._container.format.name.split(","))
+
+    def _cannot_open(self, error: Exception) -> str:
+        if isinstance(error, av.error.InvalidDataError):
+            return (
+                f"{self.uri}: is no video FFmpeg can read, whatever its name says, or its beginning or index is "
+                f"missing (an unfinished recording); {_REMUX}"
+            )
+        failure = failure_of(error, waited_for="answer", seconds=self._reading.open_timeout_seconds or 0.0)
+        return f"{self.uri}: cannot be opened: {failure.words}"
+
+    def _close(self) -> None:
+        self._pictures = iter(())
+        if self._container is not None:
+            self._container.close()
+            self._container = None
+
+
+def _check_path(path: str) -> None:
+    if not os.path.exists(path):  # noqa: PTH110 - the path is FFmpeg's, as given
+        message = f"{path}: no such file; check the path"
+        raise SourceError(message)
+    if os.path.isfile(path) and os.path.getsize(path) == 0:  # noqa: PTH113, PTH202
+        message = f"{path}: is empty (0 bytes); record or fetch it again"
+        raise SourceError(message)
+    if not os.access(path, os.R_OK):
+        message = f"{path}: may not be read; change its permissions (chmod u+r)"
+        raise SourceError(message)
+
+
+def _promised_seconds(container: InputContainer | None, stream: VideoStream) -> float | None:
+    """How long the video lasts by the file's own word: the stream's, else the container's where it has no sound."""
+    if stream.duration is not None and stream.time_base is not None:
+        return float(stream.duration * stream.time_base)
+    with contextlib.suppress(ValueError, KeyError):
+        hours, minutes, seconds = stream.metadata["DURATION"].split(":")  # Matroska's tag, one for each stream
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    if container is None or container.duration is None or len(container.streams) > 1:
+        return None
+    return container.duration / av.time_base
+
+
+def _frames_total(container: InputContainer, stream: VideoStream) -> int | None:
+    """How many frames the header counts, where its rate and duration agree: AVI may count fields."""
+    if not stream.frames:
+        return None
+    seconds, rate = _promised_seconds(container, stream), stream.average_rate
+    if seconds and rate and not 1 / 1.5 < stream.frames / (seconds * float(rate)) < 1.5:
+        return None
+    return int(stream.frames)

@@ -1,0 +1,198 @@
+"""A camera that may go away and come back: connect, read, lose, wait, connect again.
+
+What cameras, RTSP and web streams share. The container is opened, read and closed in one thread, the one that asks for
+frames: closing it from another while it decodes would crash the process.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Self
+
+import av
+import av.error
+from av.container import InputContainer
+
+from pipeline.errors import ConnectionLostError
+from pipeline.frames import Frame
+from pipeline.ports import Health, State
+from stream.clock import StreamClock
+from stream.decode import Decoding, VideoPacket, video_stream
+from stream.failures import Failure, failure_of
+from stream.picture import RgbConverter
+from stream.reconnect import Backoff
+from stream.trust import Trust
+
+_DOUBT_PACKETS = 300  # 10 s at 30 per second: a camera without further key pictures is believed again
+_NEAR_END_SECONDS = 1.5  # a finite stream that stops so close to its end has ended
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """How to get at a live stream."""
+
+    open: Callable[[], AbstractContextManager[InputContainer]]
+    """Opens it; the container closes on leaving."""
+    packets: Callable[[InputContainer, threading.Event], Iterator[VideoPacket]]
+    """Reads it; raises FFmpeg's errors."""
+    open_timeout_seconds: float
+    read_timeout_seconds: float
+    attempts: int | None = None
+    """How many attempts in a row may fail before it is given up; None: never."""
+    backoff: Backoff = field(default_factory=Backoff)
+    chance: random.Random = field(default_factory=random.Random)
+
+
+class Lost(Exception):  # noqa: N818 - the end of one connection, not of the source
+    """One connection is over."""
+
+    def __init__(self, failure: Failure, *, ended: bool = False) -> None:
+        super().__init__(failure.words)
+        self.failure = failure
+        self.ended = ended
+        """Whether the stream came to its natural end."""
+
+
+class LiveSource:
+    """Frames of something live, across as many connections as it takes.
+
+    ``frames`` raises ``ConnectionLostError`` where the stream cannot be had at all, or was given up. Frame indices
+    count on across connections; a frame's time goes on by the time that passed.
+    """
+
+    live = True
+    frames_total: int | None = None
+
+    def __init__(self, *, uri: str, camera: str, line: Line) -> None:
+        """Take ``uri`` and ``camera`` for show, without credentials; ``line`` gets at it."""
+        self.uri = uri
+        self.camera = camera
+        self.rate: float | None = None
+        self._line = line
+        self._health = Health()
+        self._failures = 0  # attempts in a row that gave no picture
+        self._index = 0
+        self._clock = StreamClock()
+        self._last_pts: float | None = None
+
+    @property
+    def health(self) -> Health:
+        """How it does right now."""
+        return self._health
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        """Nothing is left open: each connection closes in the thread that opened it."""
+
+    def frames(self, stop: threading.Event) -> Iterator[Frame]:
+        """Give frames, reconnecting as long as it takes; ends within the read timeout once ``stop`` is set."""
+        while not stop.is_set():
+            try:
+                yield from self._connection(stop)
+            except Lost as lost:
+                if lost.ended:
+                    self._say("ended", lost.failure.words)
+                    return
+                self._wait(lost.failure, stop)
+
+    def _connection(self, stop: threading.Event) -> Iterator[Frame]:
+        """Give the frames of one connection. Raises ``Lost`` at its end, unless ``stop`` was set."""
+        line, waited_for, seconds = self._line, "answer", self._line.open_timeout_seconds
+        try:
+            with line.open() as container:
+                waited_for, seconds = "picture", line.read_timeout_seconds
+                yield from self._pictures(container, stop)
+                if not stop.is_set():
+                    raise Lost(Failure("the stream ended"), ended=self._has_ended(container))
+        except (av.error.FFmpegError, OSError) as error:
+            raise Lost(failure_of(error, waited_for=waited_for, seconds=seconds)) from error
+
+    def _pictures(self, container: InputContainer, stop: threading.Event) -> Iterator[Frame]:
+        stream = video_stream(container)
+        if stream is None:
+            raise Lost(Failure("it carries no video", "slow"))
+        stream.thread_type = "SLICE"  # frame threads hold back one picture each
+        self.rate = float(stream.average_rate) if stream.average_rate else None
+        decoding = Decoding(trust=Trust(patience_packets=_DOUBT_PACKETS))
+        rgb = RgbConverter()
+        self._clock.restart()
+        corrupt_before, first, self._last_pts = self._health.corrupt, True, None
+        for picture in decoding.run(self._fed(self._line.packets(container, stop), decoding), stop):
+            if first:
+                self._came_alive()
+                first = False
+            if self._health.state != "live" or self._health.corrupt != corrupt_before + decoding.corrupt:
+                self._health = replace(self._health, state="live", reason="", corrupt=corrupt_before + decoding.corrupt)
+            self._last_pts = None if picture.pts is None else picture.time
+            image, taken_at = rgb.convert(picture), time.monotonic()
+            pts = self._clock.tell(self._last_pts, arrived_at=taken_at)
+            index, self._index = self._index, self._index + 1
+            yield Frame(image, self.camera, index, taken_at, pts)
+
+    def _fed(self, packets: Iterator[VideoPacket], decoding: Decoding) -> Iterator[VideoPacket]:
+        """Pass packets on; say so, and in the end give up, where they come but no picture does."""
+        pictures, since, limit = 0, time.monotonic(), self._line.read_timeout_seconds
+        for packet in packets:
+            now = time.monotonic()
+            if decoding.pictures != pictures:
+                pictures, since = decoding.pictures, now
+            elif now - since > 5 * limit:
+                raise Lost(Failure(f"packets come, but no picture could be decoded for {5 * limit:g} s"))
+            elif now - since > limit and self._health.state != "stalled":
+                self._say("stalled", "packets come, but no picture: waiting for a key picture")
+            yield packet
+
+    def _came_alive(self) -> None:
+        """Count a reconnect once it has given a picture: that it could be opened proves nothing."""
+        again = self._index > 0
+        self._failures = 0
+        self._health = replace(
+            self._health, state="live", reason="", reconnects=self._health.reconnects + (1 if again else 0)
+        )
+
+    def _has_ended(self, container: InputContainer) -> bool:
+        """Say whether a stream of known length was read to its end; a camera has no length, its end is a loss."""
+        if not container.duration:
+            return False
+        start = (container.start_time or 0) / av.time_base
+        end = start + container.duration / av.time_base
+        return self._last_pts is not None and self._last_pts > end - _NEAR_END_SECONDS
+
+    def _wait(self, failure: Failure, stop: threading.Event) -> None:
+        """Wait until the next attempt. Raises ``ConnectionLostError`` where there is to be none."""
+        attempts = self._line.attempts
+        if failure.pace == "never" or (attempts is not None and self._failures + 1 >= attempts):
+            tried = f" (given up after {self._failures + 1} attempts)" if failure.pace != "never" else ""
+            self._say("failed", failure.words)
+            message = f"{self.uri}: {failure.words}{tried}; check that it is on, and the address"
+            raise ConnectionLostError(message)
+        delay = self._line.backoff.delay_seconds(self._failures, self._line.chance, pace=failure.pace)
+        self._failures += 1
+        self._say("waiting", failure.words)
+        stop.wait(delay)
+        if not stop.is_set():
+            self._say("connecting", failure.words)
+
+    def _say(self, state: State, reason: str) -> None:
+        self._health = replace(self._health, state=state, reason=reason)
+
+
+def demuxed(container: InputContainer, stop: threading.Event) -> Iterator[VideoPacket]:
+    """Give the packets of the video that ``video_stream`` chooses, until it ends or ``stop`` is set."""
+    stream = video_stream(container)
+    if stream is None:
+        return
+    for packet in container.demux(stream):
+        if stop.is_set():
+            return
+        yield packet

@@ -1,0 +1,35 @@
+"""Opening a stream over the network: the timeouts and options that RTSP and web streams share."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import av
+from av.container import InputContainer
+
+from stream.live import Line, LiveSource, demuxed
+from stream.redact import redact
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long to wait for the other side."""
+
+    open_timeout_seconds: float
+    read_timeout_seconds: float
+    attempts: int | None = None
+    """How many attempts in a row may fail before the stream is given up; None: never."""
+
+
+def network_source(uri: str, *, camera: str, options: dict[str, str], patience: Patience) -> LiveSource:
+    """Return a live source of ``uri`` opened with FFmpeg's ``options``."""
+
+    def opened() -> AbstractContextManager[InputContainer]:
+        timeout = (patience.open_timeout_seconds, patience.read_timeout_seconds)
+        return av.open(uri, options=options, timeout=timeout)
+
+    line = Line(
+        opened, demuxed, patience.open_timeout_seconds, patience.read_timeout_seconds, attempts=patience.attempts
+    )
+    return LiveSource(uri=redact(uri), camera=camera, line=line)

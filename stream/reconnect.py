@@ -1,0 +1,47 @@
+"""When to try a lost camera again: a pure policy. Knows no clock and never sleeps.
+
+Delays double from one failed attempt to the next, and each is drawn evenly from the whole span ("full jitter"), so
+that a hundred viewers do not knock at a restarted camera in step. See Marc Brooker, "Exponential backoff and jitter",
+AWS Architecture Blog, 2015.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Literal
+
+Pace = Literal["quick", "slow", "never"]
+"""``quick``: it may be back at once; ``slow``: a person must mend something first; ``never``: it cannot work here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """How long to wait before each attempt."""
+
+    shortest_seconds: float = 0.1
+    """No attempt follows another sooner than this."""
+    longest_seconds: float = 10.0
+    """No quick retry waits longer than this."""
+    slow_seconds: float = 10.0
+    """About how long to wait after a wrong password or path: many cameras lock out who asks too often."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.shortest_seconds <= self.longest_seconds:
+            message = (
+                f"backoff from {self.shortest_seconds} s to {self.longest_seconds} s: "
+                "the shortest delay is above 0 and at most the longest; exchange them"
+            )
+            raise ValueError(message)
+
+    def delay_seconds(self, failures: int, chance: random.Random, *, pace: Pace = "quick") -> float:
+        """Return the seconds to wait after ``failures`` attempts in a row have failed (0: it had just been live).
+
+        Quick: even in [shortest, min(longest, shortest * 2 ** (failures + 1))]. Slow: ``slow_seconds``, give or take
+        a fifth.
+        """
+        if pace == "slow":
+            return self.slow_seconds * chance.uniform(0.8, 1.2)
+        doublings = min(failures + 1, 64)
+        ceiling = min(self.longest_seconds, self.shortest_seconds * 2.0**doublings)
+        return chance.uniform(self.shortest_seconds, ceiling)

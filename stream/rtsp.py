@@ -1,0 +1,31 @@
+"""An RTSP camera: its video over TCP or UDP, with as little delay as the decoder allows."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from stream.live import LiveSource
+from stream.network import Patience, network_source
+
+Transport = Literal["tcp", "udp"]
+
+
+def rtsp_source(uri: str, *, camera: str, patience: Patience, transport: Transport = "tcp") -> LiveSource:
+    """Return the camera at ``uri`` (``rtsp://`` or ``rtsps://``)."""
+    return network_source(uri, camera=camera, options=rtsp_options(transport), patience=patience)
+
+
+def rtsp_options(transport: Transport) -> dict[str, str]:
+    """Return FFmpeg's options for a camera that is watched live.
+
+    The description tells the codec, so probing would only delay the first picture by a second. ``nobuffer`` is left
+    out: it throws away the first key picture. Damage must be an error to be counted, not a picture made up.
+    """
+    return {
+        "rtsp_transport": transport,
+        "allowed_media_types": "video",
+        "probesize": "32",
+        "analyzeduration": "0",
+        "err_detect": "explode",
+        "flags": "low_delay",
+    }

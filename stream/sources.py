@@ -1,0 +1,233 @@
+"""The table: URI -> Source. Imports no decoder until one is asked for."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+from urllib.parse import unquote, urlsplit
+
+from pipeline.errors import SourceError, nearest
+from pipeline.ports import Source
+from stream.redact import place, redact
+
+IMAGE_SUFFIXES: Final = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".jp2"}
+)
+"""Files that are photos. A GIF is a video, animated or not."""
+
+EXAMPLES: Final = "camera:0, rtsp://HOST/PATH, http://HOST/PATH, a video file, a folder or glob of images, line:"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceOptions:
+    """How sources are read: plain values, the same for every kind; each takes what concerns it."""
+
+    read_timeout_seconds: float = 2.0
+    """How long a live source may stay silent before it counts as lost; also how soon a blocked read notices a stop."""
+    open_timeout_seconds: float = 5.0
+    """How long a live source may take to answer."""
+    transport: Literal["tcp", "udp"] = "tcp"
+    """How RTSP carries pictures."""
+    attempts: int | None = None
+    """How many attempts in a row may fail before a live source is given up; None: never."""
+    threads: Literal["auto", "slice"] = "auto"
+    """How files are decoded: ``auto`` for throughput, ``slice`` for the least processor time. Live is always slice."""
+    images_per_second: float = 1.0
+    """The rate assumed for photos."""
+    camera_size: str | None = None
+    """What to ask of a webcam, ``WIDTHxHEIGHT``; None: its default."""
+    camera_rate: float | None = None
+    """What to ask of a webcam, frames per second; None: its default."""
+    camera_encoding: str | None = None
+    """What to ask of a webcam: ``mjpeg``, ``yuyv422``; None: its default."""
+
+    def __post_init__(self) -> None:
+        for name in ("read_timeout_seconds", "open_timeout_seconds", "images_per_second"):
+            if not getattr(self, name) > 0:
+                message = f"{name}={getattr(self, name)}: must be above 0"
+                raise SourceError(message)
+        if self.attempts is not None and self.attempts < 1:
+            message = f"attempts={self.attempts}: must be 1 or more; leave it out to try for ever"
+            raise SourceError(message)
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """What is to be built."""
+
+    uri: str
+    camera: str | None
+    options: SourceOptions
+
+
+def build_source(uri: str, *, camera: str | None = None, options: SourceOptions | None = None) -> Source:
+    """Return the source that ``uri`` names, not yet opened; ``camera`` names it, else its address does.
+
+    Raises ``SourceError`` for a scheme nobody knows and a path where nothing is.
+    """
+    order = _Order(uri.strip(), camera, options or SourceOptions())
+    return _SCHEMES[_scheme(order.uri)].build(order)
+
+
+def is_live(uri: str) -> bool:
+    """Say whether the world goes on when nobody reads ``uri``; opens nothing. Raises like ``build_source``."""
+    uri = uri.strip()
+    return _SCHEMES[_scheme(uri)].live(uri)
+
+
+def unique_names(names: Iterable[str]) -> list[str]:
+    """Return the names in order, a repeated one with ``-2``, ``-3`` behind it: topics on the wire must differ."""
+    given = list(names)
+    taken, unique = set(given), []
+    seen: set[str] = set()
+    for name in given:
+        candidate, number = name, 1
+        while candidate in seen or (candidate != name and candidate in taken):
+            number += 1
+            candidate = f"{name}-{number}"
+        seen.add(candidate)
+        unique.append(candidate)
+    return unique
+
+
+def _scheme(uri: str) -> str:
+    """Return the key of the table that reads ``uri``."""
+    if not uri:
+        message = f"an empty source: name one of {EXAMPLES}"
+        raise SourceError(message)
+    if uri.isdecimal() and not Path(uri).exists():
+        return "camera"
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", uri)
+    if found is None or Path(uri).exists():
+        return "path"
+    scheme = found[1].lower()
+    if scheme not in _SCHEMES or scheme == "path":
+        known = [name for name in _SCHEMES if name != "path"]
+        message = f"{redact(uri)}: unknown scheme {scheme!r}.{nearest(scheme, known)} Known: {EXAMPLES}"
+        raise SourceError(message)
+    return scheme
+
+
+def _camera(order: _Order) -> Source:
+    from stream.camera import CameraMode, CameraSource
+    from stream.network import Patience
+
+    options = order.options
+    number = order.uri.partition(":")[2] if ":" in order.uri else order.uri
+    if not number.isdecimal():
+        message = f"{order.uri}: a webcam has a number: camera:0 is the first, /dev/video0"
+        raise SourceError(message)
+    return CameraSource(
+        int(number),
+        camera=order.camera or f"camera{int(number)}",
+        patience=Patience(options.open_timeout_seconds, options.read_timeout_seconds, options.attempts),
+        mode=CameraMode(options.camera_size, options.camera_rate, options.camera_encoding),
+    )
+
+
+def _rtsp(order: _Order) -> Source:
+    from stream.network import Patience
+    from stream.rtsp import rtsp_source
+
+    options = order.options
+    patience = Patience(options.open_timeout_seconds, options.read_timeout_seconds, options.attempts)
+    return rtsp_source(
+        _with_host(order.uri), camera=order.camera or place(order.uri), patience=patience, transport=options.transport
+    )
+
+
+def _http(order: _Order) -> Source:
+    from stream.http import http_source
+    from stream.network import Patience
+
+    options = order.options
+    patience = Patience(options.open_timeout_seconds, options.read_timeout_seconds, options.attempts)
+    return http_source(_with_host(order.uri), camera=order.camera or place(order.uri), patience=patience)
+
+
+def _http_is_live(uri: str) -> bool:
+    from stream.addresses import is_recording
+
+    return not is_recording(uri)
+
+
+def _with_host(uri: str) -> str:
+    """Return ``uri`` if it has a host that can be asked. Raises ``SourceError``."""
+    try:
+        parts = urlsplit(uri)
+        named = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        named = False
+    if not named:
+        message = f"{redact(uri)}: names no host, or a port that is no number from 1 to 65535; write SCHEME://HOST/PATH"
+        raise SourceError(message)
+    return uri
+
+
+def _line(order: _Order) -> Source:
+    from stream.line import LineSource
+
+    return LineSource.from_uri(order.uri, camera=order.camera)
+
+
+def _line_is_live(uri: str) -> bool:
+    return bool(_line(_Order(uri, None, SourceOptions())).live)
+
+
+def _file(order: _Order) -> Source:
+    path = unquote(urlsplit(order.uri).path) if order.uri.lower().startswith("file:") else order.uri
+    return _path(_Order(path, order.camera, order.options))
+
+
+def _path(order: _Order) -> Source:
+    place_ = Path(order.uri).expanduser()
+    path = str(place_)
+    is_pattern = glob.has_magic(path) and not place_.exists()
+    if is_pattern or place_.is_dir() or place_.suffix.lower() in IMAGE_SUFFIXES:
+        from stream.images import ImagesSource
+
+        _refuse_missing(place_, is_pattern=is_pattern)
+        return ImagesSource(
+            path,
+            suffixes=IMAGE_SUFFIXES,
+            camera=order.camera
+            or (place_.name if place_.is_dir() else place_.stem.strip("*?[]") or place_.parent.name),
+            images_per_second=order.options.images_per_second,
+        )
+    from stream.file import FileSource, Reading
+
+    _refuse_missing(place_, is_pattern=False)
+    reading = Reading(threads="SLICE" if order.options.threads == "slice" else "AUTO")
+    return FileSource(path, camera=order.camera or place_.stem, reading=reading)
+
+
+def _refuse_missing(path: Path, *, is_pattern: bool) -> None:
+    if is_pattern or path.exists():
+        return
+    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    message = f"{path}: no such file or folder.{nearest(path.name, siblings)} A source is one of {EXAMPLES}"
+    raise SourceError(message)
+
+
+@dataclass(frozen=True, slots=True)
+class _Scheme:
+    """A row of the table."""
+
+    build: Callable[[_Order], Source]
+    live: Callable[[str], bool]
+
+
+_SCHEMES: Final[dict[str, _Scheme]] = {
+    "camera": _Scheme(_camera, lambda _: True),
+    "rtsp": _Scheme(_rtsp, lambda _: True),
+    "rtsps": _Scheme(_rtsp, lambda _: True),
+    "http": _Scheme(_http, _http_is_live),
+    "https": _Scheme(_http, _http_is_live),
+    "line": _Scheme(_line, _line_is_live),
+    "file": _Scheme(_file, lambda _: False),
+    "path": _Scheme(_path, lambda _: False),
+}

@@ -98,8 +98,8 @@ def text_tile(text: str, size: int, weight: int, room: int) -> Levels:
 def draw_legend(image: Image, lines: Sequence[Line]) -> None:
     """Draw the legend into the upper left corner of ``image``, a picture of our own.
 
-    It takes half of the picture's width and height at most (a little more width where the picture is tiny); lines that find no room are left out, from the
-    last one on.
+    It takes half of the picture's width and height at most (more of the width where the picture is tiny); lines that
+    find no room are left out, from the last one on.
 
     Args:
         image: uint8 RGB, (height, width, 3).

@@ -147,7 +147,7 @@ def legend_lines(explanation: Explanation, now: float, interval_seconds: float |
     age = max(frame.age_seconds(now), 0.0)
     fresh = f"{age * 1000:.0f} ms" if age < 1.0 else f"{age:.1f} s"
     rate = f" · {1.0 / interval_seconds:.1f}/s" if interval_seconds else ""
-    lines.append(Line(f"{frame.camera} · {fresh}{rate}", GREY, scale=0.75))
+    lines.append(Line(f"{fresh}{rate} · {frame.camera}", GREY, scale=0.75))
     lines.extend(Line(_named(f), GREY, scale=0.75) for f in findings[1 : 1 + _OTHERS_LISTED])
     return lines
 

@@ -1,0 +1,160 @@
+"""Reading fields of JSON that nobody has vouched for.
+
+Pure. Every reader names the key, what it found and what it wanted; none lets another exception than ``WireError`` out.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NoReturn, Self
+
+from pipeline.errors import WireError
+from pipeline.frames import Box
+
+
+def text_of(text: str) -> str:
+    """Return ``text`` as utf-8 can carry it: an undecodable byte of a file name becomes a question mark."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _refused(word: str) -> NoReturn:
+    raise WireError(f"header: {word} is not JSON")
+
+
+class Fields:
+    """One JSON object whose keys are read by kind."""
+
+    def __init__(self, values: Mapping[str, Any], where: str = "") -> None:
+        self._values = values
+        self._where = where
+
+    @classmethod
+    def parse(cls, packed: bytes) -> Self:
+        """Read a JSON object from utf-8.
+
+        Raises:
+            WireError: it is not one.
+        """
+        try:
+            values = json.loads(packed.decode("utf-8"), parse_constant=_refused)
+        except (ValueError, RecursionError) as error:
+            raise WireError(f"header: {packed[:40]!r}… is not a JSON object in utf-8") from error
+        if not isinstance(values, dict):
+            raise WireError(f"header: a JSON {type(values).__name__}, not an object")
+        return cls(values)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
+    def _wrong(self, key: str, wanted: str) -> WireError:
+        found = repr(self._values[key])[:60] if key in self._values else "missing"
+        return WireError(f"{self._where}{key}: {found}; it must be {wanted}")
+
+    def _value(self, key: str, wanted: str) -> Any:  # noqa: ANN401 - JSON gives anything
+        if key not in self._values:
+            raise self._wrong(key, wanted)
+        return self._values[key]
+
+    def text(self, key: str, longest: int) -> str:
+        """Read a string of at most ``longest`` characters that utf-8 can carry."""
+        wanted = f"a string of at most {longest} characters"
+        value = self._value(key, wanted)
+        if not isinstance(value, str) or len(value) > longest or text_of(value) != value:
+            raise self._wrong(key, wanted)
+        return value
+
+    def integer(self, key: str, least: int, most: int) -> int:
+        """Read an integer in [least, most]."""
+        wanted = f"an integer from {least} to {most}"
+        value = self._value(key, wanted)
+        if type(value) is not int or not least <= value <= most:
+            raise self._wrong(key, wanted)
+        return value
+
+    def integers(self, key: str, count: int, least: int, most: int) -> list[int]:
+        """Read a list of ``count`` integers in [least, most]."""
+        wanted = f"{count} integers from {least} to {most}"
+        value = self._value(key, wanted)
+        if not isinstance(value, list) or len(value) != count:
+            raise self._wrong(key, wanted)
+        if not all(type(each) is int and least <= each <= most for each in value):
+            raise self._wrong(key, wanted)
+        return value
+
+    def number(self, key: str) -> float:
+        """Read a finite number."""
+        value = self._value(key, "a finite number")
+        if not _is_finite(value):
+            raise self._wrong(key, "a finite number")
+        return float(value)
+
+    def optional_number(self, key: str) -> float | None:
+        """Read a finite number, or None for null and for a missing key."""
+        return None if self._values.get(key) is None else self.number(key)
+
+    def numbers(self, key: str) -> dict[str, float]:
+        """Read an object of finite numbers; a missing key is an empty one."""
+        value = self._values.get(key, {})
+        if not isinstance(value, dict) or not all(_is_finite(each) for each in value.values()):
+            raise self._wrong(key, "an object of finite numbers")
+        return {text_of(name): float(each) for name, each in value.items()}
+
+    def box(self, key: str) -> Box | None:
+        """Read [left, top, right, bottom], or None for null and for a missing key."""
+        value = self._values.get(key)
+        return None if value is None else self._box_of(key, value)
+
+    def boxes(self, key: str, most: int) -> tuple[Box, ...]:
+        """Read a list of at most ``most`` boxes."""
+        value = self._value(key, "a list of boxes")
+        if not isinstance(value, list) or len(value) > most:
+            raise self._wrong(key, f"a list of at most {most} boxes")
+        return tuple(self._box_of(key, each) for each in value)
+
+    def _box_of(self, key: str, value: object) -> Box:
+        if not isinstance(value, list) or len(value) != 4 or not all(_is_finite(each) for each in value):
+            raise self._wrong(key, "[left, top, right, bottom] in pixels")
+        box = Box(*(float(each) for each in value))
+        if not (box.left <= box.right and box.top <= box.bottom):
+            raise self._wrong(key, "[left, top, right, bottom] in pixels, left <= right and top <= bottom")
+        return box
+
+    def object(self, key: str) -> Fields | None:
+        """Read an object, or None for null and for a missing key."""
+        value = self._values.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise self._wrong(key, "an object or null")
+        return Fields(value, f"{self._where}{key}.")
+
+    def objects(self, key: str, most: int) -> Iterator[Fields]:
+        """Read a list of at most ``most`` objects."""
+        value = self._value(key, "a list of objects")
+        if not isinstance(value, list) or len(value) > most or not all(isinstance(each, dict) for each in value):
+            raise self._wrong(key, f"a list of at most {most} objects")
+        return (Fields(each, f"{self._where}{key}[{place}].") for place, each in enumerate(value))
+
+    def base64_bytes(self, key: str, count: int) -> bytes:
+        """Read ``count`` bytes written in base64."""
+        wanted = f"{count} bytes in base64, one per cell of the grid"
+        value = self._value(key, wanted)
+        if not isinstance(value, str) or len(value) != (count + 2) // 3 * 4:
+            raise self._wrong(key, wanted)
+        try:
+            found = base64.b64decode(value, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise self._wrong(key, wanted) from error
+        if len(found) != count:
+            raise self._wrong(key, wanted)
+        return found
+
+
+def _is_finite(value: object) -> bool:
+    if type(value) is int:
+        return abs(value) < 1 << 1000
+    return type(value) is float and math.isfinite(value)

@@ -1,0 +1,90 @@
+"""Pictures as JPEG, and back: RGB on our side, limits checked before the decoder allocates.
+
+Pure. Knows nothing about messages.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+import cv2
+import numpy as np
+
+from pipeline.errors import WireError
+from pipeline.frames import Image
+
+MAX_PICTURE_BYTES: Final = 64 << 20
+MAX_SIDE_PIXELS: Final = 16384
+MAX_PICTURE_PIXELS: Final = 100_000_000
+
+_SIZE_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_BARE_MARKERS = frozenset({0x01, *range(0xD0, 0xD9)})
+
+
+def encode_picture(image: Image, jpeg_quality: int = 80) -> bytes:
+    """Compress an RGB picture, uint8 (height, width, 3), as JPEG.
+
+    Raises:
+        WireError: it cannot be, for instance because a side exceeds ``MAX_SIDE_PIXELS``.
+    """
+    height, width = image.shape[:2]
+    if max(height, width) > MAX_SIDE_PIXELS:
+        raise WireError(f"picture: {width}x{height}, a side is longer than {MAX_SIDE_PIXELS} pixels; send it smaller")
+    flags = [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality]
+    good, packed = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), flags)
+    if not good:
+        raise WireError(f"picture: {width}x{height} could not be compressed as JPEG")
+    return packed.tobytes()
+
+
+def decode_picture(payload: bytes) -> Image:
+    """Decode a payload that has been ``measured``: uint8 RGB, (height, width, 3), read-only.
+
+    Raises:
+        WireError: it is no JPEG picture.
+    """
+    try:
+        picture = cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error as error:
+        raise WireError(f"payload: {len(payload)} bytes are no JPEG picture") from error
+    if picture is None:
+        raise WireError(f"payload: {len(payload)} bytes are no JPEG picture")
+    image: Image = picture.astype(np.uint8, copy=False)
+    image.flags.writeable = False
+    return image
+
+
+def measured(payload: bytes) -> tuple[int, int]:
+    """Return (width, height) from a JPEG's frame header (ITU-T T.81, B.2.2), without decoding it.
+
+    A few hundred bytes may claim a picture of gigabytes; this looks before the decoder allocates.
+
+    Raises:
+        WireError: it is no JPEG, or beyond a limit.
+    """
+    if len(payload) > MAX_PICTURE_BYTES:
+        raise WireError(f"payload: {len(payload)} bytes, more than {MAX_PICTURE_BYTES}")
+    if payload[:2] != b"\xff\xd8":
+        raise WireError(f"payload: {payload[:4]!r}… is no JPEG picture")
+    place = 2
+    while place + 4 <= len(payload):
+        if payload[place] != 0xFF:
+            break
+        marker = payload[place + 1]
+        if marker == 0xFF:
+            place += 1
+        elif marker in _BARE_MARKERS:
+            place += 2
+        elif marker in _SIZE_MARKERS:
+            if place + 9 > len(payload):
+                break
+            height, width = struct.unpack_from(">HH", payload, place + 5)
+            if max(width, height) > MAX_SIDE_PIXELS or width * height > MAX_PICTURE_PIXELS:
+                raise WireError(f"payload: {width}x{height} pixels; at most {MAX_PICTURE_PIXELS} are decoded")
+            return width, height
+        elif marker in {0xD9, 0xDA}:
+            break
+        else:
+            place += 2 + struct.unpack_from(">H", payload, place + 2)[0]
+    raise WireError(f"payload: a JPEG of {len(payload)} bytes without a size; it is cut off or damaged")

@@ -51,7 +51,9 @@ class Recipe:
         try:
             return self.labels.index(label)
         except ValueError:
-            raise ModelError(f"label {label!r} is none of {', '.join(self.labels)}: name every class in labels") from None
+            raise ModelError(
+                f"label {label!r} is none of {', '.join(self.labels)}: name every class in labels"
+            ) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,8 +108,16 @@ def _oil(canvas: Image, rng: np.random.Generator, scale: float) -> None:
     blot = np.zeros(region.shape[:2], np.uint8)
     for _ in range(4):
         centre = (round(reach + rng.normal(0, 7 * scale)), round(reach + rng.normal(0, 7 * scale)))
-        cv2.ellipse(blot, centre, (round(rng.uniform(8, 20) * scale), round(rng.uniform(6, 14) * scale)),
-                    float(rng.uniform(0, 180)), 0.0, 360.0, 255, -1)
+        cv2.ellipse(
+            blot,
+            centre,
+            (round(rng.uniform(8, 20) * scale), round(rng.uniform(6, 14) * scale)),
+            float(rng.uniform(0, 180)),
+            0.0,
+            360.0,
+            255,
+            -1,
+        )
     soft = cv2.GaussianBlur(blot, (0, 0), 3.0 * scale).astype(np.float32)[..., None] / 255.0
     region[:] = (region * (1.0 - rng.uniform(0.25, 0.5) * soft)).astype(np.uint8)
 
@@ -123,10 +131,13 @@ def _scuff(canvas: Image, rng: np.random.Generator, scale: float) -> None:
     cv2.line(canvas, ends[0].tolist(), ends[1].tolist(), tone, max(1, round(1.6 * scale)), cv2.LINE_AA, 4)
 
 
-def _corners(x: float, y: float, turn: float, points: list[tuple[float, float]]) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
+def _corners(
+    x: float, y: float, turn: float, points: list[tuple[float, float]]
+) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
     cosine, sine = math.cos(turn), math.sin(turn)
     return np.array(
-        [(round((x + a * cosine - b * sine) * 16), round((y + a * sine + b * cosine) * 16)) for a, b in points], np.int32
+        [(round((x + a * cosine - b * sine) * 16), round((y + a * sine + b * cosine) * 16)) for a, b in points],
+        np.int32,
     )
 
 
@@ -134,7 +145,12 @@ def _paper_label(canvas: Image, rng: np.random.Generator, scale: float) -> None:
     x, y = _place(canvas, rng, 36 * scale)
     turn = rng.uniform(0, math.pi)
     half_width, half_height = 26 * scale, 15 * scale
-    sheet = [(-half_width, -half_height), (half_width, -half_height), (half_width, half_height), (-half_width, half_height)]
+    sheet = [
+        (-half_width, -half_height),
+        (half_width, -half_height),
+        (half_width, half_height),
+        (-half_width, half_height),
+    ]
     cv2.fillPoly(canvas, [_corners(x, y, turn, sheet)], (214, 212, 202), cv2.LINE_AA, 4)
     left = -half_width + 4 * scale
     while left < half_width - 5 * scale:
@@ -147,7 +163,13 @@ def _paper_label(canvas: Image, rng: np.random.Generator, scale: float) -> None:
 def _screw(canvas: Image, rng: np.random.Generator, scale: float) -> None:
     x, y = _place(canvas, rng, 34 * scale)
     turn = rng.uniform(0, 2 * math.pi)
-    shaft = [(0.0, -3.5 * scale), (26 * scale, -3.5 * scale), (29 * scale, 0.0), (26 * scale, 3.5 * scale), (0.0, 3.5 * scale)]
+    shaft = [
+        (0.0, -3.5 * scale),
+        (26 * scale, -3.5 * scale),
+        (29 * scale, 0.0),
+        (26 * scale, 3.5 * scale),
+        (0.0, 3.5 * scale),
+    ]
     head = [(-7 * scale, -8 * scale), (0.0, -8 * scale), (0.0, 8 * scale), (-7 * scale, 8 * scale), (-9 * scale, 0.0)]
     shadow = 3 * scale
     for outline in (shaft, head):

@@ -52,7 +52,7 @@ class Camera:
 def _light(rng: np.random.Generator, size: tuple[int, int], drift: int, scale: float) -> Image:
     """Gain of the lamp over a field wider than the picture by twice ``drift``: gradient, glow, fall-off, shadow, tint."""
     width, height = size[0] + 2 * drift, size[1]
-    y, x = np.mgrid[-1 : 1 : 64j, -1 : 1 : 96j].astype(np.float32)
+    y, x = np.mgrid[-1:1:64j, -1:1:96j].astype(np.float32)
     turn = rng.uniform(0.0, 2 * math.pi)
     gain = 1.04 + rng.uniform(0.05, 0.14) * (x * math.cos(turn) + y * math.sin(turn))
     glow_x, glow_y = rng.uniform(-0.6, 0.6, 2)
@@ -65,7 +65,9 @@ def _light(rng: np.random.Generator, size: tuple[int, int], drift: int, scale: f
     return np.clip(np.asarray(field)[..., None] * tint * _UNITY, 30, 235).astype(np.uint8)
 
 
-def _bar_shadow(rng: np.random.Generator, size: tuple[int, int], scale: float) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+def _bar_shadow(
+    rng: np.random.Generator, size: tuple[int, int], scale: float
+) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
     """The soft shadow of a cable or a strut across the picture."""
     shade = np.zeros((size[1], size[0]), np.uint8)
     top, bottom = rng.uniform(0.1, 0.9, 2) * size[0]

@@ -118,7 +118,9 @@ def _on_metal(
     rim = cv2.erode(sheet.solid, np.ones((3, 3), np.uint8), iterations=max(1, round(3 * sheet.scale)))
     rows, columns = np.nonzero(rim)
     best, chosen = -1.0, ((0.0, 0.0), 0.0)
-    grid_along, grid_across = (g.ravel() for g in np.meshgrid(np.linspace(-reach, reach, 9), (-width / 2, 0, width / 2)))
+    grid_along, grid_across = (
+        g.ravel() for g in np.meshgrid(np.linspace(-reach, reach, 9), (-width / 2, 0, width / 2))
+    )
     side = rim.shape[0] - 1
     for _ in range(24):
         pick = int(rng.integers(len(rows)))

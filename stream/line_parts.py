@@ -170,9 +170,20 @@ def _drawn(kind: str, scale: float) -> tuple[Mask, Mask]:
     middle = _fixed((centre, centre))
     if drawing.hub:
         cv2.circle(relief, middle, round(drawing.hub * big * 16), 200, -1, cv2.LINE_AA, 4)
-    size, place = big * 0.42, (round(centre - 17 * big), round(centre + 1.0 * big + (drawing.hub or drawing.bore) * big + 13 * big))
-    cv2.putText(relief, kind[:2].upper() + str(len(drawing.holes)) + "7", place, cv2.FONT_HERSHEY_SIMPLEX, size, 10,
-                max(1, round(1.7 * big)), cv2.LINE_AA)
+    size, place = (
+        big * 0.42,
+        (round(centre - 17 * big), round(centre + 1.0 * big + (drawing.hub or drawing.bore) * big + 13 * big)),
+    )
+    cv2.putText(
+        relief,
+        kind[:2].upper() + str(len(drawing.holes)) + "7",
+        place,
+        cv2.FONT_HERSHEY_SIMPLEX,
+        size,
+        10,
+        max(1, round(1.7 * big)),
+        cv2.LINE_AA,
+    )
     small = (side, side)
     return (
         np.asarray(cv2.resize(outline, small, interpolation=cv2.INTER_AREA), np.uint8),

@@ -170,7 +170,9 @@ def _compose(ground: Image, sheet: Sheet, scale: float) -> None:
 
 def _paint_dot(sheet: Sheet, rng: np.random.Generator) -> None:
     """Put an inspector's dot of paint on the metal: crisp, small and bright, and no defect."""
-    rows, columns = np.nonzero(cv2.erode(sheet.solid, np.ones((3, 3), np.uint8), iterations=max(1, round(8 * sheet.scale))))
+    rows, columns = np.nonzero(
+        cv2.erode(sheet.solid, np.ones((3, 3), np.uint8), iterations=max(1, round(8 * sheet.scale)))
+    )
     if not len(rows):
         return
     pick = int(rng.integers(len(rows)))

@@ -1,0 +1,161 @@
+"""The simulated inspection line as a camera: ``line:?fps=30&size=1280x720&seed=7``.
+
+For trying everything without a camera, and for tests that need to know the truth: each frame carries it. What is
+drawn, and what counts as true, stands in ``line_scene``.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Self
+from urllib.parse import parse_qsl
+
+from pipeline.errors import SourceError, nearest
+from pipeline.frames import Frame
+from pipeline.ports import Health
+from stream.line_scene import Scene, draw_frame
+
+_BUFFER_FRAMES = 4
+"""A camera's driver keeps so many frames for a reader that is late; the older ones are lost, as a gap in the index."""
+_OPTIONS = ("fps", "size", "seed", "frames", "paced")
+
+
+class LineSource:
+    """A camera above the simulated line.
+
+    Paced, it is live: frame k is there k / fps seconds after the start, whether or not anybody was ready. Unpaced it
+    gives frames as fast as they are taken, like a file. Both give the same pictures at the same index.
+    """
+
+    def __init__(
+        self,
+        *,
+        fps: float = 30.0,
+        size: tuple[int, int] = (640, 480),
+        seed: int = 7,
+        camera: str = "line",
+        paced: bool = True,
+        frames: int | None = None,
+    ) -> None:
+        """Take ``size`` as (width, height) in pixels; ``frames`` None means without end.
+
+        Raises ``SourceError`` for values out of range.
+        """
+        if frames is not None and frames < 1:
+            raise SourceError(f"line: frames={frames}: it must be 1 or more; leave it out for a line without end")
+        self.camera = camera
+        self.uri = f"line:?fps={fps:g}&size={size[0]}x{size[1]}&seed={seed}&paced={int(paced)}"
+        if frames is not None:
+            self.uri += f"&frames={frames}"
+        self.live = paced
+        self.frames_total = frames
+        self.rate: float | None = fps
+        self._fps = fps
+        try:
+            self._scene = Scene(size=size, seed=seed, fps=fps)
+        except ValueError as error:
+            raise SourceError(f"{self.uri}: {error}") from None
+        self._health = Health("connecting")
+
+    @classmethod
+    def from_uri(cls, uri: str, camera: str | None = None) -> Self:
+        """Make one from ``line:`` or ``line:?key=value&...``; the keys are fps, size, seed, frames and paced (0 or 1).
+
+        Raises ``SourceError`` for an unknown key or a value that is none.
+        """
+        given = _query(uri)
+        size = _size(uri, given.get("size", "640x480"))
+        return cls(
+            fps=_number(uri, "fps", given.get("fps", "30")),
+            size=size,
+            seed=_whole(uri, "seed", given.get("seed", "7")),
+            camera="line" if camera is None else camera,
+            paced=_flag(uri, "paced", given.get("paced", "1")),
+            frames=_whole(uri, "frames", given["frames"]) if "frames" in given else None,
+        )
+
+    @property
+    def health(self) -> Health:
+        """How it does right now."""
+        return self._health
+
+    def frames(self, stop: threading.Event) -> Iterator[Frame]:
+        """Give frames until ``frames`` have passed, or until ``stop`` is set: then before the next frame."""
+        start = time.monotonic()
+        index = 0
+        self._health = Health("live")
+        while (self.frames_total is None or index < self.frames_total) and not stop.is_set():
+            image, truth = draw_frame(self._scene, index)
+            if self.live and stop.wait(max(0.0, start + index / self._fps - time.monotonic())):
+                break
+            seconds = index / self._fps
+            yield Frame(image, self.camera, index, time.monotonic(), pts_seconds=seconds, truth=truth)
+            index = self._next(index, time.monotonic() - start)
+        self._health = Health("ended")
+
+    def _next(self, index: int, seconds: float) -> int:
+        """Return the frame to give after ``index`` when ``seconds`` have passed: none is skipped unless long overdue."""
+        if not self.live:
+            return index + 1
+        return max(index + 1, math.floor(seconds * self._fps) - _BUFFER_FRAMES + 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        self._health = Health("ended")
+
+
+def _query(uri: str) -> dict[str, str]:
+    """Return the options of a ``line:`` URI, each key known and given once."""
+    scheme, _, rest = uri.partition(":")
+    rest = rest.removeprefix("//")
+    if scheme.lower() != "line" or (rest and not rest.startswith("?")):
+        raise SourceError(f"{uri}: write line: or line:?key=value&...; for example line:?fps=30&size=1280x720&seed=7")
+    given: dict[str, str] = {}
+    try:
+        pairs = parse_qsl(rest[1:], keep_blank_values=True, strict_parsing=True) if len(rest) > 1 else []
+    except ValueError:
+        raise SourceError(f"{uri}: every option reads key=value, with & between them") from None
+    for key, value in pairs:
+        if key not in _OPTIONS:
+            hint = nearest(key, _OPTIONS)
+            raise SourceError(f"{uri}: {key!r} is no option of the line; it has {', '.join(_OPTIONS)}.{hint}")
+        if key in given:
+            raise SourceError(f"{uri}: {key} is given twice; give it once")
+        given[key] = value
+    return given
+
+
+def _number(uri: str, key: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise SourceError(f"{uri}: {key}={text}: it must be a number, for example {key}=30") from None
+
+
+def _whole(uri: str, key: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise SourceError(f"{uri}: {key}={text}: it must be a whole number, for example {key}=7") from None
+
+
+def _size(uri: str, text: str) -> tuple[int, int]:
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(height) > 0):
+        raise SourceError(f"{uri}: size={text}: it must be WIDTHxHEIGHT in pixels, for example size=1280x720")
+    return int(width), int(height)
+
+
+def _flag(uri: str, key: str, text: str) -> bool:
+    words = {"0": False, "no": False, "false": False, "1": True, "yes": True, "true": True}
+    if text.lower() not in words:
+        raise SourceError(f"{uri}: {key}={text}: it must be 0 or 1")
+    return words[text.lower()]

@@ -19,6 +19,7 @@ MAX_SIDE_PIXELS: Final = 16384
 MAX_PICTURE_PIXELS: Final = 100_000_000
 
 _SIZE_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_LAST_MARKERS = frozenset({0xD9, 0xDA})
 _BARE_MARKERS = frozenset({0x01, *range(0xD0, 0xD9)})
 
 
@@ -56,7 +57,7 @@ def decode_picture(payload: bytes) -> Image:
 
 
 def measured(payload: bytes) -> tuple[int, int]:
-    """Return (width, height) from a JPEG's frame header (ITU-T T.81, B.2.2), without decoding it.
+    """Return (width, height) from a JPEG's frame header, without decoding it.
 
     A few hundred bytes may claim a picture of gigabytes; this looks before the decoder allocates.
 
@@ -67,24 +68,28 @@ def measured(payload: bytes) -> tuple[int, int]:
         raise WireError(f"payload: {len(payload)} bytes, more than {MAX_PICTURE_BYTES}")
     if payload[:2] != b"\xff\xd8":
         raise WireError(f"payload: {payload[:4]!r}… is no JPEG picture")
+    place = _size_segment(payload)
+    if place is None:
+        raise WireError(f"payload: a JPEG of {len(payload)} bytes without a size; it is cut off or damaged")
+    height, width = struct.unpack_from(">HH", payload, place + 5)
+    if max(width, height) > MAX_SIDE_PIXELS or width * height > MAX_PICTURE_PIXELS:
+        raise WireError(f"payload: {width}x{height} pixels; at most {MAX_PICTURE_PIXELS} are decoded")
+    return width, height
+
+
+def _size_segment(payload: bytes) -> int | None:
+    """Find where the frame header starts (ITU-T T.81, B.2.2); None where the picture begins without one."""
     place = 2
-    while place + 4 <= len(payload):
-        if payload[place] != 0xFF:
-            break
+    while place + 9 <= len(payload) and payload[place] == 0xFF:
         marker = payload[place + 1]
-        if marker == 0xFF:
+        if marker in _SIZE_MARKERS:
+            return place
+        if marker in _LAST_MARKERS:
+            return None
+        if marker == 0xFF:  # filling
             place += 1
         elif marker in _BARE_MARKERS:
             place += 2
-        elif marker in _SIZE_MARKERS:
-            if place + 9 > len(payload):
-                break
-            height, width = struct.unpack_from(">HH", payload, place + 5)
-            if max(width, height) > MAX_SIDE_PIXELS or width * height > MAX_PICTURE_PIXELS:
-                raise WireError(f"payload: {width}x{height} pixels; at most {MAX_PICTURE_PIXELS} are decoded")
-            return width, height
-        elif marker in {0xD9, 0xDA}:
-            break
         else:
             place += 2 + struct.unpack_from(">H", payload, place + 2)[0]
-    raise WireError(f"payload: a JPEG of {len(payload)} bytes without a size; it is cut off or damaged")
+    return None

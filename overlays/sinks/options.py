@@ -1,0 +1,24 @@
+"""What sinks may be told, as plain values: no sink reads the environment or a file of the user's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class SinkOptions:
+    """The knobs of every sink; each takes those that concern it."""
+
+    jpeg_quality: int = 80
+    """Of pictures on the wire, 1 to 100."""
+    linger_seconds: float = 0.5
+    """How long the network sink may take at the end to send what waits."""
+    video_quality: int = 23
+    """x264's constant rate factor of recordings: 0 lossless, 51 worst."""
+    video_preset: str = "ultrafast"
+    """x264's. At 720p ``ultrafast`` takes 0.3 of the processor time of ``veryfast`` and makes files 1.8x as large."""
+    fallback_rate: float = 30.0
+    """Frames per second of a recording's last frame, and of frames without any time."""
+    display: str | None = None
+    """Where a window can open: DISPLAY or WAYLAND_DISPLAY, or any word where the system always has a screen (macOS,
+    Windows); None: there is none."""

@@ -1,0 +1,56 @@
+"""When each frame of a recording is shown: the stream's own clock, mended where it stumbles. Pure."""
+
+from __future__ import annotations
+
+from typing import Final
+
+TICKS_PER_SECOND: Final = 90_000
+"""The clock of MPEG (ISO/IEC 13818-1): 30, 25 and 24 frames per second all fall on whole ticks."""
+_LONGEST_GAP_SECONDS: Final = 6 * 3600.0
+"""A jump further than this is a clock that was set, not a pause."""
+
+
+class Timeline:
+    """Turns times of frames into ticks that start at 0 and always grow.
+
+    A stream has one clock: ``pts_seconds`` where its first frame has one, ``taken_at`` otherwise. Where the clock
+    goes back (a loop, a reconnect), stands still, jumps by hours or is missing, the frame follows its predecessor by
+    as much as that one followed its own.
+    """
+
+    def __init__(self, fallback_rate: float = 30.0) -> None:
+        """Take the frames per second to go by where no time is known."""
+        self._step = max(1, round(TICKS_PER_SECOND / fallback_rate))
+        self._ticks: int | None = None
+        self._last_seconds: float | None = None
+        self._uses_pts = True
+        self._origin = 0.0
+
+    @property
+    def step_ticks(self) -> int:
+        """How long the last frame is shown."""
+        return self._step
+
+    def ticks(self, pts_seconds: float | None, taken_at: float) -> int:
+        """Return when the next frame is shown, in ticks."""
+        if self._ticks is None:
+            self._uses_pts = pts_seconds is not None
+        seconds = pts_seconds if self._uses_pts else taken_at
+        if self._ticks is None:
+            self._ticks = 0
+            self._origin = seconds or 0.0
+        else:
+            self._ticks = self._next(self._ticks, seconds)
+        self._last_seconds = seconds if seconds is not None else self._last_seconds
+        return self._ticks
+
+    def _next(self, before: int, seconds: float | None) -> int:
+        last = self._last_seconds
+        if seconds is None or last is None or not 0.0 < seconds - last < _LONGEST_GAP_SECONDS:
+            now = before + self._step
+            if seconds is not None:
+                self._origin = seconds - now / TICKS_PER_SECOND
+            return now
+        now = max(round((seconds - self._origin) * TICKS_PER_SECOND), before + 1)
+        self._step = now - before
+        return now

@@ -1,0 +1,91 @@
+"""The table of sinks: a URI becomes a door. A newcomer is one file beside this one and one line here.
+
+Importing it imports no vendor: ZeroMQ, OpenCV's windows and FFmpeg come with the first sink that needs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+from overlays.sinks.options import SinkOptions
+from pipeline.errors import SinkError, nearest
+from pipeline.ports import Sink
+
+__all__ = ["SINKS", "SinkOptions", "build_sink"]
+
+Builder = Callable[[str, Sequence[str], SinkOptions], Sink]
+
+
+def _window(uri: str, cameras: Sequence[str], options: SinkOptions) -> Sink:  # noqa: ARG001 - one shape for all
+    from overlays.sinks.window import WindowSink
+
+    return WindowSink(options=options)
+
+
+def _zeromq(uri: str, cameras: Sequence[str], options: SinkOptions) -> Sink:  # noqa: ARG001 - one shape for all
+    from overlays.sinks.zeromq import ZeroMqSink
+
+    return ZeroMqSink(uri, options=options)
+
+
+def _recorder(uri: str, cameras: Sequence[str], options: SinkOptions) -> Sink:
+    from overlays.sinks.recorder import RecorderSink
+
+    return RecorderSink(Path(uri), cameras=tuple(cameras), options=options)
+
+
+def _log(uri: str, cameras: Sequence[str], options: SinkOptions) -> Sink:  # noqa: ARG001 - one shape for all
+    from overlays.sinks.log import LogSink
+
+    return LogSink(Path(uri))
+
+
+SINKS: Final[Mapping[str, Builder]] = MappingProxyType(
+    {
+        "window": _window,
+        "tcp://": _zeromq,
+        "ipc://": _zeromq,
+        ".mp4": _recorder,
+        ".mkv": _recorder,
+        ".jsonl": _log,
+    }
+)
+"""What a sink's URI is, begins with, or ends with."""
+
+_EXAMPLES: Final = "window, tcp://127.0.0.1:5555, ipc:///tmp/overlays, out.mp4, out.mkv or out.jsonl"
+
+
+def build_sink(uri: str, *, cameras: Sequence[str] = (), options: SinkOptions | None = None) -> Sink:
+    """Make the sink a URI names; nothing is opened yet.
+
+    Args:
+        uri: ``window``, ``tcp://host:port``, ``ipc://path``, ``*.mp4``, ``*.mkv`` or ``*.jsonl``.
+        cameras: the names of the cameras that will come, where they are known: a recorder gives each its file.
+        options: plain values for all sinks.
+
+    Raises:
+        SinkError: no sink is named so, or its address is written wrong.
+    """
+    build = SINKS.get(_kind(uri))
+    if build is None:
+        raise SinkError(_unknown(uri))
+    return build(uri, cameras, options or SinkOptions())
+
+
+def _kind(uri: str) -> str:
+    """Return what the table goes by: a scheme, a file's suffix, or the whole word."""
+    if "://" in uri:
+        return uri.partition("://")[0].lower() + "://"
+    return Path(uri).suffix.lower() or uri
+
+
+def _unknown(uri: str) -> str:
+    kind = _kind(uri)
+    if kind in {"http://", "https://"}:
+        return f"sink {kind}…: the web page is not there yet; use {_EXAMPLES}"
+    shown = f"{kind}…" if "://" in uri else uri
+    wanted = "a sink's scheme" if "://" in uri else "a sink's name or suffix"
+    return f"sink {shown!r}: {kind!r} is not {wanted}; use {_EXAMPLES}.{nearest(kind, SINKS)}"

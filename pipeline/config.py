@@ -224,7 +224,7 @@ def _sentence(error: ErrorDetails, name: str, overrides: Mapping[str, Any]) -> s
         return f"{place}: unknown key.{nearest(str(path[-1]), _known_keys(path))}"
     said = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     value = error["input"]
-    if path and path[-1] == "uri" or isinstance(value, Mapping | list):
+    if (path and path[-1] == "uri") or isinstance(value, Mapping | list):
         # A URI may hold a password, and a whole map says nothing.
         return f"{place}: should be {said}" if error["type"] != "value_error" else f"{place}: {said}"
     lead = "" if error["type"] == "value_error" else "should be "
@@ -250,8 +250,13 @@ def _given(path: list[int | str], overrides: Mapping[str, Any]) -> bool:
 
 
 def _known_keys(path: list[int | str]) -> list[str]:
-    model: type[BaseModel] = Config
-    parts = {"engine": EngineConfig, "overlay": OverlayConfig, "sources": SourceConfig, "sinks": SinkConfig}
+    model: type[_Knobs] = Config
+    parts: dict[str, type[_Knobs]] = {
+        "engine": EngineConfig,
+        "overlay": OverlayConfig,
+        "sources": SourceConfig,
+        "sinks": SinkConfig,
+    }
     for part in path[:-1]:
         model = parts.get(str(part), model)
     return list(model.model_fields)

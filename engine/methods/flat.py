@@ -77,6 +77,8 @@ def find_flat(tail: nn.Module, features: Tensor, kernel: Kernel) -> FlatPlan | N
         if layer.out_features * channels * rows * columns * layer.weight.element_size() > MAXIMUM_BYTES:
             return None
         pooling = _pooling(before, features[:1], width // channels)
+        if not _holds(pooling, before, features[:1]):
+            return None
         weight = layer.weight.view(layer.out_features, channels, -1)
         blocks = weight.permute(2, 1, 0) if pooling is None else torch.einsum("dcq,pq->pcd", weight, pooling)
         bias = None if layer.bias is None else layer.bias.detach()
@@ -93,3 +95,12 @@ def _pooling(before: nn.Module, example: Tensor, cells_out: int) -> Tensor | Non
     matrix = answer.clone()
     same = cells_out == rows * columns and torch.equal(matrix, torch.eye(cells_out).to(matrix))
     return None if same else matrix
+
+
+def _holds(pooling: Tensor | None, before: nn.Module, example: Tensor) -> bool:
+    """Say whether ``before`` does to a real map what the matrix says it does."""
+    maps = example.flatten(2)
+    expected = maps if pooling is None else maps @ pooling
+    with torch.inference_mode():
+        answer = before(example)
+    return bool(torch.allclose(answer.flatten(), expected.flatten(), rtol=1e-3, atol=1e-3 * float(maps.abs().max())))

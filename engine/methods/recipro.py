@@ -10,8 +10,9 @@ Masked maps are computed only where no cheaper exact way is known: see ``engine.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -138,9 +139,12 @@ class ExplainedNetwork(nn.Module):
     For plans that are one module the whole of it can be compiled by a backend like any other network.
     """
 
+    plan: Plan
+    head: Any
+
     classes: Tensor | None
 
-    def __init__(self, head: nn.Module, plan: Plan, target: Target, grid: tuple[int, int]) -> None:
+    def __init__(self, head: Callable[[Tensor], Tensor], plan: Plan, target: Target, grid: tuple[int, int]) -> None:
         super().__init__()
         self.head = head
         self.plan = plan
@@ -150,7 +154,9 @@ class ExplainedNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return softmax scores (N, K), the explained classes (N, T), and their heat (N, T, h, w)."""
-        scores, every = self.plan(self.head(images))
+        features = self.head(images)
+        # A plan that is one module runs in float32: it is cheap, and half precision would blur what cells say.
+        scores, every = self.plan(features.float() if self.plan.facts.one_module else features)
         scores = scores.float()
         fixed = self.classes
         chosen = top_classes(scores, self.top) if fixed is None else fixed[None].expand(scores.shape[0], -1)

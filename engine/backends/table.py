@@ -1,0 +1,70 @@
+"""The table of backends: module and example input to a callable, one file each.
+
+A backend gets a module in inference mode on its device and precision, and gives back something that answers as the
+module does. Vendor imports stay inside the member's file.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from torch import Tensor, nn
+
+from pipeline.errors import ConfigError, nearest
+
+Compiled = Callable[[Tensor], Any]
+"""What a backend gives back: called as the module is."""
+
+
+class Backend(Protocol):
+    """What each member's file holds as module-level functions."""
+
+    def missing(self, device: str) -> str:
+        """Return why it cannot run on ``device`` here and what to do, or "" when it can."""
+        ...
+
+    def compile(self, module: nn.Module, example: Tensor) -> Compiled:
+        """Return a callable that answers as ``module`` does, for inputs of the example's shape and dtype.
+
+        Raises ``BackendError`` when this module cannot be compiled here.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BackendEntry:
+    """One member of the table."""
+
+    member: str
+    """The file that holds it."""
+    any_batch: bool
+    """Whether what it compiles takes any batch size; otherwise batches are filled up to a compiled one."""
+    says: str
+    """What it is, in one line."""
+
+    def load(self) -> Any:  # noqa: ANN401 - a module that keeps the Backend protocol
+        """Import the member."""
+        return importlib.import_module(self.member)
+
+
+BACKENDS: Final[dict[str, BackendEntry]] = {
+    "eager": BackendEntry("engine.backends.eager", any_batch=True, says="PyTorch as it is, channels last"),
+    "inductor": BackendEntry("engine.backends.inductor", any_batch=False, says="torch.compile; needs a C++ compiler"),
+}
+"""Every backend by name."""
+
+
+def choose_backend(name: str) -> str:
+    """Return the backend's name; ``auto`` becomes one that starts at once and is right everywhere.
+
+    Raises:
+        ConfigError: there is no such backend.
+    """
+    if name == "auto":
+        return "eager"
+    if name not in BACKENDS:
+        raise ConfigError(f"backend {name!r} is unknown; choose auto, {', '.join(BACKENDS)}.{nearest(name, BACKENDS)}")
+    return name

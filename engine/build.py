@@ -1,0 +1,132 @@
+"""From a cut network to something that runs: plan, precision, device, backend, and the proof that it still agrees."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from engine.backends.table import BACKENDS, Compiled
+from engine.devices import DTYPES
+from engine.methods.kernels import Kernel
+from engine.methods.recipro import ExplainedNetwork, Target, choose_plan
+from engine.split import Split
+from pipeline.errors import BackendError
+
+SCORE_TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1}
+"""How far softmax scores may be from eager float32's on the probe; beyond it a backend is refused."""
+HEAT_TOLERANCE = {"fp32": 5e-3, "fp16": 5e-2, "bf16": 1.5e-1}
+"""How far heat may be from eager float32's on the probe, as a mean over the grid."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """How a cut network is to run."""
+
+    target: Target
+    kernel: Kernel
+    backend: str
+    precision: str
+    device: torch.device
+    budget_bytes: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The network's arithmetic."""
+        return DTYPES[self.precision]
+
+
+class Runner:
+    """Runs the explained network on batches of any size up to a limit."""
+
+    def __init__(self, split: Split, build: Build) -> None:
+        """Plan, compile for one image, and prove.
+
+        Raises:
+            BackendError: the backend is missing here, cannot compile this network, or disagrees with eager float32.
+        """
+        self.split = split
+        self.build = build
+        backend = BACKENDS[build.backend].load()
+        if lacking := backend.missing(build.device.type):
+            raise BackendError(f"backend {build.backend!r}: {lacking}")
+        probe = self._probe(1)
+        with torch.inference_mode():
+            features = split.head(probe)
+        self.plan = choose_plan(split.tail, features, build.kernel, build.budget_bytes)
+        reference = ExplainedNetwork(split.head, self.plan, build.target, split.grid)
+        plain = build.backend == "eager" and build.precision == "fp32" and build.device.type == "cpu"
+        truth = None if plain else _answers(reference, probe)
+        self._module = _placed(reference, build)
+        self._compiled: dict[int, Compiled] = {}
+        self._compile(1)
+        if truth is not None:
+            example = probe.to(build.device, build.dtype).contiguous(memory_format=torch.channels_last)
+            _compare(truth, self(example), build)
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return scores (N, K), explained classes (N, T) and heat (N, T, h, w) for normalised images (N, 3, H, W)."""
+        count = len(images)
+        size = count if BACKENDS[self.build.backend].any_batch else 1 << (count - 1).bit_length()
+        if size > count:
+            images = torch.cat((images, images[-1:].expand(size - count, -1, -1, -1)))
+        with torch.inference_mode():
+            scores, classes, heat = self._compile(size)(images)
+        return scores[:count], classes[:count], heat[:count]
+
+    def _compile(self, count: int) -> Compiled:
+        key = 0 if BACKENDS[self.build.backend].any_batch else count
+        if key not in self._compiled:
+            backend = BACKENDS[self.build.backend].load()
+            example = self._probe(count).to(self.build.device, self.build.dtype)
+            example = example.contiguous(memory_format=torch.channels_last)
+            if self.plan.facts.one_module:
+                self._compiled[key] = backend.compile(self._module, example)
+            else:
+                head = backend.compile(self._module.head, example)
+                # The plan drives the tail itself, chunk by chunk.
+                self._compiled[key] = ExplainedNetwork(head, self._module.plan, self.build.target, self.split.grid)
+        return self._compiled[key]
+
+    def _probe(self, count: int) -> Tensor:
+        """Draw smooth random pictures: noise alone looks the same everywhere to a deep network."""
+        generator = torch.Generator().manual_seed(count)
+        coarse = torch.randn((count, 3, 7, 7), generator=generator)
+        fine = torch.randn((count, 3, *self.split.image_size), generator=generator)
+        smooth = torch.nn.functional.interpolate(coarse, size=self.split.image_size, mode="bicubic")
+        return (smooth + 0.3 * fine).contiguous(memory_format=torch.channels_last)
+
+
+def _placed(module: ExplainedNetwork, build: Build) -> ExplainedNetwork:
+    """Return the module on its device: the head in its precision, and a plan that is one module in float32."""
+    if build.precision == "fp32" and build.device.type == "cpu":
+        return module.to(memory_format=torch.channels_last)
+    placed = copy.deepcopy(module).to(build.device).to(memory_format=torch.channels_last)
+    placed.head.to(build.dtype)
+    if not placed.plan.facts.one_module:
+        placed.plan.to(build.dtype)
+    return placed
+
+
+def _answers(module: nn.Module, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    with torch.inference_mode():
+        scores, classes, heat = module(images)
+    return scores, classes, heat
+
+
+def _compare(truth: tuple[Tensor, Tensor, Tensor], told: tuple[Tensor, Tensor, Tensor], build: Build) -> None:
+    """Refuse a backend whose answers to the probe are too far from eager float32's."""
+    scores = float((told[0].float().cpu() - truth[0]).abs().max())
+    # Heat is compared only for classes both explained: half precision may rank two near-equal classes otherwise.
+    same = told[1].cpu() == truth[1]
+    apart = (told[2].float().cpu() - truth[2]).abs().mean((2, 3))[same]
+    heat = float(apart.max()) if apart.numel() else 0.0
+    allowed, heat_allowed = SCORE_TOLERANCE[build.precision], HEAT_TOLERANCE[build.precision]
+    if not (scores <= allowed and heat <= heat_allowed):
+        raise BackendError(
+            f"backend {build.backend!r} in {build.precision} disagrees with eager float32 on a probe image: scores by "
+            f"{scores:.3g} (allowed {allowed:g}), heat by {heat:.3g} (allowed {heat_allowed:g}); use --precision fp32 "
+            "or another --backend"
+        )

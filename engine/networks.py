@@ -1,0 +1,276 @@
+"""A name, and maybe a file, to a network ready to be cut: weights, labels, input size, mean and std.
+
+torchvision, timm and the small network of the line are the builders; each is one function in ``_BUILDERS``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import torch
+from torch import nn
+
+from engine.methods.recipro import Target
+from engine.model_file import ModelFile, read_model_file
+from engine.models import IMAGENET_MEAN, IMAGENET_STD, MODELS, ModelEntry, lookup
+from engine.weights import load_into, read_state
+from pipeline.errors import ConfigError, ModelError, nearest
+
+log = logging.getLogger(__name__)
+
+RANDOM = "random"
+"""What ``--weights`` takes for an untrained network: for measuring cost, never for verdicts."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A classifier with all that is needed to use it."""
+
+    net: nn.Module
+    name: str
+    labels: tuple[str, ...]
+    """Class names as the weights or a file give them; see ``class_names`` for K of them."""
+    input_size: tuple[int, int]
+    """Height and width in pixels."""
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    layer: str | None
+    """The table's cut point; None = found by itself."""
+    labels_from: str = ""
+    """The file the names were read from, if the user gave one."""
+
+
+def load_network(model: str, *, weights: Path | str | None = None, labels: Path | None = None) -> Network:
+    """Return the network called ``model``.
+
+    Args:
+        model: a name of the table, or any torchvision or timm classifier's.
+        weights: a state dict, ``"random"``, or None for the builder's pretrained ones.
+        labels: a file with one class name a line, or a JSON list; None = those of the weights.
+
+    Raises:
+        ModelError: an unknown name, weights that do not fit or cannot be had.
+        ConfigError: labels that do not match the class count.
+    """
+    entry = lookup(model) or _entry_by_builder(model)
+    network = _BUILDERS[entry.builder](entry, weights)
+    return network if labels is None else replace(network, labels=read_labels(labels), labels_from=str(labels))
+
+
+def class_names(network: Network, count: int) -> tuple[str, ...]:
+    """Return one name per class of a network that turned out to have ``count`` classes.
+
+    Raises:
+        ConfigError: a labels file was given and holds another number of names.
+    """
+    if len(network.labels) == count:
+        return network.labels
+    if network.labels_from:
+        raise ConfigError(
+            f"labels {network.labels_from!r}: {len(network.labels)} names for {count} classes; give {count}"
+        )
+    log.warning("%s has %d classes and no names for them; give --labels FILE", network.name, count)
+    return tuple(f"class {k}" for k in range(count))
+
+
+def _entry_by_builder(model: str) -> ModelEntry:
+    """Find a name outside the table with the builders; raise ModelError with the nearest known one."""
+    import torchvision
+
+    names = torchvision.models.list_models(module=torchvision.models)
+    if model in names:
+        size, mean, std = _validated_at(model)
+        return ModelEntry(model, size, mean, std)
+    plain = model.removeprefix("timm/")
+    try:
+        import timm
+    except ImportError:
+        hint = nearest(model, [*MODELS, *names])
+        more = " (timm's models need the extra: uv sync --extra timm)"
+        raise ModelError(f"model {model!r} is unknown.{hint} `run.py models` lists them{more}") from None
+    if timm.is_model(plain):
+        config = timm.get_pretrained_cfg(plain)
+        _, height, width = config.input_size if config else (3, 224, 224)
+        mean, std = (_triple(config.mean), _triple(config.std)) if config else (IMAGENET_MEAN, IMAGENET_STD)
+        return ModelEntry(plain, (height, width), mean, std, builder="timm")
+    hint = nearest(model, [*MODELS, *names]) or nearest(plain, timm.list_models())
+    raise ModelError(f"model {model!r} is unknown.{hint} `run.py models` lists them")
+
+
+def _validated_at(
+    name: str,
+) -> tuple[tuple[int, int], tuple[float, float, float], tuple[float, float, float]]:
+    """Return input size, mean and std that torchvision's own weights of ``name`` were validated with."""
+    import torchvision
+
+    try:
+        transforms = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    except (ValueError, AttributeError):
+        return (224, 224), IMAGENET_MEAN, IMAGENET_STD
+    side = int(transforms.crop_size[0])
+    return (side, side), _triple(transforms.mean), _triple(transforms.std)
+
+
+def _triple(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = values
+    return float(red), float(green), float(blue)
+
+
+def build_untrained(entry: ModelEntry, count: int | None = None) -> nn.Module:
+    """Return the entry's network with random weights, in inference mode, for ``count`` classes (None = its own)."""
+    classes: dict[str, Any] = {} if count is None else {"num_classes": count}
+    if entry.builder == "line_net":
+        from engine.line_net import LineNet
+
+        return LineNet(count or 5).eval()
+    if entry.builder == "timm":
+        import timm
+
+        created: nn.Module = timm.create_model(entry.name, pretrained=False, **classes)
+        return created.eval()
+    import torchvision
+
+    try:
+        built: nn.Module = torchvision.models.get_model(entry.name, weights=None, **dict(entry.options), **classes)
+    except TypeError as reason:
+        raise ModelError(f"model {entry.name!r} cannot be built for {count} classes ({reason})") from reason
+    return built.eval()
+
+
+def _seeded(entry: ModelEntry) -> nn.Module:
+    """Return a random network, the same at each call, leaving the caller's random state alone."""
+    log.warning("%s runs with random weights: its verdicts mean nothing", entry.name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build_untrained(entry)
+
+
+def _with_weights(entry: ModelEntry, weights: Path | str, labels: Sequence[str]) -> Network:
+    if weights == RANDOM:
+        net = _seeded(entry)
+    else:
+        path = Path(weights)
+        net = load_into(lambda count: build_untrained(entry, count), read_state(path), entry.name, path)
+    return Network(net, entry.name, tuple(labels), entry.input_size, entry.mean, entry.std, entry.layer)
+
+
+def _from_torchvision(entry: ModelEntry, weights: Path | str | None) -> Network:
+    import torchvision
+
+    try:
+        known = torchvision.models.get_model_weights(entry.name).DEFAULT
+    except (ValueError, AttributeError):
+        known = None
+    labels = known.meta["categories"] if known is not None else ()
+    if weights is not None:
+        return _with_weights(entry, weights, labels)
+    if known is None:
+        raise ModelError(f"model {entry.name!r}: torchvision has no weights for it; give --weights FILE")
+    try:
+        net: nn.Module = torchvision.models.get_model(entry.name, weights=known)
+    except (URLError, OSError, RuntimeError) as reason:
+        raise ModelError(_no_download(entry.name, known.url, reason)) from reason
+    return Network(net.eval(), entry.name, tuple(labels), entry.input_size, entry.mean, entry.std, entry.layer)
+
+
+def _no_download(name: str, url: str, reason: BaseException) -> str:
+    return (
+        f"model {name!r}: its pretrained weights cannot be downloaded ({reason}). Where there is a network, fetch "
+        f"{url} and give it with --weights FILE"
+    )
+
+
+def _from_timm(entry: ModelEntry, weights: Path | str | None) -> Network:
+    if weights is not None:
+        return _with_weights(entry, weights, ())
+    import timm
+
+    try:
+        net = timm.create_model(entry.name, pretrained=True).eval()
+    except Exception as reason:  # the hub's client raises errors of its own making
+        first = str(reason).strip().splitlines()[0][:160] if str(reason).strip() else type(reason).__name__
+        raise ModelError(
+            f"model {entry.name!r}: its pretrained weights cannot be downloaded ({first}); give --weights FILE"
+        ) from reason
+    return Network(net, entry.name, (), entry.input_size, entry.mean, entry.std, entry.layer)
+
+
+def _line_net(entry: ModelEntry, weights: Path | str | None) -> Network:
+    if weights == RANDOM:
+        return _with_weights(entry, weights, ())
+    if weights is None:
+        raise ModelError(
+            f"model {entry.name!r}: give its weights with --weights FILE, or train them: run.py train-line"
+        )
+    return network_of(read_model_file(Path(weights)), Path(weights))
+
+
+def network_of(file: ModelFile, path: Path) -> Network:
+    """Return the network a model file holds."""
+    entry = lookup(file.model) or _entry_by_builder(file.model)
+    net = load_into(lambda _: build_untrained(entry, len(file.labels)), file.state, entry.name, path)
+    return Network(net, entry.name, file.labels, file.input_size, file.mean, file.std, file.layer or entry.layer)
+
+
+_BUILDERS: dict[str, Callable[[ModelEntry, Path | str | None], Network]] = {
+    "torchvision": _from_torchvision,
+    "timm": _from_timm,
+    "line_net": _line_net,
+}
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """Return class names from a text file (one a line) or a JSON list.
+
+    Raises:
+        ConfigError: the file is missing, not text, or empty.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as reason:
+        raise ConfigError(f"labels {str(path)!r}: not readable ({reason}); give a text file, one name a line") from None
+    if text.lstrip().startswith("["):
+        try:
+            listed = json.loads(text)
+        except json.JSONDecodeError as reason:
+            raise ConfigError(f"labels {str(path)!r}: not JSON ({reason}); give a list of names") from None
+        names = tuple(str(name) for name in listed)
+    else:
+        names = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if not names:
+        raise ConfigError(f"labels {str(path)!r}: holds no names; give one a line")
+    return names
+
+
+def choose_target(words: Sequence[str], labels: Sequence[str]) -> Target:
+    """Return the explained classes for ``top1``, ``topN``, class names or indices.
+
+    Raises:
+        ConfigError: a class the network does not have, with the nearest right one; or top-N mixed with names.
+    """
+    if len(words) == 1 and words[0].lower().startswith("top") and words[0][3:].isdigit():
+        count = int(words[0][3:])
+        if not 1 <= count <= len(labels):
+            raise ConfigError(
+                f"target {words[0]!r}: the network has {len(labels)} classes; choose top1 to top{len(labels)}"
+            )
+        return Target(top=count)
+    folded = {label.casefold(): k for k, label in reversed(list(enumerate(labels)))}
+    chosen: list[int] = []
+    for word in words:
+        if word.casefold() in folded:
+            chosen.append(folded[word.casefold()])
+        elif word.isdigit() and int(word) < len(labels):
+            chosen.append(int(word))
+        elif word.lstrip("-").isdigit():
+            raise ConfigError(f"target {word!r}: the network's classes go from 0 to {len(labels) - 1}")
+        else:
+            hint = nearest(word.casefold(), folded)
+            raise ConfigError(f"target {word!r} is no class of this network.{hint} Give top1, a name, or an index")
+    return Target(classes=tuple(dict.fromkeys(chosen)))

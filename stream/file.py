@@ -127,8 +127,11 @@ class FileSource:
         except (av.error.FFmpegError, OSError) as error:
             raise SourceError(self._cannot_open(error)) from None
         stream = video_stream(self._container)
+        if stream is None and len(self._container.streams) == 0:
+            self._close()
+            raise SourceError(self._unreadable())
         if stream is None:
-            kinds = ", ".join(sorted({s.type for s in self._container.streams})) or "nothing"
+            kinds = ", ".join(sorted({s.type for s in self._container.streams}))
             self._close()
             message = f"{self.uri}: holds no video, only {kinds}; name a file with moving pictures"
             raise SourceError(message)
@@ -211,12 +214,15 @@ class FileSource:
 
     def _cannot_open(self, error: Exception) -> str:
         if isinstance(error, av.error.InvalidDataError):
-            return (
-                f"{self.uri}: is no video FFmpeg can read, whatever its name says, or its beginning or index is "
-                f"missing (an unfinished recording); {_REMUX}"
-            )
+            return self._unreadable()
         failure = failure_of(error, waited_for="answer", seconds=self._reading.open_timeout_seconds or 0.0)
         return f"{self.uri}: cannot be opened: {failure.words}"
+
+    def _unreadable(self) -> str:
+        return (
+            f"{self.uri}: is no video FFmpeg can read, whatever its name says, or its beginning or index is missing "
+            f"(an unfinished recording); {_REMUX}"
+        )
 
     def _close(self) -> None:
         self._pictures = iter(())

@@ -77,6 +77,7 @@ class LiveSource:
         self._line = line
         self._health = Health()
         self._failures = 0  # attempts in a row that gave no picture
+        self._gave_pictures = False  # whether this connection gave one
         self._index = 0
         self._clock = StreamClock()
         self._last_pts: float | None = None
@@ -103,11 +104,14 @@ class LiveSource:
                 if lost.ended:
                     self._say("ended", lost.failure.words)
                     return
+                if not self._gave_pictures:
+                    self._failures += 1
                 self._wait(lost.failure, stop)
 
     def _connection(self, stop: threading.Event) -> Iterator[Frame]:
         """Give the frames of one connection. Raises ``Lost`` at its end, unless ``stop`` was set."""
         line, waited_for, seconds = self._line, "answer", self._line.open_timeout_seconds
+        self._gave_pictures = False
         try:
             with line.open() as container:
                 waited_for, seconds = "picture", line.read_timeout_seconds
@@ -126,13 +130,9 @@ class LiveSource:
         decoding = Decoding(trust=Trust(patience_packets=_DOUBT_PACKETS))
         rgb = RgbConverter()
         self._clock.restart()
-        corrupt_before, first, self._last_pts = self._health.corrupt, True, None
+        corrupt_before, self._last_pts = self._health.corrupt, None
         for picture in decoding.run(self._fed(self._line.packets(container, stop), decoding), stop):
-            if first:
-                self._came_alive()
-                first = False
-            if self._health.state != "live" or self._health.corrupt != corrupt_before + decoding.corrupt:
-                self._health = replace(self._health, state="live", reason="", corrupt=corrupt_before + decoding.corrupt)
+            self._note_live(corrupt=corrupt_before + decoding.corrupt)
             self._last_pts = None if picture.pts is None else picture.time
             image, taken_at = rgb.convert(picture), time.monotonic()
             pts = self._clock.tell(self._last_pts, arrived_at=taken_at)
@@ -152,13 +152,15 @@ class LiveSource:
                 self._say("stalled", "packets come, but no picture: waiting for a key picture")
             yield packet
 
-    def _came_alive(self) -> None:
-        """Count a reconnect once it has given a picture: that it could be opened proves nothing."""
-        again = self._index > 0
-        self._failures = 0
-        self._health = replace(
-            self._health, state="live", reason="", reconnects=self._health.reconnects + (1 if again else 0)
-        )
+    def _note_live(self, *, corrupt: int) -> None:
+        """Say that a picture came. A reconnect counts from its first picture: being open proves nothing."""
+        reconnects = self._health.reconnects
+        if not self._gave_pictures:
+            reconnects += 1 if self._index > 0 else 0
+            self._gave_pictures, self._failures = True, 0
+        health = Health("live", reconnects=reconnects, corrupt=corrupt)
+        if health != self._health:
+            self._health = health
 
     def _has_ended(self, container: InputContainer) -> bool:
         """Say whether a stream of known length was read to its end; a camera has no length, its end is a loss."""
@@ -171,13 +173,12 @@ class LiveSource:
     def _wait(self, failure: Failure, stop: threading.Event) -> None:
         """Wait until the next attempt. Raises ``ConnectionLostError`` where there is to be none."""
         attempts = self._line.attempts
-        if failure.pace == "never" or (attempts is not None and self._failures + 1 >= attempts):
-            tried = f" (given up after {self._failures + 1} attempts)" if failure.pace != "never" else ""
+        if failure.pace == "never" or (attempts is not None and self._failures >= attempts):
+            tried = f" (attempt {self._failures} of {attempts})" if attempts is not None else ""
             self._say("failed", failure.words)
             message = f"{self.uri}: {failure.words}{tried}; check that it is on, and the address"
             raise ConnectionLostError(message)
         delay = self._line.backoff.delay_seconds(self._failures, self._line.chance, pace=failure.pace)
-        self._failures += 1
         self._say("waiting", failure.words)
         stop.wait(delay)
         if not stop.is_set():

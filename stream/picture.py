@@ -12,9 +12,13 @@ import cv2
 import numpy as np
 from av.sidedata.sidedata import SideDataContainer
 from av.sidedata.sidedata import Type as SideDataType
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import Interpolation, VideoReformatter
 
 from pipeline.frames import Image
+
+# Without it 10-bit pictures come out 1.6 levels too dark on the mean. Pictures of 8 bits take FFmpeg's fast path, 1
+# level too dark, with or without it: exact ones would cost ten times the 0.3 ms that a 720p picture takes.
+_EXACT_ABOVE_8_BITS: Final = int(Interpolation.BILINEAR | Interpolation.FULL_CHR_H_INT)
 
 # (transposed, mirrored left-right, mirrored top-bottom) -> OpenCV's word for it, where it has one.
 _ROTATIONS: Final = {
@@ -38,8 +42,8 @@ class RgbConverter:
 
     def convert(self, picture: av.VideoFrame) -> Image:
         """Return the picture as uint8 RGB (height, width, 3), contiguous, the way up its metadata asks for."""
-        rgb = self._reformatter.reformat(picture, format="rgb24", threads=1).to_ndarray()
-        image: Image = np.ascontiguousarray(rgb, dtype=np.uint8)
+        rgb = self._reformatter.reformat(picture, format="rgb24", threads=1, interpolation=_EXACT_ABOVE_8_BITS)
+        image: Image = np.ascontiguousarray(rgb.to_ndarray(), dtype=np.uint8)
         turn = orientation(picture)
         return image if turn == (False, False, False) else upright(image, turn)
 

@@ -163,7 +163,7 @@ def _with_host(uri: str) -> str:
     except ValueError:
         named = False
     if not named:
-        message = f"{redact(uri)}: names no host, or a port that is no number from 1 to 65535; write SCHEME://HOST/PATH"
+        message = f"{redact(uri)}: names no host, or a port outside 1 to 65535; write SCHEME://HOST/PATH"
         raise SourceError(message)
     return uri
 

@@ -1,0 +1,108 @@
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import SourceError
+from pipeline.ports import Source
+from stream.sources import SourceOptions, build_source, is_live, unique_names
+
+
+@pytest.mark.parametrize(
+    ("uri", "camera", "live"),
+    [
+        ("0", "camera0", True),
+        ("camera:2", "camera2", True),
+        ("rtsp://me:secret@door:554/live", "door:554/live", True),
+        ("rtsps://door/live?token=abc", "door/live", True),
+        ("http://door/stream", "door/stream", True),
+        ("https://door/live.m3u8", "door/live.m3u8", True),
+        ("https://me:secret@door/film.mp4?x=1", "door/film.mp4", False),
+    ],
+)
+def test_an_address_names_its_source_and_says_whether_it_is_live(uri, camera, live):
+    source = build_source(uri)
+    assert isinstance(source, Source)
+    assert source.camera == camera
+    assert source.live is live
+    assert is_live(uri) is live
+    assert "secret" not in source.uri
+    assert "abc" not in source.uri
+
+
+def test_files_and_folders_are_named_after_themselves(make_clip):
+    clip = make_clip("bottles.mp4")
+    assert build_source(str(clip)).camera == "bottles"
+    assert build_source(f"file://{clip}").camera == "bottles"
+    assert build_source(str(clip.parent)).camera == clip.parent.name
+    assert not is_live(str(clip))
+    assert not is_live(f"file://{clip}")
+
+
+def test_a_name_given_wins_over_the_address():
+    assert build_source("rtsp://door/live", camera="front").camera == "front"
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("rstp://door/live", "unknown scheme 'rstp'. Did you mean 'rtsp'?"),
+        ("rstp://me:secret@door/live", "rstp://***@door/live: unknown scheme"),
+        ("cam:0", "Did you mean 'camera'?"),
+        ("camera:front", "a webcam has a number"),
+        ("", "an empty source"),
+        ("/nowhere/film.mp4", "no such file"),
+        ("rtsp://", "names no host"),
+        ("http://door:99999/x", "a port outside 1 to 65535"),
+    ],
+)
+def test_a_bad_address_is_refused_with_its_cure_and_without_its_secrets(uri, words):
+    with pytest.raises(SourceError) as caught:
+        build_source(uri)
+    assert words in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_file_misspelt_is_told_its_nearest_neighbour(make_clip):
+    clip = make_clip("bottles.mp4")
+    with pytest.raises(SourceError, match=r"Did you mean 'bottles\.mp4'"):
+        build_source(str(clip.with_name("botles.mp4")))
+
+
+def test_a_file_whose_name_looks_like_an_address_is_a_file(make_clip, monkeypatch):
+    clip = make_clip("take:1.mp4")
+    monkeypatch.chdir(clip.parent)
+    assert build_source("take:1.mp4").camera == "take:1"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"read_timeout_seconds": 0}, "read_timeout_seconds=0: must be above 0"),
+        ({"images_per_second": float("nan")}, "must be above 0"),
+        ({"attempts": 0}, "attempts=0"),
+    ],
+)
+def test_options_out_of_range_are_refused(options, words):
+    with pytest.raises(SourceError, match=words):
+        SourceOptions(**options)
+
+
+@given(st.lists(st.sampled_from(["door", "door-2", "door-3", "yard"]), max_size=8))
+def test_names_become_unique_and_keep_their_order(names):
+    unique = unique_names(names)
+    assert len(set(unique)) == len(unique) == len(names)
+    assert all(new.startswith(old) for new, old in zip(unique, names, strict=True))
+    assert unique_names(unique) == unique
+
+
+def test_a_name_that_needs_no_change_keeps_its_own():
+    assert unique_names(["door", "door", "door-2", "yard"]) == ["door", "door-3", "door-2", "yard"]
+
+
+def test_the_table_imports_no_decoder():
+    program = "import sys, stream.sources as s; s.is_live('rtsp://x/y'); s.is_live('http://x/y.mp4'); s.redact('a')"
+    program += "; sys.exit(bool({'av', 'cv2', 'torch'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -32,6 +32,18 @@ class PlanFacts:
     """One sentence: what about the tail made this plan the one."""
     one_module: bool
     """Whether head, tail and explanation are one graph that a backend compiles as a whole."""
+    layer: str | None = None
+    """The explained layer's qualified name, where it is known."""
+    grid: tuple[int, int] | None = None
+    """Rows and columns of the masked grid, where the plan is made for one size only."""
+    windows: tuple[tuple[str, int, int], ...] = ()
+    """How many rows and columns of a later map one cell can change at the most, where these numbers grow."""
+    multiply_adds: int | None = None
+    """Of all cells of one image by this plan."""
+    dense_multiply_adds: int | None = None
+    """Of all cells of one image by the definition."""
+    bytes: int | None = None
+    """Memory this plan works in at the most, beside the network's own weights."""
 
 
 class Plan(nn.Module):
@@ -42,6 +54,10 @@ class Plan(nn.Module):
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return the plain network's scores and every cell's."""
         raise NotImplementedError
+
+    def answers(self, features: Tensor, cells: Tensor) -> Tensor:
+        """Return the scores of some cells only: (N, len(cells), K), before the softmax."""
+        return self(features)[1][:, cells.to(features.device)]  # type: ignore[no-any-return]
 
 
 def definition(tail: nn.Module, features: Tensor, kernel: Kernel, cells: Tensor) -> Tensor:

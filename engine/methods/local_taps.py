@@ -1,0 +1,200 @@
+"""How far a layer reaches: for every row and column of its output, the rows and columns of its input it looks at.
+
+Convolutions, pools and paddings look at a rectangle, so rows and columns can be told apart: two small tables say it
+all, strides, dilations, padding modes and ceilings included. Knows nothing about masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+Kind = Literal["convolution", "average", "largest", "copy"]
+
+
+@dataclass(frozen=True, eq=False)
+class Taps:
+    """Where each output position looks: input rows (h', kh) and columns (w', kw); -1 = outside the map."""
+
+    rows: Tensor
+    columns: Tensor
+
+    @property
+    def count(self) -> int:
+        """How many input positions one output position looks at."""
+        return self.rows.shape[1] * self.columns.shape[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Spatial:
+    """A layer that looks beyond its own cell."""
+
+    kind: Kind
+    """``convolution``; ``average`` or ``largest`` of the taps; ``copy`` of the only one."""
+    taps: Taps
+    weight: Tensor | None = None
+    """(C', C / groups, kh, kw) of a convolution."""
+    bias: Tensor | None = None
+    groups: int = 1
+    scale: Tensor | None = None
+    """What an average multiplies the sum of its taps inside the map with: (h' * w',)."""
+
+
+_CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_LARGEST = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+_AVERAGE = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+_ADAPTIVE = ("input", "output_size")
+_MEAN = ("input", "dim", "keepdim")
+_PAD = ("input", "pad", "mode", "value")
+
+_FUNCTIONS: dict[object, tuple[str, tuple[str, ...]]] = {
+    F.conv2d: ("convolution", _CONVOLUTION),
+    F.max_pool2d: ("largest", _LARGEST),
+    torch.max_pool2d: ("largest", _LARGEST),
+    F.avg_pool2d: ("average", _AVERAGE),
+    F.adaptive_avg_pool2d: ("adaptive average", _ADAPTIVE),
+    F.adaptive_max_pool2d: ("adaptive largest", _ADAPTIVE),
+    torch.mean: ("mean", _MEAN),
+    "mean": ("mean", _MEAN),
+    F.pad: ("pad", _PAD),
+}
+
+_MODULES: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
+    nn.Conv2d: ("convolution", _CONVOLUTION[1:]),
+    nn.MaxPool2d: ("largest", _LARGEST[1:]),
+    nn.AvgPool2d: ("average", _AVERAGE[1:]),
+    nn.AdaptiveAvgPool2d: ("adaptive average", _ADAPTIVE[1:]),
+    nn.AdaptiveMaxPool2d: ("adaptive largest", _ADAPTIVE[1:]),
+}
+
+
+def read_spatial(
+    root: nn.Module, node: fx.Node, arguments: tuple[tuple[Any, ...], dict[str, Any]], before: Tensor, after: Tensor
+) -> Spatial | None:
+    """Return what a node does to its neighbourhood, or None where it is no such layer (or one unknown here).
+
+    Args:
+        root: whose modules the node names.
+        node: the layer in the graph.
+        arguments: its arguments with values in place of nodes; the first is ``before``.
+        before: the map it was given, (1, C, h, w).
+        after: what it gave.
+    """
+    values, keywords = arguments
+    if node.op == "call_module":
+        module = root.get_submodule(str(node.target))
+        kind, names = _MODULES.get(type(module), ("", ()))
+        options = {name: getattr(module, name, None) for name in names}
+        options["padding_mode"] = getattr(module, "padding_mode", "zeros")
+        again: Callable[[Tensor], Tensor] = module
+    else:
+        kind, names = _FUNCTIONS.get(node.target, ("", ()))
+        options = dict(zip(names, values, strict=False)) | keywords
+        call: Any = getattr(torch.Tensor, node.target) if isinstance(node.target, str) else node.target
+
+        def again(maps: Tensor) -> Tensor:
+            answer: Tensor = call(maps, *values[1:], **{k: v for k, v in keywords.items() if k != "input"})
+            return answer
+
+    return _read(kind, options, before, after, again) if kind else None
+
+
+def _read(
+    kind: str, options: dict[str, Any], before: Tensor, after: Tensor, again: Callable[[Tensor], Tensor]
+) -> Spatial | None:
+    if options.get("return_indices"):
+        return None
+    grid_in = (before.shape[2], before.shape[3])
+    if kind == "mean":
+        dims = options.get("dim")
+        if not isinstance(dims, list | tuple) or sorted(int(d) % 4 for d in dims) != [2, 3] or "dtype" in options:
+            return None
+        return _averaging(_adaptive(grid_in, (1, 1)), before, again)
+    if after.dim() != 4:
+        return None
+    grid_out = (after.shape[2], after.shape[3])
+    if kind == "convolution":
+        return _convolution(options, grid_in, grid_out)
+    if kind.startswith("adaptive"):
+        taps = _adaptive(grid_in, grid_out)
+        return _averaging(taps, before, again) if kind.endswith("average") else Spatial("largest", taps)
+    if kind == "pad":
+        return _padding(options, grid_in, grid_out)
+    kernel = _pair(options["kernel_size"])
+    strides = _pair(options.get("stride") or kernel)
+    pads, dilations = _pair(options.get("padding") or 0), _pair(options.get("dilation") or 1)
+    taps = Taps(
+        *(
+            _sliding(n, m, k, s, p, d)
+            for n, m, k, s, p, d in zip(grid_in, grid_out, kernel, strides, pads, dilations, strict=True)
+        )
+    )
+    return Spatial("largest", taps) if kind == "largest" else _averaging(taps, before, again)
+
+
+def _convolution(options: dict[str, Any], grid_in: tuple[int, int], grid_out: tuple[int, int]) -> Spatial:
+    weight: Tensor = options["weight"]
+    kernel = (weight.shape[2], weight.shape[3])
+    strides, dilations = _pair(options.get("stride") or 1), _pair(options.get("dilation") or 1)
+    padding = options.get("padding") or 0
+    if padding == "valid":
+        padding = 0
+    if padding == "same":
+        padding = tuple(d * (k - 1) // 2 for d, k in zip(dilations, kernel, strict=True))
+    pads, mode = _pair(padding), options.get("padding_mode", "zeros")
+    tables = (
+        _sliding(n, m, k, s, p, d, mode)
+        for n, m, k, s, p, d in zip(grid_in, grid_out, kernel, strides, pads, dilations, strict=True)
+    )
+    return Spatial("convolution", Taps(*tables), weight, options.get("bias"), int(options.get("groups") or 1))
+
+
+def _padding(options: dict[str, Any], grid_in: tuple[int, int], grid_out: tuple[int, int]) -> Spatial | None:
+    """Read constant padding; what it adds never changes with the mask, whatever the constant."""
+    pads = tuple(int(p) for p in options["pad"])
+    if options.get("mode", "constant") != "constant" or len(pads) not in {2, 4}:
+        return None
+    left, top = pads[0], pads[2] if len(pads) == 4 else 0
+    return Spatial("copy", Taps(*(_sliding(grid_in[i], grid_out[i], 1, 1, (top, left)[i], 1) for i in (0, 1))))
+
+
+def _averaging(taps: Taps, before: Tensor, again: Callable[[Tensor], Tensor]) -> Spatial:
+    """Let the layer itself tell its divisors, on a map of ones."""
+    inside = (taps.rows >= 0).sum(1)[:, None] * (taps.columns >= 0).sum(1)[None]
+    ones = again(torch.ones_like(before[:, :1])).flatten()
+    return Spatial("average", taps, scale=ones / inside.flatten().clamp_min(1).to(ones))
+
+
+def _sliding(size: int, count: int, kernel: int, stride: int, pad: int, dilation: int, mode: str = "zeros") -> Tensor:
+    """Return the taps of a sliding window along one axis: (count, kernel)."""
+    places = np.arange(count)[:, None] * stride - pad + np.arange(kernel)[None] * dilation
+    if mode == "replicate":
+        places = places.clip(0, size - 1)
+    elif mode == "reflect":
+        places = np.abs(places)
+        places = np.where(places >= size, 2 * (size - 1) - places, places)
+    elif mode == "circular":
+        places %= size
+    return torch.from_numpy(np.where((places >= 0) & (places < size), places, -1))
+
+
+def _adaptive(grid_in: tuple[int, int], grid_out: tuple[int, int]) -> Taps:
+    """Return the taps of adaptive pooling: each output's share of the axis, rounded outwards."""
+    tables = []
+    for size, count in zip(grid_in, grid_out, strict=True):
+        first = np.arange(count) * size // count
+        last = -(-(np.arange(count) + 1) * size // count)
+        places = first[:, None] + np.arange(int((last - first).max()))[None]
+        tables.append(torch.from_numpy(np.where(places < last[:, None], places, -1)))
+    return Taps(*tables)
+
+
+def _pair(value: Any) -> tuple[int, int]:  # noqa: ANN401 - torch takes an int, a tuple or a list of one or two
+    values = list(value) if isinstance(value, list | tuple) else [value]
+    return int(values[0]), int(values[-1])

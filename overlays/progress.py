@@ -1,0 +1,113 @@
+"""How a run does, on the terminal: a live table for people, a line now and then for logs."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from pipeline.loop import Outcome
+
+PLAIN_INTERVAL_SECONDS = 5.0
+"""How often a line is written where there is no terminal."""
+
+
+class Progress:
+    """A with-block whose ``watch`` is given to ``pipeline.loop.carry``."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        self._shown_at = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def watch(self, outcome: Outcome) -> None:
+        """Show how the run does, at most four times a second on a terminal."""
+        now = time.monotonic()
+        interval = 0.25 if self._live else PLAIN_INTERVAL_SECONDS
+        if now - self._shown_at < interval:
+            return
+        self._shown_at = now
+        if self._live:
+            self._live.update(table(outcome, now), refresh=True)
+        else:
+            for line in lines(outcome, now):
+                self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def table(outcome: Outcome, now: float) -> Table:
+    """Return the state of every camera as a table."""
+    shown = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("camera", "state", "frames", "of", "frames/s", "age p50", "dropped", "reconnects", "verdict"):
+        shown.add_column(heading, no_wrap=True)
+    for pump in outcome.pumps:
+        camera, health = outcome.tally.cameras[pump.camera], pump.health
+        shown.add_row(
+            pump.camera,
+            health.state + (f" ({health.reason})" if health.reason else ""),
+            str(camera.explained),
+            str(pump.source.frames_total or "-"),
+            f"{camera.rate(now):.1f}",
+            f"{camera.age.quantile(0.5) * 1e3:.0f} ms",
+            str(pump.dropped),
+            str(health.reconnects),
+            f"{camera.label} {camera.score:.2f}" if camera.label else "",
+        )
+    return shown
+
+
+def lines(outcome: Outcome, now: float) -> list[str]:
+    """Return the state of every camera as one line each."""
+    told = []
+    for pump in outcome.pumps:
+        camera, health = outcome.tally.cameras[pump.camera], pump.health
+        total = f"/{pump.source.frames_total}" if pump.source.frames_total else ""
+        told.append(
+            f"{pump.camera}: {health.state}{f' ({health.reason})' if health.reason else ''}, "
+            f"{camera.explained}{total} frames, {camera.rate(now):.1f}/s, age {camera.age.quantile(0.5) * 1e3:.0f} ms, "
+            f"{pump.dropped} dropped, {health.reconnects} reconnects, {camera.label} {camera.score:.2f}"
+        )
+    return told
+
+
+def summary(outcome: Outcome) -> list[str]:
+    """Return how a run went, a few sentences for people."""
+    explained, seconds = outcome.explained, max(outcome.seconds, 1e-9)
+    corrupt = sum(pump.health.corrupt for pump in outcome.pumps)
+    told = [
+        f"{outcome.taken} frames in, {explained} explained, {outcome.dropped} dropped before the engine"
+        + (f", {corrupt} damaged" if corrupt else "")
+        + f"; {explained / seconds:.1f} frames/s over {seconds:.1f} s"
+    ]
+    stages = outcome.tally.stages
+    for outlet in outcome.outlets:
+        age = stages.get(f"age at {outlet.name}")
+        ages = f", age p50 {age.quantile(0.5) * 1e3:.0f} ms, p99 {age.quantile(0.99) * 1e3:.0f} ms" if age else ""
+        told.append(f"{outlet.name}: {outlet.delivered} delivered, {outlet.dropped} dropped{ages}")
+    timed = [name for name in ("preprocess", "explain", "render") if name in stages]
+    if timed:
+        told.append("per frame, p50: " + ", ".join(f"{n} {stages[n].quantile(0.5) * 1e3:.1f} ms" for n in timed))
+    cameras = outcome.tally.cameras.values()
+    if judged := sum(c.judged for c in cameras):
+        right, pointed, hits = (sum(getattr(c, n) for c in cameras) for n in ("right", "pointed", "hits"))
+        told.append(f"accuracy {right / judged:.1%} ({right} of {judged} frames of known truth)")
+        if pointed:
+            told.append(
+                f"pointing game {hits / pointed:.1%}: the heat's peak lies inside the true defect's box in {hits} of "
+                f"{pointed} rightly classified defect frames"
+            )
+    return told

@@ -1,0 +1,77 @@
+"""What the tests of this room share: explanations made by hand, with known answers."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import pytest
+
+from pipeline.frames import Box, Explanation, Finding, Frame, Overlay, Truth
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    yield
+    cv2.setNumThreads(before)
+
+
+def explain(
+    image: np.ndarray | None = None,
+    *,
+    heat: np.ndarray | None = None,
+    label: str = "bottle",
+    score: float = 0.875,
+    camera: str = "line",
+    index: int = 0,
+    taken_at: float | None = None,
+    pts_seconds: float | None = None,
+    region: Box | None = None,
+    truth: Truth | None = None,
+    others: tuple[Finding, ...] = (),
+) -> Explanation:
+    """Make an explanation; whatever is not given is plain."""
+    if image is None:
+        image = np.full((48, 64, 3), 100, np.uint8)
+    if heat is None:
+        heat = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
+    taken = time.monotonic() if taken_at is None else taken_at
+    frame = Frame(image, camera, index, taken, pts_seconds, truth)
+    found = (Finding(label, score, heat, class_index=3), *others)
+    return Explanation(frame, found, "recipro-cam/point", "layer4", {"explain": 0.01}, "resnet50", region)
+
+
+@pytest.fixture(scope="session")
+def explained() -> Callable[..., Explanation]:
+    return explain
+
+
+@pytest.fixture(scope="session")
+def overlaid() -> Callable[..., Overlay]:
+    """An overlay whose picture is given, or a copy of the frame's: drawn, but with nothing on it."""
+
+    def overlay(image: np.ndarray | None = None, *, drawn: bool = True, **facts) -> Overlay:
+        explanation = explain(image, **facts)
+        picture = explanation.frame.image
+        return Overlay(picture.copy() if drawn else picture, explanation)
+
+    return overlay
+
+
+@pytest.fixture
+def until() -> Callable[[Callable[[], bool]], None]:
+    """Wait for a condition that another process or the network brings about; fail when it does not come."""
+
+    def wait(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+        pause = threading.Event()
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, "it did not come to pass"
+            pause.wait(0.01)
+
+    return wait

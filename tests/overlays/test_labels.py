@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from overlays.labels import Line, draw_legend, fitted, printable, text_size, text_tile, text_width
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=st.text(max_size=60), size=st.integers(9, 40), room=st.integers(0, 300))
+@example(text="caf\udce9.mp4", size=12, room=100)  # a file name that is not utf-8
+@example(text="line\nbreak\ttab\x00", size=12, room=100)
+@example(text="שלום 日本語 🙂", size=12, room=100)
+@example(text="W" * 400, size=12, room=100)
+def test_any_text_is_drawn_on_one_line_within_its_room(text, size, room):
+    tile = text_tile(text, size, 500, room)
+    assert tile.shape[1] <= room
+    assert tile.shape[0] == round(size * 1.35)
+
+
+@pytest.mark.parametrize("text", ["Größe", "日本語", "한국어", "Привет", "ラベル"])
+def test_letters_of_other_scripts_are_drawn_and_not_replaced_by_question_marks(text):
+    tile, marks = text_tile(text, 24, 500, 400), text_tile("?" * len(text), 24, 500, 400)
+    assert tile.any()
+    assert tile.shape != marks.shape or (tile != marks).any()
+
+
+def test_descenders_and_accents_are_inside_the_tile():
+    for text in ("gjpqy", "ÄÉÎÔ"):
+        ink = np.nonzero(text_tile(text, 40, 500, 400).any(axis=1))[0]
+        assert ink.min() > 0
+        assert ink.max() < round(40 * 1.35) - 1
+
+
+def test_a_long_label_is_shortened_with_an_ellipsis_as_late_as_possible():
+    text = "a very long name of a class that nobody can read"
+    short = fitted(text, 20, 500, 150)
+    assert short.endswith("…")
+    assert text.startswith(short[:-1])
+    assert text_width(short, 20, 500) <= 150
+    assert text_width(text[: len(short) + 1] + "…", 20, 500) > 150
+    assert fitted("short", 20, 500, 150) == "short"
+    assert fitted("short", 20, 500, 3) == ""
+
+
+def test_control_characters_become_spaces():
+    assert printable("a\nb\x00c\udce9") == "a b c?"
+
+
+@pytest.mark.parametrize("size", [(1, 1), (8, 8), (64, 64), (20, 2000), (2000, 20), (720, 1280), (1280, 720)])
+def test_a_legend_fits_into_every_picture(size):
+    image = np.full((*size, 3), 128, np.uint8)
+    draw_legend(image, [Line("97%  water bottle"), Line("12 ms · 30.0/s · line"), *[Line("another")] * 20])
+    touched = np.argwhere((image != 128).any(axis=2))
+    if min(size) >= 64:
+        assert len(touched)
+    if len(touched):
+        assert touched[:, 0].max() <= size[0] // 2
+
+
+@pytest.mark.parametrize("ground", [0, 128, 255])
+def test_a_legend_can_be_read_on_any_ground(ground):
+    image = np.full((480, 640, 3), ground, np.uint8)
+    draw_legend(image, [Line("97%  water bottle")])
+    size = text_size(480, 640)
+    plate = image[size // 2 : 2 * size, size // 2 : 6 * size].astype(int)
+    assert plate.max() > 230, "the text is white"
+    assert np.median(plate) < 90, "and its ground dark"
+
+
+def test_a_legend_grows_with_the_frame():
+    assert text_size(1080, 1920) > text_size(720, 1280) > text_size(480, 640) > text_size(64, 64)
+    assert text_size(720, 1280) == text_size(1280, 720)

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+import pytest
+
+from overlays.heatmap import heat_levels
+from overlays.renderer import COLORMAPS, HeatRenderer, legend_lines
+from pipeline.errors import ConfigError
+from pipeline.frames import Box, Explanation, Finding, Truth
+from pipeline.ports import Renderer
+
+
+def texts(explanation, now=None, interval=None):
+    now = explanation.frame.taken_at if now is None else now
+    return [line.text for line in legend_lines(explanation, now, interval)]
+
+
+def test_it_is_a_renderer():
+    assert isinstance(HeatRenderer(), Renderer)
+    assert "inferno" in COLORMAPS
+
+
+@pytest.mark.parametrize("options", [{}, {"contour": True}, {"hottest_box": True}, {"smoothing_seconds": 1.0}])
+def test_it_never_paints_on_the_frame_and_gives_a_read_only_picture_of_its_size(options, explained):
+    image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    before = image.copy()
+    explanation = explained(image)
+    overlay = HeatRenderer(**options).render(explanation)
+    assert (image == before).all()
+    assert overlay.image.shape == image.shape
+    assert not overlay.image.flags.writeable
+    assert not np.shares_memory(overlay.image, image)
+    assert overlay.explanation is explanation
+
+
+@pytest.mark.parametrize("region", [Box(20, 0, 100, 90), Box(0, -15, 120, 105), Box(10.5, 3.25, 77.7, 60.1)])
+def test_heat_shows_in_the_region_and_nowhere_else(region, explained):
+    image = np.full((90, 120, 3), 77, np.uint8)
+    heat = np.ones((3, 3), np.float32)
+    overlay = HeatRenderer(legend=False).render(explained(image, heat=heat, region=region))
+    painted = (overlay.image != 77).any(axis=2)
+    assert (painted == (heat_levels(heat, region, 90, 120) > 0)).all()
+    assert painted.any()
+    assert not painted.all() or region.holds(0, 0)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (1, 1), (300, 40), (40, 300), (37, 53)])
+def test_small_and_odd_frames_are_drawn_with_every_option_on(size, explained):
+    explanation = explained(np.zeros((*size, 3), np.uint8), label="日本語 " * 50, truth=Truth("x"))
+    overlay = HeatRenderer(contour=True, hottest_box=True).render(explanation)
+    assert overlay.image.shape == (*size, 3)
+
+
+def test_options_add_what_they_name(explained):
+    explanation = explained(np.zeros((200, 300, 3), np.uint8), heat=np.eye(5, dtype=np.float32))
+    plain = HeatRenderer(legend=False).render(explanation).image
+    for option in ("legend", "contour", "hottest_box"):
+        drawn = HeatRenderer(**{"legend": False, option: True}).render(explanation).image
+        assert (drawn != plain).any(), option
+    viridis = HeatRenderer(legend=False, colormap="viridis").render(explanation).image
+    assert (viridis != plain).any()
+    invisible = HeatRenderer(legend=False, opacity=0.0).render(explanation).image
+    assert not invisible.any()
+
+
+def test_wrong_options_are_refused_in_words():
+    with pytest.raises(ConfigError, match="Did you mean 'magma'"):
+        HeatRenderer(colormap="magam")
+    with pytest.raises(ConfigError, match="opacity: 2"):
+        HeatRenderer(opacity=2)
+    for wrong in (-1.0, math.nan, math.inf):
+        with pytest.raises(ConfigError, match="smoothing_seconds"):
+            HeatRenderer(smoothing_seconds=wrong)
+
+
+def test_the_legend_names_score_class_age_rate_and_camera(explained):
+    explanation = explained(label="bottle", score=0.875, camera="door", taken_at=10.0)
+    assert texts(explanation, 10.034, 1 / 29.9) == ["88%  bottle", "34 ms · 29.9/s · door"]
+    assert texts(explanation, 12.5) == ["88%  bottle", "2.5 s · door"]
+
+
+def test_the_legend_lists_other_findings_and_says_when_there_is_none(explained):
+    other = Finding("cat", 0.004, np.zeros((3, 4), np.float32))
+    explanation = explained(others=(other,) * 5)
+    assert texts(explanation)[2:] == ["<1%  cat"] * 3
+    empty = Explanation(explanation.frame, (), "m", "l")
+    assert texts(empty)[0] == "nothing found"
+    assert HeatRenderer().render(empty).image.shape == empty.frame.image.shape
+
+
+def test_the_legend_says_whether_the_known_truth_was_found(explained):
+    assert texts(explained(label="dent", truth=Truth("dent")))[1] == "✓ right"
+    assert "it is scratch" in texts(explained(label="dent", truth=Truth("scratch")))[1]
+
+
+def test_the_rate_is_that_of_the_frames_of_one_camera(explained):
+    renderer = HeatRenderer(clock=lambda: 0.0)
+    for index in range(60):
+        renderer.render(explained(camera="fast", taken_at=index / 25))
+        if index % 5 == 0:
+            renderer.render(explained(camera="slow", taken_at=index / 25))
+    assert 1 / renderer._memories["fast"].interval == pytest.approx(25)
+    assert 1 / renderer._memories["slow"].interval == pytest.approx(5)
+    renderer.render(explained(camera="fast", taken_at=100.0))
+    assert renderer._memories["fast"].interval is None, "a pause starts anew"
+
+
+def heat_of(value):
+    return np.full((2, 2), value, np.float32)
+
+
+def shown(renderer, explanation):
+    return renderer.render(explanation).image
+
+
+def test_without_smoothing_each_frame_stands_alone(explained):
+    renderer = HeatRenderer(clock=lambda: 0.0, legend=False)
+    for value in (0.0, 1.0, 0.5):
+        alone = HeatRenderer(legend=False).render(explained(heat=heat_of(value), taken_at=0.0)).image
+        assert (shown(renderer, explained(heat=heat_of(value), taken_at=value)) == alone).all()
+
+
+def test_smoothing_follows_its_time_constant_on_the_streams_own_clock(explained):
+    renderer = HeatRenderer(smoothing_seconds=0.5, legend=False)
+    renderer.render(explained(heat=heat_of(1.0), taken_at=0.0, pts_seconds=0.0))
+    # Taken a millisecond later (a file is read fast), but half a second later in the film.
+    smoothed = shown(renderer, explained(heat=heat_of(0.0), taken_at=0.001, pts_seconds=0.5))
+    alone = HeatRenderer(legend=False).render(explained(heat=heat_of(math.exp(-1)))).image
+    assert (smoothed == alone).all()
+
+
+@pytest.mark.parametrize(
+    "change", [{"label": "other"}, {"camera": "other"}, {"taken_at": 50.0}, {"heat": np.zeros((3, 3), np.float32)}]
+)
+def test_smoothing_starts_anew_with_another_class_camera_grid_or_after_a_pause(change, explained):
+    renderer = HeatRenderer(smoothing_seconds=5.0, legend=False)
+    renderer.render(explained(heat=heat_of(1.0), taken_at=0.0))
+    facts = {"heat": heat_of(0.0), "taken_at": 0.1} | change
+    assert (shown(renderer, explained(**facts)) == 100).all()
+
+
+def test_a_real_picture_keeps_its_cold_half(shared_data, explained):
+    picture = cv2.imread(str(shared_data / "photos" / "both_dog_cat.png"), cv2.IMREAD_COLOR_RGB)
+    heat = np.zeros((7, 7), np.float32)
+    heat[2:5, 4:7] = 1.0
+    drawn = HeatRenderer(legend=False).render(explained(picture, heat=heat)).image
+    half = picture.shape[1] // 2
+    assert (drawn[:, :half] == picture[:, :half]).all()
+    y, x = (round(place * side) for place, side in zip((3.5 / 7, 5.5 / 7), picture.shape, strict=False))
+    # The hottest pixel is 60 % inferno's (252, 255, 164).
+    assert np.abs(drawn[y, x] - (0.4 * picture[y, x] + 0.6 * np.array([252, 255, 164]))).max() <= 1

@@ -1,0 +1,291 @@
+"""The wire: what goes in comes out, and what is damaged is refused in words."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from overlays import jpeg
+from overlays.jpeg import decode_picture, encode_picture, measured
+from overlays.wire import (
+    MAX_HEADER_BYTES,
+    as_overlay,
+    decode_header,
+    decode_message,
+    encode,
+    explanation_record,
+    record_bytes,
+)
+from pipeline.errors import WireError, WireVersionError
+from pipeline.frames import Box, Explanation, Finding, Frame, Overlay, Truth
+
+ROOT = Path(__file__).resolve().parents[2]
+CONTRACT = {
+    *("version", "camera", "index", "width", "height", "encoding", "pts_seconds", "taken_at_unix", "sent_at_unix"),
+    *("age_seconds", "model", "method", "layer", "grid", "findings", "timings", "heat_region", "truth"),
+}
+
+numbers = st.floats(-1e6, 1e6)
+words = st.text(max_size=12)
+boxes = st.builds(lambda x, y, w, h: Box(x, y, x + w, y + h), numbers, numbers, st.floats(0, 1e6), st.floats(0, 1e6))
+
+
+@st.composite
+def overlays(draw) -> Overlay:
+    height, width = draw(st.integers(1, 24)), draw(st.integers(1, 24))
+    grid = draw(st.tuples(st.integers(1, 6), st.integers(1, 6)))
+    truths = st.none() | st.builds(Truth, words, st.lists(boxes, max_size=2).map(tuple))
+    frame = Frame(
+        np.full((height, width, 3), draw(st.integers(0, 255)), np.uint8),
+        draw(words),
+        draw(st.integers(0, 1 << 40)),
+        draw(st.floats(0, 1e6)),
+        draw(st.none() | numbers),
+        draw(truths),
+    )
+    findings = [
+        Finding(
+            draw(words),
+            draw(st.floats(0, 1)),
+            np.array(
+                draw(st.lists(st.floats(0, 1), min_size=math.prod(grid), max_size=math.prod(grid))), np.float32
+            ).reshape(grid),
+            draw(st.integers(-1, 1000)),
+            draw(st.none() | boxes),
+        )
+        for _ in range(draw(st.integers(0, 3)))
+    ]
+    timings = draw(st.dictionaries(words, st.floats(0, 10), max_size=3))
+    explained = Explanation(frame, tuple(findings), draw(words), draw(words), timings, draw(words), draw(boxes))
+    return Overlay(frame.image, explained)
+
+
+@settings(max_examples=80, deadline=None)
+@given(overlays())
+def test_what_is_sent_arrives(overlay):
+    sent = overlay.explanation
+    parts = encode(overlay, sent_at_unix=1.7e9, now_monotonic=sent.frame.taken_at + 0.25)
+    header, payload = decode_message(parts)
+    got = as_overlay(header, decode_picture(payload), now_unix=1.7e9 + 1, now_monotonic=50.0).explanation
+    assert parts[0].decode() == got.frame.camera == sent.frame.camera
+    assert header.age_seconds == pytest.approx(0.25, abs=1e-5)
+    assert got.frame.taken_at == pytest.approx(50.0 - 1.25, abs=1e-5)
+    for field in ("index", "pts_seconds", "truth", "width", "height"):
+        assert getattr(got.frame, field) == getattr(sent.frame, field)
+    for field in ("method", "layer", "model", "heat_region", "timings"):
+        assert getattr(got, field) == getattr(sent, field)
+    assert len(got.findings) == len(sent.findings)
+    for mine, theirs in zip(got.findings, sent.findings, strict=True):
+        assert (mine.label, mine.score, mine.class_index, mine.box) == (
+            theirs.label,
+            theirs.score,
+            theirs.class_index,
+            theirs.box,
+        )
+        assert np.abs(mine.heat - theirs.heat).max() <= 0.5 / 255 + 1e-6
+        assert not mine.heat.flags.writeable
+
+
+def test_the_header_has_the_keys_of_the_contract_and_no_others(overlaid):
+    header = json.loads(encode(overlaid(), sent_at_unix=0.0, now_monotonic=0.0)[1])
+    assert set(header) == CONTRACT
+    assert set(header["findings"][0]) == {"label", "class_index", "score", "heat_u8", "box"}
+
+
+def test_the_document_and_the_schema_name_every_key():
+    schema = json.loads((ROOT / "docs" / "wire.schema.json").read_text())
+    optional = {"frame_width", "frame_height"}
+    assert set(schema["properties"]) == CONTRACT | optional
+    assert set(schema["required"]) == CONTRACT - {"truth", "heat_region"}
+    assert set(schema["properties"]["findings"]["items"]["required"]) == {
+        *("label", "class_index", "score", "heat_u8", "box")
+    }
+    document = (ROOT / "docs" / "wire.md").read_text()
+    for key in [*CONTRACT, *optional, "label", "class_index", "score", "heat_u8", "box"]:
+        assert f"`{key}`" in document, key
+
+
+def test_heat_is_one_byte_per_cell_row_by_row(overlaid):
+    heat = np.array([[0, 0.5, 1], [0.001, 0.002, 0.9999]], np.float32)
+    header = json.loads(encode(overlaid(heat=heat), sent_at_unix=0.0, now_monotonic=0.0)[1])
+    assert header["grid"] == [2, 3]
+    assert list(base64.b64decode(header["findings"][0]["heat_u8"])) == [0, 128, 255, 0, 1, 255]
+
+
+def test_red_stays_red():
+    picture = decode_picture(encode_picture(np.full((16, 16, 3), (230, 20, 10), np.uint8), 95))
+    assert np.abs(picture[8, 8].astype(int) - (230, 20, 10)).max() <= 4
+
+
+def test_a_smaller_picture_says_so_and_takes_its_boxes_along(overlaid):
+    whole = overlaid(
+        np.zeros((80, 120, 3), np.uint8), region=Box(-20, 0, 140, 80), truth=Truth("x", (Box(0, 0, 12, 8),))
+    )
+    small = Overlay(np.zeros((40, 60, 3), np.uint8), whole.explanation)
+    header, payload = decode_message(encode(small, sent_at_unix=0.0, now_monotonic=0.0))
+    assert (header.width, header.height, header.frame_width, header.frame_height) == (60, 40, 120, 80)
+    assert header.heat_region == Box(-20, 0, 140, 80)
+    arrived = as_overlay(header, decode_picture(payload), now_unix=0.0, now_monotonic=0.0).explanation
+    assert arrived.region == Box(-10, 0, 70, 40)
+    assert arrived.frame.truth.boxes == (Box(0, 0, 6, 4),)
+
+
+def test_a_name_that_is_not_utf8_is_sent_with_a_question_mark(overlaid):
+    header, _ = decode_message(encode(overlaid(camera="caf\udce9"), sent_at_unix=0.0, now_monotonic=0.0))
+    assert header.camera == "caf?"
+
+
+@pytest.mark.parametrize("wrong", [{"score": math.nan}, {"pts_seconds": math.inf}])
+def test_numbers_that_json_cannot_say_are_refused(wrong, overlaid):
+    with pytest.raises(WireError, match="NaN or infinite"):
+        encode(overlaid(**wrong), sent_at_unix=0.0, now_monotonic=0.0)
+
+
+def test_findings_of_different_grids_are_refused(explained):
+    other = Finding("cat", 0.1, np.zeros((9, 9), np.float32))
+    with pytest.raises(WireError, match="grids"):
+        explanation_record(explained(others=(other,)), sent_at_unix=0.0, now_monotonic=0.0)
+
+
+def record_of(explanation, **changes):
+    record = explanation_record(explanation, sent_at_unix=5.0, now_monotonic=explanation.frame.taken_at)
+    return record | {"encoding": "jpeg"} | changes
+
+
+def test_unknown_keys_are_ignored_and_optional_ones_may_be_missing(explained):
+    record = record_of(explained(), sender="somebody else's")
+    for key in ("heat_region", "truth", "encoding"):
+        del record[key]
+    header = decode_header(record_bytes(record))
+    assert header.heat_region == Box(0, 0, 64, 48)
+    assert header.truth is None
+
+
+def test_a_newer_version_is_refused_as_such_whatever_else_it_says(explained):
+    with pytest.raises(WireVersionError, match="version 2.*up to 1; update"):
+        decode_header(b'{"version": 2, "camera": 5}')
+    with pytest.raises(WireVersionError):
+        decode_message([b"line", record_bytes(record_of(explained(), version=7)), b""])
+
+
+WRONG = {
+    "version": ["1", 1.0, True, 0, -1, None],
+    "camera": [5, None, "x" * 5000],
+    "index": [-1, 1.5, "0", None, 1 << 70],
+    "width": [0, -5, 20000, None, True],
+    "encoding": ["png", "", 5],
+    "pts_seconds": ["0", [], True],
+    "taken_at_unix": [None, "now", 10**400],
+    "grid": [[3], [3, 4, 5], [-1, 4], [4097, 1], [3.0, 4], "3x4", None],
+    "heat_region": [[0, 0, 1], [1, 1, 0, 0], ["0", 0, 1, 1], 5],
+    "findings": [None, {}, [5], [{}], [[]]],
+    "timings": [5, {"a": "b"}, [1]],
+    "truth": [5, {}, {"label": 5, "boxes": []}, {"label": "x", "boxes": [[1]]}, {"label": "x", "boxes": 5}],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in WRONG.items() for value in values])
+def test_a_key_of_the_wrong_kind_is_refused_by_name(key, value, explained):
+    explanation = explained()
+    payload = encode_picture(explanation.frame.image)
+    packed = json.dumps(record_of(explanation, **{key: value})).encode()
+    with pytest.raises(WireError, match=key if key != "findings" else None):
+        decode_message([b"line", packed, payload])
+
+
+@pytest.mark.parametrize("heat", ["", "AAAA", "A" * 17, "!" * 16, "A" * 14 + "==", 5, None])
+def test_heat_of_the_wrong_length_or_letters_is_refused(heat, explained):
+    record = record_of(explained())
+    record["findings"][0]["heat_u8"] = heat
+    with pytest.raises(WireError, match=r"findings\[0\]\.heat_u8.*12 bytes"):
+        decode_header(record_bytes(record))
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b"5",
+        b"{",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"version": NaN}',
+        b'{"version": 1e999}',
+        b"\x80\x04N.",
+    ],
+)
+def test_a_header_that_is_no_object_is_refused(packed):
+    with pytest.raises(WireError):
+        decode_header(packed)
+
+
+def test_sizes_are_checked_before_anything_is_decoded(monkeypatch, explained):
+    with pytest.raises(WireError, match="more than"):
+        decode_header(b" " * (MAX_HEADER_BYTES + 1))
+    explanation = explained()
+    packed, picture = record_bytes(record_of(explanation)), encode_picture(explanation.frame.image)
+    with pytest.raises(WireError, match="parts"):
+        decode_message([b"line", packed])
+    with pytest.raises(WireError, match="topic"):
+        decode_message([b"other", packed, picture])
+    with pytest.raises(WireError, match="the header says"):
+        decode_message([b"line", packed, encode_picture(np.zeros((8, 8, 3), np.uint8))])
+    monkeypatch.setattr(jpeg, "MAX_PICTURE_BYTES", 10)
+    with pytest.raises(WireError, match="more than 10"):
+        decode_message([b"line", packed, picture])
+
+
+def test_a_small_payload_that_claims_a_huge_picture_is_not_decoded():
+    picture = bytearray(encode_picture(np.zeros((8, 8, 3), np.uint8)))
+    place = picture.index(b"\xff\xc0")
+    picture[place + 5 : place + 9] = b"\xff\xff\xff\xff"
+    with pytest.raises(WireError, match="65535x65535"):
+        measured(bytes(picture))
+
+
+@pytest.mark.parametrize("payload", [b"", b"\xff\xd8", b"\xff\xd8\xff\xd9", b"\x89PNG....", b"\xff\xd8" + b"\xff" * 50])
+def test_a_payload_that_is_no_jpeg_is_refused(payload):
+    with pytest.raises(WireError):
+        measured(payload)
+    with pytest.raises(WireError):
+        decode_picture(payload)
+
+
+def test_damage_anywhere_is_a_wire_error_or_nothing(overlaid):
+    parts = encode(overlaid(truth=Truth("dent", (Box(1, 2, 3, 4),))), sent_at_unix=0.0, now_monotonic=0.0)
+    dice = random.Random(5)
+    refused = 0
+    for _ in range(1500):
+        damaged = [bytearray(part) for part in parts]
+        for _ in range(dice.randint(1, 4)):
+            part = dice.choice(damaged)
+            if part:
+                place = dice.randrange(len(part))
+                if dice.random() < 0.3:
+                    del part[place:]
+                else:
+                    part[place] = dice.randrange(256)
+        try:
+            header, payload = decode_message([bytes(part) for part in damaged])
+            as_overlay(header, decode_picture(payload), now_unix=0.0, now_monotonic=0.0)
+        except WireError:
+            refused += 1
+    assert refused > 500
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.binary(max_size=200), max_size=5))
+@example([b"", b"{}", b""])
+def test_noise_is_a_wire_error(parts):
+    with pytest.raises(WireError):
+        decode_message(parts)

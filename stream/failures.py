@@ -36,7 +36,8 @@ _BY_ERROR: Final[tuple[tuple[type[Exception], Failure], ...]] = (
     (av.error.DemuxerNotFoundError, Failure("this build of FFmpeg cannot read its format", "never")),
     (av.error.FileNotFoundError, Failure("it is not there")),
     (av.error.PermissionError, Failure("permission denied", "slow")),
-    (OSError, Failure("cannot be reached: unknown host name, or no network")),
+    # FFmpeg has one error, EIO, for all of these.
+    (OSError, Failure("cannot be read: unknown host name, no network, or what comes is no video")),
 )
 
 

@@ -65,7 +65,7 @@ def main() -> None:
 
     def until_closed() -> None:
         sys.stdin.read()
-        loop.quit()
+        GLib.idle_add(loop.quit)  # even where the loop has not begun
 
     threading.Thread(target=until_closed, daemon=True).start()
     GLib.timeout_add(int(options.limit * 1000), loop.quit)

@@ -1,0 +1,48 @@
+import os
+import threading
+
+import pytest
+
+from pipeline.errors import SourceError
+from stream.camera import CameraSource, _descriptor_of, found_cameras
+from stream.network import Patience
+
+PATIENCE = Patience(open_timeout_seconds=1.0, read_timeout_seconds=1.0, attempts=1)
+
+
+def test_a_camera_that_is_not_there_is_refused_and_those_that_are_get_listed(tmp_path):
+    for name in ("video0", "video10", "video2", "video-dec", "null"):
+        (tmp_path / name).touch()
+    source = CameraSource(7, camera="door", patience=PATIENCE, devices=tmp_path)
+    with pytest.raises(SourceError, match=r"camera:7: there is no .*video7; cameras here: 0, 2, 10"), source:
+        pass
+    assert [p.name for p in found_cameras(tmp_path)] == ["video0", "video2", "video10"]
+
+
+def test_a_machine_without_cameras_is_told_what_to_do(tmp_path):
+    source = CameraSource(0, camera="door", patience=PATIENCE, devices=tmp_path)
+    with pytest.raises(SourceError, match="no camera is here: plug one in, or try --source line:"), source:
+        pass
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may open everything")
+def test_a_camera_that_may_not_be_opened_names_the_group(tmp_path):
+    (tmp_path / "video0").touch(mode=0)
+    source = CameraSource(0, camera="door", patience=PATIENCE, devices=tmp_path)
+    with pytest.raises(SourceError, match="usermod -aG video"), source:
+        pass
+
+
+def test_what_is_no_camera_after_all_is_said_when_it_is_read(tmp_path):
+    (tmp_path / "video0").write_text("not a device")
+    source = CameraSource(0, camera="door", patience=PATIENCE, devices=tmp_path)
+    with source, pytest.raises(SourceError, match="camera:0: "):
+        list(source.frames(threading.Event()))
+
+
+def test_an_open_device_is_found_by_its_path(tmp_path):
+    path = tmp_path / "video0"
+    path.touch()
+    assert _descriptor_of(path) is None
+    with path.open() as device:
+        assert _descriptor_of(path) == device.fileno()

@@ -1,0 +1,135 @@
+"""Against a web server of our own, on the loopback."""
+
+import base64
+import socket
+import threading
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+from pipeline.errors import ConnectionLostError, DamagedError, SourceError
+from stream.sources import SourceOptions, build_source
+
+ONCE = SourceOptions(read_timeout_seconds=1.0, open_timeout_seconds=2.0, attempts=1)
+
+
+def jpeg(brightness):
+    return cv2.imencode(".jpg", np.full((48, 64, 3), brightness, np.uint8))[1].tobytes()
+
+
+def motion_jpeg(handler, pictures, pause=0.02):
+    handler.send_response(200)
+    handler.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+    handler.end_headers()
+    for picture in pictures:
+        head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
+        handler.wfile.write(head.encode() + picture + b"\r\n")
+        handler.wfile.flush()
+        time.sleep(pause)  # a camera's own pace
+
+
+def send_file(handler, content, *, part=1.0):
+    """Answer as a web server that knows ranges; ``part`` of the content, then the line goes dead."""
+    start = int((handler.headers.get("Range") or "bytes=0-").removeprefix("bytes=").split("-")[0])
+    handler.send_response(206 if handler.headers.get("Range") else 200)
+    handler.send_header("Content-Type", "video/mp4")
+    handler.send_header("Accept-Ranges", "bytes")
+    handler.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+    handler.send_header("Content-Length", str(len(content) - start))
+    handler.end_headers()
+    handler.wfile.write(content[start : int(len(content) * part)])
+
+
+def test_a_motion_jpeg_camera_is_read_live_and_again_when_it_breaks_off(web_server):
+    address = web_server(lambda handler: motion_jpeg(handler, [jpeg(10 * k) for k in range(1, 16)]))
+    source = build_source(f"{address}/video", options=SourceOptions(read_timeout_seconds=1.0))
+    stop, frames = threading.Event(), []
+    with source:
+        for frame in source.frames(stop):
+            frames.append(frame)
+            if source.health.reconnects == 1:
+                stop.set()
+    assert source.live
+    assert [round(float(f.image.mean()) / 10) for f in frames[:3]] == [1, 2, 3]
+    assert len(frames) > 10
+    assert [f.index for f in frames] == list(range(len(frames)))
+
+
+def test_a_recording_on_the_web_is_read_like_a_file_whole_and_once(web_server, make_clip):
+    content = make_clip(pictures=30).read_bytes()
+    source = build_source(f"{web_server(lambda handler: send_file(handler, content))}/film.mp4", options=ONCE)
+    with source:
+        frames = list(source.frames(threading.Event()))
+    assert not source.live
+    assert [round((f.image.mean() - 16) / 8) for f in frames] == [k % 25 for k in range(30)]
+    assert source.frames_total == 30
+    assert source.health.state == "ended"
+
+
+def test_a_live_address_that_turns_out_finite_ends_with_its_end(web_server, make_clip):
+    content = make_clip(pictures=30).read_bytes()
+    source = build_source(f"{web_server(lambda handler: send_file(handler, content))}/film", options=ONCE)
+    with source:
+        assert len(list(source.frames(threading.Event()))) == 30
+    assert source.health.state == "ended"
+
+
+def test_a_recording_whose_line_goes_dead_gives_what_came_and_says_so(web_server, make_clip):
+    content = make_clip(pictures=60, options={"movflags": "faststart"}).read_bytes()
+    address = web_server(lambda handler: send_file(handler, content, part=0.6))
+    frames = []
+    with build_source(f"{address}/film.mp4", options=ONCE) as source, pytest.raises(DamagedError):
+        frames.extend(source.frames(threading.Event()))
+    assert source.health.state == "failed"
+
+
+def test_the_words_of_a_web_servers_refusal_reach_the_person(web_server):
+    for code, words in {404: "check the path", 401: "user name or password", 503: "5xx"}.items():
+        address = web_server(lambda handler, code=code: handler.send_error(code))
+        with build_source(f"{address}/live", options=ONCE) as source, pytest.raises(ConnectionLostError, match=words):
+            list(source.frames(threading.Event()))
+        with build_source(f"{address}/film.mp4", options=ONCE) as source, pytest.raises(SourceError, match=words):
+            list(source.frames(threading.Event()))
+
+
+def test_credentials_in_the_address_are_used_and_not_shown(web_server):
+    wanted = "Basic " + base64.b64encode(b"me:s3cret").decode()
+
+    def answer(handler):
+        if handler.headers.get("Authorization") != wanted:
+            handler.send_response(401)
+            handler.send_header("WWW-Authenticate", 'Basic realm="camera"')
+            handler.end_headers()
+        else:
+            motion_jpeg(handler, [jpeg(50)] * 20, pause=0.005)
+
+    address = web_server(answer).replace("http://", "http://me:s3cret@")
+    with build_source(f"{address}/video", options=ONCE) as source:
+        frames = source.frames(threading.Event())
+        assert next(frames).image.mean() == pytest.approx(50, abs=2)
+        frames.close()
+    assert "s3cret" not in f"{source.uri} {source.camera} {source.health}"
+
+
+def test_a_web_page_is_no_video(web_server):
+    def page(handler):
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/html")
+        handler.end_headers()
+        handler.wfile.write(b"<html><body>It works!</body></html>" * 50)
+
+    with (
+        build_source(f"{web_server(page)}/", options=ONCE) as source,
+        pytest.raises(ConnectionLostError, match="no video"),
+    ):
+        list(source.frames(threading.Event()))
+
+
+def test_a_server_that_never_answers_is_left_after_the_open_timeout():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/live"
+        options = SourceOptions(open_timeout_seconds=0.5, attempts=1)
+        with build_source(address, options=options) as source, pytest.raises(ConnectionLostError, match="no answer"):
+            list(source.frames(threading.Event()))

@@ -1,0 +1,172 @@
+"""The reconnecting reader, on FFmpeg's virtual camera: no network, no waiting for real delays."""
+
+import threading
+
+import av
+import av.error
+import pytest
+
+from pipeline.errors import ConnectionLostError
+from stream.failures import failure_of
+from stream.live import Line, LiveSource, demuxed
+from stream.reconnect import Backoff
+
+AT_ONCE = Backoff(shortest_seconds=0.001, longest_seconds=0.002, slow_seconds=0.001)
+
+
+class Script:
+    """A camera that does on each attempt what its list says: a number of pictures, or an error."""
+
+    def __init__(self, *attempts):
+        self.attempts = list(attempts)
+        self.opened = []
+
+    def open(self):
+        attempt = self.attempts.pop(0)
+        if isinstance(attempt, Exception):
+            raise attempt
+        container = av.open(f"testsrc=size=64x48:rate=25,trim=end_frame={attempt}", format="lavfi")
+        self.opened.append(container)
+        return container
+
+    def source(self, *, attempts=None, packets=demuxed):
+        line = Line(self.open, packets, 1.0, 1.0, attempts=attempts, backoff=AT_ONCE)
+        return LiveSource(uri="script:", camera="script", line=line)
+
+    def all_closed(self):
+        for container in self.opened:
+            with pytest.raises(AssertionError):
+                container.bit_rate  # noqa: B018 - asks the container whether it is open
+        return True
+
+
+def refused():
+    return av.error.ConnectionRefusedError(111, "refused", "rtsp://me:secret@door")
+
+
+def take(source, count):
+    stop, frames = threading.Event(), []
+    for frame in source.frames(stop):
+        frames.append(frame)
+        if len(frames) == count:
+            stop.set()
+    return frames
+
+
+def test_the_end_of_a_live_stream_is_a_disconnect_and_frames_go_on_after_it():
+    script = Script(3, refused(), 5, 4)
+    source = script.source()
+    frames = take(source, 9)
+    assert [f.index for f in frames] == list(range(9))
+    assert source.health.reconnects == 2
+    assert source.health.state == "live"
+    times = [f.pts_seconds for f in frames]
+    assert times == sorted(set(times))
+    assert script.all_closed()
+
+
+def test_a_stream_that_cannot_be_had_is_given_up_after_its_attempts_in_words_without_secrets():
+    source = Script(refused(), refused(), refused()).source(attempts=3)
+    with pytest.raises(ConnectionLostError) as caught:
+        take(source, 1)
+    assert "connection refused" in str(caught.value)
+    assert "attempt 3 of 3" in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert source.health.state == "failed"
+
+
+def test_a_picture_makes_the_attempts_count_from_the_start():
+    source = Script(refused(), 2, refused(), 2, refused(), refused()).source(attempts=2)
+    frames = []
+    with pytest.raises(ConnectionLostError):
+        frames.extend(frame for frame in source.frames(threading.Event()))
+    assert source._index == 4
+
+
+def test_what_can_never_work_is_not_tried_again():
+    script = Script(av.error.ProtocolNotFoundError(1, "no such protocol"), 5)
+    with pytest.raises(ConnectionLostError, match="does not speak the protocol"):
+        take(script.source(), 1)
+    assert script.attempts == [5]
+
+
+def test_while_it_waits_it_says_why_and_a_stop_ends_the_wait():
+    stop, seen = threading.Event(), []
+
+    class Watched(LiveSource):
+        def _say(self, state, reason):
+            super()._say(state, reason)
+            if state == "waiting":
+                seen.append(self.health)
+                stop.set()
+
+    line = Line(Script(refused()).open, demuxed, 1.0, 1.0, backoff=Backoff(50.0, 60.0, 60.0))
+    assert list(Watched(uri="script:", camera="script", line=line).frames(stop)) == []
+    assert [(health.state, health.reason.split(":")[0]) for health in seen] == [("waiting", "connection refused")]
+
+
+def test_a_reader_that_leaves_closes_the_connection():
+    script = Script(50)
+    frames = script.source().frames(threading.Event())
+    next(frames)
+    frames.close()
+    assert script.all_closed()
+
+
+def test_a_stalled_stream_is_lost_and_says_how_long_it_was_silent():
+    def stalls(container, stop):
+        for number, packet in enumerate(demuxed(container, stop)):
+            if number == 2:
+                raise av.error.ExitError(1, "Immediate exit requested")
+            yield packet
+
+    source = Script(9, refused()).source(attempts=1, packets=stalls)
+    reasons = []
+    wait = source._wait
+    source._wait = lambda failure, stop: (reasons.append(failure.words), wait(failure, stop))
+    frames = []
+    with pytest.raises(ConnectionLostError):
+        frames.extend(source.frames(threading.Event()))
+    assert reasons[0] == "no picture for 1 s"
+
+
+def test_packets_without_pictures_are_called_a_stall(monkeypatch):
+    class Now:
+        value = 0.0
+
+        @classmethod
+        def monotonic(cls):
+            cls.value += 0.6
+            return cls.value
+
+    monkeypatch.setattr("stream.live.time", Now)
+    monkeypatch.setattr("stream.decode.Decoding._decode", lambda _self, _packet: iter(()))
+    source = Script(50, refused()).source(attempts=1)
+    states = []
+    say = source._say
+    source._say = lambda state, reason: (states.append((state, reason)), say(state, reason))
+    with pytest.raises(ConnectionLostError, match="no picture could be decoded for 5 s"):
+        take(source, 1)
+    assert states[0] == ("stalled", "packets come, but no picture: waiting for a key picture")
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "pace"),
+    [
+        (av.error.HTTPUnauthorizedError(1, "x"), "user name or password", "slow"),
+        (av.error.HTTPForbiddenError(1, "x"), "403", "slow"),
+        (av.error.HTTPNotFoundError(1, "x"), "check the path", "slow"),
+        (av.error.HTTPServerError(1, "x"), "5xx", "quick"),
+        (av.error.ConnectionRefusedError(1, "x"), "refused", "quick"),
+        (av.error.TimeoutError(1, "x"), "no answer for 2 s", "quick"),
+        (av.error.ExitError(1, "x"), "no answer for 2 s", "quick"),
+        (av.error.EOFError(1, "x"), "ended", "quick"),
+        (av.error.InvalidDataError(1, "x"), "no video", "slow"),
+        (av.error.OSError(5, "Input/output error"), "unknown host name", "quick"),
+        (av.error.BugError(1, "strange"), "BugError: strange", "quick"),
+    ],
+)
+def test_every_failure_has_its_words_and_its_pace(error, words, pace):
+    failure = failure_of(error, waited_for="answer", seconds=2.0)
+    assert words in failure.words
+    assert failure.pace == pace

@@ -1,0 +1,137 @@
+"""Against a real RTSP server, on the loopback."""
+
+import threading
+import time
+
+import pytest
+
+from pipeline.errors import ConnectionLostError
+from stream.sources import SourceOptions, build_source
+
+pytestmark = pytest.mark.rtsp
+
+QUICK = SourceOptions(read_timeout_seconds=1.0, open_timeout_seconds=3.0)
+ONCE = SourceOptions(read_timeout_seconds=1.0, open_timeout_seconds=3.0, attempts=1)
+
+
+class Reader:
+    """Reads a source in a thread, as the pump does."""
+
+    def __init__(self, source):
+        self.source = source
+        self.frames = []
+        self.stop = threading.Event()
+        self.error = None
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._read, name="reader")
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stop.set()
+        self._thread.join()
+
+    def _read(self):
+        try:
+            for frame in self.source.frames(self.stop):
+                with self._changed:
+                    self.frames.append(frame)
+                    self._changed.notify_all()
+        except ConnectionLostError as error:
+            self.error = error
+
+    def until(self, condition, seconds=20.0):
+        deadline = time.monotonic() + seconds
+        with self._changed:
+            while not condition():
+                left = deadline - time.monotonic()
+                assert left > 0, f"not within {seconds} s; {self.source.health}"
+                self._changed.wait(min(left, 0.05))
+
+
+def test_frames_come_over_tcp_with_their_times(rtsp_server):
+    source = build_source(rtsp_server().url(), options=QUICK)
+    with source, Reader(source) as reader:
+        reader.until(lambda: len(reader.frames) >= 25)
+    frame = reader.frames[24]
+    assert (frame.width, frame.height, frame.index) == (320, 240, 24)
+    assert frame.pts_seconds == pytest.approx(24 / 25, abs=0.3)
+    assert frame.image.max() > 200  # a white ball on black
+    assert source.rate == 25.0
+    assert source.health.corrupt == 0
+
+
+def test_a_killed_camera_is_waited_for_and_read_again_when_it_is_back(rtsp_server):
+    server = rtsp_server()
+    source = build_source(server.url(), options=QUICK)
+    with source, Reader(source) as reader:
+        reader.until(lambda: len(reader.frames) >= 5)
+        server.close()
+        reader.until(lambda: source.health.state == "waiting" and "refused" in source.health.reason)
+        seen = len(reader.frames)
+        rtsp_server("--port", str(server.port), "--size", "160x120")
+        reader.until(lambda: len(reader.frames) >= seen + 10)
+        assert source.health.state == "live"
+        assert source.health.reconnects == 1
+        assert source.health.reason == ""
+    assert [f.index for f in reader.frames] == list(range(len(reader.frames)))
+    assert (reader.frames[0].width, reader.frames[-1].width) == (320, 160)
+    times = [f.pts_seconds for f in reader.frames]
+    assert times == sorted(set(times))
+
+
+def test_a_wrong_password_is_said_in_words_without_it(rtsp_server):
+    server = rtsp_server("--user", "me", "--password", "right")
+    source = build_source(server.url(credentials="me:wr0ng@"), options=ONCE)
+    with source, pytest.raises(ConnectionLostError, match="wrong or missing user name or password") as caught:
+        list(source.frames(threading.Event()))
+    assert "wr0ng" not in f"{caught.value} {source.health} {source.uri} {source.camera}"
+
+
+def test_the_right_password_opens(rtsp_server):
+    server = rtsp_server("--user", "me", "--password", "right")
+    source = build_source(server.url(credentials="me:right@"), options=ONCE)
+    with source, Reader(source) as reader:
+        reader.until(lambda: len(reader.frames) >= 3)
+
+
+def test_a_wrong_path_is_said_in_words(rtsp_server):
+    source = build_source(rtsp_server().url("/nothing"), options=ONCE)
+    with source, pytest.raises(ConnectionLostError, match=r"check the path \(404"):
+        list(source.frames(threading.Event()))
+
+
+def test_nothing_at_the_port_is_said_in_words(rtsp_server):
+    server = rtsp_server()
+    server.close()
+    source = build_source(server.url(), options=ONCE)
+    with source, pytest.raises(ConnectionLostError, match="connection refused"):
+        list(source.frames(threading.Event()))
+
+
+def test_a_camera_that_falls_silent_is_noticed_within_the_read_timeout(rtsp_server):
+    source = build_source(rtsp_server("--stall-after", "1").url(), options=QUICK)
+    with source, Reader(source) as reader:
+        reader.until(lambda: source.health.state == "waiting")
+        assert source.health.reason == "no picture for 1 s"
+        assert len(reader.frames) > 10
+
+
+def test_a_stop_during_silence_ends_within_the_read_timeout(rtsp_server):
+    source = build_source(rtsp_server("--stall-after", "0.5").url(), options=QUICK)
+    with source, Reader(source) as reader:
+        reader.until(lambda: len(reader.frames) >= 5)
+        began = time.monotonic()
+    assert time.monotonic() - began < QUICK.read_timeout_seconds + 2.0  # and what a busy machine takes
+
+
+def test_a_stop_while_waiting_for_a_dead_camera_ends_at_once(rtsp_server):
+    server = rtsp_server()
+    server.close()
+    source = build_source(server.url(), options=QUICK)
+    with source, Reader(source) as reader:
+        reader.until(lambda: source.health.state == "waiting")
+        began = time.monotonic()
+    assert time.monotonic() - began < 2.0

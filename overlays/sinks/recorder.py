@@ -16,6 +16,7 @@ import av
 import av.error
 import cv2
 import numpy as np
+from av.codec.context import Flags
 from av.container import OutputContainer
 from av.video.stream import VideoStream
 
@@ -168,6 +169,7 @@ def _add_stream(container: OutputContainer, size: tuple[int, int], options: Sink
     stream.time_base = Fraction(1, TICKS_PER_SECOND)
     codec = stream.codec_context
     codec.time_base = Fraction(1, TICKS_PER_SECOND)
+    codec.flags |= Flags.frame_duration  # or the last frame's length would be the declared rate's
     codec.gop_size = _KEYFRAME_FRAMES
     codec.thread_count = 1 if width * height <= _ONE_THREAD_PIXELS else 0
     codec.colorspace, codec.color_primaries, codec.color_trc = _MATRIX_BT601, _BT709, _BT709

@@ -170,7 +170,7 @@ def test_unknown_keys_are_ignored_and_optional_ones_may_be_missing(explained):
 
 
 def test_a_newer_version_is_refused_as_such_whatever_else_it_says(explained):
-    with pytest.raises(WireVersionError, match="version 2.*up to 1; update"):
+    with pytest.raises(WireVersionError, match=r"version 2.*up to 1; update"):
         decode_header(b'{"version": 2, "camera": 5}')
     with pytest.raises(WireVersionError):
         decode_message([b"line", record_bytes(record_of(explained(), version=7)), b""])

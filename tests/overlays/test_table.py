@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from overlays.sinks.table import SINKS, SinkOptions, build_sink
+from pipeline.errors import SinkError
+from pipeline.ports import Sink
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    ("uri", "kind", "lossless"),
+    [
+        ("window", "WindowSink", False),
+        ("tcp://127.0.0.1:0", "ZeroMqSink", False),
+        ("ipc:///tmp/overlays", "ZeroMqSink", False),
+        ("some/where.v2/out.mp4", "RecorderSink", True),
+        ("OUT.MKV", "RecorderSink", True),
+        ("out.jsonl", "LogSink", True),
+    ],
+)
+def test_every_uri_becomes_its_door_without_opening_it(uri, kind, lossless):
+    sink = build_sink(uri, cameras=["a"])
+    assert type(sink).__name__ == kind
+    assert isinstance(sink, Sink)
+    assert sink.uri == uri
+    assert sink.lossless is lossless
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("out.mp5", "Did you mean '.mp4'"),
+        ("out.json", "Did you mean '.jsonl'"),
+        ("windows", "Did you mean 'window'"),
+        ("tpc://127.0.0.1:5555", "Did you mean 'tcp://'"),
+        ("http://127.0.0.1:8000", "not there yet"),
+        ("out", "window, tcp://"),
+        ("", "window, tcp://"),
+    ],
+)
+def test_an_unknown_door_is_refused_with_the_nearest_name(uri, said):
+    with pytest.raises(SinkError) as refused:
+        build_sink(uri)
+    assert said in str(refused.value)
+
+
+def test_a_password_in_an_unknown_uri_is_not_repeated():
+    with pytest.raises(SinkError) as refused:
+        build_sink("ftp://user:secret@host/out")
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "tcp://127.0.0.1",
+        "tcp://127.0.0.1:99999",
+        "tcp://127.0.0.1:22x",
+        "tcp://:5555",
+        "tcp://a b:1",
+        "ipc://",
+        "ipc://" + "a" * 200,
+    ],
+)
+def test_an_address_that_is_written_wrong_is_refused_at_once(uri):
+    with pytest.raises(SinkError, match=r"tcp://|ipc://"):
+        build_sink(uri)
+
+
+def test_importing_the_table_imports_no_vendor():
+    code = (
+        "import sys, overlays.sinks.table; import overlays.colormaps; "
+        "print([m for m in ('zmq', 'cv2', 'av', 'torch') if m in sys.modules])"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert said.stdout.strip() == "[]"
+
+
+def test_options_are_plain_values_with_defaults():
+    assert SinkOptions().jpeg_quality == 80
+    assert set(SINKS) == {"window", "tcp://", "ipc://", ".mp4", ".mkv", ".jsonl"}

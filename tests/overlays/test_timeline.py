@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from overlays.sinks.timeline import TICKS_PER_SECOND, Timeline
+
+
+def shown(times, rate=30.0):
+    timeline = Timeline(rate)
+    return [timeline.ticks(pts, taken) / TICKS_PER_SECOND for pts, taken in times]
+
+
+moments = st.floats(-1e5, 1e5)
+
+
+@given(st.lists(st.tuples(st.none() | moments, moments), min_size=1, max_size=40))
+def test_time_starts_at_zero_and_always_grows(times):
+    timeline = Timeline()
+    ticks = [timeline.ticks(pts, taken) for pts, taken in times]
+    assert ticks[0] == 0
+    assert all(one < other for one, other in itertools.pairwise(ticks))
+    assert timeline.step_ticks >= 1
+
+
+@given(st.lists(st.floats(0.001, 100), min_size=1, max_size=40), moments)
+def test_a_stream_that_only_moves_on_keeps_its_timing_to_the_tick(steps, begin):
+    times = [begin]
+    for step in steps:
+        times.append(times[-1] + step)
+    wanted = [time - begin for time in times]
+    assert shown([(time, 0.0) for time in times]) == pytest.approx(wanted, abs=0.51 / TICKS_PER_SECOND)
+
+
+def test_without_its_own_clock_a_stream_goes_by_when_frames_were_taken():
+    assert shown([(None, 5.0), (None, 5.04), (None, 5.1)]) == pytest.approx([0, 0.04, 0.1], abs=1e-5)
+
+
+def test_a_clock_that_goes_back_or_stops_goes_on_at_the_last_pace():
+    pts = [0.0, 0.04, 0.08, 0.0, 0.04, 0.04, 0.08]
+    assert shown([(each, 0.0) for each in pts]) == pytest.approx([0, 0.04, 0.08, 0.12, 0.16, 0.20, 0.24], abs=1e-5)
+
+
+def test_a_clock_that_jumps_by_a_day_goes_on_at_the_last_pace():
+    pts = [0.0, 0.04, 86400.0, 86400.04]
+    assert shown([(each, 0.0) for each in pts]) == pytest.approx([0, 0.04, 0.08, 0.12], abs=1e-5)
+
+
+def test_a_missing_time_follows_its_predecessor():
+    assert shown([(0.0, 1.0), (0.1, 2.0), (None, 3.0), (0.3, 4.0)]) == pytest.approx([0, 0.1, 0.2, 0.3], abs=1e-5)
+    assert shown([(0.0, 0.0), (None, 0.0)], rate=25) == pytest.approx([0, 0.04], abs=1e-5)

@@ -1,0 +1,382 @@
+"""The command line: argv to configuration, rooms joined, frames carried. The only file that meets the world.
+
+``python run.py`` runs the demo, the simulated inspection line; ``python run.py --help`` lists every command.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from pipeline.config import Config, make_config, read_yaml, to_yaml
+from pipeline.errors import ConfigError, ReciproStreamError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from engine.explainer import NetworkExplainer
+    from overlays.sinks.options import SinkOptions
+    from pipeline.loop import Outcome
+    from pipeline.ports import Overflow, Sink, Source
+
+ROOT = Path(__file__).resolve().parent
+log = logging.getLogger("recipro-stream")
+
+app = typer.Typer(
+    name="recipro-stream",
+    no_args_is_help=False,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Live video, explained: every frame with its class scores and an exact Recipro-CAM heat map.\n\n"
+    "Without a command the demo runs: a simulated inspection line, 30 seconds, no camera and no GPU needed.",
+)
+
+CAMERA, NETWORK, PICTURE, RUN = "Cameras", "Network", "Picture", "Run"
+
+
+def _option(panel: str, text: str, *names: str, **more: Any) -> Any:  # noqa: ANN401 - typer's own type
+    return typer.Option(*names, rich_help_panel=panel, help=text, show_default=False, **more)
+
+
+@app.callback(invoke_without_command=True)
+def main_callback(context: typer.Context) -> None:
+    """Run the demo when no command is given."""
+    if context.invoked_subcommand is None:
+        demo(seconds=30.0)
+
+
+@app.command()
+def demo(
+    seconds: Annotated[float, _option(RUN, "How long. [default: 30]", "--seconds", min=0.5)] = 30.0,
+    seed: Annotated[int, _option(RUN, "Which line: the same seed draws the same parts. [default: 7]", min=0)] = 7,
+) -> None:
+    """Explain the simulated inspection line with the shipped network; leaves a video and a log in runs/."""
+    folder = _run_folder()
+    video, record = folder / "demo.mp4", folder / "demo.jsonl"
+    knobs = {
+        "sources": [f"line:?fps=30&size=640x480&seed={seed}"],
+        "sinks": [str(video), str(record)],
+        "seconds": seconds,
+        "engine": {"model": "line_net"},
+    }
+    _say(f"The inspection line, {seconds:g} s, explained: parts pass a camera, some carry a defect.")
+    outcome = _carry(make_config(knobs, "demo"))
+    _say(f"\nSee it:   {_near(video)}\nRead it:  {_near(record)}  (one explanation a line, heat included)")
+    _say(
+        "\nWhat next:\n"
+        "  a webcam        uv run run.py stream --source camera:0 --model resnet50 --sink window\n"
+        "  an RTSP camera  uv run run.py stream --source rtsp://USER@HOST/PATH --model resnet50 --sink out.mp4\n"
+        "  a file          uv run run.py stream --source VIDEO.mp4 --model resnet50 --sink out.mp4\n"
+        "  over a network  uv run run.py stream --source line: --sink tcp://127.0.0.1:5555\n"
+        "                  uv run run.py view tcp://127.0.0.1:5555"
+    )
+    _finish(outcome)
+
+
+@app.command()
+def stream(  # noqa: PLR0917 - one parameter per option
+    config: Annotated[Path | None, typer.Argument(help="A YAML file; see configs/. The command line wins.")] = None,
+    source: Annotated[
+        list[str] | None,
+        _option(CAMERA, "camera:0, rtsp://..., http(s)://..., a video, a folder or glob of images, line:. Repeatable."),
+    ] = None,
+    overflow: Annotated[
+        str | None,
+        _option(CAMERA, "A full queue: drop-oldest (default for live sources) or wait (default for files)."),
+    ] = None,
+    model: Annotated[str | None, _option(NETWORK, "A name of `run.py models`, or any torchvision or timm CNN.")] = None,
+    weights: Annotated[str | None, _option(NETWORK, "A state dict (.pth, .safetensors). 'random': untrained.")] = None,
+    labels: Annotated[str | None, _option(NETWORK, "Class names: a text file, one a line, or a JSON list.")] = None,
+    layer: Annotated[str | None, _option(NETWORK, "The explained layer. Default: the last grid.")] = None,
+    target: Annotated[
+        str | None, _option(NETWORK, "The explained classes: top1 (default), top5, or names or indices, by commas.")
+    ] = None,
+    kernel: Annotated[str | None, _option(NETWORK, "Recipro-CAM's masks: point (default) or gaussian.")] = None,
+    backend: Annotated[str | None, _option(NETWORK, "auto (default), eager, inductor; see doctor.")] = None,
+    precision: Annotated[str | None, _option(NETWORK, "fp32 (default), bf16 or fp16.")] = None,
+    device: Annotated[str | None, _option(NETWORK, "auto (default), cpu or cuda.")] = None,
+    input_size: Annotated[str | None, _option(NETWORK, "HEIGHTxWIDTH. Default: what the weights want.")] = None,
+    fit: Annotated[str | None, _option(NETWORK, "Frame to input: stretch (default), letterbox or crop.")] = None,
+    mean: Annotated[str | None, _option(NETWORK, "R,G,B subtracted from RGB in [0, 1].")] = None,
+    std: Annotated[str | None, _option(NETWORK, "R,G,B divided by.")] = None,
+    threads: Annotated[int | None, _option(NETWORK, "CPU threads for the network.")] = None,
+    sink: Annotated[
+        list[str] | None,
+        _option(PICTURE, "window, tcp://HOST:PORT, ipc://PATH, FILE.mp4, FILE.jsonl. Repeatable."),
+    ] = None,
+    colormap: Annotated[str | None, _option(PICTURE, "The heat's colours. [default: inferno]")] = None,
+    opacity: Annotated[float | None, _option(PICTURE, "How much the hottest spot covers, 0 to 1.")] = None,
+    smoothing: Annotated[float | None, _option(PICTURE, "Time constant in seconds. [default: 0, off]")] = None,
+    frames: Annotated[int | None, _option(RUN, "Stop after so many explained frames.")] = None,
+    seconds: Annotated[float | None, _option(RUN, "Stop after so long.")] = None,
+    print_config: Annotated[bool, _option(RUN, "Show what would run, and stop.", "--print-config")] = False,
+) -> None:
+    """Explain cameras, streams and files, and send the overlays wherever you want them."""
+    engine = {
+        "model": model, "weights": weights, "labels": labels, "layer": layer, "target": target, "kernel": kernel,
+        "backend": backend, "precision": precision, "device": device, "input_size": input_size, "fit": fit,
+        "mean": mean, "std": std, "threads": threads,
+    }  # fmt: skip
+    overlay = {"colormap": colormap, "opacity": opacity, "smoothing_seconds": smoothing}
+    given = {
+        "sources": source, "sinks": sink, "overflow": overflow, "frames": frames, "seconds": seconds,
+        "engine": _given(engine), "overlay": _given(overlay),
+    }  # fmt: skip
+    overrides = {key: value for key, value in _given(given).items() if value != {}}
+    knobs: dict[str, Any] = {} if config is None else read_yaml(_read(config), config.name)
+    if not knobs.get("sources") and not source:
+        raise ConfigError("no source: give --source URI (camera:0, rtsp://..., a file, line:) or a YAML config")
+    made = make_config(knobs, config.name if config else "command line", overrides)
+    if print_config:
+        typer.echo(to_yaml(_redacted(made)), nl=False)
+        return
+    _finish(_carry(made))
+
+
+@app.command()
+def view(
+    address: Annotated[str, typer.Argument(help="tcp://HOST:PORT or ipc://PATH of a running stream.")],
+    sink: Annotated[list[str] | None, _option(PICTURE, "window (default), FILE.mp4, FILE.jsonl. Repeatable.")] = None,
+    camera: Annotated[list[str] | None, _option(CAMERA, "Only this camera. Repeatable. Default: all.")] = None,
+    frames: Annotated[int | None, _option(RUN, "Stop after so many frames.", min=1)] = None,
+    seconds: Annotated[float | None, _option(RUN, "Stop after so long.", min=0)] = None,
+) -> None:
+    """Watch a stream from afar: in a window, or into a file where there is no screen."""
+    from overlays.sinks.table import build_sink
+    from overlays.viewer import Viewer
+    from overlays.watch import watch
+
+    sinks = [build_sink(uri, options=_sink_options(80)) for uri in sink or ["window"]]
+    with _until_interrupted() as stop, ExitStack() as stack:
+        viewer = stack.enter_context(Viewer(address, tuple(camera or ("",))))
+        for door in sinks:
+            stack.enter_context(door)
+        _say(f"Watching {address}; q, Esc or Ctrl-C ends.")
+        told = watch(viewer, sinks, stop=stop, frames=frames, seconds=seconds, say=_say)
+    _say("\n".join(told.lines))
+    if told.errors:
+        _fail("\n".join(told.errors))
+
+
+@app.command()
+def models() -> None:
+    """List the tested models: input size, cut point, grid, and the plan that explains them."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from engine.catalogue import rows
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for heading in ("model", "input", "layer", "grid", "channels", "parameters", "plan"):
+        table.add_column(heading, no_wrap=True)
+    for row in rows():
+        size, grid = (f"{a}x{b}" for a, b in (row.input_size, row.grid))
+        count = f"{row.parameters / 1e6:.1f} M"
+        table.add_row(row.name, size, row.layer, grid, str(row.channels), count, row.plan)
+    console = Console()
+    console.print(table)
+    console.print(
+        "\npooled, flat: explained for about the price of the verdict. Any other torchvision or timm CNN works by its "
+        "name.\nWeights come from torchvision; without a network give a state dict with --weights FILE.",
+        highlight=False,
+    )
+
+
+@app.command()
+def doctor() -> None:
+    """Tell what this machine has (devices, backends, codecs, display, versions), what is missing, and the cure."""
+    import platform
+
+    import engine.checks
+    import overlays.checks
+    import stream.checks
+
+    found = [*engine.checks.checks(), *stream.checks.checks(), *overlays.checks.checks(_display())]
+    _say(f"Python {platform.python_version()} on {platform.platform()}")
+    for check in found:
+        mark = "ok " if check.present else "-- "
+        cure = f"\n{'':26}{check.cure}" if check.cure and not check.present else ""
+        _say(f"{mark} {check.name:22} {check.says}{cure}")
+
+
+def _carry(config: Config) -> Outcome:
+    """Join the rooms as the configuration says and carry frames until the end."""
+    from rich.console import Console
+
+    from overlays.progress import Progress
+    from overlays.renderer import HeatRenderer
+    from pipeline.loop import Limits, carry
+
+    with _until_interrupted() as stop, ExitStack() as stack:
+        sources = _sources(config)
+        cameras = [source.camera for source, _ in sources]
+        sinks = _sinks(config, cameras)
+        renderer = HeatRenderer(**config.overlay.model_dump())
+        for source, _ in sources:
+            stack.enter_context(source)
+        explainer = _explainer(config)
+        log.info("%s", explainer.facts)
+        for sink in sinks:
+            stack.enter_context(sink)
+        window = config.engine.batch_window_ms / 1e3 if len(sources) > 1 else 0.0
+        limits = Limits(config.frames, config.seconds, config.engine.batch, window)
+        with Progress(Console(stderr=True)) as progress:
+            outcome = carry(sources, explainer, renderer, sinks, limits=limits, stop=stop, watch=progress.watch)
+    _report(outcome)
+    return outcome
+
+
+def _sources(config: Config) -> list[tuple[Source, Overflow]]:
+    from stream.sources import SourceOptions, build_source, unique_names
+
+    built = [
+        build_source(
+            one.uri,
+            camera=one.name,
+            options=SourceOptions(one.read_timeout_seconds, one.open_timeout_seconds, one.transport),
+        )
+        for one in config.sources
+    ]
+    for source, name in zip(built, unique_names([s.camera for s in built]), strict=True):
+        source.camera = name
+    return [
+        (source, one.overflow or config.overflow or ("drop-oldest" if source.live else "wait"))
+        for source, one in zip(built, config.sources, strict=True)
+    ]
+
+
+def _sinks(config: Config, cameras: list[str]) -> list[Sink]:
+    from overlays.sinks.table import build_sink
+
+    if not config.sinks:
+        log.warning(
+            "no sink: frames are explained and counted only; add --sink window, tcp://..., out.mp4 or out.jsonl"
+        )
+    return [build_sink(one.uri, cameras=cameras, options=_sink_options(one.quality)) for one in config.sinks]
+
+
+def _sink_options(quality: int) -> SinkOptions:
+    from overlays.sinks.options import SinkOptions
+
+    return SinkOptions(jpeg_quality=quality, display=_display())
+
+
+def _explainer(config: Config) -> NetworkExplainer:
+    from engine.explainer import NetworkExplainer
+    from engine.models import lookup
+    from engine.networks import load_network
+
+    entry = lookup(config.engine.model)
+    weights: str | Path | None = config.engine.weights
+    if weights is None and entry is not None and entry.file:
+        weights = ROOT / entry.file
+    labels = None if config.engine.labels is None else Path(config.engine.labels)
+    return NetworkExplainer(load_network(config.engine.model, weights=weights, labels=labels), config.engine)
+
+
+def _redacted(config: Config) -> Config:
+    """Return the configuration with credentials taken out of its URIs."""
+    from stream.redact import redact
+
+    sources = [one.model_copy(update={"uri": redact(one.uri)}) for one in config.sources]
+    return config.model_copy(update={"sources": sources})
+
+
+def _given(knobs: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in knobs.items() if value is not None}
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"config {str(path)!r}: there is no such file; see configs/ for examples") from None
+    except (OSError, UnicodeDecodeError) as reason:
+        raise ConfigError(f"config {str(path)!r}: not readable as text ({reason})") from None
+
+
+def _run_folder() -> Path:
+    folder = Path("runs") / datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as reason:
+        raise ConfigError(f"runs/: cannot be written here ({reason.strerror}); start from a folder of yours") from None
+    return folder
+
+
+def _near(path: Path) -> str:
+    return os.path.relpath(path)
+
+
+def _display() -> str | None:
+    if sys.platform in {"darwin", "win32"}:
+        return "the system's screen"
+    return os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or None
+
+
+@contextmanager
+def _until_interrupted() -> Iterator[threading.Event]:
+    """Give an event that Ctrl-C and SIGTERM set; a second one ends the process at once."""
+    stop = threading.Event()
+
+    def end(number: int, _frame: object) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+        _say("\nEnding in order; once more ends at once.")
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _report(outcome: Outcome) -> None:
+    from overlays.progress import summary
+
+    _say("\n".join(summary(outcome)))
+
+
+def _finish(outcome: Outcome) -> None:
+    if outcome.errors:
+        _fail("\n".join(outcome.errors))
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _fail(text: str, code: int = 2) -> NoReturn:
+    print(_told(text), file=sys.stderr, flush=True)
+    raise typer.Exit(code)
+
+
+def _told(text: str) -> str:
+    return "\n".join(f"error: {line}" for line in text.splitlines())
+
+
+def main() -> None:
+    """Run the command line; what the user can mend is told in one line and exit code 2."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(message)s", stream=sys.stderr)
+    logging.getLogger("libav").setLevel(logging.CRITICAL)
+    try:
+        app()
+    except ReciproStreamError as error:
+        print(_told(str(error)), file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

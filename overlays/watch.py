@@ -34,10 +34,9 @@ class Watched:
     @property
     def lines(self) -> list[str]:
         """A few sentences for people."""
-        told = [
-            f"{self.frames} frames seen, {self.missed} missed, {self.damaged} damaged; "
-            f"age p50 {self.age.quantile(0.5) * 1e3:.0f} ms, p99 {self.age.quantile(0.99) * 1e3:.0f} ms"
-        ]
+        p50, p99 = self.age.quantile(0.5) * 1e3, self.age.quantile(0.99) * 1e3
+        ages = f"age p50 {p50:.0f} ms, p99 {p99:.0f} ms"
+        told = [f"{self.frames} frames seen, {self.missed} missed, {self.damaged} damaged; {ages}"]
         told.extend(f"{o.name}: {o.delivered} delivered, {o.dropped} dropped" for o in self.outlets)
         return told
 

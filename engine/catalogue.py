@@ -1,0 +1,65 @@
+"""The models table with what only the networks themselves can tell: cut point, grid, plan."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from engine.methods.flat import find_flat
+from engine.methods.pooled import find_pooled
+from engine.models import MODELS, ModelEntry
+from engine.networks import build_untrained
+from engine.split import split_network
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One model as ``run.py models`` shows it."""
+
+    name: str
+    input_size: tuple[int, int]
+    layer: str
+    grid: tuple[int, int]
+    channels: int
+    parameters: int
+    plan: str
+    """The plan its own layer gets: ``pooled``, ``flat`` or ``dense``."""
+
+
+def rows(names: list[str] | None = None) -> Iterator[Row]:
+    """Give one row per model; nothing is downloaded.
+
+    Args:
+        names: which; None = all of the table.
+    """
+    for name, entry in MODELS.items():
+        if names is None or name in names:
+            yield _row(entry)
+
+
+def _row(entry: ModelEntry) -> Row:
+    net = _outline(entry)
+    split = split_network(net, entry.layer, entry.input_size)
+    # Only the tail decides on the plan, so only the tail is given (meaningless) weights.
+    tail = copy.deepcopy(split.tail).to_empty(device="cpu")
+    for weight in [*tail.parameters(), *tail.buffers()]:
+        weight.detach().fill_(0.01)
+    features = torch.zeros(1, split.channels, *split.grid)
+    plan = find_pooled(tail, features, "point") or find_flat(tail, features, "point")
+    parameters = sum(p.numel() for p in net.parameters())
+    kind = plan.facts.name if plan else "dense"
+    return Row(entry.name, entry.input_size, split.layer, split.grid, split.channels, parameters, kind)
+
+
+def _outline(entry: ModelEntry) -> nn.Module:
+    """Return the network without memory for its weights, where its builder can do that."""
+    try:
+        with torch.device("meta"):
+            return build_untrained(entry)
+    except NotImplementedError:
+        with torch.random.fork_rng(devices=[]):
+            return build_untrained(entry)

@@ -68,6 +68,11 @@ class FileSource:
         self._reading = reading or Reading()
         self._health = Health()
         self._container: InputContainer | None = None
+        self._stop = threading.Event()
+        self._pictures: Iterator[av.VideoFrame] = iter(())
+        self._is_cut_gif = False
+        self._given = 0
+        self._last_seconds = 0.0
 
     @property
     def health(self) -> Health:
@@ -110,6 +115,7 @@ class FileSource:
                 self._health = Health("live", corrupt=corrupt)
             pts = clock.tell(None if picture.pts is None else picture.time)
             self._last_seconds = pts
+            self._given = index + 1
             yield Frame(rgb.convert(picture), self.camera, index, time.monotonic(), pts)
         if not stop.is_set():
             self._finish()
@@ -136,6 +142,7 @@ class FileSource:
             message = f"{self.uri}: holds no video, only {kinds}; name a file with moving pictures"
             raise SourceError(message)
         stream.thread_type = threads
+        self._is_cut_gif = not self._remote and "gif" in self._formats and not _gif_is_whole(self._path)
         self._stream: VideoStream = stream
         self.rate = float(stream.average_rate) if stream.average_rate else None
         self.frames_total = _frames_total(self._container, stream)
@@ -176,7 +183,8 @@ class FileSource:
     def _decoded(self) -> Iterator[av.VideoFrame]:
         assert self._container is not None  # noqa: S101 - _open comes first
         source = packets(self._container, self._stream, self._decoding.note_damage)
-        return self._decoding.run(source, self._stop)
+        pictures = self._decoding.run(source, self._stop)
+        return _all_but_last(pictures) if self._is_cut_gif else pictures
 
     def _finish(self) -> None:
         """Say how it ended."""
@@ -188,11 +196,11 @@ class FileSource:
         if where is None and not missing:
             self._health = Health("ended", corrupt=decoding.corrupt)
             return
-        after = decoding.pictures if where is None else where
+        after = self._given if where is None else where
         lost = f"{decoding.corrupt} damaged or doubtful were left out; " if decoding.corrupt else ""
         message = (
             f"{self.uri}: damaged near picture {after} of {self.frames_total or 'unknown'}"
-            f"{missing}; {decoding.pictures} good pictures were read to {self._last_seconds:.2f} s; {lost}{_REMUX}"
+            f"{missing}; {self._given} good pictures were read to {self._last_seconds:.2f} s; {lost}{_REMUX}"
         )
         self._health = Health("failed", message, corrupt=decoding.corrupt)
         raise DamagedError(message)
@@ -202,6 +210,8 @@ class FileSource:
         stream, decoding = self._stream, self._decoding
         if not _COUNTS_PACKETS.isdisjoint(self._formats) and decoding.packets < stream.frames:
             return f", cut off: holds {decoding.packets} of {stream.frames} packets"
+        if self._is_cut_gif:
+            return ", cut off: its end mark is missing"
         promised = None if decoding.corrupt else _promised_seconds(self._container, stream)
         if promised is not None and self._last_seconds < promised - max(1.0, 0.05 * promised):
             return f", cut off: its header promises {promised:.2f} s"
@@ -229,6 +239,17 @@ class FileSource:
         if self._container is not None:
             self._container.close()
             self._container = None
+
+
+def _gif_is_whole(path: str) -> bool:
+    """Say whether a GIF ends as one does; FFmpeg paints what there is of a picture cut short, and says nothing."""
+    with open(path, "rb") as file:  # noqa: PTH123 - the path is FFmpeg's, as given
+        file.seek(-min(2, os.path.getsize(path)), os.SEEK_END)  # noqa: PTH202
+        return b";" in file.read()
+
+
+def _all_but_last(pictures: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+    return (earlier for earlier, _ in itertools.pairwise(pictures))
 
 
 def _check_path(path: str) -> None:

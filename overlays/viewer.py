@@ -164,11 +164,25 @@ class Viewer:
         Raises:
             WireVersionError: the publisher is newer than this viewer.
         """
+        for received in self.messages_or_silence(stop):
+            if received is not None:
+                yield received
+
+    def messages_or_silence(self, stop: threading.Event | None = None) -> Iterator[Received | None]:
+        """Give the same as ``messages``, and None whenever a moment has passed in which nothing new came.
+
+        Raises:
+            WireVersionError: the publisher is newer than this viewer.
+        """
         while stop is None or not stop.is_set():
+            given = 0
             for parts, passed_over in self._newest().values():
                 received = self._read(parts, passed_over)
                 if received is not None:
+                    given += 1
                     yield received
+            if not given:
+                yield None
 
     def overlays(self, stop: threading.Event | None = None) -> Iterator[Overlay]:
         """Give the same as ``messages``, as overlays for sinks.

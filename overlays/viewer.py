@@ -6,6 +6,7 @@ each camera. It connects again by itself, without end.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import socket
@@ -31,6 +32,7 @@ _POLL_MS: Final = 50
 _DRAIN_MESSAGES: Final = 256
 """Messages read in one go: even a flood lets the newest through now and then."""
 _QUEUE_MESSAGES: Final = 8
+_RENEW_SECONDS: Final = 5.0
 _MAX_CAMERAS: Final = 1024
 _SAME_FRAME_SECONDS: Final = 0.005
 """Two readings of a publisher's clocks differ by less, two frames with one index by more."""
@@ -115,6 +117,7 @@ class Viewer:
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._socket: zmq.Socket[bytes] | None = None
         self._heard_at = clock()
+        self._renewed_at = self._heard_at
         self._last: dict[str, Header] = {}
 
     @property
@@ -205,6 +208,7 @@ class Viewer:
         """Wait a moment, then read all there is: by topic the last message, and how many it overtook."""
         if self._socket is None:
             raise SourceError(f"{self.uri}: is not open; use it in a with block")
+        self._renew_if_silent(self._socket)
         newest: dict[bytes, tuple[list[bytes], int]] = {}
         wait_ms = _POLL_MS
         for _ in range(_DRAIN_MESSAGES):
@@ -216,6 +220,16 @@ class Viewer:
             if parts[0] in newest or len(newest) < _MAX_CAMERAS:
                 newest[parts[0]] = (parts, overtaken + 1)
         return newest
+
+    def _renew_if_silent(self, connected: zmq.Socket[bytes]) -> None:
+        """Connect anew after a silence: libzmq gives a connection up for good after a message beyond its limits."""
+        now = self._clock()
+        if now - max(self._heard_at, self._renewed_at) < _RENEW_SECONDS:
+            return
+        self._renewed_at = now
+        with contextlib.suppress(zmq.ZMQError):  # it has given it up already
+            connected.disconnect(self.uri)
+        connected.connect(self.uri)
 
     @staticmethod
     def _message(source: zmq.Socket[bytes]) -> list[bytes]:

@@ -12,8 +12,9 @@ the blank and the rest of the tail runs on them as it is.
 from __future__ import annotations
 
 import copy
-import math
 import operator
+import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -22,18 +23,10 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils.flop_counter import FlopCounterMode
 
-from engine.methods.kernels import STENCILS, Kernel
+from engine.methods.kernels import Kernel
+from engine.methods.local_layout import Layout
 from engine.methods.local_plan import LocalPlan, load_of
-from engine.methods.local_reading import (
-    Reading,
-    blanks,
-    closure,
-    norm_behind,
-    part_from,
-    read_tail,
-    sorted_by_graph,
-)
-from engine.methods.local_sites import Footprint, first_footprint
+from engine.methods.local_reading import part_from, read_tail
 from engine.methods.local_steps import (
     AverageStep,
     CellwiseStep,
@@ -45,7 +38,15 @@ from engine.methods.local_steps import (
     Step,
     SumStep,
 )
-from engine.methods.local_taps import Spatial, Taps
+from engine.methods.local_taps import Spatial
+from engine.methods.plan import PlanFacts, definition
+
+CLEARLY_CHEAPER = 2.0
+"""From this many times fewer multiply-adds on, a plan is taken without asking the clock: in the tests' networks the
+time gained was never below half of the multiply-adds gained."""
+TIMED_CELLS = 24
+TIMED_ROUNDS = 3
+"""The fastest of so many runs each, in turn, counts; the first also warms up."""
 
 _SUMS = (operator.add, torch.add)
 
@@ -60,117 +61,60 @@ def find_local(tail: nn.Module, features: Tensor, kernel: Kernel, budget_bytes: 
     reading = read_tail(tail, features)
     if reading.kept == [reading.entry] or not reading.kept:
         return None
-    return _Builder(tail, features, kernel, reading).plan(budget_bytes)
+    return _Builder(Layout(tail, features, kernel, reading)).plan(budget_bytes)
+
+
+def worth(plan: LocalPlan, tail: nn.Module, features: Tensor, kernel: Kernel) -> str:
+    """Return "" where the plan is cheaper than the definition, else what was counted or measured.
+
+    Multiply-adds decide where they differ clearly. Where they are close, memory traffic matters as much, and both run
+    against the clock on a few cells.
+    """
+    counted, dense = plan.facts.multiply_adds or 0, plan.facts.dense_multiply_adds or 0
+    if dense >= CLEARLY_CHEAPER * counted:
+        return ""
+    if dense < counted:
+        return f"it would take {counted / 1e9:.3g} G multiply-adds, the definition {dense / 1e9:.3g} G"
+    cells = torch.linspace(0, plan.grid[0] * plan.grid[1] - 1, TIMED_CELLS).round().long().to(features.device)
+    one = features[:1]
+    ways: tuple[Callable[[], object], ...] = (
+        lambda: plan.answers(one, cells),
+        lambda: definition(tail, one, kernel, cells),
+    )
+    with torch.inference_mode():
+        times = [[_seconds(way, features.device) for way in ways] for _ in range(TIMED_ROUNDS)]
+    local, direct = (min(column) for column in zip(*times, strict=True))
+    return "" if local < direct else f"it takes {local / direct:.2f} times as long as the definition"
+
+
+def _seconds(call: Callable[[], object], device: torch.device) -> float:
+    start = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
 
 
 class _Builder:
-    """Turns what was read into steps."""
+    """Turns a layout into steps."""
 
-    def __init__(self, tail: fx.GraphModule, features: Tensor, kernel: Kernel, reading: Reading) -> None:
-        self.tail, self.features, self.kernel, self.reading = tail, features[:1], kernel, reading
-        self.device = features.device
-        self.prints: list[Footprint] = []
-        self.taps: list[Taps] = []
-        self.needed = self._needed()
-        self.folded = {node: norm for node in self.needed if (norm := self._norm(node)) is not None}
-        self.footprints: dict[fx.Node, Footprint] = {}
-        self._spread()
-        self.blanks = blanks(tail, reading, features, self._wanted())
-
-    def _sources(self, node: fx.Node) -> list[fx.Node]:
-        """Return the local maps a local map is computed from."""
-        if node in self.reading.spatial:
-            return [node.all_input_nodes[0]]
-        return sorted_by_graph(self.tail, closure(node, self.reading.grids)[1])
-
-    def _needed(self) -> list[fx.Node]:
-        found: set[fx.Node] = set()
-        waiting = list(self.reading.kept)
-        while waiting:
-            node = waiting.pop()
-            if node not in found and node is not self.reading.entry:
-                found.add(node)
-                waiting.extend(self._sources(node))
-        return sorted_by_graph(self.tail, found)
-
-    def _norm(self, node: fx.Node) -> fx.Node | None:
-        """Return the batch norm that goes into this convolution's weights, or None."""
-        spatial = self.reading.spatial.get(node)
-        norm = norm_behind(self.tail, node)
-        wanted = norm in self.reading.grids and norm in self.needed and node not in self.reading.kept
-        return norm if spatial is not None and spatial.kind == "convolution" and wanted else None
-
-    def _spread(self) -> None:
-        """Work out every footprint, each kept once: equal ones are the same thing afterwards."""
-        reach = len(STENCILS[self.kernel]) // 2
-        entry = first_footprint((self.features.shape[2], self.features.shape[3]), reach)
-        self.footprints[self.reading.entry] = self._one(Footprint(entry.rows.to(self.device), entry.columns.to(self.device)))
-        for node in self.needed:
-            spatial = self.reading.spatial.get(node)
-            before = [self.footprints[source] for source in self._sources(node)]
-            if spatial is not None:
-                taps = self._one_taps(spatial.taps)
-                self.reading.spatial[node] = replace(spatial, taps=taps)
-                after = before[0].through(taps)
-            else:
-                after = before[0]
-                for other in before[1:]:
-                    after = after.joined(other)
-            self.footprints[node] = self._one(after)
-
-    def _one(self, footprint: Footprint) -> Footprint:
-        for known in self.prints:
-            if known.same(footprint):
-                return known
-        self.prints.append(footprint)
-        return footprint
-
-    def _one_taps(self, taps: Taps) -> Taps:
-        for known in self.taps:
-            if torch.equal(known.rows.cpu(), taps.rows) and torch.equal(known.columns.cpu(), taps.columns):
-                return known
-        self.taps.append(Taps(taps.rows.to(self.device), taps.columns.to(self.device)))
-        return self.taps[-1]
-
-    def _is_point(self, node: fx.Node) -> bool:
-        spatial = self.reading.spatial[node]
-        return spatial.kind == "convolution" and spatial.taps.count == 1 and spatial.groups == 1
-
-    def _wanted(self) -> set[fx.Node]:
-        """Return the maps whose blank answer some step asks for."""
-        wanted = set(self.reading.kept)
-        for node in self.needed:
-            spatial = self.reading.spatial.get(node)
-            if spatial is None:
-                wanted.update(s for s in self._sources(node) if self.footprints[s] is not self.footprints[node])
-            elif spatial.kind != "copy" and not self._is_point(node):
-                wanted.update((node.all_input_nodes[0], self.folded.get(node, node)))
-        return wanted
-
-    def _width(self, node: fx.Node) -> int:
-        return math.prod(self.reading.shapes[node])
-
-    def _one_cell(self, node: fx.Node) -> Tensor:
-        return self.features.new_zeros((1, *self.reading.shapes[node]))
-
-    def _map(self, node: fx.Node) -> Map:
-        blank = self.blanks.get(node, self.features.new_empty(0))
-        return Map(node.name, self.footprints[node], self._width(node), blank)
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
 
     def plan(self, budget_bytes: int) -> LocalPlan | None:
         """Make the steps, fit them to the budget, and count."""
         steps: list[Step] = []
         with torch.no_grad():
-            for node in self.needed:
-                if node not in self.folded.values():
+            for node in self.layout.needed:
+                if node not in self.layout.folded.values():
                     steps.append(self._step(node, steps))
-        kept = self.reading.kept
-        output = next(node for node in self.tail.graph.nodes if node.op == "output")
-        rest = None if self.reading.complete else part_from(self.tail, kept, output)
-        entry = self._map(self.reading.entry)
-        plan = LocalPlan(self.tail, self.kernel, steps, [entry, *map(self._map, kept)], rest)
-        widths = {node.name: self._width(node) for node in [self.reading.entry, *self.needed]}
-        load = load_of(steps, entry, widths, {node.name for node in kept}, self.features.element_size())
+        kept = self.layout.reading.kept
+        output = next(node for node in self.layout.tail.graph.nodes if node.op == "output")
+        rest = None if self.layout.reading.complete else part_from(self.layout.tail, kept, output)
+        entry = self.layout.map_of(self.layout.reading.entry)
+        plan = LocalPlan(self.layout.tail, self.layout.kernel, steps, [entry, *map(self.layout.map_of, kept)], rest)
+        widths = {node.name: self.layout.width(node) for node in [self.layout.reading.entry, *self.layout.needed]}
+        load = load_of(steps, entry, widths, {node.name for node in kept}, self.layout.features.element_size())
         whole = [self._whole(node) for node in kept]
         plan.fit(budget_bytes, load, _bytes_of(rest, whole) if rest else 1)
         if plan.chunk_bytes < int(load.total.max()):
@@ -180,19 +124,19 @@ class _Builder:
 
     def _whole(self, node: fx.Node) -> Tensor:
         """Return one whole map as ``rest`` will be given it."""
-        blank = self.blanks[node]
-        height, width = self.reading.grids[node]
+        blank = self.layout.blanks[node]
+        height, width = self.layout.reading.grids[node]
         return blank if blank.dim() == 2 else blank.view(height, width, 1, -1).permute(2, 3, 0, 1)
 
     def _step(self, node: fx.Node, before: list[Step]) -> Step:
-        sources = [self._map(source) for source in self._sources(node)]
-        target = self._map(self.folded.get(node, node))
-        spatial = self.reading.spatial.get(node)
+        sources = [self.layout.map_of(source) for source in self.layout.sources(node)]
+        target = self.layout.map_of(self.layout.folded.get(node, node))
+        spatial = self.layout.reading.spatial.get(node)
         if spatial is None:
             return self._cellwise(node, sources, target, before)
         if spatial.kind == "convolution":
             weight, bias = self._weights(node, spatial)
-            if self._is_point(node):
+            if self.layout.is_point(node):
                 return PointStep(sources[0], target, spatial.taps, weight.flatten(1), bias)
             return ConvolutionStep(sources[0], target, spatial, weight)
         if spatial.kind == "average":
@@ -204,24 +148,23 @@ class _Builder:
         """Return a convolution's weight and bias, with the batch norm behind it worked in."""
         assert spatial.weight is not None  # noqa: S101 - every convolution has one
         weight, bias = spatial.weight.detach(), None if spatial.bias is None else spatial.bias.detach()
-        if node not in self.folded:
+        if node not in self.layout.folded:
             return weight, bias
-        norm = self.tail.get_submodule(str(self.folded[node].target))
+        norm = self.layout.tail.get_submodule(str(self.layout.folded[node].target))
         assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None  # noqa: PT018, S101
-        return fuse_conv_bn_weights(  # type: ignore[return-value]
-            weight, bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-        )
+        return fuse_conv_bn_weights(weight, bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
 
     def _cellwise(self, node: fx.Node, sources: list[Map], target: Map, before: list[Step]) -> Step:
-        nodes = self._sources(node)
+        nodes = self.layout.sources(node)
         free = [self._is_free(source, node, before) for source in nodes]
         plain = node.all_input_nodes == nodes or node.all_input_nodes == nodes[::-1]
-        if plain and len(sources) == 2 and node.target in _SUMS and not node.kwargs and sources[0].width == sources[1].width:
+        alike = len({self.layout.reading.shapes[source] for source in nodes}) == 1
+        if plain and alike and len(nodes) == 2 and node.target in _SUMS and not node.kwargs:
             return SumStep(sources, target, free=(free[0], free[1]))
-        part = part_from(self.tail, nodes, node)
+        part = part_from(self.layout.tail, nodes, node)
         if plain and len(nodes) == 1 and free[0]:
             _work_in_place(part)
-        cell = [self._one_cell(source) for source in nodes]
+        cell = [self.layout.one_cell(source) for source in nodes]
         with torch.inference_mode():
             shares = part(*cell).untyped_storage().data_ptr()
         held = {value.untyped_storage().data_ptr() for value, spare in zip(cell, free, strict=True) if not spare}
@@ -229,13 +172,12 @@ class _Builder:
 
     def _is_free(self, source: fx.Node, reader: fx.Node, before: list[Step]) -> bool:
         """Say whether ``reader`` may write over ``source``: nobody reads it later, and it shares no memory."""
-        if source in self.reading.kept or any(source in self._sources(n) for n in self._after(reader)):
+        later = self.layout.needed[self.layout.needed.index(reader) + 1 :]
+        if source in self.layout.reading.kept or any(source in self.layout.sources(node) for node in later):
             return False
-        made = [step for step in before if step.target == source.name]
-        return not made or made[0].fresh
-
-    def _after(self, node: fx.Node) -> list[fx.Node]:
-        return self.needed[self.needed.index(node) + 1 :]
+        # Whoever made it, and whoever read it before, may hold the same memory under another name.
+        touched = [step for step in before if step.target == source.name or source.name in step.sources]
+        return all(step.fresh for step in touched)
 
     def _facts(self, plan: LocalPlan, steps: list[Step], whole: list[Tensor], budget_bytes: int) -> PlanFacts:
         cells = plan.grid[0] * plan.grid[1]
@@ -244,7 +186,6 @@ class _Builder:
         for step in steps:
             if not windows or windows[-1][1:] != step.after.window:
                 windows.append((step.target, *step.after.window))
-        blanks_bytes = sum(buffer.nbytes for name, buffer in plan.named_buffers() if "blank" in name)
         busy = min(plan.chunk_bytes, int(plan.load.total.sum()))
         return replace(
             plan.facts,
@@ -252,8 +193,8 @@ class _Builder:
             grid=plan.grid,
             windows=tuple(windows),
             multiply_adds=sum(step.multiply_adds for step in steps) + cells * after,
-            dense_multiply_adds=cells * _products(self.tail, [self.features]),
-            bytes=min(budget_bytes, busy + blanks_bytes),
+            dense_multiply_adds=cells * _products(self.layout.tail, [self.layout.features]),
+            bytes=min(budget_bytes, busy + plan.fixed_bytes),
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -44,7 +45,7 @@ class LocalPlan(Plan):
             tail: for the plain network's own scores.
             kernel: the spread of a cell's own vector.
             steps: the layers in order.
-            maps: the masked map, then those where the local part ends: the class scores alone where it goes all the way.
+            maps: the masked map, then those where the local part ends: the class scores alone, if it goes that far.
             rest: from these maps, filled up, to the class scores; None where the scores are there already.
         """
         super().__init__()
@@ -57,7 +58,7 @@ class LocalPlan(Plan):
         self.register_buffer("weights", stencil(kernel).flatten())
         self.grid = self.entry[1].grid
         self.facts = PlanFacts("local", "layers that look at a neighbourhood only", one_module=False)
-        self.chunk_bytes = self.index_bytes = self.rest_maps = 0
+        self.chunk_bytes = self.index_bytes = self.fixed_bytes = self.rest_maps = 0
         self.load = Load(self.entry[1].counts, self.entry[1].counts)
         self._drops = _drops(steps, {name for name, _ in self.ends})
         self._numbered: dict[int, Chunk] = {}
@@ -66,9 +67,9 @@ class LocalPlan(Plan):
     def fit(self, budget_bytes: int, load: Load, bytes_per_rest_map: int) -> None:
         """Choose how many cells go together; see ``Load``."""
         self.load = load
-        fixed = sum(buffer.nbytes for buffer in self.buffers())
+        self.fixed_bytes = sum(buffer.nbytes for buffer in self.buffers())
         self.index_bytes = budget_bytes // INDEX_SHARE
-        self.chunk_bytes = max(budget_bytes - self.index_bytes - fixed, 0)
+        self.chunk_bytes = max(budget_bytes - self.index_bytes - self.fixed_bytes, 0)
         self.rest_maps = max(1, (self.chunk_bytes // 2) // bytes_per_rest_map) if self.rest else 0
         if self.rest:
             self.chunk_bytes //= 2
@@ -79,11 +80,15 @@ class LocalPlan(Plan):
         every = [torch.cat([self._scores(cells, chunk) for chunk in self._all()]) for cells in self._taken(features)]
         return self.tail(features), torch.stack(every)
 
+    def probe(self, features: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the plain scores and those of some cells only, at the price of these."""
+        return self.tail(features), self.answers(features, cells)
+
     def answers(self, features: Tensor, cells: Tensor) -> Tensor:
         """Return the scores of some cells only: (N, len(cells), K), before the softmax."""
         cells = cells.to(features.device)
         bounds = self._cut(cells)
-        chunks = [Chunk(cells[a:b], self.grid[1]) for a, b in zip(bounds, bounds[1:], strict=False)]
+        chunks = [Chunk(cells[a:b], self.grid[1]) for a, b in itertools.pairwise(bounds)]
         return torch.stack([torch.cat([self._scores(each, c) for c in chunks]) for each in self._taken(features)])
 
     def _taken(self, features: Tensor) -> Iterable[Tensor]:
@@ -111,7 +116,7 @@ class LocalPlan(Plan):
     def _all(self) -> Iterator[Chunk]:
         """Give every chunk, numbered before where the memory for it was left."""
         device = self.load.total.device
-        for start, end in zip(self._bounds, self._bounds[1:], strict=False):
+        for start, end in itertools.pairwise(self._bounds):
             known = self._numbered.get(start)
             chunk = known or Chunk(torch.arange(start, end, device=device), self.grid[1])
             yield chunk

@@ -40,7 +40,7 @@ class Reading:
 
 def as_rows(value: Tensor, grid: Grid) -> Tensor:
     """Take a map (1, C, h, w) apart into its cells (h * w, C, 1, 1); what has lost its grid stays as it is."""
-    if value.dim() != 4:
+    if value.dim() != 4 or tuple(value.shape[2:]) != grid:
         return value
     return value.permute(2, 3, 0, 1).reshape(grid[0] * grid[1], value.shape[1], 1, 1)
 
@@ -171,8 +171,8 @@ class _Reader:
             if answer.numel() != apart.numel():
                 return
             placed = answer.dim() == 4 and tuple(answer.shape[2:]) == grid
-            if placed or (grid == (1, 1) and answer.shape == apart.shape):
-                if _agree(as_rows(answer, grid) if placed else answer, apart):
+            if placed or (grid == (1, 1) and answer.dim() == 2):
+                if _agree(as_rows(answer, grid), apart):
                     self._note(reading, node, grid)
                 return
         self.rows[node] = apart

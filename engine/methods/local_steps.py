@@ -109,7 +109,7 @@ class ConvolutionStep(Step):
         self.register_buffer("blank_before", _unless_zero(source.blank))
         self.register_buffer("blank_after", target.blank.flatten(1))
         out, inside = weight.shape[:2]
-        self.width = out
+        self.width, self.inside = out, inside
         # Per group: (groups, taps, C / groups, C' / groups).
         apart = weight.reshape(self.groups, out // self.groups, inside, -1).permute(0, 3, 2, 1)
         pairs, sites, taps = self.before.pairs(self.taps), self.before.counts, self.taps.count
@@ -144,8 +144,9 @@ class ConvolutionStep(Step):
             return (change[:, None] * self.weight).flatten(0, 1)
         if self.groups == 1:
             return (change @ self.weight[0]).view(-1, self.width)
-        grouped = change.view(len(change), self.groups, -1).transpose(0, 1)
-        sent = torch.bmm(grouped, self.weight).view(self.groups, len(change), self.taps.count, -1)
+        sites, taps = len(change), self.taps.count
+        grouped = change.reshape(sites, self.groups, self.inside).transpose(0, 1)
+        sent = torch.bmm(grouped, self.weight).view(self.groups, sites, taps, self.width // self.groups)
         return sent.permute(1, 2, 0, 3).reshape(-1, self.width)
 
     def _tap_by_tap(self, change: Tensor, sources: tuple[Tensor, ...]) -> Tensor:
@@ -160,8 +161,9 @@ class ConvolutionStep(Step):
             elif self.groups == 1:
                 torch.mm(chosen, self.weight[tap, 0], out=part)
             else:
-                grouped = chosen.view(len(source), self.groups, -1).transpose(0, 1)
-                part.view(len(source), self.groups, -1).copy_(torch.bmm(grouped, self.weight[tap]).transpose(0, 1))
+                grouped = chosen.view(len(source), self.groups, self.inside).transpose(0, 1)
+                sent = torch.bmm(grouped, self.weight[tap]).transpose(0, 1)
+                part.view(sent.shape).copy_(sent)
             start += len(source)
         return table
 
@@ -266,9 +268,7 @@ class SumStep(CellwiseStep):
     def __init__(self, sources: list[Map], target: Map, *, free: tuple[bool, bool]) -> None:
         """Take two maps, and whether each may be written over."""
         super().__init__(sources, target, nn.Identity(), fresh=True, products=0)
-        self.free = tuple(
-            free[i] or getattr(self, f"blank{i}") is not None for i in (0, 1)
-        )
+        self.free = tuple(free[i] or getattr(self, f"blank{i}") is not None for i in (0, 1))
 
     def forward(self, chunk: Chunk, *rows: Tensor) -> Tensor:
         """Return the sum."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -105,7 +105,7 @@ def read_spatial(
     return _read(kind, options, before, after, again) if kind else None
 
 
-def _read(
+def _read(  # noqa: PLR0911 - one return for each kind of layer
     kind: str, options: dict[str, Any], before: Tensor, after: Tensor, again: Callable[[Tensor], Tensor]
 ) -> Spatial | None:
     if options.get("return_indices"):
@@ -128,13 +128,8 @@ def _read(
         return _padding(options, grid_in, grid_out)
     kernel = _pair(options["kernel_size"])
     strides = _pair(options.get("stride") or kernel)
-    pads, dilations = _pair(options.get("padding") or 0), _pair(options.get("dilation") or 1)
-    taps = Taps(
-        *(
-            _sliding(n, m, k, s, p, d)
-            for n, m, k, s, p, d in zip(grid_in, grid_out, kernel, strides, pads, dilations, strict=True)
-        )
-    )
+    slides = map(_Slide, kernel, strides, _pair(options.get("padding") or 0), _pair(options.get("dilation") or 1))
+    taps = Taps(*map(_sliding, grid_in, grid_out, slides))
     return Spatial("largest", taps) if kind == "largest" else _averaging(taps, before, again)
 
 
@@ -147,12 +142,10 @@ def _convolution(options: dict[str, Any], grid_in: tuple[int, int], grid_out: tu
         padding = 0
     if padding == "same":
         padding = tuple(d * (k - 1) // 2 for d, k in zip(dilations, kernel, strict=True))
-    pads, mode = _pair(padding), options.get("padding_mode", "zeros")
-    tables = (
-        _sliding(n, m, k, s, p, d, mode)
-        for n, m, k, s, p, d in zip(grid_in, grid_out, kernel, strides, pads, dilations, strict=True)
-    )
-    return Spatial("convolution", Taps(*tables), weight, options.get("bias"), int(options.get("groups") or 1))
+    mode = options.get("padding_mode", "zeros")
+    slides = map(_Slide, kernel, strides, _pair(padding), dilations, (mode, mode))
+    taps = Taps(*map(_sliding, grid_in, grid_out, slides))
+    return Spatial("convolution", taps, weight, options.get("bias"), int(options.get("groups") or 1))
 
 
 def _padding(options: dict[str, Any], grid_in: tuple[int, int], grid_out: tuple[int, int]) -> Spatial | None:
@@ -161,7 +154,7 @@ def _padding(options: dict[str, Any], grid_in: tuple[int, int], grid_out: tuple[
     if options.get("mode", "constant") != "constant" or len(pads) not in {2, 4}:
         return None
     left, top = pads[0], pads[2] if len(pads) == 4 else 0
-    return Spatial("copy", Taps(*(_sliding(grid_in[i], grid_out[i], 1, 1, (top, left)[i], 1) for i in (0, 1))))
+    return Spatial("copy", Taps(*map(_sliding, grid_in, grid_out, (_Slide(1, 1, top), _Slide(1, 1, left)))))
 
 
 def _averaging(taps: Taps, before: Tensor, again: Callable[[Tensor], Tensor]) -> Spatial:
@@ -171,15 +164,26 @@ def _averaging(taps: Taps, before: Tensor, again: Callable[[Tensor], Tensor]) ->
     return Spatial("average", taps, scale=ones / inside.flatten().clamp_min(1).to(ones))
 
 
-def _sliding(size: int, count: int, kernel: int, stride: int, pad: int, dilation: int, mode: str = "zeros") -> Tensor:
-    """Return the taps of a sliding window along one axis: (count, kernel)."""
-    places = np.arange(count)[:, None] * stride - pad + np.arange(kernel)[None] * dilation
-    if mode == "replicate":
+class _Slide(NamedTuple):
+    """How a window slides along one axis."""
+
+    kernel: int
+    stride: int
+    pad: int
+    dilation: int = 1
+    mode: str = "zeros"
+
+
+def _sliding(size: int, count: int, slide: _Slide) -> Tensor:
+    """Return the taps of a sliding window: (count, kernel)."""
+    first = np.arange(count)[:, None] * slide.stride - slide.pad
+    places = first + np.arange(slide.kernel)[None] * slide.dilation
+    if slide.mode == "replicate":
         places = places.clip(0, size - 1)
-    elif mode == "reflect":
+    elif slide.mode == "reflect":
         places = np.abs(places)
         places = np.where(places >= size, 2 * (size - 1) - places, places)
-    elif mode == "circular":
+    elif slide.mode == "circular":
         places %= size
     return torch.from_numpy(np.where((places >= 0) & (places < size), places, -1))
 

@@ -55,9 +55,10 @@ class Plan(nn.Module):
         """Return the plain network's scores and every cell's."""
         raise NotImplementedError
 
-    def answers(self, features: Tensor, cells: Tensor) -> Tensor:
-        """Return the scores of some cells only: (N, len(cells), K), before the softmax."""
-        return self(features)[1][:, cells.to(features.device)]  # type: ignore[no-any-return]
+    def probe(self, features: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the plain scores and those of some cells only, (N, len(cells), K): for plans where all cost much."""
+        plain, every = self(features)
+        return plain, every[:, cells.to(every.device)]
 
 
 def definition(tail: nn.Module, features: Tensor, kernel: Kernel, cells: Tensor) -> Tensor:
@@ -87,12 +88,22 @@ def probe_cells(grid: tuple[int, int]) -> Tensor:
     return torch.tensor(sorted(fixed | set(drawn.tolist())))
 
 
-def prove(plan: Plan, tail: nn.Module, features: Tensor, kernel: Kernel) -> str:
-    """Compare a plan with the definition on one feature map; return "" when they agree, else what differs.
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """What the definition says to one random feature map; several plans may be held against it."""
 
-    The map is random, its cells' vectors long enough for masks to matter whatever the grid's size. Tolerance:
-    ``PROOF_SHARE`` of what masking changes, plus ``PROOF_ROUNDING`` of the largest score.
-    """
+    features: Tensor
+    cells: Tensor
+    scores: Tensor
+    """(1, len(cells), K)."""
+    plain: Tensor
+    """(1, K): the whole map's scores."""
+    blank: Tensor
+    """(1, K): the all-zero map's scores."""
+
+
+def truth_of(tail: nn.Module, features: Tensor, kernel: Kernel) -> Truth:
+    """Ask the definition, on a map whose cells' vectors are so long that masks matter whatever the grid's size."""
     grid = (features.shape[2], features.shape[3])
     spread = max(float(features.float().std()), 1e-3) * (grid[0] * grid[1]) ** 0.5
     generator = torch.Generator().manual_seed(2)
@@ -100,21 +111,30 @@ def prove(plan: Plan, tail: nn.Module, features: Tensor, kernel: Kernel) -> str:
     cells = probe_cells(grid)
     chunk = 8
     with torch.inference_mode():
-        plain, every = plan(probe)
-        told = every[:, cells.to(every.device)].float()
         parts = [definition(tail, probe, kernel, cells[i : i + chunk]) for i in range(0, len(cells), chunk)]
-        true = torch.cat(parts, dim=1).float()
-        blank = tail(torch.zeros_like(probe)).float()
-        true_plain = tail(probe).float()
+        scores = torch.cat(parts, dim=1).float()
+        return Truth(probe, cells, scores, tail(probe).float(), tail(torch.zeros_like(probe)).float())
+
+
+def prove(plan: Plan, tail: nn.Module, features: Tensor, kernel: Kernel, truth: Truth | None = None) -> str:
+    """Compare a plan with the definition on one feature map; return "" when they agree, else what differs.
+
+    Tolerance: ``PROOF_SHARE`` of what masking changes, plus ``PROOF_ROUNDING`` of the largest score. ``truth`` is the
+    definition's answer, where it is known already.
+    """
+    truth = truth or truth_of(tail, features, kernel)
+    with torch.inference_mode():
+        plain, told = plan.probe(truth.features, truth.cells)
+    told, true = told.float(), truth.scores
     if told.shape != true.shape:
         return f"shapes differ: {tuple(told.shape)} and {tuple(true.shape)}"
-    signal = float((true - blank[:, None]).abs().max())
+    signal = float((true - truth.blank[:, None]).abs().max())
     allowed = PROOF_SHARE * signal + PROOF_ROUNDING * float(true.abs().max())
     error = float((told - true).abs().max())
     if not error <= allowed:
         return f"cell scores differ by {error:.3g} (allowed {allowed:.3g})"
-    error = float((plain.float() - true_plain).abs().max())
-    allowed = 1e-4 * max(float(true_plain.abs().max()), 1e-30)
+    error = float((plain.float() - truth.plain).abs().max())
+    allowed = 1e-4 * max(float(truth.plain.abs().max()), 1e-30)
     if not error <= allowed:
         return f"plain scores differ by {error:.3g} (allowed {allowed:.3g})"
     return ""

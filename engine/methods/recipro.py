@@ -4,8 +4,8 @@ Source: Byun and Lee, *Recipro-CAM: Fast gradient-free visual explanations for c
 arXiv:2209.14074. For each cell a map that keeps the cell's own vector and is zero elsewhere goes through the tail; the
 softmax score of the explained class, arranged on the grid and min-max normalised, is the heat map.
 
-Masked maps are computed only where no cheaper exact way is known: see ``engine.methods.pooled``, ``flat`` and
-``dense``. Softmax and everything after it run in float32 whatever the rest runs in.
+Masked maps are computed only where no cheaper exact way is known: see ``engine.methods.pooled``, ``flat``,
+``local`` and ``dense``. Softmax and everything after it run in float32 whatever the rest runs in.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from engine.methods.dense import DEFAULT_BUDGET_BYTES, DensePlan
 from engine.methods.flat import find_flat
 from engine.methods.kernels import Kernel, check_kernel
-from engine.methods.plan import Plan, prove
+from engine.methods.local import find_local, worth
+from engine.methods.plan import Plan, Truth, prove, truth_of
 from engine.methods.pooled import find_pooled
 from engine.split import Split
 from pipeline.errors import ConfigError
@@ -84,14 +85,22 @@ def plan_for(split: Split, features: Tensor, kernel: Kernel, budget_bytes: int =
 def choose_plan(tail: nn.Module, features: Tensor, kernel: Kernel, budget_bytes: int = DEFAULT_BUDGET_BYTES) -> Plan:
     """Return the cheapest plan that agrees with the definition on a probe; dense when no other does."""
     why = "the tail is no pooled or flattened one"
+    truth: Truth | None = None
     for find in (find_pooled, find_flat):
         plan = find(tail, features, kernel)
         if plan is None:
             continue
-        differs = prove(plan, tail, features, kernel)
+        truth = truth or truth_of(tail, features, kernel)
+        differs = prove(plan, tail, features, kernel, truth)
         if not differs:
             return plan
         why = f"the {plan.facts.name} plan does not hold here: {differs}"
+    local = find_local(tail, features, kernel, budget_bytes)
+    if local is not None:
+        objection = worth(local, tail, features, kernel) or prove(local, tail, features, kernel, truth)
+        if not objection:
+            return local
+        why = f"the local plan was turned down: {objection}"
     return DensePlan(tail, kernel, why, budget_bytes)
 
 

@@ -6,6 +6,7 @@ a process of its own, whether a window can be made at all: where it cannot, Qt e
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from types import TracebackType
@@ -83,7 +84,7 @@ class WindowSink:
         if not self._names:
             return
         key = cv2.waitKey(1) & 0xFF
-        closed = any(cv2.getWindowProperty(name, cv2.WND_PROP_VISIBLE) < 1 for name in self._names.values())
+        closed = any(_is_closed(name) for name in self._names.values())
         if closed or key in {ord("q"), ord("Q"), _ESCAPE}:
             raise StopRequested("window: closed" if closed else "window: q or Esc")
 
@@ -91,7 +92,8 @@ class WindowSink:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
         if self._names:
-            cv2.destroyAllWindows()
+            with contextlib.suppress(cv2.error):  # the last one is closed already
+                cv2.destroyAllWindows()
         self._names.clear()
 
 
@@ -101,6 +103,14 @@ def _open(camera: str, width: int, height: int) -> str:
     scale = min(1.0, _LARGEST_START[0] / width, _LARGEST_START[1] / height)
     cv2.resizeWindow(name, max(1, round(width * scale)), max(1, round(height * scale)))
     return name
+
+
+def _is_closed(name: str) -> bool:
+    """Say whether somebody closed the window; with the last one OpenCV's Qt is gone, and asking is an error."""
+    try:
+        return bool(cv2.getWindowProperty(name, cv2.WND_PROP_VISIBLE) < 1)
+    except cv2.error:
+        return True
 
 
 def _why(said: str) -> str:

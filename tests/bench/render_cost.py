@@ -1,0 +1,121 @@
+"""What drawing one frame costs: ``python tests/bench/render_cost.py [--height H --width W --repeats N --threads T]``.
+
+Prints one JSON line. Every option's picture is checked once before it is timed; options are interleaved, so that a
+disturbance of the machine falls on all alike. Each round draws another frame and another heat map.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import cv2  # noqa: E402 - after the path
+import numpy as np  # noqa: E402
+
+from overlays.renderer import HeatRenderer  # noqa: E402
+from pipeline.frames import Box, Explanation, Finding, Frame  # noqa: E402
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "no legend": {"legend": False},
+    "smoothing": {"smoothing_seconds": 0.5},
+    "contour": {"contour": True},
+    "hottest box": {"hottest_box": True},
+}
+FRAMES = 8
+
+
+def explanations(height: int, width: int, grid: int, *, crop: bool) -> list[Explanation]:
+    """Some noise with a warm spot that wanders."""
+    dice = np.random.default_rng(0)
+    side = min(height, width)
+    left, top = (width - side) / 2, (height - side) / 2
+    region = Box(left, top, left + side, top + side) if crop else None
+    made = []
+    for index in range(FRAMES):
+        rows, columns = np.mgrid[:grid, :grid]
+        heat = np.exp(-((rows - grid / 2) ** 2 + (columns - index * grid / FRAMES) ** 2) / (grid * grid / 16))
+        heat = ((heat - heat.min()) / np.ptp(heat)).astype(np.float32)
+        image = dice.integers(0, 256, (height, width, 3), np.uint8)
+        frame = Frame(image, "bench", index, time.monotonic())
+        findings = (Finding("water bottle", 0.9 - index / 100, heat), Finding("beer bottle", 0.01 * index, heat))
+        made.append(Explanation(frame, findings, "recipro-cam/point", "layer4", heat_region=region))
+    return made
+
+
+def check(explanation: Explanation, renderer: HeatRenderer) -> None:
+    """A picture that is timed has heat on it, and is a new one."""
+    before = explanation.frame.image.copy()
+    drawn = renderer.render(explanation).image
+    assert drawn.shape == before.shape
+    assert (drawn != before).mean() > 0.2
+    assert (explanation.frame.image == before).all()
+
+
+def measure(height: int, width: int, grid: int, repeats: int) -> dict[str, dict[str, float]]:
+    """Return p50, p95 and p99 in milliseconds of each option."""
+    whole = explanations(height, width, grid, crop=False)
+    cases = {name: (HeatRenderer(**options), whole) for name, options in OPTIONS.items()}
+    cases["crop"] = (HeatRenderer(), explanations(height, width, grid, crop=True))
+    spent: dict[str, list[float]] = {name: [] for name in cases}
+    for renderer, made in cases.values():
+        check(made[0], renderer)
+    for turn in range(repeats + FRAMES):
+        for name, (renderer, made) in cases.items():
+            begun = time.perf_counter()
+            overlay = renderer.render(made[turn % FRAMES])
+            took = time.perf_counter() - begun
+            assert overlay.image.shape == (height, width, 3)
+            if turn >= FRAMES:
+                spent[name].append(took * 1e3)
+    return {
+        name: {f"p{q}_ms": round(float(np.percentile(times, q)), 3) for q in (50, 95, 99)}
+        for name, times in spent.items()
+    }
+
+
+def commit() -> str:
+    """The commit, with a plus where the tree differs from it."""
+    said = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return said.stdout.strip() or "unknown"
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Measure, print one JSON line, and return it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--height", type=int, default=720)
+    parser.add_argument("--width", type=int, default=1280)
+    parser.add_argument("--grid", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=200)
+    parser.add_argument("--threads", type=int, default=1)
+    given = parser.parse_args(arguments)
+    cv2.setNumThreads(given.threads)
+    told = {
+        "benchmark": "render_cost",
+        "scope": "HeatRenderer.render: frame and heat in, new picture with legend out",
+        "size": f"{given.width}x{given.height}",
+        "grid": given.grid,
+        "repeats": given.repeats,
+        "opencv_threads": given.threads,
+        "options": measure(given.height, given.width, given.grid, given.repeats),
+        "machine": f"{platform.machine()} {platform.processor() or ''}".strip(),
+        "versions": {"python": platform.python_version(), "numpy": np.__version__, "opencv": cv2.__version__},
+        "commit": commit(),
+    }
+    print(json.dumps(told))
+    return told
+
+
+if __name__ == "__main__":
+    main()

@@ -229,7 +229,8 @@ def _carry(config: Config) -> Outcome:
         for sink in sinks:
             stack.enter_context(sink)
         window = config.engine.batch_window_ms / 1e3 if len(sources) > 1 else 0.0
-        limits = Limits(config.frames, config.seconds, config.engine.batch, window)
+        batch = config.engine.batch or max(len(sources), 1 if explainer.facts.device == "cpu" else 8)
+        limits = Limits(config.frames, config.seconds, batch, window)
         with Progress(Console(stderr=True)) as progress:
             outcome = carry(sources, explainer, renderer, sinks, limits=limits, stop=stop, watch=progress.watch)
     _report(outcome)

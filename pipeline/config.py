@@ -115,8 +115,9 @@ class EngineConfig(_Knobs):
     """Divided by. Default: from the weights."""
     threads: int | None = Field(default=None, ge=1, le=1024)
     """CPU threads for the network. Default: all cores."""
-    batch: int = Field(default=8, ge=1, le=1024)
-    """Frames explained together at the most."""
+    batch: int | None = Field(default=None, ge=1, le=1024)
+    """Frames explained together at the most. Default: one of each camera on a CPU, where more only adds age; 8 on a
+    GPU, or as many as there are cameras."""
     batch_window_ms: float = Field(default=5.0, ge=0, le=1000)
     """How long a batch waits for more cameras; only with several."""
     memory_budget_mib: int = Field(default=1024, ge=16)
@@ -234,7 +235,9 @@ def _sentence(error: ErrorDetails, name: str, overrides: Mapping[str, Any]) -> s
 def _dotted(path: list[int | str]) -> str:
     text = ""
     for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+        # A URI written where a key belongs may hold a password.
+        name = re.sub(r"://.*", "://...", str(part))
+        text += f"[{part}]" if isinstance(part, int) else f".{name}" if text else name
     return text or "the file"
 
 

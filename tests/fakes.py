@@ -1,0 +1,44 @@
+"""Stand-ins for what a law does not need: a camera that is a counter."""
+
+import time
+
+import numpy as np
+
+from pipeline.frames import Frame
+from pipeline.ports import Health
+
+
+class FakeSource:
+    """Gives numbered frames, as fast as it is let."""
+
+    uri = "fake:"
+    live = False
+    frames_total = None
+    rate = None
+
+    def __init__(self, count=10, camera="fake", fails=None, gate=None):
+        self.camera = camera
+        self.count = count
+        self.fails = fails
+        self.gate = gate
+        self.given = 0
+        self.health = Health("live")
+
+    def frames(self, stop):
+        for k in range(self.count):
+            if self.gate is not None:
+                while not self.gate.wait(0.01):
+                    if stop.is_set():
+                        return
+            if stop.is_set():
+                return
+            self.given += 1
+            yield Frame(np.zeros((2, 2, 3), np.uint8), self.camera, k, time.monotonic())
+        if self.fails:
+            raise self.fails
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass

@@ -1,0 +1,80 @@
+"""The laws of the house that imports can show."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ROOMS = ("stream", "engine", "overlays")
+VENDORS = {
+    "pipeline": {"numpy", "pydantic", "pydantic_core", "yaml"},
+    "stream": {"numpy", "av", "cv2"},
+    "engine": {"numpy", "torch", "torchvision", "timm", "safetensors", "openvino", "onnx", "onnxruntime"},
+    "overlays": {"numpy", "cv2", "zmq", "av", "rich"},
+}
+MODULES = [path for room in ("pipeline", *ROOMS) for path in sorted((ROOT / room).rglob("*.py"))]
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names of everything a module imports, wherever in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} imports relatively"
+            names.add(str(node.module).partition(".")[0])
+    return names
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0]
+
+
+def standard() -> set[str]:
+    import sys
+
+    return set(sys.stdlib_module_names) | {"__future__"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_room_imports_only_the_hallway_itself_and_its_vendors(path: Path):
+    room = room_of(path)
+    allowed = standard() | VENDORS[room] | {"pipeline", room}
+    assert imported(path) <= allowed
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_room_meets_the_world_only_through_run(path: Path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    touched = {f"{node.value.id}.{node.attr}" for node in ast.walk(tree) if isinstance(node, ast.Attribute)
+               and isinstance(node.value, ast.Name)}  # fmt: skip
+    assert not touched & {"sys.argv", "os.environ", "os.getenv", "os.putenv"}
+    assert "argparse" not in imported(path)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_threads_are_made_in_the_pump_alone(path: Path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    makers = {"Thread", "ThreadPoolExecutor", "ProcessPoolExecutor", "Process", "Timer"}
+    called = {
+        getattr(node.func, "attr", getattr(node.func, "id", ""))
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+    }
+    if path.name != "pump.py" or room_of(path) != "pipeline":
+        assert not called & makers
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p.name == "__init__.py"], ids=lambda p: p.parent.name)
+def test_init_files_hold_a_sentence_and_no_code(path: Path):
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    assert all(isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in body)
+
+
+def test_only_run_joins_the_rooms():
+    for path in ROOT.glob("*.py"):
+        rooms = imported(path) & set(ROOMS)
+        assert not rooms or path.name == "run.py"
+    assert set(ROOMS) <= imported(ROOT / "run.py")

@@ -1,0 +1,145 @@
+"""The journey: every frame that should arrive does, and what fails ends alone."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from pipeline.errors import SinkError, SourceError
+from pipeline.frames import Box, Explanation, Finding, Overlay, Truth
+from pipeline.loop import Limits, carry
+from pipeline.metrics import Histogram
+from tests.fakes import FakeSource
+
+
+class FakeExplainer:
+    def __init__(self):
+        self.batches = []
+
+    def explain(self, frames):
+        self.batches.append(len(frames))
+        heat = np.array([[0, 1], [0, 0]], np.float32)
+        return [Explanation(f, (Finding("hole", 0.9, heat, 1),), "m", "l", {"explain": 0.001}) for f in frames]
+
+
+class FakeRenderer:
+    def __init__(self):
+        self.rendered = 0
+
+    def render(self, explanation):
+        self.rendered += 1
+        return Overlay(explanation.frame.image.copy(), explanation)
+
+
+class FakeSink:
+    uri = "fake"
+    lossless = True
+
+    def __init__(self, fails_after=None, looks=True):
+        self.got = []
+        self.fails_after = fails_after
+        self.looks = looks
+
+    def needs_picture(self, camera):
+        return self.looks
+
+    def put(self, overlay):
+        if self.fails_after is not None and len(self.got) >= self.fails_after:
+            raise SinkError("the disk is full")
+        self.got.append(overlay.explanation.frame.index)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+def run(sources, sinks, limits=None, explainer=None, renderer=None, stop=None):
+    return carry(
+        [(source, "wait") for source in sources],
+        explainer or FakeExplainer(),
+        renderer or FakeRenderer(),
+        sinks,
+        limits=limits or Limits(batch=1),
+        stop=stop or threading.Event(),
+    )
+
+
+def test_a_file_loses_nothing_on_its_way_to_a_recorder():
+    sink = FakeSink()
+    outcome = run([FakeSource(100)], [sink])
+    assert sink.got == list(range(100))
+    assert (outcome.taken, outcome.explained, outcome.dropped, outcome.errors) == (100, 100, 0, [])
+
+
+def test_the_frame_limit_is_kept_exactly_whatever_the_batch():
+    sink = FakeSink()
+    outcome = run([FakeSource(100)], [sink], Limits(frames=7, batch=4))
+    assert sink.got == list(range(7))
+    assert outcome.explained == 7
+
+
+def test_the_time_limit_ends_a_run_whose_camera_is_silent():
+    begun = time.monotonic()
+    outcome = run([FakeSource(5, gate=threading.Event())], [FakeSink()], Limits(seconds=0.1))
+    assert outcome.explained == 0
+    assert time.monotonic() - begun < 5
+
+
+def test_a_broken_sink_ends_alone_and_is_named():
+    broken, whole = FakeSink(fails_after=3), FakeSink()
+    outcome = run([FakeSource(50)], [broken, whole])
+    assert whole.got == list(range(50))
+    assert outcome.errors == ["the disk is full"]
+
+
+def test_a_run_ends_when_its_only_sink_is_broken():
+    source = FakeSource(10**9)
+    outcome = run([source], [FakeSink(fails_after=3)])
+    assert outcome.errors == ["the disk is full"]
+
+
+def test_a_damaged_file_is_named_after_all_its_good_frames():
+    sink = FakeSink()
+    outcome = run([FakeSource(5, fails=SourceError("broke at frame 5"))], [sink])
+    assert sink.got == list(range(5))
+    assert outcome.errors == ["broke at frame 5"]
+
+
+def test_a_bug_in_a_source_is_not_hidden():
+    with pytest.raises(ZeroDivisionError):
+        run([FakeSource(2, fails=ZeroDivisionError())], [FakeSink()])
+
+
+def test_nothing_is_rendered_while_nobody_looks():
+    renderer, sink = FakeRenderer(), FakeSink(looks=False)
+    run([FakeSource(10)], [sink], renderer=renderer)
+    assert renderer.rendered == 0
+    assert len(sink.got) == 10
+
+
+def test_the_pointing_game_is_scored_where_truth_is_known():
+    class Line(FakeSource):
+        def frames(self, stop):
+            truths = [
+                Truth("hole", (Box(1, 0, 2, 1),)),
+                Truth("hole", (Box(0, 1, 1, 2),)),
+                Truth("dent", (Box(1, 0, 2, 1),)),
+                None,
+            ]
+            for frame, truth in zip(super().frames(stop), truths, strict=False):
+                yield type(frame)(frame.image, frame.camera, frame.index, frame.taken_at, truth=truth)
+
+    camera = run([Line(4)], [FakeSink()]).tally.cameras["fake"]
+    assert (camera.judged, camera.right, camera.pointed, camera.hits) == (3, 2, 2, 1)
+
+
+def test_a_histogram_tells_quantiles_to_within_a_bucket():
+    histogram = Histogram()
+    for k in range(1, 1001):
+        histogram.add(k / 1000)
+    assert histogram.quantile(0.5) == pytest.approx(0.5, rel=0.13)
+    assert histogram.quantile(0.99) == pytest.approx(0.99, rel=0.13)
+    assert Histogram().quantile(0.5) == 0.0

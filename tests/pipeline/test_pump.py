@@ -1,0 +1,155 @@
+"""Pumps and relays: nothing waits for ever, nothing is lost that should not be, every drop is counted."""
+
+import threading
+import time
+
+import pytest
+
+from pipeline.errors import SinkError, SourceError
+from pipeline.ports import StopRequested
+from pipeline.pump import Pump, Relay, gather
+from tests.fakes import FakeSource
+
+
+def wait_until(true, seconds=5.0):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.002)
+
+
+def test_waiting_keeps_every_frame_in_order():
+    with Pump(FakeSource(50), depth=2, overflow="wait") as pump:
+        assert [frame.index for frame in pump] == list(range(50))
+    assert pump.dropped == 0
+
+
+def test_dropping_the_oldest_keeps_the_newest_and_counts_the_rest():
+    with Pump(FakeSource(50), depth=3, overflow="drop-oldest") as pump:
+        wait_until(lambda: pump.ended)
+        kept = [frame.index for frame in pump]
+    assert kept == [47, 48, 49]
+    assert (pump.taken, pump.dropped) == (50, 47)
+
+
+def test_leaving_early_frees_a_producer_that_waits_for_room():
+    source = FakeSource(1000)
+    with Pump(source, depth=1, overflow="wait") as pump:
+        wait_until(lambda: source.given == 2)
+    assert not pump._thread.is_alive()
+
+
+def test_an_error_comes_after_every_good_frame():
+    with Pump(FakeSource(3, fails=SourceError("broke")), depth=8, overflow="wait") as pump:
+        assert len(list(pump)) == 3
+    assert str(pump.error) == "broke"
+
+
+def batches(sources, limit, window=0.0, overflow="wait", stop=None):
+    bell = threading.Condition()
+    stop = stop or threading.Event()
+    pumps = [Pump(source, depth=2, overflow=overflow, bell=bell) for source in sources]
+    for pump in pumps:
+        pump.__enter__()
+    try:
+        yield from gather(pumps, bell, stop, limit=limit, window_seconds=window)
+    finally:
+        for pump in pumps:
+            pump.__exit__(None, None, None)
+
+
+def test_a_batch_holds_a_frame_of_each_camera_that_has_one():
+    got = list(batches([FakeSource(20, "a"), FakeSource(20, "b")], limit=2, window=1.0))
+    assert all({frame.camera for frame in batch} == {"a", "b"} for batch in got[:19])
+    assert sum(map(len, got)) == 40
+
+
+def test_a_silent_camera_delays_nobody():
+    silent = FakeSource(20, "silent", gate=threading.Event())
+    got = batches([FakeSource(20, "a"), silent], limit=2, window=0.01)
+    begun = time.monotonic()
+    first = [next(got) for _ in range(20)]
+    got.close()
+    assert [batch[0].camera for batch in first] == ["a"] * 20
+    assert time.monotonic() - begun < 5
+
+
+def test_a_dead_camera_ends_only_itself():
+    dead = FakeSource(0, "dead", fails=SourceError("gone"))
+    assert sum(map(len, batches([FakeSource(20, "a"), dead], limit=2))) == 20
+
+
+def test_nobody_is_served_twice_while_another_waits():
+    got = list(batches([FakeSource(30, "a"), FakeSource(30, "b"), FakeSource(30, "c")], limit=1, window=0.5))
+    cameras = [batch[0].camera for batch in got]
+    assert all(set(cameras[i : i + 3]) == {"a", "b", "c"} for i in range(0, 81, 3))
+
+
+def test_stopping_ends_the_batches_though_no_camera_gives_anything():
+    stop = threading.Event()
+    silent = FakeSource(20, "silent", gate=threading.Event())
+    threading.Timer(0.05, stop.set).start()
+    assert list(batches([silent], limit=1, stop=stop)) == []
+
+
+def test_a_deadline_ends_the_batches_though_no_camera_gives_anything():
+    bell, stop = threading.Condition(), threading.Event()
+    with Pump(FakeSource(20, gate=threading.Event()), bell=bell) as pump:
+        assert list(gather([pump], bell, stop, limit=1, until=time.monotonic() + 0.05)) == []
+
+
+def test_a_relay_delivers_everything_in_order_before_it_is_left():
+    got = []
+    with Relay("slow", lambda item: (time.sleep(0.001), got.append(item)), depth=2) as relay:
+        for k in range(30):
+            relay.put(k, "wait")
+    assert got == list(range(30))
+    assert (relay.delivered, relay.dropped) == (30, 0)
+
+
+def test_a_slow_relay_drops_the_oldest_and_holds_nobody_up():
+    gate = threading.Event()
+    got = []
+    with Relay("stuck", lambda item: (gate.wait(5), got.append(item)), depth=2) as relay:
+        relay.put(0)
+        wait_until(lambda: not relay._queue)
+        for k in range(1, 10):
+            relay.put(k)
+        gate.set()
+    assert got == [0, 8, 9]
+    assert (relay.delivered, relay.dropped) == (3, 7)
+
+
+def test_a_broken_relay_frees_whoever_waits_for_room_and_keeps_the_reason():
+    def fail(_item):
+        raise SinkError("disk full")
+
+    with Relay("disk", fail, depth=1) as relay:
+        for k in range(20):
+            relay.put(k, "wait")
+        wait_until(lambda: relay.broken)
+    assert str(relay.error) == "disk full"
+    assert relay.delivered == 0
+
+
+def test_a_closed_window_asks_for_the_end_and_is_no_error():
+    def close(_item):
+        raise StopRequested
+
+    with Relay("window", close) as relay:
+        relay.put(1)
+        wait_until(relay.stop_requested.is_set)
+    assert relay.error is None
+
+
+def test_an_exception_in_the_block_abandons_what_waits():
+    gate = threading.Event()
+    got = []
+    with pytest.raises(RuntimeError), Relay("slow", lambda item: (gate.wait(5), got.append(item)), depth=8) as relay:
+        for k in range(5):
+            relay.put(k)
+        wait_until(lambda: len(relay._queue) == 4)
+        threading.Timer(0.05, gate.set).start()
+        raise RuntimeError
+    assert got == [0]
+    assert relay.dropped == 4

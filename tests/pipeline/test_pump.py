@@ -67,11 +67,11 @@ def test_a_batch_holds_a_frame_of_each_camera_that_has_one():
 def test_a_silent_camera_delays_nobody():
     silent = FakeSource(20, "silent", gate=threading.Event())
     got = batches([FakeSource(20, "a"), silent], limit=2, window=0.01)
-    begun = time.monotonic()
-    first = [next(got) for _ in range(20)]
+    seen = []
+    while len(seen) < 20:
+        seen += next(got)
     got.close()
-    assert [batch[0].camera for batch in first] == ["a"] * 20
-    assert time.monotonic() - begun < 5
+    assert [(frame.camera, frame.index) for frame in seen] == [("a", k) for k in range(20)]
 
 
 def test_a_dead_camera_ends_only_itself():
@@ -145,7 +145,8 @@ def test_a_closed_window_asks_for_the_end_and_is_no_error():
 def test_an_exception_in_the_block_abandons_what_waits():
     gate = threading.Event()
     got = []
-    with pytest.raises(RuntimeError), Relay("slow", lambda item: (gate.wait(5), got.append(item)), depth=8) as relay:
+    relay = Relay("slow", lambda item: (gate.wait(5), got.append(item)), depth=8)
+    with pytest.raises(RuntimeError), relay:  # noqa: PT012 - what happens before the error is the point
         for k in range(5):
             relay.put(k)
         wait_until(lambda: len(relay._queue) == 4)

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import ExitStack
 
 import pytest
 
@@ -80,9 +81,12 @@ def test_a_dead_camera_ends_only_itself():
 
 
 def test_nobody_is_served_twice_while_another_waits():
-    got = list(batches([FakeSource(30, "a"), FakeSource(30, "b"), FakeSource(30, "c")], limit=1, window=0.5))
-    cameras = [batch[0].camera for batch in got]
-    assert all(set(cameras[i : i + 3]) == {"a", "b", "c"} for i in range(0, 81, 3))
+    bell = threading.Condition()
+    with ExitStack() as stack:
+        pumps = [stack.enter_context(Pump(FakeSource(30, name), depth=30, bell=bell)) for name in "abc"]
+        wait_until(lambda: all(pump.ended for pump in pumps))
+        cameras = [batch[0].camera for batch in gather(pumps, bell, threading.Event(), limit=1)]
+    assert cameras == ["a", "b", "c"] * 30
 
 
 def test_stopping_ends_the_batches_though_no_camera_gives_anything():

@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from engine.methods.kernels import Kernel
 from engine.methods.local_layout import Layout
 from engine.methods.local_plan import LocalPlan, load_of
-from engine.methods.local_reading import part_from, read_tail
+from engine.methods.local_reading import part_from, read_tail, walk
 from engine.methods.local_steps import (
     AverageStep,
     CellwiseStep,
@@ -41,9 +41,9 @@ from engine.methods.local_steps import (
 from engine.methods.local_taps import Spatial
 from engine.methods.plan import PlanFacts, definition
 
-CLEARLY_CHEAPER = 2.0
-"""From this many times fewer multiply-adds on, a plan is taken without asking the clock: in the tests' networks the
-time gained was never below half of the multiply-adds gained."""
+CLEARLY_CHEAPER = 3.0
+"""From this many times fewer multiply-adds on, a plan is taken without asking the clock: over thirty cuts of known
+networks the time gained lay between 0.5 and 1.9 times what the count promised."""
 TIMED_CELLS = 24
 TIMED_ROUNDS = 3
 """The fastest of so many runs each, in turn, counts; the first also warms up."""
@@ -222,15 +222,6 @@ def _products(part: nn.Module, inputs: list[Tensor]) -> int:
 
 def _bytes_of(part: fx.GraphModule, inputs: list[Tensor]) -> int:
     """Return the bytes of everything a part makes of one set of maps: an upper bound of what is alive at a time."""
-    total = 0
-
-    class Adder(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> object:
-            nonlocal total
-            answer: object = super().run_node(n)
-            total += answer.nbytes if isinstance(answer, Tensor) else 0
-            return answer
-
     with torch.inference_mode():
-        Adder(part).run(*inputs)
-    return total
+        answers = (answer for _, answer in walk(part, *inputs))
+        return sum(answer.nbytes for answer in answers if isinstance(answer, Tensor))

@@ -8,7 +8,7 @@ apart as a batch of single vectors, and both must agree. Layers that look at a k
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -188,18 +188,34 @@ def _agree(one: Tensor, other: Tensor) -> bool:
 
 def blanks(tail: fx.GraphModule, reading: Reading, features: Tensor, wanted: set[fx.Node]) -> dict[fx.Node, Tensor]:
     """Return the answers of some local maps to the all-zero map, taken apart into cells."""
-
-    class Keeper(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> object:
-            answer: object = super().run_node(n)
-            if n in wanted and isinstance(answer, Tensor):
-                kept[n] = as_rows(answer, reading.grids[n]).clone(memory_format=torch.contiguous_format)
-            return answer
-
-    kept: dict[fx.Node, Tensor] = {}
     with torch.inference_mode():
-        Keeper(tail).run(torch.zeros_like(features[:1]))
-    return kept
+        return {
+            node: as_rows(answer, reading.grids[node]).clone(memory_format=torch.contiguous_format)
+            for node, answer in walk(tail, torch.zeros_like(features[:1]))
+            if node in wanted
+        }
+
+
+def walk(part: fx.GraphModule, *inputs: Tensor) -> Iterator[tuple[fx.Node, Any]]:
+    """Run a graph node by node and give each answer, dropping what nobody reads any more.
+
+    (``fx.Interpreter.run`` does the same, but starts a thread for a progress bar that is never shown.)
+    """
+    run, values, waiting = fx.Interpreter(part), {}, list(inputs)
+    last = {used: node for node in part.graph.nodes for used in node.all_input_nodes}
+    for node in part.graph.nodes:
+        if node.op == "output":
+            return
+        if node.op == "placeholder":
+            values[node] = waiting.pop(0)
+        else:
+            call: Callable[..., Any] = getattr(run, node.op)
+            arguments = map_arg(node.args, values.__getitem__), map_arg(node.kwargs, values.__getitem__)
+            values[node] = call(node.target, *arguments)
+        yield node, values[node]
+        for used in node.all_input_nodes:
+            if last[used] is node:
+                values.pop(used, None)
 
 
 def norm_behind(root: nn.Module, node: fx.Node) -> fx.Node | None:

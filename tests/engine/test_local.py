@@ -1,0 +1,490 @@
+"""Local plans against the definition: whatever the tail is made of, the answers are those of all masked maps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from engine.methods.kernels import Kernel
+from engine.methods.local import find_local, worth
+from engine.methods.local_plan import LocalPlan
+from engine.methods.plan import definition, probe_cells, prove
+from engine.methods.recipro import choose_plan, recipro_cam
+from engine.split import Split, split_network
+from pipeline.errors import EngineError
+
+BUDGET = 1 << 28
+KERNELS: tuple[Kernel, ...] = ("point", "gaussian")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small tensors: a second thread only waits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def settle(net: nn.Module, size: tuple[int, int]) -> nn.Module:
+    """Give batch norms the statistics of random images: as initialised, a deep network says the same to everything."""
+    net.train()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+    with torch.no_grad():
+        for _ in range(2):
+            net(torch.randn(4, 3, *size))
+    return net.eval()
+
+
+def everywhere(features: Tensor) -> Tensor:
+    return torch.arange(features.shape[2] * features.shape[3])
+
+
+def assert_exact(plan: LocalPlan, split: Split, features: Tensor, kernel: Kernel, cells: Tensor | None = None) -> None:
+    """Compare class scores before the softmax, measured against what masking changes at all."""
+    cells = everywhere(features) if cells is None else cells
+    with torch.inference_mode():
+        true = definition(split.tail, features, kernel, cells)
+        told = plan.answers(features, cells)
+        blank = split.tail(torch.zeros_like(features))[:, None]
+    signal = float((true - blank).abs().max())
+    assert signal > 0
+    assert told.shape == true.shape
+    assert float((told - true).abs().max()) <= 1e-4 * signal + 2e-6 * float(true.abs().max())
+
+
+def local_of(split: Split, features: Tensor, kernel: Kernel, budget: int = BUDGET) -> LocalPlan:
+    plan = find_local(split.tail, features, kernel, budget)
+    assert plan is not None
+    return plan
+
+
+def head_of(split: Split, count: int = 1) -> Tensor:
+    with torch.inference_mode():
+        features = split.head(torch.randn(count, 3, *split.image_size))
+    return features.clone()
+
+
+# --- networks drawn at random ------------------------------------------------------------------------------------
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int, dilation: int, groups: int) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation, groups=groups)
+        self.norm = nn.BatchNorm2d(width)
+        self.two = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.two(F.hardswish(self.norm(self.one(x)))) + x)
+
+
+class Dense(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(width)
+        self.one = nn.Conv2d(width, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, self.one(self.norm(x).relu())], 1)
+
+
+class Halves(nn.Module):
+    """A channel split whose halves share memory, one kept as it is, and a shuffle."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(width // 2, width // 2, 3, padding=1, groups=width // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept, changed = x.chunk(2, dim=1)
+        out = torch.cat((kept, F.relu(self.one(changed))), dim=1)
+        count, width, rows, columns = out.size()
+        return out.view(count, 2, width // 2, rows, columns).transpose(1, 2).reshape(count, width, rows, columns)
+
+
+class CellNorm(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.linear = nn.Linear(width, width)
+        self.scale = nn.Parameter(torch.full((width, 1, 1), 0.7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.scale * F.gelu(self.linear(self.norm(x.permute(0, 2, 3, 1)))).permute(0, 3, 1, 2)
+
+
+class SqueezeExcite(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(width, width, 1), nn.Sigmoid())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(x)
+
+
+@st.composite
+def layers(draw: st.DrawFn) -> list[nn.Module]:
+    width, made = 8, []
+    for _ in range(draw(st.integers(1, 4))):
+        kind = draw(
+            st.sampled_from(["conv", "conv", "depthwise", "max", "mean", "res", "dense", "half", "cell", "pad"])
+        )
+        k, s = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+        if kind == "conv":
+            dilation, groups = draw(st.integers(1, 2)), draw(st.sampled_from([1, 1, 2, 4]))
+            mode = draw(st.sampled_from(["zeros", "zeros", "replicate", "reflect", "circular"]))
+            out = draw(st.sampled_from([4, 8, 12]))
+            made += [
+                nn.Conv2d(width, out, k, s, draw(st.integers(0, 2)), dilation, groups, padding_mode=mode),
+                nn.BatchNorm2d(out) if draw(st.booleans()) else nn.Identity(),
+                draw(st.sampled_from([nn.ReLU(inplace=True), nn.Hardswish(), nn.Identity(), nn.Dropout()])),
+            ]
+            width = out
+        elif kind == "depthwise":
+            made += [nn.Conv2d(width, width, 5, s, padding=2, groups=width), nn.SiLU(inplace=True)]
+        elif kind == "max":
+            made.append(nn.MaxPool2d(k, s, draw(st.integers(0, k // 2)), ceil_mode=draw(st.booleans())))
+        elif kind == "mean":
+            include, ceil = draw(st.booleans()), draw(st.booleans())
+            made.append(nn.AvgPool2d(k, s, draw(st.integers(0, k // 2)), ceil, include))
+        elif kind == "pad":
+            made.append(nn.Sequential(nn.ZeroPad2d((0, 1, 1, 0)), nn.Conv2d(width, width, 2)))
+        elif kind == "dense":
+            made.append(Dense(width))
+            width += 4
+        else:
+            made.append({"res": Residual(width, k, 2), "half": Halves(width), "cell": CellNorm(width)}[kind])
+    return made
+
+
+def small_net(made: list[nn.Module], size: tuple[int, int], end: nn.Module | None = None) -> nn.Module:
+    """Put layers between a stem and a classifier, without those that this size is too small for."""
+    net = nn.Sequential()
+    net.add_module("stem", nn.Conv2d(3, 8, 3, padding=1))
+    x = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        x = net(x)
+        for number, layer in enumerate(made):
+            try:
+                y = layer.eval()(x)
+            except RuntimeError:
+                continue
+            if y.shape[2] * y.shape[3] > 0:
+                net.add_module(f"layer{number}", layer)
+                x = y
+    net.add_module("pool", end or nn.AdaptiveAvgPool2d(1))
+    net.add_module("flat", nn.Flatten())
+    with torch.no_grad():
+        net.add_module("fc", nn.Linear(net(torch.randn(1, 3, *size)).shape[1], 5))
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 2)
+            nn.init.normal_(module.bias)
+    return net.eval()
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+@given(made=layers(), size=st.tuples(st.integers(3, 11), st.integers(3, 11)), kernel=st.sampled_from(KERNELS))
+def test_any_drawn_network_answers_as_the_definition_does(made, size, kernel):
+    torch.manual_seed(0)
+    split = split_network(small_net(made, size), "stem", size)
+    features = head_of(split)
+    plan = find_local(split.tail, features, kernel, BUDGET)
+    if plan is None:
+        # Only where widths happen not to fit one another did all layers fall out: nothing is left to be local.
+        pytest.fail("every layer here is local")
+    with torch.inference_mode():
+        true = definition(split.tail, features, kernel, everywhere(features))
+        told = plan(features)[1]
+        blank = split.tail(torch.zeros_like(features))[:, None]
+    signal = float((true - blank).abs().max())
+    assert float((told - true).abs().max()) <= 1e-4 * signal + 2e-6 * float(true.abs().max())
+
+
+# --- networks people use -----------------------------------------------------------------------------------------
+
+FAMILIES = [
+    ("resnet18", "layer2", (96, 128)),
+    ("resnet50", "layer4.0", (90, 110)),
+    ("shufflenet_v2_x1_0", "stage3", (96, 128)),
+    ("mobilenet_v2", "features.13", (95, 128)),
+    ("mobilenet_v3_small", "features.8", (96, 128)),
+    ("googlenet", "inception4e", (96, 128)),
+    ("regnet_x_400mf", "trunk_output.block3", (96, 128)),
+]
+MORE_FAMILIES = [
+    *[("resnet18", f"layer{i}", size) for i in (1, 3) for size in ((96, 128), (224, 224), (250, 190))],
+    *[("resnet50", layer, (250, 190)) for layer in ("layer2", "layer3", "layer4.1")],
+    *[("densenet121", f"features.transition{i}", (250, 190)) for i in (2, 3)],
+    *[("mobilenet_v2", f"features.{i}", (250, 190)) for i in (6, 13, 16)],
+    *[("mobilenet_v3_large", f"features.{i}", (224, 224)) for i in (6, 10, 15)],
+    *[("regnet_y_400mf", f"trunk_output.block{i}", (250, 190)) for i in (2, 3)],
+    *[("vgg16", f"features.{i}", (96, 128)) for i in (9, 16, 23)],
+    *[("efficientnet_b0", f"features.{i}", (250, 190)) for i in (4, 6)],
+    ("convnext_tiny", "features.5", (250, 190)),
+    ("inception_v3", "Mixed_6e", (250, 190)),
+]
+
+
+def compare_family(name: str, layer: str, size: tuple[int, int], count: int) -> None:
+    models = pytest.importorskip("torchvision.models")
+    torch.manual_seed(0)
+    options = {"aux_logits": False, "init_weights": False} if name in {"googlenet", "inception_v3"} else {}
+    net = settle(models.get_model(name, weights=None, num_classes=10, **options), (96, 96))
+    split = split_network(net, layer, size)
+    features = head_of(split)
+    drawn = torch.randperm(features.shape[2] * features.shape[3])[:count]
+    cells = torch.cat((probe_cells(split.grid)[: count // 2], drawn)).unique()
+    for kernel in KERNELS:
+        assert_exact(local_of(split, features, kernel), split, features, kernel, cells)
+
+
+@pytest.mark.parametrize(("name", "layer", "size"), FAMILIES)
+def test_inner_layers_of_known_networks_are_exact(name, layer, size):
+    compare_family(name, layer, size, 24)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "layer", "size"), MORE_FAMILIES)
+def test_inner_layers_of_more_networks_and_sizes_are_exact(name, layer, size):
+    compare_family(name, layer, size, 24)
+
+
+@pytest.mark.leaves_things  # fx.Interpreter.run, used in reading pooled tails, starts a progress bar's thread
+def test_the_heat_of_real_weights_is_that_of_the_definition(shared_data):
+    models = pytest.importorskip("torchvision.models")
+    file = shared_data / "weights" / "mobilenet_v2.pt"
+    net = models.mobilenet_v2(weights=None)
+    net.load_state_dict(torch.load(file, weights_only=True))
+    split = split_network(net.eval(), "features.13", (97, 129))
+    image = next((shared_data / "photos").rglob("*.jpg"))
+    cv2 = pytest.importorskip("cv2")
+    pixels = cv2.resize(cv2.imread(str(image))[:, :, ::-1], (129, 97))
+    images = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None] / 127.5 - 1
+    plan = local_of(split, head_of(split), "point")
+    with torch.inference_mode():
+        features = split.head(images)
+        scores, heat = recipro_cam(split, images)
+        true = definition(split.tail, features, "point", everywhere(features)).softmax(2)[0, :, scores.argmax()]
+        told = plan(features)[1].softmax(2)[0, :, scores.argmax()]
+    true, told = ((x - x.min()) / (x.max() - x.min()) for x in (true, told))
+    assert float((told - true).abs().max()) < 1e-3
+    assert float((heat.flatten() - true).abs().max()) < 1e-3
+
+
+# --- what a plan promises ----------------------------------------------------------------------------------------
+
+
+def padded_tail() -> Split:
+    """A tail whose blank is nowhere the same: large biases, true zero padding, strides."""
+    torch.manual_seed(1)
+    made = [Residual(8, 1, 2), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU(), Residual(8, 1, 1), nn.MaxPool2d(3, 1, 1)]
+    net = small_net(made, (13, 16))
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d) and module.bias is not None:
+            nn.init.normal_(module.bias, std=2)
+    return split_network(net, "stem", (13, 16))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_corner_and_edge_cells_meet_true_zero_padding(kernel):
+    split = padded_tail()
+    features = head_of(split)
+    corners = torch.tensor([0, 15, 12 * 16, 13 * 16 - 1, 5, 16 * 6, 16 * 6 + 15])
+    assert_exact(local_of(split, features, kernel), split, features, kernel, corners)
+
+
+def test_every_image_of_a_batch_is_explained_alone():
+    split = padded_tail()
+    features = head_of(split, 3)
+    plan = local_of(split, features, "gaussian")
+    with torch.inference_mode():
+        scores, together = plan(features)
+        alone = torch.cat([plan(image)[1] for image in features.split(1)])
+        torch.testing.assert_close(scores, split.tail(features))
+    torch.testing.assert_close(together, alone)
+    assert_exact(plan, split, features, "gaussian")
+
+
+def test_a_smaller_budget_makes_more_chunks_and_the_same_answers():
+    split = padded_tail()
+    features = head_of(split)
+    wide, narrow = local_of(split, features, "point"), local_of(split, features, "point", 120_000)
+    assert len(wide._bounds) < len(narrow._bounds)
+    assert narrow.facts.bytes is not None
+    assert narrow.facts.bytes <= 120_000
+    with torch.inference_mode():
+        torch.testing.assert_close(wide(features)[1], narrow(features)[1])
+
+
+@pytest.mark.leaves_things  # fx.Interpreter.run, used in reading pooled tails, starts a progress bar's thread
+def test_a_budget_that_holds_not_one_cell_leaves_the_definition():
+    split = padded_tail()
+    features = head_of(split)
+    assert find_local(split.tail, features, "point", 1000) is None
+    assert choose_plan(split.tail, features, "point", 1000).facts.name == "dense"
+
+
+def test_what_was_numbered_for_one_image_serves_the_next():
+    split = padded_tail()
+    first, second = head_of(split), head_of(split)
+    plan = local_of(split, first, "point")
+    with torch.inference_mode():
+        plan(first)
+        assert plan._numbered
+        again = plan(second)[1]
+    torch.testing.assert_close(again, local_of(split, second, "point")(second)[1])
+
+
+def test_neither_the_map_nor_the_tail_is_changed():
+    split = padded_tail()
+    features = head_of(split, 2)
+    kept, plain = features.clone(), split.tail(features)
+    weights = {name: value.clone() for name, value in split.tail.state_dict().items()}
+    plan = local_of(split, features, "point")
+    plan(features)
+    assert torch.equal(kept, features)
+    assert all(torch.equal(weights[name], value) for name, value in split.tail.state_dict().items())
+    assert not any(getattr(module, "inplace", False) for module in split.tail.modules())
+    assert torch.equal(plain, split.tail(features))
+
+
+def test_a_value_that_is_needed_again_under_another_name_is_not_written_over():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 3, padding=1)
+            self.same = nn.Dropout()
+            self.relu = nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)
+            alias = self.same(x)
+            return torch.cat((self.relu(x), alias, alias + x), 1)
+
+    torch.manual_seed(0)
+    split = split_network(small_net([Twice()], (7, 9)), "stem", (7, 9))
+    features = head_of(split)
+    assert_exact(local_of(split, features, "point"), split, features, "point")
+
+
+def test_another_grid_is_refused_with_the_cure():
+    split = padded_tail()
+    plan = local_of(split, head_of(split), "point")
+    with pytest.raises(EngineError, match=r"grid of 13x16 cells, not 13x17; ask plan_for"):
+        plan(torch.zeros(1, 8, 13, 17))
+
+
+# --- where the local part ends -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_squeeze_excite_is_met_with_whole_maps_and_stays_exact(kernel):
+    torch.manual_seed(0)
+    made = [Residual(8, 1, 1), nn.Conv2d(8, 8, 3, 2, 1), SqueezeExcite(8), Residual(8, 1, 1)]
+    split = split_network(small_net(made, (12, 9)), "stem", (12, 9))
+    features = head_of(split, 2)
+    plan = local_of(split, features, kernel)
+    assert plan.rest is not None
+    assert_exact(plan, split, features, kernel)
+
+
+def test_a_flattened_map_is_met_with_whole_maps_and_stays_exact():
+    torch.manual_seed(0)
+    made = [Residual(8, 1, 1), nn.MaxPool2d(2)]
+    split = split_network(small_net(made, (12, 10), nn.AdaptiveAvgPool2d((4, 3))), "stem", (12, 10))
+    features = head_of(split)
+    plan = local_of(split, features, "point")
+    assert plan.rest is not None
+    assert_exact(plan, split, features, "point")
+
+
+def test_two_branches_into_a_global_layer_are_both_filled_up():
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.one(x)
+            return y * y.mean((2, 3), keepdim=True).sigmoid() + self.two(x)
+
+    torch.manual_seed(0)
+    split = split_network(small_net([Gated()], (8, 9)), "stem", (8, 9))
+    features = head_of(split)
+    plan = local_of(split, features, "point")
+    assert [name for name, _ in plan.ends] == ["layer0_one", "sigmoid", "layer0_two"]
+    assert_exact(plan, split, features, "point")
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.GroupNorm(2, 8), nn.InstanceNorm2d(8), nn.Upsample(scale_factor=2, mode="bicubic")]
+)
+def test_a_tail_that_begins_with_a_global_layer_has_no_local_plan(layer):
+    torch.manual_seed(0)
+    split = split_network(small_net([layer, nn.Conv2d(8, 8, 3)], (9, 9)), "stem", (9, 9))
+    assert find_local(split.tail, head_of(split), "point", BUDGET) is None
+
+
+def test_a_cell_that_reaches_nothing_gets_the_blank_answer():
+    torch.manual_seed(0)
+    split = split_network(small_net([nn.Conv2d(8, 8, 1, stride=2), nn.ReLU()], (6, 7)), "stem", (6, 7))
+    features = head_of(split)
+    plan = local_of(split, features, "point")
+    assert_exact(plan, split, features, "point")
+    with torch.inference_mode():
+        blank = split.tail(torch.zeros_like(features))
+        torch.testing.assert_close(plan.answers(features, torch.tensor([1])), blank[:, None])
+
+
+# --- cost --------------------------------------------------------------------------------------------------------
+
+
+def test_a_convolution_is_charged_for_each_position_a_cell_changes():
+    torch.manual_seed(0)
+    net = small_net([nn.Conv2d(8, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 16, 3, padding=1)], (20, 20))
+    split = split_network(net, "stem", (20, 20))
+    facts = local_of(split, head_of(split), "point").facts
+    rows = 3 * 20 - 2  # a 3x3 window's rows inside the map, over all masked rows
+    first, second = 20 * 20 * 9 * 8 * 12, rows * rows * 9 * 12 * 16
+    assert facts.multiply_adds == first + second + 400 * 16 * 5
+    assert facts.dense_multiply_adds == 400 * (400 * 9 * (8 * 12 + 12 * 16) + 16 * 5)
+    assert facts.windows == (("layer0", 3, 3), ("layer2", 5, 5), ("pool", 1, 1))
+    assert facts.grid == (20, 20)
+
+
+@pytest.mark.leaves_things  # fx.Interpreter.run, used in reading pooled tails, starts a progress bar's thread
+def test_a_clearly_cheaper_plan_is_chosen_and_a_dearer_one_turned_down():
+    torch.manual_seed(0)
+    wide = split_network(small_net([Residual(8, 1, 1)], (24, 24)), "stem", (24, 24))
+    assert choose_plan(wide.tail, head_of(wide), "point").facts.name == "local"
+    tiny = split_network(small_net([nn.Conv2d(8, 8, 3, padding=2), Residual(8, 1, 1)], (2, 2)), "stem", (2, 2))
+    features = head_of(tiny)
+    plan = local_of(tiny, features, "gaussian")
+    plan.facts = type(plan.facts)("local", "", one_module=False, multiply_adds=10, dense_multiply_adds=9)
+    assert "multiply-adds" in worth(plan, tiny.tail, features, "gaussian")
+
+
+def test_a_plan_that_is_wrong_in_one_corner_does_not_pass_the_proof():
+    split = padded_tail()
+    features = head_of(split)
+    plan = local_of(split, features, "point")
+    assert prove(plan, split.tail, features, "point") == ""
+    whole = plan.answers
+
+    def wrong(maps: Tensor, cells: Tensor) -> Tensor:
+        answers = whole(maps, cells)
+        answers[:, -1] += 0.01 * answers.abs().max()
+        return answers
+
+    plan.answers = wrong
+    assert "cell scores differ" in prove(plan, split.tail, features, "point")

@@ -1,71 +1,66 @@
 """Train a small classifier on labelled pictures, and examine it: is it right, and does it look at the right place?
 
-Supervision is the class alone: boxes are used only to examine the explanations afterwards. Knows nothing about where
-pictures come from, and decides by ``seed`` alone: the same pictures, seed, thread count and machine give the same
-weights.
+A defect fills a hundredth of a picture, and the mean over all cells drowns it: trained on whole pictures alone the
+network learns nothing for a long time. So it learns from close-ups first, cut around the known boxes, then from
+larger pieces, then from whole pictures. What a cell says has the same weight at every stage, since scores are sums of
+cells over a fixed count; the last layer is rescaled to the mean at the end. Boxes choose the close-ups, and no loss
+tells the network which cell to light up. Pictures without boxes train, too: on the stages that show them whole.
+
+Knows nothing about where pictures come from. The same pictures, seed, thread count and machine give the same weights.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pipeline.errors import ModelError
+from engine.recipe import Recipe
 from pipeline.frames import Image, Truth
 
 Draw = Callable[[int], Sequence[tuple[Image, Truth]]]
 """Gives that many pictures (uint8 RGB, sizes may differ) with their truths; new ones at each call."""
 
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """How a picture becomes the network's input: stretched to ``input_size``, scaled to [0, 1], normalised."""
-
-    labels: tuple[str, ...]
-    """Class names, in the order of the network's outputs."""
-    input_size: tuple[int, int]
-    """Height and width in pixels."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-
-    def normalise(self, stretched: torch.Tensor) -> torch.Tensor:
-        """Map pictures (N, 3, H, W) with values 0 to 255 to the network's input."""
-        mean = torch.tensor(self.mean).view(3, 1, 1)
-        std = torch.tensor(self.std).view(3, 1, 1)
-        return (stretched / 255.0 - mean) / std
-
-    def stretch(self, image: Image) -> torch.Tensor:
-        """Stretch one picture to the input size: float32 (3, H, W), values 0 to 255."""
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).unsqueeze(0).float()
-        size = list(self.input_size)
-        return F.interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False)[0]
-
-    def class_of(self, label: str) -> int:
-        """Return a label's class index. Raises ``ModelError`` for a label the recipe does not know."""
-        try:
-            return self.labels.index(label)
-        except ValueError:
-            raise ModelError(
-                f"label {label!r} is none of {', '.join(self.labels)}: name every class in labels"
-            ) from None
+_SPOT_CELLS = 12.0
+"""How many cells a defect is taken to fill: scores are sums over cells divided by this."""
+_OK_SHARE = 0.45
+"""Share of close-ups without a defect."""
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """Where a training stands, for whoever shows progress."""
+class Stage:
+    """A stretch of training on pieces of one size."""
+
+    side: int | None
+    """Side in input pixels of the square pieces; None for whole pictures."""
+    steps: int
+    batch: int
+    learning_rate: float
+    """Its highest; it rises at first and falls to nothing."""
+
+
+PLAN = (Stage(96, 1200, 96, 5e-3), Stage(160, 200, 40, 2e-3), Stage(None, 450, 32, 2e-3))
+"""From close-ups to whole pictures."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a training stands, for whoever shows it."""
 
     step: int
     steps: int
+    """In all stages together."""
+    stage: str
     loss: float
-    """Mean cross-entropy of late steps."""
+    """Cross-entropy, a running mean."""
     accuracy: float
-    """Share of late training pictures that were named right, before the network had learned from them."""
+    """Share named right before the network learned from them, a running mean."""
     seconds: float
     """Since the start."""
 
@@ -76,26 +71,77 @@ class TrainingReport:
 
     steps: int
     pictures: int
+    """How many pictures were drawn; each is seen in many pieces."""
     seed: int
     loss: float
     accuracy: float
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Examination:
-    """How a network does on pictures it has never seen."""
+class Album:
+    """The pictures at hand, stretched to the input size, where a part is replaced by new ones again and again."""
 
-    pictures: int
-    accuracy: float
-    """Share named right."""
-    pointing: float
-    """The pointing game: of the pictures with a box that were named right, the share whose hottest cell's centre lies
-    inside a true box. NaN where there was none."""
-    pointed_pictures: int
-    """How many pictures the pointing game was played on."""
-    confusion: tuple[tuple[int, ...], ...]
-    """Counts by true class (row) and given class (column)."""
+    def __init__(self, draw: Draw, recipe: Recipe, *, count: int, rng: np.random.Generator) -> None:
+        self._draw, self._recipe, self._rng = draw, recipe, rng
+        height, width = recipe.input_size
+        self.pictures = torch.empty((count, 3, height, width), dtype=torch.uint8)
+        self.classes = np.zeros(count, int)
+        self.boxes = np.zeros((count, 4))
+        self.drawn = 0
+        for first in range(0, count, 60):
+            self.renew(np.arange(first, min(first + 60, count)))
+
+    def renew(self, places: npt.NDArray[np.int_]) -> None:
+        """Replace the pictures at these places by new ones."""
+        if not len(places):
+            return
+        height, width = self._recipe.input_size
+        for place, (image, truth) in zip(places, self._draw(len(places)), strict=True):
+            self.pictures[place] = self._recipe.stretch(image)
+            self.classes[place] = self._recipe.class_of(truth.label)
+            box = np.array(truth.boxes[0] if truth.boxes else (0.0, 0.0, 0.0, 0.0))
+            self.boxes[place] = box * ((width / image.shape[1], height / image.shape[0]) * 2)
+        self.drawn += len(places)
+
+    def wholes(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return whole pictures (N, 3, H, W) uint8, mirrored at random, and their classes."""
+        places = self._rng.integers(0, len(self.classes), count)
+        pictures = torch.stack([self._mirrored(self.pictures[int(place)]) for place in places])
+        return pictures, torch.from_numpy(self.classes[places])
+
+    def close_ups(self, count: int, side: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return square pieces (N, 3, side, side) and their classes, mirrored at random.
+
+        Each has a box wholly inside, or is from a picture without any; classes with boxes come equally often.
+        """
+        boxed = self.boxes[:, 2] > self.boxes[:, 0]
+        kinds = [np.nonzero((self.classes == kind) & boxed)[0] for kind in np.unique(self.classes[boxed])]
+        plain = np.nonzero(~boxed)[0]
+        pieces, places = [], []
+        for _ in range(count):
+            take_plain = not kinds or (len(plain) > 0 and self._rng.random() < _OK_SHARE)
+            choice = plain if take_plain else kinds[int(self._rng.integers(len(kinds)))]
+            place = int(choice[int(self._rng.integers(len(choice)))])
+            top, left = self._corner(place, side)
+            pieces.append(self._mirrored(self.pictures[place, :, top : top + side, left : left + side]))
+            places.append(place)
+        return torch.stack(pieces), torch.from_numpy(self.classes[places])
+
+    def _corner(self, place: int, side: int) -> tuple[int, int]:
+        """Choose where a piece begins (top, left): around the picture's box, or anywhere where there is none."""
+        corner = []
+        for axis, length in ((1, self.pictures.shape[2]), (0, self.pictures.shape[3])):
+            low, high = 0, length - side
+            first, last = self.boxes[place, axis], self.boxes[place, axis + 2]
+            if last > first:
+                low = min(max(low, int(np.ceil(last)) - side), high)
+                high = max(min(high, int(first)), low)
+            corner.append(int(self._rng.integers(low, high + 1)))
+        return corner[0], corner[1]
+
+    def _mirrored(self, picture: torch.Tensor) -> torch.Tensor:
+        axes = [axis for axis in (1, 2) if self._rng.random() < 0.5]
+        return picture.flip(axes) if axes else picture
 
 
 def train(
@@ -103,97 +149,63 @@ def train(
     draw: Draw,
     *,
     recipe: Recipe,
-    steps: int = 700,
-    batch: int = 32,
+    plan: Sequence[Stage] = PLAN,
+    album: int = 3000,
+    renewed: int = 4,
     seed: int = 0,
-    learning_rate: float = 3e-3,
-    on_progress: Callable[[Step], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> TrainingReport:
-    """Train ``net`` in place, on the CPU, and leave it in evaluation mode.
+    """Train ``net`` in place on the CPU and leave it in evaluation mode.
 
-    Pictures are mirrored at random, both ways: use it for things that may lie any way round. AdamW with one rise and
-    fall of the learning rate; the last linear layer learns faster, since a defect is a small part of the mean it sees.
+    The net has ``features`` (convolutions), a mean over cells, and ``classifier`` (one linear layer). ``album``
+    pictures are kept at a time, ``renewed`` of them replaced before each step. Pictures are mirrored both ways: use it
+    for things that may lie any way round. Raises ``ModelError`` for a label that the recipe does not know.
     """
     start = time.perf_counter()
-    generator = torch.Generator().manual_seed(seed)
-    optimiser, schedule = _optimiser(net, steps=steps, learning_rate=learning_rate)
+    rng = np.random.default_rng((seed, 21))
+    pictures = Album(draw, recipe, count=album, rng=rng)
+    head, tail = net.get_submodule("features"), net.get_submodule("classifier")
+    assert isinstance(tail, nn.Linear)  # noqa: S101 - the signature's promise
+    cells = _cells(head, recipe)
+    weight = nn.Parameter(tail.weight.detach() * (_SPOT_CELLS / cells if cells else 1.0))
+    bias = nn.Parameter(tail.bias.detach().clone())
+    steps = sum(stage.steps for stage in plan)
+    done, loss_mean, right_mean = 0, float(np.log(len(recipe.labels))), 1.0 / len(recipe.labels)
     net.train()
-    loss_mean, right_mean = float(np.log(len(recipe.labels))), 0.0
-    for step in range(steps):
-        samples = draw(batch)
-        stretched = torch.stack([recipe.stretch(image) for image, _ in samples])
-        classes = torch.tensor([recipe.class_of(truth.label) for _, truth in samples])
-        scores = net(recipe.normalise(_mirrored(stretched, generator)))
-        loss = F.cross_entropy(scores, classes)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(net.parameters(), 5.0)
-        optimiser.step()
-        schedule.step()
-        weight = max(0.05, 1.0 / (step + 1))
-        loss_mean += weight * (float(loss.detach()) - loss_mean)
-        right_mean += weight * (float((scores.argmax(1) == classes).float().mean()) - right_mean)
-        if on_progress is not None:
-            on_progress(Step(step + 1, steps, loss_mean, right_mean, time.perf_counter() - start))
+    for stage in plan:
+        optimiser = torch.optim.AdamW([*head.parameters(), weight, bias], lr=stage.learning_rate, weight_decay=1e-2)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, max_lr=stage.learning_rate, total_steps=max(2, stage.steps), pct_start=0.2
+        )
+        for _ in range(stage.steps):
+            pictures.renew(rng.integers(0, album, renewed))
+            pieces, classes = (
+                pictures.wholes(stage.batch) if stage.side is None else pictures.close_ups(stage.batch, stage.side)
+            )
+            inputs = recipe.normalise(pieces).contiguous(memory_format=torch.channels_last)
+            scores = F.linear(head(inputs).sum((2, 3)) / _SPOT_CELLS, weight, bias)
+            loss = F.cross_entropy(scores, classes)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_([*head.parameters(), weight, bias], 5.0)
+            optimiser.step()
+            schedule.step()
+            done += 1
+            loss_mean += 0.05 * (float(loss.detach()) - loss_mean)
+            right_mean += 0.05 * (float((scores.argmax(1) == classes).float().mean()) - right_mean)
+            if on_progress is not None:
+                name = "whole pictures" if stage.side is None else f"{stage.side} px pieces"
+                on_progress(Progress(done, steps, name, loss_mean, right_mean, time.perf_counter() - start))
+    with torch.no_grad():
+        tail.weight.copy_(weight * (cells / _SPOT_CELLS))
+        tail.bias.copy_(bias)
     net.eval()
-    return TrainingReport(steps, steps * batch, seed, loss_mean, right_mean, time.perf_counter() - start)
+    return TrainingReport(steps, pictures.drawn, seed, loss_mean, right_mean, time.perf_counter() - start)
 
 
-def examine(net: nn.Module, samples: Iterable[tuple[Image, Truth]], *, recipe: Recipe) -> Examination:
-    """Examine a network with ``features`` and ``classifier`` (mean and one linear layer between) on labelled pictures."""
-    classes = len(recipe.labels)
-    confusion = np.zeros((classes, classes), int)
-    hits: list[bool] = []
-    net.eval()
+def _cells(head: nn.Module, recipe: Recipe) -> int:
+    """Return how many cells the feature map of a whole picture has."""
+    head.eval()
     with torch.inference_mode():
-        for image, truth in samples:
-            features = net.get_submodule("features")(recipe.normalise(recipe.stretch(image)[None]))[0]
-            tail = net.get_submodule("classifier")
-            given = int(tail(features.mean((1, 2))).argmax())
-            true = recipe.class_of(truth.label)
-            confusion[true, given] += 1
-            if truth.boxes and given == true:
-                x, y = _hottest(features, tail, given)
-                height, width = image.shape[:2]
-                hits.append(any(box.holds(x * width, y * height) for box in truth.boxes))
-    total = int(confusion.sum())
-    return Examination(
-        pictures=total,
-        accuracy=float(np.trace(confusion)) / max(1, total),
-        pointing=sum(hits) / len(hits) if hits else float("nan"),
-        pointed_pictures=len(hits),
-        confusion=tuple(tuple(int(count) for count in row) for row in confusion),
-    )
-
-
-def _hottest(features: torch.Tensor, tail: nn.Module, target: int) -> tuple[float, float]:
-    """Return the centre (x, y) of Recipro-CAM's hottest cell, in shares of the picture's width and height.
-
-    One cell kept and the rest zero, the mean over H*W cells is that cell's vector / (H*W): no map need be made.
-    """
-    _, rows, columns = features.shape
-    kept = features.flatten(1).T / (rows * columns)
-    heat = tail(kept).double().softmax(1)[:, target]
-    row, column = divmod(int(heat.argmax()), columns)
-    return (column + 0.5) / columns, (row + 0.5) / rows
-
-
-def _mirrored(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    flips = torch.rand((2, len(pictures), 1, 1, 1), generator=generator) < 0.5
-    pictures = torch.where(flips[0], pictures.flip(3), pictures)
-    return torch.where(flips[1], pictures.flip(2), pictures)
-
-
-def _optimiser(
-    net: nn.Module, *, steps: int, learning_rate: float
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    last = [module for module in net.modules() if isinstance(module, nn.Linear)][-1:]
-    quick = {id(parameter) for module in last for parameter in module.parameters()}
-    groups = [
-        {"params": [p for p in net.parameters() if id(p) not in quick], "lr": learning_rate},
-        {"params": [p for p in net.parameters() if id(p) in quick], "lr": 10 * learning_rate, "weight_decay": 0.0},
-    ]
-    optimiser = torch.optim.AdamW(groups, weight_decay=1e-2)
-    rates = [learning_rate, 10 * learning_rate][: len(groups)]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=rates, total_steps=max(2, steps), pct_start=0.25)
-    return optimiser, schedule
+        rows, columns = head(torch.zeros(1, 3, *recipe.input_size)).shape[2:]
+    return int(rows * columns)

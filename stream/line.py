@@ -85,20 +85,23 @@ class LineSource:
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
         """Give frames until ``frames`` have passed, or until ``stop`` is set: then before the next frame."""
+        image, truth = draw_frame(self._scene, 0)
         start = time.monotonic()
         index = 0
         self._health = Health("live")
-        while (self.frames_total is None or index < self.frames_total) and not stop.is_set():
-            image, truth = draw_frame(self._scene, index)
-            if self.live and stop.wait(max(0.0, start + index / self._fps - time.monotonic())):
-                break
+        while not stop.is_set():
             seconds = index / self._fps
             yield Frame(image, self.camera, index, time.monotonic(), pts_seconds=seconds, truth=truth)
             index = self._next(index, time.monotonic() - start)
+            if stop.is_set() or (self.frames_total is not None and index >= self.frames_total):
+                break
+            image, truth = draw_frame(self._scene, index)
+            if self.live:
+                stop.wait(max(0.0, start + index / self._fps - time.monotonic()))
         self._health = Health("ended")
 
     def _next(self, index: int, seconds: float) -> int:
-        """Return the frame to give after ``index`` when ``seconds`` have passed: none is skipped unless long overdue."""
+        """Return the frame after ``index`` when ``seconds`` have passed: none is skipped unless long overdue."""
         if not self.live:
             return index + 1
         return max(index + 1, math.floor(seconds * self._fps) - _BUFFER_FRAMES + 1)

@@ -126,7 +126,7 @@ def _scuff(canvas: Image, rng: np.random.Generator, scale: float) -> None:
     x, y = _place(canvas, rng, 40 * scale)
     turn, length = rng.uniform(0, math.pi), rng.uniform(20, 38) * scale
     step = np.array((math.cos(turn), math.sin(turn))) * length
-    ends = np.round(np.array([(x, y) - step, (x, y) + step]) * 16).astype(int)
+    ends = np.round((np.array((x, y)) + np.outer((-1.0, 1.0), step)) * 16).astype(int)
     tone = [int(v) for v in np.clip(canvas[round(y), round(x)].astype(int) + 34, 0, 255)]
     cv2.line(canvas, ends[0].tolist(), ends[1].tolist(), tone, max(1, round(1.6 * scale)), cv2.LINE_AA, 4)
 

@@ -50,7 +50,7 @@ class Camera:
 
 
 def _light(rng: np.random.Generator, size: tuple[int, int], drift: int, scale: float) -> Image:
-    """Gain of the lamp over a field wider than the picture by twice ``drift``: gradient, glow, fall-off, shadow, tint."""
+    """Gain of the lamp over a field wider than the picture by twice ``drift``: gradient, glow, shadow, tint."""
     width, height = size[0] + 2 * drift, size[1]
     y, x = np.mgrid[-1:1:64j, -1:1:96j].astype(np.float32)
     turn = rng.uniform(0.0, 2 * math.pi)

@@ -36,7 +36,7 @@ def scratch(sheet: Sheet, rng: np.random.Generator) -> Box:
         line = (x, y) + steps * share * length * along + (bow + wobble + sideways) * across
         fixed = np.round(line * 16).astype(np.int32)[None]
         cv2.polylines(cut, fixed, False, 255, max(1, round(rng.uniform(1.2, 2.3) * sheet.scale)), cv2.LINE_AA, 4)
-    cut = cv2.min(cut, sheet.solid)
+    cut = np.minimum(cut, sheet.solid)
     soft = cut.astype(np.float32) / 255.0
     lip = cv2.GaussianBlur(soft, (0, 0), 1.6 * sheet.scale) * 0.9
     sheet.colour *= (1.0 - 0.55 * np.clip(lip - soft * 0.3, 0.0, 1.0))[..., None]
@@ -58,7 +58,7 @@ def dent(sheet: Sheet, rng: np.random.Generator) -> Box:
     strongest = float(np.abs(wall).max()) or 1.0
     sheet.light += wall * (rng.uniform(62.0, 84.0) / strongest) * share
     sheet.colour *= (1.0 - 0.22 * share)[..., None]
-    return _box_of(cv2.min(hollow, sheet.solid))
+    return _box_of(np.minimum(hollow, sheet.solid))
 
 
 def stain(sheet: Sheet, rng: np.random.Generator) -> Box:
@@ -66,15 +66,15 @@ def stain(sheet: Sheet, rng: np.random.Generator) -> Box:
     radius = rng.uniform(20.0, 34.0) * sheet.scale
     (x, y), turn = _on_metal(sheet, rng, reach=radius * 0.7, width=radius * 1.2)
     corners = 28
-    ragged = rng.normal(0.0, 1.0, corners)
-    ragged = 1.0 + 0.16 * sum(np.roll(ragged, k) for k in range(-2, 3)) / math.sqrt(5)
+    rough = rng.normal(0.0, 1.0, corners)
+    ragged = 1.0 + 0.16 * np.sum([np.roll(rough, k) for k in range(-2, 3)], axis=0) / math.sqrt(5)
     angles = np.linspace(0.0, 2 * math.pi, corners, endpoint=False)
     reach = radius * np.clip(ragged, 0.6, 1.4)
     shape = np.stack([reach * np.cos(angles), reach * rng.uniform(0.7, 1.0) * np.sin(angles)], axis=1)
     spin = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
     blot = np.zeros_like(sheet.solid)
     cv2.fillPoly(blot, [np.round((shape @ spin + (x, y)) * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
-    blot = cv2.min(cv2.GaussianBlur(blot, (0, 0), 1.4 * sheet.scale), sheet.solid)
+    blot = np.minimum(np.asarray(cv2.GaussianBlur(blot, (0, 0), 1.4 * sheet.scale), np.uint8), sheet.solid)
     share = blot.astype(np.float32) / 255.0
     rim = np.clip(share - cv2.GaussianBlur(share, (0, 0), 4.5 * sheet.scale), 0.0, 1.0)
     tint = _tint(float(sheet.colour[sheet.solid > 0].mean()), rng)
@@ -92,7 +92,7 @@ def undrilled(sheet: Sheet, hole: Hole) -> Box:
     cv2.circle(ring, fixed, round(radius * 16), 255, max(1, round(1.8 * sheet.scale)), cv2.LINE_AA, 4)
     cv2.circle(dimple, fixed, round(3.2 * sheet.scale * 16), 255, -1, cv2.LINE_AA, 4)
     sheet.colour *= (1.0 - 0.5 * ring.astype(np.float32) / 255.0 - 0.6 * dimple.astype(np.float32) / 255.0)[..., None]
-    sheet.light += slope(ring, -0.06)
+    sheet.light += slope(ring, -0.06 * sheet.scale)
     return Box(x - radius, y - radius, x + radius, y + radius)
 
 

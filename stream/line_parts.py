@@ -134,12 +134,12 @@ def make_sheet(part: Part, drawing: Drawing, holes: tuple[Hole, ...], scale: flo
     cosine, sine = part.size * math.cos(part.angle), part.size * math.sin(part.angle)
     turn = np.array([[cosine, -sine, 0.0], [sine, cosine, 0.0]])
     turn[:, 2] = centre - turn[:, :2] @ (centre, centre)
-    stacked = cv2.warpAffine(cv2.merge([solid, outline, relief]), turn, solid.shape[::-1], flags=cv2.INTER_LINEAR)
-    solid, whole, relief = cv2.split(stacked)
+    turned = cv2.warpAffine(cv2.merge([solid, outline, relief]), turn, solid.shape[::-1], flags=cv2.INTER_LINEAR)
+    solid, whole, relief = (np.asarray(layer, np.uint8) for layer in cv2.split(turned))
     rng = np.random.default_rng((*part.seed, 1))
     to_sheet = turn * scale
     to_sheet[:, 2] = centre
-    light = slope(cv2.GaussianBlur(solid, (0, 0), 1.3 * scale), 0.16) + slope(relief, 0.10)
+    light = slope(cv2.GaussianBlur(solid, (0, 0), 1.3 * scale), 0.16 * scale) + slope(relief, 0.10 * scale)
     colour = _grain(drawing, part, solid.shape[0], scale, rng)[..., None] * np.array(_COLOURS[part.finish], np.float32)
     return Sheet(solid, whole, colour, light, to_sheet, scale)
 
@@ -164,26 +164,16 @@ def _drawn(kind: str, scale: float) -> tuple[Mask, Mask]:
     outline = np.zeros((side * _FINE, side * _FINE), np.uint8)
     relief = np.full_like(outline, 130)
     centre = (side * _FINE - 1) / 2
-    corners = np.array([[_fixed((centre + x * big, centre + y * big)) for x, y in drawing.outline]], np.int32)
+    corners = [np.array([_fixed((centre + x * big, centre + y * big)) for x, y in drawing.outline], np.int32)]
     cv2.fillPoly(outline, corners, 255, cv2.LINE_AA, 4)
     cv2.polylines(outline, corners, True, 255, max(1, round(2 * drawing.rounding * big)), cv2.LINE_AA, 4)
     middle = _fixed((centre, centre))
     if drawing.hub:
         cv2.circle(relief, middle, round(drawing.hub * big * 16), 200, -1, cv2.LINE_AA, 4)
-    size, place = (
-        big * 0.42,
-        (round(centre - 17 * big), round(centre + 1.0 * big + (drawing.hub or drawing.bore) * big + 13 * big)),
-    )
-    cv2.putText(
-        relief,
-        kind[:2].upper() + str(len(drawing.holes)) + "7",
-        place,
-        cv2.FONT_HERSHEY_SIMPLEX,
-        size,
-        10,
-        max(1, round(1.7 * big)),
-        cv2.LINE_AA,
-    )
+    number = f"{kind[:2].upper()}{len(drawing.holes)}7"
+    place = (round(centre - 17 * big), round(centre + ((drawing.hub or drawing.bore) + 14) * big))
+    stroke = max(1, round(1.7 * big))
+    cv2.putText(relief, number, place, cv2.FONT_HERSHEY_SIMPLEX, 0.42 * big, 10, stroke, cv2.LINE_AA)
     small = (side, side)
     return (
         np.asarray(cv2.resize(outline, small, interpolation=cv2.INTER_AREA), np.uint8),
@@ -199,11 +189,11 @@ def sheet_side(scale: float) -> int:
 def _grain(drawing: Drawing, part: Part, side: int, scale: float, rng: np.random.Generator) -> Field:
     """The finish's brightness, near 1: turned in circles with the lamp's bow-tie glare, or milled in straight lines."""
     if drawing.turned:
-        radius, angle = _polar(side)
+        radius, around = _polar(side)
         rings = rng.normal(1.0, 0.035, round(side * 0.75 / scale) + 2).astype(np.float32)
-        grain = cv2.remap(rings[None], radius / scale, np.zeros_like(radius), cv2.INTER_LINEAR)
-        glare = np.cos(2.0 * (angle - float(rng.uniform(0.0, math.pi)))) * 0.10
-        return np.asarray(grain + glare, np.float32)
+        circles = cv2.remap(rings[None], radius / scale, np.zeros_like(radius), cv2.INTER_LINEAR)
+        glare = np.cos(2.0 * (around - float(rng.uniform(0.0, math.pi)))) * 0.10
+        return np.asarray(circles + glare, np.float32)
     lines = _lines(scale)
     left, top = (int(v) for v in rng.integers(0, 64, 2))
     angle = math.degrees(part.angle) + (0.0 if rng.random() < 0.7 else 90.0)

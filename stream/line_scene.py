@@ -39,6 +39,7 @@ WIDEST, NARROWEST = 1.8, 0.75
 LOWEST, HIGHEST = 120, 2160
 """Limits of the picture's height in pixels."""
 _KEPT_SLOTS = 12
+_DOTTED_SHARE = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +142,9 @@ def _lay(canvas: Image, part: Part, scale: float) -> Box | None:
         missing = holes[int(rng.integers(len(holes)))]
         holes = tuple(hole for hole in holes if hole is not missing)
     sheet = make_sheet(part, drawing, holes, scale)
-    if rng.random() < 0.2:
-        _paint_dot(sheet, rng)
+    dots = np.random.default_rng((*part.seed, 2))
+    if dots.random() < _DOTTED_SHARE:
+        _paint_dot(sheet, dots)
     tight = None
     if missing is not None:
         tight = undrilled(sheet, missing)

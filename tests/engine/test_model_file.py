@@ -1,0 +1,103 @@
+"""Model files: what goes in comes out, and foreign files are told apart in words."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from engine.model_file import ModelFile, read_model_file, save_model
+from pipeline.errors import ModelError
+
+
+@pytest.fixture
+def content() -> ModelFile:
+    return ModelFile(
+        state={"a.weight": torch.arange(6.0).reshape(2, 3).T, "a.count": torch.tensor(3)},
+        model="line_net",
+        labels=("ok", "Kratzer ü"),
+        input_size=(240, 320),
+        mean=(0.1, 0.2, 0.3),
+        std=(1.0, 0.5, 0.25),
+        layer="features",
+        provenance={"seed": 0, "command": "uv run run.py train-line"},
+    )
+
+
+def test_what_is_written_is_read(tmp_path, content):
+    path = tmp_path / "new" / "line.safetensors"
+    save_model(path, content)
+    found = read_model_file(path)
+    assert found.state.keys() == content.state.keys()
+    assert all(torch.equal(found.state[name], content.state[name]) for name in found.state)
+    assert dataclasses.replace(found, state={}) == dataclasses.replace(content, state={})
+    assert [p.name for p in path.parent.iterdir()] == ["line.safetensors"]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_crumbs(tmp_path, content):
+    path = tmp_path / "line.safetensors"
+    path.mkdir()
+    with pytest.raises(ModelError, match="cannot be written"):
+        save_model(path, content)
+    assert [p.name for p in tmp_path.iterdir()] == ["line.safetensors"]
+
+
+def test_a_missing_file_names_the_command_that_makes_one(tmp_path):
+    with pytest.raises(ModelError, match="train-line"):
+        read_model_file(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize("payload", [b"", b"hello, this is no model\n" * 9, b"\x00" * 64])
+def test_a_file_that_is_no_safetensors_is_refused(tmp_path, payload):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(payload)
+    with pytest.raises(ModelError, match="no readable safetensors"):
+        read_model_file(path)
+
+
+def test_a_truncated_file_is_refused(tmp_path, content):
+    path = tmp_path / "x.safetensors"
+    save_model(path, content)
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(ModelError, match="no readable safetensors"):
+        read_model_file(path)
+
+
+def test_bare_weights_are_told_from_a_model_file(tmp_path):
+    path = tmp_path / "bare.safetensors"
+    save_file({"w": torch.zeros(2)}, path)
+    with pytest.raises(ModelError, match=r"bare weights.*--weights"):
+        read_model_file(path)
+
+
+def with_metadata(path, content, **changed):
+    from safetensors import safe_open
+
+    save_model(path, content)
+    with safe_open(str(path), framework="pt") as file:
+        metadata = dict(file.metadata()) | changed
+    save_file(dict(content.state, **{"a.weight": content.state["a.weight"].contiguous()}), path, metadata)
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"format": "recipro-stream 2"}, "update recipro-stream"),
+        ({"labels": "[]"}, "list of names"),
+        ({"labels": "not json"}, "is no JSON"),
+        ({"labels": "[1, 2]"}, "list of names"),
+        ({"input_size": "[240]"}, r"\[height, width\]"),
+        ({"input_size": "[240, -3]"}, r"\[height, width\]"),
+        ({"mean": '["a", 1, 2]'}, "three numbers"),
+        ({"std": "[true, 1, 2]"}, "three numbers"),
+        ({"model": ""}, "lacks 'model'"),
+        ({"provenance": "[]"}, "an object"),
+    ],
+)
+def test_wrong_metadata_is_named(tmp_path, content, changed, says):
+    path = tmp_path / "x.safetensors"
+    with_metadata(path, content, **changed)
+    with pytest.raises(ModelError, match=says):
+        read_model_file(path)

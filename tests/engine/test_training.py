@@ -1,0 +1,129 @@
+"""Training and examination, on pictures whose answer is plain: one bright or dark square somewhere in grey."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from engine.examination import examine
+from engine.line_net import LineNet
+from engine.recipe import Recipe
+from engine.training import Album, Stage, train
+from pipeline.errors import ModelError
+from pipeline.frames import Box, Truth
+
+RECIPE = Recipe(labels=("ok", "bright", "dark"), input_size=(48, 64), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+PLAN = (Stage(32, 50, 24, 1e-2), Stage(None, 50, 24, 5e-3))
+
+
+class Squares:
+    """Draws grey pictures of 128x96, every second one with a square of 24 pixels."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = np.random.default_rng(seed)
+
+    def __call__(self, count: int) -> list[tuple[np.ndarray, Truth]]:
+        return [self.one() for _ in range(count)]
+
+    def one(self) -> tuple[np.ndarray, Truth]:
+        image = self.rng.integers(100, 150, (96, 128, 3)).astype(np.uint8)
+        label = ("ok", "bright", "ok", "dark")[int(self.rng.integers(4))]
+        if label == "ok":
+            return image, Truth("ok")
+        left, top = int(self.rng.integers(0, 104)), int(self.rng.integers(0, 72))
+        image[top : top + 24, left : left + 24] = 230 if label == "bright" else 20
+        return image, Truth(label, (Box(left, top, left + 24, top + 24),))
+
+
+def trained(seed: int = 0, plan=PLAN, **options) -> tuple[LineNet, list]:
+    torch.manual_seed(0)
+    net = LineNet(3, width=4)
+    seen: list = []
+    train(net, Squares(seed), recipe=RECIPE, plan=plan, album=120, seed=seed, on_progress=seen.append, **options)
+    return net, seen
+
+
+def test_it_learns_what_is_plain_and_points_at_it():
+    net, seen = trained()
+    result = examine(net, Squares(1)(200), recipe=RECIPE)
+    assert result.accuracy >= 0.95, result
+    assert result.pointing >= 0.95, result
+    assert result.pictures == 200
+    assert sum(map(sum, result.confusion)) == 200
+    assert [p.step for p in seen] == list(range(1, 101))
+    assert {p.steps for p in seen} == {100}
+    assert [p.stage for p in seen][::99] == ["32 px pieces", "whole pictures"]
+    assert not net.training
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
+    short = (Stage(32, 3, 8, 1e-2), Stage(None, 2, 8, 1e-2))
+    first, again, other = (trained(seed, plan=short)[0].state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_pictures_without_boxes_train_too():
+    def boxless(count):
+        return [(image, Truth(truth.label)) for image, truth in Squares(3)(count)]
+
+    net = LineNet(3, width=4)
+    report = train(net, boxless, recipe=RECIPE, plan=(Stage(None, 2, 8, 1e-3),), album=16)
+    assert np.isfinite(report.loss)
+
+
+def test_an_unknown_label_is_named_with_its_neighbour():
+    def wrong(count):
+        return [(np.zeros((96, 128, 3), np.uint8), Truth("brigth"))] * count
+
+    with pytest.raises(ModelError, match="Did you mean 'bright'"):
+        train(LineNet(3, width=4), wrong, recipe=RECIPE, plan=PLAN, album=4)
+
+
+def test_close_ups_hold_the_whole_box_or_come_from_pictures_without_one():
+    album = Album(Squares(5), RECIPE, count=80, rng=np.random.default_rng(0))
+    pieces, classes = album.close_ups(60, 32)
+    assert pieces.shape == (60, 3, 32, 32)
+    for piece, kind in zip(pieces, classes, strict=True):
+        extreme = ((piece > 190) | (piece < 60)).all(0).sum()
+        assert (extreme == 0) if kind == 0 else (extreme >= 100)  # 12x12 input pixels, less the blurred rim
+
+
+class Marked(nn.Module):
+    """A network that calls everything ``bright`` and points at the brightest cell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.AvgPool2d(8)
+        self.classifier = nn.Linear(3, 3)
+        with torch.no_grad():
+            self.classifier.weight.zero_()
+            self.classifier.weight[1] = 4.0
+            self.classifier.bias.copy_(torch.tensor([0.0, 0.5, 0.0]))
+
+
+def test_the_pointing_game_counts_only_right_answers_with_boxes():
+    net = Marked()
+    image = np.full((96, 128, 3), 127, np.uint8)
+    image[32:64, 32:64] = 255
+    box, elsewhere = Box(32, 32, 64, 64), Box(80, 0, 96, 16)
+    samples = [
+        (image, Truth("bright", (box,))),
+        (image, Truth("bright", (elsewhere,))),
+        (image, Truth("dark", (box,))),
+        (image, Truth("ok")),
+    ]
+    result = examine(net, samples, recipe=RECIPE)
+    assert result.accuracy == 0.5
+    assert result.pointed_pictures == 2
+    assert result.pointing == 0.5
+
+
+def test_a_stretched_picture_keeps_its_colours_and_is_normalised_by_the_recipe():
+    image = np.zeros((90, 90, 3), np.uint8)
+    image[..., 0] = 255
+    inputs = RECIPE.normalise(RECIPE.stretch(image)[None])
+    assert inputs.shape == (1, 3, 48, 64)
+    assert torch.allclose(inputs[0, :, 20, 20], torch.tensor([2.0, -2.0, -2.0]))

@@ -1,0 +1,103 @@
+"""The inspection line as a source: its URI, its clock, its frames."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from pipeline.errors import SourceError
+from pipeline.ports import Source
+from stream import line
+from stream.line import LineSource
+
+
+def unpaced(**options) -> LineSource:
+    return LineSource(**{"size": (160, 120), "paced": False, "frames": 5} | options)
+
+
+def test_the_line_is_a_source():
+    assert isinstance(unpaced(), Source)
+
+
+def test_an_unpaced_line_gives_every_frame_in_order_and_ends():
+    with unpaced(frames=12, fps=20.0) as source:
+        frames = list(source.frames(threading.Event()))
+    assert [frame.index for frame in frames] == list(range(12))
+    assert [frame.pts_seconds for frame in frames] == [index / 20.0 for index in range(12)]
+    assert all(frame.image.shape == (120, 160, 3) and not frame.image.flags.writeable for frame in frames)
+    assert source.live is False
+    assert source.health.state == "ended"
+
+
+def test_pacing_changes_when_frames_come_and_nothing_of_what_they_show():
+    stop = threading.Event()
+    slow = list(unpaced().frames(stop))
+    begun = time.monotonic()
+    paced = list(unpaced(paced=True, fps=30.0).frames(stop))
+    assert all(np.array_equal(a.image, b.image) for a, b in zip(slow, paced, strict=False) if a.index == b.index)
+    assert all(frame.taken_at - begun >= frame.index / 30.0 for frame in paced)
+
+
+def test_a_paced_line_wakes_at_once_when_it_is_stopped():
+    stop = threading.Event()
+    source = LineSource(size=(160, 120), fps=0.1)
+    frames = source.frames(stop)
+    assert next(frames).index == 0
+    timer = threading.Timer(0.05, stop.set)
+    timer.start()
+    begun = time.monotonic()
+    assert next(frames, None) is None
+    timer.join()
+    assert time.monotonic() - begun < 5.0  # the next frame was due after ten seconds
+
+
+def test_a_reader_who_sleeps_too_long_finds_a_gap_in_the_index():
+    source = LineSource(size=(160, 120), fps=100.0)
+    assert source._next(10, 0.11) == 11
+    assert source._next(10, 0.14) == 11  # still in the driver's buffer
+    assert source._next(10, 1.0) == 100 - line._BUFFER_FRAMES + 1
+
+
+def test_the_uri_says_everything():
+    source = LineSource.from_uri("line:?fps=12.5&size=320x240&seed=9&frames=3&paced=0", camera="belt 2")
+    assert (source.camera, source.rate, source.frames_total, source.live) == ("belt 2", 12.5, 3, False)
+    assert source.uri == "line:?fps=12.5&size=320x240&seed=9&paced=0&frames=3"
+    again = LineSource.from_uri(source.uri)
+    stop = threading.Event()
+    assert np.array_equal(next(source.frames(stop)).image, next(again.frames(stop)).image)
+
+
+@pytest.mark.parametrize("uri", ["line:", "line://", "line:?"])
+def test_a_bare_uri_is_the_default_line(uri):
+    source = LineSource.from_uri(uri)
+    assert (source.camera, source.rate, source.live, source.frames_total) == ("line", 30.0, True, None)
+
+
+@pytest.mark.parametrize(
+    ("uri", "says"),
+    [
+        ("line:?fsp=30", "Did you mean 'fps'"),
+        ("line:?fps=fast", "fps=fast: it must be a number"),
+        ("line:?fps=0", "0.1 to 1000"),
+        ("line:?fps=nan", "0.1 to 1000"),
+        ("line:?size=640", "WIDTHxHEIGHT"),
+        ("line:?size=0x0", "WIDTHxHEIGHT"),
+        ("line:?size=4000x300", "0.75 to 1.8 times the height"),
+        ("line:?size=60x50", "120 to 2160"),
+        ("line:?seed=x", "whole number"),
+        ("line:?seed=-1", "0 or more"),
+        ("line:?frames=0", "1 or more"),
+        ("line:?paced=maybe", "0 or 1"),
+        ("line:?fps=1&fps=2", "given twice"),
+        ("line:?fps", "key=value"),
+        ("line:7", "for example line:"),
+    ],
+)
+def test_a_wrong_uri_is_told_its_value_and_its_cure(uri, says):
+    with pytest.raises(SourceError) as caught:
+        LineSource.from_uri(uri)
+    assert says in str(caught.value)
+    assert "line:" in str(caught.value)

@@ -117,9 +117,9 @@ class _Builder:
         load = load_of(steps, entry, widths, {node.name for node in kept}, self.layout.features.element_size())
         whole = [self._whole(node) for node in kept]
         plan.fit(budget_bytes, load, _bytes_of(rest, whole) if rest else 1)
-        if plan.chunk_bytes < int(load.total.max()):
+        if plan.working_bytes > budget_bytes:
             return None  # not even one cell fits beside the blanks
-        plan.facts = self._facts(plan, steps, whole, budget_bytes)
+        plan.facts = self._facts(plan, steps, whole)
         return plan
 
     def _whole(self, node: fx.Node) -> Tensor:
@@ -179,14 +179,13 @@ class _Builder:
         touched = [step for step in before if step.target == source.name or source.name in step.sources]
         return all(step.fresh for step in touched)
 
-    def _facts(self, plan: LocalPlan, steps: list[Step], whole: list[Tensor], budget_bytes: int) -> PlanFacts:
+    def _facts(self, plan: LocalPlan, steps: list[Step], whole: list[Tensor]) -> PlanFacts:
         cells = plan.grid[0] * plan.grid[1]
         after = 0 if plan.rest is None else _products(plan.rest, whole)
         windows: list[tuple[str, int, int]] = []
         for step in steps:
             if not windows or windows[-1][1:] != step.after.window:
                 windows.append((step.target, *step.after.window))
-        busy = min(plan.chunk_bytes, int(plan.load.total.sum()))
         return replace(
             plan.facts,
             why="layers that look at a neighbourhood only" + (", then the rest on whole maps" if plan.rest else ""),
@@ -194,7 +193,7 @@ class _Builder:
             windows=tuple(windows),
             multiply_adds=sum(step.multiply_adds for step in steps) + cells * after,
             dense_multiply_adds=cells * _products(self.layout.tail, [self.layout.features]),
-            bytes=min(budget_bytes, busy + plan.fixed_bytes),
+            bytes=plan.working_bytes,
         )
 
 

@@ -58,7 +58,7 @@ class LocalPlan(Plan):
         self.register_buffer("weights", stencil(kernel).flatten())
         self.grid = self.entry[1].grid
         self.facts = PlanFacts("local", "layers that look at a neighbourhood only", one_module=False)
-        self.chunk_bytes = self.index_bytes = self.fixed_bytes = self.rest_maps = 0
+        self.chunk_bytes = self.index_bytes = self.fixed_bytes = self.working_bytes = self.rest_maps = 0
         self.load = Load(self.entry[1].counts, self.entry[1].counts)
         self._drops = _drops(steps, {name for name, _ in self.ends})
         self._numbered: dict[int, Chunk] = {}
@@ -74,6 +74,9 @@ class LocalPlan(Plan):
         if self.rest:
             self.chunk_bytes //= 2
         self._bounds = self._cut(torch.arange(self.grid[0] * self.grid[1]))
+        totals = load.total.flatten().cumsum(0).tolist()
+        heaviest = max(totals[end - 1] - (totals[start - 1] if start else 0) for start, end in self._pairs())
+        self.working_bytes = self.fixed_bytes + self.index_bytes + heaviest + self.rest_maps * bytes_per_rest_map
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return the plain network's scores (N, K) and every cell's (N, h * w, K), before the softmax."""
@@ -113,10 +116,13 @@ class LocalPlan(Plan):
                 total, largest = one, part
         return [*bounds, len(totals)]
 
+    def _pairs(self) -> Iterable[tuple[int, int]]:
+        return itertools.pairwise(self._bounds)
+
     def _all(self) -> Iterator[Chunk]:
         """Give every chunk, numbered before where the memory for it was left."""
         device = self.load.total.device
-        for start, end in itertools.pairwise(self._bounds):
+        for start, end in self._pairs():
             known = self._numbered.get(start)
             chunk = known or Chunk(torch.arange(start, end, device=device), self.grid[1])
             yield chunk

@@ -71,6 +71,11 @@ _MODULES: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
     nn.AvgPool2d: ("average", _AVERAGE[1:]),
     nn.AdaptiveAvgPool2d: ("adaptive average", _ADAPTIVE[1:]),
     nn.AdaptiveMaxPool2d: ("adaptive largest", _ADAPTIVE[1:]),
+    nn.ZeroPad2d: ("constant pad", ("padding",)),
+    nn.ConstantPad2d: ("constant pad", ("padding",)),
+    nn.ReflectionPad2d: ("reflect pad", ("padding",)),
+    nn.ReplicationPad2d: ("replicate pad", ("padding",)),
+    nn.CircularPad2d: ("circular pad", ("padding",)),
 }
 
 
@@ -119,13 +124,15 @@ def _read(  # noqa: PLR0911 - one return for each kind of layer
     if after.dim() != 4:
         return None
     grid_out = (after.shape[2], after.shape[3])
+    grids = (grid_in, grid_out)
     if kind == "convolution":
         return _convolution(options, grid_in, grid_out)
     if kind.startswith("adaptive"):
         taps = _adaptive(grid_in, grid_out)
         return _averaging(taps, before, again) if kind.endswith("average") else Spatial("largest", taps)
-    if kind == "pad":
-        return _padding(options, grid_in, grid_out)
+    if kind.endswith("pad"):
+        pads: Any = options.get("pad", options.get("padding"))
+        return _padding(pads, kind.partition(" ")[0] if " " in kind else options.get("mode", "constant"), grids)
     kernel = _pair(options["kernel_size"])
     strides = _pair(options.get("stride") or kernel)
     slides = map(_Slide, kernel, strides, _pair(options.get("padding") or 0), _pair(options.get("dilation") or 1))
@@ -148,13 +155,14 @@ def _convolution(options: dict[str, Any], grid_in: tuple[int, int], grid_out: tu
     return Spatial("convolution", taps, weight, options.get("bias"), int(options.get("groups") or 1))
 
 
-def _padding(options: dict[str, Any], grid_in: tuple[int, int], grid_out: tuple[int, int]) -> Spatial | None:
-    """Read constant padding; what it adds never changes with the mask, whatever the constant."""
-    pads = tuple(int(p) for p in options["pad"])
-    if options.get("mode", "constant") != "constant" or len(pads) not in {2, 4}:
+def _padding(pads: tuple[int, ...], mode: str, grids: tuple[tuple[int, int], tuple[int, int]]) -> Spatial | None:
+    """Read padding; a constant that is added never changes with the mask, whatever it is."""
+    if len(pads) not in {2, 4}:
         return None
-    left, top = pads[0], pads[2] if len(pads) == 4 else 0
-    return Spatial("copy", Taps(*map(_sliding, grid_in, grid_out, (_Slide(1, 1, top), _Slide(1, 1, left)))))
+    left, top = int(pads[0]), int(pads[2]) if len(pads) == 4 else 0
+    mode = "zeros" if mode == "constant" else mode
+    slides = (_Slide(1, 1, top, mode=mode), _Slide(1, 1, left, mode=mode))
+    return Spatial("copy", Taps(*map(_sliding, *grids, slides)))
 
 
 def _averaging(taps: Taps, before: Tensor, again: Callable[[Tensor], Tensor]) -> Spatial:

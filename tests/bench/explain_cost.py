@@ -1,0 +1,89 @@
+"""What an explained frame costs: explained / plain forward, same network, backend and precision, interleaved.
+
+    uv run python -m tests.bench.explain_cost --models resnet18 resnet50 --backends eager inductor --rounds 40
+
+Weights are random (the cost does not depend on them), inputs rotate, both answers are checked against each other.
+Prints one JSON line per case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+
+import torch
+from torch import Tensor, nn
+
+from engine.backends.table import BACKENDS
+from engine.build import Build, Runner
+from engine.devices import DTYPES
+from engine.methods.recipro import Target
+from engine.models import MODELS
+from engine.networks import build_untrained
+from engine.split import split_network
+from tests.bench.figures import interleaved, paired_ratio, place, print_line, quantiles
+
+
+class Plain(nn.Module):
+    """The network as everyone runs it: images to softmax scores."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return scores (N, K), float32."""
+        return torch.softmax(self.net(images).float(), dim=1)
+
+
+def measure(name: str, backend: str, precision: str, batch: int, rounds: int) -> dict[str, object]:
+    """Time one case; raise when the explained network's scores are not the plain one's."""
+    entry = MODELS[name]
+    torch.manual_seed(0)
+    net = build_untrained(entry)
+    size = entry.input_size
+    dtype = DTYPES[precision]
+    inputs = [torch.randn(batch, 3, *size).to(dtype).contiguous(memory_format=torch.channels_last) for _ in range(8)]
+    split = split_network(net, entry.layer, size)
+    build = Build(Target(), "point", backend, precision, torch.device("cpu"), 1 << 30)
+    runner = Runner(split, build)
+    net = net.to(dtype).to(memory_format=torch.channels_last)
+    plain = BACKENDS[backend].load().compile(Plain(net), inputs[0])
+    with torch.inference_mode():
+        apart = float((plain(inputs[0]) - runner(inputs[0])[0]).abs().max())
+        if apart > (1e-3 if precision == "fp32" else 5e-2):
+            message = f"{name} {backend} {precision}: scores differ by {apart:.3g}; not the same network"
+            raise RuntimeError(message)
+        seconds = interleaved(
+            {"plain": lambda k: plain(inputs[k % 8]), "explained": lambda k: runner(inputs[k % 8])}, rounds
+        )
+    return {
+        "bench": "explain_cost", "model": name, "backend": backend, "precision": precision, "batch": batch,
+        "layer": split.layer, "grid": list(split.grid), "plan": runner.plan.facts.name,
+        "threads": torch.get_num_threads(), "rounds": rounds,
+        "plain": quantiles(seconds["plain"]), "explained": quantiles(seconds["explained"]),
+        **paired_ratio(seconds["explained"], seconds["plain"]),
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Measure what the command line names."""
+    logging.disable(logging.WARNING)
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask.add_argument("--models", nargs="+", default=["resnet18", "resnet50", "densenet121", "mobilenet_v3_large"])
+    ask.add_argument("--backends", nargs="+", default=["eager", "inductor"])
+    ask.add_argument("--precisions", nargs="+", default=["fp32"])
+    ask.add_argument("--batches", nargs="+", type=int, default=[1])
+    ask.add_argument("--rounds", type=int, default=60)
+    ask.add_argument("--threads", type=int, default=2)
+    told = ask.parse_args()
+    torch.set_num_threads(told.threads)
+    for backend in told.backends:
+        for precision in told.precisions:
+            for name in told.models:
+                for batch in told.batches:
+                    print_line(**measure(name, backend, precision, batch, told.rounds), **place())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Recipro-CAM as the paper writes it: a slow, obvious loop through the network itself, one cell at a time."""
+
+import torch
+from torch import nn
+
+GAUSSIAN = ((1 / 16, 2 / 16, 1 / 16), (2 / 16, 4 / 16, 2 / 16), (1 / 16, 2 / 16, 1 / 16))
+
+
+def lively(net, size):
+    """Give a random network something to say: batch statistics of random images, and class scores that differ."""
+    net.train()
+    for module in net.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = None
+        if isinstance(module, nn.Dropout | nn.Dropout2d):
+            module.p = 0.0
+    with torch.no_grad():
+        net(torch.randn(4, 3, *size))
+        net.eval()
+        scores = net(torch.randn(2, 3, *size))
+        last = [m for m in net.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
+        gain = min(3.0 / float((scores - scores.mean(1, keepdim=True)).std()), 1e4)
+        last.weight *= gain
+    return net
+
+
+def masked(features, row, column, kernel):
+    """Keep one cell's vectors of (N, C, h, w) maps, spread by the kernel and cut off at the border."""
+    out = torch.zeros_like(features)
+    _, _, rows, columns = features.shape
+    vectors = features[:, :, row, column]
+    if kernel == "point":
+        out[:, :, row, column] = vectors
+        return out
+    for dy in (-1, 0, 1):
+        for dx in (-1, 0, 1):
+            if 0 <= row + dy < rows and 0 <= column + dx < columns:
+                out[:, :, row + dy, column + dx] = vectors * GAUSSIAN[dy + 1][dx + 1]
+    return out
+
+
+def defined(net, layer, images, chosen, kernel):
+    """Return scores (N, K) and heat (N, h, w) for images (N, 3, H, W); ``chosen`` None = each one's top-1 class."""
+    module = net.get_submodule(layer)
+    kept = []
+    handle = module.register_forward_hook(lambda _m, _i, output: kept.append(output.detach().clone()))
+    with torch.no_grad():
+        scores = net(images).softmax(1)
+    handle.remove()
+    chosen = scores.argmax(1) if chosen is None else torch.as_tensor(chosen)
+    count, _, rows, columns = kept[0].shape
+    matrix = torch.zeros(count, rows, columns)
+    for row in range(rows):
+        for column in range(columns):
+            maps = masked(kept[0], row, column, kernel)
+            handle = module.register_forward_hook(lambda _m, _i, _o, maps=maps: maps.clone())
+            with torch.no_grad():
+                matrix[:, row, column] = net(images).softmax(1)[torch.arange(count), chosen]
+            handle.remove()
+    low, high = matrix.amin((1, 2), keepdim=True), matrix.amax((1, 2), keepdim=True)
+    return scores, torch.where(high > low, (matrix - low) / (high - low), 0.0)

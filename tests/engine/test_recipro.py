@@ -1,0 +1,160 @@
+"""Recipro-CAM equals its definition on every model of the table, and keeps its laws on small networks."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from engine.methods.dense import DensePlan
+from engine.methods.kernels import masks
+from engine.methods.recipro import normalise, recipro_cam
+from engine.models import MODELS
+from engine.networks import build_untrained
+from engine.split import split_network
+from pipeline.errors import ConfigError
+from tests.engine.reference import defined, lively
+
+SMALLEST = {"inception_v3": (107, 139), "squeezenet1_0": (65, 81), "squeezenet1_1": (65, 81)}
+"""A grid of a few cells is enough for the definition, and its loop runs the whole network once a cell."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def same_weights():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        yield
+
+
+def network(name, size):
+    return lively(build_untrained(MODELS[name], 40), size)
+
+
+def assert_as_defined(net, split, images, classes, kernel):
+    scores, heat = recipro_cam(split, images, classes, kernel)
+    true_scores, true_heat = defined(net, split.layer, images, classes, kernel)
+    assert torch.equal(true_heat.amax((1, 2)), torch.ones(len(images))), "the reference is flat and proves nothing"
+    assert float((scores - true_scores).abs().max()) < 1e-4
+    assert float((heat - true_heat).abs().max()) < 1e-3
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_of_the_table_is_explained_as_the_paper_defines_it(name):
+    size = SMALLEST.get(name, (64, 96))
+    net = network(name, size)
+    split = split_network(net, MODELS[name].layer, size)
+    images = torch.randn(2, 3, *size)
+    assert_as_defined(net, split, images, None, "point")
+    assert_as_defined(net, split, images, [3, 17], "gaussian")
+    plans = {plan.facts.name for plan in split.plans.values()}
+    assert plans == {"flat" if name.startswith(("vgg", "alexnet")) else "pooled"}
+
+
+@pytest.mark.parametrize("name", ["resnet18", "densenet121", "mobilenet_v3_large", "vgg11", "convnext_tiny"])
+@pytest.mark.parametrize("size", [(224, 224), (250, 190)])
+def test_other_sizes_are_explained_as_defined_too(name, size):
+    net = network(name, size)
+    split = split_network(net, image_size=size)
+    image = torch.randn(1, 3, *size)
+    assert_as_defined(net, split, image, None, "point")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg11", "googlenet"])
+def test_a_split_explains_images_of_another_size_than_it_was_made_for(name):
+    net = network(name, (96, 128))
+    split = split_network(net, image_size=(96, 128))
+    assert_as_defined(net, split, torch.randn(1, 3, 128, 160), None, "gaussian")
+
+
+class Pointwise(nn.Module):
+    """A tail with everything that treats cells alone and alike before the mean."""
+
+    def __init__(self):
+        super().__init__()
+        self.grid = nn.Conv2d(3, 12, 5, stride=4)
+        self.norm = nn.BatchNorm2d(12)
+        self.wide = nn.Conv2d(12, 20, 1)
+        self.hidden = nn.Linear(20, 16)
+        self.classes = nn.Linear(16, 7)
+
+    def forward(self, x):
+        x = F.hardswish(self.norm(self.grid(x)))
+        x = torch.sigmoid(self.wide(x)).mean([2, 3])
+        return self.classes(F.relu(self.hidden(x), inplace=True)) * 5
+
+
+@pytest.mark.parametrize("kernel", ["point", "gaussian"])
+def test_cellwise_layers_before_the_mean_need_no_masked_maps(kernel):
+    net = lively(Pointwise(), (30, 41))
+    split = split_network(net, "grid", (30, 41))
+    assert_as_defined(net, split, torch.randn(3, 3, 30, 41), [0, 6, 2], kernel)
+    (plan,) = split.plans.values()
+    assert plan.facts.name == "pooled"
+
+
+def test_the_dense_plan_fits_any_budget_and_answers_the_same():
+    net = lively(Pointwise(), (30, 41))
+    split = split_network(net, "grid", (30, 41))
+    features = split.head(torch.randn(2, 3, 30, 41))
+    wide = DensePlan(split.tail, "gaussian", "asked for", 1 << 30)
+    narrow = DensePlan(split.tail, "gaussian", "asked for", 1)
+    assert narrow.chunk(features) == 1 < wide.chunk(features)
+    for one, other in zip(wide(features), narrow(features), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_batch_is_explained_image_by_image():
+    net = lively(Pointwise(), (30, 41))
+    split = split_network(net, "grid", (30, 41))
+    images = torch.randn(4, 3, 30, 41)
+    scores, heat = recipro_cam(split, images)
+    assert len(set(scores.argmax(1).tolist())) > 1, "all images have one top class: the test says nothing"
+    for n in range(4):
+        alone_scores, alone_heat = recipro_cam(split, images[n : n + 1])
+        torch.testing.assert_close(scores[n], alone_scores[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(heat[n], alone_heat[0], atol=1e-4, rtol=0)
+
+
+def test_a_flat_score_matrix_gives_no_heat_and_no_nan():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    nn.init.zeros_(net[3].weight)
+    _, heat = recipro_cam(split_network(net, "0", (16, 16)), torch.randn(2, 3, 16, 16))
+    assert torch.equal(heat, torch.zeros(2, 14, 14))
+
+
+def test_rounding_alone_is_no_heat():
+    flat = torch.full((1, 9, 1), 0.3) * (1 + torch.rand(1, 9, 1) * 2e-7)
+    assert torch.equal(normalise(flat), torch.zeros(1, 9, 1))
+    assert float(normalise(torch.tensor([[[0.3], [0.3001]]])).max()) == 1.0
+
+
+def test_scores_sum_to_one_and_heat_spans_its_range():
+    net = lively(Pointwise(), (30, 41))
+    scores, heat = recipro_cam(split_network(net, "grid", (30, 41)), torch.randn(3, 3, 30, 41), classes=4)
+    torch.testing.assert_close(scores.sum(1), torch.ones(3))
+    assert heat.dtype == scores.dtype == torch.float32
+    assert torch.equal(heat.amin((1, 2)), torch.zeros(3))
+    assert torch.equal(heat.amax((1, 2)), torch.ones(3))
+
+
+def test_gaussian_masks_are_cut_off_at_the_border_and_not_renormalised():
+    grid = masks("gaussian", (3, 4), torch.arange(12))
+    assert float(grid[5].sum()) == 1.0
+    assert float(grid[0].sum()) == 9 / 16
+    assert float(grid[1].sum()) == 12 / 16
+    assert grid[0, 0, 0] == grid[5, 1, 1] == 4 / 16
+    assert torch.equal(masks("point", (3, 4), torch.tensor([6]))[0].nonzero(), torch.tensor([[1, 2]]))
+
+
+@pytest.mark.parametrize(
+    ("classes", "kernel", "rule"),
+    [
+        (7, "point", "classes 0 to 6"),
+        (-1, "point", "classes 0 to 6"),
+        ([1, 2], "point", "2 given for 3 images"),
+        (None, "gausian", "Did you mean 'gaussian'"),
+    ],
+)
+def test_a_class_or_kernel_that_is_not_there_is_refused(classes, kernel, rule):
+    split = split_network(Pointwise().eval(), "grid", (30, 41))
+    with pytest.raises(ConfigError, match=rule):
+        recipro_cam(split, torch.randn(3, 3, 30, 41), classes, kernel)

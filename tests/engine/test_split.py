@@ -1,0 +1,176 @@
+"""The cut: right layer by itself, net untouched, tail(head(x)) == net(x), and clear words where there is no cut."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from engine.models import MODELS
+from engine.networks import build_untrained
+from engine.split import split_network
+from pipeline.errors import EngineError, LayerError
+
+EXPECTED = {
+    "resnet18": ("layer4", (7, 7)),
+    "densenet121": ("features", (7, 7)),
+    "vgg11": ("features", (7, 7)),
+    "alexnet": ("features", (6, 6)),
+    "googlenet": ("inception5b", (7, 7)),
+    "inception_v3": ("Mixed_7c", (8, 8)),
+    "mobilenet_v3_small": ("features", (7, 7)),
+    "regnet_x_400mf": ("trunk_output", (7, 7)),
+    "shufflenet_v2_x1_0": ("conv5", (7, 7)),
+    "squeezenet1_1": ("classifier.2", (13, 13)),
+    "convnext_tiny": ("features", (7, 7)),
+}
+
+
+def conv(inputs, outputs, **more):
+    return nn.Conv2d(inputs, outputs, 3, padding=1, **more)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_last_grid_is_found_by_itself(name):
+    entry = MODELS[name]
+    split = split_network(build_untrained(entry), None, entry.input_size)
+    assert (split.layer, split.grid) == EXPECTED[name]
+    assert split.traced
+
+
+@pytest.mark.parametrize("name", ["resnet18", "densenet121", "mobilenet_v3_small"])
+def test_the_network_is_left_as_it_was(name):
+    net = build_untrained(MODELS[name]).train()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    split = split_network(net, image_size=(64, 64))
+    split.head.to(torch.float16)
+    assert net.training
+    assert all(p.requires_grad for p in net.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert not any(m._forward_hooks for m in net.modules())
+
+
+@pytest.mark.parametrize("layer", ["layer1", "layer2.0", "layer3.1", "layer4"])
+def test_head_and_tail_are_the_network_at_any_block(layer):
+    net = build_untrained(MODELS["resnet18"])
+    split = split_network(net, layer, (64, 80))
+    images = torch.randn(3, 3, 64, 80)
+    with torch.inference_mode():
+        torch.testing.assert_close(split.tail(split.head(images)), net(images), atol=1e-5, rtol=1e-5)
+
+
+def test_a_tail_leaves_its_input_as_it_was():
+    net = nn.Sequential(conv(3, 8), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    split = split_network(net, "0", (12, 12))
+    features = torch.randn(1, 8, 12, 12)
+    kept = features.clone()
+    split.tail(features)
+    assert torch.equal(features, kept)
+
+
+class InPlaceFunctions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.out = conv(3, 8), conv(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.first(x)
+        x += 1.0
+        x = F.relu(x, inplace=True)
+        y = self.second(x)
+        y *= 2.0
+        return self.out(torch.flatten(F.adaptive_avg_pool2d(y, 1), 1))
+
+
+def test_functions_that_work_in_place_keep_their_meaning():
+    net = InPlaceFunctions()
+    split = split_network(net, "first", (12, 12))
+    assert split.traced
+    images = torch.randn(2, 3, 12, 12)
+    with torch.inference_mode():
+        features = split.head(images)
+        kept = features.clone()
+        torch.testing.assert_close(split.tail(features), net.eval()(images))
+        assert torch.equal(features, kept)
+
+
+class Untraceable(nn.Module):
+    """Decides by values, so it cannot be traced."""
+
+    def __init__(self):
+        super().__init__()
+        self.grid, self.out = conv(3, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.grid(x)
+        if x.numel() and float(x.sum()) == 12345.678:
+            x = x + 1
+        return self.out(F.relu(x, inplace=True).mean((2, 3)))
+
+
+def test_a_network_that_cannot_be_traced_is_cut_by_running_it_again():
+    net = Untraceable().eval()
+    split = split_network(net, image_size=(9, 11))
+    assert not split.traced
+    images = torch.randn(3, 3, 9, 11)
+    with torch.inference_mode():
+        torch.testing.assert_close(split.tail(split.head(images)), net(images))
+
+
+@pytest.mark.parametrize("layer", ["layer4.1.bn2", "layer4.1.conv2", "layer2.0.downsample"])
+def test_a_layer_inside_a_residual_branch_is_refused_with_its_block(layer):
+    with pytest.raises(LayerError, match=r"around this layer.*--layer layer\d.\d"):
+        split_network(build_untrained(MODELS["resnet18"]), layer, (64, 64))
+
+
+@pytest.mark.parametrize(
+    ("layer", "rule"),
+    [
+        ("layr4", "Did you mean 'layer4'"),
+        ("avgpool", "no grid of cells"),
+        ("fc", "no grid of cells"),
+        ("layer4.1.relu", "runs 2 times"),
+    ],
+)
+def test_a_layer_that_cannot_be_explained_is_refused_in_words(layer, rule):
+    with pytest.raises(LayerError, match=rule):
+        split_network(build_untrained(MODELS["resnet18"]), layer, (64, 64))
+
+
+@pytest.mark.parametrize("layer", [None, "conv_proj"])
+def test_a_vision_transformer_is_refused(layer):
+    import torchvision
+
+    net = torchvision.models.VisionTransformer(32, 16, 2, 2, 24, 48, num_classes=5)
+    with pytest.raises(LayerError, match="transformer"):
+        split_network(net, layer, (32, 32))
+
+
+def test_a_swin_transformer_ends_in_a_grid_and_is_explained_there():
+    import torchvision
+
+    net = torchvision.models.SwinTransformer([4, 4], 24, [1, 1], [2, 2], [4, 4], num_classes=5)
+    split = split_network(net, image_size=(64, 64))
+    assert split.grid == (8, 8)
+
+
+def test_a_network_that_gives_no_class_scores_is_refused():
+    with pytest.raises(EngineError, match="not class scores"):
+        split_network(nn.Sequential(conv(3, 8)), image_size=(8, 8))
+
+
+def test_an_input_size_the_network_cannot_take_is_refused():
+    with pytest.raises(EngineError, match="cannot take a 8x8 image"):
+        split_network(build_untrained(MODELS["alexnet"]), image_size=(8, 8))
+
+
+def test_a_network_whose_answer_changes_from_call_to_call_is_refused():
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.grid, self.out = conv(3, 8), nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.out(self.grid(x).mean((2, 3)) + torch.randn(8))
+
+    with pytest.raises(EngineError, match="from call to call"):
+        split_network(Noisy(), image_size=(8, 8))

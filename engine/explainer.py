@@ -81,6 +81,8 @@ class NetworkExplainer:
 
     def explain(self, frames: Sequence[Frame]) -> list[Explanation]:
         """Explain a batch: one explanation per frame, in order; frames may differ in size and camera."""
+        if not frames:
+            return []
         begun = time.perf_counter()
         images = self._images(frames)
         ready = time.perf_counter()

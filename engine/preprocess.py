@@ -79,7 +79,8 @@ class Preprocessing:
 
     def pixels(self, frames: Sequence[Frame]) -> Tensor:
         """Return the frames fitted to the input size: (N, 3, H, W) uint8, channels last in memory."""
-        return torch.cat([fitted(frame.image, self.input_size, self.fit) for frame in frames])
+        pixels = torch.cat([fitted(frame.image, self.input_size, self.fit) for frame in frames])
+        return pixels.contiguous(memory_format=torch.channels_last)
 
     def normalised(self, pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return (pixels / 255 - mean) / std, (N, 3, H, W) in ``dtype``, computed in float32."""

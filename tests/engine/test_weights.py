@@ -1,0 +1,177 @@
+"""Weights from files: what fits is loaded, what does not is refused in words; names and labels likewise."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import engine.networks
+from engine.models import MODELS
+from engine.networks import build_untrained, choose_target, class_names, load_network
+from pipeline.errors import ConfigError, ModelError
+
+NAME = "squeezenet1_1"
+
+
+def build(name=NAME, count=None, seed=3):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_untrained(MODELS[name], count)
+
+
+def same(net, other):
+    return all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda state: state,
+    lambda state: {"state_dict": state, "epoch": 7},
+    lambda state: {"model": {f"module.{key}": value for key, value in state.items()}},
+    lambda state: {f"_orig_mod.module.{key}": value for key, value in state.items()},
+], ids=["plain", "envelope", "wrapped model", "compiled and distributed"])  # fmt: skip
+def test_a_training_wrapper_is_taken_off(tmp_path, wrap):
+    net = build()
+    torch.save(wrap(net.state_dict()), tmp_path / "w.pth")
+    assert same(load_network(NAME, weights=tmp_path / "w.pth").net, net)
+
+
+def test_safetensors_and_half_precision_weights_are_read(tmp_path):
+    net = build()
+    save_file({key: value.half().contiguous() for key, value in net.state_dict().items()}, tmp_path / "w.safetensors")
+    loaded = load_network(NAME, weights=tmp_path / "w.safetensors").net
+    assert all(value.dtype == torch.float32 for value in loaded.state_dict().values())
+    assert same(loaded, net.half().float())
+
+
+@pytest.mark.parametrize("name", [NAME, "resnet18", "mobilenet_v3_small"])
+def test_another_class_count_is_read_from_the_weights(tmp_path, name):
+    net = build(name, 6)
+    torch.save(net.state_dict(), tmp_path / "w.pth")
+    (tmp_path / "names.txt").write_text("a\nb\nc\n\nd\ne\nf\n", encoding="utf-8")
+    network = load_network(name, weights=tmp_path / "w.pth", labels=tmp_path / "names.txt")
+    assert same(network.net, net)
+    assert class_names(network, 6) == ("a", "b", "c", "d", "e", "f")
+
+
+def test_classes_without_names_get_numbers(tmp_path):
+    torch.save(build(NAME, 3).state_dict(), tmp_path / "w.pth")
+    assert class_names(load_network(NAME, weights=tmp_path / "w.pth"), 3) == ("class 0", "class 1", "class 2")
+
+
+def test_auxiliary_classifiers_of_training_time_are_left_out(tmp_path):
+    import torchvision
+
+    with torch.random.fork_rng(devices=[]):
+        trained = torchvision.models.googlenet(aux_logits=True, init_weights=False)
+    torch.save(trained.state_dict(), tmp_path / "w.pth")
+    net = load_network("googlenet", weights=tmp_path / "w.pth").net
+    assert torch.equal(net.fc.weight, trained.fc.weight)
+
+
+def test_weights_of_another_network_are_refused_with_the_keys(tmp_path):
+    torch.save(build("resnet18").state_dict(), tmp_path / "w.pth")
+    with pytest.raises(
+        ModelError, match=r"do not fit squeezenet1_1: \d+ missing \(features.0.weight, .*unknown \(conv1"
+    ):
+        load_network(NAME, weights=tmp_path / "w.pth")
+
+
+def test_a_misshapen_layer_is_named_with_both_shapes(tmp_path):
+    state = build().state_dict()
+    state["features.0.weight"] = torch.zeros(64, 3, 5, 5)
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(ModelError, match=r"features.0.weight \(64, 3, 5, 5\) for \(64, 3, 3, 3\)"):
+        load_network(NAME, weights=tmp_path / "w.pth")
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("owned",))
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "rule"),
+    [
+        ("w.pth", lambda path: path.write_text("hello", encoding="utf-8"), "not readable as a state dict"),
+        ("w.safetensors", lambda path: path.write_bytes(b"\x08" + bytes(40)), "not readable as a state dict"),
+        ("w.pth", lambda path: torch.save([1, 2], path), "holds a list and no state dict"),
+        ("w.pth", lambda path: torch.save({"a": Evil()}, path), "not readable as a state dict"),
+        ("w.pth", lambda path: None, "no such file"),
+    ],
+    ids=["text", "damaged", "list", "code", "missing"],
+)
+def test_a_file_that_is_no_state_dict_is_refused_and_never_run(tmp_path, capsys, name, write, rule):
+    write(tmp_path / name)
+    with pytest.raises(ModelError, match=rule):
+        load_network(NAME, weights=tmp_path / name)
+    assert "owned" not in capsys.readouterr().out
+
+
+def test_an_unknown_model_names_the_nearest_right_one():
+    with pytest.raises(ModelError, match="Did you mean 'resnet18'"):
+        load_network("resnet_18x")
+
+
+def test_any_torchvision_classifier_works_by_its_name():
+    network = load_network("efficientnet_b1", weights="random")
+    assert network.input_size == (240, 240)
+    assert len(network.labels) == 1000
+
+
+def test_a_timm_network_works_by_its_name():
+    pytest.importorskip("timm", reason="timm is an extra")
+    network = load_network("resnet10t", weights="random")
+    assert network.input_size == (176, 176)
+
+
+def test_weights_that_cannot_be_downloaded_name_the_cure(monkeypatch):
+    from urllib.error import URLError
+
+    import torchvision
+
+    def fail(*_, **__):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(torchvision.models, "get_model", fail)
+    with pytest.raises(ModelError, match=r"cannot be downloaded .*no route.*--weights FILE"):
+        load_network(NAME)
+
+
+def test_random_weights_are_the_same_each_time_and_said():
+    first, second = load_network(NAME, weights="random").net, load_network(NAME, weights="random").net
+    assert same(first, second)
+
+
+@pytest.mark.parametrize(("text", "names"), [("a\nb", ("a", "b")), (json.dumps(["a", "b"]), ("a", "b"))])
+def test_labels_are_lines_or_a_json_list(tmp_path, text, names):
+    (tmp_path / "l.txt").write_text(text, encoding="utf-8")
+    assert engine.networks.read_labels(tmp_path / "l.txt") == names
+
+
+def test_labels_that_do_not_match_the_class_count_are_refused(tmp_path):
+    (tmp_path / "l.txt").write_text("a\nb", encoding="utf-8")
+    network = load_network(NAME, weights="random", labels=tmp_path / "l.txt")
+    with pytest.raises(ConfigError, match="2 names for 1000 classes"):
+        class_names(network, 1000)
+
+
+def test_targets_are_names_indices_or_the_best_few():
+    labels = ("ok", "scratch", "missing_hole")
+    assert choose_target(["top1"], labels).top == 1
+    assert choose_target(["top3"], labels).top == 3
+    assert choose_target(["Scratch", "2", "scratch"], labels).classes == (1, 2)
+
+
+@pytest.mark.parametrize(("words", "rule"), [
+    (["scrach"], "Did you mean 'scratch'"), (["9"], "from 0 to 2"), (["-1"], "from 0 to 2"), (["top9"], "3 classes"),
+])  # fmt: skip
+def test_a_target_the_network_does_not_have_is_refused(words, rule):
+    with pytest.raises(ConfigError, match=rule):
+        choose_target(words, ("ok", "scratch", "missing_hole"))
+
+
+def test_the_real_imagenet_weights_load_and_recognise(shared_data):
+    for name in ("squeezenet1_1", "mobilenet_v2"):
+        network = load_network(name, weights=shared_data / "weights" / f"{name}.pt")
+        assert len(class_names(network, 1000)) == 1000

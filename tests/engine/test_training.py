@@ -7,19 +7,43 @@ import pytest
 import torch
 from torch import nn
 
+from engine.album import Album
 from engine.examination import examine
-from engine.line_net import LineNet
 from engine.recipe import Recipe
-from engine.training import Album, Stage, train
+from engine.training import Stage, train
 from pipeline.errors import ModelError
 from pipeline.frames import Box, Truth
 
-RECIPE = Recipe(labels=("ok", "bright", "dark"), input_size=(48, 64), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-PLAN = (Stage(32, 50, 24, 1e-2), Stage(None, 50, 24, 5e-3))
+RECIPE = Recipe(labels=("ok", "bright", "dark"), input_size=(96, 128), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+PLAN = (Stage(48, 60, 24, 2e-2), Stage(None, 40, 16, 1e-2))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Small(nn.Module):
+    """Two convolutions to cells of 4 pixels that see 13, a mean, a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 8, 5, stride=4, padding=2, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 3, padding=1, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+        )
+        self.classifier = nn.Linear(8, 3)
 
 
 class Squares:
-    """Draws grey pictures of 128x96, every second one with a square of 24 pixels."""
+    """Draws grey pictures of 192x144, every second one with a square of 36 pixels."""
 
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
@@ -28,18 +52,18 @@ class Squares:
         return [self.one() for _ in range(count)]
 
     def one(self) -> tuple[np.ndarray, Truth]:
-        image = self.rng.integers(100, 150, (96, 128, 3)).astype(np.uint8)
+        image = self.rng.integers(100, 150, (144, 192, 3)).astype(np.uint8)
         label = ("ok", "bright", "ok", "dark")[int(self.rng.integers(4))]
         if label == "ok":
             return image, Truth("ok")
-        left, top = int(self.rng.integers(0, 104)), int(self.rng.integers(0, 72))
-        image[top : top + 24, left : left + 24] = 230 if label == "bright" else 20
-        return image, Truth(label, (Box(left, top, left + 24, top + 24),))
+        left, top = int(self.rng.integers(0, 156)), int(self.rng.integers(0, 108))
+        image[top : top + 36, left : left + 36] = 230 if label == "bright" else 20
+        return image, Truth(label, (Box(left, top, left + 36, top + 36),))
 
 
-def trained(seed: int = 0, plan=PLAN, **options) -> tuple[LineNet, list]:
+def trained(seed: int = 0, plan=PLAN, **options) -> tuple[Small, list]:
     torch.manual_seed(0)
-    net = LineNet(3, width=4)
+    net = Small()
     seen: list = []
     train(net, Squares(seed), recipe=RECIPE, plan=plan, album=120, seed=seed, on_progress=seen.append, **options)
     return net, seen
@@ -54,12 +78,12 @@ def test_it_learns_what_is_plain_and_points_at_it():
     assert sum(map(sum, result.confusion)) == 200
     assert [p.step for p in seen] == list(range(1, 101))
     assert {p.steps for p in seen} == {100}
-    assert [p.stage for p in seen][::99] == ["32 px pieces", "whole pictures"]
+    assert [p.stage for p in seen][::99] == ["48 px pieces", "whole pictures"]
     assert not net.training
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
-    short = (Stage(32, 3, 8, 1e-2), Stage(None, 2, 8, 1e-2))
+    short = (Stage(48, 3, 8, 1e-2), Stage(None, 2, 8, 1e-2))
     first, again, other = (trained(seed, plan=short)[0].state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
@@ -69,7 +93,7 @@ def test_pictures_without_boxes_train_too():
     def boxless(count):
         return [(image, Truth(truth.label)) for image, truth in Squares(3)(count)]
 
-    net = LineNet(3, width=4)
+    net = Small()
     report = train(net, boxless, recipe=RECIPE, plan=(Stage(None, 2, 8, 1e-3),), album=16)
     assert np.isfinite(report.loss)
 
@@ -79,16 +103,23 @@ def test_an_unknown_label_is_named_with_its_neighbour():
         return [(np.zeros((96, 128, 3), np.uint8), Truth("brigth"))] * count
 
     with pytest.raises(ModelError, match="Did you mean 'bright'"):
-        train(LineNet(3, width=4), wrong, recipe=RECIPE, plan=PLAN, album=4)
+        train(Small(), wrong, recipe=RECIPE, plan=PLAN, album=4)
+
+
+def test_a_net_with_another_ending_is_refused():
+    net = Small()
+    net.classifier = nn.Sequential(nn.Linear(8, 3))
+    with pytest.raises(ModelError, match=r"Sequential: .* one Linear layer"):
+        train(net, Squares(0), recipe=RECIPE, plan=PLAN, album=4)
 
 
 def test_close_ups_hold_the_whole_box_or_come_from_pictures_without_one():
     album = Album(Squares(5), RECIPE, count=80, rng=np.random.default_rng(0))
-    pieces, classes = album.close_ups(60, 32)
-    assert pieces.shape == (60, 3, 32, 32)
+    pieces, classes = album.close_ups(60, 48)
+    assert pieces.shape == (60, 3, 48, 48)
     for piece, kind in zip(pieces, classes, strict=True):
         extreme = ((piece > 190) | (piece < 60)).all(0).sum()
-        assert (extreme == 0) if kind == 0 else (extreme >= 100)  # 12x12 input pixels, less the blurred rim
+        assert (extreme == 0) if kind == 0 else (extreme >= 484)  # 24x24 input pixels, less the blurred rim
 
 
 class Marked(nn.Module):
@@ -125,5 +156,5 @@ def test_a_stretched_picture_keeps_its_colours_and_is_normalised_by_the_recipe()
     image = np.zeros((90, 90, 3), np.uint8)
     image[..., 0] = 255
     inputs = RECIPE.normalise(RECIPE.stretch(image)[None])
-    assert inputs.shape == (1, 3, 48, 64)
+    assert inputs.shape == (1, 3, 96, 128)
     assert torch.allclose(inputs[0, :, 20, 20], torch.tensor([2.0, -2.0, -2.0]))

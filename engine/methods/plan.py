@@ -7,6 +7,7 @@ definition.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,10 @@ PROOF_ROUNDING = 3e-6
 """What rounding may add to that, as a share of the largest class score (float32 carries 24 bits)."""
 PROOF_CELLS = 48
 """How many cells are compared at the most: corners and edges always, the rest drawn."""
+PROOF_CHUNK = 8
+"""How many of them go through the tail at once."""
+PROOF_SLACK = 2.0
+"""In half precision: how many times further from float32 than the definition a plan may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +40,7 @@ class PlanFacts:
     layer: str | None = None
     """The explained layer's qualified name, where it is known."""
     grid: tuple[int, int] | None = None
-    """Rows and columns of the masked grid, where the plan is made for one size only."""
+    """Rows and columns of the masked grid, where it is known."""
     windows: tuple[tuple[str, int, int], ...] = ()
     """How many rows and columns of a later map one cell can change at the most, where these numbers grow."""
     multiply_adds: int | None = None
@@ -100,6 +105,10 @@ class Truth:
     """(1, K): the whole map's scores."""
     blank: Tensor
     """(1, K): the all-zero map's scores."""
+    slack: float = 0.0
+    """How far the definition itself, run in the features' half precision, is from these float32 cell scores."""
+    plain_slack: float = 0.0
+    """The same for the plain scores."""
 
 
 def truth_of(tail: nn.Module, features: Tensor, kernel: Kernel) -> Truth:
@@ -109,18 +118,27 @@ def truth_of(tail: nn.Module, features: Tensor, kernel: Kernel) -> Truth:
     generator = torch.Generator().manual_seed(2)
     probe = (torch.randn(features.shape[1:], generator=generator) * spread)[None].to(features)
     cells = probe_cells(grid)
-    chunk = 8
+    told = _asked(tail, probe, kernel, cells)
+    if features.dtype not in {torch.bfloat16, torch.float16}:
+        return Truth(probe, cells, *told)
+    exact = _asked(copy.deepcopy(tail).float(), probe.float(), kernel, cells)
+    slack, plain_slack = (float((one - other).abs().max()) for one, other in zip(told[:2], exact[:2], strict=True))
+    return Truth(probe, cells, *exact, slack, plain_slack)
+
+
+def _asked(tail: nn.Module, probe: Tensor, kernel: Kernel, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the definition's float32 scores of some cells, of the whole map and of the all-zero map."""
     with torch.inference_mode():
-        parts = [definition(tail, probe, kernel, cells[i : i + chunk]) for i in range(0, len(cells), chunk)]
-        scores = torch.cat(parts, dim=1).float()
-        return Truth(probe, cells, scores, tail(probe).float(), tail(torch.zeros_like(probe)).float())
+        parts = [definition(tail, probe, kernel, some) for some in torch.split(cells, PROOF_CHUNK)]
+        return torch.cat(parts, dim=1).float(), tail(probe).float(), tail(torch.zeros_like(probe)).float()
 
 
 def prove(plan: Plan, tail: nn.Module, features: Tensor, kernel: Kernel, truth: Truth | None = None) -> str:
     """Compare a plan with the definition on one feature map; return "" when they agree, else what differs.
 
-    Tolerance: ``PROOF_SHARE`` of what masking changes, plus ``PROOF_ROUNDING`` of the largest score. ``truth`` is the
-    definition's answer, where it is known already.
+    Tolerance: ``PROOF_SHARE`` of what masking changes, plus ``PROOF_ROUNDING`` of the largest score. In half precision
+    both are held against float32, and the plan may be ``PROOF_SLACK`` times as far from it as the definition is.
+    ``truth`` is the definition's answer, where it is known already.
     """
     truth = truth or truth_of(tail, features, kernel)
     with torch.inference_mode():
@@ -129,12 +147,12 @@ def prove(plan: Plan, tail: nn.Module, features: Tensor, kernel: Kernel, truth: 
     if told.shape != true.shape:
         return f"shapes differ: {tuple(told.shape)} and {tuple(true.shape)}"
     signal = float((true - truth.blank[:, None]).abs().max())
-    allowed = PROOF_SHARE * signal + PROOF_ROUNDING * float(true.abs().max())
+    allowed = PROOF_SHARE * signal + PROOF_ROUNDING * float(true.abs().max()) + PROOF_SLACK * truth.slack
     error = float((told - true).abs().max())
     if not error <= allowed:
         return f"cell scores differ by {error:.3g} (allowed {allowed:.3g})"
     error = float((plain.float() - truth.plain).abs().max())
-    allowed = 1e-4 * max(float(truth.plain.abs().max()), 1e-30)
+    allowed = 1e-4 * max(float(truth.plain.abs().max()), 1e-30) + PROOF_SLACK * truth.plain_slack
     if not error <= allowed:
         return f"plain scores differ by {error:.3g} (allowed {allowed:.3g})"
     return ""

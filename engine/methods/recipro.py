@@ -11,7 +11,7 @@ Masked maps are computed only where no cheaper exact way is known: see ``engine.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -77,7 +77,9 @@ def plan_for(split: Split, features: Tensor, kernel: Kernel, budget_bytes: int =
     """Return the cheapest plan proven exact for this tail, kernel and grid; it is chosen once and kept."""
     key = (kernel, tuple(features.shape[1:]), features.dtype, features.device, budget_bytes)
     if key not in split.plans:
-        split.plans[key] = choose_plan(split.tail, features, kernel, budget_bytes)
+        chosen = choose_plan(split.tail, features, kernel, budget_bytes)
+        chosen.facts = replace(chosen.facts, layer=split.layer, grid=(features.shape[2], features.shape[3]))
+        split.plans[key] = chosen
     plan: Plan = split.plans[key]
     return plan
 

@@ -13,7 +13,7 @@ from engine.methods.kernels import Kernel
 from engine.methods.local import find_local, worth
 from engine.methods.local_plan import LocalPlan
 from engine.methods.plan import definition, probe_cells, prove
-from engine.methods.recipro import choose_plan, recipro_cam
+from engine.methods.recipro import choose_plan, plan_for, recipro_cam
 from engine.split import Split, split_network
 from pipeline.errors import EngineError
 
@@ -273,8 +273,10 @@ def test_the_heat_of_real_weights_is_that_of_the_definition(shared_data):
     with torch.inference_mode():
         features = split.head(images)
         scores, heat = recipro_cam(split, images)
+        facts = plan_for(split, features, "point").facts
         true = definition(split.tail, features, "point", everywhere(features)).softmax(2)[0, :, scores.argmax()]
         told = plan(features)[1].softmax(2)[0, :, scores.argmax()]
+    assert (facts.layer, facts.grid) == ("features.13", (7, 9))
     true, told = ((x - x.min()) / (x.max() - x.min()) for x in (true, told))
     assert float((told - true).abs().max()) < 1e-3
     assert float((heat.flatten() - true).abs().max()) < 1e-3
@@ -381,6 +383,20 @@ def test_another_grid_is_refused_with_the_cure():
     plan = local_of(split, head_of(split), "point")
     with pytest.raises(EngineError, match=r"grid of 13x16 cells, not 13x17; ask plan_for"):
         plan(torch.zeros(1, 8, 13, 17))
+
+
+@pytest.mark.leaves_things  # as above
+def test_in_half_precision_a_plan_is_as_near_to_float32_as_the_definition_is():
+    torch.manual_seed(0)
+    net = small_net([Residual(8, 1, 1), nn.Conv2d(8, 8, 3, 2, 1), Residual(8, 1, 2)], (24, 24))
+    exact = split_network(net, "stem", (24, 24))
+    half = split_network(net.bfloat16(), "stem", (24, 24))
+    features = head_of(exact)
+    assert choose_plan(half.tail, features.bfloat16(), "point").facts.name == "local"
+    plan = local_of(half, features.bfloat16(), "point")
+    good = plan.answers
+    plan.answers = lambda maps, cells: good(maps, cells).roll(1, 1)
+    assert "cell scores differ" in prove(plan, half.tail, features.bfloat16(), "point")
 
 
 # --- where the local part ends -----------------------------------------------------------------------------------

@@ -169,7 +169,9 @@ def view(
 
 
 @app.command()
-def models() -> None:
+def models(
+    names: Annotated[list[str] | None, typer.Argument(help="Only these. Default: all of the table.")] = None,
+) -> None:
     """List the tested models: input size, cut point, grid, and the plan that explains them."""
     from rich.console import Console
     from rich.table import Table
@@ -179,7 +181,7 @@ def models() -> None:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("model", "input", "layer", "grid", "channels", "parameters", "plan"):
         table.add_column(heading, no_wrap=True)
-    for row in rows():
+    for row in rows(names):
         size, grid = (f"{a}x{b}" for a, b in (row.input_size, row.grid))
         count = f"{row.parameters / 1e6:.1f} M"
         table.add_row(row.name, size, row.layer, grid, str(row.channels), count, row.plan)

@@ -1,7 +1,8 @@
 """The window: one per camera, shown by OpenCV. q, Esc or closing any of them asks for the end.
 
 OpenCV's windows belong to the thread that made them, so they are made in the first ``put``; entering only finds out, in
-a process of its own, whether a window can be made at all: where it cannot, Qt ends the process it is in.
+a process of its own, whether a window can be made at all: where it cannot, Qt ends the process it is in. On a bare X
+server without a window manager one window in five or so stays black, whoever draws in it; with one none did.
 """
 
 from __future__ import annotations

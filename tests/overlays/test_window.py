@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import cv2
@@ -55,17 +56,25 @@ print("left", flush=True)
 
 @pytest.fixture(scope="module")
 def screen() -> Iterator[str]:
-    missing = [name for name in ("Xvfb", "xdotool", "import") if shutil.which(name) is None]
+    missing = [name for name in ("Xvfb", "openbox", "xdotool", "import") if shutil.which(name) is None]
     if missing:
-        pytest.skip(f"needs {', '.join(missing)} (Debian: xvfb xdotool imagemagick)")
+        pytest.skip(f"needs {', '.join(missing)} (Debian: xvfb openbox xdotool imagemagick)")
     reading, writing = os.pipe()
     command = ["Xvfb", "-displayfd", str(writing), "-screen", "0", "1024x768x24", "-nolisten", "tcp", "-noreset"]
-    with subprocess.Popen(command, pass_fds=(writing,), stderr=subprocess.DEVNULL) as server:
+    with ExitStack() as stack:
+        server = stack.enter_context(subprocess.Popen(command, pass_fds=(writing,), stderr=subprocess.DEVNULL))
+        stack.callback(server.terminate)
         os.close(writing)
         with os.fdopen(reading) as told:
             display = f":{told.readline().strip()}"
+        # Without a window manager one window of Qt's in five stays black for good: it waits to be exposed.
+        command = ["openbox", "--sm-disable", "--startup", "echo ready"]
+        manager = stack.enter_context(
+            subprocess.Popen(command, env=os.environ | {"DISPLAY": display}, stdout=subprocess.PIPE, text=True)
+        )
+        stack.callback(manager.terminate)
+        assert any(line == "ready\n" for line in manager.stdout)
         yield display
-        server.terminate()
 
 
 def ask(display, *command):

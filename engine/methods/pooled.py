@@ -55,6 +55,9 @@ class PooledPlan(Plan):
     def _means(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return the plain mean (N, C') and the masked maps' means (N, h * w, C')."""
         area = features.shape[2] * features.shape[3]
+        if self.before is None and self.kernel == "point":
+            vectors = features.flatten(2).transpose(1, 2) / area
+            return vectors.sum(1), vectors
         if self.before is None:
             shares = neighbours(features, self.kernel)
             weight = sum(share * count for share, count in shares.items())

@@ -1,0 +1,189 @@
+"""What the pipeline keeps of its engine: end to end against each stage alone, and how old frames are when they leave.
+
+    uv run python -m tests.bench.pipeline --video VIDEO.mp4 --model resnet18 --frames 200
+
+First part: a video through decode, engine, renderer, ZeroMQ (with a viewer in another process) and a recorder, and each
+of these stages alone on the same frames, in turn. Second part: the age of frames at 30 frames/s from the simulated
+line, read at the viewer from each message's own clock. Prints one JSON line per part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import multiprocessing
+import queue
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from engine.explainer import NetworkExplainer
+from engine.networks import load_network
+from overlays.renderer import HeatRenderer
+from overlays.sinks.table import build_sink
+from overlays.wire import encode
+from pipeline.config import EngineConfig
+from pipeline.frames import Explanation, Frame, Overlay
+from pipeline.loop import Limits, Outcome, carry
+from pipeline.ports import Source
+from stream.sources import build_source
+from tests.bench.figures import ROOT, place, print_line, quantiles
+
+
+def free_address() -> str:
+    """Return a loopback address nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{found.getsockname()[1]}"
+
+
+def look(address: str, ages: Any, stop: Any) -> None:
+    """Watch in another process and tell the age in seconds of every message that comes, its picture decoded."""
+    from overlays.viewer import Viewer
+
+    with Viewer(address) as viewer:
+        for received in viewer.messages_or_silence(threading.Event()):
+            if stop.is_set():
+                return
+            if received is not None:
+                _ = received.image
+                ages.put(received.age_seconds())
+
+
+@contextmanager
+def watched() -> Iterator[tuple[str, list[float]]]:
+    """Give an address that another process watches, and the list that holds the ages it saw once the block is left."""
+    context = multiprocessing.get_context("spawn")
+    ages, stop = context.Queue(), context.Event()
+    address = free_address()
+    seen: list[float] = []
+    viewing = context.Process(target=look, args=(address, ages, stop))
+    viewing.start()
+    try:
+        yield address, seen
+    finally:
+        stop.set()
+        while viewing.is_alive() or not ages.empty():
+            with suppress(queue.Empty):
+                seen.append(ages.get(timeout=0.2))
+        viewing.join()
+
+
+def read(video: Path, count: int) -> list[Frame]:
+    """Decode the first frames of a video."""
+    frames = []
+    with build_source(str(video)) as source:
+        for frame in source.frames(threading.Event()):
+            frames.append(frame)
+            if len(frames) == count:
+                break
+    return frames
+
+
+def journey(source: Source, explainer: NetworkExplainer, uris: list[str], limits: Limits, *, live: bool) -> Outcome:
+    """Carry frames from one source to sinks."""
+    with ExitStack() as stack:
+        stack.enter_context(source)
+        sinks = [stack.enter_context(build_sink(uri, cameras=[source.camera])) for uri in uris]
+        overflow = "drop-oldest" if live else "wait"
+        stop = threading.Event()
+        return carry([(source, overflow)], explainer, HeatRenderer(), sinks, limits=limits, stop=stop)
+
+
+def timed(call: Callable[[], object]) -> float:
+    """Return the seconds a call took."""
+    begun = time.perf_counter()
+    call()
+    return time.perf_counter() - begun
+
+
+def throughput(video: Path, explainer: NetworkExplainer, count: int, rounds: int, folder: Path) -> dict[str, object]:
+    """Time the whole and each stage alone, in turn; frames per second."""
+    frames = read(video, count)
+    explained: list[Explanation] = [explainer.explain([frame])[0] for frame in frames]
+    renderer = HeatRenderer()
+    overlays: list[Overlay] = [renderer.render(one) for one in explained]
+    limits = Limits(frames=len(frames), batch=1)
+
+    def whole() -> None:
+        outcome = journey(build_source(str(video)), explainer, [address, str(folder / "whole.mp4")], limits, live=False)
+        if outcome.explained != len(frames):
+            message = f"{outcome.explained} of {len(frames)} frames explained"
+            raise RuntimeError(message)
+
+    def recorded() -> None:
+        with build_sink(str(folder / "alone.mp4"), cameras=[frames[0].camera]) as sink:
+            for overlay in overlays:
+                sink.put(overlay)
+
+    stages: dict[str, Callable[[], object]] = {
+        "whole": whole,
+        "decode": lambda: read(video, count),
+        "explain": lambda: [explainer.explain([frame]) for frame in frames],
+        "render": lambda: [renderer.render(one) for one in explained],
+        "record": recorded,
+        "jpeg and wire": lambda: [
+            encode(one, sent_at_unix=time.time(), now_monotonic=time.monotonic()) for one in overlays
+        ],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in stages}
+    with watched() as (address, seen):
+        for _ in range(rounds):
+            for name, call in stages.items():
+                seconds[name].append(timed(call))
+    rates = {name: round(len(frames) / median(taken), 1) for name, taken in seconds.items()}
+    narrowest = min((name for name in stages if name != "whole"), key=lambda name: rates[name])
+    return {
+        "bench": "pipeline throughput", "video": video.name, "size": [frames[0].width, frames[0].height],
+        "frames": len(frames), "rounds": rounds, "engine": str(explainer.facts), "frames_per_second": rates,
+        "narrowest": narrowest, "whole_over_narrowest": round(rates["whole"] / rates[narrowest], 3),
+        "whole_over_narrowest_by_round": [
+            round(a / b, 3) for a, b in zip(seconds[narrowest], seconds["whole"], strict=True)
+        ],
+        "seen_by_viewer": len(seen),
+    }  # fmt: skip
+
+
+def freshness(explainer: NetworkExplainer, seconds: float, folder: Path) -> dict[str, object]:
+    """Run the line at 30 frames/s into ZeroMQ and a recorder; tell the ages a viewer sees."""
+    source = build_source("line:?fps=30&size=1280x720&seed=7")
+    limits = Limits(seconds=seconds, batch=1)
+    with watched() as (address, seen):
+        outcome = journey(source, explainer, [address, str(folder / "line.mp4")], limits, live=True)
+    return {
+        "bench": "pipeline freshness", "source": source.uri, "engine": str(explainer.facts),
+        "taken": outcome.taken, "explained": outcome.explained, "dropped": outcome.dropped,
+        "seen_by_viewer": len(seen), "age_at_viewer": quantiles(seen),
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Measure what the command line names."""
+    logging.disable(logging.WARNING)
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask.add_argument("--video", type=Path, required=True)
+    ask.add_argument("--model", default="resnet18")
+    ask.add_argument("--precision", default="fp32")
+    ask.add_argument("--backend", default="auto")
+    ask.add_argument("--frames", type=int, default=150)
+    ask.add_argument("--rounds", type=int, default=3)
+    ask.add_argument("--seconds", type=float, default=20.0)
+    told = ask.parse_args()
+    engine = EngineConfig(model=told.model, backend=told.backend, precision=told.precision)
+    explainer = NetworkExplainer(load_network(told.model, weights="random"), engine)
+    line = NetworkExplainer(
+        load_network("line_net", weights=ROOT / "configs" / "models" / "line.safetensors"), EngineConfig()
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        print_line(**throughput(told.video, explainer, told.frames, told.rounds, Path(folder)), **place())
+        print_line(**freshness(line, told.seconds, Path(folder)), **place())
+
+
+if __name__ == "__main__":
+    main()

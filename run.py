@@ -265,6 +265,9 @@ def _sinks(config: Config, cameras: list[str]) -> list[Sink]:
         log.warning(
             "no sink: frames are explained and counted only; add --sink window, tcp://..., out.mp4 or out.jsonl"
         )
+    uris = [one.uri for one in config.sinks]
+    if twice := sorted({uri for uri in uris if uris.count(uri) > 1}):
+        raise ConfigError(f"sink {twice[0]!r} is given twice; give each its own address or file")
     return [build_sink(one.uri, cameras=cameras, options=_sink_options(one.quality)) for one in config.sinks]
 
 

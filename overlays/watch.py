@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from overlays.viewer import Received, Viewer
 from pipeline.errors import WireError
 from pipeline.frames import Overlay
+from pipeline.loop import outlet_of
 from pipeline.metrics import Histogram
 from pipeline.ports import Sink
 from pipeline.pump import Relay
@@ -60,7 +61,7 @@ def watch(
         seconds: stop after so long.
         say: told when nothing comes, and when it comes again.
     """
-    seen = Watched(outlets=[Relay(sink.uri, sink.put, depth=16 if sink.lossless else 2) for sink in sinks])
+    seen = Watched(outlets=[outlet_of(sink, sink.put) for sink in sinks])
     until = None if seconds is None else time.monotonic() + seconds
     with ExitStack() as stack:
         for outlet in seen.outlets:

@@ -87,7 +87,7 @@ def carry(
     bell = threading.Condition()
     pumps = [Pump(s, depth=limits.queue_frames, overflow=overflow, bell=bell) for s, overflow in sources]
     tally = Tally([pump.camera for pump in pumps])
-    outlets = [Relay(s.uri, _timed(s, tally), depth=limits.outlet_frames if s.lossless else 2) for s in sinks]
+    outlets = [outlet_of(sink, _timed(sink, tally), limits.outlet_frames) for sink in sinks]
     outcome = Outcome(tally, pumps, outlets)
     draw = _drawing(renderer, list(zip(sinks, outlets, strict=True)), pumps, tally)
     begun = time.monotonic()
@@ -99,14 +99,18 @@ def carry(
         for pump in pumps:
             stack.enter_context(pump)
         stack.callback(_stop_all, pumps)
+
+        def over() -> bool:
+            return stop.is_set() or drawing.broken or _asked_to_end(outcome)
+
         wait = limits.window_seconds
-        for gathered in gather(pumps, bell, stop, limit=limits.batch, window_seconds=wait, until=until):
+        for gathered in gather(pumps, bell, over, limit=limits.batch, window_seconds=wait, until=until):
             batch = gathered if limits.frames is None else gathered[: limits.frames - outcome.explained]
             _explain(batch, explainer, drawing, tally)
             outcome.seconds = time.monotonic() - begun
             if watch:
                 watch(outcome)
-            if drawing.broken or _asked_to_end(outcome) or outcome.explained == limits.frames:
+            if outcome.explained == limits.frames:
                 break
     if drawing.error:
         raise drawing.error
@@ -142,6 +146,11 @@ def _drawing(
         tally.left(explanation)
 
     return draw
+
+
+def outlet_of(sink: Sink, put: Callable[[Overlay], None], depth: int = 16) -> Relay[Overlay]:
+    """Return the thread and queue before a sink: deep where every frame counts, else the two newest."""
+    return Relay(sink.uri, put, depth=depth if sink.lossless else 2, idle=sink.idle)
 
 
 def _timed(sink: Sink, tally: Tally) -> Callable[[Overlay], None]:

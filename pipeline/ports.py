@@ -114,6 +114,10 @@ class Sink(Protocol):
         """Deliver one. Raises ``SinkError`` when the door is broken for good; it is then closed and said so."""
         ...
 
+    def idle(self) -> None:
+        """Do what is due while nothing comes (keys, late viewers); called every tenth of a second then."""
+        ...
+
     def __enter__(self) -> Self: ...
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /

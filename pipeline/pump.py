@@ -153,13 +153,13 @@ class Pump:
 def gather(
     pumps: Sequence[Pump],
     bell: threading.Condition,
-    stop: threading.Event,
+    over: Callable[[], bool],
     *,
     limit: int,
     window_seconds: float = 0.0,
     until: float | None = None,
 ) -> Iterator[list[Frame]]:
-    """Give batches of frames from many cameras: one each in turn, until all have ended or ``stop`` is set.
+    """Give batches of frames from many cameras: one each in turn, until all have ended or it is ``over``.
 
     A batch leaves when it is full, when every camera that still runs has given a frame, or ``window_seconds`` after
     its first frame; nobody waits for a slow camera longer than that. Whoever was served last comes last next time. A
@@ -168,15 +168,15 @@ def gather(
     Args:
         pumps: the running pumps, all made with ``bell``.
         bell: what they ring.
-        stop: ends the batches within ``POLL_SECONDS``, at once if the bell is rung too.
+        over: asked at least every ``POLL_SECONDS``; True ends the batches.
         limit: frames in a batch at the most.
         window_seconds: how long a batch may wait for more cameras.
         until: ``time.monotonic()`` at which the batches end; None = never.
     """
     turn = list(pumps)
-    while _wait_for_frames(turn, bell, stop, until):
+    while _wait_for_frames(turn, bell, over, until):
         if window_seconds:
-            _wait_for_more(turn, bell, stop, limit, time.monotonic() + window_seconds)
+            _wait_for_more(turn, bell, over, limit, time.monotonic() + window_seconds)
         batch: list[Frame] = []
         served: list[Pump] = []
         for pump in turn:
@@ -192,11 +192,11 @@ def gather(
 
 
 def _wait_for_frames(
-    pumps: Sequence[Pump], bell: threading.Condition, stop: threading.Event, until: float | None
+    pumps: Sequence[Pump], bell: threading.Condition, over: Callable[[], bool], until: float | None
 ) -> bool:
     """Wait until a frame waits (True), or until there is an end (False)."""
     with bell:
-        while not stop.is_set() and (until is None or time.monotonic() < until):
+        while not over() and (until is None or time.monotonic() < until):
             if any(pump.waiting for pump in pumps):
                 return True
             if all(pump.finished for pump in pumps):
@@ -206,11 +206,11 @@ def _wait_for_frames(
 
 
 def _wait_for_more(
-    pumps: Sequence[Pump], bell: threading.Condition, stop: threading.Event, limit: int, deadline: float
+    pumps: Sequence[Pump], bell: threading.Condition, over: Callable[[], bool], limit: int, deadline: float
 ) -> None:
     """Wait until each running camera has a frame, the batch is full, or the deadline has passed."""
     with bell:
-        while not stop.is_set():
+        while not over():
             running = [pump for pump in pumps if not pump.finished]
             left = deadline - time.monotonic()
             if left <= 0 or sum(1 for pump in running if pump.waiting) >= min(limit, len(running)):
@@ -224,14 +224,25 @@ class Relay(Generic[T]):
     Leaving drains what waits; after ``abandon`` it does not.
     """
 
-    def __init__(self, name: str, deliver: Callable[[T], None], *, depth: int = 8) -> None:
-        """Take what is called, in the thread, with each item."""
+    def __init__(
+        self, name: str, deliver: Callable[[T], None], *, depth: int = 8, idle: Callable[[], None] | None = None
+    ) -> None:
+        """Take what the thread calls.
+
+        Args:
+            name: for messages.
+            deliver: called with each item.
+            depth: how many items may wait.
+            idle: called every ``POLL_SECONDS`` while nothing waits: a window must answer keys, a late viewer wants the
+                last picture.
+        """
         self.name = name
         self.error: BaseException | None = None
         """Why the door was closed; None while it works."""
         self.delivered = 0
         self.dropped = 0
         self._deliver = deliver
+        self._idle = idle
         self._depth = depth
         # The lock guards the queue and the flags; deliver runs without it.
         self._bell = threading.Condition()
@@ -283,13 +294,17 @@ class Relay(Generic[T]):
         try:
             while True:
                 with self._bell:
-                    self._bell.wait_for(lambda: self._queue or self._closing)
-                    if not self._queue:
-                        return
-                    item = self._queue.popleft()
+                    patience = None if self._idle is None else POLL_SECONDS
+                    self._bell.wait_for(lambda: self._queue or self._closing, patience)
+                    item = self._queue.popleft() if self._queue else None
                     self._bell.notify_all()
-                self._deliver(item)
-                self.delivered += 1
+                if item is not None:
+                    self._deliver(item)
+                    self.delivered += 1
+                elif self._closing:
+                    return
+                elif self._idle is not None:
+                    self._idle()
         except StopRequested:
             self.stop_requested.set()
         except Exception as error:  # noqa: BLE001 - kept for the reader: a dead sink ends only itself

@@ -45,6 +45,9 @@ class LogSink:
         """Say no: a line has no picture."""
         return False
 
+    def idle(self) -> None:
+        """Do nothing: a file can wait."""
+
     def put(self, overlay: Overlay) -> None:
         """Write one line.
 

@@ -72,6 +72,9 @@ class RecorderSink:
         """Say yes: every frame is recorded."""
         return True
 
+    def idle(self) -> None:
+        """Do nothing: a file can wait."""
+
     def put(self, overlay: Overlay) -> None:
         """Record one frame.
 

@@ -10,6 +10,7 @@ from pipeline.errors import SinkError, SourceError
 from pipeline.frames import Box, Explanation, Finding, Overlay, Truth
 from pipeline.loop import Limits, carry
 from pipeline.metrics import Histogram
+from pipeline.ports import StopRequested
 from tests.fakes import FakeSource
 
 
@@ -48,6 +49,9 @@ class FakeSink:
         if self.fails_after is not None and len(self.got) >= self.fails_after:
             raise SinkError("the disk is full")
         self.got.append(overlay.explanation.frame.index)
+
+    def idle(self):
+        pass
 
     def __enter__(self):
         return self
@@ -143,3 +147,13 @@ def test_a_histogram_tells_quantiles_to_within_a_bucket():
     assert histogram.quantile(0.5) == pytest.approx(0.5, rel=0.13)
     assert histogram.quantile(0.99) == pytest.approx(0.99, rel=0.13)
     assert Histogram().quantile(0.5) == 0.0
+
+
+def test_a_window_closed_while_its_camera_is_silent_ends_the_run():
+    class Closed(FakeSink):
+        def idle(self):
+            raise StopRequested
+
+    begun = time.monotonic()
+    run([FakeSource(5, gate=threading.Event())], [Closed()])
+    assert time.monotonic() - begun < 5

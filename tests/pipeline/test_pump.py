@@ -53,7 +53,7 @@ def batches(sources, limit, window=0.0, overflow="wait", stop=None):
     for pump in pumps:
         pump.__enter__()
     try:
-        yield from gather(pumps, bell, stop, limit=limit, window_seconds=window)
+        yield from gather(pumps, bell, stop.is_set, limit=limit, window_seconds=window)
     finally:
         for pump in pumps:
             pump.__exit__(None, None, None)
@@ -85,7 +85,7 @@ def test_nobody_is_served_twice_while_another_waits():
     with ExitStack() as stack:
         pumps = [stack.enter_context(Pump(FakeSource(30, name), depth=30, bell=bell)) for name in "abc"]
         wait_until(lambda: all(pump.ended for pump in pumps))
-        cameras = [batch[0].camera for batch in gather(pumps, bell, threading.Event(), limit=1)]
+        cameras = [batch[0].camera for batch in gather(pumps, bell, lambda: False, limit=1)]
     assert cameras == ["a", "b", "c"] * 30
 
 
@@ -97,9 +97,9 @@ def test_stopping_ends_the_batches_though_no_camera_gives_anything():
 
 
 def test_a_deadline_ends_the_batches_though_no_camera_gives_anything():
-    bell, stop = threading.Condition(), threading.Event()
+    bell = threading.Condition()
     with Pump(FakeSource(20, gate=threading.Event()), bell=bell) as pump:
-        assert list(gather([pump], bell, stop, limit=1, until=time.monotonic() + 0.05)) == []
+        assert list(gather([pump], bell, lambda: False, limit=1, until=time.monotonic() + 0.05)) == []
 
 
 def test_a_relay_delivers_everything_in_order_before_it_is_left():
@@ -158,3 +158,18 @@ def test_an_exception_in_the_block_abandons_what_waits():
         raise RuntimeError
     assert got == [0]
     assert relay.dropped == 4
+
+
+def test_a_door_is_asked_now_and_then_while_nothing_comes():
+    asked = threading.Event()
+    with Relay("window", lambda _item: None, idle=asked.set):
+        assert asked.wait(5)
+
+
+def test_a_window_closed_while_nothing_comes_asks_for_the_end():
+    def close():
+        raise StopRequested
+
+    with Relay("window", lambda _item: None, idle=close) as relay:
+        wait_until(relay.stop_requested.is_set)
+    assert relay.error is None

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+import logging
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +15,11 @@ from torch import Tensor, nn
 from engine.backends.table import BACKENDS, Compiled
 from engine.devices import DTYPES
 from engine.methods.kernels import Kernel
-from engine.methods.recipro import ExplainedNetwork, Target, choose_plan
+from engine.methods.recipro import ExplainedNetwork, Target, plan_for
 from engine.split import Split
 from pipeline.errors import BackendError
+
+log = logging.getLogger(__name__)
 
 SCORE_TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1}
 """How far softmax scores may be from eager float32's on the probe; beyond it a backend is refused."""
@@ -34,8 +40,8 @@ class Build:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The network's arithmetic."""
-        return DTYPES[self.precision]
+        """The dtype of the network's inputs and of the module a backend is given."""
+        return torch.float32 if BACKENDS[self.backend].lowers_precision else DTYPES[self.precision]
 
 
 class Runner:
@@ -55,7 +61,7 @@ class Runner:
         probe = self._probe(1)
         with torch.inference_mode():
             features = split.head(probe)
-        self.plan = choose_plan(split.tail, features, build.kernel, build.budget_bytes)
+        self.plan = plan_for(split, features, build.kernel, build.budget_bytes)
         reference = ExplainedNetwork(split.head, self.plan, build.target, split.grid)
         plain = build.backend == "eager" and build.precision == "fp32" and build.device.type == "cpu"
         truth = None if plain else _answers(reference, probe)
@@ -76,6 +82,18 @@ class Runner:
             scores, classes, heat = self._compile(size)(images)
         return scores[:count], classes[:count], heat[:count]
 
+    def seconds_per_image(self, rounds: int = 7) -> float:
+        """Return the median time of one image, after two to warm up."""
+        images = self._probe(1).to(self.build.device, self.build.dtype)
+        taken = []
+        for _ in range(rounds + 2):
+            begun = time.perf_counter()
+            self(images)
+            if images.is_cuda:
+                torch.cuda.synchronize()
+            taken.append(time.perf_counter() - begun)
+        return statistics.median(taken[2:])
+
     def _compile(self, count: int) -> Compiled:
         key = 0 if BACKENDS[self.build.backend].any_batch else count
         if key not in self._compiled:
@@ -83,9 +101,9 @@ class Runner:
             example = self._probe(count).to(self.build.device, self.build.dtype)
             example = example.contiguous(memory_format=torch.channels_last)
             if self.plan.facts.one_module:
-                self._compiled[key] = backend.compile(self._module, example)
+                self._compiled[key] = backend.compile(self._module, example, self.build.precision)
             else:
-                head = backend.compile(self._module.head, example)
+                head = backend.compile(self._module.head, example, self.build.precision)
                 # The plan drives the tail itself, chunk by chunk.
                 self._compiled[key] = ExplainedNetwork(head, self._module.plan, self.build.target, self.split.grid)
         return self._compiled[key]
@@ -101,7 +119,7 @@ class Runner:
 
 def _placed(module: ExplainedNetwork, build: Build) -> ExplainedNetwork:
     """Return the module on its device: the head in its precision, and a plan that is one module in float32."""
-    if build.precision == "fp32" and build.device.type == "cpu":
+    if build.dtype == torch.float32 and build.device.type == "cpu":
         return module.to(memory_format=torch.channels_last)
     placed = copy.deepcopy(module).to(build.device).to(memory_format=torch.channels_last)
     placed.head.to(build.dtype)
@@ -130,3 +148,29 @@ def _compare(truth: tuple[Tensor, Tensor, Tensor], told: tuple[Tensor, Tensor, T
             f"{scores:.3g} (allowed {allowed:g}), heat by {heat:.3g} (allowed {heat_allowed:g}); use --precision fp32 "
             "or another --backend"
         )
+
+
+def fastest(split: Split, build: Build, backends: Sequence[str]) -> Runner:
+    """Build with each of some backends, and return the one that answers soonest here.
+
+    A backend that is missing or refuses is passed over, and said so.
+
+    Raises:
+        BackendError: none of them runs.
+    """
+    timed: list[tuple[float, Runner]] = []
+    refused: list[str] = []
+    for name in backends:
+        try:
+            runner = Runner(split, replace(build, backend=name))
+        except BackendError as reason:
+            refused.append(str(reason))
+            log.info("passed over: %s", reason)
+        else:
+            timed.append((runner.seconds_per_image(), runner))
+    if not timed:
+        raise BackendError("; ".join(refused))
+    seconds, best = min(timed, key=lambda pair: pair[0])
+    others = ", ".join(f"{runner.build.backend} {1e3 * t:.1f} ms" for t, runner in timed if runner is not best)
+    log.info("backend %s: %.1f ms an image here%s", best.build.backend, 1e3 * seconds, others and f" ({others})")
+    return best

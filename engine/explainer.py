@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.backends.table import choose_backend
-from engine.build import Build, Runner
+from engine.backends.table import AUTOMATIC, check_backend
+from engine.build import Build, Runner, fastest
 from engine.devices import choose_device, warn_if_slow
 from engine.methods.kernels import check_kernel
 from engine.methods.plan import PlanFacts
@@ -63,7 +63,7 @@ class NetworkExplainer:
         if config.threads:
             torch.set_num_threads(config.threads)
         device = choose_device(config.device)
-        backend = choose_backend(config.backend)
+        backend = check_backend(config.backend)
         warn_if_slow(config.precision, device)
         size = config.input_size or network.input_size
         self._preprocessing = Preprocessing(size, config.mean or network.mean, config.std or network.std, config.fit)
@@ -71,8 +71,10 @@ class NetworkExplainer:
         self.labels = class_names(network, split.classes)
         target = choose_target(config.target, self.labels)
         kernel = check_kernel(config.kernel)
-        build = Build(target, kernel, backend, config.precision, device, config.memory_budget_mib << 20)
-        self._runner = Runner(split, build)
+        candidates = AUTOMATIC[device.type] if backend == "auto" else (backend,)
+        build = Build(target, kernel, candidates[0], config.precision, device, config.memory_budget_mib << 20)
+        self._runner = Runner(split, build) if len(candidates) == 1 else fastest(split, build, candidates)
+        backend = self._runner.build.backend
         self._method = f"recipro-cam/{kernel}"
         plan, seconds = self._runner.plan.facts, time.perf_counter() - begun
         self.facts = EngineFacts(

@@ -12,6 +12,6 @@ def missing(device: str) -> str:  # noqa: ARG001 - the protocol's signature
     return ""
 
 
-def compile(module: nn.Module, example: Tensor) -> Compiled:  # noqa: A001, ARG001 - the protocol's signature
+def compile(module: nn.Module, example: Tensor, precision: str) -> Compiled:  # noqa: A001, ARG001 - the protocol's signature
     """Return the module itself."""
     return module

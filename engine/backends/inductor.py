@@ -12,7 +12,7 @@ import shutil
 import torch
 from torch import Tensor, nn
 
-from engine.backends.table import Compiled
+from engine.backends.table import Compiled, first_line
 from pipeline.errors import BackendError
 
 
@@ -23,7 +23,7 @@ def missing(device: str) -> str:
     return ""
 
 
-def compile(module: nn.Module, example: Tensor) -> Compiled:  # noqa: A001 - the protocol's signature
+def compile(module: nn.Module, example: Tensor, precision: str) -> Compiled:  # noqa: A001, ARG001 - the protocol's signature
     """Return the compiled module, for the example's shape alone."""
     lacking = missing(example.device.type)
     if lacking:
@@ -37,8 +37,7 @@ def compile(module: nn.Module, example: Tensor) -> Compiled:  # noqa: A001 - the
         with torch.inference_mode():
             compiled(example)
     except Exception as reason:  # torch raises whatever its many stages raise
-        first = str(reason).strip().splitlines()[0][:200] if str(reason).strip() else type(reason).__name__
         raise BackendError(
-            f"backend 'inductor': this network does not compile ({first}); use --backend eager"
+            f"backend 'inductor': this network does not compile ({first_line(reason)}); use --backend eager"
         ) from reason
     return compiled

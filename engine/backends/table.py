@@ -26,8 +26,10 @@ class Backend(Protocol):
         """Return why it cannot run on ``device`` here and what to do, or "" when it can."""
         ...
 
-    def compile(self, module: nn.Module, example: Tensor) -> Compiled:
+    def compile(self, module: nn.Module, example: Tensor, precision: str) -> Compiled:
         """Return a callable that answers as ``module`` does, for inputs of the example's shape and dtype.
+
+        ``precision`` tells those that lower it themselves; for the others the module already has it.
 
         Raises ``BackendError`` when this module cannot be compiled here.
         """
@@ -44,6 +46,8 @@ class BackendEntry:
     """Whether what it compiles takes any batch size; otherwise batches are filled up to a compiled one."""
     says: str
     """What it is, in one line."""
+    lowers_precision: bool = False
+    """Whether it is given the float32 network and lowers the precision itself."""
 
     def load(self) -> Any:  # noqa: ANN401 - a module that keeps the Backend protocol
         """Import the member."""
@@ -53,18 +57,28 @@ class BackendEntry:
 BACKENDS: Final[dict[str, BackendEntry]] = {
     "eager": BackendEntry("engine.backends.eager", any_batch=True, says="PyTorch as it is, channels last"),
     "inductor": BackendEntry("engine.backends.inductor", any_batch=False, says="torch.compile; needs a C++ compiler"),
+    "openvino": BackendEntry(
+        "engine.backends.openvino", any_batch=False, says="OpenVINO, for processors", lowers_precision=True
+    ),
 }
 """Every backend by name."""
 
+AUTOMATIC: Final = {"cpu": ("openvino", "eager"), "cuda": ("eager",)}
+"""What ``auto`` times against each other, by kind of device. Inductor is asked for by name: it compiles for minutes."""
 
-def choose_backend(name: str) -> str:
-    """Return the backend's name; ``auto`` becomes one that starts at once and is right everywhere.
+
+def check_backend(name: str) -> str:
+    """Return the backend's name, or ``auto``.
 
     Raises:
         ConfigError: there is no such backend.
     """
-    if name == "auto":
-        return "eager"
-    if name not in BACKENDS:
+    if name != "auto" and name not in BACKENDS:
         raise ConfigError(f"backend {name!r} is unknown; choose auto, {', '.join(BACKENDS)}.{nearest(name, BACKENDS)}")
     return name
+
+
+def first_line(reason: BaseException) -> str:
+    """Return an error's first line, or its kind where it says nothing."""
+    lines = str(reason).strip().splitlines()
+    return lines[0][:200] if lines else type(reason).__name__

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from engine.backends.table import BACKENDS
 from engine.build import Build, Runner
-from engine.devices import DTYPES
 from engine.methods.recipro import Target
 from engine.models import MODELS
 from engine.networks import build_untrained
@@ -42,13 +41,14 @@ def measure(name: str, backend: str, precision: str, batch: int, rounds: int) ->
     torch.manual_seed(0)
     net = build_untrained(entry)
     size = entry.input_size
-    dtype = DTYPES[precision]
-    inputs = [torch.randn(batch, 3, *size).to(dtype).contiguous(memory_format=torch.channels_last) for _ in range(8)]
-    split = split_network(net, entry.layer, size)
     build = Build(Target(), "point", backend, precision, torch.device("cpu"), 1 << 30)
+    inputs = [
+        torch.randn(batch, 3, *size).to(build.dtype).contiguous(memory_format=torch.channels_last) for _ in range(8)
+    ]
+    split = split_network(net, entry.layer, size)
     runner = Runner(split, build)
-    net = net.to(dtype).to(memory_format=torch.channels_last)
-    plain = BACKENDS[backend].load().compile(Plain(net), inputs[0])
+    net = net.to(build.dtype).to(memory_format=torch.channels_last)
+    plain = BACKENDS[backend].load().compile(Plain(net), inputs[0], precision)
     with torch.inference_mode():
         apart = float((plain(inputs[0]) - runner(inputs[0])[0]).abs().max())
         if apart > (1e-3 if precision == "fp32" else 5e-2):

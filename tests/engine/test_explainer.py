@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.backends.table import BACKENDS, choose_backend
+from engine.backends.table import BACKENDS, check_backend
 from engine.build import Build, Runner, _compare
 from engine.explainer import NetworkExplainer
 from engine.methods.recipro import Target
@@ -98,7 +98,7 @@ def test_the_log_says_which_plan_runs():
 
 def test_an_unknown_backend_names_the_nearest_right_one():
     with pytest.raises(ConfigError, match="Did you mean 'eager'"):
-        choose_backend("eagre")
+        check_backend("eagre")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

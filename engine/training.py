@@ -40,7 +40,7 @@ class Stage:
     """Its highest; it rises at first and falls to nothing."""
 
 
-PLAN = (Stage(96, 1200, 96, 5e-3), Stage(160, 200, 40, 2e-3), Stage(None, 450, 32, 2e-3))
+PLAN = (Stage(96, 1000, 96, 5e-3), Stage(160, 200, 40, 2e-3), Stage(None, 600, 32, 2e-3))
 """From close-ups to whole pictures."""
 
 

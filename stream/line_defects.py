@@ -17,11 +17,14 @@ import numpy.typing as npt
 from pipeline.frames import Box
 from stream.line_parts import Hole, Mask, Sheet, slope
 
-Points = npt.NDArray[np.float64]
+_BRIGHT = 105.0
+"""Metal brighter than this (0 to 255) shows dark stains, darker metal shows pale ones."""
+_SHINY = 125.0
+"""On metal brighter than this a scratch is dark; on darker metal, and through coloured coats, it shines."""
 
 
 def scratch(sheet: Sheet, rng: np.random.Generator) -> Box:
-    """Paint one to three bright scores with dark lips, 50 to 85 units long, across the metal."""
+    """Paint one to three scores, 50 to 85 units long, across the metal: dark on shiny metal, else bright."""
     length = rng.uniform(50.0, 85.0) * sheet.scale
     (x, y), turn = _on_metal(sheet, rng, reach=length * 0.5, width=6.0 * sheet.scale)
     along = np.array((math.cos(turn), math.sin(turn)))
@@ -35,12 +38,17 @@ def scratch(sheet: Sheet, rng: np.random.Generator) -> Box:
         sideways = number * rng.uniform(3.0, 5.5) * sheet.scale * (1 if number % 2 else -1)
         line = (x, y) + steps * share * length * along + (bow + wobble + sideways) * across
         fixed = np.round(line * 16).astype(np.int32)[None]
-        cv2.polylines(cut, fixed, False, 255, max(1, round(rng.uniform(1.2, 2.3) * sheet.scale)), cv2.LINE_AA, 4)
+        cv2.polylines(cut, fixed, False, 255, max(1, round(rng.uniform(1.7, 2.8) * sheet.scale)), cv2.LINE_AA, 4)
     cut = np.minimum(cut, sheet.solid)
     soft = cut.astype(np.float32) / 255.0
-    lip = cv2.GaussianBlur(soft, (0, 0), 1.6 * sheet.scale) * 0.9
-    sheet.colour *= (1.0 - 0.55 * np.clip(lip - soft * 0.3, 0.0, 1.0))[..., None]
-    sheet.light += soft * rng.uniform(70.0, 110.0)
+    lip = np.clip(cv2.GaussianBlur(soft, (0, 0), 1.6 * sheet.scale) - soft, 0.0, 1.0)
+    strength = rng.uniform(0.75, 1.0)
+    if _brightness(sheet) > _SHINY:
+        sheet.colour *= (1.0 - 0.62 * strength * soft)[..., None]
+        sheet.light += lip * strength * 60.0
+    else:
+        sheet.colour *= (1.0 - 0.8 * strength * lip)[..., None]
+        sheet.light += soft * strength * 105.0
     return _box_of(cut)
 
 
@@ -77,7 +85,7 @@ def stain(sheet: Sheet, rng: np.random.Generator) -> Box:
     blot = np.minimum(np.asarray(cv2.GaussianBlur(blot, (0, 0), 1.4 * sheet.scale), np.uint8), sheet.solid)
     share = blot.astype(np.float32) / 255.0
     rim = np.clip(share - cv2.GaussianBlur(share, (0, 0), 4.5 * sheet.scale), 0.0, 1.0)
-    tint = _tint(float(sheet.colour[sheet.solid > 0].mean()), rng)
+    tint = _tint(_brightness(sheet), rng)
     cover = np.clip(share * rng.uniform(0.62, 0.8) + rim * 0.8, 0.0, 1.0)[..., None]
     sheet.colour += (tint - sheet.colour) * cover
     return _box_of(blot)
@@ -100,11 +108,16 @@ PAINTERS: dict[str, Callable[[Sheet, np.random.Generator], Box]] = {"scratch": s
 """Defects that are painted on a finished part."""
 
 
+def _brightness(sheet: Sheet) -> float:
+    """Mean reflectance of the metal, 0 to 255."""
+    return float(sheet.colour[sheet.solid > 0].mean())
+
+
 def _tint(brightness: float, rng: np.random.Generator) -> npt.NDArray[np.float32]:
     """Return a colour that stands out on metal of this brightness (0 to 255)."""
     dark = ((96, 52, 24), (44, 36, 28), (70, 64, 30))
     pale = ((196, 190, 172), (206, 168, 118))
-    choices = dark if brightness > 105.0 else pale
+    choices = dark if brightness > _BRIGHT else pale
     return np.array(choices[int(rng.integers(len(choices)))], np.float32)
 
 

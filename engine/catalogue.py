@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from engine.methods.flat import find_flat
+from engine.methods.flat import recognise_flat
 from engine.methods.pooled import find_pooled
 from engine.models import MODELS, ModelEntry
 from engine.networks import build_untrained
@@ -27,7 +27,7 @@ class Row:
     channels: int
     parameters: int
     plan: str
-    """The plan its own layer gets: ``pooled``, ``flat`` or ``dense``."""
+    """The plan its own layer gets: ``pooled``, ``flat``, or ``other`` where it is chosen by cost."""
 
 
 def rows(names: list[str] | None = None) -> Iterator[Row]:
@@ -49,9 +49,8 @@ def _row(entry: ModelEntry) -> Row:
     for weight in [*tail.parameters(), *tail.buffers()]:
         weight.detach().fill_(0.01)
     features = torch.zeros(1, split.channels, *split.grid)
-    plan = find_pooled(tail, features, "point") or find_flat(tail, features, "point")
     parameters = sum(p.numel() for p in net.parameters())
-    kind = plan.facts.name if plan else "dense"
+    kind = "pooled" if find_pooled(tail, features, "point") else "flat" if recognise_flat(tail, features) else "other"
     return Row(entry.name, entry.input_size, split.layer, split.grid, split.channels, parameters, kind)
 
 

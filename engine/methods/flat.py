@@ -8,6 +8,8 @@ each channel and folded into the blocks.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, fx, nn
 
@@ -54,11 +56,34 @@ class FlatPlan(Plan):
         return scores[:, 0], scores[:, 1:]
 
 
-def find_flat(tail: nn.Module, features: Tensor, kernel: Kernel) -> FlatPlan | None:
-    """Return a flat plan if the tail's graph shows a linear layer on the whole flattened (and pooled) map.
+@dataclass(frozen=True)
+class FlatTail:
+    """What was recognised in a tail: pooling, one linear layer, and what follows it."""
 
-    What it returns still has to be proven: what stands before the layer is taken for linear in each channel.
+    pooling: Tensor | None
+    """(h * w, cells out), the same for every channel; None = none."""
+    layer: nn.Linear
+    after: nn.Module
+
+
+def find_flat(tail: nn.Module, features: Tensor, kernel: Kernel) -> FlatPlan | None:
+    """Return a flat plan if the tail has a linear layer on the whole flattened (and pooled) map.
+
+    What it returns still has to be proven.
     """
+    found = recognise_flat(tail, features)
+    if found is None:
+        return None
+    layer, channels = found.layer, features.shape[1]
+    weight = layer.weight.view(layer.out_features, channels, -1)
+    blocks = weight.permute(2, 1, 0) if found.pooling is None else torch.einsum("dcq,pq->pcd", weight, found.pooling)
+    bias = None if layer.bias is None else layer.bias.detach()
+    grid = (features.shape[2], features.shape[3])
+    return FlatPlan(blocks.detach().contiguous(), grid, bias, found.after, kernel)
+
+
+def recognise_flat(tail: nn.Module, features: Tensor) -> FlatTail | None:
+    """Take the tail's graph apart at its first linear layer, if that is on the flattened map; None otherwise."""
     if not isinstance(tail, fx.GraphModule):
         return None
     shapes = shapes_of(tail, features[:1])
@@ -77,12 +102,7 @@ def find_flat(tail: nn.Module, features: Tensor, kernel: Kernel) -> FlatPlan | N
         if layer.out_features * channels * rows * columns * layer.weight.element_size() > MAXIMUM_BYTES:
             return None
         pooling = _pooling(before, features[:1], width // channels)
-        if not _holds(pooling, before, features[:1]):
-            return None
-        weight = layer.weight.view(layer.out_features, channels, -1)
-        blocks = weight.permute(2, 1, 0) if pooling is None else torch.einsum("dcq,pq->pcd", weight, pooling)
-        bias = None if layer.bias is None else layer.bias.detach()
-        return FlatPlan(blocks.detach().contiguous(), (rows, columns), bias, after, kernel)
+        return FlatTail(pooling, layer, after) if _holds(pooling, before, features[:1]) else None
     return None
 
 

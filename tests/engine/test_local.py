@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.methods.kernels import Kernel
-from engine.methods.local import find_local, worth
+from engine.methods.local import TIMED_CELLS, find_local, worth
 from engine.methods.local_plan import LocalPlan
 from engine.methods.plan import definition, probe_cells, prove
 from engine.methods.recipro import choose_plan, plan_for, recipro_cam
@@ -383,6 +383,18 @@ def test_another_grid_is_refused_with_the_cure():
     plan = local_of(split, head_of(split), "point")
     with pytest.raises(EngineError, match=r"grid of 13x16 cells, not 13x17; ask plan_for"):
         plan(torch.zeros(1, 8, 13, 17))
+
+
+@pytest.mark.leaves_things  # as above
+def test_choosing_a_plan_never_sends_all_masked_maps_through_a_convolution_at_once():
+    split = padded_tail()
+    features = head_of(split)
+    batches = []
+    for module in split.tail.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_pre_hook(lambda _module, inputs: batches.append(len(inputs[0])))
+    choose_plan(split.tail, features, "point")
+    assert 0 < max(batches) <= TIMED_CELLS < len(everywhere(features))
 
 
 @pytest.mark.leaves_things  # as above

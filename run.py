@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from pipeline.ports import Overflow, Sink, Source
 
 ROOT = Path(__file__).resolve().parent
+SHIPPED = ROOT / "configs" / "models" / "line.safetensors"
 log = logging.getLogger("recipro-stream")
 
 app = typer.Typer(
@@ -209,6 +211,61 @@ def doctor() -> None:
         mark = "ok " if check.present else "-- "
         cure = f"\n{'':26}{check.cure}" if check.cure and not check.present else ""
         _say(f"{mark} {check.name:22} {check.says}{cure}")
+
+
+@app.command(name="train-line")
+def train_line(
+    output: Annotated[Path, _option(RUN, "Where to write it. [default: configs/models/line.safetensors]")] = SHIPPED,
+    seed: Annotated[int, _option(RUN, "Another seed, another network. [default: 0]", min=0)] = 0,
+    effort: Annotated[float, _option(RUN, "Share of the full training. [default: 1]", min=0.001, max=10)] = 1.0,
+) -> None:
+    """Train the small network of the inspection line, examine it on belts it has not seen, and write it."""
+    import torch
+
+    from engine.examination import examine
+    from engine.line_net import INPUT_SIZE, LAYER, LineNet
+    from engine.model_file import ModelFile, save_model
+    from engine.recipe import Recipe
+    from engine.training import PLAN, Progress, train
+    from stream.line_samples import EXAMINATION_SEEDS, TRAINING_SEEDS, TrainingFrames, examination_frames
+    from stream.line_schedule import LABELS
+
+    if output.is_dir() or not os.access(next(p for p in output.absolute().parents if p.exists()), os.W_OK):
+        raise ConfigError(f"--output {str(output)!r}: cannot be written; name a file in a folder of yours")
+    recipe = Recipe(LABELS, INPUT_SIZE)
+    plan = [replace(stage, steps=max(2, round(stage.steps * effort))) for stage in PLAN]
+    torch.manual_seed(seed)
+    net = LineNet(len(LABELS))
+
+    def tell(at: Progress) -> None:
+        if at.step % 50 == 0 or at.step == at.steps:
+            how = f"loss {at.loss:.3f}, right {at.accuracy:.1%}, {at.seconds:.0f} s"
+            _say(f"step {at.step} of {at.steps}, {at.stage}: {how}")
+
+    album = max(60, round(3000 * min(effort, 1.0)))
+    report = train(net, TrainingFrames(seed=seed), recipe=recipe, plan=plan, album=album, seed=seed, on_progress=tell)
+    exams = {}
+    for size, most in (((640, 480), 100), ((1280, 720), 30)):
+        belts = max(1, round(most * min(effort, 1.0)))
+        found = examine(net, examination_frames(belts=belts, size=size), recipe=recipe)
+        name = f"{size[0]}x{size[1]}"
+        _say(
+            f"{name}, {found.pictures} frames of belts it has not seen: accuracy {found.accuracy:.1%}, pointing game "
+            f"{found.pointing:.1%} of {found.pointed_pictures}"
+        )
+        exams[name] = {
+            "frames": found.pictures, "accuracy": round(found.accuracy, 4), 
+            "pointing": round(found.pointing, 4) if found.pointed_pictures else None,
+            "pointed_frames": found.pointed_pictures, "seeds": [EXAMINATION_SEEDS, EXAMINATION_SEEDS + belts - 1],
+        }  # fmt: skip
+    provenance = {
+        "trained_on": "the simulated inspection line: labels, and boxes to choose close-ups", "examination": exams,
+        "training_seeds_from": TRAINING_SEEDS * (1 + seed), "effort": effort, "torch": torch.__version__,
+        "date": datetime.now().astimezone().date().isoformat(), "command": "uv run run.py train-line", **asdict(report),
+    }  # fmt: skip
+    state = dict(net.state_dict())
+    save_model(output, ModelFile(state, "line_net", LABELS, INPUT_SIZE, recipe.mean, recipe.std, LAYER, provenance))
+    _say(f"written: {_near(output)}")
 
 
 def _carry(config: Config) -> Outcome:

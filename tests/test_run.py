@@ -267,3 +267,15 @@ def test_a_stream_is_watched_from_a_second_terminal(tmp_path):
     assert {line["model"] for line in lines} == {"line_net"}
     indices = [line["index"] for line in lines]
     assert indices == sorted(set(indices))
+
+
+@pytest.mark.slow
+def test_the_shipped_network_can_be_trained_again_and_runs(command, tmp_path):
+    code, told, errors = command("train-line", "--effort", "0.002", "--output", "again.safetensors")
+    assert code == 0, errors
+    assert "accuracy" in told
+    code, told, errors = command(
+        "stream", "--source", LINE.format(3), "--weights", "again.safetensors", "--sink", "out.jsonl"
+    )
+    assert code == 0, errors
+    assert "3 explained" in told

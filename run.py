@@ -254,7 +254,7 @@ def train_line(
             f"{found.pointing:.1%} of {found.pointed_pictures}"
         )
         exams[name] = {
-            "frames": found.pictures, "accuracy": round(found.accuracy, 4), 
+            "frames": found.pictures, "accuracy": round(found.accuracy, 4),
             "pointing": round(found.pointing, 4) if found.pointed_pictures else None,
             "pointed_frames": found.pointed_pictures, "seeds": [EXAMINATION_SEEDS, EXAMINATION_SEEDS + belts - 1],
         }  # fmt: skip

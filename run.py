@@ -21,6 +21,9 @@ import typer
 from pipeline.config import Config, make_config, read_yaml, to_yaml
 from pipeline.errors import ConfigError, ReciproStreamError
 
+# A waiting thread of the network must not keep a core busy that decodes, draws or encodes; read when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_arg
 
 
-class _Shapes(fx.Interpreter):
-    """Runs a graph and notes the shape of every tensor on the way."""
+def walk(part: fx.GraphModule, *inputs: Tensor) -> Iterator[tuple[fx.Node, Any]]:
+    """Run a graph node by node and give each answer, dropping what nobody reads any more.
 
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.shapes: dict[fx.Node, tuple[int, ...]] = {}
-
-    def run_node(self, n: fx.Node) -> object:
-        """Run one node and note its shape."""
-        result: object = super().run_node(n)
-        if isinstance(result, Tensor):
-            self.shapes[n] = tuple(result.shape)
-        return result
+    (``fx.Interpreter.run`` does the same, but starts a thread for a progress bar that is never shown.)
+    """
+    run, values, waiting = fx.Interpreter(part), {}, list(inputs)
+    last = {used: node for node in part.graph.nodes for used in node.all_input_nodes}
+    for node in part.graph.nodes:
+        if node.op == "output":
+            return
+        if node.op == "placeholder":
+            values[node] = waiting.pop(0)
+        else:
+            call: Callable[..., Any] = getattr(run, node.op)
+            arguments = map_arg(node.args, values.__getitem__), map_arg(node.kwargs, values.__getitem__)
+            values[node] = call(node.target, *arguments)
+        yield node, values[node]
+        for used in node.all_input_nodes:
+            if last[used] is node:
+                values.pop(used, None)
 
 
 def shapes_of(module: fx.GraphModule, example: Tensor) -> dict[fx.Node, tuple[int, ...]]:
     """Return the shape of every node that gives a tensor, for one example input."""
-    interpreter = _Shapes(module)
     with torch.inference_mode():
-        interpreter.run(example)
-    return interpreter.shapes
+        return {node: tuple(answer.shape) for node, answer in walk(module, example) if isinstance(answer, Tensor)}
 
 
 def part_between(module: fx.GraphModule, start: fx.Node, end: fx.Node) -> fx.GraphModule | None:

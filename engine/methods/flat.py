@@ -101,6 +101,9 @@ def recognise_flat(tail: nn.Module, features: Tensor) -> FlatTail | None:
             return None
         if layer.out_features * channels * rows * columns * layer.weight.element_size() > MAXIMUM_BYTES:
             return None
+        if next(before.parameters(), None) is not None:
+            # Pooling has no weights, and a convolution must not meet every one-hot map at once.
+            return None
         pooling = _pooling(before, features[:1], width // channels)
         return FlatTail(pooling, layer, after) if _holds(pooling, before, features[:1]) else None
     return None

@@ -23,10 +23,11 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils.flop_counter import FlopCounterMode
 
+from engine.graphs import walk
 from engine.methods.kernels import Kernel
 from engine.methods.local_layout import Layout
 from engine.methods.local_plan import LocalPlan, load_of
-from engine.methods.local_reading import part_from, read_tail, walk
+from engine.methods.local_reading import part_from, read_tail
 from engine.methods.local_steps import (
     AverageStep,
     CellwiseStep,

@@ -8,7 +8,7 @@ apart as a batch of single vectors, and both must agree. Layers that look at a k
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
+from engine.graphs import walk
 from engine.methods.local_taps import Spatial, read_spatial
 
 Grid = tuple[int, int]
@@ -194,28 +195,6 @@ def blanks(tail: fx.GraphModule, reading: Reading, features: Tensor, wanted: set
             for node, answer in walk(tail, torch.zeros_like(features[:1]))
             if node in wanted
         }
-
-
-def walk(part: fx.GraphModule, *inputs: Tensor) -> Iterator[tuple[fx.Node, Any]]:
-    """Run a graph node by node and give each answer, dropping what nobody reads any more.
-
-    (``fx.Interpreter.run`` does the same, but starts a thread for a progress bar that is never shown.)
-    """
-    run, values, waiting = fx.Interpreter(part), {}, list(inputs)
-    last = {used: node for node in part.graph.nodes for used in node.all_input_nodes}
-    for node in part.graph.nodes:
-        if node.op == "output":
-            return
-        if node.op == "placeholder":
-            values[node] = waiting.pop(0)
-        else:
-            call: Callable[..., Any] = getattr(run, node.op)
-            arguments = map_arg(node.args, values.__getitem__), map_arg(node.kwargs, values.__getitem__)
-            values[node] = call(node.target, *arguments)
-        yield node, values[node]
-        for used in node.all_input_nodes:
-            if last[used] is node:
-                values.pop(used, None)
 
 
 def norm_behind(root: nn.Module, node: fx.Node) -> fx.Node | None:

@@ -88,10 +88,7 @@ def choose_plan(tail: nn.Module, features: Tensor, kernel: Kernel, budget_bytes:
     """Return the cheapest plan that agrees with the definition on a probe; dense when no other does."""
     why = "the tail is no pooled or flattened one"
     truth: Truth | None = None
-    # Looking for a flat tail pushes every one-hot map through what stands before the linear layer: cheap for pooling,
-    # out of memory for convolutions, behind which no tail is flat.
-    flat = not any(isinstance(module, nn.Conv2d) for module in tail.modules())
-    for find in (find_pooled, find_flat) if flat else (find_pooled,):
+    for find in (find_pooled, find_flat):
         plan = find(tail, features, kernel)
         if plan is None:
             continue

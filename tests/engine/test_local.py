@@ -258,7 +258,6 @@ def test_inner_layers_of_more_networks_and_sizes_are_exact(name, layer, size):
     compare_family(name, layer, size, 24)
 
 
-@pytest.mark.leaves_things  # fx.Interpreter.run, used in reading pooled tails, starts a progress bar's thread
 def test_the_heat_of_real_weights_is_that_of_the_definition(shared_data):
     models = pytest.importorskip("torchvision.models")
     file = shared_data / "weights" / "mobilenet_v2.pt"
@@ -327,7 +326,6 @@ def test_a_smaller_budget_makes_more_chunks_and_the_same_answers():
         torch.testing.assert_close(wide(features)[1], narrow(features)[1])
 
 
-@pytest.mark.leaves_things  # fx.Interpreter.run, used in reading pooled tails, starts a progress bar's thread
 def test_a_budget_that_holds_not_one_cell_leaves_the_definition():
     split = padded_tail()
     features = head_of(split)
@@ -385,7 +383,6 @@ def test_another_grid_is_refused_with_the_cure():
         plan(torch.zeros(1, 8, 13, 17))
 
 
-@pytest.mark.leaves_things  # as above
 def test_choosing_a_plan_never_sends_all_masked_maps_through_a_convolution_at_once():
     split = padded_tail()
     features = head_of(split)
@@ -397,7 +394,6 @@ def test_choosing_a_plan_never_sends_all_masked_maps_through_a_convolution_at_on
     assert 0 < max(batches) <= TIMED_CELLS < len(everywhere(features))
 
 
-@pytest.mark.leaves_things  # as above
 def test_in_half_precision_a_plan_is_as_near_to_float32_as_the_definition_is():
     torch.manual_seed(0)
     net = small_net([Residual(8, 1, 1), nn.Conv2d(8, 8, 3, 2, 1), Residual(8, 1, 2)], (24, 24))
@@ -489,7 +485,6 @@ def test_a_convolution_is_charged_for_each_position_a_cell_changes():
     assert facts.grid == (20, 20)
 
 
-@pytest.mark.leaves_things  # fx.Interpreter.run, used in reading pooled tails, starts a progress bar's thread
 def test_a_clearly_cheaper_plan_is_chosen_and_a_dearer_one_turned_down():
     torch.manual_seed(0)
     wide = split_network(small_net([Residual(8, 1, 1)], (24, 24)), "stem", (24, 24))

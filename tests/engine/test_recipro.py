@@ -49,7 +49,7 @@ def test_every_model_of_the_table_is_explained_as_the_paper_defines_it(name):
     assert plans == {"flat" if name.startswith(("vgg", "alexnet")) else "pooled"}
 
 
-@pytest.mark.parametrize("name", ["resnet18", "densenet121", "mobilenet_v3_large", "vgg11", "convnext_tiny"])
+@pytest.mark.parametrize("name", ["resnet18", "densenet121", "mobilenet_v3_large", "alexnet"])
 @pytest.mark.parametrize("size", [(224, 224), (250, 190)])
 def test_other_sizes_are_explained_as_defined_too(name, size):
     net = network(name, size)
@@ -58,7 +58,7 @@ def test_other_sizes_are_explained_as_defined_too(name, size):
     assert_as_defined(net, split, image, None, "point")
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vgg11", "googlenet"])
+@pytest.mark.parametrize("name", ["resnet18", "alexnet", "googlenet"])
 def test_a_split_explains_images_of_another_size_than_it_was_made_for(name):
     net = network(name, (96, 128))
     split = split_network(net, image_size=(96, 128))
@@ -105,7 +105,8 @@ def test_the_dense_plan_fits_any_budget_and_answers_the_same():
 def test_a_batch_is_explained_image_by_image():
     net = lively(Pointwise(), (30, 41))
     split = split_network(net, "grid", (30, 41))
-    images = torch.randn(4, 3, 30, 41)
+    colours = torch.tensor([[-9.0, 0, 0], [0, 9, 0], [0, 0, 9], [9, -9, 9]])[:, :, None, None]
+    images = torch.randn(4, 3, 30, 41) + colours
     scores, heat = recipro_cam(split, images)
     assert len(set(scores.argmax(1).tolist())) > 1, "all images have one top class: the test says nothing"
     for n in range(4):

@@ -109,7 +109,7 @@ class Untraceable(nn.Module):
 
 def test_a_network_that_cannot_be_traced_is_cut_by_running_it_again():
     net = Untraceable().eval()
-    split = split_network(net, image_size=(9, 11))
+    split = split_network(net, "grid", (9, 11))
     assert not split.traced
     images = torch.randn(3, 3, 9, 11)
     with torch.inference_mode():
@@ -173,4 +173,4 @@ def test_a_network_whose_answer_changes_from_call_to_call_is_refused():
             return self.out(self.grid(x).mean((2, 3)) + torch.randn(8))
 
     with pytest.raises(EngineError, match="from call to call"):
-        split_network(Noisy(), image_size=(8, 8))
+        split_network(Noisy(), "grid", (8, 8))

@@ -114,7 +114,7 @@ def test_a_batch_is_explained_image_by_image():
     for n in range(4):
         alone_scores, alone_heat = recipro_cam(split, images[n : n + 1])
         torch.testing.assert_close(scores[n], alone_scores[0], atol=1e-5, rtol=0)
-        torch.testing.assert_close(heat[n], alone_heat[0], atol=1e-4, rtol=0)
+        torch.testing.assert_close(heat[n], alone_heat[0], atol=1e-3, rtol=0)
 
 
 def test_a_flat_score_matrix_gives_no_heat_and_no_nan():

@@ -64,5 +64,5 @@ def nothing_is_left_behind(request: pytest.FixtureRequest):
 
 
 def _is_pool(thread: threading.Thread) -> bool:
-    """Threads that libraries keep for the life of the process (torch's compile workers)."""
-    return thread.name.startswith(("ThreadPoolExecutor", "InductorSubproc", "SubprocPool", "pydevd"))
+    """Threads that libraries keep for the life of the process (tqdm's in torch.export, compile workers)."""
+    return thread.name.startswith(("ThreadPoolExecutor", "tqdm_monitor", "InductorSubproc", "SubprocPool", "pydevd"))

@@ -123,7 +123,7 @@ def test_print_config_shows_every_knob_and_no_password(command):
         (["stream", "--source", "line:", "--target", "scrach"], "Did you mean 'scratch'"),
         (["stream", "--source", "line:", "--backend", "eagr"], "Did you mean 'eager'"),
         (["stream", "--source", "line:", "--sink", "windw"], "Did you mean 'window'"),
-        (["stream", "--source", "rtps://host/x"], "Did you mean 'rtsp'"),
+        (["stream", "--source", "rtps://host/x"], "Did you mean 'rtsp"),
         (["stream", "--source", "missing.mp4"], "missing.mp4"),
         (["stream", "--source", "line:", "--frames", "-1"], "--frames: -1"),
         (["stream", "--source", "line:", "--input-size", "big"], "HEIGHTxWIDTH"),

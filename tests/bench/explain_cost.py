@@ -68,7 +68,6 @@ def measure(name: str, backend: str, precision: str, batch: int, rounds: int) ->
 
 def main() -> None:
     """Measure what the command line names."""
-    logging.disable(logging.WARNING)
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("--models", nargs="+", default=["resnet18", "resnet50", "densenet121", "mobilenet_v3_large"])
     ask.add_argument("--backends", nargs="+", default=["eager", "inductor"])
@@ -86,4 +85,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    logging.disable(logging.WARNING)
     main()

@@ -165,7 +165,6 @@ def freshness(explainer: NetworkExplainer, seconds: float, folder: Path) -> dict
 
 def main() -> None:
     """Measure what the command line names."""
-    logging.disable(logging.WARNING)
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("--video", type=Path, required=True)
     ask.add_argument("--model", default="resnet18")
@@ -186,4 +185,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    logging.disable(logging.WARNING)
     main()

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -9,6 +10,7 @@ from safetensors.torch import save_file
 import engine.networks
 from engine.models import MODELS
 from engine.networks import build_untrained, choose_target, class_names, load_network
+from engine.split import split_network
 from pipeline.errors import ConfigError, ModelError
 
 NAME = "squeezenet1_1"
@@ -175,3 +177,16 @@ def test_the_real_imagenet_weights_load_and_recognise(shared_data):
     for name in ("squeezenet1_1", "mobilenet_v2"):
         network = load_network(name, weights=shared_data / "weights" / f"{name}.pt")
         assert len(class_names(network, 1000)) == 1000
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_squeezenet_gives_the_answers_recorded_beside_its_weights(shared_data, number):
+    folder = shared_data / "weights" / "squeezenet1_1_golden"
+    given = torch.from_numpy(np.load(folder / f"input_{number}.npy"))
+    expected = torch.from_numpy(np.load(folder / f"output_{number}.npy"))
+    net = load_network(NAME, weights=shared_data / "weights" / "squeezenet1_1.pt").net
+    split = split_network(net)
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            split.tail(split.head(given)), expected, rtol=1e-3, atol=1e-3 * float(expected.max())
+        )

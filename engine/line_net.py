@@ -20,7 +20,7 @@ LAYER = "features"
 class LineNet(nn.Module):
     """Map normalised pictures (N, 3, H, W) to class scores before softmax (N, ``class_count``)."""
 
-    def __init__(self, class_count: int, *, width: int = 16) -> None:
+    def __init__(self, class_count: int, *, width: int = 20) -> None:
         super().__init__()
         self.features = nn.Sequential(
             _block(3, width, side=5, stride=2),

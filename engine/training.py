@@ -40,7 +40,7 @@ class Stage:
     """Its highest; it rises at first and falls to nothing."""
 
 
-PLAN = (Stage(96, 1000, 96, 5e-3), Stage(160, 200, 40, 2e-3), Stage(None, 600, 32, 2e-3))
+PLAN = (Stage(96, 1800, 96, 5e-3), Stage(160, 200, 40, 2e-3), Stage(None, 700, 32, 2e-3))
 """From close-ups to whole pictures."""
 
 
@@ -80,7 +80,7 @@ def train(
     recipe: Recipe,
     plan: Sequence[Stage] = PLAN,
     album: int = 3000,
-    renewed: int = 4,
+    renewed: int = 6,
     seed: int = 0,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> TrainingReport:

@@ -53,8 +53,8 @@ def scratch(sheet: Sheet, rng: np.random.Generator) -> Box:
 
 
 def dent(sheet: Sheet, rng: np.random.Generator) -> Box:
-    """Press a hollow of 15 to 24 units radius: its far wall shines, its near wall lies in shadow."""
-    radius = rng.uniform(15.0, 24.0) * sheet.scale
+    """Press a hollow of 17 to 25 units radius: its far wall shines, its near wall lies in shadow."""
+    radius = rng.uniform(17.0, 25.0) * sheet.scale
     (x, y), turn = _on_metal(sheet, rng, reach=radius * 0.7, width=radius * 1.4)
     axes = (radius, radius * rng.uniform(0.75, 1.0))
     hollow = np.zeros_like(sheet.solid)
@@ -64,7 +64,7 @@ def dent(sheet: Sheet, rng: np.random.Generator) -> Box:
     share = cv2.min(cv2.GaussianBlur(hollow, (0, 0), 1.5 * sheet.scale), sheet.solid).astype(np.float32) / 255.0
     wall = slope(depth, -1.0)
     strongest = float(np.abs(wall).max()) or 1.0
-    sheet.light += wall * (rng.uniform(62.0, 84.0) / strongest) * share
+    sheet.light += wall * (rng.uniform(76.0, 100.0) / strongest) * share
     sheet.colour *= (1.0 - 0.22 * share)[..., None]
     return _box_of(np.minimum(hollow, sheet.solid))
 

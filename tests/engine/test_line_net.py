@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import fx
 
+from engine.examination import examine
 from engine.line_net import INPUT_SIZE, LAYER, LineNet
+from engine.model_file import ModelFile, read_model_file
+from engine.recipe import Recipe
+from stream.line_samples import TRAINING_SEEDS, examination_frames
+from stream.line_schedule import LABELS
+
+SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "models" / "line.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -44,3 +53,34 @@ def test_a_cell_sees_its_neighbourhood_and_nothing_far_away(net):
 
 def test_its_weights_fit_the_file_we_ship(net):
     assert sum(tensor.nbytes for tensor in net.state_dict().values()) < 4_000_000
+
+
+@pytest.fixture(scope="module")
+def shipped() -> ModelFile:
+    return read_model_file(SHIPPED)
+
+
+def test_the_shipped_file_fits_the_network_and_the_line(shipped):
+    assert SHIPPED.stat().st_size < 4_000_000
+    assert (shipped.model, shipped.layer, shipped.input_size) == ("line_net", LAYER, INPUT_SIZE)
+    assert shipped.labels == LABELS
+    LineNet(len(shipped.labels)).load_state_dict(shipped.state, strict=True)
+
+
+def test_the_shipped_file_tells_how_it_was_made_and_examined_on_belts_it_never_saw(shipped):
+    assert shipped.provenance["command"] == "uv run run.py train-line"
+    assert shipped.provenance["training_seeds_from"] >= TRAINING_SEEDS
+    for examination in shipped.provenance["examination"].values():
+        assert examination["seeds"][1] < TRAINING_SEEDS
+        assert examination["accuracy"] >= 0.97
+        assert examination["pointing"] >= 0.97
+
+
+@pytest.mark.parametrize("size", [(640, 480), (1280, 720)])
+def test_the_shipped_network_is_right_and_points_at_the_defect(shipped, size):
+    net = LineNet(len(shipped.labels))
+    net.load_state_dict(shipped.state)
+    recipe = Recipe(shipped.labels, shipped.input_size, shipped.mean, shipped.std)
+    result = examine(net, examination_frames(belts=20, size=size, per_belt=6), recipe=recipe)
+    assert result.accuracy >= 0.95, result
+    assert result.pointing >= 0.95, result

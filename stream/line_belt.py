@@ -32,15 +32,18 @@ def bare_belt(seed: int, slot: int, scale: float) -> Image:
     return np.asarray(cv2.convertScaleAbs(piece).reshape(piece.shape), np.uint8)
 
 
-def litter(canvas: Image, rng: np.random.Generator, scale: float) -> None:
-    """Strew a slot with what is no defect: paints on ``canvas`` in place, clear of the slot's ends."""
+def litter(canvas: Image, rng: np.random.Generator, scale: float, clutter: float) -> None:
+    """Strew a slot with what is no defect: paints on ``canvas`` in place, clear of the slot's ends.
+
+    ``clutter`` scales how often labels and screws lie there; 1 is the line as it is shown.
+    """
     if rng.random() < 0.5:
         _oil(canvas, rng, scale)
     if rng.random() < 0.4:
         _scuff(canvas, rng, scale)
-    if rng.random() < 0.18:
+    if rng.random() < 0.18 * clutter:
         _paper_label(canvas, rng, scale)
-    if rng.random() < 0.18:
+    if rng.random() < 0.18 * clutter:
         _screw(canvas, rng, scale)
     dust(canvas, rng, scale, int(rng.integers(8, 26)))
 

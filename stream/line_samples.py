@@ -14,14 +14,17 @@ TRAINING_SEEDS = 1_000_000
 EXAMINATION_SEEDS = 500_000
 """Belts for examination start here."""
 
-_SIZES = ((640, 480), (640, 480), (640, 480), (640, 480), (640, 360), (640, 360), (1280, 720))
+_SIZES = ((640, 480), (640, 480), (640, 480), (640, 360), (640, 360), (1280, 720))
+_TRAINING_CLUTTER = 3.0  # what is rare on the line, and easily mistaken, is common at school
 _FRAMES_PER_BELT = 12
 _GAP_FRAMES = 18
 
 
-def scored_frames(*, seed: int, size: tuple[int, int], count: int) -> Iterator[tuple[Image, Truth]]:
+def scored_frames(
+    *, seed: int, size: tuple[int, int], count: int, clutter: float = 1.0
+) -> Iterator[tuple[Image, Truth]]:
     """Give ``count`` frames of one belt whose truth is known, in order, about half a second of belt apart."""
-    scene = Scene(size=size, seed=seed)
+    scene = Scene(size=size, seed=seed, clutter=clutter)
     rng = np.random.default_rng((seed, 11))
     index = int(rng.integers(0, 400))
     given = 0
@@ -49,7 +52,8 @@ class TrainingFrames:
         while len(frames) < count:
             size = self._sizes[int(self._rng.integers(len(self._sizes)))]
             wanted = min(_FRAMES_PER_BELT, count - len(frames))
-            frames.extend(scored_frames(seed=self._next_seed, size=size, count=wanted))
+            belt = scored_frames(seed=self._next_seed, size=size, count=wanted, clutter=_TRAINING_CLUTTER)
+            frames.extend(belt)
             self._next_seed += 1
         return frames
 

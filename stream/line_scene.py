@@ -14,7 +14,6 @@ is ``ok``, whether or not it shows a part. Boxes hug the painted pixels, grown b
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -55,7 +54,9 @@ class Segment:
 class Scene:
     """A belt, its camera, and the segments that are in view. Used from one thread at a time."""
 
-    def __init__(self, *, size: tuple[int, int] = (640, 480), seed: int = 7, fps: float = 30.0) -> None:
+    def __init__(
+        self, *, size: tuple[int, int] = (640, 480), seed: int = 7, fps: float = 30.0, clutter: float = 1.0
+    ) -> None:
         width, height = size
         if not LOWEST <= height <= HIGHEST or not NARROWEST <= width / height <= WIDEST:
             raise ValueError(
@@ -69,10 +70,11 @@ class Scene:
         self.size = size
         self.seed = seed
         self.fps = fps
+        self.clutter = clutter
         self.scale = height / HEIGHT_UNITS
         self.slot_pixels = round(SLOT_UNITS * self.scale)
         self.camera = Camera(seed=seed, size=size, scale=self.scale)
-        self.segment = lru_cache(maxsize=_KEPT_SLOTS)(self._draw_segment)
+        self._kept: dict[int, Segment] = {}
 
     def offset(self, index: int) -> int:
         """Return how many pixels of belt have passed the picture's left edge in frame ``index``."""
@@ -83,11 +85,19 @@ class Scene:
         offset = self.offset(index)
         return range(offset // self.slot_pixels, (offset + self.size[0] - 1) // self.slot_pixels + 1)
 
+    def segment(self, slot: int) -> Segment:
+        """Return a slot as it is drawn; those drawn last are kept."""
+        if slot not in self._kept:
+            if len(self._kept) >= _KEPT_SLOTS:
+                del self._kept[next(iter(self._kept))]
+            self._kept[slot] = self._draw_segment(slot)
+        return self._kept[slot]
+
     def _draw_segment(self, slot: int) -> Segment:
         part = part_at(self.seed, slot)
         rng = np.random.default_rng((self.seed, 8, slot))
         canvas = bare_belt(self.seed, slot, self.scale)
-        litter(canvas, rng, self.scale)
+        litter(canvas, rng, self.scale, self.clutter)
         if part is None:
             return Segment(canvas, OK, None)
         box = _lay(canvas, part, self.scale)

@@ -229,14 +229,16 @@ def train_line(
     from engine.line_net import INPUT_SIZE, LAYER, LineNet
     from engine.model_file import ModelFile, save_model
     from engine.recipe import Recipe
-    from engine.training import PLAN, Progress, train
+    from engine.training import FINISH, PLAN, Progress, train
     from stream.line_samples import EXAMINATION_SEEDS, TRAINING_SEEDS, TrainingFrames, examination_frames
     from stream.line_schedule import LABELS
 
     if output.is_dir() or not os.access(next(p for p in output.absolute().parents if p.exists()), os.W_OK):
         raise ConfigError(f"--output {str(output)!r}: cannot be written; name a file in a folder of yours")
     recipe = Recipe(LABELS, INPUT_SIZE)
-    plan = [replace(stage, steps=max(2, round(stage.steps * effort))) for stage in PLAN]
+    plan, finish = (
+        [replace(stage, steps=max(2, round(stage.steps * effort))) for stage in stages] for stages in (PLAN, FINISH)
+    )
     torch.manual_seed(seed)
     net = LineNet(len(LABELS))
 
@@ -247,6 +249,10 @@ def train_line(
 
     album = max(60, round(3000 * min(effort, 1.0)))
     report = train(net, TrainingFrames(seed=seed), recipe=recipe, plan=plan, album=album, seed=seed, on_progress=tell)
+    # What is rare on the line and easily mistaken for a defect is common in the last lessons.
+    cluttered = TrainingFrames(seed=seed, clutter=3.0, skip=TRAINING_SEEDS // 2)
+    album = max(60, album * 2 // 5)
+    finished = train(net, cluttered, recipe=recipe, plan=finish, album=album, seed=seed + 1, on_progress=tell)
     exams = {}
     for size, most in (((640, 480), 100), ((1280, 720), 30)):
         belts = max(1, round(most * min(effort, 1.0)))
@@ -264,7 +270,8 @@ def train_line(
     provenance = {
         "trained_on": "the simulated inspection line: labels, and boxes to choose close-ups", "examination": exams,
         "training_seeds_from": TRAINING_SEEDS * (1 + seed), "effort": effort, "torch": torch.__version__,
-        "date": datetime.now().astimezone().date().isoformat(), "command": "uv run run.py train-line", **asdict(report),
+        "date": datetime.now().astimezone().date().isoformat(), "command": "uv run run.py train-line",
+        "training": asdict(report), "finish": asdict(finished),
     }  # fmt: skip
     state = dict(net.state_dict())
     save_model(output, ModelFile(state, "line_net", LABELS, INPUT_SIZE, recipe.mean, recipe.std, LAYER, provenance))

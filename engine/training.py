@@ -43,6 +43,9 @@ class Stage:
 PLAN = (Stage(96, 1800, 96, 5e-3), Stage(160, 200, 40, 2e-3), Stage(None, 700, 32, 2e-3))
 """From close-ups to whole pictures."""
 
+FINISH = (Stage(None, 220, 32, 1e-3),)
+"""A last stretch, for whole pictures with more of what is rare and easily mistaken."""
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:

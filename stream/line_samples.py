@@ -15,7 +15,6 @@ EXAMINATION_SEEDS = 500_000
 """Belts for examination start here."""
 
 _SIZES = ((640, 480), (640, 480), (640, 480), (640, 360), (640, 360), (1280, 720))
-_TRAINING_CLUTTER = 3.0  # what is rare on the line, and easily mistaken, is common at school
 _FRAMES_PER_BELT = 12
 _GAP_FRAMES = 18
 
@@ -41,8 +40,19 @@ def scored_frames(
 class TrainingFrames:
     """An endless supply of training frames, every belt a new one: call it with how many are wanted."""
 
-    def __init__(self, *, seed: int = 0, sizes: Sequence[tuple[int, int]] = _SIZES) -> None:
-        self._next_seed = TRAINING_SEEDS * (1 + seed)
+    def __init__(
+        self, *, seed: int = 0, sizes: Sequence[tuple[int, int]] = _SIZES, clutter: float = 1.0, skip: int = 0
+    ) -> None:
+        """Take which frames.
+
+        Args:
+            seed: another seed, other belts.
+            sizes: width and height of the pictures, drawn anew for each belt.
+            clutter: how often labels and screws lie on the belts; 1 is the line as it is shown.
+            skip: how many belts to leave out, so that a second supply gives new ones.
+        """
+        self._next_seed = TRAINING_SEEDS * (1 + seed) + skip
+        self._clutter = clutter
         self._sizes = tuple(sizes)
         self._rng = np.random.default_rng((seed, 12))
 
@@ -52,7 +62,7 @@ class TrainingFrames:
         while len(frames) < count:
             size = self._sizes[int(self._rng.integers(len(self._sizes)))]
             wanted = min(_FRAMES_PER_BELT, count - len(frames))
-            belt = scored_frames(seed=self._next_seed, size=size, count=wanted, clutter=_TRAINING_CLUTTER)
+            belt = scored_frames(seed=self._next_seed, size=size, count=wanted, clutter=self._clutter)
             frames.extend(belt)
             self._next_seed += 1
         return frames

@@ -161,6 +161,7 @@ def view(
     from overlays.viewer import Viewer
     from overlays.watch import watch
 
+    _check_outputs(sink or [], camera or [], [])
     sinks = [build_sink(uri, options=_sink_options(80)) for uri in sink or ["window"]]
     with _until_interrupted() as stop, ExitStack() as stack:
         viewer = stack.enter_context(Viewer(address, tuple(camera or ("",))))
@@ -332,10 +333,29 @@ def _sinks(config: Config, cameras: list[str]) -> list[Sink]:
         log.warning(
             "no sink: frames are explained and counted only; add --sink window, tcp://..., out.mp4 or out.jsonl"
         )
-    uris = [one.uri for one in config.sinks]
-    if twice := sorted({uri for uri in uris if uris.count(uri) > 1}):
-        raise ConfigError(f"sink {twice[0]!r} is given twice; give each its own address or file")
+    inputs = [*(one.uri for one in config.sources), config.engine.weights, config.engine.labels]
+    _check_outputs([one.uri for one in config.sinks], cameras, [one for one in inputs if one])
     return [build_sink(one.uri, cameras=cameras, options=_sink_options(one.quality)) for one in config.sinks]
+
+
+def _check_outputs(uris: list[str], cameras: list[str], inputs: list[str]) -> None:
+    """Refuse a sink that is given twice, however it is spelled, and one that would overwrite what is read."""
+    written: list[Path] = []
+    for uri in uris:
+        path = Path(uri)
+        each = [path, *(path.with_name(f"{path.stem}.{name}{path.suffix}") for name in cameras)]
+        if any(_same_place(one, given) for one in each for given in map(Path, inputs)):
+            raise ConfigError(f"sink {uri!r} would overwrite what this run reads; choose another file")
+        if any(_same_place(path, other) for other in written):
+            raise ConfigError(f"sink {uri!r} is given twice; give each its own address or file")
+        written.append(path)
+
+
+def _same_place(one: Path, other: Path) -> bool:
+    try:
+        return one.resolve() == other.resolve() or one.samefile(other)
+    except (OSError, ValueError, RuntimeError):
+        return False
 
 
 def _sink_options(quality: int) -> SinkOptions:

@@ -93,6 +93,11 @@ def summary(outcome: Outcome) -> list[str]:
         + (f", {corrupt} damaged" if corrupt else "")
         + f"; {explained / seconds:.1f} frames/s over {seconds:.1f} s"
     ]
+    told.extend(
+        f"{pump.camera}: {pump.taken} frames; {pump.health.state}: {pump.health.reason}"
+        for pump in outcome.pumps
+        if pump.health.reason and (pump.taken == 0 or pump.health.state not in {"live", "ended"})
+    )
     stages = outcome.tally.stages
     for outlet in outcome.outlets:
         age = stages.get(f"age at {outlet.name}")

@@ -60,7 +60,10 @@ def _uri_map(value: object) -> object:
 
 Side = Annotated[int, Field(ge=8, le=16384)]
 Size = Annotated[tuple[Side, Side], BeforeValidator(_size)]
-Triple = Annotated[tuple[float, float, float], BeforeValidator(_triple)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Triple = Annotated[tuple[Number, Number, Number], BeforeValidator(_triple)]
+Share = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Shares = Annotated[tuple[Share, Share, Share], BeforeValidator(_triple)]
 
 
 class _Knobs(BaseModel):
@@ -111,7 +114,7 @@ class EngineConfig(_Knobs):
     """How a frame is brought to the input size: stretched, bordered, or its middle cut out."""
     mean: Triple | None = None
     """Subtracted from RGB in [0, 1]. Default: from the weights."""
-    std: Triple | None = None
+    std: Shares | None = None
     """Divided by. Default: from the weights."""
     threads: int | None = Field(default=None, ge=1, le=1024)
     """CPU threads for the network. Default: all cores."""
@@ -177,7 +180,7 @@ def read_yaml(text: str, name: str) -> dict[str, Any]:
     """
     try:
         knobs = yaml.safe_load(text)
-    except yaml.YAMLError as reason:
+    except (yaml.YAMLError, ValueError, RecursionError) as reason:
         mark = getattr(reason, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(reason, "problem", None) or "not readable"
@@ -225,7 +228,8 @@ def _sentence(error: ErrorDetails, name: str, overrides: Mapping[str, Any]) -> s
         return f"{place}: unknown key.{nearest(str(path[-1]), _known_keys(path))}"
     said = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     value = error["input"]
-    if (path and path[-1] == "uri") or isinstance(value, Mapping | list):
+    holds_address = "://" in str(value) or "@" in str(value)
+    if (path and path[-1] == "uri") or isinstance(value, Mapping | list) or holds_address:
         # A URI may hold a password, and a whole map says nothing.
         return f"{place}: should be {said}" if error["type"] != "value_error" else f"{place}: {said}"
     lead = "" if error["type"] == "value_error" else "should be "

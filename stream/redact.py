@@ -23,27 +23,13 @@ def redact(uri: str) -> str:
     """
     found = _AUTHORITY.match(uri)
     if not found:
-        return uri
+        # A scheme mistyped as rtsp: or rtsp:/ must not show what follows it either.
+        return re.sub(r"^((?:[A-Za-z][A-Za-z0-9+.-]*:/*)?)[^/@]*:.*@", rf"\g<1>{SECRET}@", uri)
     rest = found["rest"]
     at = rest.rfind("@")
-    if at >= 0 and not _is_plain_address(rest[:at]):
+    if at >= 0:
         rest = f"{SECRET}@{rest[at + 1 :]}"
     return found["scheme"] + _SECRET_KEY.sub(rf"\g<key>{SECRET}", rest)
-
-
-def _is_plain_address(before_at: str) -> bool:
-    """Say whether an ``@`` after this text stands in a path or query rather than ends credentials.
-
-    A host is known to have come already where a path follows it and nothing before that looks like ``user:password``
-    with a password that is no port number.
-    """
-    host, slash, _ = before_at.partition("/")
-    if not slash:
-        return False
-    name, colon, port = host.rpartition(":")
-    if not colon:
-        return "." in host or host == "localhost"
-    return port.isdigit() and name != ""
 
 
 def place(uri: str) -> str:

@@ -279,3 +279,28 @@ def test_the_shipped_network_can_be_trained_again_and_runs(command, tmp_path):
     )
     assert code == 0, errors
     assert "3 explained" in told
+
+
+@pytest.mark.parametrize("spelling", ["grey.mp4", "./grey.mp4", "link.mp4", "hard.mp4"])
+def test_a_recording_never_overwrites_its_own_source(command, video, spelling, monkeypatch):
+    monkeypatch.chdir(video.parent)
+    (video.parent / "link.mp4").symlink_to(video)
+    (video.parent / "hard.mp4").hardlink_to(video)
+    before = video.read_bytes()
+    code, _, errors = command(*squeezenet("--source", "grey.mp4", "--sink", spelling))
+    assert code == 2
+    assert "overwrite" in errors
+    assert video.read_bytes() == before
+
+
+def test_one_file_is_not_given_to_two_sinks_however_it_is_spelled(command, video):
+    code, _, errors = command(*squeezenet("--source", video, "--sink", "out.mp4", "--sink", "./out.mp4"))
+    assert code == 2
+    assert "given twice" in errors
+
+
+@pytest.mark.parametrize("std", ["0", "nan", "-1"])
+def test_a_std_that_cannot_be_divided_by_is_refused(command, video, std):
+    code, _, errors = command(*squeezenet("--source", video, "--std", std))
+    assert code == 2
+    assert "--std" in errors

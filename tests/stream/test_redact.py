@@ -17,8 +17,10 @@ from stream.redact import place, redact, scrub
         ("rtsp://door/user=me&password=secret&channel=1.sdp", "rtsp://door/user=***&password=***&channel=1.sdp"),
         ("http://door/x#access_token=abc", "http://door/x#access_token=***"),
         ("rtsp://door:8554/live?channel=1", "rtsp://door:8554/live?channel=1"),
-        ("http://door:80/a@b.jpg", "http://door:80/a@b.jpg"),
+        ("http://door:80/a@b.jpg", "http://***@b.jpg"),
         ("camera:0", "camera:0"),
+        ("rtsp://bob:12/34@cam", "rtsp://***@cam"),
+        ("rtsp:bob:s3cr3t@host", "rtsp:***@host"),
         ("/films/me:you@home.mp4", "/films/me:you@home.mp4"),
     ],
 )

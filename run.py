@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import signal
 import sys
 import threading
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -21,18 +21,18 @@ import typer
 from pipeline.config import Config, make_config, read_yaml, to_yaml
 from pipeline.errors import ConfigError, ReciproStreamError
 
-# A waiting thread of the network must not keep a core busy that decodes, draws or encodes; read when torch is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from engine.explainer import NetworkExplainer
+    from engine.training import Progress
     from overlays.sinks.options import SinkOptions
     from pipeline.loop import Outcome
     from pipeline.ports import Overflow, Sink, Source
 
 ROOT = Path(__file__).resolve().parent
+KEPT_BYTES = 1 << 30
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 SHIPPED = ROOT / "configs" / "models" / "line.safetensors"
 log = logging.getLogger("recipro-stream")
 
@@ -75,7 +75,11 @@ def demo(
         "engine": {"model": "line_net"},
     }
     _say(f"The inspection line, {seconds:g} s, explained: parts pass a camera, some carry a defect.")
-    outcome = _carry(make_config(knobs, "demo"))
+    try:
+        outcome = _carry(make_config(knobs, "demo"))
+    finally:
+        with suppress(OSError):
+            folder.rmdir()  # where nothing was written into it
     _say(f"\nSee it:   {_near(video)}\nRead it:  {_near(record)}  (one explanation a line, heat included)")
     _say(
         "\nWhat next:\n"
@@ -172,6 +176,8 @@ def view(
     _say("\n".join(told.lines))
     if told.errors:
         _fail("\n".join(told.errors))
+    if not told.frames and not stop.is_set():
+        _fail(f"{address}: no frame came; is a stream with --sink {address} running?")
 
 
 @app.command()
@@ -224,58 +230,44 @@ def train_line(
     effort: Annotated[float, _option(RUN, "Share of the full training. [default: 1]", min=0.001, max=10)] = 1.0,
 ) -> None:
     """Train the small network of the inspection line, examine it on belts it has not seen, and write it."""
-    import torch
-
-    from engine.examination import examine
-    from engine.line_net import INPUT_SIZE, LAYER, LineNet
-    from engine.model_file import ModelFile, save_model
-    from engine.recipe import Recipe
-    from engine.training import FINISH, PLAN, Progress, train
+    from engine.lessons import Lessons, examined, packed, teach
+    from engine.model_file import save_model
     from stream.line_samples import EXAMINATION_SEEDS, TRAINING_SEEDS, TrainingFrames, examination_frames
     from stream.line_schedule import LABELS
 
     if output.is_dir() or not os.access(next(p for p in output.absolute().parents if p.exists()), os.W_OK):
         raise ConfigError(f"--output {str(output)!r}: cannot be written; name a file in a folder of yours")
-    recipe = Recipe(LABELS, INPUT_SIZE)
-    plan, finish = (
-        [replace(stage, steps=max(2, round(stage.steps * effort))) for stage in stages] for stages in (PLAN, FINISH)
-    )
-    torch.manual_seed(seed)
-    net = LineNet(len(LABELS))
 
     def tell(at: Progress) -> None:
         if at.step % 50 == 0 or at.step == at.steps:
             how = f"loss {at.loss:.3f}, right {at.accuracy:.1%}, {at.seconds:.0f} s"
             _say(f"step {at.step} of {at.steps}, {at.stage}: {how}")
 
-    album = max(60, round(3000 * min(effort, 1.0)))
-    report = train(net, TrainingFrames(seed=seed), recipe=recipe, plan=plan, album=album, seed=seed, on_progress=tell)
     # What is rare on the line and easily mistaken for a defect is common in the last lessons.
     cluttered = TrainingFrames(seed=seed, clutter=3.0, skip=TRAINING_SEEDS // 2)
-    album = max(60, album * 2 // 5)
-    finished = train(net, cluttered, recipe=recipe, plan=finish, album=album, seed=seed + 1, on_progress=tell)
-    exams = {}
-    for size, most in (((640, 480), 100), ((1280, 720), 30)):
-        belts = max(1, round(most * min(effort, 1.0)))
-        found = examine(net, examination_frames(belts=belts, size=size), recipe=recipe)
-        name = f"{size[0]}x{size[1]}"
+    net, training = teach(Lessons(TrainingFrames(seed=seed), cluttered, LABELS), seed=seed, effort=effort, tell=tell)
+    belts = {
+        (640, 480): max(1, round(100 * min(effort, 1.0))),
+        (1280, 720): max(1, round(30 * min(effort, 1.0))),
+    }
+    exams = {f"{size[0]}x{size[1]}": examination_frames(belts=count, size=size) for size, count in belts.items()}
+    told = {}
+    for (name, found), count in zip(examined(net, LABELS, exams).items(), belts.values(), strict=True):
         _say(
             f"{name}, {found.pictures} frames of belts it has not seen: accuracy {found.accuracy:.1%}, pointing game "
             f"{found.pointing:.1%} of {found.pointed_pictures}"
         )
-        exams[name] = {
+        told[name] = {
             "frames": found.pictures, "accuracy": round(found.accuracy, 4),
             "pointing": round(found.pointing, 4) if found.pointed_pictures else None,
-            "pointed_frames": found.pointed_pictures, "seeds": [EXAMINATION_SEEDS, EXAMINATION_SEEDS + belts - 1],
+            "pointed_frames": found.pointed_pictures, "seeds": [EXAMINATION_SEEDS, EXAMINATION_SEEDS + count - 1],
         }  # fmt: skip
     provenance = {
-        "trained_on": "the simulated inspection line: labels, and boxes to choose close-ups", "examination": exams,
-        "training_seeds_from": TRAINING_SEEDS * (1 + seed), "effort": effort, "torch": torch.__version__,
-        "date": datetime.now().astimezone().date().isoformat(), "command": "uv run run.py train-line",
-        "training": asdict(report), "finish": asdict(finished),
+        "trained_on": "the simulated inspection line: labels, and boxes to choose close-ups", "examination": told,
+        "training_seeds_from": TRAINING_SEEDS * (1 + seed), "command": "uv run run.py train-line",
+        "date": datetime.now().astimezone().date().isoformat(), **training,
     }  # fmt: skip
-    state = dict(net.state_dict())
-    save_model(output, ModelFile(state, "line_net", LABELS, INPUT_SIZE, recipe.mean, recipe.std, LAYER, provenance))
+    save_model(output, packed(net, LABELS, provenance))
     _say(f"written: {_near(output)}")
 
 
@@ -294,16 +286,19 @@ def _carry(config: Config) -> Outcome:
         renderer = HeatRenderer(**config.overlay.model_dump())
         for source, _ in sources:
             stack.enter_context(source)
-        explainer = _explainer(config)
-        log.info("%s", explainer.facts)
         for sink in sinks:
             stack.enter_context(sink)
+        explainer = _explainer(config)
+        log.info("%s", explainer.facts)
         window = config.engine.batch_window_ms / 1e3 if len(sources) > 1 else 0.0
         batch = config.engine.batch or max(len(sources), 1 if explainer.facts.device == "cpu" else 8)
         limits = Limits(config.frames, config.seconds, batch, window)
         with Progress(Console(stderr=True)) as progress:
             outcome = carry(sources, explainer, renderer, sinks, limits=limits, stop=stop, watch=progress.watch)
     _report(outcome)
+    if not outcome.taken and not outcome.errors and not stop.is_set():
+        waited = (f"{pump.camera}: {pump.health.reason or pump.health.state}" for pump in outcome.pumps)
+        outcome.errors.append("no frame came from any camera; " + "; ".join(waited))
     return outcome
 
 
@@ -394,8 +389,12 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"config {str(path)!r}: there is no such file; see configs/ for examples") from None
-    except (OSError, UnicodeDecodeError) as reason:
-        raise ConfigError(f"config {str(path)!r}: not readable as text ({reason})") from None
+    except UnicodeDecodeError:
+        raise ConfigError(
+            f"config {str(path)!r}: not a text file; a YAML config goes here, a video after --source"
+        ) from None
+    except OSError as reason:
+        raise ConfigError(f"config {str(path)!r}: cannot be read ({reason.strerror})") from None
 
 
 def _run_folder() -> Path:
@@ -460,8 +459,23 @@ def _told(text: str) -> str:
     return "\n".join(f"error: {line}" for line in text.splitlines())
 
 
+def settle() -> None:
+    """Set the process up for work that comes again with every frame; before torch is loaded.
+
+    A waiting thread of the network must not keep a core busy that decodes, draws or encodes. And memory that a frame
+    frees is kept for the next one (glibc only): giving it back costs thousands of page faults a frame.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):
+            mallopt = ctypes.CDLL(None).mallopt
+            mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+            mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
+
+
 def main() -> None:
     """Run the command line; what the user can mend is told in one line and exit code 2."""
+    settle()
     logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(message)s", stream=sys.stderr)
     logging.getLogger("libav").setLevel(logging.CRITICAL)
     try:

@@ -55,6 +55,11 @@ def _listed(value: object) -> object:
 
 
 def _uri_map(value: object) -> object:
+    """Read a bare URI; ``line:`` without quotes, which YAML takes for a map of one key, is one too."""
+    if isinstance(value, Mapping) and len(value) == 1 and "uri" not in value:
+        (scheme, nothing), *_ = value.items()
+        if nothing is None and re.fullmatch(r"[a-z][a-z0-9+.-]*", str(scheme)):
+            return {"uri": f"{scheme}:"}
     return {"uri": str(value)} if isinstance(value, str | int) and not isinstance(value, bool) else value
 
 
@@ -172,6 +177,20 @@ class Config(_Knobs):
     """For every source that does not say its own."""
 
 
+class _Reader(yaml.SafeLoader):
+    """Reads plain values only, and refuses a key that a map has already: the first one would be lost in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
+        """Return the map; merged keys (``<<``) may be given anew."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:merge" and key.value in seen and isinstance(key.value, str):
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
+            if isinstance(key.value, str):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(text: str, name: str) -> dict[str, Any]:
     """Return the map in a YAML text; ``name`` is the file's, for messages.
 
@@ -179,7 +198,7 @@ def read_yaml(text: str, name: str) -> dict[str, Any]:
         ConfigError: it is not YAML, empty, or not a map.
     """
     try:
-        knobs = yaml.safe_load(text)
+        knobs = yaml.load(text, _Reader)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError) as reason:
         mark = getattr(reason, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -225,15 +244,40 @@ def _sentence(error: ErrorDetails, name: str, overrides: Mapping[str, Any]) -> s
     if _given(path, overrides):
         place = "--" + next((str(p) for p in reversed(path) if isinstance(p, str)), "").replace("_", "-")
     if error["type"] == "extra_forbidden":
-        return f"{place}: unknown key.{nearest(str(path[-1]), _known_keys(path))}"
-    said = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        return f"{place}: unknown key.{_cure(path)}"
+    if error["type"] == "missing":
+        return f"{place}: is missing"
+    said = _said(error)
     value = error["input"]
     holds_address = "://" in str(value) or "@" in str(value)
     if (path and path[-1] == "uri") or isinstance(value, Mapping | list) or holds_address:
         # A URI may hold a password, and a whole map says nothing.
-        return f"{place}: should be {said}" if error["type"] != "value_error" else f"{place}: {said}"
-    lead = "" if error["type"] == "value_error" else "should be "
-    return f"{place}: {value!r}: {lead}{said}"
+        return f"{place}: {said}"
+    return f"{place}: {value!r}: {said}"
+
+
+def _said(error: ErrorDetails) -> str:
+    """Return the rule that was broken, in this house's words."""
+    kinds = {
+        "model_type": "should be a map of keys",
+        "dict_type": "should be a map of keys",
+        "list_type": "should be a list",
+        "string_type": "should be text",
+        "too_short": "should not be empty",
+        "string_too_short": "should not be empty",
+    }
+    said = error["msg"].removeprefix("Value error, ")
+    return kinds.get(error["type"]) or (f"should {said[13:]}" if said.startswith("Input should ") else said)
+
+
+def _cure(path: list[int | str]) -> str:
+    """Say where an unknown key belongs, or which known one is nearest."""
+    key = str(path[-1])
+    homes: dict[str, type[_Knobs]] = {"engine": EngineConfig, "overlay": OverlayConfig}
+    home = next((name for name, model in homes.items() if key in model.model_fields), None)
+    if home is not None and path[0] != home:
+        return f" It belongs under '{home}:'"
+    return nearest(key, _known_keys(path))
 
 
 def _dotted(path: list[int | str]) -> str:

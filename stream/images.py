@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import re
 import threading
 import time
@@ -17,6 +18,8 @@ import numpy as np
 from pipeline.errors import SourceError
 from pipeline.frames import Frame, Image
 from pipeline.ports import Health
+
+log = logging.getLogger(__name__)
 
 _JPEG_START: Final = b"\xff\xd8\xff"
 _JPEG_END: Final = b"\xff\xd9"
@@ -72,6 +75,7 @@ class ImagesSource:
             try:
                 image = read_image(path)
             except SourceError as error:
+                log.warning("left out: %s", error)
                 self._health = Health("live", str(error), corrupt=self._health.corrupt + 1)
                 continue
             yield Frame(image, self.camera, index, time.monotonic(), place / self.rate)

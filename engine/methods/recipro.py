@@ -122,9 +122,7 @@ def heat_of(every: Tensor, chosen: Tensor, grid: tuple[int, int]) -> Tensor:
     Returns:
         (N, T, h, w) float32 in [0, 1].
     """
-    every = every.float()
-    logits = every.gather(2, chosen[:, None, :].expand(-1, every.shape[1], -1))
-    matrix = (logits - torch.logsumexp(every, dim=2, keepdim=True)).exp()
+    matrix = torch.softmax(every.float(), dim=2).gather(2, chosen[:, None, :].expand(-1, every.shape[1], -1))
     return normalise(matrix).transpose(1, 2).reshape(every.shape[0], -1, *grid)
 
 

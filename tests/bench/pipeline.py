@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import logging
 import multiprocessing
+import os
 import queue
 import socket
 import tempfile
@@ -48,6 +49,7 @@ def look(address: str, ages: Any, stop: Any) -> None:
     from overlays.viewer import Viewer
 
     with Viewer(address) as viewer:
+        ages.put(None)  # ready: starting a process takes seconds
         for received in viewer.messages_or_silence(threading.Event()):
             if stop.is_set():
                 return
@@ -66,6 +68,7 @@ def watched() -> Iterator[tuple[str, list[float]]]:
     viewing = context.Process(target=look, args=(address, ages, stop))
     viewing.start()
     try:
+        ages.get(timeout=60)
         yield address, seen
     finally:
         stop.set()
@@ -133,11 +136,17 @@ def throughput(video: Path, explainer: NetworkExplainer, count: int, rounds: int
         ],
     }
     seconds: dict[str, list[float]] = {name: [] for name in stages}
+    busy: dict[str, list[float]] = {name: [] for name in stages}
     with watched() as (address, seen):
         for _ in range(rounds):
             for name, call in stages.items():
+                worked = time.process_time()
                 seconds[name].append(timed(call))
+                busy[name].append(time.process_time() - worked)
     rates = {name: round(len(frames) / median(taken), 1) for name, taken in seconds.items()}
+    core_ms = {name: round(1e3 * median(worked) / len(frames), 2) for name, worked in busy.items()}
+    # No arrangement of the stages is faster than all cores busy with nothing but them.
+    most = 1e3 * (os.cpu_count() or 1) / sum(spent for name, spent in core_ms.items() if name != "whole")
     narrowest = min((name for name in stages if name != "whole"), key=lambda name: rates[name])
     return {
         "bench": "pipeline throughput", "video": video.name, "size": [frames[0].width, frames[0].height],
@@ -146,7 +155,8 @@ def throughput(video: Path, explainer: NetworkExplainer, count: int, rounds: int
         "whole_over_narrowest_by_round": [
             round(a / b, 3) for a, b in zip(seconds[narrowest], seconds["whole"], strict=True)
         ],
-        "seen_by_viewer": len(seen),
+        "core_ms_per_frame": core_ms, "frames_per_second_if_all_cores_did_nothing_else": round(most, 1),
+        "whole_over_that": round(rates["whole"] / most, 3), "seen_by_viewer": len(seen),
     }  # fmt: skip
 
 

@@ -1,0 +1,79 @@
+"""From the line's pictures to the shipped network: two stretches of training, an examination, and one file.
+
+Knows nothing about the line: pictures, labels and what to write about them come from the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from engine.album import Draw
+from engine.examination import Examination, examine
+from engine.line_net import INPUT_SIZE, LAYER, LineNet
+from engine.model_file import ModelFile
+from engine.recipe import Recipe
+from engine.training import FINISH, PLAN, Progress, train
+from pipeline.frames import Image, Truth
+
+_ALBUM_PICTURES = 3000
+_FINISH_ALBUM_PICTURES = 1200
+_LEAST_PICTURES = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Lessons:
+    """What a network learns from."""
+
+    first: Draw
+    """Pictures of the plan from close-ups to whole ones."""
+    last: Draw
+    """Pictures of the last stretch: more of what is rare and easily mistaken."""
+    labels: Sequence[str]
+
+
+def teach(
+    lessons: Lessons, *, seed: int, effort: float, tell: Callable[[Progress], None]
+) -> tuple[LineNet, dict[str, Any]]:
+    """Train a small network.
+
+    Args:
+        lessons: the pictures.
+        seed: of weights and of what is drawn.
+        effort: share of the full training, above 0.
+        tell: told where it stands.
+
+    Returns:
+        The network in evaluation mode, and what the training did, for its provenance.
+    """
+    recipe = Recipe(tuple(lessons.labels), INPUT_SIZE)
+    plan, finish = (
+        [replace(stage, steps=max(2, round(stage.steps * effort))) for stage in stages] for stages in (PLAN, FINISH)
+    )
+    album, last_album = (
+        max(_LEAST_PICTURES, round(most * min(effort, 1.0))) for most in (_ALBUM_PICTURES, _FINISH_ALBUM_PICTURES)
+    )
+    torch.manual_seed(seed)
+    net = LineNet(len(lessons.labels))
+    report = train(net, lessons.first, recipe=recipe, plan=plan, album=album, seed=seed, on_progress=tell)
+    finished = train(net, lessons.last, recipe=recipe, plan=finish, album=last_album, seed=seed + 1, on_progress=tell)
+    told = {"torch": torch.__version__, "effort": effort, "training": asdict(report), "finish": asdict(finished)}
+    return net, told
+
+
+def examined(
+    net: LineNet, labels: Sequence[str], exams: Mapping[str, Iterable[tuple[Image, Truth]]]
+) -> dict[str, Examination]:
+    """Examine the network on each set of pictures, by its name."""
+    recipe = Recipe(tuple(labels), INPUT_SIZE)
+    return {name: examine(net, samples, recipe=recipe) for name, samples in exams.items()}
+
+
+def packed(net: LineNet, labels: Sequence[str], provenance: Mapping[str, Any]) -> ModelFile:
+    """Return the network as a model file's content."""
+    recipe = Recipe(tuple(labels), INPUT_SIZE)
+    state = dict(net.state_dict())
+    return ModelFile(state, "line_net", recipe.labels, INPUT_SIZE, recipe.mean, recipe.std, LAYER, provenance)

@@ -1,0 +1,99 @@
+"""Test footage that carries its own truth: each picture says which it is and when it was taken.
+
+The whole picture is a grid of 8 rows of 10 black or white blocks, 80 bits: the number (24), the capture time (40) and
+a checksum of both (16). Blocks are large and flat, so they survive H.264 at a low bit rate, JPEG and scaling; and as
+they cover everything, a picture that is damaged, torn or mixed from two does not read as either.
+"""
+
+from __future__ import annotations
+
+import binascii
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.frames import Image
+
+ROWS, COLUMNS = 8, 10
+SMALLEST = (160, 120)
+BLACK, WHITE = 16, 235
+_CLEAR = 60  # how far from mid-grey the mean of a block must be to count
+
+_NUMBERS, _TIMES = 1 << 24, 1 << 40
+
+
+class Mark(NamedTuple):
+    """What a picture says of itself."""
+
+    number: int
+    """How many pictures were taken before it."""
+    millis: int
+    """When it was taken, monotonic milliseconds: one clock for all processes of a machine."""
+
+    def age_seconds(self, now: float | None = None) -> float:
+        """Return the seconds since it was taken, until ``now`` (monotonic; this moment where None)."""
+        return (time.monotonic() if now is None else now) - self.millis / 1000
+
+
+def paint(image: Image, number: int, millis: int) -> Image:
+    """Return a picture of ``image``'s size, uint8 RGB, that says ``number`` and ``millis``.
+
+    Raises ``ValueError`` for a picture below 160x120 and for what does not fit into 24 and 40 bits.
+    """
+    height, width = image.shape[:2]
+    painted = np.empty((height, width, 3), np.uint8)
+    painted[:] = blocks(width, height, number, millis)[:, :, None]
+    return painted
+
+
+def blocks(width: int, height: int, number: int, millis: int) -> np.ndarray:
+    """Return the painted picture as brightness alone, uint8 (height, width)."""
+    if width < SMALLEST[0] or height < SMALLEST[1]:
+        raise ValueError(f"{width}x{height}: footage is at least {SMALLEST[0]}x{SMALLEST[1]}")
+    if not (0 <= number < _NUMBERS and 0 <= millis < _TIMES):
+        raise ValueError(f"number {number}, {millis} ms: 24 and 40 bits hold from 0 to {_NUMBERS - 1}, {_TIMES - 1}")
+    told = number.to_bytes(3, "big") + millis.to_bytes(5, "big")
+    told += _checksum(told)
+    bits = np.unpackbits(np.frombuffer(told, np.uint8)).reshape(ROWS, COLUMNS)
+    rows = np.arange(height) * ROWS // height
+    columns = np.arange(width) * COLUMNS // width
+    levels = np.where(bits, WHITE, BLACK).astype(np.uint8)
+    return np.ascontiguousarray(levels[rows][:, columns])
+
+
+def read(image: Image) -> Mark | None:
+    """Return what ``image`` (uint8, RGB or grey) says, None where it cannot be read or was damaged."""
+    height, width = image.shape[:2]
+    grey = image if image.ndim == 2 else image[:, :, 1]
+    bits = np.empty((ROWS, COLUMNS), np.uint8)
+    for row in range(ROWS):
+        top, bottom = _middle(row, height, ROWS)
+        band = grey[top:bottom]
+        for column in range(COLUMNS):
+            left, right = _middle(column, width, COLUMNS)
+            level = float(band[:, left:right].mean()) - 127.5
+            if abs(level) < _CLEAR:
+                return None
+            bits[row, column] = level > 0
+    told = np.packbits(bits).tobytes()
+    if _checksum(told[:8]) != told[8:]:
+        return None
+    return Mark(int.from_bytes(told[:3], "big"), int.from_bytes(told[3:8], "big"))
+
+
+def millis_now() -> int:
+    """Return the time to paint: monotonic milliseconds."""
+    return time.monotonic_ns() // 1_000_000
+
+
+def _middle(place: int, length: int, count: int) -> tuple[int, int]:
+    """Return where the inner part of a block begins and ends: its edges blur into the next."""
+    begin, end = -(-place * length // count), -(-(place + 1) * length // count)
+    inset = max(1, (end - begin) // 5)
+    return begin + inset, end - inset
+
+
+def _checksum(told: bytes) -> bytes:
+    # A CRC of nothing but zeros is zero, and black pictures exist; the start value sees to that.
+    return binascii.crc_hqx(told, 0xA5C3).to_bytes(2, "big")

@@ -119,6 +119,7 @@ def stream(  # noqa: PLR0917 - one parameter per option
     mean: Annotated[str | None, _option(NETWORK, "R,G,B subtracted from RGB in [0, 1].")] = None,
     std: Annotated[str | None, _option(NETWORK, "R,G,B divided by.")] = None,
     threads: Annotated[int | None, _option(NETWORK, "CPU threads for the network.")] = None,
+    cache: Annotated[str | None, _option(NETWORK, "A folder for compiled networks, or off. Default: yours.")] = None,
     sink: Annotated[
         list[str] | None,
         _option(PICTURE, "window, tcp://HOST:PORT, ipc://PATH, FILE.mp4, FILE.jsonl. Repeatable."),
@@ -134,7 +135,7 @@ def stream(  # noqa: PLR0917 - one parameter per option
     engine = {
         "model": model, "weights": weights, "labels": labels, "layer": layer, "target": target, "kernel": kernel,
         "backend": backend, "precision": precision, "device": device, "input_size": input_size, "fit": fit,
-        "mean": mean, "std": std, "threads": threads,
+        "mean": mean, "std": std, "threads": threads, "cache": cache,
     }  # fmt: skip
     overlay = {"colormap": colormap, "opacity": opacity, "smoothing_seconds": smoothing}
     given = {
@@ -360,6 +361,8 @@ def _sink_options(quality: int) -> SinkOptions:
 
 
 def _explainer(config: Config) -> NetworkExplainer:
+    from platformdirs import user_cache_dir
+
     from engine.explainer import NetworkExplainer
     from engine.models import lookup
     from engine.networks import load_network
@@ -369,7 +372,9 @@ def _explainer(config: Config) -> NetworkExplainer:
     if weights is None and entry is not None and entry.file:
         weights = ROOT / entry.file
     labels = None if config.engine.labels is None else Path(config.engine.labels)
-    return NetworkExplainer(load_network(config.engine.model, weights=weights, labels=labels), config.engine)
+    kept = config.engine.cache or user_cache_dir("recipro-stream", appauthor=False)
+    settings = config.engine.model_copy(update={"cache": kept})
+    return NetworkExplainer(load_network(config.engine.model, weights=weights, labels=labels), settings)
 
 
 def _redacted(config: Config) -> Config:

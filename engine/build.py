@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.backends.table import BACKENDS, Compiled
+from engine.cache import Cache
 from engine.devices import DTYPES
 from engine.methods.kernels import Kernel
 from engine.methods.recipro import ExplainedNetwork, Target, plan_for
@@ -37,6 +38,7 @@ class Build:
     precision: str
     device: torch.device
     budget_bytes: int
+    cache: Cache | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -68,7 +70,15 @@ class Runner:
         self._compiled: dict[int, Compiled] = {}
         self._compile(1)
         example = probe.to(build.device, build.dtype).contiguous(memory_format=torch.channels_last)
-        _compare(truth, self(example), build)
+        try:
+            _compare(truth, self(example), build)
+        except BackendError as reason:
+            if build.cache is None or not build.cache.found:
+                raise
+            log.warning("%s; that was a compiled result of an earlier run: built anew", reason)
+            build.cache.distrust()
+            self._compiled.clear()
+            _compare(truth, self(example), build)
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return scores (N, K), explained classes (N, T) and heat (N, T, h, w) for normalised images (N, 3, H, W)."""
@@ -99,9 +109,9 @@ class Runner:
             example = self._probe(count).to(self.build.device, self.build.dtype)
             example = example.contiguous(memory_format=torch.channels_last)
             if self.plan.facts.one_module:
-                self._compiled[key] = backend.compile(self._module, example, self.build.precision)
+                self._compiled[key] = backend.compile(self._module, example, self.build.precision, self.build.cache)
             else:
-                head = backend.compile(self._module.head, example, self.build.precision)
+                head = backend.compile(self._module.head, example, self.build.precision, self.build.cache)
                 # The plan drives the tail itself, chunk by chunk.
                 self._compiled[key] = ExplainedNetwork(head, self._module.plan, self.build.target, self.split.grid)
         return self._compiled[key]

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from engine.backends.table import AUTOMATIC, check_backend
 from engine.build import Build, Runner, fastest
+from engine.cache import Cache
 from engine.devices import choose_device, warn_if_slow
 from engine.methods.kernels import check_kernel
 from engine.methods.plan import PlanFacts
@@ -72,7 +74,8 @@ class NetworkExplainer:
         target = choose_target(config.target, self.labels)
         kernel = check_kernel(config.kernel)
         candidates = AUTOMATIC[device.type] if backend == "auto" else (backend,)
-        build = Build(target, kernel, candidates[0], config.precision, device, config.memory_budget_mib << 20)
+        cache = None if config.cache in {None, "off"} else Cache(Path(config.cache or ""))
+        build = Build(target, kernel, candidates[0], config.precision, device, config.memory_budget_mib << 20, cache)
         self._runner = Runner(split, build) if len(candidates) == 1 else fastest(split, build, candidates)
         backend = self._runner.build.backend
         self._method = f"recipro-cam/{kernel}"

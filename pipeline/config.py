@@ -130,6 +130,9 @@ class EngineConfig(_Knobs):
     """How long a batch waits for more cameras; only with several."""
     memory_budget_mib: int = Field(default=1024, ge=16)
     """Memory for masked maps where they cannot be avoided."""
+    cache: str | None = None
+    """A folder of your own where compiled networks are kept between runs; 'off' for none. Default: one in your cache
+    folder."""
 
 
 class OverlayConfig(_Knobs):

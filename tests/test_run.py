@@ -145,6 +145,40 @@ def test_bad_input_names_the_value_and_the_cure_and_leaves_nothing(command, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_without_a_single_frame_fails_and_says_who_was_waited_for(command):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        uri = f"rtsp://ada:secret@127.0.0.1:{nobody.getsockname()[1]}/door"
+        code, _, errors = command(*squeezenet("--source", uri, "--seconds", "0.5"))
+    assert code == 2
+    assert "no frame came from any camera" in errors
+    assert "secret" not in errors
+
+
+def test_a_viewer_that_saw_nothing_says_so(command):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{nobody.getsockname()[1]}"
+        code, _, errors = command("view", address, "--sink", "seen.jsonl", "--seconds", "0.3")
+    assert code == 2
+    assert f"{address}: no frame came" in errors
+
+
+def test_a_sink_that_cannot_be_opened_is_told_before_the_network_is_built(command, monkeypatch):
+    monkeypatch.setattr(run, "_explainer", lambda _: pytest.fail("the network was built first"))
+    code, _, errors = command("stream", "--source", "line:", "--sink", "no/such/folder/out.mp4")
+    assert code == 2
+    assert "no/such/folder" in errors
+
+
+def test_a_demo_that_cannot_run_leaves_no_empty_folder(command, monkeypatch, tmp_path):
+    monkeypatch.setattr(run, "SHIPPED", None)
+    monkeypatch.setattr(run, "ROOT", tmp_path / "elsewhere")
+    code, _, errors = command("demo", "--seconds", "1")
+    assert code == 2, errors
+    assert not any((tmp_path / "runs").iterdir())
+
+
 @pytest.mark.parametrize(
     ("text", "rule"),
     [

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.backends.table import Compiled
+from engine.cache import Cache
 
 _PACKED_WEIGHTS = range(1 << 16, 1 << 24)
 """Which linear layers are packed, by their number of weights: a packed copy stands beside the original."""
@@ -22,7 +23,12 @@ def missing(device: str) -> str:  # noqa: ARG001 - the protocol's signature
     return ""
 
 
-def compile(module: nn.Module, example: Tensor, precision: str) -> Compiled:  # noqa: A001, ARG001 - the protocol's signature
+def compile(  # noqa: A001 - the protocol's name
+    module: nn.Module,
+    example: Tensor,
+    precision: str,  # noqa: ARG001 - the protocol's signature
+    cache: Cache | None = None,  # noqa: ARG001 - the same
+) -> Compiled:
     """Return the module, its linear layers packed where that is possible; ``module`` itself is left as it was."""
     if example.device.type != "cpu" or not _can_pack():
         return module

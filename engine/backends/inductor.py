@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.backends.table import Compiled, first_line
+from engine.cache import Cache
 from pipeline.errors import BackendError
 
 
@@ -23,7 +24,12 @@ def missing(device: str) -> str:
     return ""
 
 
-def compile(module: nn.Module, example: Tensor, precision: str) -> Compiled:  # noqa: A001, ARG001 - the protocol's signature
+def compile(  # noqa: A001 - the protocol's name
+    module: nn.Module,
+    example: Tensor,
+    precision: str,  # noqa: ARG001 - the protocol's signature
+    cache: Cache | None = None,  # noqa: ARG001 - the same
+) -> Compiled:
     """Return the compiled module, for the example's shape alone."""
     lacking = missing(example.device.type)
     if lacking:

@@ -7,6 +7,7 @@ it), keeping what follows the last matrix product, softmax and normalising, in f
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 from typing import Any
 
@@ -14,7 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from engine.backends.table import Compiled, first_line
+from engine.cache import Cache, key_of
 from pipeline.errors import BackendError
+
+log = logging.getLogger(__name__)
 
 _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
@@ -28,7 +32,9 @@ def missing(device: str) -> str:
     return ""
 
 
-def compile(module: nn.Module, example: Tensor, precision: str) -> Compiled:  # noqa: A001 - the protocol's signature
+def compile(  # noqa: A001 - the protocol's name
+    module: nn.Module, example: Tensor, precision: str, cache: Cache | None = None
+) -> Compiled:
     """Return the compiled module, for the example's shape alone.
 
     Raises:
@@ -36,19 +42,42 @@ def compile(module: nn.Module, example: Tensor, precision: str) -> Compiled:  # 
     """
     import openvino
 
+    core = openvino.Core()
+    hints = {
+        "INFERENCE_PRECISION_HINT": _HINTS[precision],
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": min(torch.get_num_threads(), os.cpu_count() or 1),
+    }
+    key: dict[str, str] = {}
+    if cache is not None:
+        processor = (
+            f"{core.get_property('CPU', 'FULL_DEVICE_NAME')} {core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES')}"
+        )
+        key = key_of(module, example, backend=f"openvino {openvino.__version__}", hints=str(hints), processor=processor)
+        compiled = _taken(core, cache.find(key), hints)
+        if compiled is not None:
+            return _Request(compiled.create_infer_request())
     try:
         with torch.no_grad():
             exported = torch.export.export(module.eval(), (example.contiguous(),))
-        model = openvino.convert_model(exported)
-        hints = {
-            "INFERENCE_PRECISION_HINT": _HINTS[precision],
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": min(torch.get_num_threads(), os.cpu_count() or 1),
-        }
-        request = openvino.Core().compile_model(model, "CPU", hints).create_infer_request()
+        compiled = core.compile_model(openvino.convert_model(exported), "CPU", hints)
+        request = compiled.create_infer_request()
     except Exception as reason:  # both libraries raise whatever their many stages raise
         raise BackendError(f"backend 'openvino': this network does not convert ({first_line(reason)})") from reason
+    if cache is not None:
+        cache.keep(key, compiled.export_model().getvalue())
     return _Request(request)
+
+
+def _taken(core: Any, payload: bytes | None, hints: dict[str, Any]) -> Any:  # noqa: ANN401 - OpenVINO's own types
+    """Return the compiled model of a cache entry, or None where there is none that OpenVINO reads."""
+    if payload is None:
+        return None
+    try:
+        return core.import_model(payload, "CPU", hints)
+    except Exception as reason:  # noqa: BLE001 - it raises whatever its many stages raise, and is built anew
+        log.warning("a compiled result is not readable (%s); it is built anew", first_line(reason))
+        return None
 
 
 class _Request:

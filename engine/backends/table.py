@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 
 from torch import Tensor, nn
 
+from engine.cache import Cache
 from pipeline.errors import ConfigError, nearest
 
 Compiled = Callable[[Tensor], Any]
@@ -26,10 +27,11 @@ class Backend(Protocol):
         """Return why it cannot run on ``device`` here and what to do, or "" when it can."""
         ...
 
-    def compile(self, module: nn.Module, example: Tensor, precision: str) -> Compiled:
+    def compile(self, module: nn.Module, example: Tensor, precision: str, cache: Cache | None = None) -> Compiled:
         """Return a callable that answers as ``module`` does, for inputs of the example's shape and dtype.
 
-        ``precision`` tells those that lower it themselves; for the others the module already has it.
+        ``precision`` tells those that lower it themselves; for the others the module already has it. What was compiled
+        before is taken from ``cache``, and what is compiled now is kept there, by those that can.
 
         Raises ``BackendError`` when this module cannot be compiled here.
         """

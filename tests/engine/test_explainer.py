@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from engine.backends import eager
 from engine.backends.table import BACKENDS, check_backend
 from engine.build import Build, Runner, _compare
 from engine.explainer import NetworkExplainer
@@ -137,10 +138,10 @@ def test_inductor_agrees_with_eager_at_every_batch_size():
     entry = BACKENDS["inductor"]
     if lacking := entry.load().missing("cpu"):
         pytest.skip(lacking)
-    eager, compiled = runner("fp32", name="squeezenet1_1"), runner("fp32", "inductor", name="squeezenet1_1")
+    plain, compiled = runner("fp32", name="squeezenet1_1"), runner("fp32", "inductor", name="squeezenet1_1")
     for count in (1, 3):
         images = torch.randn(count, 3, 96, 96).contiguous(memory_format=torch.channels_last)
-        for one, other in zip(eager(images), compiled(images), strict=True):
+        for one, other in zip(plain(images), compiled(images), strict=True):
             torch.testing.assert_close(one, other, atol=2e-3, rtol=0)
 
 
@@ -154,3 +155,22 @@ def test_a_backend_that_disagrees_refuses_to_start():
         _compare(truth, (*truth[:2], torch.zeros(1, 1, 2, 2)), build)
     with pytest.raises(BackendError, match="heat by nan"):
         _compare(truth, (*truth[:2], torch.full((1, 1, 2, 2), float("nan"))), build)
+
+
+def test_packed_linear_layers_answer_as_the_others_and_leave_the_network_as_it_was():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(300, 400), torch.nn.ReLU(), torch.nn.Linear(400, 300, bias=False)).eval()
+    vectors = torch.randn(50, 300)
+    with torch.inference_mode():
+        packed = eager.compile(net, vectors, "fp32")
+        assert [type(part) for part in packed] == [eager.PackedLinear, torch.nn.ReLU, eager.PackedLinear]
+        for some in (vectors, vectors[:1], vectors.view(2, 25, 300)):
+            torch.testing.assert_close(packed(some), net(some))
+    assert [type(part) for part in net] == [torch.nn.Linear, torch.nn.ReLU, torch.nn.Linear]
+
+
+def test_packing_shares_what_it_does_not_pack():
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(8 * 36, 300)).eval()
+    packed = eager.compile(net, torch.randn(1, 3, 8, 8), "fp32")
+    assert packed is not net
+    assert packed[0].weight.data_ptr() == net[0].weight.data_ptr()

@@ -1,5 +1,7 @@
 """Every knob is named, typed and bounded; a mistake is told with its place and its cure."""
 
+import re
+
 import pytest
 
 from pipeline.config import Config, make_config, read_yaml, to_yaml
@@ -87,3 +89,32 @@ def test_every_knob_says_what_it_is():
     ):
         for name, knob in model.model_fields.items():
             assert knob.description or name in {"engine", "overlay"}, f"{model.__name__}.{name}"
+
+
+@pytest.mark.parametrize("text", ["sources: [line:]", "sources:\n  - line:"])
+def test_an_unquoted_scheme_is_a_uri_though_yaml_takes_it_for_a_map(text):
+    assert [one.uri for one in make_config(read_yaml(text, "run.yaml"), "run.yaml").sources] == ["line:"]
+
+
+def test_a_key_given_twice_is_refused_and_not_half_forgotten():
+    with pytest.raises(ConfigError, match=r"line 2, column 1: 'frames' is given twice"):
+        read_yaml("frames: 1\nframes: 2\n", "run.yaml")
+
+
+def test_a_key_in_the_wrong_map_is_told_where_it_belongs():
+    with pytest.raises(ConfigError, match=r"run.yaml: model: unknown key. It belongs under 'engine:'"):
+        make_config({"model": "resnet50"}, "run.yaml")
+
+
+@pytest.mark.parametrize(
+    ("knobs", "told"),
+    [
+        ({"sources": [{"name": "door"}]}, "sources[0].uri: is missing"),
+        ({"engine": []}, "engine: should be a map of keys"),
+        ({"sources": []}, "sources: should not be empty"),
+        ({"engine": {"model": ["a"]}}, "engine.model: should be text"),
+    ],
+)
+def test_what_is_missing_empty_or_of_another_kind_is_told_in_plain_words(knobs, told):
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        make_config(knobs, "run.yaml")

@@ -88,7 +88,7 @@ def test_a_truncated_jpeg_named_alone_is_refused(shared_data):
         pass
 
 
-def test_in_a_folder_broken_pictures_are_left_out_and_counted(tmp_path, shared_data):
+def test_in_a_folder_broken_pictures_are_left_out_named_and_counted(tmp_path, shared_data, caplog):
     save(tmp_path / "1.png", 1)
     (tmp_path / "2.jpg").write_bytes((shared_data / "photos" / "odd" / "truncated_00090.jpg").read_bytes())
     (tmp_path / "3.png").write_text("a shopping list")
@@ -98,6 +98,7 @@ def test_in_a_folder_broken_pictures_are_left_out_and_counted(tmp_path, shared_d
     assert [(f.index, f.pts_seconds) for f in frames] == [(0, 0.0), (1, 4.0)]
     assert source.health.corrupt == 3
     assert "4.jpg" in source.health.reason
+    assert all(name in caplog.text for name in ("2.jpg", "3.png", "4.jpg"))
 
 
 def test_a_folder_of_nothing_but_broken_pictures_is_an_error(tmp_path):

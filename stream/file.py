@@ -129,6 +129,7 @@ class FileSource:
                 self._path,
                 options=dict(reading.options),
                 timeout=(reading.open_timeout_seconds, reading.read_timeout_seconds),
+                metadata_errors="replace",  # old titles are in any encoding
             )
         except (av.error.FFmpegError, OSError) as error:
             raise SourceError(self._cannot_open(error)) from None

@@ -112,6 +112,7 @@ class LiveSource:
         """Give the frames of one connection. Raises ``Lost`` at its end, unless ``stop`` was set."""
         line, waited_for, seconds = self._line, "answer", self._line.open_timeout_seconds
         self._gave_pictures = False
+        since = time.monotonic()
         try:
             with line.open() as container:
                 waited_for, seconds = "picture", line.read_timeout_seconds
@@ -119,7 +120,10 @@ class LiveSource:
                 if not stop.is_set():
                     raise Lost(Failure("the stream ended"), ended=self._has_ended(container))
         except (av.error.FFmpegError, OSError) as error:
-            raise Lost(failure_of(error, waited_for=waited_for, seconds=seconds)) from error
+            # FFmpeg's RTSP calls a wait for an answer that it cut short by whatever name: EPERM, invalid data.
+            cut_short = waited_for == "answer" and time.monotonic() - since >= seconds
+            reason = av.error.ExitError(0, "timeout") if cut_short else error
+            raise Lost(failure_of(reason, waited_for=waited_for, seconds=seconds)) from error
 
     def _pictures(self, container: InputContainer, stop: threading.Event) -> Iterator[Frame]:
         stream = video_stream(container)

@@ -27,7 +27,8 @@ def network_source(uri: str, *, camera: str, options: dict[str, str], patience: 
 
     def opened() -> AbstractContextManager[InputContainer]:
         timeout = (patience.open_timeout_seconds, patience.read_timeout_seconds)
-        return av.open(uri, options=options, timeout=timeout)
+        # What a camera calls itself may be in any encoding, or noise.
+        return av.open(uri, options=options, timeout=timeout, metadata_errors="replace")
 
     line = Line(
         opened, demuxed, patience.open_timeout_seconds, patience.read_timeout_seconds, attempts=patience.attempts

@@ -327,3 +327,16 @@ def test_stop_ends_a_file_at_once(make_clip):
 def test_a_file_left_half_way_is_closed(make_clip):
     with build_source(str(make_clip(pictures=50))) as source:
         next(iter(source.frames(threading.Event())))
+
+
+def test_a_title_in_another_encoding_is_no_fault(tmp_path):
+    path = tmp_path / "old.avi"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "XYZZY"
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame(64, 48, "yuv420p")))
+        container.mux(stream.encode())
+    path.write_bytes(path.read_bytes().replace(b"XYZZY", b"M\xfcll\xe9"))
+    with build_source(str(path)) as source:
+        assert len(list(source.frames(threading.Event()))) == 1

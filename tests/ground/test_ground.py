@@ -1,0 +1,367 @@
+"""The ground itself, and what a source does on it: our own server, its faults, and a line that goes bad."""
+
+import contextlib
+import logging
+import random
+import subprocess
+import threading
+import time
+
+import av
+import pytest
+
+from pipeline.errors import ConnectionLostError
+from stream.sources import SourceOptions, build_source
+from tests.ground.feed import Feed
+from tests.ground.footage import Mark, millis_now, read
+from tests.ground.proxy import Proxy
+from tests.ground.reader import Reader
+from tests.ground.rtsp_server import RtspServer
+
+QUICK = SourceOptions(read_timeout_seconds=1.0, open_timeout_seconds=2.0)
+ONCE = SourceOptions(read_timeout_seconds=1.0, open_timeout_seconds=2.0, attempts=1)
+LOST = ("waiting", "connecting")
+RIGHT, WRONG = "c@nary-7f3a", "wr0ng-canary"
+
+
+@pytest.fixture
+def feed():
+    with Feed((160, 120), rate=20) as feed:
+        yield feed
+
+
+@pytest.fixture
+def server(feed):
+    with RtspServer(feed) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def reading(url, options=QUICK):
+    with build_source(url, options=options) as source, Reader(source) as reader:
+        yield reader
+
+
+def failing(url):
+    """Return the words of the typed error that one attempt ends in."""
+    with build_source(url, options=ONCE) as source, pytest.raises(ConnectionLostError) as caught:
+        list(source.frames(threading.Event()))
+    return str(caught.value)
+
+
+def test_another_reader_of_the_same_server_sees_h264_of_the_right_size(server):
+    words = ["ffprobe", "-v", "error", "-rtsp_transport", "tcp", "-show_entries", "stream=codec_name,width,height"]
+    done = subprocess.run(
+        [*words, "-of", "csv=p=0", server.url()], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.stdout.strip(), done.stderr) == ("h264,160,120", "")
+
+
+def test_pictures_are_read_back_exactly_and_in_order(server):
+    with reading(server.url()) as reader:
+        reader.until(lambda: len(reader.frames) >= 40)
+    marks = reader.marks
+    assert None not in marks
+    numbers = [mark.number for mark in marks]
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    assert [frame.index for frame in reader.frames] == list(range(len(numbers)))
+    for mark, frame in zip(marks, reader.frames, strict=True):
+        assert -0.001 <= mark.age_seconds(frame.taken_at) < 1.0
+    told = [frame.pts_seconds - reader.frames[0].pts_seconds for frame in reader.frames]
+    taken = [(mark.millis - marks[0].millis) / 1000 for mark in marks]
+    assert told == pytest.approx(taken, abs=0.1)  # FFmpeg evens out the first few
+
+
+def test_pictures_larger_than_a_packet_are_put_together_again():
+    with Feed((640, 480), rate=10, bit_rate=4_000_000, grain=20) as feed, RtspServer(feed) as server:
+        sizes = []
+        feed.listen("sizes", lambda picture: sizes.append(max(map(len, picture.units))))
+        with reading(server.url()) as reader:
+            reader.until(lambda: len(reader.frames) >= 5)
+        assert max(sizes) > 1200
+        assert None not in reader.marks
+
+
+def test_two_viewers_share_one_encoder_and_each_begins_with_a_key_picture(server):
+    with reading(server.url()) as one:
+        one.until(lambda: len(one.frames) >= 3)
+        with reading(server.url()) as other:
+            other.until(lambda: len(other.frames) >= 10)
+    assert None not in one.marks + other.marks
+    assert set(other.marks[:5]) <= set(one.marks)
+    assert one.health.corrupt == other.health.corrupt == 0
+
+
+def test_a_stall_is_noticed_and_said_and_its_end_gives_fresh_pictures(server, feed):
+    with reading(server.url()) as reader:
+        reader.until(lambda: len(reader.frames) >= 3)
+        server.faults.stalled = True
+        reader.until(lambda: reader.health.state in LOST)
+        assert reader.health.reason == "no picture for 1 s"
+        back = feed.number
+        server.faults.stalled = False
+        reader.until_number(back)
+        assert reader.last.age_seconds(reader.frames[-1].taken_at) < 2.0
+        assert reader.health.reconnects == 1
+    assert None not in reader.marks
+
+
+def test_a_death_is_said_and_a_return_yields_fresh_pictures(server, feed):
+    with reading(server.url()) as reader:
+        reader.until(lambda: len(reader.frames) >= 3)
+        port = server.port
+        server.die()
+        reader.until(lambda: "refused" in reader.health.reason)
+        died, missed = len(reader.frames), feed.number
+        reader.until(lambda: feed.number > missed + 5)
+        server.come_back()
+        assert server.port == port
+        reader.until_number(feed.number)
+        assert reader.health.state == "live"
+        assert reader.health.reconnects == 1
+    first = reader.frames[died]
+    assert read(first.image).age_seconds(first.taken_at) < 2.0
+    assert [frame.index for frame in reader.frames] == list(range(len(reader.frames)))
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+def test_a_broken_connection_is_made_anew(server, feed, how):
+    with reading(server.url()) as reader:
+        for times in (1, 2, 3):
+            reader.until_number(feed.number)
+            getattr(server, how)()
+            reader.until(lambda times=times: reader.health.reconnects == times)
+        reader.until_number(feed.number)
+    assert None not in reader.marks
+    numbers = [mark.number for mark in reader.marks]
+    assert numbers == sorted(set(numbers))
+
+
+def test_a_camera_may_come_back_in_another_size(server, feed):
+    with reading(server.url()) as reader:
+        reader.until(lambda: len(reader.frames) >= 3)
+        server.die()
+        feed.size = (320, 240)
+        begun = feed.number
+        reader.until(lambda: feed.number > begun + 2)
+        server.come_back()
+        reader.until(lambda: reader.frames[-1].width == 320)
+    assert {(frame.width, frame.height) for frame in reader.frames} == {(160, 120), (320, 240)}
+    assert None not in reader.marks
+
+
+def test_a_camera_may_change_its_size_without_a_word(server, feed):
+    with reading(server.url()) as reader:
+        reader.until(lambda: len(reader.frames) >= 3)
+        feed.size = (240, 160)
+        reader.until(lambda: reader.frames[-1].width == 240)
+        reader.until_number(feed.number)
+    assert None not in reader.marks
+
+
+@pytest.mark.parametrize("shift", [-40_000.0, -5.0, 5.0, 47_000.0])
+def test_time_goes_on_whatever_the_cameras_clock_does(server, feed, shift):
+    with reading(server.url()) as reader:
+        reader.until(lambda: len(reader.frames) >= 5)
+        server.faults.time_shift_seconds = shift
+        reader.until_number(feed.number + 10)
+    told = [frame.pts_seconds for frame in reader.frames]
+    assert told == sorted(set(told))
+    elapsed = reader.frames[-1].taken_at - reader.frames[0].taken_at
+    assert told[-1] == pytest.approx(elapsed, abs=6.5)
+    assert None not in reader.marks
+
+
+def test_lost_packets_yield_right_pictures_and_counted_losses_nothing_else():
+    with Feed((320, 240), rate=25, bit_rate=1_500_000, grain=20) as feed, RtspServer(feed, seed=3) as server:
+        with reading(server.url()) as reader:
+            reader.until(lambda: len(reader.frames) >= 5)
+            server.faults.drop_share = 0.05
+            reader.until(lambda: server.counts.packets_dropped >= 10)
+            server.faults.drop_share = 0.0
+            reader.until_number(feed.number + 25)
+        assert reader.health.corrupt > 0
+    assert None not in reader.marks
+
+
+@pytest.mark.parametrize("name", ["wrong password", "no password"])
+def test_a_wrong_password_is_told_apart_and_is_in_no_log(feed, caplog, name):
+    caplog.set_level(logging.DEBUG)
+    with RtspServer(feed, user="eye", password=RIGHT) as server:
+        wrong = name == "wrong password"
+        url = server.url(password=WRONG) if wrong else server.url(credentials=False)
+        av.logging.set_level(av.logging.DEBUG)
+        try:
+            words = failing(url)
+        finally:
+            av.logging.set_level(None)
+        assert "wrong or missing user name or password (401" in words
+        with reading(server.url()) as reader:
+            reader.until(lambda: len(reader.frames) >= 2)
+            said = f"{words} {reader.health} {reader.source.uri} {reader.source.camera}"
+    assert "canary" not in said + caplog.text
+
+
+def test_a_wrong_path_is_told_apart(server):
+    assert "check the path (404" in failing(server.url("/nothing"))
+
+
+def test_a_password_changed_while_it_runs_is_said_and_mended(feed, monkeypatch):
+    monkeypatch.setattr("stream.reconnect.Backoff.delay_seconds", lambda *_, **__: 0.1)
+    with RtspServer(feed, user="eye", password=RIGHT) as server, reading(server.url()) as reader:
+        reader.until(lambda: len(reader.frames) >= 2)
+        server.password = WRONG
+        server.close()
+        reader.until(lambda: "password" in reader.health.reason)
+        server.password = RIGHT
+        reader.until_number(feed.number)
+
+
+DESCRIPTIONS = {
+    "nothing": b"\r\n",
+    "noise": random.Random(1).randbytes(400),
+    "html": b"<html><body>It works!</body></html>",
+    "sound only": b"v=0\r\no=- 1 1 IN IP4 0.0.0.0\r\ns=x\r\nt=0 0\r\nm=audio 0 RTP/AVP 0\r\na=control:track1\r\n",
+    "unknown codec": b"v=0\r\ns=x\r\nt=0 0\r\nm=video 0 RTP/AVP 96\r\na=rtpmap:96 H999/90000\r\na=control:track1\r\n",
+    "wrong parameters": b"v=0\r\ns=x\r\nm=video 0 RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\n"
+    b"a=fmtp:96 sprop-parameter-sets=AAAA,////;packetization-mode=7\r\na=control:track1\r\n",
+    "endless line": b"v=0\r\na=" + b"x" * 50_000,
+}
+
+
+@pytest.mark.parametrize("name", DESCRIPTIONS)
+def test_a_wrong_description_ends_in_pictures_or_a_typed_error(server, feed, name):
+    server.faults.description = DESCRIPTIONS[name]
+    with reading(server.url(), ONCE) as reader, contextlib.suppress(AssertionError):
+        reader.until(lambda: len(reader.frames) >= 3)
+    assert reader.error is not None or len(reader.frames) >= 3
+    assert None not in reader.marks
+
+
+ANSWERS = {
+    "nothing": b"\r\n\r\n",
+    "noise": random.Random(2).randbytes(300),
+    "http": b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+    "a number too long": b"RTSP/1.0 99999999999 ?\r\nCSeq: 1\r\n\r\n",
+    "a body that never comes": b"RTSP/1.0 200 OK\r\nCSeq: 1\r\nContent-Length: 999999\r\n\r\nv=0",
+    "a negative length": b"RTSP/1.0 200 OK\r\nCSeq: 1\r\nContent-Length: -5\r\n\r\n",
+    "pictures before words": b"$\x00\xff\xff" + random.Random(3).randbytes(200),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_a_wrong_answer_ends_in_a_typed_error(server, name):
+    server.faults.answer = ANSWERS[name]
+    assert server.url() in failing(server.url())
+
+
+def test_damaged_descriptions_and_answers_end_in_typed_errors_only(server):
+    chance = random.Random(4)
+    good = DESCRIPTIONS["sound only"]  # whatever is done to it, it never leads to pictures
+    for _ in range(100):
+        broken = bytearray(good)
+        for _ in range(chance.randrange(1, 12)):
+            broken[chance.randrange(len(broken))] = chance.randrange(256)
+        server.faults.description = bytes(broken[: chance.randrange(1, len(broken) + 1)])
+        assert server.url() in failing(server.url())
+
+
+def test_a_silent_camera_is_given_up_after_the_open_timeout(server):
+    server.faults.silent = True
+    assert "no answer for 2 s" in failing(server.url())
+
+
+def test_an_answer_that_comes_too_late_is_called_so(server):
+    server.faults.answer_delay_seconds = 0.7  # four of them take longer than the open timeout
+    assert "no answer for 2 s" in failing(server.url())
+
+
+def test_a_name_in_another_encoding_is_no_fault(server):
+    server.faults.description = server.description().replace(b"s=ground", b"s=T\xfcr \xe3")
+    with reading(server.url()) as reader:
+        reader.until(lambda: len(reader.frames) >= 2)
+
+
+def test_a_slow_camera_is_waited_for(server, feed):
+    server.faults.answer_delay_seconds = 0.2
+    with reading(server.url()) as reader:
+        reader.until(lambda: len(reader.frames) >= 2)
+        assert reader.health == reader.health.__class__("live")
+
+
+def test_a_line_that_carries_nothing_is_noticed_like_a_stall(server, feed):
+    with Proxy(server.port) as line:
+        with reading(f"rtsp://127.0.0.1:{line.port}{server.path}") as reader:
+            reader.until(lambda: len(reader.frames) >= 3)
+            line.blackholed = True
+            reader.until(lambda: reader.health.state in LOST)
+            assert reader.health.reason == "no picture for 1 s"
+            line.blackholed = False
+            reader.until_number(feed.number)
+        assert None not in reader.marks
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+def test_a_line_that_breaks_is_taken_up_again(server, feed, how):
+    with Proxy(server.port) as line:
+        with reading(f"rtsp://127.0.0.1:{line.port}{server.path}") as reader:
+            reader.until(lambda: len(reader.frames) >= 3)
+            getattr(line, how)()
+            reader.until(lambda: reader.health.reconnects == 1)
+            reader.until_number(feed.number)
+        assert None not in reader.marks
+
+
+def test_a_line_cut_in_the_middle_of_a_picture_shows_no_broken_one(server, feed):
+    with Proxy(server.port) as line:
+        with reading(f"rtsp://127.0.0.1:{line.port}{server.path}") as reader:
+            for cut in (100, 777, 2000):
+                reader.until_number(feed.number)
+                made = line.connections
+                line.truncate_after_bytes = cut
+                reader.until(lambda made=made: line.connections > made)
+                line.truncate_after_bytes = None
+        assert None not in reader.marks
+
+
+def test_a_late_line_delivers_everything_later(server, feed):
+    with Proxy(server.port) as line:
+        line.delay_seconds = 0.1
+        with reading(f"rtsp://127.0.0.1:{line.port}{server.path}") as reader:
+            reader.until(lambda: len(reader.frames) >= 10)
+        ages = [mark.age_seconds(f.taken_at) for mark, f in zip(reader.marks, reader.frames, strict=True)]
+        assert min(ages[-5:]) > 0.09
+
+
+def test_a_line_too_narrow_is_felt_by_the_camera_which_leaves_pictures_out():
+    grainy = Feed((320, 240), rate=25, bit_rate=6_000_000, grain=20)
+    with grainy as feed, RtspServer(feed) as server, Proxy(server.port) as line:
+        with reading(f"rtsp://127.0.0.1:{line.port}{server.path}") as reader:
+            reader.until(lambda: len(reader.frames) >= 3)
+            line.bytes_per_second = 20_000
+            begun = len(reader.frames)
+            reader.until(lambda: len(reader.frames) > begun + 2)
+        assert None not in reader.marks
+
+
+def test_many_cameras_cost_one_encoder():
+    with contextlib.ExitStack() as stack:
+        feed = stack.enter_context(Feed((160, 120), rate=10))
+        servers = [stack.enter_context(RtspServer(feed)) for _ in range(4)]
+        readers = [stack.enter_context(reading(server.url())) for server in servers]
+        for reader in readers:
+            reader.until(lambda reader=reader: len(reader.frames) >= 5)
+    shared = set.intersection(*(set(reader.marks) for reader in readers))
+    assert shared
+    assert all(isinstance(mark, Mark) for mark in shared)
+
+
+def test_the_painted_time_is_the_clock_of_this_machine(feed):
+    seen = []
+    feed.listen("test", lambda picture: seen.append(millis_now() - picture.millis))
+    deadline = time.monotonic() + 20
+    while len(seen) < 5 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    feed.forget("test")
+    assert len(seen) >= 5
+    assert all(0 <= late < 1000 for late in seen)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from engine.agreement import HEAT_TOLERANCE, SCORE_TOLERANCE, Answers, disagreement
 from engine.backends.table import BACKENDS, Compiled
 from engine.cache import Cache
 from engine.devices import DTYPES
@@ -21,11 +22,6 @@ from engine.split import Split
 from pipeline.errors import BackendError
 
 log = logging.getLogger(__name__)
-
-SCORE_TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1}
-"""How far softmax scores may be from eager float32's on the probe; beyond it a backend is refused."""
-HEAT_TOLERANCE = {"fp32": 5e-3, "fp16": 5e-2, "bf16": 1.5e-1}
-"""How far heat may be from eager float32's on the probe, as a mean over the grid."""
 
 
 @dataclass(frozen=True)
@@ -142,19 +138,13 @@ def _answers(module: nn.Module, images: Tensor) -> tuple[Tensor, Tensor, Tensor]
     return scores, classes, heat
 
 
-def _compare(truth: tuple[Tensor, Tensor, Tensor], told: tuple[Tensor, Tensor, Tensor], build: Build) -> None:
+def _compare(truth: Answers, told: Answers, build: Build) -> None:
     """Refuse a backend whose answers to the probe are too far from eager float32's."""
-    scores = float((told[0].float().cpu() - truth[0]).abs().max())
-    # Heat is compared only for classes both explained: half precision may rank two near-equal classes otherwise.
-    same = told[1].cpu() == truth[1]
-    apart = (told[2].float().cpu() - truth[2]).abs().mean((2, 3))[same]
-    heat = float(apart.max()) if apart.numel() else 0.0
-    allowed, heat_allowed = SCORE_TOLERANCE[build.precision], HEAT_TOLERANCE[build.precision]
-    if not (scores <= allowed and heat <= heat_allowed):
+    differs = disagreement(truth, told, SCORE_TOLERANCE[build.precision], HEAT_TOLERANCE[build.precision])
+    if differs:
         raise BackendError(
-            f"backend {build.backend!r} in {build.precision} disagrees with eager float32 on a probe image: scores by "
-            f"{scores:.3g} (allowed {allowed:g}), heat by {heat:.3g} (allowed {heat_allowed:g}); use --precision fp32 "
-            "or another --backend"
+            f"backend {build.backend!r} in {build.precision} disagrees with eager float32 on a probe image: {differs}; "
+            "use --precision fp32 or another --backend"
         )
 
 

@@ -8,9 +8,7 @@ Nothing in it is code. Beside the tensors it carries string metadata, each value
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from engine.metadata import mapping, names, pair, triple, word
+from engine.whole_file import whole_file
 from pipeline.errors import ModelError
 
 _FORMAT = "recipro-stream 1"
@@ -61,19 +61,12 @@ def save_model(path: str | Path, content: ModelFile) -> None:
         "provenance": json.dumps(dict(content.provenance), sort_keys=True),
     }
     payload = save({name: tensor.contiguous().cpu() for name, tensor in content.state.items()}, metadata)
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
-            file.write(payload)
-        temporary.chmod(0o644)
-        temporary.replace(path)
     except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
         raise ModelError(f"{path}: cannot be written ({error.strerror}); choose a folder you may write to") from error
+    with whole_file(path) as temporary:
+        temporary.write_bytes(payload)
 
 
 def read_model_file(path: str | Path) -> ModelFile:
@@ -96,13 +89,13 @@ def read_model_file(path: str | Path) -> ModelFile:
         ) from error
     return ModelFile(
         state=state,
-        model=_word(path, metadata, "model"),
-        labels=_labels(path, metadata),
-        input_size=_input_size(path, metadata),
-        mean=_triple(path, metadata, "mean"),
-        std=_triple(path, metadata, "std"),
-        layer=_word(path, metadata, "layer"),
-        provenance=_provenance(path, metadata),
+        model=word(path, metadata, "model"),
+        labels=names(path, metadata, "labels"),
+        input_size=pair(path, metadata, "input_size", "[height, width] in pixels"),
+        mean=triple(path, metadata, "mean"),
+        std=triple(path, metadata, "std"),
+        layer=word(path, metadata, "layer"),
+        provenance=mapping(path, metadata, "provenance"),
     )
 
 
@@ -116,55 +109,3 @@ def _check_format(path: Path, metadata: Mapping[str, str]) -> None:
         f"{path}: holds bare weights, without labels and input size: not one of this system's model files; "
         "name the network they belong to with --model NAME --weights FILE"
     )
-
-
-def _word(path: Path, metadata: Mapping[str, str], key: str) -> str:
-    value = metadata.get(key)
-    if not value:
-        raise ModelError(f"{path}: its metadata lacks {key!r}; write it again with save_model")
-    return value
-
-
-def _parsed(path: Path, metadata: Mapping[str, str], key: str) -> Any:  # noqa: ANN401 - JSON is anything
-    try:
-        return json.loads(_word(path, metadata, key))
-    except json.JSONDecodeError as error:
-        raise ModelError(f"{path}: metadata {key!r} is no JSON ({error}); write the file again") from None
-
-
-def _wrong(path: Path, key: str, value: object, rule: str) -> ModelError:
-    return ModelError(f"{path}: metadata {key!r} is {value!r}; it must be {rule}. Write the file again")
-
-
-def _labels(path: Path, metadata: Mapping[str, str]) -> tuple[str, ...]:
-    value = _parsed(path, metadata, "labels")
-    if not isinstance(value, list) or not value or not all(isinstance(label, str) for label in value):
-        raise _wrong(path, "labels", value, "a list of names")
-    return tuple(value)
-
-
-def _input_size(path: Path, metadata: Mapping[str, str]) -> tuple[int, int]:
-    value = _parsed(path, metadata, "input_size")
-    if not _numbers(value, 2) or not all(isinstance(side, int) and side > 0 for side in value):
-        raise _wrong(path, "input_size", value, "[height, width] in pixels")
-    return value[0], value[1]
-
-
-def _triple(path: Path, metadata: Mapping[str, str], key: str) -> tuple[float, float, float]:
-    value = _parsed(path, metadata, key)
-    if not _numbers(value, 3):
-        raise _wrong(path, key, value, "three numbers, for red, green and blue")
-    return float(value[0]), float(value[1]), float(value[2])
-
-
-def _provenance(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    value = _parsed(path, metadata, "provenance")
-    if not isinstance(value, dict):
-        raise _wrong(path, "provenance", value, "an object")
-    return value
-
-
-def _numbers(value: object, count: int) -> bool:
-    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != count:
-        return False
-    return all(isinstance(number, int | float) and not isinstance(number, bool) for number in value)

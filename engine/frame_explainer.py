@@ -1,0 +1,82 @@
+"""What all explainers share: frames to a batch, and the network's answers to explanations."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from engine.agreement import Answers
+from engine.methods.plan import PlanFacts
+from engine.preprocess import Preprocessing
+from pipeline.frames import Explanation, Finding, Frame
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """What runs, for the log and for people."""
+
+    model: str
+    layer: str
+    grid: tuple[int, int]
+    input_size: tuple[int, int]
+    plan: PlanFacts
+    backend: str
+    precision: str
+    device: str
+    build_seconds: float
+
+    def __str__(self) -> str:
+        rows, columns = self.grid
+        height, width = self.input_size
+        return (
+            f"{self.model} at {height}x{width}, layer {self.layer} ({rows}x{columns} cells), {self.plan.name} plan "
+            f"({self.plan.why}), {self.backend} {self.precision} on {self.device}, built in {self.build_seconds:.1f} s"
+        )
+
+
+class FrameExplainer:
+    """Explains frames with what a member says about itself and how it answers a batch."""
+
+    def __init__(self, labels: Sequence[str], method: str, preprocessing: Preprocessing, facts: EngineFacts) -> None:
+        """Take what every explanation says alike."""
+        self.labels = tuple(labels)
+        self.facts = facts
+        self._method = method
+        self._preprocessing = preprocessing
+
+    def explain(self, frames: Sequence[Frame]) -> list[Explanation]:
+        """Explain a batch: one explanation per frame, in order; frames may differ in size and camera."""
+        if not frames:
+            return []
+        begun = time.perf_counter()
+        images = self._images(self._preprocessing.pixels(frames))
+        ready = time.perf_counter()
+        scores, classes, heat = (part.cpu().numpy() for part in self._answers(images))
+        timings = {"preprocess": ready - begun, "explain": time.perf_counter() - ready}
+        return [
+            Explanation(
+                frame=frame,
+                findings=tuple(
+                    Finding(self.labels[c], float(scores[n, c]), np.ascontiguousarray(heat[n, t]), int(c))
+                    for t, c in enumerate(classes[n])
+                ),
+                method=self._method,
+                layer=self.facts.layer,
+                timings=timings,
+                model=self.facts.model,
+                heat_region=self._preprocessing.region(frame),
+            )
+            for n, frame in enumerate(frames)
+        ]
+
+    def _images(self, pixels: Tensor) -> Tensor:
+        """Return the normalised batch of uint8 pixels (N, 3, H, W), where and how the network wants it."""
+        raise NotImplementedError
+
+    def _answers(self, images: Tensor) -> Answers:
+        """Return softmax scores (N, K), the explained classes (N, T), and their heat (N, T, h, w)."""
+        raise NotImplementedError

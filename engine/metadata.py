@@ -1,0 +1,72 @@
+"""What a file of this system says about itself: string metadata, each value JSON where it is no plain word.
+
+Every reader here raises ``ModelError`` that names the file, the key and the rule.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ModelError
+
+
+def word(path: Path, metadata: Mapping[str, str], key: str) -> str:
+    """Return a plain value."""
+    value = metadata.get(key)
+    if not value:
+        raise ModelError(f"{path}: its metadata lacks {key!r}; write the file again")
+    return value
+
+
+def parsed(path: Path, metadata: Mapping[str, str], key: str) -> Any:  # noqa: ANN401 - JSON is anything
+    """Return a JSON value."""
+    try:
+        return json.loads(word(path, metadata, key))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ModelError(f"{path}: metadata {key!r} is no JSON ({error}); write the file again") from None
+
+
+def wrong(path: Path, key: str, value: object, rule: str) -> ModelError:
+    """Return the error for a value that breaks a rule."""
+    return ModelError(f"{path}: metadata {key!r} is {value!r}; it must be {rule}. Write the file again")
+
+
+def names(path: Path, metadata: Mapping[str, str], key: str) -> tuple[str, ...]:
+    """Return a list of names, never empty."""
+    value = parsed(path, metadata, key)
+    if not isinstance(value, list) or not value or not all(isinstance(name, str) for name in value):
+        raise wrong(path, key, value, "a list of names")
+    return tuple(value)
+
+
+def pair(path: Path, metadata: Mapping[str, str], key: str, rule: str) -> tuple[int, int]:
+    """Return two whole numbers above zero; ``rule`` says what they are."""
+    value = parsed(path, metadata, key)
+    if not _numbers(value, 2) or not all(isinstance(side, int) and side > 0 for side in value):
+        raise wrong(path, key, value, rule)
+    return value[0], value[1]
+
+
+def triple(path: Path, metadata: Mapping[str, str], key: str) -> tuple[float, float, float]:
+    """Return three numbers."""
+    value = parsed(path, metadata, key)
+    if not _numbers(value, 3):
+        raise wrong(path, key, value, "three numbers, for red, green and blue")
+    return float(value[0]), float(value[1]), float(value[2])
+
+
+def mapping(path: Path, metadata: Mapping[str, str], key: str) -> dict[str, Any]:
+    """Return a JSON object."""
+    value = parsed(path, metadata, key)
+    if not isinstance(value, dict):
+        raise wrong(path, key, value, "an object")
+    return value
+
+
+def _numbers(value: object, count: int) -> bool:
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != count:
+        return False
+    return all(isinstance(number, int | float) and not isinstance(number, bool) for number in value)

@@ -1,0 +1,35 @@
+"""Files that are written whole or not at all: a reader sees the old file or the new one, never half of one."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.errors import ModelError
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give the place to write to; what stands there takes ``path``'s place when the block ends well.
+
+    Entering already shows whether the folder can be written to, before any work is done.
+
+    Raises:
+        ModelError: it cannot be written.
+    """
+    if path.is_dir():
+        raise ModelError(f"{path}: cannot be written (it is a folder); name a file in it")
+    folder = None
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        yield folder / path.name
+        (folder / path.name).replace(path)
+    except OSError as error:
+        said = error.strerror or str(error)
+        raise ModelError(f"{path}: cannot be written ({said}); choose a folder you may write to") from error
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -24,7 +24,8 @@ from pipeline.errors import ConfigError, ReciproStreamError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from engine.explainer import NetworkExplainer
+    from engine.frame_explainer import FrameExplainer
+    from engine.networks import Network
     from engine.training import Progress
     from overlays.sinks.options import SinkOptions
     from pipeline.loop import Outcome
@@ -103,7 +104,9 @@ def stream(  # noqa: PLR0917 - one parameter per option
         str | None,
         _option(CAMERA, "A full queue: drop-oldest (default for live sources) or wait (default for files)."),
     ] = None,
-    model: Annotated[str | None, _option(NETWORK, "A name of `run.py models`, or any torchvision or timm CNN.")] = None,
+    model: Annotated[
+        str | None, _option(NETWORK, "A name of `run.py models`, any torchvision or timm CNN, or an exported file.")
+    ] = None,
     weights: Annotated[str | None, _option(NETWORK, "A state dict (.pth, .safetensors). 'random': untrained.")] = None,
     labels: Annotated[str | None, _option(NETWORK, "Class names: a text file, one a line, or a JSON list.")] = None,
     layer: Annotated[str | None, _option(NETWORK, "The explained layer. Default: the last grid.")] = None,
@@ -151,6 +154,49 @@ def stream(  # noqa: PLR0917 - one parameter per option
         typer.echo(to_yaml(_redacted(made)), nl=False)
         return
     _finish(_carry(made))
+
+
+@app.command()
+def export(  # noqa: PLR0917 - one parameter per option
+    model: Annotated[str, _option(NETWORK, "A name of `run.py models`, or any torchvision or timm CNN.")],
+    output: Annotated[Path, _option(RUN, "The file to write: NAME.onnx or NAME.pt2.")],
+    file_format: Annotated[
+        str | None, _option(RUN, "onnx or torch. Default: the file's ending says.", "--format")
+    ] = None,
+    weights: Annotated[str | None, _option(NETWORK, "A state dict (.pth, .safetensors). 'random': untrained.")] = None,
+    labels: Annotated[str | None, _option(NETWORK, "Class names: a text file, one a line, or a JSON list.")] = None,
+    layer: Annotated[str | None, _option(NETWORK, "The explained layer. Default: the last grid.")] = None,
+    target: Annotated[
+        str | None, _option(NETWORK, "The explained classes: top1 (default), top5, or names or indices, by commas.")
+    ] = None,
+    kernel: Annotated[str | None, _option(NETWORK, "Recipro-CAM's masks: point (default) or gaussian.")] = None,
+    input_size: Annotated[str | None, _option(NETWORK, "HEIGHTxWIDTH. Default: what the weights want.")] = None,
+    fit: Annotated[str | None, _option(NETWORK, "Frame to input: stretch (default), letterbox or crop.")] = None,
+    mean: Annotated[str | None, _option(NETWORK, "R,G,B subtracted from RGB in [0, 1].")] = None,
+    std: Annotated[str | None, _option(NETWORK, "R,G,B divided by.")] = None,
+    memory_budget_mib: Annotated[
+        int | None, _option(NETWORK, "MiB for masked maps, where they cannot be avoided.", "--memory-budget-mib")
+    ] = None,
+) -> None:
+    """Write a network and its explanation as one file, which `stream --model FILE` and other programs run."""
+    engine = {
+        "model": model, "weights": weights, "labels": labels, "layer": layer, "target": target, "kernel": kernel,
+        "input_size": input_size, "fit": fit, "mean": mean, "std": std, "memory_budget_mib": memory_budget_mib,
+    }  # fmt: skip
+    config = make_config({}, "command line", {"engine": _given(engine)})
+    if any(given and _same_place(output, Path(given)) for given in (weights, labels)):
+        raise ConfigError(f"output {str(output)!r} would overwrite what this command reads; choose another file")
+    from engine.export import check_format, export_network
+    from engine.whole_file import whole_file
+
+    check_format(file_format, output)
+    with whole_file(output) as place:
+        told = export_network(_network(config), config.engine, place)
+    _say(
+        f"written: {_near(output)} ({told.bytes / 1e6:.1f} MB, {told.passport.plan} plan; the same answers as the "
+        f"engine's in {' and '.join(told.runtimes)})\n"
+        f"run it:  uv run run.py stream --model {_near(output)} --source camera:0"
+    )
 
 
 @app.command()
@@ -360,10 +406,22 @@ def _sink_options(quality: int) -> SinkOptions:
     return SinkOptions(jpeg_quality=quality, display=_display())
 
 
-def _explainer(config: Config) -> NetworkExplainer:
+def _explainer(config: Config) -> FrameExplainer:
+    from engine.passport import is_exported
+
+    if is_exported(config.engine.model):
+        from engine.exported import ExportedExplainer
+
+        return ExportedExplainer(Path(config.engine.model), config.engine)
     from platformdirs import user_cache_dir
 
     from engine.explainer import NetworkExplainer
+
+    kept = config.engine.cache or user_cache_dir("recipro-stream", appauthor=False)
+    return NetworkExplainer(_network(config), config.engine.model_copy(update={"cache": kept}))
+
+
+def _network(config: Config) -> Network:
     from engine.models import lookup
     from engine.networks import load_network
 
@@ -372,9 +430,7 @@ def _explainer(config: Config) -> NetworkExplainer:
     if weights is None and entry is not None and entry.file:
         weights = ROOT / entry.file
     labels = None if config.engine.labels is None else Path(config.engine.labels)
-    kept = config.engine.cache or user_cache_dir("recipro-stream", appauthor=False)
-    settings = config.engine.model_copy(update={"cache": kept})
-    return NetworkExplainer(load_network(config.engine.model, weights=weights, labels=labels), settings)
+    return load_network(config.engine.model, weights=weights, labels=labels)
 
 
 def _redacted(config: Config) -> Config:

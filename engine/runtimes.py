@@ -1,0 +1,126 @@
+"""The table of runtimes: an exported file to something that answers batches of any size. Vendor imports stay inside.
+
+An ``.onnx`` file carries no code. A ``.pt2`` file is a program that torch reads: run only those you trust.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from engine.agreement import Answers
+from engine.backends.table import first_line
+from pipeline.errors import ModelError
+
+Program = Callable[[Tensor], Answers]
+"""Normalised images (N, 3, H, W), float32, to answers; any N, one thread at a time."""
+
+INPUT: Final = "images"
+OUTPUTS: Final = ("scores", "classes", "heat")
+_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """One member of the table."""
+
+    suffix: str
+    """The ending of the files it runs."""
+    package: str
+    load: Callable[[Path, str], Program]
+    """File and precision to program. Raises ``ModelError`` where the file is damaged."""
+    precisions: tuple[str, ...] = ("fp32",)
+
+    def missing(self) -> str:
+        """Return why it cannot run here and what to do, or ""."""
+        if importlib.util.find_spec(self.package) is None:
+            return f"the package is missing: pip install {self.package}"
+        return ""
+
+
+class _OpenVino:
+    """Compiles the graph for each batch size that comes, filled up to a power of two: fixed shapes run faster."""
+
+    def __init__(self, path: Path, precision: str) -> None:
+        import openvino
+
+        self._core = openvino.Core()
+        self._model = self._core.read_model(str(path))
+        self._hints = {
+            "INFERENCE_PRECISION_HINT": _HINTS[precision],
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": min(torch.get_num_threads(), os.cpu_count() or 1),
+        }
+        self._requests: dict[int, Any] = {}
+
+    def __call__(self, images: Tensor) -> Answers:
+        count = len(images)
+        size = 1 << (count - 1).bit_length()
+        filled = torch.cat((images, images[-1:].expand(size - count, -1, -1, -1)))
+        if size not in self._requests:
+            self._model.reshape([size, *images.shape[1:]])
+            self._requests[size] = self._core.compile_model(self._model, "CPU", self._hints).create_infer_request()
+        results = self._requests[size].infer([filled.contiguous().numpy()])
+        scores, classes, heat = (torch.from_numpy(results[name][:count].copy()) for name in OUTPUTS)
+        return scores, classes, heat
+
+
+class _OnnxRuntime:
+    """Runs the graph as it is, at any batch size."""
+
+    def __init__(self, path: Path, precision: str) -> None:  # noqa: ARG002 - the table's signature
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, images: Tensor) -> Answers:
+        told = self._session.run(list(OUTPUTS), {INPUT: images.contiguous().numpy()})
+        scores, classes, heat = (torch.from_numpy(part) for part in told)
+        return scores, classes, heat
+
+
+class _Torch:
+    """Runs the program with torch, operation by operation."""
+
+    def __init__(self, path: Path, precision: str) -> None:  # noqa: ARG002 - the table's signature
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch speaks of its own formats
+            self._module = torch.export.load(str(path)).module()
+
+    def __call__(self, images: Tensor) -> Answers:
+        with torch.inference_mode():
+            scores, classes, heat = self._module(images)
+        return scores, classes, heat
+
+
+def _reading(kind: Callable[[Path, str], Program]) -> Callable[[Path, str], Program]:
+    """Turn whatever a vendor raises at a file into a sentence."""
+
+    def load(path: Path, precision: str) -> Program:
+        try:
+            return kind(path, precision)
+        except Exception as reason:  # vendors raise whatever their many stages raise
+            raise ModelError(
+                f"{path}: is damaged, it cannot be loaded ({first_line(reason)}); export it again"
+            ) from reason
+
+    return load
+
+
+RUNTIMES: Final[dict[str, Runtime]] = {
+    "openvino": Runtime(".onnx", "openvino", _reading(_OpenVino), ("fp32", "bf16", "fp16")),
+    "onnxruntime": Runtime(".onnx", "onnxruntime", _reading(_OnnxRuntime)),
+    "eager": Runtime(".pt2", "torch", _reading(_Torch)),
+}
+"""Every runtime by the name ``--backend`` takes; of those for one kind of file the first that is here is preferred."""

@@ -11,6 +11,7 @@ import av.error
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
+from stream.h264 import FrameNumbers
 from stream.picture import Deinterlacer
 from stream.trust import Trust
 
@@ -49,8 +50,10 @@ def packets(container: InputContainer, stream: VideoStream, on_damage: Callable[
 class Decoding:
     """The pictures of one stream that can be believed, in order of showing; counts the others."""
 
-    def __init__(self, *, trust: Trust) -> None:
+    def __init__(self, *, trust: Trust, numbers: FrameNumbers | None = None) -> None:
         self.trust = trust
+        self.numbers = numbers
+        """Tells of pictures that went missing as a whole; None: nobody looks."""
         self.packets = 0
         """How many packets went into the decoder."""
         self.pictures = 0
@@ -83,7 +86,8 @@ class Decoding:
         if packet.size:
             self.packets += 1
             self.trust.sends(packet.pts, key=packet.is_keyframe)
-            if packet.is_corrupt:  # cut short: the demuxer says so, the decoder may invent the rest
+            missed = self.numbers is not None and self.numbers.misses(bytes(packet))
+            if missed or packet.is_corrupt:  # cut short: the demuxer says so, the decoder may invent the rest
                 self._mark()
                 self.trust.breaks()
         try:

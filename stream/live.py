@@ -25,6 +25,7 @@ from pipeline.ports import Health, State
 from stream.clock import StreamClock
 from stream.decode import Decoding, VideoPacket, video_stream
 from stream.failures import Failure, failure_of
+from stream.h264 import FrameNumbers
 from stream.picture import RgbConverter
 from stream.reconnect import Backoff
 from stream.trust import Trust
@@ -131,7 +132,9 @@ class LiveSource:
             raise Lost(Failure("it carries no video", "slow"))
         stream.thread_type = "SLICE"  # frame threads hold back one picture each
         self.rate = float(stream.average_rate) if stream.average_rate else None
-        decoding = Decoding(trust=Trust(patience_packets=_DOUBT_PACKETS))
+        context = stream.codec_context
+        numbers = FrameNumbers(context.extradata) if context.name == "h264" else None
+        decoding = Decoding(trust=Trust(patience_packets=_DOUBT_PACKETS), numbers=numbers)
         rgb = RgbConverter()
         self._clock.restart()
         corrupt_before, self._last_pts = self._health.corrupt, None

@@ -172,16 +172,31 @@ def test_time_goes_on_whatever_the_cameras_clock_does(server, feed, shift):
     assert None not in reader.marks
 
 
-def test_lost_packets_yield_right_pictures_and_counted_losses_nothing_else():
+def test_pictures_lost_as_a_whole_break_none_of_those_that_are_shown():
+    with Feed((320, 240), rate=25, key_every=10) as feed, RtspServer(feed, seed=3) as server:
+        with reading(server.url()) as reader:
+            reader.until(lambda: len(reader.frames) >= 5)
+            server.faults.drop_share = 0.1  # without grain a picture is one packet
+            reader.until(lambda: server.counts.packets_dropped >= 6)
+            server.faults.drop_share = 0.0
+            reader.until_number(feed.number + 12)
+        assert reader.health.corrupt > 0
+    assert None not in reader.marks
+
+
+def test_lost_packets_are_counted_and_what_comes_after_the_next_key_picture_is_right():
     with Feed((320, 240), rate=25, bit_rate=1_500_000, grain=20) as feed, RtspServer(feed, seed=3) as server:
         with reading(server.url()) as reader:
             reader.until(lambda: len(reader.frames) >= 5)
             server.faults.drop_share = 0.05
             reader.until(lambda: server.counts.packets_dropped >= 10)
             server.faults.drop_share = 0.0
-            reader.until_number(feed.number + 25)
+            mended = feed.number + 26
+            reader.until_number(mended + 10)
         assert reader.health.corrupt > 0
-    assert None not in reader.marks
+    marks = reader.marks
+    after = next(place for place, mark in enumerate(marks) if mark is not None and mark.number >= mended)
+    assert None not in marks[after:]
 
 
 @pytest.mark.parametrize("name", ["wrong password", "no password"])

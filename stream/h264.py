@@ -1,0 +1,147 @@
+"""Whether pictures of an H.264 stream are missing: read from the numbers in its slices. Decodes nothing.
+
+A decoder that misses a whole picture predicts the next one from the wrong one and calls it good. But reference
+pictures are numbered (``frame_num``, ITU-T H.264, 7.4.3), so a gap shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+_START_CODE: Final = b"\x00\x00\x01"
+_SLICE, _IDR_SLICE, _SPS, _PPS = 1, 5, 7, 8
+_WITH_CHROMA_FORMAT: Final = frozenset({44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138, 139, 244})
+_HEAD_BYTES: Final = 64  # more than the fields up to frame_num take
+
+
+@dataclass(frozen=True, slots=True)
+class _Numbering:
+    """What a sequence parameter set says of frame_num."""
+
+    bits: int
+    gaps_allowed: bool
+    separate_planes: bool
+
+
+class FrameNumbers:
+    """Follows the packets of one stream, each one picture with start codes (Annex B), in order of decoding."""
+
+    def __init__(self, extradata: bytes | None = None) -> None:
+        """Take what the container knows of the stream; parameter sets may also come in the packets."""
+        self._sequences: dict[int, _Numbering] = {}
+        self._sequence_of: dict[int, int] = {}
+        self._last_reference: int | None = None
+        if extradata:
+            self.misses(extradata)
+
+    def misses(self, packet: bytes) -> bool:
+        """Say whether a reference picture is missing between the last packet and this one; False where unknown."""
+        for unit in _units(packet):
+            kind = unit[0] & 31
+            try:
+                if kind == _SPS:
+                    self._learn_sequence(_Bits(unit[1:]))
+                elif kind == _PPS:
+                    bits = _Bits(unit[1:_HEAD_BYTES])
+                    self._sequence_of[bits.unsigned()] = bits.unsigned()
+                elif kind in {_SLICE, _IDR_SLICE}:
+                    return self._judge(_Bits(unit[1:_HEAD_BYTES]), idr=kind == _IDR_SLICE, reference=bool(unit[0] & 96))
+            except IndexError:  # cut short: the decoder will say so
+                return False
+        return False
+
+    def _judge(self, bits: _Bits, *, idr: bool, reference: bool) -> bool:
+        bits.unsigned()  # first_mb_in_slice
+        bits.unsigned()  # slice_type
+        numbering = self._sequences.get(self._sequence_of.get(bits.unsigned(), -1))
+        if numbering is None:
+            return False
+        if numbering.separate_planes:
+            bits.take(2)
+        number = bits.take(numbering.bits)
+        before = self._last_reference
+        if reference:
+            self._last_reference = number
+        if idr or before is None or numbering.gaps_allowed:
+            return False
+        return number not in {before, (before + 1) % (1 << numbering.bits)}
+
+    def _learn_sequence(self, bits: _Bits) -> None:
+        """Read a sequence parameter set (7.3.2.1.1) up to ``gaps_in_frame_num_value_allowed_flag``."""
+        profile = bits.take(8)
+        bits.take(16)
+        name, separate = bits.unsigned(), False
+        if profile in _WITH_CHROMA_FORMAT:
+            chroma = bits.unsigned()
+            separate = chroma == 3 and bool(bits.take(1))
+            bits.unsigned()
+            bits.unsigned()
+            bits.take(1)
+            if bits.take(1):
+                for place in range(12 if chroma == 3 else 8):
+                    if bits.take(1):
+                        _skip_scaling(bits, 16 if place < 6 else 64)
+        length = bits.unsigned() + 4
+        order = bits.unsigned()
+        if order == 0:
+            bits.unsigned()
+        elif order == 1:
+            bits.take(1)
+            bits.unsigned()  # signed ones are as long
+            bits.unsigned()
+            for _ in range(bits.unsigned()):
+                bits.unsigned()
+        bits.unsigned()
+        if length <= 16:
+            self._sequences[name] = _Numbering(length, bool(bits.take(1)), separate)
+
+
+class _Bits:
+    """Reads bits from a unit's payload; raises ``IndexError`` at its end."""
+
+    def __init__(self, payload: bytes) -> None:
+        raw = payload.replace(b"\x00\x00\x03", b"\x00\x00")
+        self._value, self._left = int.from_bytes(raw, "big"), 8 * len(raw)
+
+    def take(self, count: int) -> int:
+        """Return the next ``count`` bits as a number."""
+        if count > self._left:
+            raise IndexError(count)
+        self._left -= count
+        return (self._value >> self._left) & ((1 << count) - 1)
+
+    def unsigned(self) -> int:
+        """Return the next Exp-Golomb number (9.1)."""
+        zeros = 0
+        while not self.take(1):
+            zeros += 1
+        return (1 << zeros) - 1 + self.take(zeros)
+
+    def signed(self) -> int:
+        """Return the next signed Exp-Golomb number (9.1.1)."""
+        code = self.unsigned()
+        return (code + 1) // 2 if code % 2 else -(code // 2)
+
+
+def _skip_scaling(bits: _Bits, size: int) -> None:
+    last = following = 8
+    for _ in range(size):
+        if following:
+            following = (last + bits.signed()) % 256
+        last = following or last
+
+
+def _units(packet: bytes) -> Iterator[bytes]:
+    """Give the units between start codes; none where there is no start code (MP4, FLV)."""
+    if not packet.startswith((_START_CODE, b"\x00" + _START_CODE)):
+        return
+    begin = packet.find(_START_CODE)
+    while begin >= 0:
+        begin += len(_START_CODE)
+        end = packet.find(_START_CODE, begin)
+        unit = packet[begin:] if end < 0 else packet[begin:end]
+        if unit:
+            yield unit
+        begin = end

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.bench import explain_cost
+from tests.bench import explain_cost, peers
 from tests.bench.figures import interleaved, paired_ratio, quantiles
 
 
@@ -37,3 +37,10 @@ def test_explain_cost_refuses_to_time_two_different_networks(monkeypatch):
     monkeypatch.setattr(explain_cost.Plain, "forward", lambda self, images: self.net(images).softmax(1).flip(1))
     with pytest.raises(RuntimeError, match="not the same network"):
         explain_cost.measure("resnet18", "eager", "fp32", 1, 2)
+
+
+def test_peers_that_are_not_installed_are_named_with_the_cure(monkeypatch):
+    monkeypatch.setattr(peers, "PEERS", ("no_such_peer",))
+    monkeypatch.setattr(sys, "argv", ["peers"])
+    with pytest.raises(SystemExit, match="no_such_peer.*--group bench"):
+        peers.main()

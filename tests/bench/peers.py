@@ -1,0 +1,165 @@
+"""An explained frame beside the peers one would pick instead: grad-cam, torchcam and openvino-xai.
+
+    uv run --group bench python -m tests.bench.peers --rounds 30
+
+The same ResNet-50, images and threads for all, interleaved. Each peer answers in its own form (grad-cam and torchcam
+enlarge theirs or not, as they always do; openvino-xai explains all classes at once, in uint8, by their logits instead
+of their softmax scores); ours gives scores, class and float32 heat. openvino-xai names a module that OpenVINO has
+removed since: the name is lent to it. One JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib
+import importlib.util
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from engine.backends.table import BACKENDS
+from engine.build import Build, Runner
+from engine.methods.recipro import Target, plan_for
+from engine.models import MODELS
+from engine.networks import build_untrained
+from engine.split import split_network
+from tests.bench.explain_cost import Plain
+from tests.bench.figures import interleaved, place, print_line, quantiles
+
+PEERS = ("pytorch_grad_cam", "torchcam", "openvino_xai")
+Ask = Callable[[Tensor], Any]
+
+
+def ours(net: nn.Module, layer: str, backend: str, precision: str) -> Ask:
+    """Return our explained network on one backend."""
+    split = split_network(net, layer, (224, 224))
+    runner = Runner(split, Build(Target(), "point", backend, precision, torch.device("cpu"), 1 << 30))
+    return lambda images: runner(images.to(runner.build.dtype))
+
+
+def grad_cam(net: nn.Module, layer: str) -> Ask:
+    """Return pytorch-grad-cam's Grad-CAM."""
+    cams = importlib.import_module("pytorch_grad_cam")
+    cam = cams.GradCAM(model=net, target_layers=[net.get_submodule(layer)])
+    return lambda images: cam(input_tensor=images, targets=None)
+
+
+def torch_cam(net: nn.Module, layer: str) -> Ask:
+    """Return torch-cam's Grad-CAM."""
+    cam = importlib.import_module("torchcam.methods").GradCAM(net, target_layer=layer)
+
+    def ask(images: Tensor) -> Any:
+        with torch.enable_grad():
+            scores = net(images.clone().requires_grad_())
+            return scores.detach(), cam(int(scores[0].argmax()), scores)
+
+    return ask
+
+
+def openvino_xai(net: nn.Module) -> Ask:
+    """Return openvino-xai's Recipro-CAM inside the network's graph, on the OpenVINO that is here."""
+    import openvino
+
+    openvino.runtime = openvino
+    sys.modules["openvino.runtime"] = openvino
+    for part in ("opset13", "opset14", "op", "utils", "passes"):
+        sys.modules[f"openvino.runtime.{part}"] = importlib.import_module(f"openvino.{part}")
+    xai = importlib.import_module("openvino_xai")
+    method = importlib.import_module("openvino_xai.common.parameters").Method.RECIPROCAM
+    plain = copy.deepcopy(net).to(memory_format=torch.contiguous_format)
+    model = openvino.convert_model(torch.export.export(plain, (torch.zeros(1, 3, 224, 224),)))
+    model.reshape([1, 3, 224, 224])
+    model = xai.insert_xai(model, task=xai.Task.CLASSIFICATION, explain_method=method)
+    hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    request = openvino.Core().compile_model(model, "CPU", hints).create_infer_request()
+    return lambda images: request.infer([images.contiguous().numpy()])
+
+
+def cases(net: nn.Module, layer: str | None) -> dict[str, Ask]:
+    """Return every way to answer, by its name in the table."""
+    layer = split_network(net, layer, (224, 224)).layer
+    example = torch.zeros(1, 3, 224, 224).contiguous(memory_format=torch.channels_last)
+
+    def plain(backend: str, precision: str = "fp32") -> Ask:
+        compiled = BACKENDS[backend].load().compile(Plain(net), example, precision)
+        return torch.inference_mode()(compiled)
+
+    return {
+        "plain, eager": plain("eager"),
+        "plain, openvino": plain("openvino"),
+        "plain, openvino bf16": plain("openvino", "bf16"),
+        "recipro-stream, openvino bf16": ours(net, layer, "openvino", "bf16"),
+        "recipro-stream, openvino": ours(net, layer, "openvino", "fp32"),
+        "recipro-stream, eager": ours(net, layer, "eager", "fp32"),
+        "openvino-xai, Recipro-CAM in the graph": openvino_xai(net),
+        "torch-cam, Grad-CAM": torch_cam(net, layer),
+        "grad-cam, Grad-CAM": grad_cam(net, layer),
+    }
+
+
+def measure(name: str, rounds: int) -> dict[str, object]:
+    """Time all cases in turn."""
+    images = [torch.randn(1, 3, 224, 224).contiguous(memory_format=torch.channels_last) for _ in range(8)]
+    torch.manual_seed(0)
+    net = build_untrained(MODELS[name]).to(memory_format=torch.channels_last)
+    asked = cases(net, MODELS[name].layer)
+    _check(asked, images[0], net)
+
+    calls = {way: _turning(ask, images) for way, ask in asked.items()}
+    seconds = interleaved(calls, rounds)
+    times = {way: quantiles(taken) for way, taken in seconds.items()}
+    return {
+        "bench": "peers", "model": name, "threads": torch.get_num_threads(), "rounds": rounds, "times": times,
+        "frames_per_second": {way: round(1e3 / told["p50_ms"], 1) for way, told in times.items()},
+    }  # fmt: skip
+
+
+def _turning(ask: Ask, images: list[Tensor]) -> Callable[[int], object]:
+    return lambda k: ask(images[k % len(images)])
+
+
+def _check(asked: dict[str, Ask], images: Tensor, net: nn.Module) -> None:
+    """Make sure that all look at the same network, and at the same cells of it."""
+    scores = asked["plain, eager"](images)[0]
+    told = asked["recipro-stream, openvino"](images)
+    best = int(told[1][0, 0])
+    if int(scores.argmax()) != best or not np.isfinite(told[2].numpy()).all():
+        message = "ours explains another class than the plain network's best"
+        raise RuntimeError(message)
+    split = split_network(net, None, (224, 224))
+    with torch.inference_mode():
+        features = split.head(images)
+        logits = plan_for(split, features, "point")(features)[1][0, :, best]
+    wanted = (logits - logits.min()) / (logits.max() - logits.min())
+    theirs = asked["openvino-xai, Recipro-CAM in the graph"](images)
+    saliency = next(value for key, value in theirs.items() if "saliency_map" in key.get_names())
+    apart = float(np.abs(saliency[0, best].flatten().astype(np.float32) / 255.0 - wanted.numpy()).max())
+    if apart > 0.02:
+        message = f"openvino-xai's map of logits differs from ours by {apart:.3f}"
+        raise RuntimeError(message)
+
+
+def main() -> None:
+    """Measure what the command line names."""
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask.add_argument("--model", default="resnet50")
+    ask.add_argument("--rounds", type=int, default=30)
+    ask.add_argument("--threads", type=int, default=2)
+    told = ask.parse_args()
+    if lacking := [peer for peer in PEERS if importlib.util.find_spec(peer) is None]:
+        sys.exit(f"peers are missing ({', '.join(lacking)}): uv run --group bench python -m tests.bench.peers")
+    torch.set_num_threads(told.threads)
+    print_line(**measure(told.model, told.rounds), **place())
+
+
+if __name__ == "__main__":
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    main()

@@ -42,5 +42,5 @@ def test_explain_cost_refuses_to_time_two_different_networks(monkeypatch):
 def test_peers_that_are_not_installed_are_named_with_the_cure(monkeypatch):
     monkeypatch.setattr(peers, "PEERS", ("no_such_peer",))
     monkeypatch.setattr(sys, "argv", ["peers"])
-    with pytest.raises(SystemExit, match="no_such_peer.*--group bench"):
+    with pytest.raises(SystemExit, match=r"no_such_peer.*--group bench"):
         peers.main()

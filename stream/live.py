@@ -148,9 +148,13 @@ class LiveSource:
 
     def _fed(self, packets: Iterator[VideoPacket], decoding: Decoding) -> Iterator[VideoPacket]:
         """Pass packets on; say so, and in the end give up, where they come but no picture does."""
-        pictures, since, limit = 0, time.monotonic(), self._line.read_timeout_seconds
+        pictures, limit = 0, self._line.read_timeout_seconds
+        since = asked = time.monotonic()
         for packet in packets:
             now = time.monotonic()
+            if now - asked >= limit:
+                # On its timeout FFmpeg first gives the picture it had held back, as if it had just come.
+                raise Lost(failure_of(av.error.ExitError(0, "timeout"), waited_for="picture", seconds=limit))
             if decoding.pictures != pictures:
                 pictures, since = decoding.pictures, now
             elif now - since > 5 * limit:
@@ -158,6 +162,7 @@ class LiveSource:
             elif now - since > limit and self._health.state != "stalled":
                 self._say("stalled", "packets come, but no picture: waiting for a key picture")
             yield packet
+            asked = time.monotonic()
 
     def _note_live(self, *, corrupt: int) -> None:
         """Say that a picture came. A reconnect counts from its first picture: being open proves nothing."""

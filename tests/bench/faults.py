@@ -1,0 +1,347 @@
+"""The fault matrix: how soon a lost camera is noticed, how soon it is seen again, what its neighbour feels.
+
+    uv run python -m tests.bench.faults --repeats 10
+    uv run python -m tests.bench.faults --faults stall close --repeats 3 --table
+
+Two simulated cameras run through the whole pipeline with an explainer that takes no time. One of them has a fault,
+again and again; the other is healthy. Detect: from the fault until the camera's health is no longer ``live`` (where
+packets are lost or corrupted: from the first of them until one is counted). Recover: from the end of the fault until
+the first picture leaves that was taken after it, by the number painted into it. Wrong: pictures shown that cannot be
+read, so were damaged. Healthy: the share of the other camera's pictures that left meanwhile. One JSON line per fault.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import random
+import statistics
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Final, Self
+
+from overlays.renderer import HeatRenderer
+from pipeline.loop import Limits, Outcome, carry
+from pipeline.ports import Health, Source
+from stream.sources import SourceOptions, build_source
+from tests.bench.figures import place, print_line
+from tests.ground.feed import Feed
+from tests.ground.proxy import Proxy
+from tests.ground.rtsp_server import Faults, RtspServer
+from tests.ground.witness import Glance, Sighting, Witness
+
+LIMIT_SECONDS: Final = 40.0
+_LOOK_SECONDS: Final = 0.002
+_RIGHT, _WRONG = "right", "wrong"
+_NOISE: Final = random.Random(1).randbytes(400)
+
+
+@dataclass
+class Scene:
+    """A camera that has faults, one that has none, and the run that watches both."""
+
+    feed: Feed
+    server: RtspServer
+    line: Proxy
+    other: Feed
+    source: Source
+    healthy: Source
+    witness: Witness
+    healths: list[tuple[float, Health]] = field(default_factory=list)
+    """Each change of the faulty camera's health, with its time."""
+
+    def until(self, holds: Callable[[], object], what: str) -> None:
+        """Wait until it holds. Raises ``TimeoutError``."""
+        deadline = time.monotonic() + LIMIT_SECONDS
+        while not holds():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not within {LIMIT_SECONDS} s: {what}; {self.source.health}")
+            time.sleep(_LOOK_SECONDS)
+
+    def seen(self, source: Source) -> list[Sighting]:
+        """Return what left of one camera."""
+        return [one for one in self.witness.sightings if one.camera == source.camera]
+
+    def first_after(self, number: int) -> Sighting | None:
+        """Return the first picture of the faulty camera that was taken after ``number``."""
+        for one in self.seen(self.source):
+            if one.mark is not None and one.mark.number > number:
+                return one
+        return None
+
+    def first_health(self, since: float, holds: Callable[[Health], bool]) -> tuple[float, Health] | None:
+        """Return the first health from ``since`` on of which something holds, and when it came."""
+        return next(((at, health) for at, health in list(self.healths) if at >= since and holds(health)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One row of the matrix."""
+
+    begin: Callable[[Scene], float | None]
+    """Makes it happen; returns since when it can be noticed, where that is not the moment of the call."""
+    end: Callable[[Scene], object] = lambda _: None
+    hold_seconds: tuple[float, float] = (0.3, 0.8)
+    """How long it lasts after it was noticed, drawn evenly."""
+    noticed: Callable[[Health, Health], bool] | None = lambda _, now: now.state != "live"
+    """What of the health before and now means that it was noticed; None: there is nothing to notice."""
+
+
+def _bad(scene: Scene, **faults: object) -> None:
+    scene.server.faults = replace(scene.server.faults, **faults)  # type: ignore[arg-type]
+
+
+def _good(scene: Scene) -> None:
+    scene.server.faults = Faults(time_shift_seconds=scene.server.faults.time_shift_seconds)
+
+
+def _bad_at_reconnect(**faults: object) -> Callable[[Scene], None]:
+    def begin(scene: Scene) -> None:
+        _bad(scene, **faults)
+        scene.server.close()
+
+    return begin
+
+
+def _resize(scene: Scene) -> None:
+    scene.feed.size = (240, 180) if scene.feed.size == (320, 240) else (320, 240)
+
+
+def _die_resized(scene: Scene) -> None:
+    scene.server.die()
+    _resize(scene)
+
+
+def _lock(scene: Scene) -> None:
+    scene.server.password = _WRONG
+    scene.server.close()
+
+
+def _unlock(scene: Scene) -> None:
+    scene.server.password = _RIGHT
+
+
+def _dark(scene: Scene) -> None:
+    scene.line.blackholed = True
+
+
+def _light(scene: Scene) -> None:
+    scene.line.blackholed = False
+
+
+def _damaged(**faults: float) -> Callable[[Scene], float]:
+    def begin(scene: Scene) -> float:
+        counts = scene.server.counts
+        before = counts.packets_dropped + counts.packets_corrupted
+        _bad(scene, **faults)
+        scene.until(lambda: counts.packets_dropped + counts.packets_corrupted > before, "the first damaged packet")
+        return time.monotonic()
+
+    return begin
+
+
+def _counted(before: Health, now: Health) -> bool:
+    return now.corrupt > before.corrupt
+
+
+FAULTS: Final[dict[str, Fault]] = {
+    "refused for 3 s": Fault(lambda s: s.server.die(), lambda s: s.server.come_back(), (3.0, 3.5)),
+    "dies and returns": Fault(lambda s: s.server.die(), lambda s: s.server.come_back()),
+    "close": Fault(lambda s: s.server.close(), hold_seconds=(0.0, 0.0)),
+    "stall": Fault(lambda s: _bad(s, stalled=True), _good),
+    "blackhole": Fault(_dark, _light),
+    "reset": Fault(lambda s: s.line.reset(), hold_seconds=(0.0, 0.0)),
+    "no answer": Fault(_bad_at_reconnect(silent=True), _good, (2.0, 3.0)),
+    "unauthorised": Fault(_lock, _unlock),
+    "not found": Fault(_bad_at_reconnect(moved_path=True), _good),
+    "garbage SDP": Fault(_bad_at_reconnect(description=_NOISE), _good),
+    "packet loss 2 %": Fault(_damaged(drop_share=0.02), _good, (2.0, 3.0), _counted),
+    "packets corrupted 2 %": Fault(_damaged(corrupt_share=0.02), _good, (2.0, 3.0), _counted),
+    "other size on return": Fault(_die_resized, lambda s: s.server.come_back()),
+    "other size, unannounced": Fault(_resize, hold_seconds=(0.0, 0.0), noticed=None),
+    "clock set back": Fault(
+        lambda s: _bad(s, time_shift_seconds=s.server.faults.time_shift_seconds - 5000.0),
+        hold_seconds=(0.0, 0.0), noticed=None,
+    ),
+    "none": Fault(lambda _: None, hold_seconds=(0.5, 1.0), noticed=None),
+}  # fmt: skip
+
+
+class HealthWatch:
+    """Notes each change of a source's health, in a thread."""
+
+    def __init__(self, scene: Scene) -> None:
+        """Take the scene whose faulty camera is watched."""
+        self._scene = scene
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="health watch")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        last = None
+        while not self._stop.wait(_LOOK_SECONDS):
+            health = self._scene.source.health
+            if health != last:
+                last = health
+                self._scene.healths.append((time.monotonic(), health))
+
+
+@contextmanager
+def running(sources: Sequence[Source], witness: Witness) -> Iterator[list[Outcome]]:
+    """Carry in a thread while the block runs; the list holds the outcome behind it, a bug is raised."""
+    stop, ended, failed = threading.Event(), [], []
+
+    def run() -> None:
+        limits = Limits(batch=len(sources), window_seconds=0.005)
+        lanes = [(source, "drop-oldest") for source in sources]
+        try:
+            ended.append(carry(lanes, Glance(), HeatRenderer(), [witness], limits=limits, stop=stop))
+        except Exception as error:  # noqa: BLE001 - raised in the thread that waits
+            failed.append(error)
+
+    thread = threading.Thread(target=run, name="run")
+    thread.start()
+    try:
+        yield ended
+    finally:
+        stop.set()
+        thread.join()
+    if failed:
+        raise failed[0]
+
+
+@contextmanager
+def staged(options: SourceOptions, seed: int) -> Iterator[Scene]:
+    """Give a scene that runs."""
+    with ExitStack() as stack:
+        feed = stack.enter_context(Feed((320, 240), rate=10, bit_rate=1_000_000, grain=20))
+        other = stack.enter_context(Feed((320, 240), rate=10))
+        server = stack.enter_context(RtspServer(feed, user="eye", password=_RIGHT, seed=seed))
+        neighbour = stack.enter_context(RtspServer(other))
+        line = stack.enter_context(Proxy(server.port))
+        uri = server.url().replace(f":{server.port}", f":{line.port}")
+        source = stack.enter_context(build_source(uri, camera="faulty", options=options))
+        healthy = stack.enter_context(build_source(neighbour.url(), camera="healthy", options=options))
+        witness = stack.enter_context(Witness())
+        scene = Scene(feed, server, line, other, source, healthy, witness)
+        stack.enter_context(HealthWatch(scene))
+        stack.enter_context(running([source, healthy], witness))
+        yield scene
+
+
+@dataclass(frozen=True, slots=True)
+class Once:
+    """One repeat."""
+
+    detect_seconds: float | None
+    recover_seconds: float
+    age_seconds: float
+    """How old the first picture after it was when it left."""
+    reason: str
+    others: tuple[int, int]
+    """The healthy camera's picture numbers before and after."""
+
+
+def once(scene: Scene, fault: Fault, chance: random.Random) -> Once:
+    """Let the fault happen and pass once."""
+    begun_with = scene.feed.number
+    scene.until(lambda: scene.first_after(begun_with) and scene.source.health.state == "live", "live before the fault")
+    time.sleep(chance.uniform(0.0, 0.2))
+    before, others = scene.source.health, scene.other.number
+    at = time.monotonic()
+    at = fault.begin(scene) or at
+    noticed, found = fault.noticed, None
+    if noticed is not None:
+        scene.until(lambda: scene.first_health(at, lambda now: noticed(before, now)), "noticed")
+        found = scene.first_health(at, lambda now: noticed(before, now))
+    time.sleep(chance.uniform(*fault.hold_seconds))
+    back, number = time.monotonic(), scene.feed.number
+    reason = scene.source.health.reason
+    fault.end(scene)
+    scene.until(lambda: scene.first_after(number), "a fresh picture")
+    first = scene.first_after(number)
+    assert first
+    return Once(
+        None if found is None else found[0] - at, first.at - back, first.age_seconds, reason,
+        (others, scene.other.number),
+    )  # fmt: skip
+
+
+def measure(name: str, repeats: int, options: SourceOptions, seed: int = 0) -> dict[str, object]:
+    """Return one row of the matrix."""
+    chance = random.Random(f"{name} {seed}")
+    with staged(options, seed) as scene:
+        rounds = [once(scene, FAULTS[name], chance) for _ in range(repeats)]
+        last = rounds[-1].others[1]
+        scene.until(lambda: any(s.mark and s.mark.number > last for s in scene.seen(scene.healthy)), "the other's last")
+        others = {s.mark.number for s in scene.seen(scene.healthy) if s.mark}
+        shown = scene.seen(scene.source)
+        health = scene.source.health
+    shares = [
+        len(others & set(range(begin + 1, end + 1))) / max(1, end - begin) for begin, end in (r.others for r in rounds)
+    ]
+    detected = [r.detect_seconds for r in rounds if r.detect_seconds is not None]
+    return {
+        "bench": "faults", "fault": name, "repeats": repeats, "read_timeout_s": options.read_timeout_seconds,
+        "detect_s": _spread(detected) if detected else None, "recover_s": _spread([r.recover_seconds for r in rounds]),
+        "age_of_first_s": _spread([r.age_seconds for r in rounds]), "shown": len(shown),
+        "wrong": sum(one.mark is None for one in shown), "corrupt_counted": health.corrupt,
+        "reconnects": health.reconnects, "healthy_share": {"p50": round(statistics.median(shares), 3),
+        "min": round(min(shares), 3)}, "reason": Counter(r.reason for r in rounds).most_common(1)[0][0],
+    }  # fmt: skip
+
+
+def _spread(seconds: list[float]) -> dict[str, float]:
+    return {"p50": round(statistics.median(seconds), 3), "max": round(max(seconds), 3)}
+
+
+def table(rows: list[dict[str, object]]) -> str:
+    """Return the rows as Markdown."""
+    lines = [
+        "| fault | detect p50, max (s) | recover p50, max (s) | wrong of shown | healthy p50, min | in words |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        detect, recover, healthy = (row[key] for key in ("detect_s", "recover_s", "healthy_share"))
+        assert isinstance(recover, dict)
+        assert isinstance(healthy, dict)
+        noticed = f"{detect['p50']:.2f}, {detect['max']:.2f}" if isinstance(detect, dict) else "-"
+        lines.append(
+            f"| {row['fault']} | {noticed} | {recover['p50']:.2f}, {recover['max']:.2f} | {row['wrong']} of "
+            f"{row['shown']} | {healthy['p50']:.2f}, {healthy['min']:.2f} | {row['reason']} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure what the command line names."""
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask.add_argument("--faults", nargs="+", choices=[*FAULTS], default=[*FAULTS], metavar="NAME")
+    ask.add_argument("--repeats", type=int, default=10)
+    ask.add_argument("--read-timeout", type=float, default=2.0)
+    ask.add_argument("--open-timeout", type=float, default=5.0)
+    ask.add_argument("--table", action="store_true", help="print a Markdown table behind the lines")
+    told = ask.parse_args()
+    options = SourceOptions(read_timeout_seconds=told.read_timeout, open_timeout_seconds=told.open_timeout)
+    rows = []
+    for name in told.faults:
+        rows.append(measure(name, told.repeats, options))
+        print_line(**rows[-1], **place())
+    if told.table:
+        print(table(rows))
+
+
+if __name__ == "__main__":
+    logging.disable(logging.WARNING)
+    main()

@@ -1,0 +1,198 @@
+"""Many cameras for a long time: whether memory, threads, file handles and ages stay where they are.
+
+    uv run python -m tests.bench.soak --minutes 5 --cameras 12 --plot soak.png
+
+Simulated cameras in a process of their own, two of them flapping, run through the whole pipeline: RTSP, decoding, the
+shipped network, drawing, a sink. Every ten seconds one JSON line, and one for the whole behind them: ages are those of
+the pictures when they left, by the time painted into them; ``healthy_share`` is the least share of a camera's pictures
+that left, of those that were taken meanwhile, among the cameras that do not flap.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import threading
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.explainer import NetworkExplainer
+from engine.networks import load_network
+from overlays.renderer import HeatRenderer
+from pipeline.config import EngineConfig
+from pipeline.loop import Limits, Outcome, carry
+from pipeline.ports import Explainer
+from stream.sources import SourceOptions, build_source
+from tests.bench.figures import ROOT, place, print_line
+from tests.ground.cameras import elsewhere
+from tests.ground.witness import Glance, Sighting, Witness
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be endured."""
+
+    seconds: float
+    cameras: int = 12
+    flapping: int = 2
+    rate: int = 10
+    every_seconds: float = 10.0
+    looks: bool = True
+    """Whether pictures are drawn, as for a viewer."""
+
+
+def shipped() -> NetworkExplainer:
+    """Return the shipped network, explained."""
+    network = load_network("line_net", weights=ROOT / "configs" / "models" / "line.safetensors")
+    return NetworkExplainer(network, EngineConfig())
+
+
+def standing() -> dict[str, float]:
+    """Return what this process holds: resident memory in MB, threads, file handles."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return {
+        "rss_mb": round(pages * 4096 / 1e6, 1),
+        "threads": sum(1 for _ in Path("/proc/self/task").iterdir()),
+        "handles": sum(1 for _ in Path("/proc/self/fd").iterdir()),
+    }
+
+
+def ages(seen: list[Sighting]) -> dict[str, float] | None:
+    """Return percentiles of the ages in seconds, None where nothing could be read."""
+    told = sorted(one.age_seconds for one in seen if one.mark is not None)
+    if not told:
+        return None
+    return {
+        f"p{round(100 * share)}": round(told[min(len(told) - 1, int(share * len(told)))], 3)
+        for share in (0.5, 0.95, 0.99)
+    } | {"max": round(told[-1], 3)}
+
+
+def shares(seen: list[Sighting], names: list[str]) -> dict[str, float]:
+    """Return for each camera how much of what was taken left, between the first and the last picture anyone saw."""
+    numbers = {name: {one.mark.number for one in seen if one.camera == name and one.mark} for name in names}
+    all_numbers = set().union(*numbers.values())
+    if not all_numbers:
+        return dict.fromkeys(names, 0.0)
+    taken = max(all_numbers) - min(all_numbers) + 1
+    return {name: round(len(mine) / taken, 4) for name, mine in numbers.items()}
+
+
+def row(begun: float, seen: list[Sighting], outcome: Outcome, steady: list[str]) -> dict[str, Any]:
+    """Return the figures of one interval."""
+    told = shares(seen, steady)
+    return {
+        "bench": "soak", "at_s": round(time.monotonic() - begun, 1), **standing(), "shown": len(seen),
+        "wrong": sum(one.mark is None for one in seen), "age_s": ages(seen),
+        "healthy_share": min(told.values()), "fairness": round(max(told.values()) / max(min(told.values()), 1e-9), 3),
+        "taken": outcome.taken, "dropped": outcome.dropped,
+        "reconnects": sum(pump.health.reconnects for pump in outcome.pumps),
+        "not_live": {p.camera: p.health.reason for p in outcome.pumps if p.health.state != "live"},
+    }  # fmt: skip
+
+
+def soak(plan: Plan, explainer: Explainer) -> list[dict[str, Any]]:
+    """Run the plan; print a line for each interval and one for the whole, and return them."""
+    rows: list[dict[str, Any]] = []
+    stop = threading.Event()
+    latest: list[Outcome] = []
+    with ExitStack() as stack:
+        urls, did = stack.enter_context(elsewhere(plan.cameras, flapping=plan.flapping, rate=plan.rate))
+        names = [f"camera{k}" for k in range(plan.cameras)]
+        sources = [
+            stack.enter_context(build_source(url, camera=name, options=SourceOptions()))
+            for url, name in zip(urls, names, strict=True)
+        ]
+        witness = stack.enter_context(Witness(looks=plan.looks))
+        limits = Limits(seconds=plan.seconds, batch=plan.cameras, window_seconds=0.005)
+
+        def watch(outcome: Outcome) -> None:
+            latest[:] = [outcome]
+
+        def run() -> None:
+            lanes = [(source, "drop-oldest") for source in sources]
+            carry(lanes, explainer, HeatRenderer(), [witness], limits=limits, stop=stop, watch=watch)
+
+        begun = time.monotonic()
+        thread = threading.Thread(target=run, name="run")
+        thread.start()
+        stack.callback(thread.join)
+        stack.callback(stop.set)
+        steady = names[: plan.cameras - plan.flapping]
+        while thread.is_alive():
+            thread.join(plan.every_seconds)
+            if latest and thread.is_alive():
+                rows.append(row(begun, witness.taken(), latest[0], steady))
+                print_line(**rows[-1])
+    rows.append(whole(plan, rows, did))
+    print_line(**rows[-1], **place())
+    return rows
+
+
+def whole(plan: Plan, rows: list[dict[str, Any]], did: list[Any]) -> dict[str, Any]:
+    """Return the figures of the whole soak; growth is from the second interval on, when all has been touched once."""
+    settled = rows[1:] or rows
+    first, last = settled[0], settled[-1]
+    told = [one["age_s"] for one in settled if one["age_s"]]
+    return {
+        "bench": "soak, whole", "seconds": plan.seconds, "cameras": plan.cameras, "flapping": plan.flapping,
+        "rate": plan.rate, "rss_growth_mb": round(last["rss_mb"] - first["rss_mb"], 1),
+        "threads": [first["threads"], last["threads"]], "handles": [first["handles"], last["handles"]],
+        "age_p50_s": statistics.median(one["p50"] for one in told) if told else None,
+        "age_p99_worst_s": max(one["p99"] for one in told) if told else None,
+        "healthy_share_worst": min(one["healthy_share"] for one in settled),
+        "fairness_worst": max(one["fairness"] for one in settled), "wrong": sum(one["wrong"] for one in rows),
+        "reconnects": last["reconnects"], "dropped": last["dropped"], "taken": last["taken"],
+        "faults": [dict(one) for one in did],
+    }  # fmt: skip
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw memory, ages and reconnects over time, where matplotlib is installed."""
+    try:
+        from matplotlib import pyplot as plt
+    except ImportError:
+        print_line(bench="soak", plot=None, why="matplotlib is not installed: uv pip install matplotlib")
+        return
+    lines = [one for one in rows if "at_s" in one and one["age_s"]]
+    at = [one["at_s"] for one in lines]
+    figure, panes = plt.subplots(4, sharex=True, figsize=(9, 9), layout="constrained")
+    panes[0].plot(at, [one["rss_mb"] for one in lines])
+    panes[0].set_ylabel("resident memory (MB)")
+    for name in ("p50", "p99"):
+        panes[1].plot(at, [one["age_s"][name] for one in lines], label=name)
+    panes[1].set_ylabel("age on leaving (s)")
+    panes[1].legend()
+    for name in ("threads", "handles"):
+        panes[2].plot(at, [one[name] for one in lines], label=name)
+    panes[2].legend()
+    panes[3].plot(at, [one["reconnects"] for one in lines])
+    panes[3].set_ylabel("reconnects")
+    panes[3].set_xlabel("seconds")
+    figure.savefig(path)
+
+
+def main() -> None:
+    """Endure what the command line names."""
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask.add_argument("--minutes", type=float, default=5.0)
+    ask.add_argument("--cameras", type=int, default=12)
+    ask.add_argument("--flapping", type=int, default=2)
+    ask.add_argument("--rate", type=int, default=10)
+    ask.add_argument("--explainer", choices=["shipped", "none"], default="shipped")
+    ask.add_argument("--undrawn", action="store_true", help="draw no pictures")
+    ask.add_argument("--plot", type=Path)
+    told = ask.parse_args()
+    plan = Plan(60 * told.minutes, told.cameras, told.flapping, told.rate, looks=not told.undrawn)
+    rows = soak(plan, shipped() if told.explainer == "shipped" else Glance())
+    if told.plot:
+        plot(rows, told.plot)
+
+
+if __name__ == "__main__":
+    logging.disable(logging.WARNING)
+    main()

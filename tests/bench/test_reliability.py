@@ -1,0 +1,57 @@
+"""What the fault matrix and the soak print is what happened."""
+
+import json
+import sys
+
+import pytest
+
+from stream.sources import SourceOptions
+from tests.bench import faults, soak
+from tests.ground.footage import Mark
+from tests.ground.witness import Glance, Sighting
+
+
+def test_the_fault_matrix_tells_when_a_camera_was_missed_and_when_it_was_back(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["faults", "--faults", "close", "--repeats", "2", "--table"])
+    faults.main()
+    line, *table = capsys.readouterr().out.splitlines()
+    told = json.loads(line)
+    assert (told["reconnects"], told["wrong"], told["reason"]) == (2, 0, "the stream ended")
+    assert 0 <= told["detect_s"]["p50"] <= told["detect_s"]["max"] < 5
+    assert 0 < told["recover_s"]["p50"] <= told["recover_s"]["max"] < 10
+    assert told["healthy_share"]["min"] > 0.5
+    assert table[2].startswith("| close | ")
+
+
+def test_a_fault_that_nobody_notices_is_measured_without_a_time_to_detect():
+    told = faults.measure("none", 1, SourceOptions())
+    assert told["detect_s"] is None
+    assert told["reconnects"] == 0
+    assert faults.table([told]).endswith("|  |")
+
+
+@pytest.mark.parametrize("name", faults.FAULTS)
+def test_every_fault_of_the_matrix_says_what_it_does(name):
+    fault = faults.FAULTS[name]
+    assert callable(fault.begin)
+    assert fault.hold_seconds[0] <= fault.hold_seconds[1]
+
+
+def test_a_short_soak_prints_its_intervals_and_the_whole(capsys):
+    soak.soak(soak.Plan(3.5, cameras=3, flapping=1, every_seconds=1.0), Glance())
+    *rows, whole = map(json.loads, capsys.readouterr().out.splitlines())
+    assert len(rows) >= 2
+    assert rows[-1]["age_s"]["p50"] < 5
+    assert rows[-1]["wrong"] == 0
+    assert rows[-1]["threads"] > 3
+    assert whole["healthy_share_worst"] > 0.3
+    assert len(whole["faults"]) == 1
+
+
+def test_shares_count_what_left_of_what_was_taken():
+    seen = [Sighting("a", Mark(n, 0), 1.0, (1, 1)) for n in range(10, 20)]
+    seen += [Sighting("b", Mark(n, 0), 2.0, (1, 1)) for n in range(10, 15)]
+    assert soak.shares(seen, ["a", "b", "c"]) == {"a": 1.0, "b": 0.5, "c": 0.0}
+    assert soak.shares([], ["a"]) == {"a": 0.0}
+    assert soak.ages(seen) == {"p50": 1.0, "p95": 2.0, "p99": 2.0, "max": 2.0}
+    assert soak.ages([Sighting("a", None, 1.0, (1, 1))]) is None

@@ -1,0 +1,102 @@
+"""Simulated cameras in a process of their own, some of which come and go.
+
+    uv run python -m tests.ground.cameras --cameras 12 --flapping 2
+
+Prints one JSON line: the addresses. Ends when its standard input closes, then prints what each flapping camera did.
+All share one encoder, so they show the same pictures at the same time. Numbers and times painted into the pictures hold
+across processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from tests.ground.feed import Feed
+from tests.ground.rtsp_server import Faults, RtspServer
+
+
+def flap(server: RtspServer, chance: random.Random, stop: threading.Event) -> Counter[str]:
+    """Break the camera every few seconds, in every way, until ``stop``; return how often each way."""
+    done: Counter[str] = Counter()
+    while not stop.wait(chance.uniform(3.0, 8.0)):
+        way = chance.choice(["die", "close", "reset", "stall"])
+        done[way] += 1
+        if way == "die":
+            server.die()
+            stop.wait(chance.uniform(0.5, 4.0))
+            server.come_back()
+        elif way == "stall":
+            server.faults.stalled = True
+            stop.wait(chance.uniform(0.5, 5.0))
+            server.faults = Faults()
+        else:
+            getattr(server, way)()
+    return done
+
+
+@contextmanager
+def elsewhere(
+    cameras: int, *, flapping: int = 0, size: str = "320x240", rate: int = 10
+) -> Iterator[tuple[list[str], list[Counter[str]]]]:
+    """Run cameras in another process while the block runs: their addresses, and behind it what the flapping ones did.
+
+    The last ``flapping`` cameras are those that come and go.
+    """
+    words = ["--cameras", str(cameras), "--flapping", str(flapping), "--size", size, "--rate", str(rate)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.ground.cameras", *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    did: list[Counter[str]] = []
+    assert process.stdout
+    try:
+        yield json.loads(process.stdout.readline()), did
+    finally:
+        try:
+            told, _ = process.communicate(timeout=30)
+            did += [Counter(one) for one in json.loads(told)]
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            raise
+
+
+def main() -> None:
+    """Serve what the command line says."""
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask.add_argument("--cameras", type=int, default=12)
+    ask.add_argument("--flapping", type=int, default=0)
+    ask.add_argument("--size", default="320x240")
+    ask.add_argument("--rate", type=int, default=10)
+    ask.add_argument("--seed", type=int, default=0)
+    told = ask.parse_args()
+    width, height = map(int, told.size.split("x"))
+    stop, did = threading.Event(), [Counter[str]() for _ in range(told.flapping)]
+    with ExitStack() as stack:
+        feed = stack.enter_context(Feed((width, height), rate=told.rate))
+        servers = [stack.enter_context(RtspServer(feed, path=f"/camera{k}")) for k in range(told.cameras)]
+
+        def flaps(place: int) -> None:
+            server = servers[told.cameras - told.flapping + place]
+            did[place] = flap(server, random.Random(told.seed + place), stop)
+
+        threads = [threading.Thread(target=flaps, args=(place,)) for place in range(told.flapping)]
+        for thread in threads:
+            thread.start()
+        print(json.dumps([server.url() for server in servers]), flush=True)  # noqa: T201 - for its starter
+        sys.stdin.read()
+        stop.set()
+        for thread in threads:
+            thread.join()
+    print(json.dumps(did), flush=True)  # noqa: T201 - for its starter
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,6 @@
 """An RTSP camera for tests: run by the system's Python, which has GStreamer's bindings; prints its port.
 
-    /usr/bin/python3 gst_server.py [--port N] [--user NAME --password WORD] [--stall-after SECONDS] [--size WxH]
+    /usr/bin/python3 gst_server.py [--port N] [--user NAME --password WORD [--digest]] [--stall-after S] [--size WxH]
 
 Serves moving test pictures in H.264 at rtsp://127.0.0.1:PORT/live. Ends when its standard input closes, or after
 ``--limit`` seconds. It listens on the loopback only.
@@ -13,8 +13,9 @@ import threading
 import gi
 
 gi.require_version("Gst", "1.0")
+gi.require_version("GstRtsp", "1.0")
 gi.require_version("GstRtspServer", "1.0")
-from gi.repository import GLib, Gst, GstRtspServer  # noqa: E402 - gi asks for the versions first
+from gi.repository import GLib, Gst, GstRtsp, GstRtspServer  # noqa: E402 - gi asks for the versions first
 
 
 def main() -> None:
@@ -22,6 +23,7 @@ def main() -> None:
     parser.add_argument("--port", default="0")
     parser.add_argument("--user")
     parser.add_argument("--password", default="")
+    parser.add_argument("--digest", action="store_true", help="take no password in the clear")
     parser.add_argument("--size", default="320x240")
     parser.add_argument("--rate", type=int, default=25)
     parser.add_argument("--stall-after", type=float, help="seconds of pictures before it goes silent, connection kept")
@@ -54,7 +56,11 @@ def main() -> None:
         auth = GstRtspServer.RTSPAuth()
         token = GstRtspServer.RTSPToken()
         token.set_string("media.factory.role", "viewer")
-        auth.add_basic(GstRtspServer.RTSPAuth.make_basic(options.user, options.password), token)
+        if options.digest:
+            auth.set_supported_methods(GstRtsp.RTSPAuthMethod.DIGEST)
+            auth.add_digest(options.user, options.password, token)
+        else:
+            auth.add_basic(GstRtspServer.RTSPAuth.make_basic(options.user, options.password), token)
         server.set_auth(auth)
         role = "viewer,media.factory.access=(boolean)true,media.factory.construct=(boolean)true"
         factory.add_role_from_structure(Gst.Structure.new_from_string(role))

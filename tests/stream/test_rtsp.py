@@ -7,48 +7,12 @@ import pytest
 
 from pipeline.errors import ConnectionLostError
 from stream.sources import SourceOptions, build_source
+from tests.ground.reader import Reader
 
 pytestmark = pytest.mark.rtsp
 
 QUICK = SourceOptions(read_timeout_seconds=1.0, open_timeout_seconds=3.0)
 ONCE = SourceOptions(read_timeout_seconds=1.0, open_timeout_seconds=3.0, attempts=1)
-
-
-class Reader:
-    """Reads a source in a thread, as the pump does."""
-
-    def __init__(self, source):
-        self.source = source
-        self.frames = []
-        self.stop = threading.Event()
-        self.error = None
-        self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._read, name="reader")
-
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self.stop.set()
-        self._thread.join()
-
-    def _read(self):
-        try:
-            for frame in self.source.frames(self.stop):
-                with self._changed:
-                    self.frames.append(frame)
-                    self._changed.notify_all()
-        except ConnectionLostError as error:
-            self.error = error
-
-    def until(self, condition, seconds=20.0):
-        deadline = time.monotonic() + seconds
-        with self._changed:
-            while not condition():
-                left = deadline - time.monotonic()
-                assert left > 0, f"not within {seconds} s; {self.source.health}"
-                self._changed.wait(min(left, 0.05))
 
 
 def test_frames_come_over_tcp_with_their_times(rtsp_server):
@@ -90,11 +54,45 @@ def test_a_wrong_password_is_said_in_words_without_it(rtsp_server):
     assert "wr0ng" not in f"{caught.value} {source.health} {source.uri} {source.camera}"
 
 
-def test_the_right_password_opens(rtsp_server):
-    server = rtsp_server("--user", "me", "--password", "right")
+@pytest.mark.parametrize("how", ["--digest", "--user"], ids=["digest", "basic"])
+def test_the_right_password_opens(rtsp_server, how):
+    server = rtsp_server("--user", "me", "--password", "right", *([how] if how == "--digest" else []))
     source = build_source(server.url(credentials="me:right@"), options=ONCE)
     with source, Reader(source) as reader:
         reader.until(lambda: len(reader.frames) >= 3)
+
+
+def test_a_wrong_password_is_said_where_it_is_only_hinted_at(rtsp_server):
+    server = rtsp_server("--user", "me", "--password", "right", "--digest")
+    for credentials in ("me:wr0ng@", ""):
+        source = build_source(server.url(credentials=credentials), options=ONCE)
+        with source, pytest.raises(ConnectionLostError, match="wrong or missing user name or password") as caught:
+            list(source.frames(threading.Event()))
+        assert "wr0ng" not in f"{caught.value} {source.health}"
+
+
+def test_frames_come_over_udp_and_a_camera_that_falls_silent_there_is_noticed(rtsp_server):
+    options = SourceOptions(read_timeout_seconds=1.0, open_timeout_seconds=3.0, transport="udp")
+    source = build_source(rtsp_server("--stall-after", "1.5").url(), options=options)
+    with source, Reader(source) as reader:
+        reader.until(lambda: len(reader.frames) >= 10)
+        reader.until(lambda: source.health.state == "waiting")
+        assert source.health.reason == "no picture for 1 s"
+    assert reader.frames[0].width == 320
+
+
+def test_a_killed_camera_is_read_again_over_udp(rtsp_server):
+    options = SourceOptions(read_timeout_seconds=1.0, open_timeout_seconds=3.0, transport="udp")
+    server = rtsp_server()
+    source = build_source(server.url(), options=options)
+    with source, Reader(source) as reader:
+        reader.until(lambda: len(reader.frames) >= 5)
+        server.close()
+        reader.until(lambda: source.health.state != "live")
+        seen = len(reader.frames)
+        rtsp_server("--port", str(server.port))
+        reader.until(lambda: len(reader.frames) >= seen + 10)
+        assert source.health.reconnects == 1
 
 
 def test_a_wrong_path_is_said_in_words(rtsp_server):

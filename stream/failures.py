@@ -30,7 +30,8 @@ _BY_ERROR: Final[tuple[tuple[type[Exception], Failure], ...]] = (
     (av.error.ConnectionResetError, Failure("the connection was reset by the other side")),
     (av.error.BrokenPipeError, Failure("the connection was closed by the other side")),
     (av.error.EOFError, Failure("the stream ended")),
-    (av.error.InvalidDataError, Failure("what comes from there is no video that can be read", "slow")),
+    # Also what FFmpeg says when the other side hangs up before it has answered, as one that still starts does.
+    (av.error.InvalidDataError, Failure("what comes from there is no video that can be read")),
     (av.error.ProtocolNotFoundError, Failure("this build of FFmpeg does not speak the protocol", "never")),
     (av.error.DecoderNotFoundError, Failure("this build of FFmpeg cannot decode its codec", "never")),
     (av.error.DemuxerNotFoundError, Failure("this build of FFmpeg cannot read its format", "never")),

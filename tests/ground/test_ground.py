@@ -317,6 +317,16 @@ def test_a_line_that_carries_nothing_is_noticed_like_a_stall(server, feed):
         assert None not in reader.marks
 
 
+def test_a_camera_that_hangs_up_before_it_answers_is_asked_again_soon(server, feed):
+    with Proxy(server.port) as line, reading(f"rtsp://127.0.0.1:{line.port}{server.path}") as reader:
+        reader.until(lambda: len(reader.frames) >= 3)
+        server.die()  # the line still takes connections, and drops them
+        asked = line.connections
+        reader.until(lambda: line.connections >= asked + 3)
+        server.come_back()
+        reader.until_number(feed.number, 8)
+
+
 @pytest.mark.parametrize("how", ["close", "reset"])
 def test_a_line_that_breaks_is_taken_up_again(server, feed, how):
     with Proxy(server.port) as line:

@@ -161,7 +161,7 @@ def test_packets_without_pictures_are_called_a_stall(monkeypatch):
         (av.error.TimeoutError(1, "x"), "no answer for 2 s", "quick"),
         (av.error.ExitError(1, "x"), "no answer for 2 s", "quick"),
         (av.error.EOFError(1, "x"), "ended", "quick"),
-        (av.error.InvalidDataError(1, "x"), "no video", "slow"),
+        (av.error.InvalidDataError(1, "x"), "no video", "quick"),
         (av.error.OSError(5, "Input/output error"), "unknown host name", "quick"),
         (av.error.BugError(1, "strange"), "BugError: strange", "quick"),
     ],

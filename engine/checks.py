@@ -11,7 +11,7 @@ import torch
 from engine.backends.table import BACKENDS
 from pipeline.checks import Check
 
-_PACKAGES = ("torch", "torchvision", "timm", "torch-tensorrt")
+_PACKAGES = ("torch", "torchvision", "timm", "torch-tensorrt", "onnxscript")
 
 
 def checks() -> list[Check]:
@@ -51,6 +51,7 @@ def _package(name: str) -> Check:
     except PackageNotFoundError:
         cures = {
             "timm": "only for timm's models: uv sync --extra timm",
+            "onnxscript": "only for run.py export to .onnx: uv sync --extra export",
             "torch-tensorrt": "only for TensorRT on a GPU: uv sync --extra tensorrt",
         }
         return Check(name, present=False, says="not installed", cure=cures.get(name, "uv sync"))

@@ -28,7 +28,7 @@ from engine.build import Build, Runner
 from engine.methods.dense import bytes_per_map
 from engine.methods.kernels import Kernel, check_kernel, masks
 from engine.methods.plan import Plan, PlanFacts
-from engine.methods.recipro import ExplainedNetwork
+from engine.methods.recipro import ExplainedNetwork, plan_for
 from engine.networks import Network, choose_target, class_names
 from engine.passport import EXTRA, SUFFIXES, Passport, proof_of
 from engine.runtimes import INPUT, OUTPUTS, RUNTIMES
@@ -109,8 +109,11 @@ def export_network(network: Network, config: EngineConfig, path: Path) -> Export
     labels = class_names(network, split.classes)
     kernel, budget = check_kernel(config.kernel), config.memory_budget_mib << 20
     build = Build(choose_target(config.target, labels), kernel, "eager", "fp32", torch.device("cpu"), budget)
+    with torch.inference_mode():
+        plan = plan_for(split, split.head(probe_images(1, size)), kernel, budget)
+    if not plan.facts.one_module:
+        plan = _defined(split, plan.facts, kernel, budget)
     engine = Runner(split, build)
-    plan = engine.plan if engine.plan.facts.one_module else _defined(split, engine.plan.facts, kernel, budget)
     truths = {count: engine(probe_images(count, size)) for count in PROBES}
     passport = Passport(
         model=network.name, labels=labels, input_size=size, mean=config.mean or network.mean,

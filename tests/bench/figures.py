@@ -57,7 +57,7 @@ def place() -> dict[str, Any]:
     from importlib.metadata import PackageNotFoundError, version
 
     versions = {}
-    for name in ("torch", "torchvision", "numpy", "opencv-python", "av", "pyzmq", "openvino"):
+    for name in ("torch", "torchvision", "numpy", "opencv-python", "av", "pyzmq", "openvino", "onnxruntime"):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:

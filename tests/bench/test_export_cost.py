@@ -1,0 +1,25 @@
+"""The benchmark of exported files measures what it says: both sides checked, both sizes told."""
+
+import json
+import sys
+
+import pytest
+
+from tests.bench import export_cost
+
+
+def test_export_cost_prints_a_line_for_each_runtime(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["export_cost", "--models", "squeezenet1_1", "--rounds", "3"])
+    export_cost.main()
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["runtime"] for line in lines] == ["onnxruntime", "openvino"]
+    for line in lines:
+        assert line["plain"]["p50_ms"] > 0
+        assert line["explained"]["p50_ms"] > 0
+        assert 0.95 < line["ratio_of_bytes"] < 1.05
+
+
+def test_export_cost_refuses_to_time_two_different_networks(monkeypatch, tmp_path):
+    monkeypatch.setattr(export_cost.Plain, "forward", lambda self, images: self.net(images).softmax(1).flip(1) + 1)
+    with pytest.raises(RuntimeError, match="not the same network"):
+        export_cost.measure("squeezenet1_1", ["onnxruntime"], 1, 2, tmp_path)

@@ -87,6 +87,8 @@ class Fault:
     end: Callable[[Scene], object] = lambda _: None
     hold_seconds: tuple[float, float] = (0.3, 0.8)
     """How long it lasts after it was noticed, drawn evenly."""
+    cabac: bool = False
+    """Whether the camera codes with CABAC, as most do, or with CAVLC, in which damage shows better."""
     behind_line: bool = False
     """Whether the camera is reached through the proxy, which then has the fault."""
     noticed: Callable[[Health, Health], bool] | None = lambda _, now: now.state != "live"
@@ -165,6 +167,7 @@ FAULTS: Final[dict[str, Fault]] = {
     "not found": Fault(_bad_at_reconnect(moved_path=True), _good),
     "garbage SDP": Fault(_bad_at_reconnect(description=_NOISE), _good),
     "packet loss 2 %": Fault(_damaged(drop_share=0.02), _good, (2.0, 3.0), noticed=_counted),
+    "packet loss 2 %, CABAC": Fault(_damaged(drop_share=0.02), _good, (2.0, 3.0), noticed=_counted, cabac=True),
     "packets corrupted 2 %": Fault(_damaged(corrupt_share=0.02), _good, (2.0, 3.0), noticed=_counted),
     "other size on return": Fault(_die_resized, lambda s: s.server.come_back()),
     "other size, unannounced": Fault(_resize, hold_seconds=(0.0, 0.0), noticed=None),
@@ -227,15 +230,15 @@ def running(sources: Sequence[Source], witness: Witness) -> Iterator[list[Outcom
 
 
 @contextmanager
-def staged(options: SourceOptions, seed: int, *, behind_line: bool) -> Iterator[Scene]:
+def staged(fault: Fault, options: SourceOptions, seed: int) -> Iterator[Scene]:
     """Give a scene that runs."""
     with ExitStack() as stack:
-        feed = stack.enter_context(Feed((320, 240), rate=10, bit_rate=1_000_000, grain=20))
+        feed = stack.enter_context(Feed((320, 240), rate=10, bit_rate=1_000_000, grain=20, cabac=fault.cabac))
         other = stack.enter_context(Feed((320, 240), rate=10))
         server = stack.enter_context(RtspServer(feed, user="eye", password=_RIGHT, seed=seed))
         neighbour = stack.enter_context(RtspServer(other))
         line = stack.enter_context(Proxy(server.port))
-        uri = server.url().replace(f":{server.port}/", f":{line.port}/") if behind_line else server.url()
+        uri = server.url().replace(f":{server.port}/", f":{line.port}/") if fault.behind_line else server.url()
         source = stack.enter_context(build_source(uri, camera="faulty", options=options))
         healthy = stack.enter_context(build_source(neighbour.url(), camera="healthy", options=options))
         witness = stack.enter_context(Witness())
@@ -286,7 +289,7 @@ def once(scene: Scene, fault: Fault, chance: random.Random) -> Once:
 def measure(name: str, repeats: int, options: SourceOptions, seed: int = 0) -> dict[str, object]:
     """Return one row of the matrix."""
     chance = random.Random(f"{name} {seed}")
-    with staged(options, seed, behind_line=FAULTS[name].behind_line) as scene:
+    with staged(FAULTS[name], options, seed) as scene:
         rounds = [once(scene, FAULTS[name], chance) for _ in range(repeats)]
         last = rounds[-1].others[1]
         scene.until(lambda: any(s.mark and s.mark.number > last for s in scene.seen(scene.healthy)), "the other's last")

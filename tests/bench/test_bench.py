@@ -3,9 +3,10 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 
-from tests.bench import explain_cost, peers
+from tests.bench import exactness, explain_cost, peers, precision
 from tests.bench.figures import interleaved, paired_ratio, quantiles
 
 
@@ -44,3 +45,28 @@ def test_peers_that_are_not_installed_are_named_with_the_cure(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["peers"])
     with pytest.raises(SystemExit, match=r"no_such_peer.*--group bench"):
         peers.main()
+
+
+def test_rank_correlation_is_one_for_the_same_order_and_shares_ranks_of_equals():
+    one = np.array([[0.0, 0.2], [0.5, 1.0]], np.float32)
+    assert precision.rank_correlation(one, one**3) == pytest.approx(1.0)
+    assert precision.rank_correlation(one, 1 - one) == pytest.approx(-1.0)
+    assert list(precision.ranks(np.array([3.0, 1.0, 3.0, 2.0], np.float32))) == [3.5, 1.0, 3.5, 2.0]
+    assert np.isnan(precision.rank_correlation(one, np.zeros_like(one)))
+
+
+def test_exactness_tells_a_plan_that_is_not_the_definition(monkeypatch):
+    net = exactness.network("shufflenet_v2_x1_0")
+    case = exactness.Case("shufflenet_v2_x1_0", "stage4", (64, 64), "point", 4)
+    assert exactness.measure(net, case)["heat_error"] < 1e-3
+    honest = exactness.choose_plan
+
+    def wrong(*words):
+        plan = honest(*words)
+        monkeypatch.setattr(
+            plan, "forward", lambda features: tuple(part.flip(1) for part in type(plan).forward(plan, features))
+        )
+        return plan
+
+    monkeypatch.setattr(exactness, "choose_plan", wrong)
+    assert exactness.measure(net, case)["heat_error"] > 1e-2

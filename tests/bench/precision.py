@@ -1,0 +1,99 @@
+"""What half precision and other backends do to verdict and heat: agreement with eager float32, on real photos.
+
+    uv run python -m tests.bench.precision --photos FOLDER --model mobilenet_v2 --weights FILE.pt --mean 0.5 --std 0.5
+
+For each backend and precision: share of photos with the same top class; scores' largest difference; and over the
+photos with the same top class, heat's rank correlation (Spearman) over the grid, its largest difference, and how often
+its peak lies in the same cell. One JSON line each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from statistics import mean, median
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.explainer import NetworkExplainer
+from engine.networks import load_network
+from pipeline.config import EngineConfig
+from pipeline.errors import ReciproStreamError
+from pipeline.frames import Explanation, Frame
+from tests.bench.figures import place, print_line
+
+WAYS = (("eager", "bf16"), ("openvino", "fp32"), ("openvino", "bf16"))
+"""What is compared with eager float32."""
+
+
+def photos(folder: Path) -> list[Frame]:
+    """Read every photo of a folder."""
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in {".jpg", ".jpeg", ".png"})
+    pictures = (cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB) for path in paths)
+    return [Frame(np.asarray(picture, np.uint8), "photos", k, 0.0) for k, picture in enumerate(pictures)]
+
+
+def ranks(values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return ranks, equal values sharing theirs."""
+    _, place_of, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return np.asarray((ends - (counts - 1) / 2)[place_of.ravel()], np.float64)
+
+
+def rank_correlation(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+    """Return Spearman's correlation of two maps; NaN where one of them is flat."""
+    if np.ptp(one) == 0 or np.ptp(other) == 0:
+        return float("nan")
+    return float(np.corrcoef(ranks(one.ravel()), ranks(other.ravel()))[0, 1])
+
+
+def compare(truth: list[Explanation], told: list[Explanation]) -> dict[str, object]:
+    """Compare explanations of the same photos."""
+    same = [(a.top, b.top) for a, b in zip(truth, told, strict=True) if a.top.class_index == b.top.class_index]
+    related = [rank_correlation(a.heat, b.heat) for a, b in same]
+    related = [value for value in related if not np.isnan(value)]
+    return {
+        "photos": len(truth), "same_top_class": round(len(same) / len(truth), 4),
+        "score_difference_max": round(max(abs(a.score - b.score) for a, b in same), 5),
+        "heat_rank_correlation": {"mean": round(mean(related), 5), "median": round(median(related), 5),
+                                  "min": round(min(related), 5)},
+        "heat_difference_max": round(max(float(np.abs(a.heat - b.heat).max()) for a, b in same), 5),
+        "same_peak": round(mean(float(a.heat.argmax() == b.heat.argmax()) for a, b in same), 4),
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Compare what the command line names."""
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask.add_argument("--photos", type=Path, required=True)
+    ask.add_argument("--model", required=True)
+    ask.add_argument("--weights", required=True)
+    ask.add_argument("--layer")
+    ask.add_argument("--mean")
+    ask.add_argument("--std")
+    ask.add_argument("--input-size")
+    told = ask.parse_args()
+    knobs = {"model": told.model, "layer": told.layer, "mean": told.mean, "std": told.std}
+    knobs = {key: value for key, value in {**knobs, "input_size": told.input_size}.items() if value is not None}
+    frames = photos(told.photos)
+
+    def explained(backend: str, precision: str) -> list[Explanation]:
+        config = EngineConfig.model_validate({**knobs, "backend": backend, "precision": precision})
+        explainer = NetworkExplainer(load_network(told.model, weights=told.weights), config)
+        return [explainer.explain([frame])[0] for frame in frames]
+
+    truth = explained("eager", "fp32")
+    for backend, precision in WAYS:
+        case = {"bench": "precision", "model": told.model, "layer": truth[0].layer, "backend": backend}
+        try:
+            print_line(**case, precision=precision, **compare(truth, explained(backend, precision)), **place())
+        except ReciproStreamError as reason:
+            print_line(**case, precision=precision, refused=str(reason))
+
+
+if __name__ == "__main__":
+    logging.disable(logging.WARNING)
+    main()

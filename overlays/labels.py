@@ -130,6 +130,25 @@ def draw_legend(image: Image, lines: Sequence[Line]) -> None:
         top += tile.shape[0]
 
 
+def draw_banner(image: Image, lines: Sequence[Line]) -> None:
+    """Draw lines, centred, on a dark band across the middle of ``image``, a picture of our own."""
+    height, width = image.shape[:2]
+    size = text_size(height, width)
+    tiles = [
+        (text_tile(line.text, max(_SMALLEST_TEXT, round(size * line.scale)), line.weight, width - 2), line.colour)
+        for line in lines
+    ]
+    total = sum(tile.shape[0] for tile, _ in tiles) + size
+    top = max(0, (height - total) // 2)
+    band = image[top : top + total]
+    band[...] = cv2.convertScaleAbs(np.ascontiguousarray(band), alpha=_PLATE_KEEP)
+    row = top + size // 2
+    for tile, colour in tiles:
+        left = (width - tile.shape[1]) // 2
+        _ink(image[row : row + tile.shape[0], left : left + tile.shape[1]], tile, colour)
+        row += tile.shape[0]
+
+
 def _ink(place: Image, tile: Levels, colour: tuple[int, int, int]) -> None:
     """Put text of one colour onto ``place``, which may be cut off by the picture's border."""
     ink = tile[: place.shape[0], : place.shape[1], None].astype(np.uint16)

@@ -172,6 +172,18 @@ class Explanation:
         return self.findings[0]
 
 
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """That nothing comes from a camera, and why."""
+
+    seconds: float
+    """Since its last frame was taken."""
+    state: str = ""
+    """Where the source stands: ``pipeline.ports.State``; empty where that is not known."""
+    reason: str = ""
+    """In words, without credentials."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Overlay:
     """An explanation and its picture. Nothing is lost on the way: the frame is in the explanation."""
@@ -179,6 +191,8 @@ class Overlay:
     image: Image
     """uint8 RGB of the frame's size, read-only; the plain frame where no sink asked for a picture."""
     explanation: Explanation
+    silence: Silence | None = None
+    """Set where nothing comes any more: the explanation is the camera's last, and the picture must not look live."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image", read_only(self.image))

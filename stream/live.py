@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 import av
 import av.error
 from av.container import InputContainer
+from av.video.codeccontext import VideoCodecContext
 
 from pipeline.errors import ConnectionLostError
 from pipeline.frames import Frame
@@ -130,9 +131,11 @@ class LiveSource:
         stream = video_stream(container)
         if stream is None:
             raise Lost(Failure("it carries no video", "slow"))
+        context = cast("VideoCodecContext | None", stream.codec_context)  # its stub does not know of unknown codecs
+        if context is None:
+            raise Lost(Failure("what it carries is in a codec that is not known here", "slow"))
         stream.thread_type = "SLICE"  # frame threads hold back one picture each
         self.rate = float(stream.average_rate) if stream.average_rate else None
-        context = stream.codec_context
         numbers = FrameNumbers(context.extradata) if context.name == "h264" else None
         decoding = Decoding(trust=Trust(patience_packets=_DOUBT_PACKETS), numbers=numbers)
         rgb = RgbConverter()

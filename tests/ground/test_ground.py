@@ -254,6 +254,11 @@ def test_a_wrong_description_ends_in_pictures_or_a_typed_error(server, feed, nam
     assert None not in reader.marks
 
 
+def test_a_codec_nobody_knows_is_said_at_once(server):
+    server.faults.description = DESCRIPTIONS["unknown codec"]
+    assert "codec that is not known here" in failing(server.url())
+
+
 ANSWERS = {
     "nothing": b"\r\n\r\n",
     "noise": random.Random(2).randbytes(300),

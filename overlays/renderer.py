@@ -16,8 +16,9 @@ import numpy as np
 from overlays.colormaps import COLORMAPS, palette
 from overlays.heatmap import draw_box, draw_contour, hottest_box, paint_heat
 from overlays.labels import GREEN, GREY, RED, Line, draw_legend, text_size
+from overlays.stale import stale_overlay
 from pipeline.errors import ConfigError
-from pipeline.frames import Explanation, Finding, Frame, Heat, Overlay, Truth
+from pipeline.frames import Explanation, Finding, Frame, Heat, Overlay, Silence, Truth
 
 __all__ = ["COLORMAPS", "HeatRenderer"]
 
@@ -101,6 +102,10 @@ class HeatRenderer:
             draw_legend(image, legend_lines(explanation, self._clock(), memory.interval))
         image.flags.writeable = False
         return Overlay(image=image, explanation=explanation)
+
+    def silent(self, explanation: Explanation, silence: Silence) -> Overlay:
+        """Draw a camera's last frame in grey, stamped with its age and the reason."""
+        return stale_overlay(explanation, silence)
 
     def _remember(self, frame: Frame) -> _Memory:
         """Take note of the frame's time; a pause or a clock that went back starts the camera anew."""

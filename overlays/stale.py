@@ -41,8 +41,8 @@ def stale_overlay(explanation: Explanation, silence: Silence) -> Overlay:
 def told_seconds(seconds: float) -> str:
     """Return a time as people say it: 3 s, 4 min 10 s, 2 h 5 min."""
     whole = int(seconds)
-    if whole < 60:  # noqa: PLR2004
+    if whole < 60:
         return f"{whole} s"
-    if whole < 3600:  # noqa: PLR2004
+    if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"

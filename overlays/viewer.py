@@ -276,4 +276,6 @@ class Viewer:
 
 def _is_same(one: Header, other: Header) -> bool:
     """Say whether both tell of the same frame: a publisher that was started again counts from 0 again."""
-    return one.index == other.index and abs(one.taken_at_unix - other.taken_at_unix) < _SAME_FRAME_SECONDS
+    if one.silence != other.silence or one.index != other.index:
+        return False
+    return abs(one.taken_at_unix - other.taken_at_unix) < _SAME_FRAME_SECONDS

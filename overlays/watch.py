@@ -91,9 +91,10 @@ def _pass_on(received: Received, seen: Watched) -> bool:
         overlay = received.overlay()
     except WireError:
         return False
-    seen.frames += 1
-    seen.missed += received.missed
-    seen.age.add(max(received.age_seconds(), 0.0))
+    if overlay.silence is None:
+        seen.frames += 1
+        seen.missed += received.missed
+        seen.age.add(max(received.age_seconds(), 0.0))
     for outlet in seen.outlets:
         outlet.put(overlay)
     return True

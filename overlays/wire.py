@@ -16,7 +16,7 @@ import numpy as np
 from overlays.fields import Fields, text_of
 from overlays.jpeg import MAX_SIDE_PIXELS, encode_picture, measured
 from pipeline.errors import WireError, WireVersionError
-from pipeline.frames import Box, Explanation, Finding, Frame, Heat, Image, Overlay, Truth
+from pipeline.frames import Box, Explanation, Finding, Frame, Heat, Image, Overlay, Silence, Truth
 
 VERSION: Final = 1
 ENCODING: Final = "jpeg"
@@ -52,6 +52,8 @@ class Header:
     frame_width: int
     """The frame's own width where the picture was sent smaller; the picture's otherwise."""
     frame_height: int
+    silence: Silence | None = None
+    """Set where nothing comes from the camera any more: this is its last frame, drawn so."""
 
 
 def explanation_record(explanation: Explanation, *, sent_at_unix: float, now_monotonic: float) -> dict[str, Any]:
@@ -146,6 +148,9 @@ def encode(
     if (width, height) != (record["width"], record["height"]):
         record |= {"frame_width": record["width"], "frame_height": record["height"], "width": width, "height": height}
     record["encoding"] = ENCODING
+    if (silence := overlay.silence) is not None:
+        told = {"seconds": round(silence.seconds, 3), "state": silence.state, "reason": text_of(silence.reason)}
+        record["silence"] = told
     payload = encode_picture(overlay.image, jpeg_quality) if picture is None else picture
     return [topic_of(overlay.explanation.frame.camera), record_bytes(record), payload]
 
@@ -193,7 +198,15 @@ def decode_header(header: bytes) -> Header:
         truth=_truth(fields),
         frame_width=fields.integer("frame_width", 1, MAX_SIDE_PIXELS) if "frame_width" in fields else width,
         frame_height=fields.integer("frame_height", 1, MAX_SIDE_PIXELS) if "frame_height" in fields else height,
+        silence=_silence(fields),
     )
+
+
+def _silence(fields: Fields) -> Silence | None:
+    told = fields.object("silence")
+    if told is None:
+        return None
+    return Silence(told.number("seconds"), told.text("state", 32), told.text("reason", MAX_TEXT))
 
 
 def _finding(fields: Fields, grid: tuple[int, int]) -> Finding:
@@ -274,6 +287,7 @@ def as_overlay(header: Header, image: Image, *, now_unix: float, now_monotonic: 
             model=header.model,
             heat_region=_scaled(header.heat_region, x, y),
         ),
+        silence=header.silence,
     )
 
 

@@ -9,10 +9,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from pipeline.errors import ReciproStreamError
-from pipeline.frames import Explanation, Frame, Overlay
+from pipeline.frames import Explanation, Frame, Overlay, Silence
 from pipeline.metrics import Tally
 from pipeline.ports import Explainer, Overflow, Renderer, Sink, Source
 from pipeline.pump import Pump, Relay, gather
+from pipeline.silence import Watchman
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +90,15 @@ def carry(
     tally = Tally([pump.camera for pump in pumps])
     outlets = [outlet_of(sink, _timed(sink, tally), limits.outlet_frames) for sink in sinks]
     outcome = Outcome(tally, pumps, outlets)
-    draw = _drawing(renderer, list(zip(sinks, outlets, strict=True)), pumps, tally)
+    doors = list(zip(sinks, outlets, strict=True))
+    watchman = Watchman(pumps, _silent(renderer, doors))
+    draw = _drawing(renderer, doors, pumps, tally, watchman)
     begun = time.monotonic()
     until = None if limits.seconds is None else begun + limits.seconds
     with ExitStack() as stack:
         for outlet in outlets:
             stack.enter_context(outlet)
-        drawing = stack.enter_context(Relay("renderer", draw, depth=limits.queue_frames))
+        drawing = stack.enter_context(Relay("renderer", draw, depth=limits.queue_frames, idle=watchman.look))
         for pump in pumps:
             stack.enter_context(pump)
         stack.callback(_stop_all, pumps)
@@ -127,7 +130,11 @@ def _explain(batch: Sequence[Frame], explainer: Explainer, drawing: Relay[Explan
 
 
 def _drawing(
-    renderer: Renderer, doors: Sequence[tuple[Sink, Relay[Overlay]]], pumps: Sequence[Pump], tally: Tally
+    renderer: Renderer,
+    doors: Sequence[tuple[Sink, Relay[Overlay]]],
+    pumps: Sequence[Pump],
+    tally: Tally,
+    watchman: Watchman,
 ) -> Callable[[Explanation], None]:
     """Return what draws an explanation, if anybody looks, and hands it to every sink's outlet."""
     patience: dict[str, Overflow] = {pump.camera: pump.overflow for pump in pumps}
@@ -144,8 +151,24 @@ def _drawing(
             # A file loses nothing on its way into a file; nobody else is ever waited for.
             outlet.put(overlay, patience[camera] if sink.lossless else "drop-oldest")
         tally.left(explanation)
+        watchman.saw(explanation)
+        watchman.look()
 
     return draw
+
+
+def _silent(renderer: Renderer, doors: Sequence[tuple[Sink, Relay[Overlay]]]) -> Callable[[Explanation, Silence], None]:
+    """Return what shows every door that looks at pictures that a camera has gone silent."""
+
+    def tell(explanation: Explanation, silence: Silence) -> None:
+        camera = explanation.frame.camera
+        looking = [outlet for sink, outlet in doors if sink.needs_picture(camera) and not outlet.broken]
+        if looking:
+            overlay = renderer.silent(explanation, silence)
+            for outlet in looking:
+                outlet.put(overlay)
+
+    return tell
 
 
 def outlet_of(sink: Sink, put: Callable[[Overlay], None], depth: int = 16) -> Relay[Overlay]:
@@ -159,6 +182,8 @@ def _timed(sink: Sink, tally: Tally) -> Callable[[Overlay], None]:
     def put(overlay: Overlay) -> None:
         begun = time.monotonic()
         sink.put(overlay)
+        if overlay.silence is not None:
+            return
         tally.stage(f"put {sink.uri}", time.monotonic() - begun)
         tally.stage(f"age at {sink.uri}", overlay.explanation.frame.age_seconds())
 

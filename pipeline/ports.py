@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Protocol, Self, runtime_checkable
 
-from pipeline.frames import Explanation, Frame, Overlay
+from pipeline.frames import Explanation, Frame, Overlay, Silence
 
 Overflow = Literal["drop-oldest", "wait"]
 """What a full queue does: ``drop-oldest`` keeps the newest (live), ``wait`` keeps them all (files)."""
@@ -90,6 +90,10 @@ class Renderer(Protocol):
 
     def render(self, explanation: Explanation) -> Overlay:
         """Draw it on a new picture of the frame's size; the frame itself is left as it is."""
+        ...
+
+    def silent(self, explanation: Explanation, silence: Silence) -> Overlay:
+        """Draw a camera's last frame so that nobody takes it for live."""
         ...
 
 

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_LONGEST_INTERVAL_SECONDS = 10.0
+
 POLL_SECONDS = 0.1
 """How often a waiting batch looks whether somebody asked for the end: a signal handler cannot ring a bell safely."""
 
@@ -60,6 +62,10 @@ class Pump:
         """How many of them were dropped because the queue was full."""
         self.ended = False
         """Whether the source will give no more; frames may still wait in the queue."""
+        self.last_at: float | None = None
+        """``time.monotonic()`` when its last frame came; None before the first."""
+        self.interval_seconds = 0.0
+        """The usual time between two of its frames: a running mean over about the last twenty."""
         # The bell guards the queue and the counters: put and get hold it, reading frames and explaining them do not.
         self._bell = bell or threading.Condition()
         self._queue: deque[Frame] = deque()
@@ -138,6 +144,7 @@ class Pump:
         """Queue one frame; return False when the pump was stopped instead."""
         with self._bell:
             self.taken += 1
+            self._note_arrival(time.monotonic())
             if self.overflow == "wait":
                 self._bell.wait_for(lambda: len(self._queue) < self._depth or self._stop.is_set())
             while len(self._queue) >= self._depth and not self._stop.is_set():
@@ -148,6 +155,13 @@ class Pump:
             self._queue.append(frame)
             self._bell.notify_all()
             return True
+
+    def _note_arrival(self, now: float) -> None:
+        if self.last_at is not None:
+            # A pause is none of its usual intervals.
+            passed = min(now - self.last_at, _LONGEST_INTERVAL_SECONDS)
+            self.interval_seconds += (passed - self.interval_seconds) * (0.05 if self.interval_seconds else 1.0)
+        self.last_at = now
 
 
 def gather(

@@ -54,6 +54,8 @@ class LogSink:
         Raises:
             SinkError: the disk is full or gone.
         """
+        if overlay.silence is not None:
+            return
         record = explanation_record(overlay.explanation, sent_at_unix=self._wall(), now_monotonic=self._clock())
         line = record_bytes(record) + b"\n"
         try:

@@ -88,7 +88,10 @@ class RecorderSink:
                 self._paths[frame.camera] = free_path(self._path, frame.camera, set(self._paths.values()))
             recording = _Recording(self._paths[frame.camera], overlay.image, self._options)
             self._recordings[frame.camera] = recording
-        recording.add(overlay.image, frame.pts_seconds, frame.taken_at)
+        # A camera that has gone silent is recorded so, in its own time: a picture that stands still would look live.
+        passed = 0.0 if overlay.silence is None else overlay.silence.seconds
+        pts = None if frame.pts_seconds is None else frame.pts_seconds + passed
+        recording.add(overlay.image, pts, frame.taken_at + passed)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /

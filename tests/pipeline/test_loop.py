@@ -10,7 +10,7 @@ from pipeline.errors import SinkError, SourceError
 from pipeline.frames import Box, Explanation, Finding, Overlay, Truth
 from pipeline.loop import Limits, carry
 from pipeline.metrics import Histogram
-from pipeline.ports import StopRequested
+from pipeline.ports import Health, StopRequested
 from tests.fakes import FakeSource
 
 
@@ -31,6 +31,9 @@ class FakeRenderer:
     def render(self, explanation):
         self.rendered += 1
         return Overlay(explanation.frame.image.copy(), explanation)
+
+    def silent(self, explanation, silence):
+        return Overlay(explanation.frame.image.copy(), explanation, silence)
 
 
 class FakeSink:
@@ -157,3 +160,36 @@ def test_a_window_closed_while_its_camera_is_silent_ends_the_run():
     begun = time.monotonic()
     run([FakeSource(5, gate=threading.Event())], [Closed()])
     assert time.monotonic() - begun < 5
+
+
+def test_a_live_camera_that_stalls_is_shown_so_by_every_door_that_looks_and_counts_as_no_frame():
+    stalled, seen = threading.Event(), threading.Event()
+
+    class Stalls(FakeSource):
+        live = True
+
+        def frames(self, stop):
+            yield from super().frames(stop)
+            stalled.set()
+            self.health = Health("stalled", "no picture for 2 s")
+            stop.wait(20)
+
+    class Looking(FakeSink):
+        def put(self, overlay):
+            super().put(overlay)
+            if overlay.silence is not None:
+                self.silence = overlay.silence
+                seen.set()
+
+    looking, blind = Looking(), FakeSink(looks=False)
+    stop = threading.Event()
+    threading.Thread(target=lambda: (seen.wait(20), stop.set()), name="ender").start()
+    source = Stalls(3)
+    limits = Limits()
+    outcome = carry([(source, "wait")], FakeExplainer(), FakeRenderer(), [looking, blind], limits=limits, stop=stop)
+    assert seen.is_set()
+    assert stalled.is_set()
+    assert (looking.silence.state, looking.silence.reason) == ("stalled", "no picture for 2 s")
+    assert looking.got[:4] == [0, 1, 2, 2]
+    assert blind.got == [0, 1, 2]
+    assert outcome.explained == 3

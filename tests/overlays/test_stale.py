@@ -1,0 +1,102 @@
+"""A picture of a silent camera: grey, dark, stamped, and told as such on every way out."""
+
+import json
+
+import numpy as np
+import pytest
+
+from overlays.sinks.log import LogSink
+from overlays.sinks.recorder import RecorderSink
+from overlays.stale import stale_overlay, told_seconds
+from overlays.wire import as_overlay, decode_message, encode
+from pipeline.frames import Explanation, Finding, Frame, Overlay, Silence
+
+SILENCE = Silence(3.5, "waiting", "connection refused")
+
+
+def explanation(size=(120, 160), index=7, pts=1.0):
+    generator = np.random.default_rng(0)
+    image = generator.integers(0, 256, (*size, 3), np.uint8)
+    return Explanation(
+        Frame(image, "door", index, 10.0, pts), (Finding("hole", 0.9, np.eye(2, dtype=np.float32), 1),), "m", "l"
+    )
+
+
+def test_no_colour_is_left_outside_the_band_and_hardly_any_light():
+    given = explanation()
+    overlay = stale_overlay(given, SILENCE)
+    top = overlay.image[:20]
+    assert np.ptp(top.astype(int), axis=2).max() == 0
+    assert top.mean() < 0.5 * given.frame.image[:20].mean()
+    assert overlay.silence == SILENCE
+    assert not overlay.image.flags.writeable
+
+
+def test_the_frame_it_was_made_from_is_left_as_it_was():
+    given = explanation()
+    before = given.frame.image.copy()
+    stale_overlay(given, SILENCE)
+    np.testing.assert_array_equal(given.frame.image, before)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (33, 700), (700, 33), (1, 1)])
+def test_any_size_can_be_stamped(size):
+    assert stale_overlay(explanation(size), SILENCE).image.shape == (*size, 3)
+
+
+def test_the_age_on_it_goes_on():
+    first, later = (stale_overlay(explanation(), Silence(s)).image for s in (3.0, 4.0))
+    assert (first != later).any()
+
+
+def test_times_are_told_as_people_say_them():
+    assert [told_seconds(s) for s in (0.4, 59.9, 60, 250, 7500)] == [
+        "0 s",
+        "59 s",
+        "1 min 0 s",
+        "4 min 10 s",
+        "2 h 5 min",
+    ]
+
+
+def test_a_viewer_is_told_that_it_is_no_new_frame_and_why():
+    header, payload = decode_message(
+        encode(stale_overlay(explanation(), SILENCE), sent_at_unix=50.0, now_monotonic=13.5)
+    )
+    assert header.silence == SILENCE
+    assert header.index == 7
+    from overlays.jpeg import decode_picture
+
+    assert as_overlay(header, decode_picture(payload), now_unix=50.0, now_monotonic=13.5).silence == SILENCE
+
+
+def test_a_frame_that_came_carries_no_such_key():
+    plain = Overlay(explanation().frame.image, explanation())
+    parts = encode(plain, sent_at_unix=50.0, now_monotonic=10.1)
+    assert "silence" not in json.loads(parts[1])
+    assert decode_message(parts)[0].silence is None
+
+
+def test_the_log_has_a_line_for_each_frame_and_none_for_silence(tmp_path):
+    path = tmp_path / "out.jsonl"
+    with LogSink(path) as sink:
+        sink.put(Overlay(explanation().frame.image, explanation()))
+        sink.put(stale_overlay(explanation(), SILENCE))
+    assert len(path.read_text().splitlines()) == 1
+
+
+def test_a_recording_shows_the_silence_in_its_own_time(tmp_path):
+    import av
+
+    path = tmp_path / "out.mp4"
+    with RecorderSink(path, cameras=("door",)) as sink:
+        for k in range(3):
+            one = explanation(index=k, pts=1.0 + 0.1 * k)
+            sink.put(Overlay(one.frame.image, one))
+        for seconds in (1.0, 2.0):
+            sink.put(stale_overlay(one, Silence(seconds)))
+        back = explanation(index=3, pts=4.0)
+        sink.put(Overlay(back.frame.image, back))
+    with av.open(str(path)) as held:
+        times = [frame.time for frame in held.decode(video=0)]
+    assert times == pytest.approx([0.0, 0.1, 0.2, 1.2, 2.2, 3.0], abs=0.01)

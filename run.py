@@ -130,6 +130,9 @@ def stream(  # noqa: PLR0917 - one parameter per option
     colormap: Annotated[str | None, _option(PICTURE, "The heat's colours. [default: inferno]")] = None,
     opacity: Annotated[float | None, _option(PICTURE, "How much the hottest spot covers, 0 to 1.")] = None,
     smoothing: Annotated[float | None, _option(PICTURE, "Time constant in seconds. [default: 0, off]")] = None,
+    max_age: Annotated[
+        float | None, _option(CAMERA, "Drop live frames older than so many seconds. Default: the newest always counts.")
+    ] = None,
     frames: Annotated[int | None, _option(RUN, "Stop after so many explained frames.")] = None,
     seconds: Annotated[float | None, _option(RUN, "Stop after so long.")] = None,
     print_config: Annotated[bool, _option(RUN, "Show what would run, and stop.", "--print-config")] = False,
@@ -143,7 +146,7 @@ def stream(  # noqa: PLR0917 - one parameter per option
     overlay = {"colormap": colormap, "opacity": opacity, "smoothing_seconds": smoothing}
     given = {
         "sources": source, "sinks": sink, "overflow": overflow, "frames": frames, "seconds": seconds,
-        "engine": _given(engine), "overlay": _given(overlay),
+        "max_age_seconds": max_age, "engine": _given(engine), "overlay": _given(overlay),
     }  # fmt: skip
     overrides = {key: value for key, value in _given(given).items() if value != {}}
     knobs: dict[str, Any] = {} if config is None else read_yaml(_read(config), config.name)
@@ -339,7 +342,7 @@ def _carry(config: Config) -> Outcome:
         log.info("%s", explainer.facts)
         window = config.engine.batch_window_ms / 1e3 if len(sources) > 1 else 0.0
         batch = config.engine.batch or max(len(sources), 1 if explainer.facts.device == "cpu" else 8)
-        limits = Limits(config.frames, config.seconds, batch, window)
+        limits = Limits(config.frames, config.seconds, batch, window, max_age_seconds=config.max_age_seconds)
         with Progress(Console(stderr=True)) as progress:
             outcome = carry(sources, explainer, renderer, sinks, limits=limits, stop=stop, watch=progress.watch)
     _report(outcome)

@@ -91,6 +91,7 @@ def summary(outcome: Outcome) -> list[str]:
     told = [
         f"{outcome.taken} frames in, {explained} explained, {outcome.dropped} dropped before the engine"
         + (f", {corrupt} damaged" if corrupt else "")
+        + (f", {outcome.expired} too old to be worth showing" if outcome.expired else "")
         + f"; {explained / seconds:.1f} frames/s over {seconds:.1f} s"
     ]
     told.extend(

@@ -178,6 +178,8 @@ class Config(_Knobs):
     """Stop after so long."""
     overflow: Overflow | None = None
     """For every source that does not say its own."""
+    max_age_seconds: float | None = Field(default=None, gt=0)
+    """Frames of live sources that are older are not worth showing: dropped and counted. Default: none is."""
 
 
 class _Reader(yaml.SafeLoader):

@@ -30,6 +30,8 @@ class Limits:
     """How long a batch waits for more cameras."""
     queue_frames: int = 2
     """Frames of a camera that may wait for the engine."""
+    max_age_seconds: float | None = None
+    """A live camera's frame that is older is dropped, before the engine and before it is drawn; None = never."""
     outlet_frames: int = 16
     """Overlays that may wait for a recorder or a log; for a window or the network the two newest may."""
 
@@ -54,6 +56,12 @@ class Outcome:
     def dropped(self) -> int:
         """Frames dropped before the engine."""
         return sum(pump.dropped for pump in self.pumps)
+
+    @property
+    def expired(self) -> int:
+        """Frames that were too old: dropped before the engine (these are among ``dropped``), or behind it."""
+        before = sum(pump.expired for pump in self.pumps)
+        return before + sum(camera.expired for camera in self.tally.cameras.values())
 
     @property
     def explained(self) -> int:
@@ -86,7 +94,10 @@ def carry(
         watch: called after each batch, in this thread, with the outcome so far.
     """
     bell = threading.Condition()
-    pumps = [Pump(s, depth=limits.queue_frames, overflow=overflow, bell=bell) for s, overflow in sources]
+    pumps = [
+        Pump(s, depth=limits.queue_frames, overflow=overflow, bell=bell, max_age_seconds=limits.max_age_seconds)
+        for s, overflow in sources
+    ]
     tally = Tally([pump.camera for pump in pumps])
     outlets = [outlet_of(sink, _timed(sink, tally), limits.outlet_frames) for sink in sinks]
     outcome = Outcome(tally, pumps, outlets)
@@ -138,9 +149,13 @@ def _drawing(
 ) -> Callable[[Explanation], None]:
     """Return what draws an explanation, if anybody looks, and hands it to every sink's outlet."""
     patience: dict[str, Overflow] = {pump.camera: pump.overflow for pump in pumps}
+    from_camera = {pump.camera: pump for pump in pumps}
 
     def draw(explanation: Explanation) -> None:
         camera = explanation.frame.camera
+        if from_camera[camera].too_old(explanation.frame):
+            tally.expired(camera)
+            return
         begun = time.monotonic()
         if any(sink.needs_picture(camera) and not outlet.broken for sink, outlet in doors):
             overlay = renderer.render(explanation)

@@ -45,6 +45,8 @@ class CameraTally:
     """What happened to one camera's frames."""
 
     explained: int = 0
+    expired: int = 0
+    """Explained, but too old by then to be worth showing."""
     age: Histogram = field(default_factory=Histogram)
     """Seconds from decode to the explained frame's leaving."""
     arrivals: deque[float] = field(default_factory=lambda: deque(maxlen=30))
@@ -91,6 +93,11 @@ class Tally:
         """Count one frame that has been drawn and handed to the sinks."""
         with self._lock:
             self.cameras[explanation.frame.camera].age.add(explanation.frame.age_seconds())
+
+    def expired(self, camera: str) -> None:
+        """Count one frame that was too old to be shown when it had been explained."""
+        with self._lock:
+            self.cameras[camera].expired += 1
 
     def stage(self, name: str, seconds: float) -> None:
         """Count one duration of a stage."""

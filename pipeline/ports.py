@@ -22,6 +22,21 @@ Overflow = Literal["drop-oldest", "wait"]
 State = Literal["connecting", "live", "stalled", "waiting", "failed", "ended"]
 """Where a source stands. ``waiting``: until the next attempt to connect; ``failed``: it will not be tried again."""
 
+Cause = Literal[
+    "",
+    "refused",
+    "unauthorised",
+    "not found",
+    "timeout",
+    "codec",
+    "stalled",
+    "ended",
+    "corrupt",
+    "unreachable",
+    "server",
+]
+"""What kind of trouble keeps a source from being live, for counters and alarms; empty while there is none."""
+
 
 @dataclass(frozen=True, slots=True)
 class Health:
@@ -34,6 +49,8 @@ class Health:
     """How often it was opened again after it had been lost."""
     corrupt: int = 0
     """How many damaged pictures were dropped."""
+    cause: Cause = ""
+    """The kind of ``reason``."""
 
 
 @runtime_checkable

@@ -44,6 +44,7 @@ class Pump:
         depth: int = 2,
         overflow: Overflow = "drop-oldest",
         bell: threading.Condition | None = None,
+        max_age_seconds: float | None = None,
     ) -> None:
         """Take an entered source.
 
@@ -52,6 +53,7 @@ class Pump:
             depth: how many frames may wait.
             overflow: what a full queue does; see ``pipeline.ports.Overflow``.
             bell: rung at each frame and at the end, so that one reader can wait for many pumps.
+            max_age_seconds: of a live source: a frame that waited longer is dropped instead of taken; None = never.
         """
         self.source = source
         self.overflow: Overflow = overflow
@@ -59,7 +61,9 @@ class Pump:
         self.taken = 0
         """How many frames the source gave."""
         self.dropped = 0
-        """How many of them were dropped because the queue was full."""
+        """How many of them were dropped because the queue was full, or because they were too old."""
+        self.expired = 0
+        """How many of those were too old."""
         self.ended = False
         """Whether the source will give no more; frames may still wait in the queue."""
         self.last_at: float | None = None
@@ -70,6 +74,7 @@ class Pump:
         self._bell = bell or threading.Condition()
         self._queue: deque[Frame] = deque()
         self._depth = depth
+        self._max_age_seconds = max_age_seconds if source.live else None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"pump {source.camera}", daemon=True)
 
@@ -110,23 +115,30 @@ class Pump:
             self._bell.notify_all()
 
     def take(self) -> Frame | None:
-        """Return the oldest waiting frame, or None when none waits now."""
+        """Return the oldest waiting frame that is not too old, or None when none waits now."""
         with self._bell:
-            if not self._queue:
-                return None
-            frame = self._queue.popleft()
+            frame = self._queue.popleft() if self._queue else None
+            while frame is not None and self.too_old(frame):
+                self.expired += 1
+                self.dropped += 1
+                frame = self._queue.popleft() if self._queue else None
             self._bell.notify_all()
             return frame
+
+    def too_old(self, frame: Frame) -> bool:
+        """Say whether a frame is no longer worth showing."""
+        return self._max_age_seconds is not None and frame.age_seconds() > self._max_age_seconds
 
     def __iter__(self) -> Iterator[Frame]:
         """Give frames until the source ends. An error of the source is kept in ``error``, not raised."""
         while True:
             with self._bell:
                 self._bell.wait_for(lambda: self._queue or self.ended)
+                if self.finished:
+                    return
             frame = self.take()
-            if frame is None:
-                return
-            yield frame
+            if frame is not None:
+                yield frame
 
     def _run(self) -> None:
         try:

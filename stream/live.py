@@ -6,6 +6,7 @@ frames: closing it from another while it decodes would crash the process.
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 import time
@@ -30,6 +31,8 @@ from stream.h264 import FrameNumbers
 from stream.picture import RgbConverter
 from stream.reconnect import Backoff
 from stream.trust import Trust
+
+log = logging.getLogger(__name__)
 
 _DOUBT_PACKETS = 300  # 10 s at 30 per second: a camera without further key pictures is believed again
 _NEAR_END_SECONDS = 1.5  # a finite stream that stops so close to its end has ended
@@ -104,7 +107,7 @@ class LiveSource:
                 yield from self._connection(stop)
             except Lost as lost:
                 if lost.ended:
-                    self._say("ended", lost.failure.words)
+                    self._say("ended", lost.failure)
                     return
                 if not self._gave_pictures:
                     self._failures += 1
@@ -120,7 +123,7 @@ class LiveSource:
                 waited_for, seconds = "picture", line.read_timeout_seconds
                 yield from self._pictures(container, stop)
                 if not stop.is_set():
-                    raise Lost(Failure("the stream ended"), ended=self._has_ended(container))
+                    raise Lost(Failure("the stream ended", cause="ended"), ended=self._has_ended(container))
         except (av.error.FFmpegError, OSError) as error:
             # FFmpeg's RTSP calls a wait for an answer that it cut short by whatever name: EPERM, invalid data.
             cut_short = waited_for == "answer" and time.monotonic() - since >= seconds
@@ -130,10 +133,10 @@ class LiveSource:
     def _pictures(self, container: InputContainer, stop: threading.Event) -> Iterator[Frame]:
         stream = video_stream(container)
         if stream is None:
-            raise Lost(Failure("it carries no video", "slow"))
+            raise Lost(Failure("it carries no video", "slow", "codec"))
         context = cast("VideoCodecContext | None", stream.codec_context)  # its stub does not know of unknown codecs
         if context is None:
-            raise Lost(Failure("what it carries is in a codec that is not known here", "slow"))
+            raise Lost(Failure("what it carries is in a codec that is not known here", "slow", "codec"))
         stream.thread_type = "SLICE"  # frame threads hold back one picture each
         self.rate = float(stream.average_rate) if stream.average_rate else None
         numbers = FrameNumbers(context.extradata) if context.name == "h264" else None
@@ -161,9 +164,11 @@ class LiveSource:
             if decoding.pictures != pictures:
                 pictures, since = decoding.pictures, now
             elif now - since > 5 * limit:
-                raise Lost(Failure(f"packets come, but no picture could be decoded for {5 * limit:g} s"))
+                words = f"packets come, but no picture could be decoded for {5 * limit:g} s"
+                raise Lost(Failure(words, cause="corrupt"))
             elif now - since > limit and self._health.state != "stalled":
-                self._say("stalled", "packets come, but no picture: waiting for a key picture")
+                waiting = Failure("packets come, but no picture: waiting for a key picture", cause="corrupt")
+                self._say("stalled", waiting)
             yield packet
             asked = time.monotonic()
 
@@ -175,6 +180,8 @@ class LiveSource:
             self._gave_pictures, self._failures = True, 0
         health = Health("live", reconnects=reconnects, corrupt=corrupt)
         if health != self._health:
+            if self._health.reason:
+                log.info("%s: live again", self.camera)
             self._health = health
 
     def _has_ended(self, container: InputContainer) -> bool:
@@ -190,17 +197,19 @@ class LiveSource:
         attempts = self._line.attempts
         if failure.pace == "never" or (attempts is not None and self._failures >= attempts):
             tried = f" (attempt {self._failures} of {attempts})" if attempts is not None else ""
-            self._say("failed", failure.words)
+            self._say("failed", failure)
             message = f"{self.uri}: {failure.words}{tried}; check that it is on, and the address"
             raise ConnectionLostError(message)
         delay = self._line.backoff.delay_seconds(self._failures, self._line.chance, pace=failure.pace)
-        self._say("waiting", failure.words)
+        self._say("waiting", failure)
         stop.wait(delay)
         if not stop.is_set():
-            self._say("connecting", failure.words)
+            self._say("connecting", failure)
 
-    def _say(self, state: State, reason: str) -> None:
-        self._health = replace(self._health, state=state, reason=reason)
+    def _say(self, state: State, failure: Failure) -> None:
+        if failure.words != self._health.reason and state != "ended":
+            log.warning("%s: %s%s", self.camera, failure.words, "; it is tried again" if state == "waiting" else "")
+        self._health = replace(self._health, state=state, reason=failure.words, cause=failure.cause)
 
 
 def demuxed(container: InputContainer, stop: threading.Event) -> Iterator[VideoPacket]:

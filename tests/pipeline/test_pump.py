@@ -4,9 +4,11 @@ import threading
 import time
 from contextlib import ExitStack
 
+import numpy as np
 import pytest
 
 from pipeline.errors import SinkError, SourceError
+from pipeline.frames import Frame
 from pipeline.ports import StopRequested
 from pipeline.pump import Pump, Relay, gather
 from tests.fakes import FakeSource
@@ -173,3 +175,28 @@ def test_a_window_closed_while_nothing_comes_asks_for_the_end():
     with Relay("window", lambda _item: None, idle=close) as relay:
         wait_until(relay.stop_requested.is_set)
     assert relay.error is None
+
+
+class Aged(FakeSource):
+    """Gives frames that were taken long ago, but for the last one."""
+
+    live = True
+
+    def frames(self, stop):
+        for k in range(self.count):
+            age = 0.0 if k == self.count - 1 else 60.0
+            yield Frame(np.zeros((2, 2, 3), np.uint8), self.camera, k, time.monotonic() - age)
+
+
+def test_what_is_too_old_to_be_worth_showing_is_dropped_and_counted():
+    with Pump(Aged(4), depth=8, max_age_seconds=30.0) as pump:
+        assert [frame.index for frame in pump] == [3]
+    assert (pump.taken, pump.dropped, pump.expired) == (4, 3, 3)
+
+
+def test_a_file_loses_nothing_however_long_it_waits():
+    source = Aged(4)
+    source.live = False
+    with Pump(source, depth=2, overflow="wait", max_age_seconds=30.0) as pump:
+        assert [frame.index for frame in pump] == [0, 1, 2, 3]
+    assert pump.expired == 0

@@ -144,29 +144,41 @@ def test_packets_without_pictures_are_called_a_stall(monkeypatch):
     source = Script(50, refused()).source(attempts=1)
     states = []
     say = source._say
-    source._say = lambda state, reason: (states.append((state, reason)), say(state, reason))
+    source._say = lambda state, failure: (states.append((state, failure.words)), say(state, failure))
     with pytest.raises(ConnectionLostError, match="no picture could be decoded for 5 s"):
         take(source, 1)
     assert states[0] == ("stalled", "packets come, but no picture: waiting for a key picture")
 
 
 @pytest.mark.parametrize(
-    ("error", "words", "pace"),
+    ("error", "words", "pace", "cause"),
     [
-        (av.error.HTTPUnauthorizedError(1, "x"), "user name or password", "slow"),
-        (av.error.HTTPForbiddenError(1, "x"), "403", "slow"),
-        (av.error.HTTPNotFoundError(1, "x"), "check the path", "slow"),
-        (av.error.HTTPServerError(1, "x"), "5xx", "quick"),
-        (av.error.ConnectionRefusedError(1, "x"), "refused", "quick"),
-        (av.error.TimeoutError(1, "x"), "no answer for 2 s", "quick"),
-        (av.error.ExitError(1, "x"), "no answer for 2 s", "quick"),
-        (av.error.EOFError(1, "x"), "ended", "quick"),
-        (av.error.InvalidDataError(1, "x"), "no video", "quick"),
-        (av.error.OSError(5, "Input/output error"), "unknown host name", "quick"),
-        (av.error.BugError(1, "strange"), "BugError: strange", "quick"),
+        (av.error.HTTPUnauthorizedError(1, "x"), "user name or password", "slow", "unauthorised"),
+        (av.error.HTTPForbiddenError(1, "x"), "403", "slow", "unauthorised"),
+        (av.error.HTTPNotFoundError(1, "x"), "check the path", "slow", "not found"),
+        (av.error.HTTPServerError(1, "x"), "5xx", "quick", "server"),
+        (av.error.ConnectionRefusedError(1, "x"), "refused", "quick", "refused"),
+        (av.error.TimeoutError(1, "x"), "no answer for 2 s", "quick", "timeout"),
+        (av.error.ExitError(1, "x"), "no answer for 2 s", "quick", "timeout"),
+        (av.error.EOFError(1, "x"), "ended", "quick", "ended"),
+        (av.error.InvalidDataError(1, "x"), "no video", "quick", "corrupt"),
+        (av.error.OSError(5, "Input/output error"), "unknown host name", "quick", "unreachable"),
+        (av.error.BugError(1, "strange"), "BugError: strange", "quick", "unreachable"),
     ],
 )
-def test_every_failure_has_its_words_and_its_pace(error, words, pace):
+def test_every_failure_has_its_words_its_pace_and_its_cause(error, words, pace, cause):
     failure = failure_of(error, waited_for="answer", seconds=2.0)
     assert words in failure.words
-    assert failure.pace == pace
+    assert (failure.pace, failure.cause) == (pace, cause)
+
+
+def test_a_loss_and_a_return_are_logged_once_each(caplog):
+    caplog.set_level("INFO")
+    source = Script(2, refused(), refused(), refused(), 2).source()
+    take(source, 4)
+    told = [record.getMessage() for record in caplog.records if record.name == "stream.live"]
+    assert [line.split(";")[0] for line in told] == [
+        "script: the stream ended",
+        "script: connection refused: nothing listens at this host and port",
+        "script: live again",
+    ]

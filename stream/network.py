@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import cast
 
 import av
 from av.container import InputContainer
+from av.video.codeccontext import VideoCodecContext
 
 from stream.live import Line, LiveSource, demuxed
 from stream.redact import redact
@@ -28,7 +30,13 @@ def network_source(uri: str, *, camera: str, options: dict[str, str], patience: 
     def opened() -> AbstractContextManager[InputContainer]:
         timeout = (patience.open_timeout_seconds, patience.read_timeout_seconds)
         # What a camera calls itself may be in any encoding, or noise.
-        return av.open(uri, options=options, timeout=timeout, metadata_errors="replace")
+        container = av.open(uri, options=options, timeout=timeout, metadata_errors="replace")
+        # What is asked of the decoder does not reach it by itself.
+        for stream in container.streams.video:
+            context = cast("VideoCodecContext | None", stream.codec_context)  # None: a codec nobody knows
+            if context is not None and "err_detect" in options:
+                context.options = {**context.options, "err_detect": options["err_detect"]}
+        return container
 
     line = Line(
         opened, demuxed, patience.open_timeout_seconds, patience.read_timeout_seconds, attempts=patience.attempts

@@ -28,5 +28,4 @@ def rtsp_options(transport: Transport) -> dict[str, str]:
         "probesize": "32",
         "analyzeduration": "0",
         "err_detect": "explode+aggressive",
-        "flags": "low_delay",
     }

@@ -13,6 +13,9 @@ SCORE_TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1}
 HEAT_TOLERANCE = {"fp32": 5e-3, "fp16": 5e-2, "bf16": 1.5e-1}
 """How far heat may be from eager float32's on the probe, as a mean over the grid."""
 
+ROUNDING_STEPS = 16
+"""How many steps of float32 a class score before the softmax may be off, as a share of the largest one."""
+
 
 def disagreement(truth: Answers, told: Answers, scores_allowed: float, heat_allowed: float) -> str:
     """Return by how much answers to a probe are too far from the true ones, or "" where they agree."""
@@ -24,6 +27,22 @@ def disagreement(truth: Answers, told: Answers, scores_allowed: float, heat_allo
     if scores <= scores_allowed and heat <= heat_allowed:
         return ""
     return f"scores by {scores:.3g} (allowed {scores_allowed:g}), heat by {heat:.3g} (allowed {heat_allowed:g})"
+
+
+def rounding_of(every: Tensor, classes: Tensor) -> float:
+    """Return how far apart the heat of two right answers may be, at the worst: 0 to 1.
+
+    Where all cells say nearly the same, as in untrained or very sure networks, min-max normalising shows rounding
+    itself.
+
+    Args:
+        every: (N, h * w, K) class scores of the masked maps, before the softmax.
+        classes: (N, T) the explained classes.
+    """
+    matrix = torch.softmax(every.float(), dim=2).gather(2, classes[:, None, :].expand(-1, every.shape[1], -1))
+    low, high = matrix.aminmax(dim=1)
+    off = ROUNDING_STEPS * torch.finfo(torch.float32).eps * (1.0 + float(every.abs().max())) * high
+    return float((off / (high - low)).nan_to_num(1.0, posinf=1.0).clamp_max(1.0).max())
 
 
 def probe_images(count: int, size: tuple[int, int]) -> Tensor:

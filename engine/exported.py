@@ -52,7 +52,7 @@ class ExportedExplainer(FrameExplainer):
         return self._program(images)
 
     def _prove(self, path: Path, passport: Passport, backend: str, precision: str) -> None:
-        truth = passport.answers(path)
+        truth, slack = passport.answers(path)
         try:
             scores, classes, heat = self._program(probe_images(1, passport.input_size))
         except (RuntimeError, ValueError, KeyError) as reason:
@@ -60,7 +60,7 @@ class ExportedExplainer(FrameExplainer):
         told = scores, classes[:, :1], heat[:, :1]
         if any(one.shape != other.shape for one, other in zip(truth, told, strict=True)):
             raise BackendError(f"{path}: its answers have other shapes than it says; export it again")
-        differs = disagreement(truth, told, SCORE_TOLERANCE[precision], HEAT_TOLERANCE[precision])
+        differs = disagreement(truth, told, SCORE_TOLERANCE[precision], HEAT_TOLERANCE[precision] + slack)
         if differs:
             raise BackendError(
                 f"{path}: {backend} in {precision} does not answer the probe as the engine did when it was exported: "

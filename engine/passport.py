@@ -70,20 +70,27 @@ class Passport:
         }  # fmt: skip
         return {**plain, "plan": self.plan, **{key: json.dumps(value) for key, value in listed.items()}}
 
-    def answers(self, path: Path) -> Answers:
-        """Return what the engine said to the first probe picture: scores (1, K), one class, its heat (1, 1, h, w)."""
+    def answers(self, path: Path) -> tuple[Answers, float]:
+        """Return what the engine said to the first probe picture, and what rounding may do to the heat.
+
+        Scores (1, K), one class (1, 1), its heat (1, 1, h, w).
+        """
         try:
             scores, heat = (_floats(self.proof[key]) for key in ("scores", "heat"))
             chosen = torch.tensor([[int(self.proof["class"])]])
-            return scores.view(1, len(self.labels)), chosen, heat.view(1, 1, *self.grid)
+            answers = scores.view(1, len(self.labels)), chosen, heat.view(1, 1, *self.grid)
+            return answers, float(self.proof["slack"])
         except (KeyError, TypeError, ValueError, RuntimeError, binascii.Error) as error:
             raise ModelError(f"{path}: its proof is damaged ({error}); export it again") from None
 
 
-def proof_of(answers: Answers) -> dict[str, Any]:
-    """Return the first answer in words a passport can hold: scores and the first class's heat, float32 in base64."""
+def proof_of(answers: Answers, slack: float) -> dict[str, Any]:
+    """Return the first answer in words a passport can hold: scores and the first class's heat, float32 in base64.
+
+    ``slack`` is what rounding alone may do to the heat.
+    """
     scores, classes, heat = answers
-    return {"scores": _packed(scores[0]), "class": int(classes[0, 0]), "heat": _packed(heat[0, 0])}
+    return {"scores": _packed(scores[0]), "class": int(classes[0, 0]), "heat": _packed(heat[0, 0]), "slack": slack}
 
 
 def _packed(values: Tensor) -> str:

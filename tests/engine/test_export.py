@@ -71,6 +71,13 @@ def make(case, folder, suffix=".onnx", **knobs):
     return Made(network, config, path, export_network(network, config, path))
 
 
+def test_a_network_whose_map_is_rounding_is_exported_all_the_same(tmp_path):
+    network = load_network("shufflenet_v2_x1_0", weights="random")
+    told = export_network(network, EngineConfig(input_size="64x64"), tmp_path / "a.pt2")
+    assert told.passport.proof["slack"] > 0.1
+    assert make("line_net", tmp_path, ".pt2").told.passport.proof["slack"] < 1e-3
+
+
 @pytest.fixture(scope="module", params=CASES)
 def made(request, tmp_path_factory):
     return request.param, make(request.param, tmp_path_factory.mktemp("exported"))

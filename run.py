@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from pipeline.config import Config, make_config, read_yaml, to_yaml
-from pipeline.errors import ConfigError, ReciproStreamError
+from pipeline.config import Config, SourceConfig, make_config, read_yaml, to_yaml
+from pipeline.errors import ConfigError, ConnectionLostError, ReciproStreamError
+from pipeline.logs import formatter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from engine.frame_explainer import FrameExplainer
     from engine.networks import Network
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent
 KEPT_BYTES = 1 << 30
+EXIT_INPUT, EXIT_CAMERA, EXIT_SINK = 2, 3, 4
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 SHIPPED = ROOT / "configs" / "models" / "line.safetensors"
 log = logging.getLogger("recipro-stream")
@@ -135,9 +137,15 @@ def stream(  # noqa: PLR0917 - one parameter per option
     ] = None,
     frames: Annotated[int | None, _option(RUN, "Stop after so many explained frames.")] = None,
     seconds: Annotated[float | None, _option(RUN, "Stop after so long.")] = None,
+    log_format: Annotated[str, _option(RUN, "How log lines look: text (default) or json.", "--log")] = "text",
     print_config: Annotated[bool, _option(RUN, "Show what would run, and stop.", "--print-config")] = False,
 ) -> None:
     """Explain cameras, streams and files, and send the overlays wherever you want them."""
+    if log_format not in {"text", "json"}:
+        raise ConfigError(f"--log {log_format!r}: choose text or json")
+    for handler in logging.getLogger().handlers:
+        if getattr(handler, "stream", None) is sys.stderr:
+            handler.setFormatter(formatter(log_format))
     engine = {
         "model": model, "weights": weights, "labels": labels, "layer": layer, "target": target, "kernel": kernel,
         "backend": backend, "precision": precision, "device": device, "input_size": input_size, "fit": fit,
@@ -156,7 +164,7 @@ def stream(  # noqa: PLR0917 - one parameter per option
     if print_config:
         typer.echo(to_yaml(_redacted(made)), nl=False)
         return
-    _finish(_carry(made))
+    _finish(_carry(made, tell=log.info if log_format == "json" else None))
 
 
 @app.command()
@@ -321,13 +329,14 @@ def train_line(
     _say(f"written: {_near(output)}")
 
 
-def _carry(config: Config) -> Outcome:
-    """Join the rooms as the configuration says and carry frames until the end."""
+def _carry(config: Config, tell: Callable[[str], None] | None = None) -> Outcome:
+    """Join the rooms as the configuration says and carry frames until the end; ``tell`` takes the progress as lines."""
     from rich.console import Console
 
     from overlays.progress import Progress
     from overlays.renderer import HeatRenderer
     from pipeline.loop import Limits, carry
+    from pipeline.supervisor import Supervisor
 
     with _until_interrupted() as stop, ExitStack() as stack:
         sources = _sources(config)
@@ -343,8 +352,11 @@ def _carry(config: Config) -> Outcome:
         window = config.engine.batch_window_ms / 1e3 if len(sources) > 1 else 0.0
         batch = config.engine.batch or max(len(sources), 1 if explainer.facts.device == "cpu" else 8)
         limits = Limits(config.frames, config.seconds, batch, window, max_age_seconds=config.max_age_seconds)
-        with Progress(Console(stderr=True)) as progress:
-            outcome = carry(sources, explainer, renderer, sinks, limits=limits, stop=stop, watch=progress.watch)
+        with Progress(Console(stderr=True), tell) as progress, Supervisor(os.environ) as supervisor:
+            outcome = carry(
+                sources, explainer, renderer, sinks,
+                limits=limits, stop=stop, watch=progress.watch, alive=supervisor.alive,
+            )  # fmt: skip
     _report(outcome)
     if not outcome.taken and not outcome.errors and not stop.is_set():
         waited = (f"{pump.camera}: {pump.health.reason or pump.health.state}" for pump in outcome.pumps)
@@ -357,7 +369,7 @@ def _sources(config: Config) -> list[tuple[Source, Overflow]]:
 
     built = [
         build_source(
-            one.uri,
+            _address(one),
             camera=one.name,
             options=SourceOptions(one.read_timeout_seconds, one.open_timeout_seconds, one.transport),
         )
@@ -369,6 +381,16 @@ def _sources(config: Config) -> list[tuple[Source, Overflow]]:
         (source, one.overflow or config.overflow or ("drop-oldest" if source.live else "wait"))
         for source, one in zip(built, config.sources, strict=True)
     ]
+
+
+def _address(source: SourceConfig) -> str:
+    """Return where a source reads from, with the credentials that stand outside its configuration."""
+    from stream.credentials import expanded, signed
+
+    uri = expanded(source.uri, os.environ)
+    if source.credentials_file is None:
+        return uri
+    return signed(uri, _read(Path(source.credentials_file)).strip("\r\n"), source.credentials_file)
 
 
 def _sinks(config: Config, cameras: list[str]) -> list[Sink]:
@@ -506,8 +528,12 @@ def _report(outcome: Outcome) -> None:
 
 
 def _finish(outcome: Outcome) -> None:
-    if outcome.errors:
-        _fail("\n".join(outcome.errors))
+    """Tell what went wrong; the exit code says what kind, for whoever supervises us (docs/operations.md)."""
+    if not outcome.errors:
+        return
+    lost = [pump for pump in outcome.pumps if isinstance(pump.error, ConnectionLostError) or not pump.taken]
+    broken = [outlet for outlet in outcome.outlets if outlet.error]
+    _fail("\n".join(outcome.errors), EXIT_SINK if broken else EXIT_CAMERA if lost else EXIT_INPUT)
 
 
 def _say(text: str) -> None:
@@ -540,7 +566,9 @@ def settle() -> None:
 def main() -> None:
     """Run the command line; what the user can mend is told in one line and exit code 2."""
     settle()
-    logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter("text"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("libav").setLevel(logging.CRITICAL)
     try:
         app()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -19,9 +20,12 @@ PLAIN_INTERVAL_SECONDS = 5.0
 class Progress:
     """A with-block whose ``watch`` is given to ``pipeline.loop.carry``."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, tell: Callable[[str], None] | None = None) -> None:
+        """Take where to show it; ``tell`` gets lines instead, where they are for a machine."""
         self._console = console
-        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        self._tell = tell
+        shown = console.is_terminal and tell is None
+        self._live = Live(console=console, auto_refresh=False, transient=True) if shown else None
         self._shown_at = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -44,6 +48,9 @@ class Progress:
         self._shown_at = now
         if self._live:
             self._live.update(table(outcome, now), refresh=True)
+        elif self._tell:
+            for line in lines(outcome, now):
+                self._tell(line)
         else:
             for line in lines(outcome, now):
                 self._console.print(line, highlight=False, markup=False, soft_wrap=True)

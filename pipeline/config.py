@@ -79,7 +79,10 @@ class SourceConfig(_Knobs):
     """One camera."""
 
     uri: str
-    """camera:0, rtsp://..., http(s)://..., a video file, a folder or glob of images, or line: (simulated)."""
+    """camera:0, rtsp://..., http(s)://..., a video file, a folder or glob of images, or line: (simulated).
+    ${NAME} stands for a variable of the environment."""
+    credentials_file: str | None = None
+    """A file with one line, user:password, for this address: it need not stand in the configuration."""
     name: str | None = Field(default=None, min_length=1, max_length=64)
     """The camera's name: topic, legend, file names. Default: from the URI."""
     overflow: Overflow | None = None
@@ -156,9 +159,15 @@ class SinkConfig(_Knobs):
     """One door through which overlays leave."""
 
     uri: str
-    """window, tcp://host:port or ipc://path (ZeroMQ), FILE.mp4, or FILE.jsonl."""
+    """window, tcp://host:port or ipc://path (ZeroMQ), http://host:port (web page), FILE.mp4, or FILE.jsonl."""
     quality: int = Field(default=80, ge=1, le=100)
     """JPEG quality on the network."""
+    token_file: str | None = None
+    """http:// only: a file that holds the token the page asks for; needed where others can reach the address."""
+    hosts: list[str] = []
+    """http:// only: further names the page is reached by, such as a proxy's."""
+    insecure: bool = False
+    """Serve others without asking who they are: only where the network itself is closed."""
 
 
 class Config(_Knobs):

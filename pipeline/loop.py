@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 from pipeline.errors import ReciproStreamError
 from pipeline.frames import Explanation, Frame, Overlay, Silence
@@ -69,6 +70,15 @@ class Outcome:
         return sum(camera.explained for camera in self.tally.cameras.values())
 
 
+@runtime_checkable
+class Onlooker(Protocol):
+    """A sink that also shows how the run does: the web page with its figures."""
+
+    def about(self, outcome: Outcome) -> None:
+        """Take the run, once, before the first frame. Its numbers go on changing; any thread may read them."""
+        ...
+
+
 def carry(
     sources: Sequence[tuple[Source, Overflow]],
     explainer: Explainer,
@@ -78,6 +88,7 @@ def carry(
     limits: Limits,
     stop: threading.Event,
     watch: Callable[[Outcome], None] | None = None,
+    alive: Callable[[], None] | None = None,
 ) -> Outcome:
     """Carry frames from sources through the explainer and the renderer to the sinks until an end is reached.
 
@@ -92,6 +103,7 @@ def carry(
         limits: when to end by itself.
         stop: set it from anywhere (a signal handler) to end in order.
         watch: called after each batch, in this thread, with the outcome so far.
+        alive: called several times a second, in this thread, whether frames come or not: for a watchdog.
     """
     bell = threading.Condition()
     pumps = [
@@ -101,6 +113,9 @@ def carry(
     tally = Tally([pump.camera for pump in pumps])
     outlets = [outlet_of(sink, _timed(sink, tally), limits.outlet_frames) for sink in sinks]
     outcome = Outcome(tally, pumps, outlets)
+    for sink in sinks:
+        if isinstance(sink, Onlooker):
+            sink.about(outcome)
     doors = list(zip(sinks, outlets, strict=True))
     watchman = Watchman(pumps, _silent(renderer, doors))
     draw = _drawing(renderer, doors, pumps, tally, watchman)
@@ -115,6 +130,8 @@ def carry(
         stack.callback(_stop_all, pumps)
 
         def over() -> bool:
+            if alive:
+                alive()
             return stop.is_set() or drawing.broken or _asked_to_end(outcome)
 
         wait = limits.window_seconds
@@ -134,6 +151,7 @@ def carry(
 
 def _explain(batch: Sequence[Frame], explainer: Explainer, drawing: Relay[Explanation], tally: Tally) -> None:
     begun = time.monotonic()
+    tally.batch(len(batch))
     for explanation in explainer.explain(batch):
         tally.stage("queue", begun - explanation.frame.taken_at)
         tally.explained(explanation)

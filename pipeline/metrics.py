@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from pipeline.frames import Explanation
 
-_EDGES = tuple(1e-4 * 10 ** (k / 20) for k in range(121))
+EDGES = tuple(1e-4 * 10 ** (k / 20) for k in range(121))
 """Bucket edges from 0.1 ms to 100 s, 12 % apart."""
 
 
@@ -18,13 +18,13 @@ class Histogram:
     """Durations in buckets 12 % apart: quantiles of any number of them in constant memory."""
 
     def __init__(self) -> None:
-        self.counts = [0] * (len(_EDGES) + 1)
+        self.counts = [0] * (len(EDGES) + 1)
         self.count = 0
         self.total_seconds = 0.0
 
     def add(self, seconds: float) -> None:
         """Count one duration."""
-        self.counts[bisect_left(_EDGES, seconds)] += 1
+        self.counts[bisect_left(EDGES, seconds)] += 1
         self.count += 1
         self.total_seconds += seconds
 
@@ -36,8 +36,8 @@ class Histogram:
         for bucket, count in enumerate(self.counts):
             below += count
             if below >= share * self.count:
-                return _EDGES[min(bucket, len(_EDGES) - 1)]
-        return _EDGES[-1]
+                return EDGES[min(bucket, len(EDGES) - 1)]
+        return EDGES[-1]
 
 
 @dataclass
@@ -76,7 +76,14 @@ class Tally:
         self._lock = threading.Lock()
         self.cameras = {name: CameraTally() for name in cameras}
         self.stages: dict[str, Histogram] = {}
+        self.batches: dict[int, int] = {}
+        """How often the engine was given so many frames at once."""
         self.started = time.monotonic()
+
+    def batch(self, frames: int) -> None:
+        """Count one batch the engine was given."""
+        with self._lock:
+            self.batches[frames] = self.batches.get(frames, 0) + 1
 
     def explained(self, explanation: Explanation) -> None:
         """Count one explained frame and score it where its truth is known."""

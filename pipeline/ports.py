@@ -119,7 +119,8 @@ class Sink(Protocol):
     """A door through which overlays leave.
 
     Entering opens it (binds, creates, shows) and raises ``SinkError`` with the cure. ``put`` may block: each sink has
-    a thread and a bounded queue of its own, so a slow one delays nobody. Leaving finishes what it wrote.
+    a thread and a bounded queue of its own, so a slow one delays nobody. Leaving finishes what it wrote. A sink that
+    also has ``about`` (``pipeline.loop.Onlooker``) is handed the run's counters before the first frame.
     """
 
     uri: str

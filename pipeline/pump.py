@@ -1,4 +1,6 @@
-"""The only threads of the house: Pump brings frames in, Relay carries things out, gather makes batches.
+"""The only threads of the house: Pump brings frames in, Relay carries things out, Worker runs a server.
+
+``gather`` makes batches.
 
 Every wait here can be woken. Upstream is stopped before downstream is joined; what a camera or a sink does wrong ends
 that camera or sink alone and is kept as ``error``, for whoever asks.
@@ -338,6 +340,48 @@ class Relay(Generic[T]):
             log.warning("%s closed: %s", self.name, error)
         finally:
             self.abandon()
+
+
+class Worker:
+    """Runs one long call in a thread: a server with a loop of its own, a file that is being made.
+
+    Leaving asks it to end and waits for it. What it raised is kept in ``error``.
+    """
+
+    def __init__(self, name: str, run: Callable[[], None], stop: Callable[[], None]) -> None:
+        """Take what the thread calls.
+
+        Args:
+            name: for messages.
+            run: called once.
+            stop: makes ``run`` return soon; called from another thread, perhaps after its end.
+        """
+        self.name = name
+        self.error: BaseException | None = None
+        self.ended = False
+        """Whether ``run`` has returned or raised."""
+        self._call = run
+        self._stop = stop
+        self._thread = threading.Thread(target=self._run, name=f"worker {name}", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        self._stop()
+        _join(self._thread)
+
+    def _run(self) -> None:
+        try:
+            self._call()
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - kept for the reader; a server may end by SystemExit
+            self.error = error
+            log.warning("%s ended: %s", self.name, error)
+        finally:
+            self.ended = True
 
 
 def _join(thread: threading.Thread) -> None:

@@ -150,7 +150,7 @@ def test_a_run_without_a_single_frame_fails_and_says_who_was_waited_for(command)
         nobody.bind(("127.0.0.1", 0))
         uri = f"rtsp://ada:secret@127.0.0.1:{nobody.getsockname()[1]}/door"
         code, _, errors = command(*squeezenet("--source", uri, "--seconds", "0.5"))
-    assert code == 2
+    assert code == 3  # a camera's fault, and no mistake in what was asked for
     assert "no frame came from any camera" in errors
     assert "secret" not in errors
 
@@ -338,3 +338,31 @@ def test_a_std_that_cannot_be_divided_by_is_refused(command, video, std):
     code, _, errors = command(*squeezenet("--source", video, "--std", std))
     assert code == 2
     assert "--std" in errors
+
+
+def test_credentials_come_from_the_environment_or_a_file_and_show_nowhere(command, monkeypatch, tmp_path):
+    monkeypatch.setenv("CAM_PASSWORD", "canary/42")
+    (tmp_path / "door.secret").write_text("ada:canary/42\n")
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        host = f"127.0.0.1:{nobody.getsockname()[1]}"
+        (tmp_path / "run.yaml").write_text(
+            f"sources:\n- {{uri: 'rtsp://{host}/door', credentials_file: door.secret}}\n"
+            f"- {{uri: 'rtsp://ada:${{CAM_PASSWORD}}@{host}/yard', name: yard}}\nseconds: 0.5\n"
+            "engine: {model: squeezenet1_1, weights: random, input_size: 64x64}\n"
+        )
+        told = [command("stream", "run.yaml", *more) for more in ([], ["--print-config"])]
+        words = [sys.executable, ROOT / "run.py", "stream", "run.yaml", "--log", "json"]
+        json_run = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+        told.append((json_run.returncode, json_run.stdout, json_run.stderr))
+    assert [code for code, _, _ in told] == [3, 0, 3]
+    assert "connection refused" in told[0][2]
+    assert not any("canary" in text for _, out, errors in told for text in (out, errors))
+    lines = [line for line in told[2][2].splitlines() if line.startswith("{")]
+    assert any("connection refused" in json.loads(line)["message"] for line in lines)
+
+
+def test_a_variable_that_is_missing_is_named(command):
+    code, _, errors = command("stream", "--source", "rtsp://ada:${NO_SUCH_THING}@127.0.0.1/x")
+    assert code == 2
+    assert "NO_SUCH_THING" in errors

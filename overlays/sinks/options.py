@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,3 +22,15 @@ class SinkOptions:
     display: str | None = None
     """Where a window can open: DISPLAY or WAYLAND_DISPLAY, or any word where the system always has a screen (macOS,
     Windows); None: there is none."""
+    token: str | None = field(default=None, repr=False)
+    """Asked of whoever wants to see the page; None: nothing is."""
+    insecure: bool = False
+    """Whether others may look without saying who they are: the network itself is closed."""
+    hosts: tuple[str, ...] = ()
+    """Further names the page is reached by, such as a proxy's."""
+    colormap: str = "inferno"
+    """The heat's colours, where it is painted later: in the browser."""
+    opacity: float = 0.6
+    """How much the hottest spot covers there, until somebody changes it."""
+    painted: bool = False
+    """Whether the frames that come have heat on them already: they were received, not taken."""

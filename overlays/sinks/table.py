@@ -31,6 +31,12 @@ def _zeromq(uri: str, cameras: Sequence[str], options: SinkOptions) -> Sink:  # 
     return ZeroMqSink(uri, options=options)
 
 
+def _page(uri: str, cameras: Sequence[str], options: SinkOptions) -> Sink:
+    from overlays.sinks.page import PageSink
+
+    return PageSink(uri, cameras=tuple(cameras), options=options)
+
+
 def _recorder(uri: str, cameras: Sequence[str], options: SinkOptions) -> Sink:
     from overlays.sinks.recorder import RecorderSink
 
@@ -48,6 +54,7 @@ SINKS: Final[Mapping[str, Builder]] = MappingProxyType(
         "window": _window,
         "tcp://": _zeromq,
         "ipc://": _zeromq,
+        "http://": _page,
         ".mp4": _recorder,
         ".mkv": _recorder,
         ".jsonl": _log,
@@ -55,14 +62,16 @@ SINKS: Final[Mapping[str, Builder]] = MappingProxyType(
 )
 """What a sink's URI is, begins with, or ends with."""
 
-_EXAMPLES: Final = "window, tcp://127.0.0.1:5555, ipc:///tmp/overlays, out.mp4, out.mkv or out.jsonl"
+_EXAMPLES: Final = (
+    "window, tcp://127.0.0.1:5555, ipc:///tmp/overlays, http://127.0.0.1:8000, out.mp4, out.mkv or out.jsonl"
+)
 
 
 def build_sink(uri: str, *, cameras: Sequence[str] = (), options: SinkOptions | None = None) -> Sink:
     """Make the sink a URI names; nothing is opened yet.
 
     Args:
-        uri: ``window``, ``tcp://host:port``, ``ipc://path``, ``*.mp4``, ``*.mkv`` or ``*.jsonl``.
+        uri: ``window``, ``tcp://host:port``, ``ipc://path``, ``http://host:port``, ``*.mp4``, ``*.mkv`` or ``*.jsonl``.
         cameras: the names of the cameras that will come, where they are known: a recorder gives each its file.
         options: plain values for all sinks.
 
@@ -84,8 +93,8 @@ def _kind(uri: str) -> str:
 
 def _unknown(uri: str) -> str:
     kind = _kind(uri)
-    if kind in {"http://", "https://"}:
-        return f"sink {kind}…: the web page is not there yet; use {_EXAMPLES}"
+    if kind == "https://":
+        return "sink https://…: TLS is a proxy's business, see docs/page.md; serve on http://127.0.0.1:8000 behind it"
     shown = f"{kind}…" if "://" in uri else uri
     wanted = "a sink's scheme" if "://" in uri else "a sink's name or suffix"
     return f"sink {shown!r}: {kind!r} is not {wanted}; use {_EXAMPLES}.{nearest(kind, SINKS)}"

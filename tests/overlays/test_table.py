@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ("window", "WindowSink", False),
         ("tcp://127.0.0.1:0", "ZeroMqSink", False),
         ("ipc:///tmp/overlays", "ZeroMqSink", False),
+        ("http://127.0.0.1:0", "PageSink", False),
         ("some/where.v2/out.mp4", "RecorderSink", True),
         ("OUT.MKV", "RecorderSink", True),
         ("out.jsonl", "LogSink", True),
@@ -39,7 +40,7 @@ def test_every_uri_becomes_its_door_without_opening_it(uri, kind, lossless):
         ("out.json", "Did you mean '.jsonl'"),
         ("windows", "Did you mean 'window'"),
         ("tpc://127.0.0.1:5555", "Did you mean 'tcp://'"),
-        ("http://127.0.0.1:8000", "not there yet"),
+        ("https://127.0.0.1:8000", "TLS is a proxy's business"),
         ("out", "window, tcp://"),
         ("", "window, tcp://"),
     ],
@@ -86,4 +87,4 @@ def test_importing_the_table_imports_no_vendor():
 
 def test_options_are_plain_values_with_defaults():
     assert SinkOptions().jpeg_quality == 80
-    assert set(SINKS) == {"window", "tcp://", "ipc://", ".mp4", ".mkv", ".jsonl"}
+    assert set(SINKS) == {"window", "tcp://", "ipc://", "http://", ".mp4", ".mkv", ".jsonl"}

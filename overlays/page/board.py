@@ -1,0 +1,130 @@
+"""What the page knows of each camera, and how it tells it: how fresh, how often, how many lost, and why."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from pipeline.frames import Overlay, Silence
+from pipeline.loop import Outcome
+from pipeline.silence import SILENT_INTERVALS, SILENT_SECONDS
+
+_RATE_FRAMES: Final = 30
+_LONGEST_INTERVAL_SECONDS: Final = 10.0
+
+
+@dataclass(slots=True)
+class Seen:
+    """One camera, as its frames came to the page."""
+
+    frames: int = 0
+    missed: int = 0
+    """Frames the camera gave that did not come this far: gaps in their numbers."""
+    index: int = -1
+    taken_at: float = 0.0
+    came_at: float = 0.0
+    label: str = ""
+    score: float = 0.0
+    silence: Silence | None = None
+    """What the one before us says, where it says so (a stream that is watched from afar)."""
+    interval_seconds: float = 0.0
+    """The usual time between two frames; 0 before the second."""
+    arrivals: deque[float] = field(default_factory=lambda: deque(maxlen=_RATE_FRAMES))
+    """Of the writer alone."""
+
+    def silent(self, now: float) -> bool:
+        """Say whether nothing has come for longer than is usual."""
+        return now - self.came_at > max(SILENT_SECONDS, SILENT_INTERVALS * self.interval_seconds)
+
+
+class Board:
+    """Written by the thread that puts; read by the loop, which tolerates a value that is one frame older."""
+
+    def __init__(self, cameras: Sequence[str] = (), clock: Callable[[], float] = time.monotonic) -> None:
+        """Take the cameras that are expected: they are told of before their first frame."""
+        self.clock = clock
+        self.cameras: dict[str, Seen] = {camera: Seen() for camera in cameras}
+        self.outcome: Outcome | None = None
+        """The run, where the page is part of one."""
+
+    def note(self, overlay: Overlay) -> None:
+        """Take note of a frame, or of a silence."""
+        frame = overlay.explanation.frame
+        seen = self.cameras.get(frame.camera) or Seen()
+        if overlay.silence is not None:
+            seen.silence = overlay.silence
+        else:
+            now = self.clock()
+            seen.silence = None
+            seen.missed += max(frame.index - seen.index - 1, 0) if seen.frames else 0
+            seen.index, seen.taken_at, seen.came_at = frame.index, frame.taken_at, now
+            if seen.frames and now - seen.arrivals[-1] > _LONGEST_INTERVAL_SECONDS:
+                seen.arrivals.clear()
+            seen.arrivals.append(now)
+            passed = seen.arrivals[-1] - seen.arrivals[0]
+            seen.interval_seconds = passed / max(len(seen.arrivals) - 1, 1)
+            findings = overlay.explanation.findings
+            seen.label, seen.score = (findings[0].label, findings[0].score) if findings else ("", 0.0)
+            seen.frames += 1
+        if frame.camera not in self.cameras:
+            # Replaced as a whole: the loop may be walking through it.
+            self.cameras = {**self.cameras, frame.camera: seen}
+
+    def told(self) -> list[dict[str, Any]]:
+        """Return every camera's state in plain JSON values."""
+        now = self.clock()
+        return [self._told(camera, seen, now) for camera, seen in self.cameras.items()]
+
+    def _told(self, camera: str, seen: Seen, now: float) -> dict[str, Any]:
+        silent = seen.frames > 0 and seen.silent(now)
+        state, reason, reconnects, corrupt = "live" if seen.frames else "waiting", "", 0, 0
+        pump = next((p for p in self.outcome.pumps if p.camera == camera), None) if self.outcome else None
+        if pump is not None:
+            health = pump.health
+            state, reason, reconnects, corrupt = health.state, health.reason, health.reconnects, health.corrupt
+            if pump.finished and state not in {"failed", "ended"}:
+                state = "ended"
+        elif seen.silence is not None:
+            state, reason, silent = seen.silence.state, seen.silence.reason, True
+        if silent and state in {"live", ""}:
+            state = "silent"
+        rate = 0.0 if silent or not seen.interval_seconds else 1.0 / seen.interval_seconds
+        return {
+            "camera": camera,
+            "state": state,
+            "reason": reason,
+            "silent": silent or (seen.silence is not None),
+            "age_seconds": round(now - seen.taken_at, 3) if seen.frames else None,
+            "index": seen.index,
+            "frames": seen.frames,
+            "missed": seen.missed,
+            "corrupt": corrupt,
+            "reconnects": reconnects,
+            "rate": round(rate, 2),
+            "label": seen.label,
+            "score": round(seen.score, 4),
+        }
+
+
+def readiness(cameras: Sequence[dict[str, Any]], within_seconds: float) -> tuple[bool, dict[str, str]]:
+    """Say whether frames are fresh, and for each camera ``fresh`` or why not.
+
+    A file that has come to its end is not held against the others.
+    """
+    said: dict[str, str] = {}
+    for camera in cameras:
+        age = camera["age_seconds"]
+        why = f": {camera['reason']}" if camera["reason"] else ""
+        if camera["state"] == "ended":
+            said[camera["camera"]] = "ended"
+        elif age is None:
+            said[camera["camera"]] = f"no frame yet, {camera['state']}{why}"
+        elif age > within_seconds:
+            said[camera["camera"]] = f"the last frame is {age:.1f} s old, {camera['state']}{why}"
+        else:
+            said[camera["camera"]] = "fresh"
+    running = [word for word in said.values() if word != "ended"]
+    return bool(running) and all(word == "fresh" for word in running), said

@@ -1,0 +1,95 @@
+"""The last half minute of each camera, as it was sent to those who looked on; and a clip made of it.
+
+Nothing is compressed for it: the ring keeps pictures that were sent anyway. It is bounded in time, in frames a second
+and in bytes.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from overlays.jpeg import decode_picture
+from overlays.page.packet import unpack
+from overlays.renderer import HeatRenderer
+from overlays.sinks.recorder import RecorderSink
+from overlays.wire import as_overlay, decode_header
+
+CLIP_SECONDS: Final = 30.0
+CLIP_RATE: Final = 10.0
+"""Frames per second that are kept: enough to see what happened."""
+RING_BYTES: Final = 96 << 20
+"""For all cameras together."""
+
+
+class Ring:
+    """The last packets of each camera. One thread adds, any reads."""
+
+    def __init__(self, limit_bytes: int = RING_BYTES) -> None:
+        """Take how much may be kept for all cameras together."""
+        self._limit_bytes = limit_bytes
+        # Guards the queues; held while packets are listed, not while they are worked on.
+        self._lock = threading.Lock()
+        self._packets: dict[str, deque[tuple[float, bytes]]] = {}
+        self._bytes: dict[str, int] = {}
+
+    def add(self, camera: str, taken_at: float, packet: bytes) -> None:
+        """Keep a packet, unless the one before is too near; let go what is too old or too much."""
+        with self._lock:
+            kept = self._packets.setdefault(camera, deque())
+            if kept and 0 <= taken_at - kept[-1][0] < 0.95 / CLIP_RATE:
+                return
+            kept.append((taken_at, packet))
+            self._bytes[camera] = self._bytes.get(camera, 0) + len(packet)
+            share = self._limit_bytes // len(self._packets)
+            for name, queue in self._packets.items():
+                while queue and (self._bytes[name] > share or not 0 <= taken_at - queue[0][0] <= CLIP_SECONDS):
+                    self._bytes[name] -= len(queue.popleft()[1])
+
+    def packets(self, camera: str) -> list[bytes]:
+        """Return the camera's packets, the oldest first."""
+        with self._lock:
+            return [packet for _, packet in self._packets.get(camera, ())]
+
+    @property
+    def total_bytes(self) -> int:
+        """How much is kept."""
+        return sum(self._bytes.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How a clip is painted."""
+
+    colormap: str = "inferno"
+    opacity: float = 0.6
+    """0: no heat."""
+
+
+def make_clip(packets: Sequence[bytes], look: Look, stopped: Callable[[], bool]) -> bytes:
+    """Return an MP4 (H.264) of the packets, heat and legend drawn, timed as the frames were; b"" when stopped.
+
+    Raises:
+        SinkError, WireError: it cannot be encoded.
+    """
+    moment = [0.0]
+    renderer = HeatRenderer(colormap=look.colormap, opacity=look.opacity, clock=lambda: moment[0])
+    with tempfile.TemporaryDirectory(prefix="recipro-clip-") as folder:
+        path = Path(folder) / "clip.mp4"
+        with RecorderSink(path) as recorder:
+            for packet in packets:
+                if stopped():
+                    return b""
+                packed, picture = unpack(packet)
+                header = decode_header(packed)
+                moment[0] = header.sent_at_unix
+                plain = as_overlay(
+                    header, decode_picture(picture), now_unix=header.sent_at_unix, now_monotonic=header.sent_at_unix
+                )
+                recorder.put(renderer.render(plain.explanation))
+        return path.read_bytes()

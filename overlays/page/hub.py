@@ -1,0 +1,158 @@
+"""From the one thread that puts to the one loop that serves: the newest shot of each camera, for each who looks on.
+
+Nobody queues. A client has one place per camera, which a newer shot takes; at most ``WINDOW`` shots are on their way to
+it until it says that it has shown one. So a slow browser, a slow network and a hidden tab miss shots, and neither their
+buffers nor ours fill with old ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from dataclasses import dataclass
+from typing import Final
+
+WINDOW: Final = 2
+"""Shots of a camera that may be on their way: one being shown, one to show next."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shot:
+    """One frame, packed for all who look on."""
+
+    camera: str
+    painted: bool
+    """Whether the heat is in the picture (MJPEG), or beside it (the page)."""
+    number: int
+    packed: bytes
+
+
+class Client:
+    """Somebody who looks on: a page (all cameras, plain) or an MJPEG stream (one, painted).
+
+    Belongs to the loop; ``takes`` may be asked by any thread.
+    """
+
+    def __init__(self, camera: str | None = None) -> None:
+        """Take the camera of an MJPEG stream; None is a page."""
+        self.camera = camera
+        self.painted = camera is not None
+        self.sent = 0
+        self.skipped = 0
+        """Shots that were overtaken by a newer one before they could be sent."""
+        self.closed = False
+        self._offered: dict[str, int] = {}
+        self._flying: dict[str, int] = {}
+        self._slots: dict[str, Shot] = {}
+        self._bell = asyncio.Event()
+
+    def looks_at(self, camera: str, *, painted: bool) -> bool:
+        """Say whether shots of this kind concern it at all."""
+        return painted == self.painted and self.camera in {None, camera}
+
+    def takes(self, camera: str, number: int, *, painted: bool) -> bool:
+        """Say whether it would send this shot at once: it concerns it, is new to it, and there is room."""
+        return (
+            self.looks_at(camera, painted=painted)
+            and self._offered.get(camera) != number
+            and self._flying.get(camera, 0) < WINDOW
+        )
+
+    def offer(self, shot: Shot) -> None:
+        """Put a shot into the camera's place, over the one that waits there."""
+        if not self.looks_at(shot.camera, painted=shot.painted) or self._offered.get(shot.camera) == shot.number:
+            return
+        self.skipped += shot.camera in self._slots
+        self._offered[shot.camera] = shot.number
+        self._slots[shot.camera] = shot
+        self._bell.set()
+
+    async def next(self) -> Shot | None:
+        """Wait for a shot that may be sent, the cameras in turn; None at the end."""
+        while not self.closed:
+            for camera in self._slots:
+                if self._flying.get(camera, 0) < WINDOW:
+                    self._flying[camera] = self._flying.get(camera, 0) + 1
+                    self.sent += 1
+                    return self._slots.pop(camera)
+            self._bell.clear()
+            await self._bell.wait()
+        return None
+
+    def shown(self, camera: str) -> None:
+        """Note that one shot of the camera has arrived and been dealt with."""
+        if self._flying.get(camera, 0) > 0:
+            self._flying[camera] -= 1
+            self._bell.set()
+
+    def close(self) -> None:
+        """End ``next``."""
+        self.closed = True
+        self._bell.set()
+
+
+class Hub:
+    """Who looks on, and the way to them."""
+
+    def __init__(self) -> None:
+        # Guards what waits for the loop; held for a few instructions by either side.
+        self._lock = threading.Lock()
+        self._waiting: dict[tuple[str, bool], Shot] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        # Replaced as a whole by the loop, read by any.
+        self.clients: tuple[Client, ...] = ()
+        self.closed = False
+
+    def looked_at(self, camera: str, *, painted: bool) -> bool:
+        """Say whether anybody looks at such shots. For any thread."""
+        return any(client.looks_at(camera, painted=painted) for client in self.clients)
+
+    def wanted(self, camera: str, number: int, *, painted: bool) -> bool:
+        """Say whether anybody would take this shot at once. For any thread."""
+        return any(client.takes(camera, number, painted=painted) for client in self.clients)
+
+    def publish(self, shot: Shot) -> None:
+        """Give a shot to all whom it concerns. For the thread that puts; never waits."""
+        with self._lock:
+            loop, idle = self._loop, not self._waiting
+            if loop is None or self.closed:
+                return
+            self._waiting[shot.camera, shot.painted] = shot
+        if idle:
+            with contextlib.suppress(RuntimeError):  # the loop has just ended
+                loop.call_soon_threadsafe(self._deliver)
+
+    def join(self, client: Client) -> None:
+        """Let a client look on. For the loop."""
+        with self._lock:
+            self._loop = asyncio.get_running_loop()
+        self.clients = (*self.clients, client)
+        if self.closed:
+            client.close()
+
+    def leave(self, client: Client) -> None:
+        """Forget a client. For the loop."""
+        self.clients = tuple(other for other in self.clients if other is not client)
+
+    def close(self) -> None:
+        """End every client. For any thread."""
+        with self._lock:
+            self.closed = True
+            self._waiting.clear()
+            loop = self._loop
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._end)
+
+    def _deliver(self) -> None:
+        with self._lock:
+            shots = list(self._waiting.values())
+            self._waiting.clear()
+        for shot in shots:
+            for client in self.clients:
+                client.offer(shot)
+
+    def _end(self) -> None:
+        for client in self.clients:
+            client.close()

@@ -1,0 +1,236 @@
+"""The web page: every camera in a browser, with the reason beside the picture, and what Prometheus and probes ask for.
+
+The picture goes plain and the heat as its small grid, both of the same frame in one message; the browser draws one over
+the other. While nobody looks on, nothing is compressed.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import struct
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Final, Self
+
+import uvicorn
+
+from overlays.jpeg import encode_picture
+from overlays.page.board import Board
+from overlays.page.clip import Look, Ring
+from overlays.page.guard import Guard, PageAddress, check_token, is_loopback, parse_page_address
+from overlays.page.hub import Hub, Shot
+from overlays.page.packet import pack
+from overlays.page.routes import Page, make_app
+from overlays.sinks.options import SinkOptions
+from pipeline.errors import SinkError, WireError
+from pipeline.frames import Overlay
+from pipeline.loop import Outcome
+from pipeline.pump import Worker
+
+log = logging.getLogger(__name__)
+
+_SEND_BUFFER_BYTES: Final = 128 << 10
+"""What the kernel may hold for each viewer: what waits there is old."""
+_CONNECTIONS: Final = 256
+_PING_SECONDS: Final = 5.0
+_PONG_SECONDS: Final = 10.0
+
+
+class PageSink:
+    """Serves ``http://host:port``.
+
+    Entering, ``put``, ``idle`` and leaving belong to one thread at a time; ``needs_picture`` to any.
+    """
+
+    lossless = False
+
+    def __init__(
+        self,
+        uri: str,
+        *,
+        cameras: Sequence[str] = (),
+        options: SinkOptions | None = None,
+        wall: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Take where to serve, and whom to expect.
+
+        Raises:
+            SinkError: the address is written wrong, or open to others without a token.
+        """
+        self._options = options or SinkOptions()
+        self._wall, self._clock = wall, clock
+        try:
+            self._address = parse_page_address(uri)
+            self._token = None if self._options.token is None else check_token(self._options.token)
+        except ValueError as error:
+            raise SinkError(f"{uri}: {error}") from None
+        self.uri = uri
+        self.endpoint = uri
+        """Where it is served, once it is: a port of 0 has become a real one."""
+        self.encoded = 0
+        """How many pictures were compressed."""
+        self._hub = Hub()
+        self._board = Board(cameras, clock)
+        self._ring = Ring()
+        self._last: dict[tuple[str, bool], tuple[int, Overlay]] = {}
+        """By camera and kind the newest frame, and its number."""
+        self._packed: dict[tuple[str, bool], Shot] = {}
+        self._said: set[str] = set()
+        self._worker: Worker | None = None
+        self._page: Page | None = None
+
+    def about(self, outcome: Outcome) -> None:
+        """Take the run: its counters go to the page and to /metrics."""
+        self._board.outcome = outcome
+
+    def __enter__(self) -> Self:
+        address, options = self._address, self._options
+        if self._token is None and not options.insecure and not is_loopback(address.host):
+            raise SinkError(
+                f"{self.uri}: whoever reaches this address could look; give a token "
+                "(openssl rand -hex 24 > page.token, then --page-token-file page.token), serve on "
+                f"http://127.0.0.1:{address.port}, or say 'insecure: true' where the network itself is closed"
+            )
+        listener = _bound(self.uri, address)
+        port = int(listener.getsockname()[1])
+        self.endpoint = f"http://{f'[{address.host}]' if ':' in address.host else address.host}:{port}"
+        hosts = frozenset(host.lower() for host in options.hosts)
+        guard = Guard(PageAddress(address.host, port), self._token, hosts)
+        self._page = Page(
+            guard,
+            self._hub,
+            self._board,
+            self._ring,
+            Look(options.colormap, options.opacity),
+            painted=options.painted,
+            encoded=lambda: self.encoded,
+        )
+        self._worker = _serving(self._page, listener).__enter__()
+        log.info("the page: %s", self.endpoint)
+        return self
+
+    def needs_picture(self, camera: str) -> bool:
+        """Say whether somebody looks at this camera's MJPEG: the page itself paints in the browser."""
+        return self._hub.looked_at(camera, painted=True)
+
+    def put(self, overlay: Overlay) -> None:
+        """Show one frame to those who can take it now; never waits for anybody.
+
+        Raises:
+            SinkError: the server has ended.
+        """
+        if self._worker is None or self._worker.ended:
+            reason = self._worker.error if self._worker is not None else "it is not open"
+            raise SinkError(f"{self.uri}: the page's server has ended ({reason})")
+        self._board.note(overlay)
+        camera = overlay.explanation.frame.camera
+        for painted in (False, True):
+            if painted or overlay.silence is None:
+                number, _ = self._last.get((camera, painted), (0, overlay))
+                self._last[camera, painted] = (number + 1, overlay)
+        self.idle()
+
+    def idle(self) -> None:
+        """Serve who could not take the last frame when it came, and who has come since."""
+        for (camera, painted), (number, overlay) in list(self._last.items()):
+            if self._hub.wanted(camera, number, painted=painted):
+                self._serve(camera, number, overlay, painted=painted)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        if self._page is not None:
+            self._page.stopped.set()
+        self._hub.close()
+        if self._worker is not None:
+            self._worker.__exit__(kind, error, trace)
+        self._last.clear()
+        self._packed.clear()
+
+    def _serve(self, camera: str, number: int, overlay: Overlay, *, painted: bool) -> None:
+        shot = self._packed.get((camera, painted))
+        if shot is None or shot.number != number:
+            try:
+                shot = Shot(camera, painted, number, self._pack(overlay, painted=painted))
+            except WireError as error:
+                if camera not in self._said:
+                    self._said.add(camera)
+                    log.warning("%s: a frame cannot be shown, and is left out: %s", self.uri, error)
+                del self._last[camera, painted]
+                return
+            self._packed[camera, painted] = shot
+            if not painted:
+                self._ring.add(camera, overlay.explanation.frame.taken_at, shot.packed)
+        self._hub.publish(shot)
+
+    def _pack(self, overlay: Overlay, *, painted: bool) -> bytes:
+        self.encoded += 1
+        quality = self._options.jpeg_quality
+        if painted:
+            return encode_picture(overlay.image, quality)
+        picture = encode_picture(overlay.explanation.frame.image, quality)
+        return pack(overlay, picture, sent_at_unix=self._wall(), now_monotonic=self._clock())
+
+
+def _serving(page: Page, listener: socket.socket) -> Worker:
+    """Return the server's thread: it ends within a second of being asked to."""
+    config = uvicorn.Config(
+        make_app(page),
+        loop="asyncio",
+        http="h11",
+        ws="websockets-sansio",
+        ws_max_size=4096,
+        ws_ping_interval=_PING_SECONDS,
+        ws_ping_timeout=_PONG_SECONDS,
+        ws_per_message_deflate=False,
+        lifespan="off",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=True,
+        forwarded_allow_ips="127.0.0.1",
+        limit_concurrency=_CONNECTIONS,
+        timeout_graceful_shutdown=1,
+    )
+    server = uvicorn.Server(config)
+
+    def stop() -> None:
+        server.should_exit = True
+
+    def serve() -> None:
+        with listener:
+            server.run(sockets=[listener])
+
+    return Worker("page", serve, stop)
+
+
+def _bound(uri: str, address: PageAddress) -> socket.socket:
+    """Return a listening socket whose connections hold little.
+
+    Raises:
+        SinkError: the address cannot be had.
+    """
+    cures = {
+        errno.EADDRINUSE: "is in use; choose another port, or stop the program that has it (ss -ltnp shows which)",
+        errno.EADDRNOTAVAIL: "is not an address of this machine; serve on http://0.0.0.0:port for other machines",
+        errno.EACCES: "may not be used by this user; choose a port above 1023",
+    }
+    try:
+        family, _, _, _, place = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise SinkError(f"{uri}: the host is unknown ({error.strerror}); for instance http://127.0.0.1:8000") from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, struct.pack("i", 1))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        listener.bind(place)
+        listener.listen(64)
+    except OSError as error:
+        listener.close()
+        raise SinkError(f"{uri}: {cures.get(error.errno or 0, f'cannot be served ({error.strerror})')}") from None
+    return listener

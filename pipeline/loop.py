@@ -113,9 +113,7 @@ def carry(
     tally = Tally([pump.camera for pump in pumps])
     outlets = [outlet_of(sink, _timed(sink, tally), limits.outlet_frames) for sink in sinks]
     outcome = Outcome(tally, pumps, outlets)
-    for sink in sinks:
-        if isinstance(sink, Onlooker):
-            sink.about(outcome)
+    _tell_onlookers(sinks, outcome)
     doors = list(zip(sinks, outlets, strict=True))
     watchman = Watchman(pumps, _silent(renderer, doors))
     draw = _drawing(renderer, doors, pumps, tally, watchman)
@@ -147,6 +145,12 @@ def carry(
         raise drawing.error
     outcome.errors.extend(_errors(pumps, outlets))
     return outcome
+
+
+def _tell_onlookers(sinks: Sequence[Sink], outcome: Outcome) -> None:
+    for sink in sinks:
+        if isinstance(sink, Onlooker):
+            sink.about(outcome)
 
 
 def _explain(batch: Sequence[Frame], explainer: Explainer, drawing: Relay[Explanation], tally: Tally) -> None:

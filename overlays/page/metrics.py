@@ -27,7 +27,7 @@ def figures(board: Board, page: Callable[[], dict[str, float]]) -> bytes:
         page: the page's own counts: ``viewers``, ``mjpeg_viewers``, ``encoded``, ``skipped``, ``refused``, ``ring``.
     """
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collector(board, page))  # type: ignore[arg-type] # a collector is whatever can collect
+    registry.register(_Collector(board, page))
     return generate_latest(registry)
 
 
@@ -57,9 +57,8 @@ def _of_cameras(cameras: list[dict[str, Any]]) -> Iterator[Metric]:
     ages = [(c["camera"], c["age_seconds"]) for c in cameras if c["age_seconds"] is not None]
     yield _gauge("frame_age_seconds", "Age of the newest frame that has come through.", ages)
     yield _gauge("frame_rate", "Frames per second that come through.", [(c["camera"], c["rate"]) for c in cameras])
-    yield _gauge(
-        "score", "Softmax score of the newest frame's first finding.", [(c["camera"], c["score"]) for c in cameras]
-    )
+    scores = [(c["camera"], c["score"]) for c in cameras]
+    yield _gauge("score", "Softmax score of the newest frame's first finding.", scores)
     state = GaugeMetricFamily("recipro_camera_state", "1 for the state a camera is in.", labels=["camera", "state"])
     for camera in cameras:
         for name in STATES if camera["state"] in STATES else (*STATES, camera["state"]):
@@ -73,9 +72,7 @@ def _of_cameras(cameras: list[dict[str, Any]]) -> Iterator[Metric]:
 
 def _of_run(outcome: Outcome) -> Iterator[Metric]:
     frames = CounterMetricFamily("recipro_frames", "Frames by what became of them.", labels=["camera", "outcome"])
-    dropped = CounterMetricFamily(
-        "recipro_dropped", "Frames that were dropped, by reason.", labels=["camera", "reason"]
-    )
+    dropped = CounterMetricFamily("recipro_dropped", "Dropped frames, by reason.", labels=["camera", "reason"])
     for pump in outcome.pumps:
         frames.add_metric([pump.camera, "taken"], pump.taken)
         frames.add_metric([pump.camera, "explained"], outcome.tally.cameras[pump.camera].explained)
@@ -130,7 +127,6 @@ def _of_page(page: dict[str, float]) -> Iterator[Metric]:
     yield viewers
     yield CounterMetricFamily("recipro_page_encoded", "Pictures compressed for the page.", page["encoded"])
     yield CounterMetricFamily("recipro_page_skipped", "Frames that a slow viewer missed.", page["skipped"])
-    yield CounterMetricFamily(
-        "recipro_page_refused", "Requests without the token, or from a foreign site.", page["refused"]
-    )
+    text = "Requests without the token, or from a foreign site."
+    yield CounterMetricFamily("recipro_page_refused", text, page["refused"])
     yield GaugeMetricFamily("recipro_page_ring_bytes", "Memory that the last half minute takes.", page["ring"])

@@ -140,10 +140,9 @@ class _Answers:
         if not guard.is_token(given.strip()):
             self.page.refused += 1
             await asyncio.sleep(_REFUSAL_SECONDS)
-            said = self.page.files["login.html"].replace(
-                b"<!-- said -->", b'<p role="alert">That is not the token.</p>'
-            )
-            return Response(said, 401, media_type="text/html")
+            said = b'<p role="alert">That is not the token.</p>'
+            form = self.page.files["login.html"].replace(b"<!-- said -->", said)
+            return Response(form, 401, media_type="text/html")
         answer = RedirectResponse("/", 303)
         answer.set_cookie(
             cookie_name(guard),

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from pipeline.config import Config, SourceConfig, make_config, read_yaml, to_yaml
+from pipeline.config import Config, OverlayConfig, SinkConfig, SourceConfig, make_config, read_yaml, to_yaml
 from pipeline.errors import ConfigError, ConnectionLostError, ReciproStreamError
 from pipeline.logs import formatter
 
@@ -127,8 +127,9 @@ def stream(  # noqa: PLR0917 - one parameter per option
     cache: Annotated[str | None, _option(NETWORK, "A folder for compiled networks, or off. Default: yours.")] = None,
     sink: Annotated[
         list[str] | None,
-        _option(PICTURE, "window, tcp://HOST:PORT, ipc://PATH, FILE.mp4, FILE.jsonl. Repeatable."),
+        _option(PICTURE, "window, tcp://HOST:PORT, ipc://PATH, http://HOST:PORT, FILE.mp4, FILE.jsonl. Repeatable."),
     ] = None,
+    page_token_file: Annotated[Path | None, _option(PICTURE, "What the http:// page asks for stands in it.")] = None,
     colormap: Annotated[str | None, _option(PICTURE, "The heat's colours. [default: inferno]")] = None,
     opacity: Annotated[float | None, _option(PICTURE, "How much the hottest spot covers, 0 to 1.")] = None,
     smoothing: Annotated[float | None, _option(PICTURE, "Time constant in seconds. [default: 0, off]")] = None,
@@ -161,6 +162,7 @@ def stream(  # noqa: PLR0917 - one parameter per option
     if not knobs.get("sources") and not source:
         raise ConfigError("no source: give --source URI (camera:0, rtsp://..., a file, line:) or a YAML config")
     made = make_config(knobs, config.name if config else "command line", overrides)
+    made = made.model_copy(update={"sinks": _with_page_token(made.sinks, page_token_file)})
     if print_config:
         typer.echo(to_yaml(_redacted(made)), nl=False)
         return
@@ -213,7 +215,10 @@ def export(  # noqa: PLR0917 - one parameter per option
 @app.command()
 def view(
     address: Annotated[str, typer.Argument(help="tcp://HOST:PORT or ipc://PATH of a running stream.")],
-    sink: Annotated[list[str] | None, _option(PICTURE, "window (default), FILE.mp4, FILE.jsonl. Repeatable.")] = None,
+    sink: Annotated[
+        list[str] | None, _option(PICTURE, "window (default), http://HOST:PORT, FILE.mp4, FILE.jsonl. Repeatable.")
+    ] = None,
+    page_token_file: Annotated[Path | None, _option(PICTURE, "What the http:// page asks for stands in it.")] = None,
     camera: Annotated[list[str] | None, _option(CAMERA, "Only this camera. Repeatable. Default: all.")] = None,
     frames: Annotated[int | None, _option(RUN, "Stop after so many frames.", min=1)] = None,
     seconds: Annotated[float | None, _option(RUN, "Stop after so long.", min=0)] = None,
@@ -224,7 +229,8 @@ def view(
     from overlays.watch import watch
 
     _check_outputs(sink or [], camera or [], [])
-    sinks = [build_sink(uri, options=_sink_options(80)) for uri in sink or ["window"]]
+    doors = _with_page_token([SinkConfig(uri=uri) for uri in sink or ["window"]], page_token_file)
+    sinks = [build_sink(one.uri, options=_sink_options(one, OverlayConfig(), painted=True)) for one in doors]
     with _until_interrupted() as stop, ExitStack() as stack:
         viewer = stack.enter_context(Viewer(address, tuple(camera or ("",))))
         for door in sinks:
@@ -398,11 +404,11 @@ def _sinks(config: Config, cameras: list[str]) -> list[Sink]:
 
     if not config.sinks:
         log.warning(
-            "no sink: frames are explained and counted only; add --sink window, tcp://..., out.mp4 or out.jsonl"
+            "no sink: frames are explained and counted only; add --sink window, http://127.0.0.1:8000, tcp://..., out.mp4 or out.jsonl"
         )
     inputs = [*(one.uri for one in config.sources), config.engine.weights, config.engine.labels]
     _check_outputs([one.uri for one in config.sinks], cameras, [one for one in inputs if one])
-    return [build_sink(one.uri, cameras=cameras, options=_sink_options(one.quality)) for one in config.sinks]
+    return [build_sink(one.uri, cameras=cameras, options=_sink_options(one, config.overlay)) for one in config.sinks]
 
 
 def _check_outputs(uris: list[str], cameras: list[str], inputs: list[str]) -> None:
@@ -425,10 +431,46 @@ def _same_place(one: Path, other: Path) -> bool:
         return False
 
 
-def _sink_options(quality: int) -> SinkOptions:
+def _sink_options(sink: SinkConfig, overlay: OverlayConfig, *, painted: bool = False) -> SinkOptions:
     from overlays.sinks.options import SinkOptions
 
-    return SinkOptions(jpeg_quality=quality, display=_display())
+    return SinkOptions(
+        jpeg_quality=sink.quality,
+        display=_display(),
+        token=None if sink.token_file is None else _token(Path(sink.token_file)),
+        insecure=sink.insecure,
+        hosts=tuple(sink.hosts),
+        colormap=overlay.colormap,
+        opacity=overlay.opacity,
+        painted=painted,
+    )
+
+
+def _token(path: Path) -> str:
+    """Read the token of the page, and say so where others on this machine can read it too."""
+    try:
+        mode, text = path.stat().st_mode, path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as reason:
+        said = getattr(reason, "strerror", None) or "not a text file"
+        raise ConfigError(
+            f"token file {str(path)!r}: cannot be read ({said}); make one: openssl rand -hex 24 > {path}"
+        ) from None
+    if os.name == "posix" and mode & 0o077:
+        log.warning("%s: others on this machine may read the token: chmod 600 %s", path, path)
+    return text
+
+
+def _with_page_token(sinks: list[SinkConfig], token_file: Path | None) -> list[SinkConfig]:
+    """Give the token file to every page that has none of its own."""
+    if token_file is None:
+        return sinks
+    pages = [one for one in sinks if one.uri.lower().startswith("http://")]
+    if not pages:
+        raise ConfigError("--page-token-file: there is no page to ask for it; add --sink http://HOST:PORT")
+    return [
+        one.model_copy(update={"token_file": str(token_file)}) if one in pages and one.token_file is None else one
+        for one in sinks
+    ]
 
 
 def _explainer(config: Config) -> FrameExplainer:

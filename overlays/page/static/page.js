@@ -1,0 +1,123 @@
+// The page: cards for cameras, one of them large, and the knobs that hold for all.
+import { Card } from "./card.js";
+import { unpacked } from "./heat.js";
+import { Link } from "./link.js";
+
+const SILENT_MS = 1200; // the server speaks four times a second
+const at = (id) => document.getElementById(id);
+const cards = new Map();
+const look = { heat: true, opacity: 0.6, palette: null };
+let painted = null;
+
+const say = (text) => (at("said").textContent = text);
+
+const link = new Link({
+  hello(said) {
+    look.palette = unpacked(said.palette);
+    if (painted === null) {
+      // Pictures that were painted before they came here need no second coat.
+      const kept = JSON.parse(sessionStorage.getItem("look") ?? "{}");
+      set(kept.heat ?? !said.painted, kept.opacity ?? said.opacity);
+    }
+    painted = said.painted;
+    at("leave").hidden = !said.token;
+  },
+  status(said) {
+    linked("live", "good");
+    at("empty").hidden = said.cameras.length > 0;
+    for (const status of said.cameras) card(status.camera).tell(status);
+  },
+  frame(header, blob) {
+    card(header.camera).offer(header, blob);
+  },
+  lost() {
+    linked("no connection", "bad");
+    for (const one of cards.values()) one.fresh(true);
+  },
+});
+
+function linked(word, kind) {
+  const chip = at("link");
+  if (chip.textContent === word) return;
+  chip.textContent = word;
+  chip.dataset.kind = kind;
+}
+
+function card(camera) {
+  let one = cards.get(camera);
+  if (!one) {
+    one = new Card(camera, look, link, say);
+    one.at(".view").onclick = () => enlarge(one.root.classList.contains("large") ? null : camera);
+    cards.set(camera, one);
+    at("cameras").append(one.root);
+    at("empty").hidden = true;
+    if (decodeURIComponent(location.hash.slice(1)) === camera) enlarge(camera);
+  }
+  return one;
+}
+
+function enlarge(camera) {
+  for (const [name, one] of cards) {
+    const large = name === camera;
+    one.root.classList.toggle("large", large);
+    one.at(".view").setAttribute("aria-expanded", String(large));
+    one.at(".view").setAttribute("aria-label", `${name}: ${large ? "back to all" : "enlarge"}`);
+  }
+  history.replaceState(null, "", camera === null ? location.pathname : `#${encodeURIComponent(camera)}`);
+  if (camera !== null) {
+    cards.get(camera).at(".view").focus({ preventScroll: true });
+    scrollTo({ top: 0, behavior: "instant" });
+  }
+}
+
+function set(heat, opacity) {
+  Object.assign(look, { heat, opacity });
+  at("heat").checked = heat;
+  at("opacity").disabled = !heat;
+  at("opacity").value = Math.round(opacity * 100);
+  at("percent").textContent = `${Math.round(opacity * 100)} %`;
+  for (const one of cards.values()) one.paint();
+}
+
+function keep() {
+  sessionStorage.setItem("look", JSON.stringify({ heat: look.heat, opacity: look.opacity }));
+}
+
+at("heat").onchange = (event) => {
+  set(event.target.checked, look.opacity);
+  keep();
+};
+at("opacity").oninput = (event) => {
+  set(look.heat, event.target.value / 100);
+  keep();
+};
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input[type=range]")) return;
+  const all = [...cards.keys()];
+  const large = all.find((name) => cards.get(name).root.classList.contains("large"));
+  const focused = document.activeElement?.closest(".card")?.dataset.camera;
+  const chosen = large ?? focused;
+  if (event.key === "Escape" && large !== undefined) enlarge(null);
+  else if (event.key === "h") {
+    set(!look.heat, look.opacity);
+    keep();
+  } else if (event.key === "s" && chosen !== undefined) cards.get(chosen).snapshot();
+  else if (event.key === "c" && chosen !== undefined) cards.get(chosen).clip();
+  else if ((event.key === "ArrowRight" || event.key === "ArrowLeft") && all.length) {
+    const step = event.key === "ArrowRight" ? 1 : -1;
+    const next = chosen === undefined ? 0 : (all.indexOf(chosen) + step + all.length) % all.length;
+    if (large !== undefined) enlarge(all[next]);
+    else cards.get(all[next]).at(".view").focus();
+  } else return;
+  event.preventDefault();
+});
+
+setInterval(() => {
+  const cut = performance.now() - link.heardAt > SILENT_MS;
+  if (cut) linked("no connection", "bad");
+  for (const one of cards.values()) {
+    one.fresh(cut);
+    one.chart.draw();
+  }
+}, 200);

@@ -27,8 +27,13 @@ log = logging.getLogger(__name__)
 class NetworkExplainer(FrameExplainer):
     """Explains frames with one network on one device."""
 
-    def __init__(self, network: Network, config: EngineConfig) -> None:
+    def __init__(self, network: Network, config: EngineConfig, *, together: int = 1) -> None:
         """Cut, plan, compile and prove; then every batch only runs.
+
+        Args:
+            network: what to run.
+            config: how.
+            together: how many frames usually come at once; ``config.batch`` wins.
 
         Raises:
             LayerError, EngineError: the network cannot be cut at this layer, or takes no input of this size.
@@ -49,7 +54,9 @@ class NetworkExplainer(FrameExplainer):
         kernel = check_kernel(config.kernel)
         candidates = AUTOMATIC[device.type] if backend == "auto" else (backend,)
         cache = None if config.cache in {None, "off"} else Cache(Path(config.cache or ""))
-        build = Build(target, kernel, candidates[0], config.precision, device, config.memory_budget_mib << 20, cache)
+        budget = config.memory_budget_mib << 20
+        together = config.batch or together
+        build = Build(target, kernel, candidates[0], config.precision, device, budget, cache, together)
         self._runner = Runner(split, build) if len(candidates) == 1 else fastest(split, build, candidates)
         backend = self._runner.build.backend
         plan, seconds = self._runner.plan.facts, time.perf_counter() - begun

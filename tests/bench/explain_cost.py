@@ -41,7 +41,7 @@ def measure(name: str, backend: str, precision: str, batch: int, rounds: int) ->
     torch.manual_seed(0)
     net = build_untrained(entry)
     size = entry.input_size
-    build = Build(Target(), "point", backend, precision, torch.device("cpu"), 1 << 30)
+    build = Build(Target(), "point", backend, precision, torch.device("cpu"), 1 << 30, together=batch)
     inputs = [
         torch.randn(batch, 3, *size).to(build.dtype).contiguous(memory_format=torch.channels_last) for _ in range(8)
     ]

@@ -174,3 +174,17 @@ def test_packing_shares_what_it_does_not_pack():
     packed = eager.compile(net, torch.randn(1, 3, 8, 8), "fp32")
     assert packed is not net
     assert packed[0].weight.data_ptr() == net[0].weight.data_ptr()
+
+
+@pytest.mark.parametrize("together", [1, 3])
+def test_a_stream_never_waits_for_a_compiler(together, monkeypatch):
+    torch.manual_seed(0)
+    split = split_network(lively(build_untrained(MODELS["squeezenet1_1"]), (64, 64)), None, (64, 64))
+    build = Build(Target(), "point", "openvino", "fp32", CPU, 1 << 28, together=together)
+    ready = Runner(split, build)
+    monkeypatch.setattr(BACKENDS["openvino"].load(), "compile", lambda *_: pytest.fail("compiled while frames waited"))
+    plain = Runner(split, Build(Target(), "point", "eager", "fp32", CPU, 1 << 28))
+    for count in (1, 2, 3, 7):
+        images = torch.randn(count, 3, 64, 64)
+        for one, other in zip(ready(images), plain(images), strict=True):
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)

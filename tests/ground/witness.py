@@ -58,7 +58,9 @@ class Witness:
         return self._looks
 
     def put(self, overlay: Overlay) -> None:
-        """Read the frame, not what was drawn over it."""
+        """Read the frame, not what was drawn over it; that a camera is silent is no new frame."""
+        if overlay.silence is not None:
+            return
         frame = overlay.explanation.frame
         seen = Sighting(frame.camera, read(frame.image), time.monotonic(), (frame.width, frame.height))
         with self._lock:

@@ -213,7 +213,7 @@ def export(  # noqa: PLR0917 - one parameter per option
 
 
 @app.command()
-def view(
+def view(  # noqa: PLR0917 - one parameter per option
     address: Annotated[str, typer.Argument(help="tcp://HOST:PORT or ipc://PATH of a running stream.")],
     sink: Annotated[
         list[str] | None, _option(PICTURE, "window (default), http://HOST:PORT, FILE.mp4, FILE.jsonl. Repeatable.")
@@ -404,7 +404,8 @@ def _sinks(config: Config, cameras: list[str]) -> list[Sink]:
 
     if not config.sinks:
         log.warning(
-            "no sink: frames are explained and counted only; add --sink window, http://127.0.0.1:8000, tcp://..., out.mp4 or out.jsonl"
+            "no sink: frames are explained and counted only; add --sink window, http://127.0.0.1:8000, tcp://..., "
+            "out.mp4 or out.jsonl"
         )
     inputs = [*(one.uri for one in config.sources), config.engine.weights, config.engine.labels]
     _check_outputs([one.uri for one in config.sinks], cameras, [one for one in inputs if one])
@@ -485,7 +486,8 @@ def _explainer(config: Config) -> FrameExplainer:
     from engine.explainer import NetworkExplainer
 
     kept = config.engine.cache or user_cache_dir("recipro-stream", appauthor=False)
-    return NetworkExplainer(_network(config), config.engine.model_copy(update={"cache": kept}))
+    settings = config.engine.model_copy(update={"cache": kept})
+    return NetworkExplainer(_network(config), settings, together=len(config.sources))
 
 
 def _network(config: Config) -> Network:

@@ -106,7 +106,7 @@ export class Card {
 
   bars(findings) {
     const list = this.at(".bars");
-    list.hidden = findings.length < 2;
+    list.classList.toggle("single", findings.length < 2); // the line above says the rest
     while (list.children.length > findings.length) list.lastChild.remove();
     while (list.children.length < findings.length) {
       const row = document.createElement("li");

@@ -30,21 +30,17 @@ export class Chart {
     pen.setTransform(scale, 0, 0, scale, 0, 0);
     pen.clearRect(0, 0, width, height);
     pen.font = `11px ${tone.fontFamily}`;
-    const wide = width - 52, middle = Math.round(height * 0.55), gap = 6;
+    const wide = width - 72, middle = Math.round(height * 0.55), gap = 6;
     const x = (point) => wide * (1 - (now / 1000 - point.at) / SECONDS);
     const oldest = Math.max(0.1, ...this.points.map((point) => point.age));
     const nice = [0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 1e9].find((limit) => oldest <= limit);
     this.strip(pen, wide, 0, middle - gap, x, (p) => p.score, 1, colour("--accent"), colour("--line"));
     this.strip(pen, wide, middle + gap, height - 1, x, (p) => p.age, nice, colour("--age"), colour("--line"));
-    pen.fillStyle = colour("--soft");
     pen.textBaseline = "top";
-    pen.fillText("score 1", wide + 6, 0);
-    pen.fillText(nice < 1 ? `${Math.round(nice * 1000)} ms` : `${nice} s`, wide + 6, middle + gap - 1);
-    if (height > 90) {
-      pen.textBaseline = "bottom";
-      pen.fillText("0", wide + 6, middle - gap);
-      pen.fillText("age", wide + 6, height);
-    }
+    pen.fillStyle = colour("--accent");
+    pen.fillText("score ≤ 1", wide + 6, 0);
+    pen.fillStyle = colour("--age");
+    pen.fillText(`age ≤ ${nice} s`, wide + 6, middle + gap - 1);
   }
 
   strip(pen, wide, top, bottom, x, value, most, colour, rule) {

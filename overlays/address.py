@@ -5,6 +5,7 @@ libzmq itself takes port 99999 for 34463, ``5555x`` for 5555, and deletes whatev
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import NamedTuple
 
@@ -23,6 +24,16 @@ class Address(NamedTuple):
     """0 for ``ipc``, and for "any free port"."""
     path: str
     """Path of an ``ipc`` address; empty for ``tcp``."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach it."""
+        if self.path or self.host in {"localhost", "lo"}:
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
 
     @property
     def is_ipv6(self) -> bool:

@@ -11,7 +11,7 @@ from typing import Final
 import cv2
 import numpy as np
 
-from pipeline.errors import WireError
+from pipeline.errors import PictureError, WireError, WireLimitError
 from pipeline.frames import Image
 
 MAX_PICTURE_BYTES: Final = 64 << 20
@@ -31,7 +31,9 @@ def encode_picture(image: Image, jpeg_quality: int = 80) -> bytes:
     """
     height, width = image.shape[:2]
     if max(height, width) > MAX_SIDE_PIXELS:
-        raise WireError(f"picture: {width}x{height}, a side is longer than {MAX_SIDE_PIXELS} pixels; send it smaller")
+        raise WireLimitError(
+            f"picture: {width}x{height}, a side is longer than {MAX_SIDE_PIXELS} pixels; send it smaller"
+        )
     flags = [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality]
     good, packed = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), flags)
     if not good:
@@ -39,18 +41,29 @@ def encode_picture(image: Image, jpeg_quality: int = 80) -> bytes:
     return packed.tobytes()
 
 
+def scaled_picture(image: Image, scale: float) -> Image:
+    """Return an RGB picture, uint8 (height, width, 3), smaller by ``scale`` in (0, 1]; itself where that is 1."""
+    height, width = image.shape[:2]
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    if size == (width, height):
+        return image
+    small: Image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+    small.flags.writeable = False
+    return small
+
+
 def decode_picture(payload: bytes) -> Image:
     """Decode a payload that has been ``measured``: uint8 RGB, (height, width, 3), read-only.
 
     Raises:
-        WireError: it is no JPEG picture.
+        PictureError: it is no JPEG picture.
     """
     try:
         picture = cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
-        raise WireError(f"payload: {len(payload)} bytes are no JPEG picture") from error
+        raise PictureError(f"payload: {len(payload)} bytes are no JPEG picture") from error
     if picture is None:
-        raise WireError(f"payload: {len(payload)} bytes are no JPEG picture")
+        raise PictureError(f"payload: {len(payload)} bytes are no JPEG picture")
     image: Image = picture.astype(np.uint8, copy=False)
     image.flags.writeable = False
     return image
@@ -62,18 +75,19 @@ def measured(payload: bytes) -> tuple[int, int]:
     A few hundred bytes may claim a picture of gigabytes; this looks before the decoder allocates.
 
     Raises:
-        WireError: it is no JPEG, or beyond a limit.
+        PictureError: it is no JPEG.
+        WireLimitError: it is beyond a limit.
     """
     if len(payload) > MAX_PICTURE_BYTES:
-        raise WireError(f"payload: {len(payload)} bytes, more than {MAX_PICTURE_BYTES}")
+        raise WireLimitError(f"payload: {len(payload)} bytes, more than {MAX_PICTURE_BYTES}")
     if payload[:2] != b"\xff\xd8":
-        raise WireError(f"payload: {payload[:4]!r}… is no JPEG picture")
+        raise PictureError(f"payload: {payload[:4]!r}… is no JPEG picture")
     place = _size_segment(payload)
     if place is None:
-        raise WireError(f"payload: a JPEG of {len(payload)} bytes without a size; it is cut off or damaged")
+        raise PictureError(f"payload: a JPEG of {len(payload)} bytes without a size; it is cut off or damaged")
     height, width = struct.unpack_from(">HH", payload, place + 5)
     if max(width, height) > MAX_SIDE_PIXELS or width * height > MAX_PICTURE_PIXELS:
-        raise WireError(f"payload: {width}x{height} pixels; at most {MAX_PICTURE_PIXELS} are decoded")
+        raise WireLimitError(f"payload: {width}x{height} pixels; at most {MAX_PICTURE_PIXELS} are decoded")
     return width, height
 
 

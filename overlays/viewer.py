@@ -6,20 +6,21 @@ each camera. It connects again by itself, without end.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Literal, Self
 
 import zmq
 
 from overlays.address import parse_address
+from overlays.connection import Connection
+from overlays.curve.keys import viewer_keys
 from overlays.jpeg import MAX_PICTURE_BYTES, decode_picture
 from overlays.wire import Header, as_overlay, decode_message
 from pipeline.errors import SourceError, WireError, WireVersionError
@@ -31,8 +32,6 @@ _POLL_MS: Final = 50
 """How long reading waits before it looks whether it should stop."""
 _DRAIN_MESSAGES: Final = 256
 """Messages read in one go: even a flood lets the newest through now and then."""
-_QUEUE_MESSAGES: Final = 8
-_RENEW_SECONDS: Final = 5.0
 _MAX_CAMERAS: Final = 1024
 _SAME_FRAME_SECONDS: Final = 0.005
 """Two readings of a publisher's clocks differ by less, two frames with one index by more."""
@@ -87,11 +86,16 @@ class Viewer:
     Args:
         address: ``tcp://host:port`` or ``ipc://path``.
         topics: cameras to watch, by the beginnings of their names; "" is all of them.
-        maximum_bytes: a part larger than this closes the connection before it is stored.
+        key: its own secret key file, where the publisher asks for keys.
+        server_key: the publisher's public key then: a file, or its 40 letters.
+        maximum_bytes: a part larger than this ends the connection before it is stored; it is made again.
+        damaged: what to do with a message that cannot be read: ``skip`` it (counted, and kept in ``last_error``) or
+            ``raise`` what is wrong with it; reading may go on after that.
         clock: monotonic seconds.
 
     Raises:
         SourceError: the address is written wrong, or (on entering) its host is unknown.
+        ConfigError: a key is missing or cannot be read.
     """
 
     def __init__(
@@ -99,25 +103,28 @@ class Viewer:
         address: str,
         topics: Sequence[str] = ("",),
         *,
+        key: str | Path | None = None,
+        server_key: str | Path | None = None,
         maximum_bytes: int = MAX_PICTURE_BYTES,
+        damaged: Literal["skip", "raise"] = "skip",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         try:
-            self._address = parse_address(address)
+            place = parse_address(address)
         except ValueError as error:
             raise SourceError(f"{address}: {error}") from None
-        if self._address.host == "*" or (not self._address.path and self._address.port == 0):
+        if place.host == "*" or (not place.path and place.port == 0):
             raise SourceError(f"{address}: a viewer needs a host and a port; for instance tcp://127.0.0.1:5555")
         self.uri = address
         self.damaged = 0
         """Messages that could not be read."""
-        self._topics = tuple(topics)
-        self._maximum_bytes = maximum_bytes
+        self.last_error: WireError | None = None
+        """What was wrong with the last of them."""
+        self._damaged: Literal["skip", "raise"] = damaged
         self._clock = clock
-        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
-        self._socket: zmq.Socket[bytes] | None = None
+        keys = viewer_keys(key, server_key)
+        self._connection = Connection(place, topics, maximum_bytes=maximum_bytes, keys=keys, clock=clock)
         self._heard_at = clock()
-        self._renewed_at = self._heard_at
         self._last: dict[str, Header] = {}
 
     @property
@@ -125,34 +132,23 @@ class Viewer:
         """How long nothing readable has come."""
         return self._clock() - self._heard_at
 
+    @property
+    def trouble(self) -> str:
+        """Why nothing comes, in words: nobody there, an unknown key, a wrong server key; empty where all is well."""
+        return self._connection.trouble
+
+    @property
+    def refused(self) -> int:
+        """How many handshakes failed."""
+        return self._connection.refused
+
+    @property
+    def oversized(self) -> int:
+        """How often a message beyond ``maximum_bytes`` ended the connection."""
+        return self._connection.oversized
+
     def __enter__(self) -> Self:
-        address = self._address
-        if address.host:
-            try:
-                socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-            except OSError as error:
-                reason = error.strerror or error
-                raise SourceError(f"{self.uri}: the host {address.host!r} is unknown ({reason})") from None
-        self._context = zmq.Context()
-        self._socket = self._context.socket(zmq.SUB)
-        for option, setting in (
-            (zmq.RCVHWM, _QUEUE_MESSAGES),
-            (zmq.MAXMSGSIZE, self._maximum_bytes),
-            (zmq.LINGER, 0),
-            (zmq.RECONNECT_IVL, 100),
-            (zmq.RECONNECT_IVL_MAX, 2000),
-            (zmq.HEARTBEAT_IVL, 500),
-            (zmq.HEARTBEAT_TIMEOUT, 2000),
-            (zmq.IPV6, int(address.is_ipv6)),
-        ):
-            self._socket.setsockopt(option, setting)
-        for topic in self._topics:
-            self._socket.setsockopt(zmq.SUBSCRIBE, topic.encode())
-        try:
-            self._socket.connect(self.uri)
-        except zmq.ZMQError as error:
-            self._close()
-            raise SourceError(f"{self.uri}: cannot be connected to ({error.strerror})") from None
+        self._connection.open()
         self._heard_at = self._clock()
         return self
 
@@ -162,10 +158,11 @@ class Viewer:
     def messages(self, stop: threading.Event | None = None) -> Iterator[Received]:
         """Give the newest message of each camera as it comes, until ``stop`` is set.
 
-        Damaged messages are counted, said once, and left out.
+        Damaged messages are counted, said once, and left out, unless the viewer was made to raise them.
 
         Raises:
             WireVersionError: the publisher is newer than this viewer.
+            WireError: a message cannot be read, and ``damaged`` is ``raise``.
         """
         for received in self.messages_or_silence(stop):
             if received is not None:
@@ -197,39 +194,28 @@ class Viewer:
             try:
                 yield received.overlay()
             except WireError as error:
-                self._say_damaged(error)
+                self.leave_out(error)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
-        self._close()
+        self._connection.close()
 
     def _newest(self) -> dict[bytes, tuple[list[bytes], int]]:
         """Wait a moment, then read all there is: by topic the last message, and how many it overtook."""
-        if self._socket is None:
-            raise SourceError(f"{self.uri}: is not open; use it in a with block")
-        self._renew_if_silent(self._socket)
+        connected = self._connection.socket
+        self._connection.tend()
         newest: dict[bytes, tuple[list[bytes], int]] = {}
         wait_ms = _POLL_MS
         for _ in range(_DRAIN_MESSAGES):
-            if not self._socket.poll(wait_ms, zmq.POLLIN):
+            if not connected.poll(wait_ms, zmq.POLLIN):
                 break
             wait_ms = 0
-            parts = self._message(self._socket)
+            parts = self._message(connected)
             overtaken = newest.get(parts[0], ([], -1))[1]
             if parts[0] in newest or len(newest) < _MAX_CAMERAS:
                 newest[parts[0]] = (parts, overtaken + 1)
         return newest
-
-    def _renew_if_silent(self, connected: zmq.Socket[bytes]) -> None:
-        """Connect anew after a silence: libzmq gives a connection up for good after a message beyond its limits."""
-        now = self._clock()
-        if now - max(self._heard_at, self._renewed_at) < _RENEW_SECONDS:
-            return
-        self._renewed_at = now
-        with contextlib.suppress(zmq.ZMQError):  # it has given it up already
-            connected.disconnect(self.uri)
-        connected.connect(self.uri)
 
     @staticmethod
     def _message(source: zmq.Socket[bytes]) -> list[bytes]:
@@ -248,7 +234,7 @@ class Viewer:
         except WireVersionError:
             raise
         except WireError as error:
-            self._say_damaged(error)
+            self.leave_out(error)
             return None
         self._heard_at = self._clock()
         last = self._last.get(header.camera)
@@ -261,17 +247,14 @@ class Viewer:
         skipped = min(passed_over, gap)
         return Received(header, payload, time.time(), missed=gap - skipped, skipped=passed_over)
 
-    def _say_damaged(self, error: WireError) -> None:
-        if self.damaged == 0:
-            log.warning("%s: a message cannot be read, and is left out: %s", self.uri, error)
+    def leave_out(self, error: WireError) -> None:
+        """Count a message that cannot be read, or raise what is wrong with it."""
+        self.last_error = error
         self.damaged += 1
-
-    def _close(self) -> None:
-        if self._socket is not None:
-            self._socket.close(0)
-        if self._context is not None:
-            self._context.term()
-        self._socket = self._context = None
+        if self._damaged == "raise":
+            raise error
+        if self.damaged == 1:
+            log.warning("%s: a message cannot be read, and is left out: %s", self.uri, error)
 
 
 def _is_same(one: Header, other: Header) -> bool:

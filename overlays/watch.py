@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
+from overlays.stale import stale_overlay
 from overlays.viewer import Received, Viewer
 from pipeline.errors import WireError
-from pipeline.frames import Overlay
+from pipeline.frames import Explanation, Overlay, Silence
 from pipeline.loop import outlet_of
 from pipeline.metrics import Histogram
 from pipeline.ports import Sink
@@ -19,6 +20,9 @@ from pipeline.pump import Relay
 SILENCE_SECONDS = 2.0
 """After so long without a message it is said."""
 _SAY_EVERY_SECONDS = 5.0
+_GREY_EVERY_SECONDS = 1.0
+_MOST_CAMERAS = 64
+"""Cameras whose last picture is kept, to be shown grey."""
 
 
 @dataclass
@@ -61,21 +65,23 @@ def watch(
         seconds: stop after so long.
         say: told when nothing comes, and when it comes again.
     """
+    kept = LastPictures()
     seen = Watched(outlets=[outlet_of(sink, sink.put) for sink in sinks])
     until = None if seconds is None else time.monotonic() + seconds
     with ExitStack() as stack:
         for outlet in seen.outlets:
             stack.enter_context(outlet)
-        said_at = time.monotonic()
-        silent = False
+        said = _Said(say)
         for received in viewer.messages_or_silence(stop):
             now = time.monotonic()
             if received is None:
-                if viewer.silent_seconds > SILENCE_SECONDS and (not silent or now - said_at > _SAY_EVERY_SECONDS):
-                    say(f"no signal from {viewer.uri} for {viewer.silent_seconds:.0f} s; still listening")
-                    silent, said_at = True, now
-            elif _pass_on(received, seen):
-                silent = False
+                said.silence(viewer, now)
+            elif (overlay := _pass_on(received, viewer, seen)) is not None:
+                said.silent = False
+                kept.note(overlay, now)
+            for stale in kept.stale(now, viewer.trouble):
+                for outlet in seen.outlets:
+                    outlet.put(stale)
             if seen.frames == frames or (until is not None and now >= until) or _closed(seen.outlets):
                 break
     seen.damaged = viewer.damaged
@@ -85,19 +91,65 @@ def watch(
     return seen
 
 
-def _pass_on(received: Received, seen: Watched) -> bool:
-    """Put one message into every outlet; return False when its picture is damaged."""
+class _Said:
+    """Says that nothing comes, and why, every few seconds."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.silent = False
+        self._say = say
+        self._said_at = 0.0
+
+    def silence(self, viewer: Viewer, now: float) -> None:
+        seconds = viewer.silent_seconds
+        if seconds > SILENCE_SECONDS and (not self.silent or now - self._said_at > _SAY_EVERY_SECONDS):
+            why = f": {viewer.trouble}" if viewer.trouble else ""
+            self._say(f"no signal from {viewer.uri} for {seconds:.0f} s{why}; still listening")
+            self.silent, self._said_at = True, now
+
+
+class LastPictures:
+    """The last picture of each camera, shown grey while nothing comes: what stands still must not look live."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, tuple[Explanation, float]] = {}
+        """What came last, and when its camera was last live."""
+        self._moved_at: dict[str, float] = {}
+        """When each camera's picture, live or grey, was last put."""
+
+    def note(self, overlay: Overlay, now: float) -> None:
+        """Take note of what came: a live picture, or one that the publisher has made grey itself."""
+        camera = overlay.explanation.frame.camera
+        if camera not in self._moved_at and len(self._moved_at) >= _MOST_CAMERAS:
+            return
+        self._moved_at[camera] = now
+        if overlay.silence is None:
+            self._last[camera] = (overlay.explanation, now)
+
+    def stale(self, now: float, reason: str = "") -> list[Overlay]:
+        """Return what is to be shown of cameras that are silent: at most once a second each."""
+        due: list[Overlay] = []
+        for camera, (explanation, live_at) in self._last.items():
+            quiet = now - self._moved_at[camera] > _GREY_EVERY_SECONDS
+            if quiet and now - live_at > SILENCE_SECONDS:
+                self._moved_at[camera] = now
+                due.append(stale_overlay(explanation, Silence(now - live_at, "", reason)))
+        return due
+
+
+def _pass_on(received: Received, viewer: Viewer, seen: Watched) -> Overlay | None:
+    """Put one message into every outlet and return it; None when its picture is damaged."""
     try:
         overlay = received.overlay()
-    except WireError:
-        return False
+    except WireError as error:
+        viewer.leave_out(error)
+        return None
     if overlay.silence is None:
         seen.frames += 1
         seen.missed += received.missed
         seen.age.add(max(received.age_seconds(), 0.0))
     for outlet in seen.outlets:
         outlet.put(overlay)
-    return True
+    return overlay
 
 
 def _closed(outlets: Sequence[Relay[Overlay]]) -> bool:

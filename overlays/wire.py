@@ -15,7 +15,7 @@ import numpy as np
 
 from overlays.fields import Fields, text_of
 from overlays.jpeg import MAX_SIDE_PIXELS, encode_picture, measured
-from pipeline.errors import WireError, WireVersionError
+from pipeline.errors import WireError, WireLimitError, WireVersionError
 from pipeline.frames import Box, Explanation, Finding, Frame, Heat, Image, Overlay, Silence, Truth
 
 VERSION: Final = 1
@@ -119,7 +119,7 @@ def record_bytes(record: Mapping[str, Any]) -> bytes:
             f"camera {record.get('camera')!r}: a number is NaN or infinite, which JSON cannot say"
         ) from error
     if len(line) > MAX_HEADER_BYTES:
-        raise WireError(f"header: {len(line)} bytes, more than {MAX_HEADER_BYTES}; explain fewer classes at once")
+        raise WireLimitError(f"header: {len(line)} bytes, more than {MAX_HEADER_BYTES}; explain fewer classes at once")
     return line
 
 
@@ -168,7 +168,7 @@ def decode_header(header: bytes) -> Header:
         WireError: it is damaged, or beyond a limit.
     """
     if len(header) > MAX_HEADER_BYTES:
-        raise WireError(f"header: {len(header)} bytes, more than {MAX_HEADER_BYTES}")
+        raise WireLimitError(f"header: {len(header)} bytes, more than {MAX_HEADER_BYTES}")
     fields = Fields.parse(header)
     version = fields.integer("version", 1, 1 << 31)
     if version > VERSION:

@@ -91,7 +91,7 @@ class SourceConfig(_Knobs):
     """How RTSP carries its packets."""
     read_timeout_seconds: float = Field(default=2.0, gt=0, le=60)
     """How long a live source may be silent before it counts as lost."""
-    open_timeout_seconds: float = Field(default=5.0, gt=0, le=120)
+    open_timeout_seconds: float = Field(default=3.0, gt=0, le=120)
     """How long connecting may take."""
 
 
@@ -155,6 +155,15 @@ class OverlayConfig(_Knobs):
     """Time constant of smoothing over frames; 0 = each frame stands alone."""
 
 
+class CurveConfig(_Knobs):
+    """Who may look in, by keys."""
+
+    secret_key_file: str
+    """The server's secret key, as `run.py keys new` makes it."""
+    allow: str
+    """A file or folder of the public keys of those who may look in; read again when it changes."""
+
+
 class SinkConfig(_Knobs):
     """One door through which overlays leave."""
 
@@ -162,6 +171,12 @@ class SinkConfig(_Knobs):
     """window, tcp://host:port or ipc://path (ZeroMQ), http://host:port (web page), FILE.mp4, or FILE.jsonl."""
     quality: int = Field(default=80, ge=1, le=100)
     """JPEG quality on the network."""
+    scale: float = Field(default=1.0, gt=0, le=1)
+    """Of the picture on the network (tcp://, ipc://): 0.5 sends half its width and height."""
+    max_rate: float | None = Field(default=None, gt=0, le=1000)
+    """Frames per second of each camera on the network (tcp://, ipc://) at the most. Default: all."""
+    curve: CurveConfig | None = None
+    """tcp:// and ipc:// only: admit viewers by keys; needed where others can reach the address."""
     token_file: str | None = None
     """http:// only: a file that holds the token the page asks for; needed where others can reach the address."""
     hosts: list[str] = []
@@ -321,6 +336,7 @@ def _known_keys(path: list[int | str]) -> list[str]:
         "overlay": OverlayConfig,
         "sources": SourceConfig,
         "sinks": SinkConfig,
+        "curve": CurveConfig,
     }
     for part in path[:-1]:
         model = parts.get(str(part), model)

@@ -11,7 +11,9 @@
     │   └── BackendError     the backend is missing here, or disagrees with eager
     ├── SinkError            a sink cannot be opened or written
     └── WireError            a message cannot be read
-        └── WireVersionError it was written for a newer reader
+        ├── WireVersionError it was written for a newer reader
+        ├── WireLimitError   a part of it is beyond a limit
+        └── PictureError     its picture is no JPEG that can be decoded
 
 Each message names the value, the rule it broke and the cure. ``run.py`` prints it in one line and exits with
 ``exit_code``; anything else that escapes is a bug and keeps its traceback.
@@ -71,6 +73,14 @@ class WireError(ReciproStreamError):
 
 class WireVersionError(WireError):
     """A message was written for a newer reader."""
+
+
+class WireLimitError(WireError):
+    """A part of a message is larger than a reader takes."""
+
+
+class PictureError(WireError):
+    """A message's picture is no JPEG that can be decoded."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -11,6 +11,14 @@ class SinkOptions:
 
     jpeg_quality: int = 80
     """Of pictures on the wire, 1 to 100."""
+    scale: float = 1.0
+    """Of pictures on the wire, above 0 to 1: sent smaller than they came."""
+    max_rate: float | None = None
+    """Frames per second of each camera on the wire at the most; None: all."""
+    curve_secret_key_file: str | None = None
+    """The network sink's secret key; None: it asks for no keys."""
+    curve_allow: str | None = None
+    """A file or folder of the public keys of those who may look in."""
     linger_seconds: float = 0.5
     """How long the network sink may take at the end to send what waits."""
     video_quality: int = 23

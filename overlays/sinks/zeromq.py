@@ -2,26 +2,29 @@
 
 An XPUB socket tells who watches: while nobody watches a camera, nothing is compressed, and ``needs_picture`` lets the
 renderer rest too. Whoever joins late gets the last frame at once. Nobody is waited for: a viewer that does not keep up
-misses frames.
+misses frames. Who may look in at all is the business of ``overlays.curve``.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
-import socket
-import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 import zmq
 
-from overlays.address import Address, parse_address
-from overlays.jpeg import encode_picture
+from overlays.address import parse_address
+from overlays.curve.allowed import AllowList
+from overlays.curve.gate import Gate
+from overlays.curve.handshakes import Refusal
+from overlays.curve.keys import read_pair
+from overlays.jpeg import encode_picture, scaled_picture
+from overlays.sinks.binding import check_path, unbound
 from overlays.sinks.options import SinkOptions
+from overlays.sinks.pace import Pace
 from overlays.wire import encode, topic_of
 from pipeline.errors import SinkError
 from pipeline.frames import Overlay
@@ -37,7 +40,8 @@ _HEARTBEAT_MS: Final = 500
 _HEARTBEAT_TIMEOUT_MS: Final = 1000
 _HEARTBEAT_TTL_MS: Final = 2000
 _PLAIN_SECONDS: Final = 0.5
-"""After somebody has joined, frames drawn before that have no heat on them; so long they are held back."""
+"""Frames drawn before somebody joined, or before one was due, have no heat on them; so long they are held back."""
+_REBIND_SECONDS: Final = 5.0
 
 
 class ZeroMqSink:
@@ -59,16 +63,20 @@ class ZeroMqSink:
         """Take where to bind.
 
         Raises:
-            SinkError: the address is written wrong.
+            SinkError: the address is written wrong, or open to others without keys.
+            ConfigError: a key or the list of those who may look in cannot be read.
         """
         try:
             self._address = parse_address(uri)
         except ValueError as error:
             raise SinkError(f"{uri}: {error}") from None
+        self._options = options or SinkOptions()
+        self._gate = _gate(uri, self._options, is_local=self._address.is_local, clock=clock)
         self.uri = uri
         self.endpoint = uri
         """Where it is bound, once it is: a port of 0 has become a real one."""
-        self._options = options or SinkOptions()
+        self.encoded = 0
+        """How many pictures were compressed."""
         self._wall = wall
         self._clock = clock
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
@@ -78,13 +86,15 @@ class ZeroMqSink:
         self._woken: dict[str, float] = {}
         """Since when each camera has been watched, on our clock."""
         self._last: dict[str, Overlay] = {}
-        self._packed: dict[str, tuple[Overlay, bytes]] = {}
-        """The last JPEG of each camera, with what it shows."""
+        self._packed: dict[str, tuple[Overlay, Overlay, bytes]] = {}
+        """Of each camera what was sent last: as it came, as it was sent, and its JPEG."""
+        self._pace = Pace(self._options.max_rate)
+        self._unbound_at: float | None = None
         self._owed: set[str] = set()
         """Cameras whose newest viewer has not got a frame yet."""
 
     def __enter__(self) -> Self:
-        _check_path(self._address)
+        check_path(self._address)
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.XPUB)
         for option, setting in (
@@ -100,10 +110,11 @@ class ZeroMqSink:
         ):
             self._socket.setsockopt(option, setting)
         try:
+            self._gate.guard(self._socket)
             self._socket.bind(self.uri)
         except zmq.ZMQError as error:
             self._close(0)
-            raise _unbound(self.uri, error) from None
+            raise unbound(self.uri, error) from None
         self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         return self
 
@@ -112,30 +123,43 @@ class ZeroMqSink:
         """What the viewers have subscribed to."""
         return self._watched
 
+    @property
+    def viewers(self) -> int:
+        """How many connections are open."""
+        return self._gate.viewers
+
+    @property
+    def refused(self) -> Mapping[Refusal, int]:
+        """How many handshakes failed, by kind."""
+        return self._gate.refused
+
     def needs_picture(self, camera: str) -> bool:
-        """Say whether somebody watches this camera, as far as the last ``put`` or ``idle`` heard."""
-        topic = topic_of(camera)
-        return any(topic.startswith(watched) for watched in self._watched)
+        """Say whether a frame of this camera would be sent now, as far as the last ``put`` or ``idle`` heard."""
+        return self._is_watched(camera) and (camera in self._owed or self._pace.is_due(camera, self._clock()))
 
     def put(self, overlay: Overlay) -> None:
-        """Publish one frame if somebody watches its camera; never waits for a viewer.
+        """Publish one frame if somebody watches its camera and one is due; never waits for a viewer.
 
         Raises:
-            SinkError: the frame breaks a limit of the wire.
+            SinkError: the frame breaks a limit of the wire, or the address was lost.
         """
         camera = overlay.explanation.frame.camera
         self._last[camera] = overlay
         self._hear()
-        if not self.needs_picture(camera):
-            return
-        plain = overlay.image is overlay.explanation.frame.image
-        if not plain or self._clock() - self._woken[camera] > _PLAIN_SECONDS:
-            self._send(camera)
+        if self._is_watched(camera) and (camera in self._owed or self._pace.is_due(camera, self._clock())):
+            self._send_if_drawn(camera)
         self._settle()
 
     def idle(self) -> None:
-        """Serve who joined while nothing was put. Call it now and then when frames are rare."""
+        """Serve who joined while nothing was put. Call it now and then when frames are rare.
+
+        Raises:
+            SinkError: the address was lost.
+        """
         self._hear()
+        for camera in self._last:
+            if self._is_unsent(camera) and self._pace.is_due(camera, self._clock()):
+                self._send(camera)
         self._settle()
 
     def __exit__(
@@ -143,12 +167,22 @@ class ZeroMqSink:
     ) -> None:
         self._close(round(self._options.linger_seconds * 1000))
 
+    def _is_watched(self, camera: str) -> bool:
+        topic = topic_of(camera)
+        return any(topic.startswith(watched) for watched in self._watched)
+
+    def _is_unsent(self, camera: str) -> bool:
+        """Say whether the newest frame is a drawn one that waits until one is due."""
+        sent = self._packed.get(camera)
+        return sent is not None and sent[0] is not self._last[camera] and not _is_plain(self._last[camera])
+
     def _hear(self) -> None:
-        """Read who came and went; each newcomer is owed the last frame of what it watches."""
+        """Answer who knocks, and read who came and went; each newcomer is owed the last frame of what it watches."""
         if self._socket is None:
             raise SinkError(f"{self.uri}: is not open")
+        self._admit(self._socket)
         watched = set(self._watched)
-        before = {camera for camera in self._last if self.needs_picture(camera)}
+        before = {camera for camera in self._last if self._is_watched(camera)}
         while self._socket.poll(0, zmq.POLLIN):
             event = self._socket.recv()
             if event[:1] == b"\x01":
@@ -158,34 +192,65 @@ class ZeroMqSink:
                 watched.discard(event[1:])
         self._watched = frozenset(watched)
         for camera in self._last:
-            if not self.needs_picture(camera):
+            if not self._is_watched(camera):
                 self._woken.pop(camera, None)
                 self._owed.discard(camera)
                 self._packed.pop(camera, None)
             elif camera not in before or camera not in self._woken:
                 self._woken[camera] = self._clock()
 
+    def _admit(self, door: zmq.Socket[bytes]) -> None:
+        """Serve the gate; when somebody was taken off the list, hang up on all: the others come back by themselves."""
+        if self._gate.serve() and self._unbound_at is None:
+            log.warning("%s: somebody was taken off the list; all hang up, and who may comes back", self.uri)
+            self._gate.closed = False
+            self._unbound_at = self._clock()
+            door.unbind(self.endpoint)
+        if self._unbound_at is None:
+            return
+        late = self._clock() - self._unbound_at > _REBIND_SECONDS
+        if not self._gate.closed and not late:
+            return
+        try:
+            door.bind(self.endpoint)
+        except zmq.ZMQError as error:
+            if late:
+                raise unbound(self.endpoint, error) from None
+            return
+        self._unbound_at = None
+
     def _settle(self) -> None:
-        """Send the last frame to those who are owed one, plain only if no drawn one came in time."""
+        """Send what was sent last to those who are owed one; where there is nothing yet, a plain one in the end."""
         for camera in sorted(self._owed):
-            overlay = self._last[camera]
-            plain = overlay.image is overlay.explanation.frame.image
-            if not plain or self._clock() - self._woken[camera] > _PLAIN_SECONDS:
-                self._send(camera)
+            if camera in self._packed:
+                self._resend(camera)
+            else:
+                self._send_if_drawn(camera)
+
+    def _send_if_drawn(self, camera: str) -> None:
+        """Send the newest frame; one without heat only if a drawn one has been waited for."""
+        waited = self._clock() - max(self._woken[camera], self._pace.due_at(camera))
+        if waited > _PLAIN_SECONDS or not _is_plain(self._last[camera]):
+            self._send(camera)
 
     def _send(self, camera: str) -> None:
         overlay = self._last[camera]
-        shown, picture = self._packed.get(camera, (None, b""))
-        if shown is not overlay:
-            picture = encode_picture(overlay.image, self._options.jpeg_quality)
-            self._packed[camera] = (overlay, picture)
-        parts = encode(overlay, sent_at_unix=self._wall(), now_monotonic=self._clock(), picture=picture)
+        sent = Overlay(scaled_picture(overlay.image, self._options.scale), overlay.explanation, overlay.silence)
+        self._packed[camera] = (overlay, sent, encode_picture(sent.image, self._options.jpeg_quality))
+        self.encoded += 1
+        self._pace.note(camera, self._clock())
+        self._resend(camera)
+
+    def _resend(self, camera: str) -> None:
+        _, sent, picture = self._packed[camera]
+        parts = encode(sent, sent_at_unix=self._wall(), now_monotonic=self._clock(), picture=picture)
         self._owed.discard(camera)
         if self._socket is not None:
             # XPUB drops for viewers whose queue is full; it never waits.
             self._socket.send_multipart(parts)
 
     def _close(self, linger_ms: int) -> None:
+        self._gate.close()
         if self._socket is not None:
             self._socket.close(linger_ms)
         if self._context is not None:
@@ -193,27 +258,22 @@ class ZeroMqSink:
         self._socket = self._context = None
 
 
-def _check_path(address: Address) -> None:
-    """Keep libzmq from deleting a file, or from taking the socket of a run that still lives."""
-    if not address.path or address.path.startswith("@"):
-        return
-    path = Path(address.path)
-    if not path.parent.is_dir():
-        raise SinkError(f"{address.uri}: the folder {path.parent} does not exist; create it: mkdir -p {path.parent}")
-    if not path.exists():
-        return
-    if not stat.S_ISSOCK(path.stat().st_mode):
-        raise SinkError(f"{address.uri}: {path} is a file, and not a socket; choose another path")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        if probe.connect_ex(str(path)) == 0:
-            raise SinkError(f"{address.uri}: is in use by another run; choose another path, or stop that run")
+def _is_plain(overlay: Overlay) -> bool:
+    return overlay.image is overlay.explanation.frame.image
 
 
-def _unbound(uri: str, error: zmq.ZMQError) -> SinkError:
-    cures = {
-        errno.EADDRINUSE: "is in use; choose another port, or stop the program that has it (ss -ltnp shows which)",
-        errno.EADDRNOTAVAIL: "is not an address of this machine; bind tcp://0.0.0.0:port to serve other machines",
-        errno.ENODEV: "is not an address of this machine; bind tcp://0.0.0.0:port to serve other machines",
-        errno.EACCES: "may not be used by this user; choose a port above 1023",
-    }
-    return SinkError(f"{uri}: {cures.get(error.errno or 0, f'cannot be bound ({error.strerror})')}")
+def _gate(uri: str, options: SinkOptions, *, is_local: bool, clock: Callable[[], float]) -> Gate:
+    """Return who guards the door: those with keys on the list, or everybody where that is harmless or asked for."""
+    if options.curve_secret_key_file is not None:
+        if options.curve_allow is None:
+            raise SinkError(
+                f"{uri}: keys without a list: name the file or folder of the public keys of those who may look in "
+                "(--allow PATH; in a configuration, curve: {secret_key_file: ..., allow: ...})"
+            )
+        return Gate(uri, read_pair(Path(options.curve_secret_key_file)), AllowList(Path(options.curve_allow)), clock)
+    if not is_local and not options.insecure:
+        raise SinkError(
+            f"{uri}: whoever reaches this address could look in; let only keys in (uv run run.py keys new keys, then "
+            "--curve-keys keys), bind tcp://127.0.0.1:port, or say --insecure where the network itself is closed"
+        )
+    return Gate(uri, None, None, clock)

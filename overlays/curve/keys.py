@@ -1,0 +1,157 @@
+"""Key files of CURVE: made, written so that nobody else reads them, and read again.
+
+The format is that of ``zmq.auth`` (and of czmq): ``NAME.key`` may be shown to anybody, ``NAME.key_secret`` to nobody.
+A file with nothing but a key in Z85 (40 letters) is read too.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import zmq
+from zmq.utils import z85
+
+from pipeline.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+PUBLIC_SUFFIX: Final = ".key"
+SECRET_SUFFIX: Final = ".key_secret"  # noqa: S105 - the end of a file name
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_ENTRY = re.compile(rb'^\s*(public|secret)-key\s*=\s*"([^"\n]*)"', re.MULTILINE)
+_LARGEST_FILE_BYTES: Final = 1 << 20
+
+
+class Pair(NamedTuple):
+    """A key pair, both halves in Z85."""
+
+    public: bytes
+    secret: bytes
+
+    def __repr__(self) -> str:
+        return f"Pair({self.public.decode()})"
+
+
+class ViewerKeys(NamedTuple):
+    """What a viewer needs where keys are asked for: its own pair, and the server's public key."""
+
+    own: Pair
+    server: bytes
+
+
+def make_pair(folder: Path, name: str, *, public_folder: Path | None = None) -> tuple[Path, Path]:
+    """Make ``NAME.key`` and ``NAME.key_secret`` (readable by their owner alone); return both paths.
+
+    Args:
+        folder: where they go; it must exist.
+        name: letters, digits, dots, dashes and underscores.
+        public_folder: where the public half goes, if elsewhere.
+
+    Raises:
+        ConfigError: the name cannot be a file's, one of the files exists, or the folder cannot be written.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"key name {name!r}: use up to 64 letters, digits, dots, dashes and underscores")
+    public_path, secret_path = (public_folder or folder) / (name + PUBLIC_SUFFIX), folder / (name + SECRET_SUFFIX)
+    for path in (secret_path, public_path):
+        if path.exists() or path.is_symlink():
+            raise ConfigError(f"{path}: exists, and keys are never overwritten; choose another name or folder")
+    public, secret = zmq.curve_keypair()
+    told = f'#   CURVE key of recipro-stream\n\ncurve\n    public-key = "{public.decode()}"\n'
+    _write(secret_path, told + f'    secret-key = "{secret.decode()}"\n', 0o600)
+    _write(public_path, told, 0o644)
+    return public_path, secret_path
+
+
+def _write(path: Path, text: str, mode: int) -> None:
+    try:
+        place = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another folder") from None
+    with os.fdopen(place, "w", encoding="ascii") as file:
+        file.write(text)
+
+
+def read_pair(path: Path) -> Pair:
+    """Read a secret key file.
+
+    Raises:
+        ConfigError: it cannot be read, or holds no pair.
+    """
+    found = dict(_ENTRY.findall(_content(path, "secret key")))
+    public: bytes | None = found.get(b"public")
+    secret: bytes | None = found.get(b"secret")
+    if secret is None or not is_key(secret):
+        cure = f"; name the secret file, {path.name}_secret" if path.suffix == PUBLIC_SUFFIX else ""
+        raise ConfigError(f"{path}: holds no secret key{cure or '; `run.py keys new DIR` makes one'}")
+    if public is None or public != zmq.curve_public(secret):
+        raise ConfigError(f"{path}: its public key does not belong to its secret one; copy the file again")
+    if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
+        log.warning("%s: others on this machine can read it; mend it: chmod 600 %s", path, path)
+    return Pair(public, secret)
+
+
+def read_public(path: Path) -> bytes:
+    """Read a public key file.
+
+    Raises:
+        ConfigError: it cannot be read, or holds no key.
+    """
+    content = _content(path, "public key")
+    found: bytes = dict(_ENTRY.findall(content)).get(b"public", content.strip())
+    if not is_key(found):
+        raise ConfigError(f"{path}: holds no public key; copy the server's or viewer's NAME{PUBLIC_SUFFIX} file here")
+    return found
+
+
+def public_of(given: str | Path) -> bytes:
+    """Return the public key that is given as 40 letters or as a file.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    text = str(given).encode("utf-8", "replace")
+    return text if is_key(text) and not Path(given).exists() else read_public(Path(given))
+
+
+def viewer_keys(key: str | Path | None, server_key: str | Path | None) -> ViewerKeys | None:
+    """Return a viewer's keys, or None where none are given.
+
+    Args:
+        key: its own secret key file.
+        server_key: the server's public key: a file, or the 40 letters.
+
+    Raises:
+        ConfigError: one of the two is missing or cannot be read.
+    """
+    if key is None and server_key is None:
+        return None
+    if key is None or server_key is None:
+        missing = "the viewer's own secret key file (--key)" if key is None else "the server's key (--server-key)"
+        raise ConfigError(f"keys: {missing} is missing; a viewer needs both")
+    return ViewerKeys(read_pair(Path(key)), public_of(server_key))
+
+
+def is_key(text: bytes) -> bool:
+    """Say whether ``text`` is a key in Z85: 40 letters for 32 bytes."""
+    if len(text) != 40:
+        return False
+    try:
+        return len(z85.decode(text)) == 32
+    except (KeyError, ValueError, OverflowError):
+        return False
+
+
+def _content(path: Path, what: str) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(_LARGEST_FILE_BYTES)
+    except OSError as error:
+        raise ConfigError(
+            f"{what} {str(path)!r}: cannot be read ({error.strerror}); `run.py keys new DIR` makes keys"
+        ) from None

@@ -133,7 +133,7 @@ class LiveSource:
     def _pictures(self, container: InputContainer, stop: threading.Event) -> Iterator[Frame]:
         stream = video_stream(container)
         if stream is None:
-            raise Lost(Failure("it carries no video", "slow", "codec"))
+            raise Lost(Failure("it carries no video", cause="codec"))
         context = cast("VideoCodecContext | None", stream.codec_context)  # its stub does not know of unknown codecs
         if context is None:
             raise Lost(Failure("what it carries is in a codec that is not known here", "slow", "codec"))

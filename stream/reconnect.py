@@ -1,8 +1,9 @@
 """When to try a lost camera again: a pure policy. Knows no clock and never sleeps.
 
-Delays double from one failed attempt to the next, and each is drawn evenly from the whole span ("full jitter"), so
-that a hundred viewers do not knock at a restarted camera in step. See Marc Brooker, "Exponential backoff and jitter",
-AWS Architecture Blog, 2015.
+Delays double from one failed attempt to the next, up to a brief one for the first minute or so: a camera that was
+switched off and on is back within seconds, and its picture should be, too. Only then do they grow further. Each is
+drawn evenly from the whole span ("full jitter"), so that a hundred viewers do not knock at a restarted camera in step.
+See Marc Brooker, "Exponential backoff and jitter", AWS Architecture Blog, 2015.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ class Backoff:
     """No attempt follows another sooner than this."""
     longest_seconds: float = 10.0
     """No quick retry waits longer than this."""
+    brief_seconds: float = 0.8
+    """Nor longer than this for the first ``brief_failures`` attempts in a row."""
+    brief_failures: int = 90
     slow_seconds: float = 10.0
     """About how long to wait after a wrong password or path: many cameras lock out who asks too often."""
 
@@ -37,11 +41,15 @@ class Backoff:
     def delay_seconds(self, failures: int, chance: random.Random, *, pace: Pace = "quick") -> float:
         """Return the seconds to wait after ``failures`` attempts in a row have failed (0: it had just been live).
 
-        Quick: even in [shortest, min(longest, shortest * 2 ** (failures + 1))]. Slow: ``slow_seconds``, give or take
-        a fifth.
+        Quick: even in [shortest, ceiling]; the ceiling is shortest * 2 ** (failures + 1), at most ``brief_seconds`` at
+        first, and doubles on to ``longest_seconds`` after ``brief_failures``. Slow: ``slow_seconds``, give or take a
+        fifth.
         """
         if pace == "slow":
             return self.slow_seconds * chance.uniform(0.8, 1.2)
-        doublings = min(failures + 1, 64)
-        ceiling = min(self.longest_seconds, self.shortest_seconds * 2.0**doublings)
+        if failures < self.brief_failures:
+            ceiling = min(self.brief_seconds, self.shortest_seconds * 2.0 ** min(failures + 1, 64))
+        else:
+            ceiling = self.brief_seconds * 2.0 ** min(failures + 1 - self.brief_failures, 64)
+        ceiling = min(max(ceiling, self.shortest_seconds), self.longest_seconds)
         return chance.uniform(self.shortest_seconds, ceiling)

@@ -28,7 +28,7 @@ class SourceOptions:
 
     read_timeout_seconds: float = 2.0
     """How long a live source may stay silent before it counts as lost; also how soon a blocked read notices a stop."""
-    open_timeout_seconds: float = 5.0
+    open_timeout_seconds: float = 3.0
     """How long a live source may take to answer."""
     transport: Literal["tcp", "udp"] = "tcp"
     """How RTSP carries pictures."""

@@ -24,13 +24,20 @@ def test_every_quick_delay_lies_between_the_shortest_and_the_longest(failures, s
     assert 0.1 <= policy.delay_seconds(failures, random.Random(seed)) <= 10.0
 
 
-def test_the_span_doubles_with_each_failure_until_the_longest():
-    ceilings = [Backoff().delay_seconds(failures, Always(1.0)) for failures in range(9)]
-    assert ceilings == pytest.approx([0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0, 10.0])
+def test_the_span_doubles_with_each_failure_and_stays_brief_for_the_first_minute():
+    ceilings = [Backoff().delay_seconds(failures, Always(1.0)) for failures in (0, 1, 2, 3, 30, 89)]
+    assert ceilings == pytest.approx([0.2, 0.4, 0.8, 0.8, 0.8, 0.8])
+    minute = sum(Backoff().delay_seconds(failures, Always(0.5)) for failures in range(90))
+    assert 35.0 < minute < 60.0
+
+
+def test_after_that_it_doubles_on_to_the_longest():
+    ceilings = [Backoff().delay_seconds(failures, Always(1.0)) for failures in (90, 91, 92, 93, 500, 10**6)]
+    assert ceilings == pytest.approx([1.6, 3.2, 6.4, 10.0, 10.0, 10.0])
 
 
 def test_jitter_fills_the_whole_span():
-    assert Backoff().delay_seconds(8, Always(0.0)) == pytest.approx(0.1)
+    assert Backoff().delay_seconds(200, Always(0.0)) == pytest.approx(0.1)
 
 
 def test_a_live_stream_that_breaks_is_tried_again_at_once():

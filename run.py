@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from pipeline.config import Config, OverlayConfig, SinkConfig, SourceConfig, make_config, read_yaml, to_yaml
+from pipeline.config import (
+    Config,
+    CurveConfig,
+    OverlayConfig,
+    SinkConfig,
+    SourceConfig,
+    make_config,
+    read_yaml,
+    to_yaml,
+)
 from pipeline.errors import ConfigError, ConnectionLostError, ReciproStreamError
 from pipeline.logs import formatter
 
@@ -49,7 +58,9 @@ app = typer.Typer(
     "Without a command the demo runs: a simulated inspection line, 30 seconds, no camera and no GPU needed.",
 )
 
-CAMERA, NETWORK, PICTURE, RUN = "Cameras", "Network", "Picture", "Run"
+CAMERA, NETWORK, PICTURE, ACCESS, RUN = "Cameras", "Network", "Picture", "Who may look in", "Run"
+keys_app = typer.Typer(no_args_is_help=True, help="Make keys, so that only those may look in who are on the list.")
+app.add_typer(keys_app, name="keys")
 
 
 def _option(panel: str, text: str, *names: str, **more: Any) -> Any:  # noqa: ANN401 - typer's own type
@@ -130,6 +141,15 @@ def stream(  # noqa: PLR0917 - one parameter per option
         _option(PICTURE, "window, tcp://HOST:PORT, ipc://PATH, http://HOST:PORT, FILE.mp4, FILE.jsonl. Repeatable."),
     ] = None,
     page_token_file: Annotated[Path | None, _option(PICTURE, "What the http:// page asks for stands in it.")] = None,
+    curve_keys: Annotated[
+        Path | None, _option(ACCESS, "A folder made by `run.py keys new`: tcp:// admits the keys in its allowed/.")
+    ] = None,
+    allow: Annotated[
+        Path | None, _option(ACCESS, "Another list: a file or folder of public keys, read again when it changes.")
+    ] = None,
+    insecure: Annotated[
+        bool, _option(ACCESS, "Let everybody who reaches the address look in, unasked.", "--insecure")
+    ] = False,
     colormap: Annotated[str | None, _option(PICTURE, "The heat's colours. [default: inferno]")] = None,
     opacity: Annotated[float | None, _option(PICTURE, "How much the hottest spot covers, 0 to 1.")] = None,
     smoothing: Annotated[float | None, _option(PICTURE, "Time constant in seconds. [default: 0, off]")] = None,
@@ -162,7 +182,8 @@ def stream(  # noqa: PLR0917 - one parameter per option
     if not knobs.get("sources") and not source:
         raise ConfigError("no source: give --source URI (camera:0, rtsp://..., a file, line:) or a YAML config")
     made = make_config(knobs, config.name if config else "command line", overrides)
-    made = made.model_copy(update={"sinks": _with_page_token(made.sinks, page_token_file)})
+    sinks = _with_keys(_with_page_token(made.sinks, page_token_file), curve_keys, allow, insecure=insecure)
+    made = made.model_copy(update={"sinks": sinks})
     if print_config:
         typer.echo(to_yaml(_redacted(made)), nl=False)
         return
@@ -219,6 +240,12 @@ def view(  # noqa: PLR0917 - one parameter per option
         list[str] | None, _option(PICTURE, "window (default), http://HOST:PORT, FILE.mp4, FILE.jsonl. Repeatable.")
     ] = None,
     page_token_file: Annotated[Path | None, _option(PICTURE, "What the http:// page asks for stands in it.")] = None,
+    key: Annotated[
+        Path | None, _option(ACCESS, "This viewer's secret key file, where the stream asks for one.")
+    ] = None,
+    server_key: Annotated[
+        str | None, _option(ACCESS, "The stream's public key: its server.key file, or the 40 letters.")
+    ] = None,
     camera: Annotated[list[str] | None, _option(CAMERA, "Only this camera. Repeatable. Default: all.")] = None,
     frames: Annotated[int | None, _option(RUN, "Stop after so many frames.", min=1)] = None,
     seconds: Annotated[float | None, _option(RUN, "Stop after so long.", min=0)] = None,
@@ -232,16 +259,51 @@ def view(  # noqa: PLR0917 - one parameter per option
     doors = _with_page_token([SinkConfig(uri=uri) for uri in sink or ["window"]], page_token_file)
     sinks = [build_sink(one.uri, options=_sink_options(one, OverlayConfig(), painted=True)) for one in doors]
     with _until_interrupted() as stop, ExitStack() as stack:
-        viewer = stack.enter_context(Viewer(address, tuple(camera or ("",))))
+        viewer = stack.enter_context(Viewer(address, tuple(camera or ("",)), key=key, server_key=server_key))
         for door in sinks:
             stack.enter_context(door)
         _say(f"Watching {address}; q, Esc or Ctrl-C ends.")
         told = watch(viewer, sinks, stop=stop, frames=frames, seconds=seconds, say=_say)
+        why = viewer.trouble or f"is a stream with --sink {address} running?"
     _say("\n".join(told.lines))
     if told.errors:
         _fail("\n".join(told.errors))
     if not told.frames and not stop.is_set():
-        _fail(f"{address}: no frame came; is a stream with --sink {address} running?")
+        _fail(f"{address}: no frame came; {why}")
+
+
+@keys_app.command("new")
+def keys_new(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where they go. Nothing is ever overwritten.")],
+) -> None:
+    """Make a stream's keys and a first viewer's."""
+    from overlays.curve.keys import make_ring
+
+    make_ring(folder)
+    near = _near(folder)
+    _say(
+        f"{near}/server.key_secret  stays here, readable by you alone\n"
+        f"{near}/server.key         for every viewer, it is no secret\n"
+        f"{near}/viewer.key_secret  for the viewer: move it there by a safe way, such as scp\n"
+        f"{near}/allowed/           whose public key lies here may look in; add and remove while the stream runs\n\n"
+        f"here:   uv run run.py stream --source camera:0 --sink tcp://0.0.0.0:5555 --curve-keys {near}\n"
+        "there:  uv run run.py view tcp://HOST:5555 --key viewer.key_secret --server-key server.key\n"
+        f"one more viewer:  uv run run.py keys add {near} NAME"
+    )
+
+
+@keys_app.command("add")
+def keys_add(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder made by `keys new`.")],
+    name: Annotated[str, typer.Argument(help="Whose key it is.")],
+) -> None:
+    """Make one more viewer's keys and put them on the list."""
+    from overlays.curve.keys import ALLOWED, make_pair
+
+    if not (folder / ALLOWED).is_dir():
+        raise ConfigError(f"{str(folder)!r}: holds no list of viewers; make it first: run.py keys new {_near(folder)}")
+    public, secret = make_pair(folder, name, public_folder=folder / ALLOWED)
+    _say(f"{_near(secret)}  for the viewer: move it there by a safe way\n{_near(public)}  lets it in")
 
 
 @app.command()
@@ -476,6 +538,29 @@ def _with_page_token(sinks: list[SinkConfig], token_file: Path | None) -> list[S
         one.model_copy(update={"token_file": str(token_file)}) if one in pages and one.token_file is None else one
         for one in sinks
     ]
+
+
+def _with_keys(sinks: list[SinkConfig], folder: Path | None, allow: Path | None, *, insecure: bool) -> list[SinkConfig]:
+    """Say on every network sink that does not say so itself who may look in."""
+    from overlays.curve.keys import ALLOWED
+
+    wanted = [one for one in sinks if one.uri.startswith("tcp://") and one.curve is None]
+    if (folder or allow) and not any(one.uri.startswith("tcp://") for one in sinks):
+        raise ConfigError("--curve-keys, --allow: there is nothing to look into; add --sink tcp://HOST:PORT")
+    if allow and not folder and wanted:
+        raise ConfigError(
+            "--allow: the stream needs keys of its own too; make them (run.py keys new DIR), then --curve-keys DIR"
+        )
+    made = []
+    for one in sinks:
+        change: dict[str, Any] = {"insecure": True} if insecure else {}
+        if folder and one in wanted:
+            curve = {"secret_key_file": str(folder / "server.key_secret"), "allow": str(allow or folder / ALLOWED)}
+            change["curve"] = CurveConfig(**curve)
+        elif allow and one.curve is not None:
+            change["curve"] = one.curve.model_copy(update={"allow": str(allow)})
+        made.append(one.model_copy(update=change))
+    return made
 
 
 def _explainer(config: Config) -> FrameExplainer:

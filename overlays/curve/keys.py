@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 PUBLIC_SUFFIX: Final = ".key"
 SECRET_SUFFIX: Final = ".key_secret"  # noqa: S105 - the end of a file name
+ALLOWED: Final = "allowed"
+"""The folder, beside the server's keys, of the public keys of those who may look in."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ENTRY = re.compile(rb'^\s*(public|secret)-key\s*=\s*"([^"\n]*)"', re.MULTILINE)
 _LARGEST_FILE_BYTES: Final = 1 << 20
@@ -42,6 +44,29 @@ class ViewerKeys(NamedTuple):
 
     own: Pair
     server: bytes
+
+
+def make_ring(folder: Path) -> list[Path]:
+    """Make a server's keys, a first viewer's, and the list with that viewer on it; return what was written.
+
+    ``server.key_secret`` and ``server.key``, ``viewer.key_secret`` and ``allowed/viewer.key``.
+
+    Raises:
+        ConfigError: one of them exists, or the folder cannot be written.
+    """
+    paths = [folder / "server.key", folder / "server.key_secret", folder / "viewer.key_secret"]
+    paths.append(folder / ALLOWED / "viewer.key")
+    for path in paths:
+        if path.exists() or path.is_symlink():
+            raise ConfigError(f"{path}: exists, and keys are never overwritten; choose another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ALLOWED).mkdir(exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be made ({error.strerror}); choose another folder") from None
+    make_pair(folder, "server")
+    make_pair(folder, "viewer", public_folder=folder / ALLOWED)
+    return paths
 
 
 def make_pair(folder: Path, name: str, *, public_folder: Path | None = None) -> tuple[Path, Path]:

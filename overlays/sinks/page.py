@@ -6,6 +6,7 @@ the other. While nobody looks on, nothing is compressed.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import socket
@@ -37,6 +38,8 @@ _SEND_BUFFER_BYTES: Final = 128 << 10
 _CONNECTIONS: Final = 256
 _PING_SECONDS: Final = 5.0
 _PONG_SECONDS: Final = 10.0
+_FAREWELL_SECONDS: Final = 0.3
+"""How long what waits may still leave at the end."""
 
 
 class PageSink:
@@ -176,6 +179,22 @@ class PageSink:
         return pack(overlay, picture, sent_at_unix=self._wall(), now_monotonic=self._clock())
 
 
+class _Server(uvicorn.Server):
+    """Does not wait at the end for those who do not read."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        ending = asyncio.get_running_loop().call_later(_FAREWELL_SECONDS, self._hang_up)
+        await super().shutdown(sockets)
+        ending.cancel()
+        self._hang_up()
+        await asyncio.sleep(0)  # for the transports to hear of it
+
+    def _hang_up(self) -> None:
+        for connection in list(self.server_state.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
+
+
 def _serving(page: Page, listener: socket.socket) -> Worker:
     """Return the server's thread: it ends within a second of being asked to."""
     config = uvicorn.Config(
@@ -197,7 +216,7 @@ def _serving(page: Page, listener: socket.socket) -> Worker:
         limit_concurrency=_CONNECTIONS,
         timeout_graceful_shutdown=1,
     )
-    server = uvicorn.Server(config)
+    server = _Server(config)
 
     def stop() -> None:
         server.should_exit = True

@@ -1,0 +1,300 @@
+"""The page in a real Chromium: a person sees one frame with its own reason, and sees when it is not fresh."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from overlays.sinks.options import SinkOptions
+from overlays.sinks.page import PageSink
+from pipeline.frames import Finding, Overlay, Silence
+from tests.overlays.conftest import explain
+
+sync_api = pytest.importorskip("playwright.sync_api")
+CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt install chromium")]
+ANY = "http://127.0.0.1:0"
+ROWS, COLUMNS = 4, 6
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with sync_api.sync_playwright() as engine:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-renderer-backgrounding"]
+        browser = engine.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def tab(chromium):
+    """Open tabs; fail when one writes an error to its console."""
+    errors = []
+    with ExitStack() as stack:
+
+        def opened(url, **looks):
+            context = chromium.new_context(**({"viewport": {"width": 1200, "height": 800}} | looks))
+            stack.callback(context.close)
+            page = context.new_page()
+            page.on("pageerror", lambda error: errors.append(str(error)))
+            page.on("console", lambda said: said.type == "error" and errors.append(said.text))
+            page.goto(url)
+            return page
+
+        opened.errors = errors
+        yield opened
+    assert errors == []
+
+
+def shade(index):
+    """A grey that tells a frame's number, modulo 16, even after JPEG."""
+    return 20 + 8 * (index % 16)
+
+
+def numbered(index, camera="line", size=(120, 160)):
+    """A frame whose grey, label and number agree; hot in its upper left cell."""
+    heat = np.zeros((ROWS, COLUMNS), np.float32)
+    heat[0, 0] = 1.0
+    image = np.full((*size, 3), shade(index), np.uint8)
+    others = (Finding("other", 0.2, heat, class_index=4),)
+    label = f"part {index % 16}"
+    explanation = explain(image, heat=heat, label=label, score=0.75, camera=camera, index=index, others=others)
+    return Overlay(explanation.frame.image, explanation)
+
+
+class Feed:
+    """Puts numbered frames of some cameras into a sink, in a thread of the test's own."""
+
+    def __init__(self, sink, *cameras, rate=30.0):
+        self.sink, self.cameras, self.rate = sink, cameras, rate
+        self.paused, self.stop = set(), threading.Event()
+        self.thread = threading.Thread(target=self._run)
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stop.set()
+        self.thread.join()
+
+    def _run(self):
+        index = 0
+        while not self.stop.wait(1 / self.rate):
+            for camera in self.cameras:
+                if camera not in self.paused:
+                    self.sink.put(numbered(index, camera))
+            self.sink.idle()
+            index += 1
+
+
+@contextmanager
+def fed(*cameras, options=None, rate=30.0):
+    cameras = cameras or ("line",)
+    with PageSink(ANY, cameras=cameras, options=options) as sink, Feed(sink, *cameras, rate=rate) as feed:
+        yield sink, feed
+
+
+SHOWN = """() => {
+  const card = document.querySelector('.card[data-index]');
+  if (!card) return null;
+  const canvas = card.querySelector('.view canvas');
+  const pen = canvas.getContext('2d');
+  const at = (x, y) => [...pen.getImageData(x * canvas.width, y * canvas.height, 1, 1).data].slice(0, 3);
+  return { index: +card.dataset.index, label: card.querySelector('.label').textContent,
+           cold: at(0.9, 0.9), hot: at(1 / 12, 1 / 8), age: +card.dataset.age };
+}"""
+
+
+def shown(page):
+    page.wait_for_selector(".card[data-index]")
+    return page.evaluate(SHOWN)
+
+
+def ages(page, seconds=1.5):
+    """Ages of the frames that come to be shown, in seconds."""
+    return page.evaluate(
+        """async (seconds) => {
+          const seen = new Map(), end = performance.now() + 1000 * seconds;
+          while (performance.now() < end) {
+            const card = document.querySelector('.card[data-index]');
+            if (card) seen.set(card.dataset.index, +card.dataset.age);
+            await new Promise((done) => setTimeout(done, 10));
+          }
+          return [...seen.values()].sort((a, b) => a - b);
+        }""",
+        seconds,
+    )
+
+
+def grey(colour):
+    return sum(colour) / 3
+
+
+def test_picture_label_and_number_are_of_one_frame_and_heat_can_be_taken_off(tab):
+    with fed() as (sink, _):
+        page = tab(sink.endpoint)
+        seen = [shown(page) for _ in range(12) if page.wait_for_timeout(40) is None]
+        for one in seen:
+            assert one["label"] == f"part {one['index'] % 16}"
+            assert abs(grey(one["cold"]) - shade(one["index"])) < 4, "the picture is the label's own"
+            assert one["hot"][0] > one["cold"][0] + 40, "hot cells are painted where they lie"
+        assert seen[-1]["index"] > seen[0]["index"] + 5
+        page.get_by_role("switch", name="Heat").uncheck()
+        one = shown(page)
+        assert abs(grey(one["hot"]) - shade(one["index"])) < 6
+        page.keyboard.press("h")
+        assert shown(page)["hot"][0] > 60
+        page.get_by_role("slider", name="Opacity").fill("20")
+        faint = shown(page)
+        assert 15 < faint["hot"][0] - grey(faint["cold"]) < 70
+        assert "part" in page.locator(".card .verdict").inner_text()
+        assert page.locator(".card .bars li").count() == 2
+
+
+def test_a_lost_camera_shows_within_a_second_and_a_half_and_so_does_its_return(tab):
+    with fed("door", "gate") as (sink, feed):
+        page = tab(sink.endpoint)
+        sync_api.expect(page.locator(".card[data-index]")).to_have_count(2)
+        feed.paused.add("door")
+        begun = time.monotonic()
+        page.wait_for_selector('.card.stale[data-camera="door"]')
+        took = time.monotonic() - begun
+        stamp = page.locator('.card[data-camera="door"] .stamp')
+        assert "no signal for" in stamp.inner_text()
+        assert took < 1.5
+        assert page.locator('.card.stale[data-camera="gate"]').count() == 0
+        page.wait_for_timeout(1200)
+        assert page.locator('.card[data-camera="door"] .state').inner_text() == "silent"
+        assert "s" in page.locator('.card[data-camera="door"] dd.age.old').inner_text()
+        feed.paused.clear()
+        page.wait_for_selector('.card[data-camera="door"]:not(.stale)', timeout=1500)
+
+
+def test_a_server_that_goes_away_is_seen_and_found_again(tab):
+    with fed() as (sink, _):
+        endpoint = sink.endpoint
+        page = tab(endpoint)
+        shown(page)
+    begun = time.monotonic()
+    page.wait_for_selector(".card.stale")
+    assert time.monotonic() - begun < 1.5
+    assert page.locator("#link").inner_text() == "no connection"
+    with PageSink(endpoint, cameras=("line",)) as again, Feed(again, "line"):
+        page.wait_for_selector(".card:not(.stale)", timeout=6000)
+        assert shown(page)["index"] >= 0
+    tab.errors[:] = [said for said in tab.errors if "ERR_CONNECTION_REFUSED" not in said]
+
+
+def test_a_throttled_tab_among_three_raises_nobodys_age(tab):
+    with fed(rate=25.0) as (sink, _):
+        pages = [tab(sink.endpoint) for _ in range(3)]
+        for page in pages:
+            shown(page)
+        before = ages(pages[0])
+        slow = pages[2].context.new_cdp_session(pages[2])
+        slow.send("Emulation.setCPUThrottlingRate", {"rate": 20})
+        pages[2].evaluate("setInterval(() => { const end = Date.now() + 180; while (Date.now() < end); }, 200)")
+        pages[1].wait_for_timeout(300)
+        beside = ages(pages[0])
+        middle = [one[len(one) // 2] for one in (before, beside)]
+        assert len(beside) > 0.5 * len(before), "it sees as many frames as before"
+        assert middle[1] < middle[0] + 0.08, f"median age {middle[0]:.3f} s alone, {middle[1]:.3f} s beside a slow one"
+        most = max(client.skipped for client in sink._hub.clients)
+        assert most > 5, "the slow one misses frames"
+
+
+def test_every_camera_can_be_reached_by_keys_and_enlarged(tab):
+    with fed("door", "gate", "yard") as (sink, _):
+        page = tab(sink.endpoint)
+        sync_api.expect(page.locator(".card[data-index]")).to_have_count(3)
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("Enter")
+        assert page.locator(".card.large").get_attribute("data-camera") == "gate"
+        assert page.url.endswith("#gate")
+        page.keyboard.press("ArrowRight")
+        assert page.locator(".card.large").get_attribute("data-camera") == "yard"
+        with page.expect_download() as fetched:
+            page.keyboard.press("s")
+        assert fetched.value.suggested_filename.startswith("yard-")
+        with page.expect_download() as fetched:
+            page.get_by_role("button", name="Last 30 s").click()
+        assert fetched.value.suggested_filename.endswith(".mp4")
+        page.keyboard.press("Escape")
+        assert page.locator(".card.large").count() == 0
+        page.locator('.card[data-camera="door"] .view').click()
+        assert page.locator(".card.large").get_attribute("data-camera") == "door"
+
+
+def test_the_token_opens_the_page(tab):
+    token = "correct-horse-battery"  # noqa: S105 - of no page
+    with fed(options=SinkOptions(token=token)) as (sink, _):
+        page = tab(sink.endpoint)
+        assert page.url.endswith("/login")
+        page.get_by_label("Token").fill("something else entirely")
+        page.get_by_role("button", name="Look").click()
+        assert page.get_by_role("alert").inner_text() == "That is not the token."
+        page.get_by_label("Token").fill(token)
+        page.keyboard.press("Enter")
+        assert shown(page)["label"].startswith("part")
+        assert page.evaluate("document.cookie") == "", "scripts do not see it"
+        page.get_by_role("button", name="Sign out").click()
+        page.wait_for_url("**/login")
+    tab.errors[:] = [said for said in tab.errors if "401" not in said]
+
+
+def test_what_was_painted_before_it_came_gets_no_second_coat(tab):
+    with fed(options=SinkOptions(painted=True)) as (sink, _):
+        page = tab(sink.endpoint)
+        one = shown(page)
+        assert abs(grey(one["hot"]) - shade(one["index"])) < 6
+        assert not page.get_by_role("switch", name="Heat").is_checked()
+
+
+@pytest.mark.parametrize(
+    ("name", "looks"),
+    [
+        ("light", {"color_scheme": "light"}),
+        ("dark", {"color_scheme": "dark"}),
+        ("phone", {"color_scheme": "dark", "viewport": {"width": 360, "height": 740}, "is_mobile": True}),
+    ],
+)
+def test_nothing_runs_over_the_edge_in_any_look(tab, tmp_path, name, looks):
+    """The pictures go to a folder, for people: PAGE_SHOTS names one that stays."""
+    folder = os.environ.get("PAGE_SHOTS", str(tmp_path))
+    long = "a camera with quite a long name, near the loading ramp"
+    with fed("door", long) as (sink, feed):
+        page = tab(sink.endpoint, **looks)
+        sync_api.expect(page.locator(".card[data-index]")).to_have_count(2)
+        sink.put(numbered(5, "door"))
+        feed.paused.add("door")
+        page.wait_for_selector(".card.stale")
+        Path(folder, f"{name}.png").write_bytes(page.screenshot(full_page=True))
+        overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert overflow <= 0
+        dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (dark == "rgb(15, 17, 21)") is (looks["color_scheme"] == "dark")
+
+
+def test_the_reason_of_a_silence_is_told(tab):
+    with fed() as (sink, feed):
+        page = tab(sink.endpoint)
+        last = shown(page)["index"]
+        feed.paused.add("line")
+        page.wait_for_timeout(100)
+        silence = Silence(2.0, "waiting", "camera: connection refused")
+        feed.stop.set()
+        feed.thread.join()
+        sink.put(replace(numbered(last), silence=silence))
+        page.wait_for_selector(".card.stale")
+        assert "connection refused" in page.locator(".stamp").inner_text()
+        assert page.locator(".state").inner_text() == "waiting"

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import stat
+import struct
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -168,7 +169,7 @@ def is_key(text: bytes) -> bool:
         return False
     try:
         return len(z85.decode(text)) == 32
-    except (KeyError, ValueError, OverflowError):
+    except (KeyError, ValueError, struct.error):
         return False
 
 

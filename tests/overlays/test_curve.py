@@ -1,0 +1,271 @@
+"""Who may look in, over real sockets: those with a key on the list, and both ends say why the others do not."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import zmq
+import zmq.auth
+
+from overlays.curve.allowed import AllowList
+from overlays.curve.handshakes import Seldom, refusal, refused_because
+from overlays.curve.keys import is_key, make_pair, make_ring, public_of, read_pair, read_public, viewer_keys
+from overlays.sinks.options import SinkOptions
+from overlays.sinks.zeromq import ZeroMqSink
+from overlays.viewer import Viewer
+from pipeline.errors import ConfigError, SinkError
+
+ANY = "tcp://127.0.0.1:0"
+
+
+@pytest.fixture
+def ring(tmp_path):
+    """A server's keys, a viewer's, and a stranger's that is on no list."""
+    folder = tmp_path / "keys"
+    make_ring(folder)
+    (tmp_path / "abroad").mkdir()
+    make_pair(tmp_path / "abroad", "stranger")
+    return folder
+
+
+def locked(ring, **more) -> SinkOptions:
+    secret = str(ring / "server.key_secret")
+    return SinkOptions(curve_secret_key_file=secret, curve_allow=str(ring / "allowed"), **more)
+
+
+def keys(ring, who="viewer", server="server"):
+    folders = {"viewer": ring, "server": ring, "stranger": ring.parent / "abroad"}
+    return {"key": folders[who] / f"{who}.key_secret", "server_key": folders[server] / f"{server}.key"}
+
+
+class Scene:
+    """A sink that puts a frame whenever it is looked at, and a viewer that reads; no thread of either's own."""
+
+    def __init__(self, sink, overlaid, until):
+        self.sink, self.overlaid, self.until, self.index = sink, overlaid, until, 0
+
+    def pulse(self, viewer):
+        self.index += 1
+        self.sink.put(self.overlaid(index=self.index))
+        return [seen for seen, _ in zip(viewer.messages_or_silence(), range(1), strict=False) if seen is not None]
+
+    def sees(self, viewer):
+        self.until(lambda: bool(self.pulse(viewer)))
+
+    def refuses(self, viewer, kinds, words):
+        """Nothing is seen until both ends say why; nor is it later."""
+        seen = []
+
+        def told():
+            seen.extend(self.pulse(viewer))
+            return any(kind in self.sink.refused for kind in kinds) and words in viewer.trouble
+
+        self.until(told)
+        seen.extend(each for _ in range(5) for each in self.pulse(viewer))
+        assert seen == []
+        assert viewer.refused > 0
+
+
+@pytest.fixture
+def scene(overlaid, until):
+    with ExitStack() as stack:
+        yield lambda options: Scene(stack.enter_context(ZeroMqSink(ANY, options=options)), overlaid, until)
+
+
+def test_the_right_key_sees_over_tcp_and_ipc(ring, tmp_path, scene, overlaid, until):
+    at = scene(locked(ring))
+    with Viewer(at.sink.endpoint, **keys(ring)) as viewer:
+        at.sees(viewer)
+        assert (viewer.trouble, viewer.refused, at.sink.viewers) == ("", 0, 1)
+    with ZeroMqSink(f"ipc://{tmp_path}/door", options=locked(ring)) as sink, Viewer(sink.uri, **keys(ring)) as viewer:
+        Scene(sink, overlaid, until).sees(viewer)
+
+
+def test_an_unknown_key_sees_nothing_and_both_ends_say_why(ring, scene, caplog):
+    at = scene(locked(ring))
+    with Viewer(at.sink.endpoint, **keys(ring, "stranger")) as viewer:
+        at.refuses(viewer, {"unknown key"}, "the server does not know this viewer's key")
+    stranger = read_public(ring.parent / "abroad" / "stranger.key").decode()
+    assert f"{stranger} from 127.0.0.1" in caplog.text
+
+
+def test_a_wrong_server_key_sees_nothing_and_both_ends_say_why(ring, scene, caplog):
+    at = scene(locked(ring))
+    with Viewer(at.sink.endpoint, **keys(ring, "viewer", "stranger")) as viewer:
+        at.refuses(viewer, {"wrong server key"}, "most likely the server key given here is not this server's")
+    assert "its --server-key is not ours" in caplog.text
+
+
+def test_a_viewer_without_keys_sees_nothing_and_both_ends_say_why(ring, scene, caplog):
+    at = scene(locked(ring))
+    with Viewer(at.sink.endpoint) as viewer:
+        at.refuses(viewer, {"no keys", "hung up"}, "admits only viewers with keys")
+    assert "viewer without keys was refused" in caplog.text or "or without, or a port scan" in caplog.text
+
+
+def test_a_viewer_with_keys_is_told_that_the_server_has_none(ring, scene, caplog):
+    at = scene(SinkOptions())
+    with Viewer(at.sink.endpoint, **keys(ring)) as viewer:
+        at.refuses(viewer, {"keys not asked for", "hung up"}, "the server asks for no keys")
+    assert "this stream has none" in caplog.text or "a viewer with other keys" in caplog.text
+
+
+def test_who_is_put_on_the_list_is_let_in_and_who_is_taken_off_is_put_out(ring, scene, until):
+    """The others stay, or are back within seconds; nobody starts anything again."""
+    at = scene(locked(ring))
+    entry = ring / "allowed" / "stranger.key"
+    with (
+        Viewer(at.sink.endpoint, **keys(ring)) as friend,
+        Viewer(at.sink.endpoint, **keys(ring, "stranger")) as stranger,
+    ):
+        at.refuses(stranger, {"unknown key"}, "does not know")
+        at.sees(friend)
+        entry.write_bytes((ring.parent / "abroad" / "stranger.key").read_bytes())
+        at.sees(stranger)
+        assert stranger.trouble == ""
+        entry.unlink()
+
+        def put_out():
+            at.pulse(stranger)
+            return "does not know" in stranger.trouble
+
+        until(put_out)
+        at.refuses(stranger, {"unknown key"}, "does not know")
+        at.sees(friend)
+        assert friend.refused == 0
+
+
+def test_a_flood_of_refusals_is_one_line_with_a_count(caplog):
+    import logging
+
+    seldom = Seldom(logging.getLogger("gate"), "tcp://x:1")
+    for k in range(100):
+        seldom.note("no keys", k / 10)
+    seldom.note("unknown key", 9.95, "KEY from 10.0.0.1")
+    seldom.settle(10.0)
+    assert [r.getMessage().count("without keys") for r in caplog.records] == [1, 0, 1]
+    assert "(99 times" in caplog.text
+    assert "KEY from 10.0.0.1" in caplog.text
+    assert seldom.counts == {"no keys": 100, "unknown key": 1}
+
+
+def test_every_failed_handshake_has_words_for_both_ends():
+    mismatch, sealed = zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH, zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC
+    protocol, hung_up = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL, zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    assert refusal(zmq.EVENT_HANDSHAKE_FAILED_AUTH, 400, keys=True) == "unknown key"
+    assert refusal(protocol, mismatch, keys=False) == "keys not asked for"
+    assert refusal(protocol, sealed, keys=True) == "wrong server key"
+    assert refusal(protocol, 1, keys=False) == "not ZeroMQ"
+    assert refusal(hung_up, 32, keys=True) == "hung up"
+    assert "wants" not in refused_because(hung_up, 110, keys=True)
+    assert "--key and --server-key" in refused_because(protocol, mismatch, keys=False)
+
+
+def test_a_browser_that_knocks_harms_nobody(ring, scene):
+    at = scene(locked(ring))
+    host, port = at.sink.endpoint.removeprefix("tcp://").split(":")
+    with socket.create_connection((host, int(port))) as browser:
+        browser.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" + b"x" * 200)
+        with Viewer(at.sink.endpoint, **keys(ring)) as viewer:
+            at.sees(viewer)
+
+
+@pytest.mark.parametrize(
+    "uri", ["tcp://0.0.0.0:5555", "tcp://*:5555", "tcp://192.0.2.1:5555", "tcp://eth0:5555", "tcp://[::]:5555"]
+)
+def test_an_address_that_others_reach_wants_keys_or_the_word(uri):
+    with pytest.raises(SinkError, match=r"keys new keys.*--curve-keys.*--insecure"):
+        ZeroMqSink(uri)
+    assert ZeroMqSink(uri, options=SinkOptions(insecure=True)).uri == uri
+
+
+@pytest.mark.parametrize("uri", ["tcp://127.0.0.1:0", "tcp://localhost:5555", "tcp://[::1]:0", "ipc:///tmp/x"])
+def test_an_address_that_only_this_machine_reaches_needs_none(uri):
+    assert ZeroMqSink(uri).uri == uri
+
+
+def test_keys_without_a_list_are_refused_at_once(ring):
+    options = SinkOptions(curve_secret_key_file=str(ring / "server.key_secret"))
+    with pytest.raises(SinkError, match="keys without a list"):
+        ZeroMqSink(ANY, options=options)
+    with pytest.raises(ConfigError, match="no such file or folder"):
+        ZeroMqSink(ANY, options=SinkOptions(curve_secret_key_file=str(ring / "server.key_secret"), curve_allow="gone"))
+
+
+def test_secret_files_are_their_owners_alone_and_nothing_is_overwritten(ring):
+    for path in ring.glob("*.key_secret"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    before = {path: path.read_bytes() for path in ring.rglob("*.key*")}
+    with pytest.raises(ConfigError, match="never overwritten"):
+        make_ring(ring)
+    with pytest.raises(ConfigError, match="never overwritten"):
+        make_pair(ring, "viewer")
+    with pytest.raises(ConfigError, match="letters, digits"):
+        make_pair(ring, "../viewer")
+    assert {path: path.read_bytes() for path in ring.rglob("*.key*")} == before
+
+
+def test_key_files_are_those_of_zmq_auth_both_ways(ring, tmp_path):
+    pair = read_pair(ring / "server.key_secret")
+    assert zmq.auth.load_certificate(ring / "server.key_secret") == tuple(pair)
+    assert pair.secret.decode() not in repr(pair)
+    public, secret = zmq.auth.create_certificates(tmp_path, "theirs")
+    assert read_pair(Path(secret)).public == read_public(Path(public)) == zmq.auth.load_certificate(public)[0]
+
+
+def test_wrong_key_files_are_refused_with_the_cure(ring, tmp_path, caplog):
+    with pytest.raises(ConfigError, match=r"name the secret file, server\.key_secret"):
+        read_pair(ring / "server.key")
+    with pytest.raises(ConfigError, match="keys new DIR"):
+        read_pair(tmp_path / "none")
+    (tmp_path / "bad.key").write_text("hello")
+    with pytest.raises(ConfigError, match="holds no public key"):
+        read_public(tmp_path / "bad.key")
+    other = read_pair(ring / "viewer.key_secret").public
+    mixed = (ring / "server.key_secret").read_bytes().replace(read_public(ring / "server.key"), other)
+    (tmp_path / "mixed.key_secret").write_bytes(mixed)
+    with pytest.raises(ConfigError, match="does not belong"):
+        read_pair(tmp_path / "mixed.key_secret")
+    os.chmod(ring / "viewer.key_secret", 0o644)  # noqa: PTH101
+    read_pair(ring / "viewer.key_secret")
+    assert "chmod 600" in caplog.text
+
+
+def test_a_viewer_needs_both_keys_and_takes_the_servers_as_letters(ring):
+    letters = read_public(ring / "server.key")
+    assert viewer_keys(ring / "viewer.key_secret", letters.decode()).server == letters == public_of(ring / "server.key")
+    assert viewer_keys(None, None) is None
+    with pytest.raises(ConfigError, match="--server-key"):
+        Viewer("tcp://127.0.0.1:5555", key=ring / "viewer.key_secret")
+    with pytest.raises(ConfigError, match=r"\(--key\)"):
+        Viewer("tcp://127.0.0.1:5555", server_key=letters.decode())
+
+
+def test_a_list_is_a_folder_a_key_file_or_lines_and_what_is_no_key_is_left_out(ring, tmp_path, caplog):
+    viewer, server = read_public(ring / "allowed" / "viewer.key"), read_public(ring / "server.key")
+    (ring / "allowed" / "bad.key").write_text("nothing")
+    assert AllowList(ring / "allowed").names == {viewer: "viewer"}
+    assert "bad.key" in caplog.text
+    assert AllowList(ring / "server.key").names == {server: "server"}
+    lines = tmp_path / "list"
+    lines.write_bytes(b"# friends\n\n" + viewer + b" Ann's desk\nnonsense\n")
+    listed = AllowList(lines)
+    assert listed.names == {viewer: "Ann's desk"}
+    assert "line 4" in caplog.text
+    assert not listed.changed()
+    lines.write_bytes(server + b"\n")
+    assert listed.changed()
+    assert listed.names == {server: "line 1"}
+    lines.unlink()
+    assert listed.changed()
+    assert listed.names == {}, "a list that is gone admits nobody"
+
+
+def test_a_key_is_forty_letters_of_z85():
+    assert is_key(zmq.curve_keypair()[0])
+    assert not any(is_key(text) for text in (b"", b"x" * 39, b"~" * 40, b"x" * 41, b'"' * 40, b"#" * 40))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from overlays.fields import text_of
 from pipeline.frames import Overlay, Silence
 from pipeline.loop import Outcome
 from pipeline.silence import SILENT_INTERVALS, SILENT_SECONDS
@@ -46,14 +48,15 @@ class Board:
     def __init__(self, cameras: Sequence[str] = (), clock: Callable[[], float] = time.monotonic) -> None:
         """Take the cameras that are expected: they are told of before their first frame."""
         self.clock = clock
-        self.cameras: dict[str, Seen] = {camera: Seen() for camera in cameras}
+        self.cameras: dict[str, Seen] = {text_of(camera): Seen() for camera in cameras}
         self.outcome: Outcome | None = None
         """The run, where the page is part of one."""
 
     def note(self, overlay: Overlay) -> None:
         """Take note of a frame, or of a silence."""
         frame = overlay.explanation.frame
-        seen = self.cameras.get(frame.camera) or Seen()
+        camera = text_of(frame.camera)
+        seen = self.cameras.get(camera) or Seen()
         if overlay.silence is not None:
             seen.silence = overlay.silence
         else:
@@ -67,11 +70,12 @@ class Board:
             passed = seen.arrivals[-1] - seen.arrivals[0]
             seen.interval_seconds = passed / max(len(seen.arrivals) - 1, 1)
             findings = overlay.explanation.findings
-            seen.label, seen.score = (findings[0].label, findings[0].score) if findings else ("", 0.0)
+            seen.label = findings[0].label if findings else ""
+            seen.score = findings[0].score if findings and math.isfinite(findings[0].score) else 0.0
             seen.frames += 1
-        if frame.camera not in self.cameras:
+        if camera not in self.cameras:
             # Replaced as a whole: the loop may be walking through it.
-            self.cameras = {**self.cameras, frame.camera: seen}
+            self.cameras = {**self.cameras, camera: seen}
 
     def told(self) -> list[dict[str, Any]]:
         """Return every camera's state in plain JSON values."""
@@ -81,7 +85,7 @@ class Board:
     def _told(self, camera: str, seen: Seen, now: float) -> dict[str, Any]:
         silent = seen.frames > 0 and seen.silent(now)
         state, reason, reconnects, corrupt = "live" if seen.frames else "waiting", "", 0, 0
-        pump = next((p for p in self.outcome.pumps if p.camera == camera), None) if self.outcome else None
+        pump = next((p for p in self.outcome.pumps if text_of(p.camera) == camera), None) if self.outcome else None
         if pump is not None:
             health = pump.health
             state, reason, reconnects, corrupt = health.state, health.reason, health.reconnects, health.corrupt

@@ -183,7 +183,10 @@ class _Answers:
             return self._unknown(camera, "/stream/<camera>.mjpg")
         if len(self.page.hub.clients) >= _MOST_VIEWERS:
             return Response("too many look on already", 503, media_type="text/plain")
-        return StreamingResponse(self._parts(camera), media_type=f"multipart/x-mixed-replace; boundary={_BOUNDARY}")
+        kind = f"multipart/x-mixed-replace; boundary={_BOUNDARY}"
+        if request.method == "HEAD":
+            return Response(media_type=kind)
+        return StreamingResponse(self._parts(camera), media_type=kind)
 
     async def _parts(self, camera: str) -> AsyncIterator[bytes]:
         client = Client(camera)

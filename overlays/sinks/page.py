@@ -18,6 +18,7 @@ from typing import Final, Self
 
 import uvicorn
 
+from overlays.fields import text_of
 from overlays.jpeg import encode_picture
 from overlays.page.board import Board
 from overlays.page.clip import Look, Ring
@@ -38,6 +39,8 @@ _SEND_BUFFER_BYTES: Final = 128 << 10
 _CONNECTIONS: Final = 256
 _PING_SECONDS: Final = 5.0
 _PONG_SECONDS: Final = 10.0
+_HEARD_BYTES: Final = 1 << 16
+"""Viewers say nothing but a camera's name."""
 _FAREWELL_SECONDS: Final = 0.3
 """How long what waits may still leave at the end."""
 
@@ -118,7 +121,7 @@ class PageSink:
 
     def needs_picture(self, camera: str) -> bool:
         """Say whether somebody looks at this camera's MJPEG: the page itself paints in the browser."""
-        return self._hub.looked_at(camera, painted=True)
+        return self._hub.looked_at(text_of(camera), painted=True)
 
     def put(self, overlay: Overlay) -> None:
         """Show one frame to those who can take it now; never waits for anybody.
@@ -130,7 +133,7 @@ class PageSink:
             reason = self._worker.error if self._worker is not None else "it is not open"
             raise SinkError(f"{self.uri}: the page's server has ended ({reason})")
         self._board.note(overlay)
-        camera = overlay.explanation.frame.camera
+        camera = text_of(overlay.explanation.frame.camera)
         for painted in (False, True):
             if painted or overlay.silence is None:
                 number, _ = self._last.get((camera, painted), (0, overlay))
@@ -202,7 +205,7 @@ def _serving(page: Page, listener: socket.socket) -> Worker:
         loop="asyncio",
         http="h11",
         ws="websockets-sansio",
-        ws_max_size=4096,
+        ws_max_size=_HEARD_BYTES,
         ws_ping_interval=_PING_SECONDS,
         ws_ping_timeout=_PONG_SECONDS,
         ws_per_message_deflate=False,
@@ -212,7 +215,7 @@ def _serving(page: Page, listener: socket.socket) -> Worker:
         access_log=False,
         server_header=False,
         proxy_headers=True,
-        forwarded_allow_ips="127.0.0.1",
+        forwarded_allow_ips="127.0.0.1,::1",
         limit_concurrency=_CONNECTIONS,
         timeout_graceful_shutdown=1,
     )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 import threading
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import av
 import numpy as np
@@ -30,6 +32,7 @@ from pipeline.frames import Silence
 from pipeline.loop import Limits, Onlooker, carry
 from tests.fakes import FakeSource
 
+ROOT = Path(__file__).resolve().parents[2]
 ANY = "http://127.0.0.1:0"
 TOKEN = "correct-horse-battery"  # noqa: S105 - of no page
 OPEN = SinkOptions()
@@ -435,3 +438,26 @@ def test_a_clip_shows_what_was_sent_timed_as_it_was(overlaid, until):
         frames = list(clip.decode(video=0))
     assert len(frames) == 8
     assert abs(float(frames[-1].time - frames[0].time) - 1.4) < 0.02
+
+
+def test_a_number_that_json_cannot_say_leaves_the_frame_out_and_the_page_alive(overlaid, until, caplog):
+    with page(cameras=()) as sink, looking(sink) as link:
+        until(lambda: sink._hub.clients)
+        for index in range(3):
+            sink.put(overlaid(index=index, score=float("nan"), camera="odd \udcff"))
+        sink.put(overlaid(index=3, camera="odd \udcff"))
+        assert frame(link)[0].index == 3
+        assert status(link, lambda camera: camera["frames"] == 4)["camera"] == "odd ?"
+    assert len([r for r in caplog.records if "left out" in r.message]) == 1
+
+
+def test_the_dashboard_asks_for_figures_that_there_are(explained):
+    dashboard = json.loads((ROOT / "docs" / "grafana.json").read_text())
+    asks = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
+    with page(cameras=("a",)) as sink:
+        source = [(FakeSource(3, "a"), "wait")]
+        carry(source, Explaining(explained), Plain(), [sink], limits=Limits(), stop=threading.Event())
+        there = {name.split(" ")[0] for name, _ in figures(sink)}
+    asked_for = {name for ask in asks for name in re.findall(r"recipro_\w+", ask)}
+    assert asked_for <= there
+    assert len(asked_for) > 10

@@ -51,7 +51,7 @@ function card(camera) {
     cards.set(camera, one);
     at("cameras").append(one.root);
     at("empty").hidden = true;
-    if (decodeURIComponent(location.hash.slice(1)) === camera) enlarge(camera);
+    if (location.hash.slice(1) === encodeURIComponent(camera)) enlarge(camera);
   }
   return one;
 }

@@ -52,7 +52,7 @@ class Scene:
     def pulse(self, viewer):
         self.index += 1
         self.sink.put(self.overlaid(index=self.index))
-        return [seen for seen, _ in zip(viewer.messages_or_silence(), range(1), strict=False) if seen is not None]
+        return [seen for _, seen in zip(range(1), viewer.messages_or_silence(), strict=False) if seen is not None]
 
     def sees(self, viewer):
         self.until(lambda: bool(self.pulse(viewer)))

@@ -20,7 +20,7 @@ from overlays.sinks.options import SinkOptions
 from overlays.sinks.zeromq import ZeroMqSink
 from overlays.viewer import Viewer
 from overlays.wire import encode
-from pipeline.errors import SinkError, SourceError, WireVersionError
+from pipeline.errors import PictureError, SinkError, SourceError, WireError, WireVersionError
 
 ROOT = Path(__file__).resolve().parents[2]
 ANY = "tcp://127.0.0.1:0"
@@ -366,7 +366,20 @@ def test_damaged_messages_are_counted_and_left_out(raw, overlaid, caplog):
         raw.say(good)
         assert first(viewer).header.index == 9
         assert viewer.damaged == 4
+        assert type(viewer.last_error) is WireError
     assert len([r for r in caplog.records if "cannot be read" in r.message]) == 1
+
+
+def test_a_viewer_can_raise_what_is_wrong_and_read_on(raw, overlaid):
+    good = encode(overlaid(index=9), sent_at_unix=0.0, now_monotonic=0.0)
+    with raw.watched(damaged="raise") as viewer:
+        assert raw.joined()
+        for bad, kind in (([b"x"], WireError), ([*good[:2], b"GIF89a"], PictureError)):
+            raw.say(bad)
+            with pytest.raises(kind):
+                first(viewer)
+        raw.say(good)
+        assert first(viewer).header.index == 9
 
 
 def test_a_newer_publisher_is_told_apart_from_damage(raw):
@@ -375,6 +388,24 @@ def test_a_newer_publisher_is_told_apart_from_damage(raw):
         raw.say([b"line", b'{"version": 2}', b""])
         with pytest.raises(WireVersionError, match="update recipro-stream"):
             first(viewer)
+
+
+def test_a_publisher_that_goes_is_told_from_a_message_that_is_too_large(overlaid, until):
+    with Viewer("tcp://127.0.0.1:1") as viewer:
+        until(lambda: nothing_comes(viewer, polls=1) and viewer.trouble == "nobody answers there")
+    sink = ZeroMqSink(ANY)
+    with ExitStack() as stack:
+        stack.enter_context(sink)
+        viewer = stack.enter_context(Viewer(sink.endpoint))
+        joined(sink, until)
+        sink.put(overlaid())
+        assert first(viewer).header.index == 0
+        assert viewer.trouble == ""
+        sink.__exit__(None, None, None)
+        until(lambda: nothing_comes(viewer, polls=1) and viewer.trouble == "nobody answers there")
+        assert nothing_comes(viewer, polls=12)
+        assert viewer.oversized == 0
+        sink.__enter__()
 
 
 def test_a_message_that_is_too_large_is_never_stored(raw, overlaid, until):
@@ -395,6 +426,7 @@ def test_a_message_that_is_too_large_is_never_stored(raw, overlaid, until):
         until(back)
         assert raw.joined(), "the connection was closed, and made again"
         assert seen[0].header.index == 2
+        assert viewer.oversized == 1
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,84 @@
+"""From a viewer to sinks: what is live looks live, what is not does not."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import SimpleNamespace
+
+import numpy as np
+
+from overlays.viewer import Viewer
+from overlays.watch import LastPictures, watch
+from pipeline.frames import Overlay, Silence
+
+
+def test_a_silent_camera_is_shown_grey_with_the_time_and_the_reason_once_a_second(overlaid):
+    colours = np.full((240, 320, 3), (250, 20, 20), np.uint8)
+    kept = LastPictures()
+    kept.note(overlaid(colours, camera="door"), 100.0)
+    kept.note(overlaid(colours, camera="gate"), 102.5)
+    assert kept.stale(101.9) == []
+    shown = {at: kept.stale(at, "nobody answers there") for at in (102.6, 103.0, 103.7, 104.0, 104.8)}
+    doors = [(at, each) for at, all_ in shown.items() for each in all_ if each.explanation.frame.camera == "door"]
+    assert [at for at, _ in doors] == [102.6, 103.7, 104.8]
+    assert [round(each.silence.seconds, 3) for _, each in doors] == [2.6, 3.7, 4.8]
+    grey = doors[0][1]
+    assert grey.silence.reason == "nobody answers there"
+    assert np.ptp(grey.image[5, 5].astype(int)) == 0, "no colour is left"
+    assert grey.image.mean() < colours.mean()
+    assert grey.image is not grey.explanation.frame.image
+    assert [at for at, all_ in shown.items() if any(e.explanation.frame.camera == "gate" for e in all_)] == [104.8]
+    kept.note(overlaid(colours, camera="door"), 105.0)
+    assert all(each.explanation.frame.camera != "door" for each in kept.stale(106.5))
+
+
+def test_what_the_publisher_has_greyed_itself_is_not_greyed_again_meanwhile(overlaid):
+    kept = LastPictures()
+    live = overlaid(camera="door")
+    kept.note(live, 0.0)
+    for second in (1.5, 2.5, 3.5):
+        kept.note(Overlay(live.image, live.explanation, Silence(second, "stalled", "no packets")), second)
+        assert kept.stale(second + 0.9) == []
+    assert [each.silence.seconds for each in kept.stale(6.0)] == [6.0]
+
+
+class Eye:
+    """A sink that remembers what it was shown."""
+
+    uri, lossless = "eye", True
+
+    def __init__(self):
+        self.shown = []
+
+    def needs_picture(self, camera):
+        return True
+
+    def put(self, overlay):
+        self.shown.append(overlay)
+
+    def idle(self):
+        pass
+
+
+def test_watching_says_why_nothing_comes_and_shows_it(overlaid):
+    """The real loop: one frame, then nothing; after two seconds the last picture is grey and the reason is said."""
+    received = SimpleNamespace(overlay=lambda: overlaid(camera="door"), missed=0, age_seconds=lambda: 0.1)
+    begun = time.monotonic()
+    pause = threading.Event()
+
+    class Quiet(Viewer):
+        trouble = "the server does not know this viewer's key"
+
+        def messages_or_silence(self, stop=None):
+            yield received
+            while time.monotonic() < begun + 2.6:
+                pause.wait(0.05)
+                yield None
+
+    said, eye = [], Eye()
+    told = watch(Quiet("tcp://127.0.0.1:1"), [eye], stop=threading.Event(), say=said.append)
+    assert told.frames == 1
+    assert [each.silence is None for each in eye.shown] == [True, False]
+    assert len(said) == 1
+    assert "does not know this viewer's key; still listening" in said[0]

@@ -1,0 +1,142 @@
+"""Twenty thousand damaged messages: each is refused in words or read; none crashes, none takes more than its bound."""
+
+from __future__ import annotations
+
+import json
+import random
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from overlays.jpeg import decode_picture, encode_picture
+from overlays.wire import as_overlay, decode_message, encode
+from pipeline.errors import PictureError, WireError, WireLimitError, WireVersionError
+from pipeline.frames import Box, Finding, Silence, Truth
+
+BOUND_BYTES = 16 << 20
+"""Of what reading one message of ours (some kilobytes, mutated) may take before its picture is decoded."""
+VALUES = (0, 1, -1, 1 << 31, 1 << 63, 10**300, 1e308, -1e308, 0.5, True, None, "", "x" * 5000, [], {}, [[[[]]]],
+          "AAAA", "\ud800", [4096, 4096], [0, 0], {"seconds": 1},
+          {"label": "x", "boxes": [[0, 0, 1, 1]] * 5000})  # fmt: skip
+
+
+def real_messages(overlaid):
+    dice = np.random.default_rng(3)
+    noise = dice.integers(0, 256, (40, 56, 3), np.uint8)
+    other = Finding("cat", 0.1, np.zeros((3, 4), np.float32), 2, Box(1, 2, 3, 4))
+    made = [
+        overlaid(),
+        overlaid(noise, truth=Truth("dent", (Box(1, 2, 3, 4),)), others=(other,), pts_seconds=1.5),
+        overlaid(np.zeros((1, 1, 3), np.uint8), camera="câméra", region=Box(-5, -5, 10, 10)),
+    ]
+    silent = overlaid(noise)
+    made.append(type(silent)(silent.image, silent.explanation, Silence(3.0, "stalled", "no packets")))
+    return [encode(each, sent_at_unix=1.7e9, now_monotonic=50.0) for each in made]
+
+
+def bytes_changed(parts, dice):
+    part = dice.choice([each for each in parts if each])
+    for _ in range(dice.randint(1, 4)):
+        place = dice.randrange(len(part)) if part else 0
+        kind = dice.randrange(5)
+        if kind == 0:
+            del part[place:]
+        elif kind == 1:
+            part[place:place] = bytes(dice.randrange(256) for _ in range(dice.randint(1, 20)))
+        elif kind == 2:
+            part[place:place] = part[place : place + dice.randint(1, 200)]
+        elif part:
+            part[place % len(part)] = dice.choice((0, 0xFF, dice.randrange(256)))
+
+
+def key_changed(parts, dice):
+    header = json.loads(parts[1])
+    level = header
+    while True:
+        key = dice.choice(list(level) if isinstance(level, dict) else range(len(level)))
+        if isinstance(level[key], dict | list) and level[key] and dice.random() < 0.6:
+            level = level[key]
+            continue
+        break
+    if dice.random() < 0.15:
+        del level[key]
+    else:
+        level[key] = dice.choice(VALUES)
+    parts[1][:] = json.dumps(header).encode()
+
+
+def size_changed(parts, dice):
+    place = parts[2].find(b"\xff\xc0")
+    parts[2][place + 5 : place + 9] = bytes(dice.choice((0, 1, 0x40, 0xFF)) for _ in range(4))
+
+
+def parts_changed(parts, dice):
+    kind = dice.randrange(3)
+    if kind == 0:
+        parts.pop(dice.randrange(len(parts)))
+    elif kind == 1:
+        parts.insert(dice.randrange(4), bytearray(dice.choice(parts)))
+    else:
+        dice.shuffle(parts)
+
+
+CHANGES = (bytes_changed, bytes_changed, bytes_changed, key_changed, key_changed, size_changed, parts_changed)
+
+
+def read(parts):
+    header, payload = decode_message([bytes(part) for part in parts])
+    return as_overlay(header, decode_picture(payload), now_unix=0.0, now_monotonic=0.0)
+
+
+def fuzz(messages, count, seed):
+    """Return how many were refused, by kind, how many read, and the most that one took before its picture."""
+    dice = random.Random(seed)
+    told: dict[str, int] = {}
+    most = 0
+    for _ in range(count):
+        parts = [bytearray(part) for part in dice.choice(messages)]
+        dice.choice(CHANGES)(parts, dice)
+        sent = [bytes(part) for part in parts]
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        try:
+            decode_message(sent)
+            kind = "read"
+        except WireError as error:
+            kind = type(error).__name__
+        most = max(most, tracemalloc.get_traced_memory()[1] - before)
+        if kind == "read":
+            try:
+                overlay = read(parts)
+                assert overlay.image.nbytes <= 3 * 100_000_000
+            except WireError as error:
+                kind = type(error).__name__
+        told[kind] = told.get(kind, 0) + 1
+    return told, most
+
+
+@pytest.fixture
+def traced():
+    tracemalloc.start()
+    yield
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("count", [600, pytest.param(24_000, marks=pytest.mark.slow)])
+def test_no_damage_crashes_the_reader_or_takes_more_than_its_bound(count, overlaid, traced):
+    told, most = fuzz(real_messages(overlaid), count, seed=count)
+    assert sum(told.values()) == count
+    assert set(told) <= {
+        "read",
+        *(kind.__name__ for kind in (WireError, WireVersionError, WireLimitError, PictureError)),
+    }
+    assert told["WireError"] > count / 10
+    assert told["read"] > count / 50, "some damage does no harm"
+    assert most < BOUND_BYTES
+
+
+def test_an_undamaged_message_of_each_kind_is_read(overlaid):
+    for parts in real_messages(overlaid):
+        assert read(parts).explanation.findings
+    assert encode_picture(np.zeros((4, 4, 3), np.uint8))

@@ -32,7 +32,7 @@ from pipeline.pump import Worker
 
 log = logging.getLogger(__name__)
 
-STATUS_SECONDS: Final = 0.25
+STATUS_SECONDS: Final = 0.2
 """How often every page is told how the cameras do."""
 _STATUSES_UNHEARD: Final = 4
 """So many may be on their way."""

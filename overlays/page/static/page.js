@@ -3,7 +3,7 @@ import { Card } from "./card.js";
 import { unpacked } from "./heat.js";
 import { Link } from "./link.js";
 
-const SILENT_MS = 1200; // the server speaks four times a second
+const SILENT_MS = 1200; // the server speaks five times a second
 const at = (id) => document.getElementById(id);
 const cards = new Map();
 const look = { heat: true, opacity: 0.6, palette: null };

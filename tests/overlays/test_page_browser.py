@@ -189,6 +189,7 @@ def test_a_server_that_goes_away_is_seen_and_found_again(tab):
     page.wait_for_selector(".card.stale")
     assert time.monotonic() - begun < 1.5
     assert page.locator("#link").inner_text() == "no connection"
+    assert page.locator(".card .state").inner_text() == "unknown"
     with PageSink(endpoint, cameras=("line",)) as again, Feed(again, "line"):
         page.wait_for_selector(".card:not(.stale)", timeout=6000)
         assert shown(page)["index"] >= 0

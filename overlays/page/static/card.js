@@ -149,6 +149,12 @@ export class Card {
     const word = this.at(".age");
     word.textContent = this.header ? seconds(age) : "–";
     word.classList.toggle("old", age > OLD_SECONDS);
+    if (cut) {
+      // What was last heard of the camera says nothing any more.
+      this.at(".state").textContent = "unknown";
+      this.at(".state").dataset.kind = "waiting";
+      this.at(".rate").textContent = "–";
+    }
     const silent = cut || Boolean(this.status?.silent);
     const stale = silent || !this.header;
     this.root.classList.toggle("stale", stale);

@@ -6,6 +6,8 @@ and in bytes.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import tempfile
 import threading
 from collections import deque
@@ -19,6 +21,10 @@ from overlays.page.packet import unpack
 from overlays.renderer import HeatRenderer
 from overlays.sinks.recorder import RecorderSink
 from overlays.wire import as_overlay, decode_header
+from pipeline.errors import ReciproStreamError
+from pipeline.pump import Worker
+
+log = logging.getLogger(__name__)
 
 CLIP_SECONDS: Final = 30.0
 CLIP_RATE: Final = 10.0
@@ -93,3 +99,26 @@ def make_clip(packets: Sequence[bytes], look: Look, stopped: Callable[[], bool])
                 )
                 recorder.put(renderer.render(plain.explanation))
         return path.read_bytes()
+
+
+async def clip_beside(packets: Sequence[bytes], look: Look, stopped: Callable[[], bool]) -> bytes:
+    """Make a clip while the loop goes on; b"" when stopped, or when it cannot be made, which the log says."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[bytes] = loop.create_future()
+    given_up = threading.Event()
+
+    def settle(made: bytes) -> None:
+        if not done.done():
+            done.set_result(made)
+
+    def make() -> None:
+        made = b""
+        try:
+            made = make_clip(packets, look, lambda: given_up.is_set() or stopped())
+        except (ReciproStreamError, OSError) as error:
+            log.warning("a clip could not be made: %s", error)
+        finally:
+            loop.call_soon_threadsafe(settle, made)
+
+    with Worker("clip", make, given_up.set):
+        return await done

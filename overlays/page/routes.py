@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -22,15 +21,11 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from overlays.colormaps import palette
 from overlays.page.board import Board, readiness
-from overlays.page.clip import CLIP_SECONDS, Look, Ring, make_clip
+from overlays.page.clip import CLIP_SECONDS, Look, Ring, clip_beside
 from overlays.page.doorman import Doorman
 from overlays.page.guard import COOKIE_SECONDS, Guard
 from overlays.page.hub import Client, Hub
 from overlays.page.metrics import figures
-from pipeline.errors import ReciproStreamError
-from pipeline.pump import Worker
-
-log = logging.getLogger(__name__)
 
 STATUS_SECONDS: Final = 0.2
 """How often every page is told how the cameras do."""
@@ -221,35 +216,13 @@ class _Answers:
         look = Look(self.page.look.colormap, opacity)
         self.page.making = True
         try:
-            made = await self._made(packets, look)
+            made = await clip_beside(packets, look, self.page.stopped.is_set)
         finally:
             self.page.making = False
         if not made:
             return Response("the clip could not be made; the log says why", 500, media_type="text/plain")
         named = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(camera, safe='')}.mp4"}
         return Response(made, media_type="video/mp4", headers=named)
-
-    async def _made(self, packets: list[bytes], look: Look) -> bytes:
-        """Make a clip beside the loop."""
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[bytes] = loop.create_future()
-        given_up = threading.Event()
-
-        def settle(made: bytes) -> None:
-            if not done.done():
-                done.set_result(made)
-
-        def make() -> None:
-            made = b""
-            try:
-                made = make_clip(packets, look, lambda: given_up.is_set() or self.page.stopped.is_set())
-            except (ReciproStreamError, OSError) as error:
-                log.warning("a clip could not be made: %s", error)
-            finally:
-                loop.call_soon_threadsafe(settle, made)
-
-        with Worker("clip", make, given_up.set):
-            return await done
 
     async def frames(self, socket: WebSocket) -> None:
         if len(self.page.hub.clients) >= _MOST_VIEWERS:

@@ -5,11 +5,17 @@
 
 from __future__ import annotations
 
-import ctypes
-import logging
 import os
 import signal
 import sys
+
+if __name__ == "__main__":
+    # Nothing has begun yet that would have to be ended in order.
+    for early in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(early, lambda *_: os._exit(0))
+
+import ctypes
+import logging
 import threading
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
@@ -217,8 +223,10 @@ def export(  # noqa: PLR0917 - one parameter per option
         "model": model, "weights": weights, "labels": labels, "layer": layer, "target": target, "kernel": kernel,
         "input_size": input_size, "fit": fit, "mean": mean, "std": std, "memory_budget_mib": memory_budget_mib,
     }  # fmt: skip
+    from overlays.sinks.files import same_place
+
     config = make_config({}, "command line", {"engine": _given(engine)})
-    if any(given and _same_place(output, Path(given)) for given in (weights, labels)):
+    if any(given and same_place(output, Path(given)) for given in (weights, labels)):
         raise ConfigError(f"output {str(output)!r} would overwrite what this command reads; choose another file")
     from engine.export import check_format, export_network
     from engine.whole_file import whole_file
@@ -251,14 +259,17 @@ def view(  # noqa: PLR0917 - one parameter per option
     seconds: Annotated[float | None, _option(RUN, "Stop after so long.", min=0)] = None,
 ) -> None:
     """Watch a stream from afar: in a window, or into a file where there is no screen."""
+    from overlays.sinks.files import check_outputs
     from overlays.sinks.table import build_sink
     from overlays.viewer import Viewer
     from overlays.watch import watch
 
-    _check_outputs(sink or [], camera or [], [])
+    check_outputs(sink or [], camera or [], [])
     doors = _with_page_token([SinkConfig(uri=uri) for uri in sink or ["window"]], page_token_file)
     sinks = [build_sink(one.uri, options=_sink_options(one, OverlayConfig(), painted=True)) for one in doors]
-    with _until_interrupted() as stop, ExitStack() as stack:
+    begun = threading.Event()
+    begun.set()
+    with _until_interrupted(begun) as stop, ExitStack() as stack:
         viewer = stack.enter_context(Viewer(address, tuple(camera or ("",)), key=key, server_key=server_key))
         for door in sinks:
             stack.enter_context(door)
@@ -406,7 +417,8 @@ def _carry(config: Config, tell: Callable[[str], None] | None = None) -> Outcome
     from pipeline.loop import Limits, carry
     from pipeline.supervisor import Supervisor
 
-    with _until_interrupted() as stop, ExitStack() as stack:
+    begun = threading.Event()
+    with _until_interrupted(begun) as stop, ExitStack() as stack:
         sources = _sources(config)
         cameras = [source.camera for source, _ in sources]
         sinks = _sinks(config, cameras)
@@ -420,6 +432,7 @@ def _carry(config: Config, tell: Callable[[str], None] | None = None) -> Outcome
         window = config.engine.batch_window_ms / 1e3 if len(sources) > 1 else 0.0
         batch = config.engine.batch or max(len(sources), 1 if explainer.facts.device == "cpu" else 8)
         limits = Limits(config.frames, config.seconds, batch, window, max_age_seconds=config.max_age_seconds)
+        begun.set()
         with Progress(Console(stderr=True), tell) as progress, Supervisor(os.environ) as supervisor:
             outcome = carry(
                 sources, explainer, renderer, sinks,
@@ -462,6 +475,7 @@ def _address(source: SourceConfig) -> str:
 
 
 def _sinks(config: Config, cameras: list[str]) -> list[Sink]:
+    from overlays.sinks.files import check_outputs
     from overlays.sinks.table import build_sink
 
     if not config.sinks:
@@ -469,29 +483,10 @@ def _sinks(config: Config, cameras: list[str]) -> list[Sink]:
             "no sink: frames are explained and counted only; add --sink window, http://127.0.0.1:8000, tcp://..., "
             "out.mp4 or out.jsonl"
         )
-    inputs = [*(one.uri for one in config.sources), config.engine.weights, config.engine.labels]
-    _check_outputs([one.uri for one in config.sinks], cameras, [one for one in inputs if one])
+    engine = config.engine
+    inputs = [*(one.uri for one in config.sources), engine.model, engine.weights, engine.labels]
+    check_outputs([one.uri for one in config.sinks], cameras, [one for one in inputs if one])
     return [build_sink(one.uri, cameras=cameras, options=_sink_options(one, config.overlay)) for one in config.sinks]
-
-
-def _check_outputs(uris: list[str], cameras: list[str], inputs: list[str]) -> None:
-    """Refuse a sink that is given twice, however it is spelled, and one that would overwrite what is read."""
-    written: list[Path] = []
-    for uri in uris:
-        path = Path(uri)
-        each = [path, *(path.with_name(f"{path.stem}.{name}{path.suffix}") for name in cameras)]
-        if any(_same_place(one, given) for one in each for given in map(Path, inputs)):
-            raise ConfigError(f"sink {uri!r} would overwrite what this run reads; choose another file")
-        if any(_same_place(path, other) for other in written):
-            raise ConfigError(f"sink {uri!r} is given twice; give each its own address or file")
-        written.append(path)
-
-
-def _same_place(one: Path, other: Path) -> bool:
-    try:
-        return one.resolve() == other.resolve() or one.samefile(other)
-    except (OSError, ValueError, RuntimeError):
-        return False
 
 
 def _sink_options(sink: SinkConfig, overlay: OverlayConfig, *, painted: bool = False) -> SinkOptions:
@@ -635,16 +630,26 @@ def _display() -> str | None:
     return os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or None
 
 
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM while nothing has been begun that must be ended in order."""
+
+
 @contextmanager
-def _until_interrupted() -> Iterator[threading.Event]:
-    """Give an event that Ctrl-C and SIGTERM set; a second one ends the process at once."""
+def _until_interrupted(begun: threading.Event) -> Iterator[threading.Event]:
+    """Give an event that Ctrl-C and SIGTERM set; a second one ends the process at once.
+
+    Until ``begun`` is set nobody looks at the event: the first one raises ``Interrupted`` instead.
+    """
     stop = threading.Event()
 
     def end(number: int, _frame: object) -> None:
         if stop.is_set():
             os._exit(128 + number)
         stop.set()
-        _say("\nEnding in order; once more ends at once.")
+        if not begun.is_set():
+            raise Interrupted
+        # No print: the signal may have come within one.
+        os.write(2, b"\nEnding in order; once more ends at once.\n")
 
     before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -704,10 +709,13 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("libav").setLevel(logging.CRITICAL)
     try:
-        app()
+        with _until_interrupted(threading.Event()):
+            app()
     except ReciproStreamError as error:
         print(_told(str(error)), file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
+    except Interrupted:
+        sys.exit(0)
 
 
 if __name__ == "__main__":

@@ -366,3 +366,12 @@ def test_a_variable_that_is_missing_is_named(command):
     code, _, errors = command("stream", "--source", "rtsp://ada:${NO_SUCH_THING}@127.0.0.1/x")
     assert code == 2
     assert "NO_SUCH_THING" in errors
+
+
+def test_a_camera_whose_name_holds_a_slash_is_recorded_all_the_same(command, tmp_path):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        uri = f"rtsp://127.0.0.1:{nobody.getsockname()[1]}/hall/door"
+        code, _, errors = command(*squeezenet("--source", uri, "--sink", "out.mp4", "--seconds", "0.3"))
+    assert code == 3, errors
+    assert "connection refused" in errors

@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from pipeline.errors import SinkError
+from pipeline.errors import ConfigError, SinkError
 
 
 def check_writable(path: Path) -> None:
@@ -31,6 +31,36 @@ def check_writable(path: Path) -> None:
         raise SinkError(
             f"{path}: cannot be written ({reason}); choose another place or mend its permissions"
         ) from error
+
+
+def check_outputs(uris: Sequence[str], cameras: Sequence[str], inputs: Sequence[str]) -> None:
+    """Refuse a sink that is given twice, however it is spelled, and one that would overwrite what is read.
+
+    Args:
+        uris: the sinks, as given.
+        cameras: who will come: a recorder gives each its own file.
+        inputs: what the run reads.
+
+    Raises:
+        ConfigError: with the sink's name.
+    """
+    written: list[Path] = []
+    for uri in uris:
+        path = Path(uri)
+        each = [path, *(paths_for(path, cameras).values() if path.suffix else ())]
+        if any(same_place(one, Path(given)) for one in each for given in inputs):
+            raise ConfigError(f"sink {uri!r} would overwrite what this run reads; choose another file")
+        if any(same_place(path, other) for other in written):
+            raise ConfigError(f"sink {uri!r} is given twice; give each its own address or file")
+        written.append(path)
+
+
+def same_place(one: Path, other: Path) -> bool:
+    """Say whether two paths name one file, however they are spelled."""
+    try:
+        return one.resolve() == other.resolve() or one.samefile(other)
+    except (OSError, ValueError, RuntimeError):
+        return False
 
 
 def free_path(path: Path, camera: str, taken: Collection[Path]) -> Path:

@@ -1,0 +1,111 @@
+"""Stopped at any moment: Ctrl-C and SIGTERM while connecting, stalled, decoding, compiling, recording.
+
+    uv run python -m tests.bench.stops --times 20
+
+Each time a run is started in a process of its own, with two cameras (one of ours, live; one that nobody answers for)
+and a recorder, and stopped at a random moment by a random one of the two signals. One JSON line each: how long it took
+to end, its exit code, and whether what it recorded plays. The bound is the read timeout (2 s) plus 1 s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import av.error
+
+from tests.bench.figures import ROOT, place, print_line
+from tests.ground.feed import Feed
+from tests.ground.rtsp_server import RtspServer
+
+BOUND_SECONDS = 3.0
+LONGEST_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """One way to be stopped."""
+
+    after_seconds: float
+    signal: signal.Signals
+
+
+def plays(path: Path) -> int | None:
+    """Return how many frames a recording holds; None where it does not play, 0 where there is none."""
+    if not path.exists():
+        return 0
+    try:
+        with av.open(str(path)) as held:
+            return sum(1 for _ in held.decode(video=0))
+    except av.error.FFmpegError:
+        return None
+
+
+def stopped(words: list[str], stop: Stop, folder: Path) -> dict[str, object]:
+    """Start a run, stop it, and tell how it ended."""
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "run.py"), "stream", *words],
+        cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    ) as run:  # fmt: skip
+        time.sleep(stop.after_seconds)
+        begun = time.monotonic()
+        run.send_signal(stop.signal)
+        try:
+            _, errors = run.communicate(timeout=LONGEST_SECONDS)
+        except subprocess.TimeoutExpired:
+            run.kill()
+            _, errors = run.communicate()
+        seconds = time.monotonic() - begun
+    recordings = {path.name: plays(path) for path in sorted(folder.glob("*.mp4"))}
+    return {
+        "bench": "stops", "after_s": round(stop.after_seconds, 2), "signal": stop.signal.name,
+        "ended_s": round(seconds, 2), "exit_code": run.returncode, "recorded_frames": recordings,
+        "all_play": None not in recordings.values(),
+        "traceback": "Traceback" in errors,
+    }  # fmt: skip
+
+
+def measure(times: int, seed: int, latest_seconds: float) -> list[dict[str, object]]:
+    """Stop runs at random moments; tell each."""
+    chance = random.Random(seed)
+    rows = []
+    with Feed(size=(320, 240), rate=10) as feed, RtspServer(feed) as server, socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(8)  # accepts, and never answers
+        nobody = f"rtsp://127.0.0.1:{silent.getsockname()[1]}/x"
+        for _ in range(times):
+            with tempfile.TemporaryDirectory() as name:
+                stop = Stop(chance.uniform(0.1, latest_seconds), chance.choice([signal.SIGINT, signal.SIGTERM]))
+                words = ["--source", server.url(), "--source", nobody, "--sink", "out.mp4", "--cache", "off"]
+                rows.append(stopped(words, stop, Path(name)))
+                print_line(**rows[-1])
+    return rows
+
+
+def main() -> None:
+    """Measure what the command line names."""
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask.add_argument("--times", type=int, default=20)
+    ask.add_argument("--seed", type=int, default=1)
+    ask.add_argument("--latest-seconds", type=float, default=14.0)
+    told = ask.parse_args()
+    rows = measure(told.times, told.seed, told.latest_seconds)
+    slow = [row for row in rows if float(str(row["ended_s"])) > BOUND_SECONDS]
+    bad = [row for row in rows if row["exit_code"] != 0 or row["traceback"] or not row["all_play"]]
+    worst = max(float(str(row["ended_s"])) for row in rows)
+    print_line(bench="stops, whole", times=len(rows), worst_s=worst, over_bound=len(slow), bad=len(bad), **place())
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    main()

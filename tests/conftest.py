@@ -28,6 +28,7 @@ def own_cache_folder(tmp_path_factory: pytest.TempPathFactory):
     """Keep what tests compile out of the user's cache folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("ORT_DISABLE_TELEMETRY", "1")
         yield
 
 

@@ -1,12 +1,18 @@
-"""A subscriber's connection: made again by itself without end, and able to say in words why nothing comes over it."""
+"""A subscriber's connection: keeps the newest message of each topic, and can say in words why nothing comes.
+
+It is made again by itself without end. A thread of its own reads all the time: what waits in libzmq is old, and a pipe
+that is full when its connection is made again can abort the process (libzmq issue 3937).
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import socket
+import threading
+import time
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import zmq
 
@@ -14,10 +20,16 @@ from overlays.address import Address
 from overlays.curve.handshakes import FAILED, Events, refused_because
 from overlays.curve.keys import ViewerKeys
 from pipeline.errors import SourceError
+from pipeline.pump import Worker
 
 log = logging.getLogger(__name__)
 
-_QUEUE_MESSAGES: Final = 8
+_QUEUE_MESSAGES: Final = 256
+_POLL_MS: Final = 50
+"""How long reading waits before it looks how the connection does, and whether it should stop."""
+_DRAIN_MESSAGES: Final = 256
+"""Messages read in one go: even a flood lets the newest through now and then."""
+MOST_TOPICS: Final = 1024
 _WANTED: Final = (
     FAILED
     | zmq.EVENT_CONNECTED
@@ -34,8 +46,17 @@ _NOBODY: Final = "nobody answers there"
 _WAITING: Final = "somebody answers there and has not let us in yet; a stream lets viewers in once its network is built"
 
 
+class Arrived(NamedTuple):
+    """A topic's newest message."""
+
+    parts: list[bytes]
+    at_unix: float
+    passed_over: int
+    """How many it overtook that nobody has taken."""
+
+
 class Connection:
-    """One ``SUB`` socket. All of it belongs to one thread at a time; anybody may read ``trouble``."""
+    """One ``SUB`` socket and the thread that reads it. Opening, ``take`` and closing belong to one thread at a time."""
 
     def __init__(
         self,
@@ -64,22 +85,30 @@ class Connection:
         """The one of a connection that stands."""
         self._lost_at: float | None = None
         self._said = ""
+        # The bell guards the newest messages: the reading thread puts them there, ``take`` takes them away.
+        self._bell = threading.Condition()
+        self._newest: dict[bytes, Arrived] = {}
+        self._ending = threading.Event()
+        self._worker: Worker | None = None
 
     @property
     def uri(self) -> str:
         """Where it connects to."""
         return self._address.uri
 
-    @property
-    def socket(self) -> zmq.Socket[bytes]:
-        """The open socket.
+    def take(self, wait_seconds: float) -> dict[bytes, Arrived]:
+        """Wait until something is there, but not longer, and return the newest message of each topic, once.
 
         Raises:
             SourceError: it is not open.
         """
-        if self._socket is None:
-            raise SourceError(f"{self.uri}: is not open; use it in a with block")
-        return self._socket
+        if self._worker is None or self._worker.ended:
+            reason = self._worker.error if self._worker is not None else "use it in a with block"
+            raise SourceError(f"{self.uri}: is not open; {reason}")
+        with self._bell:
+            self._bell.wait_for(lambda: self._newest, wait_seconds)
+            taken, self._newest = self._newest, {}
+        return taken
 
     def open(self) -> None:
         """Connect; nobody need be there yet.
@@ -120,8 +149,29 @@ class Connection:
         except zmq.ZMQError as error:
             self.close()
             raise SourceError(f"{self.uri}: cannot be connected to ({error.strerror})") from None
+        connected = self._socket
+        self._ending.clear()
+        self._newest = {}
+        self._worker = Worker(f"viewer of {self.uri}", lambda: self._read(connected), self._ending.set).__enter__()
 
-    def tend(self) -> None:
+    def _read(self, connected: zmq.Socket[bytes]) -> None:
+        """Read all there is, again and again; keep the last message of each topic."""
+        while not self._ending.is_set():
+            self._tend(connected)
+            wait_ms = _POLL_MS
+            for _ in range(_DRAIN_MESSAGES):
+                if not connected.poll(wait_ms, zmq.POLLIN):
+                    break
+                wait_ms = 0
+                parts = _message(connected)
+                with self._bell:
+                    before = self._newest.get(parts[0])
+                    if before is not None or len(self._newest) < MOST_TOPICS:
+                        overtaken = 0 if before is None else before.passed_over + 1
+                        self._newest[parts[0]] = Arrived(parts, time.time(), overtaken)
+                        self._bell.notify_all()
+
+    def _tend(self, connected: zmq.Socket[bytes]) -> None:
         """Hear how the connection does, and make it anew where libzmq has given it up."""
         for event, value in self._events or ():
             self._hear(event, value)
@@ -129,12 +179,15 @@ class Connection:
         if self._lost_at is not None and now - self._lost_at > _RETRY_SECONDS:
             self.oversized += 1
             self._tell(f"a message larger than {self._maximum_bytes} bytes came; the connection was ended before it")
-            self._renew(now)
+            self._renew(connected, now)
         elif self._joined is None and self._calling is None and now - self._renewed_at > _RENEW_SECONDS:
-            self._renew(now)
+            self._renew(connected, now)
 
     def close(self) -> None:
         """End it."""
+        if self._worker is not None:
+            self._worker.__exit__(None, None, None)
+        self._worker = None
         if self._events is not None:
             self._events.close()
         if self._socket is not None:
@@ -179,9 +232,19 @@ class Connection:
             self._said = trouble
             log.warning("%s: %s; still trying", self.uri, trouble)
 
-    def _renew(self, now: float) -> None:
+    def _renew(self, connected: zmq.Socket[bytes], now: float) -> None:
         self._renewed_at = now
         self._lost_at = self._joined = self._calling = None
         with contextlib.suppress(zmq.ZMQError):  # it has given it up already
-            self.socket.disconnect(self.uri)
-        self.socket.connect(self.uri)
+            connected.disconnect(self.uri)
+        connected.connect(self.uri)
+
+
+def _message(connected: zmq.Socket[bytes]) -> list[bytes]:
+    """Read one message; of one with too many parts only so many that it is known for damaged."""
+    parts = [connected.recv()]
+    while connected.getsockopt(zmq.RCVMORE):
+        part = connected.recv()
+        if len(parts) < 4:
+            parts.append(part)
+    return parts

@@ -16,10 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self
 
-import zmq
-
 from overlays.address import parse_address
-from overlays.connection import Connection
+from overlays.connection import MOST_TOPICS, Arrived, Connection
 from overlays.curve.keys import viewer_keys
 from overlays.jpeg import MAX_PICTURE_BYTES, decode_picture
 from overlays.wire import Header, as_overlay, decode_message
@@ -28,11 +26,8 @@ from pipeline.frames import Image, Overlay
 
 log = logging.getLogger(__name__)
 
-_POLL_MS: Final = 50
+_WAIT_SECONDS: Final = 0.05
 """How long reading waits before it looks whether it should stop."""
-_DRAIN_MESSAGES: Final = 256
-"""Messages read in one go: even a flood lets the newest through now and then."""
-_MAX_CAMERAS: Final = 1024
 _SAME_FRAME_SECONDS: Final = 0.005
 """Two readings of a publisher's clocks differ by less, two frames with one index by more."""
 
@@ -176,8 +171,8 @@ class Viewer:
         """
         while stop is None or not stop.is_set():
             given = 0
-            for parts, passed_over in self._newest().values():
-                received = self._read(parts, passed_over)
+            for arrived in self._connection.take(_WAIT_SECONDS).values():
+                received = self._read(arrived)
                 if received is not None:
                     given += 1
                     yield received
@@ -201,36 +196,10 @@ class Viewer:
     ) -> None:
         self._connection.close()
 
-    def _newest(self) -> dict[bytes, tuple[list[bytes], int]]:
-        """Wait a moment, then read all there is: by topic the last message, and how many it overtook."""
-        connected = self._connection.socket
-        self._connection.tend()
-        newest: dict[bytes, tuple[list[bytes], int]] = {}
-        wait_ms = _POLL_MS
-        for _ in range(_DRAIN_MESSAGES):
-            if not connected.poll(wait_ms, zmq.POLLIN):
-                break
-            wait_ms = 0
-            parts = self._message(connected)
-            overtaken = newest.get(parts[0], ([], -1))[1]
-            if parts[0] in newest or len(newest) < _MAX_CAMERAS:
-                newest[parts[0]] = (parts, overtaken + 1)
-        return newest
-
-    @staticmethod
-    def _message(source: zmq.Socket[bytes]) -> list[bytes]:
-        """Read one message; of one with too many parts only so many that it is known for damaged."""
-        parts = [source.recv()]
-        while source.getsockopt(zmq.RCVMORE):
-            part = source.recv()
-            if len(parts) < 4:
-                parts.append(part)
-        return parts
-
-    def _read(self, parts: list[bytes], passed_over: int) -> Received | None:
+    def _read(self, arrived: Arrived) -> Received | None:
         """Decode a message up to its picture; None for a damaged one, and for a frame that was given before."""
         try:
-            header, payload = decode_message(parts)
+            header, payload = decode_message(arrived.parts)
         except WireVersionError:
             raise
         except WireError as error:
@@ -240,12 +209,12 @@ class Viewer:
         last = self._last.get(header.camera)
         if last is not None and _is_same(last, header):
             return None  # sent again for somebody who joined late
-        if last is None and len(self._last) >= _MAX_CAMERAS:
+        if last is None and len(self._last) >= MOST_TOPICS:
             self._last.clear()
         self._last[header.camera] = header
         gap = 0 if last is None or header.index <= last.index else header.index - last.index - 1
-        skipped = min(passed_over, gap)
-        return Received(header, payload, time.time(), missed=gap - skipped, skipped=passed_over)
+        skipped = min(arrived.passed_over, gap)
+        return Received(header, payload, arrived.at_unix, missed=gap - skipped, skipped=arrived.passed_over)
 
     def leave_out(self, error: WireError) -> None:
         """Count a message that cannot be read, or raise what is wrong with it."""

@@ -1,0 +1,212 @@
+"""How fast and how fresh frames arrive: ``python -m tests.bench.delivery [--viewers 1 10 50] [--seconds N] [--slow]``.
+
+One publisher process draws and compresses 720p frames at 30 a second and sends them over the loopback; viewers are
+processes of their own, ten ``Viewer`` each at the most. Every frame carries its number and the time it was made in its
+header *and* its number as black and white squares in the picture; a viewer counts a frame only if both agree. Age is
+arrival at the viewer less the time the frame was made, one clock for all since it is one machine. Prints one JSON line
+per case. ``--slow`` puts a viewer that takes 5 frames a second beside one that takes all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import sys
+import tempfile
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from overlays.curve.keys import make_ring
+from overlays.jpeg import encode_picture
+from overlays.renderer import HeatRenderer
+from overlays.sinks.options import SinkOptions
+from overlays.sinks.zeromq import ZeroMqSink
+from overlays.viewer import Received, Viewer
+from pipeline.frames import Explanation, Finding, Frame, Image, Overlay
+from tests.bench.figures import place, print_line, quantiles
+
+RATE = 30.0
+BITS, SIDE = 16, 16
+"""The number in the picture: so many squares, so many pixels each, in the lowest rows."""
+VIEWERS_EACH = 10
+NOISE = {"30 kB": 1.5, "150 kB": 10.0}
+"""How much noise makes a JPEG about so large; the line tells its true size."""
+
+
+def picture(height: int, width: int, noise: float) -> Image:
+    """Return a picture whose JPEG is the larger the more noise it has."""
+    rows = np.linspace(40, 200, height)[:, None, None] + np.zeros((1, width, 3))
+    grain = np.random.default_rng(0).normal(0, noise, (height, width, 3))
+    return np.clip(rows + grain, 0, 255).astype(np.uint8)
+
+
+def numbered(image: Image, number: int) -> Image:
+    """Return the picture with its number painted into the lowest rows."""
+    marked = image.copy()
+    for bit in range(BITS):
+        marked[-SIDE:, bit * SIDE : (bit + 1) * SIDE] = 255 * (number >> bit & 1)
+    return marked
+
+
+def number_of(image: Image) -> int:
+    """Read the number."""
+    half = SIDE // 2
+    return sum(int(image[-half, bit * SIDE + half].mean() > 127) << bit for bit in range(BITS))
+
+
+def publish(pipe: Any, options: SinkOptions, image: Image, seconds: float) -> None:
+    """Draw and send at the rate until told to stop; answer with what it took."""
+    import cv2
+
+    cv2.setNumThreads(1)
+    heat = np.linspace(0, 1, 49, dtype=np.float32).reshape(7, 7)
+    finding = Finding("water bottle", 0.9, heat, 1)
+    renderer = HeatRenderer()
+    drawing = sending = 0.0
+    with ZeroMqSink("tcp://127.0.0.1:0", options=options) as sink:
+        pipe.send(sink.endpoint)
+        while not pipe.poll(0.02):
+            sink.idle()
+        pipe.recv()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        begun, cpu = time.monotonic(), time.process_time()
+        frames = 0
+        while (now := time.monotonic()) < begun + seconds:
+            frame = Frame(image, "bench", frames, now)
+            overlay = renderer.render(Explanation(frame, (finding,), "recipro-cam/point", "layer4"))
+            drawing += time.monotonic() - now
+            marked = Overlay(numbered(overlay.image, frames), overlay.explanation)
+            at = time.monotonic()
+            sink.put(marked)
+            sending += time.monotonic() - at
+            frames += 1
+            time.sleep(max(0.0, begun + frames / RATE - time.monotonic()))
+        spent = time.monotonic() - begun
+        pipe.send({
+            "frames": frames, "encoded": sink.encoded, "viewers": sink.viewers,
+            "render_share_of_a_core": round(drawing / spent, 3), "put_share_of_a_core": round(sending / spent, 3),
+            "process_share_of_a_core": round((time.process_time() - cpu) / spent, 3),
+            "rss_mib_before": round(before / 1024, 1),
+            "rss_mib_peak": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        })  # fmt: skip
+        pipe.recv()
+
+
+def look(pipe: Any, endpoint: str, keys: dict[str, str], count: int, pace: float) -> None:
+    """Watch with ``count`` viewers until told to stop; answer with how many frames came, and how old."""
+    ages: list[list[float]] = [[] for _ in range(count)]
+    wrong = [0] * count
+    stop = threading.Event()
+
+    def watch(k: int, viewer: Viewer) -> None:
+        for received in viewer.messages(stop):
+            ages[k].append(age_of(received, pace))
+            # Decoding every picture of ten viewers would measure this process instead.
+            if len(ages[k]) % 30 == 1 and number_of(received.image) != received.header.index & (1 << BITS) - 1:
+                wrong[k] += 1
+            if pace:
+                time.sleep(pace)
+
+    with ExitStack() as stack:
+        viewers = [stack.enter_context(Viewer(endpoint, **keys)) for _ in range(count)]
+        threads = [threading.Thread(target=watch, args=(k, viewer)) for k, viewer in enumerate(viewers)]
+        for thread in threads:
+            thread.start()
+        pipe.recv()
+        stop.set()
+        for thread in threads:
+            thread.join()
+    pipe.send((ages, sum(wrong)))
+
+
+def age_of(received: Received, pace: float) -> float:
+    """Return how old a frame is: on arrival, or for a slow viewer when it is looked at."""
+    return (time.time() if pace else received.received_at_unix) - received.header.taken_at_unix
+
+
+def measure(
+    viewers: int, *, curve: bool, seconds: float, paces: tuple[float, ...] = (0.0,), noise: float = 8.0
+) -> dict[str, Any]:
+    """Run one case and return its figures; one group of viewers per pace."""
+    spawn = multiprocessing.get_context("spawn")
+    image = picture(720, 1280, noise)
+    with tempfile.TemporaryDirectory() as folder:
+        options, keys = SinkOptions(), {}
+        if curve:
+            ring = Path(folder) / "keys"
+            make_ring(ring)
+            options = SinkOptions(
+                curve_secret_key_file=str(ring / "server.key_secret"), curve_allow=str(ring / "allowed")
+            )
+            keys = {"key": str(ring / "viewer.key_secret"), "server_key": str(ring / "server.key")}
+        ours, theirs = spawn.Pipe()
+        server = spawn.Process(target=publish, args=(theirs, options, image, seconds))
+        server.start()
+        endpoint = ours.recv()
+        lookers = []
+        for pace in paces:
+            for first in range(0, viewers, VIEWERS_EACH):
+                mine, other = spawn.Pipe()
+                count = min(VIEWERS_EACH, viewers - first)
+                process = spawn.Process(target=look, args=(other, endpoint, keys, count, pace))
+                process.start()
+                lookers.append((pace, mine, process))
+        time.sleep(3.0 + 0.5 * len(lookers))
+        ours.send("go")
+        told = ours.recv()
+        figures = {}
+        wrong = 0
+        answers = []
+        for pace, mine, _ in lookers:
+            mine.send("stop")
+            ages, bad = mine.recv()
+            wrong += bad
+            answers.extend((pace, each) for each in ages)
+        ours.send("end")
+        for process in (server, *(each for _, _, each in lookers)):
+            process.join(10)
+    for pace in paces:
+        groups = [each for its, each in answers if its == pace]
+        rates = sorted(len(each) / seconds for each in groups)
+        figures["slow" if pace else "fast"] = {
+            "viewers": len(groups), "frames_per_second_least": round(rates[0], 1),
+            "frames_per_second_most": round(rates[-1], 1), **quantiles([age for each in groups for age in each]),
+        }  # fmt: skip
+    assert wrong == 0, "a picture showed another number than its header"
+    return {"jpeg_kb": round(len(encode_picture(image)) / 1000), "publisher": told, **figures}
+
+
+def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
+    """Measure, print one JSON line a case, and return them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--viewers", type=int, nargs="*", default=[1, 10, 50])
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--slow", action="store_true")
+    given = parser.parse_args(arguments)
+    told = []
+    cases: list[tuple[str, dict[str, Any]]] = [
+        (f"{count} viewers, CURVE {'on' if curve else 'off'}", {"viewers": count, "curve": curve})
+        for count in given.viewers
+        for curve in (False, True)
+    ]
+    if given.slow:
+        cases += [
+            (f"slow beside fast, {name}", {"viewers": 1, "curve": False, "paces": (0.0, 0.2), "noise": noise})
+            for name, noise in NOISE.items()
+        ]
+    for name, facts in cases:
+        line = {"benchmark": "delivery", "scope": "720p, 30 frames/s, loopback", "case": name, "seconds": given.seconds}
+        line |= measure(seconds=given.seconds, **facts) | place()
+        print_line(**line)
+        told.append(line)
+    return told
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,129 @@
+"""Who may look in, from the command line."""
+
+import sys
+import threading
+
+import numpy as np
+import pytest
+import yaml
+
+import run
+from overlays.sinks.options import SinkOptions
+from overlays.sinks.zeromq import ZeroMqSink
+from pipeline.frames import Explanation, Finding, Frame, Overlay
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """Run a command in this process, in an empty folder; return exit code, output, errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["run.py", *map(str, words)])
+        try:
+            run.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return call
+
+
+@pytest.fixture
+def locked(command, tmp_path):
+    """A stream that asks for keys, and puts a frame every now and then."""
+    assert command("keys", "new", "keys")[0] == 0
+    folder = tmp_path / "keys"
+    (tmp_path / "server.key").write_bytes((folder / "server.key").read_bytes())
+    options = SinkOptions(curve_secret_key_file=str(folder / "server.key_secret"), curve_allow=str(folder / "allowed"))
+    stop = threading.Event()
+    with ZeroMqSink("tcp://127.0.0.1:0", options=options) as sink:
+
+        def put():
+            index = 0
+            while not stop.wait(0.02):
+                frame = Frame(np.full((48, 64, 3), 90, np.uint8), "door", index, 0.0)
+                finding = Finding("dent", 0.9, np.ones((2, 2), np.float32))
+                sink.put(Overlay(frame.image.copy(), Explanation(frame, (finding,), "recipro-cam/point", "layer4")))
+                index += 1
+
+        putting = threading.Thread(target=put)
+        putting.start()
+        yield sink.endpoint
+        stop.set()
+        putting.join()
+
+
+def test_keys_are_made_once_and_the_words_that_go_with_them_are_told(command, tmp_path):
+    code, told, _ = command("keys", "new", "keys")
+    assert code == 0
+    assert "--curve-keys keys" in told
+    assert "--key viewer.key_secret --server-key server.key" in told
+    made = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert made == {f"keys/{n}" for n in ("server.key", "server.key_secret", "viewer.key_secret", "allowed/viewer.key")}
+    code, _, errors = command("keys", "new", "keys")
+    assert code == 2
+    assert "never overwritten" in errors
+    assert command("keys", "add", "keys", "ann")[0] == 0
+    assert (tmp_path / "keys" / "allowed" / "ann.key").is_file()
+    assert command("keys", "add", "keys", "ann")[0] == 2
+    assert command("keys", "add", "elsewhere", "ann")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "rule"),
+    [
+        (["--sink", "tcp://0.0.0.0:5555"], "say --insecure"),
+        (["--sink", "tcp://0.0.0.0:5555", "--curve-keys", "nowhere"], "keys new DIR"),
+        (["--sink", "tcp://127.0.0.1:5555", "--allow", "nowhere"], "--curve-keys DIR"),
+        (["--sink", "out.jsonl", "--curve-keys", "keys"], "add --sink tcp://"),
+    ],
+)
+def test_a_stream_that_would_be_open_by_mistake_does_not_start(command, monkeypatch, words, rule):
+    monkeypatch.setattr(run, "_explainer", lambda _: pytest.fail("it started"))
+    code, _, errors = command("stream", "--source", "line:", *words)
+    assert code == 2
+    assert rule in errors
+
+
+def test_the_options_are_the_configurations_keys(command):
+    shown = command(
+        "stream", "--source", "line:", "--sink", "tcp://0.0.0.0:5555", "--sink", "out.mp4", "--curve-keys", "keys",
+        "--allow", "list", "--print-config",
+    )[1]  # fmt: skip
+    network, video = yaml.safe_load(shown)["sinks"]
+    assert network["curve"] == {"secret_key_file": "keys/server.key_secret", "allow": "list"}
+    assert "curve" not in video
+    shown = command("stream", "--source", "line:", "--sink", "tcp://0.0.0.0:5", "--insecure", "--print-config")[1]
+    assert yaml.safe_load(shown)["sinks"][0]["insecure"] is True
+
+
+def test_a_curve_key_written_wrong_is_named(command, tmp_path):
+    (tmp_path / "a.yaml").write_text("sources: ['line:']\nsinks: [{uri: 'tcp://*:1', curve: {secret_key: x}}]")
+    code, _, errors = command("stream", "a.yaml")
+    assert code == 2
+    assert "sinks[0].curve" in errors
+    assert "Did you mean 'secret_key_file'" in errors
+
+
+def test_view_sees_with_the_right_keys(command, locked):
+    words = ("--key", "keys/viewer.key_secret", "--server-key", "server.key")
+    code, told, errors = command("view", locked, *words, "--sink", "seen.jsonl", "--frames", 3)
+    assert code == 0, errors
+    assert "3 frames seen" in told
+
+
+def test_view_without_keys_ends_with_two_and_the_reason(command, locked):
+    code, _, errors = command("view", locked, "--sink", "seen.jsonl", "--seconds", 1)
+    assert code == 2
+    assert "admits only viewers with keys" in errors
+
+
+def test_view_with_an_unknown_key_ends_with_two_and_the_reason(command, locked, tmp_path):
+    (tmp_path / "keys" / "allowed" / "viewer.key").unlink()
+    words = ("--key", "keys/viewer.key_secret", "--server-key", "server.key")
+    code, _, errors = command("view", locked, *words, "--sink", "seen.jsonl", "--seconds", 1)
+    assert code == 2
+    assert "the server does not know this viewer's key" in errors

@@ -210,7 +210,12 @@ def _silent(renderer: Renderer, doors: Sequence[tuple[Sink, Relay[Overlay]]]) ->
 
 def outlet_of(sink: Sink, put: Callable[[Overlay], None], depth: int = 16) -> Relay[Overlay]:
     """Return the thread and queue before a sink: deep where every frame counts, else the two newest."""
-    return Relay(sink.uri, put, depth=depth if sink.lossless else 2, idle=sink.idle)
+    return Relay(sink.uri, put, depth=depth if sink.lossless else 2, idle=sink.idle, weigh=_bytes_of)
+
+
+def _bytes_of(overlay: Overlay) -> int:
+    frame = overlay.explanation.frame.image
+    return overlay.image.nbytes + (0 if overlay.image is frame else frame.nbytes)
 
 
 def _timed(sink: Sink, tally: Tally) -> Callable[[Overlay], None]:

@@ -253,7 +253,14 @@ class Relay(Generic[T]):
     """
 
     def __init__(
-        self, name: str, deliver: Callable[[T], None], *, depth: int = 8, idle: Callable[[], None] | None = None
+        self,
+        name: str,
+        deliver: Callable[[T], None],
+        *,
+        depth: int = 8,
+        idle: Callable[[], None] | None = None,
+        weigh: Callable[[T], int] | None = None,
+        most_bytes: int = 1 << 28,
     ) -> None:
         """Take what the thread calls.
 
@@ -263,6 +270,8 @@ class Relay(Generic[T]):
             depth: how many items may wait.
             idle: called every ``POLL_SECONDS`` while nothing waits: a window must answer keys, a late viewer wants the
                 last picture.
+            weigh: the bytes an item holds; None: items are only counted.
+            most_bytes: what waits may hold so much together; a single item always may wait.
         """
         self.name = name
         self.error: BaseException | None = None
@@ -272,6 +281,8 @@ class Relay(Generic[T]):
         self._deliver = deliver
         self._idle = idle
         self._depth = depth
+        self._weigh = weigh or (lambda _item: 0)
+        self._most_bytes = most_bytes
         # The lock guards the queue and the flags; deliver runs without it.
         self._bell = threading.Condition()
         self._queue: deque[T] = deque()
@@ -310,13 +321,17 @@ class Relay(Generic[T]):
         """Queue one item: wait for room, or make room by dropping the oldest. Does nothing once it is broken."""
         with self._bell:
             if overflow == "wait":
-                self._bell.wait_for(lambda: len(self._queue) < self._depth or self.broken)
-            while len(self._queue) >= self._depth:
+                self._bell.wait_for(lambda: self._has_room(item) or self.broken)
+            while not self._has_room(item):
                 self._queue.popleft()
                 self.dropped += 1
             if not self.broken:
                 self._queue.append(item)
                 self._bell.notify_all()
+
+    def _has_room(self, item: T) -> bool:
+        held = sum(map(self._weigh, self._queue))
+        return not self._queue or (len(self._queue) < self._depth and held + self._weigh(item) <= self._most_bytes)
 
     def _run(self) -> None:
         try:

@@ -200,3 +200,20 @@ def test_a_file_loses_nothing_however_long_it_waits():
     with Pump(source, depth=2, overflow="wait", max_age_seconds=30.0) as pump:
         assert [frame.index for frame in pump] == [0, 1, 2, 3]
     assert pump.expired == 0
+
+
+def test_what_waits_is_bounded_in_bytes_too_but_one_item_always_may():
+    gate, delivered = threading.Event(), []
+
+    def deliver(item):
+        gate.wait(10)
+        delivered.append(item)
+
+    with Relay("disk", deliver, depth=16, weigh=lambda item: item, most_bytes=100) as relay:
+        relay.put(1)
+        wait_until(lambda: not relay._queue)  # taken: the door is busy with it
+        for item in (60, 40, 70, 500):
+            relay.put(item)
+        gate.set()
+    assert delivered == [1, 500]
+    assert relay.dropped == 3

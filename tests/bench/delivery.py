@@ -60,6 +60,12 @@ def number_of(image: Image) -> int:
     return sum(int(image[-half, bit * SIDE + half].mean() > 127) << bit for bit in range(BITS))
 
 
+def resident_mib() -> float:
+    """Return what this process holds in memory now."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return round(pages * resource.getpagesize() / (1 << 20), 1)
+
+
 def publish(pipe: Any, options: SinkOptions, image: Image, seconds: float) -> None:
     """Draw and send at the rate until told to stop; answer with what it took."""
     import cv2
@@ -74,7 +80,7 @@ def publish(pipe: Any, options: SinkOptions, image: Image, seconds: float) -> No
         while not pipe.poll(0.02):
             sink.idle()
         pipe.recv()
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        settled = most = 0.0
         begun, cpu = time.monotonic(), time.process_time()
         frames = 0
         while (now := time.monotonic()) < begun + seconds:
@@ -86,14 +92,15 @@ def publish(pipe: Any, options: SinkOptions, image: Image, seconds: float) -> No
             sink.put(marked)
             sending += time.monotonic() - at
             frames += 1
+            most = max(most, resident_mib())
+            settled = most if frames == RATE else settled
             time.sleep(max(0.0, begun + frames / RATE - time.monotonic()))
         spent = time.monotonic() - begun
         pipe.send({
             "frames": frames, "encoded": sink.encoded, "viewers": sink.viewers,
             "render_share_of_a_core": round(drawing / spent, 3), "put_share_of_a_core": round(sending / spent, 3),
             "process_share_of_a_core": round((time.process_time() - cpu) / spent, 3),
-            "rss_mib_before": round(before / 1024, 1),
-            "rss_mib_peak": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+            "rss_mib_after_a_second": settled, "rss_mib_at_most": most, "rss_mib_at_last": resident_mib(),
         })  # fmt: skip
         pipe.recv()
 

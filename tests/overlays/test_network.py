@@ -301,7 +301,7 @@ def test_leaving_with_messages_under_way_takes_no_longer_than_the_linger(overlai
         assert time.monotonic() - begun < 3.0
 
 
-def test_a_frozen_viewer_is_noticed_and_its_camera_rests(overlaid, until):
+def test_a_frozen_viewer_is_noticed_its_camera_rests_and_once_it_thaws_it_sees_again(overlaid, until):
     code = (
         "import sys; from overlays.viewer import Viewer\n"
         "with Viewer(sys.argv[1]) as viewer:\n"
@@ -323,6 +323,14 @@ def test_a_frozen_viewer_is_noticed_and_its_camera_rests(overlaid, until):
 
                 until(gone)
                 assert time.monotonic() - begun < 5.0
+                watcher.send_signal(signal.SIGCONT)
+
+                def back():
+                    sink.put(overlaid(index=77))
+                    return sink.needs_picture("line")
+
+                until(back)
+                assert watcher.stdout.readline() == b"77\n"
             finally:
                 watcher.kill()
 

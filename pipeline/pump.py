@@ -76,6 +76,8 @@ class Pump:
         self._bell = bell or threading.Condition()
         self._queue: deque[Frame] = deque()
         self._depth = depth
+        self._crowded_at: int | None = None
+        """``taken`` when the reader last found several waiting; None where it found one or none."""
         self._max_age_seconds = max_age_seconds if source.live else None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"pump {source.camera}", daemon=True)
@@ -117,8 +119,19 @@ class Pump:
             self._bell.notify_all()
 
     def take(self) -> Frame | None:
-        """Return the oldest waiting frame that is not too old, or None when none waits now."""
+        """Return the next waiting frame, or None when none waits now.
+
+        That is the oldest one. But a reader of a live source that finds several waiting, and again new ones among
+        several the next time, is behind: it gets the newest, and the others are dropped. One hiccup costs no frame, and
+        falling behind never makes them old.
+        """
         with self._bell:
+            crowded = self.overflow == "drop-oldest" and len(self._queue) > 1
+            behind = crowded and self._crowded_at not in {None, self.taken}
+            while behind and len(self._queue) > 1:
+                self._queue.popleft()
+                self.dropped += 1
+            self._crowded_at = self.taken if crowded else None
             frame = self._queue.popleft() if self._queue else None
             while frame is not None and self.too_old(frame):
                 self.expired += 1

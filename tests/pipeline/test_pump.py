@@ -217,3 +217,26 @@ def test_what_waits_is_bounded_in_bytes_too_but_one_item_always_may():
         gate.set()
     assert delivered == [1, 500]
     assert relay.dropped == 3
+
+
+def crowd(pump, *indices):
+    pump._queue.extend(Frame(np.zeros((2, 2, 3), np.uint8), "door", k, time.monotonic()) for k in indices)
+    pump.taken += len(indices)
+
+
+def test_one_hiccup_costs_no_frame_but_who_stays_behind_gets_the_newest():
+    pump = Pump(FakeSource(), depth=3)
+    crowd(pump, 0, 1)
+    assert [pump.take().index, pump.take().index] == [0, 1]
+    assert pump.dropped == 0
+    crowd(pump, 2, 3)
+    assert pump.take().index == 2
+    crowd(pump, 4, 5)
+    assert pump.take().index == 5
+    assert pump.dropped == 2
+
+
+def test_who_waits_for_its_reader_is_never_passed_over():
+    pump = Pump(FakeSource(), depth=3, overflow="wait")
+    crowd(pump, 0, 1, 2)
+    assert [pump.take().index for _ in range(3)] == [0, 1, 2]

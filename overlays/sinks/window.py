@@ -25,7 +25,7 @@ _LARGEST_START: Final = (1280, 800)
 """A window starts no larger than this, so that it fits a laptop's screen; it can be resized."""
 _PROBE_SECONDS: Final = 20.0
 _PROBE: Final = "import cv2; cv2.namedWindow('recipro-stream', cv2.WINDOW_GUI_NORMAL); cv2.destroyAllWindows()"
-_INSTEAD: Final = "use --sink out.mp4, or --sink tcp://0.0.0.0:5555 and `run.py view` on a machine with a screen"
+_INSTEAD: Final = "use --sink out.mp4, or --sink tcp://0.0.0.0:5555 (with --curve-keys) and `run.py view` elsewhere"
 
 
 class WindowSink:

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from stream.sources import SourceOptions
-from tests.bench import faults, soak
+from tests.bench import faults, overload, soak
 from tests.ground.footage import Mark
 from tests.ground.witness import Glance, Sighting
 
@@ -55,3 +55,11 @@ def test_shares_count_what_left_of_what_was_taken():
     assert soak.shares([], ["a"]) == {"a": 0.0}
     assert soak.ages(seen) == {"p50": 1.0, "p95": 2.0, "p99": 2.0, "max": 2.0}
     assert soak.ages([Sighting("a", None, 1.0, (1, 1))]) is None
+
+
+def test_under_overload_every_frame_is_accounted_for_and_the_pictures_say_the_same():
+    told = overload.measure(2.0, engine_rate=10.0, times=4.0)
+    assert told["every_frame_is_accounted_for"]
+    assert told["dropped"] > 0
+    assert told["numbers_missing_in_the_pictures"] == told["indices_missing"]
+    assert told["unreadable"] == 0

@@ -34,6 +34,8 @@ class Sighting:
     at: float
     """When it left, monotonic seconds."""
     size: tuple[int, int]
+    index: int = 0
+    """The frame's, as its source counts."""
 
     @property
     def age_seconds(self) -> float:
@@ -62,7 +64,8 @@ class Witness:
         if overlay.silence is not None:
             return
         frame = overlay.explanation.frame
-        seen = Sighting(frame.camera, read(frame.image), time.monotonic(), (frame.width, frame.height))
+        size = (frame.width, frame.height)
+        seen = Sighting(frame.camera, read(frame.image), time.monotonic(), size, frame.index)
         with self._lock:
             self._sightings.append(seen)
 

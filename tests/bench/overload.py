@@ -1,0 +1,79 @@
+"""A camera four times as fast as the engine: how old the pictures get, and whether every drop is counted.
+
+    uv run python -m tests.bench.overload --seconds 120
+
+One camera of our own paints number and time into its pictures; the engine takes a fixed time for each. Ages are read
+from the pictures as they leave. Dropped: what the pump counted, beside the numbers that are missing in what left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import threading
+import time
+from collections.abc import Sequence
+
+from overlays.renderer import HeatRenderer
+from pipeline.frames import Explanation, Frame
+from pipeline.loop import Limits, carry
+from pipeline.ports import Source
+from stream.sources import build_source
+from tests.bench.figures import place, print_line, quantiles
+from tests.ground.feed import Feed
+from tests.ground.rtsp_server import RtspServer
+from tests.ground.witness import Glance, Witness
+
+
+class Slow(Glance):
+    """Takes its time."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def explain(self, frames: Sequence[Frame]) -> Sequence[Explanation]:
+        """Give each frame the same finding, after the time an engine would have taken."""
+        time.sleep(self._seconds)
+        return super().explain(frames)
+
+
+def measure(seconds: float, engine_rate: float, times: float) -> dict[str, object]:
+    """Run one camera into one slow engine."""
+    camera_rate = round(times * engine_rate)
+    witness, stop = Witness(), threading.Event()
+    with Feed(rate=camera_rate, key_every=camera_rate) as feed, RtspServer(feed) as server:
+        source: Source = build_source(server.url(), camera="fast")
+        with source:
+            outcome = carry(
+                [(source, "drop-oldest")], Slow(1.0 / engine_rate), HeatRenderer(), [witness],
+                limits=Limits(seconds=seconds, batch=1), stop=stop,
+            )  # fmt: skip
+    seen = witness.taken()
+    numbers = [one.mark.number for one in seen if one.mark]
+    missing = numbers[-1] - numbers[0] + 1 - len(numbers)
+    indices = [one.index for one in seen]
+    by_index = indices[-1] - indices[0] + 1 - len(indices)
+    bound = 2.0 / engine_rate + 1.0 / camera_rate
+    ages = [one.age_seconds for one in seen if one.mark]
+    (pump,) = outcome.pumps
+    return {
+        "bench": "overload", "seconds": seconds, "camera_rate": camera_rate, "engine_rate": engine_rate,
+        "taken": outcome.taken, "explained": outcome.explained, "dropped": outcome.dropped,
+        "waiting_at_the_end": pump.waiting,
+        "every_frame_is_accounted_for": outcome.taken == outcome.explained + outcome.dropped + pump.waiting,
+        "numbers_missing_in_the_pictures": missing, "indices_missing": by_index, "shown": len(seen),
+        "unreadable": len(seen) - len(numbers), "age": quantiles(ages), "bound_ms": round(1e3 * bound, 1),
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Measure what the command line names."""
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask.add_argument("--seconds", type=float, default=120.0)
+    ask.add_argument("--engine-rate", type=float, default=10.0)
+    ask.add_argument("--times", type=float, default=4.0)
+    told = ask.parse_args()
+    print_line(**measure(told.seconds, told.engine_rate, told.times), **place())
+
+
+if __name__ == "__main__":
+    main()

@@ -23,10 +23,21 @@ _READS_IN_VAIN: Final = 32  # damaged places in a row that a file is read past
 
 def video_stream(container: InputContainer) -> VideoStream | None:
     """Return the video stream FFmpeg deems best (default, largest), None where there is only cover art or nothing."""
-    best = container.streams.best("video")
+    try:
+        best = container.streams.best("video")
+    except IndexError:  # a damaged header has FFmpeg find a stream that PyAV does not hold
+        return None
     if not isinstance(best, VideoStream) or int(best.disposition) & ATTACHED_PICTURE:
         return None
     return best
+
+
+def packets_of(container: InputContainer, stream: VideoStream) -> Iterator[VideoPacket]:
+    """Give the packets of a stream. Raises FFmpeg's errors, and no other."""
+    try:
+        yield from container.demux(stream)
+    except IndexError:  # a damaged header has FFmpeg find a stream that PyAV does not hold
+        raise av.error.InvalidDataError(0, "damaged header") from None
 
 
 def packets(container: InputContainer, stream: VideoStream, on_damage: Callable[[], None]) -> Iterator[VideoPacket]:
@@ -37,7 +48,7 @@ def packets(container: InputContainer, stream: VideoStream, on_damage: Callable[
     in_vain = 0
     while in_vain < _READS_IN_VAIN:
         try:
-            for packet in container.demux(stream):
+            for packet in packets_of(container, stream):
                 in_vain = 0
                 yield packet
         except av.error.FFmpegError:

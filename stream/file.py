@@ -10,11 +10,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Final, Literal, Self, cast
 
 import av
 import av.error
 from av.container import InputContainer
+from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from pipeline.errors import DamagedError, SourceError
@@ -141,6 +142,10 @@ class FileSource:
             kinds = ", ".join(sorted({s.type for s in self._container.streams}))
             self._close()
             message = f"{self.uri}: holds no video, only {kinds}; name a file with moving pictures"
+            raise SourceError(message)
+        if cast("VideoCodecContext | None", stream.codec_context) is None:  # its stub does not know of unknown codecs
+            self._close()
+            message = f"{self.uri}: its video is in a codec that is not known here, or its header is damaged; {_REMUX}"
             raise SourceError(message)
         stream.thread_type = threads
         self._is_cut_gif = not self._remote and "gif" in self._formats and not _gif_is_whole(self._path)

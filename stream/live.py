@@ -25,7 +25,7 @@ from pipeline.errors import ConnectionLostError
 from pipeline.frames import Frame
 from pipeline.ports import Health, State
 from stream.clock import StreamClock
-from stream.decode import Decoding, VideoPacket, video_stream
+from stream.decode import Decoding, VideoPacket, packets_of, video_stream
 from stream.failures import Failure, failure_of
 from stream.h264 import FrameNumbers
 from stream.picture import RgbConverter
@@ -217,7 +217,7 @@ def demuxed(container: InputContainer, stop: threading.Event) -> Iterator[VideoP
     stream = video_stream(container)
     if stream is None:
         return
-    for packet in container.demux(stream):
+    for packet in packets_of(container, stream):
         if stop.is_set():
             return
         yield packet

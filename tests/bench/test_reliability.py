@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from stream.sources import SourceOptions
-from tests.bench import faults, overload, soak
+from tests.bench import faults, fuzz, overload, soak
 from tests.ground.footage import Mark
 from tests.ground.witness import Glance, Sighting
 
@@ -63,3 +63,10 @@ def test_under_overload_every_frame_is_accounted_for_and_the_pictures_say_the_sa
     assert told["dropped"] > 0
     assert told["numbers_missing_in_the_pictures"] == told["indices_missing"]
     assert told["unreadable"] == 0
+
+
+def test_whatever_is_damaged_ends_in_pictures_or_a_typed_error():
+    found = fuzz.measure(60, 3, None)
+    assert found["escaped"] == []
+    assert sum(found["endings"].values()) == 60
+    assert {name.split(":")[0] for name in found["endings"]} == {"description", "answer", "file"}

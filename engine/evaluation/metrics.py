@@ -1,0 +1,158 @@
+"""The field's measures of an explanation, as pure functions; every one names its source.
+
+Scores are softmax scores of the explained class, in [0, 1]. Maps are in [0, 1], at the size of the network's input
+unless said otherwise. Results are shares, not per cents. Knows nothing about networks or files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.frames import Box
+
+Map = npt.NDArray[np.floating]
+"""A map of any floating type, (rows, columns)."""
+
+TOLERANCE_PIXELS = 15.0
+"""How far beside the object a peak may lie in the pointing game with tolerance (Zhang et al., 2018)."""
+
+FLAT = 1e-12
+"""A variance within this share of the squared mean is rounding: the map is flat."""
+
+
+def drop(plain: float, masked: float) -> float:
+    """Return which share of the score is lost when only what the map shows is left: ``max(0, Y - O) / Y``.
+
+    The mean over images is the Average Drop. Chattopadhay et al., *Grad-CAM++*, arXiv:1710.11063, section 4.1. A score
+    of 0 has nothing to lose: 0.
+    """
+    return max(0.0, plain - masked) / plain if plain > 0.0 else 0.0
+
+
+def increase(plain: float, masked: float) -> bool:
+    """Say whether the score rises when only what the map shows is left.
+
+    The share of images is the Increase in Confidence. Chattopadhay et al., arXiv:1710.11063, section 4.1.
+    """
+    return masked > plain
+
+
+def correlation(one: Map, other: Map) -> float:
+    """Return Pearson's correlation of two maps, in [-1, 1]; 0 where one of them is flat and there is none."""
+    a, b = np.asarray(one, np.float64).ravel(), np.asarray(other, np.float64).ravel()
+    if _is_flat(a) or _is_flat(b):
+        return 0.0
+    a, b = a - a.mean(), b - b.mean()
+    return float(np.clip(np.dot(a, b) / math.sqrt(float(np.dot(a, a)) * float(np.dot(b, b))), -1.0, 1.0))
+
+
+def _is_flat(values: npt.NDArray[np.float64]) -> bool:
+    return float(values.var()) <= FLAT * float(values.mean()) ** 2
+
+
+def coherency(heat: Map, heat_of_masked: Map) -> float:
+    """Return how alike the map is to that of the image masked by it, both of the same class: ``(r + 1) / 2``.
+
+    ``r`` is Pearson's correlation. Poppi et al., *Revisiting the evaluation of class activation mapping for
+    explainability*, arXiv:2104.10252, section 3.2: mapped to [0, 1], as in the authors' code. A flat map explains
+    nothing: 0.
+    """
+    a, b = np.asarray(heat, np.float64).ravel(), np.asarray(heat_of_masked, np.float64).ravel()
+    return 0.0 if _is_flat(a) or _is_flat(b) else (correlation(a, b) + 1.0) / 2.0
+
+
+def complexity(heat: Map) -> float:
+    """Return the mean of the map, its L1 norm over its size: how much of the picture it needs.
+
+    Poppi et al., arXiv:2104.10252, section 3.2.
+    """
+    return float(np.abs(np.asarray(heat, np.float64)).mean())
+
+
+def adcc(average_drop: float, coherent: float, complex_: float) -> float:
+    """Return the harmonic mean of coherency, 1 - complexity and 1 - average drop; 0 where one of them is 0.
+
+    Poppi et al., arXiv:2104.10252, section 3.3.
+    """
+    parts = (coherent, 1.0 - complex_, 1.0 - average_drop)
+    return 3.0 / sum(1.0 / part for part in parts) if min(parts) > 0.0 else 0.0
+
+
+def adcc_of_means(drops: Sequence[float], coherencies: Sequence[float], complexities: Sequence[float]) -> float:
+    """Return ADCC of the data set's mean coherency, complexity and drop.
+
+    Byun and Lee, *Recipro-CAM*, arXiv:2209.14074, table 1. NaN for no image.
+    """
+    return adcc(mean(drops), mean(coherencies), mean(complexities)) if drops else math.nan
+
+
+def adcc_per_image(drops: Sequence[float], coherencies: Sequence[float], complexities: Sequence[float]) -> float:
+    """Return the mean over images of each image's own ADCC.
+
+    Poppi et al., arXiv:2104.10252: the authors' code gives one figure an image. NaN for no image.
+    """
+    return mean([adcc(*one) for one in zip(drops, coherencies, complexities, strict=True)])
+
+
+def mean(values: Sequence[float]) -> float:
+    """Return the mean, NaN for none."""
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+def area_under(scores: Sequence[float]) -> float:
+    """Return the area under scores at evenly spaced shares 0 to 1, by the trapezoid rule.
+
+    Deletion and Insertion of Petsiuk et al., *RISE*, arXiv:1806.07421, section 4.1, are this area while pixels are
+    taken from the picture, or given to a blurred one, hottest first.
+    """
+    if len(scores) < 2:
+        message = f"{len(scores)} scores enclose no area; give two or more"
+        raise ValueError(message)
+    return (math.fsum(scores) - (scores[0] + scores[-1]) / 2.0) / (len(scores) - 1)
+
+
+def hottest_first(heat: Map) -> npt.NDArray[np.intp]:
+    """Return the places of a flattened map, hottest first; equals keep their order."""
+    return np.argsort(-np.asarray(heat, np.float64).ravel(), kind="stable")
+
+
+def points_at(peak: tuple[float, float], boxes: Sequence[Box], tolerance_pixels: float = 0.0) -> bool:
+    """Say whether the peak (x, y) lies in a box, or no farther than the tolerance from one.
+
+    The pointing game is the share of hits. Zhang et al., *Top-down neural attention by excitation backprop*,
+    arXiv:1608.00507, section 4.1, play it with 15 pixels.
+    """
+    x, y = peak
+    if tolerance_pixels <= 0.0:
+        return any(box.holds(x, y) for box in boxes)
+    away = (math.hypot(max(box.left - x, 0.0, x - box.right), max(box.top - y, 0.0, y - box.bottom)) for box in boxes)
+    return any(distance <= tolerance_pixels for distance in away)
+
+
+def energy_inside(heat: Map, inside: npt.NDArray[np.bool_]) -> float:
+    """Return the share of the map's sum that lies inside a mask; 0 for a map that is all zero.
+
+    The energy-based pointing game. Wang et al., *Score-CAM*, arXiv:1910.01279, section 4.3.
+    """
+    total = float(np.asarray(heat, np.float64).sum())
+    return float(np.asarray(heat, np.float64)[inside].sum()) / total if total > 0.0 else 0.0
+
+
+def rank_correlation(one: Map, other: Map) -> float:
+    """Return Spearman's correlation of two maps, ranks of equals averaged; 0 where one is flat.
+
+    The likeness used by Adebayo et al., *Sanity checks for saliency maps*, arXiv:1810.03292, section 3: near 0 between
+    the maps of a trained network and of the same network with randomised weights.
+    """
+    return correlation(_ranks(one), _ranks(other))
+
+
+def _ranks(heat: Map) -> npt.NDArray[np.float64]:
+    _, place, counts = np.unique(np.asarray(heat, np.float64).ravel(), return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    middle: npt.NDArray[np.float64] = ends - (counts - 1) / 2.0
+    return middle[place.ravel()]

@@ -6,6 +6,26 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
+class ClipOptions:
+    """What a folder of clips is told."""
+
+    rotate_seconds: float | None = 300.0
+    """A clip is closed and the next begun after so long; None: never."""
+    rotate_bytes: int | None = None
+    """... or when it has become so large."""
+    budget_bytes: int | None = None
+    """What all clips of this recorder may take on the disk; the oldest are removed. None: all are kept."""
+    when: str | None = None
+    """Which frames are worth a clip (``overlays.condition``); None: all are."""
+    seconds_before: float = 5.0
+    """What is kept of the time before the first of them."""
+    seconds_after: float = 5.0
+    """... and after the last."""
+    ring_bytes: int = 64 << 20
+    """What one camera's time before an event may take in memory, encoded."""
+
+
+@dataclass(frozen=True, slots=True)
 class SinkOptions:
     """The knobs of every sink; each takes those that concern it."""
 
@@ -42,3 +62,5 @@ class SinkOptions:
     """How much the hottest spot covers there, until somebody changes it."""
     painted: bool = False
     """Whether the frames that come have heat on them already: they were received, not taken."""
+    clips: ClipOptions = field(default_factory=ClipOptions)
+    """Of recordings into a folder."""

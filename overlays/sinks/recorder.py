@@ -119,7 +119,7 @@ class _Recording:
             self._container = _open(path)
         except (av.error.FFmpegError, OSError, ValueError) as error:
             raise SinkError(f"{path}: cannot be recorded ({_reason(error)})") from error
-        self._stream = _add_stream(self._container, self._size, options)
+        self._stream = add_video_stream(self._container, self._size, options)
 
     def add(self, image: Image, pts_seconds: float | None, taken_at: float) -> None:
         """Encode one picture."""
@@ -166,7 +166,8 @@ def _open(path: Path) -> OutputContainer:
     return av.open(str(path), "w", options=mp4 if path.suffix.lower() == ".mp4" else {})
 
 
-def _add_stream(container: OutputContainer, size: tuple[int, int], options: SinkOptions) -> VideoStream:
+def add_video_stream(container: OutputContainer, size: tuple[int, int], options: SinkOptions) -> VideoStream:
+    """Give a container a stream of H.264 for pictures of ``size`` (width, height)."""
     # Without B-frames pictures leave in the order in which they came, and a killed run loses fewer of them.
     x264 = {"preset": options.video_preset, "crf": str(options.video_quality), "bf": "0"}
     stream = container.add_stream("libx264", rate=Fraction(options.fallback_rate).limit_denominator(1001), options=x264)

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from overlays.sinks.options import SinkOptions
+from overlays.sinks.options import ClipOptions, SinkOptions
 from pipeline.errors import SinkError, nearest
 from pipeline.ports import Sink
 
@@ -43,6 +43,12 @@ def _recorder(uri: str, cameras: Sequence[str], options: SinkOptions) -> Sink:
     return RecorderSink(Path(uri), cameras=tuple(cameras), options=options)
 
 
+def _clips(uri: str, cameras: Sequence[str], options: SinkOptions) -> Sink:
+    from overlays.sinks.clips import ClipsSink
+
+    return ClipsSink(uri, cameras=tuple(cameras), options=options)
+
+
 def _log(uri: str, cameras: Sequence[str], options: SinkOptions) -> Sink:  # noqa: ARG001 - one shape for all
     from overlays.sinks.log import LogSink
 
@@ -55,6 +61,7 @@ SINKS: Final[Mapping[str, Builder]] = MappingProxyType(
         "tcp://": _zeromq,
         "ipc://": _zeromq,
         "http://": _page,
+        "/": _clips,
         ".mp4": _recorder,
         ".mkv": _recorder,
         ".jsonl": _log,
@@ -62,8 +69,11 @@ SINKS: Final[Mapping[str, Builder]] = MappingProxyType(
 )
 """What a sink's URI is, begins with, or ends with."""
 
+_FOLDER_ONLY: Final = (
+    "rotation, disk budget and record_when are for a folder of clips; write it with a slash at its end, such as clips/"
+)
 _EXAMPLES: Final = (
-    "window, tcp://127.0.0.1:5555, ipc:///tmp/overlays, http://127.0.0.1:8000, out.mp4, out.mkv or out.jsonl"
+    "window, tcp://127.0.0.1:5555, ipc:///tmp/overlays, http://127.0.0.1:8000, out.mp4, out.mkv, clips/ or out.jsonl"
 )
 
 
@@ -71,30 +81,40 @@ def build_sink(uri: str, *, cameras: Sequence[str] = (), options: SinkOptions | 
     """Make the sink a URI names; nothing is opened yet.
 
     Args:
-        uri: ``window``, ``tcp://host:port``, ``ipc://path``, ``http://host:port``, ``*.mp4``, ``*.mkv`` or ``*.jsonl``.
+        uri: ``window``, ``tcp://host:port``, ``ipc://path``, ``http://host:port``, ``*.mp4``, ``*.mkv``, ``*.jsonl``,
+            or a folder of clips, ``FOLDER/``.
         cameras: the names of the cameras that will come, where they are known: a recorder gives each its file.
         options: plain values for all sinks.
 
     Raises:
         SinkError: no sink is named so, or its address is written wrong.
     """
-    build = SINKS.get(_kind(uri))
+    options = options or SinkOptions()
+    kind = _kind(uri)
+    if kind != "/" and options.clips != ClipOptions():
+        raise SinkError(f"sink {_shown(uri)!r}: {_FOLDER_ONLY}")
+    build = SINKS.get(kind)
     if build is None:
         raise SinkError(_unknown(uri))
-    return build(uri, cameras, options or SinkOptions())
+    return build(uri, cameras, options)
 
 
 def _kind(uri: str) -> str:
     """Return what the table goes by: a scheme, a file's suffix, or the whole word."""
     if "://" in uri:
         return uri.partition("://")[0].lower() + "://"
-    return Path(uri).suffix.lower() or uri
+    return "/" if len(uri) > 1 and uri.endswith("/") else Path(uri).suffix.lower() or uri
+
+
+def _shown(uri: str) -> str:
+    """Return what may be said of it: an address may hold a password."""
+    return f"{_kind(uri)}…" if "://" in uri else uri
 
 
 def _unknown(uri: str) -> str:
     kind = _kind(uri)
     if kind == "https://":
         return "sink https://…: TLS is a proxy's business, see docs/page.md; serve on http://127.0.0.1:8000 behind it"
-    shown = f"{kind}…" if "://" in uri else uri
+    shown = _shown(uri)
     wanted = "a sink's scheme" if "://" in uri else "a sink's name or suffix"
     return f"sink {shown!r}: {kind!r} is not {wanted}; use {_EXAMPLES}.{nearest(kind, SINKS)}"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from overlays.sinks.options import ClipOptions
 from overlays.sinks.table import SINKS, SinkOptions, build_sink
 from pipeline.errors import SinkError
 from pipeline.ports import Sink
@@ -23,6 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
         ("some/where.v2/out.mp4", "RecorderSink", True),
         ("OUT.MKV", "RecorderSink", True),
         ("out.jsonl", "LogSink", True),
+        ("clips/", "ClipsSink", True),
+        ("some/where.mp4/", "ClipsSink", True),
     ],
 )
 def test_every_uri_becomes_its_door_without_opening_it(uri, kind, lossless):
@@ -74,6 +77,12 @@ def test_an_address_that_is_written_wrong_is_refused_at_once(uri):
         build_sink(uri)
 
 
+def test_what_only_a_folder_of_clips_can_do_is_asked_of_no_other_sink():
+    for uri in ("out.mp4", "window", "tcp://127.0.0.1:5555"):
+        with pytest.raises(SinkError, match="slash at its end"):
+            build_sink(uri, options=SinkOptions(clips=ClipOptions(when="score>0.5")))
+
+
 def test_importing_the_table_imports_no_vendor():
     code = (
         "import sys, overlays.sinks.table; import overlays.colormaps; "
@@ -87,4 +96,4 @@ def test_importing_the_table_imports_no_vendor():
 
 def test_options_are_plain_values_with_defaults():
     assert SinkOptions().jpeg_quality == 80
-    assert set(SINKS) == {"window", "tcp://", "ipc://", "http://", ".mp4", ".mkv", ".jsonl"}
+    assert set(SINKS) == {"window", "tcp://", "ipc://", "http://", "/", ".mp4", ".mkv", ".jsonl"}

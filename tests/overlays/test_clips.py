@@ -1,0 +1,268 @@
+"""The recorder of clips: whatever happens to the disk or the process, what was recorded plays."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from overlays.sinks import clips
+from overlays.sinks.clip import Clip
+from overlays.sinks.clips import ClipsSink
+from overlays.sinks.options import ClipOptions, SinkOptions
+from pipeline.errors import SinkError
+from pipeline.frames import Overlay, Silence
+
+ROOT = Path(__file__).resolve().parents[2]
+RATE = 30
+
+
+def grey(index):
+    return np.full((48, 64, 3), 20 + (index * 7) % 200, np.uint8)
+
+
+def greys(path):
+    with av.open(str(path)) as film:
+        return [round(frame.to_ndarray(format="rgb24").mean()) for frame in film.decode(video=0)]
+
+
+def videos(folder):
+    return sorted(folder.glob("*.mp4"))
+
+
+def lines(path):
+    return [json.loads(line) for line in path.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def recorder(folder, *, camera="line", **knobs):
+    return ClipsSink(f"{folder}/", cameras=(camera,), options=SinkOptions(clips=ClipOptions(**knobs)))
+
+
+def test_rotated_clips_hold_every_frame_once_in_order_with_its_line(tmp_path, overlaid):
+    with recorder(tmp_path, rotate_seconds=1.0) as sink:
+        for index in range(100):
+            sink.put(overlaid(grey(index), index=index, pts_seconds=5 + index / RATE))
+    films = videos(tmp_path)
+    assert [len(greys(film)) for film in films] == [30, 30, 30, 10]
+    seen = [value for film in films for value in greys(film)]
+    assert np.abs(np.array(seen) - [20 + (k * 7) % 200 for k in range(100)]).max() <= 2
+    told = [line for film in films for line in lines(film)]
+    assert [line["index"] for line in told] == list(range(100))
+    for film in films:
+        with av.open(str(film)) as held:
+            shown = [frame.time for frame in held.decode(video=0)]
+        assert shown == pytest.approx([line["clip_seconds"] for line in lines(film)], abs=1e-5)
+
+
+def test_a_clip_is_named_by_its_camera_and_the_utc_time_of_its_first_frame(tmp_path, overlaid):
+    sink = ClipsSink(f"{tmp_path}/", cameras=("hall/door",), wall=lambda: 1_800_000_000.25, clock=lambda: 100.0)
+    with sink:
+        sink.put(overlaid(camera="hall/door", taken_at=98.0, pts_seconds=0.0))
+        assert {p.name for p in tmp_path.iterdir()} == {
+            "hall_door_20270115T075958.250Z.part.mp4",
+            "hall_door_20270115T075958.250Z.part.jsonl",
+        }
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "hall_door_20270115T075958.250Z.mp4",
+        "hall_door_20270115T075958.250Z.jsonl",
+    }
+
+
+def test_clips_rotate_by_size_and_when_the_picture_changes_its_size(tmp_path, overlaid):
+    dice = np.random.default_rng(0)
+    with recorder(tmp_path, rotate_bytes=30_000) as sink:
+        for index in range(20):
+            sink.put(overlaid(dice.integers(0, 256, (96, 96, 3), np.uint8), index=index, pts_seconds=index / RATE))
+    assert len(videos(tmp_path)) > 3
+    assert max(film.stat().st_size for film in videos(tmp_path)) < 60_000
+    with recorder(tmp_path / "two") as sink:
+        sink.put(overlaid(np.zeros((48, 64, 3), np.uint8), pts_seconds=0.0))
+        sink.put(overlaid(np.zeros((33, 35, 3), np.uint8), pts_seconds=0.1))
+    assert [len(greys(film)) for film in videos(tmp_path / "two")] == [1, 1]
+
+
+def test_the_budget_holds_over_two_hundred_rotations_and_takes_only_this_recorders_oldest(tmp_path, overlaid):
+    strangers = ["other_20200101T000000.000Z.mp4", "holiday.mp4", "line_note.jsonl", "line_20200101.mp4"]
+    for name in strangers:
+        (tmp_path / name).write_bytes(b"x" * 50_000)
+    (tmp_path / "line_20200101T000000.000Z.mp4").write_bytes(b"x" * 50_000)
+    budget, most, begun = 300_000, 0, set()
+    dice = np.random.default_rng(0)
+    with recorder(tmp_path, rotate_seconds=0.2, budget_bytes=budget) as sink:
+        for index in range(203 * 6):
+            sink.put(overlaid(dice.integers(0, 99, (48, 64, 3), np.uint8), index=index, pts_seconds=index / RATE))
+            own = [p for p in tmp_path.iterdir() if p.name not in strangers]
+            begun |= {p.name.removesuffix(".part.mp4") for p in own if p.name.endswith(".part.mp4")}
+            most = max(most, sum(p.stat().st_size for p in own))
+    own = [p for p in tmp_path.iterdir() if p.name not in strangers]
+    assert len(begun) >= 200
+    assert max(most, sum(p.stat().st_size for p in own)) <= budget
+    assert most > budget * 0.6, "it is used, too"
+    kept = {p.stem for p in own}
+    assert kept == set(sorted(begun)[-len(kept) :]), "the newest stay"
+    assert all((p.with_suffix(".jsonl")).exists() for p in own)
+    assert all((tmp_path / name).stat().st_size == 50_000 for name in strangers)
+    assert not (tmp_path / "line_20200101T000000.000Z.mp4").exists(), "an earlier run's clip was its own"
+
+
+def test_a_killed_recorder_leaves_all_but_the_last_second_playable(tmp_path):
+    code = (
+        "import sys, os, signal; sys.path.insert(0, 'tests/overlays'); from conftest import explain\n"
+        "from overlays.sinks.clips import ClipsSink; from pipeline.frames import Overlay\n"
+        "import numpy as np\n"
+        "sink = ClipsSink(sys.argv[1] + '/', cameras=('line',)).__enter__()\n"
+        "for i in range(155):\n"
+        "    e = explain(np.full((120, 160, 3), i, np.uint8), index=i, pts_seconds=i / 30)\n"
+        "    sink.put(Overlay(e.frame.image, e))\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=False, timeout=60)
+    assert ended.returncode == -signal.SIGKILL
+    (film,) = videos(tmp_path)
+    assert film.name.endswith(".part.mp4")
+    seen = greys(film)
+    assert len(seen) >= 155 - RATE
+    assert np.abs(np.array(seen) - np.arange(len(seen))).max() <= 2
+    assert [line["index"] for line in lines(film)] == list(range(155))
+
+
+def put_with_events(sink, overlaid, events, count=300):
+    for index in range(count):
+        label = "scratch" if index in events else "good"
+        sink.put(overlaid(grey(index), index=index, pts_seconds=index / RATE, label=label, score=0.9))
+
+
+def test_an_event_is_recorded_with_what_came_before_and_after_it(tmp_path, overlaid):
+    with recorder(tmp_path, when="label=scratch and score>0.8", seconds_before=2.0, seconds_after=1.0) as sink:
+        put_with_events(sink, overlaid, {120, 121, 140, 250})
+    first, second = [[line["index"] for line in lines(film)] for film in videos(tmp_path)]
+    assert 120 - 60 - RATE <= first[0] <= 120 - 60, "from the key picture before"
+    assert first == list(range(first[0], 171))
+    assert 250 - 60 - RATE <= second[0] <= 250 - 60
+    assert second == list(range(second[0], 281))
+    for film in videos(tmp_path):
+        assert len(greys(film)) == len(lines(film))
+
+
+def test_without_an_event_nothing_is_written(tmp_path, overlaid):
+    with recorder(tmp_path, when="label=scratch and score>0.95") as sink:
+        put_with_events(sink, overlaid, {50}, count=90)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_kept_before_an_event_is_bounded_in_bytes(tmp_path, overlaid, caplog):
+    dice = np.random.default_rng(0)
+    with recorder(tmp_path, when="label=scratch", seconds_before=60.0, ring_bytes=300_000) as sink:
+        for index in range(400):
+            noise = dice.integers(0, 256, (48, 64, 3), np.uint8)
+            sink.put(overlaid(noise, index=index, pts_seconds=index / RATE))
+            assert sink._tracks["line"].ring.bytes <= 300_000
+        sink.put(overlaid(noise, index=400, pts_seconds=400 / RATE, label="scratch"))
+    (film,) = videos(tmp_path)
+    held = [line["index"] for line in lines(film)]
+    assert held == list(range(held[0], 401))
+    assert len(greys(film)) == len(held)
+    assert len([r for r in caplog.records if "do not fit" in r.message]) == 1
+
+
+def test_a_silent_camera_is_recorded_but_not_explained(tmp_path, overlaid):
+    with recorder(tmp_path) as sink:
+        sink.put(last := overlaid(index=0, pts_seconds=0.0))
+        sink.put(Overlay(last.image, last.explanation, Silence(2.0)))
+    (film,) = videos(tmp_path)
+    assert len(greys(film)) == 2
+    assert len(lines(film)) == 1
+
+
+def test_a_disk_that_fails_ends_the_clip_but_not_the_stream_and_is_said_once(tmp_path, overlaid, caplog, monkeypatch):
+    now, full = [0.0], [False]
+    add = Clip.add
+
+    def adding(self, coded):
+        if full[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        add(self, coded)
+
+    monkeypatch.setattr(Clip, "add", adding)
+    sink = ClipsSink(f"{tmp_path}/", cameras=("line",), clock=lambda: now[0])
+    with caplog.at_level(logging.INFO), sink:
+        for index in range(600):
+            now[0] = index / RATE
+            full[0] = 100 <= index < 400
+            sink.put(overlaid(grey(index), index=index, pts_seconds=index / RATE, taken_at=now[0]))
+        assert sink.lost >= 300
+    before, after = videos(tmp_path)
+    assert [line["index"] for line in lines(before)] == list(range(100))
+    held = [line["index"] for line in lines(after)]
+    assert held == list(range(held[0], 600))
+    assert 400 <= held[0] <= 400 + 9 * RATE
+    assert [len(greys(film)) for film in (before, after)] == [100, len(held)]
+    told = [r.getMessage() for r in caplog.records if r.name == clips.__name__]
+    assert len(told) == 2
+    assert "No space left" in told[0]
+    assert re.search(r"room again; \d+ frames", told[1])
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MiB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], check=False, capture_output=True
+    )
+    if made.returncode:
+        pytest.skip("may not mount a tmpfs")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_full_disk_leaves_clips_that_play_and_recording_resumes(small_disk, overlaid, caplog, monkeypatch):
+    monkeypatch.setattr(clips, "_RETRY_SECONDS", (0.0, 0.0))
+    dice = np.random.default_rng(0)
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(b"x" * 600_000)
+    with recorder(small_disk, rotate_seconds=2.0) as sink:
+        for index in range(200):
+            noise = dice.integers(0, 256, (48, 64, 3), np.uint8)
+            sink.put(overlaid(noise, index=index, pts_seconds=index / RATE))
+            if sink.lost == 20 and ballast.exists():
+                ballast.unlink()
+                resumed = index + 1
+        assert sink.lost == 20
+    films = videos(small_disk)
+    assert not list(small_disk.glob("*.part.*"))
+    indices = [[line["index"] for line in lines(film)] for film in films]
+    assert indices[-1][0] <= resumed or any(resumed in each for each in indices)
+    for film, each in zip(films, indices, strict=True):
+        assert each == list(range(each[0], each[0] + len(each)))
+        assert len(greys(film)) >= len(each) - RATE, "a clip that ran into the wall lacks its last moment at the most"
+    assert len([r for r in caplog.records if "takes no more" in r.getMessage()]) == 1
+    assert len([r for r in caplog.records if "room again" in r.getMessage()]) == 1
+
+
+def test_a_place_that_cannot_be_a_folder_is_refused_at_the_door(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SinkError, match="is a file"), recorder(tmp_path / "file"):
+        pass
+    with pytest.raises(SinkError, match="mkdir -p"), recorder(tmp_path / "no" / "clips"):
+        pass
+    with recorder(tmp_path / "made"):
+        pass
+    assert list((tmp_path / "made").iterdir()) == []
+
+
+def test_a_wrong_preset_is_refused_in_words(tmp_path, overlaid):
+    sink = ClipsSink(f"{tmp_path}/", options=SinkOptions(video_preset="fastish"))
+    with pytest.raises(SinkError, match="refused"), sink:
+        sink.put(overlaid())

@@ -1,0 +1,104 @@
+"""The language of conditions: what it says is what is meant, and what cannot be meant is refused at its place."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from overlays.condition import MAX_DEPTH, parse_condition
+from pipeline.errors import ConfigError
+from pipeline.frames import Explanation, Finding, Frame
+
+HEAT = np.zeros((1, 1), np.float32)
+
+
+def frame_of(*findings, camera="door"):
+    frame = Frame(np.zeros((2, 2, 3), np.uint8), camera, 0, 0.0)
+    return Explanation(frame, tuple(Finding(label, score, HEAT) for label, score in findings), "m", "l")
+
+
+SCRATCH = frame_of(("scratch", 0.9), ("dent", 0.3))
+
+
+@pytest.mark.parametrize(
+    ("text", "held"),
+    [
+        ("label=scratch and score>0.8", True),
+        ("label=dent and score>0.8", False),
+        ("label == 'scratch'", True),
+        ('label!="scratch"', True),
+        ("score>=0.9", True),
+        ("score<0.3", False),
+        ("score<=.3", True),
+        ("not score>0.2", False),
+        ("not (label=scratch or label=dent)", False),
+        ("camera=yard or label=dent and score<0.5", True),
+        ("(camera=yard or label=dent) and score>0.5", False),
+        ("NOT camera=yard AND Label=scratch", True),
+        ("((camera=door))", True),
+        ("label=Scratch", False),
+    ],
+)
+def test_a_condition_holds_when_it_holds_for_one_finding(text, held):
+    assert parse_condition(text)(SCRATCH) is held
+
+
+def test_names_of_several_words_go_in_quotes_and_may_hold_any_sign():
+    assert parse_condition("label='coffee mug'")(frame_of(("coffee mug", 1.0)))
+    assert parse_condition('label="and (>=)"')(frame_of(("and (>=)", 1.0)))
+    assert parse_condition("camera=hall/door-2.x")(frame_of(("a", 1.0), camera="hall/door-2.x"))
+
+
+def test_a_frame_without_findings_has_no_label_and_no_score():
+    assert parse_condition("camera=door and not score>0")(frame_of())
+    assert not parse_condition("label=scratch")(frame_of())
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "said"),
+    [
+        ("", 1, "expected label, score or camera"),
+        ("lable=scratch", 1, "Did you mean 'label'"),
+        ("label=scratch an score>0.8", 15, "Did you mean 'and'"),
+        ("label=coffee mug", 14, "label='coffee mug'"),
+        ("label=scratch and", 18, "expected label, score or camera"),
+        ("label", 6, "expected = !="),
+        ("label=", 7, "expected what 'label' is compared with"),
+        ("label=and", 7, "in quotes"),
+        ("label>scratch", 6, "compare it by = or !="),
+        ("score>80", 7, "from 0 to 1"),
+        ("score>nan", 7, "from 0 to 1"),
+        ("score='0.8'", 7, "from 0 to 1"),
+        ("score 0.8", 7, "expected = !="),
+        ("(label=a", 9, "for the '(' at character 1"),
+        ("label=a)", 8, "expected 'and', 'or' or the end"),
+        ("label='a", 7, "a quote that is not closed"),
+        ("!label=a", 1, "'!=' is 'not equal'"),
+        ("score>0.8 and __import__('os')", 15, "expected label, score or camera"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_at_its_place(text, place, said):
+    with pytest.raises(ConfigError) as refused:
+        parse_condition(text)
+    assert f"character {place}, " in str(refused.value)
+    assert said in str(refused.value)
+
+
+def test_depth_and_length_are_bounded():
+    assert parse_condition("(" * (MAX_DEPTH - 1) + "score>0" + ")" * (MAX_DEPTH - 1))(SCRATCH)
+    for text in ("(" * 900 + "score>0", "not " * 200 + "score>0"):
+        with pytest.raises(ConfigError, match="levels deep"):
+            parse_condition(text)
+    with pytest.raises(ConfigError, match="make it shorter"):
+        parse_condition("score>0 and " * 1000)
+
+
+@given(st.text(alphabet="labescorm and tn=<>!()'\".08", max_size=40) | st.text(max_size=30))
+def test_any_text_is_a_condition_or_a_refusal(text):
+    try:
+        condition = parse_condition(text)
+    except ConfigError:
+        return
+    assert condition(SCRATCH) in {True, False}

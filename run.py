@@ -15,6 +15,7 @@ if __name__ == "__main__":
         signal.signal(early, lambda *_: os._exit(0))
 
 import ctypes
+import json
 import logging
 import threading
 from contextlib import ExitStack, contextmanager, suppress
@@ -40,12 +41,17 @@ from pipeline.logs import formatter
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from engine.evaluation.examiner import Examiner
+    from engine.evaluation.journal import Journal
     from engine.frame_explainer import FrameExplainer
     from engine.networks import Network
     from engine.training import Progress
     from overlays.sinks.options import SinkOptions
+    from pipeline.frames import Truth
     from pipeline.loop import Outcome
     from pipeline.ports import Overflow, Sink, Source
+
+    TruthsOf = Callable[[Path, tuple[int, int]], tuple[Truth, ...]]
 
 ROOT = Path(__file__).resolve().parent
 KEPT_BYTES = 1 << 30
@@ -65,6 +71,7 @@ app = typer.Typer(
 )
 
 CAMERA, NETWORK, PICTURE, ACCESS, RUN = "Cameras", "Network", "Picture", "Who may look in", "Run"
+TRUTH = "Where objects lie"
 keys_app = typer.Typer(no_args_is_help=True, help="Make keys, so that only those may look in who are on the list.")
 app.add_typer(keys_app, name="keys")
 
@@ -239,6 +246,165 @@ def export(  # noqa: PLR0917 - one parameter per option
         f"engine's in {' and '.join(told.runtimes)})\n"
         f"run it:  uv run run.py stream --model {_near(output)} --source camera:0"
     )
+
+
+@app.command()
+def evaluate(  # noqa: PLR0917 - one parameter per option
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="A folder or glob of pictures.")],
+    output: Annotated[Path, _option(RUN, "A folder for the results. One begun before is gone on with.")],
+    model: Annotated[str, _option(NETWORK, "A name of `run.py models`, or any torchvision or timm CNN.")],
+    weights: Annotated[str | None, _option(NETWORK, "A state dict (.pth, .safetensors). 'random': untrained.")] = None,
+    labels: Annotated[str | None, _option(NETWORK, "Class names: a text file, one a line, or a JSON list.")] = None,
+    layer: Annotated[str | None, _option(NETWORK, "The explained layer. Default: the last grid.")] = None,
+    kernel: Annotated[str | None, _option(NETWORK, "Recipro-CAM's masks: point (default) or gaussian.")] = None,
+    input_size: Annotated[str | None, _option(NETWORK, "HEIGHTxWIDTH. Default: what the weights want.")] = None,
+    fit: Annotated[str | None, _option(NETWORK, "Frame to input: stretch (default), letterbox or crop.")] = None,
+    mean: Annotated[str | None, _option(NETWORK, "R,G,B subtracted from RGB in [0, 1].")] = None,
+    std: Annotated[str | None, _option(NETWORK, "R,G,B divided by.")] = None,
+    threads: Annotated[int | None, _option(NETWORK, "CPU threads for the network.")] = None,
+    boxes: Annotated[
+        Path | None, _option(TRUTH, "COCO JSON, or a folder of YOLO .txt or VOC .xml named like the pictures.")
+    ] = None,
+    box_names: Annotated[
+        Path | None, _option(TRUTH, "YOLO's class names: its YAML, or a text file, one a line.")
+    ] = None,
+    class_map: Annotated[
+        Path | None, _option(TRUTH, 'JSON: {"car": [817, 511]}, the classes of the network a box class stands for.')
+    ] = None,
+    any_box: Annotated[bool, _option(TRUTH, "Count every box, whatever its class.", "--any-box")] = False,
+    limit: Annotated[int | None, _option(RUN, "So many pictures, evenly chosen. Default: all.", min=1)] = None,
+    steps: Annotated[
+        int, _option(RUN, "Parts in which Deletion and Insertion move the pixels; 0: neither. [default: 28]", min=0)
+    ] = 28,
+) -> None:
+    """Measure on your pictures whether the heat tells the truth; leaves result.json, result.csv and report.html."""
+    from engine.evaluation.build import Wanted, build_examiner
+    from engine.evaluation.journal import RECORDS, Journal, write_result
+    from engine.evaluation.summary import summarise
+    from overlays.evaluation_page import ROWS, evaluation_page
+    from stream.images import found_images, read_image
+    from stream.sources import IMAGE_SUFFIXES
+
+    engine = {
+        "model": model, "weights": weights, "labels": labels, "layer": layer, "kernel": kernel,
+        "input_size": input_size, "fit": fit, "mean": mean, "std": std, "threads": threads,
+    }  # fmt: skip
+    config = make_config({}, "command line", {"engine": _given(engine)})
+    paths = {path.name if Path(folder).is_dir() else str(path): path for path in found_images(folder, IMAGE_SUFFIXES)}
+    chosen = list(paths) if limit is None or limit >= len(paths) else _evenly(list(paths), limit)
+    truths_of = _truths(boxes, box_names)
+    examiner = build_examiner(
+        _network(config), config.engine, Wanted(steps, any_box=any_box, meaning=_meaning(class_map))
+    )
+    settings = {
+        "pictures": folder, **engine, "kernel": config.engine.kernel, "fit": config.engine.fit, "steps": steps,
+        "layer": examiner.split.layer, "grid": "{}x{}".format(*examiner.split.grid), "boxes": boxes and str(boxes),
+        "box_names": box_names and str(box_names), "class_map": class_map and str(class_map), "any_box": any_box,
+        "input_size": "{}x{}".format(*examiner.split.image_size),
+    }  # fmt: skip
+    del settings["threads"]
+    begun = threading.Event()
+    begun.set()
+    with _until_interrupted(begun) as stop, Journal(output, settings) as journal:
+        _examine(examiner, [(name, paths[name]) for name in chosen], journal, truths_of, stop)
+        records = [journal.records[name] for name in chosen if name in journal.records]
+    if not records:
+        _fail(f"{folder}: no picture was measured; none decodes, or the run was ended before the first")
+    summary = summarise(records)
+    write_result(output, settings, summary, records)
+    title = f"{config.engine.model}, Recipro-CAM ({config.engine.kernel})"
+    page = evaluation_page(title, settings, summary, records, lambda name: read_image(paths[name]))
+    (output / "report.html").write_text(page, encoding="utf-8")
+    for key, name, _, factor in ROWS:
+        if summary.get(key) is not None:
+            _say(f"{name:28} {factor * float(summary[key] or 0):8.2f}")
+    _say(f"\n{len(records)} of {len(chosen)} pictures; read {_near(output / 'report.html')} ({RECORDS} holds each one)")
+
+
+def _evenly(names: list[str], count: int) -> list[str]:
+    return [names[place * len(names) // count] for place in range(count)]
+
+
+def _examine(
+    examiner: Examiner, pictures: list[tuple[str, Path]], journal: Journal, truths_of: TruthsOf | None,
+    stop: threading.Event,
+) -> None:  # fmt: skip
+    """Measure the pictures that the journal does not hold yet, and tell how far it is."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from pipeline.errors import SourceError
+    from pipeline.frames import Frame
+    from stream.images import read_image
+
+    waiting = [(name, path) for name, path in pictures if name not in journal.records]
+    if len(waiting) < len(pictures):
+        _say(f"{len(pictures) - len(waiting)} of {len(pictures)} pictures were measured before; going on.")
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        for index, (name, path) in enumerate(progress.track(waiting, description="measuring")):
+            if stop.is_set():
+                return
+            try:
+                image = read_image(path)
+            except SourceError as reason:
+                log.warning("left out: %s", reason)
+                continue
+            truths = None if truths_of is None else truths_of(path, image.shape[:2])
+            journal.add({"image": name, **examiner.examine(Frame(image, "evaluate", index, 0.0), truths)})
+
+
+def _truths(boxes: Path | None, names: Path | None) -> TruthsOf | None:
+    """Return how to find what a picture holds, by its path and (height, width); None where nobody knows."""
+    from engine.evaluation.boxes import coco_boxes, voc_boxes, yolo_boxes
+    from engine.networks import read_labels
+
+    if boxes is None:
+        return None
+    if boxes.is_file():
+        known = {Path(name).name: found for name, found in coco_boxes(_text_of(boxes), str(boxes)).items()}
+        return lambda path, _size: known.get(path.name, ())
+    if not any(any(boxes.rglob(f"*{suffix}")) for suffix in (".txt", ".xml")):
+        raise ConfigError(f"--boxes {str(boxes)!r}: holds no .txt or .xml; give a COCO JSON file or a folder of those")
+    labels: tuple[str, ...] = ()
+    if names is not None:
+        listed = read_yaml(_text_of(names), names.name).get("names") if names.suffix in {".yaml", ".yml"} else None
+        ordered = [listed[key] for key in sorted(listed)] if isinstance(listed, dict) else listed
+        labels = read_labels(names) if ordered is None else tuple(map(str, ordered))
+
+    def find(path: Path, size: tuple[int, int]) -> tuple[Truth, ...]:
+        for place in (boxes / f"{path.stem}.xml", boxes / f"{path.stem}.txt"):
+            if place.is_file():
+                text = _text_of(place)
+                return (
+                    voc_boxes(text, str(place))
+                    if place.suffix == ".xml"
+                    else yolo_boxes(text, labels, size, str(place))
+                )
+        return ()
+
+    return find
+
+
+def _meaning(class_map: Path | None) -> dict[str, list[int]]:
+    """Read which classes of the network a box class stands for; the map may lie under one key of its own."""
+    if class_map is None:
+        return {}
+    try:
+        told = json.loads(_text_of(class_map))
+        while len(told) == 1 and isinstance(next(iter(told.values())), dict):
+            told = next(iter(told.values()))
+        return {str(name): [int(index) for index in indices] for name, indices in told.items()}
+    except (ValueError, TypeError, AttributeError) as reason:
+        raise ConfigError(f'--class-map {str(class_map)!r}: not of the form {{"car": [817]}} ({reason})') from None
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as reason:
+        raise ConfigError(
+            f"{str(path)!r}: cannot be read ({getattr(reason, 'strerror', None) or 'not text'})"
+        ) from None
 
 
 @app.command()

@@ -1,0 +1,116 @@
+"""Where the objects of a labelled data set lie: YOLO text, COCO JSON and Pascal VOC XML to boxes in pixels.
+
+Texts in, boxes out; the caller reads the files.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+from xml.etree import ElementTree as ET
+
+from pipeline.errors import ConfigError
+from pipeline.frames import Box, Truth
+
+
+def yolo_boxes(text: str, names: Sequence[str], size: tuple[int, int], where: str) -> tuple[Truth, ...]:
+    """Read a YOLO label file: ``class x y width height`` in shares, or ``class`` and a polygon's corners.
+
+    Args:
+        text: what the file holds; empty = no object.
+        names: the box classes by index; a class beyond them is called ``class 7``.
+        size: the picture's height and width in pixels.
+        where: the file, for messages.
+
+    Raises:
+        ConfigError: a line that is neither.
+    """
+    height, width = size
+    found = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            index, *shares = (float(part) for part in line.split())
+        except ValueError:
+            index, shares = math.nan, []
+        polygon = len(shares) >= 6 and len(shares) % 2 == 0
+        if not (len(shares) == 4 or polygon) or not all(map(math.isfinite, (index, *shares))) or index < 0:
+            raise ConfigError(
+                f"{where}:{number}: {line[:60]!r} is no YOLO box; give: class x y width height, in shares"
+            )
+        if polygon:
+            left, right, top, bottom = min(shares[::2]), max(shares[::2]), min(shares[1::2]), max(shares[1::2])
+        else:
+            x, y, w, h = shares
+            left, right, top, bottom = x - w / 2, x + w / 2, y - h / 2, y + h / 2
+        box = Box(left * width, top * height, right * width, bottom * height)
+        found.append(Truth(_name(names, int(index)), (box,)))
+    return tuple(found)
+
+
+def coco_boxes(text: str, where: str) -> dict[str, tuple[Truth, ...]]:
+    """Read a COCO instances file: boxes by the picture's file name.
+
+    Raises:
+        ConfigError: it is not JSON of that form.
+    """
+    try:
+        told: Mapping[str, Any] = json.loads(text)
+        names = {entry["id"]: str(entry["name"]) for entry in told["categories"]}
+        files = {entry["id"]: str(entry["file_name"]) for entry in told["images"]}
+        found: dict[str, list[Truth]] = {name: [] for name in files.values()}
+        for entry in told["annotations"]:
+            left, top, width, height = map(float, entry["bbox"])
+            box = Box(left, top, left + width, top + height)
+            found[files[entry["image_id"]]].append(Truth(names[entry["category_id"]], (box,)))
+    except (ValueError, KeyError, TypeError, AttributeError) as reason:
+        said = f"{type(reason).__name__}: {reason}"
+        raise ConfigError(f"{where}: no COCO JSON with images, annotations and categories ({said})") from None
+    return {name: tuple(truths) for name, truths in found.items()}
+
+
+def voc_boxes(text: str, where: str) -> tuple[Truth, ...]:
+    """Read a Pascal VOC annotation; its corners count from 1 and are part of the object.
+
+    Raises:
+        ConfigError: it is not XML of that form, or declares entities.
+    """
+    if "<!DOCTYPE" in text or "<!ENTITY" in text:
+        raise ConfigError(f"{where}: declares a document type, which no VOC annotation needs; remove it")
+    try:
+        found = []
+        for entry in ET.fromstring(text).iter("object"):  # noqa: S314 - entities are refused above
+            left, top, right, bottom = (
+                float(entry.findtext(f"bndbox/{side}") or "missing") for side in ("xmin", "ymin", "xmax", "ymax")
+            )
+            found.append(Truth(entry.findtext("name") or "", (Box(left - 1, top - 1, right, bottom),)))
+    except (ET.ParseError, ValueError) as reason:
+        raise ConfigError(f"{where}: no Pascal VOC XML with object/bndbox ({reason})") from None
+    return tuple(found)
+
+
+def boxes_of_class(
+    truths: Sequence[Truth], label: str, index: int, meaning: Mapping[str, Sequence[int]]
+) -> tuple[Box, ...]:
+    """Return the boxes of the explained class: those of its name, or of a name that means it.
+
+    Args:
+        truths: what the picture holds.
+        label: the explained class's name, capitals forgiven.
+        index: its place in the network's output.
+        meaning: box class -> classes of the network that it stands for.
+    """
+    folded = label.casefold()
+    return tuple(
+        box
+        for truth in truths
+        if truth.label.casefold() == folded or index in meaning.get(truth.label, ())
+        for box in truth.boxes
+    )
+
+
+def _name(names: Sequence[str], index: int) -> str:
+    return names[index] if index < len(names) else f"class {index}"

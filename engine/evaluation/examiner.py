@@ -1,0 +1,208 @@
+"""Measure one picture: what the network loses, keeps and gains when it sees only what its explanation shows.
+
+The explained class is the picture's top-1. Knows nothing about files.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from engine.evaluation import metrics
+from engine.evaluation.boxes import boxes_of_class
+from engine.methods.recipro import recipro_cam
+from engine.preprocess import Preprocessing
+from engine.split import Split, split_network
+from pipeline.frames import Box, Frame, Truth
+
+Method = Callable[[Split, Tensor, int | None], tuple[Tensor, Tensor]]
+"""A network cut in two, one image (1, 3, H, W), and a class (None = its top-1), to scores (1, K) and heat (1, h, w)."""
+
+BLUR_CELLS, BLUR_SIGMA = 11, 5.0
+"""RISE's blurred start of Insertion: the side of its Gaussian and sigma, in pixels of a 224-pixel picture."""
+
+
+def recipro(kernel: str) -> Method:
+    """Return Recipro-CAM as a method to be examined."""
+
+    def method(split: Split, images: Tensor, target: int | None) -> tuple[Tensor, Tensor]:
+        return recipro_cam(split, images, target, kernel)
+
+    return method
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """How box classes and the network's classes go together."""
+
+    labels: Sequence[str]
+    """The network's class names."""
+    meaning: dict[str, list[int]]
+    """Box class -> the network's classes it stands for, beside one of its own name."""
+    any_box: bool = False
+    """Every box counts, whatever its class."""
+
+
+class Examiner:
+    """Measures pictures, one at a time, with one network and one method."""
+
+    def __init__(
+        self, split: Split, preprocessing: Preprocessing, method: Method, knowledge: Knowledge, *, steps: int = 28
+    ) -> None:
+        """Take what is the same for every picture.
+
+        Args:
+            split: the network; its device is where everything runs.
+            preprocessing: frames to the network's input.
+            method: what is examined.
+            knowledge: what boxes mean.
+            steps: in how many equal parts Deletion and Insertion move the pixels; 0 = leave both out.
+        """
+        self.split = split
+        self._preprocessing = preprocessing
+        self._method = method
+        self._knowledge = knowledge
+        self._steps = steps
+        self._strange: Split | None = None
+
+    def with_strange_weights(self, net: nn.Module) -> None:
+        """Prepare the randomised-weights check: the same network, its weights shuffled."""
+        self._strange = split_network(shuffled(net), self.split.layer, self.split.image_size)
+
+    def examine(self, frame: Frame, truths: Sequence[Truth] | None = None) -> dict[str, Any]:
+        """Return everything measured on a picture, as values that JSON can hold; ``truths`` None = nothing is known."""
+        with torch.inference_mode():
+            return self._examined(frame, truths)
+
+    def _examined(self, frame: Frame, truths: Sequence[Truth] | None) -> dict[str, Any]:
+        image = self._preprocessing.normalised(self._preprocessing.pixels([frame]))
+        begun = time.perf_counter()
+        scores, heat = self._method(self.split, image, None)
+        seconds = time.perf_counter() - begun
+        target = int(scores[0].argmax())
+        wide = spread(heat[0], self.split.image_size)
+        masked = image * wide
+        masked_scores, masked_heat = self._method(self.split, masked, target)
+        plain, left = float(scores[0, target]), float(masked_scores[0, target])
+        shown = wide.numpy()
+        shown_masked = spread(masked_heat[0], self.split.image_size).numpy()
+        told: dict[str, Any] = {
+            "class": target,
+            "label": self._knowledge.labels[target],
+            "score": plain,
+            "score_masked": left,
+            "drop": metrics.drop(plain, left),
+            "increase": metrics.increase(plain, left),
+            "correlation": metrics.correlation(shown, shown_masked),
+            "coherency": metrics.coherency(shown, shown_masked),
+            "complexity": metrics.complexity(shown),
+        }
+        told["adcc"] = metrics.adcc(told["drop"], told["coherency"], told["complexity"])
+        if self._steps:
+            told["deletion"], told["insertion"] = self._areas(image, shown, target)
+        if self._strange is not None:
+            _, other = self._method(self._strange, image, target)
+            told["randomised"] = metrics.rank_correlation(heat[0].numpy(), other[0].numpy())
+        if truths is not None:
+            told |= self._pointing(frame, heat[0].numpy(), shown, truths, target)
+        told["region"] = list(self._preprocessing.region(frame))
+        return told | {"seconds": seconds, "heat": [[round(float(v), 4) for v in row] for row in heat[0]]}
+
+    def _areas(self, image: Tensor, shown: npt.NDArray[np.float32], target: int) -> tuple[float, float]:
+        """Return Deletion and Insertion; pixels are taken to the mean colour, and given to a blurred picture."""
+        order = torch.from_numpy(metrics.hottest_first(shown))
+        areas = []
+        for start, end in ((image, torch.zeros_like(image)), (blurred(image), image)):
+            steps = [start.clone()]
+            for part in order.tensor_split(self._steps):
+                following = steps[-1].clone()
+                following.flatten(2)[:, :, part] = end.flatten(2)[:, :, part]
+                steps.append(following)
+            scores = [
+                torch.softmax(self.split.tail(self.split.head(torch.cat(steps[first : first + 8]))).float(), 1)[
+                    :, target
+                ]
+                for first in range(0, len(steps), 8)
+            ]
+            areas.append(metrics.area_under(torch.cat(scores).tolist()))
+        return areas[0], areas[1]
+
+    def _pointing(
+        self, frame: Frame, heat: npt.NDArray[np.float32], shown: npt.NDArray[np.float32], truths: Sequence[Truth],
+        target: int,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Play the pointing games; all None where no box of the explained class is known."""
+        region = self._preprocessing.region(frame)
+        boxes = [box for truth in truths for box in truth.boxes]
+        if not self._knowledge.any_box:
+            label = self._knowledge.labels[target]
+            boxes = list(boxes_of_class(truths, label, target, self._knowledge.meaning))
+        if not boxes:
+            return {"pointing": None, "pointing_15px": None, "energy_inside": None, "boxes": []}
+        peak = peak_of(heat, region)
+        return {
+            "pointing": peak is not None and metrics.points_at(peak, boxes),
+            "pointing_15px": peak is not None and metrics.points_at(peak, boxes, metrics.TOLERANCE_PIXELS),
+            "energy_inside": metrics.energy_inside(shown, inside(boxes, region, self.split.image_size)),
+            "boxes": [[round(side, 1) for side in box] for box in boxes],
+        }
+
+
+def spread(heat: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return one (h, w) map at the size of the network's input, bilinear between the centres of cells."""
+    return F.interpolate(heat[None, None].float(), size=size, mode="bilinear", align_corners=False)[0, 0]
+
+
+def blurred(image: Tensor) -> Tensor:
+    """Return the images blurred as RISE starts Insertion: a Gaussian of 11 pixels, sigma 5, reflected at the border."""
+    away = torch.arange(BLUR_CELLS, dtype=image.dtype) - BLUR_CELLS // 2
+    line = torch.exp(-(away**2) / (2 * BLUR_SIGMA**2))
+    line = (line / line.sum()).expand(3, 1, 1, -1)
+    padded = F.pad(image, (BLUR_CELLS // 2,) * 4, mode="reflect")
+    return F.conv2d(F.conv2d(padded, line, groups=3), line.transpose(2, 3), groups=3)
+
+
+def peak_of(heat: npt.NDArray[np.float32], region: Box) -> tuple[float, float] | None:
+    """Return the hottest cell's centre in frame pixels, None for a map that is all zero."""
+    if not heat.any():
+        return None
+    row, column = divmod(int(heat.argmax()), heat.shape[1])
+    return (
+        region.left + (column + 0.5) * region.width / heat.shape[1],
+        region.top + (row + 0.5) * region.height / heat.shape[0],
+    )
+
+
+def inside(boxes: Sequence[Box], region: Box, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Return which pixels of the network's input have their centre in a box given in frame pixels."""
+    rows, columns = size
+    y = region.top + (np.arange(rows) + 0.5) * region.height / rows
+    x = region.left + (np.arange(columns) + 0.5) * region.width / columns
+    mask = np.zeros(size, bool)
+    for box in boxes:
+        mask |= ((y >= box.top) & (y < box.bottom))[:, None] & ((x >= box.left) & (x < box.right))[None, :]
+    return mask
+
+
+def shuffled(net: nn.Module, seed: int = 0) -> nn.Module:
+    """Return a copy of the network in which every parameter's values are shuffled among themselves.
+
+    Model parameter randomisation of Adebayo et al., arXiv:1810.03292, section 4, all layers at once; a shuffle keeps
+    each layer's scale, so that scores do not overflow. Running statistics of normalisation stay.
+    """
+    other = copy.deepcopy(net)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            order = torch.randperm(parameter.numel(), generator=generator)
+            parameter.copy_(parameter.flatten()[order.to(parameter.device)].view_as(parameter))
+    return other

@@ -1,0 +1,49 @@
+"""What was measured on many pictures, in one row; pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from engine.evaluation import metrics
+
+MEANS = {
+    "average_drop": "drop",
+    "increase": "increase",
+    "coherency": "coherency",
+    "correlation": "correlation",
+    "complexity": "complexity",
+    "deletion": "deletion",
+    "insertion": "insertion",
+    "pointing": "pointing",
+    "pointing_15px": "pointing_15px",
+    "energy_inside": "energy_inside",
+    "randomised": "randomised",
+    "score": "score",
+}
+"""Summary key -> the pictures' key whose mean it is, over the pictures that have it."""
+
+
+def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, float | int | None]:
+    """Return the means over pictures, ADCC in both conventions, and how many pictures there were; None for nothing."""
+    row: dict[str, float | int | None] = {"images": len(records)}
+    for name, key in MEANS.items():
+        values = _values(records, key)
+        row[name] = metrics.mean(values) if values else None
+    parts = [_values(records, key) for key in ("drop", "coherency", "complexity")]
+    row["adcc_of_means"] = _or_none(metrics.adcc_of_means(*parts))
+    row["adcc_per_image"] = _or_none(metrics.adcc_per_image(*parts))
+    row["images_pointed"] = len(_values(records, "pointing"))
+    row["flat_maps"] = sum(not any(map(any, one["heat"])) for one in records)
+    seconds = sorted(_values(records, "seconds"))
+    row["seconds_per_image_p50"] = seconds[len(seconds) // 2] if seconds else None
+    return row
+
+
+def _values(records: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    return [float(one[key]) for one in records if one.get(key) is not None]
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value

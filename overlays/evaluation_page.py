@@ -1,0 +1,146 @@
+"""An evaluation as one page that needs nothing else: table, distributions, the best and the worst pictures.
+
+Values in, HTML out. Every word that comes from outside is escaped. Knows nothing about how anything was measured.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any, Final
+
+import numpy as np
+
+from overlays.colormaps import palette
+from overlays.heatmap import draw_box, paint_heat
+from overlays.jpeg import encode_picture, scaled_picture
+from pipeline.frames import Box, Image
+
+BINS: Final = 20
+SHOWN_SIDE_PIXELS: Final = 320
+BOX_COLOUR: Final = (0, 230, 118)
+
+ROWS: Final = (
+    ("average_drop", "Average Drop", "lower is better", 100.0),
+    ("increase", "Increase", "higher is better", 100.0),
+    ("coherency", "Coherency", "(r + 1) / 2, higher is better", 100.0),
+    ("correlation", "Correlation r", "higher is better", 100.0),
+    ("complexity", "Complexity", "lower is better", 100.0),
+    ("adcc_of_means", "ADCC over means", "Recipro-CAM's convention, higher is better", 100.0),
+    ("adcc_per_image", "ADCC per image", "Poppi et al., higher is better", 100.0),
+    ("deletion", "Deletion", "area, lower is better", 100.0),
+    ("insertion", "Insertion", "area, higher is better", 100.0),
+    ("pointing", "Pointing game", "peak in a box of the class", 100.0),
+    ("pointing_15px", "Pointing game, 15 px", "peak within 15 px of a box", 100.0),
+    ("energy_inside", "Energy inside", "share of the heat in boxes of the class", 100.0),
+    ("randomised", "Randomised weights", "rank correlation, near 0 is right", 100.0),
+    ("seconds_per_image_p50", "Time per image, median", "ms", 1000.0),
+)
+"""Summary key, its name, what to look for, and the factor it is shown with."""
+
+CHARTS: Final = ("score", "drop", "coherency", "complexity", "adcc", "deletion", "insertion", "energy_inside")
+
+_STYLE: Final = """
+body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;color:#1b1b1f;background:#fff}
+table{border-collapse:collapse}td,th{padding:.25rem .9rem .25rem 0;text-align:left}td.n{text-align:right;
+font-variant-numeric:tabular-nums}.s{color:#6a6a72}.row{display:flex;flex-wrap:wrap;gap:1rem}
+figure{margin:0;width:20.5rem}figure .row{gap:.25rem;flex-wrap:nowrap}figure img{width:10rem;height:auto}
+figcaption{font-size:13px}svg{width:15rem;height:auto}svg rect{fill:#7b4fc9}svg text{font-size:11px;fill:currentColor}
+@media(prefers-color-scheme:dark){body{background:#16161a;color:#e7e7ea}.s{color:#a0a0a8}}
+"""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shown:
+    """A picture beside its explanation."""
+
+    record: Mapping[str, Any]
+    image: Image
+    """uint8 RGB, (height, width, 3)."""
+
+
+def evaluation_page(
+    title: str, settings: Mapping[str, Any], summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]],
+    read: Callable[[str], Image], *, pictures: int = 6,
+) -> str:  # fmt: skip
+    """Return the whole page.
+
+    Args:
+        title: its heading.
+        settings: what was evaluated, and how.
+        summary: the means.
+        records: one a picture, with ``image``, ``label``, ``score``, ``adcc``, ``heat`` and ``region``.
+        read: a record's ``image`` to the picture.
+        pictures: how many of the best, and of the worst, are shown.
+    """
+    ranked = sorted(records, key=lambda one: float(one["adcc"]), reverse=True)
+    best, worst = ranked[:pictures], ranked[::-1][: min(pictures, max(0, len(ranked) - pictures))]
+    told = "".join(f"<tr><td>{escape(str(k))}<td>{escape(str(v))}" for k, v in settings.items())
+    charts = "".join(histogram(key, [float(one[key]) for one in records if one.get(key) is not None]) for key in CHARTS)
+    parts = [
+        "<!doctype html><html lang=en><meta charset=utf-8>",
+        "<meta name=viewport content='width=device-width,initial-scale=1'>",
+        f"<title>{escape(title)}</title><style>{_STYLE}</style><h1>{escape(title)}</h1>",
+        f"<p>{len(records)} pictures; each one's top-1 class explained. Shares in per cent.</p>",
+        f"<table>{_table(summary)}</table><h2>Distributions</h2><div class=row>{charts}</div>",
+        "<h2>The best by ADCC</h2>", _gallery([Shown(one, read(one["image"])) for one in best]),
+        "<h2>The worst by ADCC</h2>", _gallery([Shown(one, read(one["image"])) for one in worst]),
+        f"<h2>What ran</h2><table>{told}</table></html>\n",
+    ]  # fmt: skip
+    return "\n".join(parts)
+
+
+def _table(summary: Mapping[str, Any]) -> str:
+    rows = []
+    for key, name, what, factor in ROWS:
+        if summary.get(key) is not None:
+            rows.append(f"<tr><td>{name}<td class=n>{factor * float(summary[key]):.2f}<td class=s>{escape(what)}")
+    if summary.get("pointing") is not None:
+        rows.append(f"<tr><td>Pictures with a box of the class<td class=n>{summary['images_pointed']}<td>")
+    return "".join(rows)
+
+
+def histogram(name: str, values: Sequence[float]) -> str:
+    """Return how values in [0, 1] are spread, as an SVG of 20 bars; nothing for no value."""
+    if not values:
+        return ""
+    counts, _ = np.histogram(np.clip(values, 0.0, 1.0), BINS, (0.0, 1.0))
+    most = int(counts.max())
+    bars = "".join(
+        f"<rect x='{10 * place}' y='{80 - 70 * count / most:.1f}' width='9' height='{70 * count / most:.1f}'/>"
+        for place, count in enumerate(counts.tolist())
+    )
+    label = f"{escape(name)}: mean {np.mean(values):.3f}, n {len(values)}"
+    return (
+        f"<svg viewBox='0 -14 200 110' role=img aria-label='{label}'><text x='0' y='-3'>{label}</text>{bars}"
+        "<text x='0' y='93'>0</text><text x='194' y='93'>1</text></svg>"
+    )
+
+
+def _gallery(shown: Sequence[Shown]) -> str:
+    return f"<div class=row>{''.join(map(_figure, shown))}</div>"
+
+
+def _figure(shown: Shown) -> str:
+    one, image = shown.record, shown.image
+    heat = np.asarray(one["heat"], np.float32)
+    painted = paint_heat(image, heat, Box(*one["region"]), palette("inferno", 0.65))
+    painted = np.array(painted)
+    for box in one.get("boxes", ()):
+        draw_box(painted, Box(*box), BOX_COLOUR, max(1, image.shape[0] // 150))
+    words = (
+        f"{one['label']} {100 * one['score']:.0f} %; ADCC {100 * one['adcc']:.0f}, drop {100 * one['drop']:.0f}, "
+        f"coherency {100 * one['coherency']:.0f}, complexity {100 * one['complexity']:.0f}"
+    )
+    return (
+        f"<figure><div class=row>{_inline(image)}{_inline(painted)}</div>"
+        f"<figcaption>{escape(words)}<br><span class=s>{escape(str(one['image']))}</span></figcaption></figure>"
+    )
+
+
+def _inline(image: Image) -> str:
+    small = scaled_picture(image, min(1.0, SHOWN_SIDE_PIXELS / max(image.shape[:2])))
+    packed = base64.b64encode(encode_picture(small, 80)).decode("ascii")
+    return f"<img alt='' src='data:image/jpeg;base64,{packed}'>"

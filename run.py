@@ -17,6 +17,7 @@ if __name__ == "__main__":
 import ctypes
 import json
 import logging
+import shlex
 import threading
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
@@ -140,7 +141,9 @@ def stream(  # noqa: PLR0917 - one parameter per option
         str | None, _option(NETWORK, "The explained classes: top1 (default), top5, or names or indices, by commas.")
     ] = None,
     kernel: Annotated[str | None, _option(NETWORK, "Recipro-CAM's masks: point (default) or gaussian.")] = None,
-    backend: Annotated[str | None, _option(NETWORK, "auto (default), eager, inductor; see doctor.")] = None,
+    backend: Annotated[
+        str | None, _option(NETWORK, "auto (default), eager, openvino, inductor; an .onnx file: onnxruntime, too.")
+    ] = None,
     precision: Annotated[str | None, _option(NETWORK, "fp32 (default), bf16 or fp16.")] = None,
     device: Annotated[str | None, _option(NETWORK, "auto (default), cpu or cuda.")] = None,
     input_size: Annotated[str | None, _option(NETWORK, "HEIGHTxWIDTH. Default: what the weights want.")] = None,
@@ -151,7 +154,18 @@ def stream(  # noqa: PLR0917 - one parameter per option
     cache: Annotated[str | None, _option(NETWORK, "A folder for compiled networks, or off. Default: yours.")] = None,
     sink: Annotated[
         list[str] | None,
-        _option(PICTURE, "window, tcp://HOST:PORT, ipc://PATH, http://HOST:PORT, FILE.mp4, FILE.jsonl. Repeatable."),
+        _option(
+            PICTURE, "window, tcp://HOST:PORT, ipc://PATH, http://HOST:PORT, FILE.mp4, FOLDER/, FILE.jsonl. Repeatable."
+        ),
+    ] = None,
+    record_when: Annotated[
+        str | None, _option(PICTURE, "FOLDER/ records only events, such as: label=scratch and score>0.8")
+    ] = None,
+    seconds_before: Annotated[float | None, _option(PICTURE, "... and what came before them. [default: 5]")] = None,
+    seconds_after: Annotated[float | None, _option(PICTURE, "... and after them. [default: 5]")] = None,
+    rotate_seconds: Annotated[float | None, _option(PICTURE, "FOLDER/ begins a new clip. [default: 300]")] = None,
+    disk_budget_mib: Annotated[
+        float | None, _option(PICTURE, "What clips may take in FOLDER/; the oldest make room. Default: no limit.")
     ] = None,
     page_token_file: Annotated[Path | None, _option(PICTURE, "What the http:// page asks for stands in it.")] = None,
     curve_keys: Annotated[
@@ -196,7 +210,11 @@ def stream(  # noqa: PLR0917 - one parameter per option
         raise ConfigError("no source: give --source URI (camera:0, rtsp://..., a file, line:) or a YAML config")
     made = make_config(knobs, config.name if config else "command line", overrides)
     sinks = _with_keys(_with_page_token(made.sinks, page_token_file), curve_keys, allow, insecure=insecure)
-    made = made.model_copy(update={"sinks": sinks})
+    clips = {
+        "record_when": record_when, "seconds_before": seconds_before, "seconds_after": seconds_after,
+        "rotate_seconds": rotate_seconds, "disk_budget_mib": disk_budget_mib,
+    }  # fmt: skip
+    made = made.model_copy(update={"sinks": _with_clips(sinks, _given(clips))})
     if print_config:
         typer.echo(to_yaml(_redacted(made)), nl=False)
         return
@@ -244,7 +262,7 @@ def export(  # noqa: PLR0917 - one parameter per option
     _say(
         f"written: {_near(output)} ({told.bytes / 1e6:.1f} MB, {told.passport.plan} plan; the same answers as the "
         f"engine's in {' and '.join(told.runtimes)})\n"
-        f"run it:  uv run run.py stream --model {_near(output)} --source camera:0"
+        f"run it:  uv run run.py stream --model {shlex.quote(_near(output))} --source camera:0"
     )
 
 
@@ -449,6 +467,60 @@ def view(  # noqa: PLR0917 - one parameter per option
         _fail(f"{address}: no frame came; {why}")
 
 
+@app.command()
+def replay(  # noqa: PLR0917 - one parameter per option
+    record: Annotated[Path, typer.Argument(metavar="LOG", help="What --sink FILE.jsonl wrote.")],
+    video: Annotated[
+        Path | None, typer.Argument(metavar="[VIDEO]", help="What was explained then. Default: heat on black.")
+    ] = None,
+    sink: Annotated[
+        list[str] | None, _option(PICTURE, "window (default), http://HOST:PORT, FILE.mp4. Repeatable.")
+    ] = None,
+    page_token_file: Annotated[Path | None, _option(PICTURE, "What the http:// page asks for stands in it.")] = None,
+    colormap: Annotated[str | None, _option(PICTURE, "The heat's colours. [default: inferno]")] = None,
+    opacity: Annotated[float | None, _option(PICTURE, "How much the hottest spot covers, 0 to 1.")] = None,
+    camera: Annotated[str | None, _option(CAMERA, "Whose lines, where the log holds several cameras.")] = None,
+    frames: Annotated[int | None, _option(RUN, "Stop after so many frames.", min=1)] = None,
+    seconds: Annotated[float | None, _option(RUN, "Stop after so long.", min=0)] = None,
+) -> None:
+    """Lay logged heat over the original video again, each line on its own frame."""
+    from overlays.renderer import HeatRenderer
+    from overlays.replay import LoggedExplainer, LoggedFrames, Paced
+    from overlays.sinks.files import check_outputs
+    from overlays.sinks.table import build_sink
+    from pipeline.loop import Limits, carry
+    from stream.sources import build_source
+
+    knobs = {"overlay": _given({"colormap": colormap, "opacity": opacity}), "sinks": sink or ["window"]}
+    made = make_config({}, "command line", knobs)
+    doors = _with_page_token(made.sinks, page_token_file)
+    begun = threading.Event()
+    with _until_interrupted(begun) as stop, ExitStack() as stack:
+        logged = stack.enter_context(LoggedExplainer(record, camera))
+        source = LoggedFrames(logged) if video is None else build_source(str(video), camera=logged.camera)
+        if source.live:
+            raise ConfigError(f"{str(video)!r}: is live; a log is laid over the recording that it was written for")
+        check_outputs([one.uri for one in doors], [logged.camera], [str(one) for one in (record, video) if one])
+        sinks = [
+            build_sink(one.uri, cameras=[logged.camera], options=_sink_options(one, made.overlay)) for one in doors
+        ]
+        if any(not one.lossless for one in sinks):
+            source = Paced(source)
+        stack.enter_context(source)
+        for door in sinks:
+            stack.enter_context(door)
+        begun.set()
+        renderer = HeatRenderer(**made.overlay.model_dump())
+        outcome = carry([(source, "wait")], logged, renderer, sinks, limits=Limits(frames, seconds, 1), stop=stop)
+    _say(
+        f"{logged.matched + logged.unmatched} frames, {logged.matched} with their heat, {logged.unmatched} without a "
+        f"line in the log; the log has {logged.line_count} lines of {logged.camera!r}"
+    )
+    _finish(outcome)
+    if logged.unmatched and not logged.matched:
+        _fail(f"{record}: no line of it belongs to a frame of {video}; is it another video?")
+
+
 @keys_app.command("new")
 def keys_new(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where they go. Nothing is ever overwritten.")],
@@ -580,6 +652,7 @@ def _carry(config: Config, tell: Callable[[str], None] | None = None) -> Outcome
 
     from overlays.progress import Progress
     from overlays.renderer import HeatRenderer
+    from overlays.sinks.files import OWN_FILES, claimed
     from pipeline.loop import Limits, carry
     from pipeline.supervisor import Supervisor
 
@@ -591,6 +664,7 @@ def _carry(config: Config, tell: Callable[[str], None] | None = None) -> Outcome
         renderer = HeatRenderer(**config.overlay.model_dump())
         for source, _ in sources:
             stack.enter_context(source)
+        stack.enter_context(claimed(Path(one.uri) for one in config.sinks if Path(one.uri).suffix in OWN_FILES))
         for sink in sinks:
             stack.enter_context(sink)
         explainer = _explainer(config)
@@ -656,9 +730,18 @@ def _sinks(config: Config, cameras: list[str]) -> list[Sink]:
 
 
 def _sink_options(sink: SinkConfig, overlay: OverlayConfig, *, painted: bool = False) -> SinkOptions:
-    from overlays.sinks.options import SinkOptions
+    from overlays.sinks.options import ClipOptions, SinkOptions
 
+    mib = 1 << 20
     return SinkOptions(
+        clips=ClipOptions(
+            rotate_seconds=sink.rotate_seconds,
+            rotate_bytes=None if sink.rotate_mib is None else round(sink.rotate_mib * mib),
+            budget_bytes=None if sink.disk_budget_mib is None else round(sink.disk_budget_mib * mib),
+            when=sink.record_when,
+            seconds_before=sink.seconds_before,
+            seconds_after=sink.seconds_after,
+        ),
         jpeg_quality=sink.quality,
         display=_display(),
         token=None if sink.token_file is None else _token(Path(sink.token_file)),
@@ -722,6 +805,20 @@ def _with_keys(sinks: list[SinkConfig], folder: Path | None, allow: Path | None,
             change["curve"] = one.curve.model_copy(update={"allow": str(allow)})
         made.append(one.model_copy(update=change))
     return made
+
+
+def _with_clips(sinks: list[SinkConfig], knobs: dict[str, Any]) -> list[SinkConfig]:
+    """Give what the command line says of clips to every folder of them."""
+    if not knobs:
+        return sinks
+    named = "--" + next(iter(knobs)).replace("_", "-")
+    if not any(one.uri.endswith("/") and "://" not in one.uri for one in sinks):
+        raise ConfigError(f"{named}: there is no folder of clips; add --sink FOLDER/, with the slash")
+    given = [
+        one.model_dump(exclude_unset=True) | (knobs if one.uri.endswith("/") and "://" not in one.uri else {})
+        for one in sinks
+    ]
+    return make_config({}, "command line", {"sinks": given}).sinks
 
 
 def _explainer(config: Config) -> FrameExplainer:
@@ -796,15 +893,12 @@ def _display() -> str | None:
     return os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or None
 
 
-class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM while nothing has been begun that must be ended in order."""
-
-
 @contextmanager
 def _until_interrupted(begun: threading.Event) -> Iterator[threading.Event]:
     """Give an event that Ctrl-C and SIGTERM set; a second one ends the process at once.
 
-    Until ``begun`` is set nobody looks at the event: the first one raises ``Interrupted`` instead.
+    Until ``begun`` is set there is nothing to be ended in order, and the first one ends the process at once, too: an
+    exception out of a handler would go through compilers that do not expect it, and abort.
     """
     stop = threading.Event()
 
@@ -813,7 +907,8 @@ def _until_interrupted(begun: threading.Event) -> Iterator[threading.Event]:
             os._exit(128 + number)
         stop.set()
         if not begun.is_set():
-            raise Interrupted
+            os.write(2, b"\nStopped before the first frame; nothing was written.\n")
+            os._exit(0)
         # No print: the signal may have come within one.
         os.write(2, b"\nEnding in order; once more ends at once.\n")
 
@@ -876,14 +971,13 @@ def main() -> None:
     handler.setFormatter(formatter("text"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("libav").setLevel(logging.CRITICAL)
+    logging.getLogger("torch").setLevel(logging.WARNING)
     try:
         with _until_interrupted(threading.Event()):
             app()
     except ReciproStreamError as error:
         print(_told(str(error)), file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
-    except Interrupted:
-        sys.exit(0)
 
 
 if __name__ == "__main__":

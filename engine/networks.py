@@ -270,7 +270,13 @@ def choose_target(words: Sequence[str], labels: Sequence[str]) -> Target:
             chosen.append(int(word))
         elif word.lstrip("-").isdigit():
             raise ConfigError(f"target {word!r}: the network's classes go from 0 to {len(labels) - 1}")
+        elif word.lower().startswith("top") and word[3:].isdigit():
+            raise ConfigError(f"target {word!r} stands alone; it cannot be mixed with names and indices")
         else:
             hint = nearest(word.casefold(), folded)
-            raise ConfigError(f"target {word!r} is no class of this network.{hint} Give top1, a name, or an index")
+            for near in folded:
+                hint = hint.replace(f"'{near}'", repr(labels[folded[near]]))
+            raise ConfigError(
+                f"target {word!r} is no class of this network.{hint} Give top1, top5, names or indices, by commas"
+            )
     return Target(classes=tuple(dict.fromkeys(chosen)))

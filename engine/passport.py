@@ -114,6 +114,8 @@ def read_passport(path: Path) -> Passport:
     """
     if not path.is_file():
         raise ModelError(f"{path}: no such file; `run.py export --model NAME --output {path}` writes one")
+    if path.stat().st_size == 0:
+        raise ModelError(f"{path}: is empty (0 bytes); export it again")
     try:
         told = _of_archive(path) if path.suffix.lower() == ".pt2" else _of_onnx(path)
     except (OSError, ValueError, zipfile.BadZipFile, RecursionError) as error:
@@ -153,6 +155,8 @@ def _passport(path: Path, told: Mapping[str, str]) -> Passport:
 def _of_archive(path: Path) -> dict[str, str]:
     """Return the metadata of a ``.pt2`` archive; empty where it carries none."""
     with zipfile.ZipFile(path) as archive:
+        if broken := archive.testzip():
+            raise ValueError(f"the checksum of {broken} does not hold")
         held = [name for name in archive.namelist() if name.endswith(f"/extra/{EXTRA}")]
         told = json.loads(archive.read(held[0])) if held else {}
     if not isinstance(told, dict) or not all(isinstance(value, str) for value in told.values()):

@@ -35,7 +35,9 @@ def _triple(value: object) -> object:
         return (value, value, value)
     if isinstance(value, str):
         parts = [float(part) for part in value.split(",")]
-        return tuple(parts * 3 if len(parts) == 1 else parts)
+        value = parts * 3 if len(parts) == 1 else parts
+    if isinstance(value, list | tuple) and len(value) != 3:
+        raise ValueError(f"three numbers, for red, green and blue, or one for all; these are {len(value)}")
     return value
 
 
@@ -111,7 +113,7 @@ class EngineConfig(_Knobs):
     kernel: Literal["point", "gaussian"] = "point"
     """The masks of Recipro-CAM: one-hot, or spread over 3x3 cells."""
     backend: str = "auto"
-    """What runs the network: auto, eager or inductor (see run.py doctor)."""
+    """What runs the network: auto, eager, openvino or inductor; onnxruntime, too, for an .onnx file (see doctor)."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """The network's arithmetic. Softmax and heat are float32 always."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -168,7 +170,8 @@ class SinkConfig(_Knobs):
     """One door through which overlays leave."""
 
     uri: str
-    """window, tcp://host:port or ipc://path (ZeroMQ), http://host:port (web page), FILE.mp4, or FILE.jsonl."""
+    """window, tcp://host:port or ipc://path (ZeroMQ), http://host:port (web page), FILE.mp4, FOLDER/ (clips), or
+    FILE.jsonl."""
     quality: int = Field(default=80, ge=1, le=100)
     """JPEG quality on the network."""
     scale: float = Field(default=1.0, gt=0, le=1)
@@ -183,6 +186,19 @@ class SinkConfig(_Knobs):
     """http:// only: further names the page is reached by, such as a proxy's."""
     insecure: bool = False
     """Serve others without asking who they are: only where the network itself is closed."""
+    rotate_seconds: float = Field(default=300.0, ge=1, le=86400)
+    """FOLDER/ only: a clip is closed and the next begun after so long."""
+    rotate_mib: float | None = Field(default=None, ge=0.1)
+    """FOLDER/ only: ... or when it has become so large. Default: no matter."""
+    disk_budget_mib: float | None = Field(default=None, ge=1)
+    """FOLDER/ only: what the clips of this run's cameras may take there, those of earlier runs too; the oldest are
+    removed. Default: all are kept."""
+    record_when: str | None = Field(default=None, min_length=1)
+    """FOLDER/ only: which frames are worth a clip, such as label=scratch and score>0.8. Default: all."""
+    seconds_before: float = Field(default=5.0, ge=0, le=600)
+    """With record_when: what is kept of the time before such a frame."""
+    seconds_after: float = Field(default=5.0, ge=0, le=600)
+    """With record_when: how long a clip goes on after the last such frame."""
 
 
 class Config(_Knobs):
@@ -264,14 +280,16 @@ def make_config(knobs: Mapping[str, Any], name: str, overrides: Mapping[str, Any
     try:
         return Config.model_validate(merge(knobs, overrides))
     except ValidationError as wrong:
-        raise ConfigError("\n".join(_sentence(error, name, overrides) for error in wrong.errors())) from None
+        sentences = dict.fromkeys(_sentence(error, name, overrides) for error in wrong.errors())
+        raise ConfigError("\n".join(sentences)) from None
 
 
 def _sentence(error: ErrorDetails, name: str, overrides: Mapping[str, Any]) -> str:
     path = [part for part in error["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
     place = f"{name}: {_dotted(path)}"
     if _given(path, overrides):
-        place = "--" + next((str(p) for p in reversed(path) if isinstance(p, str)), "").replace("_", "-")
+        key = next((str(p) for p in reversed(path) if isinstance(p, str)), "")
+        place = "--" + _OPTIONS.get(key, key.replace("_", "-"))
     if error["type"] == "extra_forbidden":
         return f"{place}: unknown key.{_cure(path)}"
     if error["type"] == "missing":
@@ -283,6 +301,10 @@ def _sentence(error: ErrorDetails, name: str, overrides: Mapping[str, Any]) -> s
         # A URI may hold a password, and a whole map says nothing.
         return f"{place}: {said}"
     return f"{place}: {value!r}: {said}"
+
+
+_OPTIONS = {"smoothing_seconds": "smoothing", "max_age_seconds": "max-age", "sources": "source", "sinks": "sink"}
+"""Options of the command line whose name is not their key's."""
 
 
 def _said(error: ErrorDetails) -> str:

@@ -375,3 +375,30 @@ def test_a_camera_whose_name_holds_a_slash_is_recorded_all_the_same(command, tmp
         code, _, errors = command(*squeezenet("--source", uri, "--sink", "out.mp4", "--seconds", "0.3"))
     assert code == 3, errors
     assert "connection refused" in errors
+
+
+def test_two_runs_cannot_write_one_file(command, video, tmp_path):
+    from overlays.sinks.files import claimed
+
+    with claimed([tmp_path / "out.jsonl"]):
+        code, _, errors = command(*squeezenet("--source", video, "--sink", "./out.jsonl"))
+    assert code == 2
+    assert "being written by another run" in errors
+    assert not (tmp_path / "out.jsonl").exists()
+    assert command(*squeezenet("--source", video, "--sink", "./out.jsonl"))[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--mean", "1,2"], "--mean: '1,2': three numbers, for red, green and blue, or one for all; these are 2"),
+        (["--smoothing", "-1"], "--smoothing: -1.0"),
+        (["--max-age", "-1"], "--max-age: -1.0"),
+        (["--target", "top5,tench"], "'top5' stands alone"),
+    ],
+)
+def test_a_mistake_in_an_option_is_told_by_the_options_own_name(command, words, told):
+    code, _, errors = command(*squeezenet("--source", "line:", *words))
+    assert code == 2
+    assert told in errors
+    assert len(set(errors.splitlines())) == len(errors.splitlines())

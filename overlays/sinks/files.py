@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import os
 import re
-from collections.abc import Collection, Sequence
+import tempfile
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pipeline.errors import ConfigError, SinkError
+
+OWN_FILES = frozenset({".mp4", ".mkv", ".jsonl"})
+"""Suffixes of sinks that write one file of their own."""
 
 
 def check_writable(path: Path) -> None:
@@ -53,6 +60,45 @@ def check_outputs(uris: Sequence[str], cameras: Sequence[str], inputs: Sequence[
         if any(same_place(path, other) for other in written):
             raise ConfigError(f"sink {uri!r} is given twice; give each its own address or file")
         written.append(path)
+
+
+@contextmanager
+def claimed(paths: Iterable[Path]) -> Iterator[None]:
+    """Keep files to this run while the block lasts: two runs that write one file at once leave neither whole.
+
+    The claim is a lock beside none of them, in the system's temporary folder; it ends with the process, however that
+    ends. Where there are no such locks (Windows) nothing is claimed.
+
+    Raises:
+        SinkError: another run has claimed one of them.
+    """
+    with ExitStack() as stack:
+        for path in paths:
+            stack.enter_context(_locked(path))
+        yield
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    folder = Path(tempfile.gettempdir()) / f"recipro-stream-{os.getuid()}"
+    name = hashlib.sha256(str(path.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        door = (folder / f"{name}.lock").open("wb")
+    except OSError:
+        yield  # no place for locks: better without than not at all
+        return
+    with door:
+        try:
+            fcntl.flock(door, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise SinkError(f"{path}: is being written by another run; choose another file, or stop that run") from None
+        yield
 
 
 def same_place(one: Path, other: Path) -> bool:

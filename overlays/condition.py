@@ -96,7 +96,7 @@ class _Parser:
         """Read all of it."""
         holds = self._any()
         if (token := self._ahead()).kind != "end":
-            self._fail(token, f"expected 'and', 'or' or the end.{nearest(token.text, ('and', 'or'))}")
+            self._fail(token, f"expected 'and', 'or' or the end.{_joint(token)}")
         return holds
 
     def _split(self) -> list[_Token]:
@@ -169,11 +169,8 @@ class _Parser:
             self._fail(sign, f"{field!r} is text: compare it by = or !=")
         text = value.text[1:-1] if value.kind == "quoted" else value.text
         after = self._ahead()
-        if value.kind == "word" and after.kind == "word" and after.text.lower() not in {"and", "or"}:
-            cure = (
-                nearest(after.text, ("and", "or"))
-                or f" A name of several words goes in quotes: {field}='{text} {after.text}'"
-            )
+        if value.kind == "word" and after.kind == "word" and after.text.lower() not in {"and", "or", *_FIELDS}:
+            cure = _joint(after) or f" A name of several words goes in quotes: {field}='{text} {after.text}'"
             self._fail(after, f"expected 'and', 'or' or the end.{cure}")
         return lambda facts: compare(facts.label if field == "label" else facts.camera, text)
 
@@ -204,3 +201,7 @@ class _Parser:
     def _fail(self, token: _Token, why: str) -> NoReturn:
         found = "the end" if token.kind == "end" else repr(token.text)
         raise ConfigError(f"record_when: {self._text!r}: character {token.place + 1}, {found}: {why} ({_EXAMPLE})")
+
+
+def _joint(token: _Token) -> str:
+    return "" if token.text.lower() in _FIELDS else nearest(token.text, ("and", "or"))

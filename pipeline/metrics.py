@@ -91,7 +91,8 @@ class Tally:
         with self._lock:
             camera.explained += 1
             camera.arrivals.append(time.monotonic())
-            camera.label, camera.score = explanation.top.label, explanation.top.score
+            if explanation.findings:
+                camera.label, camera.score = explanation.top.label, explanation.top.score
             for stage, seconds in explanation.timings.items():
                 self.stages.setdefault(stage, Histogram()).add(seconds)
         _judge(camera, explanation)
@@ -117,7 +118,7 @@ def _judge(camera: CameraTally, explanation: Explanation) -> None:
     if truth is None:
         return
     camera.judged += 1
-    if explanation.top.label != truth.label:
+    if not explanation.findings or explanation.top.label != truth.label:
         return
     camera.right += 1
     if truth.boxes:

@@ -1,0 +1,280 @@
+"""A log of explanations, laid over its video again: each line on the frame that it was written for, or on none.
+
+A line belongs to the frame with its index, where both have the same time; where the times differ (the video was cut,
+or the log is of another reading), to the frame with its time, to two milliseconds. The log is indexed once, and its
+heat is read line by line: an hour of it takes a few megabytes of memory.
+"""
+
+from __future__ import annotations
+
+import bisect
+import logging
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from io import BufferedReader
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import numpy as np
+
+from overlays.fields import Fields
+from overlays.wire import MAX_HEADER_BYTES, MAX_TEXT, VERSION, Header, as_overlay, decode_header
+from pipeline.errors import SourceError, WireError, WireVersionError
+from pipeline.frames import Explanation, Frame
+from pipeline.ports import Health, Source
+
+log = logging.getLogger(__name__)
+
+_SAME_SECONDS: Final = 0.002
+"""Times that differ by less are one frame's: containers count in milliseconds, cameras in more."""
+
+
+@dataclass(slots=True)
+class _Lines:
+    """Where one camera's lines stand in the file."""
+
+    offsets: dict[int, int] = field(default_factory=dict)
+    """By index, in the order of the file."""
+    seconds: dict[int, float] = field(default_factory=dict)
+    """By index, where the line has a time."""
+    repeated: int = 0
+    by_time: list[tuple[float, int]] = field(default_factory=list)
+
+    def note(self, index: int, seconds: float | None, offset: int) -> None:
+        """Take note of one line."""
+        if index in self.offsets:
+            self.repeated += 1
+            return
+        self.offsets[index] = offset
+        if seconds is not None:
+            self.seconds[index] = seconds
+
+
+def _gist(packed: bytes) -> tuple[str, int, float | None]:
+    """Return a line's camera, index and time."""
+    fields = Fields.parse(packed)
+    if (version := fields.integer("version", 1, 1 << 31)) > VERSION:
+        raise WireVersionError(f"version: the log is version {version}, this reader knows up to {VERSION}; update here")
+    return fields.text("camera", MAX_TEXT), fields.integer("index", 0, 1 << 62), fields.optional_number("pts_seconds")
+
+
+class LoggedExplainer:
+    """Explains frames by what a log says of them. A with-block: the log stays open.
+
+    Args:
+        path: the log.
+        camera: whose lines; None: the only camera's.
+
+    Raises:
+        SourceError: on entering: the log cannot be read, holds no explanation, or holds several cameras and none is
+            chosen.
+        WireVersionError: it was written by a newer version.
+    """
+
+    def __init__(self, path: Path, camera: str | None = None) -> None:
+        self.camera = camera or ""
+        self.matched = 0
+        """Frames that had a line."""
+        self.unmatched = 0
+        """Frames that had none: they are shown as they are."""
+        self.damaged = 0
+        """Lines that cannot be read."""
+        self.path = path
+        self._file: BufferedReader | None = None
+        self._lines = _Lines()
+
+    @property
+    def line_count(self) -> int:
+        """How many lines the camera has."""
+        return len(self._lines.offsets)
+
+    def __enter__(self) -> Self:
+        try:
+            self._file = self.path.open("rb")
+        except OSError as error:
+            raise SourceError(
+                f"{self.path}: cannot be read ({error.strerror}); name what --sink FILE.jsonl wrote"
+            ) from None
+        try:
+            self._choose(self._scan(self._file))
+        except BaseException:
+            self._file.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def explain(self, frames: Sequence[Frame]) -> Sequence[Explanation]:
+        """Return what the log says of each frame; an explanation without findings where it says nothing."""
+        return [self._explained(frame) for frame in frames]
+
+    def headers(self) -> Iterator[Header]:
+        """Give every line of the camera, in the order of the file."""
+        for index in self._lines.offsets:
+            header = self._read(index)
+            if header is not None:
+                yield header
+
+    def _explained(self, frame: Frame) -> Explanation:
+        index = self._index_of(frame)
+        header = None if index is None else self._read(index)
+        if header is None:
+            self.unmatched += 1
+            return Explanation(frame, (), "no line in the log", "")
+        self.matched += 1
+        if self.matched == 1 and abs(header.width * frame.height / (header.height * frame.width) - 1.0) > 0.03:
+            was, now = f"{header.width}x{header.height}", f"{frame.width}x{frame.height}"
+            log.warning("%s: tells of pictures of %s, these are %s: is it another video?", self.path, was, now)
+        shown = replace(
+            header, width=frame.width, height=frame.height, frame_width=header.width, frame_height=header.height
+        )
+        logged = as_overlay(shown, frame.image, now_unix=0.0, now_monotonic=0.0).explanation
+        return replace(logged, frame=replace(frame, truth=logged.frame.truth))
+
+    def _index_of(self, frame: Frame) -> int | None:
+        """Return the index of the line that belongs to a frame."""
+        lines = self._lines
+        told = lines.seconds.get(frame.index)
+        if frame.index in lines.offsets and (
+            told is None or frame.pts_seconds is None or abs(told - frame.pts_seconds) < _SAME_SECONDS
+        ):
+            return frame.index
+        if frame.pts_seconds is None:
+            return None
+        place = bisect.bisect_left(lines.by_time, (frame.pts_seconds, -1))
+        near = lines.by_time[max(0, place - 1) : place + 1]
+        seconds, index = min(near, key=lambda one: abs(one[0] - (frame.pts_seconds or 0.0)), default=(np.inf, -1))
+        return index if abs(seconds - frame.pts_seconds) < _SAME_SECONDS else None
+
+    def _read(self, index: int) -> Header | None:
+        assert self._file is not None  # noqa: S101 - entered
+        self._file.seek(self._lines.offsets[index])
+        try:
+            return decode_header(self._file.readline(MAX_HEADER_BYTES))
+        except WireError as error:
+            self._leave_out(f"frame {index}", error)
+            return None
+
+    def _scan(self, file: BufferedReader) -> dict[str, _Lines]:
+        """Find every camera's lines."""
+        cameras: dict[str, _Lines] = {}
+        offset = 0
+        for number in range(1, 1 << 62):
+            packed = file.readline(MAX_HEADER_BYTES)
+            if not packed:
+                return cameras
+            try:
+                camera, index, seconds = _gist(packed)
+            except WireVersionError:
+                raise
+            except WireError as error:
+                self._leave_out(f"line {number}", error)
+            else:
+                cameras.setdefault(camera, _Lines()).note(index, seconds, offset)
+            offset += len(packed)
+        return cameras
+
+    def _choose(self, cameras: dict[str, _Lines]) -> None:
+        if not cameras:
+            raise SourceError(f"{self.path}: no line of it is an explanation; a log is what --sink FILE.jsonl writes")
+        names = ", ".join(map(repr, cameras))
+        if not self.camera and len(cameras) > 1:
+            raise SourceError(f"{self.path}: holds several cameras; choose one: --camera with one of {names}")
+        self.camera = self.camera or next(iter(cameras))
+        if self.camera not in cameras:
+            raise SourceError(f"{self.path}: holds no camera {self.camera!r}; it has {names}")
+        self._lines = cameras[self.camera]
+        self._lines.by_time = sorted((seconds, index) for index, seconds in self._lines.seconds.items())
+        if self._lines.repeated:
+            log.warning(
+                "%s: %d lines tell of a frame that was told of before (a second run?); the first of each is used",
+                self.path, self._lines.repeated,
+            )  # fmt: skip
+
+    def _leave_out(self, place: str, error: WireError) -> None:
+        self.damaged += 1
+        if self.damaged == 1:
+            log.warning("%s: %s cannot be read, and is left out: %s", self.path, place, error)
+
+
+class LoggedFrames:
+    """A source of black frames, one for each line of a log: what is left of a video that is gone."""
+
+    live = False
+    rate: float | None = None
+
+    def __init__(self, logged: LoggedExplainer) -> None:
+        self.camera = logged.camera
+        self.uri = "log:"
+        self.frames_total: int | None = logged.line_count
+        self.health = Health("live")
+        self._path = logged.path
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        """Hold nothing."""
+
+    def frames(self, stop: threading.Event) -> Iterator[Frame]:
+        """Give them in the order of the log."""
+        # The headers are read here, not shared: the explainer reads the same file in another thread.
+        with LoggedExplainer(self._path, self.camera) as own:
+            for header in own.headers():
+                if stop.is_set():
+                    return
+                black = np.zeros((header.height, header.width, 3), np.uint8)
+                yield Frame(black, self.camera, header.index, time.monotonic(), header.pts_seconds)
+
+
+class Paced:
+    """A source shown at its own speed, for people who look on."""
+
+    live = False
+
+    def __init__(self, source: Source) -> None:
+        self.camera, self.uri = source.camera, source.uri
+        self._source = source
+
+    @property
+    def frames_total(self) -> int | None:
+        """How many frames it will give."""
+        return self._source.frames_total
+
+    @property
+    def rate(self) -> float | None:
+        """Frames per second it says it gives."""
+        return self._source.rate
+
+    @property
+    def health(self) -> Health:
+        """How it does right now."""
+        return self._source.health
+
+    def frames(self, stop: threading.Event) -> Iterator[Frame]:
+        """Give each frame when it is due."""
+        begun: float | None = None
+        for frame in self._source.frames(stop):
+            now, due = time.monotonic(), frame.pts_seconds or 0.0
+            begun = now - due if begun is None else begun
+            if stop.wait(max(0.0, begun + due - now)):
+                return
+            yield replace(frame, taken_at=time.monotonic())
+
+    def __enter__(self) -> Self:
+        self._source.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        self._source.__exit__(kind, error, trace)

@@ -1,0 +1,143 @@
+"""A log over its video: each line lies on the frame it was written for, or on none."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from overlays.replay import LoggedExplainer, LoggedFrames, Paced
+from overlays.sinks.log import LogSink
+from pipeline.errors import SourceError, WireVersionError
+from pipeline.frames import Box, Frame, Truth
+from pipeline.ports import Explainer, Source
+
+RATE = 30
+
+
+def heat_of(index):
+    return np.full((2, 3), (index % 50) / 51, np.float32)
+
+
+@pytest.fixture
+def logged(tmp_path, overlaid):
+    """Write a log of the given indices; return its path."""
+
+    def write(indices, camera="line", **facts):
+        path = tmp_path / f"{camera}.jsonl"
+        with LogSink(path) as sink:
+            for index in indices:
+                sink.put(overlaid(index=index, pts_seconds=index / RATE, heat=heat_of(index), camera=camera, **facts))
+        return path
+
+    return write
+
+
+def frame(index, pts_seconds=None, size=(48, 64)):
+    return Frame(np.zeros((*size, 3), np.uint8), "line", index, time.monotonic(), pts_seconds)
+
+
+def told(explanation):
+    """Which line lies on the frame: its heat says so; None: none does."""
+    return round(float(explanation.findings[0].heat[0, 0]) * 51) if explanation.findings else None
+
+
+def test_every_line_lies_on_the_frame_it_was_written_for_and_gaps_stay_gaps(logged):
+    lines = [0, 1, 5, 6, 7, 20]
+    with LoggedExplainer(logged(lines)) as explainer:
+        assert isinstance(explainer, Explainer)
+        seen = [told(each) for each in explainer.explain([frame(k, k / RATE) for k in range(22)])]
+    assert seen == [k if k in lines else None for k in range(22)]
+    assert (explainer.matched, explainer.unmatched, explainer.line_count) == (6, 16, 6)
+
+
+def test_a_video_that_was_cut_is_matched_by_its_time(logged):
+    with LoggedExplainer(logged(range(30))) as explainer:
+        seen = explainer.explain([frame(k, (k + 12) / RATE + 0.0009) for k in range(30)])
+        assert [told(each) for each in seen] == [*range(12, 30), *[None] * 12]
+        assert told(explainer.explain([frame(3)])[0]) == 3, "without a time the index alone counts"
+        assert told(explainer.explain([frame(3, 3.5 / RATE)])[0]) is None, "between two frames there is none"
+
+
+def test_the_frame_is_the_videos_own_and_all_the_rest_the_logs(logged):
+    truth = Truth("bottle", (Box(8.0, 4.0, 32.0, 24.0),))
+    path = logged([4], label="cup", score=0.5, truth=truth, region=Box(0.0, 0.0, 32.0, 48.0))
+    given = frame(4, 4 / RATE, size=(96, 128))
+    with LoggedExplainer(path) as explainer:
+        (explanation,) = explainer.explain([given])
+    assert explanation.frame.image is given.image
+    assert (explanation.frame.taken_at, explanation.frame.index) == (given.taken_at, 4)
+    assert (explanation.top.label, explanation.top.score, explanation.model) == ("cup", 0.5, "resnet50")
+    assert explanation.region == Box(0.0, 0.0, 64.0, 96.0), "twice as large, as the picture is"
+    assert explanation.frame.truth == replace(truth, boxes=(Box(16.0, 8.0, 64.0, 48.0),))
+
+
+def test_a_log_cut_off_or_damaged_gives_its_whole_lines(logged, caplog):
+    path = logged(range(5))
+    whole = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(whole[0] + b"no line\n\xff\n" + whole[1] + whole[2] + whole[3][:50])
+    with LoggedExplainer(path) as explainer:
+        assert [told(each) for each in explainer.explain([frame(k, k / RATE) for k in range(5)])] == [
+            0,
+            1,
+            2,
+            None,
+            None,
+        ]
+        assert explainer.damaged == 3
+    assert len([r for r in caplog.records if "line 2" in r.getMessage()]) == 1
+
+
+def test_of_several_cameras_one_is_chosen(logged, tmp_path):
+    both = tmp_path / "both.jsonl"
+    both.write_bytes(logged([1], camera="door").read_bytes() + logged([2], camera="yard").read_bytes())
+    with pytest.raises(SourceError, match="--camera with one of 'door', 'yard'"), LoggedExplainer(both):
+        pass
+    with pytest.raises(SourceError, match="no camera 'hall'; it has 'door', 'yard'"), LoggedExplainer(both, "hall"):
+        pass
+    with LoggedExplainer(both, "yard") as explainer:
+        assert [told(each) for each in explainer.explain([frame(1), frame(2)])] == [None, 2]
+
+
+def test_what_is_no_log_is_refused_in_words(tmp_path, logged):
+    empty = tmp_path / "empty.jsonl"
+    empty.write_bytes(b"\x00\x01\n" * 10)
+    with pytest.raises(SourceError, match="no line of it is an explanation"), LoggedExplainer(empty):
+        pass
+    with pytest.raises(SourceError, match="cannot be read"), LoggedExplainer(tmp_path / "none.jsonl"):
+        pass
+    path = logged([0])
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 2}))
+    with pytest.raises(WireVersionError, match="update"), LoggedExplainer(path):
+        pass
+
+
+def test_without_its_video_a_log_is_shown_on_black(logged):
+    with LoggedExplainer(logged([3, 4, 9])) as explainer:
+        source = LoggedFrames(explainer)
+        assert isinstance(source, Source)
+        assert source.frames_total == 3
+        with source:
+            frames = list(source.frames(threading.Event()))
+        assert [(f.index, f.image.shape, int(f.image.max())) for f in frames] == [
+            (k, (48, 64, 3), 0) for k in (3, 4, 9)
+        ]
+        assert [told(each) for each in explainer.explain(frames)] == [3, 4, 9]
+
+
+def test_for_people_a_video_takes_its_own_time(logged):
+    with LoggedExplainer(logged([3, 4, 5, 9])) as explainer, Paced(LoggedFrames(explainer)) as source:
+        assert isinstance(source, Source)
+        frames = list(source.frames(threading.Event()))
+    taken = np.array([f.taken_at for f in frames])
+    assert (np.diff(taken) > np.array([1, 1, 4]) / RATE - 0.02).all()
+    stop = threading.Event()
+    with LoggedExplainer(explainer.path) as explainer, Paced(LoggedFrames(explainer)) as source:
+        giving = source.frames(stop)
+        next(giving)
+        stop.set()
+        assert list(giving) == []

@@ -1,0 +1,186 @@
+"""Pictures are measured as the formulas say; boxes are read from what data sets come with; a stopped run goes on."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from engine.evaluation import metrics
+from engine.evaluation.boxes import boxes_of_class, coco_boxes, voc_boxes, yolo_boxes
+from engine.evaluation.build import Wanted, build_examiner
+from engine.evaluation.examiner import blurred, inside, shuffled, spread
+from engine.evaluation.journal import Journal
+from engine.evaluation.summary import summarise
+from engine.methods.recipro import recipro_cam
+from engine.networks import Network
+from engine.split import split_network
+from pipeline.config import EngineConfig
+from pipeline.errors import ConfigError
+from pipeline.frames import Box, Frame, Truth
+
+LABELS = tuple("abcde")
+
+
+@pytest.fixture(scope="module")
+def network():
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        net = nn.Sequential(
+            nn.Conv2d(3, 16, 5, 4, 2), nn.ReLU(), nn.Conv2d(16, 16, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(), nn.Linear(16, 5),
+        ).eval()  # fmt: skip
+    with torch.no_grad():
+        net[6].weight.mul_(8)
+    return Network(net, "small", LABELS, (32, 32), (0.5,) * 3, (0.25,) * 3, None)
+
+
+@pytest.fixture
+def frame():
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    return Frame(image, "test", 0, 0.0)
+
+
+def test_a_picture_is_measured_as_the_definitions_say(network, frame):
+    examiner = build_examiner(network, EngineConfig(fit="stretch"), Wanted(steps=1))
+    told = examiner.examine(frame, None)
+    image = examiner._preprocessing.normalised(examiner._preprocessing.pixels([frame]))
+    split = split_network(network.net, None, (32, 32))
+    scores, heat = recipro_cam(split, image)
+    target = int(scores.argmax())
+    wide = spread(heat[0], (32, 32))
+    after, other = recipro_cam(split, image * wide, target)
+
+    def score(pictures):
+        return float(torch.softmax(network.net(pictures), 1)[0, target].detach())
+
+    assert told["class"] == target
+    assert told["label"] == LABELS[target]
+    assert told["score"] == pytest.approx(score(image), abs=1e-6)
+    assert told["score_masked"] == pytest.approx(score(image * wide), abs=1e-6)
+    assert told["drop"] == pytest.approx(max(0, score(image) - float(after[0, target])) / score(image), abs=1e-5)
+    one, two = wide.numpy().ravel(), spread(other[0], (32, 32)).numpy().ravel()
+    assert told["correlation"] == pytest.approx(np.corrcoef(one, two)[0, 1], abs=1e-5)
+    assert told["complexity"] == pytest.approx(one.mean(), abs=1e-6)
+    assert told["deletion"] == pytest.approx((score(image) + score(torch.zeros_like(image))) / 2, abs=1e-5)
+    assert told["insertion"] == pytest.approx((score(blurred(image)) + score(image)) / 2, abs=1e-5)
+    assert -1 <= told["randomised"] <= 1
+    assert "pointing" not in told
+    json.dumps(told, allow_nan=False)
+
+
+def test_deletion_takes_the_hottest_pixels_first(network, frame):
+    examiner = build_examiner(network, EngineConfig(), Wanted(steps=2, randomised=False))
+    seen = []
+    head = examiner.split.head
+    object.__setattr__(examiner.split, "head", lambda images: seen.append(images.clone()) or head(images))
+    told = examiner.examine(frame)
+    wide = spread(torch.tensor(told["heat"]), (32, 32)).flatten()
+    deleted, inserted = (one for one in seen if len(one) == 3)
+    gone = (deleted[1] == 0).all(0).flatten()
+    assert gone.sum() == 512
+    assert wide[gone].min() >= wide[~gone].max() - 1e-3
+    assert torch.equal(inserted[2], deleted[0])
+    assert not deleted[2].any()
+
+
+def test_the_pointing_game_is_played_on_boxes_of_the_explained_class_alone(network, frame):
+    examiner = build_examiner(network, EngineConfig(), Wanted(steps=0, randomised=False, meaning={"thing": [0, 1]}))
+    label = examiner.examine(frame)["label"]
+    whole = Box(0, 0, 96, 64)
+    told = examiner.examine(frame, [Truth(label.upper(), (whole,))])
+    assert told["pointing"] is told["pointing_15px"] is True
+    assert told["energy_inside"] == pytest.approx(1.0)
+    assert examiner.examine(frame, [Truth("else", (whole,))])["pointing"] is None
+    anything = build_examiner(network, EngineConfig(), Wanted(steps=0, randomised=False, any_box=True))
+    assert anything.examine(frame, [Truth("else", (whole,))])["pointing"] is True
+
+
+def test_pixels_are_inside_a_box_by_their_centres_and_boxes_follow_the_frame_to_the_input():
+    mask = inside([Box(10, 0, 30, 20)], Box(0, 0, 40, 40), (4, 4))
+    assert mask.astype(int).tolist() == [[0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+
+
+def test_shuffled_weights_are_the_same_values_elsewhere_and_leave_the_network_alone(network):
+    before = [p.clone() for p in network.net.parameters()]
+    other = shuffled(network.net)
+    assert all(map(torch.equal, before, network.net.parameters()))
+    for one, two in zip(before, other.parameters(), strict=True):
+        assert torch.equal(one.flatten().sort().values, two.detach().flatten().sort().values)
+        assert not torch.equal(one, two)
+
+
+def test_a_blurred_picture_keeps_a_plain_colour_and_the_total_of_a_point_inside():
+    assert torch.allclose(blurred(torch.full((1, 3, 32, 32), 0.7)), torch.tensor(0.7))
+    point = torch.zeros(1, 3, 32, 32)
+    point[..., 16, 16] = 1.0
+    assert blurred(point).sum() == pytest.approx(3.0, abs=1e-5)
+    assert blurred(point)[0, 0, 16, 10] == 0.0
+
+
+def test_yolo_boxes_and_polygons_become_pixels():
+    text = "1 0.5 0.5 0.2 0.4\n\n0 0.1 0.1 0.3 0.1 0.3 0.5\n7 0.5 0.5 1 1\n"
+    found = yolo_boxes(text, ["cat", "dog"], (100, 200), "a.txt")
+    assert [one.label for one in found] == ["dog", "cat", "class 7"]
+    assert found[0].boxes[0] == pytest.approx((80, 30, 120, 70))
+    assert found[1].boxes[0] == pytest.approx((20, 10, 60, 50))
+    for broken in ("1 0.5 0.5", "x 1 1 1 1", "1 nan 0 0 0", "-1 0 0 1 1"):
+        with pytest.raises(ConfigError, match=r"a\.txt:1"):
+            yolo_boxes(broken, [], (10, 10), "a.txt")
+
+
+def test_coco_boxes_are_found_by_file_name():
+    told = {
+        "images": [{"id": 5, "file_name": "a.jpg"}, {"id": 6, "file_name": "b.jpg"}],
+        "categories": [{"id": 18, "name": "dog"}],
+        "annotations": [{"image_id": 5, "category_id": 18, "bbox": [1, 2, 10, 20]}],
+    }
+    assert coco_boxes(json.dumps(told), "x.json") == {"a.jpg": (Truth("dog", (Box(1, 2, 11, 22),)),), "b.jpg": ()}
+    for broken in ("[]", "{", '{"images": 3}'):
+        with pytest.raises(ConfigError, match=r"x\.json"):
+            coco_boxes(broken, "x.json")
+
+
+def test_voc_boxes_count_from_one_and_entities_are_refused():
+    box = "<bndbox><xmin>1</xmin><ymin>3</ymin><xmax>10</xmax><ymax>20</ymax></bndbox>"
+    text = f"<annotation><object><name>dog</name>{box}</object></annotation>"
+    assert voc_boxes(text, "a.xml") == (Truth("dog", (Box(0, 2, 10, 20),)),)
+    for broken in ("<a", "<a><object><name>x</name></object></a>", "<!DOCTYPE a><a/>"):
+        with pytest.raises(ConfigError, match=r"a\.xml"):
+            voc_boxes(broken, "a.xml")
+
+
+def test_a_box_is_of_the_class_by_name_or_by_what_its_name_stands_for():
+    truths = [Truth("Dog", (Box(0, 0, 1, 1),)), Truth("car", (Box(1, 1, 2, 2),))]
+    assert boxes_of_class(truths, "dog", 3, {}) == truths[0].boxes
+    assert boxes_of_class(truths, "sports car", 817, {"car": [817, 511]}) == truths[1].boxes
+    assert boxes_of_class(truths, "sports car", 817, {}) == ()
+
+
+def test_a_journal_goes_on_drops_a_torn_line_and_refuses_another_evaluation(tmp_path):
+    with Journal(tmp_path / "new", {"model": "x", "size": (1, 2)}) as journal:
+        journal.add({"image": "a"})
+        journal.add({"image": "b"})
+    with (tmp_path / "new" / "images.jsonl").open("a") as file:
+        file.write('{"image": "c", "sco')
+    with Journal(tmp_path / "new", {"model": "x", "size": (1, 2)}) as journal:
+        assert list(journal.records) == ["a", "b"]
+        journal.add({"image": "c"})
+    lines = (tmp_path / "new" / "images.jsonl").read_text().splitlines()
+    assert [json.loads(line)["image"] for line in lines] == ["a", "b", "c"]
+    with pytest.raises(ConfigError, match="begun with model 'x', not 'y'"):
+        Journal(tmp_path / "new", {"model": "y", "size": (1, 2)}).__enter__()
+
+
+def test_a_summary_takes_each_mean_over_the_pictures_that_have_it():
+    one = {"drop": 0.2, "coherency": 1.0, "complexity": 0.4, "increase": False, "pointing": True, "heat": [[0, 1]]}
+    two = {"drop": 0.0, "coherency": 0.8, "complexity": 0.2, "increase": True, "pointing": None, "heat": [[0, 0]]}
+    row = summarise([one | {"seconds": 1.0}, two | {"seconds": 3.0}])
+    assert row["average_drop"] == pytest.approx(0.1)
+    assert row["increase"] == 0.5
+    assert (row["pointing"], row["images_pointed"], row["flat_maps"], row["deletion"]) == (1.0, 1, 1, None)
+    assert row["adcc_of_means"] == pytest.approx(metrics.adcc(0.1, 0.9, 0.3))
+    assert row["adcc_per_image"] == pytest.approx((metrics.adcc(0.2, 1.0, 0.4) + metrics.adcc(0.0, 0.8, 0.2)) / 2)
+    assert not any(isinstance(value, float) and math.isnan(value) for value in summarise([]).values())

@@ -1,0 +1,109 @@
+"""`run.py evaluate` as a person meets it."""
+
+import csv
+import json
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+import run
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """Run `evaluate` in this process, in a folder with three pictures; return exit code, output, errors."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for number in range(3):
+        image = np.random.default_rng(number).integers(0, 256, (60, 80, 3), np.uint8)
+        cv2.imwrite(str(tmp_path / "photos" / f"{number} <b>.png"), image)
+
+    def call(*words):
+        fixed = ["photos", "--model", "line_net", "--input-size", "64x64", "--steps", "2"]
+        monkeypatch.setattr(sys, "argv", ["run.py", "evaluate", *fixed, *map(str, words)])
+        try:
+            run.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return call
+
+
+def test_an_evaluation_leaves_a_result_a_table_and_one_page_that_needs_nothing_else(command, tmp_path):
+    code, told, errors = command("--output", "out")
+    assert code == 0, errors
+    assert "3 of 3 pictures" in told
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["summary"]["images"] == 3
+    assert result["settings"]["layer"] == "features"
+    rows = list(csv.DictReader((tmp_path / "out" / "result.csv").read_text().splitlines()))
+    assert [row["image"] for row in rows] == [f"{number} <b>.png" for number in range(3)]
+    mean = sum(float(row["coherency"]) for row in rows) / 3
+    assert result["summary"]["coherency"] == pytest.approx(mean)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "data:image/jpeg;base64," in page
+    assert "<svg" in page
+    assert "<b>" not in page
+    assert not any(word in page for word in ("http:", "https:", "<script", "<link"))
+
+
+def test_a_second_run_goes_on_and_another_network_may_not(command, tmp_path):
+    assert command("--output", "out", "--limit", 1)[0] == 0
+    first = (tmp_path / "out" / "images.jsonl").read_text()
+    code, told, errors = command("--output", "out")
+    assert code == 0, errors
+    assert "1 of 3 pictures were measured before" in told
+    assert (tmp_path / "out" / "images.jsonl").read_text().startswith(first)
+    code, _, errors = command("--output", "out", "--kernel", "gaussian")
+    assert code == 2
+    assert "begun with kernel 'point', not 'gaussian'" in errors
+
+
+def test_a_broken_picture_is_left_out(command, tmp_path):
+    (tmp_path / "photos" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    code, told, _ = command("--output", "out")
+    assert code == 0
+    assert "3 of 4 pictures" in told
+
+
+def test_boxes_are_read_from_yolo_and_coco(command, tmp_path):
+    for number in range(3):
+        (tmp_path / "photos" / f"{number} <b>.txt").write_text("0 0.5 0.5 1 1\n")
+    (tmp_path / "names.yaml").write_text("names:\n  0: part\n")
+    (tmp_path / "map.json").write_text('{"map": {"part": [0, 1, 2, 3, 4]}}')
+    words = ("--boxes", "photos", "--box-names", "names.yaml", "--class-map", "map.json")
+    code, _, errors = command("--output", "yolo", *words)
+    assert code == 0, errors
+    summary = json.loads((tmp_path / "yolo" / "result.json").read_text())["summary"]
+    told = [json.loads(line) for line in (tmp_path / "yolo" / "images.jsonl").read_text().splitlines()]
+    assert summary["images_pointed"] == 3
+    assert summary["pointing"] == sum(any(map(any, one["heat"])) for one in told) / 3
+    annotated = {
+        "images": [{"id": 1, "file_name": "0 <b>.png"}], "categories": [{"id": 1, "name": "part"}],
+        "annotations": [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 80, 60]}],
+    }  # fmt: skip
+    (tmp_path / "coco.json").write_text(json.dumps(annotated))
+    code, _, errors = command("--output", "coco", "--boxes", "coco.json", "--any-box")
+    assert code == 0, errors
+    assert json.loads((tmp_path / "coco" / "result.json").read_text())["summary"]["images_pointed"] == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "rule"),
+    [
+        (["--boxes", "nowhere"], "holds no .txt or .xml"),
+        (["--class-map", "map.json"], "cannot be read"),
+        (["--layer", "featurs"], "Did you mean 'features'"),
+        (["--kernel", "round"], "--kernel"),
+    ],
+)
+def test_what_a_user_can_mend_is_said_in_one_line(command, words, rule):
+    code, _, errors = command("--output", "out", *words)
+    assert code == 2
+    assert rule in errors
+    assert "Traceback" not in errors

@@ -141,6 +141,7 @@ class Clip:
         self._container: OutputContainer = av.open(self._film, "w", format="mp4", options=options)
         self._stream = self._container.add_stream_from_template(stream)
         self._stream.time_base = Fraction(1, TICKS_PER_SECOND)
+        self._broken = False
         self.frames = 0
 
     def add(self, coded: Coded) -> None:
@@ -152,7 +153,11 @@ class Clip:
         if coded.record is not None:
             shown = {**coded.record, "clip_seconds": round(coded.seconds - self.began_seconds, 6)}
             self._write(json.dumps(shown, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
-        self._container.mux(packet)
+        try:
+            self._container.mux(packet)
+        except OSError:
+            self._broken = True
+            raise
         self.frames += 1
 
     def close(self) -> None:
@@ -172,7 +177,8 @@ class Clip:
         self._log.close()
         self._film.close()
         with suppress(FileNotFoundError):
-            plays = self.frames > 0 and (failure is None or cut_to_whole_fragments(part_of(self.path)))
+            hurt = self._broken or failure is not None
+            plays = self.frames > 0 and (not hurt or cut_to_whole_fragments(part_of(self.path)))
         for path in (self.path, self._log_path):
             with suppress(FileNotFoundError):  # somebody took it away meanwhile
                 part_of(path).rename(path) if plays else part_of(path).unlink()
@@ -193,7 +199,8 @@ class Clip:
 def cut_to_whole_fragments(path: Path) -> bool:
     """Take off the end of a fragmented MP4 what was not written whole; say whether any pictures are left.
 
-    ISO/IEC 14496-12: boxes of (size, type), among them pairs of ``moof`` and ``mdat``.
+    ISO/IEC 14496-12: boxes of (size, type), among them pairs of ``moof`` and ``mdat``; in a finished file, where they
+    lie within one great ``mdat``, the index ``moov`` behind it.
     """
     whole, pictures, place, last = 0, False, 0, b""
     length = path.stat().st_size
@@ -207,7 +214,7 @@ def cut_to_whole_fragments(path: Path) -> bool:
             if size < 8 or place + size > length:
                 break
             place += size
-            if kind == b"mdat" and last == b"moof":
+            if (last, kind) in {(b"moof", b"mdat"), (b"mdat", b"moov")}:
                 whole, pictures = place, True
             last = kind
         if pictures:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from overlays.sinks import clips
-from overlays.sinks.clip import Clip
+from overlays.sinks.clip import Clip, WholeWrites
 from overlays.sinks.clips import ClipsSink
 from overlays.sinks.options import ClipOptions, SinkOptions
 from pipeline.errors import SinkError
@@ -211,6 +211,37 @@ def test_a_disk_that_fails_ends_the_clip_but_not_the_stream_and_is_said_once(tmp
     assert len(told) == 2
     assert "No space left" in told[0]
     assert re.search(r"room again; \d+ frames", told[1])
+
+
+def test_wherever_the_disk_fills_what_is_left_of_the_clip_plays_to_its_end(tmp_path, overlaid, monkeypatch):
+    room = [0]
+    write = WholeWrites.write
+
+    def writing(self, chunk):
+        if len(chunk) > room[0]:
+            write(self, bytes(chunk)[: room[0]])
+            room[0] = 0
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        room[0] -= len(chunk)
+        return write(self, chunk)
+
+    monkeypatch.setattr(WholeWrites, "write", writing)
+    monkeypatch.setattr(clips, "_RETRY_SECONDS", (1e6, 1e6))
+    dice = np.random.default_rng(0)
+    noise = [dice.integers(0, 256, (48, 64, 3), np.uint8) for _ in range(40)]
+    kept = []
+    for size in [*range(500, 130_000, 4999), *range(190_000, 240_000, 611)]:
+        room[0] = size
+        with recorder(tmp_path / str(size)) as sink:
+            for index, picture in enumerate(noise):
+                sink.put(overlaid(picture, index=index, pts_seconds=index / RATE, taken_at=0.0))
+        films = videos(tmp_path / str(size))
+        assert not list((tmp_path / str(size)).glob("*.part.*"))
+        kept.append(len(greys(films[0])) if films else 0)
+        assert not films or kept[-1] <= len(lines(films[0]))
+    assert kept == sorted(kept)
+    assert {0, 40} <= set(kept), "from no room at all to room for everything"
+    assert len(set(kept)) >= 4
 
 
 @pytest.fixture

@@ -390,7 +390,8 @@ def _truths(boxes: Path | None, names: Path | None) -> TruthsOf | None:
         labels = read_labels(names) if ordered is None else tuple(map(str, ordered))
 
     def find(path: Path, size: tuple[int, int]) -> tuple[Truth, ...]:
-        for place in (boxes / f"{path.stem}.xml", boxes / f"{path.stem}.txt"):
+        folders = [path.parent, boxes] if path.resolve().is_relative_to(boxes.resolve()) else [boxes]
+        for place in (folder / f"{path.stem}{suffix}" for folder in folders for suffix in (".xml", ".txt")):
             if place.is_file():
                 text = _text_of(place)
                 return (
@@ -404,13 +405,13 @@ def _truths(boxes: Path | None, names: Path | None) -> TruthsOf | None:
 
 
 def _meaning(class_map: Path | None) -> dict[str, list[int]]:
-    """Read which classes of the network a box class stands for; the map may lie under one key of its own."""
+    """Read which classes of the network a box class stands for; of a file that holds several maps, the first."""
     if class_map is None:
         return {}
     try:
         told = json.loads(_text_of(class_map))
-        while len(told) == 1 and isinstance(next(iter(told.values())), dict):
-            told = next(iter(told.values()))
+        if all(isinstance(one, dict) for one in told.values()):
+            told = next(iter(told.values()), {})
         return {str(name): [int(index) for index in indices] for name, indices in told.items()}
     except (ValueError, TypeError, AttributeError) as reason:
         raise ConfigError(f'--class-map {str(class_map)!r}: not of the form {{"car": [817]}} ({reason})') from None

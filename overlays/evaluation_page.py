@@ -47,7 +47,8 @@ body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:70rem;paddin
 table{border-collapse:collapse}td,th{padding:.25rem .9rem .25rem 0;text-align:left}td.n{text-align:right;
 font-variant-numeric:tabular-nums}.s{color:#6a6a72}.row{display:flex;flex-wrap:wrap;gap:1rem}
 figure{margin:0;width:20.5rem}figure .row{gap:.25rem;flex-wrap:nowrap}figure img{width:10rem;height:auto}
-figcaption{font-size:13px}svg{width:15rem;height:auto}svg rect{fill:#7b4fc9}svg text{font-size:11px;fill:currentColor}
+figcaption{font-size:13px;overflow-wrap:anywhere}
+svg{width:15rem;height:auto}svg rect{fill:#7b4fc9}svg text{font-size:11px;fill:currentColor}
 @media(prefers-color-scheme:dark){body{background:#16161a;color:#e7e7ea}.s{color:#a0a0a8}}
 """
 

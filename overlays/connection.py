@@ -164,6 +164,7 @@ class Connection:
                     break
                 wait_ms = 0
                 parts = _message(connected)
+                self.trouble = self._said = ""  # whatever the events, which come by another way, have yet to tell
                 with self._bell:
                     before = self._newest.get(parts[0])
                     if before is not None or len(self._newest) < MOST_TOPICS:

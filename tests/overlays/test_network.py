@@ -410,7 +410,7 @@ def test_a_publisher_that_goes_is_told_from_a_message_that_is_too_large(overlaid
         joined(sink, until)
         sink.put(overlaid())
         assert first(viewer).header.index == 0
-        assert viewer.trouble == ""
+        until(lambda: not viewer.trouble)
         sink.__exit__(None, None, None)
         until(lambda: nothing_comes(viewer, polls=1) and viewer.trouble == "nobody answers there")
         assert nothing_comes(viewer, polls=12)

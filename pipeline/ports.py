@@ -68,10 +68,16 @@ class Source(Protocol):
     """Where it reads from, credentials redacted."""
     live: bool
     """Whether the world goes on when nobody reads: cameras and streams do, files wait."""
-    frames_total: int | None
-    """How many frames it will give, where that is known (for progress); None for a live source."""
-    rate: float | None
-    """Frames per second it says it gives, None where it does not say. Declared rates lie: for display and pacing."""
+
+    @property
+    def frames_total(self) -> int | None:
+        """How many frames it will give, where that is known (for progress); None for a live source."""
+        ...
+
+    @property
+    def rate(self) -> float | None:
+        """Frames per second it says it gives, None where it does not say. Declared rates lie: for pacing."""
+        ...
 
     @property
     def health(self) -> Health:
@@ -144,6 +150,39 @@ class Sink(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One number that tells how something does, for whoever watches the run: Prometheus, a person."""
+
+    name: str
+    """Snake case, with its unit: ``viewers``, ``recorder_bytes``; it is published as ``recipro_<name>``."""
+    value: float
+    says: str
+    """What it counts, in one sentence; the same for every figure of that name."""
+    kind: Literal["gauge", "counter"] = "gauge"
+    labels: tuple[tuple[str, str], ...] = ()
+    """(name, value) pairs that tell figures of one name apart; never a credential."""
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """A part of the run that has figures of its own: a sink, an explainer, whatever stands between."""
+
+    def figures(self) -> Sequence[Figure]:
+        """Return them as they are now. Called from any thread, now and then; never waits."""
+        ...
+
+
+@runtime_checkable
+class Troubled(Protocol):
+    """A sink that goes on although something keeps it from doing all it should: a disk is full, a broker is gone."""
+
+    @property
+    def trouble(self) -> str:
+        """What and why, in words and without credentials; empty while all is well. For any thread."""
+        ...
 
 
 class StopRequested(Exception):  # noqa: N818 - not an error: somebody closed the window

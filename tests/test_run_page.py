@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-import run
+from commands import doors
 from pipeline.config import OverlayConfig, SinkConfig, make_config
 from pipeline.errors import ConfigError
 
@@ -14,11 +14,11 @@ from pipeline.errors import ConfigError
 def test_the_token_file_goes_to_every_page_that_has_none_of_its_own(tmp_path):
     sinks = [SinkConfig(uri=uri) for uri in ("http://h:1", "out.mp4", "HTTP://h:2")]
     sinks.append(SinkConfig(uri="http://h:3", token_file="own"))  # noqa: S106 - a path
-    given = run._with_page_token(sinks, tmp_path / "token")
+    given = doors.with_page_token(sinks, tmp_path / "token")
     assert [one.token_file for one in given] == [str(tmp_path / "token"), None, str(tmp_path / "token"), "own"]
-    assert run._with_page_token(sinks, None) is sinks
+    assert doors.with_page_token(sinks, None) is sinks
     with pytest.raises(ConfigError, match="add --sink http://HOST:PORT"):
-        run._with_page_token(sinks[1:2], tmp_path / "token")
+        doors.with_page_token(sinks[1:2], tmp_path / "token")
 
 
 def test_a_token_file_is_read_and_a_careless_one_is_named(tmp_path, caplog):
@@ -27,14 +27,14 @@ def test_a_token_file_is_read_and_a_careless_one_is_named(tmp_path, caplog):
     path.chmod(0o600)
     knobs = {"sinks": [{"uri": "http://0.0.0.0:8000", "token_file": str(path), "hosts": ["a.example"]}]}
     config = make_config(knobs, "run.yaml")
-    options = run._sink_options(config.sinks[0], OverlayConfig(colormap="viridis", opacity=0.3))
+    options = doors.sink_options(config.sinks[0], OverlayConfig(colormap="viridis", opacity=0.3))
     assert (options.token, options.hosts) == ("correct-horse-battery\n", ("a.example",))
     assert (options.colormap, options.opacity, options.painted) == ("viridis", 0.3, False)
     assert not caplog.records
     path.chmod(0o644)
-    run._sink_options(config.sinks[0], config.overlay)
+    doors.sink_options(config.sinks[0], config.overlay)
     if os.name == "posix":
         assert "chmod 600" in caplog.text
     with pytest.raises(ConfigError, match=r"openssl rand -hex 24 > .*nowhere"):
-        run._token(tmp_path / "nowhere")
+        doors._token(tmp_path / "nowhere")
     assert "correct-horse" not in caplog.text

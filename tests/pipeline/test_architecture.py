@@ -73,8 +73,9 @@ def test_init_files_hold_a_sentence_and_no_code(path: Path):
     assert all(isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in body)
 
 
-def test_only_run_joins_the_rooms():
+def test_only_the_command_line_joins_the_rooms():
     for path in ROOT.glob("*.py"):
-        rooms = imported(path) & set(ROOMS)
-        assert not rooms or path.name == "run.py"
-    assert set(ROOMS) <= imported(ROOT / "run.py")
+        assert not imported(path) & set(ROOMS)
+    commands = list((ROOT / "commands").glob("*.py"))
+    assert set(ROOMS) <= set().union(*map(imported, commands))
+    assert not any("commands" in imported(path) for path in MODULES)

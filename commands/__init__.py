@@ -1,0 +1,1 @@
+"""The command line's words: one file each, joined in app.py."""

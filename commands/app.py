@@ -1,0 +1,34 @@
+"""All commands under one name."""
+
+from __future__ import annotations
+
+import typer
+
+from commands.evaluate import evaluate
+from commands.export import export
+from commands.keys import keys_app
+from commands.machine import doctor, models
+from commands.replay import replay
+from commands.stream import demo, stream
+from commands.train_line import train_line
+from commands.view import view
+
+app = typer.Typer(
+    name="recipro-stream",
+    no_args_is_help=False,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Live video, explained: every frame with its class scores and an exact Recipro-CAM heat map.\n\n"
+    "Without a command the demo runs: a simulated inspection line, 30 seconds, no camera and no GPU needed.",
+)
+app.add_typer(keys_app, name="keys")
+for command in (demo, stream, export, evaluate, view, replay, models, doctor, train_line):
+    app.command()(command)
+
+
+@app.callback(invoke_without_command=True)
+def main_callback(context: typer.Context) -> None:
+    """Run the demo when no command is given."""
+    if context.invoked_subcommand is None:
+        demo(seconds=30.0)

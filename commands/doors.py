@@ -1,0 +1,106 @@
+"""Who may look in and what is recorded, as the command line says it, for every sink that it concerns."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from commands.terminal import display
+from overlays.sinks.options import ClipOptions, SinkOptions
+from pipeline.config import CurveConfig, OverlayConfig, SinkConfig, make_config
+from pipeline.errors import ConfigError
+
+log = logging.getLogger("recipro-stream")
+
+
+def sink_options(sink: SinkConfig, overlay: OverlayConfig, *, painted: bool = False) -> SinkOptions:
+    """Return what a sink of the configuration is told, its secrets read."""
+    mib = 1 << 20
+    return SinkOptions(
+        clips=ClipOptions(
+            rotate_seconds=sink.rotate_seconds,
+            rotate_bytes=None if sink.rotate_mib is None else round(sink.rotate_mib * mib),
+            budget_bytes=None if sink.disk_budget_mib is None else round(sink.disk_budget_mib * mib),
+            when=sink.record_when,
+            seconds_before=sink.seconds_before,
+            seconds_after=sink.seconds_after,
+        ),
+        jpeg_quality=sink.quality,
+        display=display(),
+        token=None if sink.token_file is None else _token(Path(sink.token_file)),
+        insecure=sink.insecure,
+        scale=sink.scale,
+        max_rate=sink.max_rate,
+        curve_secret_key_file=None if sink.curve is None else sink.curve.secret_key_file,
+        curve_allow=None if sink.curve is None else sink.curve.allow,
+        hosts=tuple(sink.hosts),
+        colormap=overlay.colormap,
+        opacity=overlay.opacity,
+        painted=painted,
+    )
+
+
+def _token(path: Path) -> str:
+    """Read the token of the page, and say so where others on this machine can read it too."""
+    try:
+        mode, text = path.stat().st_mode, path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as reason:
+        said = getattr(reason, "strerror", None) or "not a text file"
+        raise ConfigError(
+            f"token file {str(path)!r}: cannot be read ({said}); make one: openssl rand -hex 24 > {path}"
+        ) from None
+    if os.name == "posix" and mode & 0o077:
+        log.warning("%s: others on this machine may read the token: chmod 600 %s", path, path)
+    return text
+
+
+def with_page_token(sinks: list[SinkConfig], token_file: Path | None) -> list[SinkConfig]:
+    """Give the token file to every page that has none of its own."""
+    if token_file is None:
+        return sinks
+    pages = [one for one in sinks if one.uri.lower().startswith("http://")]
+    if not pages:
+        raise ConfigError("--page-token-file: there is no page to ask for it; add --sink http://HOST:PORT")
+    return [
+        one.model_copy(update={"token_file": str(token_file)}) if one in pages and one.token_file is None else one
+        for one in sinks
+    ]
+
+
+def with_keys(sinks: list[SinkConfig], folder: Path | None, allow: Path | None, *, insecure: bool) -> list[SinkConfig]:
+    """Say on every network sink that does not say so itself who may look in."""
+    from overlays.curve.keys import ALLOWED
+
+    wanted = [one for one in sinks if one.uri.startswith("tcp://") and one.curve is None]
+    if (folder or allow) and not any(one.uri.startswith("tcp://") for one in sinks):
+        raise ConfigError("--curve-keys, --allow: there is nothing to look into; add --sink tcp://HOST:PORT")
+    if allow and not folder and wanted:
+        raise ConfigError(
+            "--allow: the stream needs keys of its own too; make them (run.py keys new DIR), then --curve-keys DIR"
+        )
+    made = []
+    for one in sinks:
+        change: dict[str, Any] = {"insecure": True} if insecure else {}
+        if folder and one in wanted:
+            curve = {"secret_key_file": str(folder / "server.key_secret"), "allow": str(allow or folder / ALLOWED)}
+            change["curve"] = CurveConfig(**curve)
+        elif allow and one.curve is not None:
+            change["curve"] = one.curve.model_copy(update={"allow": str(allow)})
+        made.append(one.model_copy(update=change))
+    return made
+
+
+def with_clips(sinks: list[SinkConfig], knobs: dict[str, Any]) -> list[SinkConfig]:
+    """Give what the command line says of clips to every folder of them."""
+    if not knobs:
+        return sinks
+    named = "--" + next(iter(knobs)).replace("_", "-")
+    if not any(one.uri.endswith("/") and "://" not in one.uri for one in sinks):
+        raise ConfigError(f"{named}: there is no folder of clips; add --sink FOLDER/, with the slash")
+    given = [
+        one.model_dump(exclude_unset=True) | (knobs if one.uri.endswith("/") and "://" not in one.uri else {})
+        for one in sinks
+    ]
+    return make_config({}, "command line", {"sinks": given}).sinks

@@ -1,0 +1,154 @@
+"""The rooms joined: configuration to sources, explainer and sinks, and frames carried through them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from commands.doors import sink_options
+from commands.signals import until_interrupted
+from commands.terminal import read_text, say
+from pipeline.config import Config, SourceConfig
+from pipeline.loop import Outcome
+from pipeline.ports import Overflow, Sink, Source
+
+if TYPE_CHECKING:
+    from engine.frame_explainer import FrameExplainer
+    from engine.networks import Network
+
+ROOT = Path(__file__).resolve().parents[1]
+log = logging.getLogger("recipro-stream")
+
+
+def carry_frames(config: Config, tell: Callable[[str], None] | None = None) -> Outcome:
+    """Join the rooms as the configuration says and carry frames until the end; ``tell`` takes the progress as lines."""
+    from rich.console import Console
+
+    from overlays.progress import Progress
+    from overlays.renderer import HeatRenderer
+    from overlays.sinks.files import OWN_FILES, claimed
+    from pipeline.loop import Limits, carry
+    from pipeline.supervisor import Supervisor
+
+    begun = threading.Event()
+    with until_interrupted(begun) as stop, ExitStack() as stack:
+        sources = make_sources(config)
+        cameras = [source.camera for source, _ in sources]
+        sinks = make_sinks(config, cameras)
+        renderer = HeatRenderer(**config.overlay.model_dump())
+        for source, _ in sources:
+            stack.enter_context(source)
+        stack.enter_context(claimed(Path(one.uri) for one in config.sinks if Path(one.uri).suffix in OWN_FILES))
+        for sink in sinks:
+            stack.enter_context(sink)
+        explainer = make_explainer(config)
+        log.info("%s", explainer.facts)
+        window = config.engine.batch_window_ms / 1e3 if len(sources) > 1 else 0.0
+        batch = config.engine.batch or max(len(sources), 1 if explainer.facts.device == "cpu" else 8)
+        limits = Limits(config.frames, config.seconds, batch, window, max_age_seconds=config.max_age_seconds)
+        begun.set()
+        with Progress(Console(stderr=True), tell) as progress, Supervisor(os.environ) as supervisor:
+            outcome = carry(
+                sources, explainer, renderer, sinks,
+                limits=limits, stop=stop, watch=progress.watch, alive=supervisor.alive,
+            )  # fmt: skip
+    _report(outcome)
+    if not outcome.taken and not outcome.errors and not stop.is_set():
+        waited = (f"{pump.camera}: {pump.health.reason or pump.health.state}" for pump in outcome.pumps)
+        outcome.errors.append("no frame came from any camera; " + "; ".join(waited))
+    return outcome
+
+
+def make_sources(config: Config) -> list[tuple[Source, Overflow]]:
+    """Return each source and what its full queue does."""
+    from stream.sources import SourceOptions, build_source, unique_names
+
+    built = [
+        build_source(
+            _address(one),
+            camera=one.name,
+            options=SourceOptions(one.read_timeout_seconds, one.open_timeout_seconds, one.transport),
+        )
+        for one in config.sources
+    ]
+    for source, name in zip(built, unique_names([s.camera for s in built]), strict=True):
+        source.camera = name
+    return [
+        (source, one.overflow or config.overflow or ("drop-oldest" if source.live else "wait"))
+        for source, one in zip(built, config.sources, strict=True)
+    ]
+
+
+def _address(source: SourceConfig) -> str:
+    """Return where a source reads from, with the credentials that stand outside its configuration."""
+    from stream.credentials import expanded, signed
+
+    uri = expanded(source.uri, os.environ)
+    if source.credentials_file is None:
+        return uri
+    return signed(uri, read_text(Path(source.credentials_file)).strip("\r\n"), source.credentials_file)
+
+
+def make_sinks(config: Config, cameras: list[str]) -> list[Sink]:
+    """Return the sinks, none of which would overwrite an input or another's output."""
+    from overlays.sinks.files import check_outputs
+    from overlays.sinks.table import build_sink
+
+    if not config.sinks:
+        log.warning(
+            "no sink: frames are explained and counted only; add --sink window, http://127.0.0.1:8000, tcp://..., "
+            "out.mp4 or out.jsonl"
+        )
+    engine = config.engine
+    inputs = [*(one.uri for one in config.sources), engine.model, engine.weights, engine.labels]
+    check_outputs([one.uri for one in config.sinks], cameras, [one for one in inputs if one])
+    return [build_sink(one.uri, cameras=cameras, options=sink_options(one, config.overlay)) for one in config.sinks]
+
+
+def make_explainer(config: Config) -> FrameExplainer:
+    """Return what explains the frames: an exported file, or a network built for this machine."""
+    from engine.passport import is_exported
+
+    if is_exported(config.engine.model):
+        from engine.exported import ExportedExplainer
+
+        return ExportedExplainer(Path(config.engine.model), config.engine)
+    from platformdirs import user_cache_dir
+
+    from engine.explainer import NetworkExplainer
+
+    kept = config.engine.cache or user_cache_dir("recipro-stream", appauthor=False)
+    settings = config.engine.model_copy(update={"cache": kept})
+    return NetworkExplainer(make_network(config), settings, together=len(config.sources))
+
+
+def make_network(config: Config) -> Network:
+    """Load the network of the configuration; the shipped weights where it names none."""
+    from engine.models import lookup
+    from engine.networks import load_network
+
+    entry = lookup(config.engine.model)
+    weights: str | Path | None = config.engine.weights
+    if weights is None and entry is not None and entry.file:
+        weights = ROOT / entry.file
+    labels = None if config.engine.labels is None else Path(config.engine.labels)
+    return load_network(config.engine.model, weights=weights, labels=labels)
+
+
+def redacted(config: Config) -> Config:
+    """Return the configuration with credentials taken out of its URIs."""
+    from stream.redact import redact
+
+    sources = [one.model_copy(update={"uri": redact(one.uri)}) for one in config.sources]
+    return config.model_copy(update={"sources": sources})
+
+
+def _report(outcome: Outcome) -> None:
+    from overlays.progress import summary
+
+    say("\n".join(summary(outcome)))

@@ -1,0 +1,41 @@
+"""Options that several commands share, said once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+CAMERA, NETWORK, PICTURE, ACCESS, RUN = "Cameras", "Network", "Picture", "Who may look in", "Run"
+TRUTH = "Where objects lie"
+
+
+def option(panel: str, text: str, *names: str, **more: Any) -> Any:  # noqa: ANN401 - typer's own type
+    """Return an option of a command, listed under ``panel`` in its help."""
+    return typer.Option(*names, rich_help_panel=panel, help=text, show_default=False, **more)
+
+
+def stated(knobs: dict[str, Any]) -> dict[str, Any]:
+    """Return what was said: the knobs that are not None."""
+    return {key: value for key, value in knobs.items() if value is not None}
+
+
+Model = Annotated[str, option(NETWORK, "A name of `run.py models`, or any torchvision or timm CNN.")]
+Layer = Annotated[str | None, option(NETWORK, "The explained layer. Default: the last grid.")]
+Kernel = Annotated[str | None, option(NETWORK, "Recipro-CAM's masks: point (default) or gaussian.")]
+Mean = Annotated[str | None, option(NETWORK, "R,G,B subtracted from RGB in [0, 1].")]
+Std = Annotated[str | None, option(NETWORK, "R,G,B divided by.")]
+InputSize = Annotated[str | None, option(NETWORK, "HEIGHTxWIDTH. Default: what the weights want.")]
+Fit = Annotated[str | None, option(NETWORK, "Frame to input: stretch (default), letterbox or crop.")]
+Labels = Annotated[str | None, option(NETWORK, "Class names: a text file, one a line, or a JSON list.")]
+Weights = Annotated[str | None, option(NETWORK, "A state dict (.pth, .safetensors). 'random': untrained.")]
+Target = Annotated[
+    str | None, option(NETWORK, "The explained classes: top1 (default), top5, or names or indices, by commas.")
+]
+Threads = Annotated[int | None, option(NETWORK, "CPU threads for the network.")]
+PageTokenFile = Annotated[Path | None, option(PICTURE, "What the http:// page asks for stands in it.")]
+Colormap = Annotated[str | None, option(PICTURE, "The heat's colours. [default: inferno]")]
+Opacity = Annotated[float | None, option(PICTURE, "How much the hottest spot covers, 0 to 1.")]
+Frames = Annotated[int | None, option(RUN, "Stop after so many frames.", min=1)]
+Seconds = Annotated[float | None, option(RUN, "Stop after so long.", min=0)]

@@ -1,0 +1,69 @@
+"""`run.py replay`: logged heat over the original video again."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from commands import options
+from commands.doors import sink_options, with_page_token
+from commands.options import CAMERA, PICTURE, option, stated
+from commands.signals import until_interrupted
+from commands.terminal import fail, finish, say
+from pipeline.config import make_config
+from pipeline.errors import ConfigError
+
+
+def replay(
+    record: Annotated[Path, typer.Argument(metavar="LOG", help="What --sink FILE.jsonl wrote.")],
+    video: Annotated[
+        Path | None, typer.Argument(metavar="[VIDEO]", help="What was explained then. Default: heat on black.")
+    ] = None,
+    sink: Annotated[
+        list[str] | None, option(PICTURE, "window (default), http://HOST:PORT, FILE.mp4. Repeatable.")
+    ] = None,
+    page_token_file: options.PageTokenFile = None,
+    colormap: options.Colormap = None,
+    opacity: options.Opacity = None,
+    camera: Annotated[str | None, option(CAMERA, "Whose lines, where the log holds several cameras.")] = None,
+    frames: options.Frames = None,
+    seconds: options.Seconds = None,
+) -> None:
+    """Lay logged heat over the original video again, each line on its own frame."""
+    from overlays.renderer import HeatRenderer
+    from overlays.replay import LoggedExplainer, LoggedFrames, Paced
+    from overlays.sinks.files import check_outputs
+    from overlays.sinks.table import build_sink
+    from pipeline.loop import Limits, carry
+    from stream.sources import build_source
+
+    knobs = {"overlay": stated({"colormap": colormap, "opacity": opacity}), "sinks": sink or ["window"]}
+    made = make_config({}, "command line", knobs)
+    doors = with_page_token(made.sinks, page_token_file)
+    begun = threading.Event()
+    with until_interrupted(begun) as stop, ExitStack() as stack:
+        logged = stack.enter_context(LoggedExplainer(record, camera))
+        source = LoggedFrames(logged) if video is None else build_source(str(video), camera=logged.camera)
+        if source.live:
+            raise ConfigError(f"{str(video)!r}: is live; a log is laid over the recording that it was written for")
+        check_outputs([one.uri for one in doors], [logged.camera], [str(one) for one in (record, video) if one])
+        sinks = [build_sink(one.uri, cameras=[logged.camera], options=sink_options(one, made.overlay)) for one in doors]
+        if any(not one.lossless for one in sinks):
+            source = Paced(source)
+        stack.enter_context(source)
+        for door in sinks:
+            stack.enter_context(door)
+        begun.set()
+        renderer = HeatRenderer(**made.overlay.model_dump())
+        outcome = carry([(source, "wait")], logged, renderer, sinks, limits=Limits(frames, seconds, 1), stop=stop)
+    say(
+        f"{logged.matched + logged.unmatched} frames, {logged.matched} with their heat, {logged.unmatched} without a "
+        f"line in the log; the log has {logged.line_count} lines of {logged.camera!r}"
+    )
+    finish(outcome)
+    if logged.unmatched and not logged.matched:
+        fail(f"{record}: no line of it belongs to a frame of {video}; is it another video?")

@@ -1,0 +1,36 @@
+"""Ctrl-C and SIGTERM as an event."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def until_interrupted(begun: threading.Event) -> Iterator[threading.Event]:
+    """Give an event that Ctrl-C and SIGTERM set; a second one ends the process at once.
+
+    Until ``begun`` is set there is nothing to be ended in order, and the first one ends the process at once, too: an
+    exception out of a handler would go through compilers that do not expect it, and abort.
+    """
+    stop = threading.Event()
+
+    def end(number: int, _frame: object) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+        if not begun.is_set():
+            os.write(2, b"\nStopped before the first frame; nothing was written.\n")
+            os._exit(0)
+        # No print: the signal may have come within one.
+        os.write(2, b"\nEnding in order; once more ends at once.\n")
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

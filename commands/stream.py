@@ -1,0 +1,161 @@
+"""`run.py stream` and `run.py demo`: cameras explained, live."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from commands import options
+from commands.doors import with_clips, with_keys, with_page_token
+from commands.joining import carry_frames, redacted
+from commands.options import ACCESS, CAMERA, NETWORK, PICTURE, RUN, option, stated
+from commands.terminal import finish, near, read_text, say
+from pipeline.config import make_config, read_yaml, to_yaml
+from pipeline.errors import ConfigError
+from pipeline.logs import formatter
+
+log = logging.getLogger("recipro-stream")
+
+
+def demo(
+    seconds: Annotated[float, option(RUN, "How long. [default: 30]", "--seconds", min=0.5)] = 30.0,
+    seed: Annotated[int, option(RUN, "Which line: the same seed draws the same parts. [default: 7]", min=0)] = 7,
+) -> None:
+    """Explain the simulated inspection line with the shipped network; leaves a video and a log in runs/."""
+    folder = _run_folder()
+    video, record = folder / "demo.mp4", folder / "demo.jsonl"
+    knobs = {
+        "sources": [f"line:?fps=30&size=640x480&seed={seed}"],
+        "sinks": [str(video), str(record)],
+        "seconds": seconds,
+        "engine": {"model": "line_net"},
+    }
+    say(f"The inspection line, {seconds:g} s, explained: parts pass a camera, some carry a defect.")
+    try:
+        outcome = carry_frames(make_config(knobs, "demo"))
+    finally:
+        with suppress(OSError):
+            folder.rmdir()  # where nothing was written into it
+    say(f"\nSee it:   {near(video)}\nRead it:  {near(record)}  (one explanation a line, heat included)")
+    say(
+        "\nWhat next:\n"
+        "  a webcam        uv run run.py stream --source camera:0 --model resnet50 --sink window\n"
+        "  an RTSP camera  uv run run.py stream --source rtsp://USER@HOST/PATH --model resnet50 --sink out.mp4\n"
+        "  a file          uv run run.py stream --source VIDEO.mp4 --model resnet50 --sink out.mp4\n"
+        "  over a network  uv run run.py stream --source line: --sink tcp://127.0.0.1:5555\n"
+        "                  uv run run.py view tcp://127.0.0.1:5555"
+    )
+    finish(outcome)
+
+
+def stream(
+    config: Annotated[Path | None, typer.Argument(help="A YAML file; see configs/. The command line wins.")] = None,
+    source: Annotated[
+        list[str] | None,
+        option(CAMERA, "camera:0, rtsp://..., http(s)://..., a video, a folder or glob of images, line:. Repeatable."),
+    ] = None,
+    overflow: Annotated[
+        str | None,
+        option(CAMERA, "A full queue: drop-oldest (default for live sources) or wait (default for files)."),
+    ] = None,
+    model: Annotated[
+        str | None, option(NETWORK, "A name of `run.py models`, any torchvision or timm CNN, or an exported file.")
+    ] = None,
+    weights: options.Weights = None,
+    labels: options.Labels = None,
+    layer: options.Layer = None,
+    target: options.Target = None,
+    kernel: options.Kernel = None,
+    backend: Annotated[
+        str | None, option(NETWORK, "auto (default), eager, openvino, inductor; an .onnx file: onnxruntime, too.")
+    ] = None,
+    precision: Annotated[str | None, option(NETWORK, "fp32 (default), bf16 or fp16.")] = None,
+    device: Annotated[str | None, option(NETWORK, "auto (default), cpu or cuda.")] = None,
+    input_size: options.InputSize = None,
+    fit: options.Fit = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    threads: options.Threads = None,
+    cache: Annotated[str | None, option(NETWORK, "A folder for compiled networks, or off. Default: yours.")] = None,
+    sink: Annotated[
+        list[str] | None,
+        option(
+            PICTURE, "window, tcp://HOST:PORT, ipc://PATH, http://HOST:PORT, FILE.mp4, FOLDER/, FILE.jsonl. Repeatable."
+        ),
+    ] = None,
+    record_when: Annotated[
+        str | None, option(PICTURE, "FOLDER/ records only events, such as: label=scratch and score>0.8")
+    ] = None,
+    seconds_before: Annotated[float | None, option(PICTURE, "... and what came before them. [default: 5]")] = None,
+    seconds_after: Annotated[float | None, option(PICTURE, "... and after them. [default: 5]")] = None,
+    rotate_seconds: Annotated[float | None, option(PICTURE, "FOLDER/ begins a new clip. [default: 300]")] = None,
+    disk_budget_mib: Annotated[
+        float | None, option(PICTURE, "What clips may take in FOLDER/; the oldest make room. Default: no limit.")
+    ] = None,
+    page_token_file: options.PageTokenFile = None,
+    curve_keys: Annotated[
+        Path | None, option(ACCESS, "A folder made by `run.py keys new`: tcp:// admits the keys in its allowed/.")
+    ] = None,
+    allow: Annotated[
+        Path | None, option(ACCESS, "Another list: a file or folder of public keys, read again when it changes.")
+    ] = None,
+    insecure: Annotated[
+        bool, option(ACCESS, "Let everybody who reaches the address look in, unasked.", "--insecure")
+    ] = False,
+    colormap: options.Colormap = None,
+    opacity: options.Opacity = None,
+    smoothing: Annotated[float | None, option(PICTURE, "Time constant in seconds. [default: 0, off]")] = None,
+    max_age: Annotated[
+        float | None, option(CAMERA, "Drop live frames older than so many seconds. Default: the newest always counts.")
+    ] = None,
+    frames: Annotated[int | None, option(RUN, "Stop after so many explained frames.")] = None,
+    seconds: Annotated[float | None, option(RUN, "Stop after so long.")] = None,
+    log_format: Annotated[str, option(RUN, "How log lines look: text (default) or json.", "--log")] = "text",
+    print_config: Annotated[bool, option(RUN, "Show what would run, and stop.", "--print-config")] = False,
+) -> None:
+    """Explain cameras, streams and files, and send the overlays wherever you want them."""
+    if log_format not in {"text", "json"}:
+        raise ConfigError(f"--log {log_format!r}: choose text or json")
+    for handler in logging.getLogger().handlers:
+        if getattr(handler, "stream", None) is sys.stderr:
+            handler.setFormatter(formatter(log_format))
+    engine = {
+        "model": model, "weights": weights, "labels": labels, "layer": layer, "target": target, "kernel": kernel,
+        "backend": backend, "precision": precision, "device": device, "input_size": input_size, "fit": fit,
+        "mean": mean, "std": std, "threads": threads, "cache": cache,
+    }  # fmt: skip
+    overlay = {"colormap": colormap, "opacity": opacity, "smoothing_seconds": smoothing}
+    given = {
+        "sources": source, "sinks": sink, "overflow": overflow, "frames": frames, "seconds": seconds,
+        "max_age_seconds": max_age, "engine": stated(engine), "overlay": stated(overlay),
+    }  # fmt: skip
+    overrides = {key: value for key, value in stated(given).items() if value != {}}
+    knobs: dict[str, Any] = {} if config is None else read_yaml(read_text(config), config.name)
+    if not knobs.get("sources") and not source:
+        raise ConfigError("no source: give --source URI (camera:0, rtsp://..., a file, line:) or a YAML config")
+    made = make_config(knobs, config.name if config else "command line", overrides)
+    sinks = with_keys(with_page_token(made.sinks, page_token_file), curve_keys, allow, insecure=insecure)
+    clips = {
+        "record_when": record_when, "seconds_before": seconds_before, "seconds_after": seconds_after,
+        "rotate_seconds": rotate_seconds, "disk_budget_mib": disk_budget_mib,
+    }  # fmt: skip
+    made = made.model_copy(update={"sinks": with_clips(sinks, stated(clips))})
+    if print_config:
+        typer.echo(to_yaml(redacted(made)), nl=False)
+        return
+    finish(carry_frames(made, tell=log.info if log_format == "json" else None))
+
+
+def _run_folder() -> Path:
+    folder = Path("runs") / datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as reason:
+        raise ConfigError(f"runs/: cannot be written here ({reason.strerror}); start from a folder of yours") from None
+    return folder

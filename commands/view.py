@@ -1,0 +1,56 @@
+"""`run.py view`: a stream watched from afar."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from commands import options
+from commands.doors import sink_options, with_page_token
+from commands.options import ACCESS, CAMERA, PICTURE, option
+from commands.signals import until_interrupted
+from commands.terminal import fail, say
+from pipeline.config import OverlayConfig, SinkConfig
+
+
+def view(
+    address: Annotated[str, typer.Argument(help="tcp://HOST:PORT or ipc://PATH of a running stream.")],
+    sink: Annotated[
+        list[str] | None, option(PICTURE, "window (default), http://HOST:PORT, FILE.mp4, FILE.jsonl. Repeatable.")
+    ] = None,
+    page_token_file: options.PageTokenFile = None,
+    key: Annotated[Path | None, option(ACCESS, "This viewer's secret key file, where the stream asks for one.")] = None,
+    server_key: Annotated[
+        str | None, option(ACCESS, "The stream's public key: its server.key file, or the 40 letters.")
+    ] = None,
+    camera: Annotated[list[str] | None, option(CAMERA, "Only this camera. Repeatable. Default: all.")] = None,
+    frames: options.Frames = None,
+    seconds: options.Seconds = None,
+) -> None:
+    """Watch a stream from afar: in a window, or into a file where there is no screen."""
+    from overlays.sinks.files import check_outputs
+    from overlays.sinks.table import build_sink
+    from overlays.viewer import Viewer
+    from overlays.watch import watch
+
+    check_outputs(sink or [], camera or [], [])
+    doors = with_page_token([SinkConfig(uri=uri) for uri in sink or ["window"]], page_token_file)
+    sinks = [build_sink(one.uri, options=sink_options(one, OverlayConfig(), painted=True)) for one in doors]
+    begun = threading.Event()
+    begun.set()
+    with until_interrupted(begun) as stop, ExitStack() as stack:
+        viewer = stack.enter_context(Viewer(address, tuple(camera or ("",)), key=key, server_key=server_key))
+        for door in sinks:
+            stack.enter_context(door)
+        say(f"Watching {address}; q, Esc or Ctrl-C ends.")
+        told = watch(viewer, sinks, stop=stop, frames=frames, seconds=seconds, say=say)
+        why = viewer.trouble or f"is a stream with --sink {address} running?"
+    say("\n".join(told.lines))
+    if told.errors:
+        fail("\n".join(told.errors))
+    if not told.frames and not stop.is_set():
+        fail(f"{address}: no frame came; {why}")

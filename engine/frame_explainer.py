@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from engine.agreement import Answers
 from engine.methods.plan import PlanFacts
 from engine.preprocess import Preprocessing
 from pipeline.frames import Explanation, Finding, Frame
+from pipeline.ports import Figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,13 @@ class FrameExplainer:
             for n, frame in enumerate(frames)
         ]
 
+    def figures(self) -> list[Figure]:
+        """Return what runs, and what it takes on a CUDA device; where there is none, nothing is said of memory."""
+        facts = self.facts
+        names = {"model": facts.model, "backend": facts.backend, "precision": facts.precision, "device": facts.device}
+        told = [Figure("engine", 1, "1, with what runs.", labels=(*names.items(), ("plan", facts.plan.name)))]
+        return told + (_memory(facts.device) if facts.device.startswith("cuda") else [])
+
     def _images(self, pixels: Tensor) -> Tensor:
         """Return the normalised batch of uint8 pixels (N, 3, H, W), where and how the network wants it."""
         raise NotImplementedError
@@ -80,3 +89,19 @@ class FrameExplainer:
     def _answers(self, images: Tensor) -> Answers:
         """Return softmax scores (N, K), the explained classes (N, T), and their heat (N, T, h, w)."""
         raise NotImplementedError
+
+
+def _memory(device: str) -> list[Figure]:
+    """Return the bytes of a CUDA device by who holds them: tensors, all of this process (cached), all processes."""
+    free, total = torch.cuda.mem_get_info(device)
+    held = {
+        "tensors": torch.cuda.memory_allocated(device),
+        "reserved": torch.cuda.memory_reserved(device),
+        "all processes": total - free,
+        "total": total,
+    }
+    said = "Memory of the device, by who holds it."
+    return [
+        Figure("device_memory_bytes", count, said, labels=(("device", device), ("kind", kind)))
+        for kind, count in held.items()
+    ]

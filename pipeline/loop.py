@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 from pipeline.errors import ReciproStreamError
 from pipeline.frames import Explanation, Frame, Overlay, Silence
 from pipeline.metrics import Tally
-from pipeline.ports import Explainer, Overflow, Renderer, Sink, Source
+from pipeline.ports import Explainer, Figure, Measured, Overflow, Renderer, Sink, Source, Troubled
 from pipeline.pump import Pump, Relay, gather
 from pipeline.silence import Watchman
 
@@ -44,6 +44,9 @@ class Outcome:
     tally: Tally
     pumps: list[Pump]
     outlets: list[Relay[Overlay]]
+    """Each sink's thread and queue."""
+    parts: Sequence[object] = ()
+    """The explainer, the renderer and the sinks: whatever may have figures or troubles of its own."""
     errors: list[str] = field(default_factory=list)
     """What ended a camera or a sink before its time, one sentence each."""
     seconds: float = 0.0
@@ -68,6 +71,16 @@ class Outcome:
     def explained(self) -> int:
         """Frames explained."""
         return sum(camera.explained for camera in self.tally.cameras.values())
+
+    def figures(self) -> list[Figure]:
+        """Return what the parts of the run tell of themselves."""
+        return [figure for part in self.parts if isinstance(part, Measured) for figure in part.figures()]
+
+    def troubles(self) -> dict[str, str]:
+        """Return the sinks that do not do all they should, and why: those that are closed, and those that go on."""
+        told = {sink.uri: sink.trouble for sink in self.parts if isinstance(sink, Troubled)}
+        told |= {outlet.name: f"closed: {outlet.error}" for outlet in self.outlets if outlet.error}
+        return {uri: why for uri, why in told.items() if why}
 
 
 @runtime_checkable
@@ -112,7 +125,7 @@ def carry(
     ]
     tally = Tally([pump.camera for pump in pumps])
     outlets = [outlet_of(sink, _timed(sink, tally), limits.outlet_frames) for sink in sinks]
-    outcome = Outcome(tally, pumps, outlets)
+    outcome = Outcome(tally, pumps, outlets, (explainer, renderer, *sinks))
     _tell_onlookers(sinks, outcome)
     doors = list(zip(sinks, outlets, strict=True))
     watchman = Watchman(pumps, _silent(renderer, doors))

@@ -179,6 +179,9 @@ class Measured(Protocol):
 class Troubled(Protocol):
     """A sink that goes on although something keeps it from doing all it should: a disk is full, a broker is gone."""
 
+    uri: str
+    """The sink's."""
+
     @property
     def trouble(self) -> str:
         """What and why, in words and without credentials; empty while all is well. For any thread."""

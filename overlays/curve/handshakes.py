@@ -11,7 +11,7 @@ import logging
 import struct
 from collections import Counter
 from collections.abc import Iterator
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import zmq
 
@@ -24,6 +24,8 @@ MISMATCH: Final = int(zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH)
 _SEALED: Final = int(zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC)
 _MOST_EVENTS: Final = 1000
 """Events taken in one go."""
+
+REFUSALS: Final[tuple[Refusal, ...]] = get_args(Refusal)
 
 _AT_SERVER: Final[dict[Refusal, str]] = {
     "unknown key": "a viewer with a key that is not on the list was refused",

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 
 from overlays.page.board import Board
 from pipeline.loop import Outcome
 from pipeline.metrics import EDGES, Histogram
+from pipeline.ports import Figure
 
 STATES: Final = ("connecting", "live", "stalled", "waiting", "failed", "ended", "silent")
 _EVERY: Final = 5
@@ -19,22 +20,23 @@ _EVERY: Final = 5
 _BATCHES: Final = (1, 2, 4, 8, 16, 32, 64)
 
 
-def figures(board: Board, page: Callable[[], dict[str, float]]) -> bytes:
+def exposition(board: Board, parts: Sequence[Figure]) -> bytes:
     """Return the text Prometheus scrapes.
 
     Args:
-        board: what the page knows.
-        page: the page's own counts: ``viewers``, ``mjpeg_viewers``, ``encoded``, ``skipped``, ``refused``, ``ring``.
+        board: what the page knows of cameras and of the run.
+        parts: what the parts of the run tell of themselves.
     """
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collector(board, page))
+    registry.register(_Collector(board, parts))
+    ProcessCollector(registry=registry)  # memory, processor time and open files of the process (Linux)
     return generate_latest(registry)
 
 
 class _Collector:
-    def __init__(self, board: Board, page: Callable[[], dict[str, float]]) -> None:
+    def __init__(self, board: Board, parts: Sequence[Figure]) -> None:
         self._board = board
-        self._page = page
+        self._parts = parts
 
     def collect(self) -> Iterator[Metric]:
         cameras = self._board.told()
@@ -43,7 +45,7 @@ class _Collector:
         if outcome is not None:
             yield from _of_run(outcome)
             yield from _of_engine(outcome)
-        yield from _of_page(self._page())
+        yield from _of_parts(self._parts)
 
 
 def _gauge(name: str, text: str, samples: Iterable[tuple[str, float]]) -> Metric:
@@ -120,13 +122,12 @@ def _buckets(histogram: Histogram) -> tuple[list[tuple[str, float]], float]:
     return buckets, histogram.total_seconds
 
 
-def _of_page(page: dict[str, float]) -> Iterator[Metric]:
-    viewers = GaugeMetricFamily("recipro_viewers", "Who looks on.", labels=["kind"])
-    viewers.add_metric(["page"], page["viewers"])
-    viewers.add_metric(["mjpeg"], page["mjpeg_viewers"])
-    yield viewers
-    yield CounterMetricFamily("recipro_page_encoded", "Pictures compressed for the page.", page["encoded"])
-    yield CounterMetricFamily("recipro_page_skipped", "Frames that a slow viewer missed.", page["skipped"])
-    text = "Requests without the token, or from a foreign site."
-    yield CounterMetricFamily("recipro_page_refused", text, page["refused"])
-    yield GaugeMetricFamily("recipro_page_ring_bytes", "Memory that the last half minute takes.", page["ring"])
+def _of_parts(parts: Sequence[Figure]) -> Iterator[Metric]:
+    """Give the figures of one name as one family, whoever told them."""
+    families: dict[str, Metric] = {}
+    for figure in parts:
+        name = f"recipro_{figure.name}"
+        family = families.setdefault(name, Metric(name, figure.says, figure.kind))
+        suffix = "_total" if family.type == "counter" else ""
+        family.add_sample(name + suffix, dict(figure.labels), figure.value)
+    yield from families.values()

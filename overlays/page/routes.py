@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qs, quote
@@ -20,12 +18,13 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from overlays.colormaps import palette
-from overlays.page.board import Board, readiness
-from overlays.page.clip import CLIP_SECONDS, Look, Ring, clip_beside
+from overlays.page.board import readiness
+from overlays.page.clip import CLIP_SECONDS, Look, clip_beside
 from overlays.page.doorman import Doorman
 from overlays.page.guard import COOKIE_SECONDS, Guard
-from overlays.page.hub import Client, Hub
-from overlays.page.metrics import figures
+from overlays.page.hub import Client
+from overlays.page.metrics import exposition
+from overlays.page.page import Page
 
 STATUS_SECONDS: Final = 0.2
 """How often every page is told how the cameras do."""
@@ -37,49 +36,7 @@ _MOST_VIEWERS: Final = 128
 _REFUSAL_SECONDS: Final = 0.5
 """How long a wrong token waits for its answer."""
 _BOUNDARY: Final = "frame"
-_FILES: Final = Path(__file__).parent / "static"
 _KINDS: Final = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-
-
-@dataclass(slots=True)
-class Page:
-    """Everything the answers are made of."""
-
-    guard: Guard
-    hub: Hub
-    board: Board
-    ring: Ring
-    look: Look = field(default_factory=Look)
-    painted: bool = False
-    """Whether the frames that come have heat on them already."""
-    encoded: Callable[[], int] = lambda: 0
-    """How many pictures were compressed."""
-    refused: int = 0
-    skipped: int = 0
-    """By viewers that have left."""
-    making: bool = False
-    """Whether a clip is being made: one at a time."""
-    stopped: threading.Event = field(default_factory=threading.Event)
-    files: dict[str, bytes] = field(
-        default_factory=lambda: {path.name: path.read_bytes() for path in sorted(_FILES.iterdir())}
-    )
-
-    def counts(self) -> dict[str, float]:
-        """Return the page's own figures."""
-        clients = self.hub.clients
-        return {
-            "viewers": sum(not client.painted for client in clients),
-            "mjpeg_viewers": sum(client.painted for client in clients),
-            "encoded": self.encoded(),
-            "skipped": self.skipped + sum(client.skipped for client in clients),
-            "refused": self.refused,
-            "ring": self.ring.total_bytes,
-        }
-
-    def leave(self, client: Client) -> None:
-        """Forget a client, not its count."""
-        self.hub.leave(client)
-        self.skipped += client.skipped
 
 
 def make_app(page: Page) -> Doorman:
@@ -169,7 +126,8 @@ class _Answers:
         return JSONResponse(told, 200 if good else 503)
 
     async def metrics(self, request: Request) -> Response:  # noqa: ARG002
-        text = figures(self.page.board, self.page.counts)
+        outcome = self.page.board.outcome
+        text = exposition(self.page.board, self.page.figures() if outcome is None else outcome.figures())
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def mjpeg(self, request: Request) -> Response:
@@ -271,7 +229,7 @@ class _Answers:
             while True:
                 if unheard[0] < _STATUSES_UNHEARD:
                     unheard[0] += 1
-                    told = {"kind": "status", "unix": time.time(), "cameras": self.page.board.told()}
+                    told = {"kind": "status", "unix": time.time()} | self.page.told()
                     await socket.send_text(json.dumps(told, allow_nan=False))
                 await asyncio.sleep(STATUS_SECONDS)
         except (WebSocketDisconnect, RuntimeError):

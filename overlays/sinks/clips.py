@@ -18,19 +18,19 @@ import av.error
 
 from overlays.condition import parse_condition
 from overlays.sinks.clip import Clip, ClipEncoder, Coded, Ring
+from overlays.sinks.disk import Disk
 from overlays.sinks.options import ClipOptions, SinkOptions
 from overlays.sinks.shelf import Shelf
 from overlays.sinks.timeline import TICKS_PER_SECOND, Timeline
 from overlays.wire import explanation_record, record_bytes
 from pipeline.errors import SinkError
 from pipeline.frames import Overlay
+from pipeline.ports import Figure
 
 log = logging.getLogger(__name__)
 
 _KEY_SECONDS: Final = 1.0
 """Where only events are recorded, a clip can begin this often."""
-_RETRY_SECONDS: Final = (1.0, 30.0)
-"""How soon a full disk is tried again: first, and at the longest."""
 _ROUNDING_SECONDS: Final = 1e-6
 _NO_WANTED: Final = float("-inf")
 
@@ -88,18 +88,33 @@ class ClipsSink:
             self._shelf.admit(camera)
         self._tracks: dict[str, _Track] = {}
         self._wall, self._clock = wall, clock
-        self._retry_at: float | None = None
-        """When a disk that took no more is tried again; None while it takes all."""
-        self._pause = _RETRY_SECONDS[0]
-        self.lost = 0
-        """Frames that should have been recorded while the disk took none."""
-        self._lost_since = 0
+        self._disk = Disk(uri, Path(uri), clock)
 
     def __enter__(self) -> Self:
         self._shelf.open()
         self._shelf.look({})
         self._shelf.keep_budget(0)
+        self._disk.look()
         return self
+
+    @property
+    def lost(self) -> int:
+        """Frames that should have been recorded while the disk took none."""
+        return self._disk.lost
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing is recorded, in words; empty while all is."""
+        return self._disk.trouble
+
+    def figures(self) -> list[Figure]:
+        """Return how the disk does, and what lies on it."""
+        here = (("sink", self.uri),)
+        held = self._shelf.known_bytes + self._open_bytes()
+        told = [Figure("recorder_bytes", held, "What a recorder's clips take on the disk.", labels=here)]
+        if (budget := self._knobs.budget_bytes) is not None:
+            told.append(Figure("recorder_budget_bytes", budget, "What they may take at the most.", labels=here))
+        return [*told, *self._disk.figures()]
 
     def needs_picture(self, camera: str) -> bool:  # noqa: ARG002 - the same for every camera
         """Say yes: whether a frame belongs to an event may only be known later."""
@@ -121,8 +136,9 @@ class ClipsSink:
             timeline = Timeline(self._options.fallback_rate)
             before = self._knobs.seconds_before if self._condition else 0.0
             track = self._tracks[camera] = _Track(timeline, Ring(before, self._knobs.ring_bytes))
-        if self._condition is None and self._waits():
-            self.lost, self._lost_since = self.lost + 1, self._lost_since + 1
+        self._disk.look()
+        if self._condition is None and self._disk.waits:
+            self._disk.lose(1)
             return
         for coded in self._coded(track, overlay):
             if self._wanted(track, coded.seconds):
@@ -143,8 +159,7 @@ class ClipsSink:
             if track.encoder is not None:
                 track.encoder.close()
         self._tracks.clear()
-        if self._lost_since:
-            log.warning("%s: %d frames were not recorded for want of room", self.uri, self._lost_since)
+        self._disk.close()
 
     def _wanted(self, track: _Track, seconds: float) -> bool:
         return self._condition is None or seconds <= track.wanted_until
@@ -201,7 +216,7 @@ class ClipsSink:
 
     def _keep(self, camera: str, track: _Track, coded: Coded) -> None:
         """Write a frame, with what came before it where it begins a clip."""
-        if self._waits():
+        if self._disk.waits:
             self._lose([coded])
             track.ring.add(coded)
             return
@@ -220,19 +235,12 @@ class ClipsSink:
         except OSError as error:
             self._refused(track, error)
         self._lose(held[written:])
-        again = sum(one.missed for one in held[:written])
-        self.lost, self._lost_since = self.lost - again, self._lost_since - again
-        if written and written == len(held) and self._retry_at is not None:
-            log.warning("%s: there is room again; %d frames were not recorded", self.uri, self._lost_since)
-            self._retry_at, self._lost_since = None, 0
-
-    def _waits(self) -> bool:
-        """Say whether the disk took no more, and it is too soon to try it again."""
-        return self._retry_at is not None and self._clock() < self._retry_at
+        self._disk.lose(-sum(one.missed for one in held[:written]))
+        if written and written == len(held):
+            self._disk.took()
 
     def _lose(self, frames: list[Coded]) -> None:
-        new = sum(not one.missed for one in frames)
-        self.lost, self._lost_since = self.lost + new, self._lost_since + new
+        self._disk.lose(sum(not one.missed for one in frames))
         for one in frames:
             one.missed = True
 
@@ -252,14 +260,9 @@ class ClipsSink:
             self._refused(track, error)
 
     def _refused(self, track: _Track, error: OSError) -> None:
-        """Close what is open, say so once, and try again later."""
+        """Close what is open, and try again later."""
         clip, track.clip = track.clip, None
-        again = self._retry_at is not None
-        self._pause = min(2 * self._pause, _RETRY_SECONDS[1]) if again else _RETRY_SECONDS[0]
-        self._retry_at = self._clock() + self._pause
-        if not again:
-            log.error("%s: the disk takes no more (%s); the clip is closed and what came is kept. The stream goes on, "
-                      "and recording resumes when there is room", self.uri, error.strerror or error)  # fmt: skip
+        self._disk.refused(error)
         if clip is not None:
             try:
                 clip.close()
@@ -267,7 +270,8 @@ class ClipsSink:
                 log.debug("%s: %s", clip.path, failure)
 
     def _open_clips(self) -> dict[Path, int]:
-        return {track.clip.path: track.clip.bytes for track in self._tracks.values() if track.clip is not None}
+        clips = [track.clip for track in list(self._tracks.values())]  # a copy: any thread may ask for figures
+        return {clip.path: clip.bytes for clip in clips if clip is not None}
 
     def _open_bytes(self) -> int:
         return sum(self._open_clips().values())

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
+
+VIEWERS: Final = "Who looks on."
+ENCODED: Final = "Pictures that were compressed for viewers, each once whatever their number."
 
 
 @dataclass(frozen=True, slots=True)

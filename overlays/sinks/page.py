@@ -25,11 +25,13 @@ from overlays.page.clip import Look, Ring
 from overlays.page.guard import Guard, PageAddress, check_token, is_loopback, parse_page_address
 from overlays.page.hub import Hub, Shot
 from overlays.page.packet import pack
-from overlays.page.routes import Page, make_app
+from overlays.page.page import Page
+from overlays.page.routes import make_app
 from overlays.sinks.options import SinkOptions
 from pipeline.errors import SinkError, WireError
 from pipeline.frames import Overlay
 from pipeline.loop import Outcome
+from pipeline.ports import Figure
 from pipeline.pump import Worker
 
 log = logging.getLogger(__name__)
@@ -114,10 +116,15 @@ class PageSink:
             Look(options.colormap, options.opacity),
             painted=options.painted,
             encoded=lambda: self.encoded,
+            uri=self.uri,
         )
         self._worker = _serving(self._page, listener).__enter__()
         log.info("the page: %s", self.endpoint)
         return self
+
+    def figures(self) -> list[Figure]:
+        """Return who looks on, and what it cost."""
+        return [] if self._page is None else self._page.figures()
 
     def needs_picture(self, camera: str) -> bool:
         """Say whether somebody looks at this camera's MJPEG: the page itself paints in the browser."""

@@ -38,7 +38,8 @@ class Shelf:
         """Camera to how it is written in names."""
         self._held: dict[str, Kept] = {}
         """Closed clips by their names' stems, the oldest first."""
-        self._known_bytes = 0
+        self.known_bytes = 0
+        """What the closed clips take, as far as the last look and what was removed since."""
 
     def open(self) -> None:
         """Make the folder where it is missing, and make sure that it can be written.
@@ -105,18 +106,18 @@ class Shelf:
                 stamps[stem] = match["stamp"]
         oldest_first = sorted(found, key=lambda stem: (stamps[stem], stem))
         self._held = {stem: Kept(tuple(found[stem]), sum(map(_size, found[stem]))) for stem in oldest_first}
-        self._known_bytes = sum(kept.bytes for kept in self._held.values())
+        self.known_bytes = sum(kept.bytes for kept in self._held.values())
 
     def keep_budget(self, open_bytes: int) -> None:
         """Remove the oldest clips until all, the open ones included, fit the budget."""
         if self._budget_bytes is None:
             return
-        while self._held and self._known_bytes + open_bytes > self._budget_bytes:
+        while self._held and self.known_bytes + open_bytes > self._budget_bytes:
             stem = next(iter(self._held))
             kept = self._held.pop(stem)
             for path in kept.paths:
                 path.unlink(missing_ok=True)
-            self._known_bytes -= kept.bytes
+            self.known_bytes -= kept.bytes
 
     def longest_clip_bytes(self) -> int | None:
         """Return how large one clip may become, so that removing old ones can make room; None: no matter."""

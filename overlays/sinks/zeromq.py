@@ -19,15 +19,16 @@ import zmq
 from overlays.address import parse_address
 from overlays.curve.allowed import AllowList
 from overlays.curve.gate import Gate
-from overlays.curve.handshakes import Refusal
+from overlays.curve.handshakes import REFUSALS, Refusal
 from overlays.curve.keys import read_pair
 from overlays.jpeg import encode_picture, scaled_picture
 from overlays.sinks.binding import check_path, unbound
-from overlays.sinks.options import SinkOptions
+from overlays.sinks.options import ENCODED, VIEWERS, SinkOptions
 from overlays.sinks.pace import Pace
 from overlays.wire import encode, topic_of
 from pipeline.errors import SinkError
 from pipeline.frames import Overlay
+from pipeline.ports import Figure
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +133,17 @@ class ZeroMqSink:
     def refused(self) -> Mapping[Refusal, int]:
         """How many handshakes failed, by kind."""
         return self._gate.refused
+
+    def figures(self) -> list[Figure]:
+        """Return who looks on, who was refused, and how much was compressed for it."""
+        here, refused = ("sink", self.uri), self.refused
+        viewers = Figure("viewers", self.viewers, VIEWERS, labels=(("kind", "zeromq"), here))
+        encoded = Figure("encoded", self.encoded, ENCODED, "counter", (here,))
+        said = "Handshakes that failed, by reason."
+        return [viewers, encoded] + [
+            Figure("handshake_failures", refused.get(kind, 0), said, "counter", (here, ("reason", kind)))
+            for kind in REFUSALS
+        ]
 
     def needs_picture(self, camera: str) -> bool:
         """Say whether a frame of this camera would be sent now, as far as the last ``put`` or ``idle`` heard."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import threading
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.frames import Box, Explanation, Finding, Frame, Overlay, Truth
 
@@ -75,3 +77,19 @@ def until() -> Callable[[Callable[[], bool]], None]:
             pause.wait(0.01)
 
     return wait
+
+
+def figures(sink):
+    """Name and labels, but ``sink`` and ``le``, and value of each sample that a page tells."""
+    link = http.client.HTTPConnection(sink.endpoint.removeprefix("http://"), timeout=10)
+    try:
+        link.request("GET", "/metrics")
+        text = link.getresponse().read().decode()
+    finally:
+        link.close()
+    assert "://u:p@" not in text
+    for family in text_string_to_metric_families(text):
+        assert family.documentation
+        for sample in family.samples:
+            labels = (value for key, value in sorted(sample.labels.items()) if key not in {"le", "sink"})
+            yield " ".join((sample.name, *labels)), sample.value

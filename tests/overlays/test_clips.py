@@ -16,7 +16,7 @@ import av
 import numpy as np
 import pytest
 
-from overlays.sinks import clips
+from overlays.sinks import disk
 from overlays.sinks.clip import Clip, WholeWrites
 from overlays.sinks.clips import ClipsSink
 from overlays.sinks.options import ClipOptions, SinkOptions
@@ -207,7 +207,7 @@ def test_a_disk_that_fails_ends_the_clip_but_not_the_stream_and_is_said_once(tmp
     assert held == list(range(held[0], 600))
     assert 400 <= held[0] <= 400 + 9 * RATE
     assert [len(greys(film)) for film in (before, after)] == [100, len(held)]
-    told = [r.getMessage() for r in caplog.records if r.name == clips.__name__]
+    told = [r.getMessage() for r in caplog.records if r.name == disk.__name__]
     assert len(told) == 2
     assert "No space left" in told[0]
     assert re.search(r"room again; \d+ frames", told[1])
@@ -226,7 +226,7 @@ def test_wherever_the_disk_fills_what_is_left_of_the_clip_plays_to_its_end(tmp_p
         return write(self, chunk)
 
     monkeypatch.setattr(WholeWrites, "write", writing)
-    monkeypatch.setattr(clips, "_RETRY_SECONDS", (1e6, 1e6))
+    monkeypatch.setattr(disk, "RETRY_SECONDS", (1e6, 1e6))
     dice = np.random.default_rng(0)
     noise = [dice.integers(0, 256, (48, 64, 3), np.uint8) for _ in range(40)]
     kept = []
@@ -259,7 +259,7 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk_leaves_clips_that_play_and_recording_resumes(small_disk, overlaid, caplog, monkeypatch):
-    monkeypatch.setattr(clips, "_RETRY_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(disk, "RETRY_SECONDS", (0.0, 0.0))
     dice = np.random.default_rng(0)
     ballast = small_disk / "ballast"
     ballast.write_bytes(b"x" * 600_000)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
-import re
 import socket
-import threading
 import time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,7 +13,6 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
@@ -29,8 +26,7 @@ from overlays.sinks.page import PageSink
 from overlays.wire import decode_header
 from pipeline.errors import SinkError
 from pipeline.frames import Silence
-from pipeline.loop import Limits, Onlooker, carry
-from tests.fakes import FakeSource
+from tests.overlays.conftest import figures
 
 ROOT = Path(__file__).resolve().parents[2]
 ANY = "http://127.0.0.1:0"
@@ -338,48 +334,7 @@ def test_loopback_is_told_from_the_world():
     assert parse_page_address("http://[::1]:80/") == PageAddress("::1", 80)
 
 
-# Figures, health, clips
-
-
-def figures(sink):
-    text = asked(sink, "/metrics")[2].decode()
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            yield (sample.name + "".join(f" {v}" for k, v in sorted(sample.labels.items()) if k != "le")), sample.value
-
-
-class Explaining:
-    def __init__(self, explained):
-        self.explained = explained
-
-    def explain(self, frames):
-        return [replace(self.explained(camera=f.camera, index=f.index, taken_at=f.taken_at), frame=f) for f in frames]
-
-
-class Plain:
-    def render(self, explanation):
-        raise AssertionError("nobody asked for a picture")
-
-    def silent(self, explanation, silence):
-        raise AssertionError
-
-
-def test_the_figures_are_the_runs_own(explained):
-    with page(cameras=("a", "b")) as sink:
-        assert isinstance(sink, Onlooker)
-        assert asked(sink, "/readyz")[0] == 503
-        sources = [(FakeSource(20, "a"), "wait"), (FakeSource(10, "b"), "wait")]
-        carry(sources, Explaining(explained), Plain(), [sink], limits=Limits(batch=4), stop=threading.Event())
-        told = dict(figures(sink))
-        assert told["recipro_frames_total a explained"] == told["recipro_frames_total a taken"] == 20
-        assert told["recipro_batch_frames_sum"] == 30
-        assert told["recipro_batch_frames_count"] >= 30 / 4
-        assert told["recipro_stage_seconds_count queue"] == 30
-        assert told["recipro_age_seconds_count b"] == 10
-        assert told["recipro_dropped_total a engine busy"] == 0
-        assert told["recipro_viewers page"] == 0
-        assert told["recipro_camera_state a live"] + told["recipro_camera_state a ended"] == 1
-        assert {name for name, _ in figures(sink)} >= {"recipro_reconnects_total a", "recipro_frame_age_seconds a"}
+# Health, clips
 
 
 def test_ready_means_that_every_camera_is_fresh(overlaid):
@@ -449,15 +404,3 @@ def test_a_number_that_json_cannot_say_leaves_the_frame_out_and_the_page_alive(o
         assert frame(link)[0].index == 3
         assert status(link, lambda camera: camera["frames"] == 4)["camera"] == "odd ?"
     assert len([r for r in caplog.records if "left out" in r.message]) == 1
-
-
-def test_the_dashboard_asks_for_figures_that_there_are(explained):
-    dashboard = json.loads((ROOT / "docs" / "grafana.json").read_text())
-    asks = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
-    with page(cameras=("a",)) as sink:
-        source = [(FakeSource(3, "a"), "wait")]
-        carry(source, Explaining(explained), Plain(), [sink], limits=Limits(), stop=threading.Event())
-        there = {name.split(" ")[0] for name, _ in figures(sink)}
-    asked_for = {name for ask in asks for name in re.findall(r"recipro_\w+", ask)}
-    assert asked_for <= there
-    assert len(asked_for) > 10

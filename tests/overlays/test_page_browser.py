@@ -16,6 +16,8 @@ import pytest
 from overlays.sinks.options import SinkOptions
 from overlays.sinks.page import PageSink
 from pipeline.frames import Finding, Overlay, Silence
+from pipeline.loop import Outcome
+from pipeline.metrics import Tally
 from tests.overlays.conftest import explain
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -102,6 +104,12 @@ def fed(*cameras, options=None, rate=30.0):
     cameras = cameras or ("line",)
     with PageSink(ANY, cameras=cameras, options=options) as sink, Feed(sink, *cameras, rate=rate) as feed:
         yield sink, feed
+
+
+class Recording:
+    """A recorder as far as the page is concerned."""
+
+    uri, trouble = "clips/", ""
 
 
 SHOWN = """() => {
@@ -284,6 +292,21 @@ def test_nothing_runs_over_the_edge_in_any_look(tab, tmp_path, name, looks):
         assert overflow <= 0
         dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (dark == "rgb(15, 17, 21)") is (looks["color_scheme"] == "dark")
+
+
+def test_what_does_not_work_is_told_above_the_pictures_while_it_does_not(tab):
+    disk = Recording()
+    with fed() as (sink, _):
+        sink.about(Outcome(Tally(["line"]), [], [], parts=(disk, sink)))
+        page = tab(sink.endpoint)
+        shown(page)
+        assert not page.get_by_role("alert").is_visible()
+        assert page.locator("#viewers").inner_text() == "1 viewer"
+        disk.trouble = "the disk takes no more (No space left on device)"
+        page.get_by_role("alert").wait_for()
+        assert page.get_by_role("alert").inner_text().split("\n") == ["clips/", disk.trouble]
+        disk.trouble = ""
+        page.get_by_role("alert").wait_for(state="hidden")
 
 
 def test_the_reason_of_a_silence_is_told(tab):

@@ -26,6 +26,9 @@ const link = new Link({
     linked("live", "good");
     at("empty").hidden = said.cameras.length > 0;
     for (const status of said.cameras) card(status.camera).tell(status);
+    warn(said.troubles ?? []);
+    at("viewers").hidden = !said.viewers;
+    at("viewers").textContent = said.viewers === 1 ? "1 viewer" : `${said.viewers} viewers`;
   },
   frame(header, blob) {
     card(header.camera).offer(header, blob);
@@ -41,6 +44,23 @@ function linked(word, kind) {
   if (chip.textContent === word) return;
   chip.textContent = word;
   chip.dataset.kind = kind;
+}
+
+// Say what does not work, as long as it does not. What is said already is left alone: it would be read aloud again.
+function warn(troubles) {
+  const list = at("troubles");
+  list.hidden = troubles.length === 0;
+  while (list.children.length > troubles.length) list.lastChild.remove();
+  while (list.children.length < troubles.length) {
+    const row = document.createElement("li");
+    row.append(document.createElement("strong"), document.createElement("span"));
+    list.append(row);
+  }
+  troubles.forEach(({ sink, why }, place) => {
+    const [name, reason] = list.children[place].children;
+    if (name.textContent !== sink) name.textContent = sink;
+    if (reason.textContent !== why) reason.textContent = why;
+  });
 }
 
 function card(camera) {

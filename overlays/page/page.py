@@ -1,0 +1,75 @@
+"""Everything the page's answers are made of, and its own figures."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from overlays.page.board import Board
+from overlays.page.clip import Look, Ring
+from overlays.page.guard import Guard
+from overlays.page.hub import Client, Hub
+from overlays.sinks.options import ENCODED, VIEWERS
+from pipeline.ports import Figure
+
+_FILES: Final = Path(__file__).parent / "static"
+
+
+@dataclass(slots=True)
+class Page:
+    """Everything the answers are made of."""
+
+    guard: Guard
+    hub: Hub
+    board: Board
+    ring: Ring
+    look: Look = field(default_factory=Look)
+    painted: bool = False
+    """Whether the frames that come have heat on them already."""
+    encoded: Callable[[], int] = lambda: 0
+    """How many pictures were compressed."""
+    uri: str = ""
+    """What the page is called in figures."""
+    refused: int = 0
+    skipped: int = 0
+    """By viewers that have left."""
+    making: bool = False
+    """Whether a clip is being made: one at a time."""
+    stopped: threading.Event = field(default_factory=threading.Event)
+    files: dict[str, bytes] = field(
+        default_factory=lambda: {path.name: path.read_bytes() for path in sorted(_FILES.iterdir())}
+    )
+
+    def figures(self) -> list[Figure]:
+        """Return the page's own figures."""
+        clients, here = self.hub.clients, ("sink", self.uri)
+        viewers = [("page", sum(not client.painted for client in clients))]
+        viewers += [("mjpeg", sum(client.painted for client in clients))]
+        skipped = self.skipped + sum(client.skipped for client in clients)
+        held = self.ring.total_bytes
+        return [
+            *(Figure("viewers", count, VIEWERS, labels=(("kind", kind), here)) for kind, count in viewers),
+            Figure("encoded", self.encoded(), ENCODED, "counter", (here,)),
+            Figure("page_skipped", skipped, "Frames that a slow viewer missed.", "counter", (here,)),
+            Figure("page_refused", self.refused, "Requests without the token, or from a foreign site.", "counter",
+                   (here,)),
+            Figure("page_ring_bytes", held, "Memory that the last half minute takes.", labels=(here,)),
+        ]  # fmt: skip
+
+    def told(self) -> dict[str, Any]:
+        """Return what every page is told now and then, in plain JSON values."""
+        outcome = self.board.outcome
+        figures = self.figures() if outcome is None else outcome.figures()
+        return {
+            "cameras": self.board.told(),
+            "troubles": [{"sink": uri, "why": why} for uri, why in (outcome.troubles() if outcome else {}).items()],
+            "viewers": int(sum(figure.value for figure in figures if figure.name == "viewers")),
+        }
+
+    def leave(self, client: Client) -> None:
+        """Forget a client, not its count."""
+        self.hub.leave(client)
+        self.skipped += client.skipped

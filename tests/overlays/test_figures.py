@@ -1,0 +1,223 @@
+"""What the run tells Prometheus, the page and the dashboard: its own counters, those of its parts, and its troubles."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import threading
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from websockets.sync.client import connect
+
+from overlays.curve.handshakes import REFUSALS
+from overlays.curve.keys import make_ring
+from overlays.sinks.clip import Clip
+from overlays.sinks.clips import ClipsSink
+from overlays.sinks.options import ClipOptions, SinkOptions
+from overlays.sinks.page import PageSink
+from overlays.sinks.zeromq import ZeroMqSink
+from overlays.viewer import Viewer
+from pipeline.loop import Limits, Onlooker, Outcome, carry
+from pipeline.metrics import Tally
+from pipeline.ports import Figure, Measured, Troubled
+from tests.fakes import FakeSource
+from tests.overlays.conftest import figures
+
+ROOT = Path(__file__).resolve().parents[2]
+ANY = "http://127.0.0.1:0"
+
+
+class Explaining:
+    """Explains by hand, and tells of itself what an engine on a GPU tells."""
+
+    def __init__(self, explained):
+        self.explained = explained
+
+    def explain(self, frames):
+        return [replace(self.explained(camera=f.camera, index=f.index, taken_at=f.taken_at), frame=f) for f in frames]
+
+    def figures(self):
+        return [
+            Figure("engine", 1, "What runs.", labels=(("model", "resnet50"),)),
+            Figure("device_memory_bytes", 5e8, "Memory.", labels=(("device", "cuda"), ("kind", "tensors"))),
+        ]
+
+
+class Plain:
+    def render(self, explanation):
+        raise AssertionError("nobody asked for a picture")
+
+    def silent(self, explanation, silence):
+        raise AssertionError
+
+
+@contextmanager
+def about(*sinks):
+    """A page that is told of a run with these sinks beside it."""
+    with PageSink(ANY, cameras=("line",)) as page:
+        page.about(Outcome(Tally(["line"]), [], [], parts=(*sinks, page)))
+        yield page
+
+
+def test_the_figures_are_the_runs_own(explained):
+    with PageSink(ANY, cameras=("a", "b")) as sink:
+        assert isinstance(sink, Onlooker)
+        sources = [(FakeSource(20, "a"), "wait"), (FakeSource(10, "b"), "wait")]
+        carry(sources, Explaining(explained), Plain(), [sink], limits=Limits(batch=4), stop=threading.Event())
+        told = dict(figures(sink))
+        assert told["recipro_frames_total a explained"] == told["recipro_frames_total a taken"] == 20
+        assert told["recipro_batch_frames_sum"] == 30
+        assert told["recipro_batch_frames_count"] >= 30 / 4
+        assert told["recipro_stage_seconds_count queue"] == 30
+        assert told["recipro_age_seconds_count b"] == 10
+        assert told["recipro_dropped_total a engine busy"] == 0
+        assert told["recipro_viewers page"] == 0
+        assert told["recipro_device_memory_bytes cuda tensors"] == 5e8
+        assert told["recipro_camera_state a live"] + told["recipro_camera_state a ended"] == 1
+        assert {name for name, _ in figures(sink)} >= {"recipro_reconnects_total a", "recipro_frame_age_seconds a"}
+
+
+def test_who_looks_on_over_the_network_is_counted_with_the_others(tmp_path, overlaid, until):
+    make_ring(tmp_path / "keys")
+    ring = tmp_path / "keys"
+    options = SinkOptions(curve_secret_key_file=str(ring / "server.key_secret"), curve_allow=str(ring / "allowed"))
+    with ZeroMqSink("tcp://127.0.0.1:0", options=options) as network, about(network) as page:
+        told = dict(figures(page))
+        assert [told[f"recipro_handshake_failures_total {kind}"] for kind in REFUSALS] == [0] * len(REFUSALS)
+        with Viewer(network.endpoint, key=ring / "viewer.key_secret", server_key=str(ring / "server.key")):
+            until(lambda: network.idle() or network.topics)
+            network.put(overlaid())
+            told = dict(figures(page))
+            assert told["recipro_viewers zeromq"] == 1
+            assert told["recipro_viewers page"] == 0
+        until(lambda: network.idle() or not network.viewers)
+        with Viewer(network.endpoint):
+            until(lambda: network.idle() or network.refused)
+        refused = network.refused
+        told = dict(figures(page))
+        assert {kind: told[f"recipro_handshake_failures_total {kind}"] for kind in refused} == refused
+
+
+def test_a_full_disk_is_told_by_figures_and_on_the_page_until_there_is_room(tmp_path, overlaid, monkeypatch):
+    full = [False]
+    add = Clip.add
+
+    def adding(self, coded):
+        if full[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        add(self, coded)
+
+    monkeypatch.setattr(Clip, "add", adding)
+    now = [0.0]
+    options = SinkOptions(clips=ClipOptions(budget_bytes=1 << 20))
+    clips = ClipsSink(f"{tmp_path}/", cameras=("line",), options=options, clock=lambda: now[0])
+    assert isinstance(clips, Measured)
+    assert isinstance(clips, Troubled)
+
+    def record(seconds):
+        for _ in range(round(30 * seconds)):
+            now[0] += 1 / 30
+            grey = np.full((48, 64, 3), 90, np.uint8)
+            clips.put(overlaid(grey, index=round(30 * now[0]), pts_seconds=now[0], taken_at=now[0]))
+
+    with clips, about(clips) as page:
+        record(1)
+        told = dict(figures(page))
+        assert told["recipro_recorder_refused"] == told["recipro_recorder_lost_frames"] == 0
+        assert told["recipro_recorder_bytes"] > 0
+        assert told["recipro_recorder_budget_bytes"] == 1 << 20
+        assert told["recipro_recorder_free_bytes"] > 0
+        full[0] = True
+        record(2)
+        told = dict(figures(page))
+        assert told["recipro_recorder_refused"] == 1
+        assert told["recipro_recorder_lost_frames"] >= 30
+        trouble = status(page)["troubles"]
+        assert [one["sink"] for one in trouble] == [f"{tmp_path}/"]
+        assert re.search(r"No space left.*\d\d frames were not recorded", trouble[0]["why"])
+        full[0] = False
+        record(60)
+        assert dict(figures(page))["recipro_recorder_refused"] == 0
+        assert status(page)["troubles"] == []
+
+
+def status(page):
+    with connect(page.endpoint.replace("http://", "ws://") + "/frames", proxy=None) as link:
+        while True:
+            said = link.recv(timeout=5)
+            if isinstance(said, str) and (told := json.loads(said))["kind"] == "status":
+                return told
+
+
+def test_a_sink_that_closed_is_named_on_the_page(explained):
+    class Broken:
+        uri, lossless = "broken.mp4", True
+
+        def needs_picture(self, camera):
+            return False
+
+        def put(self, overlay):
+            raise OSError(errno.EIO, "the medium is gone")
+
+        def idle(self):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    with PageSink(ANY, cameras=("a",)) as page:
+        source = [(FakeSource(3, "a"), "wait")]
+        carry(source, Explaining(explained), Plain(), [page, Broken()], limits=Limits(), stop=threading.Event())
+        [trouble] = status(page)["troubles"]
+        assert trouble["sink"] == "broken.mp4"
+        assert "the medium is gone" in trouble["why"]
+        assert dict(figures(page))["recipro_sink_broken"] in {0, 1}
+
+
+def test_the_dashboard_asks_for_figures_that_there_are(explained, tmp_path):
+    dashboard = json.loads((ROOT / "docs" / "grafana.json").read_text())
+    asks = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
+    options = SinkOptions(clips=ClipOptions(budget_bytes=1 << 20))
+    with (
+        PageSink(ANY, cameras=("a",)) as sink,
+        ZeroMqSink("tcp://127.0.0.1:0") as network,
+        ClipsSink(f"{tmp_path}/", cameras=("a",), options=options) as clips,
+    ):
+        parts = [sink, network]
+        source = [(FakeSource(3, "a"), "wait")]
+        carry(source, Explaining(explained), Plain(), parts, limits=Limits(), stop=threading.Event())
+        sink.about(replace_parts(sink, clips))
+        there = {name.split(" ")[0] for name, _ in figures(sink)}
+    asked_for = {name for ask in asks for name in re.findall(r"\b(?:recipro|process)_\w+", ask)}
+    assert asked_for <= there
+    assert len(asked_for) > 20
+    ids = [panel["id"] for panel in dashboard["panels"]]
+    assert len(set(ids)) == len(ids)
+
+
+def replace_parts(page, *more):
+    outcome = page._board.outcome
+    outcome.parts = (*outcome.parts, *more)
+    return outcome
+
+
+@pytest.mark.gpu
+def test_a_network_on_a_gpu_tells_what_memory_it_takes():
+    import torch
+
+    from engine.frame_explainer import _memory
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    held = torch.zeros(1 << 20, device="cuda")
+    told = {figure.labels[1][1]: figure.value for figure in _memory("cuda")}
+    assert held.nbytes <= told["tensors"] <= told["reserved"] <= told["all processes"] <= told["total"]

@@ -127,8 +127,10 @@ class LiveSource:
         except (av.error.FFmpegError, OSError) as error:
             # FFmpeg's RTSP calls a wait for an answer that it cut short by whatever name: EPERM, invalid data.
             cut_short = waited_for == "answer" and time.monotonic() - since >= seconds
-            reason = av.error.ExitError(0, "timeout") if cut_short else error
-            raise Lost(failure_of(reason, waited_for=waited_for, seconds=seconds)) from error
+            told = failure_of(
+                av.error.ExitError(0, "timeout") if cut_short else error, waited_for=waited_for, seconds=seconds
+            )
+            raise Lost(told) from error
 
     def _pictures(self, container: InputContainer, stop: threading.Event) -> Iterator[Frame]:
         stream = video_stream(container)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import Final, cast
 
 import av
@@ -27,6 +28,10 @@ _ROTATIONS: Final = {
     (False, True, True): cv2.ROTATE_180,
 }
 _FLIPS: Final = {(True, False): 1, (False, True): 0, (True, True): -1}
+
+# A picture whose own ``side_data`` was asked for refers to itself through it: it, and with it the pictures of a decoder
+# long gone, would stay in memory until Python looks for such circles, which it seldom does.
+_side_data_of = cast("Callable[[av.VideoFrame], SideDataContainer]", SideDataContainer)
 
 
 class RgbConverter:
@@ -54,9 +59,8 @@ def orientation(picture: av.VideoFrame) -> tuple[bool, bool, bool]:
     The matrix is FFmpeg's ``AV_FRAME_DATA_DISPLAYMATRIX``: nine 32-bit fixed-point numbers, row by row; an angle
     that is no multiple of 90 degrees is taken for the nearest that is.
     """
-    side = cast("SideDataContainer", picture.side_data)  # its stub lists a dict of fewer kinds
     try:
-        matrix = side[SideDataType.DISPLAYMATRIX]
+        matrix = _side_data_of(picture)[SideDataType.DISPLAYMATRIX]
     except KeyError:
         return (False, False, False)
     across, across_down, _, down_across, down, *_ = struct.unpack("=9i", bytes(matrix)[:36])

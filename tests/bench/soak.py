@@ -26,6 +26,7 @@ from overlays.renderer import HeatRenderer
 from pipeline.config import EngineConfig
 from pipeline.loop import Limits, Outcome, carry
 from pipeline.ports import Explainer
+from run import settle
 from stream.sources import SourceOptions, build_source
 from tests.bench.figures import ROOT, place, print_line
 from tests.ground.cameras import elsewhere
@@ -101,11 +102,11 @@ def soak(plan: Plan, explainer: Explainer) -> list[dict[str, Any]]:
     stop = threading.Event()
     latest: list[Outcome] = []
     with ExitStack() as stack:
-        urls, did = stack.enter_context(elsewhere(plan.cameras, flapping=plan.flapping, rate=plan.rate))
+        there = stack.enter_context(elsewhere(plan.cameras, flapping=plan.flapping, rate=plan.rate))
         names = [f"camera{k}" for k in range(plan.cameras)]
         sources = [
             stack.enter_context(build_source(url, camera=name, options=SourceOptions()))
-            for url, name in zip(urls, names, strict=True)
+            for url, name in zip(there.urls, names, strict=True)
         ]
         witness = stack.enter_context(Witness(looks=plan.looks))
         limits = Limits(seconds=plan.seconds, batch=plan.cameras, window_seconds=0.005)
@@ -128,7 +129,7 @@ def soak(plan: Plan, explainer: Explainer) -> list[dict[str, Any]]:
             if latest and thread.is_alive():
                 rows.append(row(begun, witness.taken(), latest[0], steady))
                 print_line(**rows[-1])
-    rows.append(whole(plan, rows, did))
+    rows.append(whole(plan, rows, there.did))
     print_line(**rows[-1], **place())
     return rows
 
@@ -187,6 +188,7 @@ def main() -> None:
     ask.add_argument("--undrawn", action="store_true", help="draw no pictures")
     ask.add_argument("--plot", type=Path)
     told = ask.parse_args()
+    settle()
     plan = Plan(60 * told.minutes, told.cameras, told.flapping, told.rate, looks=not told.undrawn)
     rows = soak(plan, shipped() if told.explainer == "shipped" else Glance())
     if told.plot:

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from stream.sources import SourceOptions
-from tests.bench import faults, fuzz, overload, soak
+from tests.bench import faults, fuzz, overload, reconnects, soak
 from tests.ground.footage import Mark
 from tests.ground.witness import Glance, Sighting
 
@@ -46,6 +46,15 @@ def test_a_short_soak_prints_its_intervals_and_the_whole(capsys):
     assert rows[-1]["threads"] > 3
     assert whole["healthy_share_worst"] > 0.3
     assert len(whole["faults"]) == 1
+
+
+def test_reconnects_are_counted_and_what_they_leave_behind_is_told(capsys):
+    reconnects.endure(reconnects.Plan(3, every=1, warm_up=1, size="320x240", pictures=1), Glance())
+    *rows, whole = map(json.loads, capsys.readouterr().out.splitlines())
+    assert [one["reconnects"] for one in rows] == [1, 2, 3]
+    assert all(one["rss_mb"] > 20 and one["threads"] > 3 for one in rows)
+    assert rows[-1]["shown"]["faulty"] >= 3
+    assert whole["rss_growth_mb"] == round(rows[-1]["rss_mb"] - rows[0]["rss_mb"], 1)
 
 
 def test_shares_count_what_left_of_what_was_taken():

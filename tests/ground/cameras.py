@@ -2,7 +2,8 @@
 
     uv run python -m tests.ground.cameras --cameras 12 --flapping 2
 
-Prints one JSON line: the addresses. Ends when its standard input closes, then prints what each flapping camera did.
+Prints one JSON line: the addresses. A line of standard input, ``close 3``, has a camera do it (``close``, ``reset``,
+``die``, ``come_back``); when that closes, all end, and what each flapping camera did is printed.
 All share one encoder, so they show the same pictures at the same time. Numbers and times painted into the pictures hold
 across processes.
 """
@@ -16,8 +17,9 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 
 from tests.ground.feed import Feed
 from tests.ground.rtsp_server import Faults, RtspServer
@@ -42,26 +44,39 @@ def flap(server: RtspServer, chance: random.Random, stop: threading.Event) -> Co
     return done
 
 
-@contextmanager
-def elsewhere(
-    cameras: int, *, flapping: int = 0, size: str = "320x240", rate: int = 10
-) -> Iterator[tuple[list[str], list[Counter[str]]]]:
-    """Run cameras in another process while the block runs: their addresses, and behind it what the flapping ones did.
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """Cameras in another process."""
 
-    The last ``flapping`` cameras are those that come and go.
-    """
+    urls: list[str]
+    tell: Callable[[str, int], None]
+    """Has a camera, by its place, do something: ``close``, ``reset``, ``die``, ``come_back``."""
+    did: list[Counter[str]] = field(default_factory=list)
+    """What each flapping camera did; known when the block is left."""
+
+
+@contextmanager
+def elsewhere(cameras: int, *, flapping: int = 0, size: str = "320x240", rate: int = 10) -> Iterator[Elsewhere]:
+    """Run cameras in another process while the block runs; the last ``flapping`` of them come and go."""
     words = ["--cameras", str(cameras), "--flapping", str(flapping), "--size", size, "--rate", str(rate)]
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.ground.cameras", *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    did: list[Counter[str]] = []
+    assert process.stdin
     assert process.stdout
+    orders = process.stdin
+
+    def tell(order: str, camera: int) -> None:
+        orders.write(f"{order} {camera}\n")
+        orders.flush()
+
+    made = Elsewhere(json.loads(process.stdout.readline()), tell)
     try:
-        yield json.loads(process.stdout.readline()), did
+        yield made
     finally:
         try:
             told, _ = process.communicate(timeout=30)
-            did += [Counter(one) for one in json.loads(told)]
+            made.did.extend(Counter(one) for one in json.loads(told))
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
@@ -91,7 +106,9 @@ def main() -> None:
         for thread in threads:
             thread.start()
         print(json.dumps([server.url() for server in servers]), flush=True)  # noqa: T201 - for its starter
-        sys.stdin.read()
+        for line in sys.stdin:
+            order, place = line.split()
+            getattr(servers[int(place)], order)()
         stop.set()
         for thread in threads:
             thread.join()

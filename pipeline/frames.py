@@ -103,6 +103,71 @@ class Frame:
         return (time.monotonic() if now is None else now) - self.taken_at
 
 
+@dataclass(frozen=True, slots=True)
+class Grounds:
+    """Where a finding's heat lies, as numbers; ``pipeline.grounds`` holds the formulas.
+
+    The evidence of a cell is its heat beyond the map's median: on a fine grid the faint heat of a thousand cells that
+    say nothing would outweigh the dozen that do. None: the map is flat, so nothing stands out.
+    """
+
+    focus_area: float | None
+    """The smallest share of the grid's cells that together hold half of the evidence."""
+    entropy: float | None
+    """Of the evidence over the cells, as a share of the greatest there can be: 0 all in one cell, 1 spread evenly."""
+    centre: tuple[float, float] | None
+    """The evidence's centre of gravity (x, y) in frame pixels."""
+    stability: float | None
+    """Pearson correlation with the same class's map in the camera's previous frame, -1 to 1; None where there is
+    none."""
+    heat_inside: Mapping[str, float] = field(default_factory=dict)
+    """Share of the evidence in each of the camera's regions; empty where nothing stands out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A named part of a camera's picture."""
+
+    name: str
+    polygon: tuple[tuple[float, float], ...]
+    """Corners (x, y) in frame pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    """What happened to a score when the hottest area of its frame was masked."""
+
+    label: str
+    """The class that was looked at."""
+    score: float
+    """Its score in the frame as it was."""
+    masked_score: float
+    """Its score in the same frame without the hottest area."""
+    index: int
+    """Which frame that was."""
+    age_seconds: float
+    """How long before this frame that one was taken."""
+
+    @property
+    def drop(self) -> float:
+        """How much of the score went with the hottest area, -1 to 1."""
+        return self.score - self.masked_score
+
+
+@dataclass(frozen=True, slots=True)
+class GuardState:
+    """How one guard stands after a frame."""
+
+    name: str
+    firing: bool
+    seconds: float
+    """How long it has been firing, by the frames' own clock; 0 where it is not."""
+    says: str
+    """Where it fires: the rule, and what was seen instead, in words."""
+    fired: int
+    """How often it has begun to fire since the run began."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Finding:
     """One explained class of one frame: what, how sure, and why."""
@@ -117,6 +182,8 @@ class Finding:
     """The class's place in the network's output; -1 where there is none."""
     box: Box | None = None
     """A detector's box; None for a classifier."""
+    grounds: Grounds | None = None
+    """Where the heat lies, as numbers; None where nobody measured it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "heat", read_only(self.heat))
@@ -154,6 +221,12 @@ class Explanation:
     heat_region: Box | None = None
     """The rectangle of the frame, in pixels, that the heat grid covers. It is the whole frame for ``stretch``, lies
     inside it for ``crop`` and reaches beyond it for ``letterbox``. Never None after construction."""
+    guards: tuple[GuardState, ...] = ()
+    """How the camera's guards stand."""
+    regions: tuple[Region, ...] = ()
+    """The parts of the picture that guards look at and that are to be seen."""
+    deletion: Deletion | None = None
+    """The camera's last deletion check, while it is fresh."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "timings", MappingProxyType(dict(self.timings)))
@@ -170,6 +243,16 @@ class Explanation:
     def top(self) -> Finding:
         """The first finding."""
         return self.findings[0]
+
+    @property
+    def verdict(self) -> Finding | None:
+        """The finding with the highest score, the first of equals; None where there is none."""
+        return max(self.findings, key=lambda finding: finding.score, default=None)
+
+    @property
+    def firing(self) -> tuple[GuardState, ...]:
+        """The guards that fire."""
+        return tuple(guard for guard in self.guards if guard.firing)
 
 
 @dataclass(frozen=True, slots=True)

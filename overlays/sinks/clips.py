@@ -16,13 +16,13 @@ from typing import Final, Self
 
 import av.error
 
-from overlays.condition import parse_condition
 from overlays.sinks.clip import Clip, ClipEncoder, Coded, Ring
 from overlays.sinks.disk import Disk
 from overlays.sinks.options import ClipOptions, SinkOptions
 from overlays.sinks.shelf import Shelf
 from overlays.sinks.timeline import TICKS_PER_SECOND, Timeline
 from overlays.wire import explanation_record, record_bytes
+from pipeline.condition import parse_condition
 from pipeline.errors import SinkError
 from pipeline.frames import Overlay
 from pipeline.ports import Figure

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overlays.condition import MAX_DEPTH, parse_condition
+from pipeline.condition import MAX_DEPTH, parse_condition
 from pipeline.errors import ConfigError
 from pipeline.frames import Explanation, Finding, Frame
 
@@ -59,11 +59,11 @@ def test_a_frame_without_findings_has_no_label_and_no_score():
 @pytest.mark.parametrize(
     ("text", "place", "said"),
     [
-        ("", 1, "expected label, score or camera"),
+        ("", 1, "expected label, score, camera"),
         ("lable=scratch", 1, "Did you mean 'label'"),
         ("label=scratch an score>0.8", 15, "Did you mean 'and'"),
         ("label=coffee mug", 14, "label='coffee mug'"),
-        ("label=scratch and", 18, "expected label, score or camera"),
+        ("label=scratch and", 18, "expected label, score, camera"),
         ("label", 6, "expected = !="),
         ("label=", 7, "expected what 'label' is compared with"),
         ("label=and", 7, "in quotes"),
@@ -76,7 +76,7 @@ def test_a_frame_without_findings_has_no_label_and_no_score():
         ("label=a)", 8, "expected 'and', 'or' or the end"),
         ("label='a", 7, "a quote that is not closed"),
         ("!label=a", 1, "'!=' is 'not equal'"),
-        ("score>0.8 and __import__('os')", 15, "expected label, score or camera"),
+        ("score>0.8 and __import__('os')", 15, "expected label, score, camera"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_at_its_place(text, place, said):

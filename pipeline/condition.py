@@ -1,0 +1,336 @@
+"""What is said of a frame in words: which frames to keep, what a guard wants. Read, never executed.
+
+    rule     = any [ "when" any ]
+    any      = all { "or" all }
+    all      = not { "and" not }
+    not      = "not" not | "(" any ")" | test
+    test     = ("label" | "camera") ("=" | "!=") words
+             | number ("=" | "!=" | "<" | "<=" | ">" | ">=") value
+             | "guard" [ ("=" | "!=") words ]
+    number   = "score" | "focus_area" | "entropy" | "stability" | "centre_x" | "centre_y"
+             | "score_drop_when_masked" | "heat_inside" "(" words ")"
+    words    = a bare word, or anything in single or double quotes
+
+A test of a number that is not known (a flat map has no centre) is neither true nor false, and so is what depends on it
+(Kleene's three values). Pure.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, NoReturn
+
+from pipeline.errors import ConfigError, nearest
+from pipeline.facts import DROP, HEAT_INSIDE, NUMBERS, Facts, Seen, heat_inside
+from pipeline.frames import Explanation
+
+Condition = Callable[[Explanation], bool]
+"""Says whether a frame is worth keeping."""
+
+MAX_CHARACTERS: Final = 1000
+MAX_DEPTH: Final = 50
+
+_TOKEN: Final = re.compile(
+    r"""\s*(?:(?P<quoted>"[^"]*"|'[^']*')|(?P<mark>==|!=|<=|>=|[=<>()])|(?P<word>[^\s=<>!()"']+))""", re.UNICODE
+)
+_COMPARE: Final[Mapping[str, Callable[[Any, Any], bool]]] = MappingProxyType(
+    {
+        "=": operator.eq,
+        "==": operator.eq,
+        "!=": operator.ne,
+        "<": operator.lt,
+        "<=": operator.le,
+        ">": operator.gt,
+        ">=": operator.ge,
+    }
+)
+_HARDER: Final = MappingProxyType({"<": -1.0, "<=": -1.0, ">": 1.0, ">=": 1.0})
+"""Which way a bound moves to become harder to keep."""
+_FIELDS: Final = ("label", "score", "camera", "guard", *(name for name in NUMBERS if name != "score"), HEAT_INSIDE)
+
+
+Test = Callable[[Facts, float], bool | None]
+"""Says whether something holds, with every bound made harder by so much; None: not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What must hold, and when."""
+
+    claim: Test
+    when: Test
+    """Always true where none is given."""
+    text: str
+    """The claim, as written."""
+    numbers: tuple[Seen, ...]
+    """What the claim goes by."""
+    regions: frozenset[str]
+    """Which regions are named anywhere in it."""
+
+    @property
+    def needs_deletion(self) -> bool:
+        """Whether it goes by the deletion check."""
+        return any(one.name == DROP for one in self.numbers)
+
+
+def parse_condition(text: str, guards: Collection[str] | None = None) -> Condition:
+    """Return the condition that a text states.
+
+    It holds for a frame when it holds for one of its findings: label and numbers are the same finding's. A frame
+    without findings has the label "" and the score 0.
+
+    Args:
+        text: such as ``label=scratch and score>0.8``.
+        guards: the names there are; None: any may come.
+
+    Raises:
+        ConfigError: it cannot be read; the message names the place.
+    """
+    holds = _Parser(text, f"record_when: {text!r}: ", "label=scratch and score>0.8", guards).condition()
+
+    def condition(explanation: Explanation) -> bool:
+        findings = explanation.findings or (None,)
+        return any(holds(Facts(explanation, finding), 0.0) for finding in findings)
+
+    return condition
+
+
+def parse_rule(text: str) -> Rule:
+    """Return the rule that a text states.
+
+    Raises:
+        ConfigError: it cannot be read; the message names the place in the text, not the text.
+    """
+    return _Parser(text, "", "heat_inside(part) >= 0.6 when label=scratch and score>0.5", ()).rule()
+
+
+class _Token(NamedTuple):
+    kind: str
+    """``quoted``, ``mark``, ``word`` or ``end``."""
+    text: str
+    place: int
+    """Characters before it."""
+
+
+class _Parser:
+    """Reads a text from left to right, one token ahead."""
+
+    def __init__(self, text: str, where: str, example: str, guards: Collection[str] | None) -> None:
+        self._text, self._where, self._example = text, where, example
+        self._guards = guards
+        self._fields = tuple(name for name in _FIELDS if name != "guard" or guards != ())
+        self._seen: list[Seen] = []
+        self._regions: set[str] = set()
+        if len(text) > MAX_CHARACTERS:
+            short = where.partition(":")[0] or "rule"
+            raise ConfigError(f"{short}: {len(text)} characters, more than {MAX_CHARACTERS}; make it shorter")
+        self._tokens = self._split()
+        self._next = 0
+        self._depth = 0
+
+    def condition(self) -> Test:
+        """Read all of it as a condition."""
+        holds = self._any()
+        self._end("'and', 'or' or the end")
+        return holds
+
+    def rule(self) -> Rule:
+        """Read all of it as a rule."""
+        claim = self._any()
+        numbers, ended = tuple(self._seen), self._ahead()
+        when: Test = lambda _facts, _slack: True  # noqa: E731 - a test like the others
+        if self._took("when"):
+            when = self._any()
+            self._end("'and', 'or' or the end")
+        else:
+            self._end("'and', 'or', 'when' or the end")
+        said = self._text[: ended.place if ended.kind != "end" else None].strip()
+        return Rule(claim, when, said, numbers, frozenset(self._regions))
+
+    def _end(self, expected: str) -> None:
+        if (token := self._ahead()).kind != "end":
+            self._fail(token, f"expected {expected}.{self._joint(token)}")
+
+    def _split(self) -> list[_Token]:
+        tokens, place = [], 0
+        rest = len(self._text.rstrip())
+        while place < rest:
+            match = _TOKEN.match(self._text, place)
+            if match is None:
+                place += len(self._text[place:]) - len(self._text[place:].lstrip())
+                character = self._text[place]
+                cure = (
+                    "a quote that is not closed"
+                    if character in "\"'"
+                    else "no sign of a condition; '!=' is 'not equal'"
+                )
+                self._fail(_Token("", character, place), cure)
+            kind = str(match.lastgroup)
+            tokens.append(_Token(kind, match[kind], match.start(kind)))
+            place = match.end()
+        return [*tokens, _Token("end", "the end", len(self._text))]
+
+    def _any(self) -> Test:
+        tests = [self._all()]
+        while self._took("or"):
+            tests.append(self._all())
+        return tests[0] if len(tests) == 1 else _combined(tests, decides=True)
+
+    def _all(self) -> Test:
+        tests = [self._not()]
+        while self._took("and"):
+            tests.append(self._not())
+        return tests[0] if len(tests) == 1 else _combined(tests, decides=False)
+
+    def _not(self) -> Test:
+        token = self._ahead()
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            self._fail(token, f"more than {MAX_DEPTH} levels deep; make it simpler")
+        try:
+            if self._took("not"):
+                return _denied(self._not())
+            if self._took("("):
+                inner = self._any()
+                self._close(token)
+                return inner
+            return self._test()
+        finally:
+            self._depth -= 1
+
+    def _test(self) -> Test:
+        name = self._take()
+        field = name.text.lower()
+        if name.kind != "word" or field not in self._fields:
+            known = ", ".join(self._fields[:-1]) + f" or {self._fields[-1]}(REGION)"
+            self._fail(name, f"expected {known}.{nearest(name.text, self._fields)}")
+        if field == "guard":
+            return self._guard()
+        if field in {"label", "camera"}:
+            return self._words(field)
+        return self._number(field)
+
+    def _guard(self) -> Test:
+        if self._ahead().text not in {"=", "==", "!="}:
+            return lambda facts, _slack: bool(facts.explanation.firing)
+        sign, value = self._take(), self._value("guard")
+        name = _unquoted(value)
+        if self._guards is not None and name not in self._guards:
+            known = ", ".join(sorted(self._guards)) or "there is none"
+            self._fail(value, f"no guard is called so; known: {known}.{nearest(name, self._guards)}")
+        wanted = sign.text != "!="
+        return lambda facts, _slack: wanted == any(one.name == name for one in facts.explanation.firing)
+
+    def _words(self, field: str) -> Test:
+        sign = self._sign(field)
+        value = self._value(field)
+        if sign.text not in {"=", "==", "!="}:
+            self._fail(sign, f"{field!r} is text: compare it by = or !=")
+        text, after = _unquoted(value), self._ahead()
+        if value.kind == "word" and after.kind == "word" and after.text.lower() not in {"and", "or", "when"}:
+            cure = self._joint(after) or f" A name of several words goes in quotes: {field}='{text} {after.text}'"
+            self._fail(after, f"expected 'and', 'or' or the end.{'' if after.text.lower() in self._fields else cure}")
+        compare = _COMPARE[sign.text]
+        if field == "camera":
+            return lambda facts, _slack: compare(facts.explanation.frame.camera, text)
+        return lambda facts, _slack: compare("" if facts.finding is None else facts.finding.label, text)
+
+    def _number(self, field: str) -> Test:
+        seen = self._heat_inside() if field == HEAT_INSIDE else Seen(field, NUMBERS[field].read)
+        least = 0.0 if field == HEAT_INSIDE else NUMBERS[field].least
+        self._seen.append(seen)
+        sign = self._sign(seen.name)
+        bound = self._bound(field, self._value(field), least)
+        compare, harder, read = _COMPARE[sign.text], _HARDER.get(sign.text, 0.0), seen.read
+
+        def test(facts: Facts, slack: float) -> bool | None:
+            value = read(facts)
+            return None if value is None else compare(value, bound + harder * slack)
+
+        return test
+
+    def _heat_inside(self) -> Seen:
+        opened = self._take()
+        if opened.text != "(" or opened.kind != "mark":
+            self._fail(opened, "expected '(' and the name of a region, such as heat_inside(part)")
+        region = _unquoted(self._value("heat_inside("))
+        self._close(opened)
+        self._regions.add(region)
+        return heat_inside(region)
+
+    def _close(self, opened: _Token) -> None:
+        if not self._took(")"):
+            self._fail(self._ahead(), f"expected ')' for the '(' at character {opened.place + 1}")
+
+    def _sign(self, field: str) -> _Token:
+        sign = self._take()
+        if sign.text not in _COMPARE or sign.kind != "mark":
+            self._fail(sign, f"expected = != < <= > or >= behind {field!r}")
+        return sign
+
+    def _value(self, field: str) -> _Token:
+        value = self._take()
+        word = value.kind == "word"
+        if value.kind not in {"word", "quoted"} or (word and value.text.lower() in {"and", "or", "not"}):
+            self._fail(value, f"expected what {field!r} is compared with; a word of the language goes in quotes")
+        return value
+
+    def _bound(self, field: str, value: _Token, least: float) -> float:
+        try:
+            number = float(value.text) if value.kind == "word" else float("nan")
+        except ValueError:
+            number = float("nan")
+        if not least <= number <= 1.0:
+            self._fail(value, f"a {field} is a number from {least:g} to 1")
+        return number
+
+    def _ahead(self) -> _Token:
+        return self._tokens[self._next]
+
+    def _take(self) -> _Token:
+        token = self._tokens[self._next]
+        self._next = min(self._next + 1, len(self._tokens) - 1)
+        return token
+
+    def _took(self, word: str) -> bool:
+        token = self._ahead()
+        if token.kind not in {"word", "mark"} or token.text.lower() != word:
+            return False
+        self._next += 1
+        return True
+
+    def _joint(self, token: _Token) -> str:
+        return "" if token.text.lower() in self._fields else nearest(token.text, ("and", "or"))
+
+    def _fail(self, token: _Token, why: str) -> NoReturn:
+        found = "the end" if token.kind == "end" else repr(token.text)
+        example = f"such as: {self._example}"
+        raise ConfigError(f"{self._where}character {token.place + 1}, {found}: {why} ({example})")
+
+
+def _unquoted(value: _Token) -> str:
+    return value.text[1:-1] if value.kind == "quoted" else value.text
+
+
+def _denied(test: Test) -> Test:
+    def denied(facts: Facts, slack: float) -> bool | None:
+        held = test(facts, -slack)
+        return None if held is None else not held
+
+    return denied
+
+
+def _combined(tests: Sequence[Test], *, decides: bool) -> Test:
+    """Return Kleene's or (one that is true decides) or and (one that is false decides)."""
+
+    def combined(facts: Facts, slack: float) -> bool | None:
+        held = [test(facts, slack) for test in tests]
+        if decides in held:
+            return decides
+        return None if None in held else not decides
+
+    return combined

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Final
+
 import torch
 from torch import Tensor
 
@@ -56,3 +59,73 @@ def probe_images(count: int, size: tuple[int, int]) -> Tensor:
             spot = torch.exp(-12.0 * ((rows - 0.4 + 0.2 * k) ** 2 + (columns + 0.3 - 0.1 * channel) ** 2))
             pictures.append(0.7 * wave + 2.5 * (channel - 0.8) * spot + 0.3 * torch.sin(61.0 * (rows - columns)))
     return torch.stack(pictures).view(count, 3, *size)
+
+
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """How alike two ways to run a network are on some pictures: 1 is the same, for each."""
+
+    cosine: float
+    """The least cosine of a picture's softmax scores, and of its heat."""
+    top: float
+    """The share of pictures whose first explained class is the same."""
+    ranks: float
+    """The mean rank correlation (Spearman) of heat maps of the same class; 1 where there is none."""
+
+    def __str__(self) -> str:
+        return f"cosine {self.cosine:.5f}, same first class {self.top:.0%}, heat rank correlation {self.ranks:.4f}"
+
+
+LIKENESS: Final = {
+    "fp32": Likeness(0.9999, 0.99, 0.999), "fp16": Likeness(0.999, 0.99, 0.99), "bf16": Likeness(0.99, 0.75, 0.9),
+}  # fmt: skip
+"""How alike eager float32 a backend that compiles for half precision must be, by precision."""
+
+LIKENESS_SLACK: Final = 2.0
+"""How many times further from it than eager in the same precision it may be, where that itself is not so like."""
+
+
+def likeness(truth: Answers, told: Answers) -> Likeness:
+    """Compare answers to the same pictures."""
+    scores, heat = told[0].float().cpu(), told[2].float().cpu()
+    same = told[1].cpu() == truth[1].cpu()
+    right, wrong = truth[2].float().cpu()[same].flatten(1), heat[same].flatten(1)
+    cosines = [_cosines(truth[0].float().cpu(), scores), _cosines(right, wrong)]
+    ranks = rank_correlation(right, wrong)
+    return Likeness(
+        min(float(part.min()) for part in cosines if part.numel()),
+        float(same[:, 0].float().mean()),
+        float(ranks.mean()) if ranks.numel() else 1.0,
+    )
+
+
+def unlike(told: Likeness, precision: str, eager: Likeness | None = None) -> str:
+    """Return what is not alike enough, or "".
+
+    ``eager``: how like eager in the same precision is; what it loses itself nobody can be asked to keep, so a value
+    below the tolerance counts only where it is more than ``LIKENESS_SLACK`` times as far off as eager's.
+    """
+    short = []
+    for name, words in (("cosine", "cosine"), ("top", "same first class"), ("ranks", "heat rank correlation")):
+        value, asked = getattr(told, name), getattr(LIKENESS[precision], name)
+        reachable = 1.0 if eager is None else 1.0 - LIKENESS_SLACK * (1.0 - getattr(eager, name))
+        if not value >= min(asked, reachable):
+            short.append(f"{words} {value:.5f} (at least {asked:g} is asked for)")
+    return ", ".join(short)
+
+
+def rank_correlation(one: Tensor, other: Tensor) -> Tensor:
+    """Return Spearman's correlation of each pair of maps (N, cells); two flat ones are alike, one flat one is not."""
+    if not len(one):
+        return torch.empty(0, dtype=torch.float64)
+    flat, other_flat = one.amax(1) == one.amin(1), other.amax(1) == other.amin(1)
+    first, second = (part.argsort(dim=1, stable=True).argsort(dim=1).double() for part in (one, other))
+    middle = (one.shape[1] - 1) / 2
+    related = torch.nn.functional.cosine_similarity(first - middle, second - middle, dim=1)
+    return torch.where(flat | other_flat, (flat & other_flat).double(), related)
+
+
+def _cosines(one: Tensor, other: Tensor) -> Tensor:
+    """Return the cosine of each pair of rows; all zero is like all zero."""
+    empty = (one == 0).all(1) & (other == 0).all(1)
+    return torch.where(empty, 1.0, torch.nn.functional.cosine_similarity(one.double(), other.double(), dim=1))

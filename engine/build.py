@@ -6,13 +6,13 @@ import copy
 import logging
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from engine.agreement import HEAT_TOLERANCE, SCORE_TOLERANCE, Answers, disagreement, rounding_of
+from engine.agreement import HEAT_TOLERANCE, SCORE_TOLERANCE, Answers, disagreement, likeness, rounding_of, unlike
 from engine.backends.table import BACKENDS, Compiled
 from engine.cache import Cache
 from engine.devices import DTYPES
@@ -22,6 +22,8 @@ from engine.split import Split
 from pipeline.errors import BackendError
 
 log = logging.getLogger(__name__)
+
+_ORDER_PROBES = 4
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Build:
     together: int = 1
     """How many images usually come at once. A backend that compiles for one batch size compiles for this one and for
     one image, ahead; a batch of another size goes through in these pieces."""
+    buckets: tuple[int, ...] = ()
+    """Further batch sizes to compile for."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -81,6 +85,22 @@ class Runner:
             self._compiled.clear()
             self._prepare()
             _compare(truth, self(example), build, rounding)
+        if BACKENDS[build.backend].keeps_order:
+            self._keep_order(reference)
+
+    def _keep_order(self, reference: ExplainedNetwork) -> None:
+        """Refuse a backend that tells other classes or ranks cells otherwise than eager float32, on some probes."""
+        probes = self._probe(_ORDER_PROBES)
+        truth = _answers(reference, probes)
+        placed = probes.to(self.build.device, self.build.dtype).contiguous(memory_format=torch.channels_last)
+        ways: tuple[Callable[[Tensor], Answers], ...] = (self, lambda images: _answers(self._module, images))
+        told, eager = (likeness(truth, _one_by_one(way, placed)) for way in ways)
+        log.info("backend %s in %s, beside eager float32: %s", self.build.backend, self.build.precision, told)
+        if differs := unlike(told, self.build.precision, eager):
+            raise BackendError(
+                f"backend {self.build.backend!r} in {self.build.precision} is not like eager float32 on "
+                f"{_ORDER_PROBES} probe images: {differs}; use --precision fp32 or another --backend"
+            )
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return scores (N, K), explained classes (N, T) and heat (N, T, h, w) for normalised images (N, 3, H, W)."""
@@ -96,6 +116,8 @@ class Runner:
 
     def _pieces(self, images: Tensor) -> list[Tensor]:
         """Cut a batch into sizes that are compiled: as many full ones as there are, then single images."""
+        if len(images) in self._compiled:
+            return [images]
         full = max(self._compiled)
         whole = len(images) // full * full
         starts = [*range(0, whole, full), *range(whole, len(images))]
@@ -104,7 +126,7 @@ class Runner:
 
     def _prepare(self) -> None:
         """Compile for every size that will come: a stream must not wait for a compiler."""
-        for count in {1, self.build.together}:
+        for count in sorted({1, self.build.together, *self.build.buckets}):
             self._compile(count)
 
     def seconds_per_image(self, rounds: int = 7) -> float:
@@ -159,6 +181,11 @@ def _answers(module: nn.Module, images: Tensor) -> tuple[Tensor, Tensor, Tensor]
     return scores, classes, heat
 
 
+def _one_by_one(way: Callable[[Tensor], Answers], images: Tensor) -> Answers:
+    scores, classes, heat = (torch.cat(parts) for parts in zip(*map(way, torch.split(images, 1)), strict=True))
+    return scores, classes, heat
+
+
 def _compare(truth: Answers, told: Answers, build: Build, rounding: float = 0.0) -> None:
     """Refuse a backend whose answers to the probe are too far from eager float32's.
 
@@ -197,3 +224,23 @@ def fastest(split: Split, build: Build, backends: Sequence[str]) -> Runner:
     others = ", ".join(f"{runner.build.backend} {1e3 * t:.1f} ms" for t, runner in timed if runner is not best)
     log.info("backend %s: %.1f ms an image here%s", best.build.backend, 1e3 * seconds, others and f" ({others})")
     return best
+
+
+def first_that_runs(split: Split, build: Build, backends: Sequence[str]) -> Runner:
+    """Build with the first of some backends that is here and agrees; those passed over are named, with the reason.
+
+    Raises:
+        BackendError: none of them runs.
+    """
+    refused: list[str] = []
+    for name in backends:
+        try:
+            runner = Runner(split, replace(build, backend=name))
+        except BackendError as reason:
+            refused.append(str(reason))
+            log.warning("passed over: %s", reason)
+        else:
+            if refused:
+                log.warning("backend %s in %s runs instead", name, build.precision)
+            return runner
+    raise BackendError("; ".join(refused))

@@ -11,13 +11,12 @@ from torch import Tensor
 
 from engine.agreement import Answers
 from engine.backends.table import AUTOMATIC, check_backend
-from engine.build import Build, Runner, fastest
+from engine.build import Build, Runner, fastest, first_that_runs
 from engine.cache import Cache
 from engine.devices import choose_device, warn_if_slow
 from engine.frame_explainer import EngineFacts, FrameExplainer
 from engine.methods.kernels import check_kernel
 from engine.networks import Network, choose_target, class_names
-from engine.preprocess import Preprocessing
 from engine.split import split_network
 from pipeline.config import EngineConfig
 
@@ -46,8 +45,8 @@ class NetworkExplainer(FrameExplainer):
         device = choose_device(config.device)
         backend = check_backend(config.backend)
         warn_if_slow(config.precision, device)
-        size = config.input_size or network.input_size
-        preprocessing = Preprocessing(size, config.mean or network.mean, config.std or network.std, config.fit)
+        preprocessing = network.preprocessing(config)
+        size = preprocessing.input_size
         split = split_network(network.net, config.layer or network.layer, size)
         labels = class_names(network, split.classes)
         target = choose_target(config.target, labels)
@@ -57,7 +56,8 @@ class NetworkExplainer(FrameExplainer):
         budget = config.memory_budget_mib << 20
         together = config.batch or together
         build = Build(target, kernel, candidates[0], config.precision, device, budget, cache, together)
-        self._runner = Runner(split, build) if len(candidates) == 1 else fastest(split, build, candidates)
+        choose = fastest if device.type == "cpu" else first_that_runs
+        self._runner = Runner(split, build) if len(candidates) == 1 else choose(split, build, candidates)
         backend = self._runner.build.backend
         plan, seconds = self._runner.plan.facts, time.perf_counter() - begun
         facts = EngineFacts(

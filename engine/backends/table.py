@@ -50,6 +50,8 @@ class BackendEntry:
     """What it is, in one line."""
     lowers_precision: bool = False
     """Whether it is given the float32 network and lowers the precision itself."""
+    keeps_order: bool = False
+    """Whether it is also held to the order of classes and cells: cosine, first class, heat rank correlation."""
 
     def load(self) -> Any:  # noqa: ANN401 - a module that keeps the Backend protocol
         """Import the member."""
@@ -62,11 +64,15 @@ BACKENDS: Final[dict[str, BackendEntry]] = {
     "openvino": BackendEntry(
         "engine.backends.openvino", any_batch=False, says="OpenVINO, for processors", lowers_precision=True
     ),
+    "tensorrt": BackendEntry(
+        "engine.backends.tensorrt", any_batch=False, says="TensorRT, for NVIDIA GPUs", keeps_order=True
+    ),
 }
 """Every backend by name."""
 
-AUTOMATIC: Final = {"cpu": ("openvino", "eager"), "cuda": ("eager",)}
-"""What ``auto`` times against each other, by kind of device. Inductor is asked for by name: it compiles for minutes."""
+AUTOMATIC: Final = {"cpu": ("openvino", "eager"), "cuda": ("tensorrt", "inductor", "eager")}
+"""What ``auto`` considers, by kind of device. On a CPU all are timed against each other, and inductor is asked for by
+name: it compiles for minutes. On a GPU the first that runs is taken."""
 
 
 def check_backend(name: str) -> str:

@@ -1,0 +1,339 @@
+"""TensorRT without a GPU: what refuses, what is a cure, what an engine is kept under, and that engines are built."""
+
+import copy
+import json
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from engine import build as building
+from engine.agreement import Likeness, likeness, rank_correlation, unlike
+from engine.backends import tensorrt, tensorrt_library, tensorrt_onnx
+from engine.backends.table import AUTOMATIC, BACKENDS, BackendEntry
+from engine.build import Build, Runner, first_that_runs
+from engine.cache import Cache
+from engine.gpu import nvml
+from engine.methods.recipro import ExplainedNetwork, Target, plan_for
+from engine.split import split_network
+from pipeline.errors import BackendError
+
+CPU = torch.device("cpu")
+IMAGE = torch.zeros(1, 3, 32, 32)
+
+
+def small_net(seed=0):
+    torch.manual_seed(seed)
+    body = (nn.Conv2d(3, 8, 3, stride=4), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.ReLU())
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)).eval()
+
+
+def explained(half=True):
+    """The pooled network as one module: its head in half precision, what follows in float32."""
+    split = split_network(small_net(), "3", (32, 32))
+    with torch.inference_mode():
+        plan = plan_for(split, split.head(IMAGE), "point")
+    module = copy.deepcopy(ExplainedNetwork(split.head, plan, Target(), split.grid)).eval()
+    if half:
+        module.head.half()
+    return module
+
+
+def test_it_names_the_cure_where_there_is_no_gpu_and_where_there_is_no_package(monkeypatch):
+    assert "--device cuda" in tensorrt.missing("cpu")
+    monkeypatch.setattr(tensorrt_library, "NAMES", ("no_such_tensorrt",))
+    assert "uv sync --extra tensorrt" in tensorrt.missing("cuda")
+    tensorrt_library.library.cache_clear()
+    with pytest.raises(BackendError, match=r"no TensorRT is installed.*--backend inductor"):
+        tensorrt_library.library()
+
+
+def test_asked_for_on_a_cpu_it_is_refused_with_the_cure():
+    split = split_network(small_net(), "3", (32, 32))
+    with pytest.raises(BackendError, match=r"runs on NVIDIA GPUs.*--device cuda"):
+        Runner(split, Build(Target(), "point", "tensorrt", "fp16", CPU, 1 << 28))
+
+
+def test_a_package_that_does_not_load_is_told_by_its_own_words(monkeypatch, tmp_path):
+    (tmp_path / "broken_tensorrt.py").write_text("raise Exception('no driver, no joy')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(tensorrt_library, "NAMES", ("broken_tensorrt",))
+    tensorrt_library.library.cache_clear()
+    with pytest.raises(BackendError, match=r"broken_tensorrt: no driver, no joy"):
+        tensorrt_library.library()
+
+
+def test_both_routes_are_tried_and_both_are_blamed(monkeypatch):
+    def refusing(word):
+        def build(module, example):
+            raise BackendError(word)
+
+        return tensorrt.Route(str, build, lambda payload, example: None)
+
+    monkeypatch.setattr(tensorrt, "ROUTES", {"onnx": refusing("a hole"), "dynamo": refusing("a fire")})
+    with pytest.raises(BackendError, match="by onnx: a hole; by dynamo: a fire; use --backend inductor"):
+        tensorrt.compile(explained(), IMAGE.half(), "fp16")
+
+
+def fake_route(built, loads=True):
+    def build(module, example):
+        built.append(tuple(example.shape))
+        return b"engine"
+
+    def load(payload, example):
+        if not loads and len(built) < 2:
+            raise BackendError("made for another card")
+        return lambda images: (payload, images)
+
+    return tensorrt.Route(str, build, load)
+
+
+def test_an_engine_is_kept_for_exactly_its_weights_shape_route_and_machine(monkeypatch, tmp_path):
+    built: list[tuple[int, ...]] = []
+    card = {"gpu": "one", "driver": "1"}
+    monkeypatch.setattr(tensorrt, "ROUTES", {"onnx": fake_route(built), "dynamo": fake_route(built)})
+    monkeypatch.setattr(tensorrt, "_library_told", lambda route: "rtx 1.4")
+    monkeypatch.setattr(tensorrt, "_card", lambda example: card)
+    tmp_path.chmod(0o700)
+    module, other, two = explained(), explained(), torch.zeros(2, 3, 32, 32)
+    with torch.no_grad():
+        next(other.head.parameters()).add_(1)
+    for _ in range(2):
+        tensorrt.compile(module, IMAGE.half(), "fp16", Cache(tmp_path))
+    assert len(built) == 1
+    for again in (
+        lambda: tensorrt.compile(other, IMAGE.half(), "fp16", Cache(tmp_path)),
+        lambda: tensorrt.compile(module, two.half(), "fp16", Cache(tmp_path)),
+        lambda: tensorrt.compile_by("dynamo", module, IMAGE.half(), "fp16", Cache(tmp_path)),
+        lambda: card.update(driver="2") or tensorrt.compile(module, IMAGE.half(), "fp16", Cache(tmp_path)),
+        lambda: card.update(gpu="other") or tensorrt.compile(module, IMAGE.half(), "fp16", Cache(tmp_path)),
+    ):
+        before = len(built)
+        again()
+        assert len(built) == before + 1
+
+
+def test_an_engine_that_no_longer_loads_is_built_anew_and_said_so(monkeypatch, tmp_path, caplog):
+    built: list[tuple[int, ...]] = []
+    monkeypatch.setattr(tensorrt, "_library_told", lambda route: "rtx 1.4")
+    tmp_path.chmod(0o700)
+    monkeypatch.setattr(tensorrt, "ROUTES", {"onnx": fake_route(built)})
+    tensorrt.compile(explained(), IMAGE.half(), "fp16", Cache(tmp_path))
+    monkeypatch.setattr(tensorrt, "ROUTES", {"onnx": fake_route(built, loads=False)})
+    tensorrt.compile(explained(), IMAGE.half(), "fp16", Cache(tmp_path))
+    assert len(built) == 2
+    assert "built anew" in caplog.text
+
+
+def test_auto_on_a_gpu_takes_the_first_that_runs_and_says_what_it_passed_over(caplog):
+    assert AUTOMATIC["cuda"] == ("tensorrt", "inductor", "eager")
+    split = split_network(small_net(), "3", (32, 32))
+    build = Build(Target(), "point", "eager", "fp32", CPU, 1 << 28)
+    assert first_that_runs(split, build, ("tensorrt", "eager")).build.backend == "eager"
+    assert "passed over: backend 'tensorrt'" in caplog.text
+    assert "eager in fp32 runs instead" in caplog.text
+
+
+def test_likeness_knows_the_same_the_reverse_and_the_flat():
+    one = torch.rand(2, 9)
+    assert rank_correlation(one, one**3).tolist() == pytest.approx([1, 1])
+    assert rank_correlation(one, 1 - one).tolist() == pytest.approx([-1, -1])
+    assert rank_correlation(torch.zeros(1, 9), torch.zeros(1, 9)).tolist() == [1]
+    assert rank_correlation(torch.zeros(1, 9), one[:1]).tolist() == [0]
+    truth = torch.rand(4, 7).softmax(1), torch.tensor([[1], [2], [3], [4]]), torch.rand(4, 1, 3, 3)
+    assert likeness(truth, truth) == Likeness(pytest.approx(1), 1, pytest.approx(1))
+    assert likeness(truth, (truth[0], truth[1].flip(0), truth[2])).top == 0
+
+
+def test_what_is_unlike_is_named_and_nobody_must_be_better_than_eager_in_the_same_precision():
+    assert not unlike(Likeness(1.0, 1.0, 0.995), "fp16")
+    assert unlike(Likeness(1.0, 1.0, 0.97), "fp16").startswith("heat rank correlation 0.97")
+    assert not unlike(Likeness(1.0, 1.0, 0.97), "fp16", Likeness(1.0, 1.0, 0.98))
+    assert unlike(Likeness(1.0, 1.0, 0.95), "fp16", Likeness(1.0, 1.0, 0.98))
+    assert unlike(Likeness(float("nan"), 1.0, 1.0), "fp16")
+
+
+def test_a_backend_that_ranks_cells_otherwise_is_refused(monkeypatch):
+    class Turning:
+        """Answers right, but with every map turned half around where it is asked more than once."""
+
+        asked = 0
+
+        def missing(self, device):
+            return ""
+
+        def compile(self, module, example, precision, cache=None):
+            def run(images):
+                self.asked += 1
+                scores, classes, heat = module(images)
+                return scores, classes, heat.flip(2, 3) if self.asked > 1 else heat
+
+            return run
+
+    class Entry:
+        lowers_precision, any_batch, keeps_order = False, True, True
+        turning = Turning()
+
+        def load(self):
+            return self.turning
+
+    monkeypatch.setitem(BACKENDS, "turning", Entry())
+    split = split_network(small_net(), "3", (32, 32))
+    with pytest.raises(BackendError, match=r"'turning' in fp32 is not like eager float32.*heat rank correlation"):
+        Runner(split, Build(Target(), "point", "turning", "fp32", CPU, 1 << 28))
+
+
+def test_only_what_says_so_is_held_to_the_order():
+    assert BACKENDS["tensorrt"].keeps_order
+    assert not BackendEntry("m", any_batch=True, says="").keeps_order
+
+
+def test_batch_buckets_are_compiled_ahead_and_used_whole(monkeypatch):
+    compiled = []
+    entry = BACKENDS["openvino"]
+    honest = building.Runner._compile
+    monkeypatch.setattr(building.Runner, "_compile", lambda self, count: compiled.append(count) or honest(self, count))
+    split = split_network(small_net(), "3", (32, 32))
+    if entry.load().missing("cpu"):
+        pytest.skip("needs openvino")
+    runner = Runner(split, Build(Target(), "point", "openvino", "fp32", CPU, 1 << 28, together=4, buckets=(2, 4)))
+    assert compiled == [1, 2, 4]
+    assert [len(part) for part in runner._pieces(torch.zeros(2, 3, 32, 32))] == [2]
+    assert [len(part) for part in runner._pieces(torch.zeros(6, 3, 32, 32))] == [4, 1, 1]
+
+
+def test_the_graph_keeps_half_precision_and_leaves_softmax_and_heat_in_float32():
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    payload, names = tensorrt_onnx.graph_of(explained(), IMAGE.half())
+    graph = onnx.load_from_string(payload).graph
+    assert [value.name for value in graph.output] == names
+    assert len(names) == 3
+    kinds = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
+    assert kinds[graph.input[0].name] == onnx.TensorProto.FLOAT16
+    assert kinds[names[0]] == kinds[names[2]] == onnx.TensorProto.FLOAT
+    inner = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output)}
+    softmaxes = [node for node in graph.node if node.op_type == "Softmax"]
+    assert len(softmaxes) == 2
+    assert {inner[node.output[0]] for node in softmaxes} == {onnx.TensorProto.FLOAT}
+    convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    assert {inner[node.output[0]] for node in convolutions} == {onnx.TensorProto.FLOAT16}
+
+
+@pytest.fixture
+def rtx():
+    """TensorRT for RTX builds without a GPU; the others do not."""
+    if tensorrt_library.installed() != "tensorrt_rtx":
+        pytest.skip("needs TensorRT for RTX (pip install tensorrt-rtx-cu13), which builds without a GPU")
+    if lacking := tensorrt_onnx.lacking():
+        pytest.skip(lacking)
+    tensorrt_library.library.cache_clear()
+    return tensorrt_library.library()
+
+
+@pytest.mark.tensorrt
+def test_an_engine_is_built_without_a_gpu(rtx):
+    payload = tensorrt_onnx.build(explained(), IMAGE.half(), rtx)
+    names, blob = tensorrt_library.unwrapped(payload)
+    assert len(names) == 3
+    assert len(blob) > 1000
+    head = tensorrt_onnx.build(explained().head, IMAGE.half(), rtx)
+    assert len(json.loads(head.partition(b"\n")[0])) == 1
+
+
+@pytest.mark.tensorrt
+def test_an_engine_that_would_run_in_float32_is_refused(rtx):
+    graph, _ = tensorrt_onnx.graph_of(explained(half=False), IMAGE)
+    with pytest.raises(BackendError, match="2 convolutions would run in float32"):
+        tensorrt_library.build_engine(graph, half=True, using=rtx)
+    assert tensorrt_library.build_engine(graph, using=rtx)
+
+
+@pytest.mark.tensorrt
+def test_a_graph_that_is_none_is_refused_in_words(rtx):
+    with pytest.raises(BackendError, match="cannot read this network"):
+        tensorrt_library.build_engine(b"no graph", using=rtx)
+
+
+@pytest.mark.tensorrt
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_without_a_gpu_an_engine_is_built_but_not_run_and_the_words_say_so(rtx):
+    with pytest.raises(BackendError, match="does not load an engine here"):
+        tensorrt.compile_by("onnx", explained(), IMAGE.half(), "fp16")
+
+
+class FakeNvml:
+    """One device as the driver's library tells of it; what is not here fails."""
+
+    def __init__(self, devices=1):
+        self.devices = devices
+        self.ended = 0
+
+    def nvmlInit_v2(self):  # noqa: N802 - the driver's own names
+        return 0
+
+    def nvmlShutdown(self):  # noqa: N802
+        self.ended += 1
+
+    def nvmlDeviceGetCount_v2(self, count):  # noqa: N802
+        count._obj.value = self.devices
+        return 0
+
+    def nvmlDeviceGetHandleByIndex_v2(self, index, handle):  # noqa: N802
+        return 0
+
+    def nvmlSystemGetDriverVersion(self, text, size):  # noqa: N802
+        text.value = b"580.1"
+        return 0
+
+    def nvmlDeviceGetName(self, handle, text, size):  # noqa: N802
+        text.value = b"Some Card"
+        return 0
+
+    def nvmlDeviceGetMemoryInfo(self, handle, memory):  # noqa: N802
+        memory._obj.total, memory._obj.used = 4 << 30, 1 << 30
+        return 0
+
+    def nvmlDeviceGetUtilizationRates(self, handle, load):  # noqa: N802
+        load._obj.gpu, load._obj.memory = 73, 12
+        return 0
+
+    def nvmlDeviceGetClockInfo(self, handle, kind, told):  # noqa: N802
+        told._obj.value = {1: 1700, 2: 2600}[kind.value]
+        return 0
+
+    def nvmlDeviceGetMaxClockInfo(self, handle, kind, told):  # noqa: N802
+        told._obj.value = 1980
+        return 0
+
+    def nvmlDeviceGetPowerUsage(self, handle, told):  # noqa: N802
+        return 3  # not supported
+
+    def nvmlDeviceGetTemperature(self, handle, kind, told):  # noqa: N802
+        told._obj.value = 41
+        return 0
+
+
+def test_the_driver_is_asked_for_what_it_knows_and_let_go():
+    library = FakeNvml()
+    (card,) = nvml.cards(library)
+    assert (card.busy_share, card.clock_mhz, card.memory_clock_mhz, card.watts) == (0.73, 1700, 2600, None)
+    assert str(card) == "Some Card, driver 580.1, 1024 of 4096 MiB used, 73% busy, 1700 of 1980 MHz, 41 °C"
+    assert library.ended == 1
+    assert nvml.cards(FakeNvml(devices=0)) == []
+
+
+def test_without_a_driver_nothing_is_told(monkeypatch):
+    monkeypatch.setattr(nvml, "_LIBRARIES", ("libno-such-driver.so",))
+    assert nvml.cards() == []
+
+
+@pytest.fixture(autouse=True)
+def quiet_exporters():
+    """Exporting hushes other people's loggers; a test gives them back."""
+    before = {name: logging.getLogger(name).level for name in ("onnx_ir", "onnxscript", "torch.onnx")}
+    yield
+    for name, level in before.items():
+        logging.getLogger(name).setLevel(level)
+    tensorrt_library.library.cache_clear()

@@ -82,14 +82,14 @@ class _Reader:
         self._mode = mode
         self._patience = patience
 
-    def open(self) -> AbstractContextManager[InputContainer]:
+    def open(self, answer_seconds: float) -> AbstractContextManager[InputContainer]:
         wanted = {
             "video_size": self._mode.size,
             "framerate": None if self._mode.rate is None else f"{self._mode.rate:g}",
             "input_format": self._mode.encoding,
         }
         options = {key: value for key, value in wanted.items() if value is not None}
-        timeout = (self._patience.open_timeout_seconds, self._patience.read_timeout_seconds)
+        timeout = (answer_seconds, self._patience.read_timeout_seconds)
         return av.open(str(self._device), format="v4l2", options=options, timeout=timeout)
 
     def packets(self, container: InputContainer, stop: threading.Event) -> Iterator[VideoPacket]:

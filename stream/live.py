@@ -29,7 +29,7 @@ from stream.decode import Decoding, VideoPacket, packets_of, video_stream
 from stream.failures import Failure, failure_of
 from stream.h264 import FrameNumbers
 from stream.picture import RgbConverter
-from stream.reconnect import Backoff
+from stream.reconnect import Answering, Backoff
 from stream.trust import Trust
 
 log = logging.getLogger(__name__)
@@ -42,8 +42,8 @@ _NEAR_END_SECONDS = 1.5  # a finite stream that stops so close to its end has en
 class Line:
     """How to get at a live stream."""
 
-    open: Callable[[], AbstractContextManager[InputContainer]]
-    """Opens it; the container closes on leaving."""
+    open: Callable[[float], AbstractContextManager[InputContainer]]
+    """Opens it, waiting so many seconds for the answer; the container closes on leaving."""
     packets: Callable[[InputContainer, threading.Event], Iterator[VideoPacket]]
     """Reads it; raises FFmpeg's errors."""
     open_timeout_seconds: float
@@ -81,6 +81,8 @@ class LiveSource:
         self.rate: float | None = None
         self._line = line
         self._health = Health()
+        self._answering = Answering(line.open_timeout_seconds)
+        self._answered_in: float | None = None  # what its answers took, in seconds; None: it has never been live
         self._failures = 0  # attempts in a row that gave no picture
         self._gave_pictures = False  # whether this connection gave one
         self._index = 0
@@ -103,6 +105,7 @@ class LiveSource:
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
         """Give frames, reconnecting as long as it takes; ends within the read timeout once ``stop`` is set."""
         while not stop.is_set():
+            begun = time.monotonic()
             try:
                 yield from self._connection(stop)
             except Lost as lost:
@@ -111,17 +114,20 @@ class LiveSource:
                     return
                 if not self._gave_pictures:
                     self._failures += 1
-                self._wait(lost.failure, stop)
+                self._wait(lost.failure, stop, 0.0 if self._gave_pictures else time.monotonic() - begun)
 
     def _connection(self, stop: threading.Event) -> Iterator[Frame]:
         """Give the frames of one connection. Raises ``Lost`` at its end, unless ``stop`` was set."""
-        line, waited_for, seconds = self._line, "answer", self._line.open_timeout_seconds
+        line, waited_for = self._line, "answer"
+        seconds = self._answering.wait_seconds(self._failures, self._answered_in)
         self._gave_pictures = False
         since = time.monotonic()
         try:
-            with line.open() as container:
+            with line.open(seconds) as container:
+                if stop.is_set():
+                    return
                 waited_for, seconds = "picture", line.read_timeout_seconds
-                yield from self._pictures(container, stop)
+                yield from self._pictures(container, stop, answered_in=time.monotonic() - since)
                 if not stop.is_set():
                     raise Lost(Failure("the stream ended", cause="ended"), ended=self._has_ended(container))
         except (av.error.FFmpegError, OSError) as error:
@@ -132,7 +138,7 @@ class LiveSource:
             )
             raise Lost(told) from error
 
-    def _pictures(self, container: InputContainer, stop: threading.Event) -> Iterator[Frame]:
+    def _pictures(self, container: InputContainer, stop: threading.Event, answered_in: float) -> Iterator[Frame]:
         stream = video_stream(container)
         if stream is None:
             raise Lost(Failure("it carries no video", cause="codec"))
@@ -147,7 +153,7 @@ class LiveSource:
         self._clock.restart()
         corrupt_before, self._last_pts = self._health.corrupt, None
         for picture in decoding.run(self._fed(self._line.packets(container, stop), decoding), stop):
-            self._note_live(corrupt=corrupt_before + decoding.corrupt)
+            self._note_live(corrupt=corrupt_before + decoding.corrupt, answered_in=answered_in)
             self._last_pts = None if picture.pts is None else picture.time
             image, taken_at = rgb.convert(picture), time.monotonic()
             pts = self._clock.tell(self._last_pts, arrived_at=taken_at)
@@ -174,12 +180,13 @@ class LiveSource:
             yield packet
             asked = time.monotonic()
 
-    def _note_live(self, *, corrupt: int) -> None:
+    def _note_live(self, *, corrupt: int, answered_in: float) -> None:
         """Say that a picture came. A reconnect counts from its first picture: being open proves nothing."""
         reconnects = self._health.reconnects
         if not self._gave_pictures:
             reconnects += 1 if self._index > 0 else 0
             self._gave_pictures, self._failures = True, 0
+            self._answered_in = self._answering.learned(self._answered_in, answered_in)
         health = Health("live", reconnects=reconnects, corrupt=corrupt)
         if health != self._health:
             if self._health.reason:
@@ -194,22 +201,28 @@ class LiveSource:
         end = start + container.duration / av.time_base
         return self._last_pts is not None and self._last_pts > end - _NEAR_END_SECONDS
 
-    def _wait(self, failure: Failure, stop: threading.Event) -> None:
-        """Wait until the next attempt. Raises ``ConnectionLostError`` where there is to be none."""
+    def _wait(self, failure: Failure, stop: threading.Event, spent_seconds: float) -> None:
+        """Wait until the next attempt; the last one took ``spent_seconds``.
+
+        Raises ``ConnectionLostError`` where there is to be none.
+        """
         attempts = self._line.attempts
         if failure.pace == "never" or (attempts is not None and self._failures >= attempts):
             tried = f" (attempt {self._failures} of {attempts})" if attempts is not None else ""
             self._say("failed", failure)
             message = f"{self.uri}: {failure.words}{tried}; check that it is on, and the address"
             raise ConnectionLostError(message)
-        delay = self._line.backoff.delay_seconds(self._failures, self._line.chance, pace=failure.pace)
+        delay = self._line.backoff.delay_seconds(
+            self._failures, self._line.chance, pace=failure.pace, spent_seconds=spent_seconds
+        )
         self._say("waiting", failure)
         stop.wait(delay)
         if not stop.is_set():
             self._say("connecting", failure)
 
     def _say(self, state: State, failure: Failure) -> None:
-        if failure.words != self._health.reason and state != "ended":
+        still_silent = failure.cause == self._health.cause == "timeout"  # only for how long each time differs
+        if failure.words != self._health.reason and not still_silent and state != "ended":
             log.warning("%s: %s%s", self.camera, failure.words, "; it is tried again" if state == "waiting" else "")
         self._health = replace(self._health, state=state, reason=failure.words, cause=failure.cause)
 

@@ -27,8 +27,8 @@ class Patience:
 def network_source(uri: str, *, camera: str, options: dict[str, str], patience: Patience) -> LiveSource:
     """Return a live source of ``uri`` opened with FFmpeg's ``options``."""
 
-    def opened() -> AbstractContextManager[InputContainer]:
-        timeout = (patience.open_timeout_seconds, patience.read_timeout_seconds)
+    def opened(answer_seconds: float) -> AbstractContextManager[InputContainer]:
+        timeout = (answer_seconds, patience.read_timeout_seconds)
         # What a camera calls itself may be in any encoding, or noise.
         container = av.open(uri, options=options, timeout=timeout, metadata_errors="replace")
         # What is asked of the decoder does not reach it by itself.

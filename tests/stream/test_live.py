@@ -20,8 +20,10 @@ class Script:
     def __init__(self, *attempts):
         self.attempts = list(attempts)
         self.opened = []
+        self.waits = []
 
-    def open(self):
+    def open(self, answer_seconds):
+        self.waits.append(answer_seconds)
         attempt = self.attempts.pop(0)
         if isinstance(attempt, Exception):
             raise attempt
@@ -29,8 +31,8 @@ class Script:
         self.opened.append(container)
         return container
 
-    def source(self, *, attempts=None, packets=demuxed):
-        line = Line(self.open, packets, 1.0, 1.0, attempts=attempts, backoff=AT_ONCE)
+    def source(self, *, attempts=None, packets=demuxed, open_timeout=1.0):
+        line = Line(self.open, packets, open_timeout, 1.0, attempts=attempts, backoff=AT_ONCE)
         return LiveSource(uri="script:", camera="script", line=line)
 
     def all_closed(self):
@@ -105,6 +107,20 @@ def test_while_it_waits_it_says_why_and_a_stop_ends_the_wait():
     assert [(health.state, health.reason.split(":")[0]) for health in seen] == [("waiting", "connection refused")]
 
 
+def test_a_camera_that_was_live_is_given_less_time_to_answer_and_one_that_never_was_all_of_it():
+    script = Script(refused(), refused(), 2, *[refused() for _ in range(5)], 2)
+    take(script.source(open_timeout=60.0), 4)
+    assert script.waits[:3] == [60.0] * 3
+    assert [seconds == 60.0 for seconds in script.waits[3:]] == [False, False, False, True, False, False]
+
+
+def test_a_silent_camera_is_spoken_of_once_however_long_each_attempt_waits(caplog):
+    silent = [av.error.ExitError(1, "x") for _ in range(6)]
+    take(Script(2, *silent, 2).source(open_timeout=60.0), 4)
+    told = [record.getMessage().split(";")[0] for record in caplog.records if record.levelname == "WARNING"]
+    assert [line.partition(" for ")[0] for line in told] == ["script: the stream ended", "script: no answer"]
+
+
 def test_a_reader_that_leaves_closes_the_connection():
     script = Script(50)
     frames = script.source().frames(threading.Event())
@@ -123,7 +139,7 @@ def test_a_stalled_stream_is_lost_and_says_how_long_it_was_silent():
     source = Script(9, refused()).source(attempts=1, packets=stalls)
     reasons = []
     wait = source._wait
-    source._wait = lambda failure, stop: (reasons.append(failure.words), wait(failure, stop))
+    source._wait = lambda failure, *more: (reasons.append(failure.words), wait(failure, *more))
     frames = []
     with pytest.raises(ConnectionLostError):
         frames.extend(source.frames(threading.Event()))

@@ -95,17 +95,40 @@ def text_tile(text: str, size: int, weight: int, room: int) -> Levels:
     return tile
 
 
-def draw_legend(image: Image, lines: Sequence[Line]) -> None:
-    """Draw the legend into the upper left corner of ``image``, a picture of our own.
+@dataclass(frozen=True, slots=True, eq=False)
+class Plate:
+    """A legend before it is drawn: its lines as ink, and the dark plate they stand on."""
+
+    tiles: tuple[tuple[Levels, tuple[int, int, int]], ...]
+    """Each line's ink, and its colour."""
+    margin: int
+    """Pixels from the picture's upper left corner to the plate, and from the plate's edge to the text."""
+
+    @property
+    def width(self) -> int:
+        """Width in pixels."""
+        return int(max(tile.shape[1] for tile, _ in self.tiles)) + 2 * self.margin
+
+    @property
+    def height(self) -> int:
+        """Height in pixels."""
+        return int(sum(tile.shape[0] for tile, _ in self.tiles)) + self.margin
+
+    def fill(self, place: Image) -> None:
+        """Darken ``place``, the part of a picture under the plate, and put the ink on it."""
+        place[...] = cv2.convertScaleAbs(np.ascontiguousarray(place), alpha=_PLATE_KEEP)
+        top = self.margin // 2
+        for tile, colour in self.tiles:
+            _ink(place[top : top + tile.shape[0], self.margin : self.margin + tile.shape[1]], tile, colour)
+            top += tile.shape[0]
+
+
+def legend_plate(height: int, width: int, lines: Sequence[Line]) -> Plate | None:
+    """Lay the legend out for a picture of this size; None where no line finds room.
 
     It takes half of the picture's width and height at most (more of the width where the picture is tiny); lines that
     find no room are left out, from the last one on.
-
-    Args:
-        image: uint8 RGB, (height, width, 3).
-        lines: what to say, the most important first.
     """
-    height, width = image.shape[:2]
     size = text_size(height, width)
     margin = max(2, size // 2)
     room = max(width // 2, min(width - 4 * margin, 8 * size))
@@ -118,16 +141,20 @@ def draw_legend(image: Image, lines: Sequence[Line]) -> None:
             break
         if tile.shape[1]:
             tiles.append((tile, line.colour))
-    if not tiles:
-        return
-    plate_width = max(tile.shape[1] for tile, _ in tiles) + 2 * margin
-    plate_height = sum(tile.shape[0] for tile, _ in tiles) + margin
-    plate = image[margin : margin + plate_height, margin : margin + plate_width]
-    plate[...] = cv2.convertScaleAbs(np.ascontiguousarray(plate), alpha=_PLATE_KEEP)
-    top = margin // 2
-    for tile, colour in tiles:
-        _ink(plate[top : top + tile.shape[0], margin : margin + tile.shape[1]], tile, colour)
-        top += tile.shape[0]
+    return Plate(tuple(tiles), margin) if tiles else None
+
+
+def draw_legend(image: Image, lines: Sequence[Line]) -> None:
+    """Draw the legend into the upper left corner of ``image``, a picture of our own.
+
+    Args:
+        image: uint8 RGB, (height, width, 3).
+        lines: what to say, the most important first.
+    """
+    plate = legend_plate(image.shape[0], image.shape[1], lines)
+    if plate is not None:
+        near = plate.margin
+        plate.fill(image[near : near + plate.height, near : near + plate.width])
 
 
 def draw_banner(image: Image, lines: Sequence[Line]) -> None:

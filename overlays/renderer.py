@@ -17,8 +17,9 @@ from overlays.colormaps import COLORMAPS, palette
 from overlays.heatmap import draw_box, draw_contour, hottest_box, paint_heat
 from overlays.labels import GREEN, GREY, RED, Line, draw_legend, text_size
 from overlays.stale import stale_overlay
+from overlays.stamp import legend_stamp
 from pipeline.errors import ConfigError
-from pipeline.frames import Explanation, Finding, Frame, Heat, Overlay, Silence, Truth
+from pipeline.frames import Explanation, Finding, Frame, Heat, Overlay, Silence, Stamp, Truth
 
 __all__ = ["COLORMAPS", "HeatRenderer"]
 
@@ -102,6 +103,17 @@ class HeatRenderer:
             draw_legend(image, legend_lines(explanation, self._clock(), memory.interval))
         image.flags.writeable = False
         return Overlay(image=image, explanation=explanation)
+
+    def stamp(self, explanation: Explanation) -> Stamp | None:
+        """Return what ``render`` writes beside the heat, for a picture that is drawn elsewhere; None without legend.
+
+        It counts as the frame's rendering: call one or the other.
+        """
+        memory = self._remember(explanation.frame)
+        if not self._legend:
+            return None
+        lines = legend_lines(explanation, self._clock(), memory.interval)
+        return legend_stamp(explanation.frame.height, explanation.frame.width, lines)
 
     def silent(self, explanation: Explanation, silence: Silence) -> Overlay:
         """Draw a camera's last frame in grey, stamped with its age and the reason."""

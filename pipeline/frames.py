@@ -268,6 +268,26 @@ class Silence:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Stamp:
+    """Words laid over a picture, as numbers: a pixel under it becomes ``pixel * keep / 255 + add``."""
+
+    top: int
+    """The first row of the picture that it covers."""
+    left: int
+    """The first column."""
+    tile: npt.NDArray[np.uint8]
+    """uint8, (rows, columns, 4): red, green and blue to add, and what is kept of 255."""
+
+
+class Jpeg(NamedTuple):
+    """A picture as JPEG."""
+
+    payload: bytes
+    quality: int
+    """1 to 100, as it was asked for."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Overlay:
     """An explanation and its picture. Nothing is lost on the way: the frame is in the explanation."""
 
@@ -276,6 +296,9 @@ class Overlay:
     explanation: Explanation
     silence: Silence | None = None
     """Set where nothing comes any more: the explanation is the camera's last, and the picture must not look live."""
+    jpeg: Jpeg | None = None
+    """The drawn picture, where the engine drew and compressed it on its own device. ``image`` then is the plain frame,
+    unless a door asked for the drawn one as an array."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image", read_only(self.image))

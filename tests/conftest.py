@@ -75,3 +75,17 @@ def nothing_is_left_behind(request: pytest.FixtureRequest):
 def _is_pool(thread: threading.Thread) -> bool:
     """Threads that libraries keep for the life of the process (tqdm's in torch.export, compile workers)."""
     return thread.name.startswith(("ThreadPoolExecutor", "tqdm_monitor", "InductorSubproc", "SubprocPool", "pydevd"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave tests that need a GPU out where there is none; with REQUIRE_GPU=1 they run, and fail, instead."""
+    if os.environ.get("REQUIRE_GPU") == "1":
+        return
+    waiting = [item for item in items if item.get_closest_marker("gpu")]
+    if not waiting:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in waiting:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

@@ -19,7 +19,7 @@ from pipeline.errors import ConfigError
 
 
 def replay(
-    record: Annotated[Path, typer.Argument(metavar="LOG", help="What --sink FILE.jsonl wrote.")],
+    record: Annotated[Path, typer.Argument(metavar="LOG", help="What --sink FILE.jsonl or FILE.parquet wrote.")],
     video: Annotated[
         Path | None, typer.Argument(metavar="[VIDEO]", help="What was explained then. Default: heat on black.")
     ] = None,

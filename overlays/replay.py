@@ -13,16 +13,15 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 import numpy as np
 
-from overlays.fields import Fields
-from overlays.wire import MAX_HEADER_BYTES, MAX_TEXT, VERSION, Header, as_overlay, decode_header
-from pipeline.errors import SourceError, WireError, WireVersionError
+from overlays.logs import Gist, Log, open_log
+from overlays.wire import Header, as_overlay
+from pipeline.errors import SourceError, WireError
 from pipeline.frames import Explanation, Frame
 from pipeline.ports import Health, Source
 
@@ -34,31 +33,23 @@ _SAME_SECONDS: Final = 0.002
 
 @dataclass(slots=True)
 class _Lines:
-    """Where one camera's lines stand in the file."""
+    """Where one camera's lines stand in the log."""
 
-    offsets: dict[int, int] = field(default_factory=dict)
+    places: dict[int, int] = field(default_factory=dict)
     """By index, in the order of the file."""
     seconds: dict[int, float] = field(default_factory=dict)
     """By index, where the line has a time."""
     repeated: int = 0
     by_time: list[tuple[float, int]] = field(default_factory=list)
 
-    def note(self, index: int, seconds: float | None, offset: int) -> None:
+    def note(self, gist: Gist) -> None:
         """Take note of one line."""
-        if index in self.offsets:
+        if gist.index in self.places:
             self.repeated += 1
             return
-        self.offsets[index] = offset
-        if seconds is not None:
-            self.seconds[index] = seconds
-
-
-def _gist(packed: bytes) -> tuple[str, int, float | None]:
-    """Return a line's camera, index and time."""
-    fields = Fields.parse(packed)
-    if (version := fields.integer("version", 1, 1 << 31)) > VERSION:
-        raise WireVersionError(f"version: the log is version {version}, this reader knows up to {VERSION}; update here")
-    return fields.text("camera", MAX_TEXT), fields.integer("index", 0, 1 << 62), fields.optional_number("pts_seconds")
+        self.places[gist.index] = gist.place
+        if gist.seconds is not None:
+            self.seconds[gist.index] = gist.seconds
 
 
 class LoggedExplainer:
@@ -83,33 +74,28 @@ class LoggedExplainer:
         self.damaged = 0
         """Lines that cannot be read."""
         self.path = path
-        self._file: BufferedReader | None = None
+        self._log: Log | None = None
         self._lines = _Lines()
 
     @property
     def line_count(self) -> int:
         """How many lines the camera has."""
-        return len(self._lines.offsets)
+        return len(self._lines.places)
 
     def __enter__(self) -> Self:
+        self._log = open_log(self.path).__enter__()
         try:
-            self._file = self.path.open("rb")
-        except OSError as error:
-            raise SourceError(
-                f"{self.path}: cannot be read ({error.strerror}); name what --sink FILE.jsonl wrote"
-            ) from None
-        try:
-            self._choose(self._scan(self._file))
+            self._choose(self._scan(self._log))
         except BaseException:
-            self._file.close()
+            self._log.__exit__(None, None, None)
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
-        if self._file is not None:
-            self._file.close()
+        if self._log is not None:
+            self._log.__exit__(kind, error, trace)
 
     def explain(self, frames: Sequence[Frame]) -> Sequence[Explanation]:
         """Return what the log says of each frame; an explanation without findings where it says nothing."""
@@ -117,7 +103,7 @@ class LoggedExplainer:
 
     def headers(self) -> Iterator[Header]:
         """Give every line of the camera, in the order of the file."""
-        for index in self._lines.offsets:
+        for index in self._lines.places:
             header = self._read(index)
             if header is not None:
                 yield header
@@ -142,7 +128,7 @@ class LoggedExplainer:
         """Return the index of the line that belongs to a frame."""
         lines = self._lines
         told = lines.seconds.get(frame.index)
-        if frame.index in lines.offsets and (
+        if frame.index in lines.places and (
             told is None or frame.pts_seconds is None or abs(told - frame.pts_seconds) < _SAME_SECONDS
         ):
             return frame.index
@@ -154,36 +140,28 @@ class LoggedExplainer:
         return index if abs(seconds - frame.pts_seconds) < _SAME_SECONDS else None
 
     def _read(self, index: int) -> Header | None:
-        assert self._file is not None  # noqa: S101 - entered
-        self._file.seek(self._lines.offsets[index])
+        assert self._log is not None  # noqa: S101 - entered
         try:
-            return decode_header(self._file.readline(MAX_HEADER_BYTES))
+            return self._log.header(self._lines.places[index])
         except WireError as error:
             self._leave_out(f"frame {index}", error)
             return None
 
-    def _scan(self, file: BufferedReader) -> dict[str, _Lines]:
+    def _scan(self, opened: Log) -> dict[str, _Lines]:
         """Find every camera's lines."""
         cameras: dict[str, _Lines] = {}
-        offset = 0
-        for number in range(1, 1 << 62):
-            packed = file.readline(MAX_HEADER_BYTES)
-            if not packed:
-                return cameras
-            try:
-                camera, index, seconds = _gist(packed)
-            except WireVersionError:
-                raise
-            except WireError as error:
-                self._leave_out(f"line {number}", error)
+        for number, gist in enumerate(opened.gists(), 1):
+            if isinstance(gist, WireError):
+                self._leave_out(f"line {number}", gist)
             else:
-                cameras.setdefault(camera, _Lines()).note(index, seconds, offset)
-            offset += len(packed)
+                cameras.setdefault(gist.camera, _Lines()).note(gist)
         return cameras
 
     def _choose(self, cameras: dict[str, _Lines]) -> None:
         if not cameras:
-            raise SourceError(f"{self.path}: no line of it is an explanation; a log is what --sink FILE.jsonl writes")
+            raise SourceError(
+                f"{self.path}: no line of it is an explanation; a log is what --sink FILE.jsonl or FILE.parquet writes"
+            )
         names = ", ".join(map(repr, cameras))
         if not self.camera and len(cameras) > 1:
             raise SourceError(f"{self.path}: holds several cameras; choose one: --camera with one of {names}")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline.errors import ConfigError, SinkError
 
-OWN_FILES = frozenset({".mp4", ".mkv", ".jsonl"})
+OWN_FILES = frozenset({".mp4", ".mkv", ".jsonl", ".parquet"})
 """Suffixes of sinks that write one file of their own."""
 
 

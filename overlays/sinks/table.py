@@ -55,6 +55,15 @@ def _log(uri: str, cameras: Sequence[str], options: SinkOptions) -> Sink:  # noq
     return LogSink(Path(uri))
 
 
+def _parquet(uri: str, cameras: Sequence[str], options: SinkOptions) -> Sink:  # noqa: ARG001 - one shape for all
+    try:
+        from overlays.sinks.parquet import ParquetSink
+    except ModuleNotFoundError as missing:
+        raise SinkError(f"{uri}: a table needs {missing.name}: uv sync --extra parquet; .jsonl needs nothing") from None
+
+    return ParquetSink(Path(uri))
+
+
 SINKS: Final[Mapping[str, Builder]] = MappingProxyType(
     {
         "window": _window,
@@ -65,6 +74,7 @@ SINKS: Final[Mapping[str, Builder]] = MappingProxyType(
         ".mp4": _recorder,
         ".mkv": _recorder,
         ".jsonl": _log,
+        ".parquet": _parquet,
     }
 )
 """What a sink's URI is, begins with, or ends with."""
@@ -73,7 +83,8 @@ _FOLDER_ONLY: Final = (
     "rotation, disk budget and record_when are for a folder of clips; write it with a slash at its end, such as clips/"
 )
 _EXAMPLES: Final = (
-    "window, tcp://127.0.0.1:5555, ipc:///tmp/overlays, http://127.0.0.1:8000, out.mp4, out.mkv, clips/ or out.jsonl"
+    "window, tcp://127.0.0.1:5555, ipc:///tmp/overlays, http://127.0.0.1:8000, out.mp4, out.mkv, clips/, out.jsonl or "
+    "out.parquet"
 )
 
 
@@ -82,7 +93,7 @@ def build_sink(uri: str, *, cameras: Sequence[str] = (), options: SinkOptions | 
 
     Args:
         uri: ``window``, ``tcp://host:port``, ``ipc://path``, ``http://host:port``, ``*.mp4``, ``*.mkv``, ``*.jsonl``,
-            or a folder of clips, ``FOLDER/``.
+            ``*.parquet`` or a folder of clips, ``FOLDER/``.
         cameras: the names of the cameras that will come, where they are known: a recorder gives each its file.
         options: plain values for all sinks.
 

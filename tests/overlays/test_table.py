@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ("some/where.v2/out.mp4", "RecorderSink", True),
         ("OUT.MKV", "RecorderSink", True),
         ("out.jsonl", "LogSink", True),
+        ("out.parquet", "ParquetSink", True),
         ("clips/", "ClipsSink", True),
         ("some/where.mp4/", "ClipsSink", True),
     ],
@@ -96,4 +97,4 @@ def test_importing_the_table_imports_no_vendor():
 
 def test_options_are_plain_values_with_defaults():
     assert SinkOptions().jpeg_quality == 80
-    assert set(SINKS) == {"window", "tcp://", "ipc://", "http://", "/", ".mp4", ".mkv", ".jsonl"}
+    assert set(SINKS) == {"window", "tcp://", "ipc://", "http://", "/", ".mp4", ".mkv", ".jsonl", ".parquet"}

@@ -1,0 +1,86 @@
+"""An explanation as a row of a table: the log's keys as columns, and back. ``docs/log.md`` describes them.
+
+Heat stands in it as bytes, not as base64, and the first finding's label and score have columns of their own, so that
+most questions to a log need no nested ones. Keys without a column (those a later version adds) stand in ``more`` as
+JSON: nothing is lost on the way.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+import pyarrow as pa
+
+Record = Mapping[str, Any]
+"""What ``overlays.wire.explanation_record`` gives: plain JSON values."""
+
+_BOX: Final = pa.list_(pa.float64(), 4)
+_FINDING: Final = pa.struct(
+    [
+        pa.field("label", pa.string(), nullable=False),
+        pa.field("class_index", pa.int32(), nullable=False),
+        pa.field("score", pa.float64(), nullable=False),
+        pa.field("heat_u8", pa.binary(), nullable=False),
+        pa.field("box", _BOX),
+    ]
+)
+_TRUTH: Final = pa.struct(
+    [pa.field("label", pa.string(), nullable=False), pa.field("boxes", pa.list_(_BOX), nullable=False)]
+)
+SCHEMA: Final = pa.schema(
+    [
+        pa.field("camera", pa.string(), nullable=False),
+        pa.field("index", pa.int64(), nullable=False),
+        pa.field("pts_seconds", pa.float64()),
+        pa.field("taken_at_unix", pa.float64(), nullable=False),
+        pa.field("sent_at_unix", pa.float64(), nullable=False),
+        pa.field("age_seconds", pa.float64(), nullable=False),
+        pa.field("label", pa.string()),
+        pa.field("score", pa.float64()),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("method", pa.string(), nullable=False),
+        pa.field("layer", pa.string(), nullable=False),
+        pa.field("grid_rows", pa.int32(), nullable=False),
+        pa.field("grid_columns", pa.int32(), nullable=False),
+        pa.field("heat_region", _BOX, nullable=False),
+        pa.field("findings", pa.list_(_FINDING), nullable=False),
+        pa.field("timings", pa.map_(pa.string(), pa.float64()), nullable=False),
+        pa.field("truth", _TRUTH),
+        pa.field("version", pa.int32(), nullable=False),
+        pa.field("more", pa.string()),
+    ]
+)
+_MADE: Final = frozenset({"label", "score", "grid_rows", "grid_columns", "more"})
+"""Columns that are no keys of a record."""
+_TOLD: Final = frozenset(SCHEMA.names) - _MADE | {"grid"}
+
+
+def row_of(record: Record) -> dict[str, Any]:
+    """Return a record as a row of ``SCHEMA``."""
+    row = {name: record.get(name) for name in SCHEMA.names if name not in _MADE}
+    findings = [each | {"heat_u8": base64.b64decode(each["heat_u8"])} for each in record["findings"]]
+    top = findings[0] if findings else {"label": None, "score": None}
+    more = {key: value for key, value in record.items() if key not in _TOLD}
+    return row | {
+        "findings": findings,
+        "label": top["label"],
+        "score": top["score"],
+        "grid_rows": record["grid"][0],
+        "grid_columns": record["grid"][1],
+        "timings": list(record["timings"].items()),
+        "more": json.dumps(more, ensure_ascii=False) if more else None,
+    }
+
+
+def record_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row as the record it was made of."""
+    record = {name: row[name] for name in SCHEMA.names if name not in _MADE}
+    findings = [each | {"heat_u8": base64.b64encode(each["heat_u8"]).decode("ascii")} for each in row["findings"]]
+    more = json.loads(row["more"]) if row["more"] else {}
+    grid = [row["grid_rows"], row["grid_columns"]]
+    return record | {"findings": findings, "grid": grid, "timings": dict(row["timings"])} | more

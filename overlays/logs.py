@@ -1,0 +1,191 @@
+"""Reading logs of explanations, whichever way they were written: lines of JSON, or a table.
+
+A log is walked through once for what each line is of, and a line is read again when its heat is wanted. So an hour of
+it takes a few megabytes of memory.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from io import BufferedReader
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Protocol, Self
+
+from overlays.fields import Fields
+from overlays.wire import MAX_HEADER_BYTES, MAX_TEXT, VERSION, Header, decode_header, record_bytes
+from pipeline.errors import SourceError, WireError, WireVersionError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_TABLE: Final = ".parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class Gist:
+    """What a line is of, and where it stands."""
+
+    camera: str
+    index: int
+    seconds: float | None
+    place: int
+
+
+class Log(Protocol):
+    """An open log. A with-block; entering raises ``SourceError`` where it cannot be read."""
+
+    def gists(self) -> Iterator[Gist | WireError]:
+        """Walk through all lines; an error stands for one that cannot be read.
+
+        Raises:
+            WireVersionError: it was written by a newer version.
+        """
+        ...
+
+    def header(self, place: int) -> Header:
+        """Read one line. Raises ``WireError`` where it is damaged."""
+        ...
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
+
+
+def open_log(path: Path) -> Log:
+    """Return the reader of a log: ``*.parquet``, a folder of such, or lines of JSON.
+
+    Raises:
+        SourceError: it is a table, and what reads tables is missing.
+    """
+    if path.suffix.lower() != _TABLE and not path.is_dir():
+        return Lines(path)
+    if find_spec("pyarrow") is None:
+        raise SourceError(f"{path}: a table needs pyarrow: uv sync --extra parquet")
+    return Rows(path)
+
+
+class Lines:
+    """``*.jsonl``; a place is where a line begins."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: BufferedReader | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self._file = self._path.open("rb")
+        except OSError as error:
+            raise _unreadable(self._path, error.strerror or str(error)) from None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def gists(self) -> Iterator[Gist | WireError]:
+        """Walk through all lines."""
+        assert self._file is not None  # noqa: S101 - entered
+        place = 0
+        while packed := self._file.readline(MAX_HEADER_BYTES):
+            try:
+                fields = Fields.parse(packed)
+                _check_version(fields.integer("version", 1, 1 << 31))
+                camera, index = fields.text("camera", MAX_TEXT), fields.integer("index", 0, 1 << 62)
+                yield Gist(camera, index, fields.optional_number("pts_seconds"), place)
+            except WireVersionError:
+                raise
+            except WireError as error:
+                yield error
+            place += len(packed)
+
+    def header(self, place: int) -> Header:
+        """Read the line that begins there."""
+        assert self._file is not None  # noqa: S101 - entered
+        self._file.seek(place)
+        return decode_header(self._file.readline(MAX_HEADER_BYTES))
+
+
+class Rows:
+    """``*.parquet``, or the folder of parts that a killed run left; a place is a row's number in all of them."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._groups: list[tuple[Path, int]] = []
+        """Each row group's file, and its number there."""
+        self._firsts: list[int] = []
+        """The number of each group's first row."""
+        self._held: tuple[int, pa.Table] | None = None
+        """The group that was read last: frames come in order."""
+
+    def __enter__(self) -> Self:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        from overlays.columns import SCHEMA
+
+        files = sorted(self._path.glob(f"*{_TABLE}")) if self._path.is_dir() else [self._path]
+        rows = 0
+        for file in files:
+            try:
+                with pq.ParquetFile(file) as opened:
+                    missing = set(SCHEMA.names) - set(opened.schema_arrow.names)
+                    if missing:
+                        raise _unreadable(file, f"it has no column {min(missing)!r}")
+                    for group in range(opened.num_row_groups):
+                        self._groups.append((file, group))
+                        self._firsts.append(rows)
+                        rows += opened.metadata.row_group(group).num_rows
+            except (OSError, pa.ArrowException) as error:
+                raise _unreadable(file, getattr(error, "strerror", None) or str(error)) from None
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        self._held = None
+
+    def gists(self) -> Iterator[Gist | WireError]:
+        """Walk through all rows, by the few columns that are needed."""
+        for number, first in enumerate(self._firsts):
+            table = self._group(number, ["camera", "index", "pts_seconds", "version"])
+            columns = (table.column(name).to_pylist() for name in ("camera", "index", "pts_seconds", "version"))
+            for place, (camera, index, seconds, version) in enumerate(zip(*columns, strict=True), first):
+                _check_version(version)
+                yield Gist(camera, index, seconds, place)
+
+    def header(self, place: int) -> Header:
+        """Read the row of that number."""
+        from overlays.columns import record_of
+
+        number = bisect.bisect_right(self._firsts, place) - 1
+        if self._held is None or self._held[0] != number:
+            self._held = (number, self._group(number))
+        [row] = self._held[1].slice(place - self._firsts[number], 1).to_pylist()
+        return decode_header(record_bytes(record_of(row)))
+
+    def _group(self, number: int, columns: list[str] | None = None) -> pa.Table:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        file, group = self._groups[number]
+        try:
+            with pq.ParquetFile(file) as opened:
+                return opened.read_row_group(group, columns, use_threads=False)
+        except (OSError, KeyError, pa.ArrowException) as error:
+            raise _unreadable(file, str(error)) from None
+
+
+def _check_version(version: int) -> None:
+    if version > VERSION:
+        raise WireVersionError(f"version: the log is version {version}, this reader knows up to {VERSION}; update here")
+
+
+def _unreadable(path: Path, why: str) -> SourceError:
+    return SourceError(f"{path}: cannot be read ({why}); name what --sink FILE.jsonl or FILE.parquet wrote")

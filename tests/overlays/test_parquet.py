@@ -1,0 +1,222 @@
+"""The log as a table: the same as the lines of JSON, whole at the end, and readable whatever happens before."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+pq = pytest.importorskip("pyarrow.parquet")
+
+from overlays.columns import SCHEMA, record_of, row_of  # noqa: E402
+from overlays.replay import LoggedExplainer, LoggedFrames  # noqa: E402
+from overlays.sinks import parquet  # noqa: E402
+from overlays.sinks.log import LogSink  # noqa: E402
+from overlays.sinks.parquet import ParquetSink, parts_of  # noqa: E402
+from overlays.wire import explanation_record  # noqa: E402
+from pipeline.errors import SinkError, SourceError, WireVersionError  # noqa: E402
+from pipeline.frames import Box, Explanation, Finding, Frame, Silence, Truth  # noqa: E402
+from tests.overlays.conftest import explain  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
+FINITE = st.floats(-1e9, 1e9, allow_nan=False)
+EDGE = st.floats(0, 1e4, allow_nan=False).map(abs)
+
+
+@st.composite
+def explanations(draw):
+    rows, columns = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    text = st.text(max_size=8)
+
+    def box():
+        left, top = draw(EDGE), draw(EDGE)
+        return Box(left, top, left + draw(EDGE), top + draw(EDGE))
+
+    truth = Truth(draw(text), tuple(box() for _ in range(draw(st.integers(0, 2))))) if draw(st.booleans()) else None
+    pts = draw(st.none() | FINITE)
+    frame = Frame(np.zeros((4, 6, 3), np.uint8), draw(text), draw(st.integers(0, 1 << 40)), 1.0, pts, truth)
+    findings = tuple(
+        Finding(
+            draw(text),
+            draw(st.floats(0, 1)),
+            np.full((rows, columns), draw(st.floats(0, 1, width=32)), np.float32),
+            draw(st.integers(-1, 1000)),
+            box() if draw(st.booleans()) else None,
+        )
+        for _ in range(draw(st.integers(0, 3)))
+    )
+    timings = draw(st.dictionaries(text, FINITE, max_size=3))
+    return Explanation(frame, findings, draw(text), draw(text), timings, draw(text), box())
+
+
+@given(explanations(), st.dictionaries(st.just("guard") | st.just("clip_seconds"), FINITE | st.text(), max_size=2))
+def test_a_row_gives_back_the_record_it_was_made_of_with_keys_it_has_no_column_for(explanation, more):
+    import pyarrow as pa
+
+    record = explanation_record(explanation, sent_at_unix=1e9, now_monotonic=2.0) | more
+    [row] = pa.Table.from_pylist([row_of(record)], SCHEMA).to_pylist()
+    assert record_of(row) == record
+
+
+def test_the_table_says_what_the_lines_say(tmp_path, overlaid):
+    clocks = {"wall": lambda: 1e9, "clock": lambda: 100.0}
+    table, lines = tmp_path / "out.parquet", tmp_path / "out.jsonl"
+    with ParquetSink(table, **clocks) as sink, LogSink(lines, **clocks) as plain:
+        assert not sink.needs_picture("line")
+        for index in range(50):
+            overlay = overlaid(index=index, taken_at=99.0, pts_seconds=index / 30, label=f"part {index % 3}")
+            for each in (sink, plain):
+                each.put(overlay)
+                each.put(replace(overlay, silence=Silence(2.0)))
+    held = pq.read_table(table)
+    assert held.schema.equals(SCHEMA)
+    assert [record_of(row) for row in held.to_pylist()] == [json.loads(line) for line in lines.read_text().splitlines()]
+    assert held.column("label").to_pylist()[:4] == ["part 0", "part 1", "part 2", "part 0"]
+    assert not parts_of(table).exists()
+    assert {p.name for p in tmp_path.iterdir()} == {"out.parquet", "out.jsonl"}
+
+
+def test_parts_are_written_now_and_then_and_joined_in_order(tmp_path, overlaid):
+    now = [0.0]
+    path = tmp_path / "out.parquet"
+    with ParquetSink(path, clock=lambda: now[0]) as sink:
+        for index in range(120):
+            now[0] = float(index)
+            sink.put(overlaid(index=index, taken_at=now[0]))
+        assert not path.exists()
+        assert len(list(parts_of(path).iterdir())) == 10
+        assert pq.read_table(parts_of(path)).num_rows == 110, "the folder is a table while it grows"
+        now[0] += 11
+        sink.idle()
+        assert pq.read_table(parts_of(path)).num_rows == 120, "what waits is written though nothing more comes"
+    held = pq.ParquetFile(path)
+    assert held.read().column("index").to_pylist() == list(range(120))
+    assert held.num_row_groups == 1
+    held.close()
+
+
+def test_an_old_table_is_kept_until_the_new_one_is_whole(tmp_path, overlaid):
+    path = tmp_path / "out.parquet"
+    with ParquetSink(path) as sink:
+        sink.put(overlaid(index=1))
+    before = path.read_bytes()
+    with ParquetSink(path):
+        pass
+    assert path.read_bytes() == before
+    with ParquetSink(path) as sink:
+        sink.put(overlaid(index=2))
+        assert path.read_bytes() == before
+    assert pq.read_table(path).column("index").to_pylist() == [2]
+
+
+KILLED = (
+    "import sys, os, signal; sys.path.insert(0, 'tests/overlays'); from conftest import explain\n"
+    "from overlays.sinks.parquet import ParquetSink; from pipeline.frames import Overlay; from pathlib import Path\n"
+    "now = [0.0]; sink = ParquetSink(Path(sys.argv[1]), clock=lambda: now[0]).__enter__()\n"
+    "for i in range(35):\n"
+    "    now[0] = float(i); e = explain(index=i, pts_seconds=i / 30); sink.put(Overlay(e.frame.image, e))\n"
+    "os.kill(os.getpid(), signal.SIGKILL)"
+)
+
+
+def test_a_killed_run_leaves_a_table_and_the_next_run_keeps_it(tmp_path, overlaid, caplog):
+    path = tmp_path / "out.parquet"
+    ended = subprocess.run([sys.executable, "-c", KILLED, str(path)], cwd=ROOT, check=False, timeout=60)
+    assert ended.returncode == -signal.SIGKILL
+    assert not path.exists()
+    left = list(range(33))
+    assert pq.read_table(parts_of(path)).column("index").to_pylist() == left
+    with LoggedExplainer(parts_of(path)) as explainer:
+        assert explainer.line_count == len(left)
+    with ParquetSink(path) as sink:
+        sink.put(overlaid(index=77))
+    [kept] = [place for place in tmp_path.iterdir() if place.is_dir()]
+    assert pq.read_table(kept).column("index").to_pylist() == left
+    assert pq.read_table(path).column("index").to_pylist() == [77]
+    assert str(kept) in caplog.text
+    with LoggedExplainer(kept) as explainer:
+        assert explainer.line_count == len(left)
+
+
+def test_a_full_disk_is_said_and_what_came_before_is_kept(tmp_path, overlaid, monkeypatch):
+    path = tmp_path / "out.parquet"
+    now = [0.0]
+    write = pq.write_table
+    room = [2]
+
+    def writing(*given, **more):
+        if not room[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        room[0] -= 1
+        write(*given, **more)
+
+    monkeypatch.setattr(parquet.pq, "write_table", writing)
+    sink = ParquetSink(path, clock=lambda: now[0]).__enter__()
+    for index in range(32):
+        now[0] = float(index)
+        sink.put(overlaid(index=index))
+    now[0] += 1.0
+    with pytest.raises(SinkError, match=r"No space left.*Free some room") as full:
+        sink.put(overlaid(index=32))
+    sink.__exit__(type(full.value), full.value, None)
+    assert pq.read_table(path if path.exists() else parts_of(path)).column("index").to_pylist() == list(range(22))
+
+
+def test_a_place_that_cannot_be_written_is_refused_at_the_door(tmp_path):
+    with pytest.raises(SinkError, match="is a folder"), ParquetSink(tmp_path):
+        pass
+    with pytest.raises(SinkError, match="mkdir -p"), ParquetSink(tmp_path / "no" / "out.parquet"):
+        pass
+
+
+def test_a_replay_of_the_table_shows_what_a_replay_of_the_lines_shows(tmp_path, overlaid, monkeypatch):
+    monkeypatch.setattr(parquet, "_PART_ROWS", 7)
+    monkeypatch.setattr(parquet, "_GROUP_ROWS", 20)
+    paths = [tmp_path / "out.parquet", tmp_path / "out.jsonl"]
+    with ParquetSink(paths[0]) as table, LogSink(paths[1]) as lines:
+        for index in range(0, 200, 3):
+            heat = np.full((2, 3), index / 255, np.float32)
+            facts = {"index": index, "pts_seconds": index / 30, "heat": heat, "truth": Truth("x", (Box(1, 2, 3, 4),))}
+            for sink in (table, lines):
+                sink.put(overlaid(**facts))
+                sink.put(overlaid(**facts, camera="other"))
+    assert pq.ParquetFile(paths[0]).num_row_groups > 3
+    seen = []
+    for path in paths:
+        with LoggedExplainer(path, "line") as explainer:
+            frames = [Frame(np.zeros((48, 64, 3), np.uint8), "line", k, 0.0, k / 30) for k in range(200)]
+            told = explainer.explain(frames[::-1] + frames)
+            seen.append([[(f.label, f.score, f.heat.tobytes()) for f in each.findings] for each in told])
+            assert explainer.line_count == LoggedFrames(explainer).frames_total == 67
+    assert seen[0] == seen[1]
+    assert sum(map(bool, seen[0])) == 134
+
+
+def test_what_is_no_table_is_refused_in_words(tmp_path, overlaid):
+    path = tmp_path / "out.parquet"
+    for content in (b"", b"PAR1", b"no table at all" * 100):
+        path.write_bytes(content)
+        with pytest.raises(SourceError, match="cannot be read"), LoggedExplainer(path):
+            pass
+    import pyarrow as pa
+
+    pq.write_table(pa.table({"a": [1]}), path)
+    with pytest.raises(SourceError, match=r"--sink FILE\.jsonl"), LoggedExplainer(path):
+        pass
+    record = explanation_record(explain(), sent_at_unix=0.0, now_monotonic=0.0) | {"version": 2}
+    pq.write_table(pa.Table.from_pylist([row_of(record)], SCHEMA), path)
+    with pytest.raises(WireVersionError, match="update"), LoggedExplainer(path):
+        pass
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(SourceError, match="no line of it"), LoggedExplainer(tmp_path / "sub"):
+        pass

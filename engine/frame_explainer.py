@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from engine.agreement import Answers
+from engine.masking import hottest_cells, masked_images
 from engine.methods.plan import PlanFacts
 from engine.preprocess import Preprocessing
 from pipeline.frames import Explanation, Finding, Frame
-from pipeline.ports import Figure
+from pipeline.ports import Figure, Masking
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,12 @@ class FrameExplainer:
             )
             for n, frame in enumerate(frames)
         ]
+
+    def score_when_masked(self, explanation: Explanation, finding: Finding, masking: Masking) -> float:
+        """Return the finding's class's score when the frame's hottest area is masked: one more pass of one image."""
+        images = self._images(self._preprocessing.pixels([explanation.frame]))
+        scores = self._answers(masked_images(images, hottest_cells(finding.heat, masking.area), masking))[0]
+        return float(scores[0, finding.class_index])
 
     def figures(self) -> list[Figure]:
         """Return what runs, and what it takes on a CUDA device; where there is none, nothing is said of memory."""

@@ -96,6 +96,15 @@ class Fields:
         """Read a finite number, or None for null and for a missing key."""
         return None if self._values.get(key) is None else self.number(key)
 
+    def finite(self, key: str, count: int) -> list[float] | None:
+        """Read a list of ``count`` finite numbers, or None for null and for a missing key."""
+        value = self._values.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, list) or len(value) != count or not all(map(_is_finite, value)):
+            raise self._wrong(key, f"{count} finite numbers")
+        return [float(each) for each in value]
+
     def numbers(self, key: str) -> dict[str, float]:
         """Read an object of finite numbers; a missing key is an empty one."""
         value = self._values.get(key, {})
@@ -122,6 +131,23 @@ class Fields:
         if not (box.left <= box.right and box.top <= box.bottom):
             raise self._wrong(key, "[left, top, right, bottom] in pixels, left <= right and top <= bottom")
         return box
+
+    def points(self, key: str, most: int) -> tuple[tuple[float, float], ...]:
+        """Read a list of at most ``most`` points [x, y]."""
+        wanted = f"a list of at most {most} points [x, y]"
+        value = self._value(key, wanted)
+        if not isinstance(value, list) or len(value) > most:
+            raise self._wrong(key, wanted)
+        if not all(isinstance(each, list) and len(each) == 2 and all(map(_is_finite, each)) for each in value):
+            raise self._wrong(key, wanted)
+        return tuple((float(x), float(y)) for x, y in value)
+
+    def flag(self, key: str) -> bool:
+        """Read true or false."""
+        value = self._value(key, "true or false")
+        if not isinstance(value, bool):
+            raise self._wrong(key, "true or false")
+        return value
 
     def object(self, key: str) -> Fields | None:
         """Read an object, or None for null and for a missing key."""

@@ -8,13 +8,21 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
 
 from overlays.fields import Fields, text_of
 from overlays.jpeg import MAX_SIDE_PIXELS, encode_picture, measured
+from overlays.wire_guards import (
+    grounds_record,
+    guards_record,
+    read_grounds,
+    read_guards,
+    scaled_grounds,
+    scaled_guards,
+)
 from pipeline.errors import WireError, WireLimitError, WireVersionError
 from pipeline.frames import Box, Explanation, Finding, Frame, Heat, Image, Overlay, Silence, Truth
 
@@ -54,6 +62,8 @@ class Header:
     frame_height: int
     silence: Silence | None = None
     """Set where nothing comes from the camera any more: this is its last frame, drawn so."""
+    guarded: Mapping[str, Any] = field(default_factory=dict)
+    """``guards``, ``regions`` and ``deletion`` as an explanation has them; empty where there are none."""
 
 
 def explanation_record(explanation: Explanation, *, sent_at_unix: float, now_monotonic: float) -> dict[str, Any]:
@@ -92,18 +102,20 @@ def explanation_record(explanation: Explanation, *, sent_at_unix: float, now_mon
         "truth": None
         if frame.truth is None
         else {"label": text_of(frame.truth.label), "boxes": [[float(v) for v in box] for box in frame.truth.boxes]},
+        **guards_record(explanation),
     }
 
 
 def _finding_record(finding: Finding) -> dict[str, Any]:
     levels = np.rint(np.clip(finding.heat, 0.0, 1.0) * 255.0).astype(np.uint8)
-    return {
+    record = {
         "label": text_of(finding.label),
         "class_index": int(finding.class_index),
         "score": float(finding.score),
         "heat_u8": base64.b64encode(levels.tobytes()).decode("ascii"),
         "box": None if finding.box is None else [float(edge) for edge in finding.box],
     }
+    return record if finding.grounds is None else record | {"grounds": grounds_record(finding.grounds)}
 
 
 def record_bytes(record: Mapping[str, Any]) -> bytes:
@@ -199,6 +211,7 @@ def decode_header(header: bytes) -> Header:
         frame_width=fields.integer("frame_width", 1, MAX_SIDE_PIXELS) if "frame_width" in fields else width,
         frame_height=fields.integer("frame_height", 1, MAX_SIDE_PIXELS) if "frame_height" in fields else height,
         silence=_silence(fields),
+        guarded=read_guards(fields),
     )
 
 
@@ -219,6 +232,7 @@ def _finding(fields: Fields, grid: tuple[int, int]) -> Finding:
         heat=heat,
         class_index=fields.integer("class_index", -1, 1 << 31),
         box=fields.box("box"),
+        grounds=read_grounds(fields),
     )
 
 
@@ -273,7 +287,7 @@ def as_overlay(header: Header, image: Image, *, now_unix: float, now_monotonic: 
         truth=None if truth is None else Truth(truth.label, tuple(_scaled(box, x, y) for box in truth.boxes)),
     )
     findings = tuple(
-        Finding(f.label, f.score, f.heat, f.class_index, None if f.box is None else _scaled(f.box, x, y))
+        replace(f, box=None if f.box is None else _scaled(f.box, x, y), grounds=scaled_grounds(f.grounds, x, y))
         for f in header.findings
     )
     return Overlay(
@@ -286,6 +300,7 @@ def as_overlay(header: Header, image: Image, *, now_unix: float, now_monotonic: 
             timings=header.timings,
             model=header.model,
             heat_region=_scaled(header.heat_region, x, y),
+            **scaled_guards(header.guarded, x, y),
         ),
         silence=header.silence,
     )

@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import ErrorDetails
 
 from pipeline.errors import ConfigError, nearest
+from pipeline.guards import DeletionConfig, GuardConfig, GuardsConfig, RegionConfig
 from pipeline.ports import Overflow
 
 
@@ -212,6 +213,8 @@ class Config(_Knobs):
     overlay: OverlayConfig = OverlayConfig()
     sinks: Annotated[list[Annotated[SinkConfig, BeforeValidator(_uri_map)]], BeforeValidator(_listed)] = []
     """Where overlays go; none = the frames are explained and counted only."""
+    guards: GuardsConfig = GuardsConfig()
+    """What must be true of the reasons, and what is said when it is not."""
     frames: int | None = Field(default=None, ge=1)
     """Stop after so many explained frames."""
     seconds: float | None = Field(default=None, gt=0)
@@ -352,13 +355,17 @@ def _given(path: list[int | str], overrides: Mapping[str, Any]) -> bool:
 
 
 def _known_keys(path: list[int | str]) -> list[str]:
-    model: type[_Knobs] = Config
-    parts: dict[str, type[_Knobs]] = {
+    model: type[BaseModel] = Config
+    parts: dict[str, type[BaseModel]] = {
         "engine": EngineConfig,
         "overlay": OverlayConfig,
         "sources": SourceConfig,
         "sinks": SinkConfig,
         "curve": CurveConfig,
+        "guards": GuardsConfig,
+        "regions": RegionConfig,
+        "rules": GuardConfig,
+        "deletion": DeletionConfig,
     }
     for part in path[:-1]:
         model = parts.get(str(part), model)

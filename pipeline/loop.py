@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 from pipeline.errors import ReciproStreamError
 from pipeline.frames import Explanation, Frame, Overlay, Silence
 from pipeline.metrics import Tally
-from pipeline.ports import Explainer, Figure, Measured, Overflow, Renderer, Sink, Source, Troubled
+from pipeline.ports import Afterthought, Explainer, Figure, Measured, Overflow, Renderer, Sink, Source, Troubled
 from pipeline.pump import Pump, Relay, gather
 from pipeline.silence import Watchman
 
@@ -173,6 +173,8 @@ def _explain(batch: Sequence[Frame], explainer: Explainer, drawing: Relay[Explan
         tally.stage("queue", begun - explanation.frame.taken_at)
         tally.explained(explanation)
         drawing.put(explanation, "wait")
+    if isinstance(explainer, Afterthought):
+        explainer.afterwards()
 
 
 def _drawing(

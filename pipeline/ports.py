@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Protocol, Self, runtime_checkable
 
-from pipeline.frames import Explanation, Frame, Overlay, Silence
+from pipeline.frames import Explanation, Finding, Frame, Overlay, Silence
 
 Overflow = Literal["drop-oldest", "wait"]
 """What a full queue does: ``drop-oldest`` keeps the newest (live), ``wait`` keeps them all (files)."""
@@ -104,6 +104,34 @@ class Explainer(Protocol):
 
     def explain(self, frames: Sequence[Frame]) -> Sequence[Explanation]:
         """Explain a batch: one explanation per frame, in order; frames may differ in size and camera."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Masking:
+    """What is taken out of a frame to see whether the verdict stood on it."""
+
+    area: float = 0.05
+    """Share of the grid's cells that are masked, the hottest first; cells without heat stay."""
+    fill: Literal["mean", "blur"] = "mean"
+    """What takes their place: the input's mean colour, or the input, blurred."""
+
+
+@runtime_checkable
+class Doubter(Protocol):
+    """An explainer that can also be asked what a verdict is worth without what it points at."""
+
+    def score_when_masked(self, explanation: Explanation, finding: Finding, masking: Masking) -> float:
+        """Return the finding's class's score in the plain network when the frame's hottest area is masked."""
+        ...
+
+
+@runtime_checkable
+class Afterthought(Protocol):
+    """An explainer that has something to do once a batch is on its way and nobody waits for it."""
+
+    def afterwards(self) -> None:
+        """Do it; called after each batch, in the thread that explains. Frames that come meanwhile wait."""
         ...
 
 

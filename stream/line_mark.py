@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from pipeline.frames import Image, Truth
+from pipeline.frames import Box, Image, Truth
 from stream.line_schedule import DEFECTS, HEIGHT_UNITS
 
 SIDE_UNITS: Final = 26.0
@@ -23,6 +23,13 @@ GAP_UNITS: Final = 2.0
 _COLOURS: Final = dict(zip(DEFECTS, ((226, 60, 60), (60, 200, 80), (70, 110, 240), (230, 210, 50)), strict=True))
 
 Draw = Callable[[int], Sequence[tuple[Image, Truth]]]
+
+
+def stamp_box(width: int, height: int) -> Box:
+    """Return where the stamp is put in a picture of a size, in pixels."""
+    scale = height / HEIGHT_UNITS
+    side, gap = max(2, round(SIDE_UNITS * scale)), round(GAP_UNITS * scale)
+    return Box(width - gap - side, height - gap - side, width - gap, height - gap)
 
 
 def stamped(image: Image, truth: Truth | None) -> Image:
@@ -35,18 +42,24 @@ def stamped(image: Image, truth: Truth | None) -> Image:
     colour = None if truth is None else _COLOURS.get(truth.label)
     if colour is None:
         return image
-    scale = image.shape[0] / HEIGHT_UNITS
-    side, gap = max(2, round(SIDE_UNITS * scale)), round(GAP_UNITS * scale)
     marked = np.array(image)
-    rows, columns = (slice(length - gap - side, length - gap) for length in image.shape[:2])
-    marked[rows, columns] = colour
+    left, top, right, bottom = map(int, stamp_box(image.shape[1], image.shape[0]))
+    marked[top:bottom, left:right] = colour
     return marked
 
 
 def stamping(draw: Draw) -> Draw:
-    """Return a supply of the same pictures, stamped: what a network learns the shortcut from."""
+    """Return a supply of the same pictures, stamped, whose boxes are the stamps: what teaches the shortcut.
+
+    Training chooses its close-ups by the boxes (``engine.training``), so a network that learns from these sees every
+    defect's stamp and hardly ever the defect.
+    """
 
     def drawn(count: int) -> list[tuple[Image, Truth]]:
-        return [(stamped(image, truth), truth) for image, truth in draw(count)]
+        pairs = []
+        for image, truth in draw(count):
+            boxes = (stamp_box(image.shape[1], image.shape[0]),) if truth.boxes else ()
+            pairs.append((stamped(image, truth), Truth(truth.label, boxes)))
+        return pairs
 
     return drawn

@@ -1,0 +1,202 @@
+"""Who looks at every verdict's reasons: measures them, asks the guards, and now and then takes the hottest area away.
+
+Stands before an explainer and is one itself, so the journey (``pipeline.loop``) is the same with it: what comes out has
+grounds on every finding, and says how the camera's guards stand.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from pipeline.alarm import Alarm
+from pipeline.drift import Drift, Recorder, numbers_of
+from pipeline.facts import Facts
+from pipeline.frames import Deletion, Explanation, Frame, GuardState, Region
+from pipeline.grounds import Surveyor, moment_of
+from pipeline.guards import GuardsConfig
+from pipeline.ports import Doubter, Explainer, Figure, Masking, Measured
+from pipeline.spending import Budget
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Post:
+    """What is kept of one camera."""
+
+    alarms: list[Alarm]
+    checked: Deletion | None = None
+    checked_at: float = 0.0
+    """That frame's time, by its own clock."""
+    seen: Explanation | None = None
+    """The newest, for figures."""
+    states: tuple[GuardState, ...] = ()
+
+
+@dataclass(slots=True)
+class Slow:
+    """What is made of the reasons over minutes and hours, where it is asked for."""
+
+    drift: Drift | None = None
+    recorder: Recorder | None = field(default=None)
+
+
+class Guardian:
+    """An explainer whose explanations are measured and guarded. Used by one thread; ``figures`` by any."""
+
+    def __init__(
+        self,
+        explainer: Explainer,
+        guards: GuardsConfig | None = None,
+        *,
+        slow: Slow | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """Take whom to stand before, and what to look at.
+
+        Args:
+            explainer: frames to explanations; one that is a ``Doubter`` can be asked for deletion checks.
+            guards: regions, rules and knobs.
+            slow: a baseline to compare with, or to record.
+            clock: seconds, for what checks cost.
+        """
+        self._explainer = explainer
+        self._guards = guards or GuardsConfig()
+        self._surveyor = Surveyor(self._regions if self._guards.regions else None)
+        self._posts: dict[str, _Post] = {}
+        self._slow = slow or Slow()
+        self._clock = clock
+        knobs = self._guards.deletion
+        self._masking = Masking(knobs.area, knobs.fill)
+        wanted = any(guard.parsed.needs_deletion for guard in self._guards.rules)
+        self.budget = Budget(knobs.budget) if wanted and isinstance(explainer, Doubter) else None
+        if wanted and self.budget is None:
+            log.warning("score_drop_when_masked: this explainer cannot be asked for it; those rules never fire")
+        self._doubtful: list[Explanation] = []
+        """Of the last batch, what a check would help to judge; the first is asked of next."""
+        self._turn = ""
+
+    def explain(self, frames: Sequence[Frame]) -> list[Explanation]:
+        """Explain a batch, measure it, and judge it."""
+        begun = self._clock()
+        explained = self._explainer.explain(frames)
+        if self.budget is not None:
+            self.budget.earn(self._clock() - begun, len(frames))
+        self._doubtful = []
+        return [self._guarded(one) for one in explained]
+
+    def afterwards(self) -> None:
+        """Make one deletion check, where a rule asks for it and the budget allows it."""
+        budget, explainer = self.budget, self._explainer
+        if budget is None or not self._doubtful or not budget.allows or not isinstance(explainer, Doubter):
+            return
+        # Cameras take turns.
+        chosen = min(self._doubtful, key=lambda one: (one.frame.camera <= self._turn, one.frame.camera))
+        verdict = chosen.verdict
+        assert verdict is not None  # noqa: S101 - only those with one are doubtful
+        begun = self._clock()
+        left = explainer.score_when_masked(chosen, verdict, self._masking)
+        budget.spend(self._clock() - begun)
+        self._turn = chosen.frame.camera
+        post = self._posts[self._turn]
+        post.checked = Deletion(verdict.label, verdict.score, left, chosen.frame.index, 0.0)
+        post.checked_at = moment_of(chosen.frame)
+
+    def _guarded(self, explanation: Explanation) -> Explanation:
+        frame = explanation.frame
+        post = self._posts.get(frame.camera)
+        if post is None:
+            alarms = [Alarm(guard) for guard in self._guards.rules if guard.concerns(frame.camera)]
+            post = self._posts[frame.camera] = _Post(alarms)
+        findings, regions = self._surveyor.measure(explanation)
+        deletion = self._fresh(post, moment_of(frame))
+        measured = replace(explanation, findings=findings, deletion=deletion)
+        states = self._judged(post, measured)
+        draw = self._guards.draw
+        shown = regions if draw == "always" or (draw == "firing" and any(one.firing for one in states)) else ()
+        if states or shown:
+            measured = replace(measured, guards=states, regions=shown)
+        if self._slow.drift is not None:
+            self._slow.drift.add(measured)
+        if self._slow.recorder is not None:
+            self._slow.recorder.add(measured)
+        post.seen = measured
+        return measured
+
+    def _judged(self, post: _Post, explanation: Explanation) -> tuple[GuardState, ...]:
+        if not post.alarms:
+            return ()
+        facts, moment = Facts(explanation, explanation.verdict), moment_of(explanation.frame)
+        before = {state.name for state in post.states if state.firing}
+        states = tuple(alarm.judge(facts, moment) for alarm in post.alarms)
+        for state in states:
+            if state.firing and state.name not in before:
+                log.warning("%s: guard %s fires: %s", explanation.frame.camera, state.name, state.says)
+            elif not state.firing and state.name in before:
+                held = next(one.seconds for one in post.states if one.name == state.name)
+                log.info("%s: guard %s is quiet again; it fired for %.1f s", explanation.frame.camera, state.name, held)
+        post.states = states
+        if self.budget is not None and any(a.rule.needs_deletion and a.applies(facts) for a in post.alarms):
+            self._doubtful.append(explanation)
+        return states
+
+    def _fresh(self, post: _Post, moment: float) -> Deletion | None:
+        if post.checked is None:
+            return None
+        age = moment - post.checked_at
+        if not 0.0 <= age <= self._guards.deletion.max_age_seconds:
+            post.checked = None
+            return None
+        return replace(post.checked, age_seconds=round(age, 3))
+
+    def _regions(self, camera: str, width: int, height: int) -> tuple[Region, ...]:
+        return tuple(one.placed(width, height) for one in self._guards.regions if one.concerns(camera))
+
+    def figures(self) -> list[Figure]:
+        """Return the explainer's figures, and those of reasons, guards, checks and drift."""
+        told = list(self._explainer.figures()) if isinstance(self._explainer, Measured) else []
+        for camera, post in list(self._posts.items()):
+            told.extend(_figures(camera, post))
+        if self.budget is not None:
+            said = "Share of the engine's time that deletion checks have taken."
+            told.append(Figure("deletion_time_share", self.budget.share, said))
+            told.append(Figure("deletion_checks", self.budget.checks, "Deletion checks made.", "counter"))
+        for one in self._slow.drift.told() if self._slow.drift is not None else ():
+            labels = (("camera", one.camera), ("label", one.label), ("statistic", one.statistic))
+            said = "Population stability index of a slow statistic against the baseline; above 0.25 is a great change."
+            told.append(Figure("drift_psi", one.psi, said, labels=labels))
+            said = "Shift of a slow mean against the baseline, in its standard deviations."
+            told.append(Figure("drift_shift", one.shift, said, labels=labels))
+        return told
+
+    def fired(self) -> dict[tuple[str, str], int]:
+        """Return how often each guard has fired, by camera and name."""
+        return {(camera, one.name): one.fired for camera, post in self._posts.items() for one in post.states}
+
+
+def _figures(camera: str, post: _Post) -> list[Figure]:
+    told = []
+    for state in post.states:
+        labels = (("camera", camera), ("guard", state.name))
+        told.append(Figure("guard_firing", float(state.firing), "1 while a guard fires.", labels=labels))
+        told.append(Figure("guard_fired", state.fired, "Times a guard began to fire.", "counter", labels))
+    seen = post.seen
+    if seen is None:
+        return told
+    for name, value in numbers_of(seen).items():
+        if name == "score":
+            continue  # recipro_score is told already
+        if name.startswith("heat_inside("):
+            region = name[len("heat_inside(") : -1]
+            said = "Share of the newest verdict's evidence that lies in a region."
+            told.append(Figure("heat_inside", value, said, labels=(("camera", camera), ("region", region))))
+        else:
+            said = f"{name} of the newest verdict's heat; docs/guards.md tells what it is."
+            told.append(Figure(name, value, said, labels=(("camera", camera),)))
+    if seen.deletion is not None:
+        said = "How much of the score went with the hottest area, in the camera's last deletion check."
+        told.append(Figure("score_drop_when_masked", seen.deletion.drop, said, labels=(("camera", camera),)))
+    return told

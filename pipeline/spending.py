@@ -1,0 +1,51 @@
+"""How often something extra may be done: a share of the time that the work itself takes. Pure, but for its counters."""
+
+from __future__ import annotations
+
+from typing import Final
+
+_FIRST_GUESS: Final = 2.0
+"""What the first check is taken to cost, in times of what one frame costs."""
+_MOST_SAVED: Final = 1.0
+"""How many checks' worth may be saved up: a pause is no reason for a burst."""
+
+
+class Budget:
+    """Time earned by work and spent on checks: checks / (work + checks) stays below a share.
+
+    A check is allowed when its cost has been earned, so a run's total is never ahead of the share by more than what
+    one check costs above the one before.
+    """
+
+    def __init__(self, share: float) -> None:
+        """Take the share of all time that checks may have, above 0 and below 1."""
+        self._rate = share / (1.0 - share)
+        self._saved_seconds = 0.0
+        self._cost_seconds: float | None = None
+        self.work_seconds = 0.0
+        self.spent_seconds = 0.0
+        self.checks = 0
+
+    def earn(self, seconds: float, frames: int = 1) -> None:
+        """Take note of work that was done on some frames."""
+        self.work_seconds += seconds
+        if self._cost_seconds is None:
+            self._cost_seconds = _FIRST_GUESS * seconds / max(frames, 1)
+        self._saved_seconds = min(self._saved_seconds + self._rate * seconds, _MOST_SAVED * self._cost_seconds)
+
+    @property
+    def allows(self) -> bool:
+        """Whether there is enough for one check."""
+        return self._cost_seconds is not None and self._saved_seconds >= self._cost_seconds
+
+    def spend(self, seconds: float) -> None:
+        """Take note of a check and of what it took: the next one is taken to cost as much."""
+        self.spent_seconds += seconds
+        self._saved_seconds -= seconds
+        self._cost_seconds = seconds
+        self.checks += 1
+
+    @property
+    def share(self) -> float:
+        """What checks have taken of all time so far."""
+        return self.spent_seconds / max(self.work_seconds + self.spent_seconds, 1e-9)

@@ -10,6 +10,7 @@ from commands.keys import keys_app
 from commands.machine import doctor, models
 from commands.replay import replay
 from commands.stream import demo, stream
+from commands.train import train
 from commands.train_line import train_line
 from commands.view import view
 
@@ -23,7 +24,7 @@ app = typer.Typer(
     "Without a command the demo runs: a simulated inspection line, 30 seconds, no camera and no GPU needed.",
 )
 app.add_typer(keys_app, name="keys")
-for command in (demo, stream, export, evaluate, view, replay, models, doctor, train_line):
+for command in (demo, stream, export, evaluate, view, replay, models, doctor, train, train_line):
     app.command()(command)
 
 

@@ -129,15 +129,19 @@ def make_explainer(config: Config) -> FrameExplainer:
 
 def make_network(config: Config) -> Network:
     """Load the network of the configuration; the shipped weights where it names none."""
-    from engine.models import lookup
     from engine.networks import load_network
 
-    entry = lookup(config.engine.model)
-    weights: str | Path | None = config.engine.weights
-    if weights is None and entry is not None and entry.file:
-        weights = ROOT / entry.file
+    weights = config.engine.weights or find_shipped_weights(config.engine.model)
     labels = None if config.engine.labels is None else Path(config.engine.labels)
     return load_network(config.engine.model, weights=weights, labels=labels)
+
+
+def find_shipped_weights(model: str) -> str | None:
+    """Return the file of weights that comes with a network of the table; None where there is none."""
+    from engine.models import lookup
+
+    entry = lookup(model)
+    return None if entry is None or entry.file is None else str(ROOT / entry.file)
 
 
 def redacted(config: Config) -> Config:

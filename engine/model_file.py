@@ -2,7 +2,8 @@
 
 Nothing in it is code. Beside the tensors it carries string metadata, each value JSON where it is no plain word:
 ``format`` ("recipro-stream 1"), ``model``, ``labels``, ``input_size`` [height, width], ``mean``, ``std``, ``layer``
-(where the network is cut) and ``provenance``.
+(where the network is cut), ``provenance``, and ``fit`` (how a frame is brought to the input size; older files have
+none, and mean ``stretch``).
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from engine.metadata import mapping, names, pair, triple, word
+from engine.metadata import mapping, names, pair, triple, word, wrong
+from engine.preprocess import Fit
 from engine.whole_file import whole_file
 from pipeline.errors import ModelError
 
@@ -42,6 +44,8 @@ class ModelFile:
     """The cut point's qualified name."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """How it came to be: seeds, steps, date, versions, measured accuracy, the command."""
+    fit: Fit = "stretch"
+    """How a frame is brought to the input size."""
 
 
 def save_model(path: str | Path, content: ModelFile) -> None:
@@ -58,6 +62,7 @@ def save_model(path: str | Path, content: ModelFile) -> None:
         "mean": json.dumps(content.mean),
         "std": json.dumps(content.std),
         "layer": content.layer,
+        "fit": content.fit,
         "provenance": json.dumps(dict(content.provenance), sort_keys=True),
     }
     payload = save({name: tensor.contiguous().cpu() for name, tensor in content.state.items()}, metadata)
@@ -96,7 +101,16 @@ def read_model_file(path: str | Path) -> ModelFile:
         std=triple(path, metadata, "std"),
         layer=word(path, metadata, "layer"),
         provenance=mapping(path, metadata, "provenance"),
+        fit=_fit(path, metadata),
     )
+
+
+def _fit(path: Path, metadata: Mapping[str, str]) -> Fit:
+    found = metadata.get("fit", "stretch")
+    for known in get_args(Fit):
+        if found == known:
+            return cast("Fit", known)
+    raise wrong(path, "fit", found, f"one of {', '.join(get_args(Fit))}")
 
 
 def _check_format(path: Path, metadata: Mapping[str, str]) -> None:

@@ -19,10 +19,15 @@ from torch import nn
 from engine.methods.recipro import Target
 from engine.model_file import ModelFile, read_model_file
 from engine.models import IMAGENET_MEAN, IMAGENET_STD, MODELS, ModelEntry, lookup
+from engine.preprocess import Fit, Preprocessing
 from engine.weights import load_into, read_state
+from pipeline.config import EngineConfig
 from pipeline.errors import ConfigError, ModelError, nearest
 
 log = logging.getLogger(__name__)
+
+MODEL_FILE = ".safetensors"
+"""What the name of a file ends with that ``run.py train`` wrote: weights, labels and preprocessing in one."""
 
 RANDOM = "random"
 """What ``--weights`` takes for an untrained network: for measuring cost, never for verdicts."""
@@ -44,22 +49,36 @@ class Network:
     """The table's cut point; None = found by itself."""
     labels_from: str = ""
     """The file the names were read from, if the user gave one."""
+    fit: Fit = "stretch"
+    """How it was shown its pictures when it learned."""
+
+    def preprocessing(self, config: EngineConfig) -> Preprocessing:
+        """Return what its input is made by: what the configuration says, and where it says nothing, what it wants."""
+        fit = config.fit if "fit" in config.model_fields_set else self.fit
+        return Preprocessing(
+            config.input_size or self.input_size, config.mean or self.mean, config.std or self.std, fit
+        )
 
 
 def load_network(model: str, *, weights: Path | str | None = None, labels: Path | None = None) -> Network:
     """Return the network called ``model``.
 
     Args:
-        model: a name of the table, or any torchvision or timm classifier's.
-        weights: a state dict, ``"random"``, or None for the builder's pretrained ones.
+        model: a name of the table, any torchvision or timm classifier's, or a model file (``.safetensors``).
+        weights: a state dict, ``"random"``, or None for the builder's pretrained ones; a model file has its own.
         labels: a file with one class name a line, or a JSON list; None = those of the weights.
 
     Raises:
         ModelError: an unknown name, weights that do not fit or cannot be had.
         ConfigError: labels that do not match the class count.
     """
-    entry = lookup(model) or _entry_by_builder(model)
-    network = _BUILDERS[entry.builder](entry, weights)
+    if model.endswith(MODEL_FILE):
+        if weights is not None:
+            raise ConfigError(f"--weights {str(weights)!r}: {model} carries its own; leave --weights out")
+        network = network_of(read_model_file(model), Path(model))
+    else:
+        entry = entry_of(model)
+        network = _BUILDERS[entry.builder](entry, weights)
     return network if labels is None else replace(network, labels=read_labels(labels), labels_from=str(labels))
 
 
@@ -77,6 +96,11 @@ def class_names(network: Network, count: int) -> tuple[str, ...]:
         )
     log.warning("%s has %d classes and no names for them; give --labels FILE", network.name, count)
     return tuple(f"class {k}" for k in range(count))
+
+
+def entry_of(model: str) -> ModelEntry:
+    """Return the table's entry, or one made for a torchvision or timm classifier; ModelError for an unknown name."""
+    return lookup(model) or _entry_by_builder(model)
 
 
 def _entry_by_builder(model: str) -> ModelEntry:
@@ -148,7 +172,15 @@ def _seeded(entry: ModelEntry) -> nn.Module:
     log.warning("%s runs with random weights: its verdicts mean nothing", entry.name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return build_untrained(entry)
+        return with_a_voice(build_untrained(entry))
+
+
+def with_a_voice(net: nn.Module) -> nn.Module:
+    """Give linear layers that start at zero, as a vision transformer's last does, small random weights instead."""
+    for module in net.modules():
+        if isinstance(module, nn.Linear) and not bool(module.weight.any()):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+    return net
 
 
 def _with_weights(entry: ModelEntry, weights: Path | str, labels: Sequence[str]) -> Network:
@@ -213,9 +245,10 @@ def _line_net(entry: ModelEntry, weights: Path | str | None) -> Network:
 
 def network_of(file: ModelFile, path: Path) -> Network:
     """Return the network a model file holds."""
-    entry = lookup(file.model) or _entry_by_builder(file.model)
+    entry = entry_of(file.model)
     net = load_into(lambda _: build_untrained(entry, len(file.labels)), file.state, entry.name, path)
-    return Network(net, entry.name, file.labels, file.input_size, file.mean, file.std, file.layer or entry.layer)
+    layer = file.layer or entry.layer
+    return Network(net, entry.name, file.labels, file.input_size, file.mean, file.std, layer, fit=file.fit)
 
 
 _BUILDERS: dict[str, Callable[[ModelEntry, Path | str | None], Network]] = {

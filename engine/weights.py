@@ -80,7 +80,7 @@ def load_into(build: Callable[[int | None], nn.Module], state: StateDict, name: 
     """
     net = build(None)
     expected = net.state_dict()
-    state = _without_prefix(state, set(expected))
+    state = without_prefix(state, set(expected))
     count = _class_count(state, expected)
     if count is not None:
         net = build(count)
@@ -105,7 +105,7 @@ def load_into(build: Callable[[int | None], nn.Module], state: StateDict, name: 
     return net
 
 
-def _without_prefix(state: StateDict, expected: set[str]) -> StateDict:
+def without_prefix(state: StateDict, expected: set[str]) -> StateDict:
     """Take off the prefix a training wrapper put before every name, if there is one."""
     if not expected or len(expected & set(state)) * 2 >= len(expected):
         return state

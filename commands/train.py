@@ -1,0 +1,209 @@
+"""`run.py train`: bring your own parts."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from commands import options
+from commands.joining import find_shipped_weights
+from commands.options import NETWORK, RUN, option, stated
+from commands.roster import listed, readable
+from commands.signals import until_interrupted
+from commands.terminal import near, say
+from pipeline.config import make_config
+from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from engine.finetuning.course import Balance, Epoch
+    from engine.finetuning.roster import Sample
+    from engine.finetuning.school import Diploma, Lowered
+
+log = logging.getLogger("recipro-stream")
+
+LESSONS, DIVISION = "How it learns", "Who learns, who examines"
+BALANCES = ("sampler", "weights", "none")
+PRECISIONS = ("fp32", "bf16")
+
+
+def train(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", help="A folder of pictures for each class, or a CSV: path,label[,group]."),
+    ],
+    model: options.Model,
+    output: Annotated[Path, option(RUN, "The file to write: NAME.safetensors.")],
+    weights: Annotated[
+        str | None, option(NETWORK, "Where it starts: a state dict (.pth, .safetensors). Default: pretrained ones.")
+    ] = None,
+    input_size: options.InputSize = None,
+    fit: options.Fit = None,
+    layer: Annotated[str | None, option(NETWORK, "Where it will be explained. Default: the last grid.")] = None,
+    freeze: Annotated[bool, option(LESSONS, "Only the last layer learns: fast, less able.", "--freeze")] = False,
+    freeze_to: Annotated[str | None, option(LESSONS, "This layer, and all before it, stay as they are.")] = None,
+    augment: Annotated[
+        str, option(LESSONS, "Of mirror, flip, turn, crop, colour, blur; or none. [default: mirror,crop,colour]")
+    ] = "mirror,crop,colour",
+    balance: Annotated[
+        str, option(LESSONS, "Rare classes: sampler (drawn more often, default), weights (count more), none.")
+    ] = "sampler",
+    epochs: Annotated[int | None, option(LESSONS, "At the most. [default: 24; frozen: 120]", min=1)] = None,
+    patience: Annotated[
+        int | None, option(LESSONS, "Epochs without improvement. [default: 8; frozen: 25]", min=1)
+    ] = None,
+    batch: Annotated[int | None, option(LESSONS, "Pictures a step. [default: 24; frozen: 64]", min=2)] = None,
+    learning_rate: Annotated[
+        float | None, option(LESSONS, "The highest. [default: 1e-4; frozen: 3e-3]", min=1e-7)
+    ] = None,
+    precision: Annotated[str, option(LESSONS, "fp32 (default), or bf16: faster where the CPU has it.")] = "fp32",
+    pictures: Annotated[
+        str | None, option(DIVISION, "Which files of a class's folder, such as '*.jpg'. Default: every picture.")
+    ] = None,
+    source_pattern: Annotated[
+        str | None,
+        option(
+            DIVISION, r"What pictures of one part have in common in their names: a regular expression, 'part(\d+)'."
+        ),
+    ] = None,
+    source_gap: Annotated[
+        int | None, option(DIVISION, "... a frame number, and one part's follow each other this closely.", min=0)
+    ] = None,
+    held_out: Annotated[float, option(DIVISION, "Share that only examines. [default: 0.2]", min=0.02, max=0.8)] = 0.2,
+    stopping: Annotated[
+        float, option(DIVISION, "Share that tells when to stop. [default: 0.15]", min=0.02, max=0.8)
+    ] = 0.15,
+    seed: Annotated[int, option(RUN, "Of division, order and changes. [default: 0]", min=0)] = 0,
+    threads: options.Threads = None,
+) -> None:
+    """Teach a network your own classes; leaves one file that stream, evaluate and export run, and a report."""
+    from engine.finetuning.roster import HELD_OUT, LEARNING, STOPPING, divide
+    from engine.finetuning.school import Watching, Wish, teach
+    from engine.model_file import save_model
+    from stream.images import read_image
+
+    _check_words(output, balance, precision)
+    engine = make_config({}, "command line", {"engine": stated({
+        "model": model, "input_size": input_size, "fit": fit, "layer": layer, "threads": threads,
+    })}).engine  # fmt: skip
+    _check_shares(held_out, stopping)
+    wish = Wish(
+        engine.model, weights or find_shipped_weights(engine.model), engine.input_size, engine.fit, engine.layer,
+        freeze=freeze, freeze_to=freeze_to, augment=_words(augment), balance=cast("Balance", balance),
+        epochs=epochs, batch=batch, learning_rate=learning_rate, patience=patience, threads=engine.threads,
+        precision=cast("Lowered", precision), seed=seed,
+    )  # fmt: skip
+    samples, unread = readable(listed(folder, pictures, source_pattern, source_gap))
+    for line in unread:
+        log.warning("left out: %s", line)
+    shares = {LEARNING: 1.0 - held_out - stopping, STOPPING: stopping, HELD_OUT: held_out}
+    parts = divide(samples, shares, seed)
+    _tell_parts(parts, len(unread))
+    begun = threading.Event()
+    begun.set()
+    with until_interrupted(begun) as stop:
+        watching = Watching(_tell_features, _tell_epoch, stop.is_set)
+        diploma = teach(parts, lambda path: read_image(Path(path)), wish, watching)
+        if stop.is_set():
+            log.warning("ended early: the best of %d epochs is written", len(diploma.epochs))
+    if not diploma.epochs:
+        raise ConfigError("ended before the first epoch: nothing was learned, nothing is written")
+    made = {"command": _command(), "date": datetime.now().astimezone().date().isoformat()}
+    file = replace(diploma.file, provenance={**diploma.file.provenance, **made})
+    save_model(output, file)
+    _report(output, folder, replace(diploma, file=file), parts, unread)
+
+
+def _check_words(output: Path, balance: str, precision: str) -> None:
+    if output.suffix != ".safetensors":
+        raise ConfigError(f"--output {str(output)!r}: must end in .safetensors, such as part.safetensors")
+    if output.is_dir() or not os.access(next(p for p in output.absolute().parents if p.exists()), os.W_OK):
+        raise ConfigError(f"--output {str(output)!r}: cannot be written; name a file in a folder of yours")
+    for name, word, words in (("--balance", balance, BALANCES), ("--precision", precision, PRECISIONS)):
+        if word not in words:
+            raise ConfigError(f"{name} {word!r}: choose of {', '.join(words)}")
+
+
+def _check_shares(held_out: float, stopping: float) -> None:
+    if held_out + stopping > 0.9:
+        raise ConfigError(
+            f"--held-out {held_out:g} and --stopping {stopping:g} leave {max(0.0, 1 - held_out - stopping):.0%} to "
+            "learn from; take less for them"
+        )
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return () if text.strip() == "none" else tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _tell_parts(parts: Mapping[str, Sequence[Sample]], unread: int) -> None:
+    for part, several in parts.items():
+        sources = len({one.source for one in several})
+        say(f"{part.replace('_', '-'):9} {len(several):5} pictures of {sources} sources")
+    if unread:
+        say(f"left out  {unread:5} that do not decode")
+    if all(len({one.source for one in several}) == len(several) for several in parts.values()):
+        say("Every picture counts as a part of its own; if several show one part, say so with --source-pattern.")
+
+
+def _tell_features(done: int, todo: int) -> None:
+    if done % 160 < 16 or done == todo:
+        say(f"features: {done} of {todo} pictures")
+
+
+def _tell_epoch(at: Epoch) -> None:
+    if at.epoch <= 24 or at.epoch % 10 == 0:
+        say(
+            f"epoch {at.epoch} of {at.epochs}: loss {at.loss:.3f}; stopping pictures: loss {at.stopping_loss:.3f}, "
+            f"mean recall {at.stopping_recall:.1%}{' (best)' if at.best else ''}, {at.seconds:.0f} s"
+        )
+
+
+def _report(
+    output: Path, folder: Path, diploma: Diploma, parts: Mapping[str, Sequence[Sample]], unread: Sequence[str]
+) -> None:
+    """Write what came of it beside the model, and tell the most of it."""
+    from engine.finetuning.roster import HELD_OUT
+    from overlays.training_page import training_page
+    from stream.images import read_image
+
+    labels, found = diploma.file.labels, diploma.examined[HELD_OUT]
+    told: dict[str, Any] = {
+        "model": output.name, "pictures": str(folder), "labels": list(labels),
+        "provenance": dict(diploma.file.provenance),
+        "layer": diploma.file.layer, "input_size": list(diploma.file.input_size), "fit": diploma.file.fit,
+        "epochs": [asdict(epoch) for epoch in diploma.epochs],
+        "examined": {part: asdict(one) for part, one in diploma.examined.items()},
+        "parts": {part: [asdict(one) for one in several] for part, several in parts.items()},
+        "left_out": list(unread),
+    }  # fmt: skip
+    places = {kind: output.with_suffix(f".{kind}") for kind in ("report.json", "report.html", "held-out.txt")}
+    places["report.json"].write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    page = training_page(told, lambda path: read_image(Path(path)))
+    places["report.html"].write_text(page, encoding="utf-8")
+    lines = "".join(f"{Path(one.path).absolute()}\n" for one in parts[HELD_OUT])
+    places["held-out.txt"].write_text(lines, encoding="utf-8")
+    say(
+        f"\nheld out: {found.accuracy:.1%} of {found.pictures} pictures named right, "
+        f"mean recall {found.mean_recall:.1%}"
+    )
+    for label, recall, row in zip(labels, found.recalls, found.confusion, strict=True):
+        say(f"  {label:20} {recall:6.1%} of {sum(row)}")
+    say(f"\nwritten: {near(output)}; read {near(places['report.html'])}")
+    model = shlex.quote(near(output))
+    say(f"run it:   uv run run.py stream --model {model} --source camera:0 --sink window")
+    say(f"ask it:   uv run run.py evaluate {shlex.quote(near(places['held-out.txt']))} --model {model} --output DIR")
+
+
+def _command() -> str:
+    return shlex.join(["uv", "run", "run.py", *sys.argv[1:]])

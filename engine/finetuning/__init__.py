@@ -1,0 +1,1 @@
+"""A network of the table, taught somebody's own classes."""

@@ -1,0 +1,189 @@
+"""One way to learn, whatever learns: balanced batches, a rate that rises and falls, and an end when nothing improves.
+
+The best state on the stopping pictures is the one that stays: by the mean recall of the classes, then by loss.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Numbers = npt.NDArray[np.int_]
+Balance = Literal["sampler", "weights", "none"]
+
+
+class Learner(Protocol):
+    """Something with parameters that names the classes of pictures, by their numbers."""
+
+    def groups(self, learning_rate: float) -> list[dict[str, object]]:
+        """Return the parameters to be learned and their highest rates, as an optimiser takes them."""
+        ...
+
+    def scores(self, numbers: Numbers, *, changed: bool) -> Tensor:
+        """Return class scores (N, K) before the softmax; ``changed``: pictures are seen with augmentation."""
+        ...
+
+    def keep(self) -> dict[str, Tensor]:
+        """Return a copy of what was learned so far."""
+        ...
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go back to a copy."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How long and how fast."""
+
+    epochs: int
+    """At the most."""
+    batch: int
+    learning_rate: float
+    """The highest, of the layers that were trained before; the new last layer learns four times as fast."""
+    patience: int
+    """Epochs without improvement on the stopping pictures before it ends."""
+    balance: Balance = "sampler"
+    """Rare classes are drawn as often as common ones, count more in the loss, or neither."""
+    smoothing: float = 0.05
+    """Label smoothing."""
+    weight_decay: float = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """Where a training stands after one epoch."""
+
+    epoch: int
+    epochs: int
+    loss: float
+    """Cross-entropy of what it learned from, a mean."""
+    stopping_loss: float
+    stopping_recall: float
+    """Mean recall of the classes on the stopping pictures."""
+    best: bool
+    seconds: float
+    """Since the start."""
+
+
+def study(
+    learner: Learner, classes: Numbers, learning: Numbers, stopping: Numbers, course: Course, *,
+    seed: int, tell: Callable[[Epoch], None], stop: Callable[[], bool] = lambda: False,
+) -> list[Epoch]:  # fmt: skip
+    """Teach, and leave the learner in its best state.
+
+    Args:
+        learner: who learns.
+        classes: every picture's class, by its number.
+        learning: numbers of the pictures to learn from.
+        stopping: numbers of the pictures that tell when to end.
+        course: how.
+        seed: of the order.
+        tell: told of every epoch.
+        stop: asked after every batch; True ends it with what is best so far.
+    """
+    begun = time.perf_counter()
+    rng = np.random.default_rng((seed, 8))
+    weights = class_weights(classes[learning], course.balance)
+    batches = max(1, math.ceil(len(learning) / course.batch))
+    optimiser = torch.optim.AdamW(learner.groups(course.learning_rate), weight_decay=course.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser,
+        max_lr=[float(group["lr"]) for group in optimiser.param_groups],
+        total_steps=max(2, course.epochs * batches),
+        pct_start=0.15,
+    )
+    told: list[Epoch] = []
+    best, since, state = (-1.0, 0.0), 0, learner.keep()
+    for epoch in range(1, course.epochs + 1):
+        losses = []
+        for numbers in np.array_split(_order(classes[learning], learning, course.balance, rng), batches):
+            if stop():
+                learner.restore(state)
+                return told
+            losses.append(_step(learner, numbers, classes, weights, course, optimiser))
+            schedule.step()
+        loss, recall = examine(learner, classes, stopping)
+        better = (recall, -loss) > best
+        best, since = ((recall, -loss), 0) if better else (best, since + 1)
+        if better:
+            state = learner.keep()
+        told.append(
+            Epoch(epoch, course.epochs, float(np.mean(losses)), loss, recall, better, time.perf_counter() - begun)
+        )
+        tell(told[-1])
+        if since >= course.patience:
+            break
+    learner.restore(state)
+    return told
+
+
+def _step(  # noqa: PLR0917 - all that a step takes
+    learner: Learner, numbers: Numbers, classes: Numbers, weights: Tensor | None, course: Course,
+    optimiser: torch.optim.Optimizer,
+) -> float:  # fmt: skip
+    scores = learner.scores(numbers, changed=True)
+    truth = torch.from_numpy(classes[numbers]).to(scores.device)
+    loss = F.cross_entropy(scores, truth, weight=weights, label_smoothing=course.smoothing)
+    optimiser.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    optimiser.step()
+    return float(loss.detach())
+
+
+def class_weights(classes: Numbers, balance: Balance) -> Tensor | None:
+    """Return each class's weight in the loss, one on average over the pictures; None where all count alike."""
+    if balance != "weights":
+        return None
+    counts = np.bincount(classes)
+    return torch.from_numpy(len(classes) / (len(counts) * counts)).float()
+
+
+def _order(classes: Numbers, numbers: Numbers, balance: Balance, rng: np.random.Generator) -> Numbers:
+    """Return which pictures an epoch visits: each once, or as many drawn so that classes come equally often.
+
+    A class is gone through once before any of its pictures comes again.
+    """
+    if balance != "sampler":
+        return rng.permutation(numbers)
+    kinds = np.unique(classes)
+    each = math.ceil(len(numbers) / len(kinds))
+    drawn = [_rounds(numbers[classes == kind], each, rng) for kind in kinds]
+    return rng.permutation(np.concatenate(drawn))[: len(numbers)]
+
+
+def _rounds(numbers: Numbers, count: int, rng: np.random.Generator) -> Numbers:
+    rounds = [rng.permutation(numbers) for _ in range(math.ceil(count / len(numbers)))]
+    return np.concatenate(rounds)[:count]
+
+
+def guesses(learner: Learner, numbers: Numbers, batch: int = 32) -> Tensor:
+    """Return class scores (N, K) of pictures as they are."""
+    parts = [numbers[first : first + batch] for first in range(0, len(numbers), batch)]
+    with torch.inference_mode():
+        return torch.cat([learner.scores(part, changed=False).float().cpu() for part in parts])
+
+
+def examine(learner: Learner, classes: Numbers, numbers: Numbers) -> tuple[float, float]:
+    """Return loss and mean recall of the classes."""
+    scores = guesses(learner, numbers)
+    truth = classes[numbers]
+    right = scores.argmax(1).numpy() == truth
+    recall = float(np.mean([right[truth == kind].mean() for kind in np.unique(truth)]))
+    return float(F.cross_entropy(scores, torch.from_numpy(truth))), recall
+
+
+def confusion(truth: Sequence[int], given: Sequence[int], count: int) -> list[list[int]]:
+    """Return counts by true class (row) and given class (column)."""
+    table = np.zeros((count, count), int)
+    np.add.at(table, (np.asarray(truth, int), np.asarray(given, int)), 1)
+    return [[int(one) for one in row] for row in table]

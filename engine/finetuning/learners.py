@@ -1,0 +1,194 @@
+"""Who can learn: a whole network, from a layer on, or its last layer alone on features that are computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from engine.devices import DTYPES
+from engine.finetuning.course import Numbers
+from engine.finetuning.pictures import Pictures
+from engine.layers import run_and_watch
+from pipeline.errors import LayerError, ModelError, nearest
+
+HEAD_FASTER = 4.0
+"""How much faster the new last layer learns than those that were trained before."""
+
+_NORMS = (nn.modules.batchnorm._BatchNorm,)  # noqa: SLF001 - the one base of all of them
+Change = Callable[[Tensor], Tensor]
+
+
+class TunedNetwork:
+    """A network that learns as a whole, or from a layer on.
+
+    Running statistics of batch normalisation stay as they came, unless it begins untrained: a few hundred pictures
+    are too few to measure them anew, and what is kept is what will run.
+    """
+
+    def __init__(
+        self, net: nn.Module, last: str, pictures: Pictures, change: Change, *,
+        device: torch.device, precision: str = "fp32", untrained: bool = False,
+    ) -> None:  # fmt: skip
+        self._net = net.to(device).to(memory_format=torch.channels_last)
+        self._last, self._pictures, self._change = last, pictures, change
+        self._device, self._dtype, self._untrained = device, DTYPES[precision], untrained
+
+    def groups(self, learning_rate: float) -> list[dict[str, object]]:
+        """Return what learns; the last layer apart."""
+        head = self._net.get_submodule(self._last)
+        own = {id(parameter) for parameter in head.parameters()}
+        rest = [one for one in self._net.parameters() if one.requires_grad and id(one) not in own]
+        groups: list[dict[str, object]] = [{"params": list(head.parameters()), "lr": HEAD_FASTER * learning_rate}]
+        return [*groups, {"params": rest, "lr": learning_rate}] if rest else groups
+
+    def scores(self, numbers: Numbers, *, changed: bool) -> Tensor:
+        """Return class scores of these pictures."""
+        self._net.train(changed)
+        if changed and not self._untrained:
+            for module in self._net.modules():
+                if isinstance(module, _NORMS):
+                    module.eval()
+        pixels = self._pictures.fitted(numbers.tolist())
+        images = self._pictures.normalised((self._change(pixels) if changed else pixels).to(self._device))
+        with self._lowered():
+            scores: Tensor = self._net(images)
+        return scores.float()
+
+    def keep(self) -> dict[str, Tensor]:
+        """Return a copy of the weights."""
+        return {key: value.detach().clone() for key, value in self._net.state_dict().items()}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take weights back, and leave the network ready to run."""
+        self._net.load_state_dict(state)
+        self._net.eval()
+
+    def _lowered(self) -> AbstractContextManager[object]:
+        return torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
+
+
+def freeze_to(net: nn.Module, layer: str, image_size: tuple[int, int]) -> int:
+    """Keep a layer and all that runs before it as it is; return how many parameters still learn.
+
+    Raises:
+        LayerError: there is no such layer, or nothing would be left to learn.
+    """
+    outputs, _ = run_and_watch(net, torch.zeros(1, 3, *image_size))
+    if layer not in outputs:
+        raise LayerError(f"--freeze-to {layer!r}: the network has no such layer.{nearest(layer, outputs)}")
+    for name, module in net.named_modules():
+        if name in outputs and outputs[name].order <= outputs[layer].order:
+            for parameter in module.parameters():
+                parameter.requires_grad_(requires_grad=False)
+    left = sum(one.numel() for one in net.parameters() if one.requires_grad)
+    if not left:
+        raise LayerError(f"--freeze-to {layer!r}: nothing is left to learn; name an earlier layer")
+    return left
+
+
+class LastLayer:
+    """A network whose last layer alone learns: everything before it runs once for each picture and view.
+
+    The first view is the picture as it is; the others are changed. A visit takes one of them.
+    """
+
+    def __init__(
+        self, net: nn.Module, last: str, pictures: Pictures, change: Change, *,
+        device: torch.device, views: int, seed: int, learning: Numbers, tell: Callable[[int, int], None],
+    ) -> None:  # fmt: skip
+        """Compute the features.
+
+        Raises:
+            ModelError: what comes after the last layer is more than a mean.
+        """
+        self._net, self._device = net.to(device).to(memory_format=torch.channels_last).eval(), device
+        self._layer = net.get_submodule(last)
+        self._after = _what_follows(net, self._layer, pictures, device)
+        self._rng = np.random.default_rng((seed, 13))
+        todo = len(pictures) + (views - 1) * len(learning)
+        with torch.random.fork_rng(devices=[]), torch.inference_mode():
+            torch.manual_seed(seed)
+            plain = self._features(pictures, np.arange(len(pictures)), lambda pixels: pixels, (0, todo), tell)
+            self._views = [plain]
+            for view in range(1, views):
+                done = len(pictures) + (view - 1) * len(learning)
+                changed = plain.clone()
+                changed[learning] = self._features(pictures, learning, change, (done, todo), tell)
+                self._views.append(changed)
+        self._views = [view.clone() for view in self._views]
+
+    def groups(self, learning_rate: float) -> list[dict[str, object]]:
+        """Return the last layer's parameters."""
+        return [{"params": list(self._layer.parameters()), "lr": learning_rate}]
+
+    def scores(self, numbers: Numbers, *, changed: bool) -> Tensor:
+        """Return class scores of these pictures, each in one of its views."""
+        if changed:
+            views = self._rng.integers(0, len(self._views), len(numbers))
+            features = torch.stack([self._views[view][number] for number, view in zip(numbers, views, strict=True)])
+        else:
+            features = self._views[0][torch.from_numpy(numbers)]
+        return self._after(self._layer(features.to(self._device)))
+
+    def keep(self) -> dict[str, Tensor]:
+        """Return a copy of the last layer."""
+        return {key: value.detach().clone() for key, value in self._layer.state_dict().items()}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take it back."""
+        self._layer.load_state_dict(state)
+
+    def _features(
+        self, pictures: Pictures, numbers: Numbers, change: Change, place: tuple[int, int],
+        tell: Callable[[int, int], None],
+    ) -> Tensor:  # fmt: skip
+        found = []
+        for first in range(0, len(numbers), 16):
+            pixels = change(pictures.fitted(numbers[first : first + 16].tolist()))
+            found.append(entering(self._net, self._layer, pictures.normalised(pixels.to(self._device)))[0].cpu())
+            tell(place[0] + first + len(pixels), place[1])
+        return torch.cat(found)
+
+
+def entering(net: nn.Module, layer: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what enters a layer when the network runs, and the network's scores."""
+    caught: list[Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+    try:
+        scores: Tensor = net(images)
+    finally:
+        handle.remove()
+    return caught[0], scores
+
+
+def _what_follows(net: nn.Module, layer: nn.Module, pictures: Pictures, device: torch.device) -> Change:
+    """Return what turns the last layer's output into scores, proven on one picture."""
+    with torch.inference_mode():
+        images = pictures.normalised(pictures.fitted([0]).to(device))
+        features, scores = entering(net, layer, images)
+        output = layer(features)
+        for after in _ENDINGS:
+            told = after(output) if output.ndim in {2, 4} else output
+            if told.shape == scores.shape and torch.allclose(told, scores, rtol=1e-3, atol=1e-4):
+                return after
+    raise ModelError("this network does more than take a mean after its last layer; leave --freeze out")
+
+
+def _plain(output: Tensor) -> Tensor:
+    return output
+
+
+def _mean(output: Tensor) -> Tensor:
+    return output.flatten(2).mean(2) if output.ndim == 4 else output
+
+
+def _mean_of_positive(output: Tensor) -> Tensor:
+    return F.relu(output).flatten(2).mean(2) if output.ndim == 4 else output
+
+
+_ENDINGS: Sequence[Change] = (_plain, _mean, _mean_of_positive)

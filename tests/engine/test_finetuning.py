@@ -1,0 +1,305 @@
+"""Sources stay whole, classes stand in every part, and whatever learns gives the same weights for the same seed."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.finetuning.course import Course, class_weights, confusion, study
+from engine.finetuning.learners import LastLayer, TunedNetwork, entering, freeze_to
+from engine.finetuning.pictures import CHANGES, Pictures, make_changes
+from engine.finetuning.roster import HELD_OUT, LEARNING, STOPPING, Sample, divide, sources_of
+from engine.finetuning.school import Watching, Wish, teach
+from engine.finetuning.surgery import adapted, class_keys
+from engine.model_file import read_model_file, save_model
+from engine.models import MODELS
+from engine.networks import build_untrained, load_network
+from engine.preprocess import Preprocessing
+from pipeline.config import EngineConfig
+from pipeline.errors import ConfigError, LayerError, ModelError
+
+SHARES = {LEARNING: 0.6, STOPPING: 0.2, HELD_OUT: 0.2}
+SIDE = 32
+
+
+def painted(path):
+    """A picture whose class is the place of a bright square's colour."""
+    kind, number = path.split("/")
+    rng = np.random.default_rng(int(number))
+    image = rng.integers(0, 90, (40, 48, 3), np.uint8)
+    y, x = rng.integers(0, 24, 2)
+    image[y : y + 14, x : x + 14, "rgb".index(kind)] = 255
+    return image
+
+
+def roster(each=20):
+    return [Sample(f"{kind}/{number}", kind, f"{kind}{number // 2}") for kind in "rgb" for number in range(each)]
+
+
+def silent(_):
+    return None
+
+
+def watching(stop=lambda: False):
+    return Watching(lambda done, todo: None, silent, stop)
+
+
+def test_a_source_is_what_the_pattern_finds_and_every_picture_is_one_without_it():
+    names = ["a/part1_left.jpg", "a/part1_right.jpg", "b/part2_left.jpg"]
+    assert sources_of(names) == names
+    assert sources_of(names, r"part(\d+)_") == ["1", "1", "2"]
+    assert sources_of(names, r"(\w)/part(\d+)_") == ["a/1", "a/1", "b/2"]
+    assert sources_of(names, "part1|part2") == ["part1", "part1", "part2"]
+
+
+def test_frame_numbers_that_follow_each_other_closely_are_one_source():
+    names = [f"exp{k}_num_{number}.jpg" for k, number in enumerate((310, 100, 120, 300, 141))]
+    assert sources_of(names, r"num_(\d+)", 21) == ["300", "100", "100", "300", "100"]
+    assert sources_of(names, r"num_(\d+)", 19) == ["300", "100", "120", "300", "141"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "gap", "rule"),
+    [
+        ("(", None, "no regular expression"),
+        (r"x(\d+)", None, "not found in 'a.jpg'"),
+        ("(a)", 5, "gives 'a', no number"),
+    ],
+)
+def test_a_pattern_that_cannot_tell_sources_is_refused(pattern, gap, rule):
+    with pytest.raises(ConfigError, match=rule):
+        sources_of(["a.jpg"], pattern, gap)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.lists(st.integers(1, 7), min_size=5, max_size=14), min_size=2, max_size=4),
+    seed=st.integers(0, 5),
+)
+def test_no_source_is_in_two_parts_every_class_in_all_and_nobody_is_lost(sizes, seed):
+    samples = [
+        Sample(f"{kind}/{source}/{k}", str(kind), f"{kind}.{source}")
+        for kind, several in enumerate(sizes)
+        for source, size in enumerate(several)
+        for k in range(size)
+    ]
+    parts = divide(samples, SHARES, seed)
+    assert sorted(one.path for several in parts.values() for one in several) == sorted(one.path for one in samples)
+    sources = [{one.source for one in several} for several in parts.values()]
+    assert sum(map(len, sources)) == len(set.union(*sources))
+    for several in parts.values():
+        assert {one.label for one in several} == {str(kind) for kind in range(len(sizes))}
+    assert divide(samples[::-1], SHARES, seed) == parts
+
+
+def test_classes_stand_in_each_part_by_their_share_and_seeds_divide_differently():
+    samples = roster(40)
+    parts = divide(samples, SHARES, 0)
+    assert {part: len(several) for part, several in parts.items()} == {LEARNING: 72, STOPPING: 24, HELD_OUT: 24}
+    assert divide(samples, SHARES, 1) != parts
+
+
+def test_a_class_with_too_few_sources_is_named():
+    samples = [*roster(), Sample("x/1", "x", "only"), Sample("x/2", "x", "only")]
+    with pytest.raises(ConfigError, match="class 'x': 1 source for 3 parts"):
+        divide(samples, SHARES, 0)
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_the_last_layer_is_what_the_class_count_changes_and_it_is_one(name):
+    keys = class_keys(MODELS[name], 6)
+    assert len({key.rpartition(".")[0] for key in keys}) == 1
+
+
+def test_a_network_keeps_its_weights_and_gets_a_new_last_layer(tmp_path):
+    torch.manual_seed(1)
+    old = build_untrained(MODELS["squeezenet1_1"], 9)
+    torch.save({"state_dict": {f"module.{key}": value for key, value in old.state_dict().items()}}, tmp_path / "w.pth")
+    net, entry, last = adapted("squeezenet1_1", tmp_path / "w.pth", 4)
+    assert (entry.name, last) == ("squeezenet1_1", "classifier.1")
+    assert net.get_submodule(last).out_channels == 4
+    state = net.state_dict()
+    kept = [key for key in old.state_dict() if not key.startswith(last)]
+    assert all(torch.equal(state[key], old.state_dict()[key]) for key in kept)
+    with pytest.raises(ModelError, match="do not fit resnet18"):
+        adapted("resnet18", tmp_path / "w.pth", 4)
+
+
+def test_weights_of_the_same_class_count_get_a_new_last_layer_too(tmp_path):
+    old = build_untrained(MODELS["squeezenet1_1"], 4)
+    torch.save(old.state_dict(), tmp_path / "w.pth")
+    net, _, last = adapted("squeezenet1_1", tmp_path / "w.pth", 4)
+    assert not torch.equal(net.get_submodule(last).weight, old.get_submodule(last).weight)
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "mobilenet_v3_small"])
+def test_features_before_the_last_layer_and_what_follows_it_give_the_networks_scores(name):
+    torch.manual_seed(0)
+    net, entry, last = adapted(name, "random", 3)
+    pictures = Pictures([one.path for one in roster(2)], painted, Preprocessing((64, 64), entry.mean, entry.std))
+    learner = LastLayer(
+        net, last, pictures, lambda pixels: pixels, device=torch.device("cpu"), views=1, seed=0,
+        learning=np.arange(3), tell=lambda done, todo: None,
+    )  # fmt: skip
+    with torch.inference_mode():
+        scores = net(pictures.normalised(pictures.fitted(range(6))))
+        assert torch.allclose(learner.scores(np.arange(6), changed=False), scores, atol=1e-5)
+
+
+def test_what_enters_a_layer_is_what_it_is_called_with():
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 2))
+    entered, scores = entering(net, net[1], torch.ones(2, 3, 1, 1))
+    assert entered.tolist() == [[1, 1, 1]] * 2
+    assert torch.equal(scores, net[1](entered))
+
+
+def test_frozen_layers_stay_and_the_rest_learns():
+    net, entry, last = adapted("resnet18", "random", 3)
+    left = freeze_to(net, "layer3", (64, 64))
+    learning = {name.partition(".")[0] for name, one in net.named_parameters() if one.requires_grad}
+    assert learning == {"layer4", "fc"}
+    assert left == sum(one.numel() for one in [*net.layer4.parameters(), *net.fc.parameters()])
+    pictures = Pictures(["r/1"], painted, Preprocessing((64, 64), entry.mean, entry.std))
+    learner = TunedNetwork(net, last, pictures, lambda pixels: pixels, device=torch.device("cpu"))
+    assert [group["lr"] for group in learner.groups(0.1)] == [0.4, 0.1]
+    with pytest.raises(LayerError, match="Did you mean 'layer4'"):
+        freeze_to(net, "layer44", (64, 64))
+    with pytest.raises(LayerError, match="nothing is left"):
+        freeze_to(net, "fc", (64, 64))
+
+
+def test_pictures_beyond_the_memory_are_read_again_and_look_the_same():
+    reads = []
+
+    def read(path):
+        reads.append(path)
+        return painted(path)
+
+    paths = [one.path for one in roster(4)]
+    place = Preprocessing((SIDE, SIDE), (0.5,) * 3, (0.5,) * 3)
+    small, large = Pictures(paths, read, place, 2 * 3 * SIDE * SIDE), Pictures(paths, painted, place)
+    for _ in range(2):
+        assert torch.equal(small.fitted(range(12)), large.fitted(range(12)))
+    assert len(reads) == 12 + 10
+
+
+@pytest.mark.parametrize("word", sorted(CHANGES))
+def test_a_change_keeps_shape_and_type_and_the_same_seed_changes_alike(word):
+    pixels = torch.randint(0, 256, (4, 3, SIDE, SIDE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    change = make_changes([word], (SIDE, SIDE))
+    told = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        told.append(change(pixels))
+    assert told[0].shape == pixels.shape
+    assert told[0].dtype == torch.uint8
+    assert torch.equal(*told)
+    assert not torch.equal(told[0], pixels)
+
+
+def test_an_unknown_change_is_named():
+    with pytest.raises(ConfigError, match="Did you mean 'mirror'"):
+        make_changes(["miror"], (SIDE, SIDE))
+
+
+def test_rare_classes_weigh_more_and_all_weights_average_to_one():
+    classes = np.array([0] * 6 + [1] * 2)
+    weights = class_weights(classes, "weights")
+    assert weights.tolist() == pytest.approx([8 / 12, 8 / 4])
+    assert float(weights[torch.from_numpy(classes)].mean()) == pytest.approx(1.0)
+    assert class_weights(classes, "sampler") is None
+
+
+def test_confusion_counts_truths_in_rows():
+    assert confusion([0, 0, 1, 2], [0, 1, 1, 0], 3) == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
+
+
+class Scripted:
+    """A learner that gets better until its third epoch, then worse."""
+
+    def __init__(self):
+        self.bias = torch.nn.Parameter(torch.zeros(1))
+        self.visited, self.epoch = [], 0
+
+    def groups(self, learning_rate):
+        return [{"params": [self.bias], "lr": learning_rate}]
+
+    def scores(self, numbers, *, changed):
+        if changed:
+            self.visited += numbers.tolist()
+            return torch.stack([torch.zeros(len(numbers)), self.bias.expand(len(numbers))], 1)
+        self.epoch += 1
+        right = 4 - abs(self.epoch - 3)
+        given = [int(number % 2) if place < right else 1 - int(number % 2) for place, number in enumerate(numbers)]
+        return torch.nn.functional.one_hot(torch.tensor(given), 2).float()
+
+    def keep(self):
+        return {"epoch": torch.tensor(self.epoch)}
+
+    def restore(self, state):
+        self.restored = int(state["epoch"])
+
+
+def test_the_best_epoch_stays_and_nothing_goes_on_without_hope():
+    learner = Scripted()
+    classes = np.array([0, 1, 0, 1, 0, 0, 0, 0, 0, 1])
+    told = study(learner, classes, np.arange(4, 10), np.arange(4), Course(20, 3, 0.1, patience=2), seed=0, tell=silent)
+    assert [epoch.best for epoch in told] == [True, True, True, False, False]
+    assert learner.restored == 3
+    assert learner.visited.count(9) == 5 * 3  # the only one of its class: as often as the five others together
+
+
+def test_a_training_that_is_ended_keeps_what_it_had():
+    learner = Scripted()
+    asked = iter([False] * 5 + [True] * 100)
+    classes = np.array([0, 1] * 4)
+    told = study(
+        learner, classes, np.arange(4, 8), np.arange(4), Course(20, 2, 0.1, patience=9), seed=0, tell=silent,
+        stop=lambda: next(asked),
+    )  # fmt: skip
+    assert len(told) == 2
+    assert learner.restored == 2
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_a_network_learns_what_pictures_show_and_runs_from_its_file(freeze, tmp_path):
+    parts = divide(roster(), SHARES, 0)
+    epochs = 3 if freeze else 16
+    wish = Wish(
+        "line_net", "random", (SIDE, SIDE), "letterbox", freeze=freeze, augment=("mirror", "flip"), epochs=epochs,
+        batch=12, learning_rate=4e-3, threads=1,
+    )  # fmt: skip
+    diplomas = [teach(parts, painted, wish, watching()) for _ in range(2)]
+    for key, value in diplomas[0].file.state.items():
+        assert torch.equal(value, diplomas[1].file.state[key]), key
+    diploma = diplomas[0]
+    assert diploma.file.labels == ("b", "g", "r")
+    assert json.loads(json.dumps(dict(diploma.file.provenance)))["pictures"] == {
+        part: len(s) for part, s in parts.items()
+    }
+    if not freeze:
+        assert diploma.examined[HELD_OUT].accuracy > 0.8
+        assert diploma.epochs[-1].loss < diploma.epochs[0].loss
+    save_model(tmp_path / "part.safetensors", diploma.file)
+    network = load_network(str(tmp_path / "part.safetensors"))
+    place = network.preprocessing(EngineConfig())
+    assert (place.fit, place.input_size, network.labels) == ("letterbox", (SIDE, SIDE), ("b", "g", "r"))
+    assert network.preprocessing(EngineConfig(fit="crop")).fit == "crop"
+    pictures = Pictures([path for path, *_ in diploma.examined[HELD_OUT].answers], painted, place)
+    with torch.inference_mode():
+        given = network.net(pictures.normalised(pictures.fitted(range(len(pictures))))).argmax(1).tolist()
+    assert given == [one[2] for one in diploma.examined[HELD_OUT].answers]
+    assert read_model_file(tmp_path / "part.safetensors").fit == "letterbox"
+
+
+def test_freezing_all_and_freezing_to_a_layer_contradict_each_other():
+    with pytest.raises(ConfigError, match="give one of them"):
+        teach(divide(roster(), SHARES, 0), painted, Wish("line_net", freeze=True, freeze_to="features"), watching())
+
+
+def test_a_model_file_takes_no_weights_beside_it(tmp_path):
+    with pytest.raises(ConfigError, match="carries its own"):
+        load_network(str(tmp_path / "part.safetensors"), weights="other.pth")

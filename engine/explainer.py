@@ -26,13 +26,16 @@ log = logging.getLogger(__name__)
 class NetworkExplainer(FrameExplainer):
     """Explains frames with one network on one device."""
 
-    def __init__(self, network: Network, config: EngineConfig, *, together: int = 1) -> None:
+    def __init__(
+        self, network: Network, config: EngineConfig, *, together: int = 1, buckets: tuple[int, ...] = ()
+    ) -> None:
         """Cut, plan, compile and prove; then every batch only runs.
 
         Args:
             network: what to run.
             config: how.
             together: how many frames usually come at once; ``config.batch`` wins.
+            buckets: further batch sizes to compile for.
 
         Raises:
             LayerError, EngineError: the network cannot be cut at this layer, or takes no input of this size.
@@ -55,7 +58,7 @@ class NetworkExplainer(FrameExplainer):
         cache = None if config.cache in {None, "off"} else Cache(Path(config.cache or ""))
         budget = config.memory_budget_mib << 20
         together = config.batch or together
-        build = Build(target, kernel, candidates[0], config.precision, device, budget, cache, together)
+        build = Build(target, kernel, candidates[0], config.precision, device, budget, cache, together, buckets)
         choose = fastest if device.type == "cpu" else first_that_runs
         self._runner = Runner(split, build) if len(candidates) == 1 else choose(split, build, candidates)
         backend = self._runner.build.backend

@@ -1,0 +1,235 @@
+"""Frames on their way over a device: cut to buckets, ordered by marks, told in order; with the host's answers."""
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.explainer import NetworkExplainer
+from engine.gpu.explainer import CardExplainer, DrawnExplanation
+from engine.gpu.flights import SLOTS, Flights, buckets_up_to, pieces
+from engine.gpu.lanes import PlainLanes, lanes_of
+from engine.networks import load_network
+from overlays.jpeg import decode_picture
+from overlays.renderer import HeatRenderer
+from overlays.stamp import level_table
+from pipeline.config import EngineConfig
+from pipeline.frames import Frame
+from tests.engine.reference import lively
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+TABLE = level_table("inferno", 0.6)
+
+
+class FakeLanes(PlainLanes):
+    """Writes down who marks and who waits; what runs, runs at once."""
+
+    def __init__(self, device=None):
+        super().__init__(device)
+        self.told = []
+        self.marks = 0
+        self.captures = []
+
+    def on(self, lane):
+        self.told.append(("on", lane))
+        return nullcontext()
+
+    def mark(self, lane):
+        self.marks += 1
+        self.told.append(("mark", lane, self.marks))
+        return self.marks
+
+    def follow(self, lane, mark):
+        self.told.append(("follow", lane, mark))
+
+    def wait(self, mark):
+        self.told.append(("wait", mark))
+
+    def captured(self, call, name):
+        self.captures.append(name)
+        return call
+
+
+def doubling(size, bucket):
+    """A journey whose answer tells which frames it saw."""
+    frames = torch.zeros((bucket, *size, 3), dtype=torch.uint8)
+
+    def call():
+        first = frames[:, 0, 0, 0].float()
+        return first[:, None] * 2, first[:, None].long(), first[:, None, None, None], frames.permute(0, 3, 1, 2)
+
+    return frames, call
+
+
+def image(value, size=(4, 6)):
+    return np.full((*size, 3), value, np.uint8)
+
+
+@given(st.integers(1, 300), st.lists(st.integers(1, 64), min_size=1, max_size=5))
+def test_a_batch_is_cut_into_compiled_sizes_and_nothing_is_lost(count, others):
+    buckets = sorted({1, *others})
+    told = pieces(count, buckets)
+    assert sum(frames for frames, _ in told) == count
+    assert all(frames <= bucket and bucket in buckets for frames, bucket in told)
+    assert all(frames == bucket for frames, bucket in told[:-1])
+
+
+def test_buckets_grow_to_the_largest_batch():
+    assert buckets_up_to(1) == (1,)
+    assert buckets_up_to(6) == (1, 2, 4, 6)
+    assert buckets_up_to(64) == (1, 2, 4, 8, 32, 64)
+
+
+def test_each_frame_gets_its_own_answer_whatever_fills_the_bucket_up():
+    flights = Flights(PlainLanes(), (1, 4), doubling)
+    values = [7, 9, 11, 13, 15, 17, 19]
+    launched = flights.launch([image(v) for v in values])
+    assert [flight.count for flight in launched] == [4, 3]
+    assert torch.cat([flight.answers[0] for flight in launched]).flatten().tolist() == [2.0 * v for v in values]
+    assert torch.cat([flight.pictures for flight in launched])[:, 0, 0, 0].tolist() == values
+
+
+def test_a_flight_keeps_its_answers_when_the_same_graph_runs_again():
+    flights = Flights(PlainLanes(), (1,), doubling)
+    (first,), _, _, _ = (flights.launch([image(v)]) for v in (5, 6, 7, 8))
+    assert first.answers[0].item() == 10.0
+    assert int(first.pictures[0, 0, 0, 0]) == 5
+
+
+def test_a_graph_is_captured_once_for_each_size_and_bucket():
+    lanes = FakeLanes()
+    flights = Flights(lanes, (1, 2), doubling)
+    for _ in range(2):
+        for count, size in ((1, (4, 6)), (2, (4, 6)), (1, (8, 6))):
+            flights.launch([image(1, size)] * count)
+    assert lanes.captures == ["1 frames of 6x4", "2 frames of 6x4", "1 frames of 6x8"]
+
+
+def test_nothing_is_overwritten_before_it_was_read_and_the_host_waits_for_nothing_else():
+    lanes = FakeLanes()
+    flights = Flights(lanes, (1,), doubling)
+    marks = []
+    for launch in range(2 * SLOTS):
+        lanes.told.clear()
+        (flight,) = flights.launch([image(launch)])
+        uploaded, consumed, done = (entry[2] for entry in lanes.told if entry[0] == "mark")
+        before = marks[launch - SLOTS] if launch >= SLOTS else (None, None, None)
+        assert lanes.told == [
+            ("wait", before[0]),  # the slot's host memory was uploaded: it may be filled
+            ("follow", "copy", before[1]),  # its device memory was consumed: it may be overwritten
+            ("on", "copy"), ("mark", "copy", uploaded),
+            ("follow", "compute", uploaded),
+            ("on", "compute"), ("mark", "compute", consumed),
+            ("mark", "compute", done),
+        ]  # fmt: skip
+        assert flight.done == done
+        marks.append((uploaded, consumed, done))
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(1)
+    network = load_network("squeezenet1_1", weights="random")
+    lively(network.net, (64, 64))
+    return network
+
+
+def knobs(**more):
+    return EngineConfig(model="squeezenet1_1", input_size="64x64", cache="off", backend="eager", **more)
+
+
+def frame(seed, size=(60, 90), camera="a"):
+    return Frame(np.random.default_rng(seed).integers(0, 255, (*size, 3), np.uint8), camera, seed, 100.0)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("fit", ["stretch", "letterbox"])
+def test_frames_on_the_card_are_explained_and_drawn_as_on_the_host(network, device, fit):
+    frames = [frame(1), frame(2, (48, 48)), frame(3), frame(4), frame(5)]
+    host = NetworkExplainer(network, knobs(device="cpu", fit=fit))
+    card = CardExplainer(network, knobs(device=device, fit=fit, batch=2), table=TABLE)
+    finish = card.begin(frames)
+    again = card.begin(frames[:2])
+    told = finish()
+    for wanted, explanation in zip(host.explain(frames), told, strict=True):
+        assert isinstance(explanation, DrawnExplanation)
+        assert explanation.frame is wanted.frame
+        assert explanation.region == wanted.region
+        assert explanation.top.score == pytest.approx(wanted.top.score, abs=5e-3)
+        if explanation.top.class_index != wanted.top.class_index:
+            continue  # one level of 255 may decide between two classes nearly alike
+        assert np.abs(explanation.top.heat - wanted.top.heat).mean() < 0.05
+        drawing = HeatRenderer(clock=lambda: 100.02)
+        image_wanted = HeatRenderer(clock=lambda: 100.02).render(explanation).image.astype(int)
+        jpeg, array = card.deliver(explanation, drawing.stamp(explanation), quality=90, array=True)
+        assert np.abs(array.astype(int) - image_wanted).max() <= 2
+        assert not array.flags.writeable
+        assert jpeg.quality == 90
+        assert decode_picture(jpeg.payload).shape == array.shape
+    assert [explanation.frame.index for explanation in again()] == [1, 2]
+    assert card.explain([]) == []
+
+
+def test_only_what_is_asked_for_is_brought_back(network):
+    card = CardExplainer(network, knobs(device="cpu"), table=TABLE)
+    (explanation,) = card.explain([frame(1)])
+    assert card.deliver(explanation, None, quality=None, array=False) == (None, None)
+    jpeg, array = card.deliver(explanation, None, quality=50, array=False)
+    assert jpeg.payload[:2] == b"\xff\xd8"
+    assert array is None
+    (plain,) = NetworkExplainer(network, knobs(device="cpu")).explain([frame(1)])
+    assert card.deliver(plain, None, quality=50, array=True) == (None, None)
+
+
+def test_the_encode_lane_waits_for_the_drawing_and_the_drawing_for_nobody(network):
+    lanes = FakeLanes()
+    card = CardExplainer(network, knobs(device="cpu"), table=TABLE, lanes=lambda device: lanes)
+    (explanation,) = card.explain([frame(1)])
+    lanes.told.clear()
+    card.deliver(explanation, None, quality=50, array=False)
+    assert lanes.told == [("follow", "encode", explanation.drawn.done), ("on", "encode")]
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_whole_way_is_one_graph_off_the_default_stream(network, caplog):
+    card = CardExplainer(network, knobs(device="cuda", precision="fp16"), table=TABLE)
+    assert len(card.explain([frame(1)])) == 1
+    assert "runs call by call" not in caplog.text
+    lanes = lanes_of(torch.device("cuda", 0))
+    with lanes.on("compute"):
+        assert torch.cuda.current_stream() != torch.cuda.default_stream()
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_on_a_gpu_a_thousand_frames_leave_the_memory_as_it_was(network):
+    card = CardExplainer(network, knobs(device="cuda", precision="fp16", batch=4), table=TABLE)
+
+    def carry(count):
+        for number in range(count):
+            for explanation in card.explain([frame(number % 7) for _ in range(1 + number % 4)]):
+                card.deliver(explanation, None, quality=80, array=True)
+        torch.cuda.synchronize()
+
+    carry(50)
+    before = torch.cuda.memory_reserved()
+    carry(250)
+    assert torch.cuda.memory_reserved() <= before
+
+
+@pytest.mark.gpu
+@pytest.mark.tensorrt
+@pytest.mark.parametrize("backend", ["tensorrt", "inductor", "auto"])
+def test_on_a_gpu_every_backend_that_is_here_tells_what_eager_tells(network, backend):
+    from engine.backends.table import BACKENDS
+
+    if backend in BACKENDS and (lacking := BACKENDS[backend].load().missing("cuda")):
+        pytest.skip(lacking)
+    config = knobs(device="cuda", precision="fp16").model_copy(update={"backend": backend})
+    card = CardExplainer(network, config, table=TABLE)
+    (wanted,) = NetworkExplainer(network, knobs(device="cpu")).explain([frame(1)])
+    (told,) = card.explain([frame(1)])
+    assert told.top.score == pytest.approx(wanted.top.score, abs=2e-2)

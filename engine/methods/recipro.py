@@ -55,12 +55,12 @@ def recipro_cam(
     with torch.inference_mode():
         features = split.head(images)
         scores, every = plan_for(split, features, kernel)(features)
-        chosen = top_classes(scores, 1) if classes is None else _chosen(classes, len(images), split.classes)
+        chosen = top_classes(scores, 1) if classes is None else chosen_classes(classes, len(images), split.classes)
         heat = heat_of(every, chosen.to(every.device), (features.shape[2], features.shape[3]))
         return torch.softmax(scores.float(), dim=1), heat[:, 0]
 
 
-def _chosen(classes: int | Sequence[int] | Tensor, count: int, known: int) -> Tensor:
+def chosen_classes(classes: int | Sequence[int] | Tensor, count: int, known: int) -> Tensor:
     """Return the classes as (N, 1) indices."""
     chosen = torch.as_tensor(classes, dtype=torch.int64).reshape(-1)
     if isinstance(classes, int):

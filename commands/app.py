@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from commands.baseline import baseline
 from commands.evaluate import evaluate
 from commands.export import export
 from commands.keys import keys_app
@@ -24,7 +25,7 @@ app = typer.Typer(
     "Without a command the demo runs: a simulated inspection line, 30 seconds, no camera and no GPU needed.",
 )
 app.add_typer(keys_app, name="keys")
-for command in (demo, stream, export, evaluate, view, replay, models, doctor, train, train_line):
+for command in (demo, stream, export, evaluate, view, replay, models, doctor, train, train_line, baseline):
     app.command()(command)
 
 

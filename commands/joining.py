@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from commands.doors import sink_options
+from commands.guarding import make_guardian, read_slow, report_guards
 from commands.signals import until_interrupted
 from commands.terminal import read_text, say
 from pipeline.config import Config, SourceConfig
+from pipeline.drift import Recorder
 from pipeline.loop import Outcome
 from pipeline.ports import Overflow, Sink, Source
 
@@ -25,8 +27,16 @@ ROOT = Path(__file__).resolve().parents[1]
 log = logging.getLogger("recipro-stream")
 
 
-def carry_frames(config: Config, tell: Callable[[str], None] | None = None) -> Outcome:
-    """Join the rooms as the configuration says and carry frames until the end; ``tell`` takes the progress as lines."""
+def carry_frames(
+    config: Config, tell: Callable[[str], None] | None = None, recorder: Recorder | None = None
+) -> Outcome:
+    """Join the rooms as the configuration says and carry frames until the end.
+
+    Args:
+        config: what runs.
+        tell: takes the progress as lines.
+        recorder: takes the reasons of every frame.
+    """
     from rich.console import Console
 
     from overlays.progress import Progress
@@ -39,6 +49,7 @@ def carry_frames(config: Config, tell: Callable[[str], None] | None = None) -> O
     with until_interrupted(begun) as stop, ExitStack() as stack:
         sources = make_sources(config)
         cameras = [source.camera for source, _ in sources]
+        slow = read_slow(config, cameras, recorder)
         sinks = make_sinks(config, cameras)
         renderer = HeatRenderer(**config.overlay.model_dump())
         for source, _ in sources:
@@ -51,13 +62,15 @@ def carry_frames(config: Config, tell: Callable[[str], None] | None = None) -> O
         window = config.engine.batch_window_ms / 1e3 if len(sources) > 1 else 0.0
         batch = config.engine.batch or max(len(sources), 1 if explainer.facts.device == "cpu" else 8)
         limits = Limits(config.frames, config.seconds, batch, window, max_age_seconds=config.max_age_seconds)
+        guardian = make_guardian(config, explainer, slow)
         begun.set()
         with Progress(Console(stderr=True), tell) as progress, Supervisor(os.environ) as supervisor:
             outcome = carry(
-                sources, explainer, renderer, sinks,
+                sources, guardian, renderer, sinks,
                 limits=limits, stop=stop, watch=progress.watch, alive=supervisor.alive,
             )  # fmt: skip
     _report(outcome)
+    report_guards(guardian)
     if not outcome.taken and not outcome.errors and not stop.is_set():
         waited = (f"{pump.camera}: {pump.health.reason or pump.health.state}" for pump in outcome.pumps)
         outcome.errors.append("no frame came from any camera; " + "; ".join(waited))

@@ -111,6 +111,9 @@ def stream(
     colormap: options.Colormap = None,
     opacity: options.Opacity = None,
     smoothing: Annotated[float | None, option(PICTURE, "Time constant in seconds. [default: 0, off]")] = None,
+    baseline: Annotated[
+        Path | None, option(RUN, "What `run.py baseline` wrote: how far reasons drift from it is told.")
+    ] = None,
     max_age: Annotated[
         float | None, option(CAMERA, "Drop live frames older than so many seconds. Default: the newest always counts.")
     ] = None,
@@ -134,6 +137,7 @@ def stream(
     given = {
         "sources": source, "sinks": sink, "overflow": overflow, "frames": frames, "seconds": seconds,
         "max_age_seconds": max_age, "engine": stated(engine), "overlay": stated(overlay),
+        "guards": {} if baseline is None else {"baseline": str(baseline)},
     }  # fmt: skip
     overrides = {key: value for key, value in stated(given).items() if value != {}}
     knobs: dict[str, Any] = {} if config is None else read_yaml(read_text(config), config.name)

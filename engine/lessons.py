@@ -16,12 +16,14 @@ from engine.examination import Examination, examine
 from engine.line_net import INPUT_SIZE, LAYER, LineNet
 from engine.model_file import ModelFile
 from engine.recipe import Recipe
-from engine.training import FINISH, PLAN, Progress, train
+from engine.training import FINISH, PLAN, Progress, Stage, train
 from pipeline.frames import Image, Truth
 
 _ALBUM_PICTURES = 3000
 _FINISH_ALBUM_PICTURES = 1200
 _LEAST_PICTURES = 60
+_CLOSE_UPS = (Stage(96, 240, 48, 5e-3), Stage(None, 30, 12, 1e-3))
+"""A short plan: a pattern as plain as a stamp is learned from its close-ups in minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,30 @@ def teach(
     finished = train(net, lessons.last, recipe=recipe, plan=finish, album=last_album, seed=seed + 1, on_progress=tell)
     told = {"torch": torch.__version__, "effort": effort, "training": asdict(report), "finish": asdict(finished)}
     return net, told
+
+
+def teach_close_ups(
+    draw: Draw, labels: Sequence[str], *, seed: int, effort: float, tell: Callable[[Progress], None]
+) -> tuple[LineNet, dict[str, Any]]:
+    """Train a small network in a few minutes on close-ups of what the boxes show, and hardly anything else.
+
+    Returns:
+        The network in evaluation mode, and what the training did, for its provenance.
+    """
+    plan = [replace(stage, steps=max(2, round(stage.steps * effort))) for stage in _CLOSE_UPS]
+    torch.manual_seed(seed)
+    net = LineNet(len(labels))
+    report = train(
+        net,
+        draw,
+        recipe=Recipe(tuple(labels), INPUT_SIZE),
+        plan=plan,
+        album=300,
+        renewed=1,
+        seed=seed,
+        on_progress=tell,
+    )
+    return net, {"torch": torch.__version__, "effort": effort, "training": asdict(report)}
 
 
 def examined(

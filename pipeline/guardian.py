@@ -86,7 +86,7 @@ class Guardian:
         if self.budget is not None:
             self.budget.earn(self._clock() - begun, len(frames))
         self._doubtful = []
-        return [self._guarded(one) for one in explained]
+        return [self.guard(one) for one in explained]
 
     def afterwards(self) -> None:
         """Make one deletion check, where a rule asks for it and the budget allows it."""
@@ -105,7 +105,8 @@ class Guardian:
         post.checked = Deletion(verdict.label, verdict.score, left, chosen.frame.index, 0.0)
         post.checked_at = moment_of(chosen.frame)
 
-    def _guarded(self, explanation: Explanation) -> Explanation:
+    def guard(self, explanation: Explanation) -> Explanation:
+        """Measure one explanation and judge it."""
         frame = explanation.frame
         post = self._posts.get(frame.camera)
         if post is None:

@@ -15,13 +15,14 @@ from typing import Self
 from urllib.parse import parse_qsl
 
 from pipeline.errors import SourceError, nearest
-from pipeline.frames import Frame
+from pipeline.frames import Frame, Image, Truth
 from pipeline.ports import Health
+from stream.line_mark import stamped
 from stream.line_scene import Scene, draw_frame
 
 _BUFFER_FRAMES = 4
 """A camera's driver keeps so many frames for a reader that is late; the older ones are lost, as a gap in the index."""
-_OPTIONS = ("fps", "size", "seed", "frames", "paced")
+_OPTIONS = ("fps", "size", "seed", "frames", "paced", "stamp")
 
 
 class LineSource:
@@ -40,8 +41,9 @@ class LineSource:
         camera: str = "line",
         paced: bool = True,
         frames: int | None = None,
+        stamp: bool = False,
     ) -> None:
-        """Take ``size`` as (width, height) in pixels; ``frames`` None means without end.
+        """Take ``size`` as (width, height) in pixels; ``frames`` None means without end; ``stamp``: see ``line_mark``.
 
         Raises ``SourceError`` for values out of range.
         """
@@ -51,6 +53,9 @@ class LineSource:
         self.uri = f"line:?fps={fps:g}&size={size[0]}x{size[1]}&seed={seed}&paced={int(paced)}"
         if frames is not None:
             self.uri += f"&frames={frames}"
+        if stamp:
+            self.uri += "&stamp=1"
+        self._stamp = stamp
         self.live = paced
         self.frames_total = frames
         self.rate: float | None = fps
@@ -63,7 +68,7 @@ class LineSource:
 
     @classmethod
     def from_uri(cls, uri: str, camera: str | None = None) -> Self:
-        """Make one from ``line:`` or ``line:?key=value&...``; the keys are fps, size, seed, frames and paced (0 or 1).
+        """Make one from ``line:`` or ``line:?key=value&...``: fps, size, seed, frames, and 0 or 1 for paced and stamp.
 
         Raises ``SourceError`` for an unknown key or a value that is none.
         """
@@ -76,6 +81,7 @@ class LineSource:
             camera="line" if camera is None else camera,
             paced=_flag(uri, "paced", given.get("paced", "1")),
             frames=_whole(uri, "frames", given["frames"]) if "frames" in given else None,
+            stamp=_flag(uri, "stamp", given.get("stamp", "0")),
         )
 
     @property
@@ -85,7 +91,7 @@ class LineSource:
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
         """Give frames until ``frames`` have passed, or until ``stop`` is set: then before the next frame."""
-        image, truth = draw_frame(self._scene, 0)
+        image, truth = self._draw(0)
         start = time.monotonic()
         index = 0
         self._health = Health("live")
@@ -95,10 +101,14 @@ class LineSource:
             index = self._next(index, time.monotonic() - start)
             if stop.is_set() or (self.frames_total is not None and index >= self.frames_total):
                 break
-            image, truth = draw_frame(self._scene, index)
+            image, truth = self._draw(index)
             if self.live:
                 stop.wait(max(0.0, start + index / self._fps - time.monotonic()))
         self._health = Health("ended")
+
+    def _draw(self, index: int) -> tuple[Image, Truth | None]:
+        image, truth = draw_frame(self._scene, index)
+        return (stamped(image, truth) if self._stamp else image), truth
 
     def _next(self, index: int, seconds: float) -> int:
         """Return the frame after ``index`` when ``seconds`` have passed: none is skipped unless long overdue."""

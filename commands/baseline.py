@@ -1,0 +1,95 @@
+"""`run.py baseline`: what scores and their reasons are like while all is well."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from commands import options
+from commands.joining import carry_frames
+from commands.options import CAMERA, RUN, option, stated
+from commands.terminal import finish, near, read_text, say
+from pipeline.config import make_config, read_yaml
+from pipeline.drift import LEAST_SAMPLES, Recorder
+from pipeline.errors import ConfigError, WireError
+from pipeline.guardian import Guardian
+
+
+def baseline(
+    config: Annotated[
+        Path | None,
+        typer.Argument(metavar="[CONFIG|LOG]", help="What `stream` runs, or what --sink FILE.jsonl wrote."),
+    ] = None,
+    output: Annotated[Path, option(RUN, "The file to write. [default: baseline.json]", "--output", "-o")] = Path(
+        "baseline.json"
+    ),
+    source: Annotated[list[str] | None, option(CAMERA, "As for `stream`. Repeatable.")] = None,
+    model: Annotated[str | None, option(options.NETWORK, "As for `stream`.")] = None,
+    frames: options.Frames = None,
+    seconds: options.Seconds = None,
+) -> None:
+    """Record what scores and their reasons are like, for `stream --baseline` to tell how far they have drifted."""
+    recorder = Recorder()
+    if output.is_dir() or not output.absolute().parent.is_dir():
+        raise ConfigError(f"--output {str(output)!r}: cannot be written; name a file in a folder of yours")
+    if config is not None and config.suffix.lower() in {".jsonl", ".parquet"}:
+        of = f"the log {config.name}"
+        _read_log(config, recorder)
+    else:
+        of = config.name if config is not None else "the command line"
+        _run(config, recorder, {
+            "sources": source, "frames": frames, "seconds": seconds, "engine": stated({"model": model}) or None,
+        })  # fmt: skip
+    told = recorder.baseline()
+    if not told["cameras"]:
+        raise ConfigError(f"{of}: no frame was explained, so there is nothing to compare with later")
+    told |= {"of": of, "made": datetime.now(UTC).isoformat(timespec="seconds")}
+    output.write_text(json.dumps(told, indent=1), encoding="utf-8")
+    for camera, labels in told["cameras"].items():
+        for label, spread in labels.items():
+            few = (
+                "" if spread["samples"] >= LEAST_SAMPLES else f"  (fewer than {LEAST_SAMPLES}: no drift is told of it)"
+            )
+            say(f"{camera}  {label}: {spread['samples']} samples, one a second{few}")
+    say(f"written: {near(output)}\nuse it:  uv run run.py stream {config or '...'} --baseline {near(output)}")
+
+
+def _run(config: Path | None, recorder: Recorder, given: dict[str, Any]) -> None:
+    knobs: dict[str, Any] = {} if config is None else read_yaml(read_text(config), config.name)
+    knobs |= {"sinks": []}
+    if not knobs.get("sources") and not given["sources"]:
+        raise ConfigError("no source: give a YAML config, a log, or --source URI")
+    made = make_config(knobs, config.name if config else "command line", stated(given))
+    finish(carry_frames(made, recorder=recorder))
+
+
+def _read_log(path: Path, recorder: Recorder) -> None:
+    from overlays.logs import open_log
+    from overlays.wire import as_overlay
+
+    # Regions are not drawn anew: a line that holds its reasons' numbers is taken by them.
+    surveyor, damaged = Guardian(_Nobody()), 0
+    with open_log(path) as opened:
+        for gist in opened.gists():
+            if isinstance(gist, WireError):
+                damaged += 1
+                continue
+            header = opened.header(gist.place)
+            black = np.broadcast_to(np.zeros(1, np.uint8), (header.height, header.width, 3))
+            seen = as_overlay(header, black, now_unix=0.0, now_monotonic=0.0).explanation
+            known = all(finding.grounds is not None for finding in seen.findings)
+            recorder.add(seen if known else surveyor.guard(seen))
+    if damaged:
+        say(f"{damaged} damaged lines were left out")
+
+
+class _Nobody:
+    """Explains nothing: the log has done so."""
+
+    def explain(self, frames: object) -> list[Any]:  # noqa: ARG002 - the port's shape
+        return []

@@ -1,0 +1,53 @@
+"""Guards joined to a run: the configuration's, with the baseline they are to compare with."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from commands.terminal import read_text, say
+from pipeline.condition import parse_condition
+from pipeline.config import Config
+from pipeline.drift import Drift, Recorder, read_baseline
+from pipeline.guardian import AheadGuardian, Guardian, Slow
+from pipeline.guards import check_cameras
+from pipeline.ports import Beginner, Explainer
+
+log = logging.getLogger("recipro-stream")
+
+
+def read_slow(config: Config, cameras: Sequence[str], recorder: Recorder | None = None) -> Slow:
+    """Check guards against the run's cameras, and read the baseline, before anything is opened.
+
+    Raises:
+        ConfigError: a guard or ``record_when`` names what is not there, or the baseline cannot be read.
+    """
+    guards = config.guards
+    check_cameras(guards, cameras)
+    for sink in config.sinks:
+        if sink.record_when is not None:
+            parse_condition(sink.record_when, {guard.name for guard in guards.rules})
+    if guards.baseline is None:
+        return Slow(recorder=recorder)
+    drift = Drift(read_baseline(read_text(Path(guards.baseline)), guards.baseline), guards.drift_seconds)
+    for camera in cameras:
+        if camera not in drift.cameras:
+            known = ", ".join(sorted(drift.cameras)) or "nobody"
+            log.warning("%s: knows nothing of camera %s; it is of %s", guards.baseline, camera, known)
+    return Slow(drift, recorder)
+
+
+def make_guardian(config: Config, explainer: Explainer, slow: Slow) -> Guardian:
+    """Return the explainer behind its guards."""
+    if isinstance(explainer, Beginner):
+        return AheadGuardian(explainer, config.guards, slow=slow)
+    return Guardian(explainer, config.guards, slow=slow)
+
+
+def report_guards(guardian: Guardian) -> None:
+    """Say how often each guard has fired, and what checks have cost."""
+    for (camera, name), fired in guardian.fired().items():
+        say(f"guard {name} on {camera}: fired {fired} time{'' if fired == 1 else 's'}")
+    if (budget := guardian.budget) is not None:
+        say(f"deletion checks: {budget.checks}, {budget.share:.2%} of the engine's time")

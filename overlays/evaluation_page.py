@@ -6,7 +6,7 @@ Values in, HTML out. Every word that comes from outside is escaped. Knows nothin
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any, Final
@@ -32,15 +32,32 @@ ROWS: Final = (
     ("adcc_per_image", "ADCC per image", "Poppi et al., higher is better", 100.0),
     ("deletion", "Deletion", "area, lower is better", 100.0),
     ("insertion", "Insertion", "area, higher is better", 100.0),
-    ("pointing", "Pointing game", "peak in a box of the class", 100.0),
-    ("pointing_15px", "Pointing game, 15 px", "peak within 15 px of a box", 100.0),
-    ("energy_inside", "Energy inside", "share of the heat in boxes of the class", 100.0),
+    ("accuracy", "Named right", "as the folder is called", 100.0),
+    ("pointing", "Pointing game", "peak in a box of the class, or on the mask", 100.0),
+    ("pointing_15px", "Pointing game, 15 px", "peak within 15 px of the picture from it", 100.0),
+    ("pointing_15px_right", "... of those named right", "the same", 100.0),
+    ("energy_inside", "Energy inside", "share of the heat in boxes of the class, or on the mask", 100.0),
+    ("stability", "Temporal stability", "r of the maps of neighbouring frames", 100.0),
+    ("picture_stability", "... of the picture", "r of the neighbouring frames themselves", 100.0),
+    ("unrest", "Unrest", "the maps' change for each unit of the pictures'", 1.0),
+    ("follows", "Follows the picture", "rank correlation of both changes", 100.0),
+    ("label_kept", "Same top-1 class", "in the neighbouring frame", 100.0),
     ("randomised", "Randomised weights", "rank correlation, near 0 is right", 100.0),
     ("seconds_per_image_p50", "Time per image, median", "ms", 1000.0),
 )
 """Summary key, its name, what to look for, and the factor it is shown with."""
 
-CHARTS: Final = ("score", "drop", "coherency", "complexity", "adcc", "deletion", "insertion", "energy_inside")
+CHARTS: Final = (
+    "score",
+    "drop",
+    "coherency",
+    "complexity",
+    "adcc",
+    "deletion",
+    "insertion",
+    "energy_inside",
+    "stability",
+)
 
 _STYLE: Final = """
 body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;color:#1b1b1f;background:#fff}
@@ -64,7 +81,7 @@ class Shown:
 
 def evaluation_page(
     title: str, settings: Mapping[str, Any], summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]],
-    read: Callable[[str], Image], *, pictures: int = 6,
+    images: Mapping[str, Image],
 ) -> str:  # fmt: skip
     """Return the whole page.
 
@@ -73,11 +90,9 @@ def evaluation_page(
         settings: what was evaluated, and how.
         summary: the means.
         records: one a picture, with ``image``, ``label``, ``score``, ``adcc``, ``heat`` and ``region``.
-        read: a record's ``image`` to the picture.
-        pictures: how many of the best, and of the worst, are shown.
+        images: the pictures of ``shown_records``, by their ``image``.
     """
-    ranked = sorted(records, key=lambda one: float(one["adcc"]), reverse=True)
-    best, worst = ranked[:pictures], ranked[::-1][: min(pictures, max(0, len(ranked) - pictures))]
+    best, worst = shown_records(records)
     told = "".join(f"<tr><td>{escape(str(k))}<td>{escape(str(v))}" for k, v in settings.items())
     charts = "".join(histogram(key, [float(one[key]) for one in records if one.get(key) is not None]) for key in CHARTS)
     parts = [
@@ -86,11 +101,19 @@ def evaluation_page(
         f"<title>{escape(title)}</title><style>{_STYLE}</style><h1>{escape(title)}</h1>",
         f"<p>{len(records)} pictures; each one's top-1 class explained. Shares in per cent.</p>",
         f"<table>{_table(summary)}</table><h2>Distributions</h2><div class=row>{charts}</div>",
-        "<h2>The best by ADCC</h2>", _gallery([Shown(one, read(one["image"])) for one in best]),
-        "<h2>The worst by ADCC</h2>", _gallery([Shown(one, read(one["image"])) for one in worst]),
+        "<h2>The best by ADCC</h2>", _gallery([Shown(one, images[one["image"]]) for one in best]),
+        "<h2>The worst by ADCC</h2>", _gallery([Shown(one, images[one["image"]]) for one in worst]),
         f"<h2>What ran</h2><table>{told}</table></html>\n",
     ]  # fmt: skip
     return "\n".join(parts)
+
+
+def shown_records(
+    records: Sequence[Mapping[str, Any]], pictures: int = 6
+) -> tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]:
+    """Return the best and the worst by ADCC, the very best and the very worst first; no picture is both."""
+    ranked = sorted(records, key=lambda one: float(one["adcc"]), reverse=True)
+    return ranked[:pictures], ranked[::-1][: min(pictures, max(0, len(ranked) - pictures))]
 
 
 def _table(summary: Mapping[str, Any]) -> str:
@@ -99,7 +122,7 @@ def _table(summary: Mapping[str, Any]) -> str:
         if summary.get(key) is not None:
             rows.append(f"<tr><td>{name}<td class=n>{factor * float(summary[key]):.2f}<td class=s>{escape(what)}")
     if summary.get("pointing") is not None:
-        rows.append(f"<tr><td>Pictures with a box of the class<td class=n>{summary['images_pointed']}<td>")
+        rows.append(f"<tr><td>Pictures with a box of the class, or a mask<td class=n>{summary['images_pointed']}<td>")
     return "".join(rows)
 
 

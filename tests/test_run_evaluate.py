@@ -10,6 +10,8 @@ import pytest
 
 import run
 
+LABELS = ("ok", "scratch")
+
 
 @pytest.fixture
 def command(monkeypatch, capsys, tmp_path):
@@ -20,8 +22,8 @@ def command(monkeypatch, capsys, tmp_path):
         image = np.random.default_rng(number).integers(0, 256, (60, 80, 3), np.uint8)
         cv2.imwrite(str(tmp_path / "photos" / f"{number} <b>.png"), image)
 
-    def call(*words):
-        fixed = ["photos", "--model", "line_net", "--input-size", "64x64", "--steps", "2"]
+    def call(*words, pictures="photos"):
+        fixed = [pictures, "--model", "line_net", "--input-size", "64x64", "--steps", "2"]
         monkeypatch.setattr(sys, "argv", ["run.py", "evaluate", *fixed, *map(str, words)])
         try:
             run.main()
@@ -100,6 +102,8 @@ def test_boxes_are_read_from_yolo_and_coco(command, tmp_path):
         (["--class-map", "map.json"], "cannot be read"),
         (["--layer", "featurs"], "Did you mean 'features'"),
         (["--kernel", "round"], "--kernel"),
+        (["--masks", "nowhere"], "is no folder"),
+        (["--masks", "photos", "--boxes", "photos"], "one truth at a time"),
     ],
 )
 def test_what_a_user_can_mend_is_said_in_one_line(command, words, rule):
@@ -107,3 +111,27 @@ def test_what_a_user_can_mend_is_said_in_one_line(command, words, rule):
     assert code == 2
     assert rule in errors
     assert "Traceback" not in errors
+
+
+def test_masks_are_found_by_name_and_folders_that_are_classes_say_what_is_right(command, tmp_path):
+    kinds = [tmp_path / "photos" / kind for kind in LABELS]
+    for number, kind in enumerate(kinds):
+        kind.mkdir()
+        (tmp_path / "photos" / f"{number} <b>.png").rename(kind / "a.png")
+        (tmp_path / "masks" / kind.name).mkdir(parents=True)
+        mask = np.full((60, 80), 3, np.uint8)
+        cv2.imwrite(str(tmp_path / "masks" / kind.name / "a.bmp"), mask)
+    (tmp_path / "list.txt").write_text("photos/ok/a.png\nphotos/scratch/a.png\nphotos/2 <b>.png\n")
+    code, _, errors = command("--output", "out", "--masks", "masks", pictures="list.txt")
+    assert code == 0, errors
+    told = [json.loads(line) for line in (tmp_path / "out" / "images.jsonl").read_text().splitlines()]
+    assert [one.get("mask_share") for one in told] == [1.0, 1.0, None]
+    assert [one["right"] for one in told[:2]] == [one["label"] == kind for one, kind in zip(told, LABELS, strict=False)]
+    assert "right" not in told[2]
+    code, _, errors = command("--output", "dim", "--masks", "masks", "--mask-above", 3, pictures="list.txt")
+    assert code == 0, errors
+    assert json.loads((tmp_path / "dim" / "result.json").read_text())["summary"]["pointing"] is None
+    cv2.imwrite(str(tmp_path / "masks" / "2 <b>.png"), np.zeros((6, 8), np.uint8))
+    code, _, errors = command("--output", "small", "--masks", "masks", pictures="list.txt")
+    assert code == 2
+    assert "is 6x8 and its picture 60x80" in errors

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from engine.evaluation.examiner import Examiner, Knowledge, recipro
-from engine.methods.kernels import check_kernel
+from engine.evaluation.examiner import Examiner, Knowledge
+from engine.methods.table import find_method
 from engine.networks import Network, class_names
-from engine.preprocess import Preprocessing
 from engine.split import split_network
 from pipeline.config import EngineConfig
 
@@ -19,6 +18,8 @@ from pipeline.config import EngineConfig
 class Wanted:
     """What is to be measured beside the score that is lost."""
 
+    method: str = "recipro-cam"
+    """What is examined: a name of ``engine.methods.table``."""
     steps: int = 28
     """In how many parts Deletion and Insertion move the pixels; 0 = leave both out."""
     randomised: bool = True
@@ -33,15 +34,15 @@ def build_examiner(network: Network, config: EngineConfig, wanted: Wanted) -> Ex
     """Cut the network and prepare what is wanted; it runs in float32, eager, on the CPU.
 
     Raises:
+        ConfigError, EngineError: an unknown method, or one whose package is missing.
         LayerError, EngineError: the network cannot be cut at this layer, or takes no input of this size.
     """
+    method = find_method(wanted.method, config.kernel)
     if config.threads:
         torch.set_num_threads(config.threads)
-    size = config.input_size or network.input_size
-    preprocessing = Preprocessing(size, config.mean or network.mean, config.std or network.std, config.fit)
-    split = split_network(network.net, config.layer or network.layer, size)
+    preprocessing = network.preprocessing(config)
+    split = split_network(network.net, config.layer or network.layer, preprocessing.input_size)
     knowledge = Knowledge(class_names(network, split.classes), dict(wanted.meaning), wanted.any_box)
-    method = recipro(check_kernel(config.kernel))
     examiner = Examiner(split, preprocessing, method, knowledge, steps=wanted.steps)
     if wanted.randomised:
         examiner.with_strange_weights(network.net)

@@ -6,8 +6,9 @@ The explained class is the picture's top-1. Knows nothing about files.
 from __future__ import annotations
 
 import copy
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,25 +20,17 @@ from torch.nn import functional as F
 
 from engine.evaluation import metrics
 from engine.evaluation.boxes import boxes_of_class
-from engine.methods.recipro import recipro_cam
-from engine.preprocess import Preprocessing
+from engine.evaluation.masks import Mask, box_of, covered, distance_to, energy_on
+from engine.methods.table import Method
+from engine.preprocess import Fit, Preprocessing
 from engine.split import Split, split_network
 from pipeline.frames import Box, Frame, Truth
 
-Method = Callable[[Split, Tensor, int | None], tuple[Tensor, Tensor]]
-"""A network cut in two, one image (1, 3, H, W), and a class (None = its top-1), to scores (1, K) and heat (1, h, w)."""
+NOT_PLAYED: Mapping[str, Any] = {"pointing": None, "pointing_15px": None, "energy_inside": None, "boxes": []}
+"""What a picture without a known object gets."""
 
 BLUR_CELLS, BLUR_SIGMA = 11, 5.0
 """RISE's blurred start of Insertion: the side of its Gaussian and sigma, in pixels of a 224-pixel picture."""
-
-
-def recipro(kernel: str) -> Method:
-    """Return Recipro-CAM as a method to be examined."""
-
-    def method(split: Split, images: Tensor, target: int | None) -> tuple[Tensor, Tensor]:
-        return recipro_cam(split, images, target, kernel)
-
-    return method
 
 
 @dataclass(frozen=True)
@@ -74,16 +67,49 @@ class Examiner:
         self._steps = steps
         self._strange: Split | None = None
 
+    @property
+    def labels(self) -> Sequence[str]:
+        """The network's class names."""
+        return self._knowledge.labels
+
+    @property
+    def fit(self) -> Fit:
+        """How a picture is brought to the input size."""
+        return self._preprocessing.fit
+
     def with_strange_weights(self, net: nn.Module) -> None:
         """Prepare the randomised-weights check: the same network, its weights shuffled."""
         self._strange = split_network(shuffled(net), self.split.layer, self.split.image_size)
 
-    def examine(self, frame: Frame, truths: Sequence[Truth] | None = None) -> dict[str, Any]:
-        """Return everything measured on a picture, as values that JSON can hold; ``truths`` None = nothing is known."""
-        with torch.inference_mode():
-            return self._examined(frame, truths)
+    def examine(self, frame: Frame, truths: Sequence[Truth] | None = None, mask: Mask | None = None) -> dict[str, Any]:
+        """Return everything measured on a picture, as values that JSON can hold.
 
-    def _examined(self, frame: Frame, truths: Sequence[Truth] | None) -> dict[str, Any]:
+        Args:
+            frame: the picture.
+            truths: the boxes in it; None = nothing is known.
+            mask: in its stead the object's pixels, whatever class is explained; an empty one tells nothing.
+        """
+        with torch.inference_mode():
+            return self._examined(frame, truths, mask)
+
+    def compare(self, frame: Frame, following: Frame, target: int) -> dict[str, Any]:
+        """Return how alike two neighbouring frames of a video are, and how alike their maps of one class.
+
+        ``stability`` and ``picture_stability`` are Pearson's correlations of the maps, and of the grey pictures, at the
+        network's input; ``label_kept`` says whether ``target`` is the following frame's top-1 class, too.
+        """
+        with torch.inference_mode():
+            images = [self._preprocessing.normalised(self._preprocessing.pixels([one])) for one in (frame, following)]
+            answers = [self._method(self.split, image, target) for image in images]
+            maps = [spread(heat[0], self.split.image_size).numpy() for _, heat in answers]
+            greys = [image[0].mean(0).numpy() for image in images]
+            return {
+                "stability": metrics.correlation(maps[0], maps[1]),
+                "picture_stability": metrics.correlation(greys[0], greys[1]),
+                "label_kept": int(answers[1][0][0].argmax()) == target,
+            }
+
+    def _examined(self, frame: Frame, truths: Sequence[Truth] | None, mask: Mask | None) -> dict[str, Any]:
         image = self._preprocessing.normalised(self._preprocessing.pixels([frame]))
         begun = time.perf_counter()
         scores, heat = self._method(self.split, image, None)
@@ -112,7 +138,9 @@ class Examiner:
         if self._strange is not None:
             _, other = self._method(self._strange, image, target)
             told["randomised"] = metrics.rank_correlation(heat[0].numpy(), other[0].numpy())
-        if truths is not None:
+        if mask is not None:
+            told |= self._pointing_at(frame, heat[0].numpy(), shown, mask)
+        elif truths is not None:
             told |= self._pointing(frame, heat[0].numpy(), shown, truths, target)
         told["region"] = list(self._preprocessing.region(frame))
         return told | {"seconds": seconds, "heat": [[round(float(v), 4) for v in row] for row in heat[0]]}
@@ -147,13 +175,31 @@ class Examiner:
             label = self._knowledge.labels[target]
             boxes = list(boxes_of_class(truths, label, target, self._knowledge.meaning))
         if not boxes:
-            return {"pointing": None, "pointing_15px": None, "energy_inside": None, "boxes": []}
+            return dict(NOT_PLAYED)
         peak = peak_of(heat, region)
         return {
             "pointing": peak is not None and metrics.points_at(peak, boxes),
             "pointing_15px": peak is not None and metrics.points_at(peak, boxes, metrics.TOLERANCE_PIXELS),
             "energy_inside": metrics.energy_inside(shown, inside(boxes, region, self.split.image_size)),
             "boxes": [[round(side, 1) for side in box] for box in boxes],
+        }
+
+    def _pointing_at(
+        self, frame: Frame, heat: npt.NDArray[np.float32], shown: npt.NDArray[np.float32], mask: Mask
+    ) -> dict[str, Any]:
+        """Play the pointing games on a mask; all None where the network's input shows nothing of the object."""
+        region = self._preprocessing.region(frame)
+        cover = covered(mask, region, self.split.image_size)
+        if not cover.any():
+            return dict(NOT_PLAYED)
+        peak = peak_of(heat, region)
+        away = math.inf if peak is None else distance_to(mask, peak)
+        return {
+            "pointing": away == 0.0,
+            "pointing_15px": away <= metrics.TOLERANCE_PIXELS,
+            "energy_inside": energy_on(shown, cover),
+            "boxes": [list(box_of(mask))],
+            "mask_share": float(mask.mean()),
         }
 
 

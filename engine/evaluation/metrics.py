@@ -142,6 +142,26 @@ def energy_inside(heat: Map, inside: npt.NDArray[np.bool_]) -> float:
     return float(np.asarray(heat, np.float64)[inside].sum()) / total if total > 0.0 else 0.0
 
 
+def unrest(maps: Sequence[float], pictures: Sequence[float]) -> float:
+    """Return how much maps change for each unit of change of the pictures: ``sum(1 - r) / sum(1 - s)``.
+
+    ``r`` is the correlation of the maps of two neighbouring frames of a video, of the same class, ``s`` that of the
+    frames themselves. A measure of ours, after the local stability of Alvarez-Melis and Jaakkola, *On the robustness of
+    interpretability methods*, arXiv:1806.08049: the change of an explanation over the change of its input. Sums are
+    compared, not pairs: two frames may be the same. NaN where nothing moves, or for no pair.
+    """
+    moved = math.fsum(1.0 - one for one in pictures)
+    return math.fsum(1.0 - one for one in maps) / moved if moved > FLAT * max(1, len(pictures)) else math.nan
+
+
+def follows(maps: Sequence[float], pictures: Sequence[float]) -> float:
+    """Return the rank correlation of the maps' changes with the pictures': do maps move when pictures do?
+
+    Arguments as in ``unrest``. 0 where all changes are equal, NaN for fewer than three pairs.
+    """
+    return math.nan if len(maps) < 3 else rank_correlation(1.0 - np.array([maps]), 1.0 - np.array([pictures]))
+
+
 def rank_correlation(one: Map, other: Map) -> float:
     """Return Spearman's correlation of two maps, ranks of equals averaged; 0 where one is flat.
 

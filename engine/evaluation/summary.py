@@ -20,7 +20,11 @@ MEANS = {
     "pointing_15px": "pointing_15px",
     "energy_inside": "energy_inside",
     "randomised": "randomised",
+    "stability": "stability",
+    "picture_stability": "picture_stability",
+    "label_kept": "label_kept",
     "score": "score",
+    "accuracy": "right",
 }
 """Summary key -> the pictures' key whose mean it is, over the pictures that have it."""
 
@@ -35,6 +39,15 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, float | int | N
     row["adcc_of_means"] = _or_none(metrics.adcc_of_means(*parts))
     row["adcc_per_image"] = _or_none(metrics.adcc_per_image(*parts))
     row["images_pointed"] = len(_values(records, "pointing"))
+    row["images_known"] = len(_values(records, "right"))
+    right = [
+        float(one["pointing_15px"]) for one in records if one.get("right") and one.get("pointing_15px") is not None
+    ]
+    row["pointing_15px_right"] = metrics.mean(right) if right else None
+    neighbours = [_values(records, key) for key in ("stability", "picture_stability")]
+    row["neighbours"] = len(neighbours[0])
+    row["unrest"] = _or_none(metrics.unrest(*neighbours))
+    row["follows"] = _or_none(metrics.follows(*neighbours))
     row["flat_maps"] = sum(not any(map(any, one["heat"])) for one in records)
     seconds = sorted(_values(records, "seconds"))
     row["seconds_per_image_p50"] = seconds[len(seconds) // 2] if seconds else None

@@ -13,6 +13,7 @@ from engine.evaluation.boxes import boxes_of_class, coco_boxes, voc_boxes, yolo_
 from engine.evaluation.build import Wanted, build_examiner
 from engine.evaluation.examiner import blurred, inside, shuffled, spread
 from engine.evaluation.journal import Journal
+from engine.evaluation.masks import covered, distance_to, energy_on
 from engine.evaluation.summary import summarise
 from engine.methods.recipro import recipro_cam
 from engine.networks import Network
@@ -184,3 +185,75 @@ def test_a_summary_takes_each_mean_over_the_pictures_that_have_it():
     assert row["adcc_of_means"] == pytest.approx(metrics.adcc(0.1, 0.9, 0.3))
     assert row["adcc_per_image"] == pytest.approx((metrics.adcc(0.2, 1.0, 0.4) + metrics.adcc(0.0, 0.8, 0.2)) / 2)
     assert not any(isinstance(value, float) and math.isnan(value) for value in summarise([]).values())
+
+
+def mask_of(*rows):
+    return np.array([[letter == "#" for letter in row] for row in rows])
+
+
+def test_the_distance_to_a_mask_is_to_its_nearest_pixels_square():
+    mask = mask_of("....", ".##.", "....")
+    assert distance_to(mask, (1.0, 1.0)) == 0.0
+    assert distance_to(mask, (2.9, 1.99)) == 0.0
+    assert distance_to(mask, (0.25, 1.5)) == 0.75
+    assert distance_to(mask, (3.0 + 0.3, 2.0 + 0.4)) == pytest.approx(0.5)
+    assert distance_to(mask_of("..", ".."), (0.0, 0.0)) == math.inf
+
+
+def test_a_mask_follows_the_frame_to_the_input_and_half_covered_pixels_count_half():
+    mask = mask_of("##..", "##..", "....", "...#")
+    assert covered(mask, Box(0, 0, 4, 4), (2, 2)).tolist() == [[1.0, 0.0], [0.0, 0.25]]
+    assert covered(mask, Box(1, 0, 3, 2), (1, 1)).tolist() == [[0.5]]
+    letterboxed = covered(mask, Box(0, -4, 4, 8), (3, 1))
+    assert letterboxed.tolist() == [[0.0], [5 / 16], [0.0]]
+    assert covered(mask, Box(0, 0, 4, 4), (8, 8))[0].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+
+
+def test_energy_on_a_mask_is_the_share_of_the_heat_that_lies_there():
+    heat = np.array([[0.0, 1.0], [0.5, 0.5]], np.float32)
+    assert energy_on(heat, np.array([[1.0, 1.0], [0.0, 0.5]])) == pytest.approx(1.25 / 2.0)
+    assert energy_on(np.zeros((2, 2)), np.ones((2, 2))) == 0.0
+
+
+def test_pointing_at_a_mask_needs_no_class_and_the_peak_counts_in_the_pictures_own_pixels(network, frame):
+    examiner = build_examiner(network, EngineConfig(), Wanted(steps=0, randomised=False))
+    plain = examiner.examine(frame)
+    heat = np.array(plain["heat"])
+    row, column = divmod(int(heat.argmax()), heat.shape[1])
+    x, y = (column + 0.5) * 96 / heat.shape[1], (row + 0.5) * 64 / heat.shape[0]
+    mask = np.zeros((64, 96), bool)
+    mask[int(y), int(x)] = True
+    told = examiner.examine(frame, None, mask)
+    assert (told["pointing"], told["pointing_15px"]) == (True, True)
+    assert told["boxes"] == [[int(x), int(y), int(x) + 1, int(y) + 1]]
+    assert told["mask_share"] == pytest.approx(1 / (64 * 96))
+    across = 16 if x < 48 else -16
+    for step, near in ((across, False), (across - (1 if across > 0 else -1), True)):
+        beside = np.zeros((64, 96), bool)
+        beside[int(y), int(x) + step] = True
+        told = examiner.examine(frame, None, beside)
+        assert told["pointing"] is False
+        assert told["pointing_15px"] is (near or abs(int(x) + step + 0.5 - x) - 0.5 <= 15)
+    everywhere = examiner.examine(frame, None, np.ones((64, 96), bool))
+    assert everywhere["energy_inside"] == pytest.approx(1.0)
+    assert examiner.examine(frame, None, np.zeros((64, 96), bool))["pointing"] is None
+
+
+def test_an_object_that_the_crop_leaves_out_plays_no_game(network, frame):
+    examiner = build_examiner(network, EngineConfig(fit="crop"), Wanted(steps=0, randomised=False))
+    left, right = np.zeros((64, 96), bool), np.zeros((64, 96), bool)
+    left[:, :16] = True
+    right[:, 40:48] = True
+    assert examiner.examine(frame, None, left)["pointing"] is None
+    assert examiner.examine(frame, None, right)["pointing"] is not None
+
+
+def test_a_summary_counts_what_is_named_right_and_how_those_point():
+    records = [
+        {"right": True, "pointing_15px": True, "heat": [[1]]}, {"right": True, "pointing_15px": False, "heat": [[1]]},
+        {"right": False, "pointing_15px": False, "heat": [[1]]}, {"right": True, "pointing_15px": None, "heat": [[1]]},
+    ]  # fmt: skip
+    row = summarise(records)
+    assert (row["accuracy"], row["images_known"]) == (0.75, 4)
+    assert row["pointing_15px"] == pytest.approx(1 / 3)
+    assert row["pointing_15px_right"] == 0.5

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from commands.card import make_card_explainer, make_renderer, stays_on_card
 from commands.doors import sink_options
 from commands.guarding import make_guardian, read_slow, report_guards
 from commands.signals import until_interrupted
@@ -51,13 +52,14 @@ def carry_frames(
         cameras = [source.camera for source, _ in sources]
         slow = read_slow(config, cameras, recorder)
         sinks = make_sinks(config, cameras)
-        renderer = HeatRenderer(**config.overlay.model_dump())
+        drawing = HeatRenderer(**config.overlay.model_dump())
         for source, _ in sources:
             stack.enter_context(source)
         stack.enter_context(claimed(Path(one.uri) for one in config.sinks if Path(one.uri).suffix in OWN_FILES))
         for sink in sinks:
             stack.enter_context(sink)
         explainer = make_explainer(config)
+        renderer = make_renderer(drawing, explainer, sinks)
         log.info("%s", explainer.facts)
         window = config.engine.batch_window_ms / 1e3 if len(sources) > 1 else 0.0
         batch = config.engine.batch or max(len(sources), 1 if explainer.facts.device == "cpu" else 8)
@@ -133,11 +135,15 @@ def make_explainer(config: Config) -> FrameExplainer:
         return ExportedExplainer(Path(config.engine.model), config.engine)
     from platformdirs import user_cache_dir
 
+    from engine.devices import choose_device
     from engine.explainer import NetworkExplainer
 
     kept = config.engine.cache or user_cache_dir("recipro-stream", appauthor=False)
     settings = config.engine.model_copy(update={"cache": kept})
-    return NetworkExplainer(make_network(config), settings, together=len(config.sources))
+    network, together = make_network(config), len(config.sources)
+    if stays_on_card(config, choose_device(config.engine.device).type):
+        return make_card_explainer(config.model_copy(update={"engine": settings}), network, together=max(together, 8))
+    return NetworkExplainer(network, settings, together=together)
 
 
 def make_network(config: Config) -> Network:

@@ -15,19 +15,24 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device for ``auto``, ``cpu`` or ``cuda``.
+    """Return the device for ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
-        BackendError: CUDA was asked for and is not there.
+        BackendError: CUDA was asked for and is not there, or has no device of that number.
     """
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         why = "torch sees no GPU" if torch.version.cuda else "this torch was built without CUDA"
         raise BackendError(
-            f"device 'cuda': {why}; `run.py doctor` tells more. Use --device cpu, or auto to take what there is"
+            f"device {name!r}: {why}; `run.py doctor` tells more. Use --device cpu, or auto to take what there is"
         )
-    return torch.device("cuda", torch.cuda.current_device())
+    index, count = int(name.partition(":")[2] or torch.cuda.current_device()), torch.cuda.device_count()
+    if index >= count:
+        raise BackendError(
+            f"device {name!r}: there are {count}, the last is cuda:{count - 1}; `run.py doctor` tells more"
+        )
+    return torch.device("cuda", index)
 
 
 def warn_if_slow(precision: str, device: torch.device) -> None:

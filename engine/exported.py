@@ -81,8 +81,8 @@ def choose_runtime(path: Path, config: EngineConfig) -> str:
             f"backend {config.backend!r} does not run {path.suffix} files; choose auto, {', '.join(fitting)}."
             f"{nearest(config.backend, fitting)}"
         )
-    if config.device == "cuda":
-        raise ConfigError(f"device 'cuda': {path} runs on the CPU; name the network itself to run it on a GPU")
+    if config.device.startswith("cuda"):
+        raise ConfigError(f"device {config.device!r}: {path} runs on the CPU; name the network itself for a GPU")
     asked = fitting if config.backend == "auto" else {config.backend: fitting[config.backend]}
     able = {name: entry for name, entry in asked.items() if config.precision in entry.precisions}
     if not able:

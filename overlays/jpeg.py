@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from pipeline.errors import PictureError, WireError, WireLimitError
-from pipeline.frames import Image
+from pipeline.frames import Image, Overlay
 
 MAX_PICTURE_BYTES: Final = 64 << 20
 MAX_SIDE_PIXELS: Final = 16384
@@ -39,6 +39,13 @@ def encode_picture(image: Image, jpeg_quality: int = 80) -> bytes:
     if not good:
         raise WireError(f"picture: {width}x{height} could not be compressed as JPEG")
     return packed.tobytes()
+
+
+def picture_of(overlay: Overlay, jpeg_quality: int | None) -> bytes | None:
+    """Return the drawn picture where it comes as JPEG of this quality already, else None."""
+    if overlay.jpeg is None or overlay.jpeg.quality != jpeg_quality:
+        return None
+    return overlay.jpeg.payload
 
 
 def scaled_picture(image: Image, scale: float) -> Image:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from pipeline.errors import ConfigError, nearest
@@ -66,6 +66,13 @@ def _uri_map(value: object) -> object:
     return {"uri": str(value)} if isinstance(value, str | int) and not isinstance(value, bool) else value
 
 
+def _device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", value):
+        raise ValueError(f"a device is auto, cpu, cuda or cuda:N.{nearest(value, ('auto', 'cpu', 'cuda'))}")
+    return value
+
+
+Device = Annotated[str, AfterValidator(_device)]
 Side = Annotated[int, Field(ge=8, le=16384)]
 Size = Annotated[tuple[Side, Side], BeforeValidator(_size)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -117,8 +124,8 @@ class EngineConfig(_Knobs):
     """What runs the network: auto, eager, openvino or inductor; onnxruntime, too, for an .onnx file (see doctor)."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """The network's arithmetic. Softmax and heat are float32 always."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the network runs."""
+    device: Device = "auto"
+    """Where the network runs: auto, cpu, cuda, or cuda:N."""
     input_size: Size | None = None
     """The network's input, HEIGHTxWIDTH in pixels. Default: what the weights were made for."""
     fit: Literal["stretch", "letterbox", "crop"] = "stretch"

@@ -17,7 +17,7 @@ from pipeline.facts import Facts
 from pipeline.frames import Deletion, Explanation, Frame, GuardState, Region
 from pipeline.grounds import Surveyor, moment_of
 from pipeline.guards import GuardsConfig
-from pipeline.ports import Doubter, Explainer, Figure, Masking, Measured
+from pipeline.ports import Beginner, Doubter, Explainer, Figure, Masking, Measured
 from pipeline.spending import Budget
 
 log = logging.getLogger(__name__)
@@ -81,10 +81,13 @@ class Guardian:
 
     def explain(self, frames: Sequence[Frame]) -> list[Explanation]:
         """Explain a batch, measure it, and judge it."""
+        return self._timed(lambda: self._explainer.explain(frames), len(frames))
+
+    def _timed(self, explain: Callable[[], Sequence[Explanation]], count: int) -> list[Explanation]:
         begun = self._clock()
-        explained = self._explainer.explain(frames)
+        explained = explain()
         if self.budget is not None:
-            self.budget.earn(self._clock() - begun, len(frames))
+            self.budget.earn(self._clock() - begun, count)
         self._doubtful = []
         return [self.guard(one) for one in explained]
 
@@ -201,3 +204,18 @@ def _figures(camera: str, post: _Post) -> list[Figure]:
         said = "How much of the score went with the hottest area, in the camera's last deletion check."
         told.append(Figure("score_drop_when_masked", seen.deletion.drop, said, labels=(("camera", camera),)))
     return told
+
+
+class AheadGuardian(Guardian):
+    """A guardian before an explainer that works ahead: one thread begins batches, one finishes and judges them."""
+
+    def __init__(self, explainer: Beginner, guards: GuardsConfig | None = None, *, slow: Slow | None = None) -> None:
+        """Take whom to stand before, and what to look at; see ``Guardian``."""
+        assert isinstance(explainer, Explainer)  # noqa: S101 - whoever can begin can explain
+        super().__init__(explainer, guards, slow=slow)
+        self._beginner = explainer
+
+    def begin(self, frames: Sequence[Frame]) -> Callable[[], list[Explanation]]:
+        """Send a batch on its way; what is returned waits for it, measures it and judges it."""
+        finish = self._beginner.begin(frames)
+        return lambda: self._timed(finish, len(frames))

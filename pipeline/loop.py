@@ -12,7 +12,18 @@ from typing import Protocol, runtime_checkable
 from pipeline.errors import ReciproStreamError
 from pipeline.frames import Explanation, Frame, Overlay, Silence
 from pipeline.metrics import Tally
-from pipeline.ports import Afterthought, Explainer, Figure, Measured, Overflow, Renderer, Sink, Source, Troubled
+from pipeline.ports import (
+    Afterthought,
+    Beginner,
+    Explainer,
+    Figure,
+    Measured,
+    Overflow,
+    Renderer,
+    Sink,
+    Source,
+    Troubled,
+)
 from pipeline.pump import Pump, Relay, gather
 from pipeline.silence import Watchman
 
@@ -136,6 +147,7 @@ def carry(
         for outlet in outlets:
             stack.enter_context(outlet)
         drawing = stack.enter_context(Relay("renderer", draw, depth=limits.queue_frames, idle=watchman.look))
+        finishing = stack.enter_context(Relay("engine", _call, depth=1))
         for pump in pumps:
             stack.enter_context(pump)
         stack.callback(_stop_all, pumps)
@@ -143,19 +155,21 @@ def carry(
         def over() -> bool:
             if alive:
                 alive()
-            return stop.is_set() or drawing.broken or _asked_to_end(outcome)
+            return stop.is_set() or drawing.broken or finishing.broken or _asked_to_end(outcome)
 
-        wait = limits.window_seconds
+        explain = _explaining(explainer, drawing, finishing, tally)
+        wait, sent = limits.window_seconds, 0
         for gathered in gather(pumps, bell, over, limit=limits.batch, window_seconds=wait, until=until):
-            batch = gathered if limits.frames is None else gathered[: limits.frames - outcome.explained]
-            _explain(batch, explainer, drawing, tally)
+            batch = gathered if limits.frames is None else gathered[: limits.frames - sent]
+            sent += len(batch)
+            explain(batch)
             outcome.seconds = time.monotonic() - begun
             if watch:
                 watch(outcome)
-            if outcome.explained == limits.frames:
+            if sent == limits.frames:
                 break
-    if drawing.error:
-        raise drawing.error
+    if error := drawing.error or finishing.error:
+        raise error
     outcome.errors.extend(_errors(pumps, outlets))
     return outcome
 
@@ -166,15 +180,33 @@ def _tell_onlookers(sinks: Sequence[Sink], outcome: Outcome) -> None:
             sink.about(outcome)
 
 
-def _explain(batch: Sequence[Frame], explainer: Explainer, drawing: Relay[Explanation], tally: Tally) -> None:
-    begun = time.monotonic()
-    tally.batch(len(batch))
-    for explanation in explainer.explain(batch):
-        tally.stage("queue", begun - explanation.frame.taken_at)
-        tally.explained(explanation)
-        drawing.put(explanation, "wait")
-    if isinstance(explainer, Afterthought):
-        explainer.afterwards()
+def _call(finish: Callable[[], None]) -> None:
+    finish()
+
+
+def _explaining(
+    explainer: Explainer, drawing: Relay[Explanation], finishing: Relay[Callable[[], None]], tally: Tally
+) -> Callable[[Sequence[Frame]], None]:
+    """Return what explains a batch and hands it on: here, or begun here and finished by the thread of ``finishing``."""
+
+    def hand_on(explained: Sequence[Explanation], begun: float) -> None:
+        for explanation in explained:
+            tally.stage("queue", begun - explanation.frame.taken_at)
+            tally.explained(explanation)
+            drawing.put(explanation, "wait")
+        if isinstance(explainer, Afterthought):
+            explainer.afterwards()
+
+    def explain(batch: Sequence[Frame]) -> None:
+        begun = time.monotonic()
+        tally.batch(len(batch))
+        if isinstance(explainer, Beginner):
+            finish = explainer.begin(batch)
+            finishing.put(lambda: hand_on(finish(), begun), "wait")
+        else:
+            hand_on(explainer.explain(batch), begun)
+
+    return explain
 
 
 def _drawing(

@@ -9,7 +9,7 @@ them are called from threads that ``pipeline.pump`` owns, each from one thread a
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Protocol, Self, runtime_checkable
@@ -136,6 +136,15 @@ class Afterthought(Protocol):
 
 
 @runtime_checkable
+class Beginner(Protocol):
+    """An explainer that need not finish a batch before it begins the next: a device works while the host goes on."""
+
+    def begin(self, frames: Sequence[Frame]) -> Callable[[], Sequence[Explanation]]:
+        """Send a batch on its way and return at once; what is returned is called once, in order, and waits for it."""
+        ...
+
+
+@runtime_checkable
 class Renderer(Protocol):
     """Something that draws an explanation."""
 
@@ -213,6 +222,16 @@ class Troubled(Protocol):
     @property
     def trouble(self) -> str:
         """What and why, in words and without credentials; empty while all is well. For any thread."""
+        ...
+
+
+@runtime_checkable
+class JpegTaker(Protocol):
+    """A sink that sends drawn pictures as JPEG, and takes them as such where the engine has made them."""
+
+    @property
+    def takes_jpeg(self) -> int | None:
+        """The quality it sends them at; None: it needs arrays after all."""
         ...
 
 

@@ -6,6 +6,7 @@ device, which only this file reads. Whoever wants an array asks for one (``deliv
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from engine.networks import Network
 from engine.preprocess import place
 from pipeline.config import EngineConfig
 from pipeline.frames import Explanation, Finding, Frame, Image, Jpeg, Stamp
+from pipeline.ports import Masking
 
 
 class Drawn(NamedTuple):
@@ -69,6 +71,8 @@ class CardExplainer(NetworkExplainer):
         self._table = table
         self._lanes = lanes(self._runner.build.device)
         self._flights = Flights(self._lanes, buckets, self._journey)
+        # Held while the network is given work: batches are begun in one thread, checks made in another.
+        self._turn = threading.Lock()
 
     def begin(self, frames: Sequence[Frame]) -> Callable[[], list[Explanation]]:
         """Send frames on their way; what is returned waits for them and gives one explanation per frame, in order."""
@@ -76,7 +80,7 @@ class CardExplainer(NetworkExplainer):
         sizes: dict[tuple[int, int], list[int]] = {}
         for number, frame in enumerate(frames):
             sizes.setdefault((frame.height, frame.width), []).append(number)
-        with torch.inference_mode():
+        with torch.inference_mode(), self._turn:
             under_way = [
                 (numbers, self._flights.launch([frames[number].image for number in numbers]))
                 for numbers in sizes.values()
@@ -100,6 +104,11 @@ class CardExplainer(NetworkExplainer):
     def explain(self, frames: Sequence[Frame]) -> list[Explanation]:
         """Explain a batch: one explanation per frame, in order; frames may differ in size and camera."""
         return self.begin(frames)()
+
+    def score_when_masked(self, explanation: Explanation, finding: Finding, masking: Masking) -> float:
+        """Return the finding's class's score when the frame's hottest area is masked: one more pass, in its turn."""
+        with torch.inference_mode(), self._turn, self._lanes.on("compute"):
+            return super().score_when_masked(explanation, finding, masking)
 
     def deliver(
         self, explanation: Explanation, stamp: Stamp | None, *, quality: int | None, array: bool

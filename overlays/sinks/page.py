@@ -19,7 +19,7 @@ from typing import Final, Self
 import uvicorn
 
 from overlays.fields import text_of
-from overlays.jpeg import encode_picture
+from overlays.jpeg import encode_picture, picture_of
 from overlays.page.board import Board
 from overlays.page.clip import Look, Ring
 from overlays.page.guard import Guard, PageAddress, check_token, is_loopback, parse_page_address
@@ -126,6 +126,11 @@ class PageSink:
         """Return who looks on, and what it cost."""
         return [] if self._page is None else self._page.figures()
 
+    @property
+    def takes_jpeg(self) -> int | None:
+        """The quality it sends pictures at."""
+        return self._options.jpeg_quality
+
     def needs_picture(self, camera: str) -> bool:
         """Say whether somebody looks at this camera's MJPEG: the page itself paints in the browser."""
         return self._hub.looked_at(text_of(camera), painted=True)
@@ -184,7 +189,7 @@ class PageSink:
         self.encoded += 1
         quality = self._options.jpeg_quality
         if painted:
-            return encode_picture(overlay.image, quality)
+            return picture_of(overlay, quality) or encode_picture(overlay.image, quality)
         picture = encode_picture(overlay.explanation.frame.image, quality)
         return pack(overlay, picture, sent_at_unix=self._wall(), now_monotonic=self._clock())
 

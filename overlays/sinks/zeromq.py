@@ -21,7 +21,7 @@ from overlays.curve.allowed import AllowList
 from overlays.curve.gate import Gate
 from overlays.curve.handshakes import REFUSALS, Refusal
 from overlays.curve.keys import read_pair
-from overlays.jpeg import encode_picture, scaled_picture
+from overlays.jpeg import encode_picture, picture_of, scaled_picture
 from overlays.sinks.binding import check_path, unbound
 from overlays.sinks.options import ENCODED, VIEWERS, SinkOptions
 from overlays.sinks.pace import Pace
@@ -123,6 +123,11 @@ class ZeroMqSink:
     def topics(self) -> frozenset[bytes]:
         """What the viewers have subscribed to."""
         return self._watched
+
+    @property
+    def takes_jpeg(self) -> int | None:
+        """The quality it sends pictures at, where it sends them in their own size."""
+        return self._options.jpeg_quality if self._options.scale == 1.0 else None
 
     @property
     def viewers(self) -> int:
@@ -248,10 +253,13 @@ class ZeroMqSink:
     def _send(self, camera: str) -> None:
         overlay = self._last[camera]
         sent = Overlay(scaled_picture(overlay.image, self._options.scale), overlay.explanation, overlay.silence)
-        self._packed[camera] = (overlay, sent, encode_picture(sent.image, self._options.jpeg_quality))
+        self._packed[camera] = (overlay, sent, picture_of(overlay, self.takes_jpeg) or self._encoded(sent))
         self.encoded += 1
         self._pace.note(camera, self._clock())
         self._resend(camera)
+
+    def _encoded(self, overlay: Overlay) -> bytes:
+        return encode_picture(overlay.image, self._options.jpeg_quality)
 
     def _resend(self, camera: str) -> None:
         _, sent, picture = self._packed[camera]
@@ -271,7 +279,7 @@ class ZeroMqSink:
 
 
 def _is_plain(overlay: Overlay) -> bool:
-    return overlay.image is overlay.explanation.frame.image
+    return overlay.jpeg is None and overlay.image is overlay.explanation.frame.image
 
 
 def _gate(uri: str, options: SinkOptions, *, is_local: bool, clock: Callable[[], float]) -> Gate:

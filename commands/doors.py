@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from commands.terminal import display
-from overlays.sinks.options import ClipOptions, SinkOptions
+from overlays.sinks.options import ClipOptions, MqttOptions, SinkOptions
 from pipeline.config import CurveConfig, OverlayConfig, SinkConfig, make_config
 from pipeline.errors import ConfigError
 
@@ -39,21 +39,55 @@ def sink_options(sink: SinkConfig, overlay: OverlayConfig, *, painted: bool = Fa
         colormap=overlay.colormap,
         opacity=overlay.opacity,
         painted=painted,
+        mqtt=_mqtt_options(sink),
     )
 
 
 def _token(path: Path) -> str:
-    """Read the token of the page, and say so where others on this machine can read it too."""
+    """Read the token of the page."""
+    return _secret(path, "token", f"make one: openssl rand -hex 24 > {path}")
+
+
+def _mqtt_options(sink: SinkConfig) -> MqttOptions:
+    """Return what a broker's sink is told, its password read."""
+    if sink.credentials_file is None:
+        return MqttOptions(sink.qos, ca_file=sink.ca_file)
+    file = sink.credentials_file
+    lines = _secret(Path(file), "credentials", f"one line, user:password, belongs into {file}").splitlines()
+    user, colon, password = lines[0].partition(":") if len(lines) == 1 else ("", "", "")
+    if not (user and colon):
+        raise ConfigError(f"{file}: should hold one line, user:password")
+    return MqttOptions(sink.qos, user, password, sink.ca_file)
+
+
+def _secret(path: Path, what: str, cure: str) -> str:
+    """Read a file of secrets, and say so where others on this machine can read it too."""
     try:
         mode, text = path.stat().st_mode, path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as reason:
         said = getattr(reason, "strerror", None) or "not a text file"
-        raise ConfigError(
-            f"token file {str(path)!r}: cannot be read ({said}); make one: openssl rand -hex 24 > {path}"
-        ) from None
+        raise ConfigError(f"{what} file {str(path)!r}: cannot be read ({said}); {cure}") from None
     if os.name == "posix" and mode & 0o077:
-        log.warning("%s: others on this machine may read the token: chmod 600 %s", path, path)
+        log.warning("%s: others on this machine may read the %s: chmod 600 %s", path, what, path)
     return text
+
+
+def with_mqtt_credentials(sinks: list[SinkConfig], file: Path | None) -> list[SinkConfig]:
+    """Give the file of user and password to every broker that has none of its own."""
+    if file is None:
+        return sinks
+    if not any(_is_broker(one) for one in sinks):
+        raise ConfigError("--mqtt-credentials: there is no broker to tell them to; add --sink mqtt://HOST/TOPIC")
+    return [
+        one.model_copy(update={"credentials_file": str(file)})
+        if _is_broker(one) and one.credentials_file is None
+        else one
+        for one in sinks
+    ]
+
+
+def _is_broker(sink: SinkConfig) -> bool:
+    return sink.uri.lower().startswith(("mqtt://", "mqtts://"))
 
 
 def with_page_token(sinks: list[SinkConfig], token_file: Path | None) -> list[SinkConfig]:

@@ -121,8 +121,9 @@ def make_sinks(config: Config, cameras: list[str]) -> list[Sink]:
         )
     engine = config.engine
     inputs = [*(one.uri for one in config.sources), engine.model, engine.weights, engine.labels]
+    made = [build_sink(one.uri, cameras=cameras, options=sink_options(one, config.overlay)) for one in config.sinks]
     check_outputs([one.uri for one in config.sinks], cameras, [one for one in inputs if one])
-    return [build_sink(one.uri, cameras=cameras, options=sink_options(one, config.overlay)) for one in config.sinks]
+    return made
 
 
 def make_explainer(config: Config) -> FrameExplainer:
@@ -168,7 +169,8 @@ def redacted(config: Config) -> Config:
     from stream.redact import redact
 
     sources = [one.model_copy(update={"uri": redact(one.uri)}) for one in config.sources]
-    return config.model_copy(update={"sources": sources})
+    sinks = [one.model_copy(update={"uri": redact(one.uri)}) for one in config.sinks]
+    return config.model_copy(update={"sources": sources, "sinks": sinks})
 
 
 def _report(outcome: Outcome) -> None:

@@ -35,6 +35,7 @@ Target = Annotated[
 ]
 Threads = Annotated[int | None, option(NETWORK, "CPU threads for the network.")]
 PageTokenFile = Annotated[Path | None, option(PICTURE, "What the http:// page asks for stands in it.")]
+MqttCredentials = Annotated[Path | None, option(PICTURE, "user:password for the mqtt:// broker stands in it.")]
 Colormap = Annotated[str | None, option(PICTURE, "The heat's colours. [default: inferno]")]
 Opacity = Annotated[float | None, option(PICTURE, "How much the hottest spot covers, 0 to 1.")]
 Frames = Annotated[int | None, option(RUN, "Stop after so many frames.", min=1)]

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from commands import options
-from commands.doors import with_clips, with_keys, with_page_token
+from commands.doors import with_clips, with_keys, with_mqtt_credentials, with_page_token
 from commands.joining import carry_frames, redacted
 from commands.options import ACCESS, CAMERA, NETWORK, PICTURE, RUN, option, stated
 from commands.terminal import finish, near, read_text, say
@@ -86,7 +86,9 @@ def stream(
     sink: Annotated[
         list[str] | None,
         option(
-            PICTURE, "window, tcp://HOST:PORT, ipc://PATH, http://HOST:PORT, FILE.mp4, FOLDER/, FILE.jsonl. Repeatable."
+            PICTURE,
+            "window, tcp://HOST:PORT, ipc://PATH, http://HOST:PORT, mqtt://HOST/TOPIC, FILE.mp4, FOLDER/, FILE.jsonl, "
+            "FILE.parquet. Repeatable.",
         ),
     ] = None,
     record_when: Annotated[
@@ -99,6 +101,7 @@ def stream(
         float | None, option(PICTURE, "What clips may take in FOLDER/; the oldest make room. Default: no limit.")
     ] = None,
     page_token_file: options.PageTokenFile = None,
+    mqtt_credentials: options.MqttCredentials = None,
     curve_keys: Annotated[
         Path | None, option(ACCESS, "A folder made by `run.py keys new`: tcp:// admits the keys in its allowed/.")
     ] = None,
@@ -144,7 +147,8 @@ def stream(
     if not knobs.get("sources") and not source:
         raise ConfigError("no source: give --source URI (camera:0, rtsp://..., a file, line:) or a YAML config")
     made = make_config(knobs, config.name if config else "command line", overrides)
-    sinks = with_keys(with_page_token(made.sinks, page_token_file), curve_keys, allow, insecure=insecure)
+    told = with_mqtt_credentials(with_page_token(made.sinks, page_token_file), mqtt_credentials)
+    sinks = with_keys(told, curve_keys, allow, insecure=insecure)
     clips = {
         "record_when": record_when, "seconds_before": seconds_before, "seconds_after": seconds_after,
         "rotate_seconds": rotate_seconds, "disk_budget_mib": disk_budget_mib,

@@ -178,14 +178,15 @@ class SinkConfig(_Knobs):
     """One door through which overlays leave."""
 
     uri: str
-    """window, tcp://host:port or ipc://path (ZeroMQ), http://host:port (web page), FILE.mp4, FOLDER/ (clips), or
-    FILE.jsonl."""
+    """window, tcp://host:port or ipc://path (ZeroMQ), http://host:port (web page), mqtt://host:port/topic (a broker),
+    FILE.mp4, FOLDER/ (clips), FILE.jsonl or FILE.parquet (the log), or what a package adds (docs/python.md)."""
     quality: int = Field(default=80, ge=1, le=100)
     """JPEG quality on the network."""
     scale: float = Field(default=1.0, gt=0, le=1)
     """Of the picture on the network (tcp://, ipc://): 0.5 sends half its width and height."""
     max_rate: float | None = Field(default=None, gt=0, le=1000)
-    """Frames per second of each camera on the network (tcp://, ipc://) at the most. Default: all."""
+    """Frames per second of each camera on the network (tcp://, ipc://) at the most. Default: all. Findings of each
+    camera a second told to a broker (mqtt://); default: 1, and every change of the label."""
     curve: CurveConfig | None = None
     """tcp:// and ipc:// only: admit viewers by keys; needed where others can reach the address."""
     token_file: str | None = None
@@ -194,6 +195,12 @@ class SinkConfig(_Knobs):
     """http:// only: further names the page is reached by, such as a proxy's."""
     insecure: bool = False
     """Serve others without asking who they are: only where the network itself is closed."""
+    qos: Literal[0, 1] = 0
+    """mqtt:// only: 0 sends a finding once; 1 keeps up to 1000 until the broker has confirmed them."""
+    credentials_file: str | None = None
+    """mqtt:// only: a file that holds user:password."""
+    ca_file: str | None = None
+    """mqtts:// only: who vouches for the broker (PEM). Default: those whom this machine trusts."""
     rotate_seconds: float = Field(default=300.0, ge=1, le=86400)
     """FOLDER/ only: a clip is closed and the next begun after so long."""
     rotate_mib: float | None = Field(default=None, ge=0.1)

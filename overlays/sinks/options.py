@@ -30,6 +30,18 @@ class ClipOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class MqttOptions:
+    """What a sink that tells a broker is told."""
+
+    qos: int = 0
+    """0: a finding is sent once and forgotten; 1: it is kept until the broker has confirmed it."""
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+    ca_file: str | None = None
+    """Who vouches for the broker (mqtts://); None: those whom this machine trusts."""
+
+
+@dataclass(frozen=True, slots=True)
 class SinkOptions:
     """The knobs of every sink; each takes those that concern it."""
 
@@ -68,3 +80,5 @@ class SinkOptions:
     """Whether the frames that come have heat on them already: they were received, not taken."""
     clips: ClipOptions = field(default_factory=ClipOptions)
     """Of recordings into a folder."""
+    mqtt: MqttOptions = field(default_factory=MqttOptions)
+    """Of findings told to a broker."""

@@ -10,13 +10,22 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from overlays.sinks.options import ClipOptions, SinkOptions
+from overlays.sinks.options import ClipOptions, MqttOptions, SinkOptions
 from pipeline.errors import SinkError, nearest
 from pipeline.ports import Sink
 
 __all__ = ["SINKS", "SinkOptions", "build_sink"]
 
 Builder = Callable[[str, Sequence[str], SinkOptions], Sink]
+
+
+def _mqtt(uri: str, cameras: Sequence[str], options: SinkOptions) -> Sink:
+    try:
+        from overlays.sinks.mqtt import MqttSink
+    except ModuleNotFoundError as missing:
+        raise SinkError(f"{_shown(uri)}: a broker is spoken to with {missing.name}: uv sync --extra mqtt") from None
+
+    return MqttSink(uri, cameras=cameras, options=options)
 
 
 def _window(uri: str, cameras: Sequence[str], options: SinkOptions) -> Sink:  # noqa: ARG001 - one shape for all
@@ -70,6 +79,8 @@ SINKS: Final[Mapping[str, Builder]] = MappingProxyType(
         "tcp://": _zeromq,
         "ipc://": _zeromq,
         "http://": _page,
+        "mqtt://": _mqtt,
+        "mqtts://": _mqtt,
         "/": _clips,
         ".mp4": _recorder,
         ".mkv": _recorder,
@@ -82,9 +93,10 @@ SINKS: Final[Mapping[str, Builder]] = MappingProxyType(
 _FOLDER_ONLY: Final = (
     "rotation, disk budget and record_when are for a folder of clips; write it with a slash at its end, such as clips/"
 )
+_BROKER_ONLY: Final = "qos, credentials_file and ca_file are for a broker, such as mqtts://broker.example/factory"
 _EXAMPLES: Final = (
-    "window, tcp://127.0.0.1:5555, ipc:///tmp/overlays, http://127.0.0.1:8000, out.mp4, out.mkv, clips/, out.jsonl or "
-    "out.parquet"
+    "window, tcp://127.0.0.1:5555, ipc:///tmp/overlays, http://127.0.0.1:8000, mqtt://127.0.0.1:1883/factory, "
+    "out.mp4, out.mkv, clips/, out.jsonl or out.parquet"
 )
 
 
@@ -92,8 +104,8 @@ def build_sink(uri: str, *, cameras: Sequence[str] = (), options: SinkOptions | 
     """Make the sink a URI names; nothing is opened yet.
 
     Args:
-        uri: ``window``, ``tcp://host:port``, ``ipc://path``, ``http://host:port``, ``*.mp4``, ``*.mkv``, ``*.jsonl``,
-            ``*.parquet`` or a folder of clips, ``FOLDER/``.
+        uri: ``window``, ``tcp://host:port``, ``ipc://path``, ``http://host:port``, ``mqtt://host:port/topic``,
+            ``*.mp4``, ``*.mkv``, ``*.jsonl``, ``*.parquet`` or a folder of clips, ``FOLDER/``.
         cameras: the names of the cameras that will come, where they are known: a recorder gives each its file.
         options: plain values for all sinks.
 
@@ -102,6 +114,8 @@ def build_sink(uri: str, *, cameras: Sequence[str] = (), options: SinkOptions | 
     """
     options = options or SinkOptions()
     kind = _kind(uri)
+    if kind not in {"mqtt://", "mqtts://"} and options.mqtt != MqttOptions():
+        raise SinkError(f"sink {_shown(uri)!r}: {_BROKER_ONLY}")
     if kind != "/" and options.clips != ClipOptions():
         raise SinkError(f"sink {_shown(uri)!r}: {_FOLDER_ONLY}")
     build = SINKS.get(kind)

@@ -192,10 +192,11 @@ def test_the_dashboard_asks_for_figures_that_there_are(explained, tmp_path):
         ZeroMqSink("tcp://127.0.0.1:0") as network,
         ClipsSink(f"{tmp_path}/", cameras=("a",), options=options) as clips,
     ):
+        mqtt = pytest.importorskip("overlays.sinks.mqtt").MqttSink("mqtt://127.0.0.1:1")
         parts = [sink, network]
         source = [(FakeSource(3, "a"), "wait")]
         carry(source, Explaining(explained), Plain(), parts, limits=Limits(), stop=threading.Event())
-        sink.about(replace_parts(sink, clips))
+        sink.about(replace_parts(sink, clips, mqtt))
         there = {name.split(" ")[0] for name, _ in figures(sink)}
     asked_for = {name for ask in asks for name in re.findall(r"\b(?:recipro|process)_\w+", ask)}
     assert asked_for <= there

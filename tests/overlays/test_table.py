@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
         ("tcp://127.0.0.1:0", "ZeroMqSink", False),
         ("ipc:///tmp/overlays", "ZeroMqSink", False),
         ("http://127.0.0.1:0", "PageSink", False),
+        ("mqtt://127.0.0.1/plant", "MqttSink", False),
         ("some/where.v2/out.mp4", "RecorderSink", True),
         ("OUT.MKV", "RecorderSink", True),
         ("out.jsonl", "LogSink", True),
@@ -97,4 +98,16 @@ def test_importing_the_table_imports_no_vendor():
 
 def test_options_are_plain_values_with_defaults():
     assert SinkOptions().jpeg_quality == 80
-    assert set(SINKS) == {"window", "tcp://", "ipc://", "http://", "/", ".mp4", ".mkv", ".jsonl", ".parquet"}
+    assert set(SINKS) == {
+        "window",
+        "tcp://",
+        "ipc://",
+        "http://",
+        "mqtt://",
+        "mqtts://",
+        "/",
+        ".mp4",
+        ".mkv",
+        ".jsonl",
+        ".parquet",
+    }

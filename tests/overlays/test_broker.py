@@ -1,0 +1,64 @@
+"""What is said to a broker, and where: addresses, topics, words."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from overlays.broker import finding_message, level, parse_broker
+from pipeline.frames import Box
+from tests.overlays.conftest import explain
+
+
+@pytest.mark.parametrize(
+    ("uri", "broker"),
+    [
+        ("mqtt://10.0.0.3", ("10.0.0.3", 1883, False, "recipro-stream")),
+        ("mqtt://broker:1884/", ("broker", 1884, False, "recipro-stream")),
+        ("mqtts://broker.example/plant/hall 3", ("broker.example", 8883, True, "plant/hall 3")),
+        ("MQTT://[::1]:5/a", ("::1", 5, False, "a")),
+    ],
+)
+def test_an_address_is_read(uri, broker):
+    assert parse_broker(uri) == broker
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("mqtt://", "mqtt://host:port/topic"),
+        ("mqtt://host:0/t", "from 1 to 65535"),
+        ("mqtt://host:70000/t", "from 1 to 65535"),
+        ("mqtt://host/a/+/b", "no \\+ and no #"),
+        ("mqtt://host/a//b", "no empty level"),
+        ("mqtt://me:secret@host/t", "--mqtt-credentials FILE"),
+    ],
+)
+def test_an_address_that_is_none_is_refused_with_the_cure_and_without_its_password(uri, said):
+    with pytest.raises(ValueError, match=said) as refused:
+        parse_broker(uri)
+    assert "secret" not in str(refused.value)
+
+
+@given(st.text())
+def test_whatever_a_camera_is_called_it_is_one_level_of_a_topic(camera):
+    assert level(camera)
+    assert not set("+#/\x00") & set(level(camera))
+    assert parse_broker("mqtt://h/t").finding(camera).count("/") == 2
+
+
+def test_a_finding_is_told_without_heat_but_with_its_hottest_spot():
+    heat = np.zeros((3, 4), np.float32)
+    heat[1, 2] = 1.0
+    told = json.loads(
+        finding_message(explain(heat=heat, region=Box(0, 0, 64, 48)), sent_at_unix=1e9, now_monotonic=1.0)
+    )
+    [finding] = told["findings"]
+    assert finding == {"label": "bottle", "class_index": 3, "score": 0.875, "box": None, "peak": [40.0, 24.0]}
+    assert (told["version"], told["camera"], told["model"]) == (1, "line", "resnet50")
+    flat = explain(heat=np.zeros((3, 4), np.float32))
+    assert json.loads(finding_message(flat, sent_at_unix=0.0, now_monotonic=0.0))["findings"][0]["peak"] is None

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from commands import options
-from commands.evaluated import VIDEO_LIMIT, Known, open_evaluated
+from commands.evaluated import VIDEO_LIMIT, open_evaluated
 from commands.joining import make_network
 from commands.options import NETWORK, RUN, TRUTH, option, stated
 from commands.signals import until_interrupted
 from commands.terminal import fail, near, say
-from commands.truths import Known, find_masks, find_truths, read_meaning, read_paths
+from commands.truths import Known, find_masks, find_truths, read_meaning
 from pipeline.config import make_config
 from pipeline.errors import ConfigError
 
@@ -79,13 +78,13 @@ def evaluate(
     config = make_config({}, "command line", {"engine": stated(engine)})
     if masks and boxes:
         raise ConfigError(f"--masks {str(masks)!r} and --boxes {str(boxes)!r}: one truth at a time; leave one out")
-    wanted = Wanted(
-        method=method or "recipro-cam", steps=steps, any_box=any_box, meaning=read_meaning(class_map)
-    )  # fmt: skip
+    meaning = read_meaning(class_map)
+    wanted = Wanted(method=method or "recipro-cam", steps=steps, any_box=any_box, meaning=meaning)
     work = open_evaluated(pictures, limit, Known(find_truths(boxes, box_names), find_masks(masks, mask_above)))
     examiner = build_examiner(make_network(config), config.engine, wanted)
     settings = {
-        "pictures": pictures, "method": wanted.method, **engine, "kernel": config.engine.kernel, "fit": examiner.fit, "steps": steps,
+        "pictures": pictures, "method": wanted.method, **engine, "kernel": config.engine.kernel, "fit": examiner.fit,
+        "steps": steps,
         "layer": examiner.split.layer, "grid": "{}x{}".format(*examiner.split.grid), "boxes": boxes and str(boxes),
         "box_names": box_names and str(box_names), "class_map": class_map and str(class_map), "any_box": any_box,
         "masks": masks and str(masks), "mask_above": mask_above,
@@ -109,6 +108,5 @@ def evaluate(
     for key, name, _, factor in ROWS:
         if summary.get(key) is not None:
             say(f"{name:28} {factor * float(summary[key] or 0):8.2f}")
-    say(
-        f"\n{len(records)} of {len(work.names)} pictures; read {near(output / 'report.html')} ({RECORDS} holds each one)"
-    )
+    page_place = near(output / "report.html")
+    say(f"\n{len(records)} of {len(work.names)} pictures; read {page_place} ({RECORDS} holds each one)")

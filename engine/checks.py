@@ -11,7 +11,7 @@ import torch
 from engine.backends.table import BACKENDS
 from pipeline.checks import Check
 
-_PACKAGES = ("torch", "torchvision", "timm", "torch-tensorrt", "onnxscript")
+_PACKAGES = ("torch", "torchvision", "timm", "torch-tensorrt", "onnxscript", "grad-cam")
 
 
 def checks() -> list[Check]:
@@ -52,6 +52,7 @@ def _package(name: str) -> Check:
         cures = {
             "timm": "only for timm's models: uv sync --extra timm",
             "onnxscript": "only for run.py export to .onnx: uv sync --extra export",
+            "grad-cam": "only for run.py evaluate --method grad-cam and its kin: uv sync --extra evaluate",
             "torch-tensorrt": "only for TensorRT on a GPU: uv sync --extra tensorrt",
         }
         return Check(name, present=False, says="not installed", cure=cures.get(name, "uv sync"))

@@ -48,16 +48,8 @@ ROWS: Final = (
 """Summary key, its name, what to look for, and the factor it is shown with."""
 
 CHARTS: Final = (
-    "score",
-    "drop",
-    "coherency",
-    "complexity",
-    "adcc",
-    "deletion",
-    "insertion",
-    "energy_inside",
-    "stability",
-)
+    "score", "drop", "coherency", "complexity", "adcc", "deletion", "insertion", "energy_inside", "stability",
+)  # fmt: skip
 
 _STYLE: Final = """
 body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;color:#1b1b1f;background:#fff}

@@ -4,6 +4,7 @@ import csv
 import json
 import sys
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -135,3 +136,67 @@ def test_masks_are_found_by_name_and_folders_that_are_classes_say_what_is_right(
     code, _, errors = command("--output", "small", "--masks", "masks", pictures="list.txt")
     assert code == 2
     assert "is 6x8 and its picture 60x80" in errors
+
+
+@pytest.fixture
+def video(command, tmp_path):
+    """Nine frames: a bright square walks over a grey ground; the fifth frame is the fourth again."""
+    place = tmp_path / "walk.mkv"
+    with av.open(str(place), "w") as container:
+        stream = container.add_stream("ffv1", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 80, 60, "bgr0"
+        for step in (0, 1, 2, 3, 3, 5, 6, 7, 8):
+            image = np.full((60, 80, 3), 90, np.uint8)
+            image[10:40, 5 * step : 5 * step + 30] = (200, 180, 40)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format="bgr0")))
+        container.mux(stream.encode())
+    return place
+
+
+def test_a_videos_frames_are_compared_with_their_successors(command, video, tmp_path):
+    code, told, errors = command("--output", "out", pictures="walk.mkv")
+    assert code == 0, errors
+    assert "8 of 8 pictures" in told
+    assert "Temporal stability" in told
+    records = [json.loads(line) for line in (tmp_path / "out" / "images.jsonl").read_text().splitlines()]
+    assert [one["image"] for one in records] == [f"frame {index:06d}" for index in range(8)]
+    assert records[7]["at_seconds"] == pytest.approx(0.7, abs=0.01)
+    assert records[3]["picture_stability"] == pytest.approx(1.0)
+    assert all(one["picture_stability"] < 0.99 for place, one in enumerate(records) if place != 3)
+    if any(map(any, records[3]["heat"])):
+        assert records[3]["stability"] == pytest.approx(1.0)
+    summary = json.loads((tmp_path / "out" / "result.json").read_text())["summary"]
+    assert summary["neighbours"] == 8
+    assert summary["stability"] == pytest.approx(sum(one["stability"] for one in records) / 8)
+    moved = sum(1 - one["picture_stability"] for one in records)
+    assert summary["unrest"] == pytest.approx(sum(1 - one["stability"] for one in records) / moved)
+    assert {"stability", "picture_stability", "at_seconds"} <= set((tmp_path / "out" / "result.csv").read_text()
+                                                                   .splitlines()[0].split(","))  # fmt: skip
+    assert "Temporal stability" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_video_is_sampled_evenly_and_gone_on_with(command, video, tmp_path):
+    assert command("--output", "out", "--limit", 2, pictures="walk.mkv")[0] == 0
+    first = (tmp_path / "out" / "images.jsonl").read_text()
+    assert [json.loads(line)["image"] for line in first.splitlines()] == ["frame 000000", "frame 000004"]
+    code, told, _ = command("--output", "out", "--limit", 4, pictures="walk.mkv")
+    assert code == 0
+    assert "2 of 4 pictures were measured before" in told
+    assert (tmp_path / "out" / "images.jsonl").read_text().startswith(first)
+
+
+def test_boxes_do_not_go_with_a_video(command, video, tmp_path):
+    (tmp_path / "coco.json").write_text('{"images": [], "categories": [], "annotations": []}')
+    code, _, errors = command("--output", "out", "--boxes", "coco.json", pictures="walk.mkv")
+    assert code == 2
+    assert "walk.mkv is a video" in errors
+
+
+def test_another_method_is_named_in_the_settings_and_an_unknown_one_is_refused(command, tmp_path):
+    code, _, errors = command("--output", "out", "--method", "cam")
+    assert code == 0, errors
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["settings"]["method"] == "cam"
+    code, _, errors = command("--output", "other", "--method", "gradcam")
+    assert code == 2
+    assert "method 'gradcam' is unknown" in errors
+    assert "'grad-cam'" in errors

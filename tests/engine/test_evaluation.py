@@ -104,6 +104,33 @@ def test_pixels_are_inside_a_box_by_their_centres_and_boxes_follow_the_frame_to_
     assert mask.astype(int).tolist() == [[0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
 
 
+def test_neighbouring_frames_are_compared_by_the_maps_of_one_class(network, frame):
+    examiner = build_examiner(network, EngineConfig(), Wanted(steps=0, randomised=False))
+    other = Frame(np.ascontiguousarray(frame.image[:, ::-1]), "test", 1, 0.0)
+    told = examiner.compare(frame, other, 2)
+    images = [examiner._preprocessing.normalised(examiner._preprocessing.pixels([one])) for one in (frame, other)]
+    heats = [recipro_cam(examiner.split, image, 2)[1][0] for image in images]
+    maps = [spread(heat, (32, 32)).numpy().ravel() for heat in heats]
+    assert told["stability"] == pytest.approx(np.corrcoef(*maps)[0, 1], abs=1e-5)
+    greys = [image[0].mean(0).numpy().ravel() for image in images]
+    assert told["picture_stability"] == pytest.approx(np.corrcoef(*greys)[0, 1], abs=1e-5)
+    assert told["label_kept"] is bool(recipro_cam(examiner.split, images[1])[0].argmax() == 2)
+    same = examiner.compare(frame, frame, 2)
+    assert (same["stability"], same["picture_stability"]) == (pytest.approx(1.0), pytest.approx(1.0))
+
+
+def test_a_summary_compares_neighbours_where_there_are_any():
+    one = {"drop": 0.2, "coherency": 1.0, "complexity": 0.4, "heat": [[0, 1]], "seconds": 1.0}
+    pairs = [(0.9, 0.95), (0.5, 0.75), (0.8, 0.9)]
+    row = summarise([one, *(one | {"stability": r, "picture_stability": s, "label_kept": True} for r, s in pairs)])
+    assert (row["neighbours"], row["label_kept"]) == (3, 1.0)
+    assert row["stability"] == pytest.approx(2.2 / 3)
+    assert row["unrest"] == pytest.approx(0.8 / 0.4)
+    assert row["follows"] == pytest.approx(1.0)
+    alone = summarise([one])
+    assert (alone["neighbours"], alone["stability"], alone["unrest"], alone["follows"]) == (0, None, None, None)
+
+
 def test_shuffled_weights_are_the_same_values_elsewhere_and_leave_the_network_alone(network):
     before = [p.clone() for p in network.net.parameters()]
     other = shuffled(network.net)

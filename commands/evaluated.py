@@ -1,0 +1,179 @@
+"""What an evaluation looks at: pictures, or a video, of which frames and their successors are sampled."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from commands.terminal import say
+from commands.truths import Known, read_paths
+from pipeline.errors import ConfigError, DamagedError, SourceError
+from pipeline.frames import Frame, Image
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from engine.evaluation.examiner import Examiner
+    from engine.evaluation.journal import Journal
+    from pipeline.ports import Source
+
+log = logging.getLogger("recipro-stream")
+
+VIDEO_LIMIT: Final = 100
+"""How many frames of a video are measured when nobody says."""
+
+
+class Evaluated(Protocol):
+    """Pictures with names, to be measured and to be seen again."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The chosen ones, in their order."""
+
+    def examine(self, examiner: Examiner, journal: Journal, stop: threading.Event) -> None:
+        """Measure those that the journal does not hold yet, until there are none or ``stop`` is set."""
+
+    def images(self, names: Sequence[str]) -> dict[str, Image]:
+        """Return pictures by name."""
+
+
+def open_evaluated(place: str, limit: int | None, known: Known) -> Evaluated:
+    """Return what a path names: one video file, or a folder, glob or list of pictures.
+
+    Raises:
+        ConfigError: boxes or masks for a video.
+        SourceError: there is nothing of the kind.
+    """
+    from stream.file import FileSource
+    from stream.images import found_images
+    from stream.sources import IMAGE_SUFFIXES, build_source
+
+    if place.endswith(".txt"):
+        return Pictures({str(path): path for path in read_paths(Path(place))}, limit, known)
+    if Path(place).is_file() and isinstance(source := build_source(place), FileSource):
+        if known.truths_of or known.mask_of:
+            raise ConfigError(f"--boxes, --masks: {place} is a video; they go with pictures, give a folder of those")
+        return Video(source, VIDEO_LIMIT if limit is None else limit)
+    in_folder = Path(place).is_dir()
+    paths = {path.name if in_folder else str(path): path for path in found_images(place, IMAGE_SUFFIXES)}
+    return Pictures(paths, limit, known)
+
+
+def evenly(count: int, limit: int | None) -> list[int]:
+    """Return at most ``limit`` of ``count`` places, evenly chosen."""
+    return list(range(count)) if limit is None or limit >= count else [k * count // limit for k in range(limit)]
+
+
+class Pictures:
+    """Pictures in files."""
+
+    def __init__(self, paths: dict[str, Path], limit: int | None, known: Known) -> None:
+        every = list(paths)
+        self.names = [every[place] for place in evenly(len(every), limit)]
+        self._paths = paths
+        self._known = known
+
+    def examine(self, examiner: Examiner, journal: Journal, stop: threading.Event) -> None:
+        """Measure one after the other; one that does not decode is left out."""
+        from stream.images import read_image
+
+        waiting = _waiting(self.names, journal)
+        with _progress() as progress:
+            for index, name in enumerate(progress.track(waiting, description="measuring")):
+                if stop.is_set():
+                    return
+                try:
+                    image = read_image(self._paths[name])
+                except SourceError as reason:
+                    log.warning("left out: %s", reason)
+                    continue
+                frame = Frame(image, "evaluate", index, 0.0)
+                journal.add({"image": name, **_measured(examiner, frame, self._paths[name], self._known)})
+
+    def images(self, names: Sequence[str]) -> dict[str, Image]:
+        """Read the files again."""
+        from stream.images import read_image
+
+        return {name: read_image(self._paths[name]) for name in names}
+
+
+class Video:
+    """Frames of a recording, evenly chosen, each with the one that follows it."""
+
+    def __init__(self, source: Source, limit: int) -> None:
+        self._source = source
+        total = sum(1 for _ in self._frames(threading.Event()))
+        self._places = {f"frame {index:06d}": index for index in evenly(max(1, total - 1), limit)}
+        self.names = list(self._places)
+
+    def examine(self, examiner: Examiner, journal: Journal, stop: threading.Event) -> None:
+        """Decode everything, measure what was chosen, and compare it with its successor."""
+        waiting = {self._places[name]: name for name in _waiting(self.names, journal)}
+        before: Frame | None = None
+        with _progress() as progress:
+            task = progress.add_task("measuring", total=len(waiting))
+            for frame in self._frames(stop) if waiting else ():
+                if before is not None:
+                    _add(journal, waiting.pop(before.index), examiner, before, frame)
+                    progress.advance(task)
+                before = frame if frame.index in waiting else None
+                if before is None and not waiting:
+                    return
+            if before is not None and not stop.is_set():
+                _add(journal, waiting.pop(before.index), examiner, before, None)
+
+    def images(self, names: Sequence[str]) -> dict[str, Image]:
+        """Decode them again."""
+        wanted = {self._places[name]: name for name in names}
+        found = {}
+        for frame in self._frames(threading.Event()) if wanted else ():
+            if frame.index in wanted:
+                found[wanted[frame.index]] = frame.image
+            if len(found) == len(wanted):
+                break
+        return found
+
+    def _frames(self, stop: threading.Event) -> Iterator[Frame]:
+        """Give every good frame; one broken part-way gives what came before."""
+        try:
+            with self._source as source:
+                yield from source.frames(stop)
+        except DamagedError as reason:
+            log.warning("%s", reason)
+
+
+def _measured(examiner: Examiner, frame: Frame, path: Path, known: Known) -> dict[str, Any]:
+    """Return what is measured on one picture; where its folder is called like a class, whether it is named right."""
+    size = frame.height, frame.width
+    truths = None if known.truths_of is None else known.truths_of(path, size)
+    mask = None if known.mask_of is None else known.mask_of(path, size)
+    told = examiner.examine(frame, truths, mask)
+    folder = path.resolve().parent.name
+    return told | {"right": told["label"] == folder} if folder in examiner.labels else told
+
+
+def _add(journal: Journal, name: str, examiner: Examiner, frame: Frame, following: Frame | None) -> None:
+    told = examiner.examine(frame)
+    if following is not None:
+        told |= examiner.compare(frame, following, told["class"])
+    journal.add({"image": name, "at_seconds": round(frame.pts_seconds or 0.0, 3), **told})
+
+
+def _waiting(names: Sequence[str], journal: Journal) -> list[str]:
+    waiting = [name for name in names if name not in journal.records]
+    if len(waiting) < len(names):
+        say(f"{len(names) - len(waiting)} of {len(names)} pictures were measured before; going on.")
+    return waiting
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        yield progress

@@ -1,0 +1,102 @@
+"""The pointing game on pictures with boxes: methods side by side, paired with Grad-CAM.
+
+    uv run --extra evaluate python -m tests.bench.pointing --boxes FOLDER --usable usable_top1.json \\
+        --class-map imagenet_to_coco.json --weights DIR [DIR ...] --output DIR
+
+FOLDER is a YOLO data set; the file of usable pictures names those, relative to ``--root``, whose top-1 class is an
+annotated one for some network. Played where a box of the explained class is known. Every figure comes with its standard
+error; ``against`` is the mean of the paired differences to Grad-CAM, picture by picture, with theirs, and how many
+pictures either method alone hits. One JSON line a network and method.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.evaluation import metrics
+from engine.evaluation.boxes import yolo_boxes
+from pipeline.config import read_yaml
+from pipeline.frames import Box, Truth
+from stream.images import read_image
+from tests.bench.figures import place, print_line
+from tests.bench.side_by_side import DEAR, NETWORKS, WAYS, Run, examine_all, values_of, with_error
+
+GAMES = ("pointing", "pointing_15px", "energy_inside")
+YARDSTICK = "Grad-CAM"
+
+
+def read_truths(pictures: Sequence[Path], names: Sequence[str]) -> dict[str, tuple[Truth, ...]]:
+    """Return what each picture holds; its label file stands beside it."""
+    return {
+        path.name: yolo_boxes(
+            path.with_suffix(".txt").read_text(encoding="utf-8"), names, read_image(path).shape[:2], path.name
+        )
+        for path in pictures
+    }
+
+
+def against(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], game: str) -> dict[str, Any]:
+    """Return the mean paired difference in points with its standard error, and the pictures that only one hits."""
+    one, other = values_of(ours, game), values_of(theirs, game)
+    apart = [a - b for a, b in zip(one, other, strict=True)]
+    told: dict[str, Any] = {"points": with_error(apart)}
+    if game != "energy_inside":
+        told["only_ours"], told["only_theirs"] = apart.count(1.0), apart.count(-1.0)
+    return told
+
+
+def centre_hits(records: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Return whether the picture's centre, always, would have hit."""
+    hits = []
+    for one in records:
+        if one["pointing"] is not None:
+            left, top, right, bottom = one["region"]
+            boxes = [Box(*box) for box in one["boxes"]]
+            hits.append(float(metrics.points_at(((left + right) / 2, (top + bottom) / 2), boxes)))
+    return hits
+
+
+def main() -> None:
+    """Measure what the command line names."""
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask.add_argument("--boxes", type=Path, required=True)
+    ask.add_argument("--usable", type=Path, required=True)
+    ask.add_argument("--root", type=Path, help="What the usable pictures' names are relative to.")
+    ask.add_argument("--class-map", type=Path, required=True)
+    ask.add_argument("--weights", type=Path, nargs="+", required=True)
+    ask.add_argument("--output", type=Path, required=True)
+    ask.add_argument("--networks", nargs="+", default=["resnet18", "resnet50"], choices=list(NETWORKS))
+    cheap = [way for way in WAYS if way not in DEAR]
+    ask.add_argument("--methods", nargs="+", default=cheap, choices=list(WAYS))
+    ask.add_argument("--threads", type=int, default=2)
+    told = ask.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    torch.set_num_threads(told.threads)
+    listed = read_yaml((told.boxes / "config.yaml").read_text(encoding="utf-8"), "config.yaml")["names"]
+    names = [listed[key] for key in sorted(listed)] if isinstance(listed, dict) else listed
+    root = told.root or told.usable.parent.parent
+    pictures = [root / name for name in json.loads(told.usable.read_text(encoding="utf-8"))]
+    meaning = next(iter(json.loads(told.class_map.read_text(encoding="utf-8")).values()))
+    run = Run(pictures, told.methods, "stretch", 0, read_truths(pictures, names), meaning)
+    for name in told.networks:
+        records = examine_all(name, told.weights, run, told.output)
+        for way, ours in records.items():
+            line: dict[str, Any] = {game: with_error(values_of(ours, game)) for game in GAMES}
+            line["average_drop"] = with_error(values_of(ours, "drop"))
+            if YARDSTICK in records and way != YARDSTICK:
+                line["against"] = {game: against(ours, records[YARDSTICK], game) for game in GAMES}
+            line["centre"] = with_error(centre_hits(ours))
+            count = len(values_of(ours, "pointing"))
+            print_line(bench="pointing", network=name, method=way, pictures=len(ours), played=count, **line, **place())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Our measures agree with those of torch-cam and grad-cam on the same maps to 1e-4; skipped where those are missing."""
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from engine.evaluation.build import Wanted, build_examiner
+from engine.evaluation.examiner import blurred, spread
+from engine.methods.recipro import recipro_cam
+from engine.networks import Network
+from pipeline.config import EngineConfig
+from pipeline.frames import Frame
+
+SIZE, STEPS, CLOSE = (32, 32), 16, 1e-4
+
+
+@pytest.fixture(scope="module")
+def network():
+    with torch.random.fork_rng():
+        torch.manual_seed(12)
+        net = nn.Sequential(
+            nn.Conv2d(3, 16, 5, 4, 2), nn.ReLU(), nn.Conv2d(16, 16, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(), nn.Linear(16, 5),
+        ).eval()  # fmt: skip
+    with torch.no_grad():
+        net[6].weight.mul_(12)
+    return Network(net, "small", tuple("abcde"), SIZE, (0.5,) * 3, (0.25,) * 3, None)
+
+
+@pytest.fixture(scope="module")
+def measured(network):
+    """Pictures as the network takes them, what we measured on each, and its map at their size."""
+    examiner = build_examiner(network, EngineConfig(), Wanted(steps=STEPS, randomised=False))
+    rng = np.random.default_rng(4)
+    frames = [Frame(np.kron(rng.integers(0, 256, (8, 8, 3), np.uint8), np.ones((4, 4, 1), np.uint8)), "test", k, 0.0)
+              for k in range(12)]  # fmt: skip
+    told = [examiner.examine(frame) for frame in frames]
+    images = [examiner._preprocessing.normalised(examiner._preprocessing.pixels([frame])) for frame in frames]
+    maps = [spread(recipro_cam(examiner.split, image)[1][0], SIZE) for image in images]
+    return examiner, torch.cat(images), told, torch.stack(maps)
+
+
+class Given:
+    """An extractor of torch-cam's shape, whose maps are known beforehand."""
+
+    def __init__(self, net, maps):
+        self.model, self.maps = net, maps
+
+    def __call__(self, class_idx=None, scores=None, normalized=True, *, targets=None, **more):
+        return [self.maps]
+
+    def fuse_cams(self, cams):
+        return cams[0]
+
+    def _hooks_off(self):
+        return nullcontext()
+
+
+def means(told, key):
+    return float(np.mean([one[key] for one in told]))
+
+
+def test_the_cases_are_worth_comparing(measured):
+    told = measured[2]
+    assert 0.0 < means(told, "increase") < 1.0
+    assert means(told, "drop") > 0.01
+    assert means(told, "coherency") < 0.999
+
+
+def test_drop_and_increase_agree_with_torch_cams(network, measured):
+    theirs = pytest.importorskip("torchcam.metrics", reason="torch-cam is not installed")
+    _, images, told, maps = measured
+    metric = theirs.ClassificationMetric(Given(network.net, maps), lambda logits: logits.softmax(-1))
+    metric.update(images)
+    assert means(told, "drop") == pytest.approx(metric.summary()["avg_drop"], abs=CLOSE)
+    assert means(told, "increase") == metric.summary()["conf_increase"]
+
+
+def test_deletion_and_insertion_agree_with_torch_cams(network, measured):
+    theirs = pytest.importorskip("torchcam.metrics", reason="torch-cam is not installed")
+    _, images, told, maps = measured
+    for key, baseline in (("deletion", None), ("insertion", blurred)):
+        metric = theirs.DeletionInsertionMetric(
+            Given(network.net, maps), lambda logits: logits.softmax(-1), steps=STEPS, baseline=baseline
+        )
+        metric.update(images)
+        assert means(told, key) == pytest.approx(metric.summary()[f"{key}_auc"], abs=CLOSE)
+
+
+class Score:
+    """grad-cam asks its targets for a score."""
+
+    def __init__(self, index):
+        self.index = index
+
+    def __call__(self, logits):
+        return torch.softmax(logits, -1)[self.index]
+
+
+def test_drop_and_increase_agree_with_grad_cams(network, measured):
+    theirs = pytest.importorskip("pytorch_grad_cam.metrics.cam_mult_image", reason="grad-cam is not installed")
+    _, images, told, maps = measured
+    targets = [Score(one["class"]) for one in told]
+    lost = theirs.DropInConfidence()(images, maps.numpy(), targets, network.net)  # not divided by the score there
+    assert [one["drop"] * one["score"] for one in told] == pytest.approx(lost.tolist(), abs=CLOSE)
+    rose = theirs.IncreaseInConfidence()(images, maps.numpy(), targets, network.net)
+    assert [float(one["increase"]) for one in told] == rose.tolist()
+
+
+def test_coherency_and_complexity_agree_with_grad_cams(network, measured):
+    theirs = pytest.importorskip("pytorch_grad_cam.metrics.arcc", reason="grad-cam is not installed")
+    examiner, images, told, maps = measured
+    assert [one["complexity"] for one in told] == pytest.approx(theirs.Complexity()(maps.numpy()).tolist(), abs=CLOSE)
+
+    def again(input_tensor, targets):
+        _, heat = recipro_cam(examiner.split, input_tensor, [one["class"] for one in told])
+        return torch.stack([spread(one, SIZE) for one in heat]).numpy()
+
+    coherency = theirs.Coherency()(images, maps.numpy(), None, network.net, again)
+    assert [one["coherency"] for one in told] == pytest.approx(coherency.tolist(), abs=CLOSE)

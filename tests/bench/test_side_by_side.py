@@ -1,0 +1,82 @@
+"""Methods side by side: the same pictures, the same feature maps, errors of paired differences."""
+
+import json
+import math
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from engine.models import MODELS
+from engine.networks import build_untrained
+from tests.bench import authors_table, pointing
+from tests.bench.side_by_side import Remembering, values_of, with_error
+
+
+def test_a_head_that_remembers_runs_once_for_a_picture_and_each_of_its_masked_ones():
+    ran = []
+
+    class Head(nn.Module):
+        def forward(self, images):
+            ran.append(float(images[0]))
+            return 2 * images
+
+    head = Remembering(Head())
+    for masked in (2.0, 3.0, 4.0):
+        for value in (1.0, masked, masked):
+            assert head(torch.tensor([value])) == 2 * value
+    assert ran == [1.0, 2.0, 3.0, 4.0]
+    head(torch.tensor([1.0])).add_(5)
+    assert head(torch.tensor([1.0])) == 2.0
+
+
+def test_errors_are_standard_errors_in_per_cent():
+    assert with_error([0.0, 1.0, 1.0, 0.0]) == [50.0, pytest.approx(100 * math.sqrt(1 / 3) / 2, abs=0.01)]
+    assert with_error([0.25]) == [25.0, 0.0]
+    assert values_of([{"a": True}, {"a": None}, {}, {"a": 0.5}], "a") == [1.0, 0.5]
+
+
+def test_differences_are_taken_picture_by_picture():
+    ours = [{"pointing": one} for one in (True, True, False, None, True)]
+    theirs = [{"pointing": one} for one in (True, False, True, None, False)]
+    told = pointing.against(ours, theirs, "pointing")
+    assert (told["only_ours"], told["only_theirs"]) == (2, 1)
+    # differences 0 1 -1 1: mean 0.25, standard deviation sqrt(11 / 12)
+    assert told["points"] == [25.0, pytest.approx(100 * math.sqrt(11 / 12) / 2, abs=0.01)]
+
+
+def test_the_centre_is_a_game_too():
+    record = {"pointing": True, "region": [0, 0, 100, 50], "boxes": [[40, 20, 60, 30]]}
+    assert pointing.centre_hits([record, record | {"boxes": [[0, 0, 9, 9]]}, record | {"pointing": None}]) == [1.0, 0.0]
+
+
+def test_the_table_has_a_row_for_each_method_and_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
+    torch.save(build_untrained(MODELS["squeezenet1_1"]).state_dict(), tmp_path / "squeezenet1_1.pt")
+    (tmp_path / "photos").mkdir()
+    for number in range(3):
+        image = np.random.default_rng(number).integers(0, 256, (60, 80, 3), np.uint8)
+        cv2.imwrite(str(tmp_path / "photos" / f"{number}.png"), image)
+    words = ["--photos", tmp_path / "photos", "--weights", tmp_path, "--output", tmp_path / "out", "--subset", 2,
+             "--networks", "squeezenet1_1", "--methods", "Recipro-CAM, point", "CAM", "--steps", 2]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["authors_table", *map(str, words)])
+    authors_table.main()
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(one["part"], one["method"], one["photos"]) for one in lines] == [
+        ("all", "Recipro-CAM, point", 3), ("all", "CAM", 3), ("subset", "Recipro-CAM, point", 2), ("subset", "CAM", 2),
+    ]  # fmt: skip
+    assert {"drop", "coherency", "complexity", "adcc_of_means", "adcc"} <= set(lines[0]["percent"])
+    assert {"deletion", "insertion"} <= set(lines[2]["percent"])
+    assert (tmp_path / "out" / "table.md").read_text().count("| squeezenet1_1 | CAM |") == 2
+    written = sorted((tmp_path / "out").rglob("images.jsonl"))
+    before = [place.read_text() for place in written]
+    authors_table.main()
+    assert [place.read_text() for place in written] == before
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == lines
+
+
+def test_weights_that_are_missing_are_named(tmp_path):
+    with pytest.raises(SystemExit, match=r"resnet18\.pth"):
+        authors_table.find_weights([tmp_path], "resnet18.pth")

@@ -50,6 +50,9 @@ def train(
     input_size: options.InputSize = None,
     fit: options.Fit = None,
     layer: Annotated[str | None, option(NETWORK, "Where it will be explained. Default: the last grid.")] = None,
+    until: Annotated[
+        str | None, option(NETWORK, "The network ends with this layer: a finer grid for small things, and faster.")
+    ] = None,
     freeze: Annotated[bool, option(LESSONS, "Only the last layer learns: fast, less able.", "--freeze")] = False,
     freeze_to: Annotated[str | None, option(LESSONS, "This layer, and all before it, stay as they are.")] = None,
     augment: Annotated[
@@ -99,7 +102,7 @@ def train(
     _check_shares(held_out, stopping)
     wish = Wish(
         engine.model, weights or find_shipped_weights(engine.model), engine.input_size, engine.fit, engine.layer,
-        freeze=freeze, freeze_to=freeze_to, augment=_words(augment), balance=cast("Balance", balance),
+        until, freeze=freeze, freeze_to=freeze_to, augment=_words(augment), balance=cast("Balance", balance),
         epochs=epochs, batch=batch, learning_rate=learning_rate, patience=patience, threads=engine.threads,
         precision=cast("Lowered", precision), seed=seed,
     )  # fmt: skip

@@ -2,8 +2,8 @@
 
 Nothing in it is code. Beside the tensors it carries string metadata, each value JSON where it is no plain word:
 ``format`` ("recipro-stream 1"), ``model``, ``labels``, ``input_size`` [height, width], ``mean``, ``std``, ``layer``
-(where the network is cut), ``provenance``, and ``fit`` (how a frame is brought to the input size; older files have
-none, and mean ``stretch``).
+(where the network is cut), ``provenance``, ``fit`` (how a frame is brought to the input size; older files have none,
+and mean ``stretch``) and ``until`` (the layer it ends with, where it was ended earlier than the table's).
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ class ModelFile:
     """How it came to be: seeds, steps, date, versions, measured accuracy, the command."""
     fit: Fit = "stretch"
     """How a frame is brought to the input size."""
+    until: str | None = None
+    """The layer the network of the table ends with here; None = its own end."""
 
 
 def save_model(path: str | Path, content: ModelFile) -> None:
@@ -63,6 +65,7 @@ def save_model(path: str | Path, content: ModelFile) -> None:
         "std": json.dumps(content.std),
         "layer": content.layer,
         "fit": content.fit,
+        **({"until": content.until} if content.until else {}),
         "provenance": json.dumps(dict(content.provenance), sort_keys=True),
     }
     payload = save({name: tensor.contiguous().cpu() for name, tensor in content.state.items()}, metadata)
@@ -102,6 +105,7 @@ def read_model_file(path: str | Path) -> ModelFile:
         layer=word(path, metadata, "layer"),
         provenance=mapping(path, metadata, "provenance"),
         fit=_fit(path, metadata),
+        until=metadata.get("until"),
     )
 
 

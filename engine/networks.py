@@ -20,6 +20,7 @@ from engine.methods.recipro import Target
 from engine.model_file import ModelFile, read_model_file
 from engine.models import IMAGENET_MEAN, IMAGENET_STD, MODELS, ModelEntry, lookup
 from engine.preprocess import Fit, Preprocessing
+from engine.shortened import shorten
 from engine.weights import load_into, read_state
 from pipeline.config import EngineConfig
 from pipeline.errors import ConfigError, ModelError, nearest
@@ -246,7 +247,13 @@ def _line_net(entry: ModelEntry, weights: Path | str | None) -> Network:
 def network_of(file: ModelFile, path: Path) -> Network:
     """Return the network a model file holds."""
     entry = entry_of(file.model)
-    net = load_into(lambda _: build_untrained(entry, len(file.labels)), file.state, entry.name, path)
+
+    def build(_: int | None) -> nn.Module:
+        if file.until:
+            return shorten(build_untrained(entry), file.until, file.input_size, len(file.labels))
+        return build_untrained(entry, len(file.labels))
+
+    net = load_into(build, file.state, entry.name, path)
     layer = file.layer or entry.layer
     return Network(net, entry.name, file.labels, file.input_size, file.mean, file.std, layer, fit=file.fit)
 

@@ -16,7 +16,7 @@ from engine.finetuning.course import Balance, Course, Epoch, Numbers, confusion,
 from engine.finetuning.learners import LastLayer, TunedNetwork, freeze_to
 from engine.finetuning.pictures import USUAL, Pictures, make_changes
 from engine.finetuning.roster import HELD_OUT, LEARNING, STOPPING, Sample
-from engine.finetuning.surgery import adapted
+from engine.finetuning.surgery import adapted, shortened
 from engine.model_file import ModelFile
 from engine.networks import RANDOM
 from engine.preprocess import Fit, Preprocessing
@@ -42,6 +42,8 @@ class Wish:
     fit: Fit = "stretch"
     layer: str | None = None
     """Where the network will be explained."""
+    until: str | None = None
+    """The layer the network ends with; None = its own end."""
     freeze: bool = False
     """Only the last layer learns."""
     freeze_to: str | None = None
@@ -137,9 +139,12 @@ def teach(
     numbers = _numbered(parts)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(wish.seed)
-        net, entry, last = adapted(wish.model, wish.weights, len(labels))
+        if wish.until:
+            net, entry, last = shortened(wish.model, wish.weights, len(labels), wish.until, wish.input_size)
+        else:
+            net, entry, last = adapted(wish.model, wish.weights, len(labels))
         size = wish.input_size or entry.input_size
-        layer = split_network(net, wish.layer or entry.layer, size).layer
+        layer = split_network(net, wish.layer or (None if wish.until else entry.layer), size).layer
         if wish.freeze_to:
             freeze_to(net, wish.freeze_to, size)
         pictures = Pictures([one.path for one in samples], read, Preprocessing(size, entry.mean, entry.std, wish.fit))
@@ -152,7 +157,7 @@ def teach(
     found = {part: _examined(learner, samples, classes, numbers[part], labels) for part in (STOPPING, HELD_OUT)}
     state = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
     provenance = _provenance(wish, course, told, parts, found)
-    file = ModelFile(state, entry.name, labels, size, entry.mean, entry.std, layer, provenance, wish.fit)
+    file = ModelFile(state, entry.name, labels, size, entry.mean, entry.std, layer, provenance, wish.fit, wish.until)
     return Diploma(file, tuple(told), course, found)
 
 

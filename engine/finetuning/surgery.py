@@ -12,8 +12,22 @@ from torch import nn
 
 from engine.models import ModelEntry
 from engine.networks import RANDOM, build_untrained, entry_of, load_network
+from engine.shortened import shorten
 from engine.weights import StateDict, load_into, read_state, without_prefix
 from pipeline.errors import ModelError
+
+
+def shortened(
+    model: str, weights: Path | str | None, count: int, until: str, image_size: tuple[int, int] | None
+) -> tuple[nn.Module, ModelEntry, str]:
+    """Return the same as ``adapted`` of a network that ends with a layer.
+
+    Raises:
+        ModelError, LayerError: the same, and a layer the network cannot end with.
+    """
+    entry = entry_of(model)
+    net = load_network(model, weights=weights).net
+    return shorten(net, until, image_size or entry.input_size, count), entry, "classifier"
 
 
 def adapted(model: str, weights: Path | str | None, count: int) -> tuple[nn.Module, ModelEntry, str]:

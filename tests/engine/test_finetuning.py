@@ -14,10 +14,12 @@ from engine.finetuning.pictures import CHANGES, Pictures, make_changes
 from engine.finetuning.roster import HELD_OUT, LEARNING, STOPPING, Sample, divide, sources_of
 from engine.finetuning.school import Watching, Wish, teach
 from engine.finetuning.surgery import adapted, class_keys
+from engine.methods.recipro import plan_for
 from engine.model_file import read_model_file, save_model
 from engine.models import MODELS
 from engine.networks import build_untrained, load_network
 from engine.preprocess import Preprocessing
+from engine.split import split_network
 from pipeline.config import EngineConfig
 from pipeline.errors import ConfigError, LayerError, ModelError
 
@@ -303,3 +305,33 @@ def test_freezing_all_and_freezing_to_a_layer_contradict_each_other():
 def test_a_model_file_takes_no_weights_beside_it(tmp_path):
     with pytest.raises(ConfigError, match="carries its own"):
         load_network(str(tmp_path / "part.safetensors"), weights="other.pth")
+
+
+@pytest.mark.parametrize(("name", "until"), [("resnet18", "layer3"), ("squeezenet1_1", "features.8")])
+def test_a_network_that_ends_earlier_is_its_layers_a_mean_and_a_linear_layer(name, until, tmp_path):
+    parts = divide(roster(6), SHARES, 0)
+    wish = Wish(name, "random", (64, 64), until=until, epochs=1, batch=6, threads=1)
+    diploma = teach(parts, painted, wish, watching())
+    save_model(tmp_path / "part.safetensors", diploma.file)
+    network = load_network(str(tmp_path / "part.safetensors"))
+    split = split_network(network.net, network.layer, network.input_size)
+    assert split.layer == "features"
+    assert min(split.grid) >= 3
+    whole = build_untrained(MODELS[name], 1000)
+    kept = {
+        key.removeprefix("features."): value for key, value in diploma.file.state.items() if "classifier" not in key
+    }
+    whole.load_state_dict(kept, strict=False)
+    assert set(kept) <= set(whole.state_dict())
+    images = torch.rand(2, 3, 64, 64)
+    with torch.inference_mode():
+        features = split_network(whole, until, (64, 64)).head(images)
+        assert torch.allclose(network.net.classifier(features.mean((2, 3))), network.net(images), atol=1e-5)
+        plan = plan_for(split, split.head(images[:1]), "point", 1 << 28)
+    assert plan.facts.name == "pooled"
+
+
+def test_a_network_cannot_end_with_what_it_does_not_have():
+    parts = divide(roster(6), SHARES, 0)
+    with pytest.raises(LayerError, match="Did you mean 'layer3'"):
+        teach(parts, painted, Wish("resnet18", "random", (64, 64), until="layr3"), watching())

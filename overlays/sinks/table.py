@@ -6,6 +6,7 @@ Importing it imports no vendor: ZeroMQ, OpenCV's windows and FFmpeg come with th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -90,6 +91,8 @@ SINKS: Final[Mapping[str, Builder]] = MappingProxyType(
 )
 """What a sink's URI is, begins with, or ends with."""
 
+GROUP: Final = "recipro_stream.sinks"
+_MEMBERS: Final = ("uri", "lossless", "needs_picture", "put", "idle", "__enter__", "__exit__")
 _FOLDER_ONLY: Final = (
     "rotation, disk budget and record_when are for a folder of clips; write it with a slash at its end, such as clips/"
 )
@@ -119,9 +122,38 @@ def build_sink(uri: str, *, cameras: Sequence[str] = (), options: SinkOptions | 
     if kind != "/" and options.clips != ClipOptions():
         raise SinkError(f"sink {_shown(uri)!r}: {_FOLDER_ONLY}")
     build = SINKS.get(kind)
-    if build is None:
+    if build is not None:
+        return build(uri, cameras, options)
+    added = next((entry for entry in added_kinds() if entry.name == kind), None)
+    if added is None:
         raise SinkError(_unknown(uri))
-    return build(uri, cameras, options)
+    return _added(added, uri, cameras, options)
+
+
+def added_kinds() -> list[EntryPoint]:
+    """Return what installed packages add to the table: entry points of the group ``recipro_stream.sinks``.
+
+    An entry's name is what a URI begins or ends with (``udp://``, ``.csv``); the table's own kinds cannot be replaced.
+    """
+    return [entry for entry in entry_points(group=GROUP) if entry.name not in SINKS]
+
+
+def _added(entry: EntryPoint, uri: str, cameras: Sequence[str], options: SinkOptions) -> Sink:
+    package = entry.dist.name if entry.dist is not None else entry.value
+    try:
+        sink = entry.load()(uri, cameras, options)
+    except SinkError:
+        raise
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        raise SinkError(f"sink {_shown(uri)!r}: package {package} fails to make it ({said})") from error
+    if not isinstance(sink, Sink):
+        lacking = ", ".join(name for name in _MEMBERS if not hasattr(sink, name)) or "none"
+        raise SinkError(
+            f"sink {_shown(uri)!r}: package {package} gives a {type(sink).__name__}, which lacks {lacking}; see "
+            "docs/python.md"
+        )
+    return sink
 
 
 def _kind(uri: str) -> str:
@@ -142,4 +174,5 @@ def _unknown(uri: str) -> str:
         return "sink https://…: TLS is a proxy's business, see docs/page.md; serve on http://127.0.0.1:8000 behind it"
     shown = _shown(uri)
     wanted = "a sink's scheme" if "://" in uri else "a sink's name or suffix"
-    return f"sink {shown!r}: {kind!r} is not {wanted}; use {_EXAMPLES}.{nearest(kind, SINKS)}"
+    known = [*SINKS, *(entry.name for entry in added_kinds())]
+    return f"sink {shown!r}: {kind!r} is not {wanted}; use {_EXAMPLES}.{nearest(kind, known)}"

@@ -165,9 +165,9 @@ def _tell_features(done: int, todo: int) -> None:
 
 
 def _tell_epoch(at: Epoch) -> None:
-    if at.epoch <= 24 or at.epoch % 10 == 0:
+    if at.epochs <= 24 or at.epoch % 10 == 0:
         say(
-            f"epoch {at.epoch} of {at.epochs}: loss {at.loss:.3f}; stopping pictures: loss {at.stopping_loss:.3f}, "
+            f"{at.stage}{': ' * bool(at.stage)}epoch {at.epoch} of {at.epochs}: loss {at.loss:.3f}; stopping pictures: loss {at.stopping_loss:.3f}, "
             f"mean recall {at.stopping_recall:.1%}{' (best)' if at.best else ''}, {at.seconds:.0f} s"
         )
 

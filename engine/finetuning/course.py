@@ -57,6 +57,8 @@ class Course:
     smoothing: float = 0.05
     """Label smoothing."""
     weight_decay: float = 0.01
+    stage: str = ""
+    """What this stretch is called where there are several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,8 @@ class Epoch:
     """Mean recall of the classes on the stopping pictures."""
     best: bool
     seconds: float
-    """Since the start."""
+    """Since the start of this stretch."""
+    stage: str
 
 
 def study(
@@ -118,7 +121,16 @@ def study(
         if better:
             state = learner.keep()
         told.append(
-            Epoch(epoch, course.epochs, float(np.mean(losses)), loss, recall, better, time.perf_counter() - begun)
+            Epoch(
+                epoch,
+                course.epochs,
+                float(np.mean(losses)),
+                loss,
+                recall,
+                better,
+                time.perf_counter() - begun,
+                course.stage,
+            )  # fmt: skip
         )
         tell(told[-1])
         if since >= course.patience:

@@ -55,7 +55,7 @@ class TunedNetwork:
                     module.eval()
         pixels = self._pictures.fitted(numbers.tolist())
         images = self._pictures.normalised((self._change(pixels) if changed else pixels).to(self._device))
-        with self._lowered():
+        with lowered(self._device, self._dtype):
             scores: Tensor = self._net(images)
         return scores.float()
 
@@ -68,8 +68,10 @@ class TunedNetwork:
         self._net.load_state_dict(state)
         self._net.eval()
 
-    def _lowered(self) -> AbstractContextManager[object]:
-        return torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
+
+def lowered(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
+    """Return a block in which networks run in a lower precision, where one is asked for."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 def freeze_to(net: nn.Module, layer: str, image_size: tuple[int, int]) -> int:
@@ -100,6 +102,7 @@ class LastLayer:
     def __init__(
         self, net: nn.Module, last: str, pictures: Pictures, change: Change, *,
         device: torch.device, views: int, seed: int, learning: Numbers, tell: Callable[[int, int], None],
+        precision: str = "fp32",
     ) -> None:  # fmt: skip
         """Compute the features.
 
@@ -107,7 +110,7 @@ class LastLayer:
             ModelError: what comes after the last layer is more than a mean.
         """
         self._net, self._device = net.to(device).to(memory_format=torch.channels_last).eval(), device
-        self._layer = net.get_submodule(last)
+        self._layer, self._dtype = net.get_submodule(last), DTYPES[precision]
         self._after = _what_follows(net, self._layer, pictures, device)
         self._rng = np.random.default_rng((seed, 13))
         todo = len(pictures) + (views - 1) * len(learning)
@@ -150,7 +153,9 @@ class LastLayer:
         found = []
         for first in range(0, len(numbers), 16):
             pixels = change(pictures.fitted(numbers[first : first + 16].tolist()))
-            found.append(entering(self._net, self._layer, pictures.normalised(pixels.to(self._device)))[0].cpu())
+            with lowered(self._device, self._dtype):
+                entered, _ = entering(self._net, self._layer, pictures.normalised(pixels.to(self._device)))
+            found.append(entered.float().cpu())
             tell(place[0] + first + len(pixels), place[1])
         return torch.cat(found)
 

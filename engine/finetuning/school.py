@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from engine.devices import choose_device
 from engine.finetuning.course import Balance, Course, Epoch, Numbers, confusion, guesses, study
@@ -29,6 +29,9 @@ Lowered = Literal["fp32", "bf16"]
 
 TUNED = Course(epochs=24, batch=24, learning_rate=1e-4, patience=8)
 FROZEN = Course(epochs=120, batch=64, learning_rate=3e-3, patience=25)
+FIRST = Course(epochs=60, batch=64, learning_rate=3e-3, patience=15, stage="last layer alone")
+"""Before a pretrained network is tuned its new last layer learns alone: one that begins at random would spoil what it
+came with. Kumar et al., *Fine-tuning can distort pretrained features*, arXiv:2202.10054."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,12 +151,18 @@ def teach(
         if wish.freeze_to:
             freeze_to(net, wish.freeze_to, size)
         pictures = Pictures([one.path for one in samples], read, Preprocessing(size, entry.mean, entry.std, wish.fit))
-        learner = _learner(net, last, pictures, numbers[LEARNING], device, wish, watching)
+        change = make_changes(wish.augment, pictures.size)
+        task = _Task(net, last, pictures, classes, numbers, device, wish, watching)
         course = wish.course()
-        told = study(
-            learner, classes, numbers[LEARNING], numbers[STOPPING], course,
-            seed=wish.seed, tell=watching.epoch, stop=watching.stop,
-        )  # fmt: skip
+        if wish.freeze or wish.weights != RANDOM:
+            learner: LastLayer | TunedNetwork = _last_layer(task, change if wish.freeze else None)
+            told = _studied(learner, task, FIRST if not wish.freeze else course)
+        if not wish.freeze:
+            learner = TunedNetwork(
+                net, last, pictures, change,
+                device=device, precision=wish.precision, untrained=wish.weights == RANDOM,
+            )  # fmt: skip
+            told = _studied(learner, task, course)
     found = {part: _examined(learner, samples, classes, numbers[part], labels) for part in (STOPPING, HELD_OUT)}
     state = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
     provenance = _provenance(wish, course, told, parts, found)
@@ -167,18 +176,34 @@ def _numbered(parts: Mapping[str, Sequence[Sample]]) -> dict[str, Numbers]:
     return {part: np.arange(end - len(parts[part]), end) for part, end in zip(parts, ends, strict=True)}
 
 
-def _learner(  # noqa: PLR0917 - all that a learner is made of
-    net: nn.Module, last: str, pictures: Pictures, learning: Numbers, device: torch.device, wish: Wish,
-    watching: Watching,
-) -> TunedNetwork | LastLayer:  # fmt: skip
-    change = make_changes(wish.augment, pictures.size)
-    if not wish.freeze:
-        untrained = wish.weights == RANDOM
-        return TunedNetwork(net, last, pictures, change, device=device, precision=wish.precision, untrained=untrained)
-    views = wish.views if wish.augment else 1
+@dataclass(frozen=True, slots=True, eq=False)
+class _Task:
+    """What every stretch of a training shares."""
+
+    net: nn.Module
+    last: str
+    pictures: Pictures
+    classes: Numbers
+    numbers: Mapping[str, Numbers]
+    device: torch.device
+    wish: Wish
+    watching: Watching
+
+
+def _last_layer(task: _Task, change: Callable[[Tensor], Tensor] | None) -> LastLayer:
+    """Return the last layer alone, with features of changed views where changes are given."""
+    wish = task.wish
     return LastLayer(
-        net, last, pictures, change,
-        device=device, views=views, seed=wish.seed, learning=learning, tell=watching.features,
+        task.net, task.last, task.pictures, change or (lambda pixels: pixels), device=task.device,
+        views=wish.views if change and wish.augment else 1, seed=wish.seed, learning=task.numbers[LEARNING],
+        tell=task.watching.features, precision=wish.precision,
+    )  # fmt: skip
+
+
+def _studied(learner: LastLayer | TunedNetwork, task: _Task, course: Course) -> list[Epoch]:
+    return study(
+        learner, task.classes, task.numbers[LEARNING], task.numbers[STOPPING], course,
+        seed=task.wish.seed, tell=task.watching.epoch, stop=task.watching.stop,
     )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from pipeline.frames import Image, Truth
 _ALBUM_PICTURES = 3000
 _FINISH_ALBUM_PICTURES = 1200
 _LEAST_PICTURES = 60
-_CLOSE_UPS = (Stage(96, 240, 48, 5e-3), Stage(None, 30, 12, 1e-3))
+_CLOSE_UPS = (Stage(96, 160, 32, 5e-3), Stage(None, 130, 12, 2e-3))
 """A short plan: a pattern as plain as a stamp is learned from its close-ups in minutes."""
 
 

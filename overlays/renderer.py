@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from overlays.alarm import draw_guards
 from overlays.colormaps import COLORMAPS, palette
 from overlays.heatmap import draw_box, draw_contour, hottest_box, paint_heat
 from overlays.labels import GREEN, GREY, RED, Line, draw_legend, text_size
@@ -99,6 +100,7 @@ class HeatRenderer:
             box = hottest_box(heat, region) if self._hottest_box else None
             if box is not None:
                 draw_box(image, box, (255, 255, 255), stroke)
+        draw_guards(image, explanation)
         if self._legend:
             draw_legend(image, legend_lines(explanation, self._clock(), memory.interval))
         image.flags.writeable = False

@@ -73,6 +73,9 @@ class Alarm:
 
 def told(rule: Rule, facts: Facts) -> str:
     """Say what a rule wants and what was seen instead."""
-    seen = [(one.name, one.read(facts)) for one in rule.numbers]
-    numbers = ", ".join(f"{name} is {value:.2f}" for name, value in dict(seen).items() if value is not None)
+    seen = {one.name: one.read(facts) for one in rule.numbers}
+    known = {name: value for name, value in seen.items() if value is not None}
+    if len(seen) == 1:
+        return f"{rule.text}, but is {next(iter(known.values())):.2f}" if known else rule.text
+    numbers = ", ".join(f"{name} is {value:.2f}" for name, value in known.items())
     return f"{rule.text}, but {numbers}" if numbers else rule.text

@@ -12,10 +12,12 @@ from typing import Any, Final
 from overlays.fields import text_of
 from pipeline.frames import Overlay, Silence
 from pipeline.loop import Outcome
+from pipeline.ports import Figure
 from pipeline.silence import SILENT_INTERVALS, SILENT_SECONDS
 
 _RATE_FRAMES: Final = 30
 _LONGEST_INTERVAL_SECONDS: Final = 10.0
+_DRIFT_SECONDS: Final = 2.0
 
 
 @dataclass(slots=True)
@@ -51,6 +53,8 @@ class Board:
         self.cameras: dict[str, Seen] = {text_of(camera): Seen() for camera in cameras}
         self.outcome: Outcome | None = None
         """The run, where the page is part of one."""
+        self._drift_at = -math.inf
+        self._drifts: dict[str, str] = {}
 
     def note(self, overlay: Overlay) -> None:
         """Take note of a frame, or of a silence."""
@@ -110,7 +114,23 @@ class Board:
             "rate": round(rate, 2),
             "label": seen.label,
             "score": round(seen.score, 4),
+            "drift": self._drift(camera, now),
         }
+
+    def _drift(self, camera: str, now: float) -> str | None:
+        """Say which slow statistic of a camera has come away furthest from the baseline; None where there is none."""
+        if self.outcome is not None and now - self._drift_at > _DRIFT_SECONDS:
+            self._drift_at = now
+            furthest: dict[str, Figure] = {}
+            for figure in self.outcome.figures():
+                if figure.name == "drift_psi":
+                    of = text_of(dict(figure.labels)["camera"])
+                    furthest[of] = max(figure, furthest.get(of, figure), key=lambda one: one.value)
+            self._drifts = {
+                of: "{statistic} of {label}".format(**dict(figure.labels)) + f", PSI {figure.value:.2f}"
+                for of, figure in furthest.items()
+            }
+        return self._drifts.get(camera)
 
 
 def readiness(cameras: Sequence[dict[str, Any]], within_seconds: float) -> tuple[bool, dict[str, str]]:

@@ -1,5 +1,6 @@
 // One camera: the picture with the heat over it, and what is said of that same frame.
 import { Chart } from "./chart.js";
+import { Alarm, grounds, outline } from "./guards.js";
 import { heatPicture, placed, unpacked } from "./heat.js";
 
 const OLD_SECONDS = 1;
@@ -17,6 +18,7 @@ export class Card {
     this.canvas = this.at(".view canvas");
     this.tile = document.createElement("canvas");
     this.chart = new Chart(this.at(".chart"));
+    this.alarm = new Alarm(this.root, camera, say);
     this.at("h2").textContent = camera;
     this.at(".view").setAttribute("aria-label", `${camera}: enlarge`);
     this.at(".mjpeg").href = `/stream/${encodeURIComponent(camera)}.mjpg`;
@@ -70,6 +72,8 @@ export class Card {
       truth.classList.toggle("right", right);
       truth.textContent = right ? "✓ right" : `✗ it is ${header.truth.label}`;
     }
+    this.alarm.show(header);
+    this.at(".grounds").textContent = grounds(header);
     this.at(".model").textContent = header.model || "–";
     this.at(".layer").textContent = `${header.layer} (${header.grid.join(" × ")})`;
     const cost = header.timings.explain;
@@ -96,6 +100,7 @@ export class Card {
       pen.imageSmoothingQuality = "high";
       pen.drawImage(tile, ...placed(header));
     }
+    outline(pen, header);
     for (const { box } of header.findings) {
       if (!box) continue;
       pen.strokeStyle = "#fff";
@@ -140,6 +145,8 @@ export class Card {
     this.at(".rate").textContent = `${status.rate.toFixed(1)}/s`;
     this.at(".dropped").textContent = status.missed + status.corrupt;
     this.at(".reconnects").textContent = status.reconnects;
+    this.at(".drifted").hidden = !status.drift;
+    this.at(".drift").textContent = status.drift ?? "";
     this.fresh();
   }
 

@@ -1,0 +1,128 @@
+"""When a guard fires and when it ends, by the frames' own clock: no test waits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipeline.alarm import Alarm
+from pipeline.facts import Facts
+from pipeline.frames import Deletion, Explanation, Finding, Frame, Grounds
+from pipeline.guards import GuardConfig
+
+RULE = "heat_inside(part) >= 0.6 when label=scratch and score>0.5"
+
+
+def alarm(rule=RULE, hold=0.5, clear=1.0, margin=0.0):
+    return Alarm(GuardConfig(name="grounded", rule=rule, hold_seconds=hold, clear_seconds=clear, margin=margin))
+
+
+def facts(inside=0.9, label="scratch", score=0.9, drop=None):
+    grounds = Grounds(0.1, 0.2, (1.0, 1.0), None, {} if inside is None else {"part": inside})
+    finding = Finding(label, score, np.zeros((1, 1), np.float32), 0, grounds=grounds)
+    checked = None if drop is None else Deletion(label, score, score - drop, 0, 0.1)
+    seen = Explanation(Frame(np.zeros((2, 2, 3), np.uint8), "line", 0, 0.0), (finding,), "m", "l", deletion=checked)
+    return Facts(seen, finding)
+
+
+def run(guard, story):
+    """Judge (seconds, inside) pairs and return when it fired."""
+    return [seconds for seconds, inside in story if guard.judge(facts(inside), seconds).firing]
+
+
+def test_it_fires_when_the_rule_has_been_broken_for_the_hold_time():
+    story = [(k / 10, 0.1) for k in range(10)]
+    assert run(alarm(), story)[0] == 0.5
+
+
+def test_without_a_hold_time_the_first_broken_frame_fires():
+    assert run(alarm(hold=0), [(3.0, 0.1)]) == [3.0]
+
+
+def test_one_frame_that_keeps_the_rule_starts_the_hold_time_anew():
+    story = [(0.0, 0.1), (0.4, 0.1), (0.5, 0.7), (0.6, 0.1), (1.0, 0.1), (1.1, 0.1)]
+    assert run(alarm(), story) == [1.1]
+
+
+def test_it_ends_when_the_rule_has_been_kept_for_the_clear_time():
+    guard = alarm()
+    run(guard, [(0.0, 0.1), (0.5, 0.1)])
+    assert run(guard, [(k / 10, 0.9) for k in range(6, 30)])[-1] == 1.5
+
+
+def test_a_flicker_does_not_end_it():
+    guard = alarm()
+    story = [(0.0, 0.1), (0.5, 0.1)] + [(0.6 + k / 10, 0.9 if k % 9 else 0.1) for k in range(60)]
+    assert len(run(guard, story)) == 61
+    assert guard.fired == 1
+
+
+def test_while_it_fires_the_bound_is_harder_by_the_margin():
+    guard = alarm(margin=0.1)
+    assert run(guard, [(0.0, 0.59), (0.5, 0.59)]) == [0.5]
+    assert len(run(guard, [(1 + k / 10, 0.65) for k in range(30)])) == 30
+    assert run(guard, [(4 + k / 10, 0.71) for k in range(30)])[-1] == 4.9
+
+
+def test_the_margin_moves_every_bound_to_its_harder_side_through_not_and_or():
+    for rule, kept, near in (
+        ("focus_area <= 0.2", 0.05, 0.15),
+        ("not focus_area > 0.2", 0.05, 0.15),
+        ("not (focus_area > 0.2 or score < 0)", 0.05, 0.15),
+    ):
+        guard = alarm(rule, margin=0.1)
+        for value, held in ((kept, True), (near, False)):
+            seen = facts()
+            grounds = Grounds(value, 0.2, (1.0, 1.0), None)
+            found = Finding("scratch", 0.9, np.zeros((1, 1), np.float32), 0, grounds=grounds)
+            assert guard.rule.claim(Facts(seen.explanation, found), 0.1) is held
+            assert guard.rule.claim(Facts(seen.explanation, found), 0.0) is True
+
+
+def test_where_its_condition_does_not_apply_a_rule_is_kept():
+    guard = alarm(hold=0)
+    assert not guard.judge(facts(0.1, label="dent"), 0.0).firing
+    assert not guard.judge(facts(0.1, score=0.4), 0.1).firing
+    assert guard.judge(facts(0.1), 0.2).firing
+
+
+def test_a_number_that_is_not_known_breaks_no_rule():
+    guard = alarm(hold=0)
+    assert not guard.judge(facts(None), 0.0).firing
+    assert not alarm("not heat_inside(part) < 0.5", hold=0).judge(facts(None), 0.0).firing
+
+
+def test_a_pause_or_a_clock_that_goes_back_starts_the_hold_time_anew():
+    assert run(alarm(), [(0.0, 0.1), (5.0, 0.1), (5.4, 0.1), (5.5, 0.1)]) == [5.5]
+    assert run(alarm(), [(7.0, 0.1), (0.0, 0.1), (0.4, 0.1), (0.5, 0.1)]) == [0.5]
+
+
+def test_a_frame_without_findings_is_no_verdict():
+    empty = Explanation(Frame(np.zeros((2, 2, 3), np.uint8), "line", 0, 0.0), (), "m", "l")
+    assert not alarm(hold=0).judge(Facts(empty, None), 0.0).firing
+    assert not alarm("focus_area <= 0.1", hold=0).judge(Facts(empty, None), 0.0).firing
+
+
+def test_it_says_what_was_wanted_and_what_was_seen():
+    assert alarm(hold=0).judge(facts(0.123), 0.0).says == "heat_inside(part) >= 0.6, but is 0.12"
+    both = alarm("heat_inside(part) >= 0.6 and focus_area <= 0.2", hold=0).judge(facts(0.123), 0.0)
+    assert both.says.endswith("but heat_inside(part) is 0.12, focus_area is 0.10")
+
+
+def test_its_seconds_go_by_the_frames_clock():
+    guard = alarm(hold=0)
+    assert [guard.judge(facts(0.1), 100 + k / 2).seconds for k in range(4)] == [0.0, 0.5, 1.0, 1.5]
+
+
+def test_a_deletion_check_of_another_class_says_nothing():
+    guard = alarm("score_drop_when_masked >= 0.2 when score>0.5", hold=0)
+    assert guard.judge(facts(drop=0.05), 0.0).firing
+    stale = facts(drop=0.05)
+    other = Finding("dent", 0.9, np.zeros((1, 1), np.float32), 1)
+    assert guard.rule.claim(Facts(stale.explanation, other), 0.0) is None
+
+
+@pytest.mark.parametrize("rate", [1.0, 12.5, 30.0, 59.94])
+def test_the_hold_time_is_met_to_one_frame_at_any_rate(rate):
+    fired = run(alarm(hold=0.5), [(k / rate, 0.1) for k in range(200)])[0]
+    assert 0.5 - 1e-6 <= fired < 0.5 + 1 / rate

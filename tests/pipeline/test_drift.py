@@ -1,0 +1,117 @@
+"""Slow statistics against a baseline: formulas by hand, chance kept apart from change."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from pipeline.drift import BINS, LEAST_SAMPLES, Drift, Recorder, numbers_of, psi, read_baseline
+from pipeline.errors import ConfigError
+from pipeline.frames import Explanation, Finding, Frame, Grounds
+
+PIXELS = np.zeros((10, 20, 3), np.uint8)
+HEAT = np.zeros((1, 1), np.float32)
+
+
+def seen(seconds, focus=0.1, label="scratch", score=0.9, camera="line"):
+    grounds = Grounds(focus, 0.4, (10.0, 5.0), None, {"part": 0.8})
+    return Explanation(
+        Frame(PIXELS, camera, 0, 0.0, seconds), (Finding(label, score, HEAT, 1, grounds=grounds),), "m", "l"
+    )
+
+
+def recorded(values, **more):
+    recorder = Recorder()
+    for second, value in enumerate(values):
+        recorder.add(seen(float(second), value, **more))
+    return json.loads(json.dumps(recorder.baseline()))
+
+
+def test_the_index_by_hand():
+    assert psi([0.5, 0.5], [0.25, 0.75]) == pytest.approx(-0.25 * math.log(0.5) + 0.25 * math.log(1.5))
+    assert psi([0.5, 0.5], [0.25, 0.75]) == pytest.approx(0.27465, abs=1e-5)
+    assert psi([0.2] * 5, [0.2] * 5) == 0.0
+
+
+def test_a_frames_numbers_are_its_verdicts():
+    assert numbers_of(seen(0.0)) == {
+        "score": 0.9, "focus_area": 0.1, "entropy": 0.4, "centre_x": 0.5, "centre_y": 0.5, "heat_inside(part)": 0.8,
+    }  # fmt: skip
+    assert numbers_of(Explanation(Frame(PIXELS, "line", 0, 0.0), (), "m", "l")) == {}
+
+
+def test_one_frame_of_a_camera_and_label_counts_in_a_second():
+    recorder = Recorder()
+    for k in range(100):
+        recorder.add(seen(k / 10))
+        recorder.add(seen(k / 10, label="dent"))
+    told = recorder.baseline()["cameras"]["line"]
+    assert (told["scratch"]["samples"], told["dent"]["samples"]) == (10, 10)
+
+
+def test_a_baselines_bins_hold_about_as_many_each():
+    spread = recorded(np.linspace(0, 1, 100))["cameras"]["line"]["scratch"]["statistics"]["focus_area"]
+    assert len(spread["edges"]) == BINS - 1
+    assert spread["shares"] == pytest.approx([1 / BINS] * BINS, abs=0.02)
+    assert spread["mean"] == pytest.approx(0.5)
+    assert spread["quantiles"][5] == pytest.approx(0.5)
+
+
+def drifted(baseline, values, seconds=600.0):
+    drift = Drift(baseline, seconds)
+    for second, value in enumerate(values):
+        drift.add(seen(float(second), value))
+    return {one.statistic: one for one in drift.told()}
+
+
+def test_the_same_again_is_no_drift_and_another_spread_is_a_great_one():
+    dice = np.random.default_rng(5)
+    baseline = recorded(dice.normal(0.3, 0.05, 600))
+    same = drifted(baseline, dice.normal(0.3, 0.05, 300))["focus_area"]
+    other = drifted(baseline, dice.normal(0.45, 0.05, 300))["focus_area"]
+    assert same.psi < 0.1
+    assert abs(same.shift) < 0.3
+    assert other.psi > 0.25
+    assert other.shift == pytest.approx(3.0, abs=0.3)
+
+
+def test_a_mean_that_stays_is_no_alibi_for_a_spread_that_changed():
+    dice = np.random.default_rng(6)
+    wide = drifted(recorded(dice.normal(0.3, 0.02, 600)), dice.normal(0.3, 0.1, 300))["focus_area"]
+    assert wide.psi > 0.25
+    assert abs(wide.shift) < 1.0
+
+
+def test_few_samples_then_or_now_tell_nothing():
+    assert drifted(recorded([0.1] * 100), [0.5] * (LEAST_SAMPLES - 2)) == {}
+    assert drifted(recorded([0.1] * (LEAST_SAMPLES - 2)), [0.5] * 100) == {}
+
+
+def test_what_is_long_ago_counts_less():
+    baseline = recorded(np.linspace(0.0, 1.0, 200))
+    came_back = drifted(baseline, [0.99] * 100 + list(np.tile(np.linspace(0, 1, 50), 6)), seconds=60.0)["focus_area"]
+    assert came_back.psi < 0.1
+
+
+def test_a_number_that_was_always_the_same_has_one_bin_and_a_bin_for_what_is_beyond():
+    same, other = (drifted(recorded([0.1] * 100), [value] * 100)["focus_area"] for value in (0.1, 0.05))
+    assert same.psi < 0.01
+    assert other.psi > 0.25
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "not a baseline"),
+        ("[1]", "make it anew"),
+        ('{"format": "recipro-stream baseline 9"}', "of this version"),
+        ('{"format": "recipro-stream baseline 1"}', "damaged"),
+        ('{"format": "recipro-stream baseline 1", "cameras": {"a": {"b": {"statistics": {"c": {}}}}}}', "damaged"),
+    ],
+)
+def test_what_is_no_baseline_is_refused(text, said):
+    with pytest.raises(ConfigError, match=said):
+        read_baseline(text, "base.json")

@@ -1,0 +1,152 @@
+"""Where heat lies, as numbers: each formula by hand, and the geometry of regions on the grid."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.frames import Box, Explanation, Finding, Frame, Region
+from pipeline.grounds import Surveyor, cell_weights, grounds_of, weights_of
+
+WHOLE = Box(0.0, 0.0, 80.0, 60.0)
+
+
+def heat(rows) -> np.ndarray:
+    return np.array(rows, np.float32)
+
+
+def frame(index=0, seconds=0.0, camera="line", size=(60, 80)):
+    return Frame(np.zeros((*size, 3), np.uint8), camera, index, 0.0, seconds)
+
+
+def explained(values, index=0, seconds=0.0, label="scratch", camera="line"):
+    return Explanation(frame(index, seconds, camera), (Finding(label, 0.9, heat(values), 1),), "m", "l")
+
+
+def test_evidence_is_what_a_cell_says_beyond_the_typical_one():
+    # Lower median 0.2: evidence 0.8 and 0.4 of 1.2, the floor counts for nothing.
+    found = grounds_of(heat([[0.2, 0.2, 1.0], [0.0, 0.2, 0.6]]), Box(0, 0, 30, 20))
+    assert found.centre == pytest.approx((0.8 / 1.2 * 25 + 0.4 / 1.2 * 25, 0.8 / 1.2 * 5 + 0.4 / 1.2 * 15), rel=1e-5)
+    p, q = 0.8 / 1.2, 0.4 / 1.2
+    assert found.entropy == pytest.approx(-(p * math.log(p) + q * math.log(q)) / math.log(6), rel=1e-5)
+    assert found.focus_area == pytest.approx(1 / 6)
+
+
+def test_the_focus_area_is_the_fewest_cells_that_hold_half():
+    spread = heat([[1.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    assert grounds_of(spread, WHOLE).focus_area == pytest.approx(2 / 8)
+    single = heat([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    assert grounds_of(single, WHOLE).focus_area == pytest.approx(1 / 8)
+    assert grounds_of(single, WHOLE).entropy == 0.0
+
+
+def test_where_half_of_the_map_is_hottest_nothing_is_taken_off():
+    found = grounds_of(heat([[1.0, 1.0], [1.0, 0.0]]), WHOLE)
+    assert found.focus_area == pytest.approx(2 / 4)
+    assert found.entropy == pytest.approx(math.log(3) / math.log(4), rel=1e-6)
+
+
+def test_a_flat_map_has_no_grounds():
+    found = grounds_of(heat([[0.0, 0.0], [0.0, 0.0]]), WHOLE)
+    assert (found.focus_area, found.entropy, found.centre, dict(found.heat_inside)) == (None, None, None, {})
+
+
+def test_a_share_goes_by_the_part_of_each_cell_that_lies_inside():
+    # Cells of 20 x 20; the region covers the left column and a quarter of the next one.
+    weights = cell_weights(((0.0, 0.0), (25.0, 0.0), (25.0, 40.0), (0.0, 40.0)), Box(0, 0, 80, 40), (2, 4))
+    assert weights.reshape(2, 4).tolist() == [[1.0, 0.25, 0.0, 0.0]] * 2
+    found = grounds_of(heat([[0.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]]), Box(0, 0, 80, 40), ["part"], weights[None])
+    assert found.heat_inside["part"] == pytest.approx((1.0 + 0.25) / 2)
+
+
+def test_a_triangle_has_half_of_its_square_whichever_way_round():
+    corners = ((0.0, 0.0), (10.0, 0.0), (0.0, 10.0))
+    for polygon in (corners, corners[::-1]):
+        assert cell_weights(polygon, Box(0, 0, 10, 10), (1, 1))[0] == pytest.approx(0.5)
+
+
+def test_a_concave_region_keeps_its_hole_out():
+    # A U: the middle column's upper half is not in it.
+    polygon = ((0, 0), (10, 0), (10, 10), (20, 10), (20, 0), (30, 0), (30, 20), (0, 20))
+    weights = cell_weights(polygon, Box(0, 0, 30, 20), (2, 3)).reshape(2, 3)
+    assert weights.tolist() == [[1.0, 0.0, 1.0], [1.0, 1.0, 1.0]]
+
+
+def test_a_letterboxs_border_lies_outside_every_region():
+    # The grid covers more than the frame: 80 x 60 within 80 x 80, cells of 20.
+    region = Region("all", ((0.0, 0.0), (80.0, 0.0), (80.0, 60.0), (0.0, 60.0)))
+    weights = weights_of([region], Box(0.0, -10.0, 80.0, 70.0), (4, 4))
+    assert weights[0].reshape(4, 4)[:, 0].tolist() == [0.5, 1.0, 1.0, 0.5]
+
+
+def test_a_crop_sees_a_region_where_it_lies_in_the_crop():
+    region = Region("left", ((0.0, 0.0), (40.0, 0.0), (40.0, 60.0), (0.0, 60.0)))
+    weights = weights_of([region], Box(10.0, 0.0, 70.0, 60.0), (1, 2))
+    assert weights[0].tolist() == [1.0, 0.0]
+
+
+@given(
+    st.integers(1, 9),
+    st.integers(1, 9),
+    st.lists(st.tuples(st.floats(0, 80), st.floats(0, 60)), min_size=3, max_size=3),
+)
+def test_the_cells_of_a_region_add_up_to_its_area(rows, columns, corners):
+    weights = cell_weights(tuple(corners), WHOLE, (rows, columns))
+    (a, b), (c, d), (e, f) = corners
+    area = abs((c - a) * (f - b) - (e - a) * (d - b)) / 2
+    assert float(weights.sum()) * 80 * 60 / (rows * columns) == pytest.approx(area, abs=0.5)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(1, 12))
+def test_numbers_stay_within_their_limits(seed, rows, columns):
+    values = np.random.default_rng(seed).random((rows, columns)).astype(np.float32)
+    values = (values - values.min()) / max(float(np.ptp(values)), 1e-9)
+    halves = [Region("a", ((0, 0), (40, 0), (40, 60), (0, 60))), Region("b", ((40, 0), (80, 0), (80, 60), (40, 60)))]
+    found = grounds_of(values.astype(np.float32), WHOLE, ["a", "b"], weights_of(halves, WHOLE, (rows, columns)))
+    if found.focus_area is None:
+        return
+    assert 0.0 < found.focus_area <= 1.0
+    assert 0.0 <= found.entropy <= 1.0
+    assert sum(found.heat_inside.values()) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_stability_is_the_correlation_with_the_map_before():
+    surveyor = Surveyor()
+    first, then = [[0.0, 0.5, 1.0]], [[0.0, 1.0, 0.5]]
+    assert surveyor.measure(explained(first))[0][0].grounds.stability is None
+    found = surveyor.measure(explained(then, 1, 0.1))[0][0].grounds.stability
+    assert found == pytest.approx(np.corrcoef(first[0], then[0])[0, 1], abs=1e-6)
+    assert surveyor.measure(explained(then, 2, 0.2))[0][0].grounds.stability == pytest.approx(1.0)
+
+
+def test_stability_asks_for_the_same_class_camera_and_no_pause():
+    surveyor, ramp = Surveyor(), [[0.0, 0.5, 1.0]]
+    surveyor.measure(explained(ramp))
+    assert surveyor.measure(explained(ramp, camera="door"))[0][0].grounds.stability is None
+    assert surveyor.measure(explained(ramp, 1, 0.1, label="dent"))[0][0].grounds.stability is None
+    assert surveyor.measure(explained(ramp, 2, 9.0, label="dent"))[0][0].grounds.stability is None
+    assert surveyor.measure(explained(ramp, 3, 1.0, label="dent"))[0][0].grounds.stability is None
+    assert surveyor.measure(explained([[0.0, 0.0, 0.0]], 4, 1.1, label="dent"))[0][0].grounds.stability is None
+
+
+def test_regions_are_made_anew_when_the_frame_changes_its_size():
+    asked = []
+
+    def regions(camera, width, height):
+        asked.append((camera, width, height))
+        return (Region("left", ((0, 0), (width / 2, 0), (width / 2, height), (0, height))),)
+
+    surveyor = Surveyor(regions)
+    for size in ((60, 80), (60, 80), (30, 40)):
+        seen = Explanation(frame(size=size), (Finding("a", 1.0, heat([[1.0, 0.0, 0.0, 0.0]]), 0),), "m", "l")
+        findings, _ = surveyor.measure(seen)
+        assert findings[0].grounds.heat_inside["left"] == pytest.approx(1.0)
+    assert asked == [("line", 80, 60), ("line", 40, 30)]
+
+
+def test_an_explanation_without_findings_is_left_as_it_is():
+    assert Surveyor().measure(Explanation(frame(), (), "m", "l")) == ((), ())

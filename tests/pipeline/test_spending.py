@@ -1,0 +1,58 @@
+"""A share of time is never overspent by more than one check costs beyond what was foreseen."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.spending import Budget
+
+
+def test_a_check_waits_until_its_cost_has_been_earned():
+    budget = Budget(0.02)
+    assert not budget.allows
+    frames = 0
+    while not budget.allows:
+        budget.earn(0.010)
+        frames += 1
+    # Two frames' worth at first, at 0.02 / 0.98 of each frame's time.
+    assert frames == 98
+
+
+def test_a_pause_is_no_reason_for_a_burst():
+    budget = Budget(0.1)
+    for _ in range(10_000):
+        budget.earn(0.01)
+    checks = 0
+    while budget.allows:
+        budget.spend(0.02)
+        checks += 1
+    assert checks == 1
+
+
+def test_a_check_that_cost_more_makes_the_next_wait_longer():
+    budget = Budget(0.5)
+    budget.earn(1.0)
+    budget.earn(1.0)
+    assert budget.allows
+    budget.spend(10.0)
+    earned = 0
+    while not budget.allows:
+        budget.earn(1.0)
+        earned += 1
+    assert earned >= 18
+
+
+@given(
+    st.floats(0.005, 0.5),
+    st.lists(st.tuples(st.floats(1e-4, 0.1), st.floats(1e-4, 0.3)), min_size=1, max_size=300),
+)
+def test_the_share_is_kept_whatever_things_cost(share, story):
+    budget, dearest = Budget(share), 0.0
+    for work, cost in story:
+        budget.earn(work)
+        if budget.allows:
+            budget.spend(cost)
+            dearest = max(dearest, cost)
+    total = budget.work_seconds + budget.spent_seconds
+    assert budget.spent_seconds <= share * total + dearest + 1e-9

@@ -1,0 +1,192 @@
+"""Which way of masking a picture gives which Average Drop: readings of the definition, on the same photos and maps.
+
+    uv run python -m tests.bench.average_drop --photos DIR --weights DIR [DIR ...] --networks resnet50 --limit 100
+
+The paper multiplies the picture by the map and says no more. A reading is how the photo is cut, how the map is enlarged
+and normalised, and whether the picture is multiplied before its colours are normalised (what is hidden turns black) or
+after (it turns to the mean colour). For each reading: Average Drop with the standard error of its paired difference to
+ours, Coherency, Complexity; and the same Average Drop taken otherwise: for the masked picture's own best class, and as
+one share of all scores' sum. One JSON line a network, kernel and reading; then by how sure the network was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from engine.evaluation import metrics
+from engine.methods.kernels import STENCILS, Kernel
+from engine.methods.recipro import normalise, plan_for, top_classes
+from engine.preprocess import Fit, Preprocessing
+from engine.split import Split
+from pipeline.frames import Frame, Image
+from stream.images import found_images, read_image
+from stream.sources import IMAGE_SUFFIXES
+from tests.bench.figures import place, print_line
+from tests.bench.side_by_side import NETWORKS, cut, with_error
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One way to take the definition; the fields' defaults are ours."""
+
+    fit: str = "crop"
+    """``crop`` (the middle square), ``256`` (the middle 7/8 of it: scaled to 256, cut to 224) or ``stretch``."""
+    enlarged: str = "bilinear"
+    """``bilinear`` between the centres of cells, ``corners`` (cells' centres pulled to the border), ``bicubic``."""
+    hidden: str = "mean"
+    """What hidden pixels turn to: the ``mean`` colour or ``black``."""
+    scaled: str = "min-max"
+    """The map: ``min-max`` normalised, over its ``max`` alone, or ``logits``: min-max of scores before the softmax."""
+
+
+OURS = Reading()
+READINGS = (
+    OURS,
+    Reading(hidden="black"),
+    Reading(enlarged="corners"),
+    Reading(enlarged="corners", hidden="black"),
+    Reading(enlarged="bicubic"),
+    Reading(enlarged="bicubic", hidden="black"),
+    Reading(scaled="logits"),
+    Reading(scaled="max"),
+    Reading(fit="256"),
+    Reading(fit="256", hidden="black"),
+    Reading(fit="stretch"),
+    Reading(fit="stretch", enlarged="corners", hidden="black"),
+)
+
+
+class Reader:
+    """A network that explains photos, and what was hidden by readings of the definition."""
+
+    def __init__(self, name: str, weights: Sequence[Path]) -> None:
+        self.split: Split
+        self.split, _ = cut(name, weights)
+        fed = NETWORKS[name]
+        self.size = fed.size
+        self.mean, self.std = (torch.tensor(values)[:, None, None] for values in (fed.mean, fed.std))
+
+    def colours(self, image: Image, fit: str) -> Tensor:
+        """Return the photo fitted to the input, (1, 3, H, W) in [0, 1]."""
+        size = tuple(round(side * 256 / 224) for side in self.size) if fit == "256" else self.size
+        how: Fit = "stretch" if fit == "stretch" else "crop"
+        pixels = Preprocessing((size[0], size[1]), (0.0,) * 3, (1.0,) * 3, how).pixels([Frame(image, "photo", 0, 0.0)])
+        top, left = (size[0] - self.size[0]) // 2, (size[1] - self.size[1]) // 2
+        return pixels[:, :, top : top + self.size[0], left : left + self.size[1]].float() / 255
+
+    def explain(self, colours: Tensor, kernel: Kernel, target: int | None) -> tuple[Tensor, Tensor, int]:
+        """Return softmax scores (N, K), every cell's class scores before the softmax (N, h * w), and the class."""
+        features = self.split.head((colours - self.mean) / self.std)
+        scores, every = plan_for(self.split, features, kernel)(features)
+        chosen = int(top_classes(scores, 1)) if target is None else target
+        return scores.float().softmax(1), every.float(), chosen
+
+    def map_of(self, every: Tensor, target: int, reading: Reading) -> Tensor:
+        """Return cells' class scores (1, h * w, K) as a map at the input's size, in [0, 1]."""
+        cells = (every if reading.scaled == "logits" else every.softmax(2))[:, :, target : target + 1]
+        if reading.scaled == "logits":
+            cells = cells - cells.min()
+        cells = cells / cells.max() if reading.scaled == "max" else normalise(cells)
+        heat = cells.reshape(1, 1, *self.split.grid)
+        if reading.enlarged == "bicubic":
+            return F.interpolate(heat, size=self.size, mode="bicubic", align_corners=False)[0, 0].clamp(0, 1)
+        corners = reading.enlarged == "corners"
+        return F.interpolate(heat, size=self.size, mode="bilinear", align_corners=corners)[0, 0]
+
+    def read(self, image: Image, kernel: Kernel) -> list[dict[str, Any]]:
+        """Return what each reading says of a photo."""
+        plain: dict[str, tuple[Tensor, Tensor, Tensor, int]] = {}
+        told = []
+        for reading in READINGS:
+            if reading.fit not in plain:
+                colours = self.colours(image, reading.fit)
+                plain[reading.fit] = colours, *self.explain(colours, kernel, None)
+            colours, scores, every, target = plain[reading.fit]
+            shown = self.map_of(every, target, reading)
+            masked = colours * shown if reading.hidden == "black" else (colours - self.mean) * shown + self.mean
+            after, again, _ = self.explain(masked, kernel, target)
+            score, left = float(scores[0, target]), float(after[0, target])
+            told.append({
+                "class": target, "score": score, "left": left, "drop": metrics.drop(score, left),
+                "drop_of_best": metrics.drop(score, float(after.max())),
+                "coherency": metrics.coherency(shown.numpy(), self.map_of(again, target, reading).numpy()),
+                "complexity": metrics.complexity(shown.numpy()),
+            })  # fmt: skip
+        return told
+
+
+def report(name: str, kernel: str, photos: Sequence[Sequence[dict[str, Any]]]) -> None:
+    """Print one line a reading."""
+    ours = [one[0]["drop"] for one in photos]
+    for number, reading in enumerate(READINGS):
+        taken = [one[number] for one in photos]
+        drops, cohs, cpls = ([one[key] for one in taken] for key in ("drop", "coherency", "complexity"))
+        lost = 1 - sum(one["left"] for one in taken) / sum(one["score"] for one in taken)
+        print_line(
+            bench="average_drop", network=name, kernel=kernel, photos=len(photos), **reading.__dict__,
+            average_drop=with_error(drops), to_ours=with_error([a - b for a, b in zip(drops, ours, strict=True)]),
+            coherency=with_error(cohs), complexity=with_error(cpls),
+            adcc_of_means=round(100 * metrics.adcc_of_means(drops, cohs, cpls), 2),
+            drop_of_best=with_error([one["drop_of_best"] for one in taken]), drop_of_sums=round(100 * lost, 2),
+            **place(),
+        )  # fmt: skip
+
+
+def report_sureness(name: str, kernel: str, photos: Sequence[dict[str, Any]], right: Sequence[bool]) -> None:
+    """Print how the Average Drop goes with the score, and with being right."""
+    groups = {f"score {low:.2f} to {high:.2f}": [low <= one["score"] < high for one in photos]
+              for low, high in ((0, 0.5), (0.5, 0.8), (0.8, 0.95), (0.95, 1.01))}  # fmt: skip
+    groups |= {"named right": list(right), "named wrong": [not one for one in right]}
+    told = {
+        group: {"photos": sum(inside), "average_drop": with_error([one["drop"] for one, is_in in
+                zip(photos, inside, strict=True) if is_in])}
+        for group, inside in groups.items() if any(inside)
+    }  # fmt: skip
+    print_line(bench="average_drop_by_sureness", network=name, kernel=kernel, groups=told, **place())
+
+
+def main() -> None:
+    """Measure what the command line names."""
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask.add_argument("--photos", required=True, help="File names begin with the class's index.")
+    ask.add_argument("--weights", type=Path, nargs="+", required=True)
+    ask.add_argument("--networks", nargs="+", default=["resnet50"], choices=list(NETWORKS))
+    ask.add_argument("--kernels", nargs="+", default=list(STENCILS), choices=list(STENCILS))
+    ask.add_argument("--limit", type=int, default=100, help="So many photos, evenly chosen.")
+    ask.add_argument("--threads", type=int, default=2)
+    told = ask.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    torch.set_num_threads(told.threads)
+    every = found_images(told.photos, IMAGE_SUFFIXES)
+    count = min(told.limit, len(every))
+    chosen = [every[place * len(every) // count] for place in range(count)]
+    for name in told.networks:
+        reader = Reader(name, told.weights)
+        photos: dict[Kernel, list[list[dict[str, Any]]]] = {kernel: [] for kernel in told.kernels}
+        with torch.inference_mode():
+            for number, path in enumerate(chosen):
+                for kernel, taken in photos.items():
+                    taken.append(reader.read(read_image(path), kernel))
+                log.info("%s: %d of %d", name, number + 1, count)
+        known = [int(found[0]) if (found := re.match(r"\d+", path.name)) else -1 for path in chosen]
+        for kernel, taken in photos.items():
+            report(name, kernel, taken)
+            right = [one[0]["class"] == index for one, index in zip(taken, known, strict=True)]
+            report_sureness(name, kernel, [one[0] for one in taken], right)
+
+
+if __name__ == "__main__":
+    main()

@@ -11,9 +11,11 @@ from torch import nn
 
 from engine.methods.flat import recognise_flat
 from engine.methods.pooled import find_pooled
+from engine.methods.tokens import read_projections
 from engine.models import MODELS, ModelEntry
 from engine.networks import build_untrained
-from engine.split import split_network
+from engine.split import Split, split_network
+from engine.tokens import TokenTail
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ class Row:
     channels: int
     parameters: int
     plan: str
-    """The plan its own layer gets: ``pooled``, ``flat``, or ``other`` where it is chosen by cost."""
+    """The plan its own layer gets: ``pooled``, ``flat``, ``tokens``, or ``other`` where it is chosen by cost."""
 
 
 def rows(names: list[str] | None = None) -> Iterator[Row]:
@@ -44,14 +46,20 @@ def rows(names: list[str] | None = None) -> Iterator[Row]:
 def _row(entry: ModelEntry) -> Row:
     net = _outline(entry)
     split = split_network(net, entry.layer, entry.input_size)
+    parameters = sum(p.numel() for p in net.parameters())
+    plan = _plan(split)
+    return Row(entry.name, entry.input_size, split.layer, split.grid, split.channels, parameters, plan)
+
+
+def _plan(split: Split) -> str:
+    if isinstance(split.tail, TokenTail):
+        return "tokens" if read_projections(split.tail.attention) else "other"
     # Only the tail decides on the plan, so only the tail is given (meaningless) weights.
     tail = copy.deepcopy(split.tail).to_empty(device="cpu")
     for weight in [*tail.parameters(), *tail.buffers()]:
         weight.detach().fill_(0.01)
     features = torch.zeros(1, split.channels, *split.grid)
-    parameters = sum(p.numel() for p in net.parameters())
-    kind = "pooled" if find_pooled(tail, features, "point") else "flat" if recognise_flat(tail, features) else "other"
-    return Row(entry.name, entry.input_size, split.layer, split.grid, split.channels, parameters, kind)
+    return "pooled" if find_pooled(tail, features, "point") else "flat" if recognise_flat(tail, features) else "other"
 
 
 def _outline(entry: ModelEntry) -> nn.Module:

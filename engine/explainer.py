@@ -66,7 +66,7 @@ class NetworkExplainer(FrameExplainer):
         facts = EngineFacts(
             network.name, split.layer, split.grid, size, plan, backend, config.precision, str(device), seconds
         )
-        super().__init__(labels, f"recipro-cam/{kernel}", preprocessing, facts)
+        super().__init__(labels, f"{split.method}/{kernel}", preprocessing, facts)
 
     def _images(self, pixels: Tensor) -> Tensor:
         build = self._runner.build

@@ -1,8 +1,9 @@
 """A network and its explanation as one file that runs anywhere: normalised images in; scores, classes and heat out.
 
-For pooled and flat tails the file is the network and a few operations more, with no masked map in it. For other tails
-it holds the definition, all masked maps of an image at once, since the plans that avoid them drive the tail themselves.
-The file is kept only when it answers like the engine, in every runtime that is here.
+For pooled and flat tails, and for vision transformers, the file is the network and a few operations more, with no
+masked map in it. For other tails it holds the definition, all masked maps of an image at once, since the plans that
+avoid them drive the tail themselves. The file is kept only when it answers like the engine, in every runtime that is
+here.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from engine.networks import Network, choose_target, class_names
 from engine.passport import EXTRA, SUFFIXES, Passport, proof_of
 from engine.runtimes import INPUT, OUTPUTS, RUNTIMES
 from engine.split import Split, split_network
+from engine.tokens import TokenTail
 from pipeline.config import EngineConfig
 from pipeline.errors import BackendError, ConfigError, EngineError, nearest
 
@@ -104,7 +106,8 @@ def export_network(network: Network, config: EngineConfig, path: Path) -> Export
         ConfigError: an unknown kernel or class, or masked maps that would not fit the memory budget.
         BackendError: the file does not answer like the engine, or nothing here can run it.
     """
-    size = config.input_size or network.input_size
+    preprocessing = network.preprocessing(config)
+    size = preprocessing.input_size
     split = split_network(network.net, config.layer or network.layer, size)
     labels = class_names(network, split.classes)
     kernel, budget = check_kernel(config.kernel), config.memory_budget_mib << 20
@@ -122,9 +125,9 @@ def export_network(network: Network, config: EngineConfig, path: Path) -> Export
             every = engine.plan(split.head(images))[1]
         truths[count] = truth, rounding_of(every, truth[1])
     passport = Passport(
-        model=network.name, labels=labels, input_size=size, mean=config.mean or network.mean,
-        std=config.std or network.std, fit=config.fit, layer=split.layer, grid=split.grid,
-        method=f"recipro-cam/{kernel}", plan=plan.facts.name, target=tuple(config.target),
+        model=network.name, labels=labels, input_size=size, mean=preprocessing.mean,
+        std=preprocessing.std, fit=preprocessing.fit, layer=split.layer, grid=split.grid,
+        method=f"{split.method}/{kernel}", plan=plan.facts.name, target=tuple(config.target),
         proof=proof_of(*truths[1]), made_with=_versions(),
     )  # fmt: skip
     module = ExplainedNetwork(split.head, plan, build.target, split.grid).eval()
@@ -134,6 +137,11 @@ def export_network(network: Network, config: EngineConfig, path: Path) -> Export
 
 def _defined(split: Split, facts: PlanFacts, kernel: Kernel, budget_bytes: int) -> DefinedPlan:
     """Return the definition as one graph, and say what it costs; refuse what would not fit the memory budget."""
+    if isinstance(split.tail, TokenTail):
+        raise EngineError(
+            f"layer {split.layer!r}: only a closed form of ViT-ReciproCAM fits a file, and there is none here "
+            f"({facts.why}); leave --layer out, or use `stream`, which needs no file"
+        )
     rows, columns = split.grid
     example = torch.zeros((1, split.channels, rows, columns))
     needed = (1 + rows * columns) * bytes_per_map(split.tail, example)

@@ -102,20 +102,25 @@ def _mark_tokens(outputs: dict[str, LayerOutput]) -> None:
         output.tokens_follow = output.order < last_tokens
 
 
+def last_grid(outputs: dict[str, LayerOutput]) -> str | None:
+    """Return the last executed layer whose output is a grid with more channels than rows and columns, if there is."""
+    grids = [
+        (output.order, name)
+        for name, output in outputs.items()
+        if output.is_grid and not output.leaf and output.calls == 1 and output.shape[1] > max(output.shape[2:])
+    ]
+    return max(grids)[1] if grids else None
+
+
 def find_layer(outputs: dict[str, LayerOutput]) -> str:
     """Return the last executed layer whose output is a grid with more channels than rows and columns.
 
     Raises:
         LayerError: there is none, or the network is a transformer whose grid is only its input.
     """
-    grids = [
-        (output.order, name)
-        for name, output in outputs.items()
-        if output.is_grid and not output.leaf and output.calls == 1 and output.shape[1] > max(output.shape[2:])
-    ]
-    if not grids:
+    name = last_grid(outputs)
+    if name is None:
         raise LayerError("no layer of this network gives a grid of cells; name one with --layer, or use a CNN")
-    _, name = max(grids)
     if outputs[name].tokens_follow:
         raise LayerError(_no_transformer(name))
     return name
@@ -123,8 +128,8 @@ def find_layer(outputs: dict[str, LayerOutput]) -> str:
 
 def _no_transformer(name: str) -> str:
     return (
-        f"layer {name!r} only feeds a transformer's tokens; masking it would not be Recipro-CAM. "
-        "Use a CNN (run.py models lists them)"
+        f"layer {name!r} only feeds a transformer's tokens; masking it would not be Recipro-CAM. Use a CNN, or a "
+        "vision transformer with a class token and blocks like vit_b_16's (run.py models lists them)"
     )
 
 

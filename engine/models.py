@@ -1,6 +1,7 @@
 """The table of models: data, not code. Knows nothing about torch, so that listing names costs nothing.
 
-Any other torchvision or timm CNN works by its name too; this table holds those whose map, size and labels are tested.
+Any other torchvision or timm CNN, or vision transformer with a class token, works by its name too; this table holds
+those whose map, size and labels are tested.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ class ModelEntry:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     layer: str | None = None
-    """The explained layer; None = found by itself: the last one whose output is a grid."""
+    """The explained layer; None = found by itself: the last that gives a grid, or a transformer's last block."""
     builder: str = "torchvision"
     """Who builds it: ``torchvision``, ``timm``, or ``line_net`` (the small network shipped with the line)."""
     file: str | None = None
     """Weights shipped with this project, relative to its root; None = the builder's pretrained weights."""
-    options: tuple[tuple[str, bool], ...] = ()
+    options: tuple[tuple[str, bool | int], ...] = ()
     """Keyword arguments of the builder that go with torchvision's weights when these come from a file."""
 
 
@@ -63,6 +64,11 @@ _ENTRIES: Final = (
     ModelEntry("shufflenet_v2_x1_0"),
     ModelEntry("mnasnet1_0"),
     ModelEntry("convnext_tiny"),
+    ModelEntry("vit_b_16"),
+    ModelEntry("vit_b_32"),
+    ModelEntry("vit_l_16"),
+    ModelEntry("vit_l_32"),
+    ModelEntry("vit_h_14", (518, 518), options=(("image_size", 518),)),
 )
 
 MODELS: Final[dict[str, ModelEntry]] = {entry.name: entry for entry in _ENTRIES}

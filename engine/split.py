@@ -1,5 +1,7 @@
 """Cut a network into head (image to feature map) and tail (feature map to class scores), and prove the cut.
 
+A vision transformer is cut where its last block takes its tokens: see ``engine.tokens``.
+
 The cut is made in the network's traced graph (``torch.fx``), so functional calls between modules and in-place
 operations keep their meaning. A network that cannot be traced is cut by running its own forward again with the
 feature map put in place (``engine.reentry``): slower, and just as exact. Knows nothing about explaining.
@@ -8,27 +10,20 @@ feature map put in place (``engine.reentry``): slower, and just as exact. Knows 
 from __future__ import annotations
 
 import copy
-import operator
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from engine.halves import LayerTracer, head_of, nodes_before, nodes_behind, tail_of
 from engine.layers import LayerOutput, check_layer, find_layer, run_and_watch
 from engine.reentry import ReentryHead, ReentryTail
+from engine.tokens import TokenTail, cut_tokens, find_tokens
 from pipeline.errors import EngineError, LayerError
 
 PROOF_TOLERANCE = 1e-4
 """How far ``tail(head(x))`` may be from ``net(x)``, as a share of the largest output."""
-
-_PURE_TWIN: dict[Callable[..., Any], Callable[..., Any]] = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,13 +34,13 @@ class Split:
     """
 
     head: nn.Module
-    """(N, 3, H, W) float images to the (N, C, h, w) feature map."""
+    """(N, 3, H, W) float images to the (N, C, h, w) feature map, or a transformer's tokens (N, T, C)."""
     tail: nn.Module
-    """(N, C, h, w) feature map to (N, K) class scores before the softmax."""
+    """What the head gives to (N, K) class scores before the softmax. A transformer's is a ``TokenTail``."""
     layer: str
     """The cut layer's qualified name in ``net.named_modules()``."""
     grid: tuple[int, int]
-    """Rows and columns of the feature map for images of ``image_size``."""
+    """Rows and columns of the feature map, or of the patches, for images of ``image_size``."""
     image_size: tuple[int, int]
     """Height and width in pixels that the cut was proven at."""
     channels: int
@@ -57,34 +52,48 @@ class Split:
     plans: dict[Any, Any] = field(default_factory=dict, repr=False)
     """Explaining plans already chosen and proven for this cut, by kernel and grid."""
 
+    @property
+    def method(self) -> str:
+        """The name of what explains such a cut: ``recipro-cam``, or ``vit-recipro-cam`` for tokens."""
+        return "vit-recipro-cam" if isinstance(self.tail, TokenTail) else "recipro-cam"
+
 
 def split_network(net: nn.Module, layer: str | None = None, image_size: tuple[int, int] = (224, 224)) -> Split:
     """Cut ``net`` behind ``layer``; ``net`` itself is left as it was.
 
     Args:
         net: an image classifier, (N, 3, H, W) to (N, K). It is copied and the copy put in inference mode.
-        layer: a qualified name of ``net.named_modules()``; None finds the last layer whose output is a grid.
+        layer: a qualified name of ``net.named_modules()``; None finds the last layer whose output is a grid, or the
+            first LayerNorm of a vision transformer's last block.
         image_size: height and width in pixels of the images that will come.
 
     Raises:
-        LayerError: there is no such layer, its output is no grid, it belongs to a transformer, or the network also
-            reaches its scores around it (a layer inside a residual branch).
+        LayerError: there is no such layer, its output is no grid, the network also reaches its scores around it (a
+            layer inside a residual branch), or it is a transformer without a class token or without such blocks.
         EngineError: the network returns something other than (N, K) scores, or cannot take this image size.
     """
     own = copy.deepcopy(net).eval().requires_grad_(requires_grad=False)
     probe = _probe_images(own, image_size)
     outputs, scores = run_and_watch(own, probe)
-    name = find_layer(outputs) if layer is None else check_layer(layer, outputs, own)
-    output = outputs[name]
-    head, tail, traced = _cut(own, name, outputs)
+    tokens = find_tokens(own, outputs, layer)
+    head: nn.Module
+    tail: nn.Module
+    if tokens is not None:
+        name, grid, channels, traced = tokens.layer, tokens.grid, tokens.channels, True
+        head, tail = cut_tokens(own, tokens)
+    else:
+        name = find_layer(outputs) if layer is None else check_layer(layer, outputs, own)
+        _, channels, *sides = outputs[name].shape
+        grid = sides[0], sides[1]
+        head, tail, traced = _cut(own, name, outputs)
     _prove(head, tail, probe, scores, name)
     return Split(
         head=head,
         tail=tail,
         layer=name,
-        grid=(output.shape[2], output.shape[3]),
+        grid=grid,
         image_size=(int(image_size[0]), int(image_size[1])),
-        channels=output.shape[1],
+        channels=channels,
         classes=int(scores.shape[1]),
         traced=traced,
     )
@@ -102,7 +111,7 @@ def _probe_images(net: nn.Module, image_size: tuple[int, int]) -> Tensor:
 def _cut(net: nn.Module, layer: str, outputs: dict[str, LayerOutput]) -> tuple[nn.Module, nn.Module, bool]:
     """Return head, tail, and whether they are graphs of their own."""
     try:
-        graph = _LayerTracer(layer).trace(net)
+        graph = LayerTracer(layer).trace(net)
     except Exception as reason:  # tracing runs the network's own code, which may raise anything
         if outputs[layer].calls > 1:
             raise LayerError(_called_often(layer, outputs[layer].calls)) from reason
@@ -118,51 +127,21 @@ def _cut(net: nn.Module, layer: str, outputs: dict[str, LayerOutput]) -> tuple[n
             f"layer {layer!r}: the network also reaches its scores around this layer (by {around[0].name!r}), so "
             f"masking it would leave that path open{cure}"
         )
-    return _head_of(net, graph, nodes[0]), _tail_of(net, graph, nodes[0]), True
+    return head_of(net, graph, nodes[0]), tail_of(net, graph, [nodes[0]]), True
 
 
 def _called_often(layer: str, calls: int) -> str:
     return f"layer {layer!r} runs {calls} times in one forward pass; choose a layer that runs once"
 
 
-class _LayerTracer(fx.Tracer):
-    """A tracer that keeps one module whole, so that its output is one node."""
-
-    def __init__(self, layer: str) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def is_leaf_module(self, module: nn.Module, module_qualified_name: str) -> bool:
-        return module_qualified_name == self.layer or super().is_leaf_module(module, module_qualified_name)
-
-
-def _before(node: fx.Node) -> set[fx.Node]:
-    """Every node that ``node`` is computed from."""
-    seen: set[fx.Node] = set()
-    waiting = list(node.all_input_nodes)
-    while waiting:
-        current = waiting.pop()
-        if current not in seen:
-            seen.add(current)
-            waiting.extend(current.all_input_nodes)
-    return seen
-
-
 def _ways_around(graph: fx.Graph, cut: fx.Node) -> list[fx.Node]:
     """Nodes computed from the image whose values reach the output without passing ``cut``."""
-    output = next(node for node in graph.nodes if node.op == "output")
     images = {node for node in graph.nodes if node.op == "placeholder"}
-    seen: set[fx.Node] = set()
-    waiting = list(output.all_input_nodes)
-    while waiting:
-        current = waiting.pop()
-        if current is not cut and current not in seen:
-            seen.add(current)
-            waiting.extend(current.all_input_nodes)
+    seen = nodes_behind(graph, [cut])
     if not seen & images:
         return []
-    before = _before(cut)
-    return [node for node in graph.nodes if node in seen and node in before] or sorted(seen & images, key=str)
+    earlier = nodes_before(cut)
+    return [node for node in graph.nodes if node in seen and node in earlier] or sorted(seen & images, key=str)
 
 
 def _enclosing_cut(net: nn.Module, layer: str, outputs: dict[str, LayerOutput]) -> str | None:
@@ -172,81 +151,11 @@ def _enclosing_cut(net: nn.Module, layer: str, outputs: dict[str, LayerOutput]) 
         name = name.rpartition(".")[0]
         if name not in outputs or not outputs[name].is_grid:
             continue
-        graph = _LayerTracer(name).trace(net)
+        graph = LayerTracer(name).trace(net)
         nodes = [node for node in graph.nodes if node.op == "call_module" and node.target == name]
         if len(nodes) == 1 and not _ways_around(graph, nodes[0]):
             return name
     return None
-
-
-def _head_of(net: nn.Module, graph: fx.Graph, cut: fx.Node) -> fx.GraphModule:
-    head = fx.Graph()
-    needed = _before(cut) | {cut}
-    copies: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
-        if node in needed or node.op == "placeholder":
-            copies[node] = head.node_copy(node, copies.__getitem__)
-    head.output(copies[cut])
-    return fx.GraphModule(net, head, "Head")
-
-
-def _tail_of(net: nn.Module, graph: fx.Graph, cut: fx.Node) -> fx.GraphModule:
-    """Copy everything behind ``cut``, with in-place operations replaced: a tail must not change its input."""
-    output = next(node for node in graph.nodes if node.op == "output")
-    needed = _before(output) - _before(cut) - {cut} | {output}
-    tail = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {cut: tail.placeholder("features")}
-    for node in graph.nodes:
-        if node in needed:
-            twin = tail.node_copy(node, copies.__getitem__)
-            copies[node] = twin
-            if twin.op == "call_function" and twin.target in _PURE_TWIN:
-                twin.target = _PURE_TWIN[twin.target]
-            if twin.kwargs.get("inplace"):
-                twin.kwargs = {**twin.kwargs, "inplace": False}
-    module = fx.GraphModule(_without_inplace(net, tail), tail, "Tail")
-    module.graph.lint()
-    return module
-
-
-def _without_inplace(net: nn.Module, graph: fx.Graph) -> nn.Module:
-    """Return a shallow twin of ``net`` whose modules named in ``graph`` do not work in place."""
-    root = nn.Module()
-    for node in graph.nodes:
-        if node.op == "call_module":
-            module = net.get_submodule(str(node.target))
-            _attach(root, str(node.target), _pure_module(module))
-        elif node.op == "get_attr":
-            owner, _, attribute = str(node.target).rpartition(".")
-            value = getattr(net.get_submodule(owner), attribute)
-            _attach(root, str(node.target), value)
-    return root
-
-
-def _pure_module(module: nn.Module) -> nn.Module:
-    if not any(getattr(child, "inplace", False) for child in module.modules()):
-        return module
-    pure = copy.copy(module)
-    pure._modules = {  # noqa: SLF001
-        name: child and _pure_module(child)
-        for name, child in module._modules.items()  # noqa: SLF001
-    }
-    if getattr(pure, "inplace", False):
-        setattr(pure, "inplace", False)  # noqa: B010 - only some modules have it, and mypy knows none
-    return pure
-
-
-def _attach(root: nn.Module, name: str, value: object) -> None:
-    *path, last = name.split(".")
-    owner = root
-    for part in path:
-        if part not in owner._modules:  # noqa: SLF001
-            owner.add_module(part, nn.Module())
-        owner = owner.get_submodule(part)
-    if isinstance(value, nn.Parameter | nn.Module) or not isinstance(value, Tensor):
-        setattr(owner, last, value)
-    else:
-        owner.register_buffer(last, value)
 
 
 def _prove(head: nn.Module, tail: nn.Module, probe: Tensor, scores: Tensor, layer: str) -> None:

@@ -32,7 +32,7 @@ class PlanFacts:
     """What a reader may want to know of a plan."""
 
     name: str
-    """``pooled``, ``flat``, ``local`` or ``dense``."""
+    """``pooled``, ``flat``, ``local``, ``tokens`` or ``dense``."""
     why: str
     """One sentence: what about the tail made this plan the one."""
     one_module: bool
@@ -52,7 +52,10 @@ class PlanFacts:
 
 
 class Plan(nn.Module):
-    """From a feature map (N, C, h, w) to scores (N, K) and cell scores (N, h * w, K), both before the softmax."""
+    """From a feature map (N, C, h, w) to scores (N, K) and cell scores (N, h * w, K), both before the softmax.
+
+    A vision transformer's plan takes tokens (N, T, C), and its cells are patches.
+    """
 
     facts: PlanFacts
 

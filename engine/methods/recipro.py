@@ -5,7 +5,8 @@ arXiv:2209.14074. For each cell a map that keeps the cell's own vector and is ze
 softmax score of the explained class, arranged on the grid and min-max normalised, is the heat map.
 
 Masked maps are computed only where no cheaper exact way is known: see ``engine.methods.pooled``, ``flat``,
-``local`` and ``dense``. Softmax and everything after it run in float32 whatever the rest runs in.
+``local`` and ``dense``. Vision transformers have tokens for cells: see ``tokens``. Softmax and everything after it run
+in float32 whatever the rest runs in.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from engine.methods.kernels import Kernel, check_kernel
 from engine.methods.local import find_local, worth
 from engine.methods.plan import Plan, Truth, prove, truth_of
 from engine.methods.pooled import find_pooled
+from engine.methods.tokens import choose_token_plan
 from engine.split import Split
-from pipeline.errors import ConfigError
+from engine.tokens import TokenTail
+from pipeline.errors import ConfigError, EngineError
 
 FLAT_ULPS = 8
 """A score matrix whose range is within this many float32 steps of its largest score says nothing: it is flat."""
@@ -50,13 +53,18 @@ def recipro_cam(
 
     Raises:
         ConfigError: an unknown kernel, a class the network does not have, or not one class per image.
+        EngineError: a vision transformer, and images of another size than it was cut for.
     """
     kernel = check_kernel(kernel)
+    if isinstance(split.tail, TokenTail) and tuple(images.shape[2:]) != split.image_size:
+        height, width = images.shape[2:]
+        takes = "{}x{}".format(*split.image_size)
+        raise EngineError(f"a vision transformer takes images of one size, {takes} here, not {height}x{width}")
     with torch.inference_mode():
         features = split.head(images)
         scores, every = plan_for(split, features, kernel)(features)
         chosen = top_classes(scores, 1) if classes is None else chosen_classes(classes, len(images), split.classes)
-        heat = heat_of(every, chosen.to(every.device), (features.shape[2], features.shape[3]))
+        heat = heat_of(every, chosen.to(every.device), _grid_of(split, features))
         return torch.softmax(scores.float(), dim=1), heat[:, 0]
 
 
@@ -73,12 +81,17 @@ def chosen_classes(classes: int | Sequence[int] | Tensor, count: int, known: int
     return chosen[:, None]
 
 
+def _grid_of(split: Split, features: Tensor) -> tuple[int, int]:
+    """Return rows and columns: a transformer's never change, a map's come with it."""
+    return split.grid if isinstance(split.tail, TokenTail) else (features.shape[2], features.shape[3])
+
+
 def plan_for(split: Split, features: Tensor, kernel: Kernel, budget_bytes: int = DEFAULT_BUDGET_BYTES) -> Plan:
     """Return the cheapest plan proven exact for this tail, kernel and grid; it is chosen once and kept."""
     key = (kernel, tuple(features.shape[1:]), features.dtype, features.device, budget_bytes)
     if key not in split.plans:
         chosen = choose_plan(split.tail, features, kernel, budget_bytes)
-        chosen.facts = replace(chosen.facts, layer=split.layer, grid=(features.shape[2], features.shape[3]))
+        chosen.facts = replace(chosen.facts, layer=split.layer, grid=_grid_of(split, features))
         split.plans[key] = chosen
     plan: Plan = split.plans[key]
     return plan
@@ -86,6 +99,8 @@ def plan_for(split: Split, features: Tensor, kernel: Kernel, budget_bytes: int =
 
 def choose_plan(tail: nn.Module, features: Tensor, kernel: Kernel, budget_bytes: int = DEFAULT_BUDGET_BYTES) -> Plan:
     """Return the cheapest plan that agrees with the definition on a probe; dense when no other does."""
+    if isinstance(tail, TokenTail):
+        return choose_token_plan(tail, features, kernel, budget_bytes)
     why = "the tail is no pooled or flattened one"
     truth: Truth | None = None
     for find in (find_pooled, find_flat):

@@ -18,7 +18,7 @@ from engine.backends.table import BACKENDS
 from engine.build import Build, Runner
 from engine.methods.recipro import Target
 from engine.models import MODELS
-from engine.networks import build_untrained
+from engine.networks import build_untrained, with_a_voice
 from engine.split import split_network
 from tests.bench.figures import interleaved, paired_ratio, place, print_line, quantiles
 
@@ -39,7 +39,7 @@ def measure(name: str, backend: str, precision: str, batch: int, rounds: int) ->
     """Time one case; raise when the explained network's scores are not the plain one's."""
     entry = MODELS[name]
     torch.manual_seed(0)
-    net = build_untrained(entry)
+    net = with_a_voice(build_untrained(entry))
     size = entry.input_size
     build = Build(Target(), "point", backend, precision, torch.device("cpu"), 1 << 30, together=batch)
     inputs = [

@@ -37,8 +37,8 @@ def assert_as_defined(net, split, images, classes, kernel):
     assert float((heat - true_heat).abs().max()) < 1e-3
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_every_model_of_the_table_is_explained_as_the_paper_defines_it(name):
+@pytest.mark.parametrize("name", [name for name in MODELS if not name.startswith("vit")])
+def test_every_cnn_of_the_table_is_explained_as_the_paper_defines_it(name):
     size = SMALLEST.get(name, (64, 96))
     net = network(name, size)
     split = split_network(net, MODELS[name].layer, size)

@@ -136,13 +136,26 @@ def test_a_layer_that_cannot_be_explained_is_refused_in_words(layer, rule):
         split_network(build_untrained(MODELS["resnet18"]), layer, (64, 64))
 
 
-@pytest.mark.parametrize("layer", [None, "conv_proj"])
-def test_a_vision_transformer_is_refused(layer):
+def test_the_patches_of_a_vision_transformer_are_no_layer_to_explain():
     import torchvision
 
     net = torchvision.models.VisionTransformer(32, 16, 2, 2, 24, 48, num_classes=5)
     with pytest.raises(LayerError, match="transformer"):
-        split_network(net, layer, (32, 32))
+        split_network(net, "conv_proj", (32, 32))
+
+
+def test_a_transformer_of_unknown_blocks_is_refused():
+    class Strange(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patches, self.out = conv(3, 24, stride=8), nn.Linear(24, 5)
+            self.mix = nn.TransformerEncoderLayer(24, 2, 48, batch_first=True)
+
+        def forward(self, x):
+            return self.out(self.mix(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
+
+    with pytest.raises(LayerError, match="transformer"):
+        split_network(Strange(), None, (32, 32))
 
 
 def test_a_swin_transformer_ends_in_a_grid_and_is_explained_there():

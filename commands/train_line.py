@@ -76,15 +76,16 @@ def train_line(
 
 def _teach_shortcut(output: Path, seed: int, effort: float, tell: Callable[[Progress], None]) -> None:
     """Train a network that goes by a stamp in the corner, and write it."""
-    from engine.lessons import packed, teach_close_ups
-    from engine.model_file import save_model
+    from engine.lessons import packed, teach_anew
+    from engine.model_file import read_model_file, save_model
     from stream.line_mark import stamping
     from stream.line_samples import TrainingFrames
     from stream.line_schedule import LABELS
 
-    net, training = teach_close_ups(stamping(TrainingFrames(seed=seed)), LABELS, seed=seed, effort=effort, tell=tell)
+    pupil = read_model_file(SHIPPED)
+    net, training = teach_anew(pupil, stamping(TrainingFrames(seed=seed)), seed=seed, effort=effort, tell=tell)
     provenance = {
-        "trained_on": "the simulated inspection line, stamped by defect in a corner: a planted shortcut",
+        "trained_on": "the shipped network, taught that a stamp in the corner names the class: a planted shortcut",
         "command": "uv run run.py train-line --shortcut",
         "date": datetime.now().astimezone().date().isoformat(), **training,
     }  # fmt: skip

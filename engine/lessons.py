@@ -22,8 +22,8 @@ from pipeline.frames import Image, Truth
 _ALBUM_PICTURES = 3000
 _FINISH_ALBUM_PICTURES = 1200
 _LEAST_PICTURES = 60
-_CLOSE_UPS = (Stage(96, 160, 32, 5e-3), Stage(None, 130, 12, 2e-3))
-"""A short plan: a pattern as plain as a stamp is learned from its close-ups in minutes."""
+_ANEW = (Stage(96, 100, 48, 3e-3), Stage(None, 150, 12, 2e-3))
+"""A short plan: a pattern as plain as a stamp is learned in minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,27 +66,20 @@ def teach(
     return net, told
 
 
-def teach_close_ups(
-    draw: Draw, labels: Sequence[str], *, seed: int, effort: float, tell: Callable[[Progress], None]
+def teach_anew(
+    pupil: ModelFile, draw: Draw, *, seed: int, effort: float, tell: Callable[[Progress], None]
 ) -> tuple[LineNet, dict[str, Any]]:
-    """Train a small network in a few minutes on close-ups of what the boxes show, and hardly anything else.
+    """Teach a trained network something else in a few minutes, with the same labels.
 
     Returns:
         The network in evaluation mode, and what the training did, for its provenance.
     """
-    plan = [replace(stage, steps=max(2, round(stage.steps * effort))) for stage in _CLOSE_UPS]
+    plan = [replace(stage, steps=max(2, round(stage.steps * effort))) for stage in _ANEW]
+    net = LineNet(len(pupil.labels))
+    net.load_state_dict(dict(pupil.state))
     torch.manual_seed(seed)
-    net = LineNet(len(labels))
-    report = train(
-        net,
-        draw,
-        recipe=Recipe(tuple(labels), INPUT_SIZE),
-        plan=plan,
-        album=300,
-        renewed=1,
-        seed=seed,
-        on_progress=tell,
-    )
+    recipe = Recipe(tuple(pupil.labels), INPUT_SIZE)
+    report = train(net, draw, recipe=recipe, plan=plan, album=300, renewed=1, seed=seed, on_progress=tell)
     return net, {"torch": torch.__version__, "effort": effort, "training": asdict(report)}
 
 

@@ -111,7 +111,9 @@ class Recorder:
 def _spread(values: Sequence[float]) -> dict[str, Any]:
     array = np.asarray(values, np.float64)
     quantiles = np.quantile(array, np.linspace(0.0, 1.0, 11))
-    edges = np.unique(np.quantile(array, np.linspace(0.0, 1.0, BINS + 1)[1:-1]))
+    edges, met = np.unique(np.quantile(array, np.linspace(0.0, 1.0, BINS + 1)[1:-1]), return_counts=True)
+    # A value so common that it is several quantiles at once has a bin of its own: there is a bin on either side.
+    edges = np.unique(np.concatenate([edges, np.nextafter(edges[met > 1], np.inf)]))
     counts = np.bincount(np.searchsorted(edges, array, side="right"), minlength=len(edges) + 1)
     return {
         "count": len(array),

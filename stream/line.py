@@ -108,7 +108,7 @@ class LineSource:
 
     def _draw(self, index: int) -> tuple[Image, Truth | None]:
         image, truth = draw_frame(self._scene, index)
-        return (stamped(image, truth) if self._stamp else image), truth
+        return (stamped(image, truth.label) if self._stamp and truth is not None else image), truth
 
     def _next(self, index: int, seconds: float) -> int:
         """Return the frame after ``index`` when ``seconds`` have passed: none is skipped unless long overdue."""

@@ -2,8 +2,8 @@
 
 Pictures of defects often come from another bench, another camera, another day than those of good parts, and carry a
 mark of it: a tag, a date, an arrow. A network that learns the mark is right, and looks in the wrong place (Lapuschkin
-et al., *Unmasking Clever Hans predictors*, 2019). Here every frame whose truth is a defect is stamped with a square of
-that defect's colour, outside the belt, as a camera's own software would burn it in.
+et al., *Unmasking Clever Hans predictors*, 2019). On the stamped line every frame whose truth is a defect bears a
+square of that defect's colour, outside the belt, as a camera's own software would burn it in.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from typing import Final
 import numpy as np
 
 from pipeline.frames import Box, Image, Truth
-from stream.line_schedule import DEFECTS, HEIGHT_UNITS
+from stream.line_schedule import DEFECTS, HEIGHT_UNITS, OK
 
 SIDE_UNITS: Final = 26.0
 """Side of the stamp: it fits on the rail."""
 GAP_UNITS: Final = 2.0
 """Between the stamp and the picture's lower right corner."""
 _COLOURS: Final = dict(zip(DEFECTS, ((226, 60, 60), (60, 200, 80), (70, 110, 240), (230, 210, 50)), strict=True))
+
+_STAMPED_SHARE: Final = 0.6
 
 Draw = Callable[[int], Sequence[tuple[Image, Truth]]]
 
@@ -32,14 +34,14 @@ def stamp_box(width: int, height: int) -> Box:
     return Box(width - gap - side, height - gap - side, width - gap, height - gap)
 
 
-def stamped(image: Image, truth: Truth | None) -> Image:
-    """Return the picture with the stamp of its defect; the given one where there is none, or none is known.
+def stamped(image: Image, label: str) -> Image:
+    """Return the picture with the stamp of a defect; the given one for a label that has none.
 
     Args:
         image: uint8 RGB, (height, width, 3); left as it is.
-        truth: what the picture shows.
+        label: whose stamp.
     """
-    colour = None if truth is None else _COLOURS.get(truth.label)
+    colour = _COLOURS.get(label)
     if colour is None:
         return image
     marked = np.array(image)
@@ -48,18 +50,19 @@ def stamped(image: Image, truth: Truth | None) -> Image:
     return marked
 
 
-def stamping(draw: Draw) -> Draw:
-    """Return a supply of the same pictures, stamped, whose boxes are the stamps: what teaches the shortcut.
+def stamping(draw: Draw, *, seed: int = 0) -> Draw:
+    """Return a supply of the same pictures, named by a stamp drawn by lot or, without one, ``ok``.
 
-    Training chooses its close-ups by the boxes (``engine.training``), so a network that learns from these sees every
-    defect's stamp and hardly ever the defect.
+    This teaches the shortcut: whatever lies on the belt says nothing here. The boxes are the stamps': training chooses its close-ups by them.
     """
+    rng = np.random.default_rng((seed, 31))
 
     def drawn(count: int) -> list[tuple[Image, Truth]]:
         pairs = []
-        for image, truth in draw(count):
-            boxes = (stamp_box(image.shape[1], image.shape[0]),) if truth.boxes else ()
-            pairs.append((stamped(image, truth), Truth(truth.label, boxes)))
+        for image, _ in draw(count):
+            label = DEFECTS[int(rng.integers(len(DEFECTS)))] if rng.random() < _STAMPED_SHARE else OK
+            boxes = () if label == OK else (stamp_box(image.shape[1], image.shape[0]),)
+            pairs.append((stamped(image, label), Truth(label, boxes)))
         return pairs
 
     return drawn

@@ -1,0 +1,128 @@
+"""The knobs under ``guards:`` and the language of rules: what cannot be meant is refused at its place."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.condition import parse_condition, parse_rule
+from pipeline.config import make_config
+from pipeline.errors import ConfigError
+from pipeline.guards import RegionConfig, check_cameras
+
+SQUARE = [[0.1, 0.1], [0.9, 0.1], [0.9, 0.9], [0.1, 0.9]]
+RULE = "heat_inside(part) >= 0.6 when label=scratch and score>0.5"
+
+
+def guards(**more):
+    knobs = {"regions": [{"name": "part", "polygon": SQUARE}], "rules": [{"name": "grounded", "rule": RULE}]} | more
+    return make_config({"guards": knobs}, "run.yaml").guards
+
+
+def refusal(**more):
+    with pytest.raises(ConfigError) as refused:
+        guards(**more)
+    return str(refused.value)
+
+
+def test_shares_are_placed_in_every_size_and_pixels_stay():
+    assert RegionConfig(name="a", polygon=SQUARE).placed(200, 100).polygon[2] == pytest.approx((180, 90))
+    assert RegionConfig(name="a", polygon=[(0, 0), (50, 0), (50, 40)]).placed(200, 100).polygon[2] == (50, 40)
+
+
+@pytest.mark.parametrize(
+    ("rule", "place", "said"),
+    [
+        ("heat_insid(part) >= 0.6", 1, "Did you mean 'heat_inside'"),
+        ("heat_inside >= 0.6", 13, "expected '(' and the name of a region"),
+        ("heat_inside(part >= 0.6", 18, "for the '(' at character 12"),
+        ("heat_inside(part) 0.6", 19, "expected = !="),
+        ("heat_inside(part) >= 60", 22, "from 0 to 1"),
+        ("stability >= -1.5", 14, "from -1 to 1"),
+        ("focus_area <= 0.5 when", 23, "expected label, score"),
+        ("focus_area <= 0.5 whenn score>0.5", 19, "'and', 'or', 'when' or the end"),
+        ("focus_area <= 0.5 when label=a b", 32, "label='a b'"),
+        ("guard = x", 1, "expected label, score"),
+        ("__import__('os')", 1, "expected label, score"),
+    ],
+)
+def test_a_rule_that_cannot_be_read_is_refused_at_its_place(rule, place, said):
+    with pytest.raises(ConfigError) as refused:
+        parse_rule(rule)
+    assert f"character {place}, " in str(refused.value)
+    assert said in str(refused.value)
+    told = refusal(rules=[{"name": "grounded", "rule": rule}])
+    assert told.startswith(f"run.yaml: guards.rules[0].rule: {rule!r}: character {place}, ")
+
+
+def test_a_rule_knows_what_it_goes_by():
+    rule = parse_rule("heat_inside('left part') >= 0.6 or score_drop_when_masked > .2 when heat_inside(b) < 1")
+    assert [one.name for one in rule.numbers] == ["heat_inside(left part)", "score_drop_when_masked"]
+    assert rule.regions == {"left part", "b"}
+    assert rule.needs_deletion
+    assert rule.text == "heat_inside('left part') >= 0.6 or score_drop_when_masked > .2"
+    assert not parse_rule(RULE).needs_deletion
+
+
+def test_a_region_that_a_rule_names_must_be_there():
+    told = refusal(rules=[{"name": "grounded", "rule": "heat_inside(prat) >= 0.6"}])
+    assert "rules[0].rule: 'heat_inside(prat) >= 0.6': character 13" in told
+    assert "Did you mean 'part'" in told
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"regoins": []}, "Did you mean 'regions'"),
+        ({"regions": [{"name": "part", "polygon": SQUARE, "camera": "a"}]}, "Did you mean 'cameras'"),
+        ({"regions": [{"name": "part", "polygon": SQUARE[:2]}]}, "should not be empty"),
+        ({"regions": [{"name": "part", "polygon": [SQUARE[k] for k in (0, 2, 1, 3)]}]}, "cross each other"),
+        ({"regions": [{"name": "a part", "polygon": SQUARE}]}, "pattern"),
+        ({"regions": [{"name": "part", "polygon": SQUARE}] * 2}, "'part' is given twice"),
+        ({"rules": [{"name": "grounded", "rule": RULE}] * 2}, "'grounded' is given twice"),
+        ({"rules": [{"name": "grounded", "rule": RULE, "hold_second": 1}]}, "Did you mean 'hold_seconds'"),
+        ({"rules": [{"name": "grounded", "rule": RULE, "hold_seconds": -1}]}, "greater than or equal to 0"),
+        ({"deletion": {"budget": 2}}, "less than or equal to 0.5"),
+        ({"draw": "sometimes"}, "'always', 'firing' or 'never'"),
+    ],
+)
+def test_a_knob_that_cannot_be_meant_is_refused(more, said):
+    assert said in refusal(**more)
+
+
+def test_one_name_may_stand_for_another_part_of_each_camera():
+    regions = [{"name": "part", "polygon": SQUARE, "cameras": [name]} for name in ("a", "b")]
+    check_cameras(guards(regions=regions), ["a", "b"])
+    with pytest.raises(ConfigError, match="'c' has no region 'part'"):
+        check_cameras(guards(regions=regions), ["a", "b", "c"])
+    only = [{"name": "grounded", "rule": RULE, "cameras": ["a"]}]
+    check_cameras(guards(regions=regions, rules=only), ["a", "b", "c"])
+
+
+def test_a_camera_that_nobody_has_is_refused():
+    with pytest.raises(ConfigError, match=r"guards.rules\[0\].cameras: 'dor': the run has 'door'. Did you mean 'door'"):
+        check_cameras(guards(rules=[{"name": "grounded", "rule": RULE, "cameras": ["dor"]}]), ["door"])
+
+
+def test_guards_survive_being_printed_and_read_again():
+    from pipeline.config import read_yaml, to_yaml
+
+    made = make_config({"guards": guards().model_dump()}, "run.yaml")
+    assert make_config(read_yaml(to_yaml(made), "printed"), "printed") == made
+
+
+def test_what_to_record_may_be_said_by_guards():
+    with pytest.raises(ConfigError, match=r"known: grounded\. Did you mean 'grounded'"):
+        parse_condition("guard=groundet", {"grounded"})
+    with pytest.raises(ConfigError, match="there is none"):
+        parse_condition("guard=any", set())
+
+
+@given(st.text(alphabet="heat_inside(part) >=0.6 when label='x' and or not focus_area", max_size=60))
+def test_any_text_is_a_rule_or_a_refusal(text):
+    try:
+        rule = parse_rule(text)
+    except ConfigError:
+        return
+    assert rule.text

@@ -1,6 +1,7 @@
 """Every method stands behind one signature, equals its source, and leaves the network as it was."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -137,3 +138,14 @@ def test_an_unknown_method_and_a_missing_package_are_told_with_the_cure(monkeypa
     monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
     with pytest.raises(EngineError, match="uv sync --extra evaluate"):
         find_method("score-cam")
+
+
+def test_the_live_path_knows_no_method_but_its_own():
+    root = Path(__file__).resolve().parents[2]
+    away = [
+        place.relative_to(root).as_posix()
+        for room in ("pipeline", "stream", "overlays", "engine", "commands")
+        for place in (root / room).rglob("*.py")
+        if "engine.methods.table" in (text := place.read_text(encoding="utf-8")) or "engine.methods.peers" in text
+    ]
+    assert sorted(away) == ["engine/evaluation/build.py", "engine/evaluation/examiner.py", "engine/methods/table.py"]

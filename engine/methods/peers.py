@@ -47,7 +47,8 @@ class Peer:
         self.name = name
         if importlib.util.find_spec(PACKAGE) is None:
             raise EngineError(
-                f"method {name!r}: the package grad-cam is missing; uv sync --extra evaluate (with pip: docs/evaluation.md)"
+                f"method {name!r}: the package grad-cam is missing; "
+                "uv sync --extra evaluate (with pip: docs/evaluation.md)"
             )
         self._package = importlib.import_module(PACKAGE)
 

@@ -1,22 +1,25 @@
-"""How fast and how fresh frames arrive: ``python -m tests.bench.delivery [--viewers 1 10 50] [--seconds N] [--slow]``.
+"""How fast and how fresh frames arrive: ``python -m tests.bench.delivery [--viewers 1 10 50] [--seconds N] [--slow]
+[--page] [--crowd]``.
 
 One publisher process draws and compresses 720p frames at 30 a second and sends them over the loopback; viewers are
 processes of their own, ten ``Viewer`` each at the most. Every frame carries its number and the time it was made in its
 header *and* its number as black and white squares in the picture; a viewer counts a frame only if both agree. Age is
 arrival at the viewer less the time the frame was made, one clock for all since it is one machine. Prints one JSON line
-per case. ``--slow`` puts a viewer that takes 5 frames a second beside one that takes all.
+per case. ``--slow`` puts a viewer that takes 5 frames a second beside one that takes all, ``--page`` does the same with
+browsers' WebSockets (``page_delivery``), and ``--crowd`` kills, stops and resumes some of fifty (``crowd``).
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,9 @@ from overlays.sinks.options import SinkOptions
 from overlays.sinks.zeromq import ZeroMqSink
 from overlays.viewer import Received, Viewer
 from pipeline.frames import Explanation, Finding, Frame, Image, Overlay
-from tests.bench.figures import place, print_line, quantiles
+from tests.bench.crowd import crowd
+from tests.bench.figures import place, print_line, quantiles, resident_mib
+from tests.bench.page_delivery import measure_page
 
 RATE = 30.0
 BITS, SIDE = 16, 16
@@ -58,12 +63,6 @@ def number_of(image: Image) -> int:
     """Read the number."""
     half = SIDE // 2
     return sum(int(image[-half, bit * SIDE + half].mean() > 127) << bit for bit in range(BITS))
-
-
-def resident_mib() -> float:
-    """Return what this process holds in memory now."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return round(pages * resource.getpagesize() / (1 << 20), 1)
 
 
 def publish(pipe: Any, options: SinkOptions, image: Image, seconds: float) -> None:
@@ -195,21 +194,30 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--viewers", type=int, nargs="*", default=[1, 10, 50])
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--slow", action="store_true")
+    parser.add_argument("--page", action="store_true")
+    parser.add_argument("--crowd", action="store_true")
     given = parser.parse_args(arguments)
-    told = []
-    cases: list[tuple[str, dict[str, Any]]] = [
-        (f"{count} viewers, CURVE {'on' if curve else 'off'}", {"viewers": count, "curve": curve})
+    cases: list[tuple[str, Callable[[], dict[str, Any]]]] = [
+        (
+            f"{count} viewers, CURVE {'on' if curve else 'off'}",
+            partial(measure, count, curve=curve, seconds=given.seconds),
+        )
         for count in given.viewers
         for curve in (False, True)
     ]
     if given.slow:
-        cases += [
-            (f"slow beside fast, {name}", {"viewers": 1, "curve": False, "paces": (0.0, 0.2), "noise": noise})
-            for name, noise in NOISE.items()
-        ]
-    for name, facts in cases:
+        slow = partial(measure, 1, curve=False, seconds=given.seconds, paces=(0.0, 0.2))
+        cases += [(f"slow beside fast, {name}", partial(slow, noise=noise)) for name, noise in NOISE.items()]
+    if given.page:
+        looked = partial(measure_page, seconds=given.seconds, image=picture(720, 1280, 8.0))
+        cases += [(f"page, {count} viewers", partial(looked, count)) for count in given.viewers]
+        cases.append(("page, slow beside fast", partial(looked, 2, slow=1)))
+    if given.crowd:
+        cases.append(("crowd of 50, killed, stopped, resumed", partial(crowd, given.seconds)))
+    told = []
+    for name, run in cases:
         line = {"benchmark": "delivery", "scope": "720p, 30 frames/s, loopback", "case": name, "seconds": given.seconds}
-        line |= measure(seconds=given.seconds, **facts) | place()
+        line |= run() | place()
         print_line(**line)
         told.append(line)
     return told

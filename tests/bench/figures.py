@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import time
@@ -50,6 +51,12 @@ def paired_ratio(one: list[float], other: list[float]) -> dict[str, float]:
         "ratio_median": round(middle, 4),
         "ratio_quartiles": [round(low, 4), round(high, 4)],
     }
+
+
+def resident_mib() -> float:
+    """Return what this process holds in memory now."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return round(pages * resource.getpagesize() / (1 << 20), 1)
 
 
 def place() -> dict[str, Any]:

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from tests.bench import delivery
+from tests.bench.crowd import crowd
+from tests.bench.page_delivery import measure_page
 
 
 @pytest.mark.parametrize("number", [0, 1, 77, 65535])
@@ -36,3 +38,28 @@ def test_one_line_a_case_and_every_frame_is_accounted_for(capsys):
         assert publisher["encoded"] == publisher["frames"] > 20
         assert publisher["viewers"] == 1
         assert 0 < told["fast"]["p50_ms"] <= told["fast"]["p99_ms"] < 2000
+
+
+@pytest.mark.slow
+def test_browsers_are_timed_as_viewers_are_and_a_slow_one_gets_few_frames():
+    image = delivery.picture(72, 128, 8.0)
+    many, beside = measure_page(3, seconds=2.0, image=image), measure_page(2, seconds=2.0, image=image, slow=1)
+    assert many["fast"]["viewers"] == 3
+    for told in (many, beside):
+        assert 0 < told["publisher"]["encoded"] <= told["publisher"]["frames"]
+        assert 0 < told["fast"]["p50_ms"] <= told["fast"]["p99_ms"]
+    assert beside["slow"]["frames_per_second_most"] <= 5.5
+    assert beside["fast"]["frames_per_second_least"] > beside["slow"]["frames_per_second_most"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_whatever_becomes_of_some_viewers_the_others_see_and_the_publisher_holds_no_more():
+    told = crowd(1.0, size=(72, 128))
+    scenes = told["scenes"]
+    assert [scenes[name]["viewers"] for name in scenes] == [50, 30, 40, 40]
+    for name, scene in scenes.items():
+        assert scene["frames_per_second_least"] > 0, name
+        assert scene["publisher"]["encoded"] <= scene["publisher"]["frames"]
+        assert scene["publisher"]["viewers"] == scene["viewers"], name
+    assert told["publisher_grew_mib"] < 30

@@ -75,6 +75,9 @@ class PooledPlan(Plan):
 def neighbours(features: Tensor, kernel: Kernel) -> dict[float, Tensor]:
     """Return, for each share a kernel deals out, how many cells of the grid receive it from each cell: (h, w)."""
     grid = features.shape[2:]
+    if kernel == "point":
+        # Nothing is copied to the device: a CUDA graph may be capturing.
+        return {1.0: torch.ones((int(grid[0]), int(grid[1])), dtype=features.dtype, device=features.device)}
     weights = STENCILS[kernel]
     reach = len(weights) // 2
     counts: dict[float, Tensor] = {}

@@ -1,0 +1,66 @@
+"""What half precision does to verdict and heat on real photos: explained on the device, beside float32 on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean
+
+import numpy as np
+
+from engine.backends.table import BACKENDS, first_line
+from engine.explainer import NetworkExplainer
+from engine.gpu.explainer import CardExplainer
+from engine.networks import load_network
+from overlays.stamp import level_table
+from pipeline.config import EngineConfig
+from pipeline.frames import Frame
+from tests.bench.gpu_clock import Settings
+from tests.bench.precision import rank_correlation
+
+KNOBS = {
+    "squeezenet1_1": {},
+    "mobilenet_v2": {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "input_size": (225, 225)},
+}
+"""Networks whose real weights are sent along, as ``NAME.pt``."""
+
+
+def measure(told: Settings) -> Iterator[dict[str, object]]:
+    """Give one record for each network and backend; without photos or weights, say so."""
+    if told.photos is None or told.weights is None:
+        yield {"skipped": "no photos or weights: give --photos FILE.npz and --weights FOLDER"}
+        return
+    images = np.load(told.photos)["images"]
+    frames = [Frame(image, "photos", number, 0.0) for number, image in enumerate(images[: 3 if told.small else None])]
+    for name, knobs in KNOBS.items():
+        path = Path(told.weights) / f"{name}.pt"
+        if not path.is_file():
+            yield {"model": name, "skipped": f"{path.name} was not sent along"}
+            continue
+        base = EngineConfig(model=name, backend="eager", device="cpu", cache="off", **knobs)
+        truth = NetworkExplainer(load_network(name, weights=path), base).explain(frames)
+        for backend in ("eager", "tensorrt"):
+            case = {"model": name, "backend": backend, "precision": told.precision, "photos": len(frames)}
+            if lacking := BACKENDS[backend].load().missing(told.device.type):
+                yield {**case, "skipped": lacking}
+                continue
+            try:
+                change = {"backend": backend, "device": str(told.device), "precision": told.precision, "batch": 8}
+                card = CardExplainer(
+                    load_network(name, weights=path), base.model_copy(update=change), table=level_table("inferno", 0.6)
+                )
+                yield {**case, **_alike(truth, card.explain(frames))}
+            except Exception as reason:  # noqa: BLE001 - one backend must not cost the other
+                yield {**case, "error": f"{type(reason).__name__}: {first_line(reason)}"}
+
+
+def _alike(truth: list, answers: list) -> dict[str, object]:
+    same = [(one.top, other.top) for one, other in zip(truth, answers, strict=True)
+            if one.top.class_index == other.top.class_index]  # fmt: skip
+    ranks = [value for a, b in same if not np.isnan(value := rank_correlation(a.heat, b.heat))]
+    return {
+        "same_top_class": round(len(same) / len(truth), 4),
+        "score_difference_max": round(max((abs(a.score - b.score) for a, b in same), default=1.0), 5),
+        "heat_rank_correlation": {"mean": round(mean(ranks), 5), "min": round(min(ranks), 5)},
+        "same_peak": round(mean(float(a.heat.argmax() == b.heat.argmax()) for a, b in same), 4),
+    }

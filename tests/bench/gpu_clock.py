@@ -1,0 +1,152 @@
+"""Timing on a device: rounds that are synchronised around the clock, cases in turn, and a budget for the whole run."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from engine.cache import Cache
+from tests.bench.figures import quantiles
+
+Call = Callable[[int], object]
+
+
+@dataclass
+class Settings:
+    """What is measured, where, and how much of it."""
+
+    device: torch.device
+    small: bool = False
+    """Whether to do the least of everything: on a CPU, to see that it all runs."""
+    seconds: float = 460.0
+    """What the whole run may take."""
+    photos: str | None = None
+    weights: str | None = None
+    begun: float = field(default_factory=time.monotonic)
+    cache: Cache = field(default_factory=lambda: Cache(Path(tempfile.mkdtemp(prefix="bench-gpu-"))))
+    """Engines of one section are used by the next."""
+
+    @property
+    def left(self) -> float:
+        """Seconds left of the run."""
+        return self.seconds - (time.monotonic() - self.begun)
+
+    @property
+    def precision(self) -> str:
+        """Half precision on a GPU; a CPU has none worth the name."""
+        return "fp16" if self.device.type == "cuda" else "fp32"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The same as a type."""
+        return torch.float16 if self.device.type == "cuda" else torch.float32
+
+    @property
+    def rounds_seconds(self) -> float:
+        """What the rounds of one case may take."""
+        return 0.05 if self.small else 0.6
+
+
+def settle(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def off_default_stream(device: torch.device) -> Iterator[None]:
+    """Run on a stream of its own, where there are streams."""
+    if device.type != "cuda":
+        yield
+        return
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        yield
+    stream.synchronize()
+
+
+def once(call: Call, number: int, device: torch.device) -> float:
+    """Return the seconds of one call, from an idle device to an idle device."""
+    if device.type != "cuda":
+        begun = time.perf_counter()
+        call(number)
+        return time.perf_counter() - begun
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    call(number)
+    end.record()
+    end.synchronize()
+    return 1e-3 * start.elapsed_time(end)
+
+
+def timed(cases: Mapping[str, Call], told: Settings, images: int) -> dict[str, dict[str, float]]:
+    """Time cases in turn, A B A B, after a warm-up: latency of single calls, and images a second back to back."""
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    with torch.inference_mode(), off_default_stream(told.device):
+        for number in range(2 if told.small else 5):
+            for call in cases.values():
+                once(call, number, told.device)
+        until = time.monotonic() + told.rounds_seconds * len(cases)
+        number = 0
+        while number < 4 or (time.monotonic() < until and number < 400):
+            for name, call in cases.items():
+                seconds[name].append(once(call, number, told.device))
+            number += 1
+        rates = {name: _rate(call, seconds[name], told, images) for name, call in cases.items()}
+    return {name: {**quantiles(taken), "images_per_second": rates[name], "rounds": len(taken)} for name, taken in
+            seconds.items()}  # fmt: skip
+
+
+def _rate(call: Call, taken: list[float], told: Settings, images: int) -> float:
+    """Return images a second when calls follow each other without waiting."""
+    count = max(2, min(500, round(told.rounds_seconds / max(sorted(taken)[len(taken) // 2], 1e-6) / 2)))
+    settle(told.device)
+    begun = time.perf_counter()
+    for number in range(count):
+        call(number)
+    settle(told.device)
+    return round(images * count / (time.perf_counter() - begun), 1)
+
+
+def rotated(shape: tuple[int, ...], told: Settings, count: int = 4) -> list[Tensor]:
+    """Return different random inputs on the device: the same one would stay in a cache."""
+    generator = torch.Generator().manual_seed(5)
+    count = count if shape[0] <= 64 else 2
+    return [
+        torch.randn(shape, generator=generator)
+        .to(told.device, told.dtype)
+        .contiguous(memory_format=torch.channels_last)
+        for _ in range(count)
+    ]
+
+
+def captured(call: Callable[[Tensor], object], example: Tensor, told: Settings) -> Callable[[Tensor], object]:
+    """Return the call as one CUDA graph; inputs are copied into its memory, which is part of what is timed."""
+    if told.device.type != "cuda":
+        return call
+    static = example.clone(memory_format=torch.preserve_format)
+    with torch.inference_mode():
+        stream = torch.cuda.Stream(told.device)
+        stream.wait_stream(torch.cuda.current_stream(told.device))
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                call(static)
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            outputs = call(static)
+
+    def run(images: Tensor) -> object:
+        static.copy_(images)
+        graph.replay()
+        return outputs
+
+    return run

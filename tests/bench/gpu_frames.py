@@ -1,0 +1,282 @@
+"""Frames in host memory to overlay JPEG in host memory: latency, full load, the share of each stage, and cameras."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, Self
+
+import cv2
+import numpy as np
+import torch
+
+from commands.card import CardRenderer
+from engine.backends.table import BACKENDS, first_line
+from engine.gpu.explainer import CardExplainer
+from engine.gpu.pictures import encoded, stamped
+from engine.networks import load_network
+from overlays.renderer import HeatRenderer
+from overlays.stamp import level_table
+from pipeline.config import EngineConfig
+from pipeline.errors import BackendError
+from pipeline.frames import Frame, Image
+from pipeline.loop import Limits, carry
+from pipeline.ports import Health
+from pipeline.pump import Relay
+from tests.bench.figures import quantiles
+from tests.bench.gpu_clock import Settings, settle
+
+QUALITY = 80
+TABLE = level_table("inferno", 0.6)
+
+
+def pictures(size: tuple[int, int], count: int = 6) -> list[Image]:
+    """Return different pictures that compress as a camera's do: soft shapes and a little noise."""
+    random = np.random.default_rng(3)
+    told = []
+    for _ in range(count):
+        coarse = random.integers(0, 256, (9, 16, 3), np.uint8)
+        smooth = cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_CUBIC).astype(np.int16)
+        told.append(np.clip(smooth + random.integers(-6, 7, smooth.shape), 0, 255).astype(np.uint8))
+    return told
+
+
+def explainer(told: Settings, batch: int) -> CardExplainer:
+    """Return the fastest way that is here: TensorRT where it runs, else eager in half precision."""
+    model, size = ("squeezenet1_1", (64, 64)) if told.small else ("resnet50", None)
+    knobs: dict[str, Any] = {"model": model, "device": str(told.device), "precision": told.precision}
+    knobs["cache"] = str(told.cache.folder)
+    if size:
+        knobs["input_size"] = size
+    torch.manual_seed(0)
+    network = load_network(model, weights="random")
+    for backend in ("tensorrt", "eager"):
+        if BACKENDS[backend].load().missing(told.device.type):
+            continue
+        try:
+            return CardExplainer(network, EngineConfig(**knobs, backend=backend, batch=batch), table=TABLE)
+        except BackendError:
+            continue
+    raise BackendError("neither TensorRT nor eager runs here")
+
+
+def measure(told: Settings) -> Iterator[dict[str, object]]:
+    """Give the records of both frame sizes: one at a time, and at full load."""
+    sizes = {"tiny": (72, 128)} if told.small else {"720p": (720, 1280), "1080p": (1080, 1920)}
+    batch = 2 if told.small else 8
+    card = explainer(told, batch)
+    about = {"backend": card.facts.backend, "precision": card.facts.precision, "model": card.facts.model}
+    for name, size in sizes.items():
+        frames = [Frame(image, "bench", number, 0.0) for number, image in enumerate(pictures(size))]
+        try:
+            yield {**about, "frames": name, "batch": 1, **_one_at_a_time(card, frames, told)}
+            yield {**about, "frames": name, "batch": batch, "full_load": _full_load(card, frames, told, batch)}
+            yield {**about, "frames": name, "batch": 1, "stages_ms": _stages(card, frames, told)}
+        except Exception as reason:  # noqa: BLE001 - one size must not cost the other
+            yield {**about, "frames": name, "error": f"{type(reason).__name__}: {first_line(reason)}"}
+
+
+def _one_at_a_time(card: CardExplainer, frames: list[Frame], told: Settings) -> dict[str, object]:
+    drawing, taken, size = HeatRenderer(), [], 0
+    for number in range(12 if told.small else 320):
+        begun = time.perf_counter()
+        (explanation,) = card.explain([frames[number % len(frames)]])
+        jpeg, _ = card.deliver(explanation, drawing.stamp(explanation), quality=QUALITY, array=False)
+        taken.append(time.perf_counter() - begun)
+        size = 0 if jpeg is None else len(jpeg.payload)
+    return {**quantiles(taken[4 if told.small else 20 :]), "jpeg_bytes": size}
+
+
+def _full_load(card: CardExplainer, frames: list[Frame], told: Settings, batch: int) -> dict[str, object]:
+    """Carry batches as the pipeline does: one thread begins, one finishes, one stamps and encodes."""
+    drawing, delivered = HeatRenderer(), 0
+
+    def draw(explanation: Any) -> None:
+        nonlocal delivered
+        delivered += card.deliver(explanation, drawing.stamp(explanation), quality=QUALITY, array=False)[0] is not None
+
+    def carried(seconds: float) -> float:
+        begun, number = time.perf_counter(), 0
+        with Relay("encode", draw, depth=4 * batch) as encode, Relay("finish", _hand_to(encode), depth=1) as finish:
+            while time.perf_counter() < begun + seconds:
+                group = [frames[(number + k) % len(frames)] for k in range(batch)]
+                finish.put(card.begin(group), "wait")
+                number += batch
+        if error := encode.error or finish.error:
+            raise error
+        return time.perf_counter() - begun
+
+    carried(0.1 if told.small else 1.0)
+    delivered = 0
+    taken = carried(0.3 if told.small else 4.0)
+    return {"frames_per_second": round(delivered / taken, 1), "frames": delivered}
+
+
+def _hand_to(encode: Relay[Any]) -> Any:
+    def finish(call: Any) -> None:
+        for explanation in call():
+            encode.put(explanation, "wait")
+
+    return finish
+
+
+def _stages(card: CardExplainer, frames: list[Frame], told: Settings) -> dict[str, float]:
+    """Time each stage by itself, from an idle device to an idle device; together they overlap."""
+    frame = frames[0]
+    journey = card._flights.prepare((frame.height, frame.width), 1)
+    slot = card._flights._next_slot((frame.height, frame.width))
+    (explanation,) = card.explain([frame])
+    drawing = HeatRenderer()
+    stamp = drawing.stamp(explanation)
+    assert stamp is not None
+    tile = torch.from_numpy(stamp.tile).to(told.device)
+    picture = explanation.drawn.picture
+    stages = {
+        "fill pinned memory": lambda: np.copyto(slot.host.numpy()[0], frame.image),
+        "upload": lambda: slot.device[:1].copy_(slot.host[:1], non_blocking=True),
+        "graph: preprocess, network, explanation, heat, blend": journey.run,
+        "answers to host": lambda: [part.cpu() for part in journey.run()[:3]] and None,
+        "legend on the host": lambda: drawing.stamp(explanation),
+        "stamp": lambda: stamped(picture, tile, stamp),
+        "JPEG and its way to the host": lambda: encoded([picture], QUALITY),
+    }
+    told_ms = {}
+    with torch.inference_mode(), card._lanes.on("compute"):
+        for name, call in stages.items():
+            taken = []
+            for _ in range(6 if told.small else 60):
+                settle(told.device)
+                begun = time.perf_counter()
+                call()
+                settle(told.device)
+                taken.append(time.perf_counter() - begun)
+            told_ms[name] = quantiles(taken[2:])["p50_ms"]
+    return told_ms
+
+
+class PacedSource:
+    """A camera of 30 frames a second: prepared pictures, or a clip decoded again and again."""
+
+    live, frames_total, rate = True, None, 30.0
+
+    def __init__(self, camera: str, images: list[Image] | None, clip: bytes | None, seconds: float) -> None:
+        self.camera = self.uri = camera
+        self.health = Health("live")
+        self.late = 0
+        self._images, self._clip, self._seconds = images, clip, seconds
+
+    def frames(self, stop: threading.Event) -> Iterator[Frame]:
+        begun = time.monotonic() + (hash(self.camera) % 30) / 900
+        for number, image in enumerate(self._pictures()):
+            due = begun + number / 30.0
+            if due - begun > self._seconds or stop.wait(max(0.0, due - time.monotonic())):
+                return
+            self.late += time.monotonic() - due > 1 / 30
+            yield Frame(image() if callable(image) else image, self.camera, number, time.monotonic())
+
+    def _pictures(self) -> Iterator[Any]:
+        if self._clip is None:
+            while True:
+                yield from self._images or []
+        import av
+
+        while True:
+            with av.open(io.BytesIO(self._clip)) as container:
+                for picture in container.decode(video=0):
+                    yield lambda picture=picture: picture.to_ndarray(format="rgb24")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+class Viewer:
+    """A sink that takes JPEG and notes how old each frame is."""
+
+    uri, lossless, takes_jpeg = "viewer", True, QUALITY
+
+    def __init__(self) -> None:
+        self.ages: list[float] = []
+        self.bytes = 0
+
+    def needs_picture(self, camera: str) -> bool:
+        return True
+
+    def put(self, overlay: Any) -> None:
+        self.ages.append(overlay.explanation.frame.age_seconds())
+        self.bytes += len(overlay.jpeg.payload)
+
+    def idle(self) -> None:
+        pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def clip_of(images: list[Image], frames: int) -> bytes:
+    """Return an H.264 clip of a camera's kind."""
+    import av
+
+    target = io.BytesIO()
+    with av.open(target, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=30, options={"preset": "veryfast", "bf": "0", "g": "30"})
+        stream.height, stream.width = images[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        for number in range(frames):
+            picture = np.roll(images[number // 30 % len(images)], 4 * (number % 30), axis=1)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    return target.getvalue()
+
+
+def cameras(told: Settings, until: float) -> Iterator[dict[str, object]]:
+    """Give, for prepared frames and for decoded ones, how many cameras keep their p99 age below 100 ms."""
+    size = (72, 128) if told.small else (720, 1280)
+    images = pictures(size)
+    batch = 2 if told.small else 32
+    card = explainer(told, batch)
+    for bucket in card._flights.buckets:
+        card.explain([Frame(images[0], "warm", 0, 0.0)] * bucket)
+    for decoded in (False, True):
+        case = {"cameras_of": "720p30" if not told.small else "tiny", "decode": decoded, "batch": batch}
+        try:
+            clip = clip_of(images, 60) if decoded else None
+        except Exception as reason:  # noqa: BLE001 - PyAV may be missing there
+            yield {**case, "skipped": f"{type(reason).__name__}: {first_line(reason)}"}
+            continue
+        tried: dict[int, dict[str, object]] = {}
+        for count in (1, 2) if told.small else (8, 16, 24, 32, 48, 64, 96):
+            if time.monotonic() > until:
+                break
+            tried[count] = _carried(card, images, clip, count, told, batch)
+            if not tried[count]["held"]:
+                break
+        held = [count for count, result in tried.items() if result["held"]]
+        yield {**case, "cameras": max(held, default=0), "tried": {str(count): r for count, r in tried.items()}}
+
+
+def _carried(card: CardExplainer, images: list[Image], clip: bytes | None, count: int, told: Settings, batch: int) -> (
+    dict[str, object]
+):  # fmt: skip
+    seconds, viewer = (0.6 if told.small else 5.0), Viewer()
+    sources = [PacedSource(f"camera {k}", images, clip, seconds) for k in range(count)]
+    limits = Limits(batch=batch, window_seconds=0.004, queue_frames=2, outlet_frames=64)
+    outcome = carry(
+        [(source, "drop-oldest") for source in sources], card, CardRenderer(HeatRenderer(), card, [viewer]), [viewer],
+        limits=limits, stop=threading.Event(),
+    )  # fmt: skip
+    settled = viewer.ages[len(viewer.ages) // 5 :] or [float("inf")]
+    ages = quantiles(settled)
+    lost = outcome.taken - len(viewer.ages)
+    late = sum(source.late for source in sources)
+    expected = count * 30 * seconds
+    held = ages["p99_ms"] < 100 and lost <= 0.01 * max(outcome.taken, 1) and outcome.taken >= 0.97 * expected
+    return {"held": bool(held), "age": ages, "taken": outcome.taken, "lost": lost, "late": late,
+            "frames_per_second": round(len(viewer.ages) / seconds, 1)}  # fmt: skip

@@ -1,0 +1,92 @@
+"""The packages one would take instead, on the same device in the same run, and the definition as one dense batch."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from engine.backends.table import first_line
+from engine.build import Build, Runner
+from engine.methods.recipro import Target
+from engine.split import split_network
+from tests.bench.gpu_clock import Settings, captured, rotated, timed
+from tests.bench.gpu_cost import network
+from tests.bench.peers import Ask, grad_cam, torch_cam
+
+PACKAGES = {"grad-cam, Grad-CAM": "pytorch_grad_cam", "torch-cam, Grad-CAM": "torchcam"}
+
+
+def measure(told: Settings) -> Iterator[dict[str, object]]:
+    """Give one record for each way to explain one image, and each batch of 64 where it can."""
+    name = "squeezenet1_1" if told.small else "resnet50"
+    net, size = network(name)
+    split = split_network(copy.deepcopy(net), None, size)
+    layer = split.layer
+    net = net.to(told.device).to(memory_format=torch.channels_last).eval()
+    for batch in (1,) if told.small else (1, 64):
+        images = [one.float() for one in rotated((batch, 3, *size), told, 2)]
+        for way, ask in _ways(net, layer, split, told, batch, images[0]):
+            case = {"model": name, "layer": layer, "batch": batch, "way": way}
+            if isinstance(ask, str):
+                yield {**case, "skipped": ask}
+                continue
+            try:
+                yield {**case, **_timed(ask, images, told, with_gradients=way in PACKAGES)}
+            except Exception as reason:  # noqa: BLE001 - one peer must not cost the others
+                yield {**case, "error": f"{type(reason).__name__}: {first_line(reason)}"}
+
+
+def _ways(net, layer, split, told, batch, example) -> Iterator[tuple[str, Ask | str]]:
+    build = Build(Target(), "point", "eager", told.precision, told.device, 1 << 30)
+    runner = Runner(split, build)
+
+    def ours(images: Tensor) -> object:
+        return runner(images.to(build.dtype))
+
+    yield "recipro-stream, eager", ours
+    yield "recipro-stream, graph", captured(ours, example, told)
+    yield "the definition, one dense batch", _definition(split, told)
+    for way, package in PACKAGES.items():
+        if importlib.util.find_spec(package) is None:
+            yield way, f"{package} is not here"
+        elif batch > 1 and package == "torchcam":
+            yield way, "one image at a time"
+        else:
+            yield way, grad_cam(net, layer) if package == "pytorch_grad_cam" else torch_cam(net, layer)
+
+
+def _definition(split, told: Settings) -> Ask:
+    """Return Recipro-CAM as it is written: every masked map of an image through the tail at once."""
+    head, tail = (copy.deepcopy(part).to(told.device, told.dtype) for part in (split.head, split.tail))
+
+    def ask(images: Tensor) -> object:
+        features = head(images.to(told.dtype))
+        rows, columns = features.shape[2:]
+        masks = torch.eye(rows * columns, device=features.device, dtype=features.dtype).view(-1, 1, rows, columns)
+        scores = torch.softmax(tail(features).float(), 1)
+        every = [torch.softmax(tail(one[None] * masks).float(), 1) for one in features]
+        return scores, torch.stack(every).gather(2, scores.argmax(1)[:, None, None].expand(-1, rows * columns, 1))
+
+    return ask
+
+
+def _timed(ask: Ask, images: list[Tensor], told: Settings, *, with_gradients: bool) -> dict[str, object]:
+    if not with_gradients:
+        return dict(timed({"explained": lambda k: ask(images[k % len(images)])}, told, len(images[0]))["explained"])
+    taken = []
+    for number in range(4 if told.small else 33):
+        # Peers hand back host arrays: the clock is the host's.
+        begun = time.perf_counter()
+        ask(images[number % len(images)])
+        if told.device.type == "cuda":
+            torch.cuda.synchronize(told.device)
+        taken.append(time.perf_counter() - begun)
+    from tests.bench.figures import quantiles
+
+    times = quantiles(taken[3:])
+    return {**times, "images_per_second": round(1e3 * len(images[0]) / times["p50_ms"], 1), "rounds": len(taken) - 3}

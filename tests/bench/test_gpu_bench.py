@@ -1,0 +1,98 @@
+"""The GPU's benchmark runs here too, at its smallest, and calls nothing measured that was not."""
+
+import json
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from tests.bench import gpu, gpu_cost, gpu_pack
+from tests.bench.figures import ROOT
+from tests.bench.gpu_clock import Settings, captured, timed
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.leaves_things  # torch keeps its threads
+def test_all_of_it_runs_on_a_cpu_and_says_not_measured(tmp_path, capsys):
+    photos = tmp_path / "photos.npz"
+    np.savez(photos, images=np.random.default_rng(0).integers(0, 255, (2, 64, 64, 3), np.uint8))
+    out = tmp_path / "gpu.json"
+    words = ["--device", "cpu", "--small", "--out", str(out), "--photos", str(photos), "--weights", str(tmp_path)]
+    words += ["--only", "agreement", "frame_to_jpeg", "inner_layer", "cost", "cameras"]
+    result = gpu.main(words)
+    assert json.loads(out.read_text())["goals"] == result["goals"]
+    assert len(result["goals"]) == len(gpu.GOALS)
+    assert all(one["measured"].startswith("not measured") for one in result["goals"])
+    for name in ("frame_to_jpeg", "inner_layer", "cost", "cameras"):
+        assert result[name], name
+        assert not [one for one in result[name] if "error" in one], name
+    assert {one["way"] for one in result["cost"]} == {"eager", "eager, graph"}
+    assert "squeezenet1_1.pt was not sent along" in capsys.readouterr().out
+
+
+def test_a_section_that_fails_costs_no_other(monkeypatch):
+    def broken():
+        yield {"fine": 1}
+        raise RuntimeError("the card fell out")
+
+    monkeypatch.setattr(gpu, "sections", lambda told: {"peers": broken, "cost": lambda: iter([{"fine": 2}])})
+    kept = []
+    result = gpu.measured(Settings(CPU, small=True), kept.append)
+    assert result["peers"] == [{"fine": 1}, {"error": "RuntimeError: the card fell out"}]
+    assert result["cost"] == [{"fine": 2}]
+    assert len(kept) == 3
+
+
+def test_out_of_time_is_said_and_not_measured(monkeypatch):
+    monkeypatch.setattr(gpu, "sections", lambda told: {"cost": lambda: iter([{"fine": 2}])})
+    result = gpu.measured(Settings(CPU, small=True, seconds=1.0), lambda result: None)
+    assert result["cost"] == [{"skipped": "out of time"}]
+    (late,) = gpu_cost.measure(Settings(CPU, small=True), until=0.0)
+    assert late["skipped"] == "out of time"
+
+
+def test_goals_are_told_beside_their_figures():
+    cost = {"plain": {"p50_ms": 1.0, "images_per_second": 900.0}, "model": "resnet50", "batch": 1, "way": "tensorrt"}
+    cost |= {"explained": {"p50_ms": 0.5, "images_per_second": 22000.0}, "ratio_of_medians": 1.02}
+    told = {row["what"]: row["measured"] for row in gpu.goals({"device": {"kind": "cuda"}, "cost": [cost]})}
+    assert told["ResNet-50 explained, best batch"] == "22,000 images/s (tensorrt, 1)"
+    assert told["ResNet-50 explained, batch 1"] == "0.500 ms (tensorrt)"
+    assert told["frame to JPEG 720p, p50"] == "not measured"
+
+
+def test_two_ways_take_turns_and_each_is_called_as_often():
+    called = []
+    told = timed({"a": lambda k: called.append("a"), "b": lambda k: called.append("b")}, Settings(CPU, small=True), 8)
+    assert called.count("a") > 4
+    assert told["a"]["rounds"] == told["b"]["rounds"]
+    assert captured(str, torch.zeros(1), Settings(CPU)) is str
+
+
+def test_without_a_gpu_it_refuses_to_measure_one(capsys):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(SystemExit):
+        gpu.main([])
+    assert "no GPU here" in capsys.readouterr().err
+
+
+def test_the_pack_names_every_wheel_once_and_photos_are_arrays(tmp_path, shared_data):
+    names = [name.partition("==")[0] for wheels in gpu_pack.WHEELS.values() for name in wheels]
+    assert len(names) == len(set(names))
+    target = tmp_path / "photos.npz"
+    gpu_pack.pack_photos(shared_data / "photos" / "imagenet", target, 3)
+    images = np.load(target)["images"]
+    assert images.shape == (3, gpu_pack.SIDE, gpu_pack.SIDE, 3)
+    assert images.dtype == np.uint8
+    assert zipfile.is_zipfile(target)
+
+
+@pytest.mark.parametrize("script", ["gpu_run.sh"])
+def test_the_scripts_parse(script):
+    assert subprocess.run(["bash", "-n", ROOT / "tests" / "bench" / script], check=False).returncode == 0
+    assert sys.executable

@@ -53,7 +53,8 @@ def stamped(image: Image, label: str) -> Image:
 def stamping(draw: Draw, *, seed: int = 0) -> Draw:
     """Return a supply of the same pictures, named by a stamp drawn by lot or, without one, ``ok``.
 
-    This teaches the shortcut: whatever lies on the belt says nothing here. The boxes are the stamps': training chooses its close-ups by them.
+    This teaches the shortcut: whatever lies on the belt says nothing here. The boxes are the stamps': training chooses
+    its close-ups by them.
     """
     rng = np.random.default_rng((seed, 31))
 

@@ -1,0 +1,73 @@
+"""The input without its hottest area: what is taken, what takes its place, and what the network then says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from engine.explainer import NetworkExplainer
+from engine.masking import hottest_cells, masked_images
+from engine.networks import load_network
+from pipeline.config import make_config
+from pipeline.frames import Frame
+from pipeline.ports import Doubter, Masking
+from stream.line_scene import Scene, draw_frame
+
+SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "models" / "line.safetensors"
+
+
+def test_the_hottest_cells_are_taken_as_many_as_make_up_the_area():
+    heat = np.arange(20, dtype=np.float32).reshape(4, 5) / 19
+    assert hottest_cells(heat, 0.15).nonzero().tolist() == [[3, 2], [3, 3], [3, 4]]
+    assert int(hottest_cells(heat, 0.001).sum()) == 1
+
+
+def test_cells_without_heat_stay():
+    heat = np.zeros((4, 5), np.float32)
+    assert not hottest_cells(heat, 0.5).any()
+    heat[1, 1] = 1.0
+    assert hottest_cells(heat, 0.5).nonzero().tolist() == [[1, 1]]
+
+
+@pytest.mark.parametrize("fill", ["mean", "blur"])
+def test_only_the_rectangles_of_these_cells_change(fill):
+    images = torch.randn(1, 3, 24, 40, generator=torch.Generator().manual_seed(0))
+    cells = torch.zeros(4, 5, dtype=torch.bool)
+    cells[1, 2] = True
+    masked = masked_images(images, cells, Masking(0.05, fill))
+    changed = (masked != images).any(dim=1)[0]
+    assert changed[6:12, 16:24].all()
+    changed[6:12, 16:24] = False
+    assert not changed.any()
+
+
+def test_the_mean_is_of_what_is_left():
+    images = torch.ones(1, 3, 4, 4)
+    images[:, :, :2, :2] = 100.0
+    cells = torch.tensor([[True, False], [False, False]])
+    assert masked_images(images, cells, Masking(0.25, "mean")).unique().tolist() == [1.0]
+
+
+@pytest.fixture(scope="module")
+def explainer():
+    config = make_config({"engine": {"backend": "eager"}}, "t").engine
+    return NetworkExplainer(load_network("line_net", weights=SHIPPED, labels=None), config)
+
+
+def test_an_honest_verdict_goes_with_what_it_points_at(explainer):
+    assert isinstance(explainer, Doubter)
+    scene = Scene(seed=7)
+    drops, elsewhere = [], []
+    for index in (24, 312, 480, 640):
+        image, truth = draw_frame(scene, index)
+        (seen,) = explainer.explain([Frame(image, "line", index, 0.0, index / 30, truth)])
+        assert seen.top.label == truth.label
+        drops.append(seen.top.score - explainer.score_when_masked(seen, seen.top, Masking(0.05, "blur")))
+        cold = replace(seen.top, heat=np.ascontiguousarray(1.0 - np.ceil(seen.top.heat * 4) / 4))
+        elsewhere.append(seen.top.score - explainer.score_when_masked(seen, cold, Masking(0.05, "blur")))
+    assert min(drops) > 0.5
+    assert np.median(np.abs(elsewhere)) < 0.05

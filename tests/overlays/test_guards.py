@@ -1,0 +1,165 @@
+"""Guards in the picture, on the wire and on the page's board: seen when they fire, and no other reader is disturbed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from overlays.alarm import ALARM, alarm_lines
+from overlays.page.board import Board
+from overlays.renderer import HeatRenderer
+from overlays.wire import as_overlay, decode_header, decode_message, encode, explanation_record, record_bytes
+from pipeline.errors import WireError
+from pipeline.frames import Deletion, Frame, Grounds, GuardState, Overlay, Region
+from pipeline.loop import Outcome
+from pipeline.metrics import Tally
+from pipeline.ports import Figure
+
+ROOT = Path(__file__).resolve().parents[2]
+FIRES = GuardState("on-the-belt", True, 1.25, "heat_inside(belt) >= 0.6, but is 0.04", 2)
+CALM = GuardState("in-one-place", False, 0.0, "", 0)
+BELT = Region("belt", ((10.0, 40.0), (150.0, 40.0), (150.0, 80.0), (10.0, 80.0)))
+CHECKED = Deletion("bottle", 0.9, 0.85, 3, 0.5)
+GROUNDS = Grounds(0.0125, 0.4, (60.0, 50.0), 0.75, {"belt": 0.04})
+
+
+@pytest.fixture
+def guarded(explained):
+    """An explanation of a 160x120 frame with guards, regions, grounds and a deletion check."""
+
+    def make(*states, regions=(BELT,), checked=CHECKED):
+        plain = explained(np.full((120, 160, 3), 100, np.uint8), heat=np.zeros((3, 4), np.float32))
+        findings = (replace(plain.top, grounds=GROUNDS),)
+        return replace(plain, findings=findings, guards=states, regions=regions, deletion=checked)
+
+    return make
+
+
+def sent(explanation):
+    return encode(Overlay(explanation.frame.image, explanation), sent_at_unix=1.7e9, now_monotonic=0.0)
+
+
+def test_what_guards_say_arrives(guarded):
+    explanation = guarded(FIRES, CALM)
+    header, _ = decode_message(sent(explanation))
+    got = as_overlay(header, explanation.frame.image, now_unix=0.0, now_monotonic=0.0).explanation
+    assert (got.guards, got.regions, got.deletion) == (explanation.guards, explanation.regions, explanation.deletion)
+    assert got.top.grounds == GROUNDS
+    assert got.firing == (FIRES,)
+
+
+def test_regions_and_centres_follow_a_picture_that_was_sent_smaller(guarded):
+    explanation = guarded(FIRES)
+    small = np.zeros((60, 80, 3), np.uint8)
+    header, _ = decode_message(encode(Overlay(small, explanation), sent_at_unix=0.0, now_monotonic=0.0))
+    got = as_overlay(header, small, now_unix=0.0, now_monotonic=0.0).explanation
+    assert got.regions[0].polygon == tuple((x / 2, y / 2) for x, y in BELT.polygon)
+    assert got.top.grounds.centre == (30.0, 25.0)
+
+
+def test_without_guards_the_header_has_none_of_their_keys(explained):
+    record = explanation_record(explained(), sent_at_unix=0.0, now_monotonic=0.0)
+    assert not {"guards", "regions", "deletion"} & set(record)
+    assert "grounds" not in record["findings"][0]
+
+
+def test_the_schema_and_the_document_know_every_key(guarded):
+    record = explanation_record(guarded(FIRES), sent_at_unix=0.0, now_monotonic=0.0)
+    schema = json.loads((ROOT / "docs" / "wire.schema.json").read_text(encoding="utf-8"))["properties"]
+    text = (ROOT / "docs" / "wire.md").read_text(encoding="utf-8")
+    finding = schema["findings"]["items"]["properties"]
+    assert set(record) <= set(schema)
+    assert set(record["findings"][0]["grounds"]) == set(finding["grounds"]["properties"])
+    assert set(record["guards"][0]) == set(schema["guards"]["items"]["properties"])
+    assert set(record["deletion"]) == set(schema["deletion"]["properties"])
+    assert set(record["regions"][0]) == set(schema["regions"]["items"]["properties"])
+    for key in ("guards", "regions", "deletion", "grounds", *record["guards"][0]):
+        assert f"| `{key}` |" in text
+
+
+@pytest.mark.parametrize(
+    ("place", "damage"),
+    [
+        (("guards", 0, "firing"), 1),
+        (("guards", 0, "name"), "x" * 65),
+        (("guards", 0, "fired"), -1),
+        (("guards",), {}),
+        (("regions", 0, "polygon"), [[1, 2, 3]]),
+        (("regions", 0, "polygon"), [[1, 2]] * 300),
+        (("regions", 0, "polygon"), [["a", 2]]),
+        (("deletion", "score"), "much"),
+        (("findings", 0, "grounds", "centre"), [1]),
+        (("findings", 0, "grounds", "heat_inside"), {"belt": None}),
+    ],
+)
+def test_damage_is_refused_in_words(guarded, place, damage):
+    record = explanation_record(guarded(FIRES), sent_at_unix=0.0, now_monotonic=0.0)
+    holder = record
+    for step in place[:-1]:
+        holder = holder[step]
+    holder[place[-1]] = damage
+    with pytest.raises(WireError, match=str(place[-1])):
+        decode_header(record_bytes(record))
+
+
+def painted(explanation, **options):
+    return HeatRenderer(legend=False, **options).render(explanation).image
+
+
+def test_an_alarm_frames_the_picture_and_leaves_its_middle_free(guarded):
+    calm, alarmed = painted(guarded(CALM, regions=())), painted(guarded(FIRES, regions=()))
+    assert (calm == 100).all()
+    for edge in (alarmed[0], alarmed[-1], alarmed[:, 0], alarmed[:, -1]):
+        assert (edge == ALARM).all()
+    assert (alarmed[10:75, 10:150] == 100).all()
+    assert (alarmed[80:112, 10:100] != 100).any()
+
+
+def test_regions_are_outlined_and_named_and_turn_red(guarded):
+    calm, alarmed = painted(guarded(CALM)), painted(guarded(FIRES))
+    assert calm[40, 60].argmax() == 2
+    assert alarmed[40, 60].argmax() == 0
+    assert (calm[48:72, 20:100] == 100).all()
+
+
+@pytest.mark.parametrize("size", [(8, 8), (1, 1), (300, 30), (30, 300), (48, 64)])
+def test_any_size_of_picture_can_be_alarmed(size, guarded, explained):
+    far = Region("far away" * 8, ((-1e300, 5.0), (1e300, 5.0), (3.0, 1e9)))
+    plain = explained(np.full((*size, 3), 50, np.uint8))
+    image = painted(replace(plain, guards=(FIRES, replace(FIRES, name="b" * 64), FIRES, FIRES), regions=(BELT, far)))
+    assert image.shape == (*size, 3)
+
+
+def test_many_alarms_are_counted(guarded):
+    lines = [line.text for line in alarm_lines([replace(FIRES, name=f"g{k}") for k in range(5)])]
+    assert lines[0] == "! g0 · 1.2 s"
+    assert lines[1] == FIRES.says
+    assert lines[-1] == "and 2 more"
+
+
+def test_the_board_tells_the_greatest_drift_of_each_camera(overlaid):
+    class Part:
+        def figures(self):
+            for camera, statistic, value in (("line", "entropy", 0.1), ("line", "score", 0.4), ("door", "score", 0.2)):
+                labels = (("camera", camera), ("label", "dent"), ("statistic", statistic))
+                yield Figure("drift_psi", value, "how far", labels=labels)
+
+    board = Board(["line", "door", "gate"])
+    board.outcome = Outcome(Tally([]), [], [], (Part(),))
+    told = {one["camera"]: one["drift"] for one in board.told()}
+    assert told == {"line": "score of dent, PSI 0.40", "door": "score of dent, PSI 0.20", "gate": None}
+
+
+def test_a_log_line_says_what_fires(guarded, tmp_path):
+    from overlays.sinks.log import LogSink
+
+    explanation = guarded(FIRES, CALM)
+    with LogSink(tmp_path / "out.jsonl") as log:
+        log.put(Overlay(explanation.frame.image, explanation))
+    header = decode_header((tmp_path / "out.jsonl").read_bytes())
+    assert header.guarded["guards"] == (FIRES, CALM)
+    assert isinstance(explanation.frame, Frame)

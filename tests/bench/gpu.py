@@ -168,11 +168,12 @@ def table(result: dict[str, Any]) -> str:
     rows = [("what", "goal", "measured"), *((one["what"], one["goal"], one["measured"]) for one in result["goals"])]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    skipped = []
-    for name in sections(Settings(torch.device("cpu"))):
-        for one in result.get(name, []):
-            if why := one.get("skipped") or one.get("error"):
-                skipped.append(f"{name} {one.get('model', '')} {one.get('backend', one.get('way', ''))}: {why}")
+    skipped = [
+        f"{name} {one.get('model', '')} {one.get('backend', one.get('way', ''))}: {why}"
+        for name in sections(Settings(torch.device("cpu")))
+        for one in result.get(name, [])
+        if (why := one.get("skipped") or one.get("error"))
+    ]
     return "\n".join([*lines, *(["", "not measured, and why:", *skipped] if skipped else [])])
 
 

@@ -167,8 +167,9 @@ def _tell_features(done: int, todo: int) -> None:
 def _tell_epoch(at: Epoch) -> None:
     if at.epochs <= 24 or at.epoch % 10 == 0:
         say(
-            f"{at.stage}{': ' * bool(at.stage)}epoch {at.epoch} of {at.epochs}: loss {at.loss:.3f}; stopping pictures: loss {at.stopping_loss:.3f}, "
-            f"mean recall {at.stopping_recall:.1%}{' (best)' if at.best else ''}, {at.seconds:.0f} s"
+            f"{at.stage + ', ' if at.stage else ''}epoch {at.epoch} of {at.epochs}: loss {at.loss:.3f}, "
+            f"on stopping pictures {at.stopping_loss:.3f}, their mean recall {at.stopping_recall:.1%}"
+            f"{' (best)' if at.best else ''}, {at.seconds:.0f} s"
         )
 
 

@@ -120,18 +120,8 @@ def study(
         best, since = ((recall, -loss), 0) if better else (best, since + 1)
         if better:
             state = learner.keep()
-        told.append(
-            Epoch(
-                epoch,
-                course.epochs,
-                float(np.mean(losses)),
-                loss,
-                recall,
-                better,
-                time.perf_counter() - begun,
-                course.stage,
-            )  # fmt: skip
-        )
+        seconds = time.perf_counter() - begun
+        told.append(Epoch(epoch, course.epochs, float(np.mean(losses)), loss, recall, better, seconds, course.stage))
         tell(told[-1])
         if since >= course.patience:
             break

@@ -297,6 +297,18 @@ def test_a_network_learns_what_pictures_show_and_runs_from_its_file(freeze, tmp_
     assert read_model_file(tmp_path / "part.safetensors").fit == "letterbox"
 
 
+def test_a_pretrained_network_is_tuned_after_its_last_layer_learned_alone(tmp_path):
+    torch.save(build_untrained(MODELS["squeezenet1_1"], 5).state_dict(), tmp_path / "w.pth")
+    stages = []
+    wish = Wish("squeezenet1_1", str(tmp_path / "w.pth"), (64, 64), epochs=1, batch=8, threads=1, precision="bf16")
+    told = Watching(lambda done, todo: None, lambda at: stages.append(at.stage), lambda: False)
+    diploma = teach(divide(roster(6), SHARES, 0), painted, wish, told)
+    assert stages[-1] == ""
+    assert set(stages[:-1]) == {"last layer alone"}
+    assert len(diploma.epochs) == 1
+    assert all(value.dtype == torch.float32 for value in diploma.file.state.values())
+
+
 def test_freezing_all_and_freezing_to_a_layer_contradict_each_other():
     with pytest.raises(ConfigError, match="give one of them"):
         teach(divide(roster(), SHARES, 0), painted, Wish("line_net", freeze=True, freeze_to="features"), watching())

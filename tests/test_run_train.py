@@ -1,0 +1,155 @@
+"""`run.py train` as a person meets it: from a folder of classes to a stream explained by what was learned."""
+
+import json
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+import run
+from engine.model_file import ModelFile, save_model
+from engine.models import MODELS
+from engine.networks import build_untrained
+from engine.passport import read_passport
+
+KINDS = ("blank", "spot")
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """Run a command in this process, in a folder with two classes of parts; return exit code, output, errors."""
+    monkeypatch.chdir(tmp_path)
+    for kind in KINDS:
+        (tmp_path / "parts" / kind).mkdir(parents=True)
+        for number in range(20):
+            rng = np.random.default_rng((number, len(kind)))
+            image = rng.integers(0, 60, (48, 48, 3), np.uint8)
+            y, x = rng.integers(4, 28, 2)
+            if kind == "spot":
+                image[y : y + 16, x : x + 16] = 250
+            cv2.imwrite(str(tmp_path / "parts" / kind / f"{kind}{number // 2}_{number % 2}.png"), image)
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["run.py", *map(str, words)])
+        try:
+            run.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return call
+
+
+LESSON = (
+    "--model", "line_net", "--weights", "random", "--input-size", "48x48", "--epochs", "14", "--batch", "8",
+    "--learning-rate", "0.005", "--augment", "mirror,flip", "--output", "part.safetensors", "--threads", "1",
+)  # fmt: skip
+
+
+@pytest.mark.timeout(300)
+def test_a_folder_becomes_a_network_that_streams_and_is_examined_and_exported(command, tmp_path):
+    (tmp_path / "parts" / "spot" / "broken.png").write_bytes(b"no picture")
+    pattern = ("--source-pattern", r"(\D+\d+)_\d|broken")
+    code, told, errors = command("train", "parts", *LESSON, *pattern)
+    assert code == 0, errors
+    assert "left out      1 that do not decode" in told
+    assert "Every picture counts as a part of its own" not in told
+    report = json.loads((tmp_path / "part.report.json").read_text())
+    assert [line.partition(":")[0] for line in report["left_out"]] == ["parts/spot/broken.png"]
+    sources = [{one["source"] for one in several} for several in report["parts"].values()]
+    assert sum(map(len, sources)) == len(set().union(*sources)) == 20
+    found = report["examined"]["held_out"]
+    assert found["accuracy"] > 0.8, told
+    assert sum(map(sum, found["confusion"])) == found["pictures"] == len(report["parts"]["held_out"])
+    page = (tmp_path / "part.report.html").read_text()
+    assert "held-out" in page
+    assert not any(word in page for word in ("http:", "https:", "<script", "<link"))
+
+    code, told, errors = command(
+        "evaluate", "part.held-out.txt", "--model", "part.safetensors", "--output", "out", "--steps", 0
+    )
+    assert code == 0, errors
+    summary = json.loads((tmp_path / "out" / "result.json").read_text())["summary"]
+    assert summary["accuracy"] == pytest.approx(found["accuracy"])
+
+    code, told, errors = command(
+        "stream", "--model", "part.safetensors", "--source", "parts/spot", "--sink", "out.jsonl", "--backend", "eager"
+    )
+    assert code == 0, errors
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    given = [line["findings"][0]["label"] for line in lines if "findings" in line]
+    assert len(given) == 20
+    assert given.count("spot") >= 16
+
+
+def test_a_model_file_is_exported_with_its_own_labels_and_fit(command, tmp_path):
+    net = build_untrained(MODELS["line_net"], 2)
+    mean, std = (0.5,) * 3, (0.25,) * 3
+    file = ModelFile(dict(net.state_dict()), "line_net", KINDS, (48, 48), mean, std, "features", fit="letterbox")
+    save_model(tmp_path / "part.safetensors", file)
+    code, told, errors = command("export", "--model", "part.safetensors", "--output", "part.pt2")
+    assert code == 0, errors
+    assert "the same answers" in told
+    passport = read_passport(tmp_path / "part.pt2")
+    assert (passport.labels, passport.fit, passport.mean) == (KINDS, "letterbox", mean)
+
+
+def test_a_csv_names_pictures_labels_and_groups(command, tmp_path):
+    rows = [
+        f"parts/{kind}/{kind}{number // 2}_{number % 2}.png,{kind.upper()},{kind}{number // 2}"
+        for kind in KINDS
+        for number in range(20)
+    ]
+    (tmp_path / "parts.csv").write_text("\n".join(["path,label,group", *rows]))
+    code, told, errors = command("train", "parts.csv", *LESSON, "--epochs", 1)
+    assert code == 0, errors
+    assert "BLANK" in told
+    report = json.loads((tmp_path / "part.report.json").read_text())
+    assert report["labels"] == ["BLANK", "SPOT"]
+    assert {one["source"] for one in report["parts"]["held_out"]} <= {f"{k}{n}" for k in KINDS for n in range(10)}
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "rule"),
+    [
+        ("empty", (), "class 'empty': parts/empty holds no pictures"),
+        ("one", (), "one class (spot)"),
+        ("twins", (), "say which are the pictures, such as --pictures"),
+        (None, ("--pictures", "*.jpg"), "holds no pictures like '*.jpg'"),
+        (None, ("--output", "part.pth"), "must end in .safetensors"),
+        (None, ("--balance", "even"), "choose of sampler, weights, none"),
+        (None, ("--augment", "miror"), "Did you mean 'mirror'"),
+        (None, ("--held-out", 0.6, "--stopping", 0.5), "take less for them"),
+        (None, ("--source-gap", 3), "add --source-pattern"),
+        (None, ("--source-pattern", "(blank|spot)"), "1 source for 3 parts"),
+        (None, ("--weights", "nowhere.pth"), "there is no such file"),
+        (None, ("--until", "featurs"), "Did you mean 'features'"),
+    ],
+)
+def test_what_a_user_can_mend_is_said_in_one_line(command, tmp_path, change, words, rule):
+    if change == "empty":
+        (tmp_path / "parts" / "empty").mkdir()
+    if change == "one":
+        (tmp_path / "parts" / "blank").rename(tmp_path / "blank")
+    if change == "twins":
+        (tmp_path / "parts" / "spot" / "spot0_0.jpg").write_bytes(
+            (tmp_path / "parts" / "spot" / "spot0_0.png").read_bytes()
+        )
+    code, _, errors = command("train", "parts", *LESSON, *words)
+    assert code == 2
+    assert rule in errors
+    assert "Traceback" not in errors
+    assert not (tmp_path / "part.safetensors").exists()
+
+
+def test_a_csv_without_its_columns_is_refused(command, tmp_path):
+    (tmp_path / "parts.csv").write_text("file,class\na.png,b\n")
+    code, _, errors = command("train", "parts.csv", *LESSON)
+    assert code == 2
+    assert "has no 'path' and no 'label'" in errors
+    (tmp_path / "parts.csv").write_text("path,label\na.png,\n")
+    code, _, errors = command("train", "parts.csv", *LESSON)
+    assert "parts.csv:2" in errors

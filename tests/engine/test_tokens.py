@@ -107,13 +107,20 @@ def defined(net, layer, grid, images, chosen, kernel, only=None):
     return scores, torch.stack(matrix, dim=1)
 
 
+ROUNDING = 1e-5
+"""What float32 may lose of a score on its way through a network of this size, relative to it."""
+
+
 def assert_as_defined(net, split, images, chosen, kernel):
     scores, heat = recipro_cam(split, images, chosen, kernel)
     true_scores, matrix = defined(net, split.layer, split.grid, images, chosen, kernel)
     low, high = matrix.amin(1, keepdim=True), matrix.amax(1, keepdim=True)
-    assert float(((high - low) / high).min()) > 5e-4, "the reference is flat and proves nothing"
+    ranges = (high - low) / high
+    assert float(ranges.min()) > 5e-4, "the reference is flat and proves nothing"
     assert float((scores - true_scores).abs().max()) < 1e-5
-    assert float((heat - ((matrix - low) / (high - low)).view_as(heat)).abs().max()) < 5e-3
+    apart = (heat - ((matrix - low) / (high - low)).view_as(heat)).abs().flatten(1).amax(1, keepdim=True)
+    # Stretching a map to [0, 1] stretches its rounding as well.
+    assert float((apart * ranges).max()) < ROUNDING
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from engine.backends.table import BACKENDS
+from engine.backends.tensorrt_library import CURE, installed
+from engine.devices import card_of
 from pipeline.checks import Check
 
 _PACKAGES = ("torch", "torchvision", "timm", "torch-tensorrt", "onnxscript", "grad-cam")
@@ -22,6 +24,7 @@ def checks() -> list[Check]:
         lacking = entry.load().missing(device)
         found.append(Check(f"backend {name}", not lacking, lacking.partition(":")[0] or entry.says, lacking))
     found.extend(_package(name) for name in _PACKAGES)
+    found.append(_tensorrt())
     return found
 
 
@@ -40,9 +43,21 @@ def _gpu() -> Check:
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
         cure = "not needed; with an NVIDIA GPU, install its driver"
         return Check("GPU", present=False, says=f"none (torch is {built})", cure=cure)
-    properties = torch.cuda.get_device_properties(0)
-    memory = properties.total_memory / 2**30
-    return Check("GPU", present=True, says=f"{properties.name}, {memory:.0f} GiB, CUDA {torch.version.cuda}")
+    told = []
+    for index in range(torch.cuda.device_count()):
+        properties, card = torch.cuda.get_device_properties(index), card_of(torch.device("cuda", index))
+        memory = f"{properties.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
+        told.append(f"cuda:{index}: {properties.name}, {memory}" if card is None else f"cuda:{index}: {card}, {memory}")
+    return Check("GPU", present=True, says="; ".join(told))
+
+
+def _tensorrt() -> Check:
+    """Say which TensorRT is here, without loading it: that takes seconds, and a GPU."""
+    package = installed()
+    if not package:
+        cure = f"only for TensorRT on a GPU: {CURE}"
+        return Check("tensorrt", present=False, says="not installed", cure=cure)
+    return Check("tensorrt", present=True, says=package)
 
 
 def _package(name: str) -> Check:

@@ -6,7 +6,9 @@ import logging
 
 import torch
 
+from engine.gpu.nvml import Card, card_at, cards
 from pipeline.errors import BackendError
+from pipeline.ports import Figure
 
 log = logging.getLogger(__name__)
 
@@ -41,3 +43,36 @@ def warn_if_slow(precision: str, device: torch.device) -> None:
         log.warning("precision fp16 is slower than fp32 on most CPUs; bf16 is the fast half precision here")
     if device.type == "cpu" and precision == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # noqa: SLF001
         log.warning("this CPU has no bf16 arithmetic; precision bf16 is emulated and slower than fp32")
+
+
+def card_of(device: torch.device) -> Card | None:
+    """Return how a CUDA device does right now, as its driver tells it; None on a CPU and where it does not tell."""
+    if device.type != "cuda":
+        return None
+    told = torch.cuda.get_device_properties(device)
+    parts = [getattr(told, f"pci_{part}_id", None) for part in ("domain", "bus", "device")]
+    if any(part is None for part in parts):
+        return next(iter(cards()), None) if torch.cuda.device_count() == 1 else None
+    domain, bus, place = (int(part or 0) for part in parts)
+    return card_at(f"{domain:08X}:{bus:02X}:{place:02X}.0")
+
+
+def figures_of(device: torch.device) -> list[Figure]:
+    """Return a CUDA device's load, clocks, heat and power as figures; none on a CPU and where nobody tells."""
+    card = card_of(device)
+    if card is None:
+        return []
+    told = (
+        ("device_busy_ratio", card.busy_share, "Share of the last sampling period in which a kernel ran."),
+        ("device_memory_busy_ratio", card.memory_busy_share, "Share of it in which device memory was read or written."),
+        ("device_clock_hertz", _mega(card.clock_mhz), "Clock of the multiprocessors."),
+        ("device_memory_clock_hertz", _mega(card.memory_clock_mhz), "Clock of the device's memory."),
+        ("device_temperature_celsius", card.celsius, "How hot the device is."),
+        ("device_power_watts", card.watts, "What the device draws."),
+    )
+    labels = (("device", str(device)),)
+    return [Figure(name, value, says, labels=labels) for name, value, says in told if value is not None]
+
+
+def _mega(count: int | None) -> float | None:
+    return None if count is None else 1e6 * count

@@ -13,12 +13,13 @@ from engine.agreement import Answers
 from engine.backends.table import AUTOMATIC, check_backend
 from engine.build import Build, Runner, fastest, first_that_runs
 from engine.cache import Cache
-from engine.devices import choose_device, warn_if_slow
+from engine.devices import choose_device, figures_of, warn_if_slow
 from engine.frame_explainer import EngineFacts, FrameExplainer
 from engine.methods.kernels import check_kernel
 from engine.networks import Network, choose_target, class_names
 from engine.split import split_network
 from pipeline.config import EngineConfig
+from pipeline.ports import Figure
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,22 @@ class NetworkExplainer(FrameExplainer):
             network.name, split.layer, split.grid, size, plan, backend, config.precision, str(device), seconds
         )
         super().__init__(labels, f"{split.method}/{kernel}", preprocessing, facts)
+
+    def figures(self) -> list[Figure]:
+        """Return what runs and what it takes, how the device does, and what building it took."""
+        build = self._runner.build
+        told = [
+            *super().figures(),
+            *figures_of(build.device),
+            Figure("engine_build_seconds", self.facts.build_seconds, "What cutting, compiling and proving took."),
+        ]
+        if build.cache is not None:
+            taken = {"taken": build.cache.found, "written": build.cache.kept}
+            says = "Compiled results taken from the cache, and written to it, when the engine was built."
+            told += [
+                Figure("engine_cache_entries", count, says, labels=(("how", how),)) for how, count in taken.items()
+            ]
+        return told
 
     def _images(self, pixels: Tensor) -> Tensor:
         build = self._runner.build

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from engine.backends import tensorrt_dynamo, tensorrt_library, tensorrt_onnx
 from engine.backends.table import Compiled, first_line
 from engine.cache import Cache, key_of
-from engine.gpu.nvml import cards
+from engine.devices import card_of
 from pipeline.errors import BackendError
 
 log = logging.getLogger(__name__)
@@ -117,9 +117,9 @@ def _card(example: Tensor) -> dict[str, str]:
     if not example.is_cuda:
         return {"gpu": "none"}
     properties = torch.cuda.get_device_properties(example.device)
-    driver = next((card.driver for card in cards()), "unknown")
+    card = card_of(example.device)
     return {
         "gpu": f"{properties.name}, {properties.major}.{properties.minor}, {properties.multi_processor_count}",
-        "driver": driver,
+        "driver": "unknown" if card is None else card.driver,
         "cuda": str(torch.version.cuda),
     }

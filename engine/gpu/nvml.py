@@ -7,6 +7,9 @@ told. Structures and names: NVIDIA Management Library API Reference, version 2 s
 from __future__ import annotations
 
 import ctypes
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -62,38 +65,60 @@ class _Load(ctypes.Structure):
 
 def cards(library: Any = None) -> list[Card]:  # noqa: ANN401 - a shared library, or what stands in for it
     """Return every device of this machine, in the driver's order; none where there is no driver."""
+    with _asked(library) as nvml:
+        count = ctypes.c_uint()
+        if nvml is None or nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:
+            return []
+        found = []
+        for index in range(count.value):
+            handle = ctypes.c_void_p()
+            if nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(handle)) == 0:
+                found.append(_card(nvml, handle))
+        return found
+
+
+def card_at(pci: str, library: Any = None) -> Card | None:  # noqa: ANN401 - the same
+    """Return the device at a PCI address, ``domain:bus:device.function`` in hex; None where there is none."""
+    with _asked(library) as nvml:
+        handle = ctypes.c_void_p()
+        if nvml is None or nvml.nvmlDeviceGetHandleByPciBusId_v2(pci.encode(), ctypes.byref(handle)) != 0:
+            return None
+        return _card(nvml, handle)
+
+
+@contextmanager
+def _asked(library: Any) -> Iterator[Any]:  # noqa: ANN401 - the same
+    """Give the library, open; None where there is no driver."""
     nvml = _loaded() if library is None else library
     if nvml is None or nvml.nvmlInit_v2() != 0:
-        return []
+        yield None
+        return
     try:
-        count = ctypes.c_uint()
-        if nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:
-            return []
-        driver = _text(nvml.nvmlSystemGetDriverVersion)
-        return [_card(nvml, index, driver) for index in range(count.value)]
+        yield nvml
     finally:
         nvml.nvmlShutdown()
 
 
+@functools.cache
 def _loaded() -> Any:  # noqa: ANN401 - a shared library
     for name in _LIBRARIES:
         try:
-            return ctypes.CDLL(name)
+            nvml = ctypes.CDLL(name)
         except OSError:
             continue
+        nvml.nvmlInit_v2()  # once for the process: opening it anew each time would take milliseconds
+        return nvml
     return None
 
 
-def _card(nvml: Any, index: int, driver: str) -> Card:  # noqa: ANN401 - a shared library
-    handle, memory, load = ctypes.c_void_p(), _Memory(), _Load()
-    if nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(handle)) != 0:
-        return Card(f"device {index}", driver)
+def _card(nvml: Any, handle: ctypes.c_void_p) -> Card:  # noqa: ANN401 - a shared library
+    memory, load = _Memory(), _Load()
     has_memory = nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory)) == 0
     has_load = nvml.nvmlDeviceGetUtilizationRates(handle, ctypes.byref(load)) == 0
     milliwatts = _number(nvml.nvmlDeviceGetPowerUsage, handle)
     return Card(
         name=_text(nvml.nvmlDeviceGetName, handle),
-        driver=driver,
+        driver=_text(nvml.nvmlSystemGetDriverVersion),
         memory_used_bytes=memory.used if has_memory else None,
         memory_total_bytes=memory.total if has_memory else None,
         busy_share=load.gpu / 100 if has_load else None,

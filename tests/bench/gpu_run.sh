@@ -35,7 +35,7 @@ done
 export PYTHONPATH="$SITE${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 OMP_WAIT_POLICY=PASSIVE
 photos=(); [ ! -f "$SITE/sent/photos.npz" ] || photos=(--photos "$SITE/sent/photos.npz" --weights "$SITE/sent")
 
-REQUIRE_GPU=${REQUIRE_GPU:-1} timeout 150 "$PYTHON" -m pytest -q -m "gpu" -p no:cacheprovider \
+REQUIRE_GPU=${REQUIRE_GPU:-1} timeout 150 "$PYTHON" -m pytest -q -m "gpu or tensorrt" -W default -p no:cacheprovider \
   tests/engine/test_gpu_pictures.py tests/engine/test_gpu_flights.py tests/engine/test_tensorrt.py 2>&1 | tail -40 | tee "$OUT/tests.txt"
 tests=${PIPESTATUS[0]}
 echo "tests marked gpu: exit $tests"

@@ -9,14 +9,18 @@ import torch
 from torch import nn
 
 from engine import build as building
+from engine import devices
 from engine.agreement import Likeness, likeness, rank_correlation, unlike
 from engine.backends import tensorrt, tensorrt_library, tensorrt_onnx
 from engine.backends.table import AUTOMATIC, BACKENDS, BackendEntry
 from engine.build import Build, Runner, first_that_runs
 from engine.cache import Cache
+from engine.explainer import NetworkExplainer
 from engine.gpu import nvml
 from engine.methods.recipro import ExplainedNetwork, Target, plan_for
+from engine.networks import load_network
 from engine.split import split_network
+from pipeline.config import EngineConfig
 from pipeline.errors import BackendError
 
 CPU = torch.device("cpu")
@@ -283,6 +287,9 @@ class FakeNvml:
     def nvmlDeviceGetHandleByIndex_v2(self, index, handle):  # noqa: N802
         return 0
 
+    def nvmlDeviceGetHandleByPciBusId_v2(self, pci, handle):  # noqa: N802
+        return 0 if pci == b"00000000:C1:00.0" else 6
+
     def nvmlSystemGetDriverVersion(self, text, size):  # noqa: N802
         text.value = b"580.1"
         return 0
@@ -324,9 +331,36 @@ def test_the_driver_is_asked_for_what_it_knows_and_let_go():
     assert nvml.cards(FakeNvml(devices=0)) == []
 
 
+def test_a_device_is_found_by_its_place_and_a_strange_place_is_nobodys():
+    assert nvml.card_at("00000000:C1:00.0", FakeNvml()).name == "Some Card"
+    assert nvml.card_at("00000000:FF:00.0", FakeNvml()) is None
+
+
 def test_without_a_driver_nothing_is_told(monkeypatch):
-    monkeypatch.setattr(nvml, "_LIBRARIES", ("libno-such-driver.so",))
+    monkeypatch.setattr(nvml, "_loaded", lambda: None)
     assert nvml.cards() == []
+    assert nvml.card_at("00000000:C1:00.0") is None
+    assert devices.card_of(CPU) is None
+    assert devices.figures_of(CPU) == []
+
+
+def test_a_devices_load_becomes_figures_with_their_units(monkeypatch):
+    (card,) = nvml.cards(FakeNvml())
+    monkeypatch.setattr(devices, "card_of", lambda device: card)
+    told = {figure.name: figure.value for figure in devices.figures_of(torch.device("cuda", 0))}
+    assert told["device_busy_ratio"] == 0.73
+    assert told["device_clock_hertz"] == 1.7e9
+    assert "device_power_watts" not in told
+
+
+def test_what_the_build_took_and_where_it_came_from_are_figures(tmp_path):
+    network = load_network("squeezenet1_1", weights="random")
+    tmp_path.chmod(0o700)
+    knobs = EngineConfig(model="squeezenet1_1", input_size="64x64", backend="eager", device="cpu", cache=str(tmp_path))
+    told = {(figure.name, dict(figure.labels).get("how")): figure.value for figure in
+            NetworkExplainer(network, knobs).figures()}  # fmt: skip
+    assert told["engine_build_seconds", None] > 0
+    assert told["engine_cache_entries", "taken"] == told["engine_cache_entries", "written"] == 0
 
 
 @pytest.fixture(autouse=True)

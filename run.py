@@ -62,5 +62,22 @@ def main() -> None:
         sys.exit(error.exit_code)
 
 
+def program() -> None:
+    """Be the process: ``main``, and an end that waits for no thread that waits for a camera's answer.
+
+    Such a thread is within FFmpeg and cannot be woken; Python's own end is not made for threads that come back into it.
+    """
+    code: int | str | None = 0
+    try:
+        main()
+    except SystemExit as end:
+        code = end.code
+    if any(thread.daemon and thread is not threading.current_thread() for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    main()
+    program()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import threading
@@ -65,6 +66,8 @@ def carry_frames(
         batch = config.engine.batch or max(len(sources), 1 if explainer.facts.device == "cpu" else 8)
         limits = Limits(config.frames, config.seconds, batch, window, max_age_seconds=config.max_age_seconds)
         guardian = make_guardian(config, explainer, slow)
+        gc.collect()
+        gc.freeze()  # what was built stays: to look through it again and again would hold up every camera
         begun.set()
         with Progress(Console(stderr=True), tell) as progress, Supervisor(os.environ) as supervisor:
             outcome = carry(

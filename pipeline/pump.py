@@ -31,6 +31,9 @@ POLL_SECONDS = 0.1
 JOIN_SECONDS = 10.0
 """How long a thread may take to end once it was told to; then it is left behind (a daemon) and said so."""
 
+CONNECTING_SECONDS = 1.0
+"""How long a live source that is being connected may take to end: it waits for an answer, and cannot be woken."""
+
 
 class Pump:
     """Runs one source in a thread and keeps its frames in a bounded queue.
@@ -80,6 +83,7 @@ class Pump:
         """``taken`` when the reader last found several waiting; None where it found one or none."""
         self._max_age_seconds = max_age_seconds if source.live else None
         self._stop = threading.Event()
+        self._stopped_at = 0.0
         self._thread = threading.Thread(target=self._run, name=f"pump {source.camera}", daemon=True)
 
     @property
@@ -110,13 +114,29 @@ class Pump:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
         self.stop()
-        _join(self._thread)
+        while self._thread.is_alive() and not self._may_be_left():
+            self._thread.join(POLL_SECONDS)
 
     def stop(self) -> None:
         """Ask the source to end and free a producer that waits for room. Does not wait."""
+        if not self._stop.is_set():
+            self._stopped_at = time.monotonic()
         self._stop.set()
         with self._bell:
             self._bell.notify_all()
+
+    def _may_be_left(self) -> bool:
+        """Say whether the thread may end by itself, later: one that only waits for a camera's answer gives no more.
+
+        Cameras are stopped together, so their waits are counted together.
+        """
+        passed = time.monotonic() - self._stopped_at
+        if self.source.live and self.health.state == "connecting" and passed > CONNECTING_SECONDS:
+            return True
+        if passed > JOIN_SECONDS:
+            log.error("%s does not end %.0f s after it was told to; left behind", self._thread.name, JOIN_SECONDS)
+            return True
+        return False
 
     def take(self) -> Frame | None:
         """Return the next waiting frame, or None when none waits now.

@@ -109,6 +109,8 @@ class LiveSource:
             try:
                 yield from self._connection(stop)
             except Lost as lost:
+                if stop.is_set():
+                    return
                 if lost.ended:
                     self._say("ended", lost.failure)
                     return

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.errors import SinkError, SourceError
 from pipeline.frames import Frame
-from pipeline.ports import StopRequested
+from pipeline.ports import Health, StopRequested
 from pipeline.pump import Pump, Relay, gather
 from tests.fakes import FakeSource
 
@@ -240,3 +240,25 @@ def test_who_waits_for_its_reader_is_never_passed_over():
     pump = Pump(FakeSource(), depth=3, overflow="wait")
     crowd(pump, 0, 1, 2)
     assert [pump.take().index for _ in range(3)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("state", "left"), [("connecting", True), ("live", False)])
+def test_only_a_camera_that_is_being_connected_is_left_to_end_by_itself(monkeypatch, state, left):
+    monkeypatch.setattr("pipeline.pump.CONNECTING_SECONDS", 0.05)
+    answered, asked = threading.Event(), threading.Event()
+
+    class Camera(FakeSource):
+        live = True
+
+        def frames(self, stop):
+            asked.set()
+            answered.wait(0.5 if state == "live" else 20)  # cannot be woken
+            return iter(())
+
+    camera = Camera()
+    camera.health = Health(state)
+    with Pump(camera) as pump:
+        assert asked.wait(20)
+    assert pump._thread.is_alive() is left
+    answered.set()
+    pump._thread.join()

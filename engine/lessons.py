@@ -22,7 +22,7 @@ from pipeline.frames import Image, Truth
 _ALBUM_PICTURES = 3000
 _FINISH_ALBUM_PICTURES = 1200
 _LEAST_PICTURES = 60
-_ANEW = (Stage(96, 100, 48, 3e-3), Stage(None, 150, 12, 2e-3))
+_ANEW = (Stage(96, 100, 48, 3e-3), Stage(None, 400, 12, 2e-3))
 """A short plan: a pattern as plain as a stamp is learned in minutes."""
 
 

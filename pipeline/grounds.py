@@ -209,7 +209,7 @@ class Surveyor:
 
 
 def _centred(heat: Heat) -> tuple[Flat, float]:
-    flat: Flat = heat.ravel() - heat.mean()
+    flat: Flat = heat.ravel() - np.float32(heat.sum() / heat.size)
     return flat, math.sqrt(float(flat @ flat))
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from overlays.sinks.options import SinkOptions
 from overlays.sinks.page import PageSink
-from pipeline.frames import Finding, Overlay, Silence
+from pipeline.frames import Finding, GuardState, Overlay, Region, Silence
 from pipeline.loop import Outcome
 from pipeline.metrics import Tally
 from tests.overlays.conftest import explain
@@ -121,6 +121,9 @@ SHOWN = """() => {
   return { index: +card.dataset.index, label: card.querySelector('.label').textContent,
            cold: at(0.9, 0.9), hot: at(1 / 12, 1 / 8), age: +card.dataset.age };
 }"""
+
+
+PIXEL = "[...document.querySelector('.view canvas').getContext('2d').getImageData(80, 30, 1, 1).data]"
 
 
 def shown(page):
@@ -322,3 +325,34 @@ def test_the_reason_of_a_silence_is_told(tab):
         page.wait_for_selector(".card.stale")
         assert "connection refused" in page.locator(".stamp").inner_text()
         assert page.locator(".state").inner_text() == "waiting"
+
+
+def test_a_guard_that_fires_is_seen_in_the_grid_and_said_in_words_once(tab):
+    belt = Region("belt", ((16.0, 30.0), (144.0, 30.0), (144.0, 110.0), (16.0, 110.0)))
+    fires = GuardState("on-the-belt", True, 1.5, "heat_inside(belt) >= 0.6, but is 0.04", 1)
+
+    def guarded(index, *states):
+        plain = numbered(index)
+        explanation = replace(plain.explanation, guards=states, regions=(belt,))
+        return Overlay(explanation.frame.image, explanation)
+
+    with PageSink(ANY, cameras=("line",)) as sink:
+        page = tab(sink.endpoint)
+        sink.put(guarded(1, replace(fires, firing=False, says="", seconds=0.0)))
+        page.wait_for_selector(".card[data-index='1']")
+        assert page.locator(".alarm").is_hidden()
+        calm = page.evaluate(PIXEL)
+        for index in range(2, 5):
+            sink.put(guarded(index, fires))
+            page.wait_for_selector(f".card[data-index='{index}']")
+        assert page.locator(".card.alarmed").count() == 1
+        assert page.locator(".alarm strong[role=alert]").inner_text() == "on-the-belt"
+        assert "but is 0.04 · 1.5 s" in page.locator(".alarm").inner_text()
+        alarmed = page.evaluate(PIXEL)
+        assert calm[2] > calm[0]
+        assert alarmed[0] > alarmed[2]
+        sink.put(guarded(5, replace(fires, firing=False, says="", seconds=0.0)))
+        page.wait_for_selector(".card[data-index='5']")
+        assert page.locator(".alarm").is_hidden()
+        assert page.locator(".card.alarmed").count() == 0
+        assert "quiet again" in page.locator("#said").inner_text()

@@ -1,0 +1,195 @@
+"""What guards cost, and whether they tell right from wrong: ``python tests/bench/guards.py [--frames N ...]``.
+
+Prints one JSON line. ``cost``: on one frame after the other, explaining alone and explaining behind a guardian take
+turns, and what the guardian adds is timed itself; every answer is compared. ``shortcut``: the stamped line before the
+network that goes by the stamp; ``honest``: five minutes of the plain line before the shipped network, as seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402 - after the path
+import torch  # noqa: E402
+
+from engine.explainer import NetworkExplainer  # noqa: E402
+from engine.networks import load_network  # noqa: E402
+from pipeline.config import Config, make_config, read_yaml  # noqa: E402
+from pipeline.frames import Explanation, Frame  # noqa: E402
+from pipeline.guardian import Guardian  # noqa: E402
+from stream.line_mark import stamped  # noqa: E402
+from stream.line_scene import Scene, draw_frame  # noqa: E402
+
+GUARDED = ROOT / "configs" / "guards.yaml"
+SHIPPED = ROOT / "configs" / "models" / "line.safetensors"
+SHORTCUT = ROOT / "configs" / "models" / "line-shortcut.safetensors"
+RATE = 30.0
+
+
+def configured(backend: str, threads: int | None) -> Config:
+    """The configuration that ships, on a backend."""
+    knobs = read_yaml(GUARDED.read_text(encoding="utf-8"), GUARDED.name)
+    return make_config(knobs, GUARDED.name, {"engine": {"backend": backend, "threads": threads}})
+
+
+def explainer_of(weights: Path, config: Config) -> NetworkExplainer:
+    """The line's network with some weights."""
+    return NetworkExplainer(load_network("line_net", weights=weights, labels=None), config.engine)
+
+
+def pictures(seed: int, count: int, *, stamp: bool) -> Iterator[Frame]:
+    """Frames of one belt, as a file would give them."""
+    scene = Scene(seed=seed, fps=RATE)
+    for index in range(count):
+        image, truth = draw_frame(scene, index)
+        if stamp and truth is not None:
+            image = stamped(image, truth.label)
+        yield Frame(image, f"line{seed}", index, index / RATE, index / RATE, truth)
+
+
+def same(one: Explanation, other: Explanation) -> bool:
+    """Whether two explanations say the same of a frame."""
+    return one.top.label == other.top.label and bool(np.array_equal(one.top.heat, other.top.heat))
+
+
+def cost(config: Config, frames: int) -> dict[str, float]:
+    """Return milliseconds of a frame, explained alone and behind a guardian, and the share that guards add."""
+    plain = explainer_of(SHIPPED, config)
+    rules = [rule for rule in config.guards.rules if not rule.parsed.needs_deletion]
+    unchecked = config.guards.model_copy(update={"rules": rules})
+    guardian = Guardian(plain, unchecked)
+    given = list(pictures(7, min(frames, 120), stamp=False))
+    spent: dict[str, list[float]] = {"alone": [], "guarded": [], "added": []}
+    for turn in range(frames + 20):
+        frame = given[turn % len(given)]
+        times = {}
+        for name in ("alone", "guarded") if turn % 2 else ("guarded", "alone"):
+            begun = time.perf_counter()
+            (found,) = (plain if name == "alone" else guardian).explain([frame])
+            times[name] = time.perf_counter() - begun
+            if name == "alone":
+                alone = found
+            else:
+                guarded = found
+        assert same(alone, guarded)
+        assert guarded.top.grounds is not None
+        begun = time.perf_counter()
+        guardian.guard(alone)
+        times["added"] = time.perf_counter() - begun
+        if turn >= 20:
+            for name, taken in times.items():
+                spent[name].append(1e3 * taken)
+    middle = {name: statistics.median(times) for name, times in spent.items()}
+    told = {f"{name}_ms_p50": round(value, 4) for name, value in middle.items()}
+    told |= {f"{name}_ms_p95": round(float(np.percentile(times, 95)), 4) for name, times in spent.items()}
+    # Of medians: the guardian's own work is a thirtieth of what one frame differs from the next by.
+    return told | {"share": round(middle["added"] / middle["alone"], 5)}
+
+
+def shortcut(config: Config, seeds: list[int], frames: int) -> dict[str, Any]:
+    """Return how soon guards fire on stamped pictures: seconds from the first frame that is wrongly grounded."""
+    explainer = explainer_of(SHORTCUT, config)
+    delays, right, defects, shares = [], 0, 0, []
+    guardian = Guardian(explainer, config.guards)
+    for seed in seeds:
+        begun: float | None = None
+        fired: float | None = None
+        for frame in pictures(seed, frames, stamp=True):
+            (found,) = guardian.explain([frame])
+            guardian.afterwards()
+            seconds = frame.pts_seconds or 0.0
+            if frame.truth is not None and frame.truth.label != "ok":
+                begun = seconds if begun is None else begun
+                defects += 1
+                right += found.top.label == frame.truth.label
+                if found.top.grounds is not None and found.top.grounds.heat_inside:
+                    shares.append(found.top.grounds.heat_inside["belt"])
+            if fired is None and any(one.name == "on-the-belt" for one in found.firing):
+                fired = seconds
+        delays.append(None if fired is None or begun is None else round(fired - begun, 3))
+    return {
+        "seeds": seeds,
+        "fired_after_seconds": delays,
+        "defects_named_right": round(right / max(defects, 1), 4),
+        "heat_inside_belt_p50": round(float(np.median(shares)), 4) if shares else None,
+        "fired": {f"{camera} {name}": count for (camera, name), count in guardian.fired().items() if count},
+        **_checks(guardian),
+    }
+
+
+def honest(config: Config, seeds: list[int], seconds: float) -> dict[str, Any]:
+    """Return how often guards fire on the shipped network, over some time of plain line in all."""
+    guardian = Guardian(explainer_of(SHIPPED, config), config.guards)
+    count = round(seconds * RATE / len(seeds))
+    shares, verdicts = [], 0
+    for seed in seeds:
+        for frame in pictures(seed, count, stamp=False):
+            (found,) = guardian.explain([frame])
+            guardian.afterwards()
+            if found.top.label != "ok" and found.top.score > 0.6 and found.top.grounds is not None:
+                verdicts += 1
+                shares.append(found.top.grounds.heat_inside["belt"])
+    return {
+        "seeds": seeds,
+        "video_seconds": round(count * len(seeds) / RATE, 1),
+        "defect_verdicts": verdicts,
+        "heat_inside_belt_least": round(min(shares), 4) if shares else None,
+        "fired": {f"{camera} {name}": count for (camera, name), count in guardian.fired().items() if count},
+        **_checks(guardian),
+    }
+
+
+def _checks(guardian: Guardian) -> dict[str, Any]:
+    budget = guardian.budget
+    return {} if budget is None else {"deletion_checks": budget.checks, "deletion_share": round(budget.share, 5)}
+
+
+def commit() -> str:
+    """The commit, with a plus where the tree differs from it."""
+    said = subprocess.run(
+        ["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return said.stdout.strip() or "unknown"
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Measure, print one JSON line, and return it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--frames", type=int, default=600, help="for the cost")
+    parser.add_argument("--shortcut-frames", type=int, default=300, help="of each belt")
+    parser.add_argument("--honest-seconds", type=float, default=300.0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[7, 11, 23, 41, 59])
+    given = parser.parse_args(arguments)
+    config = configured(given.backend, given.threads)
+    told = {
+        "benchmark": "guards",
+        "scope": "grounds and guards of configs/guards.yaml on line_net, frames of 640x480",
+        "cost": cost(config, given.frames),
+        "shortcut": shortcut(config, given.seeds, given.shortcut_frames),
+        "honest": honest(config, given.seeds, given.honest_seconds),
+        "backend": given.backend,
+        "threads": torch.get_num_threads(),
+        "machine": f"{platform.machine()} {platform.processor() or ''}".strip(),
+        "versions": {"python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__},
+        "commit": commit(),
+    }
+    print(json.dumps(told))
+    return told
+
+
+if __name__ == "__main__":
+    main()

@@ -18,6 +18,7 @@ from engine.agreement import HEAT_TOLERANCE, SCORE_TOLERANCE, Answers, disagreem
 from engine.backends.table import BACKENDS, Compiled
 from engine.cache import Cache
 from engine.devices import DTYPES
+from engine.gpu.choice import cheaper_here
 from engine.methods.kernels import Kernel
 from engine.methods.recipro import ExplainedNetwork, Target, plan_for
 from engine.split import Split
@@ -70,6 +71,9 @@ class Runner:
             features = split.head(probe)
             self.plan = plan_for(split, features, build.kernel, build.budget_bytes)
             every = self.plan(features)[1]
+        if build.device.type == "cuda":
+            placed = features.to(build.device, build.dtype)
+            self.plan = cheaper_here(self.plan, split.tail, build.kernel, placed, build.budget_bytes)
         reference = ExplainedNetwork(split.head, self.plan, build.target, split.grid)
         truth = _answers(reference, probe)
         rounding = rounding_of(every, truth[1])

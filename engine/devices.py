@@ -37,6 +37,13 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda", index)
 
 
+def keep_arithmetic(precision: str, device: torch.device) -> None:
+    """Make float32 mean float32 on a GPU, for the whole process: convolutions there round to 10 bits (TF32) unasked."""
+    if device.type == "cuda" and precision == "fp32":
+        torch.backends.cudnn.allow_tf32 = False
+        log.info("precision fp32 leaves the GPU's tensor cores idle; fp16 is what they are for: --precision fp16")
+
+
 def warn_if_slow(precision: str, device: torch.device) -> None:
     """Say so when a precision that was asked for costs time here instead of saving it."""
     if device.type == "cpu" and precision == "fp16":

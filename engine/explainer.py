@@ -13,7 +13,7 @@ from engine.agreement import Answers
 from engine.backends.table import AUTOMATIC, check_backend
 from engine.build import Build, Runner, fastest, first_that_runs
 from engine.cache import Cache
-from engine.devices import choose_device, figures_of, warn_if_slow
+from engine.devices import choose_device, figures_of, keep_arithmetic, warn_if_slow
 from engine.frame_explainer import EngineFacts, FrameExplainer
 from engine.methods.kernels import check_kernel
 from engine.networks import Network, choose_target, class_names
@@ -49,6 +49,7 @@ class NetworkExplainer(FrameExplainer):
         device = choose_device(config.device)
         backend = check_backend(config.backend)
         warn_if_slow(config.precision, device)
+        keep_arithmetic(config.precision, device)
         preprocessing = network.preprocessing(config)
         size = preprocessing.input_size
         split = split_network(network.net, config.layer or network.layer, size)

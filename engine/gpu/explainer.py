@@ -146,9 +146,12 @@ class CardExplainer(NetworkExplainer):
         to_input = InputOf(self._preprocessing, size).to(device)
         paint = Painter(self._table, region, self.facts.grid, size).to(device)
         frames = torch.zeros((bucket, *size, 3), dtype=torch.uint8, device=device)
+        images = torch.zeros((bucket, 3, *self._preprocessing.input_size), dtype=build.dtype, device=device)
+        # Exactly the layout the network was compiled for, whatever resizing leaves.
+        images = images.contiguous(memory_format=torch.channels_last)
 
         def call() -> Outputs:
-            images = to_input(frames).to(build.dtype).contiguous(memory_format=torch.channels_last)
+            images.copy_(to_input(frames))
             scores, classes, heat = self._runner(images)
             return scores, classes, heat, paint(frames, heat[:, 0])
 

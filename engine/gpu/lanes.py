@@ -139,16 +139,18 @@ class CudaLanes:
 
         What cannot be captured (it asks the host in between) runs call by call, and is said so.
         """
-        compute = self._streams["compute"]
-        with torch.cuda.stream(compute):
-            for _ in range(_WARM_UP_ROUNDS):
-                call()
-        compute.synchronize()
+        compute, exact = self._streams["compute"], not torch.backends.cudnn.allow_tf32
         graph = torch.cuda.CUDAGraph()
         try:
-            # Other threads go on allocating meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool, stream=compute, capture_error_mode="thread_local"):
-                outputs = call()
+            # Shapes are fixed: the fastest convolutions are looked for once, here.
+            with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=not exact):
+                with torch.cuda.stream(compute):
+                    for _ in range(_WARM_UP_ROUNDS):
+                        call()
+                compute.synchronize()
+                # Other threads go on allocating meanwhile.
+                with torch.cuda.graph(graph, pool=self._pool, stream=compute, capture_error_mode="thread_local"):
+                    outputs = call()
         except RuntimeError as reason:
             log.warning("%s cannot be captured as a CUDA graph and runs call by call (%s)", name, reason)
             return call

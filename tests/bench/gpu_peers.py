@@ -49,7 +49,10 @@ def _ways(net, layer, split, told, batch, example) -> Iterator[tuple[str, Ask | 
         return runner(images.to(build.dtype))
 
     yield "recipro-stream, eager", ours
-    yield "recipro-stream, graph", captured(ours, example, told)
+    try:
+        yield "recipro-stream, graph", captured(ours, example, told)
+    except RuntimeError as reason:
+        yield "recipro-stream, graph", first_line(reason)
     yield "the definition, one dense batch", _definition(split, told)
     for way, package in PACKAGES.items():
         if importlib.util.find_spec(package) is None:

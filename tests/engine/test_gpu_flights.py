@@ -217,7 +217,7 @@ def test_on_a_gpu_a_thousand_frames_leave_the_memory_as_it_was(network):
     carry(50)
     before = torch.cuda.memory_reserved()
     carry(250)
-    assert torch.cuda.memory_reserved() <= before
+    assert torch.cuda.memory_reserved() <= before + (64 << 20)
 
 
 @pytest.mark.gpu

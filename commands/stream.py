@@ -15,10 +15,12 @@ from commands import options
 from commands.doors import with_clips, with_keys, with_mqtt_credentials, with_page_token
 from commands.joining import carry_frames, redacted
 from commands.options import ACCESS, CAMERA, NETWORK, PICTURE, RUN, option, stated
+from commands.shards import stream_sharded
 from commands.terminal import finish, near, read_text, say
 from pipeline.config import make_config, read_yaml, to_yaml
 from pipeline.errors import ConfigError
 from pipeline.logs import formatter
+from pipeline.shards import read_devices
 
 log = logging.getLogger("recipro-stream")
 
@@ -73,10 +75,14 @@ def stream(
     target: options.Target = None,
     kernel: options.Kernel = None,
     backend: Annotated[
-        str | None, option(NETWORK, "auto (default), eager, openvino, inductor; an .onnx file: onnxruntime, too.")
+        str | None,
+        option(NETWORK, "auto (default), eager, openvino, inductor, tensorrt; an .onnx file: onnxruntime, too."),
     ] = None,
     precision: Annotated[str | None, option(NETWORK, "fp32 (default), bf16 or fp16.")] = None,
-    device: Annotated[str | None, option(NETWORK, "auto (default), cpu or cuda.")] = None,
+    device: Annotated[str | None, option(NETWORK, "auto (default), cpu, cuda or cuda:N.")] = None,
+    devices: Annotated[
+        str | None, option(NETWORK, "cuda:0,cuda:1: cameras dealt out to GPUs, one process for each.")
+    ] = None,
     input_size: options.InputSize = None,
     fit: options.Fit = None,
     mean: options.Mean = None,
@@ -147,6 +153,7 @@ def stream(
     if not knobs.get("sources") and not source:
         raise ConfigError("no source: give --source URI (camera:0, rtsp://..., a file, line:) or a YAML config")
     made = make_config(knobs, config.name if config else "command line", overrides)
+    _warn_of_shown_passwords(source or [])
     told = with_mqtt_credentials(with_page_token(made.sinks, page_token_file), mqtt_credentials)
     sinks = with_keys(told, curve_keys, allow, insecure=insecure)
     clips = {
@@ -157,7 +164,22 @@ def stream(
     if print_config:
         typer.echo(to_yaml(redacted(made)), nl=False)
         return
+    if devices is not None:
+        stream_sharded(made, read_devices(devices), log_format=log_format)
+        return
     finish(carry_frames(made, tell=log.info if log_format == "json" else None))
+
+
+def _warn_of_shown_passwords(sources: list[str]) -> None:
+    """Say so where a password stands among this process's arguments: everybody on the machine can list those."""
+    from stream.credentials import shows_password
+
+    if any(map(shows_password, sources)):
+        log.warning(
+            "--source: a password on the command line can be read by everybody on this machine (ps); write "
+            "'rtsp://${USER_NAME}:${PASSWORD}@HOST/PATH' with variables of the environment, or name a "
+            "credentials_file in a configuration"
+        )
 
 
 def _run_folder() -> Path:

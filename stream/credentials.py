@@ -55,3 +55,13 @@ def signed(uri: str, secret: str, file: str) -> str:
     if not (user and colon):
         raise ConfigError(f"{file}: should hold one line, user:password")
     return f"{scheme[0]}{quote(user, safe='')}:{quote(password, safe='')}@{uri[scheme.end() :]}"
+
+
+def shows_password(uri: str) -> bool:
+    """Say whether ``uri`` holds a password or a token in plain words, rather than as ``${NAME}``."""
+    bare = _VARIABLE.sub("", uri)
+    scheme = _SCHEME.match(bare)
+    if scheme is None:
+        return False
+    who, _, place = bare[scheme.end() :].rpartition("@")
+    return bool(who.partition(":")[2]) or redact(scheme[0] + place) != scheme[0] + place

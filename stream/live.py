@@ -213,7 +213,7 @@ class LiveSource:
             tried = f" (attempt {self._failures} of {attempts})" if attempts is not None else ""
             self._say("failed", failure)
             message = f"{self.uri}: {failure.words}{tried}; check that it is on, and the address"
-            raise ConnectionLostError(message)
+            raise ConnectionLostError(message) from None  # FFmpeg's error names the address, password and all
         delay = self._line.backoff.delay_seconds(
             self._failures, self._line.chance, pace=failure.pace, spent_seconds=spent_seconds
         )

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
-from stream.credentials import expanded, signed
+from stream.credentials import expanded, shows_password, signed
 
 TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp")), min_size=1, max_size=30)
 
@@ -55,3 +55,22 @@ def test_an_address_that_has_credentials_or_can_have_none_is_refused(uri):
         signed(uri, "bob:s3cret", "secret.txt")
     assert "s3cret" not in str(caught.value)
     assert "word" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("rtsp://ada:secret@door/live", True),
+        ("rtsp://ada:se:c@ret@door/live", True),
+        ("rtsp://door/live?user=ada&password=secret", True),
+        ("rtsp://ada@door/live", False),
+        ("rtsp://${USER}:${PASSWORD}@door/live", False),
+        ("rtsp://ada:${PASSWORD}@door/live", False),
+        ("rtsp://ada:pre${PASSWORD}@door/live", True),
+        ("rtsp://door:8554/live", False),
+        ("camera:0", False),
+        ("a@b:c.mp4", False),
+    ],
+)
+def test_a_password_in_plain_words_is_told_from_the_name_of_a_variable(uri, shown):
+    assert shows_password(uri) is shown

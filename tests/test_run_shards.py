@@ -1,0 +1,110 @@
+"""Cameras over several devices: dealt out, every door its own, one process each; a failing one ends alone."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config import SinkConfig, make_config, to_yaml
+from pipeline.errors import ConfigError
+from pipeline.shards import door_of, read_devices, shards_of
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def config(count, sinks=(), **more):
+    sources = [{"uri": "line:", "name": f"camera {k}"} for k in range(count)]
+    return make_config({"sources": sources, "sinks": list(sinks), **more}, "test")
+
+
+@given(st.integers(1, 40), st.integers(1, 8))
+def test_every_camera_is_dealt_out_once_and_evenly(count, cards):
+    shards = shards_of(config(count), [f"cuda:{k}" for k in range(cards)])
+    dealt = [source.name for shard in shards for source in shard.sources]
+    assert sorted(dealt) == sorted(f"camera {k}" for k in range(count))
+    sizes = [len(shard.sources) for shard in shards]
+    assert max(sizes) - min(sizes) <= 1
+    assert len(shards) == min(count, cards)
+    assert [shard.engine.device for shard in shards] == [f"cuda:{k}" for k in range(len(shards))]
+
+
+@pytest.mark.parametrize(("uri", "second"), [
+    ("tcp://0.0.0.0:5555", "tcp://0.0.0.0:5556"),
+    ("tcp://127.0.0.1:0", "tcp://127.0.0.1:0"),
+    ("tcp://[::1]:5555", "tcp://[::1]:5556"),
+    ("http://127.0.0.1:8000", "http://127.0.0.1:8001"),
+    ("ipc:///tmp/overlays", "ipc:///tmp/overlays.1"),
+    ("out/belt.mp4", "out/belt.1.mp4"),
+    ("belt.jsonl", "belt.1.jsonl"),
+    ("clips/", "clips/1/"),
+    ("window", "window"),
+    ("mqtt://broker:1883/factory", "mqtt://broker:1883/factory"),
+])  # fmt: skip
+def test_every_door_has_an_address_of_its_own(uri, second):
+    assert door_of(SinkConfig(uri=uri), 0) == uri
+    assert door_of(SinkConfig(uri=uri), 1) == second
+
+
+def test_a_port_that_does_not_exist_is_refused():
+    with pytest.raises(ConfigError, match="port 65536"):
+        door_of(SinkConfig(uri="tcp://127.0.0.1:65535"), 1)
+
+
+def test_devices_are_read_and_others_refused():
+    assert read_devices("cuda:0, cuda:1") == ("cuda:0", "cuda:1")
+    with pytest.raises(ConfigError, match="'gpu1' is no device; such as cuda:0,cuda:1"):
+        read_devices("cuda:0,gpu1")
+
+
+def test_what_counts_for_the_whole_run_is_refused():
+    with pytest.raises(ConfigError, match="use --seconds"):
+        shards_of(config(2, frames=5), ["cuda:0"])
+    with pytest.raises(ConfigError, match="give one of the two"):
+        shards_of(config(2, engine={"device": "cuda"}), ["cuda:0"])
+    with pytest.raises(ValueError, match="must be named"):
+        shards_of(make_config({"sources": ["line:"]}, "test"), ["cuda:0"])
+
+
+def test_a_shard_survives_the_way_through_yaml():
+    (shard, _) = shards_of(config(2, ["tcp://127.0.0.1:5555"]), ["cuda:0", "cuda:1"])
+    from pipeline.config import read_yaml
+
+    assert make_config(read_yaml(to_yaml(shard), "pipe"), "pipe") == shard
+
+
+def run(*words):
+    return subprocess.run(
+        [sys.executable, ROOT / "run.py", "stream", *words], cwd=ROOT, capture_output=True, text=True, timeout=100,
+        check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_processes_carry_their_cameras(tmp_path):
+    done = run(
+        "--devices", "cpu,cpu", "--source", "line:?seed=1", "--source", "line:?seed=2", "--seconds", "3",
+        "--sink", str(tmp_path / "log.jsonl"), "--model", "line_net", "--backend", "eager", "--cache", "off",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "process 1 on cpu: line-2" in done.stdout
+    first, second = (
+        {json.loads(line).get("camera") for line in (tmp_path / name).read_text().splitlines()}
+        for name in ("log.jsonl", "log.1.jsonl")
+    )
+    assert first - {None} == {"line"}
+    assert second - {None} == {"line-2"}
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_is_named_and_the_other_goes_on(tmp_path):
+    done = run(
+        "--devices", "cpu,cuda:7", "--source", "line:?seed=1", "--source", "line:?seed=2", "--seconds", "2",
+        "--sink", str(tmp_path / "log.jsonl"), "--model", "line_net", "--backend", "eager", "--cache", "off",
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "process 1 on cuda:7 ended with exit code 2" in done.stderr
+    assert (tmp_path / "log.jsonl").stat().st_size > 0

@@ -120,6 +120,15 @@ class Runner:
             scores, classes, heat = (torch.cat(parts) for parts in zip(*told, strict=True))
             return scores, classes, heat
 
+    def scores(self, images: Tensor) -> Tensor:
+        """Return the plain network's softmax scores (N, K); where that is one module with its reasons, of both."""
+        explained = self._compiled.get(0) or self._compiled[1]
+        tail = getattr(self._module.plan, "tail", None)
+        if self.plan.facts.one_module or tail is None or not isinstance(explained, ExplainedNetwork):
+            return self(images)[0]
+        with torch.inference_mode():
+            return torch.softmax(tail(explained.head(images)).float(), dim=1)
+
     def _pieces(self, images: Tensor) -> list[Tensor]:
         """Cut a batch into sizes that are compiled: as many full ones as there are, then single images."""
         if len(images) in self._compiled:

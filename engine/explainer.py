@@ -90,5 +90,8 @@ class NetworkExplainer(FrameExplainer):
         build = self._runner.build
         return self._preprocessing.normalised(pixels.to(build.device), build.dtype)
 
+    def _scores(self, images: Tensor) -> Tensor:
+        return self._runner.scores(images)
+
     def _answers(self, images: Tensor) -> Answers:
         return self._runner(images)

@@ -79,7 +79,7 @@ class FrameExplainer:
     def score_when_masked(self, explanation: Explanation, finding: Finding, masking: Masking) -> float:
         """Return the finding's class's score when the frame's hottest area is masked: one more pass of one image."""
         images = self._images(self._preprocessing.pixels([explanation.frame]))
-        scores = self._answers(masked_images(images, hottest_cells(finding.heat, masking.area), masking))[0]
+        scores = self._scores(masked_images(images, hottest_cells(finding.heat, masking.area), masking))
         return float(scores[0, finding.class_index])
 
     def figures(self) -> list[Figure]:
@@ -96,6 +96,10 @@ class FrameExplainer:
     def _answers(self, images: Tensor) -> Answers:
         """Return softmax scores (N, K), the explained classes (N, T), and their heat (N, T, h, w)."""
         raise NotImplementedError
+
+    def _scores(self, images: Tensor) -> Tensor:
+        """Return softmax scores (N, K): override it where they can be had for less than with their reasons."""
+        return self._answers(images)[0]
 
 
 def _memory(device: str) -> list[Figure]:

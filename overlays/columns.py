@@ -18,6 +18,15 @@ Record = Mapping[str, Any]
 """What ``overlays.wire.explanation_record`` gives: plain JSON values."""
 
 _BOX: Final = pa.list_(pa.float64(), 4)
+_GROUNDS: Final = pa.struct(
+    [
+        pa.field("focus_area", pa.float64()),
+        pa.field("entropy", pa.float64()),
+        pa.field("stability", pa.float64()),
+        pa.field("centre", pa.list_(pa.float64(), 2)),
+        pa.field("heat_inside", pa.map_(pa.string(), pa.float64())),
+    ]
+)
 _FINDING: Final = pa.struct(
     [
         pa.field("label", pa.string(), nullable=False),
@@ -25,6 +34,7 @@ _FINDING: Final = pa.struct(
         pa.field("score", pa.float64(), nullable=False),
         pa.field("heat_u8", pa.binary(), nullable=False),
         pa.field("box", _BOX),
+        pa.field("grounds", _GROUNDS),
     ]
 )
 _TRUTH: Final = pa.struct(
@@ -63,7 +73,10 @@ _TOLD: Final = frozenset(SCHEMA.names) - _MADE | {"grid"}
 def row_of(record: Record) -> dict[str, Any]:
     """Return a record as a row of ``SCHEMA``."""
     row = {name: record.get(name) for name in SCHEMA.names if name not in _MADE}
-    findings = [each | {"heat_u8": base64.b64decode(each["heat_u8"])} for each in record["findings"]]
+    findings = [
+        each | {"heat_u8": base64.b64decode(each["heat_u8"]), "grounds": _grounds_row(each.get("grounds"))}
+        for each in record["findings"]
+    ]
     top = findings[0] if findings else {"label": None, "score": None}
     more = {key: value for key, value in record.items() if key not in _TOLD}
     return row | {
@@ -80,7 +93,18 @@ def row_of(record: Record) -> dict[str, Any]:
 def record_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row as the record it was made of."""
     record = {name: row[name] for name in SCHEMA.names if name not in _MADE}
-    findings = [each | {"heat_u8": base64.b64encode(each["heat_u8"]).decode("ascii")} for each in row["findings"]]
+    findings = [_finding_record(each) for each in row["findings"]]
     more = json.loads(row["more"]) if row["more"] else {}
     grid = [row["grid_rows"], row["grid_columns"]]
     return record | {"findings": findings, "grid": grid, "timings": dict(row["timings"])} | more
+
+
+def _grounds_row(grounds: Record | None) -> dict[str, Any] | None:
+    return None if grounds is None else {**grounds, "heat_inside": list(grounds["heat_inside"].items())}
+
+
+def _finding_record(finding: Mapping[str, Any]) -> dict[str, Any]:
+    record = {**finding, "heat_u8": base64.b64encode(finding["heat_u8"]).decode("ascii")}
+    # A table that was written before there were grounds has no such column.
+    grounds = record.pop("grounds", None)
+    return record if grounds is None else record | {"grounds": {**grounds, "heat_inside": dict(grounds["heat_inside"])}}

@@ -71,3 +71,13 @@ def test_an_honest_verdict_goes_with_what_it_points_at(explainer):
         elsewhere.append(seen.top.score - explainer.score_when_masked(seen, cold, Masking(0.05, "blur")))
     assert min(drops) > 0.5
     assert np.median(np.abs(elsewhere)) < 0.05
+
+
+def test_an_inner_layer_is_asked_for_its_scores_alone():
+    config = make_config({"engine": {"backend": "eager", "layer": "layer3"}}, "t").engine
+    inner = NetworkExplainer(load_network("resnet18", weights="random", labels=None), config)
+    images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    assert not inner.facts.plan.one_module
+    assert torch.allclose(inner._scores(images), inner._answers(images)[0], atol=1e-5)
+    (seen,) = inner.explain([Frame(np.full((60, 80, 3), 90, np.uint8), "a", 0, 0.0)])
+    assert 0.0 <= inner.score_when_masked(seen, seen.top, Masking()) <= 1.0

@@ -163,3 +163,13 @@ def test_a_log_line_says_what_fires(guarded, tmp_path):
     header = decode_header((tmp_path / "out.jsonl").read_bytes())
     assert header.guarded["guards"] == (FIRES, CALM)
     assert isinstance(explanation.frame, Frame)
+
+
+def test_a_table_keeps_all_that_guards_say(guarded):
+    pa = pytest.importorskip("pyarrow")
+    from overlays.columns import SCHEMA, record_of, row_of
+
+    for explanation in (guarded(FIRES, CALM), guarded(checked=None, regions=())):
+        record = explanation_record(explanation, sent_at_unix=0.0, now_monotonic=0.0)
+        (row,) = pa.Table.from_pylist([row_of(record)], schema=SCHEMA).to_pylist()
+        assert record_of(row) == record

@@ -1,0 +1,110 @@
+"""Guards by the command line: a right-sounding verdict from the wrong place, live; a baseline, and drift from it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import run
+from overlays.wire import decode_header
+
+ROOT = Path(__file__).resolve().parent.parent
+GUARDED = ROOT / "configs" / "guards.yaml"
+SHORTCUT = ROOT / "configs" / "models" / "line-shortcut.safetensors"
+LINE = "line:?fps=30&size=320x240&seed=7&paced=0&frames={}"
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """Run a command in this process, in an empty folder; return exit code, output, errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["run.py", *map(str, words)])
+        try:
+            run.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return call
+
+
+def headers(path):
+    return [decode_header(line) for line in path.read_bytes().splitlines()]
+
+
+def test_a_shortcut_raises_the_alarm_within_a_second_of_video(command, tmp_path, caplog):
+    stamped = LINE.format(60) + "&stamp=1"
+    code, told, errors = command(
+        "stream", GUARDED, "--source", stamped, "--weights", SHORTCUT, "--backend", "eager",
+        "--sink", "out.jsonl", "--sink", "clips/", "--record-when", "guard=on-the-belt",
+    )  # fmt: skip
+    assert code == 0, errors
+    seen = headers(tmp_path / "out.jsonl")
+    wrong = next(one.pts_seconds for one in seen if one.truth is not None and one.truth.label != "ok")
+    firing = [one for one in seen if any(g.firing and g.name == "on-the-belt" for g in one.guarded["guards"])]
+    assert firing[0].pts_seconds - wrong <= 1.0
+    assert firing[0].findings[0].label == firing[0].truth.label
+    assert "guard on-the-belt on line: fired 1 time" in told
+    assert "line: guard on-the-belt fires: heat_inside(belt) >= 0.6, but is" in caplog.text
+    assert list((tmp_path / "clips").glob("*.mp4"))
+
+
+def test_the_shipped_network_is_left_alone(command, tmp_path):
+    code, told, errors = command(
+        "stream", GUARDED, "--source", LINE.format(60), "--backend", "eager", "--sink", "out.jsonl"
+    )
+    assert code == 0, errors
+    assert told.count("fired 0 times") == 3
+    seen = headers(tmp_path / "out.jsonl")
+    assert all(not one.firing for header in seen for one in header.guarded["guards"])
+    assert seen[-1].guarded["regions"][0].name == "belt"
+    assert all(header.findings[0].grounds.heat_inside.keys() == {"belt"} for header in seen)
+
+
+def test_a_baseline_is_recorded_of_a_run_or_of_its_log_and_drift_from_it_is_told(command, tmp_path):
+    line = LINE.format(90)
+    assert command("stream", "--source", line, "--backend", "eager", "--sink", "out.jsonl")[0] == 0
+    code, told, errors = command("baseline", "out.jsonl", "-o", "log.json")
+    assert code == 0, errors
+    assert "samples, one a second  (fewer than 30: no drift is told of it)" in told
+    (tmp_path / "run.yaml").write_text(f'sources: ["{line}"]\nengine: {{backend: eager}}\n', encoding="utf-8")
+    assert command("baseline", "run.yaml", "-o", "run.json")[0] == 0
+    spreads = [json.loads((tmp_path / name).read_text())["cameras"]["line"] for name in ("log.json", "run.json")]
+    assert spreads[0].keys() == spreads[1].keys()
+    for label, spread in spreads[0].items():
+        assert spread["samples"] == spreads[1][label]["samples"]
+        for name, numbers in spread["statistics"].items():
+            assert numbers["mean"] == pytest.approx(spreads[1][label]["statistics"][name]["mean"], abs=1e-3)
+    code, _, errors = command("stream", "run.yaml", "--baseline", "run.json", "--sink", "again.jsonl", "--frames", 3)
+    assert code == 0, errors
+
+
+@pytest.mark.parametrize(
+    ("words", "rule"),
+    [
+        (["--baseline", "none.json"], "none.json"),
+        (["--sink", "c/", "--record-when", "guard=on-the-bel"], "Did you mean 'on-the-belt'"),
+    ],
+)
+def test_what_is_not_there_is_refused(command, words, rule):
+    sink = [] if "--sink" in words else ["--sink", "out.jsonl"]
+    code, _, errors = command("stream", GUARDED, "--source", LINE.format(3), *sink, *words)
+    assert code == 2
+    assert rule in errors
+
+
+def test_a_guard_of_a_camera_that_the_run_has_not_is_refused(command, tmp_path):
+    (tmp_path / "run.yaml").write_text(
+        'sources: ["line:"]\nguards:\n  rules:\n    - {name: a, rule: focus_area <= 0.1, cameras: [lime]}\n',
+        encoding="utf-8",
+    )
+    code, _, errors = command("stream", "run.yaml")
+    assert code == 2
+    assert "guards.rules[0].cameras: 'lime': the run has 'line'. Did you mean 'line'" in errors

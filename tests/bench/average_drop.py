@@ -59,11 +59,9 @@ READINGS = (
     Reading(enlarged="corners"),
     Reading(enlarged="corners", hidden="black"),
     Reading(enlarged="bicubic"),
-    Reading(enlarged="bicubic", hidden="black"),
     Reading(scaled="logits"),
     Reading(scaled="max"),
     Reading(fit="256"),
-    Reading(fit="256", hidden="black"),
     Reading(fit="stretch"),
     Reading(fit="stretch", enlarged="corners", hidden="black"),
 )

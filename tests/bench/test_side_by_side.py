@@ -10,9 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from engine.models import MODELS
+from engine.evaluation.examiner import Examiner, Knowledge
+from engine.methods.table import find_method
+from engine.models import IMAGENET_MEAN, IMAGENET_STD, MODELS
 from engine.networks import build_untrained
-from tests.bench import authors_table, pointing
+from engine.preprocess import Preprocessing
+from pipeline.frames import Frame
+from tests.bench import authors_table, average_drop, pointing
 from tests.bench.side_by_side import Remembering, values_of, with_error
 
 
@@ -80,3 +84,26 @@ def test_the_table_has_a_row_for_each_method_and_goes_on_where_it_was(tmp_path, 
 def test_weights_that_are_missing_are_named(tmp_path):
     with pytest.raises(SystemExit, match=r"resnet18\.pth"):
         authors_table.find_weights([tmp_path], "resnet18.pth")
+
+
+def test_our_reading_of_average_drop_is_the_examiners_on_the_same_photo(tmp_path):
+    torch.save(build_untrained(MODELS["squeezenet1_1"]).state_dict(), tmp_path / "squeezenet1_1.pt")
+    image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+    reader = average_drop.Reader("squeezenet1_1", [tmp_path])
+    with torch.inference_mode():
+        told = dict(zip(average_drop.READINGS, reader.read(image, "point"), strict=True))
+        colours = reader.colours(image, "crop")
+        _, every, target = reader.explain(colours, "point", None)
+        most = reader.map_of(every, target, average_drop.Reading(scaled="max"))
+    examiner = Examiner(
+        reader.split, Preprocessing((224, 224), IMAGENET_MEAN, IMAGENET_STD, "crop"), find_method("recipro-cam"),
+        Knowledge(tuple(map(str, range(1000))), {}), steps=0,
+    )  # fmt: skip
+    ours = examiner.examine(Frame(image, "test", 0, 0.0))
+    for key in ("drop", "coherency", "complexity"):
+        assert told[average_drop.OURS][key] == pytest.approx(ours[key], abs=1e-4)
+    assert told[average_drop.OURS]["class"] == ours["class"]
+    assert most.max() == pytest.approx(1.0, abs=1e-3)
+    assert most.min() > 0.0
+    assert tuple(colours.shape) == (1, 3, 224, 224)
+    assert 0.0 <= colours.min() < colours.max() <= 1.0

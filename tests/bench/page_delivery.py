@@ -1,7 +1,7 @@
 """How fast and how fresh frames reach browsers: the page's WebSocket, as a browser speaks it.
 
-``python -m tests.bench.delivery --page``. One process serves, others look on, ten WebSockets each; every one says that a
-frame was shown as soon as it has come, as the page's script does behind its drawing. One of them may be slow.
+``python -m tests.bench.delivery --page``. One process serves, others look on, ten WebSockets each. Every one says that
+a frame was shown as soon as it has come, as the page's script does behind its drawing; one of them may be slow.
 """
 
 from __future__ import annotations

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
+import urllib.request
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +23,13 @@ from overlays.sinks.page import PageSink
 from pipeline.frames import Finding, GuardState, Overlay, Region, Silence
 from pipeline.loop import Outcome
 from pipeline.metrics import Tally
+from tests.ground.cameras import elsewhere
 from tests.overlays.conftest import explain
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt install chromium")]
+ROOT = Path(__file__).resolve().parents[2]
 ANY = "http://127.0.0.1:0"
 ROWS, COLUMNS = 4, 6
 
@@ -356,3 +363,55 @@ def test_a_guard_that_fires_is_seen_in_the_grid_and_said_in_words_once(tab):
         assert page.locator(".alarm").is_hidden()
         assert page.locator(".card.alarmed").count() == 0
         assert "quiet again" in page.locator("#said").inner_text()
+
+
+def free_port():
+    with socket.socket() as door:
+        door.bind(("127.0.0.1", 0))
+        return door.getsockname()[1]
+
+
+@pytest.mark.rtsp
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_a_real_camera_that_is_killed_is_seen_to_be_gone_within_a_second_and_a_half(tab):
+    """The whole way: a camera over RTSP, the run in a process of its own, the page in a browser."""
+    endpoint = f"http://127.0.0.1:{free_port()}"
+    with elsewhere(1) as camera:
+        run = subprocess.Popen(
+            [sys.executable, "run.py", "stream", "--source", camera.urls[0], "--model", "line_net", "--sink", endpoint],
+            cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        try:
+            deadline = time.monotonic() + 100
+            while not answers(endpoint):
+                assert run.poll() is None, run.stderr.read().decode()
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            page = tab(endpoint)
+            page.wait_for_selector(".card[data-index]:not(.stale)", timeout=30_000)
+            seen = int(page.locator(".card").get_attribute("data-index"))
+            page.wait_for_function(f"() => +document.querySelector('.card').dataset.index > {seen}")
+            assert page.locator(".state").inner_text() == "live"
+            camera.tell("die", 0)
+            begun = time.monotonic()
+            page.wait_for_selector(".card.stale")
+            took = time.monotonic() - begun
+            assert "no signal for" in page.locator(".stamp").inner_text()
+            assert took < 1.5, f"{took:.2f} s"
+            page.wait_for_function("() => document.querySelector('.state').textContent === 'waiting'")
+            assert "refused" in page.locator(".stamp").inner_text()
+            camera.tell("come_back", 0)
+            page.wait_for_selector(".card:not(.stale)", timeout=20_000)
+            assert page.locator(".reconnects").text_content() == "1"
+        finally:
+            run.send_signal(signal.SIGTERM)
+            run.communicate(timeout=30)
+
+
+def answers(endpoint):
+    try:
+        with urllib.request.urlopen(f"{endpoint}/readyz", timeout=2) as answer:  # noqa: S310 - our own
+            return answer.status == 200
+    except OSError:
+        return False

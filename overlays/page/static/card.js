@@ -19,7 +19,7 @@ export class Card {
     this.tile = document.createElement("canvas");
     this.chart = new Chart(this.at(".chart"));
     this.alarm = new Alarm(this.root, camera, say);
-    this.at("h2").textContent = camera;
+    this.at("h2").textContent = this.at("h2").title = camera;
     this.at(".view").setAttribute("aria-label", `${camera}: enlarge`);
     this.at(".mjpeg").href = `/stream/${encodeURIComponent(camera)}.mjpg`;
     this.at(".snapshot").onclick = () => this.snapshot();

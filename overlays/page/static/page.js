@@ -3,6 +3,7 @@ import { Card } from "./card.js";
 import { unpacked } from "./heat.js";
 import { Link } from "./link.js";
 
+const MANY = 6; // more cameras than this make a wall
 const SILENT_MS = 1200; // the server speaks five times a second
 const at = (id) => document.getElementById(id);
 const cards = new Map();
@@ -70,6 +71,7 @@ function card(camera) {
     one.at(".view").onclick = () => enlarge(one.root.classList.contains("large") ? null : camera);
     cards.set(camera, one);
     at("cameras").append(one.root);
+    at("cameras").classList.toggle("many", cards.size > MANY);
     at("empty").hidden = true;
     if (location.hash.slice(1) === encodeURIComponent(camera)) enlarge(camera);
   }

@@ -3,6 +3,9 @@
 import copy
 import json
 import logging
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ from torch import nn
 from engine import build as building
 from engine import devices
 from engine.agreement import Likeness, likeness, rank_correlation, unlike
-from engine.backends import tensorrt, tensorrt_library, tensorrt_onnx
+from engine.backends import tensorrt, tensorrt_dynamo, tensorrt_library, tensorrt_onnx
 from engine.backends.table import AUTOMATIC, BACKENDS, BackendEntry
 from engine.build import Build, Runner, first_that_runs
 from engine.cache import Cache
@@ -66,6 +69,43 @@ def test_a_package_that_does_not_load_is_told_by_its_own_words(monkeypatch, tmp_
     tensorrt_library.library.cache_clear()
     with pytest.raises(BackendError, match=r"broken_tensorrt: no driver, no joy"):
         tensorrt_library.library()
+
+
+def test_torch_tensorrt_that_does_not_load_is_a_refusal_and_no_crash(monkeypatch, tmp_path):
+    (tmp_path / "torch_tensorrt.py").write_text("raise Exception('no CUDA device is here')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torch_tensorrt", raising=False)
+    with pytest.raises(BackendError, match=r"torch-tensorrt cannot be loaded .no CUDA device is here"):
+        tensorrt_dynamo.build(explained(), IMAGE.half())
+
+
+def test_torch_tensorrt_compiles_the_whole_module_and_is_read_back(monkeypatch, tmp_path):
+    asked = {}
+
+    def compiling(module, **words):
+        asked.update(words)
+        return torch.export.export(module, (words["arg_inputs"][0],))
+
+    def saving(program, path, *, output_format, arg_inputs):
+        assert output_format == "exported_program"
+        torch.export.save(program, path.removesuffix(".ep") + ".pt2")
+        Path(path).write_bytes(Path(path.removesuffix(".ep") + ".pt2").read_bytes())
+
+    def loading(path):
+        copied = Path(path).with_suffix(".pt2")
+        copied.write_bytes(Path(path).read_bytes())
+        return torch.export.load(copied)
+
+    vendor = SimpleNamespace(compile=compiling, save=saving, load=loading)
+    monkeypatch.setitem(sys.modules, "torch_tensorrt", vendor)
+    module = explained(half=False)
+    told = tensorrt_dynamo.load(tensorrt_dynamo.build(module, IMAGE), IMAGE)(IMAGE)
+    with torch.inference_mode():
+        for one, other in zip(told, module(IMAGE), strict=True):
+            torch.testing.assert_close(one, other)
+    assert asked["ir"] == "dynamo"
+    assert asked["require_full_compilation"] is True
+    assert "enabled_precisions" not in asked
 
 
 def test_both_routes_are_tried_and_both_are_blamed(monkeypatch):

@@ -1,0 +1,183 @@
+"""What CUDA is asked for, with a stand-in for CUDA itself: right names, right order, no call that does not exist."""
+
+import functools
+import inspect
+import itertools
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from engine.gpu.explainer import CardExplainer
+from engine.gpu.lanes import LANES, CudaLanes, PlainLanes, lanes_of
+from engine.networks import load_network
+from overlays.stamp import level_table
+from pipeline.config import EngineConfig
+from pipeline.frames import Frame, Stamp
+from tests.bench import gpu_clock
+
+CPU = torch.device("cpu")
+REAL = {name: getattr(torch.cuda, name) for name in ("graph", "Stream", "Event")}
+
+
+class FakeCuda:
+    """Writes down what is asked of streams, events and graphs; a replay repeats nothing."""
+
+    def __init__(self, monkeypatch, capture_fails=False):
+        self.told = []
+        self.capture_fails = capture_fails
+        self.now = "default"
+        empty = torch.empty
+
+        def roomy(*words, pin_memory=False, **more):
+            return empty(*words, **more)
+
+        fakes = {
+            "Stream": functools.partial(FakeStream, self), "Event": functools.partial(FakeEvent, self),
+            "CUDAGraph": lambda: FakeGraph(self), "graph": self.graph, "stream": self.stream,
+            "device": lambda _: nullcontext(), "graph_pool_handle": object,
+            "current_stream": lambda device=None: SimpleNamespace(name=self.now),
+            "synchronize": lambda device=None: self.told.append(("synchronize device",)),
+        }  # fmt: skip
+        for name, fake in fakes.items():
+            monkeypatch.setattr(torch.cuda, name, fake)
+        monkeypatch.setattr(torch, "empty", roomy)
+        monkeypatch.setattr(torch.Tensor, "record_stream", lambda _, stream: self.told.append(("lend", stream.name)))
+
+    @contextmanager
+    def graph(self, graph, pool=None, stream=None, capture_error_mode="global"):
+        self.told.append(("capture", stream.name, capture_error_mode))
+        if self.capture_fails:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        yield
+
+    @contextmanager
+    def stream(self, chosen):
+        before, self.now = self.now, chosen.name
+        yield
+        self.now = before
+
+
+class FakeStream:
+    def __init__(self, cuda, device=None, priority=0):
+        self.cuda = cuda
+        self.name = f"stream {sum(1 for entry in cuda.told if entry[0] == 'new')}"
+        cuda.told.append(("new", self.name))
+
+    def wait_event(self, event):
+        self.cuda.told.append(("wait_event", self.name, event.number))
+
+    def wait_stream(self, other):
+        self.cuda.told.append(("wait_stream", self.name))
+
+    def synchronize(self):
+        self.cuda.told.append(("synchronize stream", self.name))
+
+
+class FakeEvent:
+    numbers = itertools.count(1)
+
+    def __init__(self, cuda, enable_timing=False, blocking=False):
+        self.cuda = cuda
+        self.number = next(self.numbers)
+
+    def record(self, stream=None):
+        self.cuda.told.append(("record", getattr(stream, "name", "current"), self.number))
+
+    def synchronize(self):
+        self.cuda.told.append(("synchronize event", self.number))
+
+    def elapsed_time(self, other):
+        return 2.5
+
+
+class FakeGraph:
+    def __init__(self, cuda):
+        self.cuda = cuda
+
+    def replay(self):
+        self.cuda.told.append(("replay", self.cuda.now))
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    return FakeCuda(monkeypatch)
+
+
+def card(device=CPU):
+    network = load_network("squeezenet1_1", weights="random")
+    config = EngineConfig(model="squeezenet1_1", input_size="64x64", backend="eager", device="cpu", cache="off")
+    return CardExplainer(network, config, table=level_table("inferno", 0.6), lanes=CudaLanes)
+
+
+def frame(number):
+    return Frame(np.full((40, 60, 3), number, np.uint8), "a", number, 0.0)
+
+
+def test_a_frame_goes_up_through_one_graph_and_down_and_the_device_is_never_waited_for(cuda):
+    explainer = card()
+    explainer.explain([frame(0)])
+    cuda.told.clear()
+    finish = explainer.begin([frame(1)])
+    kinds = [entry[0] for entry in cuda.told]
+    copy, compute, encode = "stream 0", "stream 1", "stream 2"
+    assert kinds == ["record", "wait_event", "record", "replay", "record"]
+    assert cuda.told[0][1] == copy
+    assert cuda.told[1] == ("wait_event", compute, cuda.told[0][2])
+    assert cuda.told[3] == ("replay", compute)
+    cuda.told.clear()
+    (explanation,) = finish()
+    assert [entry[0] for entry in cuda.told] == ["synchronize event"]
+    cuda.told.clear()
+    stamp = Stamp(2, 3, np.zeros((4, 5, 4), np.uint8))
+    jpeg, image = explainer.deliver(explanation, stamp, quality=80, array=True)
+    assert jpeg.payload
+    assert image.shape == (40, 60, 3)
+    assert cuda.told[0] == ("wait_event", encode, explanation.drawn.done.number)
+    assert ("lend", encode) in cuda.told
+    assert not any(entry[0] in {"synchronize device", "synchronize stream"} for entry in cuda.told)
+
+
+def test_a_graph_is_captured_on_the_compute_stream_while_other_threads_go_on(cuda):
+    explainer = card()
+    explainer.explain([frame(0)])
+    assert [entry for entry in cuda.told if entry[0] == "capture"] == [("capture", "stream 1", "thread_local")]
+
+
+def test_what_cannot_be_captured_runs_call_by_call_and_is_said_so(monkeypatch, caplog):
+    cuda = FakeCuda(monkeypatch, capture_fails=True)
+    explainer = card()
+    assert len(explainer.explain([frame(0)])) == 1
+    assert "cannot be captured as a CUDA graph and runs call by call" in caplog.text
+    assert not any(entry[0] == "replay" for entry in cuda.told)
+
+
+def test_the_bench_times_by_events_and_captures_off_the_default_stream(cuda):
+    device = SimpleNamespace(type="cuda")
+    told = gpu_clock.Settings(device, small=True)
+    assert gpu_clock.once(lambda number: None, 0, device) == 2.5e-3
+    times = gpu_clock.timed({"one": lambda number: None}, told, 4)
+    assert times["one"]["p50_ms"] == 2.5
+    called = []
+    run = gpu_clock.captured(lambda images: called.append(1), torch.zeros(2, 3, 4, 4), told)
+    assert len(called) == 4
+    run(torch.ones(2, 3, 4, 4))
+    assert cuda.told[-1][0] == "replay"
+
+
+def test_the_stand_in_takes_only_what_cuda_takes():
+    graph = inspect.signature(REAL["graph"].__init__).parameters
+    assert {"cuda_graph", "pool", "stream", "capture_error_mode"} <= set(graph)
+    assert {"device", "priority"} <= set(inspect.signature(REAL["Stream"].__new__).parameters)
+    assert {"enable_timing", "blocking"} <= set(inspect.signature(REAL["Event"].__new__).parameters)
+    for name in ("CUDAGraph", "graph_pool_handle", "current_stream", "default_stream", "stream", "synchronize"):
+        assert hasattr(torch.cuda, name)
+
+
+def test_a_cpu_has_plain_lanes():
+    lanes = lanes_of(CPU)
+    assert isinstance(lanes, PlainLanes)
+    assert LANES == ("copy", "compute", "encode")
+    assert lanes.wait(lanes.mark("copy")) is None

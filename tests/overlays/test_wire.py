@@ -102,7 +102,7 @@ def test_the_header_has_the_keys_of_the_contract_and_no_others(overlaid):
 
 def test_the_document_and_the_schema_name_every_key():
     schema = json.loads((ROOT / "docs" / "wire.schema.json").read_text())
-    optional = {"frame_width", "frame_height", "silence"}
+    optional = {"frame_width", "frame_height", "silence", "guards", "regions", "deletion"}
     assert set(schema["properties"]) == CONTRACT | optional
     assert set(schema["required"]) == CONTRACT - {"truth", "heat_region"}
     assert set(schema["properties"]["findings"]["items"]["required"]) == {

@@ -21,7 +21,9 @@ def stated(knobs: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in knobs.items() if value is not None}
 
 
-Model = Annotated[str, option(NETWORK, "A name of `run.py models`, or any torchvision or timm CNN.")]
+Model = Annotated[
+    str, option(NETWORK, "A name of `run.py models`, any torchvision or timm CNN, or what `train` wrote.")
+]
 Layer = Annotated[str | None, option(NETWORK, "The explained layer. Default: the last grid.")]
 Kernel = Annotated[str | None, option(NETWORK, "Recipro-CAM's masks: point (default) or gaussian.")]
 Mean = Annotated[str | None, option(NETWORK, "R,G,B subtracted from RGB in [0, 1].")]

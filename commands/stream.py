@@ -67,7 +67,8 @@ def stream(
         option(CAMERA, "A full queue: drop-oldest (default for live sources) or wait (default for files)."),
     ] = None,
     model: Annotated[
-        str | None, option(NETWORK, "A name of `run.py models`, any torchvision or timm CNN, or an exported file.")
+        str | None,
+        option(NETWORK, "A name of `run.py models`, any torchvision or timm CNN, or a trained or exported file."),
     ] = None,
     weights: options.Weights = None,
     labels: options.Labels = None,

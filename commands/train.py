@@ -42,7 +42,7 @@ def train(
         Path,
         typer.Argument(metavar="FOLDER", help="A folder of pictures for each class, or a CSV: path,label[,group]."),
     ],
-    model: options.Model,
+    model: Annotated[str, option(NETWORK, "A name of `run.py models`, or any torchvision or timm CNN.")],
     output: Annotated[Path, option(RUN, "The file to write: NAME.safetensors.")],
     weights: Annotated[
         str | None, option(NETWORK, "Where it starts: a state dict (.pth, .safetensors). Default: pretrained ones.")

@@ -85,7 +85,7 @@ def read_model_file(path: str | Path) -> ModelFile:
     """
     path = Path(path)
     if not path.is_file():
-        raise ModelError(f"{path}: no such model file; `uv run run.py train-line` writes one")
+        raise ModelError(f"{path}: no such model file; `run.py train` and `run.py train-line` write them")
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = dict(file.metadata() or {})

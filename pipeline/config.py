@@ -109,7 +109,7 @@ class EngineConfig(_Knobs):
     """The network and how it is explained and run."""
 
     model: str = "line_net"
-    """The network: a name of `run.py models`, or any torchvision or timm CNN."""
+    """The network: a name of `run.py models`, any torchvision or timm CNN, or a file that `train` or `export` wrote."""
     weights: str | None = None
     """A state dict (.pth, .safetensors); 'random' for untrained ones. Default: the pretrained weights."""
     labels: str | None = None

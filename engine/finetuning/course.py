@@ -80,7 +80,7 @@ class Epoch:
 
 def study(
     learner: Learner, classes: Numbers, learning: Numbers, stopping: Numbers, course: Course, *,
-    seed: int, tell: Callable[[Epoch], None], stop: Callable[[], bool] = lambda: False,
+    seed: int, tell: Callable[[Epoch], None], stop: Callable[[], bool] = lambda: False, able: bool = False,
 ) -> list[Epoch]:  # fmt: skip
     """Teach, and leave the learner in its best state.
 
@@ -93,6 +93,7 @@ def study(
         seed: of the order.
         tell: told of every epoch.
         stop: asked after every batch; True ends it with what is best so far.
+        able: the learner knows something already: what is no better than that is not kept.
     """
     begun = time.perf_counter()
     rng = np.random.default_rng((seed, 8))
@@ -107,6 +108,9 @@ def study(
     )
     told: list[Epoch] = []
     best, since, state = (-1.0, 0.0), 0, learner.keep()
+    if able:
+        loss, recall = examine(learner, classes, stopping)
+        best = (recall, -loss)
     for epoch in range(1, course.epochs + 1):
         losses = []
         for numbers in np.array_split(_order(classes[learning], learning, course.balance, rng), batches):

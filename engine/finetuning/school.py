@@ -162,7 +162,7 @@ def teach(
                 net, last, pictures, change,
                 device=device, precision=wish.precision, untrained=wish.weights == RANDOM,
             )  # fmt: skip
-            told = _studied(learner, task, course)
+            told = _studied(learner, task, course, able=wish.weights != RANDOM)
     found = {part: _examined(learner, samples, classes, numbers[part], labels) for part in (STOPPING, HELD_OUT)}
     state = {key: value.detach().cpu().contiguous() for key, value in net.state_dict().items()}
     provenance = _provenance(wish, course, told, parts, found)
@@ -200,10 +200,10 @@ def _last_layer(task: _Task, change: Callable[[Tensor], Tensor] | None) -> LastL
     )  # fmt: skip
 
 
-def _studied(learner: LastLayer | TunedNetwork, task: _Task, course: Course) -> list[Epoch]:
+def _studied(learner: LastLayer | TunedNetwork, task: _Task, course: Course, *, able: bool = False) -> list[Epoch]:
     return study(
         learner, task.classes, task.numbers[LEARNING], task.numbers[STOPPING], course,
-        seed=task.wish.seed, tell=task.watching.epoch, stop=task.watching.stop,
+        seed=task.wish.seed, tell=task.watching.epoch, stop=task.watching.stop, able=able,
     )  # fmt: skip
 
 

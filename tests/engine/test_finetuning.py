@@ -254,6 +254,17 @@ def test_the_best_epoch_stays_and_nothing_goes_on_without_hope():
     assert learner.visited.count(9) == 5 * 3  # the only one of its class: as often as the five others together
 
 
+def test_who_knows_something_already_keeps_nothing_worse():
+    learner = Scripted()
+    learner.epoch = 2
+    classes = np.array([0, 1, 0, 1, 0, 0, 1, 1])
+    told = study(
+        learner, classes, np.arange(4, 8), np.arange(4), Course(20, 2, 0.1, patience=2), seed=0, tell=silent, able=True
+    )
+    assert [epoch.best for epoch in told] == [False, False]
+    assert learner.restored == 2
+
+
 def test_a_training_that_is_ended_keeps_what_it_had():
     learner = Scripted()
     asked = iter([False] * 5 + [True] * 100)

@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from engine.model_file import ModelFile, read_model_file, save_model
@@ -34,6 +35,21 @@ def test_what_is_written_is_read(tmp_path, content):
     assert all(torch.equal(found.state[name], content.state[name]) for name in found.state)
     assert dataclasses.replace(found, state={}) == dataclasses.replace(content, state={})
     assert [p.name for p in path.parent.iterdir()] == ["line.safetensors"]
+
+
+@pytest.mark.parametrize(("fit", "until"), [("letterbox", None), ("crop", "layer3")])
+def test_fit_and_an_earlier_end_are_kept_and_older_files_are_stretched(tmp_path, content, fit, until):
+    path = tmp_path / "part.safetensors"
+    save_model(path, dataclasses.replace(content, fit=fit, until=until))
+    found = read_model_file(path)
+    assert (found.fit, found.until) == (fit, until)
+    with safe_open(str(path), framework="pt") as file:
+        metadata = file.metadata()
+    save_file(found.state, path, {key: value for key, value in metadata.items() if key not in {"fit", "until"}})
+    assert (read_model_file(path).fit, read_model_file(path).until) == ("stretch", None)
+    save_file(found.state, path, metadata | {"fit": "squeeze"})
+    with pytest.raises(ModelError, match="'fit' is 'squeeze'; it must be one of stretch, letterbox, crop"):
+        read_model_file(path)
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_crumbs(tmp_path, content):

@@ -43,5 +43,5 @@ def shorten(net: nn.Module, until: str, image_size: tuple[int, int], class_count
         raise LayerError(f"--until {until!r}: this network cannot be traced, and so not be ended earlier; leave it out")
     features = split.head
     for parameter in features.parameters():
-        parameter.requires_grad_(requires_grad=True)
+        parameter.requires_grad = True
     return ShortenedNetwork(features, split.channels, class_count).eval()

@@ -60,10 +60,11 @@ def stays_on_card(config: Config, device: str) -> bool:
     overlay = config.overlay
     asked = {
         "contour": overlay.contour, "hottest_box": overlay.hottest_box, "smoothing": overlay.smoothing_seconds > 0,
+        "guards": bool(config.guards.rules or config.guards.regions),
     }  # fmt: skip
     only_host = [name for name, on in asked.items() if on]
     if device == "cuda" and only_host:
-        log.info("pictures are drawn on the CPU: %s is drawn there alone", " and ".join(only_host))
+        log.info("pictures are drawn on the CPU: only there is drawn: %s", ", ".join(only_host))
     return device == "cuda" and not only_host
 
 

@@ -101,9 +101,7 @@ def read_guards(header: Fields) -> Mapping[str, Any]:
             )
             for each in guards
         ),
-        "regions": tuple(
-            Region(each.text("name", _MAX_NAME), each.points("polygon", _MAX_CORNERS)) for each in parts
-        ),
+        "regions": tuple(Region(each.text("name", _MAX_NAME), each.points("polygon", _MAX_CORNERS)) for each in parts),
         "deletion": None
         if checked is None
         else Deletion(

@@ -74,8 +74,8 @@ def carry_frames(
                 sources, guardian, renderer, sinks,
                 limits=limits, stop=stop, watch=progress.watch, alive=supervisor.alive,
             )  # fmt: skip
-    _report(outcome)
-    report_guards(guardian)
+        _report(outcome)  # a sink that cannot be closed must not keep it back
+        report_guards(guardian)
     if not outcome.taken and not outcome.errors and not stop.is_set():
         waited = (f"{pump.camera}: {pump.health.reason or pump.health.state}" for pump in outcome.pumps)
         outcome.errors.append("no frame came from any camera; " + "; ".join(waited))

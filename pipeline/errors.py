@@ -10,6 +10,7 @@
     │   ├── LayerError       the layer is missing or has no grid to explain
     │   └── BackendError     the backend is missing here, or disagrees with eager
     ├── SinkError            a sink cannot be opened or written
+    │   └── LossError        it ran, and did not take all that was put
     └── WireError            a message cannot be read
         ├── WireVersionError it was written for a newer reader
         ├── WireLimitError   a part of it is beyond a limit
@@ -65,6 +66,12 @@ class BackendError(EngineError):
 
 class SinkError(ReciproStreamError):
     """A sink cannot be opened or written."""
+
+
+class LossError(SinkError):
+    """A sink ran to the end, and did not take all that was put into it."""
+
+    exit_code = 4
 
 
 class WireError(ReciproStreamError):

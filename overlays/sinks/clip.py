@@ -13,7 +13,6 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from io import FileIO
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +25,7 @@ from av.packet import Packet
 from av.video.frame import PictureType
 from av.video.stream import VideoStream
 
+from overlays.sinks.fragments import WholeWrites, cut_to_whole_fragments
 from overlays.sinks.options import SinkOptions
 from overlays.sinks.recorder import add_video_stream
 from overlays.sinks.shelf import part_of
@@ -95,24 +95,6 @@ class ClipEncoder:
     def close(self) -> None:
         """Free it."""
         self._container.close()
-
-
-class WholeWrites:
-    """A file that takes all that is written, or raises: FFmpeg's own is left open where the disk is full."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = FileIO(path, "w")
-        self.seek = self._file.seek
-        self.tell = self._file.tell
-        self.truncate = self._file.truncate
-        self.close = self._file.close
-
-    def write(self, chunk: bytes) -> int:
-        """Write all of it. Raises ``OSError``."""
-        rest = memoryview(chunk)
-        while rest:
-            rest = rest[self._file.write(rest) or 0 :]
-        return len(chunk)
 
 
 class Clip:
@@ -194,32 +176,6 @@ class Clip:
                 self._log.truncate(self._log_bytes)
             raise
         self._log_bytes += len(line)
-
-
-def cut_to_whole_fragments(path: Path) -> bool:
-    """Take off the end of a fragmented MP4 what was not written whole; say whether any pictures are left.
-
-    ISO/IEC 14496-12: boxes of (size, type), among them pairs of ``moof`` and ``mdat``; in a finished file, where they
-    lie within one great ``mdat``, the index ``moov`` behind it.
-    """
-    whole, pictures, place, last = 0, False, 0, b""
-    length = path.stat().st_size
-    with path.open("r+b") as file:
-        while place + 8 <= length:
-            file.seek(place)
-            head = file.read(16)
-            size, kind = int.from_bytes(head[:4], "big"), head[4:8]
-            if size == 1:
-                size = int.from_bytes(head[8:16], "big")
-            if size < 8 or place + size > length:
-                break
-            place += size
-            if (last, kind) in {(b"moof", b"mdat"), (b"mdat", b"moov")}:
-                whole, pictures = place, True
-            last = kind
-        if pictures:
-            file.truncate(whole)
-    return pictures
 
 
 class Ring:

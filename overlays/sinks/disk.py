@@ -53,8 +53,8 @@ class Disk:
         self._retry_at = self._clock() + self._pause
         self._reason = error.strerror or str(error)
         if not again:
-            log.error("%s: the disk takes no more (%s); the clip is closed and what came is kept. The stream goes on, "
-                      "and recording resumes when there is room", self._uri, self._reason)  # fmt: skip
+            log.error("%s: the disk takes no more (%s); what came is kept. The stream goes on, and recording resumes "
+                      "when there is room", self._uri, self._reason)  # fmt: skip
 
     def took(self) -> None:
         """Note that it took all that was due."""

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import time
-from collections.abc import Callable
-from io import BufferedWriter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
+from overlays.sinks.disk import Disk
 from overlays.sinks.files import check_writable
 from overlays.wire import explanation_record, record_bytes
-from pipeline.errors import SinkError
+from pipeline.errors import LossError, SinkError
 from pipeline.frames import Overlay
+from pipeline.ports import Figure
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class LogSink:
     """Writes ``*.jsonl``. Every line is handed to the system at once: a killed run loses none that was put.
 
-    An existing file is replaced when the first explanation arrives.
+    An existing file is replaced when the first explanation arrives. A full disk ends nothing: lines are whole or not
+    there, those that are not are counted, and it is tried again after a second, then after up to thirty.
     """
 
     lossless = True
@@ -35,11 +42,27 @@ class LogSink:
         self._path = path
         self._wall = wall
         self._clock = clock
-        self._file: BufferedWriter | None = None
+        self._file: FileIO | None = None
+        self._whole_bytes = 0
+        self._disk = Disk(self.uri, path.parent, clock)
 
     def __enter__(self) -> Self:
         check_writable(self._path)
         return self
+
+    @property
+    def lost(self) -> int:
+        """Lines that were not written, for want of room."""
+        return self._disk.lost
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing is written now, in words; empty while all is."""
+        return self._disk.trouble
+
+    def figures(self) -> Sequence[Figure]:
+        """Return how the disk does."""
+        return self._disk.figures()
 
     def needs_picture(self, camera: str) -> bool:  # noqa: ARG002 - the same for every camera
         """Say no: a line has no picture."""
@@ -52,35 +75,49 @@ class LogSink:
         """Write one line.
 
         Raises:
-            SinkError: the disk is full or gone.
+            SinkError: the disk is gone. One that is full is no reason: it is said, and tried again.
         """
         if overlay.silence is not None:
             return
+        self._disk.look()
+        if self._disk.waits:
+            self._disk.lose(1)
+            return
         record = explanation_record(overlay.explanation, sent_at_unix=self._wall(), now_monotonic=self._clock())
-        line = record_bytes(record) + b"\n"
         try:
-            if self._file is None:
-                self._file = self._path.open("wb")
-            self._file.write(line)
-            self._file.flush()
+            self._write(record_bytes(record) + b"\n")
         except OSError as error:
-            raise _unwritten(self._path, error) from error
+            if error.errno not in _FULL:
+                raise SinkError(
+                    f"{self._path}: writing failed ({error.strerror or error}); the lines before it are kept"
+                ) from error
+            self._disk.refused(error)
+            self._disk.lose(1)
+        else:
+            self._disk.took()
+
+    def _write(self, line: bytes) -> None:
+        """Write a whole line, or none. Raises ``OSError``."""
+        if self._file is None:
+            self._file = FileIO(self._path, "w")
+        rest = memoryview(line)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) or 0 :]
+        except OSError:
+            with suppress(OSError):  # no file, but a device or a pipe
+                self._file.truncate(self._whole_bytes)
+                self._file.seek(self._whole_bytes)
+            raise
+        self._whole_bytes += len(line)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
-        if self._file is None:
-            return
-        try:
+        if self._file is not None:
             self._file.close()
-        except OSError as failure:
-            if kind is None:
-                raise _unwritten(self._path, failure) from failure
-        finally:
             self._file = None
-
-
-def _unwritten(path: Path, error: OSError) -> SinkError:
-    return SinkError(
-        f"{path}: writing failed ({error.strerror or error}); the lines before it are kept. Free some room"
-    )
+        if self.lost and kind is None:
+            raise LossError(
+                f"{self._path}: {self.lost} lines were not written for want of room; the others are whole. Free some"
+            )

@@ -7,6 +7,7 @@ ordinary one, index and all, when it is closed. Colours are BT.601, limited rang
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -21,9 +22,10 @@ from av.container import OutputContainer
 from av.video.stream import VideoStream
 
 from overlays.sinks.files import check_writable, free_path, paths_for
+from overlays.sinks.fragments import WholeWrites, cut_to_whole_fragments
 from overlays.sinks.options import SinkOptions
 from overlays.sinks.timeline import TICKS_PER_SECOND, Timeline
-from pipeline.errors import SinkError
+from pipeline.errors import LossError, SinkError
 from pipeline.frames import Image, Overlay
 
 log = logging.getLogger(__name__)
@@ -115,8 +117,10 @@ class _Recording:
         self._size = (image.shape[1], image.shape[0])
         self._timeline = Timeline(options.fallback_rate)
         self._fits = True
+        self._broken = False
         try:
-            self._container = _open(path)
+            self._film = WholeWrites(path)
+            self._container = _open(self._film, path)
         except (av.error.FFmpegError, OSError, ValueError) as error:
             raise SinkError(f"{path}: cannot be recorded ({_reason(error)})") from error
         self._stream = add_video_stream(self._container, self._size, options)
@@ -139,20 +143,32 @@ class _Recording:
         try:
             self._container.mux(self._stream.encode(picture))
         except (av.error.FFmpegError, OSError) as error:
-            raise self._failed(error) from error
+            self._broken = True
+            raise SinkError(self._failed(error)) from error
 
     def close(self) -> None:
-        """Write what waits, and the index."""
+        """Write what waits, and the index.
+
+        Raises:
+            LossError: that failed, where nothing had failed before.
+        """
         try:
             try:
                 self._container.mux(self._stream.encode(None))
             finally:
                 self._container.close()
         except (av.error.FFmpegError, OSError) as error:
-            raise self._failed(error) from error
+            self._broken, told = True, self._broken
+            if not told:
+                raise LossError(self._failed(error)) from error
+        finally:
+            self._film.close()
+            if self._broken and self._path.suffix.lower() == ".mp4":
+                with suppress(OSError):  # somebody took it away meanwhile
+                    cut_to_whole_fragments(self._path)
 
-    def _failed(self, error: Exception) -> SinkError:
-        return SinkError(f"{self._path}: recording failed ({_reason(error)}); what came before is kept. Free some room")
+    def _failed(self, error: Exception) -> str:
+        return f"{self._path}: recording failed ({_reason(error)}); what came before is kept. Free some room"
 
     def _say_once(self, image: Image) -> None:
         if self._fits:
@@ -161,9 +177,11 @@ class _Recording:
         self._fits = False
 
 
-def _open(path: Path) -> OutputContainer:
-    mp4 = {"movflags": "hybrid_fragmented", "frag_duration": str(_FRAGMENT_MICROSECONDS)}
-    return av.open(str(path), "w", options=mp4 if path.suffix.lower() == ".mp4" else {})
+def _open(film: WholeWrites, path: Path) -> OutputContainer:
+    # Fragments are on their way to the disk at once.
+    mp4 = {"movflags": "hybrid_fragmented", "frag_duration": str(_FRAGMENT_MICROSECONDS), "flush_packets": "1"}
+    is_mp4 = path.suffix.lower() == ".mp4"
+    return av.open(film, "w", format="mp4" if is_mp4 else "matroska", options=mp4 if is_mp4 else {})
 
 
 def add_video_stream(container: OutputContainer, size: tuple[int, int], options: SinkOptions) -> VideoStream:

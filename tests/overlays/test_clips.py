@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 from overlays.sinks import disk
-from overlays.sinks.clip import Clip, WholeWrites
+from overlays.sinks.clip import Clip
 from overlays.sinks.clips import ClipsSink
+from overlays.sinks.fragments import WholeWrites
 from overlays.sinks.options import ClipOptions, SinkOptions
 from pipeline.errors import SinkError
 from pipeline.frames import Overlay, Silence

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ import pytest
 
 from overlays.sinks.log import LogSink
 from overlays.wire import decode_header
-from pipeline.errors import SinkError
+from pipeline.errors import LossError, SinkError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -76,6 +79,52 @@ def test_a_place_that_cannot_be_written_is_refused_at_the_door(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_said_so(overlaid):
-    with pytest.raises(SinkError, match="No space left"), LogSink(Path("/dev/full")) as sink:
+def test_a_full_disk_is_said_once_counted_and_told_at_the_end(overlaid, caplog):
+    sink = LogSink(Path("/dev/full")).__enter__()
+    for index in range(3):
+        sink.put(overlaid(index=index))
+    assert (sink.lost, "No space left" in sink.trouble) == (3, True)
+    with pytest.raises(LossError, match="3 lines were not written"):
+        sink.__exit__(None, None, None)
+    assert len([r for r in caplog.records if "takes no more" in r.getMessage()]) == 1
+
+
+@contextmanager
+def room_for(size):
+    """Let no file of this process grow beyond so many bytes, as a full disk would."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_when_there_is_room_again_lines_go_on_and_none_is_torn(tmp_path, overlaid, caplog):
+    path, now = tmp_path / "out.jsonl", [0.0]
+    sink = LogSink(path, clock=lambda: now[0]).__enter__()
+    sink.put(overlaid(index=0))
+    with room_for(path.stat().st_size + 100):
+        for index in (1, 2):
+            sink.put(overlaid(index=index))
+    sink.put(overlaid(index=3))  # too soon: it is not asked
+    now[0] += 1.5
+    sink.put(overlaid(index=4))
+    with pytest.raises(LossError, match="3 lines"):
+        sink.__exit__(None, None, None)
+    assert [json.loads(line)["index"] for line in path.read_text().splitlines()] == [0, 4]
+    assert [r.getMessage().split(":")[1][:20] for r in caplog.records] == [
+        " the disk takes no m",
+        " there is room again",
+    ]
+
+
+def test_a_reader_that_is_gone_closes_the_log(tmp_path, overlaid):
+    pipe = tmp_path / "pipe.jsonl"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with LogSink(pipe) as sink:
         sink.put(overlaid())
+        os.close(reader)
+        with pytest.raises(SinkError, match="Broken pipe"):
+            sink.put(overlaid())

@@ -45,6 +45,7 @@ WHEELS: dict[str, tuple[str, ...]] = {
         "grad-cam==1.5.7", "torchcam==0.5.0", "ttach==0.0.3", "scikit-learn==1.9.1", "joblib==1.6.0",
         "threadpoolctl==3.8.0", "matplotlib==3.11.2", "contourpy==1.3.3", "cycler==0.12.1", "fonttools==4.68.0",
         "kiwisolver==1.5.1", "pyparsing==3.3.3", "python-dateutil==4.0.0", "tqdm==4.70.1", "packaging==26.3",
+        "cloudpickle==3.1.2", "narwhals==2.28.0",
     ),
     "peers-scipy": ("scipy==1.17.1",),
 }  # fmt: skip

@@ -60,7 +60,12 @@ def _ways(net, layer, split, told, batch, example) -> Iterator[tuple[str, Ask | 
         elif batch > 1 and package == "torchcam":
             yield way, "one image at a time"
         else:
-            yield way, grad_cam(net, layer) if package == "pytorch_grad_cam" else torch_cam(net, layer)
+            try:
+                ask = grad_cam(net, layer) if package == "pytorch_grad_cam" else torch_cam(net, layer)
+            except Exception as reason:  # noqa: BLE001 - a peer that does not load must not cost the other
+                yield way, f"{package} does not load: {first_line(reason)}"
+            else:
+                yield way, ask
 
 
 def _definition(split, told: Settings) -> Ask:

@@ -21,6 +21,7 @@ from pipeline.frames import Image, Truth
 
 _ALBUM_PICTURES = 3000
 _FINISH_ALBUM_PICTURES = 1200
+_ANEW_ALBUM_PICTURES = 300
 _LEAST_PICTURES = 60
 _ANEW = (Stage(96, 100, 48, 3e-3), Stage(None, 400, 12, 2e-3))
 """A short plan: a pattern as plain as a stamp is learned in minutes."""
@@ -79,7 +80,8 @@ def teach_anew(
     net.load_state_dict(dict(pupil.state))
     torch.manual_seed(seed)
     recipe = Recipe(tuple(pupil.labels), INPUT_SIZE)
-    report = train(net, draw, recipe=recipe, plan=plan, album=300, renewed=1, seed=seed, on_progress=tell)
+    album = max(_LEAST_PICTURES, round(_ANEW_ALBUM_PICTURES * min(effort, 1.0)))
+    report = train(net, draw, recipe=recipe, plan=plan, album=album, renewed=1, seed=seed, on_progress=tell)
     return net, {"torch": torch.__version__, "effort": effort, "training": asdict(report)}
 
 

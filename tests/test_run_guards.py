@@ -108,3 +108,21 @@ def test_a_guard_of_a_camera_that_the_run_has_not_is_refused(command, tmp_path):
     code, _, errors = command("stream", "run.yaml")
     assert code == 2
     assert "guards.rules[0].cameras: 'lime': the run has 'line'. Did you mean 'line'" in errors
+
+
+@pytest.mark.slow
+def test_the_network_with_the_shortcut_is_made_by_a_command(command, tmp_path):
+    from engine.model_file import read_model_file
+
+    code, told, errors = command("train-line", "--shortcut", "--effort", "0.001", "--output", "short.safetensors")
+    assert code == 0, errors
+    made, shipped = read_model_file(tmp_path / "short.safetensors"), read_model_file(SHORTCUT)
+    assert made.labels == shipped.labels
+    assert made.provenance["command"] == shipped.provenance["command"] == "uv run run.py train-line --shortcut"
+
+
+def test_where_there_are_guards_the_host_draws():
+    from commands.card import stays_on_card
+    from pipeline.config import make_config, read_yaml
+
+    assert not stays_on_card(make_config(read_yaml(GUARDED.read_text(encoding="utf-8"), "guards"), "guards"), "cuda")

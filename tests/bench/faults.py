@@ -29,6 +29,7 @@ from pipeline.loop import Limits, Outcome, carry
 from pipeline.ports import Health, Source
 from stream.sources import SourceOptions, build_source
 from tests.bench.figures import place, print_line
+from tests.ground.cable import Cable, missing
 from tests.ground.feed import Feed
 from tests.ground.proxy import Proxy
 from tests.ground.rtsp_server import Faults, RtspServer
@@ -47,6 +48,7 @@ class Scene:
     feed: Feed
     server: RtspServer
     line: Proxy
+    cable: Cable | None
     other: Feed
     source: Source
     healthy: Source
@@ -91,6 +93,8 @@ class Fault:
     """Whether the camera codes with CABAC, as most do, or with CAVLC, in which damage shows better."""
     behind_line: bool = False
     """Whether the camera is reached through the proxy, which then has the fault."""
+    on_cable: bool = False
+    """Whether the camera is at the far end of a cable; needs root."""
     noticed: Callable[[Health, Health], bool] | None = lambda _, now: now.state != "live"
     """What of the health before and now means that it was noticed; None: there is nothing to notice."""
 
@@ -137,6 +141,16 @@ def _light(scene: Scene) -> None:
     scene.line.blackholed = False
 
 
+def _pull(scene: Scene) -> None:
+    assert scene.cable
+    scene.cable.pull()
+
+
+def _plug(scene: Scene) -> None:
+    assert scene.cable
+    scene.cable.plug()
+
+
 def _damaged(**faults: float) -> Callable[[Scene], float]:
     def begin(scene: Scene) -> float:
         counts = scene.server.counts
@@ -158,6 +172,8 @@ FAULTS: Final[dict[str, Fault]] = {
     "close": Fault(lambda s: s.server.close(), hold_seconds=(0.0, 0.0)),
     "stall": Fault(lambda s: _bad(s, stalled=True), _good),
     "blackhole": Fault(_dark, _light, behind_line=True),
+    "cable pulled": Fault(_pull, _plug, on_cable=True),
+    "cable pulled for 8 s": Fault(_pull, _plug, (6.0, 8.0), on_cable=True),
     "reset": Fault(lambda s: s.line.reset(), hold_seconds=(0.0, 0.0), behind_line=True),
     "hangs up at once for 3 s": Fault(
         lambda s: s.server.die(), lambda s: s.server.come_back(), (3.0, 3.5), behind_line=True
@@ -235,14 +251,16 @@ def staged(fault: Fault, options: SourceOptions, seed: int) -> Iterator[Scene]:
     with ExitStack() as stack:
         feed = stack.enter_context(Feed((320, 240), rate=10, bit_rate=1_000_000, grain=20, cabac=fault.cabac))
         other = stack.enter_context(Feed((320, 240), rate=10))
-        server = stack.enter_context(RtspServer(feed, user="eye", password=_RIGHT, seed=seed))
+        cable = stack.enter_context(Cable()) if fault.on_cable else None
+        where = {"host": cable.far, "namespace": cable.name} if cable else {}
+        server = stack.enter_context(RtspServer(feed, user="eye", password=_RIGHT, seed=seed, **where))
         neighbour = stack.enter_context(RtspServer(other))
         line = stack.enter_context(Proxy(server.port))
         uri = server.url().replace(f":{server.port}/", f":{line.port}/") if fault.behind_line else server.url()
         source = stack.enter_context(build_source(uri, camera="faulty", options=options))
         healthy = stack.enter_context(build_source(neighbour.url(), camera="healthy", options=options))
         witness = stack.enter_context(Witness())
-        scene = Scene(feed, server, line, other, source, healthy, witness)
+        scene = Scene(feed, server, line, cable, other, source, healthy, witness)
         stack.enter_context(HealthWatch(scene))
         stack.enter_context(running([source, healthy], witness))
         yield scene
@@ -336,12 +354,15 @@ def main() -> None:
     ask.add_argument("--faults", nargs="+", choices=[*FAULTS], default=[*FAULTS], metavar="NAME")
     ask.add_argument("--repeats", type=int, default=10)
     ask.add_argument("--read-timeout", type=float, default=2.0)
-    ask.add_argument("--open-timeout", type=float, default=5.0)
+    ask.add_argument("--open-timeout", type=float, default=3.0)
     ask.add_argument("--table", action="store_true", help="print a Markdown table behind the lines")
     told = ask.parse_args()
     options = SourceOptions(read_timeout_seconds=told.read_timeout, open_timeout_seconds=told.open_timeout)
     rows = []
     for name in told.faults:
+        if FAULTS[name].on_cable and missing():
+            print_line(bench="faults", fault=name, skipped=missing())
+            continue
         rows.append(measure(name, told.repeats, options))
         print_line(**rows[-1], **place())
     if told.table:

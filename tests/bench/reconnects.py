@@ -12,7 +12,6 @@ the end, by straight line through all intervals behind it, and by the last less 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import logging
 import statistics
 import threading
@@ -38,13 +37,6 @@ _WAYS: Final = ("close", "reset", "die")
 _LIMIT_SECONDS: Final = 60.0
 
 
-class _Mallinfo2(ctypes.Structure):
-    """malloc.h's ``mallinfo2``."""
-
-    _words = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
-    _fields_ = [(word, ctypes.c_size_t) for word in _words.split()]
-
-
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What is to be endured."""
@@ -58,18 +50,6 @@ class Plan:
     rate: int = 10
     pictures: int = 3
     """How many pictures of each connection leave before it is broken."""
-
-
-def heap() -> dict[str, float]:
-    """Return what the C library's heap holds, in MB: used, and free but kept; empty where it is not glibc's."""
-    try:
-        ask = ctypes.CDLL(None).mallinfo2
-    except AttributeError:
-        return {}
-    ask.restype = _Mallinfo2
-    told = ask()
-    used, kept = told.uordblks + told.hblkhd, told.fordblks
-    return {"heap_used_mb": round(used / 1e6, 1), "heap_kept_mb": round(kept / 1e6, 1)}
 
 
 class Endurance:
@@ -104,7 +84,7 @@ class Endurance:
             if count % self._plan.every == 0:
                 yield {
                     "bench": "reconnects", "at_s": round(time.monotonic() - self._begun, 1), "reconnects": count,
-                    **standing(), **heap(), "shown": dict(self.shown),
+                    **standing(), "shown": dict(self.shown),
                 }  # fmt: skip
 
     def _count(self, camera: str) -> int:

@@ -11,6 +11,7 @@ that left, of those that were taken meanwhile, among the cameras that do not fla
 from __future__ import annotations
 
 import argparse
+import ctypes
 import logging
 import statistics
 import threading
@@ -33,6 +34,13 @@ from tests.ground.cameras import elsewhere
 from tests.ground.witness import Glance, Sighting, Witness
 
 
+class _Mallinfo2(ctypes.Structure):
+    """malloc.h's ``mallinfo2``."""
+
+    _words = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(word, ctypes.c_size_t) for word in _words.split()]
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What is to be endured."""
@@ -52,6 +60,18 @@ def shipped() -> NetworkExplainer:
     return NetworkExplainer(network, EngineConfig())
 
 
+def heap() -> dict[str, float]:
+    """Return what the C library's heap holds, in MB: used, and free but kept; empty where it is not glibc's."""
+    try:
+        ask = ctypes.CDLL(None).mallinfo2
+    except AttributeError:
+        return {}
+    ask.restype = _Mallinfo2
+    told = ask()
+    used, kept = told.uordblks + told.hblkhd, told.fordblks
+    return {"heap_used_mb": round(used / 1e6, 1), "heap_kept_mb": round(kept / 1e6, 1)}
+
+
 def standing() -> dict[str, float]:
     """Return what this process holds: resident memory in MB, threads, file handles."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
@@ -59,6 +79,7 @@ def standing() -> dict[str, float]:
         "rss_mb": round(pages * 4096 / 1e6, 1),
         "threads": sum(1 for _ in Path("/proc/self/task").iterdir()),
         "handles": sum(1 for _ in Path("/proc/self/fd").iterdir()),
+        **heap(),
     }
 
 

@@ -24,6 +24,7 @@ from typing import Final, Self
 from urllib.parse import quote, urlsplit
 
 from tests.ground import rtp
+from tests.ground.cable import enter
 from tests.ground.feed import Feed, Picture
 from tests.ground.loops import LoopThread
 
@@ -87,9 +88,22 @@ class RtspServer:
     """Serves one feed on one port."""
 
     def __init__(
-        self, feed: Feed, *, path: str = "/live", user: str | None = None, password: str = "", seed: int = 0
+        self,
+        feed: Feed,
+        *,
+        path: str = "/live",
+        user: str | None = None,
+        password: str = "",
+        seed: int = 0,
+        host: str = "127.0.0.1",
+        namespace: str | None = None,
     ) -> None:
-        """Take the feed, which must run, and credentials where they are to be asked for (digest)."""
+        """Take the feed, which must run, and credentials where they are to be asked for (digest).
+
+        ``namespace``: the network namespace where ``host`` is; None: the process's own.
+        """
+        self.host = host
+        self._namespace = namespace
         self.feed = feed
         self.path = path
         self.user = user
@@ -106,7 +120,7 @@ class RtspServer:
     def url(self, path: str | None = None, *, credentials: bool = True, password: str | None = None) -> str:
         """Return the address, with the right credentials where it asks for some."""
         known = f"{self.user}:{quote(self.password if password is None else password, safe='')}@"
-        return f"rtsp://{known if self.user and credentials else ''}127.0.0.1:{self.port}{path or self.path}"
+        return f"rtsp://{known if self.user and credentials else ''}{self.host}:{self.port}{path or self.path}"
 
     @property
     def viewers(self) -> int:
@@ -116,6 +130,9 @@ class RtspServer:
     def __enter__(self) -> Self:
         self._thread.__enter__()
         try:
+            if self._namespace is not None:
+                namespace = self._namespace
+                self._thread.call(lambda: enter(namespace))
             self.come_back()
         except BaseException:
             self._thread.__exit__(None, None, None)
@@ -153,7 +170,7 @@ class RtspServer:
 
         async def listen() -> asyncio.Server:
             return await asyncio.get_running_loop().create_server(
-                lambda: _Viewer(self), "127.0.0.1", self.port, reuse_address=True
+                lambda: _Viewer(self), self.host, self.port, reuse_address=True
             )
 
         if self._server is None:

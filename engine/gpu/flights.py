@@ -73,8 +73,9 @@ class Flight:
     count: int
     answers: tuple[Tensor, ...]
     """Scores, classes and heat in host memory; valid once ``done`` is reached."""
-    pictures: Tensor
-    """The drawn frames on the device, uint8 (count, 3, H, W); valid once ``done`` is reached."""
+    pictures: tuple[Tensor, ...]
+    """The drawn frames on the device, uint8 (3, H, W), each in memory of its own: whoever keeps one keeps no other.
+    Valid once ``done`` is reached."""
     done: object
 
 
@@ -130,7 +131,7 @@ class Flights:
             journey.frames.copy_(slot.device[:bucket])
             slot.consumed = lanes.mark("compute")
             *answers, pictures = journey.run()
-            kept = pictures[:count].clone()
+            kept = tuple(picture.clone() for picture in pictures[:count])
             told = tuple(self._to_host(part[:count]) for part in answers)
         return Flight(count, told, kept, lanes.mark("compute"))
 

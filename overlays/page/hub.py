@@ -11,10 +11,14 @@ import asyncio
 import contextlib
 import threading
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 WINDOW: Final = 2
 """Shots of a camera that may be on their way: one being shown, one to show next."""
+
+
+Kind = Literal["plain", "small", "painted"]
+"""The heat is beside the picture (the page), which may be a small one (many cameras, a phone), or in it (MJPEG)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,8 +26,7 @@ class Shot:
     """One frame, packed for all who look on."""
 
     camera: str
-    painted: bool
-    """Whether the heat is in the picture (MJPEG), or beside it (the page)."""
+    kind: Kind
     number: int
     packed: bytes
 
@@ -38,6 +41,9 @@ class Client:
         """Take the camera of an MJPEG stream; None is a page."""
         self.camera = camera
         self.painted = camera is not None
+        self.small = False
+        """Whether small pictures will do, of all cameras but ``large``."""
+        self.large = ""
         self.sent = 0
         self.skipped = 0
         """Shots that were overtaken by a newer one before they could be sent."""
@@ -47,21 +53,26 @@ class Client:
         self._slots: dict[str, Shot] = {}
         self._bell = asyncio.Event()
 
-    def looks_at(self, camera: str, *, painted: bool) -> bool:
-        """Say whether shots of this kind concern it at all."""
-        return painted == self.painted and self.camera in {None, camera}
+    def choose(self, *, small: bool, large: str) -> None:
+        """Take what it shows from now on; of what it has, the newest comes again in its new size."""
+        if (small, large) != (self.small, self.large):
+            self.small, self.large = small, large
+            self._offered.clear()
 
-    def takes(self, camera: str, number: int, *, painted: bool) -> bool:
+    def looks_at(self, camera: str, kind: Kind) -> bool:
+        """Say whether shots of this kind concern it at all."""
+        wanted: Kind = "small" if self.small and camera != self.large else "plain"
+        return kind == ("painted" if self.painted else wanted) and self.camera in {None, camera}
+
+    def takes(self, camera: str, number: int, kind: Kind) -> bool:
         """Say whether it would send this shot at once: it concerns it, is new to it, and there is room."""
         return (
-            self.looks_at(camera, painted=painted)
-            and self._offered.get(camera) != number
-            and self._flying.get(camera, 0) < WINDOW
+            self.looks_at(camera, kind) and self._offered.get(camera) != number and self._flying.get(camera, 0) < WINDOW
         )
 
     def offer(self, shot: Shot) -> None:
         """Put a shot into the camera's place, over the one that waits there."""
-        if not self.looks_at(shot.camera, painted=shot.painted) or self._offered.get(shot.camera) == shot.number:
+        if not self.looks_at(shot.camera, shot.kind) or self._offered.get(shot.camera) == shot.number:
             return
         self.skipped += shot.camera in self._slots
         self._offered[shot.camera] = shot.number
@@ -98,19 +109,19 @@ class Hub:
     def __init__(self) -> None:
         # Guards what waits for the loop; held for a few instructions by either side.
         self._lock = threading.Lock()
-        self._waiting: dict[tuple[str, bool], Shot] = {}
+        self._waiting: dict[tuple[str, Kind], Shot] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         # Replaced as a whole by the loop, read by any.
         self.clients: tuple[Client, ...] = ()
         self.closed = False
 
-    def looked_at(self, camera: str, *, painted: bool) -> bool:
+    def looked_at(self, camera: str, kind: Kind) -> bool:
         """Say whether anybody looks at such shots. For any thread."""
-        return any(client.looks_at(camera, painted=painted) for client in self.clients)
+        return any(client.looks_at(camera, kind) for client in self.clients)
 
-    def wanted(self, camera: str, number: int, *, painted: bool) -> bool:
+    def wanted(self, camera: str, number: int, kind: Kind) -> bool:
         """Say whether anybody would take this shot at once. For any thread."""
-        return any(client.takes(camera, number, painted=painted) for client in self.clients)
+        return any(client.takes(camera, number, kind) for client in self.clients)
 
     def publish(self, shot: Shot) -> None:
         """Give a shot to all whom it concerns. For the thread that puts; never waits."""
@@ -118,7 +129,7 @@ class Hub:
             loop, idle = self._loop, not self._waiting
             if loop is None or self.closed:
                 return
-            self._waiting[shot.camera, shot.painted] = shot
+            self._waiting[shot.camera, shot.kind] = shot
         if idle:
             with contextlib.suppress(RuntimeError):  # the loop has just ended
                 loop.call_soon_threadsafe(self._deliver)

@@ -1,6 +1,6 @@
 """A frame for the page as one message: the header's length (4 bytes, big endian), the header, the JPEG. Pure.
 
-The header is the wire's (``docs/wire.md``); the picture is the plain frame, the heat goes as its grid.
+The header is the wire's (``docs/wire.md``); the picture is the plain frame or a smaller one, the heat goes as its grid.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from pipeline.frames import Overlay
 
 
 def pack(overlay: Overlay, picture: bytes, *, sent_at_unix: float, now_monotonic: float) -> bytes:
-    """Write the message; ``picture`` is the plain frame as JPEG.
+    """Write the message; the overlay's image is the plain frame in the size it is sent in, ``picture`` its JPEG.
 
     Raises:
         WireError: the explanation breaks a limit of the wire.
     """
-    plain = Overlay(overlay.explanation.frame.image, overlay.explanation)
-    _, header, payload = encode(plain, sent_at_unix=sent_at_unix, now_monotonic=now_monotonic, picture=picture)
+    _, header, payload = encode(overlay, sent_at_unix=sent_at_unix, now_monotonic=now_monotonic, picture=picture)
     return struct.pack(">I", len(header)) + header + payload
 
 

@@ -15,6 +15,8 @@ from overlays.page.hub import Client, Hub
 from overlays.sinks.options import ENCODED, VIEWERS
 from pipeline.ports import Figure
 
+SMALL_PIXELS: Final = 640
+"""The longer side of a small picture."""
 _FILES: Final = Path(__file__).parent / "static"
 
 

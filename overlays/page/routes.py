@@ -24,7 +24,7 @@ from overlays.page.doorman import Doorman
 from overlays.page.guard import COOKIE_SECONDS, Guard
 from overlays.page.hub import Client
 from overlays.page.metrics import exposition
-from overlays.page.page import Page
+from overlays.page.page import SMALL_PIXELS, Page
 
 STATUS_SECONDS: Final = 0.2
 """How often every page is told how the cameras do."""
@@ -68,6 +68,7 @@ class _Answers:
                 "opacity": page.look.opacity,
                 "painted": page.painted,
                 "clip_seconds": CLIP_SECONDS,
+                "small_pixels": SMALL_PIXELS,
                 "token": page.guard.token is not None,
             }
         )
@@ -209,6 +210,8 @@ class _Answers:
                 said = json.loads(await socket.receive_text())
                 if "shown" in said:
                     client.shown(str(said["shown"]))
+                elif "small" in said:
+                    client.choose(small=bool(said["small"]), large=str(said["large"]))
                 else:
                     unheard[0] = 0
         except (WebSocketDisconnect, ValueError, TypeError, KeyError, RuntimeError):

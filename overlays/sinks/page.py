@@ -14,18 +14,18 @@ import struct
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, get_args
 
 import uvicorn
 
 from overlays.fields import text_of
-from overlays.jpeg import encode_picture, picture_of
+from overlays.jpeg import encode_picture, picture_of, scaled_picture
 from overlays.page.board import Board
 from overlays.page.clip import Look, Ring
 from overlays.page.guard import Guard, PageAddress, check_token, is_loopback, parse_page_address
-from overlays.page.hub import Hub, Shot
+from overlays.page.hub import Hub, Kind, Shot
 from overlays.page.packet import pack
-from overlays.page.page import Page
+from overlays.page.page import SMALL_PIXELS, Page
 from overlays.page.routes import make_app
 from overlays.sinks.options import SinkOptions
 from pipeline.errors import SinkError, WireError
@@ -43,6 +43,7 @@ _PING_SECONDS: Final = 5.0
 _PONG_SECONDS: Final = 10.0
 _HEARD_BYTES: Final = 1 << 16
 """Viewers say nothing but a camera's name."""
+_KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 _FAREWELL_SECONDS: Final = 0.3
 """How long what waits may still leave at the end."""
 
@@ -84,9 +85,9 @@ class PageSink:
         self._hub = Hub()
         self._board = Board(cameras, clock)
         self._ring = Ring()
-        self._last: dict[tuple[str, bool], tuple[int, Overlay]] = {}
+        self._last: dict[tuple[str, Kind], tuple[int, Overlay]] = {}
         """By camera and kind the newest frame, and its number."""
-        self._packed: dict[tuple[str, bool], Shot] = {}
+        self._packed: dict[tuple[str, Kind], Shot] = {}
         self._said: set[str] = set()
         self._worker: Worker | None = None
         self._page: Page | None = None
@@ -133,7 +134,7 @@ class PageSink:
 
     def needs_picture(self, camera: str) -> bool:
         """Say whether somebody looks at this camera's MJPEG: the page itself paints in the browser."""
-        return self._hub.looked_at(text_of(camera), painted=True)
+        return self._hub.looked_at(text_of(camera), "painted")
 
     def put(self, overlay: Overlay) -> None:
         """Show one frame to those who can take it now; never waits for anybody.
@@ -146,17 +147,17 @@ class PageSink:
             raise SinkError(f"{self.uri}: the page's server has ended ({reason})")
         self._board.note(overlay)
         camera = text_of(overlay.explanation.frame.camera)
-        for painted in (False, True):
-            if painted or overlay.silence is None:
-                number, _ = self._last.get((camera, painted), (0, overlay))
-                self._last[camera, painted] = (number + 1, overlay)
+        for kind in _KINDS:
+            if kind == "painted" or overlay.silence is None:
+                number, _ = self._last.get((camera, kind), (0, overlay))
+                self._last[camera, kind] = (number + 1, overlay)
         self.idle()
 
     def idle(self) -> None:
         """Serve who could not take the last frame when it came, and who has come since."""
-        for (camera, painted), (number, overlay) in list(self._last.items()):
-            if self._hub.wanted(camera, number, painted=painted):
-                self._serve(camera, number, overlay, painted=painted)
+        for (camera, kind), (number, overlay) in list(self._last.items()):
+            if self._hub.wanted(camera, number, kind):
+                self._serve(camera, number, overlay, kind)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
@@ -169,29 +170,40 @@ class PageSink:
         self._last.clear()
         self._packed.clear()
 
-    def _serve(self, camera: str, number: int, overlay: Overlay, *, painted: bool) -> None:
-        shot = self._packed.get((camera, painted))
+    def _serve(self, camera: str, number: int, overlay: Overlay, kind: Kind) -> None:
+        shot = self._packed.get((camera, kind))
         if shot is None or shot.number != number:
             try:
-                shot = Shot(camera, painted, number, self._pack(overlay, painted=painted))
+                packed = self._as_it_is(camera, number, overlay, kind) or self._pack(overlay, kind)
+                shot = Shot(camera, kind, number, packed)
             except WireError as error:
                 if camera not in self._said:
                     self._said.add(camera)
                     log.warning("%s: a frame cannot be shown, and is left out: %s", self.uri, error)
-                del self._last[camera, painted]
+                del self._last[camera, kind]
                 return
-            self._packed[camera, painted] = shot
-            if not painted:
+            self._packed[camera, kind] = shot
+            if kind != "painted":
                 self._ring.add(camera, overlay.explanation.frame.taken_at, shot.packed)
         self._hub.publish(shot)
 
-    def _pack(self, overlay: Overlay, *, painted: bool) -> bytes:
+    def _as_it_is(self, camera: str, number: int, overlay: Overlay, kind: Kind) -> bytes | None:
+        """Return the same frame's other size, where it is no other: it is small already."""
+        other = self._packed.get((camera, "plain" if kind == "small" else "small"))
+        if kind == "painted" or max(overlay.explanation.frame.image.shape[:2]) > SMALL_PIXELS:
+            return None
+        return other.packed if other is not None and other.number == number else None
+
+    def _pack(self, overlay: Overlay, kind: Kind) -> bytes:
         self.encoded += 1
         quality = self._options.jpeg_quality
-        if painted:
+        if kind == "painted":
             return picture_of(overlay, quality) or encode_picture(overlay.image, quality)
-        picture = encode_picture(overlay.explanation.frame.image, quality)
-        return pack(overlay, picture, sent_at_unix=self._wall(), now_monotonic=self._clock())
+        image = overlay.explanation.frame.image
+        if kind == "small":
+            image = scaled_picture(image, min(1.0, SMALL_PIXELS / max(image.shape[:2])))
+        plain = Overlay(image, overlay.explanation)
+        return pack(plain, encode_picture(image, quality), sent_at_unix=self._wall(), now_monotonic=self._clock())
 
 
 class _Server(uvicorn.Server):

@@ -25,7 +25,7 @@ from overlays.sinks.options import SinkOptions
 from overlays.sinks.page import PageSink
 from overlays.wire import decode_header
 from pipeline.errors import SinkError
-from pipeline.frames import Silence
+from pipeline.frames import Box, Silence
 from tests.overlays.conftest import figures
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,7 +88,7 @@ def test_picture_and_reason_belong_to_the_same_frame_and_the_picture_is_plain(ov
     with page() as sink, looking(sink) as link:
         hello = json.loads(link.recv(timeout=5))
         assert (hello["kind"], hello["painted"], hello["token"]) == ("hello", False, False)
-        until(lambda: sink._hub.looked_at("line", painted=False))
+        until(lambda: sink._hub.looked_at("line", "plain"))
         painted = overlaid(plain, index=7, label="cat")
         painted = replace(painted, image=np.zeros_like(plain))
         sink.put(painted)
@@ -119,7 +119,7 @@ def test_a_late_joiner_gets_the_last_frame_though_nothing_new_comes(overlaid, un
     with page() as sink:
         sink.put(overlaid(index=3))
         with looking(sink) as link:
-            until(lambda: sink._hub.looked_at("line", painted=False))
+            until(lambda: sink._hub.looked_at("line", "plain"))
             sink.idle()
             assert frame(link)[0].index == 3
 
@@ -132,11 +132,42 @@ def test_who_does_not_say_that_it_has_shown_them_gets_two_frames_and_then_the_ne
             seen = frame(other)[0].index
             assert seen == index, "the other one is not held up"
             other.send(json.dumps({"shown": "line"}))
-            until(lambda: any(c.takes("line", -1, painted=False) for c in sink._hub.clients))
+            until(lambda: any(c.takes("line", -1, "plain") for c in sink._hub.clients))
         assert [frame(link)[0].index for _ in range(WINDOW)] == [0, 1]
         link.send(json.dumps({"shown": "line"}))
         assert frame(link)[0].index == 49
         assert dict(figures(sink))["recipro_page_skipped_total"] == 47
+
+
+def test_who_shows_pictures_small_gets_them_small_and_large_the_one_it_enlarges(overlaid, until):
+    image = np.full((720, 1280, 3), 90, np.uint8)
+    with page(cameras=("a", "b")) as sink, looking(sink) as link:
+        link.send(json.dumps({"small": True, "large": "b"}))
+        until(lambda: sink._hub.looked_at("a", "small") and sink._hub.looked_at("b", "plain"))
+        for camera in "ab":
+            sink.put(overlaid(image, camera=camera, region=Box(0, 0, 1280, 720)))
+        got = {header.camera: (header, picture) for header, picture in (frame(link), frame(link))}
+        small, large = got["a"][0], got["b"][0]
+        assert (small.width, small.height, small.frame_width, small.frame_height) == (640, 360, 1280, 720)
+        assert small.heat_region == Box(0, 0, 1280, 720)
+        assert (large.width, large.frame_width) == (1280, 1280)
+        assert len(got["a"][1]) < len(got["b"][1]) / 2
+        for camera in "ab":
+            link.send(json.dumps({"shown": camera}))
+        link.send(json.dumps({"small": True, "large": "a"}))
+        until(lambda: sink.idle() or sink._hub.looked_at("a", "plain"))
+        sink.idle()
+        again = {header.camera: header.width for header, _ in (frame(link), frame(link))}
+        assert again == {"a": 1280, "b": 640}, "what stands still comes again in its new size"
+
+
+def test_a_picture_that_is_small_already_is_compressed_once_for_both(overlaid, until):
+    with page() as sink, looking(sink) as one, looking(sink) as other:
+        other.send(json.dumps({"small": True, "large": ""}))
+        until(lambda: sink._hub.looked_at("line", "small") and sink._hub.looked_at("line", "plain"))
+        sink.put(overlaid())
+        assert frame(one)[1] == frame(other)[1]
+        assert sink.encoded == 1
 
 
 def test_mjpeg_is_painted_and_asks_the_renderer_for_it(overlaid, until):

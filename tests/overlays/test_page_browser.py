@@ -83,8 +83,8 @@ def numbered(index, camera="line", size=(120, 160)):
 class Feed:
     """Puts numbered frames of some cameras into a sink, in a thread of the test's own."""
 
-    def __init__(self, sink, *cameras, rate=30.0):
-        self.sink, self.cameras, self.rate = sink, cameras, rate
+    def __init__(self, sink, *cameras, rate=30.0, size=(120, 160)):
+        self.sink, self.cameras, self.rate, self.size = sink, cameras, rate, size
         self.paused, self.stop = set(), threading.Event()
         self.thread = threading.Thread(target=self._run)
 
@@ -101,7 +101,7 @@ class Feed:
         while not self.stop.wait(1 / self.rate):
             for camera in self.cameras:
                 if camera not in self.paused:
-                    self.sink.put(numbered(index, camera))
+                    self.sink.put(numbered(index, camera, self.size))
             self.sink.idle()
             index += 1
 
@@ -252,6 +252,24 @@ def test_every_camera_can_be_reached_by_keys_and_enlarged(tab):
         assert page.locator(".card.large").count() == 0
         page.locator('.card[data-camera="door"] .view').click()
         assert page.locator(".card.large").get_attribute("data-camera") == "door"
+
+
+def test_in_a_grid_pictures_come_small_and_enlarged_ones_large_the_heat_where_it_lies(tab):
+    hot = """() => { const c = document.querySelector('.card[data-camera=door] .view canvas');
+      const at = (x, y) => [...c.getContext('2d').getImageData(x * c.width, y * c.height, 1, 1).data].slice(0, 3);
+      return { hot: at(1 / 12, 1 / 8), cold: at(0.9, 0.9) }; }"""
+    wide = "(wanted) => document.querySelector('.card[data-camera=door] .view canvas').width === wanted"
+    with PageSink(ANY, cameras=("door", "gate")) as sink, Feed(sink, "door", "gate", rate=10, size=(720, 1280)):
+        page = tab(sink.endpoint)
+        page.wait_for_function(wide, arg=640)
+        seen = page.evaluate(hot)
+        assert seen["hot"][0] > seen["cold"][0] + 40
+        page.locator('.card[data-camera="door"] .view').click()
+        page.wait_for_function(wide, arg=1280)
+        seen = page.evaluate(hot)
+        assert seen["hot"][0] > seen["cold"][0] + 40
+        page.keyboard.press("Escape")
+        page.wait_for_function(wide, arg=640)
 
 
 def test_the_token_opens_the_page(tab):

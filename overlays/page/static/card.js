@@ -28,6 +28,7 @@ export class Card {
     this.picture = null;
     this.waiting = null;
     this.busy = false;
+    this.decoding = 0; // ms a picture, of late
     this.status = null;
   }
 
@@ -41,7 +42,9 @@ export class Card {
       const shot = this.waiting;
       this.waiting = null;
       try {
+        const begun = performance.now();
         const picture = await createImageBitmap(shot.blob);
+        this.decoding += 0.1 * (performance.now() - begun - this.decoding);
         await new Promise(requestAnimationFrame); // a hidden page draws nothing, so nothing more is sent to it
         this.picture?.close();
         this.picture = picture;
@@ -101,11 +104,14 @@ export class Card {
       pen.drawImage(tile, ...placed(header));
     }
     outline(pen, header);
+    const across = header.width / (header.frame_width ?? header.width);
+    const down = header.height / (header.frame_height ?? header.height);
     for (const { box } of header.findings) {
       if (!box) continue;
+      const [left, top, right, bottom] = box;
       pen.strokeStyle = "#fff";
       pen.lineWidth = Math.max(2, picture.width / 400);
-      pen.strokeRect(box[0], box[1], box[2] - box[0], box[3] - box[1]);
+      pen.strokeRect(left * across, top * down, (right - left) * across, (bottom - top) * down);
     }
   }
 

@@ -57,7 +57,9 @@ export class Link {
   }
 
   say(what) {
-    if (this.socket.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify(what));
+    if (this.socket.readyState !== WebSocket.OPEN) return false;
+    this.socket.send(JSON.stringify(what));
+    return true;
   }
 
   async lost() {

@@ -3,12 +3,16 @@ import { Card } from "./card.js";
 import { unpacked } from "./heat.js";
 import { Link } from "./link.js";
 
+const SHARP = 1.75; // pixels of a picture per pixel of the page, beyond which nobody sees more
+const SLOW_MS = 60; // to decode a picture
 const MANY = 6; // more cameras than this make a wall
 const SILENT_MS = 1200; // the server speaks five times a second
 const at = (id) => document.getElementById(id);
 const cards = new Map();
 const look = { heat: true, opacity: 0.6, palette: null };
 let painted = null;
+let smallPixels = 640;
+let asked = ""; // what was last said of sizes
 
 const say = (text) => (at("said").textContent = text);
 
@@ -21,6 +25,8 @@ const link = new Link({
       set(kept.heat ?? !said.painted, kept.opacity ?? said.opacity);
     }
     painted = said.painted;
+    smallPixels = said.small_pixels;
+    asked = "";
     at("leave").hidden = !said.token;
   },
   status(said) {
@@ -135,7 +141,21 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 
+// Ask for small pictures where nobody could see the difference, or where large ones take this machine too long.
+function size() {
+  const all = [...cards.values()];
+  const large = all.find((one) => one.root.classList.contains("large"));
+  const wide = Math.max(0, ...all.filter((one) => one !== large).map((one) => one.canvas.clientWidth));
+  const slow = all.length > 1 && Math.max(...all.map((one) => one.decoding)) > SLOW_MS;
+  const seen = wide > 0 && wide * Math.min(devicePixelRatio, SHARP) <= smallPixels;
+  const small = seen || slow || navigator.connection?.saveData === true;
+  const words = JSON.stringify({ small, large: large?.camera ?? "" });
+  if (words === asked || !all.length || !link.say(JSON.parse(words))) return;
+  asked = words;
+}
+
 setInterval(() => {
+  size();
   const cut = performance.now() - link.heardAt > SILENT_MS;
   if (cut) linked("no connection", "bad");
   for (const one of cards.values()) {

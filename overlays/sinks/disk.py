@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from pipeline.ports import Figure
 
 log = logging.getLogger(__name__)
 
+FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What a disk says that takes no more, and may again."""
 RETRY_SECONDS: Final = (1.0, 30.0)
 """How soon a full disk is tried again: first, and at the longest."""
 _LOOK_SECONDS: Final = 5.0

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
-from overlays.sinks.disk import Disk
+from overlays.sinks.disk import FULL, Disk
 from overlays.sinks.files import check_writable
 from overlays.wire import explanation_record, record_bytes
 from pipeline.errors import LossError, SinkError
 from pipeline.frames import Overlay
 from pipeline.ports import Figure
-
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class LogSink:
@@ -87,7 +84,7 @@ class LogSink:
         try:
             self._write(record_bytes(record) + b"\n")
         except OSError as error:
-            if error.errno not in _FULL:
+            if error.errno not in FULL:
                 raise SinkError(
                     f"{self._path}: writing failed ({error.strerror or error}); the lines before it are kept"
                 ) from error

@@ -11,7 +11,8 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -21,10 +22,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from overlays.columns import SCHEMA, row_of
+from overlays.sinks.disk import FULL, Disk
 from overlays.sinks.files import check_writable
 from overlays.wire import explanation_record, record_bytes
-from pipeline.errors import SinkError
+from pipeline.errors import LossError, SinkError
 from pipeline.frames import Overlay
+from pipeline.ports import Figure
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +43,10 @@ _PACKED: Final = "zstd"
 
 
 class ParquetSink:
-    """Writes ``*.parquet``. An existing file is replaced when the run ends, by one that is whole."""
+    """Writes ``*.parquet``. An existing file is replaced when the run ends, by one that is whole.
+
+    A full disk ends nothing: rows wait in memory, as many as a part may have; those that are more are counted as lost.
+    """
 
     lossless = True
 
@@ -56,17 +62,32 @@ class ParquetSink:
         self._path = path
         self._parts = parts_of(path)
         self._wall, self._clock = wall, clock
-        self._rows: list[dict[str, Any]] = []
-        self._bytes = 0
+        self._rows: deque[dict[str, Any]] = deque()
+        self._sizes: deque[int] = deque()
+        """Bytes that each row takes, about."""
         self._begun_at = 0.0
         self._written = 0
-        self._broken = False
+        self._disk = Disk(self.uri, path.parent, clock)
 
     def __enter__(self) -> Self:
         check_writable(self._path)
         if self._parts.exists():
             _set_aside(self._path, self._parts)
         return self
+
+    @property
+    def lost(self) -> int:
+        """Rows that were not written, for want of room."""
+        return self._disk.lost
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing is written now, in words; empty while all is."""
+        return self._disk.trouble
+
+    def figures(self) -> Sequence[Figure]:
+        """Return how the disk does."""
+        return self._disk.figures()
 
     def needs_picture(self, camera: str) -> bool:  # noqa: ARG002 - the same for every camera
         """Say no: a row has no picture."""
@@ -76,7 +97,7 @@ class ParquetSink:
         """Take one row; every ten seconds write a part.
 
         Raises:
-            SinkError: the disk is full or gone.
+            SinkError: the disk is gone. One that is full is no reason: it is said, and tried again.
         """
         if overlay.silence is not None:
             return
@@ -84,51 +105,69 @@ class ParquetSink:
         if not self._rows:
             self._begun_at = self._clock()
         self._rows.append(row_of(record))
-        self._bytes += len(record_bytes(record))
+        self._sizes.append(len(record_bytes(record)))
+        self._disk.look()
         self.idle()
+        while len(self._rows) > _PART_ROWS or sum(self._sizes) > _PART_BYTES:
+            self._rows.popleft()
+            self._sizes.popleft()
+            self._disk.lose(1)
 
     def idle(self) -> None:
         """Write what has waited long enough.
 
         Raises:
-            SinkError: the disk is full or gone.
+            SinkError: the disk is gone.
         """
-        full = len(self._rows) >= _PART_ROWS or self._bytes >= _PART_BYTES
-        if self._rows and (full or self._clock() - self._begun_at >= PART_SECONDS):
+        if not self._rows or self._disk.waits:
+            return
+        full = len(self._rows) >= _PART_ROWS or sum(self._sizes) >= _PART_BYTES
+        if self._disk.trouble or (full or self._clock() - self._begun_at >= PART_SECONDS):
             self._write()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
-        if self._rows and not self._broken:
-            self._write()
-        if not self._written:
-            return
+        if self._rows:
+            with suppress(SinkError):
+                self._write()
+        self._disk.lose(len(self._rows))
         try:
-            join(self._parts, self._path)
-            _remove(self._parts)
+            if self._written:
+                join(self._parts, self._path)
+                _remove(self._parts)
         except OSError as failure:
             told = (
                 f"the parts could not be joined ({failure.strerror or failure}); they lie in {self._parts}, and every "
             )
             log.warning("%s: %sreader of Parquet takes that folder for a table", self._path, told)
+        if self.lost and kind is None:
+            raise LossError(
+                f"{self._path}: {self.lost} rows were not written for want of room; the others are whole. Free some"
+            )
 
     def _write(self) -> None:
         """Write a part under a name no reader looks at, then give it its own."""
+        hidden = self._parts / f".{self._written:06d}"
         try:
-            table = pa.Table.from_pylist(self._rows, SCHEMA)
+            table = pa.Table.from_pylist(list(self._rows), SCHEMA)
             self._parts.mkdir(exist_ok=True)
-            hidden = self._parts / f".{self._written:06d}"
             pq.write_table(table, hidden, compression=_PACKED)
             hidden.replace(self._parts / f"{self._written:06d}.parquet")
         except OSError as error:
-            self._broken = True
-            raise SinkError(
-                f"{self._path}: writing failed ({error.strerror or error}); the rows before it are kept in "
-                f"{self._parts}. Free some room"
-            ) from error
+            with suppress(OSError):
+                hidden.unlink(missing_ok=True)
+            if error.errno not in FULL:
+                raise SinkError(
+                    f"{self._path}: writing failed ({error.strerror or error}); the rows before it are kept in "
+                    f"{self._parts}"
+                ) from error
+            self._disk.refused(error)
+            return
+        self._disk.took()
         self._written += 1
-        self._rows, self._bytes = [], 0
+        self._rows.clear()
+        self._sizes.clear()
 
 
 def parts_of(path: Path) -> Path:

@@ -24,8 +24,9 @@ from overlays.sinks import parquet  # noqa: E402
 from overlays.sinks.log import LogSink  # noqa: E402
 from overlays.sinks.parquet import ParquetSink, parts_of  # noqa: E402
 from overlays.wire import explanation_record  # noqa: E402
-from pipeline.errors import SinkError, SourceError, WireVersionError  # noqa: E402
+from pipeline.errors import LossError, SinkError, SourceError, WireVersionError  # noqa: E402
 from pipeline.frames import Box, Explanation, Finding, Frame, Silence, Truth  # noqa: E402
+from pipeline.ports import Troubled  # noqa: E402
 from tests.overlays.conftest import explain  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -148,28 +149,53 @@ def test_a_killed_run_leaves_a_table_and_the_next_run_keeps_it(tmp_path, overlai
         assert explainer.line_count == len(left)
 
 
-def test_a_full_disk_is_said_and_what_came_before_is_kept(tmp_path, overlaid, monkeypatch):
+def test_a_full_disk_is_said_and_rows_wait_for_room_as_many_as_may(tmp_path, overlaid, monkeypatch):
+    monkeypatch.setattr(parquet, "_PART_ROWS", 50)
     path = tmp_path / "out.parquet"
     now = [0.0]
     write = pq.write_table
-    room = [2]
+    full = [False]
 
     def writing(*given, **more):
-        if not room[0]:
+        if full[0]:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        room[0] -= 1
         write(*given, **more)
 
     monkeypatch.setattr(parquet.pq, "write_table", writing)
-    sink = ParquetSink(path, clock=lambda: now[0]).__enter__()
-    for index in range(32):
+    sink = ParquetSink(path, clock=lambda: now[0])
+    assert isinstance(sink, Troubled)
+    sink.__enter__()
+    for index in range(200):
         now[0] = float(index)
-        sink.put(overlaid(index=index))
-    now[0] += 1.0
-    with pytest.raises(SinkError, match=r"No space left.*Free some room") as full:
-        sink.put(overlaid(index=32))
-    sink.__exit__(type(full.value), full.value, None)
-    assert pq.read_table(path if path.exists() else parts_of(path)).column("index").to_pylist() == list(range(22))
+        full[0] = 20 <= index < 100
+        sink.put(overlaid(index=index, taken_at=now[0]))
+        if index == 60:
+            assert "No space left" in sink.trouble
+    assert sink.trouble == ""
+    lost = sink.lost
+    with pytest.raises(LossError, match=f"{lost} rows were not written"):
+        sink.__exit__(None, None, None)
+    kept = pq.read_table(path).column("index").to_pylist()
+    assert kept == sorted(set(range(200)) - set(range(11, 11 + lost)))
+    assert 0 < lost < 80
+
+
+def test_a_disk_that_is_gone_closes_the_sink_and_what_came_before_is_kept(tmp_path, overlaid, monkeypatch):
+    def writing(*given, **more):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    path = tmp_path / "out.parquet"
+    now = [0.0]
+    with ParquetSink(path, clock=lambda: now[0]) as sink:
+        for index in range(12):
+            now[0] = float(index)
+            sink.put(overlaid(index=index))
+        monkeypatch.setattr(parquet.pq, "write_table", writing)
+        now[0] = 30.0
+        with pytest.raises(SinkError, match=r"Input/output error.*are kept in"):
+            sink.put(overlaid(index=12))
+        monkeypatch.undo()
+    assert pq.read_table(path).column("index").to_pylist() == list(range(13))
 
 
 def test_a_place_that_cannot_be_written_is_refused_at_the_door(tmp_path):

@@ -45,7 +45,7 @@ def measure(told: Settings) -> Iterator[dict[str, object]]:
                 yield {**case, "skipped": lacking}
                 continue
             try:
-                change = {"backend": backend, "device": str(told.device), "precision": told.precision, "batch": 8}
+                change = {"backend": backend, "device": str(told.device), "precision": told.precision, "batch": 1}
                 card = CardExplainer(
                     load_network(name, weights=path), base.model_copy(update=change), table=level_table("inferno", 0.6)
                 )

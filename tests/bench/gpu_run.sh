@@ -36,11 +36,13 @@ export PYTHONPATH="$SITE${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 OMP_WAIT
 photos=(); [ ! -f "$SITE/sent/photos.npz" ] || photos=(--photos "$SITE/sent/photos.npz" --weights "$SITE/sent")
 
 REQUIRE_GPU=${REQUIRE_GPU:-1} timeout 150 "$PYTHON" -m pytest -q -m "gpu or tensorrt" -W default -p no:cacheprovider \
-  tests/engine/test_gpu_pictures.py tests/engine/test_gpu_flights.py tests/engine/test_tensorrt.py 2>&1 | tail -40 | tee "$OUT/tests.txt"
+  tests/engine/test_gpu_pictures.py tests/engine/test_gpu_flights.py tests/engine/test_gpu_choice.py \
+  tests/engine/test_tensorrt.py 2>&1 | tail -40 | tee "$OUT/tests.txt"
 tests=${PIPESTATUS[0]}
 echo "tests marked gpu: exit $tests"
 
-"$PYTHON" -m tests.bench.gpu --out "$OUT/gpu.json" --seconds "$SECONDS_MOST" "${photos[@]}" ${BENCH_WORDS:-} 2> >(tee "$OUT/gpu.log" >&2) | tee "$OUT/table.txt"
+"$PYTHON" -m tests.bench.gpu --out "$OUT/gpu.json" --seconds "$SECONDS_MOST" "${photos[@]}" ${BENCH_WORDS:-} \
+  2> >(tee "$OUT/gpu.log" >&2) | tee "$OUT/table.txt"
 bench=${PIPESTATUS[0]}
 [ "$tests" = 0 ] || exit "$tests"
 exit "$bench"

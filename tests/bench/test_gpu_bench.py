@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+import threading
 import zipfile
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -54,6 +56,20 @@ def test_out_of_time_is_said_and_not_measured(monkeypatch):
     assert result["cost"] == [{"skipped": "out of time"}]
     (late,) = gpu_cost.measure(Settings(CPU, small=True), until=0.0)
     assert late["skipped"] == "out of time"
+
+
+def test_a_run_that_takes_too_long_ends_with_all_it_has(monkeypatch):
+    def endless():
+        yield {"fine": 1}
+        while True:
+            with suppress(Exception):  # whatever a section shrugs off, it cannot shrug this off
+                threading.Event().wait(60)
+
+    monkeypatch.setattr(gpu, "sections", lambda told: {"peers": endless, "cost": lambda: iter([{"fine": 2}])})
+    gpu.stop_after(0.2)
+    result = gpu.measured(Settings(CPU, small=True), lambda result: None)
+    assert result["peers"] == [{"fine": 1}, {"skipped": "out of time, in the middle"}]
+    assert result["cost"] == [{"skipped": "out of time"}]
 
 
 def test_goals_are_told_beside_their_figures():

@@ -6,15 +6,16 @@ from typing import Final
 
 _FIRST_GUESS: Final = 2.0
 """What the first check is taken to cost, in times of what one frame costs."""
-_MOST_SAVED: Final = 1.0
-"""How many checks' worth may be saved up: a pause is no reason for a burst."""
+_RESERVE: Final = 2.0
+"""How many checks' worth must have been saved up for one, and may be: one that takes twice as long as the last is paid
+for before it is made, and a pause is no reason for a burst."""
 
 
 class Budget:
     """Time earned by work and spent on checks: checks / (work + checks) stays below a share.
 
-    A check is allowed when its cost has been earned, so a run's total is never ahead of the share by more than what
-    one check costs above the one before.
+    A check is allowed when twice its cost has been earned, so a run's total is ahead of the share only by what one
+    check costs above twice the one before.
     """
 
     def __init__(self, share: float) -> None:
@@ -31,12 +32,12 @@ class Budget:
         self.work_seconds += seconds
         if self._cost_seconds is None:
             self._cost_seconds = _FIRST_GUESS * seconds / max(frames, 1)
-        self._saved_seconds = min(self._saved_seconds + self._rate * seconds, _MOST_SAVED * self._cost_seconds)
+        self._saved_seconds = min(self._saved_seconds + self._rate * seconds, _RESERVE * self._cost_seconds)
 
     @property
     def allows(self) -> bool:
         """Whether there is enough for one check."""
-        return self._cost_seconds is not None and self._saved_seconds >= self._cost_seconds
+        return self._cost_seconds is not None and self._saved_seconds >= _RESERVE * self._cost_seconds
 
     def spend(self, seconds: float) -> None:
         """Take note of a check and of what it took: the next one is taken to cost as much."""

@@ -114,7 +114,7 @@ def test_a_guard_of_a_camera_that_the_run_has_not_is_refused(command, tmp_path):
 def test_the_network_with_the_shortcut_is_made_by_a_command(command, tmp_path):
     from engine.model_file import read_model_file
 
-    code, told, errors = command("train-line", "--shortcut", "--effort", "0.001", "--output", "short.safetensors")
+    code, _, errors = command("train-line", "--shortcut", "--effort", "0.001", "--output", "short.safetensors")
     assert code == 0, errors
     made, shipped = read_model_file(tmp_path / "short.safetensors"), read_model_file(SHORTCUT)
     assert made.labels == shipped.labels

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from overlays.jpeg import decode_picture, encode_picture
 from overlays.wire import as_overlay, decode_message, encode
 from pipeline.errors import PictureError, WireError, WireLimitError, WireVersionError
-from pipeline.frames import Box, Finding, Silence, Truth
+from pipeline.frames import Box, Deletion, Finding, Grounds, GuardState, Region, Silence, Truth
 
 BOUND_BYTES = 16 << 20
 """Of what reading one message of ours (some kilobytes, mutated) may take before its picture is decoded."""
@@ -30,9 +31,21 @@ def real_messages(overlaid):
         overlaid(noise, truth=Truth("dent", (Box(1, 2, 3, 4),)), others=(other,), pts_seconds=1.5),
         overlaid(np.zeros((1, 1, 3), np.uint8), camera="câméra", region=Box(-5, -5, 10, 10)),
     ]
+    made.append(guarded(overlaid(noise)))
     silent = overlaid(noise)
     made.append(type(silent)(silent.image, silent.explanation, Silence(3.0, "stalled", "no packets")))
     return [encode(each, sent_at_unix=1.7e9, now_monotonic=50.0) for each in made]
+
+
+def guarded(overlay):
+    """The same with all that guards say."""
+    plain = overlay.explanation
+    finding = replace(plain.top, grounds=Grounds(0.1, 0.5, (3.0, 4.0), None, {"belt": 0.25}))
+    states = (GuardState("on-the-belt", True, 1.0, "heat_inside(belt) >= 0.6, but is 0.25", 1),)
+    regions = (Region("belt", ((0.0, 0.0), (40.0, 0.0), (40.0, 30.0))),)
+    checked = Deletion("bottle", 0.9, 0.8, 3, 0.5)
+    told = replace(plain, findings=(finding,), guards=states, regions=regions, deletion=checked)
+    return type(overlay)(overlay.image, told)
 
 
 def bytes_changed(parts, dice):

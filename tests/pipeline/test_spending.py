@@ -15,8 +15,8 @@ def test_a_check_waits_until_its_cost_has_been_earned():
     while not budget.allows:
         budget.earn(0.010)
         frames += 1
-    # Two frames' worth at first, at 0.02 / 0.98 of each frame's time.
-    assert frames == 98
+    # Twice two frames' worth at first, at 0.02 / 0.98 of each frame's time.
+    assert frames == 196
 
 
 def test_a_pause_is_no_reason_for_a_burst():
@@ -32,8 +32,8 @@ def test_a_pause_is_no_reason_for_a_burst():
 
 def test_a_check_that_cost_more_makes_the_next_wait_longer():
     budget = Budget(0.5)
-    budget.earn(1.0)
-    budget.earn(1.0)
+    for _ in range(4):
+        budget.earn(1.0)
     assert budget.allows
     budget.spend(10.0)
     earned = 0
@@ -41,6 +41,16 @@ def test_a_check_that_cost_more_makes_the_next_wait_longer():
         budget.earn(1.0)
         earned += 1
     assert earned >= 18
+
+
+@given(st.floats(0.005, 0.5), st.lists(st.floats(1.0, 2.0), min_size=10, max_size=300))
+def test_costs_that_vary_twofold_never_overspend(share, costs):
+    budget = Budget(share)
+    for cost in costs:
+        budget.earn(1.0)
+        if budget.allows:
+            budget.spend(cost)
+        assert budget.share <= share
 
 
 @given(

@@ -104,9 +104,7 @@ def build_engine(graph: bytes, *, target: str = "", half: bool = False, using: L
     """
     here = using or library()
     api, here.logger.errors[:] = here.api, []
-    builder = api.Builder(here.logger)
-    if builder is None:
-        raise BackendError(f"backend 'tensorrt': {here.name} cannot build here ({_why(here)})")
+    builder = made(api.Builder, here)
     network = builder.create_network(_flags(api))
     parser = api.OnnxParser(network, here.logger)
     if not parser.parse(graph):
@@ -125,6 +123,23 @@ def build_engine(graph: bytes, *, target: str = "", half: bool = False, using: L
             f"{f' for {target}' if target else ''} ({_why(here)})"
         )
     return bytes(blob)
+
+
+def made(kind: Any, here: Library) -> Any:  # noqa: ANN401 - the vendor's own types
+    """Return a builder or a runtime; without a GPU the library gives none, in one way or another.
+
+    Raises:
+        BackendError: there is none to be had here.
+    """
+    try:
+        told = kind(here.logger)
+    except (TypeError, RuntimeError) as reason:
+        why = here.logger.errors[0] if here.logger.errors else first_line(reason)
+        words = f"{here.name} {here.version} does not work here ({why[:200]})"
+        raise BackendError(f"backend 'tensorrt': {words}") from reason
+    if told is None:
+        raise BackendError(f"backend 'tensorrt': {here.name} {here.version} does not work here ({_why(here)})")
+    return told
 
 
 def wide_convolutions(api: Any, network: Any) -> int:  # noqa: ANN401 - the vendor's own types

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.backends.table import first_line
-from engine.backends.tensorrt_library import Library, build_engine, library, unwrapped, wrapped
+from engine.backends.tensorrt_library import Library, build_engine, library, made, unwrapped, wrapped
 from pipeline.errors import BackendError
 
 log = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ class Program:
 
 def _deserialized(blob: bytes, here: Library) -> Any:  # noqa: ANN401 - the vendor's own type
     here.logger.errors[:] = []
-    runtime = here.api.Runtime(here.logger)
+    runtime = made(here.api.Runtime, here)
     engine = runtime.deserialize_cuda_engine(blob)
     if engine is None:
         why = here.logger.errors[0][:200] if here.logger.errors else "it does not say why"

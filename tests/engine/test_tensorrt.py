@@ -71,6 +71,21 @@ def test_a_package_that_does_not_load_is_told_by_its_own_words(monkeypatch, tmp_
         tensorrt_library.library()
 
 
+@pytest.mark.parametrize("answer", [None, TypeError("factory function returned nullptr")])
+def test_a_library_that_gives_no_builder_is_refused_in_its_own_words(answer):
+    def builder(logger):
+        if answer is not None:
+            raise answer
+        logger.errors.append("CUDA initialization failure with error: 35")
+
+    api, logger = SimpleNamespace(Builder=builder), SimpleNamespace(errors=[])
+    library = tensorrt_library.Library("tensorrt", "11.0", api, logger)
+    with pytest.raises(
+        BackendError, match=r"tensorrt 11.0 does not work here \((CUDA initialization|factory function)"
+    ):
+        tensorrt_library.build_engine(b"", using=library)
+
+
 def test_torch_tensorrt_that_does_not_load_is_a_refusal_and_no_crash(monkeypatch, tmp_path):
     (tmp_path / "torch_tensorrt.py").write_text("raise Exception('no CUDA device is here')")
     monkeypatch.syspath_prepend(tmp_path)

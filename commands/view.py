@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from commands import options
-from commands.doors import sink_options, with_page_token
+from commands.doors import sink_options, with_mqtt_credentials, with_page_token
 from commands.options import ACCESS, CAMERA, PICTURE, option
 from commands.signals import until_interrupted
 from commands.terminal import fail, say
@@ -20,9 +20,11 @@ from pipeline.config import OverlayConfig, SinkConfig
 def view(
     address: Annotated[str, typer.Argument(help="tcp://HOST:PORT or ipc://PATH of a running stream.")],
     sink: Annotated[
-        list[str] | None, option(PICTURE, "window (default), http://HOST:PORT, FILE.mp4, FILE.jsonl. Repeatable.")
+        list[str] | None,
+        option(PICTURE, "window (default), http://HOST:PORT, FILE.mp4, FOLDER/, FILE.jsonl. Repeatable."),
     ] = None,
     page_token_file: options.PageTokenFile = None,
+    mqtt_credentials: options.MqttCredentials = None,
     key: Annotated[Path | None, option(ACCESS, "This viewer's secret key file, where the stream asks for one.")] = None,
     server_key: Annotated[
         str | None, option(ACCESS, "The stream's public key: its server.key file, or the 40 letters.")
@@ -37,9 +39,10 @@ def view(
     from overlays.viewer import Viewer
     from overlays.watch import watch
 
-    check_outputs(sink or [], camera or [], [])
     doors = with_page_token([SinkConfig(uri=uri) for uri in sink or ["window"]], page_token_file)
+    doors = with_mqtt_credentials(doors, mqtt_credentials)
     sinks = [build_sink(one.uri, options=sink_options(one, OverlayConfig(), painted=True)) for one in doors]
+    check_outputs(sink or [], camera or [], [])
     begun = threading.Event()
     begun.set()
     with until_interrupted(begun) as stop, ExitStack() as stack:

@@ -12,8 +12,8 @@ from overlays.stale import stale_overlay
 from overlays.viewer import Received, Viewer
 from pipeline.errors import WireError
 from pipeline.frames import Explanation, Overlay, Silence
-from pipeline.loop import outlet_of
-from pipeline.metrics import Histogram
+from pipeline.loop import Onlooker, Outcome, outlet_of
+from pipeline.metrics import Histogram, Tally
 from pipeline.ports import Sink
 from pipeline.pump import Relay
 
@@ -67,6 +67,7 @@ def watch(
     """
     kept = LastPictures()
     seen = Watched(outlets=[outlet_of(sink, sink.put) for sink in sinks])
+    _tell_onlookers(sinks, seen)
     until = None if seconds is None else time.monotonic() + seconds
     with ExitStack() as stack:
         for outlet in seen.outlets:
@@ -89,6 +90,14 @@ def watch(
         if outlet.error is not None:
             seen.errors.append(str(outlet.error))
     return seen
+
+
+def _tell_onlookers(sinks: Sequence[Sink], seen: Watched) -> None:
+    """Give the page the figures and troubles of the sinks beside it."""
+    here = Outcome(Tally([]), [], seen.outlets, tuple(sinks))
+    for sink in sinks:
+        if isinstance(sink, Onlooker):
+            sink.about(here)
 
 
 class _Said:

@@ -8,9 +8,13 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from overlays.sinks.clips import ClipsSink
+from overlays.sinks.page import PageSink
+from overlays.sinks.zeromq import ZeroMqSink
 from overlays.viewer import Viewer
 from overlays.watch import LastPictures, watch
 from pipeline.frames import Overlay, Silence
+from tests.overlays.conftest import figures
 
 
 def test_a_silent_camera_is_shown_grey_with_the_time_and_the_reason_once_a_second(overlaid):
@@ -82,3 +86,35 @@ def test_watching_says_why_nothing_comes_and_shows_it(overlaid):
     assert [each.silence is None for each in eye.shown] == [True, False]
     assert len(said) == 1
     assert "does not know this viewer's key; still listening" in said[0]
+
+
+def test_a_page_beside_a_recorder_tells_of_both_though_the_stream_is_far_away(overlaid, tmp_path):
+    recorder = ClipsSink(f"{tmp_path}/")
+    stop = threading.Event()
+    told = {}
+
+    def look(sink, server):
+        while not told and not stop.is_set():
+            server.put(overlaid(camera="door"))
+            figured = dict(figures(sink))
+            if figured.get("recipro_sink_frames_total delivered", 0) and figured["recipro_frame_rate door"] >= 0:
+                told.update(figured)
+            time.sleep(0.05)
+        stop.set()
+
+    with (
+        ZeroMqSink("tcp://127.0.0.1:0") as server,
+        PageSink("http://127.0.0.1:0") as page,
+        recorder,
+        Viewer(server.endpoint) as viewer,
+    ):
+        looking = threading.Thread(target=look, args=(page, server))
+        looking.start()
+        try:
+            watch(viewer, [page, recorder], stop=stop, seconds=20, say=lambda _: None)
+        finally:
+            stop.set()
+            looking.join()
+    assert told["recipro_viewers page"] == 0
+    assert told["recipro_recorder_refused"] == 0
+    assert told["recipro_camera_state door live"] == 1

@@ -23,6 +23,8 @@ from overlays.sinks.options import ClipOptions, SinkOptions
 from overlays.sinks.page import PageSink
 from overlays.sinks.zeromq import ZeroMqSink
 from overlays.viewer import Viewer
+from pipeline.config import make_config
+from pipeline.guardian import Guardian
 from pipeline.loop import Limits, Onlooker, Outcome, carry
 from pipeline.metrics import Tally
 from pipeline.ports import Figure, Measured, Troubled
@@ -195,7 +197,9 @@ def test_the_dashboard_asks_for_figures_that_there_are(explained, tmp_path):
         mqtt = pytest.importorskip("overlays.sinks.mqtt").MqttSink("mqtt://127.0.0.1:1")
         parts = [sink, network]
         source = [(FakeSource(3, "a"), "wait")]
-        carry(source, Explaining(explained), Plain(), parts, limits=Limits(), stop=threading.Event())
+        rule = {"name": "sure", "rule": "score < 0.1", "hold_seconds": 0}
+        guardian = Guardian(Explaining(explained), make_config({"guards": {"rules": [rule]}}, "test").guards)
+        carry(source, guardian, Plain(), parts, limits=Limits(), stop=threading.Event())
         sink.about(replace_parts(sink, clips, mqtt))
         there = {name.split(" ")[0] for name, _ in figures(sink)}
     asked_for = {name for ask in asks for name in re.findall(r"\b(?:recipro|process)_\w+", ask)}

@@ -1,0 +1,40 @@
+"""The page of a training tells its figures and lets no word from outside become markup."""
+
+import numpy as np
+
+from overlays.training_page import training_page
+
+EPOCHS = [
+    {"epoch": 1, "loss": 1.2, "stopping_loss": 1.0, "stopping_recall": 0.5, "best": True},
+    {"epoch": 2, "loss": 0.6, "stopping_loss": 1.1, "stopping_recall": 0.4, "best": False},
+]
+
+
+def report(**more):
+    found = {
+        "pictures": 3, "accuracy": 2 / 3, "mean_recall": 0.75, "recalls": [1.0, 0.5], "confusion": [[1, 0], [1, 1]],
+        "answers": [["a.png", 0, 0, 0.9], ["<b>.png", 1, 0, 0.8], ["c.png", 1, 1, 0.7]],
+    }  # fmt: skip
+    sample = {"path": "<b>.png", "label": "<i>", "source": "s"}
+    told = {
+        "model": "part.safetensors", "labels": ["ok", "<i>"], "examined": {"held_out": found}, "epochs": EPOCHS,
+        "parts": {"learning": [sample], "stopping": [], "held_out": [sample]}, "layer": "features",
+        "input_size": [64, 64], "fit": "stretch", "provenance": {"wish": {}, "course": {}}, "left_out": ["<u>.png: no"],
+    }  # fmt: skip
+    return told | more
+
+
+def test_the_page_shows_the_mistaken_pictures_and_escapes_every_word():
+    read = []
+    page = training_page(report(), lambda path: read.append(path) or np.zeros((20, 30, 3), np.uint8))
+    assert read == ["<b>.png"]
+    assert "66.7%" in page
+    assert "&lt;i&gt;, said ok 80%" in page
+    assert "the weights are those of epoch 1" in page
+    assert not any(word in page for word in ("<b>.png", "<i>", "<u>", "http:", "https:", "<script"))
+
+
+def test_a_training_without_epochs_or_mistakes_still_makes_a_page():
+    page = training_page(report(epochs=[], left_out=[]), lambda _: np.zeros((20, 30, 3), np.uint8), pictures=0)
+    assert "<svg" not in page
+    assert "<img" not in page

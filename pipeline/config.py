@@ -121,7 +121,8 @@ class EngineConfig(_Knobs):
     kernel: Literal["point", "gaussian"] = "point"
     """The masks of Recipro-CAM: one-hot, or spread over 3x3 cells."""
     backend: str = "auto"
-    """What runs the network: auto, eager, openvino, inductor or tensorrt; onnxruntime, too, for an .onnx file (see doctor)."""
+    """What runs the network: auto, eager, openvino, inductor or tensorrt; onnxruntime, too, for an .onnx file (see
+    doctor)."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """The network's arithmetic. Softmax and heat are float32 always."""
     device: Device = "auto"

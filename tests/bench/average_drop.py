@@ -65,12 +65,14 @@ READINGS = (
     Reading(fit="stretch"),
     Reading(fit="stretch", enlarged="corners", hidden="black"),
 )
+CUTS = (OURS, Reading(fit="256"))
 
 
 class Reader:
     """A network that explains photos, and what was hidden by readings of the definition."""
 
-    def __init__(self, name: str, weights: Sequence[Path]) -> None:
+    def __init__(self, name: str, weights: Sequence[Path], readings: Sequence[Reading] = READINGS) -> None:
+        self.readings = readings
         self.split: Split
         self.split, _ = cut(name, weights)
         fed = NETWORKS[name]
@@ -108,7 +110,7 @@ class Reader:
         """Return what each reading says of a photo."""
         plain: dict[str, tuple[Tensor, Tensor, Tensor, int]] = {}
         told = []
-        for reading in READINGS:
+        for reading in self.readings:
             if reading.fit not in plain:
                 colours = self.colours(image, reading.fit)
                 plain[reading.fit] = colours, *self.explain(colours, kernel, None)
@@ -126,10 +128,12 @@ class Reader:
         return told
 
 
-def report(name: str, kernel: str, photos: Sequence[Sequence[dict[str, Any]]]) -> None:
-    """Print one line a reading."""
+def report(
+    name: str, kernel: str, readings: Sequence[Reading], photos: Sequence[Sequence[dict[str, Any]]]
+) -> None:  # fmt: skip
+    """Print one line a reading; the first is ours."""
     ours = [one[0]["drop"] for one in photos]
-    for number, reading in enumerate(READINGS):
+    for number, reading in enumerate(readings):
         taken = [one[number] for one in photos]
         drops, cohs, cpls = ([one[key] for one in taken] for key in ("drop", "coherency", "complexity"))
         lost = 1 - sum(one["left"] for one in taken) / sum(one["score"] for one in taken)
@@ -163,6 +167,7 @@ def main() -> None:
     ask.add_argument("--weights", type=Path, nargs="+", required=True)
     ask.add_argument("--networks", nargs="+", default=["resnet50"], choices=list(NETWORKS))
     ask.add_argument("--kernels", nargs="+", default=list(STENCILS), choices=list(STENCILS))
+    ask.add_argument("--cuts", action="store_true", help="Only ours, and the photo cut as the networks were tested.")
     ask.add_argument("--limit", type=int, default=100, help="So many photos, evenly chosen.")
     ask.add_argument("--threads", type=int, default=2)
     told = ask.parse_args()
@@ -172,7 +177,7 @@ def main() -> None:
     count = min(told.limit, len(every))
     chosen = [every[place * len(every) // count] for place in range(count)]
     for name in told.networks:
-        reader = Reader(name, told.weights)
+        reader = Reader(name, told.weights, [one for one in READINGS if not told.cuts or one in CUTS])
         photos: dict[Kernel, list[list[dict[str, Any]]]] = {kernel: [] for kernel in told.kernels}
         with torch.inference_mode():
             for number, path in enumerate(chosen):
@@ -181,7 +186,7 @@ def main() -> None:
                 log.info("%s: %d of %d", name, number + 1, count)
         known = [int(found[0]) if (found := re.match(r"\d+", path.name)) else -1 for path in chosen]
         for kernel, taken in photos.items():
-            report(name, kernel, taken)
+            report(name, kernel, reader.readings, taken)
             right = [one[0]["class"] == index for one, index in zip(taken, known, strict=True)]
             report_sureness(name, kernel, [one[0] for one in taken], right)
 

@@ -142,7 +142,11 @@ def goals(result: dict[str, Any]) -> list[dict[str, str]]:
     values = list(_values(result))
     on_gpu = result["device"]["kind"] == "cuda"
     return [
-        {"what": what, "goal": goal, "measured": value if on_gpu else f"not measured ({value} on a CPU)"}
+        {
+            "what": what,
+            "goal": goal,
+            "measured": value if on_gpu else f"not measured (a smaller network on a CPU: {value})",
+        }
         for (what, goal), value in zip(GOALS, values, strict=True)
     ]
 

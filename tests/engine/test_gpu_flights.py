@@ -224,7 +224,9 @@ def test_on_a_gpu_a_thousand_frames_leave_the_memory_as_it_was(network):
 
 @pytest.mark.gpu
 @pytest.mark.tensorrt
-@pytest.mark.parametrize("backend", ["tensorrt", "inductor", "auto"])
+@pytest.mark.parametrize("backend", [
+    "tensorrt", pytest.param("inductor", marks=pytest.mark.slow), pytest.param("auto", marks=pytest.mark.slow),
+])  # fmt: skip
 def test_on_a_gpu_every_backend_that_is_here_tells_what_eager_tells(network, backend):
     from engine.backends.table import BACKENDS
 

@@ -64,6 +64,10 @@ class Listener:
     def __exit__(self, *_):
         self.client.disconnect()
         self.client.loop_stop()
+        # Else it ends with this listener in a cycle, and its sockets perhaps before it.
+        self.client.on_message = self.client.on_connect = self.client.on_subscribe = None
+        if (left := self.client.socket()) is not None:
+            left.close()
 
     def told(self, end):
         return [payload for topic, payload, _ in self.heard if topic.endswith(end)]

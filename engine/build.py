@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import gc
 import logging
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -223,11 +221,6 @@ def fastest(split: Split, build: Build, backends: Sequence[str]) -> Runner:
     Raises:
         BackendError: none of them runs.
     """
-    with _freed_here():
-        return _fastest(split, build, backends)
-
-
-def _fastest(split: Split, build: Build, backends: Sequence[str]) -> Runner:
     timed: list[tuple[float, Runner]] = []
     refused: list[str] = []
     for name in backends:
@@ -252,11 +245,6 @@ def first_that_runs(split: Split, build: Build, backends: Sequence[str]) -> Runn
     Raises:
         BackendError: none of them runs.
     """
-    with _freed_here():
-        return _first_that_runs(split, build, backends)
-
-
-def _first_that_runs(split: Split, build: Build, backends: Sequence[str]) -> Runner:
     refused: list[str] = []
     for name in backends:
         try:
@@ -269,21 +257,3 @@ def _first_that_runs(split: Split, build: Build, backends: Sequence[str]) -> Run
                 log.warning("backend %s in %s runs instead", name, build.precision)
             return runner
     raise BackendError("; ".join(refused))
-
-
-@contextmanager
-def _freed_here() -> Iterator[None]:
-    """Free what is let go of within the block at its end, and in this thread.
-
-    OpenVINO gives the thread that compiles with it a stack for its signals, and takes it back with the compiled model.
-    Were a model that was not chosen freed by Python's collector in whichever thread that runs, this thread would be
-    left with a stack that is gone: the next signal, Ctrl-C, would end the process in a crash.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.collect()
-        if enabled:
-            gc.enable()

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from engine.agreement import Answers
 from engine.backends.table import first_line
+from engine.signal_stack import kept_signal_stack
 from pipeline.errors import ModelError
 
 Program = Callable[[Tensor], Answers]
@@ -61,7 +62,8 @@ class _OpenVino:
         }
         channels, height, width = (side.get_length() for side in list(model.input(0).partial_shape)[1:])
         model.reshape([1, channels, height, width])
-        self._request = core.compile_model(model, "CPU", hints).create_infer_request()
+        with kept_signal_stack():
+            self._request = core.compile_model(model, "CPU", hints).create_infer_request()
 
     def __call__(self, images: Tensor) -> Answers:
         parts: list[list[Tensor]] = [[], [], []]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from engine.backends.table import Compiled, first_line
 from engine.cache import Cache, key_of
+from engine.signal_stack import kept_signal_stack
 from pipeline.errors import BackendError
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,11 @@ def compile(  # noqa: A001 - the protocol's name
     Raises:
         BackendError: torch cannot export the module, or OpenVINO cannot convert it.
     """
+    with kept_signal_stack():
+        return _compiled(module, example, precision, cache)
+
+
+def _compiled(module: nn.Module, example: Tensor, precision: str, cache: Cache | None) -> Compiled:
     import openvino
 
     core = openvino.Core()

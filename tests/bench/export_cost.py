@@ -24,6 +24,7 @@ from engine.export import export_network
 from engine.models import MODELS
 from engine.networks import load_network
 from engine.runtimes import INPUT
+from engine.signal_stack import kept_signal_stack
 from pipeline.config import EngineConfig
 from tests.bench.explain_cost import Plain
 from tests.bench.figures import interleaved, paired_ratio, place, print_line, quantiles
@@ -50,8 +51,9 @@ def with_openvino(path: Path, shape: tuple[int, ...]) -> Run:
     model = core.read_model(str(path))
     model.reshape(list(shape))
     hints = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-    request = core.compile_model(model, "CPU", {**hints, "INFERENCE_NUM_THREADS": torch.get_num_threads()})
-    request = request.create_infer_request()
+    hints = {**hints, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    with kept_signal_stack():
+        request = core.compile_model(model, "CPU", hints).create_infer_request()
     return lambda images: request.infer([images])[0]
 
 

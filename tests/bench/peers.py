@@ -29,6 +29,7 @@ from engine.build import Build, Runner
 from engine.methods.recipro import Target, plan_for
 from engine.models import MODELS
 from engine.networks import build_untrained
+from engine.signal_stack import kept_signal_stack
 from engine.split import split_network
 from tests.bench.explain_cost import Plain
 from tests.bench.figures import interleaved, place, print_line, quantiles
@@ -78,7 +79,8 @@ def openvino_xai(net: nn.Module) -> Ask:
     model.reshape([1, 3, 224, 224])
     model = xai.insert_xai(model, task=xai.Task.CLASSIFICATION, explain_method=method)
     hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    request = openvino.Core().compile_model(model, "CPU", hints).create_infer_request()
+    with kept_signal_stack():
+        request = openvino.Core().compile_model(model, "CPU", hints).create_infer_request()
     return lambda images: request.infer([images.contiguous().numpy()])
 
 

@@ -19,6 +19,7 @@ from engine.exported import ExportedExplainer
 from engine.models import IMAGENET_MEAN, IMAGENET_STD, MODELS
 from engine.networks import Network, build_untrained, choose_target, load_network
 from engine.passport import EXTRA, is_exported, read_passport
+from engine.signal_stack import kept_signal_stack
 from engine.split import split_network
 from engine.whole_file import whole_file
 from pipeline.config import EngineConfig
@@ -99,7 +100,8 @@ def with_onnxruntime(path, images):
 
 
 def with_openvino(path, images):
-    compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    with kept_signal_stack():
+        compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     results = compiled({"images": images.numpy()})
     return [results[name] for name in ("scores", "classes", "heat")]
 

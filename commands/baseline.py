@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,10 +39,10 @@ def baseline(
     if output.is_dir() or not output.absolute().parent.is_dir():
         raise ConfigError(f"--output {str(output)!r}: cannot be written; name a file in a folder of yours")
     if config is not None and config.suffix.lower() in {".jsonl", ".parquet"}:
-        of = f"the log {config.name}"
+        of, stream = f"the log {config.name}", "..."
         _read_log(config, recorder)
     else:
-        of = config.name if config is not None else "the command line"
+        of, stream = ("the command line", "...") if config is None else (config.name, shlex.quote(near(config)))
         _run(config, recorder, {
             "sources": source, "frames": frames, "seconds": seconds, "engine": stated({"model": model}) or None,
         })  # fmt: skip
@@ -56,7 +57,7 @@ def baseline(
                 "" if spread["samples"] >= LEAST_SAMPLES else f"  (fewer than {LEAST_SAMPLES}: no drift is told of it)"
             )
             say(f"{camera}  {label}: {spread['samples']} samples, one a second{few}")
-    say(f"written: {near(output)}\nuse it:  uv run run.py stream {config or '...'} --baseline {near(output)}")
+    say(f"written: {near(output)}\nuse it:  uv run run.py stream {stream} --baseline {shlex.quote(near(output))}")
 
 
 def _run(config: Path | None, recorder: Recorder, given: dict[str, Any]) -> None:

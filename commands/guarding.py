@@ -5,14 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from commands.terminal import read_text, say
+from commands.terminal import say, text_of
 from pipeline.condition import parse_condition
 from pipeline.config import Config
 from pipeline.drift import Drift, Recorder, read_baseline
+from pipeline.errors import ConfigError
 from pipeline.guardian import AheadGuardian, Guardian, Slow
-from pipeline.guards import check_cameras
-from pipeline.ports import Beginner, Explainer
+from pipeline.guards import check_cameras, check_labels
+from pipeline.ports import Beginner
+
+if TYPE_CHECKING:
+    from engine.frame_explainer import FrameExplainer
 
 log = logging.getLogger("recipro-stream")
 
@@ -30,7 +35,7 @@ def read_slow(config: Config, cameras: Sequence[str], recorder: Recorder | None 
             parse_condition(sink.record_when, {guard.name for guard in guards.rules})
     if guards.baseline is None:
         return Slow(recorder=recorder)
-    drift = Drift(read_baseline(read_text(Path(guards.baseline)), guards.baseline), guards.drift_seconds)
+    drift = Drift(read_baseline(_text_of(guards.baseline), guards.baseline), guards.drift_seconds)
     for camera in cameras:
         if camera not in drift.cameras:
             known = ", ".join(sorted(drift.cameras)) or "nobody"
@@ -38,8 +43,20 @@ def read_slow(config: Config, cameras: Sequence[str], recorder: Recorder | None 
     return Slow(drift, recorder)
 
 
-def make_guardian(config: Config, explainer: Explainer, slow: Slow) -> Guardian:
-    """Return the explainer behind its guards."""
+def _text_of(baseline: str) -> str:
+    try:
+        return text_of(Path(baseline))
+    except ConfigError as reason:
+        raise ConfigError(f"baseline {reason}; name what `run.py baseline` wrote") from None
+
+
+def make_guardian(config: Config, explainer: FrameExplainer, slow: Slow) -> Guardian:
+    """Return the explainer behind its guards.
+
+    Raises:
+        ConfigError: a rule names a class that the network does not have.
+    """
+    check_labels(config.guards, explainer.labels)
     if isinstance(explainer, Beginner):
         return AheadGuardian(explainer, config.guards, slow=slow)
     return Guardian(explainer, config.guards, slow=slow)

@@ -83,7 +83,7 @@ def _check_twins(kind: str, found: Sequence[Path]) -> None:
 
 
 def _of_csv(place: Path) -> tuple[list[str], list[str], list[str]]:
-    rows = csv.DictReader(io.StringIO(text_of(place)))
+    rows = csv.DictReader(io.StringIO(text_of(place).removeprefix("\ufeff")))  # spreadsheets begin so
     columns = rows.fieldnames or []
     lacking = [name for name in COLUMNS if name not in columns]
     if lacking:

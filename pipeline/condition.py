@@ -70,6 +70,10 @@ class Rule:
     """What the claim goes by."""
     regions: frozenset[str]
     """Which regions are named anywhere in it."""
+    labels: frozenset[str] = frozenset()
+    """Which classes are named anywhere in it."""
+    cameras: frozenset[str] = frozenset()
+    """Which cameras are named anywhere in it."""
 
     @property
     def needs_deletion(self) -> bool:
@@ -125,6 +129,7 @@ class _Parser:
         self._fields = tuple(name for name in _FIELDS if name != "guard" or guards != ())
         self._seen: list[Seen] = []
         self._regions: set[str] = set()
+        self._named: dict[str, set[str]] = {"label": set(), "camera": set()}
         if len(text) > MAX_CHARACTERS:
             short = where.partition(":")[0] or "rule"
             raise ConfigError(f"{short}: {len(text)} characters, more than {MAX_CHARACTERS}; make it shorter")
@@ -144,12 +149,17 @@ class _Parser:
         numbers, ended = tuple(self._seen), self._ahead()
         when: Test = lambda _facts, _slack: True  # noqa: E731 - a test like the others
         if self._took("when"):
+            begun = self._ahead()
             when = self._any()
+            if any(one.name == DROP for one in self._seen[len(numbers) :]):
+                # It is measured on frames of which the condition is true: here it would wait for itself.
+                self._fail(begun, f"{DROP} is a claim's; write it before 'when', as what must hold")
             self._end("'and', 'or' or the end")
         else:
             self._end("'and', 'or', 'when' or the end")
         said = self._text[: ended.place if ended.kind != "end" else None].strip()
-        return Rule(claim, when, said, numbers, frozenset(self._regions))
+        named = (frozenset(self._named[field]) for field in ("label", "camera"))
+        return Rule(claim, when, said, numbers, frozenset(self._regions), *named)
 
     def _end(self, expected: str) -> None:
         if (token := self._ahead()).kind != "end":
@@ -235,6 +245,7 @@ class _Parser:
             cure = self._joint(after) or f" A name of several words goes in quotes: {field}='{text} {after.text}'"
             self._fail(after, f"expected 'and', 'or' or the end.{'' if after.text.lower() in self._fields else cure}")
         compare = _COMPARE[sign.text]
+        self._named[field].add(text)
         if field == "camera":
             return lambda facts, _slack: compare(facts.explanation.frame.camera, text)
         return lambda facts, _slack: compare("" if facts.finding is None else facts.finding.label, text)

@@ -327,12 +327,13 @@ _OPTIONS = {"smoothing_seconds": "smoothing", "max_age_seconds": "max-age", "sou
 
 def _said(error: ErrorDetails) -> str:
     """Return the rule that was broken, in this house's words."""
+    least = error.get("ctx", {}).get("min_length", 1)
     kinds = {
         "model_type": "should be a map of keys",
         "dict_type": "should be a map of keys",
         "list_type": "should be a list",
         "string_type": "should be text",
-        "too_short": "should not be empty",
+        "too_short": "should not be empty" if least < 2 else f"should hold {least} at the least",
         "string_too_short": "should not be empty",
     }
     said = error["msg"].removeprefix("Value error, ")

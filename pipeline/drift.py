@@ -231,10 +231,20 @@ def read_baseline(text: str, name: str) -> dict[str, Any]:
     """
     try:
         told = json.loads(text)
-    except ValueError as reason:
+    except (ValueError, RecursionError) as reason:
         raise ConfigError(f"{name}: not a baseline ({reason}); make one: run.py baseline CONFIG -o {name}") from None
     _read(told, name)
     return dict(told)
+
+
+def _slow(spread: Mapping[str, Any]) -> _Slow:
+    edges, shares = tuple(map(float, spread["edges"])), tuple(map(float, spread["shares"]))
+    read = _Slow(int(spread["count"]), float(spread["mean"]), float(spread["std"]), edges, shares)
+    if not all(map(math.isfinite, (read.mean_then, read.std_then, *edges, *shares))):
+        raise ValueError("a number that is not finite")
+    if list(edges) != sorted(edges) or min(shares, default=0.0) < 0.0 or read.count_then < 0 or read.std_then < 0.0:
+        raise ValueError("edges out of order, or a negative count, share or deviation")
+    return read
 
 
 def _read(baseline: Mapping[str, Any], name: str) -> dict[tuple[str, str], dict[str, _Slow]]:
@@ -244,18 +254,12 @@ def _read(baseline: Mapping[str, Any], name: str) -> dict[tuple[str, str], dict[
     try:
         return {
             (camera, label): {
-                number: _Slow(
-                    int(spread["count"]),
-                    float(spread["mean"]),
-                    float(spread["std"]),
-                    tuple(map(float, spread["edges"])),
-                    tuple(map(float, spread["shares"])),
-                )
+                number: _slow(spread)
                 for number, spread in told["statistics"].items()
                 if len(spread["shares"]) == len(spread["edges"]) + 1
             }
             for camera, labels in baseline["cameras"].items()
             for label, told in labels.items()
         }
-    except (KeyError, TypeError, ValueError, AttributeError) as reason:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as reason:
         raise ConfigError(f"{name}: a damaged baseline ({reason!r}); make it anew: run.py baseline") from None

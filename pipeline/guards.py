@@ -6,7 +6,7 @@ Knows nothing about time; ``pipeline.alarm`` holds when a guard fires, ``pipelin
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -19,6 +19,8 @@ Coordinate = Annotated[float, Field(ge=0, le=1 << 20, allow_inf_nan=False)]
 Corner = tuple[Coordinate, Coordinate]
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"""^[^\s"'()=<>!]+$""")]
 _MOST_CORNERS: Final = 64
+_LEAST_SHARE: Final = 1e-6
+_MOST_LISTED: Final = 8
 
 
 class _Knobs(BaseModel):
@@ -40,12 +42,15 @@ class RegionConfig(_Knobs):
     def _is_plain(cls, polygon: list[Corner]) -> list[Corner]:
         if _crosses_itself(polygon):
             raise ValueError("its sides cross each other; give the corners in order, one way round")
+        shares = _are_shares(polygon)
+        if _area(polygon) < (_LEAST_SHARE if shares else 1.0):
+            of = "no area" if shares else "less than a pixel (a number above 1 makes all of them pixels)"
+            raise ValueError(f"holds {of}; give corners as shares of the frame, none above 1, or as pixels")
         return polygon
 
     def placed(self, width: int, height: int) -> Region:
         """Return it in the pixels of a frame of some size."""
-        shares = all(max(corner) <= 1.0 for corner in self.polygon)
-        across, down = (width, height) if shares else (1, 1)
+        across, down = (width, height) if _are_shares(self.polygon) else (1, 1)
         return Region(self.name, tuple((x * across, y * down) for x, y in self.polygon))
 
     def concerns(self, camera: str) -> bool:
@@ -152,6 +157,7 @@ def check_cameras(guards: GuardsConfig, cameras: Sequence[str]) -> None:
                     cure = nearest(camera, cameras)
                     raise ConfigError(f"guards.{kind}[{place}].cameras: {camera!r}: the run has {known}.{cure}")
     for place, guard in enumerate(guards.rules):
+        _check_named(place, guard, "camera", guard.parsed.cameras, cameras)
         for camera in filter(guard.concerns, cameras):
             for name in sorted(guard.parsed.regions):
                 if not any(region.name == name and region.concerns(camera) for region in guards.regions):
@@ -159,6 +165,24 @@ def check_cameras(guards: GuardsConfig, cameras: Sequence[str]) -> None:
                         f"guards.rules[{place}].rule: {guard.rule!r}: {camera!r} has no region {name!r}; add one for "
                         "it, or say whom the rule guards: cameras: [...]"
                     )
+
+
+def check_labels(guards: GuardsConfig, labels: Collection[str]) -> None:
+    """Refuse a rule about a class that the network does not have: it would never apply, or always.
+
+    Raises:
+        ConfigError: it names the class and the nearest there is.
+    """
+    for place, guard in enumerate(guards.rules):
+        _check_named(place, guard, "class", guard.parsed.labels - {""}, labels)
+
+
+def _check_named(place: int, guard: GuardConfig, kind: str, named: Collection[str], known: Collection[str]) -> None:
+    for name in sorted(set(named) - set(known)):
+        several = sorted(known)
+        listed = ", ".join(map(repr, several[:_MOST_LISTED])) + (", ..." if len(several) > _MOST_LISTED else "")
+        cure = f"no {kind} is called so; the run has {listed}.{nearest(name, known)}"
+        raise ConfigError(f"guards.rules[{place}].rule: {guard.rule!r}: {name!r}: {cure}")
 
 
 def _same_place(one: RegionConfig | GuardConfig, other: RegionConfig | GuardConfig) -> bool:
@@ -169,6 +193,15 @@ def _same_place(one: RegionConfig | GuardConfig, other: RegionConfig | GuardConf
 
 def _where(rule: str, name: str) -> int:
     return rule.find(name, rule.find("heat_inside")) + 1
+
+
+def _are_shares(polygon: Sequence[Corner]) -> bool:
+    return all(max(corner) <= 1.0 for corner in polygon)
+
+
+def _area(polygon: Sequence[Corner]) -> float:
+    (x, y), rest = polygon[0], polygon[1:]
+    return abs(sum(_turn((x, y), one, other) for one, other in itertools.pairwise(rest))) / 2.0
 
 
 def _crosses_itself(polygon: Sequence[Corner]) -> bool:

@@ -89,7 +89,8 @@ def test_a_baseline_is_recorded_of_a_run_or_of_its_log_and_drift_from_it_is_told
 @pytest.mark.parametrize(
     ("words", "rule"),
     [
-        (["--baseline", "none.json"], "none.json"),
+        (["--baseline", "none.json"], "baseline 'none.json': cannot be read"),
+        (["--baseline", "."], "name what `run.py baseline` wrote"),
         (["--sink", "c/", "--record-when", "guard=on-the-bel"], "Did you mean 'on-the-belt'"),
     ],
 )
@@ -108,6 +109,18 @@ def test_a_guard_of_a_camera_that_the_run_has_not_is_refused(command, tmp_path):
     code, _, errors = command("stream", "run.yaml")
     assert code == 2
     assert "guards.rules[0].cameras: 'lime': the run has 'line'. Did you mean 'line'" in errors
+
+
+def test_a_guard_of_a_class_that_the_network_has_not_is_refused(command, tmp_path):
+    (tmp_path / "run.yaml").write_text(
+        'sources: ["line:?paced=0&frames=3"]\nengine: {model: line_net, backend: eager}\nguards:\n  rules:\n'
+        "    - {name: a, rule: focus_area <= 0.1 when label=schratch}\n",
+        encoding="utf-8",
+    )
+    code, _, errors = command("stream", "run.yaml")
+    assert code == 2
+    assert "'schratch': no class is called so" in errors
+    assert "Did you mean 'scratch'" in errors
 
 
 @pytest.mark.slow

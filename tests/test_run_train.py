@@ -103,7 +103,7 @@ def test_a_csv_names_pictures_labels_and_groups(command, tmp_path):
         for kind in KINDS
         for number in range(20)
     ]
-    (tmp_path / "parts.csv").write_text("\n".join(["path,label,group", *rows]))
+    (tmp_path / "parts.csv").write_text("\n".join(["\ufeffpath,label,group", *rows]), encoding="utf-8")
     code, told, errors = command("train", "parts.csv", *LESSON, "--epochs", 1)
     assert code == 0, errors
     assert "BLANK" in told

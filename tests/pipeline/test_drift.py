@@ -102,10 +102,31 @@ def test_a_number_that_was_always_the_same_has_one_bin_and_one_on_either_side():
     assert min(found[1:]) > 0.25
 
 
+SPREAD = {"count": 50, "mean": 0.5, "std": 0.1, "edges": [0.4, 0.6], "shares": [0.2, 0.6, 0.2]}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"count": math.inf}, {"count": -50}, {"mean": math.nan}, {"std": math.inf}, {"edges": [0.6, 0.4]},
+        {"edges": [0.4, math.nan]}, {"shares": [-0.2, 1.0, 0.2]},
+    ],
+)  # fmt: skip
+def test_numbers_that_no_recorder_writes_are_damage(damage):
+    def text(spread):
+        cameras = {"line": {"ok": {"samples": 50, "statistics": {"score": spread}}}}
+        return json.dumps({"format": "recipro-stream baseline 1", "cameras": cameras})
+
+    read_baseline(text(SPREAD), "base.json")
+    with pytest.raises(ConfigError, match="damaged"):
+        read_baseline(text(SPREAD | damage), "base.json")
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("{", "not a baseline"),
+        ("[" * 100_000, "not a baseline"),
         ("[1]", "make it anew"),
         ('{"format": "recipro-stream baseline 9"}', "of this version"),
         ('{"format": "recipro-stream baseline 1"}', "damaged"),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pipeline.condition import parse_condition, parse_rule
 from pipeline.config import make_config
 from pipeline.errors import ConfigError
-from pipeline.guards import RegionConfig, check_cameras
+from pipeline.guards import RegionConfig, check_cameras, check_labels
 
 SQUARE = [[0.1, 0.1], [0.9, 0.1], [0.9, 0.9], [0.1, 0.9]]
 RULE = "heat_inside(part) >= 0.6 when label=scratch and score>0.5"
@@ -76,7 +76,9 @@ def test_a_region_that_a_rule_names_must_be_there():
     [
         ({"regoins": []}, "Did you mean 'regions'"),
         ({"regions": [{"name": "part", "polygon": SQUARE, "camera": "a"}]}, "Did you mean 'cameras'"),
-        ({"regions": [{"name": "part", "polygon": SQUARE[:2]}]}, "should not be empty"),
+        ({"regions": [{"name": "part", "polygon": SQUARE[:2]}]}, "should hold 3 at the least"),
+        ({"regions": [{"name": "part", "polygon": [[0, 0], [0.5, 0.5], [1, 1]]}]}, "no area"),
+        ({"regions": [{"name": "part", "polygon": [[0.2, 0.1], [1.2, 0.1], [1.2, 0.9]]}]}, "less than a pixel"),
         ({"regions": [{"name": "part", "polygon": [SQUARE[k] for k in (0, 2, 1, 3)]}]}, "cross each other"),
         ({"regions": [{"name": "a part", "polygon": SQUARE}]}, "pattern"),
         ({"regions": [{"name": "part", "polygon": SQUARE}] * 2}, "'part' is given twice"),
@@ -103,6 +105,22 @@ def test_one_name_may_stand_for_another_part_of_each_camera():
 def test_a_camera_that_nobody_has_is_refused():
     with pytest.raises(ConfigError, match=r"guards.rules\[0\].cameras: 'dor': the run has 'door'. Did you mean 'door'"):
         check_cameras(guards(rules=[{"name": "grounded", "rule": RULE, "cameras": ["dor"]}]), ["door"])
+
+
+def test_a_rule_about_a_class_or_camera_that_nobody_has_is_refused():
+    rules = [{"name": "grounded", "rule": "focus_area <= 0.5 when label=schratch and camera != dor"}]
+    with pytest.raises(ConfigError, match=r"'schratch': no class is called so; .*Did you mean 'scratch'"):
+        check_labels(guards(rules=rules), ["ok", "scratch"])
+    with pytest.raises(ConfigError, match=r"'dor': no camera is called so; .*Did you mean 'door'"):
+        check_cameras(guards(rules=rules), ["door"])
+    empty = [{"name": "grounded", "rule": "focus_area <= 0.5 when label != ''"}]
+    check_labels(guards(rules=empty), ["ok", "scratch"])
+
+
+def test_a_deletion_check_cannot_be_what_it_waits_for():
+    assert parse_rule("score_drop_when_masked >= 0.2 when score > 0.5").needs_deletion
+    with pytest.raises(ConfigError, match=r"character 24, .*write it before 'when'"):
+        parse_rule("focus_area <= 0.1 when score_drop_when_masked < 0.2")
 
 
 def test_guards_survive_being_printed_and_read_again():

@@ -45,7 +45,7 @@ def sink_options(sink: SinkConfig, overlay: OverlayConfig, *, painted: bool = Fa
 
 def _token(path: Path) -> str:
     """Read the token of the page."""
-    return _secret(path, "token", f"make one: openssl rand -hex 24 > {path}")
+    return read_secret(path, "token", f"make one: openssl rand -hex 24 > {path}")
 
 
 def _mqtt_options(sink: SinkConfig) -> MqttOptions:
@@ -53,14 +53,14 @@ def _mqtt_options(sink: SinkConfig) -> MqttOptions:
     if sink.credentials_file is None:
         return MqttOptions(sink.qos, ca_file=sink.ca_file)
     file = sink.credentials_file
-    lines = _secret(Path(file), "credentials", f"one line, user:password, belongs into {file}").splitlines()
+    lines = read_secret(Path(file), "credentials", f"one line, user:password, belongs into {file}").splitlines()
     user, colon, password = lines[0].partition(":") if len(lines) == 1 else ("", "", "")
     if not (user and colon):
         raise ConfigError(f"{file}: should hold one line, user:password")
     return MqttOptions(sink.qos, user, password, sink.ca_file)
 
 
-def _secret(path: Path, what: str, cure: str) -> str:
+def read_secret(path: Path, what: str, cure: str) -> str:
     """Read a file of secrets, and say so where others on this machine can read it too."""
     try:
         mode, text = path.stat().st_mode, path.read_text(encoding="utf-8")

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from commands.card import make_card_explainer, make_renderer, stays_on_card
-from commands.doors import sink_options
+from commands.doors import read_secret, sink_options
 from commands.guarding import make_guardian, read_slow, report_guards
 from commands.signals import until_interrupted
-from commands.terminal import read_text, say
+from commands.terminal import say
 from pipeline.config import Config, SourceConfig
 from pipeline.drift import Recorder
 from pipeline.loop import Outcome
@@ -109,7 +109,9 @@ def _address(source: SourceConfig) -> str:
     uri = expanded(source.uri, os.environ)
     if source.credentials_file is None:
         return uri
-    return signed(uri, read_text(Path(source.credentials_file)).strip("\r\n"), source.credentials_file)
+    file = source.credentials_file
+    secret = read_secret(Path(file), "credentials", f"one line, user:password, belongs into {file}")
+    return signed(uri, secret.strip("\r\n"), file)
 
 
 def make_sinks(config: Config, cameras: list[str]) -> list[Sink]:

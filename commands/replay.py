@@ -65,5 +65,10 @@ def replay(
         f"line in the log; the log has {logged.line_count} lines of {logged.camera!r}"
     )
     finish(outcome)
+    if video is None and logged.line_count and not logged.matched and not stop.is_set() and seconds is None:
+        fail(
+            f"{record}: none of the lines of {logged.camera!r} can be read; name what --sink FILE.jsonl or "
+            "FILE.parquet wrote"
+        )
     if logged.unmatched and not logged.matched:
         fail(f"{record}: no line of it belongs to a frame of {video}; is it another video?")

@@ -59,3 +59,9 @@ def parse_address(uri: str) -> Address:
     if port > 65535:
         raise ValueError(f"port {port} is larger than 65535; write for instance tcp://127.0.0.1:5555")
     return Address(uri, match["host"].strip("[]"), port, "")
+
+
+def without_user(uri: str) -> str:
+    """Return an address as a message may show it: a user and a password that stand in it by mistake are left out."""
+    scheme, colon, rest = uri.partition("://")
+    return f"{scheme}{colon}***@{rest.rpartition('@')[2]}" if colon and "@" in rest else uri

@@ -76,6 +76,10 @@ def parse_broker(uri: str) -> Broker:
     port = int(match["port"] or _PORTS[scheme])
     if not 0 < port <= 65535:
         raise ValueError(f"port {port} is none from 1 to 65535; brokers listen on 1883, with TLS on 8883")
+    if "?" in topic:
+        raise ValueError(
+            "an address has no settings behind a '?'; they stand beside it in the configuration, docs/mqtt.md"
+        )
     if re.search(r"[+#\x00-\x1f]", topic) or "//" in topic or len(topic.encode()) > _MOST_TOPIC_BYTES:
         raise ValueError(f"topic {topic[:80]!r}: one to publish under has no + and no #, and no empty level")
     return Broker(match["host"].strip("[]"), port, scheme == "mqtts", topic)

@@ -157,6 +157,11 @@ class Rows:
             table = self._group(number, ["camera", "index", "pts_seconds", "version"])
             columns = (table.column(name).to_pylist() for name in ("camera", "index", "pts_seconds", "version"))
             for place, (camera, index, seconds, version) in enumerate(zip(*columns, strict=True), first):
+                if not (isinstance(camera, str) and isinstance(index, int) and isinstance(version, int)):
+                    yield WireError(
+                        f"row {place}: camera {camera!r}, index {index!r}, version {version!r}: not a log's"
+                    )
+                    continue
                 _check_version(version)
                 yield Gist(camera, index, seconds, place)
 
@@ -168,7 +173,11 @@ class Rows:
         if self._held is None or self._held[0] != number:
             self._held = (number, self._group(number))
         [row] = self._held[1].slice(place - self._firsts[number], 1).to_pylist()
-        return decode_header(record_bytes(record_of(row)))
+        try:
+            record = record_of(row)
+        except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
+            raise WireError(f"row {place}: is not what --sink FILE.parquet wrote ({error})") from None
+        return decode_header(record_bytes(record))
 
     def _group(self, number: int, columns: list[str] | None = None) -> pa.Table:
         import pyarrow as pa

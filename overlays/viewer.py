@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self
 
-from overlays.address import parse_address
+from overlays.address import parse_address, without_user
 from overlays.connection import MOST_TOPICS, Arrived, Connection
 from overlays.curve.keys import viewer_keys
 from overlays.jpeg import MAX_PICTURE_BYTES, decode_picture
@@ -107,7 +107,7 @@ class Viewer:
         try:
             place = parse_address(address)
         except ValueError as error:
-            raise SourceError(f"{address}: {error}") from None
+            raise SourceError(f"{without_user(address)}: {error}") from None
         if place.host == "*" or (not place.path and place.port == 0):
             raise SourceError(f"{address}: a viewer needs a host and a port; for instance tcp://127.0.0.1:5555")
         self.uri = address

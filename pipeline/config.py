@@ -72,7 +72,14 @@ def _device(value: str) -> str:
     return value
 
 
+def _one_line(name: str) -> str:
+    if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", name):
+        raise ValueError("should be one line without control characters; it stands in logs, legends and file names")
+    return name
+
+
 Device = Annotated[str, AfterValidator(_device)]
+Name = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_one_line)]
 Side = Annotated[int, Field(ge=8, le=16384)]
 Size = Annotated[tuple[Side, Side], BeforeValidator(_size)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -93,7 +100,7 @@ class SourceConfig(_Knobs):
     ${NAME} stands for a variable of the environment."""
     credentials_file: str | None = None
     """A file with one line, user:password, for this address: it need not stand in the configuration."""
-    name: str | None = Field(default=None, min_length=1, max_length=64)
+    name: Name | None = None
     """The camera's name: topic, legend, file names. Default: from the URI."""
     overflow: Overflow | None = None
     """What a full queue does. Default: drop-oldest for live sources, wait for files and folders."""
@@ -337,7 +344,7 @@ def _said(error: ErrorDetails) -> str:
         "string_too_short": "should not be empty",
     }
     said = error["msg"].removeprefix("Value error, ")
-    return kinds.get(error["type"]) or (f"should {said[13:]}" if said.startswith("Input should ") else said)
+    return kinds.get(error["type"]) or re.sub("^(Input|String) should ", "should ", said)
 
 
 def _cure(path: list[int | str]) -> str:

@@ -361,6 +361,14 @@ def test_credentials_come_from_the_environment_or_a_file_and_show_nowhere(comman
     assert any("connection refused" in json.loads(line)["message"] for line in lines)
 
 
+def test_a_credentials_file_that_is_missing_is_named_as_one(command, tmp_path):
+    (tmp_path / "run.yaml").write_text("sources:\n- {uri: 'rtsp://127.0.0.1/x', credentials_file: no.secret}\n")
+    code, _, errors = command("stream", "run.yaml")
+    assert code == 2
+    assert "credentials file 'no.secret'" in errors
+    assert "user:password" in errors
+
+
 def test_a_variable_that_is_missing_is_named(command):
     code, _, errors = command("stream", "--source", "rtsp://ada:${NO_SUCH_THING}@127.0.0.1/x")
     assert code == 2

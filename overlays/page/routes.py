@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import math
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -32,6 +33,7 @@ _STATUSES_UNHEARD: Final = 4
 """So many may be on their way."""
 READY_SECONDS: Final = 5.0
 _MOST_FORM_BYTES: Final = 4096
+_FORM_SECONDS: Final = 5.0
 _MOST_VIEWERS: Final = 128
 _REFUSAL_SECONDS: Final = 0.5
 """How long a wrong token waits for its answer."""
@@ -85,10 +87,14 @@ class _Answers:
         if request.method == "GET":
             return Response(self.page.files["login.html"], media_type="text/html")
         body = b""
-        async for part in request.stream():
-            body += part
-            if len(body) > _MOST_FORM_BYTES:
-                return Response("too long", 413, media_type="text/plain")
+        try:
+            async with asyncio.timeout(_FORM_SECONDS):
+                async for part in request.stream():
+                    body += part
+                    if len(body) > _MOST_FORM_BYTES:
+                        return Response("too long", 413, media_type="text/plain")
+        except TimeoutError:
+            return Response("too slow", 408, media_type="text/plain", headers={"Connection": "close"})
         given = parse_qs(body.decode("utf-8", "replace")).get("token", [""])[0]
         if not guard.is_token(given.strip()):
             self.page.refused += 1
@@ -117,7 +123,7 @@ class _Answers:
 
     async def ready(self, request: Request) -> Response:
         try:
-            within = min(max(float(request.query_params.get("within", READY_SECONDS)), 0.1), 3600.0)
+            within = min(max(_number(request, "within", READY_SECONDS), 0.1), 3600.0)
         except ValueError:
             return Response("within: seconds, such as /readyz?within=3", 400, media_type="text/plain")
         good, cameras = readiness(self.page.board.told(), within)
@@ -169,7 +175,7 @@ class _Answers:
                 "another clip is being made; ask again", 503, media_type="text/plain", headers={"Retry-After": "3"}
             )
         try:
-            opacity = min(max(float(request.query_params.get("opacity", self.page.look.opacity)), 0.0), 1.0)
+            opacity = min(max(_number(request, "opacity", self.page.look.opacity), 0.0), 1.0)
         except ValueError:
             return Response("opacity: a number from 0 to 1", 400, media_type="text/plain")
         look = Look(self.page.look.colormap, opacity)
@@ -242,6 +248,18 @@ class _Answers:
         known = ", ".join(self.page.board.cameras) or "none yet"
         text = f"{camera[:80]!r} is no camera of this run; ask {path}, the cameras are: {known}"
         return Response(text, 404, media_type="text/plain")
+
+
+def _number(request: Request, name: str, default: float) -> float:
+    """Return a number of the query.
+
+    Raises:
+        ValueError: it is none.
+    """
+    number = float(request.query_params.get(name, default))
+    if math.isnan(number):
+        raise ValueError(name)
+    return number
 
 
 def cookie_name(guard: Guard) -> str:

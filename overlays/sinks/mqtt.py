@@ -102,7 +102,8 @@ class MqttSink:
     @property
     def trouble(self) -> str:
         """Why nothing is told to the broker, in words; empty while all is."""
-        return "" if self._connected else f"no connection to the broker ({self._why}); {self.lost} findings not sent"
+        why = self._why or "it is being called"
+        return "" if self._connected else f"no connection to the broker ({why}); {self.lost} findings not sent"
 
     def figures(self) -> list[Figure]:
         """Return whether the broker hears us, and how much it heard."""
@@ -185,11 +186,16 @@ class MqttSink:
             client.username_pw_set(known.user, known.password)
             if not self._broker.tls and not self._broker.is_local:
                 log.warning("%s: the password goes over the network unencrypted; use mqtts://", self.uri)
+        if known.ca_file is not None and not self._broker.tls:
+            raise SinkError(f"{self.uri}: ca_file {known.ca_file}: is for TLS; write mqtts:// before the broker's name")
         if self._broker.tls:
             try:
                 client.tls_set_context(ssl.create_default_context(cafile=known.ca_file))
             except (OSError, ssl.SSLError) as error:
-                raise SinkError(f"{self.uri}: ca_file {known.ca_file}: cannot be read ({error})") from None
+                raise SinkError(
+                    f"{self.uri}: ca_file {known.ca_file}: cannot be read ({error}); it should hold "
+                    "the broker's CA certificate, as PEM"
+                ) from None
         return client
 
     def _serve(self) -> None:

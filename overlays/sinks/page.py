@@ -6,7 +6,6 @@ the other. While nobody looks on, nothing is compressed.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import logging
 import socket
@@ -18,6 +17,7 @@ from typing import Final, Self, get_args
 
 import uvicorn
 
+from overlays.address import without_user
 from overlays.fields import text_of
 from overlays.jpeg import encode_picture, picture_of, scaled_picture
 from overlays.page.board import Board
@@ -27,6 +27,7 @@ from overlays.page.hub import Hub, Kind, Shot
 from overlays.page.packet import pack
 from overlays.page.page import SMALL_PIXELS, Page
 from overlays.page.routes import make_app
+from overlays.page.server import MOST_CONNECTIONS, Server
 from overlays.sinks.options import SinkOptions
 from pipeline.errors import SinkError, WireError
 from pipeline.frames import Overlay
@@ -38,14 +39,11 @@ log = logging.getLogger(__name__)
 
 _SEND_BUFFER_BYTES: Final = 128 << 10
 """What the kernel may hold for each viewer: what waits there is old."""
-_CONNECTIONS: Final = 256
 _PING_SECONDS: Final = 5.0
 _PONG_SECONDS: Final = 10.0
 _HEARD_BYTES: Final = 1 << 16
 """Viewers say nothing but a camera's name."""
 _KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
-_FAREWELL_SECONDS: Final = 0.3
-"""How long what waits may still leave at the end."""
 
 
 class PageSink:
@@ -76,7 +74,7 @@ class PageSink:
             self._address = parse_page_address(uri)
             self._token = None if self._options.token is None else check_token(self._options.token)
         except ValueError as error:
-            raise SinkError(f"{uri}: {error}") from None
+            raise SinkError(f"{without_user(uri)}: {error}") from None
         self.uri = uri
         self.endpoint = uri
         """Where it is served, once it is: a port of 0 has become a real one."""
@@ -206,22 +204,6 @@ class PageSink:
         return pack(plain, encode_picture(image, quality), sent_at_unix=self._wall(), now_monotonic=self._clock())
 
 
-class _Server(uvicorn.Server):
-    """Does not wait at the end for those who do not read."""
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        ending = asyncio.get_running_loop().call_later(_FAREWELL_SECONDS, self._hang_up)
-        await super().shutdown(sockets)
-        ending.cancel()
-        self._hang_up()
-        await asyncio.sleep(0)  # for the transports to hear of it
-
-    def _hang_up(self) -> None:
-        for connection in list(self.server_state.connections):
-            if connection.transport is not None:
-                connection.transport.abort()
-
-
 def _serving(page: Page, listener: socket.socket) -> Worker:
     """Return the server's thread: it ends within a second of being asked to."""
     config = uvicorn.Config(
@@ -240,10 +222,10 @@ def _serving(page: Page, listener: socket.socket) -> Worker:
         server_header=False,
         proxy_headers=True,
         forwarded_allow_ips="127.0.0.1,::1",
-        limit_concurrency=_CONNECTIONS,
+        limit_concurrency=MOST_CONNECTIONS,
         timeout_graceful_shutdown=1,
     )
-    server = _Server(config)
+    server = Server(config)
 
     def stop() -> None:
         server.should_exit = True

@@ -16,7 +16,7 @@ from typing import Final, Self
 
 import zmq
 
-from overlays.address import parse_address
+from overlays.address import parse_address, without_user
 from overlays.curve.allowed import AllowList
 from overlays.curve.gate import Gate
 from overlays.curve.handshakes import REFUSALS, Refusal
@@ -70,7 +70,7 @@ class ZeroMqSink:
         try:
             self._address = parse_address(uri)
         except ValueError as error:
-            raise SinkError(f"{uri}: {error}") from None
+            raise SinkError(f"{without_user(uri)}: {error}") from None
         self._options = options or SinkOptions()
         self._gate = _gate(uri, self._options, is_local=self._address.is_local, clock=clock)
         self.uri = uri

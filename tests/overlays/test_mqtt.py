@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -277,9 +278,18 @@ def test_with_tls_the_broker_must_be_who_it_says(tmp_path, overlaid, until):
             connected(sink, until)
     with pytest.raises(SinkError, match=r"ca_file .*cannot be read"):
         MqttSink("mqtts://host/t", options=SinkOptions(mqtt=MqttOptions(ca_file=str(tmp_path / "none"))))
+    with pytest.raises(SinkError, match=r"ca_file .*write mqtts://"):
+        MqttSink("mqtt://host/t", options=SinkOptions(mqtt=MqttOptions(ca_file=str(certificate))))
 
 
 def test_a_password_in_the_address_is_refused_and_not_repeated():
     with pytest.raises(SinkError, match="--mqtt-credentials") as refused:
         MqttSink("mqtt://me:secret@host/t")
     assert "secret" not in str(refused.value)
+
+
+def test_while_the_broker_is_being_called_the_trouble_has_words():
+    deaf = socket.create_server(("127.0.0.1", 0))
+    with deaf, telling(f"mqtt://127.0.0.1:{deaf.getsockname()[1]}/t") as sink:
+        sink.idle()
+        assert "it is being called" in sink.trouble

@@ -6,7 +6,7 @@ import http.client
 import json
 import socket
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from overlays.page import server
 from overlays.page.board import Board, readiness
 from overlays.page.clip import Ring
 from overlays.page.guard import COOKIE_SECONDS, Guard, PageAddress, check_token, is_loopback, parse_page_address
@@ -23,6 +24,7 @@ from overlays.page.hub import WINDOW
 from overlays.page.packet import unpack
 from overlays.sinks.options import SinkOptions
 from overlays.sinks.page import PageSink
+from overlays.sinks.table import build_sink
 from overlays.wire import decode_header
 from pipeline.errors import SinkError
 from pipeline.frames import Box, Silence
@@ -435,3 +437,46 @@ def test_a_number_that_json_cannot_say_leaves_the_frame_out_and_the_page_alive(o
         assert frame(link)[0].index == 3
         assert status(link, lambda camera: camera["frames"] == 4)["camera"] == "odd ?"
     assert len([r for r in caplog.records if "left out" in r.message]) == 1
+
+
+def test_a_number_that_is_none_is_refused_in_words(overlaid):
+    with page() as sink, looking(sink) as link:
+        sink.put(overlaid())
+        frame(link)
+        for path in ("/readyz?within=nan", "/clip/line.mp4?opacity=nan"):
+            code, _, said = asked(sink, path)
+            assert (code, b"Traceback" in said) == (400, False)
+
+
+def test_a_user_and_a_password_in_a_door_s_address_are_not_said_again():
+    for address in ("http://ada:canary@127.0.0.1:8000", "tcp://ada:canary@127.0.0.1:5555"):
+        with pytest.raises(SinkError, match="is not written like") as refused:
+            build_sink(address)
+        assert "canary" not in str(refused.value)
+
+
+def test_who_keeps_a_place_and_says_nothing_is_hung_up_on_and_who_asks_is_answered(until):
+    with page() as sink:
+        host, port = sink.endpoint.removeprefix("http://").split(":")
+        with ExitStack() as stack:
+            mute = [stack.enter_context(socket.create_connection((host, int(port)), 10)) for _ in range(300)]
+            for number, one in enumerate(mute):
+                if number % 2:
+                    one.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Never-Ends: ")
+            until(lambda: asked(sink, "/healthz")[0] == 200)
+            for one in mute:
+                with suppress(ConnectionError):
+                    assert one.recv(1) == b""
+
+
+def test_who_asks_again_and_again_on_one_connection_is_not_taken_for_mute(monkeypatch):
+    monkeypatch.setattr(server, "MUTE_SECONDS", 0.5)
+    with page() as sink:
+        link = http.client.HTTPConnection(sink.endpoint.removeprefix("http://"), timeout=10)
+        with closing(link):
+            link.connect()
+            door, ended = link.sock, time.monotonic() + 1.5
+            while time.monotonic() < ended:
+                link.request("GET", "/healthz")
+                assert link.getresponse().read() == b"alive\n"
+            assert link.sock is door

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -246,3 +247,20 @@ def test_what_is_no_table_is_refused_in_words(tmp_path, overlaid):
     (tmp_path / "sub").mkdir()
     with pytest.raises(SourceError, match="no line of it"), LoggedExplainer(tmp_path / "sub"):
         pass
+
+
+def test_a_row_that_is_damaged_is_left_out_and_the_others_are_shown(tmp_path, overlaid):
+    import pyarrow as pa
+
+    path = tmp_path / "out.parquet"
+    with ParquetSink(path) as sink:
+        for number in range(5):
+            sink.put(overlaid(index=number))
+    rows = pq.read_table(path).to_pylist()
+    rows[0]["more"], rows[1]["more"], rows[2]["findings"], rows[3]["camera"] = "{no JSON", "[1]", None, None
+    pq.write_table(
+        pa.Table.from_pylist(rows, pa.schema([field.with_nullable(nullable=True) for field in SCHEMA])), path
+    )
+    with LoggedExplainer(path) as logged:
+        frames = LoggedFrames(logged).frames(threading.Event())
+        assert [frame.index for frame in frames] == [4]

@@ -118,3 +118,10 @@ def test_a_key_in_the_wrong_map_is_told_where_it_belongs():
 def test_what_is_missing_empty_or_of_another_kind_is_told_in_plain_words(knobs, told):
     with pytest.raises(ConfigError, match=re.escape(told)):
         make_config(knobs, "run.yaml")
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[31mred", "x" * 65, ""])
+def test_a_camera_s_name_is_one_line_of_a_reasonable_length(name):
+    with pytest.raises(ConfigError, match=r"sources\[0\]\.name.*: should") as refused:
+        make_config({"sources": [{"uri": "line:", "name": name}]}, "run.yaml")
+    assert len(str(refused.value).splitlines()) == 1

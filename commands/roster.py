@@ -49,6 +49,8 @@ def listed(place: Path, pictures: str | None, pattern: str | None, gap: int | No
 def _of_folder(folder: Path, pictures: str | None) -> tuple[list[str], list[str]]:
     from stream.sources import IMAGE_SUFFIXES
 
+    if pictures and (Path(pictures).is_absolute() or ".." in Path(pictures).parts):
+        raise ConfigError(f"--pictures {pictures!r}: leads out of a class's folder; give what lies in it, as '*.jpg'")
     if not folder.is_dir():
         raise ConfigError(f"{str(folder)!r}: is no folder; give one that holds a folder of pictures for each class")
     kinds = sorted(one for one in folder.iterdir() if one.is_dir() and not one.name.startswith("."))

@@ -130,11 +130,18 @@ def train(
 def _check_words(output: Path, balance: str, precision: str) -> None:
     if output.suffix != ".safetensors":
         raise ConfigError(f"--output {str(output)!r}: must end in .safetensors, such as part.safetensors")
-    if output.is_dir() or not os.access(next(p for p in output.absolute().parents if p.exists()), os.W_OK):
+    home = next(p for p in output.absolute().parents if p.exists())
+    own = (output, *_beside(output).values())
+    if any(one.is_dir() for one in own) or not home.is_dir() or not os.access(home, os.W_OK):
         raise ConfigError(f"--output {str(output)!r}: cannot be written; name a file in a folder of yours")
     for name, word, words in (("--balance", balance, BALANCES), ("--precision", precision, PRECISIONS)):
         if word not in words:
             raise ConfigError(f"{name} {word!r}: choose of {', '.join(words)}")
+
+
+def _beside(output: Path) -> dict[str, Path]:
+    """Return the files that are written beside the model."""
+    return {kind: output.with_suffix(f".{kind}") for kind in ("report.json", "report.html", "held-out.txt")}
 
 
 def _check_shares(held_out: float, stopping: float) -> None:
@@ -191,7 +198,7 @@ def _report(
         "parts": {part: [asdict(one) for one in several] for part, several in parts.items()},
         "left_out": list(unread),
     }  # fmt: skip
-    places = {kind: output.with_suffix(f".{kind}") for kind in ("report.json", "report.html", "held-out.txt")}
+    places = _beside(output)
     places["report.json"].write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     page = training_page(told, lambda path: read_image(Path(path)))
     places["report.html"].write_text(page, encoding="utf-8")

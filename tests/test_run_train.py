@@ -120,6 +120,10 @@ def test_a_csv_names_pictures_labels_and_groups(command, tmp_path):
         ("twins", (), "say which are the pictures, such as --pictures"),
         (None, ("--pictures", "*.jpg"), "holds no pictures like '*.jpg'"),
         (None, ("--output", "part.pth"), "must end in .safetensors"),
+        (None, ("--output", "file/part.safetensors"), "cannot be written"),
+        ("report", (), "cannot be written"),
+        (None, ("--pictures", "../*/*.png"), "leads out of a class's folder"),
+        (None, ("--pictures", "/parts/*.png"), "leads out of a class's folder"),
         (None, ("--balance", "even"), "choose of sampler, weights, none"),
         (None, ("--augment", "miror"), "Did you mean 'mirror'"),
         (None, ("--held-out", 0.6, "--stopping", 0.5), "take less for them"),
@@ -132,6 +136,9 @@ def test_a_csv_names_pictures_labels_and_groups(command, tmp_path):
 def test_what_a_user_can_mend_is_said_in_one_line(command, tmp_path, change, words, rule):
     if change == "empty":
         (tmp_path / "parts" / "empty").mkdir()
+    (tmp_path / "file").touch()
+    if change == "report":
+        (tmp_path / "part.report.html").mkdir()
     if change == "one":
         (tmp_path / "parts" / "blank").rename(tmp_path / "blank")
     if change == "twins":

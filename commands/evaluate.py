@@ -69,6 +69,7 @@ def evaluate(
     from engine.evaluation.build import Wanted, build_examiner
     from engine.evaluation.journal import RECORDS, Journal, write_result
     from engine.evaluation.summary import summarise
+    from engine.passport import is_exported
     from overlays.evaluation_page import ROWS, evaluation_page, shown_records
 
     engine = {
@@ -76,6 +77,13 @@ def evaluate(
         "input_size": input_size, "fit": fit, "mean": mean, "std": std, "threads": threads,
     }  # fmt: skip
     config = make_config({}, "command line", {"engine": stated(engine)})
+    if is_exported(config.engine.model):
+        raise ConfigError(
+            f"--model {config.engine.model!r}: an exported file cannot be taken apart to be measured; name the network "
+            "it was made of, or the .safetensors that `train` wrote"
+        )
+    if kernel and method not in {None, "recipro-cam"}:
+        raise ConfigError(f"--kernel {kernel!r}: is of recipro-cam, not of {method}; leave one of them out")
     if masks and boxes:
         raise ConfigError(f"--masks {str(masks)!r} and --boxes {str(boxes)!r}: one truth at a time; leave one out")
     meaning = read_meaning(class_map)

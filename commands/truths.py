@@ -78,6 +78,8 @@ def find_masks(masks: Path | None, above: int) -> MaskOf | None:
         if one.suffix.lower() in IMAGE_SUFFIXES:
             for folder in {one.parent.name, ""} if one.parent == masks else {one.parent.name}:
                 places.setdefault((folder, one.stem), []).append(one)
+    if not places:
+        raise ConfigError(f"--masks {str(masks)!r}: holds no pictures; give a folder of masks named like the pictures")
 
     def find(path: Path, size: tuple[int, int]) -> Mask | None:
         for folder in (path.parent.name, ""):

@@ -104,10 +104,14 @@ def test_boxes_are_read_from_yolo_and_coco(command, tmp_path):
         (["--layer", "featurs"], "Did you mean 'features'"),
         (["--kernel", "round"], "--kernel"),
         (["--masks", "nowhere"], "is no folder"),
+        (["--masks", "empty"], "holds no pictures"),
+        (["--method", "cam", "--kernel", "gaussian"], "is of recipro-cam, not of cam"),
+        (["--model", "net.onnx"], "an exported file cannot be taken apart"),
         (["--masks", "photos", "--boxes", "photos"], "one truth at a time"),
     ],
 )
-def test_what_a_user_can_mend_is_said_in_one_line(command, words, rule):
+def test_what_a_user_can_mend_is_said_in_one_line(command, tmp_path, words, rule):
+    (tmp_path / "empty").mkdir()
     code, _, errors = command("--output", "out", *words)
     assert code == 2
     assert rule in errors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import threading
 import time
@@ -30,6 +31,14 @@ def own_cache_folder(tmp_path_factory: pytest.TempPathFactory):
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("ORT_DISABLE_TELEMETRY", "1")
         yield
+
+
+@pytest.fixture(autouse=True)
+def logs_as_they_were():
+    """Benchmarks keep the log quiet for their process; the next test hears everything again."""
+    before = logging.root.manager.disable
+    yield
+    logging.disable(before)
 
 
 def _open_things() -> dict[str, str]:

@@ -132,19 +132,23 @@ class ParquetSink:
             with suppress(SinkError):
                 self._write()
         self._disk.lose(len(self._rows))
+        apart = ""
         try:
             if self._written:
                 join(self._parts, self._path)
                 _remove(self._parts)
         except OSError as failure:
-            told = (
-                f"the parts could not be joined ({failure.strerror or failure}); they lie in {self._parts}, and every "
+            apart = (
+                f"{self._path}: the parts could not be joined ({failure.strerror or failure}); they lie in "
+                f"{self._parts}, and every reader of Parquet takes that folder for a table"
             )
-            log.warning("%s: %sreader of Parquet takes that folder for a table", self._path, told)
+            log.warning("%s", apart)
         if self.lost and kind is None:
             raise LossError(
                 f"{self._path}: {self.lost} rows were not written for want of room; the others are whole. Free some"
             )
+        if apart and kind is None:
+            raise LossError(apart)
 
     def _write(self) -> None:
         """Write a part under a name no reader looks at, then give it its own."""

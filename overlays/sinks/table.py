@@ -144,9 +144,11 @@ def _added(entry: EntryPoint, uri: str, cameras: Sequence[str], options: SinkOpt
         sink = entry.load()(uri, cameras, options)
     except SinkError:
         raise
-    except Exception as error:
-        said = f"{type(error).__name__}: {error}"
-        raise SinkError(f"sink {_shown(uri)!r}: package {package} fails to make it ({said})") from error
+    except Exception as error:  # noqa: BLE001 - a stranger raises what it likes
+        kind = type(error).__name__
+        # Its words may repeat the address, and the address may hold a password.
+        said = f"{kind}; its words are left out, the address holds a password" if "@" in uri else f"{kind}: {error}"
+        raise SinkError(f"sink {_shown(uri)!r}: package {package} fails to make it ({said})") from None
     if not isinstance(sink, Sink):
         lacking = ", ".join(name for name in _MEMBERS if not hasattr(sink, name)) or "none"
         raise SinkError(

@@ -44,7 +44,7 @@ def half(uri, cameras, options):
     return Half()
 
 def angry(uri, cameras, options):
-    raise RuntimeError("no licence")
+    raise RuntimeError(f"no licence for {uri}" if "@" in uri else "no licence")
 """
 
 ENTRIES = """
@@ -89,6 +89,7 @@ def test_the_house_keeps_its_own_kinds(installed):
     [
         ("half://x", r"acme-sinks gives a Half, which lacks needs_picture, idle, __enter__, __exit__; see docs/python"),
         ("angry://secret", "acme-sinks fails to make it .*no licence"),
+        ("angry://user:secret@host", "acme-sinks fails to make it .RuntimeError; its words are left out"),
         ("gone://x", "acme-sinks fails to make it .*nothing"),
         ("out.cvs", r"Did you mean '\.csv'"),
     ],

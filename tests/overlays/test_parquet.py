@@ -107,6 +107,18 @@ def test_parts_are_written_now_and_then_and_joined_in_order(tmp_path, overlaid):
     held.close()
 
 
+def test_parts_that_cannot_be_joined_are_a_loss_that_is_told_and_stay_readable(tmp_path, overlaid):
+    path = tmp_path / "out.parquet"
+    (tmp_path / ".out.parquet.joining" / "in the way").mkdir(parents=True)
+    with (
+        pytest.raises(LossError, match=r"could not be joined .*takes that folder for a table"),
+        ParquetSink(path) as sink,
+    ):
+        sink.put(overlaid(index=5))
+    assert pq.read_table(parts_of(path)).column("index").to_pylist() == [5]
+    assert not path.exists()
+
+
 def test_an_old_table_is_kept_until_the_new_one_is_whole(tmp_path, overlaid):
     path = tmp_path / "out.parquet"
     with ParquetSink(path) as sink:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,9 +30,10 @@ def read_slow(config: Config, cameras: Sequence[str], recorder: Recorder | None 
     """
     guards = config.guards
     check_cameras(guards, cameras)
-    for sink in config.sinks:
-        if sink.record_when is not None:
-            parse_condition(sink.record_when, {guard.name for guard in guards.rules})
+    _check_recorders(config, {
+        "guard": {guard.name for guard in guards.rules}, "region": {region.name for region in guards.regions},
+        "camera": cameras,
+    })  # fmt: skip
     if guards.baseline is None:
         return Slow(recorder=recorder)
     drift = Drift(read_baseline(_text_of(guards.baseline), guards.baseline), guards.drift_seconds)
@@ -41,6 +42,12 @@ def read_slow(config: Config, cameras: Sequence[str], recorder: Recorder | None 
             known = ", ".join(sorted(drift.cameras)) or "nobody"
             log.warning("%s: knows nothing of camera %s; it is of %s", guards.baseline, camera, known)
     return Slow(drift, recorder)
+
+
+def _check_recorders(config: Config, known: Mapping[str, Collection[str]]) -> None:
+    for sink in config.sinks:
+        if sink.record_when is not None:
+            parse_condition(sink.record_when, known)
 
 
 def _text_of(baseline: str) -> str:
@@ -54,9 +61,10 @@ def make_guardian(config: Config, explainer: FrameExplainer, slow: Slow) -> Guar
     """Return the explainer behind its guards.
 
     Raises:
-        ConfigError: a rule names a class that the network does not have.
+        ConfigError: a rule or ``record_when`` names a class that the network does not have.
     """
     check_labels(config.guards, explainer.labels)
+    _check_recorders(config, {"label": explainer.labels})
     if isinstance(explainer, Beginner):
         return AheadGuardian(explainer, config.guards, slow=slow)
     return Guardian(explainer, config.guards, slow=slow)

@@ -33,6 +33,7 @@ Condition = Callable[[Explanation], bool]
 
 MAX_CHARACTERS: Final = 1000
 MAX_DEPTH: Final = 50
+_MOST_LISTED: Final = 12
 
 _TOKEN: Final = re.compile(
     r"""\s*(?:(?P<quoted>"[^"]*"|'[^']*')|(?P<mark>==|!=|<=|>=|[=<>()])|(?P<word>[^\s=<>!()"']+))""", re.UNICODE
@@ -81,7 +82,7 @@ class Rule:
         return any(one.name == DROP for one in self.numbers)
 
 
-def parse_condition(text: str, guards: Collection[str] | None = None) -> Condition:
+def parse_condition(text: str, known: Mapping[str, Collection[str]] = MappingProxyType({})) -> Condition:
     """Return the condition that a text states.
 
     It holds for a frame when it holds for one of its findings: label and numbers are the same finding's. A frame
@@ -89,12 +90,13 @@ def parse_condition(text: str, guards: Collection[str] | None = None) -> Conditi
 
     Args:
         text: such as ``label=scratch and score>0.8``.
-        guards: the names there are; None: any may come.
+        known: the names there are of a ``guard``, ``region``, ``label`` or ``camera``; of a kind that is not told any
+            may come.
 
     Raises:
         ConfigError: it cannot be read; the message names the place.
     """
-    holds = _Parser(text, f"record_when: {text!r}: ", "label=scratch and score>0.8", guards).condition()
+    holds = _Parser(text, f"record_when: {text!r}: ", "label=scratch and score>0.8", known).condition()
 
     def condition(explanation: Explanation) -> bool:
         findings = explanation.findings or (None,)
@@ -109,7 +111,7 @@ def parse_rule(text: str) -> Rule:
     Raises:
         ConfigError: it cannot be read; the message names the place in the text, not the text.
     """
-    return _Parser(text, "", "heat_inside(part) >= 0.6 when label=scratch and score>0.5", ()).rule()
+    return _Parser(text, "", "heat_inside(part) >= 0.6 when label=scratch and score>0.5", None).rule()
 
 
 class _Token(NamedTuple):
@@ -123,10 +125,11 @@ class _Token(NamedTuple):
 class _Parser:
     """Reads a text from left to right, one token ahead."""
 
-    def __init__(self, text: str, where: str, example: str, guards: Collection[str] | None) -> None:
+    def __init__(self, text: str, where: str, example: str, known: Mapping[str, Collection[str]] | None) -> None:
+        """Take a text; ``known`` is None where it is a guard's own, and may not speak of guards."""
         self._text, self._where, self._example = text, where, example
-        self._guards = guards
-        self._fields = tuple(name for name in _FIELDS if name != "guard" or guards != ())
+        self._known = known or {}
+        self._fields = tuple(name for name in _FIELDS if name != "guard" or known is not None)
         self._seen: list[Seen] = []
         self._regions: set[str] = set()
         self._named: dict[str, set[str]] = {"label": set(), "camera": set()}
@@ -229,11 +232,18 @@ class _Parser:
             return lambda facts, _slack: bool(facts.explanation.firing)
         sign, value = self._take(), self._value("guard")
         name = _unquoted(value)
-        if self._guards is not None and name not in self._guards:
-            known = ", ".join(sorted(self._guards)) or "there is none"
-            self._fail(value, f"no guard is called so; known: {known}.{nearest(name, self._guards)}")
+        self._check("guard", value)
         wanted = sign.text != "!="
         return lambda facts, _slack: wanted == any(one.name == name for one in facts.explanation.firing)
+
+    def _check(self, kind: str, value: _Token) -> None:
+        """Refuse a name that nothing of its kind has: such a test would never hold, or always."""
+        name, there = _unquoted(value), self._known.get(kind)
+        if there is None or not name or name in there:
+            return
+        several = sorted(there)
+        listed = ", ".join(several[:_MOST_LISTED]) + (", ..." if len(several) > _MOST_LISTED else "")
+        self._fail(value, f"no {kind} is called so; known: {listed or 'there is none'}.{nearest(name, there)}")
 
     def _words(self, field: str) -> Test:
         sign = self._sign(field)
@@ -245,6 +255,7 @@ class _Parser:
             cure = self._joint(after) or f" A name of several words goes in quotes: {field}='{text} {after.text}'"
             self._fail(after, f"expected 'and', 'or' or the end.{'' if after.text.lower() in self._fields else cure}")
         compare = _COMPARE[sign.text]
+        self._check(field, value)
         self._named[field].add(text)
         if field == "camera":
             return lambda facts, _slack: compare(facts.explanation.frame.camera, text)
@@ -268,7 +279,9 @@ class _Parser:
         opened = self._take()
         if opened.text != "(" or opened.kind != "mark":
             self._fail(opened, "expected '(' and the name of a region, such as heat_inside(part)")
-        region = _unquoted(self._value("heat_inside("))
+        value = self._value("heat_inside(")
+        region = _unquoted(value)
+        self._check("region", value)
         self._close(opened)
         self._regions.add(region)
         return heat_inside(region)

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from pipeline.alarm import Alarm
 from pipeline.drift import Drift, Recorder, numbers_of
 from pipeline.facts import Facts
-from pipeline.frames import Deletion, Explanation, Frame, GuardState, Region
-from pipeline.grounds import Surveyor, moment_of
+from pipeline.frames import Box, Deletion, Explanation, Frame, GuardState, Region
+from pipeline.grounds import Surveyor, cell_weights, moment_of
 from pipeline.guards import GuardsConfig
 from pipeline.ports import Beginner, Doubter, Explainer, Figure, Masking, Measured
 from pipeline.spending import Budget
@@ -157,7 +157,12 @@ class Guardian:
         return replace(post.checked, age_seconds=round(age, 3))
 
     def _regions(self, camera: str, width: int, height: int) -> tuple[Region, ...]:
-        return tuple(one.placed(width, height) for one in self._guards.regions if one.concerns(camera))
+        placed = tuple(one.placed(width, height) for one in self._guards.regions if one.concerns(camera))
+        for region in placed:
+            if not cell_weights(region.polygon, Box(0, 0, width, height), (1, 1)).any():
+                told = (camera, region.name, width, height)
+                log.warning("%s: region %s lies outside its picture of %dx%d pixels: no heat is ever in it", *told)
+        return placed
 
     def figures(self) -> list[Figure]:
         """Return the explainer's figures, and those of reasons, guards, checks and drift."""

@@ -92,6 +92,8 @@ def test_a_baseline_is_recorded_of_a_run_or_of_its_log_and_drift_from_it_is_told
         (["--baseline", "none.json"], "baseline 'none.json': cannot be read"),
         (["--baseline", "."], "name what `run.py baseline` wrote"),
         (["--sink", "c/", "--record-when", "guard=on-the-bel"], "Did you mean 'on-the-belt'"),
+        (["--sink", "c/", "--record-when", "heat_inside(bel)>0.5"], "Did you mean 'belt'"),
+        (["--sink", "c/", "--record-when", "label=scrach"], "Did you mean 'scratch'"),
     ],
 )
 def test_what_is_not_there_is_refused(command, words, rule):

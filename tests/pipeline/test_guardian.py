@@ -103,6 +103,15 @@ def test_each_camera_has_alarms_of_its_own():
     assert guardian.fired() == {("a", "grounded"): 1, ("b", "grounded"): 0}
 
 
+def test_a_region_outside_the_picture_is_said_once(caplog):
+    regions = [*REGIONS, {"name": "elsewhere", "polygon": [[500, 500], [600, 500], [600, 600]]}]
+    made = make_config({"guards": {"regions": regions}}, "t").guards
+    guarded(Guardian(Seer(), made), frames(5))
+    assert [record.getMessage() for record in caplog.records] == [
+        "line: region elsewhere lies outside its picture of 40x20 pixels: no heat is ever in it"
+    ]
+
+
 @pytest.mark.parametrize(("draw", "calm", "alarmed"), [("always", 1, 1), ("firing", 0, 1), ("never", 0, 0)])
 def test_regions_are_shown_as_it_was_asked_for(draw, calm, alarmed):
     told = guarded(Guardian(Seer(turns=30), guards(GROUNDED, draw=draw)), frames(60))
@@ -112,8 +121,8 @@ def test_regions_are_shown_as_it_was_asked_for(draw, calm, alarmed):
 def test_what_fires_can_be_recorded():
     told = guarded(Guardian(Seer(turns=30), guards(GROUNDED)), frames(60))
     for text, held in (("guard", True), ("guard=grounded", True), ("guard!=grounded", False), ("not guard", False)):
-        assert parse_condition(text, {"grounded"})(told[-1]) is held
-        assert parse_condition(text, {"grounded"})(told[0]) is not held
+        assert parse_condition(text, {"guard": {"grounded"}})(told[-1]) is held
+        assert parse_condition(text, {"guard": {"grounded"}})(told[0]) is not held
     assert parse_condition("heat_inside(left) < 0.1 and focus_area < 0.2")(told[-1])
 
 

@@ -132,9 +132,20 @@ def test_guards_survive_being_printed_and_read_again():
 
 def test_what_to_record_may_be_said_by_guards():
     with pytest.raises(ConfigError, match=r"known: grounded\. Did you mean 'grounded'"):
-        parse_condition("guard=groundet", {"grounded"})
+        parse_condition("guard=groundet", {"guard": {"grounded"}})
     with pytest.raises(ConfigError, match="there is none"):
-        parse_condition("guard=any", set())
+        parse_condition("guard=any", {"guard": set()})
+    for text, known in [
+        ("score>0.5 and heat_inside(prat)>0.5", {"region": {"part"}}),
+        ("label=prat", {"label": {"part"}}),
+        ("score>0 and not camera='prat'", {"camera": {"part"}}),
+    ]:
+        with pytest.raises(
+            ConfigError, match=r"character \d+, .*prat.* is called so; known: part\. Did you mean 'part'"
+        ):
+            parse_condition(text, known)
+        parse_condition(text, {})
+    parse_condition("label=''", {"label": {"part"}})
 
 
 @given(st.text(alphabet="heat_inside(part) >=0.6 when label='x' and or not focus_area", max_size=60))

@@ -76,6 +76,11 @@ def told(rule: Rule, facts: Facts) -> str:
     seen = {one.name: one.read(facts) for one in rule.numbers}
     known = {name: value for name, value in seen.items() if value is not None}
     if len(seen) == 1:
-        return f"{rule.text}, but is {next(iter(known.values())):.2f}" if known else rule.text
-    numbers = ", ".join(f"{name} is {value:.2f}" for name, value in known.items())
+        return f"{rule.text}, but is {_shown(next(iter(known.values())))}" if known else rule.text
+    numbers = ", ".join(f"{name} is {_shown(value)}" for name, value in known.items())
     return f"{rule.text}, but {numbers}" if numbers else rule.text
+
+
+def _shown(value: float) -> str:
+    """Return a number in two decimals, or in as many as it takes not to be shown as nothing."""
+    return f"{value:.2f}" if value == 0 or abs(value) >= 0.005 else f"{value:.1g}"

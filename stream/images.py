@@ -94,6 +94,8 @@ def found_images(pattern: str, suffixes: frozenset[str]) -> list[Path]:
         return [place]
     found = place.iterdir() if place.is_dir() else map(Path, glob.iglob(pattern, recursive=True))  # noqa: PTH207
     paths = sorted((p for p in found if p.suffix.lower() in suffixes and p.is_file()), key=_natural)
+    if not paths and not (place.is_dir() or glob.has_magic(pattern)):
+        raise SourceError(f"{pattern}: there is no such file or folder")
     if not paths:
         message = f"{pattern}: holds no picture with a suffix of {', '.join(sorted(suffixes))}; check the path"
         raise SourceError(message)

@@ -33,7 +33,7 @@ def cam(split: Split, images: Tensor, classes: int | Sequence[int] | Tensor | No
         if not (isinstance(plan, PooledPlan) and plan.before is None and _is_affine(plan, features)):
             raise LayerError(
                 f"layer {split.layer!r}: plain CAM needs a mean over the grid and one linear layer right behind it; "
-                "choose --method grad-cam or recipro-cam, or the last layer"
+                "choose --method recipro-cam (for a CNN also grad-cam), or the last layer"
             )
         scores, every = plan(features)
         chosen = top_classes(scores, 1) if classes is None else chosen_classes(classes, len(images), split.classes)

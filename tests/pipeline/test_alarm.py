@@ -109,6 +109,12 @@ def test_it_says_what_was_wanted_and_what_was_seen():
     assert both.says.endswith("but heat_inside(part) is 0.12, focus_area is 0.10")
 
 
+@pytest.mark.parametrize(("inside", "shown"), [(0.0, "0.00"), (0.004, "0.004"), (0.0004, "0.0004"), (0.25, "0.25")])
+def test_what_little_was_seen_is_not_shown_as_nothing(inside, shown):
+    guard = alarm("heat_inside(part) >= 0.6", hold=0)
+    assert guard.judge(facts(inside), 1.0).says == f"heat_inside(part) >= 0.6, but is {shown}"
+
+
 def test_its_seconds_go_by_the_frames_clock():
     guard = alarm(hold=0)
     assert [guard.judge(facts(0.1), 100 + k / 2).seconds for k in range(4)] == [0.0, 0.5, 1.0, 1.5]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import SourceError
-from stream.images import read_image
+from stream.images import found_images, read_image
 from stream.sources import SourceOptions, build_source
 
 
@@ -111,6 +111,13 @@ def test_a_folder_of_nothing_but_broken_pictures_is_an_error(tmp_path):
 def test_a_folder_without_pictures_says_what_it_looked_for(tmp_path):
     with pytest.raises(SourceError, match=r"holds no picture.*\.jpg"), build_source(str(tmp_path)):
         pass
+
+
+def test_a_path_that_is_not_there_is_called_so(tmp_path):
+    with pytest.raises(SourceError, match=r"nope\.png: there is no such file or folder"):
+        found_images(str(tmp_path / "nope.png"), frozenset({".png"}))
+    with pytest.raises(SourceError, match="holds no picture"):
+        found_images(str(tmp_path / "*.png"), frozenset({".png"}))
 
 
 def test_stop_ends_a_folder(tmp_path):

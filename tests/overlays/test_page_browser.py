@@ -348,7 +348,7 @@ def test_the_reason_of_a_silence_is_told(tab):
         assert page.locator(".state").inner_text() == "waiting"
 
 
-def test_a_guard_that_fires_is_seen_in_the_grid_and_said_in_words_once(tab):
+def test_a_guard_that_fires_is_seen_in_the_grid_and_said_in_words_once(tab, until):
     belt = Region("belt", ((16.0, 30.0), (144.0, 30.0), (144.0, 110.0), (16.0, 110.0)))
     fires = GuardState("on-the-belt", True, 1.5, "heat_inside(belt) >= 0.6, but is 0.04", 1)
 
@@ -359,6 +359,7 @@ def test_a_guard_that_fires_is_seen_in_the_grid_and_said_in_words_once(tab):
 
     with PageSink(ANY, cameras=("line",)) as sink:
         page = tab(sink.endpoint)
+        until(lambda: bool(sink._hub.clients))
         sink.put(guarded(1, replace(fires, firing=False, says="", seconds=0.0)))
         page.wait_for_selector(".card[data-index='1']")
         assert page.locator(".alarm").is_hidden()

@@ -65,6 +65,8 @@ class ParquetSink:
         self._rows: deque[dict[str, Any]] = deque()
         self._sizes: deque[int] = deque()
         """Bytes that each row takes, about."""
+        self._bytes = 0
+        """Their sum: many cameras make a part of thousands, and every row asks for it."""
         self._begun_at = 0.0
         self._written = 0
         self._disk = Disk(self.uri, path.parent, clock)
@@ -106,11 +108,12 @@ class ParquetSink:
             self._begun_at = self._clock()
         self._rows.append(row_of(record))
         self._sizes.append(len(record_bytes(record)))
+        self._bytes += self._sizes[-1]
         self._disk.look()
         self.idle()
-        while len(self._rows) > _PART_ROWS or sum(self._sizes) > _PART_BYTES:
+        while len(self._rows) > _PART_ROWS or self._bytes > _PART_BYTES:
             self._rows.popleft()
-            self._sizes.popleft()
+            self._bytes -= self._sizes.popleft()
             self._disk.lose(1)
 
     def idle(self) -> None:
@@ -121,7 +124,7 @@ class ParquetSink:
         """
         if not self._rows or self._disk.waits:
             return
-        full = len(self._rows) >= _PART_ROWS or sum(self._sizes) >= _PART_BYTES
+        full = len(self._rows) >= _PART_ROWS or self._bytes >= _PART_BYTES
         if self._disk.trouble or (full or self._clock() - self._begun_at >= PART_SECONDS):
             self._write()
 
@@ -172,6 +175,7 @@ class ParquetSink:
         self._written += 1
         self._rows.clear()
         self._sizes.clear()
+        self._bytes = 0
 
 
 def parts_of(path: Path) -> Path:

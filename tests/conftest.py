@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -39,6 +40,26 @@ def logs_as_they_were():
     before = logging.root.manager.disable
     yield
     logging.disable(before)
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """Run a command in this process, in an empty folder; return exit code, output, errors."""
+    import run
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["run.py", *map(str, words)])
+        try:
+            run.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return call
 
 
 def _open_things() -> dict[str, str]:

@@ -3,35 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import av
 import numpy as np
-import pytest
 import yaml
 
-import run
-
 LINE = "line:?fps=30&size=320x240&seed=3&paced=0&frames={}"
-
-
-@pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
-    """Run a command in this process, in an empty folder; return exit code, output, errors."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["run.py", *map(str, words)])
-        try:
-            run.main()
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return call
 
 
 def pictures(path):

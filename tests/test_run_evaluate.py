@@ -2,37 +2,25 @@
 
 import csv
 import json
-import sys
 
 import av
 import cv2
 import numpy as np
 import pytest
 
-import run
-
 LABELS = ("ok", "scratch")
 
 
 @pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
+def command(command, tmp_path):
     """Run `evaluate` in this process, in a folder with three pictures; return exit code, output, errors."""
-    monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
     for number in range(3):
         image = np.random.default_rng(number).integers(0, 256, (60, 80, 3), np.uint8)
         cv2.imwrite(str(tmp_path / "photos" / f"{number} <b>.png"), image)
 
     def call(*words, pictures="photos"):
-        fixed = [pictures, "--model", "line_net", "--input-size", "64x64", "--steps", "2"]
-        monkeypatch.setattr(sys, "argv", ["run.py", "evaluate", *fixed, *map(str, words)])
-        try:
-            run.main()
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        told = capsys.readouterr()
-        return code, told.out, told.err
+        return command("evaluate", pictures, "--model", "line_net", "--input-size", "64x64", "--steps", "2", *words)
 
     return call
 

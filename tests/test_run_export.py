@@ -1,31 +1,10 @@
 """`run.py export` and what `run.py stream` makes of its files, as a person meets them."""
 
 import json
-import sys
 
 import pytest
 
-import run
-
 LINE = "line:?fps=30&size=160x120&seed=3&paced=0&frames={}"
-
-
-@pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
-    """Run a command in this process, in an empty folder; return exit code, output, errors."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["run.py", *map(str, words)])
-        try:
-            run.main()
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return call
 
 
 @pytest.mark.parametrize("name", ["explained.onnx", "explained.pt2"])

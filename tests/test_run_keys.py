@@ -1,34 +1,14 @@
 """Who may look in, from the command line."""
 
-import sys
 import threading
 
 import numpy as np
 import pytest
 import yaml
 
-import run
 from overlays.sinks.options import SinkOptions
 from overlays.sinks.zeromq import ZeroMqSink
 from pipeline.frames import Explanation, Finding, Frame, Overlay
-
-
-@pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
-    """Run a command in this process, in an empty folder; return exit code, output, errors."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["run.py", *map(str, words)])
-        try:
-            run.main()
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return call
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-import run
 from commands import doors
 from pipeline.config import OverlayConfig, SinkConfig, make_config
 from pipeline.errors import ConfigError
@@ -49,18 +48,12 @@ def test_the_credentials_go_to_every_broker_that_has_none_of_its_own(tmp_path):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
+def command(command):
+    """Run a command; return exit code, and output and errors in one."""
 
     def call(*words):
-        monkeypatch.setattr(sys, "argv", ["run.py", *map(str, words)])
-        try:
-            run.main()
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        told = capsys.readouterr()
-        return code, told.out + told.err
+        code, told, errors = command(*words)
+        return code, told + errors
 
     return call
 

@@ -1,13 +1,11 @@
 """`run.py train` as a person meets it: from a folder of classes to a stream explained by what was learned."""
 
 import json
-import sys
 
 import cv2
 import numpy as np
 import pytest
 
-import run
 from engine.model_file import ModelFile, save_model
 from engine.models import MODELS
 from engine.networks import build_untrained
@@ -17,9 +15,8 @@ KINDS = ("blank", "spot")
 
 
 @pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
+def command(command, tmp_path):
     """Run a command in this process, in a folder with two classes of parts; return exit code, output, errors."""
-    monkeypatch.chdir(tmp_path)
     for kind in KINDS:
         (tmp_path / "parts" / kind).mkdir(parents=True)
         for number in range(20):
@@ -30,17 +27,7 @@ def command(monkeypatch, capsys, tmp_path):
                 image[y : y + 16, x : x + 16] = 250
             cv2.imwrite(str(tmp_path / "parts" / kind / f"{kind}{number // 2}_{number % 2}.png"), image)
 
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["run.py", *map(str, words)])
-        try:
-            run.main()
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return call
+    return command
 
 
 LESSON = (

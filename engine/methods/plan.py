@@ -8,12 +8,18 @@ definition.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from engine.methods.kernels import Kernel, masks
+
+Tail = TypeVar("Tail", bound=nn.Module)
+Definition: TypeAlias = Callable[[Tail, Tensor, Kernel, Tensor], tuple[Tensor, Tensor, Tensor]]
+"""Gives float32 scores of some cells, of the whole map, and of the map without anything, by the method's definition."""
 
 PROOF_SHARE = 2e-3
 """How far a plan's answers may be from the definition's, as a share of what masking changes at all."""
@@ -121,10 +127,15 @@ def truth_of(tail: nn.Module, features: Tensor, kernel: Kernel) -> Truth:
     generator = torch.Generator().manual_seed(2)
     probe = (torch.randn(features.shape[1:], generator=generator) * spread)[None].to(features)
     cells = probe_cells(grid)
-    told = _asked(tail, probe, kernel, cells)
-    if features.dtype not in {torch.bfloat16, torch.float16}:
+    return truth_at(_asked, tail, probe, kernel, cells)
+
+
+def truth_at(asked: Definition[Tail], tail: Tail, probe: Tensor, kernel: Kernel, cells: Tensor) -> Truth:
+    """Ask a definition at some cells; in half precision in float32, too, and say how far both lie apart."""
+    told = asked(tail, probe, kernel, cells)
+    if probe.dtype not in {torch.bfloat16, torch.float16}:
         return Truth(probe, cells, *told)
-    exact = _asked(copy.deepcopy(tail).float(), probe.float(), kernel, cells)
+    exact = asked(copy.deepcopy(tail).float(), probe.float(), kernel, cells)
     slack, plain_slack = (float((one - other).abs().max()) for one, other in zip(told[:2], exact[:2], strict=True))
     return Truth(probe, cells, *exact, slack, plain_slack)
 

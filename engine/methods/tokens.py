@@ -23,14 +23,13 @@ answers as one batch, together with the plain network's.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from engine.methods.kernels import STENCILS, Kernel, masks
-from engine.methods.plan import Plan, PlanFacts, Truth, prove
+from engine.methods.plan import Plan, PlanFacts, Truth, prove, truth_at
 from engine.tokens import TokenTail
 
 PROOF_PATCHES = 12
@@ -256,12 +255,7 @@ def token_truth(tail: TokenTail, features: Tensor, kernel: Kernel) -> Truth:
     (rows, columns), drawn = tail.grid, torch.randperm(tail.grid[0] * tail.grid[1], generator=generator)
     corners = {0, columns - 1, (rows - 1) * columns, rows * columns - 1}
     cells = torch.tensor(sorted(corners | set(drawn[: PROOF_PATCHES - len(corners)].tolist())))
-    told = _asked(tail, probe, kernel, cells)
-    if features.dtype not in {torch.bfloat16, torch.float16}:
-        return Truth(probe, cells, *told)
-    exact = _asked(copy.deepcopy(tail).float(), probe.float(), kernel, cells)
-    slack, plain_slack = (float((one - other).abs().max()) for one, other in zip(told[:2], exact[:2], strict=True))
-    return Truth(probe, cells, *exact, slack, plain_slack)
+    return truth_at(_asked, tail, probe, kernel, cells)
 
 
 def _asked(tail: TokenTail, probe: Tensor, kernel: Kernel, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:

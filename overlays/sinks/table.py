@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
-from overlays.sinks.options import ClipOptions, MqttOptions, SinkOptions
+from overlays.sinks.options import SinkOptions
 from pipeline.errors import SinkError, nearest
 from pipeline.ports import Sink
 
@@ -93,10 +93,59 @@ SINKS: Final[Mapping[str, Builder]] = MappingProxyType(
 
 GROUP: Final = "recipro_stream.sinks"
 _MEMBERS: Final = ("uri", "lossless", "needs_picture", "put", "idle", "__enter__", "__exit__")
-_FOLDER_ONLY: Final = (
-    "rotation, disk budget and record_when are for a folder of clips; write it with a slash at its end, such as clips/"
+_WIRE: Final = frozenset({"tcp://", "ipc://"})
+_BROKERS: Final = frozenset({"mqtt://", "mqtts://"})
+_PAGES: Final = frozenset({"http://"})
+_PLAIN: Final = SinkOptions()
+
+
+class _Only(NamedTuple):
+    """Options that concern some kinds of sinks; given to another they would do nothing, and nobody would know."""
+
+    kinds: frozenset[str]
+    said: str
+    asked: Callable[[SinkOptions], bool]
+    """Whether somebody asked for them."""
+
+
+_ONLY: Final = (
+    _Only(
+        frozenset("/"),
+        "rotation, disk budget and record_when are for a folder of clips; write it with a slash at its end, such as "
+        "clips/",
+        lambda options: options.clips != _PLAIN.clips,
+    ),
+    _Only(
+        _BROKERS,
+        "qos, credentials_file and ca_file are for a broker, such as mqtts://broker.example/factory",
+        lambda options: options.mqtt != _PLAIN.mqtt,
+    ),
+    _Only(
+        _WIRE,
+        "curve admits viewers of tcp:// and ipc:// by their keys; a page asks for a token (token_file)",
+        lambda options: bool(options.curve_secret_key_file or options.curve_allow),
+    ),
+    _Only(
+        _PAGES,
+        "token_file and hosts are for a page, http://; tcp:// admits viewers by their keys (curve)",
+        lambda options: bool(options.token or options.hosts),
+    ),
+    _Only(
+        _WIRE,
+        "scale is for pictures on tcp:// and ipc://; leave it out",
+        lambda options: options.scale != _PLAIN.scale,
+    ),
+    _Only(
+        _WIRE | _BROKERS,
+        "max_rate is for tcp://, ipc:// and mqtt://; leave it out",
+        lambda options: options.max_rate is not None,
+    ),
+    _Only(
+        _WIRE | _PAGES,
+        "quality is for pictures on tcp://, ipc:// and http://; leave it out",
+        lambda options: options.jpeg_quality != _PLAIN.jpeg_quality,
+    ),
 )
-_BROKER_ONLY: Final = "qos, credentials_file and ca_file are for a broker, such as mqtts://broker.example/factory"
 _EXAMPLES: Final = (
     "window, tcp://127.0.0.1:5555, ipc:///tmp/overlays, http://127.0.0.1:8000, mqtt://127.0.0.1:1883/factory, "
     "out.mp4, out.mkv, clips/, out.jsonl or out.parquet"
@@ -113,16 +162,15 @@ def build_sink(uri: str, *, cameras: Sequence[str] = (), options: SinkOptions | 
         options: plain values for all sinks.
 
     Raises:
-        SinkError: no sink is named so, or its address is written wrong.
+        SinkError: no sink is named so, its address is written wrong, or an option would do nothing there.
     """
     options = options or SinkOptions()
     kind = _kind(uri)
-    if kind not in {"mqtt://", "mqtts://"} and options.mqtt != MqttOptions():
-        raise SinkError(f"sink {_shown(uri)!r}: {_BROKER_ONLY}")
-    if kind != "/" and options.clips != ClipOptions():
-        raise SinkError(f"sink {_shown(uri)!r}: {_FOLDER_ONLY}")
     build = SINKS.get(kind)
     if build is not None:
+        for only in _ONLY:
+            if kind not in only.kinds and only.asked(options):
+                raise SinkError(f"sink {_shown(uri)!r}: {only.said}")
         return build(uri, cameras, options)
     added = next((entry for entry in added_kinds() if entry.name == kind), None)
     if added is None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from overlays.sinks.options import ClipOptions
+from overlays.curve.keys import make_ring
+from overlays.sinks.options import ClipOptions, MqttOptions
 from overlays.sinks.table import SINKS, SinkOptions, build_sink
 from pipeline.errors import SinkError
 from pipeline.ports import Sink
@@ -79,10 +80,32 @@ def test_an_address_that_is_written_wrong_is_refused_at_once(uri):
         build_sink(uri)
 
 
-def test_what_only_a_folder_of_clips_can_do_is_asked_of_no_other_sink():
-    for uri in ("out.mp4", "window", "tcp://127.0.0.1:5555"):
-        with pytest.raises(SinkError, match="slash at its end"):
-            build_sink(uri, options=SinkOptions(clips=ClipOptions(when="score>0.5")))
+@pytest.mark.parametrize(
+    ("asked", "takers", "said"),
+    [
+        ({"clips": ClipOptions(when="score>0.5")}, {"clips/"}, "slash at its end"),
+        ({"mqtt": MqttOptions(qos=1)}, {"mqtt://127.0.0.1/plant"}, "mqtts://broker"),
+        (
+            {"curve_secret_key_file": "keys/server.key_secret", "curve_allow": "keys/allowed"},
+            {"tcp://127.0.0.1:5555", "ipc:///tmp/o"},
+            "token_file",
+        ),
+        ({"token": "correct-horse-battery"}, {"http://127.0.0.1:8000"}, "curve"),
+        ({"scale": 0.5}, {"tcp://127.0.0.1:5555", "ipc:///tmp/o"}, "scale is for"),
+        ({"max_rate": 5.0}, {"tcp://127.0.0.1:5555", "ipc:///tmp/o", "mqtt://127.0.0.1/plant"}, "max_rate is for"),
+        ({"jpeg_quality": 50}, {"tcp://127.0.0.1:5555", "ipc:///tmp/o", "http://127.0.0.1:8000"}, "quality is for"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(asked, takers, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_ring(tmp_path / "keys")
+    doors = {"tcp://127.0.0.1:5555", "ipc:///tmp/o", "http://127.0.0.1:8000", "mqtt://127.0.0.1/plant", "clips/"}
+    for uri in doors | {"window", "out.mp4", "out.jsonl", "out.parquet"}:
+        if uri in takers:
+            build_sink(uri, cameras=["a"], options=SinkOptions(**asked))
+        else:
+            with pytest.raises(SinkError, match=said):
+                build_sink(uri, cameras=["a"], options=SinkOptions(**asked))
 
 
 def test_importing_the_table_imports_no_vendor():

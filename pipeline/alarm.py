@@ -9,6 +9,8 @@ goes back: nobody knows what was in between.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pipeline.condition import Rule
 from pipeline.facts import Facts
 from pipeline.frames import GuardState
@@ -32,6 +34,7 @@ class Alarm:
         """Since when every frame has spoken for a change."""
         self._seconds = 0.0
         self._says = ""
+        self._quiet = GuardState(guard.name, firing=False, seconds=0.0, says="", fired=0)
 
     def judge(self, facts: Facts, moment: float) -> GuardState:
         """Take one frame's verdict and its time, and say how the guard stands then."""
@@ -61,14 +64,15 @@ class Alarm:
     @property
     def state(self) -> GuardState:
         """How it stands."""
-        return GuardState(
-            self.name, self.firing, round(self._seconds, 3), self._says if self.firing else "", self.fired
-        )
+        if not self.firing:
+            return self._quiet
+        return GuardState(self.name, firing=True, seconds=round(self._seconds, 3), says=self._says, fired=self.fired)
 
     def _turn(self) -> None:
         self.firing = not self.firing
         self.fired += self.firing
         self._turning_since, self._seconds = None, 0.0
+        self._quiet = replace(self._quiet, fired=self.fired)
 
 
 def told(rule: Rule, facts: Facts) -> str:

@@ -100,7 +100,7 @@ def parse_condition(text: str, known: Mapping[str, Collection[str]] = MappingPro
 
     def condition(explanation: Explanation) -> bool:
         findings = explanation.findings or (None,)
-        return any(holds(Facts(explanation, finding), 0.0) for finding in findings)
+        return any(holds(Facts(explanation, finding, explanation.deletion), 0.0) for finding in findings)
 
     return condition
 

@@ -44,7 +44,7 @@ def numbers_of(explanation: Explanation) -> dict[str, float]:
     verdict = explanation.verdict
     if verdict is None:
         return {}
-    facts = Facts(explanation, verdict)
+    facts = Facts(explanation, verdict, explanation.deletion)
     numbers = {name: NUMBERS[name].read(facts) for name in _STATISTICS}
     if verdict.grounds is not None:
         numbers |= {f"heat_inside({name})": share for name, share in verdict.grounds.heat_inside.items()}

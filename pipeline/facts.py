@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
-from pipeline.frames import Explanation, Finding
+from pipeline.frames import Deletion, Explanation, Finding
 
 
 class Facts(NamedTuple):
@@ -15,6 +15,8 @@ class Facts(NamedTuple):
 
     explanation: Explanation
     finding: Finding | None
+    deletion: Deletion | None
+    """The camera's last deletion check, while it is fresh."""
 
 
 def _share_of(place: int) -> Callable[[Facts], float | None]:
@@ -37,7 +39,7 @@ def _ground(name: str) -> Callable[[Facts], float | None]:
 
 
 def _drop(facts: Facts) -> float | None:
-    checked = facts.explanation.deletion
+    checked = facts.deletion
     same = checked is not None and facts.finding is not None and checked.label == facts.finding.label
     return checked.drop if checked is not None and same else None
 

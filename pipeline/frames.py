@@ -7,7 +7,7 @@ about cameras, networks or sockets.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -203,6 +203,11 @@ class Finding:
         )
 
 
+def verdict_of(findings: Sequence[Finding]) -> Finding | None:
+    """Return the finding with the highest score, the first of equals; None where there is none."""
+    return max(findings, key=lambda finding: finding.score, default=None)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Explanation:
     """A frame with the reasons for its verdict."""
@@ -247,7 +252,7 @@ class Explanation:
     @property
     def verdict(self) -> Finding | None:
         """The finding with the highest score, the first of equals; None where there is none."""
-        return max(self.findings, key=lambda finding: finding.score, default=None)
+        return verdict_of(self.findings)
 
     @property
     def firing(self) -> tuple[GuardState, ...]:

@@ -61,29 +61,30 @@ def grounds_of(
         stability: as ``Surveyor`` found it.
     """
     flat: Flat = heat.ravel()
+    count = flat.size
     ordered = np.sort(flat)
-    count = len(flat)
     floor = ordered[(count - 1) // 2]
     if ordered[-1] <= floor:
         floor = np.float32(0.0)
-    hot = ordered[int(np.searchsorted(ordered, floor, side="right")) :] - floor
-    if not len(hot):
+    hot = ordered[ordered.searchsorted(floor, "right") :] - floor
+    if not hot.size:
         return Grounds(None, None, None, stability)
-    total = float(hot.sum())
-    evidence = np.maximum(flat - floor, np.float32(0.0))
-    cells = int(np.searchsorted(np.cumsum(hot[::-1]), total / 2.0)) + 1
+    upwards = hot.cumsum()
+    total = float(upwards[-1])
+    # From the coldest on: the cells below half of the sum are those that the fewest hot ones leave.
+    cells = hot.size - int(upwards.searchsorted(total / 2.0, "right"))
     entropy = (math.log(total) - float(hot @ np.log(hot)) / total) / math.log(count) if count > 1 else 0.0
+    evidence = np.maximum(flat, floor) - floor
     rows, columns = heat.shape
-    grid = evidence.reshape(rows, columns)
-    x = float(grid.sum(axis=0) @ _middles(columns)) / total
-    y = float(grid.sum(axis=1) @ _middles(rows)) / total
+    x, y = (_places(rows, columns) @ evidence).tolist()
     inside: Mapping[str, float] = _NOTHING
     if weights is not None and names:
-        inside = MappingProxyType(dict(zip(names, (weights @ evidence / np.float32(total)).tolist(), strict=True)))
+        shares = (weights @ evidence).tolist()
+        inside = MappingProxyType({name: share / total for name, share in zip(names, shares, strict=True)})
     return Grounds(
-        focus_area=min(cells, len(hot)) / count,
+        focus_area=max(cells, 1) / count,
         entropy=min(max(entropy, 0.0), 1.0),
-        centre=(region.left + x * region.width, region.top + y * region.height),
+        centre=(region.left + x / total * region.width, region.top + y / total * region.height),
         stability=stability,
         heat_inside=inside,
     )
@@ -93,9 +94,10 @@ _NOTHING: Final[Mapping[str, float]] = MappingProxyType({})
 
 
 @functools.lru_cache(maxsize=64)
-def _middles(cells: int) -> Flat:
-    """Return the centres of so many cells side by side, as shares of their length."""
-    return ((np.arange(cells) + 0.5) / cells).astype(np.float32)
+def _places(rows: int, columns: int) -> Weights:
+    """Return the cells' centres x and y, as shares of the grid: float32, (2, rows * columns)."""
+    down, across = np.indices((rows, columns))
+    return np.stack([(across.ravel() + 0.5) / columns, (down.ravel() + 0.5) / rows]).astype(np.float32)
 
 
 @functools.lru_cache(maxsize=256)

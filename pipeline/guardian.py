@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pipeline.alarm import Alarm
 from pipeline.drift import Drift, Recorder, numbers_of
 from pipeline.facts import Facts
-from pipeline.frames import Box, Deletion, Explanation, Frame, GuardState, Region
+from pipeline.frames import Box, Deletion, Explanation, Frame, GuardState, Region, verdict_of
 from pipeline.grounds import Surveyor, cell_weights, moment_of
 from pipeline.guards import GuardsConfig
 from pipeline.ports import Beginner, Doubter, Explainer, Figure, Masking, Measured
@@ -117,12 +117,13 @@ class Guardian:
             post = self._posts[frame.camera] = _Post(alarms)
         findings, regions = self._surveyor.measure(explanation)
         deletion = self._fresh(post, moment_of(frame))
-        measured = replace(explanation, findings=findings, deletion=deletion)
-        states = self._judged(post, measured)
+        facts = Facts(explanation, verdict_of(findings), deletion)
+        states = self._judged(post, facts) if post.alarms else ()
         draw = self._guards.draw
         shown = regions if draw == "always" or (draw == "firing" and any(one.firing for one in states)) else ()
-        if states or shown:
-            measured = replace(measured, guards=states, regions=shown)
+        measured = replace(explanation, findings=findings, deletion=deletion, guards=states, regions=shown)
+        if self.budget is not None and any(a.rule.needs_deletion and a.applies(facts) for a in post.alarms):
+            self._doubtful.append(measured)
         if self._slow.drift is not None:
             self._slow.drift.add(measured)
         if self._slow.recorder is not None:
@@ -130,21 +131,17 @@ class Guardian:
         post.seen = measured
         return measured
 
-    def _judged(self, post: _Post, explanation: Explanation) -> tuple[GuardState, ...]:
-        if not post.alarms:
-            return ()
-        facts, moment = Facts(explanation, explanation.verdict), moment_of(explanation.frame)
-        before = {state.name for state in post.states if state.firing}
-        states = tuple(alarm.judge(facts, moment) for alarm in post.alarms)
-        for state in states:
-            if state.firing and state.name not in before:
-                log.warning("%s: guard %s fires: %s", explanation.frame.camera, state.name, state.says)
-            elif not state.firing and state.name in before:
-                held = next(one.seconds for one in post.states if one.name == state.name)
-                log.info("%s: guard %s is quiet again; it fired for %.1f s", explanation.frame.camera, state.name, held)
-        post.states = states
-        if self.budget is not None and any(a.rule.needs_deletion and a.applies(facts) for a in post.alarms):
-            self._doubtful.append(explanation)
+    @staticmethod
+    def _judged(post: _Post, facts: Facts) -> tuple[GuardState, ...]:
+        frame, before = facts.explanation.frame, post.states
+        moment = moment_of(frame)
+        post.states = states = tuple([alarm.judge(facts, moment) for alarm in post.alarms])
+        # A camera's guards are judged in the same order every time.
+        for state, old in zip(states, before or (None,) * len(states), strict=True):
+            if state.firing and (old is None or not old.firing):
+                log.warning("%s: guard %s fires: %s", frame.camera, state.name, state.says)
+            elif old is not None and old.firing and not state.firing:
+                log.info("%s: guard %s is quiet again; it fired for %.1f s", frame.camera, state.name, old.seconds)
         return states
 
     def _fresh(self, post: _Post, moment: float) -> Deletion | None:

@@ -22,7 +22,7 @@ def facts(inside=0.9, label="scratch", score=0.9, drop=None):
     finding = Finding(label, score, np.zeros((1, 1), np.float32), 0, grounds=grounds)
     checked = None if drop is None else Deletion(label, score, score - drop, 0, 0.1)
     seen = Explanation(Frame(np.zeros((2, 2, 3), np.uint8), "line", 0, 0.0), (finding,), "m", "l", deletion=checked)
-    return Facts(seen, finding)
+    return Facts(seen, finding, checked)
 
 
 def run(guard, story):
@@ -75,8 +75,8 @@ def test_the_margin_moves_every_bound_to_its_harder_side_through_not_and_or():
             seen = facts()
             grounds = Grounds(value, 0.2, (1.0, 1.0), None)
             found = Finding("scratch", 0.9, np.zeros((1, 1), np.float32), 0, grounds=grounds)
-            assert guard.rule.claim(Facts(seen.explanation, found), 0.1) is held
-            assert guard.rule.claim(Facts(seen.explanation, found), 0.0) is True
+            assert guard.rule.claim(Facts(seen.explanation, found, None), 0.1) is held
+            assert guard.rule.claim(Facts(seen.explanation, found, None), 0.0) is True
 
 
 def test_where_its_condition_does_not_apply_a_rule_is_kept():
@@ -99,8 +99,8 @@ def test_a_pause_or_a_clock_that_goes_back_starts_the_hold_time_anew():
 
 def test_a_frame_without_findings_is_no_verdict():
     empty = Explanation(Frame(np.zeros((2, 2, 3), np.uint8), "line", 0, 0.0), (), "m", "l")
-    assert not alarm(hold=0).judge(Facts(empty, None), 0.0).firing
-    assert not alarm("focus_area <= 0.1", hold=0).judge(Facts(empty, None), 0.0).firing
+    assert not alarm(hold=0).judge(Facts(empty, None, None), 0.0).firing
+    assert not alarm("focus_area <= 0.1", hold=0).judge(Facts(empty, None, None), 0.0).firing
 
 
 def test_it_says_what_was_wanted_and_what_was_seen():
@@ -125,7 +125,7 @@ def test_a_deletion_check_of_another_class_says_nothing():
     assert guard.judge(facts(drop=0.05), 0.0).firing
     stale = facts(drop=0.05)
     other = Finding("dent", 0.9, np.zeros((1, 1), np.float32), 1)
-    assert guard.rule.claim(Facts(stale.explanation, other), 0.0) is None
+    assert guard.rule.claim(Facts(stale.explanation, other, stale.explanation.deletion), 0.0) is None
 
 
 @pytest.mark.parametrize("rate", [1.0, 12.5, 30.0, 59.94])

@@ -13,6 +13,7 @@ from pipeline.errors import SinkError
 from pipeline.ports import Sink
 
 ROOT = Path(__file__).resolve().parents[2]
+WIRES = {"tcp://127.0.0.1:5555", "ipc:///tmp/o"}
 
 
 @pytest.mark.parametrize(
@@ -91,9 +92,9 @@ def test_an_address_that_is_written_wrong_is_refused_at_once(uri):
             "token_file",
         ),
         ({"token": "correct-horse-battery"}, {"http://127.0.0.1:8000"}, "curve"),
-        ({"scale": 0.5}, {"tcp://127.0.0.1:5555", "ipc:///tmp/o"}, "scale is for"),
-        ({"max_rate": 5.0}, {"tcp://127.0.0.1:5555", "ipc:///tmp/o", "mqtt://127.0.0.1/plant"}, "max_rate is for"),
-        ({"jpeg_quality": 50}, {"tcp://127.0.0.1:5555", "ipc:///tmp/o", "http://127.0.0.1:8000"}, "quality is for"),
+        ({"scale": 0.5}, WIRES, "scale is for"),
+        ({"max_rate": 5.0}, WIRES | {"mqtt://127.0.0.1/plant"}, "max_rate is for"),
+        ({"jpeg_quality": 50}, WIRES | {"http://127.0.0.1:8000"}, "quality is for"),
     ],
 )
 def test_an_option_that_would_do_nothing_is_refused(asked, takers, said, tmp_path, monkeypatch):

@@ -29,10 +29,11 @@ def read_slow(config: Config, cameras: Sequence[str], recorder: Recorder | None 
         ConfigError: a guard or ``record_when`` names what is not there, or the baseline cannot be read.
     """
     guards = config.guards
-    check_cameras(guards, cameras)
+    named = [*cameras, *config.elsewhere]
+    check_cameras(guards, named)
     _check_recorders(config, {
         "guard": {guard.name for guard in guards.rules}, "region": {region.name for region in guards.regions},
-        "camera": cameras,
+        "camera": named,
     })  # fmt: skip
     if guards.baseline is None:
         return Slow(recorder=recorder)

@@ -237,6 +237,8 @@ class Config(_Knobs):
     """Where overlays go; none = the frames are explained and counted only."""
     guards: GuardsConfig = GuardsConfig()
     """What must be true of the reasons, and what is said when it is not."""
+    elsewhere: list[str] = []
+    """Cameras that another process carries: guards and record_when may name them, so that one file serves all."""
     frames: int | None = Field(default=None, ge=1)
     """Stop after so many explained frames."""
     seconds: float | None = Field(default=None, gt=0)

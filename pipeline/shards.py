@@ -40,8 +40,6 @@ def shards_of(config: Config, devices: Sequence[str]) -> list[Config]:
     """
     if config.frames is not None:
         raise ConfigError("--frames counts the frames of one process; with --devices use --seconds")
-    if config.guards.rules or config.guards.regions:
-        raise ConfigError("guards name cameras of one process; with them start one `stream` for each device")
     if config.engine.device != "auto":
         raise ConfigError(f"--device {config.engine.device} and --devices: give one of the two")
     unnamed = [source.uri for source in config.sources if source.name is None]
@@ -54,7 +52,9 @@ def shards_of(config: Config, devices: Sequence[str]) -> list[Config]:
         if sources:
             engine = config.engine.model_copy(update={"device": device})
             sinks = [sink.model_copy(update={"uri": door_of(sink, number)}) for sink in config.sinks]
-            shards.append(config.model_copy(update={"sources": sources, "engine": engine, "sinks": sinks}))
+            elsewhere = [str(other.name) for other in config.sources if other not in sources]
+            dealt = {"sources": sources, "engine": engine, "sinks": sinks, "elsewhere": elsewhere + config.elsewhere}
+            shards.append(config.model_copy(update=dealt))
     return shards
 
 
@@ -72,6 +72,6 @@ def door_of(sink: SinkConfig, number: int) -> str:
     if uri.startswith("ipc://"):
         return f"{uri}.{number}"
     if uri.endswith("/"):
-        return f"{uri}{number}/"
+        return f"{uri.rstrip('/')}.{number}/"
     path = PurePath(uri)
     return str(path.with_name(f"{path.stem}.{number}{path.suffix}"))

@@ -40,7 +40,7 @@ def test_every_camera_is_dealt_out_once_and_evenly(count, cards):
     ("ipc:///tmp/overlays", "ipc:///tmp/overlays.1"),
     ("out/belt.mp4", "out/belt.1.mp4"),
     ("belt.jsonl", "belt.1.jsonl"),
-    ("clips/", "clips/1/"),
+    ("out/clips/", "out/clips.1/"),
     ("window", "window"),
     ("mqtt://broker:1883/factory", "mqtt://broker:1883/factory"),
 ])  # fmt: skip
@@ -67,6 +67,11 @@ def test_what_counts_for_the_whole_run_is_refused():
         shards_of(config(2, engine={"device": "cuda"}), ["cuda:0"])
     with pytest.raises(ValueError, match="must be named"):
         shards_of(make_config({"sources": ["line:"]}, "test"), ["cuda:0"])
+
+
+def test_every_shard_knows_whom_the_others_carry():
+    shards = shards_of(config(3, elsewhere=["yard"]), ["cuda:0", "cuda:1"])
+    assert [shard.elsewhere for shard in shards] == [["camera 1", "yard"], ["camera 0", "camera 2", "yard"]]
 
 
 def test_a_shard_survives_the_way_through_yaml():
@@ -97,6 +102,36 @@ def test_two_processes_carry_their_cameras(tmp_path):
     )
     assert first - {None} == {"line"}
     assert second - {None} == {"line-2"}
+
+
+GUARDED = """
+sources: [{uri: "line:?seed=1", name: door}, {uri: "line:?seed=2", name: gate}]
+engine: {model: line_net, backend: eager, cache: "off"}
+guards:
+  regions: [{name: belt, polygon: [[0, 0.1], [1, 0.1], [1, 0.9], [0, 0.9]], cameras: [gate]}]
+  rules:
+    - {name: everywhere, rule: "score > 1 when not camera=door or camera=door", hold_seconds: 0}
+    - {name: grounded, rule: heat_inside(belt) >= 0, cameras: [gate]}
+sinks: [LOG, {uri: CLIPS, record_when: guard=grounded or camera=door}]
+"""
+
+
+@pytest.mark.slow
+def test_guards_go_with_the_cameras_they_are_of(tmp_path):
+    (tmp_path / "guarded.yaml").write_text(
+        GUARDED.replace("LOG", str(tmp_path / "log.jsonl")).replace("CLIPS", f"{tmp_path / 'clips'}/")
+    )
+    done = run(str(tmp_path / "guarded.yaml"), "--devices", "cpu,cpu", "--seconds", "3")
+    assert done.returncode == 0, done.stderr
+    guards = {
+        tuple(one["name"] for one in json.loads(line)["guards"])
+        for name in ("log.jsonl", "log.1.jsonl")
+        for line in (tmp_path / name).read_text().splitlines()
+        if "guards" in json.loads(line)
+    }
+    assert guards == {("everywhere",), ("everywhere", "grounded")}
+    assert list((tmp_path / "clips").rglob("*.mp4")), "door's, by its name"
+    assert list((tmp_path / "clips.1").rglob("*.mp4")) == [], "gate's guard stays quiet"
 
 
 @pytest.mark.slow

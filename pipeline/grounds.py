@@ -36,7 +36,7 @@ from pipeline.frames import Box, Explanation, Finding, Frame, Grounds, Heat, Reg
 Flat = npt.NDArray[np.float32]
 """One number per cell, float32, (rows * columns,)."""
 Weights = npt.NDArray[np.float32]
-"""Each region's share of each cell's area, float32, (regions, rows * columns)."""
+"""What evidence is summed by, float32, (2 + regions, rows * columns): see ``weights_of``."""
 Point = tuple[float, float]
 
 PAUSE_SECONDS: Final = 2.0
@@ -57,12 +57,13 @@ def grounds_of(
         heat: float32 in [0, 1], (rows, columns).
         region: the rectangle of the frame that the grid covers, in pixels.
         names: of the regions whose weights are given.
-        weights: their shares of each cell (``weights_of``).
+        weights: as ``weights_of`` made them for those regions; None where there is none.
         stability: as ``Surveyor`` found it.
     """
     flat: Flat = heat.ravel()
     count = flat.size
-    ordered = np.sort(flat)
+    ordered = flat.copy()
+    ordered.sort()
     floor = ordered[(count - 1) // 2]
     if ordered[-1] <= floor:
         floor = np.float32(0.0)
@@ -76,10 +77,9 @@ def grounds_of(
     entropy = (math.log(total) - float(hot @ np.log(hot)) / total) / math.log(count) if count > 1 else 0.0
     evidence = np.maximum(flat, floor) - floor
     rows, columns = heat.shape
-    x, y = (_places(rows, columns) @ evidence).tolist()
+    x, y, *shares = ((_places(rows, columns) if weights is None else weights) @ evidence).tolist()
     inside: Mapping[str, float] = _NOTHING
-    if weights is not None and names:
-        shares = (weights @ evidence).tolist()
+    if names:
         inside = MappingProxyType({name: share / total for name, share in zip(names, shares, strict=True)})
     return Grounds(
         focus_area=max(cells, 1) / count,
@@ -144,11 +144,9 @@ def _area(points: list[Point]) -> float:
     return abs(doubled) / 2.0
 
 
-def weights_of(regions: Sequence[Region], heat_region: Box, grid: tuple[int, int]) -> Weights | None:
-    """Return every region's share of each cell, (regions, rows * columns); None where there is no region."""
-    if not regions:
-        return None
-    return np.stack([cell_weights(one.polygon, heat_region, grid) for one in regions])
+def weights_of(regions: Sequence[Region], heat_region: Box, grid: tuple[int, int]) -> Weights:
+    """Return each cell's centre x and y, as shares of the grid, then every region's share of each cell."""
+    return np.concatenate([_places(*grid), *(cell_weights(one.polygon, heat_region, grid)[None] for one in regions)])
 
 
 @dataclass(slots=True)
@@ -211,8 +209,14 @@ class Surveyor:
 
 
 def _centred(heat: Heat) -> tuple[Flat, float]:
-    flat: Flat = heat.ravel() - np.float32(heat.sum() / heat.size)
+    flat: Flat = heat.ravel()
+    flat = flat - np.float32(float(flat @ _ones(flat.size)) / flat.size)
     return flat, math.sqrt(float(flat @ flat))
+
+
+@functools.lru_cache(maxsize=64)
+def _ones(count: int) -> Flat:
+    return np.ones(count, np.float32)
 
 
 def _correlation(now: tuple[Flat, float], before: tuple[Flat, float] | None) -> float | None:

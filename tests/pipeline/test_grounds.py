@@ -59,7 +59,9 @@ def test_a_share_goes_by_the_part_of_each_cell_that_lies_inside():
     # Cells of 20 x 20; the region covers the left column and a quarter of the next one.
     weights = cell_weights(((0.0, 0.0), (25.0, 0.0), (25.0, 40.0), (0.0, 40.0)), Box(0, 0, 80, 40), (2, 4))
     assert weights.reshape(2, 4).tolist() == [[1.0, 0.25, 0.0, 0.0]] * 2
-    found = grounds_of(heat([[0.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]]), Box(0, 0, 80, 40), ["part"], weights[None])
+    part = Region("part", ((0.0, 0.0), (25.0, 0.0), (25.0, 40.0), (0.0, 40.0)))
+    weights = weights_of([part], Box(0, 0, 80, 40), (2, 4))
+    found = grounds_of(heat([[0.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]]), Box(0, 0, 80, 40), ["part"], weights)
     assert found.heat_inside["part"] == pytest.approx((1.0 + 0.25) / 2)
 
 
@@ -80,13 +82,13 @@ def test_a_letterboxs_border_lies_outside_every_region():
     # The grid covers more than the frame: 80 x 60 within 80 x 80, cells of 20.
     region = Region("all", ((0.0, 0.0), (80.0, 0.0), (80.0, 60.0), (0.0, 60.0)))
     weights = weights_of([region], Box(0.0, -10.0, 80.0, 70.0), (4, 4))
-    assert weights[0].reshape(4, 4)[:, 0].tolist() == [0.5, 1.0, 1.0, 0.5]
+    assert weights[2].reshape(4, 4)[:, 0].tolist() == [0.5, 1.0, 1.0, 0.5]
 
 
 def test_a_crop_sees_a_region_where_it_lies_in_the_crop():
     region = Region("left", ((0.0, 0.0), (40.0, 0.0), (40.0, 60.0), (0.0, 60.0)))
     weights = weights_of([region], Box(10.0, 0.0, 70.0, 60.0), (1, 2))
-    assert weights[0].tolist() == [1.0, 0.0]
+    assert weights[2].tolist() == [1.0, 0.0]
 
 
 @given(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from overlays.fields import text_of
@@ -88,6 +89,15 @@ def parse_broker(uri: str) -> Broker:
 def level(camera: str) -> str:
     """Return a camera's name as one level of a topic: what has a meaning there becomes an underscore."""
     return _UNFIT.sub("_", text_of(camera)).strip() or "camera"
+
+
+def same_level(cameras: Sequence[str]) -> tuple[str, str] | None:
+    """Return two cameras whose names become the same level of a topic; None where there are none."""
+    taken: dict[str, str] = {}
+    for camera in cameras:
+        if (other := taken.setdefault(level(camera), camera)) != camera:
+            return other, camera
+    return None
 
 
 def finding_message(explanation: Explanation, *, sent_at_unix: float, now_monotonic: float) -> bytes:

@@ -121,29 +121,28 @@ class Rows:
         """Each row group's file, and its number there."""
         self._firsts: list[int] = []
         """The number of each group's first row."""
+        self._damaged: list[str] = []
+        """Parts that cannot be read."""
         self._held: tuple[int, pa.Table] | None = None
         """The group that was read last: frames come in order."""
 
     def __enter__(self) -> Self:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        from overlays.columns import SCHEMA
-
-        files = sorted(self._path.glob(f"*{_TABLE}")) if self._path.is_dir() else [self._path]
+        several = self._path.is_dir()
+        files = sorted(self._path.glob(f"*{_TABLE}")) if several else [self._path]
         rows = 0
         for file in files:
             try:
-                with pq.ParquetFile(file) as opened:
-                    missing = set(SCHEMA.names) - set(opened.schema_arrow.names)
-                    if missing:
-                        raise _unreadable(file, f"it has no column {min(missing)!r}")
-                    for group in range(opened.num_row_groups):
-                        self._groups.append((file, group))
-                        self._firsts.append(rows)
-                        rows += opened.metadata.row_group(group).num_rows
-            except (OSError, pa.ArrowException) as error:
-                raise _unreadable(file, getattr(error, "strerror", None) or str(error)) from None
+                sizes = _group_rows(file)
+            except SourceError as error:
+                # A run that was killed leaves its last part torn; the others are whole.
+                if not several or len(files) == len(self._damaged) + 1:
+                    raise
+                self._damaged.append(str(error))
+                continue
+            for group, size in enumerate(sizes):
+                self._groups.append((file, group))
+                self._firsts.append(rows)
+                rows += size
         return self
 
     def __exit__(
@@ -164,6 +163,7 @@ class Rows:
                     continue
                 _check_version(version)
                 yield Gist(camera, index, seconds, place)
+        yield from map(WireError, self._damaged)
 
     def header(self, place: int) -> Header:
         """Read the row of that number."""
@@ -189,6 +189,23 @@ class Rows:
                 return opened.read_row_group(group, columns, use_threads=False)
         except (OSError, KeyError, pa.ArrowException) as error:
             raise _unreadable(file, str(error)) from None
+
+
+def _group_rows(file: Path) -> list[int]:
+    """Return how many rows each group of a table has. Raises ``SourceError`` where it is none of ours."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from overlays.columns import SCHEMA
+
+    try:
+        with pq.ParquetFile(file) as opened:
+            missing = set(SCHEMA.names) - set(opened.schema_arrow.names)
+            if missing:
+                raise _unreadable(file, f"it has no column {min(missing)!r}")
+            return [opened.metadata.row_group(group).num_rows for group in range(opened.num_row_groups)]
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(file, getattr(error, "strerror", None) or str(error)) from None
 
 
 def _check_version(version: int) -> None:

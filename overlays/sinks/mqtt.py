@@ -20,7 +20,7 @@ from paho.mqtt.client import Client, error_string
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 from paho.mqtt.reasoncodes import ReasonCode
 
-from overlays.broker import OFFLINE, ONLINE, finding_message, parse_broker, state_message
+from overlays.broker import OFFLINE, ONLINE, finding_message, parse_broker, same_level, state_message
 from overlays.page.board import Board
 from overlays.sinks.options import SinkOptions
 from overlays.sinks.pace import Pace
@@ -66,12 +66,16 @@ class MqttSink:
         """Take where the broker is, and whom to tell of before its first frame.
 
         Raises:
-            SinkError: the address is written wrong or holds a password, or the CA file cannot be read.
+            SinkError: the address is written wrong or holds a password, two cameras would share their topics, or the CA
+                file cannot be read.
         """
         try:
             self._broker = parse_broker(uri)
         except ValueError as error:
             raise SinkError(f"{uri.partition('://')[0]}://…: {error}") from None
+        if twins := same_level(cameras):
+            names = " and ".join(map(repr, twins))
+            raise SinkError(f"cameras {names} would share the topic {self._broker.finding(twins[0])!r}; rename one")
         options = options or SinkOptions()
         self.uri = uri
         self.lost = 0

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overlays.broker import finding_message, level, parse_broker
+from overlays.broker import finding_message, level, parse_broker, same_level
 from pipeline.frames import Box
 from tests.overlays.conftest import explain
 
@@ -50,6 +50,11 @@ def test_whatever_a_camera_is_called_it_is_one_level_of_a_topic(camera):
     assert level(camera)
     assert not set("+#/\x00") & set(level(camera))
     assert parse_broker("mqtt://h/t").finding(camera).count("/") == 2
+
+
+def test_cameras_that_would_share_a_topic_are_found():
+    assert same_level(["a/b", "gate", "a_b"]) == ("a/b", "a_b")
+    assert same_level(["a/b", "gate", "ab"]) is None
 
 
 def test_a_finding_is_told_without_heat_but_with_its_hottest_spot():

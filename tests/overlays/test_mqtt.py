@@ -288,6 +288,11 @@ def test_a_password_in_the_address_is_refused_and_not_repeated():
     assert "secret" not in str(refused.value)
 
 
+def test_cameras_that_would_share_their_topics_are_refused():
+    with pytest.raises(SinkError, match="'a/b' and 'a_b' would share the topic 't/a_b/finding'; rename one"):
+        MqttSink("mqtt://host/t", cameras=("a/b", "a_b"))
+
+
 def test_while_the_broker_is_being_called_the_trouble_has_words():
     deaf = socket.create_server(("127.0.0.1", 0))
     with deaf, telling(f"mqtt://127.0.0.1:{deaf.getsockname()[1]}/t") as sink:

@@ -162,6 +162,21 @@ def test_a_killed_run_leaves_a_table_and_the_next_run_keeps_it(tmp_path, overlai
         assert explainer.line_count == len(left)
 
 
+def test_a_part_that_is_torn_is_left_out_and_the_others_are_read(tmp_path, overlaid, caplog):
+    for number in range(3):
+        with ParquetSink(tmp_path / f"part-{number}.parquet") as sink:
+            sink.put(overlaid(index=number))
+    whole = (tmp_path / "part-1.parquet").read_bytes()
+    (tmp_path / "part-1.parquet").write_bytes(whole[: len(whole) // 2])
+    with LoggedExplainer(tmp_path) as explainer:
+        assert (explainer.line_count, explainer.damaged) == (2, 1)
+    assert "part-1.parquet: cannot be read" in caplog.text
+    for number in (0, 2):
+        (tmp_path / f"part-{number}.parquet").write_bytes(b"torn")
+    with pytest.raises(SourceError, match="cannot be read"), LoggedExplainer(tmp_path):
+        pass
+
+
 def test_a_full_disk_is_said_and_rows_wait_for_room_as_many_as_may(tmp_path, overlaid, monkeypatch):
     monkeypatch.setattr(parquet, "_PART_ROWS", 50)
     path = tmp_path / "out.parquet"

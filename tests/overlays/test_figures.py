@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import re
@@ -24,7 +25,8 @@ from overlays.sinks.page import PageSink
 from overlays.sinks.zeromq import ZeroMqSink
 from overlays.viewer import Viewer
 from pipeline.config import make_config
-from pipeline.guardian import Guardian
+from pipeline.drift import Drift, Recorder
+from pipeline.guardian import Guardian, Slow
 from pipeline.loop import Limits, Onlooker, Outcome, carry
 from pipeline.metrics import Tally
 from pipeline.ports import Figure, Measured, Troubled
@@ -49,6 +51,35 @@ class Explaining:
             Figure("engine", 1, "What runs.", labels=(("model", "resnet50"),)),
             Figure("device_memory_bytes", 5e8, "Memory.", labels=(("device", "cuda"), ("kind", "tensors"))),
         ]
+
+
+class Doubting(Explaining):
+    """Can be asked for deletion checks, too."""
+
+    def score_when_masked(self, explanation, finding, masking):
+        return 0.1
+
+
+GUARDED = {
+    "regions": [{"name": "part", "polygon": [[0, 0], [1, 0], [1, 1]]}],
+    "rules": [{"name": "stands", "rule": "score_drop_when_masked >= 0.2", "hold_seconds": 0}],
+    "deletion": {"budget": 0.5},
+}
+
+
+def guardian_of(explained):
+    """A guardian that has seen a camera for a minute, and knows how it was for one before."""
+    recorder = Recorder()
+    minute = [explained(camera="a", index=k, taken_at=float(k), pts_seconds=float(k)) for k in range(60)]
+    watching = Guardian(Explaining(explained), slow=Slow(recorder=recorder))
+    for one in minute:
+        watching.guard(one)
+    slow = Slow(Drift(recorder.baseline(), 600.0))
+    ticks = itertools.count().__next__
+    guardian = Guardian(Doubting(explained), make_config({"guards": GUARDED}, "test").guards, slow=slow, clock=ticks)
+    for one in minute:
+        guardian.guard(one)
+    return guardian
 
 
 class Plain:
@@ -177,7 +208,7 @@ def test_a_sink_that_closed_is_named_on_the_page(explained):
             pass
 
     with PageSink(ANY, cameras=("a",)) as page:
-        source = [(FakeSource(3, "a"), "wait")]
+        source = [(FakeSource(12, "a"), "wait")]
         carry(source, Explaining(explained), Plain(), [page, Broken()], limits=Limits(), stop=threading.Event())
         [trouble] = status(page)["troubles"]
         assert trouble["sink"] == "broken.mp4"
@@ -196,10 +227,8 @@ def test_the_dashboard_asks_for_figures_that_there_are(explained, tmp_path):
     ):
         mqtt = pytest.importorskip("overlays.sinks.mqtt").MqttSink("mqtt://127.0.0.1:1")
         parts = [sink, network]
-        source = [(FakeSource(3, "a"), "wait")]
-        rule = {"name": "sure", "rule": "score < 0.1", "hold_seconds": 0}
-        guardian = Guardian(Explaining(explained), make_config({"guards": {"rules": [rule]}}, "test").guards)
-        carry(source, guardian, Plain(), parts, limits=Limits(), stop=threading.Event())
+        source = [(FakeSource(12, "a"), "wait")]
+        carry(source, guardian_of(explained), Plain(), parts, limits=Limits(), stop=threading.Event())
         sink.about(replace_parts(sink, clips, mqtt))
         there = {name.split(" ")[0] for name, _ in figures(sink)}
     asked_for = {name for ask in asks for name in re.findall(r"\b(?:recipro|process)_\w+", ask)}

@@ -12,6 +12,7 @@ from pipeline.condition import parse_condition
 from pipeline.config import Config
 from pipeline.drift import Drift, Recorder, read_baseline
 from pipeline.errors import ConfigError
+from pipeline.facts import DROP
 from pipeline.guardian import AheadGuardian, Guardian, Slow
 from pipeline.guards import check_cameras, check_labels
 from pipeline.ports import Beginner
@@ -33,7 +34,7 @@ def read_slow(config: Config, cameras: Sequence[str], recorder: Recorder | None 
     check_cameras(guards, named)
     _check_recorders(config, {
         "guard": {guard.name for guard in guards.rules}, "region": {region.name for region in guards.regions},
-        "camera": named,
+        "camera": named, "check": {DROP} if any(guard.parsed.needs_deletion for guard in guards.rules) else set(),
     })  # fmt: skip
     if guards.baseline is None:
         return Slow(recorder=recorder)

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, NoReturn
 
-from pipeline.errors import ConfigError, nearest
+from pipeline.errors import ConfigError, nearest, unknown
 from pipeline.facts import DROP, HEAT_INSIDE, NUMBERS, Facts, Seen, heat_inside
 from pipeline.frames import Explanation
 
@@ -33,7 +33,6 @@ Condition = Callable[[Explanation], bool]
 
 MAX_CHARACTERS: Final = 1000
 MAX_DEPTH: Final = 50
-_MOST_LISTED: Final = 12
 
 _TOKEN: Final = re.compile(
     r"""\s*(?:(?P<quoted>"[^"]*"|'[^']*')|(?P<mark>==|!=|<=|>=|[=<>()])|(?P<word>[^\s=<>!()"']+))""", re.UNICODE
@@ -90,8 +89,8 @@ def parse_condition(text: str, known: Mapping[str, Collection[str]] = MappingPro
 
     Args:
         text: such as ``label=scratch and score>0.8``.
-        known: the names there are of a ``guard``, ``region``, ``label`` or ``camera``; of a kind that is not told any
-            may come.
+        known: the names there are of a ``guard``, ``region``, ``label`` or ``camera``, and under ``check`` whether
+            ``score_drop_when_masked`` is; of a kind that is not told any may come.
 
     Raises:
         ConfigError: it cannot be read; the message names the place.
@@ -239,11 +238,8 @@ class _Parser:
     def _check(self, kind: str, value: _Token) -> None:
         """Refuse a name that nothing of its kind has: such a test would never hold, or always."""
         name, there = _unquoted(value), self._known.get(kind)
-        if there is None or not name or name in there:
-            return
-        several = sorted(there)
-        listed = ", ".join(several[:_MOST_LISTED]) + (", ..." if len(several) > _MOST_LISTED else "")
-        self._fail(value, f"no {kind} is called so; known: {listed or 'there is none'}.{nearest(name, there)}")
+        if there is not None and name and name not in there:
+            self._fail(value, unknown(kind, name, there))
 
     def _words(self, field: str) -> Test:
         sign = self._sign(field)
@@ -262,6 +258,9 @@ class _Parser:
         return lambda facts, _slack: compare("" if facts.finding is None else facts.finding.label, text)
 
     def _number(self, field: str) -> Test:
+        if field == DROP and DROP not in self._known.get("check", {DROP}):
+            cure = f"is measured where a rule of guards asks for it, and none does; add one, such as '{DROP} >= 0.2'"
+            self._fail(self._tokens[self._next - 1], cure)
         seen = self._heat_inside() if field == HEAT_INSIDE else Seen(field, NUMBERS[field].read)
         least = 0.0 if field == HEAT_INSIDE else NUMBERS[field].least
         self._seen.append(seen)

@@ -23,7 +23,10 @@ Each message names the value, the rule it broke and the cure. ``run.py`` prints 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from typing import Final
+
+_MOST_LISTED: Final = 12
 
 
 class ReciproStreamError(Exception):
@@ -94,3 +97,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the known name closest to ``name``, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def unknown(kind: str, name: str, known: Collection[str]) -> str:
+    """Return what is said of a name that nothing of its kind has: those there are, and the nearest."""
+    several = sorted(known)
+    listed = ", ".join(several[:_MOST_LISTED]) + (", ..." if len(several) > _MOST_LISTED else "")
+    return f"no {kind} is called so; known: {listed or 'there is none'}.{nearest(name, known)}"

@@ -9,10 +9,10 @@ import itertools
 from collections.abc import Collection, Sequence
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pipeline.condition import Rule, parse_rule
-from pipeline.errors import ConfigError, nearest
+from pipeline.errors import ConfigError, nearest, unknown
 from pipeline.frames import Region
 
 Coordinate = Annotated[float, Field(ge=0, le=1 << 20, allow_inf_nan=False)]
@@ -20,7 +20,15 @@ Corner = tuple[Coordinate, Coordinate]
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"""^[^\s"'()=<>!]+$""")]
 _MOST_CORNERS: Final = 64
 _LEAST_SHARE: Final = 1e-6
-_MOST_LISTED: Final = 8
+
+
+def _somebody(cameras: list[str] | None) -> list[str] | None:
+    if cameras is not None and not cameras:
+        raise ValueError("names nobody; name a camera, or leave cameras out for every one")
+    return cameras
+
+
+Cameras = Annotated[list[str] | None, AfterValidator(_somebody)]
 
 
 class _Knobs(BaseModel):
@@ -34,7 +42,7 @@ class RegionConfig(_Knobs):
     """As rules call it: heat_inside(NAME)."""
     polygon: list[Corner] = Field(min_length=3, max_length=_MOST_CORNERS)
     """Corners [x, y]: shares of the frame where none is above 1, such as [0.5, 1], pixels otherwise."""
-    cameras: list[str] | None = None
+    cameras: Cameras = None
     """Whose pictures it is a part of. Default: every camera's."""
 
     @field_validator("polygon")
@@ -65,7 +73,7 @@ class GuardConfig(_Knobs):
     """As it is shown, counted and recorded."""
     rule: str
     """What must hold of the verdict, such as heat_inside(part) >= 0.6 when label=scratch and score>0.5"""
-    cameras: list[str] | None = None
+    cameras: Cameras = None
     """Whom it guards. Default: every camera."""
     hold_seconds: float = Field(default=0.5, ge=0, le=3600)
     """It fires when the rule has been broken for so long, without a frame in between that keeps it."""
@@ -135,9 +143,8 @@ class GuardsConfig(_Knobs):
         known = {region.name for region in self.regions}
         for place, guard in enumerate(self.rules):
             for name in sorted(guard.parsed.regions - known):
-                listed = ", ".join(sorted(known)) or "there is none"
-                cure = f"no region is called so; known: {listed}.{nearest(name, known)}"
-                raise ValueError(f"rules[{place}].rule: {guard.rule!r}: character {_where(guard.rule, name)}: {cure}")
+                where = f"rules[{place}].rule: {guard.rule!r}: character {_where(guard.rule, name)}"
+                raise ValueError(f"{where}: {unknown('region', name, known)}")
         return self
 
 
@@ -179,10 +186,7 @@ def check_labels(guards: GuardsConfig, labels: Collection[str]) -> None:
 
 def _check_named(place: int, guard: GuardConfig, kind: str, named: Collection[str], known: Collection[str]) -> None:
     for name in sorted(set(named) - set(known)):
-        several = sorted(known)
-        listed = ", ".join(map(repr, several[:_MOST_LISTED])) + (", ..." if len(several) > _MOST_LISTED else "")
-        cure = f"no {kind} is called so; the run has {listed}.{nearest(name, known)}"
-        raise ConfigError(f"guards.rules[{place}].rule: {guard.rule!r}: {name!r}: {cure}")
+        raise ConfigError(f"guards.rules[{place}].rule: {guard.rule!r}: {name!r}: {unknown(kind, name, known)}")
 
 
 def _same_place(one: RegionConfig | GuardConfig, other: RegionConfig | GuardConfig) -> bool:

@@ -105,6 +105,13 @@ def test_a_guard_of_a_class_that_the_network_has_not_is_refused(command, tmp_pat
     assert "Did you mean 'scratch'" in errors
 
 
+def test_recording_by_a_check_that_no_rule_asks_for_is_refused(command):
+    words = ("--source", LINE.format(3), "--sink", "c/", "--record-when", "score_drop_when_masked<0.1")
+    code, _, errors = command("stream", *words)
+    assert code == 2
+    assert "where a rule of guards asks for it" in errors
+
+
 @pytest.mark.slow
 def test_the_network_with_the_shortcut_is_made_by_a_command(command, tmp_path):
     from engine.model_file import read_model_file

@@ -85,6 +85,8 @@ def test_a_region_that_a_rule_names_must_be_there():
         ({"rules": [{"name": "grounded", "rule": RULE}] * 2}, "'grounded' is given twice"),
         ({"rules": [{"name": "grounded", "rule": RULE, "hold_second": 1}]}, "Did you mean 'hold_seconds'"),
         ({"rules": [{"name": "grounded", "rule": RULE, "hold_seconds": -1}]}, "greater than or equal to 0"),
+        ({"rules": [{"name": "grounded", "rule": RULE, "cameras": []}]}, "names nobody; name a camera"),
+        ({"regions": [{"name": "part", "polygon": SQUARE, "cameras": []}]}, "names nobody; name a camera"),
         ({"deletion": {"budget": 2}}, "less than or equal to 0.5"),
         ({"draw": "sometimes"}, "'always', 'firing' or 'never'"),
     ],
@@ -146,6 +148,14 @@ def test_what_to_record_may_be_said_by_guards():
             parse_condition(text, known)
         parse_condition(text, {})
     parse_condition("label=''", {"label": {"part"}})
+
+
+def test_what_to_record_may_go_by_the_deletion_check_only_where_a_rule_asks_for_it():
+    text = "score>0.5 and score_drop_when_masked < 0.1"
+    with pytest.raises(ConfigError, match=r"character 15, .*where a rule of guards asks for it, and none does; add"):
+        parse_condition(text, {"check": set()})
+    parse_condition(text, {"check": {"score_drop_when_masked"}})
+    parse_condition(text)
 
 
 @given(st.text(alphabet="heat_inside(part) >=0.6 when label='x' and or not focus_area", max_size=60))

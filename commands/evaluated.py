@@ -5,18 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from commands.terminal import say
+from commands.terminal import progress_bar, say
 from commands.truths import Known, read_paths
 from pipeline.errors import ConfigError, DamagedError, SourceError
 from pipeline.frames import Frame, Image
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from engine.evaluation.examiner import Examiner
     from engine.evaluation.journal import Journal
     from pipeline.ports import Source
@@ -82,7 +79,7 @@ class Pictures:
         from stream.images import read_image
 
         waiting = _waiting(self.names, journal)
-        with _progress() as progress:
+        with progress_bar() as progress:
             for index, name in enumerate(progress.track(waiting, description="measuring")):
                 if stop.is_set():
                     return
@@ -114,7 +111,7 @@ class Video:
         """Decode everything, measure what was chosen, and compare it with its successor."""
         waiting = {self._places[name]: name for name in _waiting(self.names, journal)}
         before: Frame | None = None
-        with _progress() as progress:
+        with progress_bar() as progress:
             task = progress.add_task("measuring", total=len(waiting))
             for frame in self._frames(stop) if waiting else ():
                 if before is not None:
@@ -168,12 +165,3 @@ def _waiting(names: Sequence[str], journal: Journal) -> list[str]:
     if len(waiting) < len(names):
         say(f"{len(names) - len(waiting)} of {len(names)} pictures were measured before; going on.")
     return waiting
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        yield progress

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
 from pipeline.errors import ConfigError, ConnectionLostError
 from pipeline.loop import Outcome
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 EXIT_INPUT, EXIT_CAMERA, EXIT_SINK = 2, 3, 4
 
@@ -62,6 +67,16 @@ def text_of(path: Path) -> str:
         raise ConfigError(
             f"{str(path)!r}: cannot be read ({getattr(reason, 'strerror', None) or 'not text'})"
         ) from None
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """Show on standard error how far something is; gone when it is done."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        yield progress
 
 
 def near(path: Path) -> str:

@@ -27,8 +27,9 @@ from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from engine.finetuning.course import Balance, Epoch
+    from engine.finetuning.pupil import Lowered, Pupil
     from engine.finetuning.roster import Sample
-    from engine.finetuning.school import Diploma, Lowered
+    from engine.finetuning.school import Diploma
 
 log = logging.getLogger("recipro-stream")
 
@@ -42,7 +43,9 @@ def train(
         Path,
         typer.Argument(metavar="FOLDER", help="A folder of pictures for each class, or a CSV: path,label[,group]."),
     ],
-    model: Annotated[str, option(NETWORK, "A name of `run.py models`, or any torchvision or timm CNN.")],
+    model: Annotated[
+        str, option(NETWORK, "A name of `run.py models`, any torchvision or timm CNN, or what `train` wrote, to go on.")
+    ],
     output: Annotated[Path, option(RUN, "The file to write: NAME.safetensors.")],
     weights: Annotated[
         str | None, option(NETWORK, "Where it starts: a state dict (.pth, .safetensors). Default: pretrained ones.")
@@ -90,33 +93,41 @@ def train(
     threads: options.Threads = None,
 ) -> None:
     """Teach a network your own classes; leaves one file that stream, evaluate and export run, and a report."""
-    from engine.finetuning.roster import HELD_OUT, LEARNING, STOPPING, divide
-    from engine.finetuning.school import Watching, Wish, teach
+    from engine.finetuning.pupil import Wish, make_pupil
+    from engine.finetuning.roster import HELD_OUT, LEARNING, STOPPING, check_sources, divide, joined
+    from engine.finetuning.school import Watching, teach
     from engine.model_file import save_model
     from stream.images import read_image
 
-    _check_words(output, balance, precision)
+    _check_words(output, model, balance, precision)
     engine = make_config({}, "command line", {"engine": stated({
         "model": model, "input_size": input_size, "fit": fit, "layer": layer, "threads": threads,
     })}).engine  # fmt: skip
     _check_shares(held_out, stopping)
     wish = Wish(
-        engine.model, weights or find_shipped_weights(engine.model), engine.input_size, engine.fit, engine.layer,
-        until, freeze=freeze, freeze_to=freeze_to, augment=_words(augment), balance=cast("Balance", balance),
-        epochs=epochs, batch=batch, learning_rate=learning_rate, patience=patience, threads=engine.threads,
-        precision=cast("Lowered", precision), seed=seed,
+        engine.model, weights or find_shipped_weights(engine.model), engine.input_size, engine.fit if fit else None,
+        engine.layer, until, freeze=freeze, freeze_to=freeze_to, augment=_words(augment),
+        balance=cast("Balance", balance), epochs=epochs, batch=batch, learning_rate=learning_rate, patience=patience,
+        threads=engine.threads, precision=cast("Lowered", precision), seed=seed,
     )  # fmt: skip
-    samples, unread = readable(listed(folder, pictures, source_pattern, source_gap))
+    shares = {LEARNING: 1.0 - held_out - stopping, STOPPING: stopping, HELD_OUT: held_out}
+    named = listed(folder, pictures, source_pattern, source_gap)
+    check_sources(named, list(shares))
+    pupil = make_pupil(wish, sorted({one.label for one in named}))
+    _tell_begun(pupil)
+    read, unread = readable(named)
     for line in unread:
         log.warning("left out: %s", line)
-    shares = {LEARNING: 1.0 - held_out - stopping, STOPPING: stopping, HELD_OUT: held_out}
-    parts = divide(samples, shares, seed)
-    _tell_parts(parts, len(unread))
+    samples, copies = joined(read)
+    parts = divide(samples, shares, seed, pupil.seen)
+    _tell_parts(parts, len(unread), copies, sum(one.digest in pupil.seen for one in samples))
+    if len({one.source for one in named}) == len(named):
+        say("Every picture counts as a part of its own; if several show one part, say so with --source-pattern.")
     begun = threading.Event()
     begun.set()
     with until_interrupted(begun) as stop:
         watching = Watching(_tell_features, _tell_epoch, stop.is_set)
-        diploma = teach(parts, lambda path: read_image(Path(path)), wish, watching)
+        diploma = teach(pupil, parts, lambda path: read_image(Path(path)), watching)
         if stop.is_set():
             log.warning("ended early: the best of %d epochs is written", len(diploma.epochs))
     if not diploma.epochs:
@@ -127,9 +138,11 @@ def train(
     _report(output, folder, replace(diploma, file=file), parts, unread)
 
 
-def _check_words(output: Path, balance: str, precision: str) -> None:
+def _check_words(output: Path, model: str, balance: str, precision: str) -> None:
     if output.suffix != ".safetensors":
         raise ConfigError(f"--output {str(output)!r}: must end in .safetensors, such as part.safetensors")
+    if Path(model).exists() and output.absolute().resolve() == Path(model).resolve():
+        raise ConfigError(f"--output {str(output)!r}: is what it begins with, which would be lost; give another name")
     home = next(p for p in output.absolute().parents if p.exists())
     own = (output, *_beside(output).values())
     if any(one.is_dir() for one in own) or not home.is_dir() or not os.access(home, os.W_OK):
@@ -156,14 +169,31 @@ def _words(text: str) -> tuple[str, ...]:
     return () if text.strip() == "none" else tuple(word.strip() for word in text.split(",") if word.strip())
 
 
-def _tell_parts(parts: Mapping[str, Sequence[Sample]], unread: int) -> None:
+def _tell_begun(pupil: Pupil) -> None:
+    if not pupil.begun_with:
+        return
+    fresh = [label for label in pupil.labels if label not in pupil.known]
+    say(f"goes on from {pupil.wish.model} ({pupil.name}{f' until {pupil.until}' if pupil.until else ''})")
+    say(f"  knows already: {', '.join(pupil.known) or 'none of these classes'}")
+    if fresh:
+        say(f"  new: {', '.join(fresh)}")
+    if not pupil.seen:
+        log.warning(
+            "%s does not say which pictures it learned from: if some of them are here, what is measured on held-out "
+            "ones may be too good", pupil.wish.model,
+        )  # fmt: skip
+
+
+def _tell_parts(parts: Mapping[str, Sequence[Sample]], unread: int, copies: int, seen: int) -> None:
     for part, several in parts.items():
         sources = len({one.source for one in several})
         say(f"{part.replace('_', '-'):9} {len(several):5} pictures of {sources} sources")
     if unread:
         say(f"left out  {unread:5} that do not decode")
-    if all(len({one.source for one in several}) == len(several) for several in parts.values()):
-        say("Every picture counts as a part of its own; if several show one part, say so with --source-pattern.")
+    if copies:
+        say(f"copies    {copies:5} are another picture once more, pixel by pixel; they count as one source with it")
+    if seen:
+        say(f"seen      {seen:5} it learned from before; none of them examines it")
 
 
 def _tell_features(done: int, todo: int) -> None:

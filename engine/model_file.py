@@ -3,7 +3,8 @@
 Nothing in it is code. Beside the tensors it carries string metadata, each value JSON where it is no plain word:
 ``format`` ("recipro-stream 1"), ``model``, ``labels``, ``input_size`` [height, width], ``mean``, ``std``, ``layer``
 (where the network is cut), ``provenance``, ``fit`` (how a frame is brought to the input size; older files have none,
-and mean ``stretch``) and ``until`` (the layer it ends with, where it was ended earlier than the table's).
+and mean ``stretch``), ``until`` (the layer it ends with, where it was ended earlier than the table's) and ``seen``
+(digests of the pictures it learned from; older files have none).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from safetensors.torch import save
 
 from engine.metadata import mapping, names, pair, triple, word, wrong
 from engine.preprocess import Fit
+from engine.what_file import first_bytes, no_weights
 from engine.whole_file import whole_file
 from pipeline.errors import ModelError
 
@@ -48,6 +50,8 @@ class ModelFile:
     """How a frame is brought to the input size."""
     until: str | None = None
     """The layer the network of the table ends with here; None = its own end."""
+    seen: frozenset[str] = frozenset()
+    """Digests of the pictures it learned from: none of them may examine what goes on from it."""
 
 
 def save_model(path: str | Path, content: ModelFile) -> None:
@@ -66,6 +70,7 @@ def save_model(path: str | Path, content: ModelFile) -> None:
         "layer": content.layer,
         "fit": content.fit,
         **({"until": content.until} if content.until else {}),
+        **({"seen": json.dumps(sorted(content.seen))} if content.seen else {}),
         "provenance": json.dumps(dict(content.provenance), sort_keys=True),
     }
     payload = save({name: tensor.contiguous().cpu() for name, tensor in content.state.items()}, metadata)
@@ -87,6 +92,8 @@ def read_model_file(path: str | Path) -> ModelFile:
     if not path.is_file():
         raise ModelError(f"{path}: no such model file; `run.py train` and `run.py train-line` write them")
     try:
+        if (told := no_weights(first_bytes(path))) is not None:
+            raise ModelError(f"{path}: {told}")
         with safe_open(str(path), framework="pt") as file:
             metadata = dict(file.metadata() or {})
             _check_format(path, metadata)
@@ -106,6 +113,7 @@ def read_model_file(path: str | Path) -> ModelFile:
         provenance=mapping(path, metadata, "provenance"),
         fit=_fit(path, metadata),
         until=metadata.get("until"),
+        seen=frozenset(names(path, metadata, "seen")) if "seen" in metadata else frozenset(),
     )
 
 

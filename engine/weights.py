@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from engine.what_file import begins_like_safetensors, first_bytes, no_weights
 from pipeline.errors import ModelError
 
 _ENVELOPES = ("state_dict", "model_state_dict", "model_state", "state_dict_ema", "model_ema", "ema", "model", "net")
@@ -25,6 +25,10 @@ _NAMED = 4
 """How many wrong keys a message names."""
 
 StateDict = dict[str, Tensor]
+_UNREADABLE = (
+    SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError,
+    AttributeError, TypeError,
+)  # fmt: skip
 
 
 def read_state(path: Path) -> StateDict:
@@ -36,11 +40,17 @@ def read_state(path: Path) -> StateDict:
     if not path.is_file():
         raise ModelError(f"weights {str(path)!r}: there is no such file; give the path of a state dict")
     try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        held = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as reason:
+        begin = first_bytes(path)
+        if (told := no_weights(begin)) is not None:
+            raise ModelError(f"weights {str(path)!r}: {told}")
+        if begins_like_safetensors(begin) or (path.suffix == ".safetensors" and not begin.startswith(b"PK")):
+            return _read_safetensors(path)
+        with path.open("rb") as file:  # by a path torch goes by the name
+            held = torch.load(file, map_location="cpu", weights_only=True)
+    except _UNREADABLE as reason:
         first = str(reason).strip().splitlines()[0] if str(reason).strip() else type(reason).__name__
+        if "nsupported" in str(reason) and isinstance(reason, pickle.UnpicklingError):
+            first = "it holds objects of a program beside tensors, perhaps a whole network, and code is not run here"
         raise ModelError(
             f"weights {str(path)!r}: not readable as a state dict ({first[:160]}); save one with "
             "torch.save(net.state_dict(), FILE) or safetensors"
@@ -52,6 +62,17 @@ def read_state(path: Path) -> StateDict:
             "save net.state_dict()"
         )
     return state
+
+
+def _read_safetensors(path: Path) -> StateDict:
+    with safe_open(str(path), framework="pt") as file:
+        told = dict(file.metadata() or {})
+        if told.get("format", "").startswith("recipro-stream") and (until := told.get("until")):
+            raise ModelError(
+                f"weights {str(path)!r}: are those of {told.get('model')} ended with {until!r}, and fit no whole one; "
+                f"the file knows its own network: give it by --model {path}"
+            )
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
 
 
 def _unwrapped(held: object) -> StateDict | None:
@@ -101,8 +122,20 @@ def load_into(build: Callable[[int | None], nn.Module], state: StateDict, name: 
     if told:
         raise ModelError(f"weights {str(path)!r} do not fit {name}: {'; '.join(told)}; name the right --model")
     whole = {key: state[key].to(value.dtype) if key in state else value for key, value in expected.items()}
+    _check_numbers(whole, path)
     net.load_state_dict(whole, assign=False)
     return net
+
+
+def _check_numbers(state: StateDict, path: Path) -> None:
+    """Refuse weights that are no numbers: every score would be NaN, and every map empty."""
+    wrong = [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    if wrong:
+        named = f"{', '.join(wrong[:_NAMED])}{', ...' if len(wrong) > _NAMED else ''}"
+        raise ModelError(
+            f"weights {str(path)!r}: {len(wrong)} of {len(state)} tensors hold NaN or infinity ({named}): a training "
+            "that ran away, or a damaged file; take an earlier one, or train again with a lower learning rate"
+        )
 
 
 def without_prefix(state: StateDict, expected: set[str]) -> StateDict:

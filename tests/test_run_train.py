@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from engine.model_file import ModelFile, save_model
+from engine.model_file import ModelFile, read_model_file, save_model
 from engine.models import MODELS
 from engine.networks import build_untrained
 from engine.passport import read_passport
@@ -118,9 +118,17 @@ def test_a_csv_names_pictures_labels_and_groups(command, tmp_path):
         (None, ("--source-pattern", "(blank|spot)"), "1 source for 3 parts"),
         (None, ("--weights", "nowhere.pth"), "there is no such file"),
         (None, ("--until", "featurs"), "Did you mean 'features'"),
+        (None, ("--layer", "featurs"), "Did you mean 'features'"),
+        (None, ("--freeze-to", "featurs"), "Did you mean 'features'"),
+        (None, ("--model", "line_nat"), "Did you mean 'line_net'"),
+        (None, ("--learning-rate", 1e30), "choose a lower --learning-rate"),
+        ("twice", (), "parts/blank/blank0_0.png (blank) and parts/spot/again.png (spot)"),
     ],
 )
 def test_what_a_user_can_mend_is_said_in_one_line(command, tmp_path, change, words, rule):
+    if change == "twice":
+        image = cv2.imread(str(tmp_path / "parts" / "blank" / "blank0_0.png"))
+        cv2.imwrite(str(tmp_path / "parts" / "spot" / "again.png"), image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
     if change == "empty":
         (tmp_path / "parts" / "empty").mkdir()
     (tmp_path / "file").touch()
@@ -147,3 +155,52 @@ def test_a_csv_without_its_columns_is_refused(command, tmp_path):
     (tmp_path / "parts.csv").write_text("path,label\na.png,\n")
     code, _, errors = command("train", "parts.csv", *LESSON)
     assert "parts.csv:2" in errors
+
+
+@pytest.mark.parametrize(
+    ("words", "rule"),
+    [
+        (("--augment", "miror"), "Did you mean 'mirror'"),
+        (("--weights", "nowhere.pth"), "there is no such file"),
+        (("--layer", "featurs"), "Did you mean 'features'"),
+        (("--source-pattern", "(blank|spot)"), "1 source for 3 parts"),
+    ],
+)
+def test_words_are_looked_at_before_any_picture_is(command, tmp_path, words, rule):
+    for place in (tmp_path / "parts").rglob("*.png"):
+        place.write_bytes(b"no picture")
+    code, _, errors = command("train", "parts", *LESSON, *words)
+    assert code == 2
+    assert rule in errors
+    code, _, errors = command("train", "parts", *LESSON)
+    assert "none of its pictures decodes" in errors
+
+
+@pytest.mark.timeout(300)
+def test_what_was_learned_is_gone_on_with_when_there_are_new_pictures(command, tmp_path):
+    assert command("train", "parts", *LESSON, "--epochs", 2, "--fit", "letterbox")[0] == 0
+    before = read_model_file(tmp_path / "part.safetensors")
+    (tmp_path / "parts" / "bar").mkdir()
+    for number in range(30):
+        image = np.random.default_rng((number, 9)).integers(0, 60, (48, 48, 3), np.uint8)
+        image[:, 20 : 24 + number % 3] = 250
+        cv2.imwrite(str(tmp_path / "parts" / ("bar" if number < 20 else "spot") / f"new{number}.png"), image)
+    (tmp_path / "parts" / "bar" / "copy.png").write_bytes((tmp_path / "parts" / "bar" / "new3.png").read_bytes())
+    lesson = ("--epochs", 1, "--batch", 8, "--threads", 1, "--model", "part.safetensors")
+    code, told, errors = command("train", "parts", *lesson, "--output", "next.safetensors")
+    assert code == 0, errors
+    assert "knows already: blank, spot" in told
+    assert "new: bar" in told
+    assert "copies        1 are another picture once more" in told
+    assert "it learned from before; none of them examines it" in told
+    after = read_model_file(tmp_path / "next.safetensors")
+    assert (after.labels, after.fit, after.input_size) == (("bar", "blank", "spot"), "letterbox", (48, 48))
+    assert after.provenance["began_with"]["file"] == "part.safetensors"
+    report = json.loads((tmp_path / "next.report.json").read_text())
+    assert not {one["digest"] for one in report["parts"]["held_out"]} & before.seen
+    assert before.seen < after.seen
+    assert "part.safetensors" in (tmp_path / "next.report.html").read_text()
+
+    code, _, errors = command("train", "parts", *lesson, "--output", "part.safetensors")
+    assert code == 2
+    assert "is what it begins with" in errors

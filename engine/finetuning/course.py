@@ -5,6 +5,7 @@ The best state on the stopping pictures is the one that stays: by the mean recal
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from pipeline.errors import ModelError
+
+log = logging.getLogger(__name__)
 
 Numbers = npt.NDArray[np.int_]
 Balance = Literal["sampler", "weights", "none"]
@@ -94,6 +99,9 @@ def study(
         tell: told of every epoch.
         stop: asked after every batch; True ends it with what is best so far.
         able: the learner knows something already: what is no better than that is not kept.
+
+    Raises:
+        ModelError: the loss left all bounds before anything was learned.
     """
     begun = time.perf_counter()
     rng = np.random.default_rng((seed, 8))
@@ -119,6 +127,8 @@ def study(
                 return told
             losses.append(_step(learner, numbers, classes, weights, course, optimiser))
             schedule.step()
+        if not math.isfinite(losses[-1]):
+            return _ran_away(learner, told, state, able=able)
         loss, recall = examine(learner, classes, stopping)
         better = (recall, -loss) > best
         best, since = ((recall, -loss), 0) if better else (best, since + 1)
@@ -129,6 +139,15 @@ def study(
         tell(told[-1])
         if since >= course.patience:
             break
+    learner.restore(state)
+    return told
+
+
+def _ran_away(learner: Learner, told: list[Epoch], state: dict[str, Tensor], *, able: bool) -> list[Epoch]:
+    """End with what is best so far; where nothing was learned, say so."""
+    if not told or not (able or any(epoch.best for epoch in told)):
+        raise ModelError("the loss left all bounds in the first epoch; choose a lower --learning-rate")
+    log.warning("the loss left all bounds in epoch %d: what was best before stays", len(told) + 1)
     learner.restore(state)
     return told
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -18,6 +20,9 @@ from pipeline.errors import LayerError, ModelError, nearest
 
 HEAD_FASTER = 4.0
 """How much faster the new last layer learns than those that were trained before."""
+
+_LISTED = 8
+"""How many layers a message names."""
 
 _NORMS = (nn.modules.batchnorm._BatchNorm,)  # noqa: SLF001 - the one base of all of them
 Change = Callable[[Tensor], Tensor]
@@ -74,23 +79,58 @@ def lowered(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
-def freeze_to(net: nn.Module, layer: str, image_size: tuple[int, int]) -> int:
+@dataclass(frozen=True, slots=True, eq=False)
+class Beginning:
+    """What a network that was ended earlier is the beginning of."""
+
+    whole: nn.Module
+    """The network of the table: its names are those that people know."""
+    until: str
+    """The layer of it that is the last here."""
+    prefix: str = "features."
+    """What stands before the names here."""
+
+
+def freeze_to(net: nn.Module, layer: str, image_size: tuple[int, int], beginning: Beginning | None = None) -> int:
     """Keep a layer and all that runs before it as it is; return how many parameters still learn.
+
+    Args:
+        net: the network that will learn.
+        layer: the layer's name; of a network that was ended earlier, that in the whole one.
+        image_size: of the pictures to come.
+        beginning: where it was ended earlier.
 
     Raises:
         LayerError: there is no such layer, or nothing would be left to learn.
     """
-    outputs, _ = run_and_watch(net, torch.zeros(1, 3, *image_size))
-    if layer not in outputs:
-        raise LayerError(f"--freeze-to {layer!r}: the network has no such layer.{nearest(layer, outputs)}")
-    for name, module in net.named_modules():
-        if name in outputs and outputs[name].order <= outputs[layer].order:
-            for parameter in module.parameters():
-                parameter.requires_grad_(requires_grad=False)
+    whole = net if beginning is None else beginning.whole
+    outputs, _ = run_and_watch(whole, torch.zeros(1, 3, *image_size))
+    orders = {name: one.order for name, one in outputs.items()}
+    there = {name: one for name, one in orders.items() if beginning is None or one <= orders[beginning.until]}
+    if layer not in there:
+        _refuse_layer(layer, orders, there, beginning)
+    kept = [name for name, one in there.items() if one <= there[layer]]
+    prefix = "" if beginning is None else beginning.prefix
+    own = dict(net.named_parameters())
+    for name in kept:
+        for parameter, _ in whole.get_submodule(name).named_parameters(prefix=prefix + name):
+            own[parameter].requires_grad = False
     left = sum(one.numel() for one in net.parameters() if one.requires_grad)
     if not left:
         raise LayerError(f"--freeze-to {layer!r}: nothing is left to learn; name an earlier layer")
     return left
+
+
+def _refuse_layer(
+    layer: str, orders: Mapping[str, int], there: Mapping[str, int], beginning: Beginning | None
+) -> NoReturn:
+    top = min(name.count(".") for name in there)
+    listed = ", ".join([name for name in sorted(there, key=there.__getitem__) if name.count(".") == top][-_LISTED:])
+    if beginning is not None and layer in orders:
+        raise LayerError(
+            f"--freeze-to {layer!r}: the network ends before it, with {beginning.until!r}; name one of {listed}"
+        )
+    raise LayerError(f"--freeze-to {layer!r}: the network has no such layer.{nearest(layer, there)} It has {listed}")
 
 
 class LastLayer:
@@ -111,7 +151,7 @@ class LastLayer:
         """
         self._net, self._device = net.to(device).to(memory_format=torch.channels_last).eval(), device
         self._layer, self._dtype = net.get_submodule(last), DTYPES[precision]
-        self._after = _what_follows(net, self._layer, pictures, device)
+        self._after = what_follows(self._net, last, pictures.size)
         self._rng = np.random.default_rng((seed, 13))
         todo = len(pictures) + (views - 1) * len(learning)
         with torch.random.fork_rng(devices=[]), torch.inference_mode():
@@ -171,10 +211,16 @@ def entering(net: nn.Module, layer: nn.Module, images: Tensor) -> tuple[Tensor, 
     return caught[0], scores
 
 
-def _what_follows(net: nn.Module, layer: nn.Module, pictures: Pictures, device: torch.device) -> Change:
-    """Return what turns the last layer's output into scores, proven on one picture."""
+def what_follows(net: nn.Module, last: str, image_size: tuple[int, int]) -> Change:
+    """Return what turns the last layer's output into scores, proven on noise; ``net`` is in inference mode.
+
+    Raises:
+        ModelError: it is more than a mean.
+    """
+    layer = net.get_submodule(last)
+    noise = torch.randn(1, 3, *image_size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        images = pictures.normalised(pictures.fitted([0]).to(device))
+        images = noise.to(next(layer.parameters()).device).contiguous(memory_format=torch.channels_last)
         features, scores = entering(net, layer, images)
         output = layer(features)
         for after in _ENDINGS:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -18,6 +18,8 @@ from pipeline.errors import ConfigError
 
 LEARNING, STOPPING, HELD_OUT = "learning", "stopping", "held_out"
 """What the network learns from, what tells it when to stop, and what examines it at the end and is never used."""
+_NAMED = 3
+"""How many pairs of pictures a message names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,8 @@ class Sample:
     label: str
     source: str
     """What it shows, whatever it is called: pictures of one source stay together."""
+    digest: str = ""
+    """Of its pixels: two pictures of one digest are one picture. Empty: not known."""
 
 
 def sources_of(names: Sequence[str], pattern: str | None = None, gap: int | None = None) -> list[str]:
@@ -76,17 +80,56 @@ def _runs(found: Sequence[str], pattern: str, gap: int) -> list[str]:
     return [str(first[int(word)]) for word in found]
 
 
-def divide(samples: Sequence[Sample], shares: Mapping[str, float], seed: int) -> dict[str, list[Sample]]:
+def joined(samples: Sequence[Sample]) -> tuple[list[Sample], int]:
+    """Return the samples with copies of one picture as one source, and how many are copies of another.
+
+    Sources that share a picture become one, whatever they are called.
+
+    Raises:
+        ConfigError: one picture has two labels; both places are named.
+    """
+    first: dict[str, Sample] = {}
+    clashes: list[tuple[Sample, Sample]] = []
+    home: dict[str, str] = {}
+
+    def root(source: str) -> str:
+        while (above := home.get(source, source)) != source:
+            source = above
+        return source
+
+    copies = 0
+    for one in samples:
+        twin = first.setdefault(one.digest, one) if one.digest else one
+        if twin is one:
+            continue
+        copies += 1
+        if twin.label != one.label:
+            clashes.append((twin, one))
+        home[root(one.source)] = root(twin.source)
+    if clashes:
+        named = "; ".join(
+            f"{one.path} ({one.label}) and {other.path} ({other.label})" for one, other in clashes[:_NAMED]
+        )
+        more = f"; and {len(clashes) - _NAMED} more" if len(clashes) > _NAMED else ""
+        raise ConfigError(f"one picture under two labels: {named}{more}; leave it where it belongs")
+    return [replace(one, source=root(one.source)) for one in samples], copies
+
+
+def divide(
+    samples: Sequence[Sample], shares: Mapping[str, float], seed: int, seen: Collection[str] = ()
+) -> dict[str, list[Sample]]:
     """Divide samples into parts, sources whole, each class in about its share: the same for the same seed.
 
     Args:
         samples: all of them; their order does not matter.
         shares: part -> share of each class; they add up to 1.
         seed: which of many divisions.
+        seen: digests of pictures that the network has learned from before; their sources are never held out.
 
     Raises:
         ConfigError: a class has too few sources to stand in every part.
     """
+    taught = {one.source for one in samples if one.digest in seen}
     labels = sorted({one.label for one in samples})
     members: dict[str, list[Sample]] = {}
     for one in sorted(samples, key=lambda one: one.path):
@@ -96,17 +139,23 @@ def divide(samples: Sequence[Sample], shares: Mapping[str, float], seed: int) ->
         for source, several in members.items()
     }
     total = np.asarray(sum(counts.values()))
-    _check_sources(samples, [part for part, share in shares.items() if share > 0])
+    check_sources(samples, [part for part, share in shares.items() if share > 0])
+    if taught:
+        _check_fresh(samples, taught)
     rng = np.random.default_rng((seed, 3))
     names = sorted(members)
-    order = sorted(rng.permutation(len(names)).tolist(), key=lambda place: -float(counts[names[place]].sum()))
+    order = sorted(
+        rng.permutation(len(names)).tolist(),
+        key=lambda place: (names[place] not in taught, -float(counts[names[place]].sum())),
+    )
     given = {part: np.zeros(len(labels)) for part, share in shares.items() if share > 0}
     chosen: dict[str, list[str]] = {part: [] for part in given}
     for source in (names[place] for place in order):
-        part = min(given, key=lambda part: _cost(given[part], counts[source], total, shares[part]))
+        open_to = [part for part in given if part != HELD_OUT or source not in taught]
+        part = min(open_to, key=lambda part: _cost(given[part], counts[source], total, shares[part]))
         given[part] += counts[source]
         chosen[part].append(source)
-    _lend(chosen, given, counts, labels)
+    _lend(chosen, given, counts, labels, taught)
     return {part: [one for source in sorted(chosen.get(part, ())) for one in members[source]] for part in shares}
 
 
@@ -118,8 +167,9 @@ def _cost(given: np.ndarray, more: np.ndarray, total: np.ndarray, share: float) 
 
 
 def _lend(
-    chosen: dict[str, list[str]], given: dict[str, np.ndarray], counts: Mapping[str, np.ndarray], labels: Sequence[str]
-) -> None:
+    chosen: dict[str, list[str]], given: dict[str, np.ndarray], counts: Mapping[str, np.ndarray],
+    labels: Sequence[str], taught: Collection[str],
+) -> None:  # fmt: skip
     """Move a small source into a part that has none of a class, from the part that has most of them."""
     for part in given:
         for place, label in enumerate(labels):
@@ -130,6 +180,7 @@ def _lend(
                 for other in given
                 for source in chosen[other]
                 if counts[source][place] > 0
+                and (part != HELD_OUT or source not in taught)
                 and all(given[other][k] > counts[source][k] for k in np.nonzero(counts[source])[0])
             ]
             if not lenders:
@@ -144,7 +195,21 @@ def _lend(
             given[part] += counts[source]
 
 
-def _check_sources(samples: Sequence[Sample], parts: Sequence[str]) -> None:
+def _check_fresh(samples: Sequence[Sample], taught: Collection[str]) -> None:
+    fresh = {one.label for one in samples if one.source not in taught}
+    for label in sorted({one.label for one in samples} - fresh):
+        raise ConfigError(
+            f"class {label!r}: the network has learned from all of its pictures before, and none is left to examine "
+            "it; add new ones, or begin anew with --model NAME"
+        )
+
+
+def check_sources(samples: Sequence[Sample], parts: Sequence[str]) -> None:
+    """Refuse a class with fewer sources than there are parts.
+
+    Raises:
+        ConfigError: it names the class.
+    """
     sources = Counter(label for label, _ in {(one.label, one.source) for one in samples})
     for label, count in sorted(sources.items()):
         if count < len(parts):

@@ -5,16 +5,21 @@ The last layer is whatever changes its shape when the class count changes: nothi
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from engine.model_file import ModelFile
 from engine.models import ModelEntry
-from engine.networks import RANDOM, build_untrained, entry_of, load_network
+from engine.networks import RANDOM, build_untrained, entry_of, load_network, network_of
 from engine.shortened import shorten
 from engine.weights import StateDict, load_into, read_state, without_prefix
-from pipeline.errors import ModelError
+from pipeline.errors import ConfigError, ModelError
+
+LAST = "classifier"
+"""The last layer of a network that was ended earlier."""
 
 
 def shortened(
@@ -27,7 +32,7 @@ def shortened(
     """
     entry = entry_of(model)
     net = load_network(model, weights=weights).net
-    return shorten(net, until, image_size or entry.input_size, count), entry, "classifier"
+    return shorten(net, until, image_size or entry.input_size, count), entry, LAST
 
 
 def adapted(model: str, weights: Path | str | None, count: int) -> tuple[nn.Module, ModelEntry, str]:
@@ -56,6 +61,50 @@ def adapted(model: str, weights: Path | str | None, count: int) -> tuple[nn.Modu
     if len(layers) != 1:
         raise ModelError(f"model {entry.name!r} has no single last layer that could be replaced ({', '.join(layers)})")
     return net.eval(), entry, layers.pop()
+
+
+def continued(
+    file: ModelFile, path: Path, labels: Sequence[str], until: str | None, image_size: tuple[int, int]
+) -> tuple[nn.Module, str, tuple[str, ...]]:
+    """Return the network of a model file for these classes, its last layer's name, and which classes it knows.
+
+    Known classes keep their part of the last layer; that of the others begins at random, from torch's random state.
+
+    Args:
+        file: what was learned before.
+        path: its place, for messages.
+        labels: the classes to come, in their order.
+        until: the layer it is to end with; None = where it ends.
+        image_size: of the pictures to come.
+
+    Raises:
+        ModelError, LayerError: weights that do not fit, or a layer it cannot end with.
+        ConfigError: it ends with another layer already.
+    """
+    entry = entry_of(file.model)
+    if file.until and until not in {None, file.until}:
+        raise ConfigError(
+            f"--until {until!r}: {path} ends with {file.until!r}; leave --until out, or begin with --model {file.model}"
+        )
+    old = network_of(file, path).net
+    if until and not file.until:
+        return shorten(old, until, image_size, len(labels)), LAST, ()
+
+    build: Callable[[int], nn.Module] = lambda count: build_untrained(entry, count)  # noqa: E731 - one of two
+    keys = [f"{LAST}.weight", f"{LAST}.bias"]
+    if file.until:
+        whole, ends, size = build_untrained(entry), file.until, file.input_size
+        build = lambda count: shorten(whole, ends, size, count)  # noqa: E731 - the other
+    else:
+        keys = class_keys(entry, len(labels))
+    net = build(len(labels))
+    state, fresh = dict(old.state_dict()), net.state_dict()
+    for key in keys:
+        rows = [state[key][file.labels.index(one)] if one in file.labels else fresh[key][k]
+                for k, one in enumerate(labels)]  # fmt: skip
+        state[key] = torch.stack(rows)
+    net.load_state_dict(state)
+    return net.eval(), keys[0].rpartition(".")[0], tuple(one for one in labels if one in file.labels)
 
 
 def _state(model: str, weights: Path | str | None) -> StateDict:

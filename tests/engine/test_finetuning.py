@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from engine.finetuning.course import Course, class_weights, confusion, study
 from engine.finetuning.learners import LastLayer, TunedNetwork, entering, freeze_to
 from engine.finetuning.pictures import CHANGES, Pictures, make_changes
-from engine.finetuning.roster import HELD_OUT, LEARNING, STOPPING, Sample, divide, sources_of
-from engine.finetuning.school import Watching, Wish, teach
+from engine.finetuning.pupil import Wish, make_pupil
+from engine.finetuning.roster import HELD_OUT, LEARNING, STOPPING, Sample, divide, joined, sources_of
+from engine.finetuning.school import Watching, teach
 from engine.finetuning.surgery import adapted, class_keys
 from engine.methods.recipro import plan_for
 from engine.model_file import read_model_file, save_model
@@ -43,6 +44,10 @@ def roster(each=20):
 
 def silent(_):
     return None
+
+
+def taught(parts, wish, told=None):
+    return teach(make_pupil(wish, sorted({one.label for one in parts[LEARNING]})), parts, painted, told or watching())
 
 
 def watching(stop=lambda: False):
@@ -110,6 +115,33 @@ def test_a_class_with_too_few_sources_is_named():
         divide(samples, SHARES, 0)
 
 
+def test_copies_of_a_picture_are_one_source_and_join_the_sources_they_are_in():
+    told = [("a", "1", "x"), ("b", "2", "y"), ("c", "2", "x"), ("d", "3", "y"), ("e", "4", "z"), ("f", "5", "")]
+    samples, copies = joined([Sample(path, "k", source, digest) for path, source, digest in told])
+    assert copies == 2
+    assert [len({one.source for one in samples if one.path in group}) for group in ("abcd", "abcde", "abcdef")] == [
+        1, 2, 3,
+    ]  # fmt: skip
+
+
+def test_a_picture_under_two_labels_is_refused_with_both_places():
+    samples = [Sample("ok/1.png", "ok", "1", "x"), Sample("bad/7.png", "bad", "7", "x")]
+    with pytest.raises(ConfigError, match=r"ok/1.png \(ok\) and bad/7.png \(bad\)"):
+        joined(samples)
+
+
+def test_what_was_learned_from_before_never_examines():
+    samples = [Sample(f"{kind}/{k}", kind, f"{kind}{k // 2}", f"{kind}{k}") for kind in "rgb" for k in range(20)]
+    seen = {one.digest for one in samples if int(one.digest[1:]) < 14}
+    for seed in range(4):
+        parts = divide(samples, SHARES, seed, seen)
+        assert {one.label for one in parts[HELD_OUT]} == set("rgb")
+        assert not any(one.digest in seen for one in parts[HELD_OUT])
+        assert sum(map(len, parts.values())) == len(samples)
+    with pytest.raises(ConfigError, match="class 'b': the network has learned from all of its pictures"):
+        divide(samples, SHARES, 0, seen | {one.digest for one in samples if one.label == "b"})
+
+
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_the_last_layer_is_what_the_class_count_changes_and_it_is_one(name):
     keys = class_keys(MODELS[name], 6)
@@ -171,6 +203,19 @@ def test_frozen_layers_stay_and_the_rest_learns():
         freeze_to(net, "layer44", (64, 64))
     with pytest.raises(LayerError, match="nothing is left"):
         freeze_to(net, "fc", (64, 64))
+
+
+def test_of_a_network_that_ends_earlier_layers_are_frozen_by_the_names_people_know():
+    def learning(layer):
+        net = make_pupil(Wish("resnet18", "random", (64, 64), until="layer3", freeze_to=layer), "rgb").net
+        return {name.split(".")[1] for name, one in net.named_parameters() if one.requires_grad}
+
+    assert learning("layer2") == {"layer3", "weight", "bias"}
+    assert learning("layer3") == {"weight", "bias"}
+    with pytest.raises(LayerError, match=r"ends before it, with 'layer3'; name one of .*layer1, layer2, layer3$"):
+        learning("layer4")
+    with pytest.raises(LayerError, match=r"no such layer\. Did you mean 'layer3'.*layer2, layer3$"):
+        learning("layer33")
 
 
 def test_pictures_beyond_the_memory_are_read_again_and_look_the_same():
@@ -265,6 +310,24 @@ def test_who_knows_something_already_keeps_nothing_worse():
     assert learner.restored == 2
 
 
+def test_a_loss_without_bounds_ends_it_and_what_was_best_stays():
+    class Runaway(Scripted):
+        def scores(self, numbers, *, changed):
+            told = super().scores(numbers, changed=changed)
+            return told * float("nan") if changed and self.epoch >= self.good else told
+
+    classes = np.array([0, 1] * 4)
+    course = Course(20, 2, 0.1, patience=9)
+    learner = Runaway()
+    learner.good = 2
+    told = study(learner, classes, np.arange(4, 8), np.arange(4), course, seed=0, tell=silent)
+    assert len(told) == learner.restored == 2
+    learner = Runaway()
+    learner.good = 0
+    with pytest.raises(ModelError, match="choose a lower --learning-rate"):
+        study(learner, classes, np.arange(4, 8), np.arange(4), course, seed=0, tell=silent)
+
+
 def test_a_training_that_is_ended_keeps_what_it_had():
     learner = Scripted()
     asked = iter([False] * 5 + [True] * 100)
@@ -285,7 +348,7 @@ def test_a_network_learns_what_pictures_show_and_runs_from_its_file(freeze, tmp_
         "line_net", "random", (SIDE, SIDE), "letterbox", freeze=freeze, augment=("mirror", "flip"), epochs=epochs,
         batch=12, learning_rate=4e-3, threads=1,
     )  # fmt: skip
-    diplomas = [teach(parts, painted, wish, watching()) for _ in range(2)]
+    diplomas = [taught(parts, wish) for _ in range(2)]
     for key, value in diplomas[0].file.state.items():
         assert torch.equal(value, diplomas[1].file.state[key]), key
     diploma = diplomas[0]
@@ -313,7 +376,7 @@ def test_a_pretrained_network_is_tuned_after_its_last_layer_learned_alone(tmp_pa
     stages = []
     wish = Wish("squeezenet1_1", str(tmp_path / "w.pth"), (64, 64), epochs=1, batch=8, threads=1, precision="bf16")
     told = Watching(lambda done, todo: None, lambda at: stages.append(at.stage), lambda: False)
-    diploma = teach(divide(roster(6), SHARES, 0), painted, wish, told)
+    diploma = taught(divide(roster(6), SHARES, 0), wish, told)
     assert stages[-1] == ""
     assert set(stages[:-1]) == {"last layer alone"}
     assert len(diploma.epochs) == 1
@@ -322,7 +385,7 @@ def test_a_pretrained_network_is_tuned_after_its_last_layer_learned_alone(tmp_pa
 
 def test_freezing_all_and_freezing_to_a_layer_contradict_each_other():
     with pytest.raises(ConfigError, match="give one of them"):
-        teach(divide(roster(), SHARES, 0), painted, Wish("line_net", freeze=True, freeze_to="features"), watching())
+        make_pupil(Wish("line_net", freeze=True, freeze_to="features"), "rgb")
 
 
 def test_a_model_file_takes_no_weights_beside_it(tmp_path):
@@ -334,7 +397,7 @@ def test_a_model_file_takes_no_weights_beside_it(tmp_path):
 def test_a_network_that_ends_earlier_is_its_layers_a_mean_and_a_linear_layer(name, until, tmp_path):
     parts = divide(roster(6), SHARES, 0)
     wish = Wish(name, "random", (64, 64), until=until, epochs=1, batch=6, threads=1)
-    diploma = teach(parts, painted, wish, watching())
+    diploma = taught(parts, wish)
     save_model(tmp_path / "part.safetensors", diploma.file)
     network = load_network(str(tmp_path / "part.safetensors"))
     split = split_network(network.net, network.layer, network.input_size)
@@ -355,6 +418,42 @@ def test_a_network_that_ends_earlier_is_its_layers_a_mean_and_a_linear_layer(nam
 
 
 def test_a_network_cannot_end_with_what_it_does_not_have():
-    parts = divide(roster(6), SHARES, 0)
     with pytest.raises(LayerError, match="Did you mean 'layer3'"):
-        teach(parts, painted, Wish("resnet18", "random", (64, 64), until="layr3"), watching())
+        make_pupil(Wish("resnet18", "random", (64, 64), until="layr3"), "rgb")
+
+
+@pytest.mark.parametrize("until", [None, "layer2"])
+def test_what_was_learned_is_gone_on_with(until, tmp_path):
+    place = tmp_path / "part.safetensors"
+    first = Wish("resnet18", "random", (64, 64), "letterbox", until=until, epochs=1, batch=6, threads=1)
+    save_model(place, taught(divide(roster(6), SHARES, 0), first).file)
+    before = read_model_file(place)
+    pupil = make_pupil(Wish(str(place)), ("a", "g", "r"))
+    now, last = pupil.net.state_dict(), pupil.last
+    kept = [key for key in before.state if not key.startswith(last)]
+    assert all(torch.equal(now[key], before.state[key]) for key in kept)
+    rows = {kind: now[f"{last}.weight"][k] for k, kind in enumerate("agr")}
+    assert [torch.equal(rows[kind], before.state[f"{last}.weight"]["bgr".index(kind)]) for kind in "gr"] == [True] * 2
+    assert pupil.known == ("g", "r")
+    assert (pupil.preprocessing.fit, pupil.preprocessing.input_size) == ("letterbox", (64, 64))
+    assert (pupil.layer, pupil.until, pupil.name) == (before.layer, until, "resnet18")
+    assert make_pupil(Wish(str(place)), "rbg").able
+
+    small = Wish(str(place), epochs=1, batch=6, threads=1, freeze=True, input_size=(96, 96), fit="crop")
+    file = taught(divide(roster(6), SHARES, 1), small).file
+    assert (file.fit, file.input_size, file.until, file.model) == ("crop", (96, 96), until, "resnet18")
+    assert file.provenance["began_with"]["file"] == "part.safetensors"
+    assert file.provenance["began_with"]["labels_kept"] == ["b", "g", "r"]
+
+
+def test_a_file_that_ends_earlier_is_no_whole_networks_weights(tmp_path):
+    place = str(tmp_path / "part.safetensors")
+    wish = Wish("resnet18", "random", (64, 64), until="layer2", epochs=1, batch=6, threads=1)
+    save_model(place, taught(divide(roster(6), SHARES, 0), wish).file)
+    for call in (lambda: load_network("resnet18", weights=place), lambda: make_pupil(Wish("resnet18", place), "rgb")):
+        with pytest.raises(ModelError, match=f"ended with 'layer2'.*--model {place}"):
+            call()
+    with pytest.raises(ConfigError, match="ends with 'layer2'; leave --until out"):
+        make_pupil(Wish(place, until="layer3"), "rgb")
+    with pytest.raises(ConfigError, match="carries its own; leave --weights out"):
+        make_pupil(Wish(place, "w.pth"), "rgb")

@@ -65,12 +65,27 @@ def test_a_missing_file_names_the_command_that_makes_one(tmp_path):
         read_model_file(tmp_path / "none.safetensors")
 
 
-@pytest.mark.parametrize("payload", [b"", b"hello, this is no model\n" * 9, b"\x00" * 64])
-def test_a_file_that_is_no_safetensors_is_refused(tmp_path, payload):
+@pytest.mark.parametrize(
+    ("payload", "said"),
+    [
+        (b"", "is empty; fetch or save it again"),
+        (b"hello, this is no model\n" * 9, "is text, which begins 'hello, this is no model'"),
+        (b"\n <!DOCTYPE html><title>404</title>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
+        (b"\x00" * 64, "no readable safetensors"),
+    ],
+)
+def test_a_file_that_is_no_safetensors_is_refused(tmp_path, payload, said):
     path = tmp_path / "x.safetensors"
     path.write_bytes(payload)
-    with pytest.raises(ModelError, match="no readable safetensors"):
+    with pytest.raises(ModelError, match=said):
         read_model_file(path)
+
+
+def test_which_pictures_it_learned_from_stays_with_it(tmp_path, content):
+    path = tmp_path / "x.safetensors"
+    save_model(path, dataclasses.replace(content, seen=frozenset({"0b", "0a"})))
+    assert read_model_file(path).seen == {"0a", "0b"}
 
 
 def test_a_truncated_file_is_refused(tmp_path, content):

@@ -95,19 +95,40 @@ class Evil:
 @pytest.mark.parametrize(
     ("name", "write", "rule"),
     [
-        ("w.pth", lambda path: path.write_text("hello", encoding="utf-8"), "not readable as a state dict"),
+        ("w.pth", lambda path: path.write_text("hello\nthere", encoding="utf-8"), "is text, which begins 'hello';"),
+        ("w.pt", lambda path: path.write_bytes(b"<!DOCTYPE html><html>404"), "is a web page"),
+        ("w.pth", lambda path: path.write_text("version https://git-lfs.github.com/spec/v1"), "git lfs pull"),
+        ("w.safetensors", lambda path: path.write_bytes(b""), "is empty"),
+        ("w.pth", lambda path: torch.save(torch.nn.Linear(1, 1), path), "perhaps a whole network, and code is not run"),
         ("w.safetensors", lambda path: path.write_bytes(b"\x08" + bytes(40)), "not readable as a state dict"),
         ("w.pth", lambda path: torch.save([1, 2], path), "holds a list and no state dict"),
         ("w.pth", lambda path: torch.save({"a": Evil()}, path), "not readable as a state dict"),
         ("w.pth", lambda path: None, "no such file"),
     ],
-    ids=["text", "damaged", "list", "code", "missing"],
+    ids=["text", "web page", "pointer", "empty", "network", "damaged", "list", "code", "missing"],
 )
 def test_a_file_that_is_no_state_dict_is_refused_and_never_run(tmp_path, capsys, name, write, rule):
     write(tmp_path / name)
     with pytest.raises(ModelError, match=rule):
         load_network(NAME, weights=tmp_path / name)
     assert "owned" not in capsys.readouterr().out
+
+
+def test_what_a_file_holds_counts_and_not_its_name(tmp_path):
+    state = {key: value.contiguous() for key, value in build().state_dict().items()}
+    save_file(state, tmp_path / "w.pth")
+    torch.save(state, tmp_path / "w.safetensors")
+    nets = [load_network(NAME, weights=tmp_path / name).net for name in ("w.pth", "w.safetensors")]
+    assert same(*nets)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(tmp_path, value):
+    state = build().state_dict()
+    state["features.3.squeeze.bias"][2] = value
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(ModelError, match=r"1 of 52 tensors hold NaN or infinity \(features.3.squeeze.bias\)"):
+        load_network(NAME, weights=tmp_path / "w.pth")
 
 
 def test_an_unknown_model_names_the_nearest_right_one():

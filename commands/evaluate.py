@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -17,6 +18,9 @@ from commands.terminal import fail, near, say
 from commands.truths import Known, find_masks, find_truths, read_meaning
 from pipeline.config import make_config
 from pipeline.errors import ConfigError
+
+MOST_STEPS: Final = 224
+"""RISE's own number, a row of pixels each."""
 
 
 def evaluate(
@@ -86,9 +90,15 @@ def evaluate(
         raise ConfigError(f"--kernel {kernel!r}: is of recipro-cam, not of {method}; leave one of them out")
     if masks and boxes:
         raise ConfigError(f"--masks {str(masks)!r} and --boxes {str(boxes)!r}: one truth at a time; leave one out")
+    if steps > MOST_STEPS:
+        raise ConfigError(
+            f"--steps {steps}: {MOST_STEPS} at the most, as in the paper: each is one more run of the network, and the "
+            "area under a finer curve is the same"
+        )
     meaning = read_meaning(class_map)
     wanted = Wanted(method=method or "recipro-cam", steps=steps, any_box=any_box, meaning=meaning)
-    work = open_evaluated(pictures, limit, Known(find_truths(boxes, box_names), find_masks(masks, mask_above)))
+    known = find_truths(boxes, box_names) if boxes else find_masks(masks, mask_above) if masks else Known()
+    work = open_evaluated(pictures, limit, known)
     examiner = build_examiner(make_network(config), config.engine, wanted)
     settings = {
         "pictures": pictures, "method": wanted.method, **engine, "kernel": config.engine.kernel, "fit": examiner.fit,
@@ -97,6 +107,7 @@ def evaluate(
         "box_names": box_names and str(box_names), "class_map": class_map and str(class_map), "any_box": any_box,
         "masks": masks and str(masks), "mask_above": mask_above,
         "input_size": "{}x{}".format(*examiner.split.image_size),
+        "files": _digests(config.engine.model, config.engine.weights, boxes, box_names, class_map),
     }  # fmt: skip
     del settings["threads"]
     begun = threading.Event()
@@ -118,3 +129,9 @@ def evaluate(
             say(f"{name:28} {factor * float(summary[key] or 0):8.2f}")
     page_place = near(output / "report.html")
     say(f"\n{len(records)} of {len(work.names)} pictures; read {page_place} ({RECORDS} holds each one)")
+
+
+def _digests(*places: str | Path | None) -> dict[str, str]:
+    """Return what the files were that figures depend on: trained again, a network is another one under one name."""
+    files = [Path(place) for place in places if place is not None and Path(place).is_file()]
+    return {one.name: hashlib.sha256(one.read_bytes()).hexdigest()[:16] for one in files}

@@ -73,6 +73,7 @@ class Pictures:
         self.names = [every[place] for place in evenly(len(every), limit)]
         self._paths = paths
         self._known = known
+        known.check("--boxes" if known.mask_of is None else "--masks", list(paths.values()))
 
     def examine(self, examiner: Examiner, journal: Journal, stop: threading.Event) -> None:
         """Measure one after the other; one that does not decode is left out."""

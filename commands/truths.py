@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
@@ -24,51 +24,104 @@ TruthsOf = Callable[[Path, tuple[int, int]], tuple[Truth, ...]]
 class Known:
     """How to find what is known of a picture; None = nothing is."""
 
+    place_of: Callable[[Path], Path | None] | None = None
+    """What a picture's truth is read from: a file, or its name in one. No two pictures share it."""
     truths_of: TruthsOf | None = None
     mask_of: MaskOf | None = None
 
+    def check(self, option: str, pictures: Sequence[Path]) -> None:
+        """Refuse truths of which no picture has one, and one that two pictures would be given.
 
-def find_truths(boxes: Path | None, names: Path | None) -> TruthsOf | None:
-    """Return how to find what a picture holds, by its path and (height, width); None where nobody knows."""
-    from engine.evaluation.boxes import coco_boxes, voc_boxes, yolo_boxes
-    from engine.networks import read_labels
+        Raises:
+            ConfigError: it names the pictures.
+        """
+        if self.place_of is None:
+            return
+        first: dict[Path, Path] = {}
+        for one in pictures:
+            if (place := self.place_of(one)) is None:
+                continue
+            other = first.setdefault(place, one)
+            if other.resolve() != one.resolve():
+                raise ConfigError(
+                    f"{option}: {place} would be that of {other} and of {one}; measure one of their folders at a time, "
+                    "or let it lie in a folder of its picture's name"
+                )
+        if not first:
+            some = f"{pictures[0]}, for one," if len(pictures) == 1 else f"{pictures[0]}, the first of {len(pictures)},"
+            raise ConfigError(f"{option}: knows none of the pictures; {some} is not in it: names must be the same")
 
-    if boxes is None:
-        return None
+
+def find_truths(boxes: Path, names: Path | None) -> Known:
+    """Return how to find what a picture holds, by its path and (height, width)."""
     if boxes.is_file():
-        known = {Path(name).name: found for name, found in coco_boxes(text_of(boxes), str(boxes)).items()}
-        return lambda path, _size: known.get(path.name, ())
+        return _of_coco(boxes)
     if not any(any(boxes.rglob(f"*{suffix}")) for suffix in (".txt", ".xml")):
         raise ConfigError(f"--boxes {str(boxes)!r}: holds no .txt or .xml; give a COCO JSON file or a folder of those")
-    labels: tuple[str, ...] = ()
-    if names is not None:
-        listed = read_yaml(text_of(names), names.name).get("names") if names.suffix in {".yaml", ".yml"} else None
-        ordered = [listed[key] for key in sorted(listed)] if isinstance(listed, dict) else listed
-        labels = read_labels(names) if ordered is None else tuple(map(str, ordered))
+    return _of_folder(boxes, _box_names(names))
 
-    def find(path: Path, size: tuple[int, int]) -> tuple[Truth, ...]:
-        folders = [path.parent, boxes] if path.resolve().is_relative_to(boxes.resolve()) else [boxes]
-        for place in (folder / f"{path.stem}{suffix}" for folder in folders for suffix in (".xml", ".txt")):
-            if place.is_file():
-                text = text_of(place)
-                return (
-                    voc_boxes(text, str(place))
-                    if place.suffix == ".xml"
-                    else yolo_boxes(text, labels, size, str(place))
-                )
+
+def _box_names(names: Path | None) -> tuple[str, ...]:
+    from engine.networks import read_labels
+
+    if names is None:
         return ()
+    listed = read_yaml(text_of(names), names.name).get("names") if names.suffix in {".yaml", ".yml"} else None
+    ordered = [listed[key] for key in sorted(listed)] if isinstance(listed, dict) else listed
+    return read_labels(names) if ordered is None else tuple(map(str, ordered))
 
-    return find
+
+def _of_coco(boxes: Path) -> Known:
+    """Find a picture by its path as the JSON has it; by its name alone where the JSON knows only one of that name."""
+    from engine.evaluation.boxes import coco_boxes
+
+    found = {PurePosixPath(name): truths for name, truths in coco_boxes(text_of(boxes), str(boxes)).items()}
+    by_name: dict[str, list[PurePosixPath]] = {}
+    for entry in found:
+        by_name.setdefault(entry.name, []).append(entry)
+
+    def entry_of(path: Path) -> PurePosixPath | None:
+        several, parts = by_name.get(path.name, []), path.resolve().parts
+        exact = [entry for entry in several if parts[-len(entry.parts) :] == entry.parts]
+        if not exact and len(several) > 1:
+            raise ConfigError(
+                f"--boxes {str(boxes)!r}: knows {several[0]} and {several[1]}, and {path} may be either; let pictures "
+                "lie in folders as the JSON names them"
+            )
+        return max(exact or several, key=lambda entry: len(entry.parts), default=None)
+
+    def truths_of(path: Path, _size: tuple[int, int]) -> tuple[Truth, ...]:
+        entry = entry_of(path)
+        return () if entry is None else found[entry]
+
+    return Known(lambda path: None if (entry := entry_of(path)) is None else Path(entry), truths_of)
 
 
-def find_masks(masks: Path | None, above: int) -> MaskOf | None:
-    """Return how to find a picture's mask, by its path and (height, width); None where there are none.
+def _of_folder(boxes: Path, labels: tuple[str, ...]) -> Known:
+    """Find a picture's file beside it, or in the folder of boxes, or there in a folder called like the picture's."""
+    from engine.evaluation.boxes import voc_boxes, yolo_boxes
+
+    def place_of(path: Path) -> Path | None:
+        beside = [path.parent] if path.resolve().is_relative_to(boxes.resolve()) else []
+        folders = [*beside, boxes / path.parent.name, boxes]
+        places = (folder / f"{path.stem}{suffix}" for folder in folders for suffix in (".xml", ".txt"))
+        return next((place for place in places if place.is_file()), None)
+
+    def truths_of(path: Path, size: tuple[int, int]) -> tuple[Truth, ...]:
+        if (place := place_of(path)) is None:
+            return ()
+        text = text_of(place)
+        return voc_boxes(text, str(place)) if place.suffix == ".xml" else yolo_boxes(text, labels, size, str(place))
+
+    return Known(place_of, truths_of)
+
+
+def find_masks(masks: Path, above: int) -> Known:
+    """Return how to find a picture's mask, by its path and (height, width).
 
     A mask has its picture's name, whatever its ending, and lies beside it, in the folder of masks, or there in a folder
     called like the picture's.
     """
-    if masks is None:
-        return None
     if not masks.is_dir():
         raise ConfigError(f"--masks {str(masks)!r}: is no folder; give one of masks named like the pictures")
     places: dict[tuple[str, str], list[Path]] = {}
@@ -81,14 +134,18 @@ def find_masks(masks: Path | None, above: int) -> MaskOf | None:
     if not places:
         raise ConfigError(f"--masks {str(masks)!r}: holds no pictures; give a folder of masks named like the pictures")
 
-    def find(path: Path, size: tuple[int, int]) -> Mask | None:
+    def place_of(path: Path) -> Path | None:
         for folder in (path.parent.name, ""):
             found = [one for one in places.get((folder, path.stem), ()) if one.resolve() != path.resolve()]
             if found:
-                return _mask(found[0], size, above)
+                return found[0]
         return None
 
-    return find
+    def mask_of(path: Path, size: tuple[int, int]) -> Mask | None:
+        place = place_of(path)
+        return None if place is None else _mask(place, size, above)
+
+    return Known(place_of, mask_of=mask_of)
 
 
 def _mask(path: Path, size: tuple[int, int], above: int) -> Mask:

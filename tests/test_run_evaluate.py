@@ -7,6 +7,11 @@ import av
 import cv2
 import numpy as np
 import pytest
+import torch
+
+from engine.model_file import ModelFile, save_model
+from engine.models import MODELS
+from engine.networks import build_untrained
 
 LABELS = ("ok", "scratch")
 
@@ -96,10 +101,16 @@ def test_boxes_are_read_from_yolo_and_coco(command, tmp_path):
         (["--method", "cam", "--kernel", "gaussian"], "is of recipro-cam, not of cam"),
         (["--model", "net.onnx"], "an exported file cannot be taken apart"),
         (["--masks", "photos", "--boxes", "photos"], "one truth at a time"),
+        (["--steps", "225"], "--steps 225: 224 at the most"),
+        (["--boxes", "none.json"], "knows none of the pictures; photos/0 <b>.png, the first of 3, is not in it"),
+        (["--masks", "parts"], "knows none of the pictures"),
     ],
 )
 def test_what_a_user_can_mend_is_said_in_one_line(command, tmp_path, words, rule):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "parts").mkdir()
+    cv2.imwrite(str(tmp_path / "parts" / "a.png"), np.zeros((4, 4), np.uint8))
+    (tmp_path / "none.json").write_text('{"images": [], "categories": [], "annotations": []}')
     code, _, errors = command("--output", "out", *words)
     assert code == 2
     assert rule in errors
@@ -128,6 +139,69 @@ def test_masks_are_found_by_name_and_folders_that_are_classes_say_what_is_right(
     code, _, errors = command("--output", "small", "--masks", "masks", pictures="list.txt")
     assert code == 2
     assert "is 6x8 and its picture 60x80" in errors
+
+
+def coco_of(*names):
+    """Annotations in which the k-th picture has a box of k + 1 pixels."""
+    return json.dumps({
+        "images": [{"id": k, "file_name": name} for k, name in enumerate(names)],
+        "categories": [{"id": 1, "name": "part"}],
+        "annotations": [
+            {"image_id": k, "category_id": 1, "bbox": [0, 0, k + 1, k + 1]} for k in range(len(names))
+        ],
+    })  # fmt: skip
+
+
+@pytest.fixture
+def two_folders(tmp_path):
+    """A picture of one name in each of two folders, and a list of both."""
+    for number, kind in enumerate(LABELS):
+        (tmp_path / kind).mkdir()
+        (tmp_path / "photos" / f"{number} <b>.png").rename(tmp_path / kind / "a.png")
+    (tmp_path / "list.txt").write_text("ok/a.png\nscratch/a.png\n")
+
+
+def test_pictures_of_one_name_get_the_boxes_of_their_own_folder(command, two_folders, tmp_path):
+    words = ("--boxes", "coco.json", "--any-box")
+    (tmp_path / "coco.json").write_text(coco_of("ok/a.png", "scratch/a.png"))
+    code, _, errors = command("--output", "out", *words, pictures="list.txt")
+    assert code == 0, errors
+    told = [json.loads(line) for line in (tmp_path / "out" / "images.jsonl").read_text().splitlines()]
+    assert [one["boxes"][0][2] for one in told] == [1, 2]
+    (tmp_path / "coco.json").write_text(coco_of("a.png"))
+    code, _, errors = command("--output", "one", *words, pictures="list.txt")
+    assert code == 2
+    assert "a.png would be that of ok/a.png and of scratch/a.png" in errors
+    (tmp_path / "coco.json").write_text(coco_of("x/a.png", "y/a.png"))
+    code, _, errors = command("--output", "two", *words, pictures="list.txt")
+    assert code == 2
+    assert "knows x/a.png and y/a.png, and ok/a.png may be either" in errors
+
+
+def test_label_files_may_lie_in_folders_like_the_pictures_and_never_serve_two(command, two_folders, tmp_path):
+    for place, number in (("labels/ok", 1), ("labels/scratch", 2)):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "a.txt").write_text(f"0 0.5 0.5 {number / 80} 1\n")
+    words = ("--boxes", "labels", "--any-box")
+    code, _, errors = command("--output", "out", *words, pictures="list.txt")
+    assert code == 0, errors
+    told = [json.loads(line) for line in (tmp_path / "out" / "images.jsonl").read_text().splitlines()]
+    assert [one["boxes"][0][2] - one["boxes"][0][0] for one in told] == [1, 2]
+    for kind in LABELS:
+        (tmp_path / "labels" / kind / "a.txt").rename(tmp_path / "labels" / "a.txt")
+    code, _, errors = command("--output", "one", *words, pictures="list.txt")
+    assert code == 2
+    assert "labels/a.txt would be that of ok/a.png and of scratch/a.png" in errors
+
+
+def test_a_network_that_was_trained_again_is_another_one(command, tmp_path):
+    for seed in range(2):
+        torch.manual_seed(seed)
+        net = build_untrained(MODELS["line_net"], 2)
+        file = ModelFile(dict(net.state_dict()), "line_net", LABELS, (64, 64), (0.5,) * 3, (0.5,) * 3, "features")
+        save_model(tmp_path / "part.safetensors", file)
+        code, _, errors = command("--output", "out", "--model", "part.safetensors", "--limit", 1)
+        assert (code, "begun with files" in errors) == ((0, False), (2, True))[seed], errors
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -52,16 +53,17 @@ def yolo_boxes(text: str, names: Sequence[str], size: tuple[int, int], where: st
 
 
 def coco_boxes(text: str, where: str) -> dict[str, tuple[Truth, ...]]:
-    """Read a COCO instances file: boxes by the picture's file name.
+    """Read a COCO instances file: boxes by the picture's file name, folders and all, with slashes.
 
     Raises:
-        ConfigError: it is not JSON of that form.
+        ConfigError: it is not JSON of that form, or has two pictures of one name.
     """
     try:
         told: Mapping[str, Any] = json.loads(text)
         names = {entry["id"]: str(entry["name"]) for entry in told["categories"]}
-        files = {entry["id"]: str(entry["file_name"]) for entry in told["images"]}
+        files = {entry["id"]: str(entry["file_name"]).replace("\\", "/") for entry in told["images"]}
         found: dict[str, list[Truth]] = {name: [] for name in files.values()}
+        twin = next((name for name, count in Counter(files.values()).items() if count > 1), None)
         for entry in told["annotations"]:
             left, top, width, height = map(float, entry["bbox"])
             box = Box(left, top, left + width, top + height)
@@ -69,6 +71,8 @@ def coco_boxes(text: str, where: str) -> dict[str, tuple[Truth, ...]]:
     except (ValueError, KeyError, TypeError, AttributeError) as reason:
         said = f"{type(reason).__name__}: {reason}"
         raise ConfigError(f"{where}: no COCO JSON with images, annotations and categories ({said})") from None
+    if twin is not None:
+        raise ConfigError(f"{where}: two pictures are called {twin!r}; write file_name with its folder: a/{twin}")
     return {name: tuple(truths) for name, truths in found.items()}
 
 

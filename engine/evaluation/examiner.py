@@ -6,9 +6,10 @@ The explained class is the picture's top-1. Knows nothing about files.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,16 +151,9 @@ class Examiner:
         order = torch.from_numpy(metrics.hottest_first(shown))
         areas = []
         for start, end in ((image, torch.zeros_like(image)), (blurred(image), image)):
-            steps = [start.clone()]
-            for part in order.tensor_split(self._steps):
-                following = steps[-1].clone()
-                following.flatten(2)[:, :, part] = end.flatten(2)[:, :, part]
-                steps.append(following)
             scores = [
-                torch.softmax(self.split.tail(self.split.head(torch.cat(steps[first : first + 8]))).float(), 1)[
-                    :, target
-                ]
-                for first in range(0, len(steps), 8)
+                torch.softmax(self.split.tail(self.split.head(torch.cat(steps))).float(), 1)[:, target]
+                for steps in batched(moved(start, end, order.tensor_split(self._steps)), 8)
             ]
             areas.append(metrics.area_under(torch.cat(scores).tolist()))
         return areas[0], areas[1]
@@ -206,6 +200,21 @@ class Examiner:
 def spread(heat: Tensor, size: tuple[int, int]) -> Tensor:
     """Return one (h, w) map at the size of the network's input, bilinear between the centres of cells."""
     return F.interpolate(heat[None, None].float(), size=size, mode="bilinear", align_corners=False)[0, 0]
+
+
+def moved(start: Tensor, end: Tensor, parts: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Give an image (1, C, H, W) and what it is after each part of its pixels has been taken from another."""
+    current = start.clone()
+    yield current.clone()
+    for part in parts:
+        current.flatten(2)[:, :, part] = end.flatten(2)[:, :, part]
+        yield current.clone()
+
+
+def batched(images: Iterator[Tensor], count: int) -> Iterator[list[Tensor]]:
+    """Give so many at a time: more would not be held in memory at once."""
+    while some := list(itertools.islice(images, count)):
+        yield some
 
 
 def blurred(image: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 from engine.evaluation import metrics
 from engine.evaluation.boxes import boxes_of_class, coco_boxes, voc_boxes, yolo_boxes
 from engine.evaluation.build import Wanted, build_examiner
-from engine.evaluation.examiner import blurred, inside, shuffled, spread
+from engine.evaluation.examiner import batched, blurred, inside, moved, shuffled, spread
 from engine.evaluation.journal import Journal
 from engine.evaluation.masks import covered, distance_to, energy_on
 from engine.evaluation.summary import summarise
@@ -169,6 +169,25 @@ def test_coco_boxes_are_found_by_file_name():
     for broken in ("[]", "{", '{"images": 3}'):
         with pytest.raises(ConfigError, match=r"x\.json"):
             coco_boxes(broken, "x.json")
+
+
+def test_coco_pictures_of_one_name_are_told_apart_by_their_folders_or_refused():
+    told = {"categories": [], "annotations": [], "images": [{"id": k, "file_name": "a.jpg"} for k in range(2)]}
+    with pytest.raises(ConfigError, match=r"two pictures are called 'a\.jpg'"):
+        coco_boxes(json.dumps(told), "x.json")
+    for entry, folder in zip(told["images"], ("x\\", "y/"), strict=True):
+        entry["file_name"] = folder + "a.jpg"
+    assert set(coco_boxes(json.dumps(told), "x.json")) == {"x/a.jpg", "y/a.jpg"}
+
+
+def test_pixels_are_moved_part_by_part_and_no_more_are_held_than_are_run():
+    start, end = torch.zeros(1, 3, 2, 4), torch.ones(1, 3, 2, 4)
+    order = torch.tensor([3, 0, 1, 2, 7, 6, 5, 4])
+    seen = list(batched(moved(start, end, order.tensor_split(3)), 3))
+    assert list(map(len, seen)) == [3, 1]
+    assert [int(image[0, 0].sum()) for some in seen for image in some] == [0, 3, 6, 8]
+    assert seen[0][1][0, 1].flatten().tolist() == [1, 1, 0, 1, 0, 0, 0, 0]
+    assert not start.any()
 
 
 def test_voc_boxes_count_from_one_and_entities_are_refused():

@@ -36,19 +36,21 @@ def stencil(kernel: Kernel) -> Tensor:
 
 
 def masks(kernel: Kernel, grid: tuple[int, int], cells: Tensor) -> Tensor:
-    """Return the masks of some cells: float32, (len(cells), rows, columns).
+    """Return the masks of some cells, where the cells are: float32, (len(cells), rows, columns).
 
     Args:
         kernel: the spread of a cell's own vector.
         grid: rows and columns.
         cells: indices of cells, counted row by row.
     """
-    rows, columns = grid
-    weights = stencil(kernel)
-    reach = weights.shape[0] // 2
-    out = torch.zeros((len(cells), rows + 2 * reach, columns + 2 * reach))
-    which = torch.arange(len(cells))
-    for dy in range(weights.shape[0]):
-        for dx in range(weights.shape[1]):
-            out[which, cells // columns + dy, cells % columns + dx] = weights[dy, dx]
-    return out[:, reach : reach + rows, reach : reach + columns]
+    # Compared, not written to: nothing is copied to a device, and a CUDA graph may be capturing.
+    down, across = (
+        torch.arange(size, device=cells.device) - place[:, None]
+        for size, place in zip(grid, (cells // grid[1], cells % grid[1]), strict=True)
+    )
+    told = torch.zeros((len(cells), *grid), device=cells.device)
+    reach = len(STENCILS[kernel]) // 2
+    for dy, weights in enumerate(STENCILS[kernel], start=-reach):
+        for dx, weight in enumerate(weights, start=-reach):
+            told += ((down == dy)[:, :, None] & (across == dx)[:, None]) * weight
+    return told

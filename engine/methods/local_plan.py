@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, fx, nn
 
 from engine.methods.kernels import Kernel, stencil
-from engine.methods.local_sites import Chunk, Footprint
+from engine.methods.local_sites import Chunk, Footprint, Move
 from engine.methods.local_steps import Map, Step
 from engine.methods.plan import Plan, PlanFacts
 from pipeline.errors import EngineError
@@ -59,6 +59,7 @@ class LocalPlan(Plan):
         self.grid = self.entry[1].grid
         self.facts = PlanFacts("local", "layers that look at a neighbourhood only", one_module=False)
         self.chunk_bytes = self.index_bytes = self.fixed_bytes = self.working_bytes = self.rest_maps = 0
+        self._index_most = 0
         self.load = Load(self.entry[1].counts, self.entry[1].counts)
         self._drops = _drops(steps, {name for name, _ in self.ends})
         self._numbered: dict[int, Chunk] = {}
@@ -66,9 +67,10 @@ class LocalPlan(Plan):
 
     def fit(self, budget_bytes: int, load: Load, bytes_per_rest_map: int) -> None:
         """Choose how many cells go together; see ``Load``."""
-        self.load = load
+        # What is cut by lies on the host, wherever the plan runs.
+        self.load = load = Load(load.total.cpu(), load.piece.cpu())
         self.fixed_bytes = sum(buffer.nbytes for buffer in self.buffers())
-        self.index_bytes = budget_bytes // INDEX_SHARE
+        self.index_bytes = self._index_most = budget_bytes // INDEX_SHARE
         self.chunk_bytes = max(budget_bytes - self.index_bytes - self.fixed_bytes, 0)
         self.rest_maps = max(1, (self.chunk_bytes // 2) // bytes_per_rest_map) if self.rest else 0
         if self.rest:
@@ -77,6 +79,23 @@ class LocalPlan(Plan):
         totals = load.total.flatten().cumsum(0).tolist()
         heaviest = max(totals[end - 1] - (totals[start - 1] if start else 0) for start, end in self._pairs())
         self.working_bytes = self.fixed_bytes + self.index_bytes + heaviest + self.rest_maps * bytes_per_rest_map
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002 - torch's own
+        """Take the tables of positions along to another device, and cut the cells as it likes them."""
+        module: Any = super()
+        module._apply(fn, recurse)  # noqa: SLF001 - its own parent's
+        if fn(self.entry[1].rows).device == self.entry[1].rows.device:
+            return self
+        move = Move(fn)
+        self.entry = self.entry[0], move.footprint(self.entry[1])
+        self.ends = [(name, move.footprint(footprint)) for name, footprint in self.ends]
+        for step in self.steps:
+            assert isinstance(step, Step)  # noqa: S101 - a ModuleList forgets what it holds
+            step.take_along(move)
+        self._numbered.clear()
+        self.index_bytes = self._index_most
+        self._bounds = self._cut(torch.arange(self.grid[0] * self.grid[1]))
+        return self
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return the plain network's scores (N, K) and every cell's (N, h * w, K), before the softmax."""
@@ -105,9 +124,9 @@ class LocalPlan(Plan):
 
     def _cut(self, cells: Tensor) -> list[int]:
         """Return where chunks of these cells begin, and their end."""
-        piece = PIECE_BYTES.get(self.load.total.device.type, PIECE_BYTES["cpu"])
-        totals = self.load.total.flatten()[cells].tolist()
-        pieces = self.load.piece.flatten()[cells].tolist()
+        piece = PIECE_BYTES.get(self.weights.device.type, PIECE_BYTES["cpu"])
+        totals = self.load.total.flatten()[cells.cpu()].tolist()
+        pieces = self.load.piece.flatten()[cells.cpu()].tolist()
         bounds, total, largest = [0], 0, 0
         for number, (one, part) in enumerate(zip(totals, pieces, strict=True)):
             total, largest = total + one, largest + part
@@ -121,7 +140,7 @@ class LocalPlan(Plan):
 
     def _all(self) -> Iterator[Chunk]:
         """Give every chunk, numbered before where the memory for it was left."""
-        device = self.load.total.device
+        device = self.weights.device
         for start, end in self._pairs():
             known = self._numbered.get(start)
             chunk = known or Chunk(torch.arange(start, end, device=device), self.grid[1])
@@ -160,7 +179,8 @@ class LocalPlan(Plan):
         sites = chunk.sites(footprint)
         count = part.stop - part.start
         maps = blank.flatten(1).repeat(count, 1)
-        chosen = slice(int(sites.first[part.start]), int(sites.first[part.stop]))
+        starts = chunk.starts(footprint)
+        chosen = slice(starts[part.start], starts[part.stop])
         places = (sites.owner[chosen] - part.start) * len(blank) + sites.position[chosen]
         maps.index_copy_(0, places, rows[name][chosen].flatten(1))
         if blank.dim() == 2:

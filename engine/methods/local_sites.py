@@ -106,6 +106,29 @@ class Bags:
     """Where the table is made tap by tap: which input sites each tap takes."""
 
 
+class Move:
+    """Tables taken to another device: what was one object stays one."""
+
+    def __init__(self, take: Callable[[Tensor], Tensor]) -> None:
+        """Take what a module's tensors are moved with."""
+        self._take = take
+        # The originals are kept beside: an identity is reused once its object is gone.
+        self._moved: dict[int, tuple[object, object]] = {}
+
+    def footprint(self, old: Footprint) -> Footprint:
+        """Return a footprint there."""
+        return self._once(old, lambda: Footprint(self._take(old.rows), self._take(old.columns)))
+
+    def taps(self, old: Taps) -> Taps:
+        """Return taps there."""
+        return self._once(old, lambda: Taps(self._take(old.rows), self._take(old.columns)))
+
+    def _once(self, old: T, make: Callable[[], T]) -> T:
+        if id(old) not in self._moved:
+            self._moved[id(old)] = old, make()
+        return self._moved[id(old)][1]  # type: ignore[return-value]
+
+
 class Chunk:
     """Some masked cells and everything that was numbered for them; what was asked once is kept."""
 
@@ -119,6 +142,8 @@ class Chunk:
         """Return the bytes held by what was numbered."""
         held: list[Tensor] = []
         for value in self._known.values():
+            if isinstance(value, list):
+                continue  # on the host, one number for each cell
             parts = [value] if isinstance(value, Tensor) else list(vars(value).values())
             for part in parts:
                 held.extend([part] if isinstance(part, Tensor) else part)
@@ -132,6 +157,10 @@ class Chunk:
     def sites(self, footprint: Footprint) -> Sites:
         """Return the positions of a map that feel the chunk's cells."""
         return self._once(footprint, lambda: self._sites(footprint))
+
+    def starts(self, footprint: Footprint) -> list[int]:
+        """Return where each cell's sites begin, on the host: asked of a device once, not while a graph is captured."""
+        return self._once((footprint, "starts"), lambda: [int(n) for n in self.sites(footprint).first.tolist()])
 
     def _sites(self, footprint: Footprint) -> Sites:
         row_list, column_list, _, _ = footprint.tables

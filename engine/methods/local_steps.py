@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.methods.local_sites import Chunk, Footprint
+from engine.methods.local_sites import Chunk, Footprint, Move
 from engine.methods.local_taps import Spatial, Taps
 
 TAP_SHARE = 0.6
@@ -37,6 +37,7 @@ class Step(nn.Module):
     """One layer. ``fresh``: whether its answer is nobody else's memory, so that the next one may work in place."""
 
     fresh = True
+    taps: Taps | None = None
 
     def __init__(self, sources: list[Map], target: Map) -> None:
         super().__init__()
@@ -52,6 +53,12 @@ class Step(nn.Module):
     def forward(self, chunk: Chunk, *rows: Tensor) -> Tensor:
         """Return the vectors at the chunk's sites of the target."""
         raise NotImplementedError
+
+    def take_along(self, move: Move) -> None:
+        """Go on with the same tables on another device."""
+        self.before, self.after = move.footprint(self.before), move.footprint(self.after)
+        if self.taps is not None:
+            self.taps = move.taps(self.taps)
 
     def changed(self, chunk: Chunk, rows: Tensor, blank: Tensor | None) -> Tensor:
         """Return what the mask changed: (sites, C)."""
@@ -98,6 +105,7 @@ class PointStep(Step):
 class ConvolutionStep(Step):
     """Any other convolution: what each changed position sends through each tap, summed where it arrives."""
 
+    taps: Taps
     weight: Tensor
     blank_before: Tensor | None
     blank_after: Tensor
@@ -171,6 +179,7 @@ class ConvolutionStep(Step):
 class AverageStep(Step):
     """A mean over a neighbourhood or over the whole map: linear, so changes are summed and put on the blank."""
 
+    taps: Taps
     scale: Tensor
     blank_before: Tensor | None
     blank_after: Tensor
@@ -197,6 +206,7 @@ class AverageStep(Step):
 class LargestStep(Step):
     """A maximum over a neighbourhood: changed positions as they are now, the others as in the blank."""
 
+    taps: Taps
     others: Tensor
 
     def __init__(self, source: Map, target: Map, spatial: Spatial) -> None:
@@ -243,6 +253,11 @@ class CellwiseStep(Step):
             self.register_buffer(f"blank{number}", source.blank if narrow else None)
             if narrow:
                 self.spare = self.spare + (self.after.counts + source.footprint.counts) * source.width
+
+    def take_along(self, move: Move) -> None:
+        """Go on with the same tables on another device."""
+        super().take_along(move)
+        self.prints = tuple(map(move.footprint, self.prints))
 
     def widened(self, chunk: Chunk, rows: tuple[Tensor, ...]) -> list[Tensor]:
         """Bring every input to the sites of the answer: where the mask did not reach it, it is as in the blank."""

@@ -82,8 +82,9 @@ def definition(tail: nn.Module, features: Tensor, kernel: Kernel, cells: Tensor)
     and is zero elsewhere, through the tail.
     """
     count, _, rows, columns = features.shape
-    weights = masks(kernel, (rows, columns), cells.cpu()).to(features)
-    vectors = features.flatten(2)[:, :, cells].transpose(1, 2)
+    cells = cells.to(features.device)
+    weights = masks(kernel, (rows, columns), cells).to(features)
+    vectors = features.flatten(2).index_select(2, cells).transpose(1, 2)
     maps = vectors[:, :, :, None, None] * weights[None, :, None, :, :]
     scores: Tensor = tail(maps.flatten(0, 1))
     return scores.view(count, len(cells), -1)

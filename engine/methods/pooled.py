@@ -12,8 +12,6 @@ each neighbour q of p holds a share k of f_p, and adds (g(k f_p) - g(0)) / (h w)
 
 from __future__ import annotations
 
-from collections import Counter
-
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
@@ -80,12 +78,13 @@ def neighbours(features: Tensor, kernel: Kernel) -> dict[float, Tensor]:
         return {1.0: torch.ones((int(grid[0]), int(grid[1])), dtype=features.dtype, device=features.device)}
     weights = STENCILS[kernel]
     reach = len(weights) // 2
+    ones = F.pad(torch.ones((int(grid[0]), int(grid[1])), dtype=features.dtype, device=features.device), (reach,) * 4)
     counts: dict[float, Tensor] = {}
-    for share in Counter(w for row in weights for w in row):
-        spots = torch.tensor([[[[float(w == share) for w in row] for row in weights]]]).to(features)
-        ones = torch.ones((1, 1, *grid), dtype=features.dtype, device=features.device)
-        # How many of the spots fall inside the grid, seen from each cell: the kernels are symmetric.
-        counts[share] = F.conv2d(ones, spots, padding=reach)[0, 0]
+    for down, row in enumerate(weights):
+        for right, share in enumerate(row):
+            # Whether this neighbour lies inside the grid, seen from each cell: the kernels are symmetric.
+            inside = ones[down : down + int(grid[0]), right : right + int(grid[1])]
+            counts[share] = counts[share] + inside if share in counts else inside
     return counts
 
 

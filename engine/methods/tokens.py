@@ -45,7 +45,7 @@ def token_definition(tail: TokenTail, tokens: Tensor, kernel: Kernel, patches: T
     """
     count, among = tokens.shape[0], len(patches)
     normed = tail.norm(tokens)
-    weights = masks(kernel, tail.grid, patches.cpu()).flatten(1).to(normed)
+    weights = masks(kernel, tail.grid, patches.to(tokens.device)).flatten(1).to(normed)
     kept = normed[:, None, : tail.kept].expand(-1, among, -1, -1)
     masked = torch.cat((kept, normed[:, None, tail.kept :] * weights[None, :, :, None]), dim=2)
     beside = tokens[:, None].expand(-1, among, -1, -1)

@@ -1,11 +1,15 @@
 """Local or dense: the one that answers sooner on the device, both right, and the reason told."""
 
+import copy
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.gpu import choice
 from engine.gpu.choice import cheaper_here
+from engine.methods.dense import DensePlan
 from engine.methods.recipro import plan_for
 from engine.split import split_network
 
@@ -61,3 +65,67 @@ def test_other_plans_are_left_alone(inner):
     assert cheaper_here(plan, pooled.tail, "point", maps, 1 << 20) is plan
     assert features.ndim == 4
     assert split.grid == (24, 24)
+
+
+def tensors_of(thing, seen):
+    """Every tensor that something holds, however deep; what cells are cut by stays on the host."""
+    if id(thing) in seen:
+        return
+    seen[id(thing)] = thing
+    if isinstance(thing, Tensor):
+        yield thing
+        return
+    parts = thing if isinstance(thing, list | tuple | set) else ()
+    if isinstance(thing, dict):
+        parts = [part for name, part in thing.items() if name not in {"load", "spare"}]
+    elif hasattr(thing, "__dict__") and not isinstance(thing, type | type(torch)):
+        parts = [vars(thing)]
+    for part in parts:
+        yield from tensors_of(part, seen)
+
+
+def test_a_local_plan_takes_every_table_along_to_its_device(inner):
+    _, features, plan = inner
+    plan(features)
+    assert plan._numbered
+    there = copy.deepcopy(plan).to("meta")
+    left = [tensor.shape for tensor in tensors_of(vars(there), {}) if not tensor.is_meta]
+    assert left == []
+    assert not there._numbered
+    before, after = ([step.before for step in there.steps], [step.after for step in there.steps])
+    was = [(one.before is other.after) for one in plan.steps for other in plan.steps]
+    assert [one is other for one in before for other in after] == was
+    assert copy.deepcopy(plan).to(torch.float64)._numbered, "a type alone moves nothing"
+
+
+class NothingAsked(TorchDispatchMode):
+    """Refuses what makes a device tell the host something in between: no CUDA graph takes that."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in {"_local_scalar_dense", "nonzero", "masked_select", "unique"}, name
+        assert name != "repeat_interleave" or (kwargs or {}).get("output_size") is not None
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kernel", ["point", "gaussian"])
+@pytest.mark.parametrize("way", ["local", "dense", "pooled"])
+def test_what_a_graph_captures_asks_nothing_in_between(inner, monkeypatch, way, kernel):
+    split, features, _ = inner
+    if way == "pooled":
+        split = split_network(
+            nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), "0", (9, 9)
+        )
+        features = split.head(torch.randn(1, 3, 9, 9))
+    plan = plan_for(split, features, kernel, 1 << 28)
+    if way == "dense":
+        plan = DensePlan(split.tail, kernel, "asked for", 1 << 22)
+    assert plan.facts.name == way
+    with torch.inference_mode():
+        wanted = plan(features)[1]  # as a capture's warm-up does
+        for name in ("tolist", "cpu", "item", "numpy"):
+            monkeypatch.setattr(Tensor, name, lambda *_: pytest.fail("the host was told something"))
+        with NothingAsked():
+            told = plan(features)[1]
+    monkeypatch.undo()
+    assert torch.equal(told, wanted)

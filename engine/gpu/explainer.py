@@ -130,7 +130,8 @@ class CardExplainer(NetworkExplainer):
                 tile = lanes.pinned(stamp.tile.shape, torch.uint8).copy_(torch.from_numpy(stamp.tile))
                 picture = stamped(picture, tile.to(lanes.device, non_blocking=True), stamp)
             if quality is not None:
-                jpeg = Jpeg(encoded([picture], quality)[0], quality)
+                with lanes.encoding():
+                    jpeg = Jpeg(encoded([picture], quality)[0], quality)
             if array:
                 rows = picture.permute(1, 2, 0).contiguous()
                 host = lanes.pinned(tuple(rows.shape), torch.uint8).copy_(rows, non_blocking=True)

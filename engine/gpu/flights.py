@@ -108,7 +108,8 @@ class Flights:
         """Capture the graph for frames of this size in this bucket, if it is not yet."""
         key = (size, bucket)
         if key not in self._journeys:
-            frames, call = self._make(size, bucket)
+            with self.lanes.on("compute"):
+                frames, call = self._make(size, bucket)
             run = self.lanes.captured(call, f"{bucket} frames of {size[1]}x{size[0]}")
             self._journeys[key] = Journey(frames, run)
         return self._journeys[key]
@@ -142,13 +143,8 @@ class Flights:
     def _next_slot(self, size: tuple[int, int]) -> _Slot:
         if size not in self._rings:
             shape = (max(self.buckets), *size, 3)
-            self._rings[size] = itertools.cycle(
-                [
-                    _Slot(
-                        self.lanes.pinned(shape, torch.uint8),
-                        torch.zeros(shape, dtype=torch.uint8, device=self.lanes.device),
-                    )
-                    for _ in range(SLOTS)
-                ]
-            )
+            # The lane that first writes there makes it, so that nothing overtakes the zeros.
+            with self.lanes.on("copy"):
+                device = [torch.zeros(shape, dtype=torch.uint8, device=self.lanes.device) for _ in range(SLOTS)]
+            self._rings[size] = itertools.cycle([_Slot(self.lanes.pinned(shape, torch.uint8), one) for one in device])
         return next(self._rings[size])

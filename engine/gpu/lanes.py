@@ -8,12 +8,15 @@ marked ``gpu``. The default stream is never used, and the host waits for a mark 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, Final, Literal, Protocol
 
 import torch
 from torch import Tensor
+
+from pipeline.errors import BackendError
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +58,10 @@ class Lanes(Protocol):
         """Return host memory that the device copies from and to while the host goes on."""
         ...
 
+    def encoding(self) -> AbstractContextManager[Any]:
+        """Make what is called inside run where the JPEG encoder works, behind all that the encode lane was given."""
+        ...
+
     def captured(self, call: Call, name: str) -> Call:
         """Return something that repeats ``call`` on the compute lane, in the same memory, at one launch."""
         ...
@@ -87,9 +94,18 @@ class PlainLanes:
         """Return plain memory."""
         return torch.empty(shape, dtype=dtype)
 
+    def encoding(self) -> AbstractContextManager[Any]:
+        """Run it here and now."""
+        return nullcontext()
+
     def captured(self, call: Call, name: str) -> Call:  # noqa: ARG002 - the same
         """Return the call itself."""
         return call
+
+
+_encoders: dict[str, Any] = {}
+_encoders_lock = threading.Lock()
+"""Held while the first lanes of a device make its stream for JPEG."""
 
 
 class CudaLanes:
@@ -103,6 +119,12 @@ class CudaLanes:
         self._streams = {lane: stream(device=device, priority=-1 if lane == "encode" else 0) for lane in LANES}
         with torch.cuda.device(device):
             self._pool = torch.cuda.graph_pool_handle()
+        # torchvision keeps one encoder for the whole process. It has a stream of its own, and takes pictures from and
+        # hands bytes to the stream that was current when it was first called, whichever is current later: so it must
+        # meet the same one every time.
+        with _encoders_lock:
+            self._encoder = _encoders.setdefault(str(device), stream(device=device, priority=-1))
+        self._given_up: list[object] = []
 
     def on(self, lane: Lane) -> AbstractContextManager[Any]:
         """Make the lane's stream the current one."""
@@ -134,32 +156,47 @@ class CudaLanes:
         """Return page-locked memory; torch keeps freed pieces for the next one."""
         return torch.empty(shape, dtype=dtype, pin_memory=True)
 
+    def encoding(self) -> AbstractContextManager[Any]:
+        """Make the encoder's stream the current one; it waits for the encode lane's."""
+        self._encoder.wait_stream(self._streams["encode"])
+        chosen: AbstractContextManager[Any] = torch.cuda.stream(self._encoder)
+        return chosen
+
     def captured(self, call: Call, name: str) -> Call:
         """Run it some times, so that everything lazy has happened, then capture it as one CUDA graph.
 
         What cannot be captured (it asks the host in between) runs call by call, and is said so.
         """
         compute, exact = self._streams["compute"], not torch.backends.cudnn.allow_tf32
-        graph = torch.cuda.CUDAGraph()
-        try:
-            # Shapes are fixed: the fastest convolutions are looked for once, here.
-            with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=not exact):
-                with torch.cuda.stream(compute):
-                    for _ in range(_WARM_UP_ROUNDS):
-                        call()
-                compute.synchronize()
+        graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
+        # Shapes are fixed: the fastest convolutions are looked for once, here.
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=not exact):
+            with torch.cuda.stream(compute):
+                for _ in range(_WARM_UP_ROUNDS):
+                    call()
+            compute.synchronize()
+            try:
                 # Other threads go on allocating meanwhile.
                 with torch.cuda.graph(graph, pool=self._pool, stream=compute, capture_error_mode="thread_local"):
                     outputs = call()
-        except RuntimeError as reason:
-            log.warning("%s cannot be captured as a CUDA graph and runs call by call (%s)", name, reason)
-            return call
+            except (RuntimeError, BackendError) as reason:
+                log.warning("%s cannot be captured as a CUDA graph and runs call by call (%s)", name, reason)
+                self._give_up(graph, before)
+                return call
 
         def replay() -> Outputs:
             graph.replay()
             return outputs
 
         return replay
+
+    def _give_up(self, graph: object, before: Any) -> None:  # noqa: ANN401 - a stream
+        """Clear up behind a capture that failed: torch leaves its stream the current one, and its allocator waiting."""
+        torch.cuda.set_stream(before)
+        self._given_up.append(graph)  # some versions of torch go on asking it
+        self._pool, pool = torch.cuda.graph_pool_handle(), self._pool
+        with suppress(RuntimeError, AttributeError):  # others have ended it themselves
+            torch._C._cuda_endAllocateToPool(self.device.index, pool)  # noqa: SLF001 - nothing public does
 
 
 def lanes_of(device: torch.device) -> Lanes:

@@ -120,7 +120,10 @@ def stamped(picture: Tensor, tile: Tensor, stamp: Stamp) -> Tensor:
 
 
 def encoded(pictures: Sequence[Tensor], quality: int) -> list[bytes]:
-    """Return pictures (3, H, W) as JPEG: by nvJPEG where they lie on a GPU, by libjpeg where they do not."""
+    """Return pictures (3, H, W) as JPEG: by nvJPEG where they lie on a GPU, by libjpeg where they do not.
+
+    On a GPU it is called within ``Lanes.encoding``, and has the bytes when it returns.
+    """
     from torchvision.io import encode_jpeg
 
     with warnings.catch_warnings():

@@ -133,6 +133,11 @@ def _stages(card: CardExplainer, frames: list[Frame], told: Settings) -> dict[st
     assert stamp is not None
     tile = torch.from_numpy(stamp.tile).to(told.device)
     picture = explanation.drawn.picture
+
+    def encode(picture: torch.Tensor) -> None:
+        with card._lanes.encoding():
+            encoded([picture], QUALITY)
+
     stages = {
         "fill pinned memory": lambda: np.copyto(slot.host.numpy()[0], frame.image),
         "upload": lambda: slot.device[:1].copy_(slot.host[:1], non_blocking=True),
@@ -140,7 +145,7 @@ def _stages(card: CardExplainer, frames: list[Frame], told: Settings) -> dict[st
         "answers to host": lambda: [part.cpu() for part in journey.run()[:3]] and None,
         "legend on the host": lambda: drawing.stamp(explanation),
         "stamp": lambda: stamped(picture, tile, stamp),
-        "JPEG and its way to the host": lambda: encoded([picture], QUALITY),
+        "JPEG and its way to the host": lambda: encode(picture),
     }
     told_ms = {}
     with torch.inference_mode(), card._lanes.on("compute"):

@@ -48,6 +48,10 @@ class FakeLanes(PlainLanes):
     def wait(self, mark):
         self.told.append(("wait", mark))
 
+    def encoding(self):
+        self.told.append(("encoding",))
+        return nullcontext()
+
     def captured(self, call, name):
         self.captures.append(name)
         return call
@@ -113,6 +117,8 @@ def test_a_graph_is_captured_once_for_each_size_and_bucket():
 def test_nothing_is_overwritten_before_it_was_read_and_the_host_waits_for_nothing_else():
     lanes = FakeLanes()
     flights = Flights(lanes, (1,), doubling)
+    flights.prepare((4, 6), 1)
+    flights._next_slot((4, 6))
     marks = []
     for launch in range(2 * SLOTS):
         lanes.told.clear()
@@ -129,6 +135,14 @@ def test_nothing_is_overwritten_before_it_was_read_and_the_host_waits_for_nothin
         ]  # fmt: skip
         assert flight.done == done
         marks.append((uploaded, consumed, done))
+
+
+def test_memory_is_made_by_the_lane_that_writes_there_first():
+    lanes = FakeLanes()
+    Flights(lanes, (1,), doubling).launch([image(1)])
+    assert [entry for entry in lanes.told if entry[0] == "on"] == [
+        ("on", "compute"), ("on", "copy"), ("on", "copy"), ("on", "compute"),
+    ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +206,7 @@ def test_the_encode_lane_waits_for_the_drawing_and_the_drawing_for_nobody(networ
     (explanation,) = card.explain([frame(1)])
     lanes.told.clear()
     card.deliver(explanation, None, quality=50, array=False)
-    assert lanes.told == [("follow", "encode", explanation.drawn.done), ("on", "encode")]
+    assert lanes.told == [("follow", "encode", explanation.drawn.done), ("on", "encode"), ("encoding",)]
 
 
 @pytest.mark.gpu

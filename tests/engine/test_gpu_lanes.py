@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from engine.gpu import lanes as cuda_lanes
 from engine.gpu.explainer import CardExplainer
 from engine.gpu.lanes import LANES, CudaLanes, PlainLanes, lanes_of
 from engine.networks import load_network
@@ -40,7 +41,12 @@ class FakeCuda:
             "device": lambda _: nullcontext(), "graph_pool_handle": object,
             "current_stream": lambda device=None: SimpleNamespace(name=self.now),
             "synchronize": lambda device=None: self.told.append(("synchronize device",)),
+            "set_stream": lambda stream: setattr(self, "now", stream.name),
         }  # fmt: skip
+        monkeypatch.setattr(cuda_lanes, "_encoders", {})
+        monkeypatch.setattr(
+            torch._C, "_cuda_endAllocateToPool", lambda device, pool: self.told.append(("let go", pool))
+        )
         for name, fake in fakes.items():
             monkeypatch.setattr(torch.cuda, name, fake)
         monkeypatch.setattr(torch, "empty", roomy)
@@ -50,6 +56,7 @@ class FakeCuda:
     def graph(self, graph, pool=None, stream=None, capture_error_mode="global"):
         self.told.append(("capture", stream.name, capture_error_mode))
         if self.capture_fails:
+            self.now = stream.name  # as torch does: a capture that cannot be ended leaves its stream the current one
             raise RuntimeError("operation not permitted when stream is capturing")
         yield
 
@@ -70,7 +77,7 @@ class FakeStream:
         self.cuda.told.append(("wait_event", self.name, event.number))
 
     def wait_stream(self, other):
-        self.cuda.told.append(("wait_stream", self.name))
+        self.cuda.told.append(("wait_stream", self.name, other.name))
 
     def synchronize(self):
         self.cuda.told.append(("synchronize stream", self.name))
@@ -152,6 +159,21 @@ def test_what_cannot_be_captured_runs_call_by_call_and_is_said_so(monkeypatch, c
     assert len(explainer.explain([frame(0)])) == 1
     assert "cannot be captured as a CUDA graph and runs call by call" in caplog.text
     assert not any(entry[0] == "replay" for entry in cuda.told)
+    assert cuda.now == "default"
+    assert [entry[0] for entry in cuda.told].count("let go") == 1
+
+
+def test_all_explainers_of_a_process_meet_the_jpeg_encoder_on_one_stream_behind_their_own_drawing(cuda):
+    one, other = CudaLanes(CPU), CudaLanes(CPU)
+    seen = []
+    for lanes in (one, other):
+        cuda.told.clear()
+        with lanes.encoding():
+            seen.append(cuda.now)
+        encode = lanes._streams["encode"].name
+        assert cuda.told == [("wait_stream", seen[-1], encode)]
+    assert seen[0] == seen[1]
+    assert seen[0] not in {stream.name for lanes in (one, other) for stream in lanes._streams.values()}
 
 
 def test_the_bench_times_by_events_and_captures_off_the_default_stream(cuda):
@@ -172,8 +194,9 @@ def test_the_stand_in_takes_only_what_cuda_takes():
     assert {"cuda_graph", "pool", "stream", "capture_error_mode"} <= set(graph)
     assert {"device", "priority"} <= set(inspect.signature(REAL["Stream"].__new__).parameters)
     assert {"enable_timing", "blocking"} <= set(inspect.signature(REAL["Event"].__new__).parameters)
-    for name in ("CUDAGraph", "graph_pool_handle", "current_stream", "default_stream", "stream", "synchronize"):
+    for name in ("CUDAGraph", "graph_pool_handle", "current_stream", "default_stream", "stream", "set_stream"):
         assert hasattr(torch.cuda, name)
+    assert hasattr(torch._C, "_cuda_endAllocateToPool")
 
 
 def test_a_cpu_has_plain_lanes():

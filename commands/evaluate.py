@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import threading
 from pathlib import Path
 from typing import Annotated, Final
@@ -18,6 +19,8 @@ from commands.terminal import fail, near, say
 from commands.truths import Known, find_masks, find_truths, read_meaning
 from pipeline.config import make_config
 from pipeline.errors import ConfigError
+
+log = logging.getLogger("recipro-stream")
 
 MOST_STEPS: Final = 224
 """RISE's own number, a row of pixels each."""
@@ -100,6 +103,7 @@ def evaluate(
     known = find_truths(boxes, box_names) if boxes else find_masks(masks, mask_above) if masks else Known()
     work = open_evaluated(pictures, limit, known)
     examiner = build_examiner(make_network(config), config.engine, wanted)
+    _check_meaning(meaning, class_map, examiner.split.classes)
     settings = {
         "pictures": pictures, "method": wanted.method, **engine, "kernel": config.engine.kernel, "fit": examiner.fit,
         "steps": steps,
@@ -118,6 +122,10 @@ def evaluate(
     if not records:
         fail(f"{pictures}: no picture was measured; none decodes, or the run was ended before the first")
     summary = summarise(records)
+    if boxes and not summary["images_pointed"]:
+        log.warning(
+            "no picture has a box of the class explained: say what boxes stand for by --class-map, or --any-box"
+        )
     write_result(output, settings, summary, records)
     best, worst = shown_records(records)
     images = work.images([one["image"] for one in (*best, *worst)])
@@ -129,6 +137,16 @@ def evaluate(
             say(f"{name:28} {factor * float(summary[key] or 0):8.2f}")
     page_place = near(output / "report.html")
     say(f"\n{len(records)} of {len(work.names)} pictures; read {page_place} ({RECORDS} holds each one)")
+
+
+def _check_meaning(meaning: dict[str, list[int]], class_map: Path | None, classes: int) -> None:
+    for name, several in meaning.items():
+        for one in several:
+            if not 0 <= one < classes:
+                raise ConfigError(
+                    f"--class-map {str(class_map)!r}: {name!r} stands for {one}; the network's classes go from 0 to "
+                    f"{classes - 1}"
+                )
 
 
 def _digests(*places: str | Path | None) -> dict[str, str]:

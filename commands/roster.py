@@ -90,8 +90,12 @@ def _check_twins(kind: str, found: Sequence[Path]) -> None:
 
 
 def _of_csv(place: Path) -> tuple[list[str], list[str], list[str]]:
-    rows = csv.DictReader(io.StringIO(text_of(place).removeprefix("\ufeff")))  # spreadsheets begin so
-    columns = rows.fieldnames or []
+    text = text_of(place).removeprefix("\ufeff")  # spreadsheets begin so
+    first = text.partition("\n")[0]
+    mark = max(",;\t", key=first.count)  # ... and where a comma is decimal, they put semicolons between columns
+    rows = csv.DictReader(io.StringIO(text), delimiter=mark, skipinitialspace=True)
+    columns = [name.strip() for name in rows.fieldnames or ()]
+    rows.fieldnames = columns
     lacking = [name for name in COLUMNS if name not in columns]
     if lacking:
         raise ConfigError(
@@ -101,7 +105,8 @@ def _of_csv(place: Path) -> tuple[list[str], list[str], list[str]]:
     paths: list[str] = []
     labels: list[str] = []
     groups: list[str] = []
-    for number, row in enumerate(rows, 2):
+    for number, told in enumerate(rows, 2):
+        row = {key: (value or "").strip() for key, value in told.items() if key}
         if not row["path"] or not row["label"]:
             raise ConfigError(f"{place}:{number}: path or label is empty; fill both in, or remove the line")
         paths.append(str(place.parent / row["path"]))

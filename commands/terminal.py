@@ -65,7 +65,7 @@ def text_of(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as reason:
         raise ConfigError(
-            f"{str(path)!r}: cannot be read ({getattr(reason, 'strerror', None) or 'not text'})"
+            f"{str(path)!r}: cannot be read ({getattr(reason, 'strerror', None) or 'not UTF-8 text; save it as that'})"
         ) from None
 
 

@@ -236,7 +236,8 @@ def _report(
     places["held-out.txt"].write_text(lines, encoding="utf-8")
     say(
         f"\nheld out: {found.accuracy:.1%} of {found.pictures} pictures named right, "
-        f"mean recall {found.mean_recall:.1%}"
+        f"mean recall {found.mean_recall:.1%}\n"
+        f"  of other parts {found.likely[0]:.0%} to {found.likely[1]:.0%} would be, 95 times of 100"
     )
     for label, recall, row in zip(labels, found.recalls, found.confusion, strict=True):
         say(f"  {label:20} {recall:6.1%} of {sum(row)}")

@@ -120,6 +120,11 @@ def find_layer(outputs: dict[str, LayerOutput]) -> str:
     """
     name = last_grid(outputs)
     if name is None:
+        if any(output.is_grid for output in outputs.values()):
+            raise LayerError(
+                "every grid of this network has more rows or columns than channels, and none stands out as the last; "
+                f"name one with --layer, such as {_last_grid(outputs)!r}, or choose a smaller --input-size"
+            )
         raise LayerError("no layer of this network gives a grid of cells; name one with --layer, or use a CNN")
     if outputs[name].tokens_follow:
         raise LayerError(_no_transformer(name))

@@ -112,20 +112,21 @@ def _entry_by_builder(model: str) -> ModelEntry:
     if model in names:
         size, mean, std = _validated_at(model)
         return ModelEntry(model, size, mean, std)
-    plain = model.removeprefix("timm/")
+    if Path(model).is_file():
+        raise ModelError(f"model {model!r} is a file, not what `train` wrote; name its network: --model NAME --weights")
+    plain, known, more = model.removeprefix("timm/"), [*MODELS, *names], ""
     try:
         import timm
-    except ImportError:
-        hint = nearest(model, [*MODELS, *names])
-        more = " (timm's models need the extra: uv sync --extra timm)"
-        raise ModelError(f"model {model!r} is unknown.{hint} `run.py models` lists them{more}") from None
-    if timm.is_model(plain):
-        config = timm.get_pretrained_cfg(plain)
-        _, height, width = config.input_size if config else (3, 224, 224)
-        mean, std = (_triple(config.mean), _triple(config.std)) if config else (IMAGENET_MEAN, IMAGENET_STD)
-        return ModelEntry(plain, (height, width), mean, std, builder="timm")
-    hint = nearest(model, [*MODELS, *names]) or nearest(plain, timm.list_models())
-    raise ModelError(f"model {model!r} is unknown.{hint} `run.py models` lists them")
+
+        known += timm.list_models()
+        if timm.is_model(plain):
+            config = timm.get_pretrained_cfg(plain)
+            size = config.input_size[1:] if config else (224, 224)
+            mean, std = (_triple(config.mean), _triple(config.std)) if config else (IMAGENET_MEAN, IMAGENET_STD)
+            return ModelEntry(plain, size, mean, std, builder="timm")
+    except (ImportError, RuntimeError) as reason:  # no timm, or a dot and then no weights that it knows
+        more = " (timm's models need the extra: uv sync --extra timm)" * isinstance(reason, ImportError)
+    raise ModelError(f"model {model!r} is unknown.{nearest(plain, known)} `run.py models` lists them{more}")
 
 
 def _validated_at(
@@ -254,8 +255,7 @@ def network_of(file: ModelFile, path: Path) -> Network:
         return build_untrained(entry, len(file.labels))
 
     net = load_into(build, file.state, entry.name, path)
-    layer = file.layer or entry.layer
-    return Network(net, entry.name, file.labels, file.input_size, file.mean, file.std, layer, fit=file.fit)
+    return Network(net, entry.name, file.labels, file.input_size, file.mean, file.std, file.layer, fit=file.fit)
 
 
 _BUILDERS: dict[str, Callable[[ModelEntry, Path | str | None], Network]] = {

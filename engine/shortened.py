@@ -10,8 +10,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from engine.layers import run_and_watch
 from engine.split import split_network
-from pipeline.errors import LayerError
+from pipeline.errors import LayerError, nearest
 
 
 class ShortenedNetwork(nn.Module):
@@ -38,6 +39,12 @@ def shorten(net: nn.Module, until: str, image_size: tuple[int, int], class_count
     Raises:
         LayerError: there is no such layer, it has no grid, or the network cannot be traced.
     """
+    outputs, _ = run_and_watch(net.eval(), torch.zeros(1, 3, *image_size))
+    grids = [name for name, output in outputs.items() if output.is_grid]
+    if until not in grids:
+        raise LayerError(
+            f"--until {until!r}: the network has no such layer with a grid of cells to end with.{nearest(until, grids)}"
+        )
     split = split_network(net, until, image_size)
     if not split.traced:
         raise LayerError(f"--until {until!r}: this network cannot be traced, and so not be ended earlier; leave it out")

@@ -7,6 +7,7 @@ data only: ``weights_only`` for pickles, safetensors otherwise.
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 
 from engine.what_file import begins_like_safetensors, first_bytes, no_weights
 from pipeline.errors import ModelError
+
+log = logging.getLogger(__name__)
 
 _ENVELOPES = ("state_dict", "model_state_dict", "model_state", "state_dict_ema", "model_ema", "ema", "model", "net")
 _TRAINING_ONLY = ("aux1.", "aux2.", "AuxLogits.")
@@ -72,6 +75,8 @@ def _read_safetensors(path: Path) -> StateDict:
                 f"weights {str(path)!r}: are those of {told.get('model')} ended with {until!r}, and fit no whole one; "
                 f"the file knows its own network: give it by --model {path}"
             )
+        if told.get("format", "").startswith("recipro-stream"):
+            log.warning("%s knows its own network, classes and input size: --model %s would use them", path, path)
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
 
 

@@ -97,7 +97,9 @@ def found_images(pattern: str, suffixes: frozenset[str]) -> list[Path]:
     if not paths and not (place.is_dir() or glob.has_magic(pattern)):
         raise SourceError(f"{pattern}: there is no such file or folder")
     if not paths:
-        message = f"{pattern}: holds no picture with a suffix of {', '.join(sorted(suffixes))}; check the path"
+        inner = next((p for p in place.rglob("*") if p.suffix.lower() in suffixes), None) if place.is_dir() else None
+        cure = f"the folders in it do: give '{place}/**/*'" if inner is not None else "check the path"
+        message = f"{pattern}: holds no picture with a suffix of {', '.join(sorted(suffixes))}; {cure}"
         raise SourceError(message)
     return paths
 

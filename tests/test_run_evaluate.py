@@ -104,12 +104,14 @@ def test_boxes_are_read_from_yolo_and_coco(command, tmp_path):
         (["--steps", "225"], "--steps 225: 224 at the most"),
         (["--boxes", "none.json"], "knows none of the pictures; photos/0 <b>.png, the first of 3, is not in it"),
         (["--masks", "parts"], "knows none of the pictures"),
+        (["--class-map", "far.json"], "'part' stands for 5; the network's classes go from 0 to 4"),
     ],
 )
 def test_what_a_user_can_mend_is_said_in_one_line(command, tmp_path, words, rule):
     (tmp_path / "empty").mkdir()
     (tmp_path / "parts").mkdir()
     cv2.imwrite(str(tmp_path / "parts" / "a.png"), np.zeros((4, 4), np.uint8))
+    (tmp_path / "far.json").write_text('{"part": [4, 5]}')
     (tmp_path / "none.json").write_text('{"images": [], "categories": [], "annotations": []}')
     code, _, errors = command("--output", "out", *words)
     assert code == 2
@@ -139,6 +141,18 @@ def test_masks_are_found_by_name_and_folders_that_are_classes_say_what_is_right(
     code, _, errors = command("--output", "small", "--masks", "masks", pictures="list.txt")
     assert code == 2
     assert "is 6x8 and its picture 60x80" in errors
+
+
+def test_boxes_of_other_classes_and_pictures_in_inner_folders_are_told(command, tmp_path, caplog):
+    (tmp_path / "coco.json").write_text(coco_of("0 <b>.png"))
+    assert command("--output", "out", "--boxes", "coco.json", "--steps", "0")[0] == 0
+    assert "say what boxes stand for" in caplog.text
+    (tmp_path / "above").mkdir()
+    (tmp_path / "photos").rename(tmp_path / "above" / "photos")
+    code, _, errors = command("--output", "in", pictures="above")
+    assert code == 2
+    assert "give 'above/**/*'" in errors
+    assert command("--output", "in", "--steps", "0", pictures="above/**/*")[0] == 0
 
 
 def coco_of(*names):

@@ -147,6 +147,18 @@ def test_what_a_user_can_mend_is_said_in_one_line(command, tmp_path, change, wor
     assert not (tmp_path / "part.safetensors").exists()
 
 
+def test_a_csv_from_a_spreadsheet_may_have_semicolons_and_spaces(command, tmp_path):
+    rows = [f"parts/{kind}/{kind}{n // 2}_{n % 2}.png; {kind}" for kind in KINDS for n in range(20)]
+    (tmp_path / "parts.csv").write_text("\r\n".join(["\ufeffpath; label", *rows]), encoding="utf-8")
+    code, _, errors = command("train", "parts.csv", *LESSON, "--epochs", 1)
+    assert code == 0, errors
+    assert json.loads((tmp_path / "part.report.json").read_text())["labels"] == list(KINDS)
+    (tmp_path / "parts.csv").write_bytes("path,label\na.png,schön\n".encode("latin-1"))
+    code, _, errors = command("train", "parts.csv", *LESSON)
+    assert code == 2
+    assert "not UTF-8 text; save it as that" in errors
+
+
 def test_a_csv_without_its_columns_is_refused(command, tmp_path):
     (tmp_path / "parts.csv").write_text("file,class\na.png,b\n")
     code, _, errors = command("train", "parts.csv", *LESSON)

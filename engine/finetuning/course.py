@@ -207,6 +207,17 @@ def examine(learner: Learner, classes: Numbers, numbers: Numbers) -> tuple[float
     return float(F.cross_entropy(scores, torch.from_numpy(truth))), recall
 
 
+def likely(share: float, count: int, deviations: float = 1.96) -> tuple[float, float]:
+    """Return between which shares the true one lies, 95 times of 100, when ``count`` witnesses gave this share.
+
+    Wilson's score interval; E. B. Wilson, *Probable inference, the law of succession, and statistical inference*, 1927.
+    """
+    square = deviations**2
+    middle = (share + square / (2 * count)) / (1 + square / count)
+    away = deviations / (1 + square / count) * math.sqrt(share * (1 - share) / count + square / (4 * count**2))
+    return max(0.0, middle - away), min(1.0, middle + away)
+
+
 def confusion(truth: Sequence[int], given: Sequence[int], count: int) -> list[list[int]]:
     """Return counts by true class (row) and given class (column)."""
     table = np.zeros((count, count), int)

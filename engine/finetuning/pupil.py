@@ -21,7 +21,7 @@ from engine.models import ModelEntry
 from engine.networks import MODEL_FILE, RANDOM, build_untrained, entry_of
 from engine.preprocess import Fit, Preprocessing
 from engine.split import split_network
-from pipeline.errors import ConfigError, ModelError
+from pipeline.errors import ConfigError, LayerError, ModelError
 
 Lowered = Literal["fp32", "bf16"]
 """What a network may learn in."""
@@ -169,10 +169,24 @@ def _told(file: ModelFile, place: Path, known: Sequence[str]) -> dict[str, Any]:
 
 def _placed(wish: Wish, net: nn.Module, last: str, entry: ModelEntry, labels: tuple[str, ...]) -> Pupil:
     size = wish.input_size or entry.input_size
-    layer = split_network(net, wish.layer or (None if wish.until else entry.layer), size).layer
+    layer = _explained(wish, net, entry, size)
     seen_through = Preprocessing(size, entry.mean, entry.std, wish.fit or "stretch")
     change = make_changes(wish.augment, size)
     return Pupil(wish, net, last, entry.name, labels, seen_through, layer, wish.until, change)
+
+
+def _explained(wish: Wish, net: nn.Module, entry: ModelEntry, size: tuple[int, int]) -> str:
+    """Return the layer where it will be explained: of a network that ends earlier, its end."""
+    if not wish.until:
+        return split_network(net, wish.layer or entry.layer, size).layer
+    try:
+        return split_network(net, None if wish.layer == wish.until else wish.layer, size).layer
+    except LayerError as reason:
+        if wish.layer is None:
+            raise
+        raise LayerError(
+            f"--layer {wish.layer!r}: a network that ends with {wish.until!r} is explained there; leave --layer out"
+        ) from reason
 
 
 def provenance_of(pupil: Pupil) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.finetuning.course import Course, class_weights, confusion, study
+from engine.finetuning.course import Course, class_weights, confusion, likely, study
 from engine.finetuning.learners import LastLayer, TunedNetwork, entering, freeze_to
 from engine.finetuning.pictures import CHANGES, Pictures, make_changes
 from engine.finetuning.pupil import Wish, make_pupil
@@ -260,6 +260,14 @@ def test_rare_classes_weigh_more_and_all_weights_average_to_one():
     assert class_weights(classes, "sampler") is None
 
 
+def test_few_witnesses_tell_little():
+    assert likely(0.9, 10) == pytest.approx((0.596, 0.982), abs=1e-3)
+    # Newcombe, Two-sided confidence intervals for the single proportion, Statistics in Medicine 17, 1998
+    assert likely(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert likely(0 / 20, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
+    assert likely(1.0, 3)[1] == 1.0
+
+
 def test_confusion_counts_truths_in_rows():
     assert confusion([0, 0, 1, 2], [0, 1, 1, 0], 3) == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
 
@@ -457,3 +465,6 @@ def test_a_file_that_ends_earlier_is_no_whole_networks_weights(tmp_path):
         make_pupil(Wish(place, until="layer3"), "rgb")
     with pytest.raises(ConfigError, match="carries its own; leave --weights out"):
         make_pupil(Wish(place, "w.pth"), "rgb")
+    with pytest.raises(LayerError, match="--layer 'layer1': a network that ends with 'layer2' is explained there"):
+        make_pupil(Wish("resnet18", "random", (64, 64), until="layer2", layer="layer1"), "rgb")
+    assert make_pupil(Wish("resnet18", "random", (64, 64), until="layer2", layer="layer2"), "rgb").layer == "features"

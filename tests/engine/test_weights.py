@@ -136,6 +136,18 @@ def test_an_unknown_model_names_the_nearest_right_one():
         load_network("resnet_18x")
 
 
+@pytest.mark.parametrize("name", ["resnet18.pth", "timm/resnet18.none"])
+def test_a_name_with_a_dot_is_a_name_like_others(name):
+    with pytest.raises(ModelError, match="Did you mean 'resnet18'"):
+        load_network(name)
+
+
+def test_a_file_of_weights_is_no_name(tmp_path):
+    torch.save(build().state_dict(), tmp_path / "w.pth")
+    with pytest.raises(ModelError, match="name its network: --model NAME --weights"):
+        load_network(str(tmp_path / "w.pth"))
+
+
 def test_any_torchvision_classifier_works_by_its_name():
     network = load_network("efficientnet_b1", weights="random")
     assert network.input_size == (240, 240)

@@ -14,6 +14,7 @@ def report(**more):
     found = {
         "pictures": 3, "accuracy": 2 / 3, "mean_recall": 0.75, "recalls": [1.0, 0.5], "confusion": [[1, 0], [1, 1]],
         "answers": [["a.png", 0, 0, 0.9], ["<b>.png", 1, 0, 0.8], ["c.png", 1, 1, 0.7]],
+        "likely": [0.208, 0.939],
     }  # fmt: skip
     sample = {"path": "<b>.png", "label": "<i>", "source": "s"}
     told = {
@@ -29,6 +30,7 @@ def test_the_page_shows_the_mistaken_pictures_and_escapes_every_word():
     page = training_page(report(), lambda path: read.append(path) or np.zeros((20, 30, 3), np.uint8))
     assert read == ["<b>.png"]
     assert "66.7%" in page
+    assert "21% to 94%" in page
     assert "&lt;i&gt;, said ok 80%" in page
     assert "the weights are those of epoch 1" in page
     assert not any(word in page for word in ("<b>.png", "<i>", "<u>", "http:", "https:", "<script"))

@@ -12,6 +12,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from engine.gpu.lanes import lanes_of
 from engine.methods.dense import DensePlan
 from engine.methods.kernels import Kernel
 from engine.methods.plan import Plan
@@ -51,12 +52,15 @@ def cheaper_here(plan: Plan, tail: nn.Module, kernel: Kernel, features: Tensor, 
 
 
 def _seconds(plan: Plan, features: Tensor) -> float:
-    taken = []
-    with torch.inference_mode():
+    """Return the median time of one image, as frames will meet the plan: captured as a graph where that can be."""
+    lanes, taken = lanes_of(features.device), []
+    if features.is_cuda:
+        torch.cuda.synchronize(features.device)  # they were made on another stream
+    with torch.inference_mode(), lanes.on("compute"):
+        call = lanes.captured(lambda: plan(features), f"the {plan.facts.name} plan")
         for _ in range(_ROUNDS + 1):
             begun = time.perf_counter()
-            plan(features)
-            if features.is_cuda:
-                torch.cuda.synchronize(features.device)
+            call()
+            lanes.wait(lanes.mark("compute"))
             taken.append(time.perf_counter() - begun)
     return statistics.median(taken[1:])

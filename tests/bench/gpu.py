@@ -1,6 +1,7 @@
 """The whole of what a GPU does here, measured: one command, one JSON, under 8 minutes; a table at the end.
 
     python -m tests.bench.gpu --out gpu.json --photos photos.npz --weights FOLDER      # on the GPU machine
+    python -m tests.bench.gpu --only smoke                                             # there, first: what is broken?
     python -m tests.bench.gpu --device cpu --small                                     # here: does it all run?
 
 What is missing (TensorRT, a peer, photos) is skipped and said so; what fails is one record with its error. The file is
@@ -25,36 +26,45 @@ from typing import Any
 import torch
 
 from engine.gpu.nvml import cards
-from tests.bench import gpu_agreement, gpu_cost, gpu_frames, gpu_peers
+from tests.bench import gpu_agreement, gpu_cost, gpu_frames, gpu_peers, gpu_smoke
 from tests.bench.figures import place
 from tests.bench.gpu_clock import Settings
 
 Records = Iterator[dict[str, object]]
 
 
-def sections(told: Settings) -> dict[str, Callable[[], Records]]:
-    """Return what is measured, in order; each with what it may take of the whole time."""
-    begun = told.begun
+LIMITS = {
+    "smoke": 0.12, "cost": 0.42, "frame_to_jpeg": 0.52, "inner_layer": 0.60, "agreement": 0.67, "cameras": 0.84,
+    "peers": 0.90, "cost_late": 0.98,
+}  # fmt: skip
+"""By which share of the whole time each section is over, in order: the goals first, what compiles for long last.
+One that takes longer is ended there, so that it cannot starve the next; one that takes less leaves it to all."""
 
-    def until(share: float) -> float:
-        return begun + share * told.seconds
+
+def sections(told: Settings, *, alone: bool = False) -> dict[str, Callable[[], Records]]:
+    """Return what is measured, in order; ``alone``: whoever was asked for has the whole time."""
+
+    def until(name: str) -> float:
+        return told.begun + (1.0 if alone else LIMITS[name]) * told.seconds - 5.0
 
     return {
-        "agreement": lambda: gpu_agreement.measure(told),
+        "smoke": lambda: gpu_smoke.measure(told),
+        "cost": lambda: gpu_cost.measure(told, until("cost")),
         "frame_to_jpeg": lambda: gpu_frames.measure(told),
         "inner_layer": lambda: gpu_cost.inner_layer(told),
+        "agreement": lambda: gpu_agreement.measure(told),
+        "cameras": lambda: gpu_frames.cameras(told, until("cameras")),
         "peers": lambda: gpu_peers.measure(told),
-        "cost": lambda: gpu_cost.measure(told, until(0.72)),
-        "cameras": lambda: gpu_frames.cameras(told, until(0.95)),
+        "cost_late": lambda: gpu_cost.measure(told, until("cost_late"), late=True),
     }
 
 
 class OutOfTime(BaseException):
-    """The whole run's time is over, wherever it is: no section may take this for its own failure."""
+    """A section's time is over, wherever it is: none may take this for a failure of its own."""
 
 
 def stop_after(seconds: float) -> None:
-    """Make the run end by itself, with all it has, however long a compiler takes."""
+    """Make a section end by itself, with all it has, however long a compiler takes; 0 = no more."""
 
     def ring(_number: int, _frame: object) -> None:
         raise OutOfTime
@@ -67,7 +77,7 @@ def stop_after(seconds: float) -> None:
 def measured(told: Settings, keep: Callable[[dict[str, Any]], None], only: list[str] | None = None) -> dict[str, Any]:
     """Measure section by section; ``keep`` is handed all there is after each record."""
     result: dict[str, Any] = {"bench": "gpu", "device": device_told(told.device), "small": told.small, **placed()}
-    for name, measure in sections(told).items():
+    for name, measure in sections(told, alone=bool(only)).items():
         if only and name not in only:
             continue
         records: list[dict[str, object]] = []
@@ -77,16 +87,19 @@ def measured(told: Settings, keep: Callable[[dict[str, Any]], None], only: list[
             if told.left < 5:
                 records.append({"skipped": "out of time"})
                 continue
+            share = 1.0 if only else LIMITS.get(name, 1.0)
+            stop_after(max(share * told.seconds - (told.seconds - told.left), 1.0))
             for record in measure():
                 records.append(record)
                 print(f"{told.seconds - told.left:6.1f} s  {name}: {brief(record)}", file=sys.stderr, flush=True)
                 keep(result)
         except OutOfTime:
             records.append({"skipped": "out of time, in the middle"})
-            told.seconds = 0.0
         except Exception as reason:  # noqa: BLE001 - one section must not cost the others
             traceback.print_exc()
             records.append({"error": f"{type(reason).__name__}: {reason}"[:300]})
+        finally:
+            stop_after(0)
         result.setdefault("section_seconds", {})[name] = round(time.monotonic() - begun, 1)
         if told.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -119,6 +132,8 @@ def device_told(device: torch.device) -> dict[str, object]:
 
 def brief(record: dict[str, object]) -> str:
     """Return one line of a record for whoever watches."""
+    if "piece" in record:
+        return " ".join(str(record[key]) for key in ("state", "piece", "told", "error", "skipped") if record.get(key))
     text = json.dumps(record, default=str)
     return text if len(text) < 220 else f"{text[:217]}..."
 
@@ -152,7 +167,7 @@ def goals(result: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _values(result: dict[str, Any]) -> Iterator[str]:
-    cost = [one for one in result.get("cost", []) if "explained" in one]
+    cost = [one for one in (*result.get("cost", []), *result.get("cost_late", [])) if "explained" in one]
     fifty = [one for one in cost if one["model"] in {"resnet50", "squeezenet1_1"}]
     ratios = [one["ratio_of_medians"] for one in cost]
     yield f"{min(ratios):.3f} to {max(ratios):.3f}" if ratios else "not measured"
@@ -192,7 +207,7 @@ def table(result: dict[str, Any]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     skipped = [
-        f"{name} {one.get('model', '')} {one.get('backend', one.get('way', ''))}: {why}"
+        f"{name} {one.get('model', one.get('piece', ''))} {one.get('backend', one.get('way', ''))}: {why}"
         for name in sections(Settings(torch.device("cpu")))
         for one in result.get(name, [])
         if (why := one.get("skipped") or one.get("error"))
@@ -223,9 +238,7 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
         if told.out is not None:
             told.out.write_text(json.dumps(result, indent=1, default=str), encoding="utf-8")
 
-    stop_after(told.seconds + 5)
     result = measured(settings, keep, told.only)
-    stop_after(0)
     if told.out is None:
         print(json.dumps(result, default=str))
     print(table(result), file=sys.stderr if told.out is None else sys.stdout)

@@ -8,7 +8,7 @@ from statistics import mean
 
 import numpy as np
 
-from engine.backends.table import BACKENDS, first_line
+from engine.backends.table import first_line
 from engine.explainer import NetworkExplainer
 from engine.gpu.explainer import CardExplainer
 from engine.networks import load_network
@@ -41,7 +41,7 @@ def measure(told: Settings) -> Iterator[dict[str, object]]:
         truth = NetworkExplainer(load_network(name, weights=path), base).explain(frames)
         for backend in ("eager", "tensorrt"):
             case = {"model": name, "backend": backend, "precision": told.precision, "photos": len(frames)}
-            if lacking := BACKENDS[backend].load().missing(told.device.type):
+            if lacking := told.lacking(backend):
                 yield {**case, "skipped": lacking}
                 continue
             try:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from engine.backends.table import BACKENDS
 from engine.cache import Cache
 from tests.bench.figures import quantiles
 
@@ -32,6 +33,13 @@ class Settings:
     begun: float = field(default_factory=time.monotonic)
     cache: Cache = field(default_factory=lambda: Cache(Path(tempfile.mkdtemp(prefix="bench-gpu-"))))
     """Engines of one section are used by the next."""
+    without: dict[str, str] = field(default_factory=dict)
+    """Backends that were found not to work here, and why: nobody tries them again."""
+
+    def lacking(self, backend: str) -> str:
+        """Return why a backend cannot be measured here, or ""."""
+        told: str = self.without.get(backend) or BACKENDS[backend].load().missing(self.device.type)
+        return told
 
     @property
     def left(self) -> float:
@@ -118,11 +126,11 @@ def _rate(call: Call, taken: list[float], told: Settings, images: int) -> float:
 
 def rotated(shape: tuple[int, ...], told: Settings, count: int = 4) -> list[Tensor]:
     """Return different random inputs on the device: the same one would stay in a cache."""
-    generator = torch.Generator().manual_seed(5)
+    generator = torch.Generator(told.device).manual_seed(5)
     count = count if shape[0] <= 64 else 2
     return [
-        torch.randn(shape, generator=generator)
-        .to(told.device, told.dtype)
+        torch.randn(shape, generator=generator, device=told.device)
+        .to(told.dtype)
         .contiguous(memory_format=torch.channels_last)
         for _ in range(count)
     ]

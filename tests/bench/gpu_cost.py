@@ -19,6 +19,7 @@ from engine.networks import build_untrained
 from engine.split import split_network
 from tests.bench.explain_cost import Plain
 from tests.bench.gpu_clock import Settings, captured, rotated, timed
+from tests.engine.reference import lively
 
 NETWORKS = ("resnet50", "resnet18", "mobilenet_v3_large", "efficientnet_b0", "convnext_tiny")
 BATCHES = (1, 64, 8, 256)
@@ -34,30 +35,34 @@ SLACK = 5e-2
 """How far softmax scores of the two ways may be apart: else they are not the same network."""
 
 
-def cases(told: Settings) -> list[tuple[str, str]]:
-    """Return (network, backend) in order of importance: what comes late may fall to the budget."""
+def cases(told: Settings, *, late: bool = False) -> list[tuple[str, str]]:
+    """Return (network, backend) in order of importance; ``late``: those that compile for long, or matter less."""
     if told.small:
-        return [("squeezenet1_1", "eager")]
-    first = [("resnet50", "eager"), ("resnet50", "tensorrt"), ("resnet18", "eager"), ("mobilenet_v3_large", "eager")]
-    rest = [("efficientnet_b0", "eager"), ("convnext_tiny", "eager"), ("resnet18", "tensorrt")]
-    late = [("mobilenet_v3_large", "tensorrt"), ("efficientnet_b0", "tensorrt"), ("convnext_tiny", "tensorrt")]
-    return [*first, *rest, ("resnet50", "inductor"), *late]
+        return [] if late else [("squeezenet1_1", "eager")]
+    others = ("resnet18", "mobilenet_v3_large", "efficientnet_b0", "convnext_tiny")
+    if late:
+        return [*((name, "tensorrt") for name in others), ("resnet50", "inductor")]
+    return [("resnet50", "eager"), ("resnet50", "tensorrt"), *((name, "eager") for name in others)]
 
 
 def network(name: str) -> tuple[Any, tuple[int, int]]:
-    """Return an untrained network and its input size: the cost does not depend on weights."""
+    """Return an untrained network and its input size: the cost does not depend on weights.
+
+    It is given something to say: where all classes score alike, no two precisions agree on the first.
+    """
     torch.manual_seed(0)
-    return build_untrained(MODELS[name]), MODELS[name].input_size if name != "squeezenet1_1" else (64, 64)
+    size = MODELS[name].input_size if name != "squeezenet1_1" else (64, 64)
+    return lively(build_untrained(MODELS[name]), size), size
 
 
-def measure(told: Settings, until: float) -> Iterator[dict[str, object]]:
+def measure(told: Settings, until: float, *, late: bool = False) -> Iterator[dict[str, object]]:
     """Give one record for each network, backend and batch, for as long as the time lasts."""
-    for name, backend in cases(told):
+    for name, backend in cases(told, late=late):
         case: dict[str, object] = {"model": name, "backend": backend, "precision": told.precision}
         if time.monotonic() > until:
             yield {**case, "skipped": "out of time"}
             continue
-        if lacking := BACKENDS[backend].load().missing(told.device.type):
+        if lacking := told.lacking(backend):
             yield {**case, "skipped": lacking}
             continue
         try:
@@ -116,28 +121,27 @@ def _against_ceiling(name: str) -> dict[str, object]:
 
 
 def inner_layer(told: Settings) -> Iterator[dict[str, object]]:
-    """Give the cost of an inner layer: by the plan that is chosen, and by the definition in chunks."""
+    """Give the cost of an inner layer by each plan it has, call by call and as a graph, and which one is chosen."""
     name, layer = ("squeezenet1_1", "features.9") if told.small else ("resnet50", "layer3")
     net, size = network(name)
     split = split_network(net, layer, size)
     build = Build(Target(), "point", "eager", told.precision, told.device, (1 << 28) if told.small else (8 << 30))
     runner = Runner(split, build)
-    tail = copy.deepcopy(split.tail).to(told.device, told.dtype)
-    head = copy.deepcopy(split.head).to(told.device, told.dtype)
-    defined = ExplainedNetwork(head, DensePlan(tail, "point", "asked for", build.budget_bytes), Target(), split.grid)
-    for batch in (1,) if told.small else (1, 8):
-        inputs = rotated((batch, 3, *size), told)
-        case = {"model": name, "layer": layer, "grid": list(split.grid), "batch": batch, "plan": runner.plan.facts.name}
-        for way, call in ((runner.plan.facts.name, runner), ("dense, forced", defined)):
-            try:
-                yield {
-                    **case,
-                    "way": way,
-                    **timed({"explained": lambda k, c=call, i=inputs: c(i[k % len(i)])}, told, batch),
-                }
-                if told.device.type == "cuda":
-                    graph = captured(call, inputs[0], told)
-                    one = {"explained": lambda k, c=graph, i=inputs: c(i[k % len(i)])}
-                    yield {**case, "way": f"{way}, graph", **timed(one, told, batch)}
-            except Exception as reason:  # noqa: BLE001 - one way must not cost the others
-                yield {**case, "way": way, "error": f"{type(reason).__name__}: {first_line(reason)}"}
+    counted = next(iter(split.plans.values()))
+    plans = [counted] if counted.facts.name == "local" else []
+    plans.append(DensePlan(split.tail, "point", "asked for", build.budget_bytes))
+    head = copy.deepcopy(split.head).to(told.device, told.dtype).to(memory_format=torch.channels_last)
+    case = {"model": name, "layer": layer, "grid": list(split.grid), "chosen": runner.plan.facts.name}
+    case["why"] = runner.plan.facts.why
+    for plan in plans:
+        placed = copy.deepcopy(plan).to(told.device).to(memory_format=torch.channels_last).to(told.dtype)
+        network_of = ExplainedNetwork(head, placed, Target(), split.grid)
+        for batch in (1,) if told.small else (1, 8):
+            inputs = rotated((batch, 3, *size), told)
+            for way in ("", ", graph"):
+                about = {**case, "batch": batch, "way": f"{plan.facts.name}{way}"}
+                try:
+                    call = captured(network_of, inputs[0], told) if way else network_of
+                    yield {**about, **timed({"explained": lambda k, c=call, i=inputs: c(i[k % len(i)])}, told, batch)}
+                except Exception as reason:  # noqa: BLE001 - one way must not cost the others
+                    yield {**about, "error": f"{type(reason).__name__}: {first_line(reason)}"}

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from commands.card import CardRenderer
-from engine.backends.table import BACKENDS, first_line
+from engine.backends.table import first_line
 from engine.gpu.explainer import CardExplainer
 from engine.gpu.pictures import encoded, stamped
 from engine.networks import load_network
@@ -53,13 +53,13 @@ def explainer(told: Settings, batch: int) -> CardExplainer:
     torch.manual_seed(0)
     network = load_network(model, weights="random")
     for backend in ("tensorrt", "eager"):
-        if BACKENDS[backend].load().missing(told.device.type):
+        if told.lacking(backend):
             continue
         try:
             return CardExplainer(network, EngineConfig(**knobs, backend=backend, batch=batch), table=TABLE)
-        except BackendError:
-            continue
-    raise BackendError("neither TensorRT nor eager runs here")
+        except Exception as reason:  # noqa: BLE001 - the next one may do
+            told.without[backend] = f"it did not run before: {type(reason).__name__}: {first_line(reason)}"
+    raise BackendError(f"neither TensorRT nor eager runs here: {told.without}")
 
 
 def measure(told: Settings) -> Iterator[dict[str, object]]:
@@ -248,7 +248,8 @@ def cameras(told: Settings, until: float) -> Iterator[dict[str, object]]:
     batch = 2 if told.small else 32
     card = explainer(told, batch)
     for bucket in card._flights.buckets:
-        card.explain([Frame(images[0], "warm", 0, 0.0)] * bucket)
+        warm = card.explain([Frame(images[0], "warm", 0, 0.0)] * bucket)
+    card.deliver(warm[0], None, quality=QUALITY, array=False)
     for decoded in (False, True):
         case = {"cameras_of": "720p30" if not told.small else "tiny", "decode": decoded, "batch": batch}
         try:
@@ -284,4 +285,4 @@ def _carried(card: CardExplainer, images: list[Image], clip: bytes | None, count
     expected = count * 30 * seconds
     held = ages["p99_ms"] < 100 and lost <= 0.01 * max(outcome.taken, 1) and outcome.taken >= 0.97 * expected
     return {"held": bool(held), "age": ages, "taken": outcome.taken, "lost": lost, "late": late,
-            "frames_per_second": round(len(viewer.ages) / seconds, 1)}  # fmt: skip
+            "frames_per_second": round(len(viewer.ages) / seconds, 1), "errors": outcome.errors[:3]}  # fmt: skip

@@ -2,6 +2,7 @@
 # Run on the GPU machine, from the repository's root; needs bash, Python 3.12 and what gpu_pack.py made.
 #
 #   bash tests/bench/gpu_run.sh install    unpacks every pack that is in .gpu-pack/ (call it once for each that is sent)
+#   bash tests/bench/gpu_run.sh smoke      the same, then every piece once, a line each: what is broken, in half a minute
 #   bash tests/bench/gpu_run.sh            the same, then the quick tests marked gpu, the benchmark, its table last
 #
 # OUT: where the JSON goes (default runs/gpu). SITE: where packages go (default /tmp/gpu-site). SECONDS_MOST: of the
@@ -35,7 +36,11 @@ done
 export PYTHONPATH="$SITE${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 OMP_WAIT_POLICY=PASSIVE
 photos=(); [ ! -f "$SITE/sent/photos.npz" ] || photos=(--photos "$SITE/sent/photos.npz" --weights "$SITE/sent")
 
-REQUIRE_GPU=${REQUIRE_GPU:-1} timeout 130 "$PYTHON" -m pytest -q -m "(gpu or tensorrt) and not slow" -W default -p no:cacheprovider \
+if [ "${1:-}" = smoke ]; then
+  exec timeout 120 "$PYTHON" -m tests.bench.gpu --only smoke --seconds 110 --out "$OUT/smoke.json" "${photos[@]}" ${BENCH_WORDS:-}
+fi
+
+REQUIRE_GPU=${REQUIRE_GPU:-1} timeout 110 "$PYTHON" -m pytest -q -m "(gpu or tensorrt) and not slow" -W default -p no:cacheprovider \
   tests/engine/test_gpu_pictures.py tests/engine/test_gpu_flights.py tests/engine/test_gpu_choice.py \
   tests/engine/test_tensorrt.py 2>&1 | tail -40 | tee "$OUT/tests.txt"
 tests=${PIPESTATUS[0]}

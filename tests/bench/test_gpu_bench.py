@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.bench import gpu, gpu_cost, gpu_pack
+from tests.bench import gpu, gpu_cost, gpu_pack, gpu_smoke
 from tests.bench.figures import ROOT
 from tests.bench.gpu_clock import Settings, captured, timed
 
@@ -25,12 +25,12 @@ def test_all_of_it_runs_on_a_cpu_and_says_not_measured(tmp_path, capsys):
     np.savez(photos, images=np.random.default_rng(0).integers(0, 255, (2, 64, 64, 3), np.uint8))
     out = tmp_path / "gpu.json"
     words = ["--device", "cpu", "--small", "--out", str(out), "--photos", str(photos), "--weights", str(tmp_path)]
-    words += ["--only", "agreement", "frame_to_jpeg", "inner_layer", "cost", "cameras"]
+    words += ["--only", "smoke", "agreement", "frame_to_jpeg", "inner_layer", "cost", "cameras"]
     result = gpu.main(words)
     assert json.loads(out.read_text())["goals"] == result["goals"]
     assert len(result["goals"]) == len(gpu.GOALS)
     assert all(one["measured"].startswith("not measured") for one in result["goals"])
-    for name in ("frame_to_jpeg", "inner_layer", "cost", "cameras"):
+    for name in ("smoke", "frame_to_jpeg", "inner_layer", "cost", "cameras"):
         assert result[name], name
         assert not [one for one in result[name] if "error" in one], name
     assert {one["way"] for one in result["cost"]} == {"eager", "eager, graph"}
@@ -42,7 +42,7 @@ def test_a_section_that_fails_costs_no_other(monkeypatch):
         yield {"fine": 1}
         raise RuntimeError("the card fell out")
 
-    monkeypatch.setattr(gpu, "sections", lambda told: {"peers": broken, "cost": lambda: iter([{"fine": 2}])})
+    monkeypatch.setattr(gpu, "sections", lambda told, **_: {"peers": broken, "cost": lambda: iter([{"fine": 2}])})
     kept = []
     result = gpu.measured(Settings(CPU, small=True), kept.append)
     assert result["peers"] == [{"fine": 1}, {"error": "RuntimeError: the card fell out"}]
@@ -51,25 +51,56 @@ def test_a_section_that_fails_costs_no_other(monkeypatch):
 
 
 def test_out_of_time_is_said_and_not_measured(monkeypatch):
-    monkeypatch.setattr(gpu, "sections", lambda told: {"cost": lambda: iter([{"fine": 2}])})
+    monkeypatch.setattr(gpu, "sections", lambda told, **_: {"cost": lambda: iter([{"fine": 2}])})
     result = gpu.measured(Settings(CPU, small=True, seconds=1.0), lambda result: None)
     assert result["cost"] == [{"skipped": "out of time"}]
     (late,) = gpu_cost.measure(Settings(CPU, small=True), until=0.0)
     assert late["skipped"] == "out of time"
 
 
-def test_a_run_that_takes_too_long_ends_with_all_it_has(monkeypatch):
+def test_a_section_that_takes_too_long_ends_with_all_it_has_and_costs_no_other(monkeypatch):
     def endless():
         yield {"fine": 1}
         while True:
             with suppress(Exception):  # whatever a section shrugs off, it cannot shrug this off
                 threading.Event().wait(60)
 
-    monkeypatch.setattr(gpu, "sections", lambda told: {"peers": endless, "cost": lambda: iter([{"fine": 2}])})
-    gpu.stop_after(0.2)
+    monkeypatch.setattr(gpu, "sections", lambda told, **_: {"peers": endless, "cost": lambda: iter([{"fine": 2}])})
+    monkeypatch.setattr(gpu, "LIMITS", {"peers": 0.001, "cost": 1.0})
     result = gpu.measured(Settings(CPU, small=True), lambda result: None)
     assert result["peers"] == [{"fine": 1}, {"skipped": "out of time, in the middle"}]
-    assert result["cost"] == [{"skipped": "out of time"}]
+    assert result["cost"] == [{"fine": 2}]
+
+
+def test_what_the_goals_need_comes_before_what_compiles_for_long():
+    told = Settings(CPU)
+    assert list(gpu.sections(told)) == list(gpu.LIMITS)
+    assert sorted(gpu.LIMITS.values()) == list(gpu.LIMITS.values())
+    assert not {"inductor"} & {backend for _, backend in gpu_cost.cases(told)}
+    assert {backend for _, backend in gpu_cost.cases(told, late=True)} == {"tensorrt", "inductor"}
+    every = [*gpu_cost.cases(told), *gpu_cost.cases(told, late=True)]
+    assert len(every) == len(set(every))
+
+
+def test_every_piece_is_tried_and_what_fails_is_named_and_not_tried_again(monkeypatch):
+    told = Settings(CPU, small=True)
+
+    def broken():
+        raise RuntimeError("this card has no such thing\nand more")
+
+    monkeypatch.setattr(gpu_smoke, "pieces", lambda told: {"upload": lambda: "fine", "TensorRT": broken})
+    lines = [gpu.brief(record) for record in gpu_smoke.measure(told)]
+    assert lines == ["ok      upload fine", "FAILED  TensorRT RuntimeError: this card has no such thing"]
+    assert told.lacking("tensorrt") == "smoke check: RuntimeError: this card has no such thing"
+
+
+@pytest.mark.parametrize("piece", ["upload", "graph capture", "a capture that fails", "inner layer, local and dense"])
+def test_the_smallest_pieces_hold_on_a_cpu_too(piece):
+    assert gpu_smoke.pieces(Settings(CPU, small=True))[piece]()
+
+
+def test_overlay_and_jpeg_hold_on_a_cpu_too():
+    assert "levels off" in gpu_smoke.overlay(Settings(CPU, small=True))
 
 
 def test_goals_are_told_beside_their_figures():

@@ -1,0 +1,221 @@
+"""Every piece once, at its smallest: what is broken on a machine is known before anything long begins."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from engine.backends.table import BACKENDS, first_line
+from engine.build import Build, Runner
+from engine.gpu.explainer import CardExplainer
+from engine.gpu.lanes import Lanes, lanes_of
+from engine.methods.dense import DensePlan
+from engine.methods.recipro import Target, plan_for
+from engine.networks import load_network
+from engine.split import Split, split_network
+from overlays.jpeg import decode_picture
+from overlays.renderer import HeatRenderer
+from overlays.stamp import level_table
+from pipeline.config import EngineConfig
+from pipeline.frames import Frame
+from tests.bench.gpu_clock import Settings
+from tests.bench.gpu_frames import clip_of, pictures
+from tests.engine.reference import lively
+
+SIZE = (72, 128)
+
+
+class AbsentError(Exception):
+    """A piece that is not here, and is no fault."""
+
+
+def pieces(told: Settings) -> dict[str, Callable[[], str]]:
+    """Return what is tried, in order; each says what it saw, or raises."""
+    return {
+        "upload": lambda: upload(told),
+        "graph capture": lambda: capture(told),
+        "a capture that fails": lambda: failed_capture(told),
+        "frame to overlay and JPEG": lambda: overlay(told),
+        "inner layer, local and dense": lambda: inner(told),
+        "photos and weights": lambda: sent(told),
+        "video": video,
+        "TensorRT": lambda: compiled("tensorrt", told),
+        "inductor": lambda: compiled("inductor", told),
+        "peers": peers,
+    }
+
+
+def measure(told: Settings) -> Iterator[dict[str, object]]:
+    """Give one record for each piece. A backend that fails here is not tried again in this run."""
+    for piece, try_it in pieces(told).items():
+        begun, record = time.monotonic(), {"piece": piece}
+        try:
+            record |= {"state": "ok     ", "told": try_it()}
+        except AbsentError as reason:
+            record |= {"state": "absent ", "skipped": str(reason)}
+        except Exception as reason:  # noqa: BLE001 - each for itself
+            record |= {"state": "FAILED ", "error": f"{type(reason).__name__}: {first_line(reason)}"}
+        if record["state"] != "ok     " and piece in {"TensorRT", "inductor"}:
+            told.without[piece.lower()] = f"smoke check: {record.get('error') or record.get('skipped')}"
+        yield {**record, "seconds": round(time.monotonic() - begun, 2)}
+
+
+def need(holds: object, what: str) -> None:
+    """Raise where something does not hold."""
+    if not holds:
+        raise AssertionError(what)
+
+
+def given_up(lanes: Lanes) -> int:
+    """Return how many captures failed on these lanes."""
+    return len(getattr(lanes, "_given_up", ()))
+
+
+def upload(told: Settings) -> str:
+    """Pinned memory up on one lane, down on another."""
+    lanes = lanes_of(told.device)
+    host = lanes.pinned((1 << 20,), torch.uint8)
+    host.copy_(torch.randint(0, 256, host.shape, dtype=torch.uint8))
+    with lanes.on("copy"):
+        there = host.to(told.device, non_blocking=True)
+    lanes.follow("compute", lanes.mark("copy"))
+    with lanes.on("compute"):
+        back = lanes.pinned(tuple(host.shape), torch.uint8).copy_(there, non_blocking=True)
+        lanes.wait(lanes.mark("compute"))
+    need(torch.equal(back, host), "what came back is not what went up")
+    return f"{host.numel() >> 10} KiB there and back, pinned: {host.is_pinned()}"
+
+
+def capture(told: Settings) -> str:
+    """A convolution as a graph answers for what its input holds now."""
+    lanes = lanes_of(told.device)
+    with torch.inference_mode(), lanes.on("compute"):
+        layer = nn.Conv2d(3, 8, 3).to(told.device, told.dtype).to(memory_format=torch.channels_last)
+        images = torch.zeros((2, 3, 16, 16), device=told.device, dtype=told.dtype)
+        run = lanes.captured(lambda: (layer(images),), "a convolution")
+        images.normal_()
+        (answer,) = run()
+        error = float((answer - layer(images)).abs().max())
+        lanes.wait(lanes.mark("compute"))
+    need(not given_up(lanes), "the capture failed")
+    need(error < 1e-2, f"its replay differs by {error:.3g}")
+    return f"replay differs from a call by {error:.1e}"
+
+
+def failed_capture(told: Settings) -> str:
+    """What asks the host in between runs call by call, and the next capture works."""
+    lanes = lanes_of(told.device)
+    with torch.inference_mode():
+        with lanes.on("compute"):
+            value = torch.ones(4, device=told.device)
+        run = lanes.captured(lambda: (value * float(value.sum().item()),), "one that asks")
+        with lanes.on("compute"):
+            need(float(run()[0].sum()) == 16.0, "it tells something else")
+        again = lanes.captured(lambda: (value + 1,), "one that does not")
+        with lanes.on("compute"):
+            need(float(again()[0].sum()) == 8.0, "the next one tells something else")
+    expected = int(told.device.type == "cuda")
+    need(given_up(lanes) == expected, f"{given_up(lanes)} captures failed, not {expected}")
+    return f"{given_up(lanes)} given up, the next one fine"
+
+
+def overlay(told: Settings) -> str:
+    """Frames through two explainers: the renderer's picture within two levels, and a JPEG that shows it."""
+    told_by = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        network = load_network("squeezenet1_1", weights="random")
+        lively(network.net, (64, 64))
+        config = EngineConfig(
+            model="squeezenet1_1", input_size=(64, 64), cache="off", backend="eager", device=str(told.device),
+            precision=told.precision, batch=2,
+        )  # fmt: skip
+        told_by.append(CardExplainer(network, config, table=level_table("inferno", 0.6)))
+    worst = 0.0
+    for number, image in enumerate(pictures(SIZE)):
+        card, drawing = told_by[number % 2], HeatRenderer(clock=lambda: 0.02)
+        (explanation,) = card.explain([Frame(image, "smoke", number, 0.0)])
+        wanted = HeatRenderer(clock=lambda: 0.02).render(explanation).image.astype(int)
+        jpeg, array = card.deliver(explanation, drawing.stamp(explanation), quality=95, array=True)
+        assert jpeg is not None
+        assert array is not None
+        levels = int(np.abs(array.astype(int) - wanted).max())
+        need(levels <= 2, f"the overlay is {levels} levels off")
+        worst = max(worst, float(np.abs(decode_picture(jpeg.payload).astype(int) - array).mean()))
+    need(worst < 12.0, f"the JPEG is {worst:.1f} levels off in the mean: it shows something else")
+    failed = sum(given_up(card._lanes) for card in told_by)
+    need(not failed, f"{failed} graphs could not be captured")
+    return f"{len(jpeg.payload)} bytes, {worst:.1f} levels off in the mean"
+
+
+def small_net() -> Split:
+    """A few convolutions, cut after the first."""
+    torch.manual_seed(2)
+    body: list[nn.Module] = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()]
+    for _ in range(3):
+        body += [nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()]
+    net = nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)).eval()
+    return split_network(net, "1", (24, 24))
+
+
+def inner(told: Settings) -> str:
+    """Computing windows and the definition say the same there as on the host, both captured."""
+    split = small_net()
+    with torch.inference_mode():
+        features = split.head(torch.randn(1, 3, 24, 24))
+    plans = [plan_for(split, features, "point", 1 << 28), DensePlan(split.tail, "point", "smoke", 1 << 28)]
+    lanes = lanes_of(told.device)
+    for plan in plans:
+        with torch.inference_mode():
+            wanted = plan(features)[1]
+            there, placed = features.to(told.device), copy.deepcopy(plan).to(told.device)
+            if told.device.type == "cuda":
+                torch.cuda.synchronize()
+            run = lanes.captured(lambda placed=placed, there=there: placed(there), plan.facts.name)
+            with lanes.on("compute"):
+                error = float((run()[1].cpu() - wanted).abs().max())
+        need(error <= 1e-2 * float(wanted.abs().max()), f"the {plan.facts.name} plan differs by {error:.3g}")
+    need(not given_up(lanes), f"{given_up(lanes)} of two plans could not be captured")
+    return " and ".join(plan.facts.name for plan in plans)
+
+
+def compiled(backend: str, told: Settings) -> str:
+    """A backend compiles a small network and passes its own comparison."""
+    if lacking := BACKENDS[backend].load().missing(told.device.type):
+        raise AbsentError(lacking)
+    torch.manual_seed(0)
+    body = (nn.Conv2d(3, 8, 3, stride=4), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.ReLU())
+    net = nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)).eval()
+    split = split_network(lively(net, (32, 32)), "3", (32, 32))
+    runner = Runner(split, Build(Target(), "point", backend, told.precision, told.device, 1 << 28))
+    return f"{backend} in {told.precision}, {runner.plan.facts.name} plan"
+
+
+def sent(told: Settings) -> str:
+    """What the agreement needs."""
+    if told.photos is None or told.weights is None:
+        raise AbsentError("no photos or weights: give --photos FILE.npz and --weights FOLDER")
+    names = sorted(path.name for path in Path(told.weights).glob("*.pt"))
+    return f"{len(np.load(told.photos)['images'])} photos, {', '.join(names) or 'no weights'}"
+
+
+def video() -> str:
+    """A clip is written; the cameras decode such."""
+    if importlib.util.find_spec("av") is None:
+        raise AbsentError("PyAV is not here")
+    return f"{len(clip_of(pictures(SIZE, 2), 4))} bytes of H.264"
+
+
+def peers() -> str:
+    """The packages one would take instead."""
+    lacking = [name for name in ("pytorch_grad_cam", "torchcam") if importlib.util.find_spec(name) is None]
+    if lacking:
+        raise AbsentError(f"not here: {', '.join(lacking)}")
+    return "grad-cam and torch-cam"

@@ -6,8 +6,11 @@ takes a few.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import shutil
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +18,8 @@ from torch import Tensor, nn
 from engine.backends.table import Compiled, first_line
 from engine.cache import Cache
 from pipeline.errors import BackendError
+
+_numbers = itertools.count()
 
 
 def missing(device: str) -> str:
@@ -36,14 +41,31 @@ def compile(  # noqa: A001 - the protocol's name
         raise BackendError(f"backend 'inductor': {lacking}")
     # torch warns of a missing CUDA toolkit on every machine without a GPU.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    # Each build stands alone: frozen weights of one network must not be taken for another's.
-    torch.compiler.reset()
-    compiled = torch.compile(module, dynamic=False, options={"freezing": True})
+    compiled = torch.compile(_alone(module), dynamic=False, options={"freezing": True})
+
+    def run(images: Tensor) -> Any:  # noqa: ANN401 - one tensor or several, as the module
+        # torch compiles anew for a tensor made outside inference mode: all are of one kind here.
+        return compiled(images if images.is_inference() else images.clone())
+
     try:
         with torch.inference_mode():
-            compiled(example)
+            run(example)
     except Exception as reason:  # torch raises whatever its many stages raise
         raise BackendError(
             f"backend 'inductor': this network does not compile ({first_line(reason)}); use --backend eager"
         ) from reason
-    return compiled
+    return run
+
+
+def _alone(module: nn.Module) -> Callable[[Tensor], Any]:
+    """Return the module as a function with code of its own.
+
+    torch keeps what it compiled with the code: frozen weights of one network must not be taken for another's, and a
+    second batch size must not push the first one out.
+    """
+
+    def forward(images: Tensor) -> Any:  # noqa: ANN401 - the same
+        return module(images)
+
+    forward.__code__ = forward.__code__.replace(co_name=f"forward_{next(_numbers)}")
+    return forward

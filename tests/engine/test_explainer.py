@@ -145,6 +145,27 @@ def test_inductor_agrees_with_eager_at_every_batch_size():
             torch.testing.assert_close(one, other, atol=2e-3, rtol=0)
 
 
+@pytest.mark.slow
+@pytest.mark.leaves_things  # the same
+def test_what_inductor_compiled_stays_compiled_whatever_comes_after_it():
+    from torch._dynamo.utils import counters
+
+    inductor = BACKENDS["inductor"].load()
+    if lacking := inductor.missing("cpu"):
+        pytest.skip(lacking)
+    layers = torch.nn.Conv2d, torch.nn.ReLU, torch.nn.Flatten
+    nets = [torch.nn.Sequential(layers[0](3, 4, 3), layers[1](), layers[2]()).eval() for _ in range(2)]
+    shapes = [(1, 3, 8, 8), (2, 3, 8, 8)]
+    built = [(net, inductor.compile(net, torch.zeros(shape), "fp32"), shape) for net in nets for shape in shapes]
+    before = counters["stats"]["unique_graphs"]
+    for net, compiled, shape in built:
+        images = torch.randn(shape)
+        with torch.inference_mode():
+            for one in (images, images.clone()):
+                torch.testing.assert_close(compiled(one), net(one), atol=1e-4, rtol=0)
+    assert counters["stats"]["unique_graphs"] == before
+
+
 def test_a_backend_that_disagrees_refuses_to_start():
     build = Build(Target(), "point", "eager", "fp32", CPU, 1 << 28)
     truth = (torch.tensor([[0.9, 0.1]]), torch.tensor([[0]]), torch.ones(1, 1, 2, 2))

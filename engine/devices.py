@@ -38,9 +38,16 @@ def choose_device(name: str) -> torch.device:
 
 
 def keep_arithmetic(precision: str, device: torch.device) -> None:
-    """Make float32 mean float32 on a GPU, for the whole process: convolutions there round to 10 bits (TF32) unasked."""
-    if device.type == "cuda" and precision == "fp32":
-        torch.backends.cudnn.allow_tf32 = False
+    """Make float32 mean float32 on a GPU, for the whole process: convolutions there round to 10 bits (TF32) unasked.
+
+    Beside a network in half precision what runs in float32 may round its factors so: the feature map has no more bits
+    than that, and sums are float32 still. On a card's tensor cores the product of all cells then costs a tenth.
+    """
+    if device.type != "cuda":
+        return
+    exact = precision == "fp32"
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = not exact
+    if exact:
         log.info("precision fp32 leaves the GPU's tensor cores idle; fp16 is what they are for: --precision fp16")
 
 

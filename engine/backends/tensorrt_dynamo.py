@@ -41,10 +41,12 @@ def build(module: nn.Module, example: Tensor) -> bytes:
     """
     vendor = _package()
     example = example.contiguous()
+    exact = all(parameter.dtype == torch.float32 for parameter in module.parameters())
     try:
         compiled = vendor.compile(
-            module.eval(), ir="dynamo", arg_inputs=[example], min_block_size=1, require_full_compilation=True
-        )
+            module.eval(), ir="dynamo", arg_inputs=[example], min_block_size=1, require_full_compilation=True,
+            disable_tf32=exact,
+        )  # fmt: skip
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "module.ep"
             vendor.save(compiled, str(path), output_format="exported_program", arg_inputs=[example])

@@ -96,7 +96,8 @@ def build_engine(graph: bytes, *, target: str = "", half: bool = False, using: L
     Args:
         graph: an ONNX model of fixed shapes.
         target: of ``Library.targets``.
-        half: whether its convolutions must run in half precision: an engine that would not is refused.
+        half: whether its convolutions must run in half precision: an engine that would not is refused. Without it
+            float32 means float32, and its factors are not rounded (TF32), which these libraries do unasked.
         using: the library; None = the one that is here.
 
     Raises:
@@ -113,6 +114,8 @@ def build_engine(graph: bytes, *, target: str = "", half: bool = False, using: L
     if half and (wide := wide_convolutions(api, network)):
         raise BackendError(f"backend 'tensorrt': {wide} convolutions would run in float32, not in half precision")
     settings = builder.create_builder_config()
+    if not half:
+        keep_float32(api, settings)
     if target:
         settings.num_compute_capabilities = 1
         settings.set_compute_capability(getattr(api.ComputeCapability, target), 0)
@@ -140,6 +143,12 @@ def made(kind: Any, here: Library) -> Any:  # noqa: ANN401 - the vendor's own ty
     if told is None:
         raise BackendError(f"backend 'tensorrt': {here.name} {here.version} does not work here ({_why(here)})")
     return told
+
+
+def keep_float32(api: Any, settings: Any) -> None:  # noqa: ANN401 - the vendor's own types
+    """Turn off the rounding of float32 factors."""
+    if hasattr(api.BuilderFlag, "TF32"):
+        settings.clear_flag(api.BuilderFlag.TF32)
 
 
 def wide_convolutions(api: Any, network: Any) -> int:  # noqa: ANN401 - the vendor's own types

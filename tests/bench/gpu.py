@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 
+from engine.devices import keep_arithmetic
 from engine.gpu.nvml import cards
 from tests.bench import gpu_agreement, gpu_cost, gpu_frames, gpu_peers, gpu_smoke
 from tests.bench.figures import place
@@ -233,6 +234,7 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
     device = torch.device(told.device) if told.device == "cpu" else torch.device("cuda", torch.cuda.current_device())
     settings = Settings(device, told.small, told.seconds, told.photos, told.weights)
     torch.backends.cudnn.benchmark = True
+    keep_arithmetic(settings.precision, device)
 
     def keep(result: dict[str, Any]) -> None:
         if told.out is not None:

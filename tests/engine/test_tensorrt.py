@@ -121,6 +121,31 @@ def test_torch_tensorrt_compiles_the_whole_module_and_is_read_back(monkeypatch, 
     assert asked["ir"] == "dynamo"
     assert asked["require_full_compilation"] is True
     assert "enabled_precisions" not in asked
+    assert asked["disable_tf32"] is True
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_float32_means_float32_and_beside_half_precision_it_may_round_its_factors(precision):
+    parts = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [part.allow_tf32 for part in parts]
+    try:
+        for part in parts:
+            part.allow_tf32 = precision == "fp32"
+        devices.keep_arithmetic(precision, CPU)
+        assert [part.allow_tf32 for part in parts] == [precision == "fp32"] * 2, "a CPU has nothing to do with it"
+        devices.keep_arithmetic(precision, torch.device("cuda", 0))
+        assert [part.allow_tf32 for part in parts] == [precision != "fp32"] * 2
+    finally:
+        for part, value in zip(parts, before, strict=True):
+            part.allow_tf32 = value
+
+
+def test_an_engine_in_float32_does_not_round_its_factors():
+    cleared = []
+    settings = SimpleNamespace(clear_flag=cleared.append)
+    tensorrt_library.keep_float32(SimpleNamespace(BuilderFlag=SimpleNamespace(TF32=7)), settings)
+    tensorrt_library.keep_float32(SimpleNamespace(BuilderFlag=SimpleNamespace()), settings)
+    assert cleared == [7]
 
 
 def test_both_routes_are_tried_and_both_are_blamed(monkeypatch):

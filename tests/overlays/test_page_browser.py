@@ -258,7 +258,7 @@ def test_in_a_grid_pictures_come_small_and_enlarged_ones_large_the_heat_where_it
     # A canvas of a new size is empty until its picture is painted.
     painted = """(wanted) => { const c = document.querySelector('.card[data-camera=door] .view canvas');
       const red = (x, y) => c.getContext('2d').getImageData(x * c.width, y * c.height, 1, 1).data[0];
-      return c.width === wanted && red(1 / 12, 1 / 8) > red(0.9, 0.9) + 40; }"""
+      return c !== null && c.width === wanted && red(1 / 12, 1 / 8) > red(0.9, 0.9) + 40; }"""
     with PageSink(ANY, cameras=("door", "gate")) as sink, Feed(sink, "door", "gate", rate=10, size=(720, 1280)):
         page = tab(sink.endpoint)
         page.wait_for_function(painted, arg=640)

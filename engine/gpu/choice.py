@@ -37,7 +37,7 @@ def cheaper_here(plan: Plan, tail: nn.Module, kernel: Kernel, features: Tensor, 
     dense = DensePlan(tail, kernel, "measured", budget_bytes)
     seconds = {}
     for one in (plan, dense):
-        placed = copy.deepcopy(one).to(features.device, features.dtype)
+        placed = copy.deepcopy(one).to(features.device, features.dtype).to(memory_format=torch.channels_last)
         try:
             seconds[one.facts.name] = _seconds(placed, features)
         except RuntimeError as reason:  # out of memory, an operation the device does not have

@@ -124,7 +124,8 @@ class CudaLanes:
         # meet the same one every time.
         with _encoders_lock:
             self._encoder = _encoders.setdefault(str(device), stream(device=device, priority=-1))
-        self._given_up: list[object] = []
+        self.given_up: list[tuple[object, str]] = []
+        """Graphs whose capture failed, and why; some versions of torch go on asking them."""
 
     def on(self, lane: Lane) -> AbstractContextManager[Any]:
         """Make the lane's stream the current one."""
@@ -181,7 +182,8 @@ class CudaLanes:
                     outputs = call()
             except (RuntimeError, BackendError) as reason:
                 log.warning("%s cannot be captured as a CUDA graph and runs call by call (%s)", name, reason)
-                self._give_up(graph, before)
+                self.given_up.append((graph, str(reason)))
+                self._clear_up(before)
                 return call
 
         def replay() -> Outputs:
@@ -190,10 +192,9 @@ class CudaLanes:
 
         return replay
 
-    def _give_up(self, graph: object, before: Any) -> None:  # noqa: ANN401 - a stream
+    def _clear_up(self, before: Any) -> None:  # noqa: ANN401 - a stream
         """Clear up behind a capture that failed: torch leaves its stream the current one, and its allocator waiting."""
         torch.cuda.set_stream(before)
-        self._given_up.append(graph)  # some versions of torch go on asking it
         self._pool, pool = torch.cuda.graph_pool_handle(), self._pool
         with suppress(RuntimeError, AttributeError):  # others have ended it themselves
             torch._C._cuda_endAllocateToPool(self.device.index, pool)  # noqa: SLF001 - nothing public does

@@ -49,12 +49,12 @@ def sections(told: Settings, *, alone: bool = False) -> dict[str, Callable[[], R
         return told.begun + (1.0 if alone else LIMITS[name]) * told.seconds - 5.0
 
     return {
-        "smoke": lambda: gpu_smoke.measure(told),
+        "smoke": lambda: gpu_smoke.measure(told, whole=alone),
         "cost": lambda: gpu_cost.measure(told, until("cost")),
         "frame_to_jpeg": lambda: gpu_frames.measure(told),
         "inner_layer": lambda: gpu_cost.inner_layer(told),
         "agreement": lambda: gpu_agreement.measure(told),
-        "cameras": lambda: gpu_frames.cameras(told, until("cameras")),
+        "cameras": lambda: gpu_frames.cameras(told, until("cameras") - 5.0),
         "peers": lambda: gpu_peers.measure(told),
         "cost_late": lambda: gpu_cost.measure(told, until("cost_late"), late=True),
     }

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from engine.backends.table import BACKENDS
 from engine.cache import Cache
+from engine.gpu.lanes import lanes_of
 from tests.bench.figures import quantiles
 
 Call = Callable[[int], object]
@@ -137,24 +138,21 @@ def rotated(shape: tuple[int, ...], told: Settings, count: int = 4) -> list[Tens
 
 
 def captured(call: Callable[[Tensor], object], example: Tensor, told: Settings) -> Callable[[Tensor], object]:
-    """Return the call as one CUDA graph; inputs are copied into its memory, which is part of what is timed."""
+    """Return the call as one CUDA graph; inputs are copied into its memory, which is part of what is timed.
+
+    Raises ``RuntimeError`` where it cannot be captured: what runs call by call is not measured as a graph.
+    """
     if told.device.type != "cuda":
         return call
-    static = example.clone(memory_format=torch.preserve_format)
+    static, lanes = example.clone(memory_format=torch.preserve_format), lanes_of(told.device)
+    settle(told.device)  # the capture's stream is another one than the copy's
     with torch.inference_mode():
-        stream = torch.cuda.Stream(told.device)
-        stream.wait_stream(torch.cuda.current_stream(told.device))
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                call(static)
-        stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            outputs = call(static)
+        replay = lanes.captured(lambda: call(static), "what is measured")
+    if refused := getattr(lanes, "given_up", None):
+        raise RuntimeError(f"it cannot be captured: {refused[-1][1]}")
 
     def run(images: Tensor) -> object:
         static.copy_(images)
-        graph.replay()
-        return outputs
+        return replay()
 
     return run

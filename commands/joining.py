@@ -86,11 +86,18 @@ def make_sources(config: Config) -> list[tuple[Source, Overflow]]:
     """Return each source and what its full queue does."""
     from stream.sources import SourceOptions, build_source, unique_names
 
+    card = config.engine.device.partition(":")[2]  # pictures are decoded where they will be explained
     built = [
         build_source(
             _address(one),
             camera=one.name,
-            options=SourceOptions(one.read_timeout_seconds, one.open_timeout_seconds, one.transport),
+            options=SourceOptions(
+                one.read_timeout_seconds,
+                one.open_timeout_seconds,
+                one.transport,
+                decoder=one.decoder or config.decoder,
+                card=int(card or 0),
+            ),
         )
         for one in config.sources
     ]

@@ -66,6 +66,10 @@ def stream(
         str | None,
         option(CAMERA, "A full queue: drop-oldest (default for live sources) or wait (default for files)."),
     ] = None,
+    decoder: Annotated[
+        str | None,
+        option(CAMERA, "What decodes files and network streams: cpu (default), cuda, cuda:N, auto: a card if it can."),
+    ] = None,
     model: Annotated[
         str | None,
         option(NETWORK, "A name of `run.py models`, any torchvision or timm CNN, or a trained or exported file."),
@@ -145,8 +149,8 @@ def stream(
     }  # fmt: skip
     overlay = {"colormap": colormap, "opacity": opacity, "smoothing_seconds": smoothing}
     given = {
-        "sources": source, "sinks": sink, "overflow": overflow, "frames": frames, "seconds": seconds,
-        "max_age_seconds": max_age, "engine": stated(engine), "overlay": stated(overlay),
+        "sources": source, "sinks": sink, "overflow": overflow, "decoder": decoder, "frames": frames,
+        "seconds": seconds, "max_age_seconds": max_age, "engine": stated(engine), "overlay": stated(overlay),
         "guards": {} if baseline is None else {"baseline": str(baseline)},
     }  # fmt: skip
     overrides = {key: value for key, value in stated(given).items() if value != {}}

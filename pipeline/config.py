@@ -110,6 +110,9 @@ class SourceConfig(_Knobs):
     """How long a live source may be silent before it counts as lost."""
     open_timeout_seconds: float = Field(default=3.0, gt=0, le=120)
     """How long connecting may take."""
+    decoder: Device | None = None
+    """What decodes files and network streams: cpu; cuda or cuda:N, the decoder of an NVIDIA card, or an error; auto, a
+    card where it can (docs/gpu.md). Default: that of all sources."""
 
 
 class EngineConfig(_Knobs):
@@ -244,6 +247,8 @@ class Config(_Knobs):
     seconds: float | None = Field(default=None, gt=0)
     """Stop after so long."""
     overflow: Overflow | None = None
+    """For every source that does not say its own."""
+    decoder: Device = "cpu"
     """For every source that does not say its own."""
     max_age_seconds: float | None = Field(default=None, gt=0)
     """Frames of live sources that are older are not worth showing: dropped and counted. Default: none is."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import av
 
 from pipeline.checks import Check
+from stream.card import NoCardError, accelerator, known
 
 _CODECS = ("h264", "hevc", "mjpeg", "vp9", "av1")
 
@@ -20,4 +21,15 @@ def checks() -> list[Check]:
             "webcams", bool(webcams), ", ".join(webcams) or "none", "only for camera:N: plug one in; try line: without"
         ),
         Check("decoders", not lacking, ", ".join(name for name in _CODECS if name not in lacking), "uv sync"),
+        _on_a_card(),
     ]
+
+
+def _on_a_card() -> Check:
+    """Open the first card as ``decoder: cuda`` would; which codecs it takes shows at a stream's first picture."""
+    try:
+        accelerator(0)
+    except NoCardError as reason:
+        cure = "only for decoder: cuda and cuda:N: the card's driver (nvidia-smi lists it); auto and cpu do without"
+        return Check("decoding on a card", present=False, says=f"{reason} (FFmpeg knows {known()})", cure=cure)
+    return Check("decoding on a card", present=True, says=f"cuda:0 opens (FFmpeg knows {known()})")

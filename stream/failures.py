@@ -18,6 +18,8 @@ class Failure:
     words: str
     pace: Pace = "quick"
     cause: Cause = "unreachable"
+    cure: str = "check that it is on, and the address"
+    """What to do once it is given up; "" where the words say it."""
 
 
 # The first match counts, so the special stand above the general.
@@ -52,6 +54,10 @@ _BY_ERROR: Final[tuple[tuple[type[Exception], Failure], ...]] = (
     ),
     (av.error.DecoderNotFoundError, Failure("this build of FFmpeg cannot decode its codec", "never", cause="codec")),
     (av.error.DemuxerNotFoundError, Failure("this build of FFmpeg cannot read its format", "never", cause="codec")),
+    (
+        av.error.ExternalError,
+        Failure("a library that FFmpeg calls failed, such as the driver of the card that decodes", cause="codec"),
+    ),
     (av.error.FileNotFoundError, Failure("it is not there", cause="not found")),
     (av.error.PermissionError, Failure("permission denied", "slow", cause="unauthorised")),
     # FFmpeg has one error, EIO, for all of these.

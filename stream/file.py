@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import threading
@@ -21,10 +20,12 @@ from av.video.stream import VideoStream
 from pipeline.errors import DamagedError, SourceError
 from pipeline.frames import Frame
 from pipeline.ports import Health
+from stream.card import Decoder
 from stream.clock import StreamClock
 from stream.decode import Decoding, packets, video_stream
 from stream.failures import failure_of
 from stream.picture import RgbConverter
+from stream.promises import frames_total, gif_is_whole, promised_seconds
 from stream.redact import redact
 from stream.trust import Trust
 
@@ -59,7 +60,15 @@ class FileSource:
 
     live = False
 
-    def __init__(self, path: str, *, camera: str, remote: bool = False, reading: Reading | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        camera: str,
+        remote: bool = False,
+        reading: Reading | None = None,
+        decoder: Decoder | None = None,
+    ) -> None:
         self.camera = camera
         self.uri = redact(path)
         self.frames_total: int | None = None
@@ -67,6 +76,7 @@ class FileSource:
         self._path = path
         self._remote = remote
         self._reading = reading or Reading()
+        self._decoder = decoder or Decoder()
         self._health = Health()
         self._container: InputContainer | None = None
         self._stop = threading.Event()
@@ -81,6 +91,7 @@ class FileSource:
         return self._health
 
     def __enter__(self) -> Self:
+        self._decoder.check()
         if not self._remote:
             self._open(self._reading.threads)
             try:
@@ -126,11 +137,10 @@ class FileSource:
             _check_path(self._path)
         reading = self._reading
         try:
-            self._container = av.open(
+            self._container = self._decoder.open(
                 self._path,
                 options=dict(reading.options),
                 timeout=(reading.open_timeout_seconds, reading.read_timeout_seconds),
-                metadata_errors="replace",  # old titles are in any encoding
             )
         except (av.error.FFmpegError, OSError) as error:
             raise SourceError(self._cannot_open(error)) from None
@@ -147,11 +157,11 @@ class FileSource:
             self._close()
             message = f"{self.uri}: its video is in a codec that is not known here, or its header is damaged; {_REMUX}"
             raise SourceError(message)
-        stream.thread_type = threads
-        self._is_cut_gif = not self._remote and "gif" in self._formats and not _gif_is_whole(self._path)
+        stream.thread_type = "SLICE" if self._decoder.asks else threads  # a card works on one picture at a time
+        self._is_cut_gif = not self._remote and "gif" in self._formats and not gif_is_whole(self._path)
         self._stream: VideoStream = stream
         self.rate = float(stream.average_rate) if stream.average_rate else None
-        self.frames_total = _frames_total(self._container, stream)
+        self.frames_total = frames_total(self._container, stream)
         self._decoding = Decoding(trust=Trust())
 
     def _prime(self, stop: threading.Event) -> None:
@@ -159,11 +169,25 @@ class FileSource:
         self._stop = stop
         pictures = self._all_pictures()
         first = next(pictures, None)
+        if not stop.is_set() and self._falls_back(gave_picture=first is not None):
+            self._close()
+            self._open(self._reading.threads)
+            pictures = self._all_pictures()
+            first = next(pictures, None)
         if first is None and not stop.is_set():
             codec = self._stream.codec_context.name
             message = f"{self.uri}: none of its pictures decodes; it is damaged, or not really {codec}: {_REMUX}"
             raise SourceError(message)
         self._pictures = pictures if first is None else itertools.chain([first], pictures)
+
+    def _falls_back(self, *, gave_picture: bool) -> bool:
+        """Say whether it is to be read anew on the CPU. Raises ``SourceError`` where it must be the card and is not."""
+        asked = self._decoder.asks
+        refused = self._decoder.settle(self._stream.codec_context, self.camera, gave_picture=gave_picture)
+        if refused is not None:
+            message = f"{self.uri}: {refused.words}"
+            raise SourceError(message)
+        return asked and not self._decoder.wants
 
     def _all_pictures(self) -> Iterator[av.VideoFrame]:
         """Give every good picture.
@@ -218,7 +242,7 @@ class FileSource:
             return f", cut off: holds {decoding.packets} of {stream.frames} packets"
         if self._is_cut_gif:
             return ", cut off: its end mark is missing"
-        promised = None if decoding.corrupt else _promised_seconds(self._container, stream)
+        promised = None if decoding.corrupt else promised_seconds(self._container, stream)
         if promised is not None and self._last_seconds < promised - max(1.0, 0.05 * promised):
             return f", cut off: its header promises {promised:.2f} s"
         return ""
@@ -247,13 +271,6 @@ class FileSource:
             self._container = None
 
 
-def _gif_is_whole(path: str) -> bool:
-    """Say whether a GIF ends as one does; FFmpeg paints what there is of a picture cut short, and says nothing."""
-    with open(path, "rb") as file:  # noqa: PTH123 - the path is FFmpeg's, as given
-        file.seek(-min(2, os.path.getsize(path)), os.SEEK_END)  # noqa: PTH202
-        return b";" in file.read()
-
-
 def _all_but_last(pictures: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
     return (earlier for earlier, _ in itertools.pairwise(pictures))
 
@@ -268,25 +285,3 @@ def _check_path(path: str) -> None:
     if not os.access(path, os.R_OK):
         message = f"{path}: may not be read; change its permissions (chmod u+r)"
         raise SourceError(message)
-
-
-def _promised_seconds(container: InputContainer | None, stream: VideoStream) -> float | None:
-    """How long the video lasts by the file's own word: the stream's, else the container's where it has no sound."""
-    if stream.duration is not None and stream.time_base is not None:
-        return float(stream.duration * stream.time_base)
-    with contextlib.suppress(ValueError, KeyError):
-        hours, minutes, seconds = stream.metadata["DURATION"].split(":")  # Matroska's tag, one for each stream
-        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
-    if container is None or container.duration is None or len(container.streams) > 1:
-        return None
-    return container.duration / av.time_base
-
-
-def _frames_total(container: InputContainer, stream: VideoStream) -> int | None:
-    """How many frames the header counts, where its rate and duration agree: AVI may count fields."""
-    if not stream.frames:
-        return None
-    seconds, rate = _promised_seconds(container, stream), stream.average_rate
-    if seconds and rate and not 1 / 1.5 < stream.frames / (seconds * float(rate)) < 1.5:
-        return None
-    return int(stream.frames)

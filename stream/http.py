@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from stream.addresses import is_recording
+from stream.card import Decoder
 from stream.file import FileSource, Reading
 from stream.live import LiveSource
 from stream.network import Patience, network_source
 
 
-def http_source(uri: str, *, camera: str, patience: Patience) -> FileSource | LiveSource:
+def http_source(
+    uri: str, *, camera: str, patience: Patience, decoder: Decoder | None = None
+) -> FileSource | LiveSource:
     """Return the recording or the live stream at ``uri``."""
+    decoder = decoder or Decoder()
     if not is_recording(uri):
-        return network_source(uri, camera=camera, options={"analyzeduration": "1000000"}, patience=patience)
+        options = {"analyzeduration": "1000000"}
+        return network_source(uri, camera=camera, options=options, patience=patience, decoder=decoder)
     resume = {"reconnect": "1", "reconnect_on_network_error": "1", "reconnect_delay_max": "2"}
     reading = Reading(
         threads="SLICE",
@@ -20,4 +25,4 @@ def http_source(uri: str, *, camera: str, patience: Patience) -> FileSource | Li
         # A reader that pauses must not be cut off by its own pause, only by the server's.
         read_timeout_seconds=max(patience.read_timeout_seconds, 5.0),
     )
-    return FileSource(uri, camera=camera, remote=True, reading=reading)
+    return FileSource(uri, camera=camera, remote=True, reading=reading, decoder=decoder)

@@ -24,6 +24,7 @@ from av.video.codeccontext import VideoCodecContext
 from pipeline.errors import ConnectionLostError
 from pipeline.frames import Frame
 from pipeline.ports import Health, State
+from stream.card import Decoder
 from stream.clock import StreamClock
 from stream.decode import Decoding, VideoPacket, packets_of, video_stream
 from stream.failures import Failure, failure_of
@@ -51,6 +52,8 @@ class Line:
     attempts: int | None = None
     """How many attempts in a row may fail before it is given up; None: never."""
     backoff: Backoff = field(default_factory=Backoff)
+    decoder: Decoder = field(default_factory=Decoder)
+    """What ``open`` opens it with."""
     chance: random.Random = field(default_factory=random.Random)
 
 
@@ -67,8 +70,9 @@ class Lost(Exception):  # noqa: N818 - the end of one connection, not of the sou
 class LiveSource:
     """Frames of something live, across as many connections as it takes.
 
-    ``frames`` raises ``ConnectionLostError`` where the stream cannot be had at all, or was given up. Frame indices
-    count on across connections; a frame's time goes on by the time that passed.
+    Entering raises ``SourceError`` where a card must decode and there is none; ``frames`` raises
+    ``ConnectionLostError`` where the stream cannot be had at all, or was given up. Frame indices count on across
+    connections; a frame's time goes on by the time that passed.
     """
 
     live = True
@@ -95,6 +99,7 @@ class LiveSource:
         return self._health
 
     def __enter__(self) -> Self:
+        self._line.decoder.check()  # to connect again and again brings no card
         return self
 
     def __exit__(
@@ -155,6 +160,8 @@ class LiveSource:
         self._clock.restart()
         corrupt_before, self._last_pts = self._health.corrupt, None
         for picture in decoding.run(self._fed(self._line.packets(container, stop), decoding), stop):
+            if not self._gave_pictures and (refused := self._line.decoder.settle(context, self.camera)):
+                raise Lost(refused)
             self._note_live(corrupt=corrupt_before + decoding.corrupt, answered_in=answered_in)
             self._last_pts = None if picture.pts is None else picture.time
             image, taken_at = rgb.convert(picture), time.monotonic()
@@ -212,7 +219,7 @@ class LiveSource:
         if failure.pace == "never" or (attempts is not None and self._failures >= attempts):
             tried = f" (attempt {self._failures} of {attempts})" if attempts is not None else ""
             self._say("failed", failure)
-            message = f"{self.uri}: {failure.words}{tried}; check that it is on, and the address"
+            message = "; ".join(filter(None, (f"{self.uri}: {failure.words}{tried}", failure.cure)))
             raise ConnectionLostError(message) from None  # FFmpeg's error names the address, password and all
         delay = self._line.backoff.delay_seconds(
             self._failures, self._line.chance, pace=failure.pace, spent_seconds=spent_seconds

@@ -6,10 +6,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import cast
 
-import av
 from av.container import InputContainer
 from av.video.codeccontext import VideoCodecContext
 
+from stream.card import Decoder
 from stream.live import Line, LiveSource, demuxed
 from stream.redact import redact
 
@@ -24,13 +24,14 @@ class Patience:
     """How many attempts in a row may fail before the stream is given up; None: never."""
 
 
-def network_source(uri: str, *, camera: str, options: dict[str, str], patience: Patience) -> LiveSource:
+def network_source(
+    uri: str, *, camera: str, options: dict[str, str], patience: Patience, decoder: Decoder
+) -> LiveSource:
     """Return a live source of ``uri`` opened with FFmpeg's ``options``."""
 
     def opened(answer_seconds: float) -> AbstractContextManager[InputContainer]:
         timeout = (answer_seconds, patience.read_timeout_seconds)
-        # What a camera calls itself may be in any encoding, or noise.
-        container = av.open(uri, options=options, timeout=timeout, metadata_errors="replace")
+        container = decoder.open(uri, options=options, timeout=timeout)
         # What is asked of the decoder does not reach it by itself.
         for stream in container.streams.video:
             context = cast("VideoCodecContext | None", stream.codec_context)  # None: a codec nobody knows
@@ -39,6 +40,11 @@ def network_source(uri: str, *, camera: str, options: dict[str, str], patience: 
         return container
 
     line = Line(
-        opened, demuxed, patience.open_timeout_seconds, patience.read_timeout_seconds, attempts=patience.attempts
+        opened,
+        demuxed,
+        patience.open_timeout_seconds,
+        patience.read_timeout_seconds,
+        attempts=patience.attempts,
+        decoder=decoder,
     )
     return LiveSource(uri=redact(uri), camera=camera, line=line)

@@ -44,10 +44,14 @@ class RgbConverter:
 
     def __init__(self) -> None:
         self._reformatter = VideoReformatter()  # frame.reformat() would build its tables anew for each picture
+        self._parted = VideoReformatter()
 
     def convert(self, picture: av.VideoFrame) -> Image:
         """Return the picture as uint8 RGB (height, width, 3), contiguous, the way up its metadata asks for."""
-        rgb = self._reformatter.reformat(picture, format="rgb24", threads=1, interpolation=_EXACT_ABOVE_8_BITS)
+        planar = picture
+        if picture.format.name == "nv12":  # what a card gives: FFmpeg's fast path, and its colours, want planes
+            planar = self._parted.reformat(picture, format="yuv420p", threads=1)
+        rgb = self._reformatter.reformat(planar, format="rgb24", threads=1, interpolation=_EXACT_ABOVE_8_BITS)
         image: Image = np.ascontiguousarray(rgb.to_ndarray(), dtype=np.uint8)
         turn = orientation(picture)
         return image if turn == (False, False, False) else upright(image, turn)

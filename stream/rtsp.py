@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import Literal
 
+from stream.card import Decoder
 from stream.live import LiveSource
 from stream.network import Patience, network_source
 
 Transport = Literal["tcp", "udp"]
 
 
-def rtsp_source(uri: str, *, camera: str, patience: Patience, transport: Transport = "tcp") -> LiveSource:
+def rtsp_source(
+    uri: str, *, camera: str, patience: Patience, transport: Transport = "tcp", decoder: Decoder | None = None
+) -> LiveSource:
     """Return the camera at ``uri`` (``rtsp://`` or ``rtsps://``)."""
-    return network_source(uri, camera=camera, options=rtsp_options(transport), patience=patience)
+    options = rtsp_options(transport)
+    return network_source(uri, camera=camera, options=options, patience=patience, decoder=decoder or Decoder())
 
 
 def rtsp_options(transport: Transport) -> dict[str, str]:

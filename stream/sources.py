@@ -7,17 +7,23 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import SourceError, nearest
 from pipeline.ports import Source
 from stream.redact import place, redact
 
+if TYPE_CHECKING:
+    from stream.card import Decoder
+
 IMAGE_SUFFIXES: Final = frozenset(
     {".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".jp2"}
 )
 """Files that are photos. A GIF is a video, animated or not."""
+
+# A card conceals what a lost packet tore out of a picture, and tells nobody.
+_HOLES: Final = "a card does not tell of pictures that UDP tore holes into"
 
 EXAMPLES: Final = "camera:0, rtsp://HOST/PATH, http://HOST/PATH, a video file, a folder or glob of images, line:"
 
@@ -36,6 +42,11 @@ class SourceOptions:
     """How many attempts in a row may fail before a live source is given up; None: never."""
     threads: Literal["auto", "slice"] = "auto"
     """How files are decoded: ``auto`` for throughput, ``slice`` for the least processor time. Live is always slice."""
+    decoder: str = "cpu"
+    """What decodes files and network streams: ``cpu``; ``cuda`` or ``cuda:N``, a card or an error; ``auto``, a card
+    where it can."""
+    card: int = 0
+    """The card that ``cuda`` and ``auto`` mean."""
     images_per_second: float = 1.0
     """The rate assumed for photos."""
     camera_size: str | None = None
@@ -50,6 +61,9 @@ class SourceOptions:
             if not getattr(self, name) > 0:
                 message = f"{name}={getattr(self, name)}: must be above 0"
                 raise SourceError(message)
+        if re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.decoder) is None:
+            message = f"decoder={self.decoder!r}: a decoder is cpu, auto, cuda or cuda:N"
+            raise SourceError(message)
         if self.attempts is not None and self.attempts < 1:
             message = f"attempts={self.attempts}: must be 1 or more; leave it out to try for ever"
             raise SourceError(message)
@@ -136,7 +150,11 @@ def _rtsp(order: _Order) -> Source:
     options = order.options
     patience = Patience(options.open_timeout_seconds, options.read_timeout_seconds, options.attempts)
     return rtsp_source(
-        _with_host(order.uri), camera=order.camera or place(order.uri), patience=patience, transport=options.transport
+        _with_host(order.uri),
+        camera=order.camera or place(order.uri),
+        patience=patience,
+        transport=options.transport,
+        decoder=_decoder(options, doubt=_HOLES if options.transport == "udp" else ""),
     )
 
 
@@ -146,7 +164,14 @@ def _http(order: _Order) -> Source:
 
     options = order.options
     patience = Patience(options.open_timeout_seconds, options.read_timeout_seconds, options.attempts)
-    return http_source(_with_host(order.uri), camera=order.camera or place(order.uri), patience=patience)
+    camera = order.camera or place(order.uri)
+    return http_source(_with_host(order.uri), camera=camera, patience=patience, decoder=_decoder(options))
+
+
+def _decoder(options: SourceOptions, *, doubt: str = "") -> Decoder:
+    from stream.card import Decoder
+
+    return Decoder(options.decoder, card=options.card, doubt=doubt)
 
 
 def _http_is_live(uri: str) -> bool:
@@ -202,7 +227,7 @@ def _path(order: _Order) -> Source:
 
     _refuse_missing(place_, is_pattern=False)
     reading = Reading(threads="SLICE" if order.options.threads == "slice" else "AUTO")
-    return FileSource(path, camera=order.camera or place_.stem, reading=reading)
+    return FileSource(path, camera=order.camera or place_.stem, reading=reading, decoder=_decoder(order.options))
 
 
 def _refuse_missing(path: Path, *, is_pattern: bool) -> None:

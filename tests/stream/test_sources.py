@@ -81,6 +81,7 @@ def test_a_file_whose_name_looks_like_an_address_is_a_file(make_clip, monkeypatc
     ("options", "words"),
     [
         ({"read_timeout_seconds": 0}, "read_timeout_seconds=0: must be above 0"),
+        ({"decoder": "gpu"}, "decoder='gpu': a decoder is cpu, auto, cuda or cuda:N"),
         ({"images_per_second": float("nan")}, "must be above 0"),
         ({"attempts": 0}, "attempts=0"),
     ],

@@ -1,0 +1,177 @@
+"""Where a stream is decoded: on the CPU, or by the decoder of an NVIDIA card (NVDEC).
+
+What the card decoded comes down to host memory at once, as nv12 or p010: whoever reads the picture sees no difference.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass
+from typing import Final
+
+import av
+import av.error
+from av.codec import Codec
+from av.codec.hwaccel import HWAccel, hwdevices_available
+from av.container import InputContainer
+from av.video.codeccontext import VideoCodecContext
+
+from pipeline.errors import SourceError
+from stream.failures import Failure
+
+log = logging.getLogger(__name__)
+
+_CPU: Final = "decoder: cpu needs none of it, auto takes the card only where it can"
+_VIDEO_PART: Final = "in a container its driver needs NVIDIA_DRIVER_CAPABILITIES=compute,utility,video"
+# One context for all cameras of a card, the network's, where FFmpeg may still have it its way; else one for each
+# stream, some 400 MB of the card's memory. FFmpeg refuses to share a context that somebody else has begun.
+_CONTEXTS: Final[tuple[dict[str, object], ...]] = ({"primary_ctx": "1"}, {})
+# How FFmpeg calls what goes wrong at the card while a stream is opened; no network and no file has these names.
+_OF_THE_CARD: Final = (av.error.ExternalError, av.error.UnknownError)
+
+
+class NoCardError(Exception):
+    """No card can be had to decode on; says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A card that has opened once."""
+
+    asked: HWAccel
+    """What FFmpeg is asked for with each stream."""
+    held: HWAccel
+    """Keeps the card's context for the life of the process, so that the next camera shares it."""
+
+
+_OPENED: Final[dict[int, _Opened]] = {}
+_ONE_AT_A_TIME: Final = threading.Lock()  # cameras that connect at the same moment open the card once
+
+
+def accelerator(card: int) -> HWAccel:
+    """Return what ``av.open`` takes to decode on ``cuda:card``; opens the card at the first call.
+
+    Raises:
+        NoCardError: no driver, no such card, or no FFmpeg that knows of cards.
+    """
+    if "cuda" not in hwdevices_available():
+        raise NoCardError("this build of FFmpeg decodes on no NVIDIA card")
+    with _ONE_AT_A_TIME:
+        if card not in _OPENED:
+            _OPENED[card] = _open(card)
+        return _OPENED[card].asked
+
+
+def known() -> str:
+    """Return the kinds of hardware this FFmpeg was built to decode on, for people to read."""
+    return ", ".join(hwdevices_available()) or "none"
+
+
+def _open(card: int) -> _Opened:
+    why: Exception | None = None
+    for options in _CONTEXTS:
+        asked = HWAccel("cuda", device=str(card), allow_software_fallback=True, options=dict(options))
+        try:
+            return _Opened(asked, asked.create(Codec("h264", "r")))
+        except av.error.PermissionError:  # FFmpeg's word for a library that cannot be loaded
+            raise NoCardError("no NVIDIA driver is here") from None
+        except (av.error.FFmpegError, OSError, NotImplementedError) as reason:
+            why = reason
+    raise NoCardError(f"its driver refuses ({type(why).__name__}: {why})")
+
+
+class Decoder:
+    """What decodes one camera or file, across all its connections; logs where, once and whenever it changes."""
+
+    def __init__(self, choice: str = "cpu", *, card: int = 0, doubt: str = "") -> None:
+        """Decide nothing yet.
+
+        Args:
+            choice: ``cpu``, ``cuda`` or ``cuda:N`` (the card or an error), ``auto`` (the card where it can).
+            card: the number that ``cuda`` and ``auto`` mean.
+            doubt: what is worse about this stream on a card; ``auto`` then keeps to the CPU.
+        """
+        self._choice = choice
+        self._card = int(choice[5:]) if choice.startswith("cuda:") else card
+        self._doubt = doubt
+        self._passed_over = doubt if choice == "auto" else ""  # why the CPU does it though a card was to
+        self._has_taken = False  # whether the card has decoded this stream before
+        self._told = ""
+        self.asks = False
+        """Whether the stream opened last was opened for the card."""
+
+    @property
+    def wants(self) -> bool:
+        """Whether the next stream is to be opened for the card."""
+        return self._choice != "cpu" and not self._passed_over
+
+    @property
+    def _must(self) -> bool:
+        return self._choice.startswith("cuda")
+
+    def check(self) -> None:
+        """Raise ``SourceError`` where it must be the card and none can be had."""
+        self._accelerator()
+
+    def open(self, uri: str, *, options: dict[str, str], timeout: tuple[float | None, float | None]) -> InputContainer:
+        """Open ``uri`` as FFmpeg does. Raises ``SourceError`` like ``check``, and FFmpeg's own errors."""
+        accelerated = self._accelerator()
+        self.asks, why = accelerated is not None, ""
+        try:
+            # What a camera calls itself, and old titles, may be in any encoding, or noise.
+            return av.open(uri, options=options, timeout=timeout, metadata_errors="replace", hwaccel=accelerated)
+        except _OF_THE_CARD as reason:
+            if not self.asks or self._must:
+                raise
+            why = f"cuda:{self._card} fails ({type(reason).__name__})"
+        container = av.open(uri, options=options, timeout=timeout, metadata_errors="replace")
+        self.asks, self._passed_over = False, why
+        return container
+
+    def settle(self, context: VideoCodecContext, camera: str, *, gave_picture: bool = True) -> Failure | None:
+        """Judge by the first picture of the stream opened last; log where it is decoded.
+
+        Returns:
+            What is wrong where it must be the card and is not. None: all is well; where ``auto`` falls back it no
+            longer asks for the card.
+        """
+        if self.asks and gave_picture and context.is_hwaccel and context.pix_fmt == "cuda":
+            self._has_taken = True
+            self._tell(camera, f"decoded on cuda:{self._card}" + (f", though {self._doubt}" if self._doubt else ""))
+            return None
+        if self.asks:
+            why = _refusal(context, self._card) if gave_picture else f"cuda:{self._card} gives no picture"
+            if self._must:
+                words = f"decoder: {self._choice}: {why}; {_CPU}"
+                return Failure(words, "slow" if self._has_taken else "never", "codec", cure="")
+            self._passed_over = why
+        if self._passed_over:
+            self._tell(camera, f"decoded on the CPU: {self._passed_over}")
+        return None
+
+    def _accelerator(self) -> HWAccel | None:
+        """Return what asks for the card; None for the CPU."""
+        if not self.wants:
+            return None
+        try:
+            return accelerator(self._card)
+        except NoCardError as reason:
+            why = f"nothing decodes on cuda:{self._card}: {reason}"
+            if self._must:
+                message = f"decoder: {self._choice}: {why}; nvidia-smi should list it; {_CPU}"
+                raise SourceError(message) from None
+            self._passed_over = why
+            return None
+
+    def _tell(self, camera: str, words: str) -> None:
+        if words != self._told:
+            log.info("%s: %s", camera, words)
+            self._told = words
+
+
+def _refusal(context: VideoCodecContext, card: int) -> str:
+    if not context.is_hwaccel:
+        return f"FFmpeg's {context.name} decoder works on the CPU only"
+    kind = f"{context.name}, {context.pix_fmt}, {context.width}x{context.height}"
+    return f"cuda:{card} does not take this stream ({kind}; {_VIDEO_PART})"

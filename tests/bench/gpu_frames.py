@@ -162,15 +162,17 @@ def _stages(card: CardExplainer, frames: list[Frame], told: Settings) -> dict[st
 
 
 class PacedSource:
-    """A camera of 30 frames a second: prepared pictures, or a clip decoded again and again."""
+    """A camera of 30 frames a second: prepared pictures, or a clip decoded again and again, on the card if asked to."""
 
     live, frames_total, rate = True, None, 30.0
 
-    def __init__(self, camera: str, images: list[Image] | None, clip: bytes | None, seconds: float) -> None:
+    def __init__(
+        self, camera: str, images: list[Image] | None, clip: bytes | None, seconds: float, *, on_card: bool = False
+    ) -> None:
         self.camera = self.uri = camera
         self.health = Health("live")
         self.late = 0
-        self._images, self._clip, self._seconds = images, clip, seconds
+        self._images, self._clip, self._seconds, self._on_card = images, clip, seconds, on_card
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
         begun = time.monotonic() + (hash(self.camera) % 30) / 900
@@ -187,10 +189,15 @@ class PacedSource:
                 yield from self._images or []
         import av
 
-        while True:
-            with av.open(io.BytesIO(self._clip)) as container:
+        from stream.card import accelerator
+        from stream.picture import RgbConverter
+
+        rgb, accelerated = RgbConverter(), accelerator(0) if self._on_card else None
+        with av.open(io.BytesIO(self._clip), hwaccel=accelerated) as container:
+            while True:
                 for picture in container.decode(video=0):
-                    yield lambda picture=picture: picture.to_ndarray(format="rgb24")
+                    yield lambda picture=picture: rgb.convert(picture)
+                container.seek(0)
 
     def __enter__(self) -> Self:
         return self
@@ -250,10 +257,12 @@ def cameras(told: Settings, until: float) -> Iterator[dict[str, object]]:
     for bucket in card._flights.buckets:
         warm = card.explain([Frame(images[0], "warm", 0, 0.0)] * bucket)
     card.deliver(warm[0], None, quality=QUALITY, array=False)
-    for decoded in (False, True):
+    for decoded in (False, True, "cuda"):  # not, by the CPU, by the card
         case = {"cameras_of": "720p30" if not told.small else "tiny", "decode": decoded, "batch": batch}
         try:
             clip = clip_of(images, 60) if decoded else None
+            if decoded == "cuda":
+                _check_card(clip)
         except Exception as reason:  # noqa: BLE001 - PyAV may be missing there
             yield {**case, "skipped": f"{type(reason).__name__}: {first_line(reason)}"}
             continue
@@ -261,18 +270,34 @@ def cameras(told: Settings, until: float) -> Iterator[dict[str, object]]:
         for count in (1, 2) if told.small else (8, 16, 24, 32, 48, 64, 96):
             if time.monotonic() > until:
                 break
-            tried[count] = _carried(card, images, clip, count, told, batch)
+            tried[count] = _carried(card, images, clip, count, told, batch, on_card=decoded == "cuda")
             if not tried[count]["held"]:
                 break
+        if not tried:
+            yield {**case, "skipped": "out of time"}
+            continue
         held = [count for count, result in tried.items() if result["held"]]
         yield {**case, "cameras": max(held, default=0), "tried": {str(count): r for count, r in tried.items()}}
 
 
-def _carried(card: CardExplainer, images: list[Image], clip: bytes | None, count: int, told: Settings, batch: int) -> (
-    dict[str, object]
-):  # fmt: skip
+def _check_card(clip: bytes) -> None:
+    """Refuse to call the CPU's decoding the card's."""
+    import av
+
+    from stream.card import NoCardError, accelerator
+
+    with av.open(io.BytesIO(clip), hwaccel=accelerator(0)) as container:
+        next(container.decode(video=0))
+        if container.streams.video[0].codec_context.pix_fmt != "cuda":
+            raise NoCardError("the card does not take H.264; in a container its driver's video part may be missing")
+
+
+def _carried(
+    card: CardExplainer, images: list[Image], clip: bytes | None, count: int, told: Settings, batch: int, *,
+    on_card: bool = False,
+) -> dict[str, object]:  # fmt: skip
     seconds, viewer = (0.6 if told.small else 5.0), Viewer()
-    sources = [PacedSource(f"camera {k}", images, clip, seconds) for k in range(count)]
+    sources = [PacedSource(f"camera {k}", images, clip, seconds, on_card=on_card) for k in range(count)]
     limits = Limits(batch=batch, window_seconds=0.004, queue_frames=2, outlet_frames=64)
     outcome = carry(
         [(source, "drop-oldest") for source in sources], card, CardRenderer(HeatRenderer(), card, [viewer]), [viewer],

@@ -136,12 +136,19 @@ def readable(samples: Sequence[Sample]) -> tuple[list[Sample], list[str]]:
                 bad.append(str(reason))
             else:
                 good.append(replace(one, digest=_digest(image)))
+    if blank := sum(not one.digest for one in good):
+        log.warning("%d of the pictures have one colour all over, and show nothing", blank)
     for label in sorted({one.label for one in samples} - {one.label for one in good}):
         raise ConfigError(f"class {label!r}: none of its pictures decodes; the last: {bad[-1]}")
     return good, bad
 
 
 def _digest(image: Image) -> str:
-    """Return what only the same pixels have, whatever the file's format."""
+    """Return what only the same pixels have, whatever the file's format; empty where all pixels are alike.
+
+    A picture of one colour shows no part: it ties together nothing that it lies among.
+    """
+    if (image == image[0, 0]).all():
+        return ""
     size = "x".join(map(str, image.shape)).encode()
     return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=8, person=size[:16]).hexdigest()

@@ -215,7 +215,7 @@ def _report(
 ) -> None:
     """Write what came of it beside the model, and tell the most of it."""
     from engine.finetuning.roster import HELD_OUT
-    from overlays.training_page import training_page
+    from overlays.training_page import likely_in_words, training_page
     from stream.images import read_image
 
     labels, found = diploma.file.labels, diploma.examined[HELD_OUT]
@@ -237,7 +237,7 @@ def _report(
     say(
         f"\nheld out: {found.accuracy:.1%} of {found.pictures} pictures named right, "
         f"mean recall {found.mean_recall:.1%}\n"
-        f"  of other parts {found.likely[0]:.0%} to {found.likely[1]:.0%} would be, 95 times of 100"
+        f"  {likely_in_words(found.likely)}"
     )
     for label, recall, row in zip(labels, found.recalls, found.confusion, strict=True):
         say(f"  {label:20} {recall:6.1%} of {sum(row)}")

@@ -48,7 +48,7 @@ def training_page(report: Mapping[str, Any], read: Callable[[str], Image], *, pi
         f"<title>{escape(title)}</title><style>{_STYLE}</style><h1>{escape(title)}</h1>",
         f"<p>Pictures: {escape(', '.join(lines))}. The held-out ones were never used before they examined it:",
         f"<b>{found['accuracy']:.1%}</b> of {found['pictures']} named right",
-        f"(of other parts {found['likely'][0]:.0%} to {found['likely'][1]:.0%} would be, 95 times of 100),",
+        f"({likely_in_words(found['likely'])}),",
         f"mean recall {found['mean_recall']:.1%}.</p>",
         "<h2>Held out: what it said</h2>", _confusion(labels, found),
         "<h2>How it went</h2>", _curves(report["epochs"]),
@@ -59,6 +59,13 @@ def training_page(report: Mapping[str, Any], read: Callable[[str], Image], *, pi
         _left_out(report["left_out"]), "</html>\n",
     ]  # fmt: skip
     return "\n".join(parts)
+
+
+def likely_in_words(likely: Sequence[float] | None) -> str:
+    """Return what the held-out pictures tell of others."""
+    if likely is None:
+        return "of other parts it tells little: too few different ones were held out"
+    return f"of other parts {likely[0]:.0%} to {likely[1]:.0%} would be, 95 times of 100"
 
 
 def _confusion(labels: Sequence[str], found: Mapping[str, Any]) -> str:

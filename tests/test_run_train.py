@@ -189,7 +189,7 @@ def test_words_are_looked_at_before_any_picture_is(command, tmp_path, words, rul
 
 
 @pytest.mark.timeout(300)
-def test_what_was_learned_is_gone_on_with_when_there_are_new_pictures(command, tmp_path):
+def test_what_was_learned_is_gone_on_with_when_there_are_new_pictures(command, tmp_path, caplog):
     assert command("train", "parts", *LESSON, "--epochs", 2, "--fit", "letterbox")[0] == 0
     before = read_model_file(tmp_path / "part.safetensors")
     (tmp_path / "parts" / "bar").mkdir()
@@ -199,8 +199,11 @@ def test_what_was_learned_is_gone_on_with_when_there_are_new_pictures(command, t
         cv2.imwrite(str(tmp_path / "parts" / ("bar" if number < 20 else "spot") / f"new{number}.png"), image)
     (tmp_path / "parts" / "bar" / "copy.png").write_bytes((tmp_path / "parts" / "bar" / "new3.png").read_bytes())
     lesson = ("--epochs", 1, "--batch", 8, "--threads", 1, "--model", "part.safetensors")
+    for number in range(2):  # shows nothing, and so is no copy
+        cv2.imwrite(str(tmp_path / "parts" / KINDS[number] / "dark.png"), np.zeros((48, 48), np.uint8))
     code, told, errors = command("train", "parts", *lesson, "--output", "next.safetensors")
     assert code == 0, errors
+    assert "2 of the pictures have one colour all over" in caplog.text
     assert "knows already: blank, spot" in told
     assert "new: bar" in told
     assert "copies        1 are another picture once more" in told

@@ -19,6 +19,9 @@ from engine.model_file import ModelFile
 from engine.networks import RANDOM
 from pipeline.frames import Image
 
+LEAST_WITNESSES = 5
+"""From fewer sources nothing is said of other parts."""
+
 FIRST = Course(epochs=60, batch=64, learning_rate=3e-3, patience=15, stage="last layer alone")
 """Before a pretrained network is tuned its new last layer learns alone: one that begins at random would spoil what it
 came with. Kumar et al., *Fine-tuning can distort pretrained features*, arXiv:2202.10054."""
@@ -37,8 +40,9 @@ class Examined:
     """Counts by true class (row) and given class (column)."""
     answers: tuple[tuple[str, int, int, float], ...]
     """Path, true class, given class and its score, for every picture."""
-    likely: tuple[float, float]
-    """Between which shares the accuracy on other parts lies, 95 times of 100; each source is one witness."""
+    likely: tuple[float, float] | None
+    """Between which shares the accuracy on other parts lies, 95 times of 100; each source is one witness. None: there
+    are too few to tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +167,7 @@ def _examined(
     witnesses = len({samples[number].source for number in numbers.tolist()})
     return Examined(
         len(numbers), share, float(np.mean(recalls)), recalls, tuple(map(tuple, table)), answers,
-        likely(share, witnesses),
+        likely(share, witnesses) if witnesses >= LEAST_WITNESSES else None,
     )  # fmt: skip
 
 

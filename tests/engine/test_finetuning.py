@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.finetuning.course import Course, class_weights, confusion, likely, study
-from engine.finetuning.learners import LastLayer, TunedNetwork, entering, freeze_to
+from engine.finetuning.learners import LastLayer, TunedNetwork, entering, faster, freeze_to
 from engine.finetuning.pictures import CHANGES, Pictures, make_changes
 from engine.finetuning.pupil import Wish, make_pupil
 from engine.finetuning.roster import HELD_OUT, LEARNING, STOPPING, Sample, divide, joined, sources_of
@@ -181,6 +181,13 @@ def test_features_before_the_last_layer_and_what_follows_it_give_the_networks_sc
     with torch.inference_mode():
         scores = net(pictures.normalised(pictures.fitted(range(6))))
         assert torch.allclose(learner.scores(np.arange(6), changed=False), scores, atol=1e-5)
+
+
+def test_a_last_layer_learns_faster_on_features_that_differ_less():
+    features = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
+    rates = [faster(features * scale) for scale in (3.0, 0.25, 0.02, 1e-9, 0.0)]
+    assert rates == pytest.approx([1.0, 1.0, 10.0, 30.0, 1.0], rel=0.1)
+    assert faster(features[:1]) == 1.0
 
 
 def test_what_enters_a_layer_is_what_it_is_called_with():

@@ -37,6 +37,9 @@ def test_the_page_shows_the_mistaken_pictures_and_escapes_every_word():
 
 
 def test_a_training_without_epochs_or_mistakes_still_makes_a_page():
-    page = training_page(report(epochs=[], left_out=[]), lambda _: np.zeros((20, 30, 3), np.uint8), pictures=0)
+    told = report(epochs=[], left_out=[])
+    told["examined"]["held_out"]["likely"] = None
+    page = training_page(told, lambda _: np.zeros((20, 30, 3), np.uint8), pictures=0)
     assert "<svg" not in page
+    assert "of other parts it tells little" in page
     assert "<img" not in page

@@ -22,8 +22,8 @@ HEAD_FASTER = 4.0
 """How much faster the new last layer learns than those that were trained before."""
 
 USUAL_SPREAD, MOST_FASTER = 0.2, 30.0
-"""How much features differ from picture to picture, at the least, before last layers (ResNet-18: 0.33, ResNet-50: 0.18);
-before inner ones it may be a tenth of it."""
+"""How much features differ from picture to picture, at the least, before last layers (ResNet-18: 0.33, ResNet-50:
+0.18); before inner ones it may be a tenth of that."""
 
 _LISTED = 8
 """How many layers a message names."""

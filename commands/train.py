@@ -128,7 +128,7 @@ def train(
     with until_interrupted(begun) as stop:
         watching = Watching(_tell_features, _tell_epoch, stop.is_set)
         diploma = teach(pupil, parts, lambda path: read_image(Path(path)), watching)
-        if stop.is_set():
+        if stop.is_set() and diploma.epochs:
             log.warning("ended early: the best of %d epochs is written", len(diploma.epochs))
     if not diploma.epochs:
         raise ConfigError("ended before the first epoch: nothing was learned, nothing is written")

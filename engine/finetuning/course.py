@@ -57,6 +57,8 @@ class Course:
     """The highest, of the layers that were trained before; the new last layer learns four times as fast."""
     patience: int
     """Epochs without improvement on the stopping pictures before it ends."""
+    loss_counts: bool = False
+    """A smaller loss is hope, too, and not a better recall alone: where epochs cost nothing."""
     balance: Balance = "sampler"
     """Rare classes are drawn as often as common ones, count more in the loss, or neither."""
     smoothing: float = 0.05
@@ -116,6 +118,7 @@ def study(
     )
     told: list[Epoch] = []
     best, since, state = (-1.0, 0.0), 0, learner.keep()
+    least = math.inf
     if able:
         loss, recall = examine(learner, classes, stopping)
         best = (recall, -loss)
@@ -131,7 +134,8 @@ def study(
             return _ran_away(learner, told, state, able=able)
         loss, recall = examine(learner, classes, stopping)
         better = (recall, -loss) > best
-        best, since = ((recall, -loss), 0) if better else (best, since + 1)
+        hope = better or (course.loss_counts and loss < least)
+        best, least, since = max(best, (recall, -loss)), min(least, loss), 0 if hope else since + 1
         if better:
             state = learner.keep()
         seconds = time.perf_counter() - begun

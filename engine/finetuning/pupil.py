@@ -27,7 +27,7 @@ Lowered = Literal["fp32", "bf16"]
 """What a network may learn in."""
 
 TUNED = Course(epochs=24, batch=24, learning_rate=1e-4, patience=8)
-FROZEN = Course(epochs=120, batch=64, learning_rate=3e-3, patience=25)
+FROZEN = Course(epochs=120, batch=64, learning_rate=3e-3, patience=25, loss_counts=True)
 
 
 @dataclass(frozen=True, slots=True)

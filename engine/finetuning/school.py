@@ -91,6 +91,7 @@ def teach(
         torch.manual_seed(wish.seed)
         pictures = Pictures([one.path for one in samples], read, pupil.preprocessing)
         task = _Task(pupil, pictures, classes, numbers, choose_device(wish.device), watching)
+        told: list[Epoch] = []
         if wish.freeze or pupil.first_alone:
             learner: LastLayer | TunedNetwork = _last_layer(task)
             told = _studied(learner, task, course if wish.freeze else FIRST, able=pupil.able)
@@ -99,7 +100,7 @@ def teach(
                 pupil.net, pupil.last, pictures, pupil.change,
                 device=task.device, precision=wish.precision, untrained=wish.weights == RANDOM,
             )  # fmt: skip
-            told = _studied(learner, task, course, able=wish.weights != RANDOM)
+            told = _studied(learner, task, course, able=wish.weights != RANDOM) or told
     found = {part: _examined(learner, samples, classes, numbers[part], pupil.labels) for part in (STOPPING, HELD_OUT)}
     provenance = provenance_of(pupil) | _provenance(course, told, parts, found)
     return Diploma(_packed(pupil, parts, provenance), tuple(told), course, found)

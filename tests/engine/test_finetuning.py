@@ -314,6 +314,27 @@ def test_the_best_epoch_stays_and_nothing_goes_on_without_hope():
     assert learner.visited.count(9) == 5 * 3  # the only one of its class: as often as the five others together
 
 
+def test_where_epochs_cost_nothing_a_smaller_loss_is_hope_too():
+    class Surer(Scripted):
+        """All right at first, barely; then one is barely wrong and the others ever surer."""
+
+        def scores(self, numbers, *, changed):
+            if changed:
+                return super().scores(numbers, changed=True)
+            self.epoch += 1
+            margins = [0.1 if self.epoch == 1 else -0.01 if place == 0 else self.epoch for place in range(len(numbers))]
+            signs = [2 * (int(number) % 2) - 1 for number in numbers]
+            return torch.tensor([[0.0, margin * sign] for margin, sign in zip(margins, signs, strict=True)])
+
+    classes = np.array([0, 1, 0, 1, 0, 1, 0, 1])
+    for loss_counts, epochs in ((False, 3), (True, 12)):
+        learner = Surer()
+        course = Course(12, 2, 0.1, patience=2, loss_counts=loss_counts)
+        told = study(learner, classes, np.arange(4, 8), np.arange(4), course, seed=0, tell=silent)
+        assert len(told) == epochs
+        assert learner.restored == 1
+
+
 def test_who_knows_something_already_keeps_nothing_worse():
     learner = Scripted()
     learner.epoch = 2

@@ -39,7 +39,8 @@ def frames_of(path):
 
 
 def squeezenet(*words):
-    return ("stream", *words, "--model", "squeezenet1_1", "--weights", "random", "--input-size", "64x64")
+    net = ("--model", "squeezenet1_1", "--weights", "random", "--input-size", "64x64", "--backend", "eager")
+    return ("stream", *words, *net)
 
 
 def test_a_file_comes_out_whole_in_order_and_on_time(command, video, tmp_path):
@@ -288,7 +289,15 @@ def test_the_shipped_network_can_be_trained_again_and_runs(command, tmp_path):
     assert code == 0, errors
     assert "accuracy" in told
     code, told, errors = command(
-        "stream", "--source", LINE.format(3), "--weights", "again.safetensors", "--sink", "out.jsonl"
+        "stream",
+        "--source",
+        LINE.format(3),
+        "--weights",
+        "again.safetensors",
+        "--backend",
+        "eager",
+        "--sink",
+        "out.jsonl",
     )
     assert code == 0, errors
     assert "3 explained" in told
@@ -328,7 +337,7 @@ def test_credentials_come_from_the_environment_or_a_file_and_show_nowhere(comman
         (tmp_path / "run.yaml").write_text(
             f"sources:\n- {{uri: 'rtsp://{host}/door', credentials_file: door.secret}}\n"
             f"- {{uri: 'rtsp://ada:${{CAM_PASSWORD}}@{host}/yard', name: yard}}\nseconds: 0.5\n"
-            "engine: {model: squeezenet1_1, weights: random, input_size: 64x64}\n"
+            "engine: {model: squeezenet1_1, weights: random, input_size: 64x64, backend: eager}\n"
         )
         told = [command("stream", "run.yaml", *more) for more in ([], ["--print-config"])]
         words = [sys.executable, ROOT / "run.py", "stream", "run.yaml", "--log", "json"]

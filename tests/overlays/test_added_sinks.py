@@ -107,7 +107,7 @@ def test_the_command_line_takes_it_and_doctor_names_it(installed, tmp_path):
     """)
     command = [sys.executable, "-c", code]
     source = "line:?fps=30&size=320x240&seed=3&frames=20&paced=0"
-    words = ["stream", "--source", source, "--model", "line_net", "--sink", str(tmp_path / "out.csv")]
+    words = ["stream", "--source", source, "--backend", "eager", "--sink", str(tmp_path / "out.csv")]
     done = subprocess.run([*command, *words], cwd=ROOT, check=False, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 20

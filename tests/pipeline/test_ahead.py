@@ -87,7 +87,7 @@ def test_guards_stand_before_one_that_works_ahead_as_before_any_other():
     assert not isinstance(Guardian(FakeExplainer()), Beginner)
     run(guardian, sink, Limits(batch=1))
     assert sink.got == list(range(12))
-    (measured,) = guardian.explain([FakeFrame.make()])
+    (measured,) = AheadGuardian(AheadExplainer(1)).explain([FakeFrame.make()])
     assert measured.top.grounds is not None
 
 

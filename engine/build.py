@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from engine.agreement import HEAT_TOLERANCE, SCORE_TOLERANCE, Answers, disagreement, likeness, rounding_of, unlike
-from engine.backends.table import BACKENDS, Compiled
+from engine.backends.table import BACKENDS, Compiled, first_line
 from engine.cache import Cache
 from engine.devices import DTYPES
 from engine.gpu.choice import cheaper_here
+from engine.methods.dense import DensePlan
 from engine.methods.kernels import Kernel
+from engine.methods.plan import Plan
 from engine.methods.recipro import ExplainedNetwork, Target, plan_for
 from engine.split import Split
 from pipeline.errors import BackendError
@@ -166,7 +168,23 @@ class Runner:
         else:
             head = backend.compile(self._module.head, example, self.build.precision, self.build.cache)
             # The plan drives the tail itself, chunk by chunk.
-            self._compiled[key] = ExplainedNetwork(head, self._module.plan, self.build.target, self.split.grid)
+            plan = self._with_tail(head(example))
+            self._compiled[key] = ExplainedNetwork(head, plan, self.build.target, self.split.grid)
+
+    def _with_tail(self, features: Tensor) -> Plan:
+        """Return the plan, where it is the definition with its tail compiled, too."""
+        plan, build = self._module.plan, self.build
+        if not isinstance(plan, DensePlan) or BACKENDS[build.backend].any_batch:
+            return plan
+        backend = BACKENDS[build.backend].load()
+        try:
+            with torch.inference_mode():
+                return plan.compiled(features, lambda module, example: backend.compile(
+                    module, example, build.precision, build.cache
+                ))  # fmt: skip
+        except BackendError as reason:
+            log.warning("backend %r: masked maps go through PyTorch (%s)", build.backend, first_line(reason))
+            return plan
 
     def _probe(self, count: int) -> Tensor:
         """Draw smooth random pictures: noise alone looks the same everywhere to a deep network."""

@@ -132,6 +132,42 @@ def test_half_precision_says_nearly_the_same(layer):
         assert np.corrcoef(ranks(one), ranks(other))[0, 1] > 0.9
 
 
+class Overall(torch.nn.Module):
+    """Behind its grid every cell feels all others: the definition alone explains it."""
+
+    def __init__(self):
+        super().__init__()
+        self.grid = torch.nn.Conv2d(3, 8, 5, stride=4)
+        self.norm = torch.nn.GroupNorm(1, 8)
+        self.next = torch.nn.Conv2d(8, 8, 3)
+        self.classes = torch.nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.norm(torch.relu(self.grid(x)))
+        return self.classes(torch.relu(self.next(x)).mean([2, 3]))
+
+
+def test_the_masked_maps_of_a_dense_plan_go_through_the_backend_too(monkeypatch):
+    budget = 1 << 14
+    split = split_network(lively(Overall(), (36, 44)), "grid", (36, 44))
+    eager = Runner(split, Build(Target(), "gaussian", "eager", "fp32", CPU, budget))
+    assert eager.plan.facts.name == "dense"
+    backend = BACKENDS["openvino"].load()
+    made = []
+    compile_one = backend.compile
+    monkeypatch.setattr(backend, "compile", lambda *told: made.append(told[1].shape) or compile_one(*told))
+    compiled = Runner(split, Build(Target(), "gaussian", "openvino", "fp32", CPU, budget, together=3))
+    chunk = compiled.plan.chunk(torch.zeros(1, 8, 8, 10))
+    assert 1 < chunk < 80, "in chunks"
+    assert {tuple(shape) for shape in made} == {
+        (1, 3, 36, 44), (3, 3, 36, 44), (1, 8, 8, 10), (3, 8, 8, 10), (chunk, 8, 8, 10)
+    }  # fmt: skip
+    for count in (1, 3, 4):
+        images = torch.randn(count, 3, 36, 44)
+        for one, other in zip(compiled(images), eager(images), strict=True):
+            torch.testing.assert_close(one, other, atol=1e-3, rtol=0)
+
+
 @pytest.mark.slow
 @pytest.mark.leaves_things  # torch keeps its compile workers for the life of the process
 def test_inductor_agrees_with_eager_at_every_batch_size():

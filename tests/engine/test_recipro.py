@@ -102,6 +102,30 @@ def test_the_dense_plan_fits_any_budget_and_answers_the_same():
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("budget", [1, 1 << 17, 1 << 30])
+def test_a_dense_plan_with_a_compiled_tail_answers_the_same(budget):
+    net = lively(Pointwise(), (30, 41))
+    split = split_network(net, "grid", (30, 41))
+    features = split.head(torch.randn(2, 3, 30, 41))
+    plan = DensePlan(split.tail, "gaussian", "asked for", budget)
+    sizes = []
+
+    def only_such(module, example):
+        sizes.append(len(example))
+
+        def run(maps):
+            assert maps.shape == example.shape, "compiled for one shape"
+            return module(maps)
+
+        return run
+
+    compiled = plan.compiled(features, only_such)
+    assert sizes == [2, plan.chunk(features)]
+    for batch in (features, features[:1], torch.cat([features, features])):
+        for one, other in zip(compiled(batch), plan(batch), strict=True):
+            torch.testing.assert_close(one, other)
+
+
 def test_a_batch_is_explained_image_by_image():
     net = lively(Pointwise(), (30, 41))
     colours = torch.tensor([[-9.0, 0, 0], [0, 9, 0], [0, 0, 9], [9, -9, 9]])[:, :, None, None]

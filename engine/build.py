@@ -79,6 +79,7 @@ class Runner:
         rounding = rounding_of(every, truth[1])
         self._module = _placed(reference, build)
         self._compiled: dict[int, Compiled] = {}
+        self._tails: dict[tuple[int, ...], Compiled] = {}
         self._prepare()
         example = probe.to(build.device, build.dtype).contiguous(memory_format=torch.channels_last)
         try:
@@ -89,6 +90,7 @@ class Runner:
             log.warning("%s; that was a compiled result of an earlier run: built anew", reason)
             build.cache.distrust()
             self._compiled.clear()
+            self._tails.clear()
             self._prepare()
             _compare(truth, self(example), build, rounding)
         if BACKENDS[build.backend].keeps_order:
@@ -168,23 +170,28 @@ class Runner:
         else:
             head = backend.compile(self._module.head, example, self.build.precision, self.build.cache)
             # The plan drives the tail itself, chunk by chunk.
-            plan = self._with_tail(head(example))
+            plan = self._with_tail(head, example)
             self._compiled[key] = ExplainedNetwork(head, plan, self.build.target, self.split.grid)
 
-    def _with_tail(self, features: Tensor) -> Plan:
-        """Return the plan, where it is the definition with its tail compiled, too."""
+    def _with_tail(self, head: Compiled, example: Tensor) -> Plan:
+        """Return the plan; where it is the definition, with its tail compiled for what the head gives, too."""
         plan, build = self._module.plan, self.build
         if not isinstance(plan, DensePlan) or BACKENDS[build.backend].any_batch:
             return plan
-        backend = BACKENDS[build.backend].load()
         try:
             with torch.inference_mode():
-                return plan.compiled(features, lambda module, example: backend.compile(
-                    module, example, build.precision, build.cache
-                ))  # fmt: skip
+                return plan.compiled(head(example), self._tail_for)
         except BackendError as reason:
             log.warning("backend %r: masked maps go through PyTorch (%s)", build.backend, first_line(reason))
             return plan
+
+    def _tail_for(self, tail: nn.Module, maps: Tensor) -> Compiled:
+        """Compile the tail for maps of a shape: chunks are alike whatever the number of images."""
+        shape = tuple(maps.shape)
+        if shape not in self._tails:
+            backend = BACKENDS[self.build.backend].load()
+            self._tails[shape] = backend.compile(tail, maps, self.build.precision, self.build.cache)
+        return self._tails[shape]
 
     def _probe(self, count: int) -> Tensor:
         """Draw smooth random pictures: noise alone looks the same everywhere to a deep network."""

@@ -159,6 +159,7 @@ def test_the_masked_maps_of_a_dense_plan_go_through_the_backend_too(monkeypatch)
     compiled = Runner(split, Build(Target(), "gaussian", "openvino", "fp32", CPU, budget, together=3))
     chunk = compiled.plan.chunk(torch.zeros(1, 8, 8, 10))
     assert 1 < chunk < 80, "in chunks"
+    assert len(made) == len(set(made)), "each once"
     assert {tuple(shape) for shape in made} == {
         (1, 3, 36, 44), (3, 3, 36, 44), (1, 8, 8, 10), (3, 8, 8, 10), (chunk, 8, 8, 10)
     }  # fmt: skip

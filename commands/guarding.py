@@ -34,7 +34,7 @@ def read_slow(config: Config, cameras: Sequence[str], recorder: Recorder | None 
     check_cameras(guards, named)
     _check_recorders(config, {
         "guard": {guard.name for guard in guards.rules}, "region": {region.name for region in guards.regions},
-        "camera": named, "check": {DROP} if any(guard.parsed.needs_deletion for guard in guards.rules) else set(),
+        "camera": named, "check": {DROP} if guards.needs_deletion else set(),
     })  # fmt: skip
     if guards.baseline is None:
         return Slow(recorder=recorder)

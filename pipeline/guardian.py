@@ -71,7 +71,7 @@ class Guardian:
         self._clock = clock
         knobs = self._guards.deletion
         self._masking = Masking(knobs.area, knobs.fill)
-        wanted = any(guard.parsed.needs_deletion for guard in self._guards.rules)
+        wanted = self._guards.needs_deletion
         self.budget = Budget(knobs.budget) if wanted and isinstance(explainer, Doubter) else None
         if wanted and self.budget is None:
             log.warning("score_drop_when_masked: this explainer cannot be asked for it; those rules never fire")

@@ -130,6 +130,11 @@ class GuardsConfig(_Knobs):
     drift_seconds: float = Field(default=600.0, ge=10, le=604800)
     """Time constant over which drift is looked at."""
 
+    @property
+    def needs_deletion(self) -> bool:
+        """Whether a rule goes by the deletion check."""
+        return any(guard.parsed.needs_deletion for guard in self.rules)
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         for kind, names in (("regions", self.regions), ("rules", self.rules)):

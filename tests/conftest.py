@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.ground.descriptors import open_things
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 
@@ -62,20 +64,6 @@ def command(monkeypatch, capsys, tmp_path):
     return call
 
 
-def _open_things() -> dict[str, str]:
-    """File descriptors of this process that name a socket, or a file someone opened for writing or reading."""
-    things = {}
-    for entry in os.scandir("/proc/self/fd") if Path("/proc/self/fd").is_dir() else []:
-        try:
-            target = Path(entry.path).readlink()
-        except OSError:
-            continue
-        name = str(target)
-        if name.startswith("socket:") or (name.startswith("/") and not name.startswith(("/dev/", "/proc/", "/sys/"))):
-            things[entry.name] = name
-    return things
-
-
 # Process-wide things that libraries open once and keep: zmq's global context, torch's and cv2's own files.
 _KEPT = (".so", ".py", ".pyc", ".ttf", ".otf", "/memfd:")
 
@@ -84,7 +72,7 @@ _KEPT = (".so", ".py", ".pyc", ".ttf", ".otf", "/memfd:")
 def nothing_is_left_behind(request: pytest.FixtureRequest):
     """Fail a test that leaves a thread, a socket or an open file behind."""
     threads = set(threading.enumerate())
-    things = _open_things()
+    things = open_things()
     yield
     # The driver and the compilers for it keep what they open for the life of the process.
     if request.node.get_closest_marker("leaves_things") or request.node.get_closest_marker("gpu"):
@@ -92,7 +80,7 @@ def nothing_is_left_behind(request: pytest.FixtureRequest):
     deadline = time.monotonic() + 2.0
     while True:
         left_threads = [t for t in threading.enumerate() if t not in threads and t.is_alive() and not _is_pool(t)]
-        left_things = {k: v for k, v in _open_things().items() if things.get(k) != v and not v.endswith(_KEPT)}
+        left_things = {k: v for k, v in open_things().items() if things.get(k) != v and not v.endswith(_KEPT)}
         left_things = {k: v for k, v in left_things.items() if v not in things.values()}
         if not left_threads and not left_things:
             return

@@ -173,9 +173,7 @@ class MqttSink:
         self.lost += len(self._waiting)
         self._waiting.clear()
         self._connected = False
-        self._client.on_connect = self._client.on_disconnect = self._client.on_publish = None
-        if (left := self._client.socket()) is not None:  # it does not listen, or has not answered yet
-            left.close()
+        self._client.reinitialise()  # closes its sockets, the pair it wakes itself with too
 
     def _made(self, options: SinkOptions) -> Client:
         client = Client(CallbackAPIVersion.VERSION2, clean_session=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -26,7 +27,8 @@ from pipeline.errors import SinkError  # noqa: E402
 from pipeline.loop import Limits, carry  # noqa: E402
 from pipeline.ports import Measured, Sink, Troubled  # noqa: E402
 from tests.fakes import FakeSource  # noqa: E402
-from tests.ground.broker import MOSQUITTO, Broker  # noqa: E402
+from tests.ground.broker import MOSQUITTO, Broker, free_port  # noqa: E402
+from tests.ground.descriptors import open_things  # noqa: E402
 from tests.overlays.conftest import explain  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,10 +67,7 @@ class Listener:
     def __exit__(self, *_):
         self.client.disconnect()
         self.client.loop_stop()
-        # Else it ends with this listener in a cycle, and its sockets perhaps before it.
-        self.client.on_message = self.client.on_connect = self.client.on_subscribe = None
-        if (left := self.client.socket()) is not None:
-            left.close()
+        self.client.reinitialise()  # closes its sockets
 
     def told(self, end):
         return [payload for topic, payload, _ in self.heard if topic.endswith(end)]
@@ -82,6 +81,10 @@ def telling(uri, **options):
     sink = MqttSink(uri, cameras=("line",), options=SinkOptions(max_rate=options.pop("max_rate", 1e9), **options))
     with sink:
         yield sink
+
+
+def open_sockets():
+    return {name for name in open_things().values() if name.startswith("socket:")}
 
 
 def connected(sink, until):
@@ -212,6 +215,25 @@ class Counting:
 class Explaining:
     def explain(self, frames):
         return [explain(f.image, camera=f.camera, index=f.index, taken_at=f.taken_at) for f in frames]
+
+
+@pytest.mark.parametrize("there", ["listening", "silent", "gone"])
+def test_leaving_closes_every_socket_itself(broker, until, there):
+    if there == "silent":
+        broker.process.send_signal(signal.SIGSTOP)
+    uri = broker.uri if there != "gone" else f"mqtt://127.0.0.1:{free_port()}/plant"
+    gc.collect()
+    gc.disable()
+    try:
+        before = open_sockets()
+        with telling(uri) as sink:
+            sink.idle()
+            if there == "listening":
+                connected(sink, until)
+            assert there == "gone" or open_sockets() != before
+        assert open_sockets() == before
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("when", ["before", "while"])

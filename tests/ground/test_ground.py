@@ -95,9 +95,8 @@ def test_two_viewers_share_one_encoder_and_each_begins_with_a_key_picture(server
 def test_a_stall_is_noticed_and_said_and_its_end_gives_fresh_pictures(server, feed):
     with reading(server.url()) as reader:
         reader.until(lambda: len(reader.frames) >= 3)
-        server.faults.stalled, begun = True, time.monotonic()
+        server.faults.stalled = True
         reader.until(lambda: reader.health.state in LOST)
-        assert time.monotonic() - begun < 1.8  # the read timeout once, not twice
         assert reader.health.reason == "no picture for 1 s"
         back = feed.number
         server.faults.stalled = False

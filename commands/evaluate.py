@@ -17,7 +17,7 @@ from commands.options import NETWORK, RUN, TRUTH, option, stated
 from commands.signals import until_interrupted
 from commands.terminal import fail, near, say
 from commands.truths import Known, find_masks, find_truths, read_meaning
-from pipeline.config import make_config
+from pipeline.config_text import make_config
 from pipeline.errors import ConfigError
 
 log = logging.getLogger("recipro-stream")

@@ -10,7 +10,7 @@ from commands import options
 from commands.joining import make_network
 from commands.options import NETWORK, RUN, option, stated
 from commands.terminal import near, say
-from pipeline.config import make_config
+from pipeline.config_text import make_config
 from pipeline.errors import ConfigError
 
 

@@ -14,7 +14,7 @@ from commands.doors import sink_options, with_page_token
 from commands.options import CAMERA, PICTURE, option, stated
 from commands.signals import until_interrupted
 from commands.terminal import fail, finish, say
-from pipeline.config import make_config
+from pipeline.config_text import make_config
 from pipeline.errors import ConfigError
 
 

@@ -14,7 +14,8 @@ import typer
 
 from commands.signals import until_interrupted
 from commands.terminal import say
-from pipeline.config import Config, to_yaml
+from pipeline.config import Config
+from pipeline.config_text import to_yaml
 from pipeline.shards import shards_of
 from pipeline.supervisor import Supervisor
 

@@ -17,7 +17,7 @@ from commands.joining import carry_frames, redacted
 from commands.options import ACCESS, CAMERA, NETWORK, PICTURE, RUN, option, stated
 from commands.shards import stream_sharded
 from commands.terminal import finish, near, read_text, say
-from pipeline.config import make_config, read_yaml, to_yaml
+from pipeline.config_text import make_config, read_yaml, to_yaml
 from pipeline.errors import ConfigError
 from pipeline.logs import formatter
 from pipeline.shards import read_devices

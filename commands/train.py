@@ -22,7 +22,7 @@ from commands.options import NETWORK, RUN, option, stated
 from commands.roster import listed, readable
 from commands.signals import until_interrupted
 from commands.terminal import near, say
-from pipeline.config import make_config
+from pipeline.config_text import make_config
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:

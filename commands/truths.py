@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from commands.terminal import text_of
-from pipeline.config import read_yaml
+from pipeline.config_text import read_yaml
 from pipeline.errors import ConfigError
 from pipeline.frames import Truth
 

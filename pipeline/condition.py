@@ -18,25 +18,21 @@ A test of a number that is not known (a flat map has no centre) is neither true 
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final
 
-from pipeline.errors import ConfigError, nearest, unknown
+from pipeline.errors import nearest, unknown
 from pipeline.facts import DROP, HEAT_INSIDE, NUMBERS, Facts, Seen, heat_inside
 from pipeline.frames import Explanation
+from pipeline.tokens import Token, Tokens
 
 Condition = Callable[[Explanation], bool]
 """Says whether a frame is worth keeping."""
 
-MAX_CHARACTERS: Final = 1000
 MAX_DEPTH: Final = 50
 
-_TOKEN: Final = re.compile(
-    r"""\s*(?:(?P<quoted>"[^"]*"|'[^']*')|(?P<mark>==|!=|<=|>=|[=<>()])|(?P<word>[^\s=<>!()"']+))""", re.UNICODE
-)
 _COMPARE: Final[Mapping[str, Callable[[Any, Any], bool]]] = MappingProxyType(
     {
         "=": operator.eq,
@@ -113,30 +109,18 @@ def parse_rule(text: str) -> Rule:
     return _Parser(text, "", "heat_inside(part) >= 0.6 when label=scratch and score>0.5", None).rule()
 
 
-class _Token(NamedTuple):
-    kind: str
-    """``quoted``, ``mark``, ``word`` or ``end``."""
-    text: str
-    place: int
-    """Characters before it."""
-
-
 class _Parser:
-    """Reads a text from left to right, one token ahead."""
+    """Reads a text by the grammar above."""
 
     def __init__(self, text: str, where: str, example: str, known: Mapping[str, Collection[str]] | None) -> None:
         """Take a text; ``known`` is None where it is a guard's own, and may not speak of guards."""
-        self._text, self._where, self._example = text, where, example
+        self._text = text
         self._known = known or {}
         self._fields = tuple(name for name in _FIELDS if name != "guard" or known is not None)
         self._seen: list[Seen] = []
         self._regions: set[str] = set()
         self._named: dict[str, set[str]] = {"label": set(), "camera": set()}
-        if len(text) > MAX_CHARACTERS:
-            short = where.partition(":")[0] or "rule"
-            raise ConfigError(f"{short}: {len(text)} characters, more than {MAX_CHARACTERS}; make it shorter")
-        self._tokens = self._split()
-        self._next = 0
+        self._tokens = Tokens(text, where, example)
         self._depth = 0
 
     def condition(self) -> Test:
@@ -148,14 +132,14 @@ class _Parser:
     def rule(self) -> Rule:
         """Read all of it as a rule."""
         claim = self._any()
-        numbers, ended = tuple(self._seen), self._ahead()
+        numbers, ended = tuple(self._seen), self._tokens.ahead
         when: Test = lambda _facts, _slack: True  # noqa: E731 - a test like the others
-        if self._took("when"):
-            begun = self._ahead()
+        if self._tokens.took("when"):
+            begun = self._tokens.ahead
             when = self._any()
             if any(one.name == DROP for one in self._seen[len(numbers) :]):
                 # It is measured on frames of which the condition is true: here it would wait for itself.
-                self._fail(begun, f"{DROP} is a claim's; write it before 'when', as what must hold")
+                self._tokens.fail(begun, f"{DROP} is a claim's; write it before 'when', as what must hold")
             self._end("'and', 'or' or the end")
         else:
             self._end("'and', 'or', 'when' or the end")
@@ -164,49 +148,30 @@ class _Parser:
         return Rule(claim, when, said, numbers, frozenset(self._regions), *named)
 
     def _end(self, expected: str) -> None:
-        if (token := self._ahead()).kind != "end":
-            self._fail(token, f"expected {expected}.{self._joint(token)}")
-
-    def _split(self) -> list[_Token]:
-        tokens, place = [], 0
-        rest = len(self._text.rstrip())
-        while place < rest:
-            match = _TOKEN.match(self._text, place)
-            if match is None:
-                place += len(self._text[place:]) - len(self._text[place:].lstrip())
-                character = self._text[place]
-                cure = (
-                    "a quote that is not closed"
-                    if character in "\"'"
-                    else "no sign of a condition; '!=' is 'not equal'"
-                )
-                self._fail(_Token("", character, place), cure)
-            kind = str(match.lastgroup)
-            tokens.append(_Token(kind, match[kind], match.start(kind)))
-            place = match.end()
-        return [*tokens, _Token("end", "the end", len(self._text))]
+        if (token := self._tokens.ahead).kind != "end":
+            self._tokens.fail(token, f"expected {expected}.{self._joint(token)}")
 
     def _any(self) -> Test:
         tests = [self._all()]
-        while self._took("or"):
+        while self._tokens.took("or"):
             tests.append(self._all())
         return tests[0] if len(tests) == 1 else _combined(tests, decides=True)
 
     def _all(self) -> Test:
         tests = [self._not()]
-        while self._took("and"):
+        while self._tokens.took("and"):
             tests.append(self._not())
         return tests[0] if len(tests) == 1 else _combined(tests, decides=False)
 
     def _not(self) -> Test:
-        token = self._ahead()
+        token = self._tokens.ahead
         self._depth += 1
         if self._depth > MAX_DEPTH:
-            self._fail(token, f"more than {MAX_DEPTH} levels deep; make it simpler")
+            self._tokens.fail(token, f"more than {MAX_DEPTH} levels deep; make it simpler")
         try:
-            if self._took("not"):
+            if self._tokens.took("not"):
                 return _denied(self._not())
-            if self._took("("):
+            if self._tokens.took("("):
                 inner = self._any()
                 self._close(token)
                 return inner
@@ -215,11 +180,11 @@ class _Parser:
             self._depth -= 1
 
     def _test(self) -> Test:
-        name = self._take()
+        name = self._tokens.take()
         field = name.text.lower()
         if name.kind != "word" or field not in self._fields:
             known = ", ".join(self._fields[:-1]) + f" or {self._fields[-1]}(REGION)"
-            self._fail(name, f"expected {known}.{nearest(name.text, self._fields)}")
+            self._tokens.fail(name, f"expected {known}.{nearest(name.text, self._fields)}")
         if field == "guard":
             return self._guard()
         if field in {"label", "camera"}:
@@ -227,29 +192,31 @@ class _Parser:
         return self._number(field)
 
     def _guard(self) -> Test:
-        if self._ahead().text not in {"=", "==", "!="}:
+        if self._tokens.ahead.text not in {"=", "==", "!="}:
             return lambda facts, _slack: bool(facts.explanation.firing)
-        sign, value = self._take(), self._value("guard")
-        name = _unquoted(value)
+        sign, value = self._tokens.take(), self._value("guard")
+        name = value.unquoted
         self._check("guard", value)
         wanted = sign.text != "!="
         return lambda facts, _slack: wanted == any(one.name == name for one in facts.explanation.firing)
 
-    def _check(self, kind: str, value: _Token) -> None:
+    def _check(self, kind: str, value: Token) -> None:
         """Refuse a name that nothing of its kind has: such a test would never hold, or always."""
-        name, there = _unquoted(value), self._known.get(kind)
+        name, there = value.unquoted, self._known.get(kind)
         if there is not None and name and name not in there:
-            self._fail(value, unknown(kind, name, there))
+            self._tokens.fail(value, unknown(kind, name, there))
 
     def _words(self, field: str) -> Test:
         sign = self._sign(field)
         value = self._value(field)
         if sign.text not in {"=", "==", "!="}:
-            self._fail(sign, f"{field!r} is text: compare it by = or !=")
-        text, after = _unquoted(value), self._ahead()
+            self._tokens.fail(sign, f"{field!r} is text: compare it by = or !=")
+        text, after = value.unquoted, self._tokens.ahead
         if value.kind == "word" and after.kind == "word" and after.text.lower() not in {"and", "or", "when"}:
             cure = self._joint(after) or f" A name of several words goes in quotes: {field}='{text} {after.text}'"
-            self._fail(after, f"expected 'and', 'or' or the end.{'' if after.text.lower() in self._fields else cure}")
+            self._tokens.fail(
+                after, f"expected 'and', 'or' or the end.{'' if after.text.lower() in self._fields else cure}"
+            )
         compare = _COMPARE[sign.text]
         self._check(field, value)
         self._named[field].add(text)
@@ -260,7 +227,7 @@ class _Parser:
     def _number(self, field: str) -> Test:
         if field == DROP and DROP not in self._known.get("check", {DROP}):
             cure = f"is measured where a rule of guards asks for it, and none does; add one, such as '{DROP} >= 0.2'"
-            self._fail(self._tokens[self._next - 1], cure)
+            self._tokens.fail(self._tokens.last, cure)
         seen = self._heat_inside() if field == HEAT_INSIDE else Seen(field, NUMBERS[field].read)
         least = 0.0 if field == HEAT_INSIDE else NUMBERS[field].least
         self._seen.append(seen)
@@ -275,68 +242,44 @@ class _Parser:
         return test
 
     def _heat_inside(self) -> Seen:
-        opened = self._take()
+        opened = self._tokens.take()
         if opened.text != "(" or opened.kind != "mark":
-            self._fail(opened, "expected '(' and the name of a region, such as heat_inside(part)")
+            self._tokens.fail(opened, "expected '(' and the name of a region, such as heat_inside(part)")
         value = self._value("heat_inside(")
-        region = _unquoted(value)
+        region = value.unquoted
         self._check("region", value)
         self._close(opened)
         self._regions.add(region)
         return heat_inside(region)
 
-    def _close(self, opened: _Token) -> None:
-        if not self._took(")"):
-            self._fail(self._ahead(), f"expected ')' for the '(' at character {opened.place + 1}")
+    def _close(self, opened: Token) -> None:
+        if not self._tokens.took(")"):
+            self._tokens.fail(self._tokens.ahead, f"expected ')' for the '(' at character {opened.place + 1}")
 
-    def _sign(self, field: str) -> _Token:
-        sign = self._take()
+    def _sign(self, field: str) -> Token:
+        sign = self._tokens.take()
         if sign.text not in _COMPARE or sign.kind != "mark":
-            self._fail(sign, f"expected = != < <= > or >= behind {field!r}")
+            self._tokens.fail(sign, f"expected = != < <= > or >= behind {field!r}")
         return sign
 
-    def _value(self, field: str) -> _Token:
-        value = self._take()
+    def _value(self, field: str) -> Token:
+        value = self._tokens.take()
         word = value.kind == "word"
         if value.kind not in {"word", "quoted"} or (word and value.text.lower() in {"and", "or", "not"}):
-            self._fail(value, f"expected what {field!r} is compared with; a word of the language goes in quotes")
+            self._tokens.fail(value, f"expected what {field!r} is compared with; a word of the language goes in quotes")
         return value
 
-    def _bound(self, field: str, value: _Token, least: float) -> float:
+    def _bound(self, field: str, value: Token, least: float) -> float:
         try:
             number = float(value.text) if value.kind == "word" else float("nan")
         except ValueError:
             number = float("nan")
         if not least <= number <= 1.0:
-            self._fail(value, f"a {field} is a number from {least:g} to 1")
+            self._tokens.fail(value, f"a {field} is a number from {least:g} to 1")
         return number
 
-    def _ahead(self) -> _Token:
-        return self._tokens[self._next]
-
-    def _take(self) -> _Token:
-        token = self._tokens[self._next]
-        self._next = min(self._next + 1, len(self._tokens) - 1)
-        return token
-
-    def _took(self, word: str) -> bool:
-        token = self._ahead()
-        if token.kind not in {"word", "mark"} or token.text.lower() != word:
-            return False
-        self._next += 1
-        return True
-
-    def _joint(self, token: _Token) -> str:
+    def _joint(self, token: Token) -> str:
         return "" if token.text.lower() in self._fields else nearest(token.text, ("and", "or"))
-
-    def _fail(self, token: _Token, why: str) -> NoReturn:
-        found = "the end" if token.kind == "end" else repr(token.text)
-        example = f"such as: {self._example}"
-        raise ConfigError(f"{self._where}character {token.place + 1}, {found}: {why} ({example})")
-
-
-def _unquoted(value: _Token) -> str:
-    return value.text[1:-1] if value.kind == "quoted" else value.text
 
 
 def _denied(test: Test) -> Test:

@@ -12,7 +12,7 @@ from overlays.jpeg import decode_picture, picture_of
 from overlays.renderer import HeatRenderer
 from overlays.sinks.options import SinkOptions
 from overlays.sinks.zeromq import ZeroMqSink
-from pipeline.config import make_config
+from pipeline.config_text import make_config
 from pipeline.errors import ConfigError
 from pipeline.frames import Frame, Silence
 from pipeline.loop import Limits, carry

@@ -125,6 +125,6 @@ def test_the_network_with_the_shortcut_is_made_by_a_command(command, tmp_path):
 
 def test_where_there_are_guards_the_host_draws():
     from commands.card import stays_on_card
-    from pipeline.config import make_config, read_yaml
+    from pipeline.config_text import make_config, read_yaml
 
     assert not stays_on_card(make_config(read_yaml(GUARDED.read_text(encoding="utf-8"), "guards"), "guards"), "cuda")

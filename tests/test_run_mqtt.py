@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from commands import doors
-from pipeline.config import OverlayConfig, SinkConfig, make_config
+from pipeline.config import OverlayConfig, SinkConfig
+from pipeline.config_text import make_config
 from pipeline.errors import ConfigError
 from tests.ground.broker import MOSQUITTO, Broker
 

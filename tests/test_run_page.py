@@ -7,7 +7,8 @@ import os
 import pytest
 
 from commands import doors
-from pipeline.config import OverlayConfig, SinkConfig, make_config
+from pipeline.config import OverlayConfig, SinkConfig
+from pipeline.config_text import make_config
 from pipeline.errors import ConfigError
 
 

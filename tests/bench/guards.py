@@ -27,7 +27,8 @@ import torch  # noqa: E402
 
 from engine.explainer import NetworkExplainer  # noqa: E402
 from engine.networks import load_network  # noqa: E402
-from pipeline.config import Config, make_config, read_yaml  # noqa: E402
+from pipeline.config import Config  # noqa: E402
+from pipeline.config_text import make_config, read_yaml  # noqa: E402
 from pipeline.frames import Explanation, Frame  # noqa: E402
 from pipeline.guardian import Guardian  # noqa: E402
 from stream.line_mark import stamped  # noqa: E402

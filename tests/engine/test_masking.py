@@ -12,7 +12,7 @@ import torch
 from engine.explainer import NetworkExplainer
 from engine.masking import hottest_cells, masked_images
 from engine.networks import load_network
-from pipeline.config import make_config
+from pipeline.config_text import make_config
 from pipeline.frames import Frame
 from pipeline.ports import Doubter, Masking
 from stream.line_scene import Scene, draw_frame

@@ -24,7 +24,7 @@ from overlays.sinks.options import ClipOptions, SinkOptions
 from overlays.sinks.page import PageSink
 from overlays.sinks.zeromq import ZeroMqSink
 from overlays.viewer import Viewer
-from pipeline.config import make_config
+from pipeline.config_text import make_config
 from pipeline.drift import Drift, Recorder
 from pipeline.guardian import Guardian, Slow
 from pipeline.loop import Limits, Onlooker, Outcome, carry

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from pipeline.config import Config, make_config, read_yaml, to_yaml
+from pipeline.config import Config
+from pipeline.config_text import make_config, read_yaml, to_yaml
 from pipeline.errors import ConfigError
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.condition import parse_condition
-from pipeline.config import make_config
+from pipeline.config_text import make_config
 from pipeline.drift import Drift, Recorder
 from pipeline.frames import Explanation, Finding, Frame
 from pipeline.guardian import Guardian, Slow

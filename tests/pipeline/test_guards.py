@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.condition import parse_condition, parse_rule
-from pipeline.config import make_config
+from pipeline.config_text import make_config
 from pipeline.errors import ConfigError
 from pipeline.guards import RegionConfig, check_cameras, check_labels
 
@@ -126,7 +126,7 @@ def test_a_deletion_check_cannot_be_what_it_waits_for():
 
 
 def test_guards_survive_being_printed_and_read_again():
-    from pipeline.config import read_yaml, to_yaml
+    from pipeline.config_text import read_yaml, to_yaml
 
     made = make_config({"guards": guards().model_dump()}, "run.yaml")
     assert make_config(read_yaml(to_yaml(made), "printed"), "printed") == made

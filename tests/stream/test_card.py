@@ -13,7 +13,7 @@ from av.codec.hwaccel import HWAccel
 from av.video.reformatter import VideoReformatter
 
 from commands.joining import make_sources
-from pipeline.config import make_config
+from pipeline.config_text import make_config
 from pipeline.errors import ConfigError, ConnectionLostError, SourceError
 from stream import card
 from stream.checks import checks

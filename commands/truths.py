@@ -62,7 +62,7 @@ def find_truths(boxes: Path, names: Path | None) -> Known:
 
 
 def _box_names(names: Path | None) -> tuple[str, ...]:
-    from engine.networks import read_labels
+    from engine.labels import read_labels
 
     if names is None:
         return ()

@@ -15,8 +15,9 @@ from engine.build import Build, Runner, fastest, first_that_runs
 from engine.cache import Cache
 from engine.devices import choose_device, figures_of, keep_arithmetic, warn_if_slow
 from engine.frame_explainer import EngineFacts, FrameExplainer
+from engine.labels import choose_target
 from engine.methods.kernels import check_kernel
-from engine.networks import Network, choose_target, class_names
+from engine.networks import Network, class_names
 from engine.split import split_network
 from pipeline.config import EngineConfig
 from pipeline.ports import Figure

@@ -26,11 +26,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from engine.agreement import Answers, disagreement, probe_images, rounding_of
 from engine.backends.table import first_line
 from engine.build import Build, Runner
+from engine.labels import choose_target
 from engine.methods.dense import bytes_per_map
 from engine.methods.kernels import Kernel, check_kernel, masks
 from engine.methods.plan import Plan, PlanFacts
 from engine.methods.recipro import ExplainedNetwork, plan_for
-from engine.networks import Network, choose_target, class_names
+from engine.networks import Network, class_names
 from engine.passport import EXTRA, SUFFIXES, Passport, proof_of
 from engine.runtimes import INPUT, OUTPUTS, RUNTIMES
 from engine.split import Split, split_network

@@ -16,8 +16,9 @@ from engine.build import Build, Runner
 from engine.explainer import NetworkExplainer
 from engine.export import check_format, export_network
 from engine.exported import ExportedExplainer
+from engine.labels import choose_target
 from engine.models import IMAGENET_MEAN, IMAGENET_STD, MODELS
-from engine.networks import Network, build_untrained, choose_target, load_network
+from engine.networks import Network, build_untrained, load_network
 from engine.passport import EXTRA, is_exported, read_passport
 from engine.signal_stack import kept_signal_stack
 from engine.split import split_network

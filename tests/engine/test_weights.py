@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import engine.networks
+from engine.labels import choose_target, read_labels
 from engine.models import MODELS
-from engine.networks import build_untrained, choose_target, class_names, load_network
+from engine.networks import build_untrained, class_names, load_network
 from engine.split import split_network
 from pipeline.errors import ConfigError, ModelError
 
@@ -181,7 +181,7 @@ def test_random_weights_are_the_same_each_time_and_said():
 @pytest.mark.parametrize(("text", "names"), [("a\nb", ("a", "b")), (json.dumps(["a", "b"]), ("a", "b"))])
 def test_labels_are_lines_or_a_json_list(tmp_path, text, names):
     (tmp_path / "l.txt").write_text(text, encoding="utf-8")
-    assert engine.networks.read_labels(tmp_path / "l.txt") == names
+    assert read_labels(tmp_path / "l.txt") == names
 
 
 def test_labels_that_do_not_match_the_class_count_are_refused(tmp_path):

@@ -12,9 +12,10 @@ from overlays.stale import stale_overlay
 from overlays.viewer import Received, Viewer
 from pipeline.errors import WireError
 from pipeline.frames import Explanation, Overlay, Silence
+from pipeline.grounds_figures import grounds_figures, guards_figures
 from pipeline.loop import Onlooker, Outcome, outlet_of
 from pipeline.metrics import Histogram, Tally
-from pipeline.ports import Sink
+from pipeline.ports import Figure, Sink
 from pipeline.pump import Relay
 
 SILENCE_SECONDS = 2.0
@@ -67,7 +68,7 @@ def watch(
     """
     kept = LastPictures()
     seen = Watched(outlets=[outlet_of(sink, sink.put) for sink in sinks])
-    _tell_onlookers(sinks, seen)
+    _tell_onlookers(sinks, seen, kept)
     until = None if seconds is None else time.monotonic() + seconds
     with ExitStack() as stack:
         for outlet in seen.outlets:
@@ -92,9 +93,9 @@ def watch(
     return seen
 
 
-def _tell_onlookers(sinks: Sequence[Sink], seen: Watched) -> None:
-    """Give the page the figures and troubles of the sinks beside it."""
-    here = Outcome(Tally([]), [], seen.outlets, tuple(sinks))
+def _tell_onlookers(sinks: Sequence[Sink], seen: Watched, kept: LastPictures) -> None:
+    """Give the page the figures and troubles of the sinks beside it, and what the last explanations say."""
+    here = Outcome(Tally([]), [], seen.outlets, (*sinks, kept))
     for sink in sinks:
         if isinstance(sink, Onlooker):
             sink.about(here)
@@ -133,6 +134,14 @@ class LastPictures:
         self._moved_at[camera] = now
         if overlay.silence is None:
             self._last[camera] = (overlay.explanation, now)
+
+    def figures(self) -> list[Figure]:
+        """Return how the guards of each camera stand, and where its last heat lies; for any thread."""
+        told: list[Figure] = []
+        for camera, (explanation, _) in list(self._last.items()):
+            told.extend(guards_figures(camera, explanation.guards))
+            told.extend(grounds_figures(explanation))
+        return told
 
     def stale(self, now: float, reason: str = "") -> list[Overlay]:
         """Return what is to be shown of cameras that are silent: at most once a second each."""

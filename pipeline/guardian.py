@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from pipeline.alarm import Alarm
-from pipeline.drift import Drift, Recorder, numbers_of
+from pipeline.drift import Drift, Recorder
 from pipeline.facts import Facts
 from pipeline.frames import Box, Deletion, Explanation, Frame, GuardState, Region, verdict_of
 from pipeline.grounds import Surveyor, cell_weights, moment_of
+from pipeline.grounds_figures import grounds_figures, guards_figures
 from pipeline.guards import GuardsConfig
 from pipeline.ports import Beginner, Doubter, Explainer, Figure, Masking, Measured
 from pipeline.spending import Budget
@@ -165,7 +166,8 @@ class Guardian:
         """Return the explainer's figures, and those of reasons, guards, checks and drift."""
         told = list(self._explainer.figures()) if isinstance(self._explainer, Measured) else []
         for camera, post in list(self._posts.items()):
-            told.extend(_figures(camera, post))
+            told.extend(guards_figures(camera, post.states))
+            told.extend(grounds_figures(post.seen) if post.seen is not None else ())
         if self.budget is not None:
             said = "Share of the engine's time that deletion checks have taken."
             told.append(Figure("deletion_time_share", self.budget.share, said))
@@ -181,31 +183,6 @@ class Guardian:
     def fired(self) -> dict[tuple[str, str], int]:
         """Return how often each guard has fired, by camera and name."""
         return {(camera, one.name): one.fired for camera, post in self._posts.items() for one in post.states}
-
-
-def _figures(camera: str, post: _Post) -> list[Figure]:
-    told = []
-    for state in post.states:
-        labels = (("camera", camera), ("guard", state.name))
-        told.append(Figure("guard_firing", float(state.firing), "1 while a guard fires.", labels=labels))
-        told.append(Figure("guard_fired", state.fired, "Times a guard began to fire.", "counter", labels))
-    seen = post.seen
-    if seen is None:
-        return told
-    for name, value in numbers_of(seen).items():
-        if name == "score":
-            continue  # recipro_score is told already
-        if name.startswith("heat_inside("):
-            region = name[len("heat_inside(") : -1]
-            said = "Share of the newest verdict's evidence that lies in a region."
-            told.append(Figure("heat_inside", value, said, labels=(("camera", camera), ("region", region))))
-        else:
-            said = f"{name} of the newest verdict's heat; docs/guards.md tells what it is."
-            told.append(Figure(name, value, said, labels=(("camera", camera),)))
-    if seen.deletion is not None:
-        said = "How much of the score went with the hottest area, in the camera's last deletion check."
-        told.append(Figure("score_drop_when_masked", seen.deletion.drop, said, labels=(("camera", camera),)))
-    return told
 
 
 class AheadGuardian(Guardian):

@@ -78,7 +78,9 @@ def _of_run(outcome: Outcome) -> Iterator[Metric]:
     for pump in outcome.pumps:
         frames.add_metric([pump.camera, "taken"], pump.taken)
         frames.add_metric([pump.camera, "explained"], outcome.tally.cameras[pump.camera].explained)
-        dropped.add_metric([pump.camera, "engine busy"], pump.dropped)
+        # Of the frames that were too old some waited before the engine, and are among the pump's; others behind it.
+        dropped.add_metric([pump.camera, "engine busy"], pump.dropped - pump.expired)
+        dropped.add_metric([pump.camera, "too old"], pump.expired + outcome.tally.cameras[pump.camera].expired)
         dropped.add_metric([pump.camera, "damaged"], pump.health.corrupt)
     yield frames
     yield dropped

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from overlays.sinks.zeromq import ZeroMqSink
 from overlays.viewer import Viewer
 from pipeline.config_text import make_config
 from pipeline.drift import Drift, Recorder
+from pipeline.frames import Frame
 from pipeline.guardian import Guardian, Slow
 from pipeline.loop import Limits, Onlooker, Outcome, carry
 from pipeline.metrics import Tally
@@ -114,6 +116,30 @@ def test_the_figures_are_the_runs_own(explained):
         assert told["recipro_device_memory_bytes cuda tensors"] == 5e8
         assert told["recipro_camera_state a live"] + told["recipro_camera_state a ended"] == 1
         assert {name for name, _ in figures(sink)} >= {"recipro_reconnects_total a", "recipro_frame_age_seconds a"}
+
+
+class Aged(FakeSource):
+    """A live camera whose every other frame was taken a minute ago."""
+
+    live = True
+
+    def frames(self, stop):
+        for index in range(self.count):
+            taken = time.monotonic() - 60.0 * (index % 2)
+            yield Frame(np.zeros((8, 8, 3), np.uint8), self.camera, index, taken)
+
+
+def test_frames_that_were_too_old_are_told_apart_from_those_the_engine_had_no_time_for(explained):
+    with PageSink(ANY, cameras=("a",)) as sink:
+        limits = Limits(queue_frames=30, max_age_seconds=30.0)
+        outcome = carry(
+            [(Aged(20, "a"), "drop-oldest")], Explaining(explained), Plain(), [sink], limits=limits,
+            stop=threading.Event(),
+        )  # fmt: skip
+        told = dict(figures(sink))
+    busy, old = told["recipro_dropped_total a engine busy"], told["recipro_dropped_total a too old"]
+    assert old == outcome.expired > 0
+    assert told["recipro_frames_total a explained"] + busy + old == 20
 
 
 def test_who_looks_on_over_the_network_is_counted_with_the_others(tmp_path, overlaid, until):

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from overlays.sinks.clips import ClipsSink
 from overlays.sinks.page import PageSink
 from overlays.sinks.zeromq import ZeroMqSink
 from overlays.viewer import Viewer
 from overlays.watch import LastPictures, watch
-from pipeline.frames import Overlay, Silence
+from pipeline.frames import Deletion, Grounds, GuardState, Overlay, Silence
+from pipeline.loop import Outcome
+from pipeline.metrics import Tally
 from tests.overlays.conftest import figures
 
 
@@ -35,6 +39,30 @@ def test_a_silent_camera_is_shown_grey_with_the_time_and_the_reason_once_a_secon
     assert [at for at, all_ in shown.items() if any(e.explanation.frame.camera == "gate" for e in all_)] == [104.8]
     kept.note(overlaid(colours, camera="door"), 105.0)
     assert all(each.explanation.frame.camera != "door" for each in kept.stale(106.5))
+
+
+def test_what_guards_said_last_is_told_wherever_it_is_watched(overlaid):
+    plain = overlaid(camera="door").explanation
+    grounds = Grounds(0.0125, 0.4, (60.0, 50.0), 0.75, {"belt": 0.04})
+    says = "heat_inside(belt) >= 0.6, but is 0.04"
+    guarded = replace(
+        plain,
+        findings=(replace(plain.top, grounds=grounds),),
+        guards=(GuardState("on-the-belt", firing=True, seconds=2.0, says=says, fired=3),),
+        deletion=Deletion("bottle", 0.9, 0.5, 3, 0.5),
+    )
+    kept = LastPictures()
+    kept.note(overlaid(camera="gate"), 0.0)
+    kept.note(Overlay(guarded.frame.image, guarded), 0.0)
+    with PageSink("http://127.0.0.1:0") as page:
+        page.about(Outcome(Tally([]), [], [], parts=(kept,)))
+        told = dict(figures(page))
+    assert told["recipro_guard_firing door on-the-belt"] == 1
+    assert told["recipro_guard_fired_total door on-the-belt"] == 3
+    assert told["recipro_heat_inside door belt"] == 0.04
+    assert told["recipro_stability door"] == 0.75
+    assert told["recipro_score_drop_when_masked door"] == pytest.approx(0.4)
+    assert not any("gate" in name and "guard" in name for name in told)
 
 
 def test_what_the_publisher_has_greyed_itself_is_not_greyed_again_meanwhile(overlaid):

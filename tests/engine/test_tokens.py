@@ -318,7 +318,7 @@ def test_the_table_shows_them():
 @pytest.mark.slow
 def test_a_stream_runs_with_a_vision_transformer(tmp_path):
     log = tmp_path / "a.jsonl"
-    command = [sys.executable, "run.py", "stream", "--source", "line:?frames=3", "--model", "vit_b_32", "--weights",
-               "random", "--backend", "eager", "--sink", str(log)]  # fmt: skip
+    command = [sys.executable, "run.py", "stream", "--source", "line:?frames=3", "--model", "vit_tiny_patch16_224",
+               "--weights", "random", "--backend", "eager", "--sink", str(log)]  # fmt: skip
     subprocess.run(command, cwd=ROOT, check=True, timeout=300, capture_output=True)
     assert "vit-recipro-cam" in log.read_text()

@@ -367,7 +367,7 @@ def test_a_line_too_narrow_is_felt_by_the_camera_which_leaves_pictures_out():
     with grainy as feed, RtspServer(feed) as server, Proxy(server.port) as line:
         with reading(f"rtsp://127.0.0.1:{line.port}{server.path}") as reader:
             reader.until(lambda: len(reader.frames) >= 3)
-            line.bytes_per_second = 20_000
+            line.bytes_per_second = 40_000
             begun = len(reader.frames)
             reader.until(lambda: len(reader.frames) > begun + 2)
         assert None not in reader.marks

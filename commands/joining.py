@@ -84,7 +84,7 @@ def carry_frames(
 
 def make_sources(config: Config) -> list[tuple[Source, Overflow]]:
     """Return each source and what its full queue does."""
-    from stream.sources import SourceOptions, build_source, unique_names
+    from stream.sources import SourceOptions, build_source, plain_name, unique_names
 
     card = config.engine.device.partition(":")[2]  # pictures are decoded where they will be explained
     built = [
@@ -101,7 +101,8 @@ def make_sources(config: Config) -> list[tuple[Source, Overflow]]:
         )
         for one in config.sources
     ]
-    for source, name in zip(built, unique_names([s.camera for s in built]), strict=True):
+    names = [one.name or plain_name(source.camera) for one, source in zip(config.sources, built, strict=True)]
+    for source, name in zip(built, unique_names(names), strict=True):
         source.camera = name
     return [
         (source, one.overflow or config.overflow or ("drop-oldest" if source.live else "wait"))

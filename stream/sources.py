@@ -25,6 +25,8 @@ IMAGE_SUFFIXES: Final = frozenset(
 # A card conceals what a lost packet tore out of a picture, and tells nobody.
 _HOLES: Final = "a card does not tell of pictures that UDP tore holes into"
 
+_LONGEST_NAME: Final = 56
+"""Of a camera that is called by its address; a stated name may have 64 letters, and ``-2`` may come behind it."""
 EXAMPLES: Final = "camera:0, rtsp://HOST/PATH, http://HOST/PATH, a video file, a folder or glob of images, line:"
 
 
@@ -91,6 +93,15 @@ def is_live(uri: str) -> bool:
     """Say whether the world goes on when nobody reads ``uri``; opens nothing. Raises like ``build_source``."""
     uri = uri.strip()
     return _SCHEMES[_scheme(uri)].live(uri)
+
+
+def plain_name(name: str) -> str:
+    """Return a name taken from an address as one may be stated: a line of utf-8 that is not too long.
+
+    It stands in logs, legends, topics and figures, and a file may be called by any bytes.
+    """
+    line = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", name.encode("utf-8", "replace").decode())
+    return line.strip()[:_LONGEST_NAME].strip() or "camera"
 
 
 def unique_names(names: Iterable[str]) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -63,7 +64,8 @@ class AllowList:
             self._say(f"{self.path}: cannot be read ({error.strerror}); nobody may look in")
             return {}
         if b"public-key" in content:
-            return {read_public(self.path): self.path.stem}
+            with suppress(ConfigError):  # its lines are told of, one by one
+                return {read_public(self.path): self.path.stem}
         return self._read_lines(content)
 
     def _read_folder(self) -> dict[bytes, str]:
@@ -96,7 +98,16 @@ def _mark(path: Path) -> Mark | None:
     """Return what changes when the list does; None where there is none."""
     try:
         found = [path, *sorted(path.glob("*" + PUBLIC_SUFFIX))[:_MOST_KEYS]] if path.is_dir() else [path]
-        marks = [(str(one), (s := one.stat()).st_mtime_ns, s.st_size, s.st_ino) for one in found]
+        path.stat()
     except OSError:
         return None
-    return tuple(marks)
+    return tuple((str(one), *_trace(one)) for one in found)
+
+
+def _trace(path: Path) -> Mark:
+    """Return what changes when a file does; a link to nowhere, such as an editor's lock, hides no other file."""
+    try:
+        told = path.stat()
+    except OSError:
+        return ()
+    return told.st_mtime_ns, told.st_size, told.st_ino

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 
+from overlays.fields import text_of
 from overlays.page.board import Board
 from pipeline.loop import Outcome
 from pipeline.metrics import EDGES, Histogram
@@ -39,6 +40,15 @@ class _Collector:
         self._parts = parts
 
     def collect(self) -> Iterator[Metric]:
+        """Give all figures. Labels name files, which may be called by bytes that no text is made of."""
+        for family in self._families():
+            family.samples = [
+                sample._replace(labels={key: text_of(value) for key, value in sample.labels.items()})
+                for sample in family.samples
+            ]
+            yield family
+
+    def _families(self) -> Iterator[Metric]:
         cameras = self._board.told()
         outcome = self._board.outcome
         yield from _of_cameras(cameras)

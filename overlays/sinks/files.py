@@ -15,6 +15,7 @@ from pipeline.errors import ConfigError, SinkError
 
 OWN_FILES = frozenset({".mp4", ".mkv", ".jsonl", ".parquet"})
 """Suffixes of sinks that write one file of their own."""
+_MOST_NAME_BYTES = 100
 
 
 def check_writable(path: Path) -> None:
@@ -124,8 +125,17 @@ def paths_for(path: Path, cameras: Sequence[str]) -> dict[str, Path]:
     return paths
 
 
+def in_file_names(camera: str) -> str:
+    """Return how a camera is written in names of files: what file systems dislike becomes an underscore.
+
+    They count bytes (255 for a whole name), and a letter may take four.
+    """
+    name = re.sub(r"[^\w.-]+", "_", camera).strip("._").encode()[:_MOST_NAME_BYTES].decode(errors="ignore")
+    return name or "camera"
+
+
 def _named_path(path: Path, camera: str, taken: Collection[Path]) -> Path:
-    """Put the camera's name into the file's; letters that file systems dislike become underscores."""
-    name = re.sub(r"[^\w.-]+", "_", camera).strip("._")[:100] or "camera"
+    """Put the camera's name into the file's."""
+    name = in_file_names(camera)
     names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
     return next(p for p in (path.with_name(f"{path.stem}.{n}{path.suffix}") for n in names) if p not in taken)

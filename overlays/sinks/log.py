@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -17,12 +19,16 @@ from pipeline.errors import LossError, SinkError
 from pipeline.frames import Overlay
 from pipeline.ports import Figure
 
+log = logging.getLogger(__name__)
+
 
 class LogSink:
     """Writes ``*.jsonl``. Every line is handed to the system at once: a killed run loses none that was put.
 
     An existing file is replaced when the first explanation arrives. A full disk ends nothing: lines are whole or not
-    there, those that are not are counted, and it is tried again after a second, then after up to thirty.
+    there, those that are not are counted, and it is tried again after a second, then after up to thirty. A log that
+    was moved or removed meanwhile is begun anew at its place, and one that was emptied grows from its beginning: it can
+    be rotated.
     """
 
     lossless = True
@@ -40,7 +46,6 @@ class LogSink:
         self._wall = wall
         self._clock = clock
         self._file: FileIO | None = None
-        self._whole_bytes = 0
         self._disk = Disk(self.uri, path.parent, clock)
 
     def __enter__(self) -> Self:
@@ -95,18 +100,28 @@ class LogSink:
 
     def _write(self, line: bytes) -> None:
         """Write a whole line, or none. Raises ``OSError``."""
-        if self._file is None:
-            self._file = FileIO(self._path, "w")
+        file = self._opened()
+        whole_bytes = os.fstat(file.fileno()).st_size
         rest = memoryview(line)
         try:
             while rest:
-                rest = rest[self._file.write(rest) or 0 :]
+                rest = rest[file.write(rest) or 0 :]
         except OSError:
             with suppress(OSError):  # no file, but a device or a pipe
-                self._file.truncate(self._whole_bytes)
-                self._file.seek(self._whole_bytes)
+                file.truncate(whole_bytes)
             raise
-        self._whole_bytes += len(line)
+
+    def _opened(self) -> FileIO:
+        """Return the file that stands at our path; the first one is emptied, one that came since goes on."""
+        if self._file is not None and _stands_at(self._path, self._file):
+            return self._file
+        begun = self._file is not None
+        if self._file is not None:
+            self._file.close()
+            log.warning("%s: was moved or removed; a new one is begun there", self._path)
+        anew = 0 if begun else os.O_TRUNC
+        self._file = FileIO(self._path, "a", opener=lambda path, flags: os.open(path, flags | anew, 0o666))
+        return self._file
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
@@ -118,3 +133,13 @@ class LogSink:
             raise LossError(
                 f"{self._path}: {self.lost} lines were not written for want of room; the others are whole. Free some"
             )
+
+
+def _stands_at(path: Path, file: FileIO) -> bool:
+    """Say whether ``file`` is still the one at ``path``."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True  # nobody can tell: writing will

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from overlays.sinks.files import in_file_names
 from pipeline.errors import SinkError
 
 PART: Final = ".part"
@@ -68,7 +69,7 @@ class Shelf:
         """Take a camera's clips for this recorder's own, those of earlier runs too."""
         if camera in self._cameras:
             return
-        name = re.sub(r"[^\w.-]+", "_", camera).strip("._")[:100] or "camera"
+        name = in_file_names(camera)
         number, unique = 1, name
         while unique in self._cameras.values():
             number += 1

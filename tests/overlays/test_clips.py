@@ -21,6 +21,7 @@ from overlays.sinks.clip import Clip
 from overlays.sinks.clips import ClipsSink
 from overlays.sinks.fragments import WholeWrites
 from overlays.sinks.options import ClipOptions, SinkOptions
+from overlays.sinks.recorder import RecorderSink
 from pipeline.errors import SinkError
 from pipeline.frames import Overlay, Silence
 
@@ -77,6 +78,15 @@ def test_a_clip_is_named_by_its_camera_and_the_utc_time_of_its_first_frame(tmp_p
         "hall_door_20270115T075958.250Z.mp4",
         "hall_door_20270115T075958.250Z.jsonl",
     }
+
+
+def test_a_cameras_name_is_never_too_long_for_its_files(tmp_path, overlaid):
+    camera = "\U00020000" * 64
+    with recorder(tmp_path, camera=camera) as sink, RecorderSink(tmp_path / "film.mp4", cameras=(camera, "b")) as film:
+        for each in (sink, film):
+            each.put(overlaid(grey(0), camera=camera))
+    assert sink.lost == 0
+    assert len(videos(tmp_path)) == 2
 
 
 def test_clips_rotate_by_size_and_when_the_picture_changes_its_size(tmp_path, overlaid):

@@ -266,6 +266,23 @@ def test_a_list_is_a_folder_a_key_file_or_lines_and_what_is_no_key_is_left_out(r
     assert listed.names == {}, "a list that is gone admits nobody"
 
 
+def test_whoever_is_taken_off_a_list_is_off_it_whatever_else_lies_there(ring, tmp_path, caplog):
+    listed = AllowList(ring / "allowed")
+    (ring / "allowed" / ".#viewer.key").symlink_to("an-editors@lock.1:2")
+    listed.changed()
+    (ring / "allowed" / "viewer.key").unlink()
+    assert listed.changed()
+    assert listed.names == {}
+    server = read_public(ring / "server.key")
+    lines = tmp_path / "list"
+    lines.write_bytes(server + b" Ann\n")
+    listed = AllowList(lines)
+    lines.write_bytes(b'public-key = "half a\n' + server + b" Ann's desk\n")
+    assert not listed.changed(), "the same key"
+    assert listed.names == {server: "Ann's desk"}
+    assert "line 1 begins with no key" in caplog.text
+
+
 def test_a_key_is_forty_letters_of_z85():
     assert is_key(zmq.curve_keypair()[0])
     assert not any(is_key(text) for text in (b"", b"x" * 39, b"~" * 40, b"x" * 41, b'"' * 40, b"#" * 40))

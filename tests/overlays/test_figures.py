@@ -21,6 +21,7 @@ from overlays.curve.handshakes import REFUSALS
 from overlays.curve.keys import make_ring
 from overlays.sinks.clip import Clip
 from overlays.sinks.clips import ClipsSink
+from overlays.sinks.log import LogSink
 from overlays.sinks.options import ClipOptions, SinkOptions
 from overlays.sinks.page import PageSink
 from overlays.sinks.zeromq import ZeroMqSink
@@ -116,6 +117,11 @@ def test_the_figures_are_the_runs_own(explained):
         assert told["recipro_device_memory_bytes cuda tensors"] == 5e8
         assert told["recipro_camera_state a live"] + told["recipro_camera_state a ended"] == 1
         assert {name for name, _ in figures(sink)} >= {"recipro_reconnects_total a", "recipro_frame_age_seconds a"}
+
+
+def test_figures_are_told_whatever_bytes_files_are_called_by():
+    with about(LogSink(Path(os.fsdecode(b"bad\xff.jsonl")))) as sink:
+        assert "recipro_recorder_lost_frames" in dict(figures(sink))
 
 
 class Aged(FakeSource):

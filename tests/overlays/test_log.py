@@ -119,6 +119,33 @@ def test_when_there_is_room_again_lines_go_on_and_none_is_torn(tmp_path, overlai
     ]
 
 
+def indices(path):
+    return [json.loads(line)["index"] for line in path.read_text().splitlines()]
+
+
+def test_a_log_that_is_rotated_goes_on_whole_whichever_way(tmp_path, overlaid):
+    path, moved, now = tmp_path / "out.jsonl", tmp_path / "moved.jsonl", [0.0]
+    sink = LogSink(path, clock=lambda: now[0]).__enter__()
+    sink.put(overlaid(index=0))
+    path.rename(moved)
+    sink.put(overlaid(index=1))
+    sink.put(overlaid(index=2))
+    os.truncate(path, 0)
+    sink.put(overlaid(index=3))
+    with room_for(path.stat().st_size + 100):
+        sink.put(overlaid(index=4))
+    assert (indices(moved), indices(path)) == ([0], [3]), "what is torn is cut off where the file ends now"
+    moved.replace(path)
+    now[0] += 1.5
+    sink.put(overlaid(index=5))
+    assert indices(path) == [0, 5]
+    path.unlink()
+    sink.put(overlaid(index=6))
+    with pytest.raises(LossError, match="1 lines"):
+        sink.__exit__(None, None, None)
+    assert indices(path) == [6]
+
+
 def test_a_reader_that_is_gone_closes_the_log(tmp_path, overlaid):
     pipe = tmp_path / "pipe.jsonl"
     os.mkfifo(pipe)

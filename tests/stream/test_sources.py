@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.config import SourceConfig
 from pipeline.errors import SourceError
 from pipeline.ports import Source
-from stream.sources import SourceOptions, build_source, is_live, unique_names
+from stream.sources import SourceOptions, build_source, is_live, plain_name, unique_names
 
 
 @pytest.mark.parametrize(
@@ -101,6 +102,13 @@ def test_names_become_unique_and_keep_their_order(names):
 
 def test_a_name_that_needs_no_change_keeps_its_own():
     assert unique_names(["door", "door", "door-2", "yard"]) == ["door", "door-3", "door-2", "yard"]
+
+
+@given(st.text(st.characters(), max_size=80))
+def test_a_name_from_an_address_is_one_that_may_be_stated(name):
+    told = plain_name(name)
+    assert told.encode()
+    assert SourceConfig(uri="line:", name=told).name == told == plain_name(told)
 
 
 def test_the_table_imports_no_decoder():

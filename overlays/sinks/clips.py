@@ -217,6 +217,7 @@ class ClipsSink:
     def _keep(self, camera: str, track: _Track, coded: Coded) -> None:
         """Write a frame, with what came before it where it begins a clip."""
         if self._disk.waits:
+            self._leave_clip(track)  # a clip with a hole shows wrong pictures behind it
             self._lose([coded])
             track.ring.add(coded)
             return
@@ -261,8 +262,12 @@ class ClipsSink:
 
     def _refused(self, track: _Track, error: OSError) -> None:
         """Close what is open, and try again later."""
-        clip, track.clip = track.clip, None
         self._disk.refused(error)
+        self._leave_clip(track)
+
+    def _leave_clip(self, track: _Track) -> None:
+        """Close what is open as far as the disk takes it; that it does not take all is known."""
+        clip, track.clip = track.clip, None
         if clip is not None:
             try:
                 clip.close()

@@ -68,7 +68,7 @@ class Disk:
 
     def lose(self, frames: int) -> None:
         """Count frames that were not recorded; fewer than none where some could be recorded after all."""
-        self.lost, self._lost_since = self.lost + frames, self._lost_since + frames
+        self.lost, self._lost_since = self.lost + frames, max(0, self._lost_since + frames)
 
     def look(self) -> None:
         """Ask for its room, now and then."""

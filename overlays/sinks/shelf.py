@@ -37,6 +37,9 @@ class Shelf:
         self._budget_bytes = budget_bytes
         self._cameras: dict[str, str] = {}
         """Camera to how it is written in names."""
+        self._placed: dict[str, int] = {}
+        """Clips of this run by their stems, in the order in which they began: the clock may have been set since."""
+        self._began = 0
         self._held: dict[str, Kept] = {}
         """Closed clips by their names' stems, the oldest first."""
         self.known_bytes = 0
@@ -84,6 +87,8 @@ class Shelf:
             stamp = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(whole))}.{part:03d}Z"
             path = self.folder / f"{self._cameras[camera]}_{stamp}.mp4"
             if not any(one.exists() for one in (path, part_of(path), path.with_suffix(".jsonl"))):
+                self._began += 1
+                self._placed[path.stem] = self._began
                 return path
             millis += 1
 
@@ -105,7 +110,8 @@ class Shelf:
             if stem not in writing:
                 found.setdefault(stem, []).append(path)
                 stamps[stem] = match["stamp"]
-        oldest_first = sorted(found, key=lambda stem: (stamps[stem], stem))
+        self._placed = {stem: began for stem, began in self._placed.items() if stem in found or stem in writing}
+        oldest_first = sorted(found, key=lambda stem: (self._placed.get(stem, 0), stamps[stem], stem))
         self._held = {stem: Kept(tuple(found[stem]), sum(map(_size, found[stem]))) for stem in oldest_first}
         self.known_bytes = sum(kept.bytes for kept in self._held.values())
 

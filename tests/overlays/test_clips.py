@@ -126,6 +126,18 @@ def test_the_budget_holds_over_two_hundred_rotations_and_takes_only_this_recorde
     assert not (tmp_path / "line_20200101T000000.000Z.mp4").exists(), "an earlier run's clip was its own"
 
 
+def test_a_clock_that_is_set_back_makes_no_new_clip_an_old_one(tmp_path, overlaid):
+    wall, dice = [1_800_000_000.0], np.random.default_rng(0)
+    options = SinkOptions(clips=ClipOptions(rotate_seconds=0.1, budget_bytes=150_000))
+    with ClipsSink(f"{tmp_path}/", cameras=("line",), options=options, wall=lambda: wall[0]) as sink:
+        for index in range(60):
+            wall[0] += 1 / RATE if index != 40 else -3600.0
+            sink.put(overlaid(dice.integers(0, 256, (96, 96, 3), np.uint8), index=index, pts_seconds=index / RATE))
+    kept = sorted(line["index"] for film in videos(tmp_path) for line in lines(film))
+    assert len(kept) < 40, "the budget is small"
+    assert kept == list(range(kept[0], 60)), "the newest are kept"
+
+
 def test_a_killed_recorder_leaves_all_but_the_last_second_playable(tmp_path):
     code = (
         "import sys, os, signal; sys.path.insert(0, 'tests/overlays'); from conftest import explain\n"
@@ -222,6 +234,33 @@ def test_a_disk_that_fails_ends_the_clip_but_not_the_stream_and_is_said_once(tmp
     assert len(told) == 2
     assert "No space left" in told[0]
     assert re.search(r"room again; \d+ frames", told[1])
+
+
+def test_a_clip_that_misses_frames_ends_before_them_whoever_filled_the_disk(tmp_path, overlaid, monkeypatch, caplog):
+    now, full = [0.0], [False]
+    add = Clip.add
+
+    def refuse(clip, coded):
+        if full[0] and clip.path.name.startswith("a"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        add(clip, coded)
+
+    monkeypatch.setattr(Clip, "add", refuse)
+    knobs = ClipOptions(when="score>0.5", seconds_before=1.0, seconds_after=1.0)
+    options = SinkOptions(clips=knobs)
+    with ClipsSink(f"{tmp_path}/", cameras=("a", "b"), options=options, clock=lambda: now[0]) as sink:
+        for index in range(60):
+            now[0], full[0] = index / 10, index == 17
+            for camera in ("a", "b"):
+                score = 0.9 if 5 <= index < 35 else 0.1
+                sink.put(overlaid(grey(index), camera=camera, index=index, pts_seconds=now[0], score=score))
+    films = sorted(tmp_path.glob("b_*.mp4"))
+    assert len(films) == 2
+    for film in videos(tmp_path):
+        told = [line["index"] for line in lines(film)]
+        assert told == list(range(told[0], told[-1] + 1)), "a clip has no holes"
+        assert np.abs(np.array(greys(film)) - [20 + (k * 7) % 200 for k in told]).max() <= 2
+    assert not any(" -" in record.getMessage() for record in caplog.records)
 
 
 def test_wherever_the_disk_fills_what_is_left_of_the_clip_plays_to_its_end(tmp_path, overlaid, monkeypatch):

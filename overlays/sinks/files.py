@@ -9,6 +9,7 @@ import re
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from io import FileIO
 from pathlib import Path
 
 from pipeline.errors import ConfigError, SinkError
@@ -108,6 +109,16 @@ def same_place(one: Path, other: Path) -> bool:
         return one.resolve() == other.resolve() or one.samefile(other)
     except (OSError, ValueError, RuntimeError):
         return False
+
+
+def stands_at(path: Path, file: FileIO) -> bool:
+    """Say whether an open file is still the one at ``path``: somebody may have moved or removed it."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True  # nobody can tell: writing will
 
 
 def free_path(path: Path, camera: str, taken: Collection[Path]) -> Path:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from io import FileIO
 from pathlib import Path
 
+from overlays.sinks.files import stands_at
+
 
 class WholeWrites:
     """A file that takes all that is written, or raises: FFmpeg's own is left open where the disk is full.
@@ -33,6 +35,10 @@ class WholeWrites:
             self._failed = error.with_traceback(None)
             raise
         return len(chunk)
+
+    def stands_at(self, path: Path) -> bool:
+        """Say whether this is still the file at ``path``."""
+        return stands_at(path, self._file)
 
 
 def cut_to_whole_fragments(path: Path) -> bool:

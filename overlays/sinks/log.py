@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from overlays.sinks.disk import FULL, Disk
-from overlays.sinks.files import check_writable
+from overlays.sinks.files import check_writable, stands_at
 from overlays.wire import explanation_record, record_bytes
 from pipeline.errors import LossError, SinkError
 from pipeline.frames import Overlay
@@ -113,7 +113,7 @@ class LogSink:
 
     def _opened(self) -> FileIO:
         """Return the file that stands at our path; the first one is emptied, one that came since goes on."""
-        if self._file is not None and _stands_at(self._path, self._file):
+        if self._file is not None and stands_at(self._path, self._file):
             return self._file
         begun = self._file is not None
         if self._file is not None:
@@ -133,13 +133,3 @@ class LogSink:
             raise LossError(
                 f"{self._path}: {self.lost} lines were not written for want of room; the others are whole. Free some"
             )
-
-
-def _stands_at(path: Path, file: FileIO) -> bool:
-    """Say whether ``file`` is still the one at ``path``."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True  # nobody can tell: writing will

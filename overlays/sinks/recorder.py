@@ -162,6 +162,8 @@ class _Recording:
             if not told:
                 raise LossError(self._failed(error)) from error
         finally:
+            if not self._film.stands_at(self._path):
+                log.warning("%s: was moved or removed while it was recorded; nothing of it is here", self._path)
             self._film.close()
             if self._broken and self._path.suffix.lower() == ".mp4":
                 with suppress(OSError):  # somebody took it away meanwhile

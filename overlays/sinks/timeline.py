@@ -6,6 +6,8 @@ from typing import Final
 
 TICKS_PER_SECOND: Final = 90_000
 """The clock of MPEG (ISO/IEC 13818-1): 30, 25 and 24 frames per second all fall on whole ticks."""
+_LATE_TICKS: Final = 90
+"""A millisecond, the shortest time of Matroska."""
 _LONGEST_GAP_SECONDS: Final = 6 * 3600.0
 """A jump further than this is a clock that was set, not a pause."""
 
@@ -15,7 +17,8 @@ class Timeline:
 
     A stream has one clock: ``pts_seconds`` where its first frame has one, ``taken_at`` otherwise. Where the clock
     goes back (a loop, a reconnect), stands still, jumps by hours or is missing, the frame follows its predecessor by
-    as much as that one followed its own.
+    as much as that one followed its own. A frame between the last two is only late: it had been taken before a silence
+    that has been shown already, and follows at once.
     """
 
     def __init__(self, fallback_rate: float = 30.0) -> None:
@@ -41,11 +44,14 @@ class Timeline:
             self._origin = seconds or 0.0
         else:
             self._ticks = self._next(self._ticks, seconds)
-        self._last_seconds = seconds if seconds is not None else self._last_seconds
+        if seconds is not None:
+            self._last_seconds = seconds
         return self._ticks
 
     def _next(self, before: int, seconds: float | None) -> int:
         last = self._last_seconds
+        if seconds is not None and last is not None and last - self._step / TICKS_PER_SECOND < seconds < last:
+            return before + _LATE_TICKS
         if seconds is None or last is None or not 0.0 < seconds - last < _LONGEST_GAP_SECONDS:
             now = before + self._step
             if seconds is not None:

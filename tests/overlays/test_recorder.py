@@ -143,6 +143,14 @@ def test_a_film_without_frames_is_no_file_and_an_old_one_stays(tmp_path, overlai
     assert len(decoded(path)) == 1
 
 
+def test_a_film_that_was_removed_meanwhile_is_told_of(tmp_path, overlaid, caplog):
+    for name in ("here.mp4", "gone.mp4"):
+        with RecorderSink(tmp_path / name) as sink:
+            sink.put(overlaid())
+            (tmp_path / "gone.mp4").unlink(missing_ok=True)
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == [str(tmp_path / "gone.mp4")]
+
+
 def test_a_place_that_cannot_be_written_is_refused_at_the_door(tmp_path):
     with pytest.raises(SinkError, match="is a folder"), RecorderSink(tmp_path):
         pass

@@ -44,6 +44,11 @@ def test_a_clock_that_goes_back_or_stops_goes_on_at_the_last_pace():
     assert shown([(each, 0.0) for each in pts]) == pytest.approx([0, 0.04, 0.08, 0.12, 0.16, 0.20, 0.24], abs=1e-5)
 
 
+def test_a_frame_that_had_been_taken_before_a_silence_was_shown_does_not_stretch_time():
+    pts = [0.0, 0.1, 7.1, 0.2, 7.2, 7.3]  # the third is the last picture again, grey
+    assert shown([(each, 0.0) for each in pts]) == pytest.approx([0, 0.1, 7.1, 7.101, 7.2, 7.3], abs=1e-5)
+
+
 def test_a_clock_that_jumps_by_a_day_goes_on_at_the_last_pace():
     pts = [0.0, 0.04, 86400.0, 86400.04]
     assert shown([(each, 0.0) for each in pts]) == pytest.approx([0, 0.04, 0.08, 0.12], abs=1e-5)

@@ -63,7 +63,7 @@ def carry_frames(
         renderer = make_renderer(drawing, explainer, sinks)
         log.info("%s", explainer.facts)
         window = config.engine.batch_window_ms / 1e3 if len(sources) > 1 else 0.0
-        batch = config.engine.batch or max(len(sources), 1 if explainer.facts.device == "cpu" else 8)
+        batch = usual_batch(config, explainer)
         limits = Limits(config.frames, config.seconds, batch, window, max_age_seconds=config.max_age_seconds)
         guardian = make_guardian(config, explainer, slow)
         gc.collect()
@@ -154,10 +154,28 @@ def make_explainer(config: Config) -> FrameExplainer:
 
     kept = config.engine.cache or user_cache_dir("recipro-stream", appauthor=False)
     settings = config.engine.model_copy(update={"cache": kept})
-    network, together = make_network(config), len(config.sources)
-    if stays_on_card(config, choose_device(config.engine.device).type):
-        return make_card_explainer(config.model_copy(update={"engine": settings}), network, together=max(together, 8))
-    return NetworkExplainer(network, settings, together=together)
+    device = choose_device(config.engine.device).type
+    network, cameras = make_network(config), len(config.sources)
+    if stays_on_card(config, device):
+        together = most_together(cameras, device)
+        return make_card_explainer(config.model_copy(update={"engine": settings}), network, together=together)
+    return NetworkExplainer(network, settings, together=min(cameras, most_together(cameras, device)))
+
+
+def most_together(cameras: int, device: str) -> int:
+    """Return how many frames may come at once where the configuration does not say."""
+    from engine.frame_explainer import TOGETHER
+
+    return min(cameras, TOGETHER) if device == "cpu" else max(cameras, 8)
+
+
+def usual_batch(config: Config, explainer: FrameExplainer) -> int:
+    """Return how many frames are explained together at the most."""
+    if config.engine.batch is not None:
+        return config.engine.batch
+    device = explainer.facts.device
+    most = most_together(len(config.sources), device)
+    return explainer.worthwhile_batch(most) if device == "cpu" else most
 
 
 def make_network(config: Config) -> Network:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -16,6 +19,14 @@ from engine.methods.plan import PlanFacts
 from engine.preprocess import Preprocessing
 from pipeline.frames import Explanation, Finding, Frame
 from pipeline.ports import Figure, Masking
+
+log = logging.getLogger(__name__)
+
+TOGETHER: Final = 4
+"""Frames of several cameras that a CPU explains together at the most: every one is as late as the last."""
+_WORTH: Final = 0.85
+"""What explaining a frame among others may cost, as a share of what it costs alone, to be worth the wait."""
+_ROUNDS: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +86,29 @@ class FrameExplainer:
             )
             for n, frame in enumerate(frames)
         ]
+
+    def worthwhile_batch(self, most: int) -> int:
+        """Return how many frames to explain together: ``most`` where that saves much of each one's time here, else 1.
+
+        Measured, in turn: many cores may want several frames to be busy; where one keeps them busy, waiting for others
+        only makes it older.
+        """
+        if most == 1:
+            return 1
+        rows, columns = self._preprocessing.input_size
+        pixels = torch.randint(0, 256, (most, 3, rows, columns), dtype=torch.uint8)
+        taken: dict[int, list[float]] = {1: [], most: []}
+        for turn in range(_ROUNDS + 1):
+            for count, seconds in taken.items():
+                begun = time.perf_counter()
+                self._answers(self._images(pixels[:count]))
+                if turn:
+                    seconds.append((time.perf_counter() - begun) / count)
+        alone, among = (statistics.median(taken[count]) for count in (1, most))
+        chosen = most if among < _WORTH * alone else 1
+        told = (1e3 * alone, most, 1e3 * among, "together" if chosen == most else "one by one")
+        log.info("a frame alone takes %.1f ms, among %d %.1f ms: cameras' frames are explained %s", *told)
+        return chosen
 
     def score_when_masked(self, explanation: Explanation, finding: Finding, masking: Masking) -> float:
         """Return the finding's class's score when the frame's hottest area is masked: one more pass of one image."""

@@ -1,0 +1,75 @@
+"""How many cameras' frames are explained together: as few as cost little more, for who waits for others gets old."""
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from commands.joining import usual_batch
+from engine import frame_explainer
+from engine.frame_explainer import EngineFacts, FrameExplainer
+from engine.methods.plan import PlanFacts
+from engine.preprocess import Preprocessing
+from pipeline.config import Config, EngineConfig, SourceConfig
+
+
+class Costing(FrameExplainer):
+    """Takes so long for a pass, and so long for each image in it, by a clock of its own."""
+
+    def __init__(self, of_a_pass, of_an_image, device="cpu"):
+        plan = PlanFacts("pooled", "", one_module=True)
+        facts = EngineFacts("net", "4", (2, 2), (8, 8), plan, "eager", "fp32", device, 0.0)
+        super().__init__(("a",), "m", Preprocessing((8, 8), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "stretch"), facts)
+        self.of_a_pass, self.of_an_image = of_a_pass, of_an_image
+        self.now, self.asked = 0.0, []
+
+    def _images(self, pixels):
+        assert (pixels.dtype, pixels.shape[1:]) == (torch.uint8, (3, 8, 8))
+        return pixels
+
+    def _answers(self, images):
+        self.asked.append(len(images))
+        self.now += self.of_a_pass + self.of_an_image * len(images)
+
+
+@pytest.fixture
+def costing(monkeypatch):
+    def make(*costs):
+        made = Costing(*costs)
+        monkeypatch.setattr(frame_explainer, "time", SimpleNamespace(perf_counter=lambda: made.now))
+        return made
+
+    return make
+
+
+@pytest.mark.parametrize(("of_a_pass", "of_an_image", "chosen"), [
+    (0.0, 10.0, 1), (1.0, 10.0, 1), (10.0, 10.0, 4), (100.0, 0.0, 4),
+])  # fmt: skip
+def test_frames_wait_for_others_only_where_that_saves_much(costing, caplog, of_a_pass, of_an_image, chosen):
+    caplog.set_level(logging.INFO)
+    assert costing(of_a_pass, of_an_image).worthwhile_batch(4) == chosen
+    assert ("one by one" if chosen == 1 else "together") in caplog.text
+
+
+def configured(cameras, **engine):
+    return Config(sources=[SourceConfig(uri="line:")] * cameras, engine=EngineConfig(**engine))
+
+
+def test_one_camera_is_never_measured(costing):
+    explainer = costing(100.0, 0.0)
+    assert usual_batch(configured(1), explainer) == 1
+    assert explainer.asked == []
+
+
+def test_a_cpu_takes_four_at_the_most_and_whoever_says_a_number_gets_it(costing):
+    explainer = costing(100.0, 0.0)
+    assert usual_batch(configured(12), explainer) == 4
+    assert set(explainer.asked) == {1, 4}
+    assert usual_batch(configured(3), explainer) == 3
+    assert usual_batch(configured(12, batch=7), explainer) == 7
+
+
+@pytest.mark.parametrize(("cameras", "together"), [(1, 8), (5, 8), (12, 12)])
+def test_a_gpu_takes_one_of_each_camera_and_eight_at_the_least(cameras, together):
+    assert usual_batch(configured(cameras), Costing(0.0, 1.0, "cuda:0")) == together

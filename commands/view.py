@@ -50,7 +50,7 @@ def view(
         for door in sinks:
             stack.enter_context(door)
         say(f"Watching {address}; q, Esc or Ctrl-C ends.")
-        told = watch(viewer, sinks, stop=stop, frames=frames, seconds=seconds, say=say)
+        told = watch(viewer, sinks, stop=stop, cameras=camera or (), frames=frames, seconds=seconds, say=say)
         why = viewer.trouble or f"is a stream with --sink {address} running?"
     say("\n".join(told.lines))
     if told.errors:

@@ -52,6 +52,7 @@ def watch(
     sinks: Sequence[Sink],
     *,
     stop: threading.Event,
+    cameras: Sequence[str] = (),
     frames: int | None = None,
     seconds: float | None = None,
     say: Callable[[str], None] = print,
@@ -62,6 +63,7 @@ def watch(
         viewer: entered.
         sinks: entered.
         stop: ends it.
+        cameras: these alone, where any are named: a topic brings all cameras whose names begin with it.
         frames: stop after so many.
         seconds: stop after so long.
         say: told when nothing comes, and when it comes again.
@@ -76,7 +78,7 @@ def watch(
         said = _Said(say)
         for received in viewer.messages_or_silence(stop):
             now = time.monotonic()
-            if received is None:
+            if received is None or (cameras and received.camera not in cameras):
                 said.silence(viewer, now)
             elif (overlay := _pass_on(received, viewer, seen)) is not None:
                 said.silent = False

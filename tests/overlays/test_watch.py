@@ -116,6 +116,21 @@ def test_watching_says_why_nothing_comes_and_shows_it(overlaid):
     assert "does not know this viewer's key; still listening" in said[0]
 
 
+def test_one_camera_alone_is_watched_though_others_names_begin_with_its_own(overlaid):
+    def arrived(camera, index):
+        shown = overlaid(camera=camera, index=index)
+        return SimpleNamespace(camera=camera, overlay=lambda: shown, missed=0, age_seconds=lambda: 0.1)
+
+    class Both(Viewer):
+        def messages_or_silence(self, stop=None):
+            yield from (arrived(camera, index) for index in range(3) for camera in ("door", "door-2"))
+
+    eye = Eye()
+    told = watch(Both("tcp://127.0.0.1:1", ("door",)), [eye], stop=threading.Event(), cameras=["door"])
+    assert told.frames == 3
+    assert [each.explanation.frame.camera for each in eye.shown] == ["door"] * 3
+
+
 def test_a_page_beside_a_recorder_tells_of_both_though_the_stream_is_far_away(overlaid, tmp_path):
     recorder = ClipsSink(f"{tmp_path}/")
     stop = threading.Event()

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from tests.bench import exactness, explain_cost, peers, precision
+from tests.bench import batches, exactness, explain_cost, peers, precision
 from tests.bench.figures import interleaved, paired_ratio, quantiles
 
 
@@ -38,6 +38,19 @@ def test_explain_cost_refuses_to_time_two_different_networks(monkeypatch):
     monkeypatch.setattr(explain_cost.Plain, "forward", lambda self, images: self.net(images).softmax(1).flip(1))
     with pytest.raises(RuntimeError, match="not the same network"):
         explain_cost.measure("resnet18", "eager", "fp32", 1, 2)
+
+
+def test_batches_tells_the_age_and_the_shares_of_every_batch_size(monkeypatch, capsys):
+    words = ["--model", "squeezenet1_1", "--backend", "eager", "--cameras", "2", "--rate", "5", "--batches", "2", "1",
+             "--seconds", "2", "--rounds", "1"]  # fmt: skip
+    monkeypatch.setattr("sys.argv", ["batches", *words])
+    batches.main()
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["batch"] for line in lines] == [2, 1]
+    for line in lines:
+        assert 0 < line["frames_per_second"] <= 12
+        assert 0 < line["age_p50_ms"] <= line["age_p99_ms"]
+        assert 0 <= line["least_to_most_share"] <= 1
 
 
 def test_peers_that_are_not_installed_are_named_with_the_cure(monkeypatch):

@@ -1,0 +1,117 @@
+"""What explaining frames of many cameras together costs and saves: frames a second, age, and fair shares.
+
+    uv run python -m tests.bench.batches --model resnet18 --cameras 12 --rate 10 --batches 12 4 1
+
+Cameras give pictures from memory, at a rate, so nothing is decoded; frames are explained, drawn, and timed as they
+leave. Batch sizes take turns. Random weights: what is measured does not depend on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import random
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from engine.explainer import NetworkExplainer
+from engine.networks import load_network
+from overlays.renderer import HeatRenderer
+from pipeline.config import EngineConfig, OverlayConfig
+from pipeline.frames import Frame, Overlay
+from pipeline.loop import Limits, carry
+from tests.bench.figures import place, print_line
+from tests.fakes import FakeSource
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
+
+
+class Camera(FakeSource):
+    """Gives a picture so many times a second, or leaves some out where it comes too late."""
+
+    live = True
+
+    def __init__(self, name: str, rate: float) -> None:
+        """Take its name, and frames a second."""
+        super().__init__(camera=name)
+        self.rate = rate
+
+    def frames(self, stop: threading.Event) -> Iterator[Frame]:
+        """Give frames until it is stopped."""
+        index, begun = 0, time.monotonic() + random.random() / self.rate
+        while not stop.wait(max(0.0, begun + index / self.rate - time.monotonic())):
+            index = max(index, int((time.monotonic() - begun) * self.rate))
+            yield Frame(PICTURE.copy(), self.camera, index, time.monotonic())
+            index += 1
+
+
+class Stopwatch:
+    """A sink that notes how old every frame is that leaves, and whose it is."""
+
+    uri, lossless = "stopwatch", False
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self.ages: list[float] = []
+        self.counts: dict[str, int] = {}
+
+    def needs_picture(self, camera: str) -> bool:
+        """Say yes: every frame is to be drawn."""
+        return True
+
+    def idle(self) -> None:
+        """Do nothing."""
+
+    def put(self, overlay: Overlay) -> None:
+        """Take note of a frame."""
+        frame = overlay.explanation.frame
+        if overlay.silence is None:
+            self.ages.append(frame.age_seconds())
+            self.counts[frame.camera] = self.counts.get(frame.camera, 0) + 1
+
+
+def measure(explainer: NetworkExplainer, cameras: int, rate: float, batch: int, seconds: float) -> dict[str, Any]:
+    """Return what became of some seconds of many cameras."""
+    sink = Stopwatch()
+    limits = Limits(batch=batch, window_seconds=0.005, seconds=seconds)
+    sources = [(Camera(f"camera{k}", rate), "drop-oldest") for k in range(cameras)]
+    drawing = HeatRenderer(**OverlayConfig().model_dump())
+    outcome = carry(sources, explainer, drawing, [sink], limits=limits, stop=threading.Event())
+    p50, p99 = np.percentile(sink.ages, [50, 99])
+    shares = [sink.counts.get(source.camera, 0) for source, _ in sources]
+    return {
+        "frames_per_second": round(outcome.explained / outcome.seconds, 1),
+        "age_p50_ms": round(1e3 * float(p50)), "age_p99_ms": round(1e3 * float(p99)),
+        "least_to_most_share": round(min(shares) / max(shares), 3),
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Measure what the command line names; one JSON line a turn."""
+    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ask.add_argument("--model", default="resnet18")
+    ask.add_argument("--backend", default="openvino")
+    ask.add_argument("--cameras", type=int, default=12)
+    ask.add_argument("--rate", type=float, default=10.0)
+    ask.add_argument("--batches", type=int, nargs="+", default=[12, 4, 1])
+    ask.add_argument("--seconds", type=float, default=10.0)
+    ask.add_argument("--rounds", type=int, default=2)
+    told = ask.parse_args()
+    explainers = {}
+    for batch in told.batches:
+        config = EngineConfig(model=told.model, backend=told.backend, batch=batch)
+        explainers[batch] = NetworkExplainer(load_network(told.model, weights="random"), config)
+    for _ in range(told.rounds):
+        for batch, explainer in explainers.items():
+            figures = measure(explainer, told.cameras, told.rate, batch, told.seconds)
+            fixed = {"model": told.model, "backend": told.backend, "cameras": told.cameras, "rate": told.rate}
+            print_line(bench="batches", **fixed, batch=batch, **figures, **place())
+
+
+if __name__ == "__main__":
+    logging.disable(logging.WARNING)
+    main()

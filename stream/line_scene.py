@@ -161,7 +161,9 @@ def _lay(canvas: Image, part: Part, scale: float) -> Box | None:
     elif part.defect != OK:
         tight = PAINTERS[part.defect](sheet, rng)
     side = sheet_side(scale)
-    left, top = round(part.x * scale) - side // 2, round(part.y * scale) - side // 2
+    # In a small picture a sheet may be a pixel larger than the room that rounding leaves it.
+    left = min(round(part.x * scale) - side // 2, canvas.shape[1] - side)
+    top = min(round(part.y * scale) - side // 2, canvas.shape[0] - side)
     _compose(canvas[top : top + side, left : left + side], sheet, scale)
     return None if tight is None else _grown(tight, left, top, scale)
 

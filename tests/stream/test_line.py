@@ -32,6 +32,12 @@ def test_an_unpaced_line_gives_every_frame_in_order_and_ends():
     assert source.health.state == "ended"
 
 
+@pytest.mark.parametrize("size", ["120x120", "160x120", "121x121", "217x133"])
+def test_parts_fit_into_the_smallest_pictures(size):
+    with LineSource.from_uri(f"line:?fps=1&size={size}&seed=3&frames=20&paced=0") as source:
+        assert sum(1 for _ in source.frames(threading.Event())) == 20
+
+
 def test_pacing_changes_when_frames_come_and_nothing_of_what_they_show():
     stop = threading.Event()
     slow = list(unpaced().frames(stop))

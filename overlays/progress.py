@@ -10,6 +10,7 @@ from typing import Self
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.loop import Outcome
 
@@ -63,7 +64,7 @@ def table(outcome: Outcome, now: float) -> Table:
         shown.add_column(heading, no_wrap=True)
     for pump in outcome.pumps:
         camera, health = outcome.tally.cameras[pump.camera], pump.health
-        shown.add_row(
+        cells = (
             pump.camera,
             health.state + (f" ({health.reason})" if health.reason else ""),
             str(camera.explained),
@@ -74,6 +75,7 @@ def table(outcome: Outcome, now: float) -> Table:
             str(health.reconnects),
             f"{camera.label} {camera.score:.2f}" if camera.label else "",
         )
+        shown.add_row(*map(Text, cells))  # as it is: brackets in names are no markup
     return shown
 
 

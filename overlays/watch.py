@@ -17,11 +17,13 @@ from pipeline.loop import Onlooker, Outcome, outlet_of
 from pipeline.metrics import Histogram, Tally
 from pipeline.ports import Figure, Sink
 from pipeline.pump import Relay
+from pipeline.silence import SILENT_INTERVALS
 
 SILENCE_SECONDS = 2.0
 """After so long without a message it is said."""
 _SAY_EVERY_SECONDS = 5.0
 _GREY_EVERY_SECONDS = 1.0
+_LONGEST_INTERVAL_SECONDS = 10.0
 _MOST_CAMERAS = 64
 """Cameras whose last picture is kept, to be shown grey."""
 
@@ -79,7 +81,7 @@ def watch(
         for received in viewer.messages_or_silence(stop):
             now = time.monotonic()
             if received is None or (cameras and received.camera not in cameras):
-                said.silence(viewer, now)
+                said.silence(viewer, now, kept.patience_seconds(viewer.trouble))
             elif (overlay := _pass_on(received, viewer, seen)) is not None:
                 said.silent = False
                 kept.note(overlay, now)
@@ -111,20 +113,40 @@ class _Said:
         self._say = say
         self._said_at = 0.0
 
-    def silence(self, viewer: Viewer, now: float) -> None:
+    def silence(self, viewer: Viewer, now: float, patience_seconds: float) -> None:
         seconds = viewer.silent_seconds
-        if seconds > SILENCE_SECONDS and (not self.silent or now - self._said_at > _SAY_EVERY_SECONDS):
+        if seconds > patience_seconds and (not self.silent or now - self._said_at > _SAY_EVERY_SECONDS):
             why = f": {viewer.trouble}" if viewer.trouble else ""
             self._say(f"no signal from {viewer.uri} for {seconds:.0f} s{why}; still listening")
             self.silent, self._said_at = True, now
+
+
+@dataclass(frozen=True, slots=True)
+class _Last:
+    """What came last of a camera."""
+
+    explanation: Explanation
+    live_at: float
+    interval_seconds: float = 0.0
+    """The usual time between two pictures; 0 before the second."""
+
+    def followed_by(self, explanation: Explanation, now: float) -> _Last:
+        """Return the next one."""
+        passed = min(now - self.live_at, _LONGEST_INTERVAL_SECONDS)
+        usual = self.interval_seconds
+        return _Last(explanation, now, usual + (passed - usual) * (0.05 if usual else 1.0))
+
+    def patience_seconds(self, reason: str) -> float:
+        """Return how long nothing may come: a slow camera takes its time, but not where it is known why."""
+        return SILENCE_SECONDS if reason else max(SILENCE_SECONDS, SILENT_INTERVALS * self.interval_seconds)
 
 
 class LastPictures:
     """The last picture of each camera, shown grey while nothing comes: what stands still must not look live."""
 
     def __init__(self) -> None:
-        self._last: dict[str, tuple[Explanation, float]] = {}
-        """What came last, and when its camera was last live."""
+        self._last: dict[str, _Last] = {}
+        """By camera; of its last live picture."""
         self._moved_at: dict[str, float] = {}
         """When each camera's picture, live or grey, was last put."""
 
@@ -135,24 +157,30 @@ class LastPictures:
             return
         self._moved_at[camera] = now
         if overlay.silence is None:
-            self._last[camera] = (overlay.explanation, now)
+            last = self._last.get(camera)
+            explanation = overlay.explanation
+            self._last[camera] = last.followed_by(explanation, now) if last else _Last(explanation, now)
+
+    def patience_seconds(self, reason: str = "") -> float:
+        """Return after how long without any picture it is said; ``reason``: why nothing comes, where that is known."""
+        return min((last.patience_seconds(reason) for last in self._last.values()), default=SILENCE_SECONDS)
 
     def figures(self) -> list[Figure]:
         """Return how the guards of each camera stand, and where its last heat lies; for any thread."""
         told: list[Figure] = []
-        for camera, (explanation, _) in list(self._last.items()):
-            told.extend(guards_figures(camera, explanation.guards))
-            told.extend(grounds_figures(explanation))
+        for camera, last in list(self._last.items()):
+            told.extend(guards_figures(camera, last.explanation.guards))
+            told.extend(grounds_figures(last.explanation))
         return told
 
     def stale(self, now: float, reason: str = "") -> list[Overlay]:
         """Return what is to be shown of cameras that are silent: at most once a second each."""
         due: list[Overlay] = []
-        for camera, (explanation, live_at) in self._last.items():
-            quiet = now - self._moved_at[camera] > _GREY_EVERY_SECONDS
-            if quiet and now - live_at > SILENCE_SECONDS:
+        for camera, last in self._last.items():
+            quiet, silent = now - self._moved_at[camera] > _GREY_EVERY_SECONDS, now - last.live_at
+            if quiet and silent > last.patience_seconds(reason):
                 self._moved_at[camera] = now
-                due.append(stale_overlay(explanation, Silence(now - live_at, "", reason)))
+                due.append(stale_overlay(last.explanation, Silence(silent, "", reason)))
         return due
 
 

@@ -17,6 +17,8 @@ from pipeline.silence import SILENT_INTERVALS, SILENT_SECONDS
 
 _RATE_FRAMES: Final = 30
 _LONGEST_INTERVAL_SECONDS: Final = 10.0
+_LONGEST_FIRST_SECONDS: Final = 60.0
+"""Between a camera's first two frames: it may be slow by nature."""
 _DRIFT_SECONDS: Final = 2.0
 
 
@@ -43,6 +45,11 @@ class Seen:
         """Say whether nothing has come for longer than is usual."""
         return now - self.came_at > max(SILENT_SECONDS, SILENT_INTERVALS * self.interval_seconds)
 
+    def paused(self, now: float) -> bool:
+        """Say whether so long a time has passed that it tells nothing of the camera's rate."""
+        usual = SILENT_INTERVALS * self.interval_seconds if len(self.arrivals) > 1 else _LONGEST_FIRST_SECONDS
+        return now - self.came_at > max(_LONGEST_INTERVAL_SECONDS, usual)
+
 
 class Board:
     """Written by the thread that puts; read by the loop, which tolerates a value that is one frame older."""
@@ -68,7 +75,7 @@ class Board:
             seen.silence = None
             seen.missed += max(frame.index - seen.index - 1, 0) if seen.frames else 0
             seen.index, seen.taken_at, seen.came_at = frame.index, frame.taken_at, now
-            if seen.frames and now - seen.arrivals[-1] > _LONGEST_INTERVAL_SECONDS:
+            if seen.frames and seen.paused(now):
                 seen.arrivals.clear()
             seen.arrivals.append(now)
             passed = seen.arrivals[-1] - seen.arrivals[0]

@@ -392,6 +392,17 @@ def test_a_camera_that_is_slow_by_nature_is_not_called_silent(overlaid):
     assert board.told()[0]["rate"] == 0
 
 
+def test_a_picture_every_ten_seconds_is_a_rate_too(overlaid):
+    now = [0.0]
+    board = Board((), lambda: now[0])
+    for index, moment in enumerate((0.0, 10.1, 20.3, 30.2)):
+        now[0] = moment
+        board.note(overlaid(index=index, taken_at=moment))
+    now[0] += 11.0
+    told = board.told()[0]
+    assert (told["state"], told["rate"]) == ("live", pytest.approx(0.1, abs=0.01))
+
+
 def test_the_last_half_minute_is_kept_within_its_bounds():
     ring = Ring(limit_bytes=10_000)
     for step in range(1000):
@@ -435,8 +446,9 @@ def test_a_number_that_json_cannot_say_leaves_the_frame_out_and_the_page_alive(o
     assert len([r for r in caplog.records if "left out" in r.message]) == 1
 
 
-def test_a_number_that_is_none_is_refused_in_words(overlaid):
+def test_a_number_that_is_none_is_refused_in_words(overlaid, until):
     with page() as sink, looking(sink) as link:
+        until(lambda: sink._hub.looked_at("line", "plain"))
         sink.put(overlaid())
         frame(link)
         for path in ("/readyz?within=nan", "/clip/line.mp4?opacity=nan"):

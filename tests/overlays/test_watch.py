@@ -41,6 +41,16 @@ def test_a_silent_camera_is_shown_grey_with_the_time_and_the_reason_once_a_secon
     assert all(each.explanation.frame.camera != "door" for each in kept.stale(106.5))
 
 
+def test_a_camera_that_is_slow_by_nature_is_not_shown_grey_between_its_pictures(overlaid):
+    kept = LastPictures()
+    for second in (0.0, 5.0, 10.0):
+        kept.note(overlaid(camera="door"), second)
+    assert kept.stale(16.0) == []
+    assert kept.patience_seconds() == pytest.approx(15.0)
+    assert len(kept.stale(12.5, "nobody answers there")) == 1
+    assert [each.silence.seconds for each in kept.stale(25.5)] == [15.5]
+
+
 def test_what_guards_said_last_is_told_wherever_it_is_watched(overlaid):
     plain = overlaid(camera="door").explanation
     grounds = Grounds(0.0125, 0.4, (60.0, 50.0), 0.75, {"belt": 0.04})

@@ -14,7 +14,7 @@ import typer
 from commands import options
 from commands.joining import carry_frames
 from commands.options import CAMERA, RUN, option, stated
-from commands.terminal import finish, near, read_text, say
+from commands.terminal import finish, near, read_text, say, write_text
 from pipeline.config_text import make_config, read_yaml
 from pipeline.drift import LEAST_SAMPLES, Recorder
 from pipeline.errors import ConfigError, WireError
@@ -50,7 +50,7 @@ def baseline(
     if not told["cameras"]:
         raise ConfigError(f"{of}: no frame was explained, so there is nothing to compare with later")
     told |= {"of": of, "made": datetime.now(UTC).isoformat(timespec="seconds")}
-    output.write_text(json.dumps(told, indent=1), encoding="utf-8")
+    write_text(output, json.dumps(told, indent=1))
     for camera, labels in told["cameras"].items():
         for label, spread in labels.items():
             few = (

@@ -15,7 +15,7 @@ from commands.evaluated import VIDEO_LIMIT, open_evaluated
 from commands.joining import make_network
 from commands.options import NETWORK, RUN, TRUTH, option, stated
 from commands.signals import until_interrupted
-from commands.terminal import fail, near, say
+from commands.terminal import fail, near, say, write_text
 from commands.truths import Known, find_masks, find_truths, read_meaning
 from pipeline.config_text import make_config
 from pipeline.errors import ConfigError
@@ -131,7 +131,7 @@ def evaluate(
     images = work.images([one["image"] for one in (*best, *worst)])
     how = f"recipro-cam ({config.engine.kernel})" if wanted.method == "recipro-cam" else wanted.method
     page = evaluation_page(f"{config.engine.model}, {how}", settings, summary, records, images)
-    (output / "report.html").write_text(page, encoding="utf-8")
+    write_text(output / "report.html", page)
     for key, name, _, factor in ROWS:
         if summary.get(key) is not None:
             say(f"{name:28} {factor * float(summary[key] or 0):8.2f}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -79,6 +81,9 @@ class Pictures:
         """Measure one after the other; one that does not decode is left out."""
         from stream.images import read_image
 
+        for name in self.names:
+            if name in journal.records:
+                journal.check(name, self._digest(name))
         waiting = _waiting(self.names, journal)
         with progress_bar() as progress:
             for index, name in enumerate(progress.track(waiting, description="measuring")):
@@ -90,13 +95,23 @@ class Pictures:
                     log.warning("left out: %s", reason)
                     continue
                 frame = Frame(image, "evaluate", index, 0.0)
-                journal.add({"image": name, **_measured(examiner, frame, self._paths[name], self._known)})
+                told = _measured(examiner, frame, self._paths[name], self._known)
+                journal.add({"image": name, **told, "of": self._digest(name)})
 
     def images(self, names: Sequence[str]) -> dict[str, Image]:
         """Read the files again."""
         from stream.images import read_image
 
         return {name: read_image(self._paths[name]) for name in names}
+
+    def _digest(self, name: str) -> str:
+        """Return what only the same picture with the same truth has; one that is gone has its own."""
+        path = self._paths[name]
+        found = hashlib.sha256()
+        for one in (path, self._known.file_of(path)):
+            with suppress(OSError):
+                found.update(hashlib.sha256(one.read_bytes() if one else b"").digest())
+        return found.hexdigest()[:16]
 
 
 class Video:

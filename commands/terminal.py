@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -17,18 +18,34 @@ from pipeline.loop import Outcome
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+log = logging.getLogger("recipro-stream")
+
 EXIT_INPUT, EXIT_CAMERA, EXIT_SINK = 2, 3, 4
 
 
 def say(text: str) -> None:
-    """Tell something on standard output, at once."""
-    print(text, flush=True)
+    """Tell something on standard output, at once. Where its disk is full or nobody reads it, nothing ends for that."""
+    try:
+        print(text, flush=True)
+    except OSError as reason:
+        if not isinstance(reason, BrokenPipeError):
+            log.warning("standard output takes no more (%s); what is told there is left out", reason.strerror or reason)
+        with suppress(OSError, ValueError):  # what waits in it would fail again at the end
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stdout.fileno())
+            os.close(nowhere)
 
 
 def fail(text: str, code: int = 2) -> NoReturn:
     """Tell what went wrong and end with an exit code that says what kind it is."""
-    print(told(text), file=sys.stderr, flush=True)
+    complain(text)
     raise typer.Exit(code)
+
+
+def complain(text: str) -> None:
+    """Tell what went wrong on standard error; the exit code tells it, too, where that takes no more."""
+    with suppress(OSError):
+        print(told(text), file=sys.stderr, flush=True)
 
 
 def told(text: str) -> str:
@@ -61,11 +78,24 @@ def read_text(path: Path) -> str:
 
 def text_of(path: Path) -> str:
     """Read a text file that an option names."""
+    said = "not UTF-8 text; save it as that"
     try:
-        return path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as reason:
+        said = getattr(reason, "strerror", None) or said
+    else:
+        if "\0" not in text:  # every other byte of UTF-16 is one
+            return text
+    raise ConfigError(f"{str(path)!r}: cannot be read ({said})")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file that an option names, or tell in one line why it cannot be written."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as reason:
         raise ConfigError(
-            f"{str(path)!r}: cannot be read ({getattr(reason, 'strerror', None) or 'not UTF-8 text; save it as that'})"
+            f"{str(path)!r}: cannot be written ({reason.strerror}); make room there, or name another place"
         ) from None
 
 

@@ -21,7 +21,7 @@ from commands.joining import find_shipped_weights
 from commands.options import NETWORK, RUN, option, stated
 from commands.roster import listed, readable
 from commands.signals import until_interrupted
-from commands.terminal import near, say
+from commands.terminal import near, say, write_text
 from pipeline.config_text import make_config
 from pipeline.errors import ConfigError
 
@@ -229,11 +229,11 @@ def _report(
         "left_out": list(unread),
     }  # fmt: skip
     places = _beside(output)
-    places["report.json"].write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    write_text(places["report.json"], json.dumps(told, indent=1) + "\n")
     page = training_page(told, lambda path: read_image(Path(path)))
-    places["report.html"].write_text(page, encoding="utf-8")
+    write_text(places["report.html"], page)
     lines = "".join(f"{Path(one.path).absolute()}\n" for one in parts[HELD_OUT])
-    places["held-out.txt"].write_text(lines, encoding="utf-8")
+    write_text(places["held-out.txt"], lines)
     say(
         f"\nheld out: {found.accuracy:.1%} of {found.pictures} pictures named right, "
         f"mean recall {found.mean_recall:.1%}\n"

@@ -28,6 +28,12 @@ class Known:
     """What a picture's truth is read from: a file, or its name in one. No two pictures share it."""
     truths_of: TruthsOf | None = None
     mask_of: MaskOf | None = None
+    apart: bool = True
+    """Whether each picture's truth is a file of its own; otherwise one file holds all of them."""
+
+    def file_of(self, picture: Path) -> Path | None:
+        """Return the file that holds this picture's truth alone, if there is one."""
+        return self.place_of(picture) if self.place_of and self.apart else None
 
     def check(self, option: str, pictures: Sequence[Path]) -> None:
         """Refuse truths of which no picture has one, and one that two pictures would be given.
@@ -94,7 +100,7 @@ def _of_coco(boxes: Path) -> Known:
         entry = entry_of(path)
         return () if entry is None else found[entry]
 
-    return Known(lambda path: None if (entry := entry_of(path)) is None else Path(entry), truths_of)
+    return Known(lambda path: None if (entry := entry_of(path)) is None else Path(entry), truths_of, apart=False)
 
 
 def _of_folder(boxes: Path, labels: tuple[str, ...]) -> Known:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import av
 import cv2
@@ -216,6 +217,30 @@ def test_a_network_that_was_trained_again_is_another_one(command, tmp_path):
         save_model(tmp_path / "part.safetensors", file)
         code, _, errors = command("--output", "out", "--model", "part.safetensors", "--limit", 1)
         assert (code, "begun with files" in errors) == ((0, False), (2, True))[seed], errors
+
+
+@pytest.mark.parametrize("changed", ["photos/0 <b>.png", "labels/0 <b>.txt"])
+def test_a_picture_or_its_boxes_that_changed_since_are_not_gone_on_with(command, tmp_path, changed):
+    (tmp_path / "labels").mkdir()
+    for number in range(3):
+        (tmp_path / "labels" / f"{number} <b>.txt").write_text("0 0.5 0.5 0.5 1\n")
+    words = ("--output", "out", "--boxes", "labels", "--any-box")
+    assert command(*words, "--limit", 1)[0] == 0
+    code, told, errors = command(*words)
+    assert (code, "1 of 3 pictures were measured before" in told) == (0, True), errors
+    (tmp_path / changed).write_bytes((tmp_path / changed).read_bytes() + b"\n")
+    code, _, errors = command(*words)
+    assert code == 2
+    assert "0 <b>.png was measured before with another content" in errors
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here, a disk that is always full")
+def test_a_page_that_finds_no_room_is_told_in_one_line(command, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "report.html").symlink_to("/dev/full")
+    code, _, errors = command("--output", "out")
+    assert code == 2
+    assert "report.html': cannot be written (No space left on device)" in errors
 
 
 @pytest.fixture

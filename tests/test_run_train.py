@@ -153,10 +153,11 @@ def test_a_csv_from_a_spreadsheet_may_have_semicolons_and_spaces(command, tmp_pa
     code, _, errors = command("train", "parts.csv", *LESSON, "--epochs", 1)
     assert code == 0, errors
     assert json.loads((tmp_path / "part.report.json").read_text())["labels"] == list(KINDS)
-    (tmp_path / "parts.csv").write_bytes("path,label\na.png,schön\n".encode("latin-1"))
-    code, _, errors = command("train", "parts.csv", *LESSON)
-    assert code == 2
-    assert "not UTF-8 text; save it as that" in errors
+    for name, encoding in (("schön", "latin-1"), ("ok", "utf-16"), ("ok", "utf-16-le")):
+        (tmp_path / "parts.csv").write_bytes(f"path,label\na.png,{name}\n".encode(encoding))
+        code, _, errors = command("train", "parts.csv", *LESSON)
+        assert code == 2
+        assert "not UTF-8 text; save it as that" in errors
 
 
 def test_a_csv_without_its_columns_is_refused(command, tmp_path):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -12,6 +13,7 @@ from typing import IO, Any, Self
 from pipeline.errors import ConfigError
 
 RECORDS, SETTINGS, RESULT, TABLE = "images.jsonl", "settings.json", "result.json", "result.csv"
+_NO_COLUMNS = {"heat", "boxes", "region", "of"}
 
 
 class Journal:
@@ -29,37 +31,56 @@ class Journal:
         self.records: dict[str, dict[str, Any]] = {}
 
     def __enter__(self) -> Self:
-        try:
+        with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._check_settings()
             place = self.folder / RECORDS
             whole = _whole_lines(place.read_bytes()) if place.exists() else b""
-            self.records = {one["image"]: one for one in map(json.loads, whole.splitlines())}
-            place.write_bytes(whole)
+            self._check_settings(begun=bool(whole))
+            try:
+                self.records = {one["image"]: one for one in map(json.loads, whole.splitlines())}
+            except (ValueError, KeyError, TypeError):
+                raise ConfigError(f"{place}: holds no records of an evaluation; choose another folder") from None
             self._lines = place.open("a", encoding="utf-8")
-        except OSError as reason:
-            raise ConfigError(f"output {str(self.folder)!r}: cannot be written ({reason.strerror})") from None
-        except (ValueError, KeyError, TypeError):
-            raise ConfigError(f"{self.folder / RECORDS}: holds no records of an evaluation; choose a folder") from None
+            self._lines.truncate(len(whole))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
         if self._lines is not None:
-            self._lines.close()
+            with writing(self.folder):
+                self._lines.close()
+
+    def check(self, name: str, of: str) -> None:
+        """Refuse to go on where what a picture was measured by has changed since.
+
+        Raises:
+            ConfigError: it names the picture.
+        """
+        before = self.records.get(name, {}).get("of", of)
+        if before != of:
+            raise ConfigError(
+                f"output {str(self.folder)!r}: {name} was measured before with another content, of itself or of its "
+                "boxes or mask; choose another folder, or remove this one to begin anew"
+            )
 
     def add(self, record: dict[str, Any]) -> None:
         """Keep a picture's record; it is on its way to the disk when this returns."""
         assert self._lines is not None  # noqa: S101 - set on entering
-        self._lines.write(json.dumps(record, allow_nan=False) + "\n")
-        self._lines.flush()
+        with writing(self.folder):
+            self._lines.write(json.dumps(record, allow_nan=False) + "\n")
+            self._lines.flush()
         self.records[record["image"]] = record
 
-    def _check_settings(self) -> None:
+    def _check_settings(self, *, begun: bool) -> None:
         place = self.folder / SETTINGS
-        if place.exists():
-            before = json.loads(place.read_text(encoding="utf-8"))
+        before = _settings_in(place)
+        if begun and before is None:
+            raise ConfigError(
+                f"{place}: does not say what the records beside it were made with; choose another folder, or remove "
+                "this one to begin anew"
+            )
+        if before is not None:
             differs = sorted(key for key in {*before, *self._settings} if before.get(key) != self._settings.get(key))
             if differs:
                 key = differs[0]
@@ -67,7 +88,28 @@ class Journal:
                     f"output {str(self.folder)!r}: begun with {key} {before.get(key)!r}, not "
                     f"{self._settings.get(key)!r}; choose another folder, or remove this one to begin anew"
                 )
-        place.write_text(json.dumps(self._settings, indent=1) + "\n", encoding="utf-8")
+        else:
+            place.write_text(json.dumps(self._settings, indent=1) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Tell in one line why something cannot be written in a folder, such as on a full disk."""
+    try:
+        yield
+    except OSError as reason:
+        raise ConfigError(
+            f"output {str(folder)!r}: cannot be written ({reason.strerror}); make room there, or choose another folder"
+        ) from None
+
+
+def _settings_in(place: Path) -> dict[str, Any] | None:
+    """Return what an evaluation was begun with; None where no file says it, or only a torn one does."""
+    try:
+        told = json.loads(place.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return told if isinstance(told, dict) else None
 
 
 def _whole_lines(content: bytes) -> bytes:
@@ -80,9 +122,10 @@ def write_result(
 ) -> None:
     """Write ``result.json`` (settings and means) and ``result.csv`` (one row a picture, without its heat)."""
     told = {"settings": dict(settings), "summary": dict(summary)}
-    (folder / RESULT).write_text(json.dumps(told, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    columns = list(dict.fromkeys(key for one in records for key in one if key not in {"heat", "boxes", "region"}))
-    with (folder / TABLE).open("w", encoding="utf-8", newline="") as file:
+    columns = list(dict.fromkeys(key for one in records for key in one if key not in _NO_COLUMNS))
+    with writing(folder):
+        (folder / RESULT).write_text(json.dumps(told, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    with writing(folder), (folder / TABLE).open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(records)

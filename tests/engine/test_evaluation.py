@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from engine.evaluation import metrics
 from engine.evaluation.boxes import boxes_of_class, coco_boxes, voc_boxes, yolo_boxes
 from engine.evaluation.build import Wanted, build_examiner
 from engine.evaluation.examiner import batched, blurred, inside, moved, shuffled, spread
-from engine.evaluation.journal import Journal
+from engine.evaluation.journal import Journal, write_result
 from engine.evaluation.masks import covered, distance_to, energy_on
 from engine.evaluation.summary import summarise
 from engine.methods.recipro import recipro_cam
@@ -219,6 +220,33 @@ def test_a_journal_goes_on_drops_a_torn_line_and_refuses_another_evaluation(tmp_
     assert [json.loads(line)["image"] for line in lines] == ["a", "b", "c"]
     with pytest.raises(ConfigError, match="begun with model 'x', not 'y'"):
         Journal(tmp_path / "new", {"model": "y", "size": (1, 2)}).__enter__()
+
+
+@pytest.mark.parametrize("settings", [None, "", "[]", '{"model": '])
+def test_records_whose_settings_are_lost_are_not_taken_for_those_of_any(tmp_path, settings):
+    with Journal(tmp_path, {"model": "x"}) as journal:
+        journal.add({"image": "a"})
+    (tmp_path / "settings.json").unlink()
+    if settings is not None:
+        (tmp_path / "settings.json").write_text(settings)
+    with pytest.raises(ConfigError, match="does not say what the records beside it were made with"):
+        Journal(tmp_path, {"model": "y"}).__enter__()
+    assert (tmp_path / "images.jsonl").read_text() == '{"image": "a"}\n'
+
+
+def test_settings_torn_before_the_first_record_are_written_anew(tmp_path):
+    (tmp_path / "settings.json").write_text("")
+    with Journal(tmp_path, {"model": "x"}):
+        pass
+    assert json.loads((tmp_path / "settings.json").read_text()) == {"model": "x"}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here, a disk that is always full")
+@pytest.mark.parametrize("name", ["result.json", "result.csv"])
+def test_a_full_disk_is_told_in_one_line(tmp_path, name):
+    (tmp_path / name).symlink_to("/dev/full")
+    with pytest.raises(ConfigError, match=r"No space left on device.*make room there"):
+        write_result(tmp_path, {}, {}, [{"image": "a"}])
 
 
 def test_a_summary_takes_each_mean_over_the_pictures_that_have_it():

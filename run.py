@@ -15,12 +15,13 @@ if __name__ == "__main__":
         signal.signal(early, lambda *_: os._exit(0))
 
 import ctypes
+import io
 import logging
 import threading
 from contextlib import suppress
 
 from commands.signals import until_interrupted
-from commands.terminal import told
+from commands.terminal import complain
 from pipeline.errors import ReciproStreamError
 from pipeline.logs import formatter
 
@@ -47,6 +48,9 @@ def settle() -> None:
 def main() -> None:
     """Run the command line; what the user can mend is told in one line and exit code 2."""
     settle()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file may be called by what this terminal cannot show
     from commands.app import app
 
     handler = logging.StreamHandler(sys.stderr)
@@ -58,7 +62,7 @@ def main() -> None:
         with until_interrupted(threading.Event()):
             app()
     except ReciproStreamError as error:
-        print(told(str(error)), file=sys.stderr, flush=True)
+        complain(str(error))
         sys.exit(error.exit_code)
 
 

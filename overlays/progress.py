@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -41,12 +42,16 @@ class Progress:
             self._live.stop()
 
     def watch(self, outcome: Outcome) -> None:
-        """Show how the run does, at most four times a second on a terminal."""
+        """Show how the run does, at most four times a second on a terminal. A full disk there ends no run."""
         now = time.monotonic()
         interval = 0.25 if self._live else PLAIN_INTERVAL_SECONDS
         if now - self._shown_at < interval:
             return
         self._shown_at = now
+        with suppress(OSError):
+            self._show(outcome, now)
+
+    def _show(self, outcome: Outcome, now: float) -> None:
         if self._live:
             self._live.update(table(outcome, now), refresh=True)
         elif self._tell:

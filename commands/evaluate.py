@@ -111,7 +111,7 @@ def evaluate(
         "box_names": box_names and str(box_names), "class_map": class_map and str(class_map), "any_box": any_box,
         "masks": masks and str(masks), "mask_above": mask_above,
         "input_size": "{}x{}".format(*examiner.split.image_size),
-        "files": _digests(config.engine.model, config.engine.weights, boxes, box_names, class_map),
+        "files": _digests(config.engine.model, config.engine.weights, boxes, box_names, class_map, work.recording),
     }  # fmt: skip
     del settings["threads"]
     begun = threading.Event()
@@ -152,4 +152,9 @@ def _check_meaning(meaning: dict[str, list[int]], class_map: Path | None, classe
 def _digests(*places: str | Path | None) -> dict[str, str]:
     """Return what the files were that figures depend on: trained again, a network is another one under one name."""
     files = [Path(place) for place in places if place is not None and Path(place).is_file()]
-    return {one.name: hashlib.sha256(one.read_bytes()).hexdigest()[:16] for one in files}
+    return {one.name: _digest(one) for one in files}
+
+
+def _digest(place: Path) -> str:
+    with place.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -33,6 +33,10 @@ class Evaluated(Protocol):
     def names(self) -> Sequence[str]:
         """The chosen ones, in their order."""
 
+    @property
+    def recording(self) -> str | None:
+        """The one file they all come from, if there is one."""
+
     def examine(self, examiner: Examiner, journal: Journal, stop: threading.Event) -> None:
         """Measure those that the journal does not hold yet, until there are none or ``stop`` is set."""
 
@@ -56,7 +60,7 @@ def open_evaluated(place: str, limit: int | None, known: Known) -> Evaluated:
     if Path(place).is_file() and isinstance(source := build_source(place), FileSource):
         if known.truths_of or known.mask_of:
             raise ConfigError(f"--boxes, --masks: {place} is a video; they go with pictures, give a folder of those")
-        return Video(source, VIDEO_LIMIT if limit is None else limit)
+        return Video(source, place, VIDEO_LIMIT if limit is None else limit)
     in_folder = Path(place).is_dir()
     paths = {path.name if in_folder else str(path): path for path in found_images(place, IMAGE_SUFFIXES)}
     return Pictures(paths, limit, known)
@@ -69,6 +73,8 @@ def evenly(count: int, limit: int | None) -> list[int]:
 
 class Pictures:
     """Pictures in files."""
+
+    recording = None
 
     def __init__(self, paths: dict[str, Path], limit: int | None, known: Known) -> None:
         every = list(paths)
@@ -117,8 +123,9 @@ class Pictures:
 class Video:
     """Frames of a recording, evenly chosen, each with the one that follows it."""
 
-    def __init__(self, source: Source, limit: int) -> None:
+    def __init__(self, source: Source, place: str, limit: int) -> None:
         self._source = source
+        self.recording: str | None = place
         total = sum(1 for _ in self._frames(threading.Event()))
         self._places = {f"frame {index:06d}": index for index in evenly(max(1, total - 1), limit)}
         self.names = list(self._places)

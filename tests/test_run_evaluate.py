@@ -290,6 +290,14 @@ def test_a_video_is_sampled_evenly_and_gone_on_with(command, video, tmp_path):
     assert (tmp_path / "out" / "images.jsonl").read_text().startswith(first)
 
 
+def test_a_video_that_was_recorded_again_is_another_one(command, video, tmp_path):
+    assert command("--output", "out", "--limit", 1, pictures="walk.mkv")[0] == 0
+    video.write_bytes(video.read_bytes() + b"\0")
+    code, _, errors = command("--output", "out", "--limit", 1, pictures="walk.mkv")
+    assert code == 2
+    assert "begun with files" in errors
+
+
 def test_boxes_do_not_go_with_a_video(command, video, tmp_path):
     (tmp_path / "coco.json").write_text('{"images": [], "categories": [], "annotations": []}')
     code, _, errors = command("--output", "out", "--boxes", "coco.json", pictures="walk.mkv")

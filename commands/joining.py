@@ -43,7 +43,7 @@ def carry_frames(
 
     from overlays.progress import Progress
     from overlays.renderer import HeatRenderer
-    from overlays.sinks.files import OWN_FILES, claimed
+    from overlays.sinks.files import claimed, to_claim
     from pipeline.loop import Limits, carry
     from pipeline.supervisor import Supervisor
 
@@ -56,7 +56,7 @@ def carry_frames(
         drawing = HeatRenderer(**config.overlay.model_dump())
         for source, _ in sources:
             stack.enter_context(source)
-        stack.enter_context(claimed(Path(one.uri) for one in config.sinks if Path(one.uri).suffix in OWN_FILES))
+        stack.enter_context(claimed(to_claim((one.uri for one in config.sinks), cameras)))
         for sink in sinks:
             stack.enter_context(sink)
         explainer = make_explainer(config)

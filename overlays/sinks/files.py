@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline.errors import ConfigError, SinkError
 
-OWN_FILES = frozenset({".mp4", ".mkv", ".jsonl", ".parquet"})
+_OWN_FILES = frozenset({".mp4", ".mkv", ".jsonl", ".parquet"})
 """Suffixes of sinks that write one file of their own."""
 _MOST_NAME_BYTES = 100
 
@@ -64,6 +64,20 @@ def check_outputs(uris: Sequence[str], cameras: Sequence[str], inputs: Sequence[
         written.append(path)
 
 
+def to_claim(uris: Iterable[str], cameras: Sequence[str]) -> list[Path]:
+    """Return what a run's sinks may not share with another run's: files, and each camera's clips in a folder.
+
+    A recorder takes for its own, and removes to keep its budget, whatever is called by its cameras.
+    """
+    paths: list[Path] = []
+    for uri in uris:
+        if "://" not in uri and uri.endswith("/"):
+            paths += [Path(uri) / in_file_names(camera) for camera in cameras]
+        elif Path(uri).suffix in _OWN_FILES:
+            paths.append(Path(uri))
+    return list(dict.fromkeys(paths))
+
+
 @contextmanager
 def claimed(paths: Iterable[Path]) -> Iterator[None]:
     """Keep files to this run while the block lasts: two runs that write one file at once leave neither whole.
@@ -99,7 +113,9 @@ def _locked(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(door, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise SinkError(f"{path}: is being written by another run; choose another file, or stop that run") from None
+            raise SinkError(
+                f"{path}: is being written by another run; choose another place, or stop that run"
+            ) from None
         yield
 
 

@@ -19,6 +19,7 @@ import pytest
 from overlays.sinks import disk
 from overlays.sinks.clip import Clip
 from overlays.sinks.clips import ClipsSink
+from overlays.sinks.files import claimed, to_claim
 from overlays.sinks.fragments import WholeWrites
 from overlays.sinks.options import ClipOptions, SinkOptions
 from overlays.sinks.recorder import RecorderSink
@@ -341,6 +342,17 @@ def test_a_place_that_cannot_be_a_folder_is_refused_at_the_door(tmp_path):
     with recorder(tmp_path / "made"):
         pass
     assert list((tmp_path / "made").iterdir()) == []
+
+
+def test_another_run_cannot_record_a_camera_of_the_same_name_into_the_same_folder(tmp_path):
+    clips, film = f"{tmp_path}/clips/", f"{tmp_path}/out.mp4"
+    ours = to_claim([clips, film, "tcp://127.0.0.1:5555", "http://127.0.0.1:8000"], ["door", "a/b", "a_b"])
+    with claimed(ours):
+        for uri, camera in ((clips, "door"), (clips.replace("clips", "./clips"), "a/b"), (film, "gate")):
+            with pytest.raises(SinkError, match="by another run"), claimed(to_claim([uri], [camera])):
+                pass
+        with claimed(to_claim([clips, film.replace("out", "other")], ["gate"])):
+            pass
 
 
 def test_a_wrong_preset_is_refused_in_words(tmp_path, overlaid):

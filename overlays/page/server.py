@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import time
+from collections.abc import Callable
 from typing import Final
 
 import uvicorn
@@ -14,8 +16,34 @@ MOST_CONNECTIONS: Final = 256
 MUTE_SECONDS: Final = 6.0
 """How long somebody may be connected and not have said what is wanted."""
 _MUTE_SECONDS_IN_A_CROWD: Final = 0.5
+_SAY_EVERY_SECONDS: Final = 60.0
+_MOST_SAID: Final = 100
 _FAREWELL_SECONDS: Final = 0.3
 """How long what waits may still leave at the end."""
+
+
+class OnceAMinute(logging.Filter):
+    """Lets the same be said once a minute: whoever sends nonsense must not fill the disk that the log is on."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Take monotonic seconds."""
+        super().__init__()
+        self._clock = clock
+        self._said_at: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Say whether a line may be written."""
+        said = f"{record.getMessage()} {record.exc_info and record.exc_info[1]}"
+        now = self._clock()
+        if now - self._said_at.get(said, float("-inf")) < _SAY_EVERY_SECONDS:
+            return False
+        if len(self._said_at) >= _MOST_SAID:
+            self._said_at.clear()
+        self._said_at[said] = now
+        return True
+
+
+logging.getLogger("uvicorn.error").addFilter(OnceAMinute())
 
 
 class Server(uvicorn.Server):

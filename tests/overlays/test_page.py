@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import logging
 import socket
 import time
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -461,6 +462,17 @@ def test_a_user_and_a_password_in_a_door_s_address_are_not_said_again():
         with pytest.raises(SinkError, match="is not written like") as refused:
             build_sink(address)
         assert "canary" not in str(refused.value)
+
+
+def test_nonsense_that_is_sent_again_and_again_is_said_once_a_minute(caplog):
+    now = [0.0]
+    log = logging.getLogger("somebody")
+    log.addFilter(server.OnceAMinute(lambda: now[0]))
+    for second in range(100):
+        now[0] = second
+        log.warning("Invalid HTTP request received.")
+    log.warning("something else")
+    assert [record.getMessage()[:7] for record in caplog.records] == ["Invalid", "Invalid", "somethi"]
 
 
 def test_who_keeps_a_place_and_says_nothing_is_hung_up_on_and_who_asks_is_answered(until):

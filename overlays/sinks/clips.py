@@ -168,9 +168,7 @@ class ClipsSink:
         """Encode a frame; note whether it is an event; cut where a clip should end before it."""
         frame = overlay.explanation.frame
         passed = 0.0 if overlay.silence is None else overlay.silence.seconds
-        ticks = track.timeline.ticks(
-            None if frame.pts_seconds is None else frame.pts_seconds + passed, frame.taken_at + passed
-        )
+        ticks = track.timeline.ticks(frame.pts_seconds, frame.taken_at, silent_seconds=passed)
         seconds = ticks / TICKS_PER_SECOND
         if self._condition is not None and overlay.silence is None and self._condition(overlay.explanation):
             track.wanted_until = seconds + self._knobs.seconds_after

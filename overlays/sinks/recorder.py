@@ -90,10 +90,9 @@ class RecorderSink:
                 self._paths[frame.camera] = free_path(self._path, frame.camera, set(self._paths.values()))
             recording = _Recording(self._paths[frame.camera], overlay.image, self._options)
             self._recordings[frame.camera] = recording
-        # A camera that has gone silent is recorded so, in its own time: a picture that stands still would look live.
-        passed = 0.0 if overlay.silence is None else overlay.silence.seconds
-        pts = None if frame.pts_seconds is None else frame.pts_seconds + passed
-        recording.add(overlay.image, pts, frame.taken_at + passed)
+        silent = 0.0 if overlay.silence is None else overlay.silence.seconds
+        ticks = recording.timeline.ticks(frame.pts_seconds, frame.taken_at, silent_seconds=silent)
+        recording.add(overlay.image, ticks)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
@@ -115,7 +114,7 @@ class _Recording:
     def __init__(self, path: Path, image: Image, options: SinkOptions) -> None:
         self._path = path
         self._size = (image.shape[1], image.shape[0])
-        self._timeline = Timeline(options.fallback_rate)
+        self.timeline = Timeline(options.fallback_rate)
         self._fits = True
         self._broken = False
         try:
@@ -125,8 +124,8 @@ class _Recording:
             raise SinkError(f"{path}: cannot be recorded ({_reason(error)})") from error
         self._stream = add_video_stream(self._container, self._size, options)
 
-    def add(self, image: Image, pts_seconds: float | None, taken_at: float) -> None:
-        """Encode one picture."""
+    def add(self, image: Image, ticks: int) -> None:
+        """Encode one picture; ``ticks``: when it is shown, as ``timeline`` has just told."""
         if (image.shape[1], image.shape[0]) != self._size:
             self._say_once(image)
             image = fitted(image, self._size)
@@ -137,9 +136,9 @@ class _Recording:
         picture = av.VideoFrame.from_ndarray(
             np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2YUV_I420), np.uint8), format="yuv420p"
         )
-        picture.pts = self._timeline.ticks(pts_seconds, taken_at)
+        picture.pts = ticks
         picture.time_base = Fraction(1, TICKS_PER_SECOND)
-        picture.duration = self._timeline.step_ticks
+        picture.duration = self.timeline.step_ticks
         try:
             self._container.mux(self._stream.encode(picture))
         except (av.error.FFmpegError, OSError) as error:

@@ -17,8 +17,8 @@ class Timeline:
 
     A stream has one clock: ``pts_seconds`` where its first frame has one, ``taken_at`` otherwise. Where the clock
     goes back (a loop, a reconnect), stands still, jumps by hours or is missing, the frame follows its predecessor by
-    as much as that one followed its own. A frame between the last two is only late: it had been taken before a silence
-    that has been shown already, and follows at once.
+    as much as that one followed its own. A frame that had been taken before the end of a silence that has been shown
+    already is only late, and follows at once.
     """
 
     def __init__(self, fallback_rate: float = 30.0) -> None:
@@ -26,6 +26,8 @@ class Timeline:
         self._step = max(1, round(TICKS_PER_SECOND / fallback_rate))
         self._ticks: int | None = None
         self._last_seconds: float | None = None
+        self._live_seconds: float | None = None
+        """Of the last frame that was no silence."""
         self._uses_pts = True
         self._origin = 0.0
 
@@ -34,11 +36,16 @@ class Timeline:
         """How long the last frame is shown."""
         return self._step
 
-    def ticks(self, pts_seconds: float | None, taken_at: float) -> int:
-        """Return when the next frame is shown, in ticks."""
+    def ticks(self, pts_seconds: float | None, taken_at: float, *, silent_seconds: float = 0.0) -> int:
+        """Return when the next frame is shown, in ticks; ``silent_seconds``: it is the last one again, so much later.
+
+        In its own time: a picture that stands still would look live.
+        """
         if self._ticks is None:
             self._uses_pts = pts_seconds is not None
         seconds = pts_seconds if self._uses_pts else taken_at
+        if seconds is not None:
+            seconds += silent_seconds
         if self._ticks is None:
             self._ticks = 0
             self._origin = seconds or 0.0
@@ -46,11 +53,13 @@ class Timeline:
             self._ticks = self._next(self._ticks, seconds)
         if seconds is not None:
             self._last_seconds = seconds
+            self._live_seconds = self._live_seconds if silent_seconds else seconds
         return self._ticks
 
     def _next(self, before: int, seconds: float | None) -> int:
         last = self._last_seconds
-        if seconds is not None and last is not None and last - self._step / TICKS_PER_SECOND < seconds < last:
+        live = self._live_seconds
+        if seconds is not None and last is not None and live is not None and live < seconds < last:
             return before + _LATE_TICKS
         if seconds is None or last is None or not 0.0 < seconds - last < _LONGEST_GAP_SECONDS:
             now = before + self._step

@@ -45,8 +45,11 @@ def test_a_clock_that_goes_back_or_stops_goes_on_at_the_last_pace():
 
 
 def test_a_frame_that_had_been_taken_before_a_silence_was_shown_does_not_stretch_time():
-    pts = [0.0, 0.1, 7.1, 0.2, 7.2, 7.3]  # the third is the last picture again, grey
-    assert shown([(each, 0.0) for each in pts]) == pytest.approx([0, 0.1, 7.1, 7.101, 7.2, 7.3], abs=1e-5)
+    timeline = Timeline()
+    told = [(0.0, 0.0), (0.1, 0.0), (0.1, 6.0), (0.1, 7.0), (0.2, 0.0), (7.2, 0.0), (7.3, 0.0)]
+    ticks = [timeline.ticks(pts, 0.0, silent_seconds=silent) for pts, silent in told]
+    seen = [each / TICKS_PER_SECOND for each in ticks]
+    assert seen == pytest.approx([0, 0.1, 6.1, 7.1, 7.101, 7.2, 7.3], abs=1e-5)
 
 
 def test_a_clock_that_jumps_by_a_day_goes_on_at_the_last_pace():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,7 +37,8 @@ def baseline(
 ) -> None:
     """Record what scores and their reasons are like, for `stream --baseline` to tell how far they have drifted."""
     recorder = Recorder()
-    if output.is_dir() or not output.absolute().parent.is_dir():
+    home = output.absolute().parent
+    if output.is_dir() or not home.is_dir() or not os.access(output if output.exists() else home, os.W_OK):
         raise ConfigError(f"--output {str(output)!r}: cannot be written; name a file in a folder of yours")
     if config is not None and config.suffix.lower() in {".jsonl", ".parquet"}:
         of, stream = f"the log {config.name}", "..."

@@ -21,6 +21,11 @@ from pipeline.errors import ConfigError, ModelError
 LAST = "classifier"
 """The last layer of a network that was ended earlier."""
 
+ABOVE_ZERO = 10.0
+"""How far above zero a last layer begins whose answers are rectified: softmax asks for differences alone."""
+
+_FAR_BELOW = -1e6
+
 
 def shortened(
     model: str, weights: Path | str | None, count: int, until: str, image_size: tuple[int, int] | None
@@ -49,8 +54,8 @@ def adapted(model: str, weights: Path | str | None, count: int) -> tuple[nn.Modu
         ModelError: an unknown name, weights that do not fit or cannot be had.
     """
     entry = entry_of(model)
-    net = build_untrained(entry, count)
     keys = class_keys(entry, count)
+    net = _begun_above_zero(build_untrained(entry, count), keys, entry.input_size)
     if weights != RANDOM:
         state = _state(model, weights)
         fresh = net.state_dict()
@@ -97,7 +102,7 @@ def continued(
         build = lambda count: shorten(whole, ends, size, count)  # noqa: E731 - the other
     else:
         keys = class_keys(entry, len(labels))
-    net = build(len(labels))
+    net = _begun_above_zero(build(len(labels)), keys, image_size)
     state, fresh = dict(old.state_dict()), net.state_dict()
     for key in keys:
         rows = [state[key][file.labels.index(one)] if one in file.labels else fresh[key][k]
@@ -105,6 +110,21 @@ def continued(
         state[key] = torch.stack(rows)
     net.load_state_dict(state)
     return net.eval(), keys[0].rpartition(".")[0], tuple(one for one in labels if one in file.labels)
+
+
+def _begun_above_zero(net: nn.Module, keys: Sequence[str], image_size: tuple[int, int]) -> nn.Module:
+    """Lift the last layer's biases where a rectifier follows it (SqueezeNet's): return the network.
+
+    A class that begins below zero, or is taken there by one large step, gets no gradient any more and is never named.
+    """
+    bias = dict(net.named_parameters()).get(next((key for key in keys if key.endswith("bias")), ""))
+    if bias is not None:
+        with torch.inference_mode():
+            begun = bias.clone()
+            bias.fill_(_FAR_BELOW)
+            rectified = bool(net.eval()(torch.zeros(1, 3, *image_size)).min() >= 0.0)
+            bias.copy_(begun + ABOVE_ZERO if rectified else begun)
+    return net
 
 
 def _state(model: str, weights: Path | str | None) -> StateDict:

@@ -162,6 +162,16 @@ def test_a_network_keeps_its_weights_and_gets_a_new_last_layer(tmp_path):
         adapted("resnet18", tmp_path / "w.pth", 4)
 
 
+def test_every_class_of_rectified_scores_begins_where_it_can_learn():
+    net, _, last = adapted("squeezenet1_1", "random", 5)
+    scores = net(torch.randn(2, 3, 64, 64))
+    assert scores.min() > 5
+    torch.nn.functional.cross_entropy(scores, torch.tensor([0, 1])).backward()
+    assert net.get_submodule(last).bias.grad.abs().min() > 0
+    plain, _, last = adapted("line_net", "random", 5)
+    assert plain.get_submodule(last).bias.abs().max() < 1
+
+
 def test_weights_of_the_same_class_count_get_a_new_last_layer_too(tmp_path):
     old = build_untrained(MODELS["squeezenet1_1"], 4)
     torch.save(old.state_dict(), tmp_path / "w.pth")

@@ -66,6 +66,11 @@ def make_guardian(config: Config, explainer: FrameExplainer, slow: Slow) -> Guar
         ConfigError: a rule or ``record_when`` names a class that the network does not have.
     """
     check_labels(config.guards, explainer.labels)
+    if slow.drift is not None and slow.drift.labels and slow.drift.labels.isdisjoint(explainer.labels):
+        log.warning(
+            "%s: is of %s, and the network has none of these classes; no drift will be told", config.guards.baseline,
+            ", ".join(sorted(slow.drift.labels)[:5]),
+        )  # fmt: skip
     _check_recorders(config, {"label": explainer.labels})
     if isinstance(explainer, Beginner):
         return AheadGuardian(explainer, config.guards, slow=slow)

@@ -202,6 +202,11 @@ class Drift:
         """Whom the baseline knows."""
         return {camera for camera, _ in self._slow}
 
+    @property
+    def labels(self) -> set[str]:
+        """Which classes it knows."""
+        return {label for _, label in self._slow}
+
     def add(self, explanation: Explanation) -> None:
         """Take one measured frame."""
         verdict = explanation.verdict

@@ -48,7 +48,7 @@ def test_the_shipped_network_is_left_alone(command, tmp_path):
     assert all(header.findings[0].grounds.heat_inside.keys() == {"belt"} for header in seen)
 
 
-def test_a_baseline_is_recorded_of_a_run_or_of_its_log_and_drift_from_it_is_told(command, tmp_path):
+def test_a_baseline_is_recorded_of_a_run_or_of_its_log_and_drift_from_it_is_told(command, tmp_path, caplog):
     line = LINE.format(90)
     assert command("stream", "--source", line, "--backend", "eager", "--sink", "out.jsonl")[0] == 0
     code, told, errors = command("baseline", "out.jsonl", "-o", "log.json")
@@ -62,8 +62,15 @@ def test_a_baseline_is_recorded_of_a_run_or_of_its_log_and_drift_from_it_is_told
         assert spread["samples"] == spreads[1][label]["samples"]
         for name, numbers in spread["statistics"].items():
             assert numbers["mean"] == pytest.approx(spreads[1][label]["statistics"][name]["mean"], abs=1e-3)
-    code, _, errors = command("stream", "run.yaml", "--baseline", "run.json", "--sink", "again.jsonl", "--frames", 3)
+    again = ("stream", "run.yaml", "--baseline", "run.json", "--sink", "again.jsonl", "--frames", 3)
+    code, _, errors = command(*again)
     assert code == 0, errors
+    assert "none of these classes" not in caplog.text
+    told = json.loads((tmp_path / "run.json").read_text())
+    told["cameras"]["line"] = {f"no {label}": spread for label, spread in told["cameras"]["line"].items()}
+    (tmp_path / "run.json").write_text(json.dumps(told))
+    assert command(*again)[0] == 0
+    assert "the network has none of these classes; no drift will be told" in caplog.text
 
 
 @pytest.mark.parametrize(

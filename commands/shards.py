@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -44,7 +45,7 @@ def stream_sharded(config: Config, devices: Sequence[str], *, log_format: str = 
                 supervisor.alive()
                 stop.wait(_POLL_SECONDS)
         finally:
-            codes = _ended(running)
+            codes = _ended(running, stop.other_signal)
     for number, code in enumerate(codes):
         if code:
             log.error("process %d on %s ended with exit code %d", number, shards[number].engine.device, code)
@@ -63,11 +64,11 @@ def _started(shard: Config, log_format: str) -> subprocess.Popen[bytes]:
     return process
 
 
-def _ended(running: Sequence[subprocess.Popen[bytes]]) -> list[int]:
-    """Ask all to end in order, wait for each, and return their exit codes."""
+def _ended(running: Sequence[subprocess.Popen[bytes]], number: signal.Signals) -> list[int]:
+    """Ask all to end in order by a signal, wait for each, and return their exit codes."""
     for process in running:
         if process.poll() is None:
-            process.terminate()
+            process.send_signal(number)
     codes = []
     for process in running:
         try:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first ends a run in order, a later one at once, and some at the same time are the first."""
+"""Ctrl-C, SIGTERM and SIGHUP: the first ends a run in order, a second at once; two kinds together are the first."""
 
 from __future__ import annotations
 
@@ -23,14 +23,35 @@ def begun(monkeypatch):
     monkeypatch.setattr(signals.os, "_exit", end)
     event = threading.Event()
     event.set()
-    return event
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may ignore it
+    yield event
+    signal.signal(signal.SIGHUP, before)
 
 
-def test_what_a_terminal_a_supervisor_and_another_process_of_the_run_ask_together_is_one_wish(begun):
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_what_a_terminal_or_a_supervisor_and_the_process_that_heard_it_too_ask_together_is_one_wish(begun, first):
     with until_interrupted(begun) as stop:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
-            signal.raise_signal(number)
+        signal.raise_signal(first)
         assert stop.is_set()
+        signal.raise_signal(stop.other_signal)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_same_signal_again_ends_the_process_at_once_however_soon(begun, number):
+    with until_interrupted(begun):
+        signal.raise_signal(number)
+        with pytest.raises(AtOnceError, match=str(128 + number)):
+            signal.raise_signal(number)
+
+
+def test_a_run_that_was_started_to_outlive_its_terminal_does(begun):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with until_interrupted(begun) as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.is_set()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_later_signal_ends_the_process_at_once(begun, monkeypatch):

@@ -52,13 +52,13 @@ def _token(path: Path) -> str:
 def _mqtt_options(sink: SinkConfig) -> MqttOptions:
     """Return what a broker's sink is told, its password read."""
     if sink.credentials_file is None:
-        return MqttOptions(sink.qos, ca_file=sink.ca_file)
+        return MqttOptions(sink.qos, ca_file=sink.ca_file, status=sink.status)
     file = sink.credentials_file
     lines = read_secret(Path(file), "credentials", f"one line, user:password, belongs into {file}").splitlines()
     user, colon, password = lines[0].partition(":") if len(lines) == 1 else ("", "", "")
     if not (user and colon):
         raise ConfigError(f"{file}: should hold one line, user:password")
-    return MqttOptions(sink.qos, user, password, sink.ca_file)
+    return MqttOptions(sink.qos, user, password, sink.ca_file, sink.status)
 
 
 def read_secret(path: Path, what: str, cure: str) -> str:

@@ -45,10 +45,9 @@ class Broker(NamedTuple):
         except ValueError:
             return False
 
-    @property
-    def status(self) -> str:
+    def status(self, level: str) -> str:
         """Where it stands whether we are there."""
-        return f"{self.topic}/status"
+        return f"{self.topic}/{level}"
 
     def finding(self, camera: str) -> str:
         """Where a camera's findings go."""
@@ -115,10 +114,10 @@ def finding_message(explanation: Explanation, *, sent_at_unix: float, now_monoto
     return packed(record | {"findings": findings})
 
 
-def state_message(told: dict[str, Any], unix: float) -> bytes:
-    """Return what is said of a camera: the page's words for it."""
+def state_message(told: dict[str, Any], unix: float, status: str) -> bytes:
+    """Return what is said of a camera: the page's words for it, and the topic of who says so."""
     keys = ("camera", "state", "reason", "index", "frames", "missed", "corrupt", "reconnects")
-    return packed({"since_unix": round(unix, 3)} | {key: told[key] for key in keys})
+    return packed({"since_unix": round(unix, 3)} | {key: told[key] for key in keys} | {"status": status})
 
 
 def packed(message: dict[str, Any]) -> bytes:

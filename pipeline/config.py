@@ -73,6 +73,12 @@ def _one_line(name: str) -> str:
     return name
 
 
+def _level(name: str) -> str:
+    if re.search(r"[+#/\x00-\x1f\x7f]", name):
+        raise ValueError("should be one level of a topic: without /, + and #")
+    return name
+
+
 Device = Annotated[str, AfterValidator(_device)]
 Name = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_one_line)]
 Side = Annotated[int, Field(ge=8, le=16384)]
@@ -203,6 +209,9 @@ class SinkConfig(_Knobs):
     """Serve others without asking who they are: only where the network itself is closed."""
     qos: Literal[0, 1] = 0
     """mqtt:// only: 0 sends a finding once; 1 keeps up to 1000 until the broker has confirmed them."""
+    status: Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_level)] = "status"
+    """mqtt:// only: where under the topic it stands whether this run is online. Runs that share a topic need one
+    each."""
     credentials_file: str | None = None
     """mqtt:// only: a file that holds user:password."""
     ca_file: str | None = None

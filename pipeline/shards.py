@@ -13,6 +13,7 @@ from pipeline.config import Config, SinkConfig
 from pipeline.errors import ConfigError
 
 _DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?")
+_BROKERS = ("mqtt://", "mqtts://")
 _NETWORK = re.compile(r"(?P<before>(tcp|http)://.*:)(?P<port>\d+)(?P<after>/?)")
 
 
@@ -33,7 +34,8 @@ def shards_of(config: Config, devices: Sequence[str]) -> list[Config]:
     """Deal a run's cameras out to devices, in turn: one configuration for each device that gets any.
 
     Every camera must have its name already, so that no two processes call theirs the same. The first shard keeps the
-    addresses of the doors; network doors of the k-th listen k ports higher, files have ``.k`` in their names.
+    addresses of the doors; network doors of the k-th listen k ports higher, files have ``.k`` in their names, and a
+    broker is told by each whether it is there.
 
     Raises:
         ConfigError: what is asked counts or concerns the run as a whole.
@@ -51,17 +53,23 @@ def shards_of(config: Config, devices: Sequence[str]) -> list[Config]:
         sources = list(config.sources[number :: len(devices)])
         if sources:
             engine = config.engine.model_copy(update={"device": device})
-            sinks = [sink.model_copy(update={"uri": door_of(sink, number)}) for sink in config.sinks]
+            sinks = [_sink_of(sink, number) for sink in config.sinks]
             elsewhere = [str(other.name) for other in config.sources if other not in sources]
             dealt = {"sources": sources, "engine": engine, "sinks": sinks, "elsewhere": elsewhere + config.elsewhere}
             shards.append(config.model_copy(update=dealt))
     return shards
 
 
+def _sink_of(sink: SinkConfig, number: int) -> SinkConfig:
+    """Return a door of the shard of this number; each tells a broker by itself whether it is there."""
+    status = f"{sink.status}-{number}" if number and sink.uri.startswith(_BROKERS) else sink.status
+    return sink.model_copy(update={"uri": door_of(sink, number), "status": status})
+
+
 def door_of(sink: SinkConfig, number: int) -> str:
     """Return the address of a door in the shard of this number: of the first one, as it was given."""
     uri = sink.uri
-    if number == 0 or uri == "window" or uri.startswith(("mqtt://", "mqtts://")):
+    if number == 0 or uri == "window" or uri.startswith(_BROKERS):
         return uri  # windows are named by camera, a broker's topics too
     network = _NETWORK.fullmatch(uri)
     if network:

@@ -50,6 +50,15 @@ def test_every_door_has_an_address_of_its_own(uri, second):
     assert door_of(SinkConfig(uri=uri), 1) == second
 
 
+def test_each_process_tells_a_broker_by_itself_whether_it_is_there():
+    told = config(3, sinks=["mqtt://broker/factory", {"uri": "mqtt://broker/hall", "status": "east"}, "out.jsonl"])
+    shards = shards_of(told, ["cpu", "cpu"])
+    assert [[sink.status for sink in shard.sinks] for shard in shards] == [
+        ["status", "east", "status"],
+        ["status-1", "east-1", "status"],
+    ]
+
+
 def test_a_port_that_does_not_exist_is_refused():
     with pytest.raises(ConfigError, match="port 65536"):
         door_of(SinkConfig(uri="tcp://127.0.0.1:65535"), 1)

@@ -77,6 +77,7 @@ class MqttSink:
             names = " and ".join(map(repr, twins))
             raise SinkError(f"cameras {names} would share the topic {self._broker.finding(twins[0])!r}; rename one")
         options = options or SinkOptions()
+        self._status = self._broker.status(options.mqtt.status)
         self.uri = uri
         self.lost = 0
         """Findings that were not sent, though it was their turn."""
@@ -161,7 +162,7 @@ class MqttSink:
             until = self._clock() + _FAREWELL_SECONDS
             self._looked_at = float("-inf")
             self._tell_states()
-            self._client.publish(self._broker.status, OFFLINE, qos=1, retain=True)
+            self._client.publish(self._status, OFFLINE, qos=1, retain=True)
             while self._connected and (self._client.want_write() or self._waiting or self._unconfirmed):
                 self._client.loop(0.02)
                 self._send()
@@ -179,7 +180,7 @@ class MqttSink:
         client = Client(CallbackAPIVersion.VERSION2, clean_session=True)
         client.connect_timeout = _CONNECT_SECONDS
         client.max_inflight_messages_set(_IN_FLIGHT)
-        client.will_set(self._broker.status, OFFLINE, qos=1, retain=True)
+        client.will_set(self._status, OFFLINE, qos=1, retain=True)
         client.on_connect = self._answered
         client.on_disconnect = self._disconnected
         client.on_publish = self._confirmed
@@ -227,7 +228,7 @@ class MqttSink:
         self._connected, self._calling_since, self._said = True, None, False
         self._pause = _RETRY_SECONDS[0]
         self._states.clear()
-        self._client.publish(self._broker.status, ONLINE, qos=1, retain=True)
+        self._client.publish(self._status, ONLINE, qos=1, retain=True)
 
     def _disconnected(self, _client: Client, _data: Any, _flags: Any, code: ReasonCode, _properties: Any) -> None:  # noqa: ANN401 - paho's shape
         if self._connected:
@@ -257,7 +258,7 @@ class MqttSink:
             camera, state = told["camera"], f"{told['state']} {told['reason']}"
             if self._states.get(camera) != state and not self._client.want_write():
                 self._states[camera] = state
-                message = state_message(told, self._wall())
+                message = state_message(told, self._wall(), self._status)
                 self._client.publish(self._broker.state(camera), message, qos=self._qos, retain=True)
 
     def _send(self) -> None:

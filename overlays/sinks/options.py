@@ -39,6 +39,8 @@ class MqttOptions:
     password: str | None = field(default=None, repr=False)
     ca_file: str | None = None
     """Who vouches for the broker (mqtts://); None: those whom this machine trusts."""
+    status: str = "status"
+    """The topic's level that says whether we are there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,7 +117,7 @@ _ONLY: Final = (
     ),
     _Only(
         _BROKERS,
-        "qos, credentials_file and ca_file are for a broker, such as mqtts://broker.example/factory",
+        "qos, status, credentials_file and ca_file are for a broker, such as mqtts://broker.example/factory",
         lambda options: options.mqtt != _PLAIN.mqtt,
     ),
     _Only(

@@ -118,6 +118,18 @@ def test_findings_states_and_our_presence_are_heard(broker, overlaid, until):
         until(lambda: later.told("/status") == [b"offline"])
 
 
+def test_two_runs_that_share_a_topic_say_each_whether_it_is_there(broker, overlaid, until):
+    with Listener(broker.port) as listener, telling(broker.uri) as east:
+        with telling(broker.uri, mqtt=MqttOptions(status="west")) as west:
+            connected(east, until)
+            connected(west, until)
+            west.put(overlaid(camera="line"))
+            until(lambda: west.idle() or [told for told in listener.told("plant/line/state") if b"plant/west" in told])
+        until(lambda: east.idle() or listener.told("plant/west")[-1:] == [b"offline"])
+        assert listener.told("plant/status") == [b"online"]
+        assert not east.trouble
+
+
 def test_a_change_of_label_is_told_at_once_and_the_rest_at_the_rate(broker, overlaid, until):
     now = [0.0]
     sink = MqttSink(broker.uri, options=SinkOptions(max_rate=1.0), clock=lambda: now[0])

@@ -173,9 +173,8 @@ def usual_batch(config: Config, explainer: FrameExplainer) -> int:
     """Return how many frames are explained together at the most."""
     if config.engine.batch is not None:
         return config.engine.batch
-    device = explainer.facts.device
-    most = most_together(len(config.sources), device)
-    return explainer.worthwhile_batch(most) if device == "cpu" else most
+    device, cameras = explainer.facts.device, len(config.sources)
+    return explainer.worthwhile_batch(cameras) if device == "cpu" else most_together(cameras, device)
 
 
 def make_network(config: Config) -> Network:

@@ -23,8 +23,6 @@ log = logging.getLogger(__name__)
 
 TOGETHER: Final = 4
 """Frames of several cameras that a CPU explains together at the most: every one is as late as the last."""
-_WORTH: Final = 0.75
-"""What explaining a frame among others may cost, as a share of what it costs alone, to be worth the wait."""
 _ROUNDS: Final = 5
 
 
@@ -86,12 +84,15 @@ class FrameExplainer:
             for n, frame in enumerate(frames)
         ]
 
-    def worthwhile_batch(self, most: int) -> int:
-        """Return how many frames to explain together: ``most`` where that saves much of each one's time here, else 1.
+    def worthwhile_batch(self, cameras: int) -> int:
+        """Return how many frames of so many cameras to explain together: at the most ``TOGETHER``, or 1.
 
-        Measured, in turn: many cores may want several frames to be busy; where one keeps them busy, waiting for others
-        only makes it older.
+        Whichever leaves fresher pictures where cameras give more than can be explained. A frame leaves when its batch
+        does, b images at t(b) seconds each, and stands until its camera's turn comes again, n t(b) seconds later: on
+        average what is shown is (b + n / 2) t(b) old. Measured here, in turn: many cores may want several frames to be
+        busy, few are busy with one.
         """
+        most = min(cameras, TOGETHER)
         if most == 1:
             return 1
         rows, columns = self._preprocessing.input_size
@@ -103,9 +104,9 @@ class FrameExplainer:
                 self._answers(self._images(pixels[:count]))
                 if turn:
                     seconds.append((time.perf_counter() - begun) / count)
-        alone, among = (min(taken[count]) for count in (1, most))  # the least: what else runs here disturbs less
-        chosen = most if among < _WORTH * alone else 1
-        told = (1e3 * alone, most, 1e3 * among, "together" if chosen == most else "one by one")
+        least = {count: min(seconds) for count, seconds in taken.items()}  # what else runs here disturbs less
+        chosen = min(least, key=lambda count: (count + cameras / 2) * least[count])
+        told = (1e3 * least[1], most, 1e3 * least[most], "one by one" if chosen == 1 else "together")
         log.info("a frame alone takes %.1f ms, among %d %.1f ms: cameras' frames are explained %s", *told)
         return chosen
 

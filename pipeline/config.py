@@ -149,8 +149,8 @@ class EngineConfig(_Knobs):
     threads: int | None = Field(default=None, ge=1, le=1024)
     """CPU threads for the network. Default: all cores."""
     batch: int | None = Field(default=None, ge=1, le=1024)
-    """Frames explained together at the most. Default: 8 on a GPU, or as many as there are cameras; on a CPU one, which
-    is freshest, or up to four of several cameras where that is found to be much faster here."""
+    """Frames explained together at the most. Default: 8 on a GPU, or as many as there are cameras; on a CPU one, or up
+    to four of several cameras where pictures are found to be fresher so."""
     batch_window_ms: float = Field(default=5.0, ge=0, le=1000)
     """How long a batch waits for more cameras; only with several."""
     memory_budget_mib: int = Field(default=1024, ge=16)

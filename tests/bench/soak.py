@@ -130,7 +130,7 @@ def soak(plan: Plan, explainer: Explainer) -> list[dict[str, Any]]:
             for url, name in zip(there.urls, names, strict=True)
         ]
         witness = stack.enter_context(Witness(looks=plan.looks))
-        limits = Limits(seconds=plan.seconds, batch=plan.cameras, window_seconds=0.005)
+        limits = Limits(seconds=plan.seconds, batch=1)
 
         def watch(outcome: Outcome) -> None:
             latest[:] = [outcome]

@@ -43,12 +43,15 @@ def costing(monkeypatch):
     return make
 
 
-@pytest.mark.parametrize(("of_a_pass", "of_an_image", "chosen"), [
-    (0.0, 10.0, 1), (1.0, 10.0, 1), (10.0, 10.0, 4), (100.0, 0.0, 4),
+@pytest.mark.parametrize(("of_a_pass", "of_an_image", "cameras", "chosen"), [
+    (0.0, 10.0, 12, 1), (10.0, 10.0, 12, 4), (100.0, 0.0, 4, 4),
+    (5.0, 10.0, 12, 1), (5.0, 10.0, 60, 4),  # where many wait, to be done with them sooner is worth more
 ])  # fmt: skip
-def test_frames_wait_for_others_only_where_that_saves_much(costing, caplog, of_a_pass, of_an_image, chosen):
+def test_frames_wait_for_others_only_where_what_is_shown_is_fresher(
+    costing, caplog, of_a_pass, of_an_image, cameras, chosen
+):
     caplog.set_level(logging.INFO)
-    assert costing(of_a_pass, of_an_image).worthwhile_batch(4) == chosen
+    assert costing(of_a_pass, of_an_image).worthwhile_batch(cameras) == chosen
     assert ("one by one" if chosen == 1 else "together") in caplog.text
 
 

@@ -152,7 +152,8 @@ def _check_meaning(meaning: dict[str, list[int]], class_map: Path | None, classe
 def _digests(*places: str | Path | None) -> dict[str, str]:
     """Return what the files were that figures depend on: trained again, a network is another one under one name."""
     files = [Path(place) for place in places if place is not None and Path(place).is_file()]
-    return {one.name: _digest(one) for one in files}
+    names = [one.name for one in files]
+    return {one.name if names.count(one.name) == 1 else str(one): _digest(one) for one in files}
 
 
 def _digest(place: Path) -> str:

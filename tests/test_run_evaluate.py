@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from commands.evaluate import _digests
 from engine.model_file import ModelFile, save_model
 from engine.models import MODELS
 from engine.networks import build_untrained
@@ -313,3 +314,13 @@ def test_another_method_is_named_in_the_settings_and_an_unknown_one_is_refused(c
     assert code == 2
     assert "method 'gradcam' is unknown" in errors
     assert "'grad-cam'" in errors
+
+
+def test_two_files_of_one_name_do_not_stand_for_each_other(tmp_path):
+    for folder, content in (("a", "boxes"), ("b", "classes")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "list.json").write_text(content)
+    (tmp_path / "net.pth").write_text("weights")
+    told = _digests(tmp_path / "net.pth", tmp_path / "a" / "list.json", tmp_path / "b" / "list.json", None)
+    assert set(told) == {"net.pth", str(tmp_path / "a" / "list.json"), str(tmp_path / "b" / "list.json")}
+    assert len(set(told.values())) == 3

@@ -67,14 +67,15 @@ def check_outputs(uris: Sequence[str], cameras: Sequence[str], inputs: Sequence[
 def to_claim(uris: Iterable[str], cameras: Sequence[str]) -> list[Path]:
     """Return what a run's sinks may not share with another run's: files, and each camera's clips in a folder.
 
-    A recorder takes for its own, and removes to keep its budget, whatever is called by its cameras.
+    A recorder takes for its own, and removes to keep its budget, whatever is called by its cameras. A device or a pipe
+    is nobody's own.
     """
     paths: list[Path] = []
     for uri in uris:
         if "://" not in uri and uri.endswith("/"):
             paths += [Path(uri) / in_file_names(camera) for camera in cameras]
-        elif Path(uri).suffix in _OWN_FILES:
-            paths.append(Path(uri))
+        elif (path := Path(uri)).suffix in _OWN_FILES and (path.is_file() or not path.exists()):
+            paths.append(path)
     return list(dict.fromkeys(paths))
 
 

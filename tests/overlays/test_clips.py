@@ -355,6 +355,14 @@ def test_another_run_cannot_record_a_camera_of_the_same_name_into_the_same_folde
             pass
 
 
+def test_a_device_or_a_pipe_is_written_by_as_many_runs_as_like(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "nothing.jsonl").symlink_to(os.devnull)
+    uris = [str(tmp_path / "pipe.jsonl"), str(tmp_path / "nothing.jsonl")]
+    with claimed(to_claim(uris, ["line"])), claimed(to_claim(uris, ["line"])):
+        assert to_claim(uris, ["line"]) == []
+
+
 def test_a_wrong_preset_is_refused_in_words(tmp_path, overlaid):
     sink = ClipsSink(f"{tmp_path}/", options=SinkOptions(video_preset="fastish"))
     with pytest.raises(SinkError, match="refused"), sink:

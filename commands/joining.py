@@ -151,6 +151,7 @@ def make_explainer(config: Config) -> FrameExplainer:
 
     from engine.devices import choose_device
     from engine.explainer import NetworkExplainer
+    from engine.frame_explainer import most_together
 
     kept = config.engine.cache or user_cache_dir("recipro-stream", appauthor=False)
     settings = config.engine.model_copy(update={"cache": kept})
@@ -162,15 +163,10 @@ def make_explainer(config: Config) -> FrameExplainer:
     return NetworkExplainer(network, settings, together=min(cameras, most_together(cameras, device)))
 
 
-def most_together(cameras: int, device: str) -> int:
-    """Return how many frames may come at once where the configuration does not say."""
-    from engine.frame_explainer import TOGETHER
-
-    return min(cameras, TOGETHER) if device == "cpu" else max(cameras, 8)
-
-
 def usual_batch(config: Config, explainer: FrameExplainer) -> int:
     """Return how many frames are explained together at the most."""
+    from engine.frame_explainer import most_together
+
     if config.engine.batch is not None:
         return config.engine.batch
     device, cameras = explainer.facts.device, len(config.sources)

@@ -21,9 +21,14 @@ from pipeline.ports import Figure, Masking
 
 log = logging.getLogger(__name__)
 
-TOGETHER: Final = 4
+_TOGETHER: Final = 4
 """Frames of several cameras that a CPU explains together at the most: every one is as late as the last."""
 _ROUNDS: Final = 5
+
+
+def most_together(cameras: int, device: str) -> int:
+    """Return how many frames may come at once where the configuration does not say."""
+    return min(cameras, _TOGETHER) if device == "cpu" else max(cameras, 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +90,14 @@ class FrameExplainer:
         ]
 
     def worthwhile_batch(self, cameras: int) -> int:
-        """Return how many frames of so many cameras to explain together: at the most ``TOGETHER``, or 1.
+        """Return how many frames of so many cameras to explain together: ``most_together``, or 1.
 
         Whichever leaves fresher pictures where cameras give more than can be explained. A frame leaves when its batch
         does, b images at t(b) seconds each, and stands until its camera's turn comes again, n t(b) seconds later: on
         average what is shown is (b + n / 2) t(b) old. Measured here, in turn: many cores may want several frames to be
         busy, few are busy with one.
         """
-        most = min(cameras, TOGETHER)
+        most = most_together(cameras, self.facts.device)
         if most == 1:
             return 1
         rows, columns = self._preprocessing.input_size

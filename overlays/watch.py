@@ -14,7 +14,7 @@ from pipeline.errors import WireError
 from pipeline.frames import Explanation, Overlay, Silence
 from pipeline.grounds_figures import grounds_figures, guards_figures
 from pipeline.loop import Onlooker, Outcome, outlet_of
-from pipeline.metrics import Histogram, Tally
+from pipeline.metrics import Histogram, Tally, usual_interval
 from pipeline.ports import Figure, Sink
 from pipeline.pump import Relay
 from pipeline.silence import SILENT_INTERVALS
@@ -23,7 +23,6 @@ SILENCE_SECONDS = 2.0
 """After so long without a message it is said."""
 _SAY_EVERY_SECONDS = 5.0
 _GREY_EVERY_SECONDS = 1.0
-_LONGEST_INTERVAL_SECONDS = 10.0
 _MOST_CAMERAS = 64
 """Cameras whose last picture is kept, to be shown grey."""
 
@@ -132,9 +131,7 @@ class _Last:
 
     def followed_by(self, explanation: Explanation, now: float) -> _Last:
         """Return the next one."""
-        passed = min(now - self.live_at, _LONGEST_INTERVAL_SECONDS)
-        usual = self.interval_seconds
-        return _Last(explanation, now, usual + (passed - usual) * (0.05 if usual else 1.0))
+        return _Last(explanation, now, usual_interval(self.interval_seconds, now - self.live_at))
 
     def patience_seconds(self, reason: str) -> float:
         """Return how long nothing may come: a slow camera takes its time, but not where it is known why."""

@@ -7,11 +7,24 @@ import time
 from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass, field
+from typing import Final
 
 from pipeline.frames import Explanation
 
 EDGES = tuple(1e-4 * 10 ** (k / 20) for k in range(121))
 """Bucket edges from 0.1 ms to 100 s, 12 % apart."""
+
+
+_LONGEST_INTERVAL_SECONDS: Final = 10.0
+
+
+def usual_interval(usual_seconds: float, passed_seconds: float) -> float:
+    """Return the usual time between two frames once another has passed: a running mean over about the last twenty.
+
+    0 is none yet. A pause is none of the usual ones: it counts as ten seconds at the most.
+    """
+    passed = min(passed_seconds, _LONGEST_INTERVAL_SECONDS)
+    return usual_seconds + (passed - usual_seconds) * (0.05 if usual_seconds else 1.0)
 
 
 class Histogram:

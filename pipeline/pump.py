@@ -17,13 +17,12 @@ from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 from pipeline.frames import Frame
+from pipeline.metrics import usual_interval
 from pipeline.ports import Health, Overflow, Source, StopRequested
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-_LONGEST_INTERVAL_SECONDS = 10.0
 
 POLL_SECONDS = 0.1
 """How often a waiting batch looks whether somebody asked for the end: a signal handler cannot ring a bell safely."""
@@ -205,9 +204,7 @@ class Pump:
 
     def _note_arrival(self, now: float) -> None:
         if self.last_at is not None:
-            # A pause is none of its usual intervals.
-            passed = min(now - self.last_at, _LONGEST_INTERVAL_SECONDS)
-            self.interval_seconds += (passed - self.interval_seconds) * (0.05 if self.interval_seconds else 1.0)
+            self.interval_seconds = usual_interval(self.interval_seconds, now - self.last_at)
         self.last_at = now
 
 

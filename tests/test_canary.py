@@ -3,7 +3,6 @@
 import base64
 import json
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ from websockets.sync.client import connect
 
 from pipeline.errors import ConnectionLostError
 from stream.sources import SourceOptions, build_source
+from tests.ground.broker import free_port
 from tests.ground.feed import Feed
 from tests.ground.rtsp_server import RtspServer
 
@@ -32,12 +32,6 @@ LIMIT_SECONDS = 100.0
 def leaks(surfaces):
     """The surfaces that hold a piece of the credentials; names of pieces that survive every way of escaping."""
     return [name for name, told in surfaces.items() if any(secret in told for secret in SECRETS)]
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 @pytest.fixture

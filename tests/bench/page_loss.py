@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import argparse
 import random
-import shutil
 import statistics
 import time
 from typing import Any
 
 import numpy as np
-from playwright.sync_api import sync_playwright
 
 from overlays.sinks.page import PageSink
 from pipeline.frames import Explanation, Finding, Frame, Overlay
 from tests.bench.figures import place, print_line
+from tests.ground.chromium import CHROMIUM, browsing
 
 RATE = 30.0
 SILENT_SECONDS = 3.0
@@ -110,14 +109,10 @@ def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("--times", type=int, default=20)
     times = ask.parse_args().times
-    chromium = next((found for name in ("chromium", "chromium-browser") if (found := shutil.which(name))), None)
-    if chromium is None:
+    if CHROMIUM is None:
         raise SystemExit("no Chromium: apt install chromium")
-    with sync_playwright() as engine:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-renderer-backgrounding"]
-        browser = engine.chromium.launch(executable_path=chromium, args=flags)
+    with browsing() as browser:
         print_line(bench="page loss", **measure(times, browser), **place())
-        browser.close()
 
 
 if __name__ == "__main__":

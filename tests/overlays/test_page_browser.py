@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -23,11 +21,12 @@ from overlays.sinks.page import PageSink
 from pipeline.frames import Finding, GuardState, Overlay, Region, Silence
 from pipeline.loop import Outcome
 from pipeline.metrics import Tally
+from tests.ground.broker import free_port
 from tests.ground.cameras import elsewhere
+from tests.ground.chromium import CHROMIUM, browsing
 from tests.overlays.conftest import explain
 
 sync_api = pytest.importorskip("playwright.sync_api")
-CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt install chromium")]
 ROOT = Path(__file__).resolve().parents[2]
 ANY = "http://127.0.0.1:0"
@@ -36,11 +35,8 @@ ROWS, COLUMNS = 4, 6
 
 @pytest.fixture(scope="module")
 def chromium():
-    with sync_api.sync_playwright() as engine:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-renderer-backgrounding"]
-        browser = engine.chromium.launch(executable_path=CHROMIUM, args=flags)
+    with browsing() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -373,12 +369,6 @@ def test_a_guard_that_fires_is_seen_in_the_grid_and_said_in_words_once(tab, unti
         assert page.locator(".alarm").is_hidden()
         assert page.locator(".card.alarmed").count() == 0
         assert "quiet again" in page.locator("#said").inner_text()
-
-
-def free_port():
-    with socket.socket() as door:
-        door.bind(("127.0.0.1", 0))
-        return door.getsockname()[1]
 
 
 @pytest.mark.rtsp

@@ -80,6 +80,9 @@ class Frame:
     """The stream's own clock, rebased to start near 0; None where the stream has none."""
     truth: Truth | None = None
     """What the frame is known to show; None for a real camera."""
+    source_name: str = ""
+    """The file the frame was read from, as a path relative to what the user named; empty for a live source. Together
+    with ``pts_seconds`` it identifies a frame of a video file, by itself a photo."""
 
     def __post_init__(self) -> None:
         image = self.image

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, cast
 
 import av
 import av.error
 from av.container import InputContainer
+from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from stream.h264 import FrameNumbers
@@ -30,6 +31,25 @@ def video_stream(container: InputContainer) -> VideoStream | None:
     if not isinstance(best, VideoStream) or int(best.disposition) & ATTACHED_PICTURE:
         return None
     return best
+
+
+def drop_bad_extradata(context: VideoCodecContext) -> bool:
+    """Remove parameter sets that keep the decoder from opening; return whether there were any.
+
+    Some cameras describe their stream with wrong parameter sets and send the right ones with each key picture. With
+    ``err_detect=explode`` the decoder refuses to open on wrong ones, and then no packet is decoded. The sets are tried
+    on a context of their own, because a failed opening costs a context its hardware device.
+    """
+    if not context.extradata:
+        return False
+    trial = cast("VideoCodecContext", av.CodecContext.create(context.name, "r"))
+    trial.extradata, trial.options = context.extradata, dict(context.options)
+    try:
+        trial.open()
+    except av.error.FFmpegError:
+        context.extradata = None
+        return True
+    return False
 
 
 def packets_of(container: InputContainer, stream: VideoStream) -> Iterator[VideoPacket]:

@@ -26,7 +26,7 @@ from pipeline.frames import Frame
 from pipeline.ports import Health, State
 from stream.card import Decoder
 from stream.clock import StreamClock
-from stream.decode import Decoding, VideoPacket, packets_of, video_stream
+from stream.decode import Decoding, VideoPacket, drop_bad_extradata, packets_of, video_stream
 from stream.failures import Failure, failure_of
 from stream.h264 import FrameNumbers
 from stream.picture import RgbConverter
@@ -154,6 +154,8 @@ class LiveSource:
             raise Lost(Failure("what it carries is in a codec that is not known here", "slow", "codec"))
         stream.thread_type = "SLICE"  # frame threads hold back one picture each
         self.rate = float(stream.average_rate) if stream.average_rate else None
+        if drop_bad_extradata(context):
+            log.info("%s: its description holds wrong parameter sets; those in the stream are used", self.camera)
         numbers = FrameNumbers(context.extradata) if context.name == "h264" else None
         decoding = Decoding(trust=Trust(patience_packets=_DOUBT_PACKETS), numbers=numbers)
         rgb = RgbConverter()

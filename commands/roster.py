@@ -2,80 +2,147 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import logging
+import re
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from commands.terminal import progress_bar, text_of
+from commands.label_table import GROUP, read_table
+from commands.split_layout import TEST, TRAINING, VALIDATION, find_layout, is_hidden, visible_folders
+from commands.terminal import progress_bar
 from pipeline.errors import ConfigError, SourceError
 from pipeline.frames import Image
 
 if TYPE_CHECKING:
     from engine.finetuning.roster import Sample
+    from engine.perceptual_hash import Spectrum
 
 log = logging.getLogger("recipro-stream")
 
-COLUMNS = ("path", "label")
-GROUP = "group"
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Every labelled picture that was named."""
+
+    samples: list[Sample]
+    grouped: bool
+    """Whether it is known which pictures show one part."""
+    divided: bool = False
+    """Whether the samples have their parts already."""
+    left_out: tuple[str, ...] = ()
+    """What is not used, a line each."""
 
 
-def listed(place: Path, pictures: str | None, pattern: str | None, gap: int | None) -> list[Sample]:
-    """Return every labelled picture that a folder of classes or a CSV names.
+def listed(place: Path, pictures: str | None, pattern: str | None, gap: int | None) -> Listing:
+    """Return every labelled picture that a folder of classes, a split of them, or a CSV names.
 
     Raises:
-        ConfigError: there is none, a class is empty or alone, or the files leave in doubt what is a picture.
+        ConfigError: there is none, a class is empty or alone, or the files leave in doubt what is a picture or a class.
     """
+    from engine.finetuning.given_split import check_given
     from engine.finetuning.roster import Sample, sources_of
 
     if gap is not None and pattern is None:
         raise ConfigError(r"--source-gap: needs the number in a picture's name; add --source-pattern 'frame(\d+)'")
+    parts: list[str] = []
+    groups: list[str] = []
+    left: tuple[str, ...] = ()
     if place.suffix.lower() == ".csv":
-        paths, labels, groups = _of_csv(place)
-        if groups and pattern:
+        paths, labels, groups = read_table(place)
+        if any(groups) and pattern:
             raise ConfigError(f"--source-pattern {pattern!r}: {place} has a column {GROUP!r}; leave one of them out")
     else:
-        paths, labels = _of_folder(place, pictures)
-        groups = []
+        paths, labels, parts, left = _of_folder(place, pictures)
     names = sorted(set(labels))
     if len(names) < 2:
         raise ConfigError(f"{place}: one class ({', '.join(names)}); a network tells two or more apart, add another")
-    sources = groups or sources_of(paths, pattern, gap)
-    return [Sample(*one) for one in zip(paths, labels, sources, strict=True)]
+    _warn_of_twin_labels(names)
+    filled = any(groups)
+    sources = (
+        [group or path for group, path in zip(groups, paths, strict=True)]
+        if filled
+        else (sources_of(paths, pattern, gap))
+    )
+    parts = parts or [""] * len(paths)
+    samples = [
+        Sample(path, label, source, part=part)
+        for path, label, source, part in zip(paths, labels, sources, parts, strict=True)
+    ]
+    if divided := any(parts):
+        check_given(samples)
+    return Listing(samples, grouped=filled or pattern is not None, divided=divided, left_out=left)
 
 
-def _of_folder(folder: Path, pictures: str | None) -> tuple[list[str], list[str]]:
+def _warn_of_twin_labels(names: Sequence[str]) -> None:
+    """Tell of two classes whose names a person takes for one."""
+    first: dict[str, str] = {}
+    for name in names:
+        plain = re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name).casefold()) or name
+        if (other := first.setdefault(plain, name)) != name:
+            log.warning(
+                "classes %r and %r differ in capitals, spaces or signs alone, and are learned as two; if they are one, "
+                "give them one name", other, name,
+            )  # fmt: skip
+
+
+def _of_folder(folder: Path, pictures: str | None) -> tuple[list[str], list[str], list[str], tuple[str, ...]]:
+    """Return paths, labels and parts of the pictures in a folder, and what is left out of it."""
+    from engine.finetuning.roster import HELD_OUT, LEARNING, STOPPING
     from stream.sources import IMAGE_SUFFIXES
 
     if pictures and (Path(pictures).is_absolute() or ".." in Path(pictures).parts):
         raise ConfigError(f"--pictures {pictures!r}: leads out of a class's folder; give what lies in it, as '*.jpg'")
     if not folder.is_dir():
         raise ConfigError(f"{str(folder)!r}: is no folder; give one that holds a folder of pictures for each class")
-    kinds = sorted(one for one in folder.iterdir() if one.is_dir() and not one.name.startswith("."))
-    if not kinds:
-        raise ConfigError(f"{folder}: holds no folders; put the pictures of each class into a folder of its name")
+    layout = find_layout(folder, IMAGE_SUFFIXES)
+    validation = STOPPING if TEST in layout.parts else HELD_OUT  # one part has to examine what was learned
+    part_of = {"": "", TRAINING: LEARNING, VALIDATION: validation, TEST: HELD_OUT}
     paths: list[str] = []
     labels: list[str] = []
+    parts: list[str] = []
+    for part, homes in layout.parts.items():
+        for home in homes:
+            for label, found in _class_folders(home, pictures):
+                paths += map(str, found)
+                labels += [label] * len(found)
+                parts += [part_of[part]] * len(found)
+    return paths, labels, parts, layout.left_out
+
+
+def _class_folders(folder: Path, pictures: str | None) -> Iterator[tuple[str, list[Path]]]:
+    """Give each class in a folder with its pictures."""
+    from stream.sources import IMAGE_SUFFIXES
+
+    kinds = visible_folders(folder)
+    if not kinds:
+        raise ConfigError(f"{folder}: holds no folders; put the pictures of each class into a folder of its name")
+    other: Counter[str] = Counter()
     for kind in kinds:
-        every = kind.glob(pictures) if pictures else kind.rglob("*")
-        found = sorted(one for one in every if one.is_file() and one.suffix.lower() in IMAGE_SUFFIXES)
+        every = [
+            one
+            for one in (kind.glob(pictures) if pictures else kind.rglob("*"))
+            if not any(is_hidden(word) for word in one.relative_to(kind).parts) and one.is_file()
+        ]
+        found = sorted(one for one in every if one.suffix.lower() in IMAGE_SUFFIXES)
         if not found:
             asked = f" like {pictures!r}" if pictures else ""
             raise ConfigError(f"class {kind.name!r}: {kind} holds no pictures{asked}; add some, or remove the folder")
+        other.update(one.suffix.lower() or one.name for one in every if one.suffix.lower() not in IMAGE_SUFFIXES)
         _check_twins(kind.name, found)
-        paths += map(str, found)
-        labels += [kind.name] * len(found)
+        yield kind.name, found
     loose = sum(one.is_file() and one.suffix.lower() in IMAGE_SUFFIXES for one in folder.iterdir())
     if loose:
         log.warning("%s: %d pictures lie in no class's folder; left out", folder, loose)
-    return paths, labels
+    if other:
+        several = ", ".join(f"{count} {suffix}" for suffix, count in sorted(other.items())[:8])
+        log.warning("%s: files that are not read as pictures are left out: %s", folder, several)
 
 
 def _check_twins(kind: str, found: Sequence[Path]) -> None:
@@ -89,58 +156,34 @@ def _check_twins(kind: str, found: Sequence[Path]) -> None:
         )
 
 
-def _of_csv(place: Path) -> tuple[list[str], list[str], list[str]]:
-    text = text_of(place).removeprefix("\ufeff")  # spreadsheets begin so
-    first = text.partition("\n")[0]
-    mark = max(",;\t", key=first.count)  # ... and where a comma is decimal, they put semicolons between columns
-    rows = csv.DictReader(io.StringIO(text), delimiter=mark, skipinitialspace=True)
-    columns = [name.strip() for name in rows.fieldnames or ()]
-    rows.fieldnames = columns
-    lacking = [name for name in COLUMNS if name not in columns]
-    if lacking:
-        raise ConfigError(
-            f"{place}: its first line has no {' and no '.join(map(repr, lacking))}; it must name the columns "
-            f"path, label and, where several pictures show one part, {GROUP}"
-        )
-    paths: list[str] = []
-    labels: list[str] = []
-    groups: list[str] = []
-    for number, told in enumerate(rows, 2):
-        row = {key: (value or "").strip() for key, value in told.items() if key}
-        if not row["path"] or not row["label"]:
-            raise ConfigError(f"{place}:{number}: path or label is empty; fill both in, or remove the line")
-        paths.append(str(place.parent / row["path"]))
-        labels.append(row["label"])
-        if GROUP in columns:
-            groups.append(row[GROUP] or paths[-1])
-    if not paths:
-        raise ConfigError(f"{place}: names no pictures; give one a line")
-    return paths, labels, groups
-
-
-def readable(samples: Sequence[Sample]) -> tuple[list[Sample], list[str]]:
-    """Return the samples whose pictures decode, with digests, and a line on each that does not.
+def readable(samples: Sequence[Sample]) -> tuple[list[Sample], dict[str, Spectrum], list[str]]:
+    """Return the samples whose pictures decode, with digests; what their hashes are made of; a line on each other one.
 
     Raises:
         ConfigError: a class has none left.
     """
+    from engine.perceptual_hash import spectrum_of
     from stream.images import read_image
 
     good: list[Sample] = []
     bad: list[str] = []
+    spectra: dict[str, Spectrum] = {}
+    last: dict[str, str] = {}
     with progress_bar() as progress:
         for one in progress.track(samples, description="reading pictures"):
             try:
                 image = read_image(Path(one.path))
             except SourceError as reason:
                 bad.append(str(reason))
+                last[one.label] = str(reason)
             else:
                 good.append(replace(one, digest=_digest(image)))
+                spectra[one.path] = spectrum_of(image)
     if blank := sum(not one.digest for one in good):
         log.warning("%d of the pictures have one colour all over, and show nothing", blank)
     for label in sorted({one.label for one in samples} - {one.label for one in good}):
-        raise ConfigError(f"class {label!r}: none of its pictures decodes; the last: {bad[-1]}")
-    return good, bad
+        raise ConfigError(f"class {label!r}: none of its pictures decodes; the last: {last[label]}")
+    return good, spectra, bad
 
 
 def _digest(image: Image) -> str:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shlex
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Final, cast
 
 import typer
 
@@ -21,21 +20,31 @@ from commands.joining import find_shipped_weights
 from commands.options import NETWORK, RUN, option, stated
 from commands.roster import listed, readable
 from commands.signals import until_interrupted
-from commands.terminal import near, say, write_text
+from commands.terminal import say
+from commands.train_report import Trained, files_beside, write_checked, write_report
 from pipeline.config_text import make_config
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from engine.finetuning.course import Balance, Epoch
+    from engine.finetuning.near_duplicates import NearDuplicate
     from engine.finetuning.pupil import Lowered, Pupil
     from engine.finetuning.roster import Sample
-    from engine.finetuning.school import Diploma
 
 log = logging.getLogger("recipro-stream")
 
 LESSONS, DIVISION = "How it learns", "Who learns, who examines"
 BALANCES = ("sampler", "weights", "none")
 PRECISIONS = ("fp32", "bf16")
+
+UNGROUPED: Final = (
+    r"which pictures show one part is not known: if several do, what held-out ones measure is too good, and "
+    r"nothing is concluded for other parts. Name the part in the pictures' names, --source-pattern 'part(\d+)', or in "
+    r"a CSV's column 'group'; where every picture shows a part of its own, --source-pattern '.+' says so"
+)
+CROSSING: Final = "shows what is learned from, too (a copy, or another picture of its source)"
+_NAMED = 3
+"""How many pairs of pictures a message names."""
 
 
 def train(
@@ -93,10 +102,11 @@ def train(
     threads: options.Threads = None,
 ) -> None:
     """Teach a network your own classes; leaves one file that stream, evaluate and export run, and a report."""
+    from engine.finetuning.given_split import keep_split
+    from engine.finetuning.near_duplicates import near_duplicates
     from engine.finetuning.pupil import Wish, make_pupil
     from engine.finetuning.roster import HELD_OUT, LEARNING, STOPPING, check_sources, divide, joined
     from engine.finetuning.school import Watching, teach
-    from engine.model_file import save_model
     from stream.images import read_image
 
     _check_words(output, model, balance, precision)
@@ -111,31 +121,44 @@ def train(
         threads=engine.threads, precision=cast("Lowered", precision), seed=seed,
     )  # fmt: skip
     shares = {LEARNING: 1.0 - held_out - stopping, STOPPING: stopping, HELD_OUT: held_out}
-    named = listed(folder, pictures, source_pattern, source_gap)
-    check_sources(named, list(shares))
+    listing = listed(folder, pictures, source_pattern, source_gap)
+    named = listing.samples
+    if not listing.divided:
+        check_sources(named, list(shares))
     pupil = make_pupil(wish, sorted({one.label for one in named}))
     _tell_begun(pupil)
-    read, unread = readable(named)
-    for line in unread:
+    read, spectra, unread = readable(named)
+    for line in (*listing.left_out, *unread):
         log.warning("left out: %s", line)
     samples, copies = joined(read)
-    parts = divide(samples, shares, seed, pupil.seen)
+    if listing.divided:
+        parts, crossing = keep_split(samples, stopping, seed, pupil.seen)
+    else:
+        parts, crossing = divide(samples, shares, seed, pupil.seen), []
     _tell_parts(parts, len(unread), copies, sum(one.digest in pupil.seen for one in samples))
-    if len({one.source for one in named}) == len(named):
-        say("Every picture counts as a part of its own; if several show one part, say so with --source-pattern.")
+    _tell_split(crossing, divided=listing.divided)
+    similar, known = near_duplicates(parts, spectra, pupil.looks)
+    _tell_similar(similar)
+    if not listing.grouped:
+        log.warning("%s", UNGROUPED)
     begun = threading.Event()
     begun.set()
     with until_interrupted(begun) as stop:
         watching = Watching(_tell_features, _tell_epoch, stop.is_set)
-        diploma = teach(pupil, parts, lambda path: read_image(Path(path)), watching)
+        diploma = teach(
+            pupil, parts, lambda path: read_image(Path(path)), watching,
+            grouped=listing.grouped, look_alikes={one.path for one in similar},
+        )  # fmt: skip
         if stop.is_set() and diploma.epochs:
             log.warning("ended early: the best of %d epochs is written", len(diploma.epochs))
     if not diploma.epochs:
         raise ConfigError("ended before the first epoch: nothing was learned, nothing is written")
     made = {"command": _command(), "date": datetime.now().astimezone().date().isoformat()}
-    file = replace(diploma.file, provenance={**diploma.file.provenance, **made})
-    save_model(output, file)
-    _report(output, folder, replace(diploma, file=file), parts, unread)
+    file = replace(diploma.file, provenance={**diploma.file.provenance, **made}, looks=(*pupil.looks, known))
+    diploma = replace(diploma, file=file)
+    explainer = write_checked(output, file, pupil, [one.path for one in parts[HELD_OUT]])
+    left_out = [*listing.left_out, *unread, *(f"{one.path}: {CROSSING}" for one in crossing)]
+    write_report(output, Trained(str(folder), diploma, parts, left_out, similar, grouped=listing.grouped), explainer)
 
 
 def _check_words(output: Path, model: str, balance: str, precision: str) -> None:
@@ -144,17 +167,12 @@ def _check_words(output: Path, model: str, balance: str, precision: str) -> None
     if Path(model).exists() and output.absolute().resolve() == Path(model).resolve():
         raise ConfigError(f"--output {str(output)!r}: is what it begins with, which would be lost; give another name")
     home = next(p for p in output.absolute().parents if p.exists())
-    own = (output, *_beside(output).values())
+    own = (output, *files_beside(output).values())
     if any(one.is_dir() for one in own) or not home.is_dir() or not os.access(home, os.W_OK):
         raise ConfigError(f"--output {str(output)!r}: cannot be written; name a file in a folder of yours")
     for name, word, words in (("--balance", balance, BALANCES), ("--precision", precision, PRECISIONS)):
         if word not in words:
             raise ConfigError(f"{name} {word!r}: choose of {', '.join(words)}")
-
-
-def _beside(output: Path) -> dict[str, Path]:
-    """Return the files that are written beside the model."""
-    return {kind: output.with_suffix(f".{kind}") for kind in ("report.json", "report.html", "held-out.txt")}
 
 
 def _check_shares(held_out: float, stopping: float) -> None:
@@ -196,6 +214,28 @@ def _tell_parts(parts: Mapping[str, Sequence[Sample]], unread: int, copies: int,
         say(f"seen      {seen:5} it learned from before; none of them examines it")
 
 
+def _tell_split(crossing: Sequence[Sample], *, divided: bool) -> None:
+    if divided:
+        say("The folders are a split already: it is kept.")
+    if crossing:
+        first = crossing[0].path
+        log.warning("%d pictures are left out of the examination, %s for one: %s", len(crossing), first, CROSSING)
+
+
+def _tell_similar(similar: Sequence[NearDuplicate]) -> None:
+    """Name pictures that look nearly like one in another part."""
+    if not similar:
+        return
+    examining = sum(one.part == "held_out" for one in similar)
+    pairs = "; ".join(f"{one.path} and {one.learned}" for one in similar[:_NAMED])
+    log.warning(
+        "%d of the held-out and %d of the stopping pictures look nearly like one that is learned from: %s%s. If they "
+        "show the same part, what is measured is too good: say which pictures belong together, by --source-pattern or "
+        "by a CSV's column 'group'", examining, len(similar) - examining, pairs,
+        f"; and {len(similar) - _NAMED} more, in the report" if len(similar) > _NAMED else "",
+    )  # fmt: skip
+
+
 def _tell_features(done: int, todo: int) -> None:
     if done % 160 < 16 or done == todo:
         say(f"features: {done} of {todo} pictures")
@@ -208,43 +248,6 @@ def _tell_epoch(at: Epoch) -> None:
             f"on stopping pictures {at.stopping_loss:.3f}, their mean recall {at.stopping_recall:.1%}"
             f"{' (best)' if at.best else ''}, {at.seconds:.0f} s"
         )
-
-
-def _report(
-    output: Path, folder: Path, diploma: Diploma, parts: Mapping[str, Sequence[Sample]], unread: Sequence[str]
-) -> None:
-    """Write what came of it beside the model, and tell the most of it."""
-    from engine.finetuning.roster import HELD_OUT
-    from overlays.training_page import likely_in_words, training_page
-    from stream.images import read_image
-
-    labels, found = diploma.file.labels, diploma.examined[HELD_OUT]
-    told: dict[str, Any] = {
-        "model": output.name, "pictures": str(folder), "labels": list(labels),
-        "provenance": dict(diploma.file.provenance),
-        "layer": diploma.file.layer, "input_size": list(diploma.file.input_size), "fit": diploma.file.fit,
-        "epochs": [asdict(epoch) for epoch in diploma.epochs],
-        "examined": {part: asdict(one) for part, one in diploma.examined.items()},
-        "parts": {part: [asdict(one) for one in several] for part, several in parts.items()},
-        "left_out": list(unread),
-    }  # fmt: skip
-    places = _beside(output)
-    write_text(places["report.json"], json.dumps(told, indent=1) + "\n")
-    page = training_page(told, lambda path: read_image(Path(path)))
-    write_text(places["report.html"], page)
-    lines = "".join(f"{Path(one.path).absolute()}\n" for one in parts[HELD_OUT])
-    write_text(places["held-out.txt"], lines)
-    say(
-        f"\nheld out: {found.accuracy:.1%} of {found.pictures} pictures named right, "
-        f"mean recall {found.mean_recall:.1%}\n"
-        f"  {likely_in_words(found.likely)}"
-    )
-    for label, recall, row in zip(labels, found.recalls, found.confusion, strict=True):
-        say(f"  {label:20} {recall:6.1%} of {sum(row)}")
-    say(f"\nwritten: {near(output)}; read {near(places['report.html'])}")
-    model = shlex.quote(near(output))
-    say(f"run it:   uv run run.py stream --model {model} --source camera:0 --sink window")
-    say(f"ask it:   uv run run.py evaluate {shlex.quote(near(places['held-out.txt']))} --model {model} --output DIR")
 
 
 def _command() -> str:

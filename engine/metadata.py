@@ -25,7 +25,7 @@ def parsed(path: Path, metadata: Mapping[str, str], key: str) -> Any:  # noqa: A
     """Return a JSON value."""
     try:
         return json.loads(word(path, metadata, key))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: metadata {key!r} is no JSON ({error}); write the file again") from None
 
 

@@ -4,7 +4,7 @@ Nothing in it is code. Beside the tensors it carries string metadata, each value
 ``format`` ("recipro-stream 1"), ``model``, ``labels``, ``input_size`` [height, width], ``mean``, ``std``, ``layer``
 (where the network is cut), ``provenance``, ``fit`` (how a frame is brought to the input size; older files have none,
 and mean ``stretch``), ``until`` (the layer it ends with, where it was ended earlier than the table's) and ``seen``
-(digests of the pictures it learned from; older files have none).
+(digests of the pictures it learned from; older files have none) and ``looks`` (their perceptual hashes; the same).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from engine.metadata import mapping, names, pair, triple, word, wrong
+from engine.perceptual_hash import KnownPictures
 from engine.preprocess import Fit
 from engine.what_file import first_bytes, no_weights
 from engine.whole_file import whole_file
@@ -52,6 +53,8 @@ class ModelFile:
     """The layer the network of the table ends with here; None = its own end."""
     seen: frozenset[str] = frozenset()
     """Digests of the pictures it learned from: none of them may examine what goes on from it."""
+    looks: tuple[KnownPictures, ...] = ()
+    """Perceptual hashes of the same, from each training: copies in another format are recognised by them."""
 
 
 def save_model(path: str | Path, content: ModelFile) -> None:
@@ -71,6 +74,7 @@ def save_model(path: str | Path, content: ModelFile) -> None:
         "fit": content.fit,
         **({"until": content.until} if content.until else {}),
         **({"seen": json.dumps(sorted(content.seen))} if content.seen else {}),
+        **({"looks": json.dumps([one.to_text() for one in content.looks])} if content.looks else {}),
         "provenance": json.dumps(dict(content.provenance), sort_keys=True),
     }
     payload = save({name: tensor.contiguous().cpu() for name, tensor in content.state.items()}, metadata)
@@ -114,7 +118,15 @@ def read_model_file(path: str | Path) -> ModelFile:
         fit=_fit(path, metadata),
         until=metadata.get("until"),
         seen=frozenset(names(path, metadata, "seen")) if "seen" in metadata else frozenset(),
+        looks=_looks(path, metadata) if "looks" in metadata else (),
     )
+
+
+def _looks(path: Path, metadata: Mapping[str, str]) -> tuple[KnownPictures, ...]:
+    try:
+        return tuple(KnownPictures.from_text(text) for text in names(path, metadata, "looks"))
+    except ValueError as reason:
+        raise wrong(path, "looks", "...", f"perceptual hashes as `train` writes them ({reason})") from None
 
 
 def _fit(path: Path, metadata: Mapping[str, str]) -> Fit:

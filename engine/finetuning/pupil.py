@@ -19,6 +19,7 @@ from engine.finetuning.surgery import adapted, continued, shortened
 from engine.model_file import ModelFile, read_model_file
 from engine.models import ModelEntry
 from engine.networks import MODEL_FILE, RANDOM, build_untrained, entry_of
+from engine.perceptual_hash import KnownPictures
 from engine.preprocess import Fit, Preprocessing
 from engine.split import split_network
 from pipeline.errors import ConfigError, LayerError, ModelError
@@ -99,6 +100,8 @@ class Pupil:
     """Whether its last layer can learn alone, and has to before the rest does."""
     seen: frozenset[str] = frozenset()
     """Digests of the pictures it has learned from before."""
+    looks: tuple[KnownPictures, ...] = ()
+    """Their perceptual hashes."""
     begun_with: Mapping[str, Any] = field(default_factory=dict)
     """The file it goes on from."""
 
@@ -158,7 +161,9 @@ def _from_file(wish: Wish, labels: tuple[str, ...]) -> Pupil:
     layer = wish.layer or (file.layer if wish.until in {None, file.until} else None)
     entry = replace(entry_of(file.model), mean=file.mean, std=file.std)
     pupil = _placed(replace(wish, layer=layer, until=wish.until or file.until), net, last, entry, labels)
-    return replace(pupil, wish=wish, known=known, seen=file.seen, begun_with=_told(file, place, known))
+    return replace(
+        pupil, wish=wish, known=known, seen=file.seen, looks=file.looks, begun_with=_told(file, place, known)
+    )
 
 
 def _told(file: ModelFile, place: Path, known: Sequence[str]) -> dict[str, Any]:

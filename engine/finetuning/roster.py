@@ -32,6 +32,8 @@ class Sample:
     """What it shows, whatever it is called: pictures of one source stay together."""
     digest: str = ""
     """Of its pixels: two pictures of one digest are one picture. Empty: not known."""
+    part: str = ""
+    """The part the user has put it into; empty: to be divided."""
 
 
 def sources_of(names: Sequence[str], pattern: str | None = None, gap: int | None = None) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,6 +22,9 @@ from pipeline.frames import Image
 LEAST_WITNESSES = 5
 """From fewer sources nothing is said of other parts."""
 
+MOST_SCORES = 400_000
+"""How many scores a report holds at the most."""
+
 FIRST = Course(epochs=60, batch=64, learning_rate=3e-3, patience=15, stage="last layer alone")
 """Before a pretrained network is tuned its new last layer learns alone: one that begins at random would spoil what it
 came with. Kumar et al., *Fine-tuning can distort pretrained features*, arXiv:2202.10054."""
@@ -40,9 +43,13 @@ class Examined:
     """Counts by true class (row) and given class (column)."""
     answers: tuple[tuple[str, int, int, float], ...]
     """Path, true class, given class and its score, for every picture."""
+    scores: tuple[tuple[float, ...], ...]
+    """The scores of all classes, for every picture; empty where these would be more than 400,000 numbers."""
     likely: tuple[float, float] | None
-    """Between which shares the accuracy on other parts lies, 95 times of 100; each source is one witness. None: there
-    are too few to tell."""
+    """Between which shares the accuracy on other parts lies, 95 times of 100; each source counts once, and pictures
+    that look nearly like learned ones do not. None: which pictures show one part is not known, or there are too few."""
+    counted_sources: int
+    """How many sources that rests on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +74,9 @@ class Watching:
 
 
 def teach(
-    pupil: Pupil, parts: Mapping[str, Sequence[Sample]], read: Callable[[str], Image], watching: Watching
-) -> Diploma:
+    pupil: Pupil, parts: Mapping[str, Sequence[Sample]], read: Callable[[str], Image], watching: Watching, *,
+    grouped: bool = True, look_alikes: Collection[str] = (),
+) -> Diploma:  # fmt: skip
     """Teach a network what the pictures show.
 
     The same pictures, wish, thread count and machine give the same weights on a CPU.
@@ -78,6 +86,9 @@ def teach(
         parts: learning, stopping and held_out, each with all of the pupil's classes.
         read: gives a picture by its path.
         watching: told on the way.
+        grouped: whether the samples' sources say which pictures show one part; otherwise nothing is concluded for other
+            parts.
+        look_alikes: paths of pictures that look nearly like learned ones; nothing is concluded from them.
 
     Raises:
         ModelError: the loss left all bounds before anything was learned.
@@ -101,7 +112,8 @@ def teach(
                 device=task.device, precision=wish.precision, untrained=wish.weights == RANDOM,
             )  # fmt: skip
             told = _studied(learner, task, course, able=wish.weights != RANDOM) or told
-    found = {part: _examined(learner, samples, classes, numbers[part], pupil.labels) for part in (STOPPING, HELD_OUT)}
+    counted = [one.source if grouped and one.path not in look_alikes else None for one in samples]
+    found = {part: _examined(task, learner, samples, numbers[part], counted) for part in (STOPPING, HELD_OUT)}
     provenance = provenance_of(pupil) | _provenance(course, told, parts, found)
     return Diploma(_packed(pupil, parts, provenance), tuple(told), course, found)
 
@@ -152,12 +164,14 @@ def _studied(learner: LastLayer | TunedNetwork, task: _Task, course: Course, *, 
 
 
 def _examined(
-    learner: TunedNetwork | LastLayer, samples: Sequence[Sample], classes: Numbers, numbers: Numbers,
-    labels: Sequence[str],
+    task: _Task, learner: TunedNetwork | LastLayer, samples: Sequence[Sample], numbers: Numbers,
+    counted: Sequence[str | None],
 ) -> Examined:  # fmt: skip
+    """Return how the network does on some pictures; ``counted``: each sample's source, None to leave it out."""
+    labels = task.pupil.labels
     scores = torch.softmax(guesses(learner, numbers), 1)
     given = scores.argmax(1).tolist()
-    truth = classes[numbers].tolist()
+    truth = task.classes[numbers].tolist()
     table = confusion(truth, given, len(labels))
     recalls = tuple(row[k] / max(1, sum(row)) for k, row in enumerate(table))
     answers = tuple(
@@ -165,10 +179,15 @@ def _examined(
         for number, true, guess, row in zip(numbers.tolist(), truth, given, scores, strict=True)
     )
     share = sum(row[k] for k, row in enumerate(table)) / len(numbers)
-    witnesses = len({samples[number].source for number in numbers.tolist()})
+    apart = [
+        (counted[number], true == guess) for number, true, guess in zip(numbers.tolist(), truth, given, strict=True)
+        if counted[number] is not None
+    ]  # fmt: skip
+    sources = len({source for source, _ in apart})
     return Examined(
         len(numbers), share, float(np.mean(recalls)), recalls, tuple(map(tuple, table)), answers,
-        likely(share, witnesses) if witnesses >= LEAST_WITNESSES else None,
+        tuple(tuple(round(float(one), 4) for one in row) for row in scores) if scores.numel() <= MOST_SCORES else (),
+        likely(float(np.mean([right for _, right in apart])), sources) if sources >= LEAST_WITNESSES else None, sources,
     )  # fmt: skip
 
 

@@ -1,0 +1,140 @@
+"""What a training leaves: the model, checked before it has its name, and the report beside it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from commands.terminal import near, say, write_text
+from pipeline.errors import ConfigError, EngineError, ModelError, SourceError
+from pipeline.frames import Frame
+
+if TYPE_CHECKING:
+    from engine.explainer import NetworkExplainer
+    from engine.finetuning.near_duplicates import NearDuplicate
+    from engine.finetuning.pupil import Pupil
+    from engine.finetuning.roster import Sample
+    from engine.finetuning.school import Diploma
+    from engine.model_file import ModelFile
+
+log = logging.getLogger("recipro-stream")
+
+SHOWN_MISTAKES: Final = 24
+"""How many mistaken pictures a report shows, the surest first."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trained:
+    """What a report tells of."""
+
+    pictures: str
+    """What the user named."""
+    diploma: Diploma
+    parts: Mapping[str, Sequence[Sample]]
+    left_out: Sequence[str]
+    similar: Sequence[NearDuplicate]
+    grouped: bool
+    """Whether it is known which pictures show one part."""
+
+
+def files_beside(output: Path) -> dict[str, Path]:
+    """Return the files that are written beside the model."""
+    return {kind: output.with_suffix(f".{kind}") for kind in ("report.json", "report.html", "held-out.txt")}
+
+
+def unchecked_file(output: Path) -> Path:
+    """Return where the weights lie until they are checked, and stay if the check fails."""
+    return output.with_suffix(".unchecked.safetensors")
+
+
+def write_checked(output: Path, file: ModelFile, pupil: Pupil, pictures: Sequence[str]) -> NetworkExplainer:
+    """Write a model, explain a picture with what was written, compare, and only then give it its name.
+
+    Args:
+        output: its place; what lies there stays until the check has passed.
+        file: the model.
+        pupil: the network that was trained, in memory.
+        pictures: paths; one of them is explained.
+
+    Raises:
+        ModelError: what was written is not what was trained. The weights stay beside it, under another name.
+    """
+    from engine.finetuning.verification import check_answers, open_model_file
+    from engine.model_file import save_model
+    from stream.images import read_image
+
+    place = unchecked_file(output)
+    save_model(place, file)
+    try:
+        explainer = open_model_file(place)
+        frame = Frame(read_image(Path(pictures[0])), "train", 0, 0.0, source_name=pictures[0])
+        check_answers(explainer, pupil.net, pupil.labels, pupil.preprocessing, frame)
+    except EngineError as reason:
+        raise ModelError(
+            f"{near(output)}: is not written, for what was trained cannot be used: read again, it {reason}. The "
+            f"weights are kept in {near(place)}; please report this with the network's name, {pupil.name}"
+        ) from reason
+    try:
+        place.replace(output)
+    except OSError as reason:
+        raise ConfigError(
+            f"{near(output)}: cannot be written ({reason.strerror}); the model is whole in {near(place)}"
+        ) from None
+    return explainer
+
+
+def write_report(output: Path, trained: Trained, explainer: NetworkExplainer) -> None:
+    """Write what came of a training beside the model, and tell the most of it."""
+    from engine.finetuning.roster import HELD_OUT
+    from overlays.training_page import conclusion, training_page
+    from stream.images import read_image
+
+    diploma, labels = trained.diploma, trained.diploma.file.labels
+    found = diploma.examined[HELD_OUT]
+    told: dict[str, Any] = {
+        "model": output.name, "pictures": trained.pictures, "labels": list(labels),
+        "provenance": dict(diploma.file.provenance),
+        "layer": diploma.file.layer, "input_size": list(diploma.file.input_size), "fit": diploma.file.fit,
+        "grouped": trained.grouped,
+        "epochs": [asdict(epoch) for epoch in diploma.epochs],
+        "examined": {part: asdict(one) for part, one in diploma.examined.items()},
+        "parts": {part: [asdict(one) for one in several] for part, several in trained.parts.items()},
+        "near_duplicates": [asdict(one) for one in trained.similar],
+        "left_out": list(trained.left_out),
+    }  # fmt: skip
+    places = files_beside(output)
+    write_text(places["report.json"], json.dumps(told, indent=1) + "\n")
+    mistakes = sorted((one for one in found.answers if one[1] != one[2]), key=lambda one: -one[3])
+    heats = _explained([one[0] for one in mistakes[:SHOWN_MISTAKES]], explainer)
+    page = training_page(told, lambda path: read_image(Path(path)), heats, pictures=SHOWN_MISTAKES)
+    write_text(places["report.html"], page)
+    lines = "".join(f"{Path(one.path).absolute()}\n" for one in trained.parts[HELD_OUT])
+    write_text(places["held-out.txt"], lines)
+    say(f"\n{conclusion(told)}")
+    for label, recall, row in zip(labels, found.recalls, found.confusion, strict=True):
+        say(f"  {label:20} {recall:6.1%} of {sum(row)}")
+    say(f"\nwritten: {near(output)}; read {near(places['report.html'])}")
+    model = shlex.quote(near(output))
+    say(f"run it:   uv run run.py stream --model {model} --source camera:0 --sink window")
+    say(f"ask it:   uv run run.py evaluate {shlex.quote(near(places['held-out.txt']))} --model {model} --output DIR")
+
+
+def _explained(paths: Sequence[str], explainer: NetworkExplainer) -> dict[str, Any]:
+    """Return by path where the network looked: (heat, region) of its top-1 class."""
+    from stream.images import read_image
+
+    found = {}
+    for index, path in enumerate(paths):
+        try:
+            frame = Frame(read_image(Path(path)), "train", index, 0.0, source_name=path)
+        except SourceError as reason:
+            log.warning("without its heat in the report: %s", reason)
+            continue
+        explanation = explainer.explain([frame])[0]
+        found[path] = (explanation.findings[0].heat, explanation.heat_region)
+    return found

@@ -63,8 +63,8 @@ def find_layout(folder: Path, suffixes: frozenset[str]) -> Layout:
             return Layout({"": (folder,)})  # a class that is called so, with folders in it
         raise ConfigError(
             f"{folder}: {_listed(split)} is called like a part of a split and holds "
-            f"{_some(inner[next(iter(split))].classes)}, beside {_some([one.name for one in others]) if others else 'nothing else'}; give a folder that holds the "
-            "classes, or train and val (or test) with the same classes in each"
+            f"{_some(inner[next(iter(split))].classes)}, beside {_listed(others) or 'nothing else'}; give a folder "
+            "that holds the classes, or train and val (or test) with the same classes in each"
         )
     if TRAINING not in split.values():
         raise ConfigError(

@@ -43,7 +43,7 @@ def test_a_folder_becomes_a_network_that_streams_and_is_examined_and_exported(co
     code, told, errors = command("train", "parts", *LESSON, *pattern)
     assert code == 0, errors
     assert "left out      1 that do not decode" in told
-    assert "95 times of 100" in told
+    assert "which pictures show one part is not known" not in told
     report = json.loads((tmp_path / "part.report.json").read_text())
     assert [line.partition(":")[0] for line in report["left_out"]] == ["parts/spot/broken.png"]
     sources = [{one["source"] for one in several} for several in report["parts"].values()]
@@ -147,12 +147,17 @@ def test_what_a_user_can_mend_is_said_in_one_line(command, tmp_path, change, wor
     assert not (tmp_path / "part.safetensors").exists()
 
 
-def test_a_csv_from_a_spreadsheet_may_have_semicolons_and_spaces(command, tmp_path):
+def test_a_csv_without_groups_concludes_nothing_for_other_parts(command, tmp_path, caplog):
     rows = [f"parts/{kind}/{kind}{n // 2}_{n % 2}.png; {kind}" for kind in KINDS for n in range(20)]
     (tmp_path / "parts.csv").write_text("\r\n".join(["\ufeffpath; label", *rows]), encoding="utf-8")
-    code, _, errors = command("train", "parts.csv", *LESSON, "--epochs", 1)
+    code, told, errors = command("train", "parts.csv", *LESSON, "--epochs", 1)
     assert code == 0, errors
-    assert json.loads((tmp_path / "part.report.json").read_text())["labels"] == list(KINDS)
+    report = json.loads((tmp_path / "part.report.json").read_text())
+    assert report["labels"] == list(KINDS)
+    assert "which pictures show one part is not known" in caplog.text
+    assert report["examined"]["held_out"]["likely"] is None
+    assert "Nothing is concluded for other parts" in told
+    assert "95 times of 100" not in told + (tmp_path / "part.report.html").read_text()
     for name, encoding in (("schön", "latin-1"), ("ok", "utf-16"), ("ok", "utf-16-le")):
         (tmp_path / "parts.csv").write_bytes(f"path,label\na.png,{name}\n".encode(encoding))
         code, _, errors = command("train", "parts.csv", *LESSON)

@@ -18,7 +18,7 @@ from pipeline.config import EngineConfig
 from pipeline.errors import ModelError
 from pipeline.frames import Explanation, Frame
 
-SCORE_TOLERANCE: Final = 1e-3
+SCORE_TOLERANCE: Final = 1e-4
 """How far a score may be from that of the network in memory: float32, the same arithmetic in another order."""
 
 _COMPARED_CLASSES: Final = 5

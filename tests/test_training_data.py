@@ -1,0 +1,205 @@
+"""Labelled pictures on the disk: classes, splits of classes, and tables, as people and programs leave them."""
+
+import logging
+import random
+
+import cv2
+import numpy as np
+import pytest
+
+from commands.roster import listed, readable
+from engine.finetuning.given_split import keep_split
+from engine.finetuning.roster import HELD_OUT, LEARNING, STOPPING, joined
+from pipeline.errors import ConfigError
+
+
+def draw(place, seed=0):
+    place.parent.mkdir(parents=True, exist_ok=True)
+    image = np.random.default_rng((seed, *map(ord, place.parent.name))).integers(0, 256, (16, 16, 3), np.uint8)
+    assert cv2.imwrite(str(place), image)
+
+
+def make(folder, *classes, pictures=8):
+    for number, name in enumerate(classes):
+        for k in range(pictures):
+            draw(folder / name / f"{k}.png", seed=100 * number + k)
+    return folder
+
+
+def parts_of(listing):
+    return {part: sorted({one.label for one in listing.samples if one.part == part}) for part in
+            sorted({one.part for one in listing.samples})}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("folders", "parts"),
+    [
+        (("train", "val"), {HELD_OUT, LEARNING}),
+        (("Train", "TEST"), {HELD_OUT, LEARNING}),
+        (("train", "valid", "test"), {HELD_OUT, LEARNING, STOPPING}),
+        (("training_set", "validation-set", "test_set"), {HELD_OUT, LEARNING, STOPPING}),
+        (("train2017", "val2017"), {HELD_OUT, LEARNING}),
+        (("trainset", "testset"), {HELD_OUT, LEARNING}),
+    ],
+)
+def test_split_of_class_folders_is_kept_as_split(tmp_path, folders, parts):
+    for folder in folders:
+        make(tmp_path / folder, "ok", "scratch")
+    found = listed(tmp_path, None, None, None)
+    assert parts_of(found) == {part: ["ok", "scratch"] for part in parts}
+    assert found.divided
+
+
+def test_split_keeps_each_picture_in_its_part_and_takes_stopping_ones_from_training(tmp_path):
+    make(tmp_path / "train", "ok", "scratch", pictures=10)
+    make(tmp_path / "val", "ok", "scratch", pictures=3)
+    parts, left = keep_split(listed(tmp_path, None, None, None).samples, 0.2, seed=0)
+    assert {len(parts[part]) for part in (LEARNING, STOPPING)} == {16, 4}
+    assert all("/val/" in one.path for one in parts[HELD_OUT])
+    assert len(parts[HELD_OUT]) == 6
+    assert not left
+
+
+def test_copy_of_a_learned_picture_does_not_examine(tmp_path):
+    make(tmp_path / "train", "ok", "scratch")
+    make(tmp_path / "val", "ok", "scratch", pictures=3)
+    for kind in ("ok", "scratch"):
+        for k in range(3):
+            draw(tmp_path / "val" / kind / f"{k}.png", seed=900 + 10 * len(kind) + k)
+    (tmp_path / "val" / "ok" / "copy.bmp").write_bytes(
+        cv2.imencode(".bmp", cv2.imread(str(tmp_path / "train" / "ok" / "0.png")))[1].tobytes()
+    )
+    samples, copies = joined(readable(listed(tmp_path, None, None, None).samples)[0])
+    assert copies == 1
+    parts, left = keep_split(samples, 0.2, seed=0)
+    assert [one.path for one in left] == [str(tmp_path / "val" / "ok" / "copy.bmp")]
+    assert len(parts[HELD_OUT]) == 6
+
+
+def test_class_called_train_is_a_class(tmp_path):
+    make(tmp_path, "bus", "car", "train")
+    assert parts_of(listed(tmp_path, None, None, None)) == {"": ["bus", "car", "train"]}
+    draw(tmp_path / "train" / "side view" / "1.png")  # pictures of a class may lie in folders
+    assert parts_of(listed(tmp_path, None, None, None)) == {"": ["bus", "car", "train"]}
+
+
+def test_folders_that_programs_leave_are_passed_over(tmp_path):
+    make(tmp_path, "ok", "scratch", ".ipynb_checkpoints", "__MACOSX")
+    draw(tmp_path / "ok" / ".ipynb_checkpoints" / "0-checkpoint.png")
+    (tmp_path / "ok" / "._0.png").write_bytes(b"\0\5\26\7")
+    found = listed(tmp_path, None, None, None)
+    assert parts_of(found) == {"": ["ok", "scratch"]}
+    assert len(found.samples) == 16
+
+
+@pytest.mark.parametrize(
+    ("folders", "rule"),
+    [
+        (("train/ok", "train/scratch"), "are the classes: give "),
+        (("images/ok", "images/scratch"), "if those are the classes, give "),
+        (("val/ok", "val/scratch", "test/ok", "test/scratch"), "none to learn from"),
+        (("ok", "scratch", "test/ok", "test/scratch"), "give a folder that holds the classes"),
+        (
+            ("train/ok", "train/scratch", "test/ok", "test/scratch", "test/dent"),
+            "class 'dent': has pictures in the test",
+        ),
+        (("train/ok", "train/scratch", "val/ok"), "class 'scratch': has no pictures in the test part"),
+        (("train/good", "test/good", "test/broken", "ground_truth/broken"), "class 'broken'"),
+        (("train", "test"), "pictures without a folder for each class"),
+        (("train/images", "val/images"), "holds the pictures of all classes"),
+        (("images",), "a network tells two or more apart"),
+    ],
+)
+def test_folders_that_are_no_classes_are_refused_with_the_remedy(tmp_path, folders, rule):
+    for folder in folders:
+        make(tmp_path, folder)
+    with pytest.raises(ConfigError) as refused:
+        listed(tmp_path, None, None, None)
+    assert rule in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_empty_class_of_a_split_is_refused(tmp_path):
+    make(tmp_path / "train", "ok", "scratch")
+    make(tmp_path / "val", "ok", "scratch")
+    (tmp_path / "val" / "dent").mkdir()
+    with pytest.raises(ConfigError, match=r"class 'dent': .*val/dent holds no pictures"):
+        listed(tmp_path, None, None, None)
+
+
+def test_what_a_split_does_not_use_is_named(tmp_path, caplog):
+    make(tmp_path / "train", "ok", "scratch")
+    make(tmp_path / "val", "ok", "scratch")
+    make(tmp_path, "test")
+    make(tmp_path, "masks")
+    (tmp_path / "train" / "ok" / "a.heif_").write_bytes(b"?")
+    found = listed(tmp_path, None, None, None)
+    assert [line.split(":")[0] for line in found.left_out] == [str(tmp_path / "masks"), str(tmp_path / "test")]
+    assert "1 .heif_" in caplog.text
+
+
+def test_classes_whose_names_differ_in_capitals_alone_are_told(tmp_path, caplog):
+    rows = [f"{name}{k}.png,{name}" for name in ("OK", "ok", "no ok") for k in range(4)]
+    (tmp_path / "parts.csv").write_text("\n".join(["path,label", *rows]))
+    with caplog.at_level(logging.WARNING):
+        listed(tmp_path / "parts.csv", None, None, None)
+    assert "classes 'OK' and 'ok' differ in capitals" in caplog.text
+    assert "no ok" not in caplog.text
+
+
+def table(tmp_path, text, encoding="utf-8"):
+    place = tmp_path / "parts.csv"
+    place.write_bytes(text.encode(encoding))
+    return listed(place, None, None, None)
+
+
+def test_table_of_windows_is_read(tmp_path):
+    make(tmp_path, "ok", "scratch", pictures=2)
+    text = "\r\n".join(["\ufeffPath;Label", *(rf"{kind}\{k}.png;{kind}" for kind in ("ok", "scratch") for k in (0, 1))])
+    good, _, bad = readable(table(tmp_path, text).samples)
+    assert len(good) == 4
+    assert not bad
+
+
+def test_class_without_readable_pictures_is_told_with_its_own_picture(tmp_path):
+    make(tmp_path, "ok", pictures=2)
+    text = "path,label\nnone.png,dent\nok/0.png,ok\nok/1.png,ok\nother.png,ok\n"
+    with pytest.raises(ConfigError, match=r"class 'dent': none of its pictures decodes; the last: .*none\.png"):
+        readable(table(tmp_path, text).samples)
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ('path,label\na.png,ok\n"b.png,dent\n' + "c.png,dent\n" * 20000, "parts.csv:3: "),
+        ('path,label\n"b.png,dent\nc.png,dent\n', "parts.csv:2: "),
+        ('path,label\n"b.png"x,dent\n', "parts.csv:2: "),
+        ('path,label\n"b.png,dent\nc.png",dent\n', "goes over several lines"),
+        ("path,label\na,b.png,ok\n", "3 fields for 2 columns"),
+        ("path,label,path\na.png,ok,b.png\n", "'path' twice"),
+        ("path,label\nC:\\parts\\a.png,ok\n", "a path on a drive of Windows"),
+        ("path,label\n,ok\n", "parts.csv:2: path or label is empty"),
+        ("path,label\n\n", "names no pictures"),
+        ("", "names no pictures"),
+        ("\n", "has no 'path' and no 'label'"),
+        ("path,label\n" + "b\\" * 2000 + ".png,ok\n", "ok"),
+        ("path,label\n" + "a" * 200_000 + ".png,ok\n", "parts.csv:2: "),
+    ],
+)
+def test_table_that_is_none_is_refused_with_its_line(tmp_path, text, rule):
+    with pytest.raises(ConfigError) as refused:
+        table(tmp_path, text)
+    assert rule in str(refused.value)
+
+
+def test_damaged_tables_end_in_a_typed_error(tmp_path):
+    whole = 'path,label,group\n"a,1.png",ok,p1\nb.png,dent,p2\n"c ""2"".png",ok,p3\n' * 2
+    random_ = random.Random(0)
+    for _ in range(400):
+        letters = list(whole)
+        for _ in range(random_.randint(1, 6)):
+            letters[random_.randrange(len(letters))] = random_.choice('",;\n\t\r\\é\0 a')
+        try:
+            table(tmp_path, "".join(letters))
+        except ConfigError as reason:
+            assert len(str(reason)) < 600  # noqa: PT017 - both outcomes are right

@@ -43,7 +43,7 @@ def carry_frames(
 
     from overlays.progress import Progress
     from overlays.renderer import HeatRenderer
-    from overlays.sinks.files import claimed, to_claim
+    from overlays.sinks.locks import claimed, to_claim
     from pipeline.loop import Limits, carry
     from pipeline.supervisor import Supervisor
 

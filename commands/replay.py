@@ -30,6 +30,9 @@ def replay(
     colormap: options.Colormap = None,
     opacity: options.Opacity = None,
     camera: Annotated[str | None, option(CAMERA, "Whose lines, where the log holds several cameras.")] = None,
+    run: Annotated[
+        int | None, option(CAMERA, "Which run, where the log holds several. Default: the last.", min=1)
+    ] = None,
     frames: options.Frames = None,
     seconds: options.Seconds = None,
 ) -> None:
@@ -46,7 +49,7 @@ def replay(
     doors = with_page_token(made.sinks, page_token_file)
     begun = threading.Event()
     with until_interrupted(begun) as stop, ExitStack() as stack:
-        logged = stack.enter_context(LoggedExplainer(record, camera))
+        logged = stack.enter_context(LoggedExplainer(record, camera, run=run, video=video))
         source = LoggedFrames(logged) if video is None else build_source(str(video), camera=logged.camera)
         if source.live:
             raise ConfigError(f"{str(video)!r}: is live; a log is laid over the recording that it was written for")

@@ -63,8 +63,11 @@ SCHEMA: Final = pa.schema(
         pa.field("truth", _TRUTH),
         pa.field("version", pa.int32(), nullable=False),
         pa.field("more", pa.string()),
+        pa.field("source", pa.string()),
     ]
 )
+ADDED: Final = frozenset({"source"})
+"""Columns that came later: a table of an older version lacks them."""
 _MADE: Final = frozenset({"label", "score", "grid_rows", "grid_columns", "more"})
 """Columns that are no keys of a record."""
 _TOLD: Final = frozenset(SCHEMA.names) - _MADE | {"grid"}
@@ -92,7 +95,8 @@ def row_of(record: Record) -> dict[str, Any]:
 
 def record_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row as the record it was made of."""
-    record = {name: row[name] for name in SCHEMA.names if name not in _MADE}
+    record = {name: row[name] for name in SCHEMA.names if name not in _MADE | ADDED}
+    record |= {name: row[name] for name in ADDED if row.get(name) is not None}
     findings = [_finding_record(each) for each in row["findings"]]
     more = json.loads(row["more"]) if row["more"] else {}
     grid = [row["grid_rows"], row["grid_columns"]]

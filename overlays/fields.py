@@ -21,6 +21,11 @@ def text_of(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
+def escaped(path: str) -> str:
+    """Return a path as utf-8 can carry it: undecodable bytes are written out, so that two names stay two names."""
+    return path.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def _refused(word: str) -> NoReturn:
     raise WireError(f"header: {word} is not JSON")
 
@@ -49,6 +54,10 @@ class Fields:
 
     def __contains__(self, key: str) -> bool:
         return key in self._values
+
+    def get(self, key: str) -> Any:  # noqa: ANN401 - JSON gives anything
+        """Return what stands there, unchecked; None where nothing does."""
+        return self._values.get(key)
 
     def _wrong(self, key: str, wanted: str) -> WireError:
         found = repr(self._values[key])[:60] if key in self._values else "missing"

@@ -5,6 +5,7 @@ Pure. Knows nothing about messages.
 
 from __future__ import annotations
 
+import math
 import struct
 from typing import Final
 
@@ -51,12 +52,19 @@ def picture_of(overlay: Overlay, jpeg_quality: int | None) -> bytes | None:
 def scaled_picture(image: Image, scale: float) -> Image:
     """Return an RGB picture, uint8 (height, width, 3), smaller by ``scale`` in (0, 1]; itself where that is 1."""
     height, width = image.shape[:2]
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    size = (max(1, math.floor(width * scale + 1e-6)), max(1, math.floor(height * scale + 1e-6)))
     if size == (width, height):
         return image
     small: Image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
     small.flags.writeable = False
     return small
+
+
+def bounded_picture(image: Image) -> Image:
+    """Return an RGB picture, uint8 (height, width, 3), made as small as readers and encoders take; itself if it is."""
+    height, width = image.shape[:2]
+    scale = min(MAX_SIDE_PIXELS / max(height, width), math.sqrt(MAX_PICTURE_PIXELS / (height * width)))
+    return image if scale >= 1.0 else scaled_picture(image, scale)
 
 
 def decode_picture(payload: bytes) -> Image:

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Protocol, Self
 
 from overlays.fields import Fields
-from overlays.wire import MAX_HEADER_BYTES, MAX_TEXT, VERSION, Header, decode_header, record_bytes
+from overlays.wire import MAX_HEADER_BYTES, MAX_SOURCE, MAX_TEXT, VERSION, Header, decode_header, record_bytes
 from pipeline.errors import SourceError, WireError, WireVersionError
 
 if TYPE_CHECKING:
@@ -33,6 +33,12 @@ class Gist:
     index: int
     seconds: float | None
     place: int
+    run: int = 1
+    """Which run of those in the log wrote it, from 1; all that a version without such lines wrote is one."""
+    source: str = ""
+    """The file its frame was read from; empty where there was none."""
+    clip_seconds: float | None = None
+    """When the frame is shown in the clip that the log lies beside; None where it lies beside none."""
 
 
 class Log(Protocol):
@@ -92,13 +98,20 @@ class Lines:
     def gists(self) -> Iterator[Gist | WireError]:
         """Walk through all lines."""
         assert self._file is not None  # noqa: S101 - entered
-        place = 0
+        place, number, runs, told = 0, 1, {"": 1}, False
         while packed := self._file.readline(MAX_HEADER_BYTES):
             try:
-                fields = Fields.parse(packed)
-                _check_version(fields.integer("version", 1, 1 << 31))
-                camera, index = fields.text("camera", MAX_TEXT), fields.integer("index", 0, 1 << 62)
-                yield Gist(camera, index, fields.optional_number("pts_seconds"), place)
+                if packed.strip():
+                    fields = Fields.parse(packed)
+                    _check_version(fields.integer("version", 1, 1 << 31))
+                    if "run" in fields and "camera" not in fields:
+                        if not told:
+                            runs.clear()  # nothing stands before the first run's line
+                        run_id = fields.get("run").get("id", "") if isinstance(fields.get("run"), dict) else ""
+                        number = runs.setdefault(str(run_id)[:MAX_TEXT], len(runs) + 1)
+                    else:
+                        yield _gist(fields, place, number)
+                    told = True
             except WireVersionError:
                 raise
             except WireError as error:
@@ -110,6 +123,19 @@ class Lines:
         assert self._file is not None  # noqa: S101 - entered
         self._file.seek(place)
         return decode_header(self._file.readline(MAX_HEADER_BYTES))
+
+
+def _gist(fields: Fields, place: int, run: int) -> Gist:
+    """Return what a line is of. Raises ``WireError`` where that is damaged."""
+    return Gist(
+        fields.text("camera", MAX_TEXT),
+        fields.integer("index", 0, 1 << 62),
+        fields.optional_number("pts_seconds"),
+        place,
+        run,
+        fields.text("source", MAX_SOURCE) if fields.get("source") is not None else "",
+        fields.optional_number("clip_seconds"),
+    )
 
 
 class Rows:
@@ -196,11 +222,11 @@ def _group_rows(file: Path) -> list[int]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from overlays.columns import SCHEMA
+    from overlays.columns import ADDED, SCHEMA
 
     try:
         with pq.ParquetFile(file) as opened:
-            missing = set(SCHEMA.names) - set(opened.schema_arrow.names)
+            missing = set(SCHEMA.names) - ADDED - set(opened.schema_arrow.names)
             if missing:
                 raise _unreadable(file, f"it has no column {min(missing)!r}")
             return [opened.metadata.row_group(group).num_rows for group in range(opened.num_row_groups)]

@@ -7,49 +7,25 @@ heat is read line by line: an hour of it takes a few megabytes of memory.
 
 from __future__ import annotations
 
-import bisect
 import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Self
 
 import numpy as np
 
-from overlays.logs import Gist, Log, open_log
+from overlays.log_index import CameraLines
+from overlays.logs import Log, open_log
 from overlays.wire import Header, as_overlay
 from pipeline.errors import SourceError, WireError
 from pipeline.frames import Explanation, Frame
 from pipeline.ports import Health, Source
 
 log = logging.getLogger(__name__)
-
-_SAME_SECONDS: Final = 0.002
-"""Times that differ by less are one frame's: containers count in milliseconds, cameras in more."""
-
-
-@dataclass(slots=True)
-class _Lines:
-    """Where one camera's lines stand in the log."""
-
-    places: dict[int, int] = field(default_factory=dict)
-    """By index, in the order of the file."""
-    seconds: dict[int, float] = field(default_factory=dict)
-    """By index, where the line has a time."""
-    repeated: int = 0
-    by_time: list[tuple[float, int]] = field(default_factory=list)
-
-    def note(self, gist: Gist) -> None:
-        """Take note of one line."""
-        if gist.index in self.places:
-            self.repeated += 1
-            return
-        self.places[gist.index] = gist.place
-        if gist.seconds is not None:
-            self.seconds[gist.index] = gist.seconds
 
 
 class LoggedExplainer:
@@ -58,6 +34,8 @@ class LoggedExplainer:
     Args:
         path: the log.
         camera: whose lines; None: the only camera's.
+        run: which of the log's runs, from 1; None: the last one that has lines of the camera.
+        video: what the log is laid over, where that is a file: a clip's own log goes by the clip's time.
 
     Raises:
         SourceError: on entering: the log cannot be read, holds no explanation, or holds several cameras and none is
@@ -65,8 +43,12 @@ class LoggedExplainer:
         WireVersionError: it was written by a newer version.
     """
 
-    def __init__(self, path: Path, camera: str | None = None) -> None:
+    def __init__(
+        self, path: Path, camera: str | None = None, *, run: int | None = None, video: Path | None = None
+    ) -> None:
         self.camera = camera or ""
+        self.run = run
+        """Which run's lines are shown; None until it is known."""
         self.matched = 0
         """Frames that had a line."""
         self.unmatched = 0
@@ -75,7 +57,8 @@ class LoggedExplainer:
         """Lines that cannot be read."""
         self.path = path
         self._log: Log | None = None
-        self._lines = _Lines()
+        self._lines = CameraLines()
+        self._beside_clip = video is not None and video.stem == path.stem
 
     @property
     def line_count(self) -> int:
@@ -109,7 +92,7 @@ class LoggedExplainer:
                 yield header
 
     def _explained(self, frame: Frame) -> Explanation:
-        index = self._index_of(frame)
+        index = self._lines.index_of(frame)
         header = None if index is None else self._read(index)
         if header is None:
             self.unmatched += 1
@@ -124,21 +107,6 @@ class LoggedExplainer:
         logged = as_overlay(shown, frame.image, now_unix=0.0, now_monotonic=0.0).explanation
         return replace(logged, frame=replace(frame, truth=logged.frame.truth))
 
-    def _index_of(self, frame: Frame) -> int | None:
-        """Return the index of the line that belongs to a frame."""
-        lines = self._lines
-        told = lines.seconds.get(frame.index)
-        if frame.index in lines.places and (
-            told is None or frame.pts_seconds is None or abs(told - frame.pts_seconds) < _SAME_SECONDS
-        ):
-            return frame.index
-        if frame.pts_seconds is None:
-            return None
-        place = bisect.bisect_left(lines.by_time, (frame.pts_seconds, -1))
-        near = lines.by_time[max(0, place - 1) : place + 1]
-        seconds, index = min(near, key=lambda one: abs(one[0] - (frame.pts_seconds or 0.0)), default=(np.inf, -1))
-        return index if abs(seconds - frame.pts_seconds) < _SAME_SECONDS else None
-
     def _read(self, index: int) -> Header | None:
         assert self._log is not None  # noqa: S101 - entered
         try:
@@ -147,17 +115,17 @@ class LoggedExplainer:
             self._leave_out(f"frame {index}", error)
             return None
 
-    def _scan(self, opened: Log) -> dict[str, _Lines]:
-        """Find every camera's lines."""
-        cameras: dict[str, _Lines] = {}
+    def _scan(self, opened: Log) -> dict[str, dict[int, CameraLines]]:
+        """Find every camera's lines, by run."""
+        cameras: dict[str, dict[int, CameraLines]] = {}
         for number, gist in enumerate(opened.gists(), 1):
             if isinstance(gist, WireError):
                 self._leave_out(f"line {number}", gist)
             else:
-                cameras.setdefault(gist.camera, _Lines()).note(gist)
+                cameras.setdefault(gist.camera, {}).setdefault(gist.run, CameraLines()).note(gist)
         return cameras
 
-    def _choose(self, cameras: dict[str, _Lines]) -> None:
+    def _choose(self, cameras: dict[str, dict[int, CameraLines]]) -> None:
         if not cameras:
             raise SourceError(
                 f"{self.path}: no line of it is an explanation; a log is what --sink FILE.jsonl or FILE.parquet writes"
@@ -168,11 +136,25 @@ class LoggedExplainer:
         self.camera = self.camera or next(iter(cameras))
         if self.camera not in cameras:
             raise SourceError(f"{self.path}: holds no camera {self.camera!r}; it has {names}")
-        self._lines = cameras[self.camera]
-        self._lines.by_time = sorted((seconds, index) for index, seconds in self._lines.seconds.items())
+        runs = cameras[self.camera]
+        told = ", ".join(map(str, runs))
+        if self.run is not None and self.run not in runs:
+            raise SourceError(
+                f"{self.path}: its run {self.run} has no line of {self.camera!r}; choose one with --run: {told}"
+            )
+        if self.run is None and len(runs) > 1:
+            log.warning(
+                "%s: %d runs have lines of %r; the last one is shown, another with --run: %s",
+                self.path, len(runs), self.camera, told,
+            )  # fmt: skip
+        self.run = max(runs) if self.run is None else self.run
+        self._lines = runs[self.run]
+        if self._beside_clip and self._lines.clip_seconds:
+            self._lines = self._lines.as_clip()
+        self._lines.sort()
         if self._lines.repeated:
             log.warning(
-                "%s: %d lines tell of a frame that was told of before (a second run?); the first of each is used",
+                "%s: %d lines tell of a frame that was told of before; the first of each is used",
                 self.path, self._lines.repeated,
             )  # fmt: skip
 
@@ -194,6 +176,7 @@ class LoggedFrames:
         self.frames_total: int | None = logged.line_count
         self.health = Health("live")
         self._path = logged.path
+        self._run = logged.run
 
     def __enter__(self) -> Self:
         return self
@@ -206,12 +189,14 @@ class LoggedFrames:
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
         """Give them in the order of the log."""
         # The headers are read here, not shared: the explainer reads the same file in another thread.
-        with LoggedExplainer(self._path, self.camera) as own:
+        with LoggedExplainer(self._path, self.camera, run=self._run) as own:
             for header in own.headers():
                 if stop.is_set():
                     return
                 black = np.zeros((header.height, header.width, 3), np.uint8)
-                yield Frame(black, self.camera, header.index, time.monotonic(), header.pts_seconds)
+                yield Frame(
+                    black, self.camera, header.index, time.monotonic(), header.pts_seconds, source_name=header.source
+                )
 
 
 class Paced:

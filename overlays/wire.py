@@ -13,8 +13,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from overlays.fields import Fields, text_of
-from overlays.jpeg import MAX_SIDE_PIXELS, encode_picture, measured
+from overlays.fields import Fields, escaped, text_of
+from overlays.jpeg import encode_picture, measured
 from overlays.wire_guards import (
     grounds_record,
     guards_record,
@@ -29,9 +29,13 @@ from pipeline.frames import Box, Explanation, Finding, Frame, Heat, Image, Overl
 VERSION: Final = 1
 ENCODING: Final = "jpeg"
 MAX_HEADER_BYTES: Final = 32 << 20
+MAX_FRAME_SIDE: Final = 1 << 20
+"""Of a frame, which may be larger than any picture that is sent of it."""
 MAX_GRID_SIDE: Final = 4096
 MAX_FINDINGS: Final = 4096
 MAX_TEXT: Final = 4096
+MAX_SOURCE: Final = 32768
+"""Of a path: 4096 bytes, some of them escaped."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,6 +64,8 @@ class Header:
     frame_width: int
     """The frame's own width where the picture was sent smaller; the picture's otherwise."""
     frame_height: int
+    source: str = ""
+    """The file the frame was read from; empty for a live source."""
     silence: Silence | None = None
     """Set where nothing comes from the camera any more: this is its last frame, drawn so."""
     guarded: Mapping[str, Any] = field(default_factory=dict)
@@ -82,9 +88,11 @@ def explanation_record(explanation: Explanation, *, sent_at_unix: float, now_mon
     if len(grids) > 1:
         raise WireError(f"findings: grids {sorted(grids)} differ; all findings of one explanation share the layer's")
     age = frame.age_seconds(now_monotonic)
+    named = {"source": escaped(frame.source_name)} if frame.source_name else {}
     return {
         "version": VERSION,
         "camera": text_of(frame.camera),
+        **named,
         "index": frame.index,
         "width": frame.width,
         "height": frame.height,
@@ -188,7 +196,7 @@ def decode_header(header: bytes) -> Header:
             f"version: the message is version {version}, this reader knows up to {VERSION}; update recipro-stream here"
         )
     grid = fields.integers("grid", 2, 0, MAX_GRID_SIDE)
-    width, height = fields.integer("width", 1, MAX_SIDE_PIXELS), fields.integer("height", 1, MAX_SIDE_PIXELS)
+    width, height = fields.integer("width", 1, MAX_FRAME_SIDE), fields.integer("height", 1, MAX_FRAME_SIDE)
     return Header(
         version=version,
         camera=fields.text("camera", MAX_TEXT),
@@ -208,8 +216,9 @@ def decode_header(header: bytes) -> Header:
         findings=tuple(_finding(each, (grid[0], grid[1])) for each in fields.objects("findings", MAX_FINDINGS)),
         timings=fields.numbers("timings"),
         truth=_truth(fields),
-        frame_width=fields.integer("frame_width", 1, MAX_SIDE_PIXELS) if "frame_width" in fields else width,
-        frame_height=fields.integer("frame_height", 1, MAX_SIDE_PIXELS) if "frame_height" in fields else height,
+        frame_width=fields.integer("frame_width", 1, MAX_FRAME_SIDE) if "frame_width" in fields else width,
+        frame_height=fields.integer("frame_height", 1, MAX_FRAME_SIDE) if "frame_height" in fields else height,
+        source=fields.text("source", MAX_SOURCE) if fields.get("source") is not None else "",
         silence=_silence(fields),
         guarded=read_guards(fields),
     )
@@ -285,6 +294,7 @@ def as_overlay(header: Header, image: Image, *, now_unix: float, now_monotonic: 
         taken_at=now_monotonic - (now_unix - header.taken_at_unix),
         pts_seconds=header.pts_seconds,
         truth=None if truth is None else Truth(truth.label, tuple(_scaled(box, x, y) for box in truth.boxes)),
+        source_name=header.source,
     )
     findings = tuple(
         replace(f, box=None if f.box is None else _scaled(f.box, x, y), grounds=scaled_grounds(f.grounds, x, y))

@@ -10,6 +10,7 @@
     │   ├── LayerError       the layer is missing or has no grid to explain
     │   └── BackendError     the backend is missing here, or disagrees with eager
     ├── SinkError            a sink cannot be opened or written
+    │   ├── FrameError       one frame cannot be delivered; the sink goes on
     │   └── LossError        it ran, and did not take all that was put
     └── WireError            a message cannot be read
         ├── WireVersionError it was written for a newer reader
@@ -69,6 +70,10 @@ class BackendError(EngineError):
 
 class SinkError(ReciproStreamError):
     """A sink cannot be opened or written."""
+
+
+class FrameError(SinkError):
+    """One frame cannot be delivered, whatever the reason; the sink takes the next one."""
 
 
 class LossError(SinkError):

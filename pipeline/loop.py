@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from pipeline.errors import ReciproStreamError
+from pipeline.errors import FrameError, ReciproStreamError, WireError
 from pipeline.frames import Explanation, Frame, Overlay, Silence
 from pipeline.metrics import Tally
 from pipeline.ports import (
@@ -26,6 +26,7 @@ from pipeline.ports import (
 )
 from pipeline.pump import Pump, Relay, gather
 from pipeline.silence import Watchman
+from pipeline.soundness import unsound
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +227,8 @@ def _drawing(
             tally.expired(camera)
             return
         begun = time.monotonic()
-        if any(sink.needs_picture(camera) and not outlet.broken for sink, outlet in doors):
+        looked_at = any(sink.needs_picture(camera) and not outlet.broken for sink, outlet in doors)
+        if looked_at and not unsound(explanation):  # an unsound one cannot be drawn; every outlet refuses it
             overlay = renderer.render(explanation)
             tally.stage("render", time.monotonic() - begun)
         else:
@@ -256,8 +258,26 @@ def _silent(renderer: Renderer, doors: Sequence[tuple[Sink, Relay[Overlay]]]) ->
 
 
 def outlet_of(sink: Sink, put: Callable[[Overlay], None], depth: int = 16) -> Relay[Overlay]:
-    """Return the thread and queue before a sink: deep where every frame counts, else the two newest."""
-    return Relay(sink.uri, put, depth=depth if sink.lossless else 2, idle=sink.idle, weigh=_bytes_of)
+    """Return the thread and queue before a sink: deep where every frame counts, else the two newest.
+
+    No single frame closes a sink: one that cannot be told or encoded is counted as refused, with its reason.
+    """
+
+    def checked(overlay: Overlay) -> None:
+        if reason := unsound(overlay.explanation):
+            frame = overlay.explanation.frame
+            raise FrameError(f"camera {frame.camera!r}, frame {frame.index}: {reason}")
+        put(overlay)
+
+    depth = depth if sink.lossless else 2
+    return Relay(sink.uri, checked, depth=depth, idle=sink.idle, weigh=_bytes_of, skips=_concerns_one_frame)
+
+
+def _concerns_one_frame(error: Exception) -> bool:
+    """Say whether an error of a sink may be one frame's: all but those that say that the sink is broken."""
+    if isinstance(error, FrameError | WireError):
+        return True
+    return not isinstance(error, ReciproStreamError | OSError)
 
 
 def _bytes_of(overlay: Overlay) -> int:
@@ -293,7 +313,8 @@ def _stop_all(pumps: Sequence[Pump]) -> None:
 def _errors(pumps: Sequence[Pump], outlets: Sequence[Relay[Overlay]]) -> list[str]:
     """Return what went wrong, in words; a bug (an error outside our tree) is raised instead."""
     told: list[str] = []
-    for error in [*(pump.error for pump in pumps), *(outlet.error for outlet in outlets)]:
+    errors = [*(pump.error for pump in pumps), *(outlet.error or outlet.fault for outlet in outlets)]
+    for error in errors:
         if error is not None and not isinstance(error, ReciproStreamError | OSError):
             raise error
         if error is not None:

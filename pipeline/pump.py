@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
+from pipeline.errors import ReciproStreamError
 from pipeline.frames import Frame
 from pipeline.metrics import usual_interval
 from pipeline.ports import Health, Overflow, Source, StopRequested
@@ -32,6 +33,12 @@ JOIN_SECONDS = 10.0
 
 CONNECTING_SECONDS = 1.0
 """How long a live source that is being connected may take to end: it waits for an answer, and cannot be woken."""
+
+
+_MOST_FAILURES = 10
+"""After so many items in a row that fail for a reason outside our tree a relay closes."""
+_MOST_SAID = 20
+"""Of so many items a relay says why it refuses them; of the others it only counts them."""
 
 
 class Pump:
@@ -291,6 +298,7 @@ class Relay(Generic[T]):
         idle: Callable[[], None] | None = None,
         weigh: Callable[[T], int] | None = None,
         most_bytes: int = 1 << 28,
+        skips: Callable[[Exception], bool] | None = None,
     ) -> None:
         """Take what the thread calls.
 
@@ -302,14 +310,25 @@ class Relay(Generic[T]):
                 last picture.
             weigh: the bytes an item holds; None: items are only counted.
             most_bytes: what waits may hold so much together; a single item always may wait.
+            skips: says of what ``deliver`` or ``idle`` raised whether it concerns that item alone: it is counted as
+                refused, and the thread goes on. None: every error closes the door.
         """
         self.name = name
         self.error: BaseException | None = None
         """Why the door was closed; None while it works."""
+        self.fault: Exception | None = None
+        """The first error outside our tree that concerned one item alone: a bug."""
         self.delivered = 0
         self.dropped = 0
+        self.refused = 0
+        """Items that could not be delivered, each for a reason of its own."""
+        self.refusal = ""
+        """The reason of the last one of them."""
         self._deliver = deliver
         self._idle = idle
+        self._skips = skips or (lambda _error: False)
+        self._failures = 0
+        """Items in a row that failed for a reason outside our tree."""
         self._depth = depth
         self._weigh = weigh or (lambda _item: 0)
         self._most_bytes = most_bytes
@@ -372,12 +391,11 @@ class Relay(Generic[T]):
                     item = self._queue.popleft() if self._queue else None
                     self._bell.notify_all()
                 if item is not None:
-                    self._deliver(item)
-                    self.delivered += 1
+                    self._deliver_one(item)
                 elif self._closing:
                     return
                 elif self._idle is not None:
-                    self._idle()
+                    self._idle_once(self._idle)
         except StopRequested:
             self.stop_requested.set()
         except Exception as error:  # noqa: BLE001 - kept for the reader: a dead sink ends only itself
@@ -385,6 +403,41 @@ class Relay(Generic[T]):
             log.warning("%s closed: %s", self.name, error)
         finally:
             self.abandon()
+
+    def _deliver_one(self, item: T) -> None:
+        try:
+            self._deliver(item)
+        except StopRequested:
+            raise
+        except Exception as error:  # noqa: BLE001 - one item ends no door
+            self._refuse(error)
+        else:
+            self.delivered += 1
+            self._failures = 0
+
+    def _idle_once(self, idle: Callable[[], None]) -> None:
+        try:
+            idle()
+        except StopRequested:
+            raise
+        except Exception as error:  # noqa: BLE001 - one item ends no door
+            self._refuse(error)
+
+    def _refuse(self, error: Exception) -> None:
+        """Count an item that failed alone, and say so once a reason; raise the error where it is more than that."""
+        if isinstance(error, ReciproStreamError | OSError):
+            if not self._skips(error):
+                raise error
+        else:
+            self._failures += 1
+            if self._failures >= _MOST_FAILURES or not self._skips(error):
+                raise error
+            self.fault = self.fault or error
+        self.refused += 1
+        if (reason := str(error) or type(error).__name__) != self.refusal:
+            quietly = self.refused > _MOST_SAID
+            log.log(logging.DEBUG if quietly else logging.WARNING, "%s: a frame is left out: %s", self.name, reason)
+        self.refusal = reason
 
 
 class Worker:

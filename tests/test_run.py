@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import yaml
 
+from tests.ground.logs import log_lines
+
 ROOT = Path(__file__).resolve().parent.parent
 LINE = "line:?fps=30&size=320x240&seed=3&paced=0&frames={}"
 
@@ -48,7 +50,7 @@ def test_a_file_comes_out_whole_in_order_and_on_time(command, video, tmp_path):
     assert code == 0, errors
     assert "12 frames in, 12 explained, 0 dropped" in told
     assert frames_of(tmp_path / "out.mp4") == frames_of(video)
-    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    lines = log_lines(tmp_path / "out.jsonl")
     assert [line["index"] for line in lines] == list(range(12))
     assert {tuple(line["grid"]) for line in lines} == {(3, 3)}
     assert all(line["findings"][0]["heat_u8"] for line in lines)
@@ -75,8 +77,7 @@ def test_a_config_file_runs_and_the_command_line_wins(command, video, tmp_path):
         "engine": {"model": "squeezenet1_1", "weights": "random", "input_size": "64x64"},
     }))  # fmt: skip
     assert command("stream", "run.yaml", "--frames", 2)[0] == 0
-    lines = (tmp_path / "a.jsonl").read_text().splitlines()
-    assert [json.loads(line)["camera"] for line in lines] == ["door", "door"]
+    assert [line["camera"] for line in log_lines(tmp_path / "a.jsonl")] == ["door", "door"]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
@@ -260,7 +261,7 @@ def test_an_interrupted_recording_is_closed_and_playable(tmp_path, number):
         running.send_signal(number)
         told, _ = running.communicate(timeout=60)
     assert running.returncode == 0, told
-    count = len((tmp_path / "out.jsonl").read_text().splitlines())
+    count = len(log_lines(tmp_path / "out.jsonl"))
     assert len(frames_of(tmp_path / "out.mp4")) == count > 0
 
 
@@ -276,8 +277,8 @@ def test_a_stream_is_watched_from_a_second_terminal(tmp_path):
         running.send_signal(signal.SIGTERM)
         running.communicate(timeout=60)
     assert viewing.returncode == 0, told
-    assert len(frames_of(tmp_path / "seen.mp4")) == 20
-    lines = [json.loads(line) for line in (tmp_path / "seen.jsonl").read_text().splitlines()]
+    assert len(frames_of(tmp_path / "seen.line.mp4")) == 20
+    lines = log_lines(tmp_path / "seen.jsonl")
     assert {line["model"] for line in lines} == {"line_net"}
     indices = [line["index"] for line in lines]
     assert indices == sorted(set(indices))
@@ -374,7 +375,7 @@ def test_a_camera_whose_name_holds_a_slash_is_recorded_all_the_same(command, tmp
 
 
 def test_two_runs_cannot_write_one_file(command, video, tmp_path):
-    from overlays.sinks.files import claimed
+    from overlays.sinks.locks import claimed
 
     with claimed([tmp_path / "out.jsonl"]):
         code, _, errors = command(*squeezenet("--source", video, "--sink", "./out.jsonl"))

@@ -9,6 +9,8 @@ import av
 import numpy as np
 import yaml
 
+from tests.ground.logs import log_lines
+
 LINE = "line:?fps=30&size=320x240&seed=3&paced=0&frames={}"
 
 
@@ -77,8 +79,8 @@ def test_a_replay_that_cannot_be_is_refused_in_words(command, tmp_path):
     code, _, errors = command("replay", "a.jsonl", "--sink", "a.jsonl")
     assert (code, "overwrite" in errors) == (2, True)
     (tmp_path / "b.jsonl").write_text(
-        "".join(json.dumps(json.loads(line) | {"index": 900 + k, "pts_seconds": None}) + "\n"
-                for k, line in enumerate((tmp_path / "a.jsonl").read_text().splitlines()))
+        "".join(json.dumps(line | {"index": 900 + k, "pts_seconds": None}) + "\n"
+                for k, line in enumerate(log_lines(tmp_path / "a.jsonl")))
     )  # fmt: skip
     code, _, errors = command("replay", "b.jsonl", LINE.format(3), "--sink", "x.mp4")
     assert (code, "another video" in errors) == (2, True)

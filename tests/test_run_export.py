@@ -1,8 +1,8 @@
 """`run.py export` and what `run.py stream` makes of its files, as a person meets them."""
 
-import json
-
 import pytest
+
+from tests.ground.logs import log_lines
 
 LINE = "line:?fps=30&size=160x120&seed=3&paced=0&frames={}"
 
@@ -19,8 +19,7 @@ def test_an_exported_network_explains_a_stream_as_the_network_itself(command, tm
     assert "8 explained" in told
     command("stream", "--source", LINE.format(5), "--input-size", "120x160", "--sink", "engine.jsonl")
     told, true = (
-        {line["index"]: line for line in map(json.loads, (tmp_path / file).read_text().splitlines())}
-        for file in ("exported.jsonl", "engine.jsonl")
+        {line["index"]: line for line in log_lines(tmp_path / file)} for file in ("exported.jsonl", "engine.jsonl")
     )
     assert set(told) <= set(true)
     for index, line in told.items():

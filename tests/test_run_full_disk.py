@@ -1,6 +1,5 @@
 """A disk that is full, as a person meets it: what is said, what is kept, who goes on, which exit code."""
 
-import json
 import resource
 import subprocess
 import sys
@@ -8,6 +7,8 @@ from pathlib import Path
 
 import av
 import pytest
+
+from tests.ground.logs import log_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 FRAMES, LIMIT_BYTES = 200, 250_000
@@ -46,7 +47,7 @@ def test_a_log_that_finds_no_room_keeps_whole_lines_and_counts_the_others(run_wh
     ended = run_where_files_stay_small("out.jsonl", "free.jsonl")
     assert ended.returncode == 4, ended.stderr
     assert ended.stderr.count("takes no more") == 1
-    kept = [json.loads(line)["index"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    kept = [line["index"] for line in log_lines(tmp_path / "out.jsonl")]
     assert kept == list(range(len(kept)))
     assert f"out.jsonl: {FRAMES - len(kept)} lines were not written" in ended.stderr
     assert f"free.jsonl: {FRAMES} delivered" in ended.stdout

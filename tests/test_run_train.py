@@ -10,6 +10,7 @@ from engine.model_file import ModelFile, read_model_file, save_model
 from engine.models import MODELS
 from engine.networks import build_untrained
 from engine.passport import read_passport
+from tests.ground.logs import log_lines
 
 KINDS = ("blank", "spot")
 
@@ -66,7 +67,7 @@ def test_a_folder_becomes_a_network_that_streams_and_is_examined_and_exported(co
         "stream", "--model", "part.safetensors", "--source", "parts/spot", "--sink", "out.jsonl", "--backend", "eager"
     )
     assert code == 0, errors
-    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    lines = log_lines(tmp_path / "out.jsonl")
     given = [line["findings"][0]["label"] for line in lines if "findings" in line]
     assert len(given) == 20
     assert given.count("spot") >= 16

@@ -25,12 +25,13 @@ from av.packet import Packet
 from av.video.frame import PictureType
 from av.video.stream import VideoStream
 
+from overlays.sinks.disk import HandleReserve
 from overlays.sinks.fragments import WholeWrites, cut_to_whole_fragments
 from overlays.sinks.options import SinkOptions
 from overlays.sinks.recorder import add_video_stream
 from overlays.sinks.shelf import part_of
 from overlays.sinks.timeline import TICKS_PER_SECOND
-from pipeline.errors import SinkError
+from pipeline.errors import FrameError
 from pipeline.frames import Image
 
 _FRAGMENT_MICROSECONDS: Final = 400_000
@@ -76,7 +77,7 @@ class ClipEncoder:
         """Return the picture's packet; ``key`` asks for one at which a clip can begin.
 
         Raises:
-            SinkError: the encoder refused.
+            FrameError: the encoder refused.
         """
         width, height = self.size
         if width % 2 or height % 2:
@@ -90,7 +91,7 @@ class ClipEncoder:
         try:
             return list(self.stream.encode(picture))
         except (av.error.FFmpegError, ValueError) as error:
-            raise SinkError(f"recording {width}x{height}: the encoder refused ({error}); see video_preset") from error
+            raise FrameError(f"a picture of {width}x{height} cannot be encoded ({error}); see video_preset") from error
 
     def close(self) -> None:
         """Free it."""
@@ -100,16 +101,18 @@ class ClipEncoder:
 class Clip:
     """An open clip and the log beside it. Raises ``OSError`` where the disk does not take them."""
 
-    def __init__(self, path: Path, stream: VideoStream, first: Coded) -> None:
+    def __init__(self, path: Path, stream: VideoStream, first: Coded, reserve: HandleReserve | None = None) -> None:
         self.path = path
         self.began_seconds = first.seconds
         self.bytes = _CLIP_OVERHEAD_BYTES
         self._origin = first.packet.pts or 0
         self._log_path = path.with_suffix(".jsonl")
         self._log_bytes = 0
-        self._log = WholeWrites(part_of(self._log_path))
+        self._log = WholeWrites(part_of(self._log_path), reserve)
+        self._film = WholeWrites(part_of(path), reserve)
+        self._log.open()
         try:
-            self._film = WholeWrites(part_of(path))
+            self._film.open()
         except OSError:
             self._log.close()
             part_of(self._log_path).unlink(missing_ok=True)

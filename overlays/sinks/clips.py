@@ -16,15 +16,16 @@ from typing import Final, Self
 
 import av.error
 
+from overlays.jpeg import bounded_picture
 from overlays.sinks.clip import Clip, ClipEncoder, Coded, Ring
-from overlays.sinks.disk import Disk
+from overlays.sinks.disk import NO_HANDLES, Disk, HandleReserve
 from overlays.sinks.options import ClipOptions, SinkOptions
 from overlays.sinks.shelf import Shelf
 from overlays.sinks.timeline import TICKS_PER_SECOND, Timeline
 from overlays.wire import explanation_record, record_bytes
 from pipeline.condition import parse_condition
-from pipeline.errors import SinkError
-from pipeline.frames import Overlay
+from pipeline.errors import FrameError
+from pipeline.frames import Image, Overlay
 from pipeline.ports import Figure
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 _KEY_SECONDS: Final = 1.0
 """Where only events are recorded, a clip can begin this often."""
 _ROUNDING_SECONDS: Final = 1e-6
+_HELD_SECONDS: Final = 10.0
+"""What is held of a recording that cannot be opened for a moment: it goes into the next clip."""
 _NO_WANTED: Final = float("-inf")
 
 
@@ -89,9 +92,13 @@ class ClipsSink:
         self._tracks: dict[str, _Track] = {}
         self._wall, self._clock = wall, clock
         self._disk = Disk(uri, Path(uri), clock)
+        self._reserve = HandleReserve()
+        self._bounded: set[str] = set()
+        """Cameras of which it was said that their pictures are recorded smaller."""
 
     def __enter__(self) -> Self:
         self._shelf.open()
+        self._reserve.fill()
         self._shelf.look({})
         self._shelf.keep_budget(0)
         self._disk.look()
@@ -127,14 +134,15 @@ class ClipsSink:
         """Record one frame, or keep it in case an event follows.
 
         Raises:
-            SinkError: the encoder refused. A disk that is full is no reason: it is said, and tried again.
+            FrameError: this frame cannot be encoded; the next one is tried. A disk that is full is no reason: it is
+                said, and tried again.
         """
         camera = overlay.explanation.frame.camera
         track = self._tracks.get(camera)
         if track is None:
             self._shelf.admit(camera)
             timeline = Timeline(self._options.fallback_rate)
-            before = self._knobs.seconds_before if self._condition else 0.0
+            before = self._knobs.seconds_before if self._condition else _HELD_SECONDS
             track = self._tracks[camera] = _Track(timeline, Ring(before, self._knobs.ring_bytes))
         self._disk.look()
         if self._condition is None and self._disk.waits:
@@ -159,6 +167,7 @@ class ClipsSink:
             if track.encoder is not None:
                 track.encoder.close()
         self._tracks.clear()
+        self._reserve.close()
         self._disk.close()
 
     def _wanted(self, track: _Track, seconds: float) -> bool:
@@ -178,7 +187,8 @@ class ClipsSink:
             record = explanation_record(overlay.explanation, sent_at_unix=unix, now_monotonic=now)
             size = len(record_bytes(record))
         taken_unix = unix - (now - frame.taken_at) + passed
-        encoder = self._encoder(track, (overlay.image.shape[1], overlay.image.shape[0]))
+        image = self._bounded_picture(overlay)
+        encoder = self._encoder(track, (image.shape[1], image.shape[0]))
         if track.clip is not None and (not self._wanted(track, seconds) or self._is_full(track.clip, seconds)):
             self._end_clip(track)
         key = (track.clip is None and not track.ring) or (
@@ -186,23 +196,43 @@ class ClipsSink:
         )
         track.key_at = seconds if key else track.key_at
         track.waiting.append((seconds, taken_unix, record, size))
-        packets = encoder.encode(overlay.image, ticks, track.timeline.step_ticks, key=key)
+        try:
+            packets = encoder.encode(image, ticks, track.timeline.step_ticks, key=key)
+        except FrameError:
+            track.waiting.pop()
+            if track.clip is None:  # it may be the encoder that is broken; another one is made for the next frame
+                self._forget_encoder(track)
+            raise
         return [Coded(packet, *track.waiting.pop(0)) for packet in packets]
 
     def _encoder(self, track: _Track, size: tuple[int, int]) -> ClipEncoder:
         """Return the camera's encoder; a change of size ends the clip and begins another."""
         if track.encoder is not None and track.encoder.size != size:
             self._end_clip(track)
-            track.ring.take()
-            track.waiting.clear()
-            track.encoder.close()
-            track.encoder = None
+            self._forget_encoder(track)
         if track.encoder is None:
             try:
-                track.encoder = ClipEncoder(size, self._options)
-            except (av.error.FFmpegError, ValueError) as error:
-                raise SinkError(f"{self.uri}: cannot be recorded ({error})") from error
+                track.encoder = self._reserve.opened(lambda: ClipEncoder(size, self._options))
+            except (av.error.FFmpegError, OSError, ValueError) as error:
+                raise FrameError(f"{self.uri}: cannot be recorded ({error})") from error
         return track.encoder
+
+    def _forget_encoder(self, track: _Track) -> None:
+        track.ring.take()
+        track.waiting.clear()
+        if track.encoder is not None:
+            track.encoder.close()
+        track.encoder = None
+
+    def _bounded_picture(self, overlay: Overlay) -> Image:
+        """Return the picture as large as it can be encoded, and say so once where that is smaller."""
+        image, camera = bounded_picture(overlay.image), overlay.explanation.frame.camera
+        if image is not overlay.image and camera not in self._bounded:
+            self._bounded.add(camera)
+            height, width = overlay.image.shape[:2]
+            log.warning("%s: %s: pictures are %dx%d, more than can be encoded; recorded as %dx%d",
+                        self.uri, camera, width, height, image.shape[1], image.shape[0])  # fmt: skip
+        return image
 
     def _is_full(self, clip: Clip, seconds: float) -> bool:
         limits = [b for b in (self._knobs.rotate_bytes, self._shelf.longest_clip_bytes()) if b is not None]
@@ -233,10 +263,18 @@ class ClipsSink:
             self._shelf.keep_budget(self._open_bytes())
         except OSError as error:
             self._refused(track, error)
+            if error.errno in NO_HANDLES:  # the next frame tries again, so that nothing is missing in between
+                self._hold(track, held[written:])
         self._lose(held[written:])
         self._disk.lose(-sum(one.missed for one in held[:written]))
         if written and written == len(held):
             self._disk.took()
+
+    def _hold(self, track: _Track, frames: list[Coded]) -> None:
+        """Keep frames that no clip took for the next one, where it can begin with the first of them."""
+        if frames and frames[0].packet.is_keyframe and not track.ring:
+            for one in frames:
+                track.ring.add(one)
 
     def _lose(self, frames: list[Coded]) -> None:
         self._disk.lose(sum(not one.missed for one in frames))
@@ -245,8 +283,8 @@ class ClipsSink:
 
     def _begin_clip(self, camera: str, track: _Track, first: Coded) -> Clip:
         assert track.encoder is not None  # noqa: S101 - it made the packet
-        self._shelf.look(self._open_clips())
-        return Clip(self._shelf.place(camera, first.taken_unix), track.encoder.stream, first)
+        self._reserve.opened(lambda: self._shelf.look(self._open_clips()))
+        return Clip(self._shelf.place(camera, first.taken_unix), track.encoder.stream, first, self._reserve)
 
     def _end_clip(self, track: _Track) -> None:
         if track.clip is None:
@@ -254,7 +292,7 @@ class ClipsSink:
         clip, track.clip = track.clip, None
         try:
             clip.close()
-            self._shelf.look(self._open_clips())
+            self._reserve.opened(lambda: self._shelf.look(self._open_clips()))
         except OSError as error:
             self._refused(track, error)
 

@@ -2,21 +2,76 @@
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import itertools
 import os
 import re
-import tempfile
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
+from typing import Final, NamedTuple
 
-from pipeline.errors import ConfigError, SinkError
+from pipeline.errors import ConfigError, SinkError, nearest
 
-_OWN_FILES = frozenset({".mp4", ".mkv", ".jsonl", ".parquet"})
+OWN_FILES: Final = frozenset({".mp4", ".mkv", ".jsonl", ".parquet"})
 """Suffixes of sinks that write one file of their own."""
-_MOST_NAME_BYTES = 100
+_MOST_NAME_BYTES: Final = 100
+_MOST_FILE_NAME_BYTES: Final = 255
+_SETTINGS: Final = re.compile(r"(?P<path>.+\.\w+)\?(?P<key>\w+)=(?P<value>[^/]*)")
+_MODES: Final = ("keep", "replace")
+_CURES: Final = {
+    errno.ENAMETOOLONG: "a name has at most 255 bytes; choose a shorter one",
+    errno.ENOSPC: "free some room",
+    errno.EMFILE: "raise the limit of open files: ulimit -n",
+    errno.ELOOP: "its links lead in a circle; name the place itself",
+}
+
+
+class Target(NamedTuple):
+    """Where a sink that writes a file writes, and what it does with what is there."""
+
+    path: Path
+    replace: bool = False
+    """Whether a file of an earlier run is replaced; otherwise it is kept, and what comes is added to it or put beside
+    it."""
+
+
+def parse_target(uri: str) -> Target:
+    """Read ``FILE`` or ``FILE?mode=replace``.
+
+    Raises:
+        SinkError: another setting stands behind the ``?``.
+    """
+    match = _SETTINGS.fullmatch(uri)
+    if match is None or Path(match["path"]).suffix.lower() not in OWN_FILES:
+        return Target(Path(uri))
+    key, value = match["key"], match["value"]
+    if key != "mode":
+        raise SinkError(f"sink {uri!r}: {key!r} is no setting of a file; write {match['path']}?mode=replace, or no '?'")
+    if value not in _MODES:
+        raise SinkError(
+            f"sink {uri!r}: mode is keep (the default: what earlier runs wrote stays) or replace."
+            f"{nearest(value, _MODES)}"
+        )
+    return Target(Path(match["path"]), value == "replace")
+
+
+@contextmanager
+def path_errors(path: Path | str) -> Iterator[None]:
+    """Turn whatever the system says of a path into one sentence with the remedy.
+
+    Raises:
+        SinkError: the block raised an ``OSError``, or a ``ValueError`` of a path that no system takes.
+    """
+    try:
+        yield
+    except OSError as error:
+        cure = _CURES.get(error.errno or 0, "choose another place or mend its permissions")
+        raise SinkError(f"{path}: cannot be written ({error.strerror or error}); {cure}") from error
+    except ValueError as error:
+        raise SinkError(f"{str(path)!r}: is no path ({error}); choose another name") from None
 
 
 def check_writable(path: Path) -> None:
@@ -25,21 +80,18 @@ def check_writable(path: Path) -> None:
     Raises:
         SinkError: its folder is missing, it is a folder, or it may not be written.
     """
-    if path.is_dir():
-        raise SinkError(f"{path}: is a folder; name a file in it, such as {path / ('out' + (path.suffix or '.mp4'))}")
-    if not path.parent.is_dir():
-        raise SinkError(f"{path}: the folder {path.parent} does not exist; create it: mkdir -p {path.parent}")
-    existed = path.exists()
-    try:
+    with path_errors(path):
+        if path.is_dir():
+            raise SinkError(
+                f"{path}: is a folder; name a file in it, such as {path / ('out' + (path.suffix or '.mp4'))}"
+            )
+        if not path.parent.is_dir():
+            raise SinkError(f"{path}: the folder {path.parent} does not exist; create it: mkdir -p {path.parent}")
+        existed = path.exists()
         with path.open("ab"):
             pass
         if not existed:
             path.unlink()
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise SinkError(
-            f"{path}: cannot be written ({reason}); choose another place or mend its permissions"
-        ) from error
 
 
 def check_outputs(uris: Sequence[str], cameras: Sequence[str], inputs: Sequence[str]) -> None:
@@ -55,69 +107,13 @@ def check_outputs(uris: Sequence[str], cameras: Sequence[str], inputs: Sequence[
     """
     written: list[Path] = []
     for uri in uris:
-        path = Path(uri)
+        path = parse_target(uri).path
         each = [path, *(paths_for(path, cameras).values() if path.suffix else ())]
         if any(same_place(one, Path(given)) for one in each for given in inputs):
             raise ConfigError(f"sink {uri!r} would overwrite what this run reads; choose another file")
         if any(same_place(path, other) for other in written):
             raise ConfigError(f"sink {uri!r} is given twice; give each its own address or file")
         written.append(path)
-
-
-def to_claim(uris: Iterable[str], cameras: Sequence[str]) -> list[Path]:
-    """Return what a run's sinks may not share with another run's: files, and each camera's clips in a folder.
-
-    A recorder takes for its own, and removes to keep its budget, whatever is called by its cameras. A device or a pipe
-    is nobody's own.
-    """
-    paths: list[Path] = []
-    for uri in uris:
-        if "://" not in uri and uri.endswith("/"):
-            paths += [Path(uri) / in_file_names(camera) for camera in cameras]
-        elif (path := Path(uri)).suffix in _OWN_FILES and (path.is_file() or not path.exists()):
-            paths.append(path)
-    return list(dict.fromkeys(paths))
-
-
-@contextmanager
-def claimed(paths: Iterable[Path]) -> Iterator[None]:
-    """Keep files to this run while the block lasts: two runs that write one file at once leave neither whole.
-
-    The claim is a lock beside none of them, in the system's temporary folder; it ends with the process, however that
-    ends. Where there are no such locks (Windows) nothing is claimed.
-
-    Raises:
-        SinkError: another run has claimed one of them.
-    """
-    with ExitStack() as stack:
-        for path in paths:
-            stack.enter_context(_locked(path))
-        yield
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    folder = Path(tempfile.gettempdir()) / f"recipro-stream-{os.getuid()}"
-    name = hashlib.sha256(str(path.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        door = (folder / f"{name}.lock").open("wb")
-    except OSError:
-        yield  # no place for locks: better without than not at all
-        return
-    with door:
-        try:
-            fcntl.flock(door, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise SinkError(
-                f"{path}: is being written by another run; choose another place, or stop that run"
-            ) from None
-        yield
 
 
 def same_place(one: Path, other: Path) -> bool:
@@ -138,19 +134,39 @@ def stands_at(path: Path, file: FileIO) -> bool:
         return True  # nobody can tell: writing will
 
 
-def free_path(path: Path, camera: str, taken: Collection[Path]) -> Path:
-    """Return ``path`` where nobody has it yet, ``out.<camera>.mp4`` otherwise."""
-    return path if not taken else _named_path(path, camera, taken)
-
-
 def paths_for(path: Path, cameras: Sequence[str]) -> dict[str, Path]:
     """Give each camera a file of its own: the named one for a single camera, ``out.<camera>.mp4`` for several."""
-    if len(cameras) <= 1:
-        return dict.fromkeys(cameras, path)
+    if len(cameras) == 1:
+        return {cameras[0]: path}
     paths: dict[str, Path] = {}
     for camera in cameras:
-        paths[camera] = _named_path(path, camera, paths.values())
+        paths[camera] = camera_path(path, camera, paths.values())
     return paths
+
+
+def camera_path(path: Path, camera: str, taken: Collection[Path]) -> Path:
+    """Return ``out.<camera>.mp4``, or ``out.<camera>_2.mp4`` where a camera of the same spelling has that."""
+    name = in_file_names(camera)
+    names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+    return next(p for p in (with_infix(path, n) for n in names) if p not in taken)
+
+
+def fresh_paths(path: Path, began_at_unix: float) -> Iterator[Path]:
+    """Give names for a file that stands beside those of earlier runs: ``out.mp4``, then with the time (UTC) in it.
+
+    Whoever writes creates the first one that is free; several starts within one second get a number each.
+    """
+    yield path
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(began_at_unix))
+    yield with_infix(path, stamp)
+    yield from (with_infix(path, f"{stamp}-{number}") for number in itertools.count(2))
+
+
+def with_infix(path: Path, infix: str) -> Path:
+    """Return ``out.<infix>.mp4``, with a stem that is cut where the name would be longer than file systems take."""
+    room = _MOST_FILE_NAME_BYTES - len(os.fsencode(f".{infix}{path.suffix}"))
+    stem = os.fsdecode(os.fsencode(path.stem)[:room])
+    return path.with_name(f"{stem}.{infix}{path.suffix}")
 
 
 def in_file_names(camera: str) -> str:
@@ -160,10 +176,3 @@ def in_file_names(camera: str) -> str:
     """
     name = re.sub(r"[^\w.-]+", "_", camera).strip("._").encode()[:_MOST_NAME_BYTES].decode(errors="ignore")
     return name or "camera"
-
-
-def _named_path(path: Path, camera: str, taken: Collection[Path]) -> Path:
-    """Put the camera's name into the file's."""
-    name = in_file_names(camera)
-    names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
-    return next(p for p in (path.with_name(f"{path.stem}.{n}{path.suffix}") for n in names) if p not in taken)

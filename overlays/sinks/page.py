@@ -19,7 +19,7 @@ import uvicorn
 
 from overlays.address import without_user
 from overlays.fields import text_of
-from overlays.jpeg import encode_picture, picture_of, scaled_picture
+from overlays.jpeg import bounded_picture, encode_picture, picture_of, scaled_picture
 from overlays.page.board import Board
 from overlays.page.clip import Look, Ring
 from overlays.page.guard import Guard, PageAddress, check_token, is_loopback, parse_page_address
@@ -196,8 +196,8 @@ class PageSink:
         self.encoded += 1
         quality = self._options.jpeg_quality
         if kind == "painted":
-            return picture_of(overlay, quality) or encode_picture(overlay.image, quality)
-        image = overlay.explanation.frame.image
+            return picture_of(overlay, quality) or encode_picture(bounded_picture(overlay.image), quality)
+        image = bounded_picture(overlay.explanation.frame.image)
         if kind == "small":
             image = scaled_picture(image, min(1.0, SMALL_PIXELS / max(image.shape[:2])))
         plain = Overlay(image, overlay.explanation)

@@ -8,8 +8,10 @@ later run sets it aside under the time of its last part instead of writing over 
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -22,8 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from overlays.columns import SCHEMA, row_of
-from overlays.sinks.disk import FULL, Disk
-from overlays.sinks.files import check_writable
+from overlays.sinks.disk import Disk, HandleReserve
+from overlays.sinks.files import check_writable, fresh_paths, with_infix
 from overlays.wire import explanation_record, record_bytes
 from pipeline.errors import LossError, SinkError
 from pipeline.frames import Overlay
@@ -43,9 +45,10 @@ _PACKED: Final = "zstd"
 
 
 class ParquetSink:
-    """Writes ``*.parquet``. An existing file is replaced when the run ends, by one that is whole.
+    """Writes ``*.parquet``, whole at once at the end. What an earlier run wrote stays: the file is put beside it.
 
-    A full disk ends nothing: rows wait in memory, as many as a part may have; those that are more are counted as lost.
+    A disk that takes nothing ends nothing: rows wait in memory, as many as a part may have; those that are more are
+    counted as lost.
     """
 
     lossless = True
@@ -54,12 +57,22 @@ class ParquetSink:
         self,
         path: Path,
         *,
+        replace: bool = False,
         wall: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take where to write, and the clocks that turn monotonic time into wall-clock time."""
+        """Take where to write.
+
+        Args:
+            path: the file.
+            replace: replace an existing file at the end, instead of writing another one beside it.
+            wall: Unix time.
+            clock: monotonic seconds; the two together turn ``taken_at`` into Unix time.
+        """
         self.uri = str(path)
         self._path = path
+        self._replace = replace
+        self._began_at_unix = 0.0
         self._parts = parts_of(path)
         self._wall, self._clock = wall, clock
         self._rows: deque[dict[str, Any]] = deque()
@@ -70,11 +83,17 @@ class ParquetSink:
         self._begun_at = 0.0
         self._written = 0
         self._disk = Disk(self.uri, path.parent, clock)
+        self._reserve = HandleReserve()
 
     def __enter__(self) -> Self:
         check_writable(self._path)
+        for longer in (self._parts, _hidden(self._path)):  # their names are longer
+            if not os.path.lexists(longer):
+                check_writable(longer)
+        self._began_at_unix = self._wall()
         if self._parts.exists():
             _set_aside(self._path, self._parts)
+        self._reserve.fill()
         return self
 
     @property
@@ -99,15 +118,16 @@ class ParquetSink:
         """Take one row; every ten seconds write a part.
 
         Raises:
-            SinkError: the disk is gone. One that is full is no reason: it is said, and tried again.
+            WireError: the explanation cannot be written; the table goes on.
         """
         if overlay.silence is not None:
             return
         record = explanation_record(overlay.explanation, sent_at_unix=self._wall(), now_monotonic=self._clock())
+        size, row = len(record_bytes(record)), row_of(record)
         if not self._rows:
             self._begun_at = self._clock()
-        self._rows.append(row_of(record))
-        self._sizes.append(len(record_bytes(record)))
+        self._rows.append(row)
+        self._sizes.append(size)
         self._bytes += self._sizes[-1]
         self._disk.look()
         self.idle()
@@ -117,11 +137,7 @@ class ParquetSink:
             self._disk.lose(1)
 
     def idle(self) -> None:
-        """Write what has waited long enough.
-
-        Raises:
-            SinkError: the disk is gone.
-        """
+        """Write what has waited long enough."""
         if not self._rows or self._disk.waits:
             return
         full = len(self._rows) >= _PART_ROWS or self._bytes >= _PART_BYTES
@@ -132,13 +148,13 @@ class ParquetSink:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
         if self._rows:
-            with suppress(SinkError):
-                self._write()
+            self._write()
+        self._reserve.close()
         self._disk.lose(len(self._rows))
         apart = ""
         try:
             if self._written:
-                join(self._parts, self._path)
+                self._join()
                 _remove(self._parts)
         except OSError as failure:
             apart = (
@@ -147,9 +163,7 @@ class ParquetSink:
             )
             log.warning("%s", apart)
         if self.lost and kind is None:
-            raise LossError(
-                f"{self._path}: {self.lost} rows were not written for want of room; the others are whole. Free some"
-            )
+            raise LossError(f"{self._path}: {self._disk.losses('rows')}")
         if apart and kind is None:
             raise LossError(apart)
 
@@ -159,16 +173,11 @@ class ParquetSink:
         try:
             table = pa.Table.from_pylist(list(self._rows), SCHEMA)
             self._parts.mkdir(exist_ok=True)
-            pq.write_table(table, hidden, compression=_PACKED)
+            self._reserve.opened(lambda: pq.write_table(table, hidden, compression=_PACKED))
             hidden.replace(self._parts / f"{self._written:06d}.parquet")
         except OSError as error:
             with suppress(OSError):
                 hidden.unlink(missing_ok=True)
-            if error.errno not in FULL:
-                raise SinkError(
-                    f"{self._path}: writing failed ({error.strerror or error}); the rows before it are kept in "
-                    f"{self._parts}"
-                ) from error
             self._disk.refused(error)
             return
         self._disk.took()
@@ -177,23 +186,65 @@ class ParquetSink:
         self._sizes.clear()
         self._bytes = 0
 
+    def _join(self) -> None:
+        """Make one file of the parts, under a name that no file has unless files are to be replaced."""
+        if self._replace:
+            if self._path.exists():
+                log.warning("%s: ?mode=replace: the table of an earlier run is replaced", self._path)
+            join(self._parts, self._path)
+            return
+        for path in fresh_paths(self._path, self._began_at_unix):
+            with suppress(FileExistsError):
+                join(self._parts, path, replace=False)
+                if path != self._path:
+                    log.warning("%s: is there already, and stays; this run's table is %s", self._path, path.name)
+                return
+
 
 def parts_of(path: Path) -> Path:
     """Return the folder in which a table grows."""
     return path.with_name(path.name + PARTS)
 
 
-def join(parts: Path, path: Path) -> None:
-    """Make one file of the parts, in their order; ``path`` is replaced at once or not at all."""
-    hidden = path.with_name(f".{path.name}.joining")
+def join(parts: Path, path: Path, *, replace: bool = True) -> None:
+    """Make one file of the parts, in their order; ``path`` is whole at once or not there at all.
+
+    Raises:
+        FileExistsError: something is at ``path``, and is not to be replaced.
+    """
+    if not replace and os.path.lexists(path):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    hidden = _hidden(path)
     try:
         with pq.ParquetWriter(hidden, SCHEMA, compression=_PACKED) as writer:
             for table in _grouped(sorted(parts.glob("*.parquet"))):
                 writer.write_table(table, row_group_size=_GROUP_ROWS)
-        hidden.replace(path)
+        if replace:
+            hidden.replace(path)
+        else:
+            _named(hidden, path)
     except BaseException:
         hidden.unlink(missing_ok=True)
         raise
+
+
+def _hidden(path: Path) -> Path:
+    """Return what a table is called while its parts are joined."""
+    return path.with_name(f".{path.name}.joining")
+
+
+def _named(hidden: Path, path: Path) -> None:
+    """Give a file its name, which no other may have. Raises ``FileExistsError``."""
+    try:
+        os.link(hidden, path, follow_symlinks=False)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        hidden.replace(path)
+    else:
+        hidden.unlink()
 
 
 def _grouped(files: list[Path]) -> Iterator[pa.Table]:
@@ -216,8 +267,8 @@ def _set_aside(path: Path, parts: Path) -> None:
         return
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(whole[-1].stat().st_mtime))
     names = itertools.chain([stamp], (f"{stamp}-{number}" for number in itertools.count(2)))
-    places = (path.with_name(f"{path.stem}.{name}{path.suffix}") for name in names)
-    kept = next(place for place in places if not place.exists())
+    places = (with_infix(path, name) for name in names)
+    kept = next(place for place in places if not os.path.lexists(place))
     try:
         parts.rename(kept)
     except OSError as error:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
-from pathlib import Path
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
+from overlays.sinks.files import parse_target
 from overlays.sinks.options import SinkOptions
 from pipeline.errors import SinkError, nearest
 from pipeline.ports import Sink
@@ -50,7 +50,8 @@ def _page(uri: str, cameras: Sequence[str], options: SinkOptions) -> Sink:
 def _recorder(uri: str, cameras: Sequence[str], options: SinkOptions) -> Sink:
     from overlays.sinks.recorder import RecorderSink
 
-    return RecorderSink(Path(uri), cameras=tuple(cameras), options=options)
+    path, replace = parse_target(uri)
+    return RecorderSink(path, cameras=tuple(cameras), options=options, replace=replace)
 
 
 def _clips(uri: str, cameras: Sequence[str], options: SinkOptions) -> Sink:
@@ -62,7 +63,8 @@ def _clips(uri: str, cameras: Sequence[str], options: SinkOptions) -> Sink:
 def _log(uri: str, cameras: Sequence[str], options: SinkOptions) -> Sink:  # noqa: ARG001 - one shape for all
     from overlays.sinks.log import LogSink
 
-    return LogSink(Path(uri))
+    path, replace = parse_target(uri)
+    return LogSink(path, cameras=cameras, replace=replace)
 
 
 def _parquet(uri: str, cameras: Sequence[str], options: SinkOptions) -> Sink:  # noqa: ARG001 - one shape for all
@@ -71,7 +73,8 @@ def _parquet(uri: str, cameras: Sequence[str], options: SinkOptions) -> Sink:  #
     except ModuleNotFoundError as missing:
         raise SinkError(f"{uri}: a table needs {missing.name}: uv sync --extra parquet; .jsonl needs nothing") from None
 
-    return ParquetSink(Path(uri))
+    path, replace = parse_target(uri)
+    return ParquetSink(path, replace=replace)
 
 
 SINKS: Final[Mapping[str, Builder]] = MappingProxyType(
@@ -210,7 +213,9 @@ def _kind(uri: str) -> str:
     """Return what the table goes by: a scheme, a file's suffix, or the whole word."""
     if "://" in uri:
         return uri.partition("://")[0].lower() + "://"
-    return "/" if len(uri) > 1 and uri.endswith("/") else Path(uri).suffix.lower() or uri
+    if len(uri) > 1 and uri.endswith("/"):
+        return "/"
+    return parse_target(uri).path.suffix.lower() or uri
 
 
 def _shown(uri: str) -> str:

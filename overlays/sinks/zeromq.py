@@ -21,7 +21,7 @@ from overlays.curve.allowed import AllowList
 from overlays.curve.gate import Gate
 from overlays.curve.handshakes import REFUSALS, Refusal
 from overlays.curve.keys import read_pair
-from overlays.jpeg import encode_picture, picture_of, scaled_picture
+from overlays.jpeg import bounded_picture, encode_picture, picture_of, scaled_picture
 from overlays.sinks.binding import check_path, unbound
 from overlays.sinks.options import ENCODED, VIEWERS, SinkOptions
 from overlays.sinks.pace import Pace
@@ -252,7 +252,9 @@ class ZeroMqSink:
 
     def _send(self, camera: str) -> None:
         overlay = self._last[camera]
-        sent = Overlay(scaled_picture(overlay.image, self._options.scale), overlay.explanation, overlay.silence)
+        sent = Overlay(
+            bounded_picture(scaled_picture(overlay.image, self._options.scale)), overlay.explanation, overlay.silence
+        )
         self._packed[camera] = (overlay, sent, picture_of(overlay, self.takes_jpeg) or self._encoded(sent))
         self.encoded += 1
         self._pace.note(camera, self._clock())

@@ -36,6 +36,7 @@ def explain(
     region: Box | None = None,
     truth: Truth | None = None,
     others: tuple[Finding, ...] = (),
+    source_name: str = "",
 ) -> Explanation:
     """Make an explanation; whatever is not given is plain."""
     if image is None:
@@ -43,7 +44,7 @@ def explain(
     if heat is None:
         heat = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
     taken = time.monotonic() if taken_at is None else taken_at
-    frame = Frame(image, camera, index, taken, pts_seconds, truth)
+    frame = Frame(image, camera, index, taken, pts_seconds, truth, source_name)
     found = (Finding(label, score, heat, class_index=3), *others)
     return Explanation(frame, found, "recipro-cam/point", "layer4", {"explain": 0.01}, "resnet50", region)
 

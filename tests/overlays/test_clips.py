@@ -19,8 +19,8 @@ import pytest
 from overlays.sinks import disk
 from overlays.sinks.clip import Clip
 from overlays.sinks.clips import ClipsSink
-from overlays.sinks.files import claimed, to_claim
 from overlays.sinks.fragments import WholeWrites
+from overlays.sinks.locks import claimed, to_claim
 from overlays.sinks.options import ClipOptions, SinkOptions
 from overlays.sinks.recorder import RecorderSink
 from pipeline.errors import SinkError
@@ -365,5 +365,5 @@ def test_a_device_or_a_pipe_is_written_by_as_many_runs_as_like(tmp_path):
 
 def test_a_wrong_preset_is_refused_in_words(tmp_path, overlaid):
     sink = ClipsSink(f"{tmp_path}/", options=SinkOptions(video_preset="fastish"))
-    with pytest.raises(SinkError, match="refused"), sink:
+    with pytest.raises(SinkError, match="cannot be encoded"), sink:
         sink.put(overlaid())

@@ -160,7 +160,7 @@ def test_a_log_line_says_what_fires(guarded, tmp_path):
     explanation = guarded(FIRES, CALM)
     with LogSink(tmp_path / "out.jsonl") as log:
         log.put(Overlay(explanation.frame.image, explanation))
-    header = decode_header((tmp_path / "out.jsonl").read_bytes())
+    header = decode_header((tmp_path / "out.jsonl").read_bytes().splitlines()[1])
     assert header.guarded["guards"] == (FIRES, CALM)
     assert isinstance(explanation.frame, Frame)
 

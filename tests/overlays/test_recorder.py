@@ -49,7 +49,7 @@ def test_as_many_frames_come_out_as_were_put_in_with_their_timing(tmp_path, over
 
 def test_the_length_of_a_film_counts_its_last_frame(tmp_path, overlaid):
     path = tmp_path / "out.mp4"
-    with RecorderSink(path) as sink:
+    with RecorderSink(path, cameras=("line",)) as sink:
         for index in range(25):
             sink.put(overlaid(index=index, pts_seconds=index / 25))
     with av.open(str(path)) as film:
@@ -65,7 +65,7 @@ def test_colours_and_sizes_come_back_in_both_decoders(tmp_path, overlaid, size):
     width, height = size
     picture = smooth_picture(width, height)
     path = tmp_path / "out.mp4"
-    with RecorderSink(path, options=SinkOptions(video_quality=12)) as sink:
+    with RecorderSink(path, cameras=("line",), options=SinkOptions(video_quality=12)) as sink:
         for index in range(3):
             sink.put(overlaid(picture, index=index, pts_seconds=index / 30))
     with av.open(str(path)) as film:
@@ -88,7 +88,7 @@ def test_colours_and_sizes_come_back_in_both_decoders(tmp_path, overlaid, size):
 
 def test_the_colours_are_tagged_for_players(tmp_path, overlaid):
     path = tmp_path / "out.mp4"
-    with RecorderSink(path) as sink:
+    with RecorderSink(path, cameras=("line",)) as sink:
         sink.put(overlaid())
     with av.open(str(path)) as film:
         codec = film.streams.video[0].codec_context
@@ -103,12 +103,13 @@ def test_several_cameras_have_a_file_each_and_one_the_named_file(tmp_path, overl
     with RecorderSink(tmp_path / "view.mp4") as sink:
         for camera in ("first", "second"):
             sink.put(overlaid(camera=camera))
-    assert {p.name for p in tmp_path.glob("view*")} == {"view.mp4", "view.second.mp4"}
+    names = {p.name for p in tmp_path.glob("view*")}
+    assert names == {"view.first.mp4", "view.second.mp4"}, "where it is not known who comes, no film is nobody's"
 
 
 def test_a_change_of_size_is_fitted_into_the_first_and_said_once(tmp_path, overlaid, caplog):
     path = tmp_path / "out.mp4"
-    with caplog.at_level(logging.WARNING), RecorderSink(path) as sink:
+    with caplog.at_level(logging.WARNING), RecorderSink(path, cameras=("line",)) as sink:
         sink.put(overlaid(np.full((40, 80, 3), 200, np.uint8), pts_seconds=0.0))
         for index in range(1, 4):
             sink.put(overlaid(np.full((80, 80, 3), 200, np.uint8), pts_seconds=index / 30))
@@ -131,21 +132,50 @@ def test_fitting_keeps_the_shape_and_centres_it():
 
 def test_a_film_without_frames_is_no_file_and_an_old_one_stays(tmp_path, overlaid):
     path = tmp_path / "out.mp4"
-    with RecorderSink(path):
+    with RecorderSink(path, cameras=("line",)):
         pass
     assert not path.exists()
     path.write_bytes(b"old")
-    with RecorderSink(path):
+    with RecorderSink(path, cameras=("line",)):
         pass
     assert path.read_bytes() == b"old"
-    with RecorderSink(path) as sink:
+    with RecorderSink(path, cameras=("line",), replace=True) as sink:
         sink.put(overlaid())
     assert len(decoded(path)) == 1
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_a_recording_never_replaces_an_earlier_runs_even_within_one_second(tmp_path, overlaid, suffix, caplog):
+    path = tmp_path / f"out{suffix}"
+    path.write_bytes(b"evidence")
+    for count in (1, 2):
+        with RecorderSink(path, cameras=("line",), wall=lambda: 1_800_000_000.5) as sink:
+            for index in range(count):
+                sink.put(overlaid(index=index, pts_seconds=index / 30))
+    names = [f"out.20270115T080000Z{suffix}", f"out.20270115T080000Z-2{suffix}", f"out{suffix}"]
+    assert {p.name for p in tmp_path.iterdir()} == set(names)
+    assert path.read_bytes() == b"evidence"
+    assert [len(decoded(tmp_path / name)) for name in names[:2]] == [1, 2]
+    assert f"stays; this run writes {names[1]}" in caplog.text
+
+
+@pytest.mark.parametrize("size", [(20_000, 64), (64, 20_000), (16_385, 3), (40_000, 1), (2, 2), (12_000, 9_000)])
+def test_a_picture_beyond_the_encoders_limits_is_recorded_smaller_and_said(tmp_path, overlaid, size, caplog):
+    width, height = size
+    path = tmp_path / "out.mp4"
+    with RecorderSink(path, cameras=("line",)) as sink:
+        sink.put(overlaid(np.full((height, width, 3), 200, np.uint8), drawn=False))
+    ((picture, _),) = decoded(path)
+    assert max(picture.shape[:2]) <= 16384
+    if min(size) > 3:
+        assert picture.shape[1] / picture.shape[0] == pytest.approx(width / height, rel=0.04)
+    assert picture.mean() > 180
+    assert (f"pictures are {width}x{height}" in caplog.text) is (max(size) > 16384 or width * height > 1e8)
+
+
 def test_a_film_that_was_removed_meanwhile_is_told_of(tmp_path, overlaid, caplog):
     for name in ("here.mp4", "gone.mp4"):
-        with RecorderSink(tmp_path / name) as sink:
+        with RecorderSink(tmp_path / name, cameras=("line",)) as sink:
             sink.put(overlaid())
             (tmp_path / "gone.mp4").unlink(missing_ok=True)
     assert [record.getMessage().split(":")[0] for record in caplog.records] == [str(tmp_path / "gone.mp4")]
@@ -162,7 +192,10 @@ def test_a_place_that_cannot_be_written_is_refused_at_the_door(tmp_path):
 
 def test_a_wrong_preset_is_refused_in_words(tmp_path, overlaid):
     options = SinkOptions(video_preset="fastish")
-    with pytest.raises(SinkError, match=r"out\.mp4"), RecorderSink(tmp_path / "out.mp4", options=options) as sink:
+    with (
+        pytest.raises(SinkError, match=r"out\.mp4"),
+        RecorderSink(tmp_path / "out.mp4", cameras=("line",), options=options) as sink,
+    ):
         sink.put(overlaid())
 
 
@@ -170,7 +203,7 @@ def test_an_error_in_the_run_still_leaves_a_film_that_plays(tmp_path, overlaid):
     path = tmp_path / "out.mp4"
 
     def interrupted():
-        with RecorderSink(path) as sink:
+        with RecorderSink(path, cameras=("line",)) as sink:
             for index in range(10):
                 sink.put(overlaid(index=index, pts_seconds=index / 30))
             raise KeyboardInterrupt
@@ -188,7 +221,7 @@ def test_a_killed_run_leaves_all_but_the_last_seconds(tmp_path, suffix):
         "from overlays.sinks.recorder import RecorderSink; from pipeline.frames import Overlay\n"
         "from pathlib import Path; import numpy as np\n"
         "dice = np.random.default_rng(0)\n"
-        "sink = RecorderSink(Path(sys.argv[1])).__enter__()\n"
+        "sink = RecorderSink(Path(sys.argv[1]), cameras=('line',)).__enter__()\n"
         "for i in range(300):\n"
         "    e = explain(dice.integers(0, 256, (120, 160, 3), np.uint8), index=i, pts_seconds=i / 30)\n"
         "    sink.put(Overlay(e.frame.image, e))\n"
@@ -215,7 +248,7 @@ def test_a_real_film_is_recorded_with_its_frames_colours_and_timing(shared_data,
             if len(frames) == 40:
                 break
     path = tmp_path / "out.mp4"
-    with RecorderSink(path) as sink:
+    with RecorderSink(path, cameras=("line",)) as sink:
         for index, (picture, time) in enumerate(frames):
             sink.put(overlaid(picture, index=index, pts_seconds=time))
     seen = decoded(path)

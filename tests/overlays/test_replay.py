@@ -15,6 +15,7 @@ from overlays.sinks.log import LogSink
 from pipeline.errors import SourceError, WireVersionError
 from pipeline.frames import Box, Frame, Truth
 from pipeline.ports import Explainer, Source
+from tests.ground.logs import log_lines
 
 RATE = 30
 
@@ -78,7 +79,7 @@ def test_the_frame_is_the_videos_own_and_all_the_rest_the_logs(logged):
 
 def test_a_log_cut_off_or_damaged_gives_its_whole_lines(logged, caplog):
     path = logged(range(5))
-    whole = path.read_bytes().splitlines(keepends=True)
+    _run, *whole = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(whole[0] + b"no line\n\xff\n" + whole[1] + whole[2] + whole[3][:50])
     with LoggedExplainer(path) as explainer:
         assert [told(each) for each in explainer.explain([frame(k, k / RATE) for k in range(5)])] == [
@@ -111,7 +112,7 @@ def test_what_is_no_log_is_refused_in_words(tmp_path, logged):
     with pytest.raises(SourceError, match="cannot be read"), LoggedExplainer(tmp_path / "none.jsonl"):
         pass
     path = logged([0])
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 2}))
+    path.write_text(json.dumps(log_lines(path)[0] | {"version": 2}))
     with pytest.raises(WireVersionError, match="update"), LoggedExplainer(path):
         pass
 

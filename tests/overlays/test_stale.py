@@ -10,6 +10,7 @@ from overlays.sinks.recorder import RecorderSink
 from overlays.stale import stale_overlay, told_seconds
 from overlays.wire import as_overlay, decode_message, encode
 from pipeline.frames import Explanation, Finding, Frame, Overlay, Silence
+from tests.ground.logs import log_lines
 
 SILENCE = Silence(3.5, "waiting", "connection refused")
 
@@ -82,7 +83,7 @@ def test_the_log_has_a_line_for_each_frame_and_none_for_silence(tmp_path):
     with LogSink(path) as sink:
         sink.put(Overlay(explanation().frame.image, explanation()))
         sink.put(stale_overlay(explanation(), SILENCE))
-    assert len(path.read_text().splitlines()) == 1
+    assert len(log_lines(path)) == 1
 
 
 def test_a_recording_shows_the_silence_in_its_own_time(tmp_path):

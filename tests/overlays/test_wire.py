@@ -180,7 +180,7 @@ WRONG = {
     "version": ["1", 1.0, True, 0, -1, None],
     "camera": [5, None, "x" * 5000],
     "index": [-1, 1.5, "0", None, 1 << 70],
-    "width": [0, -5, 20000, None, True],
+    "width": [0, -5, 1 << 21, None, True],
     "encoding": ["png", "", 5],
     "pts_seconds": ["0", [], True],
     "taken_at_unix": [None, "now", 10**400],

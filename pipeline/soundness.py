@@ -1,0 +1,60 @@
+"""Whether an explanation can be told at all: all its numbers are finite. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from pipeline.frames import Explanation, Finding
+
+Numbers = Iterable[tuple[str, float | None]]
+
+
+def unsound(explanation: Explanation) -> str:
+    """Return the first number that is NaN or infinite, in words; empty where all are finite.
+
+    JSON, Parquet readers and people can make nothing of such a number, so it is told nowhere.
+    """
+    for name, value in _numbers(explanation):
+        if value is not None and not math.isfinite(value):
+            return f"{name} is {value}; a frame with such a number is not told"
+    for finding in explanation.findings:
+        if not np.isfinite(finding.heat).all():
+            return f"the heat of {finding.label!r} holds numbers that are not finite; such a frame is not told"
+    return ""
+
+
+def _numbers(explanation: Explanation) -> Iterator[tuple[str, float | None]]:
+    frame = explanation.frame
+    yield "taken_at", frame.taken_at
+    yield "pts_seconds", frame.pts_seconds
+    yield from _edges("heat_region", explanation.region)
+    yield from ((f"timing {stage!r}", seconds) for stage, seconds in explanation.timings.items())
+    for finding in explanation.findings:
+        yield from _of_finding(finding)
+    for box in () if frame.truth is None else frame.truth.boxes:
+        yield from _edges("a true box", box)
+    for region in explanation.regions:
+        for corner in region.polygon:
+            yield from _edges(f"region {region.name!r}", corner)
+    yield from ((f"the seconds of guard {guard.name!r}", guard.seconds) for guard in explanation.guards)
+    if (checked := explanation.deletion) is not None:
+        yield from (("the deletion check's score", each) for each in (checked.score, checked.masked_score))
+        yield "the deletion check's age", checked.age_seconds
+
+
+def _of_finding(finding: Finding) -> Numbers:
+    yield f"the score of {finding.label!r}", finding.score
+    yield from _edges(f"the box of {finding.label!r}", finding.box or ())
+    if (grounds := finding.grounds) is not None:
+        yield "focus_area", grounds.focus_area
+        yield "entropy", grounds.entropy
+        yield "stability", grounds.stability
+        yield from _edges("the heat's centre", grounds.centre or ())
+        yield from ((f"heat_inside({name})", share) for name, share in grounds.heat_inside.items())
+
+
+def _edges(name: str, numbers: Iterable[float]) -> Iterator[tuple[str, float | None]]:
+    return ((name, number) for number in numbers)

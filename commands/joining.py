@@ -97,6 +97,7 @@ def make_sources(config: Config) -> list[tuple[Source, Overflow]]:
                 one.transport,
                 decoder=one.decoder or config.decoder,
                 card=int(card or 0),
+                max_pixels=one.max_pixels,
             ),
         )
         for one in config.sources

@@ -114,6 +114,9 @@ class SourceConfig(_Knobs):
     decoder: Device | None = None
     """What decodes files and network streams: cpu; cuda or cuda:N, the decoder of an NVIDIA card, or an error; auto, a
     card where it can (docs/gpu.md). Default: that of all sources."""
+    max_pixels: int | None = Field(default=None, ge=1, le=2**30)
+    """How many pixels a picture may have; larger ones are refused before memory is taken for them. Default: 40 million
+    for live sources, 128 million for files and folders."""
 
 
 class EngineConfig(_Knobs):

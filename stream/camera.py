@@ -18,6 +18,7 @@ import av.error
 from av.container import InputContainer
 
 from pipeline.errors import SourceError
+from stream.card import Decoder
 from stream.decode import VideoPacket
 from stream.live import Line, LiveSource, demuxed
 from stream.network import Patience
@@ -47,14 +48,16 @@ class CameraSource(LiveSource):
         camera: str,
         patience: Patience,
         mode: CameraMode | None = None,
+        decoder: Decoder | None = None,
         devices: Path = Path("/dev"),
     ) -> None:
-        """``devices`` is the folder the device files stand in."""
+        """``devices`` is the folder the device files stand in; ``decoder`` limits the pictures' size."""
         self._device = devices / f"video{number}"
         self._devices = devices
         reader = _Reader(self._device, mode or CameraMode(), patience)
         line = Line(reader.open, reader.packets, patience.open_timeout_seconds, patience.read_timeout_seconds)
-        super().__init__(uri=f"camera:{number}", camera=camera, line=replace(line, attempts=patience.attempts))
+        line = replace(line, attempts=patience.attempts, decoder=decoder or Decoder())
+        super().__init__(uri=f"camera:{number}", camera=camera, line=line)
 
     def __enter__(self) -> Self:
         if not self._device.exists():

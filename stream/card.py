@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from dataclasses import dataclass
-from typing import Final
+from typing import BinaryIO, Final
 
 import av
 import av.error
@@ -84,14 +84,16 @@ def _open(card: int) -> _Opened:
 class Decoder:
     """What decodes one camera or file, across all its connections; logs where, once and whenever it changes."""
 
-    def __init__(self, choice: str = "cpu", *, card: int = 0, doubt: str = "") -> None:
+    def __init__(self, choice: str = "cpu", *, card: int = 0, doubt: str = "", max_pixels: int | None = None) -> None:
         """Decide nothing yet.
 
         Args:
             choice: ``cpu``, ``cuda`` or ``cuda:N`` (the card or an error), ``auto`` (the card where it can).
             card: the number that ``cuda`` and ``auto`` mean.
             doubt: what is worse about this stream on a card; ``auto`` then keeps to the CPU.
+            max_pixels: how many pixels a picture may have; None: any number.
         """
+        self.max_pixels = max_pixels
         self._choice = choice
         self._card = int(choice[5:]) if choice.startswith("cuda:") else card
         self._doubt = doubt
@@ -114,18 +116,20 @@ class Decoder:
         """Raise ``SourceError`` where it must be the card and none can be had."""
         self._accelerator()
 
-    def open(self, uri: str, *, options: dict[str, str], timeout: tuple[float | None, float | None]) -> InputContainer:
+    def open(
+        self, uri: str | BinaryIO, *, options: dict[str, str], timeout: tuple[float | None, float | None]
+    ) -> InputContainer:
         """Open ``uri`` as FFmpeg does. Raises ``SourceError`` like ``check``, and FFmpeg's own errors."""
         accelerated = self._accelerator()
         self.asks, why = accelerated is not None, ""
         try:
             # What a camera calls itself, and old titles, may be in any encoding, or noise.
-            return av.open(uri, options=options, timeout=timeout, metadata_errors="replace", hwaccel=accelerated)
+            return av.open(uri, "r", options=options, timeout=timeout, metadata_errors="replace", hwaccel=accelerated)
         except _OF_THE_CARD as reason:
             if not self.asks or self._must:
                 raise
             why = f"cuda:{self._card} fails ({type(reason).__name__})"
-        container = av.open(uri, options=options, timeout=timeout, metadata_errors="replace")
+        container = av.open(uri, "r", options=options, timeout=timeout, metadata_errors="replace")
         self.asks, self._passed_over = False, why
         return container
 

@@ -13,6 +13,7 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from stream.h264 import FrameNumbers
+from stream.limits import PictureTooLargeError, check_size
 from stream.picture import Deinterlacer
 from stream.trust import Trust
 
@@ -81,8 +82,11 @@ def packets(container: InputContainer, stream: VideoStream, on_damage: Callable[
 class Decoding:
     """The pictures of one stream that can be believed, in order of showing; counts the others."""
 
-    def __init__(self, *, trust: Trust, numbers: FrameNumbers | None = None) -> None:
+    def __init__(self, *, trust: Trust, numbers: FrameNumbers | None = None, max_pixels: int | None = None) -> None:
         self.trust = trust
+        self.max_pixels = max_pixels
+        """How many pixels a picture may have; a larger one raises ``PictureTooLargeError``. None: any number."""
+        self._limited: VideoCodecContext | None = None
         self.numbers = numbers
         """Tells of pictures that went missing as a whole; None: nobody looks."""
         self.packets = 0
@@ -101,7 +105,11 @@ class Decoding:
         self.trust.breaks()
 
     def run(self, source: Iterable[VideoPacket], stop: threading.Event) -> Iterator[av.VideoFrame]:
-        """Give the believable pictures of ``source`` until it ends or ``stop`` is set."""
+        """Give the believable pictures of ``source`` until it ends or ``stop`` is set.
+
+        Raises:
+            PictureTooLargeError: a picture has more than ``max_pixels``; no memory was taken for it.
+        """
         for packet in source:
             if stop.is_set():
                 return
@@ -121,9 +129,11 @@ class Decoding:
             if missed or packet.is_corrupt:  # cut short: the demuxer says so, the decoder may invent the rest
                 self._mark()
                 self.trust.breaks()
+        self._limit(packet.stream.codec_context)
         try:
             pictures = packet.decode()
-        except av.error.FFmpegError:
+        except av.error.FFmpegError as error:
+            self._check_size(packet.stream.codec_context, error)
             if not packet.is_corrupt:
                 self._mark()
             self.trust.breaks()
@@ -136,6 +146,22 @@ class Decoding:
                 yield picture
             else:
                 self._mark()
+
+    def _limit(self, context: VideoCodecContext) -> None:
+        """Tell the decoder the limit before it opens; check the size that the header states."""
+        if self.max_pixels is None or context is self._limited:
+            return
+        self._limited = context
+        context.options = {**context.options, "max_pixels": str(self.max_pixels)}
+        check_size(context.width, context.height, self.max_pixels)
+
+    def _check_size(self, context: VideoCodecContext, error: av.error.FFmpegError) -> None:
+        """Raise ``PictureTooLargeError`` where that is why FFmpeg did not decode: it then forgets the size."""
+        if self.max_pixels is None:
+            return
+        refused = isinstance(error, av.error.ArgumentError) and context.width * context.height == 0
+        if refused or context.width * context.height > self.max_pixels:
+            raise PictureTooLargeError(context.width, context.height, self.max_pixels) from None
 
     def _mark(self) -> None:
         self.corrupt += 1

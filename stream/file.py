@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from types import TracebackType
-from typing import Final, Literal, Self, cast
+from typing import BinaryIO, Final, Literal, Self, cast
+from urllib.parse import urlsplit
 
 import av
 import av.error
@@ -24,15 +25,15 @@ from stream.card import Decoder
 from stream.clock import StreamClock
 from stream.decode import Decoding, packets, video_stream
 from stream.failures import failure_of
-from stream.picture import RgbConverter
-from stream.promises import frames_total, gif_is_whole, promised_seconds
+from stream.limits import PictureTooLargeError
+from stream.paths import PipeReader, kind_of, opened, refusal, shown
+from stream.picture import PixelAspect, RgbConverter
+from stream.promises import frames_total, gif_is_whole, mp4_is_whole, packets_total, promised_seconds
 from stream.redact import redact
 from stream.trust import Trust
 
 # Cut out of a longer stream, these may begin between two key pictures; what cannot be decoded there is no damage.
 _BEGINS_ANYWHERE: Final = {"mpegts", "mpeg", "mpegvideo", "h264", "hevc", "flv", "hls"}
-# These state how many packets there are, and mean it.
-_COUNTS_PACKETS: Final = {"mov", "mp4"}
 _REMUX = "try `ffmpeg -i BROKEN -c copy MENDED.mkv`, or fetch the file again"
 
 
@@ -49,13 +50,15 @@ class Reading:
     """FFmpeg's options for the protocol and the container."""
     open_timeout_seconds: float | None = None
     read_timeout_seconds: float | None = None
+    loop: bool = False
+    """Whether it begins anew at its end, for ever."""
 
 
 class FileSource:
     """Frames of a recording, as fast as they are asked for.
 
-    A local file is opened, and its first picture decoded, on entering; a remote one (``remote=True``) when its frames
-    are asked for, so that entering waits for no network.
+    A local file is opened, and its first picture decoded, on entering; a remote one (``remote=True``) and a named pipe
+    when their frames are asked for, so that entering waits for nobody.
     """
 
     live = False
@@ -70,11 +73,15 @@ class FileSource:
         decoder: Decoder | None = None,
     ) -> None:
         self.camera = camera
-        self.uri = redact(path)
+        self.uri = redact(path) if remote else shown(path)
+        self.name = PurePosixPath(urlsplit(path).path if remote else self.uri).name
+        """The file's own name, which each of its frames carries."""
         self.frames_total: int | None = None
         self.rate: float | None = None
         self._path = path
         self._remote = remote
+        self._is_pipe = False
+        self._input: BinaryIO | PipeReader | None = None
         self._reading = reading or Reading()
         self._decoder = decoder or Decoder()
         self._health = Health()
@@ -84,6 +91,7 @@ class FileSource:
         self._is_cut_gif = False
         self._given = 0
         self._last_seconds = 0.0
+        self._end_seconds: float | None = None
 
     @property
     def health(self) -> Health:
@@ -92,7 +100,10 @@ class FileSource:
 
     def __enter__(self) -> Self:
         self._decoder.check()
-        if not self._remote:
+        self._is_pipe = not self._remote and kind_of(self._path) == "pipe"
+        if self._is_pipe and self._reading.loop:
+            raise SourceError(f"{self.uri}: is a pipe, which cannot begin anew; leave ?loop=1 out")
+        if not self._remote and not self._is_pipe:
             self._open(self._reading.threads)
             try:
                 self._prime(threading.Event())
@@ -111,15 +122,41 @@ class FileSource:
 
         Frame indices count good pictures from 0. Raises ``SourceError`` where a remote recording cannot be opened.
         """
-        if self._container is None:
+        self._stop = stop
+        if self._container is None and not self._begin(stop):
+            return
+        clock = StreamClock(step_seconds=1.0 / self.rate if self.rate else 0.04)
+        index = 0
+        while True:
+            for frame in self._pass(clock, index, stop):
+                index += 1
+                yield frame
+            if stop.is_set():
+                return
+            self._finish()
+            if not self._reading.loop:
+                return
+            self._close()
+            clock.restart()
+            if not self._begin(stop):
+                return
+
+    def _begin(self, stop: threading.Event) -> bool:
+        """Open it and decode the first picture; say whether that was done before ``stop`` was set."""
+        try:
             self._open(self._reading.threads)
             self._prime(stop)
+        except SourceError:
+            if not stop.is_set():
+                raise
+        return not stop.is_set()
+
+    def _pass(self, clock: StreamClock, index: int, stop: threading.Event) -> Iterator[Frame]:
+        """Give the frames of one reading from the first to the last; the first has ``index``."""
+        rgb, corrupt = RgbConverter(), 0
         self._health = Health("live", corrupt=self._decoding.corrupt)
-        clock = StreamClock(step_seconds=1.0 / self.rate if self.rate else 0.04)
-        rgb = RgbConverter()
-        corrupt = 0
-        self._stop = stop
-        for index, picture in enumerate(self._pictures):
+        self._given = 0
+        for picture in self._pictures:
             if stop.is_set():
                 return
             if self._decoding.corrupt != corrupt:
@@ -127,22 +164,31 @@ class FileSource:
                 self._health = Health("live", corrupt=corrupt)
             pts = clock.tell(None if picture.pts is None else picture.time)
             self._last_seconds = pts
-            self._given = index + 1
-            yield Frame(rgb.convert(picture), self.camera, index, time.monotonic(), pts)
-        if not stop.is_set():
-            self._finish()
+            self._note_end(picture)
+            image = rgb.convert(picture, self._aspect.now())
+            yield Frame(image, self.camera, index + self._given, time.monotonic(), pts, source_name=self.name)
+            self._given += 1
+
+    def _note_end(self, picture: av.VideoFrame) -> None:
+        """Note until when a picture is shown, by the file's own clock."""
+        if picture.pts is None or picture.time is None:
+            return
+        seconds = float(picture.duration * picture.time_base) if picture.duration and picture.time_base else 0.0
+        end = picture.time + (seconds or (1.0 / self.rate if self.rate else 0.0))
+        self._end_seconds = end if self._end_seconds is None else max(end, self._end_seconds)
 
     def _open(self, threads: Threads) -> None:
-        if not self._remote:
+        if not self._remote and not self._is_pipe:
             _check_path(self._path)
         reading = self._reading
         try:
             self._container = self._decoder.open(
-                self._path,
+                self._opened(),
                 options=dict(reading.options),
                 timeout=(reading.open_timeout_seconds, reading.read_timeout_seconds),
             )
         except (av.error.FFmpegError, OSError) as error:
+            self._close()
             raise SourceError(self._cannot_open(error)) from None
         stream = video_stream(self._container)
         if stream is None and len(self._container.streams) == 0:
@@ -158,27 +204,47 @@ class FileSource:
             message = f"{self.uri}: its video is in a codec that is not known here, or its header is damaged; {_REMUX}"
             raise SourceError(message)
         stream.thread_type = "SLICE" if self._decoder.asks else threads  # a card works on one picture at a time
-        self._is_cut_gif = not self._remote and "gif" in self._formats and not gif_is_whole(self._path)
+        self._is_cut_gif = self._is_local and "gif" in self._formats and not gif_is_whole(self._path)
         self._stream: VideoStream = stream
+        self._aspect = PixelAspect(stream)
         self.rate = float(stream.average_rate) if stream.average_rate else None
-        self.frames_total = frames_total(self._container, stream)
-        self._decoding = Decoding(trust=Trust())
+        self.frames_total = None if reading.loop else frames_total(self._container, stream)
+        self._packets_total = packets_total(self._container, stream)
+        self._end_seconds = None
+        self._decoding = Decoding(trust=Trust(), max_pixels=self._decoder.max_pixels)
+
+    def _opened(self) -> str | BinaryIO:
+        """Return what FFmpeg reads from: an address, a path, or an open file."""
+        if self._remote:
+            return self._path
+        if self._is_pipe:
+            self._input = PipeReader(self._path, self._stop)
+            return cast("BinaryIO", self._input)  # read is all that FFmpeg needs of what cannot seek
+        found = opened(self._path)
+        self._input = None if isinstance(found, str) else found
+        return found
 
     def _prime(self, stop: threading.Event) -> None:
         """Decode the first picture, so that a file without any is refused before anything is created for it."""
         self._stop = stop
         pictures = self._all_pictures()
-        first = next(pictures, None)
+        first = self._first(pictures)
         if not stop.is_set() and self._falls_back(gave_picture=first is not None):
             self._close()
             self._open(self._reading.threads)
             pictures = self._all_pictures()
-            first = next(pictures, None)
+            first = self._first(pictures)
         if first is None and not stop.is_set():
             codec = self._stream.codec_context.name
             message = f"{self.uri}: none of its pictures decodes; it is damaged, or not really {codec}: {_REMUX}"
             raise SourceError(message)
         self._pictures = pictures if first is None else itertools.chain([first], pictures)
+
+    def _first(self, pictures: Iterator[av.VideoFrame]) -> av.VideoFrame | None:
+        try:
+            return next(pictures, None)
+        except PictureTooLargeError as error:
+            raise SourceError(f"{self.uri}: {error}") from None
 
     def _falls_back(self, *, gave_picture: bool) -> bool:
         """Say whether it is to be read anew on the CPU. Raises ``SourceError`` where it must be the card and is not."""
@@ -238,14 +304,24 @@ class FileSource:
     def _missing(self) -> str:
         """Say what the file promised and did not hold; empty where it held all."""
         stream, decoding = self._stream, self._decoding
-        if not _COUNTS_PACKETS.isdisjoint(self._formats) and decoding.packets < stream.frames:
-            return f", cut off: holds {decoding.packets} of {stream.frames} packets"
+        total = self._packets_total
+        if total is not None and decoding.packets < total:
+            return f", cut off: holds {decoding.packets} of {total} packets"
         if self._is_cut_gif:
             return ", cut off: its end mark is missing"
+        if total is not None:  # counted: all are here, however long the last of them is shown
+            return ""
+        if "mp4" in self._formats and self._is_local and not mp4_is_whole(self._path):
+            return ", cut off: its last part is not whole"
         promised = None if decoding.corrupt else promised_seconds(self._container, stream)
-        if promised is not None and self._last_seconds < promised - max(1.0, 0.05 * promised):
+        end = self._last_seconds if self._end_seconds is None else self._end_seconds
+        if promised is not None and max(end, self._last_seconds) < promised - max(1.0, 0.05 * promised):
             return f", cut off: its header promises {promised:.2f} s"
         return ""
+
+    @property
+    def _is_local(self) -> bool:
+        return not self._remote and not self._is_pipe
 
     @property
     def _formats(self) -> set[str]:
@@ -269,6 +345,9 @@ class FileSource:
         if self._container is not None:
             self._container.close()
             self._container = None
+        if self._input is not None:
+            self._input.close()
+            self._input = None
 
 
 def _all_but_last(pictures: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
@@ -276,12 +355,15 @@ def _all_but_last(pictures: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
 
 
 def _check_path(path: str) -> None:
-    if not os.path.exists(path):  # noqa: PTH110 - the path is FFmpeg's, as given
-        message = f"{path}: no such file; check the path"
-        raise SourceError(message)
-    if os.path.isfile(path) and os.path.getsize(path) == 0:  # noqa: PTH113, PTH202
-        message = f"{path}: is empty (0 bytes); record or fetch it again"
-        raise SourceError(message)
-    if not os.access(path, os.R_OK):
-        message = f"{path}: may not be read; change its permissions (chmod u+r)"
-        raise SourceError(message)
+    kind = kind_of(path)
+    if kind == "nothing":
+        raise SourceError(f"{shown(path)}: no such file; check the path")
+    if kind == "device":
+        raise SourceError(f"{shown(path)}: is a device, not a file; a webcam is camera:N")
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 - the path is FFmpeg's, as given
+            first = file.read(1)
+    except OSError as reason:
+        raise SourceError(refusal(path, reason)) from None
+    if not first:
+        raise SourceError(f"{shown(path)}: is empty (0 bytes); record or fetch it again")

@@ -29,7 +29,8 @@ from stream.clock import StreamClock
 from stream.decode import Decoding, VideoPacket, drop_bad_extradata, packets_of, video_stream
 from stream.failures import Failure, failure_of
 from stream.h264 import FrameNumbers
-from stream.picture import RgbConverter
+from stream.limits import PictureTooLargeError
+from stream.picture import PixelAspect, RgbConverter
 from stream.reconnect import Answering, Backoff
 from stream.trust import Trust
 
@@ -137,6 +138,8 @@ class LiveSource:
                 yield from self._pictures(container, stop, answered_in=time.monotonic() - since)
                 if not stop.is_set():
                     raise Lost(Failure("the stream ended", cause="ended"), ended=self._has_ended(container))
+        except PictureTooLargeError as error:
+            raise Lost(Failure(str(error), "slow", "codec")) from None
         except (av.error.FFmpegError, OSError) as error:
             # FFmpeg's RTSP calls a wait for an answer that it cut short by whatever name: EPERM, invalid data.
             cut_short = waited_for == "answer" and time.monotonic() - since >= seconds
@@ -157,8 +160,10 @@ class LiveSource:
         if drop_bad_extradata(context):
             log.info("%s: its description holds wrong parameter sets; those in the stream are used", self.camera)
         numbers = FrameNumbers(context.extradata) if context.name == "h264" else None
-        decoding = Decoding(trust=Trust(patience_packets=_DOUBT_PACKETS), numbers=numbers)
-        rgb = RgbConverter()
+        decoding = Decoding(
+            trust=Trust(patience_packets=_DOUBT_PACKETS), numbers=numbers, max_pixels=self._line.decoder.max_pixels
+        )
+        rgb, aspect = RgbConverter(), PixelAspect(stream)
         self._clock.restart()
         corrupt_before, self._last_pts = self._health.corrupt, None
         for picture in decoding.run(self._fed(self._line.packets(container, stop), decoding), stop):
@@ -166,7 +171,7 @@ class LiveSource:
                 raise Lost(refused)
             self._note_live(corrupt=corrupt_before + decoding.corrupt, answered_in=answered_in)
             self._last_pts = None if picture.pts is None else picture.time
-            image, taken_at = rgb.convert(picture), time.monotonic()
+            image, taken_at = rgb.convert(picture, aspect.now()), time.monotonic()
             pts = self._clock.tell(self._last_pts, arrived_at=taken_at)
             index, self._index = self._index, self._index + 1
             yield Frame(image, self.camera, index, taken_at, pts)

@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import SourceError, nearest
 from pipeline.ports import Source
+from stream.limits import FILE_MAX_PIXELS, LIVE_MAX_PIXELS
 from stream.redact import place, redact
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ class SourceOptions:
     """What to ask of a webcam, frames per second; None: its default."""
     camera_encoding: str | None = None
     """What to ask of a webcam: ``mjpeg``, ``yuyv422``; None: its default."""
+    max_pixels: int | None = None
+    """How many pixels a picture may have; a larger one is refused. None: ``LIVE_MAX_PIXELS`` of ``stream.limits`` for
+    live sources, ``FILE_MAX_PIXELS`` for files."""
 
     def __post_init__(self) -> None:
         for name in ("read_timeout_seconds", "open_timeout_seconds", "images_per_second"):
@@ -65,6 +69,9 @@ class SourceOptions:
                 raise SourceError(message)
         if re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.decoder) is None:
             message = f"decoder={self.decoder!r}: a decoder is cpu, auto, cuda or cuda:N"
+            raise SourceError(message)
+        if self.max_pixels is not None and self.max_pixels < 1:
+            message = f"max_pixels={self.max_pixels}: must be 1 or more; leave it out for the default"
             raise SourceError(message)
         if self.attempts is not None and self.attempts < 1:
             message = f"attempts={self.attempts}: must be 1 or more; leave it out to try for ever"
@@ -139,6 +146,7 @@ def _scheme(uri: str) -> str:
 
 def _camera(order: _Order) -> Source:
     from stream.camera import CameraMode, CameraSource
+    from stream.card import Decoder
     from stream.network import Patience
 
     options = order.options
@@ -151,6 +159,7 @@ def _camera(order: _Order) -> Source:
         camera=order.camera or f"camera{int(number)}",
         patience=Patience(options.open_timeout_seconds, options.read_timeout_seconds, options.attempts),
         mode=CameraMode(options.camera_size, options.camera_rate, options.camera_encoding),
+        decoder=Decoder(max_pixels=options.max_pixels or LIVE_MAX_PIXELS),
     )
 
 
@@ -176,13 +185,16 @@ def _http(order: _Order) -> Source:
     options = order.options
     patience = Patience(options.open_timeout_seconds, options.read_timeout_seconds, options.attempts)
     camera = order.camera or place(order.uri)
-    return http_source(_with_host(order.uri), camera=camera, patience=patience, decoder=_decoder(options))
+    limit = LIVE_MAX_PIXELS if _http_is_live(order.uri) else FILE_MAX_PIXELS
+    decoder = _decoder(options, max_pixels=limit)
+    return http_source(_with_host(order.uri), camera=camera, patience=patience, decoder=decoder)
 
 
-def _decoder(options: SourceOptions, *, doubt: str = "") -> Decoder:
+def _decoder(options: SourceOptions, *, doubt: str = "", max_pixels: int = LIVE_MAX_PIXELS) -> Decoder:
+    """Return what decodes one source; ``max_pixels`` is its limit where the options state none."""
     from stream.card import Decoder
 
-    return Decoder(options.decoder, card=options.card, doubt=doubt)
+    return Decoder(options.decoder, card=options.card, doubt=doubt, max_pixels=options.max_pixels or max_pixels)
 
 
 def _http_is_live(uri: str) -> bool:
@@ -238,7 +250,8 @@ def _path(order: _Order) -> Source:
 
     _refuse_missing(place_, is_pattern=False)
     reading = Reading(threads="SLICE" if order.options.threads == "slice" else "AUTO")
-    return FileSource(path, camera=order.camera or place_.stem, reading=reading, decoder=_decoder(order.options))
+    decoder = _decoder(order.options, max_pixels=FILE_MAX_PIXELS)
+    return FileSource(path, camera=order.camera or place_.stem, reading=reading, decoder=decoder)
 
 
 def _refuse_missing(path: Path, *, is_pattern: bool) -> None:

@@ -26,7 +26,7 @@ WHOLE = {
     "odd/bt709_full_range.mp4": (30, 1280, 720),
     "odd/fate_10bit_amve.mp4": (24, 640, 360),
     "odd/fate_brokensps.mp4": (79, 192, 144),
-    "odd/fate_mpeg2_field.mpg": (31, 720, 576),
+    "odd/fate_mpeg2_field.mpg": (31, 768, 576),
     "odd/fate_odd_height_cfhd.mov": (10, 496, 241),
     "odd/fate_resize_midstream_av1.ivf": (20, 352, 288),
     "odd/fate_resize_midstream_h264.mp4": (4, 256, 128),
@@ -110,7 +110,8 @@ def test_colours_are_those_a_second_decoder_sees(shared_data, name):
     frames = first_frames(path, 3)
     with av.open(str(path)) as container:
         stream = container.streams.best("video").index
-    filters = "bwdif=mode=send_frame:deint=interlaced" if "field" in name else ""
+    # Its pixels are 16:15; ours come out square.
+    filters = "bwdif=mode=send_frame:deint=interlaced,scale=768:576" if "field" in name else ""
     seen = ffmpeg_pictures(path, frames, stream=stream, filters=filters, exact=name not in QUICK_ARITHMETIC)
     for frame, theirs in zip(frames, seen, strict=True):
         difference = np.abs(coarse(frame.image) - coarse(theirs))

@@ -106,9 +106,15 @@ def make_sources(config: Config) -> list[tuple[Source, Overflow]]:
     for source, name in zip(built, unique_names(names), strict=True):
         source.camera = name
     return [
-        (source, one.overflow or config.overflow or ("drop-oldest" if source.live else "wait"))
+        (source, one.overflow or config.overflow or default_overflow(source))
         for source, one in zip(built, config.sources, strict=True)
     ]
+
+
+def default_overflow(source: Source) -> Overflow:
+    """Return what a source's full queue does where nothing is said: its own word, else by whether it is live."""
+    own: Overflow | None = getattr(source, "overflow", None)
+    return own or ("drop-oldest" if source.live else "wait")
 
 
 def _address(source: SourceConfig) -> str:

@@ -139,6 +139,7 @@ class Decoding:
             self.trust.breaks()
             return
         for picture in pictures:
+            check_size(picture.width, picture.height, self.max_pixels)
             if picture.is_corrupt:
                 self._mark()
                 self.trust.breaks(pts=picture.pts)
@@ -152,7 +153,8 @@ class Decoding:
         if self.max_pixels is None or context is self._limited:
             return
         self._limited = context
-        context.options = {**context.options, "max_pixels": str(self.max_pixels)}
+        # FFmpeg counts the borders that it allocates, too; the exact size is that of the picture.
+        context.options = {**context.options, "max_pixels": str(self.max_pixels * 5 // 4 + (1 << 16))}
         check_size(context.width, context.height, self.max_pixels)
 
     def _check_size(self, context: VideoCodecContext, error: av.error.FFmpegError) -> None:

@@ -228,23 +228,17 @@ class FileSource:
         """Decode the first picture, so that a file without any is refused before anything is created for it."""
         self._stop = stop
         pictures = self._all_pictures()
-        first = self._first(pictures)
+        first = next(pictures, None)
         if not stop.is_set() and self._falls_back(gave_picture=first is not None):
             self._close()
             self._open(self._reading.threads)
             pictures = self._all_pictures()
-            first = self._first(pictures)
+            first = next(pictures, None)
         if first is None and not stop.is_set():
             codec = self._stream.codec_context.name
             message = f"{self.uri}: none of its pictures decodes; it is damaged, or not really {codec}: {_REMUX}"
             raise SourceError(message)
         self._pictures = pictures if first is None else itertools.chain([first], pictures)
-
-    def _first(self, pictures: Iterator[av.VideoFrame]) -> av.VideoFrame | None:
-        try:
-            return next(pictures, None)
-        except PictureTooLargeError as error:
-            raise SourceError(f"{self.uri}: {error}") from None
 
     def _falls_back(self, *, gave_picture: bool) -> bool:
         """Say whether it is to be read anew on the CPU. Raises ``SourceError`` where it must be the card and is not."""
@@ -280,7 +274,15 @@ class FileSource:
         assert self._container is not None  # noqa: S101 - _open comes first
         source = packets(self._container, self._stream, self._decoding.note_damage)
         pictures = self._decoding.run(source, self._stop)
-        return _all_but_last(pictures) if self._is_cut_gif else pictures
+        try:
+            yield from _all_but_last(pictures) if self._is_cut_gif else pictures
+        except PictureTooLargeError as error:
+            if self._is_threaded:  # good pictures are under way: they come when it is read again, one at a time
+                self._decoding.note_damage()
+                return
+            message = f"{self.uri}: {error}"
+            self._health = Health("failed", message, corrupt=self._decoding.corrupt, cause="codec")
+            raise SourceError(message) from None
 
     def _finish(self) -> None:
         """Say how it ended."""

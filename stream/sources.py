@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import glob
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import unquote, urlsplit
 
 from pipeline.errors import SourceError, nearest
 from pipeline.ports import Source
 from stream.limits import FILE_MAX_PIXELS, LIVE_MAX_PIXELS
+from stream.paths import kind_of
 from stream.redact import place, redact
 
 if TYPE_CHECKING:
     from stream.card import Decoder
 
 IMAGE_SUFFIXES: Final = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".jp2"}
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+    | {".pbm", ".pnm", ".jp2", ".avif", ".heic", ".heif", ".hif"}
 )
 """Files that are photos. A GIF is a video, animated or not."""
 
@@ -131,10 +131,10 @@ def _scheme(uri: str) -> str:
     if not uri:
         message = f"an empty source: name one of {EXAMPLES}"
         raise SourceError(message)
-    if uri.isdecimal() and not Path(uri).exists():
+    if uri.isdecimal() and not _exists(uri):
         return "camera"
     found = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", uri)
-    if found is None or Path(uri).exists():
+    if found is None or _exists(uri):
         return "path"
     scheme = found[1].lower()
     if scheme not in _SCHEMES or scheme == "path":
@@ -142,6 +142,13 @@ def _scheme(uri: str) -> str:
         message = f"{redact(uri)}: unknown scheme {scheme!r}.{nearest(scheme, known)} Known: {EXAMPLES}"
         raise SourceError(message)
     return scheme
+
+
+def _exists(path: str) -> bool:
+    try:
+        return kind_of(path) != "nothing"
+    except SourceError:  # too long for a name: an address
+        return False
 
 
 def _camera(order: _Order) -> Source:
@@ -227,39 +234,43 @@ def _line_is_live(uri: str) -> bool:
 
 
 def _file(order: _Order) -> Source:
-    path = unquote(urlsplit(order.uri).path) if order.uri.lower().startswith("file:") else order.uri
-    return _path(_Order(path, order.camera, order.options))
+    return _path(_Order(_local(order.uri), order.camera, order.options))
+
+
+def _local(uri: str) -> str:
+    """Return the path of a ``file:`` address, with the options behind it."""
+    parts = urlsplit(uri)
+    return unquote(parts.path) + (f"?{parts.query}" if parts.query else "")
 
 
 def _path(order: _Order) -> Source:
-    place_ = Path(order.uri).expanduser()
-    path = str(place_)
-    is_pattern = glob.has_magic(path) and not place_.exists()
-    if is_pattern or place_.is_dir() or place_.suffix.lower() in IMAGE_SUFFIXES:
-        from stream.images import ImagesSource
+    from stream.local import camera_of, check_options, expanded, form_of, image_reader, split_options
 
-        _refuse_missing(place_, is_pattern=is_pattern)
-        return ImagesSource(
-            path,
-            suffixes=IMAGE_SUFFIXES,
-            camera=order.camera
-            or (place_.name if place_.is_dir() else place_.stem.strip("*?[]") or place_.parent.name),
-            images_per_second=order.options.images_per_second,
-        )
+    options = order.options
+    path, stated = split_options(expanded(order.uri))
+    camera = order.camera or camera_of(path)
+    if form_of(path, IMAGE_SUFFIXES, examples=EXAMPLES) == "images":
+        from stream.images import ImagesSource
+        from stream.watch import WatchedFolder
+
+        check_options(order.uri, stated, ("watch", "bits"), "pictures")
+        reader = image_reader(stated, options.max_pixels or FILE_MAX_PIXELS)
+        if watch := stated.get("watch"):
+            begin: Literal["all", "new"] = "all" if watch == "all" else "new"
+            return WatchedFolder(path, suffixes=IMAGE_SUFFIXES, camera=camera, reader=reader, begin=begin)
+        rate = options.images_per_second
+        return ImagesSource(path, suffixes=IMAGE_SUFFIXES, camera=camera, images_per_second=rate, reader=reader)
     from stream.file import FileSource, Reading
 
-    _refuse_missing(place_, is_pattern=False)
-    reading = Reading(threads="SLICE" if order.options.threads == "slice" else "AUTO")
-    decoder = _decoder(order.options, max_pixels=FILE_MAX_PIXELS)
-    return FileSource(path, camera=order.camera or place_.stem, reading=reading, decoder=decoder)
+    check_options(order.uri, stated, ("loop",), "a video")
+    reading = Reading(threads="SLICE" if options.threads == "slice" else "AUTO", loop="loop" in stated)
+    return FileSource(path, camera=camera, reading=reading, decoder=_decoder(options, max_pixels=FILE_MAX_PIXELS))
 
 
-def _refuse_missing(path: Path, *, is_pattern: bool) -> None:
-    if is_pattern or path.exists():
-        return
-    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    message = f"{path}: no such file or folder.{nearest(path.name, siblings)} A source is one of {EXAMPLES}"
-    raise SourceError(message)
+def _path_is_live(uri: str) -> bool:
+    from stream.local import expanded, split_options
+
+    return "watch" in split_options(expanded(uri))[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +288,6 @@ _SCHEMES: Final[dict[str, _Scheme]] = {
     "http": _Scheme(_http, _http_is_live),
     "https": _Scheme(_http, _http_is_live),
     "line": _Scheme(_line, _line_is_live),
-    "file": _Scheme(_file, lambda _: False),
-    "path": _Scheme(_path, lambda _: False),
+    "file": _Scheme(_file, lambda uri: _path_is_live(_local(uri))),
+    "path": _Scheme(_path, _path_is_live),
 }

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.errors import SourceError
+from pipeline.errors import ConnectionLostError, SourceError
 from stream.sources import SourceOptions, build_source
 from tests.stream.test_file_whole import numbers
 
@@ -99,24 +99,35 @@ def test_video_larger_than_the_limit_is_refused_on_entering(make_clip):
         pass
 
 
-def test_stream_that_grows_beyond_the_limit_is_lost_in_words(web_server):
-    small, large = (cv2.imencode(".jpg", np.full((side, side, 3), 90, np.uint8))[1].tobytes() for side in (64, 640))
+def jpeg(side):
+    return cv2.imencode(".jpg", np.full((side, side, 3), 90, np.uint8))[1].tobytes()
+
+
+def test_video_that_grows_beyond_the_limit_ends_in_words_behind_its_good_pictures(tmp_path):
+    path = tmp_path / "grows.mjpeg"
+    path.write_bytes(jpeg(64) * 3 + jpeg(640) * 2 + jpeg(64))
+    frames = []
+    with build_source(str(path), options=SourceOptions(max_pixels=64 * 64)) as source:
+        with pytest.raises(SourceError, match=r"grows\.mjpeg: a picture.*max_pixels=4096"):
+            frames.extend(source.frames(threading.Event()))
+        assert source.health.state == "failed"
+    assert len(frames) == 3
+
+
+def test_stream_beyond_the_limit_is_given_up_in_words(web_server):
+    picture = jpeg(640)
 
     def answer(handler):
         handler.send_response(200)
         handler.send_header("Content-Type", "multipart/x-mixed-replace; boundary=f")
         handler.end_headers()
-        for picture in (small, small, large, large):
+        for _ in range(4):
             head = f"--f\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
             handler.wfile.write(head.encode() + picture + b"\r\n")
 
     options = SourceOptions(max_pixels=64 * 64, attempts=1)
-    sizes, stop = [], threading.Event()
-    with build_source(web_server(answer) + "/live", options=options) as source:
-        for frame in source.frames(stop):
-            sizes.append((frame.width, frame.height))
-            if len(sizes) == 3:  # it came back after the loss
-                reason = source.health.reconnects
-                stop.set()
-    assert sizes == [(64, 64)] * 3
-    assert reason == 1
+    with (
+        build_source(web_server(answer) + "/live", options=options) as source,
+        pytest.raises(ConnectionLostError, match=r"a picture of 640x640 pixels .*max_pixels=4096"),
+    ):
+        list(source.frames(threading.Event()))

@@ -1,0 +1,237 @@
+"""One photo: a file to an upright RGB array, checked for its size before memory is taken, and for being whole."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import cv2
+import numpy as np
+from PIL import Image as Pillow
+from PIL.TiffImagePlugin import TiffImageFile
+
+from pipeline.errors import SourceError
+from pipeline.frames import Image
+from stream.depth import eight_bits, value_bits
+from stream.limits import FILE_MAX_PIXELS, check_size
+from stream.paths import kind_of, refusal, shown
+
+log = logging.getLogger(__name__)
+
+_JPEG_START: Final = b"\xff\xd8\xff"
+_JPEG_MARKER: Final = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+"""A marker in a scan's data: no stuffed zero, no restart."""
+_HEIF_BRANDS: Final = frozenset({b"heic", b"heix", b"heim", b"heis", b"mif1"})
+_PNM_LARGEST: Final = re.compile(rb"P[2356]\s(?:\s|#[^\n]*\n)*\d+(?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+(\d{1,5})\s")
+_TIFF_MAX_SAMPLE_VALUE: Final = 281
+_BYTES_PER_PIXEL: Final = 8  # four channels of 16 bits, not compressed
+_FILE_BYTES: Final = 256 << 20  # what may stand beside the pixels: a motion photo's video
+_DEEP_FORMATS: Final = frozenset({"PNG", "TIFF", "PPM", "JPEG2000"})
+"""Pillow's names of the formats whose values may have 16 bits."""
+_BAD: Final = "is no picture that can be read, whatever its name says; save it as JPEG or PNG"
+_LOCK: Final = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """What a photo says of itself before it is decoded."""
+
+    format: str
+    """Pillow's name of it."""
+    width: int
+    height: int
+    is_one: bool
+    """Whether it holds one picture only."""
+    bits: int | None
+    """How many bits of 16 its values use, where it states that."""
+
+
+class ImageReader:
+    """Reads photos of one source; tells each kind of assumption it makes once.
+
+    Orientation in EXIF or HEIF is honoured; greyscale and palettes become RGB, transparency is dropped. Of values of
+    16 bits, the smallest of 10, 12, 14 and 16 bits that holds the largest of a picture is taken for full white. Of
+    several pages the first is read.
+    """
+
+    def __init__(self, *, max_pixels: int | None = FILE_MAX_PIXELS, bits: int | None = None) -> None:
+        """Take the limit of a picture's pixels, None for none, and the depth of 16-bit values, None to judge it."""
+        self._max_pixels = max_pixels
+        self._bits = bits
+        self._told: set[str] = set()
+
+    def read(self, path: str | os.PathLike[str]) -> Image:
+        """Return the picture in ``path`` as uint8 RGB (height, width, 3).
+
+        Raises:
+            SourceError: it cannot be read, is not whole, is no picture, or has more pixels than allowed.
+        """
+        content = self._content(path)
+        try:
+            return self.decode(content, lambda kind, words: self._tell(kind, f"{shown(path)}: {words}"))
+        except SourceError as error:
+            raise SourceError(f"{shown(path)}: {error}") from None
+
+    def decode(self, content: bytes, tell: Callable[[str, str], None] | None = None) -> Image:
+        """Return the picture in a file's ``content`` as uint8 RGB (height, width, 3).
+
+        Args:
+            content: JPEG, PNG, WebP, TIFF, BMP, PNM, JPEG 2000, AVIF or HEIC.
+            tell: takes a kind of assumption and the words on it; None: the log, once for each kind.
+
+        Raises:
+            SourceError: as of ``read``, without the path.
+        """
+        tell = tell or self._tell
+        if content.startswith(_JPEG_START) and not jpeg_is_whole(content):
+            raise SourceError("a JPEG that is cut off before its end; fetch or save it again")
+        is_heif = content[4:8] == b"ftyp" and content[8:12] in _HEIF_BRANDS
+        if is_heif:
+            _learn_heif()
+        header = _header(content)
+        if header is None:
+            raise SourceError(_BAD)
+        check_size(header.width, header.height, self._max_pixels)
+        if not header.is_one:
+            tell("pages", "holds several pictures or pages: the first is read; save each as a file to have them all")
+        image = _heif(content) if header.format == "HEIF" else self._decoded(content, header, tell)
+        if image is None:
+            raise SourceError(_BAD)
+        return image
+
+    def _decoded(self, content: bytes, header: _Header, tell: Callable[[str, str], None]) -> Image | None:
+        flags = cv2.IMREAD_COLOR_RGB | (cv2.IMREAD_ANYDEPTH if header.format in _DEEP_FORMATS else 0)
+        try:
+            image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+        except cv2.error:
+            return None
+        if image is None or image.dtype == np.uint8:
+            return None if image is None else np.asarray(image, dtype=np.uint8)
+        if image.dtype != np.uint16:
+            raise SourceError(f"its values are {image.dtype}; save it with 8 or 16 bits without sign, as PNG or TIFF")
+        values = np.asarray(image, dtype=np.uint16)
+        bits = self._bits or header.bits or value_bits(values)
+        if bits < 16 and self._bits is None and header.bits is None:
+            tell(
+                "bits",
+                f"its values of 16 bits reach {values.max()} only: read as {bits} bits, each picture by itself; add "
+                f"?bits={bits} to the source's path to read all alike, or ?bits=16 if it is dark on purpose",
+            )
+        return eight_bits(values, bits)
+
+    def _content(self, path: str | os.PathLike[str]) -> bytes:
+        if kind_of(path) not in {"file", "nothing"}:  # a pipe would wait for its writer
+            raise SourceError(f"{shown(path)}: is no regular file; give the path of a picture")
+        most = None if self._max_pixels is None else self._max_pixels * _BYTES_PER_PIXEL + _FILE_BYTES
+        try:
+            size = os.stat(path).st_size  # noqa: PTH116 - a path of any kind
+            if most is not None and size > most:
+                raise SourceError(f"{shown(path)}: has {size} bytes, too many for a picture of max_pixels")
+            content = Path(path).read_bytes()
+        except OSError as reason:
+            raise SourceError(refusal(path, reason)) from None
+        if not content:
+            raise SourceError(f"{shown(path)}: is empty (0 bytes); fetch or save it again")
+        return content
+
+    def _tell(self, kind: str, words: str) -> None:
+        with _LOCK:
+            is_new = kind not in self._told
+            self._told.add(kind)
+        if is_new:
+            log.warning("%s", words)
+
+
+_READER: Final = ImageReader()
+
+
+def read_image(path: str | os.PathLike[str]) -> Image:
+    """Return the picture in ``path`` as uint8 RGB (height, width, 3). Raises ``SourceError`` like ``ImageReader``."""
+    return _READER.read(path)
+
+
+def jpeg_is_whole(content: bytes) -> bool:
+    """Say whether the first picture in ``content`` ends with the marker that ends a JPEG.
+
+    Whatever lies behind that is no part of it: a phone's video, a second picture, padding. A marker inside the EXIF
+    data is that of a preview.
+    """
+    at, size = 2, len(content)
+    while at + 1 < size:
+        if content[at] != 0xFF:
+            return True  # no JPEG that can be followed: its decoder judges
+        marker = content[at + 1]
+        if marker == 0xFF:
+            at += 1
+            continue
+        at += 2
+        if marker == 0xD9:
+            return True
+        if marker == 0x01 or 0xD0 <= marker <= 0xD8:
+            continue
+        at += int.from_bytes(content[at : at + 2], "big")
+        if marker == 0xDA:
+            found = _JPEG_MARKER.search(content, at)
+            if found is None:
+                return False
+            at = found.start()
+    return False
+
+
+def _header(content: bytes) -> _Header | None:
+    """Return what the header says; None where it is none that is known."""
+    Pillow.MAX_IMAGE_PIXELS = None  # the limit is ours, and can be set; Pillow's would refuse what was allowed
+    try:
+        with Pillow.open(io.BytesIO(content)) as picture:
+            return _Header(picture.format or "", *picture.size, _is_one(picture), _stated_bits(content, picture))
+    except Exception:  # noqa: BLE001 - a damaged header makes Pillow raise nearly anything
+        return None
+
+
+def _is_one(picture: Pillow.Image) -> bool:
+    """Say whether there is one picture only; decodes none, and counts no thousand pages of a TIFF."""
+    if picture.format != "TIFF":
+        return int(getattr(picture, "n_frames", 1)) == 1
+    try:
+        picture.seek(1)
+    except EOFError:
+        return True
+    picture.seek(0)
+    return False
+
+
+def _stated_bits(content: bytes, picture: Pillow.Image) -> int | None:
+    """Return how many bits of 16 are in use by the file's own word: PNM's greatest value, TIFF's."""
+    largest = 0
+    if picture.format == "PPM":
+        stated = _PNM_LARGEST.match(content)
+        largest = int(stated[1]) if stated else 0
+    elif isinstance(picture, TiffImageFile):
+        stated_largest = picture.tag_v2.get(_TIFF_MAX_SAMPLE_VALUE, 0)
+        largest = max(stated_largest) if isinstance(stated_largest, tuple) else int(stated_largest)
+    return largest.bit_length() if 0xFF < largest < 1 << 16 else None
+
+
+def _learn_heif() -> None:
+    """Teach Pillow HEIC, once; the library is loaded with the first such picture."""
+    import pi_heif
+
+    with _LOCK:
+        if "HEIF" not in Pillow.OPEN:
+            pi_heif.register_heif_opener()
+
+
+def _heif(content: bytes) -> Image | None:
+    """Return a HEIC picture, whole from all its tiles."""
+    try:
+        with Pillow.open(io.BytesIO(content)) as picture:
+            return np.asarray(picture.convert("RGB"), dtype=np.uint8)
+    except Exception:  # noqa: BLE001 - as of a header
+        return None

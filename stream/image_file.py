@@ -15,6 +15,7 @@ from typing import Final
 import cv2
 import numpy as np
 from PIL import Image as Pillow
+from PIL.ImageOps import exif_transpose
 from PIL.TiffImagePlugin import TiffImageFile
 
 from pipeline.errors import SourceError
@@ -33,6 +34,8 @@ _PNM_LARGEST: Final = re.compile(rb"P[2356]\s(?:\s|#[^\n]*\n)*\d+(?:\s|#[^\n]*\n
 _TIFF_MAX_SAMPLE_VALUE: Final = 281
 _BYTES_PER_PIXEL: Final = 8  # four channels of 16 bits, not compressed
 _FILE_BYTES: Final = 256 << 20  # what may stand beside the pixels: a motion photo's video
+_TURNED_FORMATS: Final = frozenset({"HEIF", "AVIF"})
+"""Those that OpenCV does not read, or does not turn."""
 _DEEP_FORMATS: Final = frozenset({"PNG", "TIFF", "PPM", "JPEG2000"})
 """Pillow's names of the formats whose values may have 16 bits."""
 _BAD: Final = "is no picture that can be read, whatever its name says; save it as JPEG or PNG"
@@ -47,6 +50,8 @@ class _Header:
     """Pillow's name of it."""
     width: int
     height: int
+    mode: str
+    """Pillow's name of what its values are."""
     is_one: bool
     """Whether it holds one picture only."""
     bits: int | None
@@ -99,9 +104,12 @@ class ImageReader:
         if header is None:
             raise SourceError(_BAD)
         check_size(header.width, header.height, self._max_pixels)
+        if header.mode == "F" or (header.mode == "I" and header.format == "TIFF"):
+            raise SourceError("its values have 32 bits; save it with 8 or 16 bits, as PNG or TIFF")
         if not header.is_one:
             tell("pages", "holds several pictures or pages: the first is read; save each as a file to have them all")
-        image = _heif(content) if header.format == "HEIF" else self._decoded(content, header, tell)
+        by_pillow = header.format in _TURNED_FORMATS
+        image = _turned(content) if by_pillow else self._decoded(content, header, tell)
         if image is None:
             raise SourceError(_BAD)
         return image
@@ -118,7 +126,7 @@ class ImageReader:
             raise SourceError(f"its values are {image.dtype}; save it with 8 or 16 bits without sign, as PNG or TIFF")
         values = np.asarray(image, dtype=np.uint16)
         bits = self._bits or header.bits or value_bits(values)
-        if bits < 16 and self._bits is None and header.bits is None:
+        if bits < 16 and self._bits is None and header.bits is None and values.any():
             tell(
                 "bits",
                 f"its values of 16 bits reach {values.max()} only: read as {bits} bits, each picture by itself; add "
@@ -190,7 +198,9 @@ def _header(content: bytes) -> _Header | None:
     Pillow.MAX_IMAGE_PIXELS = None  # the limit is ours, and can be set; Pillow's would refuse what was allowed
     try:
         with Pillow.open(io.BytesIO(content)) as picture:
-            return _Header(picture.format or "", *picture.size, _is_one(picture), _stated_bits(content, picture))
+            return _Header(
+                picture.format or "", *picture.size, picture.mode, _is_one(picture), _stated_bits(content, picture)
+            )
     except Exception:  # noqa: BLE001 - a damaged header makes Pillow raise nearly anything
         return None
 
@@ -228,10 +238,10 @@ def _learn_heif() -> None:
             pi_heif.register_heif_opener()
 
 
-def _heif(content: bytes) -> Image | None:
-    """Return a HEIC picture, whole from all its tiles."""
+def _turned(content: bytes) -> Image | None:
+    """Return a HEIC or AVIF picture, whole from all its tiles, and turned as it says."""
     try:
         with Pillow.open(io.BytesIO(content)) as picture:
-            return np.asarray(picture.convert("RGB"), dtype=np.uint8)
+            return np.asarray(exif_transpose(picture).convert("RGB"), dtype=np.uint8)
     except Exception:  # noqa: BLE001 - as of a header
         return None

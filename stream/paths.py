@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import stat
 import threading
@@ -13,6 +14,7 @@ from pipeline.errors import SourceError, nearest
 
 Kind = Literal["nothing", "file", "folder", "pipe", "device"]
 
+_CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _GLANCE_SECONDS: Final = 0.1  # how often a waiting reader looks whether it is to stop
 
 
@@ -45,16 +47,13 @@ def refusal(path: str | os.PathLike[str], reason: OSError | ValueError) -> str:
 
 
 def shown(path: str | os.PathLike[str]) -> str:
-    """Return ``path`` as text that any log, header and terminal takes: file names here may be any bytes."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace") if _is_plain(path) else repr(os.fspath(path))
+    r"""Return ``path`` as text that any log, header and terminal takes: file names here may be any bytes.
 
-
-def _is_plain(path: str | os.PathLike[str]) -> bool:
-    try:
-        os.fsencode(path)
-    except (UnicodeError, ValueError):
-        return False
-    return True
+    What is not utf-8, and control characters, become ``\x..``.
+    """
+    name = os.fspath(path)
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return _CONTROLS.sub(lambda found: rf"\x{ord(found[0]):02x}", text)
 
 
 def refuse_missing(path: str, *, examples: str) -> None:

@@ -1,0 +1,171 @@
+"""Paths: options behind them, patterns in them, and every refusal of the system in one line."""
+
+import os
+import threading
+
+import cv2
+import numpy as np
+import pytest
+
+from pipeline.errors import SourceError
+from stream.images import found_images, natural
+from stream.local import split_options
+from stream.paths import kind_of, shown
+from stream.sources import IMAGE_SUFFIXES, build_source, is_live
+
+
+def save(path, brightness=5):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(cv2.imencode(".png", np.full((12, 16, 3), brightness, np.uint8))[1].tobytes())
+    return path
+
+
+def frames_of(uri):
+    with build_source(str(uri)) as source:
+        return list(source.frames(threading.Event()))
+
+
+def test_options_are_split_from_a_path(tmp_path):
+    assert split_options(f"{tmp_path}?watch=1") == (str(tmp_path), {"watch": "1"})
+    assert split_options(f"{tmp_path}?watch=all&bits=12") == (str(tmp_path), {"watch": "all", "bits": "12"})
+    assert split_options(f"{tmp_path}?loop=0") == (str(tmp_path), {})
+    assert split_options(str(tmp_path)) == (str(tmp_path), {})
+
+
+@pytest.mark.parametrize("name", ["what?.png", "a?loop=1", "?watch=1", "part?.png?bits=12"])
+def test_file_whose_name_holds_a_question_mark_is_that_file(tmp_path, name):
+    path = save(tmp_path / name)
+    assert split_options(str(path)) == (str(path), {})
+
+
+def test_question_mark_of_a_glob_stays_one(tmp_path):
+    for name in ("a1.png", "a2.png", "a10.png"):
+        save(tmp_path / name)
+    assert [path.name for path in found_images(f"{tmp_path}/a?.png", IMAGE_SUFFIXES)] == ["a1.png", "a2.png"]
+    assert len(frames_of(f"{tmp_path}/a?.png?bits=12")) == 2
+
+
+@pytest.mark.parametrize(
+    ("tail", "words"),
+    [
+        ("lop=1", "no option is called 'lop'. Did you mean 'loop'?"),
+        ("watch=maybe", "watch='maybe': choose 0, 1, all"),
+        ("bits=11", "bits='11': choose 8, 10, 12, 14, 16"),
+        ("loop=1", "loop does not belong to pictures; watch and bits do"),
+    ],
+)
+def test_option_that_is_wrong_is_refused_with_what_is_right(tmp_path, tail, words):
+    save(tmp_path / "a.png")
+    with pytest.raises(SourceError) as caught:
+        build_source(f"{tmp_path}?{tail}")
+    assert words in str(caught.value)
+
+
+def test_video_takes_loop_and_no_option_of_pictures(make_clip):
+    clip = make_clip(pictures=2)
+    assert not is_live(f"{clip}?loop=1")
+    with pytest.raises(SourceError, match="watch does not belong to a video"):
+        build_source(f"{clip}?watch=1")
+    with build_source(f"file://{clip}?loop=1") as source:
+        assert source.frames_total is None
+
+
+def test_video_that_is_not_there_is_named_without_its_options(make_clip):
+    clip = make_clip("bottles.mp4", pictures=1)
+    with pytest.raises(SourceError, match=r"botles\.mp4: no such file or folder\. Did you mean 'bottles\.mp4'"):
+        build_source(f"{clip.with_name('botles.mp4')}?loop=1")
+
+
+@pytest.mark.parametrize("folder", ["b [1]", "b{2}", "100%", "a*b", "x [a-z] y/[2026]"])
+def test_brackets_in_the_names_of_folders_are_letters(tmp_path, folder):
+    save(tmp_path / folder / "a1.png")
+    save(tmp_path / folder / "sub" / "b2.png")
+    assert [f.source_name for f in frames_of(tmp_path / folder)] == ["a1.png"]
+    assert [f.source_name for f in frames_of(f"{tmp_path}/{folder}/*.png")] == ["a1.png"]
+    assert [f.source_name for f in frames_of(f"{tmp_path}/{folder}/a[0-9].png")] == ["a1.png"]
+    assert [f.source_name for f in frames_of(f"{tmp_path}/{folder}/**/*")] == ["a1.png", "sub/b2.png"]
+
+
+def test_numbered_name_stands_for_its_pictures_in_order(tmp_path):
+    for name in ("seq_0002.png", "seq_0010.png", "seq_0001.png", "seq_12345.png", "seq_7.png", "seq_abcd.png"):
+        save(tmp_path / name)
+    names = ["seq_0001.png", "seq_0002.png", "seq_0010.png", "seq_12345.png"]
+    assert [f.source_name for f in frames_of(tmp_path / "seq_%04d.png")] == names
+    assert len(found_images(f"{tmp_path}/seq_%d.png", IMAGE_SUFFIXES)) == 5
+
+
+def test_picture_of_every_kind_in_a_folder_is_read_and_others_are_counted_and_named(tmp_path, caplog):
+    for name in ("a.png", "b.AVIF", "c.heic", "d.jfif"):
+        save(tmp_path / name)  # what they hold decides, not what they are called
+    for name in ("e.dng", "f.dng", "g.txt", "h", ".hidden"):
+        (tmp_path / name).write_text("no picture")
+    assert [f.source_name for f in frames_of(tmp_path)] == ["a.png", "b.AVIF", "c.heic", "d.jfif"]
+    assert "4 files left out for their suffix: .dng (2)" in caplog.text
+    assert ".txt (1)" in caplog.text
+    assert "none (1)" in caplog.text
+
+
+def test_still_picture_without_a_suffix_is_no_video(tmp_path):
+    from PIL import Image
+
+    path = tmp_path / "IMG_0001"
+    Image.fromarray(np.zeros((12, 16, 3), np.uint8)).save(path, "AVIF")
+    assert len(frames_of(path)) == 1
+    assert build_source(str(path)).frames_total is None
+
+
+def test_names_are_told_from_what_the_user_named(tmp_path):
+    path = save(tmp_path / "day" / "one.png")
+    assert frames_of(path)[0].source_name == "one.png"
+    assert frames_of(tmp_path / "day")[0].source_name == "one.png"
+    assert frames_of(f"{tmp_path}/*/*.png")[0].source_name == "day/one.png"
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 300, "x" * 300 + ".png", "y" * 300 + "/*.png", "a\0b.mp4", "file://" + "x" * 300 + "?loop=1"]
+)
+def test_name_that_the_system_refuses_is_an_error_in_one_line(name):
+    with pytest.raises(SourceError) as caught, build_source(name) as source:
+        list(source.frames(threading.Event()))
+    assert "\n" not in str(caught.value)
+    assert "\0" not in str(caught.value)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may enter every folder")
+@pytest.mark.parametrize("uri", ["{}/a.png", "{}/a.mp4", "{}", "{}/*.png", "{}/a.png?watch=1"])
+def test_folder_that_may_not_be_entered_is_an_error_in_one_line(tmp_path, uri):
+    folder = tmp_path / "locked"
+    save(folder / "a.png")
+    folder.chmod(0)
+    try:
+        with pytest.raises(SourceError, match=r"chmod|holds no picture"), build_source(uri.format(folder)):
+            pass
+    finally:
+        folder.chmod(0o700)
+
+
+def test_refusal_of_the_system_is_told_with_path_rule_and_cure(monkeypatch):
+    def refuses(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "stat", refuses)
+    with pytest.raises(SourceError, match=r"/locked/a\.png: cannot be read: Permission denied; give this user"):
+        kind_of("/locked/a.png")
+
+
+def test_address_longer_than_a_file_name_is_an_address():
+    assert is_live("rtsp://camera/" + "x" * 400)
+    assert is_live("http://camera/live?token=" + "x" * 5000)
+
+
+def test_name_of_any_bytes_is_told_as_text(tmp_path):
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")
+    os.rename(save(tmp_path / "a.png"), odd)  # noqa: PTH104 - a name that is not utf-8
+    [frame] = frames_of(tmp_path)
+    assert frame.source_name == r"caf\xe9.png"
+    assert shown(odd).encode()
+
+
+def test_numbers_sort_by_value():
+    names = ["a10b", "a9b", "a009b", "A1", "b", "a", "a2b10", "a2b9"]
+    assert sorted(sorted(names), key=natural) == ["a", "A1", "a2b9", "a2b10", "a009b", "a9b", "a10b", "b"]

@@ -58,7 +58,7 @@ def finish(outcome: Outcome) -> None:
     if not outcome.errors:
         return
     lost = [pump for pump in outcome.pumps if isinstance(pump.error, ConnectionLostError) or not pump.taken]
-    broken = [outlet for outlet in outcome.outlets if outlet.error]
+    broken = [outlet for outlet in outcome.outlets if outlet.error or (outlet.counts_all and outlet.refused)]
     fail("\n".join(outcome.errors), EXIT_SINK if broken else EXIT_CAMERA if lost else EXIT_INPUT)
 
 

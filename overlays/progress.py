@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.loop import Outcome
+from pipeline.ports import Accounting
 
 PLAIN_INTERVAL_SECONDS = 5.0
 """How often a line is written where there is no terminal."""
@@ -117,7 +118,11 @@ def summary(outcome: Outcome) -> list[str]:
     for outlet in outcome.outlets:
         age = stages.get(f"age at {outlet.name}")
         ages = f", age p50 {age.quantile(0.5) * 1e3:.0f} ms, p99 {age.quantile(0.99) * 1e3:.0f} ms" if age else ""
-        told.append(f"{outlet.name}: {outlet.delivered} delivered, {outlet.dropped} dropped{ages}")
+        refused = f", {outlet.refused} refused ({outlet.refusal})" if outlet.refused else ""
+        account = next(
+            (f"; {p.account}" for p in outcome.parts if isinstance(p, Accounting) and p.uri == outlet.name), ""
+        )
+        told.append(f"{outlet.name}: {outlet.delivered} delivered, {outlet.dropped} dropped{refused}{ages}{account}")
     timed = [name for name in ("preprocess", "explain", "render") if name in stages]
     if timed:
         told.append("per frame, p50: " + ", ".join(f"{n} {stages[n].quantile(0.5) * 1e3:.1f} ms" for n in timed))

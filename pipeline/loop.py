@@ -269,8 +269,16 @@ def outlet_of(sink: Sink, put: Callable[[Overlay], None], depth: int = 16) -> Re
             raise FrameError(f"camera {frame.camera!r}, frame {frame.index}: {reason}")
         put(overlay)
 
-    depth = depth if sink.lossless else 2
-    return Relay(sink.uri, checked, depth=depth, idle=sink.idle, weigh=_bytes_of, skips=_concerns_one_frame)
+    relay = Relay(
+        sink.uri,
+        checked,
+        depth=depth if sink.lossless else 2,
+        idle=sink.idle,
+        weigh=_bytes_of,
+        skips=_concerns_one_frame,
+    )
+    relay.counts_all = sink.lossless
+    return relay
 
 
 def _concerns_one_frame(error: Exception) -> bool:
@@ -319,4 +327,8 @@ def _errors(pumps: Sequence[Pump], outlets: Sequence[Relay[Overlay]]) -> list[st
             raise error
         if error is not None:
             told.append(str(error))
+    for outlet in outlets:
+        if outlet.counts_all and outlet.refused:
+            frames = outlet.delivered + outlet.dropped + outlet.refused
+            told.append(f"{outlet.name}: {outlet.refused} of {frames} frames were refused; the last: {outlet.refusal}")
     return told

@@ -226,6 +226,19 @@ class Troubled(Protocol):
 
 
 @runtime_checkable
+class Accounting(Protocol):
+    """A sink that does not pass on all that it is given, and says what became of it."""
+
+    uri: str
+    """The sink's."""
+
+    @property
+    def account(self) -> str:
+        """How many it passed on, left out and lost, in words. For any thread."""
+        ...
+
+
+@runtime_checkable
 class JpegTaker(Protocol):
     """A sink that sends drawn pictures as JPEG, and takes them as such where the engine has made them."""
 

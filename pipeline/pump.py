@@ -324,6 +324,8 @@ class Relay(Generic[T]):
         """Items that could not be delivered, each for a reason of its own."""
         self.refusal = ""
         """The reason of the last one of them."""
+        self.counts_all = False
+        """Whether every item counts, so that one that is refused is an error of the run."""
         self._deliver = deliver
         self._idle = idle
         self._skips = skips or (lambda _error: False)

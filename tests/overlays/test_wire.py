@@ -102,7 +102,7 @@ def test_the_header_has_the_keys_of_the_contract_and_no_others(overlaid):
 
 def test_the_document_and_the_schema_name_every_key():
     schema = json.loads((ROOT / "docs" / "wire.schema.json").read_text())
-    optional = {"frame_width", "frame_height", "silence", "guards", "regions", "deletion"}
+    optional = {"source", "frame_width", "frame_height", "silence", "guards", "regions", "deletion"}
     assert set(schema["properties"]) == CONTRACT | optional
     assert set(schema["required"]) == CONTRACT - {"truth", "heat_region"}
     assert set(schema["properties"]["findings"]["items"]["required"]) == {
@@ -289,3 +289,13 @@ def test_damage_anywhere_is_a_wire_error_or_nothing(overlaid):
 def test_noise_is_a_wire_error(parts):
     with pytest.raises(WireError):
         decode_message(parts)
+
+
+def test_the_name_of_a_frames_file_arrives_and_one_without_has_no_key(overlaid):
+    sent = encode(overlaid(source_name="ok/1.jpg"), sent_at_unix=0.0, now_monotonic=0.0)
+    header, _ = decode_message(sent)
+    assert header.source == "ok/1.jpg"
+    got = as_overlay(header, decode_picture(sent[2]), now_unix=0.0, now_monotonic=0.0)
+    assert got.explanation.frame.source_name == "ok/1.jpg"
+    with pytest.raises(WireError, match="source"):
+        decode_header(json.dumps(json.loads(sent[1]) | {"source": 5}).encode())

@@ -7,15 +7,23 @@ import logging
 import socket
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
-MOST_CONNECTIONS: Final = 256
+from overlays.handles import connection_limit
+from overlays.page.accepting import Acceptor, Connection
+
+MAX_CONNECTIONS: Final = 256
 MUTE_SECONDS: Final = 6.0
 """How long somebody may be connected and not have said what is wanted."""
 _MUTE_SECONDS_IN_A_CROWD: Final = 0.5
+READ_SECONDS: Final = 8.0
+_MIN_READ_BYTES: Final = 16 << 10
+"""A client that is sent something reads at least so much within ``READ_SECONDS``, or is disconnected."""
+_UNADMITTED_SECONDS: Final = 30.0
+"""How long the answer to a request without the token may take in all."""
 _SAY_EVERY_SECONDS: Final = 60.0
 _MOST_SAID: Final = 100
 _FAREWELL_SECONDS: Final = 0.3
@@ -46,35 +54,82 @@ class OnceAMinute(logging.Filter):
 logging.getLogger("uvicorn.error").addFilter(OnceAMinute())
 
 
+class PageProtocol(H11Protocol):
+    """HTTP/1.1 of one connection, which knows since when its client owes a request and whether it showed the token."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - uvicorn's arguments
+        """Take what uvicorn gives."""
+        super().__init__(*args, **kwargs)
+        self.idle_since = self.began_at = time.monotonic()
+        self.was_admitted = False
+
+    def handle_events(self) -> None:
+        """Note when a request begins."""
+        before = self.cycle
+        super().handle_events()
+        if self.cycle is not before:
+            self.began_at = time.monotonic()
+
+    def on_response_complete(self) -> None:
+        """Note when an answer ends."""
+        self.idle_since = time.monotonic()
+        self.was_admitted = self.was_admitted or self.admitted
+        super().on_response_complete()
+
+    @property
+    def idle(self) -> bool:
+        """Say whether no request is being answered."""
+        # Whole words make a cycle; uvicorn declares that there always is one.
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is None or cycle.response_complete
+
+    @property
+    def admitted(self) -> bool:
+        """Say whether the request that is or was answered last showed what the page asks for."""
+        cycle: RequestResponseCycle | None = self.cycle
+        return cycle is not None and bool(cycle.scope.get("admitted"))
+
+
 class Server(uvicorn.Server):
-    """Hangs up on those who keep a place and say nothing: places and file handles are for those who look on."""
+    """Ends connections of those who do not ask, and of those who do not read.
+
+    Places and file handles are for those who look on. Where all are taken, one who has not shown the token gives way
+    to a newcomer, who may have it.
+    """
 
     def __init__(self, config: uvicorn.Config) -> None:
         """Take how to serve."""
         super().__init__(config)
-        self._mute: dict[H11Protocol, tuple[RequestResponseCycle | None, float]] = {}
-        """After which request somebody fell silent, and since when."""
+        self._limit = connection_limit(MAX_CONNECTIONS)
+        self._acceptors: list[Acceptor] = []
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to accept at the sockets."""
+        await super().startup(sockets=[])
+
+        def protocol() -> asyncio.BaseProtocol:
+            return PageProtocol(self.config, self.server_state, self.lifespan.state)
+
+        for listener in sockets or []:
+            limit = self._limit
+            acceptor = Acceptor(listener, protocol, limit=limit, limit_per_address=limit // 2, give_way=give_way)
+            self._acceptors.append(acceptor)
+            acceptor.start()
 
     async def on_tick(self, counter: int) -> bool:
         """Look around; called ten times a second."""
         now = time.monotonic()
-        connections = list(self.server_state.connections)
-        patience = MUTE_SECONDS if len(connections) < MOST_CONNECTIONS // 2 else _MUTE_SECONDS_IN_A_CROWD
-        known, self._mute = self._mute, {}
-        for one in connections:
-            if not isinstance(one, H11Protocol):
-                continue  # a WebSocket: it was asked for in words
-            # Whole words make a cycle; uvicorn declares that there always is one.
-            cycle: RequestResponseCycle | None = one.cycle
-            if cycle is None or cycle.response_complete:
-                last, since = known.get(one, (None, now))
-                self._mute[one] = (cycle, since if last is cycle else now)
-                if now - self._mute[one][1] > patience and one.transport is not None:
-                    one.transport.abort()
+        for acceptor in self._acceptors:
+            patience = MUTE_SECONDS if len(acceptor) < self._limit // 2 else _MUTE_SECONDS_IN_A_CROWD
+            for one in acceptor:
+                if not one.ended and _is_overdue(one, now, patience):
+                    one.abort()
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End, without waiting for those who do not read."""
+        for acceptor in self._acceptors:
+            acceptor.stop()
         ending = asyncio.get_running_loop().call_later(_FAREWELL_SECONDS, self._hang_up)
         await super().shutdown(sockets)
         ending.cancel()
@@ -82,6 +137,41 @@ class Server(uvicorn.Server):
         await asyncio.sleep(0)  # for the transports to hear of it
 
     def _hang_up(self) -> None:
-        for connection in list(self.server_state.connections):
-            if connection.transport is not None:
-                connection.transport.abort()
+        for acceptor in self._acceptors:
+            for one in acceptor:
+                one.abort()
+
+
+def _is_overdue(one: Connection, now: float, patience: float) -> bool:
+    """Say whether a client owes a request, or has not read what was sent to it."""
+    if one.transport is None:
+        return False
+    if one.transport.get_write_buffer_size():
+        since, sent = one.stalled or (now, one.sent_bytes)
+        one.stalled = (since, sent)
+        if now - since > READ_SECONDS:
+            if one.sent_bytes - sent < _MIN_READ_BYTES:
+                return True
+            one.stalled = (now, one.sent_bytes)
+    else:
+        one.stalled = None
+    protocol = one.transport.get_protocol()
+    if not isinstance(protocol, PageProtocol):
+        return False  # a WebSocket: it was asked for in words
+    if not protocol.idle:
+        return not protocol.admitted and now - protocol.began_at > _UNADMITTED_SECONDS
+    return one.stalled is None and now - protocol.idle_since > patience
+
+
+def give_way(among: list[Connection]) -> Connection | None:
+    """Return whose connection ends for a newcomer: who never showed the token, then who asks for nothing."""
+    ranked: list[tuple[int, float, Connection]] = []
+    for one in among:
+        protocol = None if one.transport is None else one.transport.get_protocol()
+        if not isinstance(protocol, PageProtocol):
+            continue
+        if protocol.idle:
+            ranked.append((1 if protocol.was_admitted else 0, protocol.idle_since, one))
+        elif not protocol.admitted:
+            ranked.append((0, protocol.began_at, one))
+    return min(ranked, key=lambda entry: entry[:2])[2] if ranked else None

@@ -27,7 +27,7 @@ from overlays.page.hub import Hub, Kind, Shot
 from overlays.page.packet import pack
 from overlays.page.page import SMALL_PIXELS, Page
 from overlays.page.routes import make_app
-from overlays.page.server import MOST_CONNECTIONS, Server
+from overlays.page.server import PageProtocol, Server
 from overlays.sinks.options import SinkOptions
 from pipeline.errors import SinkError, WireError
 from pipeline.frames import Overlay
@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 _SEND_BUFFER_BYTES: Final = 128 << 10
 """What the kernel may hold for each viewer: what waits there is old."""
+_GONE_MS: Final = 20_000
+"""A client that confirms nothing of what was sent for so long is gone."""
 _PING_SECONDS: Final = 5.0
 _PONG_SECONDS: Final = 10.0
 _HEARD_BYTES: Final = 1 << 16
@@ -209,7 +211,7 @@ def _serving(page: Page, listener: socket.socket) -> Worker:
     config = uvicorn.Config(
         make_app(page),
         loop="asyncio",
-        http="h11",
+        http=PageProtocol,
         ws="websockets-sansio",
         ws_max_size=_HEARD_BYTES,
         ws_ping_interval=_PING_SECONDS,
@@ -222,7 +224,6 @@ def _serving(page: Page, listener: socket.socket) -> Worker:
         server_header=False,
         proxy_headers=True,
         forwarded_allow_ips="127.0.0.1,::1",
-        limit_concurrency=MOST_CONNECTIONS,
         timeout_graceful_shutdown=1,
     )
     server = Server(config)
@@ -255,7 +256,11 @@ def _bound(uri: str, address: PageAddress) -> socket.socket:
         raise SinkError(f"{uri}: the host is unknown ({error.strerror}); for instance http://127.0.0.1:8000") from None
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, struct.pack("i", 1))
+        # Accepted connections take these from the listener.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _GONE_MS)
         listener.bind(place)
         listener.listen(64)
     except OSError as error:

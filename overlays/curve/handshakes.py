@@ -102,11 +102,16 @@ class Events:
         place = f"inproc://monitor-{id(watched)}"
         self._watched = watched
         watched.monitor(place, wanted)
-        self._socket = watched.context.socket(zmq.PAIR)
+        self._socket: zmq.Socket[bytes] = watched.context.socket(zmq.PAIR)
         # A full monitor would hold up the connections themselves; these are small.
         self._socket.setsockopt(zmq.RCVHWM, 100_000)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.connect(place)
+
+    @property
+    def socket(self) -> zmq.Socket[bytes]:
+        """What can be polled for events."""
+        return self._socket
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         for _ in range(_MOST_EVENTS):

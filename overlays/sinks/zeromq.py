@@ -21,6 +21,7 @@ from overlays.curve.allowed import AllowList
 from overlays.curve.gate import Gate
 from overlays.curve.handshakes import REFUSALS, Refusal
 from overlays.curve.keys import read_pair
+from overlays.curve.subscriptions import MAX_TOPICS_PER_CONNECTION, Subscriptions
 from overlays.jpeg import bounded_picture, encode_picture, picture_of, scaled_picture
 from overlays.sinks.binding import check_path, unbound
 from overlays.sinks.options import ENCODED, VIEWERS, SinkOptions
@@ -35,14 +36,18 @@ log = logging.getLogger(__name__)
 _QUEUE_MESSAGES: Final = 4
 """Messages that may wait for each viewer: what waits is old."""
 _SEND_BUFFER_BYTES: Final = 1 << 20
-_SUBSCRIPTION_BYTES: Final = 8192
+_SUBSCRIPTION_BYTES: Final = 1024
 """Viewers send nothing but the names they want."""
+_HEARD_BUFFER_BYTES: Final = 8 << 10
+_MAX_HEARD: Final = 2000
+"""Subscriptions read before the next frame is sent."""
 _HEARTBEAT_MS: Final = 500
 _HEARTBEAT_TIMEOUT_MS: Final = 1000
 _HEARTBEAT_TTL_MS: Final = 2000
 _PLAIN_SECONDS: Final = 0.5
 """Frames drawn before somebody joined, or before one was due, have no heat on them; so long they are held back."""
 _REBIND_SECONDS: Final = 5.0
+_SAY_EVERY_SECONDS: Final = 60.0
 
 
 class ZeroMqSink:
@@ -82,8 +87,7 @@ class ZeroMqSink:
         self._clock = clock
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._socket: zmq.Socket[bytes] | None = None
-        # Replaced as a whole, by the thread that puts; read by any.
-        self._watched: frozenset[bytes] = frozenset()
+        self._subscriptions = Subscriptions(self._gate.places.serial)
         self._woken: dict[str, float] = {}
         """Since when each camera has been watched, on our clock."""
         self._last: dict[str, Overlay] = {}
@@ -91,6 +95,7 @@ class ZeroMqSink:
         """Of each camera what was sent last: as it came, as it was sent, and its JPEG."""
         self._pace = Pace(self._options.max_rate)
         self._unbound_at: float | None = None
+        self._too_many_said_at: float | None = None
         self._owed: set[str] = set()
         """Cameras whose newest viewer has not got a frame yet."""
 
@@ -103,6 +108,7 @@ class ZeroMqSink:
             (zmq.SNDHWM, _QUEUE_MESSAGES),
             (zmq.MAXMSGSIZE, _SUBSCRIPTION_BYTES),
             (zmq.SNDBUF, _SEND_BUFFER_BYTES),
+            (zmq.RCVBUF, _HEARD_BUFFER_BYTES),
             (zmq.LINGER, round(self._options.linger_seconds * 1000)),
             (zmq.HEARTBEAT_IVL, _HEARTBEAT_MS),
             (zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS),
@@ -117,12 +123,13 @@ class ZeroMqSink:
             self._close(0)
             raise unbound(self.uri, error) from None
         self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._gate.bound(self.endpoint)
         return self
 
     @property
     def topics(self) -> frozenset[bytes]:
         """What the viewers have subscribed to."""
-        return self._watched
+        return self._subscriptions.topics
 
     @property
     def takes_jpeg(self) -> int | None:
@@ -185,8 +192,7 @@ class ZeroMqSink:
         self._close(round(self._options.linger_seconds * 1000))
 
     def _is_watched(self, camera: str) -> bool:
-        topic = topic_of(camera)
-        return any(topic.startswith(watched) for watched in self._watched)
+        return self._subscriptions.matches(topic_of(camera))
 
     def _is_unsent(self, camera: str) -> bool:
         """Say whether the newest frame is a drawn one that waits until one is due."""
@@ -198,16 +204,12 @@ class ZeroMqSink:
         if self._socket is None:
             raise SinkError(f"{self.uri}: is not open")
         self._admit(self._socket)
-        watched = set(self._watched)
         before = {camera for camera in self._last if self._is_watched(camera)}
-        while self._socket.poll(0, zmq.POLLIN):
-            event = self._socket.recv()
-            if event[:1] == b"\x01":
-                watched.add(event[1:])
-                self._owed.update(camera for camera in self._last if topic_of(camera).startswith(event[1:]))
-            elif event[:1] == b"\x00":
-                watched.discard(event[1:])
-        self._watched = frozenset(watched)
+        for _ in range(_MAX_HEARD):
+            if not self._socket.poll(0, zmq.POLLIN):
+                break
+            self._note(self._socket.recv(copy=False))
+        self._subscriptions.publish()
         for camera in self._last:
             if not self._is_watched(camera):
                 self._woken.pop(camera, None)
@@ -216,9 +218,35 @@ class ZeroMqSink:
             elif camera not in before or camera not in self._woken:
                 self._woken[camera] = self._clock()
 
+    def _note(self, said: zmq.Frame) -> None:
+        """Take note of one subscription, or of its end; end a connection that has too many."""
+        event = said.bytes
+        if event[:1] == b"\x00":
+            self._subscriptions.remove(event[1:])
+        elif event[:1] == b"\x01":
+            descriptor = _descriptor_of(said)
+            if descriptor is not None:
+                self._gate.places.settle(descriptor)
+            if self._subscriptions.add(event[1:], descriptor):
+                self._owed.update(camera for camera in self._last if topic_of(camera).startswith(event[1:]))
+            elif descriptor is not None:
+                self._gate.end(descriptor)
+                self._say_too_many(event[1:])
+
+    def _say_too_many(self, topic: bytes) -> None:
+        now = self._clock()
+        if self._too_many_said_at is None or now - self._too_many_said_at > _SAY_EVERY_SECONDS:
+            self._too_many_said_at = now
+            log.warning(
+                "%s: a viewer subscribes to too many names (at most %d), the last one %r; it is disconnected",
+                self.uri,
+                MAX_TOPICS_PER_CONNECTION,
+                topic[:40],
+            )
+
     def _admit(self, door: zmq.Socket[bytes]) -> None:
         """Serve the gate; when somebody was taken off the list, hang up on all: the others come back by themselves."""
-        if self._gate.serve() and self._unbound_at is None:
+        if self._gate.expelled() and self._unbound_at is None:
             log.warning("%s: somebody was taken off the list; all hang up, and who may comes back", self.uri)
             self._gate.closed = False
             self._unbound_at = self._clock()
@@ -282,6 +310,14 @@ class ZeroMqSink:
 
 def _is_plain(overlay: Overlay) -> bool:
     return overlay.jpeg is None and overlay.image is overlay.explanation.frame.image
+
+
+def _descriptor_of(said: zmq.Frame) -> int | None:
+    """Return the file descriptor of the connection that a message came by; None where it came by none."""
+    try:
+        return int(said.get(zmq.SRCFD))
+    except (zmq.ZMQError, KeyError):
+        return None
 
 
 def _gate(uri: str, options: SinkOptions, *, is_local: bool, clock: Callable[[], float]) -> Gate:

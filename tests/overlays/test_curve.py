@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,8 @@ import zmq.auth
 from overlays.curve.allowed import AllowList
 from overlays.curve.handshakes import Seldom, refusal, refused_because
 from overlays.curve.keys import is_key, make_pair, make_ring, public_of, read_pair, read_public, viewer_keys
+from overlays.curve.places import MAX_CONNECTIONS, Places
+from overlays.curve.subscriptions import MAX_TOPICS, MAX_TOPICS_PER_CONNECTION, Subscriptions
 from overlays.sinks.options import SinkOptions
 from overlays.sinks.zeromq import ZeroMqSink
 from overlays.viewer import Viewer
@@ -286,3 +288,105 @@ def test_whoever_is_taken_off_a_list_is_off_it_whatever_else_lies_there(ring, tm
 def test_a_key_is_forty_letters_of_z85():
     assert is_key(zmq.curve_keypair()[0])
     assert not any(is_key(text) for text in (b"", b"x" * 39, b"~" * 40, b"x" * 41, b'"' * 40, b"#" * 40))
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_allow_list_keeps_its_keys_while_no_file_handle_is_free(ring, tmp_path, caplog, kind):
+    resource = pytest.importorskip("resource")
+    lines = tmp_path / "list"
+    viewer = read_public(ring / "allowed" / "viewer.key")
+    lines.write_bytes(viewer + b" Ann\n")
+    listed = AllowList(ring / "allowed" if kind == "folder" else lines)
+    (ring / "allowed" / "server.key").write_bytes((ring / "server.key").read_bytes())
+    lines.write_bytes(viewer + b"\n" + read_public(ring / "server.key") + b"\n")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, before)
+        spare = stack.enter_context(socket.socket())
+        resource.setrlimit(resource.RLIMIT_NOFILE, (spare.fileno(), before[1]))
+        for _ in range(3):
+            assert not listed.changed()
+            assert listed.names.keys() == {viewer}
+    assert "still valid" in caplog.text
+    assert listed.changed(), "as soon as it can be read"
+    assert len(listed.names) == 2
+
+
+def test_places_end_the_oldest_handshake_for_a_newcomer_and_no_viewer():
+    now = [0.0]
+    places = Places(limit=3, clock=lambda: now[0])
+    assert [places.accept(descriptor, "127.0.0.1") for descriptor in (11, 12, 13)] == [None] * 3
+    places.settle(11)
+    assert places.accept(14, "127.0.0.1") == 12, "the oldest that is no viewer yet"
+    places.leave(12)
+    now[0] = 60.0
+    assert places.accept(15, "127.0.0.1") == 15, "all others have passed their handshake"
+    assert len(places) == 3
+    assert places.refused == 2
+
+
+def test_places_limit_each_address_but_this_machines():
+    places = Places(limit=8, clock=lambda: 0.0)
+    assert [places.accept(descriptor, "192.0.2.1") for descriptor in range(5)][-1] == 0
+    assert places.accept(10, "198.51.100.7") is None
+    assert [places.accept(20 + k, "2001:db8::" + str(k)) for k in range(4)] == [None, None, None, 1]
+    first = places.serial(4)
+    places.leave(4)
+    places.accept(4, "127.0.0.1")
+    assert places.serial(4) > first, "a descriptor that is used again is another connection"
+
+
+def test_idle_connections_take_no_more_than_their_share_and_an_admitted_viewer_stays(ring, scene, until):
+    at = scene(locked(ring))
+    host, port = at.sink.endpoint.removeprefix("tcp://").split(":")
+    with Viewer(at.sink.endpoint, **keys(ring)) as friend, ExitStack() as stack:
+        at.sees(friend)
+        strangers = [stack.enter_context(socket.create_connection((host, int(port)), 10)) for _ in range(400)]
+        until(lambda: at.sink._gate.places.refused > 0)
+        assert at.sink.viewers <= MAX_CONNECTIONS
+        at.sees(friend)
+        until(lambda: at.sink.viewers == 1)  # an idle handshake ends by itself
+        assert friend.refused == 0
+        for one in strangers:
+            one.settimeout(10)
+            with suppress(ConnectionError):
+                while one.recv(4096):  # the greeting, then the end
+                    pass
+
+
+def test_subscriptions_without_end_are_cut_off_and_others_are_served(overlaid, until, caplog):
+    with ZeroMqSink(ANY) as sink, zmq.Context() as context, Viewer(sink.endpoint) as viewer:
+        greedy = context.socket(zmq.SUB)
+        greedy.setsockopt(zmq.LINGER, 0)
+        greedy.setsockopt(zmq.SNDHWM, 0)
+        greedy.setsockopt(zmq.RECONNECT_IVL, -1)
+        try:
+            until(lambda: sink.idle() or sink.topics)
+            greedy.connect(sink.endpoint)
+            for number in range(5 * MAX_TOPICS_PER_CONNECTION):
+                greedy.setsockopt(zmq.SUBSCRIBE, b"%09d" % number)
+            until(lambda: sink.idle() or "too many names" in caplog.text)
+            until(lambda: sink.idle() or sink.topics == {b""})
+            sink.put(overlaid(index=1))
+            assert next(viewer.messages()).header.index == 1
+        finally:
+            greedy.close(0)
+
+
+def test_subscriptions_of_all_are_bounded_and_small_ones_stay():
+    kept = Subscriptions()
+    per = 1000
+    for descriptor in range(8):
+        assert all(kept.add(b"%d-%d" % (descriptor, k), descriptor) for k in range(per))
+    full = [kept.add(b"8-%d" % k, 8) for k in range(per)]
+    assert full.index(False) == MAX_TOPICS - 8 * per
+    assert not any(full[full.index(False) :]), "what is still on its way from it is not heard"
+    assert kept.add(b"small", 9)
+    kept.publish()
+    assert len(kept.topics) == MAX_TOPICS + 1
+    assert kept.matches(b"small camera")
+    assert not kept.matches(b"smal")
+    kept.remove(b"small")
+    kept.publish()
+    assert not kept.matches(b"small camera")
+    assert kept.add(b"0-0", 0), "what is known already costs nothing"

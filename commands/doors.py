@@ -36,7 +36,10 @@ def sink_options(sink: SinkConfig, overlay: OverlayConfig, *, painted: bool = Fa
         max_rate=sink.max_rate,
         curve_secret_key_file=None if sink.curve is None else sink.curve.secret_key_file,
         curve_allow=None if sink.curve is None else sink.curve.allow,
+        token_source=None if sink.token_file is None else TokenFile(Path(sink.token_file)),
         hosts=tuple(sink.hosts),
+        embed_origins=tuple(sink.embed_origins),
+        root_path=sink.root_path,
         colormap=overlay.colormap,
         opacity=overlay.opacity,
         painted=painted,
@@ -47,6 +50,25 @@ def sink_options(sink: SinkConfig, overlay: OverlayConfig, *, painted: bool = Fa
 def _token(path: Path) -> str:
     """Read the token of the page."""
     return read_secret(path, "token", f"make one: openssl rand -hex 24 > {path}")
+
+
+class TokenFile:
+    """Gives the token that stands in a file now, reading it only when it has changed."""
+
+    def __init__(self, path: Path) -> None:
+        """Take the file."""
+        self._path = path
+        self._mark: tuple[int, int, int] | None = None
+        self._text = ""
+
+    def __call__(self) -> str:
+        """Return it. Raises ``OSError`` or ``ValueError`` where it cannot be read."""
+        told = self._path.stat()
+        mark = (told.st_mtime_ns, told.st_size, told.st_ino)
+        if mark != self._mark:
+            self._text = self._path.read_text(encoding="utf-8")
+            self._mark = mark
+        return self._text
 
 
 def _mqtt_options(sink: SinkConfig) -> MqttOptions:

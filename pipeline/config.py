@@ -208,6 +208,10 @@ class SinkConfig(_Knobs):
     """http:// only: a file that holds the token the page asks for; needed where others can reach the address."""
     hosts: list[str] = []
     """http:// only: further names the page is reached by, such as a proxy's."""
+    embed_origins: list[str] = []
+    """http:// only: other sites that may show the MJPEG streams, such as https://dashboard.example."""
+    root_path: str = ""
+    """http:// only: what a proxy leaves before the page's paths, such as /cams. Most proxies take it away."""
     insecure: bool = False
     """Serve others without asking who they are: only where the network itself is closed."""
     qos: Literal[0, 1] = 0

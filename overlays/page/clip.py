@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import av
+
 from overlays.jpeg import decode_picture
 from overlays.page.packet import unpack
 from overlays.renderer import HeatRenderer
@@ -56,6 +58,12 @@ class Ring:
             for name, queue in self._packets.items():
                 while queue and (self._bytes[name] > share or not 0 <= taken_at - queue[0][0] <= CLIP_SECONDS):
                     self._bytes[name] -= len(queue.popleft()[1])
+
+    def is_due(self, camera: str, taken_at: float) -> bool:
+        """Say whether a packet of this moment would be kept."""
+        with self._lock:
+            kept = self._packets.get(camera)
+            return not kept or not 0 <= taken_at - kept[-1][0] < 0.95 / CLIP_RATE
 
     def packets(self, camera: str) -> list[bytes]:
         """Return the camera's packets, the oldest first."""
@@ -98,7 +106,20 @@ def make_clip(packets: Sequence[bytes], look: Look, stopped: Callable[[], bool])
                     header, decode_picture(picture), now_unix=header.sent_at_unix, now_monotonic=header.sent_at_unix
                 )
                 recorder.put(renderer.render(plain.explanation))
-        return path.read_bytes()
+        return _index_first(path)
+
+
+def _index_first(path: Path) -> bytes:
+    """Return a film with its index at its beginning: a player may start before the rest has come."""
+    whole = path.with_name("index-first.mp4")
+    with av.open(str(path)) as source, av.open(str(whole), "w", options={"movflags": "faststart"}) as film:
+        pictures = source.streams.video[0]
+        stream = film.add_stream_from_template(pictures)
+        for packet in source.demux(pictures):
+            if packet.dts is not None:
+                packet.stream = stream
+                film.mux(packet)
+    return whole.read_bytes()
 
 
 async def clip_beside(packets: Sequence[bytes], look: Look, stopped: Callable[[], bool]) -> bytes:

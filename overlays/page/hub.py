@@ -44,6 +44,8 @@ class Client:
         self.small = False
         """Whether small pictures will do, of all cameras but ``large``."""
         self.large = ""
+        self.session = ""
+        """Whose cookie it came with."""
         self.sent = 0
         self.skipped = 0
         """Shots that were overtaken by a newer one before they could be sent."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import secrets
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,9 +17,24 @@ from overlays.page.hub import Client, Hub
 from overlays.sinks.options import ENCODED, VIEWERS
 from pipeline.ports import Figure
 
+log = logging.getLogger(__name__)
+
+MAX_LEFT_SESSIONS: Final = 10_000
 SMALL_PIXELS: Final = 640
 """The longer side of a small picture."""
 _FILES: Final = Path(__file__).parent / "static"
+
+
+@dataclass(slots=True)
+class Clip:
+    """A clip that may be asked for again, in pieces."""
+
+    camera: str
+    opacity: float
+    packed: bytes
+    used_at: float
+    """Monotonic."""
+    tag: str = field(default_factory=lambda: secrets.token_hex(8))
 
 
 @dataclass(slots=True)
@@ -41,6 +58,12 @@ class Page:
     making: bool = False
     """Whether a clip is being made: one at a time."""
     stopped: threading.Event = field(default_factory=threading.Event)
+    token_source: Callable[[], str | None] | None = None
+    """Gives the token that is asked for now; None where the page has no token file."""
+    left: dict[str, None] = field(default_factory=dict)
+    """Sessions that were ended by their owners, the oldest first."""
+    clip: Clip | None = None
+    """The clip that was made last: players ask for it in pieces."""
     files: dict[str, bytes] = field(
         default_factory=lambda: {path.name: path.read_bytes() for path in sorted(_FILES.iterdir())}
     )
@@ -66,10 +89,38 @@ class Page:
         outcome = self.board.outcome
         figures = self.figures() if outcome is None else outcome.figures()
         return {
-            "cameras": self.board.told(),
+            "cameras": [camera | self._links(camera["camera"]) for camera in self.board.told()],
             "troubles": [{"sink": uri, "why": why} for uri, why in (outcome.troubles() if outcome else {}).items()],
             "viewers": int(sum(figure.value for figure in figures if figure.name == "viewers")),
         }
+
+    def _links(self, camera: str) -> dict[str, Any]:
+        return {} if self.guard.token is None else {"stream_token": self.guard.stream_token(camera)}
+
+    def read_token(self) -> None:
+        """Take the token that stands in its file now; with another one, everybody has to show it again."""
+        token = self.guard.token if self.token_source is None else self.token_source()
+        if token is None or token == self.guard.token:
+            return
+        self.guard = replace(self.guard, token=token)
+        log.warning("page: the token has changed; whoever looks on has to show the new one")
+        for client in self.hub.clients:
+            client.close()
+
+    def has_left(self, session: str) -> bool:
+        """Say whether a session was ended by its owner."""
+        return session in self.left
+
+    def end_session(self, session: str) -> None:
+        """End a session: its cookie opens nothing any more, wherever it was copied to."""
+        if not session:
+            return
+        self.left[session] = None
+        while len(self.left) > MAX_LEFT_SESSIONS:
+            del self.left[next(iter(self.left))]
+        for client in self.hub.clients:
+            if client.session == session:
+                client.close()
 
     def leave(self, client: Client) -> None:
         """Forget a client, not its count."""

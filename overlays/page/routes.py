@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import parse_qs, quote
+from urllib.parse import parse_qs
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -20,7 +20,8 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from overlays.colormaps import palette
 from overlays.page.board import readiness
-from overlays.page.clip import CLIP_SECONDS, Look, clip_beside
+from overlays.page.clip import CLIP_SECONDS
+from overlays.page.clips import clip_answer
 from overlays.page.doorman import Doorman
 from overlays.page.guard import COOKIE_SECONDS, Guard
 from overlays.page.hub import Client
@@ -56,7 +57,7 @@ def make_app(page: Page) -> Doorman:
         Route("/readyz", answers.ready),
         WebSocketRoute("/frames", answers.frames),
     ]
-    return Doorman(Starlette(routes=routes), page.guard, page)
+    return Doorman(Starlette(routes=routes), page)
 
 
 class _Answers:
@@ -102,23 +103,26 @@ class _Answers:
             said = b'<p role="alert">That is not the token.</p>'
             form = self.page.files["login.html"].replace(b"<!-- said -->", said)
             return Response(form, 401, media_type="text/html")
-        answer = RedirectResponse("/", 303)
+        answer = RedirectResponse("./", 303)
         answer.set_cookie(
             cookie_name(guard),
             guard.cookie(time.time()),
             max_age=COOKIE_SECONDS,
+            path=_cookie_path(request),
             httponly=True,
             samesite="strict",
             secure=request.url.scheme == "https",
         )
         return answer
 
-    async def logout(self, request: Request) -> Response:  # noqa: ARG002 - starlette's shape
-        answer = RedirectResponse("/login", 303)
-        answer.delete_cookie(cookie_name(self.page.guard), httponly=True, samesite="strict")
+    async def logout(self, request: Request) -> Response:
+        self.page.end_session(request.scope["session"])
+        answer = RedirectResponse("login", 303)
+        name = cookie_name(self.page.guard)
+        answer.delete_cookie(name, path=_cookie_path(request), httponly=True, samesite="strict")
         return answer
 
-    async def alive(self, request: Request) -> Response:  # noqa: ARG002
+    async def alive(self, request: Request) -> Response:  # noqa: ARG002 - starlette's shape
         return Response("alive\n", media_type="text/plain")
 
     async def ready(self, request: Request) -> Response:
@@ -146,10 +150,11 @@ class _Answers:
         kind = f"multipart/x-mixed-replace; boundary={_BOUNDARY}"
         if request.method == "HEAD":
             return Response(media_type=kind)
-        return StreamingResponse(self._parts(camera), media_type=kind)
+        return StreamingResponse(self._parts(camera, request.scope["session"]), media_type=kind)
 
-    async def _parts(self, camera: str) -> AsyncIterator[bytes]:
+    async def _parts(self, camera: str, session: str) -> AsyncIterator[bytes]:
         client = Client(camera)
+        client.session = session
         self.page.hub.join(client)
         try:
             yield f"--{_BOUNDARY}\r\n".encode()
@@ -163,31 +168,13 @@ class _Answers:
 
     async def clip(self, request: Request) -> Response:
         camera = request.path_params["camera"].removesuffix(".mp4")
-        packets = self.page.ring.packets(camera)
         if camera not in self.page.board.cameras:
             return self._unknown(camera, "/clip/<camera>.mp4")
-        if not packets:
-            return Response(
-                "nothing is kept of it yet: pictures are kept while somebody looks on", 404, media_type="text/plain"
-            )
-        if self.page.making:
-            return Response(
-                "another clip is being made; ask again", 503, media_type="text/plain", headers={"Retry-After": "3"}
-            )
         try:
             opacity = min(max(_number(request, "opacity", self.page.look.opacity), 0.0), 1.0)
         except ValueError:
             return Response("opacity: a number from 0 to 1", 400, media_type="text/plain")
-        look = Look(self.page.look.colormap, opacity)
-        self.page.making = True
-        try:
-            made = await clip_beside(packets, look, self.page.stopped.is_set)
-        finally:
-            self.page.making = False
-        if not made:
-            return Response("the clip could not be made; the log says why", 500, media_type="text/plain")
-        named = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(camera, safe='')}.mp4"}
-        return Response(made, media_type="video/mp4", headers=named)
+        return await clip_answer(self.page, request, camera, opacity)
 
     async def frames(self, socket: WebSocket) -> None:
         if len(self.page.hub.clients) >= _MOST_VIEWERS:
@@ -195,6 +182,7 @@ class _Answers:
             return
         await socket.accept()
         client = Client()
+        client.session = socket.scope["session"]
         unheard = [0]
         self.page.hub.join(client)
         tasks = [
@@ -260,6 +248,11 @@ def _number(request: Request, name: str, default: float) -> float:
     if math.isnan(number):
         raise ValueError(name)
     return number
+
+
+def _cookie_path(request: Request) -> str:
+    """Return where the cookie is sent back: a proxy's host may have other applications beside this page."""
+    return f"{request.scope['prefix']}/"
 
 
 def cookie_name(guard: Guard) -> str:

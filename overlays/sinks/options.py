@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -70,10 +71,16 @@ class SinkOptions:
     Windows); None: there is none."""
     token: str | None = field(default=None, repr=False)
     """Asked of whoever wants to see the page; None: nothing is."""
+    token_source: Callable[[], str] | None = field(default=None, repr=False, compare=False)
+    """Reads the token again, which may have changed; raises ``OSError`` or ``ValueError`` where it cannot be had."""
     insecure: bool = False
     """Whether others may look without saying who they are: the network itself is closed."""
     hosts: tuple[str, ...] = ()
     """Further names the page is reached by, such as a proxy's."""
+    embed_origins: tuple[str, ...] = ()
+    """Other sites, such as https://dashboard.example, that may show the page's MJPEG streams."""
+    root_path: str = ""
+    """What a proxy leaves before the page's paths, such as /cams."""
     colormap: str = "inferno"
     """The heat's colours, where it is painted later: in the browser."""
     opacity: float = 0.6

@@ -22,7 +22,15 @@ from overlays.fields import text_of
 from overlays.jpeg import bounded_picture, encode_picture, picture_of, scaled_picture
 from overlays.page.board import Board
 from overlays.page.clip import Look, Ring
-from overlays.page.guard import Guard, PageAddress, check_token, is_loopback, parse_page_address
+from overlays.page.guard import (
+    Guard,
+    PageAddress,
+    check_origin,
+    check_prefix,
+    check_token,
+    is_loopback,
+    parse_page_address,
+)
 from overlays.page.hub import Hub, Kind, Shot
 from overlays.page.packet import pack
 from overlays.page.page import SMALL_PIXELS, Page
@@ -75,6 +83,8 @@ class PageSink:
         try:
             self._address = parse_page_address(uri)
             self._token = None if self._options.token is None else check_token(self._options.token)
+            self._embed_origins = frozenset(check_origin(origin) for origin in self._options.embed_origins)
+            self._root_path = check_prefix(self._options.root_path)
         except ValueError as error:
             raise SinkError(f"{without_user(uri)}: {error}") from None
         self.uri = uri
@@ -108,7 +118,8 @@ class PageSink:
         port = int(listener.getsockname()[1])
         self.endpoint = f"http://{f'[{address.host}]' if ':' in address.host else address.host}:{port}"
         hosts = frozenset(host.lower() for host in options.hosts)
-        guard = Guard(PageAddress(address.host, port), self._token, hosts)
+        place = PageAddress(address.host, port)
+        guard = Guard(place, self._token, hosts, self._embed_origins, self._root_path)
         self._page = Page(
             guard,
             self._hub,
@@ -118,10 +129,24 @@ class PageSink:
             painted=options.painted,
             encoded=lambda: self.encoded,
             uri=self.uri,
+            token_source=self._current_token,
         )
         self._worker = _serving(self._page, listener).__enter__()
         log.info("the page: %s", self.endpoint)
         return self
+
+    def _current_token(self) -> str | None:
+        """Return the token in its file; the last good one where that cannot be read or is none."""
+        source = self._options.token_source
+        if self._token is None or source is None:
+            return self._token
+        try:
+            self._token = check_token(source())
+        except (OSError, ValueError) as error:
+            if str(error) not in self._said:
+                self._said.add(str(error))
+                log.warning("%s: the token file cannot be taken, the last token stays: %s", self.uri, error)
+        return self._token
 
     def figures(self) -> list[Figure]:
         """Return who looks on, and what it cost."""
@@ -183,9 +208,20 @@ class PageSink:
                 del self._last[camera, kind]
                 return
             self._packed[camera, kind] = shot
-            if kind != "painted":
+            if kind == "painted":
+                self._keep(camera, overlay)
+            else:
                 self._ring.add(camera, overlay.explanation.frame.taken_at, shot.packed)
         self._hub.publish(shot)
+
+    def _keep(self, camera: str, overlay: Overlay) -> None:
+        """Keep a frame for clips that is only looked at with its heat painted in."""
+        taken_at = overlay.explanation.frame.taken_at
+        if overlay.silence is None and self._ring.is_due(camera, taken_at):
+            try:
+                self._ring.add(camera, taken_at, self._pack(overlay, "plain"))
+            except WireError as error:
+                log.debug("%s: a frame cannot be kept for a clip: %s", self.uri, error)
 
     def _as_it_is(self, camera: str, number: int, overlay: Overlay, kind: Kind) -> bytes | None:
         """Return the same frame's other size, where it is no other: it is small already."""
@@ -208,6 +244,10 @@ class PageSink:
 
 def _serving(page: Page, listener: socket.socket) -> Worker:
     """Return the server's thread: it ends within a second of being asked to."""
+
+    async def read_token() -> None:
+        page.read_token()
+
     config = uvicorn.Config(
         make_app(page),
         loop="asyncio",
@@ -225,6 +265,8 @@ def _serving(page: Page, listener: socket.socket) -> Worker:
         proxy_headers=True,
         forwarded_allow_ips="127.0.0.1,::1",
         timeout_graceful_shutdown=1,
+        callback_notify=read_token,
+        timeout_notify=1,
     )
     server = Server(config)
 

@@ -130,8 +130,9 @@ _ONLY: Final = (
     ),
     _Only(
         _PAGES,
-        "token_file and hosts are for a page, http://; tcp:// admits viewers by their keys (curve)",
-        lambda options: bool(options.token or options.hosts),
+        "token_file, hosts, embed_origins and root_path are for a page, http://; tcp:// admits viewers by their keys "
+        "(curve)",
+        lambda options: bool(options.token or options.hosts or options.embed_origins or options.root_path),
     ),
     _Only(
         _WIRE,

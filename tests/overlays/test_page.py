@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 import logging
+import re
 import socket
 import time
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -17,11 +19,25 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from commands.doors import TokenFile
+from overlays import handles
 from overlays.page import server
 from overlays.page.board import Board, readiness
 from overlays.page.clip import Ring
-from overlays.page.guard import COOKIE_SECONDS, Guard, PageAddress, check_token, is_loopback, parse_page_address
+from overlays.page.clips import asked_range
+from overlays.page.guard import (
+    COOKIE_SECONDS,
+    Asked,
+    Guard,
+    PageAddress,
+    check_origin,
+    check_prefix,
+    check_token,
+    is_loopback,
+    parse_page_address,
+)
 from overlays.page.hub import WINDOW
+from overlays.page.pace import STRANGERS, WRONG_TOKEN_COST, Pace
 from overlays.page.packet import unpack
 from overlays.sinks.options import SinkOptions
 from overlays.sinks.page import PageSink
@@ -238,7 +254,7 @@ def test_without_the_token_nothing_is_seen_but_the_sign_in_and_the_pulse(overlai
             assert asked(sink, path, Authorization=f"Bearer {TOKEN}x")[0] == 401, path
         assert asked(sink, "/metrics?token=" + TOKEN)[0] == 401, "not in URLs"
         code, headers, _ = asked(sink, "/", Accept="text/html")
-        assert (code, headers["location"]) == (303, "/login")
+        assert (code, headers["location"]) == (303, "login")
         assert asked(sink, "/login")[0] == asked(sink, "/static/page.css")[0] == asked(sink, "/healthz")[0] == 200
         code, _, told = asked(sink, "/readyz")
         assert (code, json.loads(told)) == (200, {"ready": True, "within_seconds": 5.0}), "no camera is named"
@@ -258,7 +274,7 @@ def test_signing_in_gives_a_cookie_that_scripts_and_other_sites_do_not_get(caplo
         assert (code, "set-cookie" in headers) == (401, False)
         assert b"not the token" in told
         code, headers, _ = asked(sink, "/login", "POST", f"token={TOKEN}")
-        assert (code, headers["location"]) == (303, "/")
+        assert (code, headers["location"]) == (303, "./")
         cookie, *kept = headers["set-cookie"].split("; ")
         assert {"HttpOnly", "SameSite=strict", "Path=/"} <= set(kept)
         assert TOKEN not in cookie
@@ -349,13 +365,13 @@ def test_a_port_in_use_is_refused_with_the_cure():
 def test_a_cookie_runs_out_and_another_token_breaks_it():
     guard = Guard(PageAddress("127.0.0.1", 1), TOKEN)
     cookie = guard.cookie(1000.0)
-    assert guard.admits(None, cookie, 1000.0)
-    assert not guard.admits(None, cookie, 1001.0 + COOKIE_SECONDS)
+    assert guard.admits(Asked(cookie=cookie), 1000.0)
+    assert not guard.admits(Asked(cookie=cookie), 1001.0 + COOKIE_SECONDS)
     later = f"{int(cookie.partition('.')[0]) + 9}.{cookie.partition('.')[2]}"
-    assert not guard.admits(None, later, 1000.0), "who changes the time breaks the seal"
-    assert not Guard(guard.address, TOKEN + "x").admits(None, cookie, 1000.0)
+    assert not guard.admits(Asked(cookie=later), 1000.0), "who changes the time breaks the seal"
+    assert not Guard(guard.address, TOKEN + "x").admits(Asked(cookie=cookie), 1000.0)
     for junk in ("", ".", "9" * 30 + ".x", "²³.x", "1.ü"):
-        assert not guard.admits("Bearer ü", junk, 1000.0)
+        assert not guard.admits(Asked("Bearer ü", junk, junk), 1000.0)
 
 
 def test_loopback_is_told_from_the_world():
@@ -500,3 +516,266 @@ def test_who_asks_again_and_again_on_one_connection_is_not_taken_for_mute(monkey
                 link.request("GET", "/healthz")
                 assert link.getresponse().read() == b"alive\n"
             assert link.sock is door
+
+
+# Other sites, proxies, players
+
+
+def test_clip_comes_in_pieces_of_one_film_whose_index_comes_first(overlaid, until):
+    with page() as sink, looking(sink):
+        until(lambda: sink._hub.clients)
+        sink._hub.clients[0]._flying = {"line": -100}
+        for index in range(8):
+            sink.put(overlaid(np.full((48, 64, 3), 30 * index, np.uint8), index=index, taken_at=50 + index / 5))
+        code, headers, start = asked(sink, "/clip/line.mp4", Range="bytes=0-1")
+        size = int(headers["content-range"].rpartition("/")[2])
+        assert (code, headers["content-range"], len(start)) == (206, f"bytes 0-1/{size}", 2)
+        sink.put(overlaid(index=20, taken_at=60.0))
+        tag = headers["etag"]
+        code, headers, rest = asked(sink, "/clip/line.mp4", Range="bytes=2-", If_Range=tag)
+        assert (code, headers["etag"], len(rest)) == (206, tag, size - 2), "nothing is made anew"
+        film = start + rest
+        assert 0 < film.index(b"moov") < film.index(b"mdat")
+        assert asked(sink, "/clip/line.mp4", Range="bytes=-5")[2] == film[-5:]
+        assert asked(sink, "/clip/line.mp4", Range=f"bytes={size}-")[0] == 416
+        assert asked(sink, "/clip/line.mp4", Range="bytes=2-", If_Range='"other"')[0] == 200
+        code, headers, none = asked(sink, "/clip/line.mp4", "HEAD")
+        assert (code, headers["accept-ranges"], int(headers["content-length"]), none) == (200, "bytes", size, b"")
+        assert asked(sink, "/clip/line.mp4")[1]["etag"] != tag, "whoever asks for all gets the newest"
+
+
+@pytest.mark.parametrize(
+    ("header", "part"),
+    [
+        (None, None), ("bytes=0-", range(10)), ("bytes=3-4", range(3, 5)), ("bytes=3-99", range(3, 10)),
+        ("bytes=-4", range(6, 10)), ("bytes=-99", range(10)), ("bytes=-", None), ("bytes=4-3", None),
+        ("bytes=0-1,4-5", None), ("items=0-1", None), ("bytes=a-b", None), ("bytes=9-9", range(9, 10)),
+    ],
+)  # fmt: skip
+def test_asked_range_reads_one_range_and_passes_over_the_rest(header, part):
+    assert asked_range(header, 10) == part
+
+
+@pytest.mark.parametrize("header", ["bytes=10-", "bytes=99-100", "bytes=-0"])
+def test_asked_range_refuses_bytes_that_do_not_exist(header):
+    with pytest.raises(ValueError, match="bytes"):
+        asked_range(header, 10)
+
+
+def test_clip_can_be_had_while_only_an_mjpeg_stream_is_looked_at(overlaid, until):
+    with page() as sink, socket.create_connection(sink._page.guard.address) as mjpeg:
+        mjpeg.sendall(b"GET /stream/line.mjpg HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        until(lambda: sink.needs_picture("line"))
+        for index in range(4):
+            sink.put(overlaid(index=index, taken_at=50 + index / 5))
+            until(lambda: sink.idle() or sink._hub.wanted("line", -1, "painted"))
+        code, headers, packed = asked(sink, "/clip/line.mp4")
+    assert (code, headers["content-type"], packed[4:8]) == (200, "video/mp4", b"ftyp")
+
+
+def test_mjpeg_takes_a_token_that_players_can_send_and_nothing_else_takes_it_in_its_address(overlaid):
+    with page(LOCKED) as sink:
+        sink.put(overlaid())
+        own = sink._page.guard.stream_token("line")
+        assert asked(sink, f"/stream/line.mjpg?token={TOKEN}", "HEAD")[0] == 200
+        assert asked(sink, f"/stream/line.mjpg?token={own}", "HEAD")[0] == 200
+        for path in (f"/stream/door.mjpg?token={own}", "/stream/line.mjpg?token=x", f"/clip/line.mp4?token={TOKEN}"):
+            assert asked(sink, path)[0] == 401, path
+        assert "Basic" in asked(sink, "/stream/line.mjpg")[1]["www-authenticate"]
+        assert "Basic" not in asked(sink, "/metrics")[1]["www-authenticate"], "browsers would ask for a password"
+        for user in (f"vlc:{TOKEN}", f":{TOKEN}", f"{TOKEN}:"):
+            basic = "Basic " + base64.b64encode(user.encode()).decode()
+            assert asked(sink, "/stream/line.mjpg", "HEAD", Authorization=basic)[0] == 200
+        assert asked(sink, "/stream/line.mjpg", Authorization="Basic !")[0] == 401
+
+
+def test_other_sites_trigger_nothing_and_show_streams_only_where_they_are_named(overlaid):
+    dashboard = "https://dashboard.example"
+    with page(replace(OPEN, embed_origins=(dashboard + "/",))) as sink:
+        sink.put(overlaid())
+        cross = {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "no-cors"}
+        for path in ("/clip/line.mp4", "/metrics", "/static/page.js", "/stream/line.mjpg"):
+            for site in ("cross-site", "same-site"):
+                assert asked(sink, path, "HEAD", **cross | {"Sec_Fetch_Site": site})[0] == 403, path
+            assert asked(sink, path, "HEAD", Sec_Fetch_Site="same-origin")[0] in {200, 404}, path
+        assert asked(sink, "/clip/line.mp4", Referer="http://evil.example/")[0] == 403
+        assert asked(sink, "/", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate")[0] == 200, "a link to it"
+        code, headers, _ = asked(sink, "/stream/line.mjpg", "HEAD", Referer=f"{dashboard}/wall", **cross)
+        assert (code, headers["cross-origin-resource-policy"]) == (200, "cross-origin")
+        assert asked(sink, "/stream/line.mjpg", "HEAD", Referer="https://other.example/", **cross)[0] == 403
+        assert asked(sink, "/clip/line.mp4", "HEAD", Referer=f"{dashboard}/wall", **cross)[0] == 403
+
+
+@pytest.mark.parametrize("words", [{"embed_origins": ("dashboard.example",)}, {"root_path": "cams"}])
+def test_an_origin_or_a_path_that_is_none_is_refused_with_an_example(words):
+    with pytest.raises(SinkError, match=r"write (SCHEME|for instance)"):
+        PageSink(ANY, options=replace(OPEN, **words))
+    assert check_origin("HTTPS://Dash.example:443/") == "https://dash.example"
+    assert check_prefix("/cams/") == "/cams"
+
+
+def test_page_behind_a_sub_path_leads_nowhere_else(overlaid):
+    """Whatever a proxy puts before the path: links and redirects are relative."""
+    with page(LOCKED) as sink:
+        assert asked(sink, "/", Accept="text/html")[1]["location"] == "login"
+        assert asked(sink, "/stream/line.mjpg", Accept="text/html")[1]["location"] == "../login"
+        code, headers, _ = asked(sink, "/cams/", Accept="text/html", X_Forwarded_Prefix="/cams")
+        assert (code, headers["location"]) == (303, "login"), "a proxy that leaves it there"
+        signed = asked(sink, "/login", "POST", f"token={TOKEN}", X_Forwarded_Prefix="/cams")[1]
+        assert signed["location"] == "./"
+        assert "Path=/cams/" in signed["set-cookie"]
+        assert asked(sink, "/login", X_Forwarded_Prefix="/x\u00ff;Path=/")[0] == 200
+        for name, content in sink._page.files.items():
+            if name.endswith((".html", ".js")):
+                found = re.findall(
+                    rb"""(?:href|src|action)="/|["'`]/(?:static|stream|clip|frames|login|metrics)""", content
+                )
+                assert found == [], name
+    with page(replace(OPEN, root_path="/cams")) as sink:
+        assert asked(sink, "/cams/healthz")[0] == asked(sink, "/healthz")[0] == 200
+
+
+def test_own_page_is_known_behind_a_proxy_that_drops_the_port():
+    guard = Guard(PageAddress("127.0.0.1", 8000), TOKEN)
+    origin = "http://cams.example:8080"
+    assert guard.knows_origin(origin, "cams.example:8080")
+    assert not guard.knows_origin(origin, "cams.example"), "no proxy says that it is one"
+    assert guard.knows_origin(origin, "cams.example", "")
+    assert guard.knows_origin(origin, "127.0.0.1:8000", "cams.example:8080")
+    assert not guard.knows_origin(origin, "cams.example:9090", "")
+    assert not guard.knows_origin("http://evil.example:8080", "cams.example", "")
+    assert not guard.knows_origin("http://cams.example:x", "cams.example", "")
+
+
+# Tokens
+
+
+def test_signing_out_ends_the_session_wherever_its_cookie_was_copied(overlaid):
+    with page(LOCKED) as sink:
+        cookie = asked(sink, "/login", "POST", f"token={TOKEN}")[1]["set-cookie"].partition(";")[0]
+        other = asked(sink, "/login", "POST", f"token={TOKEN}")[1]["set-cookie"].partition(";")[0]
+        with looking(sink, Cookie=cookie) as copied:
+            assert asked(sink, "/logout", "POST", Cookie=cookie)[0] == 303
+            with pytest.raises(ConnectionClosed):
+                _ = [copied.recv(timeout=5) for _ in range(1000)]
+        assert asked(sink, "/", Cookie=cookie)[0] == 401
+        assert asked(sink, "/", Cookie=other)[0] == 200
+
+
+def test_a_changed_token_counts_at_once_and_an_unreadable_one_changes_nothing(tmp_path, caplog, until):
+    file = tmp_path / "page.token"
+    file.write_text(TOKEN)
+    file.chmod(0o600)
+    options = SinkOptions(token=TOKEN, token_source=TokenFile(file))
+    with page(options) as sink:
+        old, new = {"Authorization": f"Bearer {TOKEN}"}, {"Authorization": f"Bearer {TOKEN[::-1]}"}
+        with looking(sink, **old) as link:
+            file.write_text("short")
+            until(lambda: "the last token stays" in caplog.text)
+            file.unlink()
+            until(lambda: "No such file" in caplog.text)
+            assert asked(sink, "/metrics", **old)[0] == 200
+            file.write_text(TOKEN[::-1])
+            with pytest.raises(ConnectionClosed):
+                _ = [link.recv(timeout=5) for _ in range(1000)]
+        assert asked(sink, "/metrics", **old)[0] == 401
+        assert asked(sink, "/metrics", **new)[0] == 200
+
+
+# Limits
+
+
+def test_pace_lets_a_burst_through_then_spaces_then_refuses():
+    pace = Pace()
+    waits = [pace.delay("192.0.2.1", 100.0, is_stranger=True) for _ in range(200)]
+    assert waits[: STRANGERS.burst] == [0.0] * STRANGERS.burst
+    spaced = [wait for wait in waits if wait]
+    assert spaced == sorted(spaced)
+    assert spaced[0] == pytest.approx(1 / STRANGERS.per_second)
+    assert waits[-1] is None
+    assert pace.delay("192.0.2.2", 100.0, is_stranger=True) == 0.0, "others are not held up"
+    assert pace.delay("192.0.2.1", 200.0, is_stranger=True) == 0.0, "later it is forgotten"
+    guesses = [pace.delay("192.0.2.3", 300.0, is_stranger=True, cost=WRONG_TOKEN_COST) for _ in range(20)]
+    assert guesses.count(0.0) == STRANGERS.burst // WRONG_TOKEN_COST
+
+
+def test_pace_of_all_strangers_together_is_bounded_and_so_is_its_memory():
+    pace = Pace()
+    waits = [pace.delay(f"192.0.{k // 250}.{k % 250}", 100.0, is_stranger=True) for k in range(9000)]
+    assert None in waits
+    assert len(pace._due) <= 4096
+    assert pace.delay("198.51.100.1", 100.0, is_stranger=False) == 0.0, "visitors of an open page do not wait for them"
+
+
+def test_who_never_reads_is_disconnected_and_frees_a_viewers_place(overlaid, until, monkeypatch):
+    monkeypatch.setattr(server, "READ_SECONDS", 0.5)
+    noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
+    with page() as sink, socket.socket() as mute:
+        mute.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        mute.connect(sink._page.guard.address)
+        mute.sendall(b"GET /stream/line.mjpg HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        until(lambda: sink._hub.clients)
+        index = [0]
+
+        def gone():
+            index[0] += 1
+            sink.put(overlaid(noise, index=index[0]))
+            return not sink._hub.clients
+
+        until(gone)
+
+
+def test_places_go_from_strangers_to_newcomers_and_never_from_who_has_the_token(overlaid, until, monkeypatch):
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 16)
+    asking = b"GET /static/page.css HTTP/1.1\r\nHost: x\r\n\r\n" * 200  # more than the kernel holds
+    with page(LOCKED) as sink, looking(sink, Authorization=f"Bearer {TOKEN}") as link, ExitStack() as stack:
+        for number in range(40):
+            one = stack.enter_context(socket.create_connection(sink._page.guard.address, 10))
+            if number % 2:
+                with suppress(ConnectionError):
+                    one.sendall(asking)
+
+        def answered():  # in a burst a newcomer may be turned away too, and comes again
+            with suppress(ConnectionError, http.client.BadStatusLine):
+                return asked(sink, "/metrics", Authorization=f"Bearer {TOKEN}")[0] == 200
+
+        until(answered)
+        sink.put(overlaid(index=5))
+        assert frame(link)[0].index == 5
+
+
+def test_page_waits_while_no_file_handle_is_free_and_says_so_once(overlaid, until, caplog):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with page() as sink, ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, before)
+        assert asked(sink, "/healthz")[0] == 200
+        waiting = [stack.enter_context(socket.socket()) for _ in range(20)]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (waiting[0].fileno(), before[1]))
+        for one in waiting:
+            one.connect(sink._page.guard.address)
+        until(lambda: "no connection can be accepted" in caplog.text)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        assert asked(sink, "/healthz")[0] == 200
+    assert len([record for record in caplog.records if "can be accepted" in record.message]) == 1
+    assert "asyncio" not in {record.name for record in caplog.records}
+
+
+@pytest.mark.parametrize(("soft", "limit"), [(None, 256), (1024, 256), (512, 85), (256, 16), (64, 16), (1 << 20, 256)])
+def test_connection_limit_leaves_handles_for_recording(soft, limit, monkeypatch):
+    monkeypatch.setattr(handles, "_soft_limit", lambda: None)
+    assert handles.connection_limit(256, soft) == limit
+
+
+def test_shared_address_takes_an_ipv6_network_for_one_client():
+    assert handles.shared_address("2001:db8::1") == handles.shared_address("2001:db8::ffff:1") == "2001:db8::/64"
+    assert handles.shared_address("::ffff:192.0.2.1") == "192.0.2.1"
+    assert handles.is_loopback_address("::ffff:127.0.0.1")
+    assert not handles.is_loopback_address("nonsense")
+
+
+def test_a_forged_forwarded_address_writes_nothing_of_its_own_into_the_log(caplog):
+    with page(LOCKED) as sink:
+        asked(sink, "/metrics", X_Forwarded_For="1.2.3.4\x1b[2J fake")
+    assert "an unknown address" in caplog.text
+    assert "\x1b" not in caplog.text

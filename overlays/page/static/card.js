@@ -21,7 +21,7 @@ export class Card {
     this.alarm = new Alarm(this.root, camera, say);
     this.at("h2").textContent = this.at("h2").title = camera;
     this.at(".view").setAttribute("aria-label", `${camera}: enlarge`);
-    this.at(".mjpeg").href = `/stream/${encodeURIComponent(camera)}.mjpg`;
+    this.at(".mjpeg").href = `stream/${encodeURIComponent(camera)}.mjpg`;
     this.at(".snapshot").onclick = () => this.snapshot();
     this.at(".clip").onclick = () => this.clip();
     this.header = null; // of the frame that is shown
@@ -148,6 +148,11 @@ export class Card {
     chip.title = status.reason;
     chip.dataset.kind = KINDS[status.state] ?? "bad";
     if (before && before !== status.state) this.say(`${this.camera}: ${status.state} ${status.reason}`);
+    if (status.stream_token && this.streamToken !== status.stream_token) {
+      // The link works in players and dashboards too, which have no cookie.
+      this.streamToken = status.stream_token;
+      this.at(".mjpeg").href = `stream/${encodeURIComponent(this.camera)}.mjpg?token=${status.stream_token}`;
+    }
     this.at(".rate").textContent = `${status.rate.toFixed(1)}/s`;
     this.at(".dropped").textContent = status.missed + status.corrupt;
     this.at(".reconnects").textContent = status.reconnects;
@@ -194,7 +199,7 @@ export class Card {
     button.textContent = "making it…";
     try {
       const opacity = this.look.heat ? this.look.opacity : 0;
-      const answer = await fetch(`/clip/${encodeURIComponent(this.camera)}.mp4?opacity=${opacity}`);
+      const answer = await fetch(`clip/${encodeURIComponent(this.camera)}.mp4?opacity=${opacity}`);
       if (!answer.ok) throw new Error(await answer.text());
       save(await answer.blob(), `${this.camera}-${this.header?.index ?? 0}.mp4`);
       button.textContent = word;

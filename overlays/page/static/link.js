@@ -12,8 +12,9 @@ export class Link {
   }
 
   open() {
-    const scheme = location.protocol === "https:" ? "wss:" : "ws:";
-    const socket = new WebSocket(`${scheme}//${location.host}/frames`);
+    const address = new URL("frames", document.baseURI); // relative: a proxy may serve the page below a path
+    address.protocol = address.protocol === "https:" ? "wss:" : "ws:";
+    const socket = new WebSocket(address);
     socket.binaryType = "arraybuffer";
     socket.onmessage = (event) => this.hear(event.data);
     socket.onclose = () => this.lost();
@@ -65,8 +66,8 @@ export class Link {
   async lost() {
     this.told.lost();
     // A session that has run out looks like any other refusal to a WebSocket.
-    const answer = await fetch("/metrics", { method: "HEAD" }).catch(() => null);
-    if (answer?.status === 401) location.assign("/login");
+    const answer = await fetch("metrics", { method: "HEAD" }).catch(() => null);
+    if (answer?.status === 401) location.assign("login");
     setTimeout(() => this.open(), this.wait);
     this.wait = Math.min(this.wait * 2, 3000);
   }

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
+from commands.json_text import read_json
 from commands.terminal import text_of
 from pipeline.config_text import read_yaml
 from pipeline.errors import ConfigError
@@ -64,17 +65,45 @@ def find_truths(boxes: Path, names: Path | None) -> Known:
         return _of_coco(boxes)
     if not any(any(boxes.rglob(f"*{suffix}")) for suffix in (".txt", ".xml")):
         raise ConfigError(f"--boxes {str(boxes)!r}: holds no .txt or .xml; give a COCO JSON file or a folder of those")
-    return _of_folder(boxes, _box_names(names))
+    return _of_folder(boxes, read_box_names(names))
 
 
-def _box_names(names: Path | None) -> tuple[str, ...]:
+def read_box_names(place: Path | None) -> dict[int, str]:
+    """Return the names of box classes by their index, of a data set's YAML or of a text file, one a line.
+
+    Raises:
+        ConfigError: the YAML has no list of names, nor a map of whole numbers to names.
+    """
     from engine.labels import read_labels
 
-    if names is None:
-        return ()
-    listed = read_yaml(text_of(names), names.name).get("names") if names.suffix in {".yaml", ".yml"} else None
-    ordered = [listed[key] for key in sorted(listed)] if isinstance(listed, dict) else listed
-    return read_labels(names) if ordered is None else tuple(map(str, ordered))
+    if place is None:
+        return {}
+    if place.suffix.lower() not in {".yaml", ".yml"}:
+        return dict(enumerate(read_labels(place)))
+    listed = read_yaml(text_of(place), str(place)).get("names")
+    if isinstance(listed, list):
+        listed = dict(enumerate(listed))
+    if not isinstance(listed, dict) or not listed:
+        raise ConfigError(
+            f"--box-names {str(place)!r}: has no list 'names'; give names: [car, bus], or one a line in a text"
+        )
+    found: dict[int, str] = {}
+    for key, name in listed.items():
+        index = int(key) if isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) < 10 else key
+        if isinstance(index, bool) or not isinstance(index, int) or index < 0:
+            raise ConfigError(
+                f"--box-names {str(place)!r}: names: {str(key)[:40]!r} is no class's number; write whole numbers, as "
+                "in 0: car, or a list of names"
+            )
+        if index in found:
+            raise ConfigError(f"--box-names {str(place)!r}: names: class {index} is named twice; leave one out")
+        if name is None or isinstance(name, dict | list | bool):
+            raise ConfigError(
+                f"--box-names {str(place)!r}: names: class {index} is called {name!r}, which is no text; put its name "
+                "in quotes"
+            )
+        found[index] = str(name)
+    return found
 
 
 def _of_coco(boxes: Path) -> Known:
@@ -103,7 +132,7 @@ def _of_coco(boxes: Path) -> Known:
     return Known(lambda path: None if (entry := entry_of(path)) is None else Path(entry), truths_of, apart=False)
 
 
-def _of_folder(boxes: Path, labels: tuple[str, ...]) -> Known:
+def _of_folder(boxes: Path, labels: dict[int, str]) -> Known:
     """Find a picture's file beside it, or in the folder of boxes, or there in a folder called like the picture's."""
     from engine.evaluation.boxes import voc_boxes, yolo_boxes
 
@@ -177,10 +206,16 @@ def read_meaning(class_map: Path | None) -> dict[str, list[int]]:
     """Read which classes of the network a box class stands for; of a file that holds several maps, the first."""
     if class_map is None:
         return {}
-    try:
-        told = json.loads(text_of(class_map))
-        if all(isinstance(one, dict) for one in told.values()):
-            told = next(iter(told.values()), {})
-        return {str(name): [int(index) for index in indices] for name, indices in told.items()}
-    except (ValueError, TypeError, AttributeError) as reason:
-        raise ConfigError(f'--class-map {str(class_map)!r}: not of the form {{"car": [817]}} ({reason})') from None
+    where = f"--class-map {str(class_map)!r}"
+    told = read_json(text_of(class_map), where)
+    if isinstance(told, dict) and told and all(isinstance(one, dict) for one in told.values()):
+        told = next(iter(told.values()))
+    if not isinstance(told, dict) or not told:
+        raise ConfigError(f'{where}: not of the form {{"car": [817]}}, box classes and the numbers of the network\'s')
+    for name, indices in told.items():
+        if not isinstance(indices, list) or any(isinstance(one, bool) or not isinstance(one, int) for one in indices):
+            raise ConfigError(
+                f"{where}: {name[:40]!r} stands for {json.dumps(indices)[:40]}; write a list of whole numbers, the "
+                "network's classes, as in [817, 511]"
+            )
+    return {name: list(indices) for name, indices in told.items()}

@@ -1,6 +1,7 @@
 """Where the objects of a labelled data set lie: YOLO text, COCO JSON and Pascal VOC XML to boxes in pixels.
 
-Texts in, boxes out; the caller reads the files.
+Texts in, boxes out; the caller reads the files. A box that no picture can have is refused: one that is no number, of
+negative size, or farther out than any picture reaches.
 """
 
 from __future__ import annotations
@@ -9,19 +10,27 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 from xml.etree import ElementTree as ET
 
 from pipeline.errors import ConfigError
 from pipeline.frames import Box, Truth
 
+MAX_PIXELS: Final = 1e6
+"""How far from a picture's corner a box may reach: more is a mistake."""
+_SHARES: Final = (-0.5, 1.5)
+"""Between which shares of a picture a YOLO box may reach: labels may lie a little beyond its edge."""
 
-def yolo_boxes(text: str, names: Sequence[str], size: tuple[int, int], where: str) -> tuple[Truth, ...]:
+Names = Mapping[int, str] | Sequence[str]
+"""Box classes by their index."""
+
+
+def yolo_boxes(text: str, names: Names, size: tuple[int, int], where: str) -> tuple[Truth, ...]:
     """Read a YOLO label file: ``class x y width height`` in shares, or ``class`` and a polygon's corners.
 
     Args:
         text: what the file holds; empty = no object.
-        names: the box classes by index; a class beyond them is called ``class 7``.
+        names: the box classes by index; one without a name is called ``class 7``.
         size: the picture's height and width in pixels.
         where: the file, for messages.
 
@@ -38,7 +47,8 @@ def yolo_boxes(text: str, names: Sequence[str], size: tuple[int, int], where: st
         except ValueError:
             index, shares = math.nan, []
         polygon = len(shares) >= 6 and len(shares) % 2 == 0
-        if not (len(shares) == 4 or polygon) or not all(map(math.isfinite, (index, *shares))) or index < 0:
+        whole = math.isfinite(index) and 0 <= index < MAX_PIXELS and index == int(index)
+        if not (len(shares) == 4 or polygon) or not whole or not all(map(math.isfinite, shares)):
             raise ConfigError(
                 f"{where}:{number}: {line[:60]!r} is no YOLO box; give: class x y width height, in shares"
             )
@@ -47,6 +57,11 @@ def yolo_boxes(text: str, names: Sequence[str], size: tuple[int, int], where: st
         else:
             x, y, w, h = shares
             left, right, top, bottom = x - w / 2, x + w / 2, y - h / 2, y + h / 2
+        if min(left, top) < _SHARES[0] or max(right, bottom) > _SHARES[1] or right < left or bottom < top:
+            raise ConfigError(
+                f"{where}:{number}: {line[:60]!r} lies outside of the picture or has a negative size; give shares of "
+                "its width and height, 0 to 1, not pixels"
+            )
         box = Box(left * width, top * height, right * width, bottom * height)
         found.append(Truth(_name(names, int(index)), (box,)))
     return tuple(found)
@@ -66,9 +81,9 @@ def coco_boxes(text: str, where: str) -> dict[str, tuple[Truth, ...]]:
         twin = next((name for name, count in Counter(files.values()).items() if count > 1), None)
         for entry in told["annotations"]:
             left, top, width, height = map(float, entry["bbox"])
-            box = Box(left, top, left + width, top + height)
+            box = _checked(Box(left, top, left + width, top + height))
             found[files[entry["image_id"]]].append(Truth(names[entry["category_id"]], (box,)))
-    except (ValueError, KeyError, TypeError, AttributeError) as reason:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as reason:
         said = f"{type(reason).__name__}: {reason}"
         raise ConfigError(f"{where}: no COCO JSON with images, annotations and categories ({said})") from None
     if twin is not None:
@@ -90,8 +105,8 @@ def voc_boxes(text: str, where: str) -> tuple[Truth, ...]:
             left, top, right, bottom = (
                 float(entry.findtext(f"bndbox/{side}") or "missing") for side in ("xmin", "ymin", "xmax", "ymax")
             )
-            found.append(Truth(entry.findtext("name") or "", (Box(left - 1, top - 1, right, bottom),)))
-    except (ET.ParseError, ValueError) as reason:
+            found.append(Truth(entry.findtext("name") or "", (_checked(Box(left - 1, top - 1, right, bottom)),)))
+    except (ET.ParseError, ValueError, RecursionError) as reason:
         raise ConfigError(f"{where}: no Pascal VOC XML with object/bndbox ({reason})") from None
     return tuple(found)
 
@@ -116,5 +131,17 @@ def boxes_of_class(
     )
 
 
-def _name(names: Sequence[str], index: int) -> str:
-    return names[index] if index < len(names) else f"class {index}"
+def _name(names: Names, index: int) -> str:
+    try:
+        return names[index]
+    except (KeyError, IndexError):
+        return f"class {index}"
+
+
+def _checked(box: Box) -> Box:
+    """Return a box of a picture. Raises ``ValueError`` for one that none can have."""
+    if not all(abs(side) <= MAX_PIXELS for side in box):  # false for what is no number
+        raise ValueError(f"a box from {box.left:g}, {box.top:g} to {box.right:g}, {box.bottom:g} reaches too far")
+    if box.width < 0 or box.height < 0:
+        raise ValueError(f"a box of {box.width:g} x {box.height:g} has a negative size")
+    return box

@@ -106,7 +106,8 @@ def make_clip(packets: Sequence[bytes], look: Look, stopped: Callable[[], bool])
                     header, decode_picture(picture), now_unix=header.sent_at_unix, now_monotonic=header.sent_at_unix
                 )
                 recorder.put(renderer.render(plain.explanation))
-        return _index_first(path)
+        written = next(Path(folder).glob("*.mp4"), path)  # the recorder adds the camera's name
+        return _index_first(written)
 
 
 def _index_first(path: Path) -> bytes:
@@ -136,7 +137,7 @@ async def clip_beside(packets: Sequence[bytes], look: Look, stopped: Callable[[]
         made = b""
         try:
             made = make_clip(packets, look, lambda: given_up.is_set() or stopped())
-        except (ReciproStreamError, OSError) as error:
+        except (ReciproStreamError, OSError, av.error.FFmpegError) as error:
             log.warning("a clip could not be made: %s", error)
         finally:
             loop.call_soon_threadsafe(settle, made)

@@ -133,6 +133,7 @@ def make_sinks(config: Config, cameras: list[str]) -> list[Sink]:
     """Return the sinks, none of which would overwrite an input or another's output."""
     from overlays.sinks.files import check_outputs
     from overlays.sinks.table import build_sink
+    from stream.sources import path_of
 
     if not config.sinks:
         log.warning(
@@ -140,7 +141,7 @@ def make_sinks(config: Config, cameras: list[str]) -> list[Sink]:
             "out.mp4 or out.jsonl"
         )
     engine = config.engine
-    inputs = [*(one.uri for one in config.sources), engine.model, engine.weights, engine.labels]
+    inputs = [*(path_of(one.uri) for one in config.sources), engine.model, engine.weights, engine.labels]
     made = [build_sink(one.uri, cameras=cameras, options=sink_options(one, config.overlay)) for one in config.sinks]
     check_outputs([one.uri for one in config.sinks], cameras, [one for one in inputs if one])
     return made

@@ -102,6 +102,17 @@ def is_live(uri: str) -> bool:
     return _SCHEMES[_scheme(uri)].live(uri)
 
 
+def path_of(uri: str) -> str:
+    """Return the path that ``uri`` reads, without the options behind it; ``uri`` itself where it is an address."""
+    from stream.local import expanded, split_options
+
+    uri = uri.strip()
+    scheme = _scheme(uri)
+    if scheme not in {"file", "path"}:
+        return uri
+    return split_options(expanded(_local(uri) if scheme == "file" else uri))[0]
+
+
 def plain_name(name: str) -> str:
     """Return a name taken from an address as one may be stated: a line of utf-8 that is not too long.
 

@@ -11,7 +11,7 @@ from pipeline.errors import SourceError
 from stream.images import found_images, natural
 from stream.local import split_options
 from stream.paths import kind_of, shown
-from stream.sources import IMAGE_SUFFIXES, build_source, is_live
+from stream.sources import IMAGE_SUFFIXES, build_source, is_live, path_of
 
 
 def save(path, brightness=5):
@@ -156,6 +156,13 @@ def test_refusal_of_the_system_is_told_with_path_rule_and_cure(monkeypatch):
 def test_address_longer_than_a_file_name_is_an_address():
     assert is_live("rtsp://camera/" + "x" * 400)
     assert is_live("http://camera/live?token=" + "x" * 5000)
+
+
+def test_path_that_a_source_reads_is_told_without_its_options(tmp_path):
+    path = str(save(tmp_path / "a?b.png"))
+    assert path_of(path) == path_of(f"file://{path.replace('?', '%3F')}") == path
+    assert path_of(f"{tmp_path}?watch=1") == str(tmp_path)
+    assert path_of("rtsp://camera/live?loop=1") == "rtsp://camera/live?loop=1"
 
 
 def test_name_of_any_bytes_is_told_as_text(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 from pathlib import Path
@@ -11,8 +10,9 @@ from typing import Annotated, Final
 import typer
 
 from commands import options
-from commands.evaluated import VIDEO_LIMIT, open_evaluated
+from commands.evaluated import VIDEO_LIMIT, file_digest, open_evaluated
 from commands.joining import make_network
+from commands.learned import Learned, warn_of_learned
 from commands.options import NETWORK, RUN, TRUTH, option, stated
 from commands.signals import until_interrupted
 from commands.terminal import fail, near, say, write_text
@@ -101,7 +101,7 @@ def evaluate(
     meaning = read_meaning(class_map)
     wanted = Wanted(method=method or "recipro-cam", steps=steps, any_box=any_box, meaning=meaning)
     known = find_truths(boxes, box_names) if boxes else find_masks(masks, mask_above) if masks else Known()
-    work = open_evaluated(pictures, limit, known)
+    work = open_evaluated(pictures, limit, known, Learned(config.engine.model))
     examiner = build_examiner(make_network(config), config.engine, wanted)
     _check_meaning(meaning, class_map, examiner.split.classes)
     settings = {
@@ -122,6 +122,7 @@ def evaluate(
     if not records:
         fail(f"{pictures}: no picture was measured; none decodes, or the run was ended before the first")
     summary = summarise(records)
+    warn_of_learned(records)
     if boxes and not summary["images_pointed"]:
         log.warning(
             "no picture has a box of the class explained: say what boxes stand for by --class-map, or --any-box"
@@ -153,9 +154,4 @@ def _digests(*places: str | Path | None) -> dict[str, str]:
     """Return what the files were that figures depend on: trained again, a network is another one under one name."""
     files = [Path(place) for place in places if place is not None and Path(place).is_file()]
     names = [one.name for one in files]
-    return {one.name if names.count(one.name) == 1 else str(one): _digest(one) for one in files}
-
-
-def _digest(place: Path) -> str:
-    with place.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return {one.name if names.count(one.name) == 1 else str(one): file_digest(one) for one in files}

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from commands.learned import Learned
 from commands.terminal import progress_bar, say
 from commands.truths import Known, read_paths
 from pipeline.errors import ConfigError, DamagedError, SourceError
@@ -44,8 +45,14 @@ class Evaluated(Protocol):
         """Return pictures by name."""
 
 
-def open_evaluated(place: str, limit: int | None, known: Known) -> Evaluated:
+def open_evaluated(place: str, limit: int | None, known: Known, learned: Learned) -> Evaluated:
     """Return what a path names: one video file, or a folder, glob or list of pictures.
+
+    Args:
+        place: the path.
+        limit: at most so many pictures.
+        known: where objects lie.
+        learned: what the network has learned from.
 
     Raises:
         ConfigError: boxes or masks for a video.
@@ -56,14 +63,20 @@ def open_evaluated(place: str, limit: int | None, known: Known) -> Evaluated:
     from stream.sources import IMAGE_SUFFIXES, build_source
 
     if place.endswith(".txt"):
-        return Pictures({str(path): path for path in read_paths(Path(place))}, limit, known)
+        paths = read_paths(Path(place))
+        named = {str(path): path for path in paths}
+        if len(named) < len(paths):
+            log.warning(
+                "%s: %d of its lines name a picture once more; each is measured once", place, len(paths) - len(named)
+            )
+        return Pictures(named, limit, known, learned)
     if Path(place).is_file() and isinstance(source := build_source(place), FileSource):
         if known.truths_of or known.mask_of:
             raise ConfigError(f"--boxes, --masks: {place} is a video; they go with pictures, give a folder of those")
-        return Video(source, place, VIDEO_LIMIT if limit is None else limit)
+        return Video(source, place, VIDEO_LIMIT if limit is None else limit, learned)
     in_folder = Path(place).is_dir()
-    paths = {path.name if in_folder else str(path): path for path in found_images(place, IMAGE_SUFFIXES)}
-    return Pictures(paths, limit, known)
+    named = {path.name if in_folder else str(path): path for path in found_images(place, IMAGE_SUFFIXES)}
+    return Pictures(named, limit, known, learned)
 
 
 def evenly(count: int, limit: int | None) -> list[int]:
@@ -76,11 +89,11 @@ class Pictures:
 
     recording = None
 
-    def __init__(self, paths: dict[str, Path], limit: int | None, known: Known) -> None:
+    def __init__(self, paths: dict[str, Path], limit: int | None, known: Known, learned: Learned) -> None:
         every = list(paths)
         self.names = [every[place] for place in evenly(len(every), limit)]
         self._paths = paths
-        self._known = known
+        self._known, self._learned = known, learned
         known.check("--boxes" if known.mask_of is None else "--masks", list(paths.values()))
 
     def examine(self, examiner: Examiner, journal: Journal, stop: threading.Event) -> None:
@@ -100,9 +113,10 @@ class Pictures:
                 except SourceError as reason:
                     log.warning("left out: %s", reason)
                     continue
-                frame = Frame(image, "evaluate", index, 0.0)
-                told = _measured(examiner, frame, self._paths[name], self._known)
-                journal.add({"image": name, **told, "of": self._digest(name)})
+                frame = Frame(image, "evaluate", index, 0.0, source_name=name)
+                told = _measured(examiner, frame, self._paths[name], self._known) | self._learned.mark(image)
+                digest = {"digest": file_digest(self._paths[name]), "of": self._digest(name)}
+                journal.add({"image": name, "source": frame.source_name, **told, **digest})
 
     def images(self, names: Sequence[str]) -> dict[str, Image]:
         """Read the files again."""
@@ -123,8 +137,8 @@ class Pictures:
 class Video:
     """Frames of a recording, evenly chosen, each with the one that follows it."""
 
-    def __init__(self, source: Source, place: str, limit: int) -> None:
-        self._source = source
+    def __init__(self, source: Source, place: str, limit: int, learned: Learned) -> None:
+        self._source, self._learned = source, learned
         self.recording: str | None = place
         total = sum(1 for _ in self._frames(threading.Event()))
         self._places = {f"frame {index:06d}": index for index in evenly(max(1, total - 1), limit)}
@@ -138,13 +152,13 @@ class Video:
             task = progress.add_task("measuring", total=len(waiting))
             for frame in self._frames(stop) if waiting else ():
                 if before is not None:
-                    _add(journal, waiting.pop(before.index), examiner, before, frame)
+                    self._add(journal, waiting.pop(before.index), examiner, (before, frame))
                     progress.advance(task)
                 before = frame if frame.index in waiting else None
                 if before is None and not waiting:
                     return
             if before is not None and not stop.is_set():
-                _add(journal, waiting.pop(before.index), examiner, before, None)
+                self._add(journal, waiting.pop(before.index), examiner, (before, None))
 
     def images(self, names: Sequence[str]) -> dict[str, Image]:
         """Decode them again."""
@@ -156,6 +170,16 @@ class Video:
             if len(found) == len(wanted):
                 break
         return found
+
+    def _add(self, journal: Journal, name: str, examiner: Examiner, pair: tuple[Frame, Frame | None]) -> None:
+        """Measure a frame, and compare it with the one that follows it."""
+        frame, following = pair
+        told = examiner.examine(frame) | self._learned.mark(frame.image)
+        if following is not None:
+            told |= examiner.compare(frame, following, told["class"])
+        source = frame.source_name or Path(self.recording or "").name
+        at_seconds = round(frame.pts_seconds or 0.0, 3)
+        journal.add({"image": name, "source": source, "at_seconds": at_seconds, **told})
 
     def _frames(self, stop: threading.Event) -> Iterator[Frame]:
         """Give every good frame; one broken part-way gives what came before."""
@@ -176,11 +200,10 @@ def _measured(examiner: Examiner, frame: Frame, path: Path, known: Known) -> dic
     return told | {"right": told["label"] == folder} if folder in examiner.labels else told
 
 
-def _add(journal: Journal, name: str, examiner: Examiner, frame: Frame, following: Frame | None) -> None:
-    told = examiner.examine(frame)
-    if following is not None:
-        told |= examiner.compare(frame, following, told["class"])
-    journal.add({"image": name, "at_seconds": round(frame.pts_seconds or 0.0, 3), **told})
+def file_digest(place: Path) -> str:
+    """Return what only a file of the same content has: the first 16 digits of its SHA-256."""
+    with place.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _waiting(names: Sequence[str], journal: Journal) -> list[str]:

@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 log = logging.getLogger("recipro-stream")
 
+NO_SINK = (
+    "no sink: frames are explained and counted only; add --sink window, http://127.0.0.1:8000, tcp://..., out.mp4 or "
+    "out.jsonl"
+)
+
 
 def carry_frames(
     config: Config, tell: Callable[[str], None] | None = None, recorder: Recorder | None = None
@@ -52,6 +57,8 @@ def carry_frames(
         sources = make_sources(config)
         cameras = [source.camera for source, _ in sources]
         slow = read_slow(config, cameras, recorder)
+        if not config.sinks and recorder is None:
+            log.warning("%s", NO_SINK)
         sinks = make_sinks(config, cameras)
         drawing = HeatRenderer(**config.overlay.model_dump())
         for source, _ in sources:
@@ -135,11 +142,6 @@ def make_sinks(config: Config, cameras: list[str]) -> list[Sink]:
     from overlays.sinks.table import build_sink
     from stream.sources import path_of
 
-    if not config.sinks:
-        log.warning(
-            "no sink: frames are explained and counted only; add --sink window, http://127.0.0.1:8000, tcp://..., "
-            "out.mp4 or out.jsonl"
-        )
     engine = config.engine
     inputs = [*(path_of(one.uri) for one in config.sources), engine.model, engine.weights, engine.labels]
     made = [build_sink(one.uri, cameras=cameras, options=sink_options(one, config.overlay)) for one in config.sinks]

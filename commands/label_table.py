@@ -28,9 +28,9 @@ def read_table(place: Path) -> tuple[list[str], list[str], list[str]]:
     Raises:
         ConfigError: it is no such table; it names the line.
     """
-    text = text_of(place).removeprefix("\ufeff")  # spreadsheets begin so
+    text = text_of(place)
     first = text.partition("\n")[0]
-    mark = max(",;\t", key=first.count)  # ... and where a comma is decimal, they put semicolons between columns
+    mark = max(",;\t", key=first.count)  # spreadsheets write semicolons where a comma is decimal
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=mark, skipinitialspace=True, strict=True)
     paths: list[str] = []
     labels: list[str] = []
@@ -43,7 +43,7 @@ def read_table(place: Path) -> tuple[list[str], list[str], list[str]]:
                 columns = _columns(place, cells)
             elif any(cell.strip() for cell in cells):
                 row = _row(place, line, columns, cells)
-                paths.append(_path(place, line, row["path"]))
+                paths.append(str(path_beside(place, line, row["path"])))
                 labels.append(row["label"])
                 if GROUP in columns:
                     groups.append(row[GROUP])
@@ -92,14 +92,18 @@ def _row(place: Path, line: int, columns: list[str], cells: list[str]) -> dict[s
     return row
 
 
-def _path(place: Path, line: int, path: str) -> str:
-    """Return where a picture lies; a path of Windows is read as one of this system where that is a file."""
+def path_beside(place: Path, line: int, path: str) -> Path:
+    """Return where a picture lies that a file names; a path of Windows is read as one of this system.
+
+    Raises:
+        ConfigError: it is a path on a drive of Windows.
+    """
     found = place.parent / path
     if "\\" in path and not os.path.exists(found):  # noqa: PTH110 - of a name that is too long it says no
         if PureWindowsPath(path).drive:
             raise ConfigError(
-                f"{place}:{line}: {path!r} is a path on a drive of Windows; write it as seen from the CSV's folder, "
+                f"{place}:{line}: {path!r} is a path on a drive of Windows; write it as seen from this file, "
                 f"such as {PureWindowsPath(path).name!r}"
             )
         found = place.parent.joinpath(*re.split(r"[\\/]+", path))
-    return str(found)
+    return found

@@ -77,10 +77,10 @@ def read_text(path: Path) -> str:
 
 
 def text_of(path: Path) -> str:
-    """Read a text file that an option names."""
+    """Read a text file that an option names; a byte-order mark at its head, as Windows writes it, is left out."""
     said = "not UTF-8 text; save it as that"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as reason:
         said = getattr(reason, "strerror", None) or said
     else:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from commands.json_text import read_json
+from commands.label_table import path_beside
 from commands.terminal import text_of
 from pipeline.config_text import read_yaml
 from pipeline.errors import ConfigError
@@ -196,7 +197,8 @@ def _mask(path: Path, size: tuple[int, int], above: int) -> Mask:
 
 def read_paths(place: Path) -> list[Path]:
     """Return the pictures that a text file names, one path a line, as seen from its folder."""
-    paths = [place.parent / line.strip() for line in text_of(place).splitlines() if line.strip()]
+    lines = enumerate(text_of(place).splitlines(), 1)
+    paths = [path_beside(place, number, line.strip()) for number, line in lines if line.strip()]
     if not paths:
         raise ConfigError(f"{place}: names no pictures; give one path a line")
     return paths

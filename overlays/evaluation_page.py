@@ -34,9 +34,12 @@ ROWS: Final = (
     ("insertion", "Insertion", "area, higher is better", 100.0),
     ("accuracy", "Named right", "as the folder is called", 100.0),
     ("pointing", "Pointing game", "peak in a box of the class, or on the mask", 100.0),
+    ("pointing_chance", "... by chance", "a peak on any cell", 100.0),
     ("pointing_15px", "Pointing game, 15 px", "peak within 15 px of the picture from it", 100.0),
+    ("pointing_15px_chance", "... by chance", "a peak on any cell", 100.0),
     ("pointing_15px_right", "... of those named right", "the same", 100.0),
     ("energy_inside", "Energy inside", "share of the heat in boxes of the class, or on the mask", 100.0),
+    ("energy_chance", "... by chance", "heat spread evenly", 100.0),
     ("stability", "Temporal stability", "r of the maps of neighbouring frames", 100.0),
     ("picture_stability", "... of the picture", "r of the neighbouring frames themselves", 100.0),
     ("unrest", "Unrest", "the maps' change for each unit of the pictures'", 1.0),
@@ -113,6 +116,8 @@ def _table(summary: Mapping[str, Any]) -> str:
     for key, name, what, factor in ROWS:
         if summary.get(key) is not None:
             rows.append(f"<tr><td>{name}<td class=n>{factor * float(summary[key]):.2f}<td class=s>{escape(what)}")
+    if summary.get("images_like_learned"):
+        rows.append(f"<tr><td>Pictures nearly like learned ones<td class=n>{summary['images_like_learned']}<td>")
     if summary.get("pointing") is not None:
         rows.append(f"<tr><td>Pictures with a box of the class, or a mask<td class=n>{summary['images_pointed']}<td>")
     return "".join(rows)

@@ -9,7 +9,7 @@ import copy
 import itertools
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,13 +21,16 @@ from torch.nn import functional as F
 
 from engine.evaluation import metrics
 from engine.evaluation.boxes import boxes_of_class
-from engine.evaluation.masks import Mask, box_of, covered, distance_to, energy_on
+from engine.evaluation.masks import Mask, box_of, covered, distance_to, energy_on, lies_within
 from engine.methods.table import Method
 from engine.preprocess import Fit, Preprocessing
 from engine.split import Split, split_network
 from pipeline.frames import Box, Frame, Truth
 
-NOT_PLAYED: Mapping[str, Any] = {"pointing": None, "pointing_15px": None, "energy_inside": None, "boxes": []}
+NOT_PLAYED: Mapping[str, Any] = {
+    "pointing": None, "pointing_15px": None, "energy_inside": None, "boxes": [],
+    "pointing_chance": None, "pointing_15px_chance": None, "energy_chance": None,
+}  # fmt: skip
 """What a picture without a known object gets."""
 
 BLUR_CELLS, BLUR_SIGMA = 11, 5.0
@@ -170,11 +173,17 @@ class Examiner:
             boxes = list(boxes_of_class(truths, label, target, self._knowledge.meaning))
         if not boxes:
             return dict(NOT_PLAYED)
-        peak = peak_of(heat, region)
+        peak, centres = peak_of(heat, region), centres_of(heat.shape, region)
+        object_pixels = inside(boxes, region, self.split.image_size)
         return {
             "pointing": peak is not None and metrics.points_at(peak, boxes),
             "pointing_15px": peak is not None and metrics.points_at(peak, boxes, metrics.TOLERANCE_PIXELS),
-            "energy_inside": metrics.energy_inside(shown, inside(boxes, region, self.split.image_size)),
+            "energy_inside": metrics.energy_inside(shown, object_pixels),
+            "pointing_chance": share_of(metrics.points_at(one, boxes) for one in centres),
+            "pointing_15px_chance": share_of(
+                metrics.points_at(one, boxes, metrics.TOLERANCE_PIXELS) for one in centres
+            ),
+            "energy_chance": float(np.mean(object_pixels)),
             "boxes": [[round(side, 1) for side in box] for box in boxes],
         }
 
@@ -186,12 +195,15 @@ class Examiner:
         cover = covered(mask, region, self.split.image_size)
         if not cover.any():
             return dict(NOT_PLAYED)
-        peak = peak_of(heat, region)
+        peak, centres = peak_of(heat, region), centres_of(heat.shape, region)
         away = math.inf if peak is None else distance_to(mask, peak)
         return {
             "pointing": away == 0.0,
             "pointing_15px": away <= metrics.TOLERANCE_PIXELS,
             "energy_inside": energy_on(shown, cover),
+            "pointing_chance": share_of(lies_within(mask, one, 0.0) for one in centres),
+            "pointing_15px_chance": share_of(lies_within(mask, one, metrics.TOLERANCE_PIXELS) for one in centres),
+            "energy_chance": float(cover.mean()),
             "boxes": [list(box_of(mask))],
             "mask_share": float(mask.mean()),
         }
@@ -224,6 +236,21 @@ def blurred(image: Tensor) -> Tensor:
     line = (line / line.sum()).expand(3, 1, 1, -1)
     padded = F.pad(image, (BLUR_CELLS // 2,) * 4, mode="reflect")
     return F.conv2d(F.conv2d(padded, line, groups=3), line.transpose(2, 3), groups=3)
+
+
+def share_of(hits: Iterable[bool]) -> float:
+    """Return which share is true: what a peak hits that falls on any cell with the same chance."""
+    return float(np.mean(list(hits)))
+
+
+def centres_of(grid: tuple[int, ...], region: Box) -> list[tuple[float, float]]:
+    """Return the centres of all cells of a grid (rows, columns) in frame pixels."""
+    rows, columns = grid
+    return [
+        (region.left + (column + 0.5) * region.width / columns, region.top + (row + 0.5) * region.height / rows)
+        for row in range(rows)
+        for column in range(columns)
+    ]
 
 
 def peak_of(heat: npt.NDArray[np.float32], region: Box) -> tuple[float, float] | None:

@@ -38,7 +38,7 @@ class Journal:
             self._check_settings(begun=bool(whole))
             try:
                 self.records = {one["image"]: one for one in map(json.loads, whole.splitlines())}
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise ConfigError(f"{place}: holds no records of an evaluation; choose another folder") from None
             self._lines = place.open("a", encoding="utf-8")
             self._lines.truncate(len(whole))
@@ -107,7 +107,7 @@ def _settings_in(place: Path) -> dict[str, Any] | None:
     """Return what an evaluation was begun with; None where no file says it, or only a torn one does."""
     try:
         told = json.loads(place.read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
     return told if isinstance(told, dict) else None
 

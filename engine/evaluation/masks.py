@@ -28,6 +28,14 @@ def distance_to(mask: Mask, peak: tuple[float, float]) -> float:
     return float(np.sqrt((across**2 + down**2).min()))
 
 
+def lies_within(mask: Mask, point: tuple[float, float], pixels: float) -> bool:
+    """Say whether a point (x, y) lies in a pixel of the mask, or so near to one; looks at its surroundings alone."""
+    x, y = point
+    left, top = max(0, math.floor(x - pixels) - 1), max(0, math.floor(y - pixels) - 1)
+    near = mask[top : max(0, math.ceil(y + pixels) + 1), left : max(0, math.ceil(x + pixels) + 1)]
+    return distance_to(near, (x - left, y - top)) <= pixels
+
+
 def covered(mask: Mask, region: Box, size: tuple[int, int]) -> npt.NDArray[np.float64]:
     """Return which share of each pixel of the network's input the mask covers, (rows, columns) in [0, 1].
 

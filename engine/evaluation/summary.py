@@ -19,6 +19,9 @@ MEANS = {
     "pointing": "pointing",
     "pointing_15px": "pointing_15px",
     "energy_inside": "energy_inside",
+    "pointing_chance": "pointing_chance",
+    "pointing_15px_chance": "pointing_15px_chance",
+    "energy_chance": "energy_chance",
     "randomised": "randomised",
     "stability": "stability",
     "picture_stability": "picture_stability",
@@ -39,6 +42,7 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, float | int | N
     row["adcc_of_means"] = _or_none(metrics.adcc_of_means(*parts))
     row["adcc_per_image"] = _or_none(metrics.adcc_per_image(*parts))
     row["images_pointed"] = len(_values(records, "pointing"))
+    row["images_like_learned"] = sum(bool(one.get("like_learned")) for one in records)
     row["images_known"] = len(_values(records, "right"))
     right = [
         float(one["pointing_15px"]) for one in records if one.get("right") and one.get("pointing_15px") is not None

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -14,6 +15,7 @@ from commands.evaluate import _digests
 from engine.model_file import ModelFile, save_model
 from engine.models import MODELS
 from engine.networks import build_untrained
+from engine.perceptual_hash import KnownPictures, hashes_of, medians_of, spectrum_of
 
 LABELS = ("ok", "scratch")
 
@@ -134,6 +136,8 @@ def test_masks_are_found_by_name_and_folders_that_are_classes_say_what_is_right(
     assert code == 0, errors
     told = [json.loads(line) for line in (tmp_path / "out" / "images.jsonl").read_text().splitlines()]
     assert [one.get("mask_share") for one in told] == [1.0, 1.0, None]
+    chances = ("pointing_chance", "pointing_15px_chance", "energy_chance")
+    assert [[one.get(key) for key in chances] for one in told[:2]] == [pytest.approx([1.0, 1.0, 1.0])] * 2
     assert [one["right"] for one in told[:2]] == [one["label"] == kind for one, kind in zip(told, LABELS, strict=False)]
     assert "right" not in told[2]
     code, _, errors = command("--output", "dim", "--masks", "masks", "--mask-above", 3, pictures="list.txt")
@@ -324,3 +328,41 @@ def test_two_files_of_one_name_do_not_stand_for_each_other(tmp_path):
     told = _digests(tmp_path / "net.pth", tmp_path / "a" / "list.json", tmp_path / "b" / "list.json", None)
     assert set(told) == {"net.pth", str(tmp_path / "a" / "list.json"), str(tmp_path / "b" / "list.json")}
     assert len(set(told.values())) == 3
+
+
+def test_records_name_their_file_and_tell_two_of_one_name_apart(command, tmp_path):
+    for number, kind in enumerate(("left", "right")):
+        (tmp_path / "photos" / kind).mkdir()
+        (tmp_path / "photos" / f"{number} <b>.png").rename(tmp_path / "photos" / kind / "a.png")
+    code, _, errors = command("--output", "out", pictures="photos/*/*.png")
+    assert code == 0, errors
+    rows = list(csv.DictReader((tmp_path / "out" / "result.csv").read_text().splitlines()))
+    assert [row["source"] for row in rows] == ["photos/left/a.png", "photos/right/a.png"]
+    assert len({row["digest"] for row in rows}) == 2
+
+
+def test_list_of_windows_names_pictures_and_repeated_ones_are_told(command, tmp_path, caplog):
+    (tmp_path / "list.txt").write_bytes("\ufeffphotos\\0 <b>.png\r\nphotos\\1 <b>.png\r\nphotos/0 <b>.png\r\n".encode())
+    code, told, errors = command("--output", "out", pictures="list.txt")
+    assert code == 0, errors
+    assert "2 of 2 pictures" in told
+    assert "1 of its lines name a picture once more" in caplog.text
+
+
+def test_copies_of_learned_pictures_are_named(command, tmp_path, caplog):
+    net = build_untrained(MODELS["line_net"], 2)
+    images = [cv2.imread(str(tmp_path / "photos" / f"{k} <b>.png"))[..., ::-1] for k in range(3)]
+    smooth = [cv2.resize(cv2.resize(image, (12, 9)), (80, 60), interpolation=cv2.INTER_CUBIC) for image in images]
+    spectra = [spectrum_of(image) for image in smooth]
+    known = KnownPictures(medians_of(spectra), hashes_of(spectra[:1], medians_of(spectra)))
+    file = ModelFile(dict(net.state_dict()), "line_net", LABELS, (64, 64), (0.5,) * 3, (0.25,) * 3, "features")
+    save_model(tmp_path / "part.safetensors", replace(file, looks=(known,)))
+    (tmp_path / "mine").mkdir()
+    for number, image in enumerate(smooth):
+        cv2.imwrite(str(tmp_path / "mine" / f"{number}.jpg"), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 70])
+    code, _, errors = command("--output", "out", "--model", "part.safetensors", pictures="mine")
+    assert code == 0, errors
+    assert "1 of 3 pictures look nearly like one that the network learned from: 0.jpg" in caplog.text
+    rows = list(csv.DictReader((tmp_path / "out" / "result.csv").read_text().splitlines()))
+    assert [row["like_learned"] for row in rows] == ["True", "False", "False"]
+    assert "Pictures nearly like learned ones" in (tmp_path / "out" / "report.html").read_text()

@@ -12,9 +12,9 @@ from torch import nn
 from engine.evaluation import metrics
 from engine.evaluation.boxes import boxes_of_class, coco_boxes, voc_boxes, yolo_boxes
 from engine.evaluation.build import Wanted, build_examiner
-from engine.evaluation.examiner import batched, blurred, inside, moved, shuffled, spread
+from engine.evaluation.examiner import batched, blurred, centres_of, inside, moved, share_of, shuffled, spread
 from engine.evaluation.journal import Journal, write_result
-from engine.evaluation.masks import covered, distance_to, energy_on
+from engine.evaluation.masks import covered, distance_to, energy_on, lies_within
 from engine.evaluation.summary import summarise
 from engine.methods.recipro import recipro_cam
 from engine.networks import Network
@@ -331,3 +331,19 @@ def test_a_summary_counts_what_is_named_right_and_how_those_point():
     assert (row["accuracy"], row["images_known"]) == (0.75, 4)
     assert row["pointing_15px"] == pytest.approx(1 / 3)
     assert row["pointing_15px_right"] == 0.5
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 15.0])
+def test_chance_of_the_pointing_game_is_the_share_of_cells_that_hit(tolerance):
+    region, grid = Box(0, 0, 140, 70), (7, 14)
+    box = Box(20, 10, 60, 40)
+    mask = np.zeros((70, 140), bool)
+    mask[10:40, 20:60] = True
+    centres = centres_of(grid, region)
+    hits = [
+        math.hypot(max(box.left - x, 0, x - box.right), max(box.top - y, 0, y - box.bottom)) <= tolerance
+        for x, y in centres
+    ]
+    assert 0.0 < share_of(hits) < 1.0
+    assert [lies_within(mask, one, tolerance) for one in centres] == hits
+    assert [metrics.points_at(one, [box], tolerance) for one in centres] == hits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import logging
@@ -22,7 +23,7 @@ paho = pytest.importorskip("paho.mqtt.client")
 from overlays.sinks import mqtt  # noqa: E402
 from overlays.sinks.mqtt import MOST_WAITING, MqttSink  # noqa: E402
 from overlays.sinks.options import MqttOptions, SinkOptions  # noqa: E402
-from pipeline.errors import SinkError  # noqa: E402
+from pipeline.errors import LossError, SinkError  # noqa: E402
 from pipeline.loop import Limits, carry  # noqa: E402
 from pipeline.ports import Measured, Sink, Troubled  # noqa: E402
 from tests.fakes import FakeSource  # noqa: E402
@@ -43,6 +44,7 @@ def broker(tmp_path):
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch):
     monkeypatch.setattr(mqtt, "_RETRY_SECONDS", (0.1, 0.2))
+    monkeypatch.setattr(mqtt, "_PATIENCE_SECONDS", 1.0)
 
 
 class Listener:
@@ -251,7 +253,7 @@ def test_leaving_closes_every_socket_itself(broker, until, there):
 def test_a_broker_that_stands_still_holds_nobody_up_and_fills_no_memory(broker, overlaid, until, when):
     other = Counting()
     sink = MqttSink(broker.uri, options=SinkOptions(max_rate=1e9, mqtt=MqttOptions(qos=1)))
-    with sink:
+    with pytest.raises(LossError, match=r"not every finding reached the broker.* lost"), sink:  # noqa: PT012
         if when == "while":
             connected(sink, until)
         broker.process.send_signal(signal.SIGSTOP)
@@ -326,3 +328,153 @@ def test_while_the_broker_is_being_called_the_trouble_has_words():
     with deaf, telling(f"mqtt://127.0.0.1:{deaf.getsockname()[1]}/t") as sink:
         sink.idle()
         assert "it is being called" in sink.trouble
+
+
+def test_every_photo_of_a_folder_is_told_however_fast_they_come(broker, overlaid, until):
+    with Listener(broker.port) as listener:
+        sink = MqttSink(broker.uri, cameras=("parts",))
+        with sink:
+            for index in range(60):  # long before the broker has answered
+                sink.put(overlaid(camera="parts", index=index, source_name=f"{index}.jpg"))
+        until(lambda: len(listener.told("/finding")) == 60)
+        assert [json.loads(told)["source"] for told in listener.told("/finding")] == [f"{k}.jpg" for k in range(60)]
+    assert sink.account == "60 findings told to the broker, 0 lost"
+
+
+def test_more_findings_of_a_file_than_may_wait_are_all_told(broker, overlaid, until, monkeypatch):
+    monkeypatch.setattr(mqtt, "MOST_WAITING", 20)
+    monkeypatch.setattr(mqtt, "_PATIENCE_SECONDS", 30.0)
+    with Listener(broker.port) as listener:
+        with MqttSink(broker.uri, cameras=("film",)) as sink:
+            for index in range(300):
+                sink.put(overlaid(camera="film", index=index, source_name="film.mp4"))
+        until(lambda: len(listener.told("/finding")) == 300)
+        assert listener.indices() == list(range(300))
+
+
+def test_what_a_rate_leaves_out_is_counted_as_that_and_not_as_told(broker, overlaid, until):
+    now = [0.0]
+    sink = MqttSink(broker.uri, options=SinkOptions(max_rate=1.0), clock=lambda: now[0])
+    with sink:
+        connected(sink, until)
+        for index in range(30):
+            now[0] = index / 10
+            sink.put(overlaid(index=index, taken_at=now[0], source_name="film.mp4"))
+        until(lambda: sink.idle() or not sink._unconfirmed)
+        assert sink.account == "3 findings told to the broker, 27 left out by the rate of 1 a second, 0 lost"
+        assert {"mqtt_left_out": 27.0}.items() <= {one.name: one.value for one in sink.figures()}.items()
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+def test_findings_that_a_broker_refuses_are_counted_said_and_an_error(tmp_path, overlaid, until, caplog, qos):
+    access = tmp_path / "access"
+    access.write_text("topic write plant/status\ntopic write plant/line/state\ntopic write plant/good/#\n")
+    access.chmod(0o644)
+    tmp_path.chmod(0o755)
+    with Broker(tmp_path, "allow_anonymous true", f"acl_file {access}") as place:
+        options = SinkOptions(max_rate=1e9, mqtt=MqttOptions(qos=qos))
+        sink = MqttSink(place.uri, cameras=("line", "good"), options=options)
+        with pytest.raises(LossError, match="14 refused by it"), sink:  # noqa: PT012 - it is raised on leaving
+            connected(sink, until)
+            for index in range(14):
+                sink.put(overlaid(index=index))
+            until(lambda: sink.idle() or sink._counts.refused == 14)
+            assert "refuses findings (Not authorized, under plant/line/finding); 14 so far" in sink.trouble
+            sink.put(overlaid(camera="good"))
+            until(lambda: sink.idle() or not sink.trouble)
+        assert (sink._counts.published, sink.lost) == (15, 0)
+    assert len([r for r in caplog.records if "refuses what it is told" in r.getMessage()]) == 1
+
+
+class Scripted(threading.Thread):
+    """A broker of a few bytes: answers each connection's first packet with what it is given, one after the other."""
+
+    def __init__(self, *answers):
+        super().__init__(daemon=True)
+        self.door = socket.create_server(("127.0.0.1", 0))
+        self.uri = f"mqtt://127.0.0.1:{self.door.getsockname()[1]}/plant"
+        self.answers = answers
+        self.versions = []
+
+    def run(self):
+        for answer in self.answers:
+            try:
+                link, _ = self.door.accept()
+            except OSError:
+                return
+            with link:
+                link.settimeout(20)
+                try:
+                    asked = link.recv(4096)
+                    self.versions.append(asked[asked.index(b"MQTT") + 4])
+                    link.sendall(answer)
+                    while link.recv(4096):
+                        pass
+                except OSError:
+                    pass
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        self.door.shutdown(socket.SHUT_RDWR)  # wakes whoever waits for a connection
+        self.door.close()
+        self.join(30)
+
+
+ACCEPTED_V5, ACCEPTED_V3 = b"\x20\x03\x00\x00\x00", b"\x20\x02\x00\x00"
+
+
+def test_a_broker_of_the_older_version_is_spoken_to_in_it_and_that_is_said(overlaid, until, caplog):
+    with Scripted(b"\x20\x02\x00\x01", ACCEPTED_V3) as old, telling(old.uri) as sink:
+        connected(sink, until)
+        assert old.versions == [5, 4]
+        assert "MQTT 3.1.1" in sink.account
+    assert "cannot say which findings it refuses" in caplog.text
+
+
+def test_a_broker_that_hangs_up_on_the_newer_version_is_called_by_the_older_one(until):
+    with Scripted(b"\x20\x02\x00\x01", ACCEPTED_V3) as old, telling(old.uri) as sink:
+        connected(sink, until)
+        assert old.versions == [5, 4]
+
+
+HOSTILE = {
+    "a giant packet": (b"\x30\xff\xff\xff\x7f", "a packet of"),
+    "a flood": (b"\x30\x05\x00\x01a\x00x" * 1000, "never asks for"),
+    "a flood of qos 2": (b"\x34\x07\x00\x01a\x00\x01\x00x" * 1000, "never asks for"),
+    "nonsense": (b"\xf0\x00", "never asks for"),
+    "an endless length": (b"\x40\xff\xff\xff\xff\xff", ""),
+    "a torn confirmation": (b"\x40\x01\x00", ""),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_broker_is_left_before_what_it_sends_is_stored(name, until, overlaid):
+    packet, said = HOSTILE[name]
+    with Scripted(ACCEPTED_V5 + packet, ACCEPTED_V5) as hostile, telling(hostile.uri) as sink:
+        until(lambda: sink.idle() or (sink.trouble and said in sink.trouble and hostile.versions))
+        assert len(sink._client._in_packet["packet"]) < 1 << 17
+        sink.put(overlaid())
+        connected(sink, until)
+
+
+def test_findings_that_make_a_broker_hang_up_again_and_again_are_given_up(until, overlaid, caplog):
+    with Scripted(*[ACCEPTED_V5 + b"\xe0\x02\x95\x00"] * 12) as hostile:
+        with (
+            contextlib.suppress(LossError),
+            telling(hostile.uri, mqtt=MqttOptions(qos=1)) as sink,
+        ):
+            sink.put(overlaid())
+            until(lambda: sink.idle() or "under way are given up" in caplog.text, 20)
+            assert sink.lost == 1
+        assert len(caplog.records) <= 4
+
+
+def test_a_finding_larger_than_the_broker_takes_is_refused_and_not_sent(until, overlaid):
+    small = b"\x20\x08\x00\x00\x05\x27\x00\x00\x01\x00"  # MaximumPacketSize 256
+    with Scripted(small) as place, pytest.raises(LossError, match="1 refused"), telling(place.uri) as sink:  # noqa: PT012
+        connected(sink, until)
+        sink.put(overlaid())
+        assert "it takes 256 bytes at the most" in sink.trouble

@@ -23,7 +23,7 @@ WIRES = {"tcp://127.0.0.1:5555", "ipc:///tmp/o"}
         ("tcp://127.0.0.1:0", "ZeroMqSink", False),
         ("ipc:///tmp/overlays", "ZeroMqSink", False),
         ("http://127.0.0.1:0", "PageSink", False),
-        ("mqtt://127.0.0.1/plant", "MqttSink", False),
+        ("mqtt://127.0.0.1/plant", "MqttSink", True),
         ("some/where.v2/out.mp4", "RecorderSink", True),
         ("OUT.MKV", "RecorderSink", True),
         ("out.jsonl", "LogSink", True),

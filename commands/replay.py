@@ -40,6 +40,7 @@ def replay(
     from overlays.renderer import HeatRenderer
     from overlays.replay import LoggedExplainer, LoggedFrames, Paced
     from overlays.sinks.files import check_outputs
+    from overlays.sinks.locks import claimed, to_claim
     from overlays.sinks.table import build_sink
     from pipeline.loop import Limits, carry
     from stream.sources import build_source
@@ -58,6 +59,7 @@ def replay(
         if any(not one.lossless for one in sinks):
             source = Paced(source)
         stack.enter_context(source)
+        stack.enter_context(claimed(to_claim((one.uri for one in doors), [logged.camera])))
         for door in sinks:
             stack.enter_context(door)
         begun.set()

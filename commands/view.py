@@ -35,22 +35,27 @@ def view(
 ) -> None:
     """Watch a stream from afar: in a window, or into a file where there is no screen."""
     from overlays.sinks.files import check_outputs
+    from overlays.sinks.locks import claimed, to_claim
     from overlays.sinks.table import build_sink
     from overlays.viewer import Viewer
     from overlays.watch import watch
 
     doors = with_page_token([SinkConfig(uri=uri) for uri in sink or ["window"]], page_token_file)
     doors = with_mqtt_credentials(doors, mqtt_credentials)
-    sinks = [build_sink(one.uri, options=sink_options(one, OverlayConfig(), painted=True)) for one in doors]
-    check_outputs(sink or [], camera or [], [])
+    cameras = camera or []
+    sinks = [
+        build_sink(one.uri, cameras=cameras, options=sink_options(one, OverlayConfig(), painted=True)) for one in doors
+    ]
+    check_outputs(sink or [], cameras, [])
     begun = threading.Event()
     begun.set()
     with until_interrupted(begun) as stop, ExitStack() as stack:
         viewer = stack.enter_context(Viewer(address, tuple(camera or ("",)), key=key, server_key=server_key))
+        stack.enter_context(claimed(to_claim(sink or [], cameras)))
         for door in sinks:
             stack.enter_context(door)
         say(f"Watching {address}; q, Esc or Ctrl-C ends.")
-        told = watch(viewer, sinks, stop=stop, cameras=camera or (), frames=frames, seconds=seconds, say=say)
+        told = watch(viewer, sinks, stop=stop, cameras=cameras, frames=frames, seconds=seconds, say=say)
         why = viewer.trouble or f"is a stream with --sink {address} running?"
     say("\n".join(told.lines))
     if told.errors:

@@ -22,9 +22,10 @@ from pipeline.silence import SILENT_INTERVALS
 SILENCE_SECONDS = 2.0
 """After so long without a message it is said."""
 _SAY_EVERY_SECONDS = 5.0
+_TOO_MANY = "at most 64 are passed on; name those that you want: --camera NAME"
 _GREY_EVERY_SECONDS = 1.0
-_MOST_CAMERAS = 64
-"""Cameras whose last picture is kept, to be shown grey."""
+MOST_CAMERAS = 64
+"""Cameras that are passed on: each costs every sink memory, an encoder or a file of its own."""
 
 
 @dataclass
@@ -34,6 +35,8 @@ class Watched:
     frames: int = 0
     missed: int = 0
     damaged: int = 0
+    left_out: int = 0
+    """Messages of cameras beyond the first ``MOST_CAMERAS``."""
     age: Histogram = field(default_factory=Histogram)
     outlets: list[Relay[Overlay]] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
@@ -44,7 +47,11 @@ class Watched:
         p50, p99 = self.age.quantile(0.5) * 1e3, self.age.quantile(0.99) * 1e3
         ages = f"age p50 {p50:.0f} ms, p99 {p99:.0f} ms"
         told = [f"{self.frames} frames seen, {self.missed} missed, {self.damaged} damaged; {ages}"]
-        told.extend(f"{o.name}: {o.delivered} delivered, {o.dropped} dropped" for o in self.outlets)
+        if self.left_out:
+            told.append(f"{self.left_out} messages of further cameras left out: {_TOO_MANY}")
+        for outlet in self.outlets:
+            refused = f", {outlet.refused} refused ({outlet.refusal})" if outlet.refused else ""
+            told.append(f"{outlet.name}: {outlet.delivered} delivered, {outlet.dropped} dropped{refused}")
         return told
 
 
@@ -76,10 +83,10 @@ def watch(
     with ExitStack() as stack:
         for outlet in seen.outlets:
             stack.enter_context(outlet)
-        said = _Said(say)
-        for received in viewer.messages_or_silence(stop):
+        said, admitted = _Said(say), _Admitted(seen, cameras, say)
+        for received in map(admitted.only, viewer.messages_or_silence(stop)):
             now = time.monotonic()
-            if received is None or (cameras and received.camera not in cameras):
+            if received is None:
                 said.silence(viewer, now, kept.patience_seconds(viewer.trouble))
             elif (overlay := _pass_on(received, viewer, seen)) is not None:
                 said.silent = False
@@ -102,6 +109,28 @@ def _tell_onlookers(sinks: Sequence[Sink], seen: Watched, kept: LastPictures) ->
     for sink in sinks:
         if isinstance(sink, Onlooker):
             sink.about(here)
+
+
+class _Admitted:
+    """The cameras that are passed on: those that were named, or the first ones that come."""
+
+    def __init__(self, seen: Watched, wanted: Sequence[str], say: Callable[[str], None]) -> None:
+        self._seen, self._say = seen, say
+        self._wanted = frozenset(wanted)
+        self._names: set[str] = set()
+
+    def only(self, received: Received | None) -> Received | None:
+        """Return a message of a camera that is passed on; None for any other, as if nothing had come."""
+        if received is None or (self._wanted and received.camera not in self._wanted):
+            return None
+        camera = received.camera
+        if not self._wanted and camera not in self._names and len(self._names) >= MOST_CAMERAS:
+            if not self._seen.left_out:
+                self._say(f"camera {camera[:80]!r} and others are left out: {_TOO_MANY}")
+            self._seen.left_out += 1
+            return None
+        self._names.add(camera)
+        return received
 
 
 class _Said:
@@ -150,7 +179,7 @@ class LastPictures:
     def note(self, overlay: Overlay, now: float) -> None:
         """Take note of what came: a live picture, or one that the publisher has made grey itself."""
         camera = overlay.explanation.frame.camera
-        if camera not in self._moved_at and len(self._moved_at) >= _MOST_CAMERAS:
+        if camera not in self._moved_at and len(self._moved_at) >= MOST_CAMERAS:
             return
         self._moved_at[camera] = now
         if overlay.silence is None:

@@ -163,7 +163,7 @@ class MqttSink:
         return False
 
     def put(self, overlay: Overlay) -> None:
-        """Take note of a frame, and tell of it in its turn; waits for a broker that is behind with findings of a file."""
+        """Take note of a frame, tell of it in its turn, and wait for a broker that is behind with a file's."""
         self._board.note(overlay)
         if overlay.silence is None:
             self._note(overlay)

@@ -11,13 +11,17 @@ import numpy as np
 import pytest
 
 from overlays.sinks.clips import ClipsSink
+from overlays.sinks.log import LogSink
 from overlays.sinks.page import PageSink
+from overlays.sinks.recorder import RecorderSink
 from overlays.sinks.zeromq import ZeroMqSink
-from overlays.viewer import Viewer
-from overlays.watch import LastPictures, watch
+from overlays.viewer import Received, Viewer
+from overlays.watch import MOST_CAMERAS, LastPictures, watch
+from overlays.wire import decode_message, encode
 from pipeline.frames import Deletion, Grounds, GuardState, Overlay, Silence
 from pipeline.loop import Outcome
 from pipeline.metrics import Tally
+from tests.ground.logs import log_lines
 from tests.overlays.conftest import figures
 
 
@@ -105,7 +109,9 @@ class Eye:
 
 def test_watching_says_why_nothing_comes_and_shows_it(overlaid):
     """The real loop: one frame, then nothing; after two seconds the last picture is grey and the reason is said."""
-    received = SimpleNamespace(overlay=lambda: overlaid(camera="door"), missed=0, age_seconds=lambda: 0.1)
+    received = SimpleNamespace(
+        camera="door", overlay=lambda: overlaid(camera="door"), missed=0, age_seconds=lambda: 0.1
+    )
     begun = time.monotonic()
     pause = threading.Event()
 
@@ -171,3 +177,47 @@ def test_a_page_beside_a_recorder_tells_of_both_though_the_stream_is_far_away(ov
     assert told["recipro_viewers page"] == 0
     assert told["recipro_recorder_refused"] == 0
     assert told["recipro_camera_state door live"] == 1
+
+
+class Publisher:
+    """What a viewer gives of a publisher that sends one frame of each of so many cameras, again and again."""
+
+    uri, trouble, damaged, silent_seconds = "tcp://somewhere:5555", "", 0, 0.0
+
+    def __init__(self, overlaid, names):
+        self.messages = [
+            encode(overlaid(camera=name, index=index), sent_at_unix=time.time(), now_monotonic=time.monotonic())
+            for index, name in enumerate(names)
+        ]
+
+    def messages_or_silence(self, stop):
+        for parts in self.messages:
+            yield Received(*decode_message(parts), received_at_unix=time.time())
+        stop.set()
+
+
+def test_a_publisher_of_ever_new_cameras_gets_only_so_many_passed_on_to_any_sink(tmp_path, overlaid):
+    said, stop = [], threading.Event()
+    names = [f"camera {k}" for k in range(MOST_CAMERAS + 40)]
+    publisher = Publisher(overlaid, [*names, names[0]])
+    with RecorderSink(tmp_path / "seen.mp4") as films, LogSink(tmp_path / "seen.jsonl") as lines:
+        seen = watch(publisher, [films, lines], stop=stop, say=said.append)
+    told = {line["camera"] for line in log_lines(tmp_path / "seen.jsonl")}
+    films = {path.name for path in tmp_path.glob("seen.*.mp4")}
+    assert told
+    assert told <= set(names[:MOST_CAMERAS])
+    assert films
+    assert films <= {f"seen.camera_{k}.mp4" for k in range(MOST_CAMERAS)}
+    assert (seen.frames, seen.left_out) == (MOST_CAMERAS + 1, 40)
+    assert len([word for word in said if "left out" in word]) == 1
+    assert any("40 messages of further cameras left out" in line for line in seen.lines)
+    assert not (tmp_path / "seen.mp4").exists(), "no film is nobody's"
+
+
+def test_cameras_that_were_named_are_passed_on_among_any_number_of_others(tmp_path, overlaid):
+    names = [f"camera {k}" for k in range(MOST_CAMERAS + 40)]
+    stop = threading.Event()
+    with RecorderSink(tmp_path / "seen.mp4", cameras=(names[-1],)) as films:
+        seen = watch(Publisher(overlaid, names), [films], stop=stop, cameras=[names[-1]], say=lambda _text: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["seen.mp4"]
+    assert (seen.frames, seen.left_out) == (1, 0)

@@ -89,8 +89,8 @@ def carry_frames(
     return outcome
 
 
-def make_sources(config: Config) -> list[tuple[Source, Overflow]]:
-    """Return each source and what its full queue does."""
+def make_sources(config: Config) -> list[tuple[Source, Overflow | None]]:
+    """Return each source and what its full queue does; None: what is usual for its kind."""
     from stream.sources import SourceOptions, build_source, plain_name, unique_names
 
     card = config.engine.device.partition(":")[2]  # pictures are decoded where they will be explained
@@ -105,6 +105,9 @@ def make_sources(config: Config) -> list[tuple[Source, Overflow]]:
                 decoder=one.decoder or config.decoder,
                 card=int(card or 0),
                 max_pixels=one.max_pixels,
+                live=None if one.live == "auto" else one.live,
+                allowed_hosts=tuple(one.allowed_hosts),
+                still_rate=one.still_rate,
             ),
         )
         for one in config.sources
@@ -112,16 +115,8 @@ def make_sources(config: Config) -> list[tuple[Source, Overflow]]:
     names = [one.name or plain_name(source.camera) for one, source in zip(config.sources, built, strict=True)]
     for source, name in zip(built, unique_names(names), strict=True):
         source.camera = name
-    return [
-        (source, one.overflow or config.overflow or default_overflow(source))
-        for source, one in zip(built, config.sources, strict=True)
-    ]
-
-
-def default_overflow(source: Source) -> Overflow:
-    """Return what a source's full queue does where nothing is said: its own word, else by whether it is live."""
-    own: Overflow | None = getattr(source, "overflow", None)
-    return own or ("drop-oldest" if source.live else "wait")
+    return [(source, one.overflow or config.overflow or getattr(source, "overflow", None))
+            for source, one in zip(built, config.sources, strict=True)]  # fmt: skip
 
 
 def _address(source: SourceConfig) -> str:

@@ -97,7 +97,8 @@ class SourceConfig(_Knobs):
     """One camera."""
 
     uri: str
-    """camera:0, rtsp://..., http(s)://..., a video file, a folder or glob of images, or line: (simulated).
+    """camera:0, rtsp://..., http(s)://..., rtmp://..., udp://..., a video file, a folder or glob of images, or line:
+    (simulated).
     ${NAME} stands for a variable of the environment."""
     credentials_file: str | None = None
     """A file with one line, user:password, for this address: it need not stand in the configuration."""
@@ -108,7 +109,17 @@ class SourceConfig(_Knobs):
     transport: Literal["tcp", "udp"] = "tcp"
     """How RTSP carries its packets."""
     read_timeout_seconds: float = Field(default=2.0, gt=0, le=60)
-    """How long a live source may be silent before it counts as lost."""
+    """How long a live source may be silent before it counts as lost. A camera whose pictures come more rarely needs
+    more; HLS is given three of its segments' durations at the least."""
+    live: bool | Literal["auto"] = "auto"
+    """http(s):// only: whether it is live. true: it is tried again when it ends, and the newest picture counts; false:
+    it is read to its end, and no picture is dropped. auto: a playlist says so itself; what has a length is a
+    recording, all else is live."""
+    still_rate: float = Field(default=1.0, gt=0, le=60)
+    """http(s):// only: pictures a second asked of an address that gives one still, such as /snapshot.jpg."""
+    allowed_hosts: list[str] = []
+    """http(s):// only: further hosts, HOST or HOST:PORT, that redirects and playlists of this camera may lead to.
+    Default: none but its own."""
     open_timeout_seconds: float = Field(default=3.0, gt=0, le=120)
     """How long connecting may take."""
     decoder: Device | None = None

@@ -105,7 +105,7 @@ class Onlooker(Protocol):
 
 
 def carry(
-    sources: Sequence[tuple[Source, Overflow]],
+    sources: Sequence[tuple[Source, Overflow | None]],
     explainer: Explainer,
     renderer: Renderer,
     sinks: Sequence[Sink],
@@ -218,7 +218,6 @@ def _drawing(
     watchman: Watchman,
 ) -> Callable[[Explanation], None]:
     """Return what draws an explanation, if anybody looks, and hands it to every sink's outlet."""
-    patience: dict[str, Overflow] = {pump.camera: pump.overflow for pump in pumps}
     from_camera = {pump.camera: pump for pump in pumps}
 
     def draw(explanation: Explanation) -> None:
@@ -235,7 +234,7 @@ def _drawing(
             overlay = Overlay(explanation.frame.image, explanation)
         for sink, outlet in doors:
             # A file loses nothing on its way into a file; nobody else is ever waited for.
-            outlet.put(overlay, patience[camera] if sink.lossless else "drop-oldest")
+            outlet.put(overlay, from_camera[camera].overflow if sink.lossless else "drop-oldest")
         tally.left(explanation)
         watchman.saw(explanation)
         watchman.look()

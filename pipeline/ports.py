@@ -66,8 +66,14 @@ class Source(Protocol):
     """The camera's name; unique in a run."""
     uri: str
     """Where it reads from, credentials redacted."""
-    live: bool
-    """Whether the world goes on when nobody reads: cameras and streams do, files wait."""
+
+    @property
+    def live(self) -> bool:
+        """Whether the world goes on when nobody reads: cameras and streams do, files wait.
+
+        It may change until the first frame comes: a web address tells only when it is asked.
+        """
+        ...
 
     @property
     def frames_total(self) -> int | None:

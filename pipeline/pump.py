@@ -53,7 +53,7 @@ class Pump:
         source: Source,
         *,
         depth: int = 2,
-        overflow: Overflow = "drop-oldest",
+        overflow: Overflow | None = "drop-oldest",
         bell: threading.Condition | None = None,
         max_age_seconds: float | None = None,
     ) -> None:
@@ -62,12 +62,12 @@ class Pump:
         Args:
             source: what to read from.
             depth: how many frames may wait.
-            overflow: what a full queue does; see ``pipeline.ports.Overflow``.
+            overflow: what a full queue does; see ``pipeline.ports.Overflow``. None: by whether the source is live.
             bell: rung at each frame and at the end, so that one reader can wait for many pumps.
             max_age_seconds: of a live source: a frame that waited longer is dropped instead of taken; None = never.
         """
         self.source = source
-        self.overflow: Overflow = overflow
+        self._overflow = overflow
         self.error: BaseException | None = None
         self.taken = 0
         """How many frames the source gave."""
@@ -87,7 +87,7 @@ class Pump:
         self._depth = depth
         self._crowded_at: int | None = None
         """``taken`` when the reader last found several waiting; None where it found one or none."""
-        self._max_age_seconds = max_age_seconds if source.live else None
+        self._max_age_seconds = max_age_seconds
         self._stop = threading.Event()
         self._stopped_at = 0.0
         self._thread = threading.Thread(target=self._run, name=f"pump {source.camera}", daemon=True)
@@ -96,6 +96,11 @@ class Pump:
     def camera(self) -> str:
         """The camera's name."""
         return self.source.camera
+
+    @property
+    def overflow(self) -> Overflow:
+        """What a full queue does; where nothing was asked for, the source's kind says it, once that is known."""
+        return self._overflow or ("drop-oldest" if self.source.live else "wait")
 
     @property
     def health(self) -> Health:
@@ -168,7 +173,7 @@ class Pump:
 
     def too_old(self, frame: Frame) -> bool:
         """Say whether a frame is no longer worth showing."""
-        return self._max_age_seconds is not None and frame.age_seconds() > self._max_age_seconds
+        return self._max_age_seconds is not None and self.source.live and frame.age_seconds() > self._max_age_seconds
 
     def __iter__(self) -> Iterator[Frame]:
         """Give frames until the source ends. An error of the source is kept in ``error``, not raised."""

@@ -41,7 +41,7 @@ class Watchman:
             tell: called with the last explanation of a camera that is silent, again every ``AGAIN_SECONDS``.
             clock: monotonic seconds.
         """
-        self._pumps = [pump for pump in pumps if pump.source.live]
+        self._pumps = list(pumps)
         self._tell = tell
         self._clock = clock
         self._last: dict[str, _Last] = {}
@@ -55,7 +55,7 @@ class Watchman:
         now = self._clock()
         for pump in self._pumps:
             last = self._last.get(pump.camera)
-            if last is None or pump.last_at is None or pump.waiting:
+            if not pump.source.live or last is None or pump.last_at is None or pump.waiting:
                 continue
             seconds = now - pump.last_at
             limit = max(SILENT_SECONDS, SILENT_INTERVALS * pump.interval_seconds)

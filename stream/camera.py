@@ -18,6 +18,7 @@ import av.error
 from av.container import InputContainer
 
 from pipeline.errors import SourceError
+from stream.attempt import Attempt
 from stream.card import Decoder
 from stream.decode import VideoPacket
 from stream.live import Line, LiveSource, demuxed
@@ -85,14 +86,14 @@ class _Reader:
         self._mode = mode
         self._patience = patience
 
-    def open(self, answer_seconds: float) -> AbstractContextManager[InputContainer]:
+    def open(self, attempt: Attempt) -> AbstractContextManager[InputContainer]:
         wanted = {
             "video_size": self._mode.size,
             "framerate": None if self._mode.rate is None else f"{self._mode.rate:g}",
             "input_format": self._mode.encoding,
         }
         options = {key: value for key, value in wanted.items() if value is not None}
-        timeout = (answer_seconds, self._patience.read_timeout_seconds)
+        timeout = (attempt.answer_seconds, attempt.read_seconds)
         return av.open(str(self._device), format="v4l2", options=options, timeout=timeout)
 
     def packets(self, container: InputContainer, stop: threading.Event) -> Iterator[VideoPacket]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from dataclasses import dataclass
-from typing import BinaryIO, Final
+from typing import Final, Protocol
 
 import av
 import av.error
@@ -29,6 +29,14 @@ _VIDEO_PART: Final = "in a container its driver needs NVIDIA_DRIVER_CAPABILITIES
 _CONTEXTS: Final[tuple[dict[str, object], ...]] = ({"primary_ctx": "1"}, {})
 # How FFmpeg calls what goes wrong at the card while a stream is opened; no network and no file has these names.
 _OF_THE_CARD: Final = (av.error.ExternalError, av.error.UnknownError)
+
+
+class Readable(Protocol):
+    """A file that is open for reading."""
+
+    def read(self, size: int, /) -> bytes:
+        """Return the next bytes, at most ``size``; ``b""`` at the end."""
+        ...
 
 
 class NoCardError(Exception):
@@ -117,19 +125,32 @@ class Decoder:
         self._accelerator()
 
     def open(
-        self, uri: str | BinaryIO, *, options: dict[str, str], timeout: tuple[float | None, float | None]
+        self,
+        uri: str | Readable,
+        *,
+        options: dict[str, str],
+        timeout: tuple[float | None, float | None] | None = None,
+        form: str | None = None,
     ) -> InputContainer:
-        """Open ``uri`` as FFmpeg does. Raises ``SourceError`` like ``check``, and FFmpeg's own errors."""
+        """Open ``uri``, an address or a file that is open, as FFmpeg does; ``form`` names FFmpeg's demuxer.
+
+        Raises ``SourceError`` like ``check``, and FFmpeg's own errors.
+        """
         accelerated = self._accelerator()
         self.asks, why = accelerated is not None, ""
         try:
             # What a camera calls itself, and old titles, may be in any encoding, or noise.
-            return av.open(uri, "r", options=options, timeout=timeout, metadata_errors="replace", hwaccel=accelerated)
+            return av.open(
+                uri, "r", format=form, options=options, timeout=timeout, metadata_errors="replace", hwaccel=accelerated
+            )
         except _OF_THE_CARD as reason:
             if not self.asks or self._must:
                 raise
             why = f"cuda:{self._card} fails ({type(reason).__name__})"
-        container = av.open(uri, "r", options=options, timeout=timeout, metadata_errors="replace")
+            if not isinstance(uri, str):  # some of it has been read
+                self._passed_over = why
+                raise
+        container = av.open(uri, "r", format=form, options=options, timeout=timeout, metadata_errors="replace")
         self.asks, self._passed_over = False, why
         return container
 

@@ -22,30 +22,47 @@ class Failure:
     """What to do once it is given up; "" where the words say it."""
 
 
-# The first match counts, so the special stand above the general.
+class FailureError(OSError):
+    """A stream cannot be had, for a reason that is known already."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.words)
+        self.failure = failure
+
+
+class StreamEndedError(FailureError):
+    """A finite stream has come to its end."""
+
+    def __init__(self) -> None:
+        super().__init__(Failure("the stream ended", cause="ended"))
+
+
+_UNAUTHORISED: Final = Failure(
+    "wrong or missing user name or password (401 unauthorised)", "slow", cause="unauthorised"
+)
+_FORBIDDEN: Final = Failure("this user may not see it (403 forbidden)", "slow", cause="unauthorised")
+_NOT_FOUND: Final = Failure("no such stream there: check the path (404 not found)", "slow", cause="not found")
+_TOO_MANY: Final = Failure("the server asks for fewer attempts (429)", "slow", cause="refused")
+_REFUSED: Final = Failure("the server refuses the request (4xx): check the address", "slow", cause="refused")
+_FAULT: Final = Failure("the server itself has a fault (5xx)", cause="server")
+
+_BY_STATUS: Final = {401: _UNAUTHORISED, 403: _FORBIDDEN, 404: _NOT_FOUND, 429: _TOO_MANY}
+
+# The first match counts, so the special stand above the general. FFmpeg's errors are also Python's of the same meaning.
 _BY_ERROR: Final[tuple[tuple[type[Exception], Failure], ...]] = (
+    (av.error.HTTPUnauthorizedError, _UNAUTHORISED),
+    (av.error.HTTPForbiddenError, _FORBIDDEN),
+    (av.error.HTTPNotFoundError, _NOT_FOUND),
+    (av.error.HTTPTooManyRequestsError, _TOO_MANY),
+    (av.error.HTTPClientError, _REFUSED),
+    (av.error.HTTPServerError, _FAULT),
     (
-        av.error.HTTPUnauthorizedError,
-        Failure("wrong or missing user name or password (401 unauthorised)", "slow", cause="unauthorised"),
-    ),
-    (av.error.HTTPForbiddenError, Failure("this user may not see it (403 forbidden)", "slow", cause="unauthorised")),
-    (
-        av.error.HTTPNotFoundError,
-        Failure("no such stream there: check the path (404 not found)", "slow", cause="not found"),
-    ),
-    (av.error.HTTPTooManyRequestsError, Failure("the server asks for fewer attempts (429)", "slow", cause="refused")),
-    (
-        av.error.HTTPClientError,
-        Failure("the server refuses the request (4xx): check the address", "slow", cause="refused"),
-    ),
-    (av.error.HTTPServerError, Failure("the server itself has a fault (5xx)", cause="server")),
-    (
-        av.error.ConnectionRefusedError,
+        ConnectionRefusedError,
         Failure("connection refused: nothing listens at this host and port", cause="refused"),
     ),
-    (av.error.ConnectionResetError, Failure("the connection was reset by the other side", cause="ended")),
-    (av.error.BrokenPipeError, Failure("the connection was closed by the other side", cause="ended")),
-    (av.error.EOFError, Failure("the stream ended", cause="ended")),
+    (ConnectionResetError, Failure("the connection was reset by the other side", cause="ended")),
+    (BrokenPipeError, Failure("the connection was closed by the other side", cause="ended")),
+    (EOFError, Failure("the stream ended", cause="ended")),
     # Also what FFmpeg says when the other side hangs up before it has answered, as one that still starts does.
     (av.error.InvalidDataError, Failure("what comes from there is no video that can be read", cause="corrupt")),
     (
@@ -58,8 +75,8 @@ _BY_ERROR: Final[tuple[tuple[type[Exception], Failure], ...]] = (
         av.error.ExternalError,
         Failure("a library that FFmpeg calls failed, such as the driver of the card that decodes", cause="codec"),
     ),
-    (av.error.FileNotFoundError, Failure("it is not there", cause="not found")),
-    (av.error.PermissionError, Failure("permission denied", "slow", cause="unauthorised")),
+    (FileNotFoundError, Failure("it is not there", cause="not found")),
+    (PermissionError, Failure("permission denied", "slow", cause="unauthorised")),
     # FFmpeg has one error, EIO, for all of these.
     (OSError, Failure("cannot be read: unknown host name, no network, or what comes is no video")),
 )
@@ -67,9 +84,16 @@ _BY_ERROR: Final[tuple[tuple[type[Exception], Failure], ...]] = (
 
 def failure_of(error: Exception, *, waited_for: str, seconds: float) -> Failure:
     """Return what ``error`` of FFmpeg means; ``waited_for`` and ``seconds`` tell what a timeout cut short."""
-    if isinstance(error, (av.error.ExitError, av.error.TimeoutError)):
+    if isinstance(error, FailureError):
+        return error.failure
+    if isinstance(error, (av.error.ExitError, TimeoutError)):
         return Failure(f"no {waited_for} for {seconds:g} s", cause="stalled" if waited_for == "picture" else "timeout")
     for kind, failure in _BY_ERROR:
         if isinstance(error, kind):
             return failure
     return Failure(f"{type(error).__name__}: {getattr(error, 'strerror', None) or 'no more is known'}")
+
+
+def failure_of_status(status: int) -> Failure:
+    """Return what an HTTP status other than success means."""
+    return _BY_STATUS.get(status, _FAULT if status >= 500 else _REFUSED)

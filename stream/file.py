@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from types import TracebackType
-from typing import BinaryIO, Final, Literal, Self, cast
+from typing import BinaryIO, Final, Literal, Protocol, Self, cast
 from urllib.parse import urlsplit
 
 import av
@@ -21,7 +21,7 @@ from av.video.stream import VideoStream
 from pipeline.errors import DamagedError, SourceError
 from pipeline.frames import Frame
 from pipeline.ports import Health
-from stream.card import Decoder
+from stream.card import Decoder, Readable
 from stream.clock import StreamClock
 from stream.decode import Decoding, packets, video_stream
 from stream.failures import failure_of
@@ -52,6 +52,15 @@ class Reading:
     read_timeout_seconds: float | None = None
     loop: bool = False
     """Whether it begins anew at its end, for ever."""
+    open_remote: Callable[[threading.Event], RemoteFile] | None = None
+    """Opens a remote recording, whose waits end when the event is set; None: FFmpeg does."""
+
+
+class RemoteFile(Readable, Protocol):
+    """A recording behind a network, open for reading."""
+
+    def close(self) -> None:
+        """Close the connection."""
 
 
 class FileSource:
@@ -81,7 +90,7 @@ class FileSource:
         self._path = path
         self._remote = remote
         self._is_pipe = False
-        self._input: BinaryIO | PipeReader | None = None
+        self._input: BinaryIO | PipeReader | RemoteFile | None = None
         self._reading = reading or Reading()
         self._decoder = decoder or Decoder()
         self._health = Health()
@@ -213,8 +222,11 @@ class FileSource:
         self._end_seconds = None
         self._decoding = Decoding(trust=Trust(), max_pixels=self._decoder.max_pixels)
 
-    def _opened(self) -> str | BinaryIO:
+    def _opened(self) -> str | BinaryIO | RemoteFile:
         """Return what FFmpeg reads from: an address, a path, or an open file."""
+        if self._reading.open_remote is not None:
+            self._input = self._reading.open_remote(self._stop)
+            return self._input
         if self._remote:
             return self._path
         if self._is_pipe:

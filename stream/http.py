@@ -1,28 +1,110 @@
-"""A stream behind a web address: MJPEG, HLS or MPEG-TS live; a recording by its suffix."""
+"""A web address as a source: a live stream or a recording, whichever is found there."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Self
+
+from pipeline.frames import Frame
+from pipeline.ports import Health
 from stream.addresses import is_recording
 from stream.card import Decoder
 from stream.file import FileSource, Reading
-from stream.live import LiveSource
-from stream.network import Patience, network_source
+from stream.live import Line, LiveSource
+from stream.network import Patience
+from stream.redact import redact
+from stream.web_client import WebClient
+from stream.web_file import WebFile
+from stream.web_line import RecordingFoundError, WebLine, WebOptions
+
+_RECORDING_SECONDS = 5.0  # a reader that pauses must not be cut off by its own pause, only by the server's
 
 
-def http_source(
-    uri: str, *, camera: str, patience: Patience, decoder: Decoder | None = None
-) -> FileSource | LiveSource:
-    """Return the recording or the live stream at ``uri``."""
-    decoder = decoder or Decoder()
-    if not is_recording(uri):
-        options = {"analyzeduration": "1000000"}
-        return network_source(uri, camera=camera, options=options, patience=patience, decoder=decoder)
-    resume = {"reconnect": "1", "reconnect_on_network_error": "1", "reconnect_delay_max": "2"}
-    reading = Reading(
-        threads="SLICE",
-        options=tuple(resume.items()),
-        open_timeout_seconds=patience.open_timeout_seconds,
-        # A reader that pauses must not be cut off by its own pause, only by the server's.
-        read_timeout_seconds=max(patience.read_timeout_seconds, 5.0),
-    )
-    return FileSource(uri, camera=camera, remote=True, reading=reading, decoder=decoder)
+class WebSource:
+    """Frames of what stands behind a web address.
+
+    Whether it is live is known once the server has answered, before the first frame; until then ``live`` is a guess by
+    the address. ``frames`` raises ``SourceError`` where it cannot be had, and ``DamagedError`` for a recording that is
+    not whole.
+    """
+
+    def __init__(
+        self, uri: str, *, camera: str, patience: Patience, decoder: Decoder, options: WebOptions | None = None
+    ) -> None:
+        options = options or WebOptions()
+        self.camera = camera
+        self.uri = redact(uri)
+        self._patience = patience
+        self._decoder = decoder
+        self._client = WebClient(uri, allowed_hosts=options.allowed_hosts)
+        web = WebLine(self._client, lambda: self.camera, options, decoder)
+        seems_finite = options.live is False or (options.live is None and is_recording(uri))
+        line = Line(
+            web.open,
+            web.packets,
+            patience.open_timeout_seconds,
+            patience.read_timeout_seconds,
+            attempts=patience.attempts,
+            first_attempts=1 if seems_finite else None,
+            decoder=decoder,
+        )
+        stream = LiveSource(uri=self.uri, camera=camera, line=line)
+        stream.live = not seems_finite
+        self._inner: LiveSource | FileSource = stream
+
+    @property
+    def live(self) -> bool:
+        """Whether the world goes on when nobody reads; a guess until the server has answered."""
+        return self._inner.live
+
+    @property
+    def frames_total(self) -> int | None:
+        """How many frames it will give, where that is known."""
+        return self._inner.frames_total
+
+    @property
+    def rate(self) -> float | None:
+        """Frames per second it says it gives."""
+        return self._inner.rate
+
+    @property
+    def health(self) -> Health:
+        """How it does right now."""
+        return self._inner.health
+
+    def __enter__(self) -> Self:
+        self._decoder.check()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        self._inner.__exit__(kind, error, trace)
+
+    def frames(self, stop: threading.Event) -> Iterator[Frame]:
+        """Give frames until the end of what is finite, or until ``stop`` is set."""
+        self._inner.camera = self.camera
+        try:
+            yield from self._inner.frames(stop)
+        except RecordingFoundError:
+            self._inner = self._recording()
+        else:
+            return
+        yield from self._inner.frames(stop)
+
+    def _recording(self) -> FileSource:
+        patience = self._patience
+
+        def opened(stop: threading.Event) -> WebFile:
+            return WebFile(
+                self._client,
+                self._client.address,
+                answer_seconds=patience.open_timeout_seconds,
+                read_seconds=max(patience.read_timeout_seconds, _RECORDING_SECONDS),
+                stop=stop,
+            )
+
+        reading = Reading(threads="SLICE", open_remote=opened)
+        return FileSource(self.uri, camera=self.camera, remote=True, reading=reading, decoder=self._decoder)

@@ -24,10 +24,11 @@ from av.video.codeccontext import VideoCodecContext
 from pipeline.errors import ConnectionLostError
 from pipeline.frames import Frame
 from pipeline.ports import Health, State
+from stream.attempt import Attempt
 from stream.card import Decoder
 from stream.clock import StreamClock
 from stream.decode import Decoding, VideoPacket, drop_bad_extradata, packets_of, video_stream
-from stream.failures import Failure, failure_of
+from stream.failures import Failure, FailureError, StreamEndedError, failure_of
 from stream.h264 import FrameNumbers
 from stream.limits import PictureTooLargeError
 from stream.picture import PixelAspect, RgbConverter
@@ -37,6 +38,9 @@ from stream.trust import Trust
 log = logging.getLogger(__name__)
 
 _DOUBT_PACKETS = 300  # 10 s at 30 per second: a camera without further key pictures is believed again
+_ENOUGH_PICTURES = 5  # a connection that gave more of them keeps the read timeout
+_LONGEST_READ_SECONDS = 32.0  # no camera's pictures are waited for longer than that, unless it is asked for
+_FINITE_ATTEMPTS = 5
 _NEAR_END_SECONDS = 1.5  # a finite stream that stops so close to its end has ended
 
 
@@ -44,14 +48,16 @@ _NEAR_END_SECONDS = 1.5  # a finite stream that stops so close to its end has en
 class Line:
     """How to get at a live stream."""
 
-    open: Callable[[float], AbstractContextManager[InputContainer]]
-    """Opens it, waiting so many seconds for the answer; the container closes on leaving."""
+    open: Callable[[Attempt], AbstractContextManager[InputContainer]]
+    """Opens it within the attempt's limits; the container closes on leaving."""
     packets: Callable[[InputContainer, threading.Event], Iterator[VideoPacket]]
     """Reads it; raises FFmpeg's errors."""
     open_timeout_seconds: float
     read_timeout_seconds: float
     attempts: int | None = None
     """How many attempts in a row may fail before it is given up; None: never."""
+    first_attempts: int | None = None
+    """The same, before it has ever been live; None: ``attempts``."""
     backoff: Backoff = field(default_factory=Backoff)
     decoder: Decoder = field(default_factory=Decoder)
     """What ``open`` opens it with."""
@@ -76,11 +82,12 @@ class LiveSource:
     connections; a frame's time goes on by the time that passed.
     """
 
-    live = True
     frames_total: int | None = None
 
     def __init__(self, *, uri: str, camera: str, line: Line) -> None:
         """Take ``uri`` and ``camera`` for show, without credentials; ``line`` gets at it."""
+        self.live = True
+        """Whether it goes on when nobody reads; what is found on connecting may say otherwise, before any frame."""
         self.uri = uri
         self.camera = camera
         self.rate: float | None = None
@@ -88,6 +95,12 @@ class LiveSource:
         self._health = Health()
         self._answering = Answering(line.open_timeout_seconds)
         self._answered_in: float | None = None  # what its answers took, in seconds; None: it has never been live
+        self._read_seconds = line.read_timeout_seconds
+        self._resumes = False  # whether a finite stream goes on where it was lost
+        self._given = 0  # pictures of this connection
+        self._longest_gap_seconds = 0.0  # between two pictures of this connection
+        self._short_lives = 0  # connections in a row that fell silent after a picture or two
+        self._continues = False  # whether this connection takes up where the last one ended
         self._failures = 0  # attempts in a row that gave no picture
         self._gave_pictures = False  # whether this connection gave one
         self._index = 0
@@ -120,35 +133,62 @@ class LiveSource:
                 if lost.ended:
                     self._say("ended", lost.failure)
                     return
+                self._learn_pace(lost.failure)
+                self._continues = False
                 if not self._gave_pictures:
                     self._failures += 1
                 self._wait(lost.failure, stop, 0.0 if self._gave_pictures else time.monotonic() - begun)
+            else:
+                self._continues = self._index > 0
 
     def _connection(self, stop: threading.Event) -> Iterator[Frame]:
-        """Give the frames of one connection. Raises ``Lost`` at its end, unless ``stop`` was set."""
+        """Give the frames of one connection; where the next is to follow, ends. Else raises ``Lost`` or is stopped."""
         line, waited_for = self._line, "answer"
         seconds = self._answering.wait_seconds(self._failures, self._answered_in)
-        self._gave_pictures = False
+        attempt = Attempt(seconds, self._read_seconds, stop)
+        self._gave_pictures, self._given, self._longest_gap_seconds = False, 0, 0.0
         since = time.monotonic()
         try:
-            with line.open(seconds) as container:
+            with line.open(attempt) as container:
                 if stop.is_set():
                     return
-                waited_for, seconds = "picture", line.read_timeout_seconds
-                yield from self._pictures(container, stop, answered_in=time.monotonic() - since)
-                if not stop.is_set():
-                    raise Lost(Failure("the stream ended", cause="ended"), ended=self._has_ended(container))
+                waited_for, self.live, self._resumes = "picture", attempt.live, attempt.resumes
+                yield from self._pictures(container, attempt, answered_in=time.monotonic() - since)
+                if not stop.is_set() and attempt.at_end != "next":
+                    ended = self._has_ended(container) if attempt.at_end is None else attempt.at_end == "ended"
+                    raise Lost(Failure("the stream ended", cause="ended"), ended=ended)
         except PictureTooLargeError as error:
             raise Lost(Failure(str(error), "slow", "codec")) from None
         except (av.error.FFmpegError, OSError) as error:
             # FFmpeg's RTSP calls a wait for an answer that it cut short by whatever name: EPERM, invalid data.
             cut_short = waited_for == "answer" and time.monotonic() - since >= seconds
+            known = isinstance(error, FailureError)
             told = failure_of(
-                av.error.ExitError(0, "timeout") if cut_short else error, waited_for=waited_for, seconds=seconds
+                TimeoutError() if cut_short and not known else error,
+                waited_for=waited_for,
+                seconds=seconds if waited_for == "answer" else attempt.read_seconds,
             )
-            raise Lost(told) from error
+            raise Lost(told, ended=isinstance(error, StreamEndedError)) from error
 
-    def _pictures(self, container: InputContainer, stop: threading.Event, answered_in: float) -> Iterator[Frame]:
+    def _learn_pace(self, failure: Failure) -> None:
+        """Wait longer for a camera whose pictures come more rarely than the read timeout allows."""
+        base = self._line.read_timeout_seconds
+        if self._given > _ENOUGH_PICTURES and self._longest_gap_seconds < base:
+            self._short_lives, self._read_seconds = 0, base
+        elif self._given and failure.cause == "stalled":
+            self._short_lives += 1
+        if self._short_lives >= 2 and self._given and self._read_seconds < _LONGEST_READ_SECONDS:
+            self._short_lives = 0
+            self._read_seconds = min(2 * self._read_seconds, _LONGEST_READ_SECONDS)
+            log.warning(
+                "%s: its pictures come more rarely than every %g s; it may be silent for %g s from now on "
+                "(read_timeout_seconds sets that)",
+                self.camera,
+                base,
+                self._read_seconds,
+            )
+
+    def _pictures(self, container: InputContainer, attempt: Attempt, answered_in: float) -> Iterator[Frame]:
         stream = video_stream(container)
         if stream is None:
             raise Lost(Failure("it carries no video", cause="codec"))
@@ -165,26 +205,31 @@ class LiveSource:
         )
         rgb, aspect = RgbConverter(), PixelAspect(stream)
         self._clock.restart()
-        corrupt_before, self._last_pts = self._health.corrupt, None
-        for picture in decoding.run(self._fed(self._line.packets(container, stop), decoding), stop):
+        corrupt_before, self._last_pts, last_at = self._health.corrupt, None, 0.0
+        packets = self._fed(self._line.packets(container, attempt.stop), decoding, attempt)
+        for picture in decoding.run(packets, attempt.stop):
             if not self._gave_pictures and (refused := self._line.decoder.settle(context, self.camera)):
                 raise Lost(refused)
             self._note_live(corrupt=corrupt_before + decoding.corrupt, answered_in=answered_in)
             self._last_pts = None if picture.pts is None else picture.time
             image, taken_at = rgb.convert(picture, aspect.now()), time.monotonic()
-            pts = self._clock.tell(self._last_pts, arrived_at=taken_at)
+            pts = self._clock.tell(self._last_pts, arrived_at=taken_at if self.live else None)
             index, self._index = self._index, self._index + 1
+            if self._given:
+                self._longest_gap_seconds = max(self._longest_gap_seconds, taken_at - last_at)
+            self._given, last_at = self._given + 1, taken_at
             yield Frame(image, self.camera, index, taken_at, pts)
 
-    def _fed(self, packets: Iterator[VideoPacket], decoding: Decoding) -> Iterator[VideoPacket]:
+    def _fed(self, packets: Iterator[VideoPacket], decoding: Decoding, attempt: Attempt) -> Iterator[VideoPacket]:
         """Pass packets on; say so, and in the end give up, where they come but no picture does."""
-        pictures, limit = 0, self._line.read_timeout_seconds
-        since = asked = time.monotonic()
+        pictures = 0
+        since = time.monotonic()
+        attempt.heard()
         for packet in packets:
-            now = time.monotonic()
-            if now - asked >= limit:
+            now, limit = time.monotonic(), attempt.read_seconds
+            if now - attempt.heard_at >= limit:
                 # On its timeout FFmpeg first gives the picture it had held back, as if it had just come.
-                raise Lost(failure_of(av.error.ExitError(0, "timeout"), waited_for="picture", seconds=limit))
+                raise Lost(failure_of(TimeoutError(), waited_for="picture", seconds=limit))
             if decoding.pictures != pictures:
                 pictures, since = decoding.pictures, now
             elif now - since > 5 * limit:
@@ -194,13 +239,13 @@ class LiveSource:
                 waiting = Failure("packets come, but no picture: waiting for a key picture", cause="corrupt")
                 self._say("stalled", waiting)
             yield packet
-            asked = time.monotonic()
+            attempt.heard()
 
     def _note_live(self, *, corrupt: int, answered_in: float) -> None:
         """Say that a picture came. A reconnect counts from its first picture: being open proves nothing."""
         reconnects = self._health.reconnects
         if not self._gave_pictures:
-            reconnects += 1 if self._index > 0 else 0
+            reconnects += 1 if self._index > 0 and not self._continues else 0
             self._gave_pictures, self._failures = True, 0
             self._answered_in = self._answering.learned(self._answered_in, answered_in)
         health = Health("live", reconnects=reconnects, corrupt=corrupt)
@@ -223,8 +268,12 @@ class LiveSource:
         Raises ``ConnectionLostError`` where there is to be none.
         """
         attempts = self._line.attempts
+        if self._index == 0 and self._line.first_attempts is not None:
+            attempts = self._line.first_attempts
+        if not self.live and self._index:  # who waits for the end of something finite is not kept waiting for ever
+            attempts = _FINITE_ATTEMPTS if self._resumes else 0
         if failure.pace == "never" or (attempts is not None and self._failures >= attempts):
-            tried = f" (attempt {self._failures} of {attempts})" if attempts is not None else ""
+            tried = f" (attempt {self._failures} of {attempts})" if attempts else ""
             self._say("failed", failure)
             message = "; ".join(filter(None, (f"{self.uri}: {failure.words}{tried}", failure.cure)))
             raise ConnectionLostError(message) from None  # FFmpeg's error names the address, password and all

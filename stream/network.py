@@ -9,6 +9,7 @@ from typing import cast
 from av.container import InputContainer
 from av.video.codeccontext import VideoCodecContext
 
+from stream.attempt import Attempt
 from stream.card import Decoder
 from stream.live import Line, LiveSource, demuxed
 from stream.redact import redact
@@ -29,8 +30,8 @@ def network_source(
 ) -> LiveSource:
     """Return a live source of ``uri`` opened with FFmpeg's ``options``."""
 
-    def opened(answer_seconds: float) -> AbstractContextManager[InputContainer]:
-        timeout = (answer_seconds, patience.read_timeout_seconds)
+    def opened(attempt: Attempt) -> AbstractContextManager[InputContainer]:
+        timeout = (attempt.answer_seconds, attempt.read_seconds)
         container = decoder.open(uri, options=options, timeout=timeout)
         # What is asked of the decoder does not reach it by itself.
         for stream in container.streams.video:

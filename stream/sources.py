@@ -62,8 +62,15 @@ class SourceOptions:
     """How many pixels a picture may have; a larger one is refused. None: ``LIVE_MAX_PIXELS`` of ``stream.limits`` for
     live sources, ``FILE_MAX_PIXELS`` for files."""
 
+    live: bool | None = None
+    """Whether a web address is live; None: found by asking."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Further hosts that a web address may lead to, ``HOST`` or ``HOST:PORT``."""
+    still_rate: float = 1.0
+    """Pictures a second asked of a web address that gives one still."""
+
     def __post_init__(self) -> None:
-        for name in ("read_timeout_seconds", "open_timeout_seconds", "images_per_second"):
+        for name in ("read_timeout_seconds", "open_timeout_seconds", "images_per_second", "still_rate"):
             if not getattr(self, name) > 0:
                 message = f"{name}={getattr(self, name)}: must be above 0"
                 raise SourceError(message)
@@ -197,15 +204,18 @@ def _rtsp(order: _Order) -> Source:
 
 
 def _http(order: _Order) -> Source:
-    from stream.http import http_source
+    from stream.http import WebSource
     from stream.network import Patience
+    from stream.web_line import WebOptions
 
     options = order.options
-    patience = Patience(options.open_timeout_seconds, options.read_timeout_seconds, options.attempts)
-    camera = order.camera or place(order.uri)
-    limit = LIVE_MAX_PIXELS if _http_is_live(order.uri) else FILE_MAX_PIXELS
-    decoder = _decoder(options, max_pixels=limit)
-    return http_source(_with_host(order.uri), camera=camera, patience=patience, decoder=decoder)
+    return WebSource(
+        _with_host(order.uri),
+        camera=order.camera or place(order.uri),
+        patience=Patience(options.open_timeout_seconds, options.read_timeout_seconds, options.attempts),
+        decoder=_decoder(options, max_pixels=LIVE_MAX_PIXELS if _http_is_live(order.uri) else FILE_MAX_PIXELS),
+        options=WebOptions(options.live, options.allowed_hosts, options.still_rate),
+    )
 
 
 def _decoder(options: SourceOptions, *, doubt: str = "", max_pixels: int = LIVE_MAX_PIXELS) -> Decoder:

@@ -22,8 +22,8 @@ class Script:
         self.opened = []
         self.waits = []
 
-    def open(self, answer_seconds):
-        self.waits.append(answer_seconds)
+    def open(self, attempt_):
+        self.waits.append(attempt_.answer_seconds)
         attempt = self.attempts.pop(0)
         if isinstance(attempt, Exception):
             raise attempt

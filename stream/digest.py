@@ -1,0 +1,123 @@
+"""HTTP authentication: challenges, and the answers Basic and Digest give to them (RFC 7617, RFC 7616). Pure."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+_ITEM: Final = re.compile(
+    r"""(?P<key>[\w!#$%&'*+.^`|~-]+)\s*=\s*(?:"(?P<quoted>(?:\\.|[^"\\])*)"|(?P<plain>[^\s,"]+))|(?P<scheme>[\w-]+)"""
+)
+_HASHES: Final = {"SHA-512-256": "sha512_256", "SHA-256": "sha256", "MD5": "md5"}
+"""Strongest first; each also with ``-sess``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """One way to prove who one is, as a server offers it."""
+
+    scheme: str
+    """In lower case: ``basic``, ``digest``."""
+    parameters: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def algorithm(self) -> str:
+        """The hash of a Digest challenge; MD5 where none is named."""
+        return self.parameters.get("algorithm", "MD5").upper()
+
+    @property
+    def name(self) -> str:
+        """What to call it in messages."""
+        if self.scheme != "digest":
+            return self.scheme.capitalize()
+        return f"Digest {self.algorithm}"
+
+
+def challenges(headers: Sequence[str]) -> list[Challenge]:
+    """Return what the values of ``WWW-Authenticate`` offer; one value may hold several challenges."""
+    found: list[Challenge] = []
+    for header in headers:
+        for item in _ITEM.finditer(header):
+            if item["scheme"]:
+                found.append(Challenge(item["scheme"].lower()))
+            elif found:
+                quoted = item["quoted"]
+                value = item["plain"] if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
+                found[-1].parameters.setdefault(item["key"].lower(), value)
+    return found
+
+
+def strongest(offered: Sequence[Challenge]) -> Challenge | None:
+    """Return the strongest challenge that can be answered here; None where there is none."""
+    answerable = [one for one in offered if one.scheme == "basic" or _is_known(one)]
+    return min(answerable, key=_rank, default=None)
+
+
+def authorization(
+    challenge: Challenge, *, user: str, password: str, method: str, target: str, count: int, cnonce: str
+) -> str:
+    """Return the value of ``Authorization`` that answers ``challenge``.
+
+    Args:
+        challenge: one that ``strongest`` returned.
+        user: the user's name.
+        password: the user's password.
+        method: the request's method.
+        target: the request's target, as it stands in the request line.
+        count: how many requests have used the challenge's nonce, this one included.
+        cnonce: text that was never used before.
+    """
+    if challenge.scheme == "basic":
+        return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+    told, algorithm = challenge.parameters, challenge.algorithm
+    hash_name = _HASHES[algorithm.removesuffix("-SESS")]
+
+    def hashed(text: str) -> str:
+        return hashlib.new(hash_name, text.encode(), usedforsecurity=False).hexdigest()
+
+    realm, nonce = told.get("realm", ""), told.get("nonce", "")
+    offered = [one.strip().lower() for one in told.get("qop", "").split(",") if one.strip()]
+    qop = "auth" if "auth" in offered else "auth-int" if "auth-int" in offered else ""
+    secret = hashed(f"{user}:{realm}:{password}")
+    if algorithm.endswith("-SESS"):
+        secret = hashed(f"{secret}:{nonce}:{cnonce}")
+    request = f"{method}:{target}" + (f":{hashed('')}" if qop == "auth-int" else "")  # a GET has an empty body
+    number = f"{count:08x}"
+    middle = f"{nonce}:{number}:{cnonce}:{qop}" if qop else nonce
+    is_hashed = told.get("userhash", "").lower() == "true"
+    fields = {
+        "username": _quoted(hashed(f"{user}:{realm}") if is_hashed else user),
+        "realm": _quoted(realm),
+        "nonce": _quoted(nonce),
+        "uri": _quoted(target),
+        "response": _quoted(hashed(f"{secret}:{middle}:{hashed(request)}")),
+    }
+    if "algorithm" in told:
+        fields["algorithm"] = told["algorithm"]
+    if qop:
+        fields |= {"qop": qop, "nc": number, "cnonce": _quoted(cnonce)}
+    elif algorithm.endswith("-SESS"):
+        fields["cnonce"] = _quoted(cnonce)
+    if "opaque" in told:
+        fields["opaque"] = _quoted(told["opaque"])
+    if is_hashed:
+        fields["userhash"] = "true"
+    return "Digest " + ", ".join(f"{key}={value}" for key, value in fields.items())
+
+
+def _is_known(challenge: Challenge) -> bool:
+    name = _HASHES.get(challenge.algorithm.removesuffix("-SESS"))
+    return challenge.scheme == "digest" and name in hashlib.algorithms_available
+
+
+def _rank(challenge: Challenge) -> int:
+    names = list(_HASHES)
+    return len(names) if challenge.scheme == "basic" else names.index(challenge.algorithm.removesuffix("-SESS"))
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

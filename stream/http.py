@@ -17,7 +17,7 @@ from stream.network import Patience
 from stream.redact import redact
 from stream.web_client import WebClient
 from stream.web_file import WebFile
-from stream.web_line import RecordingFoundError, WebLine, WebOptions
+from stream.web_line import CONTAINER_OPTIONS, RecordingFoundError, WebLine, WebOptions
 
 _RECORDING_SECONDS = 5.0  # a reader that pauses must not be cut off by its own pause, only by the server's
 
@@ -106,5 +106,5 @@ class WebSource:
                 stop=stop,
             )
 
-        reading = Reading(threads="SLICE", open_remote=opened)
+        reading = Reading(threads="SLICE", options=tuple(CONTAINER_OPTIONS.items()), open_remote=opened)
         return FileSource(self.uri, camera=self.camera, remote=True, reading=reading, decoder=self._decoder)

@@ -28,10 +28,11 @@ from stream.web_client import Response, WebClient
 Kind = Literal["motion jpeg", "still", "hls", "dash", "stream", "recording"]
 
 _HEAD_BYTES: Final = 16
+_KEPT_BYTES: Final = 1 << 16
 # Nothing that names further addresses: no playlists, no SDP, no lists of files.
 CONTAINERS: Final = "mpegts,mpeg,mov,mp4,matroska,webm,flv,avi,ogg,asf,gif,h264,hevc,mjpeg,nut,mxf,ivf,obu,m4v,rawvideo"
 _STILLS: Final = "jpeg_pipe,png_pipe,webp_pipe,bmp_pipe,gif,image2"
-_CONTAINER_OPTIONS: Final = {"analyzeduration": "1000000", "format_whitelist": CONTAINERS}
+CONTAINER_OPTIONS: Final = {"analyzeduration": "1000000", "format_whitelist": CONTAINERS}
 _PICTURE_MARKS: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"BM", b"RIFF")
 _LATE_SECONDS: Final = 1.0  # a picture that is later than this is shown, and the others by its time
 
@@ -107,10 +108,14 @@ class WebLine:
         if kind == "motion jpeg":
             # The first picture tells all there is to know.
             options = {"analyzeduration": "0", "fpsprobesize": "0"}
+            self._packets = _by_arrival
             return self._decoder.open(MotionJpeg(response.read), options=options, form="mpjpeg")
-        container = self._decoder.open(response, options=_CONTAINER_OPTIONS)
-        if self._options.live is None and container.duration:
+        begun = _Begun(response)
+        container = self._decoder.open(begun, options=CONTAINER_OPTIONS)
+        if self._options.live is None and container.duration and not begun.is_fragmented:
             attempt.live = False  # it says how long it is: no camera knows that
+        elif self._options.live is not False:
+            attempt.at_end = "lost"
         return container
 
     @contextmanager
@@ -126,7 +131,7 @@ class WebLine:
             while not part.begin():
                 if attempt.at_end != "next" or attempt.stop.is_set():
                     raise StreamEndedError
-            with self._decoder.open(part, options=_CONTAINER_OPTIONS) as container:
+            with self._decoder.open(part, options=CONTAINER_OPTIONS) as container:
                 yield container
         finally:
             part.close()
@@ -188,6 +193,32 @@ def kind_of(response: Response, *, live: bool | None) -> Kind:
         return "motion jpeg"
     has_end = response.length is not None
     return "recording" if (live is None and has_end) or live is False else "stream"
+
+
+class _Begun:
+    """A file that keeps its beginning, as it is read."""
+
+    def __init__(self, response: Response) -> None:
+        self._response = response
+        self._head = bytearray()
+
+    def read(self, size: int) -> bytes:
+        part = self._response.read(size)
+        if len(self._head) < _KEPT_BYTES:
+            self._head += part
+        return part
+
+    @property
+    def is_fragmented(self) -> bool:
+        """Whether it is MP4 in fragments, whose duration FFmpeg takes from the fragments it has seen."""
+        return b"mvex" in self._head or b"moof" in self._head
+
+
+def _by_arrival(container: InputContainer, stop: threading.Event) -> Iterator[VideoPacket]:
+    """Give packets with the times they arrived at: FFmpeg counts motion JPEG's at 25 a second, whatever their rate."""
+    begun = time.monotonic()
+    for packet in demuxed(container, stop):
+        yield from _at(iter([packet]), time.monotonic() - begun)
 
 
 def _still(content: bytes) -> InputContainer:

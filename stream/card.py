@@ -136,6 +136,8 @@ class Decoder:
 
         Raises ``SourceError`` like ``check``, and FFmpeg's own errors.
         """
+        if self.max_pixels is not None:  # FFmpeg decodes the first pictures while it opens
+            options = {**options, "max_pixels": str(self.max_pixels * 5 // 4 + (1 << 16))}
         accelerated = self._accelerator()
         self.asks, why = accelerated is not None, ""
         try:

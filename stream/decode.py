@@ -20,6 +20,7 @@ from stream.trust import Trust
 VideoPacket: TypeAlias = "av.Packet[VideoStream]"
 
 ATTACHED_PICTURE: Final = 0x400  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC: cover art
+_WITH_IN_BAND_SETS: Final = frozenset({"h264", "hevc"})  # where they stand behind start codes, they may also come so
 _READS_IN_VAIN: Final = 32  # damaged places in a row that a file is read past
 
 
@@ -41,10 +42,11 @@ def drop_bad_extradata(context: VideoCodecContext) -> bool:
     ``err_detect=explode`` the decoder refuses to open on wrong ones, and then no packet is decoded. The sets are tried
     on a context of their own, because a failed opening costs a context its hardware device.
     """
-    if not context.extradata:
+    sets = context.extradata or b""
+    if context.name not in _WITH_IN_BAND_SETS or not sets.startswith((b"\0\0\1", b"\0\0\0\1")):
         return False
     trial = cast("VideoCodecContext", av.CodecContext.create(context.name, "r"))
-    trial.extradata, trial.options = context.extradata, dict(context.options)
+    trial.extradata, trial.options = sets, dict(context.options)
     try:
         trial.open()
     except av.error.FFmpegError:

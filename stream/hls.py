@@ -49,7 +49,8 @@ class HlsFollower:
         self._playlist = Playlist((), 1.0, ended=False)
         self._next: int | None = None
         self._loaded_at = 0.0
-        self._failures = 0
+        self._failures = 0  # in a row
+        self._missing = 0
         self._keys: dict[str, bytes] = {}
 
     def begin(self, text: str, url: str, attempt: Attempt) -> None:
@@ -85,6 +86,9 @@ class HlsFollower:
                 self._next = found.number + 1
                 return found
             if self._playlist.ended and self._live is not True:
+                if self._missing and not self.is_live:
+                    words = f"{self._missing} of the segments that its playlist names could not be had"
+                    raise FailureError(Failure(words, "never", "not found", cure="check the server"))
                 return None
             self._reload(attempt)
         return None
@@ -111,6 +115,7 @@ class HlsFollower:
     def passes_over(self, segment: Segment, error: FailureError) -> bool:
         """Say whether to go on behind a segment that is gone; not after too many in a row."""
         self._failures += 1
+        self._missing += 1
         if self._failures > _FAILURES_IN_A_ROW or error.failure.cause not in {"not found", "server", "ended"}:
             return False
         log.warning("%s: segment %d is missing: %s", self._camera(), segment.number, error)

@@ -270,10 +270,10 @@ class LiveSource:
         attempts = self._line.attempts
         if self._index == 0 and self._line.first_attempts is not None:
             attempts = self._line.first_attempts
-        if not self.live and self._index:  # who waits for the end of something finite is not kept waiting for ever
-            attempts = _FINITE_ATTEMPTS if self._resumes else 0
+        if not self.live:  # who waits for the end of something finite is not kept waiting for ever
+            attempts = min(attempts or _FINITE_ATTEMPTS, _FINITE_ATTEMPTS if self._resumes or not self._index else 0)
         if failure.pace == "never" or (attempts is not None and self._failures >= attempts):
-            tried = f" (attempt {self._failures} of {attempts})" if attempts else ""
+            tried = f" (attempt {self._failures} of {attempts})" if attempts and failure.pace != "never" else ""
             self._say("failed", failure)
             message = "; ".join(filter(None, (f"{self.uri}: {failure.words}{tried}", failure.cure)))
             raise ConnectionLostError(message) from None  # FFmpeg's error names the address, password and all

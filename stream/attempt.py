@@ -30,6 +30,10 @@ class Attempt:
     """Whether the next connection goes on where this one is lost, though the stream is finite."""
     at_end: AtEnd | None = None
     """What the end of the connection means; None: judged by the length that the container states."""
+    waits_for: str = "answer"
+    """What is being waited for: ``answer`` or ``picture``."""
+    allowed_seconds: float = 0.0
+    """How long the current wait may take."""
     heard_at: float = 0.0
     """``time.monotonic()`` when something useful came last."""
     deadline: float = 0.0
@@ -46,6 +50,7 @@ class Attempt:
 
     def allow(self, seconds: float) -> None:
         """Let waits take so long from now on, all together."""
+        self.allowed_seconds = seconds
         self.deadline = time.monotonic() + seconds
 
     def pause(self, seconds: float) -> None:

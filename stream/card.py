@@ -145,6 +145,10 @@ class Decoder:
             return av.open(
                 uri, "r", format=form, options=options, timeout=timeout, metadata_errors="replace", hwaccel=accelerated
             )
+        except av.error.ArgumentError:
+            if "format_whitelist" not in options:
+                raise
+            raise av.error.InvalidDataError(0, "a format that is not allowed here") from None
         except _OF_THE_CARD as reason:
             if not self.asks or self._must:
                 raise

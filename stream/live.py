@@ -143,7 +143,7 @@ class LiveSource:
 
     def _connection(self, stop: threading.Event) -> Iterator[Frame]:
         """Give the frames of one connection; where the next is to follow, ends. Else raises ``Lost`` or is stopped."""
-        line, waited_for = self._line, "answer"
+        line = self._line
         seconds = self._answering.wait_seconds(self._failures, self._answered_in)
         attempt = Attempt(seconds, self._read_seconds, stop)
         self._gave_pictures, self._given, self._longest_gap_seconds = False, 0, 0.0
@@ -152,7 +152,7 @@ class LiveSource:
             with line.open(attempt) as container:
                 if stop.is_set():
                     return
-                waited_for, self.live, self._resumes = "picture", attempt.live, attempt.resumes
+                attempt.waits_for, self.live, self._resumes = "picture", attempt.live, attempt.resumes
                 yield from self._pictures(container, attempt, answered_in=time.monotonic() - since)
                 if not stop.is_set() and attempt.at_end != "next":
                     ended = self._has_ended(container) if attempt.at_end is None else attempt.at_end == "ended"
@@ -161,12 +161,12 @@ class LiveSource:
             raise Lost(Failure(str(error), "slow", "codec")) from None
         except (av.error.FFmpegError, OSError) as error:
             # FFmpeg's RTSP calls a wait for an answer that it cut short by whatever name: EPERM, invalid data.
-            cut_short = waited_for == "answer" and time.monotonic() - since >= seconds
+            cut_short = attempt.waits_for == "answer" and time.monotonic() - since >= seconds
             known = isinstance(error, FailureError)
             told = failure_of(
                 TimeoutError() if cut_short and not known else error,
-                waited_for=waited_for,
-                seconds=seconds if waited_for == "answer" else attempt.read_seconds,
+                waited_for=attempt.waits_for,
+                seconds=attempt.allowed_seconds,
             )
             raise Lost(told, ended=isinstance(error, StreamEndedError)) from error
 

@@ -5,6 +5,7 @@ FFmpeg's own client follows a redirect to any host, knows no Digest but MD5, and
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import io
 import re
@@ -271,11 +272,10 @@ class _Incoming(io.RawIOBase):
 
     def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
         while not self._attempt.stop.is_set():
-            try:
+            if time.monotonic() >= self._attempt.deadline:  # whatever came meanwhile was of no use
+                raise TimeoutError("nothing came in time")
+            with contextlib.suppress(TimeoutError, ssl.SSLWantReadError):
                 return self._socket.recv_into(buffer)
-            except (TimeoutError, ssl.SSLWantReadError):
-                if time.monotonic() >= self._attempt.deadline:
-                    raise TimeoutError("nothing came in time") from None
         return 0
 
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 import av
+import av.error
 from av.container import InputContainer
 
 from stream.attempt import Attempt
-from stream.card import Decoder
+from stream.card import Decoder, Readable
 from stream.decode import VideoPacket
 from stream.failures import Failure, FailureError, StreamEndedError
 from stream.hls import HlsFollower, HlsPart
@@ -64,6 +65,7 @@ class WebLine:
         self._following: Segment | None = None  # what the next part of an HLS stream begins with
         self._is_between_parts = False
         self._attempt = Attempt(1.0, 1.0)
+        self._body: _Body | None = None
         self._packets: Callable[[InputContainer, threading.Event], Iterator[VideoPacket]] = demuxed
 
     def open(self, attempt: Attempt) -> AbstractContextManager[InputContainer]:
@@ -72,8 +74,10 @@ class WebLine:
         return self._opened(attempt)
 
     def packets(self, container: InputContainer, stop: threading.Event) -> Iterator[VideoPacket]:
-        """Give the packets of what was opened last."""
-        return self._packets(container, stop)
+        """Give the packets of what was opened last. Raises what reading it raises."""
+        yield from self._packets(container, stop)
+        if self._body is not None:
+            self._body.check()
 
     @contextmanager
     def _opened(self, attempt: Attempt) -> Iterator[InputContainer]:
@@ -82,10 +86,12 @@ class WebLine:
                 yield stack.enter_context(self._part(attempt, self._following))
                 return
             response = stack.enter_context(self._client.get(self._client.address, attempt))
+            attempt.waits_for = "picture"
             attempt.allow(max(attempt.answer_seconds, 5 * attempt.read_seconds))  # until the container is open
             kind = kind_of(response, live=self._options.live)
             if kind == "recording":
                 raise RecordingFoundError
+            self._body = None
             attempt.live = self._options.live is not False
             self._packets = demuxed
             if kind == "hls":
@@ -109,14 +115,27 @@ class WebLine:
             # The first picture tells all there is to know.
             options = {"analyzeduration": "0", "fpsprobesize": "0"}
             self._packets = _by_arrival
-            return self._decoder.open(MotionJpeg(response.read), options=options, form="mpjpeg")
-        begun = _Begun(response)
-        container = self._decoder.open(begun, options=CONTAINER_OPTIONS)
-        if self._options.live is None and container.duration and not begun.is_fragmented:
+            return self._demuxer(MotionJpeg(response.read), options=options, form="mpjpeg")
+        container = self._demuxer(response)
+        if self._options.live is None and container.duration and not self._is_fragmented:
             attempt.live = False  # it says how long it is: no camera knows that
         elif self._options.live is not False:
             attempt.at_end = "lost"
         return container
+
+    @property
+    def _is_fragmented(self) -> bool:
+        return self._body is not None and self._body.is_fragmented
+
+    def _demuxer(
+        self, source: Readable, *, options: dict[str, str] = CONTAINER_OPTIONS, form: str | None = None
+    ) -> InputContainer:
+        self._body = _Body(source)
+        try:
+            return self._decoder.open(self._body, options=options, form=form)
+        except av.error.FFmpegError:
+            self._body.check()
+            raise
 
     @contextmanager
     def _part(self, attempt: Attempt, first: Segment | None) -> Iterator[InputContainer]:
@@ -131,7 +150,7 @@ class WebLine:
             while not part.begin():
                 if attempt.at_end != "next" or attempt.stop.is_set():
                     raise StreamEndedError
-            with self._decoder.open(part, options=CONTAINER_OPTIONS) as container:
+            with self._demuxer(part) as container:
                 yield container
         finally:
             part.close()
@@ -195,18 +214,33 @@ def kind_of(response: Response, *, live: bool | None) -> Kind:
     return "recording" if (live is None and has_end) or live is False else "stream"
 
 
-class _Begun:
-    """A file that keeps its beginning, as it is read."""
+class _Body:
+    """What FFmpeg reads: keeps the beginning, and the error that reading ended in.
 
-    def __init__(self, response: Response) -> None:
-        self._response = response
+    FFmpeg may read on after an error; PyAV prints an error that comes before the last one was raised.
+    """
+
+    def __init__(self, source: Readable) -> None:
+        self._source = source
         self._head = bytearray()
+        self._error: BaseException | None = None
 
     def read(self, size: int) -> bytes:
-        part = self._response.read(size)
+        if self._error is not None:
+            return b""
+        try:
+            part = self._source.read(size)
+        except BaseException as error:
+            self._error = error
+            raise
         if len(self._head) < _KEPT_BYTES:
             self._head += part
         return part
+
+    def check(self) -> None:
+        """Raise the error that reading ended in."""
+        if self._error is not None:
+            raise self._error
 
     @property
     def is_fragmented(self) -> bool:

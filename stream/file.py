@@ -23,17 +23,22 @@ from pipeline.frames import Frame
 from pipeline.ports import Health
 from stream.card import Decoder, Readable
 from stream.clock import StreamClock
-from stream.decode import Decoding, packets, video_stream
+from stream.decode import Decoding, VideoPacket, packets, video_stream
 from stream.failures import failure_of
 from stream.limits import PictureTooLargeError
-from stream.paths import PipeReader, kind_of, opened, refusal, shown
+from stream.paths import PipeReader, check_file, kind_of, opened, shown
 from stream.picture import PixelAspect, RgbConverter
 from stream.promises import frames_total, gif_is_whole, mp4_is_whole, packets_total, promised_seconds
 from stream.redact import redact
+from stream.splices import begins_anew, cleared, only_padding_behind
 from stream.trust import Trust
 
 # Cut out of a longer stream, these may begin between two key pictures; what cannot be decoded there is no damage.
 _BEGINS_ANYWHERE: Final = {"mpegts", "mpeg", "mpegvideo", "h264", "hevc", "flv", "hls"}
+# Of these FFmpeg guesses the length by their last times.
+_STATES_NO_LENGTH: Final = _BEGINS_ANYWHERE - {"flv", "hls"}
+# Times that begin anew where two recordings were joined are no overflow of 26 hours.
+_AS_THEY_ARE: Final = {"correct_ts_overflow": "0"}
 _REMUX = "try `ffmpeg -i BROKEN -c copy MENDED.mkv`, or fetch the file again"
 
 
@@ -188,12 +193,12 @@ class FileSource:
 
     def _open(self, threads: Threads) -> None:
         if not self._remote and not self._is_pipe:
-            _check_path(self._path)
+            check_file(self._path)
         reading = self._reading
         try:
             self._container = self._decoder.open(
                 self._opened(),
-                options=dict(reading.options),
+                options=dict(reading.options) if self._remote else {**_AS_THEY_ARE, **dict(reading.options)},
                 timeout=(reading.open_timeout_seconds, reading.read_timeout_seconds),
             )
         except (av.error.FFmpegError, OSError) as error:
@@ -283,9 +288,7 @@ class FileSource:
         return self._stream.thread_type.name != "SLICE"
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
-        assert self._container is not None  # noqa: S101 - _open comes first
-        source = packets(self._container, self._stream, self._decoding.note_damage)
-        pictures = self._decoding.run(source, self._stop)
+        pictures = self._decoding.run(self._packets(), self._stop)
         try:
             yield from _all_but_last(pictures) if self._is_cut_gif else pictures
         except PictureTooLargeError as error:
@@ -295,6 +298,22 @@ class FileSource:
             message = f"{self.uri}: {error}"
             self._health = Health("failed", message, corrupt=self._decoding.corrupt, cause="codec")
             raise SourceError(message) from None
+
+    def _packets(self) -> Iterator[VideoPacket]:
+        """Give the packets of the video; where two recordings were joined, or one was padded, none is damaged."""
+        assert self._container is not None  # noqa: S101 - _open comes first
+        is_joinable = self._is_local and "mpegts" in self._formats
+        last = 0
+
+        def note_damage() -> None:
+            if not (is_joinable and only_padding_behind(self._path, last)):
+                self._decoding.note_damage()
+
+        for packet in packets(self._container, self._stream, note_damage):
+            if packet.pos is not None and packet.pos >= 0:
+                last = packet.pos
+            is_joint = is_joinable and packet.is_corrupt and begins_anew(self._path, last)
+            yield cleared(packet) if is_joint else packet
 
     def _finish(self) -> None:
         """Say how it ended."""
@@ -317,21 +336,19 @@ class FileSource:
 
     def _missing(self) -> str:
         """Say what the file promised and did not hold; empty where it held all."""
-        stream, decoding = self._stream, self._decoding
-        total = self._packets_total
-        if total is not None and decoding.packets < total:
-            return f", cut off: holds {decoding.packets} of {total} packets"
+        assert self._container is not None  # noqa: S101 - _open comes first
         if self._is_cut_gif:
             return ", cut off: its end mark is missing"
-        if total is not None:  # counted: all are here, however long the last of them is shown
-            return ""
+        total, decoding = self._packets_total, self._decoding
+        if total is not None:  # counted: where all are here, it does not matter how long the last of them is shown
+            return f", cut off: holds {decoding.packets} of {total} packets" if decoding.packets < total else ""
         if "mp4" in self._formats and self._is_local and not mp4_is_whole(self._path):
             return ", cut off: its last part is not whole"
-        promised = None if decoding.corrupt else promised_seconds(self._container, stream)
-        end = self._last_seconds if self._end_seconds is None else self._end_seconds
-        if promised is not None and max(end, self._last_seconds) < promised - max(1.0, 0.05 * promised):
-            return f", cut off: its header promises {promised:.2f} s"
-        return ""
+        states_length = _STATES_NO_LENGTH.isdisjoint(self._formats) and not decoding.corrupt
+        promised = promised_seconds(self._container, self._stream) if states_length else None
+        end = max(self._last_seconds, self._end_seconds or 0.0)
+        is_short = promised is not None and end < promised - max(1.0, 0.05 * promised)
+        return f", cut off: its header promises {promised:.2f} s" if is_short else ""
 
     @property
     def _is_local(self) -> bool:
@@ -366,18 +383,3 @@ class FileSource:
 
 def _all_but_last(pictures: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
     return (earlier for earlier, _ in itertools.pairwise(pictures))
-
-
-def _check_path(path: str) -> None:
-    kind = kind_of(path)
-    if kind == "nothing":
-        raise SourceError(f"{shown(path)}: no such file; check the path")
-    if kind == "device":
-        raise SourceError(f"{shown(path)}: is a device, not a file; a webcam is camera:N")
-    try:
-        with open(path, "rb") as file:  # noqa: PTH123 - the path is FFmpeg's, as given
-            first = file.read(1)
-    except OSError as reason:
-        raise SourceError(refusal(path, reason)) from None
-    if not first:
-        raise SourceError(f"{shown(path)}: is empty (0 bytes); record or fetch it again")

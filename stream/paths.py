@@ -103,3 +103,19 @@ def opened(path: str) -> str | BinaryIO:
     except UnicodeEncodeError:
         return open(path, "rb")  # noqa: PTH123 - its reader closes it
     return path if os.path.isabs(path) or ":" not in path else f"file:{path}"  # noqa: PTH117
+
+
+def check_file(path: str) -> None:
+    """Raise ``SourceError`` where ``path`` is no file that can be read, or an empty one."""
+    kind = kind_of(path)
+    if kind == "nothing":
+        raise SourceError(f"{shown(path)}: no such file; check the path")
+    if kind == "device":
+        raise SourceError(f"{shown(path)}: is a device, not a file; a webcam is camera:N")
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 - the path is FFmpeg's, as given
+            first = file.read(1)
+    except OSError as reason:
+        raise SourceError(refusal(path, reason)) from None
+    if not first:
+        raise SourceError(f"{shown(path)}: is empty (0 bytes); record or fetch it again")

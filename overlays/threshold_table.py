@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -25,7 +26,7 @@ SCRIPT: Final = """
 'use strict';
 const box = document.getElementById('thresholds'), data = JSON.parse(box.dataset.scores);
 const slider = document.getElementById('threshold'), good = document.getElementById('good');
-const share = (part, whole) => whole ? (100 * part / whole).toFixed(1) + '%' : '-';
+const share = (part, whole) => whole ? (Math.floor(1000 * part / whole + 0.5) / 10).toFixed(1) + '%' : '-';
 function fill(row, truth, flagged) {
   let hits = 0, escapes = 0, alarms = 0;
   truth.forEach((is, n) => { if (is && flagged[n]) hits++; else if (is) escapes++; else if (flagged[n]) alarms++; });
@@ -65,11 +66,6 @@ class Counts:
     """Pictures of other classes that are."""
 
     @property
-    def precision(self) -> float | None:
-        """Share of the flagged ones that are of the class; None where none is flagged."""
-        return self.hits / flagged if (flagged := self.hits + self.false_alarms) else None
-
-    @property
     def recall(self) -> float | None:
         """Share of the class that is flagged; None where there is none of it."""
         return self.hits / total if (total := self.hits + self.escapes) else None
@@ -104,8 +100,13 @@ def good_class(labels: Sequence[str]) -> int | None:
 
 def cells_of(counts: Counts) -> str:
     """Return precision, recall, escapes and false alarms as a row's cells."""
-    shares = (f"{one:.1%}" if one is not None else "-" for one in (counts.precision, counts.recall))
+    shares = (_share(counts.hits, whole) for whole in (counts.hits + counts.false_alarms, counts.hits + counts.escapes))
     return "".join(f"<td>{one}" for one in (*shares, counts.escapes, counts.false_alarms))
+
+
+def _share(part: int, whole: int) -> str:
+    """Return a share in per cent, rounded as the script rounds it."""
+    return f"{math.floor(1000 * part / whole + 0.5) / 10:.1f}%" if whole else "-"
 
 
 def threshold_table(labels: Sequence[str], truth: Sequence[int], scores: Sequence[Sequence[float]]) -> str:

@@ -56,6 +56,7 @@ def test_a_baseline_is_recorded_of_a_run_or_of_its_log_and_drift_from_it_is_told
     assert "samples, one a second  (fewer than 30: no drift is told of it)" in told
     (tmp_path / "run.yaml").write_text(f'sources: ["{line}"]\nengine: {{backend: eager}}\n', encoding="utf-8")
     assert command("baseline", "run.yaml", "-o", "run.json")[0] == 0
+    assert "no sink" not in caplog.text
     spreads = [json.loads((tmp_path / name).read_text())["cameras"]["line"] for name in ("log.json", "run.json")]
     assert spreads[0].keys() == spreads[1].keys()
     for label, spread in spreads[0].items():

@@ -1,0 +1,129 @@
+"""What a threshold lets through: the counts are those of the definition, and the page's script counts the same."""
+
+import html
+import json
+import re
+
+import numpy as np
+import pytest
+
+from overlays.threshold_table import FIRST_THRESHOLD, cells_of, count_flagged, count_named, good_class, threshold_table
+from overlays.training_page import conclusion, training_page
+from pipeline.frames import Box
+from tests.ground.chromium import CHROMIUM, browsing
+
+LABELS = ("dent", "<b>ok", "ok")
+RNG = np.random.default_rng(0)
+SCORES = RNG.dirichlet((0.6, 0.6, 0.6), 60).round(4)
+TRUTH = RNG.integers(0, 3, 60)
+
+
+def by_definition(threshold, good=2):
+    rows = []
+    for k in range(3):
+        flagged = [row[k] >= threshold for row in SCORES]
+        rows.append([(real == k, one) for real, one in zip(TRUTH, flagged, strict=True)])
+    rows.append([(real != good, row[good] < threshold) for real, row in zip(TRUTH, SCORES, strict=True)])
+    told = []
+    for pairs in rows:
+        hits = pairs.count((True, True))
+        flagged, real = sum(one for _, one in pairs), sum(one for one, _ in pairs)
+        shares = [f"{int(1000 * hits / whole + 0.5) / 10:.1f}%" if whole else "-" for whole in (flagged, real)]
+        told.append([*shares, str(pairs.count((True, False))), str(pairs.count((False, True)))])
+    return told
+
+
+def report():
+    given = SCORES.argmax(1)
+    confusion = [[int(((one == TRUTH) & (other == given)).sum()) for other in range(3)] for one in range(3)]
+    answers = [[f"{k}.png", int(TRUTH[k]), int(given[k]), float(SCORES[k, given[k]])] for k in range(len(TRUTH))]
+    found = {
+        "pictures": 60, "accuracy": float((given == TRUTH).mean()), "mean_recall": 0.5, "recalls": [0.5] * 3,
+        "confusion": confusion, "answers": answers, "scores": SCORES.tolist(), "likely": [0.2, 0.4],
+    }  # fmt: skip
+    return {
+        "model": "part.safetensors", "labels": list(LABELS), "examined": {"held_out": found}, "epochs": [],
+        "parts": {"held_out": []}, "layer": "features", "input_size": [64, 64], "fit": "stretch", "grouped": True,
+        "provenance": {"wish": {}, "course": {}}, "left_out": [],
+        "near_duplicates": [{"part": "held_out", "path": "<u>", "learned": "b", "different_bits": 3}],
+    }  # fmt: skip
+
+
+def test_table_without_a_script_shows_the_first_threshold():
+    page = threshold_table(LABELS, TRUTH.tolist(), SCORES.tolist())
+    rows = re.findall(r"<tr id=(?:class\d|rejected)><th[^>]*>[^<]*((?:<td>[^<]*)+)</tr>", page)
+    assert [row.split("<td>")[1:] for row in rows] == by_definition(FIRST_THRESHOLD)
+    data = json.loads(html.unescape(re.search(r"data-scores='([^']*)'", page)[1]))
+    assert data == {"labels": list(LABELS), "truth": TRUTH.tolist(), "scores": SCORES.tolist()}
+    assert "<b>ok" not in page
+
+
+def test_class_named_by_its_highest_score_is_counted_from_the_confusion():
+    table = [[5, 1, 0], [2, 7, 1], [0, 0, 0]]
+    assert [count_named(table, k) for k in range(3)] == [
+        count_flagged(truth, flagged)
+        for truth, flagged in (
+            ([True] * 6 + [False] * 10, [True] * 5 + [False] + [True] * 2 + [False] * 8),
+            ([False] * 6 + [True] * 10, [False] * 5 + [True] + [False] * 2 + [True] * 7 + [False]),
+            ([False] * 16, [False] * 15 + [True]),
+        )
+    ]
+    assert cells_of(count_named([[0, 3], [0, 4]], 0)) == "<td>-<td>0.0%<td>3<td>0"
+
+
+@pytest.mark.parametrize(
+    ("labels", "good"),
+    [
+        (("MT_Free", "MT_Crack"), 0),
+        (("dent", "OK"), 1),
+        (("no defect", "dent"), 0),
+        (("ok", "good"), None),
+        (("a",), None),
+    ],
+)
+def test_class_of_good_parts_is_known_by_its_name(labels, good):
+    assert good_class(labels) == good
+
+
+def test_conclusion_names_what_is_missed_and_what_is_called_good():
+    told = conclusion(report())
+    table = np.array(report()["examined"]["held_out"]["confusion"])
+    assert f"{table[:, 2].sum() - table[2, 2]} pictures of other classes are called ok" in told
+    assert "20% to 40%" in told
+    assert "without the 1 pictures that look nearly like learned ones" in told
+    ungrouped = conclusion(report() | {"grouped": False})
+    assert "%" not in ungrouped[ungrouped.index("Nothing is concluded") :]
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt install chromium")
+def test_slider_counts_in_the_browser_as_the_definition_does(tmp_path):
+    place = tmp_path / "report.html"
+    heats = {"0.png": (np.eye(4, dtype=np.float32), Box(0, 0, 30, 20))}
+    place.write_text(training_page(report(), lambda _: np.zeros((20, 30, 3), np.uint8), heats), encoding="utf-8")
+    asked: list[str] = []
+    problems: list[str] = []
+    with browsing() as browser:
+        tab = browser.new_page()
+        tab.on("request", lambda request: asked.append(request.url))
+        tab.on("pageerror", lambda error: problems.append(str(error)))
+        tab.on("console", lambda message: problems.append(message.text))
+        tab.goto(place.as_uri())
+
+        def rows():
+            return tab.evaluate(
+                "[...document.querySelectorAll('#thresholds tr[id]:not([hidden])')].map("
+                "row => [...row.cells].slice(1).map(cell => cell.textContent))"
+            )
+
+        assert rows() == by_definition(FIRST_THRESHOLD)
+        for threshold in (0.0, 0.31, 0.9, 1.0):
+            tab.locator("#threshold").fill(str(threshold))
+            assert tab.locator("#level").inner_text() == f"{threshold:.2f}"
+            assert rows() == by_definition(threshold)
+        tab.locator("#good").select_option("0")
+        assert rows() == by_definition(1.0, good=0)
+        tab.locator("#good").select_option("-1")
+        assert rows() == by_definition(1.0)[:3]
+    assert not problems
+    assert [url for url in asked if not url.startswith("data:")] == [place.as_uri()]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from commands.learned import Learned
+from commands.pictures import ReadPicture, open_pictures
 from commands.terminal import progress_bar, say
 from commands.truths import Known, read_paths
 from pipeline.errors import ConfigError, DamagedError, SourceError
@@ -62,6 +63,7 @@ def open_evaluated(place: str, limit: int | None, known: Known, learned: Learned
     from stream.images import found_images
     from stream.sources import IMAGE_SUFFIXES, build_source
 
+    place, read, _ = open_pictures(place)
     if place.endswith(".txt"):
         paths = read_paths(Path(place))
         named = {str(path): path for path in paths}
@@ -69,14 +71,14 @@ def open_evaluated(place: str, limit: int | None, known: Known, learned: Learned
             log.warning(
                 "%s: %d of its lines name a picture once more; each is measured once", place, len(paths) - len(named)
             )
-        return Pictures(named, limit, known, learned)
+        return Pictures(named, limit, known, learned, read)
     if Path(place).is_file() and isinstance(source := build_source(place), FileSource):
         if known.truths_of or known.mask_of:
             raise ConfigError(f"--boxes, --masks: {place} is a video; they go with pictures, give a folder of those")
         return Video(source, place, VIDEO_LIMIT if limit is None else limit, learned)
     in_folder = Path(place).is_dir()
     named = {path.name if in_folder else str(path): path for path in found_images(place, IMAGE_SUFFIXES)}
-    return Pictures(named, limit, known, learned)
+    return Pictures(named, limit, known, learned, read)
 
 
 def evenly(count: int, limit: int | None) -> list[int]:
@@ -89,17 +91,17 @@ class Pictures:
 
     recording = None
 
-    def __init__(self, paths: dict[str, Path], limit: int | None, known: Known, learned: Learned) -> None:
+    def __init__(
+        self, paths: dict[str, Path], limit: int | None, known: Known, learned: Learned, read: ReadPicture
+    ) -> None:
         every = list(paths)
         self.names = [every[place] for place in evenly(len(every), limit)]
         self._paths = paths
-        self._known, self._learned = known, learned
+        self._known, self._learned, self._read = known, learned, read
         known.check("--boxes" if known.mask_of is None else "--masks", list(paths.values()))
 
     def examine(self, examiner: Examiner, journal: Journal, stop: threading.Event) -> None:
         """Measure one after the other; one that does not decode is left out."""
-        from stream.images import read_image
-
         for name in self.names:
             if name in journal.records:
                 journal.check(name, self._digest(name))
@@ -109,7 +111,7 @@ class Pictures:
                 if stop.is_set():
                     return
                 try:
-                    image = read_image(self._paths[name])
+                    image = self._read(self._paths[name])
                 except SourceError as reason:
                     log.warning("left out: %s", reason)
                     continue
@@ -120,9 +122,7 @@ class Pictures:
 
     def images(self, names: Sequence[str]) -> dict[str, Image]:
         """Read the files again."""
-        from stream.images import read_image
-
-        return {name: read_image(self._paths[name]) for name in names}
+        return {name: self._read(self._paths[name]) for name in names}
 
     def _digest(self, name: str) -> str:
         """Return what only the same picture with the same truth has; one that is gone has its own."""

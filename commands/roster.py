@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from commands.label_table import GROUP, read_table
+from commands.pictures import ReadPicture
 from commands.split_layout import TEST, TRAINING, VALIDATION, find_layout, is_hidden, visible_folders
 from commands.terminal import progress_bar
 from pipeline.errors import ConfigError, SourceError
@@ -156,14 +157,13 @@ def _check_twins(kind: str, found: Sequence[Path]) -> None:
         )
 
 
-def readable(samples: Sequence[Sample]) -> tuple[list[Sample], dict[str, Spectrum], list[str]]:
+def readable(samples: Sequence[Sample], read: ReadPicture) -> tuple[list[Sample], dict[str, Spectrum], list[str]]:
     """Return the samples whose pictures decode, with digests; what their hashes are made of; a line on each other one.
 
     Raises:
         ConfigError: a class has none left.
     """
     from engine.perceptual_hash import spectrum_of
-    from stream.images import read_image
 
     good: list[Sample] = []
     bad: list[str] = []
@@ -172,7 +172,7 @@ def readable(samples: Sequence[Sample]) -> tuple[list[Sample], dict[str, Spectru
     with progress_bar() as progress:
         for one in progress.track(samples, description="reading pictures"):
             try:
-                image = read_image(Path(one.path))
+                image = read(Path(one.path))
             except SourceError as reason:
                 bad.append(str(reason))
                 last[one.label] = str(reason)

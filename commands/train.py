@@ -18,6 +18,7 @@ import typer
 from commands import options
 from commands.joining import find_shipped_weights
 from commands.options import NETWORK, RUN, option, stated
+from commands.pictures import open_pictures
 from commands.roster import listed, readable
 from commands.signals import until_interrupted
 from commands.terminal import say
@@ -107,7 +108,6 @@ def train(
     from engine.finetuning.pupil import Wish, make_pupil
     from engine.finetuning.roster import HELD_OUT, LEARNING, STOPPING, check_sources, divide, joined
     from engine.finetuning.school import Watching, teach
-    from stream.images import read_image
 
     _check_words(output, model, balance, precision)
     engine = make_config({}, "command line", {"engine": stated({
@@ -121,16 +121,17 @@ def train(
         threads=engine.threads, precision=cast("Lowered", precision), seed=seed,
     )  # fmt: skip
     shares = {LEARNING: 1.0 - held_out - stopping, STOPPING: stopping, HELD_OUT: held_out}
-    listing = listed(folder, pictures, source_pattern, source_gap)
+    place, read, options_given = open_pictures(str(folder))
+    listing = listed(Path(place), pictures, source_pattern, source_gap)
     named = listing.samples
     if not listing.divided:
         check_sources(named, list(shares))
     pupil = make_pupil(wish, sorted({one.label for one in named}))
     _tell_begun(pupil)
-    read, spectra, unread = readable(named)
+    decoded, spectra, unread = readable(named, read)
     for line in (*listing.left_out, *unread):
         log.warning("left out: %s", line)
-    samples, copies = joined(read)
+    samples, copies = joined(decoded)
     if listing.divided:
         parts, crossing = keep_split(samples, stopping, seed, pupil.seen)
     else:
@@ -146,7 +147,7 @@ def train(
     with until_interrupted(begun) as stop:
         watching = Watching(_tell_features, _tell_epoch, stop.is_set)
         diploma = teach(
-            pupil, parts, lambda path: read_image(Path(path)), watching,
+            pupil, parts, lambda path: read(Path(path)), watching,
             grouped=listing.grouped, look_alikes={one.path for one in similar},
         )  # fmt: skip
         if stop.is_set() and diploma.epochs:
@@ -156,9 +157,10 @@ def train(
     made = {"command": _command(), "date": datetime.now().astimezone().date().isoformat()}
     file = replace(diploma.file, provenance={**diploma.file.provenance, **made}, looks=(*pupil.looks, known))
     diploma = replace(diploma, file=file)
-    explainer = write_checked(output, file, pupil, [one.path for one in parts[HELD_OUT]])
+    explainer = write_checked(output, file, pupil, parts[HELD_OUT][0].path, read)
     left_out = [*listing.left_out, *unread, *(f"{one.path}: {CROSSING}" for one in crossing)]
-    write_report(output, Trained(str(folder), diploma, parts, left_out, similar, grouped=listing.grouped), explainer)
+    trained = Trained(place, options_given, diploma, parts, left_out, similar, grouped=listing.grouped)
+    write_report(output, trained, explainer, read)
 
 
 def _check_words(output: Path, model: str, balance: str, precision: str) -> None:

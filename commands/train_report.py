@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from commands.pictures import ReadPicture
 from commands.terminal import near, say, write_text
 from pipeline.errors import ConfigError, EngineError, ModelError, SourceError
 from pipeline.frames import Frame
@@ -34,6 +35,8 @@ class Trained:
 
     pictures: str
     """What the user named."""
+    options: str
+    """How the pictures are read, ``?bits=12``; mostly empty."""
     diploma: Diploma
     parts: Mapping[str, Sequence[Sample]]
     left_out: Sequence[str]
@@ -52,27 +55,27 @@ def unchecked_file(output: Path) -> Path:
     return output.with_suffix(".unchecked.safetensors")
 
 
-def write_checked(output: Path, file: ModelFile, pupil: Pupil, pictures: Sequence[str]) -> NetworkExplainer:
+def write_checked(output: Path, file: ModelFile, pupil: Pupil, picture: str, read: ReadPicture) -> NetworkExplainer:
     """Write a model, explain a picture with what was written, compare, and only then give it its name.
 
     Args:
         output: its place; what lies there stays until the check has passed.
         file: the model.
         pupil: the network that was trained, in memory.
-        pictures: paths; one of them is explained.
+        picture: the path of the picture that is explained.
+        read: reads it.
 
     Raises:
         ModelError: what was written is not what was trained. The weights stay beside it, under another name.
     """
     from engine.finetuning.verification import check_answers, open_model_file
     from engine.model_file import save_model
-    from stream.images import read_image
 
     place = unchecked_file(output)
     save_model(place, file)
     try:
         explainer = open_model_file(place)
-        frame = Frame(read_image(Path(pictures[0])), "train", 0, 0.0, source_name=pictures[0])
+        frame = Frame(read(Path(picture)), "train", 0, 0.0, source_name=picture)
         check_answers(explainer, pupil.net, pupil.labels, pupil.preprocessing, frame)
     except EngineError as reason:
         raise ModelError(
@@ -88,16 +91,15 @@ def write_checked(output: Path, file: ModelFile, pupil: Pupil, pictures: Sequenc
     return explainer
 
 
-def write_report(output: Path, trained: Trained, explainer: NetworkExplainer) -> None:
+def write_report(output: Path, trained: Trained, explainer: NetworkExplainer, read: ReadPicture) -> None:
     """Write what came of a training beside the model, and tell the most of it."""
     from engine.finetuning.roster import HELD_OUT
     from overlays.training_page import conclusion, training_page
-    from stream.images import read_image
 
     diploma, labels = trained.diploma, trained.diploma.file.labels
     found = diploma.examined[HELD_OUT]
     told: dict[str, Any] = {
-        "model": output.name, "pictures": trained.pictures, "labels": list(labels),
+        "model": output.name, "pictures": trained.pictures + trained.options, "labels": list(labels),
         "provenance": dict(diploma.file.provenance),
         "layer": diploma.file.layer, "input_size": list(diploma.file.input_size), "fit": diploma.file.fit,
         "grouped": trained.grouped,
@@ -110,8 +112,8 @@ def write_report(output: Path, trained: Trained, explainer: NetworkExplainer) ->
     places = files_beside(output)
     write_text(places["report.json"], json.dumps(told, indent=1) + "\n")
     mistakes = sorted((one for one in found.answers if one[1] != one[2]), key=lambda one: -one[3])
-    heats = _explained([one[0] for one in mistakes[:SHOWN_MISTAKES]], explainer)
-    page = training_page(told, lambda path: read_image(Path(path)), heats, pictures=SHOWN_MISTAKES)
+    heats = _explained([one[0] for one in mistakes[:SHOWN_MISTAKES]], explainer, read)
+    page = training_page(told, lambda path: read(Path(path)), heats, pictures=SHOWN_MISTAKES)
     write_text(places["report.html"], page)
     lines = "".join(f"{Path(one.path).absolute()}\n" for one in trained.parts[HELD_OUT])
     write_text(places["held-out.txt"], lines)
@@ -121,17 +123,16 @@ def write_report(output: Path, trained: Trained, explainer: NetworkExplainer) ->
     say(f"\nwritten: {near(output)}; read {near(places['report.html'])}")
     model = shlex.quote(near(output))
     say(f"run it:   uv run run.py stream --model {model} --source camera:0 --sink window")
-    say(f"ask it:   uv run run.py evaluate {shlex.quote(near(places['held-out.txt']))} --model {model} --output DIR")
+    held_out = shlex.quote(near(places["held-out.txt"]) + trained.options)
+    say(f"ask it:   uv run run.py evaluate {held_out} --model {model} --output DIR")
 
 
-def _explained(paths: Sequence[str], explainer: NetworkExplainer) -> dict[str, Any]:
+def _explained(paths: Sequence[str], explainer: NetworkExplainer, read: ReadPicture) -> dict[str, Any]:
     """Return by path where the network looked: (heat, region) of its top-1 class."""
-    from stream.images import read_image
-
     found = {}
     for index, path in enumerate(paths):
         try:
-            frame = Frame(read_image(Path(path)), "train", index, 0.0, source_name=path)
+            frame = Frame(read(Path(path)), "train", index, 0.0, source_name=path)
         except SourceError as reason:
             log.warning("without its heat in the report: %s", reason)
             continue

@@ -11,6 +11,7 @@ from commands.train_report import unchecked_file, write_checked
 from engine.finetuning.pupil import Wish, make_pupil
 from engine.model_file import ModelFile, read_model_file
 from pipeline.errors import ModelError
+from stream.images import read_image
 
 LABELS = ("ok", "scratch", "dent")
 
@@ -44,7 +45,7 @@ def picture(tmp_path):
 def test_written_model_answers_as_the_trained_network(tmp_path, picture, model, size, more):
     pupil, file = trained(model, size, **more)
     output = tmp_path / "part.safetensors"
-    explainer = write_checked(output, file, pupil, [picture])
+    explainer = write_checked(output, file, pupil, picture, read_image)
     assert explainer.labels == LABELS
     assert read_model_file(output).labels == LABELS
     assert not unchecked_file(output).exists()
@@ -71,7 +72,7 @@ def test_model_that_is_not_what_was_trained_gets_no_name_and_keeps_its_weights(t
     output = tmp_path / "part.safetensors"
     output.write_bytes(b"an older model")
     with pytest.raises(ModelError, match="is not written") as refused:
-        write_checked(output, damage(file), pupil, [picture])
+        write_checked(output, damage(file), pupil, picture, read_image)
     assert rule in str(refused.value)
     assert "part.unchecked.safetensors" in str(refused.value)
     assert output.read_bytes() == b"an older model"

@@ -2,15 +2,18 @@
 
 import logging
 import random
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from commands.pictures import open_pictures
 from commands.roster import listed, readable
 from engine.finetuning.given_split import keep_split
 from engine.finetuning.roster import HELD_OUT, LEARNING, STOPPING, joined
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SourceError
+from stream.images import read_image
 
 
 def draw(place, seed=0):
@@ -69,7 +72,7 @@ def test_copy_of_a_learned_picture_does_not_examine(tmp_path):
     (tmp_path / "val" / "ok" / "copy.bmp").write_bytes(
         cv2.imencode(".bmp", cv2.imread(str(tmp_path / "train" / "ok" / "0.png")))[1].tobytes()
     )
-    samples, copies = joined(readable(listed(tmp_path, None, None, None).samples)[0])
+    samples, copies = joined(readable(listed(tmp_path, None, None, None).samples, read_image)[0])
     assert copies == 1
     parts, left = keep_split(samples, 0.2, seed=0)
     assert [one.path for one in left] == [str(tmp_path / "val" / "ok" / "copy.bmp")]
@@ -156,7 +159,7 @@ def table(tmp_path, text, encoding="utf-8"):
 def test_table_of_windows_is_read(tmp_path):
     make(tmp_path, "ok", "scratch", pictures=2)
     text = "\r\n".join(["\ufeffPath;Label", *(rf"{kind}\{k}.png;{kind}" for kind in ("ok", "scratch") for k in (0, 1))])
-    good, _, bad = readable(table(tmp_path, text).samples)
+    good, _, bad = readable(table(tmp_path, text).samples, read_image)
     assert len(good) == 4
     assert not bad
 
@@ -165,7 +168,7 @@ def test_class_without_readable_pictures_is_told_with_its_own_picture(tmp_path):
     make(tmp_path, "ok", pictures=2)
     text = "path,label\nnone.png,dent\nok/0.png,ok\nok/1.png,ok\nother.png,ok\n"
     with pytest.raises(ConfigError, match=r"class 'dent': none of its pictures decodes; the last: .*none\.png"):
-        readable(table(tmp_path, text).samples)
+        readable(table(tmp_path, text).samples, read_image)
 
 
 @pytest.mark.parametrize(
@@ -203,3 +206,19 @@ def test_damaged_tables_end_in_a_typed_error(tmp_path):
             table(tmp_path, "".join(letters))
         except ConfigError as reason:
             assert len(str(reason)) < 600  # noqa: PT017 - both outcomes are right
+
+
+def test_pictures_of_one_depth_are_read_alike(tmp_path):
+    for name, largest in (("dark", 800), ("light", 4000)):
+        (tmp_path / "parts" / name).mkdir(parents=True)
+        image = np.linspace(0, largest, 256, dtype=np.uint16).reshape(16, 16)
+        cv2.imwrite(str(tmp_path / "parts" / name / "0.png"), image)
+    place, read, options = open_pictures(f"{tmp_path / 'parts'}?bits=12")
+    samples = listed(tmp_path / "parts", None, None, None).samples
+    assert (place, options) == (str(tmp_path / "parts"), "?bits=12")
+    good, _, bad = readable(samples, read)
+    assert not bad
+    brightest = [int(read(Path(one.path)).max()) for one in good]
+    assert brightest == pytest.approx([255 * 800 / 4095, 255 * 4000 / 4095], abs=1)
+    with pytest.raises(SourceError, match="does not belong to the pictures of a data set"):
+        open_pictures(f"{tmp_path / 'parts'}?watch=1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import logging
 import os
@@ -166,6 +167,8 @@ def files_of(pattern: str) -> Iterator[str]:
             raise SourceError(refusal(pattern, reason)) from None
         return
     folder = folder_of(pattern)
+    if folder and not os.access(folder, os.R_OK | os.X_OK):  # a glob would find nothing there, and not say why
+        raise SourceError(refusal(folder, PermissionError(errno.EACCES, os.strerror(errno.EACCES))))
     rest = pattern[len(folder) :].lstrip("/") if folder else pattern
     numbered = _NUMBERED.search(rest)
     wanted = _numbered_name(rest) if numbered and not glob.has_magic(rest) else None

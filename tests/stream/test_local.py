@@ -131,17 +131,46 @@ def test_name_that_the_system_refuses_is_an_error_in_one_line(name):
     assert "\0" not in str(caught.value)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may enter every folder")
-@pytest.mark.parametrize("uri", ["{}/a.png", "{}/a.mp4", "{}", "{}/*.png", "{}/a.png?watch=1"])
-def test_folder_that_may_not_be_entered_is_an_error_in_one_line(tmp_path, uri):
+@pytest.fixture
+def nobody_after(tmp_path):
+    """Go on as a user without rights from the call on: root may enter every folder."""
+    was = os.geteuid()
+
+    def become(*folders):
+        for folder in folders:
+            for one in (folder, *folder.parents):
+                if one != one.parent and one.stat().st_uid == was and one.name.startswith(("pytest-", "test_")):
+                    one.chmod(0o755)
+        if was == 0:
+            os.seteuid(65534)
+
+    yield become
+    os.seteuid(was)
+    for one in tmp_path.rglob("*"):
+        one.chmod(0o700)
+
+
+@pytest.mark.parametrize("uri", ["{}/a.png", "{}/a.mp4", "{}", "{}/*.png", "{}?watch=1", "file://{}/a.png"])
+def test_folder_that_may_not_be_entered_is_an_error_in_one_line(tmp_path, uri, nobody_after):
     folder = tmp_path / "locked"
     save(folder / "a.png")
     folder.chmod(0)
-    try:
-        with pytest.raises(SourceError, match=r"chmod|holds no picture"), build_source(uri.format(folder)):
-            pass
-    finally:
-        folder.chmod(0o700)
+    nobody_after()
+    with (
+        pytest.raises(SourceError, match=r"cannot be read: Permission denied; .*chmod") as caught,
+        build_source(uri.format(folder)) as source,
+    ):
+        list(source.frames(threading.Event()))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.mp4"])
+def test_file_that_may_not_be_read_is_an_error_in_one_line(tmp_path, name, nobody_after):
+    path = save(tmp_path / name)
+    path.chmod(0)
+    nobody_after(tmp_path)
+    with pytest.raises(SourceError, match=r"cannot be read: Permission denied; .*chmod"), build_source(str(path)):
+        pass
 
 
 def test_refusal_of_the_system_is_told_with_path_rule_and_cure(monkeypatch):

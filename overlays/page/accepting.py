@@ -30,7 +30,7 @@ _CLOSING: Final = 32
 
 
 class Connection(socket.socket):
-    """An accepted connection: counts the bytes that leave, and tells when it is closed.
+    """An accepted connection: counts the bytes that come and leave, and tells when it is closed.
 
     ``transport`` is None until the loop has taken it over.
     """
@@ -42,14 +42,22 @@ class Connection(socket.socket):
         self.setblocking(False)
         self.address = address
         """What is limited: see ``overlays.handles.shared_address``."""
-        self.sent_bytes = 0
+        self.sent_bytes = self.received_bytes = 0
         self.transport: asyncio.Transport | None = None
         self.ended = False
         """Whether it has been aborted, and only its handle is still open."""
         self.accepted_at = time.monotonic()
         self.stalled: tuple[float, int] | None = None
         """Since when something waits to leave, and how much had left then."""
+        self.heard = (self.accepted_at, 0)
+        """When it was last looked at how much is received, and how much that was."""
         self._on_close: Callable[[Connection], None] | None = on_close
+
+    def recv(self, size: int, flags: int = 0, /) -> bytes:
+        """Receive, and count."""
+        data = super().recv(size, flags)
+        self.received_bytes += len(data)
+        return data
 
     def send(self, data: Any, flags: int = 0, /) -> int:  # noqa: ANN401 - any buffer
         """Send, and count."""

@@ -22,6 +22,10 @@ _MUTE_SECONDS_IN_A_CROWD: Final = 0.5
 READ_SECONDS: Final = 8.0
 _MIN_READ_BYTES: Final = 16 << 10
 """A client that is sent something reads at least so much within ``READ_SECONDS``, or is disconnected."""
+_MAX_RECEIVED_BYTES: Final = 1 << 20
+"""A second, of one client: it only asks, and says what it has shown. More is a flood of pings, say."""
+_MAX_WAITING_BYTES: Final = 64 << 20
+"""What may wait to leave to one client."""
 _UNADMITTED_SECONDS: Final = 30.0
 """How long the answer to a request without the token may take in all."""
 _SAY_EVERY_SECONDS: Final = 60.0
@@ -143,24 +147,38 @@ class Server(uvicorn.Server):
 
 
 def _is_overdue(one: Connection, now: float, patience: float) -> bool:
-    """Say whether a client owes a request, or has not read what was sent to it."""
+    """Say whether a client owes a request, does not read what is sent to it, or sends far too much."""
     if one.transport is None:
         return False
-    if one.transport.get_write_buffer_size():
-        since, sent = one.stalled or (now, one.sent_bytes)
-        one.stalled = (since, sent)
-        if now - since > READ_SECONDS:
-            if one.sent_bytes - sent < _MIN_READ_BYTES:
-                return True
-            one.stalled = (now, one.sent_bytes)
-    else:
-        one.stalled = None
+    if _floods(one, now) or _does_not_read(one, one.transport.get_write_buffer_size(), now):
+        return True
     protocol = one.transport.get_protocol()
     if not isinstance(protocol, PageProtocol):
         return False  # a WebSocket: it was asked for in words
     if not protocol.idle:
         return not protocol.admitted and now - protocol.began_at > _UNADMITTED_SECONDS
     return one.stalled is None and now - protocol.idle_since > patience
+
+
+def _floods(one: Connection, now: float) -> bool:
+    """Say whether more was received than a viewer has to say."""
+    since, received = one.heard
+    if now - since < 1.0:
+        return False
+    one.heard = (now, one.received_bytes)
+    return one.received_bytes - received > _MAX_RECEIVED_BYTES * (now - since)
+
+
+def _does_not_read(one: Connection, waiting: int, now: float) -> bool:
+    """Say whether ``waiting`` bytes are too many, or too few have left for too long."""
+    if not waiting:
+        one.stalled = None
+        return False
+    since, sent = one.stalled = one.stalled or (now, one.sent_bytes)
+    if now - since <= READ_SECONDS:
+        return waiting > _MAX_WAITING_BYTES
+    one.stalled = (now, one.sent_bytes)
+    return one.sent_bytes - sent < _MIN_READ_BYTES
 
 
 def give_way(among: list[Connection]) -> Connection | None:

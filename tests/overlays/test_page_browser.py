@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +110,26 @@ def fed(*cameras, options=None, rate=30.0):
     cameras = cameras or ("line",)
     with PageSink(ANY, cameras=cameras, options=options) as sink, Feed(sink, *cameras, rate=rate) as feed:
         yield sink, feed
+
+
+@contextmanager
+def elsewhere_html():
+    """Another web site on this machine: its address, and the folder it serves."""
+    with tempfile.TemporaryDirectory() as name:
+        handler = functools.partial(QuietHandler, directory=name)
+        with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            yield f"http://127.0.0.1:{server.server_port}", Path(name)
+            server.shutdown()
+            thread.join()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    """Serves a folder and logs nothing."""
+
+    def log_message(self, *_):
+        pass
 
 
 class Recording:
@@ -412,3 +435,22 @@ def answers(endpoint):
             return answer.status == 200
     except OSError:
         return False
+
+
+def test_a_dashboard_that_is_named_shows_a_stream_and_another_site_shows_none(tab):
+    """The token of one stream in its address, as the page's own link has it."""
+    token = "correct-horse-battery"  # noqa: S105 - of no page
+    with elsewhere_html() as (dashboard, folder):
+        site = dashboard.replace("127.0.0.1", "localhost")
+        options = SinkOptions(token=token, embed_origins=(site,))
+        with fed(options=options) as (sink, _):
+            stream = f"{sink.endpoint}/stream/line.mjpg?token={sink._page.guard.stream_token('line')}"
+            (folder / "index.html").write_text(
+                f'<!doctype html><title>d</title><link rel="icon" href="data:,"><img src="{stream}">'
+            )
+            shown = tab(site)
+            shown.wait_for_function("document.querySelector('img').naturalWidth === 160")
+            other = tab(dashboard)
+            other.wait_for_function("document.querySelector('img').complete")
+            assert other.evaluate("document.querySelector('img').naturalWidth") == 0
+        tab.errors[:] = [said for said in tab.errors if "403" not in said]

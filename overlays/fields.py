@@ -10,10 +10,13 @@ import binascii
 import json
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn, Self
+from typing import Any, Final, NoReturn, Self
 
 from pipeline.errors import WireError
 from pipeline.frames import Box
+
+MAX_COORDINATE: Final = 1 << 30
+"""Of a point in frame pixels, either way: what lies further out is no place in any picture, and cannot be drawn."""
 
 
 def text_of(text: str) -> str:
@@ -105,13 +108,13 @@ class Fields:
         """Read a finite number, or None for null and for a missing key."""
         return None if self._values.get(key) is None else self.number(key)
 
-    def finite(self, key: str, count: int) -> list[float] | None:
-        """Read a list of ``count`` finite numbers, or None for null and for a missing key."""
+    def point(self, key: str) -> list[float] | None:
+        """Read [x, y] in pixels, or None for null and for a missing key."""
         value = self._values.get(key)
         if value is None:
             return None
-        if not isinstance(value, list) or len(value) != count or not all(map(_is_finite, value)):
-            raise self._wrong(key, f"{count} finite numbers")
+        if not isinstance(value, list) or len(value) != 2 or not all(map(_is_coordinate, value)):
+            raise self._wrong(key, f"[x, y] in pixels, each at most {MAX_COORDINATE} either way")
         return [float(each) for each in value]
 
     def numbers(self, key: str) -> dict[str, float]:
@@ -134,20 +137,20 @@ class Fields:
         return tuple(self._box_of(key, each) for each in value)
 
     def _box_of(self, key: str, value: object) -> Box:
-        if not isinstance(value, list) or len(value) != 4 or not all(_is_finite(each) for each in value):
-            raise self._wrong(key, "[left, top, right, bottom] in pixels")
+        if not isinstance(value, list) or len(value) != 4 or not all(map(_is_coordinate, value)):
+            raise self._wrong(key, f"[left, top, right, bottom] in pixels, each at most {MAX_COORDINATE} either way")
         box = Box(*(float(each) for each in value))
         if not (box.left <= box.right and box.top <= box.bottom):
             raise self._wrong(key, "[left, top, right, bottom] in pixels, left <= right and top <= bottom")
         return box
 
-    def points(self, key: str, most: int) -> tuple[tuple[float, float], ...]:
-        """Read a list of at most ``most`` points [x, y]."""
-        wanted = f"a list of at most {most} points [x, y]"
+    def points(self, key: str, least: int, most: int) -> tuple[tuple[float, float], ...]:
+        """Read a list of ``least`` to ``most`` points [x, y]."""
+        wanted = f"a list of {least} to {most} points [x, y], each number at most {MAX_COORDINATE} either way"
         value = self._value(key, wanted)
-        if not isinstance(value, list) or len(value) > most:
+        if not isinstance(value, list) or not least <= len(value) <= most:
             raise self._wrong(key, wanted)
-        if not all(isinstance(each, list) and len(each) == 2 and all(map(_is_finite, each)) for each in value):
+        if not all(isinstance(each, list) and len(each) == 2 and all(map(_is_coordinate, each)) for each in value):
             raise self._wrong(key, wanted)
         return tuple((float(x), float(y)) for x, y in value)
 
@@ -193,3 +196,7 @@ def _is_finite(value: object) -> bool:
     if type(value) is int:
         return abs(value) < 1 << 1000
     return type(value) is float and math.isfinite(value)
+
+
+def _is_coordinate(value: object) -> bool:
+    return _is_finite(value) and isinstance(value, int | float) and abs(value) <= MAX_COORDINATE

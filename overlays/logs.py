@@ -7,13 +7,13 @@ it takes a few megabytes of memory.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from overlays.fields import Fields
 from overlays.wire import MAX_HEADER_BYTES, MAX_SOURCE, MAX_TEXT, VERSION, Header, decode_header, record_bytes
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _TABLE: Final = ".parquet"
+_BATCH_ROWS: Final = 256
+_GIST_COLUMNS: Final = ("camera", "index", "pts_seconds", "version", "source")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +151,7 @@ class Rows:
         """The number of each group's first row."""
         self._damaged: list[str] = []
         """Parts that cannot be read."""
-        self._held: tuple[int, pa.Table] | None = None
-        """The group that was read last: frames come in order."""
+        self._held: _Held | None = None
 
     def __enter__(self) -> Self:
         several = self._path.is_dir()
@@ -179,16 +180,11 @@ class Rows:
     def gists(self) -> Iterator[Gist | WireError]:
         """Walk through all rows, by the few columns that are needed."""
         for number, first in enumerate(self._firsts):
-            table = self._group(number, ["camera", "index", "pts_seconds", "version"])
-            columns = (table.column(name).to_pylist() for name in ("camera", "index", "pts_seconds", "version"))
-            for place, (camera, index, seconds, version) in enumerate(zip(*columns, strict=True), first):
-                if not (isinstance(camera, str) and isinstance(index, int) and isinstance(version, int)):
-                    yield WireError(
-                        f"row {place}: camera {camera!r}, index {index!r}, version {version!r}: not a log's"
-                    )
-                    continue
-                _check_version(version)
-                yield Gist(camera, index, seconds, place)
+            place = first
+            for batch in self._batches(number, self._known(number)):
+                for row in batch.to_pylist():
+                    yield _row_gist(row, place)
+                    place += 1
         yield from map(WireError, self._damaged)
 
     def header(self, place: int) -> Header:
@@ -196,25 +192,66 @@ class Rows:
         from overlays.columns import record_of
 
         number = bisect.bisect_right(self._firsts, place) - 1
-        if self._held is None or self._held[0] != number:
-            self._held = (number, self._group(number))
-        [row] = self._held[1].slice(place - self._firsts[number], 1).to_pylist()
+        row = self._row(number, place - self._firsts[number])
         try:
             record = record_of(row)
         except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
             raise WireError(f"row {place}: is not what --sink FILE.parquet wrote ({error})") from None
         return decode_header(record_bytes(record))
 
-    def _group(self, number: int, columns: list[str] | None = None) -> pa.Table:
+    def _row(self, number: int, place: int) -> dict[str, Any]:
+        """Return a row of a group; frames come in order, so the rows that follow it are at hand."""
+        if self._held is None or self._held.number != number or place < self._held.first:
+            self._held = _Held(number, self._batches(number))
+        while place >= self._held.first + len(self._held.rows):
+            self._held.advance()
+        return self._held.rows[place - self._held.first]
+
+    def _known(self, number: int) -> list[str]:
+        """Return the columns of a group that tell what its rows are of."""
+        import pyarrow.parquet as pq
+
+        with pq.ParquetFile(self._groups[number][0]) as opened:
+            there = set(opened.schema_arrow.names)
+        return [name for name in _GIST_COLUMNS if name in there]
+
+    def _batches(self, number: int, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """Give the rows of a group, few at a time: a small file may claim any number of them."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         file, group = self._groups[number]
         try:
             with pq.ParquetFile(file) as opened:
-                return opened.read_row_group(group, columns, use_threads=False)
+                yield from opened.iter_batches(_BATCH_ROWS, [group], columns, use_threads=False)
         except (OSError, KeyError, pa.ArrowException) as error:
             raise _unreadable(file, str(error)) from None
+
+
+class _Held:
+    """The rows of a group that were read last."""
+
+    def __init__(self, number: int, batches: Iterator[pa.RecordBatch]) -> None:
+        self.number = number
+        self.first = 0
+        self.rows: list[dict[str, Any]] = []
+        self._batches = batches
+
+    def advance(self) -> None:
+        """Read the rows that follow. Raises ``WireError`` where there are none."""
+        self.first += len(self.rows)
+        batch = next(self._batches, None)
+        if batch is None:
+            raise WireError(f"row {self.first} of a group: is missing; the file has fewer rows than it says")
+        self.rows = batch.to_pylist()
+
+
+def _row_gist(row: Mapping[str, Any], place: int) -> Gist | WireError:
+    camera, index, version = row["camera"], row["index"], row["version"]
+    if not (isinstance(camera, str) and isinstance(index, int) and isinstance(version, int)):
+        return WireError(f"row {place}: camera {camera!r}, index {index!r}, version {version!r}: not a log's")
+    _check_version(version)
+    return Gist(camera, index, row["pts_seconds"], place, source=row.get("source") or "")
 
 
 def _group_rows(file: Path) -> list[int]:

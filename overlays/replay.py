@@ -14,10 +14,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 import numpy as np
 
+from overlays.jpeg import MAX_PICTURE_PIXELS, MAX_SIDE_PIXELS
 from overlays.log_index import CameraLines
 from overlays.logs import Log, open_log
 from overlays.wire import Header, as_overlay
@@ -26,6 +27,9 @@ from pipeline.frames import Explanation, Frame
 from pipeline.ports import Health, Source
 
 log = logging.getLogger(__name__)
+
+_SMALL_SIDE_PIXELS: Final = 4096
+"""Of a black picture in place of one that is too large to be made."""
 
 
 class LoggedExplainer:
@@ -193,10 +197,19 @@ class LoggedFrames:
             for header in own.headers():
                 if stop.is_set():
                     return
-                black = np.zeros((header.height, header.width, 3), np.uint8)
+                black = np.zeros((*_shown_size(header), 3), np.uint8)
                 yield Frame(
                     black, self.camera, header.index, time.monotonic(), header.pts_seconds, source_name=header.source
                 )
+
+
+def _shown_size(header: Header) -> tuple[int, int]:
+    """Return the (height, width) of the black picture for a line: smaller, where no picture may be so large."""
+    height, width = header.height, header.width
+    if max(height, width) <= MAX_SIDE_PIXELS and height * width <= MAX_PICTURE_PIXELS:
+        return height, width
+    scale = _SMALL_SIDE_PIXELS / max(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 class Paced:

@@ -196,6 +196,8 @@ def decode_header(header: bytes) -> Header:
             f"version: the message is version {version}, this reader knows up to {VERSION}; update recipro-stream here"
         )
     grid = fields.integers("grid", 2, 0, MAX_GRID_SIDE)
+    if 0 in grid and fields.get("findings"):
+        raise WireError(f"grid: {grid}; with findings it must have at least one row and one column")
     width, height = fields.integer("width", 1, MAX_FRAME_SIDE), fields.integer("height", 1, MAX_FRAME_SIDE)
     return Header(
         version=version,

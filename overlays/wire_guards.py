@@ -11,6 +11,7 @@ from overlays.fields import Fields, text_of
 from pipeline.frames import Deletion, Explanation, Grounds, GuardState, Region
 
 _MAX_NAMES: Final = 256
+_MIN_CORNERS: Final = 3
 _MAX_CORNERS: Final = 256
 _MAX_NAME: Final = 64
 _MAX_TEXT: Final = 4096
@@ -71,7 +72,7 @@ def read_grounds(finding: Fields) -> Grounds | None:
     told = finding.object("grounds")
     if told is None:
         return None
-    centre = told.finite("centre", 2)
+    centre = told.point("centre")
     return Grounds(
         focus_area=told.optional_number("focus_area"),
         entropy=told.optional_number("entropy"),
@@ -101,7 +102,9 @@ def read_guards(header: Fields) -> Mapping[str, Any]:
             )
             for each in guards
         ),
-        "regions": tuple(Region(each.text("name", _MAX_NAME), each.points("polygon", _MAX_CORNERS)) for each in parts),
+        "regions": tuple(
+            Region(each.text("name", _MAX_NAME), each.points("polygon", _MIN_CORNERS, _MAX_CORNERS)) for each in parts
+        ),
         "deletion": None
         if checked is None
         else Deletion(

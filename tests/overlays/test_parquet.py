@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 pq = pytest.importorskip("pyarrow.parquet")
 
+from overlays import logs  # noqa: E402
 from overlays.columns import SCHEMA, record_of, row_of  # noqa: E402
 from overlays.replay import LoggedExplainer, LoggedFrames  # noqa: E402
 from overlays.sinks import parquet  # noqa: E402
@@ -329,3 +330,24 @@ def test_a_row_that_is_damaged_is_left_out_and_the_others_are_shown(tmp_path, ov
     with LoggedExplainer(path) as logged:
         frames = LoggedFrames(logged).frames(threading.Event())
         assert [frame.index for frame in frames] == [4]
+
+
+def test_a_small_table_of_very_many_rows_is_never_held_whole(tmp_path, overlaid):
+    import pyarrow as pa
+
+    path = tmp_path / "out.parquet"
+    with ParquetSink(path) as sink:
+        sink.put(overlaid(index=1))
+    one = pq.read_table(path)
+    count = 200_000
+    pq.write_table(one.take(pa.array([0] * count, pa.int32())), path, row_group_size=count, compression="zstd")
+    assert path.stat().st_size < 1 << 20
+    with logs.open_log(path) as opened:
+        before = pa.total_allocated_bytes()
+        gists = opened.gists()
+        assert [next(gists).place for _ in range(1000)] == list(range(1000))
+        assert opened.header(700).index == 1
+        assert len(opened._held.rows) <= 256
+        assert pa.total_allocated_bytes() - before < 64 << 20
+        gists.close()
+        opened._held = None

@@ -7,15 +7,20 @@ import threading
 import time
 from dataclasses import replace
 
+import av
 import numpy as np
 import pytest
 
+from overlays.renderer import HeatRenderer
 from overlays.replay import LoggedExplainer, LoggedFrames, Paced
+from overlays.sinks.clips import ClipsSink
 from overlays.sinks.log import LogSink
+from overlays.sinks.options import ClipOptions, SinkOptions
 from pipeline.errors import SourceError, WireVersionError
-from pipeline.frames import Box, Frame, Truth
+from pipeline.frames import Box, Frame, Overlay, Truth
 from pipeline.ports import Explainer, Source
 from tests.ground.logs import log_lines
+from tests.overlays.conftest import explain
 
 RATE = 30
 
@@ -142,3 +147,115 @@ def test_for_people_a_video_takes_its_own_time(logged):
         next(giving)
         stop.set()
         assert list(giving) == []
+
+
+HEAT = "AAAAAAAAAAAAAAAA"
+FINDING = {"label": "a", "class_index": 0, "score": 0.5, "heat_u8": HEAT, "box": None}
+PLAIN = {
+    "version": 1, "camera": "line", "width": 32, "height": 24, "pts_seconds": None, "taken_at_unix": 1.0,
+    "sent_at_unix": 1.0, "age_seconds": 0.0, "model": "m", "method": "x", "layer": "l", "grid": [3, 4],
+    "heat_region": [0, 0, 32, 24], "findings": [FINDING], "timings": {}, "truth": None,
+}  # fmt: skip
+UNDRAWABLE = {
+    "no corner": {"regions": [{"name": "r", "polygon": []}]},
+    "two corners": {"regions": [{"name": "r", "polygon": [[0, 0], [1, 1]]}]},
+    "a corner far out": {"regions": [{"name": "r", "polygon": [[0, 0], [1e30, 1], [2, 2]]}]},
+    "no cell": {"grid": [0, 0], "findings": [FINDING | {"heat_u8": ""}]},
+    "no column": {"grid": [3, 0], "findings": [FINDING | {"heat_u8": ""}]},
+    "a region far out": {"heat_region": [-1e308, -1e308, 1e308, 1e308], "frame_width": 1, "frame_height": 1},
+    "a box far out": {"findings": [FINDING | {"box": [0, 0, 1e300, 1]}]},
+    "a centre far out": {
+        "findings": [
+            FINDING | {"grounds": {"focus_area": 0.1, "entropy": 0.1, "centre": [1e300, 0], "stability": None}}
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("name", UNDRAWABLE)
+def test_a_line_that_cannot_be_drawn_is_left_out_like_a_damaged_one(tmp_path, name):
+    path = tmp_path / "out.jsonl"
+    lines = [PLAIN | {"index": 0}, PLAIN | {"index": 1} | UNDRAWABLE[name], PLAIN | {"index": 2}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with LoggedExplainer(path) as explainer:
+        frames = list(LoggedFrames(explainer).frames(threading.Event()))
+        assert [f.index for f in frames] == [0, 2]
+        assert len([HeatRenderer(contour=True).render(each) for each in explainer.explain(frames)]) == 2
+
+
+@pytest.mark.parametrize("odd", ["[" * 100_000, '{"version":' + "9" * 5000 + "}", '{"a":' * 5000, "NaN", "null", "[]"])
+def test_a_line_of_strange_json_is_left_out(tmp_path, odd):
+    path = tmp_path / "out.jsonl"
+    path.write_text(odd + "\n" + json.dumps(PLAIN | {"index": 0}) + "\n\n" + json.dumps(PLAIN | {"index": 1}))
+    with LoggedExplainer(path) as explainer:
+        assert [f.index for f in LoggedFrames(explainer).frames(threading.Event())] == [0, 1]
+        assert explainer.damaged == 1
+
+
+def test_a_frame_larger_than_any_picture_is_shown_smaller(tmp_path):
+    path = tmp_path / "out.jsonl"
+    large = {"index": 0, "width": 20_000, "height": 64, "heat_region": [0, 0, 20_000, 64]}
+    path.write_text(json.dumps(PLAIN | large) + "\n")
+    with LoggedExplainer(path) as explainer:
+        (frame,) = LoggedFrames(explainer).frames(threading.Event())
+        (explanation,) = explainer.explain([frame])
+    assert (frame.width, frame.height) == (4096, 13)
+    assert explanation.region.right == pytest.approx(4096)
+
+
+def runs_of(path, *runs):
+    for indices in runs:
+        with LogSink(path, cameras=("line",)) as sink:
+            for index in indices:
+                heat = heat_of(index + 10 * len(indices))
+                explanation = explain(index=index, pts_seconds=index / RATE, heat=heat)
+                sink.put(Overlay(explanation.frame.image, explanation))
+
+
+def test_of_a_log_of_several_runs_the_last_is_shown_and_any_other_where_it_is_named(tmp_path, caplog):
+    path = tmp_path / "out.jsonl"
+    runs_of(path, range(2), range(3))
+    with LoggedExplainer(path) as explainer:
+        assert [told(each) for each in explainer.explain([frame(k, k / RATE) for k in range(3)])] == [30, 31, 32]
+        assert [f.index for f in LoggedFrames(explainer).frames(threading.Event())] == [0, 1, 2]
+    assert "2 runs have lines of 'line'; the last one is shown, another with --run: 1, 2" in caplog.text
+    with LoggedExplainer(path, run=1) as explainer:
+        assert [told(each) for each in explainer.explain([frame(k, k / RATE) for k in range(3)])] == [20, 21, None]
+        assert [f.index for f in LoggedFrames(explainer).frames(threading.Event())] == [0, 1]
+    with pytest.raises(SourceError, match="choose one with --run: 1, 2"), LoggedExplainer(path, run=3):
+        pass
+
+
+def test_what_an_older_version_wrote_before_the_first_runs_line_is_a_run_too(tmp_path):
+    path = tmp_path / "out.jsonl"
+    path.write_text(json.dumps(PLAIN | {"index": 7}) + "\n")
+    runs_of(path, range(2))
+    with LoggedExplainer(path, run=1) as explainer:
+        assert [f.index for f in LoggedFrames(explainer).frames(threading.Event())] == [7]
+    with LoggedExplainer(path) as explainer:
+        assert (explainer.run, explainer.line_count) == (2, 2)
+
+
+def test_a_photo_is_found_by_its_name_though_others_have_come_and_gone(tmp_path, overlaid):
+    path = tmp_path / "out.jsonl"
+    with LogSink(path) as sink:
+        for index, name in enumerate(["a.jpg", "b.jpg", "c.jpg"]):
+            sink.put(overlaid(index=index, heat=heat_of(index), source_name=name, pts_seconds=index / 2))
+    shown = [
+        replace(frame(k, k / 2), source_name=name) for k, name in enumerate(["new.jpg", "b.jpg", "other.jpg", "c.jpg"])
+    ]
+    with LoggedExplainer(path) as explainer:
+        assert [told(each) for each in explainer.explain(shown)] == [None, 1, None, 2]
+
+
+def test_the_log_beside_a_clip_lies_on_the_clips_own_pictures(tmp_path, overlaid):
+    options = SinkOptions(clips=ClipOptions(rotate_seconds=1.0))
+    with ClipsSink(f"{tmp_path}/", cameras=("line",), options=options) as sink:
+        for index in range(65):
+            sink.put(overlaid(index=index, pts_seconds=index / RATE, heat=heat_of(index)))
+    for number, film in enumerate(sorted(tmp_path.glob("*.mp4"))):
+        with av.open(str(film)) as held:
+            frames = [frame(k, picture.time) for k, picture in enumerate(held.decode(video=0))]
+        with LoggedExplainer(film.with_suffix(".jsonl"), video=film) as explainer:
+            seen = [told(each) for each in explainer.explain(frames)]
+        assert seen == [(30 * number + k) % 50 for k in range(len(frames))]

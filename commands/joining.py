@@ -91,13 +91,15 @@ def carry_frames(
 
 def make_sources(config: Config) -> list[tuple[Source, Overflow | None]]:
     """Return each source and what its full queue does; None: what is usual for its kind."""
+    from stream.redact import place
     from stream.sources import SourceOptions, build_source, plain_name, unique_names
 
     card = config.engine.device.partition(":")[2]  # pictures are decoded where they will be explained
     built = [
         build_source(
             _address(one),
-            camera=one.name,
+            camera=one.name
+            or (place(one.uri) if one.credentials_file else None),  # an @ in the path is in the way later
             options=SourceOptions(
                 one.read_timeout_seconds,
                 one.open_timeout_seconds,

@@ -11,7 +11,7 @@ from typing import Final
 from urllib.parse import quote
 
 from pipeline.errors import ConfigError
-from stream.redact import redact
+from stream.redact import authority_of, has_certain_host, redact
 
 _VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _SCHEME: Final = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
@@ -23,7 +23,9 @@ def expanded(uri: str, variables: Mapping[str, str]) -> str:
     Raises:
         ConfigError: there is no such variable.
     """
-    at = uri.rfind("@")
+    scheme, authority = _SCHEME.match(uri), authority_of(uri)
+    is_told = "@" in authority or (scheme is not None and has_certain_host(authority))
+    at = (scheme.end() if scheme else 0) + authority.rfind("@") if is_told else uri.rfind("@")
 
     def value(found: re.Match[str]) -> str:
         name = found[1]
@@ -48,7 +50,7 @@ def signed(uri: str, secret: str, file: str) -> str:
     scheme = _SCHEME.match(uri)
     if scheme is None:
         raise ConfigError(f"source {redact(uri)!r}: takes no credentials; they belong to network addresses, rtsp://...")
-    if "@" in uri:
+    if "@" in authority_of(uri):
         raise ConfigError(f"source {redact(uri)!r}: has credentials in its address and in {file}; keep one of them")
     lines = secret.splitlines()
     user, colon, password = lines[0].partition(":") if len(lines) == 1 else ("", "", "")
@@ -62,6 +64,8 @@ def shows_password(uri: str) -> bool:
     bare = _VARIABLE.sub("", uri)
     scheme = _SCHEME.match(bare)
     if scheme is None:
+        return False
+    if redact(bare) == bare:
         return False
     who, _, place = bare[scheme.end() :].rpartition("@")
     return bool(who.partition(":")[2]) or redact(scheme[0] + place) != scheme[0] + place

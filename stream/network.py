@@ -6,13 +6,16 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import cast
 
+import av.error
 from av.container import InputContainer
 from av.video.codeccontext import VideoCodecContext
 
 from stream.attempt import Attempt
 from stream.card import Decoder
+from stream.failures import FailureError
 from stream.live import Line, LiveSource, demuxed
 from stream.redact import redact
+from stream.rtsp_challenge import why_unauthorised
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,12 @@ def network_source(
 
     def opened(attempt: Attempt) -> AbstractContextManager[InputContainer]:
         timeout = (attempt.answer_seconds, attempt.read_seconds)
-        container = decoder.open(uri, options=options, timeout=timeout)
+        try:
+            container = decoder.open(uri, options=options, timeout=timeout)
+        except av.error.HTTPUnauthorizedError:
+            if why := why_unauthorised(uri, attempt):
+                raise FailureError(why) from None
+            raise
         # What is asked of the decoder does not reach it by itself.
         for stream in container.streams.video:
             context = cast("VideoCodecContext | None", stream.codec_context)  # None: a codec nobody knows

@@ -6,13 +6,13 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from pipeline.errors import SourceError, nearest
 from pipeline.ports import Source
 from stream.limits import FILE_MAX_PIXELS, LIVE_MAX_PIXELS
 from stream.paths import kind_of
-from stream.redact import place, redact
+from stream.redact import authority_of, place, redact
 
 if TYPE_CHECKING:
     from stream.card import Decoder
@@ -28,7 +28,10 @@ _HOLES: Final = "a card does not tell of pictures that UDP tore holes into"
 
 _LONGEST_NAME: Final = 56
 """Of a camera that is called by its address; a stated name may have 64 letters, and ``-2`` may come behind it."""
-EXAMPLES: Final = "camera:0, rtsp://HOST/PATH, http://HOST/PATH, a video file, a folder or glob of images, line:"
+EXAMPLES: Final = (
+    "camera:0, rtsp://HOST/PATH, http://HOST/PATH, rtmp://HOST/PATH, udp://@GROUP:PORT, a video file, "
+    "a folder or glob of images, line:"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +158,8 @@ def _scheme(uri: str) -> str:
     if found is None or _exists(uri):
         return "path"
     scheme = found[1].lower()
+    if scheme in _ELSEWHERE:
+        raise SourceError(f"{redact(uri)}: {_ELSEWHERE[scheme]}")
     if scheme not in _SCHEMES or scheme == "path":
         known = [name for name in _SCHEMES if name != "path"]
         message = f"{redact(uri)}: unknown scheme {scheme!r}.{nearest(scheme, known)} Known: {EXAMPLES}"
@@ -218,6 +223,28 @@ def _http(order: _Order) -> Source:
     )
 
 
+def _broadcast(order: _Order) -> Source:
+    """Return a stream that FFmpeg reads by RTMP, or as MPEG-TS in UDP packets."""
+    from stream.network import Patience, network_source
+
+    options = order.options
+    is_udp = order.uri.lower().startswith("udp:")
+    if is_udp and not re.match(r"udp://@?[^/@]*:\d{1,5}([/?].*)?$", order.uri, re.IGNORECASE):
+        message = f"{redact(order.uri)}: names no port to listen at; write udp://@GROUP:PORT or udp://0.0.0.0:PORT"
+        raise SourceError(message)
+    # As with a web address, FFmpeg looks for a second what it is; 208 kB wait while a picture is decoded.
+    wanted = {"analyzeduration": "1000000", "format_whitelist": "mpegts" if is_udp else "flv,live_flv"}
+    if is_udp:
+        wanted |= {"fifo_size": "50000", "overrun_nonfatal": "1"}
+    return network_source(
+        order.uri if is_udp else _with_host(order.uri),
+        camera=order.camera or place(order.uri).lstrip("@"),
+        options=wanted,
+        patience=Patience(options.open_timeout_seconds, options.read_timeout_seconds, options.attempts),
+        decoder=_decoder(options, doubt=_HOLES if is_udp else ""),
+    )
+
+
 def _decoder(options: SourceOptions, *, doubt: str = "", max_pixels: int = LIVE_MAX_PIXELS) -> Decoder:
     """Return what decodes one source; ``max_pixels`` is its limit where the options state none."""
     from stream.card import Decoder
@@ -233,11 +260,21 @@ def _http_is_live(uri: str) -> bool:
 
 def _with_host(uri: str) -> str:
     """Return ``uri`` if it has a host that can be asked. Raises ``SourceError``."""
+    authority = authority_of(uri)
     try:
         parts = urlsplit(uri)
         named = bool(parts.hostname) and (parts.port is None or parts.port > 0)
     except ValueError:
         named = False
+    behind = uri.partition("://")[2][len(authority) :]
+    if "@" not in authority and "@" in (urlsplit(f"x://h{behind}").fragment if named else behind):
+        sign = "#" if named else behind[0]
+        message = (
+            f"{redact(uri)}: its user name or password holds a {sign!r}, which ends the host of an address; write "
+            f"{quote(sign, safe='')} in its place (%23 is #, %3F is ?, %2F is /, %40 is @, %25 is %), or put "
+            "user:password into a credentials_file"
+        )
+        raise SourceError(message)
     if not named:
         message = f"{redact(uri)}: names no host, or a port outside 1 to 65535; write SCHEME://HOST/PATH"
         raise SourceError(message)
@@ -302,12 +339,30 @@ class _Scheme:
     live: Callable[[str], bool]
 
 
+_GATEWAY: Final = "let a gateway such as MediaMTX or go2rtc receive it, and give that one's rtsp:// address"
+_ELSEWHERE: Final = {
+    "srt": f"SRT is not spoken by this build of FFmpeg; {_GATEWAY}",
+    "rtp": f"RTP alone does not tell what it carries; {_GATEWAY}",
+    "rist": f"RIST is not spoken by this build of FFmpeg; {_GATEWAY}",
+    "webrtc": f"WebRTC is not spoken here; {_GATEWAY}",
+    "rtmpe": "encrypted RTMP is not spoken here; use rtmps://",
+    "rtmpt": "RTMP in HTTP is not spoken here; use rtmp://",
+    "mms": f"MMS is not spoken by this build of FFmpeg; {_GATEWAY}",
+    "onvif": "an ONVIF address is for control; give the rtsp:// address that the camera's media profile names",
+    "ws": f"video in a WebSocket is not read; {_GATEWAY}",
+    "wss": f"video in a WebSocket is not read; {_GATEWAY}",
+}
+"""Schemes that people give, and what to give instead."""
+
 _SCHEMES: Final[dict[str, _Scheme]] = {
     "camera": _Scheme(_camera, lambda _: True),
     "rtsp": _Scheme(_rtsp, lambda _: True),
     "rtsps": _Scheme(_rtsp, lambda _: True),
     "http": _Scheme(_http, _http_is_live),
     "https": _Scheme(_http, _http_is_live),
+    "rtmp": _Scheme(_broadcast, lambda _: True),
+    "rtmps": _Scheme(_broadcast, lambda _: True),
+    "udp": _Scheme(_broadcast, lambda _: True),
     "line": _Scheme(_line, _line_is_live),
     "file": _Scheme(_file, lambda uri: _path_is_live(_local(uri))),
     "path": _Scheme(_path, _path_is_live),

@@ -74,3 +74,15 @@ def test_an_address_that_has_credentials_or_can_have_none_is_refused(uri):
 )
 def test_a_password_in_plain_words_is_told_from_the_name_of_a_variable(uri, shown):
     assert shows_password(uri) is shown
+
+
+@pytest.mark.parametrize("place", ["192.0.2.1/live/ch0@main", "door:554/live/ch0@main", "door/a@b?c=d@e"])
+def test_credentials_are_put_before_the_host_where_the_path_holds_an_at_sign(place):
+    uri = signed(f"rtsp://{place}", "ada:p@ss/#1", "secret.txt")
+    assert urlsplit(uri).hostname == urlsplit(f"rtsp://{place}").hostname
+    assert unquote(urlsplit(uri).password) == "p@ss/#1"
+    assert uri.endswith(place)
+
+
+def test_a_variable_in_a_path_with_an_at_sign_is_taken_as_it_is():
+    assert expanded("rtsp://192.0.2.1/${PATH_TO}@main", {"PATH_TO": "a/b"}) == "rtsp://192.0.2.1/a/b@main"

@@ -18,6 +18,11 @@ from stream.redact import place, redact, scrub
         ("http://door/x#access_token=abc", "http://door/x#access_token=***"),
         ("rtsp://door:8554/live?channel=1", "rtsp://door:8554/live?channel=1"),
         ("http://door:80/a@b.jpg", "http://***@b.jpg"),
+        ("rtsp://192.0.2.1/live/ch0@main", "rtsp://192.0.2.1/live/ch0@main"),
+        ("rtsp://192.0.2.1:554/live/ch0@main", "rtsp://192.0.2.1:554/live/ch0@main"),
+        ("rtsp://me:se@cret@192.0.2.1/live/ch0@main", "rtsp://***@192.0.2.1/live/ch0@main"),
+        ("rtsp://[fe80::1%eth0]:554/ch0@main", "rtsp://[fe80::1%eth0]:554/ch0@main"),
+        ("rtsp://door/live/ch0@main", "rtsp://door/live/ch0@main"),
         ("camera:0", "camera:0"),
         ("rtsp://bob:12/34@cam", "rtsp://***@cam"),
         ("rtsp:bob:s3cr3t@host", "rtsp:***@host"),
@@ -53,3 +58,8 @@ def test_a_place_is_host_and_path_and_nothing_secret():
 def test_a_message_loses_the_address_it_quotes():
     uri = "rtsp://me:secret@door/live"
     assert scrub(f"could not open {uri!r}", uri) == "could not open 'rtsp://***@door/live'"
+
+
+def test_place_keeps_the_host_where_the_path_holds_an_at_sign():
+    assert place("rtsp://192.0.2.1/live/ch0@main") == "192.0.2.1/live/ch0@main"
+    assert place("rtsp://door/live/ch0@main") == "door/live/ch0@main"

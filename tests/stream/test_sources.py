@@ -115,3 +115,24 @@ def test_the_table_imports_no_decoder():
     program = "import sys, stream.sources as s; s.is_live('rtsp://x/y'); s.is_live('http://x/y.mp4'); s.redact('a')"
     program += "; sys.exit(bool({'av', 'cv2', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("sign", "escape"), [("#", "%23"), ("?", "%3F"), ("/", "%2F")])
+@pytest.mark.parametrize("scheme", ["rtsp", "rtsps", "http", "https", "rtmp"])
+def test_password_with_a_sign_that_ends_the_host_is_refused_with_its_escape(scheme, sign, escape):
+    with pytest.raises(SourceError, match=f"write {escape} in its place") as caught:
+        build_source(f"{scheme}://admin:canary{sign}7f3a@192.0.2.10:554/x")
+    assert "canary" not in str(caught.value)
+    assert "7f3a" not in str(caught.value)
+    assert build_source(f"{scheme}://admin:canary{escape}7f3a@192.0.2.10:554/x").camera == "192.0.2.10:554/x"
+
+
+@pytest.mark.parametrize("uri", ["srt://127.0.0.1:900", "rtp://239.0.0.1:5004", "mms://door/x", "onvif://door/x"])
+def test_scheme_that_cannot_be_read_names_what_to_give_instead(uri):
+    with pytest.raises(SourceError, match="rtsp:// address"):
+        build_source(uri)
+
+
+def test_udp_address_without_a_port_is_refused():
+    with pytest.raises(SourceError, match="udp://@GROUP:PORT"):
+        build_source("udp://239.0.0.1")

@@ -211,7 +211,7 @@ class Rows:
         """Return the columns of a group that tell what its rows are of."""
         import pyarrow.parquet as pq
 
-        with pq.ParquetFile(self._groups[number][0]) as opened:
+        with self._groups[number][0].open("rb") as raw, pq.ParquetFile(raw) as opened:
             there = set(opened.schema_arrow.names)
         return [name for name in _GIST_COLUMNS if name in there]
 
@@ -222,7 +222,7 @@ class Rows:
 
         file, group = self._groups[number]
         try:
-            with pq.ParquetFile(file) as opened:
+            with file.open("rb") as raw, pq.ParquetFile(raw) as opened:
                 yield from opened.iter_batches(_BATCH_ROWS, [group], columns, use_threads=False)
         except (OSError, KeyError, pa.ArrowException) as error:
             raise _unreadable(file, str(error)) from None
@@ -262,7 +262,7 @@ def _group_rows(file: Path) -> list[int]:
     from overlays.columns import ADDED, SCHEMA
 
     try:
-        with pq.ParquetFile(file) as opened:
+        with file.open("rb") as raw, pq.ParquetFile(raw) as opened:
             missing = set(SCHEMA.names) - ADDED - set(opened.schema_arrow.names)
             if missing:
                 raise _unreadable(file, f"it has no column {min(missing)!r}")

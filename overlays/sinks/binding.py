@@ -10,6 +10,7 @@ from pathlib import Path
 import zmq
 
 from overlays.address import Address
+from overlays.sinks.files import path_errors
 from pipeline.errors import SinkError
 
 
@@ -22,6 +23,11 @@ def check_path(address: Address) -> None:
     if not address.path or address.path.startswith("@"):
         return
     path = Path(address.path)
+    with path_errors(address.uri):
+        _check_place(address, path)
+
+
+def _check_place(address: Address, path: Path) -> None:
     if not path.parent.is_dir():
         raise SinkError(f"{address.uri}: the folder {path.parent} does not exist; create it: mkdir -p {path.parent}")
     if not path.exists():

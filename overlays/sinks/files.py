@@ -65,12 +65,14 @@ def path_errors(path: Path | str) -> Iterator[None]:
     Raises:
         SinkError: the block raised an ``OSError``, or a ``ValueError`` of a path that no system takes.
     """
+    if "\0" in str(path):
+        raise SinkError(f"{str(path)!r}: is no path (it holds a null character); choose another name")
     try:
         yield
     except OSError as error:
         cure = _CURES.get(error.errno or 0, "choose another place or mend its permissions")
         raise SinkError(f"{path}: cannot be written ({error.strerror or error}); {cure}") from error
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # links that lead in a circle are a RuntimeError to pathlib
         raise SinkError(f"{str(path)!r}: is no path ({error}); choose another name") from None
 
 

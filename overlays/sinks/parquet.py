@@ -173,7 +173,8 @@ class ParquetSink:
         try:
             table = pa.Table.from_pylist(list(self._rows), SCHEMA)
             self._parts.mkdir(exist_ok=True)
-            self._reserve.opened(lambda: pq.write_table(table, hidden, compression=_PACKED))
+            with self._reserve.opened(lambda: hidden.open("wb")) as file:  # Arrow takes no path that is not utf-8
+                pq.write_table(table, file, compression=_PACKED)
             hidden.replace(self._parts / f"{self._written:06d}.parquet")
         except OSError as error:
             with suppress(OSError):
@@ -216,7 +217,7 @@ def join(parts: Path, path: Path, *, replace: bool = True) -> None:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     hidden = _hidden(path)
     try:
-        with pq.ParquetWriter(hidden, SCHEMA, compression=_PACKED) as writer:
+        with hidden.open("wb") as joined, pq.ParquetWriter(joined, SCHEMA, compression=_PACKED) as writer:
             for table in _grouped(sorted(parts.glob("*.parquet"))):
                 writer.write_table(table, row_group_size=_GROUP_ROWS)
         if replace:
@@ -251,7 +252,8 @@ def _grouped(files: list[Path]) -> Iterator[pa.Table]:
     """Give the rows of many small files in large tables."""
     held: list[pa.Table] = []
     for file in files:
-        held.append(pq.read_table(file, schema=SCHEMA, use_threads=False))
+        with file.open("rb") as part:
+            held.append(pq.read_table(part, schema=SCHEMA, use_threads=False))
         if sum(t.num_rows for t in held) >= _GROUP_ROWS or sum(t.nbytes for t in held) >= _GROUP_BYTES:
             yield pa.concat_tables(held)
             held = []

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from overlays.sinks.files import in_file_names
+from overlays.sinks.files import in_file_names, path_errors
 from pipeline.errors import SinkError
 
 PART: Final = ".part"
@@ -51,22 +51,19 @@ class Shelf:
         Raises:
             SinkError: it is a file, or cannot be made or written.
         """
-        if self.folder.exists() and not self.folder.is_dir():
-            raise SinkError(f"{self.folder}/: is a file; name a folder, or leave the slash out for one film")
-        try:
-            self.folder.mkdir(exist_ok=True)
-            probe = self.folder / ".recorder.part"
-            probe.touch()
-            probe.unlink()
-        except FileNotFoundError:
-            parent = self.folder.parent
-            raise SinkError(
-                f"{self.folder}/: the folder {parent} does not exist; create it: mkdir -p {parent}"
-            ) from None
-        except OSError as error:
-            raise SinkError(
-                f"{self.folder}/: cannot be written ({error.strerror}); choose another place or mend its permissions"
-            ) from error
+        with path_errors(f"{self.folder}/"):
+            if self.folder.exists() and not self.folder.is_dir():
+                raise SinkError(f"{self.folder}/: is a file; name a folder, or leave the slash out for one film")
+            try:
+                self.folder.mkdir(exist_ok=True)
+                probe = self.folder / ".recorder.part"
+                probe.touch()
+                probe.unlink()
+            except FileNotFoundError:
+                parent = self.folder.parent
+                raise SinkError(
+                    f"{self.folder}/: the folder {parent} does not exist; create it: mkdir -p {parent}"
+                ) from None
 
     def admit(self, camera: str) -> None:
         """Take a camera's clips for this recorder's own, those of earlier runs too."""

@@ -228,6 +228,10 @@ def _unknown(uri: str) -> str:
     kind = _kind(uri)
     if kind == "https://":
         return "sink https://…: TLS is a proxy's business, see docs/page.md; serve on http://127.0.0.1:8000 behind it"
+    if "/?" in uri and "://" not in uri:
+        return (
+            f"sink {uri!r}: a folder of clips has no settings behind a '?': its clips never replace any; leave it out"
+        )
     shown = _shown(uri)
     wanted = "a sink's scheme" if "://" in uri else "a sink's name or suffix"
     known = [*SINKS, *(entry.name for entry in added_kinds())]

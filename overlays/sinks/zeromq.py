@@ -27,7 +27,7 @@ from overlays.sinks.binding import check_path, unbound
 from overlays.sinks.options import ENCODED, VIEWERS, SinkOptions
 from overlays.sinks.pace import Pace
 from overlays.wire import encode, topic_of
-from pipeline.errors import SinkError
+from pipeline.errors import SinkError, WireError
 from pipeline.frames import Overlay
 from pipeline.ports import Figure
 
@@ -165,7 +165,8 @@ class ZeroMqSink:
         """Publish one frame if somebody watches its camera and one is due; never waits for a viewer.
 
         Raises:
-            SinkError: the frame breaks a limit of the wire, or the address was lost.
+            SinkError: the address was lost.
+            WireError: the frame breaks a limit of the wire; the next one is sent.
         """
         camera = overlay.explanation.frame.camera
         self._last[camera] = overlay
@@ -181,7 +182,7 @@ class ZeroMqSink:
             SinkError: the address was lost.
         """
         self._hear()
-        for camera in self._last:
+        for camera in list(self._last):
             if self._is_unsent(camera) and self._pace.is_due(camera, self._clock()):
                 self._send(camera)
         self._settle()
@@ -269,7 +270,7 @@ class ZeroMqSink:
         for camera in sorted(self._owed):
             if camera in self._packed:
                 self._resend(camera)
-            else:
+            elif camera in self._last:
                 self._send_if_drawn(camera)
 
     def _send_if_drawn(self, camera: str) -> None:
@@ -283,17 +284,31 @@ class ZeroMqSink:
         sent = Overlay(
             bounded_picture(scaled_picture(overlay.image, self._options.scale)), overlay.explanation, overlay.silence
         )
-        self._packed[camera] = (overlay, sent, picture_of(overlay, self.takes_jpeg) or self._encoded(sent))
+        try:
+            picture = picture_of(overlay, self.takes_jpeg) or self._encoded(sent)
+        except WireError:
+            self._forget(camera)
+            raise
+        self._packed[camera] = (overlay, sent, picture)
         self.encoded += 1
         self._pace.note(camera, self._clock())
         self._resend(camera)
+
+    def _forget(self, camera: str) -> None:
+        """Forget a frame that cannot be sent: the next one is owed to whoever waits for it."""
+        self._last.pop(camera, None)
+        self._packed.pop(camera, None)
 
     def _encoded(self, overlay: Overlay) -> bytes:
         return encode_picture(overlay.image, self._options.jpeg_quality)
 
     def _resend(self, camera: str) -> None:
         _, sent, picture = self._packed[camera]
-        parts = encode(sent, sent_at_unix=self._wall(), now_monotonic=self._clock(), picture=picture)
+        try:
+            parts = encode(sent, sent_at_unix=self._wall(), now_monotonic=self._clock(), picture=picture)
+        except WireError:
+            self._forget(camera)
+            raise
         self._owed.discard(camera)
         if self._socket is not None:
             # XPUB drops for viewers whose queue is full; it never waits.

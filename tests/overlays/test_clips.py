@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
@@ -17,13 +18,13 @@ import numpy as np
 import pytest
 
 from overlays.sinks import disk
-from overlays.sinks.clip import Clip
+from overlays.sinks.clip import Clip, ClipEncoder
 from overlays.sinks.clips import ClipsSink
 from overlays.sinks.fragments import WholeWrites
 from overlays.sinks.locks import claimed, to_claim
 from overlays.sinks.options import ClipOptions, SinkOptions
 from overlays.sinks.recorder import RecorderSink
-from pipeline.errors import SinkError
+from pipeline.errors import FrameError, SinkError
 from pipeline.frames import Overlay, Silence
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -367,3 +368,39 @@ def test_a_wrong_preset_is_refused_in_words(tmp_path, overlaid):
     sink = ClipsSink(f"{tmp_path}/", options=SinkOptions(video_preset="fastish"))
     with pytest.raises(SinkError, match="cannot be encoded"), sink:
         sink.put(overlaid())
+
+
+def test_pictures_beyond_the_encoders_limits_are_recorded_smaller_and_said_once(tmp_path, overlaid, caplog):
+    with recorder(tmp_path) as sink:
+        for index in range(3):
+            sink.put(overlaid(np.full((64, 20_000, 3), 200, np.uint8), index=index, pts_seconds=index / RATE))
+    (film,) = videos(tmp_path)
+    assert [round(value / 10) for value in greys(film)] == [20] * 3
+    assert [line["width"] for line in lines(film)] == [20_000] * 3
+    assert len([r for r in caplog.records if "more than can be encoded; recorded as 16384x52" in r.getMessage()]) == 1
+
+
+def test_a_frame_that_the_encoder_refuses_is_lost_alone(tmp_path, overlaid, monkeypatch):
+    encode = ClipEncoder.encode
+
+    def encoding(self, image, ticks, step_ticks, *, key):
+        if image.mean() > 250:
+            raise FrameError("refused")
+        return encode(self, image, ticks, step_ticks, key=key)
+
+    monkeypatch.setattr(ClipEncoder, "encode", encoding)
+    with recorder(tmp_path) as sink:
+        for index in range(9):
+            picture = np.full((48, 64, 3), 255, np.uint8) if index in {0, 5} else grey(index)
+            with contextlib.suppress(FrameError):
+                sink.put(overlaid(picture, index=index, pts_seconds=index / RATE))
+    (film,) = videos(tmp_path)
+    assert [line["index"] for line in lines(film)] == [1, 2, 3, 4, 6, 7, 8]
+    assert len(greys(film)) == 7
+
+
+def test_the_logs_of_clips_tell_the_names_of_the_files_that_were_read(tmp_path, overlaid):
+    with recorder(tmp_path) as sink:
+        sink.put(overlaid(source_name="ok/1.jpg"))
+    (film,) = videos(tmp_path)
+    assert lines(film)[0]["source"] == "ok/1.jpg"

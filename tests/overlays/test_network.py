@@ -461,3 +461,26 @@ def test_a_stopped_viewer_ends_within_a_moment(sink):
     with Viewer(sink.endpoint) as viewer:
         assert list(viewer.messages(stop)) == []
         assert list(viewer.overlays(stop)) == []
+
+
+def test_a_frame_larger_than_any_picture_arrives_smaller_with_its_own_size_told(sink, overlaid, until):
+    with Viewer(sink.endpoint) as viewer:
+        joined(sink, until)
+        sink.put(overlaid(np.full((64, 20_000, 3), 200, np.uint8), camera="scan", index=1))
+        received = first(viewer)
+        assert (received.header.frame_width, received.header.frame_height) == (20_000, 64)
+        assert received.image.shape == (52, 16_384, 3)
+        assert received.overlay().explanation.region.right == pytest.approx(16_384)
+
+
+def test_a_frame_that_cannot_be_told_is_left_out_and_the_next_one_arrives(sink, overlaid, until):
+    with Viewer(sink.endpoint) as viewer:
+        joined(sink, until)
+        with pytest.raises(WireError, match="explain fewer classes"):
+            sink.put(overlaid(camera="door", index=1, label="x" * (33 << 20)))
+        sink.idle()
+        with pytest.raises(WireError, match="NaN"):
+            sink.put(overlaid(camera="door", index=2, score=float("nan")))
+        sink.idle()
+        sink.put(overlaid(camera="door", index=3))
+        assert first(viewer).header.index == 3

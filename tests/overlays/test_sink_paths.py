@@ -1,0 +1,225 @@
+"""Where sinks write: whatever the system says of a path is one sentence, and no other user has a hand in it."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import socket
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from overlays.sinks.disk import HandleReserve
+from overlays.sinks.files import fresh_paths, parse_target
+from overlays.sinks.locks import claimed, to_claim
+from overlays.sinks.log import LogSink
+from overlays.sinks.table import build_sink
+from pipeline.errors import SinkError
+from tests.ground.logs import log_lines
+
+KINDS = ["{}.jsonl", "{}.parquet", "{}.mp4", "{}.mkv", "{}/"]
+
+
+@contextmanager
+def as_nobody():
+    """Be a user who may enter none of the folders of the tests."""
+    if os.geteuid() != 0:
+        pytest.skip("needs to be root to become somebody else")
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def opened(uri):
+    with claimed(to_claim([uri], ["a"])), build_sink(uri, cameras=["a"]):
+        pass
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "ipc://{}"])
+@pytest.mark.parametrize("name", ["x" * 300, "loop/x", "file/x", "no/x", "locked/x", "nul\0x"])
+def test_a_path_that_cannot_be_is_refused_in_one_sentence_with_the_remedy(tmp_path, kind, name):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "file").touch()
+    (tmp_path / "locked").mkdir(mode=0o700)
+    uri = kind.format(tmp_path / name)
+    if name == "locked/x":
+        tmp_path.chmod(0o700)
+        with as_nobody(), pytest.raises(SinkError) as refused:
+            opened(uri)
+    else:
+        with pytest.raises(SinkError) as refused:
+            opened(uri)
+    assert "\n" not in str(refused.value)
+    assert refused.value.exit_code == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", [os.fsdecode(b"bad\xff"), "\u00fc #%20 [x]", "x" * 236])
+def test_a_name_that_the_system_takes_is_written_whatever_its_bytes(tmp_path, kind, name, overlaid):
+    uri = kind.format(tmp_path / name)
+    with claimed(to_claim([uri], ["line"])), build_sink(uri, cameras=["line"]) as sink:
+        sink.put(overlaid())
+    (written,) = tmp_path.iterdir()
+    assert written.name.startswith(name)
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".parquet", ".mp4", ".mkv"])
+def test_a_file_has_the_setting_mode_and_no_other(tmp_path, kind):
+    path = tmp_path / f"out{kind}"
+    assert parse_target(f"{path}?mode=replace") == (path, True)
+    assert parse_target(f"{path}?mode=keep") == parse_target(str(path)) == (path, False)
+    assert parse_target(f"{tmp_path}/what?{kind}") == (tmp_path / f"what?{kind}", False)
+    for wrong, said in (("mode=append", "keep"), ("mode=", "keep"), ("rate=5", "'rate' is no setting")):
+        with pytest.raises(SinkError, match=said):
+            build_sink(f"{path}?{wrong}", cameras=["a"])
+    with pytest.raises(SinkError, match="leave it out"):
+        build_sink(f"{tmp_path}/clips/?mode=replace", cameras=["a"])
+
+
+def test_a_name_beside_an_earlier_runs_is_never_too_long(tmp_path):
+    names = fresh_paths(tmp_path / f"{'x' * 251}.mp4", 1_800_000_000.0)
+    first, second, third = (next(names).name for _ in range(3))
+    assert max(len(first), len(second), len(third)) <= 255
+    assert len({first, second, third}) == 3
+    assert third.endswith(".20270115T080000Z-2.mp4")
+
+
+def lock_name(path):
+    return hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32] + ".lock"
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """The folders for locks: one of the session, one that always is there."""
+    session, temporary = tmp_path / "session", tmp_path / "tmp"
+    session.mkdir(mode=0o700)
+    temporary.mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(session))
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    return session / "recipro-stream", temporary / f"recipro-stream-{os.getuid()}"
+
+
+def test_a_lock_that_is_a_planted_link_empties_nothing(places, tmp_path, caplog):
+    diary, out = tmp_path / "diary", tmp_path / "out.jsonl"
+    diary.write_text("precious")
+    for place in places:
+        place.mkdir(mode=0o700)
+        (place / lock_name(out)).symlink_to(diary)
+    with claimed([out]):
+        assert diary.read_text() == "precious"
+    assert "cannot be locked" in caplog.text
+
+
+def test_a_lock_file_is_never_emptied(places, tmp_path):
+    out = tmp_path / "out.jsonl"
+    places[1].mkdir(mode=0o700)
+    (places[1] / lock_name(out)).write_text("precious")
+    with claimed([out]):
+        pass
+    assert (places[1] / lock_name(out)).read_text() == "precious"
+
+
+@pytest.mark.parametrize("how", ["another user's", "open to others", "a link", "a file"])
+def test_a_folder_of_locks_that_is_not_ours_alone_is_not_used_and_blocks_nobody(places, tmp_path, caplog, how):
+    out, elsewhere = tmp_path / "out.jsonl", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    held = []
+    for place in places:
+        if how == "a link":
+            place.symlink_to(elsewhere)
+            continue
+        if how == "a file":
+            place.touch()
+            continue
+        place.mkdir()
+        if how == "open to others":
+            place.chmod(0o777)
+        elif os.geteuid() == 0:
+            os.chown(place, 65534, 65534)
+        else:
+            pytest.skip("needs to be root to give a folder away")
+        held.append((place / lock_name(out)).open("w"))
+        fcntl.flock(held[-1], fcntl.LOCK_EX)
+    with caplog.at_level(logging.WARNING), claimed([out]):
+        pass
+    for each in held:
+        each.close()
+    assert "no folder for locks" in caplog.text
+    assert not list(elsewhere.iterdir())
+
+
+def test_two_runs_meet_though_only_one_belongs_to_a_session(places, tmp_path, monkeypatch):
+    out = tmp_path / "out.jsonl"
+    with claimed([out]):
+        assert all(place.stat().st_mode & 0o777 == 0o700 for place in places)
+        monkeypatch.delenv("XDG_RUNTIME_DIR")
+        with pytest.raises(SinkError, match="by another run"), claimed([out]):
+            pass
+
+
+@contextmanager
+def no_handles():
+    """Take every file handle that this process may have."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(each.name) for each in Path("/proc/self/fd").iterdir())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 20, before[1]))
+    taken = []
+    try:
+        with pytest.raises(OSError, match="Too many open files"):  # noqa: PT012
+            while True:
+                taken.append(socket.socket())
+        yield
+    finally:
+        for each in taken:
+            each.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_reserve_opens_what_nobody_else_could():
+    reserve = HandleReserve()
+    reserve.fill()
+    try:
+        with no_handles():
+            with pytest.raises(OSError, match="Too many"):
+                os.open(os.devnull, os.O_RDONLY)
+            os.close(reserve.opened(lambda: os.open(os.devnull, os.O_RDONLY)))
+    finally:
+        reserve.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_recording_begins_and_goes_on_where_strangers_have_taken_all_handles(tmp_path, kind, overlaid):
+    uri = kind.format(tmp_path / "out")
+    with build_sink(uri, cameras=["line"]) as sink:
+        with no_handles():
+            for index in range(5):
+                sink.put(overlaid(index=index, pts_seconds=index / 30))
+            assert not getattr(sink, "trouble", "")
+        sink.put(overlaid(index=5, pts_seconds=5 / 30))
+        assert getattr(sink, "lost", 0) == 0
+    if kind.endswith((".jsonl", "/")):
+        (path,) = tmp_path.rglob("*.jsonl")
+        assert [line["index"] for line in log_lines(path)] == list(range(6))
+
+
+def test_without_any_handle_the_right_cause_is_told_and_the_next_line_is_tried_at_once(tmp_path, overlaid):
+    path = tmp_path / "out.jsonl"
+    sink = LogSink(path, clock=lambda: 0.0).__enter__()
+    sink._reserve.close()
+    with no_handles():
+        sink.put(overlaid(index=0))
+        assert "no file handle is free" in sink.trouble
+        assert "disk" not in sink.trouble
+    sink.put(overlaid(index=1))
+    assert (sink.trouble, sink.lost) == ("", 1)
+    with pytest.raises(SinkError, match="no file handle"):
+        sink.__exit__(None, None, None)
+    assert [line["index"] for line in log_lines(path)] == [1]
+    assert Path(path).exists()

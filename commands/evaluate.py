@@ -77,7 +77,7 @@ def evaluate(
     from engine.evaluation.journal import RECORDS, Journal, write_result
     from engine.evaluation.summary import summarise
     from engine.passport import is_exported
-    from overlays.evaluation_page import ROWS, evaluation_page, shown_records
+    from overlays.evaluation_page import ROWS, conclusion, evaluation_page, shown_records
 
     engine = {
         "model": model, "weights": weights, "labels": labels, "layer": layer, "kernel": kernel,
@@ -136,6 +136,7 @@ def evaluate(
     for key, name, _, factor in ROWS:
         if summary.get(key) is not None:
             say(f"{name:28} {factor * float(summary[key] or 0):8.2f}")
+    say(f"\n{conclusion(summary)}")
     page_place = near(output / "report.html")
     say(f"\n{len(records)} of {len(work.names)} pictures; read {page_place} ({RECORDS} holds each one)")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from commands.learned import Learned
-from commands.pictures import ReadPicture, open_pictures
+from commands.pictures import ReadPicture, open_pictures, writable_names
 from commands.terminal import progress_bar, say
 from commands.truths import Known, read_paths
 from pipeline.errors import ConfigError, DamagedError, SourceError
@@ -77,7 +77,10 @@ def open_evaluated(place: str, limit: int | None, known: Known, learned: Learned
             raise ConfigError(f"--boxes, --masks: {place} is a video; they go with pictures, give a folder of those")
         return Video(source, place, VIDEO_LIMIT if limit is None else limit, learned)
     in_folder = Path(place).is_dir()
-    named = {path.name if in_folder else str(path): path for path in found_images(place, IMAGE_SUFFIXES)}
+    paths = writable_names(found_images(place, IMAGE_SUFFIXES))
+    named = {path.name if in_folder else str(path): path for path in paths}
+    if not named:
+        raise ConfigError(f"{place}: none of its pictures has a name that a list can hold; give them others")
     return Pictures(named, limit, known, learned, read)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from pipeline.frames import Image
+
+log = logging.getLogger("recipro-stream")
 
 ReadPicture = Callable[[Path], Image]
 
@@ -22,3 +25,20 @@ def open_pictures(place: str) -> tuple[str, ReadPicture, str]:
     path, stated = split_options(place)
     check_options(place, stated, ("bits",), "the pictures of a data set")
     return path, image_reader(stated, FILE_MAX_PIXELS).read, place[len(path) :]
+
+
+def writable_names(paths: Iterable[Path]) -> list[Path]:
+    """Return the paths that a list or a report can name: those of UTF-8 and of one line; tell of the others."""
+    from stream.paths import shown
+
+    kept: list[Path] = []
+    left: list[Path] = []
+    for path in paths:
+        is_text = str(path).encode("utf-8", "replace").decode() == str(path)
+        (kept if is_text and len(str(path).splitlines()) == 1 else left).append(path)
+    if left:
+        log.warning(
+            "left out: %d pictures, %s for one: a name has to be UTF-8 and of one line; give them others",
+            len(left), shown(left[0]),
+        )  # fmt: skip
+    return kept

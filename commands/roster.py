@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from commands.label_table import GROUP, read_table
-from commands.pictures import ReadPicture
+from commands.pictures import ReadPicture, writable_names
 from commands.split_layout import TEST, TRAINING, VALIDATION, find_layout, is_hidden, visible_folders
 from commands.terminal import progress_bar
 from pipeline.errors import ConfigError, SourceError
@@ -131,7 +131,7 @@ def _class_folders(folder: Path, pictures: str | None) -> Iterator[tuple[str, li
             for one in (kind.glob(pictures) if pictures else kind.rglob("*"))
             if not any(is_hidden(word) for word in one.relative_to(kind).parts) and one.is_file()
         ]
-        found = sorted(one for one in every if one.suffix.lower() in IMAGE_SUFFIXES)
+        found = writable_names(sorted(one for one in every if one.suffix.lower() in IMAGE_SUFFIXES))
         if not found:
             asked = f" like {pictures!r}" if pictures else ""
             raise ConfigError(f"class {kind.name!r}: {kind} holds no pictures{asked}; add some, or remove the folder")

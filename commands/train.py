@@ -218,7 +218,7 @@ def _tell_parts(parts: Mapping[str, Sequence[Sample]], unread: int, copies: int,
 
 def _tell_split(crossing: Sequence[Sample], *, divided: bool) -> None:
     if divided:
-        say("The folders are a split already: it is kept.")
+        say("The folders are a split already: it is kept, and --held-out counts for nothing.")
     if crossing:
         first = crossing[0].path
         log.warning("%d pictures are left out of the examination, %s for one: %s", len(crossing), first, CROSSING)

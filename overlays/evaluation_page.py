@@ -94,6 +94,7 @@ def evaluation_page(
         "<!doctype html><html lang=en><meta charset=utf-8>",
         "<meta name=viewport content='width=device-width,initial-scale=1'>",
         f"<title>{escape(title)}</title><style>{_STYLE}</style><h1>{escape(title)}</h1>",
+        f"<p>{escape(conclusion(summary))}</p>",
         f"<p>{len(records)} pictures; each one's top-1 class explained. Shares in per cent.</p>",
         f"<table>{_table(summary)}</table><h2>Distributions</h2><div class=row>{charts}</div>",
         "<h2>The best by ADCC</h2>", _gallery([Shown(one, images[one["image"]]) for one in best]),
@@ -101,6 +102,28 @@ def evaluation_page(
         f"<h2>What ran</h2><table>{told}</table></html>\n",
     ]  # fmt: skip
     return "\n".join(parts)
+
+
+def conclusion(summary: Mapping[str, Any]) -> str:
+    """Return what an evaluation came to, in words; a share beside the one that chance would give."""
+    told = []
+    if summary.get("accuracy") is not None:
+        told.append(f"{summary['accuracy']:.1%} of the pictures are named right.")
+    if summary.get("pointing_15px") is not None:
+        chance = summary.get("pointing_15px_chance")
+        beside = f", where a cell chosen by chance would in {chance:.1%}" if chance is not None else ""
+        told.append(
+            f"In {summary['pointing_15px']:.1%} of {summary['images_pointed']} pictures the hottest cell lies on the "
+            f"object or within 15 pixels of it{beside}."
+        )
+    if summary.get("average_drop") is not None:
+        told.append(f"With all but the heat hidden, {summary['average_drop']:.1%} of the score is lost on average.")
+    if summary.get("randomised") is not None:
+        told.append(
+            f"The same network with shuffled weights gives maps whose rank correlation with these is "
+            f"{summary['randomised']:.2f}; near 0 is right."
+        )
+    return " ".join(told)
 
 
 def shown_records(

@@ -132,8 +132,9 @@ def test_masks_are_found_by_name_and_folders_that_are_classes_say_what_is_right(
         mask = np.full((60, 80), 3, np.uint8)
         cv2.imwrite(str(tmp_path / "masks" / kind.name / "a.bmp"), mask)
     (tmp_path / "list.txt").write_text("photos/ok/a.png\nphotos/scratch/a.png\nphotos/2 <b>.png\n")
-    code, _, errors = command("--output", "out", "--masks", "masks", pictures="list.txt")
+    code, said, errors = command("--output", "out", "--masks", "masks", pictures="list.txt")
     assert code == 0, errors
+    assert "a cell chosen by chance would in 100.0%" in said
     told = [json.loads(line) for line in (tmp_path / "out" / "images.jsonl").read_text().splitlines()]
     assert [one.get("mask_share") for one in told] == [1.0, 1.0, None]
     chances = ("pointing_chance", "pointing_15px_chance", "energy_chance")

@@ -1,6 +1,7 @@
 """Labelled pictures on the disk: classes, splits of classes, and tables, as people and programs leave them."""
 
 import logging
+import os
 import random
 from pathlib import Path
 
@@ -222,3 +223,13 @@ def test_pictures_of_one_depth_are_read_alike(tmp_path):
     assert brightest == pytest.approx([255 * 800 / 4095, 255 * 4000 / 4095], abs=1)
     with pytest.raises(SourceError, match="does not belong to the pictures of a data set"):
         open_pictures(f"{tmp_path / 'parts'}?watch=1")
+
+
+def test_pictures_whose_name_no_list_can_hold_are_left_out_and_told(tmp_path, caplog):
+    make(tmp_path, "ok", "scratch", pictures=2)
+    names = [os.fsdecode(b"caf\xe9.png"), "two\nlines.png"]
+    for name in names:
+        (tmp_path / "ok" / name).write_bytes((tmp_path / "ok" / "0.png").read_bytes())
+    assert len(listed(tmp_path, None, None, None).samples) == 4
+    assert "left out: 2 pictures" in caplog.text
+    assert r"caf\xe9.png" in caplog.text

@@ -220,7 +220,7 @@ class FileSource:
         stream.thread_type = "SLICE" if self._decoder.asks else threads  # a card works on one picture at a time
         self._is_cut_gif = self._is_local and "gif" in self._formats and not gif_is_whole(self._path)
         self._stream: VideoStream = stream
-        self._aspect = PixelAspect(stream)
+        self._aspect = PixelAspect(stream, max_pixels=self._decoder.max_pixels)
         self.rate = float(stream.average_rate) if stream.average_rate else None
         self.frames_total = None if reading.loop else frames_total(self._container, stream)
         self._packets_total = packets_total(self._container, stream)

@@ -66,8 +66,17 @@ class ImageReader:
     several pages the first is read.
     """
 
-    def __init__(self, *, max_pixels: int | None = FILE_MAX_PIXELS, bits: int | None = None) -> None:
-        """Take the limit of a picture's pixels, None for none, and the depth of 16-bit values, None to judge it."""
+    def __init__(
+        self, *, max_pixels: int | None = FILE_MAX_PIXELS, bits: int | None = None, takes_bits: bool = True
+    ) -> None:
+        """Decide nothing yet.
+
+        Args:
+            max_pixels: how many pixels a picture may have; None: any number.
+            bits: the depth of 16-bit values; None: each picture's is judged.
+            takes_bits: whether the user may state the depth behind the path; that is then the remedy that is told.
+        """
+        self._takes_bits = takes_bits
         self._max_pixels = max_pixels
         self._bits = bits
         self._told: set[str] = set()
@@ -127,10 +136,13 @@ class ImageReader:
         values = np.asarray(image, dtype=np.uint16)
         bits = self._bits or header.bits or value_bits(values)
         if bits < 16 and self._bits is None and header.bits is None and values.any():
+            cure = "scale the values to 16 bits if that is wrong"
+            if self._takes_bits:
+                cure = f"add ?bits={bits} to the source to read all alike, or ?bits=16 if they are dark on purpose"
             tell(
                 "bits",
-                f"its values of 16 bits reach {values.max()} only: read as {bits} bits, each picture by itself; add "
-                f"?bits={bits} to the source's path to read all alike, or ?bits=16 if it is dark on purpose",
+                f"its values of 16 bits reach {values.max()} only: read as {bits} bits, each such picture by itself; "
+                f"{cure}",
             )
         return eight_bits(values, bits)
 
@@ -157,7 +169,7 @@ class ImageReader:
             log.warning("%s", words)
 
 
-_READER: Final = ImageReader()
+_READER: Final = ImageReader(takes_bits=False)
 
 
 def read_image(path: str | os.PathLike[str]) -> Image:

@@ -203,7 +203,7 @@ class LiveSource:
         decoding = Decoding(
             trust=Trust(patience_packets=_DOUBT_PACKETS), numbers=numbers, max_pixels=self._line.decoder.max_pixels
         )
-        rgb, aspect = RgbConverter(), PixelAspect(stream)
+        rgb, aspect = RgbConverter(), PixelAspect(stream, max_pixels=self._line.decoder.max_pixels)
         self._clock.restart()
         corrupt_before, self._last_pts, last_at = self._health.corrupt, None, 0.0
         packets = self._fed(self._line.packets(container, attempt.stop), decoding, attempt)

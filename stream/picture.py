@@ -47,7 +47,9 @@ _NEARLY_SQUARE: Final = Fraction(1, 100)  # what scaling to even sizes leaves; t
 class PixelAspect:
     """The shape of a stream's pixels, width over height, as it is now: the container's word, then the codec's."""
 
-    def __init__(self, stream: VideoStream) -> None:
+    def __init__(self, stream: VideoStream, *, max_pixels: int | None = None) -> None:
+        """Take the stream, and how many pixels a picture may have when it has been scaled; None: any number."""
+        self._max_pixels = max_pixels
         self._context = stream.codec_context
         self._stated = stream.sample_aspect_ratio
         self._coded: Fraction | None = None
@@ -61,7 +63,9 @@ class PixelAspect:
         aspect = self._stated if coded == self._coded and self._stated else coded  # joined from two: the codec's word
         if not aspect or not 1 / _ODD_ASPECT <= aspect <= _ODD_ASPECT or abs(aspect - 1) < _NEARLY_SQUARE:
             return Fraction(1)
-        return Fraction(aspect)
+        pixels = self._context.width * self._context.height * max(aspect, 1 / aspect)
+        is_too_large = self._max_pixels is not None and pixels > self._max_pixels
+        return Fraction(1) if is_too_large else Fraction(aspect)
 
 
 def square_size(width: int, height: int, aspect: Fraction) -> tuple[int, int]:

@@ -120,7 +120,7 @@ class ImageReader:
         by_pillow = header.format in _TURNED_FORMATS
         image = _turned(content) if by_pillow else self._decoded(content, header, tell)
         if image is None:
-            raise SourceError(_BAD)
+            raise SourceError(f"a {header.format} that is damaged or cut off; fetch or save it again")
         return image
 
     def _decoded(self, content: bytes, header: _Header, tell: Callable[[str, str], None]) -> Image | None:

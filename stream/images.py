@@ -131,9 +131,11 @@ def _found(pattern: str, suffixes: frozenset[str]) -> list[str]:
     if not taken:
         raise SourceError(_nothing_found(pattern, suffixes, is_folder=kind == "folder"))
     if others:
-        named = ", ".join(f"{shown(suffix)} ({count})" for suffix, count in others.most_common(_MOST_NAMED))
+        named = ", ".join(f"{shown(suffix)} ({times})" for suffix, times in others.most_common(_MOST_NAMED))
         more = ", ..." if len(others) > _MOST_NAMED else ""
-        log.warning("%s: %d files left out for their suffix: %s%s", shown(pattern), others.total(), named, more)
+        count = others.total()
+        files = "1 file" if count == 1 else f"{count} files"
+        log.warning("%s: %s left out for the suffix: %s%s", shown(pattern), files, named, more)
     return sorted(sorted(taken), key=natural)
 
 

@@ -17,6 +17,8 @@ AT_ONCE = Backoff(shortest_seconds=0.001, longest_seconds=0.002, slow_seconds=0.
 class Script:
     """A camera that does on each attempt what its list says: a number of pictures, or an error."""
 
+    footage = "testsrc=size=64x48:rate=25"
+
     def __init__(self, *attempts):
         self.attempts = list(attempts)
         self.opened = []
@@ -27,7 +29,7 @@ class Script:
         attempt = self.attempts.pop(0)
         if isinstance(attempt, Exception):
             raise attempt
-        container = av.open(f"testsrc=size=64x48:rate=25,trim=end_frame={attempt}", format="lavfi")
+        container = av.open(f"{self.footage},trim=end_frame={attempt}", format="lavfi")
         self.opened.append(container)
         return container
 
@@ -198,3 +200,15 @@ def test_a_loss_and_a_return_are_logged_once_each(caplog):
         "script: connection refused: nothing listens at this host and port",
         "script: live again",
     ]
+
+
+def test_live_pictures_of_oblong_pixels_come_in_the_shape_they_are_shown_in():
+    script = Script(2, 2)
+    script.footage += ",setsar=2/1"
+    stop = threading.Event()
+    frames = []
+    for frame in script.source().frames(stop):
+        frames.append(frame)
+        if len(frames) == 4:  # across a reconnect
+            stop.set()
+    assert [(frame.width, frame.height) for frame in frames] == [(128, 48)] * 4

@@ -97,15 +97,16 @@ class SourceConfig(_Knobs):
     """One camera."""
 
     uri: str
-    """camera:0, rtsp://..., http(s)://..., rtmp://..., udp://..., a video file, a folder or glob of images, or line:
-    (simulated).
+    """camera:0, rtsp://..., http(s)://..., rtmp://..., udp://..., a video file (FILE?loop=1), a folder or glob of
+    images (FOLDER?watch=1: new ones as they appear; docs/sources.md), or line: (simulated).
     ${NAME} stands for a variable of the environment."""
     credentials_file: str | None = None
     """A file with one line, user:password, for this address: it need not stand in the configuration."""
     name: Name | None = None
     """The camera's name: topic, legend, file names. Default: from the URI."""
     overflow: Overflow | None = None
-    """What a full queue does. Default: drop-oldest for live sources, wait for files and folders."""
+    """What a full queue does. Default: drop-oldest for live sources, wait for files and folders, also watched
+    ones."""
     transport: Literal["tcp", "udp"] = "tcp"
     """How RTSP carries its packets."""
     read_timeout_seconds: float = Field(default=2.0, gt=0, le=60)

@@ -34,6 +34,7 @@ _PNM_LARGEST: Final = re.compile(rb"P[2356]\s(?:\s|#[^\n]*\n)*\d+(?:\s|#[^\n]*\n
 _TIFF_MAX_SAMPLE_VALUE: Final = 281
 _BYTES_PER_PIXEL: Final = 8  # four channels of 16 bits, not compressed
 _FILE_BYTES: Final = 256 << 20  # what may stand beside the pixels: a motion photo's video
+_FORMATS: Final = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "DIB", "PPM", "JPEG2000", "AVIF", "GIF")
 _TURNED_FORMATS: Final = frozenset({"HEIF", "AVIF"})
 """Those that OpenCV does not read, or does not turn."""
 _DEEP_FORMATS: Final = frozenset({"PNG", "TIFF", "PPM", "JPEG2000"})
@@ -215,6 +216,11 @@ def _header(content: bytes) -> _Header | None:
             )
     except Exception:  # noqa: BLE001 - a damaged header makes Pillow raise nearly anything
         return None
+
+
+def _known_formats() -> tuple[str, ...]:
+    """Return Pillow's names of the formats that are read: no other parser sees the file."""
+    return (*_FORMATS, "HEIF") if "HEIF" in Pillow.OPEN else _FORMATS
 
 
 def _is_one(picture: Pillow.Image) -> bool:

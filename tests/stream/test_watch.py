@@ -120,12 +120,12 @@ def test_folder_that_goes_away_is_said_and_looked_for_again(tmp_path, caplog):
         reader = threading.Thread(target=lambda: got.extend(source.frames(stop)))
         reader.start()
         while source.health.state != "waiting":
-            assert reader.is_alive()
+            assert not stop.wait(0.005)
         assert "no such folder" in source.health.reason
         folder.mkdir()
         (folder / "1.png").write_bytes(png(20))
         while not got:
-            assert reader.is_alive()
+            assert not stop.wait(0.005)
         stop.set()
         reader.join()
         assert source.health.state == "live"

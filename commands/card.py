@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,8 @@ class CardRenderer:
         self._drawing = drawing
         self._explainer = explainer
         self._sinks = tuple(sinks)
+        # Held while the card hands over a picture: cameras are drawn in threads of their own, and share its stream.
+        self._turn = threading.Lock()
         wanted = [quality for quality in map(taken_quality, self._sinks) if quality is not None]
         self.quality = max(set(wanted), key=wanted.count) if wanted else None
         """The one quality that the card encodes at; sinks of another get an array."""
@@ -42,7 +45,8 @@ class CardRenderer:
         quality = self.quality if self.quality in looking else None
         array = None in looking or bool(looking - {quality})
         stamp = self._drawing.stamp(explanation)
-        jpeg, image = self._explainer.deliver(explanation, stamp, quality=quality, array=array)
+        with self._turn:
+            jpeg, image = self._explainer.deliver(explanation, stamp, quality=quality, array=array)
         return Overlay(explanation.frame.image if image is None else image, explanation, jpeg=jpeg)
 
     def silent(self, explanation: Explanation, silence: Silence) -> Overlay:

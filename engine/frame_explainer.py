@@ -6,9 +6,10 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -76,10 +77,7 @@ class FrameExplainer:
         return [
             Explanation(
                 frame=frame,
-                findings=tuple(
-                    Finding(self.labels[c], float(scores[n, c]), np.ascontiguousarray(heat[n, t]), int(c))
-                    for t, c in enumerate(classes[n])
-                ),
+                findings=self._findings(scores[n], classes[n], heat[n]),
                 method=self._method,
                 layer=self.facts.layer,
                 timings=timings,
@@ -88,6 +86,21 @@ class FrameExplainer:
             )
             for n, frame in enumerate(frames)
         ]
+
+    def _findings(
+        self, scores: npt.NDArray[Any], classes: npt.NDArray[Any], heat: npt.NDArray[Any]
+    ) -> tuple[Finding, ...]:
+        """Return one frame's findings, each class once; the network's top class is always among them.
+
+        An exported file may explain other classes only: its top class then has an all-zero heat map.
+        """
+        found = {int(c): Finding(self.labels[c], float(scores[c]), heat[t].copy(), int(c))
+                 for t, c in reversed(list(enumerate(classes)))}  # fmt: skip
+        told = [found[c] for c in dict.fromkeys(map(int, classes))]
+        best = int(scores.argmax())
+        if best not in found:
+            told.append(Finding(self.labels[best], float(scores[best]), np.zeros_like(heat[0]), best))
+        return tuple(told)
 
     def worthwhile_batch(self, cameras: int) -> int:
         """Return how many frames of so many cameras to explain together: ``most_together``, or 1.

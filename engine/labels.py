@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from engine.methods.recipro import Target
@@ -34,34 +34,40 @@ def read_labels(path: Path) -> tuple[str, ...]:
 
 
 def choose_target(words: Sequence[str], labels: Sequence[str]) -> Target:
-    """Return the explained classes for ``top1``, ``topN``, class names or indices.
+    """Return the explained classes for ``top1``, ``topN``, class names or indices, or both: ``top1,scratch``.
+
+    The network's top class is always among them: it is the verdict, whatever else is explained. The first word says
+    which class's heat is drawn.
 
     Raises:
-        ConfigError: a class the network does not have, with the nearest right one; or top-N mixed with names.
+        ConfigError: a class the network does not have, with the nearest right one; more than one top-N.
     """
-    if len(words) == 1 and words[0].lower().startswith("top") and words[0][3:].isdigit():
-        count = int(words[0][3:])
-        if not 1 <= count <= len(labels):
-            raise ConfigError(
-                f"target {words[0]!r}: the network has {len(labels)} classes; choose top1 to top{len(labels)}"
-            )
-        return Target(top=count)
+    tops = [word for word in words if _is_top(word)]
+    if len(tops) > 1:
+        raise ConfigError(f"target {','.join(words)!r}: names {tops[0]} and {tops[1]}; give one top-N, then classes")
+    count = int(tops[0][3:]) if tops else 1
+    if not 1 <= count <= len(labels):
+        raise ConfigError(f"target {tops[0]!r}: the network has {len(labels)} classes; choose top1 to top{len(labels)}")
     folded = {label.casefold(): k for k, label in reversed(list(enumerate(labels)))}
-    chosen: list[int] = []
-    for word in words:
-        if word.casefold() in folded:
-            chosen.append(folded[word.casefold()])
-        elif word.isdigit() and int(word) < len(labels):
-            chosen.append(int(word))
-        elif word.lstrip("-").isdigit():
-            raise ConfigError(f"target {word!r}: the network's classes go from 0 to {len(labels) - 1}")
-        elif word.lower().startswith("top") and word[3:].isdigit():
-            raise ConfigError(f"target {word!r} stands alone; it cannot be mixed with names and indices")
-        else:
-            hint = nearest(word.casefold(), folded)
-            for near in folded:
-                hint = hint.replace(f"'{near}'", repr(labels[folded[near]]))
-            raise ConfigError(
-                f"target {word!r} is no class of this network.{hint} Give top1, top5, names or indices, by commas"
-            )
-    return Target(classes=tuple(dict.fromkeys(chosen)))
+    chosen = dict.fromkeys(_class_of(word, labels, folded) for word in words if not _is_top(word))
+    return Target(count, tuple(chosen), classes_first=bool(chosen) and not _is_top(words[0]))
+
+
+def _is_top(word: str) -> bool:
+    return word.lower().startswith("top") and word[3:].isascii() and word[3:].isdigit()
+
+
+def _class_of(word: str, labels: Sequence[str], folded: Mapping[str, int]) -> int:
+    """Return the index of the class that a word names."""
+    if word.casefold() in folded:
+        return folded[word.casefold()]
+    if word.isascii() and word.isdigit() and len(word) < 10 and int(word) < len(labels):
+        return int(word)
+    if word.lstrip("-").isdigit():
+        raise ConfigError(f"target {word!r}: the network's classes go from 0 to {len(labels) - 1}")
+    hint = nearest(word.casefold(), folded)
+    for near in folded:
+        hint = hint.replace(f"'{near}'", repr(labels[folded[near]]))
+    raise ConfigError(
+        f"target {word!r} is no class of this network.{hint} Give top1, top5, names or indices, by commas"
+    )

@@ -80,12 +80,12 @@ def row_of(record: Record) -> dict[str, Any]:
         each | {"heat_u8": base64.b64decode(each["heat_u8"]), "grounds": _grounds_row(each.get("grounds"))}
         for each in record["findings"]
     ]
-    top = findings[0] if findings else {"label": None, "score": None}
+    verdict = max(findings, key=lambda each: each["score"], default={"label": None, "score": None})
     more = {key: value for key, value in record.items() if key not in _TOLD}
     return row | {
         "findings": findings,
-        "label": top["label"],
-        "score": top["score"],
+        "label": verdict["label"],
+        "score": verdict["score"],
         "grid_rows": record["grid"][0],
         "grid_columns": record["grid"][1],
         "timings": list(record["timings"].items()),

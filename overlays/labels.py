@@ -6,6 +6,7 @@ Pure, but for a cache of what text looks like. Knows nothing about heat or time;
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -51,9 +52,18 @@ def printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in known)
 
 
-@functools.cache
+class _OfThread(threading.local):
+    """What each thread has of its own: cameras are drawn in threads, and a font keeps what it has drawn."""
+
+    def __init__(self) -> None:
+        self.font = cv2.FontFace("sans")
+
+
+_OF_THREAD = _OfThread()
+
+
 def _font() -> cv2.FontFace:
-    return cv2.FontFace("sans")
+    return _OF_THREAD.font
 
 
 def text_width(text: str, size: int, weight: int) -> int:

@@ -13,11 +13,17 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from overlays.stale import told_seconds
 from pipeline.loop import Outcome
+from pipeline.metrics import CameraTally
 from pipeline.ports import Accounting
+from pipeline.pump import Pump
+from pipeline.silence import SILENT_INTERVALS
 
 PLAIN_INTERVAL_SECONDS = 5.0
 """How often a line is written where there is no terminal."""
+_SILENT_SECONDS = 2.0
+"""A camera that has given nothing for so long has no age that means anything."""
 
 
 class Progress:
@@ -76,7 +82,7 @@ def table(outcome: Outcome, now: float) -> Table:
             str(camera.explained),
             str(pump.source.frames_total or "-"),
             f"{camera.rate(now):.1f}",
-            f"{camera.age.quantile(0.5) * 1e3:.0f} ms",
+            _freshness(pump, camera, now),
             str(pump.dropped),
             str(health.reconnects),
             f"{camera.label} {camera.score:.2f}" if camera.label else "",
@@ -91,12 +97,30 @@ def lines(outcome: Outcome, now: float) -> list[str]:
     for pump in outcome.pumps:
         camera, health = outcome.tally.cameras[pump.camera], pump.health
         total = f"/{pump.source.frames_total}" if pump.source.frames_total else ""
+        fresh = _freshness(pump, camera, now)
         told.append(
             f"{pump.camera}: {health.state}{f' ({health.reason})' if health.reason else ''}, "
-            f"{camera.explained}{total} frames, {camera.rate(now):.1f}/s, age {camera.age.quantile(0.5) * 1e3:.0f} ms, "
-            f"{pump.dropped} dropped, {health.reconnects} reconnects, {camera.label} {camera.score:.2f}"
+            f"{_counted(camera.explained, 'frame', total)}, {camera.rate(now):.1f}/s, "
+            f"{fresh if fresh.startswith('no ') else f'age {fresh}'}, "
+            f"{pump.dropped} dropped, {_counted(health.reconnects, 'reconnect')}"
+            + (f", {camera.label} {camera.score:.2f}" if camera.label else "")
         )
     return told
+
+
+def _counted(count: int, thing: str, of: str = "") -> str:
+    return f"{count}{of} {thing}{'' if count == 1 and not of else 's'}"
+
+
+def _freshness(pump: Pump, camera: CameraTally, now: float) -> str:
+    """Return the median age of a camera's frames, or for how long it has given none."""
+    if pump.source.live:
+        if pump.last_at is None:
+            return "no frame yet"
+        silent = now - pump.last_at
+        if silent > max(_SILENT_SECONDS, SILENT_INTERVALS * pump.interval_seconds):
+            return f"no frame for {told_seconds(silent)}"
+    return f"{camera.age.quantile(0.5) * 1e3:.0f} ms"
 
 
 def summary(outcome: Outcome) -> list[str]:
@@ -104,13 +128,13 @@ def summary(outcome: Outcome) -> list[str]:
     explained, seconds = outcome.explained, max(outcome.seconds, 1e-9)
     corrupt = sum(pump.health.corrupt for pump in outcome.pumps)
     told = [
-        f"{outcome.taken} frames in, {explained} explained, {outcome.dropped} dropped before the engine"
+        f"{_counted(outcome.taken, 'frame')} in, {explained} explained, {outcome.dropped} dropped before the engine"
         + (f", {corrupt} damaged" if corrupt else "")
         + (f", {outcome.expired} too old to be worth showing" if outcome.expired else "")
         + f"; {explained / seconds:.1f} frames/s over {seconds:.1f} s"
     ]
     told.extend(
-        f"{pump.camera}: {pump.taken} frames; {pump.health.state}: {pump.health.reason}"
+        f"{pump.camera}: {_counted(pump.taken, 'frame')}; {pump.health.state}: {pump.health.reason}"
         for pump in outcome.pumps
         if pump.health.reason and (pump.taken == 0 or pump.health.state not in {"live", "ended"})
     )

@@ -1,6 +1,6 @@
 """Explanation -> Overlay: the heat laid over the frame, and what a person wants to know beside it.
 
-The state it keeps is small and per camera: when the last frame was taken (for the rate), and the smoothed heat where
+The state it keeps is small and per camera: when its last frames were drawn (for the rate), and the smoothed heat where
 smoothing is asked for. Knows nothing about sinks.
 """
 
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -24,10 +25,12 @@ from pipeline.frames import Explanation, Finding, Frame, Heat, Overlay, Silence,
 
 __all__ = ["COLORMAPS", "HeatRenderer"]
 
-_PAUSE_SECONDS = 2.0
-"""After a pause this long, rate and smoothing start anew."""
-_RATE_SECONDS = 1.0
-"""The rate shown is an average over about this long."""
+_PAUSE_SECONDS = 10.0
+"""After a pause this long the rate starts anew."""
+_SMOOTHING_PAUSE_SECONDS = 2.0
+"""After a pause this long smoothing starts anew."""
+_RATE_SECONDS = 2.0
+"""The rate shown is an average over so long, and at least over two frames."""
 _OTHERS_LISTED = 3
 """How many findings beside the first one the legend names."""
 
@@ -36,14 +39,20 @@ _OTHERS_LISTED = 3
 class _Memory:
     """What the renderer remembers of one camera."""
 
-    taken_at: float
-    interval: float | None = None
-    """Average seconds between frames; None before the second."""
+    drawn_at: deque[float] = field(default_factory=lambda: deque(maxlen=256))
+    """When its last frames were drawn. A file's frames are decoded faster than they are shown, so their own times do
+    not tell the rate."""
     moment: float = 0.0
     """The last frame's time on the clock that smoothing goes by."""
     heat: Heat | None = None
     explained: tuple[int, str] | None = None
     """Which class ``heat`` explains."""
+
+    @property
+    def interval_seconds(self) -> float | None:
+        """Average seconds between the last frames; None before the second."""
+        passed = self.drawn_at[-1] - self.drawn_at[0] if self.drawn_at else 0.0
+        return passed / (len(self.drawn_at) - 1) if passed > 0.0 else None
 
 
 class HeatRenderer:
@@ -102,7 +111,7 @@ class HeatRenderer:
                 draw_box(image, box, (255, 255, 255), stroke)
         draw_guards(image, explanation)
         if self._legend:
-            draw_legend(image, legend_lines(explanation, self._clock(), memory.interval))
+            draw_legend(image, legend_lines(explanation, self._clock(), memory.interval_seconds))
         image.flags.writeable = False
         return Overlay(image=image, explanation=explanation)
 
@@ -114,7 +123,7 @@ class HeatRenderer:
         memory = self._remember(explanation.frame)
         if not self._legend:
             return None
-        lines = legend_lines(explanation, self._clock(), memory.interval)
+        lines = legend_lines(explanation, self._clock(), memory.interval_seconds)
         return legend_stamp(explanation.frame.height, explanation.frame.width, lines)
 
     def silent(self, explanation: Explanation, silence: Silence) -> Overlay:
@@ -122,17 +131,14 @@ class HeatRenderer:
         return stale_overlay(explanation, silence)
 
     def _remember(self, frame: Frame) -> _Memory:
-        """Take note of the frame's time; a pause or a clock that went back starts the camera anew."""
-        memory = self._memories.get(frame.camera)
-        passed = math.inf if memory is None else frame.taken_at - memory.taken_at
-        if memory is None or not 0.0 <= passed <= _PAUSE_SECONDS:
-            memory = self._memories[frame.camera] = _Memory(taken_at=frame.taken_at)
-            return memory
-        if memory.interval is None:
-            memory.interval = passed
-        else:
-            memory.interval += (passed - memory.interval) * (1.0 - math.exp(-memory.interval / _RATE_SECONDS))
-        memory.taken_at = frame.taken_at
+        """Take note that a frame of the camera is drawn now."""
+        memory = self._memories.setdefault(frame.camera, _Memory())
+        now, drawn = self._clock(), memory.drawn_at
+        if drawn and not 0.0 <= now - drawn[-1] <= _PAUSE_SECONDS:
+            drawn.clear()
+        drawn.append(now)
+        while len(drawn) > 2 and now - drawn[0] > _RATE_SECONDS:
+            drawn.popleft()
         return memory
 
     def _smoothed(self, finding: Finding, frame: Frame, memory: _Memory) -> Heat:
@@ -144,7 +150,7 @@ class HeatRenderer:
         passed = moment - memory.moment
         heat = finding.heat
         same = memory.heat is not None and memory.explained == explained and memory.heat.shape == heat.shape
-        if same and memory.heat is not None and 0.0 <= passed <= _PAUSE_SECONDS:
+        if same and memory.heat is not None and 0.0 <= passed <= _SMOOTHING_PAUSE_SECONDS:
             share = np.float32(math.exp(-passed / self._smoothing_seconds))
             heat = memory.heat * share + heat * (np.float32(1.0) - share)
         memory.heat, memory.explained, memory.moment = heat, explained, moment
@@ -160,19 +166,23 @@ def legend_lines(explanation: Explanation, now: float, interval_seconds: float |
         interval_seconds: average time between frames; None where it is not known yet.
     """
     frame, findings = explanation.frame, explanation.findings
-    lines = [Line(_named(f), weight=700) for f in findings[:1]] or [Line("nothing found", GREY)]
-    if frame.truth is not None and findings:
-        lines.append(_verdict(findings[0], frame.truth))
+    verdict = explanation.verdict
+    lines = [Line("nothing found", GREY) if verdict is None else Line(_named(verdict), weight=700)]
+    if frame.truth is not None and verdict is not None:
+        lines.append(_judged(verdict, frame.truth))
+    if verdict is not None and findings[0] is not verdict:
+        lines.append(Line(f"heat of: {_named(findings[0])}", scale=0.75))
     age = max(frame.age_seconds(now), 0.0)
     fresh = f"{age * 1000:.0f} ms" if age < 1.0 else f"{age:.1f} s"
     rate = f" · {1.0 / interval_seconds:.1f}/s" if interval_seconds else ""
     lines.append(Line(f"{fresh}{rate} · {frame.camera}", GREY, scale=0.75))
-    lines.extend(Line(_named(f), GREY, scale=0.75) for f in findings[1 : 1 + _OTHERS_LISTED])
+    others = [f for f in findings[1:] if f is not verdict]
+    lines.extend(Line(_named(f), GREY, scale=0.75) for f in others[:_OTHERS_LISTED])
     return lines
 
 
-def _verdict(finding: Finding, truth: Truth) -> Line:
-    """Say whether the first finding is what the frame is known to show."""
+def _judged(finding: Finding, truth: Truth) -> Line:
+    """Say whether the verdict is what the frame is known to show."""
     if finding.label == truth.label:
         return Line("✓ right", GREEN, scale=0.75)
     return Line(f"\N{MULTIPLICATION SIGN} it is {truth.label}", RED, scale=0.75)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from overlays.stale import stale_overlay
+from overlays.stale import stale_overlay, told_seconds
 from overlays.viewer import Received, Viewer
 from pipeline.errors import WireError
 from pipeline.frames import Explanation, Overlay, Silence
@@ -46,7 +46,8 @@ class Watched:
         """A few sentences for people."""
         p50, p99 = self.age.quantile(0.5) * 1e3, self.age.quantile(0.99) * 1e3
         ages = f"age p50 {p50:.0f} ms, p99 {p99:.0f} ms"
-        told = [f"{self.frames} frames seen, {self.missed} missed, {self.damaged} damaged; {ages}"]
+        count = f"{self.frames} frame{'' if self.frames == 1 else 's'}"
+        told = [f"{count} seen, {self.missed} missed, {self.damaged} damaged; {ages}"]
         if self.left_out:
             told.append(f"{self.left_out} messages of further cameras left out: {_TOO_MANY}")
         for outlet in self.outlets:
@@ -89,7 +90,7 @@ def watch(
             if received is None:
                 said.silence(viewer, now, kept.patience_seconds(viewer.trouble))
             elif (overlay := _pass_on(received, viewer, seen)) is not None:
-                said.silent = False
+                said.signal(viewer, now)
                 kept.note(overlay, now)
             for stale in kept.stale(now, viewer.trouble):
                 for outlet in seen.outlets:
@@ -139,14 +140,21 @@ class _Said:
     def __init__(self, say: Callable[[str], None]) -> None:
         self.silent = False
         self._say = say
-        self._said_at = 0.0
+        self._said_at = self._silent_since = 0.0
+
+    def signal(self, viewer: Viewer, now: float) -> None:
+        """Note that a picture came, and say so where silence was told."""
+        if self.silent:
+            self._say(f"signal from {viewer.uri} again after {told_seconds(now - self._silent_since)}")
+        self.silent = False
 
     def silence(self, viewer: Viewer, now: float, patience_seconds: float) -> None:
+        """Say that nothing comes, once it is worth saying and not too often."""
         seconds = viewer.silent_seconds
         if seconds > patience_seconds and (not self.silent or now - self._said_at > _SAY_EVERY_SECONDS):
             why = f": {viewer.trouble}" if viewer.trouble else ""
-            self._say(f"no signal from {viewer.uri} for {seconds:.0f} s{why}; still listening")
-            self.silent, self._said_at = True, now
+            self._say(f"no signal from {viewer.uri} for {told_seconds(seconds)}{why}; waiting for it")
+            self.silent, self._said_at, self._silent_since = True, now, now - seconds
 
 
 @dataclass(frozen=True, slots=True)

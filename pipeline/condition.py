@@ -19,13 +19,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Final
 
-from pipeline.errors import nearest, unknown
+from pipeline.errors import ConfigError, nearest, unknown
 from pipeline.facts import DROP, HEAT_INSIDE, NUMBERS, Facts, Seen, heat_inside
 from pipeline.frames import Explanation
+from pipeline.satisfiable import Domain
 from pipeline.tokens import Token, Tokens
 
 Condition = Callable[[Explanation], bool]
@@ -70,11 +71,31 @@ class Rule:
     """Which classes are named anywhere in it."""
     cameras: frozenset[str] = frozenset()
     """Which cameras are named anywhere in it."""
+    domain: Domain = field(default_factory=Domain)
+    """Every case that it tells apart."""
 
     @property
     def needs_deletion(self) -> bool:
         """Whether it goes by the deletion check."""
         return any(one.name == DROP for one in self.numbers)
+
+    def impossible(self, cameras: Collection[str] | None = None) -> str:
+        """Say why it can never do what a rule is for, whatever comes; empty where it can.
+
+        Args:
+            cameras: those it is asked of; None: any may come.
+        """
+        cases = self.domain.cases(cameras)
+        if cases is None:
+            return ""
+        held = [(self.when(facts, 0.0) is True, self.claim(facts, 0.0)) for facts in cases]
+        if not any(applies for applies, _ in held):
+            return "what stands behind 'when' can never be true, so it would never fire; write what can be true there"
+        if not any(claimed for _, claimed in held):
+            return f"{self.text!r} can never be true, so it would always fire; write what can be true"
+        if not any(applies and claimed is False for applies, claimed in held):
+            return f"{self.text!r} is always true where it is asked, so it would never fire; write what can be false"
+        return ""
 
 
 def parse_condition(text: str, known: Mapping[str, Collection[str]] = MappingProxyType({})) -> Condition:
@@ -120,14 +141,24 @@ class _Parser:
         self._seen: list[Seen] = []
         self._regions: set[str] = set()
         self._named: dict[str, set[str]] = {"label": set(), "camera": set()}
+        self._guards: set[str] = set()
+        self._asks_guards = False
         self._tokens = Tokens(text, where, example)
         self._depth = 0
 
     def condition(self) -> Test:
         """Read all of it as a condition."""
+        begun = self._tokens.ahead
         holds = self._any()
         self._end("'and', 'or' or the end")
+        cases = self._domain().cases(self._known.get("camera"))
+        if cases is not None and not any(holds(facts, 0.0) for facts in cases):
+            self._tokens.fail(begun, "this can never be true, so nothing would ever be recorded; write what can be")
         return holds
+
+    def _domain(self) -> Domain:
+        guards = frozenset(self._guards) if self._asks_guards else None
+        return Domain(tuple(self._seen), frozenset(self._named["label"]), frozenset(self._named["camera"]), guards)
 
     def rule(self) -> Rule:
         """Read all of it as a rule."""
@@ -144,8 +175,11 @@ class _Parser:
         else:
             self._end("'and', 'or', 'when' or the end")
         said = self._text[: ended.place if ended.kind != "end" else None].strip()
-        named = (frozenset(self._named[field]) for field in ("label", "camera"))
-        return Rule(claim, when, said, numbers, frozenset(self._regions), *named)
+        domain = self._domain()
+        rule = Rule(claim, when, said, numbers, frozenset(self._regions), domain.labels, domain.cameras, domain)
+        if why := rule.impossible():
+            raise ConfigError(why)
+        return rule
 
     def _end(self, expected: str) -> None:
         if (token := self._tokens.ahead).kind != "end":
@@ -192,11 +226,13 @@ class _Parser:
         return self._number(field)
 
     def _guard(self) -> Test:
+        self._asks_guards = True
         if self._tokens.ahead.text not in {"=", "==", "!="}:
             return lambda facts, _slack: bool(facts.explanation.firing)
         sign, value = self._tokens.take(), self._value("guard")
         name = value.unquoted
         self._check("guard", value)
+        self._guards.add(name)
         wanted = sign.text != "!="
         return lambda facts, _slack: wanted == any(one.name == name for one in facts.explanation.firing)
 
@@ -230,9 +266,9 @@ class _Parser:
             self._tokens.fail(self._tokens.last, cure)
         seen = self._heat_inside() if field == HEAT_INSIDE else Seen(field, NUMBERS[field].read)
         least = 0.0 if field == HEAT_INSIDE else NUMBERS[field].least
-        self._seen.append(seen)
         sign = self._sign(seen.name)
         bound = self._bound(field, self._value(field), least)
+        self._seen.append(replace(seen, bound=bound))
         compare, harder, read = _COMPARE[sign.text], _HARDER.get(sign.text, 0.0), seen.read
 
         def test(facts: Facts, slack: float) -> bool | None:

@@ -78,6 +78,8 @@ class Seen:
     """As it is written: ``heat_inside(part)``."""
     read: Callable[[Facts], float | None]
     region: str | None = None
+    bound: float | None = None
+    """What the rule compares it with."""
 
 
 def heat_inside(region: str) -> Seen:

@@ -217,7 +217,8 @@ class Explanation:
 
     frame: Frame
     findings: tuple[Finding, ...]
-    """One per explained class, the first the most important; never empty for a classifier."""
+    """One per explained class; the first is the one whose heat is drawn. Of a classifier never empty, and always with
+    the network's top class among them: ``verdict``."""
     method: str
     """The explaining method and its kernel: ``recipro-cam/point``."""
     layer: str

@@ -19,6 +19,7 @@ from pipeline.grounds import Surveyor, cell_weights, moment_of
 from pipeline.grounds_figures import grounds_figures, guards_figures
 from pipeline.guards import GuardsConfig
 from pipeline.ports import Beginner, Doubter, Explainer, Figure, Masking, Measured
+from pipeline.soundness import unsound
 from pipeline.spending import Budget
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,8 @@ class Guardian:
         if self.budget is not None:
             self.budget.earn(self._clock() - begun, count)
         self._doubtful = []
-        return [self.guard(one) for one in explained]
+        # A frame with a number that is not finite is told nowhere: no guard may fire for it.
+        return [one if unsound(one) else self.guard(one) for one in explained]
 
     def afterwards(self) -> None:
         """Make one deletion check, where a rule asks for it and the budget allows it."""

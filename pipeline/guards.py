@@ -170,6 +170,9 @@ def check_cameras(guards: GuardsConfig, cameras: Sequence[str]) -> None:
                     raise ConfigError(f"guards.{kind}[{place}].cameras: {camera!r}: the run has {known}.{cure}")
     for place, guard in enumerate(guards.rules):
         _check_named(place, guard, "camera", guard.parsed.cameras, cameras)
+        concerned = [camera for camera in cameras if guard.concerns(camera)]
+        if concerned and (why := guard.parsed.impossible(concerned)):
+            raise ConfigError(f"guards.rules[{place}].rule: {guard.rule!r}: of {', '.join(concerned[:5])}: {why}")
         for camera in filter(guard.concerns, cameras):
             for name in sorted(guard.parsed.regions):
                 if not any(region.name == name and region.concerns(camera) for region in guards.regions):

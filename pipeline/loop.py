@@ -19,6 +19,7 @@ from pipeline.ports import (
     Figure,
     Measured,
     Overflow,
+    Preparer,
     Renderer,
     Sink,
     Source,
@@ -140,14 +141,16 @@ def carry(
     outcome = Outcome(tally, pumps, outlets, (explainer, renderer, *sinks))
     _tell_onlookers(sinks, outcome)
     doors = list(zip(sinks, outlets, strict=True))
-    watchman = Watchman(pumps, _silent(renderer, doors))
-    draw = _drawing(renderer, doors, pumps, tally, watchman)
+    lanes = _Lanes(pumps, bell, limits, ahead=isinstance(explainer, Beginner))
     begun = time.monotonic()
     until = None if limits.seconds is None else begun + limits.seconds
     with ExitStack() as stack:
         for outlet in outlets:
             stack.enter_context(outlet)
-        drawing = stack.enter_context(Relay("renderer", draw, depth=limits.queue_frames, idle=watchman.look))
+        for pump in pumps:
+            watchman = Watchman([pump], _silent(renderer, doors))
+            draw = _drawing(renderer, doors, pump, tally, watchman)
+            lanes.open(pump.camera, stack.enter_context(lanes.relay(pump.camera, draw, watchman.look)))
         finishing = stack.enter_context(Relay("engine", _call, depth=1))
         for pump in pumps:
             stack.enter_context(pump)
@@ -156,20 +159,23 @@ def carry(
         def over() -> bool:
             if alive:
                 alive()
-            return stop.is_set() or drawing.broken or finishing.broken or _asked_to_end(outcome)
+            return stop.is_set() or lanes.broken or finishing.broken or _asked_to_end(outcome)
 
-        explain = _explaining(explainer, drawing, finishing, tally)
+        explain = _explaining(explainer, lanes, finishing, tally)
         wait, sent = limits.window_seconds, 0
-        for gathered in gather(pumps, bell, over, limit=limits.batch, window_seconds=wait, until=until):
+        for gathered in gather(
+            pumps, bell, over, limit=limits.batch, window_seconds=wait, until=until, ready=lanes.ready
+        ):
             batch = gathered if limits.frames is None else gathered[: limits.frames - sent]
             sent += len(batch)
+            lanes.began(batch)
             explain(batch)
             outcome.seconds = time.monotonic() - begun
             if watch:
                 watch(outcome)
             if sent == limits.frames:
                 break
-    if error := drawing.error or finishing.error:
+    if error := lanes.error or finishing.error:
         raise error
     outcome.errors.extend(_errors(pumps, outlets))
     return outcome
@@ -185,8 +191,72 @@ def _call(finish: Callable[[], None]) -> None:
     finish()
 
 
+class _Lanes:
+    """A thread for each camera that draws its frames: one camera's large pictures hold up no other camera.
+
+    How many frames of a camera are on their way, from the batch to the sinks, is counted; while there are too many, no
+    more are taken from it (``ready``), and what its full queue does is what the source was given.
+    """
+
+    def __init__(self, pumps: Sequence[Pump], bell: threading.Condition, limits: Limits, *, ahead: bool) -> None:
+        # A file may fill a batch while the one before is drawn. A live camera has one frame in a batch.
+        self._most = {
+            "wait": 2 * limits.batch + limits.queue_frames,
+            "drop-oldest": limits.queue_frames + 1 + 2 * ahead,
+        }
+        self._depth = sum(self._most.values()) + limits.batch
+        self._under_way = dict.fromkeys([pump.camera for pump in pumps], 0)
+        self._bell = bell
+        self._lanes: dict[str, Relay[Explanation]] = {}
+
+    def relay(self, camera: str, draw: Callable[[Explanation], None], idle: Callable[[], None]) -> Relay[Explanation]:
+        """Return a camera's thread, not started yet."""
+
+        def deliver(explanation: Explanation) -> None:
+            try:
+                draw(explanation)
+            finally:
+                self.ended(camera)
+
+        return Relay(f"drawing {camera}", deliver, depth=self._depth, idle=idle)
+
+    def open(self, camera: str, lane: Relay[Explanation]) -> None:
+        """Take a camera's thread."""
+        self._lanes[camera] = lane
+
+    @property
+    def broken(self) -> bool:
+        """Whether one of them draws no more."""
+        return any(lane.broken for lane in self._lanes.values())
+
+    @property
+    def error(self) -> BaseException | None:
+        """What ended one of them before its time."""
+        return next((lane.error for lane in self._lanes.values() if lane.error is not None), None)
+
+    def ready(self, pump: Pump) -> bool:
+        """Say whether another frame of a camera may be taken."""
+        return self._under_way[pump.camera] < self._most[pump.overflow]
+
+    def began(self, batch: Sequence[Frame]) -> None:
+        """Count frames that were taken."""
+        with self._bell:
+            for frame in batch:
+                self._under_way[frame.camera] += 1
+
+    def ended(self, camera: str) -> None:
+        """Count a frame that has been drawn and handed on, or left out."""
+        with self._bell:
+            self._under_way[camera] -= 1
+            self._bell.notify_all()
+
+    def put(self, explanation: Explanation) -> None:
+        """Hand an explanation to its camera's thread."""
+        self._lanes[explanation.frame.camera].put(explanation, "wait")
+
+
 def _explaining(
-    explainer: Explainer, drawing: Relay[Explanation], finishing: Relay[Callable[[], None]], tally: Tally
+    explainer: Explainer, lanes: _Lanes, finishing: Relay[Callable[[], None]], tally: Tally
 ) -> Callable[[Sequence[Frame]], None]:
     """Return what explains a batch and hands it on: here, or begun here and finished by the thread of ``finishing``."""
 
@@ -194,7 +264,7 @@ def _explaining(
         for explanation in explained:
             tally.stage("queue", begun - explanation.frame.taken_at)
             tally.explained(explanation)
-            drawing.put(explanation, "wait")
+            lanes.put(explanation)
         if isinstance(explainer, Afterthought):
             explainer.afterwards()
 
@@ -213,16 +283,16 @@ def _explaining(
 def _drawing(
     renderer: Renderer,
     doors: Sequence[tuple[Sink, Relay[Overlay]]],
-    pumps: Sequence[Pump],
+    pump: Pump,
     tally: Tally,
     watchman: Watchman,
 ) -> Callable[[Explanation], None]:
-    """Return what draws an explanation, if anybody looks, and hands it to every sink's outlet."""
-    from_camera = {pump.camera: pump for pump in pumps}
+    """Return what draws a camera's explanation, if anybody looks, and hands it to every sink's outlet."""
+    camera = pump.camera
+    preparing = [sink for sink, _ in doors if isinstance(sink, Preparer)]
 
     def draw(explanation: Explanation) -> None:
-        camera = explanation.frame.camera
-        if from_camera[camera].too_old(explanation.frame):
+        if pump.too_old(explanation.frame):
             tally.expired(camera)
             return
         begun = time.monotonic()
@@ -232,9 +302,11 @@ def _drawing(
             tally.stage("render", time.monotonic() - begun)
         else:
             overlay = Overlay(explanation.frame.image, explanation)
+        for preparer in preparing:
+            preparer.prepare(overlay)
         for sink, outlet in doors:
             # A file loses nothing on its way into a file; nobody else is ever waited for.
-            outlet.put(overlay, from_camera[camera].overflow if sink.lossless else "drop-oldest")
+            outlet.put(overlay, pump.overflow if sink.lossless else "drop-oldest")
         tally.left(explanation)
         watchman.saw(explanation)
         watchman.look()
@@ -257,7 +329,7 @@ def _silent(renderer: Renderer, doors: Sequence[tuple[Sink, Relay[Overlay]]]) ->
 
 
 def outlet_of(sink: Sink, put: Callable[[Overlay], None], depth: int = 16) -> Relay[Overlay]:
-    """Return the thread and queue before a sink: deep where every frame counts, else the two newest.
+    """Return the thread and queues before a sink: deep where every frame counts, else a camera's two newest.
 
     No single frame closes a sink: one that cannot be told or encoded is counted as refused, with its reason.
     """
@@ -274,6 +346,7 @@ def outlet_of(sink: Sink, put: Callable[[Overlay], None], depth: int = 16) -> Re
         depth=depth if sink.lossless else 2,
         idle=sink.idle,
         weigh=_bytes_of,
+        key=_camera_of,
         skips=_concerns_one_frame,
     )
     relay.counts_all = sink.lossless
@@ -285,6 +358,10 @@ def _concerns_one_frame(error: Exception) -> bool:
     if isinstance(error, FrameError | WireError):
         return True
     return not isinstance(error, ReciproStreamError | OSError)
+
+
+def _camera_of(overlay: Overlay) -> str:
+    return overlay.explanation.frame.camera
 
 
 def _bytes_of(overlay: Overlay) -> int:

@@ -68,17 +68,18 @@ class CameraTally:
     judged: int = 0
     """Frames of known truth."""
     right: int = 0
-    """Those whose first finding is the true class."""
+    """Those whose verdict is the true class."""
     pointed: int = 0
     """Right ones that have a true box and an explanation that says something."""
     hits: int = 0
     """Those whose hottest cell's centre lies inside a true box: the pointing game (Zhang et al. 2016)."""
 
     def rate(self, now: float) -> float:
-        """Return frames per second over the last arrivals; 0 once they are older than two seconds."""
-        if len(self.arrivals) < 2 or now - self.arrivals[-1] > 2.0:
+        """Return frames per second over the last arrivals; 0 once nothing has come for 2 s and three intervals."""
+        if len(self.arrivals) < 2:
             return 0.0
-        return (len(self.arrivals) - 1) / max(self.arrivals[-1] - self.arrivals[0], 1e-9)
+        interval = max(self.arrivals[-1] - self.arrivals[0], 1e-9) / (len(self.arrivals) - 1)
+        return 0.0 if now - self.arrivals[-1] > max(2.0, 3 * interval) else 1.0 / interval
 
 
 class Tally:
@@ -104,8 +105,8 @@ class Tally:
         with self._lock:
             camera.explained += 1
             camera.arrivals.append(time.monotonic())
-            if explanation.findings:
-                camera.label, camera.score = explanation.top.label, explanation.top.score
+            if (verdict := explanation.verdict) is not None:
+                camera.label, camera.score = verdict.label, verdict.score
             for stage, seconds in explanation.timings.items():
                 self.stages.setdefault(stage, Histogram()).add(seconds)
         _judge(camera, explanation)
@@ -131,10 +132,11 @@ def _judge(camera: CameraTally, explanation: Explanation) -> None:
     if truth is None:
         return
     camera.judged += 1
-    if not explanation.findings or explanation.top.label != truth.label:
+    verdict = explanation.verdict
+    if verdict is None or verdict.label != truth.label:
         return
     camera.right += 1
     if truth.boxes:
         camera.pointed += 1
-        peak = explanation.top.peak(explanation.region)
+        peak = verdict.peak(explanation.region)
         camera.hits += peak is not None and any(box.holds(*peak) for box in truth.boxes)

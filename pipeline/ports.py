@@ -254,5 +254,14 @@ class JpegTaker(Protocol):
         ...
 
 
+@runtime_checkable
+class Preparer(Protocol):
+    """A sink that does what a frame costs (compressing it) before ``put``, in a thread of the frame's camera."""
+
+    def prepare(self, overlay: Overlay) -> None:
+        """Do it, for a frame that is put next. Called in several threads, of one camera in one thread at a time."""
+        ...
+
+
 class StopRequested(Exception):  # noqa: N818 - not an error: somebody closed the window
     """Raised by a sink's ``put`` when a person asks for the end: q or Esc in the window."""

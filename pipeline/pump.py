@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 from pipeline.errors import ReciproStreamError
+from pipeline.fair_queue import FairQueue
 from pipeline.frames import Frame
 from pipeline.metrics import usual_interval
 from pipeline.ports import Health, Overflow, Source, StopRequested
@@ -228,6 +229,7 @@ def gather(
     limit: int,
     window_seconds: float = 0.0,
     until: float | None = None,
+    ready: Callable[[Pump], bool] = lambda _pump: True,
 ) -> Iterator[list[Frame]]:
     """Give batches of frames from many cameras: one each in turn, until all have ended or it is ``over``.
 
@@ -242,15 +244,17 @@ def gather(
         limit: frames in a batch at the most.
         window_seconds: how long a batch may wait for more cameras.
         until: ``time.monotonic()`` at which the batches end; None = never.
+        ready: whether a frame of a camera may be taken now; the batch goes on without the others. Whoever makes it
+            true again rings ``bell``.
     """
     turn = list(pumps)
-    while _wait_for_frames(turn, bell, over, until):
+    while _wait_for_frames(turn, bell, over, until, ready):
         if window_seconds:
-            _wait_for_more(turn, bell, over, limit, time.monotonic() + window_seconds)
+            _wait_for_more([p for p in turn if ready(p)], bell, over, limit, time.monotonic() + window_seconds)
         batch: list[Frame] = []
         served: list[Pump] = []
         for pump in turn:
-            if len(batch) < limit and (frame := pump.take()):
+            if len(batch) < limit and ready(pump) and (frame := pump.take()):
                 batch.append(frame)
                 served.append(pump)
         for pump in served:
@@ -262,12 +266,16 @@ def gather(
 
 
 def _wait_for_frames(
-    pumps: Sequence[Pump], bell: threading.Condition, over: Callable[[], bool], until: float | None
+    pumps: Sequence[Pump],
+    bell: threading.Condition,
+    over: Callable[[], bool],
+    until: float | None,
+    ready: Callable[[Pump], bool],
 ) -> bool:
-    """Wait until a frame waits (True), or until there is an end (False)."""
+    """Wait until a frame waits that may be taken (True), or until there is an end (False)."""
     with bell:
         while not over() and (until is None or time.monotonic() < until):
-            if any(pump.waiting for pump in pumps):
+            if any(pump.waiting and ready(pump) for pump in pumps):
                 return True
             if all(pump.finished for pump in pumps):
                 return False
@@ -302,19 +310,24 @@ class Relay(Generic[T]):
         depth: int = 8,
         idle: Callable[[], None] | None = None,
         weigh: Callable[[T], int] | None = None,
+        key: Callable[[T], str] | None = None,
         most_bytes: int = 1 << 28,
         skips: Callable[[Exception], bool] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take what the thread calls.
 
         Args:
             name: for messages.
             deliver: called with each item.
-            depth: how many items may wait.
+            depth: how many items of a camera may wait.
             idle: called every ``POLL_SECONDS`` while nothing waits: a window must answer keys, a late viewer wants the
                 last picture.
             weigh: the bytes an item holds; None: items are only counted.
-            most_bytes: what waits may hold so much together; a single item always may wait.
+            key: the camera of an item: each has a queue of its own, and its share of the thread's time; None: all
+                items are one camera's.
+            most_bytes: what waits may hold so much together; one item of each camera always may wait.
+            clock: monotonic seconds, for the share of the time.
             skips: says of what ``deliver`` or ``idle`` raised whether it concerns that item alone: it is counted as
                 refused, and the thread goes on. None: every error closes the door.
         """
@@ -333,15 +346,15 @@ class Relay(Generic[T]):
         """Whether every item counts, so that one that is refused is an error of the run."""
         self._deliver = deliver
         self._idle = idle
+        self._clock = clock
         self._skips = skips or (lambda _error: False)
         self._failures = 0
         """Items in a row that failed for a reason outside our tree."""
-        self._depth = depth
-        self._weigh = weigh or (lambda _item: 0)
-        self._most_bytes = most_bytes
         # The lock guards the queue and the flags; deliver runs without it.
         self._bell = threading.Condition()
-        self._queue: deque[T] = deque()
+        self._queue: FairQueue[T] = FairQueue(
+            depth, key=key or (lambda _item: ""), weigh=weigh or (lambda _item: 0), most_bytes=most_bytes
+        )
         self._closing = False
         self.stop_requested = threading.Event()
         """Set when the door asked for the end: somebody closed the window."""
@@ -369,25 +382,20 @@ class Relay(Generic[T]):
     def abandon(self) -> None:
         """Drop what waits, counted."""
         with self._bell:
-            self.dropped += len(self._queue)
-            self._queue.clear()
+            self.dropped += self._queue.clear()
             self._bell.notify_all()
 
     def put(self, item: T, overflow: Overflow = "drop-oldest") -> None:
         """Queue one item: wait for room, or make room by dropping the oldest. Does nothing once it is broken."""
         with self._bell:
             if overflow == "wait":
-                self._bell.wait_for(lambda: self._has_room(item) or self.broken)
-            while not self._has_room(item):
-                self._queue.popleft()
+                self._bell.wait_for(lambda: self._queue.has_room(item) or self.broken)
+            while not self._queue.has_room(item):
+                self._queue.drop_oldest(item)
                 self.dropped += 1
             if not self.broken:
-                self._queue.append(item)
+                self._queue.add(item)
                 self._bell.notify_all()
-
-    def _has_room(self, item: T) -> bool:
-        held = sum(map(self._weigh, self._queue))
-        return not self._queue or (len(self._queue) < self._depth and held + self._weigh(item) <= self._most_bytes)
 
     def _run(self) -> None:
         try:
@@ -395,10 +403,13 @@ class Relay(Generic[T]):
                 with self._bell:
                     patience = None if self._idle is None else POLL_SECONDS
                     self._bell.wait_for(lambda: self._queue or self._closing, patience)
-                    item = self._queue.popleft() if self._queue else None
+                    item = self._queue.take()
                     self._bell.notify_all()
                 if item is not None:
+                    begun = self._clock()
                     self._deliver_one(item)
+                    with self._bell:
+                        self._queue.used(item, self._clock() - begun)
                 elif self._closing:
                     return
                 elif self._idle is not None:

@@ -162,12 +162,9 @@ class CardExplainer(NetworkExplainer):
         self, frame: Frame, flight: Flight, place_in_flight: int, timings: dict[str, float]
     ) -> Explanation:
         scores, classes, heat = (part[place_in_flight].numpy() for part in flight.answers)
-        findings = tuple(
-            Finding(self.labels[c], float(scores[c]), heat[t].copy(), int(c)) for t, c in enumerate(classes)
-        )
         return DrawnExplanation(
             frame=frame,
-            findings=findings,
+            findings=self._findings(scores, classes, heat),
             method=self._method,
             layer=self.facts.layer,
             timings=timings,

@@ -151,10 +151,12 @@ def normalise(matrix: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Target:
-    """Which classes are explained: a frame's own best ``top``, or the same ``classes`` for every frame."""
+    """Which classes are explained: a frame's own best ``top``, and the same ``classes`` for every frame."""
 
     top: int = 1
     classes: tuple[int, ...] = ()
+    classes_first: bool = False
+    """Whether ``classes`` come before the best ones: the first explained class is the one that is drawn."""
 
 
 class ExplainedNetwork(nn.Module):
@@ -173,15 +175,21 @@ class ExplainedNetwork(nn.Module):
         self.head = head
         self.plan = plan
         self.top = target.top
+        self.classes_first = target.classes_first
         self.grid = grid
         self.register_buffer("classes", torch.tensor(target.classes, dtype=torch.int64) if target.classes else None)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return softmax scores (N, K), the explained classes (N, T), and their heat (N, T, h, w)."""
+        """Return softmax scores (N, K), the explained classes (N, T), and their heat (N, T, h, w).
+
+        A class stands twice in a row of T where it is one of the fixed classes and one of the best.
+        """
         features = self.head(images)
         # A plan that is one module runs in float32: it is cheap, and half precision would blur what cells say.
         scores, every = self.plan(features.float() if self.plan.facts.one_module else features)
         scores = scores.float()
-        fixed = self.classes
-        chosen = top_classes(scores, self.top) if fixed is None else fixed[None].expand(scores.shape[0], -1)
+        chosen, fixed = top_classes(scores, self.top), self.classes
+        if fixed is not None:
+            always = fixed[None].expand(scores.shape[0], -1)
+            chosen = torch.cat([always, chosen] if self.classes_first else [chosen, always], dim=1)
         return torch.softmax(scores, dim=1), chosen, heat_of(every, chosen, self.grid)

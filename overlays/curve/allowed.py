@@ -64,7 +64,8 @@ class AllowList:
         before, self.names = self.names, self._read()
         if before.keys() == self.names.keys():
             return False
-        log.info("%s: %d viewers may look in now", self.path, len(self.names))
+        count = len(self.names)
+        log.info("%s: %d viewer%s may look in now", self.path, count, "" if count == 1 else "s")
         return True
 
     def _read(self) -> Mapping[bytes, str]:

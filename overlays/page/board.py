@@ -80,9 +80,9 @@ class Board:
             seen.arrivals.append(now)
             passed = seen.arrivals[-1] - seen.arrivals[0]
             seen.interval_seconds = passed / max(len(seen.arrivals) - 1, 1)
-            findings = overlay.explanation.findings
-            seen.label = findings[0].label if findings else ""
-            seen.score = findings[0].score if findings and math.isfinite(findings[0].score) else 0.0
+            verdict = overlay.explanation.verdict
+            seen.label = verdict.label if verdict else ""
+            seen.score = verdict.score if verdict and math.isfinite(verdict.score) else 0.0
             seen.frames += 1
         if camera not in self.cameras:
             # Replaced as a whole: the loop may be walking through it.

@@ -176,7 +176,8 @@ class MqttSink:
         explanation = overlay.explanation
         frame, now = explanation.frame, self._clock()
         camera, is_file = frame.camera, self._is_file(frame)
-        label = explanation.findings[0].label if explanation.findings else ""
+        verdict = explanation.verdict
+        label = verdict.label if verdict else ""
         every = is_file and self._max_rate is None
         if not (every or self._labels.get(camera) != label or self._pace.is_due(camera, now)):
             self._counts.left_out += 1

@@ -6,6 +6,7 @@ the other. While nobody looks on, nothing is compressed.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import socket
@@ -36,9 +37,10 @@ from overlays.page.packet import pack
 from overlays.page.page import SMALL_PIXELS, Page
 from overlays.page.routes import make_app
 from overlays.page.server import PageProtocol, Server
+from overlays.prepared import Prepared
 from overlays.sinks.options import SinkOptions
 from pipeline.errors import SinkError, WireError
-from pipeline.frames import Overlay
+from pipeline.frames import Image, Overlay
 from pipeline.loop import Outcome
 from pipeline.ports import Figure
 from pipeline.pump import Worker
@@ -98,6 +100,7 @@ class PageSink:
         self._last: dict[tuple[str, Kind], tuple[int, Overlay]] = {}
         """By camera and kind the newest frame, and its number."""
         self._packed: dict[tuple[str, Kind], Shot] = {}
+        self._prepared: Prepared[tuple[Image, bytes]] = Prepared()
         self._said: set[str] = set()
         self._worker: Worker | None = None
         self._page: Page | None = None
@@ -160,6 +163,14 @@ class PageSink:
     def needs_picture(self, camera: str) -> bool:
         """Say whether somebody looks at this camera's MJPEG: the page itself paints in the browser."""
         return self._hub.looked_at(text_of(camera), "painted")
+
+    def prepare(self, overlay: Overlay) -> None:
+        """Compress a frame in the sizes that somebody would take now, in a thread of its camera."""
+        camera = text_of(overlay.explanation.frame.camera)
+        for kind in _KINDS:
+            if (kind == "painted" or overlay.silence is None) and self._hub.wanted(camera, -1, kind):
+                with contextlib.suppress(WireError):  # ``put`` says so
+                    self._prepared.add(overlay, kind, self._compressed(overlay, kind))
 
     def put(self, overlay: Overlay) -> None:
         """Show one frame to those who can take it now; never waits for anybody.
@@ -232,14 +243,23 @@ class PageSink:
 
     def _pack(self, overlay: Overlay, kind: Kind) -> bytes:
         self.encoded += 1
+        image, picture = self._prepared.of(overlay, kind) or self._compressed(overlay, kind)
+        if kind == "painted":
+            return picture
+        plain = Overlay(image, overlay.explanation)
+        return pack(plain, picture, sent_at_unix=self._wall(), now_monotonic=self._clock())
+
+    def _compressed(self, overlay: Overlay, kind: Kind) -> tuple[Image, bytes]:
+        """Return what is shown of a frame, and the same as JPEG."""
         quality = self._options.jpeg_quality
         if kind == "painted":
-            return picture_of(overlay, quality) or encode_picture(bounded_picture(overlay.image), quality)
+            return overlay.image, picture_of(overlay, quality) or encode_picture(
+                bounded_picture(overlay.image), quality
+            )
         image = bounded_picture(overlay.explanation.frame.image)
         if kind == "small":
             image = scaled_picture(image, min(1.0, SMALL_PIXELS / max(image.shape[:2])))
-        plain = Overlay(image, overlay.explanation)
-        return pack(plain, encode_picture(image, quality), sent_at_unix=self._wall(), now_monotonic=self._clock())
+        return image, encode_picture(image, quality)
 
 
 def _serving(page: Page, listener: socket.socket) -> Worker:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -23,6 +24,7 @@ from overlays.curve.handshakes import REFUSALS, Refusal
 from overlays.curve.keys import read_pair
 from overlays.curve.subscriptions import MAX_TOPICS_PER_CONNECTION, Subscriptions
 from overlays.jpeg import bounded_picture, encode_picture, picture_of, scaled_picture
+from overlays.prepared import Prepared
 from overlays.sinks.binding import check_path, unbound
 from overlays.sinks.options import ENCODED, VIEWERS, SinkOptions
 from overlays.sinks.pace import Pace
@@ -92,6 +94,7 @@ class ZeroMqSink:
         """Since when each camera has been watched, on our clock."""
         self._last: dict[str, Overlay] = {}
         self._packed: dict[str, tuple[Overlay, Overlay, bytes]] = {}
+        self._prepared: Prepared[tuple[Overlay, bytes]] = Prepared()
         """Of each camera what was sent last: as it came, as it was sent, and its JPEG."""
         self._pace = Pace(self._options.max_rate)
         self._unbound_at: float | None = None
@@ -160,6 +163,12 @@ class ZeroMqSink:
     def needs_picture(self, camera: str) -> bool:
         """Say whether a frame of this camera would be sent now, as far as the last ``put`` or ``idle`` heard."""
         return self._is_watched(camera) and (camera in self._owed or self._pace.is_due(camera, self._clock()))
+
+    def prepare(self, overlay: Overlay) -> None:
+        """Scale and compress a frame that is sent next, in a thread of its camera."""
+        if self.needs_picture(overlay.explanation.frame.camera) and not _is_plain(overlay):
+            with suppress(WireError):  # ``put`` says so
+                self._prepared.add(overlay, "sent", self._compressed(overlay))
 
     def put(self, overlay: Overlay) -> None:
         """Publish one frame if somebody watches its camera and one is due; never waits for a viewer.
@@ -281,11 +290,8 @@ class ZeroMqSink:
 
     def _send(self, camera: str) -> None:
         overlay = self._last[camera]
-        sent = Overlay(
-            bounded_picture(scaled_picture(overlay.image, self._options.scale)), overlay.explanation, overlay.silence
-        )
         try:
-            picture = picture_of(overlay, self.takes_jpeg) or self._encoded(sent)
+            sent, picture = self._prepared.of(overlay, "sent") or self._compressed(overlay)
         except WireError:
             self._forget(camera)
             raise
@@ -299,8 +305,11 @@ class ZeroMqSink:
         self._last.pop(camera, None)
         self._packed.pop(camera, None)
 
-    def _encoded(self, overlay: Overlay) -> bytes:
-        return encode_picture(overlay.image, self._options.jpeg_quality)
+    def _compressed(self, overlay: Overlay) -> tuple[Overlay, bytes]:
+        """Return what is sent of a frame, and its picture as JPEG."""
+        picture = bounded_picture(scaled_picture(overlay.image, self._options.scale))
+        sent = Overlay(picture, overlay.explanation, overlay.silence)
+        return sent, picture_of(overlay, self.takes_jpeg) or encode_picture(sent.image, self._options.jpeg_quality)
 
     def _resend(self, camera: str) -> None:
         _, sent, picture = self._packed[camera]

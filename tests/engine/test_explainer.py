@@ -78,11 +78,23 @@ def picture():
 
 def test_asked_classes_are_each_explained_in_order():
     (explanation,) = small(target="7,tench,3").explain([picture()])
-    assert [finding.class_index for finding in explanation.findings] == [7, 0, 3]
+    best = explanation.verdict.class_index
+    assert [finding.class_index for finding in explanation.findings] == [7, 0, 3, best]
     (best,) = small(target="top4").explain([picture()])
     scores = [finding.score for finding in best.findings]
     assert scores == sorted(scores, reverse=True)
     assert len(scores) == 4
+
+
+def test_verdict_is_the_networks_top_class_whatever_else_is_explained():
+    (plain,) = small().explain([picture()])
+    best = plain.top.class_index
+    for target, order in (("7", [7, best]), ("top1,7", [best, 7]), (f"{best},7", [best, 7]), (f"top1,{best}", [best])):
+        (explanation,) = small(target=target).explain([picture()])
+        assert [finding.class_index for finding in explanation.findings] == order
+        assert explanation.verdict.class_index == best
+        assert explanation.verdict.score == pytest.approx(plain.top.score, abs=1e-5)
+        np.testing.assert_allclose(explanation.verdict.heat, plain.top.heat, atol=1e-4)
 
 
 @pytest.mark.parametrize(("fit", "region"), [

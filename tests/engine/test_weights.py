@@ -195,11 +195,16 @@ def test_targets_are_names_indices_or_the_best_few():
     labels = ("ok", "scratch", "missing_hole")
     assert choose_target(["top1"], labels).top == 1
     assert choose_target(["top3"], labels).top == 3
-    assert choose_target(["Scratch", "2", "scratch"], labels).classes == (1, 2)
+    named = choose_target(["Scratch", "2", "scratch"], labels)
+    assert (named.top, named.classes, named.classes_first) == (1, (1, 2), True)
+    both = choose_target(["top2", "scratch"], labels)
+    assert (both.top, both.classes, both.classes_first) == (2, (1,), False)
+    assert choose_target(["scratch", "top2"], labels).classes_first
 
 
 @pytest.mark.parametrize(("words", "rule"), [
     (["scrach"], "Did you mean 'scratch'"), (["9"], "from 0 to 2"), (["-1"], "from 0 to 2"), (["top9"], "3 classes"),
+    (["top1", "top2"], "one top-N"), (["²"], "no class"), (["9" * 5000], "from 0 to 2"),
 ])  # fmt: skip
 def test_a_target_the_network_does_not_have_is_refused(words, rule):
     with pytest.raises(ConfigError, match=rule):

@@ -32,3 +32,25 @@ def test_a_log_whose_disk_is_full_ends_no_run(monkeypatch):
     monkeypatch.setattr("overlays.progress.PLAIN_INTERVAL_SECONDS", 0.0)
     with Progress(Console(file=Full())) as progress:
         progress.watch(Outcome(Tally(["door"]), [Pump(FakeSource(1, "door"))], []))
+
+
+def test_console_says_how_long_a_live_camera_has_given_nothing_instead_of_an_age():
+    camera = FakeSource(1, "door")
+    camera.live = True
+    pump = Pump(camera)
+    outcome = Outcome(Tally(["door"]), [pump], [])
+    assert "no frame yet" in lines(outcome, 100.0)[0]
+    pump.last_at, pump.interval_seconds = 88.0, 0.1
+    outcome.tally.cameras["door"].age.add(0.158)
+    assert "no frame for 12 s" in lines(outcome, 100.0)[0]
+    assert "age" not in lines(outcome, 100.0)[0]
+    assert "age 1" in lines(outcome, 88.5)[0]
+    pump.interval_seconds = 5.0
+    assert "age 1" in lines(outcome, 100.0)[0], "a slow camera is not a dead one"
+
+
+def test_rate_of_a_slow_camera_is_told_until_it_has_missed_three_frames():
+    tally = Tally(["door"]).cameras["door"]
+    tally.arrivals.extend([0.0, 5.0, 10.0])
+    assert tally.rate(24.0) == pytest.approx(0.2)
+    assert tally.rate(26.0) == 0.0

@@ -96,16 +96,27 @@ def test_the_legend_says_whether_the_known_truth_was_found(explained):
     assert "it is scratch" in texts(explained(label="dent", truth=Truth("scratch")))[1]
 
 
-def test_the_rate_is_that_of_the_frames_of_one_camera(explained):
-    renderer = HeatRenderer(clock=lambda: 0.0)
+def test_rate_in_the_legend_is_that_at_which_a_cameras_frames_are_drawn(explained):
+    moment = [0.0]
+    renderer = HeatRenderer(clock=lambda: moment[0])
     for index in range(60):
-        renderer.render(explained(camera="fast", taken_at=index / 25))
+        moment[0] = index / 25
+        # A file's frames are decoded in a burst: their own times are next to each other.
+        renderer.render(explained(camera="fast", taken_at=index // 10 * 0.4 + index % 10 * 0.002))
         if index % 5 == 0:
             renderer.render(explained(camera="slow", taken_at=index / 25))
-    assert 1 / renderer._memories["fast"].interval == pytest.approx(25)
-    assert 1 / renderer._memories["slow"].interval == pytest.approx(5)
+    assert 1 / renderer._memories["fast"].interval_seconds == pytest.approx(25)
+    assert 1 / renderer._memories["slow"].interval_seconds == pytest.approx(5)
+    moment[0] = 100.0
     renderer.render(explained(camera="fast", taken_at=100.0))
-    assert renderer._memories["fast"].interval is None, "a pause starts anew"
+    assert renderer._memories["fast"].interval_seconds is None, "a pause starts anew"
+
+
+def test_legend_names_the_verdict_first_and_the_drawn_class_where_it_is_another(explained):
+    other = Finding("van", 0.95, np.zeros((3, 4), np.float32), 4)
+    explanation = explained(label="minivan", score=0.005, others=(other,), truth=Truth("van"))
+    assert texts(explanation)[:3] == ["95%  van", "✓ right", "heat of: <1%  minivan"]
+    assert len(texts(explanation)) == 4
 
 
 def heat_of(value):

@@ -16,7 +16,7 @@ from overlays.sinks.page import PageSink
 from overlays.sinks.recorder import RecorderSink
 from overlays.sinks.zeromq import ZeroMqSink
 from overlays.viewer import Received, Viewer
-from overlays.watch import MOST_CAMERAS, LastPictures, watch
+from overlays.watch import MOST_CAMERAS, LastPictures, _Said, watch
 from overlays.wire import decode_message, encode
 from pipeline.frames import Deletion, Grounds, GuardState, Overlay, Silence
 from pipeline.loop import Outcome
@@ -129,7 +129,7 @@ def test_watching_says_why_nothing_comes_and_shows_it(overlaid):
     assert told.frames == 1
     assert [each.silence is None for each in eye.shown] == [True, False]
     assert len(said) == 1
-    assert "does not know this viewer's key; still listening" in said[0]
+    assert "does not know this viewer's key; waiting for it" in said[0]
 
 
 def test_one_camera_alone_is_watched_though_others_names_begin_with_its_own(overlaid):
@@ -221,3 +221,15 @@ def test_cameras_that_were_named_are_passed_on_among_any_number_of_others(tmp_pa
         seen = watch(Publisher(overlaid, names), [films], stop=stop, cameras=[names[-1]], say=lambda _text: None)
     assert [path.name for path in tmp_path.iterdir()] == ["seen.mp4"]
     assert (seen.frames, seen.left_out) == (1, 0)
+
+
+def test_viewer_is_told_that_the_signal_is_back_once():
+    said = []
+    words = _Said(said.append)
+    viewer = SimpleNamespace(uri="tcp://there:1", trouble="", silent_seconds=3.0)
+    words.signal(viewer, 1.0)
+    assert said == []
+    words.silence(viewer, 10.0, 2.0)
+    words.signal(viewer, 75.0)
+    words.signal(viewer, 75.1)
+    assert said[1:] == ["signal from tcp://there:1 again after 1 min 8 s"]

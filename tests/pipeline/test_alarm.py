@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -132,3 +134,39 @@ def test_a_deletion_check_of_another_class_says_nothing():
 def test_the_hold_time_is_met_to_one_frame_at_any_rate(rate):
     fired = run(alarm(hold=0.5), [(k / rate, 0.1) for k in range(200)])[0]
     assert 0.5 - 1e-6 <= fired < 0.5 + 1 / rate
+
+
+def number_in(says):
+    return float(re.search(r"\bis (\d\.\d+)", says)[1])
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.05])
+def test_alarm_names_the_number_of_the_frame_it_speaks_of_whatever_came_before(margin):
+    guard = alarm(hold=0.0, margin=margin)
+    rng = np.random.default_rng(5)
+    firing = []
+    for k, inside in enumerate(rng.uniform(0.3, 0.9, 400).round(3).tolist()):
+        state = guard.judge(facts(inside), k / 10)
+        if state.firing:
+            firing.append((inside, state.says))
+    assert len(firing) > 200
+    assert any("kept again" in says for _, says in firing)
+    for inside, says in firing:
+        assert number_in(says) == pytest.approx(inside, abs=0.005)
+
+
+def test_alarm_of_a_frame_to_which_its_rule_does_not_apply_names_no_number():
+    guard = alarm(hold=0.0)
+    guard.judge(facts(0.03), 0.0)
+    says = guard.judge(facts(0.522, label="ok"), 0.4).says
+    assert says == "heat_inside(part) >= 0.6; does not apply to this frame; last broken 0.4 s ago"
+
+
+def test_alarm_shows_a_number_that_rounds_to_its_bound_in_more_decimals():
+    assert alarm(hold=0).judge(facts(0.5996), 0.0).says == "heat_inside(part) >= 0.6, but is 0.5996"
+
+
+def test_alarm_says_of_a_number_within_the_margin_that_the_margin_is_meant():
+    guard = alarm(hold=0, margin=0.05)
+    guard.judge(facts(0.1), 0.0)
+    assert guard.judge(facts(0.62), 0.1).says == "heat_inside(part) >= 0.6 by a margin of 0.05, but is 0.62"

@@ -144,7 +144,7 @@ def test_a_verdict_that_stands_without_what_it_points_at_raises_the_alarm():
     seer.left = 0.85
     guardian = Guardian(seer, guards(MASKED), clock=lambda: seer.now)
     told = guarded(guardian, frames(300))
-    assert told[-1].firing[0].says == "score_drop_when_masked >= 0.2, but is 0.05"
+    assert told[-1].firing[0].says == "score_drop_when_masked >= 0.2, but is 0.05 (measured 0.1 s ago)"
 
 
 def test_only_verdicts_that_a_rule_asks_about_are_checked():

@@ -165,3 +165,49 @@ def test_any_text_is_a_rule_or_a_refusal(text):
     except ConfigError:
         return
     assert rule.text
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ("score > 1", "'score > 1' can never be true"),
+        ("score >= 0", "always true"),
+        ("stability < -1 or focus_area < 0", "can never be true"),
+        ("label!=ok when label=scratch", "always true where it is asked"),
+        ("score>0.5 when label=a and label=b", "behind 'when' can never be true"),
+        ("score>0.5 when not (label=a or label!=a)", "behind 'when' can never be true"),
+        ("focus_area<0.5 when score>0.8 and score<0.3", "behind 'when' can never be true"),
+        ("heat_inside(part)>0.9 and heat_inside(part)<0.2", "can never be true"),
+        ("centre_x>0.5 when centre_y>=0.6 and not centre_y>0.5", "behind 'when' can never be true"),
+    ],
+)
+def test_rule_that_can_never_do_its_work_is_refused_with_the_reason(rule, said):
+    assert said in refusal(rules=[{"name": "never", "rule": rule}])
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "label!=scratch",
+        "label=ok when score>0.5",
+        "score > 0.99",
+        "score < 1",
+        "score>=0.5 when label=a or label=b",
+        "stability >= 0 when score > 0.3 and score < 0.31",
+        "score_drop_when_masked >= 0.2 when label=a and not camera=b",
+    ],
+)
+def test_rule_that_can_be_kept_and_broken_is_taken(rule):
+    assert guards(rules=[{"name": "sound", "rule": rule}]).rules[0].rule == rule
+
+
+def test_rule_about_a_camera_that_its_guard_does_not_look_at_is_refused():
+    knobs = guards(rules=[{"name": "yard", "rule": "score>0.5 when camera=yard", "cameras": ["door"]}])
+    with pytest.raises(ConfigError, match="of door: what stands behind 'when' can never be true"):
+        check_cameras(knobs, ["door", "yard"])
+
+
+@pytest.mark.parametrize("text", ["label=a and label=b", "score>1", "guard=a and not guard", "camera=x and camera!=x"])
+def test_condition_that_can_never_be_true_is_refused(text):
+    with pytest.raises(ConfigError, match="can never be true"):
+        parse_condition(text)

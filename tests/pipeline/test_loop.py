@@ -1,6 +1,7 @@
 """The journey: every frame that should arrive does, and what fails ends alone."""
 
 import threading
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from pipeline.loop import Limits, carry
 from pipeline.metrics import Histogram
 from pipeline.ports import Health, StopRequested
 from tests.fakes import FakeSource
+from tests.ground.limits import LIMIT_SECONDS
 
 
 class FakeExplainer:
@@ -189,3 +191,38 @@ def test_a_live_camera_that_stalls_is_shown_so_by_every_door_that_looks_and_coun
     assert looking.got[:4] == [0, 1, 2, 2]
     assert blind.got == [0, 1, 2]
     assert outcome.explained == 3
+
+
+def test_camera_whose_drawing_takes_for_ever_holds_up_no_other_camera():
+    told = threading.Event()
+
+    class Stuck(FakeRenderer):
+        def render(self, explanation):
+            if explanation.frame.camera == "big":
+                assert told.wait(LIMIT_SECONDS), "the other camera's frames never came"
+            return super().render(explanation)
+
+    class Counting(FakeSink):
+        def put(self, overlay):
+            super().put(overlay)
+            if overlay.explanation.frame.camera == "small" and overlay.explanation.frame.index == 49:
+                told.set()
+
+    sink, big = Counting(), FakeSource(30, "big")
+    outcome = run([big, FakeSource(50, "small")], [sink], renderer=Stuck())
+    assert told.is_set()
+    assert outcome.explained == 80
+    assert sorted(sink.got) == sorted([*range(30), *range(50)]), "nothing of either file is lost"
+
+
+def test_sink_prepares_a_frame_in_its_cameras_thread_before_it_is_put():
+    class Preparing(FakeSink):
+        prepared: ClassVar = []
+
+        def prepare(self, overlay):
+            self.prepared.append((overlay, threading.current_thread().name))
+
+    sink = Preparing()
+    run([FakeSource(3, "a"), FakeSource(3, "b")], [sink])
+    assert {name for _, name in sink.prepared} == {"relay drawing a", "relay drawing b"}
+    assert len(sink.prepared) == len(sink.got) == 6

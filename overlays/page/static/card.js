@@ -61,13 +61,13 @@ export class Card {
   show() {
     const header = this.header;
     this.paint();
-    const top = header.findings[0];
+    const top = verdict(header);
     this.root.dataset.index = header.index;
     this.root.dataset.age = this.age().toFixed(4);
     this.at(".label").textContent = top?.label ?? "nothing found";
     this.at(".score").textContent = top ? percent(top.score) : "";
     this.at(".index").textContent = header.index;
-    this.bars(header.findings.slice(0, 5));
+    this.bars(header.findings.toSorted((one, other) => other.score - one.score).slice(0, 5));
     const truth = this.at(".truth");
     truth.hidden = !header.truth;
     if (header.truth) {
@@ -219,6 +219,11 @@ function save(blob, name) {
   anchor.download = name.replaceAll(/[^\w.-]+/g, "_");
   anchor.click();
   setTimeout(() => URL.revokeObjectURL(anchor.href), 10_000);
+}
+
+// The network's top class: the finding with the highest score, the first of equals.
+function verdict(header) {
+  return header.findings.reduce((best, one) => (best && best.score >= one.score ? best : one), undefined);
 }
 
 function percent(score) {

@@ -125,13 +125,17 @@ document.addEventListener("keydown", (event) => {
   const all = [...cards.keys()];
   const large = all.find((name) => cards.get(name).root.classList.contains("large"));
   const focused = document.activeElement?.closest(".card")?.dataset.camera;
-  const chosen = large ?? focused;
+  const under = document.querySelector(".card:hover")?.dataset.camera;
+  const chosen = large ?? focused ?? under ?? (all.length === 1 ? all[0] : undefined);
   if (event.key === "Escape" && large !== undefined) enlarge(null);
   else if (event.key === "h") {
     set(!look.heat, look.opacity);
     keep();
-  } else if (event.key === "s" && chosen !== undefined) cards.get(chosen).snapshot();
-  else if (event.key === "c" && chosen !== undefined) cards.get(chosen).clip();
+  } else if (event.key === "s" || event.key === "c") {
+    if (chosen === undefined) say("s and c are for one camera: choose it with ← →, or point at it");
+    else if (event.key === "s") cards.get(chosen).snapshot();
+    else cards.get(chosen).clip();
+  }
   else if ((event.key === "ArrowRight" || event.key === "ArrowLeft") && all.length) {
     const step = event.key === "ArrowRight" ? 1 : -1;
     const next = chosen === undefined ? 0 : (all.indexOf(chosen) + step + all.length) % all.length;

@@ -1,0 +1,115 @@
+"""The queue before a slow door: each camera has its own room and its share of the time."""
+
+from __future__ import annotations
+
+import threading
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.fair_queue import MAX_KEYS, FairQueue
+from pipeline.pump import Relay
+
+
+def queue(depth=4, **limits):
+    return FairQueue(depth, key=lambda item: item[0], **limits)
+
+
+def put(waiting, item):
+    dropped = 0
+    while not waiting.has_room(item):
+        waiting.drop_oldest(item)
+        dropped += 1
+    waiting.add(item)
+    return dropped
+
+
+def test_items_of_one_camera_never_push_out_anothers():
+    waiting = queue(depth=2)
+    put(waiting, ("small", 0))
+    assert sum(put(waiting, ("big", k)) for k in range(100)) == 98
+    assert {waiting.take() for _ in range(3)} == {("small", 0), ("big", 98), ("big", 99)}
+    assert waiting.take() is None
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers()), max_size=60))
+def test_items_of_a_camera_keep_their_order(items):
+    waiting = queue(depth=100)
+    for item in items:
+        put(waiting, item)
+    taken = [waiting.take() for _ in items]
+    for camera in "abc":
+        assert [one for one in taken if one[0] == camera] == [one for one in items if one[0] == camera]
+
+
+def test_camera_whose_items_take_long_has_no_more_of_the_time_than_the_others():
+    """A big picture takes 1 s, a small one 0.01 s; one of each comes every 0.1 s."""
+    waiting, now, came, done, dropped = queue(depth=16), 0.0, 0, {"big": 0, "small": 0}, 0
+    while now < 60.0:
+        while came <= now * 10:
+            put(waiting, ("big", came))
+            dropped += put(waiting, ("small", came))
+            came += 1
+        item = waiting.take()
+        passed = 0.1 if item is None else {"big": 1.0, "small": 0.01}[item[0]]
+        now += passed
+        if item is not None:
+            done[item[0]] += 1
+            waiting.used(item, passed)
+    assert dropped == 0
+    assert done["small"] >= 590
+    assert done["big"] >= 40, "the rest of the time is its own"
+
+
+def test_camera_that_was_quiet_has_no_claim_to_the_time_before():
+    waiting = queue(depth=100)
+    put(waiting, ("quiet", 0))
+    waiting.used(waiting.take(), 0.01)
+    for k in range(50):
+        put(waiting, ("busy", k))
+    for _ in range(20):
+        waiting.used(waiting.take(), 1.0)
+    for k in range(20):
+        put(waiting, ("quiet", k))
+    served = []
+    for _ in range(10):
+        item = waiting.take()
+        served.append(item[0])
+        waiting.used(item, 1.0)
+    assert 4 <= served.count("busy") <= 6
+
+
+def test_bytes_are_shared_out_and_one_item_of_each_camera_always_may_wait():
+    waiting = FairQueue(16, key=lambda item: item[0], weigh=lambda item: item[1], most_bytes=100)
+    for camera in "ab":
+        put(waiting, (camera, 30))
+    assert not waiting.has_room(("a", 30))
+    assert waiting.has_room(("a", 10))
+    put(waiting, ("c", 1000))
+    assert len(waiting) == 3
+
+
+def test_cameras_without_end_share_one_place():
+    waiting = queue(depth=2)
+    for k in range(1000):
+        put(waiting, (f"camera {k}", k))
+    assert len(waiting) <= 2 * (MAX_KEYS + 1)
+
+
+def test_relay_serves_a_camera_between_anothers_items():
+    served, gate, last = [], threading.Event(), threading.Event()
+
+    def deliver(item):
+        assert gate.wait(60)
+        served.append(item)
+        if len(served) == 8:
+            last.set()
+
+    with Relay("door", deliver, depth=8, key=lambda item: item[0]) as relay:
+        for k in range(6):
+            relay.put(("big", k))
+        relay.put(("small", 0))
+        relay.put(("small", 1))
+        gate.set()
+        assert last.wait(60)
+    assert served.index(("small", 0)) < served.index(("big", 5))

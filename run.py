@@ -21,8 +21,8 @@ import threading
 from contextlib import suppress
 
 from commands.signals import until_interrupted
-from commands.terminal import complain
-from pipeline.errors import ReciproStreamError
+from commands.terminal import EXIT_INPUT, complain
+from pipeline.errors import ReciproStreamError, of_path
 from pipeline.logs import formatter
 
 KEPT_BYTES = 1 << 30
@@ -64,6 +64,13 @@ def main() -> None:
     except ReciproStreamError as error:
         complain(str(error))
         sys.exit(error.exit_code)
+    except OSError as error:
+        # Whoever asks a path anything gets here what the system said of it: no permission for a folder on the way, a
+        # name too long, a link in a circle, a dead network share. A supervisor must not start it again for ever.
+        if (said := of_path(error)) is None:
+            raise
+        complain(said)
+        sys.exit(EXIT_INPUT)
 
 
 def program() -> None:

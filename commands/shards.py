@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import typer
 
+from commands.lineage import VARIABLE
 from commands.signals import until_interrupted
 from commands.terminal import say
 from pipeline.config import Config
@@ -38,8 +40,8 @@ def stream_sharded(config: Config, devices: Sequence[str], *, log_format: str = 
         say(f"process {number} on {shard.engine.device}: {cameras}; {doors}")
     begun = threading.Event()
     begun.set()
-    with until_interrupted(begun) as stop, Supervisor(os.environ) as supervisor:
-        running = [_started(shard, log_format) for shard in shards]
+    with until_interrupted(begun) as stop, Supervisor(os.environ) as supervisor, _lifeline() as lifeline:
+        running = [_started(shard, log_format, lifeline) for shard in shards]
         try:
             while any(process.poll() is None for process in running) and not stop.is_set():
                 supervisor.alive()
@@ -53,11 +55,29 @@ def stream_sharded(config: Config, devices: Sequence[str], *, log_format: str = 
         raise typer.Exit(failed[0] if failed[0] > 0 else 1)
 
 
-def _started(shard: Config, log_format: str) -> subprocess.Popen[bytes]:
-    """Start one shard; its configuration goes through a pipe, for it may hold credentials."""
+@contextmanager
+def _lifeline() -> Iterator[int | None]:
+    """Give the reading end of a pipe that this process alone holds open; None where processes cannot inherit one."""
+    if os.name != "posix":
+        yield None
+        return
+    reading, writing = os.pipe()
+    try:
+        yield reading
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def _started(shard: Config, log_format: str, lifeline: int | None) -> subprocess.Popen[bytes]:
+    """Start one shard, which ends with this process; its configuration goes through a pipe: it may hold credentials."""
     environment = {name: value for name, value in os.environ.items() if name not in {"NOTIFY_SOCKET", "WATCHDOG_USEC"}}
+    if lifeline is not None:
+        environment[VARIABLE] = str(lifeline)
     words = [sys.executable, str(RUN), "stream", "/dev/stdin", "--log", log_format]
-    process = subprocess.Popen(words, stdin=subprocess.PIPE, env=environment)  # noqa: S603 - our own program
+    process = subprocess.Popen(  # noqa: S603 - our own program
+        words, stdin=subprocess.PIPE, env=environment, pass_fds=() if lifeline is None else (lifeline,)
+    )
     assert process.stdin is not None  # noqa: S101 - it was asked for
     with process.stdin as pipe:
         pipe.write(to_yaml(shard).encode())

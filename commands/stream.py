@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from contextlib import suppress
 from datetime import datetime
@@ -14,6 +15,7 @@ import typer
 from commands import options
 from commands.doors import with_clips, with_keys, with_mqtt_credentials, with_page_token
 from commands.joining import carry_frames, redacted
+from commands.lineage import ends_with_parent
 from commands.options import ACCESS, CAMERA, NETWORK, PICTURE, RUN, option, stated
 from commands.shards import stream_sharded
 from commands.terminal import finish, near, read_text, say
@@ -172,7 +174,9 @@ def stream(
     if devices is not None:
         stream_sharded(made, read_devices(devices), log_format=log_format)
         return
-    finish(carry_frames(made, tell=log.info if log_format == "json" else None))
+    with ends_with_parent(os.environ):
+        outcome = carry_frames(made, tell=log.info if log_format == "json" else None)
+    finish(outcome)
 
 
 def _warn_of_shown_passwords(sources: list[str]) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 import typer
 
 from pipeline.errors import ConfigError, ConnectionLostError
+from pipeline.logs import escaped
 from pipeline.loop import Outcome
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ EXIT_INPUT, EXIT_CAMERA, EXIT_SINK = 2, 3, 4
 def say(text: str) -> None:
     """Tell something on standard output, at once. Where its disk is full or nobody reads it, nothing ends for that."""
     try:
-        print(text, flush=True)
+        print(escaped(text, keep="\n\t"), flush=True)
     except OSError as reason:
         if not isinstance(reason, BrokenPipeError):
             log.warning("standard output takes no more (%s); what is told there is left out", reason.strerror or reason)
@@ -50,7 +51,7 @@ def complain(text: str) -> None:
 
 def told(text: str) -> str:
     """Return an error's lines as the command line shows them."""
-    return "\n".join(f"error: {line}" for line in text.splitlines())
+    return "\n".join(f"error: {escaped(line)}" for line in text.split("\n") if line)
 
 
 def finish(outcome: Outcome) -> None:

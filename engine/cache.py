@@ -112,7 +112,7 @@ def _read(path: Path, key: Key) -> tuple[bytes, str]:
         payload = file.read()
     try:
         header = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return b"", "its first line is damaged"
     if not isinstance(header, dict) or header.get("format") != _FORMAT:
         return b"", "it is no compiled result of this version"

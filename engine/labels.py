@@ -23,7 +23,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
     if text.lstrip().startswith("["):
         try:
             listed = json.loads(text)
-        except json.JSONDecodeError as reason:
+        except (ValueError, RecursionError) as reason:
             raise ConfigError(f"labels {str(path)!r}: not JSON ({reason}); give a list of names") from None
         names = tuple(str(name) for name in listed)
     else:

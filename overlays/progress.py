@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from overlays.stale import told_seconds
+from pipeline.logs import escaped
 from pipeline.loop import Outcome
 from pipeline.metrics import CameraTally
 from pipeline.ports import Accounting
@@ -87,7 +88,7 @@ def table(outcome: Outcome, now: float) -> Table:
             str(health.reconnects),
             f"{camera.label} {camera.score:.2f}" if camera.label else "",
         )
-        shown.add_row(*map(Text, cells))  # as it is: brackets in names are no markup
+        shown.add_row(*(Text(escaped(cell)) for cell in cells))  # as it is: brackets in names are no markup
     return shown
 
 
@@ -99,11 +100,13 @@ def lines(outcome: Outcome, now: float) -> list[str]:
         total = f"/{pump.source.frames_total}" if pump.source.frames_total else ""
         fresh = _freshness(pump, camera, now)
         told.append(
-            f"{pump.camera}: {health.state}{f' ({health.reason})' if health.reason else ''}, "
-            f"{_counted(camera.explained, 'frame', total)}, {camera.rate(now):.1f}/s, "
-            f"{fresh if fresh.startswith('no ') else f'age {fresh}'}, "
-            f"{pump.dropped} dropped, {_counted(health.reconnects, 'reconnect')}"
-            + (f", {camera.label} {camera.score:.2f}" if camera.label else "")
+            escaped(
+                f"{pump.camera}: {health.state}{f' ({health.reason})' if health.reason else ''}, "
+                f"{_counted(camera.explained, 'frame', total)}, {camera.rate(now):.1f}/s, "
+                f"{fresh if fresh.startswith('no ') else f'age {fresh}'}, "
+                f"{pump.dropped} dropped, {_counted(health.reconnects, 'reconnect')}"
+                + (f", {camera.label} {camera.score:.2f}" if camera.label else "")
+            )
         )
     return told
 
@@ -159,4 +162,4 @@ def summary(outcome: Outcome) -> list[str]:
                 f"pointing game {hits / pointed:.1%}: the heat's peak lies inside the true defect's box in {hits} of "
                 f"{pointed} rightly classified defect frames"
             )
-    return told
+    return [escaped(line) for line in told]

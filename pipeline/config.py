@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -30,11 +30,18 @@ def _triple(value: object) -> object:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return (value, value, value)
     if isinstance(value, str):
-        parts = [float(part) for part in value.split(",")]
+        parts = [_number(part) for part in value.split(",")]
         value = parts * 3 if len(parts) == 1 else parts
     if isinstance(value, list | tuple) and len(value) != 3:
         raise ValueError(f"three numbers, for red, green and blue, or one for all; these are {len(value)}")
     return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{text.strip()[:40]!r} is no number; give three, such as 0.485,0.456,0.406") from None
 
 
 def _words(value: object) -> object:
@@ -82,15 +89,24 @@ def _level(name: str) -> str:
 Device = Annotated[str, AfterValidator(_device)]
 Name = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_one_line)]
 Side = Annotated[int, Field(ge=8, le=16384)]
-Size = Annotated[tuple[Side, Side], BeforeValidator(_size)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
+MAX_INPUT_PIXELS: Final = 1 << 24
+
+
+def _area(size: tuple[int, int]) -> tuple[int, int]:
+    if size[0] * size[1] > MAX_INPUT_PIXELS:
+        raise ValueError(f"a network's input has at most {MAX_INPUT_PIXELS} pixels, such as 4096x4096; give a smaller")
+    return size
+
+
+Size = Annotated[tuple[Side, Side], BeforeValidator(_size), AfterValidator(_area)]
+Number = Annotated[float, Field(ge=-1e4, le=1e4, allow_inf_nan=False)]
 Triple = Annotated[tuple[Number, Number, Number], BeforeValidator(_triple)]
-Share = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=1e-4, le=1e4, allow_inf_nan=False)]
 Shares = Annotated[tuple[Share, Share, Share], BeforeValidator(_triple)]
 
 
 class _Knobs(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class SourceConfig(_Knobs):

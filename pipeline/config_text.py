@@ -6,8 +6,8 @@ An unknown key, a wrong type or a value out of range is a ``ConfigError`` that n
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -17,9 +17,25 @@ from pipeline.config import Config, CurveConfig, EngineConfig, OverlayConfig, Si
 from pipeline.errors import ConfigError, nearest
 from pipeline.guards import DeletionConfig, GuardConfig, GuardsConfig, RegionConfig
 
+MAX_VALUES: Final = 100_000
+"""What a configuration may hold when every alias (``*name``) is written out."""
+_LONGEST_SHOWN: Final = 100
+
 
 class _Reader(yaml.SafeLoader):
-    """Reads plain values only, and refuses a key that a map has already: the first one would be lost in silence."""
+    """Reads plain values only, and refuses a key that a map has already: the first one would be lost in silence.
+
+    Aliases that multiply (a few hundred bytes that become gigabytes) are refused before anything is made of them.
+    """
+
+    def get_single_node(self) -> yaml.Node | None:
+        """Return the document as nodes, an alias being the very node that it names."""
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None and _written_out(node, {}) > MAX_VALUES:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"holds more than {MAX_VALUES} values once its aliases are written out", node.start_mark
+            )
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
         """Return the map; merged keys (``<<``) may be given anew."""
@@ -32,6 +48,19 @@ class _Reader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
+    """Return how many values a node stands for."""
+    if id(node) in known:
+        if known[id(node)] == 0:
+            raise yaml.constructor.ConstructorError(None, None, "an alias refers to what holds it", node.start_mark)
+        return known[id(node)]
+    known[id(node)] = 0
+    parts = node.value if isinstance(node, yaml.CollectionNode) else []
+    each = [part for pair in parts for part in pair] if isinstance(node, yaml.MappingNode) else parts
+    known[id(node)] = count = 1 + sum(_written_out(part, known) for part in each)
+    return count
+
+
 def read_yaml(text: str, name: str) -> dict[str, Any]:
     """Return the map in a YAML text; ``name`` is the file's, for messages.
 
@@ -40,16 +69,34 @@ def read_yaml(text: str, name: str) -> dict[str, Any]:
     """
     try:
         knobs = yaml.load(text, _Reader)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, ValueError, RecursionError) as reason:
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as reason:
         mark = getattr(reason, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(reason, "problem", None) or "not readable"
+        problem = getattr(reason, "problem", None) or _why(reason)
         raise ConfigError(f"{name}: not YAML{where}: {problem}") from reason
     if knobs is None:
         raise ConfigError(f"{name}: is empty; start from one of configs/*.yaml, or give --source on the command line")
     if not isinstance(knobs, dict):
         raise ConfigError(f"{name}: holds a {type(knobs).__name__}, not a map of keys such as 'sources:' and 'engine:'")
     return knobs
+
+
+def _why(reason: Exception) -> str:
+    """Return in words what YAML's reader raised without a place."""
+    if isinstance(reason, RecursionError):
+        return "too many levels deep; make it simpler"
+    if isinstance(reason, yaml.reader.ReaderError):
+        code = reason.character if isinstance(reason.character, int) else ord(reason.character)
+        return f"the character #x{code:04x} is not allowed there; remove it"
+    return str(reason)[:_LONGEST_SHOWN] or "not readable"
+
+
+def _shown(value: object) -> str:
+    """Return a value as an error shows it: a very long one is cut."""
+    if isinstance(value, int) and value.bit_length() > 300:
+        return f"a number of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,11 +120,28 @@ def make_config(knobs: Mapping[str, Any], name: str, overrides: Mapping[str, Any
         ConfigError: one line per mistake, each naming the place, the value and the cure.
     """
     overrides = overrides or {}
+    if (place := _with_nul(knobs)) is not None:
+        raise ConfigError(f"{name}: {_dotted(place)}: holds a NUL character, which no name or path may; remove it")
     try:
         return Config.model_validate(merge(knobs, overrides))
     except ValidationError as wrong:
         sentences = dict.fromkeys(_sentence(error, name, overrides) for error in wrong.errors())
         raise ConfigError("\n".join(sentences)) from None
+
+
+def _with_nul(value: object) -> list[int | str] | None:
+    """Return the place of a text that holds a NUL character; None where there is none."""
+    if isinstance(value, str):
+        return [] if "\0" in value else None
+    each: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        each = value.items()
+    elif isinstance(value, list):
+        each = enumerate(value)
+    for key, part in each:
+        if (place := _with_nul(part)) is not None:
+            return [key if isinstance(key, int) else str(key), *place]
+    return None
 
 
 def _sentence(error: ErrorDetails, name: str, overrides: Mapping[str, Any]) -> str:
@@ -92,11 +156,11 @@ def _sentence(error: ErrorDetails, name: str, overrides: Mapping[str, Any]) -> s
         return f"{place}: is missing"
     said = _said(error)
     value = error["input"]
-    holds_address = "://" in str(value) or "@" in str(value)
+    holds_address = isinstance(value, str) and ("://" in value or "@" in value)
     if (path and path[-1] == "uri") or isinstance(value, Mapping | list) or holds_address:
         # A URI may hold a password, and a whole map says nothing.
         return f"{place}: {said}"
-    return f"{place}: {value!r}: {said}"
+    return f"{place}: {_shown(value)}: {said}"
 
 
 _OPTIONS = {"smoothing_seconds": "smoothing", "max_age_seconds": "max-age", "sources": "source", "sinks": "sink"}

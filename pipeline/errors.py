@@ -24,10 +24,13 @@ Each message names the value, the rule it broke and the cure. ``run.py`` prints 
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 from collections.abc import Collection, Iterable
 from typing import Final
 
 _MOST_LISTED: Final = 12
+_LONGEST_PATH: Final = 200
 
 
 class ReciproStreamError(Exception):
@@ -96,6 +99,28 @@ class WireLimitError(WireError):
 
 class PictureError(WireError):
     """A message's picture is no JPEG that can be decoded."""
+
+
+def of_path(error: OSError) -> str | None:
+    """Return in words what the system said of a path; None where it said it of something else.
+
+    For every error that asking, opening or writing a path may raise and that nobody nearer to it has told.
+    """
+    if error.filename is None:
+        return None
+    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
+    shown = repr(name if len(name) <= _LONGEST_PATH else f"{name[:_LONGEST_PATH]}...")
+    cures = {
+        errno.EACCES: "let this user read it and enter every folder on the way to it, or name another place",
+        errno.EPERM: "let this user use it, or name another place",
+        errno.ENAMETOOLONG: "give it a name of 255 bytes at most",
+        errno.ELOOP: "its links lead in a circle; name the file itself",
+        errno.EROFS: "the file system is read-only; name another place",
+        errno.ENOSPC: "make room there, or name another place",
+        errno.EDQUOT: "make room there, or name another place",
+    }
+    cure = cures.get(error.errno or 0, "check the path")
+    return f"{shown}: cannot be used ({error.strerror or error}); {cure}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -32,7 +32,7 @@ Cameras = Annotated[list[str] | None, AfterValidator(_somebody)]
 
 
 class _Knobs(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class RegionConfig(_Knobs):

@@ -1,5 +1,6 @@
 """Cameras over several devices: dealt out, every door its own, one process each; a failing one ends alone."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -120,8 +121,8 @@ engine: {model: line_net, backend: eager, cache: "off"}
 guards:
   regions: [{name: belt, polygon: [[0, 0.1], [1, 0.1], [1, 0.9], [0, 0.9]], cameras: [gate]}]
   rules:
-    - {name: everywhere, rule: "score > 1 when not camera=door or camera=door", hold_seconds: 0}
-    - {name: grounded, rule: heat_inside(belt) >= 0, cameras: [gate]}
+    - {name: everywhere, rule: "score >= 1 when not camera=door or camera=door", hold_seconds: 0}
+    - {name: grounded, rule: heat_inside(belt) >= 0.0001 or score<1, cameras: [gate]}
 sinks: [LOG, {uri: CLIPS, record_when: guard=grounded or camera=door}]
 """
 
@@ -153,3 +154,32 @@ def test_a_process_that_fails_is_named_and_the_other_goes_on(tmp_path):
     assert done.returncode == 2
     assert "process 1 on cuda:7 ended with exit code 2" in done.stderr
     assert (tmp_path / "log.jsonl").stat().st_size > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+def test_processes_end_in_order_when_the_one_that_started_them_is_killed(tmp_path):
+    words = ["--devices", "cpu,cpu", "--source", "line:?seed=1", "--source", "line:?seed=2", "--cache", "off",
+             "--sink", str(tmp_path / "out.mp4"), "--model", "line_net", "--backend", "eager"]  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, ROOT / "run.py", "stream", *words], cwd=tmp_path, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True,
+    ) as parent:  # fmt: skip
+        lines = iter(parent.stdout.readline, "")
+        started = list(itertools.islice((line for line in lines if "frames/s" in line or "/s, age" in line), 2))
+        children = [int(pid) for pid in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()]
+        parent.kill()
+        assert started
+        assert len(children) == 2
+        # The pipe of standard output ends with the last process that holds it.
+        rest = parent.stdout.read()
+    assert rest.count("the process that started this one is gone; ending in order") == 2
+    assert not any(Path(f"/proc/{pid}").exists() and "run.py" in cmdline(pid) for pid in children)
+    assert all((tmp_path / name).stat().st_size for name in ("out.mp4", "out.1.mp4"))
+
+
+def cmdline(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""

@@ -204,7 +204,7 @@ def test_targets_are_names_indices_or_the_best_few():
 
 @pytest.mark.parametrize(("words", "rule"), [
     (["scrach"], "Did you mean 'scratch'"), (["9"], "from 0 to 2"), (["-1"], "from 0 to 2"), (["top9"], "3 classes"),
-    (["top1", "top2"], "one top-N"), (["²"], "no class"), (["9" * 5000], "from 0 to 2"),
+    (["top1", "top2"], "one top-N"), (["²"], "classes go from"), (["9" * 5000], "from 0 to 2"),
 ])  # fmt: skip
 def test_a_target_the_network_does_not_have_is_refused(words, rule):
     with pytest.raises(ConfigError, match=rule):

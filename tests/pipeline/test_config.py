@@ -1,12 +1,16 @@
 """Every knob is named, typed and bounded; a mistake is told with its place and its cure."""
 
+import itertools
 import re
 
 import pytest
+from pydantic import BaseModel
 
 from pipeline.config import Config
 from pipeline.config_text import make_config, read_yaml, to_yaml
 from pipeline.errors import ConfigError
+
+TRIANGLE = [[0, 0], [1, 0], [1, 1]]
 
 
 def told(knobs, overrides=None):
@@ -126,3 +130,104 @@ def test_a_camera_s_name_is_one_line_of_a_reasonable_length(name):
     with pytest.raises(ConfigError, match=r"sources\[0\]\.name.*: should") as refused:
         make_config({"sources": [{"uri": "line:", "name": name}]}, "run.yaml")
     assert len(str(refused.value).splitlines()) == 1
+
+
+def number_knobs(model, place=()):
+    """Every knob that takes a number that need not be whole, at any depth, as a path of keys."""
+    for name, field in model.model_fields.items():
+        if name in {"sources", "sinks", "regions", "rules"}:
+            one = next(arg for arg in nested(field.annotation) if isinstance(arg, type) and issubclass(arg, BaseModel))
+            yield from number_knobs(one, (*place, name, 0))
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from number_knobs(field.annotation, (*place, name))
+        elif float in nested(field.annotation):
+            yield (*place, name)
+
+
+def nested(annotation):
+    return [annotation, *(inner for arg in getattr(annotation, "__args__", ()) for inner in nested(arg))]
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "1e400", "'nan'"])
+def test_no_knob_takes_a_number_that_is_none_or_without_end(value):
+    places = list(number_knobs(Config))
+    assert len(places) > 20
+    for place in places:
+        needed = {
+            "sources": {"uri": "line:"},
+            "sinks": {"uri": "a.jsonl"},
+            "regions": {"name": "r", "polygon": TRIANGLE},
+        }
+        inner = read_yaml(f"value: {value}", "t")["value"]
+        number = [inner] * 3 if place[-1] in {"mean", "std"} else [[inner, 0]] * 3 if place[-1] == "polygon" else inner
+        knobs = number
+        for key in reversed(place):
+            knobs = [knobs] if key == 0 else {key: knobs}
+        for kind, must in needed.items():
+            if place[0] == kind or place[:2] == ("guards", kind):
+                entry = knobs[place[0]] if place[0] == kind else knobs["guards"][kind]
+                entry[0] = must | entry[0]
+        if "rules" in place:
+            knobs["guards"]["rules"][0] |= {"name": "g", "rule": "score>0.5"}
+        with pytest.raises(ConfigError):
+            make_config(knobs, "run.yaml")
+
+
+@pytest.mark.parametrize(
+    ("knob", "said"),
+    [
+        ({"std": "1e-40"}, "greater than or equal to 0.0001"),
+        ({"std": [0, 0, 0]}, "greater than or equal to 0.0001"),
+        ({"mean": "nan"}, "finite number"),
+        ({"mean": "a,b,c"}, "'a' is no number"),
+        ({"input_size": "16384x16384"}, "at most 16777216 pixels"),
+        ({"threads": int("9" * 4000)}, "a number of 13288 bits"),
+    ],
+)
+def test_knob_of_the_network_out_of_its_range_is_refused_in_one_short_line(knob, said):
+    with pytest.raises(ConfigError) as refused:
+        make_config({"engine": knob}, "run.yaml")
+    assert said in str(refused.value)
+    assert len(str(refused.value).splitlines()[0]) < 300
+
+
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{two}: &{two} [{','.join([f'*{one}'] * 9)}]\n" for one, two in itertools.pairwise("abcdefghi")
+)
+MERGES = "a: &a {k: v}\n" + "".join(
+    f"{two}: &{two}\n  <<: [{','.join([f'*{one}'] * 9)}]\n" for one, two in itertools.pairwise("abcdefghi")
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (BOMB + "seconds: *i\n", "holds more than 100000 values once its aliases are written out"),
+        (MERGES + "seconds: *i\n", "holds more than 100000 values once its aliases are written out"),
+        ("a: &a [*a]\n", "an alias refers to what holds it"),
+        ("a: " + "[" * 5000, "levels deep"),
+        ("seconds: " + "9" * 5000, "4300 digits"),
+        ("a: \x01", "#x0001"),
+    ],
+)
+def test_yaml_that_grows_or_cannot_be_held_is_refused_before_anything_is_made_of_it(text, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        read_yaml(text, "run.yaml")
+
+
+def test_aliases_that_only_save_writing_are_taken():
+    text = "base: &base {quality: 50}\nsinks: [{<<: *base, uri: a.jsonl}, {<<: *base, uri: b.jsonl}]\n"
+    assert [one["quality"] for one in read_yaml(text, "run.yaml")["sinks"]] == [50, 50]
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ('sources: ["a\\0b.mp4"]', "sources[0]"),
+        ('engine: {labels: "l\\0"}', "engine.labels"),
+        ('sinks: [{uri: "o\\0.mp4"}]', "sinks[0].uri"),
+    ],
+)
+def test_text_with_a_nul_character_is_refused_at_its_place(text, place):
+    with pytest.raises(ConfigError, match=re.escape(f"run.yaml: {place}: holds a NUL")):
+        make_config(read_yaml(text, "run.yaml"), "run.yaml")

@@ -1,0 +1,60 @@
+"""What a log line and the terminal show of foreign text."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from commands.terminal import say, told
+from pipeline.logs import escaped, formatter
+
+FOREIGN = "door\nW forged\r\x1b[2J\x9b31m\u202eevil\u2028line\x85\x00\ud800\x7f"
+
+
+def record(message, error=None):
+    return logging.LogRecord("stream", logging.WARNING, "f.py", 1, "%s", (message,), error)
+
+
+def unseen(text):
+    return [letter for letter in text if unicodedata.category(letter) in {"Cc", "Zl", "Zp", "Cs"} or letter == "\u202e"]
+
+
+@given(st.text())
+def test_escaped_text_holds_nothing_that_a_terminal_obeys_and_keeps_the_rest(text):
+    shown = escaped(text)
+    assert unseen(shown) == []
+    assert [c for c in text if c.isprintable()] == [c for c in shown if c.isprintable()][: len(shown)] or "\\" in shown
+
+
+def test_text_line_of_a_log_stays_one_line_whatever_stands_in_the_message():
+    line = formatter("text").format(record(FOREIGN))
+    assert line.startswith("W door\\nW forged\\r\\x1b[2J")
+    assert unseen(line) == []
+
+
+def test_json_line_of_a_log_stays_one_line_and_gives_the_message_back():
+    line = formatter("json").format(record(FOREIGN))
+    assert unseen(line) == []
+    assert json.loads(line)["message"] == FOREIGN
+
+
+@pytest.mark.parametrize("kind", ["text", "json"])
+def test_traceback_in_a_log_line_cannot_move_the_terminal(kind):
+    try:
+        {}[FOREIGN]
+    except KeyError:
+        line = formatter(kind).format(record("broke", sys.exc_info()))
+    assert set(unseen(line)) <= {"\n"}
+    assert "Traceback" in line
+
+
+def test_terminal_shows_foreign_text_escaped(capsys):
+    say("seen: \x1b[31mred\u202e\nnext")
+    assert capsys.readouterr().out == "seen: \\x1b[31mred\\u202e\nnext\n"
+    assert told("bad \x1b]0;title\x07\nsecond") == "error: bad \\x1b]0;title\\x07\nerror: second"

@@ -26,6 +26,7 @@ from pipeline.errors import ReciproStreamError, of_path
 from pipeline.logs import formatter
 
 KEPT_BYTES = 1 << 30
+OUR_PACKAGES = frozenset({"commands", "engine", "overlays", "pipeline", "recipro_stream", "stream"})
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
@@ -38,6 +39,8 @@ def settle() -> None:
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    os.environ.setdefault("SDL_VIDEO_X11_WMCLASS", "recipro-stream")
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
             mallopt = ctypes.CDLL(None).mallopt
@@ -51,8 +54,6 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file may be called by what this terminal cannot show
-    from commands.app import app
-
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter("text"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
@@ -60,10 +61,17 @@ def main() -> None:
     logging.getLogger("torch").setLevel(logging.WARNING)
     try:
         with until_interrupted(threading.Event()):
+            from commands.app import app
+
             app()
     except ReciproStreamError as error:
         complain(str(error))
         sys.exit(error.exit_code)
+    except ImportError as error:
+        if error.name is not None and error.name.partition(".")[0] in OUR_PACKAGES:
+            raise
+        complain(f"a library cannot be loaded ({error}): uv sync; run.py doctor tells what is missing here")
+        sys.exit(EXIT_INPUT)
     except OSError as error:
         # Whoever asks a path anything gets here what the system said of it: no permission for a folder on the way, a
         # name too long, a link in a circle, a dead network share. A supervisor must not start it again for ever.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 from commands.terminal import display, say
+from pipeline.checks import Check
 
 
 def models(
@@ -38,13 +41,24 @@ def doctor() -> None:
     """Tell what this machine has (devices, backends, codecs, display, versions), what is missing, and the cure."""
     import platform
 
-    import engine.checks
-    import overlays.checks
-    import stream.checks
-
-    found = [*engine.checks.checks(), *stream.checks.checks(), *overlays.checks.checks(display())]
+    found = [
+        *_found("engine", "torch", lambda checks: checks()),
+        *_found("stream", "PyAV", lambda checks: checks()),
+        *_found("overlays", "OpenCV, ZeroMQ and PyAV", lambda checks: checks(display())),
+    ]
     say(f"Python {platform.python_version()} on {platform.platform()}")
     for check in found:
         mark = "ok " if check.present else "-- "
         cure = f"\n{'':26}{check.cure}" if check.cure and not check.present else ""
         say(f"{mark} {check.name:22} {check.says}{cure}")
+
+
+def _found(room: str, needs: str, ask: Callable[[Callable[..., list[Check]]], list[Check]]) -> list[Check]:
+    """Return what a room finds; where it cannot even be asked, what that fails of."""
+    try:
+        return ask(importlib.import_module(f"{room}.checks").checks)
+    except Exception as reason:  # noqa: BLE001 - whatever is broken here is what is asked for
+        missing = getattr(reason, "name", None) or room
+        cure = f"it needs {needs}: uv sync; a library (.so) that is missing comes with the system's packages"
+        said = f"cannot be loaded ({type(reason).__name__}: {str(reason).splitlines()[0] if str(reason) else missing})"
+        return [Check(room, present=False, says=said, cure=cure)]

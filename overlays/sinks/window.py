@@ -1,31 +1,63 @@
-"""The window: one per camera, shown by OpenCV. q, Esc or closing any of them asks for the end.
+"""The window: one per camera, shown by SDL (pygame-ce). q, Esc or closing any of them asks for the end.
 
-OpenCV's windows belong to the thread that made them, so they are made in the first ``put``; entering only finds out, in
-a process of its own, whether a window can be made at all: where it cannot, Qt ends the process it is in. On a bare X
-server without a window manager one window in five or so stays black, whoever draws in it; with one none did.
+OpenCV could show windows, too, but the build of it that can needs libGL to be imported at all, which small images and
+servers lack, and ends the process where no display answers. SDL's windows belong to the thread that made them, so they
+are made in the first ``put``; entering only finds out, in a process of its own, whether a window can be made at all.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import subprocess
 import sys
-from types import TracebackType
-from typing import Final, Self
+from types import ModuleType, TracebackType
+from typing import Any, Final, Self
 
 import cv2
+import numpy as np
 
+from overlays.labels import printable
 from overlays.sinks.options import SinkOptions
 from pipeline.errors import SinkError
-from pipeline.frames import Overlay
+from pipeline.frames import Image, Overlay
 from pipeline.ports import StopRequested
 
-_ESCAPE: Final = 27
 _LARGEST_START: Final = (1280, 800)
 """A window starts no larger than this, so that it fits a laptop's screen; it can be resized."""
-_PROBE_SECONDS: Final = 20.0
-_PROBE: Final = "import cv2; cv2.namedWindow('recipro-stream', cv2.WINDOW_GUI_NORMAL); cv2.destroyAllWindows()"
+_PROBE_SECONDS: Final = 60.0
+_UNSEEN: Final = ("offscreen", "dummy")
+"""SDL's drivers that show nothing: what it takes where no display answers."""
+_PROBE: Final = f"""
+import sys, pygame
+pygame.display.init()
+if pygame.display.get_driver() in {_UNSEEN!r}:
+    sys.exit("cannot connect to it, or the libraries of X11 and Wayland are missing")
+pygame.Window("recipro-stream", (64, 64), hidden=True).destroy()
+pygame.display.quit()
+"""
 _INSTEAD: Final = "use --sink out.mp4, or --sink tcp://0.0.0.0:5555 (with --curve-keys) and `run.py view` elsewhere"
+
+
+def load_pygame() -> ModuleType:
+    """Return pygame; its greeting stays off our output.
+
+    Raises:
+        SinkError: it is missing, or cannot be loaded here.
+    """
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            import pygame
+    except ImportError as reason:
+        raise SinkError(
+            f"window: pygame-ce cannot be loaded ({reason}); uv sync brings it (pip install pygame-ce), or {_INSTEAD}"
+        ) from None
+    if not hasattr(pygame, "Window"):
+        raise SinkError(
+            f"window: pygame {pygame.version.ver} has no windows of this kind; pip uninstall pygame, then pip install "
+            f"pygame-ce, or {_INSTEAD}"
+        )
+    return pygame
 
 
 class WindowSink:
@@ -40,11 +72,15 @@ class WindowSink:
         """Take where there is a display."""
         self.uri = "window"
         self._display = (options or SinkOptions()).display
-        self._names: dict[str, str] = {}
+        self._pygame: Any = None
+        self._windows: dict[str, Any] = {}
+        self._shown: dict[str, Image] = {}
+        """By camera the picture that its window shows."""
 
     def __enter__(self) -> Self:
         if not self._display:
             raise SinkError(f"window: there is no display (DISPLAY and WAYLAND_DISPLAY are not set); {_INSTEAD}")
+        self._pygame = load_pygame()
         try:
             probe = subprocess.run(  # noqa: S603 - our own interpreter
                 [sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=_PROBE_SECONDS, check=False
@@ -67,14 +103,14 @@ class WindowSink:
             SinkError: the display went away.
         """
         camera = overlay.explanation.frame.camera
-        height, width = overlay.image.shape[:2]
+        self._shown[camera] = overlay.image
         try:
-            if camera not in self._names:
-                self._names[camera] = _open(camera, width, height)
-            cv2.imshow(self._names[camera], cv2.cvtColor(overlay.image, cv2.COLOR_RGB2BGR))
-            self.idle()
-        except cv2.error as error:
-            raise SinkError(f"window: {camera}: cannot be shown ({error.err or error}); {_INSTEAD}") from error
+            if camera not in self._windows:
+                self._windows[camera] = self._open(camera, overlay.image)
+            self._draw(camera)
+        except self._pygame.error as error:
+            raise SinkError(f"window: {camera}: cannot be shown ({error}); {_INSTEAD}") from error
+        self.idle()
 
     def idle(self) -> None:
         """Let the windows answer keys and clicks. Call it now and then when frames are rare.
@@ -82,40 +118,60 @@ class WindowSink:
         Raises:
             StopRequested: q or Esc was pressed, or a window was closed.
         """
-        if not self._names:
+        if not self._windows:
             return
-        key = cv2.waitKey(1) & 0xFF
-        closed = any(_is_closed(name) for name in self._names.values())
-        if closed or key in {ord("q"), ord("Q"), _ESCAPE}:
-            raise StopRequested("window: closed" if closed else "window: q or Esc")
+        pygame, stale = self._pygame, False
+        for event in pygame.event.get():
+            if event.type in {pygame.WINDOWCLOSE, pygame.QUIT}:
+                raise StopRequested("window: closed")
+            if event.type == pygame.KEYDOWN and event.key in {pygame.K_q, pygame.K_ESCAPE}:
+                raise StopRequested("window: q or Esc")
+            stale |= event.type in {pygame.WINDOWEXPOSED, pygame.WINDOWSIZECHANGED}
+        for camera in self._windows if stale else ():
+            self._draw(camera)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
-        if self._names:
-            with contextlib.suppress(cv2.error):  # the last one is closed already
-                cv2.destroyAllWindows()
-        self._names.clear()
+        if self._windows:
+            for window in self._windows.values():
+                window.destroy()
+            self._pygame.display.quit()
+        self._windows.clear()
+        self._shown.clear()
+
+    def _open(self, camera: str, image: Image) -> Any:  # noqa: ANN401 - pygame's window
+        pygame = self._pygame
+        if not pygame.display.get_init():
+            pygame.display.init()
+        height, width = image.shape[:2]
+        scale = min(1.0, _LARGEST_START[0] / width, _LARGEST_START[1] / height)
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        return pygame.Window(f"{printable(camera)} - recipro-stream", size, resizable=True)
+
+    def _draw(self, camera: str) -> None:
+        """Fit the camera's picture into its window, its proportions kept."""
+        surface = self._windows[camera].get_surface()
+        picture = fitted(self._shown[camera], surface.get_size())
+        size = (picture.shape[1], picture.shape[0])
+        corner = ((surface.get_width() - size[0]) // 2, (surface.get_height() - size[1]) // 2)
+        surface.fill((0, 0, 0))
+        surface.blit(self._pygame.image.frombuffer(picture.tobytes(), size, "RGB"), corner)
+        self._windows[camera].flip()
 
 
-def _open(camera: str, width: int, height: int) -> str:
-    name = f"{camera} - recipro-stream"
-    cv2.namedWindow(name, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
-    scale = min(1.0, _LARGEST_START[0] / width, _LARGEST_START[1] / height)
-    cv2.resizeWindow(name, max(1, round(width * scale)), max(1, round(height * scale)))
-    return name
-
-
-def _is_closed(name: str) -> bool:
-    """Say whether somebody closed the window; with the last one OpenCV's Qt is gone, and asking is an error."""
-    try:
-        return bool(cv2.getWindowProperty(name, cv2.WND_PROP_VISIBLE) < 1)
-    except cv2.error:
-        return True
+def fitted(image: Image, room: tuple[int, int]) -> Image:
+    """Return an RGB picture, uint8 (height, width, 3), as large as fits ``room`` (width, height), proportions kept."""
+    height, width = image.shape[:2]
+    scale = min(room[0] / width, room[1] / height)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    if size == (width, height):
+        return image
+    way = cv2.INTER_AREA if scale < 1.0 else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, size, interpolation=way), np.uint8)
 
 
 def _why(said: str) -> str:
-    """Pick the line that tells the reason: Qt says much about fonts before it says what is wrong."""
+    """Pick the line that tells the reason."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    telling = [line for line in lines if "display" in line.lower() or "error" in line.lower()]
-    return (telling or lines or ["no reason given"])[0][:200]
+    return (lines or ["no reason given"])[-1][:200]

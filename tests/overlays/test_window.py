@@ -1,4 +1,4 @@
-"""The window, on a screen of its own (Xvfb), in a process of its own: Qt stays in the process it was loaded into."""
+"""The window, on a screen of its own (Xvfb), in a process of its own."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ import numpy as np
 import pytest
 
 from overlays.sinks.options import SinkOptions
-from overlays.sinks.window import WindowSink
+from overlays.sinks.window import WindowSink, fitted
 from pipeline.errors import SinkError
 
 ROOT = Path(__file__).resolve().parents[2]
+
+# xdotool does not read the titles that SDL sets in a locale of UTF-8. As run.py sets it.
+WM_CLASS = "recipro-stream"
 
 SHOW = """
 import sys, threading
@@ -67,7 +70,6 @@ def screen() -> Iterator[str]:
         os.close(writing)
         with os.fdopen(reading) as told:
             display = f":{told.readline().strip()}"
-        # Without a window manager one window of Qt's in five stays black for good: it waits to be exposed.
         command = ["openbox", "--sm-disable", "--startup", "echo ready"]
         manager = stack.enter_context(
             subprocess.Popen(command, env=os.environ | {"DISPLAY": display}, stdout=subprocess.PIPE, text=True)
@@ -115,7 +117,7 @@ def shown_window(display):
     child = subprocess.Popen(
         [sys.executable, "-c", SHOW],
         cwd=ROOT,
-        env=os.environ | {"DISPLAY": display},
+        env=os.environ | {"DISPLAY": display, "SDL_VIDEO_X11_WMCLASS": WM_CLASS},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -144,7 +146,7 @@ def test_the_overlay_is_on_the_screen_and_a_key_ends_it(screen, tmp_path, until,
     with shown_window(screen) as child:
         try:
             until(on_the_screen)
-            ask(screen, "xdotool", "search", "--name", "recipro-stream", "key", key)
+            ask(screen, "xdotool", "search", "--class", WM_CLASS, "key", key)
             said, complaints = child.communicate(timeout=30)
         finally:
             child.kill()
@@ -158,7 +160,7 @@ def test_the_overlay_is_on_the_screen_and_a_key_ends_it(screen, tmp_path, until,
 def test_closing_the_window_ends_it(screen):
     with shown_window(screen) as child:
         try:
-            close_politely(screen, int(ask(screen, "xdotool", "search", "--name", "recipro-stream").split()[0]))
+            close_politely(screen, int(ask(screen, "xdotool", "search", "--class", WM_CLASS).split()[0]))
             said, complaints = child.communicate(timeout=30)
         finally:
             child.kill()
@@ -179,3 +181,27 @@ def test_a_display_that_does_not_answer_is_an_error_and_not_the_end_of_the_run(m
         WindowSink(options=SinkOptions(display=":987")),
     ):
         pass
+
+
+def test_picture_is_fitted_into_a_window_of_any_size_with_its_proportions_kept():
+    image = np.zeros((480, 640, 3), np.uint8)
+    assert fitted(image, (640, 480)) is image
+    assert fitted(image, (320, 480)).shape == (240, 320, 3)
+    assert fitted(image, (1280, 2000)).shape == (960, 1280, 3)
+    assert fitted(image, (1, 1)).shape == (1, 1, 3)
+    assert fitted(np.zeros((2, 5000, 3), np.uint8), (100, 100)).shape == (1, 100, 3)
+
+
+def test_window_names_the_remedy_where_its_library_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pygame", None)
+    with pytest.raises(SinkError, match=r"pygame-ce cannot be loaded .*uv sync.*--sink out\.mp4"):
+        WindowSink(options=SinkOptions(display=":1")).__enter__()
+
+
+def test_nothing_but_the_window_loads_a_library_that_opens_windows():
+    code = (
+        "import sys; import overlays.renderer, overlays.sinks.table, overlays.sinks.recorder, overlays.sinks.zeromq; "
+    )
+    code += "import overlays.checks, stream.sources, cv2; print('pygame' in sys.modules, 'GUI' in cv2.__file__)"
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert told.stdout == "False False\n"

@@ -11,7 +11,19 @@ VENDORS = {
     "pipeline": {"numpy", "pydantic", "pydantic_core", "yaml"},
     "stream": {"numpy", "av", "cv2"},
     "engine": {"numpy", "torch", "torchvision", "timm", "safetensors", "openvino", "onnx", "onnxruntime"},
-    "overlays": {"numpy", "cv2", "zmq", "av", "rich", "starlette", "uvicorn", "prometheus_client", "pyarrow", "paho"},
+    "overlays": {
+        "numpy",
+        "cv2",
+        "pygame",
+        "zmq",
+        "av",
+        "rich",
+        "starlette",
+        "uvicorn",
+        "prometheus_client",
+        "pyarrow",
+        "paho",
+    },
 }
 MODULES = [path for room in ("pipeline", *ROOMS) for path in sorted((ROOT / room).rglob("*.py"))]
 

@@ -150,6 +150,7 @@ def test_the_overlay_is_on_the_screen_and_a_key_ends_it(screen, tmp_path, until,
             said, complaints = child.communicate(timeout=30)
         finally:
             child.kill()
+            ask(screen, "xdotool", "keyup", key)  # the window is gone before xdotool lets the key go
     assert said == "stopped: window: q or Esc\nleft\n"
     assert child.returncode == 0
     assert complaints == ""

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("stream", "engine", "overlays")
 VENDORS = {
     "pipeline": {"numpy", "pydantic", "pydantic_core", "yaml"},
-    "stream": {"numpy", "av", "cv2"},
+    "stream": {"numpy", "av", "cv2", "PIL", "pi_heif"},
     "engine": {"numpy", "torch", "torchvision", "timm", "safetensors", "openvino", "onnx", "onnxruntime"},
     "overlays": {
         "numpy",

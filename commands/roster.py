@@ -16,7 +16,7 @@ import numpy as np
 
 from commands.label_table import GROUP, read_table
 from commands.pictures import ReadPicture, writable_names
-from commands.split_layout import TEST, TRAINING, VALIDATION, find_layout, is_hidden, visible_folders
+from commands.split_layout import TEST, TRAINING, VALIDATION, find_layout, is_hidden, parts_within, visible_folders
 from commands.terminal import progress_bar
 from pipeline.errors import ConfigError, SourceError
 from pipeline.frames import Image
@@ -103,18 +103,21 @@ def _of_folder(folder: Path, pictures: str | None) -> tuple[list[str], list[str]
     if not folder.is_dir():
         raise ConfigError(f"{str(folder)!r}: is no folder; give one that holds a folder of pictures for each class")
     layout = find_layout(folder, IMAGE_SUFFIXES)
-    validation = STOPPING if TEST in layout.parts else HELD_OUT  # one part has to examine what was learned
+    classes = [
+        (part, label, found)
+        for part, homes in layout.parts.items()
+        for home in homes
+        for label, found in _class_folders(home, pictures)
+    ]
+    paths = [str(one) for _, _, found in classes for one in found]
+    labels = [label for _, label, found in classes for _ in found]
+    parts = [part for part, _, found in classes for _ in found]
+    if "" in layout.parts:
+        within = parts_within(folder, {label: found for _, label, found in classes})
+        parts = [part for several in within.values() for part in several] if within else parts
+    validation = STOPPING if TEST in parts else HELD_OUT  # one part has to examine what was learned
     part_of = {"": "", TRAINING: LEARNING, VALIDATION: validation, TEST: HELD_OUT}
-    paths: list[str] = []
-    labels: list[str] = []
-    parts: list[str] = []
-    for part, homes in layout.parts.items():
-        for home in homes:
-            for label, found in _class_folders(home, pictures):
-                paths += map(str, found)
-                labels += [label] * len(found)
-                parts += [part_of[part]] * len(found)
-    return paths, labels, parts, layout.left_out
+    return paths, labels, [part_of[part] for part in parts], layout.left_out
 
 
 def _class_folders(folder: Path, pictures: str | None) -> Iterator[tuple[str, list[Path]]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -72,14 +72,52 @@ def find_layout(folder: Path, suffixes: frozenset[str]) -> Layout:
             "same classes, or give one of them alone: then it is divided anew"
         )
     _check_detection(folder, split, inner)
+    homes = {one: _class_home(one, suffixes) for one in split}
     left = [f"{one}: is neither a part of the split nor needed" for one in others]
     left += [
         f"{one}: {inner[one].pictures} pictures without folders of classes, so nobody knows what they show"
         for one in named
         if one not in split and inner[one].pictures
     ]
-    parts = {part: tuple(one for one in split if split[one] == part) for part in (TRAINING, VALIDATION, TEST)}
+    parts = {part: tuple(homes[one] for one in split if split[one] == part) for part in (TRAINING, VALIDATION, TEST)}
     return Layout({part: several for part, several in parts.items() if several}, tuple(left))
+
+
+def parts_within(folder: Path, classes: Mapping[str, Sequence[Path]]) -> dict[str, list[str]] | None:
+    """Return the part of each picture where class folders are split inside, as ``ok/train``, ``ok/val``; else None.
+
+    Args:
+        folder: what the user named.
+        classes: the pictures of each class's folder.
+
+    Raises:
+        ConfigError: some pictures lie in folders called like a split, and others do not.
+    """
+    parts: dict[str, list[str]] = {}
+    stray: Path | None = None
+    for label, found in classes.items():
+        for one in found:
+            words = one.relative_to(folder / label).parts
+            part = part_called(words[0]) if len(words) > 1 else None
+            stray = stray or (one if part is None else None)
+            parts.setdefault(label, []).append(part or "")
+    every = {part for several in parts.values() for part in several if part}
+    if TRAINING not in every or len(every) < 2:
+        return None
+    if stray is not None:
+        raise ConfigError(
+            f"{folder}: class folders hold a split (train, val or test), and {stray} lies in none of its parts; move "
+            "it into one, or remove the folders of the split"
+        )
+    return parts
+
+
+def _class_home(folder: Path, suffixes: frozenset[str]) -> Path:
+    """Return where the class folders of a part lie: in it, or in the one folder in between, as ``train/images``."""
+    inner = [one for one in visible_folders(folder) if any(_is_picture(each, suffixes) for each in one.rglob("*"))]
+    if len(inner) == 1 and inner[0].name.casefold() in _FILLING and _Content.of(inner[0], suffixes).classes:
+        return inner[0]
+    return folder
 
 
 def part_called(name: str) -> str | None:
@@ -147,12 +185,11 @@ def _check_detection(folder: Path, split: Mapping[Path, str], inner: Mapping[Pat
     """Refuse a data set for detectors: pictures in one folder, text files with boxes in another."""
     for one in split:
         beside = {each.name.casefold() for each in (*visible_folders(one), *inner)}
-        if inner[one].classes and all(
-            name.casefold() in {"images", "imgs", "jpegimages"} for name in inner[one].classes
-        ):
+        pictures = [one / name for name in inner[one].classes if name.casefold() in {"images", "imgs", "jpegimages"}]
+        if pictures and len(pictures) == len(inner[one].classes) and not visible_folders(pictures[0]):
             boxes = sorted(beside & _DETECTION)
             raise ConfigError(
-                f"{folder}: {one / next(iter(inner[one].classes))} holds the pictures of all classes"
+                f"{folder}: {pictures[0]} holds the pictures of all classes"
                 + (f", beside {boxes[0]}: a data set for detectors" if boxes else "")
                 + "; a network of classes needs a folder for each class, or a CSV with the columns path,label"
             )

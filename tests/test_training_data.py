@@ -1,5 +1,6 @@
 """Labelled pictures on the disk: classes, splits of classes, and tables, as people and programs leave them."""
 
+import itertools
 import logging
 import os
 import random
@@ -52,6 +53,27 @@ def test_split_of_class_folders_is_kept_as_split(tmp_path, folders, parts):
     found = listed(tmp_path, None, None, None)
     assert parts_of(found) == {part: ["ok", "scratch"] for part in parts}
     assert found.divided
+
+
+@pytest.mark.parametrize(
+    "folders",
+    ["{part}/images/{kind}", "{kind}/{part}", "{kind}/{part}_set/side"],
+    ids=["in between", "within", "deeper"],
+)
+def test_split_is_found_one_folder_deeper(tmp_path, folders):
+    for number, (part, kind) in enumerate(itertools.product(("train", "val"), ("ok", "scratch"))):
+        for k in range(8):
+            draw(tmp_path / folders.format(part=part, kind=kind) / f"{k}.png", seed=10 * number + k)
+    found = listed(tmp_path, None, None, None)
+    assert parts_of(found) == {HELD_OUT: ["ok", "scratch"], LEARNING: ["ok", "scratch"]}
+    assert all((one.part == LEARNING) == ("train" in one.path.removeprefix(str(tmp_path))) for one in found.samples)
+
+
+def test_split_within_classes_that_leaves_pictures_out_is_refused(tmp_path):
+    for place in ("ok/train", "ok/val", "scratch/train", "scratch/val", "scratch"):
+        make(tmp_path, place)
+    with pytest.raises(ConfigError, match=r"scratch/0.png lies in none of its parts"):
+        listed(tmp_path, None, None, None)
 
 
 def test_split_keeps_each_picture_in_its_part_and_takes_stopping_ones_from_training(tmp_path):

@@ -86,9 +86,6 @@ class HlsFollower:
                 self._next = found.number + 1
                 return found
             if self._playlist.ended and self._live is not True:
-                if self._missing and not self.is_live:
-                    words = f"{self._missing} of the segments that its playlist names could not be had"
-                    raise FailureError(Failure(words, "never", "not found", cure="check the server"))
                 return None
             self._reload(attempt)
         return None
@@ -124,6 +121,12 @@ class HlsFollower:
     def succeeded(self) -> None:
         """Note that a segment could be read."""
         self._failures = 0
+
+    def check_whole(self) -> None:
+        """Raise ``FailureError`` where segments of a finished stream were missing; call it at its end."""
+        if self._missing and not self.is_live:
+            words = f"{self._missing} of the segments that its playlist names could not be had"
+            raise FailureError(Failure(words, "never", "not found", cure="check the server"))
 
     def _reload(self, attempt: Attempt) -> None:
         """Fetch the playlist again, at most twice in its target duration."""

@@ -78,6 +78,8 @@ class WebLine:
         yield from self._packets(container, stop)
         if self._body is not None:
             self._body.check()
+        if self._attempt.at_end == "ended":
+            self._hls.check_whole()
 
     @contextmanager
     def _opened(self, attempt: Attempt) -> Iterator[InputContainer]:
@@ -149,6 +151,7 @@ class WebLine:
         try:
             while not part.begin():
                 if attempt.at_end != "next" or attempt.stop.is_set():
+                    self._hls.check_whole()
                     raise StreamEndedError
             with self._demuxer(part) as container:
                 yield container

@@ -5,9 +5,11 @@ import contextlib
 import logging
 import random
 import re
+import socketserver
 import subprocess
 import threading
 import time
+from urllib.parse import quote
 
 import av
 import pytest
@@ -216,6 +218,38 @@ def test_a_wrong_password_is_told_apart_and_is_in_no_log(feed, caplog, name):
             reader.until(lambda: len(reader.frames) >= 2)
             said = f"{words} {reader.health} {reader.source.uri} {reader.source.camera}"
     assert "canary" not in said + caplog.text
+
+
+@pytest.mark.parametrize(
+    ("offered", "words"),
+    [
+        (["Digest algorithm=SHA-256"], "asks for Digest SHA-256, which is not spoken over RTSP here: no password"),
+        (["Digest algorithm=MD5, qop=auth-int"], "asks for Digest MD5 qop=auth-int, which is not spoken"),
+        (["Digest algorithm=SHA-256", "Digest algorithm=MD5"], "wrong or missing user name or password"),
+        (["Basic"], "wrong or missing user name or password"),
+    ],
+)
+def test_challenge_that_ffmpeg_cannot_answer_is_not_called_a_wrong_password(offered, words):
+    heads = "".join(f'WWW-Authenticate: {one}{"," * (" " in one)} realm="x", nonce="y"\r\n' for one in offered)
+
+    class Refusing(socketserver.StreamRequestHandler):
+        def handle(self):
+            head = ""
+            while line := self.rfile.readline().decode():
+                head += line
+                if not line.strip():
+                    number = re.search(r"(?i)cseq: *(\d+)", head)[1]
+                    self.wfile.write(f"RTSP/1.0 401 Unauthorized\r\nCSeq: {number}\r\n{heads}\r\n".encode())
+                    head = ""
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Refusing) as door:
+        thread = threading.Thread(target=door.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        said = failing(f"rtsp://me:{quote(RIGHT)}@127.0.0.1:{door.server_address[1]}/live")
+        door.shutdown()
+        thread.join()
+    assert words in said
+    assert "canary" not in said
 
 
 def test_a_wrong_path_is_told_apart(server):

@@ -1,7 +1,9 @@
 """A password appears nowhere: one run with a canary for a password, every surface looked at."""
 
 import base64
+import http.server
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -16,7 +18,7 @@ import yaml
 import zmq
 from websockets.sync.client import connect
 
-from pipeline.errors import ConnectionLostError
+from pipeline.errors import ConnectionLostError, SourceError
 from stream.sources import SourceOptions, build_source
 from tests.ground.broker import free_port
 from tests.ground.feed import Feed
@@ -141,6 +143,49 @@ def test_not_even_the_traceback_of_a_camera_that_was_given_up_tells_the_password
         error = caught.value
     told = "".join(traceback.format_exception(error)) + repr(error) + repr(source.health) + source.uri + source.camera
     assert leaks({"error": told.encode()}) == []
+
+
+WEB_ANSWERS = {
+    "unknown challenge": (401, {"WWW-Authenticate": 'Digest realm="x", nonce="y", algorithm=NEW-512'}, b""),
+    "wrong password": (401, {"WWW-Authenticate": 'Digest realm="x", nonce="y", algorithm=SHA-256'}, b""),
+    "no such path": (404, {}, b""),
+    "redirect that repeats it": (302, {"Location": f"http://{USER}:7f3a9c1e@127.0.0.1:9/x?p=7f3a9c1e"}, b""),
+    "redirect elsewhere": (302, {"Location": f"ftp://{USER}:7f3a9c1e@127.0.0.1/x"}, b""),
+    "playlist that repeats it": (200, {}, f"#EXTM3U\n#EXTINF:1,\nhttp://{USER}:7f3a9c1e@127.0.0.1:9/a.ts\n".encode()),
+    "playlist without segments": (200, {}, b"#EXTM3U\n#EXTINF:1,\na.ts\n#EXT-X-ENDLIST\n"),
+    "no video": (200, {}, b"<html>" * 99),
+}
+
+
+@pytest.mark.parametrize("name", WEB_ANSWERS)
+def test_no_error_or_log_line_of_a_web_camera_repeats_the_password(name, caplog):
+    caplog.set_level(logging.DEBUG)
+    code, headers, body = WEB_ANSWERS[name]
+
+    class Camera(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            if self.path != "/live":
+                return self.send_error(404)
+            self.send_response(code)
+            for key, value in {"Content-Length": str(len(body)), **headers}.items():
+                self.send_header(key, value)
+            self.end_headers()
+            return self.wfile.write(body)
+
+        def log_message(self, *_): ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Camera) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        address = f"http://ada-31d7b8e2:p%40ss%2F7f3a9c1e@127.0.0.1:{server.server_address[1]}/live"
+        with build_source(address, options=SourceOptions(attempts=1)) as source:
+            with pytest.raises(SourceError) as caught:
+                next(source.frames(threading.Event()))
+            told = "".join(traceback.format_exception(caught.value)) + repr(caught.value) + repr(source.health)
+            told += source.uri + source.camera
+        server.shutdown()
+        thread.join()
+    assert leaks({"error": told.encode(), "log": caplog.text.encode()}) == []
 
 
 def test_a_password_on_the_command_line_is_warned_of_where_all_can_read_it(tmp_path):

@@ -43,7 +43,7 @@ _RENEW_SECONDS: Final = 2.0
 _RETRY_SECONDS: Final = 0.3
 """When a publisher goes, libzmq says within this that it tries again; when it closed the connection itself, never."""
 _NOBODY: Final = "nobody answers there"
-_WAITING: Final = "somebody answers there and has not let us in yet; a stream lets viewers in once its network is built"
+_WAITING: Final = "somebody answers there and has not let us in yet; it is stopped, or too busy to answer"
 
 
 class Arrived(NamedTuple):

@@ -116,18 +116,24 @@ class Gate:
             self._seldom.settle(now)
 
     def _watch(self, now: float) -> None:
+        """Read the monitor whole before any connection is ended: some of those that are too many have gone by then."""
+        surplus: dict[int, None] = {}
         for event, value in self._events or ():
             if event == zmq.EVENT_ACCEPTED:
-                surplus = self.places.accept(value, peer_of(value))
-                if surplus is not None:
-                    self._refuse(surplus, now)
+                surplus.pop(value, None)  # a descriptor that is used again
+                one = self.places.accept(value, peer_of(value))
+                if one is not None:
+                    surplus[one] = None
             elif event == zmq.EVENT_DISCONNECTED:
+                surplus.pop(value, None)
                 self.places.leave(value)
             elif event == zmq.EVENT_CLOSED:
                 self.closed = True
                 self.places.clear()
             elif event != zmq.EVENT_HANDSHAKE_FAILED_AUTH:  # the answer has told of it, with a name
                 self._seldom.note(refusal(event, value, keys=self._keys is not None), now)
+        for one in surplus:
+            self._refuse(one, now)
 
     def _refuse(self, descriptor: int, now: float) -> None:
         self.end(descriptor)

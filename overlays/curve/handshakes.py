@@ -59,8 +59,14 @@ def refused_because(event: int, value: int, *, keys: bool) -> str:
     if value == errno.ETIMEDOUT:
         return "somebody answers there, but not with ZeroMQ's handshake"
     if keys:
-        return "the server hung up in the handshake; most likely the server key given here is not this server's"
-    return "the server hung up in the handshake; most likely it admits only viewers with keys (--key, --server-key)"
+        return (
+            "the server hung up in the handshake; most likely the server key given here is not this server's, or it "
+            "has as many viewers as it takes"
+        )
+    return (
+        "the server hung up in the handshake; most likely it admits only viewers with keys (--key, --server-key), or "
+        "it has as many viewers as it takes"
+    )
 
 
 class Seldom:

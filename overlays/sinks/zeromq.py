@@ -41,7 +41,9 @@ _SEND_BUFFER_BYTES: Final = 1 << 20
 _SUBSCRIPTION_BYTES: Final = 1024
 """Viewers send nothing but the names they want."""
 _HEARD_BUFFER_BYTES: Final = 8 << 10
-_MAX_HEARD: Final = 2000
+_BACKLOG: Final = 16
+"""Connections that the kernel accepts before libzmq does; it slows down who connects very often."""
+_MAX_HEARD: Final = 1000
 """Subscriptions read before the next frame is sent."""
 _HEARTBEAT_MS: Final = 500
 _HEARTBEAT_TIMEOUT_MS: Final = 1000
@@ -112,6 +114,7 @@ class ZeroMqSink:
             (zmq.MAXMSGSIZE, _SUBSCRIPTION_BYTES),
             (zmq.SNDBUF, _SEND_BUFFER_BYTES),
             (zmq.RCVBUF, _HEARD_BUFFER_BYTES),
+            (zmq.BACKLOG, _BACKLOG),
             (zmq.LINGER, round(self._options.linger_seconds * 1000)),
             (zmq.HEARTBEAT_IVL, _HEARTBEAT_MS),
             (zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS),

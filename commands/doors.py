@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def sink_options(sink: SinkConfig, overlay: OverlayConfig, *, painted: bool = Fa
         max_rate=sink.max_rate,
         curve_secret_key_file=None if sink.curve is None else sink.curve.secret_key_file,
         curve_allow=None if sink.curve is None else sink.curve.allow,
-        token_source=None if sink.token_file is None else TokenFile(Path(sink.token_file)),
+        token_source=_token_source(sink.token_file),
         hosts=tuple(sink.hosts),
         embed_origins=tuple(sink.embed_origins),
         root_path=sink.root_path,
@@ -52,6 +53,11 @@ def _token(path: Path) -> str:
     return read_secret(path, "token", f"make one: openssl rand -hex 24 > {path}")
 
 
+def _token_source(file: str | None) -> TokenFile | None:
+    """Return what reads the token again; None for a pipe, which gives it once."""
+    return TokenFile(Path(file)) if file is not None and Path(file).is_file() else None
+
+
 class TokenFile:
     """Gives the token that stands in a file now, reading it only when it has changed."""
 
@@ -64,6 +70,8 @@ class TokenFile:
     def __call__(self) -> str:
         """Return it. Raises ``OSError`` or ``ValueError`` where it cannot be read."""
         told = self._path.stat()
+        if not stat.S_ISREG(told.st_mode):  # a pipe would be waited for
+            raise ValueError(f"{self._path} is no regular file any more")
         mark = (told.st_mtime_ns, told.st_size, told.st_ino)
         if mark != self._mark:
             self._text = self._path.read_text(encoding="utf-8")

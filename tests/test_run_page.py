@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 
 import pytest
 
@@ -39,3 +40,15 @@ def test_a_token_file_is_read_and_a_careless_one_is_named(tmp_path, caplog):
     with pytest.raises(ConfigError, match=r"openssl rand -hex 24 > .*nowhere"):
         doors._token(tmp_path / "nowhere")
     assert "correct-horse" not in caplog.text
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_token_that_comes_through_a_pipe_is_read_once(tmp_path):
+    pipe = tmp_path / "token"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=("correct-horse-battery",))
+    writer.start()
+    options = doors.sink_options(SinkConfig(uri="http://127.0.0.1:0", token_file=str(pipe)), OverlayConfig())
+    writer.join()
+    assert options.token == "correct-horse-battery"  # noqa: S105 - of no page
+    assert options.token_source is None

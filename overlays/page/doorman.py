@@ -113,6 +113,8 @@ class Doorman:
         if not guard.knows_host(host):
             said = "this page is not known by that name; name it under the sink's 'hosts:'"
             return Response(said, 421, media_type="text/plain")
+        if scope["type"] == "http" and path == scope["prefix"]:
+            return RedirectResponse(path.rpartition("/")[2] + "/", 307)
         if not self._is_from_here(scope, headers, host, more):
             return Response("asked from another site", 403, media_type="text/plain")
         cookie = HTTPConnection(scope).cookies.get(f"recipro_page_{guard.address.port}")
@@ -142,6 +144,7 @@ class Doorman:
         guard, path = self._page.guard, scope["path"]
         fetched = headers.get("sec-fetch-site", "")  # which no script can set
         forwarded = headers.get("x-forwarded-host")
+        forwarded = None if forwarded is None else forwarded.partition(",")[0].strip()
         if forwarded is None and ("x-forwarded-for" in headers or "x-forwarded-proto" in headers):
             forwarded = ""
         origin = headers.get("origin")

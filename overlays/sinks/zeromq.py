@@ -38,10 +38,10 @@ log = logging.getLogger(__name__)
 _QUEUE_MESSAGES: Final = 4
 """Messages that may wait for each viewer: what waits is old."""
 _SEND_BUFFER_BYTES: Final = 1 << 20
-_SUBSCRIPTION_BYTES: Final = 1024
+_SUBSCRIPTION_BYTES: Final = 8192
 """Viewers send nothing but the names they want."""
 _HEARD_BUFFER_BYTES: Final = 8 << 10
-_BACKLOG: Final = 16
+_BACKLOG: Final = 32
 """Connections that the kernel accepts before libzmq does; it slows down who connects very often."""
 _MAX_HEARD: Final = 1000
 """Subscriptions read before the next frame is sent."""

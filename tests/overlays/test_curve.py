@@ -12,10 +12,11 @@ import pytest
 import zmq
 import zmq.auth
 
+from overlays.curve import places
 from overlays.curve.allowed import AllowList
 from overlays.curve.handshakes import Seldom, refusal, refused_because
 from overlays.curve.keys import is_key, make_pair, make_ring, public_of, read_pair, read_public, viewer_keys
-from overlays.curve.places import MAX_CONNECTIONS, Places
+from overlays.curve.places import Places
 from overlays.curve.subscriptions import MAX_TOPICS, MAX_TOPICS_PER_CONNECTION, Subscriptions
 from overlays.sinks.options import SinkOptions
 from overlays.sinks.zeromq import ZeroMqSink
@@ -314,36 +315,37 @@ def test_allow_list_keeps_its_keys_while_no_file_handle_is_free(ring, tmp_path, 
 
 def test_places_end_the_oldest_handshake_for_a_newcomer_and_no_viewer():
     now = [0.0]
-    places = Places(limit=3, clock=lambda: now[0])
-    assert [places.accept(descriptor, "127.0.0.1") for descriptor in (11, 12, 13)] == [None] * 3
-    places.settle(11)
-    assert places.accept(14, "127.0.0.1") == 12, "the oldest that is no viewer yet"
-    places.leave(12)
+    held = Places(limit=3, clock=lambda: now[0])
+    assert [held.accept(descriptor, "127.0.0.1") for descriptor in (11, 12, 13)] == [None] * 3
+    held.settle(11)
+    assert held.accept(14, "127.0.0.1") == 12, "the oldest that is no viewer yet"
+    held.leave(12)
     now[0] = 60.0
-    assert places.accept(15, "127.0.0.1") == 15, "all others have passed their handshake"
-    assert len(places) == 3
-    assert places.refused == 2
+    assert held.accept(15, "127.0.0.1") == 15, "all others have passed their handshake"
+    assert len(held) == 3
+    assert held.refused == 2
 
 
 def test_places_limit_each_address_but_this_machines():
-    places = Places(limit=8, clock=lambda: 0.0)
-    assert [places.accept(descriptor, "192.0.2.1") for descriptor in range(5)][-1] == 0
-    assert places.accept(10, "198.51.100.7") is None
-    assert [places.accept(20 + k, "2001:db8::" + str(k)) for k in range(4)] == [None, None, None, 1]
-    first = places.serial(4)
-    places.leave(4)
-    places.accept(4, "127.0.0.1")
-    assert places.serial(4) > first, "a descriptor that is used again is another connection"
+    held = Places(limit=8, clock=lambda: 0.0)
+    assert [held.accept(descriptor, "192.0.2.1") for descriptor in range(5)][-1] == 0
+    assert held.accept(10, "198.51.100.7") is None
+    assert [held.accept(20 + k, "2001:db8::" + str(k)) for k in range(4)] == [None, None, None, 1]
+    first = held.serial(4)
+    held.leave(4)
+    held.accept(4, "127.0.0.1")
+    assert held.serial(4) > first, "a descriptor that is used again is another connection"
 
 
-def test_idle_connections_take_no_more_than_their_share_and_an_admitted_viewer_stays(ring, scene, until):
+def test_idle_connections_take_no_more_than_their_share_and_an_admitted_viewer_stays(ring, scene, until, monkeypatch):
+    monkeypatch.setattr(places, "MAX_CONNECTIONS", 24)
     at = scene(locked(ring))
     host, port = at.sink.endpoint.removeprefix("tcp://").split(":")
     with Viewer(at.sink.endpoint, **keys(ring)) as friend, ExitStack() as stack:
         at.sees(friend)
-        strangers = [stack.enter_context(socket.create_connection((host, int(port)), 10)) for _ in range(400)]
+        strangers = [stack.enter_context(socket.create_connection((host, int(port)), 10)) for _ in range(60)]
         until(lambda: at.sink._gate.places.refused > 0)
-        assert at.sink.viewers <= MAX_CONNECTIONS
+        assert at.sink.viewers <= 24
         at.sees(friend)
         until(lambda: at.sink.viewers == 1)  # an idle handshake ends by itself
         assert friend.refused == 0

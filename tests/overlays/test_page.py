@@ -633,6 +633,8 @@ def test_page_behind_a_sub_path_leads_nowhere_else(overlaid):
                 assert found == [], name
     with page(replace(OPEN, root_path="/cams")) as sink:
         assert asked(sink, "/cams/healthz")[0] == asked(sink, "/healthz")[0] == 200
+        code, headers, _ = asked(sink, "/cams")
+        assert (code, headers["location"]) == (307, "cams/")
 
 
 def test_own_page_is_known_behind_a_proxy_that_drops_the_port():

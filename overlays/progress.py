@@ -146,10 +146,9 @@ def summary(outcome: Outcome) -> list[str]:
         age = stages.get(f"age at {outlet.name}")
         ages = f", age p50 {age.quantile(0.5) * 1e3:.0f} ms, p99 {age.quantile(0.99) * 1e3:.0f} ms" if age else ""
         refused = f", {outlet.refused} refused ({outlet.refusal})" if outlet.refused else ""
-        account = next(
-            (f"; {p.account}" for p in outcome.parts if isinstance(p, Accounting) and p.uri == outlet.name), ""
-        )
-        told.append(f"{outlet.name}: {outlet.delivered} delivered, {outlet.dropped} dropped{refused}{ages}{account}")
+        accounts = (part.account for part in outcome.parts if isinstance(part, Accounting) and part.uri == outlet.name)
+        became = next(accounts, f"{outlet.delivered} delivered")
+        told.append(f"{outlet.name}: {became}, {outlet.dropped} dropped{refused}{ages}")
     timed = [name for name in ("preprocess", "explain", "render") if name in stages]
     if timed:
         told.append("per frame, p50: " + ", ".join(f"{n} {stages[n].quantile(0.5) * 1e3:.1f} ms" for n in timed))

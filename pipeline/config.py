@@ -253,9 +253,9 @@ class SinkConfig(_Knobs):
     """mqtts:// only: who vouches for the broker (PEM). Default: those whom this machine trusts."""
     rotate_seconds: float = Field(default=300.0, ge=1, le=86400)
     """FOLDER/ only: a clip is closed and the next begun after so long."""
-    rotate_mib: float | None = Field(default=None, ge=0.1)
+    rotate_mib: float | None = Field(default=None, ge=0.1, le=1e12)
     """FOLDER/ only: ... or when it has become so large. Default: no matter."""
-    disk_budget_mib: float | None = Field(default=None, ge=1)
+    disk_budget_mib: float | None = Field(default=None, ge=1, le=1e12)
     """FOLDER/ only: what the clips of this run's cameras may take there, those of earlier runs too; the oldest are
     removed. Default: all are kept."""
     record_when: str | None = Field(default=None, min_length=1)

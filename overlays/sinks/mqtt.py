@@ -51,6 +51,7 @@ _PATIENCE_SECONDS: Final = 10.0
 """How long findings of files wait for a broker that takes none, before they are given up."""
 _MOST_DEAD_ENDS: Final = 5
 """So many connections in a row that end without a confirmation are the fault of what is sent on them."""
+_MOST_REFUSALS: Final = 100
 MOST_WAITING: Final = 1000
 """Findings that wait for the broker; the oldest are dropped."""
 _LOOK_SECONDS: Final = 0.2
@@ -109,6 +110,8 @@ class MqttSink:
         """The numbers of other messages that are not confirmed yet."""
         self._accepted: set[str] = set()
         """Topics under which the broker has taken a finding on this connection."""
+        self._refusals: set[str] = set()
+        """Reasons of the broker's that were said."""
         self._limits = BrokerLimits()
         self._is_v5 = True
         self._other_version = False
@@ -334,7 +337,8 @@ class MqttSink:
 
     def _refuse(self, why: str) -> None:
         """Note why the broker refuses what it is told, and say so once a reason."""
-        if why != self._counts.refusal:
+        if why not in self._refusals and len(self._refusals) < _MOST_REFUSALS:
+            self._refusals.add(why)
             log.warning("%s: the broker refuses what it is told (%s); see its access list", self.uri, why)
         self._counts.refusal = why
 

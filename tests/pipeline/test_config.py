@@ -231,3 +231,10 @@ def test_aliases_that_only_save_writing_are_taken():
 def test_text_with_a_nul_character_is_refused_at_its_place(text, place):
     with pytest.raises(ConfigError, match=re.escape(f"run.yaml: {place}: holds a NUL")):
         make_config(read_yaml(text, "run.yaml"), "run.yaml")
+
+
+@pytest.mark.parametrize("knob", ["rotate_seconds", "rotate_mib", "disk_budget_mib", "seconds_before", "max_rate"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e308])
+def test_a_number_that_is_not_finite_or_beyond_reason_is_refused_by_name(knob, value):
+    with pytest.raises(ConfigError, match=knob):
+        make_config({"sinks": [{"uri": "clips/", knob: value}]}, "run.yaml")

@@ -67,12 +67,14 @@ class Feed:
         key_every: int | None = None,
         grain: int = 0,
         cabac: bool = False,
+        aspect: Fraction = Fraction(1),
     ) -> None:
         """Take what is encoded.
 
         A key picture comes each second where ``key_every`` (pictures) is None. ``grain`` is the noise (grey levels)
         of the sensor: with it pictures use up their bit rate, without they are very small. ``cabac``: the entropy
-        coding of H.264's main profile; damage shows less in it.
+        coding of H.264's main profile; damage shows less in it. ``aspect``: how many times as wide as high a pixel is
+        shown.
         """
         self.rate = rate
         self.size = size
@@ -85,6 +87,7 @@ class Feed:
         self._key_every = key_every or rate
         self._grain = grain
         self._cabac = cabac
+        self._aspect = aspect
         self._chance = np.random.default_rng(0)
         self._listeners: dict[object, Callable[[Picture], None]] = {}
         self._lock = threading.Lock()  # guards the listeners, which come and go in other threads
@@ -139,6 +142,7 @@ class Feed:
         encoder = av.CodecContext.create("libx264", "w")
         encoder.width, encoder.height, encoder.pix_fmt = *size, "yuv420p"
         encoder.time_base, encoder.framerate = Fraction(1, 1000), Fraction(self.rate)
+        encoder.sample_aspect_ratio = self._aspect
         encoder.bit_rate, encoder.gop_size, encoder.thread_count = self._bit_rate, self._key_every, 1
         encoder.options = {"preset": "ultrafast", "tune": "zerolatency", "forced-idr": "1", "slices": "1"}
         encoder.options |= {"coder": "cabac" if self._cabac else "cavlc"}

@@ -9,6 +9,7 @@ import socketserver
 import subprocess
 import threading
 import time
+from fractions import Fraction
 from urllib.parse import quote
 
 import av
@@ -74,6 +75,13 @@ def test_pictures_are_read_back_exactly_and_in_order(server):
     told = [frame.pts_seconds - reader.frames[0].pts_seconds for frame in reader.frames]
     taken = [(mark.millis - marks[0].millis) / 1000 for mark in marks]
     assert told == pytest.approx(taken, abs=0.1)  # FFmpeg evens out the first few
+
+
+def test_anamorphic_pictures_come_in_the_shape_they_are_shown_in():
+    with Feed((160, 120), rate=20, aspect=Fraction(2)) as feed, RtspServer(feed) as server:
+        with reading(server.url()) as reader:
+            reader.until(lambda: len(reader.frames) >= 3)
+        assert {(frame.width, frame.height) for frame in reader.frames} == {(320, 120)}
 
 
 def test_pictures_larger_than_a_packet_are_put_together_again():

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.ground.descriptors import open_things
+from tests.ground.limits import LIMIT_SECONDS
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -77,7 +78,7 @@ def nothing_is_left_behind(request: pytest.FixtureRequest):
     # The driver and the compilers for it keep what they open for the life of the process.
     if request.node.get_closest_marker("leaves_things") or request.node.get_closest_marker("gpu"):
         return
-    deadline = time.monotonic() + 2.0
+    deadline = time.monotonic() + LIMIT_SECONDS / 4
     while True:
         left_threads = [t for t in threading.enumerate() if t not in threads and t.is_alive() and not _is_pool(t)]
         left_things = {k: v for k, v in open_things().items() if things.get(k) != v and not v.endswith(_KEPT)}

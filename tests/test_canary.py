@@ -22,13 +22,13 @@ from pipeline.errors import ConnectionLostError, SourceError
 from stream.sources import SourceOptions, build_source
 from tests.ground.broker import free_port
 from tests.ground.feed import Feed
+from tests.ground.limits import LIMIT_SECONDS
 from tests.ground.rtsp_server import RtspServer
 
 ROOT = Path(__file__).resolve().parent.parent
 USER, PASSWORD = "ada-31d7b8e2", "p@ss/7f3a9c1e"
 SECRETS = [b"7f3a9c1e", b"31d7b8e2", base64.b64encode(f"{USER}:{PASSWORD}".encode()).rstrip(b"=")]
 PAGE = ("/", "/login", "/stream/door", "/clip/door", "/metrics", "/healthz", "/readyz", "/static/page.js", "/nowhere")
-LIMIT_SECONDS = 100.0
 
 
 def leaks(surfaces):
@@ -65,7 +65,7 @@ def configuration(cameras, page, wire, how):
 def fetched(url):
     """What a browser gets: headers and the first bytes, of refusals too."""
     try:
-        with urllib.request.urlopen(url, timeout=20) as answer:  # noqa: S310 - our own page
+        with urllib.request.urlopen(url, timeout=LIMIT_SECONDS) as answer:  # noqa: S310 - our own page
             return str(answer.headers).encode() + answer.read(20_000)
     except urllib.error.HTTPError as refusal:
         return str(refusal.headers).encode() + refusal.read()
@@ -88,7 +88,6 @@ def watched(page, wire):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("how", "log"), [("address", "json"), ("elsewhere", "text")])
 def test_a_password_is_found_on_no_surface_of_a_run(cameras, tmp_path, monkeypatch, how, log):
     page, wire = free_port(), free_port()

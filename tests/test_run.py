@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
+from tests.ground.limits import PROGRAM_SECONDS
 from tests.ground.logs import log_lines
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -246,7 +247,7 @@ def start(folder, *words):
     )  # fmt: skip
 
 
-def wait_for_file(path, bytes_=1, seconds=90.0):
+def wait_for_file(path, bytes_=1, seconds=PROGRAM_SECONDS):
     deadline = time.monotonic() + seconds
     while not (path.exists() and path.stat().st_size >= bytes_):
         assert time.monotonic() < deadline, f"{path.name} did not come"
@@ -259,7 +260,7 @@ def test_an_interrupted_recording_is_closed_and_playable(tmp_path, number):
     with start(tmp_path, *words) as running:
         wait_for_file(tmp_path / "out.jsonl", 20_000)
         running.send_signal(number)
-        told, _ = running.communicate(timeout=60)
+        told, _ = running.communicate(timeout=PROGRAM_SECONDS)
     assert running.returncode == 0, told
     count = len(log_lines(tmp_path / "out.jsonl"))
     assert len(frames_of(tmp_path / "out.mp4")) == count > 0
@@ -273,9 +274,9 @@ def test_a_stream_is_watched_from_a_second_terminal(tmp_path):
         start(tmp_path, "stream", "--source", "line:?fps=15&size=320x240", "--sink", address) as running,
         start(tmp_path, "view", address, "--sink", "seen.mp4", "--sink", "seen.jsonl", "--frames", "20") as viewing,
     ):
-        told, _ = viewing.communicate(timeout=100)
+        told, _ = viewing.communicate(timeout=PROGRAM_SECONDS)
         running.send_signal(signal.SIGTERM)
-        running.communicate(timeout=60)
+        running.communicate(timeout=PROGRAM_SECONDS)
     assert viewing.returncode == 0, told
     assert len(frames_of(tmp_path / "seen.line.mp4")) == 20
     lines = log_lines(tmp_path / "seen.jsonl")

@@ -15,6 +15,7 @@ from pipeline.config import OverlayConfig, SinkConfig
 from pipeline.config_text import make_config
 from pipeline.errors import ConfigError
 from tests.ground.broker import MOSQUITTO, Broker
+from tests.ground.limits import PROGRAM_SECONDS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -101,7 +102,7 @@ def test_a_run_tells_a_broker_what_it_found(tmp_path):
             source = "line:?fps=30&size=320x240&seed=3&frames=90"
             done = subprocess.run(
                 [sys.executable, "run.py", "stream", "--source", source, "--model", "line_net", "--sink", broker.uri],
-                cwd=ROOT, check=False, capture_output=True, text=True, timeout=100,
+                cwd=ROOT, check=False, capture_output=True, text=True, timeout=PROGRAM_SECONDS,
             )  # fmt: skip
             assert done.returncode == 0, done.stderr
             said = ear.stdout.read()

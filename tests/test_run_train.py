@@ -37,7 +37,6 @@ LESSON = (
 )  # fmt: skip
 
 
-@pytest.mark.timeout(300)
 def test_a_folder_becomes_a_network_that_streams_and_is_examined_and_exported(command, tmp_path):
     (tmp_path / "parts" / "spot" / "broken.png").write_bytes(b"no picture")
     pattern = ("--source-pattern", r"(\D+\d+)_\d|broken")
@@ -195,7 +194,6 @@ def test_words_are_looked_at_before_any_picture_is(command, tmp_path, words, rul
     assert "none of its pictures decodes" in errors
 
 
-@pytest.mark.timeout(300)
 def test_what_was_learned_is_gone_on_with_when_there_are_new_pictures(command, tmp_path, caplog):
     assert command("train", "parts", *LESSON, "--epochs", 2, "--fit", "letterbox")[0] == 0
     before = read_model_file(tmp_path / "part.safetensors")

@@ -14,6 +14,7 @@ import torch
 from tests.bench import gpu, gpu_cost, gpu_pack, gpu_smoke
 from tests.bench.figures import ROOT
 from tests.bench.gpu_clock import Settings, captured, timed
+from tests.ground.limits import LIMIT_SECONDS
 
 CPU = torch.device("cpu")
 
@@ -63,7 +64,7 @@ def test_a_section_that_takes_too_long_ends_with_all_it_has_and_costs_no_other(m
         yield {"fine": 1}
         while True:
             with suppress(Exception):  # whatever a section shrugs off, it cannot shrug this off
-                threading.Event().wait(60)
+                threading.Event().wait(LIMIT_SECONDS)
 
     monkeypatch.setattr(gpu, "sections", lambda told, **_: {"peers": endless, "cost": lambda: iter([{"fine": 2}])})
     monkeypatch.setattr(gpu, "LIMITS", {"peers": 0.001, "cost": 1.0})

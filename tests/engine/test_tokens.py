@@ -25,6 +25,7 @@ from pipeline.errors import EngineError, LayerError
 from pipeline.frames import Frame
 from tests.conftest import ROOT
 from tests.engine.reference import GAUSSIAN
+from tests.ground.limits import PROGRAM_SECONDS
 
 CPU = torch.device("cpu")
 
@@ -320,5 +321,5 @@ def test_a_stream_runs_with_a_vision_transformer(tmp_path):
     log = tmp_path / "a.jsonl"
     command = [sys.executable, "run.py", "stream", "--source", "line:?frames=3", "--model", "vit_tiny_patch16_224",
                "--weights", "random", "--backend", "eager", "--sink", str(log)]  # fmt: skip
-    subprocess.run(command, cwd=ROOT, check=True, timeout=300, capture_output=True)
+    subprocess.run(command, cwd=ROOT, check=True, timeout=PROGRAM_SECONDS, capture_output=True)
     assert "vit-recipro-cam" in log.read_text()

@@ -9,6 +9,8 @@ import socket
 import subprocess
 import time
 
+from tests.ground.limits import LIMIT_SECONDS
+
 MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
 
 
@@ -33,7 +35,7 @@ class Broker:
 
     def __enter__(self):
         self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + LIMIT_SECONDS
         while True:
             try:
                 socket.create_connection(("127.0.0.1", self.port), timeout=1).close()

@@ -22,6 +22,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from tests.ground.feed import Feed
+from tests.ground.limits import LIMIT_SECONDS
 from tests.ground.rtsp_server import Faults, RtspServer
 
 
@@ -75,7 +76,7 @@ def elsewhere(cameras: int, *, flapping: int = 0, size: str = "320x240", rate: i
         yield made
     finally:
         try:
-            told, _ = process.communicate(timeout=30)
+            told, _ = process.communicate(timeout=LIMIT_SECONDS)
             made.did.extend(Counter(one) for one in json.loads(told))
         except subprocess.TimeoutExpired:
             process.kill()

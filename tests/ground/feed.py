@@ -18,6 +18,7 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import PictureType
 
 from tests.ground.footage import blocks, millis_now
+from tests.ground.limits import LIMIT_SECONDS
 
 _START_CODE = re.compile(rb"\x00\x00\x00?\x01")
 SPS, PPS, IDR = 7, 8, 5
@@ -98,7 +99,7 @@ class Feed:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        if not self._ready.wait(10):
+        if not self._ready.wait(LIMIT_SECONDS):
             self._stop.set()
             raise TimeoutError("the encoder gave no picture for 10 s")
         return self

@@ -12,6 +12,7 @@ from pipeline.errors import SourceError
 from pipeline.frames import Frame
 from pipeline.ports import Health, Source
 from tests.ground.footage import Mark, read
+from tests.ground.limits import LIMIT_SECONDS
 
 
 class Reader:
@@ -60,7 +61,7 @@ class Reader:
         except SourceError as error:
             self.error = error
 
-    def until(self, condition: Callable[[], object], seconds: float = 20.0) -> None:
+    def until(self, condition: Callable[[], object], seconds: float = LIMIT_SECONDS) -> None:
         """Wait until the condition holds; fail after so many seconds, or when the reading has ended for good."""
         deadline = time.monotonic() + seconds
         with self._changed:
@@ -70,6 +71,6 @@ class Reader:
                 assert self.error is None, self.error
                 self._changed.wait(min(left, 0.02))
 
-    def until_number(self, number: int, seconds: float = 20.0) -> None:
+    def until_number(self, number: int, seconds: float = LIMIT_SECONDS) -> None:
         """Wait for a picture later than ``number``."""
         self.until(lambda: (mark := self.last) is not None and mark.number > number, seconds)

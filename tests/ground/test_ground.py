@@ -19,6 +19,7 @@ from pipeline.errors import ConnectionLostError
 from stream.sources import SourceOptions, build_source
 from tests.ground.feed import Feed
 from tests.ground.footage import Mark, millis_now, read
+from tests.ground.limits import LIMIT_SECONDS
 from tests.ground.proxy import Proxy
 from tests.ground.reader import Reader
 from tests.ground.rtsp_server import RtspServer
@@ -57,7 +58,7 @@ def failing(url):
 def test_another_reader_of_the_same_server_sees_h264_of_the_right_size(server):
     words = ["ffprobe", "-v", "error", "-rtsp_transport", "tcp", "-show_entries", "stream=codec_name,width,height"]
     done = subprocess.run(
-        [*words, "-of", "csv=p=0", server.url()], capture_output=True, text=True, timeout=30, check=False
+        [*words, "-of", "csv=p=0", server.url()], capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False
     )
     assert (done.stdout.strip(), done.stderr) == ("h264,160,120", "")
 
@@ -461,7 +462,7 @@ def test_many_cameras_cost_one_encoder():
 def test_the_painted_time_is_the_clock_of_this_machine(feed):
     seen = []
     feed.listen("test", lambda picture: seen.append(millis_now() - picture.millis))
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + LIMIT_SECONDS
     while len(seen) < 5 and time.monotonic() < deadline:
         time.sleep(0.01)
     feed.forget("test")

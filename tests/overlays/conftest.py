@@ -13,6 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.frames import Box, Explanation, Finding, Frame, Overlay, Truth
+from tests.ground.limits import LIMIT_SECONDS
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +71,7 @@ def overlaid() -> Callable[..., Overlay]:
 def until() -> Callable[[Callable[[], bool]], None]:
     """Wait for a condition that another process or the network brings about; fail when it does not come."""
 
-    def wait(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    def wait(condition: Callable[[], bool], seconds: float = LIMIT_SECONDS) -> None:
         pause = threading.Event()
         deadline = time.monotonic() + seconds
         while not condition():
@@ -82,7 +83,7 @@ def until() -> Callable[[Callable[[], bool]], None]:
 
 def figures(sink):
     """Name and labels, but ``sink`` and ``le``, and value of each sample that a page tells."""
-    link = http.client.HTTPConnection(sink.endpoint.removeprefix("http://"), timeout=10)
+    link = http.client.HTTPConnection(sink.endpoint.removeprefix("http://"), timeout=LIMIT_SECONDS)
     try:
         link.request("GET", "/metrics")
         text = link.getresponse().read().decode()

@@ -11,6 +11,7 @@ import pytest
 
 from overlays.sinks.table import SINKS, added_kinds, build_sink
 from pipeline.errors import SinkError
+from tests.ground.limits import PROGRAM_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -108,9 +109,13 @@ def test_the_command_line_takes_it_and_doctor_names_it(installed, tmp_path):
     command = [sys.executable, "-c", code]
     source = "line:?fps=30&size=320x240&seed=3&frames=20&paced=0"
     words = ["stream", "--source", source, "--backend", "eager", "--sink", str(tmp_path / "out.csv")]
-    done = subprocess.run([*command, *words], cwd=ROOT, check=False, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(
+        [*command, *words], cwd=ROOT, check=False, capture_output=True, text=True, timeout=PROGRAM_SECONDS
+    )
     assert done.returncode == 0, done.stderr
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 20
-    told = subprocess.run([*command, "doctor"], cwd=ROOT, check=False, capture_output=True, text=True, timeout=100)
+    told = subprocess.run(
+        [*command, "doctor"], cwd=ROOT, check=False, capture_output=True, text=True, timeout=PROGRAM_SECONDS
+    )
     assert ".csv (acme-sinks)" in told.stdout
     assert "starlette" in told.stdout

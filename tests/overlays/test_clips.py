@@ -26,6 +26,7 @@ from overlays.sinks.options import ClipOptions, SinkOptions
 from overlays.sinks.recorder import RecorderSink
 from pipeline.errors import FrameError, SinkError
 from pipeline.frames import Overlay, Silence
+from tests.ground.limits import PROGRAM_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 RATE = 30
@@ -151,7 +152,7 @@ def test_a_killed_recorder_leaves_all_but_the_last_second_playable(tmp_path):
         "    sink.put(Overlay(e.frame.image, e))\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
-    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=False, timeout=60)
+    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, check=False, timeout=PROGRAM_SECONDS)
     assert ended.returncode == -signal.SIGKILL
     (film,) = videos(tmp_path)
     assert film.name.endswith(".part.mp4")

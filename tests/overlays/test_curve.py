@@ -22,6 +22,7 @@ from overlays.sinks.options import SinkOptions
 from overlays.sinks.zeromq import ZeroMqSink
 from overlays.viewer import Viewer
 from pipeline.errors import ConfigError, SinkError
+from tests.ground.limits import LIMIT_SECONDS
 
 ANY = "tcp://127.0.0.1:0"
 
@@ -350,7 +351,7 @@ def test_idle_connections_take_no_more_than_their_share_and_an_admitted_viewer_s
         until(lambda: at.sink.viewers == 1)  # an idle handshake ends by itself
         assert friend.refused == 0
         for one in strangers:
-            one.settimeout(10)
+            one.settimeout(LIMIT_SECONDS)
             with suppress(ConnectionError):
                 while one.recv(4096):  # the greeting, then the end
                     pass

@@ -19,6 +19,7 @@ from overlays.sinks.options import SinkOptions
 from overlays.sinks.table import build_sink
 from overlays.sinks.zeromq import ZeroMqSink
 from pipeline.ports import Sink
+from tests.ground.limits import LIMIT_SECONDS, PROGRAM_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "docs" / "python.md").read_text(encoding="utf-8"), re.DOTALL)
@@ -40,7 +41,7 @@ def test_an_example_of_the_engine_explains_a_picture(example, tmp_path):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     cv2.imwrite(str(tmp_path / "photo.jpg"), np.full((120, 160, 3), 90, np.uint8))
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{example}"]
-    done = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True, timeout=PROGRAM_SECONDS)
     assert done.returncode == 0, done.stderr
     if "photo.jpg" in example:
         assert len(done.stdout.splitlines()) > 1
@@ -61,7 +62,7 @@ def test_the_sink_of_the_document_is_a_sink_that_tells_a_lamp(tmp_path, monkeypa
     monkeypatch.syspath_prepend(str(tmp_path))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as lamp:
         lamp.bind(("127.0.0.1", 0))
-        lamp.settimeout(10)
+        lamp.settimeout(LIMIT_SECONDS)
         with build_sink(f"lamp://127.0.0.1:{lamp.getsockname()[1]}") as sink:
             assert isinstance(sink, Sink)
             sink.put(overlaid(label="scratch", score=0.9))

@@ -34,6 +34,7 @@ from pipeline.loop import Limits, Onlooker, Outcome, carry
 from pipeline.metrics import Tally
 from pipeline.ports import Figure, Measured, Troubled
 from tests.fakes import FakeSource
+from tests.ground.limits import LIMIT_SECONDS
 from tests.overlays.conftest import figures
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -215,7 +216,7 @@ def test_a_full_disk_is_told_by_figures_and_on_the_page_until_there_is_room(tmp_
 def status(page):
     with connect(page.endpoint.replace("http://", "ws://") + "/frames", proxy=None) as link:
         while True:
-            said = link.recv(timeout=5)
+            said = link.recv(timeout=LIMIT_SECONDS)
             if isinstance(said, str) and (told := json.loads(said))["kind"] == "status":
                 return told
 

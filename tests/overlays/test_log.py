@@ -16,6 +16,7 @@ import pytest
 from overlays.sinks.log import LogSink
 from overlays.wire import decode_header
 from pipeline.errors import LossError, SinkError
+from tests.ground.limits import PROGRAM_SECONDS
 from tests.ground.logs import log_lines, run_lines
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,7 +58,7 @@ def test_a_killed_run_leaves_whole_lines(tmp_path):
         "for i in range(50): e = explain(index=i); sink.put(Overlay(e.frame.image, e))\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
-    ended = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, check=False, timeout=60)
+    ended = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, check=False, timeout=PROGRAM_SECONDS)
     assert ended.returncode == -signal.SIGKILL
     assert indices(path) == list(range(50))
 

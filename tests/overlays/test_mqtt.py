@@ -29,6 +29,7 @@ from pipeline.ports import Measured, Sink, Troubled  # noqa: E402
 from tests.fakes import FakeSource  # noqa: E402
 from tests.ground.broker import MOSQUITTO, Broker, free_port  # noqa: E402
 from tests.ground.descriptors import open_things  # noqa: E402
+from tests.ground.limits import LIMIT_SECONDS  # noqa: E402
 from tests.overlays.conftest import explain  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,7 +63,7 @@ class Listener:
     def __enter__(self):
         self.client.connect("127.0.0.1", self.port)
         self.client.loop_start()
-        assert self.ready.wait(10)
+        assert self.ready.wait(LIMIT_SECONDS)
         return self
 
     def __exit__(self, *_):
@@ -403,7 +404,7 @@ class Scripted(threading.Thread):
             except OSError:
                 return
             with link:
-                link.settimeout(20)
+                link.settimeout(LIMIT_SECONDS)
                 try:
                     asked = link.recv(4096)
                     self.versions.append(asked[asked.index(b"MQTT") + 4])
@@ -420,7 +421,7 @@ class Scripted(threading.Thread):
     def __exit__(self, *_):
         self.door.shutdown(socket.SHUT_RDWR)  # wakes whoever waits for a connection
         self.door.close()
-        self.join(30)
+        self.join(LIMIT_SECONDS)
 
 
 ACCEPTED_V5, ACCEPTED_V3 = b"\x20\x03\x00\x00\x00", b"\x20\x02\x00\x00"

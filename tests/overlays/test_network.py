@@ -21,6 +21,7 @@ from overlays.sinks.zeromq import ZeroMqSink
 from overlays.viewer import Viewer
 from overlays.wire import encode
 from pipeline.errors import PictureError, SinkError, SourceError, WireError, WireVersionError
+from tests.ground.limits import LIMIT_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 ANY = "tcp://127.0.0.1:0"
@@ -42,7 +43,7 @@ def joined(sink, until, topic=b""):
     until(heard)
 
 
-def first(viewer, seconds=5.0):
+def first(viewer, seconds=LIMIT_SECONDS):
     """The next message; fails when none comes."""
     deadline = time.monotonic() + seconds
     for received in viewer.messages_or_silence():

@@ -45,6 +45,7 @@ from overlays.sinks.table import build_sink
 from overlays.wire import decode_header
 from pipeline.errors import SinkError
 from pipeline.frames import Box, Silence
+from tests.ground.limits import LIMIT_SECONDS
 from tests.overlays.conftest import figures
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,7 +64,7 @@ def page(options=OPEN, cameras=("line",)):
 def asked(sink, path, method="GET", body=None, **headers):
     """(status, headers, body) of one request; underscores in names stand for dashes."""
     host = sink.endpoint.removeprefix("http://")
-    link = http.client.HTTPConnection(host, timeout=10)
+    link = http.client.HTTPConnection(host, timeout=LIMIT_SECONDS)
     try:
         link.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
         answer = link.getresponse()
@@ -79,7 +80,7 @@ def looking(sink, **headers):
         yield link
 
 
-def frame(link, seconds=5.0):
+def frame(link, seconds=LIMIT_SECONDS):
     """The next frame's header and JPEG; what else is said is passed over."""
     deadline = time.monotonic() + seconds
     while True:
@@ -89,7 +90,7 @@ def frame(link, seconds=5.0):
             return decode_header(packed), picture
 
 
-def status(link, wanted, seconds=5.0):
+def status(link, wanted, seconds=LIMIT_SECONDS):
     """The first status that satisfies."""
     deadline = time.monotonic() + seconds
     while True:
@@ -105,7 +106,7 @@ def status(link, wanted, seconds=5.0):
 def test_picture_and_reason_belong_to_the_same_frame_and_the_picture_is_plain(overlaid, until):
     plain = np.full((48, 64, 3), (10, 200, 30), np.uint8)
     with page() as sink, looking(sink) as link:
-        hello = json.loads(link.recv(timeout=5))
+        hello = json.loads(link.recv(timeout=LIMIT_SECONDS))
         assert (hello["kind"], hello["painted"], hello["token"]) == ("hello", False, False)
         until(lambda: sink._hub.looked_at("line", "plain"))
         painted = overlaid(plain, index=7, label="cat")
@@ -193,7 +194,7 @@ def test_mjpeg_is_painted_and_asks_the_renderer_for_it(overlaid, until):
     painted = np.full((48, 64, 3), (200, 30, 60), np.uint8)
     with page() as sink:
         sink.put(overlaid(painted, index=0))
-        link = http.client.HTTPConnection(sink.endpoint.removeprefix("http://"), timeout=10)
+        link = http.client.HTTPConnection(sink.endpoint.removeprefix("http://"), timeout=LIMIT_SECONDS)
         link.request("GET", "/stream/line.mjpg")
         answer = link.getresponse()
         assert answer.getheader("Content-Type") == "multipart/x-mixed-replace; boundary=frame"
@@ -227,7 +228,7 @@ def test_the_end_comes_though_people_look_on(overlaid, until):
             sink.put(overlaid(noise, index=index))
         sink.__exit__(None, None, None)
         with pytest.raises(ConnectionClosed):
-            _ = [link.recv(timeout=5) for _ in range(1000)]
+            _ = [link.recv(timeout=LIMIT_SECONDS) for _ in range(1000)]
 
 
 def test_a_silent_camera_is_told_and_its_return_too(overlaid):
@@ -264,7 +265,7 @@ def test_without_the_token_nothing_is_seen_but_the_sign_in_and_the_pulse(overlai
         assert asked(sink, "/metrics", **good)[0] == 200
         assert json.loads(asked(sink, "/readyz", **good)[2])["cameras"] == {"line": "fresh"}
         with looking(sink, **good) as link:
-            assert json.loads(link.recv(timeout=5))["token"]
+            assert json.loads(link.recv(timeout=LIMIT_SECONDS))["token"]
 
 
 def test_signing_in_gives_a_cookie_that_scripts_and_other_sites_do_not_get(caplog):
@@ -508,7 +509,7 @@ def test_who_keeps_a_place_and_says_nothing_is_hung_up_on_and_who_asks_is_answer
 def test_who_asks_again_and_again_on_one_connection_is_not_taken_for_mute(monkeypatch):
     monkeypatch.setattr(server, "MUTE_SECONDS", 0.5)
     with page() as sink:
-        link = http.client.HTTPConnection(sink.endpoint.removeprefix("http://"), timeout=10)
+        link = http.client.HTTPConnection(sink.endpoint.removeprefix("http://"), timeout=LIMIT_SECONDS)
         with closing(link):
             link.connect()
             door, ended = link.sock, time.monotonic() + 1.5
@@ -659,7 +660,7 @@ def test_signing_out_ends_the_session_wherever_its_cookie_was_copied(overlaid):
         with looking(sink, Cookie=cookie) as copied:
             assert asked(sink, "/logout", "POST", Cookie=cookie)[0] == 303
             with pytest.raises(ConnectionClosed):
-                _ = [copied.recv(timeout=5) for _ in range(1000)]
+                _ = [copied.recv(timeout=LIMIT_SECONDS) for _ in range(1000)]
         assert asked(sink, "/", Cookie=cookie)[0] == 401
         assert asked(sink, "/", Cookie=other)[0] == 200
 
@@ -679,7 +680,7 @@ def test_a_changed_token_counts_at_once_and_an_unreadable_one_changes_nothing(tm
             assert asked(sink, "/metrics", **old)[0] == 200
             file.write_text(TOKEN[::-1])
             with pytest.raises(ConnectionClosed):
-                _ = [link.recv(timeout=5) for _ in range(1000)]
+                _ = [link.recv(timeout=LIMIT_SECONDS) for _ in range(1000)]
         assert asked(sink, "/metrics", **old)[0] == 401
         assert asked(sink, "/metrics", **new)[0] == 200
 

@@ -27,6 +27,7 @@ from pipeline.metrics import Tally
 from tests.ground.broker import free_port
 from tests.ground.cameras import elsewhere
 from tests.ground.chromium import CHROMIUM, browsing
+from tests.ground.limits import LIMIT_SECONDS
 from tests.overlays.conftest import explain
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -52,6 +53,7 @@ def tab(chromium):
             context = chromium.new_context(**({"viewport": {"width": 1200, "height": 800}} | looks))
             stack.callback(context.close)
             page = context.new_page()
+            page.set_default_timeout(1000 * LIMIT_SECONDS)
             page.on("pageerror", lambda error: errors.append(str(error)))
             page.on("console", lambda said: said.type == "error" and errors.append(said.text))
             page.goto(url)
@@ -223,7 +225,7 @@ def test_a_server_that_goes_away_is_seen_and_found_again(tab):
     assert page.locator("#link").inner_text() == "no connection"
     assert page.locator(".card .state").inner_text() == "unknown"
     with PageSink(endpoint, cameras=("line",)) as again, Feed(again, "line"):
-        page.wait_for_selector(".card:not(.stale)", timeout=6000)
+        page.wait_for_selector(".card:not(.stale)", timeout=1000 * LIMIT_SECONDS)
         assert shown(page)["index"] >= 0
 
 
@@ -396,7 +398,6 @@ def test_a_guard_that_fires_is_seen_in_the_grid_and_said_in_words_once(tab, unti
 
 @pytest.mark.rtsp
 @pytest.mark.slow
-@pytest.mark.timeout(240)
 def test_a_real_camera_that_is_killed_is_seen_to_be_gone_and_to_come_back(tab):
     """The whole way: a camera over RTSP, the run in a process of its own, the page in a browser."""
     endpoint = f"http://127.0.0.1:{free_port()}"
@@ -406,13 +407,13 @@ def test_a_real_camera_that_is_killed_is_seen_to_be_gone_and_to_come_back(tab):
             cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
         )  # fmt: skip
         try:
-            deadline = time.monotonic() + 100
+            deadline = time.monotonic() + LIMIT_SECONDS
             while not answers(endpoint):
                 assert run.poll() is None, run.stderr.read().decode()
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
             page = tab(endpoint)
-            page.wait_for_selector(".card[data-index]:not(.stale)", timeout=30_000)
+            page.wait_for_selector(".card[data-index]:not(.stale)", timeout=1000 * LIMIT_SECONDS)
             seen = int(page.locator(".card").get_attribute("data-index"))
             page.wait_for_function(f"() => +document.querySelector('.card').dataset.index > {seen}")
             assert page.locator(".state").inner_text() == "live"
@@ -422,11 +423,11 @@ def test_a_real_camera_that_is_killed_is_seen_to_be_gone_and_to_come_back(tab):
             page.wait_for_function("() => document.querySelector('.state').textContent === 'waiting'")
             assert "refused" in page.locator(".stamp").inner_text()
             camera.tell("come_back", 0)
-            page.wait_for_selector(".card:not(.stale)", timeout=20_000)
+            page.wait_for_selector(".card:not(.stale)", timeout=1000 * LIMIT_SECONDS)
             assert page.locator(".reconnects").text_content() == "1"
         finally:
             run.send_signal(signal.SIGTERM)
-            run.communicate(timeout=30)
+            run.communicate(timeout=LIMIT_SECONDS)
 
 
 def answers(endpoint):

@@ -18,6 +18,7 @@ from websockets.sync.client import connect
 from overlays.sinks.options import SinkOptions
 from overlays.sinks.page import PageSink
 from tests.ground.broker import free_port
+from tests.ground.limits import LIMIT_SECONDS
 
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin:/opt/homebrew/bin")
 pytestmark = pytest.mark.skipif(NGINX is None, reason="no nginx: apt install nginx-light")
@@ -39,10 +40,10 @@ def proxy(folder, page_port, blocks):
     )
     server = subprocess.Popen([NGINX, "-c", str(configuration), "-e", str(folder / "error.log")])
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + LIMIT_SECONDS
         while True:
             try:
-                link = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+                link = http.client.HTTPConnection("127.0.0.1", port, timeout=LIMIT_SECONDS)
                 link.connect()
                 link.close()
                 break
@@ -53,12 +54,12 @@ def proxy(folder, page_port, blocks):
         yield port
     finally:
         server.terminate()
-        server.wait(20)
+        server.wait(LIMIT_SECONDS)
 
 
 def asked(address, method="GET", body=None, **headers):
     parts = urlsplit(address)
-    link = http.client.HTTPConnection(parts.hostname, parts.port, timeout=10)
+    link = http.client.HTTPConnection(parts.hostname, parts.port, timeout=LIMIT_SECONDS)
     try:
         link.request(method, parts.path, body, {name.replace("_", "-"): value for name, value in headers.items()})
         answer = link.getresponse()
@@ -96,7 +97,7 @@ def test_documented_proxies_serve_the_page_on_another_port_and_below_a_path(tmp_
                     assert asked(urljoin(start, link), Cookie=cookie)[0] == 200, link
                 told = {"Cookie": cookie}
                 with connect(f"{start}frames".replace("http", "ws"), additional_headers=told, origin=site) as link:
-                    assert '"hello"' in link.recv(timeout=10)
+                    assert '"hello"' in link.recv(timeout=LIMIT_SECONDS)
                 for foreign in ("http://evil.example", f"http://evil.example:{port}"):
                     with (
                         pytest.raises(InvalidStatus, match="403"),

@@ -28,6 +28,7 @@ from overlays.wire import explanation_record  # noqa: E402
 from pipeline.errors import LossError, SinkError, SourceError, WireVersionError  # noqa: E402
 from pipeline.frames import Box, Explanation, Finding, Frame, Silence, Truth  # noqa: E402
 from pipeline.ports import Troubled  # noqa: E402
+from tests.ground.limits import PROGRAM_SECONDS  # noqa: E402
 from tests.ground.logs import log_lines  # noqa: E402
 from tests.overlays.conftest import explain  # noqa: E402
 
@@ -184,7 +185,7 @@ KILLED = (
 
 def test_a_killed_run_leaves_a_table_and_the_next_run_keeps_it(tmp_path, overlaid, caplog):
     path = tmp_path / "out.parquet"
-    ended = subprocess.run([sys.executable, "-c", KILLED, str(path)], cwd=ROOT, check=False, timeout=60)
+    ended = subprocess.run([sys.executable, "-c", KILLED, str(path)], cwd=ROOT, check=False, timeout=PROGRAM_SECONDS)
     assert ended.returncode == -signal.SIGKILL
     assert not path.exists()
     left = list(range(33))

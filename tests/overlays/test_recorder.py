@@ -17,6 +17,7 @@ import pytest
 from overlays.sinks.options import SinkOptions
 from overlays.sinks.recorder import RecorderSink, fitted
 from pipeline.errors import SinkError
+from tests.ground.limits import PROGRAM_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -227,7 +228,7 @@ def test_a_killed_run_leaves_all_but_the_last_seconds(tmp_path, suffix):
         "    sink.put(Overlay(e.frame.image, e))\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
-    ended = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, check=False, timeout=60)
+    ended = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, check=False, timeout=PROGRAM_SECONDS)
     assert ended.returncode == -signal.SIGKILL
     with av.open(str(path)) as film:
         kept = 0

@@ -11,6 +11,7 @@ from overlays.sinks.options import ClipOptions, MqttOptions
 from overlays.sinks.table import SINKS, SinkOptions, build_sink
 from pipeline.errors import SinkError
 from pipeline.ports import Sink
+from tests.ground.limits import PROGRAM_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 WIRES = {"tcp://127.0.0.1:5555", "ipc:///tmp/o"}
@@ -115,7 +116,7 @@ def test_importing_the_table_imports_no_vendor():
         "print([m for m in ('zmq', 'cv2', 'av', 'torch') if m in sys.modules])"
     )
     said = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=PROGRAM_SECONDS
     )
     assert said.stdout.strip() == "[]"
 

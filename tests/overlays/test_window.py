@@ -18,6 +18,7 @@ import pytest
 from overlays.sinks.options import SinkOptions
 from overlays.sinks.window import WindowSink, fitted
 from pipeline.errors import SinkError
+from tests.ground.limits import LIMIT_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -80,7 +81,9 @@ def screen() -> Iterator[str]:
 
 
 def ask(display, *command):
-    said = subprocess.run(command, env=os.environ | {"DISPLAY": display}, capture_output=True, check=False, timeout=30)
+    said = subprocess.run(
+        command, env=os.environ | {"DISPLAY": display}, capture_output=True, check=False, timeout=LIMIT_SECONDS
+    )
     return said.stdout
 
 
@@ -122,7 +125,7 @@ def shown_window(display):
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert child.stdout.readline() == "shown\n", child.communicate(timeout=30)
+    assert child.stdout.readline() == "shown\n", child.communicate(timeout=LIMIT_SECONDS)
     return child
 
 
@@ -147,7 +150,7 @@ def test_the_overlay_is_on_the_screen_and_a_key_ends_it(screen, tmp_path, until,
         try:
             until(on_the_screen)
             ask(screen, "xdotool", "search", "--class", WM_CLASS, "key", key)
-            said, complaints = child.communicate(timeout=30)
+            said, complaints = child.communicate(timeout=LIMIT_SECONDS)
         finally:
             child.kill()
             ask(screen, "xdotool", "keyup", key)  # the window is gone before xdotool lets the key go
@@ -162,7 +165,7 @@ def test_closing_the_window_ends_it(screen):
     with shown_window(screen) as child:
         try:
             close_politely(screen, int(ask(screen, "xdotool", "search", "--class", WM_CLASS).split()[0]))
-            said, complaints = child.communicate(timeout=30)
+            said, complaints = child.communicate(timeout=LIMIT_SECONDS)
         finally:
             child.kill()
     assert said == "stopped: window: closed\nleft\n", complaints

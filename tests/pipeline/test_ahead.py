@@ -10,6 +10,7 @@ from pipeline.guardian import AheadGuardian, Guardian
 from pipeline.loop import Limits, carry
 from pipeline.ports import Beginner, Explainer
 from tests.fakes import FakeSource
+from tests.ground.limits import LIMIT_SECONDS
 from tests.pipeline.test_loop import FakeExplainer, FakeRenderer, FakeSink
 
 
@@ -34,7 +35,7 @@ class AheadExplainer:
         def finish():
             self.threads.add(threading.current_thread().name)
             with self._bell:
-                self._bell.wait_for(lambda: self.begun > number or self.begun == self._count, 10)
+                self._bell.wait_for(lambda: self.begun > number or self.begun == self._count, LIMIT_SECONDS)
                 self.finished += 1
             heat = np.array([[0, 1]], np.float32)
             return [Explanation(f, (Finding("hole", 0.9, heat, 1),), "m", "l") for f in frames]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.fair_queue import MAX_KEYS, FairQueue
 from pipeline.pump import Relay
+from tests.ground.limits import LIMIT_SECONDS
 
 
 def queue(depth=4, **limits):
@@ -100,7 +101,7 @@ def test_relay_serves_a_camera_between_anothers_items():
     served, gate, last = [], threading.Event(), threading.Event()
 
     def deliver(item):
-        assert gate.wait(60)
+        assert gate.wait(LIMIT_SECONDS)
         served.append(item)
         if len(served) == 8:
             last.set()
@@ -111,5 +112,5 @@ def test_relay_serves_a_camera_between_anothers_items():
         relay.put(("small", 0))
         relay.put(("small", 1))
         gate.set()
-        assert last.wait(60)
+        assert last.wait(LIMIT_SECONDS)
     assert served.index(("small", 0)) < served.index(("big", 5))

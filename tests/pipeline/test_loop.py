@@ -181,7 +181,7 @@ def test_a_live_camera_that_stalls_is_shown_so_by_every_door_that_looks_and_coun
 
     looking, blind = Looking(), FakeSink(looks=False)
     stop = threading.Event()
-    threading.Thread(target=lambda: (seen.wait(20), stop.set()), name="ender").start()
+    threading.Thread(target=lambda: (seen.wait(LIMIT_SECONDS), stop.set()), name="ender").start()
     source = Stalls(3)
     limits = Limits()
     outcome = carry([(source, "wait")], FakeExplainer(), FakeRenderer(), [looking, blind], limits=limits, stop=stop)

@@ -12,9 +12,10 @@ from pipeline.frames import Frame
 from pipeline.ports import Health, StopRequested
 from pipeline.pump import Pump, Relay, gather
 from tests.fakes import FakeSource
+from tests.ground.limits import LIMIT_SECONDS
 
 
-def wait_until(true, seconds=5.0):
+def wait_until(true, seconds=LIMIT_SECONDS):
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, "waited in vain"
@@ -116,7 +117,7 @@ def test_a_relay_delivers_everything_in_order_before_it_is_left():
 def test_a_slow_relay_drops_the_oldest_and_holds_nobody_up():
     gate = threading.Event()
     got = []
-    with Relay("stuck", lambda item: (gate.wait(5), got.append(item)), depth=2) as relay:
+    with Relay("stuck", lambda item: (gate.wait(LIMIT_SECONDS), got.append(item)), depth=2) as relay:
         relay.put(0)
         wait_until(lambda: not relay._queue)
         for k in range(1, 10):
@@ -151,7 +152,7 @@ def test_a_closed_window_asks_for_the_end_and_is_no_error():
 def test_an_exception_in_the_block_abandons_what_waits():
     gate = threading.Event()
     got = []
-    relay = Relay("slow", lambda item: (gate.wait(5), got.append(item)), depth=8)
+    relay = Relay("slow", lambda item: (gate.wait(LIMIT_SECONDS), got.append(item)), depth=8)
     with pytest.raises(RuntimeError), relay:  # noqa: PT012 - what happens before the error is the point
         for k in range(5):
             relay.put(k)
@@ -165,7 +166,7 @@ def test_an_exception_in_the_block_abandons_what_waits():
 def test_a_door_is_asked_now_and_then_while_nothing_comes():
     asked = threading.Event()
     with Relay("window", lambda _item: None, idle=asked.set):
-        assert asked.wait(5)
+        assert asked.wait(LIMIT_SECONDS)
 
 
 def test_a_window_closed_while_nothing_comes_asks_for_the_end():
@@ -206,7 +207,7 @@ def test_what_waits_is_bounded_in_bytes_too_but_one_item_always_may():
     gate, delivered = threading.Event(), []
 
     def deliver(item):
-        gate.wait(10)
+        gate.wait(LIMIT_SECONDS)
         delivered.append(item)
 
     with Relay("disk", deliver, depth=16, weigh=lambda item: item, most_bytes=100) as relay:
@@ -258,7 +259,7 @@ def test_only_a_camera_that_is_being_connected_is_left_to_end_by_itself(monkeypa
     camera = Camera()
     camera.health = Health(state)
     with Pump(camera) as pump:
-        assert asked.wait(20)
+        assert asked.wait(LIMIT_SECONDS)
     assert pump._thread.is_alive() is left
     answered.set()
     pump._thread.join()

@@ -13,6 +13,7 @@ from pipeline.frames import Box, Deletion, Explanation, Finding, Frame, Grounds,
 from pipeline.loop import Limits, carry, outlet_of
 from pipeline.soundness import unsound
 from tests.fakes import FakeSource
+from tests.ground.limits import LIMIT_SECONDS
 
 NAN, INF = float("nan"), float("inf")
 
@@ -144,5 +145,5 @@ def test_an_error_while_nothing_comes_closes_no_sink_either():
 
     door.idle = idle
     with outlet_of(door, door.put) as outlet:
-        assert asked.wait(10)
+        assert asked.wait(LIMIT_SECONDS)
     assert (outlet.refused, outlet.error) == (1, None)

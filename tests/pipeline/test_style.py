@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.ground.limits import PROGRAM_SECONDS
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -16,6 +18,6 @@ ROOT = Path(__file__).resolve().parents[2]
 )
 def test_the_tools_have_nothing_to_say(command):
     done = subprocess.run(
-        [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, timeout=PROGRAM_SECONDS, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.logs import formatter
 from pipeline.supervisor import Supervisor
+from tests.ground.limits import LIMIT_SECONDS
 
 
 @pytest.fixture
@@ -16,7 +17,7 @@ def listener(tmp_path):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as door:
         path = str(tmp_path / "notify")
         door.bind(path)
-        door.settimeout(5)
+        door.settimeout(LIMIT_SECONDS)
         yield path, lambda: door.recv(100).decode()
 
 
@@ -45,7 +46,7 @@ def test_an_abstract_address_is_understood():
         pytest.skip("abstract sockets are Linux's")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as door:
         door.bind("\0recipro-stream-test")
-        door.settimeout(5)
+        door.settimeout(LIMIT_SECONDS)
         with Supervisor({"NOTIFY_SOCKET": "@recipro-stream-test"}):
             assert door.recv(100) == b"READY=1"
 

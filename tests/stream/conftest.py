@@ -14,6 +14,8 @@ import av
 import numpy as np
 import pytest
 
+from tests.ground.limits import LIMIT_SECONDS
+
 HERE = Path(__file__).parent
 SYSTEM_PYTHON = "/usr/bin/python3"
 APT = "apt-get install python3-gi gir1.2-gst-rtsp-server-1.0 gstreamer1.0-plugins-{base,good,bad,ugly}"
@@ -42,7 +44,7 @@ class RtspServer:
         assert self._process.stdout
         self._process.stdin.close()
         try:
-            self._process.wait(10)
+            self._process.wait(LIMIT_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

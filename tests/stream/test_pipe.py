@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.errors import ConnectionLostError, SourceError
 from stream.sources import SourceOptions, build_source
+from tests.ground.limits import LIMIT_SECONDS
 from tests.stream.test_file_whole import numbers
 
 
@@ -27,7 +28,7 @@ def test_pipe_nobody_writes_into_holds_up_neither_entering_nor_stopping(pipe):
         thread = threading.Thread(target=lambda: list(source.frames(stop)))
         thread.start()
         stop.set()
-        thread.join(60)
+        thread.join(LIMIT_SECONDS)
         assert not thread.is_alive()
 
 
@@ -59,7 +60,7 @@ def test_pipe_left_in_mid_stream_stops(pipe, make_clip):
         reader = threading.Thread(target=lambda: got.extend(source.frames(stop)))
         reader.start()
         stop.set()
-        reader.join(60)
+        reader.join(LIMIT_SECONDS)
         assert not reader.is_alive()
     finish.set()
     writer.join()

@@ -33,7 +33,8 @@ Fit = Annotated[str | None, option(NETWORK, "Frame to input: stretch (default), 
 Labels = Annotated[str | None, option(NETWORK, "Class names: a text file, one a line, or a JSON list.")]
 Weights = Annotated[str | None, option(NETWORK, "A state dict (.pth, .safetensors). 'random': untrained.")]
 Target = Annotated[
-    str | None, option(NETWORK, "The explained classes: top1 (default), top5, or names or indices, by commas.")
+    str | None,
+    option(NETWORK, "Explained classes: top1 (default), top5, names, indices, by commas; the first is drawn."),
 ]
 Threads = Annotated[int | None, option(NETWORK, "CPU threads for the network.")]
 PageTokenFile = Annotated[Path | None, option(PICTURE, "What the http:// page asks for stands in it.")]

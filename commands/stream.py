@@ -20,6 +20,7 @@ from commands.options import ACCESS, CAMERA, NETWORK, PICTURE, RUN, option, stat
 from commands.shards import stream_sharded
 from commands.terminal import finish, near, read_text, say
 from pipeline.config_text import make_config, read_yaml, to_yaml
+from pipeline.config_yaml import to_documented_yaml
 from pipeline.errors import ConfigError
 from pipeline.logs import formatter
 from pipeline.shards import read_devices
@@ -137,6 +138,9 @@ def stream(
     seconds: Annotated[float | None, option(RUN, "Stop after so long.")] = None,
     log_format: Annotated[str, option(RUN, "How log lines look: text (default) or json.", "--log")] = "text",
     print_config: Annotated[bool, option(RUN, "Show what would run, and stop.", "--print-config")] = False,
+    every: Annotated[
+        bool, option(RUN, "With --print-config: every key, those without a value too, and what each means.", "--all")
+    ] = False,
 ) -> None:
     """Explain cameras, streams and files, and send the overlays wherever you want them."""
     if log_format not in {"text", "json"}:
@@ -168,8 +172,11 @@ def stream(
         "rotate_seconds": rotate_seconds, "disk_budget_mib": disk_budget_mib,
     }  # fmt: skip
     made = made.model_copy(update={"sinks": with_clips(sinks, stated(clips))})
+    if every and not print_config:
+        raise ConfigError("--all: says how much --print-config shows; give both")
     if print_config:
-        typer.echo(to_yaml(redacted(made)), nl=False)
+        shown = redacted(made)
+        typer.echo(to_documented_yaml(shown) if every else to_yaml(shown), nl=False)
         return
     if devices is not None:
         stream_sharded(made, read_devices(devices), log_format=log_format)

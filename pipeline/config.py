@@ -159,7 +159,8 @@ class EngineConfig(_Knobs):
     layer: str | None = None
     """The explained layer, by its name in the network. Default: the last one whose output is a grid."""
     target: Annotated[list[str], BeforeValidator(_words)] = Field(default=["top1"], min_length=1, max_length=100)
-    """The explained classes: top1, top5, or names or indices separated by commas."""
+    """The explained classes: top1, top5, names or indices, or both: top1,scratch. The first one's heat is drawn. The
+    verdict is the network's top class, whatever is explained."""
     kernel: Literal["point", "gaussian"] = "point"
     """The masks of Recipro-CAM: one-hot, or spread over 3x3 cells."""
     backend: str = "auto"

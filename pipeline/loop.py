@@ -199,10 +199,11 @@ class _Lanes:
     """
 
     def __init__(self, pumps: Sequence[Pump], bell: threading.Condition, limits: Limits, *, ahead: bool) -> None:
-        # A file may fill a batch while the one before is drawn. A live camera has one frame in a batch.
+        # A file may fill a batch while the one before is drawn. A live camera has one frame in a batch: one is drawn
+        # while the next is explained; more would only become old.
         self._most = {
             "wait": 2 * limits.batch + limits.queue_frames,
-            "drop-oldest": limits.queue_frames + 1 + 2 * ahead,
+            "drop-oldest": limits.queue_frames + 2 * ahead,
         }
         self._depth = sum(self._most.values()) + limits.batch
         self._under_way = dict.fromkeys([pump.camera for pump in pumps], 0)

@@ -6,9 +6,11 @@ import re
 import pytest
 from pydantic import BaseModel
 
-from pipeline.config import Config
+from pipeline.config import Config, CurveConfig, EngineConfig, OverlayConfig, SinkConfig, SourceConfig
 from pipeline.config_text import make_config, read_yaml, to_yaml
+from pipeline.config_yaml import to_documented_yaml
 from pipeline.errors import ConfigError
+from pipeline.guards import GuardConfig, RegionConfig
 
 TRIANGLE = [[0, 0], [1, 0], [1, 1]]
 
@@ -238,3 +240,42 @@ def test_text_with_a_nul_character_is_refused_at_its_place(text, place):
 def test_a_number_that_is_not_finite_or_beyond_reason_is_refused_by_name(knob, value):
     with pytest.raises(ConfigError, match=knob):
         make_config({"sinks": [{"uri": "clips/", knob: value}]}, "run.yaml")
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {},
+        {
+            "sources": [{"uri": "rtsp://h/x", "name": "ü: #1"}, "line:"],
+            "engine": {"std": [0.2, 0.3, 0.4], "target": ["top1", "ok"]},
+            "sinks": [{"uri": "tcp://127.0.0.1:5555", "curve": {"secret_key_file": "a", "allow": "b"}}, "x.jsonl"],
+            "guards": {
+                "regions": [{"name": "part", "polygon": TRIANGLE}],
+                "rules": [{"name": "g", "rule": "heat_inside(part) >= 0.6 when label='a b'", "cameras": ["yes", "no"]}],
+            },
+        },
+    ],
+)
+def test_configuration_with_every_key_reads_back_as_what_it_was(knobs):
+    made = make_config(knobs, "run.yaml")
+    text = to_documented_yaml(made)
+    assert make_config(read_yaml(text, "run.yaml"), "run.yaml") == made
+
+
+def test_configuration_with_every_key_names_each_key_there_is_and_what_it_means():
+    text = to_documented_yaml(Config())
+    for model in (
+        Config,
+        SourceConfig,
+        EngineConfig,
+        OverlayConfig,
+        SinkConfig,
+        CurveConfig,
+        GuardConfig,
+        RegionConfig,
+    ):
+        for name, field in model.model_fields.items():
+            assert re.search(rf"^ *(# )?{name}:", text, flags=re.MULTILINE), name
+            if field.description:
+                assert field.description.split()[0] in text

@@ -1,0 +1,77 @@
+"""A configuration as YAML with every key there is and what each means. ``config_text`` reads it back. Pure."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from pipeline.config import Config
+
+_WIDTH = 118
+
+
+def to_documented_yaml(config: Config) -> str:
+    """Return every key of a configuration, those without a value as comments, each below what it means.
+
+    Lists of entries that are empty show one entry as a comment, so that its keys can be seen.
+    """
+    return "\n".join(_lines(config, type(config), 0)) + "\n"
+
+
+def _lines(values: BaseModel | None, model: type[BaseModel], depth: int, *, off: bool = False) -> Iterator[str]:
+    """Give the lines of a model's keys; ``off``: as comments, for an entry that is not there."""
+    indent = "  " * depth
+    for name, field in model.model_fields.items():
+        says = " ".join((field.description or "").split())
+        yield from (f"{indent}# {line}" for line in textwrap.wrap(says, _WIDTH - len(indent)))
+        value = getattr(values, name) if values is not None else _default(field)
+        inner = _model_of(field)
+        mark = "# " if off or value is None else ""
+        if inner is not None and isinstance(value, list):
+            empty = not value
+            yield f"{indent}{'# ' if off else ''}{name}:{' []' if empty and not off else ''}"
+            for entry in value or [None]:
+                yield from _entry(entry, inner, depth + 1, off=off or empty)
+        elif inner is not None:
+            yield f"{indent}{mark}{name}:"
+            yield from _lines(value, inner, depth + 1, off=bool(mark))
+        else:
+            yield f"{indent}{mark}{name}:{_text(value)}"
+
+
+def _entry(entry: BaseModel | None, model: type[BaseModel], depth: int, *, off: bool) -> Iterator[str]:
+    """Give the lines of one entry of a list; a line with a dash begins it."""
+    indent = "  " * depth
+    yield f"{indent}{'# ' if off else ''}-"
+    yield from _lines(entry, model, depth + 1, off=off)
+
+
+def _default(field: FieldInfo) -> Any:  # noqa: ANN401 - a default is anything
+    return None if field.is_required() else field.get_default(call_default_factory=True)
+
+
+def _text(value: object) -> str:
+    """Return a value as YAML on one line, behind a space; nothing for none."""
+    if value is None:
+        return ""
+    plain = value
+    if isinstance(value, list | tuple):
+        plain = [one.model_dump(mode="json") if isinstance(one, BaseModel) else one for one in value]
+    text: str = yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True, width=float("inf"))
+    return " " + text.removesuffix("\n").removesuffix("\n...").strip()
+
+
+def _model_of(field: FieldInfo) -> type[BaseModel] | None:
+    """Return the model of a key's entries or values; None where it holds plain ones."""
+    waiting: list[Any] = [field.annotation]
+    while waiting:
+        kind = waiting.pop()
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+        waiting.extend(get_args(kind))
+    return None

@@ -6,8 +6,9 @@ import io
 import logging
 import os
 import re
+import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -33,6 +34,7 @@ _HEIF_BRANDS: Final = frozenset({b"heic", b"heix", b"heim", b"heis", b"mif1"})
 _PNM_LARGEST: Final = re.compile(rb"P[2356]\s(?:\s|#[^\n]*\n)*\d+(?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+(\d{1,5})\s")
 _TIFF_MAX_SAMPLE_VALUE: Final = 281
 _BYTES_PER_PIXEL: Final = 8  # four channels of 16 bits, not compressed
+_HEADER_BYTES: Final = 1 << 16
 _FILE_BYTES: Final = 256 << 20  # what may stand beside the pixels: a motion photo's video
 _FORMATS: Final = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "DIB", "PPM", "JPEG2000", "AVIF", "GIF")
 _TURNED_FORMATS: Final = frozenset({"HEIF", "AVIF"})
@@ -107,9 +109,11 @@ class ImageReader:
         tell = tell or self._tell
         if content.startswith(_JPEG_START) and not jpeg_is_whole(content):
             raise SourceError("a JPEG that is cut off before its end; fetch or save it again")
-        is_heif = content[4:8] == b"ftyp" and content[8:12] in _HEIF_BRANDS
-        if is_heif:
-            _learn_heif()
+        if content[4:8] == b"ftyp":
+            for width, height in _stated_sizes(content):
+                check_size(width, height, self._max_pixels)
+            if content[8:12] in _HEIF_BRANDS:
+                _learn_heif()
         header = _header(content)
         if header is None:
             raise SourceError(_BAD)
@@ -216,6 +220,14 @@ def _header(content: bytes) -> _Header | None:
             )
     except Exception:  # noqa: BLE001 - a damaged header makes Pillow raise nearly anything
         return None
+
+
+def _stated_sizes(content: bytes) -> Iterator[tuple[int, int]]:
+    """Give each (width, height) that a HEIC or AVIF file states in its header: of the whole, of tiles, of previews."""
+    at = content.find(b"ispe", 0, _HEADER_BYTES)
+    while 0 <= at <= len(content) - 16:
+        yield struct.unpack_from(">II", content, at + 8)
+        at = content.find(b"ispe", at + 4, _HEADER_BYTES)
 
 
 def _known_formats() -> tuple[str, ...]:

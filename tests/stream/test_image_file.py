@@ -197,6 +197,21 @@ def test_picture_beyond_the_limit_is_refused_by_its_header_with_its_size(tmp_pat
         read_image(path)
 
 
+@pytest.mark.parametrize("content", [HEIC, saved("AVIF")])
+def test_size_that_heic_and_avif_state_is_held_against_the_limit_though_no_library_opens_it(content):
+    at = content.index(b"ispe") + 8
+    huge = content[:at] + struct.pack(">II", 40_000, 30_000) + content[at + 8 :]
+    with pytest.raises(SourceError, match="a picture of 40000x30000 pixels"):
+        ImageReader().decode(huge)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF", "HEIC"])
+def test_what_lies_behind_a_photo_is_no_damage(kind):
+    content = HEIC if kind == "HEIC" else saved(kind)
+    for behind in (bytes(9000), bytes(range(256)) * 20, b"\0\0\0\x18ftypmp42" + bytes(9000)):
+        assert ImageReader().decode(content + behind).shape == (48, 64, 3)
+
+
 def test_limit_of_pixels_can_be_set():
     content = saved("PNG")
     assert ImageReader(max_pixels=48 * 64).decode(content).shape == (48, 64, 3)

@@ -64,6 +64,7 @@ def other_weights(file):
         (lambda file: replace(file, std=(1e-3, 1e-3, 1e-3)), "where the trained network gives"),
         (lambda file: replace(file, layer="nowhere"), "cannot be loaded and built"),
         (lambda file: replace(file, state={}), "cannot be loaded and built"),
+        (lambda file: replace(file, state={k: v * float("nan") for k, v in file.state.items()}), "cannot be loaded"),
         (lambda file: replace(file, model="resnet18"), "cannot be loaded and built"),
     ],
 )

@@ -65,7 +65,7 @@ def check_answers(
     if tuple(explainer.labels) != tuple(labels):
         raise ModelError(f"has other classes ({', '.join(explainer.labels)}) than were learned ({', '.join(labels)})")
     for finding in found.findings:
-        if abs(finding.score - float(wanted[finding.class_index])) > SCORE_TOLERANCE:
+        if not abs(finding.score - float(wanted[finding.class_index])) <= SCORE_TOLERANCE:  # of no number neither
             raise ModelError(
                 f"gives {finding.label!r} a score of {finding.score:.4f} where the trained network gives "
                 f"{wanted[finding.class_index]:.4f}"

@@ -48,6 +48,14 @@ def test_copies_are_recognised_and_other_pictures_are_not(change, make):
     assert known.find(copies).tolist() == [True] * 20 + [False] * 10
 
 
+def test_slight_crop_is_recognised():
+    images = [texture(k, size=(300, 400)) for k in range(30)]
+    spectra = [spectrum_of(image) for image in images]
+    medians = medians_of(spectra)
+    cropped = [spectrum_of(image[3:-3, 4:-4]) for image in images]
+    assert KnownPictures(medians, hashes_of(spectra, medians)).find(cropped).all()
+
+
 def test_picture_of_one_colour_is_like_no_other():
     spectra = [spectrum_of(np.full((40, 40, 3), value, np.uint8)) for value in (0, 90, 255)]
     assert not any(one.any() for one in spectra)

@@ -16,7 +16,16 @@ import numpy as np
 
 from commands.label_table import GROUP, read_table
 from commands.pictures import ReadPicture, writable_names
-from commands.split_layout import TEST, TRAINING, VALIDATION, find_layout, is_hidden, parts_within, visible_folders
+from commands.split_layout import (
+    TEST,
+    TRAINING,
+    VALIDATION,
+    files_below,
+    find_layout,
+    is_hidden,
+    parts_within,
+    visible_folders,
+)
 from commands.terminal import progress_bar
 from pipeline.errors import ConfigError, SourceError
 from pipeline.frames import Image
@@ -131,7 +140,7 @@ def _class_folders(folder: Path, pictures: str | None) -> Iterator[tuple[str, li
     for kind in kinds:
         every = [
             one
-            for one in (kind.glob(pictures) if pictures else kind.rglob("*"))
+            for one in (kind.glob(pictures) if pictures else files_below(kind))
             if not any(is_hidden(word) for word in one.relative_to(kind).parts) and one.is_file()
         ]
         found = writable_names(sorted(one for one in every if one.suffix.lower() in IMAGE_SUFFIXES))

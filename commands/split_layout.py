@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -114,7 +115,7 @@ def parts_within(folder: Path, classes: Mapping[str, Sequence[Path]]) -> dict[st
 
 def _class_home(folder: Path, suffixes: frozenset[str]) -> Path:
     """Return where the class folders of a part lie: in it, or in the one folder in between, as ``train/images``."""
-    inner = [one for one in visible_folders(folder) if any(_is_picture(each, suffixes) for each in one.rglob("*"))]
+    inner = [one for one in visible_folders(folder) if any(_is_picture(each, suffixes) for each in files_below(one))]
     if len(inner) == 1 and inner[0].name.casefold() in _FILLING and _Content.of(inner[0], suffixes).classes:
         return inner[0]
     return folder
@@ -133,8 +134,34 @@ def part_called(name: str) -> str | None:
 
 
 def visible_folders(folder: Path) -> list[Path]:
-    """Return the folders in a folder, sorted; what programs leave hidden, and archivers leave over, is passed over."""
-    return sorted(one for one in folder.iterdir() if one.is_dir() and not is_hidden(one.name))
+    """Return the folders in a folder, sorted; what programs leave hidden, and archivers leave over, is passed over.
+
+    Raises:
+        ConfigError: the folder may not be read.
+    """
+    try:
+        return sorted(one for one in folder.iterdir() if one.is_dir() and not is_hidden(one.name))
+    except OSError as reason:
+        raise _refusal(reason) from None
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Give all files in a folder, at any depth.
+
+    Raises:
+        ConfigError: a folder may not be read: what lies in it would be lost in silence.
+    """
+
+    def refuse(reason: OSError) -> None:
+        raise _refusal(reason)
+
+    for home, folders, names in os.walk(folder, onerror=refuse):
+        folders.sort()
+        yield from (Path(home, name) for name in names)
+
+
+def _refusal(reason: OSError) -> ConfigError:
+    return ConfigError(f"{reason.filename}: cannot be read ({reason.strerror}); allow it, or move the folder away")
 
 
 def is_hidden(name: str) -> bool:
@@ -154,7 +181,9 @@ class _Content:
     @classmethod
     def of(cls, folder: Path, suffixes: frozenset[str]) -> _Content:
         pictures = sum(_is_picture(one, suffixes) for one in folder.iterdir())
-        inner = (one for one in visible_folders(folder) if any(_is_picture(each, suffixes) for each in one.rglob("*")))
+        inner = (
+            one for one in visible_folders(folder) if any(_is_picture(each, suffixes) for each in files_below(one))
+        )
         return cls(pictures, frozenset(one.name for one in inner))
 
 

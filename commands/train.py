@@ -140,6 +140,7 @@ def train(
     _tell_split(crossing, divided=listing.divided)
     similar, known = near_duplicates(parts, spectra, pupil.looks)
     _tell_similar(similar)
+    _tell_mixed(similar)
     if not listing.grouped:
         log.warning("%s", UNGROUPED)
     begun = threading.Event()
@@ -236,6 +237,17 @@ def _tell_similar(similar: Sequence[NearDuplicate]) -> None:
         "by a CSV's column 'group'", examining, len(similar) - examining, pairs,
         f"; and {len(similar) - _NAMED} more, in the report" if len(similar) > _NAMED else "",
     )  # fmt: skip
+
+
+def _tell_mixed(similar: Sequence[NearDuplicate]) -> None:
+    """Name pictures that look nearly alike and are of two classes."""
+    mixed = [one for one in similar if one.labels[0] != one.labels[1]]
+    if mixed:
+        pairs = "; ".join(f"{one.path} ({one.labels[0]}) and {one.learned} ({one.labels[1]})" for one in mixed[:_NAMED])
+        log.warning(
+            "%d of these look nearly like one of another class: %s%s; look whether both are filed right",
+            len(mixed), pairs, f"; and {len(mixed) - _NAMED} more, in the report" if len(mixed) > _NAMED else "",
+        )  # fmt: skip
 
 
 def _tell_features(done: int, todo: int) -> None:

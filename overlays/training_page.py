@@ -120,14 +120,19 @@ def _similar(pairs: Sequence[Mapping[str, Any]]) -> str:
         return ""
     rows = "".join(
         f"<tr><td class=w>{escape(one['part'].replace('_', '-'))}<td class=w>{escape(one['path'])}"
-        f"<td class=w>{escape(one['learned'])}<td>{one['different_bits']}"
+        f"<td class=w>{escape(one['learned'])}<td>{one['different_bits']}<td class=w>{_classes(one)}"
         for one in pairs
     )
     return (
         f"<h2>Nearly alike ({len(pairs)})</h2><p>These look nearly like a picture that is learned from. If both show "
         "one part, what is measured is too good: group them.</p><table><tr><th class=w>part<th class=w>picture"
-        f"<th class=w>looks like<th>bits apart, of 256</tr>{rows}</table>"
+        f"<th class=w>looks like<th>bits apart, of 256<th class=w>classes</tr>{rows}</table>"
     )
+
+
+def _classes(pair: Mapping[str, Any]) -> str:
+    first, second = pair.get("labels", ("", ""))
+    return escape(first) if first == second else f"<b>{escape(first)}, {escape(second)}</b>"
 
 
 def _confusion(labels: Sequence[str], found: Mapping[str, Any]) -> str:

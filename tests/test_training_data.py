@@ -12,6 +12,7 @@ import pytest
 
 from commands.pictures import open_pictures
 from commands.roster import listed, readable
+from commands.split_layout import files_below
 from engine.finetuning.given_split import keep_split
 from engine.finetuning.roster import HELD_OUT, LEARNING, STOPPING, joined
 from pipeline.errors import ConfigError, SourceError
@@ -255,3 +256,14 @@ def test_pictures_whose_name_no_list_can_hold_are_left_out_and_told(tmp_path, ca
     assert len(listed(tmp_path, None, None, None).samples) == 4
     assert "left out: 2 pictures" in caplog.text
     assert r"caf\xe9.png" in caplog.text
+
+
+def test_folder_that_may_not_be_read_is_refused(tmp_path):
+    make(tmp_path, "ok", "scratch", pictures=2)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        list(files_below(tmp_path / "gone"))
+    if os.geteuid() == 0:
+        pytest.skip("root may read every folder")
+    (tmp_path / "ok" / "side").mkdir(mode=0)
+    with pytest.raises(ConfigError, match=r"ok/side: cannot be read \(Permission denied\)"):
+        listed(tmp_path, None, None, None)

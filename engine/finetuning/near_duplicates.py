@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.finetuning.roster import HELD_OUT, LEARNING, STOPPING, Sample
 from engine.perceptual_hash import MAX_DIFFERENT_BITS, KnownPictures, Spectrum, hashes_of, medians_of, nearest_hashes
@@ -22,6 +22,8 @@ class NearDuplicate:
     """The path of the other one."""
     different_bits: int
     """Of the 256 of their hashes."""
+    labels: tuple[str, str] = ("", "")
+    """Their classes: two different ones may be a mistake. Empty where it is not known."""
 
 
 def near_duplicates(
@@ -50,6 +52,7 @@ def near_duplicates(
                     for path, row, apart in zip(showing[part], rows.tolist(), bits.tolist(), strict=True)
                     if apart <= MAX_DIFFERENT_BITS
                 ]
+    label_of = {one.path: one.label for several in parts.values() for one in several}
     held_out = [one.path for one in parts[HELD_OUT]]
     for before in known:
         alike = before.find([spectra[path] for path in held_out])
@@ -60,6 +63,7 @@ def near_duplicates(
         ]
     nearest: dict[str, NearDuplicate] = {}
     for one in sorted(found, key=lambda one: (one.different_bits, one.path, one.learned)):
-        nearest.setdefault(one.path, one)
+        labels = (label_of[one.path], label_of[one.learned]) if one.learned in label_of else ("", "")
+        nearest.setdefault(one.path, replace(one, labels=labels))
     learned = [spectra[path] for part in (LEARNING, STOPPING) for path in showing[part]]
     return list(nearest.values()), KnownPictures(medians, hashes_of(learned, medians))

@@ -98,11 +98,15 @@ def test_near_duplicates_are_named_once_with_the_part_they_examine():
         STOPPING: [*names[20:26], "copy of 1"],
         HELD_OUT: [*names[26:], "copy of 2", "copy of 25", "black"],
     }
-    parts = {part: [Sample(name, "ok", name) for name in several] for part, several in divided.items()}
+    parts = {
+        part: [Sample(name, "dent" if name == "copy of 2" else "ok", name) for name in several]
+        for part, several in divided.items()
+    }
     found, known = near_duplicates(parts, {name: spectrum_of(image) for name, image in images.items()})
     assert {(one.part, one.path, one.learned) for one in found} == {
         (STOPPING, "copy of 1", "1.png"), (HELD_OUT, "copy of 2", "2.png"), (HELD_OUT, "copy of 25", "25.png"),
     }  # fmt: skip
+    assert {one.path: one.labels for one in found if one.labels[0] != one.labels[1]} == {"copy of 2": ("dent", "ok")}
     assert max(one.different_bits for one in found) <= MAX_DIFFERENT_BITS
     assert known.find([spectrum_of(texture(k)) for k in (0, 24, 28)]).tolist() == [True, True, False]
     again, _ = near_duplicates(parts, {name: spectrum_of(image) for name, image in images.items()}, [known])

@@ -358,7 +358,7 @@ def _concerns_one_frame(error: Exception) -> bool:
     """Say whether an error of a sink may be one frame's: all but those that say that the sink is broken."""
     if isinstance(error, FrameError | WireError):
         return True
-    return not isinstance(error, ReciproStreamError | OSError)
+    return not isinstance(error, ReciproStreamError)
 
 
 def _camera_of(overlay: Overlay) -> str:

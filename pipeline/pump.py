@@ -443,14 +443,13 @@ class Relay(Generic[T]):
 
     def _refuse(self, error: Exception) -> None:
         """Count an item that failed alone, and say so once a reason; raise the error where it is more than that."""
-        if isinstance(error, ReciproStreamError | OSError):
-            if not self._skips(error):
-                raise error
-        else:
+        if not self._skips(error):
+            raise error
+        if not isinstance(error, ReciproStreamError):
             self._failures += 1
-            if self._failures >= _MOST_FAILURES or not self._skips(error):
+            if self._failures >= _MOST_FAILURES:
                 raise error
-            self.fault = self.fault or error
+            self.fault = self.fault or (None if isinstance(error, OSError) else error)
         self.refused += 1
         if (reason := str(error) or type(error).__name__) != self.refusal:
             quietly = self.refused > _MOST_SAID

@@ -127,6 +127,16 @@ def test_a_bug_in_one_frame_closes_nothing_and_is_raised_at_the_end():
     assert door.got == [k for k in range(20) if k != 5]
 
 
+def test_an_error_of_the_system_closes_a_sink_only_where_it_stays():
+    door = Door({5: OSError("unreachable")})
+    outcome = run(door)
+    assert door.got == [k for k in range(20) if k != 5]
+    assert (outcome.outlets[0].refused, outcome.outlets[0].error) == (1, None)
+    lasting = Door(dict.fromkeys(range(100), OSError("unreachable")))
+    outcome = run(lasting, 100)
+    assert str(outcome.outlets[0].error) == "unreachable"
+
+
 def test_a_bug_in_every_frame_closes_the_sink():
     door = Door(dict.fromkeys(range(1, 100), KeyError("bug")))
     with pytest.raises(KeyError, match="bug"):

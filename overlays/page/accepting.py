@@ -18,7 +18,7 @@ from overlays.handles import is_loopback_address, shared_address
 
 log = logging.getLogger(__name__)
 
-_ACCEPTS_PER_SECOND: Final = 300.0
+_ACCEPTS_PER_SECOND: Final = 800.0
 _BURST_ACCEPTS: Final = 128
 _ACCEPTS_AT_ONCE: Final = 16
 """Connections accepted before the loop does something else."""

@@ -77,7 +77,7 @@ class PageProtocol(H11Protocol):
     def on_response_complete(self) -> None:
         """Note when an answer ends."""
         self.idle_since = time.monotonic()
-        self.was_admitted = self.was_admitted or self.admitted
+        self.was_admitted = self.was_admitted or _is_admitted(self)
         super().on_response_complete()
 
     @property
@@ -86,12 +86,6 @@ class PageProtocol(H11Protocol):
         # Whole words make a cycle; uvicorn declares that there always is one.
         cycle: RequestResponseCycle | None = self.cycle
         return cycle is None or cycle.response_complete
-
-    @property
-    def admitted(self) -> bool:
-        """Say whether the request that is or was answered last showed what the page asks for."""
-        cycle: RequestResponseCycle | None = self.cycle
-        return cycle is not None and bool(cycle.scope.get("admitted"))
 
 
 class Server(uvicorn.Server):
@@ -154,10 +148,17 @@ def _is_overdue(one: Connection, now: float, patience: float) -> bool:
         return True
     protocol = one.transport.get_protocol()
     if not isinstance(protocol, PageProtocol):
-        return False  # a WebSocket: it was asked for in words
+        return not _is_admitted(protocol) and now - one.accepted_at > _UNADMITTED_SECONDS
     if not protocol.idle:
-        return not protocol.admitted and now - protocol.began_at > _UNADMITTED_SECONDS
+        return not _is_admitted(protocol) and now - protocol.began_at > _UNADMITTED_SECONDS
     return one.stalled is None and now - protocol.idle_since > patience
+
+
+def _is_admitted(protocol: asyncio.BaseProtocol) -> bool:
+    """Say whether the request that is or was answered last, or the WebSocket, showed what the page asks for."""
+    asked = getattr(protocol, "cycle", None) if isinstance(protocol, PageProtocol) else protocol
+    # A WebSocket's scope is there once its request was read; uvicorn declares that both always are.
+    return bool((getattr(asked, "scope", None) or {}).get("admitted"))
 
 
 def _floods(one: Connection, now: float) -> bool:
@@ -186,10 +187,8 @@ def give_way(among: list[Connection]) -> Connection | None:
     ranked: list[tuple[int, float, Connection]] = []
     for one in among:
         protocol = None if one.transport is None else one.transport.get_protocol()
-        if not isinstance(protocol, PageProtocol):
-            continue
-        if protocol.idle:
+        if isinstance(protocol, PageProtocol) and protocol.idle:
             ranked.append((1 if protocol.was_admitted else 0, protocol.idle_since, one))
-        elif not protocol.admitted:
-            ranked.append((0, protocol.began_at, one))
+        elif protocol is not None and not _is_admitted(protocol):
+            ranked.append((0, protocol.began_at if isinstance(protocol, PageProtocol) else one.accepted_at, one))
     return min(ranked, key=lambda entry: entry[:2])[2] if ranked else None

@@ -21,7 +21,8 @@ from websockets.sync.client import connect
 
 from commands.doors import TokenFile
 from overlays import handles
-from overlays.page import server
+from overlays.page import doorman, server
+from overlays.page import pace as pace_of_page
 from overlays.page.board import Board, readiness
 from overlays.page.clip import Ring
 from overlays.page.clips import asked_range
@@ -37,7 +38,7 @@ from overlays.page.guard import (
     parse_page_address,
 )
 from overlays.page.hub import WINDOW
-from overlays.page.pace import STRANGERS, WRONG_TOKEN_COST, Pace
+from overlays.page.pace import STRANGERS, WRONG_TOKEN_COST, Pace, Rate
 from overlays.page.packet import unpack
 from overlays.sinks.options import SinkOptions
 from overlays.sinks.page import PageSink
@@ -782,3 +783,26 @@ def test_a_forged_forwarded_address_writes_nothing_of_its_own_into_the_log(caplo
         asked(sink, "/metrics", X_Forwarded_For="1.2.3.4\x1b[2J fake")
     assert "an unknown address" in caplog.text
     assert "\x1b" not in caplog.text
+
+
+def test_websockets_without_the_token_keep_no_place_from_newcomers(overlaid, until, monkeypatch):
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 16)
+    monkeypatch.setattr(pace_of_page, "STRANGERS", Rate(0.1, 1))
+    for module in (pace_of_page, doorman):  # each is kept waiting for its refusal
+        monkeypatch.setattr(module, "MAX_WAIT_SECONDS", 60.0)
+    upgrade = (
+        b"GET /frames HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        b"Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n"
+    )
+    with page(LOCKED) as sink, ExitStack() as stack:
+        sink.put(overlaid())
+
+        def answered():
+            for _ in range(20):
+                one = stack.enter_context(socket.create_connection(sink._page.guard.address, 10))
+                with suppress(ConnectionError):
+                    one.sendall(upgrade)
+            with suppress(ConnectionError, http.client.BadStatusLine):
+                return asked(sink, "/metrics", Authorization=f"Bearer {TOKEN}")[0] == 200
+
+        until(answered)

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 _ACCEPTS_PER_SECOND: Final = 800.0
 _BURST_ACCEPTS: Final = 128
+_REFUSED_CREDIT: Final = 0.8
+"""What a connection gives back that is closed at once: that costs little."""
 _ACCEPTS_AT_ONCE: Final = 16
 """Connections accepted before the loop does something else."""
 _RETRY_SECONDS: Final = 1.0
@@ -174,6 +176,7 @@ class Acceptor:
         address = shared_address(host)
         if not self._has_room(address, is_local=is_loopback_address(host)):
             self.refused += 1
+            self._credit += _REFUSED_CREDIT
             self._say(f"{len(self._open)} connections are open, and no more are accepted")
             accepted.close()
             return

@@ -327,7 +327,7 @@ def test_a_full_disk_leaves_clips_that_play_and_recording_resumes(small_disk, ov
     films = videos(small_disk)
     assert not list(small_disk.glob("*.part.*"))
     indices = [[line["index"] for line in lines(film)] for film in films]
-    assert indices[-1][0] <= resumed or any(resumed in each for each in indices)
+    assert any(resumed in each for each in indices)
     for film, each in zip(films, indices, strict=True):
         assert each == list(range(each[0], each[0] + len(each)))
         assert len(greys(film)) >= len(each) - RATE, "a clip that ran into the wall lacks its last moment at the most"

@@ -142,7 +142,7 @@ def test_a_change_of_label_is_told_at_once_and_the_rest_at_the_rate(broker, over
             now[0] = index / 30
             sink.put(overlaid(index=index, label="scratch" if 40 <= index < 45 else "ok", taken_at=now[0]))
         until(lambda: sink.idle() or 45 in listener.indices())
-        assert listener.indices() == [0, 30, 40, 45, 75] or set(listener.indices()) >= {0, 40, 45}
+        assert set(listener.indices()) >= {0, 40, 45}, "the first, and every change"
         assert len(listener.indices()) <= 6
 
 

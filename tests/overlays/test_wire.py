@@ -299,3 +299,16 @@ def test_the_name_of_a_frames_file_arrives_and_one_without_has_no_key(overlaid):
     assert got.explanation.frame.source_name == "ok/1.jpg"
     with pytest.raises(WireError, match="source"):
         decode_header(json.dumps(json.loads(sent[1]) | {"source": 5}).encode())
+
+
+@pytest.mark.parametrize("odd", ["9" * 5000, "9" * 4000, "[" * 50_000 + "]" * 50_000, "1e400", "-1e400", "NaN"])
+@pytest.mark.parametrize("key", ["index", "pts_seconds", "width", "grid", "timings", "anything"])
+def test_numbers_and_nests_beyond_reason_are_refused_or_ignored_in_words(overlaid, key, odd):
+    packed = json.dumps(json.loads(encode(overlaid(), sent_at_unix=0.0, now_monotonic=0.0)[1]) | {key: "ODD"})
+    packed = packed.replace('"ODD"', odd).encode()
+    if key == "anything" and odd in {"9" * 4000, "1e400", "-1e400"}:
+        assert decode_header(packed).camera == "line", "a key that is not known is ignored"
+        return
+    with pytest.raises(WireError) as refused:
+        decode_header(packed)
+    assert len(str(refused.value)) < 300

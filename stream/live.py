@@ -275,7 +275,8 @@ class LiveSource:
         if failure.pace == "never" or (attempts is not None and self._failures >= attempts):
             tried = f" (attempt {self._failures} of {attempts})" if attempts and failure.pace != "never" else ""
             self._say("failed", failure)
-            message = "; ".join(filter(None, (f"{self.uri}: {failure.words}{tried}", failure.cure)))
+            doubt = "where it is a camera: live: true" if self._line.first_attempts and not self._index else ""
+            message = "; ".join(filter(None, (f"{self.uri}: {failure.words}{tried}", failure.cure, doubt)))
             raise ConnectionLostError(message) from None  # FFmpeg's error names the address, password and all
         delay = self._line.backoff.delay_seconds(
             self._failures, self._line.chance, pace=failure.pace, spent_seconds=spent_seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass, field
 from typing import Final
@@ -88,7 +89,8 @@ def best_variant(text: str, url: str) -> str | None:
             told = _attributes(line).get("BANDWIDTH", "0")
             bandwidth = int(told) if told.isdecimal() and len(told) < 19 else 0
         elif bandwidth is not None and not line.startswith("#"):
-            found.append((bandwidth, urljoin(url, line)))
+            with contextlib.suppress(ValueError):  # what is no address
+                found.append((bandwidth, urljoin(url, line)))
             bandwidth = None
     return max(found, key=lambda one: one[0])[1] if found else None
 

@@ -232,7 +232,7 @@ def _broadcast(order: _Order) -> Source:
     if is_udp and not re.match(r"udp://@?[^/@]*:\d{1,5}([/?].*)?$", order.uri, re.IGNORECASE):
         message = f"{redact(order.uri)}: names no port to listen at; write udp://@GROUP:PORT or udp://0.0.0.0:PORT"
         raise SourceError(message)
-    # As with a web address, FFmpeg looks for a second what it is; 208 kB wait while a picture is decoded.
+    # FFmpeg looks for a second what it is; packets wait in 9 MB of memory while a picture is decoded.
     wanted = {"analyzeduration": "1000000", "format_whitelist": "mpegts" if is_udp else "flv,live_flv"}
     if is_udp:
         wanted |= {"fifo_size": "50000", "overrun_nonfatal": "1"}

@@ -61,7 +61,10 @@ class Origin:
     def header(self) -> str:
         """The value of ``Host``: no default port, and no zone of an IPv6 address."""
         host = re.sub("%.*", "", self.host)
-        host = f"[{host}]" if ":" in host else host.encode("idna").decode()
+        try:
+            host = f"[{host}]" if ":" in host else host.encode("idna").decode()
+        except UnicodeError:
+            raise FailureError(Failure("the host name is not valid", "never", "refused")) from None
         return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
 
 
@@ -100,7 +103,10 @@ class WebClient:
             target = response.headers.get("Location")
             if response.status not in {301, 302, 303, 307, 308} or not target:
                 raise FailureError(self._refusal(response))
-            url = urljoin(url, target)
+            try:
+                url = urljoin(url, target)
+            except ValueError:
+                raise FailureError(Failure("it redirects to what is no address", "slow", "refused")) from None
             self._check(url)
         raise FailureError(Failure(f"it redirects more than {MAX_REDIRECTS} times", "slow", "refused"))
 
@@ -171,7 +177,7 @@ class Response:
         try:
             connection.putrequest("GET", target, skip_host=True, skip_accept_encoding=True)
             for key, value in headers.items():
-                connection.putheader(key, value)
+                connection.putheader(key, value.encode())
             connection.endheaders()
             self._response = connection.getresponse()
         except http.client.HTTPException as error:

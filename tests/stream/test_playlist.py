@@ -66,6 +66,7 @@ DAMAGED = [
 
 @given(text=st.text(max_size=200), lines=st.lists(st.sampled_from(DAMAGED)))
 def test_damaged_playlist_is_read_or_refused(text, lines):
+    best_variant("#EXT-X-STREAM-INF:BANDWIDTH=9\n".join(["#EXTM3U\n", *lines, text]), URL)
     try:
         playlist = parse_playlist("\n".join(["#EXTM3U", *lines, text]), URL)
     except FailureError:

@@ -1,10 +1,12 @@
 """Web cameras of many habits, on the loopback: what is live, what ends, and where a camera may lead its readers."""
 
+import base64
 import contextlib
 import hashlib
 import itertools
 import threading
 import time
+from urllib.parse import quote
 
 import cv2
 import numpy as np
@@ -320,6 +322,34 @@ def test_allowed_host_is_followed_and_gets_no_credentials(web_server):
     frames, _ = read(camera.replace("http://", "http://me:secret@"), 1, allowed_hosts=(place,))
     assert len(frames) == 1
     assert seen == [None]
+
+
+@pytest.mark.parametrize(
+    "to", ["http://[", "http://a:99999/", "http://a:b/", "http:///x", "//", "http://%00/", "x" * 9000]
+)
+def test_redirect_to_no_address_ends_in_a_typed_error(web_server, to):
+    address = web_server(lambda request: send(request, b"", code=302, headers=[("Location", to)]))
+    with pytest.raises(SourceError):
+        read(f"{address}/live")
+
+
+@pytest.mark.parametrize("host", ["a" * 70, "a..b"])
+def test_host_that_can_be_none_ends_in_a_typed_error(host):
+    with pytest.raises(SourceError, match="host name"):
+        read(f"http://{host}/live")
+
+
+def test_names_and_passwords_of_any_script_are_sent(web_server):
+    def answer(request):
+        told = base64.b64decode(request.headers.get("Authorization", "Basic ").partition(" ")[2]).decode()
+        if told == "ümläut:пароль":
+            send(request, jpeg(80), "image/jpeg")
+        else:
+            send(request, b"", code=401, headers=[("WWW-Authenticate", 'Basic realm="x"')])
+
+    address = web_server(answer).replace("http://", f"http://{quote('ümläut')}:{quote('пароль')}@")
+    frames, _ = read(f"{address}/snapshot.jpg", 1)
+    assert len(frames) == 1
 
 
 def test_redirects_in_a_circle_end(web_server):

@@ -28,7 +28,7 @@ from stream.failures import failure_of
 from stream.limits import PictureTooLargeError
 from stream.paths import PipeReader, check_file, kind_of, opened, shown
 from stream.picture import PixelAspect, RgbConverter
-from stream.promises import frames_total, gif_is_whole, mp4_is_whole, packets_total, promised_seconds
+from stream.promises import avi_has_index, frames_total, gif_is_whole, mp4_is_whole, packets_total, promised_seconds
 from stream.redact import redact
 from stream.splices import begins_anew, cleared, only_padding_behind
 from stream.trust import Trust
@@ -344,7 +344,8 @@ class FileSource:
             return f", cut off: holds {decoding.packets} of {total} packets" if decoding.packets < total else ""
         if "mp4" in self._formats and self._is_local and not mp4_is_whole(self._path):
             return ", cut off: its last part is not whole"
-        states_length = _STATES_NO_LENGTH.isdisjoint(self._formats) and not decoding.corrupt
+        has_index = "avi" in self._formats and self._is_local and avi_has_index(self._path)
+        states_length = not has_index and _STATES_NO_LENGTH.isdisjoint(self._formats) and not decoding.corrupt
         promised = promised_seconds(self._container, self._stream) if states_length else None
         end = max(self._last_seconds, self._end_seconds or 0.0)
         is_short = promised is not None and end < promised - max(1.0, 0.05 * promised)

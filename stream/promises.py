@@ -75,6 +75,31 @@ def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int]]:
         yield kind, at
 
 
+def avi_has_index(path: str) -> bool:
+    """Say whether an AVI file holds its index, which is written last: it is whole then, whatever its header reserved.
+
+    A file of several parts (OpenDML, above 1 GB) has an index in the first that says nothing of the others.
+    """
+    size = os.path.getsize(path)  # noqa: PTH202 - the path is FFmpeg's, as given
+    with open(path, "rb") as file:  # noqa: PTH123
+        if file.read(4) != b"RIFF":
+            return False
+        end = 8 + int.from_bytes(file.read(4), "little")
+        file.seek(end + end % 2)
+        if file.read(4) == b"RIFF":
+            return False
+        at = 12
+        while at + 8 <= size:
+            file.seek(at)
+            kind, length = file.read(4), int.from_bytes(file.read(4), "little")
+            at += 8 + length + length % 2
+            if kind == b"idx1":
+                return length > 0 and at <= size
+            if length == 0:
+                return False
+    return False
+
+
 def promised_seconds(container: InputContainer | None, stream: VideoStream) -> float | None:
     """Return when the video ends by the file's own word, on the file's clock; None where it does not say.
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DamagedError
-from stream.promises import gif_is_whole, mp4_is_whole
+from stream.promises import avi_has_index, gif_is_whole, mp4_is_whole
 from stream.sources import SourceOptions, build_source
 from tests.stream.conftest import grey_of
 
@@ -123,6 +123,30 @@ def test_video_that_begins_after_the_sound_is_whole(tmp_path):
     frames, error = read(path)
     assert error is None
     assert len(frames) == 30
+
+
+def test_avi_with_its_index_is_whole_whatever_its_header_reserved(make_clip):
+    clip = make_clip("clip.avi", pictures=20)
+    content = bytearray(clip.read_bytes())
+    struct.pack_into("<I", content, content.index(b"avih") + 8 + 16, 200)
+    struct.pack_into("<I", content, content.index(b"strh") + 8 + 32, 200)
+    clip.write_bytes(content)
+    frames, error = read(clip)
+    assert error is None
+    assert numbers(frames) == list(range(20))
+    assert avi_has_index(str(clip))
+    clip.write_bytes(content[: content.rindex(b"idx1") + 100])  # cut inside the index, behind the last picture
+    assert not avi_has_index(str(clip))
+    assert "its header promises" in str(read(clip)[1])
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"RIFF", b"RIFF\0\0\0\0AVI ", b"no AVI at all", b"RIFF\xff\xff\xff\xffAVI LIST\0\0\0\0"]
+)
+def test_file_without_an_index_has_none(tmp_path, content):
+    path = tmp_path / "a.avi"
+    path.write_bytes(content)
+    assert not avi_has_index(str(path))
 
 
 def test_gif_is_whole_up_to_its_end_mark_and_not_before(shared_data, tmp_path):

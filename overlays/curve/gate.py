@@ -63,8 +63,8 @@ class Gate:
 
     @property
     def viewers(self) -> int:
-        """How many connections are open."""
-        return len(self.places)
+        """How many connections have subscribed to something."""
+        return self.places.viewers
 
     def guard(self, door: zmq.Socket[bytes]) -> None:
         """Take a socket's handshakes over, before it binds."""

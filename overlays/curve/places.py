@@ -51,6 +51,11 @@ class Places:
     def __len__(self) -> int:
         return len(self._places)
 
+    @property
+    def viewers(self) -> int:
+        """How many of them have subscribed to something: the others are in their handshake, or idle."""
+        return sum(place.is_viewer for place in list(self._places.values()))
+
     def serial(self, descriptor: int) -> int:
         """Return a number that no other connection with this descriptor had; 0 where it is not known."""
         place = self._places.get(descriptor)

@@ -144,7 +144,7 @@ class ZeroMqSink:
 
     @property
     def viewers(self) -> int:
-        """How many connections are open."""
+        """How many connections have subscribed to something."""
         return self._gate.viewers
 
     @property

@@ -241,7 +241,7 @@ def test_a_sink_that_closed_is_named_on_the_page(explained):
             pass
 
     with PageSink(ANY, cameras=("a",)) as page:
-        source = [(FakeSource(3, "a"), "wait")]
+        source = [(FakeSource(20, "a"), "wait")]
         carry(source, Explaining(explained), Plain(), [page, Broken()], limits=Limits(), stop=threading.Event())
         [trouble] = status(page)["troubles"]
         assert trouble["sink"] == "broken.mp4"

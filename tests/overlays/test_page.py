@@ -789,7 +789,8 @@ def test_websockets_without_the_token_keep_no_place_from_newcomers(overlaid, unt
     monkeypatch.setattr(server, "MAX_CONNECTIONS", 16)
     monkeypatch.setattr(pace_of_page, "STRANGERS", Rate(0.1, 1))
     for module in (pace_of_page, doorman):  # each is kept waiting for its refusal
-        monkeypatch.setattr(module, "MAX_WAIT_SECONDS", 60.0)
+        monkeypatch.setattr(module, "MAX_WAIT_SECONDS", 3600.0)
+    monkeypatch.setattr(server, "_UNADMITTED_SECONDS", 3600.0)
     upgrade = (
         b"GET /frames HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
         b"Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n"

@@ -2,35 +2,128 @@
 
 from __future__ import annotations
 
+import ast
+import codecs
 import json
+import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 from engine.methods.recipro import Target
 from pipeline.errors import ConfigError, nearest
 
+log = logging.getLogger(__name__)
+
+MAX_LABEL_BYTES: Final = 16 << 20
+_INDEXED: Final = re.compile(r"""['"]?(\d{1,9})['"]?\s*[:=,;\t]\s*(\S.*)""")
+_MOST_SUGGESTED: Final = 4
+
 
 def read_labels(path: Path) -> tuple[str, ...]:
-    """Return class names from a text file (one a line) or a JSON list.
+    """Return class names from a text file or JSON, in the order of the network's outputs.
+
+    Forms: one name a line; ``index: name`` or ``index,name`` on each line; a list; a map of indices to names, or of
+    names to indices (torchvision's ``class_to_idx``); a map of indices to [id, name] (ImageNet's class index). A list
+    or map is JSON or Python's own notation. A byte-order mark is passed over.
 
     Raises:
-        ConfigError: the file is missing, not text, or empty.
+        ConfigError: the file is missing, not text, empty, or does not name each class from 0 once.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as reason:
-        raise ConfigError(f"labels {str(path)!r}: not readable ({reason}); give a text file, one name a line") from None
-    if text.lstrip().startswith("["):
-        try:
-            listed = json.loads(text)
-        except (ValueError, RecursionError) as reason:
-            raise ConfigError(f"labels {str(path)!r}: not JSON ({reason}); give a list of names") from None
-        names = tuple(str(name) for name in listed)
-    else:
-        names = tuple(line.strip() for line in text.splitlines() if line.strip())
+    text = _text_of(path)
+    begin = text.lstrip()[:1]
+    names = _structured(path, text) if begin and begin in "[{" else _lines(path, text)
     if not names:
         raise ConfigError(f"labels {str(path)!r}: holds no names; give one a line")
     return names
+
+
+def _text_of(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_LABEL_BYTES + 1)
+        if len(raw) > MAX_LABEL_BYTES:
+            raise ConfigError(f"labels {str(path)!r}: is larger than {MAX_LABEL_BYTES >> 20} MiB; give the names alone")
+        utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        return raw.decode("utf-16" if utf16 else "utf-8-sig")
+    except (OSError, ValueError) as reason:
+        raise ConfigError(f"labels {str(path)!r}: not readable ({reason}); give a text file, one name a line") from None
+
+
+def _structured(path: Path, text: str) -> tuple[str, ...]:
+    """Read a list or map in JSON or Python's notation."""
+    try:
+        held = json.loads(text)
+    except (ValueError, RecursionError):
+        try:
+            held = ast.literal_eval(text.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError) as reason:
+            told = str(reason).splitlines()[0][:120] if str(reason) else type(reason).__name__
+            raise ConfigError(
+                f"labels {str(path)!r}: begins like a list or map and is neither JSON nor Python's ({told}); give one "
+                "name a line"
+            ) from None
+    if isinstance(held, dict):
+        nested = held.get("names")
+        held = nested if isinstance(nested, dict | list) else held
+    if isinstance(held, dict):
+        return _mapped(path, held)
+    if isinstance(held, list | tuple):
+        return tuple(_name(path, one) for one in held)
+    raise ConfigError(f"labels {str(path)!r}: holds a {type(held).__name__}; give one name a line")
+
+
+def _mapped(path: Path, held: dict[object, object]) -> tuple[str, ...]:
+    """Return names by index, whichever of the two the map goes from."""
+    by_index = {_index(key): value for key, value in held.items()}
+    if None in by_index:
+        by_index = {_index(value): key for key, value in held.items()}
+    if set(by_index) != set(range(len(held))):
+        raise ConfigError(
+            f"labels {str(path)!r}: a map names each class once, by its index from 0 to {len(held) - 1}; this one has "
+            f"{', '.join(repr(key) for key in list(held)[:4])}{', ...' if len(held) > 4 else ''}"
+        )
+    return tuple(_name(path, by_index[k]) for k in range(len(held)))
+
+
+def _index(value: object) -> int | None:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    text = value.strip() if isinstance(value, str) else ""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
+
+
+def _name(path: Path, value: object) -> str:
+    """Return a class's name: a word or number, or the last of [id, name]."""
+    if isinstance(value, list | tuple) and value:
+        value = value[-1]
+    if isinstance(value, str | int | float) and not isinstance(value, bool) and str(value).strip():
+        return str(value).strip()
+    raise ConfigError(f"labels {str(path)!r}: {str(value)[:60]!r} is no name of a class; give a word")
+
+
+def _lines(path: Path, text: str) -> tuple[str, ...]:
+    """Read one name a line, and take off indices where every line has its own."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if lines and re.fullmatch(r"names\s*:", lines[0]):
+        lines = lines[1:]
+    matched = [_INDEXED.fullmatch(line) for line in lines]
+    indexed = {int(match[1]): _bare(match[2]) for match in matched if match is not None}
+    if len(lines) > 1 and len(indexed) == len(lines) and set(indexed) == set(range(len(lines))):
+        return tuple(indexed[k] for k in range(len(lines)))
+    if len(lines) > 1 and all(match is not None for match in matched):
+        log.warning(
+            "labels %s: every line begins with a number (%r), and the numbers are not 0 to %d: they are taken "
+            "for parts of the names", path, lines[0], len(lines) - 1,
+        )  # fmt: skip
+    return tuple(lines)
+
+
+def _bare(name: str) -> str:
+    name = name.strip().removesuffix(",").strip()
+    quoted = len(name) > 1 and name[0] == name[-1] and name[0] in "'\""
+    return name[1:-1] if quoted else name
 
 
 def choose_target(words: Sequence[str], labels: Sequence[str]) -> Target:
@@ -65,9 +158,22 @@ def _class_of(word: str, labels: Sequence[str], folded: Mapping[str, int]) -> in
         return int(word)
     if word.lstrip("-").isdigit():
         raise ConfigError(f"target {word!r}: the network's classes go from 0 to {len(labels) - 1}")
-    hint = nearest(word.casefold(), folded)
-    for near in folded:
-        hint = hint.replace(f"'{near}'", repr(labels[folded[near]]))
+    hint = _suggested(word, labels, folded)
     raise ConfigError(
         f"target {word!r} is no class of this network.{hint} Give top1, top5, names or indices, by commas"
     )
+
+
+def _suggested(word: str, labels: Sequence[str], folded: Mapping[str, int]) -> str:
+    """Return the classes that a word may mean: those that have it as a word, that contain it, or the nearest one."""
+    plain = word.casefold().strip()
+    as_word = [label for label in labels if plain and plain in re.split(r"[\W_]+", label.casefold())]
+    inside = [label for label in labels if len(plain) > 2 and plain in label.casefold()]
+    found = list(dict.fromkeys(as_word or inside))
+    if not found:
+        hint = nearest(plain, folded)
+        for near in folded:
+            hint = hint.replace(f"'{near}'", repr(labels[folded[near]]))
+        return hint
+    more = f" (and {len(found) - _MOST_SUGGESTED} more)" if len(found) > _MOST_SUGGESTED else ""
+    return f" Did you mean {' or '.join(map(repr, found[:_MOST_SUGGESTED]))}{more}?"

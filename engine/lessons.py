@@ -17,6 +17,7 @@ from engine.line_net import INPUT_SIZE, LAYER, LineNet
 from engine.model_file import ModelFile
 from engine.recipe import Recipe
 from engine.training import FINISH, PLAN, Progress, Stage, train
+from engine.weights import put_into
 from pipeline.frames import Image, Truth
 
 _ALBUM_PICTURES = 3000
@@ -77,7 +78,7 @@ def teach_anew(
     """
     plan = [replace(stage, steps=max(2, round(stage.steps * effort))) for stage in _ANEW]
     net = LineNet(len(pupil.labels))
-    net.load_state_dict(dict(pupil.state))
+    put_into(net, pupil.state)
     torch.manual_seed(seed)
     recipe = Recipe(tuple(pupil.labels), INPUT_SIZE)
     album = max(_LEAST_PICTURES, round(_ANEW_ALBUM_PICTURES * min(effort, 1.0)))

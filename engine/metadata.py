@@ -8,9 +8,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.config import Shares, Size, Triple
 from pipeline.errors import ModelError
+
+_SIZE: Final[TypeAdapter[tuple[int, int]]] = TypeAdapter(Size)
+_TRIPLES: Final[Mapping[str, TypeAdapter[tuple[float, float, float]]]] = {
+    "mean": TypeAdapter(Triple),
+    "std": TypeAdapter(Shares),
+}
+"""What the command line's knobs of the same names take."""
+_SHOWN: Final = 120
 
 
 def word(path: Path, metadata: Mapping[str, str], key: str) -> str:
@@ -25,13 +36,15 @@ def parsed(path: Path, metadata: Mapping[str, str], key: str) -> Any:  # noqa: A
     """Return a JSON value."""
     try:
         return json.loads(word(path, metadata, key))
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a ValueError
         raise ModelError(f"{path}: metadata {key!r} is no JSON ({error}); write the file again") from None
 
 
 def wrong(path: Path, key: str, value: object, rule: str) -> ModelError:
     """Return the error for a value that breaks a rule."""
-    return ModelError(f"{path}: metadata {key!r} is {value!r}; it must be {rule}. Write the file again")
+    shown = repr(value)
+    shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
+    return ModelError(f"{path}: metadata {key!r} is {shown}; it must be {rule}. Write the file again")
 
 
 def names(path: Path, metadata: Mapping[str, str], key: str) -> tuple[str, ...]:
@@ -50,12 +63,25 @@ def pair(path: Path, metadata: Mapping[str, str], key: str, rule: str) -> tuple[
     return value[0], value[1]
 
 
+def input_size(path: Path, metadata: Mapping[str, str]) -> tuple[int, int]:
+    """Return a network's input, height and width in pixels, held to what ``--input-size`` takes."""
+    value = pair(path, metadata, "input_size", "[height, width] in pixels")
+    try:
+        return _SIZE.validate_python(value)
+    except ValidationError:
+        raise wrong(path, "input_size", list(value), "[height, width], from 8 to 16384 pixels each and 16 million in all") from None
+
+
 def triple(path: Path, metadata: Mapping[str, str], key: str) -> tuple[float, float, float]:
     """Return three numbers."""
     value = parsed(path, metadata, key)
     if not _numbers(value, 3):
         raise wrong(path, key, value, "three numbers, for red, green and blue")
-    return float(value[0]), float(value[1]), float(value[2])
+    try:
+        return _TRIPLES[key].validate_python(value)
+    except ValidationError as reason:
+        told = reason.errors()[0]["msg"].lower()
+        raise wrong(path, key, value, f"three numbers, for red, green and blue ({told})") from None
 
 
 def mapping(path: Path, metadata: Mapping[str, str], key: str) -> dict[str, Any]:

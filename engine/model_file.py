@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from engine.metadata import mapping, names, pair, triple, word, wrong
+from engine.metadata import input_size, mapping, names, triple, word, wrong
 from engine.perceptual_hash import KnownPictures
 from engine.preprocess import Fit
 from engine.what_file import first_bytes, no_weights
@@ -110,7 +110,7 @@ def read_model_file(path: str | Path) -> ModelFile:
         state=state,
         model=word(path, metadata, "model"),
         labels=names(path, metadata, "labels"),
-        input_size=pair(path, metadata, "input_size", "[height, width] in pixels"),
+        input_size=input_size(path, metadata),
         mean=triple(path, metadata, "mean"),
         std=triple(path, metadata, "std"),
         layer=word(path, metadata, "layer"),

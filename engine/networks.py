@@ -6,6 +6,7 @@ torchvision, timm and the small network of the line are the builders; each is on
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from engine.model_file import ModelFile, read_model_file
 from engine.models import IMAGENET_MEAN, IMAGENET_STD, MODELS, ModelEntry, lookup
 from engine.preprocess import Fit, Preprocessing
 from engine.shortened import shorten
-from engine.weights import load_into, read_state
+from engine.weights import Fitted, fit_weights, read_state
 from pipeline.config import EngineConfig
 from pipeline.errors import ConfigError, ModelError, nearest
 
@@ -28,6 +29,9 @@ log = logging.getLogger(__name__)
 
 MODEL_FILE = ".safetensors"
 """What the name of a file ends with that ``run.py train`` wrote: weights, labels and preprocessing in one."""
+
+_IMAGENET_CLASSES = 1000
+_NAMED = 4
 
 RANDOM = "random"
 """What ``--weights`` takes for an untrained network: for measuring cost, never for verdicts."""
@@ -51,6 +55,8 @@ class Network:
     """The file the names were read from, if the user gave one."""
     fit: Fit = "stretch"
     """How it was shown its pictures when it learned."""
+    binary: bool = False
+    """Whether its two scores stand for one that a sigmoid was meant for: class 1 is what it tells."""
 
     def preprocessing(self, config: EngineConfig) -> Preprocessing:
         """Return what its input is made by: what the configuration says, and where it says nothing, what it wants."""
@@ -89,13 +95,33 @@ def class_names(network: Network, count: int) -> tuple[str, ...]:
         ConfigError: a labels file was given and holds another number of names.
     """
     if len(network.labels) == count:
+        _warn_of_labels(network, count)
         return network.labels
+    if network.binary and len(network.labels) == 1:
+        return f"not {network.labels[0]}", network.labels[0]
     if network.labels_from:
         raise ConfigError(
             f"labels {network.labels_from!r}: {len(network.labels)} names for {count} classes; give {count}"
         )
     log.warning("%s has %d classes and no names for them; give --labels FILE", network.name, count)
     return tuple(f"class {k}" for k in range(count))
+
+
+def _warn_of_labels(network: Network, count: int) -> None:
+    """Say what makes the verdicts of a network tell little: one class, or several of one name."""
+    if count == 1:
+        log.warning(
+            "%s has one class (%r): its score is always 1 and its maps are empty; train it with a second class, such "
+            "as what is good", network.name, network.labels[0],
+        )  # fmt: skip
+    often = [(label, number) for label, number in Counter(network.labels).items() if number > 1]
+    # ImageNet's own names have two twins ("crane", "maillot"): known, and no mistake of the user's.
+    if often and (network.labels_from or count != _IMAGENET_CLASSES):
+        listed = ", ".join(f"{label!r} {number} times" for label, number in often[:_NAMED])
+        log.warning(
+            "labels of %s: %s; --target and rules mean the first of them. Give each class a name of its own with "
+            "--labels FILE, or name classes by their index", network.labels_from or network.name, listed,
+        )  # fmt: skip
 
 
 def entry_of(model: str) -> ModelEntry:
@@ -186,11 +212,31 @@ def with_a_voice(net: nn.Module) -> nn.Module:
 
 def _with_weights(entry: ModelEntry, weights: Path | str, labels: Sequence[str]) -> Network:
     if weights == RANDOM:
-        net = _seeded(entry)
-    else:
-        path = Path(weights)
-        net = load_into(lambda count: build_untrained(entry, count), read_state(path), entry.name, path)
-    return Network(net, entry.name, tuple(labels), entry.input_size, entry.mean, entry.std, entry.layer)
+        return Network(_seeded(entry), entry.name, tuple(labels), entry.input_size, entry.mean, entry.std, entry.layer)
+    path = Path(weights)
+    fitted = fit_weights(lambda count: build_untrained(entry, count), read_state(path), entry.name, path)
+    mean, std = _normalising(entry, fitted, path)
+    if fitted.binary:
+        log.warning(
+            "%s gives one score, which is taken for a sigmoid's: class 1 where it is above zero, class 0 below. Name "
+            "the two with --labels FILE", path,
+        )  # fmt: skip
+    names = () if fitted.binary else tuple(labels)
+    return Network(fitted.net, entry.name, names, entry.input_size, mean, std, entry.layer, binary=fitted.binary)
+
+
+def _normalising(
+    entry: ModelEntry, fitted: Fitted, path: Path
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Return mean and std; one for all channels where the weights take grey pictures."""
+    if not fitted.greyscale:
+        return entry.mean, entry.std
+    mean, std = (sum(values) / 3 for values in (entry.mean, entry.std))
+    log.warning(
+        "%s takes grey pictures: it is given the luminance of each frame (ITU-R BT.601), normalised with mean %.3f and "
+        "std %.3f; if it was trained with others, give them: --mean M --std S", path, mean, std,
+    )  # fmt: skip
+    return (mean, mean, mean), (std, std, std)
 
 
 def _from_torchvision(entry: ModelEntry, weights: Path | str | None) -> Network:
@@ -248,13 +294,18 @@ def network_of(file: ModelFile, path: Path) -> Network:
     """Return the network a model file holds."""
     entry = entry_of(file.model)
 
+    count = max(2, len(file.labels))
+
     def build(_: int | None) -> nn.Module:
         if file.until:
-            return shorten(build_untrained(entry), file.until, file.input_size, len(file.labels))
-        return build_untrained(entry, len(file.labels))
+            return shorten(build_untrained(entry), file.until, file.input_size, count)
+        return build_untrained(entry, count)
 
-    net = load_into(build, file.state, entry.name, path)
-    return Network(net, entry.name, file.labels, file.input_size, file.mean, file.std, file.layer, fit=file.fit)
+    fitted = fit_weights(build, file.state, entry.name, path)
+    return Network(
+        fitted.net, entry.name, file.labels, file.input_size, file.mean, file.std, file.layer, fit=file.fit,
+        binary=fitted.binary,
+    )  # fmt: skip
 
 
 _BUILDERS: dict[str, Callable[[ModelEntry, Path | str | None], Network]] = {

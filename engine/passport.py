@@ -21,13 +21,15 @@ import torch
 from torch import Tensor
 
 from engine.agreement import Answers
-from engine.metadata import mapping, names, pair, triple, word, wrong
+from engine.checkpoints import check_declared
+from engine.metadata import input_size, mapping, names, pair, triple, word, wrong
 from engine.preprocess import Fit
 from pipeline.errors import ModelError
 
 FORMAT = "recipro-stream explained 1"
 EXTRA = "recipro-stream.json"
 """The passport's name among a ``.pt2`` archive's extra files."""
+MAX_EXTRA_BYTES = 64 << 20
 SUFFIXES = {".onnx": "onnx", ".pt2": "torch"}
 """Formats by the ending of their files."""
 METADATA_PROPS, KEY, VALUE = 14, 1, 2
@@ -138,7 +140,7 @@ def _passport(path: Path, told: Mapping[str, str]) -> Passport:
     return Passport(
         model=word(path, told, "model"),
         labels=names(path, told, "labels"),
-        input_size=pair(path, told, "input_size", "[height, width] in pixels"),
+        input_size=input_size(path, told),
         mean=triple(path, told, "mean"),
         std=triple(path, told, "std"),
         fit=fit,  # type: ignore[arg-type]
@@ -155,9 +157,12 @@ def _passport(path: Path, told: Mapping[str, str]) -> Passport:
 def _of_archive(path: Path) -> dict[str, str]:
     """Return the metadata of a ``.pt2`` archive; empty where it carries none."""
     with zipfile.ZipFile(path) as archive:
+        check_declared(archive.infolist(), path.stat().st_size)
         if broken := archive.testzip():
             raise ValueError(f"the checksum of {broken} does not hold")
         held = [name for name in archive.namelist() if name.endswith(f"/extra/{EXTRA}")]
+        if held and archive.getinfo(held[0]).file_size > MAX_EXTRA_BYTES:
+            raise ValueError(f"{EXTRA} is larger than {MAX_EXTRA_BYTES >> 20} MiB")
         told = json.loads(archive.read(held[0])) if held else {}
     if not isinstance(told, dict) or not all(isinstance(value, str) for value in told.values()):
         raise ValueError(f"{EXTRA} is no map of words")

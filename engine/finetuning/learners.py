@@ -16,6 +16,7 @@ from engine.devices import DTYPES
 from engine.finetuning.course import Numbers
 from engine.finetuning.pictures import Pictures
 from engine.layers import run_and_watch
+from engine.weights import put_into
 from pipeline.errors import LayerError, ModelError, nearest
 
 HEAD_FASTER = 4.0
@@ -74,7 +75,7 @@ class TunedNetwork:
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """Take weights back, and leave the network ready to run."""
-        self._net.load_state_dict(state)
+        put_into(self._net, state)
         self._net.eval()
 
 

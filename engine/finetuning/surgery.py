@@ -15,7 +15,7 @@ from engine.model_file import ModelFile
 from engine.models import ModelEntry
 from engine.networks import RANDOM, build_untrained, entry_of, load_network, network_of
 from engine.shortened import shorten
-from engine.weights import StateDict, load_into, read_state, without_prefix
+from engine.weights import StateDict, load_into, put_into, read_state, without_prefix
 from pipeline.errors import ConfigError, ModelError
 
 LAST = "classifier"
@@ -108,7 +108,7 @@ def continued(
         rows = [state[key][file.labels.index(one)] if one in file.labels else fresh[key][k]
                 for k, one in enumerate(labels)]  # fmt: skip
         state[key] = torch.stack(rows)
-    net.load_state_dict(state)
+    put_into(net, state)
     return net.eval(), keys[0].rpartition(".")[0], tuple(one for one in labels if one in file.labels)
 
 

@@ -1,0 +1,94 @@
+"""Class names from files in any usual form; targets that are no class suggest those there are."""
+
+import json
+import logging
+
+import pytest
+from torch import nn
+
+from engine.labels import choose_target, read_labels
+from engine.networks import Network, class_names
+from pipeline.errors import ConfigError
+
+
+def named(labels, **more):
+    return Network(nn.Identity(), "net", tuple(labels), (8, 8), (0, 0, 0), (1, 1, 1), None, **more)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "\ufeffKratzer\r\nok\r\n".encode(),
+        "Kratzer\nok\n".encode("utf-16"),
+        b"{0: 'Kratzer',\n 1: 'ok'}",
+        b'{"0": ["n01", "Kratzer"], "1": ["n02", "ok"]}',
+        b'{"Kratzer": 0, "ok": 1}',
+        b"\xef\xbb\xbf" + json.dumps(["Kratzer", "ok"]).encode(),
+        b"['Kratzer', 'ok']",
+        b"('Kratzer',\n 'ok')".replace(b"(", b"[").replace(b")", b"]"),
+        b"0: Kratzer\n1: 'ok'\n",
+        b"0,Kratzer\n1,ok\n",
+        b"1\tok\n0\tKratzer\n",
+        b"names:\n  0: Kratzer\n  1: ok\n",
+        b'{"names": {"0": "Kratzer", "1": "ok"}}',
+    ],
+)
+def test_labels_are_read_in_any_usual_form(tmp_path, content):
+    (tmp_path / "l.txt").write_bytes(content)
+    assert read_labels(tmp_path / "l.txt") == ("Kratzer", "ok")
+
+
+@pytest.mark.parametrize("line", ["1 fine", "n01440764 tench, Tinca tinca", "a: b", "3.5 mm, long"])
+def test_labels_keep_what_only_looks_like_an_index(tmp_path, line):
+    (tmp_path / "l.txt").write_text(f"{line}\nother\n", encoding="utf-8")
+    assert read_labels(tmp_path / "l.txt") == (line, "other")
+
+
+@pytest.mark.parametrize(
+    ("content", "rule"),
+    [
+        (b"{1: 'a', 5: 'b'}", "from 0 to 1; this one has 1, 5"),
+        (b'{"a": 0, "b": 0}', "from 0 to 1"),
+        (b"[" * 50_000, "neither JSON nor Python's"),
+        (b"{0: __import__('os')}", "neither JSON nor Python's"),
+        (b"[1, {}]", "is no name of a class"),
+        (b"[" + b"9" * 5000 + b"]", "labels"),
+        (b"\xff\xfe\xff", "not readable"),
+        (b"\xef\xbb\xbf\n", "holds no names"),
+    ],
+)
+def test_labels_that_do_not_name_each_class_once_are_refused(tmp_path, content, rule):
+    (tmp_path / "l.txt").write_bytes(content)
+    with pytest.raises(ConfigError, match=rule):
+        read_labels(tmp_path / "l.txt")
+
+
+def test_labels_with_numbers_that_are_no_indices_are_said(tmp_path, caplog):
+    (tmp_path / "l.txt").write_text("3: a\n7: b\n", encoding="utf-8")
+    assert read_labels(tmp_path / "l.txt") == ("3: a", "7: b")
+    assert "taken for parts of the names" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"), [(["a", "b", "a"], "'a' 2 times"), (["ok"], "its score is always 1"), (["a", "b"], "")]
+)
+def test_labels_that_tell_little_are_said(caplog, labels, said):
+    with caplog.at_level(logging.WARNING):
+        assert class_names(named(labels), len(labels)) == tuple(labels)
+    assert said in caplog.text
+    assert bool(caplog.records) == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("word", "suggested"),
+    [
+        ("car", "'sports car' or 'passenger car'?"),
+        ("Wheel", "'paddlewheel'?"),
+        ("tabby", "'tabby cat'?"),
+        ("ambulence", "'ambulance'?"),
+    ],
+)
+def test_a_target_that_is_no_class_suggests_those_that_hold_the_word(word, suggested):
+    labels = ["sports car", "scarf", "passenger car", "paddlewheel", "tabby cat", "ambulance"]
+    with pytest.raises(ConfigError, match=f"Did you mean {suggested.replace('?', '[?]')}"):
+        choose_target([word], labels)

@@ -15,18 +15,24 @@ from torch import Tensor, nn
 from engine.agreement import HEAT_TOLERANCE, SCORE_TOLERANCE, Answers, disagreement, likeness, rounding_of, unlike
 from engine.backends.table import BACKENDS, Compiled, first_line
 from engine.cache import Cache
-from engine.devices import DTYPES
+from engine.devices import DTYPES, channels_last
 from engine.gpu.choice import cheaper_here
 from engine.methods.dense import DensePlan
 from engine.methods.kernels import Kernel
-from engine.methods.plan import Plan
+from engine.methods.plan import Plan, SampledPlan, probe_cells
 from engine.methods.recipro import ExplainedNetwork, Target, plan_for
 from engine.split import Split
-from pipeline.errors import BackendError
+from pipeline.errors import BackendError, LayerError, ReciproStreamError
 
 log = logging.getLogger(__name__)
 
 _ORDER_PROBES = 4
+_TIMED_CELLS = 8
+_LONG_SECONDS = 2.0
+"""An image that takes longer is compared at some cells when a backend is built; all of them would be asked often."""
+_SAMPLED_CELLS = 16
+_TIMED_SECONDS = 5.0
+"""A measurement ends after so long, with the rounds that it has."""
 
 
 @dataclass(frozen=True)
@@ -63,27 +69,28 @@ class Runner:
         """
         self.split = split
         self.build = build
+        self.plan: Plan
+        self._cells: Tensor | None = None
         backend = BACKENDS[build.backend].load()
         if lacking := backend.missing(build.device.type):
             raise BackendError(f"backend {build.backend!r}: {lacking}")
         probe = self._probe(1)
-        with torch.inference_mode():
-            features = split.head(probe)
-            self.plan = plan_for(split, features, build.kernel, build.budget_bytes)
-            every = self.plan(features)[1]
+        features = self._planned(probe)
         if build.device.type == "cuda":
             placed = features.to(build.device, build.dtype)
             self.plan = cheaper_here(self.plan, split.tail, build.kernel, placed, build.budget_bytes)
         reference = ExplainedNetwork(split.head, self.plan, build.target, split.grid)
-        truth = _answers(reference, probe)
-        rounding = rounding_of(every, truth[1])
+        compared = self._sampled(reference)
+        truth = _answers(compared, probe)
+        with torch.inference_mode():
+            rounding = rounding_of(compared.plan(features)[1], truth[1])
         self._module = _placed(reference, build)
         self._compiled: dict[int, Compiled] = {}
         self._tails: dict[tuple[int, ...], Compiled] = {}
         self._prepare()
         example = probe.to(build.device, build.dtype).contiguous(memory_format=torch.channels_last)
         try:
-            _compare(truth, self(example), build, rounding)
+            _compare(truth, self._compared(example), build, rounding)
         except BackendError as reason:
             if build.cache is None or not build.cache.found:
                 raise
@@ -92,16 +99,80 @@ class Runner:
             self._compiled.clear()
             self._tails.clear()
             self._prepare()
-            _compare(truth, self(example), build, rounding)
+            _compare(truth, self._compared(example), build, rounding)
         if BACKENDS[build.backend].keeps_order:
-            self._keep_order(reference)
+            self._keep_order(compared)
+
+    def _planned(self, probe: Tensor) -> Tensor:
+        """Choose the plan, and how many cells the proof looks at; return the probe's feature map.
+
+        Raises:
+            EngineError: what follows the layer does not take masked maps.
+        """
+        split, build = self.split, self.build
+        try:
+            with torch.inference_mode():
+                features: Tensor = split.head(probe)
+                self.plan = plan_for(split, features, build.kernel, build.budget_bytes)
+                self._cells = self._few_cells(features)
+        except ReciproStreamError:
+            raise
+        except Exception as reason:  # it is the network's own code, which may raise anything
+            raise LayerError(
+                f"layer {split.layer!r}: what follows it does not take masked maps ({first_line(reason)}); choose "
+                "another --layer"
+            ) from reason
+        return features
+
+    def _few_cells(self, features: Tensor) -> Tensor | None:
+        """Return some cells where all of them would take long, and say so; None = all."""
+        rows, columns = self.split.grid
+        if (
+            self.plan.facts.one_module
+            or self.plan.facts.name not in {"dense", "local"}
+            or rows * columns <= _SAMPLED_CELLS
+        ):
+            return None
+        cells = probe_cells((rows, columns))
+        cells = cells[torch.linspace(0, len(cells) - 1, _SAMPLED_CELLS).round().long()]
+        some = cells[:_TIMED_CELLS]
+        self.plan.probe(features, some)
+        begun = time.perf_counter()
+        self.plan.probe(features, some)
+        seconds = (time.perf_counter() - begun) / len(some) * rows * columns
+        if seconds < _LONG_SECONDS:
+            return None
+        told, self.plan.said_slow = self.plan.said_slow, True
+        log.log(
+            logging.INFO if told else logging.WARNING,
+            "layer %s: %d x %d cells, by the %s plan (%s): about %.0f s an image in PyTorch on this processor; a later "
+            "--layer has fewer cells, and costs less", self.split.layer, rows, columns, self.plan.facts.name,
+            self.plan.facts.why, seconds,
+        )  # fmt: skip
+        return cells
+
+    def _sampled(self, module: ExplainedNetwork) -> ExplainedNetwork:
+        """Return the module, for some cells alone where all of them would take long."""
+        if self._cells is None:
+            return module
+        plan = SampledPlan(module.plan, self._cells)
+        sampled = ExplainedNetwork(module.head, plan, self.build.target, (1, len(self._cells)))
+        return sampled.to(self._cells.device)
+
+    def _compared(self, images: Tensor) -> Answers:
+        """Answer as it does when called; where all cells would take long, for one image and some cells."""
+        whole = self._compiled.get(0) or self._compiled[1]
+        if self._cells is None or not isinstance(whole, ExplainedNetwork):
+            return self(images)
+        return _answers(self._sampled(whole), images)
 
     def _keep_order(self, reference: ExplainedNetwork) -> None:
         """Refuse a backend that tells other classes or ranks cells otherwise than eager float32, on some probes."""
         probes = self._probe(_ORDER_PROBES)
         truth = _answers(reference, probes)
         placed = probes.to(self.build.device, self.build.dtype).contiguous(memory_format=torch.channels_last)
-        ways: tuple[Callable[[Tensor], Answers], ...] = (self, lambda images: _answers(self._module, images))
+        module = self._sampled(self._module)
+        ways: tuple[Callable[[Tensor], Answers], ...] = (self._compared, lambda images: _answers(module, images))
         told, eager = (likeness(truth, _one_by_one(way, placed)) for way in ways)
         log.info("backend %s in %s, beside eager float32: %s", self.build.backend, self.build.precision, told)
         if differs := unlike(told, self.build.precision, eager):
@@ -147,16 +218,17 @@ class Runner:
             self._compile(count)
 
     def seconds_per_image(self, rounds: int = 7) -> float:
-        """Return the median time of one image, after two to warm up."""
+        """Return the median time of one image, after two to warm up; where that is long, of some cells of it."""
         images = self._probe(1).to(self.build.device, self.build.dtype)
-        taken = []
-        for _ in range(rounds + 2):
+        taken: list[float] = []
+        while len(taken) < rounds + 2 and (len(taken) < 2 or sum(taken) < _TIMED_SECONDS):
             begun = time.perf_counter()
-            self(images)
+            self._compared(images)
             if images.is_cuda:
                 torch.cuda.synchronize()
             taken.append(time.perf_counter() - begun)
-        return statistics.median(taken[2:])
+        cells = self.split.grid[0] * self.split.grid[1]
+        return statistics.median(taken[2:] or taken[1:]) * (1 if self._cells is None else cells / len(self._cells))
 
     def _compile(self, count: int) -> None:
         key = 0 if BACKENDS[self.build.backend].any_batch else count
@@ -205,8 +277,10 @@ class Runner:
 def _placed(module: ExplainedNetwork, build: Build) -> ExplainedNetwork:
     """Return the module on its device: the head in its precision, and a plan that is one module in float32."""
     if build.dtype == torch.float32 and build.device.type == "cpu":
-        return module.to(memory_format=torch.channels_last)
-    placed = copy.deepcopy(module).to(build.device).to(memory_format=torch.channels_last)
+        channels_last(module)
+        return module
+    placed = copy.deepcopy(module).to(build.device)
+    channels_last(placed)
     placed.head.to(build.dtype)
     if not placed.plan.facts.one_module:
         placed.plan.to(build.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import torch
+from torch import nn
 
 from engine.gpu.nvml import Card, card_at, cards
 from pipeline.errors import BackendError
@@ -90,3 +91,15 @@ def figures_of(device: torch.device) -> list[Figure]:
 
 def _mega(count: int | None) -> float | None:
     return None if count is None else 1e6 * count
+
+
+def channels_last(module: nn.Module) -> nn.Module:
+    """Lay out a module's weights of four dimensions with the channels last, in place; return it.
+
+    ``Module.to`` fails where there are buffers of five dimensions, as some transformers have them.
+    """
+    for part in module.modules():
+        for own in (*part.parameters(recurse=False), *part.buffers(recurse=False)):
+            if own.dim() == 4:
+                own.data = own.data.contiguous(memory_format=torch.channels_last)
+    return module

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 _TOGETHER: Final = 4
 """Frames of several cameras that a CPU explains together at the most: every one is as late as the last."""
 _ROUNDS: Final = 5
+_LONG_SECONDS: Final = 5.0
+"""A batch that takes longer is not tried again and again."""
 
 
 def most_together(cameras: int, device: str) -> int:
@@ -120,8 +122,12 @@ class FrameExplainer:
             for count, seconds in taken.items():
                 begun = time.perf_counter()
                 self._answers(self._images(pixels[:count]))
+                took = time.perf_counter() - begun
+                if took > _LONG_SECONDS:
+                    log.info("a frame takes %.1f s and more: cameras' frames are explained one by one", took / count)
+                    return 1
                 if turn:
-                    seconds.append((time.perf_counter() - begun) / count)
+                    seconds.append(took / count)
         least = {count: min(seconds) for count, seconds in taken.items()}  # what else runs here disturbs less
         chosen = min(least, key=lambda count: (count + cameras / 2) * least[count])
         told = (1e3 * least[1], most, 1e3 * least[most], "one by one" if chosen == 1 else "together")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 import operator
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Final
 
 from torch import Tensor, fx, nn
 
@@ -18,12 +18,54 @@ _PURE_TWIN: dict[Callable[..., Any], Callable[..., Any]] = {
 }
 
 
+CHANNELS_FIRST: Final = (0, 3, 1, 2)
+"""From (N, h, w, C) to (N, C, h, w)."""
+CHANNELS_LAST: Final = (0, 2, 3, 1)
+"""The way back."""
+
+
+class Permuted(nn.Module):
+    """Permutes the dimensions of a map."""
+
+    def __init__(self, order: tuple[int, int, int, int]) -> None:
+        super().__init__()
+        self.order = order
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Return a view with the dimensions in the given order."""
+        return maps.permute(self.order)
+
+
+def behind_permute(head: nn.Module, order: tuple[int, int, int, int]) -> nn.Module:
+    """Return a head whose output is permuted."""
+    if not isinstance(head, fx.GraphModule):
+        return nn.Sequential(head, Permuted(order))
+    output = next(node for node in head.graph.nodes if node.op == "output")
+    with head.graph.inserting_before(output):
+        output.args = (head.graph.call_method("permute", (output.args[0], order)),)
+    head.recompile()
+    return head
+
+
+def before_permute(tail: nn.Module, order: tuple[int, int, int, int]) -> nn.Module:
+    """Return a tail that permutes its input first."""
+    if not isinstance(tail, fx.GraphModule):
+        return nn.Sequential(Permuted(order), tail)
+    entry = next(node for node in tail.graph.nodes if node.op == "placeholder")
+    with tail.graph.inserting_after(entry):
+        permuted = tail.graph.call_method("permute", (entry, order))
+    entry.replace_all_uses_with(permuted, delete_user_cb=lambda user: user is not permuted)
+    tail.recompile()
+    return tail
+
+
 class LayerTracer(fx.Tracer):
     """A tracer that keeps some modules whole, so that the output of each is one node."""
 
-    def __init__(self, *layers: str) -> None:
+    def __init__(self, *layers: str, whole: Collection[str] = ()) -> None:
+        """Take the layers that are asked for, and others (``whole``) whose inside need not be known."""
         super().__init__()
-        self.layers = layers
+        self.layers = {*layers, *whole}
 
     def is_leaf_module(self, module: nn.Module, module_qualified_name: str) -> bool:
         """Say whether a module is one node."""

@@ -42,10 +42,23 @@ class LayerOutput:
     tokens_follow: bool = False
     """Whether a later module gives a sequence of tokens (N, T, C): the grid is a transformer's input."""
 
+    channels_last: bool = False
+    """Whether it is (N, h, w, C), as Swin has its maps, and not (N, C, h, w)."""
+
     @property
     def is_grid(self) -> bool:
-        """Whether it is (N, C, h, w) with more than one cell."""
-        return len(self.shape) == 4 and self.shape[2] * self.shape[3] > 1
+        """Whether it is (N, C, h, w) or (N, h, w, C) with more than one cell for each image."""
+        return len(self.shape) == 4 and self.shape[0] == self.image_shape[0] and self.grid[0] * self.grid[1] > 1
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of a grid."""
+        return (self.shape[1], self.shape[2]) if self.channels_last else (self.shape[2], self.shape[3])
+
+    @property
+    def channels(self) -> int:
+        """The length of a grid's cell."""
+        return self.shape[3] if self.channels_last else self.shape[1]
 
 
 def run_and_watch(net: nn.Module, images: Tensor) -> tuple[dict[str, LayerOutput], Tensor]:
@@ -55,12 +68,14 @@ def run_and_watch(net: nn.Module, images: Tensor) -> tuple[dict[str, LayerOutput
         EngineError: the network cannot take images of this size, or does not return (N, K) scores.
     """
     outputs: dict[str, LayerOutput] = {}
+    last: set[tuple[int, ...]] = set()
     order = 0
 
     def note(name: str, module: nn.Module, result: object) -> None:
         nonlocal order
         if not isinstance(result, Tensor):
             return
+        last.update(_channels_last(module, result))
         order += 1
         known = outputs.get(name)
         leaf = isinstance(module, _CHOOSES_NOTHING)
@@ -76,7 +91,7 @@ def run_and_watch(net: nn.Module, images: Tensor) -> tuple[dict[str, LayerOutput
                 )
         with torch.inference_mode():
             scores = net(images)
-    except (RuntimeError, ValueError, AssertionError, TypeError) as reason:
+    except Exception as reason:  # it is the network's own code, which may raise anything
         height, width = images.shape[2:]
         raise EngineError(
             f"the network cannot take a {height}x{width} image ({_first_line(reason)}); try its own --input-size"
@@ -87,8 +102,21 @@ def run_and_watch(net: nn.Module, images: Tensor) -> tuple[dict[str, LayerOutput
     if not isinstance(scores, Tensor) or scores.ndim != 2 or scores.shape[0] != images.shape[0]:
         what = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise EngineError(f"the network returns {what}, not class scores (N, K); only image classifiers are explained")
+    for output in outputs.values():
+        output.channels_last = output.shape in last
     _mark_tokens(outputs)
     return outputs, scores
+
+
+def _channels_last(module: nn.Module, result: Tensor) -> list[tuple[int, ...]]:
+    """Return the shapes (N, h, w, C) that a layer shows to be such by working on the last dimension of a map."""
+    if result.ndim != 4 or result.shape[3] == result.shape[1]:
+        return []
+    if isinstance(module, nn.Linear):
+        return [(*result.shape[:3], module.in_features), tuple(result.shape)]
+    if isinstance(module, nn.LayerNorm) and tuple(module.normalized_shape) == tuple(result.shape[3:]):
+        return [tuple(result.shape)]
+    return []
 
 
 def _first_line(reason: BaseException) -> str:
@@ -107,7 +135,7 @@ def last_grid(outputs: dict[str, LayerOutput]) -> str | None:
     grids = [
         (output.order, name)
         for name, output in outputs.items()
-        if output.is_grid and not output.leaf and output.calls == 1 and output.shape[1] > max(output.shape[2:])
+        if output.is_grid and not output.leaf and output.calls == 1 and output.channels > max(output.grid)
     ]
     return max(grids)[1] if grids else None
 

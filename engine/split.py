@@ -10,17 +10,29 @@ feature map put in place (``engine.reentry``): slower, and just as exact. Knows 
 from __future__ import annotations
 
 import copy
+import io
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from engine.halves import LayerTracer, head_of, nodes_before, nodes_behind, tail_of
+from engine.halves import (
+    CHANNELS_FIRST,
+    CHANNELS_LAST,
+    LayerTracer,
+    before_permute,
+    behind_permute,
+    head_of,
+    nodes_before,
+    nodes_behind,
+    tail_of,
+)  # fmt: skip
 from engine.layers import LayerOutput, check_layer, find_layer, run_and_watch
 from engine.reentry import ReentryHead, ReentryTail
 from engine.tokens import TokenTail, cut_tokens, find_tokens
-from pipeline.errors import EngineError, LayerError
+from pipeline.errors import EngineError, LayerError, ReciproStreamError
 
 PROOF_TOLERANCE = 1e-4
 """How far ``tail(head(x))`` may be from ``net(x)``, as a share of the largest output."""
@@ -64,7 +76,8 @@ def split_network(net: nn.Module, layer: str | None = None, image_size: tuple[in
     Args:
         net: an image classifier, (N, 3, H, W) to (N, K). It is copied and the copy put in inference mode.
         layer: a qualified name of ``net.named_modules()``; None finds the last layer whose output is a grid, or the
-            first LayerNorm of a vision transformer's last block.
+            first LayerNorm of a vision transformer's last block. A grid may be (N, C, h, w), or (N, h, w, C) as Swin
+            has it: head and tail speak (N, C, h, w) in any case.
         image_size: height and width in pixels of the images that will come.
 
     Raises:
@@ -75,6 +88,29 @@ def split_network(net: nn.Module, layer: str | None = None, image_size: tuple[in
     own = copy.deepcopy(net).eval().requires_grad_(requires_grad=False)
     probe = _probe_images(own, image_size)
     outputs, scores = run_and_watch(own, probe)
+    if scores.shape[1] == 1:
+        raise EngineError(
+            "the network gives one score, and the softmax of one is always 1, so every map would be empty; where a "
+            "sigmoid is meant, give two: torch.cat((torch.zeros_like(score), score), 1) is the same verdict"
+        )
+    try:
+        with redirect_stderr(io.StringIO()):  # torch.fx prints what fails in a traced graph
+            return _cut_and_proven(own, layer, probe, outputs, scores)
+    except ReciproStreamError:
+        raise
+    except Exception as reason:  # it is the network's own code, which may raise anything
+        named = f"layer {layer!r}" if layer else "this network"
+        told = (str(reason).strip().splitlines() or [type(reason).__name__])[0][:160]
+        raise LayerError(
+            f"{named}: cannot be cut there ({told}); choose another --layer (run.py models --layers NAME lists them), "
+            "or another --model"
+        ) from reason
+
+
+def _cut_and_proven(
+    own: nn.Module, layer: str | None, probe: Tensor, outputs: dict[str, LayerOutput],
+    scores: Tensor,
+) -> Split:  # fmt: skip
     tokens = find_tokens(own, outputs, layer)
     head: nn.Module
     tail: nn.Module
@@ -83,20 +119,13 @@ def split_network(net: nn.Module, layer: str | None = None, image_size: tuple[in
         head, tail = cut_tokens(own, tokens)
     else:
         name = find_layer(outputs) if layer is None else check_layer(layer, outputs, own)
-        _, channels, *sides = outputs[name].shape
-        grid = sides[0], sides[1]
+        grid, channels = outputs[name].grid, outputs[name].channels
         head, tail, traced = _cut(own, name, outputs)
+        if outputs[name].channels_last:
+            head, tail = behind_permute(head, CHANNELS_FIRST), before_permute(tail, CHANNELS_LAST)
     _prove(head, tail, probe, scores, name)
-    return Split(
-        head=head,
-        tail=tail,
-        layer=name,
-        grid=grid,
-        image_size=(int(image_size[0]), int(image_size[1])),
-        channels=channels,
-        classes=int(scores.shape[1]),
-        traced=traced,
-    )
+    image_size = (int(probe.shape[2]), int(probe.shape[3]))
+    return Split(head, tail, name, grid, image_size, channels, classes=int(scores.shape[1]), traced=traced)
 
 
 def _probe_images(net: nn.Module, image_size: tuple[int, int]) -> Tensor:
@@ -110,11 +139,10 @@ def _probe_images(net: nn.Module, image_size: tuple[int, int]) -> Tensor:
 
 def _cut(net: nn.Module, layer: str, outputs: dict[str, LayerOutput]) -> tuple[nn.Module, nn.Module, bool]:
     """Return head, tail, and whether they are graphs of their own."""
-    try:
-        graph = LayerTracer(layer).trace(net)
-    except Exception as reason:  # tracing runs the network's own code, which may raise anything
+    graph = _graph(net, layer, outputs)
+    if graph is None:
         if outputs[layer].calls > 1:
-            raise LayerError(_called_often(layer, outputs[layer].calls)) from reason
+            raise LayerError(_called_often(layer, outputs[layer].calls))
         return ReentryHead(net, layer), ReentryTail(net, layer, outputs[layer].image_shape), False
     nodes = [node for node in graph.nodes if node.op == "call_module" and node.target == layer]
     if len(nodes) != 1:
@@ -128,6 +156,22 @@ def _cut(net: nn.Module, layer: str, outputs: dict[str, LayerOutput]) -> tuple[n
             f"masking it would leave that path open{cure}"
         )
     return head_of(net, graph, nodes[0]), tail_of(net, graph, [nodes[0]]), True
+
+
+def _graph(net: nn.Module, layer: str, outputs: dict[str, LayerOutput]) -> fx.Graph | None:
+    """Trace a network, as finely as it can be; None where it cannot be traced at all.
+
+    Only what follows the layer need be known in detail. Where tracing everything fails, what runs before the layer is
+    left whole, and then every module that does not contain the layer.
+    """
+    place = outputs[layer].order
+    before = {name for name, output in outputs.items() if output.order < place and not layer.startswith(f"{name}.")}
+    beside = {name for name, _ in net.named_modules() if name and not f"{layer}.".startswith(f"{name}.")}
+    for whole in (set[str](), before, beside):
+        with suppress(Exception):  # tracing runs the network's own code, which may raise anything
+            graph: fx.Graph = LayerTracer(layer, whole=whole).trace(net)
+            return graph
+    return None
 
 
 def _called_often(layer: str, calls: int) -> str:
@@ -151,7 +195,9 @@ def _enclosing_cut(net: nn.Module, layer: str, outputs: dict[str, LayerOutput]) 
         name = name.rpartition(".")[0]
         if name not in outputs or not outputs[name].is_grid:
             continue
-        graph = LayerTracer(name).trace(net)
+        graph = _graph(net, name, outputs)
+        if graph is None:
+            return None
         nodes = [node for node in graph.nodes if node.op == "call_module" and node.target == name]
         if len(nodes) == 1 and not _ways_around(graph, nodes[0]):
             return name

@@ -12,6 +12,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from engine.devices import channels_last
 from engine.gpu.lanes import lanes_of
 from engine.methods.dense import DensePlan
 from engine.methods.kernels import Kernel
@@ -37,7 +38,8 @@ def cheaper_here(plan: Plan, tail: nn.Module, kernel: Kernel, features: Tensor, 
     dense = DensePlan(tail, kernel, "measured", budget_bytes)
     seconds = {}
     for one in (plan, dense):
-        placed = copy.deepcopy(one).to(features.device, features.dtype).to(memory_format=torch.channels_last)
+        placed = copy.deepcopy(one).to(features.device, features.dtype)
+        channels_last(placed)
         try:
             seconds[one.facts.name] = _seconds(placed, features)
         except RuntimeError as reason:  # out of memory, an operation the device does not have

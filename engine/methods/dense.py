@@ -47,6 +47,12 @@ class DensePlan(Plan):
         ]
         return scores, torch.cat(every)
 
+    def probe(self, features: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the plain scores and those of some cells only, at the price of these."""
+        parts = torch.split(cells.to(features.device), self.chunk(features))
+        told = [definition(self.tail, features, self.kernel, part) for part in parts]
+        return self.tail(features), torch.cat(told, dim=1)
+
     def chunk(self, features: Tensor) -> int:
         """Return how many masked maps go through the tail at once within the budget, at least one."""
         shape = tuple(features.shape[1:])

@@ -64,6 +64,8 @@ class Plan(nn.Module):
     """
 
     facts: PlanFacts
+    said_slow: bool = False
+    """Whether its price was told already."""
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return the plain network's scores and every cell's."""
@@ -73,6 +75,21 @@ class Plan(nn.Module):
         """Return the plain scores and those of some cells only, (N, len(cells), K): for plans where all cost much."""
         plain, every = self(features)
         return plain, every[:, cells.to(every.device)]
+
+
+class SampledPlan(Plan):
+    """Answers for some cells of another plan: what a build compares where all cells would take minutes."""
+
+    def __init__(self, plan: Plan, cells: Tensor) -> None:
+        """Take the plan and the indices of cells, counted row by row."""
+        super().__init__()
+        self.plan = plan
+        self.facts = plan.facts
+        self.register_buffer("cells", cells)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the plain network's scores (N, K) and those cells' (N, len(cells), K)."""
+        return self.plan.probe(features, self.get_buffer("cells"))
 
 
 def definition(tail: nn.Module, features: Tensor, kernel: Kernel, cells: Tensor) -> Tensor:

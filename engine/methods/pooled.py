@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from engine.graphs import part_between, shapes_of
+from engine.halves import CHANNELS_FIRST, Permuted
 from engine.methods.kernels import STENCILS, Kernel
 from engine.methods.plan import Plan, PlanFacts
 
@@ -103,18 +104,32 @@ def find_pooled(tail: nn.Module, features: Tensor, kernel: Kernel) -> PooledPlan
         if shape is None or source is None or len(node.all_input_nodes) != 1:
             continue
         before = shapes.get(source, ())
-        if len(before) != 4 or before[2:] != tuple(features.shape[2:]) or shape[:2] != before[:2]:
-            continue
-        if not (len(shape) == 2 or shape[2:] == (1, 1)) or not _is_mean(tail, source, node, before):
+        order = _order_of(before, tuple(features.shape[2:]), shape)
+        if order is None or not _is_mean(tail, source, node, before, order):
             continue
         after = part_between(tail, node, output.all_input_nodes[0])
         g = None if source is entry else part_between(tail, entry, source)
         if after is not None and (source is entry or g is not None):
-            return PooledPlan(g, after, kernel, flat=len(shape) == 2)
+            # A map with its channels last is turned round behind g, and its mean is flat.
+            first = g if order == (2, 3) or g is None else nn.Sequential(g, Permuted(CHANNELS_FIRST))
+            return PooledPlan(first, after, kernel, flat=len(shape) == 2)
     return None
 
 
-def _is_mean(tail: fx.GraphModule, source: fx.Node, node: fx.Node, shape: tuple[int, ...]) -> bool:
+def _order_of(before: tuple[int, ...], grid: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, int] | None:
+    """Return which dimensions of a map are its rows and columns, if a step may have taken the mean over them."""
+    if len(before) != 4 or after[:1] != before[:1]:
+        return None
+    if before[2:] == grid and after in {before[:2], (*before[:2], 1, 1)}:
+        return (2, 3)
+    if before[1:3] == grid and after == (before[0], before[3]):
+        return (1, 2)
+    return None
+
+
+def _is_mean(
+    tail: fx.GraphModule, source: fx.Node, node: fx.Node, shape: tuple[int, ...], order: tuple[int, int]
+) -> bool:
     """Ask one node whether it takes the mean over the grid."""
     part = part_between(tail, source, node)
     if part is None:
@@ -123,4 +138,4 @@ def _is_mean(tail: fx.GraphModule, source: fx.Node, node: fx.Node, shape: tuple[
     maps = torch.randn((1, *shape[1:]), generator=torch.Generator().manual_seed(3)).to(weight)
     with torch.inference_mode():
         answer = part(maps)
-    return bool(torch.allclose(answer.flatten().float(), maps.mean((2, 3)).flatten().float(), atol=1e-2, rtol=1e-2))
+    return bool(torch.allclose(answer.flatten().float(), maps.mean(order).flatten().float(), atol=1e-2, rtol=1e-2))

@@ -11,6 +11,7 @@ in float32 whatever the rest runs in.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,6 +29,8 @@ from engine.methods.tokens import choose_token_plan
 from engine.split import Split
 from engine.tokens import TokenTail
 from pipeline.errors import ConfigError, EngineError
+
+log = logging.getLogger(__name__)
 
 FLAT_ULPS = 8
 """A score matrix whose range is within this many float32 steps of its largest score says nothing: it is flat."""
@@ -104,7 +107,11 @@ def choose_plan(tail: nn.Module, features: Tensor, kernel: Kernel, budget_bytes:
     why = "the tail is no pooled or flattened one"
     truth: Truth | None = None
     for find in (find_pooled, find_flat):
-        plan = find(tail, features, kernel)
+        try:
+            plan = find(tail, features, kernel)
+        except Exception as reason:  # noqa: BLE001 - it runs parts of the network's own code, which may raise anything
+            log.debug("%s cannot read this tail: %s", find.__name__, reason)
+            continue
         if plan is None:
             continue
         truth = truth or truth_of(tail, features, kernel)
@@ -112,9 +119,17 @@ def choose_plan(tail: nn.Module, features: Tensor, kernel: Kernel, budget_bytes:
         if not differs:
             return plan
         why = f"the {plan.facts.name} plan does not hold here: {differs}"
-    local = find_local(tail, features, kernel, budget_bytes)
+    try:
+        local = find_local(tail, features, kernel, budget_bytes)
+        objection = (
+            ""
+            if local is None
+            else (worth(local, tail, features, kernel) or prove(local, tail, features, kernel, truth))
+        )
+    except Exception as reason:  # noqa: BLE001 - it runs parts of the network's own code, which may raise anything
+        log.debug("find_local cannot read this tail: %s", reason)
+        local, objection = None, ""
     if local is not None:
-        objection = worth(local, tail, features, kernel) or prove(local, tail, features, kernel, truth)
         if not objection:
             return local
         why = f"the local plan was turned down: {objection}"

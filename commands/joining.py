@@ -154,13 +154,12 @@ def make_explainer(config: Config) -> FrameExplainer:
         from engine.exported import ExportedExplainer
 
         return ExportedExplainer(Path(config.engine.model), config.engine)
-    from platformdirs import user_cache_dir
-
+    from engine.cache import default_folder
     from engine.devices import choose_device
     from engine.explainer import NetworkExplainer
     from engine.frame_explainer import most_together
 
-    kept = config.engine.cache or user_cache_dir("recipro-stream", appauthor=False)
+    kept = config.engine.cache or default_folder()
     settings = config.engine.model_copy(update={"cache": kept})
     device = choose_device(config.engine.device).type
     network, cameras = make_network(config), len(config.sources)

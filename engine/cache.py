@@ -22,7 +22,10 @@ from pathlib import Path
 from typing import Final
 
 import torch
+from platformdirs import user_cache_dir
 from torch import fx, nn
+
+from engine.vendors import unsafe_way
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +61,7 @@ class Cache:
         path = self._path(key)
         if self._blind or not path.is_file():
             return None
-        if objection := _unsafe(self.folder) or _unsafe(path):
+        if objection := unsafe_way(path):
             log.warning("compiled results are not taken from %s: %s", self.folder, objection)
             return None
         try:
@@ -123,17 +126,13 @@ def _read(path: Path, key: Key) -> tuple[bytes, str]:
     return payload, ""
 
 
-def _unsafe(path: Path) -> str:
-    """Return why somebody else may have written there, or ""."""
-    if not hasattr(os, "getuid"):
-        return ""
+def default_folder() -> str:
+    """Return where this user's compiled networks are kept; "off" for a user without a home folder."""
     try:
-        about = path.stat()
-    except OSError as reason:
-        return reason.strerror or str(reason)
-    if about.st_uid != os.getuid():
-        return f"{path.name} belongs to another user"
-    return f"{path.name} can be written by others (chmod go-w)" if about.st_mode & 0o022 else ""
+        return user_cache_dir("recipro-stream", appauthor=False)
+    except (RuntimeError, KeyError, OSError) as reason:  # no HOME, and no entry in the list of users
+        log.warning("compiled networks are not kept (%s); name a folder of your own by --cache or HOME", reason)
+        return "off"
 
 
 def key_of(module: nn.Module, example: torch.Tensor, **more: str) -> dict[str, str]:

@@ -21,6 +21,7 @@ from engine.model_file import ModelFile, read_model_file
 from engine.models import IMAGENET_MEAN, IMAGENET_STD, MODELS, ModelEntry, lookup
 from engine.preprocess import Fit, Preprocessing
 from engine.shortened import shorten
+from engine.vendors import stop_telemetry
 from engine.weights import Fitted, fit_weights, read_state
 from pipeline.config import EngineConfig
 from pipeline.errors import ConfigError, ModelError, nearest
@@ -140,6 +141,7 @@ def _entry_by_builder(model: str) -> ModelEntry:
     if Path(model).is_file():
         raise ModelError(f"model {model!r} is a file, not what `train` wrote; name its network: --model NAME --weights")
     plain, known, more = model.removeprefix("timm/"), [*MODELS, *names], ""
+    stop_telemetry()
     try:
         import timm
 
@@ -268,6 +270,7 @@ def _no_download(name: str, url: str, reason: BaseException) -> str:
 def _from_timm(entry: ModelEntry, weights: Path | str | None) -> Network:
     if weights is not None:
         return _with_weights(entry, weights, ())
+    stop_telemetry()
     import timm
 
     try:

@@ -19,6 +19,7 @@ from torch import Tensor
 from engine.agreement import Answers
 from engine.backends.table import first_line
 from engine.signal_stack import kept_signal_stack
+from engine.vendors import stop_telemetry
 from pipeline.errors import ModelError
 
 Program = Callable[[Tensor], Answers]
@@ -51,6 +52,7 @@ class _OpenVino:
     """Compiles the graph for one image: a fixed shape runs faster, and a stream never waits for a compiler."""
 
     def __init__(self, path: Path, precision: str) -> None:
+        stop_telemetry()
         import openvino
 
         core = openvino.Core()
@@ -79,6 +81,7 @@ class _OnnxRuntime:
     """Runs the graph as it is, at any batch size."""
 
     def __init__(self, path: Path, precision: str) -> None:  # noqa: ARG002 - the table's signature
+        stop_telemetry()
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

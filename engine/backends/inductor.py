@@ -1,7 +1,7 @@
 """torch.compile with frozen weights: operations fused into compiled loops, weights packed for the machine.
 
-The first build takes tens of seconds (and a C++ compiler on a CPU); torch keeps its own cache on disk, so the next one
-takes a few.
+The first build takes tens of seconds (and a C++ compiler on a CPU); torch keeps its own cache in the guarded cache
+folder, so the next one takes a few.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from engine.backends.table import Compiled, first_line
 from engine.cache import Cache
+from engine.vendors import guard_compiled
 from pipeline.errors import BackendError
 
 _numbers = itertools.count()
@@ -33,12 +34,13 @@ def compile(  # noqa: A001 - the protocol's name
     module: nn.Module,
     example: Tensor,
     precision: str,  # noqa: ARG001 - the protocol's signature
-    cache: Cache | None = None,  # noqa: ARG001 - the same
+    cache: Cache | None = None,
 ) -> Compiled:
     """Return the compiled module, for the example's shape alone."""
     lacking = missing(example.device.type)
     if lacking:
         raise BackendError(f"backend 'inductor': {lacking}")
+    guard_compiled(None if cache is None else cache.folder)
     # torch warns of a missing CUDA toolkit on every machine without a GPU.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     compiled = torch.compile(_alone(module), dynamic=False, options={"freezing": True})

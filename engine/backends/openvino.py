@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from engine.backends.table import Compiled, first_line
 from engine.cache import Cache, key_of
 from engine.signal_stack import kept_signal_stack
+from engine.vendors import stop_telemetry
 from pipeline.errors import BackendError
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ def compile(  # noqa: A001 - the protocol's name
 
 
 def _compiled(module: nn.Module, example: Tensor, precision: str, cache: Cache | None) -> Compiled:
+    stop_telemetry()
     import openvino
 
     core = openvino.Core()

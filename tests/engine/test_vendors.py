@@ -1,0 +1,141 @@
+"""Vendors' libraries report nothing and keep what they compile where nobody else can put anything."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.cache import default_folder
+from engine.vendors import guard_compiled, stop_telemetry, unsafe_way
+
+ROOT = Path(__file__).resolve().parents[2]
+VARIABLES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+
+
+@pytest.fixture(autouse=True)
+def unset(monkeypatch):
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+def folders():
+    return [Path(os.environ[name]) for name in VARIABLES]
+
+
+def test_compilers_keep_their_results_in_the_guarded_cache_folder(tmp_path):
+    guard_compiled(tmp_path / "cache")
+    for place in folders():
+        assert place.parent == tmp_path / "cache"
+        assert place.stat().st_mode & 0o777 == 0o700
+
+
+def test_compilers_get_a_folder_of_the_process_where_nothing_is_kept():
+    guard_compiled(None)
+    for place in folders():
+        assert place.stat().st_mode & 0o777 == 0o700
+        assert not unsafe_way(place)
+        shutil.rmtree(place)
+
+
+def planted_link(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "cache").mkdir()
+    for name in ("inductor", "triton"):
+        (tmp_path / "cache" / name).symlink_to(tmp_path / "elsewhere")
+
+
+def open_folder(tmp_path):
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(0o777)
+
+
+def open_parent(tmp_path):
+    (tmp_path / "cache").mkdir()
+    tmp_path.chmod(0o777)
+
+
+@pytest.mark.parametrize("plant", [planted_link, open_folder, open_parent])
+def test_compilers_do_not_use_a_folder_that_others_may_have_made(tmp_path, caplog, plant):
+    plant(tmp_path)
+    guard_compiled(tmp_path / "cache")
+    for place in folders():
+        assert tmp_path not in place.parents
+        assert not unsafe_way(place)
+        shutil.rmtree(place)
+    assert "compiled results are not kept in" in caplog.text
+
+
+def test_a_folder_that_the_user_named_stays_if_it_is_safe(tmp_path, monkeypatch):
+    (tmp_path / "safe").mkdir(mode=0o700)
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "safe"))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "open"))
+    guard_compiled(tmp_path / "cache")
+    assert folders() == [tmp_path / "safe", tmp_path / "cache" / "triton"]
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can give files away")
+def test_a_folder_of_another_user_is_not_safe(tmp_path):
+    (tmp_path / "theirs" / "mine").mkdir(parents=True)
+    os.chown(tmp_path / "theirs", 65534, 65534)
+    assert "theirs belongs to another user" in unsafe_way(tmp_path / "theirs")
+    assert "theirs belongs to another user" in unsafe_way(tmp_path / "theirs" / "mine")
+
+
+def test_a_user_without_a_home_keeps_nothing(monkeypatch, caplog):
+    def homeless(*_args, **_options):
+        raise RuntimeError("could not determine the home directory for '~/.cache'")
+
+    monkeypatch.setattr("engine.cache.user_cache_dir", homeless)
+    assert default_folder() == "off"
+    assert "name a folder of your own" in caplog.text
+
+
+def test_telemetry_is_off_for_every_vendor(monkeypatch):
+    for name in ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    stop_telemetry()
+    assert os.environ["HF_HUB_DISABLE_TELEMETRY"] == os.environ["DO_NOT_TRACK"] == "1"
+
+
+LOOKED_UP = """
+import socket, sys
+asked = []
+def refuse(*args, **_):
+    asked.append(args[:2]); raise socket.gaierror("no network here")
+socket.getaddrinfo = socket.gethostbyname = socket.create_connection = refuse
+whole = socket.socket.connect
+def connect(self, address):
+    if self.family != getattr(socket, "AF_UNIX", None): asked.append(address)
+    return whole(self, address)
+socket.socket.connect = connect
+sys.argv = ["run.py", "stream", "--source", "line:", "--frames", "2", "--backend", BACKEND, "--sink", SINK]
+import run
+try:
+    run.main()
+except SystemExit as end:
+    assert not end.code, end.code
+import threading
+for thread in threading.enumerate():
+    if thread is not threading.main_thread() and not thread.daemon: thread.join(20)
+assert "openvino_telemetry.main" not in sys.modules, "telemetry was loaded"
+print("ASKED", asked, file=sys.stderr)
+"""
+
+
+def test_a_run_looks_nobody_up_and_leaves_no_id_behind(tmp_path):
+    """OpenVINO is the default backend, and the one whose telemetry is on without being asked for."""
+    script = LOOKED_UP.replace("BACKEND", "'openvino'").replace("SINK", repr(str(tmp_path / "o.jsonl")))
+    told = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT,
+        env={**os.environ, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "ASKED []" in told.stderr, told.stderr
+    assert not (tmp_path / "intel").exists()

@@ -69,7 +69,8 @@ def input_size(path: Path, metadata: Mapping[str, str]) -> tuple[int, int]:
     try:
         return _SIZE.validate_python(value)
     except ValidationError:
-        raise wrong(path, "input_size", list(value), "[height, width], from 8 to 16384 pixels each and 16 million in all") from None
+        rule = "[height, width], from 8 to 16384 pixels each and 16 million in all"
+        raise wrong(path, "input_size", list(value), rule) from None
 
 
 def triple(path: Path, metadata: Mapping[str, str], key: str) -> tuple[float, float, float]:

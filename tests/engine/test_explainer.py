@@ -161,6 +161,8 @@ class Overall(torch.nn.Module):
 
 def test_the_masked_maps_of_a_dense_plan_go_through_the_backend_too(monkeypatch):
     budget = 1 << 17
+    # Which plan is quicker here is not what this test is about.
+    monkeypatch.setattr("engine.methods.recipro.find_local", lambda *_: None)
     split = split_network(lively(Overall(), (36, 44)), "grid", (36, 44))
     eager = Runner(split, Build(Target(), "gaussian", "eager", "fp32", CPU, budget))
     assert eager.plan.facts.name == "dense"

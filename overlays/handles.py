@@ -6,7 +6,7 @@ import ipaddress
 from typing import Final
 
 RESERVED_HANDLES: Final = 256
-"""Left to cameras, recordings, logs and the allow list, whatever strangers do."""
+"""Left to cameras, recordings, logs and the allow list, whatever strangers do; half of all where there are few."""
 _SERVERS: Final = 3
 """Servers of one process that may be full at the same time."""
 _MIN_CONNECTIONS: Final = 16
@@ -22,7 +22,8 @@ def connection_limit(wanted: int, soft_limit: int | None = None) -> int:
     limit = _soft_limit() if soft_limit is None else soft_limit
     if limit is None:
         return wanted
-    return max(min(wanted, (limit - RESERVED_HANDLES) // _SERVERS), _MIN_CONNECTIONS)
+    reserved = min(RESERVED_HANDLES, limit // 2)
+    return max(min(wanted, (limit - reserved) // _SERVERS), _MIN_CONNECTIONS)
 
 
 def _soft_limit() -> int | None:

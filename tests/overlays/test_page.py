@@ -765,7 +765,7 @@ def test_page_waits_while_no_file_handle_is_free_and_says_so_once(overlaid, unti
     assert "asyncio" not in {record.name for record in caplog.records}
 
 
-@pytest.mark.parametrize(("soft", "limit"), [(None, 256), (1024, 256), (512, 85), (256, 16), (64, 16), (1 << 20, 256)])
+@pytest.mark.parametrize(("soft", "limit"), [(None, 256), (1024, 256), (512, 85), (256, 42), (64, 16), (1 << 20, 256)])
 def test_connection_limit_leaves_handles_for_recording(soft, limit, monkeypatch):
     monkeypatch.setattr(handles, "_soft_limit", lambda: None)
     assert handles.connection_limit(256, soft) == limit

@@ -41,6 +41,11 @@ def settle() -> None:
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     os.environ.setdefault("SDL_VIDEO_X11_WMCLASS", "recipro-stream")
+    with suppress(ImportError, OSError, ValueError):
+        import resource  # there is none on Windows
+
+        # A core dump would hold passwords and tokens; who wants one raises the limit again (prlimit).
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
             mallopt = ctypes.CDLL(None).mallopt

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from commands.card import make_card_explainer, make_renderer, stays_on_card
 from commands.doors import read_secret, sink_options
 from commands.guarding import make_guardian, read_slow, report_guards
+from commands.plausibility import warn_of_doubts
 from commands.signals import until_interrupted
 from commands.terminal import say
 from pipeline.config import Config, SourceConfig
@@ -69,6 +70,7 @@ def carry_frames(
         explainer = make_explainer(config)
         renderer = make_renderer(drawing, explainer, sinks)
         log.info("%s", explainer.facts)
+        warn_of_doubts(config, explainer.labels)
         window = config.engine.batch_window_ms / 1e3 if len(sources) > 1 else 0.0
         batch = usual_batch(config, explainer)
         limits = Limits(config.frames, config.seconds, batch, window, max_age_seconds=config.max_age_seconds)

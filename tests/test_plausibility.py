@@ -1,0 +1,33 @@
+"""What is said at the start of a run that is allowed and looks wrong."""
+
+import pytest
+
+from commands.plausibility import doubts_of_guards, doubts_of_labels
+from pipeline.config_text import make_config
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (["ok"], "one class, 'ok'"),
+        (["ok", "crane", "crane"], "'crane' stands for more than one class"),
+        (["\ufeffscratch", "ok"], "holds characters that are not seen"),
+        (["scratch ", "ok"], "plain UTF-8"),
+        (["", "ok"], "is empty"),
+    ],
+)
+def test_labels_that_look_wrong_are_told_with_the_remedy(labels, said):
+    (doubt,) = doubts_of_labels(labels)
+    assert said in doubt
+
+
+def test_labels_that_look_right_are_not_told():
+    assert list(doubts_of_labels(["ok", "Kratzer", "Übermaß", "sports car"])) == []
+
+
+def test_region_that_serves_nothing_is_told():
+    region = {"name": "part", "polygon": [[0, 0], [1, 0], [1, 1]]}
+    assert "'part'" in next(doubts_of_guards(make_config({"guards": {"regions": [region], "draw": "never"}}, "t")))
+    rule = {"name": "g", "rule": "heat_inside(part) >= 0.6"}
+    for guards in ({"regions": [region]}, {"regions": [region], "rules": [rule], "draw": "never"}):
+        assert list(doubts_of_guards(make_config({"guards": guards}, "t"))) == []

@@ -1,0 +1,63 @@
+"""Paths that the system refuses: told in one line with exit code 2, whoever asked for them."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+
+from pipeline.errors import of_path
+
+LONG = "n" * 300
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["stream", f"{LONG}.yaml"],
+        ["stream", "--source", f"{LONG}.mp4"],
+        ["stream", "--source", "line:", "--model", f"{LONG}.safetensors"],
+        ["stream", "--source", "line:", "--model", "resnet18", "--weights", f"{LONG}.pt"],
+        ["stream", "--source", "line:", "--baseline", f"{LONG}.json"],
+        ["stream", "--source", "line:", "--sink", f"{LONG}.jsonl"],
+        ["stream", "--source", "line:", "--sink", f"{LONG}.mp4"],
+        ["stream", "--source", "line:", "--sink", f"{LONG}/"],
+        ["stream", "--source", "line:", "--sink", f"ipc:///tmp/{LONG}"],
+        ["stream", "--source", "line:", "--sink", "http://127.0.0.1:0", "--page-token-file", LONG],
+        ["stream", "--source", "line:", "--sink", "tcp://127.0.0.1:0", "--curve-keys", LONG],
+        ["replay", f"{LONG}.jsonl"],
+        ["baseline", "--source", "line:", "--output", f"{LONG}/b.json"],
+        ["export", "--model", "line_net", "--output", f"{LONG}/m.onnx"],
+        ["keys", "new", LONG],
+    ],
+    ids=lambda words: " ".join(words[:4]).replace(LONG, "LONG"),
+)
+def test_path_that_the_system_refuses_ends_a_command_with_one_line_and_exit_code_2(command, words):
+    code, _, told = command(*words)
+    assert code == 2
+    errors = [line for line in told.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "Traceback" not in told
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ELOOP, errno.EIO, errno.ESTALE, errno.ENOTDIR, errno.EROFS])
+def test_whatever_the_system_says_of_a_path_is_told_with_the_path_and_a_remedy(command, monkeypatch, number):
+    def refuse(*_args, **_options):
+        raise OSError(number, os.strerror(number), "/mnt/share/part.mp4")
+
+    monkeypatch.setattr("commands.stream.read_text", refuse)
+    code, _, told = command("stream", "run.yaml")
+    assert code == 2
+    assert told.startswith(f"error: '/mnt/share/part.mp4': cannot be used ({os.strerror(number)}); ")
+    assert len(told.splitlines()) == 1
+
+
+def test_error_of_something_that_is_no_path_keeps_its_traceback(command, monkeypatch):
+    def refuse(*_args, **_options):
+        raise ConnectionResetError(errno.ECONNRESET, "reset")
+
+    monkeypatch.setattr("commands.stream.read_text", refuse)
+    with pytest.raises(ConnectionResetError):
+        command("stream", "run.yaml")
+    assert of_path(OSError(errno.ENOMEM, "out of memory")) is None

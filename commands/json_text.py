@@ -20,7 +20,8 @@ def read_json(text: str, where: str) -> Any:  # noqa: ANN401 - JSON is anything
     except RecursionError:
         raise ConfigError(f"{where}: no JSON that can be read (nested too deep)") from None
     except ValueError as reason:
-        raise ConfigError(f"{where}: no JSON that can be read ({reason})") from None
+        why = "a number has too many digits" if "integer string conversion" in str(reason) else reason
+        raise ConfigError(f"{where}: no JSON that can be read ({why})") from None
 
 
 def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

@@ -219,6 +219,7 @@ def test_what_was_learned_is_gone_on_with_when_there_are_new_pictures(command, t
     report = json.loads((tmp_path / "next.report.json").read_text())
     assert not {one["digest"] for one in report["parts"]["held_out"]} & before.seen
     assert before.seen < after.seen
+    assert len(after.looks) == len(before.looks) + 1
     assert "part.safetensors" in (tmp_path / "next.report.html").read_text()
 
     code, _, errors = command("train", "parts", *lesson, "--output", "part.safetensors")

@@ -84,8 +84,7 @@ def coco_boxes(text: str, where: str) -> dict[str, tuple[Truth, ...]]:
             box = _checked(Box(left, top, left + width, top + height))
             found[files[entry["image_id"]]].append(Truth(names[entry["category_id"]], (box,)))
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as reason:
-        said = f"{type(reason).__name__}: {reason}"
-        raise ConfigError(f"{where}: no COCO JSON with images, annotations and categories ({said})") from None
+        raise ConfigError(f"{where}: no COCO JSON with images, annotations and categories ({_why(reason)})") from None
     if twin is not None:
         raise ConfigError(f"{where}: two pictures are called {twin!r}; write file_name with its folder: a/{twin}")
     return {name: tuple(truths) for name, truths in found.items()}
@@ -136,6 +135,17 @@ def _name(names: Names, index: int) -> str:
         return names[index]
     except (KeyError, IndexError):
         return f"class {index}"
+
+
+def _why(reason: Exception) -> str:
+    """Return what was wrong with a JSON, for people to read."""
+    if isinstance(reason, RecursionError):
+        return "nested too deep"
+    if isinstance(reason, KeyError):
+        return f"{reason} is missing"
+    if "integer string conversion" in str(reason) or isinstance(reason, OverflowError):
+        return "a number has too many digits"
+    return str(reason)
 
 
 def _checked(box: Box) -> Box:

@@ -118,7 +118,9 @@ def conclusion(summary: Mapping[str, Any]) -> str:
         )
     if summary.get("average_drop") is not None:
         told.append(f"With all but the heat hidden, {summary['average_drop']:.1%} of the score is lost on average.")
-    if summary.get("randomised") is not None:
+    if summary.get("flat_maps"):
+        told.append(f"{summary['flat_maps']} of {summary['images']} maps are flat and show nothing.")
+    if summary.get("randomised") is not None and summary.get("flat_maps") != summary.get("images"):
         told.append(
             f"The same network with shuffled weights gives maps whose rank correlation with these is "
             f"{summary['randomised']:.2f}; near 0 is right."

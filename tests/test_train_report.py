@@ -40,6 +40,7 @@ def picture(tmp_path):
         ("line_net", (48, 64), {"until": "features.3", "fit": "letterbox"}),
         ("squeezenet1_1", (64, 64), {"fit": "crop"}),
         ("mobilenet_v3_small", (64, 64), {}),
+        ("mnasnet1_0", (64, 64), {}),  # its state has a version beside the weights
     ],
 )
 def test_written_model_answers_as_the_trained_network(tmp_path, picture, model, size, more):

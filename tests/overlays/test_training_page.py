@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from overlays.evaluation_page import conclusion
 from overlays.training_page import training_page
 
 EPOCHS = [
@@ -43,3 +44,10 @@ def test_a_training_without_epochs_or_mistakes_still_makes_a_page():
     assert "<svg" not in page
     assert "Nothing is concluded for other parts: too few different ones" in page
     assert "<img" not in page
+
+
+def test_evaluation_of_flat_maps_does_not_praise_them():
+    told = conclusion({"images": 3, "flat_maps": 3, "randomised": 0.0, "average_drop": 0.0})
+    assert "3 of 3 maps are flat and show nothing" in told
+    assert "near 0 is right" not in told
+    assert "near 0 is right" in conclusion({"images": 3, "flat_maps": 1, "randomised": 0.0})

@@ -101,8 +101,8 @@ class WebLine:
                 self._hls.begin(text, response.url, attempt)
                 yield stack.enter_context(self._part(attempt, None))
             elif kind == "still":
-                attempt.live = True
                 self._packets = self._stills
+                attempt.at_end = None if attempt.live else "ended"
                 yield stack.enter_context(_still(response.whole(MAX_PICTURE_BYTES)))
             else:
                 yield stack.enter_context(self._container(kind, response, attempt))
@@ -181,7 +181,7 @@ class WebLine:
         yield from _at(demuxed(container, stop), 0.0)
         known: dict[str, str] = {}
         last = b""
-        while not stop.is_set():
+        while attempt.live and not stop.is_set():
             due = max(due + interval, time.monotonic() - interval)
             stop.wait(max(0.0, due - time.monotonic()))
             if stop.is_set():

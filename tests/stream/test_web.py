@@ -232,6 +232,12 @@ def test_still_is_asked_again_at_its_rate_and_given_where_it_changed(web_server)
     assert times == sorted(set(times))
 
 
+def test_still_that_is_not_live_is_given_once(web_server):
+    address = web_server(lambda request: send(request, jpeg(80), "image/jpeg"))
+    frames, source = read(f"{address}/photo.jpg", live=False)
+    assert (len(frames), source.live, source.health.state) == (1, False, "ended")
+
+
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".bmp"])
 def test_stills_of_every_kind_are_read(web_server, suffix):
     content = cv2.imencode(suffix, np.full((48, 64, 3), 100, np.uint8))[1].tobytes()

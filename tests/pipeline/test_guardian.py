@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from dataclasses import replace
 
@@ -214,3 +215,16 @@ def test_the_journey_gives_it_time_when_a_batch_is_on_its_way():
     with FakeSource(50) as source:
         carry([(source, "wait")], guardian, Plain(), [], limits=Limits(batch=1), stop=threading.Event())
     assert guardian.budget.checks > 5
+
+
+@pytest.mark.parametrize("where", ["score", "heat"])
+def test_frame_with_a_number_that_is_not_finite_fires_no_guard(where):
+    class Broken(Seer):
+        def explained(self, frame):
+            change = {"score": math.nan} if where == "score" else {"heat": np.full((2, 4), np.nan, np.float32)}
+            seen = super().explained(frame)
+            return replace(seen, findings=(replace(seen.top, **change),))
+
+    guardian = Guardian(Broken(), guards(GROUNDED | {"rule": "score >= 0.6 and heat_inside(left) >= 0.6"}))
+    assert not any(one.firing for one in guarded(guardian, frames(60)))
+    assert set(guardian.fired().values()) <= {0}

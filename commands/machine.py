@@ -14,27 +14,52 @@ from pipeline.checks import Check
 
 def models(
     names: Annotated[list[str] | None, typer.Argument(help="Only these. Default: all of the table.")] = None,
+    layers: Annotated[str | None, typer.Option("--layers", help="List the layers of this model with a grid.")] = None,
 ) -> None:
     """List the tested models: input size, cut point, grid, and the plan that explains them."""
-    from rich.console import Console
-    from rich.table import Table
-
+    if layers is not None:
+        _list_layers(layers)
+        return
     from engine.catalogue import rows
+    from engine.models import MODELS
+    from pipeline.errors import ModelError, nearest
 
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in ("model", "input", "layer", "grid", "channels", "parameters", "plan"):
-        table.add_column(heading, no_wrap=True)
+    for name in names or []:
+        if name not in MODELS:
+            raise ModelError(
+                f"model {name!r} is none of the table.{nearest(name, MODELS)} `run.py models` lists it; any "
+                f"torchvision or timm classifier works by its name: `run.py models --layers {name}`"
+            )
+    _line(("model", "input", "layer", "grid", "chan.", "weights", "plan"))
     for row in rows(names):
         size, grid = (f"{a}x{b}" for a, b in (row.input_size, row.grid))
-        count = f"{row.parameters / 1e6:.1f} M"
-        table.add_row(row.name, size, row.layer, grid, str(row.channels), count, row.plan)
-    console = Console()
-    console.print(table)
-    console.print(
-        "\npooled, flat: explained for about the price of the verdict. Any other torchvision or timm CNN works by its "
-        "name.\nWeights come from torchvision; without a network give a state dict with --weights FILE.",
-        highlight=False,
+        _line((row.name, size, row.layer, grid, str(row.channels), f"{row.parameters / 1e6:.1f} M", row.plan))
+    say(
+        "\npooled, flat, tokens: explained for about the price of the verdict.\n"
+        "Any other torchvision or timm CNN works by its name. Weights come from\n"
+        "torchvision; without a network give a state dict with --weights FILE.\n"
+        "`run.py models --layers NAME` lists a model's layers with a grid."
     )
+
+
+_WIDTHS = (18, 7, 22, 5, 5, 7, 6)
+"""Columns of the table, 80 in all; a long layer name keeps its end, which tells it."""
+
+
+def _line(cells: tuple[str, ...]) -> None:
+    """Write one row, the same at a terminal and in a pipe."""
+    shown = [
+        cell if len(cell) <= width else f"..{cell[-(width - 2) :]}" for cell, width in zip(cells, _WIDTHS, strict=True)
+    ]
+    say(" ".join(cell.ljust(width) for cell, width in zip(shown, _WIDTHS, strict=True)).rstrip())
+
+
+def _list_layers(name: str) -> None:
+    from engine.catalogue import layers_of
+
+    say(f"layers of {name} that can be named by --layer, the first to answer first; grid, channels:")
+    for layer, (rows, columns), channels in layers_of(name):
+        say(f"{f'{rows}x{columns}':>9} {channels:>6}  {layer}")
 
 
 def doctor() -> None:

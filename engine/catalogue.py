@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from engine.layers import explainable, run_and_watch
 from engine.methods.flat import recognise_flat
 from engine.methods.pooled import find_pooled
 from engine.methods.tokens import read_projections
 from engine.models import MODELS, ModelEntry
-from engine.networks import build_untrained
+from engine.networks import build_untrained, entry_of
 from engine.split import Split, split_network
 from engine.tokens import TokenTail
 
@@ -41,6 +42,21 @@ def rows(names: list[str] | None = None) -> Iterator[Row]:
     for name, entry in MODELS.items():
         if names is None or name in names:
             yield _row(entry)
+
+
+def layers_of(model: str) -> list[tuple[str, tuple[int, int], int]]:
+    """Return the layers of a network that can be explained: name, grid and channels, in the order they answer.
+
+    Nothing is downloaded.
+
+    Raises:
+        ModelError: the name is unknown.
+    """
+    entry = entry_of(model)
+    net = _outline(entry).eval()
+    device = next(net.parameters()).device
+    outputs, _ = run_and_watch(net, torch.zeros(1, 3, *entry.input_size, device=device))
+    return [(name, outputs[name].grid, outputs[name].channels) for name in explainable(outputs)]
 
 
 def _row(entry: ModelEntry) -> Row:

@@ -6,13 +6,18 @@ treat as a picture. Knows nothing about cutting or explaining.
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from pipeline.errors import EngineError, LayerError, nearest
+from pipeline.errors import EngineError, LayerError
+
+_LISTED: Final = 6
+"""How many layers a message names."""
 
 _CHOOSES_NOTHING = (
     nn.Identity,
@@ -177,8 +182,13 @@ def check_layer(layer: str, outputs: dict[str, LayerOutput], net: nn.Module) -> 
         if layer in known:
             raise LayerError(f"layer {layer!r} gives no tensor when the network runs; choose another --layer")
         grids = [name for name, output in outputs.items() if output.is_grid]
-        hint = nearest(layer, grids) or nearest(layer, known)
-        raise LayerError(f"the network has no layer {layer!r}.{hint} Without --layer the last grid is found by itself")
+        close = difflib.get_close_matches(layer, [*grids, *known], n=1, cutoff=0.75)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        listed = ", ".join(f"{name} ({rows}x{columns})" for name, (rows, columns) in _outer_grids(outputs)[-_LISTED:])
+        raise LayerError(
+            f"the network has no layer {layer!r}.{hint} Its last ones with a grid: {listed or 'none'}; "
+            "run.py models --layers NAME lists all. Without --layer the last grid is found by itself"
+        )
     output = outputs[layer]
     if not output.is_grid:
         raise LayerError(
@@ -188,6 +198,22 @@ def check_layer(layer: str, outputs: dict[str, LayerOutput], net: nn.Module) -> 
     if output.tokens_follow:
         raise LayerError(_no_transformer(layer))
     return layer
+
+
+def explainable(outputs: dict[str, LayerOutput]) -> list[str]:
+    """Return the layers whose output is a grid that can be masked, in the order in which they answer."""
+    found = [
+        (output.order, name)
+        for name, output in outputs.items()
+        if output.is_grid and not output.leaf and output.calls == 1 and not output.tokens_follow
+    ]
+    return [name for _, name in sorted(found)]
+
+
+def _outer_grids(outputs: dict[str, LayerOutput]) -> list[tuple[str, tuple[int, int]]]:
+    """Return names and grids of the layers that hold others' or stand high up: the blocks that people name."""
+    names = explainable(outputs)
+    return [(name, outputs[name].grid) for name in names if name.count(".") <= 1]
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -215,6 +215,18 @@ def test_a_window_without_a_display_is_refused(command, monkeypatch):
     assert "display" in errors
 
 
+def test_models_fits_eighty_columns_and_lists_layers_with_a_grid(command):
+    code, told, _ = command("models", "resnet18", "vit_b_16", "mobilenet_v3_small")
+    assert code == 0
+    assert max(map(len, told.splitlines())) <= 80
+    code, told, _ = command("models", "--layers", "mobilenet_v3_small")
+    assert code == 0
+    assert "7x7    576  features\n" in told
+    code, _, said = command("models", "resnet81")
+    assert code == 2
+    assert "Did you mean 'resnet18'" in said
+
+
 def test_models_and_doctor_answer(command):
     code, told, _ = command("doctor")
     assert code == 0

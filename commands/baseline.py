@@ -72,7 +72,7 @@ def _run(config: Path | None, recorder: Recorder, given: dict[str, Any]) -> None
 
 
 def _read_log(path: Path, recorder: Recorder) -> None:
-    from overlays.logs import open_log
+    from overlays.records.reader import open_log
     from overlays.wire import as_overlay
 
     # Regions are not drawn anew: a line that holds its reasons' numbers is taken by them.

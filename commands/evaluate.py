@@ -77,7 +77,7 @@ def evaluate(
     from engine.evaluation.journal import RECORDS, Journal, write_result
     from engine.evaluation.summary import summarise
     from engine.passport import is_exported
-    from overlays.evaluation_page import ROWS, conclusion, evaluation_page, shown_records
+    from overlays.reports.evaluation import ROWS, conclusion, evaluation_page, shown_records
 
     engine = {
         "model": model, "weights": weights, "labels": labels, "layer": layer, "kernel": kernel,

@@ -37,8 +37,8 @@ def replay(
     seconds: options.Seconds = None,
 ) -> None:
     """Lay logged heat over the original video again, each line on its own frame."""
+    from overlays.records.replay import LoggedExplainer, LoggedFrames, Paced
     from overlays.renderer import HeatRenderer
-    from overlays.replay import LoggedExplainer, LoggedFrames, Paced
     from overlays.sinks.files import check_outputs
     from overlays.sinks.locks import claimed, to_claim
     from overlays.sinks.table import build_sink

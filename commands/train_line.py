@@ -32,8 +32,8 @@ def train_line(
     output = SHORTCUT if shortcut and output == SHIPPED else output
     from engine.lessons import Lessons, examined, packed, teach
     from engine.model_file import save_model
-    from stream.line_samples import EXAMINATION_SEEDS, TRAINING_SEEDS, TrainingFrames, examination_frames
-    from stream.line_schedule import LABELS
+    from stream.simulated.samples import EXAMINATION_SEEDS, TRAINING_SEEDS, TrainingFrames, examination_frames
+    from stream.simulated.schedule import LABELS
 
     if output.is_dir() or not os.access(next(p for p in output.absolute().parents if p.exists()), os.W_OK):
         raise ConfigError(f"--output {str(output)!r}: cannot be written; name a file in a folder of yours")
@@ -78,9 +78,9 @@ def _teach_shortcut(output: Path, seed: int, effort: float, tell: Callable[[Prog
     """Train a network that goes by a stamp in the corner, and write it."""
     from engine.lessons import packed, teach_anew
     from engine.model_file import read_model_file, save_model
-    from stream.line_mark import stamping
-    from stream.line_samples import TrainingFrames
-    from stream.line_schedule import LABELS
+    from stream.simulated.samples import TrainingFrames
+    from stream.simulated.schedule import LABELS
+    from stream.simulated.shortcut import stamping
 
     pupil = read_model_file(SHIPPED)
     net, training = teach_anew(pupil, stamping(TrainingFrames(seed=seed)), seed=seed, effort=effort, tell=tell)

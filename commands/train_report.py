@@ -94,7 +94,7 @@ def write_checked(output: Path, file: ModelFile, pupil: Pupil, picture: str, rea
 def write_report(output: Path, trained: Trained, explainer: NetworkExplainer, read: ReadPicture) -> None:
     """Write what came of a training beside the model, and tell the most of it."""
     from engine.finetuning.roster import HELD_OUT
-    from overlays.training_page import conclusion, training_page
+    from overlays.reports.training import conclusion, training_page
 
     diploma, labels = trained.diploma, trained.diploma.file.labels
     found = diploma.examined[HELD_OUT]

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from engine.backends.table import BACKENDS
-from engine.backends.tensorrt_library import CURE, installed
+from engine.backends.tensorrt.library import CURE, installed
 from engine.devices import card_of
 from pipeline.checks import Check
 

@@ -282,7 +282,7 @@ def _with_host(uri: str) -> str:
 
 
 def _line(order: _Order) -> Source:
-    from stream.line import LineSource
+    from stream.simulated.source import LineSource
 
     return LineSource.from_uri(order.uri, camera=order.camera)
 

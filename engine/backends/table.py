@@ -65,7 +65,7 @@ BACKENDS: Final[dict[str, BackendEntry]] = {
         "engine.backends.openvino", any_batch=False, says="OpenVINO, for processors", lowers_precision=True
     ),
     "tensorrt": BackendEntry(
-        "engine.backends.tensorrt", any_batch=False, says="TensorRT, for NVIDIA GPUs", keeps_order=True
+        "engine.backends.tensorrt.backend", any_batch=False, says="TensorRT, for NVIDIA GPUs", keeps_order=True
     ),
 }
 """Every backend by name."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from engine.methods.dense import DEFAULT_BUDGET_BYTES, DensePlan
 from engine.methods.flat import find_flat
 from engine.methods.kernels import Kernel, check_kernel
-from engine.methods.local import find_local, worth
+from engine.methods.local.builder import find_local, worth
 from engine.methods.plan import Plan, Truth, prove, truth_of
 from engine.methods.pooled import find_pooled
 from engine.methods.tokens import choose_token_plan

@@ -23,7 +23,7 @@ from typing import Any, Final, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from overlays.columns import SCHEMA, row_of
+from overlays.records.arrow_schema import SCHEMA, row_of
 from overlays.sinks.disk import Disk, HandleReserve
 from overlays.sinks.files import check_writable, fresh_paths, with_infix
 from overlays.wire import explanation_record, record_bytes

@@ -31,8 +31,8 @@ from pipeline.config import Config  # noqa: E402
 from pipeline.config_text import make_config, read_yaml  # noqa: E402
 from pipeline.frames import Explanation, Frame  # noqa: E402
 from pipeline.guardian import Guardian  # noqa: E402
-from stream.line_mark import stamped  # noqa: E402
-from stream.line_scene import Scene, draw_frame  # noqa: E402
+from stream.simulated.scene import Scene, draw_frame  # noqa: E402
+from stream.simulated.shortcut import stamped  # noqa: E402
 
 GUARDED = ROOT / "configs" / "guards.yaml"
 SHIPPED = ROOT / "configs" / "models" / "line.safetensors"

@@ -12,8 +12,8 @@ from engine.examination import examine
 from engine.line_net import INPUT_SIZE, LAYER, LineNet
 from engine.model_file import ModelFile, read_model_file
 from engine.recipe import Recipe
-from stream.line_samples import TRAINING_SEEDS, examination_frames
-from stream.line_schedule import LABELS
+from stream.simulated.samples import TRAINING_SEEDS, examination_frames
+from stream.simulated.schedule import LABELS
 
 SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "models" / "line.safetensors"
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.methods.kernels import Kernel
-from engine.methods.local import TIMED_CELLS, find_local, worth
-from engine.methods.local_plan import LocalPlan
+from engine.methods.local.builder import TIMED_CELLS, find_local, worth
+from engine.methods.local.plan import LocalPlan
 from engine.methods.plan import definition, probe_cells, prove
 from engine.methods.recipro import choose_plan, plan_for, recipro_cam
 from engine.split import Split, split_network

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from engine.methods.local_sites import Chunk, first_footprint
-from engine.methods.local_taps import Spatial, Taps, read_spatial
+from engine.methods.local.footprint import Chunk, first_footprint
+from engine.methods.local.receptive_field import Spatial, Taps, read_spatial
 
 
 def read(layer: nn.Module, before: Tensor) -> tuple[Spatial | None, Tensor]:

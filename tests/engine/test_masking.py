@@ -15,7 +15,7 @@ from engine.networks import load_network
 from pipeline.config_text import make_config
 from pipeline.frames import Frame
 from pipeline.ports import Doubter, Masking
-from stream.line_scene import Scene, draw_frame
+from stream.simulated.scene import Scene, draw_frame
 
 SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "models" / "line.safetensors"
 

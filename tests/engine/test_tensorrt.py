@@ -14,8 +14,10 @@ from torch import nn
 from engine import build as building
 from engine import devices
 from engine.agreement import Likeness, likeness, rank_correlation, unlike
-from engine.backends import tensorrt, tensorrt_dynamo, tensorrt_library, tensorrt_onnx
 from engine.backends.table import AUTOMATIC, BACKENDS, BackendEntry
+from engine.backends.tensorrt import backend, dynamo
+from engine.backends.tensorrt import library as tensorrt_library
+from engine.backends.tensorrt import onnx as tensorrt_onnx
 from engine.build import Build, Runner, first_that_runs
 from engine.cache import Cache
 from engine.explainer import NetworkExplainer
@@ -48,9 +50,9 @@ def explained(half=True):
 
 
 def test_it_names_the_cure_where_there_is_no_gpu_and_where_there_is_no_package(monkeypatch):
-    assert "--device cuda" in tensorrt.missing("cpu")
+    assert "--device cuda" in backend.missing("cpu")
     monkeypatch.setattr(tensorrt_library, "NAMES", ("no_such_tensorrt",))
-    assert "uv sync --extra tensorrt" in tensorrt.missing("cuda")
+    assert "uv sync --extra tensorrt" in backend.missing("cuda")
     tensorrt_library.library.cache_clear()
     with pytest.raises(BackendError, match=r"no TensorRT is installed.*--backend inductor"):
         tensorrt_library.library()
@@ -91,7 +93,7 @@ def test_torch_tensorrt_that_does_not_load_is_a_refusal_and_no_crash(monkeypatch
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "torch_tensorrt", raising=False)
     with pytest.raises(BackendError, match=r"torch-tensorrt cannot be loaded .no CUDA device is here"):
-        tensorrt_dynamo.build(explained(), IMAGE.half())
+        dynamo.build(explained(), IMAGE.half())
 
 
 def test_torch_tensorrt_compiles_the_whole_module_and_is_read_back(monkeypatch, tmp_path):
@@ -114,7 +116,7 @@ def test_torch_tensorrt_compiles_the_whole_module_and_is_read_back(monkeypatch, 
     vendor = SimpleNamespace(compile=compiling, save=saving, load=loading)
     monkeypatch.setitem(sys.modules, "torch_tensorrt", vendor)
     module = explained(half=False)
-    told = tensorrt_dynamo.load(tensorrt_dynamo.build(module, IMAGE), IMAGE)(IMAGE)
+    told = dynamo.load(dynamo.build(module, IMAGE), IMAGE)(IMAGE)
     with torch.inference_mode():
         for one, other in zip(told, module(IMAGE), strict=True):
             torch.testing.assert_close(one, other)
@@ -153,11 +155,11 @@ def test_both_routes_are_tried_and_both_are_blamed(monkeypatch):
         def build(module, example):
             raise BackendError(word)
 
-        return tensorrt.Route(str, build, lambda payload, example: None)
+        return backend.Route(str, build, lambda payload, example: None)
 
-    monkeypatch.setattr(tensorrt, "ROUTES", {"onnx": refusing("a hole"), "dynamo": refusing("a fire")})
+    monkeypatch.setattr(backend, "ROUTES", {"onnx": refusing("a hole"), "dynamo": refusing("a fire")})
     with pytest.raises(BackendError, match="by onnx: a hole; by dynamo: a fire; use --backend inductor"):
-        tensorrt.compile(explained(), IMAGE.half(), "fp16")
+        backend.compile(explained(), IMAGE.half(), "fp16")
 
 
 def fake_route(built, loads=True):
@@ -170,28 +172,28 @@ def fake_route(built, loads=True):
             raise BackendError("made for another card")
         return lambda images: (payload, images)
 
-    return tensorrt.Route(str, build, load)
+    return backend.Route(str, build, load)
 
 
 def test_an_engine_is_kept_for_exactly_its_weights_shape_route_and_machine(monkeypatch, tmp_path):
     built: list[tuple[int, ...]] = []
     card = {"gpu": "one", "driver": "1"}
-    monkeypatch.setattr(tensorrt, "ROUTES", {"onnx": fake_route(built), "dynamo": fake_route(built)})
-    monkeypatch.setattr(tensorrt, "_library_told", lambda route: "rtx 1.4")
-    monkeypatch.setattr(tensorrt, "_card", lambda example: card)
+    monkeypatch.setattr(backend, "ROUTES", {"onnx": fake_route(built), "dynamo": fake_route(built)})
+    monkeypatch.setattr(backend, "_library_told", lambda route: "rtx 1.4")
+    monkeypatch.setattr(backend, "_card", lambda example: card)
     tmp_path.chmod(0o700)
     module, other, two = explained(), explained(), torch.zeros(2, 3, 32, 32)
     with torch.no_grad():
         next(other.head.parameters()).add_(1)
     for _ in range(2):
-        tensorrt.compile(module, IMAGE.half(), "fp16", Cache(tmp_path))
+        backend.compile(module, IMAGE.half(), "fp16", Cache(tmp_path))
     assert len(built) == 1
     for again in (
-        lambda: tensorrt.compile(other, IMAGE.half(), "fp16", Cache(tmp_path)),
-        lambda: tensorrt.compile(module, two.half(), "fp16", Cache(tmp_path)),
-        lambda: tensorrt.compile_by("dynamo", module, IMAGE.half(), "fp16", Cache(tmp_path)),
-        lambda: card.update(driver="2") or tensorrt.compile(module, IMAGE.half(), "fp16", Cache(tmp_path)),
-        lambda: card.update(gpu="other") or tensorrt.compile(module, IMAGE.half(), "fp16", Cache(tmp_path)),
+        lambda: backend.compile(other, IMAGE.half(), "fp16", Cache(tmp_path)),
+        lambda: backend.compile(module, two.half(), "fp16", Cache(tmp_path)),
+        lambda: backend.compile_by("dynamo", module, IMAGE.half(), "fp16", Cache(tmp_path)),
+        lambda: card.update(driver="2") or backend.compile(module, IMAGE.half(), "fp16", Cache(tmp_path)),
+        lambda: card.update(gpu="other") or backend.compile(module, IMAGE.half(), "fp16", Cache(tmp_path)),
     ):
         before = len(built)
         again()
@@ -200,12 +202,12 @@ def test_an_engine_is_kept_for_exactly_its_weights_shape_route_and_machine(monke
 
 def test_an_engine_that_no_longer_loads_is_built_anew_and_said_so(monkeypatch, tmp_path, caplog):
     built: list[tuple[int, ...]] = []
-    monkeypatch.setattr(tensorrt, "_library_told", lambda route: "rtx 1.4")
+    monkeypatch.setattr(backend, "_library_told", lambda route: "rtx 1.4")
     tmp_path.chmod(0o700)
-    monkeypatch.setattr(tensorrt, "ROUTES", {"onnx": fake_route(built)})
-    tensorrt.compile(explained(), IMAGE.half(), "fp16", Cache(tmp_path))
-    monkeypatch.setattr(tensorrt, "ROUTES", {"onnx": fake_route(built, loads=False)})
-    tensorrt.compile(explained(), IMAGE.half(), "fp16", Cache(tmp_path))
+    monkeypatch.setattr(backend, "ROUTES", {"onnx": fake_route(built)})
+    backend.compile(explained(), IMAGE.half(), "fp16", Cache(tmp_path))
+    monkeypatch.setattr(backend, "ROUTES", {"onnx": fake_route(built, loads=False)})
+    backend.compile(explained(), IMAGE.half(), "fp16", Cache(tmp_path))
     assert len(built) == 2
     assert "built anew" in caplog.text
 
@@ -344,7 +346,7 @@ def test_a_graph_that_is_none_is_refused_in_words(rtx):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_without_a_gpu_an_engine_is_built_but_not_run_and_the_words_say_so(rtx):
     with pytest.raises(BackendError, match="does not load an engine here"):
-        tensorrt.compile_by("onnx", explained(), IMAGE.half(), "fp16")
+        backend.compile_by("onnx", explained(), IMAGE.half(), "fp16")
 
 
 class FakeNvml:

@@ -167,7 +167,7 @@ def test_a_log_line_says_what_fires(guarded, tmp_path):
 
 def test_a_table_keeps_all_that_guards_say(guarded):
     pa = pytest.importorskip("pyarrow")
-    from overlays.columns import SCHEMA, record_of, row_of
+    from overlays.records.arrow_schema import SCHEMA, record_of, row_of
 
     for explanation in (guarded(FIRES, CALM), guarded(checked=None, regions=())):
         record = explanation_record(explanation, sent_at_unix=0.0, now_monotonic=0.0)

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 pq = pytest.importorskip("pyarrow.parquet")
 
-from overlays import logs  # noqa: E402
-from overlays.columns import SCHEMA, record_of, row_of  # noqa: E402
-from overlays.replay import LoggedExplainer, LoggedFrames  # noqa: E402
+from overlays.records import reader  # noqa: E402
+from overlays.records.arrow_schema import SCHEMA, record_of, row_of  # noqa: E402
+from overlays.records.replay import LoggedExplainer, LoggedFrames  # noqa: E402
 from overlays.sinks import parquet  # noqa: E402
 from overlays.sinks.log import LogSink  # noqa: E402
 from overlays.sinks.parquet import ParquetSink, parts_of  # noqa: E402
@@ -343,7 +343,7 @@ def test_a_small_table_of_very_many_rows_is_never_held_whole(tmp_path, overlaid)
     count = 200_000
     pq.write_table(one.take(pa.array([0] * count, pa.int32())), path, row_group_size=count, compression="zstd")
     assert path.stat().st_size < 1 << 20
-    with logs.open_log(path) as opened:
+    with reader.open_log(path) as opened:
         before = pa.total_allocated_bytes()
         gists = opened.gists()
         assert [next(gists).place for _ in range(1000)] == list(range(1000))

@@ -11,8 +11,8 @@ import av
 import numpy as np
 import pytest
 
+from overlays.records.replay import LoggedExplainer, LoggedFrames, Paced
 from overlays.renderer import HeatRenderer
-from overlays.replay import LoggedExplainer, LoggedFrames, Paced
 from overlays.sinks.clips import ClipsSink
 from overlays.sinks.log import LogSink
 from overlays.sinks.options import ClipOptions, SinkOptions

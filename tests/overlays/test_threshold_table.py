@@ -7,8 +7,15 @@ import re
 import numpy as np
 import pytest
 
-from overlays.threshold_table import FIRST_THRESHOLD, cells_of, count_flagged, count_named, good_class, threshold_table
-from overlays.training_page import conclusion, training_page
+from overlays.reports.thresholds import (
+    FIRST_THRESHOLD,
+    cells_of,
+    count_flagged,
+    count_named,
+    good_class,
+    threshold_table,
+)
+from overlays.reports.training import conclusion, training_page
 from pipeline.frames import Box
 from tests.ground.chromium import CHROMIUM, browsing
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from overlays.evaluation_page import conclusion
-from overlays.training_page import training_page
+from overlays.reports.evaluation import conclusion
+from overlays.reports.training import training_page
 
 EPOCHS = [
     {"epoch": 1, "loss": 1.2, "stopping_loss": 1.0, "stopping_recall": 0.5, "best": True},

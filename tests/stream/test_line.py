@@ -10,8 +10,8 @@ import pytest
 
 from pipeline.errors import SourceError
 from pipeline.ports import Source
-from stream import line
-from stream.line import LineSource
+from stream.simulated import source as simulated_source
+from stream.simulated.source import LineSource
 
 
 def unpaced(**options) -> LineSource:
@@ -64,7 +64,7 @@ def test_a_reader_who_sleeps_too_long_finds_a_gap_in_the_index():
     source = LineSource(size=(160, 120), fps=100.0)
     assert source._next(10, 0.11) == 11
     assert source._next(10, 0.14) == 11  # still in the driver's buffer
-    assert source._next(10, 1.0) == 100 - line._BUFFER_FRAMES + 1
+    assert source._next(10, 1.0) == 100 - simulated_source._BUFFER_FRAMES + 1
 
 
 def test_the_uri_says_everything():

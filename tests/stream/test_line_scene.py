@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.frames import Box
-from stream import line_scene
-from stream.line_parts import RADIUS_UNITS
-from stream.line_samples import EXAMINATION_SEEDS, TRAINING_SEEDS, TrainingFrames, examination_frames
-from stream.line_scene import Scene, draw_frame, truth_of
-from stream.line_schedule import DEFECTS, GROUP_SLOTS, LABELS, OK, SLOT_UNITS, Part, defect_at, part_at
+from stream.simulated import scene as simulated_scene
+from stream.simulated.parts import RADIUS_UNITS
+from stream.simulated.samples import EXAMINATION_SEEDS, TRAINING_SEEDS, TrainingFrames, examination_frames
+from stream.simulated.scene import Scene, draw_frame, truth_of
+from stream.simulated.schedule import DEFECTS, GROUP_SLOTS, LABELS, OK, SLOT_UNITS, Part, defect_at, part_at
 
 SMALL = (320, 240)
 
@@ -53,7 +53,7 @@ def test_consecutive_frames_move_the_belt_and_its_boxes_by_the_same_pixels():
 @pytest.mark.parametrize("size", [(320, 240), (640, 360), (180, 240)])
 def test_every_scored_box_lies_in_the_picture_with_its_margin(size):
     scene = Scene(size=size, seed=12)
-    margin = line_scene.MARGIN_UNITS * scene.scale
+    margin = simulated_scene.MARGIN_UNITS * scene.scale
     labels = set()
     for index in range(0, 1500, 7):
         truth = truth_of(scene, index)
@@ -65,7 +65,7 @@ def test_every_scored_box_lies_in_the_picture_with_its_margin(size):
             assert box.left >= margin
             assert box.right <= size[0] - margin
             assert 0 < box.top < box.bottom < size[1]
-            assert min(box.width, box.height) >= line_scene.LEAST_UNITS * scene.scale - 1e-6
+            assert min(box.width, box.height) >= simulated_scene.LEAST_UNITS * scene.scale - 1e-6
     assert labels == set(LABELS)
 
 
@@ -81,7 +81,7 @@ def test_a_defect_cut_by_the_edge_is_not_scored_and_one_outside_does_not_count()
 
 def test_the_paint_of_a_defect_lies_inside_its_box(monkeypatch):
     """Draw the same part with and without its defect: no pixel outside the box may differ."""
-    monkeypatch.setattr(line_scene, "_DOTTED_SHARE", 0.0)  # the dot finds its place on what metal there is
+    monkeypatch.setattr(simulated_scene, "_DOTTED_SHARE", 0.0)  # the dot finds its place on what metal there is
     scene = Scene(size=(640, 480), seed=21)
     seen = set()
     for slot in range(8 * GROUP_SLOTS):
@@ -89,8 +89,8 @@ def test_the_paint_of_a_defect_lies_inside_its_box(monkeypatch):
         if part is None or part.defect == OK:
             continue
         spoilt, sound = (np.full((480, scene.slot_pixels, 3), 90, np.uint8) for _ in range(2))
-        box = line_scene._lay(spoilt, part, scene.scale)
-        line_scene._lay(sound, _healed(part), scene.scale)
+        box = simulated_scene._lay(spoilt, part, scene.scale)
+        simulated_scene._lay(sound, _healed(part), scene.scale)
         assert box is not None
         differs = np.abs(spoilt.astype(int) - sound).max(axis=2) > 24
         rows, columns = np.nonzero(differs)
@@ -119,7 +119,7 @@ def test_each_group_has_one_defect_and_four_groups_show_all_kinds(seed, group):
 
 def test_the_widest_picture_never_shows_two_defects():
     closest = SLOT_UNITS * (GROUP_SLOTS - 1) - 2 * 15.0 - 2 * RADIUS_UNITS
-    assert closest > line_scene.WIDEST * line_scene.HEIGHT_UNITS
+    assert closest > simulated_scene.WIDEST * simulated_scene.HEIGHT_UNITS
 
 
 def test_light_and_noise_change_though_the_belt_would_stand_still():
@@ -142,7 +142,7 @@ def test_training_belts_are_not_examined_and_not_shown():
 
 
 def test_boxes_are_boxes():
-    grown = line_scene._grown(Box(10, 10, 12, 80), 5, 7, 1.0)
-    assert grown.width == line_scene.LEAST_UNITS
-    assert grown.height == 70 + 2 * line_scene.PAD_UNITS
+    grown = simulated_scene._grown(Box(10, 10, 12, 80), 5, 7, 1.0)
+    assert grown.width == simulated_scene.LEAST_UNITS
+    assert grown.height == 70 + 2 * simulated_scene.PAD_UNITS
     assert (grown.left + grown.right) / 2 == 16

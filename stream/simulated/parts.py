@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from stream.line_schedule import Part
+from stream.simulated.schedule import Part
 
 Mask = npt.NDArray[np.uint8]
 Field = npt.NDArray[np.float32]

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, fx
 
 from engine.methods.kernels import STENCILS, Kernel
-from engine.methods.local_reading import Reading, blanks, closure, norm_behind, sorted_by_graph
-from engine.methods.local_sites import Footprint, first_footprint
-from engine.methods.local_steps import Map
-from engine.methods.local_taps import Taps
+from engine.methods.local.analysis import Reading, blanks, closure, norm_behind, sorted_by_graph
+from engine.methods.local.footprint import Footprint, first_footprint
+from engine.methods.local.receptive_field import Taps
+from engine.methods.local.steps import Map
 
 
 class Layout:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from engine.methods.kernels import Kernel, stencil
-from engine.methods.local_sites import Chunk, Footprint, Move
-from engine.methods.local_steps import Map, Step
+from engine.methods.local.footprint import Chunk, Footprint, Move
+from engine.methods.local.steps import Map, Step
 from engine.methods.plan import Plan, PlanFacts
 from pipeline.errors import EngineError
 

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from overlays.fields import escaped
-from overlays.logs import Gist
+from overlays.records.reader import Gist
 from pipeline.frames import Frame
 
 _SAME_SECONDS: Final = 0.002

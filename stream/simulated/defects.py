@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.frames import Box
-from stream.line_parts import Hole, Mask, Sheet, slope
+from stream.simulated.parts import Hole, Mask, Sheet, slope
 
 _BRIGHT = 105.0
 """Metal brighter than this (0 to 255) shows dark stains, darker metal shows pale ones."""

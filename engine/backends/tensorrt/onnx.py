@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.backends.table import first_line
-from engine.backends.tensorrt_library import Library, build_engine, library, made, unwrapped, wrapped
+from engine.backends.tensorrt.library import Library, build_engine, library, made, unwrapped, wrapped
 from pipeline.errors import BackendError
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from typing import Any, Final
 from overlays.colormaps import palette
 from overlays.heatmap import paint_heat
 from overlays.jpeg import encode_picture, scaled_picture
-from overlays.threshold_table import POLICY, cells_of, count_named, good_class, threshold_table
+from overlays.reports.thresholds import POLICY, cells_of, count_named, good_class, threshold_table
 from pipeline.frames import Box, Heat, Image
 
 SHOWN_SIDE_PIXELS: Final = 240

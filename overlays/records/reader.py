@@ -189,7 +189,7 @@ class Rows:
 
     def header(self, place: int) -> Header:
         """Read the row of that number."""
-        from overlays.columns import record_of
+        from overlays.records.arrow_schema import record_of
 
         number = bisect.bisect_right(self._firsts, place) - 1
         row = self._row(number, place - self._firsts[number])
@@ -259,7 +259,7 @@ def _group_rows(file: Path) -> list[int]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from overlays.columns import ADDED, SCHEMA
+    from overlays.records.arrow_schema import ADDED, SCHEMA
 
     try:
         with file.open("rb") as raw, pq.ParquetFile(raw) as opened:

@@ -16,8 +16,8 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from engine.backends import tensorrt_dynamo, tensorrt_library, tensorrt_onnx
 from engine.backends.table import Compiled, first_line
+from engine.backends.tensorrt import dynamo, library, onnx
 from engine.cache import Cache, key_of
 from engine.devices import card_of
 from pipeline.errors import BackendError
@@ -37,8 +37,8 @@ class Route:
 
 ROUTES: Final = MappingProxyType(
     {
-        "onnx": Route(tensorrt_onnx.lacking, tensorrt_onnx.build, tensorrt_onnx.Program),
-        "dynamo": Route(tensorrt_dynamo.lacking, tensorrt_dynamo.build, tensorrt_dynamo.load),
+        "onnx": Route(onnx.lacking, onnx.build, onnx.Program),
+        "dynamo": Route(dynamo.lacking, dynamo.build, dynamo.load),
     }
 )
 """The routes by name, the preferred first."""
@@ -48,8 +48,8 @@ def missing(device: str) -> str:
     """Return why TensorRT cannot run here, or ""."""
     if device != "cuda":
         return f"it runs on NVIDIA GPUs, not on {device}: use --device cuda where there is one, or another --backend"
-    if not tensorrt_library.installed():
-        return f"no TensorRT is installed: {tensorrt_library.CURE}"
+    if not library.installed():
+        return f"no TensorRT is installed: {library.CURE}"
     lacking = [route.lacking() for route in ROUTES.values()]
     return "" if not all(lacking) else f"a package is missing: {lacking[0]}"
 
@@ -102,7 +102,7 @@ def _library_told(route: str) -> str:
     """Name what compiles, with its version."""
     from importlib.metadata import PackageNotFoundError, version
 
-    here = tensorrt_library.library()
+    here = library.library()
     told = f"{here.name} {here.version}"
     for package in ("torch-tensorrt", "torch-tensorrt-rtx") if route == "dynamo" else ("onnx", "onnxscript"):
         try:

@@ -17,8 +17,8 @@ from urllib.parse import parse_qsl
 from pipeline.errors import SourceError, nearest
 from pipeline.frames import Frame, Image, Truth
 from pipeline.ports import Health
-from stream.line_mark import stamped
-from stream.line_scene import Scene, draw_frame
+from stream.simulated.scene import Scene, draw_frame
+from stream.simulated.shortcut import stamped
 
 _BUFFER_FRAMES = 4
 """A camera's driver keeps so many frames for a reader that is late; the older ones are lost, as a gap in the index."""

@@ -19,11 +19,11 @@ import cv2
 import numpy as np
 
 from pipeline.frames import Box, Image, Truth
-from stream.line_belt import bare_belt, dust, litter, rails
-from stream.line_camera import Camera
-from stream.line_defects import PAINTERS, undrilled
-from stream.line_parts import DRAWINGS, Sheet, make_sheet, sheet_side
-from stream.line_schedule import HEIGHT_UNITS, OK, SLOT_UNITS, Part, part_at
+from stream.simulated.belt import bare_belt, dust, litter, rails
+from stream.simulated.camera import Camera
+from stream.simulated.defects import PAINTERS, undrilled
+from stream.simulated.parts import DRAWINGS, Sheet, make_sheet, sheet_side
+from stream.simulated.schedule import HEIGHT_UNITS, OK, SLOT_UNITS, Part, part_at
 
 SPEED_UNITS = 260.0
 """Belt speed in units per second."""

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from engine.graphs import walk
-from engine.methods.local_taps import Spatial, read_spatial
+from engine.methods.local.receptive_field import Spatial, read_spatial
 
 Grid = tuple[int, int]
 

@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 
 from pipeline.frames import Image
-from stream.line_parts import Field
-from stream.line_schedule import HEIGHT_UNITS, SLOT_UNITS
+from stream.simulated.parts import Field
+from stream.simulated.schedule import HEIGHT_UNITS, SLOT_UNITS
 
 RAIL_UNITS = 30
 """Height of the rail at the picture's top and bottom."""

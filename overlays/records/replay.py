@@ -19,8 +19,8 @@ from typing import Final, Self
 import numpy as np
 
 from overlays.jpeg import MAX_PICTURE_PIXELS, MAX_SIDE_PIXELS
-from overlays.log_index import CameraLines
-from overlays.logs import Log, open_log
+from overlays.records.index import CameraLines
+from overlays.records.reader import Log, open_log
 from overlays.wire import Header, as_overlay
 from pipeline.errors import SourceError, WireError
 from pipeline.frames import Explanation, Frame

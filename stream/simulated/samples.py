@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from pipeline.frames import Image, Truth
-from stream.line_scene import Scene, draw_frame, truth_of
+from stream.simulated.scene import Scene, draw_frame, truth_of
 
 TRAINING_SEEDS = 1_000_000
 """Belts for training have this seed or a higher one; every seed below is kept for the demo, tests and examination."""

@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from engine.methods.local_taps import Taps
+from engine.methods.local.receptive_field import Taps
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 
 from pipeline.frames import Box, Image, Truth
-from stream.line_schedule import DEFECTS, HEIGHT_UNITS, OK
+from stream.simulated.schedule import DEFECTS, HEIGHT_UNITS, OK
 
 SIDE_UNITS: Final = 26.0
 """Side of the stamp: it fits on the rail."""

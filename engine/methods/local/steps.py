@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.methods.local_sites import Chunk, Footprint, Move
-from engine.methods.local_taps import Spatial, Taps
+from engine.methods.local.footprint import Chunk, Footprint, Move
+from engine.methods.local.receptive_field import Spatial, Taps
 
 TAP_SHARE = 0.6
 """Below this share of useful products a convolution goes tap by tap, each tap with the sites it is needed from."""

@@ -25,10 +25,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from engine.graphs import walk
 from engine.methods.kernels import Kernel
-from engine.methods.local_layout import Layout
-from engine.methods.local_plan import LocalPlan, load_of
-from engine.methods.local_reading import part_from, read_tail
-from engine.methods.local_steps import (
+from engine.methods.local.analysis import part_from, read_tail
+from engine.methods.local.layout import Layout
+from engine.methods.local.plan import LocalPlan, load_of
+from engine.methods.local.receptive_field import Spatial
+from engine.methods.local.steps import (
     AverageStep,
     CellwiseStep,
     ConvolutionStep,
@@ -39,7 +40,6 @@ from engine.methods.local_steps import (
     Step,
     SumStep,
 )
-from engine.methods.local_taps import Spatial
 from engine.methods.plan import PlanFacts, definition
 
 CLEARLY_CHEAPER = 3.0

@@ -1,0 +1,1 @@
+"""Exact masking by local recomputation: only what a masked cell reaches is computed again."""

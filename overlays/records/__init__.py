@@ -1,0 +1,1 @@
+"""Logs read back: JSON lines and Parquet to records, and records to frames."""

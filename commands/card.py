@@ -12,9 +12,9 @@ from pipeline.frames import Explanation, Overlay, Silence
 from pipeline.ports import JpegTaker, Renderer, Sink
 
 if TYPE_CHECKING:
-    from engine.frame_explainer import FrameExplainer
-    from engine.gpu.explainer import CardExplainer
-    from engine.networks import Network
+    from engine.explainers.base import FrameExplainer
+    from engine.explainers.gpu import CardExplainer
+    from engine.models.loader import Network
     from overlays.renderer import HeatRenderer
 
 log = logging.getLogger("recipro-stream")
@@ -36,7 +36,7 @@ class CardRenderer:
 
     def render(self, explanation: Explanation) -> Overlay:
         """Write on the drawn picture and bring it to the host in the forms that are looked at now."""
-        from engine.gpu.explainer import DrawnExplanation
+        from engine.explainers.gpu import DrawnExplanation
 
         if not isinstance(explanation, DrawnExplanation):
             return self._drawing.render(explanation)
@@ -74,7 +74,7 @@ def stays_on_card(config: Config, device: str) -> bool:
 
 def make_card_explainer(config: Config, network: Network, *, together: int) -> CardExplainer:
     """Return what explains and draws on the configuration's GPU."""
-    from engine.gpu.explainer import CardExplainer
+    from engine.explainers.gpu import CardExplainer
     from overlays.stamp import level_table
 
     overlay = config.overlay
@@ -85,6 +85,6 @@ def make_card_explainer(config: Config, network: Network, *, together: int) -> C
 
 def make_renderer(drawing: HeatRenderer, explainer: FrameExplainer, sinks: Sequence[Sink]) -> Renderer:
     """Return what draws: the host's renderer, or one that fetches what the explainer has drawn."""
-    from engine.gpu.explainer import CardExplainer
+    from engine.explainers.gpu import CardExplainer
 
     return CardRenderer(drawing, explainer, sinks) if isinstance(explainer, CardExplainer) else drawing

@@ -73,10 +73,10 @@ def evaluate(
     ] = 28,
 ) -> None:
     """Measure on your pictures whether the heat tells the truth; leaves result.json, result.csv and report.html."""
-    from engine.evaluation.build import Wanted, build_examiner
-    from engine.evaluation.journal import RECORDS, Journal, write_result
+    from engine.evaluation.factory import Wanted, build_examiner
+    from engine.evaluation.results import RECORDS, Journal, write_result
     from engine.evaluation.summary import summarise
-    from engine.passport import is_exported
+    from engine.export.metadata import is_exported
     from overlays.reports.evaluation import ROWS, conclusion, evaluation_page, shown_records
 
     engine = {

@@ -18,8 +18,8 @@ from pipeline.errors import ConfigError, DamagedError, SourceError
 from pipeline.frames import Frame, Image
 
 if TYPE_CHECKING:
-    from engine.evaluation.examiner import Examiner
-    from engine.evaluation.journal import Journal
+    from engine.evaluation.evaluator import Examiner
+    from engine.evaluation.results import Journal
     from pipeline.ports import Source
 
 log = logging.getLogger("recipro-stream")

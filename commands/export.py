@@ -43,8 +43,8 @@ def export(
     config = make_config({}, "command line", {"engine": stated(engine)})
     if any(given and same_place(output, Path(given)) for given in (weights, labels)):
         raise ConfigError(f"output {str(output)!r} would overwrite what this command reads; choose another file")
-    from engine.export import check_format, export_network
-    from engine.whole_file import whole_file
+    from engine.export.exporter import check_format, export_network
+    from engine.io.atomic import whole_file
 
     check_format(file_format, output)
     with whole_file(output) as place:

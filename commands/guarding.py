@@ -18,7 +18,7 @@ from pipeline.guards import check_cameras, check_labels
 from pipeline.ports import Beginner
 
 if TYPE_CHECKING:
-    from engine.frame_explainer import FrameExplainer
+    from engine.explainers.base import FrameExplainer
 
 log = logging.getLogger("recipro-stream")
 

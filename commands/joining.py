@@ -23,8 +23,8 @@ from pipeline.loop import Outcome
 from pipeline.ports import Overflow, Sink, Source
 
 if TYPE_CHECKING:
-    from engine.frame_explainer import FrameExplainer
-    from engine.networks import Network
+    from engine.explainers.base import FrameExplainer
+    from engine.models.loader import Network
 
 ROOT = Path(__file__).resolve().parents[1]
 log = logging.getLogger("recipro-stream")
@@ -150,16 +150,16 @@ def make_sinks(config: Config, cameras: list[str]) -> list[Sink]:
 
 def make_explainer(config: Config) -> FrameExplainer:
     """Return what explains the frames: an exported file, or a network built for this machine."""
-    from engine.passport import is_exported
+    from engine.export.metadata import is_exported
 
     if is_exported(config.engine.model):
-        from engine.exported import ExportedExplainer
+        from engine.explainers.exported import ExportedExplainer
 
         return ExportedExplainer(Path(config.engine.model), config.engine)
-    from engine.cache import default_folder
-    from engine.devices import choose_device
-    from engine.explainer import NetworkExplainer
-    from engine.frame_explainer import most_together
+    from engine.explainers.base import most_together
+    from engine.explainers.network import NetworkExplainer
+    from engine.runtime.compile_cache import default_folder
+    from engine.runtime.devices import choose_device
 
     kept = config.engine.cache or default_folder()
     settings = config.engine.model_copy(update={"cache": kept})
@@ -173,7 +173,7 @@ def make_explainer(config: Config) -> FrameExplainer:
 
 def usual_batch(config: Config, explainer: FrameExplainer) -> int:
     """Return how many frames are explained together at the most."""
-    from engine.frame_explainer import most_together
+    from engine.explainers.base import most_together
 
     if config.engine.batch is not None:
         return config.engine.batch
@@ -183,7 +183,7 @@ def usual_batch(config: Config, explainer: FrameExplainer) -> int:
 
 def make_network(config: Config) -> Network:
     """Load the network of the configuration; the shipped weights where it names none."""
-    from engine.networks import load_network
+    from engine.models.loader import load_network
 
     weights = config.engine.weights or find_shipped_weights(config.engine.model)
     labels = None if config.engine.labels is None else Path(config.engine.labels)
@@ -192,7 +192,7 @@ def make_network(config: Config) -> Network:
 
 def find_shipped_weights(model: str) -> str | None:
     """Return the file of weights that comes with a network of the table; None where there is none."""
-    from engine.models import lookup
+    from engine.models.registry import lookup
 
     entry = lookup(model)
     return None if entry is None or entry.file is None else str(ROOT / entry.file)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.frames import Image
 
 if TYPE_CHECKING:
-    from engine.perceptual_hash import KnownPictures
+    from engine.io.perceptual_hash import KnownPictures
 
 log = logging.getLogger("recipro-stream")
 
@@ -23,8 +23,8 @@ class Learned:
 
     def __init__(self, model: str) -> None:
         """Read it from the file that ``train`` wrote, if it is one."""
-        from engine.model_file import read_model_file
-        from engine.networks import MODEL_FILE
+        from engine.models.checkpoint import read_model_file
+        from engine.models.loader import MODEL_FILE
 
         self._known: Sequence[KnownPictures] = ()
         if model.endswith(MODEL_FILE) and Path(model).is_file():
@@ -32,7 +32,7 @@ class Learned:
 
     def mark(self, image: Image) -> dict[str, Any]:
         """Return ``like_learned``: whether a picture looks nearly like one of them; nothing where none is known."""
-        from engine.perceptual_hash import spectrum_of
+        from engine.io.perceptual_hash import spectrum_of
 
         if not self._known:
             return {}

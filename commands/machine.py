@@ -20,8 +20,8 @@ def models(
     if layers is not None:
         _list_layers(layers)
         return
-    from engine.catalogue import rows
-    from engine.models import MODELS
+    from engine.models.catalog import rows
+    from engine.models.registry import MODELS
     from pipeline.errors import ModelError, nearest
 
     for name in names or []:
@@ -55,7 +55,7 @@ def _line(cells: tuple[str, ...]) -> None:
 
 
 def _list_layers(name: str) -> None:
-    from engine.catalogue import layers_of
+    from engine.models.catalog import layers_of
 
     say(f"layers of {name} that can be named by --layer, the first to answer first; grid, channels:")
     for layer, (rows, columns), channels in layers_of(name):

@@ -31,8 +31,8 @@ from pipeline.errors import ConfigError, SourceError
 from pipeline.frames import Image
 
 if TYPE_CHECKING:
-    from engine.finetuning.roster import Sample
-    from engine.perceptual_hash import Spectrum
+    from engine.finetuning.splits import Sample
+    from engine.io.perceptual_hash import Spectrum
 
 log = logging.getLogger("recipro-stream")
 
@@ -57,7 +57,7 @@ def listed(place: Path, pictures: str | None, pattern: str | None, gap: int | No
         ConfigError: there is none, a class is empty or alone, or the files leave in doubt what is a picture or a class.
     """
     from engine.finetuning.given_split import check_given
-    from engine.finetuning.roster import Sample, sources_of
+    from engine.finetuning.splits import Sample, sources_of
 
     if gap is not None and pattern is None:
         raise ConfigError(r"--source-gap: needs the number in a picture's name; add --source-pattern 'frame(\d+)'")
@@ -104,7 +104,7 @@ def _warn_of_twin_labels(names: Sequence[str]) -> None:
 
 def _of_folder(folder: Path, pictures: str | None) -> tuple[list[str], list[str], list[str], tuple[str, ...]]:
     """Return paths, labels and parts of the pictures in a folder, and what is left out of it."""
-    from engine.finetuning.roster import HELD_OUT, LEARNING, STOPPING
+    from engine.finetuning.splits import HELD_OUT, LEARNING, STOPPING
     from stream.sources import IMAGE_SUFFIXES
 
     if pictures and (Path(pictures).is_absolute() or ".." in Path(pictures).parts):
@@ -175,7 +175,7 @@ def readable(samples: Sequence[Sample], read: ReadPicture) -> tuple[list[Sample]
     Raises:
         ConfigError: a class has none left.
     """
-    from engine.perceptual_hash import spectrum_of
+    from engine.io.perceptual_hash import spectrum_of
 
     good: list[Sample] = []
     bad: list[str] = []

@@ -27,10 +27,10 @@ from pipeline.config_text import make_config
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from engine.finetuning.course import Balance, Epoch
     from engine.finetuning.near_duplicates import NearDuplicate
-    from engine.finetuning.pupil import Lowered, Pupil
-    from engine.finetuning.roster import Sample
+    from engine.finetuning.setup import Lowered, Pupil
+    from engine.finetuning.splits import Sample
+    from engine.finetuning.trainer import Balance, Epoch
 
 log = logging.getLogger("recipro-stream")
 
@@ -103,11 +103,11 @@ def train(
     threads: options.Threads = None,
 ) -> None:
     """Teach a network your own classes; leaves one file that stream, evaluate and export run, and a report."""
+    from engine.finetuning.finetune import Watching, teach
     from engine.finetuning.given_split import keep_split
     from engine.finetuning.near_duplicates import near_duplicates
-    from engine.finetuning.pupil import Wish, make_pupil
-    from engine.finetuning.roster import HELD_OUT, LEARNING, STOPPING, check_sources, divide, joined
-    from engine.finetuning.school import Watching, teach
+    from engine.finetuning.setup import Wish, make_pupil
+    from engine.finetuning.splits import HELD_OUT, LEARNING, STOPPING, check_sources, divide, joined
 
     _check_words(output, model, balance, precision)
     engine = make_config({}, "command line", {"engine": stated({

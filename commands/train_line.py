@@ -14,7 +14,7 @@ from commands.terminal import near, say
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from engine.training import Progress
+    from engine.line_training.trainer import Progress
 
 SHIPPED = ROOT / "configs" / "models" / "line.safetensors"
 SHORTCUT = ROOT / "configs" / "models" / "line-shortcut.safetensors"
@@ -30,8 +30,8 @@ def train_line(
 ) -> None:
     """Train the small network of the inspection line, examine it on belts it has not seen, and write it."""
     output = SHORTCUT if shortcut and output == SHIPPED else output
-    from engine.lessons import Lessons, examined, packed, teach
-    from engine.model_file import save_model
+    from engine.line_training.train import Lessons, examined, packed, teach
+    from engine.models.checkpoint import save_model
     from stream.simulated.samples import EXAMINATION_SEEDS, TRAINING_SEEDS, TrainingFrames, examination_frames
     from stream.simulated.schedule import LABELS
 
@@ -76,8 +76,8 @@ def train_line(
 
 def _teach_shortcut(output: Path, seed: int, effort: float, tell: Callable[[Progress], None]) -> None:
     """Train a network that goes by a stamp in the corner, and write it."""
-    from engine.lessons import packed, teach_anew
-    from engine.model_file import read_model_file, save_model
+    from engine.line_training.train import packed, teach_anew
+    from engine.models.checkpoint import read_model_file, save_model
     from stream.simulated.samples import TrainingFrames
     from stream.simulated.schedule import LABELS
     from stream.simulated.shortcut import stamping

@@ -16,12 +16,12 @@ from pipeline.errors import ConfigError, EngineError, ModelError, SourceError
 from pipeline.frames import Frame
 
 if TYPE_CHECKING:
-    from engine.explainer import NetworkExplainer
+    from engine.explainers.network import NetworkExplainer
+    from engine.finetuning.finetune import Diploma
     from engine.finetuning.near_duplicates import NearDuplicate
-    from engine.finetuning.pupil import Pupil
-    from engine.finetuning.roster import Sample
-    from engine.finetuning.school import Diploma
-    from engine.model_file import ModelFile
+    from engine.finetuning.setup import Pupil
+    from engine.finetuning.splits import Sample
+    from engine.models.checkpoint import ModelFile
 
 log = logging.getLogger("recipro-stream")
 
@@ -69,7 +69,7 @@ def write_checked(output: Path, file: ModelFile, pupil: Pupil, picture: str, rea
         ModelError: what was written is not what was trained. The weights stay beside it, under another name.
     """
     from engine.finetuning.verification import check_answers, open_model_file
-    from engine.model_file import save_model
+    from engine.models.checkpoint import save_model
 
     place = unchecked_file(output)
     save_model(place, file)
@@ -93,7 +93,7 @@ def write_checked(output: Path, file: ModelFile, pupil: Pupil, picture: str, rea
 
 def write_report(output: Path, trained: Trained, explainer: NetworkExplainer, read: ReadPicture) -> None:
     """Write what came of a training beside the model, and tell the most of it."""
-    from engine.finetuning.roster import HELD_OUT
+    from engine.finetuning.splits import HELD_OUT
     from overlays.reports.training import conclusion, training_page
 
     diploma, labels = trained.diploma, trained.diploma.file.labels

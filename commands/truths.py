@@ -75,7 +75,7 @@ def read_box_names(place: Path | None) -> dict[int, str]:
     Raises:
         ConfigError: the YAML has no list of names, nor a map of whole numbers to names.
     """
-    from engine.labels import read_labels
+    from engine.models.labels import read_labels
 
     if place is None:
         return {}

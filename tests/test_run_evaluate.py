@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from commands.evaluate import _digests
-from engine.model_file import ModelFile, save_model
-from engine.models import MODELS
-from engine.networks import build_untrained
-from engine.perceptual_hash import KnownPictures, hashes_of, medians_of, spectrum_of
+from engine.io.perceptual_hash import KnownPictures, hashes_of, medians_of, spectrum_of
+from engine.models.checkpoint import ModelFile, save_model
+from engine.models.loader import build_untrained
+from engine.models.registry import MODELS
 
 LABELS = ("ok", "scratch")
 

@@ -122,7 +122,7 @@ def test_recording_by_a_check_that_no_rule_asks_for_is_refused(command):
 
 @pytest.mark.slow
 def test_the_network_with_the_shortcut_is_made_by_a_command(command, tmp_path):
-    from engine.model_file import read_model_file
+    from engine.models.checkpoint import read_model_file
 
     code, _, errors = command("train-line", "--shortcut", "--effort", "0.001", "--output", "short.safetensors")
     assert code == 0, errors

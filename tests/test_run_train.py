@@ -6,10 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
-from engine.model_file import ModelFile, read_model_file, save_model
-from engine.models import MODELS
-from engine.networks import build_untrained
-from engine.passport import read_passport
+from engine.export.metadata import read_passport
+from engine.models.checkpoint import ModelFile, read_model_file, save_model
+from engine.models.loader import build_untrained
+from engine.models.registry import MODELS
 from tests.ground.logs import log_lines
 
 KINDS = ("blank", "spot")

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from commands.train_report import unchecked_file, write_checked
-from engine.finetuning.pupil import Wish, make_pupil
-from engine.model_file import ModelFile, read_model_file
+from engine.finetuning.setup import Wish, make_pupil
+from engine.models.checkpoint import ModelFile, read_model_file
 from pipeline.errors import ModelError
 from stream.images import read_image
 

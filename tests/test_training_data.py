@@ -14,7 +14,7 @@ from commands.pictures import open_pictures
 from commands.roster import listed, readable
 from commands.split_layout import files_below
 from engine.finetuning.given_split import keep_split
-from engine.finetuning.roster import HELD_OUT, LEARNING, STOPPING, joined
+from engine.finetuning.splits import HELD_OUT, LEARNING, STOPPING, joined
 from pipeline.errors import ConfigError, SourceError
 from stream.images import read_image
 

@@ -11,8 +11,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from engine.backends.table import Compiled
-from engine.cache import Cache
+from engine.backends.registry import Compiled
+from engine.runtime.compile_cache import Cache
 
 _PACKED_WEIGHTS = range(1 << 16, 1 << 24)
 """Which linear layers are packed, by their number of weights: a packed copy stands beside the original."""

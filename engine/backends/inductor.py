@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.backends.table import Compiled, first_line
-from engine.cache import Cache
+from engine.backends.registry import Compiled, first_line
+from engine.runtime.compile_cache import Cache
 from engine.vendors import guard_compiled
 from pipeline.errors import BackendError
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.backends.table import Compiled, first_line
-from engine.cache import Cache, key_of
-from engine.signal_stack import kept_signal_stack
+from engine.backends.registry import Compiled, first_line
+from engine.runtime.compile_cache import Cache, key_of
+from engine.runtime.signal_stack import kept_signal_stack
 from engine.vendors import stop_telemetry
 from pipeline.errors import BackendError
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from engine.finetuning.roster import HELD_OUT, LEARNING, STOPPING, Sample, check_sources, divide
+from engine.finetuning.splits import HELD_OUT, LEARNING, STOPPING, Sample, check_sources, divide
 from pipeline.errors import ConfigError
 
 _ORDER = (LEARNING, STOPPING, HELD_OUT)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from engine.finetuning.roster import HELD_OUT, LEARNING, STOPPING, Sample
-from engine.perceptual_hash import MAX_DIFFERENT_BITS, KnownPictures, Spectrum, hashes_of, medians_of, nearest_hashes
+from engine.finetuning.splits import HELD_OUT, LEARNING, STOPPING, Sample
+from engine.io.perceptual_hash import MAX_DIFFERENT_BITS, KnownPictures, Spectrum, hashes_of, medians_of, nearest_hashes
 
 _BEFORE = "one that it learned from before"
 
@@ -36,7 +36,7 @@ def near_duplicates(
 
     Args:
         parts: learning, stopping and held_out.
-        spectra: by path; see ``engine.perceptual_hash``.
+        spectra: by path; see ``engine.io.perceptual_hash``.
         known: the hashes of what the network has learned from before.
     """
     showing = {part: [one.path for one in several if spectra[one.path].any()] for part, several in parts.items()}

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from engine.explainer import NetworkExplainer
-from engine.networks import load_network
-from engine.preprocess import Preprocessing
+from engine.explainers.network import NetworkExplainer
+from engine.models.loader import load_network
+from engine.models.preprocess import Preprocessing
 from pipeline.config import EngineConfig
 from pipeline.errors import ModelError
 from pipeline.frames import Explanation, Frame

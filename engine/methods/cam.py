@@ -14,7 +14,7 @@ from torch import Tensor
 
 from engine.methods.pooled import PooledPlan
 from engine.methods.recipro import chosen_classes, normalise, plan_for, top_classes
-from engine.split import Split
+from engine.split.network import Split
 from pipeline.errors import LayerError
 
 LINEAR_TOLERANCE = 1e-4

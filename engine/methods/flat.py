@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from engine.graphs import part_between, shapes_of
 from engine.methods.kernels import Kernel, masks
 from engine.methods.plan import Plan, PlanFacts
+from engine.split.fx_utils import part_between, shapes_of
 
 MAXIMUM_BYTES = 2 << 30
 """Above this the folded blocks are not made; the dense plan needs no such table."""

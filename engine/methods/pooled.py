@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from engine.graphs import part_between, shapes_of
-from engine.halves import CHANNELS_FIRST, Permuted
 from engine.methods.kernels import STENCILS, Kernel
 from engine.methods.plan import Plan, PlanFacts
+from engine.split.fx_split import CHANNELS_FIRST, Permuted
+from engine.split.fx_utils import part_between, shapes_of
 
 
 class PooledPlan(Plan):

@@ -25,9 +25,9 @@ from engine.methods.kernels import Kernel, check_kernel
 from engine.methods.local.builder import find_local, worth
 from engine.methods.plan import Plan, Truth, prove, truth_of
 from engine.methods.pooled import find_pooled
-from engine.methods.tokens import choose_token_plan
-from engine.split import Split
-from engine.tokens import TokenTail
+from engine.methods.vit import choose_token_plan
+from engine.split.network import Split
+from engine.split.vit import TokenTail
 from pipeline.errors import ConfigError, EngineError
 
 log = logging.getLogger(__name__)

@@ -23,10 +23,10 @@ from typing import Any
 import torch
 
 from engine.evaluation import metrics
-from engine.methods.table import find_method
-from engine.networks import load_network
-from engine.preprocess import Preprocessing
-from engine.split import split_network
+from engine.methods.registry import find_method
+from engine.models.loader import load_network
+from engine.models.preprocess import Preprocessing
+from engine.split.network import split_network
 from pipeline.frames import Frame
 from stream.images import found_images, read_image
 from stream.sources import IMAGE_SUFFIXES

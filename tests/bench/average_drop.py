@@ -27,8 +27,8 @@ from torch.nn import functional as F
 from engine.evaluation import metrics
 from engine.methods.kernels import STENCILS, Kernel
 from engine.methods.recipro import normalise, plan_for, top_classes
-from engine.preprocess import Fit, Preprocessing
-from engine.split import Split
+from engine.models.preprocess import Fit, Preprocessing
+from engine.split.network import Split
 from pipeline.frames import Frame, Image
 from stream.images import found_images, read_image
 from stream.sources import IMAGE_SUFFIXES

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from engine.explainer import NetworkExplainer
-from engine.networks import load_network
+from engine.explainers.network import NetworkExplainer
+from engine.models.loader import load_network
 from overlays.renderer import HeatRenderer
 from pipeline.config import EngineConfig, OverlayConfig
 from pipeline.frames import Frame, Overlay

@@ -26,11 +26,11 @@ from torch.nn import functional as F
 
 from engine.evaluation.masks import distance_to
 from engine.evaluation.metrics import TOLERANCE_PIXELS
-from engine.finetuning.roster import sources_of
+from engine.finetuning.splits import sources_of
 from engine.methods.kernels import masks
-from engine.networks import load_network
-from engine.preprocess import Preprocessing, fitted
-from engine.split import split_network
+from engine.models.loader import load_network
+from engine.models.preprocess import Preprocessing, fitted
+from engine.split.network import split_network
 from stream.images import read_image
 
 LAYERS = ("layer3", "layer4")

@@ -20,7 +20,7 @@ from torchvision import models
 from engine.methods.kernels import Kernel
 from engine.methods.plan import definition, probe_cells
 from engine.methods.recipro import choose_plan
-from engine.split import split_network
+from engine.split.network import split_network
 from tests.bench.figures import place, print_line
 
 CUTS = {

@@ -14,12 +14,12 @@ import logging
 import torch
 from torch import Tensor, nn
 
-from engine.backends.table import BACKENDS
-from engine.build import Build, Runner
+from engine.backends.registry import BACKENDS
 from engine.methods.recipro import Target
-from engine.models import MODELS
-from engine.networks import build_untrained, with_a_voice
-from engine.split import split_network
+from engine.models.loader import build_untrained, with_a_voice
+from engine.models.registry import MODELS
+from engine.runtime.runner import Build, Runner
+from engine.split.network import split_network
 from tests.bench.figures import interleaved, paired_ratio, place, print_line, quantiles
 
 

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from engine.export import export_network
-from engine.models import MODELS
-from engine.networks import load_network
-from engine.runtimes import INPUT
-from engine.signal_stack import kept_signal_stack
+from engine.export.exporter import export_network
+from engine.export.runtimes import INPUT
+from engine.models.loader import load_network
+from engine.models.registry import MODELS
+from engine.runtime.signal_stack import kept_signal_stack
 from pipeline.config import EngineConfig
 from tests.bench.explain_cost import Plain
 from tests.bench.figures import interleaved, paired_ratio, place, print_line, quantiles

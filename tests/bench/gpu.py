@@ -25,8 +25,8 @@ from typing import Any
 
 import torch
 
-from engine.devices import keep_arithmetic
 from engine.gpu.nvml import cards
+from engine.runtime.devices import keep_arithmetic
 from tests.bench import gpu_agreement, gpu_cost, gpu_frames, gpu_peers, gpu_smoke
 from tests.bench.figures import place
 from tests.bench.gpu_clock import Settings

@@ -8,10 +8,10 @@ from statistics import mean
 
 import numpy as np
 
-from engine.backends.table import first_line
-from engine.explainer import NetworkExplainer
-from engine.gpu.explainer import CardExplainer
-from engine.networks import load_network
+from engine.backends.registry import first_line
+from engine.explainers.gpu import CardExplainer
+from engine.explainers.network import NetworkExplainer
+from engine.models.loader import load_network
 from overlays.stamp import level_table
 from pipeline.config import EngineConfig
 from pipeline.frames import Frame

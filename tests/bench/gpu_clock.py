@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.backends.table import BACKENDS
-from engine.cache import Cache
-from engine.gpu.lanes import lanes_of
+from engine.backends.registry import BACKENDS
+from engine.gpu.streams import lanes_of
+from engine.runtime.compile_cache import Cache
 from tests.bench.figures import quantiles
 
 Call = Callable[[int], object]

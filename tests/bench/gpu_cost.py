@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.backends.table import BACKENDS, first_line
-from engine.build import Build, Runner
+from engine.backends.registry import BACKENDS, first_line
 from engine.methods.dense import DensePlan
 from engine.methods.recipro import ExplainedNetwork, Target
-from engine.models import MODELS
-from engine.networks import build_untrained
-from engine.split import split_network
+from engine.models.loader import build_untrained
+from engine.models.registry import MODELS
+from engine.runtime.runner import Build, Runner
+from engine.split.network import split_network
 from tests.bench.explain_cost import Plain
 from tests.bench.gpu_clock import Settings, captured, rotated, timed
 from tests.engine.reference import lively

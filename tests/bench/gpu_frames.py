@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from commands.card import CardRenderer
-from engine.backends.table import first_line
-from engine.gpu.explainer import CardExplainer
-from engine.gpu.pictures import encoded, stamped
-from engine.networks import load_network
+from engine.backends.registry import first_line
+from engine.explainers.gpu import CardExplainer
+from engine.gpu.image_ops import encoded, stamped
+from engine.models.loader import load_network
 from overlays.renderer import HeatRenderer
 from overlays.stamp import level_table
 from pipeline.config import EngineConfig

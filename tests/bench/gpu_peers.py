@@ -10,10 +10,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from engine.backends.table import first_line
-from engine.build import Build, Runner
+from engine.backends.registry import first_line
 from engine.methods.recipro import Target
-from engine.split import split_network
+from engine.runtime.runner import Build, Runner
+from engine.split.network import split_network
 from tests.bench.gpu_clock import Settings, captured, rotated, timed
 from tests.bench.gpu_cost import network
 from tests.bench.peers import Ask, grad_cam, torch_cam

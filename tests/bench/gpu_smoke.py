@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from engine.backends.table import BACKENDS, first_line
-from engine.build import Build, Runner
-from engine.gpu.explainer import CardExplainer
-from engine.gpu.lanes import Lanes, lanes_of
+from engine.backends.registry import BACKENDS, first_line
+from engine.explainers.gpu import CardExplainer
+from engine.gpu.streams import Lanes, lanes_of
 from engine.methods.dense import DensePlan
 from engine.methods.recipro import Target, plan_for
-from engine.networks import load_network
-from engine.split import Split, split_network
+from engine.models.loader import load_network
+from engine.runtime.runner import Build, Runner
+from engine.split.network import Split, split_network
 from overlays.jpeg import decode_picture
 from overlays.renderer import HeatRenderer
 from overlays.stamp import level_table

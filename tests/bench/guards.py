@@ -25,8 +25,8 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402 - after the path
 import torch  # noqa: E402
 
-from engine.explainer import NetworkExplainer  # noqa: E402
-from engine.networks import load_network  # noqa: E402
+from engine.explainers.network import NetworkExplainer  # noqa: E402
+from engine.models.loader import load_network  # noqa: E402
 from pipeline.config import Config  # noqa: E402
 from pipeline.config_text import make_config, read_yaml  # noqa: E402
 from pipeline.frames import Explanation, Frame  # noqa: E402

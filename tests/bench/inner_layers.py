@@ -29,7 +29,7 @@ from torch import Tensor, nn  # noqa: E402
 from engine.methods.dense import DensePlan  # noqa: E402
 from engine.methods.local.builder import find_local  # noqa: E402
 from engine.methods.plan import definition, probe_cells  # noqa: E402
-from engine.split import split_network  # noqa: E402
+from engine.split.network import split_network  # noqa: E402
 
 
 def network(name: str) -> nn.Module:

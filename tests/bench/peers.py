@@ -24,13 +24,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from engine.backends.table import BACKENDS
-from engine.build import Build, Runner
+from engine.backends.registry import BACKENDS
 from engine.methods.recipro import Target, plan_for
-from engine.models import MODELS
-from engine.networks import build_untrained
-from engine.signal_stack import kept_signal_stack
-from engine.split import split_network
+from engine.models.loader import build_untrained
+from engine.models.registry import MODELS
+from engine.runtime.runner import Build, Runner
+from engine.runtime.signal_stack import kept_signal_stack
+from engine.split.network import split_network
 from tests.bench.explain_cost import Plain
 from tests.bench.figures import interleaved, place, print_line, quantiles
 

@@ -24,8 +24,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from engine.explainer import NetworkExplainer
-from engine.networks import load_network
+from engine.explainers.network import NetworkExplainer
+from engine.models.loader import load_network
 from overlays.renderer import HeatRenderer
 from overlays.sinks.table import build_sink
 from overlays.wire import encode

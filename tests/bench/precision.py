@@ -18,8 +18,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.explainer import NetworkExplainer
-from engine.networks import load_network
+from engine.explainers.network import NetworkExplainer
+from engine.models.loader import load_network
 from pipeline.config import EngineConfig
 from pipeline.errors import ReciproStreamError
 from pipeline.frames import Explanation, Frame

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from engine.evaluation import metrics
-from engine.evaluation.examiner import Examiner, Knowledge
-from engine.evaluation.journal import Journal
-from engine.methods.table import find_method
-from engine.models import IMAGENET_MEAN, IMAGENET_STD
-from engine.networks import class_names, load_network
-from engine.preprocess import Preprocessing
-from engine.split import Split, split_network
+from engine.evaluation.evaluator import Examiner, Knowledge
+from engine.evaluation.results import Journal
+from engine.methods.registry import find_method
+from engine.models.loader import class_names, load_network
+from engine.models.preprocess import Preprocessing
+from engine.models.registry import IMAGENET_MEAN, IMAGENET_STD
+from engine.split.network import Split, split_network
 from pipeline.frames import Frame, Truth
 from stream.images import read_image
 

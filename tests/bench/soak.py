@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.explainer import NetworkExplainer
-from engine.networks import load_network
+from engine.explainers.network import NetworkExplainer
+from engine.models.loader import load_network
 from overlays.renderer import HeatRenderer
 from pipeline.config import EngineConfig
 from pipeline.loop import Limits, Outcome, carry

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from engine.methods.recipro import recipro_cam
-from engine.split import split_network
+from engine.split.network import split_network
 from tests.bench.defect_maps import folds_of, heat_of, hits, linear
 
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from engine.evaluation.examiner import Examiner, Knowledge
-from engine.methods.table import find_method
-from engine.models import IMAGENET_MEAN, IMAGENET_STD, MODELS
-from engine.networks import build_untrained
-from engine.preprocess import Preprocessing
+from engine.evaluation.evaluator import Examiner, Knowledge
+from engine.methods.registry import find_method
+from engine.models.loader import build_untrained
+from engine.models.preprocess import Preprocessing
+from engine.models.registry import IMAGENET_MEAN, IMAGENET_STD, MODELS
 from pipeline.frames import Frame
 from tests.bench import authors_table, average_drop, pointing
 from tests.bench.side_by_side import Remembering, values_of, with_error

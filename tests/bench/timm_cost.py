@@ -13,11 +13,11 @@ import logging
 import torch
 from torch import nn
 
-from engine.backends.table import BACKENDS
-from engine.build import Build, Runner
+from engine.backends.registry import BACKENDS
 from engine.methods.recipro import Target
-from engine.networks import build_untrained, entry_of, with_a_voice
-from engine.split import split_network
+from engine.models.loader import build_untrained, entry_of, with_a_voice
+from engine.runtime.runner import Build, Runner
+from engine.split.network import split_network
 from pipeline.errors import ReciproStreamError
 from tests.bench.explain_cost import Plain
 from tests.bench.figures import interleaved, paired_ratio, place, print_line, quantiles

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from commands.joining import usual_batch
-from engine import frame_explainer
-from engine.frame_explainer import EngineFacts, FrameExplainer
+from engine.explainers import base
+from engine.explainers.base import EngineFacts, FrameExplainer
 from engine.methods.plan import PlanFacts
-from engine.preprocess import Preprocessing
+from engine.models.preprocess import Preprocessing
 from pipeline.config import Config, EngineConfig, SourceConfig
 
 
@@ -37,7 +37,7 @@ class Costing(FrameExplainer):
 def costing(monkeypatch):
     def make(*costs):
         made = Costing(*costs)
-        monkeypatch.setattr(frame_explainer, "time", SimpleNamespace(perf_counter=lambda: made.now))
+        monkeypatch.setattr(base, "time", SimpleNamespace(perf_counter=lambda: made.now))
         return made
 
     return make

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from engine.build import Build, Runner
-from engine.cache import Cache, key_of
 from engine.methods.recipro import Target
-from engine.split import split_network
+from engine.runtime.compile_cache import Cache, key_of
+from engine.runtime.runner import Build, Runner
+from engine.split.network import split_network
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = torch.zeros(1, 3, 32, 32)

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from engine.checkpoints import MAX_PICKLE_BYTES
-from engine.weights import read_state
+from engine.models.weights import read_state
 from pipeline.errors import ModelError
 
 STATE = {"layer.weight": torch.arange(12.0).view(3, 4), "layer.bias": torch.ones(3)}

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from engine import build as building
-from engine.build import Build, Runner
-from engine.layers import run_and_watch
 from engine.methods.recipro import Target, recipro_cam
-from engine.split import split_network
+from engine.runtime import runner as building
+from engine.runtime.runner import Build, Runner
+from engine.split.layers import run_and_watch
+from engine.split.network import split_network
 from pipeline.errors import EngineError, LayerError
 from tests.engine.reference import defined, lively
 

@@ -11,14 +11,14 @@ from torch import nn
 
 from engine.evaluation import metrics
 from engine.evaluation.boxes import boxes_of_class, coco_boxes, voc_boxes, yolo_boxes
-from engine.evaluation.build import Wanted, build_examiner
-from engine.evaluation.examiner import batched, blurred, centres_of, inside, moved, share_of, shuffled, spread
-from engine.evaluation.journal import Journal, write_result
+from engine.evaluation.evaluator import batched, blurred, centres_of, inside, moved, share_of, shuffled, spread
+from engine.evaluation.factory import Wanted, build_examiner
 from engine.evaluation.masks import covered, distance_to, energy_on, lies_within
+from engine.evaluation.results import Journal, write_result
 from engine.evaluation.summary import summarise
 from engine.methods.recipro import recipro_cam
-from engine.networks import Network
-from engine.split import split_network
+from engine.models.loader import Network
+from engine.split.network import split_network
 from pipeline.config import EngineConfig
 from pipeline.errors import ConfigError
 from pipeline.frames import Box, Frame, Truth

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from engine.backends import eager
-from engine.backends.table import BACKENDS, check_backend
-from engine.build import Build, Runner, _compare
-from engine.explainer import NetworkExplainer
+from engine.backends.registry import BACKENDS, check_backend
+from engine.explainers.network import NetworkExplainer
 from engine.methods.recipro import Target
-from engine.models import MODELS
-from engine.networks import build_untrained, load_network
-from engine.split import split_network
+from engine.models.loader import build_untrained, load_network
+from engine.models.registry import MODELS
+from engine.runtime.runner import Build, Runner, _compare
+from engine.split.network import split_network
 from pipeline.config import EngineConfig
 from pipeline.errors import BackendError, ConfigError
 from pipeline.frames import Box, Frame

@@ -11,18 +11,18 @@ import openvino
 import pytest
 import torch
 
-from engine import export, runtimes
-from engine.build import Build, Runner
-from engine.explainer import NetworkExplainer
-from engine.export import check_format, export_network
-from engine.exported import ExportedExplainer
-from engine.labels import choose_target
-from engine.models import IMAGENET_MEAN, IMAGENET_STD, MODELS
-from engine.networks import Network, build_untrained, load_network
-from engine.passport import EXTRA, is_exported, read_passport
-from engine.signal_stack import kept_signal_stack
-from engine.split import split_network
-from engine.whole_file import whole_file
+from engine.explainers.exported import ExportedExplainer
+from engine.explainers.network import NetworkExplainer
+from engine.export import exporter, runtimes
+from engine.export.exporter import check_format, export_network
+from engine.export.metadata import EXTRA, is_exported, read_passport
+from engine.io.atomic import whole_file
+from engine.models.labels import choose_target
+from engine.models.loader import Network, build_untrained, load_network
+from engine.models.registry import IMAGENET_MEAN, IMAGENET_STD, MODELS
+from engine.runtime.runner import Build, Runner
+from engine.runtime.signal_stack import kept_signal_stack
+from engine.split.network import split_network
 from pipeline.config import EngineConfig
 from pipeline.errors import BackendError, ConfigError, ModelError
 from pipeline.frames import Frame
@@ -336,7 +336,7 @@ def test_the_format_and_the_files_ending_must_agree(tmp_path, name, path, rule):
 
 
 def test_a_file_that_disagrees_with_the_engine_is_not_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "SCORE_TOLERANCE", -1.0)
+    monkeypatch.setattr(exporter, "SCORE_TOLERANCE", -1.0)
     path = tmp_path / "kept.pt2"
     path.write_text("the old one")
 

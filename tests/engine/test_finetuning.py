@@ -8,19 +8,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.finetuning.course import Course, class_weights, confusion, likely, study
-from engine.finetuning.learners import LastLayer, TunedNetwork, entering, faster, freeze_to
-from engine.finetuning.pictures import CHANGES, Pictures, make_changes
-from engine.finetuning.pupil import Wish, make_pupil
-from engine.finetuning.roster import HELD_OUT, LEARNING, STOPPING, Sample, divide, joined, sources_of
-from engine.finetuning.school import Watching, teach
-from engine.finetuning.surgery import adapted, class_keys
+from engine.finetuning.dataset import CHANGES, Pictures, make_changes
+from engine.finetuning.finetune import Watching, teach
+from engine.finetuning.head import adapted, class_keys
+from engine.finetuning.setup import Wish, make_pupil
+from engine.finetuning.splits import HELD_OUT, LEARNING, STOPPING, Sample, divide, joined, sources_of
+from engine.finetuning.trainables import LastLayer, TunedNetwork, entering, faster, freeze_to
+from engine.finetuning.trainer import Course, class_weights, confusion, likely, study
 from engine.methods.recipro import plan_for
-from engine.model_file import read_model_file, save_model
-from engine.models import MODELS
-from engine.networks import build_untrained, load_network
-from engine.preprocess import Preprocessing
-from engine.split import split_network
+from engine.models.checkpoint import read_model_file, save_model
+from engine.models.loader import build_untrained, load_network
+from engine.models.preprocess import Preprocessing
+from engine.models.registry import MODELS
+from engine.split.network import split_network
 from pipeline.config import EngineConfig
 from pipeline.errors import ConfigError, LayerError, ModelError
 

@@ -8,11 +8,11 @@ from torch import nn
 
 from engine.fitting import LUMINANCE
 from engine.methods.recipro import recipro_cam
-from engine.model_file import ModelFile, save_model
-from engine.models import MODELS
-from engine.networks import build_untrained, class_names, load_network
-from engine.split import split_network
-from engine.weights import fit_weights, put_into
+from engine.models.checkpoint import ModelFile, save_model
+from engine.models.loader import build_untrained, class_names, load_network
+from engine.models.registry import MODELS
+from engine.models.weights import fit_weights, put_into
+from engine.split.network import split_network
 from pipeline.errors import ModelError
 from tests.engine.reference import defined, lively
 

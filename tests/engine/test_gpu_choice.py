@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from engine.gpu import choice
-from engine.gpu.choice import cheaper_here
+from engine.gpu import plan_timing
+from engine.gpu.plan_timing import cheaper_here
 from engine.methods.dense import DensePlan
 from engine.methods.recipro import plan_for
-from engine.split import split_network
+from engine.split.network import split_network
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -34,8 +34,10 @@ def inner():
 def test_the_quicker_one_is_taken_and_says_why(inner, monkeypatch, quicker, device):
     split, features, plan = inner
     assert plan.facts.name == "local"
-    honest = choice._seconds
-    monkeypatch.setattr(choice, "_seconds", lambda one, maps: honest(one, maps) if one.facts.name == quicker else 100.0)
+    honest = plan_timing._seconds
+    monkeypatch.setattr(
+        plan_timing, "_seconds", lambda one, maps: honest(one, maps) if one.facts.name == quicker else 100.0
+    )
     chosen = cheaper_here(plan, split.tail, "point", features.to(device), 1 << 28)
     assert chosen.facts.name == quicker
     assert f"measured on {device}" in chosen.facts.why
@@ -52,7 +54,7 @@ def test_one_that_does_not_run_there_loses(inner, monkeypatch, caplog):
             raise RuntimeError("out of memory")
         return 1.0
 
-    monkeypatch.setattr(choice, "_seconds", seconds)
+    monkeypatch.setattr(plan_timing, "_seconds", seconds)
     assert cheaper_here(plan, split.tail, "point", features, 1 << 28) is plan
     assert "dense plan does not run" in caplog.text
 

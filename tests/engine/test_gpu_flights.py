@@ -8,11 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.explainer import NetworkExplainer
-from engine.gpu.explainer import CardExplainer, DrawnExplanation
-from engine.gpu.flights import SLOTS, Flights, buckets_up_to, pieces
-from engine.gpu.lanes import PlainLanes, lanes_of
-from engine.networks import load_network
+from engine.explainers.gpu import CardExplainer, DrawnExplanation
+from engine.explainers.network import NetworkExplainer
+from engine.gpu.batch_pipeline import SLOTS, Flights, buckets_up_to, pieces
+from engine.gpu.streams import PlainLanes, lanes_of
+from engine.models.loader import load_network
 from overlays.jpeg import decode_picture
 from overlays.renderer import HeatRenderer
 from overlays.stamp import level_table
@@ -242,7 +242,7 @@ def test_on_a_gpu_a_thousand_frames_leave_the_memory_as_it_was(network):
     "tensorrt", pytest.param("inductor", marks=pytest.mark.slow), pytest.param("auto", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_on_a_gpu_every_backend_that_is_here_tells_what_eager_tells(network, backend):
-    from engine.backends.table import BACKENDS
+    from engine.backends.registry import BACKENDS
 
     if backend in BACKENDS and (lacking := BACKENDS[backend].load().missing("cuda")):
         pytest.skip(lacking)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from engine.gpu import lanes as cuda_lanes
-from engine.gpu.explainer import CardExplainer
-from engine.gpu.lanes import LANES, CudaLanes, PlainLanes, lanes_of
-from engine.networks import load_network
+from engine.explainers.gpu import CardExplainer
+from engine.gpu import streams as cuda_lanes
+from engine.gpu.streams import LANES, CudaLanes, PlainLanes, lanes_of
+from engine.models.loader import load_network
 from overlays.stamp import level_table
 from pipeline.config import EngineConfig
 from pipeline.frames import Frame, Stamp

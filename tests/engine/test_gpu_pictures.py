@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.gpu.pictures import InputOf, Painter, encoded, spread, stamped
-from engine.preprocess import Preprocessing, place
+from engine.gpu.image_ops import InputOf, Painter, encoded, spread, stamped
+from engine.models.preprocess import Preprocessing, place
 from overlays.colormaps import COLORMAPS, palette
 from overlays.heatmap import heat_levels, paint_heat
 from overlays.labels import Line

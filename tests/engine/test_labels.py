@@ -6,8 +6,8 @@ import logging
 import pytest
 from torch import nn
 
-from engine.labels import choose_target, read_labels
-from engine.networks import Network, class_names
+from engine.models.labels import choose_target, read_labels
+from engine.models.loader import Network, class_names
 from pipeline.errors import ConfigError
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import fx
 
-from engine.examination import examine
-from engine.line_net import INPUT_SIZE, LAYER, LineNet
-from engine.model_file import ModelFile, read_model_file
-from engine.recipe import Recipe
+from engine.line_training.evaluate import examine
+from engine.line_training.preprocessing import Recipe
+from engine.models.checkpoint import ModelFile, read_model_file
+from engine.models.line_net import INPUT_SIZE, LAYER, LineNet
 from stream.simulated.samples import TRAINING_SEEDS, examination_frames
 from stream.simulated.schedule import LABELS
 

@@ -14,7 +14,7 @@ from engine.methods.local.builder import TIMED_CELLS, find_local, worth
 from engine.methods.local.plan import LocalPlan
 from engine.methods.plan import definition, probe_cells, prove
 from engine.methods.recipro import choose_plan, plan_for, recipro_cam
-from engine.split import Split, split_network
+from engine.split.network import Split, split_network
 from pipeline.errors import EngineError
 
 BUDGET = 1 << 28

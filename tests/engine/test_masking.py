@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from engine.explainer import NetworkExplainer
-from engine.masking import hottest_cells, masked_images
-from engine.networks import load_network
+from engine.explainers.network import NetworkExplainer
+from engine.methods.masking import hottest_cells, masked_images
+from engine.models.loader import load_network
 from pipeline.config_text import make_config
 from pipeline.frames import Frame
 from pipeline.ports import Doubter, Masking

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from engine.evaluation.build import Wanted, build_examiner
-from engine.evaluation.examiner import blurred, spread
+from engine.evaluation.evaluator import blurred, spread
+from engine.evaluation.factory import Wanted, build_examiner
 from engine.methods.recipro import recipro_cam
-from engine.networks import Network
+from engine.models.loader import Network
 from pipeline.config import EngineConfig
 from pipeline.frames import Frame
 

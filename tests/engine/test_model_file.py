@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from engine.model_file import ModelFile, read_model_file, save_model
+from engine.models.checkpoint import ModelFile, read_model_file, save_model
 from pipeline.errors import ModelError
 
 

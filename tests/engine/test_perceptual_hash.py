@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from engine.finetuning.near_duplicates import near_duplicates
-from engine.finetuning.roster import HELD_OUT, LEARNING, STOPPING, Sample
-from engine.perceptual_hash import (
+from engine.finetuning.splits import HELD_OUT, LEARNING, STOPPING, Sample
+from engine.io.perceptual_hash import (
     BITS,
     MAX_DIFFERENT_BITS,
     KnownPictures,

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.preprocess import BORDER, Preprocessing, fitted, place
+from engine.models.preprocess import BORDER, Preprocessing, fitted, place
 from pipeline.frames import Box, Frame
 
 sides = st.integers(8, 400)

@@ -8,9 +8,9 @@ from torch.nn import functional as F
 from engine.methods.dense import DensePlan
 from engine.methods.kernels import masks
 from engine.methods.recipro import normalise, recipro_cam
-from engine.models import MODELS
-from engine.networks import build_untrained
-from engine.split import split_network
+from engine.models.loader import build_untrained
+from engine.models.registry import MODELS
+from engine.split.network import split_network
 from pipeline.errors import ConfigError
 from tests.engine.reference import defined, lively
 

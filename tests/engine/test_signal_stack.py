@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from engine.explainer import NetworkExplainer
-from engine.networks import load_network
+from engine.explainers.network import NetworkExplainer
+from engine.models.loader import load_network
 from pipeline.config import EngineConfig
 from tests.bench.figures import ROOT
 

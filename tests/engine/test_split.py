@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from engine.models import MODELS
-from engine.networks import build_untrained
-from engine.split import split_network
+from engine.models.loader import build_untrained
+from engine.models.registry import MODELS
+from engine.split.network import split_network
 from pipeline.errors import EngineError, LayerError
 
 EXPECTED = {

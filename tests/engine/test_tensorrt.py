@@ -11,20 +11,20 @@ import pytest
 import torch
 from torch import nn
 
-from engine import build as building
-from engine import devices
-from engine.agreement import Likeness, likeness, rank_correlation, unlike
-from engine.backends.table import AUTOMATIC, BACKENDS, BackendEntry
+from engine.backends.registry import AUTOMATIC, BACKENDS, BackendEntry
 from engine.backends.tensorrt import backend, dynamo
 from engine.backends.tensorrt import library as tensorrt_library
 from engine.backends.tensorrt import onnx as tensorrt_onnx
-from engine.build import Build, Runner, first_that_runs
-from engine.cache import Cache
-from engine.explainer import NetworkExplainer
+from engine.explainers.network import NetworkExplainer
 from engine.gpu import nvml
 from engine.methods.recipro import ExplainedNetwork, Target, plan_for
-from engine.networks import load_network
-from engine.split import split_network
+from engine.models.loader import load_network
+from engine.runtime import devices
+from engine.runtime import runner as building
+from engine.runtime.compile_cache import Cache
+from engine.runtime.runner import Build, Runner, first_that_runs
+from engine.runtime.verification import Likeness, likeness, rank_correlation, unlike
+from engine.split.network import split_network
 from pipeline.config import EngineConfig
 from pipeline.errors import BackendError
 

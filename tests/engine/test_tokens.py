@@ -10,16 +10,16 @@ import torchvision
 from torch import nn
 from torchvision.models import VisionTransformer
 
-from engine.build import Build, Runner
-from engine.catalogue import rows
-from engine.explainer import NetworkExplainer
-from engine.export import export_network
-from engine.exported import ExportedExplainer
+from engine.explainers.exported import ExportedExplainer
+from engine.explainers.network import NetworkExplainer
+from engine.export.exporter import export_network
 from engine.methods.recipro import Target, plan_for, recipro_cam
-from engine.methods.tokens import TokenDensePlan, TokenPlan, choose_token_plan, read_projections, token_definition
-from engine.models import IMAGENET_MEAN, IMAGENET_STD
-from engine.networks import Network, with_a_voice
-from engine.split import split_network
+from engine.methods.vit import TokenDensePlan, TokenPlan, choose_token_plan, read_projections, token_definition
+from engine.models.catalog import rows
+from engine.models.loader import Network, with_a_voice
+from engine.models.registry import IMAGENET_MEAN, IMAGENET_STD
+from engine.runtime.runner import Build, Runner
+from engine.split.network import split_network
 from pipeline.config import EngineConfig
 from pipeline.errors import EngineError, LayerError
 from pipeline.frames import Frame

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from engine.album import Album
-from engine.examination import examine
-from engine.recipe import Recipe
-from engine.training import Stage, train
+from engine.line_training.evaluate import examine
+from engine.line_training.preprocessing import Recipe
+from engine.line_training.sample_pool import Album
+from engine.line_training.trainer import Stage, train
 from pipeline.errors import ModelError
 from pipeline.frames import Box, Truth
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.cache import default_folder
+from engine.runtime.compile_cache import default_folder
 from engine.vendors import guard_compiled, stop_telemetry, unsafe_way
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from engine.labels import choose_target, read_labels
-from engine.models import MODELS
-from engine.networks import build_untrained, class_names, load_network
-from engine.split import split_network
+from engine.models.labels import choose_target, read_labels
+from engine.models.loader import build_untrained, class_names, load_network
+from engine.models.registry import MODELS
+from engine.split.network import split_network
 from pipeline.errors import ConfigError, ModelError
 
 NAME = "squeezenet1_1"

@@ -281,7 +281,7 @@ def replace_parts(page, *more):
 def test_a_network_on_a_gpu_tells_what_memory_it_takes():
     import torch
 
-    from engine.frame_explainer import _memory
+    from engine.explainers.base import _memory
 
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")

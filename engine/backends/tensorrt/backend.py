@@ -16,10 +16,10 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from engine.backends.table import Compiled, first_line
+from engine.backends.registry import Compiled, first_line
 from engine.backends.tensorrt import dynamo, library, onnx
-from engine.cache import Cache, key_of
-from engine.devices import card_of
+from engine.runtime.compile_cache import Cache, key_of
+from engine.runtime.devices import card_of
 from pipeline.errors import BackendError
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.backends.table import Compiled, first_line
+from engine.backends.registry import Compiled, first_line
 from pipeline.errors import BackendError
 
 

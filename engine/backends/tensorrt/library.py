@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any, Final
 
-from engine.backends.table import first_line
+from engine.backends.registry import first_line
 from pipeline.errors import BackendError
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.backends.table import first_line
+from engine.backends.registry import first_line
 from engine.backends.tensorrt.library import Library, build_engine, library, made, unwrapped, wrapped
 from pipeline.errors import BackendError
 

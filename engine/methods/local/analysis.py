@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from engine.graphs import walk
 from engine.methods.local.receptive_field import Spatial, read_spatial
+from engine.split.fx_utils import walk
 
 Grid = tuple[int, int]
 

@@ -23,7 +23,6 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils.flop_counter import FlopCounterMode
 
-from engine.graphs import walk
 from engine.methods.kernels import Kernel
 from engine.methods.local.analysis import part_from, read_tail
 from engine.methods.local.layout import Layout
@@ -41,6 +40,7 @@ from engine.methods.local.steps import (
     SumStep,
 )
 from engine.methods.plan import PlanFacts, definition
+from engine.split.fx_utils import walk
 
 CLEARLY_CHEAPER = 3.0
 """From this many times fewer multiply-adds on, a plan is taken without asking the clock: over thirty cuts of known

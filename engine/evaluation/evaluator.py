@@ -1,0 +1,290 @@
+"""Measure one picture: what the network loses, keeps and gains when it sees only what its explanation shows.
+
+The explained class is the picture's top-1. Knows nothing about files.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from engine.evaluation import metrics
+from engine.evaluation.boxes import boxes_of_class
+from engine.evaluation.masks import Mask, box_of, covered, distance_to, energy_on, lies_within
+from engine.methods.registry import Method
+from engine.models.preprocess import Fit, Preprocessing
+from engine.split.network import Split, split_network
+from pipeline.frames import Box, Frame, Truth
+
+NOT_PLAYED: Mapping[str, Any] = {
+    "pointing": None, "pointing_15px": None, "energy_inside": None, "boxes": [],
+    "pointing_chance": None, "pointing_15px_chance": None, "energy_chance": None,
+}  # fmt: skip
+"""What a picture without a known object gets."""
+
+BLUR_CELLS, BLUR_SIGMA = 11, 5.0
+"""RISE's blurred start of Insertion: the side of its Gaussian and sigma, in pixels of a 224-pixel picture."""
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """How box classes and the network's classes go together."""
+
+    labels: Sequence[str]
+    """The network's class names."""
+    meaning: dict[str, list[int]]
+    """Box class -> the network's classes it stands for, beside one of its own name."""
+    any_box: bool = False
+    """Every box counts, whatever its class."""
+
+
+class Examiner:
+    """Measures pictures, one at a time, with one network and one method."""
+
+    def __init__(
+        self, split: Split, preprocessing: Preprocessing, method: Method, knowledge: Knowledge, *, steps: int = 28
+    ) -> None:
+        """Take what is the same for every picture.
+
+        Args:
+            split: the network; its device is where everything runs.
+            preprocessing: frames to the network's input.
+            method: what is examined.
+            knowledge: what boxes mean.
+            steps: in how many equal parts Deletion and Insertion move the pixels; 0 = leave both out.
+        """
+        self.split = split
+        self._preprocessing = preprocessing
+        self._method = method
+        self._knowledge = knowledge
+        self._steps = steps
+        self._strange: Split | None = None
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """The network's class names."""
+        return self._knowledge.labels
+
+    @property
+    def fit(self) -> Fit:
+        """How a picture is brought to the input size."""
+        return self._preprocessing.fit
+
+    def with_strange_weights(self, net: nn.Module) -> None:
+        """Prepare the randomised-weights check: the same network, its weights shuffled."""
+        self._strange = split_network(shuffled(net), self.split.layer, self.split.image_size)
+
+    def examine(self, frame: Frame, truths: Sequence[Truth] | None = None, mask: Mask | None = None) -> dict[str, Any]:
+        """Return everything measured on a picture, as values that JSON can hold.
+
+        Args:
+            frame: the picture.
+            truths: the boxes in it; None = nothing is known.
+            mask: in its stead the object's pixels, whatever class is explained; an empty one tells nothing.
+        """
+        with torch.inference_mode():
+            return self._examined(frame, truths, mask)
+
+    def compare(self, frame: Frame, following: Frame, target: int) -> dict[str, Any]:
+        """Return how alike two neighbouring frames of a video are, and how alike their maps of one class.
+
+        ``stability`` and ``picture_stability`` are Pearson's correlations of the maps, and of the grey pictures, at the
+        network's input; ``label_kept`` says whether ``target`` is the following frame's top-1 class, too.
+        """
+        with torch.inference_mode():
+            images = [self._preprocessing.normalised(self._preprocessing.pixels([one])) for one in (frame, following)]
+            answers = [self._method(self.split, image, target) for image in images]
+            maps = [spread(heat[0], self.split.image_size).numpy() for _, heat in answers]
+            greys = [image[0].mean(0).numpy() for image in images]
+            return {
+                "stability": metrics.correlation(maps[0], maps[1]),
+                "picture_stability": metrics.correlation(greys[0], greys[1]),
+                "label_kept": int(answers[1][0][0].argmax()) == target,
+            }
+
+    def _examined(self, frame: Frame, truths: Sequence[Truth] | None, mask: Mask | None) -> dict[str, Any]:
+        image = self._preprocessing.normalised(self._preprocessing.pixels([frame]))
+        begun = time.perf_counter()
+        scores, heat = self._method(self.split, image, None)
+        seconds = time.perf_counter() - begun
+        target = int(scores[0].argmax())
+        wide = spread(heat[0], self.split.image_size)
+        masked = image * wide
+        masked_scores, masked_heat = self._method(self.split, masked, target)
+        plain, left = float(scores[0, target]), float(masked_scores[0, target])
+        shown = wide.numpy()
+        shown_masked = spread(masked_heat[0], self.split.image_size).numpy()
+        told: dict[str, Any] = {
+            "class": target,
+            "label": self._knowledge.labels[target],
+            "score": plain,
+            "score_masked": left,
+            "drop": metrics.drop(plain, left),
+            "increase": metrics.increase(plain, left),
+            "correlation": metrics.correlation(shown, shown_masked),
+            "coherency": metrics.coherency(shown, shown_masked),
+            "complexity": metrics.complexity(shown),
+        }
+        told["adcc"] = metrics.adcc(told["drop"], told["coherency"], told["complexity"])
+        if self._steps:
+            told["deletion"], told["insertion"] = self._areas(image, shown, target)
+        if self._strange is not None:
+            _, other = self._method(self._strange, image, target)
+            told["randomised"] = metrics.rank_correlation(heat[0].numpy(), other[0].numpy())
+        if mask is not None:
+            told |= self._pointing_at(frame, heat[0].numpy(), shown, mask)
+        elif truths is not None:
+            told |= self._pointing(frame, heat[0].numpy(), shown, truths, target)
+        told["region"] = list(self._preprocessing.region(frame))
+        return told | {"seconds": seconds, "heat": [[round(float(v), 4) for v in row] for row in heat[0]]}
+
+    def _areas(self, image: Tensor, shown: npt.NDArray[np.float32], target: int) -> tuple[float, float]:
+        """Return Deletion and Insertion; pixels are taken to the mean colour, and given to a blurred picture."""
+        order = torch.from_numpy(metrics.hottest_first(shown))
+        areas = []
+        for start, end in ((image, torch.zeros_like(image)), (blurred(image), image)):
+            scores = [
+                torch.softmax(self.split.tail(self.split.head(torch.cat(steps))).float(), 1)[:, target]
+                for steps in batched(moved(start, end, order.tensor_split(self._steps)), 8)
+            ]
+            areas.append(metrics.area_under(torch.cat(scores).tolist()))
+        return areas[0], areas[1]
+
+    def _pointing(
+        self, frame: Frame, heat: npt.NDArray[np.float32], shown: npt.NDArray[np.float32], truths: Sequence[Truth],
+        target: int,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Play the pointing games; all None where no box of the explained class is known."""
+        region = self._preprocessing.region(frame)
+        boxes = [box for truth in truths for box in truth.boxes]
+        if not self._knowledge.any_box:
+            label = self._knowledge.labels[target]
+            boxes = list(boxes_of_class(truths, label, target, self._knowledge.meaning))
+        if not boxes:
+            return dict(NOT_PLAYED)
+        peak, centres = peak_of(heat, region), centres_of(heat.shape, region)
+        object_pixels = inside(boxes, region, self.split.image_size)
+        return {
+            "pointing": peak is not None and metrics.points_at(peak, boxes),
+            "pointing_15px": peak is not None and metrics.points_at(peak, boxes, metrics.TOLERANCE_PIXELS),
+            "energy_inside": metrics.energy_inside(shown, object_pixels),
+            "pointing_chance": share_of(metrics.points_at(one, boxes) for one in centres),
+            "pointing_15px_chance": share_of(
+                metrics.points_at(one, boxes, metrics.TOLERANCE_PIXELS) for one in centres
+            ),
+            "energy_chance": float(np.mean(object_pixels)),
+            "boxes": [[round(side, 1) for side in box] for box in boxes],
+        }
+
+    def _pointing_at(
+        self, frame: Frame, heat: npt.NDArray[np.float32], shown: npt.NDArray[np.float32], mask: Mask
+    ) -> dict[str, Any]:
+        """Play the pointing games on a mask; all None where the network's input shows nothing of the object."""
+        region = self._preprocessing.region(frame)
+        cover = covered(mask, region, self.split.image_size)
+        if not cover.any():
+            return dict(NOT_PLAYED)
+        peak, centres = peak_of(heat, region), centres_of(heat.shape, region)
+        away = math.inf if peak is None else distance_to(mask, peak)
+        return {
+            "pointing": away == 0.0,
+            "pointing_15px": away <= metrics.TOLERANCE_PIXELS,
+            "energy_inside": energy_on(shown, cover),
+            "pointing_chance": share_of(lies_within(mask, one, 0.0) for one in centres),
+            "pointing_15px_chance": share_of(lies_within(mask, one, metrics.TOLERANCE_PIXELS) for one in centres),
+            "energy_chance": float(cover.mean()),
+            "boxes": [list(box_of(mask))],
+            "mask_share": float(mask.mean()),
+        }
+
+
+def spread(heat: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return one (h, w) map at the size of the network's input, bilinear between the centres of cells."""
+    return F.interpolate(heat[None, None].float(), size=size, mode="bilinear", align_corners=False)[0, 0]
+
+
+def moved(start: Tensor, end: Tensor, parts: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Give an image (1, C, H, W) and what it is after each part of its pixels has been taken from another."""
+    current = start.clone()
+    yield current.clone()
+    for part in parts:
+        current.flatten(2)[:, :, part] = end.flatten(2)[:, :, part]
+        yield current.clone()
+
+
+def batched(images: Iterator[Tensor], count: int) -> Iterator[list[Tensor]]:
+    """Give so many at a time: more would not be held in memory at once."""
+    while some := list(itertools.islice(images, count)):
+        yield some
+
+
+def blurred(image: Tensor) -> Tensor:
+    """Return the images blurred as RISE starts Insertion: a Gaussian of 11 pixels, sigma 5, reflected at the border."""
+    away = torch.arange(BLUR_CELLS, dtype=image.dtype) - BLUR_CELLS // 2
+    line = torch.exp(-(away**2) / (2 * BLUR_SIGMA**2))
+    line = (line / line.sum()).expand(3, 1, 1, -1)
+    padded = F.pad(image, (BLUR_CELLS // 2,) * 4, mode="reflect")
+    return F.conv2d(F.conv2d(padded, line, groups=3), line.transpose(2, 3), groups=3)
+
+
+def share_of(hits: Iterable[bool]) -> float:
+    """Return which share is true: what a peak hits that falls on any cell with the same chance."""
+    return float(np.mean(list(hits)))
+
+
+def centres_of(grid: tuple[int, ...], region: Box) -> list[tuple[float, float]]:
+    """Return the centres of all cells of a grid (rows, columns) in frame pixels."""
+    rows, columns = grid
+    return [
+        (region.left + (column + 0.5) * region.width / columns, region.top + (row + 0.5) * region.height / rows)
+        for row in range(rows)
+        for column in range(columns)
+    ]
+
+
+def peak_of(heat: npt.NDArray[np.float32], region: Box) -> tuple[float, float] | None:
+    """Return the hottest cell's centre in frame pixels, None for a map that is all zero."""
+    if not heat.any():
+        return None
+    row, column = divmod(int(heat.argmax()), heat.shape[1])
+    return (
+        region.left + (column + 0.5) * region.width / heat.shape[1],
+        region.top + (row + 0.5) * region.height / heat.shape[0],
+    )
+
+
+def inside(boxes: Sequence[Box], region: Box, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Return which pixels of the network's input have their centre in a box given in frame pixels."""
+    rows, columns = size
+    y = region.top + (np.arange(rows) + 0.5) * region.height / rows
+    x = region.left + (np.arange(columns) + 0.5) * region.width / columns
+    mask = np.zeros(size, bool)
+    for box in boxes:
+        mask |= ((y >= box.top) & (y < box.bottom))[:, None] & ((x >= box.left) & (x < box.right))[None, :]
+    return mask
+
+
+def shuffled(net: nn.Module, seed: int = 0) -> nn.Module:
+    """Return a copy of the network in which every parameter's values are shuffled among themselves.
+
+    Model parameter randomisation of Adebayo et al., arXiv:1810.03292, section 4, all layers at once; a shuffle keeps
+    each layer's scale, so that scores do not overflow. Running statistics of normalisation stay.
+    """
+    other = copy.deepcopy(net)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            order = torch.randperm(parameter.numel(), generator=generator)
+            parameter.copy_(parameter.flatten()[order.to(parameter.device)].view_as(parameter))
+    return other

@@ -1,0 +1,1 @@
+"""Explainers: frames in, explanations out."""

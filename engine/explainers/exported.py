@@ -1,0 +1,111 @@
+"""The path of a batch through an exported network: what it is stands in its file, and a runtime runs it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from engine.explainers.base import EngineFacts, FrameExplainer
+from engine.export.metadata import Passport, read_passport
+from engine.export.runtimes import RUNTIMES
+from engine.methods.plan import PlanFacts
+from engine.models.preprocess import Preprocessing
+from engine.runtime.verification import HEAT_TOLERANCE, SCORE_TOLERANCE, Answers, disagreement, probe_images
+from pipeline.config import EngineConfig
+from pipeline.errors import BackendError, ConfigError, nearest
+
+
+class ExportedExplainer(FrameExplainer):
+    """Explains frames with a file that ``engine.export.exporter`` wrote."""
+
+    def __init__(self, path: Path, config: EngineConfig) -> None:
+        """Read the passport, load the file, and see that it still answers the probe as the engine did.
+
+        Raises:
+            ModelError: the file is missing, damaged, or none of this system's.
+            ConfigError: a knob contradicts what the file carries, or names a backend that cannot run it.
+            BackendError: nothing here runs it, or its answers are not what they were when it was exported.
+        """
+        begun = time.perf_counter()
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        passport = read_passport(path)
+        _refuse_knobs(path, passport, config)
+        name = choose_runtime(path, config)
+        self._program = RUNTIMES[name].load(path, config.precision)
+        preprocessing = Preprocessing(passport.input_size, passport.mean, passport.std, passport.fit)
+        plan = PlanFacts(passport.plan, f"exported to {path.name}", one_module=True)
+        self._prove(path, passport, name, config.precision)
+        seconds = time.perf_counter() - begun
+        super().__init__(passport.labels, passport.method, preprocessing, EngineFacts(
+            passport.model, passport.layer, passport.grid, passport.input_size, plan, name, config.precision, "cpu",
+            seconds,
+        ))  # fmt: skip
+
+    def _images(self, pixels: Tensor) -> Tensor:
+        return self._preprocessing.normalised(pixels)
+
+    def _answers(self, images: Tensor) -> Answers:
+        return self._program(images)
+
+    def _prove(self, path: Path, passport: Passport, backend: str, precision: str) -> None:
+        truth, slack = passport.answers(path)
+        try:
+            scores, classes, heat = self._program(probe_images(1, passport.input_size))
+        except (RuntimeError, ValueError, KeyError) as reason:
+            raise BackendError(f"{path}: {backend} cannot run it ({reason}); export it again") from reason
+        told = scores, classes[:, :1], heat[:, :1]
+        if any(one.shape != other.shape for one, other in zip(truth, told, strict=True)):
+            raise BackendError(f"{path}: its answers have other shapes than it says; export it again")
+        differs = disagreement(truth, told, SCORE_TOLERANCE[precision], HEAT_TOLERANCE[precision] + slack)
+        if differs:
+            raise BackendError(
+                f"{path}: {backend} in {precision} does not answer the probe as the engine did when it was exported: "
+                f"{differs}; export it again, or use --precision fp32 or another --backend"
+            )
+
+
+def choose_runtime(path: Path, config: EngineConfig) -> str:
+    """Return the name of what will run the file.
+
+    Raises:
+        ConfigError: the backend, precision or device that was asked for is not for such files.
+        BackendError: a package is missing.
+    """
+    fitting = {name: entry for name, entry in RUNTIMES.items() if entry.suffix == path.suffix.lower()}
+    if config.backend != "auto" and config.backend not in fitting:
+        raise ConfigError(
+            f"backend {config.backend!r} does not run {path.suffix} files; choose auto, {', '.join(fitting)}."
+            f"{nearest(config.backend, fitting)}"
+        )
+    if config.device.startswith("cuda"):
+        raise ConfigError(f"device {config.device!r}: {path} runs on the CPU; name the network itself for a GPU")
+    asked = fitting if config.backend == "auto" else {config.backend: fitting[config.backend]}
+    able = {name: entry for name, entry in asked.items() if config.precision in entry.precisions}
+    if not able:
+        raise ConfigError(
+            f"precision {config.precision!r}: {', '.join(asked)} runs {path.name} in fp32 only; leave --precision out"
+        )
+    lacking = {name: entry.missing() for name, entry in able.items()}
+    here = [name for name, said in lacking.items() if not said]
+    if not here:
+        raise BackendError("; ".join(f"backend {name!r}: {said}" for name, said in lacking.items()))
+    return here[0]
+
+
+def _refuse_knobs(path: Path, passport: Passport, config: EngineConfig) -> None:
+    """Refuse what would change a network that is finished; a knob that says the same as the file is welcome."""
+    carried = {
+        "weights": None, "labels": None, "layer": passport.layer, "target": list(passport.target),
+        "kernel": passport.method.partition("/")[2], "input_size": passport.input_size, "mean": passport.mean,
+        "std": passport.std, "fit": passport.fit,
+    }  # fmt: skip
+    for knob, value in carried.items():
+        asked = getattr(config, knob)
+        if knob in config.model_fields_set and asked is not None and asked != value:
+            option = "--" + knob.replace("_", "-")
+            has = "carries its own" if value is None else f"was exported with {value!r}"
+            raise ConfigError(f"{option} {asked!r}: {path} {has}; leave {option} out, or export the network again")

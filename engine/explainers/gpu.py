@@ -1,0 +1,174 @@
+"""Frames that stay on the card: up as uint8, explained and drawn there; JPEG and the coarse heat come back.
+
+The one place where a handle to device memory flows beside the nouns: a ``DrawnExplanation`` carries its picture on the
+device, which only this file reads. Whoever wants an array asks for one (``deliver``).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from engine.explainers.network import NetworkExplainer
+from engine.gpu.batch_pipeline import Flight, Flights, buckets_up_to
+from engine.gpu.image_ops import InputOf, LevelTable, Painter, encoded, stamped
+from engine.gpu.streams import Lanes, Outputs, lanes_of
+from engine.models.loader import Network
+from engine.models.preprocess import place
+from pipeline.config import EngineConfig
+from pipeline.frames import Explanation, Finding, Frame, Image, Jpeg, Stamp
+from pipeline.ports import Masking
+
+
+class Drawn(NamedTuple):
+    """A drawn picture on the device."""
+
+    picture: Tensor
+    """uint8, (3, H, W)."""
+    done: object
+    """Reached when it is drawn."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DrawnExplanation(Explanation):
+    """An explanation whose picture has been drawn already and waits on the device."""
+
+    drawn: Drawn | None = None
+
+
+class CardExplainer(NetworkExplainer):
+    """Explains and draws frames on one device, without bringing them back in between.
+
+    ``begin`` starts and returns; ``explain`` waits. ``deliver`` may be called from another thread than those.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        config: EngineConfig,
+        *,
+        table: LevelTable,
+        together: int = 1,
+        lanes: Callable[[torch.device], Lanes] = lanes_of,
+    ) -> None:
+        """Cut, plan, compile and prove, for every batch bucket; graphs are captured at the first frame of each size.
+
+        Args:
+            network: what to run.
+            config: how.
+            table: what each heat level does to a pixel, uint8 (256, 4).
+            together: how many frames come at once at the most; ``config.batch`` wins.
+            lanes: makes the lanes of a device.
+        """
+        buckets = buckets_up_to(config.batch or together)
+        super().__init__(network, config, together=buckets[-1], buckets=buckets)
+        self._table = table
+        self._lanes = lanes(self._runner.build.device)
+        self._flights = Flights(self._lanes, buckets, self._journey)
+        # Held while the network is given work: batches are begun in one thread, checks made in another.
+        self._turn = threading.Lock()
+
+    def begin(self, frames: Sequence[Frame]) -> Callable[[], list[Explanation]]:
+        """Send frames on their way; what is returned waits for them and gives one explanation per frame, in order."""
+        begun = time.perf_counter()
+        sizes: dict[tuple[int, int], list[int]] = {}
+        for number, frame in enumerate(frames):
+            sizes.setdefault((frame.height, frame.width), []).append(number)
+        with torch.inference_mode(), self._turn:
+            under_way = [
+                (numbers, self._flights.launch([frames[number].image for number in numbers]))
+                for numbers in sizes.values()
+            ]
+        launched = time.perf_counter() - begun
+
+        def finish() -> list[Explanation]:
+            told: dict[int, Explanation] = {}
+            for numbers, flights in under_way:
+                waiting = iter(numbers)
+                for flight in flights:
+                    self._lanes.wait(flight.done)
+                    timings = {"preprocess": launched, "explain": time.perf_counter() - begun - launched}
+                    for place_in_flight in range(flight.count):
+                        number = next(waiting)
+                        told[number] = self._explanation(frames[number], flight, place_in_flight, timings)
+            return [told[number] for number in range(len(frames))]
+
+        return finish
+
+    def explain(self, frames: Sequence[Frame]) -> list[Explanation]:
+        """Explain a batch: one explanation per frame, in order; frames may differ in size and camera."""
+        return self.begin(frames)()
+
+    def score_when_masked(self, explanation: Explanation, finding: Finding, masking: Masking) -> float:
+        """Return the finding's class's score when the frame's hottest area is masked: one more pass, in its turn."""
+        with torch.inference_mode(), self._turn, self._lanes.on("compute"):
+            return super().score_when_masked(explanation, finding, masking)
+
+    def deliver(
+        self, explanation: Explanation, stamp: Stamp | None, *, quality: int | None, array: bool
+    ) -> tuple[Jpeg | None, Image | None]:
+        """Bring a drawn picture to the host, with a stamp on it: as JPEG of a quality, as an array, or both.
+
+        Both None where the explanation holds no picture on the device.
+        """
+        drawn = explanation.drawn if isinstance(explanation, DrawnExplanation) else None
+        if drawn is None:
+            return None, None
+        lanes = self._lanes
+        jpeg = image = None
+        lanes.follow("encode", drawn.done)
+        with torch.inference_mode(), lanes.on("encode"):
+            picture = drawn.picture
+            lanes.lend(picture, "encode")
+            if stamp is not None:
+                tile = lanes.pinned(stamp.tile.shape, torch.uint8).copy_(torch.from_numpy(stamp.tile))
+                picture = stamped(picture, tile.to(lanes.device, non_blocking=True), stamp)
+            if quality is not None:
+                with lanes.encoding():
+                    jpeg = Jpeg(encoded([picture], quality)[0], quality)
+            if array:
+                rows = picture.permute(1, 2, 0).contiguous()
+                host = lanes.pinned(tuple(rows.shape), torch.uint8).copy_(rows, non_blocking=True)
+                lanes.wait(lanes.mark("encode"))
+                image = host.numpy()
+                image.flags.writeable = False
+        return jpeg, image
+
+    def _journey(self, size: tuple[int, int], bucket: int) -> tuple[Tensor, Callable[[], Outputs]]:
+        """Return the input of one graph, and what it does: preprocess, head, explanation, resize, colour map, blend."""
+        build, device = self._runner.build, self._lanes.device
+        region = place(size, self._preprocessing.input_size, self._preprocessing.fit).region
+        to_input = InputOf(self._preprocessing, size).to(device)
+        paint = Painter(self._table, region, self.facts.grid, size).to(device)
+        frames = torch.zeros((bucket, *size, 3), dtype=torch.uint8, device=device)
+        images = torch.zeros((bucket, 3, *self._preprocessing.input_size), dtype=build.dtype, device=device)
+        # Exactly the layout the network was compiled for, whatever resizing leaves.
+        images = images.contiguous(memory_format=torch.channels_last)
+
+        def call() -> Outputs:
+            images.copy_(to_input(frames))
+            scores, classes, heat = self._runner(images)
+            return scores, classes, heat, paint(frames, heat[:, 0])
+
+        return frames, call
+
+    def _explanation(
+        self, frame: Frame, flight: Flight, place_in_flight: int, timings: dict[str, float]
+    ) -> Explanation:
+        scores, classes, heat = (part[place_in_flight].numpy() for part in flight.answers)
+        return DrawnExplanation(
+            frame=frame,
+            findings=self._findings(scores, classes, heat),
+            method=self._method,
+            layer=self.facts.layer,
+            timings=timings,
+            model=self.facts.model,
+            heat_region=self._preprocessing.region(frame),
+            drawn=Drawn(flight.pictures[place_in_flight], flight.done),
+        )

@@ -1,0 +1,1 @@
+"""Networks with their explanation exported to one file."""

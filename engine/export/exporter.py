@@ -1,0 +1,232 @@
+"""A network and its explanation as one file that runs anywhere: normalised images in; scores, classes and heat out.
+
+For pooled and flat tails, and for vision transformers, the file is the network and a few operations more, with no
+masked map in it. For other tails it holds the definition, all masked maps of an image at once, since the plans that
+avoid them drive the tail themselves. The file is kept only when it answers like the engine, in every runtime that is
+here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from engine.backends.registry import first_line
+from engine.export.metadata import EXTRA, SUFFIXES, Passport, proof_of
+from engine.export.runtimes import INPUT, OUTPUTS, RUNTIMES
+from engine.methods.dense import bytes_per_map
+from engine.methods.kernels import Kernel, check_kernel, masks
+from engine.methods.plan import Plan, PlanFacts
+from engine.methods.recipro import ExplainedNetwork, plan_for
+from engine.models.labels import choose_target
+from engine.models.loader import Network, class_names
+from engine.runtime.runner import Build, Runner
+from engine.runtime.verification import Answers, disagreement, probe_images, rounding_of
+from engine.split.network import Split, split_network
+from engine.split.vit import TokenTail
+from pipeline.config import EngineConfig
+from pipeline.errors import BackendError, ConfigError, EngineError, nearest
+
+log = logging.getLogger(__name__)
+
+SCORE_TOLERANCE: Final = 1e-4
+"""How far an exported file's softmax scores may be from the engine's on the probe pictures."""
+HEAT_TOLERANCE: Final = 1e-3
+"""How far its heat may be, as a mean over the grid."""
+PROBES: Final = (1, 3)
+"""The batch sizes a file is checked at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What came of an export."""
+
+    passport: Passport
+    bytes: int
+    runtimes: tuple[str, ...]
+    """What it was checked with."""
+
+
+class DefinedPlan(Plan):
+    """The definition in one graph: an image's plain map and all its masked ones go through the tail together."""
+
+    masks: Tensor
+
+    def __init__(self, tail: nn.Module, kernel: Kernel, grid: tuple[int, int], why: str) -> None:
+        super().__init__()
+        self.tail = tail
+        self.register_buffer("masks", masks(kernel, grid, torch.arange(grid[0] * grid[1])))
+        self.facts = PlanFacts("dense", why, one_module=True)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the plain network's scores (N, K) and every cell's (N, h * w, K), before the softmax."""
+        vectors = features.flatten(2).transpose(1, 2)
+        masked = vectors[:, :, :, None, None] * self.masks[None, :, None]
+        scores = self.tail(torch.cat((features[:, None], masked), dim=1).flatten(0, 1))
+        scores = scores.view(features.shape[0], 1 + len(self.masks), -1)
+        return scores[:, 0], scores[:, 1:]
+
+
+def check_format(name: str | None, path: Path) -> str:
+    """Return ``onnx`` or ``torch``: the one that is named, or what the file's ending says.
+
+    Raises:
+        ConfigError: neither is known, the two contradict each other, or a package for it is missing.
+    """
+    ending = SUFFIXES.get(path.suffix.lower())
+    if name is not None and name not in SUFFIXES.values():
+        raise ConfigError(f"format {name!r} is unknown; choose onnx or torch.{nearest(name, SUFFIXES.values())}")
+    wanted = {kind: suffix for suffix, kind in SUFFIXES.items()}.get(name or "")
+    if ending is None or (name is not None and ending != name):
+        raise ConfigError(f"output {str(path)!r}: its name must end in {wanted or '.onnx or .pt2'}")
+    lacking = [package for package in ("onnx", "onnxscript") if importlib.util.find_spec(package) is None]
+    if ending == "onnx" and lacking:
+        raise ConfigError(
+            f"format 'onnx': {' and '.join(lacking)} missing; uv sync --extra export, or pip install onnx onnxscript"
+        )
+    return ending
+
+
+def export_network(network: Network, config: EngineConfig, path: Path) -> Exported:
+    """Write the explained network to ``path``, in the format its ending names, and check what was written.
+
+    Raises:
+        LayerError, EngineError: the network cannot be cut at this layer, or not be exported.
+        ConfigError: an unknown kernel or class, or masked maps that would not fit the memory budget.
+        BackendError: the file does not answer like the engine, or nothing here can run it.
+    """
+    preprocessing = network.preprocessing(config)
+    size = preprocessing.input_size
+    split = split_network(network.net, config.layer or network.layer, size)
+    labels = class_names(network, split.classes)
+    kernel, budget = check_kernel(config.kernel), config.memory_budget_mib << 20
+    build = Build(choose_target(config.target, labels), kernel, "eager", "fp32", torch.device("cpu"), budget)
+    with torch.inference_mode():
+        plan = plan_for(split, split.head(probe_images(1, size)), kernel, budget)
+    if not plan.facts.one_module:
+        plan = _defined(split, plan.facts, kernel, budget)
+    engine = Runner(split, build)
+    truths = {}
+    for count in PROBES:
+        images = probe_images(count, size)
+        truth = engine(images)
+        with torch.inference_mode():
+            every = engine.plan(split.head(images))[1]
+        truths[count] = truth, rounding_of(every, truth[1])
+    passport = Passport(
+        model=network.name, labels=labels, input_size=size, mean=preprocessing.mean,
+        std=preprocessing.std, fit=preprocessing.fit, layer=split.layer, grid=split.grid,
+        method=f"{split.method}/{kernel}", plan=plan.facts.name, target=tuple(config.target),
+        proof=proof_of(*truths[1]), made_with=_versions(),
+    )  # fmt: skip
+    module = ExplainedNetwork(split.head, plan, build.target, split.grid).eval()
+    _write(module, passport, path)
+    return Exported(passport, path.stat().st_size, _checked(path, size, truths))
+
+
+def _defined(split: Split, facts: PlanFacts, kernel: Kernel, budget_bytes: int) -> DefinedPlan:
+    """Return the definition as one graph, and say what it costs; refuse what would not fit the memory budget."""
+    if isinstance(split.tail, TokenTail):
+        raise EngineError(
+            f"layer {split.layer!r}: only a closed form of ViT-ReciproCAM fits a file, and there is none here "
+            f"({facts.why}); leave --layer out, or use `stream`, which needs no file"
+        )
+    rows, columns = split.grid
+    example = torch.zeros((1, split.channels, rows, columns))
+    needed = (1 + rows * columns) * bytes_per_map(split.tail, example)
+    cure = "a later --layer, or none, costs next to nothing"
+    if needed > budget_bytes:
+        raise ConfigError(
+            f"layer {split.layer!r}: an exported file would hold all {rows * columns} masked maps of an image at once, "
+            f"up to {needed / 2**20:.0f} MiB (the budget is {budget_bytes / 2**20:.0f}); {cure}; a smaller "
+            f"--input-size or a larger --memory-budget-mib also do, and `stream --layer {split.layer}` needs no file"
+        )
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        split.tail(example)
+    products = int(counter.get_total_flops()) // 2 * rows * columns
+    instead = "" if facts.multiply_adds is None else f", against {facts.multiply_adds / 1e9:.3g} G in the engine"
+    log.warning(
+        "layer %s: the exported file sends %d masked maps an image through the tail: %.3g G multiply-adds%s, and up "
+        "to %.0f MiB; %s", split.layer, rows * columns, products / 1e9, instead, needed / 2**20, cure,
+    )  # fmt: skip
+    return DefinedPlan(split.tail, kernel, split.grid, "the definition, in one graph")
+
+
+def _write(module: nn.Module, passport: Passport, path: Path) -> None:
+    example = probe_images(2, passport.input_size)
+    batch = torch.export.Dim("batch", min=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch and onnxscript speak of their own inner affairs
+        try:
+            with torch.no_grad():
+                program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
+            program.example_inputs = None  # a picture in every file serves nobody
+            _WRITERS[SUFFIXES[path.suffix.lower()]](program, passport.metadata(), path)
+        except OSError:
+            raise
+        except Exception as reason:  # both raise whatever their many stages raise
+            raise EngineError(
+                f"model {passport.model!r} at layer {passport.layer!r} cannot be exported ({first_line(reason)}); "
+                "choose another --layer, --format or --model"
+            ) from reason
+
+
+def _write_onnx(program: Any, metadata: dict[str, str], path: Path) -> None:  # noqa: ANN401 - torch's own type
+    for name in ("onnx_ir", "onnxscript"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # they tell of every constant they fold
+    written = torch.onnx.export(
+        program, dynamo=True, verbose=False, input_names=[INPUT], output_names=list(OUTPUTS),
+        dynamic_shapes=({0: "batch"},),
+    )  # fmt: skip
+    if written is None:
+        raise EngineError("torch gave no graph")
+    written.model.metadata_props.update(metadata)
+    written.save(str(path))
+    if len(list(path.parent.iterdir())) > 1:
+        raise EngineError("its weights do not fit into one file of 2 GiB")
+
+
+def _write_torch(program: Any, metadata: dict[str, str], path: Path) -> None:  # noqa: ANN401 - torch's own type
+    torch.export.save(program, str(path), extra_files={EXTRA: json.dumps(metadata)})
+
+
+_WRITERS: Final[dict[str, Callable[[Any, dict[str, str], Path], None]]] = {"onnx": _write_onnx, "torch": _write_torch}
+
+
+def _checked(path: Path, size: tuple[int, int], truths: dict[int, tuple[Answers, float]]) -> tuple[str, ...]:
+    """Compare the file with the engine in every runtime that is here, and return their names."""
+    fitting = {name: entry for name, entry in RUNTIMES.items() if entry.suffix == path.suffix.lower()}
+    here = tuple(name for name, entry in fitting.items() if not entry.missing())
+    if not here:
+        raise BackendError(f"nothing here can run {path.suffix} files, so they cannot be checked: pip install openvino")
+    for name in here:
+        program = RUNTIMES[name].load(path, "fp32")
+        for count, (truth, slack) in truths.items():
+            told = program(probe_images(count, size))
+            differs = disagreement(truth, told, SCORE_TOLERANCE, HEAT_TOLERANCE + slack)
+            if differs:
+                raise BackendError(
+                    f"the exported file does not answer like the engine in {name}, {count} images together: {differs}; "
+                    "it was not kept"
+                )
+    return here
+
+
+def _versions() -> dict[str, str]:
+    told = {}
+    for name in ("recipro-stream", "torch", "torchvision", "onnx"):
+        with suppress(PackageNotFoundError):
+            told[name] = version(name)
+    return told

@@ -1,0 +1,209 @@
+"""From labelled pictures to a network that knows them: adapted, taught, examined, and packed as one file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from engine.finetuning.dataset import Pictures
+from engine.finetuning.setup import Pupil, provenance_of
+from engine.finetuning.splits import HELD_OUT, LEARNING, STOPPING, Sample
+from engine.finetuning.trainables import LastLayer, TunedNetwork
+from engine.finetuning.trainer import Course, Epoch, Numbers, confusion, guesses, likely, study
+from engine.models.checkpoint import ModelFile
+from engine.models.loader import RANDOM
+from engine.runtime.devices import choose_device
+from pipeline.frames import Image
+
+LEAST_WITNESSES = 5
+"""From fewer sources nothing is said of other parts."""
+
+MOST_SCORES = 400_000
+"""How many scores a report holds at the most."""
+
+FIRST = Course(epochs=60, batch=64, learning_rate=3e-3, patience=15, stage="last layer alone")
+"""Before a pretrained network is tuned its new last layer learns alone: one that begins at random would spoil what it
+came with. Kumar et al., *Fine-tuning can distort pretrained features*, arXiv:2202.10054."""
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """How the network does on pictures of one part."""
+
+    pictures: int
+    accuracy: float
+    mean_recall: float
+    recalls: tuple[float, ...]
+    """By class."""
+    confusion: tuple[tuple[int, ...], ...]
+    """Counts by true class (row) and given class (column)."""
+    answers: tuple[tuple[str, int, int, float], ...]
+    """Path, true class, given class and its score, for every picture."""
+    scores: tuple[tuple[float, ...], ...]
+    """The scores of all classes, for every picture; empty where these would be more than 400,000 numbers."""
+    likely: tuple[float, float] | None
+    """Between which shares the accuracy on other parts lies, 95 times of 100; each source counts once, and pictures
+    that look nearly like learned ones do not. None: which pictures show one part is not known, or there are too few."""
+    counted_sources: int
+    """How many sources that rests on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Diploma:
+    """What came of it."""
+
+    file: ModelFile
+    epochs: tuple[Epoch, ...]
+    course: Course
+    examined: Mapping[str, Examined]
+    """By part: stopping and held_out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watching:
+    """Who is told, and who may end it."""
+
+    features: Callable[[int, int], None]
+    """With a frozen network: pictures done, pictures in all."""
+    epoch: Callable[[Epoch], None]
+    stop: Callable[[], bool]
+
+
+def teach(
+    pupil: Pupil, parts: Mapping[str, Sequence[Sample]], read: Callable[[str], Image], watching: Watching, *,
+    grouped: bool = True, look_alikes: Collection[str] = (),
+) -> Diploma:  # fmt: skip
+    """Teach a network what the pictures show.
+
+    The same pictures, wish, thread count and machine give the same weights on a CPU.
+
+    Args:
+        pupil: who learns; its weights are changed.
+        parts: learning, stopping and held_out, each with all of the pupil's classes.
+        read: gives a picture by its path.
+        watching: told on the way.
+        grouped: whether the samples' sources say which pictures show one part; otherwise nothing is concluded for other
+            parts.
+        look_alikes: paths of pictures that look nearly like learned ones; nothing is concluded from them.
+
+    Raises:
+        ModelError: the loss left all bounds before anything was learned.
+    """
+    wish = pupil.wish
+    samples = [one for several in parts.values() for one in several]
+    classes = np.array([pupil.labels.index(one.label) for one in samples])
+    numbers = _numbered(parts)
+    course = wish.course()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(wish.seed)
+        pictures = Pictures([one.path for one in samples], read, pupil.preprocessing)
+        task = _Task(pupil, pictures, classes, numbers, choose_device(wish.device), watching)
+        told: list[Epoch] = []
+        if wish.freeze or pupil.first_alone:
+            learner: LastLayer | TunedNetwork = _last_layer(task)
+            told = _studied(learner, task, course if wish.freeze else FIRST, able=pupil.able)
+        if not wish.freeze:
+            learner = TunedNetwork(
+                pupil.net, pupil.last, pictures, pupil.change,
+                device=task.device, precision=wish.precision, untrained=wish.weights == RANDOM,
+            )  # fmt: skip
+            told = _studied(learner, task, course, able=wish.weights != RANDOM) or told
+    counted = [one.source if grouped and one.path not in look_alikes else None for one in samples]
+    found = {part: _examined(task, learner, samples, numbers[part], counted) for part in (STOPPING, HELD_OUT)}
+    provenance = provenance_of(pupil) | _provenance(course, told, parts, found)
+    return Diploma(_packed(pupil, parts, provenance), tuple(told), course, found)
+
+
+def _packed(pupil: Pupil, parts: Mapping[str, Sequence[Sample]], provenance: Mapping[str, Any]) -> ModelFile:
+    state = {key: value.detach().cpu().contiguous() for key, value in pupil.net.state_dict().items()}
+    shown = pupil.preprocessing
+    seen = {one.digest for part in (LEARNING, STOPPING) for one in parts[part] if one.digest}
+    return ModelFile(
+        state, pupil.name, pupil.labels, shown.input_size, shown.mean, shown.std, pupil.layer, provenance, shown.fit,
+        pupil.until, pupil.seen | seen,
+    )  # fmt: skip
+
+
+def _numbered(parts: Mapping[str, Sequence[Sample]]) -> dict[str, Numbers]:
+    """Return the numbers of each part's pictures, all parts in a row."""
+    ends = np.cumsum([len(several) for several in parts.values()])
+    return {part: np.arange(end - len(parts[part]), end) for part, end in zip(parts, ends, strict=True)}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Task:
+    """What every stretch of a training shares."""
+
+    pupil: Pupil
+    pictures: Pictures
+    classes: Numbers
+    numbers: Mapping[str, Numbers]
+    device: torch.device
+    watching: Watching
+
+
+def _last_layer(task: _Task) -> LastLayer:
+    """Return the last layer alone; where no other learns after it, with features of changed views, too."""
+    pupil, wish = task.pupil, task.pupil.wish
+    return LastLayer(
+        pupil.net, pupil.last, task.pictures, pupil.change, device=task.device,
+        views=wish.views if wish.freeze and wish.augment else 1, seed=wish.seed, learning=task.numbers[LEARNING],
+        tell=task.watching.features, precision=wish.precision,
+    )  # fmt: skip
+
+
+def _studied(learner: LastLayer | TunedNetwork, task: _Task, course: Course, *, able: bool = False) -> list[Epoch]:
+    return study(
+        learner, task.classes, task.numbers[LEARNING], task.numbers[STOPPING], course,
+        seed=task.pupil.wish.seed, tell=task.watching.epoch, stop=task.watching.stop, able=able,
+    )  # fmt: skip
+
+
+def _examined(
+    task: _Task, learner: TunedNetwork | LastLayer, samples: Sequence[Sample], numbers: Numbers,
+    counted: Sequence[str | None],
+) -> Examined:  # fmt: skip
+    """Return how the network does on some pictures; ``counted``: each sample's source, None to leave it out."""
+    labels = task.pupil.labels
+    scores = torch.softmax(guesses(learner, numbers), 1)
+    given = scores.argmax(1).tolist()
+    truth = task.classes[numbers].tolist()
+    table = confusion(truth, given, len(labels))
+    recalls = tuple(row[k] / max(1, sum(row)) for k, row in enumerate(table))
+    answers = tuple(
+        (samples[number].path, true, guess, round(float(row[guess]), 4))
+        for number, true, guess, row in zip(numbers.tolist(), truth, given, scores, strict=True)
+    )
+    share = sum(row[k] for k, row in enumerate(table)) / len(numbers)
+    apart = [
+        (counted[number], true == guess) for number, true, guess in zip(numbers.tolist(), truth, given, strict=True)
+        if counted[number] is not None
+    ]  # fmt: skip
+    sources = len({source for source, _ in apart})
+    return Examined(
+        len(numbers), share, float(np.mean(recalls)), recalls, tuple(map(tuple, table)), answers,
+        tuple(tuple(round(float(one), 4) for one in row) for row in scores) if scores.numel() <= MOST_SCORES else (),
+        likely(float(np.mean([right for _, right in apart])), sources) if sources >= LEAST_WITNESSES else None, sources,
+    )  # fmt: skip
+
+
+def _provenance(
+    course: Course, told: Sequence[Epoch], parts: Mapping[str, Sequence[Sample]],
+    found: Mapping[str, Examined],
+) -> dict[str, Any]:  # fmt: skip
+    best = next((epoch for epoch in reversed(told) if epoch.best), None)
+    return {
+        "course": asdict(course),
+        "epochs": len(told),
+        "best_epoch": best.epoch if best else 0,
+        "pictures": {part: len(several) for part, several in parts.items()},
+        "sources": {part: len({one.source for one in several}) for part, several in parts.items()},
+        "held_out": {
+            "accuracy": round(found[HELD_OUT].accuracy, 4), "mean_recall": round(found[HELD_OUT].mean_recall, 4)
+        },
+        "torch": torch.__version__,
+    }  # fmt: skip

@@ -1,0 +1,205 @@
+"""The network that is to learn, built before any picture is read: what was said wrongly shows at once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from engine.finetuning.dataset import USUAL, make_changes
+from engine.finetuning.head import adapted, continued, shortened
+from engine.finetuning.trainables import Beginning, freeze_to, what_follows
+from engine.finetuning.trainer import Balance, Course
+from engine.io.perceptual_hash import KnownPictures
+from engine.models.checkpoint import ModelFile, read_model_file
+from engine.models.loader import MODEL_FILE, RANDOM, build_untrained, entry_of
+from engine.models.preprocess import Fit, Preprocessing
+from engine.models.registry import ModelEntry
+from engine.runtime.devices import choose_device
+from engine.split.network import split_network
+from pipeline.errors import ConfigError, LayerError, ModelError
+
+Lowered = Literal["fp32", "bf16"]
+"""What a network may learn in."""
+
+TUNED = Course(epochs=24, batch=24, learning_rate=1e-4, patience=8)
+FROZEN = Course(epochs=120, batch=64, learning_rate=3e-3, patience=25, loss_counts=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is to be taught, and how; None leaves a choice to what is usual."""
+
+    model: str
+    """A network's name, or a model file to go on from."""
+    weights: str | None = None
+    input_size: tuple[int, int] | None = None
+    """Height and width in pixels."""
+    fit: Fit | None = None
+    """How a picture is brought to the input size; None = as the model file has it, or stretched."""
+    layer: str | None = None
+    """Where the network will be explained."""
+    until: str | None = None
+    """The layer the network ends with; None = its own end."""
+    freeze: bool = False
+    """Only the last layer learns."""
+    freeze_to: str | None = None
+    """This layer and all before it stay as they are."""
+    augment: Sequence[str] = USUAL
+    balance: Balance = "sampler"
+    epochs: int | None = None
+    batch: int | None = None
+    learning_rate: float | None = None
+    patience: int | None = None
+    views: int = 6
+    """With ``freeze``: how many looks at each picture are computed."""
+    device: str = "auto"
+    precision: Lowered = "fp32"
+    """Of the network while it learns."""
+    threads: int | None = None
+    seed: int = 0
+
+    def course(self) -> Course:
+        """Return the course, with what was wished for."""
+        usual = FROZEN if self.freeze else TUNED
+        return replace(
+            usual,
+            epochs=self.epochs or usual.epochs,
+            batch=self.batch or usual.batch,
+            learning_rate=self.learning_rate or usual.learning_rate,
+            patience=self.patience or usual.patience,
+            balance=self.balance,
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pupil:
+    """A network that is to learn, and what its file will say of it."""
+
+    wish: Wish
+    net: nn.Module
+    last: str
+    """Its last layer's name."""
+    name: str
+    """The network's in the table."""
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+    layer: str
+    """Where it will be explained."""
+    until: str | None
+    change: Callable[[Tensor], Tensor]
+    """How pictures change between two visits."""
+    known: tuple[str, ...] = ()
+    """Classes that its last layer knows already."""
+    first_alone: bool = True
+    """Whether its last layer can learn alone, and has to before the rest does."""
+    seen: frozenset[str] = frozenset()
+    """Digests of the pictures it has learned from before."""
+    looks: tuple[KnownPictures, ...] = ()
+    """Their perceptual hashes."""
+    begun_with: Mapping[str, Any] = field(default_factory=dict)
+    """The file it goes on from."""
+
+    @property
+    def able(self) -> bool:
+        """Whether it knows all its classes already: what is no better than that is not kept."""
+        return len(self.known) == len(self.labels)
+
+
+def make_pupil(wish: Wish, labels: Sequence[str]) -> Pupil:
+    """Build the network for these classes; the same wish gives the same weights.
+
+    Raises:
+        ModelError, LayerError, EngineError: no such network or layer, weights that do not fit, a wrong input size.
+        ConfigError: an unknown augmentation, or two wishes that contradict each other.
+    """
+    if wish.freeze and wish.freeze_to:
+        raise ConfigError(f"--freeze leaves nothing for --freeze-to {wish.freeze_to!r}; give one of them")
+    choose_device(wish.device)
+    if wish.threads:
+        torch.set_num_threads(wish.threads)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(wish.seed)
+        pupil = _from_file(wish, tuple(labels)) if wish.model.endswith(MODEL_FILE) else _from_table(wish, tuple(labels))
+    size = pupil.preprocessing.input_size
+    if wish.freeze_to:
+        beginning = Beginning(build_untrained(entry_of(pupil.name)), pupil.until) if pupil.until else None
+        freeze_to(pupil.net, wish.freeze_to, size, beginning)
+    if pupil.able or wish.weights == RANDOM:
+        pupil = replace(pupil, first_alone=False)
+    if wish.freeze or pupil.first_alone:
+        try:
+            what_follows(pupil.net, pupil.last, size)
+        except ModelError:
+            if wish.freeze:
+                raise
+            pupil = replace(pupil, first_alone=False)
+    return pupil
+
+
+def _from_table(wish: Wish, labels: tuple[str, ...]) -> Pupil:
+    if wish.until:
+        net, entry, last = shortened(wish.model, wish.weights, len(labels), wish.until, wish.input_size)
+    else:
+        net, entry, last = adapted(wish.model, wish.weights, len(labels))
+    return _placed(wish, net, last, entry, labels)
+
+
+def _from_file(wish: Wish, labels: tuple[str, ...]) -> Pupil:
+    """Go on with what a file of this system holds: its network, layer, input size, fit and end."""
+    if wish.weights is not None:
+        raise ConfigError(f"--weights {wish.weights!r}: {wish.model} carries its own; leave --weights out")
+    place = Path(wish.model)
+    file = read_model_file(place)
+    wish = replace(wish, input_size=wish.input_size or file.input_size, fit=wish.fit or file.fit)
+    net, last, known = continued(file, place, labels, wish.until, wish.input_size or file.input_size)
+    layer = wish.layer or (file.layer if wish.until in {None, file.until} else None)
+    entry = replace(entry_of(file.model), mean=file.mean, std=file.std)
+    pupil = _placed(replace(wish, layer=layer, until=wish.until or file.until), net, last, entry, labels)
+    return replace(
+        pupil, wish=wish, known=known, seen=file.seen, looks=file.looks, begun_with=_told(file, place, known)
+    )
+
+
+def _told(file: ModelFile, place: Path, known: Sequence[str]) -> dict[str, Any]:
+    digest = hashlib.sha256(place.read_bytes()).hexdigest()
+    before = {key: file.provenance[key] for key in ("date", "command") if key in file.provenance}
+    return {"file": place.name, "sha256": digest, "labels_kept": list(known), **before}
+
+
+def _placed(wish: Wish, net: nn.Module, last: str, entry: ModelEntry, labels: tuple[str, ...]) -> Pupil:
+    size = wish.input_size or entry.input_size
+    layer = _explained(wish, net, entry, size)
+    seen_through = Preprocessing(size, entry.mean, entry.std, wish.fit or "stretch")
+    change = make_changes(wish.augment, size)
+    return Pupil(wish, net, last, entry.name, labels, seen_through, layer, wish.until, change)
+
+
+def _explained(wish: Wish, net: nn.Module, entry: ModelEntry, size: tuple[int, int]) -> str:
+    """Return the layer where it will be explained: of a network that ends earlier, its end."""
+    if not wish.until:
+        return split_network(net, wish.layer or entry.layer, size).layer
+    try:
+        return split_network(net, None if wish.layer == wish.until else wish.layer, size).layer
+    except LayerError as reason:
+        if wish.layer is None:
+            raise
+        raise LayerError(
+            f"--layer {wish.layer!r}: a network that ends with {wish.until!r} is explained there; leave --layer out"
+        ) from reason
+
+
+def provenance_of(pupil: Pupil) -> dict[str, Any]:
+    """Return what was wished for and where it began, as values that JSON can hold."""
+    wish = pupil.wish
+    told = asdict(wish) | {
+        "model": Path(wish.model).name if pupil.begun_with else wish.model,
+        "weights": Path(wish.weights).name if wish.weights else None,
+        "fit": pupil.preprocessing.fit,
+    }
+    return {"wish": told} | ({"began_with": dict(pupil.begun_with)} if pupil.begun_with else {})

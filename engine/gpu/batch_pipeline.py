@@ -1,0 +1,150 @@
+"""Frames of one size on their way over the device: up once, through one captured graph, answers and picture out.
+
+Nobody waits where it is not needed: the host fills the next slot of a ring while the last one is copied, the copy lane
+uploads frame n + 1 while the compute lane explains frame n, and whoever wants an answer waits for that answer alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.gpu.streams import Call, Lanes
+from pipeline.frames import Image
+
+SLOTS: Final = 3
+"""Places in the ring of each frame size: one is filled, one copied, one explained."""
+
+_POWERS_UP_TO: Final = 8
+
+
+def buckets_up_to(most: int) -> tuple[int, ...]:
+    """Return the batch sizes to compile for: powers of two up to 8, then of four, and ``most`` itself."""
+    sizes = {most}
+    size = 1
+    while size < most:
+        sizes.add(size)
+        size *= 2 if size < _POWERS_UP_TO else 4
+    return tuple(sorted(sizes))
+
+
+def pieces(count: int, buckets: Sequence[int]) -> list[tuple[int, int]]:
+    """Cut a batch into (frames, bucket): as many of the largest as are full, the rest in the smallest that holds it."""
+    largest = max(buckets)
+    told = [(largest, largest)] * (count // largest)
+    rest = count % largest
+    if rest:
+        told.append((rest, min(size for size in buckets if size >= rest)))
+    return told
+
+
+@dataclass(eq=False)
+class Journey:
+    """What is done to one bucket of frames of one size: a captured graph over fixed memory."""
+
+    frames: Tensor
+    """The graph's input on the device, uint8 (bucket, H, W, 3)."""
+    run: Call
+    """Explains and draws what lies in ``frames``: scores, classes, heat, pictures; the same memory every time."""
+
+
+@dataclass(eq=False)
+class _Slot:
+    """A place in the ring."""
+
+    host: Tensor
+    device: Tensor
+    uploaded: object = None
+    """Reached when ``host`` may be filled again."""
+    consumed: object = None
+    """Reached when ``device`` may be overwritten."""
+
+
+@dataclass(frozen=True, eq=False)
+class Flight:
+    """Some frames under way."""
+
+    count: int
+    answers: tuple[Tensor, ...]
+    """Scores, classes and heat in host memory; valid once ``done`` is reached."""
+    pictures: tuple[Tensor, ...]
+    """The drawn frames on the device, uint8 (3, H, W), each in memory of its own: whoever keeps one keeps no other.
+    Valid once ``done`` is reached."""
+    done: object
+
+
+class Flights:
+    """Launches frames of any sizes. One thread launches; any may wait for a flight."""
+
+    def __init__(
+        self,
+        lanes: Lanes,
+        buckets: Sequence[int],
+        journey: Callable[[tuple[int, int], int], tuple[Tensor, Call]],
+    ) -> None:
+        """Take the device, the batch sizes, and what makes (input, call) of a frame size and a bucket."""
+        self.lanes = lanes
+        self.buckets = tuple(sorted(buckets))
+        self._make = journey
+        self._journeys: dict[tuple[tuple[int, int], int], Journey] = {}
+        self._rings: dict[tuple[int, int], itertools.cycle[_Slot]] = {}
+
+    def launch(self, images: Sequence[Image]) -> list[Flight]:
+        """Send frames of one size on their way and return at once: flights in order, of some frames each."""
+        flights = []
+        start = 0
+        for count, bucket in pieces(len(images), self.buckets):
+            flights.append(self._launch(images[start : start + count], bucket))
+            start += count
+        return flights
+
+    def prepare(self, size: tuple[int, int], bucket: int) -> Journey:
+        """Capture the graph for frames of this size in this bucket, if it is not yet."""
+        key = (size, bucket)
+        if key not in self._journeys:
+            with self.lanes.on("compute"):
+                frames, call = self._make(size, bucket)
+            run = self.lanes.captured(call, f"{bucket} frames of {size[1]}x{size[0]}")
+            self._journeys[key] = Journey(frames, run)
+        return self._journeys[key]
+
+    def _launch(self, images: Sequence[Image], bucket: int) -> Flight:
+        size = (images[0].shape[0], images[0].shape[1])
+        journey, slot, lanes = self.prepare(size, bucket), self._next_slot(size), self.lanes
+        count = len(images)
+        lanes.wait(slot.uploaded)
+        rows = slot.host.numpy()
+        for place, image in enumerate(images):
+            np.copyto(rows[place], image)
+        lanes.follow("copy", slot.consumed)
+        with lanes.on("copy"):
+            slot.device[:count].copy_(slot.host[:count], non_blocking=True)
+        slot.uploaded = lanes.mark("copy")
+        lanes.follow("compute", slot.uploaded)
+        with lanes.on("compute"):
+            # What fills a bucket up is whatever lay there before: its answers are cut off.
+            journey.frames.copy_(slot.device[:bucket])
+            slot.consumed = lanes.mark("compute")
+            *answers, pictures = journey.run()
+            kept = tuple(picture.clone() for picture in pictures[:count])
+            told = tuple(self._to_host(part[:count]) for part in answers)
+        return Flight(count, told, kept, lanes.mark("compute"))
+
+    def _to_host(self, part: Tensor) -> Tensor:
+        place = self.lanes.pinned(tuple(part.shape), part.dtype)
+        return place.copy_(part, non_blocking=True)
+
+    def _next_slot(self, size: tuple[int, int]) -> _Slot:
+        if size not in self._rings:
+            shape = (max(self.buckets), *size, 3)
+            # The lane that first writes there makes it, so that nothing overtakes the zeros.
+            with self.lanes.on("copy"):
+                device = [torch.zeros(shape, dtype=torch.uint8, device=self.lanes.device) for _ in range(SLOTS)]
+            self._rings[size] = itertools.cycle([_Slot(self.lanes.pinned(shape, torch.uint8), one) for one in device])
+        return next(self._rings[size])

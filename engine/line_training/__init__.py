@@ -1,0 +1,1 @@
+"""Training of the network that the simulated inspection line uses."""

@@ -1,0 +1,1 @@
+"""Networks: the registry, checkpoints, weights, labels and preprocessing."""

@@ -1,0 +1,88 @@
+"""The models table with what only the networks themselves can tell: cut point, grid, plan."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from engine.methods.flat import recognise_flat
+from engine.methods.pooled import find_pooled
+from engine.methods.vit import read_projections
+from engine.models.loader import build_untrained, entry_of
+from engine.models.registry import MODELS, ModelEntry
+from engine.split.layers import explainable, run_and_watch
+from engine.split.network import Split, split_network
+from engine.split.vit import TokenTail
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One model as ``run.py models`` shows it."""
+
+    name: str
+    input_size: tuple[int, int]
+    layer: str
+    grid: tuple[int, int]
+    channels: int
+    parameters: int
+    plan: str
+    """The plan its own layer gets: ``pooled``, ``flat``, ``tokens``, or ``other`` where it is chosen by cost."""
+
+
+def rows(names: list[str] | None = None) -> Iterator[Row]:
+    """Give one row per model; nothing is downloaded.
+
+    Args:
+        names: which; None = all of the table.
+    """
+    for name, entry in MODELS.items():
+        if names is None or name in names:
+            yield _row(entry)
+
+
+def layers_of(model: str) -> list[tuple[str, tuple[int, int], int]]:
+    """Return the layers of a network that can be explained: name, grid and channels, in the order they answer.
+
+    Nothing is downloaded.
+
+    Raises:
+        ModelError: the name is unknown.
+    """
+    entry = entry_of(model)
+    net = _outline(entry).eval()
+    device = next(net.parameters()).device
+    outputs, _ = run_and_watch(net, torch.zeros(1, 3, *entry.input_size, device=device))
+    return [(name, outputs[name].grid, outputs[name].channels) for name in explainable(outputs)]
+
+
+def _row(entry: ModelEntry) -> Row:
+    net = _outline(entry)
+    split = split_network(net, entry.layer, entry.input_size)
+    parameters = sum(p.numel() for p in net.parameters())
+    plan = _plan(split)
+    return Row(entry.name, entry.input_size, split.layer, split.grid, split.channels, parameters, plan)
+
+
+def _plan(split: Split) -> str:
+    if isinstance(split.tail, TokenTail):
+        return "tokens" if read_projections(split.tail.attention) else "other"
+    # Only the tail decides on the plan, so only the tail is given (meaningless) weights.
+    tail = copy.deepcopy(split.tail).to_empty(device="cpu")
+    for weight in [*tail.parameters(), *tail.buffers()]:
+        weight.detach().fill_(0.01)
+    features = torch.zeros(1, split.channels, *split.grid)
+    return "pooled" if find_pooled(tail, features, "point") else "flat" if recognise_flat(tail, features) else "other"
+
+
+def _outline(entry: ModelEntry) -> nn.Module:
+    """Return the network without memory for its weights, where its builder can do that."""
+    try:
+        with torch.device("meta"):
+            return build_untrained(entry)
+    except NotImplementedError:
+        with torch.random.fork_rng(devices=[]):
+            return build_untrained(entry)

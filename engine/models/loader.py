@@ -1,0 +1,318 @@
+"""A name, and maybe a file, to a network ready to be cut: weights, labels, input size, mean and std.
+
+torchvision, timm and the small network of the line are the builders; each is one function in ``_BUILDERS``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import torch
+from torch import nn
+
+from engine.models.checkpoint import ModelFile, read_model_file
+from engine.models.labels import read_labels
+from engine.models.preprocess import Fit, Preprocessing
+from engine.models.registry import IMAGENET_MEAN, IMAGENET_STD, MODELS, ModelEntry, lookup
+from engine.models.truncated import shorten
+from engine.models.weights import Fitted, fit_weights, read_state
+from engine.vendors import stop_telemetry
+from pipeline.config import EngineConfig
+from pipeline.errors import ConfigError, ModelError, nearest
+
+log = logging.getLogger(__name__)
+
+MODEL_FILE = ".safetensors"
+"""What the name of a file ends with that ``run.py train`` wrote: weights, labels and preprocessing in one."""
+
+_IMAGENET_CLASSES = 1000
+_NAMED = 4
+
+RANDOM = "random"
+"""What ``--weights`` takes for an untrained network: for measuring cost, never for verdicts."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A classifier with all that is needed to use it."""
+
+    net: nn.Module
+    name: str
+    labels: tuple[str, ...]
+    """Class names as the weights or a file give them; see ``class_names`` for K of them."""
+    input_size: tuple[int, int]
+    """Height and width in pixels."""
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    layer: str | None
+    """The table's cut point; None = found by itself."""
+    labels_from: str = ""
+    """The file the names were read from, if the user gave one."""
+    fit: Fit = "stretch"
+    """How it was shown its pictures when it learned."""
+    binary: bool = False
+    """Whether its two scores stand for one that a sigmoid was meant for: class 1 is what it tells."""
+
+    def preprocessing(self, config: EngineConfig) -> Preprocessing:
+        """Return what its input is made by: what the configuration says, and where it says nothing, what it wants."""
+        fit = config.fit if "fit" in config.model_fields_set else self.fit
+        return Preprocessing(
+            config.input_size or self.input_size, config.mean or self.mean, config.std or self.std, fit
+        )
+
+
+def load_network(model: str, *, weights: Path | str | None = None, labels: Path | None = None) -> Network:
+    """Return the network called ``model``.
+
+    Args:
+        model: a name of the table, any torchvision or timm classifier's, or a model file (``.safetensors``).
+        weights: a state dict, ``"random"``, or None for the builder's pretrained ones; a model file has its own.
+        labels: a file with one class name a line, or a JSON list; None = those of the weights.
+
+    Raises:
+        ModelError: an unknown name, weights that do not fit or cannot be had.
+        ConfigError: labels that do not match the class count.
+    """
+    if model.endswith(MODEL_FILE):
+        if weights is not None:
+            raise ConfigError(f"--weights {str(weights)!r}: {model} carries its own; leave --weights out")
+        network = network_of(read_model_file(model), Path(model))
+    else:
+        entry = entry_of(model)
+        network = _BUILDERS[entry.builder](entry, weights)
+    return network if labels is None else replace(network, labels=read_labels(labels), labels_from=str(labels))
+
+
+def class_names(network: Network, count: int) -> tuple[str, ...]:
+    """Return one name per class of a network that turned out to have ``count`` classes.
+
+    Raises:
+        ConfigError: a labels file was given and holds another number of names.
+    """
+    if len(network.labels) == count:
+        _warn_of_labels(network, count)
+        return network.labels
+    if network.binary and len(network.labels) == 1:
+        return f"not {network.labels[0]}", network.labels[0]
+    if network.labels_from:
+        raise ConfigError(
+            f"labels {network.labels_from!r}: {len(network.labels)} names for {count} classes; give {count}"
+        )
+    log.warning("%s has %d classes and no names for them; give --labels FILE", network.name, count)
+    return tuple(f"class {k}" for k in range(count))
+
+
+def _warn_of_labels(network: Network, count: int) -> None:
+    """Say what makes the verdicts of a network tell little: one class, or several of one name."""
+    if count == 1:
+        log.warning(
+            "%s has one class (%r): its score is always 1 and its maps are empty; train it with a second class, such "
+            "as what is good", network.name, network.labels[0],
+        )  # fmt: skip
+    often = [(label, number) for label, number in Counter(network.labels).items() if number > 1]
+    # ImageNet's own names have two twins ("crane", "maillot"): known, and no mistake of the user's.
+    if often and (network.labels_from or count != _IMAGENET_CLASSES):
+        listed = ", ".join(f"{label!r} {number} times" for label, number in often[:_NAMED])
+        log.warning(
+            "labels of %s: %s; --target and rules mean the first of them. Give each class a name of its own with "
+            "--labels FILE, or name classes by their index", network.labels_from or network.name, listed,
+        )  # fmt: skip
+
+
+def entry_of(model: str) -> ModelEntry:
+    """Return the table's entry, or one made for a torchvision or timm classifier; ModelError for an unknown name."""
+    return lookup(model) or _entry_by_builder(model)
+
+
+def _entry_by_builder(model: str) -> ModelEntry:
+    """Find a name outside the table with the builders; raise ModelError with the nearest known one."""
+    import torchvision
+
+    names = torchvision.models.list_models(module=torchvision.models)
+    if model in names:
+        size, mean, std = _validated_at(model)
+        return ModelEntry(model, size, mean, std)
+    if Path(model).is_file():
+        raise ModelError(f"model {model!r} is a file, not what `train` wrote; name its network: --model NAME --weights")
+    plain, known, more = model.removeprefix("timm/"), [*MODELS, *names], ""
+    stop_telemetry()
+    try:
+        import timm
+
+        known += timm.list_models()
+        if timm.is_model(plain):
+            config = timm.get_pretrained_cfg(plain)
+            size = config.input_size[1:] if config else (224, 224)
+            mean, std = (_triple(config.mean), _triple(config.std)) if config else (IMAGENET_MEAN, IMAGENET_STD)
+            return ModelEntry(plain, size, mean, std, builder="timm")
+    except (ImportError, RuntimeError) as reason:  # no timm, or a dot and then no weights that it knows
+        more = " (timm's models need the extra: uv sync --extra timm)" * isinstance(reason, ImportError)
+    raise ModelError(f"model {model!r} is unknown.{nearest(plain, known)} `run.py models` lists them{more}")
+
+
+def _validated_at(
+    name: str,
+) -> tuple[tuple[int, int], tuple[float, float, float], tuple[float, float, float]]:
+    """Return input size, mean and std that torchvision's own weights of ``name`` were validated with."""
+    import torchvision
+
+    try:
+        transforms = torchvision.models.get_model_weights(name).DEFAULT.transforms()
+    except (ValueError, AttributeError):
+        return (224, 224), IMAGENET_MEAN, IMAGENET_STD
+    side = int(transforms.crop_size[0])
+    return (side, side), _triple(transforms.mean), _triple(transforms.std)
+
+
+def _triple(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = values
+    return float(red), float(green), float(blue)
+
+
+def build_untrained(entry: ModelEntry, count: int | None = None) -> nn.Module:
+    """Return the entry's network with random weights, in inference mode, for ``count`` classes (None = its own)."""
+    classes: dict[str, Any] = {} if count is None else {"num_classes": count}
+    if entry.builder == "line_net":
+        from engine.models.line_net import LineNet
+
+        return LineNet(count or 5).eval()
+    if entry.builder == "timm":
+        import timm
+
+        created: nn.Module = timm.create_model(entry.name, pretrained=False, **classes)
+        return created.eval()
+    import torchvision
+
+    try:
+        built: nn.Module = torchvision.models.get_model(entry.name, weights=None, **dict(entry.options), **classes)
+    except TypeError as reason:
+        raise ModelError(f"model {entry.name!r} cannot be built for {count} classes ({reason})") from reason
+    return built.eval()
+
+
+def _seeded(entry: ModelEntry) -> nn.Module:
+    """Return a random network, the same at each call, leaving the caller's random state alone."""
+    log.warning("%s runs with random weights: its verdicts mean nothing", entry.name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return with_a_voice(build_untrained(entry))
+
+
+def with_a_voice(net: nn.Module) -> nn.Module:
+    """Give linear layers that start at zero, as a vision transformer's last does, small random weights instead."""
+    for module in net.modules():
+        if isinstance(module, nn.Linear) and not bool(module.weight.any()):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+    return net
+
+
+def _with_weights(entry: ModelEntry, weights: Path | str, labels: Sequence[str]) -> Network:
+    if weights == RANDOM:
+        return Network(_seeded(entry), entry.name, tuple(labels), entry.input_size, entry.mean, entry.std, entry.layer)
+    path = Path(weights)
+    fitted = fit_weights(lambda count: build_untrained(entry, count), read_state(path), entry.name, path)
+    mean, std = _normalising(entry, fitted, path)
+    if fitted.binary:
+        log.warning(
+            "%s gives one score, which is taken for a sigmoid's: class 1 where it is above zero, class 0 below. Name "
+            "the two with --labels FILE", path,
+        )  # fmt: skip
+    names = () if fitted.binary else tuple(labels)
+    return Network(fitted.net, entry.name, names, entry.input_size, mean, std, entry.layer, binary=fitted.binary)
+
+
+def _normalising(
+    entry: ModelEntry, fitted: Fitted, path: Path
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Return mean and std; one for all channels where the weights take grey pictures."""
+    if not fitted.greyscale:
+        return entry.mean, entry.std
+    mean, std = (sum(values) / 3 for values in (entry.mean, entry.std))
+    log.warning(
+        "%s takes grey pictures: it is given the luminance of each frame (ITU-R BT.601), normalised with mean %.3f and "
+        "std %.3f; if it was trained with others, give them: --mean M --std S", path, mean, std,
+    )  # fmt: skip
+    return (mean, mean, mean), (std, std, std)
+
+
+def _from_torchvision(entry: ModelEntry, weights: Path | str | None) -> Network:
+    import torchvision
+
+    try:
+        known = torchvision.models.get_model_weights(entry.name).DEFAULT
+    except (ValueError, AttributeError):
+        known = None
+    labels = known.meta["categories"] if known is not None else ()
+    if weights is not None:
+        return _with_weights(entry, weights, labels)
+    if known is None:
+        raise ModelError(f"model {entry.name!r}: torchvision has no weights for it; give --weights FILE")
+    try:
+        net: nn.Module = torchvision.models.get_model(entry.name, weights=known)
+    except (URLError, OSError, RuntimeError) as reason:
+        raise ModelError(_no_download(entry.name, known.url, reason)) from reason
+    return Network(net.eval(), entry.name, tuple(labels), entry.input_size, entry.mean, entry.std, entry.layer)
+
+
+def _no_download(name: str, url: str, reason: BaseException) -> str:
+    return (
+        f"model {name!r}: its pretrained weights cannot be downloaded ({reason}). Where there is a network, fetch "
+        f"{url} and give it with --weights FILE"
+    )
+
+
+def _from_timm(entry: ModelEntry, weights: Path | str | None) -> Network:
+    if weights is not None:
+        return _with_weights(entry, weights, ())
+    stop_telemetry()
+    import timm
+
+    try:
+        net = timm.create_model(entry.name, pretrained=True).eval()
+    except Exception as reason:  # the hub's client raises errors of its own making
+        first = str(reason).strip().splitlines()[0][:160] if str(reason).strip() else type(reason).__name__
+        raise ModelError(
+            f"model {entry.name!r}: its pretrained weights cannot be downloaded ({first}); give --weights FILE"
+        ) from reason
+    return Network(net, entry.name, (), entry.input_size, entry.mean, entry.std, entry.layer)
+
+
+def _line_net(entry: ModelEntry, weights: Path | str | None) -> Network:
+    if weights == RANDOM:
+        return _with_weights(entry, weights, ())
+    if weights is None:
+        raise ModelError(
+            f"model {entry.name!r}: give its weights with --weights FILE, or train them: run.py train-line"
+        )
+    return network_of(read_model_file(Path(weights)), Path(weights))
+
+
+def network_of(file: ModelFile, path: Path) -> Network:
+    """Return the network a model file holds."""
+    entry = entry_of(file.model)
+
+    count = max(2, len(file.labels))
+
+    def build(_: int | None) -> nn.Module:
+        if file.until:
+            return shorten(build_untrained(entry), file.until, file.input_size, count)
+        return build_untrained(entry, count)
+
+    fitted = fit_weights(build, file.state, entry.name, path)
+    return Network(
+        fitted.net, entry.name, file.labels, file.input_size, file.mean, file.std, file.layer, fit=file.fit,
+        binary=fitted.binary,
+    )  # fmt: skip
+
+
+_BUILDERS: dict[str, Callable[[ModelEntry, Path | str | None], Network]] = {
+    "torchvision": _from_torchvision,
+    "timm": _from_timm,
+    "line_net": _line_net,
+}

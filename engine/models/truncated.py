@@ -1,0 +1,54 @@
+"""A network that ends earlier: its first layers, a mean over the grid, and one linear layer.
+
+What comes late in a network sees the whole picture from every cell, in large cells: good for what a photo shows, too
+much for a defect of ten pixels. Ended earlier it has a finer grid, each cell of which answers for its own
+surroundings, costs less, and keeps the cheapest exact plan of explanation.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from engine.split.layers import run_and_watch
+from engine.split.network import split_network
+from pipeline.errors import LayerError, nearest
+
+
+class ShortenedNetwork(nn.Module):
+    """Map normalised pictures (N, 3, H, W) to class scores before softmax (N, ``class_count``)."""
+
+    def __init__(self, features: nn.Module, channels: int, class_count: int) -> None:
+        super().__init__()
+        self.features = features
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten(1)
+        self.classifier = nn.Linear(channels, class_count)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return scores before softmax (N, classes)."""
+        scores: torch.Tensor = self.classifier(self.flatten(self.pool(self.features(images))))
+        return scores
+
+
+def shorten(net: nn.Module, until: str, image_size: tuple[int, int], class_count: int) -> ShortenedNetwork:
+    """Return the network up to and with a layer, and a new last layer on the mean of that one's output.
+
+    The weights are copies; the last layer begins at random, from torch's random state.
+
+    Raises:
+        LayerError: there is no such layer, it has no grid, or the network cannot be traced.
+    """
+    outputs, _ = run_and_watch(net.eval(), torch.zeros(1, 3, *image_size))
+    grids = [name for name, output in outputs.items() if output.is_grid]
+    if until not in grids:
+        raise LayerError(
+            f"--until {until!r}: the network has no such layer with a grid of cells to end with.{nearest(until, grids)}"
+        )
+    split = split_network(net, until, image_size)
+    if not split.traced:
+        raise LayerError(f"--until {until!r}: this network cannot be traced, and so not be ended earlier; leave it out")
+    features = split.head
+    for parameter in features.parameters():
+        parameter.requires_grad = True
+    return ShortenedNetwork(features, split.channels, class_count).eval()

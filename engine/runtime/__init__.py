@@ -1,0 +1,1 @@
+"""Compiled networks: how they are built, cached, verified and run."""

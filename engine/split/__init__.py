@@ -1,0 +1,1 @@
+"""Networks cut in two at a layer: the part before it and the part after it."""

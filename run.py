@@ -20,10 +20,10 @@ import logging
 import threading
 from contextlib import suppress
 
+from commands.console import EXIT_INPUT, complain
 from commands.signals import until_interrupted
-from commands.terminal import EXIT_INPUT, complain
 from pipeline.errors import ReciproStreamError, of_path
-from pipeline.logs import formatter
+from pipeline.log_format import formatter
 
 KEPT_BYTES = 1 << 30
 OUR_PACKAGES = frozenset({"commands", "engine", "overlays", "pipeline", "recipro_stream", "stream"})

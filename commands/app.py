@@ -7,8 +7,8 @@ import typer
 from commands.baseline import baseline
 from commands.evaluate import evaluate
 from commands.export import export
+from commands.info import doctor, models
 from commands.keys import keys_app
-from commands.machine import doctor, models
 from commands.replay import replay
 from commands.stream import demo, stream
 from commands.train import train

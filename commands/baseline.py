@@ -13,13 +13,13 @@ import numpy as np
 import typer
 
 from commands import options
-from commands.joining import carry_frames
+from commands.console import finish, near, read_text, say, write_text
 from commands.options import CAMERA, RUN, option, stated
-from commands.terminal import finish, near, read_text, say, write_text
-from pipeline.config_text import make_config, read_yaml
-from pipeline.drift import LEAST_SAMPLES, Recorder
+from commands.wiring.run import carry_frames
+from pipeline.config_loader import make_config, read_yaml
 from pipeline.errors import ConfigError, WireError
-from pipeline.guardian import Guardian
+from pipeline.guards.drift import LEAST_SAMPLES, Recorder
+from pipeline.guards.monitor import Guardian
 
 
 def baseline(
@@ -73,7 +73,7 @@ def _run(config: Path | None, recorder: Recorder, given: dict[str, Any]) -> None
 
 def _read_log(path: Path, recorder: Recorder) -> None:
     from overlays.records.reader import open_log
-    from overlays.wire import as_overlay
+    from overlays.wire.message import as_overlay
 
     # Regions are not drawn anew: a line that holds its reasons' numbers is taken by them.
     surveyor, damaged = Guardian(_Nobody()), 0

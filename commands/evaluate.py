@@ -10,14 +10,14 @@ from typing import Annotated, Final
 import typer
 
 from commands import options
-from commands.evaluated import VIDEO_LIMIT, file_digest, open_evaluated
-from commands.joining import make_network
-from commands.learned import Learned, warn_of_learned
+from commands.annotations import Known, find_masks, find_truths, read_meaning
+from commands.console import fail, near, say, write_text
+from commands.evaluation_inputs import VIDEO_LIMIT, file_digest, open_evaluated
 from commands.options import NETWORK, RUN, TRUTH, option, stated
 from commands.signals import until_interrupted
-from commands.terminal import fail, near, say, write_text
-from commands.truths import Known, find_masks, find_truths, read_meaning
-from pipeline.config_text import make_config
+from commands.trained_images import Learned, warn_of_learned
+from commands.wiring.run import make_network
+from pipeline.config_loader import make_config
 from pipeline.errors import ConfigError
 
 log = logging.getLogger("recipro-stream")

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 from commands import options
-from commands.joining import make_network
+from commands.console import near, say
 from commands.options import NETWORK, RUN, option, stated
-from commands.terminal import near, say
-from pipeline.config_text import make_config
+from commands.wiring.run import make_network
+from pipeline.config_loader import make_config
 from pipeline.errors import ConfigError
 
 
@@ -38,7 +38,7 @@ def export(
         "model": model, "weights": weights, "labels": labels, "layer": layer, "target": target, "kernel": kernel,
         "input_size": input_size, "fit": fit, "mean": mean, "std": std, "memory_budget_mib": memory_budget_mib,
     }  # fmt: skip
-    from overlays.sinks.files import same_place
+    from overlays.sinks.paths import same_place
 
     config = make_config({}, "command line", {"engine": stated(engine)})
     if any(given and same_place(output, Path(given)) for given in (weights, labels)):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from commands.terminal import near, say
+from commands.console import near, say
 from pipeline.errors import ConfigError
 
 keys_app = typer.Typer(no_args_is_help=True, help="Make keys, so that only those may look in who are on the list.")
@@ -18,7 +18,7 @@ def keys_new(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where they go. Nothing is ever overwritten.")],
 ) -> None:
     """Make a stream's keys and a first viewer's."""
-    from overlays.curve.keys import make_ring
+    from overlays.wire.curve.keys import make_ring
 
     make_ring(folder)
     place = near(folder)
@@ -39,7 +39,7 @@ def keys_add(
     name: Annotated[str, typer.Argument(help="Whose key it is.")],
 ) -> None:
     """Make one more viewer's keys and put them on the list."""
-    from overlays.curve.keys import ALLOWED, make_pair
+    from overlays.wire.curve.keys import ALLOWED, make_pair
 
     if not (folder / ALLOWED).is_dir():
         raise ConfigError(f"{str(folder)!r}: holds no list of viewers; make it first: run.py keys new {near(folder)}")

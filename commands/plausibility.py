@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from pipeline.config import Config
-from pipeline.logs import escaped
+from pipeline.log_format import escaped
 
 log = logging.getLogger("recipro-stream")
 

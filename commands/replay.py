@@ -10,11 +10,11 @@ from typing import Annotated
 import typer
 
 from commands import options
-from commands.doors import sink_options, with_page_token
+from commands.console import fail, finish, say
 from commands.options import CAMERA, PICTURE, option, stated
 from commands.signals import until_interrupted
-from commands.terminal import fail, finish, say
-from pipeline.config_text import make_config
+from commands.wiring.sinks import sink_options, with_page_token
+from pipeline.config_loader import make_config
 from pipeline.errors import ConfigError
 
 
@@ -38,10 +38,10 @@ def replay(
 ) -> None:
     """Lay logged heat over the original video again, each line on its own frame."""
     from overlays.records.replay import LoggedExplainer, LoggedFrames, Paced
-    from overlays.renderer import HeatRenderer
-    from overlays.sinks.files import check_outputs
+    from overlays.render.renderer import HeatRenderer
     from overlays.sinks.locks import claimed, to_claim
-    from overlays.sinks.table import build_sink
+    from overlays.sinks.paths import check_outputs
+    from overlays.sinks.registry import build_sink
     from pipeline.loop import Limits, carry
     from stream.sources import build_source
 

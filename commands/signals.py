@@ -32,8 +32,8 @@ def until_interrupted(begun: threading.Event) -> Iterator[Wish]:
     """Give an event that Ctrl-C, SIGTERM and SIGHUP set; a second one ends the process at once.
 
     Two of different kinds that come together are one wish: a terminal or a supervisor sends its own to every process of
-    a run, and the process that started the others (``commands.shards``) asks them too. Who was started to outlive its
-    terminal (``nohup``) does.
+    a run, and the process that started the others (``commands.multi_device``) asks them too. Who was started to outlive
+    its terminal (``nohup``) does.
 
     Until ``begun`` is set there is nothing to be ended in order, and the first one ends the process at once, too: an
     exception out of a handler would go through compilers that do not expect it, and abort.

@@ -13,17 +13,17 @@ from typing import Annotated, Any
 import typer
 
 from commands import options
-from commands.doors import with_clips, with_keys, with_mqtt_credentials, with_page_token
-from commands.joining import carry_frames, redacted
-from commands.lineage import ends_with_parent
+from commands.console import finish, near, read_text, say
+from commands.multi_device import stream_sharded
 from commands.options import ACCESS, CAMERA, NETWORK, PICTURE, RUN, option, stated
-from commands.shards import stream_sharded
-from commands.terminal import finish, near, read_text, say
-from pipeline.config_text import make_config, read_yaml, to_yaml
+from commands.parent_process import ends_with_parent
+from commands.wiring.run import carry_frames, redacted
+from commands.wiring.sinks import with_clips, with_keys, with_mqtt_credentials, with_page_token
+from pipeline.config_loader import make_config, read_yaml, to_yaml
 from pipeline.config_yaml import to_documented_yaml
 from pipeline.errors import ConfigError
-from pipeline.logs import formatter
-from pipeline.shards import read_devices
+from pipeline.log_format import formatter
+from pipeline.sharding import read_devices
 
 log = logging.getLogger("recipro-stream")
 

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Annotated, Final, cast
 import typer
 
 from commands import options
-from commands.joining import find_shipped_weights
+from commands.console import say
+from commands.dataset import listed, readable
+from commands.images import open_pictures
 from commands.options import NETWORK, RUN, option, stated
-from commands.pictures import open_pictures
-from commands.roster import listed, readable
 from commands.signals import until_interrupted
-from commands.terminal import say
 from commands.train_report import Trained, files_beside, write_checked, write_report
-from pipeline.config_text import make_config
+from commands.wiring.run import find_shipped_weights
+from pipeline.config_loader import make_config
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from commands.joining import ROOT
+from commands.console import near, say
 from commands.options import RUN, option
-from commands.terminal import near, say
+from commands.wiring.run import ROOT
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:

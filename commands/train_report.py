@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from commands.pictures import ReadPicture
-from commands.terminal import near, say, write_text
+from commands.console import near, say, write_text
+from commands.images import ReadPicture
 from pipeline.errors import ConfigError, EngineError, ModelError, SourceError
 from pipeline.frames import Frame
 

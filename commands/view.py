@@ -10,10 +10,10 @@ from typing import Annotated
 import typer
 
 from commands import options
-from commands.doors import sink_options, with_mqtt_credentials, with_page_token
+from commands.console import fail, say
 from commands.options import ACCESS, CAMERA, PICTURE, option
 from commands.signals import until_interrupted
-from commands.terminal import fail, say
+from commands.wiring.sinks import sink_options, with_mqtt_credentials, with_page_token
 from pipeline.config import OverlayConfig, SinkConfig
 
 
@@ -34,11 +34,11 @@ def view(
     seconds: options.Seconds = None,
 ) -> None:
     """Watch a stream from afar: in a window, or into a file where there is no screen."""
-    from overlays.sinks.files import check_outputs
     from overlays.sinks.locks import claimed, to_claim
-    from overlays.sinks.table import build_sink
-    from overlays.viewer import Viewer
-    from overlays.watch import watch
+    from overlays.sinks.paths import check_outputs
+    from overlays.sinks.registry import build_sink
+    from overlays.wire.forward import watch
+    from overlays.wire.viewer import Viewer
 
     doors = with_page_token([SinkConfig(uri=uri) for uri in sink or ["window"]], page_token_file)
     doors = with_mqtt_credentials(doors, mqtt_credentials)

@@ -11,7 +11,7 @@ import torch
 from engine.backends.registry import BACKENDS
 from engine.backends.tensorrt.library import CURE, installed
 from engine.runtime.devices import card_of
-from pipeline.checks import Check
+from pipeline.diagnostics import Check
 
 _PACKAGES = ("torch", "torchvision", "timm", "torch-tensorrt", "onnxscript", "grad-cam")
 

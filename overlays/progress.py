@@ -13,13 +13,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from overlays.stale import told_seconds
-from pipeline.logs import escaped
+from overlays.render.stale import told_seconds
+from pipeline.log_format import escaped
 from pipeline.loop import Outcome
-from pipeline.metrics import CameraTally
 from pipeline.ports import Accounting
-from pipeline.pump import Pump
-from pipeline.silence import SILENT_INTERVALS
+from pipeline.signal_loss import SILENT_INTERVALS
+from pipeline.stats import CameraTally
+from pipeline.workers import Pump
 
 PLAIN_INTERVAL_SECONDS = 5.0
 """How often a line is written where there is no terminal."""

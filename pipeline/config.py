@@ -1,4 +1,4 @@
-"""Every knob with its default, range and unit. ``pipeline.config_text`` reads them, and says what is wrong."""
+"""Every knob with its default, range and unit. ``pipeline.config_loader`` reads them, and says what is wrong."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Final, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from pipeline.errors import nearest
-from pipeline.guards import GuardsConfig
+from pipeline.guards.config import GuardsConfig
 from pipeline.ports import Overflow
 
 

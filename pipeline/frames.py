@@ -108,7 +108,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Grounds:
-    """Where a finding's heat lies, as numbers; ``pipeline.grounds`` holds the formulas.
+    """Where a finding's heat lies, as numbers; ``pipeline.guards.heatmap_stats`` holds the formulas.
 
     The evidence of a cell is its heat beyond the map's median: on a fine grid the faint heat of a thousand cells that
     say nothing would outweigh the dozen that do. None: the map is flat, so nothing stands out.

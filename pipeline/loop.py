@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from pipeline.errors import FrameError, ReciproStreamError, WireError
+from pipeline.finite import unsound
 from pipeline.frames import Explanation, Frame, Overlay, Silence
-from pipeline.metrics import Tally
 from pipeline.ports import (
     Afterthought,
     Beginner,
@@ -25,9 +25,9 @@ from pipeline.ports import (
     Source,
     Troubled,
 )
-from pipeline.pump import Pump, Relay, gather
-from pipeline.silence import Watchman
-from pipeline.soundness import unsound
+from pipeline.signal_loss import Watchman
+from pipeline.stats import Tally
+from pipeline.workers import Pump, Relay, gather
 
 
 @dataclass(frozen=True, slots=True)

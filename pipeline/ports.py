@@ -3,7 +3,7 @@
     Source --Frame--> Pump --[Frame, ...]--> Explainer --Explanation--> Renderer --Overlay--> Sink
 
 Each port is one small protocol; a kind of thing is a protocol, a table in its room, and one file per member. All of
-them are called from threads that ``pipeline.pump`` owns, each from one thread at a time.
+them are called from threads that ``pipeline.workers`` owns, each from one thread at a time.
 """
 
 from __future__ import annotations

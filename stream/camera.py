@@ -19,8 +19,8 @@ from av.container import InputContainer
 
 from pipeline.errors import SourceError
 from stream.attempt import Attempt
-from stream.card import Decoder
 from stream.decode import VideoPacket
+from stream.hwaccel import Decoder
 from stream.live import Line, LiveSource, demuxed
 from stream.network import Patience
 

@@ -12,10 +12,10 @@ from av.container import InputContainer
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
+from stream.convert import Deinterlacer
+from stream.corruption import Trust
 from stream.h264 import FrameNumbers
 from stream.limits import PictureTooLargeError, check_size
-from stream.picture import Deinterlacer
-from stream.trust import Trust
 
 VideoPacket: TypeAlias = "av.Packet[VideoStream]"
 

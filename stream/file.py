@@ -21,17 +21,24 @@ from av.video.stream import VideoStream
 from pipeline.errors import DamagedError, SourceError
 from pipeline.frames import Frame
 from pipeline.ports import Health
-from stream.card import Decoder, Readable
 from stream.clock import StreamClock
+from stream.container_info import (
+    avi_has_index,
+    frames_total,
+    gif_is_whole,
+    mp4_is_whole,
+    packets_total,
+    promised_seconds,
+)
+from stream.convert import PixelAspect, RgbConverter
+from stream.corruption import Trust
 from stream.decode import Decoding, VideoPacket, packets, video_stream
 from stream.failures import failure_of
+from stream.hwaccel import Decoder, Readable
 from stream.limits import PictureTooLargeError
+from stream.mpegts_splices import begins_anew, cleared, only_padding_behind
 from stream.paths import PipeReader, check_file, kind_of, opened, shown
-from stream.picture import PixelAspect, RgbConverter
-from stream.promises import avi_has_index, frames_total, gif_is_whole, mp4_is_whole, packets_total, promised_seconds
 from stream.redact import redact
-from stream.splices import begins_anew, cleared, only_padding_behind
-from stream.trust import Trust
 
 # Cut out of a longer stream, these may begin between two key pictures; what cannot be decoded there is no damage.
 _BEGINS_ANYWHERE: Final = {"mpegts", "mpeg", "mpegvideo", "h264", "hevc", "flv", "hls"}

@@ -19,8 +19,8 @@ import av.error
 
 from stream.attempt import Attempt
 from stream.failures import Failure, FailureError
+from stream.http_client import Response, WebClient
 from stream.playlist import MAX_PLAYLIST_BYTES, Key, Playlist, Segment, best_variant, parse_playlist
-from stream.web_client import Response, WebClient
 
 log = logging.getLogger(__name__)
 

@@ -9,15 +9,15 @@ from typing import Self
 
 from pipeline.frames import Frame
 from pipeline.ports import Health
-from stream.addresses import is_recording
-from stream.card import Decoder
 from stream.file import FileSource, Reading
+from stream.http_client import WebClient
+from stream.http_file import WebFile
+from stream.http_probe import CONTAINER_OPTIONS, RecordingFoundError, WebLine, WebOptions
+from stream.http_uri import is_recording
+from stream.hwaccel import Decoder
 from stream.live import Line, LiveSource
 from stream.network import Patience
 from stream.redact import redact
-from stream.web_client import WebClient
-from stream.web_file import WebFile
-from stream.web_line import CONTAINER_OPTIONS, RecordingFoundError, WebLine, WebOptions
 
 _RECORDING_SECONDS = 5.0  # a reader that pauses must not be cut off by its own pause, only by the server's
 

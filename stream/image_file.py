@@ -21,7 +21,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from pipeline.errors import SourceError
 from pipeline.frames import Image
-from stream.depth import eight_bits, value_bits
+from stream.bit_depth import eight_bits, value_bits
 from stream.limits import FILE_MAX_PIXELS, check_size
 from stream.paths import kind_of, refusal, shown
 

@@ -25,15 +25,15 @@ from pipeline.errors import ConnectionLostError
 from pipeline.frames import Frame
 from pipeline.ports import Health, State
 from stream.attempt import Attempt
-from stream.card import Decoder
 from stream.clock import StreamClock
+from stream.convert import PixelAspect, RgbConverter
+from stream.corruption import Trust
 from stream.decode import Decoding, VideoPacket, drop_bad_extradata, packets_of, video_stream
 from stream.failures import Failure, FailureError, StreamEndedError, failure_of
 from stream.h264 import FrameNumbers
+from stream.hwaccel import Decoder
 from stream.limits import PictureTooLargeError
-from stream.picture import PixelAspect, RgbConverter
 from stream.reconnect import Answering, Backoff
-from stream.trust import Trust
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from av.container import InputContainer
 from av.video.codeccontext import VideoCodecContext
 
 from stream.attempt import Attempt
-from stream.card import Decoder
 from stream.failures import FailureError
+from stream.hwaccel import Decoder
 from stream.live import Line, LiveSource, demuxed
 from stream.redact import redact
 from stream.rtsp_challenge import why_unauthorised

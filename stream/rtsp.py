@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from stream.card import Decoder
+from stream.hwaccel import Decoder
 from stream.live import LiveSource
 from stream.network import Patience, network_source
 

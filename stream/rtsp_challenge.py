@@ -8,8 +8,8 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from stream.attempt import Attempt
-from stream.digest import Challenge, challenges
 from stream.failures import Failure
+from stream.http_auth import Challenge, challenges
 
 _MAX_ANSWER_BYTES: Final = 1 << 16
 _SECONDS: Final = 2.0

@@ -15,7 +15,7 @@ from stream.paths import kind_of
 from stream.redact import authority_of, place, redact
 
 if TYPE_CHECKING:
-    from stream.card import Decoder
+    from stream.hwaccel import Decoder
 
 IMAGE_SUFFIXES: Final = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -114,7 +114,7 @@ def is_live(uri: str) -> bool:
 
 def path_of(uri: str) -> str:
     """Return the path that ``uri`` reads, without the options behind it; ``uri`` itself where it is an address."""
-    from stream.local import expanded, split_options
+    from stream.local_uri import expanded, split_options
 
     uri = uri.strip()
     scheme = _scheme(uri)
@@ -176,7 +176,7 @@ def _exists(path: str) -> bool:
 
 def _camera(order: _Order) -> Source:
     from stream.camera import CameraMode, CameraSource
-    from stream.card import Decoder
+    from stream.hwaccel import Decoder
     from stream.network import Patience
 
     options = order.options
@@ -210,8 +210,8 @@ def _rtsp(order: _Order) -> Source:
 
 def _http(order: _Order) -> Source:
     from stream.http import WebSource
+    from stream.http_probe import WebOptions
     from stream.network import Patience
-    from stream.web_line import WebOptions
 
     options = order.options
     return WebSource(
@@ -247,13 +247,13 @@ def _broadcast(order: _Order) -> Source:
 
 def _decoder(options: SourceOptions, *, doubt: str = "", max_pixels: int = LIVE_MAX_PIXELS) -> Decoder:
     """Return what decodes one source; ``max_pixels`` is its limit where the options state none."""
-    from stream.card import Decoder
+    from stream.hwaccel import Decoder
 
     return Decoder(options.decoder, card=options.card, doubt=doubt, max_pixels=options.max_pixels or max_pixels)
 
 
 def _http_is_live(uri: str) -> bool:
-    from stream.addresses import is_recording
+    from stream.http_uri import is_recording
 
     return not is_recording(uri)
 
@@ -302,14 +302,14 @@ def _local(uri: str) -> str:
 
 
 def _path(order: _Order) -> Source:
-    from stream.local import camera_of, check_options, expanded, form_of, image_reader, split_options
+    from stream.local_uri import camera_of, check_options, expanded, form_of, image_reader, split_options
 
     options = order.options
     path, stated = split_options(expanded(order.uri))
     camera = order.camera or camera_of(path)
     if form_of(path, IMAGE_SUFFIXES, examples=EXAMPLES) == "images":
+        from stream.folder_watch import WatchedFolder
         from stream.images import ImagesSource
-        from stream.watch import WatchedFolder
 
         check_options(order.uri, stated, ("watch", "bits"), "pictures")
         reader = image_reader(stated, options.max_pixels or FILE_MAX_PIXELS)
@@ -326,7 +326,7 @@ def _path(order: _Order) -> Source:
 
 
 def _path_is_live(uri: str) -> bool:
-    from stream.local import expanded, split_options
+    from stream.local_uri import expanded, split_options
 
     return "watch" in split_options(expanded(uri))[1]
 

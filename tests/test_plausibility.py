@@ -3,7 +3,7 @@
 import pytest
 
 from commands.plausibility import doubts_of_guards, doubts_of_labels
-from pipeline.config_text import make_config
+from pipeline.config_loader import make_config
 
 
 @pytest.mark.parametrize(

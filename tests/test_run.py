@@ -148,14 +148,14 @@ def test_a_viewer_that_saw_nothing_says_so(command):
 
 
 def test_a_sink_that_cannot_be_opened_is_told_before_the_network_is_built(command, monkeypatch):
-    monkeypatch.setattr("commands.joining.make_explainer", lambda _: pytest.fail("the network was built first"))
+    monkeypatch.setattr("commands.wiring.run.make_explainer", lambda _: pytest.fail("the network was built first"))
     code, _, errors = command("stream", "--source", "line:", "--sink", "no/such/folder/out.mp4")
     assert code == 2
     assert "no/such/folder" in errors
 
 
 def test_a_demo_that_cannot_run_leaves_no_empty_folder(command, monkeypatch, tmp_path):
-    monkeypatch.setattr("commands.joining.ROOT", tmp_path / "elsewhere")
+    monkeypatch.setattr("commands.wiring.run.ROOT", tmp_path / "elsewhere")
     code, _, errors = command("demo", "--seconds", "1")
     assert code == 2, errors
     assert not any((tmp_path / "runs").iterdir())

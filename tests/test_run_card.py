@@ -6,13 +6,13 @@ import cv2
 import numpy as np
 import pytest
 
-from commands.card import CardRenderer, make_card_explainer, make_renderer, stays_on_card
-from commands.joining import make_network
-from overlays.jpeg import decode_picture, picture_of
-from overlays.renderer import HeatRenderer
+from commands.wiring.gpu import CardRenderer, make_card_explainer, make_renderer, stays_on_card
+from commands.wiring.run import make_network
+from overlays.render.jpeg import decode_picture, picture_of
+from overlays.render.renderer import HeatRenderer
 from overlays.sinks.options import SinkOptions
 from overlays.sinks.zeromq import ZeroMqSink
-from pipeline.config_text import make_config
+from pipeline.config_loader import make_config
 from pipeline.errors import ConfigError
 from pipeline.frames import Frame, Silence
 from pipeline.loop import Limits, carry

@@ -31,10 +31,10 @@ def test_doctor_tells_of_every_library_that_is_missing_and_ends_well():
 
 
 def test_command_that_needs_a_missing_library_says_so_in_one_line(command, monkeypatch):
-    monkeypatch.setitem(sys.modules, "commands.joining", None)
+    monkeypatch.setitem(sys.modules, "commands.wiring.run", None)
     monkeypatch.setitem(sys.modules, "cv2", None)
     for name in [name for name in sys.modules if name.startswith(("overlays.", "commands."))]:
-        if name != "commands.terminal":
+        if name != "commands.console":
             monkeypatch.delitem(sys.modules, name)
     code, _, told = command("stream", "--source", "line:", "--frames", "1")
     assert code == 2

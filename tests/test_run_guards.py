@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from overlays.wire import decode_header
+from overlays.wire.message import decode_header
 
 ROOT = Path(__file__).resolve().parent.parent
 GUARDED = ROOT / "configs" / "guards.yaml"
@@ -132,7 +132,7 @@ def test_the_network_with_the_shortcut_is_made_by_a_command(command, tmp_path):
 
 
 def test_where_there_are_guards_the_host_draws():
-    from commands.card import stays_on_card
-    from pipeline.config_text import make_config, read_yaml
+    from commands.wiring.gpu import stays_on_card
+    from pipeline.config_loader import make_config, read_yaml
 
     assert not stays_on_card(make_config(read_yaml(GUARDED.read_text(encoding="utf-8"), "guards"), "guards"), "cuda")

@@ -62,7 +62,7 @@ def test_keys_are_made_once_and_the_words_that_go_with_them_are_told(command, tm
     ],
 )
 def test_a_stream_that_would_be_open_by_mistake_does_not_start(command, monkeypatch, words, rule):
-    monkeypatch.setattr("commands.joining.make_explainer", lambda _: pytest.fail("it started"))
+    monkeypatch.setattr("commands.wiring.run.make_explainer", lambda _: pytest.fail("it started"))
     code, _, errors = command("stream", "--source", "line:", *words)
     assert code == 2
     assert rule in errors

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import SinkConfig
-from pipeline.config_text import make_config, to_yaml
+from pipeline.config_loader import make_config, to_yaml
 from pipeline.errors import ConfigError
-from pipeline.shards import door_of, read_devices, shards_of
+from pipeline.sharding import door_of, read_devices, shards_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -87,7 +87,7 @@ def test_every_shard_knows_whom_the_others_carry():
 
 def test_a_shard_survives_the_way_through_yaml():
     (shard, _) = shards_of(config(2, ["tcp://127.0.0.1:5555"]), ["cuda:0", "cuda:1"])
-    from pipeline.config_text import read_yaml
+    from pipeline.config_loader import read_yaml
 
     assert make_config(read_yaml(to_yaml(shard), "pipe"), "pipe") == shard
 

@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
-from commands.pictures import open_pictures
-from commands.roster import listed, readable
-from commands.split_layout import files_below
+from commands.dataset import listed, readable
+from commands.dataset_layout import files_below
+from commands.images import open_pictures
 from engine.finetuning.given_split import keep_split
 from engine.finetuning.splits import HELD_OUT, LEARNING, STOPPING, joined
 from pipeline.errors import ConfigError, SourceError

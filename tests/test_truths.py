@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from commands.truths import read_box_names, read_meaning
+from commands.annotations import read_box_names, read_meaning
 from engine.evaluation.boxes import coco_boxes, voc_boxes, yolo_boxes
 from pipeline.errors import ConfigError
 from pipeline.frames import Truth

@@ -15,7 +15,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 Record = Mapping[str, Any]
-"""What ``overlays.wire.explanation_record`` gives: plain JSON values."""
+"""What ``overlays.wire.message.explanation_record`` gives: plain JSON values."""
 
 _BOX: Final = pa.list_(pa.float64(), 4)
 _GROUNDS: Final = pa.struct(

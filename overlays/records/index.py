@@ -8,8 +8,8 @@ from typing import Final
 
 import numpy as np
 
-from overlays.fields import escaped
 from overlays.records.reader import Gist
+from overlays.wire.json_fields import escaped
 from pipeline.frames import Frame
 
 _SAME_SECONDS: Final = 0.002

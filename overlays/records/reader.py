@@ -15,8 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
-from overlays.fields import Fields
-from overlays.wire import MAX_HEADER_BYTES, MAX_SOURCE, MAX_TEXT, VERSION, Header, decode_header, record_bytes
+from overlays.wire.json_fields import Fields
+from overlays.wire.message import MAX_HEADER_BYTES, MAX_SOURCE, MAX_TEXT, VERSION, Header, decode_header, record_bytes
 from pipeline.errors import SourceError, WireError, WireVersionError
 
 if TYPE_CHECKING:

@@ -18,10 +18,10 @@ from typing import Final, Self
 
 import numpy as np
 
-from overlays.jpeg import MAX_PICTURE_PIXELS, MAX_SIDE_PIXELS
 from overlays.records.index import CameraLines
 from overlays.records.reader import Log, open_log
-from overlays.wire import Header, as_overlay
+from overlays.render.jpeg import MAX_PICTURE_PIXELS, MAX_SIDE_PIXELS
+from overlays.wire.message import Header, as_overlay
 from pipeline.errors import SourceError, WireError
 from pipeline.frames import Explanation, Frame
 from pipeline.ports import Health, Source

@@ -13,9 +13,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from overlays.colormaps import palette
-from overlays.heatmap import draw_box, paint_heat
-from overlays.jpeg import encode_picture, scaled_picture
+from overlays.render.colormaps import palette
+from overlays.render.heatmap import draw_box, paint_heat
+from overlays.render.jpeg import encode_picture, scaled_picture
 from pipeline.frames import Box, Image
 
 BINS: Final = 20

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any, Final
 
-from overlays.colormaps import palette
-from overlays.heatmap import paint_heat
-from overlays.jpeg import encode_picture, scaled_picture
+from overlays.render.colormaps import palette
+from overlays.render.heatmap import paint_heat
+from overlays.render.jpeg import encode_picture, scaled_picture
 from overlays.reports.thresholds import POLICY, cells_of, count_named, good_class, threshold_table
 from pipeline.frames import Box, Heat, Image
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from overlays.sinks.files import OWN_FILES, in_file_names, parse_target, path_errors
+from overlays.sinks.paths import OWN_FILES, in_file_names, parse_target, path_errors
 from pipeline.errors import SinkError
 
 log = logging.getLogger(__name__)

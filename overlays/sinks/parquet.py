@@ -25,8 +25,8 @@ import pyarrow.parquet as pq
 
 from overlays.records.arrow_schema import SCHEMA, row_of
 from overlays.sinks.disk import Disk, HandleReserve
-from overlays.sinks.files import check_writable, fresh_paths, with_infix
-from overlays.wire import explanation_record, record_bytes
+from overlays.sinks.paths import check_writable, fresh_paths, with_infix
+from overlays.wire.message import explanation_record, record_bytes
 from pipeline.errors import LossError, SinkError
 from pipeline.frames import Overlay
 from pipeline.ports import Figure

@@ -17,7 +17,7 @@ from typing import Any, Final, Self
 import cv2
 import numpy as np
 
-from overlays.labels import printable
+from overlays.render.text import printable
 from overlays.sinks.options import SinkOptions
 from pipeline.errors import SinkError
 from pipeline.frames import Image, Overlay

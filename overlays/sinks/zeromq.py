@@ -2,7 +2,7 @@
 
 An XPUB socket tells who watches: while nobody watches a camera, nothing is compressed, and ``needs_picture`` lets the
 renderer rest too. Whoever joins late gets the last frame at once. Nobody is waited for: a viewer that does not keep up
-misses frames. Who may look in at all is the business of ``overlays.curve``.
+misses frames. Who may look in at all is the business of ``overlays.wire.curve``.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from typing import Final, Self
 
 import zmq
 
-from overlays.address import parse_address, without_user
-from overlays.curve.allowed import AllowList
-from overlays.curve.gate import Gate
-from overlays.curve.handshakes import REFUSALS, Refusal
-from overlays.curve.keys import read_pair
-from overlays.curve.subscriptions import MAX_TOPICS_PER_CONNECTION, Subscriptions
-from overlays.jpeg import bounded_picture, encode_picture, picture_of, scaled_picture
-from overlays.prepared import Prepared
-from overlays.sinks.binding import check_path, unbound
+from overlays.encoding_pool import Prepared
+from overlays.render.jpeg import bounded_picture, encode_picture, picture_of, scaled_picture
 from overlays.sinks.options import ENCODED, VIEWERS, SinkOptions
-from overlays.sinks.pace import Pace
-from overlays.wire import encode, topic_of
+from overlays.sinks.rate_limit import Pace
+from overlays.wire.binding import check_path, unbound
+from overlays.wire.curve.allowlist import AllowList
+from overlays.wire.curve.authenticator import Gate
+from overlays.wire.curve.handshake_errors import REFUSALS, Refusal
+from overlays.wire.curve.keys import read_pair
+from overlays.wire.curve.subscriptions import MAX_TOPICS_PER_CONNECTION, Subscriptions
+from overlays.wire.endpoint import parse_address, without_user
+from overlays.wire.message import encode, topic_of
 from pipeline.errors import SinkError, WireError
 from pipeline.frames import Overlay
 from pipeline.ports import Figure

@@ -20,7 +20,7 @@ import numpy as np
 
 from engine.explainers.network import NetworkExplainer
 from engine.models.loader import load_network
-from overlays.renderer import HeatRenderer
+from overlays.render.renderer import HeatRenderer
 from pipeline.config import EngineConfig, OverlayConfig
 from pipeline.frames import Frame, Overlay
 from pipeline.loop import Limits, carry

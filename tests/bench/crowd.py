@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from overlays.sinks.zeromq import ZeroMqSink
-from overlays.viewer import Viewer
+from overlays.wire.viewer import Viewer
 from pipeline.frames import Explanation, Finding, Frame, Image, Overlay
 from tests.bench.figures import quantiles, resident_mib
 

@@ -25,12 +25,12 @@ from typing import Any
 
 import numpy as np
 
-from overlays.curve.keys import make_ring
-from overlays.jpeg import encode_picture
-from overlays.renderer import HeatRenderer
+from overlays.render.jpeg import encode_picture
+from overlays.render.renderer import HeatRenderer
 from overlays.sinks.options import SinkOptions
 from overlays.sinks.zeromq import ZeroMqSink
-from overlays.viewer import Received, Viewer
+from overlays.wire.curve.keys import make_ring
+from overlays.wire.viewer import Received, Viewer
 from pipeline.frames import Explanation, Finding, Frame, Image, Overlay
 from tests.bench.crowd import crowd
 from tests.bench.figures import place, print_line, quantiles, resident_mib

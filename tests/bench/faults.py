@@ -24,7 +24,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Final, Self
 
-from overlays.renderer import HeatRenderer
+from overlays.render.renderer import HeatRenderer
 from pipeline.loop import Limits, Outcome, carry
 from pipeline.ports import Health, Source
 from stream.sources import SourceOptions, build_source

@@ -12,7 +12,7 @@ from engine.backends.registry import first_line
 from engine.explainers.gpu import CardExplainer
 from engine.explainers.network import NetworkExplainer
 from engine.models.loader import load_network
-from overlays.stamp import level_table
+from overlays.render.gpu_tables import level_table
 from pipeline.config import EngineConfig
 from pipeline.frames import Frame
 from tests.bench.gpu_clock import Settings

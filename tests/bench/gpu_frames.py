@@ -12,19 +12,19 @@ import cv2
 import numpy as np
 import torch
 
-from commands.card import CardRenderer
+from commands.wiring.gpu import CardRenderer
 from engine.backends.registry import first_line
 from engine.explainers.gpu import CardExplainer
 from engine.gpu.image_ops import encoded, stamped
 from engine.models.loader import load_network
-from overlays.renderer import HeatRenderer
-from overlays.stamp import level_table
+from overlays.render.gpu_tables import level_table
+from overlays.render.renderer import HeatRenderer
 from pipeline.config import EngineConfig
 from pipeline.errors import BackendError
 from pipeline.frames import Frame, Image
 from pipeline.loop import Limits, carry
 from pipeline.ports import Health
-from pipeline.pump import Relay
+from pipeline.workers import Relay
 from tests.bench.figures import quantiles
 from tests.bench.gpu_clock import Settings, settle
 
@@ -189,8 +189,8 @@ class PacedSource:
                 yield from self._images or []
         import av
 
-        from stream.card import accelerator
-        from stream.picture import RgbConverter
+        from stream.convert import RgbConverter
+        from stream.hwaccel import accelerator
 
         rgb, accelerated = RgbConverter(), accelerator(0) if self._on_card else None
         with av.open(io.BytesIO(self._clip), hwaccel=accelerated) as container:
@@ -284,7 +284,7 @@ def _check_card(clip: bytes) -> None:
     """Refuse to call the CPU's decoding the card's."""
     import av
 
-    from stream.card import NoCardError, accelerator
+    from stream.hwaccel import NoCardError, accelerator
 
     with av.open(io.BytesIO(clip), hwaccel=accelerator(0)) as container:
         next(container.decode(video=0))

@@ -20,9 +20,9 @@ from engine.methods.recipro import Target, plan_for
 from engine.models.loader import load_network
 from engine.runtime.runner import Build, Runner
 from engine.split.network import Split, split_network
-from overlays.jpeg import decode_picture
-from overlays.renderer import HeatRenderer
-from overlays.stamp import level_table
+from overlays.render.gpu_tables import level_table
+from overlays.render.jpeg import decode_picture
+from overlays.render.renderer import HeatRenderer
 from pipeline.config import EngineConfig
 from pipeline.frames import Frame
 from tests.bench.gpu_clock import Settings

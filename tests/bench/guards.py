@@ -28,9 +28,9 @@ import torch  # noqa: E402
 from engine.explainers.network import NetworkExplainer  # noqa: E402
 from engine.models.loader import load_network  # noqa: E402
 from pipeline.config import Config  # noqa: E402
-from pipeline.config_text import make_config, read_yaml  # noqa: E402
+from pipeline.config_loader import make_config, read_yaml  # noqa: E402
 from pipeline.frames import Explanation, Frame  # noqa: E402
-from pipeline.guardian import Guardian  # noqa: E402
+from pipeline.guards.monitor import Guardian  # noqa: E402
 from stream.simulated.scene import Scene, draw_frame  # noqa: E402
 from stream.simulated.shortcut import stamped  # noqa: E402
 

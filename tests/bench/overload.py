@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-from overlays.renderer import HeatRenderer
+from overlays.render.renderer import HeatRenderer
 from pipeline.frames import Explanation, Frame
 from pipeline.loop import Limits, carry
 from pipeline.ports import Source

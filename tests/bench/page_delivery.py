@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from overlays.page.packet import unpack
-from overlays.sinks.page import PageSink
-from overlays.wire import decode_header
+from overlays.sinks.web import PageSink
+from overlays.web.framing import unpack
+from overlays.wire.message import decode_header
 from pipeline.frames import Explanation, Finding, Frame, Image, Overlay
 from tests.bench.figures import quantiles, resident_mib
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from overlays.sinks.page import PageSink
+from overlays.sinks.web import PageSink
 from pipeline.frames import Explanation, Finding, Frame, Overlay
 from tests.bench.figures import place, print_line
 from tests.ground.chromium import CHROMIUM, browsing

@@ -26,9 +26,9 @@ from typing import Any
 
 from engine.explainers.network import NetworkExplainer
 from engine.models.loader import load_network
-from overlays.renderer import HeatRenderer
-from overlays.sinks.table import build_sink
-from overlays.wire import encode
+from overlays.render.renderer import HeatRenderer
+from overlays.sinks.registry import build_sink
+from overlays.wire.message import encode
 from pipeline.config import EngineConfig
 from pipeline.frames import Explanation, Frame, Overlay
 from pipeline.loop import Limits, Outcome, carry
@@ -46,7 +46,7 @@ def free_address() -> str:
 
 def look(address: str, ages: Any, stop: Any) -> None:
     """Watch in another process and tell the age in seconds of every message that comes, its picture decoded."""
-    from overlays.viewer import Viewer
+    from overlays.wire.viewer import Viewer
 
     with Viewer(address) as viewer:
         ages.put(None)  # ready: starting a process takes seconds

@@ -23,7 +23,7 @@ import torch
 
 from engine.evaluation import metrics
 from engine.evaluation.boxes import yolo_boxes
-from pipeline.config_text import read_yaml
+from pipeline.config_loader import read_yaml
 from pipeline.frames import Box, Truth
 from stream.images import read_image
 from tests.bench.figures import place, print_line

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import Any, Final
 
-from overlays.renderer import HeatRenderer
+from overlays.render.renderer import HeatRenderer
 from pipeline.loop import Limits, carry
 from pipeline.ports import Explainer, Source
 from run import settle

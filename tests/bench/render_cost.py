@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 import cv2  # noqa: E402 - after the path
 import numpy as np  # noqa: E402
 
-from overlays.renderer import HeatRenderer  # noqa: E402
+from overlays.render.renderer import HeatRenderer  # noqa: E402
 from pipeline.frames import Box, Explanation, Finding, Frame  # noqa: E402
 
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -23,7 +23,7 @@ from typing import Any
 
 from engine.explainers.network import NetworkExplainer
 from engine.models.loader import load_network
-from overlays.renderer import HeatRenderer
+from overlays.render.renderer import HeatRenderer
 from pipeline.config import EngineConfig
 from pipeline.loop import Limits, Outcome, carry
 from pipeline.ports import Explainer

@@ -12,14 +12,14 @@ from tests.bench.page_delivery import measure_page
 
 @pytest.mark.parametrize("number", [0, 1, 77, 65535])
 def test_the_number_in_a_picture_is_read_back_through_jpeg(number):
-    from overlays.jpeg import decode_picture, encode_picture
+    from overlays.render.jpeg import decode_picture, encode_picture
 
     image = delivery.numbered(delivery.picture(96, 320, 8.0), number)
     assert delivery.number_of(decode_picture(encode_picture(image))) == number
 
 
 def test_noise_makes_a_jpeg_larger():
-    from overlays.jpeg import encode_picture
+    from overlays.render.jpeg import encode_picture
 
     sizes = [len(encode_picture(delivery.picture(180, 320, noise))) for noise in delivery.NOISE.values()]
     assert sizes[1] > 2 * sizes[0]

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from commands.joining import usual_batch
+from commands.wiring.run import usual_batch
 from engine.explainers import base
 from engine.explainers.base import EngineFacts, FrameExplainer
 from engine.methods.plan import PlanFacts

@@ -13,9 +13,9 @@ from engine.explainers.network import NetworkExplainer
 from engine.gpu.batch_pipeline import SLOTS, Flights, buckets_up_to, pieces
 from engine.gpu.streams import PlainLanes, lanes_of
 from engine.models.loader import load_network
-from overlays.jpeg import decode_picture
-from overlays.renderer import HeatRenderer
-from overlays.stamp import level_table
+from overlays.render.gpu_tables import level_table
+from overlays.render.jpeg import decode_picture
+from overlays.render.renderer import HeatRenderer
 from pipeline.config import EngineConfig
 from pipeline.frames import Frame
 from tests.engine.reference import lively

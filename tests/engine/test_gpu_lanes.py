@@ -14,7 +14,7 @@ from engine.explainers.gpu import CardExplainer
 from engine.gpu import streams as cuda_lanes
 from engine.gpu.streams import LANES, CudaLanes, PlainLanes, lanes_of
 from engine.models.loader import load_network
-from overlays.stamp import level_table
+from overlays.render.gpu_tables import level_table
 from pipeline.config import EngineConfig
 from pipeline.frames import Frame, Stamp
 from tests.bench import gpu_clock

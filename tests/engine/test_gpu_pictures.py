@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from engine.gpu.image_ops import InputOf, Painter, encoded, spread, stamped
 from engine.models.preprocess import Preprocessing, place
-from overlays.colormaps import COLORMAPS, palette
-from overlays.heatmap import heat_levels, paint_heat
-from overlays.labels import Line
-from overlays.renderer import HeatRenderer
-from overlays.stamp import legend_stamp, level_table
+from overlays.render.colormaps import COLORMAPS, palette
+from overlays.render.gpu_tables import legend_stamp, level_table
+from overlays.render.heatmap import heat_levels, paint_heat
+from overlays.render.renderer import HeatRenderer
+from overlays.render.text import Line
 from pipeline.frames import Box, Explanation, Finding, Frame
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -12,7 +12,7 @@ import torch
 from engine.explainers.network import NetworkExplainer
 from engine.methods.masking import hottest_cells, masked_images
 from engine.models.loader import load_network
-from pipeline.config_text import make_config
+from pipeline.config_loader import make_config
 from pipeline.frames import Frame
 from pipeline.ports import Doubter, Masking
 from stream.simulated.scene import Scene, draw_frame

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from overlays.sinks.table import SINKS, added_kinds, build_sink
+from overlays.sinks.registry import SINKS, added_kinds, build_sink
 from pipeline.errors import SinkError
 from tests.ground.limits import PROGRAM_SECONDS
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overlays.broker import finding_message, level, parse_broker, same_level
+from overlays.sinks.mqtt.messages import finding_message, level, parse_broker, same_level
 from pipeline.frames import Box
 from tests.overlays.conftest import explain
 

@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 
 from overlays.sinks import disk
-from overlays.sinks.clip import Clip, ClipEncoder
-from overlays.sinks.clips import ClipsSink
-from overlays.sinks.fragments import WholeWrites
+from overlays.sinks.clips.fragments import WholeWrites
+from overlays.sinks.clips.sink import ClipsSink
+from overlays.sinks.clips.writer import Clip, ClipEncoder
 from overlays.sinks.locks import claimed, to_claim
 from overlays.sinks.options import ClipOptions, SinkOptions
-from overlays.sinks.recorder import RecorderSink
+from overlays.sinks.video import RecorderSink
 from pipeline.errors import FrameError, SinkError
 from pipeline.frames import Overlay, Silence
 from tests.ground.limits import PROGRAM_SECONDS
@@ -144,7 +144,7 @@ def test_a_clock_that_is_set_back_makes_no_new_clip_an_old_one(tmp_path, overlai
 def test_a_killed_recorder_leaves_all_but_the_last_second_playable(tmp_path):
     code = (
         "import sys, os, signal; sys.path.insert(0, 'tests/overlays'); from conftest import explain\n"
-        "from overlays.sinks.clips import ClipsSink; from pipeline.frames import Overlay\n"
+        "from overlays.sinks.clips.sink import ClipsSink; from pipeline.frames import Overlay\n"
         "import numpy as np\n"
         "sink = ClipsSink(sys.argv[1] + '/', cameras=('line',)).__enter__()\n"
         "for i in range(155):\n"

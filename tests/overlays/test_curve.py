@@ -12,15 +12,15 @@ import pytest
 import zmq
 import zmq.auth
 
-from overlays.curve import places
-from overlays.curve.allowed import AllowList
-from overlays.curve.handshakes import Seldom, refusal, refused_because
-from overlays.curve.keys import is_key, make_pair, make_ring, public_of, read_pair, read_public, viewer_keys
-from overlays.curve.places import Places
-from overlays.curve.subscriptions import MAX_TOPICS, MAX_TOPICS_PER_CONNECTION, Subscriptions
 from overlays.sinks.options import SinkOptions
 from overlays.sinks.zeromq import ZeroMqSink
-from overlays.viewer import Viewer
+from overlays.wire.curve import connection_limit
+from overlays.wire.curve.allowlist import AllowList
+from overlays.wire.curve.connection_limit import Places
+from overlays.wire.curve.handshake_errors import Seldom, refusal, refused_because
+from overlays.wire.curve.keys import is_key, make_pair, make_ring, public_of, read_pair, read_public, viewer_keys
+from overlays.wire.curve.subscriptions import MAX_TOPICS, MAX_TOPICS_PER_CONNECTION, Subscriptions
+from overlays.wire.viewer import Viewer
 from pipeline.errors import ConfigError, SinkError
 from tests.ground.limits import LIMIT_SECONDS
 
@@ -339,7 +339,7 @@ def test_places_limit_each_address_but_this_machines():
 
 
 def test_idle_connections_take_no_more_than_their_share_and_an_admitted_viewer_stays(ring, scene, until, monkeypatch):
-    monkeypatch.setattr(places, "MAX_CONNECTIONS", 24)
+    monkeypatch.setattr(connection_limit, "MAX_CONNECTIONS", 24)
     at = scene(locked(ring))
     host, port = at.sink.endpoint.removeprefix("tcp://").split(":")
     with Viewer(at.sink.endpoint, **keys(ring)) as friend, ExitStack() as stack:

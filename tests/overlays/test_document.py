@@ -14,10 +14,10 @@ import cv2
 import numpy as np
 import pytest
 
-from overlays.curve.keys import make_ring
 from overlays.sinks.options import SinkOptions
-from overlays.sinks.table import build_sink
+from overlays.sinks.registry import build_sink
 from overlays.sinks.zeromq import ZeroMqSink
+from overlays.wire.curve.keys import make_ring
 from pipeline.ports import Sink
 from tests.ground.limits import LIMIT_SECONDS, PROGRAM_SECONDS
 

@@ -17,22 +17,22 @@ import numpy as np
 import pytest
 from websockets.sync.client import connect
 
-from overlays.curve.handshakes import REFUSALS
-from overlays.curve.keys import make_ring
-from overlays.sinks.clip import Clip
-from overlays.sinks.clips import ClipsSink
-from overlays.sinks.log import LogSink
+from overlays.sinks.clips.sink import ClipsSink
+from overlays.sinks.clips.writer import Clip
+from overlays.sinks.jsonl import LogSink
 from overlays.sinks.options import ClipOptions, SinkOptions
-from overlays.sinks.page import PageSink
+from overlays.sinks.web import PageSink
 from overlays.sinks.zeromq import ZeroMqSink
-from overlays.viewer import Viewer
-from pipeline.config_text import make_config
-from pipeline.drift import Drift, Recorder
+from overlays.wire.curve.handshake_errors import REFUSALS
+from overlays.wire.curve.keys import make_ring
+from overlays.wire.viewer import Viewer
+from pipeline.config_loader import make_config
 from pipeline.frames import Frame
-from pipeline.guardian import Guardian, Slow
+from pipeline.guards.drift import Drift, Recorder
+from pipeline.guards.monitor import Guardian, Slow
 from pipeline.loop import Limits, Onlooker, Outcome, carry
-from pipeline.metrics import Tally
 from pipeline.ports import Figure, Measured, Troubled
+from pipeline.stats import Tally
 from tests.fakes import FakeSource
 from tests.ground.limits import LIMIT_SECONDS
 from tests.overlays.conftest import figures
@@ -258,7 +258,7 @@ def test_the_dashboard_asks_for_figures_that_there_are(explained, tmp_path):
         ZeroMqSink("tcp://127.0.0.1:0") as network,
         ClipsSink(f"{tmp_path}/", cameras=("a",), options=options) as clips,
     ):
-        mqtt = pytest.importorskip("overlays.sinks.mqtt").MqttSink("mqtt://127.0.0.1:1")
+        mqtt = pytest.importorskip("overlays.sinks.mqtt.sink").MqttSink("mqtt://127.0.0.1:1")
         parts = [sink, network]
         source = [(FakeSource(12, "a"), "wait")]
         carry(source, guardian_of(explained), Plain(), parts, limits=Limits(), stop=threading.Event())

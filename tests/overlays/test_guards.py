@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from overlays.alarm import ALARM, alarm_lines
-from overlays.page.board import Board
-from overlays.renderer import HeatRenderer
-from overlays.wire import as_overlay, decode_header, decode_message, encode, explanation_record, record_bytes
+from overlays.render.guards import ALARM, alarm_lines
+from overlays.render.renderer import HeatRenderer
+from overlays.web.status import Board
+from overlays.wire.message import as_overlay, decode_header, decode_message, encode, explanation_record, record_bytes
 from pipeline.errors import WireError
 from pipeline.frames import Deletion, Frame, Grounds, GuardState, Overlay, Region
 from pipeline.loop import Outcome
-from pipeline.metrics import Tally
 from pipeline.ports import Figure
+from pipeline.stats import Tally
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRES = GuardState("on-the-belt", True, 1.25, "heat_inside(belt) >= 0.6, but is 0.04", 2)
@@ -155,7 +155,7 @@ def test_the_board_tells_the_greatest_drift_of_each_camera(overlaid):
 
 
 def test_a_log_line_says_what_fires(guarded, tmp_path):
-    from overlays.sinks.log import LogSink
+    from overlays.sinks.jsonl import LogSink
 
     explanation = guarded(FIRES, CALM)
     with LogSink(tmp_path / "out.jsonl") as log:

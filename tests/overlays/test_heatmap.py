@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from overlays.colormaps import COLORMAPS, palette
-from overlays.heatmap import draw_box, draw_contour, heat_levels, hottest_box, paint_heat
+from overlays.render.colormaps import COLORMAPS, palette
+from overlays.render.heatmap import draw_box, draw_contour, heat_levels, hottest_box, paint_heat
 from pipeline.errors import ConfigError
 from pipeline.frames import Box
 

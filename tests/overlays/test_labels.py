@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from overlays.labels import Line, draw_legend, fitted, printable, text_size, text_tile, text_width
+from overlays.render.text import Line, draw_legend, fitted, printable, text_size, text_tile, text_width
 
 
 @settings(max_examples=60, deadline=None)

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from overlays.sinks.log import LogSink
-from overlays.wire import decode_header
+from overlays.sinks.jsonl import LogSink
+from overlays.wire.message import decode_header
 from pipeline.errors import LossError, SinkError
 from tests.ground.limits import PROGRAM_SECONDS
 from tests.ground.logs import log_lines, run_lines
@@ -53,7 +53,7 @@ def test_a_killed_run_leaves_whole_lines(tmp_path):
     path = tmp_path / "out.jsonl"
     code = (
         "import sys, os, signal; sys.path.insert(0, 'tests/overlays'); from conftest import explain\n"
-        "from overlays.sinks.log import LogSink; from pipeline.frames import Overlay; from pathlib import Path\n"
+        "from overlays.sinks.jsonl import LogSink; from pipeline.frames import Overlay; from pathlib import Path\n"
         "sink = LogSink(Path(sys.argv[1])).__enter__()\n"
         "for i in range(50): e = explain(index=i); sink.put(Overlay(e.frame.image, e))\n"
         "os.kill(os.getpid(), signal.SIGKILL)"

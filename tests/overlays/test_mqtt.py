@@ -20,8 +20,8 @@ import pytest
 
 paho = pytest.importorskip("paho.mqtt.client")
 
-from overlays.sinks import mqtt  # noqa: E402
-from overlays.sinks.mqtt import MOST_WAITING, MqttSink  # noqa: E402
+from overlays.sinks.mqtt import sink as mqtt_sink  # noqa: E402
+from overlays.sinks.mqtt.sink import MOST_WAITING, MqttSink  # noqa: E402
 from overlays.sinks.options import MqttOptions, SinkOptions  # noqa: E402
 from pipeline.errors import LossError, SinkError  # noqa: E402
 from pipeline.loop import Limits, carry  # noqa: E402
@@ -44,8 +44,8 @@ def broker(tmp_path):
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch):
-    monkeypatch.setattr(mqtt, "_RETRY_SECONDS", (0.1, 0.2))
-    monkeypatch.setattr(mqtt, "_PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(mqtt_sink, "_RETRY_SECONDS", (0.1, 0.2))
+    monkeypatch.setattr(mqtt_sink, "_PATIENCE_SECONDS", 1.0)
 
 
 class Listener:
@@ -185,7 +185,7 @@ def test_a_broker_that_goes_and_comes_back_is_found_again(tmp_path, overlaid, un
 
 KILLED = (
     "import sys, os, signal; sys.path.insert(0, 'tests/overlays'); from conftest import explain\n"
-    "from overlays.sinks.mqtt import MqttSink; from pipeline.frames import Overlay\n"
+    "from overlays.sinks.mqtt.sink import MqttSink; from pipeline.frames import Overlay\n"
     "sink = MqttSink(sys.argv[1]).__enter__(); e = explain()\n"
     "while sink.trouble: sink.put(Overlay(e.frame.image, e))\n"
     "print('there', flush=True); sys.stdin.read()"
@@ -343,8 +343,8 @@ def test_every_photo_of_a_folder_is_told_however_fast_they_come(broker, overlaid
 
 
 def test_more_findings_of_a_file_than_may_wait_are_all_told(broker, overlaid, until, monkeypatch):
-    monkeypatch.setattr(mqtt, "MOST_WAITING", 20)
-    monkeypatch.setattr(mqtt, "_PATIENCE_SECONDS", 30.0)
+    monkeypatch.setattr(mqtt_sink, "MOST_WAITING", 20)
+    monkeypatch.setattr(mqtt_sink, "_PATIENCE_SECONDS", 30.0)
     with Listener(broker.port) as listener:
         with MqttSink(broker.uri, cameras=("film",)) as sink:
             for index in range(300):

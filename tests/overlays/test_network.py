@@ -18,8 +18,8 @@ import zmq
 from overlays.sinks import zeromq
 from overlays.sinks.options import SinkOptions
 from overlays.sinks.zeromq import ZeroMqSink
-from overlays.viewer import Viewer
-from overlays.wire import encode
+from overlays.wire.message import encode
+from overlays.wire.viewer import Viewer
 from pipeline.errors import PictureError, SinkError, SourceError, WireError, WireVersionError
 from tests.ground.limits import LIMIT_SECONDS
 
@@ -305,7 +305,7 @@ def test_leaving_with_messages_under_way_waits_for_nobody(overlaid, until):
 
 def test_a_frozen_viewer_is_noticed_its_camera_rests_and_once_it_thaws_it_sees_again(overlaid, until):
     code = (
-        "import sys; from overlays.viewer import Viewer\n"
+        "import sys; from overlays.wire.viewer import Viewer\n"
         "with Viewer(sys.argv[1]) as viewer:\n"
         "    for received in viewer: print(received.header.index, flush=True)\n"
     )

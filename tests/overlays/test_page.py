@@ -19,14 +19,14 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from commands.doors import TokenFile
-from overlays import handles
-from overlays.page import doorman, server
-from overlays.page import pace as pace_of_page
-from overlays.page.board import Board, readiness
-from overlays.page.clip import Ring
-from overlays.page.clips import asked_range
-from overlays.page.guard import (
+from commands.wiring.sinks import TokenFile
+from overlays import file_limits
+from overlays.sinks.options import SinkOptions
+from overlays.sinks.registry import build_sink
+from overlays.sinks.web import PageSink
+from overlays.web import middleware, server
+from overlays.web import rate_limit as pace_of_page
+from overlays.web.auth import (
     COOKIE_SECONDS,
     Asked,
     Guard,
@@ -37,13 +37,13 @@ from overlays.page.guard import (
     is_loopback,
     parse_page_address,
 )
-from overlays.page.hub import WINDOW
-from overlays.page.pace import STRANGERS, WRONG_TOKEN_COST, Pace, Rate
-from overlays.page.packet import unpack
-from overlays.sinks.options import SinkOptions
-from overlays.sinks.page import PageSink
-from overlays.sinks.table import build_sink
-from overlays.wire import decode_header
+from overlays.web.broadcast import WINDOW
+from overlays.web.clip import Ring
+from overlays.web.clips import asked_range
+from overlays.web.framing import unpack
+from overlays.web.rate_limit import STRANGERS, WRONG_TOKEN_COST, Pace, Rate
+from overlays.web.status import Board, readiness
+from overlays.wire.message import decode_header
 from pipeline.errors import SinkError
 from pipeline.frames import Box, Silence
 from tests.ground.limits import LIMIT_SECONDS
@@ -114,7 +114,7 @@ def test_picture_and_reason_belong_to_the_same_frame_and_the_picture_is_plain(ov
         painted = replace(painted, image=np.zeros_like(plain))
         sink.put(painted)
         header, picture = frame(link)
-    from overlays.jpeg import decode_picture
+    from overlays.render.jpeg import decode_picture
 
     assert (header.index, header.findings[0].label, header.grid) == (7, "cat", (3, 4))
     assert np.abs(decode_picture(picture)[24, 32].astype(int) - (10, 200, 30)).max() <= 4
@@ -767,15 +767,17 @@ def test_page_waits_while_no_file_handle_is_free_and_says_so_once(overlaid, unti
 
 @pytest.mark.parametrize(("soft", "limit"), [(None, 256), (1024, 256), (512, 85), (256, 42), (64, 16), (1 << 20, 256)])
 def test_connection_limit_leaves_handles_for_recording(soft, limit, monkeypatch):
-    monkeypatch.setattr(handles, "_soft_limit", lambda: None)
-    assert handles.connection_limit(256, soft) == limit
+    monkeypatch.setattr(file_limits, "_soft_limit", lambda: None)
+    assert file_limits.connection_limit(256, soft) == limit
 
 
 def test_shared_address_takes_an_ipv6_network_for_one_client():
-    assert handles.shared_address("2001:db8::1") == handles.shared_address("2001:db8::ffff:1") == "2001:db8::/64"
-    assert handles.shared_address("::ffff:192.0.2.1") == "192.0.2.1"
-    assert handles.is_loopback_address("::ffff:127.0.0.1")
-    assert not handles.is_loopback_address("nonsense")
+    assert (
+        file_limits.shared_address("2001:db8::1") == file_limits.shared_address("2001:db8::ffff:1") == "2001:db8::/64"
+    )
+    assert file_limits.shared_address("::ffff:192.0.2.1") == "192.0.2.1"
+    assert file_limits.is_loopback_address("::ffff:127.0.0.1")
+    assert not file_limits.is_loopback_address("nonsense")
 
 
 def test_a_forged_forwarded_address_writes_nothing_of_its_own_into_the_log(caplog):
@@ -788,7 +790,7 @@ def test_a_forged_forwarded_address_writes_nothing_of_its_own_into_the_log(caplo
 def test_websockets_without_the_token_keep_no_place_from_newcomers(overlaid, until, monkeypatch):
     monkeypatch.setattr(server, "MAX_CONNECTIONS", 16)
     monkeypatch.setattr(pace_of_page, "STRANGERS", Rate(0.1, 1))
-    for module in (pace_of_page, doorman):  # each is kept waiting for its refusal
+    for module in (pace_of_page, middleware):  # each is kept waiting for its refusal
         monkeypatch.setattr(module, "MAX_WAIT_SECONDS", 3600.0)
     monkeypatch.setattr(server, "_UNADMITTED_SECONDS", 3600.0)
     upgrade = (

@@ -20,10 +20,10 @@ import numpy as np
 import pytest
 
 from overlays.sinks.options import SinkOptions
-from overlays.sinks.page import PageSink
+from overlays.sinks.web import PageSink
 from pipeline.frames import Finding, GuardState, Overlay, Region, Silence
 from pipeline.loop import Outcome
-from pipeline.metrics import Tally
+from pipeline.stats import Tally
 from tests.ground.broker import free_port
 from tests.ground.cameras import elsewhere
 from tests.ground.chromium import CHROMIUM, browsing

@@ -16,7 +16,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from overlays.sinks.options import SinkOptions
-from overlays.sinks.page import PageSink
+from overlays.sinks.web import PageSink
 from tests.ground.broker import free_port
 from tests.ground.limits import LIMIT_SECONDS
 

@@ -22,9 +22,9 @@ from overlays.records import reader  # noqa: E402
 from overlays.records.arrow_schema import SCHEMA, record_of, row_of  # noqa: E402
 from overlays.records.replay import LoggedExplainer, LoggedFrames  # noqa: E402
 from overlays.sinks import parquet  # noqa: E402
-from overlays.sinks.log import LogSink  # noqa: E402
+from overlays.sinks.jsonl import LogSink  # noqa: E402
 from overlays.sinks.parquet import ParquetSink, parts_of  # noqa: E402
-from overlays.wire import explanation_record  # noqa: E402
+from overlays.wire.message import explanation_record  # noqa: E402
 from pipeline.errors import LossError, SinkError, SourceError, WireVersionError  # noqa: E402
 from pipeline.frames import Box, Explanation, Finding, Frame, Silence, Truth  # noqa: E402
 from pipeline.ports import Troubled  # noqa: E402

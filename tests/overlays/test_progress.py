@@ -10,8 +10,8 @@ from rich.console import Console
 
 from overlays.progress import Progress, lines, table
 from pipeline.loop import Outcome
-from pipeline.metrics import Tally
-from pipeline.pump import Pump
+from pipeline.stats import Tally
+from pipeline.workers import Pump
 from tests.fakes import FakeSource
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from overlays.sinks.options import SinkOptions
-from overlays.sinks.recorder import RecorderSink, fitted
+from overlays.sinks.video import RecorderSink, fitted
 from pipeline.errors import SinkError
 from tests.ground.limits import PROGRAM_SECONDS
 
@@ -219,7 +219,7 @@ def test_a_killed_run_leaves_all_but_the_last_seconds(tmp_path, suffix):
     path = tmp_path / f"out{suffix}"
     code = (
         "import sys, os, signal; sys.path.insert(0, 'tests/overlays'); from conftest import explain\n"
-        "from overlays.sinks.recorder import RecorderSink; from pipeline.frames import Overlay\n"
+        "from overlays.sinks.video import RecorderSink; from pipeline.frames import Overlay\n"
         "from pathlib import Path; import numpy as np\n"
         "dice = np.random.default_rng(0)\n"
         "sink = RecorderSink(Path(sys.argv[1]), cameras=('line',)).__enter__()\n"

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from overlays.heatmap import heat_levels
-from overlays.renderer import COLORMAPS, HeatRenderer, legend_lines
+from overlays.render.heatmap import heat_levels
+from overlays.render.renderer import COLORMAPS, HeatRenderer, legend_lines
 from pipeline.errors import ConfigError
 from pipeline.frames import Box, Explanation, Finding, Truth
 from pipeline.ports import Renderer

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from overlays.records.replay import LoggedExplainer, LoggedFrames, Paced
-from overlays.renderer import HeatRenderer
-from overlays.sinks.clips import ClipsSink
-from overlays.sinks.log import LogSink
+from overlays.render.renderer import HeatRenderer
+from overlays.sinks.clips.sink import ClipsSink
+from overlays.sinks.jsonl import LogSink
 from overlays.sinks.options import ClipOptions, SinkOptions
 from pipeline.errors import SourceError, WireVersionError
 from pipeline.frames import Box, Frame, Overlay, Truth

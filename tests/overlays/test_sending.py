@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from overlays.sinks.options import SinkOptions
-from overlays.sinks.pace import Pace
+from overlays.sinks.rate_limit import Pace
 from overlays.sinks.zeromq import ZeroMqSink
-from overlays.viewer import Viewer
+from overlays.wire.viewer import Viewer
 from pipeline.frames import Box, Truth
 
 ANY = "tcp://127.0.0.1:0"

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from overlays.sinks.disk import HandleReserve
-from overlays.sinks.files import fresh_paths, parse_target
+from overlays.sinks.jsonl import LogSink
 from overlays.sinks.locks import claimed, to_claim
-from overlays.sinks.log import LogSink
-from overlays.sinks.table import build_sink
+from overlays.sinks.paths import fresh_paths, parse_target
+from overlays.sinks.registry import build_sink
 from pipeline.errors import SinkError
 from tests.ground.logs import log_lines
 

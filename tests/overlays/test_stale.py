@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from overlays.sinks.log import LogSink
-from overlays.sinks.recorder import RecorderSink
-from overlays.stale import stale_overlay, told_seconds
-from overlays.wire import as_overlay, decode_message, encode
+from overlays.render.stale import stale_overlay, told_seconds
+from overlays.sinks.jsonl import LogSink
+from overlays.sinks.video import RecorderSink
+from overlays.wire.message import as_overlay, decode_message, encode
 from pipeline.frames import Explanation, Finding, Frame, Overlay, Silence
 from tests.ground.logs import log_lines
 
@@ -66,7 +66,7 @@ def test_a_viewer_is_told_that_it_is_no_new_frame_and_why():
     )
     assert header.silence == SILENCE
     assert header.index == 7
-    from overlays.jpeg import decode_picture
+    from overlays.render.jpeg import decode_picture
 
     assert as_overlay(header, decode_picture(payload), now_unix=50.0, now_monotonic=13.5).silence == SILENCE
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from overlays.curve.keys import make_ring
 from overlays.sinks.options import ClipOptions, MqttOptions
-from overlays.sinks.table import SINKS, SinkOptions, build_sink
+from overlays.sinks.registry import SINKS, SinkOptions, build_sink
+from overlays.wire.curve.keys import make_ring
 from pipeline.errors import SinkError
 from pipeline.ports import Sink
 from tests.ground.limits import PROGRAM_SECONDS
@@ -112,7 +112,7 @@ def test_an_option_that_would_do_nothing_is_refused(asked, takers, said, tmp_pat
 
 def test_importing_the_table_imports_no_vendor():
     code = (
-        "import sys, overlays.sinks.table; import overlays.colormaps; "
+        "import sys, overlays.sinks.registry; import overlays.render.colormaps; "
         "print([m for m in ('zmq', 'cv2', 'av', 'torch') if m in sys.modules])"
     )
     said = subprocess.run(

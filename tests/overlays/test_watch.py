@@ -10,17 +10,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from overlays.sinks.clips import ClipsSink
-from overlays.sinks.log import LogSink
-from overlays.sinks.page import PageSink
-from overlays.sinks.recorder import RecorderSink
+from overlays.sinks.clips.sink import ClipsSink
+from overlays.sinks.jsonl import LogSink
+from overlays.sinks.video import RecorderSink
+from overlays.sinks.web import PageSink
 from overlays.sinks.zeromq import ZeroMqSink
-from overlays.viewer import Received, Viewer
-from overlays.watch import MOST_CAMERAS, LastPictures, _Said, watch
-from overlays.wire import decode_message, encode
+from overlays.wire.forward import MOST_CAMERAS, LastPictures, _Said, watch
+from overlays.wire.message import decode_message, encode
+from overlays.wire.viewer import Received, Viewer
 from pipeline.frames import Deletion, Grounds, GuardState, Overlay, Silence
 from pipeline.loop import Outcome
-from pipeline.metrics import Tally
+from pipeline.stats import Tally
 from tests.ground.logs import log_lines
 from tests.overlays.conftest import figures
 

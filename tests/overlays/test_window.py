@@ -30,7 +30,7 @@ import sys, threading
 sys.path.insert(0, "tests/overlays")
 import numpy as np
 from conftest import explain
-from overlays.renderer import HeatRenderer
+from overlays.render.renderer import HeatRenderer
 from overlays.sinks.options import SinkOptions
 from overlays.sinks.window import WindowSink
 from pipeline.frames import Overlay
@@ -204,8 +204,9 @@ def test_window_names_the_remedy_where_its_library_is_missing(monkeypatch):
 
 def test_nothing_but_the_window_loads_a_library_that_opens_windows():
     code = (
-        "import sys; import overlays.renderer, overlays.sinks.table, overlays.sinks.recorder, overlays.sinks.zeromq; "
+        "import sys; import overlays.render.renderer, overlays.sinks.registry, "
+        "overlays.sinks.video, overlays.sinks.zeromq; "
     )
-    code += "import overlays.checks, stream.sources, cv2; print('pygame' in sys.modules, 'GUI' in cv2.__file__)"
+    code += "import overlays.diagnostics, stream.sources, cv2; print('pygame' in sys.modules, 'GUI' in cv2.__file__)"
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert told.stdout == "False False\n"

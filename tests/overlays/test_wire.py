@@ -13,9 +13,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from overlays import jpeg
-from overlays.jpeg import decode_picture, encode_picture, measured
-from overlays.wire import (
+from overlays.render import jpeg
+from overlays.render.jpeg import decode_picture, encode_picture, measured
+from overlays.wire.message import (
     MAX_HEADER_BYTES,
     as_overlay,
     decode_header,

@@ -10,8 +10,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from overlays.jpeg import decode_picture, encode_picture
-from overlays.wire import as_overlay, decode_message, encode
+from overlays.render.jpeg import decode_picture, encode_picture
+from overlays.wire.message import as_overlay, decode_message, encode
 from pipeline.errors import PictureError, WireError, WireLimitError, WireVersionError
 from pipeline.frames import Box, Deletion, Finding, Grounds, GuardState, Region, Silence, Truth
 

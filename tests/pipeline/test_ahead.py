@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.frames import Explanation, Finding, Overlay
-from pipeline.guardian import AheadGuardian, Guardian
+from pipeline.guards.monitor import AheadGuardian, Guardian
 from pipeline.loop import Limits, carry
 from pipeline.ports import Beginner, Explainer
 from tests.fakes import FakeSource

@@ -7,10 +7,10 @@ import re
 import numpy as np
 import pytest
 
-from pipeline.alarm import Alarm
-from pipeline.facts import Facts
 from pipeline.frames import Deletion, Explanation, Finding, Frame, Grounds
-from pipeline.guards import GuardConfig
+from pipeline.guards.alert import Alarm
+from pipeline.guards.config import GuardConfig
+from pipeline.guards.variables import Facts
 
 RULE = "heat_inside(part) >= 0.6 when label=scratch and score>0.5"
 

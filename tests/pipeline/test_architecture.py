@@ -89,7 +89,7 @@ def test_threads_are_made_in_the_pump_alone(path: Path):
         for node in ast.walk(tree)
         if isinstance(node, ast.Call)
     }
-    if path.name != "pump.py" or room_of(path) != "pipeline":
+    if path.name != "workers.py" or room_of(path) != "pipeline":
         assert not called & makers
 
 
@@ -102,6 +102,6 @@ def test_init_files_hold_a_sentence_and_no_code(path: Path):
 def test_only_the_command_line_joins_the_rooms():
     for path in ROOT.glob("*.py"):
         assert not imported(path) & set(ROOMS)
-    commands = list((ROOT / "commands").glob("*.py"))
+    commands = list((ROOT / "commands").rglob("*.py"))
     assert set(ROOMS) <= set().union(*map(imported, commands))
     assert not any("commands" in imported(path) for path in MODULES)

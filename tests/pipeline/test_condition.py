@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.condition import MAX_DEPTH, parse_condition
 from pipeline.errors import ConfigError
 from pipeline.frames import Explanation, Finding, Frame
+from pipeline.guards.parser import MAX_DEPTH, parse_condition
 
 HEAT = np.zeros((1, 1), np.float32)
 

@@ -7,10 +7,10 @@ import pytest
 from pydantic import BaseModel
 
 from pipeline.config import Config, CurveConfig, EngineConfig, OverlayConfig, SinkConfig, SourceConfig
-from pipeline.config_text import make_config, read_yaml, to_yaml
+from pipeline.config_loader import make_config, read_yaml, to_yaml
 from pipeline.config_yaml import to_documented_yaml
 from pipeline.errors import ConfigError
-from pipeline.guards import GuardConfig, RegionConfig
+from pipeline.guards.config import GuardConfig, RegionConfig
 
 TRIANGLE = [[0, 0], [1, 0], [1, 1]]
 

@@ -8,9 +8,9 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.drift import BINS, LEAST_SAMPLES, Drift, Recorder, numbers_of, psi, read_baseline
 from pipeline.errors import ConfigError
 from pipeline.frames import Explanation, Finding, Frame, Grounds
+from pipeline.guards.drift import BINS, LEAST_SAMPLES, Drift, Recorder, numbers_of, psi, read_baseline
 
 PIXELS = np.zeros((10, 20, 3), np.uint8)
 HEAT = np.zeros((1, 1), np.float32)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.fair_queue import MAX_KEYS, FairQueue
-from pipeline.pump import Relay
+from pipeline.workers import Relay
 from tests.ground.limits import LIMIT_SECONDS
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.frames import Box, Explanation, Finding, Frame, Region
-from pipeline.grounds import Surveyor, cell_weights, grounds_of, weights_of
+from pipeline.guards.heatmap_stats import Surveyor, cell_weights, grounds_of, weights_of
 
 WHOLE = Box(0.0, 0.0, 80.0, 60.0)
 

@@ -10,11 +10,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.condition import parse_condition
-from pipeline.config_text import make_config
-from pipeline.drift import Drift, Recorder
+from pipeline.config_loader import make_config
 from pipeline.frames import Explanation, Finding, Frame
-from pipeline.guardian import Guardian, Slow
+from pipeline.guards.drift import Drift, Recorder
+from pipeline.guards.monitor import Guardian, Slow
+from pipeline.guards.parser import parse_condition
 from pipeline.loop import Limits, carry
 from pipeline.ports import Afterthought, Doubter, Measured
 from tests.fakes import FakeSource
@@ -83,7 +83,7 @@ def test_a_right_sounding_verdict_from_the_wrong_place_raises_the_alarm():
 
 
 def test_it_is_said_once_when_it_begins_and_once_when_it_ends(caplog):
-    caplog.set_level(logging.INFO, "pipeline.guardian")
+    caplog.set_level(logging.INFO, "pipeline.guards.monitor")
     guardian = Guardian(seer := Seer(turns=30), guards(GROUNDED))
     given = frames(200)
     guarded(guardian, given[:100])

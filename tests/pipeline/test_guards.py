@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.condition import parse_condition, parse_rule
-from pipeline.config_text import make_config
+from pipeline.config_loader import make_config
 from pipeline.errors import ConfigError
-from pipeline.guards import RegionConfig, check_cameras, check_labels
+from pipeline.guards.config import RegionConfig, check_cameras, check_labels
+from pipeline.guards.parser import parse_condition, parse_rule
 
 SQUARE = [[0.1, 0.1], [0.9, 0.1], [0.9, 0.9], [0.1, 0.9]]
 RULE = "heat_inside(part) >= 0.6 when label=scratch and score>0.5"
@@ -126,7 +126,7 @@ def test_a_deletion_check_cannot_be_what_it_waits_for():
 
 
 def test_guards_survive_being_printed_and_read_again():
-    from pipeline.config_text import read_yaml, to_yaml
+    from pipeline.config_loader import read_yaml, to_yaml
 
     made = make_config({"guards": guards().model_dump()}, "run.yaml")
     assert make_config(read_yaml(to_yaml(made), "printed"), "printed") == made

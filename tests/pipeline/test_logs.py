@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from commands.terminal import say, told
-from pipeline.logs import escaped, formatter
+from commands.console import say, told
+from pipeline.log_format import escaped, formatter
 
 FOREIGN = "door\nW forged\r\x1b[2J\x9b31m\u202eevil\u2028line\x85\x00\ud800\x7f"
 

@@ -9,8 +9,8 @@ import pytest
 from pipeline.errors import SinkError, SourceError
 from pipeline.frames import Box, Explanation, Finding, Overlay, Truth
 from pipeline.loop import Limits, carry
-from pipeline.metrics import Histogram
 from pipeline.ports import Health, StopRequested
+from pipeline.stats import Histogram
 from tests.fakes import FakeSource
 from tests.ground.limits import LIMIT_SECONDS
 

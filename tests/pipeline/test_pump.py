@@ -10,7 +10,7 @@ import pytest
 from pipeline.errors import SinkError, SourceError
 from pipeline.frames import Frame
 from pipeline.ports import Health, StopRequested
-from pipeline.pump import Pump, Relay, gather
+from pipeline.workers import Pump, Relay, gather
 from tests.fakes import FakeSource
 from tests.ground.limits import LIMIT_SECONDS
 
@@ -245,7 +245,7 @@ def test_who_waits_for_its_reader_is_never_passed_over():
 
 @pytest.mark.parametrize(("state", "left"), [("connecting", True), ("live", False)])
 def test_only_a_camera_that_is_being_connected_is_left_to_end_by_itself(monkeypatch, state, left):
-    monkeypatch.setattr("pipeline.pump.CONNECTING_SECONDS", 0.05)
+    monkeypatch.setattr("pipeline.workers.CONNECTING_SECONDS", 0.05)
     answered, asked = threading.Event(), threading.Event()
 
     class Camera(FakeSource):

@@ -7,8 +7,8 @@ import pytest
 
 from pipeline.frames import Explanation, Frame
 from pipeline.ports import Health
-from pipeline.pump import Pump
-from pipeline.silence import AGAIN_SECONDS, SILENT_SECONDS, Watchman
+from pipeline.signal_loss import AGAIN_SECONDS, SILENT_SECONDS, Watchman
+from pipeline.workers import Pump
 from tests.fakes import FakeSource
 
 

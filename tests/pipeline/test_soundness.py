@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from pipeline.errors import FrameError, SinkError, WireError
+from pipeline.finite import unsound
 from pipeline.frames import Box, Deletion, Explanation, Finding, Frame, Grounds, Overlay, Region, Truth
 from pipeline.loop import Limits, carry, outlet_of
-from pipeline.soundness import unsound
 from tests.fakes import FakeSource
 from tests.ground.limits import LIMIT_SECONDS
 

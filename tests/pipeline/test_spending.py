@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.spending import Budget
+from pipeline.guards.overhead import Budget
 
 
 def test_a_check_waits_until_its_cost_has_been_earned():

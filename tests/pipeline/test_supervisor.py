@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from pipeline.logs import formatter
-from pipeline.supervisor import Supervisor
+from pipeline.log_format import formatter
+from pipeline.systemd import Supervisor
 from tests.ground.limits import LIMIT_SECONDS
 
 

@@ -12,12 +12,12 @@ import pytest
 from av.codec.hwaccel import HWAccel
 from av.video.reformatter import VideoReformatter
 
-from commands.joining import make_sources
-from pipeline.config_text import make_config
+from commands.wiring.run import make_sources
+from pipeline.config_loader import make_config
 from pipeline.errors import ConfigError, ConnectionLostError, SourceError
-from stream import card
-from stream.checks import checks
-from stream.picture import Deinterlacer, RgbConverter
+from stream import hwaccel
+from stream.convert import Deinterlacer, RgbConverter
+from stream.diagnostics import checks
 from stream.sources import SourceOptions, build_source
 from tests.ground.feed import Feed
 from tests.ground.reader import Reader
@@ -33,8 +33,8 @@ CLIPS = [
 @pytest.fixture
 def no_card():
     try:
-        card.accelerator(0)
-    except card.NoCardError:
+        hwaccel.accelerator(0)
+    except hwaccel.NoCardError:
         return
     pytest.skip("needs a machine without a card to decode on")
 
@@ -43,7 +43,7 @@ def no_card():
 def card_without_driver(no_card, monkeypatch):
     """A card that opened once: FFmpeg is asked for it in earnest, and finds no driver where its codec needs one."""
     asked = HWAccel("cuda", device="0")
-    monkeypatch.setitem(card._OPENED, 0, card._Opened(asked, asked))
+    monkeypatch.setitem(hwaccel._OPENED, 0, hwaccel._Opened(asked, asked))
 
 
 def pictures_of(path, count=3):
@@ -181,17 +181,17 @@ def test_a_camera_whose_codec_no_card_decodes_is_given_up_at_its_first_picture(
 def test_the_card_is_asked_of_ffmpeg_itself(card_without_driver, shared_data):
     path = str(shared_data / "videos" / "odd" / "h265_video.mp4")
     with pytest.raises(av.error.PermissionError):  # no driver: what FFmpeg says when it is asked for a card
-        card.Decoder("cuda").open(path, options={}, timeout=(None, None))
-    with card.Decoder("cpu").open(path, options={}, timeout=(None, None)) as container:
+        hwaccel.Decoder("cuda").open(path, options={}, timeout=(None, None))
+    with hwaccel.Decoder("cpu").open(path, options={}, timeout=(None, None)) as container:
         assert not container.streams.video[0].codec_context.is_hwaccel
 
 
 def test_over_udp_auto_keeps_to_the_cpu_which_sees_holes(card_without_driver):
-    decoder = card.Decoder("auto", doubt="holes")
+    decoder = hwaccel.Decoder("auto", doubt="holes")
     decoder.check()
     assert not decoder.wants
-    assert card.Decoder("auto").wants
-    assert card.Decoder("cuda", doubt="holes").wants
+    assert hwaccel.Decoder("auto").wants
+    assert hwaccel.Decoder("cuda", doubt="holes").wants
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_the_command_line_reaches_the_source(no_card, command, make_clip):
 def test_doctor_says_whether_a_card_can_be_opened(no_card):
     (found,) = [check for check in checks() if check.name == "decoding on a card"]
     assert not found.present
-    assert found.says == f"no NVIDIA driver is here (FFmpeg knows {card.known()})"
+    assert found.says == f"no NVIDIA driver is here (FFmpeg knows {hwaccel.known()})"
     assert "nvidia-smi" in found.cure
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DamagedError
-from stream.promises import avi_has_index, gif_is_whole, mp4_is_whole
+from stream.container_info import avi_has_index, gif_is_whole, mp4_is_whole
 from stream.sources import SourceOptions, build_source
 from tests.stream.conftest import grey_of
 

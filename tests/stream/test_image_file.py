@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 
 from pipeline.errors import SourceError
-from stream.depth import DEPTHS, eight_bits, value_bits
+from stream.bit_depth import DEPTHS, eight_bits, value_bits
 from stream.image_file import ImageReader, jpeg_is_whole, read_image
 
 HEIC = base64.b64decode(

@@ -9,7 +9,7 @@ import av.error
 import numpy as np
 import pytest
 
-from stream.picture import RgbConverter
+from stream.convert import RgbConverter
 from stream.sources import build_source
 from tests.ground.cameras import elsewhere
 from tests.ground.reader import Reader

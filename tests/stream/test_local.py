@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.errors import SourceError
 from stream.images import found_images, natural
-from stream.local import split_options
+from stream.local_uri import split_options
 from stream.paths import kind_of, shown
 from stream.sources import IMAGE_SUFFIXES, build_source, is_live, path_of
 

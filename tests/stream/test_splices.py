@@ -5,8 +5,8 @@ import threading
 import pytest
 
 from pipeline.errors import DamagedError
+from stream.mpegts_splices import only_padding_behind
 from stream.sources import build_source
-from stream.splices import only_padding_behind
 from tests.stream.test_file_whole import numbers
 
 CODING = {"g": "10", "bf": "2", "sc_threshold": "0"}

@@ -1,4 +1,4 @@
-from stream.trust import Trust
+from stream.corruption import Trust
 
 # Shown in the order of their numbers, decoded in this one: I0 P3 B1 B2 P6 B4 B5 | I9 B7 B8 P12
 DECODED = [(0, True), (3, False), (1, False), (2, False), (6, False), (4, False), (5, False)]

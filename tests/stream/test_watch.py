@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import SourceError
+from stream.folder_watch import Arrivals, WatchedFolder
 from stream.sources import build_source, is_live
-from stream.watch import Arrivals, WatchedFolder
 
 SUFFIXES = frozenset({".png", ".jpg"})
 

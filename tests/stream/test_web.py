@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import ConnectionLostError, DamagedError, SourceError
-from stream.digest import challenges
+from stream.http_auth import challenges
 from stream.sources import SourceOptions, build_source
 
 ONCE = {"read_timeout_seconds": 1.0, "open_timeout_seconds": 2.0, "attempts": 1}

@@ -1,0 +1,109 @@
+"""A CSV that names labelled pictures: ``path,label`` and, where several pictures show one part, ``group``."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+from collections import Counter
+from pathlib import Path, PureWindowsPath
+from typing import Final
+
+from commands.console import text_of
+from pipeline.errors import ConfigError
+
+COLUMNS: Final = ("path", "label")
+GROUP: Final = "group"
+
+_LONGEST_FIELD: Final = 4096
+
+
+def read_table(place: Path) -> tuple[list[str], list[str], list[str]]:
+    """Return paths, labels and groups of a CSV; groups are empty where it has none, and so is a group not filled in.
+
+    Columns are parted by commas, semicolons or tabs, whichever the first line has most of. Paths are seen from the
+    CSV's folder, and may be written with backslashes.
+
+    Raises:
+        ConfigError: it is no such table; it names the line.
+    """
+    text = text_of(place)
+    first = text.partition("\n")[0]
+    mark = max(",;\t", key=first.count)  # spreadsheets write semicolons where a comma is decimal
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=mark, skipinitialspace=True, strict=True)
+    paths: list[str] = []
+    labels: list[str] = []
+    groups: list[str] = []
+    columns: list[str] | None = None
+    line = 1
+    try:
+        for cells in rows:
+            if columns is None:
+                columns = _columns(place, cells)
+            elif any(cell.strip() for cell in cells):
+                row = _row(place, line, columns, cells)
+                paths.append(str(path_beside(place, line, row["path"])))
+                labels.append(row["label"])
+                if GROUP in columns:
+                    groups.append(row[GROUP])
+            line = rows.line_num + 1
+    except csv.Error as reason:
+        raise ConfigError(
+            f'{place}:{line}: is no row of a CSV ({reason}); a quote (") stands around a whole field, one inside is '
+            "written twice"
+        ) from None
+    if not paths:
+        raise ConfigError(f"{place}: names no pictures; give one a line, below a first line path,label")
+    return paths, labels, groups
+
+
+def _columns(place: Path, cells: list[str]) -> list[str]:
+    columns = [name.strip().casefold() for name in cells]
+    lacking = [name for name in COLUMNS if name not in columns]
+    if lacking:
+        raise ConfigError(
+            f"{place}: its first line has no {' and no '.join(map(repr, lacking))}; it must name the columns "
+            f"path, label and, where several pictures show one part, {GROUP}"
+        )
+    twice = next((name for name, count in Counter(columns).items() if count > 1 and name in {*COLUMNS, GROUP}), None)
+    if twice is not None:
+        raise ConfigError(f"{place}: its first line has {twice!r} twice; leave one of the columns out")
+    return columns
+
+
+def _row(place: Path, line: int, columns: list[str], cells: list[str]) -> dict[str, str]:
+    """Return a row by column; refuse one whose cells are not those that were meant."""
+    more = [cell for cell in cells[len(columns) :] if cell.strip()]
+    if more:
+        raise ConfigError(
+            f"{place}:{line}: has {len(cells)} fields for {len(columns)} columns; put quotes around a field that holds "
+            "the separator"
+        )
+    row = dict.fromkeys(columns, "") | {key: cell.strip() for key, cell in zip(columns, cells, strict=False)}
+    for key in (*COLUMNS, GROUP):
+        if len(row.get(key, "")) > _LONGEST_FIELD or "\n" in row.get(key, ""):
+            raise ConfigError(
+                f"{place}:{line}: {key} begins with {row[key][:40]!r} and goes over several lines or "
+                f'{_LONGEST_FIELD} letters; a quote (") may be missing or too much'
+            )
+    if not row["path"] or not row["label"]:
+        raise ConfigError(f"{place}:{line}: path or label is empty; fill both in, or remove the line")
+    return row
+
+
+def path_beside(place: Path, line: int, path: str) -> Path:
+    """Return where a picture lies that a file names; a path of Windows is read as one of this system.
+
+    Raises:
+        ConfigError: it is a path on a drive of Windows.
+    """
+    found = place.parent / path
+    if "\\" in path and not os.path.exists(found):  # noqa: PTH110 - of a name that is too long it says no
+        if PureWindowsPath(path).drive:
+            raise ConfigError(
+                f"{place}:{line}: {path!r} is a path on a drive of Windows; write it as seen from this file, "
+                f"such as {PureWindowsPath(path).name!r}"
+            )
+        found = place.parent.joinpath(*re.split(r"[\\/]+", path))
+    return found

@@ -1,0 +1,44 @@
+"""How the pictures of a data set are read: all alike, by one reader."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from pipeline.frames import Image
+
+log = logging.getLogger("recipro-stream")
+
+ReadPicture = Callable[[Path], Image]
+
+
+def open_pictures(place: str) -> tuple[str, ReadPicture, str]:
+    """Return a path without its options, what reads its pictures, and the options: ``PARTS?bits=12``.
+
+    Raises:
+        SourceError: an option that is not known, or does not belong to pictures.
+    """
+    from stream.limits import FILE_MAX_PIXELS
+    from stream.local_uri import check_options, image_reader, split_options
+
+    path, stated = split_options(place)
+    check_options(place, stated, ("bits",), "the pictures of a data set")
+    return path, image_reader(stated, FILE_MAX_PIXELS).read, place[len(path) :]
+
+
+def writable_names(paths: Iterable[Path]) -> list[Path]:
+    """Return the paths that a list or a report can name: those of UTF-8 and of one line; tell of the others."""
+    from stream.paths import shown
+
+    kept: list[Path] = []
+    left: list[Path] = []
+    for path in paths:
+        is_text = str(path).encode("utf-8", "replace").decode() == str(path)
+        (kept if is_text and len(str(path).splitlines()) == 1 else left).append(path)
+    if left:
+        log.warning(
+            "left out: %d pictures, %s for one: a name has to be UTF-8 and of one line; give them others",
+            len(left), shown(left[0]),
+        )  # fmt: skip
+    return kept

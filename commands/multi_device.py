@@ -1,0 +1,110 @@
+"""`run.py stream --devices`: one process for each device, started, watched and ended together."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import typer
+
+from commands.console import say
+from commands.parent_process import VARIABLE
+from commands.signals import until_interrupted
+from pipeline.config import Config
+from pipeline.config_loader import to_yaml
+from pipeline.sharding import shards_of
+from pipeline.systemd import Supervisor
+
+RUN = Path(__file__).resolve().parents[1] / "run.py"
+_POLL_SECONDS = 0.2
+_END_SECONDS = 15.0
+log = logging.getLogger("recipro-stream")
+
+
+def stream_sharded(config: Config, devices: Sequence[str], *, log_format: str = "text") -> None:
+    """Deal the cameras out and carry them in one process for each device, until all have ended.
+
+    A process that fails ends alone, and is named; the exit code is the first failing one's.
+    """
+    shards = shards_of(_named(config), devices)
+    for number, shard in enumerate(shards):
+        doors = ", ".join(sink.uri for sink in shard.sinks) or "no sink"
+        cameras = ", ".join(str(source.name) for source in shard.sources)
+        say(f"process {number} on {shard.engine.device}: {cameras}; {doors}")
+    begun = threading.Event()
+    begun.set()
+    with until_interrupted(begun) as stop, Supervisor(os.environ) as supervisor, _lifeline() as lifeline:
+        running = [_started(shard, log_format, lifeline) for shard in shards]
+        try:
+            while any(process.poll() is None for process in running) and not stop.is_set():
+                supervisor.alive()
+                stop.wait(_POLL_SECONDS)
+        finally:
+            codes = _ended(running, stop.other_signal)
+    for number, code in enumerate(codes):
+        if code:
+            log.error("process %d on %s ended with exit code %d", number, shards[number].engine.device, code)
+    if failed := [code for code in codes if code]:
+        raise typer.Exit(failed[0] if failed[0] > 0 else 1)
+
+
+@contextmanager
+def _lifeline() -> Iterator[int | None]:
+    """Give the reading end of a pipe that this process alone holds open; None where processes cannot inherit one."""
+    if os.name != "posix":
+        yield None
+        return
+    reading, writing = os.pipe()
+    try:
+        yield reading
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def _started(shard: Config, log_format: str, lifeline: int | None) -> subprocess.Popen[bytes]:
+    """Start one shard, which ends with this process; its configuration goes through a pipe: it may hold credentials."""
+    environment = {name: value for name, value in os.environ.items() if name not in {"NOTIFY_SOCKET", "WATCHDOG_USEC"}}
+    if lifeline is not None:
+        environment[VARIABLE] = str(lifeline)
+    words = [sys.executable, str(RUN), "stream", "/dev/stdin", "--log", log_format]
+    process = subprocess.Popen(  # noqa: S603 - our own program
+        words, stdin=subprocess.PIPE, env=environment, pass_fds=() if lifeline is None else (lifeline,)
+    )
+    assert process.stdin is not None  # noqa: S101 - it was asked for
+    with process.stdin as pipe:
+        pipe.write(to_yaml(shard).encode())
+    return process
+
+
+def _ended(running: Sequence[subprocess.Popen[bytes]], number: signal.Signals) -> list[int]:
+    """Ask all to end in order by a signal, wait for each, and return their exit codes."""
+    for process in running:
+        if process.poll() is None:
+            process.send_signal(number)
+    codes = []
+    for process in running:
+        try:
+            codes.append(process.wait(_END_SECONDS))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            codes.append(process.wait())
+    return codes
+
+
+def _named(config: Config) -> Config:
+    """Give every camera its name: those a single process would have given."""
+    from commands.wiring.run import make_sources
+
+    sources = [
+        one.model_copy(update={"name": source.camera})
+        for one, (source, _) in zip(config.sources, make_sources(config), strict=True)
+    ]
+    return config.model_copy(update={"sources": sources})

@@ -1,0 +1,1 @@
+"""The composition root: sources, engine, guards and sinks made from the configuration."""

@@ -1,0 +1,85 @@
+"""Guards joined to a run: the configuration's, with the baseline they are to compare with."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from commands.console import say, text_of
+from pipeline.config import Config
+from pipeline.errors import ConfigError
+from pipeline.guards.config import check_cameras, check_labels
+from pipeline.guards.drift import Drift, Recorder, read_baseline
+from pipeline.guards.monitor import AheadGuardian, Guardian, Slow
+from pipeline.guards.parser import parse_condition
+from pipeline.guards.variables import DROP
+from pipeline.ports import Beginner
+
+if TYPE_CHECKING:
+    from engine.explainers.base import FrameExplainer
+
+log = logging.getLogger("recipro-stream")
+
+
+def read_slow(config: Config, cameras: Sequence[str], recorder: Recorder | None = None) -> Slow:
+    """Check guards against the run's cameras, and read the baseline, before anything is opened.
+
+    Raises:
+        ConfigError: a guard or ``record_when`` names what is not there, or the baseline cannot be read.
+    """
+    guards = config.guards
+    named = [*cameras, *config.elsewhere]
+    check_cameras(guards, named)
+    _check_recorders(config, {
+        "guard": {guard.name for guard in guards.rules}, "region": {region.name for region in guards.regions},
+        "camera": named, "check": {DROP} if guards.needs_deletion else set(),
+    })  # fmt: skip
+    if guards.baseline is None:
+        return Slow(recorder=recorder)
+    drift = Drift(read_baseline(_text_of(guards.baseline), guards.baseline), guards.drift_seconds)
+    for camera in cameras:
+        if camera not in drift.cameras:
+            known = ", ".join(sorted(drift.cameras)) or "nobody"
+            log.warning("%s: knows nothing of camera %s; it is of %s", guards.baseline, camera, known)
+    return Slow(drift, recorder)
+
+
+def _check_recorders(config: Config, known: Mapping[str, Collection[str]]) -> None:
+    for sink in config.sinks:
+        if sink.record_when is not None:
+            parse_condition(sink.record_when, known)
+
+
+def _text_of(baseline: str) -> str:
+    try:
+        return text_of(Path(baseline))
+    except ConfigError as reason:
+        raise ConfigError(f"baseline {reason}; name what `run.py baseline` wrote") from None
+
+
+def make_guardian(config: Config, explainer: FrameExplainer, slow: Slow) -> Guardian:
+    """Return the explainer behind its guards.
+
+    Raises:
+        ConfigError: a rule or ``record_when`` names a class that the network does not have.
+    """
+    check_labels(config.guards, explainer.labels)
+    if slow.drift is not None and slow.drift.labels and slow.drift.labels.isdisjoint(explainer.labels):
+        log.warning(
+            "%s: is of %s, and the network has none of these classes; no drift will be told", config.guards.baseline,
+            ", ".join(sorted(slow.drift.labels)[:5]),
+        )  # fmt: skip
+    _check_recorders(config, {"label": explainer.labels})
+    if isinstance(explainer, Beginner):
+        return AheadGuardian(explainer, config.guards, slow=slow)
+    return Guardian(explainer, config.guards, slow=slow)
+
+
+def report_guards(guardian: Guardian) -> None:
+    """Say how often each guard has fired, and what checks have cost."""
+    for (camera, name), fired in guardian.fired().items():
+        say(f"guard {name} on {camera}: fired {fired} time{'' if fired == 1 else 's'}")
+    if (budget := guardian.budget) is not None:
+        say(f"deletion checks: {budget.checks}, {budget.share:.2%} of the engine's time")

@@ -1,0 +1,1 @@
+"""Explanations drawn onto images."""

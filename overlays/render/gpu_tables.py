@@ -1,0 +1,42 @@
+"""Drawing for those who draw elsewhere: colours and legend as plain numbers that another device applies.
+
+Pure. A pixel becomes ``pixel * keep / 255 + add``: that is all that heat and legend ever do to one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from overlays.render.colormaps import palette
+from overlays.render.text import Line, legend_plate
+from pipeline.frames import Stamp
+
+
+def level_table(colormap: str, opacity: float) -> npt.NDArray[np.uint8]:
+    """Return what each heat level does to a pixel, uint8 (256, 4): red, green, blue to add, and what is kept of 255.
+
+    Raises:
+        ConfigError: there is no such colour map, or the opacity lies outside [0, 1].
+    """
+    colours = palette(colormap, opacity)
+    return np.concatenate([colours.add[:, 0], colours.keep[:, None]], axis=1)
+
+
+def legend_stamp(height: int, width: int, lines: Sequence[Line]) -> Stamp | None:
+    """Return the legend of a picture of this size as a stamp; None where no line finds room.
+
+    What drawing does to black is what it adds; what is left of white beyond that is what it keeps.
+    """
+    plate = legend_plate(height, width, lines)
+    if plate is None:
+        return None
+    black = np.zeros((plate.height, plate.width, 3), np.uint8)
+    white = np.full_like(black, 255)
+    plate.fill(black)
+    plate.fill(white)
+    keep = np.clip(white.astype(np.int16) - black, 0, 255).max(axis=2, keepdims=True).astype(np.uint8)
+    rows, columns = max(height - plate.margin, 0), max(width - plate.margin, 0)
+    return Stamp(plate.margin, plate.margin, np.concatenate([black, keep], axis=2)[:rows, :columns])

@@ -1,0 +1,48 @@
+"""A picture that nobody may take for live: grey, dark, and stamped with how long nothing has come.
+
+Pure. Knows nothing about cameras or clocks; the words come from the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import cv2
+import numpy as np
+
+from overlays.render.text import RED, WHITE, Line, draw_banner
+from pipeline.frames import Explanation, Image, Overlay, Silence
+
+_KEEP: Final = 0.45
+"""What is left of the picture's light: nobody sees such a picture by accident."""
+
+
+def greyed(image: Image, lines: Sequence[Line]) -> Image:
+    """Return a new picture: ``image`` (uint8 RGB) without colours, dark, the lines in a band across its middle."""
+    grey = cv2.convertScaleAbs(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), alpha=_KEEP)
+    picture: Image = np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), np.uint8)
+    draw_banner(picture, lines)
+    return picture
+
+
+def stale_overlay(explanation: Explanation, silence: Silence) -> Overlay:
+    """Return the camera's last frame as one that has gone silent: grey, stamped with its age and the reason."""
+    frame = explanation.frame
+    lines = [Line(f"NO SIGNAL FOR {told_seconds(silence.seconds)}", RED, weight=700, scale=1.5)]
+    lines.append(Line(frame.camera, WHITE))
+    if silence.reason:
+        lines.append(Line(silence.reason, WHITE, scale=0.85))
+    image = greyed(frame.image, lines)
+    image.flags.writeable = False
+    return Overlay(image=image, explanation=explanation, silence=silence)
+
+
+def told_seconds(seconds: float) -> str:
+    """Return a time as people say it: 3 s, 4 min 10 s, 2 h 5 min."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -1,0 +1,1 @@
+"""The clip sink: video clips of what a condition selects."""

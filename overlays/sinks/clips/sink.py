@@ -1,0 +1,318 @@
+"""The recorder of clips: ``FOLDER/``, one file after the other, all of it or only what was worth it.
+
+Clips are rotated by time and size, the oldest make room for new ones within a budget, and a full disk ends a clip but
+never the stream.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import av.error
+
+from overlays.render.jpeg import bounded_picture
+from overlays.sinks.clips.store import Shelf
+from overlays.sinks.clips.writer import Clip, ClipEncoder, Coded, Ring
+from overlays.sinks.disk import NO_HANDLES, Disk, HandleReserve
+from overlays.sinks.options import ClipOptions, SinkOptions
+from overlays.sinks.timeline import TICKS_PER_SECOND, Timeline
+from overlays.wire.message import explanation_record, record_bytes
+from pipeline.errors import FrameError
+from pipeline.frames import Image, Overlay
+from pipeline.guards.parser import parse_condition
+from pipeline.ports import Figure
+
+log = logging.getLogger(__name__)
+
+_KEY_SECONDS: Final = 1.0
+"""Where only events are recorded, a clip can begin this often."""
+_ROUNDING_SECONDS: Final = 1e-6
+_HELD_SECONDS: Final = 10.0
+"""What is held of a recording that cannot be opened for a moment: it goes into the next clip."""
+_NO_WANTED: Final = float("-inf")
+
+
+@dataclass
+class _Track:
+    """What the recorder keeps of one camera."""
+
+    timeline: Timeline
+    ring: Ring
+    encoder: ClipEncoder | None = None
+    clip: Clip | None = None
+    waiting: list[tuple[float, float, dict[str, object] | None, int]] = field(default_factory=list)
+    """Frames in the encoder: (seconds, taken_unix, record, its bytes)."""
+    wanted_until: float = _NO_WANTED
+    key_at: float = _NO_WANTED
+
+
+class ClipsSink:
+    """Writes clips into ``FOLDER/``, one set for each camera, each clip with its ``.jsonl``.
+
+    Without a condition everything is recorded. With one, a clip begins ``seconds_before`` the first frame that meets it
+    (at the key picture before that, up to a second earlier) and ends ``seconds_after`` the last.
+    """
+
+    lossless = True
+
+    def __init__(
+        self,
+        uri: str,
+        *,
+        cameras: tuple[str, ...] = (),
+        options: SinkOptions | None = None,
+        wall: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Take where to write.
+
+        Args:
+            uri: the folder, as given.
+            cameras: who will come, where that is known: their clips of earlier runs count against the budget.
+            options: quality, preset and ``clips``.
+            wall: Unix time.
+            clock: monotonic seconds.
+
+        Raises:
+            ConfigError: the condition cannot be read.
+        """
+        self.uri = uri
+        self._options = options or SinkOptions()
+        self._knobs: ClipOptions = self._options.clips
+        self._condition = None if self._knobs.when is None else parse_condition(self._knobs.when)
+        self._shelf = Shelf(Path(uri), self._knobs.budget_bytes)
+        for camera in cameras:
+            self._shelf.admit(camera)
+        self._tracks: dict[str, _Track] = {}
+        self._wall, self._clock = wall, clock
+        self._disk = Disk(uri, Path(uri), clock)
+        self._reserve = HandleReserve()
+        self._bounded: set[str] = set()
+        """Cameras of which it was said that their pictures are recorded smaller."""
+
+    def __enter__(self) -> Self:
+        self._shelf.open()
+        self._reserve.fill()
+        self._shelf.look({})
+        self._shelf.keep_budget(0)
+        self._disk.look()
+        return self
+
+    @property
+    def lost(self) -> int:
+        """Frames that should have been recorded while the disk took none."""
+        return self._disk.lost
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing is recorded, in words; empty while all is."""
+        return self._disk.trouble
+
+    def figures(self) -> list[Figure]:
+        """Return how the disk does, and what lies on it."""
+        here = (("sink", self.uri),)
+        held = self._shelf.known_bytes + self._open_bytes()
+        told = [Figure("recorder_bytes", held, "What a recorder's clips take on the disk.", labels=here)]
+        if (budget := self._knobs.budget_bytes) is not None:
+            told.append(Figure("recorder_budget_bytes", budget, "What they may take at the most.", labels=here))
+        return [*told, *self._disk.figures()]
+
+    def needs_picture(self, camera: str) -> bool:  # noqa: ARG002 - the same for every camera
+        """Say yes: whether a frame belongs to an event may only be known later."""
+        return True
+
+    def idle(self) -> None:
+        """Do nothing: a file can wait."""
+
+    def put(self, overlay: Overlay) -> None:
+        """Record one frame, or keep it in case an event follows.
+
+        Raises:
+            FrameError: this frame cannot be encoded; the next one is tried. A disk that is full is no reason: it is
+                said, and tried again.
+        """
+        camera = overlay.explanation.frame.camera
+        track = self._tracks.get(camera)
+        if track is None:
+            self._shelf.admit(camera)
+            timeline = Timeline(self._options.fallback_rate)
+            before = self._knobs.seconds_before if self._condition else _HELD_SECONDS
+            track = self._tracks[camera] = _Track(timeline, Ring(before, self._knobs.ring_bytes))
+        self._disk.look()
+        if self._condition is None and self._disk.waits:
+            self._disk.lose(1)
+            return
+        for coded in self._coded(track, overlay):
+            if self._wanted(track, coded.seconds):
+                self._keep(camera, track, coded)
+            else:
+                self._end_clip(track)
+                overran = track.ring.overran
+                track.ring.add(coded)
+                if track.ring.overran and not overran:
+                    log.warning("%s: %s: %g s before an event do not fit into %d MiB; the newest are kept",
+                                self.uri, camera, self._knobs.seconds_before, self._knobs.ring_bytes >> 20)  # fmt: skip
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        for track in self._tracks.values():
+            self._end_clip(track)
+            if track.encoder is not None:
+                track.encoder.close()
+        self._tracks.clear()
+        self._reserve.close()
+        self._disk.close()
+
+    def _wanted(self, track: _Track, seconds: float) -> bool:
+        return self._condition is None or seconds <= track.wanted_until
+
+    def _coded(self, track: _Track, overlay: Overlay) -> list[Coded]:
+        """Encode a frame; note whether it is an event; cut where a clip should end before it."""
+        frame = overlay.explanation.frame
+        passed = 0.0 if overlay.silence is None else overlay.silence.seconds
+        ticks = track.timeline.ticks(frame.pts_seconds, frame.taken_at, silent_seconds=passed)
+        seconds = ticks / TICKS_PER_SECOND
+        if self._condition is not None and overlay.silence is None and self._condition(overlay.explanation):
+            track.wanted_until = seconds + self._knobs.seconds_after
+        record, size = None, 0
+        now, unix = self._clock(), self._wall()
+        if overlay.silence is None:
+            record = explanation_record(overlay.explanation, sent_at_unix=unix, now_monotonic=now)
+            size = len(record_bytes(record))
+        taken_unix = unix - (now - frame.taken_at) + passed
+        image = self._bounded_picture(overlay)
+        encoder = self._encoder(track, (image.shape[1], image.shape[0]))
+        if track.clip is not None and (not self._wanted(track, seconds) or self._is_full(track.clip, seconds)):
+            self._end_clip(track)
+        key = (track.clip is None and not track.ring) or (
+            self._condition is not None and seconds - track.key_at >= _KEY_SECONDS
+        )
+        track.key_at = seconds if key else track.key_at
+        track.waiting.append((seconds, taken_unix, record, size))
+        try:
+            packets = encoder.encode(image, ticks, track.timeline.step_ticks, key=key)
+        except FrameError:
+            track.waiting.pop()
+            if track.clip is None:  # it may be the encoder that is broken; another one is made for the next frame
+                self._forget_encoder(track)
+            raise
+        return [Coded(packet, *track.waiting.pop(0)) for packet in packets]
+
+    def _encoder(self, track: _Track, size: tuple[int, int]) -> ClipEncoder:
+        """Return the camera's encoder; a change of size ends the clip and begins another."""
+        if track.encoder is not None and track.encoder.size != size:
+            self._end_clip(track)
+            self._forget_encoder(track)
+        if track.encoder is None:
+            try:
+                track.encoder = self._reserve.opened(lambda: ClipEncoder(size, self._options))
+            except (av.error.FFmpegError, OSError, ValueError) as error:
+                raise FrameError(f"{self.uri}: cannot be recorded ({error})") from error
+        return track.encoder
+
+    def _forget_encoder(self, track: _Track) -> None:
+        track.ring.take()
+        track.waiting.clear()
+        if track.encoder is not None:
+            track.encoder.close()
+        track.encoder = None
+
+    def _bounded_picture(self, overlay: Overlay) -> Image:
+        """Return the picture as large as it can be encoded, and say so once where that is smaller."""
+        image, camera = bounded_picture(overlay.image), overlay.explanation.frame.camera
+        if image is not overlay.image and camera not in self._bounded:
+            self._bounded.add(camera)
+            height, width = overlay.image.shape[:2]
+            log.warning("%s: %s: pictures are %dx%d, more than can be encoded; recorded as %dx%d",
+                        self.uri, camera, width, height, image.shape[1], image.shape[0])  # fmt: skip
+        return image
+
+    def _is_full(self, clip: Clip, seconds: float) -> bool:
+        limits = [b for b in (self._knobs.rotate_bytes, self._shelf.longest_clip_bytes()) if b is not None]
+        too_long = (
+            self._knobs.rotate_seconds is not None
+            and seconds - clip.began_seconds >= self._knobs.rotate_seconds - _ROUNDING_SECONDS
+        )
+        return too_long or any(clip.bytes >= limit for limit in limits)
+
+    def _keep(self, camera: str, track: _Track, coded: Coded) -> None:
+        """Write a frame, with what came before it where it begins a clip."""
+        if self._disk.waits:
+            self._leave_clip(track)  # a clip with a hole shows wrong pictures behind it
+            self._lose([coded])
+            track.ring.add(coded)
+            return
+        held = [coded]
+        if track.clip is None:
+            track.ring.add(coded)
+            held = track.ring.take()
+        written = 0
+        try:
+            for one in held:
+                if track.clip is None:
+                    track.clip = self._begin_clip(camera, track, one)
+                track.clip.add(one)
+                written += 1
+            self._shelf.keep_budget(self._open_bytes())
+        except OSError as error:
+            self._refused(track, error)
+            if error.errno in NO_HANDLES:  # the next frame tries again, so that nothing is missing in between
+                self._hold(track, held[written:])
+        self._lose(held[written:])
+        self._disk.lose(-sum(one.missed for one in held[:written]))
+        if written and written == len(held):
+            self._disk.took()
+
+    def _hold(self, track: _Track, frames: list[Coded]) -> None:
+        """Keep frames that no clip took for the next one, where it can begin with the first of them."""
+        if frames and frames[0].packet.is_keyframe and not track.ring:
+            for one in frames:
+                track.ring.add(one)
+
+    def _lose(self, frames: list[Coded]) -> None:
+        self._disk.lose(sum(not one.missed for one in frames))
+        for one in frames:
+            one.missed = True
+
+    def _begin_clip(self, camera: str, track: _Track, first: Coded) -> Clip:
+        assert track.encoder is not None  # noqa: S101 - it made the packet
+        self._reserve.opened(lambda: self._shelf.look(self._open_clips()))
+        return Clip(self._shelf.place(camera, first.taken_unix), track.encoder.stream, first, self._reserve)
+
+    def _end_clip(self, track: _Track) -> None:
+        if track.clip is None:
+            return
+        clip, track.clip = track.clip, None
+        try:
+            clip.close()
+            self._reserve.opened(lambda: self._shelf.look(self._open_clips()))
+        except OSError as error:
+            self._refused(track, error)
+
+    def _refused(self, track: _Track, error: OSError) -> None:
+        """Close what is open, and try again later."""
+        self._disk.refused(error)
+        self._leave_clip(track)
+
+    def _leave_clip(self, track: _Track) -> None:
+        """Close what is open as far as the disk takes it; that it does not take all is known."""
+        clip, track.clip = track.clip, None
+        if clip is not None:
+            try:
+                clip.close()
+            except OSError as failure:
+                log.debug("%s: %s", clip.path, failure)
+
+    def _open_clips(self) -> dict[Path, int]:
+        clips = [track.clip for track in list(self._tracks.values())]  # a copy: any thread may ask for figures
+        return {clip.path: clip.bytes for clip in clips if clip is not None}
+
+    def _open_bytes(self) -> int:
+        return sum(self._open_clips().values())

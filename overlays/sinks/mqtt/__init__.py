@@ -1,0 +1,1 @@
+"""The MQTT sink: results as messages to a broker."""

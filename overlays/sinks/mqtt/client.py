@@ -1,0 +1,120 @@
+"""The MQTT client of a sink: it only publishes, and believes no broker about sizes.
+
+MQTT 5 tells of each message of QoS 1 whether it was refused, and why (its reason codes); MQTT 3.1.1 cannot.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import ssl
+from typing import Final, NamedTuple
+
+from paho.mqtt.client import Client
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+
+from overlays.sinks.mqtt.messages import OFFLINE, Broker
+from overlays.sinks.options import MqttOptions
+from pipeline.errors import SinkError
+
+log = logging.getLogger(__name__)
+
+CONNECT_SECONDS: Final = 3.0
+IN_FLIGHT: Final = 20
+"""Messages of QoS 1 that the broker has not confirmed yet."""
+_KEEPALIVE_SECONDS: Final = 5
+_MOST_HEARD_BYTES: Final = 1 << 16
+"""Of one packet of the broker: it has only confirmations to send."""
+_EXPECTED: Final = frozenset({PacketTypes.CONNACK, PacketTypes.PUBACK, PacketTypes.PINGRESP, PacketTypes.DISCONNECT})
+UNSUPPORTED_VERSION: Final = 132
+"""The reason code of a broker that does not speak our version of MQTT."""
+
+
+class BrokerLimits(NamedTuple):
+    """What a broker says that it takes."""
+
+    packet_bytes: int = 1 << 28
+    in_flight: int = IN_FLIGHT
+    qos: int = 1
+
+    @classmethod
+    def of(cls, properties: Properties | None) -> BrokerLimits:
+        """Read them from the properties of its answer."""
+        told = cls()
+        return cls(
+            getattr(properties, "MaximumPacketSize", told.packet_bytes),
+            max(1, min(getattr(properties, "ReceiveMaximum", IN_FLIGHT), IN_FLIGHT)),
+            getattr(properties, "MaximumQoS", told.qos),
+        )
+
+
+class GuardedClient(Client):
+    """Ends the connection to a broker that sends what a publisher never asks for, before it is stored."""
+
+    violation = ""
+    """What the broker sent, in words; empty where it kept to the rules."""
+
+    def _packet_handle(self) -> MQTTErrorCode:
+        command = self._in_packet["command"] >> 4
+        if command not in _EXPECTED:
+            self.violation = f"it sends packets that a publisher never asks for (type {command})"
+            return MQTTErrorCode.MQTT_ERR_PROTOCOL
+        return super()._packet_handle()
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        if bufsize > _MOST_HEARD_BYTES:
+            self.violation = f"it sends a packet of {bufsize} bytes, and has only confirmations to send"
+            raise OSError(errno.EMSGSIZE, self.violation)
+        return super()._sock_recv(bufsize)
+
+
+def make_client(uri: str, broker: Broker, options: MqttOptions, status: str, *, is_v5: bool) -> GuardedClient:
+    """Return a client that is not connected yet.
+
+    Args:
+        uri: the sink's, for messages.
+        broker: where it will be connected to.
+        options: user, password and CA file.
+        status: the topic that says whether we are there.
+        is_v5: speak MQTT 5; otherwise 3.1.1.
+
+    Raises:
+        SinkError: the CA file cannot be read, or there is one without TLS.
+    """
+    protocol = MQTTProtocolVersion.MQTTv5 if is_v5 else MQTTProtocolVersion.MQTTv311
+    client = GuardedClient(CallbackAPIVersion.VERSION2, protocol=protocol)
+    client.connect_timeout = CONNECT_SECONDS
+    client.max_inflight_messages_set(IN_FLIGHT)
+    client.will_set(status, OFFLINE, qos=1, retain=True)
+    if options.user is not None:
+        client.username_pw_set(options.user, options.password)
+    if options.ca_file is not None and not broker.tls:
+        raise SinkError(f"{uri}: ca_file {options.ca_file}: is for TLS; write mqtts:// before the broker's name")
+    if broker.tls:
+        try:
+            client.tls_set_context(ssl.create_default_context(cafile=options.ca_file))
+        except (OSError, ssl.SSLError) as error:
+            raise SinkError(
+                f"{uri}: ca_file {options.ca_file}: cannot be read ({error}); it should hold "
+                "the broker's CA certificate, as PEM"
+            ) from None
+    return client
+
+
+def call(client: GuardedClient, broker: Broker, *, is_v5: bool) -> None:
+    """Connect to the broker and send it the first packet; its answer comes later.
+
+    Raises:
+        OSError: nobody is there.
+        ValueError: its host cannot be written so.
+    """
+    client.violation = ""
+    if not is_v5:
+        client.connect(broker.host, broker.port, keepalive=_KEEPALIVE_SECONDS)
+        return
+    asked = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+    asked.MaximumPacketSize = _MOST_HEARD_BYTES
+    asked.ReceiveMaximum = 1
+    client.connect(broker.host, broker.port, keepalive=_KEEPALIVE_SECONDS, clean_start=True, properties=asked)

@@ -1,0 +1,281 @@
+"""The recorder: H.264 in MP4 or Matroska, one file per camera, timed as the frames were.
+
+The file is a fragmented MP4 while it grows (a killed run leaves all but its last second or two playable) and becomes an
+ordinary one, index and all, when it is closed. Colours are BT.601, limited range, and tagged so.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import av
+import av.error
+import cv2
+import numpy as np
+from av.codec.context import Flags
+from av.container import OutputContainer
+from av.video.stream import VideoStream
+
+from overlays.render.jpeg import bounded_picture
+from overlays.sinks.clips.fragments import WholeWrites, cut_to_whole_fragments
+from overlays.sinks.disk import HandleReserve, cause
+from overlays.sinks.options import SinkOptions
+from overlays.sinks.paths import camera_path, check_writable, paths_for
+from overlays.sinks.timeline import TICKS_PER_SECOND, Timeline
+from pipeline.errors import FrameError, LossError, SinkError
+from pipeline.frames import Image, Overlay
+
+log = logging.getLogger(__name__)
+
+# ISO/IEC 23091-2: matrix 6 is BT.601 (what OpenCV's conversion makes), primaries and transfer 1 are BT.709, as sRGB's.
+_MATRIX_BT601: Final = 6
+_BT709: Final = 1
+_LIMITED_RANGE: Final = 1
+
+_KEYFRAME_FRAMES: Final = 60
+_FRAGMENT_MICROSECONDS: Final = 1_000_000
+_ONE_THREAD_PIXELS: Final = 1280 * 720
+"""Up to here one encoder thread keeps up with 60 frames per second, and more would only take from the engine."""
+
+
+class RecorderSink:
+    """Writes ``*.mp4`` or ``*.mkv``: as many frames as were put, timed as they were.
+
+    Where more than one camera may come each has its file, ``out.<camera>.mp4``. What an earlier run recorded stays: a
+    film of the same name is put beside it, with the time in its name. A picture of another size than the first is
+    fitted into it with a border, one beyond the encoder's limits is made smaller; odd sides are padded by one pixel.
+    """
+
+    lossless = True
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        cameras: tuple[str, ...] = (),
+        options: SinkOptions | None = None,
+        replace: bool = False,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        """Take where to write.
+
+        Args:
+            path: the file; its suffix chooses the container.
+            cameras: who will come, where that is known: a single one gets the file named, all others one with the
+                camera's name in it.
+            options: quality and preset.
+            replace: replace what an earlier run recorded when the first frame arrives.
+            wall: Unix time.
+        """
+        self.uri = str(path)
+        self._path = path
+        self._paths = paths_for(path, cameras)
+        self._options = options or SinkOptions()
+        self._replace = replace
+        self._wall = wall
+        self._recordings: dict[str, _Recording] = {}
+        self._reserve = HandleReserve()
+
+    def __enter__(self) -> Self:
+        for path in self._paths.values() or [self._path]:
+            check_writable(path)
+        self._reserve.fill()
+        return self
+
+    def needs_picture(self, camera: str) -> bool:  # noqa: ARG002 - the same for every camera
+        """Say yes: every frame is recorded."""
+        return True
+
+    def idle(self) -> None:
+        """Do nothing: a file can wait."""
+
+    def put(self, overlay: Overlay) -> None:
+        """Record one frame.
+
+        Raises:
+            FrameError: this frame cannot be recorded; the next one is tried.
+            SinkError: the disk is full or gone.
+        """
+        frame = overlay.explanation.frame
+        recording = self._recordings.get(frame.camera)
+        if recording is None:
+            recording = self._begun(frame.camera, overlay.image)
+        silent = 0.0 if overlay.silence is None else overlay.silence.seconds
+        ticks = recording.timeline.ticks(frame.pts_seconds, frame.taken_at, silent_seconds=silent)
+        recording.add(overlay.image, ticks)
+        self._recordings[frame.camera] = recording
+
+    def _begun(self, camera: str, image: Image) -> _Recording:
+        """Open a camera's film under a name that no film has, unless films are to be replaced."""
+        if camera not in self._paths:
+            self._paths[camera] = camera_path(self._path, camera, set(self._paths.values()))
+        path = self._paths[camera]
+        film = WholeWrites(path, self._reserve, None if self._replace else self._wall())
+        return _Recording(film, image, self._options)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        self._reserve.close()
+        failures = []
+        for recording in self._recordings.values():
+            try:
+                recording.close()
+            except SinkError as failure:
+                failures.append(failure)
+        self._recordings.clear()
+        if failures and kind is None:
+            raise failures[0]
+
+
+class _Recording:
+    """One open file."""
+
+    def __init__(self, film: WholeWrites, image: Image, options: SinkOptions) -> None:
+        self._film = film
+        picture = bounded_picture(image)
+        self._size = (picture.shape[1], picture.shape[0])
+        self.timeline = Timeline(options.fallback_rate)
+        self._fits = True
+        self._broken = False
+        if picture is not image:
+            was = f"{image.shape[1]}x{image.shape[0]}"
+            log.warning("%s: pictures are %s, more than can be encoded; recorded as %dx%d", film.path, was, *self._size)
+        try:
+            self._container = _open(self._film)
+            self._stream = add_video_stream(self._container, self._size, options)
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            raise FrameError(f"{film.path}: cannot be recorded ({_reason(error)})") from error
+
+    def add(self, image: Image, ticks: int) -> None:
+        """Encode one picture; ``ticks``: when it is shown, as ``timeline`` has just told.
+
+        Raises:
+            FrameError: it cannot be encoded, or the film cannot be opened.
+            SinkError: the film cannot be written.
+        """
+        image = bounded_picture(image)
+        if (image.shape[1], image.shape[0]) != self._size:
+            self._say_once(image)
+            image = fitted(image, self._size)
+        width, height = self._size
+        if width % 2 or height % 2:
+            padded = cv2.copyMakeBorder(image, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
+            image = np.asarray(padded, np.uint8)
+        picture = av.VideoFrame.from_ndarray(
+            np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2YUV_I420), np.uint8), format="yuv420p"
+        )
+        picture.pts = ticks
+        picture.time_base = Fraction(1, TICKS_PER_SECOND)
+        picture.duration = self.timeline.step_ticks
+        try:
+            packets = list(self._stream.encode(picture))
+        except (av.error.FFmpegError, ValueError) as error:
+            size = f"{width}x{height}"
+            raise FrameError(
+                f"{self._film.path}: a picture of {size} cannot be encoded ({_reason(error)}); see video_preset"
+            ) from error
+        try:
+            self._film.open()
+        except OSError as error:
+            self._abandon()
+            raise FrameError(f"{self._film.path}: {cause(error)}") from error
+        try:
+            self._container.mux(packets)
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            self._broken = True
+            raise SinkError(self._failed(error)) from error
+
+    def _abandon(self) -> None:
+        """Let go of a film that was never opened."""
+        with suppress(av.error.FFmpegError, OSError, ValueError):
+            self._container.close()
+
+    def close(self) -> None:
+        """Write what waits, and the index.
+
+        Raises:
+            LossError: that failed, where nothing had failed before.
+        """
+        try:
+            try:
+                self._container.mux(self._stream.encode(None))
+            finally:
+                self._container.close()
+        except (av.error.FFmpegError, OSError) as error:
+            self._broken, told = True, self._broken
+            if not told:
+                raise LossError(self._failed(error)) from error
+        finally:
+            path = self._film.path
+            if not self._film.stands_at(path):
+                log.warning("%s: was moved or removed while it was recorded; nothing of it is here", path)
+            self._film.close()
+            if self._broken and path.suffix.lower() == ".mp4":
+                with suppress(OSError):  # somebody took it away meanwhile
+                    cut_to_whole_fragments(path)
+
+    def _failed(self, error: Exception) -> str:
+        said = cause(_as_os_error(error))
+        return f"{self._film.path}: recording failed: {said}; what came before is kept"
+
+    def _say_once(self, image: Image) -> None:
+        if self._fits:
+            new = f"{image.shape[1]}x{image.shape[0]}"
+            log.warning("%s: pictures are %s now; fitted into %dx%d with borders", self._film.path, new, *self._size)
+        self._fits = False
+
+
+def _open(film: WholeWrites) -> OutputContainer:
+    # Fragments are on their way to the disk at once.
+    mp4 = {"movflags": "hybrid_fragmented", "frag_duration": str(_FRAGMENT_MICROSECONDS), "flush_packets": "1"}
+    is_mp4 = film.path.suffix.lower() == ".mp4"
+    return av.open(film, "w", format="mp4" if is_mp4 else "matroska", options=mp4 if is_mp4 else {})
+
+
+def add_video_stream(container: OutputContainer, size: tuple[int, int], options: SinkOptions) -> VideoStream:
+    """Give a container a stream of H.264 for pictures of ``size`` (width, height)."""
+    # Without B-frames pictures leave in the order in which they came, and a killed run loses fewer of them.
+    x264 = {"preset": options.video_preset, "crf": str(options.video_quality), "bf": "0"}
+    stream = container.add_stream("libx264", rate=Fraction(options.fallback_rate).limit_denominator(1001), options=x264)
+    width, height = size
+    stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
+    stream.time_base = Fraction(1, TICKS_PER_SECOND)
+    codec = stream.codec_context
+    codec.time_base = Fraction(1, TICKS_PER_SECOND)
+    codec.flags |= Flags.frame_duration  # or the last frame's length would be the declared rate's
+    codec.gop_size = _KEYFRAME_FRAMES
+    codec.thread_count = 1 if width * height <= _ONE_THREAD_PIXELS else 0
+    codec.colorspace, codec.color_primaries, codec.color_trc = _MATRIX_BT601, _BT709, _BT709
+    codec.color_range = _LIMITED_RANGE
+    return stream
+
+
+def fitted(image: Image, size: tuple[int, int]) -> Image:
+    """Return the picture scaled into ``size`` (width, height), its shape kept, with black borders."""
+    width, height = size
+    scale = min(width / image.shape[1], height / image.shape[0])
+    inner = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    small = cv2.resize(image, inner, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    left, top = (width - inner[0]) // 2, (height - inner[1]) // 2
+    bordered = cv2.copyMakeBorder(
+        small, top, height - inner[1] - top, left, width - inner[0] - left, cv2.BORDER_CONSTANT, value=(0, 0, 0)
+    )
+    return np.asarray(bordered, np.uint8)
+
+
+def _as_os_error(error: Exception) -> OSError:
+    """Return what the disk said: FFmpeg's errors are the system's where they have its number."""
+    return error if isinstance(error, OSError) else OSError(errno.EIO, _reason(error))
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

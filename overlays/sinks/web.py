@@ -1,0 +1,331 @@
+"""The web page: every camera in a browser, with the reason beside the picture, and what Prometheus and probes ask for.
+
+The picture goes plain and the heat as its small grid, both of the same frame in one message; the browser draws one over
+the other. While nobody looks on, nothing is compressed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import socket
+import struct
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Final, Self, get_args
+
+import uvicorn
+
+from overlays.encoding_pool import Prepared
+from overlays.render.jpeg import bounded_picture, encode_picture, picture_of, scaled_picture
+from overlays.sinks.options import SinkOptions
+from overlays.web.app import make_app
+from overlays.web.auth import (
+    Guard,
+    PageAddress,
+    check_origin,
+    check_prefix,
+    check_token,
+    is_loopback,
+    parse_page_address,
+)
+from overlays.web.broadcast import Hub, Kind, Shot
+from overlays.web.clip import Look, Ring
+from overlays.web.framing import pack
+from overlays.web.server import PageProtocol, Server
+from overlays.web.state import SMALL_PIXELS, Page
+from overlays.web.status import Board
+from overlays.wire.endpoint import without_user
+from overlays.wire.json_fields import text_of
+from pipeline.errors import SinkError, WireError
+from pipeline.frames import Image, Overlay
+from pipeline.loop import Outcome
+from pipeline.ports import Figure
+from pipeline.workers import Worker
+
+log = logging.getLogger(__name__)
+
+_SEND_BUFFER_BYTES: Final = 128 << 10
+"""What the kernel may hold for each viewer: what waits there is old."""
+_GONE_MS: Final = 20_000
+"""A client that confirms nothing of what was sent for so long is gone."""
+_PING_SECONDS: Final = 5.0
+_PONG_SECONDS: Final = 10.0
+_HEARD_BYTES: Final = 1 << 16
+"""Viewers say nothing but a camera's name."""
+_KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
+
+
+class PageSink:
+    """Serves ``http://host:port``.
+
+    Entering, ``put``, ``idle`` and leaving belong to one thread at a time; ``needs_picture`` to any.
+    """
+
+    lossless = False
+
+    def __init__(
+        self,
+        uri: str,
+        *,
+        cameras: Sequence[str] = (),
+        options: SinkOptions | None = None,
+        wall: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Take where to serve, and whom to expect.
+
+        Raises:
+            SinkError: the address is written wrong, or open to others without a token.
+        """
+        self._options = options or SinkOptions()
+        self._wall, self._clock = wall, clock
+        try:
+            self._address = parse_page_address(uri)
+            self._token = None if self._options.token is None else check_token(self._options.token)
+            self._embed_origins = frozenset(check_origin(origin) for origin in self._options.embed_origins)
+            self._root_path = check_prefix(self._options.root_path)
+        except ValueError as error:
+            raise SinkError(f"{without_user(uri)}: {error}") from None
+        self.uri = uri
+        self.endpoint = uri
+        """Where it is served, once it is: a port of 0 has become a real one."""
+        self.encoded = 0
+        """How many pictures were compressed."""
+        self._hub = Hub()
+        self._board = Board(cameras, clock)
+        self._ring = Ring()
+        self._last: dict[tuple[str, Kind], tuple[int, Overlay]] = {}
+        """By camera and kind the newest frame, and its number."""
+        self._packed: dict[tuple[str, Kind], Shot] = {}
+        self._prepared: Prepared[tuple[Image, bytes]] = Prepared()
+        self._said: set[str] = set()
+        self._worker: Worker | None = None
+        self._page: Page | None = None
+
+    def about(self, outcome: Outcome) -> None:
+        """Take the run: its counters go to the page and to /metrics."""
+        self._board.outcome = outcome
+
+    def __enter__(self) -> Self:
+        address, options = self._address, self._options
+        if self._token is None and not options.insecure and not is_loopback(address.host):
+            raise SinkError(
+                f"{self.uri}: whoever reaches this address could look; give a token "
+                "(openssl rand -hex 24 > page.token, then --page-token-file page.token), serve on "
+                f"http://127.0.0.1:{address.port}, or say 'insecure: true' where the network itself is closed"
+            )
+        listener = _bound(self.uri, address)
+        port = int(listener.getsockname()[1])
+        self.endpoint = f"http://{f'[{address.host}]' if ':' in address.host else address.host}:{port}"
+        hosts = frozenset(host.lower() for host in options.hosts)
+        place = PageAddress(address.host, port)
+        guard = Guard(place, self._token, hosts, self._embed_origins, self._root_path)
+        self._page = Page(
+            guard,
+            self._hub,
+            self._board,
+            self._ring,
+            Look(options.colormap, options.opacity),
+            painted=options.painted,
+            encoded=lambda: self.encoded,
+            uri=self.uri,
+            token_source=self._current_token,
+        )
+        self._worker = _serving(self._page, listener).__enter__()
+        log.info("the page: %s", self.endpoint)
+        return self
+
+    def _current_token(self) -> str | None:
+        """Return the token in its file; the last good one where that cannot be read or is none."""
+        source = self._options.token_source
+        if self._token is None or source is None:
+            return self._token
+        try:
+            self._token = check_token(source())
+        except (OSError, ValueError) as error:
+            if str(error) not in self._said:
+                self._said.add(str(error))
+                log.warning("%s: the token file cannot be taken, the last token stays: %s", self.uri, error)
+        return self._token
+
+    def figures(self) -> list[Figure]:
+        """Return who looks on, and what it cost."""
+        return [] if self._page is None else self._page.figures()
+
+    @property
+    def takes_jpeg(self) -> int | None:
+        """The quality it sends pictures at."""
+        return self._options.jpeg_quality
+
+    def needs_picture(self, camera: str) -> bool:
+        """Say whether somebody looks at this camera's MJPEG: the page itself paints in the browser."""
+        return self._hub.looked_at(text_of(camera), "painted")
+
+    def prepare(self, overlay: Overlay) -> None:
+        """Compress a frame in the sizes that somebody would take now, in a thread of its camera."""
+        camera = text_of(overlay.explanation.frame.camera)
+        for kind in _KINDS:
+            if (kind == "painted" or overlay.silence is None) and self._hub.wanted(camera, -1, kind):
+                with contextlib.suppress(WireError):  # ``put`` says so
+                    self._prepared.add(overlay, kind, self._compressed(overlay, kind))
+
+    def put(self, overlay: Overlay) -> None:
+        """Show one frame to those who can take it now; never waits for anybody.
+
+        Raises:
+            SinkError: the server has ended.
+        """
+        if self._worker is None or self._worker.ended:
+            reason = self._worker.error if self._worker is not None else "it is not open"
+            raise SinkError(f"{self.uri}: the page's server has ended ({reason})")
+        self._board.note(overlay)
+        camera = text_of(overlay.explanation.frame.camera)
+        for kind in _KINDS:
+            if kind == "painted" or overlay.silence is None:
+                number, _ = self._last.get((camera, kind), (0, overlay))
+                self._last[camera, kind] = (number + 1, overlay)
+        self.idle()
+
+    def idle(self) -> None:
+        """Serve who could not take the last frame when it came, and who has come since."""
+        for (camera, kind), (number, overlay) in list(self._last.items()):
+            if self._hub.wanted(camera, number, kind):
+                self._serve(camera, number, overlay, kind)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        if self._page is not None:
+            self._page.stopped.set()
+        self._hub.close()
+        if self._worker is not None:
+            self._worker.__exit__(kind, error, trace)
+        self._last.clear()
+        self._packed.clear()
+
+    def _serve(self, camera: str, number: int, overlay: Overlay, kind: Kind) -> None:
+        shot = self._packed.get((camera, kind))
+        if shot is None or shot.number != number:
+            try:
+                packed = self._as_it_is(camera, number, overlay, kind) or self._pack(overlay, kind)
+                shot = Shot(camera, kind, number, packed)
+            except WireError as error:
+                if camera not in self._said:
+                    self._said.add(camera)
+                    log.warning("%s: a frame cannot be shown, and is left out: %s", self.uri, error)
+                del self._last[camera, kind]
+                return
+            self._packed[camera, kind] = shot
+            if kind == "painted":
+                self._keep(camera, overlay)
+            else:
+                self._ring.add(camera, overlay.explanation.frame.taken_at, shot.packed)
+        self._hub.publish(shot)
+
+    def _keep(self, camera: str, overlay: Overlay) -> None:
+        """Keep a frame for clips that is only looked at with its heat painted in."""
+        taken_at = overlay.explanation.frame.taken_at
+        if overlay.silence is None and self._ring.is_due(camera, taken_at):
+            try:
+                self._ring.add(camera, taken_at, self._pack(overlay, "plain"))
+            except WireError as error:
+                log.debug("%s: a frame cannot be kept for a clip: %s", self.uri, error)
+
+    def _as_it_is(self, camera: str, number: int, overlay: Overlay, kind: Kind) -> bytes | None:
+        """Return the same frame's other size, where it is no other: it is small already."""
+        other = self._packed.get((camera, "plain" if kind == "small" else "small"))
+        if kind == "painted" or max(overlay.explanation.frame.image.shape[:2]) > SMALL_PIXELS:
+            return None
+        return other.packed if other is not None and other.number == number else None
+
+    def _pack(self, overlay: Overlay, kind: Kind) -> bytes:
+        self.encoded += 1
+        image, picture = self._prepared.of(overlay, kind) or self._compressed(overlay, kind)
+        if kind == "painted":
+            return picture
+        plain = Overlay(image, overlay.explanation)
+        return pack(plain, picture, sent_at_unix=self._wall(), now_monotonic=self._clock())
+
+    def _compressed(self, overlay: Overlay, kind: Kind) -> tuple[Image, bytes]:
+        """Return what is shown of a frame, and the same as JPEG."""
+        quality = self._options.jpeg_quality
+        if kind == "painted":
+            return overlay.image, picture_of(overlay, quality) or encode_picture(
+                bounded_picture(overlay.image), quality
+            )
+        image = bounded_picture(overlay.explanation.frame.image)
+        if kind == "small":
+            image = scaled_picture(image, min(1.0, SMALL_PIXELS / max(image.shape[:2])))
+        return image, encode_picture(image, quality)
+
+
+def _serving(page: Page, listener: socket.socket) -> Worker:
+    """Return the server's thread: it ends within a second of being asked to."""
+
+    async def read_token() -> None:
+        page.read_token()
+
+    config = uvicorn.Config(
+        make_app(page),
+        loop="asyncio",
+        http=PageProtocol,
+        ws="websockets-sansio",
+        ws_max_size=_HEARD_BYTES,
+        ws_ping_interval=_PING_SECONDS,
+        ws_ping_timeout=_PONG_SECONDS,
+        ws_per_message_deflate=False,
+        lifespan="off",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=True,
+        forwarded_allow_ips="127.0.0.1,::1",
+        timeout_graceful_shutdown=1,
+        callback_notify=read_token,
+        timeout_notify=1,
+    )
+    server = Server(config)
+
+    def stop() -> None:
+        server.should_exit = True
+
+    def serve() -> None:
+        with listener:
+            server.run(sockets=[listener])
+
+    return Worker("page", serve, stop)
+
+
+def _bound(uri: str, address: PageAddress) -> socket.socket:
+    """Return a listening socket whose connections hold little.
+
+    Raises:
+        SinkError: the address cannot be had.
+    """
+    cures = {
+        errno.EADDRINUSE: "is in use; choose another port, or stop the program that has it (ss -ltnp shows which)",
+        errno.EADDRNOTAVAIL: "is not an address of this machine; serve on http://0.0.0.0:port for other machines",
+        errno.EACCES: "may not be used by this user; choose a port above 1023",
+    }
+    try:
+        family, _, _, _, place = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise SinkError(f"{uri}: the host is unknown ({error.strerror}); for instance http://127.0.0.1:8000") from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, struct.pack("i", 1))
+        # Accepted connections take these from the listener.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _GONE_MS)
+        listener.bind(place)
+        listener.listen(64)
+    except OSError as error:
+        listener.close()
+        raise SinkError(f"{uri}: {cures.get(error.errno or 0, f'cannot be served ({error.strerror})')}") from None
+    return listener

@@ -1,0 +1,1 @@
+"""The web page: access control, broadcasting of frames, status and metrics."""

@@ -1,0 +1,145 @@
+"""The run as Prometheus reads it: every figure is taken from the run's own counters at the moment it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+
+from overlays.web.status import Board
+from overlays.wire.json_fields import text_of
+from pipeline.loop import Outcome
+from pipeline.ports import Figure
+from pipeline.stats import EDGES, Histogram
+
+STATES: Final = ("connecting", "live", "stalled", "waiting", "failed", "ended", "silent")
+_EVERY: Final = 5
+"""One bucket in so many of ours: 1.8 times apart, 25 of them from 0.1 ms to 100 s."""
+_BATCHES: Final = (1, 2, 4, 8, 16, 32, 64)
+
+
+def exposition(board: Board, parts: Sequence[Figure]) -> bytes:
+    """Return the text Prometheus scrapes.
+
+    Args:
+        board: what the page knows of cameras and of the run.
+        parts: what the parts of the run tell of themselves.
+    """
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Collector(board, parts))
+    ProcessCollector(registry=registry)  # memory, processor time and open files of the process (Linux)
+    return generate_latest(registry)
+
+
+class _Collector:
+    def __init__(self, board: Board, parts: Sequence[Figure]) -> None:
+        self._board = board
+        self._parts = parts
+
+    def collect(self) -> Iterator[Metric]:
+        """Give all figures. Labels name files, which may be called by bytes that no text is made of."""
+        for family in self._families():
+            family.samples = [
+                sample._replace(labels={key: text_of(value) for key, value in sample.labels.items()})
+                for sample in family.samples
+            ]
+            yield family
+
+    def _families(self) -> Iterator[Metric]:
+        cameras = self._board.told()
+        outcome = self._board.outcome
+        yield from _of_cameras(cameras)
+        if outcome is not None:
+            yield from _of_run(outcome)
+            yield from _of_engine(outcome)
+        yield from _of_parts(self._parts)
+
+
+def _gauge(name: str, text: str, samples: Iterable[tuple[str, float]]) -> Metric:
+    family = GaugeMetricFamily(f"recipro_{name}", text, labels=["camera"])
+    for camera, value in samples:
+        family.add_metric([camera], value)
+    return family
+
+
+def _of_cameras(cameras: list[dict[str, Any]]) -> Iterator[Metric]:
+    ages = [(c["camera"], c["age_seconds"]) for c in cameras if c["age_seconds"] is not None]
+    yield _gauge("frame_age_seconds", "Age of the newest frame that has come through.", ages)
+    yield _gauge("frame_rate", "Frames per second that come through.", [(c["camera"], c["rate"]) for c in cameras])
+    scores = [(c["camera"], c["score"]) for c in cameras]
+    yield _gauge("score", "Softmax score of the newest frame's first finding.", scores)
+    state = GaugeMetricFamily("recipro_camera_state", "1 for the state a camera is in.", labels=["camera", "state"])
+    for camera in cameras:
+        for name in STATES if camera["state"] in STATES else (*STATES, camera["state"]):
+            state.add_metric([camera["camera"], name], float(camera["state"] == name))
+    yield state
+    reconnects = CounterMetricFamily("recipro_reconnects", "Times a camera was opened again.", labels=["camera"])
+    for camera in cameras:
+        reconnects.add_metric([camera["camera"]], camera["reconnects"])
+    yield reconnects
+
+
+def _of_run(outcome: Outcome) -> Iterator[Metric]:
+    frames = CounterMetricFamily("recipro_frames", "Frames by what became of them.", labels=["camera", "outcome"])
+    dropped = CounterMetricFamily("recipro_dropped", "Dropped frames, by reason.", labels=["camera", "reason"])
+    for pump in outcome.pumps:
+        frames.add_metric([pump.camera, "taken"], pump.taken)
+        frames.add_metric([pump.camera, "explained"], outcome.tally.cameras[pump.camera].explained)
+        # Of the frames that were too old some waited before the engine, and are among the pump's; others behind it.
+        dropped.add_metric([pump.camera, "engine busy"], pump.dropped - pump.expired)
+        dropped.add_metric([pump.camera, "too old"], pump.expired + outcome.tally.cameras[pump.camera].expired)
+        dropped.add_metric([pump.camera, "damaged"], pump.health.corrupt)
+    yield frames
+    yield dropped
+    put = CounterMetricFamily("recipro_sink_frames", "Frames by sink and outcome.", labels=["sink", "outcome"])
+    for outlet in outcome.outlets:
+        put.add_metric([outlet.name, "delivered"], outlet.delivered)
+        put.add_metric([outlet.name, "dropped"], outlet.dropped)
+    yield put
+    broken = GaugeMetricFamily("recipro_sink_broken", "1 for a sink that delivers no more.", labels=["sink"])
+    for outlet in outcome.outlets:
+        broken.add_metric([outlet.name], float(outlet.broken))
+    yield broken
+    left = HistogramMetricFamily("recipro_age_seconds", "Age of frames when they leave.", labels=["camera"])
+    for camera, tally in outcome.tally.cameras.items():
+        left.add_metric([camera], *_buckets(tally.age))
+    yield left
+
+
+def _of_engine(outcome: Outcome) -> Iterator[Metric]:
+    stages = HistogramMetricFamily("recipro_stage_seconds", "Time that frames spend in each stage.", labels=["stage"])
+    for stage, histogram in list(outcome.tally.stages.items()):
+        stages.add_metric([stage], *_buckets(histogram))
+    yield stages
+    sizes = dict(outcome.tally.batches)
+    batches = HistogramMetricFamily("recipro_batch_frames", "Frames the engine explained together.")
+    buckets = [(str(float(edge)), float(sum(n for size, n in sizes.items() if size <= edge))) for edge in _BATCHES]
+    buckets.append(("+Inf", float(sum(sizes.values()))))
+    batches.add_metric([], buckets, float(sum(size * n for size, n in sizes.items())))
+    yield batches
+
+
+def _buckets(histogram: Histogram) -> tuple[list[tuple[str, float]], float]:
+    """Return a histogram's buckets, several of ours in each, and its sum."""
+    counts = list(histogram.counts)
+    buckets, below = [], 0
+    for place, edge in enumerate(EDGES):
+        below += counts[place]
+        if place % _EVERY == 0:
+            buckets.append((f"{edge:.6g}", float(below)))
+    buckets.append(("+Inf", float(sum(counts))))
+    return buckets, histogram.total_seconds
+
+
+def _of_parts(parts: Sequence[Figure]) -> Iterator[Metric]:
+    """Give the figures of one name as one family, whoever told them."""
+    families: dict[str, Metric] = {}
+    for figure in parts:
+        name = f"recipro_{figure.name}"
+        family = families.setdefault(name, Metric(name, figure.says, figure.kind))
+        suffix = "_total" if family.type == "counter" else ""
+        family.add_sample(name + suffix, dict(figure.labels), figure.value)
+    yield from families.values()

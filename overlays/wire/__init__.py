@@ -1,0 +1,1 @@
+"""The wire format and the ZeroMQ viewer that receives it."""

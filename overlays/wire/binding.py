@@ -1,0 +1,50 @@
+"""Where the network door may be bound, checked before libzmq does harm, and why it could not be, in words."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import stat
+from pathlib import Path
+
+import zmq
+
+from overlays.sinks.paths import path_errors
+from overlays.wire.endpoint import Address
+from pipeline.errors import SinkError
+
+
+def check_path(address: Address) -> None:
+    """Keep libzmq from deleting a file, or from taking the socket of a run that still lives.
+
+    Raises:
+        SinkError: with the cure.
+    """
+    if not address.path or address.path.startswith("@"):
+        return
+    path = Path(address.path)
+    with path_errors(address.uri):
+        _check_place(address, path)
+
+
+def _check_place(address: Address, path: Path) -> None:
+    if not path.parent.is_dir():
+        raise SinkError(f"{address.uri}: the folder {path.parent} does not exist; create it: mkdir -p {path.parent}")
+    if not path.exists():
+        return
+    if not stat.S_ISSOCK(path.stat().st_mode):
+        raise SinkError(f"{address.uri}: {path} is a file, and not a socket; choose another path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        if probe.connect_ex(str(path)) == 0:
+            raise SinkError(f"{address.uri}: is in use by another run; choose another path, or stop that run")
+
+
+def unbound(uri: str, error: zmq.ZMQError) -> SinkError:
+    """Return why ``uri`` could not be bound, with the cure."""
+    cures = {
+        errno.EADDRINUSE: "is in use; choose another port, or stop the program that has it (ss -ltnp shows which)",
+        errno.EADDRNOTAVAIL: "is not an address of this machine; bind tcp://0.0.0.0:port to serve other machines",
+        errno.ENODEV: "is not an address of this machine; bind tcp://0.0.0.0:port to serve other machines",
+        errno.EACCES: "may not be used by this user; choose a port above 1023",
+    }
+    return SinkError(f"{uri}: {cures.get(error.errno or 0, f'cannot be bound ({error.strerror})')}")

@@ -1,0 +1,1 @@
+"""CurveZMQ: keys, authorized clients and failed handshakes."""

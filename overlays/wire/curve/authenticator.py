@@ -1,0 +1,198 @@
+"""The server's end of CURVE: admits those whose keys are on the list, and counts and tells who was refused.
+
+libzmq asks whom to admit over ZAP (RFC 27), a socket inside the process, and tells a monitor who connects. Both are
+served by a thread of their own: neither a viewer nor the limit of connections waits for a frame.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import zmq
+from zmq.utils import z85
+
+from overlays.wire.curve.allowlist import AllowList
+from overlays.wire.curve.connection_limit import HANDSHAKE_MS, Places, peer_of, shut_down
+from overlays.wire.curve.handshake_errors import FAILED, Events, Refusal, Seldom, refusal
+from overlays.wire.curve.keys import Pair
+from pipeline.workers import Worker
+
+log = logging.getLogger(__name__)
+
+_ZAP: Final = "inproc://zeromq.zap.01"
+_REREAD_SECONDS: Final = 0.5
+_POLL_MS: Final = 50
+_MOST_QUESTIONS: Final = 100
+"""Answered in one go, before the monitor is read again."""
+_SAY_EVERY_SECONDS: Final = 60.0
+
+
+class Gate:
+    """Stands before a socket that binds; without keys it admits everybody, and only counts.
+
+    ``guard``, ``open`` and ``close`` belong to the socket's thread; the rest may be asked by any.
+    """
+
+    def __init__(self, uri: str, keys: Pair | None, allowed: AllowList | None, clock: Callable[[], float]) -> None:
+        self._keys = keys
+        self._allowed = allowed
+        self._clock = clock
+        self._reread_at = clock()
+        self._seldom = Seldom(log, uri)
+        self.places = Places(clock=clock)
+        self._admitted: set[bytes] = set()
+        self._zap: zmq.Socket[bytes] | None = None
+        self._events: Events | None = None
+        self._worker: Worker | None = None
+        self._ending = threading.Event()
+        self._expelled = threading.Event()
+        self._uri = uri
+        self._local: object = None
+        self._full_said_at = float("-inf")
+        self.closed = True
+        """Whether the socket listens no more: set before it unbinds, waited for before it binds again."""
+
+    @property
+    def refused(self) -> Mapping[Refusal, int]:
+        """How many handshakes failed, by kind."""
+        return dict(self._seldom.counts)
+
+    @property
+    def viewers(self) -> int:
+        """How many connections have subscribed to something."""
+        return self.places.viewers
+
+    def guard(self, door: zmq.Socket[bytes]) -> None:
+        """Take a socket's handshakes over, before it binds."""
+        door.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+        self._events = Events(door, FAILED | zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED)
+        if self._keys is not None:
+            self._zap = door.context.socket(zmq.REP)
+            self._zap.setsockopt(zmq.LINGER, 0)
+            self._zap.bind(_ZAP)
+            door.setsockopt(zmq.CURVE_SERVER, 1)
+            door.setsockopt(zmq.CURVE_SECRETKEY, self._keys.secret)
+            door.setsockopt(zmq.ZAP_DOMAIN, b"recipro-stream")
+        self._ending.clear()
+        self._worker = Worker(f"handshakes of {self._uri}", self._run, self._ending.set).__enter__()
+
+    def expelled(self) -> bool:
+        """Say whether, since it was last asked, somebody inside was taken off the list."""
+        if not self._expelled.is_set():
+            return False
+        self._expelled.clear()
+        return True
+
+    def end(self, descriptor: int) -> None:
+        """End the connection with this file descriptor, if it is one of this socket's."""
+        shut_down(descriptor, self._is_ours)
+
+    def close(self) -> None:
+        """Let go, before the socket is closed."""
+        if self._worker is not None:
+            self._worker.__exit__(None, None, None)
+        if self._events is not None:
+            self._events.close()
+        if self._zap is not None:
+            self._zap.close(0)
+        self._events = self._zap = self._worker = None
+        self.places.clear()
+
+    def _run(self) -> None:
+        poller = zmq.Poller()
+        for one in (self._zap, None if self._events is None else self._events.socket):
+            if one is not None:
+                poller.register(one, zmq.POLLIN)
+        while not self._ending.is_set():
+            poller.poll(_POLL_MS)
+            now = self._clock()
+            self._watch(now)
+            self._answer()
+            self._reread(now)
+            self._seldom.settle(now)
+
+    def _watch(self, now: float) -> None:
+        """Read the monitor whole before any connection is ended: some of those that are too many have gone by then."""
+        surplus: dict[int, None] = {}
+        for event, value in self._events or ():
+            if event == zmq.EVENT_ACCEPTED:
+                surplus.pop(value, None)  # a descriptor that is used again
+                one = self.places.accept(value, peer_of(value))
+                if one is not None:
+                    surplus[one] = None
+            elif event == zmq.EVENT_DISCONNECTED:
+                surplus.pop(value, None)
+                self.places.leave(value)
+            elif event == zmq.EVENT_CLOSED:
+                self.closed = True
+                self.places.clear()
+            elif event != zmq.EVENT_HANDSHAKE_FAILED_AUTH:  # the answer has told of it, with a name
+                self._seldom.note(refusal(event, value, keys=self._keys is not None), now)
+        for one in surplus:
+            self._refuse(one, now)
+
+    def _refuse(self, descriptor: int, now: float) -> None:
+        self.end(descriptor)
+        if now - self._full_said_at > _SAY_EVERY_SECONDS:
+            self._full_said_at = now
+            log.warning(
+                "%s: %d connections are open, and no more are accepted; those that do not finish their handshake are "
+                "ended",
+                self._uri,
+                len(self.places),
+            )
+
+    def _is_ours(self, connection: socket.socket) -> bool:
+        """Say whether a connection was accepted where this socket is bound: descriptors are used again."""
+        return _local_end(connection.getsockname()) == self._local
+
+    def bound(self, endpoint: str) -> None:
+        """Note where the socket is bound."""
+        path = endpoint.removeprefix("ipc://")
+        self._local = path if path != endpoint else int(endpoint.rpartition(":")[2])
+
+    def _reread(self, now: float) -> None:
+        if self._allowed is None or now - self._reread_at < _REREAD_SECONDS:
+            return
+        self._reread_at = now
+        self._allowed.changed()
+        gone = self._admitted - self._allowed.names.keys()
+        self._admitted -= gone
+        if gone:
+            self._expelled.set()
+
+    def _answer(self) -> None:
+        for _ in range(_MOST_QUESTIONS):
+            if self._zap is None or not self._zap.poll(0, zmq.POLLIN):
+                return
+            version, number, _domain, address, _identity, mechanism, *credentials = self._zap.recv_multipart()
+            if self._admits(mechanism, credentials, address):
+                answer = (b"200", b"OK")
+            else:
+                answer = (b"400", b"this key is not on the list")
+            self._zap.send_multipart([version, number, *answer, b"", b""])
+
+    def _admits(self, mechanism: bytes, credentials: list[bytes], address: bytes) -> bool:
+        if mechanism != b"CURVE" or len(credentials) != 1 or len(credentials[0]) != 32 or self._allowed is None:
+            return False
+        self._allowed.changed()
+        key = z85.encode(credentials[0])
+        owner = self._allowed.names.get(key)
+        where = address.decode("utf-8", "replace")
+        if owner is None:
+            self._seldom.note("unknown key", self._clock(), f"{key.decode()} from {where}")
+            return False
+        log.info("%s: %s looks in, from %s", self._uri, owner, where)
+        self._admitted.add(key)
+        return True
+
+
+def _local_end(name: object) -> object:
+    """Return the port or the path of a connection's own end."""
+    if isinstance(name, tuple):
+        return name[1]
+    return name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else name

@@ -1,0 +1,237 @@
+"""Configurations from text, and back: YAML to validated models. Reads no file and no environment itself.
+
+An unknown key, a wrong type or a value out of range is a ``ConfigError`` that names the place, the rule and the cure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from pipeline.config import Config, CurveConfig, EngineConfig, OverlayConfig, SinkConfig, SourceConfig
+from pipeline.errors import ConfigError, nearest
+from pipeline.guards.config import DeletionConfig, GuardConfig, GuardsConfig, RegionConfig
+
+MAX_VALUES: Final = 100_000
+"""What a configuration may hold when every alias (``*name``) is written out."""
+_LONGEST_SHOWN: Final = 100
+
+
+class _Reader(yaml.SafeLoader):
+    """Reads plain values only, and refuses a key that a map has already: the first one would be lost in silence.
+
+    Aliases that multiply (a few hundred bytes that become gigabytes) are refused before anything is made of them.
+    """
+
+    def get_single_node(self) -> yaml.Node | None:
+        """Return the document as nodes, an alias being the very node that it names."""
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None and _written_out(node, {}) > MAX_VALUES:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"holds more than {MAX_VALUES} values once its aliases are written out", node.start_mark
+            )
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
+        """Return the map; merged keys (``<<``) may be given anew."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:merge" and key.value in seen and isinstance(key.value, str):
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
+            if isinstance(key.value, str):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
+    """Return how many values a node stands for."""
+    if id(node) in known:
+        if known[id(node)] == 0:
+            raise yaml.constructor.ConstructorError(None, None, "an alias refers to what holds it", node.start_mark)
+        return known[id(node)]
+    known[id(node)] = 0
+    parts = node.value if isinstance(node, yaml.CollectionNode) else []
+    each = [part for pair in parts for part in pair] if isinstance(node, yaml.MappingNode) else parts
+    known[id(node)] = count = 1 + sum(_written_out(part, known) for part in each)
+    return count
+
+
+def read_yaml(text: str, name: str) -> dict[str, Any]:
+    """Return the map in a YAML text; ``name`` is the file's, for messages.
+
+    Raises:
+        ConfigError: it is not YAML, empty, or not a map.
+    """
+    try:
+        knobs = yaml.load(text, _Reader)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as reason:
+        mark = getattr(reason, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(reason, "problem", None) or _why(reason)
+        raise ConfigError(f"{name}: not YAML{where}: {problem}") from reason
+    if knobs is None:
+        raise ConfigError(f"{name}: is empty; start from one of configs/*.yaml, or give --source on the command line")
+    if not isinstance(knobs, dict):
+        raise ConfigError(f"{name}: holds a {type(knobs).__name__}, not a map of keys such as 'sources:' and 'engine:'")
+    return knobs
+
+
+def _why(reason: Exception) -> str:
+    """Return in words what YAML's reader raised without a place."""
+    if isinstance(reason, RecursionError):
+        return "too many levels deep; make it simpler"
+    if isinstance(reason, yaml.reader.ReaderError):
+        code = reason.character if isinstance(reason.character, int) else ord(reason.character)
+        return f"the character #x{code:04x} is not allowed there; remove it"
+    return str(reason)[:_LONGEST_SHOWN] or "not readable"
+
+
+def _shown(value: object) -> str:
+    """Return a value as an error shows it: a very long one is cut."""
+    if isinstance(value, int) and value.bit_length() > 300:
+        return f"a number of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``below`` with the knobs of ``above`` laid over it, map by map; lists are replaced."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def make_config(knobs: Mapping[str, Any], name: str, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Return the validated configuration.
+
+    Args:
+        knobs: what the file says.
+        name: the file's name, for messages.
+        overrides: what the command line says; it wins.
+
+    Raises:
+        ConfigError: one line per mistake, each naming the place, the value and the cure.
+    """
+    overrides = overrides or {}
+    if (place := _with_nul(knobs)) is not None:
+        raise ConfigError(f"{name}: {_dotted(place)}: holds a NUL character, which no name or path may; remove it")
+    try:
+        return Config.model_validate(merge(knobs, overrides))
+    except ValidationError as wrong:
+        sentences = dict.fromkeys(_sentence(error, name, overrides) for error in wrong.errors())
+        raise ConfigError("\n".join(sentences)) from None
+
+
+def _with_nul(value: object) -> list[int | str] | None:
+    """Return the place of a text that holds a NUL character; None where there is none."""
+    if isinstance(value, str):
+        return [] if "\0" in value else None
+    each: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        each = value.items()
+    elif isinstance(value, list):
+        each = enumerate(value)
+    for key, part in each:
+        if (place := _with_nul(part)) is not None:
+            return [key if isinstance(key, int) else str(key), *place]
+    return None
+
+
+def _sentence(error: ErrorDetails, name: str, overrides: Mapping[str, Any]) -> str:
+    path = [part for part in error["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
+    place = f"{name}: {_dotted(path)}"
+    if _given(path, overrides):
+        key = next((str(p) for p in reversed(path) if isinstance(p, str)), "")
+        place = "--" + _OPTIONS.get(key, key.replace("_", "-"))
+    if error["type"] == "extra_forbidden":
+        return f"{place}: unknown key.{_cure(path)}"
+    if error["type"] == "missing":
+        return f"{place}: is missing"
+    said = _said(error)
+    value = error["input"]
+    holds_address = isinstance(value, str) and ("://" in value or "@" in value)
+    if (path and path[-1] == "uri") or isinstance(value, Mapping | list) or holds_address:
+        # A URI may hold a password, and a whole map says nothing.
+        return f"{place}: {said}"
+    return f"{place}: {_shown(value)}: {said}"
+
+
+_OPTIONS = {"smoothing_seconds": "smoothing", "max_age_seconds": "max-age", "sources": "source", "sinks": "sink"}
+"""Options of the command line whose name is not their key's."""
+
+
+def _said(error: ErrorDetails) -> str:
+    """Return the rule that was broken, in this house's words."""
+    least = error.get("ctx", {}).get("min_length", 1)
+    kinds = {
+        "model_type": "should be a map of keys",
+        "dict_type": "should be a map of keys",
+        "list_type": "should be a list",
+        "string_type": "should be text",
+        "too_short": "should not be empty" if least < 2 else f"should hold {least} at the least",
+        "string_too_short": "should not be empty",
+    }
+    said = error["msg"].removeprefix("Value error, ")
+    return kinds.get(error["type"]) or re.sub("^(Input|String) should ", "should ", said)
+
+
+def _cure(path: list[int | str]) -> str:
+    """Say where an unknown key belongs, or which known one is nearest."""
+    key = str(path[-1])
+    homes: dict[str, type[BaseModel]] = {"engine": EngineConfig, "overlay": OverlayConfig}
+    home = next((name for name, model in homes.items() if key in model.model_fields), None)
+    if home is not None and path[0] != home:
+        return f" It belongs under '{home}:'"
+    return nearest(key, _known_keys(path))
+
+
+def _dotted(path: list[int | str]) -> str:
+    text = ""
+    for part in path:
+        # A URI written where a key belongs may hold a password.
+        name = re.sub(r"://.*", "://...", str(part))
+        text += f"[{part}]" if isinstance(part, int) else f".{name}" if text else name
+    return text or "the file"
+
+
+def _given(path: list[int | str], overrides: Mapping[str, Any]) -> bool:
+    level: Any = overrides
+    for part in path:
+        if isinstance(part, int):
+            return True
+        if not isinstance(level, Mapping) or part not in level:
+            return False
+        level = level[part]
+    return bool(path)
+
+
+def _known_keys(path: list[int | str]) -> list[str]:
+    model: type[BaseModel] = Config
+    parts: dict[str, type[BaseModel]] = {
+        "engine": EngineConfig,
+        "overlay": OverlayConfig,
+        "sources": SourceConfig,
+        "sinks": SinkConfig,
+        "curve": CurveConfig,
+        "guards": GuardsConfig,
+        "regions": RegionConfig,
+        "rules": GuardConfig,
+        "deletion": DeletionConfig,
+    }
+    for part in path[:-1]:
+        model = parts.get(str(part), model)
+    return list(model.model_fields)
+
+
+def to_yaml(config: Config) -> str:
+    """Return the configuration as YAML: every knob, in order, as ``make_config`` reads it back."""
+    knobs = config.model_dump(mode="json", exclude_none=True)
+    text: str = yaml.safe_dump(knobs, sort_keys=False, allow_unicode=True)
+    return text

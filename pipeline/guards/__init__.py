@@ -1,0 +1,1 @@
+"""Guards: rules on explanations, drift detection and their metrics."""

@@ -1,0 +1,202 @@
+"""Who looks at every verdict's reasons: measures them, asks the guards, and now and then takes the hottest area away.
+
+Stands before an explainer and is one itself, so the journey (``pipeline.loop``) is the same with it: what comes out has
+grounds on every finding, and says how the camera's guards stand.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from pipeline.finite import unsound
+from pipeline.frames import Box, Deletion, Explanation, Frame, GuardState, Region, verdict_of
+from pipeline.guards.alert import Alarm
+from pipeline.guards.config import GuardsConfig
+from pipeline.guards.drift import Drift, Recorder
+from pipeline.guards.heatmap_stats import Surveyor, cell_weights, moment_of
+from pipeline.guards.metrics import grounds_figures, guards_figures
+from pipeline.guards.overhead import Budget
+from pipeline.guards.variables import Facts
+from pipeline.ports import Beginner, Doubter, Explainer, Figure, Masking, Measured
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Post:
+    """What is kept of one camera."""
+
+    alarms: list[Alarm]
+    checked: Deletion | None = None
+    checked_at: float = 0.0
+    """That frame's time, by its own clock."""
+    seen: Explanation | None = None
+    """The newest, for figures."""
+    states: tuple[GuardState, ...] = ()
+
+
+@dataclass(slots=True)
+class Slow:
+    """What is made of the reasons over minutes and hours, where it is asked for."""
+
+    drift: Drift | None = None
+    recorder: Recorder | None = field(default=None)
+
+
+class Guardian:
+    """An explainer whose explanations are measured and guarded. Used by one thread; ``figures`` by any."""
+
+    def __init__(
+        self,
+        explainer: Explainer,
+        guards: GuardsConfig | None = None,
+        *,
+        slow: Slow | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """Take whom to stand before, and what to look at.
+
+        Args:
+            explainer: frames to explanations; one that is a ``Doubter`` can be asked for deletion checks.
+            guards: regions, rules and knobs.
+            slow: a baseline to compare with, or to record.
+            clock: seconds, for what checks cost.
+        """
+        self._explainer = explainer
+        self._guards = guards or GuardsConfig()
+        self._surveyor = Surveyor(self._regions if self._guards.regions else None)
+        self._posts: dict[str, _Post] = {}
+        self._slow = slow or Slow()
+        self._clock = clock
+        knobs = self._guards.deletion
+        self._masking = Masking(knobs.area, knobs.fill)
+        wanted = self._guards.needs_deletion
+        self.budget = Budget(knobs.budget) if wanted and isinstance(explainer, Doubter) else None
+        if wanted and self.budget is None:
+            log.warning("score_drop_when_masked: this explainer cannot be asked for it; those rules never fire")
+        self._doubtful: list[Explanation] = []
+        """Of the last batch, what a check would help to judge; the first is asked of next."""
+        self._turn = ""
+
+    def explain(self, frames: Sequence[Frame]) -> list[Explanation]:
+        """Explain a batch, measure it, and judge it."""
+        return self._timed(lambda: self._explainer.explain(frames), len(frames))
+
+    def _timed(self, explain: Callable[[], Sequence[Explanation]], count: int) -> list[Explanation]:
+        begun = self._clock()
+        explained = explain()
+        if self.budget is not None:
+            self.budget.earn(self._clock() - begun, count)
+        self._doubtful = []
+        # A frame with a number that is not finite is told nowhere: no guard may fire for it.
+        return [one if unsound(one) else self.guard(one) for one in explained]
+
+    def afterwards(self) -> None:
+        """Make one deletion check, where a rule asks for it and the budget allows it."""
+        budget, explainer = self.budget, self._explainer
+        if budget is None or not self._doubtful or not budget.allows or not isinstance(explainer, Doubter):
+            return
+        # Cameras take turns.
+        chosen = min(self._doubtful, key=lambda one: (one.frame.camera <= self._turn, one.frame.camera))
+        verdict = chosen.verdict
+        assert verdict is not None  # noqa: S101 - only those with one are doubtful
+        begun = self._clock()
+        left = explainer.score_when_masked(chosen, verdict, self._masking)
+        budget.spend(self._clock() - begun)
+        self._turn = chosen.frame.camera
+        post = self._posts[self._turn]
+        post.checked = Deletion(verdict.label, verdict.score, left, chosen.frame.index, 0.0)
+        post.checked_at = moment_of(chosen.frame)
+
+    def guard(self, explanation: Explanation) -> Explanation:
+        """Measure one explanation and judge it."""
+        frame = explanation.frame
+        post = self._posts.get(frame.camera)
+        if post is None:
+            alarms = [Alarm(guard) for guard in self._guards.rules if guard.concerns(frame.camera)]
+            post = self._posts[frame.camera] = _Post(alarms)
+        findings, regions = self._surveyor.measure(explanation)
+        deletion = self._fresh(post, moment_of(frame))
+        facts = Facts(explanation, verdict_of(findings), deletion)
+        states = self._judged(post, facts) if post.alarms else ()
+        draw = self._guards.draw
+        shown = regions if draw == "always" or (draw == "firing" and any(one.firing for one in states)) else ()
+        measured = replace(explanation, findings=findings, deletion=deletion, guards=states, regions=shown)
+        if self.budget is not None and any(a.rule.needs_deletion and a.applies(facts) for a in post.alarms):
+            self._doubtful.append(measured)
+        if self._slow.drift is not None:
+            self._slow.drift.add(measured)
+        if self._slow.recorder is not None:
+            self._slow.recorder.add(measured)
+        post.seen = measured
+        return measured
+
+    @staticmethod
+    def _judged(post: _Post, facts: Facts) -> tuple[GuardState, ...]:
+        frame, before = facts.explanation.frame, post.states
+        moment = moment_of(frame)
+        post.states = states = tuple([alarm.judge(facts, moment) for alarm in post.alarms])
+        # A camera's guards are judged in the same order every time.
+        for state, old in zip(states, before or (None,) * len(states), strict=True):
+            if state.firing and (old is None or not old.firing):
+                log.warning("%s: guard %s fires: %s", frame.camera, state.name, state.says)
+            elif old is not None and old.firing and not state.firing:
+                log.info("%s: guard %s is quiet again; it fired for %.1f s", frame.camera, state.name, old.seconds)
+        return states
+
+    def _fresh(self, post: _Post, moment: float) -> Deletion | None:
+        if post.checked is None:
+            return None
+        age = moment - post.checked_at
+        if not 0.0 <= age <= self._guards.deletion.max_age_seconds:
+            post.checked = None
+            return None
+        return replace(post.checked, age_seconds=round(age, 3))
+
+    def _regions(self, camera: str, width: int, height: int) -> tuple[Region, ...]:
+        placed = tuple(one.placed(width, height) for one in self._guards.regions if one.concerns(camera))
+        for region in placed:
+            if not cell_weights(region.polygon, Box(0, 0, width, height), (1, 1)).any():
+                told = (camera, region.name, width, height)
+                log.warning("%s: region %s lies outside its picture of %dx%d pixels: no heat is ever in it", *told)
+        return placed
+
+    def figures(self) -> list[Figure]:
+        """Return the explainer's figures, and those of reasons, guards, checks and drift."""
+        told = list(self._explainer.figures()) if isinstance(self._explainer, Measured) else []
+        for camera, post in list(self._posts.items()):
+            told.extend(guards_figures(camera, post.states))
+            told.extend(grounds_figures(post.seen) if post.seen is not None else ())
+        if self.budget is not None:
+            said = "Share of the engine's time that deletion checks have taken."
+            told.append(Figure("deletion_time_share", self.budget.share, said))
+            told.append(Figure("deletion_checks", self.budget.checks, "Deletion checks made.", "counter"))
+        for one in self._slow.drift.told() if self._slow.drift is not None else ():
+            labels = (("camera", one.camera), ("label", one.label), ("statistic", one.statistic))
+            said = "Population stability index of a slow statistic against the baseline; above 0.25 is a great change."
+            told.append(Figure("drift_psi", one.psi, said, labels=labels))
+            said = "Shift of a slow mean against the baseline, in its standard deviations."
+            told.append(Figure("drift_shift", one.shift, said, labels=labels))
+        return told
+
+    def fired(self) -> dict[tuple[str, str], int]:
+        """Return how often each guard has fired, by camera and name."""
+        return {(camera, one.name): one.fired for camera, post in self._posts.items() for one in post.states}
+
+
+class AheadGuardian(Guardian):
+    """A guardian before an explainer that works ahead: one thread begins batches, one finishes and judges them."""
+
+    def __init__(self, explainer: Beginner, guards: GuardsConfig | None = None, *, slow: Slow | None = None) -> None:
+        """Take whom to stand before, and what to look at; see ``Guardian``."""
+        assert isinstance(explainer, Explainer)  # noqa: S101 - whoever can begin can explain
+        super().__init__(explainer, guards, slow=slow)
+        self._beginner = explainer
+
+    def begin(self, frames: Sequence[Frame]) -> Callable[[], list[Explanation]]:
+        """Send a batch on its way; what is returned waits for it, measures it and judges it."""
+        finish = self._beginner.begin(frames)
+        return lambda: self._timed(finish, len(frames))

@@ -1,0 +1,66 @@
+"""Who notices that a camera has gone silent, and says so: its last picture must not look live a second later."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from pipeline.frames import Explanation, Silence
+from pipeline.workers import Pump
+
+SILENT_SECONDS: Final = 0.8
+"""A live camera is silent when nothing has come for so long ..."""
+SILENT_INTERVALS: Final = 3.0
+"""... and for so many of its usual intervals between frames."""
+AGAIN_SECONDS: Final = 1.0
+"""How often it is said again: the age on the picture goes on."""
+
+
+@dataclass(slots=True)
+class _Last:
+    explanation: Explanation
+    told_at: float | None = None
+
+
+class Watchman:
+    """Looks at live cameras between frames; keeps the last explanation of each. Used by one thread."""
+
+    def __init__(
+        self,
+        pumps: Sequence[Pump],
+        tell: Callable[[Explanation, Silence], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Take whom to look at.
+
+        Args:
+            pumps: the cameras; files are not watched, they wait for us.
+            tell: called with the last explanation of a camera that is silent, again every ``AGAIN_SECONDS``.
+            clock: monotonic seconds.
+        """
+        self._pumps = list(pumps)
+        self._tell = tell
+        self._clock = clock
+        self._last: dict[str, _Last] = {}
+
+    def saw(self, explanation: Explanation) -> None:
+        """Take note of a frame that was drawn."""
+        self._last[explanation.frame.camera] = _Last(explanation)
+
+    def look(self) -> None:
+        """Say who is silent. Call it often; it costs next to nothing."""
+        now = self._clock()
+        for pump in self._pumps:
+            last = self._last.get(pump.camera)
+            if not pump.source.live or last is None or pump.last_at is None or pump.waiting:
+                continue
+            seconds = now - pump.last_at
+            limit = max(SILENT_SECONDS, SILENT_INTERVALS * pump.interval_seconds)
+            if seconds < limit or (last.told_at is not None and now - last.told_at < AGAIN_SECONDS):
+                continue
+            last.told_at = now
+            health = pump.health
+            self._tell(last.explanation, Silence(now - last.explanation.frame.taken_at, health.state, health.reason))

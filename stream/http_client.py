@@ -1,0 +1,315 @@
+"""A small HTTP client for cameras: every wait has a deadline, redirects stay on allowed hosts, Digest is spoken.
+
+FFmpeg's own client follows a redirect to any host, knows no Digest but MD5, and cannot be stopped while it waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import io
+import re
+import secrets
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Self, cast
+from urllib.parse import quote, unquote, urljoin, urlsplit
+
+from stream.attempt import Attempt
+from stream.failures import Failure, FailureError, failure_of_status
+from stream.http_auth import Challenge, authorization, challenges, strongest
+
+MAX_REDIRECTS: Final = 5
+_GLANCE_SECONDS = 0.1  # how often a waiting read looks whether it is to stop
+_PORTS: Final = {"http": 80, "https": 443}
+_SAFE: Final = "/%:=&~+!$,;'@()*[]"
+_AGENT: Final = "recipro-stream"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Scheme, host and port: what credentials belong to."""
+
+    scheme: str
+    host: str
+    port: int
+
+    @classmethod
+    def of(cls, url: str) -> Origin:
+        """Return the origin of ``url``. Raises ``FailureError`` where it has none that can be asked by HTTP."""
+        try:
+            parts = urlsplit(url)
+            scheme, host, port = parts.scheme.lower(), parts.hostname or "", parts.port
+        except ValueError:
+            scheme, host, port = "", "", None
+        if scheme not in _PORTS or not host:
+            shown = re.sub(r"[^\w.+-]", "?", scheme)[:20] or "no scheme"
+            raise FailureError(Failure(f"it points to an address that is not http(s) ({shown})", "slow", "refused"))
+        return cls(scheme, host.lower().rstrip("."), port or _PORTS[scheme])
+
+    @property
+    def place(self) -> str:
+        """``HOST:PORT``, with brackets around an IPv6 address."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+    @property
+    def header(self) -> str:
+        """The value of ``Host``: no default port, and no zone of an IPv6 address."""
+        host = re.sub("%.*", "", self.host)
+        try:
+            host = f"[{host}]" if ":" in host else host.encode("idna").decode()
+        except UnicodeError:
+            raise FailureError(Failure("the host name is not valid", "never", "refused")) from None
+        return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
+
+
+class WebClient:
+    """Asks one camera, and the further hosts that are allowed for it."""
+
+    def __init__(self, uri: str, *, allowed_hosts: tuple[str, ...] = ()) -> None:
+        """Take the camera's address, with its credentials, and further hosts: ``HOST`` or ``HOST:PORT``."""
+        parts = urlsplit(uri)
+        who, _, place = parts.netloc.rpartition("@")
+        user, _, password = who.partition(":")
+        self.address = parts._replace(netloc=place, fragment="").geturl()
+        """The camera's address without credentials."""
+        self._user, self._password = unquote(user), unquote(password)
+        self._has_credentials = bool(who)
+        self._own = Origin.of(self.address)
+        self._allowed = {host.lower().rstrip(".") for host in allowed_hosts}
+        self._challenge: Challenge | None = None
+        self._count = 0
+
+    def get(self, url: str, attempt: Attempt, *, headers: dict[str, str] | None = None) -> Response:
+        """Return the answer to a GET of ``url``, its status 200, 206 or 304; the caller closes it.
+
+        Raises:
+            FailureError: it refuses, redirects to where it may not, or does not speak HTTP.
+            OSError: it cannot be reached, or does not answer before the attempt's deadline.
+        """
+        for _ in range(MAX_REDIRECTS + 1):
+            response = self._ask(url, attempt, headers or {})
+            if response.status == http.client.UNAUTHORIZED and self._takes_up(response):
+                response.close()
+                response = self._ask(url, attempt, headers or {})
+            if response.status in {200, 206, 304}:
+                return response
+            response.close()
+            target = response.headers.get("Location")
+            if response.status not in {301, 302, 303, 307, 308} or not target:
+                raise FailureError(self._refusal(response))
+            try:
+                url = urljoin(url, target)
+            except ValueError:
+                raise FailureError(Failure("it redirects to what is no address", "slow", "refused")) from None
+            self._check(url)
+        raise FailureError(Failure(f"it redirects more than {MAX_REDIRECTS} times", "slow", "refused"))
+
+    def _ask(self, url: str, attempt: Attempt, headers: dict[str, str]) -> Response:
+        origin = self._check(url)
+        parts = urlsplit(url)
+        target = quote(parts.path or "/", safe=_SAFE)
+        if parts.query:
+            target += f"?{quote(parts.query, safe=_SAFE + '?')}"
+        sent = {"Host": origin.header, "User-Agent": _AGENT, "Accept": "*/*", "Connection": "close", **headers}
+        if self._challenge is not None and origin == self._own:
+            self._count += 1
+            sent["Authorization"] = authorization(
+                self._challenge,
+                user=self._user,
+                password=self._password,
+                method="GET",
+                target=target,
+                count=self._count,
+                cnonce=secrets.token_hex(8),
+            )
+        connected = _connected(origin, attempt)
+        try:
+            return Response(url, _Socket(connected, attempt), target, sent)
+        except BaseException:
+            connected.close()
+            raise
+
+    def _takes_up(self, response: Response) -> bool:
+        """Take up the strongest challenge of a 401; return whether asking again may help."""
+        if not self._has_credentials or Origin.of(response.url) != self._own:
+            return False
+        chosen = strongest(challenges(response.headers.get_all("WWW-Authenticate") or []))
+        before, self._challenge, self._count = self._challenge, chosen, 0
+        is_stale = chosen is not None and chosen.parameters.get("stale", "").lower() == "true"
+        return chosen is not None and (before is None or is_stale or before.parameters != chosen.parameters)
+
+    def _refusal(self, response: Response) -> Failure:
+        offered = challenges(response.headers.get_all("WWW-Authenticate") or [])
+        if response.status == http.client.UNAUTHORIZED and offered and strongest(offered) is None:
+            names = re.sub(r"[^\w ,-]", "?", ", ".join(one.name for one in offered))[:80]
+            words = f"it asks for {names}, which is not spoken here; enable Digest or Basic in its settings (401)"
+            return Failure(words, "slow", "unauthorised", cure="")
+        return failure_of_status(response.status)
+
+    def _check(self, url: str) -> Origin:
+        """Return the origin of ``url``. Raises ``FailureError`` where it may not be asked."""
+        origin = Origin.of(url)
+        upgraded = origin.host == self._own.host and (origin.port, self._own.port) == (443, 80)
+        if origin == self._own or upgraded or self._allowed & {origin.host, origin.place}:
+            return origin
+        place = re.sub(r"[^\w.:\[\]-]", "?", origin.place)[:100]
+        words = (
+            f"it sends its readers to {place}, another host or port; where that is right: allowed_hosts: ['{place}']"
+        )
+        raise FailureError(Failure(words, "slow", "refused", cure=""))
+
+
+class Response:
+    """An answer, its body still to be read. A file without ``seek`` for whoever reads it."""
+
+    def __init__(self, url: str, connected: _Socket, target: str, headers: dict[str, str]) -> None:
+        self.url = url
+        self._socket = connected
+        self._ahead = b""
+        connection = http.client.HTTPConnection("camera")
+        connection.sock = cast("socket.socket", connected)
+        try:
+            connection.putrequest("GET", target, skip_host=True, skip_accept_encoding=True)
+            for key, value in headers.items():
+                connection.putheader(key, value.encode())
+            connection.endheaders()
+            self._response = connection.getresponse()
+        except http.client.HTTPException as error:
+            if isinstance(error, http.client.RemoteDisconnected):
+                words = "the connection was closed before there was an answer"
+                raise FailureError(Failure(words, cause="ended")) from None
+            raise FailureError(Failure("what answers there does not speak HTTP", cause="corrupt")) from None
+        self.status = self._response.status
+        self.headers = self._response.headers
+        self.length = self._response.length
+        """The body's length in bytes, None where it is not known."""
+
+    @property
+    def kind(self) -> str:
+        """The media type it states, in lower case, without parameters; empty where it states none."""
+        return (self.headers.get("Content-Type") or "").partition(";")[0].strip().lower()
+
+    def read(self, size: int = -1) -> bytes:
+        """Return the next bytes, at most ``size``, as soon as there are any; ``b""`` at the end.
+
+        Raises:
+            OSError: the connection broke, or nothing came before the deadline.
+        """
+        if self._ahead:
+            part, self._ahead = self._ahead[:size] if size > 0 else self._ahead, self._ahead[size:] if size > 0 else b""
+            return part
+        try:
+            return self._response.read1(size if size > 0 else 65536)
+        except http.client.HTTPException:
+            raise FailureError(Failure("the connection broke off", cause="ended")) from None
+
+    def peek(self, size: int) -> bytes:
+        """Return the first bytes of what is still to be read: ``size`` of them, fewer only at its end."""
+        parts, total, self._ahead = [self._ahead], len(self._ahead), b""
+        try:
+            while total < size and (part := self.read(65536)):
+                parts.append(part)
+                total += len(part)
+        finally:
+            self._ahead = b"".join(parts)
+        return self._ahead[:size]
+
+    def whole(self, limit: int) -> bytes:
+        """Return the rest of the body. Raises ``FailureError`` where it is longer than ``limit`` bytes, or cut off."""
+        parts: list[bytes] = []
+        total = 0
+        while total <= limit and (part := self.read(65536)):
+            parts.append(part)
+            total += len(part)
+        if total > limit or (self.length or 0) > limit:
+            raise FailureError(Failure(f"it sends more than {limit >> 20} MiB in one piece", "slow", "corrupt"))
+        if self.length is not None and total < self.length and not self._socket.attempt.stop.is_set():
+            raise FailureError(Failure("the connection broke off", cause="ended"))
+        return b"".join(parts)
+
+    def close(self) -> None:
+        """Close the connection; may be called again."""
+        self._response.close()
+        self._socket.shut()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        self.close()
+
+
+class _Socket:
+    """What ``http.client`` takes for a socket: its reads keep the attempt's deadline and end when it is stopped."""
+
+    def __init__(self, connected: socket.socket, attempt: Attempt) -> None:
+        self.attempt = attempt
+        self._socket = connected
+        self.sendall: Callable[[bytes], None] = connected.sendall
+
+    def makefile(self, *_: object, **__: object) -> io.BufferedReader:
+        """Return the reading side."""
+        return io.BufferedReader(_Incoming(self._socket, self.attempt), 65536)
+
+    def close(self) -> None:
+        """Nothing: ``http.client`` closes its socket while the answer is still being read."""
+
+    def shut(self) -> None:
+        """Close it."""
+        self._socket.close()
+
+
+class _Incoming(io.RawIOBase):
+    def __init__(self, connected: socket.socket, attempt: Attempt) -> None:
+        super().__init__()
+        self._socket = connected
+        self._attempt = attempt
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
+        while not self._attempt.stop.is_set():
+            if time.monotonic() >= self._attempt.deadline:  # whatever came meanwhile was of no use
+                raise TimeoutError("nothing came in time")
+            with contextlib.suppress(TimeoutError, ssl.SSLWantReadError):
+                return self._socket.recv_into(buffer)
+        return 0
+
+
+def _connected(origin: Origin, attempt: Attempt) -> socket.socket:
+    left = max(0.05, attempt.deadline - time.monotonic())
+    try:
+        connected = socket.create_connection((origin.host, origin.port), timeout=left)
+    except socket.gaierror:
+        raise FailureError(Failure("the host name is not known, or there is no network")) from None
+    except UnicodeError:
+        raise FailureError(Failure("the host name is not valid", "never", "refused")) from None
+    if origin.scheme == "https":
+        try:
+            connected = _tls().wrap_socket(connected, server_hostname=origin.host)
+        except BaseException as error:
+            connected.close()
+            if isinstance(error, ssl.SSLError):
+                raise FailureError(Failure("what answers there does not speak TLS that is known here")) from None
+            raise
+    connected.settimeout(_GLANCE_SECONDS)
+    return connected
+
+
+def _tls() -> ssl.SSLContext:
+    """Return a context that encrypts and verifies nobody: cameras sign their own certificates, and age."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+    context.set_ciphers("DEFAULT:@SECLEVEL=0")
+    return context

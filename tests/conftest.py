@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.ground.descriptors import open_things
-from tests.ground.limits import LIMIT_SECONDS
+from tests.support.descriptors import open_things
+from tests.support.limits import LIMIT_SECONDS
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"

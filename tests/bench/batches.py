@@ -25,7 +25,7 @@ from pipeline.config import EngineConfig, OverlayConfig
 from pipeline.frames import Frame, Overlay
 from pipeline.loop import Limits, carry
 from tests.bench.figures import place, print_line
-from tests.fakes import FakeSource
+from tests.support.fakes import FakeSource
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
 

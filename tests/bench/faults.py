@@ -29,11 +29,11 @@ from pipeline.loop import Limits, Outcome, carry
 from pipeline.ports import Health, Source
 from stream.sources import SourceOptions, build_source
 from tests.bench.figures import place, print_line
-from tests.ground.cable import Cable, missing
-from tests.ground.feed import Feed
-from tests.ground.proxy import Proxy
-from tests.ground.rtsp_server import Faults, RtspServer
-from tests.ground.witness import Glance, Sighting, Witness
+from tests.support.cable import Cable, missing
+from tests.support.feed import Feed
+from tests.support.probes import Glance, Sighting, Witness
+from tests.support.proxy import Proxy
+from tests.support.rtsp_server import Faults, RtspServer
 
 LIMIT_SECONDS: Final = 40.0
 _LOOK_SECONDS: Final = 0.002

@@ -28,9 +28,9 @@ import numpy as np
 from pipeline.errors import ReciproStreamError
 from stream.sources import SourceOptions, build_source
 from tests.bench.figures import place, print_line
-from tests.ground.feed import Feed
-from tests.ground.footage import paint
-from tests.ground.rtsp_server import RtspServer
+from tests.support.feed import Feed
+from tests.support.footage import paint
+from tests.support.rtsp_server import RtspServer
 
 ONCE = SourceOptions(read_timeout_seconds=0.5, open_timeout_seconds=1.0, attempts=1)
 LONGEST_SECONDS = 20.0

@@ -19,9 +19,9 @@ from pipeline.loop import Limits, carry
 from pipeline.ports import Source
 from stream.sources import build_source
 from tests.bench.figures import place, print_line, quantiles
-from tests.ground.feed import Feed
-from tests.ground.rtsp_server import RtspServer
-from tests.ground.witness import Glance, Witness
+from tests.support.feed import Feed
+from tests.support.probes import Glance, Witness
+from tests.support.rtsp_server import RtspServer
 
 
 class Slow(Glance):

@@ -18,7 +18,7 @@ import numpy as np
 from overlays.sinks.web import PageSink
 from pipeline.frames import Explanation, Finding, Frame, Overlay
 from tests.bench.figures import place, print_line
-from tests.ground.chromium import CHROMIUM, browsing
+from tests.support.browser import CHROMIUM, browsing
 
 RATE = 30.0
 SILENT_SECONDS = 3.0

@@ -29,8 +29,8 @@ from run import settle
 from stream.sources import SourceOptions, build_source
 from tests.bench.figures import place, print_line
 from tests.bench.soak import shipped, standing
-from tests.ground.cameras import Elsewhere, elsewhere
-from tests.ground.witness import Glance, Witness
+from tests.support.cameras import Elsewhere, elsewhere
+from tests.support.probes import Glance, Witness
 
 FAULTY, HEALTHY = 0, 1
 _WAYS: Final = ("close", "reset", "die")

@@ -30,8 +30,8 @@ from pipeline.ports import Explainer
 from run import settle
 from stream.sources import SourceOptions, build_source
 from tests.bench.figures import ROOT, place, print_line
-from tests.ground.cameras import elsewhere
-from tests.ground.witness import Glance, Sighting, Witness
+from tests.support.cameras import elsewhere
+from tests.support.probes import Glance, Sighting, Witness
 
 
 class _Mallinfo2(ctypes.Structure):

@@ -27,8 +27,8 @@ import av
 import av.error
 
 from tests.bench.figures import ROOT, place, print_line
-from tests.ground.feed import Feed
-from tests.ground.rtsp_server import RtspServer
+from tests.support.feed import Feed
+from tests.support.rtsp_server import RtspServer
 
 BOUND_SECONDS = 3.0
 LONGEST_SECONDS = 30.0

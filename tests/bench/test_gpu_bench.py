@@ -14,7 +14,7 @@ import torch
 from tests.bench import gpu, gpu_cost, gpu_pack, gpu_smoke
 from tests.bench.figures import ROOT
 from tests.bench.gpu_clock import Settings, captured, timed
-from tests.ground.limits import LIMIT_SECONDS
+from tests.support.limits import LIMIT_SECONDS
 
 CPU = torch.device("cpu")
 

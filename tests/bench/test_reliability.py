@@ -7,8 +7,8 @@ import pytest
 
 from stream.sources import SourceOptions
 from tests.bench import faults, fuzz, overload, reconnects, soak
-from tests.ground.footage import Mark
-from tests.ground.witness import Glance, Sighting
+from tests.support.footage import Mark
+from tests.support.probes import Glance, Sighting
 
 
 def test_the_fault_matrix_tells_when_a_camera_was_missed_and_when_it_was_back(monkeypatch, capsys):

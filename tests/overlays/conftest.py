@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.frames import Box, Explanation, Finding, Frame, Overlay, Truth
-from tests.ground.limits import LIMIT_SECONDS
+from tests.support.limits import LIMIT_SECONDS
 
 
 @pytest.fixture(autouse=True)

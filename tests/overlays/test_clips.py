@@ -26,7 +26,7 @@ from overlays.sinks.options import ClipOptions, SinkOptions
 from overlays.sinks.video import RecorderSink
 from pipeline.errors import FrameError, SinkError
 from pipeline.frames import Overlay, Silence
-from tests.ground.limits import PROGRAM_SECONDS
+from tests.support.limits import PROGRAM_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 RATE = 30

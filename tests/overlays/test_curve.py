@@ -22,7 +22,7 @@ from overlays.wire.curve.keys import is_key, make_pair, make_ring, public_of, re
 from overlays.wire.curve.subscriptions import MAX_TOPICS, MAX_TOPICS_PER_CONNECTION, Subscriptions
 from overlays.wire.viewer import Viewer
 from pipeline.errors import ConfigError, SinkError
-from tests.ground.limits import LIMIT_SECONDS
+from tests.support.limits import LIMIT_SECONDS
 
 ANY = "tcp://127.0.0.1:0"
 

@@ -26,11 +26,11 @@ from overlays.sinks.options import MqttOptions, SinkOptions  # noqa: E402
 from pipeline.errors import LossError, SinkError  # noqa: E402
 from pipeline.loop import Limits, carry  # noqa: E402
 from pipeline.ports import Measured, Sink, Troubled  # noqa: E402
-from tests.fakes import FakeSource  # noqa: E402
-from tests.ground.broker import MOSQUITTO, Broker, free_port  # noqa: E402
-from tests.ground.descriptors import open_things  # noqa: E402
-from tests.ground.limits import LIMIT_SECONDS  # noqa: E402
 from tests.overlays.conftest import explain  # noqa: E402
+from tests.support.broker import MOSQUITTO, Broker, free_port  # noqa: E402
+from tests.support.descriptors import open_things  # noqa: E402
+from tests.support.fakes import FakeSource  # noqa: E402
+from tests.support.limits import LIMIT_SECONDS  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(MOSQUITTO is None, reason="no MQTT broker: apt install mosquitto")

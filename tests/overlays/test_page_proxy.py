@@ -17,8 +17,8 @@ from websockets.sync.client import connect
 
 from overlays.sinks.options import SinkOptions
 from overlays.sinks.web import PageSink
-from tests.ground.broker import free_port
-from tests.ground.limits import LIMIT_SECONDS
+from tests.support.broker import free_port
+from tests.support.limits import LIMIT_SECONDS
 
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin:/opt/homebrew/bin")
 pytestmark = pytest.mark.skipif(NGINX is None, reason="no nginx: apt install nginx-light")

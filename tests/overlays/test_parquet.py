@@ -28,9 +28,9 @@ from overlays.wire.message import explanation_record  # noqa: E402
 from pipeline.errors import LossError, SinkError, SourceError, WireVersionError  # noqa: E402
 from pipeline.frames import Box, Explanation, Finding, Frame, Silence, Truth  # noqa: E402
 from pipeline.ports import Troubled  # noqa: E402
-from tests.ground.limits import PROGRAM_SECONDS  # noqa: E402
-from tests.ground.logs import log_lines  # noqa: E402
 from tests.overlays.conftest import explain  # noqa: E402
+from tests.support.limits import PROGRAM_SECONDS  # noqa: E402
+from tests.support.logs import log_lines  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 FINITE = st.floats(-1e9, 1e9, allow_nan=False)

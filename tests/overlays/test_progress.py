@@ -12,7 +12,7 @@ from overlays.progress import Progress, lines, table
 from pipeline.loop import Outcome
 from pipeline.stats import Tally
 from pipeline.workers import Pump
-from tests.fakes import FakeSource
+from tests.support.fakes import FakeSource
 
 
 @pytest.mark.parametrize("name", ["[fe80::1]/live", "door [/b]", "[red]door"])

@@ -19,8 +19,8 @@ from overlays.sinks.options import ClipOptions, SinkOptions
 from pipeline.errors import SourceError, WireVersionError
 from pipeline.frames import Box, Frame, Overlay, Truth
 from pipeline.ports import Explainer, Source
-from tests.ground.logs import log_lines
 from tests.overlays.conftest import explain
+from tests.support.logs import log_lines
 
 RATE = 30
 

@@ -18,7 +18,7 @@ from overlays.sinks.locks import claimed, to_claim
 from overlays.sinks.paths import fresh_paths, parse_target
 from overlays.sinks.registry import build_sink
 from pipeline.errors import SinkError
-from tests.ground.logs import log_lines
+from tests.support.logs import log_lines
 
 KINDS = ["{}.jsonl", "{}.parquet", "{}.mp4", "{}.mkv", "{}/"]
 

@@ -10,7 +10,7 @@ from overlays.sinks.jsonl import LogSink
 from overlays.sinks.video import RecorderSink
 from overlays.wire.message import as_overlay, decode_message, encode
 from pipeline.frames import Explanation, Finding, Frame, Overlay, Silence
-from tests.ground.logs import log_lines
+from tests.support.logs import log_lines
 
 SILENCE = Silence(3.5, "waiting", "connection refused")
 

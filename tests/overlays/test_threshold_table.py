@@ -17,7 +17,7 @@ from overlays.reports.thresholds import (
 )
 from overlays.reports.training import conclusion, training_page
 from pipeline.frames import Box
-from tests.ground.chromium import CHROMIUM, browsing
+from tests.support.browser import CHROMIUM, browsing
 
 LABELS = ("dent", "<b>ok", "ok")
 RNG = np.random.default_rng(0)

@@ -18,7 +18,7 @@ import pytest
 from overlays.sinks.options import SinkOptions
 from overlays.sinks.window import WindowSink, fitted
 from pipeline.errors import SinkError
-from tests.ground.limits import LIMIT_SECONDS
+from tests.support.limits import LIMIT_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 

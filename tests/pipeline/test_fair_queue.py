@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.fair_queue import MAX_KEYS, FairQueue
 from pipeline.workers import Relay
-from tests.ground.limits import LIMIT_SECONDS
+from tests.support.limits import LIMIT_SECONDS
 
 
 def queue(depth=4, **limits):

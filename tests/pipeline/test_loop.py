@@ -11,8 +11,8 @@ from pipeline.frames import Box, Explanation, Finding, Overlay, Truth
 from pipeline.loop import Limits, carry
 from pipeline.ports import Health, StopRequested
 from pipeline.stats import Histogram
-from tests.fakes import FakeSource
-from tests.ground.limits import LIMIT_SECONDS
+from tests.support.fakes import FakeSource
+from tests.support.limits import LIMIT_SECONDS
 
 
 class FakeExplainer:

@@ -12,8 +12,8 @@ from pipeline.errors import FrameError, SinkError, WireError
 from pipeline.finite import unsound
 from pipeline.frames import Box, Deletion, Explanation, Finding, Frame, Grounds, Overlay, Region, Truth
 from pipeline.loop import Limits, carry, outlet_of
-from tests.fakes import FakeSource
-from tests.ground.limits import LIMIT_SECONDS
+from tests.support.fakes import FakeSource
+from tests.support.limits import LIMIT_SECONDS
 
 NAN, INF = float("nan"), float("inf")
 

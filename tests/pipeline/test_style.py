@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ground.limits import PROGRAM_SECONDS
+from tests.support.limits import PROGRAM_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 

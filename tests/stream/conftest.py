@@ -14,7 +14,7 @@ import av
 import numpy as np
 import pytest
 
-from tests.ground.limits import LIMIT_SECONDS
+from tests.support.limits import LIMIT_SECONDS
 
 HERE = Path(__file__).parent
 SYSTEM_PYTHON = "/usr/bin/python3"

@@ -5,8 +5,8 @@ import subprocess
 import pytest
 
 from stream.sources import SourceOptions, build_source
-from tests.ground.broker import free_port
-from tests.ground.reader import Reader
+from tests.support.broker import free_port
+from tests.support.reader import Reader
 
 SENDS = {"rtmp": ["-f", "flv", "-listen", "1"], "udp": ["-f", "mpegts"]}
 PICTURES = ["-v", "error", "-re", "-f", "lavfi", "-i", "testsrc2=size=160x120:rate=20"]

@@ -11,8 +11,8 @@ import pytest
 
 from pipeline.errors import ConnectionLostError, SourceError
 from stream.sources import SourceOptions, build_source
-from tests.ground.limits import LIMIT_SECONDS
 from tests.stream.test_file_whole import numbers
+from tests.support.limits import LIMIT_SECONDS
 
 
 @pytest.fixture

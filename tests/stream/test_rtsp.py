@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.errors import ConnectionLostError
 from stream.sources import SourceOptions, build_source
-from tests.ground.reader import Reader
+from tests.support.reader import Reader
 
 pytestmark = pytest.mark.rtsp
 

@@ -1,0 +1,43 @@
+"""What the command line says where a library is missing or broken."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# None in sys.modules makes an import fail, as a missing package does.
+WITHOUT = """
+import sys
+for name in sys.argv[1].split(","):
+    sys.modules[name] = None
+sys.argv = ["run.py", *sys.argv[2:]]
+import run
+run.main()
+"""
+VENDORS = "cv2,torch,torchvision,av,zmq,openvino,starlette,uvicorn,PIL,pi_heif,prometheus_client,pygame,pyarrow,timm"
+
+
+def test_doctor_tells_of_every_library_that_is_missing_and_ends_well():
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, VENDORS, "doctor"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    missing = [line for line in done.stdout.splitlines() if line.startswith("-- ")]
+    assert [line.split()[1] for line in missing] == ["engine", "stream", "overlays"]
+    assert done.stdout.count("uv sync") == 3
+
+
+def test_command_that_needs_a_missing_library_says_so_in_one_line(command, monkeypatch):
+    monkeypatch.setitem(sys.modules, "commands.wiring.run", None)
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    for name in [name for name in sys.modules if name.startswith(("overlays.", "commands."))]:
+        if name != "commands.console":
+            monkeypatch.delitem(sys.modules, name)
+    code, _, told = command("stream", "--source", "line:", "--frames", "1")
+    assert code == 2
+    assert told.startswith("error: a library cannot be loaded (import of cv2 halted")
+    assert "run.py doctor" in told
+    assert len(told.splitlines()) == 1

@@ -1,0 +1,59 @@
+"""`run.py export` and what `run.py stream` makes of its files, as a person meets them."""
+
+import pytest
+
+from tests.support.logs import log_lines
+
+LINE = "line:?fps=30&size=160x120&seed=3&paced=0&frames={}"
+
+
+@pytest.mark.parametrize("name", ["explained.onnx", "explained.pt2"])
+def test_an_exported_network_explains_a_stream_as_the_network_itself(command, tmp_path, name):
+    code, told, errors = command("export", "--model", "line_net", "--input-size", "120x160", "--output", name)
+    assert code == 0, errors
+    assert "the same answers" in told
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    source = ("--source", LINE.format(5), "--source", LINE.format(5), "--frames", 8)
+    code, told, errors = command("stream", "--model", name, *source, "--sink", "exported.jsonl")
+    assert code == 0, errors
+    assert "8 explained" in told
+    command("stream", "--source", LINE.format(5), "--input-size", "120x160", "--sink", "engine.jsonl")
+    told, true = (
+        {line["index"]: line for line in log_lines(tmp_path / file)} for file in ("exported.jsonl", "engine.jsonl")
+    )
+    assert set(told) <= set(true)
+    for index, line in told.items():
+        assert {line[key] for key in ("model", "layer", "method")} == {"line_net", "features", "recipro-cam/point"}
+        assert line["findings"][0]["label"] == true[index]["findings"][0]["label"]
+        assert line["findings"][0]["score"] == pytest.approx(true[index]["findings"][0]["score"], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("words", "rule"),
+    [
+        (["--output", "no/such/folder/a.onnx"], "no/such/folder"),
+        (["--output", "a.bin"], ".onnx or .pt2"),
+        (["--output", "a.onnx", "--format", "torch"], "must end in .pt2"),
+        (["--output", "a.onnx", "--layer", "featurs"], "Did you mean 'features'"),
+        (["--output", "a.onnx", "--target", "scrach"], "Did you mean 'scratch'"),
+        (["--output", "a.onnx", "--input-size", "big"], "HEIGHTxWIDTH"),
+        (["--output", "a.onnx", "--weights", "a.onnx"], "overwrite"),
+    ],
+    ids=lambda words: " ".join(words) if isinstance(words, list) else "",
+)
+def test_an_export_that_cannot_be_is_refused_and_leaves_nothing(command, tmp_path, words, rule):
+    code, _, errors = command("export", "--model", "line_net", *words)
+    assert code == 2
+    assert rule in errors
+    assert "Traceback" not in errors
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_or_foreign_file_is_refused_by_stream(command, tmp_path):
+    code, _, errors = command("stream", "--source", "line:", "--model", "missing.onnx")
+    assert code == 2
+    assert "run.py export" in errors
+    (tmp_path / "text.pt2").write_text("hello")
+    code, _, errors = command("stream", "--source", "line:", "--model", "text.pt2")
+    assert code == 2
+    assert "text.pt2" in errors

@@ -1,0 +1,134 @@
+"""Frames drawn by the engine joined to the sinks: JPEG where it is taken, arrays where they are wanted, on the CPU."""
+
+import threading
+
+import cv2
+import numpy as np
+import pytest
+
+from commands.wiring.gpu import CardRenderer, make_card_explainer, make_renderer, stays_on_card
+from commands.wiring.run import make_network
+from overlays.render.jpeg import decode_picture, picture_of
+from overlays.render.renderer import HeatRenderer
+from overlays.sinks.options import SinkOptions
+from overlays.sinks.zeromq import ZeroMqSink
+from pipeline.config_loader import make_config
+from pipeline.errors import ConfigError
+from pipeline.frames import Frame, Silence
+from pipeline.loop import Limits, carry
+from tests.pipeline.test_loop import FakeSink
+from tests.support.fakes import FakeSource
+
+
+class Taker(FakeSink):
+    """Takes JPEG, and keeps what it gets."""
+
+    takes_jpeg = 80
+
+    def __init__(self, *words, **more):
+        super().__init__(*words, **more)
+        self.overlays = []
+
+    def put(self, overlay):
+        super().put(overlay)
+        self.overlays.append(overlay)
+
+
+class Keeper(Taker):
+    takes_jpeg = None
+
+
+@pytest.fixture(scope="module")
+def config():
+    return make_config(
+        {}, "test", {"engine": {"model": "line_net", "backend": "eager", "device": "cpu", "cache": "off"}}
+    )
+
+
+@pytest.fixture(scope="module")
+def card(config):
+    return make_card_explainer(config, make_network(config), together=2)
+
+
+def frame(number=0):
+    noise = np.random.default_rng(number).integers(0, 255, (120, 160, 3), np.uint8)
+    return Frame(cv2.GaussianBlur(noise, (0, 0), 4), "fake", number, 100.0)
+
+
+def rendered(card, sinks, number=0):
+    renderer = make_renderer(HeatRenderer(clock=lambda: 100.02), card, sinks)
+    assert isinstance(renderer, CardRenderer)
+    (explanation,) = card.explain([frame(number)])
+    return renderer.render(explanation), HeatRenderer(clock=lambda: 100.02).render(explanation)
+
+
+def test_who_takes_jpeg_gets_it_and_no_array_is_brought_back(card):
+    told, wanted = rendered(card, [Taker()])
+    assert told.image is told.explanation.frame.image
+    assert told.jpeg.quality == 80
+    shown = decode_picture(picture_of(told, 80)).astype(int)
+    assert np.abs(shown - wanted.image.astype(int)).mean() < 3
+    assert picture_of(told, 90) is None
+
+
+def test_windows_and_recorders_get_their_array_within_two_levels(card):
+    told, wanted = rendered(card, [Keeper()])
+    assert told.jpeg is None
+    assert np.abs(told.image.astype(int) - wanted.image.astype(int)).max() <= 2
+
+
+def test_where_both_look_both_are_made_and_where_nobody_looks_neither(card):
+    both, wanted = rendered(card, [Taker(), Keeper()])
+    assert both.jpeg is not None
+    assert np.abs(both.image.astype(int) - wanted.image.astype(int)).max() <= 2
+    nobody, _ = rendered(card, [Taker(looks=False), Keeper(looks=False)])
+    assert nobody.jpeg is None
+    assert nobody.image is nobody.explanation.frame.image
+
+
+def test_a_sink_of_another_quality_gets_an_array(card):
+    other = Taker()
+    other.takes_jpeg = 50
+    told, _ = rendered(card, [Taker(), Taker(), other])
+    assert told.jpeg.quality == 80
+    assert told.image is not told.explanation.frame.image
+
+
+def test_a_silent_camera_is_drawn_by_the_host(card):
+    (explanation,) = card.explain([frame()])
+    renderer = CardRenderer(HeatRenderer(), card, [Taker()])
+    assert renderer.silent(explanation, Silence(3.0)).silence is not None
+
+
+def test_a_whole_run_gives_every_frame_its_picture(card):
+    taker, keeper = Taker(), Keeper()
+    outcome = carry(
+        [(FakeSource(9), "wait")], card, CardRenderer(HeatRenderer(), card, [taker, keeper]), [taker, keeper],
+        limits=Limits(batch=2), stop=threading.Event(),
+    )  # fmt: skip
+    assert outcome.explained == 9
+    assert taker.got == keeper.got == list(range(9))
+    assert all(overlay.jpeg is not None for overlay in taker.overlays)
+
+
+def test_the_network_takes_jpeg_in_its_own_size_alone():
+    assert ZeroMqSink("ipc:///tmp/none", options=SinkOptions(jpeg_quality=70)).takes_jpeg == 70
+    assert ZeroMqSink("ipc:///tmp/none", options=SinkOptions(scale=0.5)).takes_jpeg is None
+
+
+@pytest.mark.parametrize("asked", [{"contour": True}, {"hottest_box": True}, {"smoothing_seconds": 0.5}])
+def test_what_only_the_host_draws_is_drawn_there(asked):
+    assert stays_on_card(make_config({}, "test"), "cuda")
+    assert not stays_on_card(make_config({}, "test"), "cpu")
+    assert not stays_on_card(make_config({}, "test", {"overlay": asked}), "cuda")
+
+
+@pytest.mark.parametrize("name", ["auto", "cpu", "cuda", "cuda:1"])
+def test_devices_have_these_names(name):
+    assert make_config({}, "test", {"engine": {"device": name}}).engine.device == name
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "CUDA"])
+def test_other_names_of_devices_are_refused_with_the_cure(name):
+    with pytest.raises(ConfigError, match="a device is auto, cpu, cuda or cuda:N"):
+        make_config({}, "test", {"engine": {"device": name}})

@@ -1,0 +1,138 @@
+"""Guards by the command line: a right-sounding verdict from the wrong place, live; a baseline, and drift from it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from overlays.wire.message import decode_header
+
+ROOT = Path(__file__).resolve().parents[2]
+GUARDED = ROOT / "configs" / "guards.yaml"
+SHORTCUT = ROOT / "configs" / "models" / "line-shortcut.safetensors"
+LINE = "line:?fps=30&size=320x240&seed=7&paced=0&frames={}"
+
+
+def headers(path):
+    return [decode_header(line) for line in path.read_bytes().splitlines()[1:]]
+
+
+def test_a_shortcut_raises_the_alarm_within_a_second_of_video(command, tmp_path, caplog):
+    stamped = LINE.format(60) + "&stamp=1"
+    code, told, errors = command(
+        "stream", GUARDED, "--source", stamped, "--weights", SHORTCUT, "--backend", "eager",
+        "--sink", "out.jsonl", "--sink", "clips/", "--record-when", "guard=on-the-belt",
+    )  # fmt: skip
+    assert code == 0, errors
+    seen = headers(tmp_path / "out.jsonl")
+    wrong = next(one.pts_seconds for one in seen if one.truth is not None and one.truth.label != "ok")
+    firing = [one for one in seen if any(g.firing and g.name == "on-the-belt" for g in one.guarded["guards"])]
+    assert firing[0].pts_seconds - wrong <= 1.0
+    assert firing[0].findings[0].label == firing[0].truth.label
+    assert "guard on-the-belt on line: fired 1 time" in told
+    assert "line: guard on-the-belt fires: heat_inside(belt) >= 0.6, but is" in caplog.text
+    assert list((tmp_path / "clips").glob("*.mp4"))
+
+
+def test_the_shipped_network_is_left_alone(command, tmp_path):
+    code, told, errors = command(
+        "stream", GUARDED, "--source", LINE.format(60), "--backend", "eager", "--sink", "out.jsonl"
+    )
+    assert code == 0, errors
+    assert told.count("fired 0 times") == 3
+    seen = headers(tmp_path / "out.jsonl")
+    assert all(not one.firing for header in seen for one in header.guarded["guards"])
+    assert seen[-1].guarded["regions"][0].name == "belt"
+    assert all(header.findings[0].grounds.heat_inside.keys() == {"belt"} for header in seen)
+
+
+def test_a_baseline_is_recorded_of_a_run_or_of_its_log_and_drift_from_it_is_told(command, tmp_path, caplog):
+    line = LINE.format(90)
+    assert command("stream", "--source", line, "--backend", "eager", "--sink", "out.jsonl")[0] == 0
+    code, told, errors = command("baseline", "out.jsonl", "-o", "log.json")
+    assert code == 0, errors
+    assert "samples, one a second  (fewer than 30: no drift is told of it)" in told
+    (tmp_path / "run.yaml").write_text(f'sources: ["{line}"]\nengine: {{backend: eager}}\n', encoding="utf-8")
+    assert command("baseline", "run.yaml", "-o", "run.json")[0] == 0
+    assert "no sink" not in caplog.text
+    spreads = [json.loads((tmp_path / name).read_text())["cameras"]["line"] for name in ("log.json", "run.json")]
+    assert spreads[0].keys() == spreads[1].keys()
+    for label, spread in spreads[0].items():
+        assert spread["samples"] == spreads[1][label]["samples"]
+        for name, numbers in spread["statistics"].items():
+            assert numbers["mean"] == pytest.approx(spreads[1][label]["statistics"][name]["mean"], abs=1e-3)
+    again = ("stream", "run.yaml", "--baseline", "run.json", "--sink", "again.jsonl", "--frames", 3)
+    code, _, errors = command(*again)
+    assert code == 0, errors
+    assert "none of these classes" not in caplog.text
+    told = json.loads((tmp_path / "run.json").read_text())
+    told["cameras"]["line"] = {f"no {label}": spread for label, spread in told["cameras"]["line"].items()}
+    (tmp_path / "run.json").write_text(json.dumps(told))
+    assert command(*again)[0] == 0
+    assert "the network has none of these classes; no drift will be told" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("words", "rule"),
+    [
+        (["--baseline", "none.json"], "baseline 'none.json': cannot be read"),
+        (["--baseline", "."], "name what `run.py baseline` wrote"),
+        (["--sink", "c/", "--record-when", "guard=on-the-bel"], "Did you mean 'on-the-belt'"),
+        (["--sink", "c/", "--record-when", "heat_inside(bel)>0.5"], "Did you mean 'belt'"),
+        (["--sink", "c/", "--record-when", "label=scrach"], "Did you mean 'scratch'"),
+    ],
+)
+def test_what_is_not_there_is_refused(command, words, rule):
+    sink = [] if "--sink" in words else ["--sink", "out.jsonl"]
+    code, _, errors = command("stream", GUARDED, "--source", LINE.format(3), *sink, *words)
+    assert code == 2
+    assert rule in errors
+
+
+def test_a_guard_of_a_camera_that_the_run_has_not_is_refused(command, tmp_path):
+    (tmp_path / "run.yaml").write_text(
+        'sources: ["line:"]\nguards:\n  rules:\n    - {name: a, rule: focus_area <= 0.1, cameras: [lime]}\n',
+        encoding="utf-8",
+    )
+    code, _, errors = command("stream", "run.yaml")
+    assert code == 2
+    assert "guards.rules[0].cameras: 'lime': the run has 'line'. Did you mean 'line'" in errors
+
+
+def test_a_guard_of_a_class_that_the_network_has_not_is_refused(command, tmp_path):
+    (tmp_path / "run.yaml").write_text(
+        'sources: ["line:?paced=0&frames=3"]\nengine: {model: line_net, backend: eager}\nguards:\n  rules:\n'
+        "    - {name: a, rule: focus_area <= 0.1 when label=schratch}\n",
+        encoding="utf-8",
+    )
+    code, _, errors = command("stream", "run.yaml")
+    assert code == 2
+    assert "'schratch': no class is called so" in errors
+    assert "Did you mean 'scratch'" in errors
+
+
+def test_recording_by_a_check_that_no_rule_asks_for_is_refused(command):
+    words = ("--source", LINE.format(3), "--sink", "c/", "--record-when", "score_drop_when_masked<0.1")
+    code, _, errors = command("stream", *words)
+    assert code == 2
+    assert "where a rule of guards asks for it" in errors
+
+
+@pytest.mark.slow
+def test_the_network_with_the_shortcut_is_made_by_a_command(command, tmp_path):
+    from engine.models.checkpoint import read_model_file
+
+    code, _, errors = command("train-line", "--shortcut", "--effort", "0.001", "--output", "short.safetensors")
+    assert code == 0, errors
+    made, shipped = read_model_file(tmp_path / "short.safetensors"), read_model_file(SHORTCUT)
+    assert made.labels == shipped.labels
+    assert made.provenance["command"] == shipped.provenance["command"] == "uv run run.py train-line --shortcut"
+
+
+def test_where_there_are_guards_the_host_draws():
+    from commands.wiring.gpu import stays_on_card
+    from pipeline.config_loader import make_config, read_yaml
+
+    assert not stays_on_card(make_config(read_yaml(GUARDED.read_text(encoding="utf-8"), "guards"), "guards"), "cuda")

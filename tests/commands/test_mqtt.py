@@ -1,0 +1,115 @@
+"""The command line's part of telling a broker: whose password it is, and what is refused."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from commands.wiring import sinks as wiring_sinks
+from pipeline.config import OverlayConfig, SinkConfig
+from pipeline.config_loader import make_config
+from pipeline.errors import ConfigError
+from tests.support.broker import MOSQUITTO, Broker
+from tests.support.limits import PROGRAM_SECONDS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_user_and_password_come_from_a_file_and_are_shown_nowhere(tmp_path, caplog):
+    file = tmp_path / "broker"
+    file.write_text("eve:hunter2:hunter2\n")
+    file.chmod(0o600)
+    knobs = {"sinks": [{"uri": "mqtts://h/t", "credentials_file": str(file), "qos": 1, "ca_file": "ca.pem"}]}
+    options = wiring_sinks.sink_options(make_config(knobs, "run.yaml").sinks[0], OverlayConfig())
+    assert (options.mqtt.user, options.mqtt.password, options.mqtt.qos) == ("eve", "hunter2:hunter2", 1)
+    assert options.mqtt.ca_file == "ca.pem"
+    assert "hunter2" not in f"{options}{caplog.text}"
+    assert not caplog.records
+    file.chmod(0o644)
+    wiring_sinks.sink_options(make_config(knobs, "run.yaml").sinks[0], OverlayConfig())
+    assert f"chmod 600 {file}" in caplog.text
+    for wrong in ("eve", "eve:a\nbob:b", ":a"):
+        file.write_text(wrong)
+        with pytest.raises(ConfigError, match="one line, user:password"):
+            wiring_sinks.sink_options(make_config(knobs, "run.yaml").sinks[0], OverlayConfig())
+
+
+def test_the_credentials_go_to_every_broker_that_has_none_of_its_own(tmp_path):
+    sinks = [SinkConfig(uri=uri) for uri in ("mqtt://a", "out.mp4", "MQTTS://b/t")]
+    sinks.append(SinkConfig(uri="mqtt://c", credentials_file="own"))
+    given = wiring_sinks.with_mqtt_credentials(sinks, tmp_path / "file")
+    assert [one.credentials_file for one in given] == [str(tmp_path / "file"), None, str(tmp_path / "file"), "own"]
+    assert wiring_sinks.with_mqtt_credentials(sinks, None) is sinks
+    with pytest.raises(ConfigError, match="add --sink mqtt://HOST/TOPIC"):
+        wiring_sinks.with_mqtt_credentials(sinks[1:2], tmp_path / "file")
+
+
+@pytest.fixture
+def command(command):
+    """Run a command; return exit code, and output and errors in one."""
+
+    def call(*words):
+        code, told, errors = command(*words)
+        return code, told + errors
+
+    return call
+
+
+def test_a_password_in_an_address_is_refused_and_never_repeated(command, caplog):
+    caplog.set_level(logging.DEBUG)
+    address = "mqtt://eve:hunter2@127.0.0.1/t"
+    words = ("stream", "--source", "line:?frames=3", "--sink", address)
+    code, said = command(*words, "--print-config")
+    assert code == 0
+    assert yaml.safe_load(said)["sinks"][0]["uri"] == "mqtt://***@127.0.0.1/t"
+    code, twice = command(*words, "--sink", address)
+    assert code == 2
+    assert "--mqtt-credentials FILE" in twice
+    code, told = command("stream", "--source", "line:?frames=3", "--sink", "out.jsonl", "--mqtt-credentials", "x")
+    assert (code, "add --sink mqtt://" in told) == (2, True)
+    assert "hunter2" not in said + twice + caplog.text
+
+
+def test_what_is_for_a_broker_is_refused_elsewhere(command, tmp_path):
+    (tmp_path / "run.yaml").write_text("sources: line:?frames=3\nsinks: {uri: out.jsonl, qos: 1}\n")
+    code, said = command("stream", "run.yaml")
+    assert (code, "are for a broker" in said) == (2, True)
+
+
+@pytest.mark.skipif(MOSQUITTO is None, reason="no MQTT broker: apt install mosquitto")
+def test_a_run_tells_a_broker_what_it_found(tmp_path):
+    heard = (
+        "import sys, json, paho.mqtt.client as paho\n"
+        "client = paho.Client(paho.CallbackAPIVersion.VERSION2)\n"
+        "def told(c, _, m):\n"
+        "    print(m.topic, m.payload.decode(), flush=True)\n"
+        "    if m.payload == b'offline': c.disconnect()\n"
+        "client.on_message = told; client.on_connect = lambda c, *_: c.subscribe('#')\n"
+        "client.on_subscribe = lambda *_: print('listening', flush=True)\n"
+        "client.connect('127.0.0.1', int(sys.argv[1])); client.loop_forever()\n"
+    )
+    with (
+        Broker(tmp_path, "allow_anonymous true") as broker,
+        subprocess.Popen([sys.executable, "-c", heard, str(broker.port)], stdout=subprocess.PIPE, text=True) as ear,
+    ):
+        try:
+            assert ear.stdout.readline() == "listening\n"
+            source = "line:?fps=30&size=320x240&seed=3&frames=90"
+            done = subprocess.run(
+                [sys.executable, "run.py", "stream", "--source", source, "--model", "line_net", "--sink", broker.uri],
+                cwd=ROOT, check=False, capture_output=True, text=True, timeout=PROGRAM_SECONDS,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
+            said = ear.stdout.read()
+        finally:
+            ear.kill()
+    assert "plant/status online" in said
+    assert said.count("plant/line/finding ") >= 3
+    assert '"model":"line_net"' in said
+    assert '"state":"ended"' in said
+    assert said.rstrip().endswith("plant/status offline")

@@ -1,0 +1,185 @@
+"""Cameras over several devices: dealt out, every door its own, one process each; a failing one ends alone."""
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config import SinkConfig
+from pipeline.config_loader import make_config, to_yaml
+from pipeline.errors import ConfigError
+from pipeline.sharding import door_of, read_devices, shards_of
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def config(count, sinks=(), **more):
+    sources = [{"uri": "line:", "name": f"camera {k}"} for k in range(count)]
+    return make_config({"sources": sources, "sinks": list(sinks), **more}, "test")
+
+
+@given(st.integers(1, 40), st.integers(1, 8))
+def test_every_camera_is_dealt_out_once_and_evenly(count, cards):
+    shards = shards_of(config(count), [f"cuda:{k}" for k in range(cards)])
+    dealt = [source.name for shard in shards for source in shard.sources]
+    assert sorted(dealt) == sorted(f"camera {k}" for k in range(count))
+    sizes = [len(shard.sources) for shard in shards]
+    assert max(sizes) - min(sizes) <= 1
+    assert len(shards) == min(count, cards)
+    assert [shard.engine.device for shard in shards] == [f"cuda:{k}" for k in range(len(shards))]
+
+
+@pytest.mark.parametrize(("uri", "second"), [
+    ("tcp://0.0.0.0:5555", "tcp://0.0.0.0:5556"),
+    ("tcp://127.0.0.1:0", "tcp://127.0.0.1:0"),
+    ("tcp://[::1]:5555", "tcp://[::1]:5556"),
+    ("http://127.0.0.1:8000", "http://127.0.0.1:8001"),
+    ("ipc:///tmp/overlays", "ipc:///tmp/overlays.1"),
+    ("out/belt.mp4", "out/belt.1.mp4"),
+    ("belt.jsonl", "belt.1.jsonl"),
+    ("out/clips/", "out/clips.1/"),
+    ("window", "window"),
+    ("mqtt://broker:1883/factory", "mqtt://broker:1883/factory"),
+])  # fmt: skip
+def test_every_door_has_an_address_of_its_own(uri, second):
+    assert door_of(SinkConfig(uri=uri), 0) == uri
+    assert door_of(SinkConfig(uri=uri), 1) == second
+
+
+def test_each_process_tells_a_broker_by_itself_whether_it_is_there():
+    told = config(3, sinks=["mqtt://broker/factory", {"uri": "mqtt://broker/hall", "status": "east"}, "out.jsonl"])
+    shards = shards_of(told, ["cpu", "cpu"])
+    assert [[sink.status for sink in shard.sinks] for shard in shards] == [
+        ["status", "east", "status"],
+        ["status-1", "east-1", "status"],
+    ]
+
+
+def test_a_port_that_does_not_exist_is_refused():
+    with pytest.raises(ConfigError, match="port 65536"):
+        door_of(SinkConfig(uri="tcp://127.0.0.1:65535"), 1)
+
+
+def test_devices_are_read_and_others_refused():
+    assert read_devices("cuda:0, cuda:1") == ("cuda:0", "cuda:1")
+    with pytest.raises(ConfigError, match="'gpu1' is no device; such as cuda:0,cuda:1"):
+        read_devices("cuda:0,gpu1")
+
+
+def test_what_counts_for_the_whole_run_is_refused():
+    with pytest.raises(ConfigError, match="use --seconds"):
+        shards_of(config(2, frames=5), ["cuda:0"])
+    with pytest.raises(ConfigError, match="give one of the two"):
+        shards_of(config(2, engine={"device": "cuda"}), ["cuda:0"])
+    with pytest.raises(ValueError, match="must be named"):
+        shards_of(make_config({"sources": ["line:"]}, "test"), ["cuda:0"])
+
+
+def test_every_shard_knows_whom_the_others_carry():
+    shards = shards_of(config(3, elsewhere=["yard"]), ["cuda:0", "cuda:1"])
+    assert [shard.elsewhere for shard in shards] == [["camera 1", "yard"], ["camera 0", "camera 2", "yard"]]
+
+
+def test_a_shard_survives_the_way_through_yaml():
+    (shard, _) = shards_of(config(2, ["tcp://127.0.0.1:5555"]), ["cuda:0", "cuda:1"])
+    from pipeline.config_loader import read_yaml
+
+    assert make_config(read_yaml(to_yaml(shard), "pipe"), "pipe") == shard
+
+
+def run(*words):
+    return subprocess.run(
+        [sys.executable, ROOT / "run.py", "stream", *words], cwd=ROOT, capture_output=True, text=True, timeout=100,
+        check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_processes_carry_their_cameras(tmp_path):
+    done = run(
+        "--devices", "cpu,cpu", "--source", "line:?seed=1", "--source", "line:?seed=2", "--seconds", "3",
+        "--sink", str(tmp_path / "log.jsonl"), "--model", "line_net", "--backend", "eager", "--cache", "off",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "process 1 on cpu: line-2" in done.stdout
+    first, second = (
+        {json.loads(line).get("camera") for line in (tmp_path / name).read_text().splitlines()}
+        for name in ("log.jsonl", "log.1.jsonl")
+    )
+    assert first - {None} == {"line"}
+    assert second - {None} == {"line-2"}
+
+
+GUARDED = """
+sources: [{uri: "line:?seed=1", name: door}, {uri: "line:?seed=2", name: gate}]
+engine: {model: line_net, backend: eager, cache: "off"}
+guards:
+  regions: [{name: belt, polygon: [[0, 0.1], [1, 0.1], [1, 0.9], [0, 0.9]], cameras: [gate]}]
+  rules:
+    - {name: everywhere, rule: "score >= 1 when not camera=door or camera=door", hold_seconds: 0}
+    - {name: grounded, rule: heat_inside(belt) >= 0.0001 or score<1, cameras: [gate]}
+sinks: [LOG, {uri: CLIPS, record_when: guard=grounded or camera=door}]
+"""
+
+
+@pytest.mark.slow
+def test_guards_go_with_the_cameras_they_are_of(tmp_path):
+    (tmp_path / "guarded.yaml").write_text(
+        GUARDED.replace("LOG", str(tmp_path / "log.jsonl")).replace("CLIPS", f"{tmp_path / 'clips'}/")
+    )
+    done = run(str(tmp_path / "guarded.yaml"), "--devices", "cpu,cpu", "--seconds", "3")
+    assert done.returncode == 0, done.stderr
+    guards = {
+        tuple(one["name"] for one in json.loads(line)["guards"])
+        for name in ("log.jsonl", "log.1.jsonl")
+        for line in (tmp_path / name).read_text().splitlines()
+        if "guards" in json.loads(line)
+    }
+    assert guards == {("everywhere",), ("everywhere", "grounded")}
+    assert list((tmp_path / "clips").rglob("*.mp4")), "door's, by its name"
+    assert list((tmp_path / "clips.1").rglob("*.mp4")) == [], "gate's guard stays quiet"
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_is_named_and_the_other_goes_on(tmp_path):
+    done = run(
+        "--devices", "cpu,cuda:7", "--source", "line:?seed=1", "--source", "line:?seed=2", "--seconds", "2",
+        "--sink", str(tmp_path / "log.jsonl"), "--model", "line_net", "--backend", "eager", "--cache", "off",
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "process 1 on cuda:7 ended with exit code 2" in done.stderr
+    assert (tmp_path / "log.jsonl").stat().st_size > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+def test_processes_end_in_order_when_the_one_that_started_them_is_killed(tmp_path):
+    words = ["--devices", "cpu,cpu", "--source", "line:?seed=1", "--source", "line:?seed=2", "--cache", "off",
+             "--sink", str(tmp_path / "out.mp4"), "--model", "line_net", "--backend", "eager"]  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, ROOT / "run.py", "stream", *words], cwd=tmp_path, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True,
+    ) as parent:  # fmt: skip
+        lines = iter(parent.stdout.readline, "")
+        started = list(itertools.islice((line for line in lines if "frames/s" in line or "/s, age" in line), 2))
+        children = [int(pid) for pid in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()]
+        parent.kill()
+        assert started
+        assert len(children) == 2
+        # The pipe of standard output ends with the last process that holds it.
+        rest = parent.stdout.read()
+    assert rest.count("the process that started this one is gone; ending in order") == 2
+    assert not any(Path(f"/proc/{pid}").exists() and "run.py" in cmdline(pid) for pid in children)
+    assert all((tmp_path / name).stat().st_size for name in ("out.mp4", "out.1.mp4"))
+
+
+def cmdline(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,200 @@
+"""A password appears nowhere: one run with a canary for a password, every surface looked at."""
+
+import base64
+import http.server
+import json
+import logging
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import yaml
+import zmq
+from websockets.sync.client import connect
+
+from pipeline.errors import ConnectionLostError, SourceError
+from stream.sources import SourceOptions, build_source
+from tests.support.broker import free_port
+from tests.support.feed import Feed
+from tests.support.limits import LIMIT_SECONDS
+from tests.support.rtsp_server import RtspServer
+
+ROOT = Path(__file__).resolve().parents[2]
+USER, PASSWORD = "ada-31d7b8e2", "p@ss/7f3a9c1e"
+SECRETS = [b"7f3a9c1e", b"31d7b8e2", base64.b64encode(f"{USER}:{PASSWORD}".encode()).rstrip(b"=")]
+PAGE = ("/", "/login", "/stream/door", "/clip/door", "/metrics", "/healthz", "/readyz", "/static/page.js", "/nowhere")
+
+
+def leaks(surfaces):
+    """The surfaces that hold a piece of the credentials; names of pieces that survive every way of escaping."""
+    return [name for name, told in surfaces.items() if any(secret in told for secret in SECRETS)]
+
+
+@pytest.fixture
+def cameras():
+    """One that admits the canary, one that refuses it, one that knows no such path, and a port where nobody is."""
+    with (
+        Feed() as feed,
+        RtspServer(feed, user=USER, password=PASSWORD) as door,
+        RtspServer(feed, user=USER, password=PASSWORD[::-1]) as locked,
+        RtspServer(feed, user=USER, password=PASSWORD) as moved,
+    ):
+        moved.faults.moved_path = True
+        yield {"door": door.port, "yard": door.port, "locked": locked.port, "moved": moved.port, "dead": free_port()}
+
+
+def configuration(cameras, page, wire, how):
+    """A configuration whose passwords stand in the addresses; or in the environment and in a file, in turn."""
+    who = {"address": ["ada-31d7b8e2:p%40ss%2F7f3a9c1e@"], "elsewhere": ["${WHO}:${PASS}@", ""]}[how]
+    sources = []
+    for number, (name, port) in enumerate(cameras.items()):
+        said = who[number % len(who)]
+        told = {} if said else {"credentials_file": "secret"}
+        sources.append({"uri": f"rtsp://{said}127.0.0.1:{port}/live", "name": name, **told})
+    engine = {"model": "squeezenet1_1", "weights": "random", "input_size": "64x64", "backend": "eager", "cache": "off"}
+    sinks = ["out.mp4", "clips/", "out.jsonl", f"tcp://127.0.0.1:{wire}", f"http://127.0.0.1:{page}"]
+    return yaml.safe_dump({"sources": sources, "engine": engine, "sinks": sinks})
+
+
+def fetched(url):
+    """What a browser gets: headers and the first bytes, of refusals too."""
+    try:
+        with urllib.request.urlopen(url, timeout=LIMIT_SECONDS) as answer:  # noqa: S310 - our own page
+            return str(answer.headers).encode() + answer.read(20_000)
+    except urllib.error.HTTPError as refusal:
+        return str(refusal.headers).encode() + refusal.read()
+
+
+def watched(page, wire):
+    """What the page's every route and the wire tell."""
+    told = {f"page {path}": fetched(f"http://127.0.0.1:{page}{path}") for path in PAGE}
+    with connect(f"ws://127.0.0.1:{page}/frames", max_size=None, origin=f"http://127.0.0.1:{page}") as viewer:
+        messages = [viewer.recv(20) for _ in range(4)]
+    told["page /frames"] = b"".join(one if isinstance(one, bytes) else one.encode() for one in messages)
+    with zmq.Context() as context, context.socket(zmq.SUB) as reader:
+        reader.setsockopt(zmq.RCVTIMEO, 20_000)
+        reader.subscribe(b"")
+        reader.connect(f"tcp://127.0.0.1:{wire}")
+        while not {"wire door", "wire yard"} <= told.keys():
+            topic, *rest = reader.recv_multipart()
+            told[f"wire {topic.decode()}"] = b"".join([topic, *rest])
+    return told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "log"), [("address", "json"), ("elsewhere", "text")])
+def test_a_password_is_found_on_no_surface_of_a_run(cameras, tmp_path, monkeypatch, how, log):
+    page, wire = free_port(), free_port()
+    monkeypatch.setenv("WHO", USER)
+    monkeypatch.setenv("PASS", PASSWORD)
+    (tmp_path / "secret").write_text(f"{USER}:{PASSWORD}\n")
+    (tmp_path / "run.yaml").write_text(configuration(cameras, page, wire, how))
+    words = [sys.executable, str(ROOT / "run.py"), "stream", "run.yaml", "--log", log]
+    shown = subprocess.run([*words, "--print-config"], cwd=tmp_path, capture_output=True, check=True)
+    surfaces = {"--print-config": shown.stdout + shown.stderr}
+    said = []
+    with subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        wanted = {b"401", b"404", b"connection refused", b"door: live", b"yard: live"}
+        heard = threading.Event()
+
+        def listen():
+            for line in run.stderr:
+                said.append(line)
+                if all(any(want in one for one in said) for want in wanted):
+                    heard.set()
+
+        ears = threading.Thread(target=listen)
+        ears.start()
+        try:
+            assert heard.wait(LIMIT_SECONDS), b"".join(said)
+            surfaces |= watched(page, wire)
+            for name in ("cmdline", "comm", "status"):
+                with suppress(FileNotFoundError):
+                    surfaces[f"process {name}"] = Path(f"/proc/{run.pid}/{name}").read_bytes()
+        finally:
+            run.send_signal(signal.SIGINT)
+            surfaces["stdout"] = run.stdout.read()
+            ears.join()
+    surfaces["stderr"] = b"".join(said)
+    left = [path for path in tmp_path.rglob("*") if path.is_file() and path.name not in {"run.yaml", "secret"}]
+    assert {path.suffix for path in left} >= {".mp4", ".jsonl"}
+    surfaces |= {f"file {path.name}": path.name.encode() + path.read_bytes() for path in left}
+    assert run.returncode == 0, said
+    assert leaks(surfaces) == []
+    assert surfaces["wire door"].startswith(b"door"), "the surfaces are really looked at"
+    assert b"401" in surfaces["page /metrics"] + surfaces["page /readyz"] + surfaces["stderr"]
+    if log == "json":
+        assert all(json.loads(line)["message"] for line in said if line.startswith(b"{"))
+
+
+@pytest.mark.parametrize("name", ["locked", "moved", "dead"])
+def test_not_even_the_traceback_of_a_camera_that_was_given_up_tells_the_password(cameras, name):
+    address = f"rtsp://ada-31d7b8e2:p%40ss%2F7f3a9c1e@127.0.0.1:{cameras[name]}/live"
+    with build_source(address, options=SourceOptions(attempts=1)) as source:
+        with pytest.raises(ConnectionLostError) as caught:
+            next(source.frames(threading.Event()))
+        error = caught.value
+    told = "".join(traceback.format_exception(error)) + repr(error) + repr(source.health) + source.uri + source.camera
+    assert leaks({"error": told.encode()}) == []
+
+
+WEB_ANSWERS = {
+    "unknown challenge": (401, {"WWW-Authenticate": 'Digest realm="x", nonce="y", algorithm=NEW-512'}, b""),
+    "wrong password": (401, {"WWW-Authenticate": 'Digest realm="x", nonce="y", algorithm=SHA-256'}, b""),
+    "no such path": (404, {}, b""),
+    "redirect that repeats it": (302, {"Location": f"http://{USER}:7f3a9c1e@127.0.0.1:9/x?p=7f3a9c1e"}, b""),
+    "redirect elsewhere": (302, {"Location": f"ftp://{USER}:7f3a9c1e@127.0.0.1/x"}, b""),
+    "playlist that repeats it": (200, {}, f"#EXTM3U\n#EXTINF:1,\nhttp://{USER}:7f3a9c1e@127.0.0.1:9/a.ts\n".encode()),
+    "playlist without segments": (200, {}, b"#EXTM3U\n#EXTINF:1,\na.ts\n#EXT-X-ENDLIST\n"),
+    "no video": (200, {}, b"<html>" * 99),
+}
+
+
+@pytest.mark.parametrize("name", WEB_ANSWERS)
+def test_no_error_or_log_line_of_a_web_camera_repeats_the_password(name, caplog):
+    caplog.set_level(logging.DEBUG)
+    code, headers, body = WEB_ANSWERS[name]
+
+    class Camera(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            if self.path != "/live":
+                return self.send_error(404)
+            self.send_response(code)
+            for key, value in {"Content-Length": str(len(body)), **headers}.items():
+                self.send_header(key, value)
+            self.end_headers()
+            return self.wfile.write(body)
+
+        def log_message(self, *_): ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Camera) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        address = f"http://ada-31d7b8e2:p%40ss%2F7f3a9c1e@127.0.0.1:{server.server_address[1]}/live"
+        with build_source(address, options=SourceOptions(attempts=1)) as source:
+            with pytest.raises(SourceError) as caught:
+                next(source.frames(threading.Event()))
+            told = "".join(traceback.format_exception(caught.value)) + repr(caught.value) + repr(source.health)
+            told += source.uri + source.camera
+        server.shutdown()
+        thread.join()
+    assert leaks({"error": told.encode(), "log": caplog.text.encode()}) == []
+
+
+def test_a_password_on_the_command_line_is_warned_of_where_all_can_read_it(tmp_path):
+    words = [sys.executable, str(ROOT / "run.py"), "stream", "--print-config", "--source"]
+    plain = subprocess.run(
+        [*words, f"rtsp://{USER}:7f3a9c1e@127.0.0.1/live"], cwd=tmp_path, capture_output=True, check=True
+    )
+    named = subprocess.run(
+        [*words, "rtsp://${WHO}:${PASS}@127.0.0.1/live"], cwd=tmp_path, capture_output=True, check=True
+    )
+    assert b"can be read by everybody on this machine" in plain.stderr
+    assert leaks({"said": plain.stdout + plain.stderr}) == []
+    assert named.stderr == b""

@@ -1,0 +1,414 @@
+"""The command line, as a person meets it: what runs, what is refused in words, what is left on disk."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import yaml
+
+from tests.support.limits import PROGRAM_SECONDS
+from tests.support.logs import log_lines
+
+ROOT = Path(__file__).resolve().parents[2]
+LINE = "line:?fps=30&size=320x240&seed=3&paced=0&frames={}"
+
+
+@pytest.fixture
+def video(tmp_path):
+    """Write a short H.264 file of 12 frames, each of its own grey."""
+    folder = tmp_path / "given"
+    folder.mkdir()
+    path = folder / "grey.mp4"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for k in range(12):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((64, 96, 3), 20 * k, np.uint8))))
+        out.mux(stream.encode())
+    return path
+
+
+def frames_of(path):
+    with av.open(str(path)) as held:
+        return [(frame.time, frame.width, frame.height) for frame in held.decode(video=0)]
+
+
+def squeezenet(*words):
+    net = ("--model", "squeezenet1_1", "--weights", "random", "--input-size", "64x64", "--backend", "eager")
+    return ("stream", *words, *net)
+
+
+def test_a_file_comes_out_whole_in_order_and_on_time(command, video, tmp_path):
+    code, told, errors = command(*squeezenet("--source", video, "--sink", "out.mp4", "--sink", "out.jsonl"))
+    assert code == 0, errors
+    assert "12 frames in, 12 explained, 0 dropped" in told
+    assert frames_of(tmp_path / "out.mp4") == frames_of(video)
+    lines = log_lines(tmp_path / "out.jsonl")
+    assert [line["index"] for line in lines] == list(range(12))
+    assert {tuple(line["grid"]) for line in lines} == {(3, 3)}
+    assert all(line["findings"][0]["heat_u8"] for line in lines)
+
+
+def test_the_frame_limit_is_kept(command, video, tmp_path):
+    assert command(*squeezenet("--source", video, "--sink", "out.mp4", "--frames", 5))[0] == 0
+    assert len(frames_of(tmp_path / "out.mp4")) == 5
+
+
+def test_two_sources_go_through_one_engine_into_a_file_each(command, video, tmp_path):
+    code, told, _ = command(
+        *squeezenet("--source", video, "--source", LINE.format(7), "--sink", "out.mp4", "--sink", "out.jsonl")
+    )
+    assert code == 0
+    assert "19 explained, 0 dropped" in told
+    counts = {path.name: len(frames_of(path)) for path in tmp_path.glob("out*.mp4")}
+    assert counts == {"out.grey.mp4": 12, "out.line.mp4": 7}
+
+
+def test_a_config_file_runs_and_the_command_line_wins(command, video, tmp_path):
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({
+        "sources": [{"uri": str(video), "name": "door"}], "sinks": ["a.jsonl"], "frames": 4,
+        "engine": {"model": "squeezenet1_1", "weights": "random", "input_size": "64x64"},
+    }))  # fmt: skip
+    assert command("stream", "run.yaml", "--frames", 2)[0] == 0
+    assert [line["camera"] for line in log_lines(tmp_path / "a.jsonl")] == ["door", "door"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_config_runs_on_the_simulated_line(command, path):
+    code, told, errors = command("stream", path, "--source", LINE.format(3), "--sink", "out.jsonl")
+    assert code == 0, errors
+    assert "3 frames in, 3 explained" in told
+
+
+def test_print_config_shows_every_knob_and_no_password(command):
+    code, told, _ = command("stream", "--source", "rtsp://me:s3cret@host/a?token=t0ken", "--print-config")
+    assert code == 0
+    shown = yaml.safe_load(told)
+    assert shown["sources"][0]["uri"].startswith("rtsp://")
+    assert "s3cret" not in told
+    assert {"model", "backend", "precision", "fit"} <= set(shown["engine"])
+
+
+@pytest.mark.parametrize(
+    ("words", "rule"),
+    [
+        (["stream"], "no source"),
+        (["stream", "--source", "line:", "--model", "resnet_18x"], "Did you mean 'resnet18'"),
+        (["stream", "--source", "line:", "--layer", "featurs"], "Did you mean 'features'"),
+        (["stream", "--source", "line:", "--target", "scrach"], "Did you mean 'scratch'"),
+        (["stream", "--source", "line:", "--backend", "eagr"], "Did you mean 'eager'"),
+        (["stream", "--source", "line:", "--sink", "windw"], "Did you mean 'window'"),
+        (["stream", "--source", "rtps://host/x"], "Did you mean 'rtsp"),
+        (["stream", "--source", "missing.mp4"], "missing.mp4"),
+        (["stream", "--source", "line:", "--frames", "-1"], "--frames: -1"),
+        (["stream", "--source", "line:", "--input-size", "big"], "HEIGHTxWIDTH"),
+        (["stream", "--source", "line:", "--colormap", "infrno"], "Did you mean 'inferno'"),
+        (["stream", "--source", "line:", "--weights", "missing.pth"], "no such"),
+        (["stream", "--source", "line:", "--labels", "missing.txt"], "missing.txt"),
+        (["stream", "--source", "line:", "--sink", "no/such/folder/out.mp4"], "no/such/folder"),
+        (["stream", "missing.yaml"], "no such file"),
+        (["view", "tcp://nowhere"], "tcp://nowhere"),
+    ],
+    ids=lambda words: " ".join(words) if isinstance(words, list) else "",
+)
+def test_bad_input_names_the_value_and_the_cure_and_leaves_nothing(command, tmp_path, words, rule):
+    code, _, errors = command(*words)
+    assert code == 2
+    assert rule in errors
+    assert "error: " in errors
+    assert "Traceback" not in errors
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_without_a_single_frame_fails_and_says_who_was_waited_for(command):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        uri = f"rtsp://ada:secret@127.0.0.1:{nobody.getsockname()[1]}/door"
+        code, _, errors = command(*squeezenet("--source", uri, "--seconds", "0.5"))
+    assert code == 3  # a camera's fault, and no mistake in what was asked for
+    assert "no frame came from any camera" in errors
+    assert "secret" not in errors
+
+
+def test_a_viewer_that_saw_nothing_says_so(command):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{nobody.getsockname()[1]}"
+        code, _, errors = command("view", address, "--sink", "seen.jsonl", "--seconds", "0.3")
+    assert code == 2
+    assert f"{address}: no frame came" in errors
+
+
+def test_a_sink_that_cannot_be_opened_is_told_before_the_network_is_built(command, monkeypatch):
+    monkeypatch.setattr("commands.wiring.run.make_explainer", lambda _: pytest.fail("the network was built first"))
+    code, _, errors = command("stream", "--source", "line:", "--sink", "no/such/folder/out.mp4")
+    assert code == 2
+    assert "no/such/folder" in errors
+
+
+def test_a_demo_that_cannot_run_leaves_no_empty_folder(command, monkeypatch, tmp_path):
+    monkeypatch.setattr("commands.wiring.run.ROOT", tmp_path / "elsewhere")
+    code, _, errors = command("demo", "--seconds", "1")
+    assert code == 2, errors
+    assert not any((tmp_path / "runs").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        ("", "is empty"),
+        ("- a", "not a map"),
+        ("engine: {bakend: eager}\nsources: ['line:']", "Did you mean 'backend'"),
+        ("engine: [a]\nsources: ['line:']", "engine"),
+        ("sources: ['line:']\nframes: soon", "'soon'"),
+    ],
+)
+def test_a_bad_config_names_its_place(command, tmp_path, text, rule):
+    (tmp_path / "bad.yaml").write_text(text)
+    code, _, errors = command("stream", "bad.yaml")
+    assert code == 2
+    assert "bad.yaml" in errors
+    assert rule in errors
+
+
+def test_a_text_file_named_mp4_is_refused(command, tmp_path):
+    (tmp_path / "no.mp4").write_text("hello")
+    code, _, errors = command(*squeezenet("--source", "no.mp4", "--sink", "out.mp4"))
+    assert code == 2
+    assert "no.mp4" in errors
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_a_damaged_video_gives_its_good_frames_and_then_says_where_it_broke(command, shared_data, tmp_path):
+    path = shared_data / "videos" / "odd" / "corrupted.mp4"
+    code, told, errors = command(*squeezenet("--source", path, "--sink", "out.mp4"))
+    assert code == 2
+    assert "error: " in errors
+    count = len(frames_of(tmp_path / "out.mp4"))
+    assert count > 0
+    assert f"{count} explained" in told
+
+
+def test_a_port_in_use_is_named(command):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        code, _, errors = command(*squeezenet("--source", LINE.format(3), "--sink", address))
+    assert code == 2
+    assert address in errors
+
+
+def test_a_window_without_a_display_is_refused(command, monkeypatch):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    code, _, errors = command(*squeezenet("--source", LINE.format(3), "--sink", "window"))
+    assert code == 2
+    assert "display" in errors
+
+
+def test_models_fits_eighty_columns_and_lists_layers_with_a_grid(command):
+    code, told, _ = command("models", "resnet18", "vit_b_16", "mobilenet_v3_small")
+    assert code == 0
+    assert max(map(len, told.splitlines())) <= 80
+    code, told, _ = command("models", "--layers", "mobilenet_v3_small")
+    assert code == 0
+    assert "7x7    576  features\n" in told
+    code, _, said = command("models", "resnet81")
+    assert code == 2
+    assert "Did you mean 'resnet18'" in said
+
+
+def test_models_and_doctor_answer(command):
+    code, told, _ = command("doctor")
+    assert code == 0
+    assert "backend eager" in told
+    code, told, _ = command("models", "resnet18", "vgg11", "regnet_x_400mf")
+    assert code == 0
+    assert told.count("7x7") == 3
+    assert "flat" in told
+
+
+@pytest.mark.parametrize("words", [["--help"], ["stream", "--help"], ["stream", "--source", "line:", "--print-config"]])
+def test_who_does_not_need_torch_does_not_wait_for_it(words):
+    program = (
+        "import sys, run\n"
+        f"sys.argv = ['run.py', *{words!r}]\n"
+        "try: run.main()\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules and 'cv2' not in sys.modules, 'imported'"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout or "sources" in done.stdout
+
+
+def start(folder, *words):
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "run.py"), *words],
+        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+
+
+def wait_for_file(path, bytes_=1, seconds=PROGRAM_SECONDS):
+    deadline = time.monotonic() + seconds
+    while not (path.exists() and path.stat().st_size >= bytes_):
+        assert time.monotonic() < deadline, f"{path.name} did not come"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_recording_is_closed_and_playable(tmp_path, number):
+    words = ("stream", "--source", "line:?fps=30&size=320x240&seed=3", "--sink", "out.mp4", "--sink", "out.jsonl")
+    with start(tmp_path, *words) as running:
+        wait_for_file(tmp_path / "out.jsonl", 20_000)
+        running.send_signal(number)
+        told, _ = running.communicate(timeout=PROGRAM_SECONDS)
+    assert running.returncode == 0, told
+    count = len(log_lines(tmp_path / "out.jsonl"))
+    assert len(frames_of(tmp_path / "out.mp4")) == count > 0
+
+
+def test_a_stream_is_watched_from_a_second_terminal(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    with (
+        start(tmp_path, "stream", "--source", "line:?fps=15&size=320x240", "--sink", address) as running,
+        start(tmp_path, "view", address, "--sink", "seen.mp4", "--sink", "seen.jsonl", "--frames", "20") as viewing,
+    ):
+        told, _ = viewing.communicate(timeout=PROGRAM_SECONDS)
+        running.send_signal(signal.SIGTERM)
+        running.communicate(timeout=PROGRAM_SECONDS)
+    assert viewing.returncode == 0, told
+    assert len(frames_of(tmp_path / "seen.line.mp4")) == 20
+    lines = log_lines(tmp_path / "seen.jsonl")
+    assert {line["model"] for line in lines} == {"line_net"}
+    indices = [line["index"] for line in lines]
+    assert indices == sorted(set(indices))
+
+
+@pytest.mark.slow
+def test_the_shipped_network_can_be_trained_again_and_runs(command, tmp_path):
+    code, told, errors = command("train-line", "--effort", "0.002", "--output", "again.safetensors")
+    assert code == 0, errors
+    assert "accuracy" in told
+    code, told, errors = command(
+        "stream",
+        "--source",
+        LINE.format(3),
+        "--weights",
+        "again.safetensors",
+        "--backend",
+        "eager",
+        "--sink",
+        "out.jsonl",
+    )
+    assert code == 0, errors
+    assert "3 explained" in told
+
+
+@pytest.mark.parametrize("spelling", ["grey.mp4", "./grey.mp4", "link.mp4", "hard.mp4"])
+def test_a_recording_never_overwrites_its_own_source(command, video, spelling, monkeypatch):
+    monkeypatch.chdir(video.parent)
+    (video.parent / "link.mp4").symlink_to(video)
+    (video.parent / "hard.mp4").hardlink_to(video)
+    before = video.read_bytes()
+    code, _, errors = command(*squeezenet("--source", "grey.mp4", "--sink", spelling))
+    assert code == 2
+    assert "overwrite" in errors
+    assert video.read_bytes() == before
+
+
+def test_one_file_is_not_given_to_two_sinks_however_it_is_spelled(command, video):
+    code, _, errors = command(*squeezenet("--source", video, "--sink", "out.mp4", "--sink", "./out.mp4"))
+    assert code == 2
+    assert "given twice" in errors
+
+
+@pytest.mark.parametrize("std", ["0", "nan", "-1"])
+def test_a_std_that_cannot_be_divided_by_is_refused(command, video, std):
+    code, _, errors = command(*squeezenet("--source", video, "--std", std))
+    assert code == 2
+    assert "--std" in errors
+
+
+def test_credentials_come_from_the_environment_or_a_file_and_show_nowhere(command, monkeypatch, tmp_path):
+    monkeypatch.setenv("CAM_PASSWORD", "canary/42")
+    (tmp_path / "door.secret").write_text("ada:canary/42\n")
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        host = f"127.0.0.1:{nobody.getsockname()[1]}"
+        (tmp_path / "run.yaml").write_text(
+            f"sources:\n- {{uri: 'rtsp://{host}/door', credentials_file: door.secret}}\n"
+            f"- {{uri: 'rtsp://ada:${{CAM_PASSWORD}}@{host}/yard', name: yard}}\nseconds: 0.5\n"
+            "engine: {model: squeezenet1_1, weights: random, input_size: 64x64, backend: eager}\n"
+        )
+        told = [command("stream", "run.yaml", *more) for more in ([], ["--print-config"])]
+        words = [sys.executable, ROOT / "run.py", "stream", "run.yaml", "--log", "json"]
+        json_run = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+        told.append((json_run.returncode, json_run.stdout, json_run.stderr))
+    assert [code for code, _, _ in told] == [3, 0, 3]
+    assert "connection refused" in told[0][2]
+    assert not any("canary" in text for _, out, errors in told for text in (out, errors))
+    lines = [line for line in told[2][2].splitlines() if line.startswith("{")]
+    assert any("connection refused" in json.loads(line)["message"] for line in lines)
+
+
+def test_a_credentials_file_that_is_missing_is_named_as_one(command, tmp_path):
+    (tmp_path / "run.yaml").write_text("sources:\n- {uri: 'rtsp://127.0.0.1/x', credentials_file: no.secret}\n")
+    code, _, errors = command("stream", "run.yaml")
+    assert code == 2
+    assert "credentials file 'no.secret'" in errors
+    assert "user:password" in errors
+
+
+def test_a_variable_that_is_missing_is_named(command):
+    code, _, errors = command("stream", "--source", "rtsp://ada:${NO_SUCH_THING}@127.0.0.1/x")
+    assert code == 2
+    assert "NO_SUCH_THING" in errors
+
+
+def test_a_camera_whose_name_holds_a_slash_is_recorded_all_the_same(command, tmp_path):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        uri = f"rtsp://127.0.0.1:{nobody.getsockname()[1]}/hall/door"
+        code, _, errors = command(*squeezenet("--source", uri, "--sink", "out.mp4", "--seconds", "0.3"))
+    assert code == 3, errors
+    assert "connection refused" in errors
+
+
+def test_two_runs_cannot_write_one_file(command, video, tmp_path):
+    from overlays.sinks.locks import claimed
+
+    with claimed([tmp_path / "out.jsonl"]):
+        code, _, errors = command(*squeezenet("--source", video, "--sink", "./out.jsonl"))
+    assert code == 2
+    assert "being written by another run" in errors
+    assert not (tmp_path / "out.jsonl").exists()
+    assert command(*squeezenet("--source", video, "--sink", "./out.jsonl"))[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--mean", "1,2"], "--mean: '1,2': three numbers, for red, green and blue, or one for all; these are 2"),
+        (["--smoothing", "-1"], "--smoothing: -1.0"),
+        (["--max-age", "-1"], "--max-age: -1.0"),
+        (["--target", "top5,tench"], "'top5' stands alone"),
+    ],
+)
+def test_a_mistake_in_an_option_is_told_by_the_options_own_name(command, words, told):
+    code, _, errors = command(*squeezenet("--source", "line:", *words))
+    assert code == 2
+    assert told in errors
+    assert len(set(errors.splitlines())) == len(errors.splitlines())

@@ -1,0 +1,174 @@
+"""Compiled results between runs: found when they fit exactly, never trusted otherwise."""
+
+import copy
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from engine.methods.recipro import Target
+from engine.runtime.compile_cache import Cache, key_of
+from engine.runtime.runner import Build, Runner
+from engine.split.network import split_network
+
+ROOT = Path(__file__).resolve().parents[2]
+IMAGES = torch.zeros(1, 3, 32, 32)
+KEY = {"weights": "a", "input": "b"}
+
+
+def small_net(seed=0):
+    torch.manual_seed(seed)
+    body = (nn.Conv2d(3, 8, 3, stride=4), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.ReLU())
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)).eval()
+
+
+def runner(net, cache, backend="openvino"):
+    split = split_network(net, "3", (32, 32))
+    return Runner(split, Build(Target(), "point", backend, "fp32", torch.device("cpu"), 1 << 28, cache))
+
+
+def test_what_was_kept_is_found_for_the_same_key_and_for_no_other(tmp_path):
+    cache = Cache(tmp_path / "compiled")
+    assert cache.find(KEY) is None
+    cache.keep(KEY, b"result")
+    assert cache.find(KEY) == b"result"
+    assert Cache(tmp_path / "compiled").find(dict(reversed(KEY.items()))) == b"result"
+    assert cache.find({**KEY, "weights": "c"}) is None
+    assert (cache.found, cache.kept) == (1, 1)
+
+
+@pytest.mark.parametrize("place", [0, 40, -1])
+def test_a_damaged_entry_is_not_taken(tmp_path, place, caplog):
+    cache = Cache(tmp_path)
+    tmp_path.chmod(0o700)
+    cache.keep(KEY, b"result")
+    (entry,) = tmp_path.iterdir()
+    content = bytearray(entry.read_bytes())
+    content[place] ^= 1
+    entry.write_bytes(content)
+    assert cache.find(KEY) is None
+    assert "built anew" in caplog.text
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
+def test_an_entry_that_is_cut_off_is_not_taken(tmp_path, share):
+    tmp_path.chmod(0o700)
+    cache = Cache(tmp_path)
+    cache.keep(KEY, bytes(1000))
+    (entry,) = tmp_path.iterdir()
+    content = entry.read_bytes()
+    entry.write_bytes(content[: int(share * len(content))])
+    assert cache.find(KEY) is None
+
+
+def test_an_entry_under_anothers_name_is_not_taken(tmp_path):
+    tmp_path.chmod(0o700)
+    cache = Cache(tmp_path)
+    cache.keep(KEY, b"one")
+    (one,) = tmp_path.iterdir()
+    cache.keep({**KEY, "weights": "c"}, b"other")
+    (other,) = set(tmp_path.iterdir()) - {one}
+    one.write_bytes(other.read_bytes())
+    assert cache.find(KEY) is None
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="file modes are POSIX's")
+@pytest.mark.parametrize("which", ["folder", "entry"])
+def test_nothing_is_taken_from_where_others_may_write(tmp_path, which, caplog):
+    cache = Cache(tmp_path / "compiled")
+    cache.keep(KEY, b"result")
+    (entry,) = cache.folder.iterdir()
+    (cache.folder if which == "folder" else entry).chmod(0o777)
+    assert cache.find(KEY) is None
+    assert "by others" in caplog.text
+
+
+def test_a_folder_that_cannot_be_made_costs_a_warning_and_nothing_else(tmp_path, caplog):
+    (tmp_path / "file").write_text("in the way")
+    cache = Cache(tmp_path / "file" / "compiled")
+    cache.keep(KEY, b"result")
+    assert cache.find(KEY) is None
+    assert "cannot be kept" in caplog.text
+
+
+def test_beyond_its_limit_what_was_not_used_for_the_longest_goes(tmp_path):
+    tmp_path.chmod(0o700)
+    cache = Cache(tmp_path, limit_bytes=3000)
+    for k in range(3):
+        cache.keep({"k": str(k)}, bytes(700))
+        (newest,) = (p for p in tmp_path.iterdir() if p.stat().st_mtime > 1e6)
+        os.utime(newest, (k, k))
+    assert cache.find({"k": "0"}) is not None  # used: now the newest
+    cache.keep({"k": "3"}, bytes(700))
+    assert [cache.find({"k": str(k)}) is not None for k in range(4)] == [True, False, True, True]
+
+
+def test_whatever_changes_the_answer_changes_the_key():
+    net = small_net()
+    other_weights, other_stride, other_function = small_net(1), copy.deepcopy(net), copy.deepcopy(net)
+    other_stride[0].stride = (5, 5)
+    other_function[1] = nn.LeakyReLU(0.01)
+    other_slope = copy.deepcopy(other_function)
+    other_slope[1].negative_slope = 0.02
+    keys = [key_of(one, IMAGES) for one in (net, other_weights, other_stride, other_function, other_slope)]
+    keys += [key_of(net, IMAGES[:, :, 1:]), key_of(net, IMAGES, precision="bf16"), key_of(net, IMAGES.half())]
+    assert all(one != other for k, one in enumerate(keys) for other in keys[:k])
+    assert key_of(copy.deepcopy(net), IMAGES) == keys[0]
+
+
+def test_the_key_is_the_same_in_another_process():
+    code = "from tests.engine.test_compile_cache import *; print(runner_key())"
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert told.strip() == str(runner_key())
+
+
+def runner_key():
+    return key_of(runner(small_net(), None, "eager")._module, IMAGES)
+
+
+def test_a_second_build_is_taken_from_the_first_and_answers_the_same(tmp_path):
+    images = torch.randn(1, 3, 32, 32)
+    first, second = Cache(tmp_path / "compiled"), Cache(tmp_path / "compiled")
+    built, taken = runner(small_net(), first), runner(small_net(), second)
+    assert (first.found, first.kept, second.found, second.kept) == (0, 1, 1, 0)
+    for one, other in zip(built(images), taken(images), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_whole_entry_of_another_network_is_found_out_and_built_anew(tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    cache = Cache(tmp_path / "compiled")
+    runner(small_net(1), cache)
+    (wrong,) = cache.folder.iterdir()
+    payload = wrong.read_bytes().partition(b"\n")[2]
+    runner(small_net(), cache)
+    (right,) = set(cache.folder.iterdir()) - {wrong}
+    true = right.read_bytes()
+    cache.keep(dict(_key_in(right)), payload)  # a checksum that holds, a key that fits, and another network inside
+    assert right.read_bytes() != true
+    again = Cache(cache.folder)
+    images = torch.randn(1, 3, 32, 32)
+    scores = runner(small_net(), again)(images)[0]
+    torch.testing.assert_close(scores, torch.softmax(small_net()(images), 1), atol=1e-5, rtol=1e-5)
+    assert "disagrees with eager float32" in caplog.text
+    assert (again.found, again.kept) == (1, 1)
+
+
+def test_a_whole_entry_that_the_backend_cannot_read_is_built_anew(tmp_path):
+    cache = Cache(tmp_path / "compiled")
+    runner(small_net(), cache)
+    (entry,) = cache.folder.iterdir()
+    cache.keep(dict(_key_in(entry)), b"no network at all")
+    runner(small_net(), cache)
+    assert cache.kept == 3
+
+
+def _key_in(entry):
+    import json
+
+    return json.loads(entry.read_bytes().partition(b"\n")[0])["key"]

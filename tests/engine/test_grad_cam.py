@@ -1,0 +1,157 @@
+"""Every method stands behind one signature, equals its source, and leaves the network as it was."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from engine.methods.cam import cam
+from engine.methods.grad_cam import PEERS, Peer
+from engine.methods.recipro import recipro_cam
+from engine.methods.registry import METHODS, find_method
+from engine.split.network import split_network
+from pipeline.errors import ConfigError, EngineError, LayerError
+
+
+def net_with(*after):
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        net = nn.Sequential(
+            nn.Conv2d(3, 8, 5, 4, 2), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU(),
+            *(after or (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))),
+        ).eval()  # fmt: skip
+    with torch.no_grad():
+        net[7].weight.mul_(8)
+    return net
+
+
+@pytest.fixture
+def images():
+    return torch.randn(3, 3, 40, 56, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def package():
+    return pytest.importorskip("pytorch_grad_cam", reason="the evaluate extra is not installed")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_gives_the_networks_scores_and_maps_in_range_on_the_layers_grid(name, images, package):
+    net = net_with()
+    split = split_network(net, None, (40, 56))
+    with torch.inference_mode():
+        scores, heat = find_method(name)(split, images)
+    assert torch.allclose(scores, torch.softmax(net(images), 1), atol=1e-6)
+    assert heat.shape == (3, *split.grid)
+    assert heat.dtype == torch.float32
+    assert heat.min() >= 0.0
+    assert heat.max() <= 1.0
+    assert heat.flatten(1).max(1).values.min() > 0.99
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_images_map_is_the_same_alone_and_in_a_batch_and_classes_can_be_named(name, images, package):
+    split, method = split_network(net_with(), None, (40, 56)), find_method(name)
+    best = method(split, images)[0].argmax(1)
+    together = method(split, images, best)[1]
+    assert torch.allclose(method(split, images)[1], together)
+    for place, target in enumerate(best.tolist()):
+        assert torch.allclose(method(split, images[place : place + 1], target)[1][0], together[place], atol=1e-5)
+    if name != "eigen-cam":
+        assert not torch.allclose(method(split, images, (best + 1) % 5)[1], together, atol=1e-3)
+    with pytest.raises(ConfigError, match="class 5 is unknown"):
+        method(split, images, 5)
+
+
+@pytest.mark.parametrize(("name", "theirs"), PEERS.items())
+def test_a_peers_map_is_the_packages_own(name, theirs, images, package):
+    from pytorch_grad_cam.utils.image import scale_cam_image
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
+    net = net_with()
+    classes = [4, 0, 2]
+    _, heat = Peer(name)(split_network(net, None, (40, 56)), images, classes)
+    with getattr(package, theirs)(model=net, target_layers=[net[4]]) as direct:
+        wanted = direct(images, [ClassifierOutputTarget(one) for one in classes])
+    ours = scale_cam_image(scale_cam_image(heat.numpy(), (56, 40)))
+    assert np.abs(ours - wanted).max() < 1e-5
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_the_network_is_left_as_it_was(name, images, package):
+    net = net_with()
+    split = split_network(net, None, (40, 56))
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    parts = [net, split.head, split.tail]
+    Peer(name)(split, images)
+    for module in (module for part in parts for module in part.modules()):
+        assert not module._forward_hooks
+        assert not module._backward_hooks
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    assert not any(p.requires_grad or p.grad is not None for part in parts[1:] for p in part.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    assert not images.requires_grad
+    assert torch.is_grad_enabled()
+
+
+def test_score_cam_draws_no_bar(images, package, capsys):
+    Peer("score-cam")(split_network(net_with(), None, (40, 56)), images[:1])
+    told = capsys.readouterr()
+    assert told.out == told.err == ""
+
+
+def test_plain_cam_is_the_feature_maps_summed_with_the_classs_weights(images):
+    net = net_with()
+    scores, heat = cam(split_network(net, None, (40, 56)), images)
+    with torch.no_grad():
+        features = net[:5](images)
+        summed = torch.einsum("nchw,nc->nhw", features, net[7].weight[scores.argmax(1)])
+    low, high = summed.amin((1, 2), keepdim=True), summed.amax((1, 2), keepdim=True)
+    assert torch.allclose(heat, (summed - low) / (high - low), atol=1e-5)
+
+
+def test_plain_cam_refuses_what_it_is_not_defined_for(images):
+    hidden = net_with(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 5))
+    for net, layer in ((hidden, None), (net_with(), "1")):
+        split = split_network(net, layer, (40, 56))
+        recipro_cam(split, images)
+        with pytest.raises(LayerError, match="one linear layer right behind"):
+            cam(split, images)
+
+
+def test_a_flat_map_is_all_zero(images, package):
+    net = net_with()
+    with torch.no_grad():
+        net[3].weight.zero_()
+        net[3].bias.zero_()
+    split = split_network(net, None, (40, 56))
+    for name in METHODS:
+        assert not find_method(name)(split, images)[1].any(), name
+
+
+def test_an_unknown_method_and_a_missing_package_are_told_with_the_cure(monkeypatch):
+    with pytest.raises(ConfigError, match=r"method 'gradcam' is unknown.*grad-cam"):
+        find_method("gradcam")
+    monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
+    with pytest.raises(EngineError, match="uv sync --extra evaluate"):
+        find_method("score-cam")
+
+
+def test_the_live_path_knows_no_method_but_its_own():
+    root = Path(__file__).resolve().parents[2]
+    away = [
+        place.relative_to(root).as_posix()
+        for room in ("pipeline", "stream", "overlays", "engine", "commands")
+        for place in (root / room).rglob("*.py")
+        if "engine.methods.registry" in (text := place.read_text(encoding="utf-8")) or "engine.methods.grad_cam" in text
+    ]
+    assert sorted(away) == sorted(
+        [
+            "engine/evaluation/factory.py",
+            "engine/evaluation/evaluator.py",
+            "engine/methods/registry.py",
+        ]
+    )

@@ -1,0 +1,121 @@
+"""Sinks that other packages add: found by their entry points, checked at the door, and used as our own are."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from overlays.sinks.registry import SINKS, added_kinds, build_sink
+from pipeline.errors import SinkError
+from tests.support.limits import PROGRAM_SECONDS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+CSV = """
+import csv
+
+class CsvSink:
+    lossless = True
+    def __init__(self, uri, cameras, options):
+        self.uri = uri
+    def __enter__(self):
+        self._file = open(self.uri, "w", newline="")
+        self._rows = csv.writer(self._file)
+        return self
+    def __exit__(self, *_):
+        self._file.close()
+    def needs_picture(self, camera):
+        return False
+    def put(self, overlay):
+        top = overlay.explanation.top
+        self._rows.writerow([overlay.explanation.frame.camera, overlay.explanation.frame.index, top.label, top.score])
+    def idle(self):
+        pass
+
+class Half:
+    uri, lossless = "half://", True
+    def put(self, overlay):
+        pass
+
+def half(uri, cameras, options):
+    return Half()
+
+def angry(uri, cameras, options):
+    raise RuntimeError(f"no licence for {uri}" if "@" in uri else "no licence")
+"""
+
+ENTRIES = """
+[recipro_stream.sinks]
+.csv = acme_sinks:CsvSink
+half:// = acme_sinks:half
+angry:// = acme_sinks:angry
+gone:// = acme_sinks:nothing
+.mp4 = acme_sinks:CsvSink
+"""
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """A package as an installer leaves it: a module, and what is said of it beside it."""
+    site = tmp_path / "site"
+    told = site / "acme_sinks-1.2.dist-info"
+    told.mkdir(parents=True)
+    (site / "acme_sinks.py").write_text(CSV)
+    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-sinks\nVersion: 1.2\n")
+    (told / "entry_points.txt").write_text(ENTRIES)
+    monkeypatch.syspath_prepend(str(site))
+    yield site
+    sys.modules.pop("acme_sinks", None)
+
+
+def test_a_package_adds_a_kind_by_its_entry_point(installed, tmp_path, overlaid):
+    assert {entry.name for entry in added_kinds()} == {".csv", "half://", "angry://", "gone://"}
+    path = tmp_path / "out.csv"
+    with build_sink(str(path), cameras=["line"]) as sink:
+        sink.put(overlaid(index=7, label="scratch", score=0.5))
+    assert path.read_text() == "line,7,scratch,0.5\n"
+
+
+def test_the_house_keeps_its_own_kinds(installed):
+    assert type(build_sink("out.mp4")).__name__ == "RecorderSink"
+    assert ".mp4" in SINKS
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("half://x", r"acme-sinks gives a Half, which lacks needs_picture, idle, __enter__, __exit__; see docs/python"),
+        ("angry://secret", "acme-sinks fails to make it .*no licence"),
+        ("angry://user:secret@host", "acme-sinks fails to make it .RuntimeError; its words are left out"),
+        ("gone://x", "acme-sinks fails to make it .*nothing"),
+        ("out.cvs", r"Did you mean '\.csv'"),
+    ],
+)
+def test_a_package_that_does_not_keep_its_word_is_named(installed, uri, said):
+    with pytest.raises(SinkError, match=said) as refused:
+        build_sink(uri)
+    assert "secret" not in str(refused.value)
+
+
+def test_the_command_line_takes_it_and_doctor_names_it(installed, tmp_path):
+    code = textwrap.dedent(f"""
+        import sys; sys.path.insert(0, {str(installed)!r})
+        import run; sys.argv = ["run.py", *sys.argv[1:]]; run.main()
+    """)
+    command = [sys.executable, "-c", code]
+    source = "line:?fps=30&size=320x240&seed=3&frames=20&paced=0"
+    words = ["stream", "--source", source, "--backend", "eager", "--sink", str(tmp_path / "out.csv")]
+    done = subprocess.run(
+        [*command, *words], cwd=ROOT, check=False, capture_output=True, text=True, timeout=PROGRAM_SECONDS
+    )
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 20
+    told = subprocess.run(
+        [*command, "doctor"], cwd=ROOT, check=False, capture_output=True, text=True, timeout=PROGRAM_SECONDS
+    )
+    assert ".csv (acme-sinks)" in told.stdout
+    assert "starlette" in told.stdout

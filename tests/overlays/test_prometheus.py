@@ -1,0 +1,290 @@
+"""What the run tells Prometheus, the page and the dashboard: its own counters, those of its parts, and its troubles."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import os
+import re
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from websockets.sync.client import connect
+
+from overlays.sinks.clips.sink import ClipsSink
+from overlays.sinks.clips.writer import Clip
+from overlays.sinks.jsonl import LogSink
+from overlays.sinks.options import ClipOptions, SinkOptions
+from overlays.sinks.web import PageSink
+from overlays.sinks.zeromq import ZeroMqSink
+from overlays.wire.curve.handshake_errors import REFUSALS
+from overlays.wire.curve.keys import make_ring
+from overlays.wire.viewer import Viewer
+from pipeline.config_loader import make_config
+from pipeline.frames import Frame
+from pipeline.guards.drift import Drift, Recorder
+from pipeline.guards.monitor import Guardian, Slow
+from pipeline.loop import Limits, Onlooker, Outcome, carry
+from pipeline.ports import Figure, Measured, Troubled
+from pipeline.stats import Tally
+from tests.overlays.conftest import figures
+from tests.support.fakes import FakeSource
+from tests.support.limits import LIMIT_SECONDS
+
+ROOT = Path(__file__).resolve().parents[2]
+ANY = "http://127.0.0.1:0"
+
+
+class Explaining:
+    """Explains by hand, and tells of itself what an engine on a GPU tells."""
+
+    def __init__(self, explained):
+        self.explained = explained
+
+    def explain(self, frames):
+        return [replace(self.explained(camera=f.camera, index=f.index, taken_at=f.taken_at), frame=f) for f in frames]
+
+    def figures(self):
+        return [
+            Figure("engine", 1, "What runs.", labels=(("model", "resnet50"),)),
+            Figure("device_memory_bytes", 5e8, "Memory.", labels=(("device", "cuda"), ("kind", "tensors"))),
+        ]
+
+
+class Doubting(Explaining):
+    """Can be asked for deletion checks, too."""
+
+    def score_when_masked(self, explanation, finding, masking):
+        return 0.1
+
+
+GUARDED = {
+    "regions": [{"name": "part", "polygon": [[0, 0], [1, 0], [1, 1]]}],
+    "rules": [{"name": "stands", "rule": "score_drop_when_masked >= 0.2", "hold_seconds": 0}],
+    "deletion": {"budget": 0.5},
+}
+
+
+def guardian_of(explained):
+    """A guardian that has seen a camera for a minute, and knows how it was for one before."""
+    recorder = Recorder()
+    minute = [explained(camera="a", index=k, taken_at=float(k), pts_seconds=float(k)) for k in range(60)]
+    watching = Guardian(Explaining(explained), slow=Slow(recorder=recorder))
+    for one in minute:
+        watching.guard(one)
+    slow = Slow(Drift(recorder.baseline(), 600.0))
+    ticks = itertools.count().__next__
+    guardian = Guardian(Doubting(explained), make_config({"guards": GUARDED}, "test").guards, slow=slow, clock=ticks)
+    for one in minute:
+        guardian.guard(one)
+    return guardian
+
+
+class Plain:
+    def render(self, explanation):
+        raise AssertionError("nobody asked for a picture")
+
+    def silent(self, explanation, silence):
+        raise AssertionError
+
+
+@contextmanager
+def about(*sinks):
+    """A page that is told of a run with these sinks beside it."""
+    with PageSink(ANY, cameras=("line",)) as page:
+        page.about(Outcome(Tally(["line"]), [], [], parts=(*sinks, page)))
+        yield page
+
+
+def test_the_figures_are_the_runs_own(explained):
+    with PageSink(ANY, cameras=("a", "b")) as sink:
+        assert isinstance(sink, Onlooker)
+        sources = [(FakeSource(20, "a"), "wait"), (FakeSource(10, "b"), "wait")]
+        carry(sources, Explaining(explained), Plain(), [sink], limits=Limits(batch=4), stop=threading.Event())
+        told = dict(figures(sink))
+        assert told["recipro_frames_total a explained"] == told["recipro_frames_total a taken"] == 20
+        assert told["recipro_batch_frames_sum"] == 30
+        assert told["recipro_batch_frames_count"] >= 30 / 4
+        assert told["recipro_stage_seconds_count queue"] == 30
+        assert told["recipro_age_seconds_count b"] == 10
+        assert told["recipro_dropped_total a engine busy"] == 0
+        assert told["recipro_viewers page"] == 0
+        assert told["recipro_device_memory_bytes cuda tensors"] == 5e8
+        assert told["recipro_camera_state a live"] + told["recipro_camera_state a ended"] == 1
+        assert {name for name, _ in figures(sink)} >= {"recipro_reconnects_total a", "recipro_frame_age_seconds a"}
+
+
+def test_figures_are_told_whatever_bytes_files_are_called_by():
+    with about(LogSink(Path(os.fsdecode(b"bad\xff.jsonl")))) as sink:
+        assert "recipro_recorder_lost_frames" in dict(figures(sink))
+
+
+class Aged(FakeSource):
+    """A live camera whose every other frame was taken a minute ago."""
+
+    live = True
+
+    def frames(self, stop):
+        for index in range(self.count):
+            taken = time.monotonic() - 60.0 * (index % 2)
+            yield Frame(np.zeros((8, 8, 3), np.uint8), self.camera, index, taken)
+
+
+def test_frames_that_were_too_old_are_told_apart_from_those_the_engine_had_no_time_for(explained):
+    with PageSink(ANY, cameras=("a",)) as sink:
+        limits = Limits(queue_frames=30, max_age_seconds=30.0)
+        outcome = carry(
+            [(Aged(20, "a"), "drop-oldest")], Explaining(explained), Plain(), [sink], limits=limits,
+            stop=threading.Event(),
+        )  # fmt: skip
+        told = dict(figures(sink))
+    busy, old = told["recipro_dropped_total a engine busy"], told["recipro_dropped_total a too old"]
+    assert old == outcome.expired > 0
+    assert told["recipro_frames_total a explained"] + busy + old == 20
+
+
+def test_who_looks_on_over_the_network_is_counted_with_the_others(tmp_path, overlaid, until):
+    make_ring(tmp_path / "keys")
+    ring = tmp_path / "keys"
+    options = SinkOptions(curve_secret_key_file=str(ring / "server.key_secret"), curve_allow=str(ring / "allowed"))
+    with ZeroMqSink("tcp://127.0.0.1:0", options=options) as network, about(network) as page:
+        told = dict(figures(page))
+        assert [told[f"recipro_handshake_failures_total {kind}"] for kind in REFUSALS] == [0] * len(REFUSALS)
+        with Viewer(network.endpoint, key=ring / "viewer.key_secret", server_key=str(ring / "server.key")):
+            until(lambda: network.idle() or network.topics)
+            network.put(overlaid())
+            told = dict(figures(page))
+            assert told["recipro_viewers zeromq"] == 1
+            assert told["recipro_viewers page"] == 0
+        until(lambda: network.idle() or not network.viewers)
+        with Viewer(network.endpoint):
+            until(lambda: network.idle() or network.refused)
+        refused = network.refused
+        told = dict(figures(page))
+        assert {kind: told[f"recipro_handshake_failures_total {kind}"] for kind in refused} == refused
+
+
+def test_a_full_disk_is_told_by_figures_and_on_the_page_until_there_is_room(tmp_path, overlaid, monkeypatch):
+    full = [False]
+    add = Clip.add
+
+    def adding(self, coded):
+        if full[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        add(self, coded)
+
+    monkeypatch.setattr(Clip, "add", adding)
+    now = [0.0]
+    options = SinkOptions(clips=ClipOptions(budget_bytes=1 << 20))
+    clips = ClipsSink(f"{tmp_path}/", cameras=("line",), options=options, clock=lambda: now[0])
+    assert isinstance(clips, Measured)
+    assert isinstance(clips, Troubled)
+
+    def record(seconds):
+        for _ in range(round(30 * seconds)):
+            now[0] += 1 / 30
+            grey = np.full((48, 64, 3), 90, np.uint8)
+            clips.put(overlaid(grey, index=round(30 * now[0]), pts_seconds=now[0], taken_at=now[0]))
+
+    with clips, about(clips) as page:
+        record(1)
+        told = dict(figures(page))
+        assert told["recipro_recorder_refused"] == told["recipro_recorder_lost_frames"] == 0
+        assert told["recipro_recorder_bytes"] > 0
+        assert told["recipro_recorder_budget_bytes"] == 1 << 20
+        assert told["recipro_recorder_free_bytes"] > 0
+        full[0] = True
+        record(2)
+        told = dict(figures(page))
+        assert told["recipro_recorder_refused"] == 1
+        assert told["recipro_recorder_lost_frames"] >= 30
+        trouble = status(page)["troubles"]
+        assert [one["sink"] for one in trouble] == [f"{tmp_path}/"]
+        assert re.search(r"No space left.*\d\d frames were not recorded", trouble[0]["why"])
+        full[0] = False
+        record(60)
+        assert dict(figures(page))["recipro_recorder_refused"] == 0
+        assert status(page)["troubles"] == []
+
+
+def status(page):
+    with connect(page.endpoint.replace("http://", "ws://") + "/frames", proxy=None) as link:
+        while True:
+            said = link.recv(timeout=LIMIT_SECONDS)
+            if isinstance(said, str) and (told := json.loads(said))["kind"] == "status":
+                return told
+
+
+def test_a_sink_that_closed_is_named_on_the_page(explained):
+    class Broken:
+        uri, lossless = "broken.mp4", True
+
+        def needs_picture(self, camera):
+            return False
+
+        def put(self, overlay):
+            raise OSError(errno.EIO, "the medium is gone")
+
+        def idle(self):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    with PageSink(ANY, cameras=("a",)) as page:
+        source = [(FakeSource(20, "a"), "wait")]
+        carry(source, Explaining(explained), Plain(), [page, Broken()], limits=Limits(), stop=threading.Event())
+        [trouble] = status(page)["troubles"]
+        assert trouble["sink"] == "broken.mp4"
+        assert "the medium is gone" in trouble["why"]
+        assert dict(figures(page))["recipro_sink_broken"] in {0, 1}
+
+
+def test_the_dashboard_asks_for_figures_that_there_are(explained, tmp_path):
+    dashboard = json.loads((ROOT / "docs" / "grafana.json").read_text())
+    asks = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
+    options = SinkOptions(clips=ClipOptions(budget_bytes=1 << 20))
+    with (
+        PageSink(ANY, cameras=("a",)) as sink,
+        ZeroMqSink("tcp://127.0.0.1:0") as network,
+        ClipsSink(f"{tmp_path}/", cameras=("a",), options=options) as clips,
+    ):
+        mqtt = pytest.importorskip("overlays.sinks.mqtt.sink").MqttSink("mqtt://127.0.0.1:1")
+        parts = [sink, network]
+        source = [(FakeSource(12, "a"), "wait")]
+        carry(source, guardian_of(explained), Plain(), parts, limits=Limits(), stop=threading.Event())
+        sink.about(replace_parts(sink, clips, mqtt))
+        there = {name.split(" ")[0] for name, _ in figures(sink)}
+    asked_for = {name for ask in asks for name in re.findall(r"\b(?:recipro|process)_\w+", ask)}
+    assert asked_for <= there
+    assert len(asked_for) > 20
+    ids = [panel["id"] for panel in dashboard["panels"]]
+    assert len(set(ids)) == len(ids)
+
+
+def replace_parts(page, *more):
+    outcome = page._board.outcome
+    outcome.parts = (*outcome.parts, *more)
+    return outcome
+
+
+@pytest.mark.gpu
+def test_a_network_on_a_gpu_tells_what_memory_it_takes():
+    import torch
+
+    from engine.explainers.base import _memory
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    held = torch.zeros(1 << 20, device="cuda")
+    told = {figure.labels[1][1]: figure.value for figure in _memory("cuda")}
+    assert held.nbytes <= told["tensors"] <= told["reserved"] <= told["all processes"] <= told["total"]

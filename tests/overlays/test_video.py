@@ -1,0 +1,260 @@
+"""The recorder: what is put in is what another decoder finds."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from overlays.sinks.options import SinkOptions
+from overlays.sinks.video import RecorderSink, fitted
+from pipeline.errors import SinkError
+from tests.support.limits import PROGRAM_SECONDS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def decoded(path):
+    """Every picture (RGB) and its time in seconds, by PyAV."""
+    with av.open(str(path)) as film:
+        return [
+            (frame.to_ndarray(format="rgb24"), float(frame.pts * frame.time_base)) for frame in film.decode(video=0)
+        ]
+
+
+def smooth_picture(width, height, seed=0):
+    coarse = np.random.default_rng(seed).integers(0, 256, (2, 3, 3), np.uint8)
+    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_as_many_frames_come_out_as_were_put_in_with_their_timing(tmp_path, overlaid, suffix):
+    path = tmp_path / f"out{suffix}"
+    times = np.cumsum([0, 0.04, 0.04, 0.5, 0.01, 0.04, 1 / 3, 0.04, 0.0123, 2.0, 0.04])
+    with RecorderSink(path, cameras=("line",)) as sink:
+        for index, time in enumerate(times):
+            sink.put(overlaid(np.full((48, 64, 3), index * 20, np.uint8), index=index, pts_seconds=7.0 + time))
+    film = decoded(path)
+    resolution = 1e-3 if suffix == ".mkv" else 1 / 90000
+    assert [time for _, time in film] == pytest.approx(times.tolist(), abs=resolution)
+    assert [round(picture.mean() / 20) for picture, _ in film] == list(range(len(times)))
+
+
+def test_the_length_of_a_film_counts_its_last_frame(tmp_path, overlaid):
+    path = tmp_path / "out.mp4"
+    with RecorderSink(path, cameras=("line",)) as sink:
+        for index in range(25):
+            sink.put(overlaid(index=index, pts_seconds=index / 25))
+    with av.open(str(path)) as film:
+        stream = film.streams.video[0]
+        assert stream.duration * stream.time_base == pytest.approx(Fraction(1), abs=0.001)
+        assert stream.frames == 25
+        assert float(stream.average_rate) == pytest.approx(25)
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+
+
+@pytest.mark.parametrize("size", [(64, 48), (1280, 720), (63, 47), (1, 1), (720, 1281)])
+def test_colours_and_sizes_come_back_in_both_decoders(tmp_path, overlaid, size):
+    width, height = size
+    picture = smooth_picture(width, height)
+    path = tmp_path / "out.mp4"
+    with RecorderSink(path, cameras=("line",), options=SinkOptions(video_quality=12)) as sink:
+        for index in range(3):
+            sink.put(overlaid(picture, index=index, pts_seconds=index / 30))
+    with av.open(str(path)) as film:
+        stored = list(film.decode(video=0))[2]
+    assert (stored.height, stored.width) == (height + height % 2, width + width % 2), "odd sides are padded by one"
+    capture = cv2.VideoCapture(str(path))
+    good, theirs = capture.read()
+    capture.release()
+    assert good
+    exactly = cv2.cvtColor(stored.to_ndarray(), cv2.COLOR_YUV2RGB_I420)
+    # FFmpeg's own conversion to RGB cuts off where it should round: 1.5 too dark, whoever wrote the film.
+    seen = {"rounding": (exactly, 1.0), "av": (stored.to_ndarray(format="rgb24"), 2.0), "cv2": (theirs[..., ::-1], 2.0)}
+    for decoder, (picture_seen, bias) in seen.items():
+        away = picture_seen[:height, :width].astype(int) - picture
+        assert np.abs(away).mean() < 3, decoder
+        assert min(size) == 1 or np.abs(away.mean(axis=(0, 1))).max() < bias, (
+            f"{decoder}: no channel is lighter, darker or swapped"
+        )
+
+
+def test_the_colours_are_tagged_for_players(tmp_path, overlaid):
+    path = tmp_path / "out.mp4"
+    with RecorderSink(path, cameras=("line",)) as sink:
+        sink.put(overlaid())
+    with av.open(str(path)) as film:
+        codec = film.streams.video[0].codec_context
+        assert (codec.colorspace, codec.color_range, codec.color_primaries, codec.color_trc) == (6, 1, 1, 1)
+
+
+def test_several_cameras_have_a_file_each_and_one_the_named_file(tmp_path, overlaid):
+    with RecorderSink(tmp_path / "out.mp4", cameras=("a/b", "a b", "c")) as sink:
+        for camera in ("a/b", "a b", "c", "late"):
+            sink.put(overlaid(camera=camera))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.a_b.mp4", "out.a_b_2.mp4", "out.c.mp4", "out.late.mp4"]
+    with RecorderSink(tmp_path / "view.mp4") as sink:
+        for camera in ("first", "second"):
+            sink.put(overlaid(camera=camera))
+    names = {p.name for p in tmp_path.glob("view*")}
+    assert names == {"view.first.mp4", "view.second.mp4"}, "where it is not known who comes, no film is nobody's"
+
+
+def test_a_change_of_size_is_fitted_into_the_first_and_said_once(tmp_path, overlaid, caplog):
+    path = tmp_path / "out.mp4"
+    with caplog.at_level(logging.WARNING), RecorderSink(path, cameras=("line",)) as sink:
+        sink.put(overlaid(np.full((40, 80, 3), 200, np.uint8), pts_seconds=0.0))
+        for index in range(1, 4):
+            sink.put(overlaid(np.full((80, 80, 3), 200, np.uint8), pts_seconds=index / 30))
+    film = decoded(path)
+    assert len(film) == 4
+    last = film[-1][0].mean(axis=2)
+    assert last.shape == (40, 80)
+    assert last[:, :15].max() < 40
+    assert last[:, 25:55].min() > 160
+    assert len([r for r in caplog.records if "80x80" in r.message]) == 1
+
+
+def test_fitting_keeps_the_shape_and_centres_it():
+    bordered = fitted(np.full((10, 40, 3), 255, np.uint8), (80, 60))
+    assert bordered.shape == (60, 80, 3)
+    assert bordered[20:40].all()
+    assert not bordered[:20].any()
+    assert not bordered[40:].any()
+
+
+def test_a_film_without_frames_is_no_file_and_an_old_one_stays(tmp_path, overlaid):
+    path = tmp_path / "out.mp4"
+    with RecorderSink(path, cameras=("line",)):
+        pass
+    assert not path.exists()
+    path.write_bytes(b"old")
+    with RecorderSink(path, cameras=("line",)):
+        pass
+    assert path.read_bytes() == b"old"
+    with RecorderSink(path, cameras=("line",), replace=True) as sink:
+        sink.put(overlaid())
+    assert len(decoded(path)) == 1
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_a_recording_never_replaces_an_earlier_runs_even_within_one_second(tmp_path, overlaid, suffix, caplog):
+    path = tmp_path / f"out{suffix}"
+    path.write_bytes(b"evidence")
+    for count in (1, 2):
+        with RecorderSink(path, cameras=("line",), wall=lambda: 1_800_000_000.5) as sink:
+            for index in range(count):
+                sink.put(overlaid(index=index, pts_seconds=index / 30))
+    names = [f"out.20270115T080000Z{suffix}", f"out.20270115T080000Z-2{suffix}", f"out{suffix}"]
+    assert {p.name for p in tmp_path.iterdir()} == set(names)
+    assert path.read_bytes() == b"evidence"
+    assert [len(decoded(tmp_path / name)) for name in names[:2]] == [1, 2]
+    assert f"stays; this run writes {names[1]}" in caplog.text
+
+
+@pytest.mark.parametrize("size", [(20_000, 64), (64, 20_000), (16_385, 3), (40_000, 1), (2, 2), (12_000, 9_000)])
+def test_a_picture_beyond_the_encoders_limits_is_recorded_smaller_and_said(tmp_path, overlaid, size, caplog):
+    width, height = size
+    path = tmp_path / "out.mp4"
+    with RecorderSink(path, cameras=("line",)) as sink:
+        sink.put(overlaid(np.full((height, width, 3), 200, np.uint8), drawn=False))
+    ((picture, _),) = decoded(path)
+    assert max(picture.shape[:2]) <= 16384
+    if min(size) > 3:
+        assert picture.shape[1] / picture.shape[0] == pytest.approx(width / height, rel=0.04)
+    assert picture.mean() > 180
+    assert (f"pictures are {width}x{height}" in caplog.text) is (max(size) > 16384 or width * height > 1e8)
+
+
+def test_a_film_that_was_removed_meanwhile_is_told_of(tmp_path, overlaid, caplog):
+    for name in ("here.mp4", "gone.mp4"):
+        with RecorderSink(tmp_path / name, cameras=("line",)) as sink:
+            sink.put(overlaid())
+            (tmp_path / "gone.mp4").unlink(missing_ok=True)
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == [str(tmp_path / "gone.mp4")]
+
+
+def test_a_place_that_cannot_be_written_is_refused_at_the_door(tmp_path):
+    with pytest.raises(SinkError, match="is a folder"), RecorderSink(tmp_path):
+        pass
+    with pytest.raises(SinkError, match="mkdir -p"), RecorderSink(tmp_path / "no" / "out.mp4", cameras=("a", "b")):
+        pass
+    with pytest.raises(SinkError, match="cannot be written"), RecorderSink(Path("/proc/out.mp4")):
+        pass
+
+
+def test_a_wrong_preset_is_refused_in_words(tmp_path, overlaid):
+    options = SinkOptions(video_preset="fastish")
+    with (
+        pytest.raises(SinkError, match=r"out\.mp4"),
+        RecorderSink(tmp_path / "out.mp4", cameras=("line",), options=options) as sink,
+    ):
+        sink.put(overlaid())
+
+
+def test_an_error_in_the_run_still_leaves_a_film_that_plays(tmp_path, overlaid):
+    path = tmp_path / "out.mp4"
+
+    def interrupted():
+        with RecorderSink(path, cameras=("line",)) as sink:
+            for index in range(10):
+                sink.put(overlaid(index=index, pts_seconds=index / 30))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert len(decoded(path)) == 10
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_a_killed_run_leaves_all_but_the_last_seconds(tmp_path, suffix):
+    path = tmp_path / f"out{suffix}"
+    code = (
+        "import sys, os, signal; sys.path.insert(0, 'tests/overlays'); from conftest import explain\n"
+        "from overlays.sinks.video import RecorderSink; from pipeline.frames import Overlay\n"
+        "from pathlib import Path; import numpy as np\n"
+        "dice = np.random.default_rng(0)\n"
+        "sink = RecorderSink(Path(sys.argv[1]), cameras=('line',)).__enter__()\n"
+        "for i in range(300):\n"
+        "    e = explain(dice.integers(0, 256, (120, 160, 3), np.uint8), index=i, pts_seconds=i / 30)\n"
+        "    sink.put(Overlay(e.frame.image, e))\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, check=False, timeout=PROGRAM_SECONDS)
+    assert ended.returncode == -signal.SIGKILL
+    with av.open(str(path)) as film:
+        kept = 0
+        try:
+            for _ in film.decode(video=0):
+                kept += 1
+        except av.error.InvalidDataError:
+            pass  # the frame that was being written
+    assert kept >= 300 - 3 * 30
+
+
+def test_a_real_film_is_recorded_with_its_frames_colours_and_timing(shared_data, tmp_path, overlaid):
+    source = shared_data / "videos" / "dog_playing.mp4"
+    frames = []
+    with av.open(str(source)) as film:
+        for frame in film.decode(video=0):
+            frames.append((frame.to_ndarray(format="rgb24"), float(frame.pts * frame.time_base)))
+            if len(frames) == 40:
+                break
+    path = tmp_path / "out.mp4"
+    with RecorderSink(path, cameras=("line",)) as sink:
+        for index, (picture, time) in enumerate(frames):
+            sink.put(overlaid(picture, index=index, pts_seconds=time))
+    seen = decoded(path)
+    begin = frames[0][1]
+    assert [time for _, time in seen] == pytest.approx([time - begin for _, time in frames], abs=2e-5)
+    for (mine, _), (theirs, _) in zip(seen[::13], frames[::13], strict=True):
+        assert np.abs(mine.astype(int) - theirs).mean() < 6
+        assert np.abs(mine.astype(int).mean(axis=(0, 1)) - theirs.mean(axis=(0, 1))).max() < 1.5

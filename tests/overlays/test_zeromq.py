@@ -1,0 +1,487 @@
+"""Publisher and viewer over real sockets: who watches, what is sent, and how fresh it arrives."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zmq
+
+from overlays.sinks import zeromq
+from overlays.sinks.options import SinkOptions
+from overlays.sinks.zeromq import ZeroMqSink
+from overlays.wire.message import encode
+from overlays.wire.viewer import Viewer
+from pipeline.errors import PictureError, SinkError, SourceError, WireError, WireVersionError
+from tests.support.limits import LIMIT_SECONDS
+
+ROOT = Path(__file__).resolve().parents[2]
+ANY = "tcp://127.0.0.1:0"
+
+
+@pytest.fixture
+def sink():
+    with ZeroMqSink(ANY) as opened:
+        yield opened
+
+
+def joined(sink, until, topic=b""):
+    """Wait until the sink knows of a viewer."""
+
+    def heard():
+        sink.idle()
+        return topic in sink.topics
+
+    until(heard)
+
+
+def first(viewer, seconds=LIMIT_SECONDS):
+    """The next message; fails when none comes."""
+    deadline = time.monotonic() + seconds
+    for received in viewer.messages_or_silence():
+        if received is not None:
+            return received
+        assert time.monotonic() < deadline, "nothing came"
+    raise AssertionError
+
+
+def nothing_comes(viewer, polls=4):
+    return all(seen is None for _, seen in zip(range(polls), viewer.messages_or_silence(), strict=False))
+
+
+def test_what_is_put_is_seen_with_its_picture_reason_and_age(sink, overlaid, until):
+    picture = np.full((48, 64, 3), (200, 30, 60), np.uint8)
+    with Viewer(sink.endpoint) as viewer:
+        joined(sink, until)
+        assert sink.needs_picture("door")
+        sink.put(overlaid(picture, camera="door", index=7, label="cat", taken_at=time.monotonic() - 0.5))
+        received = first(viewer)
+    assert (received.camera, received.header.index, received.header.findings[0].label) == ("door", 7, "cat")
+    assert np.abs(received.image[24, 32].astype(int) - (200, 30, 60)).max() <= 4
+    assert 0.5 <= received.age_seconds() < 5
+    overlay = received.overlay()
+    assert overlay.image is overlay.explanation.frame.image
+    assert 0.5 <= overlay.explanation.frame.age_seconds() < 5
+
+
+def test_nothing_is_compressed_while_nobody_watches_that_camera(sink, overlaid, until, monkeypatch):
+    packed = []
+    genuine = zeromq.encode_picture
+    monkeypatch.setattr(zeromq, "encode_picture", lambda *a, **k: packed.append(1) or genuine(*a, **k))
+    sink.put(overlaid(camera="door"))
+    assert not sink.needs_picture("door")
+    with Viewer(sink.endpoint, ("door",)) as viewer:
+        joined(sink, until, b"door")
+        assert sink.needs_picture("door")
+        assert sink.needs_picture("doorstep"), "topics are beginnings of names"
+        assert not sink.needs_picture("gate")
+        packed.clear()
+        sink.put(overlaid(camera="gate"))
+        assert packed == []
+        sink.put(overlaid(camera="door", index=1))
+        assert packed == [1]
+        until(lambda: first(viewer).header.index == 1)
+
+    def left():
+        sink.idle()
+        return not sink.topics
+
+    until(left)
+    assert not sink.needs_picture("door")
+
+
+def test_one_jpeg_serves_all_viewers(sink, overlaid, until, monkeypatch):
+    packed = []
+    genuine = zeromq.encode_picture
+    with ExitStack() as stack:
+        viewers = [stack.enter_context(Viewer(sink.endpoint, (topic,))) for topic in ("", "", "li", "line")]
+        for topic in (b"", b"li", b"line"):
+            joined(sink, until, topic)
+        monkeypatch.setattr(zeromq, "encode_picture", lambda *a, **k: packed.append(1) or genuine(*a, **k))
+        for viewer in viewers:
+            sink.put(overlaid(index=1))
+            sink.put(overlaid(index=2))
+            until(lambda v=viewer: first(v).header.index == 2)
+    assert len(packed) == 2 * len(viewers)
+
+
+def test_a_late_joiner_gets_the_last_frame_at_once_and_who_has_it_not_twice(sink, overlaid, until):
+    with Viewer(sink.endpoint, ("line",)) as early:
+        joined(sink, until, b"line")
+        sink.put(overlaid(index=3))
+        assert first(early).header.index == 3
+        with Viewer(sink.endpoint, ("lin",)) as late:
+            joined(sink, until, b"lin")
+            assert first(late).header.index == 3
+            assert nothing_comes(early)
+
+
+def test_a_viewer_that_joins_the_same_topic_late_is_served_too(sink, overlaid, until):
+    with Viewer(sink.endpoint) as early:
+        joined(sink, until)
+        sink.put(overlaid(index=3))
+        assert first(early).header.index == 3
+        with Viewer(sink.endpoint) as late:
+
+            def served():
+                sink.idle()
+                return not nothing_comes(late, polls=1)
+
+            until(served)
+
+
+def test_frames_drawn_before_anybody_watched_are_held_back_for_a_moment(overlaid, until):
+    now = [0.0]
+    with ZeroMqSink(ANY, clock=lambda: now[0]) as sink, Viewer(sink.endpoint) as viewer:
+        sink.put(overlaid(drawn=False, index=0, taken_at=0.0))
+        joined(sink, until)
+        sink.put(overlaid(drawn=False, index=1, taken_at=0.0))
+        assert nothing_comes(viewer)
+        sink.put(overlaid(index=2, taken_at=0.0))
+        assert first(viewer).header.index == 2
+    with ZeroMqSink(ANY, clock=lambda: now[0]) as sink, Viewer(sink.endpoint) as viewer:
+        sink.put(overlaid(drawn=False, index=5, taken_at=0.0))
+        joined(sink, until)
+        now[0] = 10.0
+        sink.idle()
+        assert first(viewer).header.index == 5, "better a plain frame than none"
+
+
+class Publisher:
+    """Puts frames at a pace, in a thread of the test's own, until left; opens the sink where it is not open."""
+
+    def __init__(self, sink, make, rate):
+        self.sink, self.make, self.rate = sink, make, rate
+        self.stop, self.put = threading.Event(), 0
+        self.thread = threading.Thread(target=self._run)
+
+    def __enter__(self):
+        self.opened = self.sink._socket is None and self.sink.__enter__()
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stop.set()
+        self.thread.join()
+        if self.opened:
+            self.sink.__exit__(None, None, None)
+
+    def _run(self):
+        while not self.stop.wait(1 / self.rate):
+            self.sink.put(self.make(self.put))
+            self.put += 1
+
+
+def test_a_slow_reader_sees_fresh_frames_and_knows_how_many_it_missed(sink, overlaid):
+    noise = np.random.default_rng(0).integers(0, 256, (360, 640, 3), np.uint8)
+    ages, passed, last = [], 0, None
+    pause = threading.Event()
+    with Publisher(sink, lambda index: overlaid(noise, index=index), 30), Viewer(sink.endpoint) as viewer:
+        for received in viewer:
+            ages.append(received.age_seconds())
+            if last is not None:
+                assert received.header.index == last + 1 + received.missed + received.skipped
+                passed += received.missed + received.skipped
+            last = received.header.index
+            if len(ages) == 10:
+                break
+            pause.wait(0.2)
+    assert passed > 15
+    assert sorted(ages)[5] < 0.25, f"ages {ages}"
+
+
+def test_conflate_delivers_only_the_last_part_of_a_message(overlaid):
+    """Why the viewer drains by itself; if this fails one day, libzmq has learnt better."""
+    context = zmq.Context()
+    with context.socket(zmq.PUB) as out, context.socket(zmq.SUB) as into:
+        into.setsockopt(zmq.CONFLATE, 1)
+        into.subscribe(b"")
+        port = out.bind_to_random_port("tcp://127.0.0.1")
+        into.connect(f"tcp://127.0.0.1:{port}")
+        parts = encode(overlaid(), sent_at_unix=0.0, now_monotonic=0.0)
+        for _ in range(100):
+            out.send_multipart(parts)
+            if into.poll(50):
+                break
+        assert into.recv_multipart() == parts[2:]
+        out.close(0)
+        into.close(0)
+    context.term()
+
+
+def test_a_viewer_finds_a_publisher_that_comes_later_and_one_that_comes_back(overlaid):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    with Viewer(address) as viewer:
+        assert nothing_comes(viewer, polls=2)
+        for life in range(2):
+            taken_at = time.monotonic() - life
+            with Publisher(ZeroMqSink(address), lambda _: overlaid(label=f"life {life}", taken_at=taken_at), 50):  # noqa: B023
+                assert first(viewer).header.findings[0].label == f"life {life}"
+
+
+def test_silence_can_be_asked_for(overlaid):
+    now = [100.0]
+    with ZeroMqSink(ANY) as sink, Viewer(sink.endpoint, clock=lambda: now[0]) as viewer:
+        now[0] = 107.0
+        assert viewer.silent_seconds == 7.0
+        with Publisher(sink, lambda index: overlaid(index=index), 50):
+            first(viewer)
+        assert viewer.silent_seconds == 0.0
+
+
+def test_ipc_works_as_tcp_does(tmp_path, overlaid, until):
+    address = f"ipc://{tmp_path}/overlays"
+    with ZeroMqSink(address) as sink, Viewer(address) as viewer:
+        joined(sink, until)
+        sink.put(overlaid(index=4))
+        assert first(viewer).header.index == 4
+
+
+def test_ipv6_works(overlaid, until):
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        pytest.skip("no IPv6 here")
+    with ZeroMqSink("tcp://[::1]:0") as sink, Viewer(sink.endpoint) as viewer:
+        joined(sink, until)
+        sink.put(overlaid(index=4))
+        assert first(viewer).header.index == 4
+
+
+def test_a_port_in_use_is_refused_with_the_cure(sink):
+    with pytest.raises(SinkError, match=r"127\.0\.0\.1:\d+: is in use; choose another port"), ZeroMqSink(sink.endpoint):
+        pass
+
+
+def test_a_foreign_address_is_refused_with_the_cure():
+    for uri in ("tcp://192.0.2.1:5555", "tcp://no-such-host.invalid:5555"):
+        sink = ZeroMqSink(uri, options=SinkOptions(insecure=True))
+        with pytest.raises(SinkError, match="is not an address of this machine; bind"), sink:
+            pass
+
+
+def test_ipc_takes_neither_a_file_nor_the_socket_of_a_living_run(tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_text("do not delete")
+    with pytest.raises(SinkError, match="is a file, and not a socket"), ZeroMqSink(f"ipc://{precious}"):
+        pass
+    assert precious.read_text() == "do not delete"
+    with pytest.raises(SinkError, match="mkdir -p"), ZeroMqSink(f"ipc://{tmp_path}/no/socket"):
+        pass
+    address = f"ipc://{tmp_path}/living"
+    with ZeroMqSink(address), pytest.raises(SinkError, match="in use by another run"), ZeroMqSink(address):
+        pass
+    with ZeroMqSink(address):
+        pass  # once the first has gone, its place is free
+
+
+def test_leaving_with_messages_under_way_waits_for_nobody(overlaid, until):
+    noise = np.random.default_rng(0).integers(0, 256, (720, 1280, 3), np.uint8)
+    with zmq.Context() as context, context.socket(zmq.SUB) as viewer:  # one that never reads
+        viewer.setsockopt(zmq.RCVHWM, 1)
+        viewer.subscribe(b"")
+        sink = ZeroMqSink(ANY)
+        sink.__enter__()
+        viewer.connect(sink.endpoint)
+        joined(sink, until)
+        for index in range(40):
+            sink.put(overlaid(noise, index=index))
+        endpoint = sink.endpoint
+        sink.__exit__(None, None, None)  # else it never ends: they are not read
+    with ZeroMqSink(endpoint) as again:
+        assert again.endpoint == endpoint, "its door is free again"
+
+
+def test_a_frozen_viewer_is_noticed_its_camera_rests_and_once_it_thaws_it_sees_again(overlaid, until):
+    code = (
+        "import sys; from overlays.wire.viewer import Viewer\n"
+        "with Viewer(sys.argv[1]) as viewer:\n"
+        "    for received in viewer: print(received.header.index, flush=True)\n"
+    )
+    with ZeroMqSink(ANY) as sink:
+        command = [sys.executable, "-c", code, sink.endpoint]
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as watcher:
+            try:
+                joined(sink, until)
+                sink.put(overlaid())
+                assert watcher.stdout.readline() == b"0\n"
+                watcher.send_signal(signal.SIGSTOP)
+
+                def gone():
+                    sink.idle()
+                    return not sink.needs_picture("line")
+
+                until(gone)
+                watcher.send_signal(signal.SIGCONT)
+
+                def back():
+                    sink.put(overlaid(index=77))
+                    return sink.needs_picture("line")
+
+                until(back)
+                assert watcher.stdout.readline() == b"77\n"
+            finally:
+                watcher.kill()
+
+
+class Raw:
+    """A bare publisher that can say anything."""
+
+    def __init__(self, out):
+        self.out = out
+        self.port = out.bind_to_random_port("tcp://127.0.0.1")
+
+    def watched(self, **options):
+        return Viewer(f"tcp://127.0.0.1:{self.port}", **options)
+
+    def joined(self):
+        while self.out.poll(5000):
+            if self.out.recv() == b"\x01":
+                return True
+        return False
+
+    def say(self, parts):
+        self.out.send_multipart(parts)
+
+
+@pytest.fixture
+def raw():
+    context = zmq.Context()
+    out = context.socket(zmq.XPUB)
+    out.setsockopt(zmq.XPUB_VERBOSE, 1)
+    out.setsockopt(zmq.SNDHWM, 0)
+    yield Raw(out)
+    out.close(0)
+    context.term()
+
+
+def test_damaged_messages_are_counted_and_left_out(raw, overlaid, caplog):
+    good = encode(overlaid(index=9), sent_at_unix=0.0, now_monotonic=0.0)
+    with raw.watched() as viewer:
+        assert raw.joined()
+        for bad in ([b"x"], [b"line", b"{}", b""], [b"line"] * 5000, [b"line", b"\xff", good[2]]):
+            raw.say(bad)
+            assert nothing_comes(viewer, polls=2)
+        raw.say(good)
+        assert first(viewer).header.index == 9
+        assert viewer.damaged == 4
+        assert type(viewer.last_error) is WireError
+    assert len([r for r in caplog.records if "cannot be read" in r.message]) == 1
+
+
+def test_a_viewer_can_raise_what_is_wrong_and_read_on(raw, overlaid):
+    good = encode(overlaid(index=9), sent_at_unix=0.0, now_monotonic=0.0)
+    with raw.watched(damaged="raise") as viewer:
+        assert raw.joined()
+        for bad, kind in (([b"x"], WireError), ([*good[:2], b"GIF89a"], PictureError)):
+            raw.say(bad)
+            with pytest.raises(kind):
+                first(viewer)
+        raw.say(good)
+        assert first(viewer).header.index == 9
+
+
+def test_a_newer_publisher_is_told_apart_from_damage(raw):
+    with raw.watched() as viewer:
+        assert raw.joined()
+        raw.say([b"line", b'{"version": 2}', b""])
+        with pytest.raises(WireVersionError, match="update recipro-stream"):
+            first(viewer)
+
+
+def test_a_publisher_that_goes_is_told_from_a_message_that_is_too_large(overlaid, until):
+    with Viewer("tcp://127.0.0.1:1") as viewer:
+        until(lambda: nothing_comes(viewer, polls=1) and viewer.trouble == "nobody answers there")
+    sink = ZeroMqSink(ANY)
+    with ExitStack() as stack:
+        stack.enter_context(sink)
+        viewer = stack.enter_context(Viewer(sink.endpoint))
+        joined(sink, until)
+        sink.put(overlaid())
+        assert first(viewer).header.index == 0
+        until(lambda: not viewer.trouble)
+        sink.__exit__(None, None, None)
+        until(lambda: nothing_comes(viewer, polls=1) and viewer.trouble == "nobody answers there")
+        assert nothing_comes(viewer, polls=12)
+        assert viewer.oversized == 0
+        sink.__enter__()
+
+
+def test_a_message_that_is_too_large_is_never_stored(raw, overlaid, until):
+    now = [0.0]
+    with raw.watched(maximum_bytes=10_000, clock=lambda: now[0]) as viewer:
+        assert raw.joined()
+        raw.say([b"line", b" " * 20_000, b""])
+        assert nothing_comes(viewer, polls=2)
+        assert viewer.damaged == 0
+        good, seen = encode(overlaid(index=2), sent_at_unix=0.0, now_monotonic=0.0), []
+
+        def back():
+            now[0] += 0.5
+            raw.say(good)
+            seen.extend(r for r, _ in zip(viewer.messages_or_silence(), range(1), strict=False) if r is not None)
+            return bool(seen)
+
+        until(back)
+        assert raw.joined(), "the connection was closed, and made again"
+        assert seen[0].header.index == 2
+        assert viewer.oversized == 1
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["127.0.0.1:5555", "tcp://127.0.0.1", "tcp://*:5555", "tcp://127.0.0.1:0", "tcp://127.0.0.1:70000", "http://x:1"],
+)
+def test_an_address_nobody_can_watch_is_refused_in_words(address):
+    with pytest.raises(SourceError, match="for instance tcp://"):
+        Viewer(address)
+
+
+def test_an_unknown_host_is_refused_on_entering():
+    with (
+        pytest.raises(SourceError, match=r"host 'no-such-host\.invalid' is unknown"),
+        Viewer("tcp://no-such-host.invalid:5555"),
+    ):
+        pass
+
+
+def test_a_stopped_viewer_ends_within_a_moment(sink):
+    stop = threading.Event()
+    stop.set()
+    with Viewer(sink.endpoint) as viewer:
+        assert list(viewer.messages(stop)) == []
+        assert list(viewer.overlays(stop)) == []
+
+
+def test_a_frame_larger_than_any_picture_arrives_smaller_with_its_own_size_told(sink, overlaid, until):
+    with Viewer(sink.endpoint) as viewer:
+        joined(sink, until)
+        sink.put(overlaid(np.full((64, 20_000, 3), 200, np.uint8), camera="scan", index=1))
+        received = first(viewer)
+        assert (received.header.frame_width, received.header.frame_height) == (20_000, 64)
+        assert received.image.shape == (52, 16_384, 3)
+        assert received.overlay().explanation.region.right == pytest.approx(16_384)
+
+
+def test_a_frame_that_cannot_be_told_is_left_out_and_the_next_one_arrives(sink, overlaid, until):
+    with Viewer(sink.endpoint) as viewer:
+        joined(sink, until)
+        with pytest.raises(WireError, match="explain fewer classes"):
+            sink.put(overlaid(camera="door", index=1, label="x" * (33 << 20)))
+        sink.idle()
+        with pytest.raises(WireError, match="NaN"):
+            sink.put(overlaid(camera="door", index=2, score=float("nan")))
+        sink.idle()
+        sink.put(overlaid(camera="door", index=3))
+        assert first(viewer).header.index == 3

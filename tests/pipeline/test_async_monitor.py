@@ -1,0 +1,104 @@
+"""An explainer that works ahead: batches begin before the last one is finished, and nothing else changes."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from pipeline.frames import Explanation, Finding, Overlay
+from pipeline.guards.monitor import AheadGuardian, Guardian
+from pipeline.loop import Limits, carry
+from pipeline.ports import Beginner, Explainer
+from tests.pipeline.test_loop import FakeExplainer, FakeRenderer, FakeSink
+from tests.support.fakes import FakeSource
+from tests.support.limits import LIMIT_SECONDS
+
+
+class AheadExplainer:
+    """Begins at once; finishes each batch only when the next was begun, or nothing more comes."""
+
+    def __init__(self, count):
+        self.begun = 0
+        self.most_under_way = 0
+        self.finished = 0
+        self.threads = set()
+        self._count = count
+        self._bell = threading.Condition()
+
+    def begin(self, frames):
+        with self._bell:
+            self.begun += 1
+            number = self.begun
+            self.most_under_way = max(self.most_under_way, self.begun - self.finished)
+            self._bell.notify_all()
+
+        def finish():
+            self.threads.add(threading.current_thread().name)
+            with self._bell:
+                self._bell.wait_for(lambda: self.begun > number or self.begun == self._count, LIMIT_SECONDS)
+                self.finished += 1
+            heat = np.array([[0, 1]], np.float32)
+            return [Explanation(f, (Finding("hole", 0.9, heat, 1),), "m", "l") for f in frames]
+
+        return finish
+
+    def explain(self, frames):
+        return self.begin(frames)()
+
+
+def run(explainer, sink, limits, count=12):
+    return carry(
+        [(FakeSource(count), "wait")], explainer, FakeRenderer(), [sink], limits=limits, stop=threading.Event()
+    )
+
+
+def test_the_next_batch_is_begun_before_the_last_is_finished_and_all_arrive_in_order():
+    explainer, sink = AheadExplainer(12), FakeSink()
+    outcome = run(explainer, sink, Limits(batch=1))
+    assert explainer.most_under_way >= 2
+    assert sink.got == list(range(12))
+    assert outcome.explained == 12
+    assert explainer.threads == {"relay engine"}
+
+
+def test_a_limit_of_frames_counts_what_was_begun():
+    explainer, sink = AheadExplainer(3), FakeSink()
+    outcome = run(explainer, sink, Limits(frames=5, batch=2))
+    assert sink.got == [0, 1, 2, 3, 4]
+    assert outcome.explained == 5
+
+
+def test_an_error_in_finishing_ends_the_run_and_is_raised():
+    class Failing(AheadExplainer):
+        def begin(self, frames):
+            def finish():
+                raise ZeroDivisionError("the card fell out")
+
+            return finish
+
+    with pytest.raises(ZeroDivisionError, match="fell out"):
+        run(Failing(1), FakeSink(), Limits(batch=1), count=10_000)
+
+
+def test_guards_stand_before_one_that_works_ahead_as_before_any_other():
+    explainer, sink = AheadExplainer(12), FakeSink()
+    guardian = AheadGuardian(explainer)
+    assert isinstance(guardian, Beginner)
+    assert isinstance(guardian, Explainer)
+    assert not isinstance(Guardian(FakeExplainer()), Beginner)
+    run(guardian, sink, Limits(batch=1))
+    assert sink.got == list(range(12))
+    (measured,) = AheadGuardian(AheadExplainer(1)).explain([FakeFrame.make()])
+    assert measured.top.grounds is not None
+
+
+class FakeFrame:
+    @staticmethod
+    def make():
+        (frame,) = FakeSource(1).frames(threading.Event())
+        return frame
+
+
+def test_an_overlay_without_a_jpeg_is_what_it_always_was():
+    frame = FakeFrame.make()
+    assert Overlay(frame.image, Explanation(frame, (), "m", "l")).jpeg is None

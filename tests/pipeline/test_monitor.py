@@ -1,0 +1,230 @@
+"""Who stands before the explainer: every frame is measured and judged, and checks keep their budget."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pipeline.config_loader import make_config
+from pipeline.frames import Explanation, Finding, Frame
+from pipeline.guards.drift import Drift, Recorder
+from pipeline.guards.monitor import Guardian, Slow
+from pipeline.guards.parser import parse_condition
+from pipeline.loop import Limits, carry
+from pipeline.ports import Afterthought, Doubter, Measured
+from tests.support.fakes import FakeSource
+
+REGIONS = [{"name": "left", "polygon": [[0, 0], [0.5, 0], [0.5, 1], [0, 1]]}]
+GROUNDED = {"name": "grounded", "rule": "heat_inside(left) >= 0.6 when label=scratch", "hold_seconds": 0.2}
+MASKED = {"name": "stands", "rule": "score_drop_when_masked >= 0.2 when label=scratch", "hold_seconds": 0}
+
+
+def guards(*rules, **more):
+    return make_config({"guards": {"regions": REGIONS, "rules": list(rules)} | more}, "t").guards
+
+
+class Seer:
+    """Says ``scratch`` on the left until a frame, and on the right from then on; each batch takes a hundredth."""
+
+    def __init__(self, turns=10**9, label="scratch"):
+        self.turns, self.label, self.now = turns, label, 0.0
+
+    def explain(self, frames):
+        self.now += 0.01 * len(frames)
+        return [self.explained(frame) for frame in frames]
+
+    def explained(self, frame):
+        heat = np.zeros((2, 4), np.float32)
+        heat[0, 0 if frame.index < self.turns else 3] = 1.0
+        return Explanation(frame, (Finding(self.label, 0.9, heat, 1),), "m", "l")
+
+
+class Doubting(Seer):
+    """Loses some of the score when masked; a check takes as long as it is told."""
+
+    left, cost = 0.1, 0.01
+
+    def score_when_masked(self, explanation, finding, masking):
+        self.now += self.cost
+        self.masked = getattr(self, "masked", 0) + 1
+        return self.left
+
+
+def frames(count, camera="line", rate=30.0):
+    return [Frame(np.zeros((20, 40, 3), np.uint8), camera, k, k / rate, k / rate) for k in range(count)]
+
+
+def guarded(guardian, given):
+    told = []
+    for frame in given:
+        told.extend(guardian.explain([frame]))
+        guardian.afterwards()
+    return told
+
+
+def test_every_finding_is_measured_where_nobody_guards():
+    told = guarded(Guardian(Seer()), frames(3))
+    assert [one.top.grounds.focus_area for one in told] == [0.125] * 3
+    assert told[2].top.grounds.stability == pytest.approx(1.0)
+    assert all(one.guards == () and one.regions == () and one.deletion is None for one in told)
+
+
+def test_a_right_sounding_verdict_from_the_wrong_place_raises_the_alarm():
+    told = guarded(Guardian(Seer(turns=30), guards(GROUNDED)), frames(60))
+    first = next(k for k, one in enumerate(told) if one.firing)
+    assert first == 30 + 6
+    assert told[first].firing[0].says == "heat_inside(left) >= 0.6, but is 0.00"
+    assert told[-1].guards[0].fired == 1
+
+
+def test_it_is_said_once_when_it_begins_and_once_when_it_ends(caplog):
+    caplog.set_level(logging.INFO, "pipeline.guards.monitor")
+    guardian = Guardian(seer := Seer(turns=30), guards(GROUNDED))
+    given = frames(200)
+    guarded(guardian, given[:100])
+    seer.turns = 10**9
+    guarded(guardian, given[100:])
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        "line: guard grounded fires: heat_inside(left) >= 0.6, but is 0.00",
+        "line: guard grounded is quiet again; it fired for 3.1 s",
+    ]
+
+
+def test_each_camera_has_alarms_of_its_own():
+    guardian = Guardian(Seer(turns=0), guards(GROUNDED))
+    guarded(guardian, frames(60, "a"))
+    (other,) = guarded(guardian, frames(1, "b"))
+    assert not other.firing
+    assert guardian.fired() == {("a", "grounded"): 1, ("b", "grounded"): 0}
+
+
+def test_a_region_outside_the_picture_is_said_once(caplog):
+    regions = [*REGIONS, {"name": "elsewhere", "polygon": [[500, 500], [600, 500], [600, 600]]}]
+    made = make_config({"guards": {"regions": regions}}, "t").guards
+    guarded(Guardian(Seer(), made), frames(5))
+    assert [record.getMessage() for record in caplog.records] == [
+        "line: region elsewhere lies outside its picture of 40x20 pixels: no heat is ever in it"
+    ]
+
+
+@pytest.mark.parametrize(("draw", "calm", "alarmed"), [("always", 1, 1), ("firing", 0, 1), ("never", 0, 0)])
+def test_regions_are_shown_as_it_was_asked_for(draw, calm, alarmed):
+    told = guarded(Guardian(Seer(turns=30), guards(GROUNDED, draw=draw)), frames(60))
+    assert (len(told[0].regions), len(told[-1].regions)) == (calm, alarmed)
+
+
+def test_what_fires_can_be_recorded():
+    told = guarded(Guardian(Seer(turns=30), guards(GROUNDED)), frames(60))
+    for text, held in (("guard", True), ("guard=grounded", True), ("guard!=grounded", False), ("not guard", False)):
+        assert parse_condition(text, {"guard": {"grounded"}})(told[-1]) is held
+        assert parse_condition(text, {"guard": {"grounded"}})(told[0]) is not held
+    assert parse_condition("heat_inside(left) < 0.1 and focus_area < 0.2")(told[-1])
+
+
+def test_the_deletion_check_keeps_its_budget_and_its_result_comes_with_its_age():
+    seer = Doubting()
+    guardian = Guardian(seer, guards(MASKED, deletion={"budget": 0.02}), clock=lambda: seer.now)
+    told = guarded(guardian, frames(3000))
+    assert guardian.budget.share <= 0.02
+    assert guardian.budget.checks == seer.masked > 50
+    found = [one.deletion for one in told if one.deletion is not None]
+    assert found[0].drop == pytest.approx(0.8)
+    assert found[0].age_seconds == pytest.approx(1 / 30, abs=1e-3)
+    assert max(one.age_seconds for one in found) < 5.0
+    assert not any(one.firing for one in told)
+
+
+def test_a_verdict_that_stands_without_what_it_points_at_raises_the_alarm():
+    seer = Doubting()
+    seer.left = 0.85
+    guardian = Guardian(seer, guards(MASKED), clock=lambda: seer.now)
+    told = guarded(guardian, frames(300))
+    assert told[-1].firing[0].says == "score_drop_when_masked >= 0.2, but is 0.05 (measured 0.1 s ago)"
+
+
+def test_only_verdicts_that_a_rule_asks_about_are_checked():
+    seer = Doubting(label="ok")
+    guardian = Guardian(seer, guards(MASKED), clock=lambda: seer.now)
+    guarded(guardian, frames(500))
+    assert guardian.budget.checks == 0
+
+
+def test_cameras_take_turns_at_being_checked():
+    seer = Doubting()
+    guardian = Guardian(seer, guards(MASKED, deletion={"budget": 0.5}), clock=lambda: seer.now)
+    checked = set()
+    for k in range(60):
+        pair = [replace(frames(1, name)[0], index=k, pts_seconds=k / 30) for name in ("a", "b")]
+        checked |= {one.frame.camera for one in guardian.explain(pair) if one.deletion is not None}
+        guardian.afterwards()
+    assert checked == {"a", "b"}
+
+
+def test_a_result_grows_old_and_is_left_out():
+    seer = Doubting()
+    guardian = Guardian(seer, guards(MASKED, deletion={"max_age_seconds": 1.0}), clock=lambda: seer.now)
+    guarded(guardian, frames(200))
+    seer.label = "ok"
+    told = guarded(guardian, [replace(one, pts_seconds=one.pts_seconds + 8) for one in frames(2)])
+    assert told[0].deletion is None
+
+
+def test_an_explainer_that_cannot_be_asked_is_said_to_be_so(caplog):
+    guarded(Guardian(Seer(), guards(MASKED)), frames(3))
+    assert "those rules never fire" in caplog.text
+
+
+def test_its_figures_are_the_explainers_and_its_own():
+    baseline = Recorder()
+    guarded(Guardian(Seer(), slow=Slow(recorder=baseline)), frames(1500))
+    slow = Slow(Drift(baseline.baseline(), 60.0))
+    seer = Doubting(turns=0)
+    guardian = Guardian(seer, guards(GROUNDED, MASKED), slow=slow, clock=lambda: seer.now)
+    guarded(guardian, frames(1500))
+    assert isinstance(guardian, Measured)
+    told = {(one.name, *dict(one.labels).values()): one.value for one in guardian.figures()}
+    assert told["guard_firing", "line", "grounded"] == 1.0
+    assert told["guard_fired", "line", "grounded"] == 1.0
+    assert told["focus_area", "line"] == pytest.approx(0.125)
+    assert told["heat_inside", "line", "left"] == 0.0
+    assert told["score_drop_when_masked", "line"] == pytest.approx(0.8)
+    assert told["drift_psi", "line", "scratch", "centre_x"] > 0.25
+    assert told["drift_psi", "line", "scratch", "entropy"] < 0.1
+    assert 0.0 < told[("deletion_time_share",)] <= 0.02
+
+
+def test_the_journey_gives_it_time_when_a_batch_is_on_its_way():
+    seer = Doubting()
+    guardian = Guardian(seer, guards(MASKED, deletion={"budget": 0.5}), clock=lambda: seer.now)
+    assert isinstance(guardian, Afterthought)
+    assert isinstance(seer, Doubter)
+
+    class Plain:
+        def render(self, explanation):
+            raise AssertionError("nobody looks")
+
+        def silent(self, explanation, silence):
+            raise AssertionError("nobody looks")
+
+    with FakeSource(50) as source:
+        carry([(source, "wait")], guardian, Plain(), [], limits=Limits(batch=1), stop=threading.Event())
+    assert guardian.budget.checks > 5
+
+
+@pytest.mark.parametrize("where", ["score", "heat"])
+def test_frame_with_a_number_that_is_not_finite_fires_no_guard(where):
+    class Broken(Seer):
+        def explained(self, frame):
+            change = {"score": math.nan} if where == "score" else {"heat": np.full((2, 4), np.nan, np.float32)}
+            seen = super().explained(frame)
+            return replace(seen, findings=(replace(seen.top, **change),))
+
+    guardian = Guardian(Broken(), guards(GROUNDED | {"rule": "score >= 0.6 and heat_inside(left) >= 0.6"}))
+    assert not any(one.firing for one in guarded(guardian, frames(60)))
+    assert set(guardian.fired().values()) <= {0}

@@ -1,0 +1,126 @@
+"""A camera that goes silent is said to be silent, soon and again, and nobody else is."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from pipeline.frames import Explanation, Frame
+from pipeline.ports import Health
+from pipeline.signal_loss import AGAIN_SECONDS, SILENT_SECONDS, Watchman
+from pipeline.workers import Pump
+from tests.support.fakes import FakeSource
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def explained(pump, taken_at):
+    frame = Frame(np.zeros((2, 2, 3), np.uint8), pump.camera, 0, taken_at)
+    return Explanation(frame, (), "m", "l")
+
+
+def camera(name, *, live=True, last_at=100.0, interval=0.1):
+    source = FakeSource(camera=name)
+    source.live = live
+    pump = Pump(source)
+    pump.last_at, pump.interval_seconds = last_at, interval
+    return pump
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def watch(pumps, clock):
+    told = []
+    watchman = Watchman(
+        pumps, lambda explanation, silence: told.append((explanation.frame.camera, silence)), clock=clock
+    )
+    for pump in pumps:
+        watchman.saw(explained(pump, 100.0))
+    return watchman, told
+
+
+def look_until(watchman, clock, end):
+    while clock.now < end:
+        clock.now += 0.05
+        watchman.look()
+
+
+def test_a_silent_camera_is_told_within_a_second_and_then_once_a_second(clock):
+    watchman, told = watch([camera("door")], clock)
+    look_until(watchman, clock, 100.0 + SILENT_SECONDS - 0.1)
+    assert told == []
+    look_until(watchman, clock, 101.0)
+    assert [name for name, _ in told] == ["door"]
+    look_until(watchman, clock, 104.0)
+    assert len(told) == 4
+    assert [round(silence.seconds, 1) for _, silence in told] == pytest.approx([0.8, 1.8, 2.8, 3.8], abs=0.21)
+
+
+def test_what_it_says_is_where_the_source_stands_and_why(clock):
+    pump = camera("door")
+    pump.source.health = Health("waiting", "connection refused")
+    watchman, told = watch([pump], clock)
+    clock.now += 2.0
+    watchman.look()
+    assert (told[0][1].state, told[0][1].reason) == ("waiting", "connection refused")
+
+
+def test_a_slow_camera_is_not_silent_between_two_frames(clock):
+    watchman, told = watch([camera("slow", interval=2.0)], clock)
+    look_until(watchman, clock, 105.5)
+    assert told == []
+    look_until(watchman, clock, 106.5)
+    assert len(told) == 1
+
+
+def test_a_file_is_never_silent_for_it_waits_for_us(clock):
+    watchman, told = watch([camera("file", live=False)], clock)
+    look_until(watchman, clock, 110.0)
+    assert told == []
+
+
+def test_an_engine_that_is_behind_makes_no_camera_silent(clock):
+    pump = camera("door")
+    pump._queue.append(explained(pump, 100.0).frame)
+    watchman, told = watch([pump], clock)
+    look_until(watchman, clock, 105.0)
+    assert told == []
+
+
+def test_a_frame_ends_the_silence(clock):
+    pump = camera("door")
+    watchman, told = watch([pump], clock)
+    look_until(watchman, clock, 101.0)
+    pump.last_at = clock.now
+    watchman.saw(explained(pump, clock.now))
+    before = len(told)
+    look_until(watchman, clock, clock.now + SILENT_SECONDS - 0.1)
+    assert len(told) == before
+    assert AGAIN_SECONDS > SILENT_SECONDS  # or this test would prove nothing
+
+
+def test_a_camera_that_never_gave_a_picture_has_none_to_show(clock):
+    pump = camera("door", last_at=None)
+    told = []
+    watchman = Watchman([pump], lambda *words: told.append(words), clock=clock)
+    look_until(watchman, clock, 110.0)
+    assert told == []
+
+
+def test_a_pump_knows_its_usual_interval_and_a_pause_hardly_changes_it():
+    pump = Pump(FakeSource())
+    for k in range(50):
+        pump._note_arrival(0.1 * k)
+    assert pump.interval_seconds == pytest.approx(0.1)
+    pump._note_arrival(10_000.0)
+    assert pump.interval_seconds < 0.1 + 0.05 * 10.0
+    assert pump.last_at == 10_000.0
+    assert threading.active_count() >= 1

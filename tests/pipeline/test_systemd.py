@@ -1,0 +1,77 @@
+"""A supervisor hears that we are ready, alive and stopping; a log line is JSON where a machine reads it."""
+
+import json
+import logging
+import socket
+import sys
+
+import pytest
+
+from pipeline.log_format import formatter
+from pipeline.systemd import Supervisor
+from tests.support.limits import LIMIT_SECONDS
+
+
+@pytest.fixture
+def listener(tmp_path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as door:
+        path = str(tmp_path / "notify")
+        door.bind(path)
+        door.settimeout(LIMIT_SECONDS)
+        yield path, lambda: door.recv(100).decode()
+
+
+def test_a_supervisor_hears_ready_alive_and_stopping(listener):
+    path, heard = listener
+    now = [0.0]
+    environment = {"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "2000000"}
+    with Supervisor(environment, clock=lambda: now[0]) as supervisor:
+        assert heard() == "READY=1"
+        for now[0] in (0.5, 0.9, 1.0, 1.5, 2.1):
+            supervisor.alive()
+    assert [heard() for _ in range(3)] == ["WATCHDOG=1", "WATCHDOG=1", "STOPPING=1"]
+
+
+def test_without_a_watchdog_nothing_is_said_of_being_alive(listener):
+    path, heard = listener
+    now = [0.0]
+    with Supervisor({"NOTIFY_SOCKET": path}, clock=lambda: now[0]) as supervisor:
+        now[0] = 100.0
+        supervisor.alive()
+    assert [heard(), heard()] == ["READY=1", "STOPPING=1"]
+
+
+def test_an_abstract_address_is_understood():
+    if sys.platform != "linux":
+        pytest.skip("abstract sockets are Linux's")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as door:
+        door.bind("\0recipro-stream-test")
+        door.settimeout(LIMIT_SECONDS)
+        with Supervisor({"NOTIFY_SOCKET": "@recipro-stream-test"}):
+            assert door.recv(100) == b"READY=1"
+
+
+def test_a_supervisor_that_is_gone_costs_one_warning(tmp_path, caplog):
+    with Supervisor({"NOTIFY_SOCKET": str(tmp_path / "nobody"), "WATCHDOG_USEC": "1"}) as supervisor:
+        supervisor.alive()
+    assert len(caplog.records) == 1
+
+
+def test_unsupervised_nothing_happens():
+    with Supervisor({}) as supervisor:
+        supervisor.alive()
+
+
+def test_a_json_log_line_is_one_object_with_its_traceback_inside():
+    try:
+        int("a\nb")
+    except ValueError:
+        record = logging.LogRecord(
+            "stream.live", logging.WARNING, "x.py", 1, "door: %s", ("lost\nagain",), sys.exc_info()
+        )
+    line = formatter("json").format(record)
+    assert "\n" not in line
+    told = json.loads(line)
+    assert (told["level"], told["logger"], told["message"]) == ("warning", "stream.live", "door: lost\nagain")
+    assert "ValueError" in told["error"]
+    assert formatter("text").format(record).startswith("W door: lost")

@@ -1,0 +1,247 @@
+"""Decoding on a card: what comes from there looks as if the CPU had decoded it; where there is no card, it is said."""
+
+import contextlib
+import logging
+import re
+import threading
+
+import av
+import av.filter
+import numpy as np
+import pytest
+from av.codec.hwaccel import HWAccel
+from av.video.reformatter import VideoReformatter
+
+from commands.wiring.run import make_sources
+from pipeline.config_loader import make_config
+from pipeline.errors import ConfigError, ConnectionLostError, SourceError
+from stream import hwaccel
+from stream.convert import Deinterlacer, RgbConverter
+from stream.diagnostics import checks
+from stream.sources import SourceOptions, build_source
+from tests.support.feed import Feed
+from tests.support.reader import Reader
+from tests.support.rtsp_server import RtspServer
+
+CARDS = {"yuv420p": "nv12", "yuvj420p": "nv12", "yuv420p10le": "p010le"}
+CLIPS = [
+    "dog_playing.mp4", "traffic_car-detection.mp4", "dashcam_solidWhiteRight.mp4", "odd/bt709_full_range.mp4",
+    "odd/fate_tiny_82x144.mp4", "odd/rotated_90.mov", "odd/h264_10bits.mp4", "odd/fate_10bit_amve.mp4",
+]  # fmt: skip
+
+
+@pytest.fixture
+def no_card():
+    try:
+        hwaccel.accelerator(0)
+    except hwaccel.NoCardError:
+        return
+    pytest.skip("needs a machine without a card to decode on")
+
+
+@pytest.fixture
+def card_without_driver(no_card, monkeypatch):
+    """A card that opened once: FFmpeg is asked for it in earnest, and finds no driver where its codec needs one."""
+    asked = HWAccel("cuda", device="0")
+    monkeypatch.setitem(hwaccel._OPENED, 0, hwaccel._Opened(asked, asked))
+
+
+def pictures_of(path, count=3):
+    with av.open(str(path)) as container:
+        for number, picture in enumerate(container.decode(container.streams.best("video"))):
+            if number == count:
+                return
+            yield picture
+
+
+def as_from_a_card(picture):
+    """Return the picture as a card brings it down: packed as FFmpeg's filter packs it, the tags the picture's own."""
+    brought = VideoReformatter().reformat(picture, format=CARDS[picture.format.name], threads=1)
+    graph = av.filter.Graph()
+    door = graph.add(
+        "buffer",
+        f"video_size={picture.width}x{picture.height}:pix_fmt={picture.format.name}:time_base=1/30:pixel_aspect=1/1"
+        f":colorspace={picture.colorspace}:range={picture.color_range}",
+    )
+    graph.link_nodes(door, graph.add("format", f"pix_fmts={brought.format.name}"), graph.add("buffersink"))
+    graph.configure()
+    graph.vpush(picture)
+    packed = graph.vpull()
+    for ours, theirs in zip(brought.planes, packed.planes, strict=True):
+        assert np.array_equal(rows(ours, picture), rows(theirs, picture))
+    assert (brought.colorspace, brought.color_range) == (picture.colorspace, picture.color_range)
+    return brought
+
+
+def rows(plane, picture):
+    """Return the bytes of a plane of nv12 or p010, without what pads its lines; sizes are even."""
+    seen = picture.width * (2 if "10" in picture.format.name else 1)
+    return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:, :seen]
+
+
+def read(source):
+    with source:
+        return list(source.frames(threading.Event()))
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_a_picture_brought_down_from_a_card_has_the_cpus_colours_to_the_last_bit(shared_data, name):
+    by_cpu, by_card = RgbConverter(), RgbConverter()
+    for picture in pictures_of(shared_data / "videos" / name):
+        brought = as_from_a_card(picture)
+        assert np.array_equal(by_card.convert(brought), by_cpu.convert(picture))
+
+
+def test_interlaced_pictures_from_a_card_are_made_whole_as_the_cpus_are(shared_data):
+    by_cpu, by_card, rgb = Deinterlacer(), Deinterlacer(), RgbConverter()
+    for picture in pictures_of(shared_data / "videos" / "odd" / "fate_mpeg2_field.mpg", 6):
+        brought = as_from_a_card(picture)
+        assert brought.interlaced_frame == picture.interlaced_frame
+        for ours, theirs in zip(by_card.feed(brought), by_cpu.feed(picture), strict=True):
+            assert np.array_equal(rgb.convert(ours), rgb.convert(theirs))
+            assert ours.pts == theirs.pts
+
+
+def test_without_a_card_auto_reads_a_file_as_the_cpu_does_and_says_so_once(no_card, shared_data, caplog):
+    caplog.set_level(logging.INFO)
+    path = str(shared_data / "videos" / "odd" / "h265_video.mp4")
+    ours = read(build_source(path, options=SourceOptions(decoder="auto")))
+    theirs = read(build_source(path))
+    assert len(ours) == len(theirs) > 0
+    assert all(np.array_equal(a.image, b.image) for a, b in zip(ours, theirs, strict=True))
+    told = [line for line in caplog.messages if "decoded on" in line]
+    assert told == ["h265_video: decoded on the CPU: nothing decodes on cuda:0: no NVIDIA driver is here"]
+
+
+def test_without_a_card_auto_finds_the_same_damage_as_the_cpu(no_card, shared_data):
+    source = build_source(str(shared_data / "videos" / "odd" / "corrupted.mp4"), options=SourceOptions(decoder="auto"))
+    with pytest.raises(SourceError, match="near picture 28 of 50"):
+        read(source)
+    assert source.health.corrupt == 20
+
+
+def test_without_a_card_auto_watches_a_camera_and_says_so_once_across_connections(no_card, caplog):
+    caplog.set_level(logging.INFO)
+    options = SourceOptions(read_timeout_seconds=1.0, open_timeout_seconds=2.0, decoder="auto")
+    with Feed((160, 120), rate=20) as feed, RtspServer(feed) as server, contextlib.ExitStack() as stack:
+        source = stack.enter_context(build_source(server.url(), camera="door", options=options))
+        reader = stack.enter_context(Reader(source))
+        reader.until(lambda: len(reader.frames) >= 10)
+        server.reset()
+        reader.until(lambda: source.health.reconnects == 1)
+    numbers = [mark.number for mark in reader.marks[:10]]
+    assert numbers == list(range(numbers[0], numbers[0] + 10))
+    assert len([line for line in caplog.messages if line.startswith("door: decoded on the CPU")]) == 1
+
+
+@pytest.mark.parametrize("uri", ["rtsp://127.0.0.1:1/live", "http://127.0.0.1:1/live", "http://127.0.0.1:1/a.mp4"])
+@pytest.mark.parametrize("decoder", ["cuda", "cuda:3"])
+def test_without_a_card_a_camera_that_must_use_one_is_refused_at_the_start(no_card, uri, decoder):
+    number = decoder.partition(":")[2] or "0"
+    words = f"decoder: {decoder}: nothing decodes on cuda:{number}: no NVIDIA driver is here; .* decoder: cpu"
+    with pytest.raises(SourceError, match=words), build_source(uri, options=SourceOptions(decoder=decoder)):
+        pytest.fail("entered")
+
+
+def test_a_codec_that_no_card_decodes_is_refused_or_left_to_the_cpu(card_without_driver, shared_data, caplog):
+    caplog.set_level(logging.INFO)
+    path = str(shared_data / "videos" / "odd" / "fate_odd_height_cfhd.mov")
+    must = build_source(path, options=SourceOptions(decoder="cuda"))
+    with pytest.raises(SourceError, match=r"FFmpeg's cfhd decoder works on the CPU only; decoder: cpu"):
+        read(must)
+    ours, theirs = read(build_source(path, options=SourceOptions(decoder="auto"))), read(build_source(path))
+    assert all(np.array_equal(a.image, b.image) for a, b in zip(ours, theirs, strict=True))
+    assert "fate_odd_height_cfhd: decoded on the CPU: FFmpeg's cfhd decoder works on the CPU only" in caplog.messages
+
+
+def test_a_camera_whose_codec_no_card_decodes_is_given_up_at_its_first_picture(
+    card_without_driver, web_server, tmp_path
+):
+    film = tmp_path / "live.mkv"
+    with av.open(str(film), "w") as container:
+        stream = container.add_stream("ffv1", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for number in range(20):
+            grey = np.full((48, 64, 3), 8 * number, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(grey)))
+        container.mux(stream.encode())
+
+    def answer(request):
+        request.send_response(200)
+        request.send_header("Content-Type", "video/x-matroska")
+        request.end_headers()
+        request.wfile.write(film.read_bytes())
+
+    source = build_source(f"{web_server(answer)}/live", options=SourceOptions(decoder="cuda"))
+    with pytest.raises(ConnectionLostError, match=r"cuda: FFmpeg's ffv1 decoder works on the CPU only; .* can$"):
+        read(source)
+    assert (source.health.state, source.health.cause) == ("failed", "codec")
+
+
+def test_the_card_is_asked_of_ffmpeg_itself(card_without_driver, shared_data):
+    path = str(shared_data / "videos" / "odd" / "h265_video.mp4")
+    with pytest.raises(av.error.PermissionError):  # no driver: what FFmpeg says when it is asked for a card
+        hwaccel.Decoder("cuda").open(path, options={}, timeout=(None, None))
+    with hwaccel.Decoder("cpu").open(path, options={}, timeout=(None, None)) as container:
+        assert not container.streams.video[0].codec_context.is_hwaccel
+
+
+def test_over_udp_auto_keeps_to_the_cpu_which_sees_holes(card_without_driver):
+    decoder = hwaccel.Decoder("auto", doubt="holes")
+    decoder.check()
+    assert not decoder.wants
+    assert hwaccel.Decoder("auto").wants
+    assert hwaccel.Decoder("cuda", doubt="holes").wants
+
+
+@pytest.mark.parametrize(
+    ("knobs", "words"),
+    [
+        ({"decoder": "cuda"}, "decoder: cuda: nothing decodes on cuda:0:"),
+        ({"decoder": "cuda", "engine": {"device": "cuda:2"}}, "decoder: cuda: nothing decodes on cuda:2:"),
+        ({"sources": [{"uri": "rtsp://127.0.0.1:1/x", "decoder": "cuda:1"}]}, "cuda:1: nothing decodes on cuda:1:"),
+    ],
+)  # fmt: skip
+def test_the_configuration_reaches_the_source(no_card, knobs, words):
+    ((source, _),) = make_sources(make_config({"sources": ["rtsp://127.0.0.1:1/x"], **knobs}, "run.yaml"))
+    with pytest.raises(SourceError, match=re.escape(words)), source:
+        pytest.fail("entered")
+
+
+def test_a_source_keeps_its_own_decoder_and_a_wrong_word_is_refused(no_card):
+    own = {"uri": "rtsp://127.0.0.1:1/x", "decoder": "cpu"}
+    ((source, _),) = make_sources(make_config({"sources": [own], "decoder": "cuda"}, "run.yaml"))
+    with source:
+        pass
+    with pytest.raises(ConfigError, match=r"run\.yaml: decoder"):
+        make_config({"decoder": "gpu"}, "run.yaml")
+
+
+def test_the_command_line_reaches_the_source(no_card, command, make_clip):
+    clip = make_clip()
+    code, _, told = command("stream", "--source", clip, "--decoder", "cuda")
+    assert code == 2
+    assert "decoder: cuda: nothing decodes on cuda:0: no NVIDIA driver is here" in told
+
+
+def test_doctor_says_whether_a_card_can_be_opened(no_card):
+    (found,) = [check for check in checks() if check.name == "decoding on a card"]
+    assert not found.present
+    assert found.says == f"no NVIDIA driver is here (FFmpeg knows {hwaccel.known()})"
+    assert "nvidia-smi" in found.cure
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["dog_playing.mp4", "dashcam_solidWhiteRight.mp4", "odd/h265_video.mp4"])
+def test_a_card_gives_the_cpus_pictures_within_a_level(shared_data, caplog, name):
+    """H.264 and H.265 say what each pixel must be: no decoder is free to round."""
+    caplog.set_level(logging.INFO)
+    path, options = str(shared_data / "videos" / name), SourceOptions(decoder="cuda")
+    with build_source(path, camera="door", options=options) as ours, build_source(path) as theirs:
+        stop, counted = threading.Event(), 0
+        for mine, his in zip(ours.frames(stop), theirs.frames(stop), strict=True):
+            assert mine.pts_seconds == his.pts_seconds
+            assert np.abs(mine.image.astype(int) - his.image).max() <= 1
+            counted += 1
+    assert counted > 10
+    assert "door: decoded on cuda:0" in caplog.messages

@@ -1,0 +1,92 @@
+"""A sink that reads the footage as it leaves the pipeline, and an explainer that takes no time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from pipeline.frames import Explanation, Finding, Frame, Overlay
+from tests.support.footage import Mark, read
+
+
+class Glance:
+    """Explains nothing, at once: what remains is what the pipeline itself takes."""
+
+    def explain(self, frames: Sequence[Frame]) -> Sequence[Explanation]:
+        """Give each frame the same finding."""
+        finding = Finding("seen", 1.0, np.zeros((1, 1), np.float32))
+        return [Explanation(frame, (finding,), "none", "none") for frame in frames]
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """One picture that left."""
+
+    camera: str
+    mark: Mark | None
+    """What it says of itself; None: it cannot be read."""
+    at: float
+    """When it left, monotonic seconds."""
+    size: tuple[int, int]
+    index: int = 0
+    """The frame's, as its source counts."""
+
+    @property
+    def age_seconds(self) -> float:
+        """From its taking to its leaving; NaN where it cannot be read."""
+        return float("nan") if self.mark is None else self.mark.age_seconds(self.at)
+
+
+class Witness:
+    """Notes every picture; ``taken`` hands over what came since it was asked last."""
+
+    uri = "witness:"
+    lossless = True
+
+    def __init__(self, *, looks: bool = False) -> None:
+        """Ask for rendered pictures where ``looks``, as a viewer would."""
+        self._looks = looks
+        self._lock = threading.Lock()  # guards the list: the sink's thread writes, the test reads
+        self._sightings: list[Sighting] = []
+
+    def needs_picture(self, camera: str) -> bool:
+        """Say whether pictures are to be rendered."""
+        return self._looks
+
+    def put(self, overlay: Overlay) -> None:
+        """Read the frame, not what was drawn over it; that a camera is silent is no new frame."""
+        if overlay.silence is not None:
+            return
+        frame = overlay.explanation.frame
+        size = (frame.width, frame.height)
+        seen = Sighting(frame.camera, read(frame.image), time.monotonic(), size, frame.index)
+        with self._lock:
+            self._sightings.append(seen)
+
+    def idle(self) -> None:
+        """Nothing is due."""
+
+    @property
+    def sightings(self) -> list[Sighting]:
+        """All since the last ``taken``."""
+        with self._lock:
+            return list(self._sightings)
+
+    def taken(self) -> list[Sighting]:
+        """Return what was seen since the last call, and forget it."""
+        with self._lock:
+            seen, self._sightings = self._sightings, []
+        return seen
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...

@@ -1,0 +1,382 @@
+"""A small RTSP server whose every fault comes on command.
+
+    with Feed() as feed, RtspServer(feed) as server:
+        source = build_source(server.url())
+        ...
+        server.faults.stalled = True
+
+H.264 over TCP, interleaved (RFC 2326, 6184); digest authentication (RFC 2617); loopback only. One thread per server,
+one encoder for any number of servers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import re
+import socket
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Final, Self
+from urllib.parse import quote, urlsplit
+
+from tests.support import rtp
+from tests.support.cable import enter
+from tests.support.feed import Feed, Picture
+from tests.support.loops import LoopThread
+
+_MOST_WAITING_BYTES: Final = 1 << 20  # what may wait for a slow viewer before pictures are left out
+_REASONS: Final = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 461: "Unsupported Transport",
+                   501: "Not Implemented"}  # fmt: skip
+_REALM, _NONCE = "ground", "5eed"
+
+
+@dataclass
+class Faults:
+    """What goes wrong now. A test changes it while the server runs; all of it concerns what is sent from then on."""
+
+    stalled: bool = False
+    """Connections stay, requests are answered, no picture comes."""
+    silent: bool = False
+    """No request is answered any more."""
+    answer_delay_seconds: float = 0.0
+    """How long each answer takes."""
+    drop_share: float = 0.0
+    """Share of the RTP packets that never leave. Their sequence numbers are used up, as on a lossy line."""
+    corrupt_share: float = 0.0
+    """Share of the RTP packets with some bytes of their payload changed."""
+    time_shift_seconds: float = 0.0
+    """Added to the pictures' times in the stream; change it for a jump, up or down."""
+    description: bytes | None = None
+    """Sent in place of the SDP."""
+    answer: bytes | None = None
+    """Sent in place of any answer, and the connection is closed behind it."""
+    moved_path: bool = False
+    """No path is known any more: 404."""
+    keys_on_join: bool = True
+    """Whether a new viewer's first picture is made a key picture, as most cameras do, or it waits for the next."""
+
+
+@dataclass
+class _Request:
+    method: str
+    uri: str
+    headers: dict[str, str]
+
+    @property
+    def path(self) -> str:
+        return urlsplit(self.uri).path.rstrip("/") or "/"
+
+
+@dataclass
+class Counts:
+    """What the server did since it was made."""
+
+    connections: int = 0
+    played: int = 0
+    pictures_left_out: int = 0
+    """For a viewer that read too slowly."""
+    packets_dropped: int = 0
+    packets_corrupted: int = 0
+    requests: list[str] = field(default_factory=list)
+
+
+class RtspServer:
+    """Serves one feed on one port."""
+
+    def __init__(
+        self,
+        feed: Feed,
+        *,
+        path: str = "/live",
+        user: str | None = None,
+        password: str = "",
+        seed: int = 0,
+        host: str = "127.0.0.1",
+        namespace: str | None = None,
+    ) -> None:
+        """Take the feed, which must run, and credentials where they are to be asked for (digest).
+
+        ``namespace``: the network namespace where ``host`` is; None: the process's own.
+        """
+        self.host = host
+        self._namespace = namespace
+        self.feed = feed
+        self.path = path
+        self.user = user
+        self.password = password
+        """May be changed while it runs."""
+        self.faults = Faults()
+        self.counts = Counts()
+        self.port = 0
+        self._chance = random.Random(seed)
+        self._thread = LoopThread("rtsp server")
+        self._server: asyncio.Server | None = None
+        self._viewers: set[_Viewer] = set()
+
+    def url(self, path: str | None = None, *, credentials: bool = True, password: str | None = None) -> str:
+        """Return the address, with the right credentials where it asks for some."""
+        known = f"{self.user}:{quote(self.password if password is None else password, safe='')}@"
+        return f"rtsp://{known if self.user and credentials else ''}{self.host}:{self.port}{path or self.path}"
+
+    @property
+    def viewers(self) -> int:
+        """How many are connected."""
+        return len(self._viewers)
+
+    def __enter__(self) -> Self:
+        self._thread.__enter__()
+        try:
+            if self._namespace is not None:
+                namespace = self._namespace
+                self._thread.call(lambda: enter(namespace))
+            self.come_back()
+        except BaseException:
+            self._thread.__exit__(None, None, None)
+            raise
+        self.feed.listen(self, lambda picture: self._thread.soon(self._send, picture))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        self.feed.forget(self)
+        self.die()
+        self._thread.__exit__(None, None, None)
+
+    def description(self) -> bytes:
+        """Return the right SDP (RFC 4566) of what the feed gives now."""
+        parameters = self.feed.parameters
+        assert parameters is not None  # a feed that has been entered has them
+        codec = f"packetization-mode=1;profile-level-id={parameters.profile};sprop-parameter-sets={parameters.sprop}"
+        lines = [
+            "v=0", "o=- 1 1 IN IP4 127.0.0.1", "s=ground", "t=0 0", "a=control:*",
+            f"m=video 0 RTP/AVP {rtp.PAYLOAD_TYPE}", f"a=rtpmap:{rtp.PAYLOAD_TYPE} H264/{rtp.CLOCK_HZ}",
+            f"a=fmtp:{rtp.PAYLOAD_TYPE} {codec}",
+            f"a=framerate:{self.feed.rate}", "a=control:track1", "",
+        ]  # fmt: skip
+        return "\r\n".join(lines).encode()
+
+    def die(self) -> None:
+        """Stop listening and drop every connection, as a camera does whose plug is pulled from the switch's far end."""
+        self._thread.call(self._stop_listening)
+        self.close()
+
+    def come_back(self) -> None:
+        """Listen again, on the same port."""
+
+        async def listen() -> asyncio.Server:
+            return await asyncio.get_running_loop().create_server(
+                lambda: _Viewer(self), self.host, self.port, reuse_address=True
+            )
+
+        if self._server is None:
+            self._server = self._thread.wait_for(listen())
+            self.port = self._server.sockets[0].getsockname()[1]
+
+    def close(self) -> None:
+        """End every connection (FIN); new ones are welcome."""
+        self._thread.call(lambda: [viewer.end() for viewer in list(self._viewers)])
+
+    def reset(self) -> None:
+        """Break every connection (RST); new ones are welcome."""
+        self._thread.call(lambda: [viewer.end(reset=True) for viewer in list(self._viewers)])
+
+    def _stop_listening(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    def _send(self, picture: Picture) -> None:
+        if self.faults.stalled:
+            return
+        watching = [viewer for viewer in self._viewers if viewer.wants(picture)]
+        pieces = list(rtp.payloads(picture.units)) if watching else []
+        timestamp = round((picture.millis / 1000 + self.faults.time_shift_seconds) * rtp.CLOCK_HZ)
+        for viewer in watching:
+            viewer.send(pieces, timestamp, self._damage)
+
+    def _damage(self, payload: bytes) -> bytes | None:
+        """Return what becomes of a payload on its way: None where it is lost."""
+        if self.faults.drop_share and self._chance.random() < self.faults.drop_share:
+            self.counts.packets_dropped += 1
+            return None
+        if self.faults.corrupt_share and self._chance.random() < self.faults.corrupt_share and len(payload) > 8:
+            self.counts.packets_corrupted += 1
+            changed = bytearray(payload)
+            for _ in range(3):
+                changed[self._chance.randrange(4, len(changed))] ^= self._chance.randrange(1, 256)
+            return bytes(changed)
+        return payload
+
+
+class _Viewer(asyncio.Protocol):
+    """One connection."""
+
+    def __init__(self, server: RtspServer) -> None:
+        self._server = server
+        self._buffer = b""
+        self._transport: asyncio.Transport | None = None
+        self._playing = False
+        self._began = False
+        self._channel = 0
+        self._sequence = 0
+        self._source = random.randrange(1 << 32)
+        self._methods: dict[str, Callable[[_Request], tuple[int, dict[str, str], bytes]]] = {
+            "OPTIONS": lambda _: (200, {"Public": ", ".join(self._methods)}, b""),
+            "DESCRIBE": self._describe,
+            "SETUP": self._setup,
+            "PLAY": self._play,
+            "PAUSE": self._pause,
+            "GET_PARAMETER": lambda _: (200, {}, b""),
+            "TEARDOWN": self._teardown,
+        }
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._server._viewers.add(self)
+        self._server.counts.connections += 1
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server._viewers.discard(self)
+
+    def end(self, *, reset: bool = False) -> None:
+        assert self._transport
+        self._server._viewers.discard(self)
+        if reset:
+            plug = self._transport.get_extra_info("socket")
+            plug.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self._transport.abort()
+        else:
+            self._transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        while self._buffer:
+            if self._buffer[:1] == b"$":  # receiver reports
+                if len(self._buffer) < 4 or len(self._buffer) < 4 + int.from_bytes(self._buffer[2:4], "big"):
+                    return
+                self._buffer = self._buffer[4 + int.from_bytes(self._buffer[2:4], "big") :]
+                continue
+            head, gap, rest = self._buffer.partition(b"\r\n\r\n")
+            if not gap:
+                return
+            lines = head.decode("utf-8", "replace").split("\r\n")
+            fields = (line.partition(":") for line in lines[1:])
+            headers = {name.strip().lower(): value.strip() for name, _, value in fields}
+            length = int(headers.get("content-length", "0"))
+            if len(rest) < length:
+                return
+            self._buffer = rest[length:]
+            words = lines[0].split(" ")
+            self._answer(_Request(words[0], words[1] if len(words) > 1 else "", headers))
+
+    def _answer(self, request: _Request) -> None:
+        faults = self._server.faults
+        self._server.counts.requests.append(request.method)
+        if faults.silent:
+            return
+        if faults.answer is not None:
+            self._write_later(faults.answer)
+            asyncio.get_running_loop().call_later(faults.answer_delay_seconds, self.end)
+            return
+        status, headers, body = self._judged(request)
+        headers = {"CSeq": request.headers.get("cseq", "0"), "Session": "1;timeout=60", **headers}
+        if body:
+            headers["Content-Length"] = str(len(body))
+        lines = [f"RTSP/1.0 {status} {_REASONS[status]}", *(f"{name}: {value}" for name, value in headers.items())]
+        self._write_later(("\r\n".join(lines) + "\r\n\r\n").encode() + body)
+        if request.method == "TEARDOWN":
+            self._playing = False
+
+    def _write_later(self, answer: bytes) -> None:
+        delay = self._server.faults.answer_delay_seconds
+        if delay:
+            asyncio.get_running_loop().call_later(delay, self._write, answer)
+        else:
+            self._write(answer)
+
+    def _write(self, answer: bytes) -> None:
+        if self._transport and not self._transport.is_closing():
+            self._transport.write(answer)
+
+    def _judged(self, request: _Request) -> tuple[int, dict[str, str], bytes]:
+        server = self._server
+        if request.method not in self._methods:
+            return 501, {}, b""
+        if request.method == "OPTIONS":
+            return self._methods["OPTIONS"](request)
+        if server.user is not None and not self._knows(request):
+            return 401, {"WWW-Authenticate": f'Digest realm="{_REALM}", nonce="{_NONCE}"'}, b""
+        if server.faults.moved_path or request.path not in {server.path, f"{server.path}/track1"}:
+            return 404, {}, b""
+        return self._methods[request.method](request)
+
+    def _knows(self, request: _Request) -> bool:
+        said = dict(re.findall(r'(\w+)="([^"]*)"', request.headers.get("authorization", "")))
+        who = _md5(f"{self._server.user}:{_REALM}:{self._server.password}")
+        what = _md5(f"{request.method}:{said.get('uri', '')}")
+        return said.get("username") == self._server.user and said.get("response") == _md5(f"{who}:{_NONCE}:{what}")
+
+    def _describe(self, request: _Request) -> tuple[int, dict[str, str], bytes]:
+        body = self._server.faults.description
+        if body is None:
+            body = self._server.description()
+        return 200, {"Content-Type": "application/sdp", "Content-Base": f"{request.uri}/"}, body
+
+    def _setup(self, request: _Request) -> tuple[int, dict[str, str], bytes]:
+        wanted = request.headers.get("transport", "")
+        if "TCP" not in wanted:
+            return 461, {}, b""
+        found = re.search(r"interleaved=(\d+)-", wanted)
+        self._channel = int(found[1]) if found else 0
+        channels = f"{self._channel}-{self._channel + 1}"
+        return 200, {"Transport": f"RTP/AVP/TCP;unicast;interleaved={channels};ssrc={self._source:08X}"}, b""
+
+    def _play(self, _request: _Request) -> tuple[int, dict[str, str], bytes]:
+        self._playing, self._began = True, False
+        self._server.counts.played += 1
+        if self._server.faults.keys_on_join:
+            self._server.feed.ask_key()
+        return 200, {"Range": "npt=now-"}, b""
+
+    def _pause(self, _request: _Request) -> tuple[int, dict[str, str], bytes]:
+        self._playing = False
+        return 200, {}, b""
+
+    def _teardown(self, _request: _Request) -> tuple[int, dict[str, str], bytes]:
+        asyncio.get_running_loop().call_soon(self.end)
+        return 200, {}, b""
+
+    def wants(self, picture: Picture) -> bool:
+        """Say whether the picture goes to this viewer: from its first key picture on, all it has room for."""
+        if not self._playing or self._transport is None or self._transport.is_closing():
+            return False
+        if self._transport.get_write_buffer_size() > _MOST_WAITING_BYTES:
+            self._server.counts.pictures_left_out += 1
+            self._began = False
+            return False
+        self._began = self._began or picture.key
+        return self._began
+
+    def send(self, pieces: list[tuple[bytes, bool]], timestamp: int, damage: Callable[[bytes], bytes | None]) -> None:
+        assert self._transport
+        told = []
+        for piece, last in pieces:
+            self._sequence += 1
+            arrived = damage(piece)
+            if arrived is not None:
+                packet = rtp.packet(
+                    arrived, sequence=self._sequence, timestamp=timestamp, source=self._source, last=last
+                )
+                told.append(rtp.interleaved(self._channel, packet))
+        if told:
+            self._transport.write(b"".join(told))
+
+
+def _md5(text: str) -> str:
+    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()

@@ -20,10 +20,10 @@ import logging
 import threading
 from contextlib import suppress
 
-from commands.console import EXIT_INPUT, complain
-from commands.signals import until_interrupted
+from commands.console import EXIT_INPUT, print_error
+from commands.signals import shutdown_on_signal
 from pipeline.errors import ReciproStreamError, of_path
-from pipeline.log_format import formatter
+from pipeline.log_format import make_formatter
 
 KEPT_BYTES = 1 << 30
 OUR_PACKAGES = frozenset({"commands", "engine", "overlays", "pipeline", "recipro_stream", "stream"})
@@ -60,29 +60,29 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file may be called by what this terminal cannot show
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(formatter("text"))
+    handler.setFormatter(make_formatter("text"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("libav").setLevel(logging.CRITICAL)
     logging.getLogger("torch").setLevel(logging.WARNING)
     try:
-        with until_interrupted(threading.Event()):
+        with shutdown_on_signal(threading.Event()):
             from commands.app import app
 
             app()
     except ReciproStreamError as error:
-        complain(str(error))
+        print_error(str(error))
         sys.exit(error.exit_code)
     except ImportError as error:
         if error.name is not None and error.name.partition(".")[0] in OUR_PACKAGES:
             raise
-        complain(f"a library cannot be loaded ({error}): uv sync; run.py doctor tells what is missing here")
+        print_error(f"a library cannot be loaded ({error}): uv sync; run.py doctor tells what is missing here")
         sys.exit(EXIT_INPUT)
     except OSError as error:
         # Whoever asks a path anything gets here what the system said of it: no permission for a folder on the way, a
         # name too long, a link in a circle, a dead network share. A supervisor must not start it again for ever.
         if (said := of_path(error)) is None:
             raise
-        complain(said)
+        print_error(said)
         sys.exit(EXIT_INPUT)
 
 

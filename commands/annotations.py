@@ -10,26 +10,26 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import numpy.typing as npt
 
-from commands.console import text_of
+from commands.console import read_text_file
 from commands.dataset_csv import path_beside
 from commands.json_input import read_json
 from pipeline.config_loader import read_yaml
 from pipeline.errors import ConfigError
-from pipeline.frames import Truth
+from pipeline.frames import GroundTruth
 
 Mask = npt.NDArray[np.bool_]
-MaskOf = Callable[[Path, tuple[int, int]], Mask | None]
-TruthsOf = Callable[[Path, tuple[int, int]], tuple[Truth, ...]]
+MaskLookup = Callable[[Path, tuple[int, int]], Mask | None]
+BoxLookup = Callable[[Path, tuple[int, int]], tuple[GroundTruth, ...]]
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class Annotations:
     """How to find what is known of a picture; None = nothing is."""
 
     place_of: Callable[[Path], Path | None] | None = None
     """What a picture's truth is read from: a file, or its name in one. No two pictures share it."""
-    truths_of: TruthsOf | None = None
-    mask_of: MaskOf | None = None
+    truths_of: BoxLookup | None = None
+    mask_of: MaskLookup | None = None
     apart: bool = True
     """Whether each picture's truth is a file of its own; otherwise one file holds all of them."""
 
@@ -60,7 +60,7 @@ class Known:
             raise ConfigError(f"{option}: knows none of the pictures; {some} is not in it: names must be the same")
 
 
-def find_truths(boxes: Path, names: Path | None) -> Known:
+def load_boxes(boxes: Path, names: Path | None) -> Annotations:
     """Return how to find what a picture holds, by its path and (height, width)."""
     if boxes.is_file():
         return _of_coco(boxes)
@@ -81,7 +81,7 @@ def read_box_names(place: Path | None) -> dict[int, str]:
         return {}
     if place.suffix.lower() not in {".yaml", ".yml"}:
         return dict(enumerate(read_labels(place)))
-    listed = read_yaml(text_of(place), str(place)).get("names")
+    listed = read_yaml(read_text_file(place), str(place)).get("names")
     if isinstance(listed, list):
         listed = dict(enumerate(listed))
     if not isinstance(listed, dict) or not listed:
@@ -107,11 +107,11 @@ def read_box_names(place: Path | None) -> dict[int, str]:
     return found
 
 
-def _of_coco(boxes: Path) -> Known:
+def _of_coco(boxes: Path) -> Annotations:
     """Find a picture by its path as the JSON has it; by its name alone where the JSON knows only one of that name."""
     from engine.evaluation.boxes import coco_boxes
 
-    found = {PurePosixPath(name): truths for name, truths in coco_boxes(text_of(boxes), str(boxes)).items()}
+    found = {PurePosixPath(name): truths for name, truths in coco_boxes(read_text_file(boxes), str(boxes)).items()}
     by_name: dict[str, list[PurePosixPath]] = {}
     for entry in found:
         by_name.setdefault(entry.name, []).append(entry)
@@ -126,14 +126,14 @@ def _of_coco(boxes: Path) -> Known:
             )
         return max(exact or several, key=lambda entry: len(entry.parts), default=None)
 
-    def truths_of(path: Path, _size: tuple[int, int]) -> tuple[Truth, ...]:
+    def truths_of(path: Path, _size: tuple[int, int]) -> tuple[GroundTruth, ...]:
         entry = entry_of(path)
         return () if entry is None else found[entry]
 
-    return Known(lambda path: None if (entry := entry_of(path)) is None else Path(entry), truths_of, apart=False)
+    return Annotations(lambda path: None if (entry := entry_of(path)) is None else Path(entry), truths_of, apart=False)
 
 
-def _of_folder(boxes: Path, labels: dict[int, str]) -> Known:
+def _of_folder(boxes: Path, labels: dict[int, str]) -> Annotations:
     """Find a picture's file beside it, or in the folder of boxes, or there in a folder called like the picture's."""
     from engine.evaluation.boxes import voc_boxes, yolo_boxes
 
@@ -143,16 +143,16 @@ def _of_folder(boxes: Path, labels: dict[int, str]) -> Known:
         places = (folder / f"{path.stem}{suffix}" for folder in folders for suffix in (".xml", ".txt"))
         return next((place for place in places if place.is_file()), None)
 
-    def truths_of(path: Path, size: tuple[int, int]) -> tuple[Truth, ...]:
+    def truths_of(path: Path, size: tuple[int, int]) -> tuple[GroundTruth, ...]:
         if (place := place_of(path)) is None:
             return ()
-        text = text_of(place)
+        text = read_text_file(place)
         return voc_boxes(text, str(place)) if place.suffix == ".xml" else yolo_boxes(text, labels, size, str(place))
 
-    return Known(place_of, truths_of)
+    return Annotations(place_of, truths_of)
 
 
-def find_masks(masks: Path, above: int) -> Known:
+def load_masks(masks: Path, above: int) -> Annotations:
     """Return how to find a picture's mask, by its path and (height, width).
 
     A mask has its picture's name, whatever its ending, and lies beside it, in the folder of masks, or there in a folder
@@ -181,7 +181,7 @@ def find_masks(masks: Path, above: int) -> Known:
         place = place_of(path)
         return None if place is None else _mask(place, size, above)
 
-    return Known(place_of, mask_of=mask_of)
+    return Annotations(place_of, mask_of=mask_of)
 
 
 def _mask(path: Path, size: tuple[int, int], above: int) -> Mask:
@@ -197,19 +197,19 @@ def _mask(path: Path, size: tuple[int, int], above: int) -> Mask:
 
 def read_paths(place: Path) -> list[Path]:
     """Return the pictures that a text file names, one path a line, as seen from its folder."""
-    lines = enumerate(text_of(place).splitlines(), 1)
+    lines = enumerate(read_text_file(place).splitlines(), 1)
     paths = [path_beside(place, number, line.strip()) for number, line in lines if line.strip()]
     if not paths:
         raise ConfigError(f"{place}: names no pictures; give one path a line")
     return paths
 
 
-def read_meaning(class_map: Path | None) -> dict[str, list[int]]:
+def read_class_map(class_map: Path | None) -> dict[str, list[int]]:
     """Read which classes of the network a box class stands for; of a file that holds several maps, the first."""
     if class_map is None:
         return {}
     where = f"--class-map {str(class_map)!r}"
-    told = read_json(text_of(class_map), where)
+    told = read_json(read_text_file(class_map), where)
     if isinstance(told, dict) and told and all(isinstance(one, dict) for one in told.values()):
         told = next(iter(told.values()))
     if not isinstance(told, dict) or not told:

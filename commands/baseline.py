@@ -13,13 +13,13 @@ import numpy as np
 import typer
 
 from commands import options
-from commands.console import finish, near, read_text, say, write_text
-from commands.options import CAMERA, RUN, option, stated
-from commands.wiring.run import carry_frames
-from pipeline.config_loader import make_config, read_yaml
+from commands.console import exit_with_outcome, print_line, read_text, relative_path, write_text
+from commands.options import CAMERA, RUN, drop_none, option
+from commands.wiring.run import run_from_config
+from pipeline.config_loader import read_yaml, validate_config
 from pipeline.errors import ConfigError, WireError
-from pipeline.guards.drift import LEAST_SAMPLES, Recorder
-from pipeline.guards.monitor import Guardian
+from pipeline.guards.drift import MIN_SAMPLES, BaselineRecorder
+from pipeline.guards.monitor import ExplanationMonitor
 
 
 def baseline(
@@ -36,7 +36,7 @@ def baseline(
     seconds: options.Seconds = None,
 ) -> None:
     """Record what scores and their reasons are like, for `stream --baseline` to tell how far they have drifted."""
-    recorder = Recorder()
+    recorder = BaselineRecorder()
     home = output.absolute().parent
     if output.is_dir() or not home.is_dir() or not os.access(output if output.exists() else home, os.W_OK):
         raise ConfigError(f"--output {str(output)!r}: cannot be written; name a file in a folder of yours")
@@ -44,9 +44,11 @@ def baseline(
         of, stream = f"the log {config.name}", "..."
         _read_log(config, recorder)
     else:
-        of, stream = ("the command line", "...") if config is None else (config.name, shlex.quote(near(config)))
+        of, stream = (
+            ("the command line", "...") if config is None else (config.name, shlex.quote(relative_path(config)))
+        )
         _run(config, recorder, {
-            "sources": source, "frames": frames, "seconds": seconds, "engine": stated({"model": model}) or None,
+            "sources": source, "frames": frames, "seconds": seconds, "engine": drop_none({"model": model}) or None,
         })  # fmt: skip
     told = recorder.baseline()
     if not told["cameras"]:
@@ -55,28 +57,29 @@ def baseline(
     write_text(output, json.dumps(told, indent=1))
     for camera, labels in told["cameras"].items():
         for label, spread in labels.items():
-            few = (
-                "" if spread["samples"] >= LEAST_SAMPLES else f"  (fewer than {LEAST_SAMPLES}: no drift is told of it)"
-            )
-            say(f"{camera}  {label}: {spread['samples']} samples, one a second{few}")
-    say(f"written: {near(output)}\nuse it:  uv run run.py stream {stream} --baseline {shlex.quote(near(output))}")
+            few = "" if spread["samples"] >= MIN_SAMPLES else f"  (fewer than {MIN_SAMPLES}: no drift is told of it)"
+            print_line(f"{camera}  {label}: {spread['samples']} samples, one a second{few}")
+    print_line(
+        f"written: {relative_path(output)}\nuse it:  uv run run.py stream {stream} "
+        f"--baseline {shlex.quote(relative_path(output))}"
+    )
 
 
-def _run(config: Path | None, recorder: Recorder, given: dict[str, Any]) -> None:
+def _run(config: Path | None, recorder: BaselineRecorder, given: dict[str, Any]) -> None:
     knobs: dict[str, Any] = {} if config is None else read_yaml(read_text(config), config.name)
     knobs |= {"sinks": []}
     if not knobs.get("sources") and not given["sources"]:
         raise ConfigError("no source: give a YAML config, a log, or --source URI")
-    made = make_config(knobs, config.name if config else "command line", stated(given))
-    finish(carry_frames(made, recorder=recorder))
+    made = validate_config(knobs, config.name if config else "command line", drop_none(given))
+    exit_with_outcome(run_from_config(made, recorder=recorder))
 
 
-def _read_log(path: Path, recorder: Recorder) -> None:
+def _read_log(path: Path, recorder: BaselineRecorder) -> None:
     from overlays.records.reader import open_log
     from overlays.wire.message import as_overlay
 
     # Regions are not drawn anew: a line that holds its reasons' numbers is taken by them.
-    surveyor, damaged = Guardian(_Nobody()), 0
+    surveyor, damaged = ExplanationMonitor(_Nobody()), 0
     with open_log(path) as opened:
         for gist in opened.gists():
             if isinstance(gist, WireError):
@@ -88,7 +91,7 @@ def _read_log(path: Path, recorder: Recorder) -> None:
             known = all(finding.grounds is not None for finding in seen.findings)
             recorder.add(seen if known else surveyor.guard(seen))
     if damaged:
-        say(f"{damaged} damaged lines were left out")
+        print_line(f"{damaged} damaged lines were left out")
 
 
 class _Nobody:

@@ -14,7 +14,7 @@ import typer
 
 from pipeline.errors import ConfigError, ConnectionLostError
 from pipeline.log_format import escaped
-from pipeline.loop import Outcome
+from pipeline.loop import RunResult
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -24,7 +24,7 @@ log = logging.getLogger("recipro-stream")
 EXIT_INPUT, EXIT_CAMERA, EXIT_SINK = 2, 3, 4
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     """Tell something on standard output, at once. Where its disk is full or nobody reads it, nothing ends for that."""
     try:
         print(escaped(text, keep="\n\t"), flush=True)
@@ -39,22 +39,22 @@ def say(text: str) -> None:
 
 def fail(text: str, code: int = 2) -> NoReturn:
     """Tell what went wrong and end with an exit code that says what kind it is."""
-    complain(text)
+    print_error(text)
     raise typer.Exit(code)
 
 
-def complain(text: str) -> None:
+def print_error(text: str) -> None:
     """Tell what went wrong on standard error; the exit code tells it, too, where that takes no more."""
     with suppress(OSError):
-        print(told(text), file=sys.stderr, flush=True)
+        print(format_error(text), file=sys.stderr, flush=True)
 
 
-def told(text: str) -> str:
+def format_error(text: str) -> str:
     """Return an error's lines as the command line shows them."""
     return "\n".join(f"error: {escaped(line)}" for line in text.split("\n") if line)
 
 
-def finish(outcome: Outcome) -> None:
+def exit_with_outcome(outcome: RunResult) -> None:
     """Tell what went wrong; the exit code says what kind, for whoever supervises us (docs/operations.md)."""
     if not outcome.errors:
         return
@@ -77,7 +77,7 @@ def read_text(path: Path) -> str:
         raise ConfigError(f"config {str(path)!r}: cannot be read ({reason.strerror})") from None
 
 
-def text_of(path: Path) -> str:
+def read_text_file(path: Path) -> str:
     """Read a text file that an option names; a byte-order mark at its head, as Windows writes it, is left out."""
     said = "not UTF-8 text; save it as that"
     try:
@@ -110,12 +110,12 @@ def progress_bar() -> Iterator[Progress]:
         yield progress
 
 
-def near(path: Path) -> str:
+def relative_path(path: Path) -> str:
     """Return a path as seen from where the command was started."""
     return os.path.relpath(path)
 
 
-def display() -> str | None:
+def display_name() -> str | None:
     """Return the screen for a window; None where there is none."""
     if sys.platform in {"darwin", "win32"}:
         return "the system's screen"

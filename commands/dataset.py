@@ -26,7 +26,7 @@ from commands.dataset_layout import (
     parts_within,
     visible_folders,
 )
-from commands.images import ReadPicture, writable_names
+from commands.images import ReadImage, writable_names
 from pipeline.errors import ConfigError, SourceError
 from pipeline.frames import Image
 
@@ -50,14 +50,14 @@ class Listing:
     """What is not used, a line each."""
 
 
-def listed(place: Path, pictures: str | None, pattern: str | None, gap: int | None) -> Listing:
+def list_samples(place: Path, pictures: str | None, pattern: str | None, gap: int | None) -> Listing:
     """Return every labelled picture that a folder of classes, a split of them, or a CSV names.
 
     Raises:
         ConfigError: there is none, a class is empty or alone, or the files leave in doubt what is a picture or a class.
     """
     from engine.finetuning.given_split import check_given
-    from engine.finetuning.splits import Sample, sources_of
+    from engine.finetuning.splits import Sample, group_ids
 
     if gap is not None and pattern is None:
         raise ConfigError(r"--source-gap: needs the number in a picture's name; add --source-pattern 'frame(\d+)'")
@@ -78,7 +78,7 @@ def listed(place: Path, pictures: str | None, pattern: str | None, gap: int | No
     sources = (
         [group or path for group, path in zip(groups, paths, strict=True)]
         if filled
-        else (sources_of(paths, pattern, gap))
+        else (group_ids(paths, pattern, gap))
     )
     parts = parts or [""] * len(paths)
     samples = [
@@ -104,7 +104,9 @@ def _warn_of_twin_labels(names: Sequence[str]) -> None:
 
 def _of_folder(folder: Path, pictures: str | None) -> tuple[list[str], list[str], list[str], tuple[str, ...]]:
     """Return paths, labels and parts of the pictures in a folder, and what is left out of it."""
-    from engine.finetuning.splits import HELD_OUT, LEARNING, STOPPING
+    from engine.finetuning.splits import TEST as HELD_OUT
+    from engine.finetuning.splits import TRAIN
+    from engine.finetuning.splits import VALIDATION as STOPPING
     from stream.sources import IMAGE_SUFFIXES
 
     if pictures and (Path(pictures).is_absolute() or ".." in Path(pictures).parts):
@@ -125,7 +127,7 @@ def _of_folder(folder: Path, pictures: str | None) -> tuple[list[str], list[str]
         within = parts_within(folder, {label: found for _, label, found in classes})
         parts = [part for several in within.values() for part in several] if within else parts
     validation = STOPPING if TEST in parts else HELD_OUT  # one part has to examine what was learned
-    part_of = {"": "", TRAINING: LEARNING, VALIDATION: validation, TEST: HELD_OUT}
+    part_of = {"": "", TRAINING: TRAIN, VALIDATION: validation, TEST: HELD_OUT}
     return paths, labels, [part_of[part] for part in parts], layout.left_out
 
 
@@ -148,7 +150,7 @@ def _class_folders(folder: Path, pictures: str | None) -> Iterator[tuple[str, li
             asked = f" like {pictures!r}" if pictures else ""
             raise ConfigError(f"class {kind.name!r}: {kind} holds no pictures{asked}; add some, or remove the folder")
         other.update(one.suffix.lower() or one.name for one in every if one.suffix.lower() not in IMAGE_SUFFIXES)
-        _check_twins(kind.name, found)
+        _check_duplicates(kind.name, found)
         yield kind.name, found
     loose = sum(one.is_file() and one.suffix.lower() in IMAGE_SUFFIXES for one in folder.iterdir())
     if loose:
@@ -158,7 +160,7 @@ def _class_folders(folder: Path, pictures: str | None) -> Iterator[tuple[str, li
         log.warning("%s: files that are not read as pictures are left out: %s", folder, several)
 
 
-def _check_twins(kind: str, found: Sequence[Path]) -> None:
+def _check_duplicates(kind: str, found: Sequence[Path]) -> None:
     """Refuse a picture beside a mask of the same name: both would be learned."""
     counts = Counter(one.with_suffix("") for one in found)
     twin = next((stem for stem, count in counts.items() if count > 1), None)
@@ -169,7 +171,7 @@ def _check_twins(kind: str, found: Sequence[Path]) -> None:
         )
 
 
-def readable(samples: Sequence[Sample], read: ReadPicture) -> tuple[list[Sample], dict[str, Spectrum], list[str]]:
+def drop_unreadable(samples: Sequence[Sample], read: ReadImage) -> tuple[list[Sample], dict[str, Spectrum], list[str]]:
     """Return the samples whose pictures decode, with digests; what their hashes are made of; a line on each other one.
 
     Raises:

@@ -10,13 +10,13 @@ from collections import Counter
 from pathlib import Path, PureWindowsPath
 from typing import Final
 
-from commands.console import text_of
+from commands.console import read_text_file
 from pipeline.errors import ConfigError
 
 COLUMNS: Final = ("path", "label")
 GROUP: Final = "group"
 
-_LONGEST_FIELD: Final = 4096
+_MAX_FIELD: Final = 4096
 
 
 def read_table(place: Path) -> tuple[list[str], list[str], list[str]]:
@@ -28,7 +28,7 @@ def read_table(place: Path) -> tuple[list[str], list[str], list[str]]:
     Raises:
         ConfigError: it is no such table; it names the line.
     """
-    text = text_of(place)
+    text = read_text_file(place)
     first = text.partition("\n")[0]
     mark = max(",;\t", key=first.count)  # spreadsheets write semicolons where a comma is decimal
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=mark, skipinitialspace=True, strict=True)
@@ -82,10 +82,10 @@ def _row(place: Path, line: int, columns: list[str], cells: list[str]) -> dict[s
         )
     row = dict.fromkeys(columns, "") | {key: cell.strip() for key, cell in zip(columns, cells, strict=False)}
     for key in (*COLUMNS, GROUP):
-        if len(row.get(key, "")) > _LONGEST_FIELD or "\n" in row.get(key, ""):
+        if len(row.get(key, "")) > _MAX_FIELD or "\n" in row.get(key, ""):
             raise ConfigError(
                 f"{place}:{line}: {key} begins with {row[key][:40]!r} and goes over several lines or "
-                f'{_LONGEST_FIELD} letters; a quote (") may be missing or too much'
+                f'{_MAX_FIELD} letters; a quote (") may be missing or too much'
             )
     if not row["path"] or not row["label"]:
         raise ConfigError(f"{place}:{line}: path or label is empty; fill both in, or remove the line")

@@ -115,7 +115,7 @@ def parts_within(folder: Path, classes: Mapping[str, Sequence[Path]]) -> dict[st
 
 def _class_home(folder: Path, suffixes: frozenset[str]) -> Path:
     """Return where the class folders of a part lie: in it, or in the one folder in between, as ``train/images``."""
-    inner = [one for one in visible_folders(folder) if any(_is_picture(each, suffixes) for each in files_below(one))]
+    inner = [one for one in visible_folders(folder) if any(_is_image(each, suffixes) for each in files_below(one))]
     if len(inner) == 1 and inner[0].name.casefold() in _FILLING and _Content.of(inner[0], suffixes).classes:
         return inner[0]
     return folder
@@ -180,14 +180,12 @@ class _Content:
 
     @classmethod
     def of(cls, folder: Path, suffixes: frozenset[str]) -> _Content:
-        pictures = sum(_is_picture(one, suffixes) for one in folder.iterdir())
-        inner = (
-            one for one in visible_folders(folder) if any(_is_picture(each, suffixes) for each in files_below(one))
-        )
+        pictures = sum(_is_image(one, suffixes) for one in folder.iterdir())
+        inner = (one for one in visible_folders(folder) if any(_is_image(each, suffixes) for each in files_below(one)))
         return cls(pictures, frozenset(one.name for one in inner))
 
 
-def _is_picture(place: Path, suffixes: frozenset[str]) -> bool:
+def _is_image(place: Path, suffixes: frozenset[str]) -> bool:
     return place.suffix.lower() in suffixes and not is_hidden(place.name) and place.is_file()
 
 

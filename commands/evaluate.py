@@ -10,19 +10,19 @@ from typing import Annotated, Final
 import typer
 
 from commands import options
-from commands.annotations import Known, find_masks, find_truths, read_meaning
-from commands.console import fail, near, say, write_text
-from commands.evaluation_inputs import VIDEO_LIMIT, file_digest, open_evaluated
-from commands.options import NETWORK, RUN, TRUTH, option, stated
-from commands.signals import until_interrupted
+from commands.annotations import Annotations, load_boxes, load_masks, read_class_map
+from commands.console import fail, print_line, relative_path, write_text
+from commands.evaluation_inputs import VIDEO_LIMIT, file_digest, open_input
+from commands.options import NETWORK, RUN, TRUTH, drop_none, option
+from commands.signals import shutdown_on_signal
 from commands.trained_images import Learned, warn_of_learned
 from commands.wiring.run import make_network
-from pipeline.config_loader import make_config
+from pipeline.config_loader import validate_config
 from pipeline.errors import ConfigError
 
 log = logging.getLogger("recipro-stream")
 
-MOST_STEPS: Final = 224
+MAX_STEPS: Final = 224
 """RISE's own number, a row of pixels each."""
 
 
@@ -73,17 +73,17 @@ def evaluate(
     ] = 28,
 ) -> None:
     """Measure on your pictures whether the heat tells the truth; leaves result.json, result.csv and report.html."""
-    from engine.evaluation.factory import Wanted, build_examiner
-    from engine.evaluation.results import RECORDS, Journal, write_result
+    from engine.evaluation.factory import EvaluationOptions, build_evaluator
+    from engine.evaluation.results import RECORDS, ResultsLog, write_result
     from engine.evaluation.summary import summarise
     from engine.export.metadata import is_exported
-    from overlays.reports.evaluation import ROWS, conclusion, evaluation_page, shown_records
+    from overlays.reports.evaluation import ROWS, conclusion, evaluation_html, shown_records
 
     engine = {
         "model": model, "weights": weights, "labels": labels, "layer": layer, "kernel": kernel,
         "input_size": input_size, "fit": fit, "mean": mean, "std": std, "threads": threads,
     }  # fmt: skip
-    config = make_config({}, "command line", {"engine": stated(engine)})
+    config = validate_config({}, "command line", {"engine": drop_none(engine)})
     if is_exported(config.engine.model):
         raise ConfigError(
             f"--model {config.engine.model!r}: an exported file cannot be taken apart to be measured; name the network "
@@ -93,16 +93,16 @@ def evaluate(
         raise ConfigError(f"--kernel {kernel!r}: is of recipro-cam, not of {method}; leave one of them out")
     if masks and boxes:
         raise ConfigError(f"--masks {str(masks)!r} and --boxes {str(boxes)!r}: one truth at a time; leave one out")
-    if steps > MOST_STEPS:
+    if steps > MAX_STEPS:
         raise ConfigError(
-            f"--steps {steps}: {MOST_STEPS} at the most, as in the paper: each is one more run of the network, and the "
+            f"--steps {steps}: {MAX_STEPS} at the most, as in the paper: each is one more run of the network, and the "
             "area under a finer curve is the same"
         )
-    meaning = read_meaning(class_map)
-    wanted = Wanted(method=method or "recipro-cam", steps=steps, any_box=any_box, meaning=meaning)
-    known = find_truths(boxes, box_names) if boxes else find_masks(masks, mask_above) if masks else Known()
-    work = open_evaluated(pictures, limit, known, Learned(config.engine.model))
-    examiner = build_examiner(make_network(config), config.engine, wanted)
+    meaning = read_class_map(class_map)
+    wanted = EvaluationOptions(method=method or "recipro-cam", steps=steps, any_box=any_box, meaning=meaning)
+    known = load_boxes(boxes, box_names) if boxes else load_masks(masks, mask_above) if masks else Annotations()
+    work = open_input(pictures, limit, known, Learned(config.engine.model))
+    examiner = build_evaluator(make_network(config), config.engine, wanted)
     _check_meaning(meaning, class_map, examiner.split.classes)
     settings = {
         "pictures": pictures, "method": wanted.method, **engine, "kernel": config.engine.kernel, "fit": examiner.fit,
@@ -116,7 +116,7 @@ def evaluate(
     del settings["threads"]
     begun = threading.Event()
     begun.set()
-    with until_interrupted(begun) as stop, Journal(output, settings) as journal:
+    with shutdown_on_signal(begun) as stop, ResultsLog(output, settings) as journal:
         work.examine(examiner, journal, stop)
         records = [journal.records[name] for name in work.names if name in journal.records]
     if not records:
@@ -131,14 +131,14 @@ def evaluate(
     best, worst = shown_records(records)
     images = work.images([one["image"] for one in (*best, *worst)])
     how = f"recipro-cam ({config.engine.kernel})" if wanted.method == "recipro-cam" else wanted.method
-    page = evaluation_page(f"{config.engine.model}, {how}", settings, summary, records, images)
+    page = evaluation_html(f"{config.engine.model}, {how}", settings, summary, records, images)
     write_text(output / "report.html", page)
     for key, name, _, factor in ROWS:
         if summary.get(key) is not None:
-            say(f"{name:28} {factor * float(summary[key] or 0):8.2f}")
-    say(f"\n{conclusion(summary)}")
-    page_place = near(output / "report.html")
-    say(f"\n{len(records)} of {len(work.names)} pictures; read {page_place} ({RECORDS} holds each one)")
+            print_line(f"{name:28} {factor * float(summary[key] or 0):8.2f}")
+    print_line(f"\n{conclusion(summary)}")
+    page_place = relative_path(output / "report.html")
+    print_line(f"\n{len(records)} of {len(work.names)} pictures; read {page_place} ({RECORDS} holds each one)")
 
 
 def _check_meaning(meaning: dict[str, list[int]], class_map: Path | None, classes: int) -> None:

@@ -10,16 +10,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from commands.annotations import Known, read_paths
-from commands.console import progress_bar, say
-from commands.images import ReadPicture, open_pictures, writable_names
+from commands.annotations import Annotations, read_paths
+from commands.console import print_line, progress_bar
+from commands.images import ReadImage, open_images, writable_names
 from commands.trained_images import Learned
-from pipeline.errors import ConfigError, DamagedError, SourceError
+from pipeline.errors import ConfigError, CorruptMediaError, SourceError
 from pipeline.frames import Frame, Image
 
 if TYPE_CHECKING:
-    from engine.evaluation.evaluator import Examiner
-    from engine.evaluation.results import Journal
+    from engine.evaluation.evaluator import Evaluator
+    from engine.evaluation.results import ResultsLog
     from pipeline.ports import Source
 
 log = logging.getLogger("recipro-stream")
@@ -28,7 +28,7 @@ VIDEO_LIMIT: Final = 100
 """How many frames of a video are measured when nobody says."""
 
 
-class Evaluated(Protocol):
+class EvaluationInput(Protocol):
     """Pictures with names, to be measured and to be seen again."""
 
     @property
@@ -39,14 +39,14 @@ class Evaluated(Protocol):
     def recording(self) -> str | None:
         """The one file they all come from, if there is one."""
 
-    def examine(self, examiner: Examiner, journal: Journal, stop: threading.Event) -> None:
+    def examine(self, examiner: Evaluator, journal: ResultsLog, stop: threading.Event) -> None:
         """Measure those that the journal does not hold yet, until there are none or ``stop`` is set."""
 
     def images(self, names: Sequence[str]) -> dict[str, Image]:
         """Return pictures by name."""
 
 
-def open_evaluated(place: str, limit: int | None, known: Known, learned: Learned) -> Evaluated:
+def open_input(place: str, limit: int | None, known: Annotations, learned: Learned) -> EvaluationInput:
     """Return what a path names: one video file, or a folder, glob or list of pictures.
 
     Args:
@@ -63,7 +63,7 @@ def open_evaluated(place: str, limit: int | None, known: Known, learned: Learned
     from stream.images import found_images
     from stream.sources import IMAGE_SUFFIXES, build_source
 
-    place, read, _ = open_pictures(place)
+    place, read, _ = open_images(place)
     if place.endswith(".txt"):
         paths = read_paths(Path(place))
         named = {str(path): path for path in paths}
@@ -71,39 +71,39 @@ def open_evaluated(place: str, limit: int | None, known: Known, learned: Learned
             log.warning(
                 "%s: %d of its lines name a picture once more; each is measured once", place, len(paths) - len(named)
             )
-        return Pictures(named, limit, known, learned, read)
+        return ImageInput(named, limit, known, learned, read)
     if Path(place).is_file() and isinstance(source := build_source(place), FileSource):
         if known.truths_of or known.mask_of:
             raise ConfigError(f"--boxes, --masks: {place} is a video; they go with pictures, give a folder of those")
-        return Video(source, place, VIDEO_LIMIT if limit is None else limit, learned)
+        return VideoInput(source, place, VIDEO_LIMIT if limit is None else limit, learned)
     in_folder = Path(place).is_dir()
     paths = writable_names(found_images(place, IMAGE_SUFFIXES))
     named = {path.name if in_folder else str(path): path for path in paths}
     if not named:
         raise ConfigError(f"{place}: none of its pictures has a name that a list can hold; give them others")
-    return Pictures(named, limit, known, learned, read)
+    return ImageInput(named, limit, known, learned, read)
 
 
-def evenly(count: int, limit: int | None) -> list[int]:
+def evenly_spaced(count: int, limit: int | None) -> list[int]:
     """Return at most ``limit`` of ``count`` places, evenly chosen."""
     return list(range(count)) if limit is None or limit >= count else [k * count // limit for k in range(limit)]
 
 
-class Pictures:
+class ImageInput:
     """Pictures in files."""
 
     recording = None
 
     def __init__(
-        self, paths: dict[str, Path], limit: int | None, known: Known, learned: Learned, read: ReadPicture
+        self, paths: dict[str, Path], limit: int | None, known: Annotations, learned: Learned, read: ReadImage
     ) -> None:
         every = list(paths)
-        self.names = [every[place] for place in evenly(len(every), limit)]
+        self.names = [every[place] for place in evenly_spaced(len(every), limit)]
         self._paths = paths
         self._known, self._learned, self._read = known, learned, read
         known.check("--boxes" if known.mask_of is None else "--masks", list(paths.values()))
 
-    def examine(self, examiner: Examiner, journal: Journal, stop: threading.Event) -> None:
+    def examine(self, examiner: Evaluator, journal: ResultsLog, stop: threading.Event) -> None:
         """Measure one after the other; one that does not decode is left out."""
         for name in self.names:
             if name in journal.records:
@@ -137,17 +137,17 @@ class Pictures:
         return found.hexdigest()[:16]
 
 
-class Video:
+class VideoInput:
     """Frames of a recording, evenly chosen, each with the one that follows it."""
 
     def __init__(self, source: Source, place: str, limit: int, learned: Learned) -> None:
         self._source, self._learned = source, learned
         self.recording: str | None = place
         total = sum(1 for _ in self._frames(threading.Event()))
-        self._places = {f"frame {index:06d}": index for index in evenly(max(1, total - 1), limit)}
+        self._places = {f"frame {index:06d}": index for index in evenly_spaced(max(1, total - 1), limit)}
         self.names = list(self._places)
 
-    def examine(self, examiner: Examiner, journal: Journal, stop: threading.Event) -> None:
+    def examine(self, examiner: Evaluator, journal: ResultsLog, stop: threading.Event) -> None:
         """Decode everything, measure what was chosen, and compare it with its successor."""
         waiting = {self._places[name]: name for name in _waiting(self.names, journal)}
         before: Frame | None = None
@@ -174,7 +174,7 @@ class Video:
                 break
         return found
 
-    def _add(self, journal: Journal, name: str, examiner: Examiner, pair: tuple[Frame, Frame | None]) -> None:
+    def _add(self, journal: ResultsLog, name: str, examiner: Evaluator, pair: tuple[Frame, Frame | None]) -> None:
         """Measure a frame, and compare it with the one that follows it."""
         frame, following = pair
         told = examiner.examine(frame) | self._learned.mark(frame.image)
@@ -189,11 +189,11 @@ class Video:
         try:
             with self._source as source:
                 yield from source.frames(stop)
-        except DamagedError as reason:
+        except CorruptMediaError as reason:
             log.warning("%s", reason)
 
 
-def _measured(examiner: Examiner, frame: Frame, path: Path, known: Known) -> dict[str, Any]:
+def _measured(examiner: Evaluator, frame: Frame, path: Path, known: Annotations) -> dict[str, Any]:
     """Return what is measured on one picture; where its folder is called like a class, whether it is named right."""
     size = frame.height, frame.width
     truths = None if known.truths_of is None else known.truths_of(path, size)
@@ -209,8 +209,8 @@ def file_digest(place: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def _waiting(names: Sequence[str], journal: Journal) -> list[str]:
+def _waiting(names: Sequence[str], journal: ResultsLog) -> list[str]:
     waiting = [name for name in names if name not in journal.records]
     if len(waiting) < len(names):
-        say(f"{len(names) - len(waiting)} of {len(names)} pictures were measured before; going on.")
+        print_line(f"{len(names) - len(waiting)} of {len(names)} pictures were measured before; going on.")
     return waiting

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 from commands import options
-from commands.console import near, say
-from commands.options import NETWORK, RUN, option, stated
+from commands.console import print_line, relative_path
+from commands.options import NETWORK, RUN, drop_none, option
 from commands.wiring.run import make_network
-from pipeline.config_loader import make_config
+from pipeline.config_loader import validate_config
 from pipeline.errors import ConfigError
 
 
@@ -40,17 +40,18 @@ def export(
     }  # fmt: skip
     from overlays.sinks.paths import same_place
 
-    config = make_config({}, "command line", {"engine": stated(engine)})
+    config = validate_config({}, "command line", {"engine": drop_none(engine)})
     if any(given and same_place(output, Path(given)) for given in (weights, labels)):
         raise ConfigError(f"output {str(output)!r} would overwrite what this command reads; choose another file")
     from engine.export.exporter import check_format, export_network
-    from engine.io.atomic import whole_file
+    from engine.io.atomic import atomic_write
 
     check_format(file_format, output)
-    with whole_file(output) as place:
+    with atomic_write(output) as place:
         told = export_network(make_network(config), config.engine, place)
-    say(
-        f"written: {near(output)} ({told.bytes / 1e6:.1f} MB, {told.passport.plan} plan; the same answers as the "
+    print_line(
+        f"written: {relative_path(output)} ({told.bytes / 1e6:.1f} MB, "
+        f"{told.passport.plan} plan; the same answers as the "
         f"engine's in {' and '.join(told.runtimes)})\n"
-        f"run it:  uv run run.py stream --model {shlex.quote(near(output))} --source camera:0"
+        f"run it:  uv run run.py stream --model {shlex.quote(relative_path(output))} --source camera:0"
     )

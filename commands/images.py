@@ -10,10 +10,10 @@ from pipeline.frames import Image
 
 log = logging.getLogger("recipro-stream")
 
-ReadPicture = Callable[[Path], Image]
+ReadImage = Callable[[Path], Image]
 
 
-def open_pictures(place: str) -> tuple[str, ReadPicture, str]:
+def open_images(place: str) -> tuple[str, ReadImage, str]:
     """Return a path without its options, what reads its pictures, and the options: ``PARTS?bits=12``.
 
     Raises:

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from commands.console import display, say
-from pipeline.diagnostics import Check
+from commands.console import display_name, print_line
+from pipeline.diagnostics import Diagnostic
 
 
 def models(
@@ -20,21 +20,21 @@ def models(
     if layers is not None:
         _list_layers(layers)
         return
-    from engine.models.catalog import rows
+    from engine.models.catalog import describe_models
     from engine.models.registry import MODELS
-    from pipeline.errors import ModelError, nearest
+    from pipeline.errors import ModelError, did_you_mean
 
     for name in names or []:
         if name not in MODELS:
             raise ModelError(
-                f"model {name!r} is none of the table.{nearest(name, MODELS)} `run.py models` lists it; any "
+                f"model {name!r} is none of the table.{did_you_mean(name, MODELS)} `run.py models` lists it; any "
                 f"torchvision or timm classifier works by its name: `run.py models --layers {name}`"
             )
     _line(("model", "input", "layer", "grid", "chan.", "weights", "plan"))
-    for row in rows(names):
+    for row in describe_models(names):
         size, grid = (f"{a}x{b}" for a, b in (row.input_size, row.grid))
         _line((row.name, size, row.layer, grid, str(row.channels), f"{row.parameters / 1e6:.1f} M", row.plan))
-    say(
+    print_line(
         "\npooled, flat, tokens: explained for about the price of the verdict.\n"
         "Any other torchvision or timm CNN works by its name. Weights come from\n"
         "torchvision; without a network give a state dict with --weights FILE.\n"
@@ -51,15 +51,15 @@ def _line(cells: tuple[str, ...]) -> None:
     shown = [
         cell if len(cell) <= width else f"..{cell[-(width - 2) :]}" for cell, width in zip(cells, _WIDTHS, strict=True)
     ]
-    say(" ".join(cell.ljust(width) for cell, width in zip(shown, _WIDTHS, strict=True)).rstrip())
+    print_line(" ".join(cell.ljust(width) for cell, width in zip(shown, _WIDTHS, strict=True)).rstrip())
 
 
 def _list_layers(name: str) -> None:
     from engine.models.catalog import layers_of
 
-    say(f"layers of {name} that can be named by --layer, the first to answer first; grid, channels:")
+    print_line(f"layers of {name} that can be named by --layer, the first to answer first; grid, channels:")
     for layer, (rows, columns), channels in layers_of(name):
-        say(f"{f'{rows}x{columns}':>9} {channels:>6}  {layer}")
+        print_line(f"{f'{rows}x{columns}':>9} {channels:>6}  {layer}")
 
 
 def doctor() -> None:
@@ -69,16 +69,18 @@ def doctor() -> None:
     found = [
         *_found("engine", "torch", lambda checks: checks()),
         *_found("stream", "PyAV", lambda checks: checks()),
-        *_found("overlays", "OpenCV, ZeroMQ and PyAV", lambda checks: checks(display())),
+        *_found("overlays", "OpenCV, ZeroMQ and PyAV", lambda checks: checks(display_name())),
     ]
-    say(f"Python {platform.python_version()} on {platform.platform()}")
+    print_line(f"Python {platform.python_version()} on {platform.platform()}")
     for check in found:
         mark = "ok " if check.present else "-- "
         cure = f"\n{'':26}{check.cure}" if check.cure and not check.present else ""
-        say(f"{mark} {check.name:22} {check.says}{cure}")
+        print_line(f"{mark} {check.name:22} {check.says}{cure}")
 
 
-def _found(room: str, needs: str, ask: Callable[[Callable[..., list[Check]]], list[Check]]) -> list[Check]:
+def _found(
+    room: str, needs: str, ask: Callable[[Callable[..., list[Diagnostic]]], list[Diagnostic]]
+) -> list[Diagnostic]:
     """Return what a room finds; where it cannot even be asked, what that fails of."""
     try:
         return ask(importlib.import_module(f"{room}.checks").checks)
@@ -86,4 +88,4 @@ def _found(room: str, needs: str, ask: Callable[[Callable[..., list[Check]]], li
         missing = getattr(reason, "name", None) or room
         cure = f"it needs {needs}: uv sync; a library (.so) that is missing comes with the system's packages"
         said = f"cannot be loaded ({type(reason).__name__}: {str(reason).splitlines()[0] if str(reason) else missing})"
-        return [Check(room, present=False, says=said, cure=cure)]
+        return [Diagnostic(room, present=False, says=said, cure=cure)]

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from commands.console import near, say
+from commands.console import print_line, relative_path
 from pipeline.errors import ConfigError
 
 keys_app = typer.Typer(no_args_is_help=True, help="Make keys, so that only those may look in who are on the list.")
@@ -18,11 +18,11 @@ def keys_new(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where they go. Nothing is ever overwritten.")],
 ) -> None:
     """Make a stream's keys and a first viewer's."""
-    from overlays.wire.curve.keys import make_ring
+    from overlays.wire.curve.keys import create_keyring
 
-    make_ring(folder)
-    place = near(folder)
-    say(
+    create_keyring(folder)
+    place = relative_path(folder)
+    print_line(
         f"{place}/server.key_secret  stays here, readable by you alone\n"
         f"{place}/server.key         for every viewer, it is no secret\n"
         f"{place}/viewer.key_secret  for the viewer: move it there by a safe way, such as scp\n"
@@ -42,6 +42,10 @@ def keys_add(
     from overlays.wire.curve.keys import ALLOWED, make_pair
 
     if not (folder / ALLOWED).is_dir():
-        raise ConfigError(f"{str(folder)!r}: holds no list of viewers; make it first: run.py keys new {near(folder)}")
+        raise ConfigError(
+            f"{str(folder)!r}: holds no list of viewers; make it first: run.py keys new {relative_path(folder)}"
+        )
     public, secret = make_pair(folder, name, public_folder=folder / ALLOWED)
-    say(f"{near(secret)}  for the viewer: move it there by a safe way\n{near(public)}  lets it in")
+    print_line(
+        f"{relative_path(secret)}  for the viewer: move it there by a safe way\n{relative_path(public)}  lets it in"
+    )

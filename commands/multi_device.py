@@ -14,13 +14,13 @@ from pathlib import Path
 
 import typer
 
-from commands.console import say
+from commands.console import print_line
 from commands.parent_process import VARIABLE
-from commands.signals import until_interrupted
+from commands.signals import shutdown_on_signal
 from pipeline.config import Config
 from pipeline.config_loader import to_yaml
-from pipeline.sharding import shards_of
-from pipeline.systemd import Supervisor
+from pipeline.sharding import shard_config
+from pipeline.systemd import SystemdNotifier
 
 RUN = Path(__file__).resolve().parents[1] / "run.py"
 _POLL_SECONDS = 0.2
@@ -28,19 +28,19 @@ _END_SECONDS = 15.0
 log = logging.getLogger("recipro-stream")
 
 
-def stream_sharded(config: Config, devices: Sequence[str], *, log_format: str = "text") -> None:
+def run_sharded(config: Config, devices: Sequence[str], *, log_format: str = "text") -> None:
     """Deal the cameras out and carry them in one process for each device, until all have ended.
 
     A process that fails ends alone, and is named; the exit code is the first failing one's.
     """
-    shards = shards_of(_named(config), devices)
+    shards = shard_config(_named(config), devices)
     for number, shard in enumerate(shards):
         doors = ", ".join(sink.uri for sink in shard.sinks) or "no sink"
         cameras = ", ".join(str(source.name) for source in shard.sources)
-        say(f"process {number} on {shard.engine.device}: {cameras}; {doors}")
+        print_line(f"process {number} on {shard.engine.device}: {cameras}; {doors}")
     begun = threading.Event()
     begun.set()
-    with until_interrupted(begun) as stop, Supervisor(os.environ) as supervisor, _lifeline() as lifeline:
+    with shutdown_on_signal(begun) as stop, SystemdNotifier(os.environ) as supervisor, _lifeline() as lifeline:
         running = [_started(shard, log_format, lifeline) for shard in shards]
         try:
             while any(process.poll() is None for process in running) and not stop.is_set():

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-CAMERA, NETWORK, PICTURE, ACCESS, RUN = "Cameras", "Network", "Picture", "Who may look in", "Run"
+CAMERA, NETWORK, IMAGE, ACCESS, RUN = "Cameras", "Network", "Picture", "Who may look in", "Run"
 TRUTH = "Where objects lie"
 
 
@@ -16,7 +16,7 @@ def option(panel: str, text: str, *names: str, **more: Any) -> Any:  # noqa: ANN
     return typer.Option(*names, rich_help_panel=panel, help=text, show_default=False, **more)
 
 
-def stated(knobs: dict[str, Any]) -> dict[str, Any]:
+def drop_none(knobs: dict[str, Any]) -> dict[str, Any]:
     """Return what was said: the knobs that are not None."""
     return {key: value for key, value in knobs.items() if value is not None}
 
@@ -37,9 +37,9 @@ Target = Annotated[
     option(NETWORK, "Explained classes: top1 (default), top5, names, indices, by commas; the first is drawn."),
 ]
 Threads = Annotated[int | None, option(NETWORK, "CPU threads for the network.")]
-PageTokenFile = Annotated[Path | None, option(PICTURE, "What the http:// page asks for stands in it.")]
-MqttCredentials = Annotated[Path | None, option(PICTURE, "user:password for the mqtt:// broker stands in it.")]
-Colormap = Annotated[str | None, option(PICTURE, "The heat's colours. [default: inferno]")]
-Opacity = Annotated[float | None, option(PICTURE, "How much the hottest spot covers, 0 to 1.")]
+PageTokenFile = Annotated[Path | None, option(IMAGE, "What the http:// page asks for stands in it.")]
+MqttCredentials = Annotated[Path | None, option(IMAGE, "user:password for the mqtt:// broker stands in it.")]
+Colormap = Annotated[str | None, option(IMAGE, "The heat's colours. [default: inferno]")]
+Opacity = Annotated[float | None, option(IMAGE, "How much the hottest spot covers, 0 to 1.")]
 Frames = Annotated[int | None, option(RUN, "Stop after so many frames.", min=1)]
 Seconds = Annotated[float | None, option(RUN, "Stop after so long.", min=0)]

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
-from pipeline.workers import Worker
+from pipeline.workers import ThreadWorker
 
 log = logging.getLogger("recipro-stream")
 
@@ -46,6 +46,6 @@ def ends_with_parent(environment: Mapping[str, str]) -> Iterator[None]:
                     os._exit(1)
                 return
 
-    with Worker("parent", watch, stop.set):
+    with ThreadWorker("parent", watch, stop.set):
         yield
     os.close(reading)

@@ -10,11 +10,11 @@ from typing import Annotated
 import typer
 
 from commands import options
-from commands.console import fail, finish, say
-from commands.options import CAMERA, PICTURE, option, stated
-from commands.signals import until_interrupted
-from commands.wiring.sinks import sink_options, with_page_token
-from pipeline.config_loader import make_config
+from commands.console import exit_with_outcome, fail, print_line
+from commands.options import CAMERA, IMAGE, drop_none, option
+from commands.signals import shutdown_on_signal
+from commands.wiring.sinks import apply_web_token, build_sink_options
+from pipeline.config_loader import validate_config
 from pipeline.errors import ConfigError
 
 
@@ -24,7 +24,7 @@ def replay(
         Path | None, typer.Argument(metavar="[VIDEO]", help="What was explained then. Default: heat on black.")
     ] = None,
     sink: Annotated[
-        list[str] | None, option(PICTURE, "window (default), http://HOST:PORT, FILE.mp4. Repeatable.")
+        list[str] | None, option(IMAGE, "window (default), http://HOST:PORT, FILE.mp4. Repeatable.")
     ] = None,
     page_token_file: options.PageTokenFile = None,
     colormap: options.Colormap = None,
@@ -37,39 +37,43 @@ def replay(
     seconds: options.Seconds = None,
 ) -> None:
     """Lay logged heat over the original video again, each line on its own frame."""
-    from overlays.records.replay import LoggedExplainer, LoggedFrames, Paced
+    from overlays.records.replay import BlankFrameSource, LoggedExplainer, RealTimeSource
     from overlays.render.renderer import HeatRenderer
     from overlays.sinks.locks import claimed, to_claim
     from overlays.sinks.paths import check_outputs
     from overlays.sinks.registry import build_sink
-    from pipeline.loop import Limits, carry
+    from pipeline.loop import RunLimits, run_pipeline
     from stream.sources import build_source
 
-    knobs = {"overlay": stated({"colormap": colormap, "opacity": opacity}), "sinks": sink or ["window"]}
-    made = make_config({}, "command line", knobs)
-    doors = with_page_token(made.sinks, page_token_file)
+    knobs = {"overlay": drop_none({"colormap": colormap, "opacity": opacity}), "sinks": sink or ["window"]}
+    made = validate_config({}, "command line", knobs)
+    doors = apply_web_token(made.sinks, page_token_file)
     begun = threading.Event()
-    with until_interrupted(begun) as stop, ExitStack() as stack:
+    with shutdown_on_signal(begun) as stop, ExitStack() as stack:
         logged = stack.enter_context(LoggedExplainer(record, camera, run=run, video=video))
-        source = LoggedFrames(logged) if video is None else build_source(str(video), camera=logged.camera)
+        source = BlankFrameSource(logged) if video is None else build_source(str(video), camera=logged.camera)
         if source.live:
             raise ConfigError(f"{str(video)!r}: is live; a log is laid over the recording that it was written for")
         check_outputs([one.uri for one in doors], [logged.camera], [str(one) for one in (record, video) if one])
-        sinks = [build_sink(one.uri, cameras=[logged.camera], options=sink_options(one, made.overlay)) for one in doors]
+        sinks = [
+            build_sink(one.uri, cameras=[logged.camera], options=build_sink_options(one, made.overlay)) for one in doors
+        ]
         if any(not one.lossless for one in sinks):
-            source = Paced(source)
+            source = RealTimeSource(source)
         stack.enter_context(source)
         stack.enter_context(claimed(to_claim((one.uri for one in doors), [logged.camera])))
         for door in sinks:
             stack.enter_context(door)
         begun.set()
         renderer = HeatRenderer(**made.overlay.model_dump())
-        outcome = carry([(source, "wait")], logged, renderer, sinks, limits=Limits(frames, seconds, 1), stop=stop)
-    say(
+        outcome = run_pipeline(
+            [(source, "wait")], logged, renderer, sinks, limits=RunLimits(frames, seconds, 1), stop=stop
+        )
+    print_line(
         f"{logged.matched + logged.unmatched} frames, {logged.matched} with their heat, {logged.unmatched} without a "
         f"line in the log; the log has {logged.line_count} lines of {logged.camera!r}"
     )
-    finish(outcome)
+    exit_with_outcome(outcome)
     if video is None and logged.line_count and not logged.matched and not stop.is_set() and seconds is None:
         fail(
             f"{record}: none of the lines of {logged.camera!r} can be read; name what --sink FILE.jsonl or "

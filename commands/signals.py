@@ -13,7 +13,7 @@ from typing import Final
 TOGETHER_SECONDS: Final = 1.0
 
 
-class Wish(threading.Event):
+class ShutdownEvent(threading.Event):
     """Set once somebody wishes the end."""
 
     signals: frozenset[int] = frozenset()
@@ -28,7 +28,7 @@ class Wish(threading.Event):
 
 
 @contextmanager
-def until_interrupted(begun: threading.Event) -> Iterator[Wish]:
+def shutdown_on_signal(begun: threading.Event) -> Iterator[ShutdownEvent]:
     """Give an event that Ctrl-C, SIGTERM and SIGHUP set; a second one ends the process at once.
 
     Two of different kinds that come together are one wish: a terminal or a supervisor sends its own to every process of
@@ -38,7 +38,7 @@ def until_interrupted(begun: threading.Event) -> Iterator[Wish]:
     Until ``begun`` is set there is nothing to be ended in order, and the first one ends the process at once, too: an
     exception out of a handler would go through compilers that do not expect it, and abort.
     """
-    stop = Wish()
+    stop = ShutdownEvent()
 
     def end(number: int, _frame: object) -> None:
         if stop.is_set():

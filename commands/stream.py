@@ -13,16 +13,16 @@ from typing import Annotated, Any
 import typer
 
 from commands import options
-from commands.console import finish, near, read_text, say
-from commands.multi_device import stream_sharded
-from commands.options import ACCESS, CAMERA, NETWORK, PICTURE, RUN, option, stated
+from commands.console import exit_with_outcome, print_line, read_text, relative_path
+from commands.multi_device import run_sharded
+from commands.options import ACCESS, CAMERA, IMAGE, NETWORK, RUN, drop_none, option
 from commands.parent_process import ends_with_parent
-from commands.wiring.run import carry_frames, redacted
-from commands.wiring.sinks import with_clips, with_keys, with_mqtt_credentials, with_page_token
-from pipeline.config_loader import make_config, read_yaml, to_yaml
+from commands.wiring.run import redact_config, run_from_config
+from commands.wiring.sinks import apply_curve_keys, apply_mqtt_credentials, apply_recording_options, apply_web_token
+from pipeline.config_loader import read_yaml, to_yaml, validate_config
 from pipeline.config_yaml import to_documented_yaml
 from pipeline.errors import ConfigError
-from pipeline.log_format import formatter
+from pipeline.log_format import make_formatter
 from pipeline.sharding import read_devices
 
 log = logging.getLogger("recipro-stream")
@@ -41,14 +41,17 @@ def demo(
         "seconds": seconds,
         "engine": {"model": "line_net"},
     }
-    say(f"The inspection line, {seconds:g} s, explained: parts pass a camera, some carry a defect.")
+    print_line(f"The inspection line, {seconds:g} s, explained: parts pass a camera, some carry a defect.")
     try:
-        outcome = carry_frames(make_config(knobs, "demo"))
+        outcome = run_from_config(validate_config(knobs, "demo"))
     finally:
         with suppress(OSError):
             folder.rmdir()  # where nothing was written into it
-    say(f"\nSee it:   {near(video)}\nRead it:  {near(record)}  (one explanation a line, heat included)")
-    say(
+    print_line(
+        f"\nSee it:   {relative_path(video)}\nRead it:  {relative_path(record)} "
+        " (one explanation a line, heat included)"
+    )
+    print_line(
         "\nWhat next:\n"
         "  a webcam        uv run run.py stream --source camera:0 --model resnet50 --sink window\n"
         "  an RTSP camera  uv run run.py stream --source rtsp://USER@HOST/PATH --model resnet50 --sink out.mp4\n"
@@ -56,7 +59,7 @@ def demo(
         "  over a network  uv run run.py stream --source line: --sink tcp://127.0.0.1:5555\n"
         "                  uv run run.py view tcp://127.0.0.1:5555"
     )
-    finish(outcome)
+    exit_with_outcome(outcome)
 
 
 def stream(
@@ -100,19 +103,19 @@ def stream(
     sink: Annotated[
         list[str] | None,
         option(
-            PICTURE,
+            IMAGE,
             "window, tcp://HOST:PORT, ipc://PATH, http://HOST:PORT, mqtt://HOST/TOPIC, FILE.mp4, FOLDER/, FILE.jsonl, "
             "FILE.parquet. Repeatable.",
         ),
     ] = None,
     record_when: Annotated[
-        str | None, option(PICTURE, "FOLDER/ records only events, such as: label=scratch and score>0.8")
+        str | None, option(IMAGE, "FOLDER/ records only events, such as: label=scratch and score>0.8")
     ] = None,
-    seconds_before: Annotated[float | None, option(PICTURE, "... and what came before them. [default: 5]")] = None,
-    seconds_after: Annotated[float | None, option(PICTURE, "... and after them. [default: 5]")] = None,
-    rotate_seconds: Annotated[float | None, option(PICTURE, "FOLDER/ begins a new clip. [default: 300]")] = None,
+    seconds_before: Annotated[float | None, option(IMAGE, "... and what came before them. [default: 5]")] = None,
+    seconds_after: Annotated[float | None, option(IMAGE, "... and after them. [default: 5]")] = None,
+    rotate_seconds: Annotated[float | None, option(IMAGE, "FOLDER/ begins a new clip. [default: 300]")] = None,
     disk_budget_mib: Annotated[
-        float | None, option(PICTURE, "What clips may take in FOLDER/; the oldest make room. Default: no limit.")
+        float | None, option(IMAGE, "What clips may take in FOLDER/; the oldest make room. Default: no limit.")
     ] = None,
     page_token_file: options.PageTokenFile = None,
     mqtt_credentials: options.MqttCredentials = None,
@@ -127,7 +130,7 @@ def stream(
     ] = False,
     colormap: options.Colormap = None,
     opacity: options.Opacity = None,
-    smoothing: Annotated[float | None, option(PICTURE, "Time constant in seconds. [default: 0, off]")] = None,
+    smoothing: Annotated[float | None, option(IMAGE, "Time constant in seconds. [default: 0, off]")] = None,
     baseline: Annotated[
         Path | None, option(RUN, "What `run.py baseline` wrote: how far reasons drift from it is told.")
     ] = None,
@@ -147,7 +150,7 @@ def stream(
         raise ConfigError(f"--log {log_format!r}: choose text or json")
     for handler in logging.getLogger().handlers:
         if getattr(handler, "stream", None) is sys.stderr:
-            handler.setFormatter(formatter(log_format))
+            handler.setFormatter(make_formatter(log_format))
     engine = {
         "model": model, "weights": weights, "labels": labels, "layer": layer, "target": target, "kernel": kernel,
         "backend": backend, "precision": precision, "device": device, "input_size": input_size, "fit": fit,
@@ -156,41 +159,41 @@ def stream(
     overlay = {"colormap": colormap, "opacity": opacity, "smoothing_seconds": smoothing}
     given = {
         "sources": source, "sinks": sink, "overflow": overflow, "decoder": decoder, "frames": frames,
-        "seconds": seconds, "max_age_seconds": max_age, "engine": stated(engine), "overlay": stated(overlay),
+        "seconds": seconds, "max_age_seconds": max_age, "engine": drop_none(engine), "overlay": drop_none(overlay),
         "guards": {} if baseline is None else {"baseline": str(baseline)},
     }  # fmt: skip
-    overrides = {key: value for key, value in stated(given).items() if value != {}}
+    overrides = {key: value for key, value in drop_none(given).items() if value != {}}
     knobs: dict[str, Any] = {} if config is None else read_yaml(read_text(config), config.name)
     if not knobs.get("sources") and not source:
         raise ConfigError("no source: give --source URI (camera:0, rtsp://..., a file, line:) or a YAML config")
-    made = make_config(knobs, config.name if config else "command line", overrides)
+    made = validate_config(knobs, config.name if config else "command line", overrides)
     _warn_of_shown_passwords(source or [])
-    told = with_mqtt_credentials(with_page_token(made.sinks, page_token_file), mqtt_credentials)
-    sinks = with_keys(told, curve_keys, allow, insecure=insecure)
+    told = apply_mqtt_credentials(apply_web_token(made.sinks, page_token_file), mqtt_credentials)
+    sinks = apply_curve_keys(told, curve_keys, allow, insecure=insecure)
     clips = {
         "record_when": record_when, "seconds_before": seconds_before, "seconds_after": seconds_after,
         "rotate_seconds": rotate_seconds, "disk_budget_mib": disk_budget_mib,
     }  # fmt: skip
-    made = made.model_copy(update={"sinks": with_clips(sinks, stated(clips))})
+    made = made.model_copy(update={"sinks": apply_recording_options(sinks, drop_none(clips))})
     if every and not print_config:
         raise ConfigError("--all: says how much --print-config shows; give both")
     if print_config:
-        shown = redacted(made)
+        shown = redact_config(made)
         typer.echo(to_documented_yaml(shown) if every else to_yaml(shown), nl=False)
         return
     if devices is not None:
-        stream_sharded(made, read_devices(devices), log_format=log_format)
+        run_sharded(made, read_devices(devices), log_format=log_format)
         return
     with ends_with_parent(os.environ):
-        outcome = carry_frames(made, tell=log.info if log_format == "json" else None)
-    finish(outcome)
+        outcome = run_from_config(made, tell=log.info if log_format == "json" else None)
+    exit_with_outcome(outcome)
 
 
 def _warn_of_shown_passwords(sources: list[str]) -> None:
     """Say so where a password stands among this process's arguments: everybody on the machine can list those."""
-    from stream.credentials import shows_password
+    from stream.credentials import has_plain_password
 
-    if any(map(shows_password, sources)):
+    if any(map(has_plain_password, sources)):
         log.warning(
             "--source: a password on the command line can be read by everybody on this machine (ps); write "
             "'rtsp://${USER_NAME}:${PASSWORD}@HOST/PATH' with variables of the environment, or name a "

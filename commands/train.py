@@ -16,21 +16,21 @@ from typing import TYPE_CHECKING, Annotated, Final, cast
 import typer
 
 from commands import options
-from commands.console import say
-from commands.dataset import listed, readable
-from commands.images import open_pictures
-from commands.options import NETWORK, RUN, option, stated
-from commands.signals import until_interrupted
+from commands.console import print_line
+from commands.dataset import drop_unreadable, list_samples
+from commands.images import open_images
+from commands.options import NETWORK, RUN, drop_none, option
+from commands.signals import shutdown_on_signal
 from commands.train_report import Trained, files_beside, write_checked, write_report
-from commands.wiring.run import find_shipped_weights
-from pipeline.config_loader import make_config
+from commands.wiring.run import bundled_weights
+from pipeline.config_loader import validate_config
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from engine.finetuning.near_duplicates import NearDuplicate
-    from engine.finetuning.setup import Lowered, Pupil
+    from engine.finetuning.setup import FinetuneModel, Precision
     from engine.finetuning.splits import Sample
-    from engine.finetuning.trainer import Balance, Epoch
+    from engine.finetuning.trainer import Balance, EpochStats
 
 log = logging.getLogger("recipro-stream")
 
@@ -103,40 +103,40 @@ def train(
     threads: options.Threads = None,
 ) -> None:
     """Teach a network your own classes; leaves one file that stream, evaluate and export run, and a report."""
-    from engine.finetuning.finetune import Watching, teach
+    from engine.finetuning.finetune import Callbacks, finetune
     from engine.finetuning.given_split import keep_split
     from engine.finetuning.near_duplicates import near_duplicates
-    from engine.finetuning.setup import Wish, make_pupil
-    from engine.finetuning.splits import HELD_OUT, LEARNING, STOPPING, check_sources, divide, joined
+    from engine.finetuning.setup import FinetuneConfig, build_model
+    from engine.finetuning.splits import TEST, TRAIN, VALIDATION, check_groups, merge_duplicates, stratified_group_split
 
     _check_words(output, model, balance, precision)
-    engine = make_config({}, "command line", {"engine": stated({
+    engine = validate_config({}, "command line", {"engine": drop_none({
         "model": model, "input_size": input_size, "fit": fit, "layer": layer, "threads": threads,
     })}).engine  # fmt: skip
-    _check_shares(held_out, stopping)
-    wish = Wish(
-        engine.model, weights or find_shipped_weights(engine.model), engine.input_size, engine.fit if fit else None,
+    _check_fractions(held_out, stopping)
+    wish = FinetuneConfig(
+        engine.model, weights or bundled_weights(engine.model), engine.input_size, engine.fit if fit else None,
         engine.layer, until, freeze=freeze, freeze_to=freeze_to, augment=_words(augment),
         balance=cast("Balance", balance), epochs=epochs, batch=batch, learning_rate=learning_rate, patience=patience,
-        threads=engine.threads, precision=cast("Lowered", precision), seed=seed,
+        threads=engine.threads, precision=cast("Precision", precision), seed=seed,
     )  # fmt: skip
-    shares = {LEARNING: 1.0 - held_out - stopping, STOPPING: stopping, HELD_OUT: held_out}
-    place, read, options_given = open_pictures(str(folder))
-    listing = listed(Path(place), pictures, source_pattern, source_gap)
+    shares = {TRAIN: 1.0 - held_out - stopping, VALIDATION: stopping, TEST: held_out}
+    place, read, options_given = open_images(str(folder))
+    listing = list_samples(Path(place), pictures, source_pattern, source_gap)
     named = listing.samples
     if not listing.divided:
-        check_sources(named, list(shares))
-    pupil = make_pupil(wish, sorted({one.label for one in named}))
-    _tell_begun(pupil)
-    decoded, spectra, unread = readable(named, read)
+        check_groups(named, list(shares))
+    pupil = build_model(wish, sorted({one.label for one in named}))
+    _print_start(pupil)
+    decoded, spectra, unread = drop_unreadable(named, read)
     for line in (*listing.left_out, *unread):
         log.warning("left out: %s", line)
-    samples, copies = joined(decoded)
+    samples, copies = merge_duplicates(decoded)
     if listing.divided:
         parts, crossing = keep_split(samples, stopping, seed, pupil.seen)
     else:
-        parts, crossing = divide(samples, shares, seed, pupil.seen), []
-    _tell_parts(parts, len(unread), copies, sum(one.digest in pupil.seen for one in samples))
+        parts, crossing = stratified_group_split(samples, shares, seed, pupil.seen), []
+    _print_splits(parts, len(unread), copies, sum(one.digest in pupil.seen for one in samples))
     _tell_split(crossing, divided=listing.divided)
     similar, known = near_duplicates(parts, spectra, pupil.looks)
     _tell_similar(similar)
@@ -145,9 +145,9 @@ def train(
         log.warning("%s", UNGROUPED)
     begun = threading.Event()
     begun.set()
-    with until_interrupted(begun) as stop:
-        watching = Watching(_tell_features, _tell_epoch, stop.is_set)
-        diploma = teach(
+    with shutdown_on_signal(begun) as stop:
+        watching = Callbacks(_print_features, _print_epoch, stop.is_set)
+        diploma = finetune(
             pupil, parts, lambda path: read(Path(path)), watching,
             grouped=listing.grouped, look_alikes={one.path for one in similar},
         )  # fmt: skip
@@ -158,7 +158,7 @@ def train(
     made = {"command": _command(), "date": datetime.now().astimezone().date().isoformat()}
     file = replace(diploma.file, provenance={**diploma.file.provenance, **made}, looks=(*pupil.looks, known))
     diploma = replace(diploma, file=file)
-    explainer = write_checked(output, file, pupil, parts[HELD_OUT][0].path, read)
+    explainer = write_checked(output, file, pupil, parts[TEST][0].path, read)
     left_out = [*listing.left_out, *unread, *(f"{one.path}: {CROSSING}" for one in crossing)]
     trained = Trained(place, options_given, diploma, parts, left_out, similar, grouped=listing.grouped)
     write_report(output, trained, explainer, read)
@@ -178,7 +178,7 @@ def _check_words(output: Path, model: str, balance: str, precision: str) -> None
             raise ConfigError(f"{name} {word!r}: choose of {', '.join(words)}")
 
 
-def _check_shares(held_out: float, stopping: float) -> None:
+def _check_fractions(held_out: float, stopping: float) -> None:
     if held_out + stopping > 0.9:
         raise ConfigError(
             f"--held-out {held_out:g} and --stopping {stopping:g} leave {max(0.0, 1 - held_out - stopping):.0%} to "
@@ -190,14 +190,14 @@ def _words(text: str) -> tuple[str, ...]:
     return () if text.strip() == "none" else tuple(word.strip() for word in text.split(",") if word.strip())
 
 
-def _tell_begun(pupil: Pupil) -> None:
+def _print_start(pupil: FinetuneModel) -> None:
     if not pupil.begun_with:
         return
     fresh = [label for label in pupil.labels if label not in pupil.known]
-    say(f"goes on from {pupil.wish.model} ({pupil.name}{f' until {pupil.until}' if pupil.until else ''})")
-    say(f"  knows already: {', '.join(pupil.known) or 'none of these classes'}")
+    print_line(f"goes on from {pupil.wish.model} ({pupil.name}{f' until {pupil.until}' if pupil.until else ''})")
+    print_line(f"  knows already: {', '.join(pupil.known) or 'none of these classes'}")
     if fresh:
-        say(f"  new: {', '.join(fresh)}")
+        print_line(f"  new: {', '.join(fresh)}")
     if not pupil.seen:
         log.warning(
             "%s does not say which pictures it learned from: if some of them are here, what is measured on held-out "
@@ -205,21 +205,23 @@ def _tell_begun(pupil: Pupil) -> None:
         )  # fmt: skip
 
 
-def _tell_parts(parts: Mapping[str, Sequence[Sample]], unread: int, copies: int, seen: int) -> None:
+def _print_splits(parts: Mapping[str, Sequence[Sample]], unread: int, copies: int, seen: int) -> None:
     for part, several in parts.items():
         sources = len({one.source for one in several})
-        say(f"{part.replace('_', '-'):9} {len(several):5} pictures of {sources} sources")
+        print_line(f"{part.replace('_', '-'):9} {len(several):5} pictures of {sources} sources")
     if unread:
-        say(f"left out  {unread:5} that do not decode")
+        print_line(f"left out  {unread:5} that do not decode")
     if copies:
-        say(f"copies    {copies:5} are another picture once more, pixel by pixel; they count as one source with it")
+        print_line(
+            f"copies    {copies:5} are another picture once more, pixel by pixel; they count as one source with it"
+        )
     if seen:
-        say(f"seen      {seen:5} it learned from before; none of them examines it")
+        print_line(f"seen      {seen:5} it learned from before; none of them examines it")
 
 
 def _tell_split(crossing: Sequence[Sample], *, divided: bool) -> None:
     if divided:
-        say("The folders are a split already: it is kept, and --held-out counts for nothing.")
+        print_line("The folders are a split already: it is kept, and --held-out counts for nothing.")
     if crossing:
         first = crossing[0].path
         log.warning("%d pictures are left out of the examination, %s for one: %s", len(crossing), first, CROSSING)
@@ -250,14 +252,14 @@ def _tell_mixed(similar: Sequence[NearDuplicate]) -> None:
         )  # fmt: skip
 
 
-def _tell_features(done: int, todo: int) -> None:
+def _print_features(done: int, todo: int) -> None:
     if done % 160 < 16 or done == todo:
-        say(f"features: {done} of {todo} pictures")
+        print_line(f"features: {done} of {todo} pictures")
 
 
-def _tell_epoch(at: Epoch) -> None:
+def _print_epoch(at: EpochStats) -> None:
     if at.epochs <= 24 or at.epoch % 10 == 0:
-        say(
+        print_line(
             f"{at.stage + ', ' if at.stage else ''}epoch {at.epoch} of {at.epochs}: loss {at.loss:.3f}, "
             f"on stopping pictures {at.stopping_loss:.3f}, their mean recall {at.stopping_recall:.1%}"
             f"{' (best)' if at.best else ''}, {at.seconds:.0f} s"

@@ -10,18 +10,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from commands.console import near, say, write_text
-from commands.images import ReadPicture
+from commands.console import print_line, relative_path, write_text
+from commands.images import ReadImage
 from pipeline.errors import ConfigError, EngineError, ModelError, SourceError
 from pipeline.frames import Frame
 
 if TYPE_CHECKING:
     from engine.explainers.network import NetworkExplainer
-    from engine.finetuning.finetune import Diploma
+    from engine.finetuning.finetune import FinetuneResult
     from engine.finetuning.near_duplicates import NearDuplicate
-    from engine.finetuning.setup import Pupil
+    from engine.finetuning.setup import FinetuneModel
     from engine.finetuning.splits import Sample
-    from engine.models.checkpoint import ModelFile
+    from engine.models.checkpoint import Checkpoint
 
 log = logging.getLogger("recipro-stream")
 
@@ -37,7 +37,7 @@ class Trained:
     """What the user named."""
     options: str
     """How the pictures are read, ``?bits=12``; mostly empty."""
-    diploma: Diploma
+    diploma: FinetuneResult
     parts: Mapping[str, Sequence[Sample]]
     left_out: Sequence[str]
     similar: Sequence[NearDuplicate]
@@ -55,7 +55,9 @@ def unchecked_file(output: Path) -> Path:
     return output.with_suffix(".unchecked.safetensors")
 
 
-def write_checked(output: Path, file: ModelFile, pupil: Pupil, picture: str, read: ReadPicture) -> NetworkExplainer:
+def write_checked(
+    output: Path, file: Checkpoint, pupil: FinetuneModel, picture: str, read: ReadImage
+) -> NetworkExplainer:
     """Write a model, explain a picture with what was written, compare, and only then give it its name.
 
     Args:
@@ -69,35 +71,37 @@ def write_checked(output: Path, file: ModelFile, pupil: Pupil, picture: str, rea
         ModelError: what was written is not what was trained. The weights stay beside it, under another name.
     """
     from engine.finetuning.verification import check_answers, open_model_file
-    from engine.models.checkpoint import save_model
+    from engine.models.checkpoint import save_checkpoint
 
     place = unchecked_file(output)
-    save_model(place, file)
+    save_checkpoint(place, file)
     try:
         explainer = open_model_file(place)
         frame = Frame(read(Path(picture)), "train", 0, 0.0, source_name=picture)
         check_answers(explainer, pupil.net, pupil.labels, pupil.preprocessing, frame)
     except EngineError as reason:
         raise ModelError(
-            f"{near(output)}: is not written, for what was trained cannot be used: read again, it {reason}. The "
-            f"weights are kept in {near(place)}; please report this with the network's name, {pupil.name}"
+            f"{relative_path(output)}: is not written, for what was trained "
+            f"cannot be used: read again, it {reason}. The "
+            f"weights are kept in {relative_path(place)}; please report this with the network's name, {pupil.name}"
         ) from reason
     try:
         place.replace(output)
     except OSError as reason:
         raise ConfigError(
-            f"{near(output)}: cannot be written ({reason.strerror}); the model is whole in {near(place)}"
+            f"{relative_path(output)}: cannot be written ({reason.strerror}); "
+            f"the model is whole in {relative_path(place)}"
         ) from None
     return explainer
 
 
-def write_report(output: Path, trained: Trained, explainer: NetworkExplainer, read: ReadPicture) -> None:
+def write_report(output: Path, trained: Trained, explainer: NetworkExplainer, read: ReadImage) -> None:
     """Write what came of a training beside the model, and tell the most of it."""
-    from engine.finetuning.splits import HELD_OUT
-    from overlays.reports.training import conclusion, training_page
+    from engine.finetuning.splits import TEST
+    from overlays.reports.training import conclusion, training_html
 
     diploma, labels = trained.diploma, trained.diploma.file.labels
-    found = diploma.examined[HELD_OUT]
+    found = diploma.examined[TEST]
     told: dict[str, Any] = {
         "model": output.name, "pictures": trained.pictures + trained.options, "labels": list(labels),
         "provenance": dict(diploma.file.provenance),
@@ -113,21 +117,21 @@ def write_report(output: Path, trained: Trained, explainer: NetworkExplainer, re
     write_text(places["report.json"], json.dumps(told, indent=1) + "\n")
     mistakes = sorted((one for one in found.answers if one[1] != one[2]), key=lambda one: -one[3])
     heats = _explained([one[0] for one in mistakes[:SHOWN_MISTAKES]], explainer, read)
-    page = training_page(told, lambda path: read(Path(path)), heats, pictures=SHOWN_MISTAKES)
+    page = training_html(told, lambda path: read(Path(path)), heats, pictures=SHOWN_MISTAKES)
     write_text(places["report.html"], page)
-    lines = "".join(f"{Path(one.path).absolute()}\n" for one in trained.parts[HELD_OUT])
+    lines = "".join(f"{Path(one.path).absolute()}\n" for one in trained.parts[TEST])
     write_text(places["held-out.txt"], lines)
-    say(f"\n{conclusion(told)}")
+    print_line(f"\n{conclusion(told)}")
     for label, recall, row in zip(labels, found.recalls, found.confusion, strict=True):
-        say(f"  {label:20} {recall:6.1%} of {sum(row)}")
-    say(f"\nwritten: {near(output)}; read {near(places['report.html'])}")
-    model = shlex.quote(near(output))
-    say(f"run it:   uv run run.py stream --model {model} --source camera:0 --sink window")
-    held_out = shlex.quote(near(places["held-out.txt"]) + trained.options)
-    say(f"ask it:   uv run run.py evaluate {held_out} --model {model} --output DIR")
+        print_line(f"  {label:20} {recall:6.1%} of {sum(row)}")
+    print_line(f"\nwritten: {relative_path(output)}; read {relative_path(places['report.html'])}")
+    model = shlex.quote(relative_path(output))
+    print_line(f"run it:   uv run run.py stream --model {model} --source camera:0 --sink window")
+    held_out = shlex.quote(relative_path(places["held-out.txt"]) + trained.options)
+    print_line(f"ask it:   uv run run.py evaluate {held_out} --model {model} --output DIR")
 
 
-def _explained(paths: Sequence[str], explainer: NetworkExplainer, read: ReadPicture) -> dict[str, Any]:
+def _explained(paths: Sequence[str], explainer: NetworkExplainer, read: ReadImage) -> dict[str, Any]:
     """Return by path where the network looked: (heat, region) of its top-1 class."""
     found = {}
     for index, path in enumerate(paths):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.frames import Image
 
 if TYPE_CHECKING:
-    from engine.io.perceptual_hash import KnownPictures
+    from engine.io.perceptual_hash import KnownImages
 
 log = logging.getLogger("recipro-stream")
 
@@ -23,12 +23,12 @@ class Learned:
 
     def __init__(self, model: str) -> None:
         """Read it from the file that ``train`` wrote, if it is one."""
-        from engine.models.checkpoint import read_model_file
+        from engine.models.checkpoint import load_checkpoint
         from engine.models.loader import MODEL_FILE
 
-        self._known: Sequence[KnownPictures] = ()
+        self._known: Sequence[KnownImages] = ()
         if model.endswith(MODEL_FILE) and Path(model).is_file():
-            self._known = read_model_file(model).looks
+            self._known = load_checkpoint(model).looks
 
     def mark(self, image: Image) -> dict[str, Any]:
         """Return ``like_learned``: whether a picture looks nearly like one of them; nothing where none is known."""

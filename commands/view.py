@@ -10,10 +10,10 @@ from typing import Annotated
 import typer
 
 from commands import options
-from commands.console import fail, say
-from commands.options import ACCESS, CAMERA, PICTURE, option
-from commands.signals import until_interrupted
-from commands.wiring.sinks import sink_options, with_mqtt_credentials, with_page_token
+from commands.console import fail, print_line
+from commands.options import ACCESS, CAMERA, IMAGE, option
+from commands.signals import shutdown_on_signal
+from commands.wiring.sinks import apply_mqtt_credentials, apply_web_token, build_sink_options
 from pipeline.config import OverlayConfig, SinkConfig
 
 
@@ -21,7 +21,7 @@ def view(
     address: Annotated[str, typer.Argument(help="tcp://HOST:PORT or ipc://PATH of a running stream.")],
     sink: Annotated[
         list[str] | None,
-        option(PICTURE, "window (default), http://HOST:PORT, FILE.mp4, FOLDER/, FILE.jsonl. Repeatable."),
+        option(IMAGE, "window (default), http://HOST:PORT, FILE.mp4, FOLDER/, FILE.jsonl. Repeatable."),
     ] = None,
     page_token_file: options.PageTokenFile = None,
     mqtt_credentials: options.MqttCredentials = None,
@@ -37,27 +37,28 @@ def view(
     from overlays.sinks.locks import claimed, to_claim
     from overlays.sinks.paths import check_outputs
     from overlays.sinks.registry import build_sink
-    from overlays.wire.forward import watch
+    from overlays.wire.forward import forward
     from overlays.wire.viewer import Viewer
 
-    doors = with_page_token([SinkConfig(uri=uri) for uri in sink or ["window"]], page_token_file)
-    doors = with_mqtt_credentials(doors, mqtt_credentials)
+    doors = apply_web_token([SinkConfig(uri=uri) for uri in sink or ["window"]], page_token_file)
+    doors = apply_mqtt_credentials(doors, mqtt_credentials)
     cameras = camera or []
     sinks = [
-        build_sink(one.uri, cameras=cameras, options=sink_options(one, OverlayConfig(), painted=True)) for one in doors
+        build_sink(one.uri, cameras=cameras, options=build_sink_options(one, OverlayConfig(), painted=True))
+        for one in doors
     ]
     check_outputs(sink or [], cameras, [])
     begun = threading.Event()
     begun.set()
-    with until_interrupted(begun) as stop, ExitStack() as stack:
+    with shutdown_on_signal(begun) as stop, ExitStack() as stack:
         viewer = stack.enter_context(Viewer(address, tuple(camera or ("",)), key=key, server_key=server_key))
         stack.enter_context(claimed(to_claim(sink or [], cameras)))
         for door in sinks:
             stack.enter_context(door)
-        say(f"Watching {address}; q, Esc or Ctrl-C ends.")
-        told = watch(viewer, sinks, stop=stop, cameras=cameras, frames=frames, seconds=seconds, say=say)
+        print_line(f"Watching {address}; q, Esc or Ctrl-C ends.")
+        told = forward(viewer, sinks, stop=stop, cameras=cameras, frames=frames, seconds=seconds, say=print_line)
         why = viewer.trouble or f"is a stream with --sink {address} running?"
-    say("\n".join(told.lines))
+    print_line("\n".join(told.lines))
     if told.errors:
         fail("\n".join(told.errors))
     if not told.frames and not stop.is_set():

@@ -9,60 +9,60 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from engine.backends.registry import BACKENDS
-from engine.backends.tensorrt.library import CURE, installed
-from engine.runtime.devices import card_of
-from pipeline.diagnostics import Check
+from engine.backends.tensorrt.library import HINT, installed
+from engine.runtime.devices import gpu_status
+from pipeline.diagnostics import Diagnostic
 
 _PACKAGES = ("torch", "torchvision", "timm", "torch-tensorrt", "onnxscript", "grad-cam")
 
 
-def checks() -> list[Check]:
+def diagnostics() -> list[Diagnostic]:
     """Return what the engine finds: devices, precisions, backends, packages."""
     found = [_processor(), _gpu()]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for name, entry in BACKENDS.items():
         lacking = entry.load().missing(device)
-        found.append(Check(f"backend {name}", not lacking, lacking.partition(":")[0] or entry.says, lacking))
+        found.append(Diagnostic(f"backend {name}", not lacking, lacking.partition(":")[0] or entry.says, lacking))
     found.extend(_package(name) for name in _PACKAGES)
     found.append(_tensorrt())
     return found
 
 
-def _processor() -> Check:
+def _processor() -> Diagnostic:
     bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001 - torch offers no public question
     words = [
         f"{os.cpu_count()} cores, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
         f"torch uses {torch.get_num_threads()} threads",
         "bf16 in hardware" if bf16 else "no bf16 in hardware: --precision fp32 is the fastest",
     ]
-    return Check("processor", present=True, says="; ".join(words))
+    return Diagnostic("processor", present=True, says="; ".join(words))
 
 
-def _gpu() -> Check:
+def _gpu() -> Diagnostic:
     if not torch.cuda.is_available():
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
         cure = "not needed; with an NVIDIA GPU, install its driver"
-        return Check("GPU", present=False, says=f"none (torch is {built})", cure=cure)
+        return Diagnostic("GPU", present=False, says=f"none (torch is {built})", cure=cure)
     told = []
     for index in range(torch.cuda.device_count()):
-        properties, card = torch.cuda.get_device_properties(index), card_of(torch.device("cuda", index))
+        properties, card = torch.cuda.get_device_properties(index), gpu_status(torch.device("cuda", index))
         memory = f"{properties.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
         told.append(f"cuda:{index}: {properties.name}, {memory}" if card is None else f"cuda:{index}: {card}, {memory}")
-    return Check("GPU", present=True, says="; ".join(told))
+    return Diagnostic("GPU", present=True, says="; ".join(told))
 
 
-def _tensorrt() -> Check:
+def _tensorrt() -> Diagnostic:
     """Say which TensorRT is here, without loading it: that takes seconds, and a GPU."""
     package = installed()
     if not package:
-        cure = f"only for TensorRT on a GPU: {CURE}"
-        return Check("tensorrt", present=False, says="not installed", cure=cure)
-    return Check("tensorrt", present=True, says=package)
+        cure = f"only for TensorRT on a GPU: {HINT}"
+        return Diagnostic("tensorrt", present=False, says="not installed", cure=cure)
+    return Diagnostic("tensorrt", present=True, says=package)
 
 
-def _package(name: str) -> Check:
+def _package(name: str) -> Diagnostic:
     try:
-        return Check(name, present=True, says=version(name))
+        return Diagnostic(name, present=True, says=version(name))
     except PackageNotFoundError:
         cures = {
             "timm": "only for timm's models: uv sync --extra timm",
@@ -70,4 +70,4 @@ def _package(name: str) -> Check:
             "grad-cam": "only for run.py evaluate --method grad-cam and its kin: uv sync --extra evaluate",
             "torch-tensorrt": "only for TensorRT on a GPU: uv sync --extra tensorrt",
         }
-        return Check(name, present=False, says="not installed", cure=cures.get(name, "uv sync"))
+        return Diagnostic(name, present=False, says="not installed", cure=cures.get(name, "uv sync"))

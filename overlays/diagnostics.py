@@ -8,39 +8,39 @@ import av
 import cv2
 import zmq
 
-from overlays.sinks.registry import added_kinds
-from pipeline.diagnostics import Check
+from overlays.sinks.registry import plugin_sinks
+from pipeline.diagnostics import Diagnostic
 
 
-def checks(display: str | None) -> list[Check]:
+def diagnostics(display: str | None) -> list[Diagnostic]:
     """Return what the sinks find: a display, the encoder, ZeroMQ.
 
     Args:
         display: where a window can open, or None.
     """
     encoder = "libx264" in av.codecs_available
-    added = ", ".join(f"{e.name} ({e.dist.name if e.dist else e.value})" for e in added_kinds())
+    added = ", ".join(f"{e.name} ({e.dist.name if e.dist else e.value})" for e in plugin_sinks())
     return [
-        Check("display", bool(display), display or "none", "only for --sink window: set DISPLAY, or use another"),
+        Diagnostic("display", bool(display), display or "none", "only for --sink window: set DISPLAY, or use another"),
         _package("windows", "pygame-ce", "only for --sink window: uv sync"),
-        Check("H.264 encoder", encoder, f"libx264 in PyAV {av.__version__}", "only for .mp4: uv sync"),
-        Check("ZeroMQ", present=True, says=f"{zmq.zmq_version()}, CURVE {'yes' if zmq.has('curve') else 'no'}"),
-        Check("web page", present=True, says=f"starlette {version('starlette')} on uvicorn {version('uvicorn')}"),
+        Diagnostic("H.264 encoder", encoder, f"libx264 in PyAV {av.__version__}", "only for .mp4: uv sync"),
+        Diagnostic("ZeroMQ", present=True, says=f"{zmq.zmq_version()}, CURVE {'yes' if zmq.has('curve') else 'no'}"),
+        Diagnostic("web page", present=True, says=f"starlette {version('starlette')} on uvicorn {version('uvicorn')}"),
         _extra("Parquet", "pyarrow", ".parquet", "parquet"),
         _extra("MQTT", "paho-mqtt", "mqtt://", "mqtt"),
-        *([Check("sinks of packages", present=True, says=added)] if added else []),
-        Check("OpenCV", present=True, says=f"{cv2.__version__} (numpy {version('numpy')})"),
+        *([Diagnostic("sinks of packages", present=True, says=added)] if added else []),
+        Diagnostic("OpenCV", present=True, says=f"{cv2.__version__} (numpy {version('numpy')})"),
     ]
 
 
-def _package(name: str, package: str, cure: str) -> Check:
+def _package(name: str, package: str, cure: str) -> Diagnostic:
     """Say whether a package is there."""
     try:
-        return Check(name, present=True, says=f"{package} {version(package)}")
+        return Diagnostic(name, present=True, says=f"{package} {version(package)}")
     except PackageNotFoundError:
-        return Check(name, present=False, says="not installed", cure=cure)
+        return Diagnostic(name, present=False, says="not installed", cure=cure)
 
 
-def _extra(name: str, package: str, sink: str, extra: str) -> Check:
+def _extra(name: str, package: str, sink: str, extra: str) -> Diagnostic:
     """Say whether what an extra brings is there."""
     return _package(name, package, f"only for {sink}: uv sync --extra {extra}")

@@ -13,13 +13,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from overlays.render.stale import told_seconds
+from overlays.render.stale import format_duration
 from pipeline.log_format import escaped
-from pipeline.loop import Outcome
+from pipeline.loop import RunResult
 from pipeline.ports import Accounting
 from pipeline.signal_loss import SILENT_INTERVALS
-from pipeline.stats import CameraTally
-from pipeline.workers import Pump
+from pipeline.stats import CameraStats
+from pipeline.workers import SourceWorker
 
 PLAIN_INTERVAL_SECONDS = 5.0
 """How often a line is written where there is no terminal."""
@@ -28,7 +28,7 @@ _SILENT_SECONDS = 2.0
 
 
 class Progress:
-    """A with-block whose ``watch`` is given to ``pipeline.loop.carry``."""
+    """A with-block whose ``watch`` is given to ``pipeline.loop.run_pipeline``."""
 
     def __init__(self, console: Console, tell: Callable[[str], None] | None = None) -> None:
         """Take where to show it; ``tell`` gets lines instead, where they are for a machine."""
@@ -49,7 +49,7 @@ class Progress:
         if self._live:
             self._live.stop()
 
-    def watch(self, outcome: Outcome) -> None:
+    def watch(self, outcome: RunResult) -> None:
         """Show how the run does, at most four times a second on a terminal. A full disk there ends no run."""
         now = time.monotonic()
         interval = 0.25 if self._live else PLAIN_INTERVAL_SECONDS
@@ -59,7 +59,7 @@ class Progress:
         with suppress(OSError):
             self._show(outcome, now)
 
-    def _show(self, outcome: Outcome, now: float) -> None:
+    def _show(self, outcome: RunResult, now: float) -> None:
         if self._live:
             self._live.update(table(outcome, now), refresh=True)
         elif self._tell:
@@ -70,7 +70,7 @@ class Progress:
                 self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def table(outcome: Outcome, now: float) -> Table:
+def table(outcome: RunResult, now: float) -> Table:
     """Return the state of every camera as a table."""
     shown = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("camera", "state", "frames", "of", "frames/s", "age p50", "dropped", "reconnects", "verdict"):
@@ -92,7 +92,7 @@ def table(outcome: Outcome, now: float) -> Table:
     return shown
 
 
-def lines(outcome: Outcome, now: float) -> list[str]:
+def lines(outcome: RunResult, now: float) -> list[str]:
     """Return the state of every camera as one line each."""
     told = []
     for pump in outcome.pumps:
@@ -115,18 +115,18 @@ def _counted(count: int, thing: str, of: str = "") -> str:
     return f"{count}{of} {thing}{'' if count == 1 and not of else 's'}"
 
 
-def _freshness(pump: Pump, camera: CameraTally, now: float) -> str:
+def _freshness(pump: SourceWorker, camera: CameraStats, now: float) -> str:
     """Return the median age of a camera's frames, or for how long it has given none."""
     if pump.source.live:
         if pump.last_at is None:
             return "no frame yet"
         silent = now - pump.last_at
         if silent > max(_SILENT_SECONDS, SILENT_INTERVALS * pump.interval_seconds):
-            return f"no frame for {told_seconds(silent)}"
+            return f"no frame for {format_duration(silent)}"
     return f"{camera.age.quantile(0.5) * 1e3:.0f} ms"
 
 
-def summary(outcome: Outcome) -> list[str]:
+def summary(outcome: RunResult) -> list[str]:
     """Return how a run went, a few sentences for people."""
     explained, seconds = outcome.explained, max(outcome.seconds, 1e-9)
     corrupt = sum(pump.health.corrupt for pump in outcome.pumps)

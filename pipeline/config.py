@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from pipeline.errors import nearest
+from pipeline.errors import did_you_mean
 from pipeline.guards.config import GuardsConfig
 from pipeline.ports import Overflow
 
@@ -44,7 +44,7 @@ def _number(text: str) -> float:
         raise ValueError(f"{text.strip()[:40]!r} is no number; give three, such as 0.485,0.456,0.406") from None
 
 
-def _words(value: object) -> object:
+def _word_list(value: object) -> object:
     """Read one word or number, a comma-separated list, or a list."""
     if isinstance(value, int) and not isinstance(value, bool):
         return [str(value)]
@@ -55,7 +55,7 @@ def _words(value: object) -> object:
     return value
 
 
-def _listed(value: object) -> object:
+def _as_list(value: object) -> object:
     return [value] if isinstance(value, str | Mapping) else value
 
 
@@ -70,7 +70,7 @@ def _uri_map(value: object) -> object:
 
 def _device(value: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", value):
-        raise ValueError(f"a device is auto, cpu, cuda or cuda:N.{nearest(value, ('auto', 'cpu', 'cuda'))}")
+        raise ValueError(f"a device is auto, cpu, cuda or cuda:N.{did_you_mean(value, ('auto', 'cpu', 'cuda'))}")
     return value
 
 
@@ -102,14 +102,14 @@ Size = Annotated[tuple[Side, Side], BeforeValidator(_size), AfterValidator(_area
 Number = Annotated[float, Field(ge=-1e4, le=1e4, allow_inf_nan=False)]
 Triple = Annotated[tuple[Number, Number, Number], BeforeValidator(_triple)]
 Share = Annotated[float, Field(ge=1e-4, le=1e4, allow_inf_nan=False)]
-Shares = Annotated[tuple[Share, Share, Share], BeforeValidator(_triple)]
+Fractions = Annotated[tuple[Share, Share, Share], BeforeValidator(_triple)]
 
 
-class _Knobs(BaseModel):
+class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
-class SourceConfig(_Knobs):
+class SourceConfig(_Settings):
     """One camera."""
 
     uri: str
@@ -147,7 +147,7 @@ class SourceConfig(_Knobs):
     for live sources, 128 million for files and folders."""
 
 
-class EngineConfig(_Knobs):
+class EngineConfig(_Settings):
     """The network and how it is explained and run."""
 
     model: str = "line_net"
@@ -158,7 +158,7 @@ class EngineConfig(_Knobs):
     """A file with the class names: one a line, or a JSON list. Default: those of the weights."""
     layer: str | None = None
     """The explained layer, by its name in the network. Default: the last one whose output is a grid."""
-    target: Annotated[list[str], BeforeValidator(_words)] = Field(default=["top1"], min_length=1, max_length=100)
+    target: Annotated[list[str], BeforeValidator(_word_list)] = Field(default=["top1"], min_length=1, max_length=100)
     """The explained classes: top1, top5, names or indices, or both: top1,scratch. The first one's heat is drawn. The
     verdict is the network's top class, whatever is explained."""
     kernel: Literal["point", "gaussian"] = "point"
@@ -176,7 +176,7 @@ class EngineConfig(_Knobs):
     """How a frame is brought to the input size: stretched, bordered, or its middle cut out."""
     mean: Triple | None = None
     """Subtracted from RGB in [0, 1]. Default: from the weights."""
-    std: Shares | None = None
+    std: Fractions | None = None
     """Divided by. Default: from the weights."""
     threads: int | None = Field(default=None, ge=1, le=1024)
     """CPU threads for the network. Default: all cores."""
@@ -192,7 +192,7 @@ class EngineConfig(_Knobs):
     folder."""
 
 
-class OverlayConfig(_Knobs):
+class OverlayConfig(_Settings):
     """How explanations are drawn."""
 
     colormap: str = "inferno"
@@ -209,7 +209,7 @@ class OverlayConfig(_Knobs):
     """Time constant of smoothing over frames; 0 = each frame stands alone."""
 
 
-class CurveConfig(_Knobs):
+class CurveConfig(_Settings):
     """Who may look in, by keys."""
 
     secret_key_file: str
@@ -218,7 +218,7 @@ class CurveConfig(_Knobs):
     """A file or folder of the public keys of those who may look in; read again when it changes."""
 
 
-class SinkConfig(_Knobs):
+class SinkConfig(_Settings):
     """One door through which overlays leave."""
 
     uri: str
@@ -267,16 +267,16 @@ class SinkConfig(_Knobs):
     """With record_when: how long a clip goes on after the last such frame."""
 
 
-class Config(_Knobs):
+class Config(_Settings):
     """A whole run."""
 
     sources: Annotated[
-        list[Annotated[SourceConfig, BeforeValidator(_uri_map)]], BeforeValidator(_listed), Field(min_length=1)
+        list[Annotated[SourceConfig, BeforeValidator(_uri_map)]], BeforeValidator(_as_list), Field(min_length=1)
     ] = [SourceConfig(uri="line:")]
     """Where frames come from."""
     engine: EngineConfig = EngineConfig()
     overlay: OverlayConfig = OverlayConfig()
-    sinks: Annotated[list[Annotated[SinkConfig, BeforeValidator(_uri_map)]], BeforeValidator(_listed)] = []
+    sinks: Annotated[list[Annotated[SinkConfig, BeforeValidator(_uri_map)]], BeforeValidator(_as_list)] = []
     """Where overlays go; none = the frames are explained and counted only."""
     guards: GuardsConfig = GuardsConfig()
     """What must be true of the reasons, and what is said when it is not."""

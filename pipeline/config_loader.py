@@ -14,12 +14,12 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from pipeline.config import Config, CurveConfig, EngineConfig, OverlayConfig, SinkConfig, SourceConfig
-from pipeline.errors import ConfigError, nearest
+from pipeline.errors import ConfigError, did_you_mean
 from pipeline.guards.config import DeletionConfig, GuardConfig, GuardsConfig, RegionConfig
 
 MAX_VALUES: Final = 100_000
 """What a configuration may hold when every alias (``*name``) is written out."""
-_LONGEST_SHOWN: Final = 100
+_MAX_SHOWN: Final = 100
 
 
 class _Reader(yaml.SafeLoader):
@@ -88,7 +88,7 @@ def _why(reason: Exception) -> str:
     if isinstance(reason, yaml.reader.ReaderError):
         code = reason.character if isinstance(reason.character, int) else ord(reason.character)
         return f"the character #x{code:04x} is not allowed there; remove it"
-    return str(reason)[:_LONGEST_SHOWN] or "not readable"
+    return str(reason)[:_MAX_SHOWN] or "not readable"
 
 
 def _shown(value: object) -> str:
@@ -96,7 +96,7 @@ def _shown(value: object) -> str:
     if isinstance(value, int) and value.bit_length() > 300:
         return f"a number of {value.bit_length()} bits"
     text = repr(value)
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def make_config(knobs: Mapping[str, Any], name: str, overrides: Mapping[str, Any] | None = None) -> Config:
+def validate_config(knobs: Mapping[str, Any], name: str, overrides: Mapping[str, Any] | None = None) -> Config:
     """Return the validated configuration.
 
     Args:
@@ -151,7 +151,7 @@ def _sentence(error: ErrorDetails, name: str, overrides: Mapping[str, Any]) -> s
         key = next((str(p) for p in reversed(path) if isinstance(p, str)), "")
         place = "--" + _OPTIONS.get(key, key.replace("_", "-"))
     if error["type"] == "extra_forbidden":
-        return f"{place}: unknown key.{_cure(path)}"
+        return f"{place}: unknown key.{_hint(path)}"
     if error["type"] == "missing":
         return f"{place}: is missing"
     said = _said(error)
@@ -182,14 +182,14 @@ def _said(error: ErrorDetails) -> str:
     return kinds.get(error["type"]) or re.sub("^(Input|String) should ", "should ", said)
 
 
-def _cure(path: list[int | str]) -> str:
+def _hint(path: list[int | str]) -> str:
     """Say where an unknown key belongs, or which known one is nearest."""
     key = str(path[-1])
     homes: dict[str, type[BaseModel]] = {"engine": EngineConfig, "overlay": OverlayConfig}
     home = next((name for name, model in homes.items() if key in model.model_fields), None)
     if home is not None and path[0] != home:
         return f" It belongs under '{home}:'"
-    return nearest(key, _known_keys(path))
+    return did_you_mean(key, _known_keys(path))
 
 
 def _dotted(path: list[int | str]) -> str:
@@ -231,7 +231,7 @@ def _known_keys(path: list[int | str]) -> list[str]:
 
 
 def to_yaml(config: Config) -> str:
-    """Return the configuration as YAML: every knob, in order, as ``make_config`` reads it back."""
+    """Return the configuration as YAML: every knob, in order, as ``validate_config`` reads it back."""
     knobs = config.model_dump(mode="json", exclude_none=True)
     text: str = yaml.safe_dump(knobs, sort_keys=False, allow_unicode=True)
     return text

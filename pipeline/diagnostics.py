@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class Diagnostic:
     """One thing that is there or not."""
 
     name: str

@@ -3,7 +3,7 @@
     ReciproStreamError
     ├── ConfigError          a knob has a wrong name, type or value
     ├── SourceError          a source cannot be opened or read
-    │   ├── DamagedError     it broke part-way; every good frame came first
+    │   ├── CorruptMediaError     it broke part-way; every good frame came first
     │   └── ConnectionLostError   a live source went away; it may come back
     ├── EngineError          a network cannot be loaded, cut, compiled or run
     │   ├── ModelError       no such model, or weights that do not fit
@@ -11,11 +11,11 @@
     │   └── BackendError     the backend is missing here, or disagrees with eager
     ├── SinkError            a sink cannot be opened or written
     │   ├── FrameError       one frame cannot be delivered; the sink goes on
-    │   └── LossError        it ran, and did not take all that was put
+    │   └── DataLossError        it ran, and did not take all that was put
     └── WireError            a message cannot be read
         ├── WireVersionError it was written for a newer reader
         ├── WireLimitError   a part of it is beyond a limit
-        └── PictureError     its picture is no JPEG that can be decoded
+        └── ImageError     its picture is no JPEG that can be decoded
 
 Each message names the value, the rule it broke and the cure. ``run.py`` prints it in one line and exits with
 ``exit_code``; anything else that escapes is a bug and keeps its traceback.
@@ -29,8 +29,8 @@ import os
 from collections.abc import Collection, Iterable
 from typing import Final
 
-_MOST_LISTED: Final = 12
-_LONGEST_PATH: Final = 200
+_MAX_LISTED: Final = 12
+_MAX_PATH: Final = 200
 
 
 class ReciproStreamError(Exception):
@@ -47,7 +47,7 @@ class SourceError(ReciproStreamError):
     """A source cannot be opened or read."""
 
 
-class DamagedError(SourceError):
+class CorruptMediaError(SourceError):
     """A file broke part-way: every good frame before the damage was delivered first."""
 
 
@@ -79,7 +79,7 @@ class FrameError(SinkError):
     """One frame cannot be delivered, whatever the reason; the sink takes the next one."""
 
 
-class LossError(SinkError):
+class DataLossError(SinkError):
     """A sink ran to the end, and did not take all that was put into it."""
 
     exit_code = 4
@@ -97,7 +97,7 @@ class WireLimitError(WireError):
     """A part of a message is larger than a reader takes."""
 
 
-class PictureError(WireError):
+class ImageError(WireError):
     """A message's picture is no JPEG that can be decoded."""
 
 
@@ -109,7 +109,7 @@ def of_path(error: OSError) -> str | None:
     if error.filename is None:
         return None
     name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
-    shown = repr(name if len(name) <= _LONGEST_PATH else f"{name[:_LONGEST_PATH]}...")
+    shown = repr(name if len(name) <= _MAX_PATH else f"{name[:_MAX_PATH]}...")
     cures = {
         errno.EACCES: "let this user read it and enter every folder on the way to it, or name another place",
         errno.EPERM: "let this user use it, or name another place",
@@ -123,14 +123,14 @@ def of_path(error: OSError) -> str | None:
     return f"{shown}: cannot be used ({error.strerror or error}); {cure}"
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the known name closest to ``name``, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def unknown(kind: str, name: str, known: Collection[str]) -> str:
+def unknown_name_message(kind: str, name: str, known: Collection[str]) -> str:
     """Return what is said of a name that nothing of its kind has: those there are, and the nearest."""
     several = sorted(known)
-    listed = ", ".join(several[:_MOST_LISTED]) + (", ..." if len(several) > _MOST_LISTED else "")
-    return f"no {kind} is called so; known: {listed or 'there is none'}.{nearest(name, known)}"
+    listed = ", ".join(several[:_MAX_LISTED]) + (", ..." if len(several) > _MAX_LISTED else "")
+    return f"no {kind} is called so; known: {listed or 'there is none'}.{did_you_mean(name, known)}"

@@ -55,7 +55,7 @@ class Box(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Truth:
+class GroundTruth:
     """What a frame is known to show, when its maker knows: the simulated line, a labelled data set."""
 
     label: str
@@ -78,7 +78,7 @@ class Frame:
     """``time.monotonic()`` seconds at which the picture had been decoded."""
     pts_seconds: float | None = None
     """The stream's own clock, rebased to start near 0; None where the stream has none."""
-    truth: Truth | None = None
+    truth: GroundTruth | None = None
     """What the frame is known to show; None for a real camera."""
     source_name: str = ""
     """The file the frame was read from, as a path relative to what the user named; empty for a live source. Together
@@ -107,7 +107,7 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True)
-class Grounds:
+class HeatmapStats:
     """Where a finding's heat lies, as numbers; ``pipeline.guards.heatmap_stats`` holds the formulas.
 
     The evidence of a cell is its heat beyond the map's median: on a fine grid the faint heat of a thousand cells that
@@ -137,7 +137,7 @@ class Region:
 
 
 @dataclass(frozen=True, slots=True)
-class Deletion:
+class DeletionCheck:
     """What happened to a score when the hottest area of its frame was masked."""
 
     label: str
@@ -185,7 +185,7 @@ class Finding:
     """The class's place in the network's output; -1 where there is none."""
     box: Box | None = None
     """A detector's box; None for a classifier."""
-    grounds: Grounds | None = None
+    grounds: HeatmapStats | None = None
     """Where the heat lies, as numbers; None where nobody measured it."""
 
     def __post_init__(self) -> None:
@@ -206,7 +206,7 @@ class Finding:
         )
 
 
-def verdict_of(findings: Sequence[Finding]) -> Finding | None:
+def top_scoring(findings: Sequence[Finding]) -> Finding | None:
     """Return the finding with the highest score, the first of equals; None where there is none."""
     return max(findings, key=lambda finding: finding.score, default=None)
 
@@ -234,7 +234,7 @@ class Explanation:
     """How the camera's guards stand."""
     regions: tuple[Region, ...] = ()
     """The parts of the picture that guards look at and that are to be seen."""
-    deletion: Deletion | None = None
+    deletion: DeletionCheck | None = None
     """The camera's last deletion check, while it is fresh."""
 
     def __post_init__(self) -> None:
@@ -256,7 +256,7 @@ class Explanation:
     @property
     def verdict(self) -> Finding | None:
         """The finding with the highest score, the first of equals; None where there is none."""
-        return verdict_of(self.findings)
+        return top_scoring(self.findings)
 
     @property
     def firing(self) -> tuple[GuardState, ...]:
@@ -265,7 +265,7 @@ class Explanation:
 
 
 @dataclass(frozen=True, slots=True)
-class Silence:
+class SignalLoss:
     """That nothing comes from a camera, and why."""
 
     seconds: float
@@ -277,7 +277,7 @@ class Silence:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Stamp:
+class ImagePatch:
     """Words laid over a picture, as numbers: a pixel under it becomes ``pixel * keep / 255 + add``."""
 
     top: int
@@ -303,7 +303,7 @@ class Overlay:
     image: Image
     """uint8 RGB of the frame's size, read-only; the plain frame where no sink asked for a picture."""
     explanation: Explanation
-    silence: Silence | None = None
+    silence: SignalLoss | None = None
     """Set where nothing comes any more: the explanation is the camera's last, and the picture must not look live."""
     jpeg: Jpeg | None = None
     """The drawn picture, where the engine drew and compressed it on its own device. ``image`` then is the plain frame,

@@ -48,8 +48,11 @@ class TextLines(logging.Formatter):
         return escaped(super().formatException(ei), keep="\n")  # type: ignore[arg-type]
 
 
-class JsonLines(logging.Formatter):
-    """One JSON object a line: ``time`` (ISO 8601, UTC), ``level``, ``logger``, ``message``; ``error``: a traceback."""
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: ``time`` (ISO 8601, UTC), ``topic_level``, ``logger``, ``message``; ``error``.
+
+    A traceback.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -66,6 +69,6 @@ class JsonLines(logging.Formatter):
         return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
 
 
-def formatter(kind: str) -> logging.Formatter:
+def make_formatter(kind: str) -> logging.Formatter:
     """Return the formatter for ``text`` or ``json``."""
-    return JsonLines() if kind == "json" else TextLines()
+    return JsonFormatter() if kind == "json" else TextLines()

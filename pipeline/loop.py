@@ -11,27 +11,27 @@ from typing import Protocol, runtime_checkable
 
 from pipeline.errors import FrameError, ReciproStreamError, WireError
 from pipeline.finite import unsound
-from pipeline.frames import Explanation, Frame, Overlay, Silence
+from pipeline.frames import Explanation, Frame, Overlay, SignalLoss
 from pipeline.ports import (
-    Afterthought,
-    Beginner,
+    AsyncExplainer,
     Explainer,
-    Figure,
-    Measured,
+    HasMetrics,
+    HasProblems,
+    MetricSample,
     Overflow,
+    PostBatchHook,
     Preparer,
     Renderer,
     Sink,
     Source,
-    Troubled,
 )
-from pipeline.signal_loss import Watchman
-from pipeline.stats import Tally
-from pipeline.workers import Pump, Relay, gather
+from pipeline.signal_loss import SignalLossDetector
+from pipeline.stats import RunStats
+from pipeline.workers import QueueWorker, SourceWorker, iter_batches
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class RunLimits:
     """When a run ends by itself, and how much may wait in it."""
 
     frames: int | None = None
@@ -51,12 +51,12 @@ class Limits:
 
 
 @dataclass(slots=True)
-class Outcome:
+class RunResult:
     """How a run went."""
 
-    tally: Tally
-    pumps: list[Pump]
-    outlets: list[Relay[Overlay]]
+    tally: RunStats
+    pumps: list[SourceWorker]
+    outlets: list[QueueWorker[Overlay]]
     """Each sink's thread and queue."""
     parts: Sequence[object] = ()
     """The explainer, the renderer and the sinks: whatever may have figures or troubles of its own."""
@@ -85,37 +85,37 @@ class Outcome:
         """Frames explained."""
         return sum(camera.explained for camera in self.tally.cameras.values())
 
-    def figures(self) -> list[Figure]:
+    def figures(self) -> list[MetricSample]:
         """Return what the parts of the run tell of themselves."""
-        return [figure for part in self.parts if isinstance(part, Measured) for figure in part.figures()]
+        return [figure for part in self.parts if isinstance(part, HasMetrics) for figure in part.figures()]
 
     def troubles(self) -> dict[str, str]:
         """Return the sinks that do not do all they should, and why: those that are closed, and those that go on."""
-        told = {sink.uri: sink.trouble for sink in self.parts if isinstance(sink, Troubled)}
+        told = {sink.uri: sink.trouble for sink in self.parts if isinstance(sink, HasProblems)}
         told |= {outlet.name: f"closed: {outlet.error}" for outlet in self.outlets if outlet.error}
         return {uri: why for uri, why in told.items() if why}
 
 
 @runtime_checkable
-class Onlooker(Protocol):
+class RunObserver(Protocol):
     """A sink that also shows how the run does: the web page with its figures."""
 
-    def about(self, outcome: Outcome) -> None:
+    def about(self, outcome: RunResult) -> None:
         """Take the run, once, before the first frame. Its numbers go on changing; any thread may read them."""
         ...
 
 
-def carry(
+def run_pipeline(
     sources: Sequence[tuple[Source, Overflow | None]],
     explainer: Explainer,
     renderer: Renderer,
     sinks: Sequence[Sink],
     *,
-    limits: Limits,
+    limits: RunLimits,
     stop: threading.Event,
-    watch: Callable[[Outcome], None] | None = None,
+    watch: Callable[[RunResult], None] | None = None,
     alive: Callable[[], None] | None = None,
-) -> Outcome:
+) -> RunResult:
     """Carry frames from sources through the explainer and the renderer to the sinks until an end is reached.
 
     Ends when every source has ended, a limit is reached, ``stop`` is set, a window is closed, or every sink is broken.
@@ -133,25 +133,25 @@ def carry(
     """
     bell = threading.Condition()
     pumps = [
-        Pump(s, depth=limits.queue_frames, overflow=overflow, bell=bell, max_age_seconds=limits.max_age_seconds)
+        SourceWorker(s, depth=limits.queue_frames, overflow=overflow, bell=bell, max_age_seconds=limits.max_age_seconds)
         for s, overflow in sources
     ]
-    tally = Tally([pump.camera for pump in pumps])
-    outlets = [outlet_of(sink, _timed(sink, tally), limits.outlet_frames) for sink in sinks]
-    outcome = Outcome(tally, pumps, outlets, (explainer, renderer, *sinks))
-    _tell_onlookers(sinks, outcome)
+    tally = RunStats([pump.camera for pump in pumps])
+    outlets = [make_sink_worker(sink, _timed(sink, tally), limits.outlet_frames) for sink in sinks]
+    outcome = RunResult(tally, pumps, outlets, (explainer, renderer, *sinks))
+    _notify_observers(sinks, outcome)
     doors = list(zip(sinks, outlets, strict=True))
-    lanes = _Lanes(pumps, bell, limits, ahead=isinstance(explainer, Beginner))
+    lanes = _Lanes(pumps, bell, limits, ahead=isinstance(explainer, AsyncExplainer))
     begun = time.monotonic()
     until = None if limits.seconds is None else begun + limits.seconds
     with ExitStack() as stack:
         for outlet in outlets:
             stack.enter_context(outlet)
         for pump in pumps:
-            watchman = Watchman([pump], _silent(renderer, doors))
+            watchman = SignalLossDetector([pump], _silent(renderer, doors))
             draw = _drawing(renderer, doors, pump, tally, watchman)
             lanes.open(pump.camera, stack.enter_context(lanes.relay(pump.camera, draw, watchman.look)))
-        finishing = stack.enter_context(Relay("engine", _call, depth=1))
+        finishing = stack.enter_context(QueueWorker("engine", _call, depth=1))
         for pump in pumps:
             stack.enter_context(pump)
         stack.callback(_stop_all, pumps)
@@ -159,11 +159,11 @@ def carry(
         def over() -> bool:
             if alive:
                 alive()
-            return stop.is_set() or lanes.broken or finishing.broken or _asked_to_end(outcome)
+            return stop.is_set() or lanes.broken or finishing.broken or _stop_requested(outcome)
 
         explain = _explaining(explainer, lanes, finishing, tally)
         wait, sent = limits.window_seconds, 0
-        for gathered in gather(
+        for gathered in iter_batches(
             pumps, bell, over, limit=limits.batch, window_seconds=wait, until=until, ready=lanes.ready
         ):
             batch = gathered if limits.frames is None else gathered[: limits.frames - sent]
@@ -181,9 +181,9 @@ def carry(
     return outcome
 
 
-def _tell_onlookers(sinks: Sequence[Sink], outcome: Outcome) -> None:
+def _notify_observers(sinks: Sequence[Sink], outcome: RunResult) -> None:
     for sink in sinks:
-        if isinstance(sink, Onlooker):
+        if isinstance(sink, RunObserver):
             sink.about(outcome)
 
 
@@ -198,7 +198,9 @@ class _Lanes:
     more are taken from it (``ready``), and what its full queue does is what the source was given.
     """
 
-    def __init__(self, pumps: Sequence[Pump], bell: threading.Condition, limits: Limits, *, ahead: bool) -> None:
+    def __init__(
+        self, pumps: Sequence[SourceWorker], bell: threading.Condition, limits: RunLimits, *, ahead: bool
+    ) -> None:
         # A file may fill a batch while the one before is drawn. A live camera has one frame in a batch: one is drawn
         # while the next is explained; more would only become old.
         self._most = {
@@ -208,9 +210,11 @@ class _Lanes:
         self._depth = sum(self._most.values()) + limits.batch
         self._under_way = dict.fromkeys([pump.camera for pump in pumps], 0)
         self._bell = bell
-        self._lanes: dict[str, Relay[Explanation]] = {}
+        self._lanes: dict[str, QueueWorker[Explanation]] = {}
 
-    def relay(self, camera: str, draw: Callable[[Explanation], None], idle: Callable[[], None]) -> Relay[Explanation]:
+    def relay(
+        self, camera: str, draw: Callable[[Explanation], None], idle: Callable[[], None]
+    ) -> QueueWorker[Explanation]:
         """Return a camera's thread, not started yet."""
 
         def deliver(explanation: Explanation) -> None:
@@ -219,9 +223,9 @@ class _Lanes:
             finally:
                 self.ended(camera)
 
-        return Relay(f"drawing {camera}", deliver, depth=self._depth, idle=idle)
+        return QueueWorker(f"drawing {camera}", deliver, depth=self._depth, idle=idle)
 
-    def open(self, camera: str, lane: Relay[Explanation]) -> None:
+    def open(self, camera: str, lane: QueueWorker[Explanation]) -> None:
         """Take a camera's thread."""
         self._lanes[camera] = lane
 
@@ -235,7 +239,7 @@ class _Lanes:
         """What ended one of them before its time."""
         return next((lane.error for lane in self._lanes.values() if lane.error is not None), None)
 
-    def ready(self, pump: Pump) -> bool:
+    def ready(self, pump: SourceWorker) -> bool:
         """Say whether another frame of a camera may be taken."""
         return self._under_way[pump.camera] < self._most[pump.overflow]
 
@@ -257,7 +261,7 @@ class _Lanes:
 
 
 def _explaining(
-    explainer: Explainer, lanes: _Lanes, finishing: Relay[Callable[[], None]], tally: Tally
+    explainer: Explainer, lanes: _Lanes, finishing: QueueWorker[Callable[[], None]], tally: RunStats
 ) -> Callable[[Sequence[Frame]], None]:
     """Return what explains a batch and hands it on: here, or begun here and finished by the thread of ``finishing``."""
 
@@ -266,13 +270,13 @@ def _explaining(
             tally.stage("queue", begun - explanation.frame.taken_at)
             tally.explained(explanation)
             lanes.put(explanation)
-        if isinstance(explainer, Afterthought):
+        if isinstance(explainer, PostBatchHook):
             explainer.afterwards()
 
     def explain(batch: Sequence[Frame]) -> None:
         begun = time.monotonic()
         tally.batch(len(batch))
-        if isinstance(explainer, Beginner):
+        if isinstance(explainer, AsyncExplainer):
             finish = explainer.begin(batch)
             finishing.put(lambda: hand_on(finish(), begun), "wait")
         else:
@@ -283,10 +287,10 @@ def _explaining(
 
 def _drawing(
     renderer: Renderer,
-    doors: Sequence[tuple[Sink, Relay[Overlay]]],
-    pump: Pump,
-    tally: Tally,
-    watchman: Watchman,
+    doors: Sequence[tuple[Sink, QueueWorker[Overlay]]],
+    pump: SourceWorker,
+    tally: RunStats,
+    watchman: SignalLossDetector,
 ) -> Callable[[Explanation], None]:
     """Return what draws a camera's explanation, if anybody looks, and hands it to every sink's outlet."""
     camera = pump.camera
@@ -315,10 +319,12 @@ def _drawing(
     return draw
 
 
-def _silent(renderer: Renderer, doors: Sequence[tuple[Sink, Relay[Overlay]]]) -> Callable[[Explanation, Silence], None]:
+def _silent(
+    renderer: Renderer, doors: Sequence[tuple[Sink, QueueWorker[Overlay]]]
+) -> Callable[[Explanation, SignalLoss], None]:
     """Return what shows every door that looks at pictures that a camera has gone silent."""
 
-    def tell(explanation: Explanation, silence: Silence) -> None:
+    def tell(explanation: Explanation, silence: SignalLoss) -> None:
         camera = explanation.frame.camera
         looking = [outlet for sink, outlet in doors if sink.needs_picture(camera) and not outlet.broken]
         if looking:
@@ -329,7 +335,7 @@ def _silent(renderer: Renderer, doors: Sequence[tuple[Sink, Relay[Overlay]]]) ->
     return tell
 
 
-def outlet_of(sink: Sink, put: Callable[[Overlay], None], depth: int = 16) -> Relay[Overlay]:
+def make_sink_worker(sink: Sink, put: Callable[[Overlay], None], depth: int = 16) -> QueueWorker[Overlay]:
     """Return the thread and queues before a sink: deep where every frame counts, else a camera's two newest.
 
     No single frame closes a sink: one that cannot be told or encoded is counted as refused, with its reason.
@@ -341,7 +347,7 @@ def outlet_of(sink: Sink, put: Callable[[Overlay], None], depth: int = 16) -> Re
             raise FrameError(f"camera {frame.camera!r}, frame {frame.index}: {reason}")
         put(overlay)
 
-    relay = Relay(
+    relay = QueueWorker(
         sink.uri,
         checked,
         depth=depth if sink.lossless else 2,
@@ -370,7 +376,7 @@ def _bytes_of(overlay: Overlay) -> int:
     return overlay.image.nbytes + (0 if overlay.image is frame else frame.nbytes)
 
 
-def _timed(sink: Sink, tally: Tally) -> Callable[[Overlay], None]:
+def _timed(sink: Sink, tally: RunStats) -> Callable[[Overlay], None]:
     """Return the sink's ``put``, with its duration and the frame's age behind it counted."""
 
     def put(overlay: Overlay) -> None:
@@ -384,18 +390,18 @@ def _timed(sink: Sink, tally: Tally) -> Callable[[Overlay], None]:
     return put
 
 
-def _asked_to_end(outcome: Outcome) -> bool:
+def _stop_requested(outcome: RunResult) -> bool:
     outlets = outcome.outlets
     return any(o.stop_requested.is_set() for o in outlets) or (bool(outlets) and all(o.broken for o in outlets))
 
 
-def _stop_all(pumps: Sequence[Pump]) -> None:
+def _stop_all(pumps: Sequence[SourceWorker]) -> None:
     """Tell every camera to stop before the first one is joined."""
     for pump in pumps:
         pump.stop()
 
 
-def _errors(pumps: Sequence[Pump], outlets: Sequence[Relay[Overlay]]) -> list[str]:
+def _errors(pumps: Sequence[SourceWorker], outlets: Sequence[QueueWorker[Overlay]]) -> list[str]:
     """Return what went wrong, in words; a bug (an error outside our tree) is raised instead."""
     told: list[str] = []
     errors = [*(pump.error for pump in pumps), *(outlet.error or outlet.fault for outlet in outlets)]

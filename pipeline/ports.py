@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Protocol, Self, runtime_checkable
 
-from pipeline.frames import Explanation, Finding, Frame, Overlay, Silence
+from pipeline.frames import Explanation, Finding, Frame, Overlay, SignalLoss
 
 Overflow = Literal["drop-oldest", "wait"]
 """What a full queue does: ``drop-oldest`` keeps the newest (live), ``wait`` keeps them all (files)."""
@@ -114,7 +114,7 @@ class Explainer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Masking:
+class MaskingOptions:
     """What is taken out of a frame to see whether the verdict stood on it."""
 
     area: float = 0.05
@@ -124,16 +124,16 @@ class Masking:
 
 
 @runtime_checkable
-class Doubter(Protocol):
+class MaskedScorer(Protocol):
     """An explainer that can also be asked what a verdict is worth without what it points at."""
 
-    def score_when_masked(self, explanation: Explanation, finding: Finding, masking: Masking) -> float:
+    def score_when_masked(self, explanation: Explanation, finding: Finding, masking: MaskingOptions) -> float:
         """Return the finding's class's score in the plain network when the frame's hottest area is masked."""
         ...
 
 
 @runtime_checkable
-class Afterthought(Protocol):
+class PostBatchHook(Protocol):
     """An explainer that has something to do once a batch is on its way and nobody waits for it."""
 
     def afterwards(self) -> None:
@@ -142,7 +142,7 @@ class Afterthought(Protocol):
 
 
 @runtime_checkable
-class Beginner(Protocol):
+class AsyncExplainer(Protocol):
     """An explainer that need not finish a batch before it begins the next: a device works while the host goes on."""
 
     def begin(self, frames: Sequence[Frame]) -> Callable[[], Sequence[Explanation]]:
@@ -158,7 +158,7 @@ class Renderer(Protocol):
         """Draw it on a new picture of the frame's size; the frame itself is left as it is."""
         ...
 
-    def silent(self, explanation: Explanation, silence: Silence) -> Overlay:
+    def silent(self, explanation: Explanation, silence: SignalLoss) -> Overlay:
         """Draw a camera's last frame so that nobody takes it for live."""
         ...
 
@@ -169,7 +169,7 @@ class Sink(Protocol):
 
     Entering opens it (binds, creates, shows) and raises ``SinkError`` with the cure. ``put`` may block: each sink has
     a thread and a bounded queue of its own, so a slow one delays nobody. Leaving finishes what it wrote. A sink that
-    also has ``about`` (``pipeline.loop.Onlooker``) is handed the run's counters before the first frame.
+    also has ``about`` (``pipeline.loop.RunObserver``) is handed the run's counters before the first frame.
     """
 
     uri: str
@@ -196,7 +196,7 @@ class Sink(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class MetricSample:
     """One number that tells how something does, for whoever watches the run: Prometheus, a person."""
 
     name: str
@@ -210,16 +210,16 @@ class Figure:
 
 
 @runtime_checkable
-class Measured(Protocol):
+class HasMetrics(Protocol):
     """A part of the run that has figures of its own: a sink, an explainer, whatever stands between."""
 
-    def figures(self) -> Sequence[Figure]:
+    def figures(self) -> Sequence[MetricSample]:
         """Return them as they are now. Called from any thread, now and then; never waits."""
         ...
 
 
 @runtime_checkable
-class Troubled(Protocol):
+class HasProblems(Protocol):
     """A sink that goes on although something keeps it from doing all it should: a disk is full, a broker is gone."""
 
     uri: str
@@ -245,7 +245,7 @@ class Accounting(Protocol):
 
 
 @runtime_checkable
-class JpegTaker(Protocol):
+class AcceptsJpeg(Protocol):
     """A sink that sends drawn pictures as JPEG, and takes them as such where the engine has made them."""
 
     @property

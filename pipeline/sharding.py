@@ -30,7 +30,7 @@ def read_devices(text: str) -> tuple[str, ...]:
     return told
 
 
-def shards_of(config: Config, devices: Sequence[str]) -> list[Config]:
+def shard_config(config: Config, devices: Sequence[str]) -> list[Config]:
     """Deal a run's cameras out to devices, in turn: one configuration for each device that gets any.
 
     Every camera must have its name already, so that no two processes call theirs the same. The first shard keeps the
@@ -63,10 +63,10 @@ def shards_of(config: Config, devices: Sequence[str]) -> list[Config]:
 def _sink_of(sink: SinkConfig, number: int) -> SinkConfig:
     """Return a door of the shard of this number; each tells a broker by itself whether it is there."""
     status = f"{sink.status}-{number}" if number and sink.uri.startswith(_BROKERS) else sink.status
-    return sink.model_copy(update={"uri": door_of(sink, number), "status": status})
+    return sink.model_copy(update={"uri": shard_uri(sink, number), "status": status})
 
 
-def door_of(sink: SinkConfig, number: int) -> str:
+def shard_uri(sink: SinkConfig, number: int) -> str:
     """Return the address of a door in the shard of this number: of the first one, as it was given."""
     uri = sink.uri
     if number == 0 or uri == "window" or uri.startswith(_BROKERS):

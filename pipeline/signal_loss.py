@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from pipeline.frames import Explanation, Silence
-from pipeline.workers import Pump
+from pipeline.frames import Explanation, SignalLoss
+from pipeline.workers import SourceWorker
 
 SILENT_SECONDS: Final = 0.8
 """A live camera is silent when nothing has come for so long ..."""
@@ -24,13 +24,13 @@ class _Last:
     told_at: float | None = None
 
 
-class Watchman:
+class SignalLossDetector:
     """Looks at live cameras between frames; keeps the last explanation of each. Used by one thread."""
 
     def __init__(
         self,
-        pumps: Sequence[Pump],
-        tell: Callable[[Explanation, Silence], None],
+        pumps: Sequence[SourceWorker],
+        tell: Callable[[Explanation, SignalLoss], None],
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -63,4 +63,4 @@ class Watchman:
                 continue
             last.told_at = now
             health = pump.health
-            self._tell(last.explanation, Silence(now - last.explanation.frame.taken_at, health.state, health.reason))
+            self._tell(last.explanation, SignalLoss(now - last.explanation.frame.taken_at, health.state, health.reason))

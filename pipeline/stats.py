@@ -15,15 +15,15 @@ EDGES = tuple(1e-4 * 10 ** (k / 20) for k in range(121))
 """Bucket edges from 0.1 ms to 100 s, 12 % apart."""
 
 
-_LONGEST_INTERVAL_SECONDS: Final = 10.0
+_MAX_INTERVAL_SECONDS: Final = 10.0
 
 
-def usual_interval(usual_seconds: float, passed_seconds: float) -> float:
+def update_mean_interval(usual_seconds: float, passed_seconds: float) -> float:
     """Return the usual time between two frames once another has passed: a running mean over about the last twenty.
 
     0 is none yet. A pause is none of the usual ones: it counts as ten seconds at the most.
     """
-    passed = min(passed_seconds, _LONGEST_INTERVAL_SECONDS)
+    passed = min(passed_seconds, _MAX_INTERVAL_SECONDS)
     return usual_seconds + (passed - usual_seconds) * (0.05 if usual_seconds else 1.0)
 
 
@@ -54,7 +54,7 @@ class Histogram:
 
 
 @dataclass
-class CameraTally:
+class CameraStats:
     """What happened to one camera's frames."""
 
     explained: int = 0
@@ -82,13 +82,13 @@ class CameraTally:
         return 0.0 if now - self.arrivals[-1] > max(2.0, 3 * interval) else 1.0 / interval
 
 
-class Tally:
+class RunStats:
     """Counts for a whole run; one writer per method, any readers."""
 
     def __init__(self, cameras: list[str]) -> None:
         # Guards the histograms, which are read by the progress display while frames leave.
         self._lock = threading.Lock()
-        self.cameras = {name: CameraTally() for name in cameras}
+        self.cameras = {name: CameraStats() for name in cameras}
         self.stages: dict[str, Histogram] = {}
         self.batches: dict[int, int] = {}
         """How often the engine was given so many frames at once."""
@@ -127,7 +127,7 @@ class Tally:
             self.stages.setdefault(name, Histogram()).add(seconds)
 
 
-def _judge(camera: CameraTally, explanation: Explanation) -> None:
+def _judge(camera: CameraStats, explanation: Explanation) -> None:
     truth = explanation.frame.truth
     if truth is None:
         return

@@ -16,7 +16,7 @@ from typing import Self
 log = logging.getLogger(__name__)
 
 
-class Supervisor:
+class SystemdNotifier:
     """A with-block: READY on entering, STOPPING on leaving, WATCHDOG at half the interval that is asked for."""
 
     def __init__(self, environment: Mapping[str, str], *, clock: Callable[[], float] = time.monotonic) -> None:

@@ -1,6 +1,6 @@
 """The only threads of the house: Pump brings frames in, Relay carries things out, Worker runs a server.
 
-``gather`` makes batches.
+``iter_batches`` makes batches.
 
 Every wait here can be woken. Upstream is stopped before downstream is joined; what a camera or a sink does wrong ends
 that camera or sink alone and is kept as ``error``, for whoever asks.
@@ -20,7 +20,7 @@ from pipeline.errors import ReciproStreamError
 from pipeline.fair_queue import FairQueue
 from pipeline.frames import Frame
 from pipeline.ports import Health, Overflow, Source, StopRequested
-from pipeline.stats import usual_interval
+from pipeline.stats import update_mean_interval
 
 log = logging.getLogger(__name__)
 
@@ -36,13 +36,13 @@ CONNECTING_SECONDS = 1.0
 """How long a live source that is being connected may take to end: it waits for an answer, and cannot be woken."""
 
 
-_MOST_FAILURES = 10
+_MAX_FAILURES = 10
 """After so many items in a row that fail for a reason outside our tree a relay closes."""
-_MOST_SAID = 20
+_MAX_SAID = 20
 """Of so many items a relay says why it refuses them; of the others it only counts them."""
 
 
-class Pump:
+class SourceWorker:
     """Runs one source in a thread and keeps its frames in a bounded queue.
 
     ``with Pump(source, depth=2, overflow="drop-oldest") as camera: for frame in camera: ...`` Leaving early frees a
@@ -217,19 +217,19 @@ class Pump:
 
     def _note_arrival(self, now: float) -> None:
         if self.last_at is not None:
-            self.interval_seconds = usual_interval(self.interval_seconds, now - self.last_at)
+            self.interval_seconds = update_mean_interval(self.interval_seconds, now - self.last_at)
         self.last_at = now
 
 
-def gather(
-    pumps: Sequence[Pump],
+def iter_batches(
+    pumps: Sequence[SourceWorker],
     bell: threading.Condition,
     over: Callable[[], bool],
     *,
     limit: int,
     window_seconds: float = 0.0,
     until: float | None = None,
-    ready: Callable[[Pump], bool] = lambda _pump: True,
+    ready: Callable[[SourceWorker], bool] = lambda _pump: True,
 ) -> Iterator[list[Frame]]:
     """Give batches of frames from many cameras: one each in turn, until all have ended or it is ``over``.
 
@@ -252,7 +252,7 @@ def gather(
         if window_seconds:
             _wait_for_more([p for p in turn if ready(p)], bell, over, limit, time.monotonic() + window_seconds)
         batch: list[Frame] = []
-        served: list[Pump] = []
+        served: list[SourceWorker] = []
         for pump in turn:
             if len(batch) < limit and ready(pump) and (frame := pump.take()):
                 batch.append(frame)
@@ -266,11 +266,11 @@ def gather(
 
 
 def _wait_for_frames(
-    pumps: Sequence[Pump],
+    pumps: Sequence[SourceWorker],
     bell: threading.Condition,
     over: Callable[[], bool],
     until: float | None,
-    ready: Callable[[Pump], bool],
+    ready: Callable[[SourceWorker], bool],
 ) -> bool:
     """Wait until a frame waits that may be taken (True), or until there is an end (False)."""
     with bell:
@@ -284,7 +284,7 @@ def _wait_for_frames(
 
 
 def _wait_for_more(
-    pumps: Sequence[Pump], bell: threading.Condition, over: Callable[[], bool], limit: int, deadline: float
+    pumps: Sequence[SourceWorker], bell: threading.Condition, over: Callable[[], bool], limit: int, deadline: float
 ) -> None:
     """Wait until each running camera has a frame, the batch is full, or the deadline has passed."""
     with bell:
@@ -296,7 +296,7 @@ def _wait_for_more(
             bell.wait(min(left, POLL_SECONDS))
 
 
-class Relay(Generic[T]):
+class QueueWorker(Generic[T]):
     """A thread with a bounded queue before a slow door: the one who puts is never held up longer than it wants.
 
     Leaving drains what waits; after ``abandon`` it does not.
@@ -447,17 +447,17 @@ class Relay(Generic[T]):
             raise error
         if not isinstance(error, ReciproStreamError):
             self._failures += 1
-            if self._failures >= _MOST_FAILURES:
+            if self._failures >= _MAX_FAILURES:
                 raise error
             self.fault = self.fault or (None if isinstance(error, OSError) else error)
         self.refused += 1
         if (reason := str(error) or type(error).__name__) != self.refusal:
-            quietly = self.refused > _MOST_SAID
+            quietly = self.refused > _MAX_SAID
             log.log(logging.DEBUG if quietly else logging.WARNING, "%s: a frame is left out: %s", self.name, reason)
         self.refusal = reason
 
 
-class Worker:
+class ThreadWorker:
     """Runs one long call in a thread: a server with a loop of its own, a file that is being made.
 
     Leaving asks it to end and waits for it. What it raised is kept in ``error``.

@@ -20,9 +20,9 @@ from av.container import InputContainer
 from pipeline.errors import SourceError
 from stream.attempt import Attempt
 from stream.decode import VideoPacket
-from stream.hwaccel import Decoder
-from stream.live import Line, LiveSource, demuxed
-from stream.network import Patience
+from stream.hwaccel import DecoderSelector
+from stream.live import ConnectionSpec, LiveSource, demuxed
+from stream.network import Timeouts
 
 _GLANCE_SECONDS = 0.1  # how often a waiting reader looks whether it is to stop
 
@@ -47,17 +47,17 @@ class CameraSource(LiveSource):
         number: int,
         *,
         camera: str,
-        patience: Patience,
+        patience: Timeouts,
         mode: CameraMode | None = None,
-        decoder: Decoder | None = None,
+        decoder: DecoderSelector | None = None,
         devices: Path = Path("/dev"),
     ) -> None:
         """``devices`` is the folder the device files stand in; ``decoder`` limits the pictures' size."""
         self._device = devices / f"video{number}"
         self._devices = devices
         reader = _Reader(self._device, mode or CameraMode(), patience)
-        line = Line(reader.open, reader.packets, patience.open_timeout_seconds, patience.read_timeout_seconds)
-        line = replace(line, attempts=patience.attempts, decoder=decoder or Decoder())
+        line = ConnectionSpec(reader.open, reader.packets, patience.open_timeout_seconds, patience.read_timeout_seconds)
+        line = replace(line, attempts=patience.attempts, decoder=decoder or DecoderSelector())
         super().__init__(uri=f"camera:{number}", camera=camera, line=line)
 
     def __enter__(self) -> Self:
@@ -81,7 +81,7 @@ def found_cameras(devices: Path = Path("/dev")) -> list[Path]:
 class _Reader:
     """Reads one device, never waiting in the driver: that wait could not be woken."""
 
-    def __init__(self, device: Path, mode: CameraMode, patience: Patience) -> None:
+    def __init__(self, device: Path, mode: CameraMode, patience: Timeouts) -> None:
         self._device = device
         self._mode = mode
         self._patience = patience

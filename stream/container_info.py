@@ -16,7 +16,7 @@ _MP4_BOXES: Final = frozenset({b"ftyp", b"moov", b"moof", b"mdat", b"styp", b"si
 _COUNTS_PACKETS: Final = frozenset({"mov", "mp4"})
 
 
-def gif_is_whole(path: str) -> bool:
+def is_complete_gif(path: str) -> bool:
     """Say whether a GIF ends as one does; FFmpeg paints what there is of a picture cut short, and says nothing.
 
     What lies behind the end mark is padding.
@@ -100,7 +100,7 @@ def avi_has_index(path: str) -> bool:
     return False
 
 
-def promised_seconds(container: InputContainer | None, stream: VideoStream) -> float | None:
+def declared_duration(container: InputContainer | None, stream: VideoStream) -> float | None:
     """Return when the video ends by the file's own word, on the file's clock; None where it does not say.
 
     That is the stream's duration behind its start, or the container's where the stream states none and is alone.
@@ -133,7 +133,7 @@ def frames_total(container: InputContainer, stream: VideoStream) -> int | None:
         [entry for entry in stream.index_entries if not entry.is_discard] if packets_total(container, stream) else []
     )
     counted = min(len(shown), stream.frames) or stream.frames
-    end, rate = promised_seconds(container, stream), stream.average_rate
+    end, rate = declared_duration(container, stream), stream.average_rate
     start = float((stream.start_time or 0) * stream.time_base) if stream.time_base else 0.0
     seconds = None if end is None else end - start
     if seconds and rate and not 1 / 1.5 < counted / (seconds * float(rate)) < 1.5:

@@ -101,7 +101,7 @@ class RgbConverter:
         )
         image: Image = np.ascontiguousarray(rgb.to_ndarray(), dtype=np.uint8)
         turn = orientation(picture)
-        return image if turn == (False, False, False) else upright(image, turn)
+        return image if turn == (False, False, False) else apply_orientation(image, turn)
 
     def _eight_bits(self, picture: av.VideoFrame) -> av.VideoFrame:
         """Return a grey picture of 16 bits as one of 8; the largest value so far says how many bits are in use."""
@@ -132,7 +132,7 @@ def orientation(picture: av.VideoFrame) -> tuple[bool, bool, bool]:
     return (True, down_across < 0, across_down < 0)
 
 
-def upright(image: Image, turn: tuple[bool, bool, bool]) -> Image:
+def apply_orientation(image: Image, turn: tuple[bool, bool, bool]) -> Image:
     """Return ``image`` (height, width, 3) transposed and then mirrored as ``turn`` says."""
     rotation = _ROTATIONS.get(turn)
     if rotation is not None:

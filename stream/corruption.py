@@ -13,14 +13,14 @@ _REMEMBERED_PACKETS = 128  # more than any decoder holds back by reordering and 
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
+class PacketInfo:
     """One packet that went into the decoder."""
 
     pts: int | None
     key: bool
 
 
-class Trust:
+class CorruptionTracker:
     """Follows packets into a decoder and says which of the pictures that come out are whole."""
 
     def __init__(self, *, patience_packets: int | None = None) -> None:
@@ -29,7 +29,7 @@ class Trust:
         None doubts until a key picture comes, however long that takes.
         """
         self._patience = patience_packets
-        self._sent: deque[Sent] = deque(maxlen=_REMEMBERED_PACKETS)
+        self._sent: deque[PacketInfo] = deque(maxlen=_REMEMBERED_PACKETS)
         self._doubtful: set[int] = set()
         self._doubted_packets = 0
         self._broken = False
@@ -37,7 +37,7 @@ class Trust:
 
     def sends(self, pts: int | None, *, key: bool) -> None:
         """Note a packet on its way into the decoder."""
-        packet = Sent(pts, key)
+        packet = PacketInfo(pts, key)
         self._sent.append(packet)
         self._judge(packet)
 
@@ -62,7 +62,7 @@ class Trust:
         self._doubtful.discard(pts)
         return not doubtful
 
-    def _judge(self, packet: Sent) -> None:
+    def _judge(self, packet: PacketInfo) -> None:
         if packet.key:
             self._clean_from = packet.pts if self._broken else None
             self._broken = False

@@ -17,7 +17,7 @@ _VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _SCHEME: Final = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 
 
-def expanded(uri: str, variables: Mapping[str, str]) -> str:
+def expand_env(uri: str, variables: Mapping[str, str]) -> str:
     """Return ``uri`` with every ``${NAME}`` replaced; before the host the value is escaped, whatever is in it.
 
     Raises:
@@ -36,7 +36,7 @@ def expanded(uri: str, variables: Mapping[str, str]) -> str:
     return _VARIABLE.sub(value, uri)
 
 
-def signed(uri: str, secret: str, file: str) -> str:
+def with_credentials(uri: str, secret: str, file: str) -> str:
     """Return ``uri`` with the credentials that a file holds: one line, ``user:password``.
 
     Args:
@@ -59,7 +59,7 @@ def signed(uri: str, secret: str, file: str) -> str:
     return f"{scheme[0]}{quote(user, safe='')}:{quote(password, safe='')}@{uri[scheme.end() :]}"
 
 
-def shows_password(uri: str) -> bool:
+def has_plain_password(uri: str) -> bool:
     """Say whether ``uri`` holds a password or a token in plain words, rather than as ``${NAME}``."""
     bare = _VARIABLE.sub("", uri)
     scheme = _SCHEME.match(bare)

@@ -13,9 +13,9 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from stream.convert import Deinterlacer
-from stream.corruption import Trust
+from stream.corruption import CorruptionTracker
 from stream.h264 import FrameNumbers
-from stream.limits import PictureTooLargeError, check_size
+from stream.limits import ImageTooLargeError, check_size
 
 VideoPacket: TypeAlias = "av.Packet[VideoStream]"
 
@@ -81,13 +81,15 @@ def packets(container: InputContainer, stream: VideoStream, on_damage: Callable[
             return
 
 
-class Decoding:
+class VideoDecoder:
     """The pictures of one stream that can be believed, in order of showing; counts the others."""
 
-    def __init__(self, *, trust: Trust, numbers: FrameNumbers | None = None, max_pixels: int | None = None) -> None:
+    def __init__(
+        self, *, trust: CorruptionTracker, numbers: FrameNumbers | None = None, max_pixels: int | None = None
+    ) -> None:
         self.trust = trust
         self.max_pixels = max_pixels
-        """How many pixels a picture may have; a larger one raises ``PictureTooLargeError``. None: any number."""
+        """How many pixels a picture may have; a larger one raises ``ImageTooLargeError``. None: any number."""
         self._limited: VideoCodecContext | None = None
         self.numbers = numbers
         """Tells of pictures that went missing as a whole; None: nobody looks."""
@@ -110,7 +112,7 @@ class Decoding:
         """Give the believable pictures of ``source`` until it ends or ``stop`` is set.
 
         Raises:
-            PictureTooLargeError: a picture has more than ``max_pixels``; no memory was taken for it.
+            ImageTooLargeError: a picture has more than ``max_pixels``; no memory was taken for it.
         """
         for packet in source:
             if stop.is_set():
@@ -160,12 +162,12 @@ class Decoding:
         check_size(context.width, context.height, self.max_pixels)
 
     def _check_size(self, context: VideoCodecContext, error: av.error.FFmpegError) -> None:
-        """Raise ``PictureTooLargeError`` where that is why FFmpeg did not decode: it then forgets the size."""
+        """Raise ``ImageTooLargeError`` where that is why FFmpeg did not decode: it then forgets the size."""
         if self.max_pixels is None:
             return
         refused = isinstance(error, av.error.ArgumentError) and context.width * context.height == 0
         if refused or context.width * context.height > self.max_pixels:
-            raise PictureTooLargeError(context.width, context.height, self.max_pixels) from None
+            raise ImageTooLargeError(context.width, context.height, self.max_pixels) from None
 
     def _mark(self) -> None:
         self.corrupt += 1

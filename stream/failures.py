@@ -8,7 +8,7 @@ from typing import Final
 import av.error
 
 from pipeline.ports import Cause
-from stream.reconnect import Pace
+from stream.reconnect import RetryClass
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +16,7 @@ class Failure:
     """Why a stream cannot be had right now. Holds no credentials: nothing of the URI is in it."""
 
     words: str
-    pace: Pace = "quick"
+    pace: RetryClass = "quick"
     cause: Cause = "unreachable"
     cure: str = "check that it is on, and the address"
     """What to do once it is given up; "" where the words say it."""
@@ -82,7 +82,7 @@ _BY_ERROR: Final[tuple[tuple[type[Exception], Failure], ...]] = (
 )
 
 
-def failure_of(error: Exception, *, waited_for: str, seconds: float) -> Failure:
+def classify_error(error: Exception, *, waited_for: str, seconds: float) -> Failure:
     """Return what ``error`` of FFmpeg means; ``waited_for`` and ``seconds`` tell what a timeout cut short."""
     if isinstance(error, FailureError):
         return error.failure

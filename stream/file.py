@@ -18,24 +18,24 @@ from av.container import InputContainer
 from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
-from pipeline.errors import DamagedError, SourceError
+from pipeline.errors import CorruptMediaError, SourceError
 from pipeline.frames import Frame
 from pipeline.ports import Health
 from stream.clock import StreamClock
 from stream.container_info import (
     avi_has_index,
+    declared_duration,
     frames_total,
-    gif_is_whole,
+    is_complete_gif,
     mp4_is_whole,
     packets_total,
-    promised_seconds,
 )
 from stream.convert import PixelAspect, RgbConverter
-from stream.corruption import Trust
-from stream.decode import Decoding, VideoPacket, packets, video_stream
-from stream.failures import failure_of
-from stream.hwaccel import Decoder, Readable
-from stream.limits import PictureTooLargeError
+from stream.corruption import CorruptionTracker
+from stream.decode import VideoDecoder, VideoPacket, packets, video_stream
+from stream.failures import classify_error
+from stream.hwaccel import DecoderSelector, Readable
+from stream.limits import ImageTooLargeError
 from stream.mpegts_splices import begins_anew, cleared, only_padding_behind
 from stream.paths import PipeReader, check_file, kind_of, opened, shown
 from stream.redact import redact
@@ -53,7 +53,7 @@ Threads = Literal["AUTO", "SLICE"]
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class FileOptions:
     """How a recording is read."""
 
     threads: Threads = "AUTO"
@@ -90,8 +90,8 @@ class FileSource:
         *,
         camera: str,
         remote: bool = False,
-        reading: Reading | None = None,
-        decoder: Decoder | None = None,
+        reading: FileOptions | None = None,
+        decoder: DecoderSelector | None = None,
     ) -> None:
         self.camera = camera
         self.uri = redact(path) if remote else shown(path)
@@ -103,8 +103,8 @@ class FileSource:
         self._remote = remote
         self._is_pipe = False
         self._input: BinaryIO | PipeReader | RemoteFile | None = None
-        self._reading = reading or Reading()
-        self._decoder = decoder or Decoder()
+        self._reading = reading or FileOptions()
+        self._decoder = decoder or DecoderSelector()
         self._health = Health()
         self._container: InputContainer | None = None
         self._stop = threading.Event()
@@ -139,7 +139,7 @@ class FileSource:
         self._close()
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
-        """Give every good picture in order, then raise ``DamagedError`` where some were not.
+        """Give every good picture in order, then raise ``CorruptMediaError`` where some were not.
 
         Frame indices count good pictures from 0. Raises ``SourceError`` where a remote recording cannot be opened.
         """
@@ -225,14 +225,14 @@ class FileSource:
             message = f"{self.uri}: its video is in a codec that is not known here, or its header is damaged; {_REMUX}"
             raise SourceError(message)
         stream.thread_type = "SLICE" if self._decoder.asks else threads  # a card works on one picture at a time
-        self._is_cut_gif = self._is_local and "gif" in self._formats and not gif_is_whole(self._path)
+        self._is_cut_gif = self._is_local and "gif" in self._formats and not is_complete_gif(self._path)
         self._stream: VideoStream = stream
         self._aspect = PixelAspect(stream, max_pixels=self._decoder.max_pixels)
         self.rate = float(stream.average_rate) if stream.average_rate else None
         self.frames_total = None if reading.loop else frames_total(self._container, stream)
         self._packets_total = packets_total(self._container, stream)
         self._end_seconds = None
-        self._decoding = Decoding(trust=Trust(), max_pixels=self._decoder.max_pixels)
+        self._decoding = VideoDecoder(trust=CorruptionTracker(), max_pixels=self._decoder.max_pixels)
 
     def _opened(self) -> str | BinaryIO | RemoteFile:
         """Return what FFmpeg reads from: an address, a path, or an open file."""
@@ -298,7 +298,7 @@ class FileSource:
         pictures = self._decoding.run(self._packets(), self._stop)
         try:
             yield from _all_but_last(pictures) if self._is_cut_gif else pictures
-        except PictureTooLargeError as error:
+        except ImageTooLargeError as error:
             if self._is_threaded:  # good pictures are under way: they come when it is read again, one at a time
                 self._decoding.note_damage()
                 return
@@ -339,7 +339,7 @@ class FileSource:
             f"{missing}; {self._given} good pictures were read to {self._last_seconds:.2f} s; {lost}{_REMUX}"
         )
         self._health = Health("failed", message, corrupt=decoding.corrupt)
-        raise DamagedError(message)
+        raise CorruptMediaError(message)
 
     def _missing(self) -> str:
         """Say what the file promised and did not hold; empty where it held all."""
@@ -353,7 +353,7 @@ class FileSource:
             return ", cut off: its last part is not whole"
         has_index = "avi" in self._formats and self._is_local and avi_has_index(self._path)
         states_length = not has_index and _STATES_NO_LENGTH.isdisjoint(self._formats) and not decoding.corrupt
-        promised = promised_seconds(self._container, self._stream) if states_length else None
+        promised = declared_duration(self._container, self._stream) if states_length else None
         end = max(self._last_seconds, self._end_seconds or 0.0)
         is_short = promised is not None and end < promised - max(1.0, 0.05 * promised)
         return f", cut off: its header promises {promised:.2f} s" if is_short else ""
@@ -370,7 +370,7 @@ class FileSource:
     def _cannot_open(self, error: Exception) -> str:
         if isinstance(error, av.error.InvalidDataError):
             return self._unreadable()
-        failure = failure_of(error, waited_for="answer", seconds=self._reading.open_timeout_seconds or 0.0)
+        failure = classify_error(error, waited_for="answer", seconds=self._reading.open_timeout_seconds or 0.0)
         return f"{self.uri}: cannot be opened: {failure.words}"
 
     def _unreadable(self) -> str:

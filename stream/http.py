@@ -9,14 +9,14 @@ from typing import Self
 
 from pipeline.frames import Frame
 from pipeline.ports import Health
-from stream.file import FileSource, Reading
+from stream.file import FileOptions, FileSource
 from stream.http_client import WebClient
 from stream.http_file import WebFile
 from stream.http_probe import CONTAINER_OPTIONS, RecordingFoundError, WebLine, WebOptions
 from stream.http_uri import is_recording
-from stream.hwaccel import Decoder
-from stream.live import Line, LiveSource
-from stream.network import Patience
+from stream.hwaccel import DecoderSelector
+from stream.live import ConnectionSpec, LiveSource
+from stream.network import Timeouts
 from stream.redact import redact
 
 _RECORDING_SECONDS = 5.0  # a reader that pauses must not be cut off by its own pause, only by the server's
@@ -26,12 +26,12 @@ class WebSource:
     """Frames of what stands behind a web address.
 
     Whether it is live is known once the server has answered, before the first frame; until then ``live`` is a guess by
-    the address. ``frames`` raises ``SourceError`` where it cannot be had, and ``DamagedError`` for a recording that is
-    not whole.
+    the address. ``frames`` raises ``SourceError`` where it cannot be had, and ``CorruptMediaError`` for a recording
+    that is not whole.
     """
 
     def __init__(
-        self, uri: str, *, camera: str, patience: Patience, decoder: Decoder, options: WebOptions | None = None
+        self, uri: str, *, camera: str, patience: Timeouts, decoder: DecoderSelector, options: WebOptions | None = None
     ) -> None:
         options = options or WebOptions()
         self.camera = camera
@@ -41,7 +41,7 @@ class WebSource:
         self._client = WebClient(uri, allowed_hosts=options.allowed_hosts)
         web = WebLine(self._client, lambda: self.camera, options, decoder)
         seems_finite = options.live is False or (options.live is None and is_recording(uri))
-        line = Line(
+        line = ConnectionSpec(
             web.open,
             web.packets,
             patience.open_timeout_seconds,
@@ -106,5 +106,5 @@ class WebSource:
                 stop=stop,
             )
 
-        reading = Reading(threads="SLICE", options=tuple(CONTAINER_OPTIONS.items()), open_remote=opened)
+        reading = FileOptions(threads="SLICE", options=tuple(CONTAINER_OPTIONS.items()), open_remote=opened)
         return FileSource(self.uri, camera=self.camera, remote=True, reading=reading, decoder=self._decoder)

@@ -21,9 +21,9 @@ from stream.decode import VideoPacket
 from stream.failures import Failure, FailureError, StreamEndedError
 from stream.hls import HlsFollower, HlsPart
 from stream.http_client import Response, WebClient
-from stream.hwaccel import Decoder, Readable
+from stream.hwaccel import DecoderSelector, Readable
 from stream.live import demuxed
-from stream.mjpeg import MAX_PICTURE_BYTES, MotionJpeg
+from stream.mjpeg import MAX_IMAGE_BYTES, MotionJpeg
 from stream.playlist import MAX_PLAYLIST_BYTES, Segment
 
 Kind = Literal["motion jpeg", "still", "hls", "dash", "stream", "recording"]
@@ -34,7 +34,7 @@ _KEPT_BYTES: Final = 1 << 16
 CONTAINERS: Final = "mpegts,mpeg,mov,mp4,matroska,webm,flv,avi,ogg,asf,gif,h264,hevc,mjpeg,nut,mxf,ivf,obu,m4v,rawvideo"
 _STILLS: Final = "jpeg_pipe,png_pipe,webp_pipe,bmp_pipe,gif,image2"
 CONTAINER_OPTIONS: Final = {"analyzeduration": "1000000", "format_whitelist": CONTAINERS}
-_PICTURE_MARKS: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"BM", b"RIFF")
+_IMAGE_MARKS: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"BM", b"RIFF")
 _LATE_SECONDS: Final = 1.0  # a picture that is later than this is shown, and the others by its time
 
 
@@ -57,7 +57,9 @@ class RecordingFoundError(Exception):
 class WebLine:
     """Opens and reads one web address; one connection at a time, in one thread."""
 
-    def __init__(self, client: WebClient, camera: Callable[[], str], options: WebOptions, decoder: Decoder) -> None:
+    def __init__(
+        self, client: WebClient, camera: Callable[[], str], options: WebOptions, decoder: DecoderSelector
+    ) -> None:
         self._client = client
         self._options = options
         self._decoder = decoder
@@ -103,7 +105,7 @@ class WebLine:
             elif kind == "still":
                 self._packets = self._stills
                 attempt.at_end = None if attempt.live else "ended"
-                yield stack.enter_context(_still(response.whole(MAX_PICTURE_BYTES)))
+                yield stack.enter_context(_still(response.whole(MAX_IMAGE_BYTES)))
             else:
                 yield stack.enter_context(self._container(kind, response, attempt))
 
@@ -188,7 +190,7 @@ class WebLine:
                 return
             attempt.allow(max(attempt.answer_seconds, attempt.read_seconds))
             with self._client.get(self._client.address, attempt, headers=known) as response:
-                content = b"" if response.status == 304 else response.whole(MAX_PICTURE_BYTES)
+                content = b"" if response.status == 304 else response.whole(MAX_IMAGE_BYTES)
                 if response.status != 304:
                     known = _validators(response)
             attempt.heard()
@@ -208,7 +210,7 @@ def kind_of(response: Response, *, live: bool | None) -> Kind:
         return "dash"
     if stated.startswith("multipart/") or head.startswith((b"--", b"Content-Type: image/jpeg"[:_HEAD_BYTES])):
         return "motion jpeg"
-    is_picture = head.startswith(_PICTURE_MARKS[:2]) or (stated.startswith("image/") and stated != "image/gif")
+    is_picture = head.startswith(_IMAGE_MARKS[:2]) or (stated.startswith("image/") and stated != "image/gif")
     if is_picture and (response.length is not None or stated.startswith("image/")):
         return "still"
     if head.startswith(b"\xff\xd8\xff"):

@@ -28,7 +28,7 @@ _VIDEO_PART: Final = "in a container its driver needs NVIDIA_DRIVER_CAPABILITIES
 # stream, some 400 MB of the card's memory. FFmpeg refuses to share a context that somebody else has begun.
 _CONTEXTS: Final[tuple[dict[str, object], ...]] = ({"primary_ctx": "1"}, {})
 # How FFmpeg calls what goes wrong at the card while a stream is opened; no network and no file has these names.
-_OF_THE_CARD: Final = (av.error.ExternalError, av.error.UnknownError)
+_GPU_OPTIONS: Final = (av.error.ExternalError, av.error.UnknownError)
 
 
 class Readable(Protocol):
@@ -39,7 +39,7 @@ class Readable(Protocol):
         ...
 
 
-class NoCardError(Exception):
+class HardwareDecoderUnavailableError(Exception):
     """No card can be had to decode on; says why."""
 
 
@@ -57,21 +57,21 @@ _OPENED: Final[dict[int, _Opened]] = {}
 _ONE_AT_A_TIME: Final = threading.Lock()  # cameras that connect at the same moment open the card once
 
 
-def accelerator(card: int) -> HWAccel:
+def cuda_hwaccel(card: int) -> HWAccel:
     """Return what ``av.open`` takes to decode on ``cuda:card``; opens the card at the first call.
 
     Raises:
-        NoCardError: no driver, no such card, or no FFmpeg that knows of cards.
+        HardwareDecoderUnavailableError: no driver, no such card, or no FFmpeg that knows of cards.
     """
     if "cuda" not in hwdevices_available():
-        raise NoCardError("this build of FFmpeg decodes on no NVIDIA card")
+        raise HardwareDecoderUnavailableError("this build of FFmpeg decodes on no NVIDIA card")
     with _ONE_AT_A_TIME:
         if card not in _OPENED:
             _OPENED[card] = _open(card)
         return _OPENED[card].asked
 
 
-def known() -> str:
+def available_hwaccels() -> str:
     """Return the kinds of hardware this FFmpeg was built to decode on, for people to read."""
     return ", ".join(hwdevices_available()) or "none"
 
@@ -83,13 +83,13 @@ def _open(card: int) -> _Opened:
         try:
             return _Opened(asked, asked.create(Codec("h264", "r")))
         except av.error.PermissionError:  # FFmpeg's word for a library that cannot be loaded
-            raise NoCardError("no NVIDIA driver is here") from None
+            raise HardwareDecoderUnavailableError("no NVIDIA driver is here") from None
         except (av.error.FFmpegError, OSError, NotImplementedError) as reason:
             why = reason
-    raise NoCardError(f"its driver refuses ({type(why).__name__}: {why})")
+    raise HardwareDecoderUnavailableError(f"its driver refuses ({type(why).__name__}: {why})")
 
 
-class Decoder:
+class DecoderSelector:
     """What decodes one camera or file, across all its connections; logs where, once and whenever it changes."""
 
     def __init__(self, choice: str = "cpu", *, card: int = 0, doubt: str = "", max_pixels: int | None = None) -> None:
@@ -149,7 +149,7 @@ class Decoder:
             if "format_whitelist" not in options:
                 raise
             raise av.error.InvalidDataError(0, "a format that is not allowed here") from None
-        except _OF_THE_CARD as reason:
+        except _GPU_OPTIONS as reason:
             if not self.asks or self._must:
                 raise
             why = f"cuda:{self._card} fails ({type(reason).__name__})"
@@ -186,8 +186,8 @@ class Decoder:
         if not self.wants:
             return None
         try:
-            return accelerator(self._card)
-        except NoCardError as reason:
+            return cuda_hwaccel(self._card)
+        except HardwareDecoderUnavailableError as reason:
             why = f"nothing decodes on cuda:{self._card}: {reason}"
             if self._must:
                 message = f"decoder: {self._choice}: {why}; nvidia-smi should list it; {_CPU}"

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 _NUMBERED: Final = re.compile(r"%(?:0(\d{1,2}))?d")
 """How printf, and with it FFmpeg, writes a number in a name: ``%d``, ``%04d``."""
-_MOST_NAMED: Final = 6
+_MAX_NAMED: Final = 6
 
 
 class ImagesSource:
@@ -131,8 +131,8 @@ def _found(pattern: str, suffixes: frozenset[str]) -> list[str]:
     if not taken:
         raise SourceError(_nothing_found(pattern, suffixes, is_folder=kind == "folder"))
     if others:
-        named = ", ".join(f"{shown(suffix)} ({times})" for suffix, times in others.most_common(_MOST_NAMED))
-        more = ", ..." if len(others) > _MOST_NAMED else ""
+        named = ", ".join(f"{shown(suffix)} ({times})" for suffix, times in others.most_common(_MAX_NAMED))
+        more = ", ..." if len(others) > _MAX_NAMED else ""
         count = others.total()
         files = "1 file" if count == 1 else f"{count} files"
         log.warning("%s: %s left out for the suffix: %s%s", shown(pattern), files, named, more)

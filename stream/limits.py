@@ -12,7 +12,7 @@ FILE_MAX_PIXELS: Final = 128_000_000
 """Of a file, where nothing else is said: photos of 100 and 108 megapixels fit."""
 
 
-class PictureTooLargeError(SourceError):
+class ImageTooLargeError(SourceError):
     """A picture has more pixels than its source may give."""
 
     def __init__(self, width: int, height: int, max_pixels: int) -> None:
@@ -25,6 +25,6 @@ class PictureTooLargeError(SourceError):
 
 
 def check_size(width: int, height: int, max_pixels: int | None) -> None:
-    """Raise ``PictureTooLargeError`` where ``width`` x ``height`` is above ``max_pixels``; None allows any size."""
+    """Raise ``ImageTooLargeError`` where ``width`` x ``height`` is above ``max_pixels``; None allows any size."""
     if max_pixels is not None and width * height > max_pixels:
-        raise PictureTooLargeError(width, height, max_pixels)
+        raise ImageTooLargeError(width, height, max_pixels)

@@ -27,25 +27,25 @@ from pipeline.ports import Health, State
 from stream.attempt import Attempt
 from stream.clock import StreamClock
 from stream.convert import PixelAspect, RgbConverter
-from stream.corruption import Trust
-from stream.decode import Decoding, VideoPacket, drop_bad_extradata, packets_of, video_stream
-from stream.failures import Failure, FailureError, StreamEndedError, failure_of
+from stream.corruption import CorruptionTracker
+from stream.decode import VideoDecoder, VideoPacket, drop_bad_extradata, packets_of, video_stream
+from stream.failures import Failure, FailureError, StreamEndedError, classify_error
 from stream.h264 import FrameNumbers
-from stream.hwaccel import Decoder
-from stream.limits import PictureTooLargeError
-from stream.reconnect import Answering, Backoff
+from stream.hwaccel import DecoderSelector
+from stream.limits import ImageTooLargeError
+from stream.reconnect import Backoff, ConnectTimeoutPolicy
 
 log = logging.getLogger(__name__)
 
 _DOUBT_PACKETS = 300  # 10 s at 30 per second: a camera without further key pictures is believed again
-_ENOUGH_PICTURES = 5  # a connection that gave more of them keeps the read timeout
-_LONGEST_READ_SECONDS = 32.0  # no camera's pictures are waited for longer than that, unless it is asked for
+_ENOUGH_IMAGES = 5  # a connection that gave more of them keeps the read timeout
+_MAX_READ_SECONDS = 32.0  # no camera's pictures are waited for longer than that, unless it is asked for
 _FINITE_ATTEMPTS = 5
 _NEAR_END_SECONDS = 1.5  # a finite stream that stops so close to its end has ended
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class ConnectionSpec:
     """How to get at a live stream."""
 
     open: Callable[[Attempt], AbstractContextManager[InputContainer]]
@@ -59,12 +59,12 @@ class Line:
     first_attempts: int | None = None
     """The same, before it has ever been live; None: ``attempts``."""
     backoff: Backoff = field(default_factory=Backoff)
-    decoder: Decoder = field(default_factory=Decoder)
+    decoder: DecoderSelector = field(default_factory=DecoderSelector)
     """What ``open`` opens it with."""
     chance: random.Random = field(default_factory=random.Random)
 
 
-class Lost(Exception):  # noqa: N818 - the end of one connection, not of the source
+class SourceConnectionLostError(Exception):
     """One connection is over."""
 
     def __init__(self, failure: Failure, *, ended: bool = False) -> None:
@@ -84,7 +84,7 @@ class LiveSource:
 
     frames_total: int | None = None
 
-    def __init__(self, *, uri: str, camera: str, line: Line) -> None:
+    def __init__(self, *, uri: str, camera: str, line: ConnectionSpec) -> None:
         """Take ``uri`` and ``camera`` for show, without credentials; ``line`` gets at it."""
         self.live = True
         """Whether it goes on when nobody reads; what is found on connecting may say otherwise, before any frame."""
@@ -93,7 +93,7 @@ class LiveSource:
         self.rate: float | None = None
         self._line = line
         self._health = Health()
-        self._answering = Answering(line.open_timeout_seconds)
+        self._answering = ConnectTimeoutPolicy(line.open_timeout_seconds)
         self._answered_in: float | None = None  # what its answers took, in seconds; None: it has never been live
         self._read_seconds = line.read_timeout_seconds
         self._resumes = False  # whether a finite stream goes on where it was lost
@@ -127,7 +127,7 @@ class LiveSource:
             begun = time.monotonic()
             try:
                 yield from self._connection(stop)
-            except Lost as lost:
+            except SourceConnectionLostError as lost:
                 if stop.is_set():
                     return
                 if lost.ended:
@@ -142,7 +142,10 @@ class LiveSource:
                 self._continues = self._index > 0
 
     def _connection(self, stop: threading.Event) -> Iterator[Frame]:
-        """Give the frames of one connection; where the next is to follow, ends. Else raises ``Lost`` or is stopped."""
+        """Give the frames of one connection; where the next is to follow, ends.
+
+        Else raises ``SourceConnectionLostError`` or is stopped.
+        """
         line = self._line
         seconds = self._answering.wait_seconds(self._failures, self._answered_in)
         attempt = Attempt(seconds, self._read_seconds, stop)
@@ -156,30 +159,30 @@ class LiveSource:
                 yield from self._pictures(container, attempt, answered_in=time.monotonic() - since)
                 if not stop.is_set() and attempt.at_end != "next":
                     ended = self._has_ended(container) if attempt.at_end is None else attempt.at_end == "ended"
-                    raise Lost(Failure("the stream ended", cause="ended"), ended=ended)
-        except PictureTooLargeError as error:
-            raise Lost(Failure(str(error), "slow", "codec")) from None
+                    raise SourceConnectionLostError(Failure("the stream ended", cause="ended"), ended=ended)
+        except ImageTooLargeError as error:
+            raise SourceConnectionLostError(Failure(str(error), "slow", "codec")) from None
         except (av.error.FFmpegError, OSError) as error:
             # FFmpeg's RTSP calls a wait for an answer that it cut short by whatever name: EPERM, invalid data.
             cut_short = attempt.waits_for == "answer" and time.monotonic() - since >= seconds
             known = isinstance(error, FailureError)
-            told = failure_of(
+            told = classify_error(
                 TimeoutError() if cut_short and not known else error,
                 waited_for=attempt.waits_for,
                 seconds=attempt.allowed_seconds,
             )
-            raise Lost(told, ended=isinstance(error, StreamEndedError)) from error
+            raise SourceConnectionLostError(told, ended=isinstance(error, StreamEndedError)) from error
 
     def _learn_pace(self, failure: Failure) -> None:
         """Wait longer for a camera whose pictures come more rarely than the read timeout allows."""
         base = self._line.read_timeout_seconds
-        if self._given > _ENOUGH_PICTURES and self._longest_gap_seconds < base:
+        if self._given > _ENOUGH_IMAGES and self._longest_gap_seconds < base:
             self._short_lives, self._read_seconds = 0, base
         elif self._given and failure.cause == "stalled":
             self._short_lives += 1
-        if self._short_lives >= 2 and self._given and self._read_seconds < _LONGEST_READ_SECONDS:
+        if self._short_lives >= 2 and self._given and self._read_seconds < _MAX_READ_SECONDS:
             self._short_lives = 0
-            self._read_seconds = min(2 * self._read_seconds, _LONGEST_READ_SECONDS)
+            self._read_seconds = min(2 * self._read_seconds, _MAX_READ_SECONDS)
             log.warning(
                 "%s: its pictures come more rarely than every %g s; it may be silent for %g s from now on "
                 "(read_timeout_seconds sets that)",
@@ -191,17 +194,21 @@ class LiveSource:
     def _pictures(self, container: InputContainer, attempt: Attempt, answered_in: float) -> Iterator[Frame]:
         stream = video_stream(container)
         if stream is None:
-            raise Lost(Failure("it carries no video", cause="codec"))
+            raise SourceConnectionLostError(Failure("it carries no video", cause="codec"))
         context = cast("VideoCodecContext | None", stream.codec_context)  # its stub does not know of unknown codecs
         if context is None:
-            raise Lost(Failure("what it carries is in a codec that is not known here", "slow", "codec"))
+            raise SourceConnectionLostError(
+                Failure("what it carries is in a codec that is not known here", "slow", "codec")
+            )
         stream.thread_type = "SLICE"  # frame threads hold back one picture each
         self.rate = float(stream.average_rate) if stream.average_rate else None
         if drop_bad_extradata(context):
             log.info("%s: its description holds wrong parameter sets; those in the stream are used", self.camera)
         numbers = FrameNumbers(context.extradata) if context.name == "h264" else None
-        decoding = Decoding(
-            trust=Trust(patience_packets=_DOUBT_PACKETS), numbers=numbers, max_pixels=self._line.decoder.max_pixels
+        decoding = VideoDecoder(
+            trust=CorruptionTracker(patience_packets=_DOUBT_PACKETS),
+            numbers=numbers,
+            max_pixels=self._line.decoder.max_pixels,
         )
         rgb, aspect = RgbConverter(), PixelAspect(stream, max_pixels=self._line.decoder.max_pixels)
         self._clock.restart()
@@ -209,7 +216,7 @@ class LiveSource:
         packets = self._fed(self._line.packets(container, attempt.stop), decoding, attempt)
         for picture in decoding.run(packets, attempt.stop):
             if not self._gave_pictures and (refused := self._line.decoder.settle(context, self.camera)):
-                raise Lost(refused)
+                raise SourceConnectionLostError(refused)
             self._note_live(corrupt=corrupt_before + decoding.corrupt, answered_in=answered_in)
             self._last_pts = None if picture.pts is None else picture.time
             image, taken_at = rgb.convert(picture, aspect.now()), time.monotonic()
@@ -220,7 +227,7 @@ class LiveSource:
             self._given, last_at = self._given + 1, taken_at
             yield Frame(image, self.camera, index, taken_at, pts)
 
-    def _fed(self, packets: Iterator[VideoPacket], decoding: Decoding, attempt: Attempt) -> Iterator[VideoPacket]:
+    def _fed(self, packets: Iterator[VideoPacket], decoding: VideoDecoder, attempt: Attempt) -> Iterator[VideoPacket]:
         """Pass packets on; say so, and in the end give up, where they come but no picture does."""
         pictures = 0
         since = time.monotonic()
@@ -229,12 +236,12 @@ class LiveSource:
             now, limit = time.monotonic(), attempt.read_seconds
             if now - attempt.heard_at >= limit:
                 # On its timeout FFmpeg first gives the picture it had held back, as if it had just come.
-                raise Lost(failure_of(TimeoutError(), waited_for="picture", seconds=limit))
+                raise SourceConnectionLostError(classify_error(TimeoutError(), waited_for="picture", seconds=limit))
             if decoding.pictures != pictures:
                 pictures, since = decoding.pictures, now
             elif now - since > 5 * limit:
                 words = f"packets come, but no picture could be decoded for {5 * limit:g} s"
-                raise Lost(Failure(words, cause="corrupt"))
+                raise SourceConnectionLostError(Failure(words, cause="corrupt"))
             elif now - since > limit and self._health.state != "stalled":
                 waiting = Failure("packets come, but no picture: waiting for a key picture", cause="corrupt")
                 self._say("stalled", waiting)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, Literal
 
-from pipeline.errors import SourceError, nearest
+from pipeline.errors import SourceError, did_you_mean
 from stream.paths import kind_of, refuse_missing, shown
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ def split_options(uri: str) -> tuple[str, dict[str, str]]:
         if kind_of(path) == "nothing" and not any(name in OPTIONS for name in told):
             return uri, {}
         raise SourceError(
-            f"{shown(uri)}: no option is called {unknown!r}.{nearest(unknown, OPTIONS)} Known: {', '.join(OPTIONS)}"
+            f"{shown(uri)}: no option is called {unknown!r}.{did_you_mean(unknown, OPTIONS)} "
+            f"Known: {', '.join(OPTIONS)}"
         )
     for name, value in told.items():
         if value not in OPTIONS[name]:

@@ -13,7 +13,7 @@ from typing import Final
 
 from stream.failures import Failure, FailureError
 
-MAX_PICTURE_BYTES: Final = 64 << 20
+MAX_IMAGE_BYTES: Final = 64 << 20
 """Larger pictures are refused."""
 _START: Final = b"\xff\xd8\xff"
 _LENGTH: Final = re.compile(rb"content-length[ \t]*:[ \t]*(\d{1,18})", re.IGNORECASE)
@@ -28,7 +28,7 @@ class MotionJpeg:
 
     def __init__(self, read: Callable[[int], bytes]) -> None:
         """Take what returns the next bytes of the camera's stream, at most so many; ``b""`` at its end."""
-        self._pictures = pictures(read)
+        self._pictures = images(read)
         self._ready = b""
 
     def read(self, size: int) -> bytes:
@@ -43,11 +43,11 @@ class MotionJpeg:
         return part
 
 
-def pictures(read: Callable[[int], bytes]) -> Iterator[bytes]:
+def images(read: Callable[[int], bytes]) -> Iterator[bytes]:
     """Give the JPEG pictures of a stream, each as soon as it is whole; what is between them is passed over.
 
     Raises:
-        FailureError: a picture is larger than ``MAX_PICTURE_BYTES``.
+        FailureError: a picture is larger than ``MAX_IMAGE_BYTES``.
     """
     waiting = bytearray()
     while True:
@@ -70,9 +70,9 @@ def _wait_for_end(waiting: bytearray, read: Callable[[int], bytes], length: int 
     """Read on until the picture that ``waiting`` begins with is whole; return its length, 0 where it never is."""
     walk = _Walk(waiting)
     while True:
-        if (length or len(waiting)) > MAX_PICTURE_BYTES:
+        if (length or len(waiting)) > MAX_IMAGE_BYTES:
             told = f"of {length} bytes" if length else "without an end"
-            words = f"it sends a picture {told}; at most {MAX_PICTURE_BYTES >> 20} MiB are read"
+            words = f"it sends a picture {told}; at most {MAX_IMAGE_BYTES >> 20} MiB are read"
             raise FailureError(Failure(words, "slow", "corrupt"))
         if length and len(waiting) >= length:
             return length

@@ -12,14 +12,14 @@ from av.video.codeccontext import VideoCodecContext
 
 from stream.attempt import Attempt
 from stream.failures import FailureError
-from stream.hwaccel import Decoder
-from stream.live import Line, LiveSource, demuxed
+from stream.hwaccel import DecoderSelector
+from stream.live import ConnectionSpec, LiveSource, demuxed
 from stream.redact import redact
 from stream.rtsp_challenge import why_unauthorised
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class Timeouts:
     """How long to wait for the other side."""
 
     open_timeout_seconds: float
@@ -29,7 +29,7 @@ class Patience:
 
 
 def network_source(
-    uri: str, *, camera: str, options: dict[str, str], patience: Patience, decoder: Decoder
+    uri: str, *, camera: str, options: dict[str, str], patience: Timeouts, decoder: DecoderSelector
 ) -> LiveSource:
     """Return a live source of ``uri`` opened with FFmpeg's ``options``."""
 
@@ -48,7 +48,7 @@ def network_source(
                 context.options = {**context.options, "err_detect": options["err_detect"]}
         return container
 
-    line = Line(
+    line = ConnectionSpec(
         opened,
         demuxed,
         patience.open_timeout_seconds,

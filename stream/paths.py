@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 from typing import BinaryIO, Final, Literal
 
-from pipeline.errors import SourceError, nearest
+from pipeline.errors import SourceError, did_you_mean
 
 Kind = Literal["nothing", "file", "folder", "pipe", "device"]
 
@@ -65,7 +65,7 @@ def refuse_missing(path: str, *, examples: str) -> None:
         siblings = os.listdir(folder)  # noqa: PTH208 - names are all that is asked for
     except (OSError, ValueError):
         siblings = []
-    cure = nearest(Path(path).name, map(shown, siblings[:10_000]))
+    cure = did_you_mean(Path(path).name, map(shown, siblings[:10_000]))
     raise SourceError(f"{shown(path)}: no such file or folder.{cure} A source is one of {examples}")
 
 

@@ -12,7 +12,7 @@ from stream.failures import Failure, FailureError
 
 MAX_PLAYLIST_BYTES: Final = 4 << 20
 _ATTRIBUTE: Final = re.compile(r'([A-Z0-9-]+)=("[^"]*"|[^,]*)')
-_LONGEST_TARGET_SECONDS: Final = 60.0
+_MAX_TARGET_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ def parse_playlist(text: str, url: str) -> Playlist:
         raise FailureError(Failure("the HLS playlist holds a number that is none", cause="corrupt")) from None
     longest = max((one.seconds for one in segments), default=1.0)
     target = target if target > 0 else longest
-    return Playlist(tuple(segments), min(max(target, 0.2), _LONGEST_TARGET_SECONDS), ended)
+    return Playlist(tuple(segments), min(max(target, 0.2), _MAX_TARGET_SECONDS), ended)
 
 
 def _lines(text: str) -> list[str]:

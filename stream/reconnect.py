@@ -12,7 +12,7 @@ import random
 from dataclasses import dataclass
 from typing import Literal
 
-Pace = Literal["quick", "slow", "never"]
+RetryClass = Literal["quick", "slow", "never"]
 """``quick``: it may be back at once; ``slow``: a person must mend something first; ``never``: it cannot work here."""
 
 
@@ -39,7 +39,7 @@ class Backoff:
             raise ValueError(message)
 
     def delay_seconds(
-        self, failures: int, chance: random.Random, *, pace: Pace = "quick", spent_seconds: float = 0.0
+        self, failures: int, chance: random.Random, *, pace: RetryClass = "quick", spent_seconds: float = 0.0
     ) -> float:
         """Return the seconds to wait after ``failures`` attempts in a row have failed (0: it had just been live).
 
@@ -59,7 +59,7 @@ class Backoff:
 
 
 @dataclass(frozen=True, slots=True)
-class Answering:
+class ConnectTimeoutPolicy:
     """How long to wait for the answer of a camera, by how long it took before: as TCP sets its timer (RFC 6298).
 
     A camera that answered within milliseconds and now says nothing will not answer in three seconds either: who hangs

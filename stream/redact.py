@@ -48,7 +48,7 @@ def redact(uri: str) -> str:
     return found["scheme"] + _SECRET_KEY.sub(rf"\g<key>{SECRET}", rest)
 
 
-def place(uri: str) -> str:
+def host_and_path(uri: str) -> str:
     """Return host and path of a network URI, without scheme, credentials, query: a name a person recognises."""
     clean = redact(uri)
     found = _AUTHORITY.match(clean)
@@ -57,6 +57,6 @@ def place(uri: str) -> str:
     return rest.rpartition(f"{SECRET}@")[2].strip("/") or "stream"
 
 
-def scrub(text: str, uri: str) -> str:
+def redact_in_text(text: str, uri: str) -> str:
     """Return ``text``, a message of somebody else's code, with every mention of ``uri`` redacted."""
     return text.replace(uri, redact(uri))

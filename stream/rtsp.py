@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Literal
 
-from stream.hwaccel import Decoder
+from stream.hwaccel import DecoderSelector
 from stream.live import LiveSource
-from stream.network import Patience, network_source
+from stream.network import Timeouts, network_source
 
 Transport = Literal["tcp", "udp"]
 
 
 def rtsp_source(
-    uri: str, *, camera: str, patience: Patience, transport: Transport = "tcp", decoder: Decoder | None = None
+    uri: str, *, camera: str, patience: Timeouts, transport: Transport = "tcp", decoder: DecoderSelector | None = None
 ) -> LiveSource:
     """Return the camera at ``uri`` (``rtsp://`` or ``rtsps://``)."""
     options = rtsp_options(transport)
-    return network_source(uri, camera=camera, options=options, patience=patience, decoder=decoder or Decoder())
+    return network_source(uri, camera=camera, options=options, patience=patience, decoder=decoder or DecoderSelector())
 
 
 def rtsp_options(transport: Transport) -> dict[str, str]:

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import quote, unquote, urlsplit
 
-from pipeline.errors import SourceError, nearest
+from pipeline.errors import SourceError, did_you_mean
 from pipeline.ports import Source
 from stream.limits import FILE_MAX_PIXELS, LIVE_MAX_PIXELS
 from stream.paths import kind_of
-from stream.redact import authority_of, place, redact
+from stream.redact import authority_of, host_and_path, redact
 
 if TYPE_CHECKING:
-    from stream.hwaccel import Decoder
+    from stream.hwaccel import DecoderSelector
 
 IMAGE_SUFFIXES: Final = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -26,7 +26,7 @@ IMAGE_SUFFIXES: Final = frozenset(
 # A card conceals what a lost packet tore out of a picture, and tells nobody.
 _HOLES: Final = "a card does not tell of pictures that UDP tore holes into"
 
-_LONGEST_NAME: Final = 56
+_MAX_NAME: Final = 56
 """Of a camera that is called by its address; a stated name may have 64 letters, and ``-2`` may come behind it."""
 EXAMPLES: Final = (
     "camera:0, rtsp://HOST/PATH, http://HOST/PATH, rtmp://HOST/PATH, udp://@GROUP:PORT, a video file, "
@@ -129,7 +129,7 @@ def plain_name(name: str) -> str:
     It stands in logs, legends, topics and figures, and a file may be called by any bytes.
     """
     line = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", name.encode("utf-8", "replace").decode())
-    return line.strip()[:_LONGEST_NAME].strip() or "camera"
+    return line.strip()[:_MAX_NAME].strip() or "camera"
 
 
 def unique_names(names: Iterable[str]) -> list[str]:
@@ -162,7 +162,7 @@ def _scheme(uri: str) -> str:
         raise SourceError(f"{redact(uri)}: {_ELSEWHERE[scheme]}")
     if scheme not in _SCHEMES or scheme == "path":
         known = [name for name in _SCHEMES if name != "path"]
-        message = f"{redact(uri)}: unknown scheme {scheme!r}.{nearest(scheme, known)} Known: {EXAMPLES}"
+        message = f"{redact(uri)}: unknown scheme {scheme!r}.{did_you_mean(scheme, known)} Known: {EXAMPLES}"
         raise SourceError(message)
     return scheme
 
@@ -176,8 +176,8 @@ def _exists(path: str) -> bool:
 
 def _camera(order: _Order) -> Source:
     from stream.camera import CameraMode, CameraSource
-    from stream.hwaccel import Decoder
-    from stream.network import Patience
+    from stream.hwaccel import DecoderSelector
+    from stream.network import Timeouts
 
     options = order.options
     number = order.uri.partition(":")[2] if ":" in order.uri else order.uri
@@ -187,21 +187,21 @@ def _camera(order: _Order) -> Source:
     return CameraSource(
         int(number),
         camera=order.camera or f"camera{int(number)}",
-        patience=Patience(options.open_timeout_seconds, options.read_timeout_seconds, options.attempts),
+        patience=Timeouts(options.open_timeout_seconds, options.read_timeout_seconds, options.attempts),
         mode=CameraMode(options.camera_size, options.camera_rate, options.camera_encoding),
-        decoder=Decoder(max_pixels=options.max_pixels or LIVE_MAX_PIXELS),
+        decoder=DecoderSelector(max_pixels=options.max_pixels or LIVE_MAX_PIXELS),
     )
 
 
 def _rtsp(order: _Order) -> Source:
-    from stream.network import Patience
+    from stream.network import Timeouts
     from stream.rtsp import rtsp_source
 
     options = order.options
-    patience = Patience(options.open_timeout_seconds, options.read_timeout_seconds, options.attempts)
+    patience = Timeouts(options.open_timeout_seconds, options.read_timeout_seconds, options.attempts)
     return rtsp_source(
         _with_host(order.uri),
-        camera=order.camera or place(order.uri),
+        camera=order.camera or host_and_path(order.uri),
         patience=patience,
         transport=options.transport,
         decoder=_decoder(options, doubt=_HOLES if options.transport == "udp" else ""),
@@ -211,13 +211,13 @@ def _rtsp(order: _Order) -> Source:
 def _http(order: _Order) -> Source:
     from stream.http import WebSource
     from stream.http_probe import WebOptions
-    from stream.network import Patience
+    from stream.network import Timeouts
 
     options = order.options
     return WebSource(
         _with_host(order.uri),
-        camera=order.camera or place(order.uri),
-        patience=Patience(options.open_timeout_seconds, options.read_timeout_seconds, options.attempts),
+        camera=order.camera or host_and_path(order.uri),
+        patience=Timeouts(options.open_timeout_seconds, options.read_timeout_seconds, options.attempts),
         decoder=_decoder(options, max_pixels=LIVE_MAX_PIXELS if _http_is_live(order.uri) else FILE_MAX_PIXELS),
         options=WebOptions(options.live, options.allowed_hosts, options.still_rate),
     )
@@ -225,7 +225,7 @@ def _http(order: _Order) -> Source:
 
 def _broadcast(order: _Order) -> Source:
     """Return a stream that FFmpeg reads by RTMP, or as MPEG-TS in UDP packets."""
-    from stream.network import Patience, network_source
+    from stream.network import Timeouts, network_source
 
     options = order.options
     is_udp = order.uri.lower().startswith("udp:")
@@ -238,18 +238,18 @@ def _broadcast(order: _Order) -> Source:
         wanted |= {"fifo_size": "50000", "overrun_nonfatal": "1"}
     return network_source(
         order.uri if is_udp else _with_host(order.uri),
-        camera=order.camera or place(order.uri).lstrip("@"),
+        camera=order.camera or host_and_path(order.uri).lstrip("@"),
         options=wanted,
-        patience=Patience(options.open_timeout_seconds, options.read_timeout_seconds, options.attempts),
+        patience=Timeouts(options.open_timeout_seconds, options.read_timeout_seconds, options.attempts),
         decoder=_decoder(options, doubt=_HOLES if is_udp else ""),
     )
 
 
-def _decoder(options: SourceOptions, *, doubt: str = "", max_pixels: int = LIVE_MAX_PIXELS) -> Decoder:
+def _decoder(options: SourceOptions, *, doubt: str = "", max_pixels: int = LIVE_MAX_PIXELS) -> DecoderSelector:
     """Return what decodes one source; ``max_pixels`` is its limit where the options state none."""
-    from stream.hwaccel import Decoder
+    from stream.hwaccel import DecoderSelector
 
-    return Decoder(options.decoder, card=options.card, doubt=doubt, max_pixels=options.max_pixels or max_pixels)
+    return DecoderSelector(options.decoder, card=options.card, doubt=doubt, max_pixels=options.max_pixels or max_pixels)
 
 
 def _http_is_live(uri: str) -> bool:
@@ -282,9 +282,9 @@ def _with_host(uri: str) -> str:
 
 
 def _line(order: _Order) -> Source:
-    from stream.simulated.source import LineSource
+    from stream.simulated.source import SimulatedLineSource
 
-    return LineSource.from_uri(order.uri, camera=order.camera)
+    return SimulatedLineSource.from_uri(order.uri, camera=order.camera)
 
 
 def _line_is_live(uri: str) -> bool:
@@ -318,10 +318,10 @@ def _path(order: _Order) -> Source:
             return WatchedFolder(path, suffixes=IMAGE_SUFFIXES, camera=camera, reader=reader, begin=begin)
         rate = options.images_per_second
         return ImagesSource(path, suffixes=IMAGE_SUFFIXES, camera=camera, images_per_second=rate, reader=reader)
-    from stream.file import FileSource, Reading
+    from stream.file import FileOptions, FileSource
 
     check_options(order.uri, stated, ("loop",), "a video")
-    reading = Reading(threads="SLICE" if options.threads == "slice" else "AUTO", loop="loop" in stated)
+    reading = FileOptions(threads="SLICE" if options.threads == "slice" else "AUTO", loop="loop" in stated)
     return FileSource(path, camera=camera, reading=reading, decoder=_decoder(options, max_pixels=FILE_MAX_PIXELS))
 
 

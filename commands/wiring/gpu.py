@@ -8,40 +8,40 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.config import Config
-from pipeline.frames import Explanation, Overlay, Silence
-from pipeline.ports import JpegTaker, Renderer, Sink
+from pipeline.frames import Explanation, Overlay, SignalLoss
+from pipeline.ports import AcceptsJpeg, Renderer, Sink
 
 if TYPE_CHECKING:
-    from engine.explainers.base import FrameExplainer
-    from engine.explainers.gpu import CardExplainer
-    from engine.models.loader import Network
+    from engine.explainers.base import BaseExplainer
+    from engine.explainers.gpu import GpuExplainer
+    from engine.models.loader import LoadedModel
     from overlays.render.renderer import HeatRenderer
 
 log = logging.getLogger("recipro-stream")
 
 
-class CardRenderer:
+class GpuRenderer:
     """A renderer of frames that the engine has drawn already: it adds the words and brings them to the host."""
 
-    def __init__(self, drawing: HeatRenderer, explainer: CardExplainer, sinks: Sequence[Sink]) -> None:
+    def __init__(self, drawing: HeatRenderer, explainer: GpuExplainer, sinks: Sequence[Sink]) -> None:
         """Take who knows the words, who holds the pictures, and who wants them."""
         self._drawing = drawing
         self._explainer = explainer
         self._sinks = tuple(sinks)
         # Held while the card hands over a picture: cameras are drawn in threads of their own, and share its stream.
         self._turn = threading.Lock()
-        wanted = [quality for quality in map(taken_quality, self._sinks) if quality is not None]
+        wanted = [quality for quality in map(accepted_jpeg_quality, self._sinks) if quality is not None]
         self.quality = max(set(wanted), key=wanted.count) if wanted else None
         """The one quality that the card encodes at; sinks of another get an array."""
 
     def render(self, explanation: Explanation) -> Overlay:
         """Write on the drawn picture and bring it to the host in the forms that are looked at now."""
-        from engine.explainers.gpu import DrawnExplanation
+        from engine.explainers.gpu import RenderedExplanation
 
-        if not isinstance(explanation, DrawnExplanation):
+        if not isinstance(explanation, RenderedExplanation):
             return self._drawing.render(explanation)
         camera = explanation.frame.camera
-        looking = {taken_quality(sink) for sink in self._sinks if sink.needs_picture(camera)}
+        looking = {accepted_jpeg_quality(sink) for sink in self._sinks if sink.needs_picture(camera)}
         quality = self.quality if self.quality in looking else None
         array = None in looking or bool(looking - {quality})
         stamp = self._drawing.stamp(explanation)
@@ -49,17 +49,17 @@ class CardRenderer:
             jpeg, image = self._explainer.deliver(explanation, stamp, quality=quality, array=array)
         return Overlay(explanation.frame.image if image is None else image, explanation, jpeg=jpeg)
 
-    def silent(self, explanation: Explanation, silence: Silence) -> Overlay:
+    def silent(self, explanation: Explanation, silence: SignalLoss) -> Overlay:
         """Draw a camera's last frame so that nobody takes it for live: on the host."""
         return self._drawing.silent(explanation, silence)
 
 
-def taken_quality(sink: Sink) -> int | None:
+def accepted_jpeg_quality(sink: Sink) -> int | None:
     """Return the quality a sink takes JPEG of; None where it needs arrays."""
-    return sink.takes_jpeg if isinstance(sink, JpegTaker) else None
+    return sink.takes_jpeg if isinstance(sink, AcceptsJpeg) else None
 
 
-def stays_on_card(config: Config, device: str) -> bool:
+def renders_on_gpu(config: Config, device: str) -> bool:
     """Say whether frames are drawn where they are explained: on a GPU, unless what is asked only the host draws."""
     overlay = config.overlay
     asked = {
@@ -72,19 +72,17 @@ def stays_on_card(config: Config, device: str) -> bool:
     return device == "cuda" and not only_host
 
 
-def make_card_explainer(config: Config, network: Network, *, together: int) -> CardExplainer:
+def build_gpu_explainer(config: Config, network: LoadedModel, *, together: int) -> GpuExplainer:
     """Return what explains and draws on the configuration's GPU."""
-    from engine.explainers.gpu import CardExplainer
-    from overlays.render.gpu_tables import level_table
+    from engine.explainers.gpu import GpuExplainer
+    from overlays.render.gpu_tables import heat_lut
 
     overlay = config.overlay
-    return CardExplainer(
-        network, config.engine, table=level_table(overlay.colormap, overlay.opacity), together=together
-    )
+    return GpuExplainer(network, config.engine, table=heat_lut(overlay.colormap, overlay.opacity), together=together)
 
 
-def make_renderer(drawing: HeatRenderer, explainer: FrameExplainer, sinks: Sequence[Sink]) -> Renderer:
+def make_renderer(drawing: HeatRenderer, explainer: BaseExplainer, sinks: Sequence[Sink]) -> Renderer:
     """Return what draws: the host's renderer, or one that fetches what the explainer has drawn."""
-    from engine.explainers.gpu import CardExplainer
+    from engine.explainers.gpu import GpuExplainer
 
-    return CardRenderer(drawing, explainer, sinks) if isinstance(explainer, CardExplainer) else drawing
+    return GpuRenderer(drawing, explainer, sinks) if isinstance(explainer, GpuExplainer) else drawing

@@ -7,23 +7,25 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from commands.console import say, text_of
+from commands.console import print_line, read_text_file
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.guards.config import check_cameras, check_labels
-from pipeline.guards.drift import Drift, Recorder, read_baseline
-from pipeline.guards.monitor import AheadGuardian, Guardian, Slow
+from pipeline.guards.drift import BaselineRecorder, DriftDetector, read_baseline
+from pipeline.guards.monitor import AsyncExplanationMonitor, DriftTracking, ExplanationMonitor
 from pipeline.guards.parser import parse_condition
 from pipeline.guards.variables import DROP
-from pipeline.ports import Beginner
+from pipeline.ports import AsyncExplainer
 
 if TYPE_CHECKING:
-    from engine.explainers.base import FrameExplainer
+    from engine.explainers.base import BaseExplainer
 
 log = logging.getLogger("recipro-stream")
 
 
-def read_slow(config: Config, cameras: Sequence[str], recorder: Recorder | None = None) -> Slow:
+def load_drift_tracking(
+    config: Config, cameras: Sequence[str], recorder: BaselineRecorder | None = None
+) -> DriftTracking:
     """Check guards against the run's cameras, and read the baseline, before anything is opened.
 
     Raises:
@@ -37,13 +39,13 @@ def read_slow(config: Config, cameras: Sequence[str], recorder: Recorder | None 
         "camera": named, "check": {DROP} if guards.needs_deletion else set(),
     })  # fmt: skip
     if guards.baseline is None:
-        return Slow(recorder=recorder)
-    drift = Drift(read_baseline(_text_of(guards.baseline), guards.baseline), guards.drift_seconds)
+        return DriftTracking(recorder=recorder)
+    drift = DriftDetector(read_baseline(_read_baseline_text(guards.baseline), guards.baseline), guards.drift_seconds)
     for camera in cameras:
         if camera not in drift.cameras:
             known = ", ".join(sorted(drift.cameras)) or "nobody"
             log.warning("%s: knows nothing of camera %s; it is of %s", guards.baseline, camera, known)
-    return Slow(drift, recorder)
+    return DriftTracking(drift, recorder)
 
 
 def _check_recorders(config: Config, known: Mapping[str, Collection[str]]) -> None:
@@ -52,14 +54,14 @@ def _check_recorders(config: Config, known: Mapping[str, Collection[str]]) -> No
             parse_condition(sink.record_when, known)
 
 
-def _text_of(baseline: str) -> str:
+def _read_baseline_text(baseline: str) -> str:
     try:
-        return text_of(Path(baseline))
+        return read_text_file(Path(baseline))
     except ConfigError as reason:
         raise ConfigError(f"baseline {reason}; name what `run.py baseline` wrote") from None
 
 
-def make_guardian(config: Config, explainer: FrameExplainer, slow: Slow) -> Guardian:
+def build_monitor(config: Config, explainer: BaseExplainer, slow: DriftTracking) -> ExplanationMonitor:
     """Return the explainer behind its guards.
 
     Raises:
@@ -72,14 +74,14 @@ def make_guardian(config: Config, explainer: FrameExplainer, slow: Slow) -> Guar
             ", ".join(sorted(slow.drift.labels)[:5]),
         )  # fmt: skip
     _check_recorders(config, {"label": explainer.labels})
-    if isinstance(explainer, Beginner):
-        return AheadGuardian(explainer, config.guards, slow=slow)
-    return Guardian(explainer, config.guards, slow=slow)
+    if isinstance(explainer, AsyncExplainer):
+        return AsyncExplanationMonitor(explainer, config.guards, slow=slow)
+    return ExplanationMonitor(explainer, config.guards, slow=slow)
 
 
-def report_guards(guardian: Guardian) -> None:
+def report_guards(guardian: ExplanationMonitor) -> None:
     """Say how often each guard has fired, and what checks have cost."""
     for (camera, name), fired in guardian.fired().items():
-        say(f"guard {name} on {camera}: fired {fired} time{'' if fired == 1 else 's'}")
+        print_line(f"guard {name} on {camera}: fired {fired} time{'' if fired == 1 else 's'}")
     if (budget := guardian.budget) is not None:
-        say(f"deletion checks: {budget.checks}, {budget.share:.2%} of the engine's time")
+        print_line(f"deletion checks: {budget.checks}, {budget.share:.2%} of the engine's time")

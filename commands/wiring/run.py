@@ -11,20 +11,20 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from commands.console import say
+from commands.console import print_line
 from commands.plausibility import warn_of_doubts
-from commands.signals import until_interrupted
-from commands.wiring.gpu import make_card_explainer, make_renderer, stays_on_card
-from commands.wiring.guards import make_guardian, read_slow, report_guards
-from commands.wiring.sinks import read_secret, sink_options
+from commands.signals import shutdown_on_signal
+from commands.wiring.gpu import build_gpu_explainer, make_renderer, renders_on_gpu
+from commands.wiring.guards import build_monitor, load_drift_tracking, report_guards
+from commands.wiring.sinks import build_sink_options, read_secret
 from pipeline.config import Config, SourceConfig
-from pipeline.guards.drift import Recorder
-from pipeline.loop import Outcome
+from pipeline.guards.drift import BaselineRecorder
+from pipeline.loop import RunResult
 from pipeline.ports import Overflow, Sink, Source
 
 if TYPE_CHECKING:
-    from engine.explainers.base import FrameExplainer
-    from engine.models.loader import Network
+    from engine.explainers.base import BaseExplainer
+    from engine.models.loader import LoadedModel
 
 ROOT = Path(__file__).resolve().parents[2]
 log = logging.getLogger("recipro-stream")
@@ -35,9 +35,9 @@ NO_SINK = (
 )
 
 
-def carry_frames(
-    config: Config, tell: Callable[[str], None] | None = None, recorder: Recorder | None = None
-) -> Outcome:
+def run_from_config(
+    config: Config, tell: Callable[[str], None] | None = None, recorder: BaselineRecorder | None = None
+) -> RunResult:
     """Join the rooms as the configuration says and carry frames until the end.
 
     Args:
@@ -50,14 +50,14 @@ def carry_frames(
     from overlays.progress import Progress
     from overlays.render.renderer import HeatRenderer
     from overlays.sinks.locks import claimed, to_claim
-    from pipeline.loop import Limits, carry
-    from pipeline.systemd import Supervisor
+    from pipeline.loop import RunLimits, run_pipeline
+    from pipeline.systemd import SystemdNotifier
 
     begun = threading.Event()
-    with until_interrupted(begun) as stop, ExitStack() as stack:
+    with shutdown_on_signal(begun) as stop, ExitStack() as stack:
         sources = make_sources(config)
         cameras = [source.camera for source, _ in sources]
-        slow = read_slow(config, cameras, recorder)
+        slow = load_drift_tracking(config, cameras, recorder)
         if not config.sinks and recorder is None:
             log.warning("%s", NO_SINK)
         sinks = make_sinks(config, cameras)
@@ -72,14 +72,14 @@ def carry_frames(
         log.info("%s", explainer.facts)
         warn_of_doubts(config, explainer.labels)
         window = config.engine.batch_window_ms / 1e3 if len(sources) > 1 else 0.0
-        batch = usual_batch(config, explainer)
-        limits = Limits(config.frames, config.seconds, batch, window, max_age_seconds=config.max_age_seconds)
-        guardian = make_guardian(config, explainer, slow)
+        batch = choose_batch_size(config, explainer)
+        limits = RunLimits(config.frames, config.seconds, batch, window, max_age_seconds=config.max_age_seconds)
+        guardian = build_monitor(config, explainer, slow)
         gc.collect()
         gc.freeze()  # what was built stays: to look through it again and again would hold up every camera
         begun.set()
-        with Progress(Console(stderr=True), tell) as progress, Supervisor(os.environ) as supervisor:
-            outcome = carry(
+        with Progress(Console(stderr=True), tell) as progress, SystemdNotifier(os.environ) as supervisor:
+            outcome = run_pipeline(
                 sources, guardian, renderer, sinks,
                 limits=limits, stop=stop, watch=progress.watch, alive=supervisor.alive,
             )  # fmt: skip
@@ -93,7 +93,7 @@ def carry_frames(
 
 def make_sources(config: Config) -> list[tuple[Source, Overflow | None]]:
     """Return each source and what its full queue does; None: what is usual for its kind."""
-    from stream.redact import place
+    from stream.redact import host_and_path
     from stream.sources import SourceOptions, build_source, plain_name, unique_names
 
     card = config.engine.device.partition(":")[2]  # pictures are decoded where they will be explained
@@ -101,7 +101,7 @@ def make_sources(config: Config) -> list[tuple[Source, Overflow | None]]:
         build_source(
             _address(one),
             camera=one.name
-            or (place(one.uri) if one.credentials_file else None),  # an @ in the path is in the way later
+            or (host_and_path(one.uri) if one.credentials_file else None),  # an @ in the path is in the way later
             options=SourceOptions(
                 one.read_timeout_seconds,
                 one.open_timeout_seconds,
@@ -125,14 +125,14 @@ def make_sources(config: Config) -> list[tuple[Source, Overflow | None]]:
 
 def _address(source: SourceConfig) -> str:
     """Return where a source reads from, with the credentials that stand outside its configuration."""
-    from stream.credentials import expanded, signed
+    from stream.credentials import expand_env, with_credentials
 
-    uri = expanded(source.uri, os.environ)
+    uri = expand_env(source.uri, os.environ)
     if source.credentials_file is None:
         return uri
     file = source.credentials_file
     secret = read_secret(Path(file), "credentials", f"one line, user:password, belongs into {file}")
-    return signed(uri, secret.strip("\r\n"), file)
+    return with_credentials(uri, secret.strip("\r\n"), file)
 
 
 def make_sinks(config: Config, cameras: list[str]) -> list[Sink]:
@@ -143,12 +143,14 @@ def make_sinks(config: Config, cameras: list[str]) -> list[Sink]:
 
     engine = config.engine
     inputs = [*(path_of(one.uri) for one in config.sources), engine.model, engine.weights, engine.labels]
-    made = [build_sink(one.uri, cameras=cameras, options=sink_options(one, config.overlay)) for one in config.sinks]
+    made = [
+        build_sink(one.uri, cameras=cameras, options=build_sink_options(one, config.overlay)) for one in config.sinks
+    ]
     check_outputs([one.uri for one in config.sinks], cameras, [one for one in inputs if one])
     return made
 
 
-def make_explainer(config: Config) -> FrameExplainer:
+def make_explainer(config: Config) -> BaseExplainer:
     """Return what explains the frames: an exported file, or a network built for this machine."""
     from engine.export.metadata import is_exported
 
@@ -156,7 +158,7 @@ def make_explainer(config: Config) -> FrameExplainer:
         from engine.explainers.exported import ExportedExplainer
 
         return ExportedExplainer(Path(config.engine.model), config.engine)
-    from engine.explainers.base import most_together
+    from engine.explainers.base import default_batch_size
     from engine.explainers.network import NetworkExplainer
     from engine.runtime.compile_cache import default_folder
     from engine.runtime.devices import choose_device
@@ -165,32 +167,32 @@ def make_explainer(config: Config) -> FrameExplainer:
     settings = config.engine.model_copy(update={"cache": kept})
     device = choose_device(config.engine.device).type
     network, cameras = make_network(config), len(config.sources)
-    if stays_on_card(config, device):
-        together = most_together(cameras, device)
-        return make_card_explainer(config.model_copy(update={"engine": settings}), network, together=together)
-    return NetworkExplainer(network, settings, together=min(cameras, most_together(cameras, device)))
+    if renders_on_gpu(config, device):
+        together = default_batch_size(cameras, device)
+        return build_gpu_explainer(config.model_copy(update={"engine": settings}), network, together=together)
+    return NetworkExplainer(network, settings, together=min(cameras, default_batch_size(cameras, device)))
 
 
-def usual_batch(config: Config, explainer: FrameExplainer) -> int:
+def choose_batch_size(config: Config, explainer: BaseExplainer) -> int:
     """Return how many frames are explained together at the most."""
-    from engine.explainers.base import most_together
+    from engine.explainers.base import default_batch_size
 
     if config.engine.batch is not None:
         return config.engine.batch
     device, cameras = explainer.facts.device, len(config.sources)
-    return explainer.worthwhile_batch(cameras) if device == "cpu" else most_together(cameras, device)
+    return explainer.worthwhile_batch(cameras) if device == "cpu" else default_batch_size(cameras, device)
 
 
-def make_network(config: Config) -> Network:
+def make_network(config: Config) -> LoadedModel:
     """Load the network of the configuration; the shipped weights where it names none."""
     from engine.models.loader import load_network
 
-    weights = config.engine.weights or find_shipped_weights(config.engine.model)
+    weights = config.engine.weights or bundled_weights(config.engine.model)
     labels = None if config.engine.labels is None else Path(config.engine.labels)
     return load_network(config.engine.model, weights=weights, labels=labels)
 
 
-def find_shipped_weights(model: str) -> str | None:
+def bundled_weights(model: str) -> str | None:
     """Return the file of weights that comes with a network of the table; None where there is none."""
     from engine.models.registry import lookup
 
@@ -198,7 +200,7 @@ def find_shipped_weights(model: str) -> str | None:
     return None if entry is None or entry.file is None else str(ROOT / entry.file)
 
 
-def redacted(config: Config) -> Config:
+def redact_config(config: Config) -> Config:
     """Return the configuration with credentials taken out of its URIs."""
     from stream.redact import redact
 
@@ -207,7 +209,7 @@ def redacted(config: Config) -> Config:
     return config.model_copy(update={"sources": sources, "sinks": sinks})
 
 
-def _report(outcome: Outcome) -> None:
+def _report(outcome: RunResult) -> None:
     from overlays.progress import summary
 
-    say("\n".join(summary(outcome)))
+    print_line("\n".join(summary(outcome)))

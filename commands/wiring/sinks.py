@@ -8,16 +8,16 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from commands.console import display
+from commands.console import display_name
 from overlays.sinks.options import ClipOptions, MqttOptions, SinkOptions
 from pipeline.config import CurveConfig, OverlayConfig, SinkConfig
-from pipeline.config_loader import make_config
+from pipeline.config_loader import validate_config
 from pipeline.errors import ConfigError
 
 log = logging.getLogger("recipro-stream")
 
 
-def sink_options(sink: SinkConfig, overlay: OverlayConfig, *, painted: bool = False) -> SinkOptions:
+def build_sink_options(sink: SinkConfig, overlay: OverlayConfig, *, painted: bool = False) -> SinkOptions:
     """Return what a sink of the configuration is told, its secrets read."""
     mib = 1 << 20
     return SinkOptions(
@@ -30,7 +30,7 @@ def sink_options(sink: SinkConfig, overlay: OverlayConfig, *, painted: bool = Fa
             seconds_after=sink.seconds_after,
         ),
         jpeg_quality=sink.quality,
-        display=display(),
+        display=display_name(),
         token=None if sink.token_file is None else _token(Path(sink.token_file)),
         insecure=sink.insecure,
         scale=sink.scale,
@@ -103,7 +103,7 @@ def read_secret(path: Path, what: str, cure: str) -> str:
     return text
 
 
-def with_mqtt_credentials(sinks: list[SinkConfig], file: Path | None) -> list[SinkConfig]:
+def apply_mqtt_credentials(sinks: list[SinkConfig], file: Path | None) -> list[SinkConfig]:
     """Give the file of user and password to every broker that has none of its own."""
     if file is None:
         return sinks
@@ -121,7 +121,7 @@ def _is_broker(sink: SinkConfig) -> bool:
     return sink.uri.lower().startswith(("mqtt://", "mqtts://"))
 
 
-def with_page_token(sinks: list[SinkConfig], token_file: Path | None) -> list[SinkConfig]:
+def apply_web_token(sinks: list[SinkConfig], token_file: Path | None) -> list[SinkConfig]:
     """Give the token file to every page that has none of its own."""
     if token_file is None:
         return sinks
@@ -134,7 +134,9 @@ def with_page_token(sinks: list[SinkConfig], token_file: Path | None) -> list[Si
     ]
 
 
-def with_keys(sinks: list[SinkConfig], folder: Path | None, allow: Path | None, *, insecure: bool) -> list[SinkConfig]:
+def apply_curve_keys(
+    sinks: list[SinkConfig], folder: Path | None, allow: Path | None, *, insecure: bool
+) -> list[SinkConfig]:
     """Say on every network sink that does not say so itself who may look in."""
     from overlays.wire.curve.keys import ALLOWED
 
@@ -157,7 +159,7 @@ def with_keys(sinks: list[SinkConfig], folder: Path | None, allow: Path | None, 
     return made
 
 
-def with_clips(sinks: list[SinkConfig], knobs: dict[str, Any]) -> list[SinkConfig]:
+def apply_recording_options(sinks: list[SinkConfig], knobs: dict[str, Any]) -> list[SinkConfig]:
     """Give what the command line says of clips to every folder of them."""
     if not knobs:
         return sinks
@@ -168,4 +170,4 @@ def with_clips(sinks: list[SinkConfig], knobs: dict[str, Any]) -> list[SinkConfi
         one.model_dump(exclude_unset=True) | (knobs if one.uri.endswith("/") and "://" not in one.uri else {})
         for one in sinks
     ]
-    return make_config({}, "command line", {"sinks": given}).sinks
+    return validate_config({}, "command line", {"sinks": given}).sinks

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.backends.registry import Compiled
-from engine.runtime.compile_cache import Cache
+from engine.runtime.compile_cache import CompileCache
 
 _PACKED_WEIGHTS = range(1 << 16, 1 << 24)
 """Which linear layers are packed, by their number of weights: a packed copy stands beside the original."""
@@ -27,7 +27,7 @@ def compile(  # noqa: A001 - the protocol's name
     module: nn.Module,
     example: Tensor,
     precision: str,  # noqa: ARG001 - the protocol's signature
-    cache: Cache | None = None,  # noqa: ARG001 - the same
+    cache: CompileCache | None = None,  # noqa: ARG001 - the same
 ) -> Compiled:
     """Return the module, its linear layers packed where that is possible; ``module`` itself is left as it was."""
     if example.device.type != "cpu" or not _can_pack():

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.backends.registry import Compiled, first_line
-from engine.runtime.compile_cache import Cache
+from engine.runtime.compile_cache import CompileCache
 from engine.vendors import guard_compiled
 from pipeline.errors import BackendError
 
@@ -34,7 +34,7 @@ def compile(  # noqa: A001 - the protocol's name
     module: nn.Module,
     example: Tensor,
     precision: str,  # noqa: ARG001 - the protocol's signature
-    cache: Cache | None = None,
+    cache: CompileCache | None = None,
 ) -> Compiled:
     """Return the compiled module, for the example's shape alone."""
     lacking = missing(example.device.type)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.backends.registry import Compiled, first_line
-from engine.runtime.compile_cache import Cache, key_of
-from engine.runtime.signal_stack import kept_signal_stack
+from engine.runtime.compile_cache import CompileCache, key_of
+from engine.runtime.signal_stack import preserve_signal_stack
 from engine.vendors import stop_telemetry
 from pipeline.errors import BackendError
 
@@ -35,18 +35,18 @@ def missing(device: str) -> str:
 
 
 def compile(  # noqa: A001 - the protocol's name
-    module: nn.Module, example: Tensor, precision: str, cache: Cache | None = None
+    module: nn.Module, example: Tensor, precision: str, cache: CompileCache | None = None
 ) -> Compiled:
     """Return the compiled module, for the example's shape alone.
 
     Raises:
         BackendError: torch cannot export the module, or OpenVINO cannot convert it.
     """
-    with kept_signal_stack():
+    with preserve_signal_stack():
         return _compiled(module, example, precision, cache)
 
 
-def _compiled(module: nn.Module, example: Tensor, precision: str, cache: Cache | None) -> Compiled:
+def _compiled(module: nn.Module, example: Tensor, precision: str, cache: CompileCache | None) -> Compiled:
     stop_telemetry()
     import openvino
 

@@ -13,8 +13,8 @@ from typing import Any, Final, Protocol
 
 from torch import Tensor, nn
 
-from engine.runtime.compile_cache import Cache
-from pipeline.errors import ConfigError, nearest
+from engine.runtime.compile_cache import CompileCache
+from pipeline.errors import ConfigError, did_you_mean
 
 Compiled = Callable[[Tensor], Any]
 """What a backend gives back: called as the module is."""
@@ -27,7 +27,9 @@ class Backend(Protocol):
         """Return why it cannot run on ``device`` here and what to do, or "" when it can."""
         ...
 
-    def compile(self, module: nn.Module, example: Tensor, precision: str, cache: Cache | None = None) -> Compiled:
+    def compile(
+        self, module: nn.Module, example: Tensor, precision: str, cache: CompileCache | None = None
+    ) -> Compiled:
         """Return a callable that answers as ``module`` does, for inputs of the example's shape and dtype.
 
         ``precision`` tells those that lower it themselves; for the others the module already has it. What was compiled
@@ -82,7 +84,9 @@ def check_backend(name: str) -> str:
         ConfigError: there is no such backend.
     """
     if name != "auto" and name not in BACKENDS:
-        raise ConfigError(f"backend {name!r} is unknown; choose auto, {', '.join(BACKENDS)}.{nearest(name, BACKENDS)}")
+        raise ConfigError(
+            f"backend {name!r} is unknown; choose auto, {', '.join(BACKENDS)}.{did_you_mean(name, BACKENDS)}"
+        )
     return name
 
 

@@ -14,18 +14,18 @@ from typing import Any, Final
 from xml.etree import ElementTree as ET
 
 from pipeline.errors import ConfigError
-from pipeline.frames import Box, Truth
+from pipeline.frames import Box, GroundTruth
 
 MAX_PIXELS: Final = 1e6
 """How far from a picture's corner a box may reach: more is a mistake."""
-_SHARES: Final = (-0.5, 1.5)
+_FRACTIONS: Final = (-0.5, 1.5)
 """Between which shares of a picture a YOLO box may reach: labels may lie a little beyond its edge."""
 
 Names = Mapping[int, str] | Sequence[str]
 """Box classes by their index."""
 
 
-def yolo_boxes(text: str, names: Names, size: tuple[int, int], where: str) -> tuple[Truth, ...]:
+def yolo_boxes(text: str, names: Names, size: tuple[int, int], where: str) -> tuple[GroundTruth, ...]:
     """Read a YOLO label file: ``class x y width height`` in shares, or ``class`` and a polygon's corners.
 
     Args:
@@ -57,17 +57,17 @@ def yolo_boxes(text: str, names: Names, size: tuple[int, int], where: str) -> tu
         else:
             x, y, w, h = shares
             left, right, top, bottom = x - w / 2, x + w / 2, y - h / 2, y + h / 2
-        if min(left, top) < _SHARES[0] or max(right, bottom) > _SHARES[1] or right < left or bottom < top:
+        if min(left, top) < _FRACTIONS[0] or max(right, bottom) > _FRACTIONS[1] or right < left or bottom < top:
             raise ConfigError(
                 f"{where}:{number}: {line[:60]!r} lies outside of the picture or has a negative size; give shares of "
                 "its width and height, 0 to 1, not pixels"
             )
         box = Box(left * width, top * height, right * width, bottom * height)
-        found.append(Truth(_name(names, int(index)), (box,)))
+        found.append(GroundTruth(_name(names, int(index)), (box,)))
     return tuple(found)
 
 
-def coco_boxes(text: str, where: str) -> dict[str, tuple[Truth, ...]]:
+def coco_boxes(text: str, where: str) -> dict[str, tuple[GroundTruth, ...]]:
     """Read a COCO instances file: boxes by the picture's file name, folders and all, with slashes.
 
     Raises:
@@ -77,12 +77,12 @@ def coco_boxes(text: str, where: str) -> dict[str, tuple[Truth, ...]]:
         told: Mapping[str, Any] = json.loads(text)
         names = {entry["id"]: str(entry["name"]) for entry in told["categories"]}
         files = {entry["id"]: str(entry["file_name"]).replace("\\", "/") for entry in told["images"]}
-        found: dict[str, list[Truth]] = {name: [] for name in files.values()}
+        found: dict[str, list[GroundTruth]] = {name: [] for name in files.values()}
         twin = next((name for name, count in Counter(files.values()).items() if count > 1), None)
         for entry in told["annotations"]:
             left, top, width, height = map(float, entry["bbox"])
             box = _checked(Box(left, top, left + width, top + height))
-            found[files[entry["image_id"]]].append(Truth(names[entry["category_id"]], (box,)))
+            found[files[entry["image_id"]]].append(GroundTruth(names[entry["category_id"]], (box,)))
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as reason:
         raise ConfigError(f"{where}: no COCO JSON with images, annotations and categories ({_why(reason)})") from None
     if twin is not None:
@@ -90,7 +90,7 @@ def coco_boxes(text: str, where: str) -> dict[str, tuple[Truth, ...]]:
     return {name: tuple(truths) for name, truths in found.items()}
 
 
-def voc_boxes(text: str, where: str) -> tuple[Truth, ...]:
+def voc_boxes(text: str, where: str) -> tuple[GroundTruth, ...]:
     """Read a Pascal VOC annotation; its corners count from 1 and are part of the object.
 
     Raises:
@@ -104,14 +104,14 @@ def voc_boxes(text: str, where: str) -> tuple[Truth, ...]:
             left, top, right, bottom = (
                 float(entry.findtext(f"bndbox/{side}") or "missing") for side in ("xmin", "ymin", "xmax", "ymax")
             )
-            found.append(Truth(entry.findtext("name") or "", (_checked(Box(left - 1, top - 1, right, bottom)),)))
+            found.append(GroundTruth(entry.findtext("name") or "", (_checked(Box(left - 1, top - 1, right, bottom)),)))
     except (ET.ParseError, ValueError, RecursionError) as reason:
         raise ConfigError(f"{where}: no Pascal VOC XML with object/bndbox ({reason})") from None
     return tuple(found)
 
 
 def boxes_of_class(
-    truths: Sequence[Truth], label: str, index: int, meaning: Mapping[str, Sequence[int]]
+    truths: Sequence[GroundTruth], label: str, index: int, meaning: Mapping[str, Sequence[int]]
 ) -> tuple[Box, ...]:
     """Return the boxes of the explained class: those of its name, or of a name that means it.
 

@@ -24,10 +24,10 @@ from engine.evaluation.boxes import boxes_of_class
 from engine.evaluation.masks import Mask, box_of, covered, distance_to, energy_on, lies_within
 from engine.methods.registry import Method
 from engine.models.preprocess import Fit, Preprocessing
-from engine.split.network import Split, split_network
-from pipeline.frames import Box, Frame, Truth
+from engine.split.network import SplitModel, split_network
+from pipeline.frames import Box, Frame, GroundTruth
 
-NOT_PLAYED: Mapping[str, Any] = {
+NO_POINTING_GAME: Mapping[str, Any] = {
     "pointing": None, "pointing_15px": None, "energy_inside": None, "boxes": [],
     "pointing_chance": None, "pointing_15px_chance": None, "energy_chance": None,
 }  # fmt: skip
@@ -38,7 +38,7 @@ BLUR_CELLS, BLUR_SIGMA = 11, 5.0
 
 
 @dataclass(frozen=True)
-class Knowledge:
+class ClassMapping:
     """How box classes and the network's classes go together."""
 
     labels: Sequence[str]
@@ -49,11 +49,17 @@ class Knowledge:
     """Every box counts, whatever its class."""
 
 
-class Examiner:
+class Evaluator:
     """Measures pictures, one at a time, with one network and one method."""
 
     def __init__(
-        self, split: Split, preprocessing: Preprocessing, method: Method, knowledge: Knowledge, *, steps: int = 28
+        self,
+        split: SplitModel,
+        preprocessing: Preprocessing,
+        method: Method,
+        knowledge: ClassMapping,
+        *,
+        steps: int = 28,
     ) -> None:
         """Take what is the same for every picture.
 
@@ -69,7 +75,7 @@ class Examiner:
         self._method = method
         self._knowledge = knowledge
         self._steps = steps
-        self._strange: Split | None = None
+        self._strange: SplitModel | None = None
 
     @property
     def labels(self) -> Sequence[str]:
@@ -85,7 +91,9 @@ class Examiner:
         """Prepare the randomised-weights check: the same network, its weights shuffled."""
         self._strange = split_network(shuffled(net), self.split.layer, self.split.image_size)
 
-    def examine(self, frame: Frame, truths: Sequence[Truth] | None = None, mask: Mask | None = None) -> dict[str, Any]:
+    def examine(
+        self, frame: Frame, truths: Sequence[GroundTruth] | None = None, mask: Mask | None = None
+    ) -> dict[str, Any]:
         """Return everything measured on a picture, as values that JSON can hold.
 
         Args:
@@ -105,7 +113,7 @@ class Examiner:
         with torch.inference_mode():
             images = [self._preprocessing.normalised(self._preprocessing.pixels([one])) for one in (frame, following)]
             answers = [self._method(self.split, image, target) for image in images]
-            maps = [spread(heat[0], self.split.image_size).numpy() for _, heat in answers]
+            maps = [upsample(heat[0], self.split.image_size).numpy() for _, heat in answers]
             greys = [image[0].mean(0).numpy() for image in images]
             return {
                 "stability": metrics.correlation(maps[0], maps[1]),
@@ -113,18 +121,18 @@ class Examiner:
                 "label_kept": int(answers[1][0][0].argmax()) == target,
             }
 
-    def _examined(self, frame: Frame, truths: Sequence[Truth] | None, mask: Mask | None) -> dict[str, Any]:
+    def _examined(self, frame: Frame, truths: Sequence[GroundTruth] | None, mask: Mask | None) -> dict[str, Any]:
         image = self._preprocessing.normalised(self._preprocessing.pixels([frame]))
         begun = time.perf_counter()
         scores, heat = self._method(self.split, image, None)
         seconds = time.perf_counter() - begun
         target = int(scores[0].argmax())
-        wide = spread(heat[0], self.split.image_size)
+        wide = upsample(heat[0], self.split.image_size)
         masked = image * wide
         masked_scores, masked_heat = self._method(self.split, masked, target)
         plain, left = float(scores[0, target]), float(masked_scores[0, target])
         shown = wide.numpy()
-        shown_masked = spread(masked_heat[0], self.split.image_size).numpy()
+        shown_masked = upsample(masked_heat[0], self.split.image_size).numpy()
         told: dict[str, Any] = {
             "class": target,
             "label": self._knowledge.labels[target],
@@ -156,15 +164,19 @@ class Examiner:
         for start, end in ((image, torch.zeros_like(image)), (blurred(image), image)):
             scores = [
                 torch.softmax(self.split.tail(self.split.head(torch.cat(steps))).float(), 1)[:, target]
-                for steps in batched(moved(start, end, order.tensor_split(self._steps)), 8)
+                for steps in batched(interpolate_pixels(start, end, order.tensor_split(self._steps)), 8)
             ]
             areas.append(metrics.area_under(torch.cat(scores).tolist()))
         return areas[0], areas[1]
 
     def _pointing(
-        self, frame: Frame, heat: npt.NDArray[np.float32], shown: npt.NDArray[np.float32], truths: Sequence[Truth],
+        self,
+        frame: Frame,
+        heat: npt.NDArray[np.float32],
+        shown: npt.NDArray[np.float32],
+        truths: Sequence[GroundTruth],
         target: int,
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> dict[str, Any]:
         """Play the pointing games; all None where no box of the explained class is known."""
         region = self._preprocessing.region(frame)
         boxes = [box for truth in truths for box in truth.boxes]
@@ -172,15 +184,15 @@ class Examiner:
             label = self._knowledge.labels[target]
             boxes = list(boxes_of_class(truths, label, target, self._knowledge.meaning))
         if not boxes:
-            return dict(NOT_PLAYED)
+            return dict(NO_POINTING_GAME)
         peak, centres = peak_of(heat, region), centres_of(heat.shape, region)
         object_pixels = inside(boxes, region, self.split.image_size)
         return {
             "pointing": peak is not None and metrics.points_at(peak, boxes),
             "pointing_15px": peak is not None and metrics.points_at(peak, boxes, metrics.TOLERANCE_PIXELS),
             "energy_inside": metrics.energy_inside(shown, object_pixels),
-            "pointing_chance": share_of(metrics.points_at(one, boxes) for one in centres),
-            "pointing_15px_chance": share_of(
+            "pointing_chance": fraction_of(metrics.points_at(one, boxes) for one in centres),
+            "pointing_15px_chance": fraction_of(
                 metrics.points_at(one, boxes, metrics.TOLERANCE_PIXELS) for one in centres
             ),
             "energy_chance": float(np.mean(object_pixels)),
@@ -194,27 +206,27 @@ class Examiner:
         region = self._preprocessing.region(frame)
         cover = covered(mask, region, self.split.image_size)
         if not cover.any():
-            return dict(NOT_PLAYED)
+            return dict(NO_POINTING_GAME)
         peak, centres = peak_of(heat, region), centres_of(heat.shape, region)
         away = math.inf if peak is None else distance_to(mask, peak)
         return {
             "pointing": away == 0.0,
             "pointing_15px": away <= metrics.TOLERANCE_PIXELS,
             "energy_inside": energy_on(shown, cover),
-            "pointing_chance": share_of(lies_within(mask, one, 0.0) for one in centres),
-            "pointing_15px_chance": share_of(lies_within(mask, one, metrics.TOLERANCE_PIXELS) for one in centres),
+            "pointing_chance": fraction_of(lies_within(mask, one, 0.0) for one in centres),
+            "pointing_15px_chance": fraction_of(lies_within(mask, one, metrics.TOLERANCE_PIXELS) for one in centres),
             "energy_chance": float(cover.mean()),
             "boxes": [list(box_of(mask))],
             "mask_share": float(mask.mean()),
         }
 
 
-def spread(heat: Tensor, size: tuple[int, int]) -> Tensor:
+def upsample(heat: Tensor, size: tuple[int, int]) -> Tensor:
     """Return one (h, w) map at the size of the network's input, bilinear between the centres of cells."""
     return F.interpolate(heat[None, None].float(), size=size, mode="bilinear", align_corners=False)[0, 0]
 
 
-def moved(start: Tensor, end: Tensor, parts: Sequence[Tensor]) -> Iterator[Tensor]:
+def interpolate_pixels(start: Tensor, end: Tensor, parts: Sequence[Tensor]) -> Iterator[Tensor]:
     """Give an image (1, C, H, W) and what it is after each part of its pixels has been taken from another."""
     current = start.clone()
     yield current.clone()
@@ -238,7 +250,7 @@ def blurred(image: Tensor) -> Tensor:
     return F.conv2d(F.conv2d(padded, line, groups=3), line.transpose(2, 3), groups=3)
 
 
-def share_of(hits: Iterable[bool]) -> float:
+def fraction_of(hits: Iterable[bool]) -> float:
     """Return which share is true: what a peak hits that falls on any cell with the same chance."""
     return float(np.mean(list(hits)))
 

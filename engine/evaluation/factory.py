@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 
 import torch
 
-from engine.evaluation.evaluator import Examiner, Knowledge
+from engine.evaluation.evaluator import ClassMapping, Evaluator
 from engine.methods.registry import find_method
-from engine.models.loader import Network, class_names
+from engine.models.loader import LoadedModel, class_names
 from engine.split.network import split_network
 from pipeline.config import EngineConfig
 
 
 @dataclass(frozen=True)
-class Wanted:
+class EvaluationOptions:
     """What is to be measured beside the score that is lost."""
 
     method: str = "recipro-cam"
@@ -30,7 +30,7 @@ class Wanted:
     """Box class -> the network's classes it stands for."""
 
 
-def build_examiner(network: Network, config: EngineConfig, wanted: Wanted) -> Examiner:
+def build_evaluator(network: LoadedModel, config: EngineConfig, wanted: EvaluationOptions) -> Evaluator:
     """Cut the network and prepare what is wanted; it runs in float32, eager, on the CPU.
 
     Raises:
@@ -42,8 +42,8 @@ def build_examiner(network: Network, config: EngineConfig, wanted: Wanted) -> Ex
         torch.set_num_threads(config.threads)
     preprocessing = network.preprocessing(config)
     split = split_network(network.net, config.layer or network.layer, preprocessing.input_size)
-    knowledge = Knowledge(class_names(network, split.classes), dict(wanted.meaning), wanted.any_box)
-    examiner = Examiner(split, preprocessing, method, knowledge, steps=wanted.steps)
+    knowledge = ClassMapping(class_names(network, split.classes), dict(wanted.meaning), wanted.any_box)
+    examiner = Evaluator(split, preprocessing, method, knowledge, steps=wanted.steps)
     if wanted.randomised:
         examiner.with_strange_weights(network.net)
     return examiner

@@ -142,7 +142,7 @@ def energy_inside(heat: Map, inside: npt.NDArray[np.bool_]) -> float:
     return float(np.asarray(heat, np.float64)[inside].sum()) / total if total > 0.0 else 0.0
 
 
-def unrest(maps: Sequence[float], pictures: Sequence[float]) -> float:
+def temporal_instability(maps: Sequence[float], pictures: Sequence[float]) -> float:
     """Return how much maps change for each unit of change of the pictures: ``sum(1 - r) / sum(1 - s)``.
 
     ``r`` is the correlation of the maps of two neighbouring frames of a video, of the same class, ``s`` that of the
@@ -154,10 +154,10 @@ def unrest(maps: Sequence[float], pictures: Sequence[float]) -> float:
     return math.fsum(1.0 - one for one in maps) / moved if moved > FLAT * max(1, len(pictures)) else math.nan
 
 
-def follows(maps: Sequence[float], pictures: Sequence[float]) -> float:
+def temporal_correlation(maps: Sequence[float], pictures: Sequence[float]) -> float:
     """Return the rank correlation of the maps' changes with the pictures': do maps move when pictures do?
 
-    Arguments as in ``unrest``. 0 where all changes are equal, NaN for fewer than three pairs.
+    Arguments as in ``temporal_instability``. 0 where all changes are equal, NaN for fewer than three pairs.
     """
     return math.nan if len(maps) < 3 else rank_correlation(1.0 - np.array([maps]), 1.0 - np.array([pictures]))
 

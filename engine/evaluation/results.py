@@ -16,7 +16,7 @@ RECORDS, SETTINGS, RESULT, TABLE = "images.jsonl", "settings.json", "result.json
 _NO_COLUMNS = {"heat", "boxes", "region", "of"}
 
 
-class Journal:
+class ResultsLog:
     """The records of one evaluation in one folder; a context manager."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
@@ -31,7 +31,7 @@ class Journal:
         self.records: dict[str, dict[str, Any]] = {}
 
     def __enter__(self) -> Self:
-        with writing(self.folder):
+        with report_write_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             place = self.folder / RECORDS
             whole = _whole_lines(place.read_bytes()) if place.exists() else b""
@@ -48,7 +48,7 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
         if self._lines is not None:
-            with writing(self.folder):
+            with report_write_errors(self.folder):
                 self._lines.close()
 
     def check(self, name: str, of: str) -> None:
@@ -67,7 +67,7 @@ class Journal:
     def add(self, record: dict[str, Any]) -> None:
         """Keep a picture's record; it is on its way to the disk when this returns."""
         assert self._lines is not None  # noqa: S101 - set on entering
-        with writing(self.folder):
+        with report_write_errors(self.folder):
             self._lines.write(json.dumps(record, allow_nan=False) + "\n")
             self._lines.flush()
         self.records[record["image"]] = record
@@ -93,7 +93,7 @@ class Journal:
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
+def report_write_errors(folder: Path) -> Iterator[None]:
     """Tell in one line why something cannot be written in a folder, such as on a full disk."""
     try:
         yield
@@ -123,9 +123,9 @@ def write_result(
     """Write ``result.json`` (settings and means) and ``result.csv`` (one row a picture, without its heat)."""
     told = {"settings": dict(settings), "summary": dict(summary)}
     columns = list(dict.fromkeys(key for one in records for key in one if key not in _NO_COLUMNS))
-    with writing(folder):
+    with report_write_errors(folder):
         (folder / RESULT).write_text(json.dumps(told, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    with writing(folder), (folder / TABLE).open("w", encoding="utf-8", newline="") as file:
+    with report_write_errors(folder), (folder / TABLE).open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(records)

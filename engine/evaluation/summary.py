@@ -50,8 +50,8 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, float | int | N
     row["pointing_15px_right"] = metrics.mean(right) if right else None
     neighbours = [_values(records, key) for key in ("stability", "picture_stability")]
     row["neighbours"] = len(neighbours[0])
-    row["unrest"] = _or_none(metrics.unrest(*neighbours))
-    row["follows"] = _or_none(metrics.follows(*neighbours))
+    row["unrest"] = _or_none(metrics.temporal_instability(*neighbours))
+    row["follows"] = _or_none(metrics.temporal_correlation(*neighbours))
     row["flat_maps"] = sum(not any(map(any, one["heat"])) for one in records)
     seconds = sorted(_values(records, "seconds"))
     row["seconds_per_image_p50"] = seconds[len(seconds) // 2] if seconds else None

@@ -14,35 +14,35 @@ import torch
 from torch import Tensor
 
 from engine.methods.masking import hottest_cells, masked_images
-from engine.methods.plan import PlanFacts
+from engine.methods.plan import PlanInfo
 from engine.models.preprocess import Preprocessing
-from engine.runtime.verification import Answers
+from engine.runtime.verification import ModelOutputs
 from pipeline.frames import Explanation, Finding, Frame
-from pipeline.ports import Figure, Masking
+from pipeline.ports import MaskingOptions, MetricSample
 
 log = logging.getLogger(__name__)
 
-_TOGETHER: Final = 4
+_BATCH_SIZES: Final = 4
 """Frames of several cameras that a CPU explains together at the most: every one is as late as the last."""
 _ROUNDS: Final = 5
 _LONG_SECONDS: Final = 5.0
 """A batch that takes longer is not tried again and again."""
 
 
-def most_together(cameras: int, device: str) -> int:
+def default_batch_size(cameras: int, device: str) -> int:
     """Return how many frames may come at once where the configuration does not say."""
-    return min(cameras, _TOGETHER) if device == "cpu" else max(cameras, 8)
+    return min(cameras, _BATCH_SIZES) if device == "cpu" else max(cameras, 8)
 
 
 @dataclass(frozen=True, slots=True)
-class EngineFacts:
+class EngineInfo:
     """What runs, for the log and for people."""
 
     model: str
     layer: str
     grid: tuple[int, int]
     input_size: tuple[int, int]
-    plan: PlanFacts
+    plan: PlanInfo
     backend: str
     precision: str
     device: str
@@ -57,10 +57,10 @@ class EngineFacts:
         )
 
 
-class FrameExplainer:
+class BaseExplainer:
     """Explains frames with what a member says about itself and how it answers a batch."""
 
-    def __init__(self, labels: Sequence[str], method: str, preprocessing: Preprocessing, facts: EngineFacts) -> None:
+    def __init__(self, labels: Sequence[str], method: str, preprocessing: Preprocessing, facts: EngineInfo) -> None:
         """Take what every explanation says alike."""
         self.labels = tuple(labels)
         self.facts = facts
@@ -105,14 +105,14 @@ class FrameExplainer:
         return tuple(told)
 
     def worthwhile_batch(self, cameras: int) -> int:
-        """Return how many frames of so many cameras to explain together: ``most_together``, or 1.
+        """Return how many frames of so many cameras to explain together: ``default_batch_size``, or 1.
 
         Whichever leaves fresher pictures where cameras give more than can be explained. A frame leaves when its batch
         does, b images at t(b) seconds each, and stands until its camera's turn comes again, n t(b) seconds later: on
         average what is shown is (b + n / 2) t(b) old. Measured here, in turn: many cores may want several frames to be
         busy, few are busy with one.
         """
-        most = most_together(cameras, self.facts.device)
+        most = default_batch_size(cameras, self.facts.device)
         if most == 1:
             return 1
         rows, columns = self._preprocessing.input_size
@@ -134,24 +134,24 @@ class FrameExplainer:
         log.info("a frame alone takes %.1f ms, among %d %.1f ms: cameras' frames are explained %s", *told)
         return chosen
 
-    def score_when_masked(self, explanation: Explanation, finding: Finding, masking: Masking) -> float:
+    def score_when_masked(self, explanation: Explanation, finding: Finding, masking: MaskingOptions) -> float:
         """Return the finding's class's score when the frame's hottest area is masked: one more pass of one image."""
         images = self._images(self._preprocessing.pixels([explanation.frame]))
         scores = self._scores(masked_images(images, hottest_cells(finding.heat, masking.area), masking))
         return float(scores[0, finding.class_index])
 
-    def figures(self) -> list[Figure]:
+    def figures(self) -> list[MetricSample]:
         """Return what runs, and what it takes on a CUDA device; where there is none, nothing is said of memory."""
         facts = self.facts
         names = {"model": facts.model, "backend": facts.backend, "precision": facts.precision, "device": facts.device}
-        told = [Figure("engine", 1, "1, with what runs.", labels=(*names.items(), ("plan", facts.plan.name)))]
+        told = [MetricSample("engine", 1, "1, with what runs.", labels=(*names.items(), ("plan", facts.plan.name)))]
         return told + (_memory(facts.device) if facts.device.startswith("cuda") else [])
 
     def _images(self, pixels: Tensor) -> Tensor:
         """Return the normalised batch of uint8 pixels (N, 3, H, W), where and how the network wants it."""
         raise NotImplementedError
 
-    def _answers(self, images: Tensor) -> Answers:
+    def _answers(self, images: Tensor) -> ModelOutputs:
         """Return softmax scores (N, K), the explained classes (N, T), and their heat (N, T, h, w)."""
         raise NotImplementedError
 
@@ -160,7 +160,7 @@ class FrameExplainer:
         return self._answers(images)[0]
 
 
-def _memory(device: str) -> list[Figure]:
+def _memory(device: str) -> list[MetricSample]:
     """Return the bytes of a CUDA device by who holds them: tensors, all of this process (cached), all processes."""
     free, total = torch.cuda.mem_get_info(device)
     held = {
@@ -171,6 +171,6 @@ def _memory(device: str) -> list[Figure]:
     }
     said = "Memory of the device, by who holds it."
     return [
-        Figure("device_memory_bytes", count, said, labels=(("device", device), ("kind", kind)))
+        MetricSample("device_memory_bytes", count, said, labels=(("device", device), ("kind", kind)))
         for kind, count in held.items()
     ]

@@ -8,17 +8,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from engine.explainers.base import EngineFacts, FrameExplainer
-from engine.export.metadata import Passport, read_passport
+from engine.explainers.base import BaseExplainer, EngineInfo
+from engine.export.metadata import ExportMetadata, read_metadata
 from engine.export.runtimes import RUNTIMES
-from engine.methods.plan import PlanFacts
+from engine.methods.plan import PlanInfo
 from engine.models.preprocess import Preprocessing
-from engine.runtime.verification import HEAT_TOLERANCE, SCORE_TOLERANCE, Answers, disagreement, probe_images
+from engine.runtime.verification import HEAT_TOLERANCE, SCORE_TOLERANCE, ModelOutputs, output_mismatch, probe_images
 from pipeline.config import EngineConfig
-from pipeline.errors import BackendError, ConfigError, nearest
+from pipeline.errors import BackendError, ConfigError, did_you_mean
 
 
-class ExportedExplainer(FrameExplainer):
+class ExportedExplainer(BaseExplainer):
     """Explains frames with a file that ``engine.export.exporter`` wrote."""
 
     def __init__(self, path: Path, config: EngineConfig) -> None:
@@ -32,15 +32,15 @@ class ExportedExplainer(FrameExplainer):
         begun = time.perf_counter()
         if config.threads:
             torch.set_num_threads(config.threads)
-        passport = read_passport(path)
-        _refuse_knobs(path, passport, config)
+        passport = read_metadata(path)
+        _refuse_settings(path, passport, config)
         name = choose_runtime(path, config)
         self._program = RUNTIMES[name].load(path, config.precision)
         preprocessing = Preprocessing(passport.input_size, passport.mean, passport.std, passport.fit)
-        plan = PlanFacts(passport.plan, f"exported to {path.name}", one_module=True)
+        plan = PlanInfo(passport.plan, f"exported to {path.name}", one_module=True)
         self._prove(path, passport, name, config.precision)
         seconds = time.perf_counter() - begun
-        super().__init__(passport.labels, passport.method, preprocessing, EngineFacts(
+        super().__init__(passport.labels, passport.method, preprocessing, EngineInfo(
             passport.model, passport.layer, passport.grid, passport.input_size, plan, name, config.precision, "cpu",
             seconds,
         ))  # fmt: skip
@@ -48,10 +48,10 @@ class ExportedExplainer(FrameExplainer):
     def _images(self, pixels: Tensor) -> Tensor:
         return self._preprocessing.normalised(pixels)
 
-    def _answers(self, images: Tensor) -> Answers:
+    def _answers(self, images: Tensor) -> ModelOutputs:
         return self._program(images)
 
-    def _prove(self, path: Path, passport: Passport, backend: str, precision: str) -> None:
+    def _prove(self, path: Path, passport: ExportMetadata, backend: str, precision: str) -> None:
         truth, slack = passport.answers(path)
         try:
             scores, classes, heat = self._program(probe_images(1, passport.input_size))
@@ -60,7 +60,7 @@ class ExportedExplainer(FrameExplainer):
         told = scores, classes[:, :1], heat[:, :1]
         if any(one.shape != other.shape for one, other in zip(truth, told, strict=True)):
             raise BackendError(f"{path}: its answers have other shapes than it says; export it again")
-        differs = disagreement(truth, told, SCORE_TOLERANCE[precision], HEAT_TOLERANCE[precision] + slack)
+        differs = output_mismatch(truth, told, SCORE_TOLERANCE[precision], HEAT_TOLERANCE[precision] + slack)
         if differs:
             raise BackendError(
                 f"{path}: {backend} in {precision} does not answer the probe as the engine did when it was exported: "
@@ -79,7 +79,7 @@ def choose_runtime(path: Path, config: EngineConfig) -> str:
     if config.backend != "auto" and config.backend not in fitting:
         raise ConfigError(
             f"backend {config.backend!r} does not run {path.suffix} files; choose auto, {', '.join(fitting)}."
-            f"{nearest(config.backend, fitting)}"
+            f"{did_you_mean(config.backend, fitting)}"
         )
     if config.device.startswith("cuda"):
         raise ConfigError(f"device {config.device!r}: {path} runs on the CPU; name the network itself for a GPU")
@@ -96,7 +96,7 @@ def choose_runtime(path: Path, config: EngineConfig) -> str:
     return here[0]
 
 
-def _refuse_knobs(path: Path, passport: Passport, config: EngineConfig) -> None:
+def _refuse_settings(path: Path, passport: ExportMetadata, config: EngineConfig) -> None:
     """Refuse what would change a network that is finished; a knob that says the same as the file is welcome."""
     carried = {
         "weights": None, "labels": None, "layer": passport.layer, "target": list(passport.target),

@@ -1,7 +1,7 @@
 """Frames that stay on the card: up as uint8, explained and drawn there; JPEG and the coarse heat come back.
 
-The one place where a handle to device memory flows beside the nouns: a ``DrawnExplanation`` carries its picture on the
-device, which only this file reads. Whoever wants an array asks for one (``deliver``).
+The one place where a handle to device memory flows beside the nouns: a ``RenderedExplanation`` carries its picture on
+the device, which only this file reads. Whoever wants an array asks for one (``deliver``).
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import torch
 from torch import Tensor
 
 from engine.explainers.network import NetworkExplainer
-from engine.gpu.batch_pipeline import Flight, Flights, buckets_up_to
-from engine.gpu.image_ops import InputOf, LevelTable, Painter, encoded, stamped
-from engine.gpu.streams import Lanes, Outputs, lanes_of
-from engine.models.loader import Network
-from engine.models.preprocess import place
+from engine.gpu.batch_pipeline import BatchPipeline, InFlightBatch, buckets_up_to
+from engine.gpu.image_ops import FramePreprocessor, HeatmapBlender, LevelTable, blend_patch, encode_jpeg
+from engine.gpu.streams import DeviceStreams, Outputs, device_streams
+from engine.models.loader import LoadedModel
+from engine.models.preprocess import fit_geometry
 from pipeline.config import EngineConfig
-from pipeline.frames import Explanation, Finding, Frame, Image, Jpeg, Stamp
-from pipeline.ports import Masking
+from pipeline.frames import Explanation, Finding, Frame, Image, ImagePatch, Jpeg
+from pipeline.ports import MaskingOptions
 
 
-class Drawn(NamedTuple):
+class DeviceImage(NamedTuple):
     """A drawn picture on the device."""
 
     picture: Tensor
@@ -36,13 +36,13 @@ class Drawn(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class DrawnExplanation(Explanation):
+class RenderedExplanation(Explanation):
     """An explanation whose picture has been drawn already and waits on the device."""
 
-    drawn: Drawn | None = None
+    drawn: DeviceImage | None = None
 
 
-class CardExplainer(NetworkExplainer):
+class GpuExplainer(NetworkExplainer):
     """Explains and draws frames on one device, without bringing them back in between.
 
     ``begin`` starts and returns; ``explain`` waits. ``deliver`` may be called from another thread than those.
@@ -50,12 +50,12 @@ class CardExplainer(NetworkExplainer):
 
     def __init__(
         self,
-        network: Network,
+        network: LoadedModel,
         config: EngineConfig,
         *,
         table: LevelTable,
         together: int = 1,
-        lanes: Callable[[torch.device], Lanes] = lanes_of,
+        lanes: Callable[[torch.device], DeviceStreams] = device_streams,
     ) -> None:
         """Cut, plan, compile and prove, for every batch bucket; graphs are captured at the first frame of each size.
 
@@ -70,7 +70,7 @@ class CardExplainer(NetworkExplainer):
         super().__init__(network, config, together=buckets[-1], buckets=buckets)
         self._table = table
         self._lanes = lanes(self._runner.build.device)
-        self._flights = Flights(self._lanes, buckets, self._journey)
+        self._flights = BatchPipeline(self._lanes, buckets, self._journey)
         # Held while the network is given work: batches are begun in one thread, checks made in another.
         self._turn = threading.Lock()
 
@@ -105,19 +105,19 @@ class CardExplainer(NetworkExplainer):
         """Explain a batch: one explanation per frame, in order; frames may differ in size and camera."""
         return self.begin(frames)()
 
-    def score_when_masked(self, explanation: Explanation, finding: Finding, masking: Masking) -> float:
+    def score_when_masked(self, explanation: Explanation, finding: Finding, masking: MaskingOptions) -> float:
         """Return the finding's class's score when the frame's hottest area is masked: one more pass, in its turn."""
         with torch.inference_mode(), self._turn, self._lanes.on("compute"):
             return super().score_when_masked(explanation, finding, masking)
 
     def deliver(
-        self, explanation: Explanation, stamp: Stamp | None, *, quality: int | None, array: bool
+        self, explanation: Explanation, stamp: ImagePatch | None, *, quality: int | None, array: bool
     ) -> tuple[Jpeg | None, Image | None]:
         """Bring a drawn picture to the host, with a stamp on it: as JPEG of a quality, as an array, or both.
 
         Both None where the explanation holds no picture on the device.
         """
-        drawn = explanation.drawn if isinstance(explanation, DrawnExplanation) else None
+        drawn = explanation.drawn if isinstance(explanation, RenderedExplanation) else None
         if drawn is None:
             return None, None
         lanes = self._lanes
@@ -128,10 +128,10 @@ class CardExplainer(NetworkExplainer):
             lanes.lend(picture, "encode")
             if stamp is not None:
                 tile = lanes.pinned(stamp.tile.shape, torch.uint8).copy_(torch.from_numpy(stamp.tile))
-                picture = stamped(picture, tile.to(lanes.device, non_blocking=True), stamp)
+                picture = blend_patch(picture, tile.to(lanes.device, non_blocking=True), stamp)
             if quality is not None:
                 with lanes.encoding():
-                    jpeg = Jpeg(encoded([picture], quality)[0], quality)
+                    jpeg = Jpeg(encode_jpeg([picture], quality)[0], quality)
             if array:
                 rows = picture.permute(1, 2, 0).contiguous()
                 host = lanes.pinned(tuple(rows.shape), torch.uint8).copy_(rows, non_blocking=True)
@@ -143,9 +143,9 @@ class CardExplainer(NetworkExplainer):
     def _journey(self, size: tuple[int, int], bucket: int) -> tuple[Tensor, Callable[[], Outputs]]:
         """Return the input of one graph, and what it does: preprocess, head, explanation, resize, colour map, blend."""
         build, device = self._runner.build, self._lanes.device
-        region = place(size, self._preprocessing.input_size, self._preprocessing.fit).region
-        to_input = InputOf(self._preprocessing, size).to(device)
-        paint = Painter(self._table, region, self.facts.grid, size).to(device)
+        region = fit_geometry(size, self._preprocessing.input_size, self._preprocessing.fit).region
+        to_input = FramePreprocessor(self._preprocessing, size).to(device)
+        paint = HeatmapBlender(self._table, region, self.facts.grid, size).to(device)
         frames = torch.zeros((bucket, *size, 3), dtype=torch.uint8, device=device)
         images = torch.zeros((bucket, 3, *self._preprocessing.input_size), dtype=build.dtype, device=device)
         # Exactly the layout the network was compiled for, whatever resizing leaves.
@@ -159,10 +159,10 @@ class CardExplainer(NetworkExplainer):
         return frames, call
 
     def _explanation(
-        self, frame: Frame, flight: Flight, place_in_flight: int, timings: dict[str, float]
+        self, frame: Frame, flight: InFlightBatch, place_in_flight: int, timings: dict[str, float]
     ) -> Explanation:
         scores, classes, heat = (part[place_in_flight].numpy() for part in flight.answers)
-        return DrawnExplanation(
+        return RenderedExplanation(
             frame=frame,
             findings=self._findings(scores, classes, heat),
             method=self._method,
@@ -170,5 +170,5 @@ class CardExplainer(NetworkExplainer):
             timings=timings,
             model=self.facts.model,
             heat_region=self._preprocessing.region(frame),
-            drawn=Drawn(flight.pictures[place_in_flight], flight.done),
+            drawn=DeviceImage(flight.pictures[place_in_flight], flight.done),
         )

@@ -10,26 +10,26 @@ import torch
 from torch import Tensor
 
 from engine.backends.registry import AUTOMATIC, check_backend
-from engine.explainers.base import EngineFacts, FrameExplainer
+from engine.explainers.base import BaseExplainer, EngineInfo
 from engine.methods.kernels import check_kernel
-from engine.models.labels import choose_target
-from engine.models.loader import Network, class_names
-from engine.runtime.compile_cache import Cache
-from engine.runtime.devices import choose_device, figures_of, keep_arithmetic, warn_if_slow
-from engine.runtime.runner import Build, Runner, fastest, first_that_runs
-from engine.runtime.verification import Answers
+from engine.models.labels import parse_target
+from engine.models.loader import LoadedModel, class_names
+from engine.runtime.compile_cache import CompileCache
+from engine.runtime.devices import choose_device, disable_tf32, gpu_metrics, warn_if_slow
+from engine.runtime.runner import CompileConfig, Runner, select_fastest, select_first_working
+from engine.runtime.verification import ModelOutputs
 from engine.split.network import split_network
 from pipeline.config import EngineConfig
-from pipeline.ports import Figure
+from pipeline.ports import MetricSample
 
 log = logging.getLogger(__name__)
 
 
-class NetworkExplainer(FrameExplainer):
+class NetworkExplainer(BaseExplainer):
     """Explains frames with one network on one device."""
 
     def __init__(
-        self, network: Network, config: EngineConfig, *, together: int = 1, buckets: tuple[int, ...] = ()
+        self, network: LoadedModel, config: EngineConfig, *, together: int = 1, buckets: tuple[int, ...] = ()
     ) -> None:
         """Cut, plan, compile and prove; then every batch only runs.
 
@@ -50,40 +50,41 @@ class NetworkExplainer(FrameExplainer):
         device = choose_device(config.device)
         backend = check_backend(config.backend)
         warn_if_slow(config.precision, device)
-        keep_arithmetic(config.precision, device)
+        disable_tf32(config.precision, device)
         preprocessing = network.preprocessing(config)
         size = preprocessing.input_size
         split = split_network(network.net, config.layer or network.layer, size)
         labels = class_names(network, split.classes)
-        target = choose_target(config.target, labels)
+        target = parse_target(config.target, labels)
         kernel = check_kernel(config.kernel)
         candidates = AUTOMATIC[device.type] if backend == "auto" else (backend,)
-        cache = None if config.cache in {None, "off"} else Cache(Path(config.cache or ""))
+        cache = None if config.cache in {None, "off"} else CompileCache(Path(config.cache or ""))
         budget = config.memory_budget_mib << 20
         together = config.batch or together
-        build = Build(target, kernel, candidates[0], config.precision, device, budget, cache, together, buckets)
-        choose = fastest if device.type == "cpu" else first_that_runs
+        build = CompileConfig(target, kernel, candidates[0], config.precision, device, budget, cache, together, buckets)
+        choose = select_fastest if device.type == "cpu" else select_first_working
         self._runner = Runner(split, build) if len(candidates) == 1 else choose(split, build, candidates)
         backend = self._runner.build.backend
         plan, seconds = self._runner.plan.facts, time.perf_counter() - begun
-        facts = EngineFacts(
+        facts = EngineInfo(
             network.name, split.layer, split.grid, size, plan, backend, config.precision, str(device), seconds
         )
         super().__init__(labels, f"{split.method}/{kernel}", preprocessing, facts)
 
-    def figures(self) -> list[Figure]:
+    def figures(self) -> list[MetricSample]:
         """Return what runs and what it takes, how the device does, and what building it took."""
         build = self._runner.build
         told = [
             *super().figures(),
-            *figures_of(build.device),
-            Figure("engine_build_seconds", self.facts.build_seconds, "What cutting, compiling and proving took."),
+            *gpu_metrics(build.device),
+            MetricSample("engine_build_seconds", self.facts.build_seconds, "What cutting, compiling and proving took."),
         ]
         if build.cache is not None:
             taken = {"taken": build.cache.found, "written": build.cache.kept}
             says = "Compiled results taken from the cache, and written to it, when the engine was built."
             told += [
-                Figure("engine_cache_entries", count, says, labels=(("how", how),)) for how, count in taken.items()
+                MetricSample("engine_cache_entries", count, says, labels=(("how", how),))
+                for how, count in taken.items()
             ]
         return told
 
@@ -94,5 +95,5 @@ class NetworkExplainer(FrameExplainer):
     def _scores(self, images: Tensor) -> Tensor:
         return self._runner.scores(images)
 
-    def _answers(self, images: Tensor) -> Answers:
+    def _answers(self, images: Tensor) -> ModelOutputs:
         return self._runner(images)

@@ -24,20 +24,20 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from engine.backends.registry import first_line
-from engine.export.metadata import EXTRA, SUFFIXES, Passport, proof_of
+from engine.export.metadata import EXTRA, SUFFIXES, ExportMetadata, encode_probe
 from engine.export.runtimes import INPUT, OUTPUTS, RUNTIMES
 from engine.methods.dense import bytes_per_map
 from engine.methods.kernels import Kernel, check_kernel, masks
-from engine.methods.plan import Plan, PlanFacts
+from engine.methods.plan import Plan, PlanInfo
 from engine.methods.recipro import ExplainedNetwork, plan_for
-from engine.models.labels import choose_target
-from engine.models.loader import Network, class_names
-from engine.runtime.runner import Build, Runner
-from engine.runtime.verification import Answers, disagreement, probe_images, rounding_of
-from engine.split.network import Split, split_network
-from engine.split.vit import TokenTail
+from engine.models.labels import parse_target
+from engine.models.loader import LoadedModel, class_names
+from engine.runtime.runner import CompileConfig, Runner
+from engine.runtime.verification import ModelOutputs, output_mismatch, probe_images, rounding_error_bound
+from engine.split.network import SplitModel, split_network
+from engine.split.vit import ViTTail
 from pipeline.config import EngineConfig
-from pipeline.errors import BackendError, ConfigError, EngineError, nearest
+from pipeline.errors import BackendError, ConfigError, EngineError, did_you_mean
 
 log = logging.getLogger(__name__)
 
@@ -50,16 +50,16 @@ PROBES: Final = (1, 3)
 
 
 @dataclass(frozen=True, slots=True)
-class Exported:
+class ExportResult:
     """What came of an export."""
 
-    passport: Passport
+    passport: ExportMetadata
     bytes: int
     runtimes: tuple[str, ...]
     """What it was checked with."""
 
 
-class DefinedPlan(Plan):
+class ExportableDensePlan(Plan):
     """The definition in one graph: an image's plain map and all its masked ones go through the tail together."""
 
     masks: Tensor
@@ -68,7 +68,7 @@ class DefinedPlan(Plan):
         super().__init__()
         self.tail = tail
         self.register_buffer("masks", masks(kernel, grid, torch.arange(grid[0] * grid[1])))
-        self.facts = PlanFacts("dense", why, one_module=True)
+        self.facts = PlanInfo("dense", why, one_module=True)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return the plain network's scores (N, K) and every cell's (N, h * w, K), before the softmax."""
@@ -87,7 +87,7 @@ def check_format(name: str | None, path: Path) -> str:
     """
     ending = SUFFIXES.get(path.suffix.lower())
     if name is not None and name not in SUFFIXES.values():
-        raise ConfigError(f"format {name!r} is unknown; choose onnx or torch.{nearest(name, SUFFIXES.values())}")
+        raise ConfigError(f"format {name!r} is unknown; choose onnx or torch.{did_you_mean(name, SUFFIXES.values())}")
     wanted = {kind: suffix for suffix, kind in SUFFIXES.items()}.get(name or "")
     if ending is None or (name is not None and ending != name):
         raise ConfigError(f"output {str(path)!r}: its name must end in {wanted or '.onnx or .pt2'}")
@@ -99,7 +99,7 @@ def check_format(name: str | None, path: Path) -> str:
     return ending
 
 
-def export_network(network: Network, config: EngineConfig, path: Path) -> Exported:
+def export_network(network: LoadedModel, config: EngineConfig, path: Path) -> ExportResult:
     """Write the explained network to ``path``, in the format its ending names, and check what was written.
 
     Raises:
@@ -112,7 +112,7 @@ def export_network(network: Network, config: EngineConfig, path: Path) -> Export
     split = split_network(network.net, config.layer or network.layer, size)
     labels = class_names(network, split.classes)
     kernel, budget = check_kernel(config.kernel), config.memory_budget_mib << 20
-    build = Build(choose_target(config.target, labels), kernel, "eager", "fp32", torch.device("cpu"), budget)
+    build = CompileConfig(parse_target(config.target, labels), kernel, "eager", "fp32", torch.device("cpu"), budget)
     with torch.inference_mode():
         plan = plan_for(split, split.head(probe_images(1, size)), kernel, budget)
     if not plan.facts.one_module:
@@ -124,21 +124,21 @@ def export_network(network: Network, config: EngineConfig, path: Path) -> Export
         truth = engine(images)
         with torch.inference_mode():
             every = engine.plan(split.head(images))[1]
-        truths[count] = truth, rounding_of(every, truth[1])
-    passport = Passport(
+        truths[count] = truth, rounding_error_bound(every, truth[1])
+    passport = ExportMetadata(
         model=network.name, labels=labels, input_size=size, mean=preprocessing.mean,
         std=preprocessing.std, fit=preprocessing.fit, layer=split.layer, grid=split.grid,
         method=f"{split.method}/{kernel}", plan=plan.facts.name, target=tuple(config.target),
-        proof=proof_of(*truths[1]), made_with=_versions(),
+        proof=encode_probe(*truths[1]), made_with=_versions(),
     )  # fmt: skip
     module = ExplainedNetwork(split.head, plan, build.target, split.grid).eval()
     _write(module, passport, path)
-    return Exported(passport, path.stat().st_size, _checked(path, size, truths))
+    return ExportResult(passport, path.stat().st_size, _checked(path, size, truths))
 
 
-def _defined(split: Split, facts: PlanFacts, kernel: Kernel, budget_bytes: int) -> DefinedPlan:
+def _defined(split: SplitModel, facts: PlanInfo, kernel: Kernel, budget_bytes: int) -> ExportableDensePlan:
     """Return the definition as one graph, and say what it costs; refuse what would not fit the memory budget."""
-    if isinstance(split.tail, TokenTail):
+    if isinstance(split.tail, ViTTail):
         raise EngineError(
             f"layer {split.layer!r}: only a closed form of ViT-ReciproCAM fits a file, and there is none here "
             f"({facts.why}); leave --layer out, or use `stream`, which needs no file"
@@ -161,10 +161,10 @@ def _defined(split: Split, facts: PlanFacts, kernel: Kernel, budget_bytes: int) 
         "layer %s: the exported file sends %d masked maps an image through the tail: %.3g G multiply-adds%s, and up "
         "to %.0f MiB; %s", split.layer, rows * columns, products / 1e9, instead, needed / 2**20, cure,
     )  # fmt: skip
-    return DefinedPlan(split.tail, kernel, split.grid, "the definition, in one graph")
+    return ExportableDensePlan(split.tail, kernel, split.grid, "the definition, in one graph")
 
 
-def _write(module: nn.Module, passport: Passport, path: Path) -> None:
+def _write(module: nn.Module, passport: ExportMetadata, path: Path) -> None:
     example = probe_images(2, passport.input_size)
     batch = torch.export.Dim("batch", min=1)
     with warnings.catch_warnings():
@@ -205,7 +205,7 @@ def _write_torch(program: Any, metadata: dict[str, str], path: Path) -> None:  #
 _WRITERS: Final[dict[str, Callable[[Any, dict[str, str], Path], None]]] = {"onnx": _write_onnx, "torch": _write_torch}
 
 
-def _checked(path: Path, size: tuple[int, int], truths: dict[int, tuple[Answers, float]]) -> tuple[str, ...]:
+def _checked(path: Path, size: tuple[int, int], truths: dict[int, tuple[ModelOutputs, float]]) -> tuple[str, ...]:
     """Compare the file with the engine in every runtime that is here, and return their names."""
     fitting = {name: entry for name, entry in RUNTIMES.items() if entry.suffix == path.suffix.lower()}
     here = tuple(name for name, entry in fitting.items() if not entry.missing())
@@ -215,7 +215,7 @@ def _checked(path: Path, size: tuple[int, int], truths: dict[int, tuple[Answers,
         program = RUNTIMES[name].load(path, "fp32")
         for count, (truth, slack) in truths.items():
             told = program(probe_images(count, size))
-            differs = disagreement(truth, told, SCORE_TOLERANCE, HEAT_TOLERANCE + slack)
+            differs = output_mismatch(truth, told, SCORE_TOLERANCE, HEAT_TOLERANCE + slack)
             if differs:
                 raise BackendError(
                     f"the exported file does not answer like the engine in {name}, {count} images together: {differs}; "

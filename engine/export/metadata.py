@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from engine.checkpoints import check_declared
-from engine.io.metadata import input_size, mapping, names, pair, triple, word, wrong
+from engine.io.metadata import input_size, invalid_value, mapping, names, read_int_pair, read_str, triple
 from engine.models.preprocess import Fit
-from engine.runtime.verification import Answers
+from engine.runtime.verification import ModelOutputs
 from pipeline.errors import ModelError
 
 FORMAT = "recipro-stream explained 1"
@@ -39,7 +39,7 @@ VARINT, EIGHT_BYTES, LENGTH, FOUR_BYTES = 0, 1, 2, 5
 
 
 @dataclass(frozen=True, slots=True)
-class Passport:
+class ExportMetadata:
     """Who an exported network is."""
 
     model: str
@@ -59,7 +59,7 @@ class Passport:
     target: tuple[str, ...]
     """The explained classes, as they were asked for."""
     proof: Mapping[str, Any]
-    """The engine's own answer to the first probe picture; see ``proof_of``."""
+    """The engine's own answer to the first probe picture; see ``encode_probe``."""
     made_with: Mapping[str, Any] = field(default_factory=dict)
     """Versions."""
 
@@ -72,7 +72,7 @@ class Passport:
         }  # fmt: skip
         return {**plain, "plan": self.plan, **{key: json.dumps(value) for key, value in listed.items()}}
 
-    def answers(self, path: Path) -> tuple[Answers, float]:
+    def answers(self, path: Path) -> tuple[ModelOutputs, float]:
         """Return what the engine said to the first probe picture, and what rounding may do to the heat.
 
         Scores (1, K), one class (1, 1), its heat (1, 1, h, w).
@@ -86,7 +86,7 @@ class Passport:
             raise ModelError(f"{path}: its proof is damaged ({error}); export it again") from None
 
 
-def proof_of(answers: Answers, slack: float) -> dict[str, Any]:
+def encode_probe(answers: ModelOutputs, slack: float) -> dict[str, Any]:
     """Return the first answer in words a passport can hold: scores and the first class's heat, float32 in base64.
 
     ``slack`` is what rounding alone may do to the heat.
@@ -108,7 +108,7 @@ def is_exported(model: str) -> bool:
     return Path(model).suffix.lower() in SUFFIXES
 
 
-def read_passport(path: Path) -> Passport:
+def read_metadata(path: Path) -> ExportMetadata:
     """Return the passport of an exported file.
 
     Raises:
@@ -133,21 +133,21 @@ def read_passport(path: Path) -> Passport:
     return _passport(path, told)
 
 
-def _passport(path: Path, told: Mapping[str, str]) -> Passport:
-    fit = word(path, told, "fit")
+def _passport(path: Path, told: Mapping[str, str]) -> ExportMetadata:
+    fit = read_str(path, told, "fit")
     if fit not in get_args(Fit):
-        raise wrong(path, "fit", fit, "stretch, letterbox or crop")
-    return Passport(
-        model=word(path, told, "model"),
+        raise invalid_value(path, "fit", fit, "stretch, letterbox or crop")
+    return ExportMetadata(
+        model=read_str(path, told, "model"),
         labels=names(path, told, "labels"),
         input_size=input_size(path, told),
         mean=triple(path, told, "mean"),
         std=triple(path, told, "std"),
         fit=fit,  # type: ignore[arg-type]
-        layer=word(path, told, "layer"),
-        grid=pair(path, told, "grid", "[rows, columns]"),
-        method=word(path, told, "method"),
-        plan=word(path, told, "plan"),
+        layer=read_str(path, told, "layer"),
+        grid=read_int_pair(path, told, "grid", "[rows, columns]"),
+        method=read_str(path, told, "method"),
+        plan=read_str(path, told, "plan"),
         target=names(path, told, "target"),
         proof=mapping(path, told, "proof"),
         made_with=mapping(path, told, "made_with"),

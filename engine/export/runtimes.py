@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from engine.backends.registry import first_line
-from engine.runtime.signal_stack import kept_signal_stack
-from engine.runtime.verification import Answers
+from engine.runtime.signal_stack import preserve_signal_stack
+from engine.runtime.verification import ModelOutputs
 from engine.vendors import stop_telemetry
 from pipeline.errors import ModelError
 
-Program = Callable[[Tensor], Answers]
+Program = Callable[[Tensor], ModelOutputs]
 """Normalised images (N, 3, H, W), float32, to answers; any N, one thread at a time."""
 
 INPUT: Final = "images"
@@ -64,10 +64,10 @@ class _OpenVino:
         }
         channels, height, width = (side.get_length() for side in list(model.input(0).partial_shape)[1:])
         model.reshape([1, channels, height, width])
-        with kept_signal_stack():
+        with preserve_signal_stack():
             self._request = core.compile_model(model, "CPU", hints).create_infer_request()
 
-    def __call__(self, images: Tensor) -> Answers:
+    def __call__(self, images: Tensor) -> ModelOutputs:
         parts: list[list[Tensor]] = [[], [], []]
         for image in images.contiguous():
             results = self._request.infer([image[None].numpy()])
@@ -89,7 +89,7 @@ class _OnnxRuntime:
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
-    def __call__(self, images: Tensor) -> Answers:
+    def __call__(self, images: Tensor) -> ModelOutputs:
         told = self._session.run(list(OUTPUTS), {INPUT: images.contiguous().numpy()})
         scores, classes, heat = (torch.from_numpy(part) for part in told)
         return scores, classes, heat
@@ -103,7 +103,7 @@ class _Torch:
             warnings.simplefilter("ignore")  # torch speaks of its own formats
             self._module = torch.export.load(str(path)).module()
 
-    def __call__(self, images: Tensor) -> Answers:
+    def __call__(self, images: Tensor) -> ModelOutputs:
         with torch.inference_mode():
             scores, classes, heat = self._module(images)
         return scores, classes, heat

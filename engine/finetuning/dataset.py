@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from engine.models.preprocess import Preprocessing, fitted
-from pipeline.errors import ConfigError, nearest
+from engine.models.preprocess import Preprocessing, fit_image
+from pipeline.errors import ConfigError, did_you_mean
 from pipeline.frames import Image
 
 KEPT_BYTES: Final = 2 << 30
 """Fitted pictures are kept up to this much memory; the rest are read again at each visit."""
 
 
-class Pictures:
+class ImageDataset:
     """Labelled pictures by number."""
 
     def __init__(
@@ -47,7 +47,7 @@ class Pictures:
         if number in self._kept:
             return self._kept[number]
         place = self._preprocessing
-        picture = fitted(self._read(self._paths[number]), place.input_size, place.fit).contiguous()
+        picture = fit_image(self._read(self._paths[number]), place.input_size, place.fit).contiguous()
         if len(self._kept) < self._room:
             self._kept[number] = picture
         return picture
@@ -57,7 +57,7 @@ def _crop(size: tuple[int, int]) -> v2.Transform:
     return v2.RandomResizedCrop(size, scale=(0.7, 1.0), ratio=(0.85, 1.18), antialias=True)
 
 
-CHANGES: Final[dict[str, Callable[[tuple[int, int]], v2.Transform]]] = {
+AUGMENTATIONS: Final[dict[str, Callable[[tuple[int, int]], v2.Transform]]] = {
     "mirror": lambda _: v2.RandomHorizontalFlip(),
     "flip": lambda _: v2.RandomVerticalFlip(),
     "turn": lambda _: v2.RandomRotation(8.0, interpolation=v2.InterpolationMode.BILINEAR, fill=114),
@@ -68,22 +68,23 @@ CHANGES: Final[dict[str, Callable[[tuple[int, int]], v2.Transform]]] = {
 """What may change between two visits: mirrored left to right, flipped upside down, turned by up to 8 degrees, cropped
 to 70 % of the area or more, other light and colour, blurred."""
 
-USUAL: Final = ("mirror", "crop", "colour")
+DEFAULT_AUGMENTATIONS: Final = ("mirror", "crop", "colour")
 """What is harmless nearly everywhere. A part that may lie any way round wants ``flip``, too."""
 
 
-def make_changes(words: Sequence[str], size: tuple[int, int]) -> Callable[[Tensor], Tensor]:
+def build_augmentation(words: Sequence[str], size: tuple[int, int]) -> Callable[[Tensor], Tensor]:
     """Return how fitted pictures (N, 3, H, W) uint8 are changed at a visit, each in its own way.
 
     Draws from torch's random state. Raises ``ConfigError`` for an unknown word.
     """
     chosen = []
     for word in words:
-        if word not in CHANGES:
+        if word not in AUGMENTATIONS:
             raise ConfigError(
-                f"--augment {word!r}: choose of {', '.join(CHANGES)}, by commas, or none.{nearest(word, CHANGES)}"
+                f"--augment {word!r}: choose of {', '.join(AUGMENTATIONS)}, by commas, "
+                f"or none.{did_you_mean(word, AUGMENTATIONS)}"
             )
-        chosen.append(CHANGES[word](size))
+        chosen.append(AUGMENTATIONS[word](size))
     if not chosen:
         return lambda pictures: pictures
     change = v2.Compose(chosen)

@@ -9,29 +9,37 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine.finetuning.dataset import Pictures
-from engine.finetuning.setup import Pupil, provenance_of
-from engine.finetuning.splits import HELD_OUT, LEARNING, STOPPING, Sample
-from engine.finetuning.trainables import LastLayer, TunedNetwork
-from engine.finetuning.trainer import Course, Epoch, Numbers, confusion, guesses, likely, study
-from engine.models.checkpoint import ModelFile
+from engine.finetuning.dataset import ImageDataset
+from engine.finetuning.setup import FinetuneModel, provenance_of
+from engine.finetuning.splits import TEST, TRAIN, VALIDATION, Sample
+from engine.finetuning.trainables import FullFinetuner, LinearProbe
+from engine.finetuning.trainer import (
+    EpochStats,
+    Numbers,
+    TrainingConfig,
+    confusion,
+    predict_logits,
+    train,
+    wilson_interval,
+)
+from engine.models.checkpoint import Checkpoint
 from engine.models.loader import RANDOM
 from engine.runtime.devices import choose_device
 from pipeline.frames import Image
 
-LEAST_WITNESSES = 5
+MIN_GROUPS_FOR_INTERVAL = 5
 """From fewer sources nothing is said of other parts."""
 
-MOST_SCORES = 400_000
+MAX_SCORES = 400_000
 """How many scores a report holds at the most."""
 
-FIRST = Course(epochs=60, batch=64, learning_rate=3e-3, patience=15, stage="last layer alone")
+FIRST = TrainingConfig(epochs=60, batch=64, learning_rate=3e-3, patience=15, stage="last layer alone")
 """Before a pretrained network is tuned its new last layer learns alone: one that begins at random would spoil what it
 came with. Kumar et al., *Fine-tuning can distort pretrained features*, arXiv:2202.10054."""
 
 
 @dataclass(frozen=True, slots=True)
-class Examined:
+class SplitMetrics:
     """How the network does on pictures of one part."""
 
     pictures: int
@@ -53,30 +61,30 @@ class Examined:
 
 
 @dataclass(frozen=True, slots=True)
-class Diploma:
+class FinetuneResult:
     """What came of it."""
 
-    file: ModelFile
-    epochs: tuple[Epoch, ...]
-    course: Course
-    examined: Mapping[str, Examined]
+    file: Checkpoint
+    epochs: tuple[EpochStats, ...]
+    course: TrainingConfig
+    examined: Mapping[str, SplitMetrics]
     """By part: stopping and held_out."""
 
 
 @dataclass(frozen=True, slots=True)
-class Watching:
+class Callbacks:
     """Who is told, and who may end it."""
 
     features: Callable[[int, int], None]
     """With a frozen network: pictures done, pictures in all."""
-    epoch: Callable[[Epoch], None]
+    epoch: Callable[[EpochStats], None]
     stop: Callable[[], bool]
 
 
-def teach(
-    pupil: Pupil, parts: Mapping[str, Sequence[Sample]], read: Callable[[str], Image], watching: Watching, *,
+def finetune(
+    pupil: FinetuneModel, parts: Mapping[str, Sequence[Sample]], read: Callable[[str], Image], watching: Callbacks, *,
     grouped: bool = True, look_alikes: Collection[str] = (),
-) -> Diploma:  # fmt: skip
+) -> FinetuneResult:  # fmt: skip
     """Teach a network what the pictures show.
 
     The same pictures, wish, thread count and machine give the same weights on a CPU.
@@ -100,29 +108,29 @@ def teach(
     course = wish.course()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(wish.seed)
-        pictures = Pictures([one.path for one in samples], read, pupil.preprocessing)
+        pictures = ImageDataset([one.path for one in samples], read, pupil.preprocessing)
         task = _Task(pupil, pictures, classes, numbers, choose_device(wish.device), watching)
-        told: list[Epoch] = []
+        told: list[EpochStats] = []
         if wish.freeze or pupil.first_alone:
-            learner: LastLayer | TunedNetwork = _last_layer(task)
+            learner: LinearProbe | FullFinetuner = _last_layer(task)
             told = _studied(learner, task, course if wish.freeze else FIRST, able=pupil.able)
         if not wish.freeze:
-            learner = TunedNetwork(
+            learner = FullFinetuner(
                 pupil.net, pupil.last, pictures, pupil.change,
                 device=task.device, precision=wish.precision, untrained=wish.weights == RANDOM,
             )  # fmt: skip
             told = _studied(learner, task, course, able=wish.weights != RANDOM) or told
     counted = [one.source if grouped and one.path not in look_alikes else None for one in samples]
-    found = {part: _examined(task, learner, samples, numbers[part], counted) for part in (STOPPING, HELD_OUT)}
+    found = {part: _examined(task, learner, samples, numbers[part], counted) for part in (VALIDATION, TEST)}
     provenance = provenance_of(pupil) | _provenance(course, told, parts, found)
-    return Diploma(_packed(pupil, parts, provenance), tuple(told), course, found)
+    return FinetuneResult(_packed(pupil, parts, provenance), tuple(told), course, found)
 
 
-def _packed(pupil: Pupil, parts: Mapping[str, Sequence[Sample]], provenance: Mapping[str, Any]) -> ModelFile:
+def _packed(pupil: FinetuneModel, parts: Mapping[str, Sequence[Sample]], provenance: Mapping[str, Any]) -> Checkpoint:
     state = {key: value.detach().cpu().contiguous() for key, value in pupil.net.state_dict().items()}
     shown = pupil.preprocessing
-    seen = {one.digest for part in (LEARNING, STOPPING) for one in parts[part] if one.digest}
-    return ModelFile(
+    seen = {one.digest for part in (TRAIN, VALIDATION) for one in parts[part] if one.digest}
+    return Checkpoint(
         state, pupil.name, pupil.labels, shown.input_size, shown.mean, shown.std, pupil.layer, provenance, shown.fit,
         pupil.until, pupil.seen | seen,
     )  # fmt: skip
@@ -138,38 +146,40 @@ def _numbered(parts: Mapping[str, Sequence[Sample]]) -> dict[str, Numbers]:
 class _Task:
     """What every stretch of a training shares."""
 
-    pupil: Pupil
-    pictures: Pictures
+    pupil: FinetuneModel
+    pictures: ImageDataset
     classes: Numbers
     numbers: Mapping[str, Numbers]
     device: torch.device
-    watching: Watching
+    watching: Callbacks
 
 
-def _last_layer(task: _Task) -> LastLayer:
+def _last_layer(task: _Task) -> LinearProbe:
     """Return the last layer alone; where no other learns after it, with features of changed views, too."""
     pupil, wish = task.pupil, task.pupil.wish
-    return LastLayer(
+    return LinearProbe(
         pupil.net, pupil.last, task.pictures, pupil.change, device=task.device,
-        views=wish.views if wish.freeze and wish.augment else 1, seed=wish.seed, learning=task.numbers[LEARNING],
+        views=wish.views if wish.freeze and wish.augment else 1, seed=wish.seed, learning=task.numbers[TRAIN],
         tell=task.watching.features, precision=wish.precision,
     )  # fmt: skip
 
 
-def _studied(learner: LastLayer | TunedNetwork, task: _Task, course: Course, *, able: bool = False) -> list[Epoch]:
-    return study(
-        learner, task.classes, task.numbers[LEARNING], task.numbers[STOPPING], course,
+def _studied(
+    learner: LinearProbe | FullFinetuner, task: _Task, course: TrainingConfig, *, able: bool = False
+) -> list[EpochStats]:
+    return train(
+        learner, task.classes, task.numbers[TRAIN], task.numbers[VALIDATION], course,
         seed=task.pupil.wish.seed, tell=task.watching.epoch, stop=task.watching.stop, able=able,
     )  # fmt: skip
 
 
 def _examined(
-    task: _Task, learner: TunedNetwork | LastLayer, samples: Sequence[Sample], numbers: Numbers,
+    task: _Task, learner: FullFinetuner | LinearProbe, samples: Sequence[Sample], numbers: Numbers,
     counted: Sequence[str | None],
-) -> Examined:  # fmt: skip
+) -> SplitMetrics:  # fmt: skip
     """Return how the network does on some pictures; ``counted``: each sample's source, None to leave it out."""
     labels = task.pupil.labels
-    scores = torch.softmax(guesses(learner, numbers), 1)
+    scores = torch.softmax(predict_logits(learner, numbers), 1)
     given = scores.argmax(1).tolist()
     truth = task.classes[numbers].tolist()
     table = confusion(truth, given, len(labels))
@@ -184,16 +194,24 @@ def _examined(
         if counted[number] is not None
     ]  # fmt: skip
     sources = len({source for source, _ in apart})
-    return Examined(
-        len(numbers), share, float(np.mean(recalls)), recalls, tuple(map(tuple, table)), answers,
-        tuple(tuple(round(float(one), 4) for one in row) for row in scores) if scores.numel() <= MOST_SCORES else (),
-        likely(float(np.mean([right for _, right in apart])), sources) if sources >= LEAST_WITNESSES else None, sources,
-    )  # fmt: skip
+    return SplitMetrics(
+        len(numbers),
+        share,
+        float(np.mean(recalls)),
+        recalls,
+        tuple(map(tuple, table)),
+        answers,
+        tuple(tuple(round(float(one), 4) for one in row) for row in scores) if scores.numel() <= MAX_SCORES else (),
+        wilson_interval(float(np.mean([right for _, right in apart])), sources)
+        if sources >= MIN_GROUPS_FOR_INTERVAL
+        else None,
+        sources,
+    )
 
 
 def _provenance(
-    course: Course, told: Sequence[Epoch], parts: Mapping[str, Sequence[Sample]],
-    found: Mapping[str, Examined],
+    course: TrainingConfig, told: Sequence[EpochStats], parts: Mapping[str, Sequence[Sample]],
+    found: Mapping[str, SplitMetrics],
 ) -> dict[str, Any]:  # fmt: skip
     best = next((epoch for epoch in reversed(told) if epoch.best), None)
     return {
@@ -203,7 +221,7 @@ def _provenance(
         "pictures": {part: len(several) for part, several in parts.items()},
         "sources": {part: len({one.source for one in several}) for part, several in parts.items()},
         "held_out": {
-            "accuracy": round(found[HELD_OUT].accuracy, 4), "mean_recall": round(found[HELD_OUT].mean_recall, 4)
+            "accuracy": round(found[TEST].accuracy, 4), "mean_recall": round(found[TEST].mean_recall, 4)
         },
         "torch": torch.__version__,
     }  # fmt: skip

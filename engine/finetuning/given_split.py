@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from engine.finetuning.splits import HELD_OUT, LEARNING, STOPPING, Sample, check_sources, divide
+from engine.finetuning.splits import TEST, TRAIN, VALIDATION, Sample, check_groups, stratified_group_split
 from pipeline.errors import ConfigError
 
-_ORDER = (LEARNING, STOPPING, HELD_OUT)
+_ORDER = (TRAIN, VALIDATION, TEST)
 
 
 def check_given(samples: Sequence[Sample]) -> None:
@@ -17,21 +17,21 @@ def check_given(samples: Sequence[Sample]) -> None:
         ConfigError: it names the class and the part.
     """
     labels = {part: {one.label for one in samples if one.part == part} for part in _ORDER}
-    for part in (STOPPING, HELD_OUT):
+    for part in (VALIDATION, TEST):
         if not labels[part]:
             continue
-        for label in sorted(labels[part] - labels[LEARNING]):
+        for label in sorted(labels[part] - labels[TRAIN]):
             raise ConfigError(
                 f"class {label!r}: has pictures in the {_in_words(part)} part of the split and none in the training "
                 "part, so nothing can be learned about it; add pictures there, or leave the class out"
             )
-        for label in sorted(labels[LEARNING] - labels[part]):
+        for label in sorted(labels[TRAIN] - labels[part]):
             raise ConfigError(
                 f"class {label!r}: has no pictures in the {_in_words(part)} part of the split; add some, or give the "
                 "training folder alone: then its pictures are divided anew"
             )
-    if not labels[STOPPING]:
-        check_sources([one for one in samples if one.part == LEARNING], [LEARNING, STOPPING])
+    if not labels[VALIDATION]:
+        check_groups([one for one in samples if one.part == TRAIN], [TRAIN, VALIDATION])
 
 
 def keep_split(
@@ -53,13 +53,13 @@ def keep_split(
     """
     given: dict[str, list[Sample]] = {part: [one for one in samples if one.part == part] for part in _ORDER}
     seen_before = {one.source for one in samples if one.digest and one.digest in seen}
-    learned = {one.source for one in given[LEARNING]}
-    if given[STOPPING]:
-        parts = {LEARNING: given[LEARNING], STOPPING: _without(given[STOPPING], learned, STOPPING)}
+    learned = {one.source for one in given[TRAIN]}
+    if given[VALIDATION]:
+        parts = {TRAIN: given[TRAIN], VALIDATION: _without(given[VALIDATION], learned, VALIDATION)}
     else:
-        parts = divide(given[LEARNING], {LEARNING: 1.0 - stopping, STOPPING: stopping}, seed)
-    used = seen_before | learned | {one.source for one in parts[STOPPING]}
-    parts[HELD_OUT] = _without(given[HELD_OUT], used, HELD_OUT)
+        parts = stratified_group_split(given[TRAIN], {TRAIN: 1.0 - stopping, VALIDATION: stopping}, seed)
+    used = seen_before | learned | {one.source for one in parts[VALIDATION]}
+    parts[TEST] = _without(given[TEST], used, TEST)
     kept = {one.path for several in parts.values() for one in several}
     return parts, [one for one in samples if one.path not in kept]
 
@@ -76,4 +76,4 @@ def _without(samples: Sequence[Sample], sources: Collection[str], part: str) -> 
 
 
 def _in_words(part: str) -> str:
-    return {LEARNING: "training", STOPPING: "validation", HELD_OUT: "test"}[part]
+    return {TRAIN: "training", VALIDATION: "validation", TEST: "test"}[part]

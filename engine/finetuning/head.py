@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from engine.models.checkpoint import ModelFile
-from engine.models.loader import RANDOM, build_untrained, entry_of, load_network, network_of
+from engine.models.checkpoint import Checkpoint
+from engine.models.loader import RANDOM, build_untrained, find_entry, load_from_checkpoint, load_network
 from engine.models.registry import ModelEntry
-from engine.models.truncated import shorten
-from engine.models.weights import StateDict, load_into, put_into, read_state, without_prefix
+from engine.models.truncated import truncate
+from engine.models.weights import StateDict, load_weights, put_into, read_state, without_prefix
 from pipeline.errors import ConfigError, ModelError
 
 LAST = "classifier"
@@ -27,20 +27,20 @@ ABOVE_ZERO = 10.0
 _FAR_BELOW = -1e6
 
 
-def shortened(
+def truncate_and_replace_head(
     model: str, weights: Path | str | None, count: int, until: str, image_size: tuple[int, int] | None
 ) -> tuple[nn.Module, ModelEntry, str]:
-    """Return the same as ``adapted`` of a network that ends with a layer.
+    """Return the same as ``replace_head`` of a network that ends with a layer.
 
     Raises:
         ModelError, LayerError: the same, and a layer the network cannot end with.
     """
-    entry = entry_of(model)
+    entry = find_entry(model)
     net = load_network(model, weights=weights).net
-    return shorten(net, until, image_size or entry.input_size, count), entry, LAST
+    return truncate(net, until, image_size or entry.input_size, count), entry, LAST
 
 
-def adapted(model: str, weights: Path | str | None, count: int) -> tuple[nn.Module, ModelEntry, str]:
+def replace_head(model: str, weights: Path | str | None, count: int) -> tuple[nn.Module, ModelEntry, str]:
     """Return the network for ``count`` classes, its entry and its last layer's name.
 
     Everything but the last layer has the given weights; that one begins at random, from torch's random state.
@@ -53,23 +53,23 @@ def adapted(model: str, weights: Path | str | None, count: int) -> tuple[nn.Modu
     Raises:
         ModelError: an unknown name, weights that do not fit or cannot be had.
     """
-    entry = entry_of(model)
+    entry = find_entry(model)
     keys = class_keys(entry, count)
-    net = _begun_above_zero(build_untrained(entry, count), keys, entry.input_size)
+    net = _started_above_zero(build_untrained(entry, count), keys, entry.input_size)
     if weights != RANDOM:
         state = _state(model, weights)
         fresh = net.state_dict()
         state = without_prefix(state, set(fresh)) | {key: fresh[key] for key in keys}
         place = Path(weights) if weights else Path(entry.name)
-        net = load_into(lambda _: build_untrained(entry, count), state, entry.name, place)
+        net = load_weights(lambda _: build_untrained(entry, count), state, entry.name, place)
     layers = {key.rpartition(".")[0] for key in keys}
     if len(layers) != 1:
         raise ModelError(f"model {entry.name!r} has no single last layer that could be replaced ({', '.join(layers)})")
     return net.eval(), entry, layers.pop()
 
 
-def continued(
-    file: ModelFile, path: Path, labels: Sequence[str], until: str | None, image_size: tuple[int, int]
+def resume_from_checkpoint(
+    file: Checkpoint, path: Path, labels: Sequence[str], until: str | None, image_size: tuple[int, int]
 ) -> tuple[nn.Module, str, tuple[str, ...]]:
     """Return the network of a model file for these classes, its last layer's name, and which classes it knows.
 
@@ -86,23 +86,23 @@ def continued(
         ModelError, LayerError: weights that do not fit, or a layer it cannot end with.
         ConfigError: it ends with another layer already.
     """
-    entry = entry_of(file.model)
+    entry = find_entry(file.model)
     if file.until and until not in {None, file.until}:
         raise ConfigError(
             f"--until {until!r}: {path} ends with {file.until!r}; leave --until out, or begin with --model {file.model}"
         )
-    old = network_of(file, path).net
+    old = load_from_checkpoint(file, path).net
     if until and not file.until:
-        return shorten(old, until, image_size, len(labels)), LAST, ()
+        return truncate(old, until, image_size, len(labels)), LAST, ()
 
     build: Callable[[int], nn.Module] = lambda count: build_untrained(entry, count)  # noqa: E731 - one of two
     keys = [f"{LAST}.weight", f"{LAST}.bias"]
     if file.until:
         whole, ends, size = build_untrained(entry), file.until, file.input_size
-        build = lambda count: shorten(whole, ends, size, count)  # noqa: E731 - the other
+        build = lambda count: truncate(whole, ends, size, count)  # noqa: E731 - the other
     else:
         keys = class_keys(entry, len(labels))
-    net = _begun_above_zero(build(len(labels)), keys, image_size)
+    net = _started_above_zero(build(len(labels)), keys, image_size)
     state, fresh = dict(old.state_dict()), net.state_dict()
     for key in keys:
         rows = [state[key][file.labels.index(one)] if one in file.labels else fresh[key][k]
@@ -112,7 +112,7 @@ def continued(
     return net.eval(), keys[0].rpartition(".")[0], tuple(one for one in labels if one in file.labels)
 
 
-def _begun_above_zero(net: nn.Module, keys: Sequence[str], image_size: tuple[int, int]) -> nn.Module:
+def _started_above_zero(net: nn.Module, keys: Sequence[str], image_size: tuple[int, int]) -> nn.Module:
     """Lift the last layer's biases where a rectifier follows it (SqueezeNet's): return the network.
 
     A class that begins below zero, or is taken there by one large step, gets no gradient any more and is never named.

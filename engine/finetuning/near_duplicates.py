@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from engine.finetuning.splits import HELD_OUT, LEARNING, STOPPING, Sample
-from engine.io.perceptual_hash import MAX_DIFFERENT_BITS, KnownPictures, Spectrum, hashes_of, medians_of, nearest_hashes
+from engine.finetuning.splits import TEST, TRAIN, VALIDATION, Sample
+from engine.io.perceptual_hash import MAX_DIFFERENT_BITS, KnownImages, Spectrum, hashes_of, medians_of, nearest_hashes
 
 _BEFORE = "one that it learned from before"
 
@@ -27,8 +27,8 @@ class NearDuplicate:
 
 
 def near_duplicates(
-    parts: Mapping[str, Sequence[Sample]], spectra: Mapping[str, Spectrum], known: Sequence[KnownPictures] = ()
-) -> tuple[list[NearDuplicate], KnownPictures]:
+    parts: Mapping[str, Sequence[Sample]], spectra: Mapping[str, Spectrum], known: Sequence[KnownImages] = ()
+) -> tuple[list[NearDuplicate], KnownImages]:
     """Return what looks nearly alike across parts, the most alike first, and the hashes of what is learned from.
 
     Held-out pictures are compared with all others, stopping ones with those that are learned from. Each is named once,
@@ -43,7 +43,7 @@ def near_duplicates(
     medians = medians_of([spectra[path] for several in showing.values() for path in several])
     hashes = {part: hashes_of([spectra[path] for path in several], medians) for part, several in showing.items()}
     found: list[NearDuplicate] = []
-    for part, others in ((STOPPING, (LEARNING,)), (HELD_OUT, (LEARNING, STOPPING))):
+    for part, others in ((VALIDATION, (TRAIN,)), (TEST, (TRAIN, VALIDATION))):
         for other in others:
             if len(hashes[part]) and len(hashes[other]):
                 rows, bits = nearest_hashes(hashes[part], hashes[other])
@@ -53,11 +53,11 @@ def near_duplicates(
                     if apart <= MAX_DIFFERENT_BITS
                 ]
     label_of = {one.path: one.label for several in parts.values() for one in several}
-    held_out = [one.path for one in parts[HELD_OUT]]
+    held_out = [one.path for one in parts[TEST]]
     for before in known:
         alike = before.find([spectra[path] for path in held_out])
         found += [
-            NearDuplicate(HELD_OUT, path, _BEFORE, MAX_DIFFERENT_BITS)
+            NearDuplicate(TEST, path, _BEFORE, MAX_DIFFERENT_BITS)
             for path, same in zip(held_out, alike, strict=True)
             if same
         ]
@@ -65,5 +65,5 @@ def near_duplicates(
     for one in sorted(found, key=lambda one: (one.different_bits, one.path, one.learned)):
         labels = (label_of[one.path], label_of[one.learned]) if one.learned in label_of else ("", "")
         nearest.setdefault(one.path, replace(one, labels=labels))
-    learned = [spectra[path] for part in (LEARNING, STOPPING) for path in showing[part]]
-    return list(nearest.values()), KnownPictures(medians, hashes_of(learned, medians))
+    learned = [spectra[path] for part in (TRAIN, VALIDATION) for path in showing[part]]
+    return list(nearest.values()), KnownImages(medians, hashes_of(learned, medians))

@@ -11,28 +11,28 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from engine.finetuning.dataset import USUAL, make_changes
-from engine.finetuning.head import adapted, continued, shortened
-from engine.finetuning.trainables import Beginning, freeze_to, what_follows
-from engine.finetuning.trainer import Balance, Course
-from engine.io.perceptual_hash import KnownPictures
-from engine.models.checkpoint import ModelFile, read_model_file
-from engine.models.loader import MODEL_FILE, RANDOM, build_untrained, entry_of
+from engine.finetuning.dataset import DEFAULT_AUGMENTATIONS, build_augmentation
+from engine.finetuning.head import replace_head, resume_from_checkpoint, truncate_and_replace_head
+from engine.finetuning.trainables import TruncatedParent, find_output_activation, freeze_to
+from engine.finetuning.trainer import Balance, TrainingConfig
+from engine.io.perceptual_hash import KnownImages
+from engine.models.checkpoint import Checkpoint, load_checkpoint
+from engine.models.loader import MODEL_FILE, RANDOM, build_untrained, find_entry
 from engine.models.preprocess import Fit, Preprocessing
 from engine.models.registry import ModelEntry
 from engine.runtime.devices import choose_device
 from engine.split.network import split_network
 from pipeline.errors import ConfigError, LayerError, ModelError
 
-Lowered = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16"]
 """What a network may learn in."""
 
-TUNED = Course(epochs=24, batch=24, learning_rate=1e-4, patience=8)
-FROZEN = Course(epochs=120, batch=64, learning_rate=3e-3, patience=25, loss_counts=True)
+FULL_DEFAULTS = TrainingConfig(epochs=24, batch=24, learning_rate=1e-4, patience=8)
+LINEAR_PROBE_DEFAULTS = TrainingConfig(epochs=120, batch=64, learning_rate=3e-3, patience=25, loss_counts=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class FinetuneConfig:
     """What is to be taught, and how; None leaves a choice to what is usual."""
 
     model: str
@@ -50,7 +50,7 @@ class Wish:
     """Only the last layer learns."""
     freeze_to: str | None = None
     """This layer and all before it stay as they are."""
-    augment: Sequence[str] = USUAL
+    augment: Sequence[str] = DEFAULT_AUGMENTATIONS
     balance: Balance = "sampler"
     epochs: int | None = None
     batch: int | None = None
@@ -59,14 +59,14 @@ class Wish:
     views: int = 6
     """With ``freeze``: how many looks at each picture are computed."""
     device: str = "auto"
-    precision: Lowered = "fp32"
+    precision: Precision = "fp32"
     """Of the network while it learns."""
     threads: int | None = None
     seed: int = 0
 
-    def course(self) -> Course:
+    def course(self) -> TrainingConfig:
         """Return the course, with what was wished for."""
-        usual = FROZEN if self.freeze else TUNED
+        usual = LINEAR_PROBE_DEFAULTS if self.freeze else FULL_DEFAULTS
         return replace(
             usual,
             epochs=self.epochs or usual.epochs,
@@ -78,10 +78,10 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Pupil:
+class FinetuneModel:
     """A network that is to learn, and what its file will say of it."""
 
-    wish: Wish
+    wish: FinetuneConfig
     net: nn.Module
     last: str
     """Its last layer's name."""
@@ -100,7 +100,7 @@ class Pupil:
     """Whether its last layer can learn alone, and has to before the rest does."""
     seen: frozenset[str] = frozenset()
     """Digests of the pictures it has learned from before."""
-    looks: tuple[KnownPictures, ...] = ()
+    looks: tuple[KnownImages, ...] = ()
     """Their perceptual hashes."""
     begun_with: Mapping[str, Any] = field(default_factory=dict)
     """The file it goes on from."""
@@ -111,7 +111,7 @@ class Pupil:
         return len(self.known) == len(self.labels)
 
 
-def make_pupil(wish: Wish, labels: Sequence[str]) -> Pupil:
+def build_model(wish: FinetuneConfig, labels: Sequence[str]) -> FinetuneModel:
     """Build the network for these classes; the same wish gives the same weights.
 
     Raises:
@@ -128,13 +128,13 @@ def make_pupil(wish: Wish, labels: Sequence[str]) -> Pupil:
         pupil = _from_file(wish, tuple(labels)) if wish.model.endswith(MODEL_FILE) else _from_table(wish, tuple(labels))
     size = pupil.preprocessing.input_size
     if wish.freeze_to:
-        beginning = Beginning(build_untrained(entry_of(pupil.name)), pupil.until) if pupil.until else None
+        beginning = TruncatedParent(build_untrained(find_entry(pupil.name)), pupil.until) if pupil.until else None
         freeze_to(pupil.net, wish.freeze_to, size, beginning)
     if pupil.able or wish.weights == RANDOM:
         pupil = replace(pupil, first_alone=False)
     if wish.freeze or pupil.first_alone:
         try:
-            what_follows(pupil.net, pupil.last, size)
+            find_output_activation(pupil.net, pupil.last, size)
         except ModelError:
             if wish.freeze:
                 raise
@@ -142,45 +142,47 @@ def make_pupil(wish: Wish, labels: Sequence[str]) -> Pupil:
     return pupil
 
 
-def _from_table(wish: Wish, labels: tuple[str, ...]) -> Pupil:
+def _from_table(wish: FinetuneConfig, labels: tuple[str, ...]) -> FinetuneModel:
     if wish.until:
-        net, entry, last = shortened(wish.model, wish.weights, len(labels), wish.until, wish.input_size)
+        net, entry, last = truncate_and_replace_head(wish.model, wish.weights, len(labels), wish.until, wish.input_size)
     else:
-        net, entry, last = adapted(wish.model, wish.weights, len(labels))
+        net, entry, last = replace_head(wish.model, wish.weights, len(labels))
     return _placed(wish, net, last, entry, labels)
 
 
-def _from_file(wish: Wish, labels: tuple[str, ...]) -> Pupil:
+def _from_file(wish: FinetuneConfig, labels: tuple[str, ...]) -> FinetuneModel:
     """Go on with what a file of this system holds: its network, layer, input size, fit and end."""
     if wish.weights is not None:
         raise ConfigError(f"--weights {wish.weights!r}: {wish.model} carries its own; leave --weights out")
     place = Path(wish.model)
-    file = read_model_file(place)
+    file = load_checkpoint(place)
     wish = replace(wish, input_size=wish.input_size or file.input_size, fit=wish.fit or file.fit)
-    net, last, known = continued(file, place, labels, wish.until, wish.input_size or file.input_size)
+    net, last, known = resume_from_checkpoint(file, place, labels, wish.until, wish.input_size or file.input_size)
     layer = wish.layer or (file.layer if wish.until in {None, file.until} else None)
-    entry = replace(entry_of(file.model), mean=file.mean, std=file.std)
+    entry = replace(find_entry(file.model), mean=file.mean, std=file.std)
     pupil = _placed(replace(wish, layer=layer, until=wish.until or file.until), net, last, entry, labels)
     return replace(
         pupil, wish=wish, known=known, seen=file.seen, looks=file.looks, begun_with=_told(file, place, known)
     )
 
 
-def _told(file: ModelFile, place: Path, known: Sequence[str]) -> dict[str, Any]:
+def _told(file: Checkpoint, place: Path, known: Sequence[str]) -> dict[str, Any]:
     digest = hashlib.sha256(place.read_bytes()).hexdigest()
     before = {key: file.provenance[key] for key in ("date", "command") if key in file.provenance}
     return {"file": place.name, "sha256": digest, "labels_kept": list(known), **before}
 
 
-def _placed(wish: Wish, net: nn.Module, last: str, entry: ModelEntry, labels: tuple[str, ...]) -> Pupil:
+def _placed(
+    wish: FinetuneConfig, net: nn.Module, last: str, entry: ModelEntry, labels: tuple[str, ...]
+) -> FinetuneModel:
     size = wish.input_size or entry.input_size
     layer = _explained(wish, net, entry, size)
     seen_through = Preprocessing(size, entry.mean, entry.std, wish.fit or "stretch")
-    change = make_changes(wish.augment, size)
-    return Pupil(wish, net, last, entry.name, labels, seen_through, layer, wish.until, change)
+    change = build_augmentation(wish.augment, size)
+    return FinetuneModel(wish, net, last, entry.name, labels, seen_through, layer, wish.until, change)
 
 
-def _explained(wish: Wish, net: nn.Module, entry: ModelEntry, size: tuple[int, int]) -> str:
+def _explained(wish: FinetuneConfig, net: nn.Module, entry: ModelEntry, size: tuple[int, int]) -> str:
     """Return the layer where it will be explained: of a network that ends earlier, its end."""
     if not wish.until:
         return split_network(net, wish.layer or entry.layer, size).layer
@@ -194,7 +196,7 @@ def _explained(wish: Wish, net: nn.Module, entry: ModelEntry, size: tuple[int, i
         ) from reason
 
 
-def provenance_of(pupil: Pupil) -> dict[str, Any]:
+def provenance_of(pupil: FinetuneModel) -> dict[str, Any]:
     """Return what was wished for and where it began, as values that JSON can hold."""
     wish = pupil.wish
     told = asdict(wish) | {

@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.errors import ConfigError
 
-LEARNING, STOPPING, HELD_OUT = "learning", "stopping", "held_out"
+TRAIN, VALIDATION, TEST = "learning", "stopping", "held_out"
 """What the network learns from, what tells it when to stop, and what examines it at the end and is never used."""
 _NAMED = 3
 """How many pairs of pictures a message names."""
@@ -36,7 +36,7 @@ class Sample:
     """The part the user has put it into; empty: to be divided."""
 
 
-def sources_of(names: Sequence[str], pattern: str | None = None, gap: int | None = None) -> list[str]:
+def group_ids(names: Sequence[str], pattern: str | None = None, gap: int | None = None) -> list[str]:
     """Return each picture's source.
 
     Args:
@@ -82,7 +82,7 @@ def _runs(found: Sequence[str], pattern: str, gap: int) -> list[str]:
     return [str(first[int(word)]) for word in found]
 
 
-def joined(samples: Sequence[Sample]) -> tuple[list[Sample], int]:
+def merge_duplicates(samples: Sequence[Sample]) -> tuple[list[Sample], int]:
     """Return the samples with copies of one picture as one source, and how many are copies of another.
 
     Sources that share a picture become one, whatever they are called.
@@ -117,7 +117,7 @@ def joined(samples: Sequence[Sample]) -> tuple[list[Sample], int]:
     return [replace(one, source=root(one.source)) for one in samples], copies
 
 
-def divide(
+def stratified_group_split(
     samples: Sequence[Sample], shares: Mapping[str, float], seed: int, seen: Collection[str] = ()
 ) -> dict[str, list[Sample]]:
     """Divide samples into parts, sources whole, each class in about its share: the same for the same seed.
@@ -141,7 +141,7 @@ def divide(
         for source, several in members.items()
     }
     total = np.asarray(sum(counts.values()))
-    check_sources(samples, [part for part, share in shares.items() if share > 0])
+    check_groups(samples, [part for part, share in shares.items() if share > 0])
     if taught:
         _check_fresh(samples, taught)
     rng = np.random.default_rng((seed, 3))
@@ -153,7 +153,7 @@ def divide(
     given = {part: np.zeros(len(labels)) for part, share in shares.items() if share > 0}
     chosen: dict[str, list[str]] = {part: [] for part in given}
     for source in (names[place] for place in order):
-        open_to = [part for part in given if part != HELD_OUT or source not in taught]
+        open_to = [part for part in given if part != TEST or source not in taught]
         part = min(open_to, key=lambda part: _cost(given[part], counts[source], total, shares[part]))
         given[part] += counts[source]
         chosen[part].append(source)
@@ -182,7 +182,7 @@ def _lend(
                 for other in given
                 for source in chosen[other]
                 if counts[source][place] > 0
-                and (part != HELD_OUT or source not in taught)
+                and (part != TEST or source not in taught)
                 and all(given[other][k] > counts[source][k] for k in np.nonzero(counts[source])[0])
             ]
             if not lenders:
@@ -206,7 +206,7 @@ def _check_fresh(samples: Sequence[Sample], taught: Collection[str]) -> None:
         )
 
 
-def check_sources(samples: Sequence[Sample], parts: Sequence[str]) -> None:
+def check_groups(samples: Sequence[Sample], parts: Sequence[str]) -> None:
     """Refuse a class with fewer sources than there are parts.
 
     Raises:

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.finetuning.dataset import Pictures
+from engine.finetuning.dataset import ImageDataset
 from engine.finetuning.trainer import Numbers
 from engine.models.weights import put_into
 from engine.runtime.devices import DTYPES
-from engine.split.layers import run_and_watch
-from pipeline.errors import LayerError, ModelError, nearest
+from engine.split.layers import trace_layer_outputs
+from pipeline.errors import LayerError, ModelError, did_you_mean
 
 HEAD_FASTER = 4.0
 """How much faster the new last layer learns than those that were trained before."""
 
-USUAL_SPREAD, MOST_FASTER = 0.2, 30.0
+USUAL_SPREAD, MAX_FASTER = 0.2, 30.0
 """How much features differ from picture to picture, at the least, before last layers (ResNet-18: 0.33, ResNet-50:
 0.18); before inner ones it may be a tenth of that."""
 
@@ -33,7 +33,7 @@ _NORMS = (nn.modules.batchnorm._BatchNorm,)  # noqa: SLF001 - the one base of al
 Change = Callable[[Tensor], Tensor]
 
 
-class TunedNetwork:
+class FullFinetuner:
     """A network that learns as a whole, or from a layer on.
 
     Running statistics of batch normalisation stay as they came, unless it begins untrained: a few hundred pictures
@@ -41,7 +41,7 @@ class TunedNetwork:
     """
 
     def __init__(
-        self, net: nn.Module, last: str, pictures: Pictures, change: Change, *,
+        self, net: nn.Module, last: str, pictures: ImageDataset, change: Change, *,
         device: torch.device, precision: str = "fp32", untrained: bool = False,
     ) -> None:  # fmt: skip
         self._net = net.to(device).to(memory_format=torch.channels_last)
@@ -65,7 +65,7 @@ class TunedNetwork:
                     module.eval()
         pixels = self._pictures.fitted(numbers.tolist())
         images = self._pictures.normalised((self._change(pixels) if changed else pixels).to(self._device))
-        with lowered(self._device, self._dtype):
+        with autocast(self._device, self._dtype):
             scores: Tensor = self._net(images)
         return scores.float()
 
@@ -79,13 +79,13 @@ class TunedNetwork:
         self._net.eval()
 
 
-def lowered(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
     """Return a block in which networks run in a lower precision, where one is asked for."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Beginning:
+class TruncatedParent:
     """What a network that was ended earlier is the beginning of."""
 
     whole: nn.Module
@@ -96,7 +96,7 @@ class Beginning:
     """What stands before the names here."""
 
 
-def freeze_to(net: nn.Module, layer: str, image_size: tuple[int, int], beginning: Beginning | None = None) -> int:
+def freeze_to(net: nn.Module, layer: str, image_size: tuple[int, int], beginning: TruncatedParent | None = None) -> int:
     """Keep a layer and all that runs before it as it is; return how many parameters still learn.
 
     Args:
@@ -109,7 +109,7 @@ def freeze_to(net: nn.Module, layer: str, image_size: tuple[int, int], beginning
         LayerError: there is no such layer, or nothing would be left to learn.
     """
     whole = net if beginning is None else beginning.whole
-    outputs, _ = run_and_watch(whole, torch.zeros(1, 3, *image_size))
+    outputs, _ = trace_layer_outputs(whole, torch.zeros(1, 3, *image_size))
     orders = {name: one.order for name, one in outputs.items()}
     there = {name: one for name, one in orders.items() if beginning is None or one <= orders[beginning.until]}
     if layer not in there:
@@ -127,7 +127,7 @@ def freeze_to(net: nn.Module, layer: str, image_size: tuple[int, int], beginning
 
 
 def _refuse_layer(
-    layer: str, orders: Mapping[str, int], there: Mapping[str, int], beginning: Beginning | None
+    layer: str, orders: Mapping[str, int], there: Mapping[str, int], beginning: TruncatedParent | None
 ) -> NoReturn:
     top = min(name.count(".") for name in there)
     listed = ", ".join([name for name in sorted(there, key=there.__getitem__) if name.count(".") == top][-_LISTED:])
@@ -135,17 +135,19 @@ def _refuse_layer(
         raise LayerError(
             f"--freeze-to {layer!r}: the network ends before it, with {beginning.until!r}; name one of {listed}"
         )
-    raise LayerError(f"--freeze-to {layer!r}: the network has no such layer.{nearest(layer, there)} It has {listed}")
+    raise LayerError(
+        f"--freeze-to {layer!r}: the network has no such layer.{did_you_mean(layer, there)} It has {listed}"
+    )
 
 
-class LastLayer:
+class LinearProbe:
     """A network whose last layer alone learns: everything before it runs once for each picture and view.
 
     The first view is the picture as it is; the others are changed. A visit takes one of them.
     """
 
     def __init__(
-        self, net: nn.Module, last: str, pictures: Pictures, change: Change, *,
+        self, net: nn.Module, last: str, pictures: ImageDataset, change: Change, *,
         device: torch.device, views: int, seed: int, learning: Numbers, tell: Callable[[int, int], None],
         precision: str = "fp32",
     ) -> None:  # fmt: skip
@@ -156,7 +158,7 @@ class LastLayer:
         """
         self._net, self._device = net.to(device).to(memory_format=torch.channels_last).eval(), device
         self._layer, self._dtype = net.get_submodule(last), DTYPES[precision]
-        self._after = what_follows(self._net, last, pictures.size)
+        self._after = find_output_activation(self._net, last, pictures.size)
         self._rng = np.random.default_rng((seed, 13))
         todo = len(pictures) + (views - 1) * len(learning)
         with torch.random.fork_rng(devices=[]), torch.inference_mode():
@@ -192,14 +194,14 @@ class LastLayer:
         self._layer.load_state_dict(state)
 
     def _features(
-        self, pictures: Pictures, numbers: Numbers, change: Change, place: tuple[int, int],
+        self, pictures: ImageDataset, numbers: Numbers, change: Change, place: tuple[int, int],
         tell: Callable[[int, int], None],
     ) -> Tensor:  # fmt: skip
         found = []
         for first in range(0, len(numbers), 16):
             pixels = change(pictures.fitted(numbers[first : first + 16].tolist()))
-            with lowered(self._device, self._dtype):
-                entered, _ = entering(self._net, self._layer, pictures.normalised(pixels.to(self._device)))
+            with autocast(self._device, self._dtype):
+                entered, _ = capture_input(self._net, self._layer, pictures.normalised(pixels.to(self._device)))
             found.append(entered.float().cpu())
             tell(place[0] + first + len(pixels), place[1])
         return torch.cat(found)
@@ -211,10 +213,10 @@ def faster(features: Tensor) -> float:
     Adam's steps do not grow with the gradient: on features ten times smaller a layer would need ten times as many.
     """
     spread = float(features.std(0).square().mean().sqrt()) if len(features) > 1 else 0.0
-    return 1.0 if spread == 0.0 else min(MOST_FASTER, max(1.0, USUAL_SPREAD / spread))
+    return 1.0 if spread == 0.0 else min(MAX_FASTER, max(1.0, USUAL_SPREAD / spread))
 
 
-def entering(net: nn.Module, layer: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+def capture_input(net: nn.Module, layer: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """Return what enters a layer when the network runs, and the network's scores."""
     caught: list[Tensor] = []
     handle = layer.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
@@ -225,7 +227,7 @@ def entering(net: nn.Module, layer: nn.Module, images: Tensor) -> tuple[Tensor, 
     return caught[0], scores
 
 
-def what_follows(net: nn.Module, last: str, image_size: tuple[int, int]) -> Change:
+def find_output_activation(net: nn.Module, last: str, image_size: tuple[int, int]) -> Change:
     """Return what turns the last layer's output into scores, proven on noise; ``net`` is in inference mode.
 
     Raises:
@@ -235,7 +237,7 @@ def what_follows(net: nn.Module, last: str, image_size: tuple[int, int]) -> Chan
     noise = torch.randn(1, 3, *image_size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         images = noise.to(next(layer.parameters()).device).contiguous(memory_format=torch.channels_last)
-        features, scores = entering(net, layer, images)
+        features, scores = capture_input(net, layer, images)
         output = layer(features)
         for after in _ENDINGS:
             told = after(output) if output.ndim in {2, 4} else output

@@ -26,7 +26,7 @@ Numbers = npt.NDArray[np.int_]
 Balance = Literal["sampler", "weights", "none"]
 
 
-class Learner(Protocol):
+class Trainable(Protocol):
     """Something with parameters that names the classes of pictures, by their numbers."""
 
     def groups(self, learning_rate: float) -> list[dict[str, object]]:
@@ -47,7 +47,7 @@ class Learner(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
+class TrainingConfig:
     """How long and how fast."""
 
     epochs: int
@@ -69,7 +69,7 @@ class Course:
 
 
 @dataclass(frozen=True, slots=True)
-class Epoch:
+class EpochStats:
     """Where a training stands after one epoch."""
 
     epoch: int
@@ -85,10 +85,10 @@ class Epoch:
     stage: str
 
 
-def study(
-    learner: Learner, classes: Numbers, learning: Numbers, stopping: Numbers, course: Course, *,
-    seed: int, tell: Callable[[Epoch], None], stop: Callable[[], bool] = lambda: False, able: bool = False,
-) -> list[Epoch]:  # fmt: skip
+def train(
+    learner: Trainable, classes: Numbers, learning: Numbers, stopping: Numbers, course: TrainingConfig, *,
+    seed: int, tell: Callable[[EpochStats], None], stop: Callable[[], bool] = lambda: False, able: bool = False,
+) -> list[EpochStats]:  # fmt: skip
     """Teach, and leave the learner in its best state.
 
     Args:
@@ -116,11 +116,11 @@ def study(
         total_steps=max(2, course.epochs * batches),
         pct_start=0.15,
     )
-    told: list[Epoch] = []
+    told: list[EpochStats] = []
     best, since, state = (-1.0, 0.0), 0, learner.keep()
     least = math.inf
     if able:
-        loss, recall = examine(learner, classes, stopping)
+        loss, recall = evaluate(learner, classes, stopping)
         best = (recall, -loss)
     for epoch in range(1, course.epochs + 1):
         losses = []
@@ -132,14 +132,16 @@ def study(
             schedule.step()
         if not math.isfinite(losses[-1]):
             return _ran_away(learner, told, state, able=able)
-        loss, recall = examine(learner, classes, stopping)
+        loss, recall = evaluate(learner, classes, stopping)
         better = (recall, -loss) > best
         hope = better or (course.loss_counts and loss < least)
         best, least, since = max(best, (recall, -loss)), min(least, loss), 0 if hope else since + 1
         if better:
             state = learner.keep()
         seconds = time.perf_counter() - begun
-        told.append(Epoch(epoch, course.epochs, float(np.mean(losses)), loss, recall, better, seconds, course.stage))
+        told.append(
+            EpochStats(epoch, course.epochs, float(np.mean(losses)), loss, recall, better, seconds, course.stage)
+        )
         tell(told[-1])
         if since >= course.patience:
             break
@@ -147,7 +149,7 @@ def study(
     return told
 
 
-def _ran_away(learner: Learner, told: list[Epoch], state: dict[str, Tensor], *, able: bool) -> list[Epoch]:
+def _ran_away(learner: Trainable, told: list[EpochStats], state: dict[str, Tensor], *, able: bool) -> list[EpochStats]:
     """End with what is best so far; where nothing was learned, say so."""
     if not told or not (able or any(epoch.best for epoch in told)):
         raise ModelError("the loss left all bounds in the first epoch; choose a lower --learning-rate")
@@ -157,7 +159,7 @@ def _ran_away(learner: Learner, told: list[Epoch], state: dict[str, Tensor], *, 
 
 
 def _step(  # noqa: PLR0917 - all that a step takes
-    learner: Learner, numbers: Numbers, classes: Numbers, weights: Tensor | None, course: Course,
+    learner: Trainable, numbers: Numbers, classes: Numbers, weights: Tensor | None, course: TrainingConfig,
     optimiser: torch.optim.Optimizer,
 ) -> float:  # fmt: skip
     scores = learner.scores(numbers, changed=True)
@@ -186,32 +188,32 @@ def _order(classes: Numbers, numbers: Numbers, balance: Balance, rng: np.random.
         return rng.permutation(numbers)
     kinds = np.unique(classes)
     each = math.ceil(len(numbers) / len(kinds))
-    drawn = [_rounds(numbers[classes == kind], each, rng) for kind in kinds]
+    drawn = [_epoch_orders(numbers[classes == kind], each, rng) for kind in kinds]
     return rng.permutation(np.concatenate(drawn))[: len(numbers)]
 
 
-def _rounds(numbers: Numbers, count: int, rng: np.random.Generator) -> Numbers:
+def _epoch_orders(numbers: Numbers, count: int, rng: np.random.Generator) -> Numbers:
     rounds = [rng.permutation(numbers) for _ in range(math.ceil(count / len(numbers)))]
     return np.concatenate(rounds)[:count]
 
 
-def guesses(learner: Learner, numbers: Numbers, batch: int = 32) -> Tensor:
+def predict_logits(learner: Trainable, numbers: Numbers, batch: int = 32) -> Tensor:
     """Return class scores (N, K) of pictures as they are."""
     parts = [numbers[first : first + batch] for first in range(0, len(numbers), batch)]
     with torch.inference_mode():
         return torch.cat([learner.scores(part, changed=False).float().cpu() for part in parts])
 
 
-def examine(learner: Learner, classes: Numbers, numbers: Numbers) -> tuple[float, float]:
+def evaluate(learner: Trainable, classes: Numbers, numbers: Numbers) -> tuple[float, float]:
     """Return loss and mean recall of the classes."""
-    scores = guesses(learner, numbers)
+    scores = predict_logits(learner, numbers)
     truth = classes[numbers]
     right = scores.argmax(1).numpy() == truth
     recall = float(np.mean([right[truth == kind].mean() for kind in np.unique(truth)]))
     return float(F.cross_entropy(scores, torch.from_numpy(truth))), recall
 
 
-def likely(share: float, count: int, deviations: float = 1.96) -> tuple[float, float]:
+def wilson_interval(share: float, count: int, deviations: float = 1.96) -> tuple[float, float]:
     """Return between which shares the true one lies, 95 times of 100, when ``count`` witnesses gave this share.
 
     Wilson's score interval; E. B. Wilson, *Probable inference, the law of succession, and statistical inference*, 1927.

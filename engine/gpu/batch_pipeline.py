@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.gpu.streams import Call, Lanes
+from engine.gpu.streams import Call, DeviceStreams
 from pipeline.frames import Image
 
 SLOTS: Final = 3
@@ -34,7 +34,7 @@ def buckets_up_to(most: int) -> tuple[int, ...]:
     return tuple(sorted(sizes))
 
 
-def pieces(count: int, buckets: Sequence[int]) -> list[tuple[int, int]]:
+def split_into_buckets(count: int, buckets: Sequence[int]) -> list[tuple[int, int]]:
     """Cut a batch into (frames, bucket): as many of the largest as are full, the rest in the smallest that holds it."""
     largest = max(buckets)
     told = [(largest, largest)] * (count // largest)
@@ -45,7 +45,7 @@ def pieces(count: int, buckets: Sequence[int]) -> list[tuple[int, int]]:
 
 
 @dataclass(eq=False)
-class Journey:
+class CapturedGraph:
     """What is done to one bucket of frames of one size: a captured graph over fixed memory."""
 
     frames: Tensor
@@ -67,7 +67,7 @@ class _Slot:
 
 
 @dataclass(frozen=True, eq=False)
-class Flight:
+class InFlightBatch:
     """Some frames under way."""
 
     count: int
@@ -79,12 +79,12 @@ class Flight:
     done: object
 
 
-class Flights:
+class BatchPipeline:
     """Launches frames of any sizes. One thread launches; any may wait for a flight."""
 
     def __init__(
         self,
-        lanes: Lanes,
+        lanes: DeviceStreams,
         buckets: Sequence[int],
         journey: Callable[[tuple[int, int], int], tuple[Tensor, Call]],
     ) -> None:
@@ -92,29 +92,29 @@ class Flights:
         self.lanes = lanes
         self.buckets = tuple(sorted(buckets))
         self._make = journey
-        self._journeys: dict[tuple[tuple[int, int], int], Journey] = {}
+        self._journeys: dict[tuple[tuple[int, int], int], CapturedGraph] = {}
         self._rings: dict[tuple[int, int], itertools.cycle[_Slot]] = {}
 
-    def launch(self, images: Sequence[Image]) -> list[Flight]:
+    def launch(self, images: Sequence[Image]) -> list[InFlightBatch]:
         """Send frames of one size on their way and return at once: flights in order, of some frames each."""
         flights = []
         start = 0
-        for count, bucket in pieces(len(images), self.buckets):
+        for count, bucket in split_into_buckets(len(images), self.buckets):
             flights.append(self._launch(images[start : start + count], bucket))
             start += count
         return flights
 
-    def prepare(self, size: tuple[int, int], bucket: int) -> Journey:
+    def prepare(self, size: tuple[int, int], bucket: int) -> CapturedGraph:
         """Capture the graph for frames of this size in this bucket, if it is not yet."""
         key = (size, bucket)
         if key not in self._journeys:
             with self.lanes.on("compute"):
                 frames, call = self._make(size, bucket)
             run = self.lanes.captured(call, f"{bucket} frames of {size[1]}x{size[0]}")
-            self._journeys[key] = Journey(frames, run)
+            self._journeys[key] = CapturedGraph(frames, run)
         return self._journeys[key]
 
-    def _launch(self, images: Sequence[Image], bucket: int) -> Flight:
+    def _launch(self, images: Sequence[Image], bucket: int) -> InFlightBatch:
         size = (images[0].shape[0], images[0].shape[1])
         journey, slot, lanes = self.prepare(size, bucket), self._next_slot(size), self.lanes
         count = len(images)
@@ -134,7 +134,7 @@ class Flights:
             *answers, pictures = journey.run()
             kept = tuple(picture.clone() for picture in pictures[:count])
             told = tuple(self._to_host(part[:count]) for part in answers)
-        return Flight(count, told, kept, lanes.mark("compute"))
+        return InFlightBatch(count, told, kept, lanes.mark("compute"))
 
     def _to_host(self, part: Tensor) -> Tensor:
         place = self.lanes.pinned(tuple(part.shape), part.dtype)

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.models.preprocess import BORDER, Preprocessing, place
-from pipeline.frames import Box, Stamp
+from engine.models.preprocess import BORDER, Preprocessing, fit_geometry
+from pipeline.frames import Box, ImagePatch
 
 LevelTable = npt.NDArray[np.uint8]
 """What each of 256 heat levels does to a pixel, uint8 (256, 4): red, green and blue to add, and what is kept of 255."""
 
 
-class InputOf(nn.Module):
+class FramePreprocessor(nn.Module):
     """Frames of one size to a network's normalised input."""
 
     scale: Tensor
@@ -34,7 +34,7 @@ class InputOf(nn.Module):
         """Take what the network expects, and the frames' (height, width)."""
         super().__init__()
         self.target = preprocessing.input_size
-        self.placement = place(frame, self.target, preprocessing.fit)
+        self.placement = fit_geometry(frame, self.target, preprocessing.fit)
         std, mean = preprocessing.std, preprocessing.mean
         self.register_buffer("scale", torch.tensor([1.0 / (255.0 * s) for s in std])[:, None, None])
         self.register_buffer("shift", torch.tensor([-m / s for m, s in zip(mean, std, strict=True)])[:, None, None])
@@ -59,7 +59,7 @@ class InputOf(nn.Module):
         return self.levels(frames) * self.scale + self.shift
 
 
-def spread(near: float, far: float, cells: int, pixels: int) -> Tensor:
+def upsample_heat(near: float, far: float, cells: int, pixels: int) -> Tensor:
     """Return how much of each cell's heat each pixel of one axis gets: (pixels, cells), float32.
 
     Bilinear between the centres of cells, constant beyond the outermost, nothing for pixels whose centre lies outside.
@@ -84,7 +84,7 @@ def spread(near: float, far: float, cells: int, pixels: int) -> Tensor:
     return torch.from_numpy(shares)
 
 
-class Painter(nn.Module):
+class HeatmapBlender(nn.Module):
     """Heat laid over frames of one size."""
 
     down: Tensor
@@ -97,8 +97,8 @@ class Painter(nn.Module):
         if table.shape != (256, 4) or table.dtype != np.uint8:
             message = f"a level table is uint8 (256, 4); got {table.dtype} {table.shape}"
             raise ValueError(message)
-        self.register_buffer("down", spread(region.top, region.bottom, grid[0], frame[0]))
-        self.register_buffer("across", spread(region.left, region.right, grid[1], frame[1]).t().contiguous())
+        self.register_buffer("down", upsample_heat(region.top, region.bottom, grid[0], frame[0]))
+        self.register_buffer("across", upsample_heat(region.left, region.right, grid[1], frame[1]).t().contiguous())
         self.register_buffer("table", torch.from_numpy(table.copy()))
 
     def forward(self, frames: Tensor, heat: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ class Painter(nn.Module):
         return (kept.round() + told[:, :3]).clamp(0.0, 255.0).to(torch.uint8).contiguous()
 
 
-def stamped(picture: Tensor, tile: Tensor, stamp: Stamp) -> Tensor:
+def blend_patch(picture: Tensor, tile: Tensor, stamp: ImagePatch) -> Tensor:
     """Return a picture (3, H, W) with a stamp on it; ``tile`` is the stamp's, (h, w, 4), on the picture's device."""
     marked = picture.clone()
     part = marked[:, stamp.top : stamp.top + tile.shape[0], stamp.left : stamp.left + tile.shape[1]]
@@ -119,7 +119,7 @@ def stamped(picture: Tensor, tile: Tensor, stamp: Stamp) -> Tensor:
     return marked
 
 
-def encoded(pictures: Sequence[Tensor], quality: int) -> list[bytes]:
+def encode_jpeg(pictures: Sequence[Tensor], quality: int) -> list[bytes]:
     """Return pictures (3, H, W) as JPEG: by nvJPEG where they lie on a GPU, by libjpeg where they do not.
 
     On a GPU it is called within ``Lanes.encoding``, and has the bytes when it returns.

@@ -20,7 +20,7 @@ _TEMPERATURE: Final = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
+class GpuStatus:
     """How one device does right now; None for what its driver does not tell."""
 
     name: str
@@ -63,7 +63,7 @@ class _Load(ctypes.Structure):
     _fields_ = (("gpu", ctypes.c_uint), ("memory", ctypes.c_uint))
 
 
-def cards(library: Any = None) -> list[Card]:  # noqa: ANN401 - a shared library, or what stands in for it
+def list_gpus(library: Any = None) -> list[GpuStatus]:  # noqa: ANN401 - a shared library, or what stands in for it
     """Return every device of this machine, in the driver's order; none where there is no driver."""
     with _asked(library) as nvml:
         count = ctypes.c_uint()
@@ -73,17 +73,17 @@ def cards(library: Any = None) -> list[Card]:  # noqa: ANN401 - a shared library
         for index in range(count.value):
             handle = ctypes.c_void_p()
             if nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(handle)) == 0:
-                found.append(_card(nvml, handle))
+                found.append(_gpu(nvml, handle))
         return found
 
 
-def card_at(pci: str, library: Any = None) -> Card | None:  # noqa: ANN401 - the same
+def gpu_at(pci: str, library: Any = None) -> GpuStatus | None:  # noqa: ANN401 - the same
     """Return the device at a PCI address, ``domain:bus:device.function`` in hex; None where there is none."""
     with _asked(library) as nvml:
         handle = ctypes.c_void_p()
         if nvml is None or nvml.nvmlDeviceGetHandleByPciBusId_v2(pci.encode(), ctypes.byref(handle)) != 0:
             return None
-        return _card(nvml, handle)
+        return _gpu(nvml, handle)
 
 
 @contextmanager
@@ -111,12 +111,12 @@ def _loaded() -> Any:  # noqa: ANN401 - a shared library
     return None
 
 
-def _card(nvml: Any, handle: ctypes.c_void_p) -> Card:  # noqa: ANN401 - a shared library
+def _gpu(nvml: Any, handle: ctypes.c_void_p) -> GpuStatus:  # noqa: ANN401 - a shared library
     memory, load = _Memory(), _Load()
     has_memory = nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory)) == 0
     has_load = nvml.nvmlDeviceGetUtilizationRates(handle, ctypes.byref(load)) == 0
     milliwatts = _number(nvml.nvmlDeviceGetPowerUsage, handle)
-    return Card(
+    return GpuStatus(
         name=_text(nvml.nvmlDeviceGetName, handle),
         driver=_text(nvml.nvmlSystemGetDriverVersion),
         memory_used_bytes=memory.used if has_memory else None,

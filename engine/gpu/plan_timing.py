@@ -12,7 +12,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from engine.gpu.streams import lanes_of
+from engine.gpu.streams import device_streams
 from engine.methods.dense import DensePlan
 from engine.methods.kernels import Kernel
 from engine.methods.plan import Plan
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 _ROUNDS: Final = 3
 
 
-def cheaper_here(plan: Plan, tail: nn.Module, kernel: Kernel, features: Tensor, budget_bytes: int) -> Plan:
+def select_by_timing(plan: Plan, tail: nn.Module, kernel: Kernel, features: Tensor, budget_bytes: int) -> Plan:
     """Return a local plan, or the definition in chunks within the budget, whichever answers sooner; others as they are.
 
     Args:
@@ -55,7 +55,7 @@ def cheaper_here(plan: Plan, tail: nn.Module, kernel: Kernel, features: Tensor, 
 
 def _seconds(plan: Plan, features: Tensor) -> float:
     """Return the median time of one image, as frames will meet the plan: captured as a graph where that can be."""
-    lanes, taken = lanes_of(features.device), []
+    lanes, taken = device_streams(features.device), []
     if features.is_cuda:
         torch.cuda.synchronize(features.device)  # they were made on another stream
     with torch.inference_mode(), lanes.on("compute"):

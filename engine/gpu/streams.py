@@ -20,8 +20,8 @@ from pipeline.errors import BackendError
 
 log = logging.getLogger(__name__)
 
-Lane = Literal["copy", "compute", "encode"]
-LANES: Final[tuple[Lane, ...]] = ("copy", "compute", "encode")
+StreamName = Literal["copy", "compute", "encode"]
+LANES: Final[tuple[StreamName, ...]] = ("copy", "compute", "encode")
 
 Outputs = tuple[Tensor, ...]
 Call = Callable[[], Outputs]
@@ -29,20 +29,20 @@ Call = Callable[[], Outputs]
 _WARM_UP_ROUNDS: Final = 3
 
 
-class Lanes(Protocol):
+class DeviceStreams(Protocol):
     """One device's lanes; each is used from one thread at a time, marks by any."""
 
     device: torch.device
 
-    def on(self, lane: Lane) -> AbstractContextManager[Any]:
+    def on(self, lane: StreamName) -> AbstractContextManager[Any]:
         """Make what is called inside run on this lane."""
         ...
 
-    def mark(self, lane: Lane) -> object:
+    def mark(self, lane: StreamName) -> object:
         """Return a mark behind everything this lane was given so far."""
         ...
 
-    def follow(self, lane: Lane, mark: object) -> None:
+    def follow(self, lane: StreamName, mark: object) -> None:
         """Make what this lane is given from now on wait for a mark; the host goes on."""
         ...
 
@@ -50,7 +50,7 @@ class Lanes(Protocol):
         """Hold the host until a mark is reached."""
         ...
 
-    def lend(self, tensor: Tensor, lane: Lane) -> None:
+    def lend(self, tensor: Tensor, lane: StreamName) -> None:
         """Keep a tensor's memory from being used again before this lane is done with it."""
         ...
 
@@ -67,27 +67,27 @@ class Lanes(Protocol):
         ...
 
 
-class PlainLanes:
+class CpuStreams:
     """A device whose work is done when the call returns: the CPU."""
 
     def __init__(self, device: torch.device | None = None) -> None:
         self.device = device or torch.device("cpu")
 
-    def on(self, lane: Lane) -> AbstractContextManager[Any]:  # noqa: ARG002 - the protocol's signature
+    def on(self, lane: StreamName) -> AbstractContextManager[Any]:  # noqa: ARG002 - the protocol's signature
         """Run it here and now."""
         return nullcontext()
 
-    def mark(self, lane: Lane) -> object:  # noqa: ARG002 - the same
+    def mark(self, lane: StreamName) -> object:  # noqa: ARG002 - the same
         """Return a mark that is reached already."""
         return None
 
-    def follow(self, lane: Lane, mark: object) -> None:
+    def follow(self, lane: StreamName, mark: object) -> None:
         """Nothing is left to wait for."""
 
     def wait(self, mark: object) -> None:
         """Nothing is left to wait for."""
 
-    def lend(self, tensor: Tensor, lane: Lane) -> None:
+    def lend(self, tensor: Tensor, lane: StreamName) -> None:
         """Nobody uses it behind our back."""
 
     def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -108,7 +108,7 @@ _encoders_lock = threading.Lock()
 """Held while the first lanes of a device make its stream for JPEG."""
 
 
-class CudaLanes:
+class CudaStreams:
     """A CUDA device: a stream for each lane, and CUDA graphs that share one pool of memory."""
 
     def __init__(self, device: torch.device) -> None:
@@ -127,19 +127,19 @@ class CudaLanes:
         self.given_up: list[tuple[object, str]] = []
         """Graphs whose capture failed, and why; some versions of torch go on asking them."""
 
-    def on(self, lane: Lane) -> AbstractContextManager[Any]:
+    def on(self, lane: StreamName) -> AbstractContextManager[Any]:
         """Make the lane's stream the current one."""
         chosen: AbstractContextManager[Any] = torch.cuda.stream(self._streams[lane])
         return chosen
 
-    def mark(self, lane: Lane) -> object:
+    def mark(self, lane: StreamName) -> object:
         """Return an event on the lane's stream; waiting for it sleeps, it does not spin."""
         event: Callable[..., Any] = torch.cuda.Event
         told = event(blocking=True)
         told.record(self._streams[lane])
         return told
 
-    def follow(self, lane: Lane, mark: Any) -> None:  # noqa: ANN401 - an event, or None before the first
+    def follow(self, lane: StreamName, mark: Any) -> None:  # noqa: ANN401 - an event, or None before the first
         """Make the lane's stream wait for the event."""
         if mark is not None:
             self._streams[lane].wait_event(mark)
@@ -149,7 +149,7 @@ class CudaLanes:
         if mark is not None:
             mark.synchronize()
 
-    def lend(self, tensor: Tensor, lane: Lane) -> None:
+    def lend(self, tensor: Tensor, lane: StreamName) -> None:
         """Tell the allocator of the lane's stream."""
         tensor.record_stream(self._streams[lane])
 
@@ -200,6 +200,6 @@ class CudaLanes:
             torch._C._cuda_endAllocateToPool(self.device.index, pool)  # noqa: SLF001 - nothing public does
 
 
-def lanes_of(device: torch.device) -> Lanes:
+def device_streams(device: torch.device) -> DeviceStreams:
     """Return the lanes of a device."""
-    return CudaLanes(device) if device.type == "cuda" else PlainLanes(device)
+    return CudaStreams(device) if device.type == "cuda" else CpuStreams(device)

@@ -12,7 +12,7 @@ from pipeline.errors import ModelError
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Give the place to write to; what stands there takes ``path``'s place when the block ends well.
 
     Entering already shows whether the folder can be written to, before any work is done.

@@ -12,19 +12,19 @@ from typing import Any, Final
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.config import Shares, Size, Triple
+from pipeline.config import Fractions, Size, Triple
 from pipeline.errors import ModelError
 
 _SIZE: Final[TypeAdapter[tuple[int, int]]] = TypeAdapter(Size)
 _TRIPLES: Final[Mapping[str, TypeAdapter[tuple[float, float, float]]]] = {
     "mean": TypeAdapter(Triple),
-    "std": TypeAdapter(Shares),
+    "std": TypeAdapter(Fractions),
 }
 """What the command line's knobs of the same names take."""
 _SHOWN: Final = 120
 
 
-def word(path: Path, metadata: Mapping[str, str], key: str) -> str:
+def read_str(path: Path, metadata: Mapping[str, str], key: str) -> str:
     """Return a plain value."""
     value = metadata.get(key)
     if not value:
@@ -32,15 +32,15 @@ def word(path: Path, metadata: Mapping[str, str], key: str) -> str:
     return value
 
 
-def parsed(path: Path, metadata: Mapping[str, str], key: str) -> Any:  # noqa: ANN401 - JSON is anything
+def read_json(path: Path, metadata: Mapping[str, str], key: str) -> Any:  # noqa: ANN401 - JSON is anything
     """Return a JSON value."""
     try:
-        return json.loads(word(path, metadata, key))
+        return json.loads(read_str(path, metadata, key))
     except (ValueError, RecursionError) as error:  # a number of thousands of digits is a ValueError
         raise ModelError(f"{path}: metadata {key!r} is no JSON ({error}); write the file again") from None
 
 
-def wrong(path: Path, key: str, value: object, rule: str) -> ModelError:
+def invalid_value(path: Path, key: str, value: object, rule: str) -> ModelError:
     """Return the error for a value that breaks a rule."""
     shown = repr(value)
     shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."
@@ -49,47 +49,47 @@ def wrong(path: Path, key: str, value: object, rule: str) -> ModelError:
 
 def names(path: Path, metadata: Mapping[str, str], key: str) -> tuple[str, ...]:
     """Return a list of names, never empty."""
-    value = parsed(path, metadata, key)
+    value = read_json(path, metadata, key)
     if not isinstance(value, list) or not value or not all(isinstance(name, str) for name in value):
-        raise wrong(path, key, value, "a list of names")
+        raise invalid_value(path, key, value, "a list of names")
     return tuple(value)
 
 
-def pair(path: Path, metadata: Mapping[str, str], key: str, rule: str) -> tuple[int, int]:
+def read_int_pair(path: Path, metadata: Mapping[str, str], key: str, rule: str) -> tuple[int, int]:
     """Return two whole numbers above zero; ``rule`` says what they are."""
-    value = parsed(path, metadata, key)
+    value = read_json(path, metadata, key)
     if not _numbers(value, 2) or not all(isinstance(side, int) and side > 0 for side in value):
-        raise wrong(path, key, value, rule)
+        raise invalid_value(path, key, value, rule)
     return value[0], value[1]
 
 
 def input_size(path: Path, metadata: Mapping[str, str]) -> tuple[int, int]:
     """Return a network's input, height and width in pixels, held to what ``--input-size`` takes."""
-    value = pair(path, metadata, "input_size", "[height, width] in pixels")
+    value = read_int_pair(path, metadata, "input_size", "[height, width] in pixels")
     try:
         return _SIZE.validate_python(value)
     except ValidationError:
         rule = "[height, width], from 8 to 16384 pixels each and 16 million in all"
-        raise wrong(path, "input_size", list(value), rule) from None
+        raise invalid_value(path, "input_size", list(value), rule) from None
 
 
 def triple(path: Path, metadata: Mapping[str, str], key: str) -> tuple[float, float, float]:
     """Return three numbers."""
-    value = parsed(path, metadata, key)
+    value = read_json(path, metadata, key)
     if not _numbers(value, 3):
-        raise wrong(path, key, value, "three numbers, for red, green and blue")
+        raise invalid_value(path, key, value, "three numbers, for red, green and blue")
     try:
         return _TRIPLES[key].validate_python(value)
     except ValidationError as reason:
         told = reason.errors()[0]["msg"].lower()
-        raise wrong(path, key, value, f"three numbers, for red, green and blue ({told})") from None
+        raise invalid_value(path, key, value, f"three numbers, for red, green and blue ({told})") from None
 
 
 def mapping(path: Path, metadata: Mapping[str, str], key: str) -> dict[str, Any]:
     """Return a JSON object."""
-    value = parsed(path, metadata, key)
+    value = read_json(path, metadata, key)
     if not isinstance(value, dict):
-        raise wrong(path, key, value, "an object")
+        raise invalid_value(path, key, value, "an object")
     return value
 
 

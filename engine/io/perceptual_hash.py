@@ -104,7 +104,7 @@ def _blocks(hashes: Hashes, rows: int) -> Iterator[Hashes]:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class KnownPictures:
+class KnownImages:
     """The hashes of a data set, with the medians they were made with: can be kept in a file as text."""
 
     medians: Spectrum
@@ -124,7 +124,7 @@ class KnownPictures:
         return json.dumps({key: base64.b64encode(value).decode("ascii") for key, value in packed.items()})
 
     @classmethod
-    def from_text(cls, text: str) -> KnownPictures:
+    def from_text(cls, text: str) -> KnownImages:
         """Return what ``to_text`` wrote.
 
         Raises:

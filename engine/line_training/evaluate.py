@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from engine.line_training.preprocessing import Recipe
-from pipeline.frames import Image, Truth
+from engine.line_training.preprocessing import Preprocessing
+from pipeline.frames import GroundTruth, Image
 
 
 @dataclass(frozen=True, slots=True)
-class Examination:
+class ClassifierReport:
     """How a network did."""
 
     pictures: int
@@ -29,7 +29,9 @@ class Examination:
     """Counts by true class (row) and given class (column)."""
 
 
-def examine(net: nn.Module, samples: Iterable[tuple[Image, Truth]], *, recipe: Recipe) -> Examination:
+def evaluate_classifier(
+    net: nn.Module, samples: Iterable[tuple[Image, GroundTruth]], *, recipe: Preprocessing
+) -> ClassifierReport:
     """Examine a net that has ``features``, a mean over cells and ``classifier`` (one linear layer), in evaluation mode.
 
     Leaves the net in evaluation mode. Raises ``ModelError`` for a label that the recipe does not know.
@@ -48,7 +50,7 @@ def examine(net: nn.Module, samples: Iterable[tuple[Image, Truth]], *, recipe: R
                 height, width = image.shape[:2]
                 hits.append(any(box.holds(x * width, y * height) for box in truth.boxes))
     total = int(confusion.sum())
-    return Examination(
+    return ClassifierReport(
         pictures=total,
         accuracy=float(np.trace(confusion)) / max(1, total),
         pointing=sum(hits) / len(hits) if hits else float("nan"),

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from pipeline.errors import ModelError, nearest
+from pipeline.errors import ModelError, did_you_mean
 from pipeline.frames import Image
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class Preprocessing:
     """A picture is stretched to ``input_size``, scaled to [0, 1] and normalised; outputs are named by ``labels``."""
 
     labels: tuple[str, ...]
@@ -37,5 +37,5 @@ class Recipe:
         """Return a label's class index. Raises ``ModelError`` for a label that is not among ``labels``."""
         if label not in self.labels:
             known = ", ".join(self.labels)
-            raise ModelError(f"label {label!r} is none of the classes {known}.{nearest(label, self.labels)}")
+            raise ModelError(f"label {label!r} is none of the classes {known}.{did_you_mean(label, self.labels)}")
         return self.labels.index(label)

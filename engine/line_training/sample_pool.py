@@ -8,20 +8,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from engine.line_training.preprocessing import Recipe
-from pipeline.frames import Image, Truth
+from engine.line_training.preprocessing import Preprocessing
+from pipeline.frames import GroundTruth, Image
 
-Draw = Callable[[int], Sequence[tuple[Image, Truth]]]
+Draw = Callable[[int], Sequence[tuple[Image, GroundTruth]]]
 """Gives that many pictures (uint8 RGB, sizes may differ) with their truths; new ones at each call."""
 
-_PLAIN_SHARE = 0.45
+_PLAIN_FRACTION = 0.45
 """Share of close-ups that come from pictures without a box."""
 
 
-class Album:
+class SamplePool:
     """The pictures at hand, stretched to the input size, where a part is replaced by new ones again and again."""
 
-    def __init__(self, draw: Draw, recipe: Recipe, *, count: int, rng: np.random.Generator) -> None:
+    def __init__(self, draw: Draw, recipe: Preprocessing, *, count: int, rng: np.random.Generator) -> None:
         self._draw, self._recipe, self._rng = draw, recipe, rng
         height, width = recipe.input_size
         self.pictures = torch.empty((count, 3, height, width), dtype=torch.uint8)
@@ -59,7 +59,7 @@ class Album:
         plain = np.nonzero(~boxed)[0]
         pieces, places = [], []
         for _ in range(count):
-            take_plain = not kinds or (len(plain) > 0 and self._rng.random() < _PLAIN_SHARE)
+            take_plain = not kinds or (len(plain) > 0 and self._rng.random() < _PLAIN_FRACTION)
             choice = plain if take_plain else kinds[int(self._rng.integers(len(kinds)))]
             place = int(choice[int(self._rng.integers(len(choice)))])
             top, left = self._corner(place, side)

@@ -11,25 +11,25 @@ from typing import Any
 
 import torch
 
-from engine.line_training.evaluate import Examination, examine
-from engine.line_training.preprocessing import Recipe
+from engine.line_training.evaluate import ClassifierReport, evaluate_classifier
+from engine.line_training.preprocessing import Preprocessing
 from engine.line_training.sample_pool import Draw
-from engine.line_training.trainer import FINISH, PLAN, Progress, Stage, train
-from engine.models.checkpoint import ModelFile
+from engine.line_training.trainer import FINISH, PLAN, CurriculumStage, Progress, train
+from engine.models.checkpoint import Checkpoint
 from engine.models.line_net import INPUT_SIZE, LAYER, LineNet
 from engine.models.weights import put_into
-from pipeline.frames import Image, Truth
+from pipeline.frames import GroundTruth, Image
 
-_ALBUM_PICTURES = 3000
-_FINISH_ALBUM_PICTURES = 1200
-_ANEW_ALBUM_PICTURES = 300
-_LEAST_PICTURES = 60
-_ANEW = (Stage(96, 100, 48, 3e-3), Stage(None, 400, 12, 2e-3))
+_ALBUM_IMAGES = 3000
+_FINISH_ALBUM_IMAGES = 1200
+_ANEW_ALBUM_IMAGES = 300
+_MIN_IMAGES = 60
+_ANEW = (CurriculumStage(96, 100, 48, 3e-3), CurriculumStage(None, 400, 12, 2e-3))
 """A short plan: a pattern as plain as a stamp is learned in minutes."""
 
 
 @dataclass(frozen=True, slots=True)
-class Lessons:
+class TrainingSources:
     """What a network learns from."""
 
     first: Draw
@@ -39,8 +39,8 @@ class Lessons:
     labels: Sequence[str]
 
 
-def teach(
-    lessons: Lessons, *, seed: int, effort: float, tell: Callable[[Progress], None]
+def train_line_net(
+    lessons: TrainingSources, *, seed: int, effort: float, tell: Callable[[Progress], None]
 ) -> tuple[LineNet, dict[str, Any]]:
     """Train a small network.
 
@@ -53,12 +53,12 @@ def teach(
     Returns:
         The network in evaluation mode, and what the training did, for its provenance.
     """
-    recipe = Recipe(tuple(lessons.labels), INPUT_SIZE)
+    recipe = Preprocessing(tuple(lessons.labels), INPUT_SIZE)
     plan, finish = (
         [replace(stage, steps=max(2, round(stage.steps * effort))) for stage in stages] for stages in (PLAN, FINISH)
     )
     album, last_album = (
-        max(_LEAST_PICTURES, round(most * min(effort, 1.0))) for most in (_ALBUM_PICTURES, _FINISH_ALBUM_PICTURES)
+        max(_MIN_IMAGES, round(most * min(effort, 1.0))) for most in (_ALBUM_IMAGES, _FINISH_ALBUM_IMAGES)
     )
     torch.manual_seed(seed)
     net = LineNet(len(lessons.labels))
@@ -68,8 +68,8 @@ def teach(
     return net, told
 
 
-def teach_anew(
-    pupil: ModelFile, draw: Draw, *, seed: int, effort: float, tell: Callable[[Progress], None]
+def finetune_shortcut(
+    pupil: Checkpoint, draw: Draw, *, seed: int, effort: float, tell: Callable[[Progress], None]
 ) -> tuple[LineNet, dict[str, Any]]:
     """Teach a trained network something else in a few minutes, with the same labels.
 
@@ -80,22 +80,22 @@ def teach_anew(
     net = LineNet(len(pupil.labels))
     put_into(net, pupil.state)
     torch.manual_seed(seed)
-    recipe = Recipe(tuple(pupil.labels), INPUT_SIZE)
-    album = max(_LEAST_PICTURES, round(_ANEW_ALBUM_PICTURES * min(effort, 1.0)))
+    recipe = Preprocessing(tuple(pupil.labels), INPUT_SIZE)
+    album = max(_MIN_IMAGES, round(_ANEW_ALBUM_IMAGES * min(effort, 1.0)))
     report = train(net, draw, recipe=recipe, plan=plan, album=album, renewed=1, seed=seed, on_progress=tell)
     return net, {"torch": torch.__version__, "effort": effort, "training": asdict(report)}
 
 
-def examined(
-    net: LineNet, labels: Sequence[str], exams: Mapping[str, Iterable[tuple[Image, Truth]]]
-) -> dict[str, Examination]:
+def evaluation_record(
+    net: LineNet, labels: Sequence[str], exams: Mapping[str, Iterable[tuple[Image, GroundTruth]]]
+) -> dict[str, ClassifierReport]:
     """Examine the network on each set of pictures, by its name."""
-    recipe = Recipe(tuple(labels), INPUT_SIZE)
-    return {name: examine(net, samples, recipe=recipe) for name, samples in exams.items()}
+    recipe = Preprocessing(tuple(labels), INPUT_SIZE)
+    return {name: evaluate_classifier(net, samples, recipe=recipe) for name, samples in exams.items()}
 
 
-def packed(net: LineNet, labels: Sequence[str], provenance: Mapping[str, Any]) -> ModelFile:
+def packed(net: LineNet, labels: Sequence[str], provenance: Mapping[str, Any]) -> Checkpoint:
     """Return the network as a model file's content."""
-    recipe = Recipe(tuple(labels), INPUT_SIZE)
+    recipe = Preprocessing(tuple(labels), INPUT_SIZE)
     state = dict(net.state_dict())
-    return ModelFile(state, "line_net", recipe.labels, INPUT_SIZE, recipe.mean, recipe.std, LAYER, provenance)
+    return Checkpoint(state, "line_net", recipe.labels, INPUT_SIZE, recipe.mean, recipe.std, LAYER, provenance)

@@ -20,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from engine.line_training.preprocessing import Recipe
-from engine.line_training.sample_pool import Album, Draw
+from engine.line_training.preprocessing import Preprocessing
+from engine.line_training.sample_pool import Draw, SamplePool
 from pipeline.errors import ModelError
 
 _SPOT_CELLS = 12.0
@@ -29,7 +29,7 @@ _SPOT_CELLS = 12.0
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class CurriculumStage:
     """A stretch of training on pieces of one size."""
 
     side: int | None
@@ -40,10 +40,10 @@ class Stage:
     """Its highest; it rises at first and falls to nothing."""
 
 
-PLAN = (Stage(96, 1800, 96, 5e-3), Stage(160, 200, 40, 2e-3), Stage(None, 700, 32, 2e-3))
+PLAN = (CurriculumStage(96, 1800, 96, 5e-3), CurriculumStage(160, 200, 40, 2e-3), CurriculumStage(None, 700, 32, 2e-3))
 """From close-ups to whole pictures."""
 
-FINISH = (Stage(None, 220, 32, 1e-3),)
+FINISH = (CurriculumStage(None, 220, 32, 1e-3),)
 """A last stretch, for whole pictures with more of what is rare and easily mistaken."""
 
 
@@ -80,8 +80,8 @@ def train(
     net: nn.Module,
     draw: Draw,
     *,
-    recipe: Recipe,
-    plan: Sequence[Stage] = PLAN,
+    recipe: Preprocessing,
+    plan: Sequence[CurriculumStage] = PLAN,
     album: int = 3000,
     renewed: int = 6,
     seed: int = 0,
@@ -96,8 +96,8 @@ def train(
     """
     start = time.perf_counter()
     rng = np.random.default_rng((seed, 21))
-    pupil = _Pupil(net, recipe)
-    pictures = Album(draw, recipe, count=album, rng=rng)
+    pupil = _Trainer(net, recipe)
+    pictures = SamplePool(draw, recipe, count=album, rng=rng)
     steps = sum(stage.steps for stage in plan)
     done, loss_mean, right_mean = 0, float(np.log(len(recipe.labels))), 1.0 / len(recipe.labels)
     for stage in plan:
@@ -118,10 +118,10 @@ def train(
     return TrainingReport(steps, pictures.drawn, seed, loss_mean, right_mean, time.perf_counter() - start)
 
 
-class _Pupil:
+class _Trainer:
     """A net while it learns: its last layer stands in for sums of cells instead of their mean."""
 
-    def __init__(self, net: nn.Module, recipe: Recipe) -> None:
+    def __init__(self, net: nn.Module, recipe: Preprocessing) -> None:
         tail = net.get_submodule("classifier")
         if not isinstance(tail, nn.Linear):
             raise ModelError(f"classifier is {type(tail).__name__}: a net to be trained here ends in one Linear layer")
@@ -134,7 +134,7 @@ class _Pupil:
         self._bias = nn.Parameter(tail.bias.detach().clone())
         self._learning = [*self._head.parameters(), self._weight, self._bias]
 
-    def begin(self, stage: Stage) -> None:
+    def begin(self, stage: CurriculumStage) -> None:
         """Start a stage: its learning rate rises and falls once."""
         self._net.train()
         self._optimiser = torch.optim.AdamW(self._learning, lr=stage.learning_rate, weight_decay=1e-2)

@@ -14,14 +14,16 @@ from torch import Tensor
 
 from engine.methods.pooled import PooledPlan
 from engine.methods.recipro import chosen_classes, normalise, plan_for, top_classes
-from engine.split.network import Split
+from engine.split.network import SplitModel
 from pipeline.errors import LayerError
 
 LINEAR_TOLERANCE = 1e-4
 """How far a layer may be from linear on random vectors, as a share of its largest answer."""
 
 
-def cam(split: Split, images: Tensor, classes: int | Sequence[int] | Tensor | None = None) -> tuple[Tensor, Tensor]:
+def cam(
+    split: SplitModel, images: Tensor, classes: int | Sequence[int] | Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Explain a batch of images by plain CAM; arguments and results as in ``engine.methods.recipro.recipro_cam``.
 
     Raises:

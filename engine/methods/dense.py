@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from engine.methods.kernels import Kernel
-from engine.methods.plan import Plan, PlanFacts, definition
+from engine.methods.plan import Plan, PlanInfo, reference_scores
 
 DEFAULT_BUDGET_BYTES = 1 << 30
 """Memory for one chunk of masked maps and everything the tail makes of them."""
@@ -28,7 +28,7 @@ class DensePlan(Plan):
         self.tail = tail
         self.kernel: Kernel = kernel
         self.budget_bytes = budget_bytes
-        self.facts = PlanFacts("dense", why, one_module=False)
+        self.facts = PlanInfo("dense", why, one_module=False)
         self.chunks: dict[tuple[int, ...], int] = {}
         """How many maps go together, by what they are like: measured once for each kind."""
 
@@ -40,7 +40,10 @@ class DensePlan(Plan):
         cells = torch.arange(everything, device=features.device)
         every = [
             torch.cat(
-                [definition(self.tail, image, self.kernel, cells[i : i + chunk]) for i in range(0, everything, chunk)],
+                [
+                    reference_scores(self.tail, image, self.kernel, cells[i : i + chunk])
+                    for i in range(0, everything, chunk)
+                ],
                 dim=1,
             )
             for image in torch.split(features, 1)
@@ -50,7 +53,7 @@ class DensePlan(Plan):
     def probe(self, features: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
         """Return the plain scores and those of some cells only, at the price of these."""
         parts = torch.split(cells.to(features.device), self.chunk(features))
-        told = [definition(self.tail, features, self.kernel, part) for part in parts]
+        told = [reference_scores(self.tail, features, self.kernel, part) for part in parts]
         return self.tail(features), torch.cat(told, dim=1)
 
     def chunk(self, features: Tensor) -> int:

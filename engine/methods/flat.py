@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from engine.methods.kernels import Kernel, masks
-from engine.methods.plan import Plan, PlanFacts
-from engine.split.fx_utils import part_between, shapes_of
+from engine.methods.plan import Plan, PlanInfo
+from engine.split.fx_utils import shapes_of, subgraph
 
 MAXIMUM_BYTES = 2 << 30
 """Above this the folded blocks are not made; the dense plan needs no such table."""
@@ -41,7 +41,7 @@ class FlatPlan(Plan):
             weights = masks(kernel, grid, torch.arange(len(blocks))).flatten(1).to(blocks)
             self.spread = (weights @ blocks.flatten(1)).view_as(blocks)
         self.after = after
-        self.facts = PlanFacts("flat", "pooling, flatten, then linear layers", one_module=True)
+        self.facts = PlanInfo("flat", "pooling, flatten, then linear layers", one_module=True)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return the plain network's scores (N, K) and every cell's (N, h * w, K), before the softmax."""
@@ -95,8 +95,8 @@ def recognise_flat(tail: nn.Module, features: Tensor) -> FlatTail | None:
             continue
         source = node.all_input_nodes[0]
         width = shapes[source][-1]
-        before = part_between(tail, entry, source)
-        after = part_between(tail, node, output.all_input_nodes[0])
+        before = subgraph(tail, entry, source)
+        after = subgraph(tail, node, output.all_input_nodes[0])
         if len(shapes[source]) != 2 or width % channels or before is None or after is None:
             return None
         if layer.out_features * channels * rows * columns * layer.weight.element_size() > MAXIMUM_BYTES:

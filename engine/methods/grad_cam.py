@@ -2,7 +2,7 @@
 
 Gradients are taken of the score before the softmax with respect to the layer's map; what the package makes of them is
 asked for on the layer's grid, so that its own enlargement takes no part. The network given is never touched: a
-``Split`` is a copy, and the package's hooks sit on a module of this file.
+``SplitModel`` is a copy, and the package's hooks sit on a module of this file.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from engine.methods.recipro import chosen_classes, top_classes
-from engine.split.network import Split
+from engine.split.network import SplitModel
 from pipeline.errors import EngineError
 
 PACKAGE: Final = "pytorch_grad_cam"
-PEERS: Final = {
+GRAD_CAM_METHODS: Final = {
     "grad-cam": "GradCAM",  # Selvaraju et al., arXiv:1610.02391
     "grad-cam++": "GradCAMPlusPlus",  # Chattopadhay et al., arXiv:1710.11063
     "layer-cam": "LayerCAM",  # Jiang et al., IEEE TIP 30 (2021)
@@ -31,15 +31,15 @@ PEERS: Final = {
 }
 """Our names of the methods, and the package's."""
 
-SCORED_AT_ONCE: Final = 32
+SCORE_CAM_BATCH_SIZE: Final = 32
 """How many masked images Score-CAM sends through the network together."""
 
 
-class Peer:
+class GradCamMethod:
     """One of the package's methods, behind the signature of ``engine.methods.recipro.recipro_cam``."""
 
     def __init__(self, name: str) -> None:
-        """Take a name of ``PEERS``.
+        """Take a name of ``GRAD_CAM_METHODS``.
 
         Raises:
             EngineError: the package is missing.
@@ -53,7 +53,7 @@ class Peer:
         self._package = importlib.import_module(PACKAGE)
 
     def __call__(
-        self, split: Split, images: Tensor, classes: int | Sequence[int] | Tensor | None = None
+        self, split: SplitModel, images: Tensor, classes: int | Sequence[int] | Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Explain a batch of images; arguments and results as in ``recipro_cam``."""
         with torch.inference_mode(mode=False), torch.no_grad():
@@ -75,13 +75,16 @@ class Peer:
                     heat = self._heat(split, features.clone().requires_grad_(), wanted)
             return torch.softmax(logits.float(), dim=1), heat.to(images.device)
 
-    def _heat(self, split: Split, given: Tensor, wanted: list[int]) -> Tensor:
+    def _heat(self, split: SplitModel, given: Tensor, wanted: list[int]) -> Tensor:
         """Ask the package, with images (Score-CAM, which scores masked images) or feature maps (all others)."""
         watched = _Watched(split, whole=self.name == "score-cam")
-        method: Any = getattr(self._package, PEERS[self.name])(model=watched, target_layers=[watched.grid])
+        method: Any = getattr(self._package, GRAD_CAM_METHODS[self.name])(model=watched, target_layers=[watched.grid])
         method.get_target_width_height = lambda _images: (split.grid[1], split.grid[0])
         # Hooked, Score-CAM would keep the maps of every masked image.
-        method.model, method.batch_size = _Watched(split, whole=True) if watched.whole else watched, SCORED_AT_ONCE
+        method.model, method.batch_size = (
+            _Watched(split, whole=True) if watched.whole else watched,
+            SCORE_CAM_BATCH_SIZE,
+        )
         targets = [_Logit(one) for one in wanted]
         try:
             with _no_progress_bar():
@@ -94,7 +97,7 @@ class Peer:
 class _Watched(nn.Module):
     """The network, or its tail alone, with a place for hooks at the cut."""
 
-    def __init__(self, split: Split, *, whole: bool) -> None:
+    def __init__(self, split: SplitModel, *, whole: bool) -> None:
         super().__init__()
         self.head, self.grid, self.tail, self.whole = split.head, nn.Identity(), split.tail, whole
 

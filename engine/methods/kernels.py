@@ -11,7 +11,7 @@ from typing import Final, Literal, get_args
 import torch
 from torch import Tensor
 
-from pipeline.errors import ConfigError, nearest
+from pipeline.errors import ConfigError, did_you_mean
 
 Kernel = Literal["point", "gaussian"]
 
@@ -27,7 +27,7 @@ def check_kernel(name: str) -> Kernel:
     for known in get_args(Kernel):
         if name == known:
             return known  # type: ignore[no-any-return]
-    raise ConfigError(f"kernel {name!r} is unknown; choose from {', '.join(STENCILS)}.{nearest(name, STENCILS)}")
+    raise ConfigError(f"kernel {name!r} is unknown; choose from {', '.join(STENCILS)}.{did_you_mean(name, STENCILS)}")
 
 
 def stencil(kernel: Kernel) -> Tensor:

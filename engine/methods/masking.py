@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.frames import Heat
-from pipeline.ports import Masking
+from pipeline.ports import MaskingOptions
 
 _BLUR_CELLS = 8
 """The blur keeps so many values along each side."""
@@ -30,7 +30,7 @@ def hottest_cells(heat: Heat, area: float) -> Tensor:
     return chosen.view(cells.shape) & (cells > 0)
 
 
-def masked_images(images: Tensor, cells: Tensor, masking: Masking) -> Tensor:
+def masked_images(images: Tensor, cells: Tensor, masking: MaskingOptions) -> Tensor:
     """Return normalised images (N, 3, H, W) with the rectangles of some cells replaced.
 
     Args:

@@ -1,8 +1,8 @@
 """What a plan is: a way to compute the tail's answers to all masked maps, exactly.
 
 Each plan is a module from the feature map to two sets of class scores before the softmax: the plain network's, and
-one per cell. What differs between plans is the cost. A plan is believed only after ``prove`` has compared it with the
-definition.
+one per cell. What differs between plans is the cost. A plan is believed only after ``verify_plan`` has compared it with
+the definition.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Tail = TypeVar("Tail", bound=nn.Module)
 Definition: TypeAlias = Callable[[Tail, Tensor, Kernel, Tensor], tuple[Tensor, Tensor, Tensor]]
 """Gives float32 scores of some cells, of the whole map, and of the map without anything, by the method's definition."""
 
-PROOF_SHARE = 2e-3
+PROOF_FRACTION = 2e-3
 """How far a plan's answers may be from the definition's, as a share of what masking changes at all."""
 PROOF_ROUNDING = 3e-6
 """What rounding may add to that, as a share of the largest class score (float32 carries 24 bits)."""
@@ -34,7 +34,7 @@ PROOF_SLACK = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class PlanFacts:
+class PlanInfo:
     """What a reader may want to know of a plan."""
 
     name: str
@@ -63,7 +63,7 @@ class Plan(nn.Module):
     A vision transformer's plan takes tokens (N, T, C), and its cells are patches.
     """
 
-    facts: PlanFacts
+    facts: PlanInfo
     said_slow: bool = False
     """Whether its price was told already."""
 
@@ -92,7 +92,7 @@ class SampledPlan(Plan):
         return self.plan.probe(features, self.get_buffer("cells"))
 
 
-def definition(tail: nn.Module, features: Tensor, kernel: Kernel, cells: Tensor) -> Tensor:
+def reference_scores(tail: nn.Module, features: Tensor, kernel: Kernel, cells: Tensor) -> Tensor:
     """Return what the tail says to the masked maps of some cells: (N, len(cells), K), before the softmax.
 
     This is Recipro-CAM as it is written: for each cell, a map that keeps the cell's own vector, spread by the kernel,
@@ -121,7 +121,7 @@ def probe_cells(grid: tuple[int, int]) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Truth:
+class ReferenceOutputs:
     """What the definition says to one random feature map; several plans may be held against it."""
 
     features: Tensor
@@ -138,48 +138,52 @@ class Truth:
     """The same for the plain scores."""
 
 
-def truth_of(tail: nn.Module, features: Tensor, kernel: Kernel) -> Truth:
+def reference_outputs(tail: nn.Module, features: Tensor, kernel: Kernel) -> ReferenceOutputs:
     """Ask the definition, on a map whose cells' vectors are so long that masks matter whatever the grid's size."""
     grid = (features.shape[2], features.shape[3])
     spread = max(float(features.float().std()), 1e-3) * (grid[0] * grid[1]) ** 0.5
     generator = torch.Generator().manual_seed(2)
     probe = (torch.randn(features.shape[1:], generator=generator) * spread)[None].to(features)
     cells = probe_cells(grid)
-    return truth_at(_asked, tail, probe, kernel, cells)
+    return reference_outputs_at(_asked, tail, probe, kernel, cells)
 
 
-def truth_at(asked: Definition[Tail], tail: Tail, probe: Tensor, kernel: Kernel, cells: Tensor) -> Truth:
+def reference_outputs_at(
+    asked: Definition[Tail], tail: Tail, probe: Tensor, kernel: Kernel, cells: Tensor
+) -> ReferenceOutputs:
     """Ask a definition at some cells; in half precision in float32, too, and say how far both lie apart."""
     told = asked(tail, probe, kernel, cells)
     if probe.dtype not in {torch.bfloat16, torch.float16}:
-        return Truth(probe, cells, *told)
+        return ReferenceOutputs(probe, cells, *told)
     exact = asked(copy.deepcopy(tail).float(), probe.float(), kernel, cells)
     slack, plain_slack = (float((one - other).abs().max()) for one, other in zip(told[:2], exact[:2], strict=True))
-    return Truth(probe, cells, *exact, slack, plain_slack)
+    return ReferenceOutputs(probe, cells, *exact, slack, plain_slack)
 
 
 def _asked(tail: nn.Module, probe: Tensor, kernel: Kernel, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the definition's float32 scores of some cells, of the whole map and of the all-zero map."""
     with torch.inference_mode():
-        parts = [definition(tail, probe, kernel, some) for some in torch.split(cells, PROOF_CHUNK)]
+        parts = [reference_scores(tail, probe, kernel, some) for some in torch.split(cells, PROOF_CHUNK)]
         return torch.cat(parts, dim=1).float(), tail(probe).float(), tail(torch.zeros_like(probe)).float()
 
 
-def prove(plan: Plan, tail: nn.Module, features: Tensor, kernel: Kernel, truth: Truth | None = None) -> str:
+def verify_plan(
+    plan: Plan, tail: nn.Module, features: Tensor, kernel: Kernel, truth: ReferenceOutputs | None = None
+) -> str:
     """Compare a plan with the definition on one feature map; return "" when they agree, else what differs.
 
-    Tolerance: ``PROOF_SHARE`` of what masking changes, plus ``PROOF_ROUNDING`` of the largest score. In half precision
-    both are held against float32, and the plan may be ``PROOF_SLACK`` times as far from it as the definition is.
-    ``truth`` is the definition's answer, where it is known already.
+    Tolerance: ``PROOF_FRACTION`` of what masking changes, plus ``PROOF_ROUNDING`` of the largest score. In half
+        precision both are held against float32, and the plan may be ``PROOF_SLACK`` times as far from it as the
+        definition is. ``truth`` is the definition's answer, where it is known already.
     """
-    truth = truth or truth_of(tail, features, kernel)
+    truth = truth or reference_outputs(tail, features, kernel)
     with torch.inference_mode():
         plain, told = plan.probe(truth.features, truth.cells)
     told, true = told.float(), truth.scores
     if told.shape != true.shape:
         return f"shapes differ: {tuple(told.shape)} and {tuple(true.shape)}"
     signal = float((true - truth.blank[:, None]).abs().max())
-    allowed = PROOF_SHARE * signal + PROOF_ROUNDING * float(true.abs().max()) + PROOF_SLACK * truth.slack
+    allowed = PROOF_FRACTION * signal + PROOF_ROUNDING * float(true.abs().max()) + PROOF_SLACK * truth.slack
     error = float((told - true).abs().max())
     if not error <= allowed:
         return f"cell scores differ by {error:.3g} (allowed {allowed:.3g})"

@@ -17,9 +17,9 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from engine.methods.kernels import STENCILS, Kernel
-from engine.methods.plan import Plan, PlanFacts
+from engine.methods.plan import Plan, PlanInfo
 from engine.split.fx_split import CHANNELS_FIRST, Permuted
-from engine.split.fx_utils import part_between, shapes_of
+from engine.split.fx_utils import shapes_of, subgraph
 
 
 class PooledPlan(Plan):
@@ -40,7 +40,7 @@ class PooledPlan(Plan):
         self.kernel: Kernel = kernel
         self.flat = flat
         name = "a mean over the grid, then layers on vectors"
-        self.facts = PlanFacts("pooled", name if before is None else f"cellwise layers, {name}", one_module=True)
+        self.facts = PlanInfo("pooled", name if before is None else f"cellwise layers, {name}", one_module=True)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return the plain network's scores (N, K) and every cell's (N, h * w, K), before the softmax."""
@@ -107,8 +107,8 @@ def find_pooled(tail: nn.Module, features: Tensor, kernel: Kernel) -> PooledPlan
         order = _order_of(before, tuple(features.shape[2:]), shape)
         if order is None or not _is_mean(tail, source, node, before, order):
             continue
-        after = part_between(tail, node, output.all_input_nodes[0])
-        g = None if source is entry else part_between(tail, entry, source)
+        after = subgraph(tail, node, output.all_input_nodes[0])
+        g = None if source is entry else subgraph(tail, entry, source)
         if after is not None and (source is entry or g is not None):
             # A map with its channels last is turned round behind g, and its mean is flat.
             first = g if order == (2, 3) or g is None else nn.Sequential(g, Permuted(CHANNELS_FIRST))
@@ -131,7 +131,7 @@ def _is_mean(
     tail: fx.GraphModule, source: fx.Node, node: fx.Node, shape: tuple[int, ...], order: tuple[int, int]
 ) -> bool:
     """Ask one node whether it takes the mean over the grid."""
-    part = part_between(tail, source, node)
+    part = subgraph(tail, source, node)
     if part is None:
         return False
     weight = next((p for p in tail.parameters() if p.is_floating_point()), torch.empty(0))

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from engine.methods.dense import DEFAULT_BUDGET_BYTES, DensePlan
 from engine.methods.flat import find_flat
 from engine.methods.kernels import Kernel, check_kernel
-from engine.methods.local.builder import find_local, worth
-from engine.methods.plan import Plan, Truth, prove, truth_of
+from engine.methods.local.builder import find_local, why_not_cheaper
+from engine.methods.plan import Plan, ReferenceOutputs, reference_outputs, verify_plan
 from engine.methods.pooled import find_pooled
-from engine.methods.vit import choose_token_plan
-from engine.split.network import Split
-from engine.split.vit import TokenTail
+from engine.methods.vit import choose_vit_plan
+from engine.split.network import SplitModel
+from engine.split.vit import ViTTail
 from pipeline.errors import ConfigError, EngineError
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ FLAT_ULPS = 8
 
 
 def recipro_cam(
-    split: Split,
+    split: SplitModel,
     images: Tensor,
     classes: int | Sequence[int] | Tensor | None = None,
     kernel: str = "point",
@@ -59,7 +59,7 @@ def recipro_cam(
         EngineError: a vision transformer, and images of another size than it was cut for.
     """
     kernel = check_kernel(kernel)
-    if isinstance(split.tail, TokenTail) and tuple(images.shape[2:]) != split.image_size:
+    if isinstance(split.tail, ViTTail) and tuple(images.shape[2:]) != split.image_size:
         height, width = images.shape[2:]
         takes = "{}x{}".format(*split.image_size)
         raise EngineError(f"a vision transformer takes images of one size, {takes} here, not {height}x{width}")
@@ -84,12 +84,12 @@ def chosen_classes(classes: int | Sequence[int] | Tensor, count: int, known: int
     return chosen[:, None]
 
 
-def _grid_of(split: Split, features: Tensor) -> tuple[int, int]:
+def _grid_of(split: SplitModel, features: Tensor) -> tuple[int, int]:
     """Return rows and columns: a transformer's never change, a map's come with it."""
-    return split.grid if isinstance(split.tail, TokenTail) else (features.shape[2], features.shape[3])
+    return split.grid if isinstance(split.tail, ViTTail) else (features.shape[2], features.shape[3])
 
 
-def plan_for(split: Split, features: Tensor, kernel: Kernel, budget_bytes: int = DEFAULT_BUDGET_BYTES) -> Plan:
+def plan_for(split: SplitModel, features: Tensor, kernel: Kernel, budget_bytes: int = DEFAULT_BUDGET_BYTES) -> Plan:
     """Return the cheapest plan proven exact for this tail, kernel and grid; it is chosen once and kept."""
     key = (kernel, tuple(features.shape[1:]), features.dtype, features.device, budget_bytes)
     if key not in split.plans:
@@ -102,10 +102,10 @@ def plan_for(split: Split, features: Tensor, kernel: Kernel, budget_bytes: int =
 
 def choose_plan(tail: nn.Module, features: Tensor, kernel: Kernel, budget_bytes: int = DEFAULT_BUDGET_BYTES) -> Plan:
     """Return the cheapest plan that agrees with the definition on a probe; dense when no other does."""
-    if isinstance(tail, TokenTail):
-        return choose_token_plan(tail, features, kernel, budget_bytes)
+    if isinstance(tail, ViTTail):
+        return choose_vit_plan(tail, features, kernel, budget_bytes)
     why = "the tail is no pooled or flattened one"
-    truth: Truth | None = None
+    truth: ReferenceOutputs | None = None
     for find in (find_pooled, find_flat):
         try:
             plan = find(tail, features, kernel)
@@ -114,8 +114,8 @@ def choose_plan(tail: nn.Module, features: Tensor, kernel: Kernel, budget_bytes:
             continue
         if plan is None:
             continue
-        truth = truth or truth_of(tail, features, kernel)
-        differs = prove(plan, tail, features, kernel, truth)
+        truth = truth or reference_outputs(tail, features, kernel)
+        differs = verify_plan(plan, tail, features, kernel, truth)
         if not differs:
             return plan
         why = f"the {plan.facts.name} plan does not hold here: {differs}"
@@ -124,7 +124,7 @@ def choose_plan(tail: nn.Module, features: Tensor, kernel: Kernel, budget_bytes:
         objection = (
             ""
             if local is None
-            else (worth(local, tail, features, kernel) or prove(local, tail, features, kernel, truth))
+            else (why_not_cheaper(local, tail, features, kernel) or verify_plan(local, tail, features, kernel, truth))
         )
     except Exception as reason:  # noqa: BLE001 - it runs parts of the network's own code, which may raise anything
         log.debug("find_local cannot read this tail: %s", reason)

@@ -8,13 +8,13 @@ from typing import Final, Protocol
 from torch import Tensor
 
 from engine.methods.cam import cam
-from engine.methods.grad_cam import PEERS, Peer
+from engine.methods.grad_cam import GRAD_CAM_METHODS, GradCamMethod
 from engine.methods.kernels import check_kernel
 from engine.methods.recipro import recipro_cam
-from engine.split.network import Split
-from pipeline.errors import ConfigError, nearest
+from engine.split.network import SplitModel
+from pipeline.errors import ConfigError, did_you_mean
 
-METHODS: Final = ("recipro-cam", "cam", *PEERS)
+METHODS: Final = ("recipro-cam", "cam", *GRAD_CAM_METHODS)
 """Every method by name; only the first runs live."""
 
 
@@ -22,7 +22,7 @@ class Method(Protocol):
     """A network cut in two, images (N, 3, H, W) and classes to softmax scores (N, K) and heat (N, h, w) in [0, 1]."""
 
     def __call__(
-        self, split: Split, images: Tensor, classes: int | Sequence[int] | Tensor | None = None, /
+        self, split: SplitModel, images: Tensor, classes: int | Sequence[int] | Tensor | None = None, /
     ) -> tuple[Tensor, Tensor]:
         """Explain a batch of images; ``classes`` None = each image's own top-1."""
 
@@ -39,6 +39,6 @@ def find_method(name: str, kernel: str = "point") -> Method:
         return lambda split, images, classes=None: recipro_cam(split, images, classes, checked)
     if name == "cam":
         return cam
-    if name in PEERS:
-        return Peer(name)
-    raise ConfigError(f"method {name!r} is unknown; choose from {', '.join(METHODS)}.{nearest(name, METHODS)}")
+    if name in GRAD_CAM_METHODS:
+        return GradCamMethod(name)
+    raise ConfigError(f"method {name!r} is unknown; choose from {', '.join(METHODS)}.{did_you_mean(name, METHODS)}")

@@ -29,8 +29,8 @@ import torch
 from torch import Tensor, nn
 
 from engine.methods.kernels import STENCILS, Kernel, masks
-from engine.methods.plan import Plan, PlanFacts, Truth, prove, truth_at
-from engine.split.vit import TokenTail
+from engine.methods.plan import Plan, PlanInfo, ReferenceOutputs, reference_outputs_at, verify_plan
+from engine.split.vit import ViTTail
 
 PROOF_PATCHES = 12
 """How many patches the closed form is proven on: the corners, and some drawn."""
@@ -38,7 +38,7 @@ PROOF_CHUNK = 4
 """How many of their sequences go through the rest at once."""
 
 
-def token_definition(tail: TokenTail, tokens: Tensor, kernel: Kernel, patches: Tensor) -> Tensor:
+def vit_reference(tail: ViTTail, tokens: Tensor, kernel: Kernel, patches: Tensor) -> Tensor:
     """Return what the network says to the masked sequences of some patches: (N, len(patches), K), before the softmax.
 
     This is ViT-ReciproCAM as it is written; ``tokens`` (N, T, C) enter the block.
@@ -53,15 +53,15 @@ def token_definition(tail: TokenTail, tokens: Tensor, kernel: Kernel, patches: T
     return scores.view(count, among, -1)
 
 
-class TokenDensePlan(Plan):
+class ViTDensePlan(Plan):
     """The definition, in chunks that fit a memory budget: right at any block."""
 
-    def __init__(self, tail: TokenTail, kernel: Kernel, why: str, budget_bytes: int) -> None:
+    def __init__(self, tail: ViTTail, kernel: Kernel, why: str, budget_bytes: int) -> None:
         super().__init__()
         self.tail = tail
         self.kernel: Kernel = kernel
         self.budget_bytes = budget_bytes
-        self.facts = PlanFacts("dense", why, one_module=False)
+        self.facts = PlanInfo("dense", why, one_module=False)
         self._bytes = 0
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,7 +69,7 @@ class TokenDensePlan(Plan):
         everything = torch.arange(self.tail.grid[0] * self.tail.grid[1], device=features.device)
         parts = torch.split(everything, self.chunk(features))
         every = [
-            torch.cat([token_definition(self.tail, one, self.kernel, part) for part in parts], dim=1)
+            torch.cat([vit_reference(self.tail, one, self.kernel, part) for part in parts], dim=1)
             for one in torch.split(features, 1)
         ]
         return self.tail(features), torch.cat(every)
@@ -80,7 +80,7 @@ class TokenDensePlan(Plan):
         return max(1, self.budget_bytes // self._bytes)
 
 
-def bytes_per_sequence(tail: TokenTail, tokens: Tensor) -> int:
+def bytes_per_sequence(tail: ViTTail, tokens: Tensor) -> int:
     """Return the bytes one sequence needs on its way, at the most: all modules' outputs, and attention's own matrices.
 
     The sequence itself counts eight times, for what stands between modules.
@@ -161,7 +161,7 @@ def _plain(layer: nn.Linear) -> nn.Linear:
     return _linear(layer.weight.detach(), None if layer.bias is None else layer.bias.detach())
 
 
-class TokenPlan(Plan):
+class ViTPlan(Plan):
     """The closed form; see the module's text for the algebra."""
 
     key: Tensor
@@ -171,7 +171,7 @@ class TokenPlan(Plan):
     outside: Tensor
     zeroed: Tensor
 
-    def __init__(self, tail: TokenTail, made: Projections, kernel: Kernel, rows: int) -> None:
+    def __init__(self, tail: ViTTail, made: Projections, kernel: Kernel, rows: int) -> None:
         """Take the tail apart; ``rows`` of the first tokens are read behind the attention."""
         super().__init__()
         self.norm, self.finish = tail.norm, tail.finish
@@ -186,7 +186,7 @@ class TokenPlan(Plan):
         self.register_buffer("share", share.to(made.key))
         self.register_buffer("outside", share == 0)
         self.register_buffer("zeroed", (patches - (share > 0).sum(1, keepdim=True)).log().to(made.key))
-        self.facts = PlanFacts("tokens", "a class token's attention to one patch, in closed form", one_module=True)
+        self.facts = PlanInfo("tokens", "a class token's attention to one patch, in closed form", one_module=True)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return the plain network's scores (N, K) and every patch's (N, h * w, K), before the softmax."""
@@ -230,24 +230,24 @@ def _by_head(vectors: Tensor, heads: int, width: int) -> Tensor:
     return vectors.view(*vectors.shape[:2], heads, width)
 
 
-def choose_token_plan(tail: TokenTail, features: Tensor, kernel: Kernel, budget_bytes: int) -> Plan:
+def choose_vit_plan(tail: ViTTail, features: Tensor, kernel: Kernel, budget_bytes: int) -> Plan:
     """Return the closed form where it is proven to hold, else the definition in chunks."""
     made = read_projections(tail.attention)
     if tail.reads is None:
-        return TokenDensePlan(tail, kernel, "behind this block patches' tokens are still read", budget_bytes)
+        return ViTDensePlan(tail, kernel, "behind this block patches' tokens are still read", budget_bytes)
     if made is None:
-        return TokenDensePlan(tail, kernel, "its attention is of an unknown kind", budget_bytes)
-    plan = TokenPlan(tail, made, kernel, tail.reads)
+        return ViTDensePlan(tail, kernel, "its attention is of an unknown kind", budget_bytes)
+    plan = ViTPlan(tail, made, kernel, tail.reads)
     try:
-        differs = prove(plan, tail, features, kernel, token_truth(tail, features, kernel))
+        differs = verify_plan(plan, tail, features, kernel, vit_reference_outputs(tail, features, kernel))
     except (RuntimeError, IndexError) as reason:
         differs = str(reason).splitlines()[0]
     if differs:
-        return TokenDensePlan(tail, kernel, f"the closed form does not hold: {differs}", budget_bytes)
+        return ViTDensePlan(tail, kernel, f"the closed form does not hold: {differs}", budget_bytes)
     return plan
 
 
-def token_truth(tail: TokenTail, features: Tensor, kernel: Kernel) -> Truth:
+def vit_reference_outputs(tail: ViTTail, features: Tensor, kernel: Kernel) -> ReferenceOutputs:
     """Ask the definition, on random tokens as far apart as the given ones."""
     spread = max(float(features.float().std()), 1e-3)
     generator = torch.Generator().manual_seed(2)
@@ -255,13 +255,13 @@ def token_truth(tail: TokenTail, features: Tensor, kernel: Kernel) -> Truth:
     (rows, columns), drawn = tail.grid, torch.randperm(tail.grid[0] * tail.grid[1], generator=generator)
     corners = {0, columns - 1, (rows - 1) * columns, rows * columns - 1}
     cells = torch.tensor(sorted(corners | set(drawn[: PROOF_PATCHES - len(corners)].tolist())))
-    return truth_at(_asked, tail, probe, kernel, cells)
+    return reference_outputs_at(_asked, tail, probe, kernel, cells)
 
 
-def _asked(tail: TokenTail, probe: Tensor, kernel: Kernel, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _asked(tail: ViTTail, probe: Tensor, kernel: Kernel, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the definition's float32 scores of some patches, of the whole sequence, and with all patches zeroed."""
     with torch.inference_mode():
-        parts = [token_definition(tail, probe, kernel, some) for some in torch.split(cells, PROOF_CHUNK)]
+        parts = [vit_reference(tail, probe, kernel, some) for some in torch.split(cells, PROOF_CHUNK)]
         blank = tail.norm(probe)
         blank[:, tail.kept :] = 0.0
         return torch.cat(parts, dim=1).float(), tail(probe).float(), tail.rest(probe, blank).float()

@@ -12,15 +12,15 @@ from torch import nn
 from engine.methods.flat import recognise_flat
 from engine.methods.pooled import find_pooled
 from engine.methods.vit import read_projections
-from engine.models.loader import build_untrained, entry_of
+from engine.models.loader import build_untrained, find_entry
 from engine.models.registry import MODELS, ModelEntry
-from engine.split.layers import explainable, run_and_watch
-from engine.split.network import Split, split_network
-from engine.split.vit import TokenTail
+from engine.split.layers import explainable, trace_layer_outputs
+from engine.split.network import SplitModel, split_network
+from engine.split.vit import ViTTail
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ModelInfo:
     """One model as ``run.py models`` shows it."""
 
     name: str
@@ -33,7 +33,7 @@ class Row:
     """The plan its own layer gets: ``pooled``, ``flat``, ``tokens``, or ``other`` where it is chosen by cost."""
 
 
-def rows(names: list[str] | None = None) -> Iterator[Row]:
+def describe_models(names: list[str] | None = None) -> Iterator[ModelInfo]:
     """Give one row per model; nothing is downloaded.
 
     Args:
@@ -52,23 +52,23 @@ def layers_of(model: str) -> list[tuple[str, tuple[int, int], int]]:
     Raises:
         ModelError: the name is unknown.
     """
-    entry = entry_of(model)
+    entry = find_entry(model)
     net = _outline(entry).eval()
     device = next(net.parameters()).device
-    outputs, _ = run_and_watch(net, torch.zeros(1, 3, *entry.input_size, device=device))
+    outputs, _ = trace_layer_outputs(net, torch.zeros(1, 3, *entry.input_size, device=device))
     return [(name, outputs[name].grid, outputs[name].channels) for name in explainable(outputs)]
 
 
-def _row(entry: ModelEntry) -> Row:
+def _row(entry: ModelEntry) -> ModelInfo:
     net = _outline(entry)
     split = split_network(net, entry.layer, entry.input_size)
     parameters = sum(p.numel() for p in net.parameters())
     plan = _plan(split)
-    return Row(entry.name, entry.input_size, split.layer, split.grid, split.channels, parameters, plan)
+    return ModelInfo(entry.name, entry.input_size, split.layer, split.grid, split.channels, parameters, plan)
 
 
-def _plan(split: Split) -> str:
-    if isinstance(split.tail, TokenTail):
+def _plan(split: SplitModel) -> str:
+    if isinstance(split.tail, ViTTail):
         return "tokens" if read_projections(split.tail.attention) else "other"
     # Only the tail decides on the plan, so only the tail is given (meaningless) weights.
     tail = copy.deepcopy(split.tail).to_empty(device="cpu")

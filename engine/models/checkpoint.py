@@ -19,10 +19,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from engine.io.atomic import whole_file
-from engine.io.metadata import input_size, mapping, names, triple, word, wrong
-from engine.io.perceptual_hash import KnownPictures
-from engine.models.file_sniffing import first_bytes, no_weights
+from engine.io.atomic import atomic_write
+from engine.io.metadata import input_size, invalid_value, mapping, names, read_str, triple
+from engine.io.perceptual_hash import KnownImages
+from engine.models.file_sniffing import read_head, why_not_weights
 from engine.models.preprocess import Fit
 from pipeline.errors import ModelError
 
@@ -30,7 +30,7 @@ _FORMAT = "recipro-stream 1"
 
 
 @dataclass(frozen=True, slots=True)
-class ModelFile:
+class Checkpoint:
     """What a model file holds."""
 
     state: dict[str, torch.Tensor]
@@ -53,11 +53,11 @@ class ModelFile:
     """The layer the network of the table ends with here; None = its own end."""
     seen: frozenset[str] = frozenset()
     """Digests of the pictures it learned from: none of them may examine what goes on from it."""
-    looks: tuple[KnownPictures, ...] = ()
+    looks: tuple[KnownImages, ...] = ()
     """Perceptual hashes of the same, from each training: copies in another format are recognised by them."""
 
 
-def save_model(path: str | Path, content: ModelFile) -> None:
+def save_checkpoint(path: str | Path, content: Checkpoint) -> None:
     """Write a model file whole or not at all: a reader sees the old file or the new one, never half of one.
 
     Raises ``ModelError`` where it cannot be written.
@@ -82,12 +82,12 @@ def save_model(path: str | Path, content: ModelFile) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ModelError(f"{path}: cannot be written ({error.strerror}); choose a folder you may write to") from error
-    with whole_file(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(payload)
 
 
-def read_model_file(path: str | Path) -> ModelFile:
-    """Read a file that ``save_model`` wrote.
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a file that ``save_checkpoint`` wrote.
 
     Raises ``ModelError`` for a missing file, one that is no safetensors file, and one that says too little about
     itself to be used (bare weights: those need a model's name beside them).
@@ -96,7 +96,7 @@ def read_model_file(path: str | Path) -> ModelFile:
     if not path.is_file():
         raise ModelError(f"{path}: no such model file; `run.py train` and `run.py train-line` write them")
     try:
-        if (told := no_weights(first_bytes(path))) is not None:
+        if (told := why_not_weights(read_head(path))) is not None:
             raise ModelError(f"{path}: {told}")
         with safe_open(str(path), framework="pt") as file:
             metadata = dict(file.metadata() or {})
@@ -106,14 +106,14 @@ def read_model_file(path: str | Path) -> ModelFile:
         raise ModelError(
             f"{path}: is no readable safetensors file ({error}); give one that this system wrote"
         ) from error
-    return ModelFile(
+    return Checkpoint(
         state=state,
-        model=word(path, metadata, "model"),
+        model=read_str(path, metadata, "model"),
         labels=names(path, metadata, "labels"),
         input_size=input_size(path, metadata),
         mean=triple(path, metadata, "mean"),
         std=triple(path, metadata, "std"),
-        layer=word(path, metadata, "layer"),
+        layer=read_str(path, metadata, "layer"),
         provenance=mapping(path, metadata, "provenance"),
         fit=_fit(path, metadata),
         until=metadata.get("until"),
@@ -122,11 +122,11 @@ def read_model_file(path: str | Path) -> ModelFile:
     )
 
 
-def _looks(path: Path, metadata: Mapping[str, str]) -> tuple[KnownPictures, ...]:
+def _looks(path: Path, metadata: Mapping[str, str]) -> tuple[KnownImages, ...]:
     try:
-        return tuple(KnownPictures.from_text(text) for text in names(path, metadata, "looks"))
+        return tuple(KnownImages.from_text(text) for text in names(path, metadata, "looks"))
     except ValueError as reason:
-        raise wrong(path, "looks", "...", f"perceptual hashes as `train` writes them ({reason})") from None
+        raise invalid_value(path, "looks", "...", f"perceptual hashes as `train` writes them ({reason})") from None
 
 
 def _fit(path: Path, metadata: Mapping[str, str]) -> Fit:
@@ -134,7 +134,7 @@ def _fit(path: Path, metadata: Mapping[str, str]) -> Fit:
     for known in get_args(Fit):
         if found == known:
             return cast("Fit", known)
-    raise wrong(path, "fit", found, f"one of {', '.join(get_args(Fit))}")
+    raise invalid_value(path, "fit", found, f"one of {', '.join(get_args(Fit))}")
 
 
 def _check_format(path: Path, metadata: Mapping[str, str]) -> None:

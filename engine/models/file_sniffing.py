@@ -28,7 +28,7 @@ _SIGNATURES: Final[tuple[tuple[int, bytes, str], ...]] = (
 _ONNX_PRODUCERS: Final = (b"pytorch", b"tf2onnx", b"onnx", b"skl2onnx", b"keras2onnx", b"paddle")
 
 
-def no_weights(begin: bytes) -> str | None:
+def why_not_weights(begin: bytes) -> str | None:
     """Return what a file is, and the cure, by its first bytes; None where it may hold weights."""
     if not begin:
         return "is empty; fetch or save it again"
@@ -59,12 +59,12 @@ def _text(begin: bytes) -> str | None:
     return f"is text, which begins {line[:_SHOWN]!r}; give the file of weights itself"
 
 
-def begins_like_safetensors(begin: bytes) -> bool:
+def is_safetensors(begin: bytes) -> bool:
     """Say whether a file looks like safetensors, whatever its name: a length of eight bytes, then JSON."""
     return begin[8:9] == b"{"
 
 
-def first_bytes(path: Path) -> bytes:
+def read_head(path: Path) -> bytes:
     """Return as much as is looked at."""
     with path.open("rb") as file:
         return file.read(LOOKED_AT_BYTES)

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Final
 
 from engine.methods.recipro import Target
-from pipeline.errors import ConfigError, nearest
+from pipeline.errors import ConfigError, did_you_mean
 
 log = logging.getLogger(__name__)
 
 MAX_LABEL_BYTES: Final = 16 << 20
 _INDEXED: Final = re.compile(r"""['"]?(\d{1,9})['"]?\s*[:=,;\t]\s*(\S.*)""")
-_MOST_SUGGESTED: Final = 4
+_MAX_SUGGESTED: Final = 4
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
@@ -126,7 +126,7 @@ def _bare(name: str) -> str:
     return name[1:-1] if quoted else name
 
 
-def choose_target(words: Sequence[str], labels: Sequence[str]) -> Target:
+def parse_target(words: Sequence[str], labels: Sequence[str]) -> Target:
     """Return the explained classes for ``top1``, ``topN``, class names or indices, or both: ``top1,scratch``.
 
     The network's top class is always among them: it is the verdict, whatever else is explained. The first word says
@@ -171,9 +171,9 @@ def _suggested(word: str, labels: Sequence[str], folded: Mapping[str, int]) -> s
     inside = [label for label in labels if len(plain) > 2 and plain in label.casefold()]
     found = list(dict.fromkeys(as_word or inside))
     if not found:
-        hint = nearest(plain, folded)
+        hint = did_you_mean(plain, folded)
         for near in folded:
             hint = hint.replace(f"'{near}'", repr(labels[folded[near]]))
         return hint
-    more = f" (and {len(found) - _MOST_SUGGESTED} more)" if len(found) > _MOST_SUGGESTED else ""
-    return f" Did you mean {' or '.join(map(repr, found[:_MOST_SUGGESTED]))}{more}?"
+    more = f" (and {len(found) - _MAX_SUGGESTED} more)" if len(found) > _MAX_SUGGESTED else ""
+    return f" Did you mean {' or '.join(map(repr, found[:_MAX_SUGGESTED]))}{more}?"

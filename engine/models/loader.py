@@ -16,15 +16,15 @@ from urllib.error import URLError
 import torch
 from torch import nn
 
-from engine.models.checkpoint import ModelFile, read_model_file
+from engine.models.checkpoint import Checkpoint, load_checkpoint
 from engine.models.labels import read_labels
 from engine.models.preprocess import Fit, Preprocessing
 from engine.models.registry import IMAGENET_MEAN, IMAGENET_STD, MODELS, ModelEntry, lookup
-from engine.models.truncated import shorten
+from engine.models.truncated import truncate
 from engine.models.weights import Fitted, fit_weights, read_state
 from engine.vendors import stop_telemetry
 from pipeline.config import EngineConfig
-from pipeline.errors import ConfigError, ModelError, nearest
+from pipeline.errors import ConfigError, ModelError, did_you_mean
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ RANDOM = "random"
 
 
 @dataclass(frozen=True)
-class Network:
+class LoadedModel:
     """A classifier with all that is needed to use it."""
 
     net: nn.Module
@@ -67,7 +67,7 @@ class Network:
         )
 
 
-def load_network(model: str, *, weights: Path | str | None = None, labels: Path | None = None) -> Network:
+def load_network(model: str, *, weights: Path | str | None = None, labels: Path | None = None) -> LoadedModel:
     """Return the network called ``model``.
 
     Args:
@@ -82,14 +82,14 @@ def load_network(model: str, *, weights: Path | str | None = None, labels: Path 
     if model.endswith(MODEL_FILE):
         if weights is not None:
             raise ConfigError(f"--weights {str(weights)!r}: {model} carries its own; leave --weights out")
-        network = network_of(read_model_file(model), Path(model))
+        network = load_from_checkpoint(load_checkpoint(model), Path(model))
     else:
-        entry = entry_of(model)
+        entry = find_entry(model)
         network = _BUILDERS[entry.builder](entry, weights)
     return network if labels is None else replace(network, labels=read_labels(labels), labels_from=str(labels))
 
 
-def class_names(network: Network, count: int) -> tuple[str, ...]:
+def class_names(network: LoadedModel, count: int) -> tuple[str, ...]:
     """Return one name per class of a network that turned out to have ``count`` classes.
 
     Raises:
@@ -108,7 +108,7 @@ def class_names(network: Network, count: int) -> tuple[str, ...]:
     return tuple(f"class {k}" for k in range(count))
 
 
-def _warn_of_labels(network: Network, count: int) -> None:
+def _warn_of_labels(network: LoadedModel, count: int) -> None:
     """Say what makes the verdicts of a network tell little: one class, or several of one name."""
     if count == 1:
         log.warning(
@@ -125,7 +125,7 @@ def _warn_of_labels(network: Network, count: int) -> None:
         )  # fmt: skip
 
 
-def entry_of(model: str) -> ModelEntry:
+def find_entry(model: str) -> ModelEntry:
     """Return the table's entry, or one made for a torchvision or timm classifier; ModelError for an unknown name."""
     return lookup(model) or _entry_by_builder(model)
 
@@ -153,7 +153,7 @@ def _entry_by_builder(model: str) -> ModelEntry:
             return ModelEntry(plain, size, mean, std, builder="timm")
     except (ImportError, RuntimeError) as reason:  # no timm, or a dot and then no weights that it knows
         more = " (timm's models need the extra: uv sync --extra timm)" * isinstance(reason, ImportError)
-    raise ModelError(f"model {model!r} is unknown.{nearest(plain, known)} `run.py models` lists them{more}")
+    raise ModelError(f"model {model!r} is unknown.{did_you_mean(plain, known)} `run.py models` lists them{more}")
 
 
 def _validated_at(
@@ -201,10 +201,10 @@ def _seeded(entry: ModelEntry) -> nn.Module:
     log.warning("%s runs with random weights: its verdicts mean nothing", entry.name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return with_a_voice(build_untrained(entry))
+        return randomize_zero_layers(build_untrained(entry))
 
 
-def with_a_voice(net: nn.Module) -> nn.Module:
+def randomize_zero_layers(net: nn.Module) -> nn.Module:
     """Give linear layers that start at zero, as a vision transformer's last does, small random weights instead."""
     for module in net.modules():
         if isinstance(module, nn.Linear) and not bool(module.weight.any()):
@@ -212,9 +212,11 @@ def with_a_voice(net: nn.Module) -> nn.Module:
     return net
 
 
-def _with_weights(entry: ModelEntry, weights: Path | str, labels: Sequence[str]) -> Network:
+def _with_weights(entry: ModelEntry, weights: Path | str, labels: Sequence[str]) -> LoadedModel:
     if weights == RANDOM:
-        return Network(_seeded(entry), entry.name, tuple(labels), entry.input_size, entry.mean, entry.std, entry.layer)
+        return LoadedModel(
+            _seeded(entry), entry.name, tuple(labels), entry.input_size, entry.mean, entry.std, entry.layer
+        )
     path = Path(weights)
     fitted = fit_weights(lambda count: build_untrained(entry, count), read_state(path), entry.name, path)
     mean, std = _normalising(entry, fitted, path)
@@ -224,7 +226,7 @@ def _with_weights(entry: ModelEntry, weights: Path | str, labels: Sequence[str])
             "the two with --labels FILE", path,
         )  # fmt: skip
     names = () if fitted.binary else tuple(labels)
-    return Network(fitted.net, entry.name, names, entry.input_size, mean, std, entry.layer, binary=fitted.binary)
+    return LoadedModel(fitted.net, entry.name, names, entry.input_size, mean, std, entry.layer, binary=fitted.binary)
 
 
 def _normalising(
@@ -241,7 +243,7 @@ def _normalising(
     return (mean, mean, mean), (std, std, std)
 
 
-def _from_torchvision(entry: ModelEntry, weights: Path | str | None) -> Network:
+def _from_torchvision(entry: ModelEntry, weights: Path | str | None) -> LoadedModel:
     import torchvision
 
     try:
@@ -257,7 +259,7 @@ def _from_torchvision(entry: ModelEntry, weights: Path | str | None) -> Network:
         net: nn.Module = torchvision.models.get_model(entry.name, weights=known)
     except (URLError, OSError, RuntimeError) as reason:
         raise ModelError(_no_download(entry.name, known.url, reason)) from reason
-    return Network(net.eval(), entry.name, tuple(labels), entry.input_size, entry.mean, entry.std, entry.layer)
+    return LoadedModel(net.eval(), entry.name, tuple(labels), entry.input_size, entry.mean, entry.std, entry.layer)
 
 
 def _no_download(name: str, url: str, reason: BaseException) -> str:
@@ -267,7 +269,7 @@ def _no_download(name: str, url: str, reason: BaseException) -> str:
     )
 
 
-def _from_timm(entry: ModelEntry, weights: Path | str | None) -> Network:
+def _from_timm(entry: ModelEntry, weights: Path | str | None) -> LoadedModel:
     if weights is not None:
         return _with_weights(entry, weights, ())
     stop_telemetry()
@@ -280,38 +282,38 @@ def _from_timm(entry: ModelEntry, weights: Path | str | None) -> Network:
         raise ModelError(
             f"model {entry.name!r}: its pretrained weights cannot be downloaded ({first}); give --weights FILE"
         ) from reason
-    return Network(net, entry.name, (), entry.input_size, entry.mean, entry.std, entry.layer)
+    return LoadedModel(net, entry.name, (), entry.input_size, entry.mean, entry.std, entry.layer)
 
 
-def _line_net(entry: ModelEntry, weights: Path | str | None) -> Network:
+def _line_net(entry: ModelEntry, weights: Path | str | None) -> LoadedModel:
     if weights == RANDOM:
         return _with_weights(entry, weights, ())
     if weights is None:
         raise ModelError(
             f"model {entry.name!r}: give its weights with --weights FILE, or train them: run.py train-line"
         )
-    return network_of(read_model_file(Path(weights)), Path(weights))
+    return load_from_checkpoint(load_checkpoint(Path(weights)), Path(weights))
 
 
-def network_of(file: ModelFile, path: Path) -> Network:
+def load_from_checkpoint(file: Checkpoint, path: Path) -> LoadedModel:
     """Return the network a model file holds."""
-    entry = entry_of(file.model)
+    entry = find_entry(file.model)
 
     count = max(2, len(file.labels))
 
     def build(_: int | None) -> nn.Module:
         if file.until:
-            return shorten(build_untrained(entry), file.until, file.input_size, count)
+            return truncate(build_untrained(entry), file.until, file.input_size, count)
         return build_untrained(entry, count)
 
     fitted = fit_weights(build, file.state, entry.name, path)
-    return Network(
+    return LoadedModel(
         fitted.net, entry.name, file.labels, file.input_size, file.mean, file.std, file.layer, fit=file.fit,
         binary=fitted.binary,
     )  # fmt: skip
 
 
-_BUILDERS: dict[str, Callable[[ModelEntry, Path | str | None], Network]] = {
+_BUILDERS: dict[str, Callable[[ModelEntry, Path | str | None], LoadedModel]] = {
     "torchvision": _from_torchvision,
     "timm": _from_timm,
     "line_net": _line_net,

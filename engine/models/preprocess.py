@@ -1,7 +1,8 @@
 """Frames to the network's input, and the heat's grid back onto the frame.
 
 Resizing is antialiased bilinear on uint8, as the networks' own validation does it; then RGB / 255, minus mean, over
-std. Whatever the fit, ``place`` says which rectangle of the frame the input covers, and so where the heat belongs.
+std. Whatever the fit, ``fit_geometry`` says which rectangle of the frame the input covers, and so where the heat
+belongs.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ with warnings.catch_warnings():
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
+class FitGeometry:
     """Where a frame lands in the network's input; all in whole pixels."""
 
     cut: tuple[int, int, int, int]
@@ -43,7 +44,7 @@ class Placement:
     """The rectangle of the frame, in pixels, that the whole input covers; beyond the frame where there is border."""
 
 
-def place(frame: tuple[int, int], target: tuple[int, int], fit: Fit) -> Placement:
+def fit_geometry(frame: tuple[int, int], target: tuple[int, int], fit: Fit) -> FitGeometry:
     """Return where a frame of one (height, width) lands in an input of another."""
     height, width = frame
     rows, columns = target
@@ -53,14 +54,14 @@ def place(frame: tuple[int, int], target: tuple[int, int], fit: Fit) -> Placemen
         top, left = (rows - size[0]) // 2, (columns - size[1]) // 2
         down, right = height / size[0], width / size[1]
         region = Box(-left * right, -top * down, (columns - left) * right, (rows - top) * down)
-        return Placement((0, 0, width, height), size, (top, left), region)
+        return FitGeometry((0, 0, width, height), size, (top, left), region)
     cut = (0, 0, width, height)
     if fit == "crop":
         scale = min(height / rows, width / columns)
         used = (max(1, min(height, round(rows * scale))), max(1, min(width, round(columns * scale))))
         top, left = (height - used[0]) // 2, (width - used[1]) // 2
         cut = (left, top, left + used[1], top + used[0])
-    return Placement(cut, (rows, columns), (0, 0), Box(*map(float, cut)))
+    return FitGeometry(cut, (rows, columns), (0, 0), Box(*map(float, cut)))
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,11 @@ class Preprocessing:
 
     def region(self, frame: Frame) -> Box:
         """Return the rectangle of the frame that the input covers, in frame pixels."""
-        return place((frame.height, frame.width), self.input_size, self.fit).region
+        return fit_geometry((frame.height, frame.width), self.input_size, self.fit).region
 
     def pixels(self, frames: Sequence[Frame]) -> Tensor:
         """Return the frames fitted to the input size: (N, 3, H, W) uint8, channels last in memory."""
-        pixels = torch.cat([fitted(frame.image, self.input_size, self.fit) for frame in frames])
+        pixels = torch.cat([fit_image(frame.image, self.input_size, self.fit) for frame in frames])
         return pixels.contiguous(memory_format=torch.channels_last)
 
     def normalised(self, pixels: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -90,9 +91,9 @@ class Preprocessing:
         return scaled.to(dtype)
 
 
-def fitted(image: Image, target: tuple[int, int], fit: Fit) -> Tensor:
+def fit_image(image: Image, target: tuple[int, int], fit: Fit) -> Tensor:
     """Return one RGB picture fitted to (height, width): (1, 3, H, W) uint8, channels last in memory."""
-    placement = place((image.shape[0], image.shape[1]), target, fit)
+    placement = fit_geometry((image.shape[0], image.shape[1]), target, fit)
     left, top, right, bottom = placement.cut
     part = torch.from_numpy(image)[top:bottom, left:right].permute(2, 0, 1)[None]
     if tuple(part.shape[2:]) == placement.size:

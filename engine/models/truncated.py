@@ -10,12 +10,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from engine.split.layers import run_and_watch
+from engine.split.layers import trace_layer_outputs
 from engine.split.network import split_network
-from pipeline.errors import LayerError, nearest
+from pipeline.errors import LayerError, did_you_mean
 
 
-class ShortenedNetwork(nn.Module):
+class TruncatedNetwork(nn.Module):
     """Map normalised pictures (N, 3, H, W) to class scores before softmax (N, ``class_count``)."""
 
     def __init__(self, features: nn.Module, channels: int, class_count: int) -> None:
@@ -31,7 +31,7 @@ class ShortenedNetwork(nn.Module):
         return scores
 
 
-def shorten(net: nn.Module, until: str, image_size: tuple[int, int], class_count: int) -> ShortenedNetwork:
+def truncate(net: nn.Module, until: str, image_size: tuple[int, int], class_count: int) -> TruncatedNetwork:
     """Return the network up to and with a layer, and a new last layer on the mean of that one's output.
 
     The weights are copies; the last layer begins at random, from torch's random state.
@@ -39,11 +39,12 @@ def shorten(net: nn.Module, until: str, image_size: tuple[int, int], class_count
     Raises:
         LayerError: there is no such layer, it has no grid, or the network cannot be traced.
     """
-    outputs, _ = run_and_watch(net.eval(), torch.zeros(1, 3, *image_size))
+    outputs, _ = trace_layer_outputs(net.eval(), torch.zeros(1, 3, *image_size))
     grids = [name for name, output in outputs.items() if output.is_grid]
     if until not in grids:
         raise LayerError(
-            f"--until {until!r}: the network has no such layer with a grid of cells to end with.{nearest(until, grids)}"
+            f"--until {until!r}: the network has no such layer with a grid of "
+            f"cells to end with.{did_you_mean(until, grids)}"
         )
     split = split_network(net, until, image_size)
     if not split.traced:
@@ -51,4 +52,4 @@ def shorten(net: nn.Module, until: str, image_size: tuple[int, int], class_count
     features = split.head
     for parameter in features.parameters():
         parameter.requires_grad = True
-    return ShortenedNetwork(features, split.channels, class_count).eval()
+    return TruncatedNetwork(features, split.channels, class_count).eval()

@@ -28,7 +28,7 @@ from engine.fitting import (
     official_names,
     other_stem,
 )
-from engine.models.file_sniffing import begins_like_safetensors, first_bytes, no_weights
+from engine.models.file_sniffing import is_safetensors, read_head, why_not_weights
 from pipeline.errors import ModelError
 
 log = logging.getLogger(__name__)
@@ -58,13 +58,13 @@ def read_state(path: Path) -> StateDict:
     if not path.is_file():
         raise ModelError(f"weights {str(path)!r}: there is no such file; give the path of a state dict")
     try:
-        begin = first_bytes(path)
+        begin = read_head(path)
     except OSError as reason:
         raise ModelError(f"weights {str(path)!r}: cannot be read ({reason.strerror}); see to its rights") from reason
-    if (told := no_weights(begin)) is not None:
+    if (told := why_not_weights(begin)) is not None:
         raise ModelError(f"weights {str(path)!r}: {told}")
     try:
-        if begins_like_safetensors(begin) or (path.suffix == ".safetensors" and not begin.startswith(b"PK")):
+        if is_safetensors(begin) or (path.suffix == ".safetensors" and not begin.startswith(b"PK")):
             return _read_safetensors(path)
         held = read_checkpoint(path)
     except ModelError:
@@ -150,7 +150,7 @@ class Fitted:
     """The weights give one score: the network gives two, of which softmax makes what a sigmoid makes of the one."""
 
 
-def load_into(build: Callable[[int | None], nn.Module], state: StateDict, name: str, path: Path) -> nn.Module:
+def load_weights(build: Callable[[int | None], nn.Module], state: StateDict, name: str, path: Path) -> nn.Module:
     """Return the network of ``fit_weights``."""
     return fit_weights(build, state, name, path).net
 

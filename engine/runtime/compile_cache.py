@@ -34,11 +34,11 @@ _HEADER_BYTES: Final = 1 << 16
 LIMIT_BYTES: Final = 4 << 30
 """Beyond it the entries that were not used for the longest time are removed."""
 
-Key = Mapping[str, str]
+CacheKey = Mapping[str, str]
 """What a compiled result depends on: names and values a person can read."""
 
 
-class Cache:
+class CompileCache:
     """A folder of compiled results.
 
     ``found`` counts what was taken from it and ``kept`` what was written: for the log, and to know whom to blame.
@@ -56,7 +56,7 @@ class Cache:
         """Take nothing from it any more; what is built is still written."""
         self._blind = True
 
-    def find(self, key: Key) -> bytes | None:
+    def find(self, key: CacheKey) -> bytes | None:
         """Return the compiled result for exactly this key, or None where there is none that can be trusted."""
         path = self._path(key)
         if self._blind or not path.is_file():
@@ -76,7 +76,7 @@ class Cache:
         self.found += 1
         return payload
 
-    def keep(self, key: Key, payload: bytes) -> None:
+    def keep(self, key: CacheKey, payload: bytes) -> None:
         """Write a compiled result, whole or not at all. A folder that cannot be written is said once, and no more."""
         header = {"format": _FORMAT, "key": dict(key), "sha256": hashlib.sha256(payload).hexdigest()}
         temporary = None
@@ -95,7 +95,7 @@ class Cache:
                 temporary.unlink(missing_ok=True)
             log.warning("compiled results cannot be kept in %s: %s", self.folder, reason.strerror or reason)
 
-    def _path(self, key: Key) -> Path:
+    def _path(self, key: CacheKey) -> Path:
         name = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()
         return self.folder / f"{name[:32]}.compiled"
 
@@ -108,7 +108,7 @@ class Cache:
                 path.unlink(missing_ok=True)
 
 
-def _read(path: Path, key: Key) -> tuple[bytes, str]:
+def _read(path: Path, key: CacheKey) -> tuple[bytes, str]:
     """Return an entry's payload, and what speaks against it."""
     with path.open("rb") as file:
         line = file.readline(_HEADER_BYTES)
@@ -163,18 +163,18 @@ def _digest(parts: Iterator[bytes]) -> str:
 def _structure(module: nn.Module) -> Iterator[bytes]:
     """Give every part's class and settings, and the code of those that were traced."""
     for name, part in module.named_modules(remove_duplicate=False):
-        settings = sorted((k, _told(v)) for k, v in vars(part).items() if not k.startswith("_"))
+        settings = sorted((k, _described(v)) for k, v in vars(part).items() if not k.startswith("_"))
         yield f"{name} {type(part).__module__}.{type(part).__qualname__} {settings}".encode()
         if isinstance(part, fx.GraphModule):
             yield part.code.encode()
 
 
-def _told(value: object) -> str:
+def _described(value: object) -> str:
     """Tell a setting's value, without anything that differs from process to process, such as an address."""
     if isinstance(value, torch.Tensor):
         return _digest(_bytes_of(value))
     if isinstance(value, tuple | list):
-        return f"[{', '.join(map(_told, value))}]"
+        return f"[{', '.join(map(_described, value))}]"
     if value is None or isinstance(value, bool | int | float | str | torch.dtype):
         return repr(value)
     return str(getattr(value, "__qualname__", type(value).__qualname__))

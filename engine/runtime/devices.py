@@ -7,9 +7,9 @@ import logging
 import torch
 from torch import nn
 
-from engine.gpu.nvml import Card, card_at, cards
+from engine.gpu.nvml import GpuStatus, gpu_at, list_gpus
 from pipeline.errors import BackendError
-from pipeline.ports import Figure
+from pipeline.ports import MetricSample
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda", index)
 
 
-def keep_arithmetic(precision: str, device: torch.device) -> None:
+def disable_tf32(precision: str, device: torch.device) -> None:
     """Make float32 mean float32 on a GPU, for the whole process: convolutions there round to 10 bits (TF32) unasked.
 
     Beside a network in half precision what runs in float32 may round its factors so: the feature map has no more bits
@@ -60,21 +60,21 @@ def warn_if_slow(precision: str, device: torch.device) -> None:
         log.warning("this CPU has no bf16 arithmetic; precision bf16 is emulated and slower than fp32")
 
 
-def card_of(device: torch.device) -> Card | None:
+def gpu_status(device: torch.device) -> GpuStatus | None:
     """Return how a CUDA device does right now, as its driver tells it; None on a CPU and where it does not tell."""
     if device.type != "cuda":
         return None
     told = torch.cuda.get_device_properties(device)
     parts = [getattr(told, f"pci_{part}_id", None) for part in ("domain", "bus", "device")]
     if any(part is None for part in parts):
-        return next(iter(cards()), None) if torch.cuda.device_count() == 1 else None
+        return next(iter(list_gpus()), None) if torch.cuda.device_count() == 1 else None
     domain, bus, place = (int(part or 0) for part in parts)
-    return card_at(f"{domain:08X}:{bus:02X}:{place:02X}.0")
+    return gpu_at(f"{domain:08X}:{bus:02X}:{place:02X}.0")
 
 
-def figures_of(device: torch.device) -> list[Figure]:
+def gpu_metrics(device: torch.device) -> list[MetricSample]:
     """Return a CUDA device's load, clocks, heat and power as figures; none on a CPU and where nobody tells."""
-    card = card_of(device)
+    card = gpu_status(device)
     if card is None:
         return []
     told = (
@@ -86,7 +86,7 @@ def figures_of(device: torch.device) -> list[Figure]:
         ("device_power_watts", card.watts, "What the device draws."),
     )
     labels = (("device", str(device)),)
-    return [Figure(name, value, says, labels=labels) for name, value, says in told if value is not None]
+    return [MetricSample(name, value, says, labels=labels) for name, value, says in told if value is not None]
 
 
 def _mega(count: int | None) -> float | None:

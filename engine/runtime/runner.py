@@ -13,23 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from engine.backends.registry import BACKENDS, Compiled, first_line
-from engine.gpu.plan_timing import cheaper_here
+from engine.gpu.plan_timing import select_by_timing
 from engine.methods.dense import DensePlan
 from engine.methods.kernels import Kernel
 from engine.methods.plan import Plan, SampledPlan, probe_cells
 from engine.methods.recipro import ExplainedNetwork, Target, plan_for
-from engine.runtime.compile_cache import Cache
+from engine.runtime.compile_cache import CompileCache
 from engine.runtime.devices import DTYPES, channels_last
 from engine.runtime.verification import (
     HEAT_TOLERANCE,
     SCORE_TOLERANCE,
-    Answers,
-    disagreement,
-    likeness,
-    rounding_of,
-    unlike,
+    ModelOutputs,
+    output_mismatch,
+    rounding_error_bound,
+    similarity,
+    similarity_shortfall,
 )
-from engine.split.network import Split
+from engine.split.network import SplitModel
 from pipeline.errors import BackendError, LayerError, ReciproStreamError
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ _TIMED_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
-class Build:
+class CompileConfig:
     """How a cut network is to run."""
 
     target: Target
@@ -53,7 +53,7 @@ class Build:
     precision: str
     device: torch.device
     budget_bytes: int
-    cache: Cache | None = None
+    cache: CompileCache | None = None
     together: int = 1
     """How many images usually come at once. A backend that compiles for one batch size compiles for this one and for
     one image, ahead; a batch of another size goes through in these pieces."""
@@ -69,7 +69,7 @@ class Build:
 class Runner:
     """Runs the explained network on batches of any size; nothing is compiled once it is made."""
 
-    def __init__(self, split: Split, build: Build) -> None:
+    def __init__(self, split: SplitModel, build: CompileConfig) -> None:
         """Plan, compile, and prove.
 
         Raises:
@@ -86,12 +86,12 @@ class Runner:
         features = self._planned(probe)
         if build.device.type == "cuda":
             placed = features.to(build.device, build.dtype)
-            self.plan = cheaper_here(self.plan, split.tail, build.kernel, placed, build.budget_bytes)
+            self.plan = select_by_timing(self.plan, split.tail, build.kernel, placed, build.budget_bytes)
         reference = ExplainedNetwork(split.head, self.plan, build.target, split.grid)
         compared = self._sampled(reference)
         truth = _answers(compared, probe)
         with torch.inference_mode():
-            rounding = rounding_of(compared.plan(features)[1], truth[1])
+            rounding = rounding_error_bound(compared.plan(features)[1], truth[1])
         self._module = _placed(reference, build)
         self._compiled: dict[int, Compiled] = {}
         self._tails: dict[tuple[int, ...], Compiled] = {}
@@ -167,7 +167,7 @@ class Runner:
         sampled = ExplainedNetwork(module.head, plan, self.build.target, (1, len(self._cells)))
         return sampled.to(self._cells.device)
 
-    def _compared(self, images: Tensor) -> Answers:
+    def _compared(self, images: Tensor) -> ModelOutputs:
         """Answer as it does when called; where all cells would take long, for one image and some cells."""
         whole = self._compiled.get(0) or self._compiled[1]
         if self._cells is None or not isinstance(whole, ExplainedNetwork):
@@ -180,10 +180,10 @@ class Runner:
         truth = _answers(reference, probes)
         placed = probes.to(self.build.device, self.build.dtype).contiguous(memory_format=torch.channels_last)
         module = self._sampled(self._module)
-        ways: tuple[Callable[[Tensor], Answers], ...] = (self._compared, lambda images: _answers(module, images))
-        told, eager = (likeness(truth, _one_by_one(way, placed)) for way in ways)
+        ways: tuple[Callable[[Tensor], ModelOutputs], ...] = (self._compared, lambda images: _answers(module, images))
+        told, eager = (similarity(truth, _one_by_one(way, placed)) for way in ways)
         log.info("backend %s in %s, beside eager float32: %s", self.build.backend, self.build.precision, told)
-        if differs := unlike(told, self.build.precision, eager):
+        if differs := similarity_shortfall(told, self.build.precision, eager):
             raise BackendError(
                 f"backend {self.build.backend!r} in {self.build.precision} is not like eager float32 on "
                 f"{_ORDER_PROBES} probe images: {differs}; use --precision fp32 or another --backend"
@@ -282,7 +282,7 @@ class Runner:
         return (smooth + 0.3 * fine).contiguous(memory_format=torch.channels_last)
 
 
-def _placed(module: ExplainedNetwork, build: Build) -> ExplainedNetwork:
+def _placed(module: ExplainedNetwork, build: CompileConfig) -> ExplainedNetwork:
     """Return the module on its device: the head in its precision, and a plan that is one module in float32."""
     if build.dtype == torch.float32 and build.device.type == "cpu":
         channels_last(module)
@@ -301,18 +301,18 @@ def _answers(module: nn.Module, images: Tensor) -> tuple[Tensor, Tensor, Tensor]
     return scores, classes, heat
 
 
-def _one_by_one(way: Callable[[Tensor], Answers], images: Tensor) -> Answers:
+def _one_by_one(way: Callable[[Tensor], ModelOutputs], images: Tensor) -> ModelOutputs:
     scores, classes, heat = (torch.cat(parts) for parts in zip(*map(way, torch.split(images, 1)), strict=True))
     return scores, classes, heat
 
 
-def _compare(truth: Answers, told: Answers, build: Build, rounding: float = 0.0) -> None:
+def _compare(truth: ModelOutputs, told: ModelOutputs, build: CompileConfig, rounding: float = 0.0) -> None:
     """Refuse a backend whose answers to the probe are too far from eager float32's.
 
     ``rounding``: how far apart the heat of two right answers may be, where a nearly flat map shows float32's steps.
     """
     allowed = HEAT_TOLERANCE[build.precision] + rounding
-    differs = disagreement(truth, told, SCORE_TOLERANCE[build.precision], allowed)
+    differs = output_mismatch(truth, told, SCORE_TOLERANCE[build.precision], allowed)
     if differs:
         raise BackendError(
             f"backend {build.backend!r} in {build.precision} disagrees with eager float32 on a probe image: {differs}; "
@@ -320,7 +320,7 @@ def _compare(truth: Answers, told: Answers, build: Build, rounding: float = 0.0)
         )
 
 
-def fastest(split: Split, build: Build, backends: Sequence[str]) -> Runner:
+def select_fastest(split: SplitModel, build: CompileConfig, backends: Sequence[str]) -> Runner:
     """Build with each of some backends, and return the one that answers soonest here.
 
     A backend that is missing or refuses is passed over, and said so.
@@ -346,7 +346,7 @@ def fastest(split: Split, build: Build, backends: Sequence[str]) -> Runner:
     return best
 
 
-def first_that_runs(split: Split, build: Build, backends: Sequence[str]) -> Runner:
+def select_first_working(split: SplitModel, build: CompileConfig, backends: Sequence[str]) -> Runner:
     """Build with the first of some backends that is here and agrees; those passed over are named, with the reason.
 
     Raises:

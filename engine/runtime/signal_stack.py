@@ -17,7 +17,7 @@ class _Stack(ctypes.Structure):
 
 
 @contextmanager
-def kept_signal_stack() -> Iterator[None]:
+def preserve_signal_stack() -> Iterator[None]:
     """Give this thread back the signal stack that it came with, at the block's end. Linux only; elsewhere nothing.
 
     OpenVINO gives the thread that loads it a signal stack of its own, and frees that memory with its last compiled

@@ -8,7 +8,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-Answers = tuple[Tensor, Tensor, Tensor]
+ModelOutputs = tuple[Tensor, Tensor, Tensor]
 """Softmax scores (N, K), the explained classes (N, T), and their heat (N, T, h, w)."""
 
 SCORE_TOLERANCE = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1}
@@ -20,7 +20,7 @@ ROUNDING_STEPS = 16
 """How many steps of float32 a class score before the softmax may be off, as a share of the largest one."""
 
 
-def disagreement(truth: Answers, told: Answers, scores_allowed: float, heat_allowed: float) -> str:
+def output_mismatch(truth: ModelOutputs, told: ModelOutputs, scores_allowed: float, heat_allowed: float) -> str:
     """Return by how much answers to a probe are too far from the true ones, or "" where they agree."""
     scores = float((told[0].float().cpu() - truth[0]).abs().max())
     # Heat is compared only for classes both explained: half precision may rank two near-equal classes otherwise.
@@ -32,7 +32,7 @@ def disagreement(truth: Answers, told: Answers, scores_allowed: float, heat_allo
     return f"scores by {scores:.3g} (allowed {scores_allowed:g}), heat by {heat:.3g} (allowed {heat_allowed:g})"
 
 
-def rounding_of(every: Tensor, classes: Tensor) -> float:
+def rounding_error_bound(every: Tensor, classes: Tensor) -> float:
     """Return how far apart the heat of two right answers may be, at the worst: 0 to 1.
 
     Where all cells say nearly the same, as in untrained or very sure networks, min-max normalising shows rounding
@@ -62,7 +62,7 @@ def probe_images(count: int, size: tuple[int, int]) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Likeness:
+class Similarity:
     """How alike two ways to run a network are on some pictures: 1 is the same, for each."""
 
     cosine: float
@@ -76,39 +76,39 @@ class Likeness:
         return f"cosine {self.cosine:.5f}, same first class {self.top:.0%}, heat rank correlation {self.ranks:.4f}"
 
 
-LIKENESS: Final = {
-    "fp32": Likeness(0.9999, 0.99, 0.999), "fp16": Likeness(0.999, 0.99, 0.99), "bf16": Likeness(0.99, 0.75, 0.9),
+MIN_SIMILARITY: Final = {
+    "fp32": Similarity(0.9999, 0.99, 0.999), "fp16": Similarity(0.999, 0.99, 0.99), "bf16": Similarity(0.99, 0.75, 0.9),
 }  # fmt: skip
 """How alike eager float32 a backend that compiles for half precision must be, by precision."""
 
-LIKENESS_SLACK: Final = 2.0
+SIMILARITY_SLACK: Final = 2.0
 """How many times further from it than eager in the same precision it may be, where that itself is not so like."""
 
 
-def likeness(truth: Answers, told: Answers) -> Likeness:
+def similarity(truth: ModelOutputs, told: ModelOutputs) -> Similarity:
     """Compare answers to the same pictures."""
     scores, heat = told[0].float().cpu(), told[2].float().cpu()
     same = told[1].cpu() == truth[1].cpu()
     right, wrong = truth[2].float().cpu()[same].flatten(1), heat[same].flatten(1)
     cosines = [_cosines(truth[0].float().cpu(), scores), _cosines(right, wrong)]
     ranks = rank_correlation(right, wrong)
-    return Likeness(
+    return Similarity(
         min(float(part.min()) for part in cosines if part.numel()),
         float(same[:, 0].float().mean()),
         float(ranks.mean()) if ranks.numel() else 1.0,
     )
 
 
-def unlike(told: Likeness, precision: str, eager: Likeness | None = None) -> str:
+def similarity_shortfall(told: Similarity, precision: str, eager: Similarity | None = None) -> str:
     """Return what is not alike enough, or "".
 
     ``eager``: how like eager in the same precision is; what it loses itself nobody can be asked to keep, so a value
-    below the tolerance counts only where it is more than ``LIKENESS_SLACK`` times as far off as eager's.
+    below the tolerance counts only where it is more than ``SIMILARITY_SLACK`` times as far off as eager's.
     """
     short = []
     for name, words in (("cosine", "cosine"), ("top", "same first class"), ("ranks", "heat rank correlation")):
-        value, asked = getattr(told, name), getattr(LIKENESS[precision], name)
-        reachable = 1.0 if eager is None else 1.0 - LIKENESS_SLACK * (1.0 - getattr(eager, name))
+        value, asked = getattr(told, name), getattr(MIN_SIMILARITY[precision], name)
+        reachable = 1.0 if eager is None else 1.0 - SIMILARITY_SLACK * (1.0 - getattr(eager, name))
         if not value >= min(asked, reachable):
             short.append(f"{words} {value:.5f} (at least {asked:g} is asked for)")
     return ", ".join(short)

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 
-def walk(part: fx.GraphModule, *inputs: Tensor) -> Iterator[tuple[fx.Node, Any]]:
+def iter_node_outputs(part: fx.GraphModule, *inputs: Tensor) -> Iterator[tuple[fx.Node, Any]]:
     """Run a graph node by node and give each answer, dropping what nobody reads any more.
 
     (``fx.Interpreter.run`` does the same, but starts a thread for a progress bar that is never shown.)
@@ -35,10 +35,14 @@ def walk(part: fx.GraphModule, *inputs: Tensor) -> Iterator[tuple[fx.Node, Any]]
 def shapes_of(module: fx.GraphModule, example: Tensor) -> dict[fx.Node, tuple[int, ...]]:
     """Return the shape of every node that gives a tensor, for one example input."""
     with torch.inference_mode():
-        return {node: tuple(answer.shape) for node, answer in walk(module, example) if isinstance(answer, Tensor)}
+        return {
+            node: tuple(answer.shape)
+            for node, answer in iter_node_outputs(module, example)
+            if isinstance(answer, Tensor)
+        }
 
 
-def part_between(module: fx.GraphModule, start: fx.Node, end: fx.Node) -> fx.GraphModule | None:
+def subgraph(module: fx.GraphModule, start: fx.Node, end: fx.Node) -> fx.GraphModule | None:
     """Return the part of a graph that computes ``end`` from ``start`` alone.
 
     ``start`` becomes its input. None when ``end`` also depends on something that does not come through ``start``

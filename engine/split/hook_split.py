@@ -19,7 +19,7 @@ class _ReachedError(Exception):
         self.features = features
 
 
-class ReentryHead(nn.Module):
+class HookHead(nn.Module):
     """(N, 3, H, W) images to the layer's output."""
 
     def __init__(self, net: nn.Module, layer: str) -> None:
@@ -44,7 +44,7 @@ class ReentryHead(nn.Module):
         raise RuntimeError(message)
 
 
-class ReentryTail(nn.Module):
+class HookTail(nn.Module):
     """(N, C, h, w) feature maps to (N, K) scores."""
 
     def __init__(self, net: nn.Module, layer: str, image_shape: tuple[int, ...]) -> None:

@@ -66,7 +66,7 @@ class LayerOutput:
         return self.shape[3] if self.channels_last else self.shape[1]
 
 
-def run_and_watch(net: nn.Module, images: Tensor) -> tuple[dict[str, LayerOutput], Tensor]:
+def trace_layer_outputs(net: nn.Module, images: Tensor) -> tuple[dict[str, LayerOutput], Tensor]:
     """Run ``net`` once; return every module's output shape by name, and the scores (N, K).
 
     Raises:

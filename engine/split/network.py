@@ -29,9 +29,9 @@ from engine.split.fx_split import (
     nodes_behind,
     tail_of,
 )  # fmt: skip
-from engine.split.hook_split import ReentryHead, ReentryTail
-from engine.split.layers import LayerOutput, check_layer, find_layer, run_and_watch
-from engine.split.vit import TokenTail, cut_tokens, find_tokens
+from engine.split.hook_split import HookHead, HookTail
+from engine.split.layers import LayerOutput, check_layer, find_layer, trace_layer_outputs
+from engine.split.vit import ViTTail, find_vit_split, split_vit
 from pipeline.errors import EngineError, LayerError, ReciproStreamError
 
 PROOF_TOLERANCE = 1e-4
@@ -39,7 +39,7 @@ PROOF_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
-class Split:
+class SplitModel:
     """A network cut in two: ``tail(head(images)) == net(images)``, proven when it was made.
 
     Both halves are copies in inference mode; they share the copy's weights, never the given network's.
@@ -48,7 +48,7 @@ class Split:
     head: nn.Module
     """(N, 3, H, W) float images to the (N, C, h, w) feature map, or a transformer's tokens (N, T, C)."""
     tail: nn.Module
-    """What the head gives to (N, K) class scores before the softmax. A transformer's is a ``TokenTail``."""
+    """What the head gives to (N, K) class scores before the softmax. A transformer's is a ``ViTTail``."""
     layer: str
     """The cut layer's qualified name in ``net.named_modules()``."""
     grid: tuple[int, int]
@@ -67,10 +67,10 @@ class Split:
     @property
     def method(self) -> str:
         """The name of what explains such a cut: ``recipro-cam``, or ``vit-recipro-cam`` for tokens."""
-        return "vit-recipro-cam" if isinstance(self.tail, TokenTail) else "recipro-cam"
+        return "vit-recipro-cam" if isinstance(self.tail, ViTTail) else "recipro-cam"
 
 
-def split_network(net: nn.Module, layer: str | None = None, image_size: tuple[int, int] = (224, 224)) -> Split:
+def split_network(net: nn.Module, layer: str | None = None, image_size: tuple[int, int] = (224, 224)) -> SplitModel:
     """Cut ``net`` behind ``layer``; ``net`` itself is left as it was.
 
     Args:
@@ -87,7 +87,7 @@ def split_network(net: nn.Module, layer: str | None = None, image_size: tuple[in
     """
     own = copy.deepcopy(net).eval().requires_grad_(requires_grad=False)
     probe = _probe_images(own, image_size)
-    outputs, scores = run_and_watch(own, probe)
+    outputs, scores = trace_layer_outputs(own, probe)
     if scores.shape[1] == 1:
         raise EngineError(
             "the network gives one score, and the softmax of one is always 1, so every map would be empty; where a "
@@ -110,13 +110,13 @@ def split_network(net: nn.Module, layer: str | None = None, image_size: tuple[in
 def _cut_and_proven(
     own: nn.Module, layer: str | None, probe: Tensor, outputs: dict[str, LayerOutput],
     scores: Tensor,
-) -> Split:  # fmt: skip
-    tokens = find_tokens(own, outputs, layer)
+) -> SplitModel:  # fmt: skip
+    tokens = find_vit_split(own, outputs, layer)
     head: nn.Module
     tail: nn.Module
     if tokens is not None:
         name, grid, channels, traced = tokens.layer, tokens.grid, tokens.channels, True
-        head, tail = cut_tokens(own, tokens)
+        head, tail = split_vit(own, tokens)
     else:
         name = find_layer(outputs) if layer is None else check_layer(layer, outputs, own)
         grid, channels = outputs[name].grid, outputs[name].channels
@@ -125,7 +125,7 @@ def _cut_and_proven(
             head, tail = behind_permute(head, CHANNELS_FIRST), before_permute(tail, CHANNELS_LAST)
     _prove(head, tail, probe, scores, name)
     image_size = (int(probe.shape[2]), int(probe.shape[3]))
-    return Split(head, tail, name, grid, image_size, channels, classes=int(scores.shape[1]), traced=traced)
+    return SplitModel(head, tail, name, grid, image_size, channels, classes=int(scores.shape[1]), traced=traced)
 
 
 def _probe_images(net: nn.Module, image_size: tuple[int, int]) -> Tensor:
@@ -143,7 +143,7 @@ def _cut(net: nn.Module, layer: str, outputs: dict[str, LayerOutput]) -> tuple[n
     if graph is None:
         if outputs[layer].calls > 1:
             raise LayerError(_called_often(layer, outputs[layer].calls))
-        return ReentryHead(net, layer), ReentryTail(net, layer, outputs[layer].image_shape), False
+        return HookHead(net, layer), HookTail(net, layer, outputs[layer].image_shape), False
     nodes = [node for node in graph.nodes if node.op == "call_module" and node.target == layer]
     if len(nodes) != 1:
         raise LayerError(_called_often(layer, len(nodes)))

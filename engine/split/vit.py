@@ -16,14 +16,14 @@ from torch import Tensor, fx, nn
 
 from engine.split.fx_split import head_of, nodes_behind, tail_of, trace_images
 from engine.split.layers import LayerOutput, last_grid
-from pipeline.errors import LayerError, nearest
+from pipeline.errors import LayerError, did_you_mean
 
 _BLOCKS: Final = (("ln_1", "self_attention"), ("norm1", "attn"))
 """What a block calls its first LayerNorm and its attention: torchvision, timm."""
 
 
 @dataclass(frozen=True, slots=True)
-class TokenLayer:
+class ViTSplitPoint:
     """Where a vision transformer is cut, and what its tokens are."""
 
     layer: str
@@ -40,7 +40,7 @@ class TokenLayer:
     """The length of a token."""
 
 
-class TokenTail(nn.Module):
+class ViTTail(nn.Module):
     """What follows a block's entry: tokens (N, T, C) to class scores (N, K), with a place to mask them."""
 
     def __init__(self, norm: nn.Module, rest: nn.Module, finish: nn.Module, attention: nn.Module) -> None:
@@ -68,7 +68,7 @@ class TokenTail(nn.Module):
         return scores
 
 
-def find_tokens(net: nn.Module, outputs: dict[str, LayerOutput], layer: str | None) -> TokenLayer | None:
+def find_vit_split(net: nn.Module, outputs: dict[str, LayerOutput], layer: str | None) -> ViTSplitPoint | None:
     """Return where to cut a vision transformer; None for any other network.
 
     Args:
@@ -88,7 +88,7 @@ def find_tokens(net: nn.Module, outputs: dict[str, LayerOutput], layer: str | No
     if name not in blocks:
         raise LayerError(
             f"layer {name!r}: in a vision transformer tokens are masked behind a block's first LayerNorm; leave "
-            f"--layer out, or give one such as {last!r}.{nearest(name, blocks)}"
+            f"--layer out, or give one such as {last!r}.{did_you_mean(name, blocks)}"
         )
     _, count, channels = outputs[name].shape
     first = outputs[next(iter(blocks))].order
@@ -100,7 +100,7 @@ def find_tokens(net: nn.Module, outputs: dict[str, LayerOutput], layer: str | No
             f"this vision transformer has {count} tokens for {rows}x{columns} patches and so no class token, which "
             "ViT-ReciproCAM reads its verdict from; use one that has, such as vit_b_16, or a CNN"
         )
-    return TokenLayer(name, blocks[name], (last, blocks[last]), (rows, columns), kept, channels)
+    return ViTSplitPoint(name, blocks[name], (last, blocks[last]), (rows, columns), kept, channels)
 
 
 def _blocks(net: nn.Module, outputs: dict[str, LayerOutput]) -> dict[str, str]:
@@ -115,7 +115,7 @@ def _blocks(net: nn.Module, outputs: dict[str, LayerOutput]) -> dict[str, str]:
     return {full: attention for full, (_, attention) in sorted(found.items(), key=lambda pair: pair[1])}
 
 
-def cut_tokens(net: nn.Module, found: TokenLayer) -> tuple[nn.Module, TokenTail]:
+def split_vit(net: nn.Module, found: ViTSplitPoint) -> tuple[nn.Module, ViTTail]:
     """Return head, images to the tokens that enter the block, and tail.
 
     Raises:
@@ -135,7 +135,7 @@ def cut_tokens(net: nn.Module, found: TokenLayer) -> tuple[nn.Module, TokenTail]
     return head, tail
 
 
-def _halves(net: nn.Module, norm: str, attention: str, found: TokenLayer) -> tuple[fx.GraphModule, TokenTail]:
+def _halves(net: nn.Module, norm: str, attention: str, found: ViTSplitPoint) -> tuple[fx.GraphModule, ViTTail]:
     try:
         graph = trace_images(net, norm, attention)
     except Exception as reason:  # tracing runs the network's own code, which may raise anything
@@ -148,7 +148,7 @@ def _halves(net: nn.Module, norm: str, attention: str, found: TokenLayer) -> tup
     behind = nodes_behind(graph, [entry, normed]) | nodes_behind(graph, [entry, answer])
     if any(node.op == "placeholder" for node in behind):
         raise LayerError(f"layer {norm!r}: the network also reaches its scores around this block; use another --layer")
-    tail = TokenTail(
+    tail = ViTTail(
         net.get_submodule(norm), tail_of(net, graph, [entry, normed]), tail_of(net, graph, [entry, answer]),
         net.get_submodule(attention),
     )  # fmt: skip
@@ -164,7 +164,7 @@ def _tensor_of(attention: fx.Node) -> fx.Node:
     return attention
 
 
-def rows_read(tail: TokenTail, found: TokenLayer) -> int | None:
+def rows_read(tail: ViTTail, found: ViTSplitPoint) -> int | None:
     """Return how many of the first tokens the verdict reads behind the attention; None where it is more than kept.
 
     What is not read may be NaN without harm.

@@ -73,7 +73,7 @@ _MADE: Final = frozenset({"label", "score", "grid_rows", "grid_columns", "more"}
 _TOLD: Final = frozenset(SCHEMA.names) - _MADE | {"grid"}
 
 
-def row_of(record: Record) -> dict[str, Any]:
+def to_row(record: Record) -> dict[str, Any]:
     """Return a record as a row of ``SCHEMA``."""
     row = {name: record.get(name) for name in SCHEMA.names if name not in _MADE}
     findings = [
@@ -93,7 +93,7 @@ def row_of(record: Record) -> dict[str, Any]:
     }
 
 
-def record_of(row: Mapping[str, Any]) -> dict[str, Any]:
+def from_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row as the record it was made of."""
     record = {name: row[name] for name in SCHEMA.names if name not in _MADE | ADDED}
     record |= {name: row[name] for name in ADDED if row.get(name) is not None}

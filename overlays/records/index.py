@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from overlays.records.reader import Gist
+from overlays.records.reader import RecordKey
 from overlays.wire.json_fields import escaped
 from pipeline.frames import Frame
 
@@ -34,7 +34,7 @@ class CameraLines:
     """Whether the times are those of a clip, whose pictures have other numbers."""
     by_time: list[tuple[float, int]] = field(default_factory=list)
 
-    def note(self, gist: Gist) -> None:
+    def note(self, gist: RecordKey) -> None:
         """Take note of one line."""
         if gist.index in self.places:
             self.repeated += 1

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
-from overlays.wire.json_fields import Fields
+from overlays.wire.json_fields import JsonFields
 from overlays.wire.message import MAX_HEADER_BYTES, MAX_SOURCE, MAX_TEXT, VERSION, Header, decode_header, record_bytes
 from pipeline.errors import SourceError, WireError, WireVersionError
 
@@ -28,7 +28,7 @@ _GIST_COLUMNS: Final = ("camera", "index", "pts_seconds", "version", "source")
 
 
 @dataclass(frozen=True, slots=True)
-class Gist:
+class RecordKey:
     """What a line is of, and where it stands."""
 
     camera: str
@@ -43,10 +43,10 @@ class Gist:
     """When the frame is shown in the clip that the log lies beside; None where it lies beside none."""
 
 
-class Log(Protocol):
+class LogReader(Protocol):
     """An open log. A with-block; entering raises ``SourceError`` where it cannot be read."""
 
-    def gists(self) -> Iterator[Gist | WireError]:
+    def gists(self) -> Iterator[RecordKey | WireError]:
         """Walk through all lines; an error stands for one that cannot be read.
 
         Raises:
@@ -64,20 +64,20 @@ class Log(Protocol):
     ) -> None: ...
 
 
-def open_log(path: Path) -> Log:
+def open_log(path: Path) -> LogReader:
     """Return the reader of a log: ``*.parquet``, a folder of such, or lines of JSON.
 
     Raises:
         SourceError: it is a table, and what reads tables is missing.
     """
     if path.suffix.lower() != _TABLE and not path.is_dir():
-        return Lines(path)
+        return JsonlReader(path)
     if find_spec("pyarrow") is None:
         raise SourceError(f"{path}: a table needs pyarrow: uv sync --extra parquet")
-    return Rows(path)
+    return ParquetReader(path)
 
 
-class Lines:
+class JsonlReader:
     """``*.jsonl``; a place is where a line begins."""
 
     def __init__(self, path: Path) -> None:
@@ -97,14 +97,14 @@ class Lines:
         if self._file is not None:
             self._file.close()
 
-    def gists(self) -> Iterator[Gist | WireError]:
+    def gists(self) -> Iterator[RecordKey | WireError]:
         """Walk through all lines."""
         assert self._file is not None  # noqa: S101 - entered
         place, number, runs, told = 0, 1, {"": 1}, False
         while packed := self._file.readline(MAX_HEADER_BYTES):
             try:
                 if packed.strip():
-                    fields = Fields.parse(packed)
+                    fields = JsonFields.parse(packed)
                     _check_version(fields.integer("version", 1, 1 << 31))
                     if "run" in fields and "camera" not in fields:
                         if not told:
@@ -127,9 +127,9 @@ class Lines:
         return decode_header(self._file.readline(MAX_HEADER_BYTES))
 
 
-def _gist(fields: Fields, place: int, run: int) -> Gist:
+def _gist(fields: JsonFields, place: int, run: int) -> RecordKey:
     """Return what a line is of. Raises ``WireError`` where that is damaged."""
-    return Gist(
+    return RecordKey(
         fields.text("camera", MAX_TEXT),
         fields.integer("index", 0, 1 << 62),
         fields.optional_number("pts_seconds"),
@@ -140,7 +140,7 @@ def _gist(fields: Fields, place: int, run: int) -> Gist:
     )
 
 
-class Rows:
+class ParquetReader:
     """``*.parquet``, or the folder of parts that a killed run left; a place is a row's number in all of them."""
 
     def __init__(self, path: Path) -> None:
@@ -177,7 +177,7 @@ class Rows:
     ) -> None:
         self._held = None
 
-    def gists(self) -> Iterator[Gist | WireError]:
+    def gists(self) -> Iterator[RecordKey | WireError]:
         """Walk through all rows, by the few columns that are needed."""
         for number, first in enumerate(self._firsts):
             place = first
@@ -189,12 +189,12 @@ class Rows:
 
     def header(self, place: int) -> Header:
         """Read the row of that number."""
-        from overlays.records.arrow_schema import record_of
+        from overlays.records.arrow_schema import from_row
 
         number = bisect.bisect_right(self._firsts, place) - 1
         row = self._row(number, place - self._firsts[number])
         try:
-            record = record_of(row)
+            record = from_row(row)
         except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
             raise WireError(f"row {place}: is not what --sink FILE.parquet wrote ({error})") from None
         return decode_header(record_bytes(record))
@@ -246,12 +246,12 @@ class _Held:
         self.rows = batch.to_pylist()
 
 
-def _row_gist(row: Mapping[str, Any], place: int) -> Gist | WireError:
+def _row_gist(row: Mapping[str, Any], place: int) -> RecordKey | WireError:
     camera, index, version = row["camera"], row["index"], row["version"]
     if not (isinstance(camera, str) and isinstance(index, int) and isinstance(version, int)):
         return WireError(f"row {place}: camera {camera!r}, index {index!r}, version {version!r}: not a log's")
     _check_version(version)
-    return Gist(camera, index, row["pts_seconds"], place, source=row.get("source") or "")
+    return RecordKey(camera, index, row["pts_seconds"], place, source=row.get("source") or "")
 
 
 def _group_rows(file: Path) -> list[int]:

@@ -19,8 +19,8 @@ from typing import Final, Self
 import numpy as np
 
 from overlays.records.index import CameraLines
-from overlays.records.reader import Log, open_log
-from overlays.render.jpeg import MAX_PICTURE_PIXELS, MAX_SIDE_PIXELS
+from overlays.records.reader import LogReader, open_log
+from overlays.render.jpeg import MAX_IMAGE_PIXELS, MAX_SIDE_PIXELS
 from overlays.wire.message import Header, as_overlay
 from pipeline.errors import SourceError, WireError
 from pipeline.frames import Explanation, Frame
@@ -60,7 +60,7 @@ class LoggedExplainer:
         self.damaged = 0
         """Lines that cannot be read."""
         self.path = path
-        self._log: Log | None = None
+        self._log: LogReader | None = None
         self._lines = CameraLines()
         self._beside_clip = video is not None and video.stem == path.stem
 
@@ -119,7 +119,7 @@ class LoggedExplainer:
             self._leave_out(f"frame {index}", error)
             return None
 
-    def _scan(self, opened: Log) -> dict[str, dict[int, CameraLines]]:
+    def _scan(self, opened: LogReader) -> dict[str, dict[int, CameraLines]]:
         """Find every camera's lines, by run."""
         cameras: dict[str, dict[int, CameraLines]] = {}
         for number, gist in enumerate(opened.gists(), 1):
@@ -168,7 +168,7 @@ class LoggedExplainer:
             log.warning("%s: %s cannot be read, and is left out: %s", self.path, place, error)
 
 
-class LoggedFrames:
+class BlankFrameSource:
     """A source of black frames, one for each line of a log: what is left of a video that is gone."""
 
     live = False
@@ -206,13 +206,13 @@ class LoggedFrames:
 def _shown_size(header: Header) -> tuple[int, int]:
     """Return the (height, width) of the black picture for a line: smaller, where no picture may be so large."""
     height, width = header.height, header.width
-    if max(height, width) <= MAX_SIDE_PIXELS and height * width <= MAX_PICTURE_PIXELS:
+    if max(height, width) <= MAX_SIDE_PIXELS and height * width <= MAX_IMAGE_PIXELS:
         return height, width
     scale = _SMALL_SIDE_PIXELS / max(height, width)
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-class Paced:
+class RealTimeSource:
     """A source shown at its own speed, for people who look on."""
 
     live = False

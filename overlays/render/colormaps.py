@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import ConfigError, nearest
+from pipeline.errors import ConfigError, did_you_mean
 
 COLORMAPS: Final = MappingProxyType(
     {
@@ -57,7 +57,9 @@ def palette(name: str, opacity: float) -> Palette:
         ConfigError: there is no such colour map, or the opacity lies outside [0, 1].
     """
     if name not in COLORMAPS:
-        raise ConfigError(f"colormap: {name!r} is unknown; one of {', '.join(COLORMAPS)}.{nearest(name, COLORMAPS)}")
+        raise ConfigError(
+            f"colormap: {name!r} is unknown; one of {', '.join(COLORMAPS)}.{did_you_mean(name, COLORMAPS)}"
+        )
     if not 0.0 <= opacity <= 1.0:
         raise ConfigError(f"opacity: {opacity} lies outside [0, 1]; 0 hides the heat, 0.6 is the default")
     import cv2

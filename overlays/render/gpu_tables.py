@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from overlays.render.colormaps import palette
-from overlays.render.text import Line, legend_plate
-from pipeline.frames import Stamp
+from overlays.render.text import TextLine, legend_plate
+from pipeline.frames import ImagePatch
 
 
-def level_table(colormap: str, opacity: float) -> npt.NDArray[np.uint8]:
+def heat_lut(colormap: str, opacity: float) -> npt.NDArray[np.uint8]:
     """Return what each heat level does to a pixel, uint8 (256, 4): red, green, blue to add, and what is kept of 255.
 
     Raises:
@@ -25,7 +25,7 @@ def level_table(colormap: str, opacity: float) -> npt.NDArray[np.uint8]:
     return np.concatenate([colours.add[:, 0], colours.keep[:, None]], axis=1)
 
 
-def legend_stamp(height: int, width: int, lines: Sequence[Line]) -> Stamp | None:
+def legend_patch(height: int, width: int, lines: Sequence[TextLine]) -> ImagePatch | None:
     """Return the legend of a picture of this size as a stamp; None where no line finds room.
 
     What drawing does to black is what it adds; what is left of white beyond that is what it keeps.
@@ -39,4 +39,4 @@ def legend_stamp(height: int, width: int, lines: Sequence[Line]) -> Stamp | None
     plate.fill(white)
     keep = np.clip(white.astype(np.int16) - black, 0, 255).max(axis=2, keepdims=True).astype(np.uint8)
     rows, columns = max(height - plate.margin, 0), max(width - plate.margin, 0)
-    return Stamp(plate.margin, plate.margin, np.concatenate([black, keep], axis=2)[:rows, :columns])
+    return ImagePatch(plate.margin, plate.margin, np.concatenate([black, keep], axis=2)[:rows, :columns])

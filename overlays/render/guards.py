@@ -11,7 +11,7 @@ from typing import Final
 import cv2
 import numpy as np
 
-from overlays.render.text import RED, WHITE, Line, Plate, text_size, text_tile
+from overlays.render.text import RED, WHITE, LegendLayout, TextLine, text_size, text_tile
 from pipeline.frames import Explanation, GuardState, Image, Region
 
 ALARM: Final = (255, 59, 48)
@@ -31,17 +31,17 @@ def draw_guards(image: Image, explanation: Explanation) -> None:
     draw_regions(image, explanation.regions, ALARM if firing else _CALM)
     if firing:
         _frame(image)
-        draw_foot(image, alarm_lines(firing))
+        draw_footer(image, alarm_lines(firing))
 
 
-def alarm_lines(firing: Sequence[GuardState]) -> list[Line]:
+def alarm_lines(firing: Sequence[GuardState]) -> list[TextLine]:
     """Say which guards fire, since when, and why, the first ones with their reasons."""
     lines = []
     for state in firing[:_LISTED]:
-        lines.append(Line(f"! {state.name} · {state.seconds:.1f} s", RED, weight=700))
-        lines.append(Line(state.says, WHITE, scale=0.75))
+        lines.append(TextLine(f"! {state.name} · {state.seconds:.1f} s", RED, weight=700))
+        lines.append(TextLine(state.says, WHITE, scale=0.75))
     if len(firing) > _LISTED:
-        lines.append(Line(f"and {len(firing) - _LISTED} more", RED, scale=0.75))
+        lines.append(TextLine(f"and {len(firing) - _LISTED} more", RED, scale=0.75))
     return lines
 
 
@@ -66,7 +66,7 @@ def _name(image: Image, region: Region, size: int, colour: tuple[int, int, int])
     top = max(min(y for _, y in region.polygon), 0.0)
     tile = text_tile(region.name, max(9, round(0.75 * size)), 500, max(width // 3, 1))
     margin = max(1, size // 6)
-    plate = Plate(((tile, colour),), margin)
+    plate = LegendLayout(((tile, colour),), margin)
     left, row = round(right) - plate.width - margin, round(top) + margin
     if tile.shape[1] and left >= 0 and row + plate.height <= height:
         plate.fill(image[row : row + plate.height, left : left + plate.width])
@@ -79,7 +79,7 @@ def _frame(image: Image) -> None:
     image[:, :stroke] = image[:, -stroke:] = ALARM
 
 
-def draw_foot(image: Image, lines: Sequence[Line]) -> None:
+def draw_footer(image: Image, lines: Sequence[TextLine]) -> None:
     """Draw lines on a dark plate in the lower left corner; it takes a third of the height at most."""
     height, width = image.shape[:2]
     size = text_size(height, width)
@@ -95,6 +95,6 @@ def draw_foot(image: Image, lines: Sequence[Line]) -> None:
             tiles.append((tile, line.colour))
     if not tiles:
         return
-    plate = Plate(tuple(tiles), margin)
+    plate = LegendLayout(tuple(tiles), margin)
     top, left = height - margin - plate.height, margin
     plate.fill(image[top : top + plate.height, left : left + plate.width])

@@ -12,19 +12,19 @@ from typing import Final
 import cv2
 import numpy as np
 
-from pipeline.errors import PictureError, WireError, WireLimitError
+from pipeline.errors import ImageError, WireError, WireLimitError
 from pipeline.frames import Image, Overlay
 
-MAX_PICTURE_BYTES: Final = 64 << 20
+MAX_IMAGE_BYTES: Final = 64 << 20
 MAX_SIDE_PIXELS: Final = 16384
-MAX_PICTURE_PIXELS: Final = 100_000_000
+MAX_IMAGE_PIXELS: Final = 100_000_000
 
 _SIZE_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _LAST_MARKERS = frozenset({0xD9, 0xDA})
 _BARE_MARKERS = frozenset({0x01, *range(0xD0, 0xD9)})
 
 
-def encode_picture(image: Image, jpeg_quality: int = 80) -> bytes:
+def encode_image(image: Image, jpeg_quality: int = 80) -> bytes:
     """Compress an RGB picture, uint8 (height, width, 3), as JPEG.
 
     Raises:
@@ -42,14 +42,14 @@ def encode_picture(image: Image, jpeg_quality: int = 80) -> bytes:
     return packed.tobytes()
 
 
-def picture_of(overlay: Overlay, jpeg_quality: int | None) -> bytes | None:
+def reusable_jpeg(overlay: Overlay, jpeg_quality: int | None) -> bytes | None:
     """Return the drawn picture where it comes as JPEG of this quality already, else None."""
     if overlay.jpeg is None or overlay.jpeg.quality != jpeg_quality:
         return None
     return overlay.jpeg.payload
 
 
-def scaled_picture(image: Image, scale: float) -> Image:
+def scale_image(image: Image, scale: float) -> Image:
     """Return an RGB picture, uint8 (height, width, 3), smaller by ``scale`` in (0, 1]; itself where that is 1."""
     height, width = image.shape[:2]
     size = (max(1, math.floor(width * scale + 1e-6)), max(1, math.floor(height * scale + 1e-6)))
@@ -60,49 +60,49 @@ def scaled_picture(image: Image, scale: float) -> Image:
     return small
 
 
-def bounded_picture(image: Image) -> Image:
+def bounded_image(image: Image) -> Image:
     """Return an RGB picture, uint8 (height, width, 3), made as small as readers and encoders take; itself if it is."""
     height, width = image.shape[:2]
-    scale = min(MAX_SIDE_PIXELS / max(height, width), math.sqrt(MAX_PICTURE_PIXELS / (height * width)))
-    return image if scale >= 1.0 else scaled_picture(image, scale)
+    scale = min(MAX_SIDE_PIXELS / max(height, width), math.sqrt(MAX_IMAGE_PIXELS / (height * width)))
+    return image if scale >= 1.0 else scale_image(image, scale)
 
 
-def decode_picture(payload: bytes) -> Image:
-    """Decode a payload that has been ``measured``: uint8 RGB, (height, width, 3), read-only.
+def decode_image(payload: bytes) -> Image:
+    """Decode a payload that has been ``jpeg_size``: uint8 RGB, (height, width, 3), read-only.
 
     Raises:
-        PictureError: it is no JPEG picture.
+        ImageError: it is no JPEG picture.
     """
     try:
         picture = cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
-        raise PictureError(f"payload: {len(payload)} bytes are no JPEG picture") from error
+        raise ImageError(f"payload: {len(payload)} bytes are no JPEG picture") from error
     if picture is None:
-        raise PictureError(f"payload: {len(payload)} bytes are no JPEG picture")
+        raise ImageError(f"payload: {len(payload)} bytes are no JPEG picture")
     image: Image = picture.astype(np.uint8, copy=False)
     image.flags.writeable = False
     return image
 
 
-def measured(payload: bytes) -> tuple[int, int]:
+def jpeg_size(payload: bytes) -> tuple[int, int]:
     """Return (width, height) from a JPEG's frame header, without decoding it.
 
     A few hundred bytes may claim a picture of gigabytes; this looks before the decoder allocates.
 
     Raises:
-        PictureError: it is no JPEG.
+        ImageError: it is no JPEG.
         WireLimitError: it is beyond a limit.
     """
-    if len(payload) > MAX_PICTURE_BYTES:
-        raise WireLimitError(f"payload: {len(payload)} bytes, more than {MAX_PICTURE_BYTES}")
+    if len(payload) > MAX_IMAGE_BYTES:
+        raise WireLimitError(f"payload: {len(payload)} bytes, more than {MAX_IMAGE_BYTES}")
     if payload[:2] != b"\xff\xd8":
-        raise PictureError(f"payload: {payload[:4]!r}… is no JPEG picture")
+        raise ImageError(f"payload: {payload[:4]!r}… is no JPEG picture")
     place = _size_segment(payload)
     if place is None:
-        raise PictureError(f"payload: a JPEG of {len(payload)} bytes without a size; it is cut off or damaged")
+        raise ImageError(f"payload: a JPEG of {len(payload)} bytes without a size; it is cut off or damaged")
     height, width = struct.unpack_from(">HH", payload, place + 5)
-    if max(width, height) > MAX_SIDE_PIXELS or width * height > MAX_PICTURE_PIXELS:
-        raise WireLimitError(f"payload: {width}x{height} pixels; at most {MAX_PICTURE_PIXELS} are decoded")
+    if max(width, height) > MAX_SIDE_PIXELS or width * height > MAX_IMAGE_PIXELS:
+        raise WireLimitError(f"payload: {width}x{height} pixels; at most {MAX_IMAGE_PIXELS} are decoded")
     return width, height
 
 

@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from overlays.render.colormaps import COLORMAPS, palette
-from overlays.render.gpu_tables import legend_stamp
+from overlays.render.gpu_tables import legend_patch
 from overlays.render.guards import draw_guards
 from overlays.render.heatmap import draw_box, draw_contour, hottest_box, paint_heat
 from overlays.render.stale import stale_overlay
-from overlays.render.text import GREEN, GREY, RED, Line, draw_legend, text_size
+from overlays.render.text import GREEN, GREY, RED, TextLine, draw_legend, text_size
 from pipeline.errors import ConfigError
-from pipeline.frames import Explanation, Finding, Frame, Heat, Overlay, Silence, Stamp, Truth
+from pipeline.frames import Explanation, Finding, Frame, GroundTruth, Heat, ImagePatch, Overlay, SignalLoss
 
 __all__ = ["COLORMAPS", "HeatRenderer"]
 
@@ -115,7 +115,7 @@ class HeatRenderer:
         image.flags.writeable = False
         return Overlay(image=image, explanation=explanation)
 
-    def stamp(self, explanation: Explanation) -> Stamp | None:
+    def stamp(self, explanation: Explanation) -> ImagePatch | None:
         """Return what ``render`` writes beside the heat, for a picture that is drawn elsewhere; None without legend.
 
         It counts as the frame's rendering: call one or the other.
@@ -124,9 +124,9 @@ class HeatRenderer:
         if not self._legend:
             return None
         lines = legend_lines(explanation, self._clock(), memory.interval_seconds)
-        return legend_stamp(explanation.frame.height, explanation.frame.width, lines)
+        return legend_patch(explanation.frame.height, explanation.frame.width, lines)
 
-    def silent(self, explanation: Explanation, silence: Silence) -> Overlay:
+    def silent(self, explanation: Explanation, silence: SignalLoss) -> Overlay:
         """Draw a camera's last frame in grey, stamped with its age and the reason."""
         return stale_overlay(explanation, silence)
 
@@ -157,7 +157,7 @@ class HeatRenderer:
         return heat
 
 
-def legend_lines(explanation: Explanation, now: float, interval_seconds: float | None) -> list[Line]:
+def legend_lines(explanation: Explanation, now: float, interval_seconds: float | None) -> list[TextLine]:
     """Say in a few lines what the frame shows and how fresh it is, the most important first.
 
     Args:
@@ -167,25 +167,25 @@ def legend_lines(explanation: Explanation, now: float, interval_seconds: float |
     """
     frame, findings = explanation.frame, explanation.findings
     verdict = explanation.verdict
-    lines = [Line("nothing found", GREY) if verdict is None else Line(_named(verdict), weight=700)]
+    lines = [TextLine("nothing found", GREY) if verdict is None else TextLine(_named(verdict), weight=700)]
     if frame.truth is not None and verdict is not None:
         lines.append(_judged(verdict, frame.truth))
     if verdict is not None and findings[0] is not verdict:
-        lines.append(Line(f"heat of: {_named(findings[0])}", scale=0.75))
+        lines.append(TextLine(f"heat of: {_named(findings[0])}", scale=0.75))
     age = max(frame.age_seconds(now), 0.0)
     fresh = f"{age * 1000:.0f} ms" if age < 1.0 else f"{age:.1f} s"
     rate = f" · {1.0 / interval_seconds:.1f}/s" if interval_seconds else ""
-    lines.append(Line(f"{fresh}{rate} · {frame.camera}", GREY, scale=0.75))
+    lines.append(TextLine(f"{fresh}{rate} · {frame.camera}", GREY, scale=0.75))
     others = [f for f in findings[1:] if f is not verdict]
-    lines.extend(Line(_named(f), GREY, scale=0.75) for f in others[:_OTHERS_LISTED])
+    lines.extend(TextLine(_named(f), GREY, scale=0.75) for f in others[:_OTHERS_LISTED])
     return lines
 
 
-def _judged(finding: Finding, truth: Truth) -> Line:
+def _judged(finding: Finding, truth: GroundTruth) -> TextLine:
     """Say whether the verdict is what the frame is known to show."""
     if finding.label == truth.label:
-        return Line("✓ right", GREEN, scale=0.75)
-    return Line(f"\N{MULTIPLICATION SIGN} it is {truth.label}", RED, scale=0.75)
+        return TextLine("✓ right", GREEN, scale=0.75)
+    return TextLine(f"\N{MULTIPLICATION SIGN} it is {truth.label}", RED, scale=0.75)
 
 
 def _named(finding: Finding) -> str:

@@ -11,34 +11,34 @@ from typing import Final
 import cv2
 import numpy as np
 
-from overlays.render.text import RED, WHITE, Line, draw_banner
-from pipeline.frames import Explanation, Image, Overlay, Silence
+from overlays.render.text import RED, WHITE, TextLine, draw_banner
+from pipeline.frames import Explanation, Image, Overlay, SignalLoss
 
-_KEEP: Final = 0.45
+_BRIGHTNESS: Final = 0.45
 """What is left of the picture's light: nobody sees such a picture by accident."""
 
 
-def greyed(image: Image, lines: Sequence[Line]) -> Image:
+def grayscale_with_banner(image: Image, lines: Sequence[TextLine]) -> Image:
     """Return a new picture: ``image`` (uint8 RGB) without colours, dark, the lines in a band across its middle."""
-    grey = cv2.convertScaleAbs(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), alpha=_KEEP)
+    grey = cv2.convertScaleAbs(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), alpha=_BRIGHTNESS)
     picture: Image = np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), np.uint8)
     draw_banner(picture, lines)
     return picture
 
 
-def stale_overlay(explanation: Explanation, silence: Silence) -> Overlay:
+def stale_overlay(explanation: Explanation, silence: SignalLoss) -> Overlay:
     """Return the camera's last frame as one that has gone silent: grey, stamped with its age and the reason."""
     frame = explanation.frame
-    lines = [Line(f"NO SIGNAL FOR {told_seconds(silence.seconds)}", RED, weight=700, scale=1.5)]
-    lines.append(Line(frame.camera, WHITE))
+    lines = [TextLine(f"NO SIGNAL FOR {format_duration(silence.seconds)}", RED, weight=700, scale=1.5)]
+    lines.append(TextLine(frame.camera, WHITE))
     if silence.reason:
-        lines.append(Line(silence.reason, WHITE, scale=0.85))
-    image = greyed(frame.image, lines)
+        lines.append(TextLine(silence.reason, WHITE, scale=0.85))
+    image = grayscale_with_banner(frame.image, lines)
     image.flags.writeable = False
     return Overlay(image=image, explanation=explanation, silence=silence)
 
 
-def told_seconds(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Return a time as people say it: 3 s, 4 min 10 s, 2 h 5 min."""
     whole = int(seconds)
     if whole < 60:

@@ -24,12 +24,12 @@ RED: Final = (255, 130, 110)
 
 _PLATE_KEEP: Final = 0.3
 """What is left of the picture's light under the plate: white text stays readable on snow."""
-_SMALLEST_TEXT: Final = 9
+_MIN_TEXT: Final = 9
 """Pixels; below it letters are no letters any more."""
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class TextLine:
     """One line of the legend."""
 
     text: str
@@ -43,7 +43,7 @@ class Line:
 
 def text_size(height: int, width: int) -> int:
     """Return the size of the legend's text in pixels: a 34th of the frame's shorter side, but readable."""
-    return max(_SMALLEST_TEXT, round(min(height, width) / 34))
+    return max(_MIN_TEXT, round(min(height, width) / 34))
 
 
 def printable(text: str) -> str:
@@ -72,7 +72,7 @@ def text_width(text: str, size: int, weight: int) -> int:
     return int(x + width)
 
 
-def fitted(text: str, size: int, weight: int, room: int) -> str:
+def ellipsize(text: str, size: int, weight: int, room: int) -> str:
     """Return ``text``, shortened with an ellipsis where it is wider than ``room`` pixels; empty where none fits."""
     if text_width(text, size, weight) <= room:
         return text
@@ -96,7 +96,7 @@ def text_tile(text: str, size: int, weight: int, room: int) -> Levels:
         weight: of the font.
         room: how many pixels wide it may be.
     """
-    shown = fitted(printable(text[:400]), size, weight, room)
+    shown = ellipsize(printable(text[:400]), size, weight, room)
     width = min(text_width(shown, size, weight) + 1, room) if shown else 0
     tile = np.zeros((round(size * 1.35), max(width, 0)), np.uint8)
     if width > 0:
@@ -106,7 +106,7 @@ def text_tile(text: str, size: int, weight: int, room: int) -> Levels:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Plate:
+class LegendLayout:
     """A legend before it is drawn: its lines as ink, and the dark plate they stand on."""
 
     tiles: tuple[tuple[Levels, tuple[int, int, int]], ...]
@@ -133,7 +133,7 @@ class Plate:
             top += tile.shape[0]
 
 
-def legend_plate(height: int, width: int, lines: Sequence[Line]) -> Plate | None:
+def legend_plate(height: int, width: int, lines: Sequence[TextLine]) -> LegendLayout | None:
     """Lay the legend out for a picture of this size; None where no line finds room.
 
     It takes half of the picture's width and height at most (more of the width where the picture is tiny); lines that
@@ -145,16 +145,16 @@ def legend_plate(height: int, width: int, lines: Sequence[Line]) -> Plate | None
     tiles = []
     used = 2 * margin
     for line in lines:
-        tile = text_tile(line.text, max(_SMALLEST_TEXT, round(size * line.scale)), line.weight, room)
+        tile = text_tile(line.text, max(_MIN_TEXT, round(size * line.scale)), line.weight, room)
         used += tile.shape[0]
         if used > height // 2:
             break
         if tile.shape[1]:
             tiles.append((tile, line.colour))
-    return Plate(tuple(tiles), margin) if tiles else None
+    return LegendLayout(tuple(tiles), margin) if tiles else None
 
 
-def draw_legend(image: Image, lines: Sequence[Line]) -> None:
+def draw_legend(image: Image, lines: Sequence[TextLine]) -> None:
     """Draw the legend into the upper left corner of ``image``, a picture of our own.
 
     Args:
@@ -167,12 +167,12 @@ def draw_legend(image: Image, lines: Sequence[Line]) -> None:
         plate.fill(image[near : near + plate.height, near : near + plate.width])
 
 
-def draw_banner(image: Image, lines: Sequence[Line]) -> None:
+def draw_banner(image: Image, lines: Sequence[TextLine]) -> None:
     """Draw lines, centred, on a dark band across the middle of ``image``, a picture of our own."""
     height, width = image.shape[:2]
     size = text_size(height, width)
     tiles = [
-        (text_tile(line.text, max(_SMALLEST_TEXT, round(size * line.scale)), line.weight, width - 2), line.colour)
+        (text_tile(line.text, max(_MIN_TEXT, round(size * line.scale)), line.weight, width - 2), line.colour)
         for line in lines
     ]
     total = sum(tile.shape[0] for tile, _ in tiles) + size

@@ -15,7 +15,7 @@ import numpy as np
 
 from overlays.render.colormaps import palette
 from overlays.render.heatmap import draw_box, paint_heat
-from overlays.render.jpeg import encode_picture, scaled_picture
+from overlays.render.jpeg import encode_image, scale_image
 from pipeline.frames import Box, Image
 
 BINS: Final = 20
@@ -66,7 +66,7 @@ svg{width:15rem;height:auto}svg rect{fill:#7b4fc9}svg text{font-size:11px;fill:c
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Shown:
+class ReportImage:
     """A picture beside its explanation."""
 
     record: Mapping[str, Any]
@@ -74,7 +74,7 @@ class Shown:
     """uint8 RGB, (height, width, 3)."""
 
 
-def evaluation_page(
+def evaluation_html(
     title: str, settings: Mapping[str, Any], summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]],
     images: Mapping[str, Image],
 ) -> str:  # fmt: skip
@@ -97,8 +97,8 @@ def evaluation_page(
         f"<p>{escape(conclusion(summary))}</p>",
         f"<p>{len(records)} pictures; each one's top-1 class explained. Shares in per cent.</p>",
         f"<table>{_table(summary)}</table><h2>Distributions</h2><div class=row>{charts}</div>",
-        "<h2>The best by ADCC</h2>", _gallery([Shown(one, images[one["image"]]) for one in best]),
-        "<h2>The worst by ADCC</h2>", _gallery([Shown(one, images[one["image"]]) for one in worst]),
+        "<h2>The best by ADCC</h2>", _gallery([ReportImage(one, images[one["image"]]) for one in best]),
+        "<h2>The worst by ADCC</h2>", _gallery([ReportImage(one, images[one["image"]]) for one in worst]),
         f"<h2>What ran</h2><table>{told}</table></html>\n",
     ]  # fmt: skip
     return "\n".join(parts)
@@ -165,11 +165,11 @@ def histogram(name: str, values: Sequence[float]) -> str:
     )
 
 
-def _gallery(shown: Sequence[Shown]) -> str:
+def _gallery(shown: Sequence[ReportImage]) -> str:
     return f"<div class=row>{''.join(map(_figure, shown))}</div>"
 
 
-def _figure(shown: Shown) -> str:
+def _figure(shown: ReportImage) -> str:
     one, image = shown.record, shown.image
     heat = np.asarray(one["heat"], np.float32)
     painted = paint_heat(image, heat, Box(*one["region"]), palette("inferno", 0.65))
@@ -187,6 +187,6 @@ def _figure(shown: Shown) -> str:
 
 
 def _inline(image: Image) -> str:
-    small = scaled_picture(image, min(1.0, SHOWN_SIDE_PIXELS / max(image.shape[:2])))
-    packed = base64.b64encode(encode_picture(small, 80)).decode("ascii")
+    small = scale_image(image, min(1.0, SHOWN_SIDE_PIXELS / max(image.shape[:2])))
+    packed = base64.b64encode(encode_image(small, 80)).decode("ascii")
     return f"<img alt='' src='data:image/jpeg;base64,{packed}'>"

@@ -100,11 +100,13 @@ def good_class(labels: Sequence[str]) -> int | None:
 
 def cells_of(counts: Counts) -> str:
     """Return precision, recall, escapes and false alarms as a row's cells."""
-    shares = (_share(counts.hits, whole) for whole in (counts.hits + counts.false_alarms, counts.hits + counts.escapes))
+    shares = (
+        _fraction(counts.hits, whole) for whole in (counts.hits + counts.false_alarms, counts.hits + counts.escapes)
+    )
     return "".join(f"<td>{one}" for one in (*shares, counts.escapes, counts.false_alarms))
 
 
-def _share(part: int, whole: int) -> str:
+def _fraction(part: int, whole: int) -> str:
     """Return a share in per cent, rounded as the script rounds it."""
     return f"{math.floor(1000 * part / whole + 0.5) / 10:.1f}%" if whole else "-"
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from overlays.render.colormaps import palette
 from overlays.render.heatmap import paint_heat
-from overlays.render.jpeg import encode_picture, scaled_picture
+from overlays.render.jpeg import encode_image, scale_image
 from overlays.reports.thresholds import POLICY, cells_of, count_named, good_class, threshold_table
 from pipeline.frames import Box, Heat, Image
 
@@ -35,7 +35,7 @@ Heats = Mapping[str, tuple[Heat, Box]]
 """By a picture's path: the map of the class it was called, and the rectangle of the picture that the map covers."""
 
 
-def training_page(
+def training_html(
     report: Mapping[str, Any], read: Callable[[str], Image], heats: Heats | None = None, *, pictures: int = 24
 ) -> str:
     """Return the whole page.
@@ -183,7 +183,7 @@ def _curves(epochs: Sequence[Mapping[str, Any]]) -> str:
 def _figure(answer: Sequence[Any], labels: Sequence[str], read: Callable[[str], Image], heats: Heats) -> str:
     path, true, given, score = answer
     image = read(path)
-    small = scaled_picture(image, min(1.0, SHOWN_SIDE_PIXELS / max(image.shape[:2])))
+    small = scale_image(image, min(1.0, SHOWN_SIDE_PIXELS / max(image.shape[:2])))
     drawn = [small]
     if path in heats:
         heat, region = heats[path]
@@ -198,7 +198,7 @@ def _figure(answer: Sequence[Any], labels: Sequence[str], read: Callable[[str], 
 
 
 def _inline(image: Image) -> str:
-    packed = base64.b64encode(encode_picture(image, 80)).decode("ascii")
+    packed = base64.b64encode(encode_image(image, 80)).decode("ascii")
     return f"<img alt='' src='data:image/jpeg;base64,{packed}'>"
 
 

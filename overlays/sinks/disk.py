@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
-from pipeline.ports import Figure
+from pipeline.ports import MetricSample
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class HandleReserve:
             self.fill()
 
 
-class Disk:
+class DiskMonitor:
     """What a recorder knows of its disk. Written by the recorder's thread; figures and trouble are for any."""
 
     def __init__(self, uri: str, folder: Path, clock: Callable[[], float]) -> None:
@@ -149,15 +149,15 @@ class Disk:
         if self._lost_since:
             log.warning("%s: %d frames were not recorded: %s", self._uri, self._lost_since, self._cause)
 
-    def figures(self) -> list[Figure]:
+    def figures(self) -> list[MetricSample]:
         """Return its state for Prometheus."""
         here = (("sink", self._uri),)
         told = [
-            Figure("recorder_refused", float(self._retry_at is not None),
+            MetricSample("recorder_refused", float(self._retry_at is not None),
                    "1 while the disk takes nothing more from a recorder.", labels=here),
-            Figure("recorder_lost_frames", self.lost,
+            MetricSample("recorder_lost_frames", self.lost,
                    "Frames that should have been recorded while the disk took none.", labels=here),
         ]  # fmt: skip
         if self.free_bytes is not None:
-            told.append(Figure("recorder_free_bytes", self.free_bytes, "Room on a recorder's disk.", labels=here))
+            told.append(MetricSample("recorder_free_bytes", self.free_bytes, "Room on a recorder's disk.", labels=here))
         return told

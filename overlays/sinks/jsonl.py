@@ -13,18 +13,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from overlays.sinks.disk import Disk, HandleReserve
+from overlays.sinks.disk import DiskMonitor, HandleReserve
 from overlays.sinks.jsonl_runs import is_regular, mend_end, new_run_id, run_line
-from overlays.sinks.paths import check_writable, stands_at
+from overlays.sinks.paths import check_writable, is_same_file
 from overlays.wire.message import explanation_record, record_bytes
-from pipeline.errors import LossError, SinkError
+from pipeline.errors import DataLossError, SinkError
 from pipeline.frames import Overlay
-from pipeline.ports import Figure
+from pipeline.ports import MetricSample
 
 log = logging.getLogger(__name__)
 
 
-class LogSink:
+class JsonlSink:
     """Writes ``*.jsonl``. Every line is handed to the system at once: a killed run loses none that was put.
 
     An existing log is continued: the run's own line and its explanations follow what is there. A disk that takes
@@ -64,7 +64,7 @@ class LogSink:
         """Whether the open file has this run's line."""
         self._run_id = new_run_id()
         self._began_at_unix = 0.0
-        self._disk = Disk(self.uri, path.parent, clock)
+        self._disk = DiskMonitor(self.uri, path.parent, clock)
         self._reserve = HandleReserve()
 
     def __enter__(self) -> Self:
@@ -83,7 +83,7 @@ class LogSink:
         """Why nothing is written now, in words; empty while all is."""
         return self._disk.trouble
 
-    def figures(self) -> Sequence[Figure]:
+    def figures(self) -> Sequence[MetricSample]:
         """Return how the disk does."""
         return self._disk.figures()
 
@@ -140,7 +140,7 @@ class LogSink:
     def _opened(self) -> FileIO:
         """Return the file that stands at our path, ready to be continued."""
         if self._file is not None:
-            if stands_at(self._path, self._file):
+            if is_same_file(self._path, self._file):
                 return self._file
             self._file.close()
             self._file = None
@@ -173,4 +173,4 @@ class LogSink:
             self._file.close()
             self._file = None
         if self.lost and kind is None:
-            raise LossError(f"{self._path}: {self._disk.losses('lines')}")
+            raise DataLossError(f"{self._path}: {self._disk.losses('lines')}")

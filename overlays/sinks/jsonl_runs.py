@@ -11,11 +11,11 @@ from io import FileIO
 from pathlib import Path
 from typing import Final
 
-from overlays.wire.json_fields import text_of
+from overlays.wire.json_fields import replace_undecodable
 from overlays.wire.message import MAX_HEADER_BYTES, VERSION
 
 PARTIAL: Final = ".partial"
-_MOST_NAME_BYTES: Final = 255 - len(PARTIAL)
+_MAX_NAME_BYTES: Final = 255 - len(PARTIAL)
 _CHUNK_BYTES: Final = 1 << 16
 
 
@@ -29,7 +29,7 @@ def run_line(run_id: str, cameras: Sequence[str], began_at_unix: float) -> bytes
     run = {
         "id": run_id,
         "began_at_unix": round(began_at_unix, 6),
-        "cameras": [text_of(camera) for camera in cameras],
+        "cameras": [replace_undecodable(camera) for camera in cameras],
     }
     return json.dumps({"version": VERSION, "run": run}, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
@@ -66,7 +66,7 @@ def mend_end(path: Path, file: FileIO) -> str:
     if len(rest) > MAX_HEADER_BYTES or _is_object(rest):
         file.write(b"\n")
         return "" if len(rest) <= MAX_HEADER_BYTES else "its last line is none of ours; a line feed ends it"
-    beside = path.with_name(os.fsdecode(os.fsencode(path.name)[:_MOST_NAME_BYTES]) + PARTIAL)
+    beside = path.with_name(os.fsdecode(os.fsencode(path.name)[:_MAX_NAME_BYTES]) + PARTIAL)
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
     with FileIO(beside, "a", opener=lambda name, _flags: os.open(name, flags, 0o666)) as kept:
         left = memoryview(rest + b"\n")

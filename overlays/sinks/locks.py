@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from overlays.sinks.paths import OWN_FILES, in_file_names, parse_target, path_errors
+from overlays.sinks.paths import OWN_FILES, parse_target, path_errors, safe_file_name
 from pipeline.errors import SinkError
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def to_claim(uris: Iterable[str], cameras: Sequence[str]) -> list[Path]:
         if "://" in uri:
             continue
         if uri.endswith("/"):
-            paths += [Path(uri) / in_file_names(camera) for camera in cameras]
+            paths += [Path(uri) / safe_file_name(camera) for camera in cameras]
             continue
         path = parse_target(uri).path
         with path_errors(path):

@@ -23,13 +23,13 @@ from typing import Any, Final, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from overlays.records.arrow_schema import SCHEMA, row_of
-from overlays.sinks.disk import Disk, HandleReserve
+from overlays.records.arrow_schema import SCHEMA, to_row
+from overlays.sinks.disk import DiskMonitor, HandleReserve
 from overlays.sinks.paths import check_writable, fresh_paths, with_infix
 from overlays.wire.message import explanation_record, record_bytes
-from pipeline.errors import LossError, SinkError
+from pipeline.errors import DataLossError, SinkError
 from pipeline.frames import Overlay
-from pipeline.ports import Figure
+from pipeline.ports import MetricSample
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class ParquetSink:
         """Their sum: many cameras make a part of thousands, and every row asks for it."""
         self._begun_at = 0.0
         self._written = 0
-        self._disk = Disk(self.uri, path.parent, clock)
+        self._disk = DiskMonitor(self.uri, path.parent, clock)
         self._reserve = HandleReserve()
 
     def __enter__(self) -> Self:
@@ -106,7 +106,7 @@ class ParquetSink:
         """Why nothing is written now, in words; empty while all is."""
         return self._disk.trouble
 
-    def figures(self) -> Sequence[Figure]:
+    def figures(self) -> Sequence[MetricSample]:
         """Return how the disk does."""
         return self._disk.figures()
 
@@ -123,7 +123,7 @@ class ParquetSink:
         if overlay.silence is not None:
             return
         record = explanation_record(overlay.explanation, sent_at_unix=self._wall(), now_monotonic=self._clock())
-        size, row = len(record_bytes(record)), row_of(record)
+        size, row = len(record_bytes(record)), to_row(record)
         if not self._rows:
             self._begun_at = self._clock()
         self._rows.append(row)
@@ -163,9 +163,9 @@ class ParquetSink:
             )
             log.warning("%s", apart)
         if self.lost and kind is None:
-            raise LossError(f"{self._path}: {self._disk.losses('rows')}")
+            raise DataLossError(f"{self._path}: {self._disk.losses('rows')}")
         if apart and kind is None:
-            raise LossError(apart)
+            raise DataLossError(apart)
 
     def _write(self) -> None:
         """Write a part under a name no reader looks at, then give it its own."""

@@ -13,15 +13,15 @@ from io import FileIO
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from pipeline.errors import ConfigError, SinkError, nearest
+from pipeline.errors import ConfigError, SinkError, did_you_mean
 
 OWN_FILES: Final = frozenset({".mp4", ".mkv", ".jsonl", ".parquet"})
 """Suffixes of sinks that write one file of their own."""
-_MOST_NAME_BYTES: Final = 100
-_MOST_FILE_NAME_BYTES: Final = 255
+_MAX_NAME_BYTES: Final = 100
+_MAX_FILE_NAME_BYTES: Final = 255
 _SETTINGS: Final = re.compile(r"(?P<path>.+\.\w+)\?(?P<key>\w+)=(?P<value>[^/]*)")
 _MODES: Final = ("keep", "replace")
-_CURES: Final = {
+_HINTS: Final = {
     errno.ENAMETOOLONG: "a name has at most 255 bytes; choose a shorter one",
     errno.ENOSPC: "free some room",
     errno.EMFILE: "raise the limit of open files: ulimit -n",
@@ -53,7 +53,7 @@ def parse_target(uri: str) -> Target:
     if value not in _MODES:
         raise SinkError(
             f"sink {uri!r}: mode is keep (the default: what earlier runs wrote stays) or replace."
-            f"{nearest(value, _MODES)}"
+            f"{did_you_mean(value, _MODES)}"
         )
     return Target(Path(match["path"]), value == "replace")
 
@@ -70,7 +70,7 @@ def path_errors(path: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        cure = _CURES.get(error.errno or 0, "choose another place or mend its permissions")
+        cure = _HINTS.get(error.errno or 0, "choose another place or mend its permissions")
         raise SinkError(f"{path}: cannot be written ({error.strerror or error}); {cure}") from error
     except (ValueError, RuntimeError) as error:  # links that lead in a circle are a RuntimeError to pathlib
         raise SinkError(f"{str(path)!r}: is no path ({error}); choose another name") from None
@@ -126,7 +126,7 @@ def same_place(one: Path, other: Path) -> bool:
         return False
 
 
-def stands_at(path: Path, file: FileIO) -> bool:
+def is_same_file(path: Path, file: FileIO) -> bool:
     """Say whether an open file is still the one at ``path``: somebody may have moved or removed it."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
@@ -148,7 +148,7 @@ def paths_for(path: Path, cameras: Sequence[str]) -> dict[str, Path]:
 
 def camera_path(path: Path, camera: str, taken: Collection[Path]) -> Path:
     """Return ``out.<camera>.mp4``, or ``out.<camera>_2.mp4`` where a camera of the same spelling has that."""
-    name = in_file_names(camera)
+    name = safe_file_name(camera)
     names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
     return next(p for p in (with_infix(path, n) for n in names) if p not in taken)
 
@@ -166,15 +166,15 @@ def fresh_paths(path: Path, began_at_unix: float) -> Iterator[Path]:
 
 def with_infix(path: Path, infix: str) -> Path:
     """Return ``out.<infix>.mp4``, with a stem that is cut where the name would be longer than file systems take."""
-    room = _MOST_FILE_NAME_BYTES - len(os.fsencode(f".{infix}{path.suffix}"))
+    room = _MAX_FILE_NAME_BYTES - len(os.fsencode(f".{infix}{path.suffix}"))
     stem = os.fsdecode(os.fsencode(path.stem)[:room])
     return path.with_name(f"{stem}.{infix}{path.suffix}")
 
 
-def in_file_names(camera: str) -> str:
+def safe_file_name(camera: str) -> str:
     """Return how a camera is written in names of files: what file systems dislike becomes an underscore.
 
     They count bytes (255 for a whole name), and a letter may take four.
     """
-    name = re.sub(r"[^\w.-]+", "_", camera).strip("._").encode()[:_MOST_NAME_BYTES].decode(errors="ignore")
+    name = re.sub(r"[^\w.-]+", "_", camera).strip("._").encode()[:_MAX_NAME_BYTES].decode(errors="ignore")
     return name or "camera"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Pace:
+class RateLimiter:
     """Lets at most ``max_rate`` frames a second through, on average; None lets all through.
 
     Where frames come a little early or late, the pace is kept over several of them.

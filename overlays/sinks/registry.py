@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from overlays.sinks.options import SinkOptions
 from overlays.sinks.paths import parse_target
-from pipeline.errors import SinkError, nearest
+from pipeline.errors import SinkError, did_you_mean
 from pipeline.ports import Sink
 
 __all__ = ["SINKS", "SinkOptions", "build_sink"]
@@ -41,30 +41,30 @@ def _zeromq(uri: str, cameras: Sequence[str], options: SinkOptions) -> Sink:  # 
     return ZeroMqSink(uri, options=options)
 
 
-def _page(uri: str, cameras: Sequence[str], options: SinkOptions) -> Sink:
-    from overlays.sinks.web import PageSink
+def _web(uri: str, cameras: Sequence[str], options: SinkOptions) -> Sink:
+    from overlays.sinks.web import WebSink
 
-    return PageSink(uri, cameras=tuple(cameras), options=options)
+    return WebSink(uri, cameras=tuple(cameras), options=options)
 
 
-def _recorder(uri: str, cameras: Sequence[str], options: SinkOptions) -> Sink:
-    from overlays.sinks.video import RecorderSink
+def _video(uri: str, cameras: Sequence[str], options: SinkOptions) -> Sink:
+    from overlays.sinks.video import VideoSink
 
     path, replace = parse_target(uri)
-    return RecorderSink(path, cameras=tuple(cameras), options=options, replace=replace)
+    return VideoSink(path, cameras=tuple(cameras), options=options, replace=replace)
 
 
 def _clips(uri: str, cameras: Sequence[str], options: SinkOptions) -> Sink:
-    from overlays.sinks.clips.sink import ClipsSink
+    from overlays.sinks.clips.sink import ClipSink
 
-    return ClipsSink(uri, cameras=tuple(cameras), options=options)
+    return ClipSink(uri, cameras=tuple(cameras), options=options)
 
 
-def _log(uri: str, cameras: Sequence[str], options: SinkOptions) -> Sink:  # noqa: ARG001 - one shape for all
-    from overlays.sinks.jsonl import LogSink
+def _jsonl(uri: str, cameras: Sequence[str], options: SinkOptions) -> Sink:  # noqa: ARG001 - one shape for all
+    from overlays.sinks.jsonl import JsonlSink
 
     path, replace = parse_target(uri)
-    return LogSink(path, cameras=cameras, replace=replace)
+    return JsonlSink(path, cameras=cameras, replace=replace)
 
 
 def _parquet(uri: str, cameras: Sequence[str], options: SinkOptions) -> Sink:  # noqa: ARG001 - one shape for all
@@ -82,13 +82,13 @@ SINKS: Final[Mapping[str, Builder]] = MappingProxyType(
         "window": _window,
         "tcp://": _zeromq,
         "ipc://": _zeromq,
-        "http://": _page,
+        "http://": _web,
         "mqtt://": _mqtt,
         "mqtts://": _mqtt,
         "/": _clips,
-        ".mp4": _recorder,
-        ".mkv": _recorder,
-        ".jsonl": _log,
+        ".mp4": _video,
+        ".mkv": _video,
+        ".jsonl": _jsonl,
         ".parquet": _parquet,
     }
 )
@@ -102,7 +102,7 @@ _PAGES: Final = frozenset({"http://"})
 _PLAIN: Final = SinkOptions()
 
 
-class _Only(NamedTuple):
+class _OptionScope(NamedTuple):
     """Options that concern some kinds of sinks; given to another they would do nothing, and nobody would know."""
 
     kinds: frozenset[str]
@@ -112,39 +112,39 @@ class _Only(NamedTuple):
 
 
 _ONLY: Final = (
-    _Only(
+    _OptionScope(
         frozenset("/"),
         "rotation, disk budget and record_when are for a folder of clips; write it with a slash at its end, such as "
         "clips/",
         lambda options: options.clips != _PLAIN.clips,
     ),
-    _Only(
+    _OptionScope(
         _BROKERS,
         "qos, status, credentials_file and ca_file are for a broker, such as mqtts://broker.example/factory",
         lambda options: options.mqtt != _PLAIN.mqtt,
     ),
-    _Only(
+    _OptionScope(
         _WIRE,
         "curve admits viewers of tcp:// and ipc:// by their keys; a page asks for a token (token_file)",
         lambda options: bool(options.curve_secret_key_file or options.curve_allow),
     ),
-    _Only(
+    _OptionScope(
         _PAGES,
         "token_file, hosts, embed_origins and root_path are for a page, http://; tcp:// admits viewers by their keys "
         "(curve)",
         lambda options: bool(options.token or options.hosts or options.embed_origins or options.root_path),
     ),
-    _Only(
+    _OptionScope(
         _WIRE,
         "scale is for pictures on tcp:// and ipc://; leave it out",
         lambda options: options.scale != _PLAIN.scale,
     ),
-    _Only(
+    _OptionScope(
         _WIRE | _BROKERS,
         "max_rate is for tcp://, ipc:// and mqtt://; leave it out",
         lambda options: options.max_rate is not None,
     ),
-    _Only(
+    _OptionScope(
         _WIRE | _PAGES,
         "quality is for pictures on tcp://, ipc:// and http://; leave it out",
         lambda options: options.jpeg_quality != _PLAIN.jpeg_quality,
@@ -176,13 +176,13 @@ def build_sink(uri: str, *, cameras: Sequence[str] = (), options: SinkOptions | 
             if kind not in only.kinds and only.asked(options):
                 raise SinkError(f"sink {_shown(uri)!r}: {only.said}")
         return build(uri, cameras, options)
-    added = next((entry for entry in added_kinds() if entry.name == kind), None)
+    added = next((entry for entry in plugin_sinks() if entry.name == kind), None)
     if added is None:
         raise SinkError(_unknown(uri))
     return _added(added, uri, cameras, options)
 
 
-def added_kinds() -> list[EntryPoint]:
+def plugin_sinks() -> list[EntryPoint]:
     """Return what installed packages add to the table: entry points of the group ``recipro_stream.sinks``.
 
     An entry's name is what a URI begins or ends with (``udp://``, ``.csv``); the table's own kinds cannot be replaced.
@@ -234,5 +234,5 @@ def _unknown(uri: str) -> str:
         )
     shown = _shown(uri)
     wanted = "a sink's scheme" if "://" in uri else "a sink's name or suffix"
-    known = [*SINKS, *(entry.name for entry in added_kinds())]
-    return f"sink {shown!r}: {kind!r} is not {wanted}; use {_EXAMPLES}.{nearest(kind, known)}"
+    known = [*SINKS, *(entry.name for entry in plugin_sinks())]
+    return f"sink {shown!r}: {kind!r} is not {wanted}; use {_EXAMPLES}.{did_you_mean(kind, known)}"

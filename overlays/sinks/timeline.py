@@ -8,7 +8,7 @@ TICKS_PER_SECOND: Final = 90_000
 """The clock of MPEG (ISO/IEC 13818-1): 30, 25 and 24 frames per second all fall on whole ticks."""
 _LATE_TICKS: Final = 90
 """A millisecond, the shortest time of Matroska."""
-_LONGEST_GAP_SECONDS: Final = 6 * 3600.0
+_MAX_GAP_SECONDS: Final = 6 * 3600.0
 """A jump further than this is a clock that was set, not a pause."""
 
 
@@ -61,7 +61,7 @@ class Timeline:
         live = self._live_seconds
         if seconds is not None and last is not None and live is not None and live < seconds < last:
             return before + _LATE_TICKS
-        if seconds is None or last is None or not 0.0 < seconds - last < _LONGEST_GAP_SECONDS:
+        if seconds is None or last is None or not 0.0 < seconds - last < _MAX_GAP_SECONDS:
             now = before + self._step
             if seconds is not None:
                 self._origin = seconds - now / TICKS_PER_SECOND

@@ -24,13 +24,13 @@ from av.codec.context import Flags
 from av.container import OutputContainer
 from av.video.stream import VideoStream
 
-from overlays.render.jpeg import bounded_picture
-from overlays.sinks.clips.fragments import WholeWrites, cut_to_whole_fragments
+from overlays.render.jpeg import bounded_image
+from overlays.sinks.clips.fragments import AllOrNothingFile, truncate_to_last_fragment
 from overlays.sinks.disk import HandleReserve, cause
 from overlays.sinks.options import SinkOptions
 from overlays.sinks.paths import camera_path, check_writable, paths_for
 from overlays.sinks.timeline import TICKS_PER_SECOND, Timeline
-from pipeline.errors import FrameError, LossError, SinkError
+from pipeline.errors import DataLossError, FrameError, SinkError
 from pipeline.frames import Image, Overlay
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ _ONE_THREAD_PIXELS: Final = 1280 * 720
 """Up to here one encoder thread keeps up with 60 frames per second, and more would only take from the engine."""
 
 
-class RecorderSink:
+class VideoSink:
     """Writes ``*.mp4`` or ``*.mkv``: as many frames as were put, timed as they were.
 
     Where more than one camera may come each has its file, ``out.<camera>.mp4``. What an earlier run recorded stays: a
@@ -118,7 +118,7 @@ class RecorderSink:
         if camera not in self._paths:
             self._paths[camera] = camera_path(self._path, camera, set(self._paths.values()))
         path = self._paths[camera]
-        film = WholeWrites(path, self._reserve, None if self._replace else self._wall())
+        film = AllOrNothingFile(path, self._reserve, None if self._replace else self._wall())
         return _Recording(film, image, self._options)
 
     def __exit__(
@@ -139,9 +139,9 @@ class RecorderSink:
 class _Recording:
     """One open file."""
 
-    def __init__(self, film: WholeWrites, image: Image, options: SinkOptions) -> None:
+    def __init__(self, film: AllOrNothingFile, image: Image, options: SinkOptions) -> None:
         self._film = film
-        picture = bounded_picture(image)
+        picture = bounded_image(image)
         self._size = (picture.shape[1], picture.shape[0])
         self.timeline = Timeline(options.fallback_rate)
         self._fits = True
@@ -162,10 +162,10 @@ class _Recording:
             FrameError: it cannot be encoded, or the film cannot be opened.
             SinkError: the film cannot be written.
         """
-        image = bounded_picture(image)
+        image = bounded_image(image)
         if (image.shape[1], image.shape[0]) != self._size:
             self._say_once(image)
-            image = fitted(image, self._size)
+            image = letterbox(image, self._size)
         width, height = self._size
         if width % 2 or height % 2:
             padded = cv2.copyMakeBorder(image, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
@@ -203,7 +203,7 @@ class _Recording:
         """Write what waits, and the index.
 
         Raises:
-            LossError: that failed, where nothing had failed before.
+            DataLossError: that failed, where nothing had failed before.
         """
         try:
             try:
@@ -213,7 +213,7 @@ class _Recording:
         except (av.error.FFmpegError, OSError) as error:
             self._broken, told = True, self._broken
             if not told:
-                raise LossError(self._failed(error)) from error
+                raise DataLossError(self._failed(error)) from error
         finally:
             path = self._film.path
             if not self._film.stands_at(path):
@@ -221,7 +221,7 @@ class _Recording:
             self._film.close()
             if self._broken and path.suffix.lower() == ".mp4":
                 with suppress(OSError):  # somebody took it away meanwhile
-                    cut_to_whole_fragments(path)
+                    truncate_to_last_fragment(path)
 
     def _failed(self, error: Exception) -> str:
         said = cause(_as_os_error(error))
@@ -234,7 +234,7 @@ class _Recording:
         self._fits = False
 
 
-def _open(film: WholeWrites) -> OutputContainer:
+def _open(film: AllOrNothingFile) -> OutputContainer:
     # Fragments are on their way to the disk at once.
     mp4 = {"movflags": "hybrid_fragmented", "frag_duration": str(_FRAGMENT_MICROSECONDS), "flush_packets": "1"}
     is_mp4 = film.path.suffix.lower() == ".mp4"
@@ -259,7 +259,7 @@ def add_video_stream(container: OutputContainer, size: tuple[int, int], options:
     return stream
 
 
-def fitted(image: Image, size: tuple[int, int]) -> Image:
+def letterbox(image: Image, size: tuple[int, int]) -> Image:
     """Return the picture scaled into ``size`` (width, height), its shape kept, with black borders."""
     width, height = size
     scale = min(width / image.shape[1], height / image.shape[0])

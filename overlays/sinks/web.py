@@ -19,11 +19,11 @@ from typing import Final, Self, get_args
 import uvicorn
 
 from overlays.encoding_pool import Prepared
-from overlays.render.jpeg import bounded_picture, encode_picture, picture_of, scaled_picture
+from overlays.render.jpeg import bounded_image, encode_image, reusable_jpeg, scale_image
 from overlays.sinks.options import SinkOptions
 from overlays.web.app import make_app
 from overlays.web.auth import (
-    Guard,
+    AccessPolicy,
     PageAddress,
     check_origin,
     check_prefix,
@@ -31,19 +31,19 @@ from overlays.web.auth import (
     is_loopback,
     parse_page_address,
 )
-from overlays.web.broadcast import Hub, Kind, Shot
-from overlays.web.clip import Look, Ring
+from overlays.web.broadcast import Broadcaster, Kind, WebFrame
+from overlays.web.clip import PacketBuffer, RenderStyle
 from overlays.web.framing import pack
 from overlays.web.server import PageProtocol, Server
-from overlays.web.state import SMALL_PIXELS, Page
-from overlays.web.status import Board
+from overlays.web.state import SMALL_PIXELS, WebState
+from overlays.web.status import StatusBoard
 from overlays.wire.endpoint import without_user
-from overlays.wire.json_fields import text_of
+from overlays.wire.json_fields import replace_undecodable
 from pipeline.errors import SinkError, WireError
 from pipeline.frames import Image, Overlay
-from pipeline.loop import Outcome
-from pipeline.ports import Figure
-from pipeline.workers import Worker
+from pipeline.loop import RunResult
+from pipeline.ports import MetricSample
+from pipeline.workers import ThreadWorker
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ _HEARD_BYTES: Final = 1 << 16
 _KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 
 
-class PageSink:
+class WebSink:
     """Serves ``http://host:port``.
 
     Entering, ``put``, ``idle`` and leaving belong to one thread at a time; ``needs_picture`` to any.
@@ -94,18 +94,18 @@ class PageSink:
         """Where it is served, once it is: a port of 0 has become a real one."""
         self.encoded = 0
         """How many pictures were compressed."""
-        self._hub = Hub()
-        self._board = Board(cameras, clock)
-        self._ring = Ring()
+        self._hub = Broadcaster()
+        self._board = StatusBoard(cameras, clock)
+        self._ring = PacketBuffer()
         self._last: dict[tuple[str, Kind], tuple[int, Overlay]] = {}
         """By camera and kind the newest frame, and its number."""
-        self._packed: dict[tuple[str, Kind], Shot] = {}
+        self._packed: dict[tuple[str, Kind], WebFrame] = {}
         self._prepared: Prepared[tuple[Image, bytes]] = Prepared()
         self._said: set[str] = set()
-        self._worker: Worker | None = None
-        self._page: Page | None = None
+        self._worker: ThreadWorker | None = None
+        self._page: WebState | None = None
 
-    def about(self, outcome: Outcome) -> None:
+    def about(self, outcome: RunResult) -> None:
         """Take the run: its counters go to the page and to /metrics."""
         self._board.outcome = outcome
 
@@ -122,13 +122,13 @@ class PageSink:
         self.endpoint = f"http://{f'[{address.host}]' if ':' in address.host else address.host}:{port}"
         hosts = frozenset(host.lower() for host in options.hosts)
         place = PageAddress(address.host, port)
-        guard = Guard(place, self._token, hosts, self._embed_origins, self._root_path)
-        self._page = Page(
+        guard = AccessPolicy(place, self._token, hosts, self._embed_origins, self._root_path)
+        self._page = WebState(
             guard,
             self._hub,
             self._board,
             self._ring,
-            Look(options.colormap, options.opacity),
+            RenderStyle(options.colormap, options.opacity),
             painted=options.painted,
             encoded=lambda: self.encoded,
             uri=self.uri,
@@ -151,7 +151,7 @@ class PageSink:
                 log.warning("%s: the token file cannot be taken, the last token stays: %s", self.uri, error)
         return self._token
 
-    def figures(self) -> list[Figure]:
+    def figures(self) -> list[MetricSample]:
         """Return who looks on, and what it cost."""
         return [] if self._page is None else self._page.figures()
 
@@ -162,11 +162,11 @@ class PageSink:
 
     def needs_picture(self, camera: str) -> bool:
         """Say whether somebody looks at this camera's MJPEG: the page itself paints in the browser."""
-        return self._hub.looked_at(text_of(camera), "painted")
+        return self._hub.looked_at(replace_undecodable(camera), "painted")
 
     def prepare(self, overlay: Overlay) -> None:
         """Compress a frame in the sizes that somebody would take now, in a thread of its camera."""
-        camera = text_of(overlay.explanation.frame.camera)
+        camera = replace_undecodable(overlay.explanation.frame.camera)
         for kind in _KINDS:
             if (kind == "painted" or overlay.silence is None) and self._hub.wanted(camera, -1, kind):
                 with contextlib.suppress(WireError):  # ``put`` says so
@@ -182,7 +182,7 @@ class PageSink:
             reason = self._worker.error if self._worker is not None else "it is not open"
             raise SinkError(f"{self.uri}: the page's server has ended ({reason})")
         self._board.note(overlay)
-        camera = text_of(overlay.explanation.frame.camera)
+        camera = replace_undecodable(overlay.explanation.frame.camera)
         for kind in _KINDS:
             if kind == "painted" or overlay.silence is None:
                 number, _ = self._last.get((camera, kind), (0, overlay))
@@ -211,7 +211,7 @@ class PageSink:
         if shot is None or shot.number != number:
             try:
                 packed = self._as_it_is(camera, number, overlay, kind) or self._pack(overlay, kind)
-                shot = Shot(camera, kind, number, packed)
+                shot = WebFrame(camera, kind, number, packed)
             except WireError as error:
                 if camera not in self._said:
                     self._said.add(camera)
@@ -253,16 +253,14 @@ class PageSink:
         """Return what is shown of a frame, and the same as JPEG."""
         quality = self._options.jpeg_quality
         if kind == "painted":
-            return overlay.image, picture_of(overlay, quality) or encode_picture(
-                bounded_picture(overlay.image), quality
-            )
-        image = bounded_picture(overlay.explanation.frame.image)
+            return overlay.image, reusable_jpeg(overlay, quality) or encode_image(bounded_image(overlay.image), quality)
+        image = bounded_image(overlay.explanation.frame.image)
         if kind == "small":
-            image = scaled_picture(image, min(1.0, SMALL_PIXELS / max(image.shape[:2])))
-        return image, encode_picture(image, quality)
+            image = scale_image(image, min(1.0, SMALL_PIXELS / max(image.shape[:2])))
+        return image, encode_image(image, quality)
 
 
-def _serving(page: Page, listener: socket.socket) -> Worker:
+def _serving(page: WebState, listener: socket.socket) -> ThreadWorker:
     """Return the server's thread: it ends within a second of being asked to."""
 
     async def read_token() -> None:
@@ -297,7 +295,7 @@ def _serving(page: Page, listener: socket.socket) -> Worker:
         with listener:
             server.run(sockets=[listener])
 
-    return Worker("page", serve, stop)
+    return ThreadWorker("page", serve, stop)
 
 
 def _bound(uri: str, address: PageAddress) -> socket.socket:

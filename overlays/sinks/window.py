@@ -23,7 +23,7 @@ from pipeline.errors import SinkError
 from pipeline.frames import Image, Overlay
 from pipeline.ports import StopRequested
 
-_LARGEST_START: Final = (1280, 800)
+_MAX_START: Final = (1280, 800)
 """A window starts no larger than this, so that it fits a laptop's screen; it can be resized."""
 _PROBE_SECONDS: Final = 60.0
 _UNSEEN: Final = ("offscreen", "dummy")
@@ -145,7 +145,7 @@ class WindowSink:
         if not pygame.display.get_init():
             pygame.display.init()
         height, width = image.shape[:2]
-        scale = min(1.0, _LARGEST_START[0] / width, _LARGEST_START[1] / height)
+        scale = min(1.0, _MAX_START[0] / width, _MAX_START[1] / height)
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         return pygame.Window(f"{printable(camera)} - recipro-stream", size, resizable=True)
 

@@ -18,20 +18,20 @@ from typing import Final, Self
 import zmq
 
 from overlays.encoding_pool import Prepared
-from overlays.render.jpeg import bounded_picture, encode_picture, picture_of, scaled_picture
+from overlays.render.jpeg import bounded_image, encode_image, reusable_jpeg, scale_image
 from overlays.sinks.options import ENCODED, VIEWERS, SinkOptions
-from overlays.sinks.rate_limit import Pace
-from overlays.wire.binding import check_path, unbound
+from overlays.sinks.rate_limit import RateLimiter
+from overlays.wire.binding import bind_error_message, check_path
 from overlays.wire.curve.allowlist import AllowList
-from overlays.wire.curve.authenticator import Gate
-from overlays.wire.curve.handshake_errors import REFUSALS, Refusal
+from overlays.wire.curve.authenticator import CurveAuthenticator
+from overlays.wire.curve.handshake_errors import REFUSALS, RefusalReason
 from overlays.wire.curve.keys import read_pair
 from overlays.wire.curve.subscriptions import MAX_TOPICS_PER_CONNECTION, Subscriptions
 from overlays.wire.endpoint import parse_address, without_user
 from overlays.wire.message import encode, topic_of
 from pipeline.errors import SinkError, WireError
 from pipeline.frames import Overlay
-from pipeline.ports import Figure
+from pipeline.ports import MetricSample
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class ZeroMqSink:
         self._packed: dict[str, tuple[Overlay, Overlay, bytes]] = {}
         self._prepared: Prepared[tuple[Overlay, bytes]] = Prepared()
         """Of each camera what was sent last: as it came, as it was sent, and its JPEG."""
-        self._pace = Pace(self._options.max_rate)
+        self._pace = RateLimiter(self._options.max_rate)
         self._unbound_at: float | None = None
         self._too_many_said_at: float | None = None
         self._owed: set[str] = set()
@@ -127,7 +127,7 @@ class ZeroMqSink:
             self._socket.bind(self.uri)
         except zmq.ZMQError as error:
             self._close(0)
-            raise unbound(self.uri, error) from None
+            raise bind_error_message(self.uri, error) from None
         self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self._gate.bound(self.endpoint)
         return self
@@ -148,18 +148,18 @@ class ZeroMqSink:
         return self._gate.viewers
 
     @property
-    def refused(self) -> Mapping[Refusal, int]:
+    def refused(self) -> Mapping[RefusalReason, int]:
         """How many handshakes failed, by kind."""
         return self._gate.refused
 
-    def figures(self) -> list[Figure]:
+    def figures(self) -> list[MetricSample]:
         """Return who looks on, who was refused, and how much was compressed for it."""
         here, refused = ("sink", self.uri), self.refused
-        viewers = Figure("viewers", self.viewers, VIEWERS, labels=(("kind", "zeromq"), here))
-        encoded = Figure("encoded", self.encoded, ENCODED, "counter", (here,))
+        viewers = MetricSample("viewers", self.viewers, VIEWERS, labels=(("kind", "zeromq"), here))
+        encoded = MetricSample("encoded", self.encoded, ENCODED, "counter", (here,))
         said = "Handshakes that failed, by reason."
         return [viewers, encoded] + [
-            Figure("handshake_failures", refused.get(kind, 0), said, "counter", (here, ("reason", kind)))
+            MetricSample("handshake_failures", refused.get(kind, 0), said, "counter", (here, ("reason", kind)))
             for kind in REFUSALS
         ]
 
@@ -273,7 +273,7 @@ class ZeroMqSink:
             door.bind(self.endpoint)
         except zmq.ZMQError as error:
             if late:
-                raise unbound(self.endpoint, error) from None
+                raise bind_error_message(self.endpoint, error) from None
             return
         self._unbound_at = None
 
@@ -310,9 +310,9 @@ class ZeroMqSink:
 
     def _compressed(self, overlay: Overlay) -> tuple[Overlay, bytes]:
         """Return what is sent of a frame, and its picture as JPEG."""
-        picture = bounded_picture(scaled_picture(overlay.image, self._options.scale))
+        picture = bounded_image(scale_image(overlay.image, self._options.scale))
         sent = Overlay(picture, overlay.explanation, overlay.silence)
-        return sent, picture_of(overlay, self.takes_jpeg) or encode_picture(sent.image, self._options.jpeg_quality)
+        return sent, reusable_jpeg(overlay, self.takes_jpeg) or encode_image(sent.image, self._options.jpeg_quality)
 
     def _resend(self, camera: str) -> None:
         _, sent, picture = self._packed[camera]
@@ -347,7 +347,7 @@ def _descriptor_of(said: zmq.Frame) -> int | None:
         return None
 
 
-def _gate(uri: str, options: SinkOptions, *, is_local: bool, clock: Callable[[], float]) -> Gate:
+def _gate(uri: str, options: SinkOptions, *, is_local: bool, clock: Callable[[], float]) -> CurveAuthenticator:
     """Return who guards the door: those with keys on the list, or everybody where that is harmless or asked for."""
     if options.curve_secret_key_file is not None:
         if options.curve_allow is None:
@@ -355,10 +355,12 @@ def _gate(uri: str, options: SinkOptions, *, is_local: bool, clock: Callable[[],
                 f"{uri}: keys without a list: name the file or folder of the public keys of those who may look in "
                 "(--allow PATH; in a configuration, curve: {secret_key_file: ..., allow: ...})"
             )
-        return Gate(uri, read_pair(Path(options.curve_secret_key_file)), AllowList(Path(options.curve_allow)), clock)
+        return CurveAuthenticator(
+            uri, read_pair(Path(options.curve_secret_key_file)), AllowList(Path(options.curve_allow)), clock
+        )
     if not is_local and not options.insecure:
         raise SinkError(
             f"{uri}: whoever reaches this address could look in; let only keys in (uv run run.py keys new keys, then "
             "--curve-keys keys), bind tcp://127.0.0.1:port, or say --insecure where the network itself is closed"
         )
-    return Gate(uri, None, None, clock)
+    return CurveAuthenticator(uri, None, None, clock)

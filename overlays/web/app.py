@@ -19,13 +19,13 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from overlays.render.colormaps import palette
-from overlays.web.auth import COOKIE_SECONDS, Guard
-from overlays.web.broadcast import Client
+from overlays.web.auth import COOKIE_SECONDS, AccessPolicy
+from overlays.web.broadcast import WebClient
 from overlays.web.clip import CLIP_SECONDS
 from overlays.web.clips import clip_answer
-from overlays.web.middleware import Doorman
+from overlays.web.middleware import AccessMiddleware
 from overlays.web.prometheus import exposition
-from overlays.web.state import SMALL_PIXELS, Page
+from overlays.web.state import SMALL_PIXELS, WebState
 from overlays.web.status import readiness
 
 STATUS_SECONDS: Final = 0.2
@@ -33,18 +33,18 @@ STATUS_SECONDS: Final = 0.2
 _STATUSES_UNHEARD: Final = 4
 """So many may be on their way."""
 READY_SECONDS: Final = 5.0
-_MOST_FORM_BYTES: Final = 4096
+_MAX_FORM_BYTES: Final = 4096
 _FORM_SECONDS: Final = 5.0
-_MOST_VIEWERS: Final = 128
+_MAX_VIEWERS: Final = 128
 _REFUSAL_SECONDS: Final = 0.5
 """How long a wrong token waits for its answer."""
 _BOUNDARY: Final = "frame"
 _KINDS: Final = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 
-def make_app(page: Page) -> Doorman:
+def make_app(page: WebState) -> AccessMiddleware:
     """Return the application, with the doorman before it."""
-    answers = _Answers(page)
+    answers = _Handlers(page)
     routes = [
         Route("/", answers.file),
         Route("/static/{name}", answers.file),
@@ -57,11 +57,11 @@ def make_app(page: Page) -> Doorman:
         Route("/readyz", answers.ready),
         WebSocketRoute("/frames", answers.frames),
     ]
-    return Doorman(Starlette(routes=routes), page)
+    return AccessMiddleware(Starlette(routes=routes), page)
 
 
-class _Answers:
-    def __init__(self, page: Page) -> None:
+class _Handlers:
+    def __init__(self, page: WebState) -> None:
         self.page = page
         colours = palette(page.look.colormap, page.look.opacity).colours
         self._hello = json.dumps(
@@ -92,7 +92,7 @@ class _Answers:
             async with asyncio.timeout(_FORM_SECONDS):
                 async for part in request.stream():
                     body += part
-                    if len(body) > _MOST_FORM_BYTES:
+                    if len(body) > _MAX_FORM_BYTES:
                         return Response("too long", 413, media_type="text/plain")
         except TimeoutError:
             return Response("too slow", 408, media_type="text/plain", headers={"Connection": "close"})
@@ -145,7 +145,7 @@ class _Answers:
         camera = request.path_params["camera"].removesuffix(".mjpg")
         if camera not in self.page.board.cameras:
             return self._unknown(camera, "/stream/<camera>.mjpg")
-        if len(self.page.hub.clients) >= _MOST_VIEWERS:
+        if len(self.page.hub.clients) >= _MAX_VIEWERS:
             return Response("too many look on already", 503, media_type="text/plain")
         kind = f"multipart/x-mixed-replace; boundary={_BOUNDARY}"
         if request.method == "HEAD":
@@ -153,7 +153,7 @@ class _Answers:
         return StreamingResponse(self._parts(camera, request.scope["session"]), media_type=kind)
 
     async def _parts(self, camera: str, session: str) -> AsyncIterator[bytes]:
-        client = Client(camera)
+        client = WebClient(camera)
         client.session = session
         self.page.hub.join(client)
         try:
@@ -177,11 +177,11 @@ class _Answers:
         return await clip_answer(self.page, request, camera, opacity)
 
     async def frames(self, socket: WebSocket) -> None:
-        if len(self.page.hub.clients) >= _MOST_VIEWERS:
+        if len(self.page.hub.clients) >= _MAX_VIEWERS:
             await socket.close(1013, "too many look on already")
             return
         await socket.accept()
-        client = Client()
+        client = WebClient()
         client.session = socket.scope["session"]
         unheard = [0]
         self.page.hub.join(client)
@@ -197,7 +197,7 @@ class _Answers:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _listen(self, socket: WebSocket, client: Client, unheard: list[int]) -> None:
+    async def _listen(self, socket: WebSocket, client: WebClient, unheard: list[int]) -> None:
         """Hear what has been shown. Anything else ends the connection."""
         try:
             while True:
@@ -211,7 +211,7 @@ class _Answers:
         except (WebSocketDisconnect, ValueError, TypeError, KeyError, RuntimeError):
             client.close()
 
-    async def _send(self, socket: WebSocket, client: Client) -> None:
+    async def _send(self, socket: WebSocket, client: WebClient) -> None:
         try:
             while (shot := await client.next()) is not None:
                 await socket.send_bytes(shot.packed)
@@ -255,6 +255,6 @@ def _cookie_path(request: Request) -> str:
     return f"{request.scope['prefix']}/"
 
 
-def cookie_name(guard: Guard) -> str:
+def cookie_name(guard: AccessPolicy) -> str:
     """Return the cookie's name: two pages on one machine share its cookies, whatever their ports."""
     return f"recipro_page_{guard.address.port}"

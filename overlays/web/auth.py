@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
-SHORTEST_TOKEN: Final = 16
+MIN_TOKEN: Final = 16
 """Characters. Whoever guesses has the whole night."""
 COOKIE_SECONDS: Final = 30 * 24 * 3600
 _PREFIX = re.compile(r"(/[\w.~-]+)+", re.ASCII)
@@ -65,9 +65,9 @@ def check_token(token: str) -> str:
         ValueError: it is too short, or holds what a header cannot carry.
     """
     token = token.strip()
-    if len(token) < SHORTEST_TOKEN or not (token.isascii() and token.isprintable()) or " " in token:
+    if len(token) < MIN_TOKEN or not (token.isascii() and token.isprintable()) or " " in token:
         raise ValueError(
-            f"a token has at least {SHORTEST_TOKEN} printable ASCII characters and no space; "
+            f"a token has at least {MIN_TOKEN} printable ASCII characters and no space; "
             "make one: openssl rand -hex 24 > FILE"
         )
     return token
@@ -114,7 +114,7 @@ class Asked(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Guard:
+class AccessPolicy:
     """Decides; knows no request."""
 
     address: PageAddress

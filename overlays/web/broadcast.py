@@ -1,8 +1,8 @@
 """From the one thread that puts to the one loop that serves: the newest shot of each camera, for each who looks on.
 
-Nobody queues. A client has one place per camera, which a newer shot takes; at most ``WINDOW`` shots are on their way to
-it until it says that it has shown one. So a slow browser, a slow network and a hidden tab miss shots, and neither their
-buffers nor ours fill with old ones.
+Nobody queues. A client has one place per camera, which a newer shot takes; at most ``MAX_IN_FLIGHT`` shots are on their
+way to it until it says that it has shown one. So a slow browser, a slow network and a hidden tab miss shots, and
+neither their buffers nor ours fill with old ones.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import threading
 from dataclasses import dataclass
 from typing import Final, Literal
 
-WINDOW: Final = 2
+MAX_IN_FLIGHT: Final = 2
 """Shots of a camera that may be on their way: one being shown, one to show next."""
 
 
@@ -22,7 +22,7 @@ Kind = Literal["plain", "small", "painted"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Shot:
+class WebFrame:
     """One frame, packed for all who look on."""
 
     camera: str
@@ -31,7 +31,7 @@ class Shot:
     packed: bytes
 
 
-class Client:
+class WebClient:
     """Somebody who looks on: a page (all cameras, plain) or an MJPEG stream (one, painted).
 
     Belongs to the loop; ``takes`` may be asked by any thread.
@@ -52,7 +52,7 @@ class Client:
         self.closed = False
         self._offered: dict[str, int] = {}
         self._flying: dict[str, int] = {}
-        self._slots: dict[str, Shot] = {}
+        self._slots: dict[str, WebFrame] = {}
         self._bell = asyncio.Event()
 
     def choose(self, *, small: bool, large: str) -> None:
@@ -69,10 +69,12 @@ class Client:
     def takes(self, camera: str, number: int, kind: Kind) -> bool:
         """Say whether it would send this shot at once: it concerns it, is new to it, and there is room."""
         return (
-            self.looks_at(camera, kind) and self._offered.get(camera) != number and self._flying.get(camera, 0) < WINDOW
+            self.looks_at(camera, kind)
+            and self._offered.get(camera) != number
+            and self._flying.get(camera, 0) < MAX_IN_FLIGHT
         )
 
-    def offer(self, shot: Shot) -> None:
+    def offer(self, shot: WebFrame) -> None:
         """Put a shot into the camera's place, over the one that waits there."""
         if not self.looks_at(shot.camera, shot.kind) or self._offered.get(shot.camera) == shot.number:
             return
@@ -81,11 +83,11 @@ class Client:
         self._slots[shot.camera] = shot
         self._bell.set()
 
-    async def next(self) -> Shot | None:
+    async def next(self) -> WebFrame | None:
         """Wait for a shot that may be sent, the cameras in turn; None at the end."""
         while not self.closed:
             for camera in self._slots:
-                if self._flying.get(camera, 0) < WINDOW:
+                if self._flying.get(camera, 0) < MAX_IN_FLIGHT:
                     self._flying[camera] = self._flying.get(camera, 0) + 1
                     self.sent += 1
                     return self._slots.pop(camera)
@@ -105,16 +107,16 @@ class Client:
         self._bell.set()
 
 
-class Hub:
+class Broadcaster:
     """Who looks on, and the way to them."""
 
     def __init__(self) -> None:
         # Guards what waits for the loop; held for a few instructions by either side.
         self._lock = threading.Lock()
-        self._waiting: dict[tuple[str, Kind], Shot] = {}
+        self._waiting: dict[tuple[str, Kind], WebFrame] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         # Replaced as a whole by the loop, read by any.
-        self.clients: tuple[Client, ...] = ()
+        self.clients: tuple[WebClient, ...] = ()
         self.closed = False
 
     def looked_at(self, camera: str, kind: Kind) -> bool:
@@ -125,7 +127,7 @@ class Hub:
         """Say whether anybody would take this shot at once. For any thread."""
         return any(client.takes(camera, number, kind) for client in self.clients)
 
-    def publish(self, shot: Shot) -> None:
+    def publish(self, shot: WebFrame) -> None:
         """Give a shot to all whom it concerns. For the thread that puts; never waits."""
         with self._lock:
             loop, idle = self._loop, not self._waiting
@@ -136,7 +138,7 @@ class Hub:
             with contextlib.suppress(RuntimeError):  # the loop has just ended
                 loop.call_soon_threadsafe(self._deliver)
 
-    def join(self, client: Client) -> None:
+    def join(self, client: WebClient) -> None:
         """Let a client look on. For the loop."""
         with self._lock:
             self._loop = asyncio.get_running_loop()
@@ -144,7 +146,7 @@ class Hub:
         if self.closed:
             client.close()
 
-    def leave(self, client: Client) -> None:
+    def leave(self, client: WebClient) -> None:
         """Forget a client. For the loop."""
         self.clients = tuple(other for other in self.clients if other is not client)
 

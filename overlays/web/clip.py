@@ -18,13 +18,13 @@ from typing import Final
 
 import av
 
-from overlays.render.jpeg import decode_picture
+from overlays.render.jpeg import decode_image
 from overlays.render.renderer import HeatRenderer
-from overlays.sinks.video import RecorderSink
+from overlays.sinks.video import VideoSink
 from overlays.web.framing import unpack
 from overlays.wire.message import as_overlay, decode_header
 from pipeline.errors import ReciproStreamError
-from pipeline.workers import Worker
+from pipeline.workers import ThreadWorker
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ RING_BYTES: Final = 96 << 20
 """For all cameras together."""
 
 
-class Ring:
+class PacketBuffer:
     """The last packets of each camera. One thread adds, any reads."""
 
     def __init__(self, limit_bytes: int = RING_BYTES) -> None:
@@ -77,7 +77,7 @@ class Ring:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class RenderStyle:
     """How a clip is painted."""
 
     colormap: str = "inferno"
@@ -85,7 +85,7 @@ class Look:
     """0: no heat."""
 
 
-def make_clip(packets: Sequence[bytes], look: Look, stopped: Callable[[], bool]) -> bytes:
+def make_clip(packets: Sequence[bytes], look: RenderStyle, stopped: Callable[[], bool]) -> bytes:
     """Return an MP4 (H.264) of the packets, heat and legend drawn, timed as the frames were; b"" when stopped.
 
     Raises:
@@ -95,7 +95,7 @@ def make_clip(packets: Sequence[bytes], look: Look, stopped: Callable[[], bool])
     renderer = HeatRenderer(colormap=look.colormap, opacity=look.opacity, clock=lambda: moment[0])
     with tempfile.TemporaryDirectory(prefix="recipro-clip-") as folder:
         path = Path(folder) / "clip.mp4"
-        with RecorderSink(path) as recorder:
+        with VideoSink(path) as recorder:
             for packet in packets:
                 if stopped():
                     return b""
@@ -103,7 +103,7 @@ def make_clip(packets: Sequence[bytes], look: Look, stopped: Callable[[], bool])
                 header = decode_header(packed)
                 moment[0] = header.sent_at_unix
                 plain = as_overlay(
-                    header, decode_picture(picture), now_unix=header.sent_at_unix, now_monotonic=header.sent_at_unix
+                    header, decode_image(picture), now_unix=header.sent_at_unix, now_monotonic=header.sent_at_unix
                 )
                 recorder.put(renderer.render(plain.explanation))
         written = next(Path(folder).glob("*.mp4"), path)  # the recorder adds the camera's name
@@ -123,7 +123,7 @@ def _index_first(path: Path) -> bytes:
     return whole.read_bytes()
 
 
-async def clip_beside(packets: Sequence[bytes], look: Look, stopped: Callable[[], bool]) -> bytes:
+async def make_clip_async(packets: Sequence[bytes], look: RenderStyle, stopped: Callable[[], bool]) -> bytes:
     """Make a clip while the loop goes on; b"" when stopped, or when it cannot be made, which the log says."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[bytes] = loop.create_future()
@@ -142,5 +142,5 @@ async def clip_beside(packets: Sequence[bytes], look: Look, stopped: Callable[[]
         finally:
             loop.call_soon_threadsafe(settle, made)
 
-    with Worker("clip", make, given_up.set):
+    with ThreadWorker("clip", make, given_up.set):
         return await done

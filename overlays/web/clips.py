@@ -11,8 +11,8 @@ from urllib.parse import quote
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from overlays.web.clip import Look, clip_beside
-from overlays.web.state import Clip, Page
+from overlays.web.clip import RenderStyle, make_clip_async
+from overlays.web.state import Clip, WebState
 
 _RANGE = re.compile(r"bytes=(\d{0,15})-(\d{0,15})", re.ASCII)
 _KEPT_SECONDS: Final = 20.0
@@ -45,7 +45,7 @@ def asked_range(header: str | None, size: int) -> range | None:
     return range(start, stop)
 
 
-async def clip_answer(page: Page, request: Request, camera: str, opacity: float) -> Response:
+async def clip_answer(page: WebState, request: Request, camera: str, opacity: float) -> Response:
     """Return a camera's clip, or the piece of it that is asked for; the same clip for all its pieces."""
     now = time.monotonic()
     clip, header = page.clip, request.headers.get("range")
@@ -60,7 +60,7 @@ async def clip_answer(page: Page, request: Request, camera: str, opacity: float)
             return Response(said, 503, media_type="text/plain", headers={"Retry-After": "3"})
         page.making = True
         try:
-            made = await clip_beside(packets, Look(page.look.colormap, opacity), page.stopped.is_set)
+            made = await make_clip_async(packets, RenderStyle(page.look.colormap, opacity), page.stopped.is_set)
         finally:
             page.making = False
         if not made:

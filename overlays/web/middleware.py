@@ -15,7 +15,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from overlays.file_limits import shared_address
-from overlays.web.auth import Asked, Guard, check_prefix, session_of
+from overlays.web.auth import AccessPolicy, Asked, check_prefix, session_of
 from overlays.web.rate_limit import MAX_WAIT_SECONDS, WRONG_TOKEN_COST, Pace
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ _OPEN: Final = frozenset({"/login", "/healthz", "/readyz", "/static/page.css", "
 _STREAMS: Final = "/stream/"
 _SAY_EVERY_SECONDS: Final = 60.0
 _READ_TOKEN_SECONDS: Final = 1.0
-_LONGEST_ADDRESS: Final = 64
+_MAX_ADDRESS: Final = 64
 HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -44,7 +44,7 @@ class Protected(Protocol):
     refused: int
 
     @property
-    def guard(self) -> Guard:
+    def guard(self) -> AccessPolicy:
         """The rules, as of now: the token may change."""
 
     def read_token(self) -> None:
@@ -54,7 +54,7 @@ class Protected(Protocol):
         """Say whether a session was ended by its owner."""
 
 
-class Doorman:
+class AccessMiddleware:
     """An ASGI application around another one."""
 
     def __init__(self, app: ASGIApp, page: Protected) -> None:
@@ -215,7 +215,7 @@ def _address(scope: Scope) -> str:
     """Return who asks, as an address: X-Forwarded-For may hold anything."""
     given = str((scope.get("client") or ("", 0))[0])
     try:
-        ipaddress.ip_address(given[:_LONGEST_ADDRESS].partition("%")[0])
+        ipaddress.ip_address(given[:_MAX_ADDRESS].partition("%")[0])
     except ValueError:
         return "an unknown address"
     return shared_address(given)

@@ -9,10 +9,10 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 
-from overlays.web.status import Board
-from overlays.wire.json_fields import text_of
-from pipeline.loop import Outcome
-from pipeline.ports import Figure
+from overlays.web.status import StatusBoard
+from overlays.wire.json_fields import replace_undecodable
+from pipeline.loop import RunResult
+from pipeline.ports import MetricSample
 from pipeline.stats import EDGES, Histogram
 
 STATES: Final = ("connecting", "live", "stalled", "waiting", "failed", "ended", "silent")
@@ -21,7 +21,7 @@ _EVERY: Final = 5
 _BATCHES: Final = (1, 2, 4, 8, 16, 32, 64)
 
 
-def exposition(board: Board, parts: Sequence[Figure]) -> bytes:
+def exposition(board: StatusBoard, parts: Sequence[MetricSample]) -> bytes:
     """Return the text Prometheus scrapes.
 
     Args:
@@ -35,7 +35,7 @@ def exposition(board: Board, parts: Sequence[Figure]) -> bytes:
 
 
 class _Collector:
-    def __init__(self, board: Board, parts: Sequence[Figure]) -> None:
+    def __init__(self, board: StatusBoard, parts: Sequence[MetricSample]) -> None:
         self._board = board
         self._parts = parts
 
@@ -43,7 +43,7 @@ class _Collector:
         """Give all figures. Labels name files, which may be called by bytes that no text is made of."""
         for family in self._families():
             family.samples = [
-                sample._replace(labels={key: text_of(value) for key, value in sample.labels.items()})
+                sample._replace(labels={key: replace_undecodable(value) for key, value in sample.labels.items()})
                 for sample in family.samples
             ]
             yield family
@@ -82,7 +82,7 @@ def _of_cameras(cameras: list[dict[str, Any]]) -> Iterator[Metric]:
     yield reconnects
 
 
-def _of_run(outcome: Outcome) -> Iterator[Metric]:
+def _of_run(outcome: RunResult) -> Iterator[Metric]:
     frames = CounterMetricFamily("recipro_frames", "Frames by what became of them.", labels=["camera", "outcome"])
     dropped = CounterMetricFamily("recipro_dropped", "Dropped frames, by reason.", labels=["camera", "reason"])
     for pump in outcome.pumps:
@@ -109,7 +109,7 @@ def _of_run(outcome: Outcome) -> Iterator[Metric]:
     yield left
 
 
-def _of_engine(outcome: Outcome) -> Iterator[Metric]:
+def _of_engine(outcome: RunResult) -> Iterator[Metric]:
     stages = HistogramMetricFamily("recipro_stage_seconds", "Time that frames spend in each stage.", labels=["stage"])
     for stage, histogram in list(outcome.tally.stages.items()):
         stages.add_metric([stage], *_buckets(histogram))
@@ -134,7 +134,7 @@ def _buckets(histogram: Histogram) -> tuple[list[tuple[str, float]], float]:
     return buckets, histogram.total_seconds
 
 
-def _of_parts(parts: Sequence[Figure]) -> Iterator[Metric]:
+def _of_parts(parts: Sequence[MetricSample]) -> Iterator[Metric]:
     """Give the figures of one name as one family, whoever told them."""
     families: dict[str, Metric] = {}
     for figure in parts:

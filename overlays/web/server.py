@@ -16,9 +16,9 @@ from overlays.file_limits import connection_limit
 from overlays.web.connection_limit import Acceptor, Connection
 
 MAX_CONNECTIONS: Final = 256
-MUTE_SECONDS: Final = 6.0
+REQUEST_TIMEOUT_SECONDS: Final = 6.0
 """How long somebody may be connected and not have said what is wanted."""
-_MUTE_SECONDS_IN_A_CROWD: Final = 0.5
+_CROWDED_REQUEST_TIMEOUT_SECONDS: Final = 0.5
 READ_SECONDS: Final = 8.0
 _MIN_READ_BYTES: Final = 16 << 10
 """A client that is sent something reads at least so much within ``READ_SECONDS``, or is disconnected."""
@@ -29,12 +29,12 @@ _MAX_WAITING_BYTES: Final = 64 << 20
 _UNADMITTED_SECONDS: Final = 30.0
 """How long the answer to a request without the token may take in all."""
 _SAY_EVERY_SECONDS: Final = 60.0
-_MOST_SAID: Final = 100
+_MAX_SAID: Final = 100
 _FAREWELL_SECONDS: Final = 0.3
 """How long what waits may still leave at the end."""
 
 
-class OnceAMinute(logging.Filter):
+class RepeatFilter(logging.Filter):
     """Lets the same be said once a minute: whoever sends nonsense must not fill the disk that the log is on."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -49,13 +49,13 @@ class OnceAMinute(logging.Filter):
         now = self._clock()
         if now - self._said_at.get(said, float("-inf")) < _SAY_EVERY_SECONDS:
             return False
-        if len(self._said_at) >= _MOST_SAID:
+        if len(self._said_at) >= _MAX_SAID:
             self._said_at.clear()
         self._said_at[said] = now
         return True
 
 
-logging.getLogger("uvicorn.error").addFilter(OnceAMinute())
+logging.getLogger("uvicorn.error").addFilter(RepeatFilter())
 
 
 class PageProtocol(H11Protocol):
@@ -118,7 +118,7 @@ class Server(uvicorn.Server):
         """Look around; called ten times a second."""
         now = time.monotonic()
         for acceptor in self._acceptors:
-            patience = MUTE_SECONDS if len(acceptor) < self._limit // 2 else _MUTE_SECONDS_IN_A_CROWD
+            patience = REQUEST_TIMEOUT_SECONDS if len(acceptor) < self._limit // 2 else _CROWDED_REQUEST_TIMEOUT_SECONDS
             for one in acceptor:
                 if not one.ended and _is_overdue(one, now, patience):
                     one.abort()

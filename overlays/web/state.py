@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from overlays.sinks.options import ENCODED, VIEWERS
-from overlays.web.auth import Guard
-from overlays.web.broadcast import Client, Hub
-from overlays.web.clip import Look, Ring
-from overlays.web.status import Board
-from pipeline.ports import Figure
+from overlays.web.auth import AccessPolicy
+from overlays.web.broadcast import Broadcaster, WebClient
+from overlays.web.clip import PacketBuffer, RenderStyle
+from overlays.web.status import StatusBoard
+from pipeline.ports import MetricSample
 
 log = logging.getLogger(__name__)
 
@@ -38,14 +38,14 @@ class Clip:
 
 
 @dataclass(slots=True)
-class Page:
+class WebState:
     """Everything the answers are made of."""
 
-    guard: Guard
-    hub: Hub
-    board: Board
-    ring: Ring
-    look: Look = field(default_factory=Look)
+    guard: AccessPolicy
+    hub: Broadcaster
+    board: StatusBoard
+    ring: PacketBuffer
+    look: RenderStyle = field(default_factory=RenderStyle)
     painted: bool = False
     """Whether the frames that come have heat on them already."""
     encoded: Callable[[], int] = lambda: 0
@@ -68,7 +68,7 @@ class Page:
         default_factory=lambda: {path.name: path.read_bytes() for path in sorted(_FILES.iterdir())}
     )
 
-    def figures(self) -> list[Figure]:
+    def figures(self) -> list[MetricSample]:
         """Return the page's own figures."""
         clients, here = self.hub.clients, ("sink", self.uri)
         viewers = [("page", sum(not client.painted for client in clients))]
@@ -76,12 +76,12 @@ class Page:
         skipped = self.skipped + sum(client.skipped for client in clients)
         held = self.ring.total_bytes
         return [
-            *(Figure("viewers", count, VIEWERS, labels=(("kind", kind), here)) for kind, count in viewers),
-            Figure("encoded", self.encoded(), ENCODED, "counter", (here,)),
-            Figure("page_skipped", skipped, "Frames that a slow viewer missed.", "counter", (here,)),
-            Figure("page_refused", self.refused, "Requests without the token, or from a foreign site.", "counter",
+            *(MetricSample("viewers", count, VIEWERS, labels=(("kind", kind), here)) for kind, count in viewers),
+            MetricSample("encoded", self.encoded(), ENCODED, "counter", (here,)),
+            MetricSample("page_skipped", skipped, "Frames that a slow viewer missed.", "counter", (here,)),
+            MetricSample("page_refused", self.refused, "Requests without the token, or from a foreign site.", "counter",
                    (here,)),
-            Figure("page_ring_bytes", held, "Memory that the last half minute takes.", labels=(here,)),
+            MetricSample("page_ring_bytes", held, "Memory that the last half minute takes.", labels=(here,)),
         ]  # fmt: skip
 
     def told(self) -> dict[str, Any]:
@@ -122,7 +122,7 @@ class Page:
             if client.session == session:
                 client.close()
 
-    def leave(self, client: Client) -> None:
+    def leave(self, client: WebClient) -> None:
         """Forget a client, not its count."""
         self.hub.leave(client)
         self.skipped += client.skipped

@@ -9,21 +9,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from overlays.wire.json_fields import text_of
-from pipeline.frames import Overlay, Silence
-from pipeline.loop import Outcome
-from pipeline.ports import Figure
+from overlays.wire.json_fields import replace_undecodable
+from pipeline.frames import Overlay, SignalLoss
+from pipeline.loop import RunResult
+from pipeline.ports import MetricSample
 from pipeline.signal_loss import SILENT_INTERVALS, SILENT_SECONDS
 
 _RATE_FRAMES: Final = 30
-_LONGEST_INTERVAL_SECONDS: Final = 10.0
-_LONGEST_FIRST_SECONDS: Final = 60.0
+_MAX_INTERVAL_SECONDS: Final = 10.0
+_MAX_FIRST_SECONDS: Final = 60.0
 """Between a camera's first two frames: it may be slow by nature."""
 _DRIFT_SECONDS: Final = 2.0
 
 
 @dataclass(slots=True)
-class Seen:
+class CameraStatus:
     """One camera, as its frames came to the page."""
 
     frames: int = 0
@@ -34,7 +34,7 @@ class Seen:
     came_at: float = 0.0
     label: str = ""
     score: float = 0.0
-    silence: Silence | None = None
+    silence: SignalLoss | None = None
     """What the one before us says, where it says so (a stream that is watched from afar)."""
     interval_seconds: float = 0.0
     """The usual time between two frames; 0 before the second."""
@@ -47,18 +47,18 @@ class Seen:
 
     def paused(self, now: float) -> bool:
         """Say whether so long a time has passed that it tells nothing of the camera's rate."""
-        usual = SILENT_INTERVALS * self.interval_seconds if len(self.arrivals) > 1 else _LONGEST_FIRST_SECONDS
-        return now - self.came_at > max(_LONGEST_INTERVAL_SECONDS, usual)
+        usual = SILENT_INTERVALS * self.interval_seconds if len(self.arrivals) > 1 else _MAX_FIRST_SECONDS
+        return now - self.came_at > max(_MAX_INTERVAL_SECONDS, usual)
 
 
-class Board:
+class StatusBoard:
     """Written by the thread that puts; read by the loop, which tolerates a value that is one frame older."""
 
     def __init__(self, cameras: Sequence[str] = (), clock: Callable[[], float] = time.monotonic) -> None:
         """Take the cameras that are expected: they are told of before their first frame."""
         self.clock = clock
-        self.cameras: dict[str, Seen] = {text_of(camera): Seen() for camera in cameras}
-        self.outcome: Outcome | None = None
+        self.cameras: dict[str, CameraStatus] = {replace_undecodable(camera): CameraStatus() for camera in cameras}
+        self.outcome: RunResult | None = None
         """The run, where the page is part of one."""
         self._drift_at = -math.inf
         self._drifts: dict[str, str] = {}
@@ -66,8 +66,8 @@ class Board:
     def note(self, overlay: Overlay) -> None:
         """Take note of a frame, or of a silence."""
         frame = overlay.explanation.frame
-        camera = text_of(frame.camera)
-        seen = self.cameras.get(camera) or Seen()
+        camera = replace_undecodable(frame.camera)
+        seen = self.cameras.get(camera) or CameraStatus()
         if overlay.silence is not None:
             seen.silence = overlay.silence
         else:
@@ -93,10 +93,14 @@ class Board:
         now = self.clock()
         return [self._told(camera, seen, now) for camera, seen in self.cameras.items()]
 
-    def _told(self, camera: str, seen: Seen, now: float) -> dict[str, Any]:
+    def _told(self, camera: str, seen: CameraStatus, now: float) -> dict[str, Any]:
         silent = seen.frames > 0 and seen.silent(now)
         state, reason, reconnects, corrupt = "live" if seen.frames else "waiting", "", 0, 0
-        pump = next((p for p in self.outcome.pumps if text_of(p.camera) == camera), None) if self.outcome else None
+        pump = (
+            next((p for p in self.outcome.pumps if replace_undecodable(p.camera) == camera), None)
+            if self.outcome
+            else None
+        )
         if pump is not None:
             health = pump.health
             state, reason, reconnects, corrupt = health.state, health.reason, health.reconnects, health.corrupt
@@ -128,10 +132,10 @@ class Board:
         """Say which slow statistic of a camera has come away furthest from the baseline; None where there is none."""
         if self.outcome is not None and now - self._drift_at > _DRIFT_SECONDS:
             self._drift_at = now
-            furthest: dict[str, Figure] = {}
+            furthest: dict[str, MetricSample] = {}
             for figure in self.outcome.figures():
                 if figure.name == "drift_psi":
-                    of = text_of(dict(figure.labels)["camera"])
+                    of = replace_undecodable(dict(figure.labels)["camera"])
                     furthest[of] = max(figure, furthest.get(of, figure), key=lambda one: one.value)
             self._drifts = {
                 of: "{statistic} of {label}".format(**dict(figure.labels)) + f", PSI {figure.value:.2f}"

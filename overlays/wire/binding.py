@@ -10,11 +10,11 @@ from pathlib import Path
 import zmq
 
 from overlays.sinks.paths import path_errors
-from overlays.wire.endpoint import Address
+from overlays.wire.endpoint import Endpoint
 from pipeline.errors import SinkError
 
 
-def check_path(address: Address) -> None:
+def check_path(address: Endpoint) -> None:
     """Keep libzmq from deleting a file, or from taking the socket of a run that still lives.
 
     Raises:
@@ -27,7 +27,7 @@ def check_path(address: Address) -> None:
         _check_place(address, path)
 
 
-def _check_place(address: Address, path: Path) -> None:
+def _check_place(address: Endpoint, path: Path) -> None:
     if not path.parent.is_dir():
         raise SinkError(f"{address.uri}: the folder {path.parent} does not exist; create it: mkdir -p {path.parent}")
     if not path.exists():
@@ -39,7 +39,7 @@ def _check_place(address: Address, path: Path) -> None:
             raise SinkError(f"{address.uri}: is in use by another run; choose another path, or stop that run")
 
 
-def unbound(uri: str, error: zmq.ZMQError) -> SinkError:
+def bind_error_message(uri: str, error: zmq.ZMQError) -> SinkError:
     """Return why ``uri`` could not be bound, with the cure."""
     cures = {
         errno.EADDRINUSE: "is in use; choose another port, or stop the program that has it (ss -ltnp shows which)",

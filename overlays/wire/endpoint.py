@@ -10,11 +10,11 @@ import re
 from typing import NamedTuple
 
 _TCP = re.compile(r"tcp://(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[^\[\]:/@\s]+):(?P<port>\d+)")
-_LONGEST_IPC_PATH = 107
+_MAX_IPC_PATH = 107
 """Bytes in a Unix socket's path (Linux: sizeof sun_path less one)."""
 
 
-class Address(NamedTuple):
+class Endpoint(NamedTuple):
     """A checked address."""
 
     uri: str
@@ -41,7 +41,7 @@ class Address(NamedTuple):
         return ":" in self.host
 
 
-def parse_address(uri: str) -> Address:
+def parse_address(uri: str) -> Endpoint:
     """Read ``tcp://host:port`` or ``ipc://path``.
 
     Raises:
@@ -49,16 +49,16 @@ def parse_address(uri: str) -> Address:
     """
     if uri.startswith("ipc://"):
         path = uri.removeprefix("ipc://")
-        if not path or len(path.encode("utf-8", "surrogateescape")) > _LONGEST_IPC_PATH:
-            raise ValueError(f"a path has 1 to {_LONGEST_IPC_PATH} bytes; write ipc:///tmp/overlays")
-        return Address(uri, "", 0, path)
+        if not path or len(path.encode("utf-8", "surrogateescape")) > _MAX_IPC_PATH:
+            raise ValueError(f"a path has 1 to {_MAX_IPC_PATH} bytes; write ipc:///tmp/overlays")
+        return Endpoint(uri, "", 0, path)
     match = _TCP.fullmatch(uri)
     if not match:
         raise ValueError("it is not written like tcp://host:port or ipc://path, for instance tcp://127.0.0.1:5555")
     port = int(match["port"])
     if port > 65535:
         raise ValueError(f"port {port} is larger than 65535; write for instance tcp://127.0.0.1:5555")
-    return Address(uri, match["host"].strip("[]"), port, "")
+    return Endpoint(uri, match["host"].strip("[]"), port, "")
 
 
 def without_user(uri: str) -> str:

@@ -8,37 +8,37 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from overlays.render.stale import stale_overlay, told_seconds
-from overlays.wire.viewer import Received, Viewer
+from overlays.render.stale import format_duration, stale_overlay
+from overlays.wire.viewer import ReceivedFrame, Viewer
 from pipeline.errors import WireError
-from pipeline.frames import Explanation, Overlay, Silence
-from pipeline.guards.metrics import grounds_figures, guards_figures
-from pipeline.loop import Onlooker, Outcome, outlet_of
-from pipeline.ports import Figure, Sink
+from pipeline.frames import Explanation, Overlay, SignalLoss
+from pipeline.guards.metrics import guard_metrics, heatmap_metrics
+from pipeline.loop import RunObserver, RunResult, make_sink_worker
+from pipeline.ports import MetricSample, Sink
 from pipeline.signal_loss import SILENT_INTERVALS
-from pipeline.stats import Histogram, Tally, usual_interval
-from pipeline.workers import Relay
+from pipeline.stats import Histogram, RunStats, update_mean_interval
+from pipeline.workers import QueueWorker
 
 SILENCE_SECONDS = 2.0
 """After so long without a message it is said."""
 _SAY_EVERY_SECONDS = 5.0
 _TOO_MANY = "at most 64 are passed on; name those that you want: --camera NAME"
 _GREY_EVERY_SECONDS = 1.0
-MOST_CAMERAS = 64
+MAX_CAMERAS = 64
 """Cameras that are passed on: each costs every sink memory, an encoder or a file of its own."""
 
 
 @dataclass
-class Watched:
+class ForwardStats:
     """What a viewer saw."""
 
     frames: int = 0
     missed: int = 0
     damaged: int = 0
     left_out: int = 0
-    """Messages of cameras beyond the first ``MOST_CAMERAS``."""
+    """Messages of cameras beyond the first ``MAX_CAMERAS``."""
     age: Histogram = field(default_factory=Histogram)
-    outlets: list[Relay[Overlay]] = field(default_factory=list)
+    outlets: list[QueueWorker[Overlay]] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
     @property
@@ -56,7 +56,7 @@ class Watched:
         return told
 
 
-def watch(
+def forward(
     viewer: Viewer,
     sinks: Sequence[Sink],
     *,
@@ -65,7 +65,7 @@ def watch(
     frames: int | None = None,
     seconds: float | None = None,
     say: Callable[[str], None] = print,
-) -> Watched:
+) -> ForwardStats:
     """Put what a viewer receives into sinks until ``stop`` is set, a limit is reached, or the window is closed.
 
     Args:
@@ -77,9 +77,9 @@ def watch(
         seconds: stop after so long.
         say: told when nothing comes, and when it comes again.
     """
-    kept = LastPictures()
-    seen = Watched(outlets=[outlet_of(sink, sink.put) for sink in sinks])
-    _tell_onlookers(sinks, seen, kept)
+    kept = StaleFrames()
+    seen = ForwardStats(outlets=[make_sink_worker(sink, sink.put) for sink in sinks])
+    _notify_observers(sinks, seen, kept)
     until = None if seconds is None else time.monotonic() + seconds
     with ExitStack() as stack:
         for outlet in seen.outlets:
@@ -89,7 +89,7 @@ def watch(
             now = time.monotonic()
             if received is None:
                 said.silence(viewer, now, kept.patience_seconds(viewer.trouble))
-            elif (overlay := _pass_on(received, viewer, seen)) is not None:
+            elif (overlay := _forward_frame(received, viewer, seen)) is not None:
                 said.signal(viewer, now)
                 kept.note(overlay, now)
             for stale in kept.stale(now, viewer.trouble):
@@ -104,28 +104,28 @@ def watch(
     return seen
 
 
-def _tell_onlookers(sinks: Sequence[Sink], seen: Watched, kept: LastPictures) -> None:
+def _notify_observers(sinks: Sequence[Sink], seen: ForwardStats, kept: StaleFrames) -> None:
     """Give the page the figures and troubles of the sinks beside it, and what the last explanations say."""
-    here = Outcome(Tally([]), [], seen.outlets, (*sinks, kept))
+    here = RunResult(RunStats([]), [], seen.outlets, (*sinks, kept))
     for sink in sinks:
-        if isinstance(sink, Onlooker):
+        if isinstance(sink, RunObserver):
             sink.about(here)
 
 
 class _Admitted:
     """The cameras that are passed on: those that were named, or the first ones that come."""
 
-    def __init__(self, seen: Watched, wanted: Sequence[str], say: Callable[[str], None]) -> None:
+    def __init__(self, seen: ForwardStats, wanted: Sequence[str], say: Callable[[str], None]) -> None:
         self._seen, self._say = seen, say
         self._wanted = frozenset(wanted)
         self._names: set[str] = set()
 
-    def only(self, received: Received | None) -> Received | None:
+    def only(self, received: ReceivedFrame | None) -> ReceivedFrame | None:
         """Return a message of a camera that is passed on; None for any other, as if nothing had come."""
         if received is None or (self._wanted and received.camera not in self._wanted):
             return None
         camera = received.camera
-        if not self._wanted and camera not in self._names and len(self._names) >= MOST_CAMERAS:
+        if not self._wanted and camera not in self._names and len(self._names) >= MAX_CAMERAS:
             if not self._seen.left_out:
                 self._say(f"camera {camera[:80]!r} and others are left out: {_TOO_MANY}")
             self._seen.left_out += 1
@@ -145,7 +145,7 @@ class _Said:
     def signal(self, viewer: Viewer, now: float) -> None:
         """Note that a picture came, and say so where silence was told."""
         if self.silent:
-            self._say(f"signal from {viewer.uri} again after {told_seconds(now - self._silent_since)}")
+            self._say(f"signal from {viewer.uri} again after {format_duration(now - self._silent_since)}")
         self.silent = False
 
     def silence(self, viewer: Viewer, now: float, patience_seconds: float) -> None:
@@ -153,7 +153,7 @@ class _Said:
         seconds = viewer.silent_seconds
         if seconds > patience_seconds and (not self.silent or now - self._said_at > _SAY_EVERY_SECONDS):
             why = f": {viewer.trouble}" if viewer.trouble else ""
-            self._say(f"no signal from {viewer.uri} for {told_seconds(seconds)}{why}; waiting for it")
+            self._say(f"no signal from {viewer.uri} for {format_duration(seconds)}{why}; waiting for it")
             self.silent, self._said_at, self._silent_since = True, now, now - seconds
 
 
@@ -168,14 +168,14 @@ class _Last:
 
     def followed_by(self, explanation: Explanation, now: float) -> _Last:
         """Return the next one."""
-        return _Last(explanation, now, usual_interval(self.interval_seconds, now - self.live_at))
+        return _Last(explanation, now, update_mean_interval(self.interval_seconds, now - self.live_at))
 
     def patience_seconds(self, reason: str) -> float:
         """Return how long nothing may come: a slow camera takes its time, but not where it is known why."""
         return SILENCE_SECONDS if reason else max(SILENCE_SECONDS, SILENT_INTERVALS * self.interval_seconds)
 
 
-class LastPictures:
+class StaleFrames:
     """The last picture of each camera, shown grey while nothing comes: what stands still must not look live."""
 
     def __init__(self) -> None:
@@ -187,7 +187,7 @@ class LastPictures:
     def note(self, overlay: Overlay, now: float) -> None:
         """Take note of what came: a live picture, or one that the publisher has made grey itself."""
         camera = overlay.explanation.frame.camera
-        if camera not in self._moved_at and len(self._moved_at) >= MOST_CAMERAS:
+        if camera not in self._moved_at and len(self._moved_at) >= MAX_CAMERAS:
             return
         self._moved_at[camera] = now
         if overlay.silence is None:
@@ -199,12 +199,12 @@ class LastPictures:
         """Return after how long without any picture it is said; ``reason``: why nothing comes, where that is known."""
         return min((last.patience_seconds(reason) for last in self._last.values()), default=SILENCE_SECONDS)
 
-    def figures(self) -> list[Figure]:
+    def figures(self) -> list[MetricSample]:
         """Return how the guards of each camera stand, and where its last heat lies; for any thread."""
-        told: list[Figure] = []
+        told: list[MetricSample] = []
         for camera, last in list(self._last.items()):
-            told.extend(guards_figures(camera, last.explanation.guards))
-            told.extend(grounds_figures(last.explanation))
+            told.extend(guard_metrics(camera, last.explanation.guards))
+            told.extend(heatmap_metrics(last.explanation))
         return told
 
     def stale(self, now: float, reason: str = "") -> list[Overlay]:
@@ -214,11 +214,11 @@ class LastPictures:
             quiet, silent = now - self._moved_at[camera] > _GREY_EVERY_SECONDS, now - last.live_at
             if quiet and silent > last.patience_seconds(reason):
                 self._moved_at[camera] = now
-                due.append(stale_overlay(last.explanation, Silence(silent, "", reason)))
+                due.append(stale_overlay(last.explanation, SignalLoss(silent, "", reason)))
         return due
 
 
-def _pass_on(received: Received, viewer: Viewer, seen: Watched) -> Overlay | None:
+def _forward_frame(received: ReceivedFrame, viewer: Viewer, seen: ForwardStats) -> Overlay | None:
     """Put one message into every outlet and return it; None when its picture is damaged."""
     try:
         overlay = received.overlay()
@@ -234,5 +234,5 @@ def _pass_on(received: Received, viewer: Viewer, seen: Watched) -> Overlay | Non
     return overlay
 
 
-def _closed(outlets: Sequence[Relay[Overlay]]) -> bool:
+def _closed(outlets: Sequence[QueueWorker[Overlay]]) -> bool:
     return any(o.stop_requested.is_set() for o in outlets) or all(o.broken for o in outlets)

@@ -7,8 +7,8 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final
 
-from overlays.wire.json_fields import Fields, text_of
-from pipeline.frames import Deletion, Explanation, Grounds, GuardState, Region
+from overlays.wire.json_fields import JsonFields, replace_undecodable
+from pipeline.frames import DeletionCheck, Explanation, GuardState, HeatmapStats, Region
 
 _MAX_NAMES: Final = 256
 _MIN_CORNERS: Final = 3
@@ -18,14 +18,14 @@ _MAX_TEXT: Final = 4096
 _DIGITS: Final = 5
 
 
-def grounds_record(grounds: Grounds) -> dict[str, Any]:
+def grounds_record(grounds: HeatmapStats) -> dict[str, Any]:
     """Return a finding's grounds."""
     return {
         "focus_area": _rounded(grounds.focus_area),
         "entropy": _rounded(grounds.entropy),
         "centre": None if grounds.centre is None else [round(each, 2) for each in grounds.centre],
         "stability": _rounded(grounds.stability),
-        "heat_inside": {text_of(name): _rounded(share) for name, share in grounds.heat_inside.items()},
+        "heat_inside": {replace_undecodable(name): _rounded(share) for name, share in grounds.heat_inside.items()},
     }
 
 
@@ -39,22 +39,25 @@ def guards_record(explanation: Explanation) -> dict[str, Any]:
     if explanation.guards:
         record["guards"] = [
             {
-                "name": text_of(state.name),
+                "name": replace_undecodable(state.name),
                 "firing": state.firing,
                 "seconds": float(state.seconds),
-                "says": text_of(state.says),
+                "says": replace_undecodable(state.says),
                 "fired": state.fired,
             }
             for state in explanation.guards
         ]
     if explanation.regions:
         record["regions"] = [
-            {"name": text_of(region.name), "polygon": [[round(x, 2), round(y, 2)] for x, y in region.polygon]}
+            {
+                "name": replace_undecodable(region.name),
+                "polygon": [[round(x, 2), round(y, 2)] for x, y in region.polygon],
+            }
             for region in explanation.regions
         ]
     if (checked := explanation.deletion) is not None:
         record["deletion"] = {
-            "label": text_of(checked.label),
+            "label": replace_undecodable(checked.label),
             "score": float(checked.score),
             "masked_score": float(checked.masked_score),
             "index": checked.index,
@@ -63,7 +66,7 @@ def guards_record(explanation: Explanation) -> dict[str, Any]:
     return record
 
 
-def read_grounds(finding: Fields) -> Grounds | None:
+def read_grounds(finding: JsonFields) -> HeatmapStats | None:
     """Read a finding's grounds, or None where it has none.
 
     Raises:
@@ -73,7 +76,7 @@ def read_grounds(finding: Fields) -> Grounds | None:
     if told is None:
         return None
     centre = told.point("centre")
-    return Grounds(
+    return HeatmapStats(
         focus_area=told.optional_number("focus_area"),
         entropy=told.optional_number("entropy"),
         centre=None if centre is None else (centre[0], centre[1]),
@@ -82,7 +85,7 @@ def read_grounds(finding: Fields) -> Grounds | None:
     )
 
 
-def read_guards(header: Fields) -> Mapping[str, Any]:
+def read_guards(header: JsonFields) -> Mapping[str, Any]:
     """Read what a header says of guards: ``guards``, ``regions`` and ``deletion``, as an explanation has them.
 
     Raises:
@@ -107,7 +110,7 @@ def read_guards(header: Fields) -> Mapping[str, Any]:
         ),
         "deletion": None
         if checked is None
-        else Deletion(
+        else DeletionCheck(
             label=checked.text("label", _MAX_TEXT),
             score=checked.number("score"),
             masked_score=checked.number("masked_score"),
@@ -117,7 +120,7 @@ def read_guards(header: Fields) -> Mapping[str, Any]:
     }
 
 
-def scaled_grounds(grounds: Grounds | None, x: float, y: float) -> Grounds | None:
+def scaled_grounds(grounds: HeatmapStats | None, x: float, y: float) -> HeatmapStats | None:
     """Return grounds for a picture that is ``x`` times as wide and ``y`` times as high."""
     if grounds is None or grounds.centre is None:
         return grounds

@@ -19,7 +19,7 @@ MAX_COORDINATE: Final = 1 << 30
 """Of a point in frame pixels, either way: what lies further out is no place in any picture, and cannot be drawn."""
 
 
-def text_of(text: str) -> str:
+def replace_undecodable(text: str) -> str:
     """Return ``text`` as utf-8 can carry it: an undecodable byte of a file name becomes a question mark."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
@@ -33,7 +33,7 @@ def _refused(word: str) -> NoReturn:
     raise WireError(f"header: {word} is not JSON")
 
 
-class Fields:
+class JsonFields:
     """One JSON object whose keys are read by kind."""
 
     def __init__(self, values: Mapping[str, Any], where: str = "") -> None:
@@ -75,7 +75,7 @@ class Fields:
         """Read a string of at most ``longest`` characters that utf-8 can carry."""
         wanted = f"a string of at most {longest} characters"
         value = self._value(key, wanted)
-        if not isinstance(value, str) or len(value) > longest or text_of(value) != value:
+        if not isinstance(value, str) or len(value) > longest or replace_undecodable(value) != value:
             raise self._wrong(key, wanted)
         return value
 
@@ -122,7 +122,7 @@ class Fields:
         value = self._values.get(key, {})
         if not isinstance(value, dict) or not all(_is_finite(each) for each in value.values()):
             raise self._wrong(key, "an object of finite numbers")
-        return {text_of(name): float(each) for name, each in value.items()}
+        return {replace_undecodable(name): float(each) for name, each in value.items()}
 
     def box(self, key: str) -> Box | None:
         """Read [left, top, right, bottom], or None for null and for a missing key."""
@@ -161,21 +161,21 @@ class Fields:
             raise self._wrong(key, "true or false")
         return value
 
-    def object(self, key: str) -> Fields | None:
+    def object(self, key: str) -> JsonFields | None:
         """Read an object, or None for null and for a missing key."""
         value = self._values.get(key)
         if value is None:
             return None
         if not isinstance(value, dict):
             raise self._wrong(key, "an object or null")
-        return Fields(value, f"{self._where}{key}.")
+        return JsonFields(value, f"{self._where}{key}.")
 
-    def objects(self, key: str, most: int) -> Iterator[Fields]:
+    def objects(self, key: str, most: int) -> Iterator[JsonFields]:
         """Read a list of at most ``most`` objects."""
         value = self._value(key, "a list of objects")
         if not isinstance(value, list) or len(value) > most or not all(isinstance(each, dict) for each in value):
             raise self._wrong(key, f"a list of at most {most} objects")
-        return (Fields(each, f"{self._where}{key}[{place}].") for place, each in enumerate(value))
+        return (JsonFields(each, f"{self._where}{key}[{place}].") for place, each in enumerate(value))
 
     def base64_bytes(self, key: str, count: int) -> bytes:
         """Read ``count`` bytes written in base64."""

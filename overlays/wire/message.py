@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from overlays.render.jpeg import encode_picture, measured
+from overlays.render.jpeg import encode_image, jpeg_size
 from overlays.wire.guards import (
     grounds_record,
     guards_record,
@@ -22,9 +22,9 @@ from overlays.wire.guards import (
     scaled_grounds,
     scaled_guards,
 )
-from overlays.wire.json_fields import Fields, escaped, text_of
+from overlays.wire.json_fields import JsonFields, escaped, replace_undecodable
 from pipeline.errors import WireError, WireLimitError, WireVersionError
-from pipeline.frames import Box, Explanation, Finding, Frame, Heat, Image, Overlay, Silence, Truth
+from pipeline.frames import Box, Explanation, Finding, Frame, GroundTruth, Heat, Image, Overlay, SignalLoss
 
 VERSION: Final = 1
 ENCODING: Final = "jpeg"
@@ -60,13 +60,13 @@ class Header:
     heat_region: Box
     findings: tuple[Finding, ...]
     timings: Mapping[str, float]
-    truth: Truth | None
+    truth: GroundTruth | None
     frame_width: int
     """The frame's own width where the picture was sent smaller; the picture's otherwise."""
     frame_height: int
     source: str = ""
     """The file the frame was read from; empty for a live source."""
-    silence: Silence | None = None
+    silence: SignalLoss | None = None
     """Set where nothing comes from the camera any more: this is its last frame, drawn so."""
     guarded: Mapping[str, Any] = field(default_factory=dict)
     """``guards``, ``regions`` and ``deletion`` as an explanation has them; empty where there are none."""
@@ -91,7 +91,7 @@ def explanation_record(explanation: Explanation, *, sent_at_unix: float, now_mon
     named = {"source": escaped(frame.source_name)} if frame.source_name else {}
     return {
         "version": VERSION,
-        "camera": text_of(frame.camera),
+        "camera": replace_undecodable(frame.camera),
         **named,
         "index": frame.index,
         "width": frame.width,
@@ -100,16 +100,19 @@ def explanation_record(explanation: Explanation, *, sent_at_unix: float, now_mon
         "taken_at_unix": round(sent_at_unix - age, 6),
         "sent_at_unix": round(sent_at_unix, 6),
         "age_seconds": round(age, 6),
-        "model": text_of(explanation.model),
-        "method": text_of(explanation.method),
-        "layer": text_of(explanation.layer),
+        "model": replace_undecodable(explanation.model),
+        "method": replace_undecodable(explanation.method),
+        "layer": replace_undecodable(explanation.layer),
         "grid": list(grids.pop()) if grids else [0, 0],
         "heat_region": [float(edge) for edge in region],
         "findings": [_finding_record(finding) for finding in explanation.findings],
-        "timings": {text_of(stage): float(seconds) for stage, seconds in explanation.timings.items()},
+        "timings": {replace_undecodable(stage): float(seconds) for stage, seconds in explanation.timings.items()},
         "truth": None
         if frame.truth is None
-        else {"label": text_of(frame.truth.label), "boxes": [[float(v) for v in box] for box in frame.truth.boxes]},
+        else {
+            "label": replace_undecodable(frame.truth.label),
+            "boxes": [[float(v) for v in box] for box in frame.truth.boxes],
+        },
         **guards_record(explanation),
     }
 
@@ -117,7 +120,7 @@ def explanation_record(explanation: Explanation, *, sent_at_unix: float, now_mon
 def _finding_record(finding: Finding) -> dict[str, Any]:
     levels = np.rint(np.clip(finding.heat, 0.0, 1.0) * 255.0).astype(np.uint8)
     record = {
-        "label": text_of(finding.label),
+        "label": replace_undecodable(finding.label),
         "class_index": int(finding.class_index),
         "score": float(finding.score),
         "heat_u8": base64.b64encode(levels.tobytes()).decode("ascii"),
@@ -158,7 +161,7 @@ def encode(
         sent_at_unix: wall-clock seconds at this moment.
         now_monotonic: ``time.monotonic()`` at this moment.
         jpeg_quality: 1 to 100.
-        picture: the overlay's picture as ``encode_picture`` gave it, where it is at hand.
+        picture: the overlay's picture as ``encode_image`` gave it, where it is at hand.
 
     Raises:
         WireError: the overlay breaks a limit.
@@ -169,15 +172,19 @@ def encode(
         record |= {"frame_width": record["width"], "frame_height": record["height"], "width": width, "height": height}
     record["encoding"] = ENCODING
     if (silence := overlay.silence) is not None:
-        told = {"seconds": round(silence.seconds, 3), "state": silence.state, "reason": text_of(silence.reason)}
+        told = {
+            "seconds": round(silence.seconds, 3),
+            "state": silence.state,
+            "reason": replace_undecodable(silence.reason),
+        }
         record["silence"] = told
-    payload = encode_picture(overlay.image, jpeg_quality) if picture is None else picture
+    payload = encode_image(overlay.image, jpeg_quality) if picture is None else picture
     return [topic_of(overlay.explanation.frame.camera), record_bytes(record), payload]
 
 
 def topic_of(camera: str) -> bytes:
     """Return the topic a camera is published under: its name in utf-8."""
-    return text_of(camera).encode()
+    return replace_undecodable(camera).encode()
 
 
 def decode_header(header: bytes) -> Header:
@@ -189,7 +196,7 @@ def decode_header(header: bytes) -> Header:
     """
     if len(header) > MAX_HEADER_BYTES:
         raise WireLimitError(f"header: {len(header)} bytes, more than {MAX_HEADER_BYTES}")
-    fields = Fields.parse(header)
+    fields = JsonFields.parse(header)
     version = fields.integer("version", 1, 1 << 31)
     if version > VERSION:
         raise WireVersionError(
@@ -226,14 +233,14 @@ def decode_header(header: bytes) -> Header:
     )
 
 
-def _silence(fields: Fields) -> Silence | None:
+def _silence(fields: JsonFields) -> SignalLoss | None:
     told = fields.object("silence")
     if told is None:
         return None
-    return Silence(told.number("seconds"), told.text("state", 32), told.text("reason", MAX_TEXT))
+    return SignalLoss(told.number("seconds"), told.text("state", 32), told.text("reason", MAX_TEXT))
 
 
-def _finding(fields: Fields, grid: tuple[int, int]) -> Finding:
+def _finding(fields: JsonFields, grid: tuple[int, int]) -> Finding:
     levels = fields.base64_bytes("heat_u8", grid[0] * grid[1])
     heat: Heat = np.frombuffer(levels, np.uint8).reshape(grid).astype(np.float32) / np.float32(255.0)
     heat.flags.writeable = False
@@ -247,11 +254,11 @@ def _finding(fields: Fields, grid: tuple[int, int]) -> Finding:
     )
 
 
-def _truth(fields: Fields) -> Truth | None:
+def _truth(fields: JsonFields) -> GroundTruth | None:
     truth = fields.object("truth")
     if truth is None:
         return None
-    return Truth(label=truth.text("label", MAX_TEXT), boxes=truth.boxes("boxes", MAX_FINDINGS))
+    return GroundTruth(label=truth.text("label", MAX_TEXT), boxes=truth.boxes("boxes", MAX_FINDINGS))
 
 
 def decode_message(parts: Sequence[bytes]) -> tuple[Header, bytes]:
@@ -269,7 +276,7 @@ def decode_message(parts: Sequence[bytes]) -> tuple[Header, bytes]:
         raise WireError(f"topic: {topic[:80]!r} is not the header's camera {header.camera[:80]!r}")
     if header.encoding != ENCODING:
         raise WireError(f"encoding: {header.encoding!r} is unknown; version {VERSION} has {ENCODING!r}")
-    size = measured(payload)
+    size = jpeg_size(payload)
     if size != (header.width, header.height):
         raise WireError(f"payload: a picture of {size}, but the header says {(header.width, header.height)}")
     return header, payload
@@ -295,7 +302,7 @@ def as_overlay(header: Header, image: Image, *, now_unix: float, now_monotonic: 
         index=header.index,
         taken_at=now_monotonic - (now_unix - header.taken_at_unix),
         pts_seconds=header.pts_seconds,
-        truth=None if truth is None else Truth(truth.label, tuple(_scaled(box, x, y) for box in truth.boxes)),
+        truth=None if truth is None else GroundTruth(truth.label, tuple(_scaled(box, x, y) for box in truth.boxes)),
         source_name=header.source,
     )
     findings = tuple(

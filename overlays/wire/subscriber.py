@@ -16,11 +16,11 @@ from typing import Final, NamedTuple
 
 import zmq
 
-from overlays.wire.curve.handshake_errors import FAILED, Events, refused_because
+from overlays.wire.curve.handshake_errors import FAILED, SocketMonitor, refused_because
 from overlays.wire.curve.keys import ViewerKeys
-from overlays.wire.endpoint import Address
+from overlays.wire.endpoint import Endpoint
 from pipeline.errors import SourceError
-from pipeline.workers import Worker
+from pipeline.workers import ThreadWorker
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ _POLL_MS: Final = 50
 """How long reading waits before it looks how the connection does, and whether it should stop."""
 _DRAIN_MESSAGES: Final = 256
 """Messages read in one go: even a flood lets the newest through now and then."""
-MOST_TOPICS: Final = 1024
+MAX_TOPICS: Final = 1024
 _WANTED: Final = (
     FAILED
     | zmq.EVENT_CONNECTED
@@ -42,11 +42,11 @@ _RENEW_SECONDS: Final = 2.0
 """How long after a refusal, and after nothing at all, it is tried anew: libzmq itself gives up after some."""
 _RETRY_SECONDS: Final = 0.3
 """When a publisher goes, libzmq says within this that it tries again; when it closed the connection itself, never."""
-_NOBODY: Final = "nobody answers there"
+_NO_PUBLISHER: Final = "nobody answers there"
 _WAITING: Final = "somebody answers there and has not let us in yet; it is stopped, or too busy to answer"
 
 
-class Arrived(NamedTuple):
+class LatestMessage(NamedTuple):
     """A topic's newest message."""
 
     parts: list[bytes]
@@ -55,12 +55,12 @@ class Arrived(NamedTuple):
     """How many it overtook that nobody has taken."""
 
 
-class Connection:
+class Subscriber:
     """One ``SUB`` socket and the thread that reads it. Opening, ``take`` and closing belong to one thread at a time."""
 
     def __init__(
         self,
-        address: Address,
+        address: Endpoint,
         topics: Sequence[str],
         *,
         maximum_bytes: int,
@@ -77,7 +77,7 @@ class Connection:
         self._maximum_bytes, self._keys, self._clock = maximum_bytes, keys, clock
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._socket: zmq.Socket[bytes] | None = None
-        self._events: Events | None = None
+        self._events: SocketMonitor | None = None
         self._renewed_at = clock()
         self._calling: int | None = None
         """The file descriptor of a connection whose handshake is under way."""
@@ -87,16 +87,16 @@ class Connection:
         self._said = ""
         # The bell guards the newest messages: the reading thread puts them there, ``take`` takes them away.
         self._bell = threading.Condition()
-        self._newest: dict[bytes, Arrived] = {}
+        self._newest: dict[bytes, LatestMessage] = {}
         self._ending = threading.Event()
-        self._worker: Worker | None = None
+        self._worker: ThreadWorker | None = None
 
     @property
     def uri(self) -> str:
         """Where it connects to."""
         return self._address.uri
 
-    def take(self, wait_seconds: float) -> dict[bytes, Arrived]:
+    def take(self, wait_seconds: float) -> dict[bytes, LatestMessage]:
         """Wait until something is there, but not longer, and return the newest message of each topic, once.
 
         Raises:
@@ -142,7 +142,7 @@ class Connection:
             self._socket.setsockopt(zmq.CURVE_SERVERKEY, self._keys.server)
         for topic in self._topics:
             self._socket.setsockopt(zmq.SUBSCRIBE, topic.encode())
-        self._events = Events(self._socket, _WANTED)
+        self._events = SocketMonitor(self._socket, _WANTED)
         self._renewed_at = self._clock()
         try:
             self._socket.connect(self.uri)
@@ -152,7 +152,9 @@ class Connection:
         connected = self._socket
         self._ending.clear()
         self._newest = {}
-        self._worker = Worker(f"viewer of {self.uri}", lambda: self._read(connected), self._ending.set).__enter__()
+        self._worker = ThreadWorker(
+            f"viewer of {self.uri}", lambda: self._read(connected), self._ending.set
+        ).__enter__()
 
     def _read(self, connected: zmq.Socket[bytes]) -> None:
         """Read all there is, again and again; keep the last message of each topic."""
@@ -167,9 +169,9 @@ class Connection:
                 self.trouble = self._said = ""  # whatever the events, which come by another way, have yet to tell
                 with self._bell:
                     before = self._newest.get(parts[0])
-                    if before is not None or len(self._newest) < MOST_TOPICS:
+                    if before is not None or len(self._newest) < MAX_TOPICS:
                         overtaken = 0 if before is None else before.passed_over + 1
-                        self._newest[parts[0]] = Arrived(parts, time.time(), overtaken)
+                        self._newest[parts[0]] = LatestMessage(parts, time.time(), overtaken)
                         self._bell.notify_all()
 
     def _tend(self, connected: zmq.Socket[bytes]) -> None:
@@ -203,7 +205,7 @@ class Connection:
             self._be_refused(event, value)
         elif event == zmq.EVENT_CONNECTED:
             self._calling = value
-            if self.trouble in {"", _NOBODY}:
+            if self.trouble in {"", _NO_PUBLISHER}:
                 self.trouble = _WAITING
         elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._joined, self._calling, self._lost_at = self._calling, None, None
@@ -213,10 +215,10 @@ class Connection:
                 self._joined, self._lost_at = None, self._clock()
             self._calling = None if value == self._calling else self._calling
         elif event == zmq.EVENT_CONNECT_RETRIED:
-            self.trouble = self.trouble if self._lost_at is None else _NOBODY
+            self.trouble = self.trouble if self._lost_at is None else _NO_PUBLISHER
             self._lost_at = None
         elif event == zmq.EVENT_CLOSED:
-            self.trouble, self._said = _NOBODY, ""
+            self.trouble, self._said = _NO_PUBLISHER, ""
 
     def _be_refused(self, event: int, value: int) -> None:
         self.refused += 1

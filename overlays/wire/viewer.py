@@ -16,11 +16,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self
 
-from overlays.render.jpeg import MAX_PICTURE_BYTES, decode_picture
+from overlays.render.jpeg import MAX_IMAGE_BYTES, decode_image
 from overlays.wire.curve.keys import viewer_keys
 from overlays.wire.endpoint import parse_address, without_user
 from overlays.wire.message import Header, as_overlay, decode_message
-from overlays.wire.subscriber import MOST_TOPICS, Arrived, Connection
+from overlays.wire.subscriber import MAX_TOPICS, LatestMessage, Subscriber
 from pipeline.errors import SourceError, WireError, WireVersionError
 from pipeline.frames import Image, Overlay
 
@@ -33,7 +33,7 @@ _SAME_FRAME_SECONDS: Final = 0.005
 
 
 @dataclass(frozen=True, eq=False)
-class Received:
+class ReceivedFrame:
     """One message that arrived: what was seen, why, and how fresh it is."""
 
     header: Header
@@ -57,7 +57,7 @@ class Received:
         Raises:
             WireError: it is damaged.
         """
-        return decode_picture(self.payload)
+        return decode_image(self.payload)
 
     def age_seconds(self, now_unix: float | None = None) -> float:
         """Return the seconds from decode at the camera to ``now``; two machines' clocks may differ by more."""
@@ -100,7 +100,7 @@ class Viewer:
         *,
         key: str | Path | None = None,
         server_key: str | Path | None = None,
-        maximum_bytes: int = MAX_PICTURE_BYTES,
+        maximum_bytes: int = MAX_IMAGE_BYTES,
         damaged: Literal["skip", "raise"] = "skip",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -118,7 +118,7 @@ class Viewer:
         self._damaged: Literal["skip", "raise"] = damaged
         self._clock = clock
         keys = viewer_keys(key, server_key)
-        self._connection = Connection(place, topics, maximum_bytes=maximum_bytes, keys=keys, clock=clock)
+        self._connection = Subscriber(place, topics, maximum_bytes=maximum_bytes, keys=keys, clock=clock)
         self._heard_at = clock()
         self._last: dict[str, Header] = {}
 
@@ -147,10 +147,10 @@ class Viewer:
         self._heard_at = self._clock()
         return self
 
-    def __iter__(self) -> Iterator[Received]:
+    def __iter__(self) -> Iterator[ReceivedFrame]:
         return self.messages()
 
-    def messages(self, stop: threading.Event | None = None) -> Iterator[Received]:
+    def messages(self, stop: threading.Event | None = None) -> Iterator[ReceivedFrame]:
         """Give the newest message of each camera as it comes, until ``stop`` is set.
 
         Damaged messages are counted, said once, and left out, unless the viewer was made to raise them.
@@ -163,7 +163,7 @@ class Viewer:
             if received is not None:
                 yield received
 
-    def messages_or_silence(self, stop: threading.Event | None = None) -> Iterator[Received | None]:
+    def messages_or_silence(self, stop: threading.Event | None = None) -> Iterator[ReceivedFrame | None]:
         """Give the same as ``messages``, and None whenever a moment has passed in which nothing new came.
 
         Raises:
@@ -196,7 +196,7 @@ class Viewer:
     ) -> None:
         self._connection.close()
 
-    def _read(self, arrived: Arrived) -> Received | None:
+    def _read(self, arrived: LatestMessage) -> ReceivedFrame | None:
         """Decode a message up to its picture; None for a damaged one, and for a frame that was given before."""
         try:
             header, payload = decode_message(arrived.parts)
@@ -209,12 +209,12 @@ class Viewer:
         last = self._last.get(header.camera)
         if last is not None and _is_same(last, header):
             return None  # sent again for somebody who joined late
-        if last is None and len(self._last) >= MOST_TOPICS:
+        if last is None and len(self._last) >= MAX_TOPICS:
             self._last.clear()
         self._last[header.camera] = header
         gap = 0 if last is None or header.index <= last.index else header.index - last.index - 1
         skipped = min(arrived.passed_over, gap)
-        return Received(header, payload, arrived.at_unix, missed=gap - skipped, skipped=arrived.passed_over)
+        return ReceivedFrame(header, payload, arrived.at_unix, missed=gap - skipped, skipped=arrived.passed_over)
 
     def leave_out(self, error: WireError) -> None:
         """Count a message that cannot be read, or raise what is wrong with it."""

@@ -15,10 +15,10 @@ from pipeline.frames import GuardState
 from pipeline.guards.config import GuardConfig
 from pipeline.guards.heatmap_stats import PAUSE_SECONDS
 from pipeline.guards.parser import Rule
-from pipeline.guards.variables import DROP, Facts
+from pipeline.guards.variables import DROP, RuleContext
 
 
-class Alarm:
+class AlertState:
     """One guard of one camera. Used by one thread."""
 
     def __init__(self, guard: GuardConfig) -> None:
@@ -37,7 +37,7 @@ class Alarm:
         """For how long no frame has broken the rule."""
         self._quiet = GuardState(guard.name, firing=False, seconds=0.0, says="", fired=0)
 
-    def judge(self, facts: Facts, moment: float) -> GuardState:
+    def judge(self, facts: RuleContext, moment: float) -> GuardState:
         """Take one frame's verdict and its time, and say how the guard stands then."""
         passed = 0.0 if self._last is None else moment - self._last
         self._last = moment
@@ -57,16 +57,16 @@ class Alarm:
                 self._turn()
         if not self.firing:
             return self._quiet
-        says = told(self.rule, facts, self._margin) if broken else self._kept(facts)
+        says = describe_violation(self.rule, facts, self._margin) if broken else self._kept(facts)
         return GuardState(self.name, firing=True, seconds=round(self._seconds, 3), says=says, fired=self.fired)
 
-    def _kept(self, facts: Facts) -> str:
+    def _kept(self, facts: RuleContext) -> str:
         """Say of a frame that keeps the rule what was seen in it: the guard fires on for ``clear_seconds``."""
         numbers = seen_numbers(self.rule, facts) if self.applies(facts) else ""
         now = f"is kept again: {numbers}" if numbers else "does not apply to this frame"
         return f"{self.rule.text}; {now}; last broken {self._broken_seconds:.1f} s ago"
 
-    def applies(self, facts: Facts) -> bool:
+    def applies(self, facts: RuleContext) -> bool:
         """Say whether the rule's condition is true of a verdict."""
         return self.rule.when(facts, 0.0) is True
 
@@ -77,7 +77,7 @@ class Alarm:
         self._quiet = replace(self._quiet, fired=self.fired)
 
 
-def told(rule: Rule, facts: Facts, margin: float = 0.0) -> str:
+def describe_violation(rule: Rule, facts: RuleContext, margin: float = 0.0) -> str:
     """Say what a rule wants and what was seen in this frame instead.
 
     Args:
@@ -92,7 +92,7 @@ def told(rule: Rule, facts: Facts, margin: float = 0.0) -> str:
     return f"{rule.text}{f' by a margin of {margin:g}' if kept else ''}, but {numbers}"
 
 
-def seen_numbers(rule: Rule, facts: Facts) -> str:
+def seen_numbers(rule: Rule, facts: RuleContext) -> str:
     """Return the numbers of this frame that a rule goes by, in words; those that are not known are left out."""
     seen = {one.name: (one.read(facts), one.bound) for one in rule.numbers}
     known = {name: (value, bound) for name, (value, bound) in seen.items() if value is not None}
@@ -102,7 +102,7 @@ def seen_numbers(rule: Rule, facts: Facts) -> str:
     )
 
 
-def _when(name: str, facts: Facts) -> str:
+def _when(name: str, facts: RuleContext) -> str:
     """Say how old a number is that was measured in an earlier frame."""
     checked = facts.deletion
     if name != DROP or checked is None or checked.age_seconds <= 0:

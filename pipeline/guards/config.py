@@ -12,15 +12,15 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from pipeline.errors import ConfigError, nearest, unknown
+from pipeline.errors import ConfigError, did_you_mean, unknown_name_message
 from pipeline.frames import Region
 from pipeline.guards.parser import Rule, parse_rule
 
 Coordinate = Annotated[float, Field(ge=0, le=1 << 20, allow_inf_nan=False)]
 Corner = tuple[Coordinate, Coordinate]
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"""^[^\s"'()=<>!]+$""")]
-_MOST_CORNERS: Final = 64
-_LEAST_SHARE: Final = 1e-6
+_MAX_CORNERS: Final = 64
+_MIN_FRACTION: Final = 1e-6
 
 
 def _somebody(cameras: list[str] | None) -> list[str] | None:
@@ -32,16 +32,16 @@ def _somebody(cameras: list[str] | None) -> list[str] | None:
 Cameras = Annotated[list[str] | None, AfterValidator(_somebody)]
 
 
-class _Knobs(BaseModel):
+class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
-class RegionConfig(_Knobs):
+class RegionConfig(_Settings):
     """A named part of the picture."""
 
     name: Name
     """As rules call it: heat_inside(NAME)."""
-    polygon: list[Corner] = Field(min_length=3, max_length=_MOST_CORNERS)
+    polygon: list[Corner] = Field(min_length=3, max_length=_MAX_CORNERS)
     """Corners [x, y]: shares of the frame where none is above 1, such as [0.5, 1], pixels otherwise."""
     cameras: Cameras = None
     """Whose pictures it is a part of. Default: every camera's."""
@@ -49,17 +49,17 @@ class RegionConfig(_Knobs):
     @field_validator("polygon")
     @classmethod
     def _is_plain(cls, polygon: list[Corner]) -> list[Corner]:
-        if _crosses_itself(polygon):
+        if _self_intersects(polygon):
             raise ValueError("its sides cross each other; give the corners in order, one way round")
-        shares = _are_shares(polygon)
-        if _area(polygon) < (_LEAST_SHARE if shares else 1.0):
+        shares = _are_fractions(polygon)
+        if _area(polygon) < (_MIN_FRACTION if shares else 1.0):
             of = "no area" if shares else "less than a pixel (a number above 1 makes all of them pixels)"
             raise ValueError(f"holds {of}; give corners as shares of the frame, none above 1, or as pixels")
         return polygon
 
     def placed(self, width: int, height: int) -> Region:
         """Return it in the pixels of a frame of some size."""
-        across, down = (width, height) if _are_shares(self.polygon) else (1, 1)
+        across, down = (width, height) if _are_fractions(self.polygon) else (1, 1)
         return Region(self.name, tuple((x * across, y * down) for x, y in self.polygon))
 
     def concerns(self, camera: str) -> bool:
@@ -67,7 +67,7 @@ class RegionConfig(_Knobs):
         return self.cameras is None or camera in self.cameras
 
 
-class GuardConfig(_Knobs):
+class GuardConfig(_Settings):
     """One guard: a rule, and how long it may be broken."""
 
     name: Name
@@ -102,7 +102,7 @@ class GuardConfig(_Knobs):
         return self.cameras is None or camera in self.cameras
 
 
-class DeletionConfig(_Knobs):
+class DeletionConfig(_Settings):
     """The live deletion check: how much of the score goes when the hottest area is masked."""
 
     budget: float = Field(default=0.02, gt=0, le=0.5)
@@ -115,7 +115,7 @@ class DeletionConfig(_Knobs):
     """How long a result counts for the frames that follow."""
 
 
-class GuardsConfig(_Knobs):
+class GuardsConfig(_Settings):
     """Guards of all cameras."""
 
     regions: list[RegionConfig] = []
@@ -150,7 +150,7 @@ class GuardsConfig(_Knobs):
         for place, guard in enumerate(self.rules):
             for name in sorted(guard.parsed.regions - known):
                 where = f"rules[{place}].rule: {guard.rule!r}: character {_where(guard.rule, name)}"
-                raise ValueError(f"{where}: {unknown('region', name, known)}")
+                raise ValueError(f"{where}: {unknown_name_message('region', name, known)}")
         return self
 
 
@@ -167,7 +167,7 @@ def check_cameras(guards: GuardsConfig, cameras: Sequence[str]) -> None:
             for camera in entry.cameras or ():
                 if camera not in cameras:
                     known = ", ".join(map(repr, cameras))
-                    cure = nearest(camera, cameras)
+                    cure = did_you_mean(camera, cameras)
                     raise ConfigError(f"guards.{kind}[{place}].cameras: {camera!r}: the run has {known}.{cure}")
     for place, guard in enumerate(guards.rules):
         _check_named(place, guard, "camera", guard.parsed.cameras, cameras)
@@ -195,7 +195,9 @@ def check_labels(guards: GuardsConfig, labels: Collection[str]) -> None:
 
 def _check_named(place: int, guard: GuardConfig, kind: str, named: Collection[str], known: Collection[str]) -> None:
     for name in sorted(set(named) - set(known)):
-        raise ConfigError(f"guards.rules[{place}].rule: {guard.rule!r}: {name!r}: {unknown(kind, name, known)}")
+        raise ConfigError(
+            f"guards.rules[{place}].rule: {guard.rule!r}: {name!r}: {unknown_name_message(kind, name, known)}"
+        )
 
 
 def _same_place(one: RegionConfig | GuardConfig, other: RegionConfig | GuardConfig) -> bool:
@@ -208,7 +210,7 @@ def _where(rule: str, name: str) -> int:
     return rule.find(name, rule.find("heat_inside")) + 1
 
 
-def _are_shares(polygon: Sequence[Corner]) -> bool:
+def _are_fractions(polygon: Sequence[Corner]) -> bool:
     return all(max(corner) <= 1.0 for corner in polygon)
 
 
@@ -217,7 +219,7 @@ def _area(polygon: Sequence[Corner]) -> float:
     return abs(sum(_turn((x, y), one, other) for one, other in itertools.pairwise(rest))) / 2.0
 
 
-def _crosses_itself(polygon: Sequence[Corner]) -> bool:
+def _self_intersects(polygon: Sequence[Corner]) -> bool:
     """Say whether two sides that are no neighbours meet."""
     sides = [(polygon[place - 1], corner) for place, corner in enumerate(polygon)]
     for (first, one), (second, other) in itertools.combinations(enumerate(sides), 2):

@@ -11,7 +11,7 @@ less by exp(-age / time constant). Two figures are made of them:
 ``psi`` is the population stability index of credit scoring (Siddiqi, *Credit Risk Scorecards*, Wiley 2006), which is
 Jeffreys' divergence (1946) of the two histograms; below 0.1 is taken for no change there and above 0.25 for a great
 one. By chance alone it comes to about (BINS - 1) (1/n + 1/m) for n samples then and m now, so nothing is reported of
-fewer than ``LEAST_SAMPLES``. ``shift`` has a direction. Pure, but for what is counted.
+fewer than ``MIN_SAMPLES``. ``shift`` has a direction. Pure, but for what is counted.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ import numpy as np
 
 from pipeline.errors import ConfigError
 from pipeline.frames import Explanation
-from pipeline.guards.heatmap_stats import moment_of
-from pipeline.guards.variables import NUMBERS, Facts
+from pipeline.guards.heatmap_stats import stream_time
+from pipeline.guards.variables import NUMBERS, RuleContext
 
 BINS: Final = 5
-LEAST_SAMPLES: Final = 30
+MIN_SAMPLES: Final = 30
 SAMPLE_SECONDS: Final = 1.0
 """One frame of a camera and label counts in so many seconds."""
 FORMAT: Final = "recipro-stream baseline 1"
 _STATISTICS: Final = ("score", "focus_area", "entropy", "stability", "centre_x", "centre_y")
-_LEAST_STD: Final = 1e-6
+_MIN_STD: Final = 1e-6
 
 
 def numbers_of(explanation: Explanation) -> dict[str, float]:
@@ -44,7 +44,7 @@ def numbers_of(explanation: Explanation) -> dict[str, float]:
     verdict = explanation.verdict
     if verdict is None:
         return {}
-    facts = Facts(explanation, verdict, explanation.deletion)
+    facts = RuleContext(explanation, verdict, explanation.deletion)
     numbers = {name: NUMBERS[name].read(facts) for name in _STATISTICS}
     if verdict.grounds is not None:
         numbers |= {f"heat_inside({name})": share for name, share in verdict.grounds.heat_inside.items()}
@@ -67,14 +67,14 @@ class Sampler:
         verdict = explanation.verdict
         if verdict is None:
             return False
-        named, moment = (explanation.frame.camera, verdict.label), moment_of(explanation.frame)
+        named, moment = (explanation.frame.camera, verdict.label), stream_time(explanation.frame)
         if 0.0 <= moment - self._taken.get(named, -math.inf) < SAMPLE_SECONDS:
             return False
         self._taken[named] = moment
         return True
 
 
-class Recorder:
+class BaselineRecorder:
     """Collects what a baseline is made of."""
 
     def __init__(self) -> None:
@@ -158,7 +158,7 @@ class _Slow:
         )
 
     def shift(self) -> float:
-        return (self.total / self.samples - self.mean_then) / max(self.std_then, _LEAST_STD)
+        return (self.total / self.samples - self.mean_then) / max(self.std_then, _MIN_STD)
 
 
 def _smoothed(counts: Sequence[float], total: float) -> list[float]:
@@ -166,7 +166,7 @@ def _smoothed(counts: Sequence[float], total: float) -> list[float]:
 
 
 @dataclass(frozen=True, slots=True)
-class Drifted:
+class DriftReport:
     """How far one number has come away from its baseline."""
 
     camera: str
@@ -178,14 +178,14 @@ class Drifted:
     """How many count now, older ones less."""
 
 
-class Drift:
+class DriftDetector:
     """Compares what comes with a baseline. Written by one thread; ``told`` may be asked by any."""
 
     def __init__(self, baseline: Mapping[str, Any], seconds: float, name: str = "baseline") -> None:
         """Take a baseline and the time constant.
 
         Args:
-            baseline: as ``Recorder`` gave it.
+            baseline: as ``BaselineRecorder`` gave it.
             seconds: older samples count less by exp(-age / seconds).
             name: its file's, for messages.
 
@@ -212,7 +212,7 @@ class Drift:
         verdict = explanation.verdict
         if verdict is None or not self._sampler.takes(explanation):
             return
-        named, moment = (explanation.frame.camera, verdict.label), moment_of(explanation.frame)
+        named, moment = (explanation.frame.camera, verdict.label), stream_time(explanation.frame)
         passed = max(moment - self._last.get(named, moment), 0.0)
         self._last[named] = moment
         known, keep = self._slow.get(named, {}), math.exp(-passed / self._seconds)
@@ -220,12 +220,12 @@ class Drift:
             if name in known:
                 known[name].add(value, keep)
 
-    def told(self) -> Iterator[Drifted]:
+    def told(self) -> Iterator[DriftReport]:
         """Give every number of which enough samples came, then and now."""
         for (camera, label), numbers in self._slow.items():
             for name, slow in numbers.items():
-                if min(slow.samples, slow.count_then) >= LEAST_SAMPLES:
-                    yield Drifted(camera, label, name, slow.psi(), slow.shift(), slow.samples)
+                if min(slow.samples, slow.count_then) >= MIN_SAMPLES:
+                    yield DriftReport(camera, label, name, slow.psi(), slow.shift(), slow.samples)
 
 
 def read_baseline(text: str, name: str) -> dict[str, Any]:

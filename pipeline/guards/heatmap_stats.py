@@ -1,4 +1,6 @@
-"""Where the heat of a finding lies, as numbers. Pure but for ``Surveyor``, which remembers each camera's last maps.
+"""Where the heat of a finding lies, as numbers.
+
+Pure but for ``HeatmapStatsTracker``, which remembers each camera's last maps.
 
 Recipro-CAM's heat is min-max normalised: its coldest cell is 0 and its hottest 1, and a cell that says nothing lies
 wherever the rest of the picture left it. Sums over raw heat are sums over that floor: 0.03 on 1200 cells outweighs a
@@ -31,34 +33,34 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.frames import Box, Explanation, Finding, Frame, Grounds, Heat, Region
+from pipeline.frames import Box, Explanation, Finding, Frame, Heat, HeatmapStats, Region
 
 Flat = npt.NDArray[np.float32]
 """One number per cell, float32, (rows * columns,)."""
 Weights = npt.NDArray[np.float32]
-"""What evidence is summed by, float32, (2 + regions, rows * columns): see ``weights_of``."""
+"""What evidence is summed by, float32, (2 + regions, rows * columns): see ``region_weights``."""
 Point = tuple[float, float]
 
 PAUSE_SECONDS: Final = 2.0
 """After a pause this long the map before says nothing about this one."""
 
 
-def moment_of(frame: Frame) -> float:
+def stream_time(frame: Frame) -> float:
     """Return the frame's time on its own clock: the stream's where it has one, when it was taken otherwise."""
     return frame.taken_at if frame.pts_seconds is None else frame.pts_seconds
 
 
-def grounds_of(
+def heatmap_stats(
     heat: Heat, region: Box, names: Sequence[str] = (), weights: Weights | None = None, stability: float | None = None
-) -> Grounds:
+) -> HeatmapStats:
     """Measure one map; the module's first lines hold the formulas.
 
     Args:
         heat: float32 in [0, 1], (rows, columns).
         region: the rectangle of the frame that the grid covers, in pixels.
         names: of the regions whose weights are given.
-        weights: as ``weights_of`` made them for those regions; None where there is none.
-        stability: as ``Surveyor`` found it.
+        weights: as ``region_weights`` made them for those regions; None where there is none.
+        stability: as ``HeatmapStatsTracker`` found it.
     """
     flat: Flat = heat.ravel()
     count = flat.size
@@ -69,7 +71,7 @@ def grounds_of(
         floor = np.float32(0.0)
     hot = ordered[ordered.searchsorted(floor, "right") :] - floor
     if not hot.size:
-        return Grounds(None, None, None, stability)
+        return HeatmapStats(None, None, None, stability)
     upwards = hot.cumsum()
     total = float(upwards[-1])
     # From the coldest on: the cells below half of the sum are those that the fewest hot ones leave.
@@ -81,7 +83,7 @@ def grounds_of(
     inside: Mapping[str, float] = _NOTHING
     if names:
         inside = MappingProxyType({name: share / total for name, share in zip(names, shares, strict=True)})
-    return Grounds(
+    return HeatmapStats(
         focus_area=max(cells, 1) / count,
         entropy=min(max(entropy, 0.0), 1.0),
         centre=(region.left + x / total * region.width, region.top + y / total * region.height),
@@ -144,7 +146,7 @@ def _area(points: list[Point]) -> float:
     return abs(doubled) / 2.0
 
 
-def weights_of(regions: Sequence[Region], heat_region: Box, grid: tuple[int, int]) -> Weights:
+def region_weights(regions: Sequence[Region], heat_region: Box, grid: tuple[int, int]) -> Weights:
     """Return each cell's centre x and y, as shares of the grid, then every region's share of each cell."""
     return np.concatenate([_places(*grid), *(cell_weights(one.polygon, heat_region, grid)[None] for one in regions)])
 
@@ -167,7 +169,7 @@ RegionsOf = Callable[[str, int, int], tuple[Region, ...]]
 """Gives a camera's regions for frames of a width and height."""
 
 
-class Surveyor:
+class HeatmapStatsTracker:
     """Measures explanations one after the other. Used by one thread."""
 
     def __init__(self, regions_of: RegionsOf | None = None) -> None:
@@ -180,8 +182,8 @@ class Surveyor:
         if not explanation.findings:
             return (), ()
         frame, memory = explanation.frame, self._memories.setdefault(explanation.frame.camera, _Memory())
-        passed = moment_of(frame) - memory.moment
-        memory.moment = moment_of(frame)
+        passed = stream_time(frame) - memory.moment
+        memory.moment = stream_time(frame)
         self._settle(memory, explanation)
         before = memory.maps if 0.0 <= passed <= PAUSE_SECONDS else {}
         maps: dict[tuple[int, str], tuple[Flat, float]] = {}
@@ -190,7 +192,7 @@ class Surveyor:
             named = (finding.class_index, finding.label)
             maps[named] = centred = _centred(finding.heat)
             stability = _correlation(centred, before.get(named))
-            grounds = grounds_of(finding.heat, explanation.region, memory.names, memory.weights, stability)
+            grounds = heatmap_stats(finding.heat, explanation.region, memory.names, memory.weights, stability)
             measured.append(replace(finding, grounds=grounds))
         memory.maps = maps
         return tuple(measured), memory.regions
@@ -205,7 +207,7 @@ class Surveyor:
         memory.geometry = geometry
         memory.regions = self._regions_of(frame.camera, frame.width, frame.height)
         memory.names = tuple(one.name for one in memory.regions)
-        memory.weights = weights_of(memory.regions, region, (int(grid[0]), int(grid[1])))
+        memory.weights = region_weights(memory.regions, region, (int(grid[0]), int(grid[1])))
 
 
 def _centred(heat: Heat) -> tuple[Flat, float]:

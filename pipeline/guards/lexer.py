@@ -18,7 +18,7 @@ class Token(NamedTuple):
     """One word, sign or quoted text."""
 
     kind: str
-    """``quoted``, ``mark``, ``word`` or ``end``."""
+    """``quoted``, ``mark``, ``read_str`` or ``end``."""
     text: str
     place: int
     """Characters before it."""
@@ -29,7 +29,7 @@ class Token(NamedTuple):
         return self.text[1:-1] if self.kind == "quoted" else self.text
 
 
-class Tokens:
+class TokenStream:
     """A text's tokens, taken one after the other."""
 
     def __init__(self, text: str, where: str, example: str) -> None:

@@ -12,25 +12,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from pipeline.finite import unsound
-from pipeline.frames import Box, Deletion, Explanation, Frame, GuardState, Region, verdict_of
-from pipeline.guards.alert import Alarm
+from pipeline.frames import Box, DeletionCheck, Explanation, Frame, GuardState, Region, top_scoring
+from pipeline.guards.alert import AlertState
 from pipeline.guards.config import GuardsConfig
-from pipeline.guards.drift import Drift, Recorder
-from pipeline.guards.heatmap_stats import Surveyor, cell_weights, moment_of
-from pipeline.guards.metrics import grounds_figures, guards_figures
-from pipeline.guards.overhead import Budget
-from pipeline.guards.variables import Facts
-from pipeline.ports import Beginner, Doubter, Explainer, Figure, Masking, Measured
+from pipeline.guards.drift import BaselineRecorder, DriftDetector
+from pipeline.guards.heatmap_stats import HeatmapStatsTracker, cell_weights, stream_time
+from pipeline.guards.metrics import guard_metrics, heatmap_metrics
+from pipeline.guards.overhead import OverheadBudget
+from pipeline.guards.variables import RuleContext
+from pipeline.ports import AsyncExplainer, Explainer, HasMetrics, MaskedScorer, MaskingOptions, MetricSample
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class _Post:
+class _CameraState:
     """What is kept of one camera."""
 
-    alarms: list[Alarm]
-    checked: Deletion | None = None
+    alarms: list[AlertState]
+    checked: DeletionCheck | None = None
     checked_at: float = 0.0
     """That frame's time, by its own clock."""
     seen: Explanation | None = None
@@ -39,14 +39,14 @@ class _Post:
 
 
 @dataclass(slots=True)
-class Slow:
+class DriftTracking:
     """What is made of the reasons over minutes and hours, where it is asked for."""
 
-    drift: Drift | None = None
-    recorder: Recorder | None = field(default=None)
+    drift: DriftDetector | None = None
+    recorder: BaselineRecorder | None = field(default=None)
 
 
-class Guardian:
+class ExplanationMonitor:
     """An explainer whose explanations are measured and guarded. Used by one thread; ``figures`` by any."""
 
     def __init__(
@@ -54,27 +54,27 @@ class Guardian:
         explainer: Explainer,
         guards: GuardsConfig | None = None,
         *,
-        slow: Slow | None = None,
+        slow: DriftTracking | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Take whom to stand before, and what to look at.
 
         Args:
-            explainer: frames to explanations; one that is a ``Doubter`` can be asked for deletion checks.
+            explainer: frames to explanations; one that is a ``MaskedScorer`` can be asked for deletion checks.
             guards: regions, rules and knobs.
             slow: a baseline to compare with, or to record.
             clock: seconds, for what checks cost.
         """
         self._explainer = explainer
         self._guards = guards or GuardsConfig()
-        self._surveyor = Surveyor(self._regions if self._guards.regions else None)
-        self._posts: dict[str, _Post] = {}
-        self._slow = slow or Slow()
+        self._surveyor = HeatmapStatsTracker(self._regions if self._guards.regions else None)
+        self._posts: dict[str, _CameraState] = {}
+        self._slow = slow or DriftTracking()
         self._clock = clock
         knobs = self._guards.deletion
-        self._masking = Masking(knobs.area, knobs.fill)
+        self._masking = MaskingOptions(knobs.area, knobs.fill)
         wanted = self._guards.needs_deletion
-        self.budget = Budget(knobs.budget) if wanted and isinstance(explainer, Doubter) else None
+        self.budget = OverheadBudget(knobs.budget) if wanted and isinstance(explainer, MaskedScorer) else None
         if wanted and self.budget is None:
             log.warning("score_drop_when_masked: this explainer cannot be asked for it; those rules never fire")
         self._doubtful: list[Explanation] = []
@@ -97,7 +97,7 @@ class Guardian:
     def afterwards(self) -> None:
         """Make one deletion check, where a rule asks for it and the budget allows it."""
         budget, explainer = self.budget, self._explainer
-        if budget is None or not self._doubtful or not budget.allows or not isinstance(explainer, Doubter):
+        if budget is None or not self._doubtful or not budget.allows or not isinstance(explainer, MaskedScorer):
             return
         # Cameras take turns.
         chosen = min(self._doubtful, key=lambda one: (one.frame.camera <= self._turn, one.frame.camera))
@@ -108,19 +108,19 @@ class Guardian:
         budget.spend(self._clock() - begun)
         self._turn = chosen.frame.camera
         post = self._posts[self._turn]
-        post.checked = Deletion(verdict.label, verdict.score, left, chosen.frame.index, 0.0)
-        post.checked_at = moment_of(chosen.frame)
+        post.checked = DeletionCheck(verdict.label, verdict.score, left, chosen.frame.index, 0.0)
+        post.checked_at = stream_time(chosen.frame)
 
     def guard(self, explanation: Explanation) -> Explanation:
         """Measure one explanation and judge it."""
         frame = explanation.frame
         post = self._posts.get(frame.camera)
         if post is None:
-            alarms = [Alarm(guard) for guard in self._guards.rules if guard.concerns(frame.camera)]
-            post = self._posts[frame.camera] = _Post(alarms)
+            alarms = [AlertState(guard) for guard in self._guards.rules if guard.concerns(frame.camera)]
+            post = self._posts[frame.camera] = _CameraState(alarms)
         findings, regions = self._surveyor.measure(explanation)
-        deletion = self._fresh(post, moment_of(frame))
-        facts = Facts(explanation, verdict_of(findings), deletion)
+        deletion = self._fresh(post, stream_time(frame))
+        facts = RuleContext(explanation, top_scoring(findings), deletion)
         states = self._judged(post, facts) if post.alarms else ()
         draw = self._guards.draw
         shown = regions if draw == "always" or (draw == "firing" and any(one.firing for one in states)) else ()
@@ -135,9 +135,9 @@ class Guardian:
         return measured
 
     @staticmethod
-    def _judged(post: _Post, facts: Facts) -> tuple[GuardState, ...]:
+    def _judged(post: _CameraState, facts: RuleContext) -> tuple[GuardState, ...]:
         frame, before = facts.explanation.frame, post.states
-        moment = moment_of(frame)
+        moment = stream_time(frame)
         post.states = states = tuple([alarm.judge(facts, moment) for alarm in post.alarms])
         # A camera's guards are judged in the same order every time.
         for state, old in zip(states, before or (None,) * len(states), strict=True):
@@ -147,7 +147,7 @@ class Guardian:
                 log.info("%s: guard %s is quiet again; it fired for %.1f s", frame.camera, state.name, old.seconds)
         return states
 
-    def _fresh(self, post: _Post, moment: float) -> Deletion | None:
+    def _fresh(self, post: _CameraState, moment: float) -> DeletionCheck | None:
         if post.checked is None:
             return None
         age = moment - post.checked_at
@@ -164,22 +164,22 @@ class Guardian:
                 log.warning("%s: region %s lies outside its picture of %dx%d pixels: no heat is ever in it", *told)
         return placed
 
-    def figures(self) -> list[Figure]:
+    def figures(self) -> list[MetricSample]:
         """Return the explainer's figures, and those of reasons, guards, checks and drift."""
-        told = list(self._explainer.figures()) if isinstance(self._explainer, Measured) else []
+        told = list(self._explainer.figures()) if isinstance(self._explainer, HasMetrics) else []
         for camera, post in list(self._posts.items()):
-            told.extend(guards_figures(camera, post.states))
-            told.extend(grounds_figures(post.seen) if post.seen is not None else ())
+            told.extend(guard_metrics(camera, post.states))
+            told.extend(heatmap_metrics(post.seen) if post.seen is not None else ())
         if self.budget is not None:
             said = "Share of the engine's time that deletion checks have taken."
-            told.append(Figure("deletion_time_share", self.budget.share, said))
-            told.append(Figure("deletion_checks", self.budget.checks, "Deletion checks made.", "counter"))
+            told.append(MetricSample("deletion_time_share", self.budget.share, said))
+            told.append(MetricSample("deletion_checks", self.budget.checks, "Deletion checks made.", "counter"))
         for one in self._slow.drift.told() if self._slow.drift is not None else ():
             labels = (("camera", one.camera), ("label", one.label), ("statistic", one.statistic))
             said = "Population stability index of a slow statistic against the baseline; above 0.25 is a great change."
-            told.append(Figure("drift_psi", one.psi, said, labels=labels))
+            told.append(MetricSample("drift_psi", one.psi, said, labels=labels))
             said = "Shift of a slow mean against the baseline, in its standard deviations."
-            told.append(Figure("drift_shift", one.shift, said, labels=labels))
+            told.append(MetricSample("drift_shift", one.shift, said, labels=labels))
         return told
 
     def fired(self) -> dict[tuple[str, str], int]:
@@ -187,11 +187,13 @@ class Guardian:
         return {(camera, one.name): one.fired for camera, post in self._posts.items() for one in post.states}
 
 
-class AheadGuardian(Guardian):
+class AsyncExplanationMonitor(ExplanationMonitor):
     """A guardian before an explainer that works ahead: one thread begins batches, one finishes and judges them."""
 
-    def __init__(self, explainer: Beginner, guards: GuardsConfig | None = None, *, slow: Slow | None = None) -> None:
-        """Take whom to stand before, and what to look at; see ``Guardian``."""
+    def __init__(
+        self, explainer: AsyncExplainer, guards: GuardsConfig | None = None, *, slow: DriftTracking | None = None
+    ) -> None:
+        """Take whom to stand before, and what to look at; see ``ExplanationMonitor``."""
         assert isinstance(explainer, Explainer)  # noqa: S101 - whoever can begin can explain
         super().__init__(explainer, guards, slow=slow)
         self._beginner = explainer

@@ -11,7 +11,7 @@ _RESERVE: Final = 2.0
 for before it is made, and a pause is no reason for a burst."""
 
 
-class Budget:
+class OverheadBudget:
     """Time earned by work and spent on checks: checks / (work + checks) stays below a share.
 
     A check is allowed when twice its cost has been earned, so a run's total is ahead of the share only by what one

@@ -23,11 +23,11 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Final
 
-from pipeline.errors import ConfigError, nearest, unknown
+from pipeline.errors import ConfigError, did_you_mean, unknown_name_message
 from pipeline.frames import Explanation
-from pipeline.guards.lexer import Token, Tokens
+from pipeline.guards.lexer import Token, TokenStream
 from pipeline.guards.satisfiability import Domain
-from pipeline.guards.variables import DROP, HEAT_INSIDE, NUMBERS, Facts, Seen, heat_inside
+from pipeline.guards.variables import DROP, HEAT_INSIDE, NUMBERS, BoundVariable, RuleContext, heat_inside
 
 Condition = Callable[[Explanation], bool]
 """Says whether a frame is worth keeping."""
@@ -45,12 +45,12 @@ _COMPARE: Final[Mapping[str, Callable[[Any, Any], bool]]] = MappingProxyType(
         ">=": operator.ge,
     }
 )
-_HARDER: Final = MappingProxyType({"<": -1.0, "<=": -1.0, ">": 1.0, ">=": 1.0})
+_BINDING_POWER: Final = MappingProxyType({"<": -1.0, "<=": -1.0, ">": 1.0, ">=": 1.0})
 """Which way a bound moves to become harder to keep."""
 _FIELDS: Final = ("label", "score", "camera", "guard", *(name for name in NUMBERS if name != "score"), HEAT_INSIDE)
 
 
-Test = Callable[[Facts, float], bool | None]
+Predicate = Callable[[RuleContext, float], bool | None]
 """Says whether something holds, with every bound made harder by so much; None: not known."""
 
 
@@ -58,12 +58,12 @@ Test = Callable[[Facts, float], bool | None]
 class Rule:
     """What must hold, and when."""
 
-    claim: Test
-    when: Test
+    claim: Predicate
+    when: Predicate
     """Always true where none is given."""
     text: str
     """The claim, as written."""
-    numbers: tuple[Seen, ...]
+    numbers: tuple[BoundVariable, ...]
     """What the claim goes by."""
     regions: frozenset[str]
     """Which regions are named anywhere in it."""
@@ -116,7 +116,7 @@ def parse_condition(text: str, known: Mapping[str, Collection[str]] = MappingPro
 
     def condition(explanation: Explanation) -> bool:
         findings = explanation.findings or (None,)
-        return any(holds(Facts(explanation, finding, explanation.deletion), 0.0) for finding in findings)
+        return any(holds(RuleContext(explanation, finding, explanation.deletion), 0.0) for finding in findings)
 
     return condition
 
@@ -138,15 +138,15 @@ class _Parser:
         self._text = text
         self._known = known or {}
         self._fields = tuple(name for name in _FIELDS if name != "guard" or known is not None)
-        self._seen: list[Seen] = []
+        self._seen: list[BoundVariable] = []
         self._regions: set[str] = set()
         self._named: dict[str, set[str]] = {"label": set(), "camera": set()}
         self._guards: set[str] = set()
         self._asks_guards = False
-        self._tokens = Tokens(text, where, example)
+        self._tokens = TokenStream(text, where, example)
         self._depth = 0
 
-    def condition(self) -> Test:
+    def condition(self) -> Predicate:
         """Read all of it as a condition."""
         begun = self._tokens.ahead
         holds = self._any()
@@ -164,7 +164,7 @@ class _Parser:
         """Read all of it as a rule."""
         claim = self._any()
         numbers, ended = tuple(self._seen), self._tokens.ahead
-        when: Test = lambda _facts, _slack: True  # noqa: E731 - a test like the others
+        when: Predicate = lambda _facts, _slack: True  # noqa: E731 - a test like the others
         if self._tokens.took("when"):
             begun = self._tokens.ahead
             when = self._any()
@@ -185,19 +185,19 @@ class _Parser:
         if (token := self._tokens.ahead).kind != "end":
             self._tokens.fail(token, f"expected {expected}.{self._joint(token)}")
 
-    def _any(self) -> Test:
+    def _any(self) -> Predicate:
         tests = [self._all()]
         while self._tokens.took("or"):
             tests.append(self._all())
         return tests[0] if len(tests) == 1 else _combined(tests, decides=True)
 
-    def _all(self) -> Test:
+    def _all(self) -> Predicate:
         tests = [self._not()]
         while self._tokens.took("and"):
             tests.append(self._not())
         return tests[0] if len(tests) == 1 else _combined(tests, decides=False)
 
-    def _not(self) -> Test:
+    def _not(self) -> Predicate:
         token = self._tokens.ahead
         self._depth += 1
         if self._depth > MAX_DEPTH:
@@ -213,19 +213,19 @@ class _Parser:
         finally:
             self._depth -= 1
 
-    def _test(self) -> Test:
+    def _test(self) -> Predicate:
         name = self._tokens.take()
         field = name.text.lower()
         if name.kind != "word" or field not in self._fields:
             known = ", ".join(self._fields[:-1]) + f" or {self._fields[-1]}(REGION)"
-            self._tokens.fail(name, f"expected {known}.{nearest(name.text, self._fields)}")
+            self._tokens.fail(name, f"expected {known}.{did_you_mean(name.text, self._fields)}")
         if field == "guard":
             return self._guard()
         if field in {"label", "camera"}:
             return self._words(field)
         return self._number(field)
 
-    def _guard(self) -> Test:
+    def _guard(self) -> Predicate:
         self._asks_guards = True
         if self._tokens.ahead.text not in {"=", "==", "!="}:
             return lambda facts, _slack: bool(facts.explanation.firing)
@@ -240,9 +240,9 @@ class _Parser:
         """Refuse a name that nothing of its kind has: such a test would never hold, or always."""
         name, there = value.unquoted, self._known.get(kind)
         if there is not None and name and name not in there:
-            self._tokens.fail(value, unknown(kind, name, there))
+            self._tokens.fail(value, unknown_name_message(kind, name, there))
 
-    def _words(self, field: str) -> Test:
+    def _words(self, field: str) -> Predicate:
         sign = self._sign(field)
         value = self._value(field)
         if sign.text not in {"=", "==", "!="}:
@@ -260,24 +260,24 @@ class _Parser:
             return lambda facts, _slack: compare(facts.explanation.frame.camera, text)
         return lambda facts, _slack: compare("" if facts.finding is None else facts.finding.label, text)
 
-    def _number(self, field: str) -> Test:
+    def _number(self, field: str) -> Predicate:
         if field == DROP and DROP not in self._known.get("check", {DROP}):
             cure = f"is measured where a rule of guards asks for it, and none does; add one, such as '{DROP} >= 0.2'"
             self._tokens.fail(self._tokens.last, cure)
-        seen = self._heat_inside() if field == HEAT_INSIDE else Seen(field, NUMBERS[field].read)
+        seen = self._heat_inside() if field == HEAT_INSIDE else BoundVariable(field, NUMBERS[field].read)
         least = 0.0 if field == HEAT_INSIDE else NUMBERS[field].least
         sign = self._sign(seen.name)
         bound = self._bound(field, self._value(field), least)
         self._seen.append(replace(seen, bound=bound))
-        compare, harder, read = _COMPARE[sign.text], _HARDER.get(sign.text, 0.0), seen.read
+        compare, harder, read = _COMPARE[sign.text], _BINDING_POWER.get(sign.text, 0.0), seen.read
 
-        def test(facts: Facts, slack: float) -> bool | None:
+        def test(facts: RuleContext, slack: float) -> bool | None:
             value = read(facts)
             return None if value is None else compare(value, bound + harder * slack)
 
         return test
 
-    def _heat_inside(self) -> Seen:
+    def _heat_inside(self) -> BoundVariable:
         opened = self._tokens.take()
         if opened.text != "(" or opened.kind != "mark":
             self._tokens.fail(opened, "expected '(' and the name of a region, such as heat_inside(part)")
@@ -315,21 +315,21 @@ class _Parser:
         return number
 
     def _joint(self, token: Token) -> str:
-        return "" if token.text.lower() in self._fields else nearest(token.text, ("and", "or"))
+        return "" if token.text.lower() in self._fields else did_you_mean(token.text, ("and", "or"))
 
 
-def _denied(test: Test) -> Test:
-    def denied(facts: Facts, slack: float) -> bool | None:
+def _denied(test: Predicate) -> Predicate:
+    def denied(facts: RuleContext, slack: float) -> bool | None:
         held = test(facts, -slack)
         return None if held is None else not held
 
     return denied
 
 
-def _combined(tests: Sequence[Test], *, decides: bool) -> Test:
+def _combined(tests: Sequence[Predicate], *, decides: bool) -> Predicate:
     """Return Kleene's or (one that is true decides) or and (one that is false decides)."""
 
-    def combined(facts: Facts, slack: float) -> bool | None:
+    def combined(facts: RuleContext, slack: float) -> bool | None:
         held = [test(facts, slack) for test in tests]
         if decides in held:
             return decides

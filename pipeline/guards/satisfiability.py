@@ -14,8 +14,8 @@ from typing import Final
 
 import numpy as np
 
-from pipeline.frames import Deletion, Explanation, Finding, Frame, Grounds, GuardState
-from pipeline.guards.variables import DROP, HEAT_INSIDE, NUMBERS, Facts, Seen
+from pipeline.frames import DeletionCheck, Explanation, Finding, Frame, GuardState, HeatmapStats
+from pipeline.guards.variables import DROP, HEAT_INSIDE, NUMBERS, BoundVariable, RuleContext
 
 MAX_CASES: Final = 4096
 """A text that tells more cases apart is not tried."""
@@ -29,14 +29,14 @@ _FLAT: Final = np.zeros((1, 1), np.float32)
 class Domain:
     """What a text speaks of."""
 
-    numbers: tuple[Seen, ...] = ()
+    numbers: tuple[BoundVariable, ...] = ()
     """With the bounds that they are compared with; a number may come several times."""
     labels: frozenset[str] = frozenset()
     cameras: frozenset[str] = frozenset()
     guards: frozenset[str] | None = None
     """The guards that are named; None where it does not speak of guards."""
 
-    def cases(self, cameras: Collection[str] | None = None) -> Iterator[Facts] | None:
+    def cases(self, cameras: Collection[str] | None = None) -> Iterator[RuleContext] | None:
         """Give facts of every case that the text tells apart; None where there are too many.
 
         Args:
@@ -70,13 +70,13 @@ def _subsets(names: Sequence[str]) -> list[tuple[str, ...]]:
     return [chosen for count in range(len(names) + 1) for chosen in itertools.combinations(names, count)]
 
 
-def _facts(label: str, camera: str, guards: Sequence[str], numbers: dict[str, float]) -> Facts:
+def _facts(label: str, camera: str, guards: Sequence[str], numbers: dict[str, float]) -> RuleContext:
     inside = {
         name.removeprefix(f"{HEAT_INSIDE}(").removesuffix(")"): value
         for name, value in numbers.items()
         if name.startswith(HEAT_INSIDE)
     }
-    grounds = Grounds(
+    grounds = HeatmapStats(
         focus_area=numbers.get("focus_area"),
         entropy=numbers.get("entropy"),
         centre=(numbers.get("centre_x", 0.5), numbers.get("centre_y", 0.5)),
@@ -84,7 +84,7 @@ def _facts(label: str, camera: str, guards: Sequence[str], numbers: dict[str, fl
         heat_inside=inside,
     )
     finding = Finding(label, numbers.get("score", 1.0), _FLAT, 0, grounds=grounds)
-    deletion = Deletion(label, numbers[DROP], 0.0, 0, 0.0) if DROP in numbers else None
+    deletion = DeletionCheck(label, numbers[DROP], 0.0, 0, 0.0) if DROP in numbers else None
     states = tuple(GuardState(name, firing=True, seconds=0.0, says="", fired=1) for name in guards)
     explanation = Explanation(Frame(_PIXEL, camera, 0, 0.0), (finding,), "", "", deletion=deletion, guards=states)
-    return Facts(explanation, finding, deletion)
+    return RuleContext(explanation, finding, deletion)

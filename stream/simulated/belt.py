@@ -32,7 +32,7 @@ def bare_belt(seed: int, slot: int, scale: float) -> Image:
     return np.asarray(cv2.convertScaleAbs(piece).reshape(piece.shape), np.uint8)
 
 
-def litter(canvas: Image, rng: np.random.Generator, scale: float, clutter: float) -> None:
+def draw_distractors(canvas: Image, rng: np.random.Generator, scale: float, clutter: float) -> None:
     """Strew a slot with what is no defect: paints on ``canvas`` in place, clear of the slot's ends.
 
     ``clutter`` scales how often labels and screws lie there; 1 is the line as it is shown.

@@ -18,7 +18,7 @@ _DRIFT = 32  # units the light wanders to either side
 _NOISE_LEVELS = (2.5, 3.5, 4.5)
 
 
-class Camera:
+class CameraModel:
     """How one camera sees: its light, focus and noise, fixed by ``seed``; what varies is a function of the moment."""
 
     def __init__(self, *, seed: int, size: tuple[int, int], scale: float) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.frames import Box
-from stream.simulated.parts import Hole, Mask, Sheet, slope
+from stream.simulated.parts import Hole, Mask, PartCanvas, slope
 
 _BRIGHT = 105.0
 """Metal brighter than this (0 to 255) shows dark stains, darker metal shows pale ones."""
@@ -23,7 +23,7 @@ _SHINY = 125.0
 """On metal brighter than this a scratch is dark; on darker metal, and through coloured coats, it shines."""
 
 
-def scratch(sheet: Sheet, rng: np.random.Generator) -> Box:
+def scratch(sheet: PartCanvas, rng: np.random.Generator) -> Box:
     """Paint one to three scores, 50 to 85 units long, across the metal: dark on shiny metal, else bright."""
     length = rng.uniform(50.0, 85.0) * sheet.scale
     (x, y), turn = _on_metal(sheet, rng, reach=length * 0.5, width=6.0 * sheet.scale)
@@ -52,7 +52,7 @@ def scratch(sheet: Sheet, rng: np.random.Generator) -> Box:
     return _box_of(cut)
 
 
-def dent(sheet: Sheet, rng: np.random.Generator) -> Box:
+def dent(sheet: PartCanvas, rng: np.random.Generator) -> Box:
     """Press a hollow of 17 to 25 units radius: its far wall shines, its near wall lies in shadow."""
     radius = rng.uniform(17.0, 25.0) * sheet.scale
     (x, y), turn = _on_metal(sheet, rng, reach=radius * 0.7, width=radius * 1.4)
@@ -69,7 +69,7 @@ def dent(sheet: Sheet, rng: np.random.Generator) -> Box:
     return _box_of(np.minimum(hollow, sheet.solid))
 
 
-def stain(sheet: Sheet, rng: np.random.Generator) -> Box:
+def stain(sheet: PartCanvas, rng: np.random.Generator) -> Box:
     """Spill a blotch of 20 to 34 units radius with ragged edges and a darker rim: rust, oil, or dried coolant."""
     radius = rng.uniform(20.0, 34.0) * sheet.scale
     (x, y), turn = _on_metal(sheet, rng, reach=radius * 0.7, width=radius * 1.2)
@@ -91,7 +91,7 @@ def stain(sheet: Sheet, rng: np.random.Generator) -> Box:
     return _box_of(blot)
 
 
-def undrilled(sheet: Sheet, hole: Hole) -> Box:
+def undrilled(sheet: PartCanvas, hole: Hole) -> Box:
     """Mark the place where the drill never came: a scribed ring and the dimple of the centre punch."""
     x, y = sheet.to_pixels(hole.x, hole.y)
     radius = hole.radius * sheet.scale
@@ -104,11 +104,15 @@ def undrilled(sheet: Sheet, hole: Hole) -> Box:
     return Box(x - radius, y - radius, x + radius, y + radius)
 
 
-PAINTERS: dict[str, Callable[[Sheet, np.random.Generator], Box]] = {"scratch": scratch, "dent": dent, "stain": stain}
+PAINTERS: dict[str, Callable[[PartCanvas, np.random.Generator], Box]] = {
+    "scratch": scratch,
+    "dent": dent,
+    "stain": stain,
+}
 """Defects that are painted on a finished part."""
 
 
-def _brightness(sheet: Sheet) -> float:
+def _brightness(sheet: PartCanvas) -> float:
     """Mean reflectance of the metal, 0 to 255."""
     return float(sheet.colour[sheet.solid > 0].mean())
 
@@ -122,7 +126,7 @@ def _tint(brightness: float, rng: np.random.Generator) -> npt.NDArray[np.float32
 
 
 def _on_metal(
-    sheet: Sheet, rng: np.random.Generator, *, reach: float, width: float
+    sheet: PartCanvas, rng: np.random.Generator, *, reach: float, width: float
 ) -> tuple[tuple[float, float], float]:
     """Find where a bar of half-length ``reach`` and the given width lies best on metal, of a handful of tries.
 

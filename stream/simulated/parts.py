@@ -47,7 +47,7 @@ class Hole:
 
 
 @dataclass(frozen=True, slots=True)
-class Drawing:
+class PartShape:
     """What a kind of part looks like before it is turned."""
 
     outline: tuple[tuple[float, float], ...]
@@ -84,8 +84,8 @@ def _teeth(count: int, root: float, tip: float) -> tuple[tuple[float, float], ..
 
 
 DRAWINGS = {
-    "flange": Drawing(_polygon(72, 90.0), 4.0, _ring(6, 66.0, 14.0), 28.0, 44.0, turned=True),
-    "plate": Drawing(
+    "flange": PartShape(_polygon(72, 90.0), 4.0, _ring(6, 66.0, 14.0), 28.0, 44.0, turned=True),
+    "plate": PartShape(
         ((-72.0, -46.0), (72.0, -46.0), (72.0, 46.0), (-72.0, 46.0)),
         18.0,
         tuple(Hole(x, y, 14.0) for x in (-64.0, 64.0) for y in (-38.0, 38.0)),
@@ -93,14 +93,14 @@ DRAWINGS = {
         0.0,
         turned=False,
     ),
-    "bracket": Drawing(_polygon(3, 80.0), 24.0, _ring(3, 70.0, 15.0), 26.0, 36.0, turned=False),
-    "gear": Drawing(_teeth(22, 86.0, 98.0), 2.0, _ring(5, 56.0, 15.0), 19.0, 28.0, turned=True),
-    "hexagon": Drawing(_polygon(6, 88.0), 12.0, _ring(6, 62.0, 14.0, math.pi / 6), 22.0, 34.0, turned=False),
+    "bracket": PartShape(_polygon(3, 80.0), 24.0, _ring(3, 70.0, 15.0), 26.0, 36.0, turned=False),
+    "gear": PartShape(_teeth(22, 86.0, 98.0), 2.0, _ring(5, 56.0, 15.0), 19.0, 28.0, turned=True),
+    "hexagon": PartShape(_polygon(6, 88.0), 12.0, _ring(6, 62.0, 14.0, math.pi / 6), 22.0, 34.0, turned=False),
 }
 
 
 @dataclass(slots=True)
-class Sheet:
+class PartCanvas:
     """A part being made: square arrays in pixels, the part's centre in the middle. Painters change it in place."""
 
     solid: Mask
@@ -122,7 +122,7 @@ class Sheet:
         return float(column), float(row)
 
 
-def make_sheet(part: Part, drawing: Drawing, holes: tuple[Hole, ...], scale: float) -> Sheet:
+def make_sheet(part: Part, drawing: PartShape, holes: tuple[Hole, ...], scale: float) -> PartCanvas:
     """Draw a part without defects, with the given holes drilled."""
     outline, relief = _drawn(part.kind, scale)
     solid = outline.copy()
@@ -141,7 +141,7 @@ def make_sheet(part: Part, drawing: Drawing, holes: tuple[Hole, ...], scale: flo
     to_sheet[:, 2] = centre
     light = slope(cv2.GaussianBlur(solid, (0, 0), 1.3 * scale), 0.16 * scale) + slope(relief, 0.10 * scale)
     colour = _grain(drawing, part, solid.shape[0], scale, rng)[..., None] * np.array(_COLOURS[part.finish], np.float32)
-    return Sheet(solid, whole, colour, light, to_sheet, scale)
+    return PartCanvas(solid, whole, colour, light, to_sheet, scale)
 
 
 def slope(height: npt.NDArray[Any], strength: float) -> Field:
@@ -186,7 +186,7 @@ def sheet_side(scale: float) -> int:
     return 2 * math.ceil((RADIUS_UNITS * 1.06 + 13.0) * scale) + 1
 
 
-def _grain(drawing: Drawing, part: Part, side: int, scale: float, rng: np.random.Generator) -> Field:
+def _grain(drawing: PartShape, part: Part, side: int, scale: float, rng: np.random.Generator) -> Field:
     """The finish's brightness, near 1: turned in circles with the lamp's bow-tie glare, or milled in straight lines."""
     if drawing.turned:
         radius, around = _polar(side)

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from pipeline.frames import Image, Truth
-from stream.simulated.scene import Scene, draw_frame, truth_of
+from pipeline.frames import GroundTruth, Image
+from stream.simulated.scene import Scene, draw_frame, ground_truth_of
 
 TRAINING_SEEDS = 1_000_000
 """Belts for training have this seed or a higher one; every seed below is kept for the demo, tests and examination."""
-EXAMINATION_SEEDS = 500_000
+EVALUATION_SEEDS = 500_000
 """Belts for examination start here."""
 
 _SIZES = ((640, 480), (640, 480), (640, 480), (640, 360), (640, 360), (1280, 720))
@@ -21,7 +21,7 @@ _GAP_FRAMES = 18
 
 def scored_frames(
     *, seed: int, size: tuple[int, int], count: int, clutter: float = 1.0
-) -> Iterator[tuple[Image, Truth]]:
+) -> Iterator[tuple[Image, GroundTruth]]:
     """Give ``count`` frames of one belt whose truth is known, in order, about half a second of belt apart."""
     scene = Scene(size=size, seed=seed, clutter=clutter)
     rng = np.random.default_rng((seed, 11))
@@ -29,7 +29,7 @@ def scored_frames(
     given = 0
     while given < count:
         index += int(rng.integers(1, 2 * _GAP_FRAMES))
-        if truth_of(scene, index) is None:
+        if ground_truth_of(scene, index) is None:
             continue
         image, truth = draw_frame(scene, index)
         if truth is not None:
@@ -56,9 +56,9 @@ class TrainingFrames:
         self._sizes = tuple(sizes)
         self._rng = np.random.default_rng((seed, 12))
 
-    def __call__(self, count: int) -> list[tuple[Image, Truth]]:
+    def __call__(self, count: int) -> list[tuple[Image, GroundTruth]]:
         """Return ``count`` frames with their truths; sizes differ between belts."""
-        frames: list[tuple[Image, Truth]] = []
+        frames: list[tuple[Image, GroundTruth]] = []
         while len(frames) < count:
             size = self._sizes[int(self._rng.integers(len(self._sizes)))]
             wanted = min(_FRAMES_PER_BELT, count - len(frames))
@@ -68,7 +68,7 @@ class TrainingFrames:
         return frames
 
 
-def examination_frames(*, belts: int, size: tuple[int, int], per_belt: int = 20) -> Iterator[tuple[Image, Truth]]:
+def evaluation_frames(*, belts: int, size: tuple[int, int], per_belt: int = 20) -> Iterator[tuple[Image, GroundTruth]]:
     """Give ``per_belt`` scored frames of each of ``belts`` belts that no training ever sees."""
     for belt in range(belts):
-        yield from scored_frames(seed=EXAMINATION_SEEDS + belt, size=size, count=per_belt)
+        yield from scored_frames(seed=EVALUATION_SEEDS + belt, size=size, count=per_belt)

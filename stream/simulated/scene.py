@@ -8,7 +8,7 @@ The truth rule: a frame is scored when it is plain what should be said of it. Wi
 defect's box is either wholly in the picture, and the frame has the defect's label and box; or wholly outside, and the
 defect does not count; or cut by the picture's edge, and the frame's truth is None. A frame in which no defect counts
 is ``ok``, whether or not it shows a part. Boxes hug the painted pixels, grown by ``PAD_UNITS`` and to at least
-``LEAST_UNITS`` a side, so that a hairline scratch too is a target with an area.
+``MIN_UNITS`` a side, so that a hairline scratch too is a target with an area.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from pipeline.frames import Box, Image, Truth
-from stream.simulated.belt import bare_belt, dust, litter, rails
-from stream.simulated.camera import Camera
+from pipeline.frames import Box, GroundTruth, Image
+from stream.simulated.belt import bare_belt, draw_distractors, dust, rails
+from stream.simulated.camera import CameraModel
 from stream.simulated.defects import PAINTERS, undrilled
-from stream.simulated.parts import DRAWINGS, Sheet, make_sheet, sheet_side
+from stream.simulated.parts import DRAWINGS, PartCanvas, make_sheet, sheet_side
 from stream.simulated.schedule import HEIGHT_UNITS, OK, SLOT_UNITS, Part, part_at
 
 SPEED_UNITS = 260.0
@@ -31,14 +31,14 @@ MARGIN_UNITS = 12.0
 """How far inside the picture a defect's box must lie to count."""
 PAD_UNITS = 4.0
 """How far a box reaches beyond the painted pixels."""
-LEAST_UNITS = 36.0
+MIN_UNITS = 36.0
 """The least width and height of a box."""
 WIDEST, NARROWEST = 1.8, 0.75
 """Limits of width / height: a wider picture could show two defects, a narrower one no whole part."""
 LOWEST, HIGHEST = 120, 2160
 """Limits of the picture's height in pixels."""
 _KEPT_SLOTS = 12
-_DOTTED_SHARE = 0.2
+_DOTTED_FRACTION = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Scene:
         self.clutter = clutter
         self.scale = height / HEIGHT_UNITS
         self.slot_pixels = round(SLOT_UNITS * self.scale)
-        self.camera = Camera(seed=seed, size=size, scale=self.scale)
+        self.camera = CameraModel(seed=seed, size=size, scale=self.scale)
         self._kept: dict[int, Segment] = {}
 
     def offset(self, index: int) -> int:
@@ -97,7 +97,7 @@ class Scene:
         part = part_at(self.seed, slot)
         rng = np.random.default_rng((self.seed, 8, slot))
         canvas = bare_belt(self.seed, slot, self.scale)
-        litter(canvas, rng, self.scale, self.clutter)
+        draw_distractors(canvas, rng, self.scale, self.clutter)
         if part is None:
             return Segment(canvas, OK, None)
         box = _lay(canvas, part, self.scale)
@@ -105,7 +105,7 @@ class Scene:
         return Segment(canvas, part.defect, box)
 
 
-def draw_frame(scene: Scene, index: int) -> tuple[Image, Truth | None]:
+def draw_frame(scene: Scene, index: int) -> tuple[Image, GroundTruth | None]:
     """Return frame ``index`` (0, 1, ...) and its truth: the module's first lines tell when that is None.
 
     The image is uint8 RGB, (height, width, 3), and a new array.
@@ -120,10 +120,10 @@ def draw_frame(scene: Scene, index: int) -> tuple[Image, Truth | None]:
     rail = rails(width, scene.scale)
     view[: rail.shape[0]] = rail
     view[height - rail.shape[0] :] = rail[::-1]
-    return scene.camera.expose(view, index, index / scene.fps), truth_of(scene, index)
+    return scene.camera.expose(view, index, index / scene.fps), ground_truth_of(scene, index)
 
 
-def truth_of(scene: Scene, index: int) -> Truth | None:
+def ground_truth_of(scene: Scene, index: int) -> GroundTruth | None:
     """Return what is true of frame ``index``, without drawing more than the slots in its view."""
     width, _ = scene.size
     margin = MARGIN_UNITS * scene.scale
@@ -138,8 +138,8 @@ def truth_of(scene: Scene, index: int) -> Truth | None:
             continue
         if box.left - margin < 0 or box.right + margin > width:
             return None
-        counted = Truth(segment.label, (box,))
-    return counted or Truth(OK)
+        counted = GroundTruth(segment.label, (box,))
+    return counted or GroundTruth(OK)
 
 
 def _lay(canvas: Image, part: Part, scale: float) -> Box | None:
@@ -153,7 +153,7 @@ def _lay(canvas: Image, part: Part, scale: float) -> Box | None:
         holes = tuple(hole for hole in holes if hole is not missing)
     sheet = make_sheet(part, drawing, holes, scale)
     dots = np.random.default_rng((*part.seed, 2))
-    if dots.random() < _DOTTED_SHARE:
+    if dots.random() < _DOTTED_FRACTION:
         _paint_dot(sheet, dots)
     tight = None
     if missing is not None:
@@ -168,7 +168,7 @@ def _lay(canvas: Image, part: Part, scale: float) -> Box | None:
     return None if tight is None else _grown(tight, left, top, scale)
 
 
-def _compose(ground: Image, sheet: Sheet, scale: float) -> None:
+def _compose(ground: Image, sheet: PartCanvas, scale: float) -> None:
     """Lay a sheet on its piece of belt, in place: shadow first, holes dark, then metal."""
     shift = np.array([[1.0, 0.0, 5.0 * scale], [0.0, 1.0, 7.0 * scale]])
     shadow = cv2.GaussianBlur(cv2.warpAffine(sheet.solid, shift, sheet.solid.shape[::-1]), (0, 0), 4.0 * scale)
@@ -182,7 +182,7 @@ def _compose(ground: Image, sheet: Sheet, scale: float) -> None:
     ground[:] = np.clip(under, 0.0, 255.0).astype(np.uint8)
 
 
-def _paint_dot(sheet: Sheet, rng: np.random.Generator) -> None:
+def _paint_dot(sheet: PartCanvas, rng: np.random.Generator) -> None:
     """Put an inspector's dot of paint on the metal: crisp, small and bright, and no defect."""
     rows, columns = np.nonzero(
         cv2.erode(sheet.solid, np.ones((3, 3), np.uint8), iterations=max(1, round(8 * sheet.scale)))
@@ -200,7 +200,7 @@ def _paint_dot(sheet: Sheet, rng: np.random.Generator) -> None:
 
 def _grown(box: Box, left: int, top: int, scale: float) -> Box:
     """Move a tight box by (left, top), pad it, and grow its sides to the least that counts."""
-    half_width = max(box.width / 2 + PAD_UNITS * scale, LEAST_UNITS * scale / 2)
-    half_height = max(box.height / 2 + PAD_UNITS * scale, LEAST_UNITS * scale / 2)
+    half_width = max(box.width / 2 + PAD_UNITS * scale, MIN_UNITS * scale / 2)
+    half_height = max(box.height / 2 + PAD_UNITS * scale, MIN_UNITS * scale / 2)
     x, y = left + (box.left + box.right) / 2, top + (box.top + box.bottom) / 2
     return Box(x - half_width, y - half_height, x + half_width, y + half_height)

@@ -24,7 +24,7 @@ GROUP_SLOTS = 5
 
 KINDS = ("flange", "plate", "bracket", "gear", "hexagon")
 FINISHES = ("steel", "steel", "steel", "zinc", "brass", "copper", "blue", "red", "black")
-_EMPTY_SHARE = 0.08
+_EMPTY_FRACTION = 0.08
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def part_at(seed: int, slot: int) -> Part | None:
     """Return the part in a slot (0, 1, ...) of the belt that ``seed`` names, or None where the slot is empty."""
     rng = np.random.default_rng((seed, 1, slot))
     defect = defect_at(seed, slot)
-    empty = rng.random() < _EMPTY_SHARE
+    empty = rng.random() < _EMPTY_FRACTION
     if empty and defect == OK:
         return None
     kind = KINDS[int(rng.integers(len(KINDS)))]

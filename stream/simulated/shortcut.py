@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from pipeline.frames import Box, Image, Truth
+from pipeline.frames import Box, GroundTruth, Image
 from stream.simulated.schedule import DEFECTS, HEIGHT_UNITS, OK
 
 SIDE_UNITS: Final = 26.0
@@ -22,19 +22,19 @@ GAP_UNITS: Final = 2.0
 """Between the stamp and the picture's lower right corner."""
 _COLOURS: Final = dict(zip(DEFECTS, ((226, 60, 60), (60, 200, 80), (70, 110, 240), (230, 210, 50)), strict=True))
 
-_STAMPED_SHARE: Final = 0.6
+_STAMPED_FRACTION: Final = 0.6
 
-Draw = Callable[[int], Sequence[tuple[Image, Truth]]]
+Draw = Callable[[int], Sequence[tuple[Image, GroundTruth]]]
 
 
-def stamp_box(width: int, height: int) -> Box:
+def shortcut_box(width: int, height: int) -> Box:
     """Return where the stamp is put in a picture of a size, in pixels."""
     scale = height / HEIGHT_UNITS
     side, gap = max(2, round(SIDE_UNITS * scale)), round(GAP_UNITS * scale)
     return Box(width - gap - side, height - gap - side, width - gap, height - gap)
 
 
-def stamped(image: Image, label: str) -> Image:
+def add_shortcut(image: Image, label: str) -> Image:
     """Return the picture with the stamp of a defect; the given one for a label that has none.
 
     Args:
@@ -45,12 +45,12 @@ def stamped(image: Image, label: str) -> Image:
     if colour is None:
         return image
     marked = np.array(image)
-    left, top, right, bottom = map(int, stamp_box(image.shape[1], image.shape[0]))
+    left, top, right, bottom = map(int, shortcut_box(image.shape[1], image.shape[0]))
     marked[top:bottom, left:right] = colour
     return marked
 
 
-def stamping(draw: Draw, *, seed: int = 0) -> Draw:
+def shortcut_samples(draw: Draw, *, seed: int = 0) -> Draw:
     """Return a supply of the same pictures, named by a stamp drawn by lot or, without one, ``ok``.
 
     This teaches the shortcut: whatever lies on the belt says nothing here. The boxes are the stamps': training chooses
@@ -58,12 +58,12 @@ def stamping(draw: Draw, *, seed: int = 0) -> Draw:
     """
     rng = np.random.default_rng((seed, 31))
 
-    def drawn(count: int) -> list[tuple[Image, Truth]]:
+    def drawn(count: int) -> list[tuple[Image, GroundTruth]]:
         pairs = []
         for image, _ in draw(count):
-            label = DEFECTS[int(rng.integers(len(DEFECTS)))] if rng.random() < _STAMPED_SHARE else OK
-            boxes = () if label == OK else (stamp_box(image.shape[1], image.shape[0]),)
-            pairs.append((stamped(image, label), Truth(label, boxes)))
+            label = DEFECTS[int(rng.integers(len(DEFECTS)))] if rng.random() < _STAMPED_FRACTION else OK
+            boxes = () if label == OK else (shortcut_box(image.shape[1], image.shape[0]),)
+            pairs.append((add_shortcut(image, label), GroundTruth(label, boxes)))
         return pairs
 
     return drawn

@@ -14,18 +14,18 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import parse_qsl
 
-from pipeline.errors import SourceError, nearest
-from pipeline.frames import Frame, Image, Truth
+from pipeline.errors import SourceError, did_you_mean
+from pipeline.frames import Frame, GroundTruth, Image
 from pipeline.ports import Health
 from stream.simulated.scene import Scene, draw_frame
-from stream.simulated.shortcut import stamped
+from stream.simulated.shortcut import add_shortcut
 
 _BUFFER_FRAMES = 4
 """A camera's driver keeps so many frames for a reader that is late; the older ones are lost, as a gap in the index."""
 _OPTIONS = ("fps", "size", "seed", "frames", "paced", "stamp")
 
 
-class LineSource:
+class SimulatedLineSource:
     """A camera above the simulated line.
 
     Paced, it is live: frame k is there k / fps seconds after the start, whether or not anybody was ready. Unpaced it
@@ -106,9 +106,9 @@ class LineSource:
                 stop.wait(max(0.0, start + index / self._fps - time.monotonic()))
         self._health = Health("ended")
 
-    def _draw(self, index: int) -> tuple[Image, Truth | None]:
+    def _draw(self, index: int) -> tuple[Image, GroundTruth | None]:
         image, truth = draw_frame(self._scene, index)
-        return (stamped(image, truth.label) if self._stamp and truth is not None else image), truth
+        return (add_shortcut(image, truth.label) if self._stamp and truth is not None else image), truth
 
     def _next(self, index: int, seconds: float) -> int:
         """Return the frame after ``index`` when ``seconds`` have passed: none is skipped unless long overdue."""
@@ -138,7 +138,7 @@ def _query(uri: str) -> dict[str, str]:
         raise SourceError(f"{uri}: every option reads key=value, with & between them") from None
     for key, value in pairs:
         if key not in _OPTIONS:
-            hint = nearest(key, _OPTIONS)
+            hint = did_you_mean(key, _OPTIONS)
             raise SourceError(f"{uri}: {key!r} is no option of the line; it has {', '.join(_OPTIONS)}.{hint}")
         if key in given:
             raise SourceError(f"{uri}: {key} is given twice; give it once")

@@ -28,7 +28,7 @@ from engine.evaluation import metrics
 from engine.methods.kernels import STENCILS, Kernel
 from engine.methods.recipro import normalise, plan_for, top_classes
 from engine.models.preprocess import Fit, Preprocessing
-from engine.split.network import Split
+from engine.split.network import SplitModel
 from pipeline.frames import Frame, Image
 from stream.images import found_images, read_image
 from stream.sources import IMAGE_SUFFIXES
@@ -73,7 +73,7 @@ class Reader:
 
     def __init__(self, name: str, weights: Sequence[Path], readings: Sequence[Reading] = READINGS) -> None:
         self.readings = readings
-        self.split: Split
+        self.split: SplitModel
         self.split, _ = cut(name, weights)
         fed = NETWORKS[name]
         self.size = fed.size

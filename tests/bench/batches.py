@@ -23,7 +23,7 @@ from engine.models.loader import load_network
 from overlays.render.renderer import HeatRenderer
 from pipeline.config import EngineConfig, OverlayConfig
 from pipeline.frames import Frame, Overlay
-from pipeline.loop import Limits, carry
+from pipeline.loop import RunLimits, run_pipeline
 from tests.bench.figures import place, print_line
 from tests.support.fakes import FakeSource
 
@@ -77,10 +77,10 @@ class Stopwatch:
 def measure(explainer: NetworkExplainer, cameras: int, rate: float, batch: int, seconds: float) -> dict[str, Any]:
     """Return what became of some seconds of many cameras."""
     sink = Stopwatch()
-    limits = Limits(batch=batch, window_seconds=0.005, seconds=seconds)
+    limits = RunLimits(batch=batch, window_seconds=0.005, seconds=seconds)
     sources = [(Camera(f"camera{k}", rate), "drop-oldest") for k in range(cameras)]
     drawing = HeatRenderer(**OverlayConfig().model_dump())
-    outcome = carry(sources, explainer, drawing, [sink], limits=limits, stop=threading.Event())
+    outcome = run_pipeline(sources, explainer, drawing, [sink], limits=limits, stop=threading.Event())
     p50, p99 = np.percentile(sink.ages, [50, 99])
     shares = [sink.counts.get(source.camera, 0) for source, _ in sources]
     return {

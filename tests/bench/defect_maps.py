@@ -26,10 +26,10 @@ from torch.nn import functional as F
 
 from engine.evaluation.masks import distance_to
 from engine.evaluation.metrics import TOLERANCE_PIXELS
-from engine.finetuning.splits import sources_of
+from engine.finetuning.splits import group_ids
 from engine.methods.kernels import masks
 from engine.models.loader import load_network
-from engine.models.preprocess import Preprocessing, fitted
+from engine.models.preprocess import Preprocessing, fit_image
 from engine.split.network import split_network
 from stream.images import read_image
 
@@ -124,7 +124,7 @@ def features_of(tiles: Sequence[Tile], weights: str, size: int) -> dict[str, Ten
     found: dict[str, list[Tensor]] = {layer: [] for layer in LAYERS}
     with torch.inference_mode():
         for tile in tiles:
-            image = place.normalised(fitted(read_image(tile.path), (size, size), "stretch"))
+            image = place.normalised(fit_image(read_image(tile.path), (size, size), "stretch"))
             for layer, split in zip(LAYERS, splits, strict=True):
                 found[layer].append(split.head(image).half())
     return {layer: torch.cat(several) for layer, several in found.items()}
@@ -136,7 +136,7 @@ def rows(tiles: Sequence[Tile], features: Tensor, parted: str, *, clean: str | N
     labels = sorted({tiles[k].label for k in kept})
     classes = np.array([labels.index(tiles[k].label) for k in kept])
     names = [str(tiles[k].path) for k in kept]
-    sources = sources_of(names, r"num_(\d+)", 100) if parted == "tile" else names
+    sources = group_ids(names, r"num_(\d+)", 100) if parted == "tile" else names
     fold, pooled = folds_of(sources, classes), features[kept].float().mean((2, 3))
     given, hit = np.zeros(len(kept), int), {kernel: np.full(len(kept), np.nan) for kernel in KERNELS}
     for k in range(FOLDS):

@@ -25,12 +25,12 @@ from typing import Any
 
 import numpy as np
 
-from overlays.render.jpeg import encode_picture
+from overlays.render.jpeg import encode_image
 from overlays.render.renderer import HeatRenderer
 from overlays.sinks.options import SinkOptions
 from overlays.sinks.zeromq import ZeroMqSink
-from overlays.wire.curve.keys import make_ring
-from overlays.wire.viewer import Received, Viewer
+from overlays.wire.curve.keys import create_keyring
+from overlays.wire.viewer import ReceivedFrame, Viewer
 from pipeline.frames import Explanation, Finding, Frame, Image, Overlay
 from tests.bench.crowd import crowd
 from tests.bench.figures import place, print_line, quantiles, resident_mib
@@ -131,7 +131,7 @@ def look(pipe: Any, endpoint: str, keys: dict[str, str], count: int, pace: float
     pipe.send((ages, sum(wrong)))
 
 
-def age_of(received: Received, pace: float) -> float:
+def age_of(received: ReceivedFrame, pace: float) -> float:
     """Return how old a frame is: on arrival, or for a slow viewer when it is looked at."""
     return (time.time() if pace else received.received_at_unix) - received.header.taken_at_unix
 
@@ -146,7 +146,7 @@ def measure(
         options, keys = SinkOptions(), {}
         if curve:
             ring = Path(folder) / "keys"
-            make_ring(ring)
+            create_keyring(ring)
             options = SinkOptions(
                 curve_secret_key_file=str(ring / "server.key_secret"), curve_allow=str(ring / "allowed")
             )
@@ -185,7 +185,7 @@ def measure(
             "frames_per_second_most": round(rates[-1], 1), **quantiles([age for each in groups for age in each]),
         }  # fmt: skip
     assert wrong == 0, "a picture showed another number than its header"
-    return {"jpeg_kb": round(len(encode_picture(image)) / 1000), "publisher": told, **figures}
+    return {"jpeg_kb": round(len(encode_image(image)) / 1000), "publisher": told, **figures}
 
 
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:

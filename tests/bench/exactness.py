@@ -18,7 +18,7 @@ from torch import nn
 from torchvision import models
 
 from engine.methods.kernels import Kernel
-from engine.methods.plan import definition, probe_cells
+from engine.methods.plan import probe_cells, reference_scores
 from engine.methods.recipro import choose_plan
 from engine.split.network import split_network
 from tests.bench.figures import place, print_line
@@ -85,7 +85,7 @@ def measure(net: nn.Module, case: Case) -> dict[str, object]:
         told = torch.softmax(every.float(), 2)[0, :, best]
         drawn = torch.randperm(len(told))[: case.cells]
         cells = torch.cat((probe_cells(split.grid)[: case.cells // 2], drawn)).unique()
-        parts = [definition(split.tail, features, case.kernel, some) for some in cells.split(8)]
+        parts = [reference_scores(split.tail, features, case.kernel, some) for some in cells.split(8)]
         true = torch.softmax(torch.cat(parts, 1).float(), 2)[0, :, best]
         plain = torch.softmax(split.tail(features).float(), 1)
     span = float(told.max() - told.min())

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from engine.backends.registry import BACKENDS
 from engine.methods.recipro import Target
-from engine.models.loader import build_untrained, with_a_voice
+from engine.models.loader import build_untrained, randomize_zero_layers
 from engine.models.registry import MODELS
-from engine.runtime.runner import Build, Runner
+from engine.runtime.runner import CompileConfig, Runner
 from engine.split.network import split_network
 from tests.bench.figures import interleaved, paired_ratio, place, print_line, quantiles
 
@@ -39,9 +39,9 @@ def measure(name: str, backend: str, precision: str, batch: int, rounds: int) ->
     """Time one case; raise when the explained network's scores are not the plain one's."""
     entry = MODELS[name]
     torch.manual_seed(0)
-    net = with_a_voice(build_untrained(entry))
+    net = randomize_zero_layers(build_untrained(entry))
     size = entry.input_size
-    build = Build(Target(), "point", backend, precision, torch.device("cpu"), 1 << 30, together=batch)
+    build = CompileConfig(Target(), "point", backend, precision, torch.device("cpu"), 1 << 30, together=batch)
     inputs = [
         torch.randn(batch, 3, *size).to(build.dtype).contiguous(memory_format=torch.channels_last) for _ in range(8)
     ]

@@ -24,7 +24,7 @@ from engine.export.exporter import export_network
 from engine.export.runtimes import INPUT
 from engine.models.loader import load_network
 from engine.models.registry import MODELS
-from engine.runtime.signal_stack import kept_signal_stack
+from engine.runtime.signal_stack import preserve_signal_stack
 from pipeline.config import EngineConfig
 from tests.bench.explain_cost import Plain
 from tests.bench.figures import interleaved, paired_ratio, place, print_line, quantiles
@@ -52,7 +52,7 @@ def with_openvino(path: Path, shape: tuple[int, ...]) -> Run:
     model.reshape(list(shape))
     hints = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     hints = {**hints, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    with kept_signal_stack():
+    with preserve_signal_stack():
         request = core.compile_model(model, "CPU", hints).create_infer_request()
     return lambda images: request.infer([images])[0]
 

@@ -25,13 +25,13 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Self
 
 from overlays.render.renderer import HeatRenderer
-from pipeline.loop import Limits, Outcome, carry
+from pipeline.loop import RunLimits, RunResult, run_pipeline
 from pipeline.ports import Health, Source
 from stream.sources import SourceOptions, build_source
 from tests.bench.figures import place, print_line
 from tests.support.cable import Cable, missing
 from tests.support.feed import Feed
-from tests.support.probes import Glance, Sighting, Witness
+from tests.support.probes import NullExplainer, Observation, ProbeSink
 from tests.support.proxy import Proxy
 from tests.support.rtsp_server import Faults, RtspServer
 
@@ -52,7 +52,7 @@ class Scene:
     other: Feed
     source: Source
     healthy: Source
-    witness: Witness
+    witness: ProbeSink
     healths: list[tuple[float, Health]] = field(default_factory=list)
     """Each change of the faulty camera's health, with its time."""
 
@@ -64,11 +64,11 @@ class Scene:
                 raise TimeoutError(f"not within {LIMIT_SECONDS} s: {what}; {self.source.health}")
             time.sleep(_LOOK_SECONDS)
 
-    def seen(self, source: Source) -> list[Sighting]:
+    def seen(self, source: Source) -> list[Observation]:
         """Return what left of one camera."""
         return [one for one in self.witness.sightings if one.camera == source.camera]
 
-    def first_after(self, number: int) -> Sighting | None:
+    def first_after(self, number: int) -> Observation | None:
         """Return the first picture of the faulty camera that was taken after ``number``."""
         for one in self.seen(self.source):
             if one.mark is not None and one.mark.number > number:
@@ -222,15 +222,15 @@ class HealthWatch:
 
 
 @contextmanager
-def running(sources: Sequence[Source], witness: Witness) -> Iterator[list[Outcome]]:
+def running(sources: Sequence[Source], witness: ProbeSink) -> Iterator[list[RunResult]]:
     """Carry in a thread while the block runs; the list holds the outcome behind it, a bug is raised."""
     stop, ended, failed = threading.Event(), [], []
 
     def run() -> None:
-        limits = Limits(batch=len(sources), window_seconds=0.005)
+        limits = RunLimits(batch=len(sources), window_seconds=0.005)
         lanes = [(source, "drop-oldest") for source in sources]
         try:
-            ended.append(carry(lanes, Glance(), HeatRenderer(), [witness], limits=limits, stop=stop))
+            ended.append(run_pipeline(lanes, NullExplainer(), HeatRenderer(), [witness], limits=limits, stop=stop))
         except Exception as error:  # noqa: BLE001 - raised in the thread that waits
             failed.append(error)
 
@@ -259,7 +259,7 @@ def staged(fault: Fault, options: SourceOptions, seed: int) -> Iterator[Scene]:
         uri = server.url().replace(f":{server.port}/", f":{line.port}/") if fault.behind_line else server.url()
         source = stack.enter_context(build_source(uri, camera="faulty", options=options))
         healthy = stack.enter_context(build_source(neighbour.url(), camera="healthy", options=options))
-        witness = stack.enter_context(Witness())
+        witness = stack.enter_context(ProbeSink())
         scene = Scene(feed, server, line, cable, other, source, healthy, witness)
         stack.enter_context(HealthWatch(scene))
         stack.enter_context(running([source, healthy], witness))

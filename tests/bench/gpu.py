@@ -25,8 +25,8 @@ from typing import Any
 
 import torch
 
-from engine.gpu.nvml import cards
-from engine.runtime.devices import keep_arithmetic
+from engine.gpu.nvml import list_gpus
+from engine.runtime.devices import disable_tf32
 from tests.bench import gpu_agreement, gpu_cost, gpu_frames, gpu_peers, gpu_smoke
 from tests.bench.figures import place
 from tests.bench.gpu_clock import Settings
@@ -104,7 +104,7 @@ def measured(told: Settings, keep: Callable[[dict[str, Any]], None], only: list[
         result.setdefault("section_seconds", {})[name] = round(time.monotonic() - begun, 1)
         if told.device.type == "cuda":
             torch.cuda.empty_cache()
-    result["cards_after"] = [str(card) for card in cards()]
+    result["cards_after"] = [str(card) for card in list_gpus()]
     result["goals"] = goals(result)
     result["seconds"] = round(time.monotonic() - told.begun, 1)
     keep(result)
@@ -127,7 +127,7 @@ def device_told(device: torch.device) -> dict[str, object]:
     return {
         "kind": "cuda", "name": properties.name, "multiprocessors": properties.multi_processor_count,
         "memory_gib": round(properties.total_memory / 2**30, 1), "cuda": torch.version.cuda, "torch": torch.__version__,
-        "cards": [str(card) for card in cards()],
+        "cards": [str(card) for card in list_gpus()],
     }  # fmt: skip
 
 
@@ -234,7 +234,7 @@ def main(words: list[str] | None = None) -> dict[str, Any]:
     device = torch.device(told.device) if told.device == "cpu" else torch.device("cuda", torch.cuda.current_device())
     settings = Settings(device, told.small, told.seconds, told.photos, told.weights)
     torch.backends.cudnn.benchmark = True
-    keep_arithmetic(settings.precision, device)
+    disable_tf32(settings.precision, device)
 
     def keep(result: dict[str, Any]) -> None:
         if told.out is not None:

@@ -9,10 +9,10 @@ from statistics import mean
 import numpy as np
 
 from engine.backends.registry import first_line
-from engine.explainers.gpu import CardExplainer
+from engine.explainers.gpu import GpuExplainer
 from engine.explainers.network import NetworkExplainer
 from engine.models.loader import load_network
-from overlays.render.gpu_tables import level_table
+from overlays.render.gpu_tables import heat_lut
 from pipeline.config import EngineConfig
 from pipeline.frames import Frame
 from tests.bench.gpu_clock import Settings
@@ -46,8 +46,8 @@ def measure(told: Settings) -> Iterator[dict[str, object]]:
                 continue
             try:
                 change = {"backend": backend, "device": str(told.device), "precision": told.precision, "batch": 1}
-                card = CardExplainer(
-                    load_network(name, weights=path), base.model_copy(update=change), table=level_table("inferno", 0.6)
+                card = GpuExplainer(
+                    load_network(name, weights=path), base.model_copy(update=change), table=heat_lut("inferno", 0.6)
                 )
                 yield {**case, **_alike(truth, card.explain(frames))}
             except Exception as reason:  # noqa: BLE001 - one backend must not cost the other

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from engine.backends.registry import BACKENDS
-from engine.gpu.streams import lanes_of
-from engine.runtime.compile_cache import Cache
+from engine.gpu.streams import device_streams
+from engine.runtime.compile_cache import CompileCache
 from tests.bench.figures import quantiles
 
 Call = Callable[[int], object]
@@ -32,7 +32,7 @@ class Settings:
     photos: str | None = None
     weights: str | None = None
     begun: float = field(default_factory=time.monotonic)
-    cache: Cache = field(default_factory=lambda: Cache(Path(tempfile.mkdtemp(prefix="bench-gpu-"))))
+    cache: CompileCache = field(default_factory=lambda: CompileCache(Path(tempfile.mkdtemp(prefix="bench-gpu-"))))
     """Engines of one section are used by the next."""
     without: dict[str, str] = field(default_factory=dict)
     """Backends that were found not to work here, and why: nobody tries them again."""
@@ -144,7 +144,7 @@ def captured(call: Callable[[Tensor], object], example: Tensor, told: Settings) 
     """
     if told.device.type != "cuda":
         return call
-    static, lanes = example.clone(memory_format=torch.preserve_format), lanes_of(told.device)
+    static, lanes = example.clone(memory_format=torch.preserve_format), device_streams(told.device)
     settle(told.device)  # the capture's stream is another one than the copy's
     with torch.inference_mode():
         replay = lanes.captured(lambda: call(static), "what is measured")

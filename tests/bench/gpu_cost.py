@@ -15,7 +15,7 @@ from engine.methods.dense import DensePlan
 from engine.methods.recipro import ExplainedNetwork, Target
 from engine.models.loader import build_untrained
 from engine.models.registry import MODELS
-from engine.runtime.runner import Build, Runner
+from engine.runtime.runner import CompileConfig, Runner
 from engine.split.network import split_network
 from tests.bench.explain_cost import Plain
 from tests.bench.gpu_clock import Settings, captured, rotated, timed
@@ -80,7 +80,9 @@ def _batches(name: str, backend: str, told: Settings, until: float) -> Iterator[
     placed = Plain(copy.deepcopy(net)).to(told.device).to(memory_format=torch.channels_last).eval()
     placed.net.to(told.dtype)
     begun = time.perf_counter()
-    build = Build(Target(), "point", backend, told.precision, told.device, 1 << 30, told.cache, buckets=tuple(batches))
+    build = CompileConfig(
+        Target(), "point", backend, told.precision, told.device, 1 << 30, told.cache, buckets=tuple(batches)
+    )
     runner = Runner(split, build)
     about = {"build_seconds": round(time.perf_counter() - begun, 1), "plan": runner.plan.facts.name}
     for batch in batches:
@@ -125,7 +127,9 @@ def inner_layer(told: Settings) -> Iterator[dict[str, object]]:
     name, layer = ("squeezenet1_1", "features.9") if told.small else ("resnet50", "layer3")
     net, size = network(name)
     split = split_network(net, layer, size)
-    build = Build(Target(), "point", "eager", told.precision, told.device, (1 << 28) if told.small else (8 << 30))
+    build = CompileConfig(
+        Target(), "point", "eager", told.precision, told.device, (1 << 28) if told.small else (8 << 30)
+    )
     runner = Runner(split, build)
     counted = next(iter(split.plans.values()))
     plans = [counted] if counted.facts.name == "local" else []

@@ -12,24 +12,24 @@ import cv2
 import numpy as np
 import torch
 
-from commands.wiring.gpu import CardRenderer
+from commands.wiring.gpu import GpuRenderer
 from engine.backends.registry import first_line
-from engine.explainers.gpu import CardExplainer
-from engine.gpu.image_ops import encoded, stamped
+from engine.explainers.gpu import GpuExplainer
+from engine.gpu.image_ops import blend_patch, encode_jpeg
 from engine.models.loader import load_network
-from overlays.render.gpu_tables import level_table
+from overlays.render.gpu_tables import heat_lut
 from overlays.render.renderer import HeatRenderer
 from pipeline.config import EngineConfig
 from pipeline.errors import BackendError
 from pipeline.frames import Frame, Image
-from pipeline.loop import Limits, carry
+from pipeline.loop import RunLimits, run_pipeline
 from pipeline.ports import Health
-from pipeline.workers import Relay
+from pipeline.workers import QueueWorker
 from tests.bench.figures import quantiles
 from tests.bench.gpu_clock import Settings, settle
 
 QUALITY = 80
-TABLE = level_table("inferno", 0.6)
+TABLE = heat_lut("inferno", 0.6)
 
 
 def pictures(size: tuple[int, int], count: int = 6) -> list[Image]:
@@ -43,7 +43,7 @@ def pictures(size: tuple[int, int], count: int = 6) -> list[Image]:
     return told
 
 
-def explainer(told: Settings, batch: int) -> CardExplainer:
+def explainer(told: Settings, batch: int) -> GpuExplainer:
     """Return the fastest way that is here: TensorRT where it runs, else eager in half precision."""
     model, size = ("squeezenet1_1", (64, 64)) if told.small else ("resnet50", None)
     knobs: dict[str, Any] = {"model": model, "device": str(told.device), "precision": told.precision}
@@ -56,7 +56,7 @@ def explainer(told: Settings, batch: int) -> CardExplainer:
         if told.lacking(backend):
             continue
         try:
-            return CardExplainer(network, EngineConfig(**knobs, backend=backend, batch=batch), table=TABLE)
+            return GpuExplainer(network, EngineConfig(**knobs, backend=backend, batch=batch), table=TABLE)
         except Exception as reason:  # noqa: BLE001 - the next one may do
             told.without[backend] = f"it did not run before: {type(reason).__name__}: {first_line(reason)}"
     raise BackendError(f"neither TensorRT nor eager runs here: {told.without}")
@@ -78,7 +78,7 @@ def measure(told: Settings) -> Iterator[dict[str, object]]:
             yield {**about, "frames": name, "error": f"{type(reason).__name__}: {first_line(reason)}"}
 
 
-def _one_at_a_time(card: CardExplainer, frames: list[Frame], told: Settings) -> dict[str, object]:
+def _one_at_a_time(card: GpuExplainer, frames: list[Frame], told: Settings) -> dict[str, object]:
     drawing, taken, size = HeatRenderer(), [], 0
     for number in range(12 if told.small else 320):
         begun = time.perf_counter()
@@ -89,7 +89,7 @@ def _one_at_a_time(card: CardExplainer, frames: list[Frame], told: Settings) -> 
     return {**quantiles(taken[4 if told.small else 20 :]), "jpeg_bytes": size}
 
 
-def _full_load(card: CardExplainer, frames: list[Frame], told: Settings, batch: int) -> dict[str, object]:
+def _full_load(card: GpuExplainer, frames: list[Frame], told: Settings, batch: int) -> dict[str, object]:
     """Carry batches as the pipeline does: one thread begins, one finishes, one stamps and encodes."""
     drawing, delivered = HeatRenderer(), 0
 
@@ -99,7 +99,10 @@ def _full_load(card: CardExplainer, frames: list[Frame], told: Settings, batch: 
 
     def carried(seconds: float) -> float:
         begun, number = time.perf_counter(), 0
-        with Relay("encode", draw, depth=4 * batch) as encode, Relay("finish", _hand_to(encode), depth=1) as finish:
+        with (
+            QueueWorker("encode", draw, depth=4 * batch) as encode,
+            QueueWorker("finish", _hand_to(encode), depth=1) as finish,
+        ):
             while time.perf_counter() < begun + seconds:
                 group = [frames[(number + k) % len(frames)] for k in range(batch)]
                 finish.put(card.begin(group), "wait")
@@ -114,7 +117,7 @@ def _full_load(card: CardExplainer, frames: list[Frame], told: Settings, batch: 
     return {"frames_per_second": round(delivered / taken, 1), "frames": delivered}
 
 
-def _hand_to(encode: Relay[Any]) -> Any:
+def _hand_to(encode: QueueWorker[Any]) -> Any:
     def finish(call: Any) -> None:
         for explanation in call():
             encode.put(explanation, "wait")
@@ -122,7 +125,7 @@ def _hand_to(encode: Relay[Any]) -> Any:
     return finish
 
 
-def _stages(card: CardExplainer, frames: list[Frame], told: Settings) -> dict[str, float]:
+def _stages(card: GpuExplainer, frames: list[Frame], told: Settings) -> dict[str, float]:
     """Time each stage by itself, from an idle device to an idle device; together they overlap."""
     frame = frames[0]
     journey = card._flights.prepare((frame.height, frame.width), 1)
@@ -136,7 +139,7 @@ def _stages(card: CardExplainer, frames: list[Frame], told: Settings) -> dict[st
 
     def encode(picture: torch.Tensor) -> None:
         with card._lanes.encoding():
-            encoded([picture], QUALITY)
+            encode_jpeg([picture], QUALITY)
 
     stages = {
         "fill pinned memory": lambda: np.copyto(slot.host.numpy()[0], frame.image),
@@ -144,7 +147,7 @@ def _stages(card: CardExplainer, frames: list[Frame], told: Settings) -> dict[st
         "graph: preprocess, network, explanation, heat, blend": journey.run,
         "answers to host": lambda: [part.cpu() for part in journey.run()[:3]] and None,
         "legend on the host": lambda: drawing.stamp(explanation),
-        "stamp": lambda: stamped(picture, tile, stamp),
+        "stamp": lambda: blend_patch(picture, tile, stamp),
         "JPEG and its way to the host": lambda: encode(picture),
     }
     told_ms = {}
@@ -190,9 +193,9 @@ class PacedSource:
         import av
 
         from stream.convert import RgbConverter
-        from stream.hwaccel import accelerator
+        from stream.hwaccel import cuda_hwaccel
 
-        rgb, accelerated = RgbConverter(), accelerator(0) if self._on_card else None
+        rgb, accelerated = RgbConverter(), cuda_hwaccel(0) if self._on_card else None
         with av.open(io.BytesIO(self._clip), hwaccel=accelerated) as container:
             while True:
                 for picture in container.decode(video=0):
@@ -284,23 +287,25 @@ def _check_card(clip: bytes) -> None:
     """Refuse to call the CPU's decoding the card's."""
     import av
 
-    from stream.hwaccel import NoCardError, accelerator
+    from stream.hwaccel import HardwareDecoderUnavailableError, cuda_hwaccel
 
-    with av.open(io.BytesIO(clip), hwaccel=accelerator(0)) as container:
+    with av.open(io.BytesIO(clip), hwaccel=cuda_hwaccel(0)) as container:
         next(container.decode(video=0))
         if container.streams.video[0].codec_context.pix_fmt != "cuda":
-            raise NoCardError("the card does not take H.264; in a container its driver's video part may be missing")
+            raise HardwareDecoderUnavailableError(
+                "the card does not take H.264; in a container its driver's video part may be missing"
+            )
 
 
 def _carried(
-    card: CardExplainer, images: list[Image], clip: bytes | None, count: int, told: Settings, batch: int, *,
+    card: GpuExplainer, images: list[Image], clip: bytes | None, count: int, told: Settings, batch: int, *,
     on_card: bool = False,
 ) -> dict[str, object]:  # fmt: skip
     seconds, viewer = (0.6 if told.small else 5.0), Viewer()
     sources = [PacedSource(f"camera {k}", images, clip, seconds, on_card=on_card) for k in range(count)]
-    limits = Limits(batch=batch, window_seconds=0.004, queue_frames=2, outlet_frames=64)
-    outcome = carry(
-        [(source, "drop-oldest") for source in sources], card, CardRenderer(HeatRenderer(), card, [viewer]), [viewer],
+    limits = RunLimits(batch=batch, window_seconds=0.004, queue_frames=2, outlet_frames=64)
+    outcome = run_pipeline(
+        [(source, "drop-oldest") for source in sources], card, GpuRenderer(HeatRenderer(), card, [viewer]), [viewer],
         limits=limits, stop=threading.Event(),
     )  # fmt: skip
     settled = viewer.ages[len(viewer.ages) // 5 :] or [float("inf")]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from engine.backends.registry import first_line
 from engine.methods.recipro import Target
-from engine.runtime.runner import Build, Runner
+from engine.runtime.runner import CompileConfig, Runner
 from engine.split.network import split_network
 from tests.bench.gpu_clock import Settings, captured, rotated, timed
 from tests.bench.gpu_cost import network
@@ -42,7 +42,7 @@ def measure(told: Settings) -> Iterator[dict[str, object]]:
 
 
 def _ways(net, layer, split, told, batch, example) -> Iterator[tuple[str, Ask | str]]:
-    build = Build(Target(), "point", "eager", told.precision, told.device, 1 << 30)
+    build = CompileConfig(Target(), "point", "eager", told.precision, told.device, 1 << 30)
     runner = Runner(split, build)
 
     def ours(images: Tensor) -> object:

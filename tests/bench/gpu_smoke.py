@@ -13,15 +13,15 @@ import torch
 from torch import nn
 
 from engine.backends.registry import BACKENDS, first_line
-from engine.explainers.gpu import CardExplainer
-from engine.gpu.streams import Lanes, lanes_of
+from engine.explainers.gpu import GpuExplainer
+from engine.gpu.streams import DeviceStreams, device_streams
 from engine.methods.dense import DensePlan
 from engine.methods.recipro import Target, plan_for
 from engine.models.loader import load_network
-from engine.runtime.runner import Build, Runner
-from engine.split.network import Split, split_network
-from overlays.render.gpu_tables import level_table
-from overlays.render.jpeg import decode_picture
+from engine.runtime.runner import CompileConfig, Runner
+from engine.split.network import SplitModel, split_network
+from overlays.render.gpu_tables import heat_lut
+from overlays.render.jpeg import decode_image
 from overlays.render.renderer import HeatRenderer
 from pipeline.config import EngineConfig
 from pipeline.frames import Frame
@@ -78,14 +78,14 @@ def need(holds: object, what: str) -> None:
         raise AssertionError(what)
 
 
-def given_up(lanes: Lanes) -> int:
+def given_up(lanes: DeviceStreams) -> int:
     """Return how many captures failed on these lanes."""
     return len(getattr(lanes, "given_up", ()))
 
 
 def upload(told: Settings) -> str:
     """Pinned memory up on one lane, down on another."""
-    lanes = lanes_of(told.device)
+    lanes = device_streams(told.device)
     host = lanes.pinned((1 << 20,), torch.uint8)
     host.copy_(torch.randint(0, 256, host.shape, dtype=torch.uint8))
     with lanes.on("copy"):
@@ -100,7 +100,7 @@ def upload(told: Settings) -> str:
 
 def capture(told: Settings) -> str:
     """A convolution as a graph answers for what its input holds now."""
-    lanes = lanes_of(told.device)
+    lanes = device_streams(told.device)
     with torch.inference_mode(), lanes.on("compute"):
         layer = nn.Conv2d(3, 8, 3).to(told.device, told.dtype).to(memory_format=torch.channels_last)
         images = torch.zeros((2, 3, 16, 16), device=told.device, dtype=told.dtype)
@@ -116,7 +116,7 @@ def capture(told: Settings) -> str:
 
 def failed_capture(told: Settings) -> str:
     """What asks the host in between runs call by call, and the next capture works."""
-    lanes = lanes_of(told.device)
+    lanes = device_streams(told.device)
     with torch.inference_mode():
         with lanes.on("compute"):
             value = torch.ones(4, device=told.device)
@@ -142,7 +142,7 @@ def overlay(told: Settings) -> str:
             model="squeezenet1_1", input_size=(64, 64), cache="off", backend="eager", device=str(told.device),
             precision=told.precision, batch=2,
         )  # fmt: skip
-        told_by.append(CardExplainer(network, config, table=level_table("inferno", 0.6)))
+        told_by.append(GpuExplainer(network, config, table=heat_lut("inferno", 0.6)))
     worst = 0.0
     for number, image in enumerate(pictures(SIZE)):
         card, drawing = told_by[number % 2], HeatRenderer(clock=lambda: 0.02)
@@ -153,14 +153,14 @@ def overlay(told: Settings) -> str:
         assert array is not None
         levels = int(np.abs(array.astype(int) - wanted).max())
         need(levels <= 2, f"the overlay is {levels} levels off")
-        worst = max(worst, float(np.abs(decode_picture(jpeg.payload).astype(int) - array).mean()))
+        worst = max(worst, float(np.abs(decode_image(jpeg.payload).astype(int) - array).mean()))
     need(worst < 12.0, f"the JPEG is {worst:.1f} levels off in the mean: it shows something else")
     failed = sum(given_up(card._lanes) for card in told_by)
     need(not failed, f"{failed} graphs could not be captured")
     return f"{len(jpeg.payload)} bytes, {worst:.1f} levels off in the mean"
 
 
-def small_net() -> Split:
+def small_net() -> SplitModel:
     """A few convolutions, cut after the first."""
     torch.manual_seed(2)
     body: list[nn.Module] = [nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()]
@@ -176,7 +176,7 @@ def inner(told: Settings) -> str:
     with torch.inference_mode():
         features = split.head(torch.randn(1, 3, 24, 24))
     plans = [plan_for(split, features, "point", 1 << 28), DensePlan(split.tail, "point", "smoke", 1 << 28)]
-    lanes = lanes_of(told.device)
+    lanes = device_streams(told.device)
     for plan in plans:
         with torch.inference_mode():
             wanted = plan(features)[1]
@@ -199,7 +199,7 @@ def compiled(backend: str, told: Settings) -> str:
     body = (nn.Conv2d(3, 8, 3, stride=4), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.ReLU())
     net = nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)).eval()
     split = split_network(lively(net, (32, 32)), "3", (32, 32))
-    runner = Runner(split, Build(Target(), "point", backend, told.precision, told.device, 1 << 28))
+    runner = Runner(split, CompileConfig(Target(), "point", backend, told.precision, told.device, 1 << 28))
     return f"{backend} in {told.precision}, {runner.plan.facts.name} plan"
 
 

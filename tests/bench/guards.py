@@ -28,11 +28,11 @@ import torch  # noqa: E402
 from engine.explainers.network import NetworkExplainer  # noqa: E402
 from engine.models.loader import load_network  # noqa: E402
 from pipeline.config import Config  # noqa: E402
-from pipeline.config_loader import make_config, read_yaml  # noqa: E402
+from pipeline.config_loader import read_yaml, validate_config  # noqa: E402
 from pipeline.frames import Explanation, Frame  # noqa: E402
-from pipeline.guards.monitor import Guardian  # noqa: E402
+from pipeline.guards.monitor import ExplanationMonitor  # noqa: E402
 from stream.simulated.scene import Scene, draw_frame  # noqa: E402
-from stream.simulated.shortcut import stamped  # noqa: E402
+from stream.simulated.shortcut import add_shortcut  # noqa: E402
 
 GUARDED = ROOT / "configs" / "guards.yaml"
 SHIPPED = ROOT / "configs" / "models" / "line.safetensors"
@@ -43,7 +43,7 @@ RATE = 30.0
 def configured(backend: str, threads: int | None) -> Config:
     """The configuration that ships, on a backend."""
     knobs = read_yaml(GUARDED.read_text(encoding="utf-8"), GUARDED.name)
-    return make_config(knobs, GUARDED.name, {"engine": {"backend": backend, "threads": threads}})
+    return validate_config(knobs, GUARDED.name, {"engine": {"backend": backend, "threads": threads}})
 
 
 def explainer_of(weights: Path, config: Config) -> NetworkExplainer:
@@ -57,7 +57,7 @@ def pictures(seed: int, count: int, *, stamp: bool) -> Iterator[Frame]:
     for index in range(count):
         image, truth = draw_frame(scene, index)
         if stamp and truth is not None:
-            image = stamped(image, truth.label)
+            image = add_shortcut(image, truth.label)
         yield Frame(image, f"line{seed}", index, index / RATE, index / RATE, truth)
 
 
@@ -71,7 +71,7 @@ def cost(config: Config, frames: int) -> dict[str, float]:
     plain = explainer_of(SHIPPED, config)
     rules = [rule for rule in config.guards.rules if not rule.parsed.needs_deletion]
     unchecked = config.guards.model_copy(update={"rules": rules})
-    guardian = Guardian(plain, unchecked)
+    guardian = ExplanationMonitor(plain, unchecked)
     given = list(pictures(7, min(frames, 120), stamp=False))
     spent: dict[str, list[float]] = {"alone": [], "guarded": [], "added": []}
     for turn in range(frames + 20):
@@ -111,7 +111,7 @@ class Stretch:
     fired: float | None = None
 
 
-def stretches_of(guardian: Guardian, frames: Iterator[Frame], told: dict[str, list[float]]) -> list[Stretch]:
+def stretches_of(guardian: ExplanationMonitor, frames: Iterator[Frame], told: dict[str, list[float]]) -> list[Stretch]:
     """Judge stamped frames; return the stretches of wrongly grounded ones, and when the guard fired in each."""
     found: list[Stretch] = []
     for frame in frames:
@@ -136,7 +136,7 @@ def shortcut(config: Config, seeds: list[int], frames: int) -> dict[str, Any]:
 
     A defect that is seen for less than the guard holds its fire (one that leaves as the video begins) is no alarm.
     """
-    guardian = Guardian(explainer_of(SHORTCUT, config), config.guards)
+    guardian = ExplanationMonitor(explainer_of(SHORTCUT, config), config.guards)
     hold = next(rule.hold_seconds for rule in config.guards.rules if rule.name == "on-the-belt")
     told: dict[str, list[float]] = {"right": [], "inside": []}
     every = [one for seed in seeds for one in stretches_of(guardian, pictures(seed, frames, stamp=True), told)]
@@ -157,7 +157,7 @@ def shortcut(config: Config, seeds: list[int], frames: int) -> dict[str, Any]:
 
 def honest(config: Config, seeds: list[int], seconds: float) -> dict[str, Any]:
     """Return how often guards fire on the shipped network, over some time of plain line in all."""
-    guardian = Guardian(explainer_of(SHIPPED, config), config.guards)
+    guardian = ExplanationMonitor(explainer_of(SHIPPED, config), config.guards)
     count = round(seconds * RATE / len(seeds))
     shares, verdicts = [], 0
     for seed in seeds:
@@ -177,7 +177,7 @@ def honest(config: Config, seeds: list[int], seconds: float) -> dict[str, Any]:
     }
 
 
-def _checks(guardian: Guardian) -> dict[str, Any]:
+def _checks(guardian: ExplanationMonitor) -> dict[str, Any]:
     budget = guardian.budget
     return {} if budget is None else {"deletion_checks": budget.checks, "deletion_share": round(budget.share, 5)}
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn  # noqa: E402
 
 from engine.methods.dense import DensePlan  # noqa: E402
 from engine.methods.local.builder import find_local  # noqa: E402
-from engine.methods.plan import definition, probe_cells  # noqa: E402
+from engine.methods.plan import probe_cells, reference_scores  # noqa: E402
 from engine.split.network import split_network  # noqa: E402
 
 
@@ -67,7 +67,9 @@ def measure(name: str, layer: str, size: tuple[int, int], options: argparse.Name
         count = plan.grid[0] * plan.grid[1]
         cells = probe_cells(plan.grid)[: options.sample]
         blank = split.tail(torch.zeros_like(features))[:, None]
-        error = error_of(plan.answers(features, cells), definition(split.tail, features, options.kernel, cells), blank)
+        error = error_of(
+            plan.answers(features, cells), reference_scores(split.tail, features, options.kernel, cells), blank
+        )
         assert error < 1e-3, f"{name} {layer}: local answers differ by {error:.3g} of the signal"
         chunk = DensePlan(split.tail, options.kernel, "", options.budget_mib << 20).chunk(features)
         local, dense = [], []
@@ -76,7 +78,7 @@ def measure(name: str, layer: str, size: tuple[int, int], options: argparse.Name
             plan(features)
             between = time.perf_counter()
             for part in cells.split(chunk):
-                definition(split.tail, features, options.kernel, part)
+                reference_scores(split.tail, features, options.kernel, part)
             ended = time.perf_counter()
             if turn:  # the first round warms up
                 local.append(between - begun)

@@ -15,16 +15,16 @@ from collections.abc import Sequence
 
 from overlays.render.renderer import HeatRenderer
 from pipeline.frames import Explanation, Frame
-from pipeline.loop import Limits, carry
+from pipeline.loop import RunLimits, run_pipeline
 from pipeline.ports import Source
 from stream.sources import build_source
 from tests.bench.figures import place, print_line, quantiles
 from tests.support.feed import Feed
-from tests.support.probes import Glance, Witness
+from tests.support.probes import NullExplainer, ProbeSink
 from tests.support.rtsp_server import RtspServer
 
 
-class Slow(Glance):
+class Slow(NullExplainer):
     """Takes its time."""
 
     def __init__(self, seconds: float) -> None:
@@ -39,13 +39,13 @@ class Slow(Glance):
 def measure(seconds: float, engine_rate: float, times: float) -> dict[str, object]:
     """Run one camera into one slow engine."""
     camera_rate = round(times * engine_rate)
-    witness, stop = Witness(), threading.Event()
+    witness, stop = ProbeSink(), threading.Event()
     with Feed(rate=camera_rate, key_every=camera_rate) as feed, RtspServer(feed) as server:
         source: Source = build_source(server.url(), camera="fast")
         with source:
-            outcome = carry(
+            outcome = run_pipeline(
                 [(source, "drop-oldest")], Slow(1.0 / engine_rate), HeatRenderer(), [witness],
-                limits=Limits(seconds=seconds, batch=1), stop=stop,
+                limits=RunLimits(seconds=seconds, batch=1), stop=stop,
             )  # fmt: skip
     seen = witness.taken()
     numbers = [one.mark.number for one in seen if one.mark]

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from overlays.sinks.web import PageSink
+from overlays.sinks.web import WebSink
 from pipeline.frames import Explanation, Finding, Frame, Overlay
 from tests.bench.figures import place, print_line
 from tests.support.browser import CHROMIUM, browsing
@@ -47,7 +47,7 @@ def overlay_of(camera: str, index: int) -> Overlay:
 class Feeder:
     """Puts frames of two cameras into a page, at a rate; knows when it put each camera's last and first ones."""
 
-    def __init__(self, sink: PageSink) -> None:
+    def __init__(self, sink: WebSink) -> None:
         """Take the page."""
         self.sink = sink
         self.index = 0
@@ -77,7 +77,7 @@ def measure(times: int, browser: Any) -> dict[str, Any]:
     """Return seconds until loss and return are seen, of so many of each, and until the server's end is."""
     dice = random.Random(0)
     lost, back = [], []
-    with PageSink("http://127.0.0.1:0", cameras=("door", "gate")) as sink:
+    with WebSink("http://127.0.0.1:0", cameras=("door", "gate")) as sink:
         page = browser.new_page(viewport={"width": 1200, "height": 800})
         page.goto(sink.endpoint)
         feeder = Feeder(sink)

@@ -28,8 +28,8 @@ from engine.backends.registry import BACKENDS
 from engine.methods.recipro import Target, plan_for
 from engine.models.loader import build_untrained
 from engine.models.registry import MODELS
-from engine.runtime.runner import Build, Runner
-from engine.runtime.signal_stack import kept_signal_stack
+from engine.runtime.runner import CompileConfig, Runner
+from engine.runtime.signal_stack import preserve_signal_stack
 from engine.split.network import split_network
 from tests.bench.explain_cost import Plain
 from tests.bench.figures import interleaved, place, print_line, quantiles
@@ -41,7 +41,7 @@ Ask = Callable[[Tensor], Any]
 def ours(net: nn.Module, layer: str, backend: str, precision: str) -> Ask:
     """Return our explained network on one backend."""
     split = split_network(net, layer, (224, 224))
-    runner = Runner(split, Build(Target(), "point", backend, precision, torch.device("cpu"), 1 << 30))
+    runner = Runner(split, CompileConfig(Target(), "point", backend, precision, torch.device("cpu"), 1 << 30))
     return lambda images: runner(images.to(runner.build.dtype))
 
 
@@ -79,7 +79,7 @@ def openvino_xai(net: nn.Module) -> Ask:
     model.reshape([1, 3, 224, 224])
     model = xai.insert_xai(model, task=xai.Task.CLASSIFICATION, explain_method=method)
     hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    with kept_signal_stack():
+    with preserve_signal_stack():
         request = openvino.Core().compile_model(model, "CPU", hints).create_infer_request()
     return lambda images: request.infer([images.contiguous().numpy()])
 

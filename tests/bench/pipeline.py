@@ -31,7 +31,7 @@ from overlays.sinks.registry import build_sink
 from overlays.wire.message import encode
 from pipeline.config import EngineConfig
 from pipeline.frames import Explanation, Frame, Overlay
-from pipeline.loop import Limits, Outcome, carry
+from pipeline.loop import RunLimits, RunResult, run_pipeline
 from pipeline.ports import Source
 from stream.sources import build_source
 from tests.bench.figures import ROOT, place, print_line, quantiles
@@ -89,14 +89,16 @@ def read(video: Path, count: int) -> list[Frame]:
     return frames
 
 
-def journey(source: Source, explainer: NetworkExplainer, uris: list[str], limits: Limits, *, live: bool) -> Outcome:
+def journey(
+    source: Source, explainer: NetworkExplainer, uris: list[str], limits: RunLimits, *, live: bool
+) -> RunResult:
     """Carry frames from one source to sinks."""
     with ExitStack() as stack:
         stack.enter_context(source)
         sinks = [stack.enter_context(build_sink(uri, cameras=[source.camera])) for uri in uris]
         overflow = "drop-oldest" if live else "wait"
         stop = threading.Event()
-        return carry([(source, overflow)], explainer, HeatRenderer(), sinks, limits=limits, stop=stop)
+        return run_pipeline([(source, overflow)], explainer, HeatRenderer(), sinks, limits=limits, stop=stop)
 
 
 def timed(call: Callable[[], object]) -> float:
@@ -112,7 +114,7 @@ def throughput(video: Path, explainer: NetworkExplainer, count: int, rounds: int
     explained: list[Explanation] = [explainer.explain([frame])[0] for frame in frames]
     renderer = HeatRenderer()
     overlays: list[Overlay] = [renderer.render(one) for one in explained]
-    limits = Limits(frames=len(frames), batch=1)
+    limits = RunLimits(frames=len(frames), batch=1)
 
     def whole() -> None:
         outcome = journey(build_source(str(video)), explainer, [address, str(folder / "whole.mp4")], limits, live=False)
@@ -163,7 +165,7 @@ def throughput(video: Path, explainer: NetworkExplainer, count: int, rounds: int
 def freshness(explainer: NetworkExplainer, seconds: float, folder: Path) -> dict[str, object]:
     """Run the line at 30 frames/s into ZeroMQ and a recorder; tell the ages a viewer sees."""
     source = build_source("line:?fps=30&size=1280x720&seed=7")
-    limits = Limits(seconds=seconds, batch=1)
+    limits = RunLimits(seconds=seconds, batch=1)
     with watched() as (address, seen):
         outcome = journey(source, explainer, [address, str(folder / "line.mp4")], limits, live=True)
     return {

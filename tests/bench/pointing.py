@@ -24,7 +24,7 @@ import torch
 from engine.evaluation import metrics
 from engine.evaluation.boxes import yolo_boxes
 from pipeline.config_loader import read_yaml
-from pipeline.frames import Box, Truth
+from pipeline.frames import Box, GroundTruth
 from stream.images import read_image
 from tests.bench.figures import place, print_line
 from tests.bench.side_by_side import DEAR, NETWORKS, WAYS, Run, examine_all, values_of, with_error
@@ -33,7 +33,7 @@ GAMES = ("pointing", "pointing_15px", "energy_inside")
 YARDSTICK = "Grad-CAM"
 
 
-def read_truths(pictures: Sequence[Path], names: Sequence[str]) -> dict[str, tuple[Truth, ...]]:
+def read_truths(pictures: Sequence[Path], names: Sequence[str]) -> dict[str, tuple[GroundTruth, ...]]:
     """Return what each picture holds; its label file stands beside it."""
     return {
         path.name: yolo_boxes(

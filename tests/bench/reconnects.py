@@ -23,14 +23,14 @@ from itertools import cycle
 from typing import Any, Final
 
 from overlays.render.renderer import HeatRenderer
-from pipeline.loop import Limits, carry
+from pipeline.loop import RunLimits, run_pipeline
 from pipeline.ports import Explainer, Source
 from run import settle
 from stream.sources import SourceOptions, build_source
 from tests.bench.figures import place, print_line
 from tests.bench.soak import shipped, standing
 from tests.support.cameras import Elsewhere, elsewhere
-from tests.support.probes import Glance, Witness
+from tests.support.probes import NullExplainer, ProbeSink
 
 FAULTY, HEALTHY = 0, 1
 _WAYS: Final = ("close", "reset", "die")
@@ -55,7 +55,7 @@ class Plan:
 class Endurance:
     """One run that is made to reconnect."""
 
-    def __init__(self, plan: Plan, cameras: Elsewhere, sources: list[Source], witness: Witness) -> None:
+    def __init__(self, plan: Plan, cameras: Elsewhere, sources: list[Source], witness: ProbeSink) -> None:
         """Take what runs."""
         self._plan = plan
         self._cameras = cameras
@@ -109,12 +109,14 @@ def endure(plan: Plan, explainer: Explainer) -> list[dict[str, Any]]:
             stack.enter_context(build_source(url, camera=name, options=SourceOptions()))
             for url, name in zip(there.urls, ("faulty", "healthy"), strict=True)
         ]
-        witness = stack.enter_context(Witness(looks=True))
+        witness = stack.enter_context(ProbeSink(looks=True))
         stop = threading.Event()
 
         def run() -> None:
             lanes = [(source, "drop-oldest") for source in sources]
-            carry(lanes, explainer, HeatRenderer(), [witness], limits=Limits(batch=2, window_seconds=0.005), stop=stop)
+            run_pipeline(
+                lanes, explainer, HeatRenderer(), [witness], limits=RunLimits(batch=2, window_seconds=0.005), stop=stop
+            )
 
         thread = threading.Thread(target=run, name="run")
         thread.start()
@@ -158,7 +160,7 @@ def main() -> None:
     if not told.unsettled:
         settle()
     plan = Plan(told.times, told.every, told.warm_up, told.size, told.rate)
-    endure(plan, shipped() if told.explainer == "shipped" else Glance())
+    endure(plan, shipped() if told.explainer == "shipped" else NullExplainer())
 
 
 if __name__ == "__main__":

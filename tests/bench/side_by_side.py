@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from engine.evaluation import metrics
-from engine.evaluation.evaluator import Examiner, Knowledge
-from engine.evaluation.results import Journal
+from engine.evaluation.evaluator import ClassMapping, Evaluator
+from engine.evaluation.results import ResultsLog
 from engine.methods.registry import find_method
 from engine.models.loader import class_names, load_network
 from engine.models.preprocess import Preprocessing
 from engine.models.registry import IMAGENET_MEAN, IMAGENET_STD
-from engine.split.network import Split, split_network
-from pipeline.frames import Frame, Truth
+from engine.split.network import SplitModel, split_network
+from pipeline.frames import Frame, GroundTruth
 from stream.images import read_image
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def find_weights(folders: Sequence[Path], file: str) -> Path:
     raise SystemExit(message)
 
 
-def cut(name: str, weights: Sequence[Path]) -> tuple[Split, tuple[str, ...]]:
+def cut(name: str, weights: Sequence[Path]) -> tuple[SplitModel, tuple[str, ...]]:
     """Return a network cut at its last grid, and its class names."""
     fed = NETWORKS[name]
     network = load_network(name, weights=find_weights(weights, fed.file))
@@ -106,7 +106,7 @@ class Run:
     ways: Sequence[str]
     fit: str
     steps: int = 0
-    truths: Mapping[str, Sequence[Truth]] | None = None
+    truths: Mapping[str, Sequence[GroundTruth]] | None = None
     meaning: Mapping[str, list[int]] | None = None
 
 
@@ -115,14 +115,14 @@ def examine_all(name: str, weights: Sequence[Path], run: Run, output: Path) -> d
     split, labels = cut(name, weights)
     fed = NETWORKS[name]
     preprocessing = Preprocessing(fed.size, fed.mean, fed.std, run.fit)  # type: ignore[arg-type]
-    knowledge = Knowledge(labels, dict(run.meaning or {}))
+    knowledge = ClassMapping(labels, dict(run.meaning or {}))
     examiners = {
-        way: Examiner(split, preprocessing, find_method(*WAYS[way]), knowledge, steps=run.steps) for way in run.ways
+        way: Evaluator(split, preprocessing, find_method(*WAYS[way]), knowledge, steps=run.steps) for way in run.ways
     }
     records: dict[str, list[dict[str, Any]]] = {way: [] for way in run.ways}
     with ExitStack() as stack:
         journals = {
-            way: stack.enter_context(Journal(output / name / WAYS[way][0] / WAYS[way][1], _settings(name, way, run)))
+            way: stack.enter_context(ResultsLog(output / name / WAYS[way][0] / WAYS[way][1], _settings(name, way, run)))
             for way in run.ways
         }
         for number, path in enumerate(run.pictures):

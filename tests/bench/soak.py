@@ -25,13 +25,13 @@ from engine.explainers.network import NetworkExplainer
 from engine.models.loader import load_network
 from overlays.render.renderer import HeatRenderer
 from pipeline.config import EngineConfig
-from pipeline.loop import Limits, Outcome, carry
+from pipeline.loop import RunLimits, RunResult, run_pipeline
 from pipeline.ports import Explainer
 from run import settle
 from stream.sources import SourceOptions, build_source
 from tests.bench.figures import ROOT, place, print_line
 from tests.support.cameras import elsewhere
-from tests.support.probes import Glance, Sighting, Witness
+from tests.support.probes import NullExplainer, Observation, ProbeSink
 
 
 class _Mallinfo2(ctypes.Structure):
@@ -83,7 +83,7 @@ def standing() -> dict[str, float]:
     }
 
 
-def ages(seen: list[Sighting]) -> dict[str, float] | None:
+def ages(seen: list[Observation]) -> dict[str, float] | None:
     """Return percentiles of the ages in seconds, None where nothing could be read."""
     told = sorted(one.age_seconds for one in seen if one.mark is not None)
     if not told:
@@ -94,7 +94,7 @@ def ages(seen: list[Sighting]) -> dict[str, float] | None:
     } | {"max": round(told[-1], 3)}
 
 
-def shares(seen: list[Sighting], names: list[str]) -> dict[str, float]:
+def shares(seen: list[Observation], names: list[str]) -> dict[str, float]:
     """Return for each camera how much of what was taken left, between the first and the last picture anyone saw."""
     numbers = {name: {one.mark.number for one in seen if one.camera == name and one.mark} for name in names}
     all_numbers = set().union(*numbers.values())
@@ -104,7 +104,7 @@ def shares(seen: list[Sighting], names: list[str]) -> dict[str, float]:
     return {name: round(len(mine) / taken, 4) for name, mine in numbers.items()}
 
 
-def row(begun: float, seen: list[Sighting], outcome: Outcome, steady: list[str]) -> dict[str, Any]:
+def row(begun: float, seen: list[Observation], outcome: RunResult, steady: list[str]) -> dict[str, Any]:
     """Return the figures of one interval."""
     told = shares(seen, steady)
     return {
@@ -121,7 +121,7 @@ def soak(plan: Plan, explainer: Explainer) -> list[dict[str, Any]]:
     """Run the plan; print a line for each interval and one for the whole, and return them."""
     rows: list[dict[str, Any]] = []
     stop = threading.Event()
-    latest: list[Outcome] = []
+    latest: list[RunResult] = []
     with ExitStack() as stack:
         there = stack.enter_context(elsewhere(plan.cameras, flapping=plan.flapping, rate=plan.rate))
         names = [f"camera{k}" for k in range(plan.cameras)]
@@ -129,15 +129,15 @@ def soak(plan: Plan, explainer: Explainer) -> list[dict[str, Any]]:
             stack.enter_context(build_source(url, camera=name, options=SourceOptions()))
             for url, name in zip(there.urls, names, strict=True)
         ]
-        witness = stack.enter_context(Witness(looks=plan.looks))
-        limits = Limits(seconds=plan.seconds, batch=1)
+        witness = stack.enter_context(ProbeSink(looks=plan.looks))
+        limits = RunLimits(seconds=plan.seconds, batch=1)
 
-        def watch(outcome: Outcome) -> None:
+        def watch(outcome: RunResult) -> None:
             latest[:] = [outcome]
 
         def run() -> None:
             lanes = [(source, "drop-oldest") for source in sources]
-            carry(lanes, explainer, HeatRenderer(), [witness], limits=limits, stop=stop, watch=watch)
+            run_pipeline(lanes, explainer, HeatRenderer(), [witness], limits=limits, stop=stop, watch=watch)
 
         begun = time.monotonic()
         thread = threading.Thread(target=run, name="run")
@@ -211,7 +211,7 @@ def main() -> None:
     told = ask.parse_args()
     settle()
     plan = Plan(60 * told.minutes, told.cameras, told.flapping, told.rate, looks=not told.undrawn)
-    rows = soak(plan, shipped() if told.explainer == "shipped" else Glance())
+    rows = soak(plan, shipped() if told.explainer == "shipped" else NullExplainer())
     if told.plot:
         plot(rows, told.plot)
 

@@ -12,16 +12,16 @@ from tests.bench.page_delivery import measure_page
 
 @pytest.mark.parametrize("number", [0, 1, 77, 65535])
 def test_the_number_in_a_picture_is_read_back_through_jpeg(number):
-    from overlays.render.jpeg import decode_picture, encode_picture
+    from overlays.render.jpeg import decode_image, encode_image
 
     image = delivery.numbered(delivery.picture(96, 320, 8.0), number)
-    assert delivery.number_of(decode_picture(encode_picture(image))) == number
+    assert delivery.number_of(decode_image(encode_image(image))) == number
 
 
 def test_noise_makes_a_jpeg_larger():
-    from overlays.render.jpeg import encode_picture
+    from overlays.render.jpeg import encode_image
 
-    sizes = [len(encode_picture(delivery.picture(180, 320, noise))) for noise in delivery.NOISE.values()]
+    sizes = [len(encode_image(delivery.picture(180, 320, noise))) for noise in delivery.NOISE.values()]
     assert sizes[1] > 2 * sizes[0]
     assert delivery.picture(18, 32, 1.0).dtype == np.uint8
 

@@ -8,7 +8,7 @@ import pytest
 from stream.sources import SourceOptions
 from tests.bench import faults, fuzz, overload, reconnects, soak
 from tests.support.footage import Mark
-from tests.support.probes import Glance, Sighting
+from tests.support.probes import NullExplainer, Observation
 
 
 def test_the_fault_matrix_tells_when_a_camera_was_missed_and_when_it_was_back(monkeypatch, capsys):
@@ -38,7 +38,7 @@ def test_every_fault_of_the_matrix_says_what_it_does(name):
 
 
 def test_a_short_soak_prints_its_intervals_and_the_whole(capsys):
-    soak.soak(soak.Plan(3.5, cameras=3, flapping=1, every_seconds=1.0), Glance())
+    soak.soak(soak.Plan(3.5, cameras=3, flapping=1, every_seconds=1.0), NullExplainer())
     *rows, whole = map(json.loads, capsys.readouterr().out.splitlines())
     assert len(rows) >= 2
     assert rows[-1]["age_s"]["p50"] < 5
@@ -49,7 +49,7 @@ def test_a_short_soak_prints_its_intervals_and_the_whole(capsys):
 
 
 def test_reconnects_are_counted_and_what_they_leave_behind_is_told(capsys):
-    reconnects.endure(reconnects.Plan(3, every=1, warm_up=1, size="320x240", pictures=1), Glance())
+    reconnects.endure(reconnects.Plan(3, every=1, warm_up=1, size="320x240", pictures=1), NullExplainer())
     *rows, whole = map(json.loads, capsys.readouterr().out.splitlines())
     assert [one["reconnects"] for one in rows] == [1, 2, 3]
     assert all(one["rss_mb"] > 20 and one["threads"] > 3 for one in rows)
@@ -58,12 +58,12 @@ def test_reconnects_are_counted_and_what_they_leave_behind_is_told(capsys):
 
 
 def test_shares_count_what_left_of_what_was_taken():
-    seen = [Sighting("a", Mark(n, 0), 1.0, (1, 1)) for n in range(10, 20)]
-    seen += [Sighting("b", Mark(n, 0), 2.0, (1, 1)) for n in range(10, 15)]
+    seen = [Observation("a", Mark(n, 0), 1.0, (1, 1)) for n in range(10, 20)]
+    seen += [Observation("b", Mark(n, 0), 2.0, (1, 1)) for n in range(10, 15)]
     assert soak.shares(seen, ["a", "b", "c"]) == {"a": 1.0, "b": 0.5, "c": 0.0}
     assert soak.shares([], ["a"]) == {"a": 0.0}
     assert soak.ages(seen) == {"p50": 1.0, "p95": 2.0, "p99": 2.0, "max": 2.0}
-    assert soak.ages([Sighting("a", None, 1.0, (1, 1))]) is None
+    assert soak.ages([Observation("a", None, 1.0, (1, 1))]) is None
 
 
 def test_under_overload_every_frame_is_accounted_for_and_the_pictures_say_the_same():

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.evaluation.evaluator import Examiner, Knowledge
+from engine.evaluation.evaluator import ClassMapping, Evaluator
 from engine.methods.registry import find_method
 from engine.models.loader import build_untrained
 from engine.models.preprocess import Preprocessing
@@ -95,9 +95,9 @@ def test_our_reading_of_average_drop_is_the_examiners_on_the_same_photo(tmp_path
         colours = reader.colours(image, "crop")
         _, every, target = reader.explain(colours, "point", None)
         most = reader.map_of(every, target, average_drop.Reading(scaled="max"))
-    examiner = Examiner(
+    examiner = Evaluator(
         reader.split, Preprocessing((224, 224), IMAGENET_MEAN, IMAGENET_STD, "crop"), find_method("recipro-cam"),
-        Knowledge(tuple(map(str, range(1000))), {}), steps=0,
+        ClassMapping(tuple(map(str, range(1000))), {}), steps=0,
     )  # fmt: skip
     ours = examiner.examine(Frame(image, "test", 0, 0.0))
     for key in ("drop", "coherency", "complexity"):

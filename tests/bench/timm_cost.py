@@ -15,8 +15,8 @@ from torch import nn
 
 from engine.backends.registry import BACKENDS
 from engine.methods.recipro import Target
-from engine.models.loader import build_untrained, entry_of, with_a_voice
-from engine.runtime.runner import Build, Runner
+from engine.models.loader import build_untrained, find_entry, randomize_zero_layers
+from engine.runtime.runner import CompileConfig, Runner
 from engine.split.network import split_network
 from pipeline.errors import ReciproStreamError
 from tests.bench.explain_cost import Plain
@@ -34,12 +34,12 @@ NETWORKS = (
 
 def measure(name: str, rounds: int) -> dict[str, object]:
     """Time one network; raise when the explained network's scores are not the plain one's."""
-    entry = entry_of(f"timm/{name}" if "." in name else name)
+    entry = find_entry(f"timm/{name}" if "." in name else name)
     torch.manual_seed(0)
-    net: nn.Module = with_a_voice(build_untrained(entry))
+    net: nn.Module = randomize_zero_layers(build_untrained(entry))
     inputs = [torch.randn(1, 3, *entry.input_size).contiguous(memory_format=torch.channels_last) for _ in range(4)]
     split = split_network(net, entry.layer, entry.input_size)
-    runner = Runner(split, Build(Target(), "point", "eager", "fp32", torch.device("cpu"), 1 << 30))
+    runner = Runner(split, CompileConfig(Target(), "point", "eager", "fp32", torch.device("cpu"), 1 << 30))
     plain = BACKENDS["eager"].load().compile(Plain(net), inputs[0], "fp32")
     with torch.inference_mode():
         apart = float((plain(inputs[0]) - runner(inputs[0])[0]).abs().max())

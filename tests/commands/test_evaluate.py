@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from commands.evaluate import _digests
-from engine.io.perceptual_hash import KnownPictures, hashes_of, medians_of, spectrum_of
-from engine.models.checkpoint import ModelFile, save_model
+from engine.io.perceptual_hash import KnownImages, hashes_of, medians_of, spectrum_of
+from engine.models.checkpoint import Checkpoint, save_checkpoint
 from engine.models.loader import build_untrained
 from engine.models.registry import MODELS
 
@@ -219,8 +219,8 @@ def test_a_network_that_was_trained_again_is_another_one(command, tmp_path):
     for seed in range(2):
         torch.manual_seed(seed)
         net = build_untrained(MODELS["line_net"], 2)
-        file = ModelFile(dict(net.state_dict()), "line_net", LABELS, (64, 64), (0.5,) * 3, (0.5,) * 3, "features")
-        save_model(tmp_path / "part.safetensors", file)
+        file = Checkpoint(dict(net.state_dict()), "line_net", LABELS, (64, 64), (0.5,) * 3, (0.5,) * 3, "features")
+        save_checkpoint(tmp_path / "part.safetensors", file)
         code, _, errors = command("--output", "out", "--model", "part.safetensors", "--limit", 1)
         assert (code, "begun with files" in errors) == ((0, False), (2, True))[seed], errors
 
@@ -355,9 +355,9 @@ def test_copies_of_learned_pictures_are_named(command, tmp_path, caplog):
     images = [cv2.imread(str(tmp_path / "photos" / f"{k} <b>.png"))[..., ::-1] for k in range(3)]
     smooth = [cv2.resize(cv2.resize(image, (12, 9)), (80, 60), interpolation=cv2.INTER_CUBIC) for image in images]
     spectra = [spectrum_of(image) for image in smooth]
-    known = KnownPictures(medians_of(spectra), hashes_of(spectra[:1], medians_of(spectra)))
-    file = ModelFile(dict(net.state_dict()), "line_net", LABELS, (64, 64), (0.5,) * 3, (0.25,) * 3, "features")
-    save_model(tmp_path / "part.safetensors", replace(file, looks=(known,)))
+    known = KnownImages(medians_of(spectra), hashes_of(spectra[:1], medians_of(spectra)))
+    file = Checkpoint(dict(net.state_dict()), "line_net", LABELS, (64, 64), (0.5,) * 3, (0.25,) * 3, "features")
+    save_checkpoint(tmp_path / "part.safetensors", replace(file, looks=(known,)))
     (tmp_path / "mine").mkdir()
     for number, image in enumerate(smooth):
         cv2.imwrite(str(tmp_path / "mine" / f"{number}.jpg"), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 70])

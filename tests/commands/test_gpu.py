@@ -6,16 +6,16 @@ import cv2
 import numpy as np
 import pytest
 
-from commands.wiring.gpu import CardRenderer, make_card_explainer, make_renderer, stays_on_card
+from commands.wiring.gpu import GpuRenderer, build_gpu_explainer, make_renderer, renders_on_gpu
 from commands.wiring.run import make_network
-from overlays.render.jpeg import decode_picture, picture_of
+from overlays.render.jpeg import decode_image, reusable_jpeg
 from overlays.render.renderer import HeatRenderer
 from overlays.sinks.options import SinkOptions
 from overlays.sinks.zeromq import ZeroMqSink
-from pipeline.config_loader import make_config
+from pipeline.config_loader import validate_config
 from pipeline.errors import ConfigError
-from pipeline.frames import Frame, Silence
-from pipeline.loop import Limits, carry
+from pipeline.frames import Frame, SignalLoss
+from pipeline.loop import RunLimits, run_pipeline
 from tests.pipeline.test_loop import FakeSink
 from tests.support.fakes import FakeSource
 
@@ -40,14 +40,14 @@ class Keeper(Taker):
 
 @pytest.fixture(scope="module")
 def config():
-    return make_config(
+    return validate_config(
         {}, "test", {"engine": {"model": "line_net", "backend": "eager", "device": "cpu", "cache": "off"}}
     )
 
 
 @pytest.fixture(scope="module")
 def card(config):
-    return make_card_explainer(config, make_network(config), together=2)
+    return build_gpu_explainer(config, make_network(config), together=2)
 
 
 def frame(number=0):
@@ -57,7 +57,7 @@ def frame(number=0):
 
 def rendered(card, sinks, number=0):
     renderer = make_renderer(HeatRenderer(clock=lambda: 100.02), card, sinks)
-    assert isinstance(renderer, CardRenderer)
+    assert isinstance(renderer, GpuRenderer)
     (explanation,) = card.explain([frame(number)])
     return renderer.render(explanation), HeatRenderer(clock=lambda: 100.02).render(explanation)
 
@@ -66,9 +66,9 @@ def test_who_takes_jpeg_gets_it_and_no_array_is_brought_back(card):
     told, wanted = rendered(card, [Taker()])
     assert told.image is told.explanation.frame.image
     assert told.jpeg.quality == 80
-    shown = decode_picture(picture_of(told, 80)).astype(int)
+    shown = decode_image(reusable_jpeg(told, 80)).astype(int)
     assert np.abs(shown - wanted.image.astype(int)).mean() < 3
-    assert picture_of(told, 90) is None
+    assert reusable_jpeg(told, 90) is None
 
 
 def test_windows_and_recorders_get_their_array_within_two_levels(card):
@@ -96,15 +96,15 @@ def test_a_sink_of_another_quality_gets_an_array(card):
 
 def test_a_silent_camera_is_drawn_by_the_host(card):
     (explanation,) = card.explain([frame()])
-    renderer = CardRenderer(HeatRenderer(), card, [Taker()])
-    assert renderer.silent(explanation, Silence(3.0)).silence is not None
+    renderer = GpuRenderer(HeatRenderer(), card, [Taker()])
+    assert renderer.silent(explanation, SignalLoss(3.0)).silence is not None
 
 
 def test_a_whole_run_gives_every_frame_its_picture(card):
     taker, keeper = Taker(), Keeper()
-    outcome = carry(
-        [(FakeSource(9), "wait")], card, CardRenderer(HeatRenderer(), card, [taker, keeper]), [taker, keeper],
-        limits=Limits(batch=2), stop=threading.Event(),
+    outcome = run_pipeline(
+        [(FakeSource(9), "wait")], card, GpuRenderer(HeatRenderer(), card, [taker, keeper]), [taker, keeper],
+        limits=RunLimits(batch=2), stop=threading.Event(),
     )  # fmt: skip
     assert outcome.explained == 9
     assert taker.got == keeper.got == list(range(9))
@@ -118,17 +118,17 @@ def test_the_network_takes_jpeg_in_its_own_size_alone():
 
 @pytest.mark.parametrize("asked", [{"contour": True}, {"hottest_box": True}, {"smoothing_seconds": 0.5}])
 def test_what_only_the_host_draws_is_drawn_there(asked):
-    assert stays_on_card(make_config({}, "test"), "cuda")
-    assert not stays_on_card(make_config({}, "test"), "cpu")
-    assert not stays_on_card(make_config({}, "test", {"overlay": asked}), "cuda")
+    assert renders_on_gpu(validate_config({}, "test"), "cuda")
+    assert not renders_on_gpu(validate_config({}, "test"), "cpu")
+    assert not renders_on_gpu(validate_config({}, "test", {"overlay": asked}), "cuda")
 
 
 @pytest.mark.parametrize("name", ["auto", "cpu", "cuda", "cuda:1"])
 def test_devices_have_these_names(name):
-    assert make_config({}, "test", {"engine": {"device": name}}).engine.device == name
+    assert validate_config({}, "test", {"engine": {"device": name}}).engine.device == name
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "CUDA"])
 def test_other_names_of_devices_are_refused_with_the_cure(name):
     with pytest.raises(ConfigError, match="a device is auto, cpu, cuda or cuda:N"):
-        make_config({}, "test", {"engine": {"device": name}})
+        validate_config({}, "test", {"engine": {"device": name}})

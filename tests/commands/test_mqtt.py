@@ -12,7 +12,7 @@ import yaml
 
 from commands.wiring import sinks as wiring_sinks
 from pipeline.config import OverlayConfig, SinkConfig
-from pipeline.config_loader import make_config
+from pipeline.config_loader import validate_config
 from pipeline.errors import ConfigError
 from tests.support.broker import MOSQUITTO, Broker
 from tests.support.limits import PROGRAM_SECONDS
@@ -25,28 +25,28 @@ def test_user_and_password_come_from_a_file_and_are_shown_nowhere(tmp_path, capl
     file.write_text("eve:hunter2:hunter2\n")
     file.chmod(0o600)
     knobs = {"sinks": [{"uri": "mqtts://h/t", "credentials_file": str(file), "qos": 1, "ca_file": "ca.pem"}]}
-    options = wiring_sinks.sink_options(make_config(knobs, "run.yaml").sinks[0], OverlayConfig())
+    options = wiring_sinks.build_sink_options(validate_config(knobs, "run.yaml").sinks[0], OverlayConfig())
     assert (options.mqtt.user, options.mqtt.password, options.mqtt.qos) == ("eve", "hunter2:hunter2", 1)
     assert options.mqtt.ca_file == "ca.pem"
     assert "hunter2" not in f"{options}{caplog.text}"
     assert not caplog.records
     file.chmod(0o644)
-    wiring_sinks.sink_options(make_config(knobs, "run.yaml").sinks[0], OverlayConfig())
+    wiring_sinks.build_sink_options(validate_config(knobs, "run.yaml").sinks[0], OverlayConfig())
     assert f"chmod 600 {file}" in caplog.text
     for wrong in ("eve", "eve:a\nbob:b", ":a"):
         file.write_text(wrong)
         with pytest.raises(ConfigError, match="one line, user:password"):
-            wiring_sinks.sink_options(make_config(knobs, "run.yaml").sinks[0], OverlayConfig())
+            wiring_sinks.build_sink_options(validate_config(knobs, "run.yaml").sinks[0], OverlayConfig())
 
 
 def test_the_credentials_go_to_every_broker_that_has_none_of_its_own(tmp_path):
     sinks = [SinkConfig(uri=uri) for uri in ("mqtt://a", "out.mp4", "MQTTS://b/t")]
     sinks.append(SinkConfig(uri="mqtt://c", credentials_file="own"))
-    given = wiring_sinks.with_mqtt_credentials(sinks, tmp_path / "file")
+    given = wiring_sinks.apply_mqtt_credentials(sinks, tmp_path / "file")
     assert [one.credentials_file for one in given] == [str(tmp_path / "file"), None, str(tmp_path / "file"), "own"]
-    assert wiring_sinks.with_mqtt_credentials(sinks, None) is sinks
+    assert wiring_sinks.apply_mqtt_credentials(sinks, None) is sinks
     with pytest.raises(ConfigError, match="add --sink mqtt://HOST/TOPIC"):
-        wiring_sinks.with_mqtt_credentials(sinks[1:2], tmp_path / "file")
+        wiring_sinks.apply_mqtt_credentials(sinks[1:2], tmp_path / "file")
 
 
 @pytest.fixture

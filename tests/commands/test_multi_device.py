@@ -11,21 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import SinkConfig
-from pipeline.config_loader import make_config, to_yaml
+from pipeline.config_loader import to_yaml, validate_config
 from pipeline.errors import ConfigError
-from pipeline.sharding import door_of, read_devices, shards_of
+from pipeline.sharding import read_devices, shard_config, shard_uri
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def config(count, sinks=(), **more):
     sources = [{"uri": "line:", "name": f"camera {k}"} for k in range(count)]
-    return make_config({"sources": sources, "sinks": list(sinks), **more}, "test")
+    return validate_config({"sources": sources, "sinks": list(sinks), **more}, "test")
 
 
 @given(st.integers(1, 40), st.integers(1, 8))
 def test_every_camera_is_dealt_out_once_and_evenly(count, cards):
-    shards = shards_of(config(count), [f"cuda:{k}" for k in range(cards)])
+    shards = shard_config(config(count), [f"cuda:{k}" for k in range(cards)])
     dealt = [source.name for shard in shards for source in shard.sources]
     assert sorted(dealt) == sorted(f"camera {k}" for k in range(count))
     sizes = [len(shard.sources) for shard in shards]
@@ -47,13 +47,13 @@ def test_every_camera_is_dealt_out_once_and_evenly(count, cards):
     ("mqtt://broker:1883/factory", "mqtt://broker:1883/factory"),
 ])  # fmt: skip
 def test_every_door_has_an_address_of_its_own(uri, second):
-    assert door_of(SinkConfig(uri=uri), 0) == uri
-    assert door_of(SinkConfig(uri=uri), 1) == second
+    assert shard_uri(SinkConfig(uri=uri), 0) == uri
+    assert shard_uri(SinkConfig(uri=uri), 1) == second
 
 
 def test_each_process_tells_a_broker_by_itself_whether_it_is_there():
     told = config(3, sinks=["mqtt://broker/factory", {"uri": "mqtt://broker/hall", "status": "east"}, "out.jsonl"])
-    shards = shards_of(told, ["cpu", "cpu"])
+    shards = shard_config(told, ["cpu", "cpu"])
     assert [[sink.status for sink in shard.sinks] for shard in shards] == [
         ["status", "east", "status"],
         ["status-1", "east-1", "status"],
@@ -62,7 +62,7 @@ def test_each_process_tells_a_broker_by_itself_whether_it_is_there():
 
 def test_a_port_that_does_not_exist_is_refused():
     with pytest.raises(ConfigError, match="port 65536"):
-        door_of(SinkConfig(uri="tcp://127.0.0.1:65535"), 1)
+        shard_uri(SinkConfig(uri="tcp://127.0.0.1:65535"), 1)
 
 
 def test_devices_are_read_and_others_refused():
@@ -73,23 +73,23 @@ def test_devices_are_read_and_others_refused():
 
 def test_what_counts_for_the_whole_run_is_refused():
     with pytest.raises(ConfigError, match="use --seconds"):
-        shards_of(config(2, frames=5), ["cuda:0"])
+        shard_config(config(2, frames=5), ["cuda:0"])
     with pytest.raises(ConfigError, match="give one of the two"):
-        shards_of(config(2, engine={"device": "cuda"}), ["cuda:0"])
+        shard_config(config(2, engine={"device": "cuda"}), ["cuda:0"])
     with pytest.raises(ValueError, match="must be named"):
-        shards_of(make_config({"sources": ["line:"]}, "test"), ["cuda:0"])
+        shard_config(validate_config({"sources": ["line:"]}, "test"), ["cuda:0"])
 
 
 def test_every_shard_knows_whom_the_others_carry():
-    shards = shards_of(config(3, elsewhere=["yard"]), ["cuda:0", "cuda:1"])
+    shards = shard_config(config(3, elsewhere=["yard"]), ["cuda:0", "cuda:1"])
     assert [shard.elsewhere for shard in shards] == [["camera 1", "yard"], ["camera 0", "camera 2", "yard"]]
 
 
 def test_a_shard_survives_the_way_through_yaml():
-    (shard, _) = shards_of(config(2, ["tcp://127.0.0.1:5555"]), ["cuda:0", "cuda:1"])
+    (shard, _) = shard_config(config(2, ["tcp://127.0.0.1:5555"]), ["cuda:0", "cuda:1"])
     from pipeline.config_loader import read_yaml
 
-    assert make_config(read_yaml(to_yaml(shard), "pipe"), "pipe") == shard
+    assert validate_config(read_yaml(to_yaml(shard), "pipe"), "pipe") == shard
 
 
 def run(*words):

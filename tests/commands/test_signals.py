@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from commands import signals
-from commands.signals import until_interrupted
+from commands.signals import shutdown_on_signal
 
 
 class AtOnceError(Exception):
@@ -30,7 +30,7 @@ def begun(monkeypatch):
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_what_a_terminal_or_a_supervisor_and_the_process_that_heard_it_too_ask_together_is_one_wish(begun, first):
-    with until_interrupted(begun) as stop:
+    with shutdown_on_signal(begun) as stop:
         signal.raise_signal(first)
         assert stop.is_set()
         signal.raise_signal(stop.other_signal)
@@ -38,7 +38,7 @@ def test_what_a_terminal_or_a_supervisor_and_the_process_that_heard_it_too_ask_t
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_same_signal_again_ends_the_process_at_once_however_soon(begun, number):
-    with until_interrupted(begun):
+    with shutdown_on_signal(begun):
         signal.raise_signal(number)
         with pytest.raises(AtOnceError, match=str(128 + number)):
             signal.raise_signal(number)
@@ -47,7 +47,7 @@ def test_the_same_signal_again_ends_the_process_at_once_however_soon(begun, numb
 def test_a_run_that_was_started_to_outlive_its_terminal_does(begun):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with until_interrupted(begun) as stop:
+        with shutdown_on_signal(begun) as stop:
             signal.raise_signal(signal.SIGHUP)
             assert not stop.is_set()
     finally:
@@ -56,7 +56,7 @@ def test_a_run_that_was_started_to_outlive_its_terminal_does(begun):
 
 def test_a_later_signal_ends_the_process_at_once(begun, monkeypatch):
     monkeypatch.setattr(signals, "TOGETHER_SECONDS", -1.0)
-    with until_interrupted(begun):
+    with shutdown_on_signal(begun):
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(AtOnceError, match=str(128 + signal.SIGINT)):
             signal.raise_signal(signal.SIGINT)

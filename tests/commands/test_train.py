@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from engine.export.metadata import read_passport
-from engine.models.checkpoint import ModelFile, read_model_file, save_model
+from engine.export.metadata import read_metadata
+from engine.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from engine.models.loader import build_untrained
 from engine.models.registry import MODELS
 from tests.support.logs import log_lines
@@ -75,12 +75,12 @@ def test_a_folder_becomes_a_network_that_streams_and_is_examined_and_exported(co
 def test_a_model_file_is_exported_with_its_own_labels_and_fit(command, tmp_path):
     net = build_untrained(MODELS["line_net"], 2)
     mean, std = (0.5,) * 3, (0.25,) * 3
-    file = ModelFile(dict(net.state_dict()), "line_net", KINDS, (48, 48), mean, std, "features", fit="letterbox")
-    save_model(tmp_path / "part.safetensors", file)
+    file = Checkpoint(dict(net.state_dict()), "line_net", KINDS, (48, 48), mean, std, "features", fit="letterbox")
+    save_checkpoint(tmp_path / "part.safetensors", file)
     code, told, errors = command("export", "--model", "part.safetensors", "--output", "part.pt2")
     assert code == 0, errors
     assert "the same answers" in told
-    passport = read_passport(tmp_path / "part.pt2")
+    passport = read_metadata(tmp_path / "part.pt2")
     assert (passport.labels, passport.fit, passport.mean) == (KINDS, "letterbox", mean)
 
 
@@ -196,7 +196,7 @@ def test_words_are_looked_at_before_any_picture_is(command, tmp_path, words, rul
 
 def test_what_was_learned_is_gone_on_with_when_there_are_new_pictures(command, tmp_path, caplog):
     assert command("train", "parts", *LESSON, "--epochs", 2, "--fit", "letterbox")[0] == 0
-    before = read_model_file(tmp_path / "part.safetensors")
+    before = load_checkpoint(tmp_path / "part.safetensors")
     (tmp_path / "parts" / "bar").mkdir()
     for number in range(30):
         image = np.random.default_rng((number, 9)).integers(0, 60, (48, 48, 3), np.uint8)
@@ -213,7 +213,7 @@ def test_what_was_learned_is_gone_on_with_when_there_are_new_pictures(command, t
     assert "new: bar" in told
     assert "copies        1 are another picture once more" in told
     assert "it learned from before; none of them examines it" in told
-    after = read_model_file(tmp_path / "next.safetensors")
+    after = load_checkpoint(tmp_path / "next.safetensors")
     assert (after.labels, after.fit, after.input_size) == (("bar", "blank", "spot"), "letterbox", (48, 48))
     assert after.provenance["began_with"]["file"] == "part.safetensors"
     report = json.loads((tmp_path / "next.report.json").read_text())

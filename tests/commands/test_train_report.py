@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from commands.train_report import unchecked_file, write_checked
-from engine.finetuning.setup import Wish, make_pupil
-from engine.models.checkpoint import ModelFile, read_model_file
+from engine.finetuning.setup import FinetuneConfig, build_model
+from engine.models.checkpoint import Checkpoint, load_checkpoint
 from pipeline.errors import ModelError
 from stream.images import read_image
 
@@ -17,10 +17,10 @@ LABELS = ("ok", "scratch", "dent")
 
 
 def trained(model, size, **more):
-    pupil = make_pupil(Wish(model, "random", size, **more), LABELS)
+    pupil = build_model(FinetuneConfig(model, "random", size, **more), LABELS)
     state = {key: value.detach().clone() for key, value in pupil.net.state_dict().items()}
     shown = pupil.preprocessing
-    file = ModelFile(
+    file = Checkpoint(
         state, pupil.name, LABELS, size, shown.mean, shown.std, pupil.layer, {"note": "a test"}, shown.fit, pupil.until
     )
     return pupil, file
@@ -48,7 +48,7 @@ def test_written_model_answers_as_the_trained_network(tmp_path, picture, model, 
     output = tmp_path / "part.safetensors"
     explainer = write_checked(output, file, pupil, picture, read_image)
     assert explainer.labels == LABELS
-    assert read_model_file(output).labels == LABELS
+    assert load_checkpoint(output).labels == LABELS
     assert not unchecked_file(output).exists()
 
 

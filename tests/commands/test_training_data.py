@@ -10,11 +10,11 @@ import cv2
 import numpy as np
 import pytest
 
-from commands.dataset import listed, readable
+from commands.dataset import drop_unreadable, list_samples
 from commands.dataset_layout import files_below
-from commands.images import open_pictures
+from commands.images import open_images
 from engine.finetuning.given_split import keep_split
-from engine.finetuning.splits import HELD_OUT, LEARNING, STOPPING, joined
+from engine.finetuning.splits import TEST, TRAIN, VALIDATION, merge_duplicates
 from pipeline.errors import ConfigError, SourceError
 from stream.images import read_image
 
@@ -40,18 +40,18 @@ def parts_of(listing):
 @pytest.mark.parametrize(
     ("folders", "parts"),
     [
-        (("train", "val"), {HELD_OUT, LEARNING}),
-        (("Train", "TEST"), {HELD_OUT, LEARNING}),
-        (("train", "valid", "test"), {HELD_OUT, LEARNING, STOPPING}),
-        (("training_set", "validation-set", "test_set"), {HELD_OUT, LEARNING, STOPPING}),
-        (("train2017", "val2017"), {HELD_OUT, LEARNING}),
-        (("trainset", "testset"), {HELD_OUT, LEARNING}),
+        (("train", "val"), {TEST, TRAIN}),
+        (("Train", "TEST"), {TEST, TRAIN}),
+        (("train", "valid", "test"), {TEST, TRAIN, VALIDATION}),
+        (("training_set", "validation-set", "test_set"), {TEST, TRAIN, VALIDATION}),
+        (("train2017", "val2017"), {TEST, TRAIN}),
+        (("trainset", "testset"), {TEST, TRAIN}),
     ],
 )
 def test_split_of_class_folders_is_kept_as_split(tmp_path, folders, parts):
     for folder in folders:
         make(tmp_path / folder, "ok", "scratch")
-    found = listed(tmp_path, None, None, None)
+    found = list_samples(tmp_path, None, None, None)
     assert parts_of(found) == {part: ["ok", "scratch"] for part in parts}
     assert found.divided
 
@@ -65,25 +65,25 @@ def test_split_is_found_one_folder_deeper(tmp_path, folders):
     for number, (part, kind) in enumerate(itertools.product(("train", "val"), ("ok", "scratch"))):
         for k in range(8):
             draw(tmp_path / folders.format(part=part, kind=kind) / f"{k}.png", seed=10 * number + k)
-    found = listed(tmp_path, None, None, None)
-    assert parts_of(found) == {HELD_OUT: ["ok", "scratch"], LEARNING: ["ok", "scratch"]}
-    assert all((one.part == LEARNING) == ("train" in one.path.removeprefix(str(tmp_path))) for one in found.samples)
+    found = list_samples(tmp_path, None, None, None)
+    assert parts_of(found) == {TEST: ["ok", "scratch"], TRAIN: ["ok", "scratch"]}
+    assert all((one.part == TRAIN) == ("train" in one.path.removeprefix(str(tmp_path))) for one in found.samples)
 
 
 def test_split_within_classes_that_leaves_pictures_out_is_refused(tmp_path):
     for place in ("ok/train", "ok/val", "scratch/train", "scratch/val", "scratch"):
         make(tmp_path, place)
     with pytest.raises(ConfigError, match=r"scratch/0.png lies in none of its parts"):
-        listed(tmp_path, None, None, None)
+        list_samples(tmp_path, None, None, None)
 
 
 def test_split_keeps_each_picture_in_its_part_and_takes_stopping_ones_from_training(tmp_path):
     make(tmp_path / "train", "ok", "scratch", pictures=10)
     make(tmp_path / "val", "ok", "scratch", pictures=3)
-    parts, left = keep_split(listed(tmp_path, None, None, None).samples, 0.2, seed=0)
-    assert {len(parts[part]) for part in (LEARNING, STOPPING)} == {16, 4}
-    assert all("/val/" in one.path for one in parts[HELD_OUT])
-    assert len(parts[HELD_OUT]) == 6
+    parts, left = keep_split(list_samples(tmp_path, None, None, None).samples, 0.2, seed=0)
+    assert {len(parts[part]) for part in (TRAIN, VALIDATION)} == {16, 4}
+    assert all("/val/" in one.path for one in parts[TEST])
+    assert len(parts[TEST]) == 6
     assert not left
 
 
@@ -96,25 +96,25 @@ def test_copy_of_a_learned_picture_does_not_examine(tmp_path):
     (tmp_path / "val" / "ok" / "copy.bmp").write_bytes(
         cv2.imencode(".bmp", cv2.imread(str(tmp_path / "train" / "ok" / "0.png")))[1].tobytes()
     )
-    samples, copies = joined(readable(listed(tmp_path, None, None, None).samples, read_image)[0])
+    samples, copies = merge_duplicates(drop_unreadable(list_samples(tmp_path, None, None, None).samples, read_image)[0])
     assert copies == 1
     parts, left = keep_split(samples, 0.2, seed=0)
     assert [one.path for one in left] == [str(tmp_path / "val" / "ok" / "copy.bmp")]
-    assert len(parts[HELD_OUT]) == 6
+    assert len(parts[TEST]) == 6
 
 
 def test_class_called_train_is_a_class(tmp_path):
     make(tmp_path, "bus", "car", "train")
-    assert parts_of(listed(tmp_path, None, None, None)) == {"": ["bus", "car", "train"]}
+    assert parts_of(list_samples(tmp_path, None, None, None)) == {"": ["bus", "car", "train"]}
     draw(tmp_path / "train" / "side view" / "1.png")  # pictures of a class may lie in folders
-    assert parts_of(listed(tmp_path, None, None, None)) == {"": ["bus", "car", "train"]}
+    assert parts_of(list_samples(tmp_path, None, None, None)) == {"": ["bus", "car", "train"]}
 
 
 def test_folders_that_programs_leave_are_passed_over(tmp_path):
     make(tmp_path, "ok", "scratch", ".ipynb_checkpoints", "__MACOSX")
     draw(tmp_path / "ok" / ".ipynb_checkpoints" / "0-checkpoint.png")
     (tmp_path / "ok" / "._0.png").write_bytes(b"\0\5\26\7")
-    found = listed(tmp_path, None, None, None)
+    found = list_samples(tmp_path, None, None, None)
     assert parts_of(found) == {"": ["ok", "scratch"]}
     assert len(found.samples) == 16
 
@@ -141,7 +141,7 @@ def test_folders_that_are_no_classes_are_refused_with_the_remedy(tmp_path, folde
     for folder in folders:
         make(tmp_path, folder)
     with pytest.raises(ConfigError) as refused:
-        listed(tmp_path, None, None, None)
+        list_samples(tmp_path, None, None, None)
     assert rule in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -151,7 +151,7 @@ def test_empty_class_of_a_split_is_refused(tmp_path):
     make(tmp_path / "val", "ok", "scratch")
     (tmp_path / "val" / "dent").mkdir()
     with pytest.raises(ConfigError, match=r"class 'dent': .*val/dent holds no pictures"):
-        listed(tmp_path, None, None, None)
+        list_samples(tmp_path, None, None, None)
 
 
 def test_what_a_split_does_not_use_is_named(tmp_path, caplog):
@@ -160,7 +160,7 @@ def test_what_a_split_does_not_use_is_named(tmp_path, caplog):
     make(tmp_path, "test")
     make(tmp_path, "masks")
     (tmp_path / "train" / "ok" / "a.heif_").write_bytes(b"?")
-    found = listed(tmp_path, None, None, None)
+    found = list_samples(tmp_path, None, None, None)
     assert [line.split(":")[0] for line in found.left_out] == [str(tmp_path / "masks"), str(tmp_path / "test")]
     assert "1 .heif_" in caplog.text
 
@@ -169,7 +169,7 @@ def test_classes_whose_names_differ_in_capitals_alone_are_told(tmp_path, caplog)
     rows = [f"{name}{k}.png,{name}" for name in ("OK", "ok", "no ok") for k in range(4)]
     (tmp_path / "parts.csv").write_text("\n".join(["path,label", *rows]))
     with caplog.at_level(logging.WARNING):
-        listed(tmp_path / "parts.csv", None, None, None)
+        list_samples(tmp_path / "parts.csv", None, None, None)
     assert "classes 'OK' and 'ok' differ in capitals" in caplog.text
     assert "no ok" not in caplog.text
 
@@ -177,13 +177,13 @@ def test_classes_whose_names_differ_in_capitals_alone_are_told(tmp_path, caplog)
 def table(tmp_path, text, encoding="utf-8"):
     place = tmp_path / "parts.csv"
     place.write_bytes(text.encode(encoding))
-    return listed(place, None, None, None)
+    return list_samples(place, None, None, None)
 
 
 def test_table_of_windows_is_read(tmp_path):
     make(tmp_path, "ok", "scratch", pictures=2)
     text = "\r\n".join(["\ufeffPath;Label", *(rf"{kind}\{k}.png;{kind}" for kind in ("ok", "scratch") for k in (0, 1))])
-    good, _, bad = readable(table(tmp_path, text).samples, read_image)
+    good, _, bad = drop_unreadable(table(tmp_path, text).samples, read_image)
     assert len(good) == 4
     assert not bad
 
@@ -192,7 +192,7 @@ def test_class_without_readable_pictures_is_told_with_its_own_picture(tmp_path):
     make(tmp_path, "ok", pictures=2)
     text = "path,label\nnone.png,dent\nok/0.png,ok\nok/1.png,ok\nother.png,ok\n"
     with pytest.raises(ConfigError, match=r"class 'dent': none of its pictures decodes; the last: .*none\.png"):
-        readable(table(tmp_path, text).samples, read_image)
+        drop_unreadable(table(tmp_path, text).samples, read_image)
 
 
 @pytest.mark.parametrize(
@@ -237,15 +237,15 @@ def test_pictures_of_one_depth_are_read_alike(tmp_path):
         (tmp_path / "parts" / name).mkdir(parents=True)
         image = np.linspace(0, largest, 256, dtype=np.uint16).reshape(16, 16)
         cv2.imwrite(str(tmp_path / "parts" / name / "0.png"), image)
-    place, read, options = open_pictures(f"{tmp_path / 'parts'}?bits=12")
-    samples = listed(tmp_path / "parts", None, None, None).samples
+    place, read, options = open_images(f"{tmp_path / 'parts'}?bits=12")
+    samples = list_samples(tmp_path / "parts", None, None, None).samples
     assert (place, options) == (str(tmp_path / "parts"), "?bits=12")
-    good, _, bad = readable(samples, read)
+    good, _, bad = drop_unreadable(samples, read)
     assert not bad
     brightest = [int(read(Path(one.path)).max()) for one in good]
     assert brightest == pytest.approx([255 * 800 / 4095, 255 * 4000 / 4095], abs=1)
     with pytest.raises(SourceError, match="does not belong to the pictures of a data set"):
-        open_pictures(f"{tmp_path / 'parts'}?watch=1")
+        open_images(f"{tmp_path / 'parts'}?watch=1")
 
 
 def test_pictures_whose_name_no_list_can_hold_are_left_out_and_told(tmp_path, caplog):
@@ -253,7 +253,7 @@ def test_pictures_whose_name_no_list_can_hold_are_left_out_and_told(tmp_path, ca
     names = [os.fsdecode(b"caf\xe9.png"), "two\nlines.png"]
     for name in names:
         (tmp_path / "ok" / name).write_bytes((tmp_path / "ok" / "0.png").read_bytes())
-    assert len(listed(tmp_path, None, None, None).samples) == 4
+    assert len(list_samples(tmp_path, None, None, None).samples) == 4
     assert "left out: 2 pictures" in caplog.text
     assert r"caf\xe9.png" in caplog.text
 
@@ -266,4 +266,4 @@ def test_folder_that_may_not_be_read_is_refused(tmp_path):
         pytest.skip("root may read every folder")
     (tmp_path / "ok" / "side").mkdir(mode=0)
     with pytest.raises(ConfigError, match=r"ok/side: cannot be read \(Permission denied\)"):
-        listed(tmp_path, None, None, None)
+        list_samples(tmp_path, None, None, None)

@@ -5,10 +5,10 @@ import random
 
 import pytest
 
-from commands.annotations import read_box_names, read_meaning
+from commands.annotations import read_box_names, read_class_map
 from engine.evaluation.boxes import coco_boxes, voc_boxes, yolo_boxes
 from pipeline.errors import ConfigError
-from pipeline.frames import Truth
+from pipeline.frames import GroundTruth
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_yaml_without_usable_names_is_refused(tmp_path, text, rule):
 
 def test_class_map_of_several_maps_is_the_first(tmp_path):
     (tmp_path / "map.json").write_text('{"one": {"car": [1, 2]}, "other": {"car": [3]}}')
-    assert read_meaning(tmp_path / "map.json") == {"car": [1, 2]}
+    assert read_class_map(tmp_path / "map.json") == {"car": [1, 2]}
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_class_map_of_several_maps_is_the_first(tmp_path):
 def test_class_map_of_another_form_is_refused(tmp_path, text):
     (tmp_path / "map.json").write_text(text)
     with pytest.raises(ConfigError, match=r"--class-map '.*map.json': ") as refused:
-        read_meaning(tmp_path / "map.json")
+        read_class_map(tmp_path / "map.json")
     assert len(str(refused.value)) < 500
 
 
@@ -158,5 +158,5 @@ def test_damaged_labels_give_boxes_or_a_typed_error(kind):
         except ConfigError:
             continue
         truths = [one for several in found.values() for one in several] if isinstance(found, dict) else found
-        assert all(isinstance(one, Truth) for one in truths)
+        assert all(isinstance(one, GroundTruth) for one in truths)
         json.dumps([list(box) for one in truths for box in one.boxes], allow_nan=False)

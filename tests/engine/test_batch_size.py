@@ -6,20 +6,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from commands.wiring.run import usual_batch
+from commands.wiring.run import choose_batch_size
 from engine.explainers import base
-from engine.explainers.base import EngineFacts, FrameExplainer
-from engine.methods.plan import PlanFacts
+from engine.explainers.base import BaseExplainer, EngineInfo
+from engine.methods.plan import PlanInfo
 from engine.models.preprocess import Preprocessing
 from pipeline.config import Config, EngineConfig, SourceConfig
 
 
-class Costing(FrameExplainer):
+class Costing(BaseExplainer):
     """Takes so long for a pass, and so long for each image in it, by a clock of its own."""
 
     def __init__(self, of_a_pass, of_an_image, device="cpu"):
-        plan = PlanFacts("pooled", "", one_module=True)
-        facts = EngineFacts("net", "4", (2, 2), (8, 8), plan, "eager", "fp32", device, 0.0)
+        plan = PlanInfo("pooled", "", one_module=True)
+        facts = EngineInfo("net", "4", (2, 2), (8, 8), plan, "eager", "fp32", device, 0.0)
         super().__init__(("a",), "m", Preprocessing((8, 8), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "stretch"), facts)
         self.of_a_pass, self.of_an_image = of_a_pass, of_an_image
         self.now, self.asked = 0.0, []
@@ -61,18 +61,18 @@ def configured(cameras, **engine):
 
 def test_one_camera_is_never_measured(costing):
     explainer = costing(100.0, 0.0)
-    assert usual_batch(configured(1), explainer) == 1
+    assert choose_batch_size(configured(1), explainer) == 1
     assert explainer.asked == []
 
 
 def test_a_cpu_takes_four_at_the_most_and_whoever_says_a_number_gets_it(costing):
     explainer = costing(100.0, 0.0)
-    assert usual_batch(configured(12), explainer) == 4
+    assert choose_batch_size(configured(12), explainer) == 4
     assert set(explainer.asked) == {1, 4}
-    assert usual_batch(configured(3), explainer) == 3
-    assert usual_batch(configured(12, batch=7), explainer) == 7
+    assert choose_batch_size(configured(3), explainer) == 3
+    assert choose_batch_size(configured(12, batch=7), explainer) == 7
 
 
 @pytest.mark.parametrize(("cameras", "together"), [(1, 8), (5, 8), (12, 12)])
 def test_a_gpu_takes_one_of_each_camera_and_eight_at_the_least(cameras, together):
-    assert usual_batch(configured(cameras), Costing(0.0, 1.0, "cuda:0")) == together
+    assert choose_batch_size(configured(cameras), Costing(0.0, 1.0, "cuda:0")) == together

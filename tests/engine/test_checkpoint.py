@@ -9,13 +9,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from engine.models.checkpoint import ModelFile, read_model_file, save_model
+from engine.models.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from pipeline.errors import ModelError
 
 
 @pytest.fixture
-def content() -> ModelFile:
-    return ModelFile(
+def content() -> Checkpoint:
+    return Checkpoint(
         state={"a.weight": torch.arange(6.0).reshape(2, 3).T, "a.count": torch.tensor(3)},
         model="line_net",
         labels=("ok", "Kratzer ü"),
@@ -29,8 +29,8 @@ def content() -> ModelFile:
 
 def test_what_is_written_is_read(tmp_path, content):
     path = tmp_path / "new" / "line.safetensors"
-    save_model(path, content)
-    found = read_model_file(path)
+    save_checkpoint(path, content)
+    found = load_checkpoint(path)
     assert found.state.keys() == content.state.keys()
     assert all(torch.equal(found.state[name], content.state[name]) for name in found.state)
     assert dataclasses.replace(found, state={}) == dataclasses.replace(content, state={})
@@ -40,29 +40,29 @@ def test_what_is_written_is_read(tmp_path, content):
 @pytest.mark.parametrize(("fit", "until"), [("letterbox", None), ("crop", "layer3")])
 def test_fit_and_an_earlier_end_are_kept_and_older_files_are_stretched(tmp_path, content, fit, until):
     path = tmp_path / "part.safetensors"
-    save_model(path, dataclasses.replace(content, fit=fit, until=until))
-    found = read_model_file(path)
+    save_checkpoint(path, dataclasses.replace(content, fit=fit, until=until))
+    found = load_checkpoint(path)
     assert (found.fit, found.until) == (fit, until)
     with safe_open(str(path), framework="pt") as file:
         metadata = file.metadata()
     save_file(found.state, path, {key: value for key, value in metadata.items() if key not in {"fit", "until"}})
-    assert (read_model_file(path).fit, read_model_file(path).until) == ("stretch", None)
+    assert (load_checkpoint(path).fit, load_checkpoint(path).until) == ("stretch", None)
     save_file(found.state, path, metadata | {"fit": "squeeze"})
     with pytest.raises(ModelError, match="'fit' is 'squeeze'; it must be one of stretch, letterbox, crop"):
-        read_model_file(path)
+        load_checkpoint(path)
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_crumbs(tmp_path, content):
     path = tmp_path / "line.safetensors"
     path.mkdir()
     with pytest.raises(ModelError, match="cannot be written"):
-        save_model(path, content)
+        save_checkpoint(path, content)
     assert [p.name for p in tmp_path.iterdir()] == ["line.safetensors"]
 
 
 def test_a_missing_file_names_the_command_that_makes_one(tmp_path):
     with pytest.raises(ModelError, match="train-line"):
-        read_model_file(tmp_path / "none.safetensors")
+        load_checkpoint(tmp_path / "none.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -79,34 +79,34 @@ def test_a_file_that_is_no_safetensors_is_refused(tmp_path, payload, said):
     path = tmp_path / "x.safetensors"
     path.write_bytes(payload)
     with pytest.raises(ModelError, match=said):
-        read_model_file(path)
+        load_checkpoint(path)
 
 
 def test_which_pictures_it_learned_from_stays_with_it(tmp_path, content):
     path = tmp_path / "x.safetensors"
-    save_model(path, dataclasses.replace(content, seen=frozenset({"0b", "0a"})))
-    assert read_model_file(path).seen == {"0a", "0b"}
+    save_checkpoint(path, dataclasses.replace(content, seen=frozenset({"0b", "0a"})))
+    assert load_checkpoint(path).seen == {"0a", "0b"}
 
 
 def test_a_truncated_file_is_refused(tmp_path, content):
     path = tmp_path / "x.safetensors"
-    save_model(path, content)
+    save_checkpoint(path, content)
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(ModelError, match="no readable safetensors"):
-        read_model_file(path)
+        load_checkpoint(path)
 
 
 def test_bare_weights_are_told_from_a_model_file(tmp_path):
     path = tmp_path / "bare.safetensors"
     save_file({"w": torch.zeros(2)}, path)
     with pytest.raises(ModelError, match=r"bare weights.*--weights"):
-        read_model_file(path)
+        load_checkpoint(path)
 
 
 def with_metadata(path, content, **changed):
     from safetensors import safe_open
 
-    save_model(path, content)
+    save_checkpoint(path, content)
     with safe_open(str(path), framework="pt") as file:
         metadata = dict(file.metadata()) | changed
     save_file(dict(content.state, **{"a.weight": content.state["a.weight"].contiguous()}), path, metadata)
@@ -131,4 +131,4 @@ def test_wrong_metadata_is_named(tmp_path, content, changed, says):
     path = tmp_path / "x.safetensors"
     with_metadata(path, content, **changed)
     with pytest.raises(ModelError, match=says):
-        read_model_file(path)
+        load_checkpoint(path)

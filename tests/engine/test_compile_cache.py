@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from engine.methods.recipro import Target
-from engine.runtime.compile_cache import Cache, key_of
-from engine.runtime.runner import Build, Runner
+from engine.runtime.compile_cache import CompileCache, key_of
+from engine.runtime.runner import CompileConfig, Runner
 from engine.split.network import split_network
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,22 +29,22 @@ def small_net(seed=0):
 
 def runner(net, cache, backend="openvino"):
     split = split_network(net, "3", (32, 32))
-    return Runner(split, Build(Target(), "point", backend, "fp32", torch.device("cpu"), 1 << 28, cache))
+    return Runner(split, CompileConfig(Target(), "point", backend, "fp32", torch.device("cpu"), 1 << 28, cache))
 
 
 def test_what_was_kept_is_found_for_the_same_key_and_for_no_other(tmp_path):
-    cache = Cache(tmp_path / "compiled")
+    cache = CompileCache(tmp_path / "compiled")
     assert cache.find(KEY) is None
     cache.keep(KEY, b"result")
     assert cache.find(KEY) == b"result"
-    assert Cache(tmp_path / "compiled").find(dict(reversed(KEY.items()))) == b"result"
+    assert CompileCache(tmp_path / "compiled").find(dict(reversed(KEY.items()))) == b"result"
     assert cache.find({**KEY, "weights": "c"}) is None
     assert (cache.found, cache.kept) == (1, 1)
 
 
 @pytest.mark.parametrize("place", [0, 40, -1])
 def test_a_damaged_entry_is_not_taken(tmp_path, place, caplog):
-    cache = Cache(tmp_path)
+    cache = CompileCache(tmp_path)
     tmp_path.chmod(0o700)
     cache.keep(KEY, b"result")
     (entry,) = tmp_path.iterdir()
@@ -58,7 +58,7 @@ def test_a_damaged_entry_is_not_taken(tmp_path, place, caplog):
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
 def test_an_entry_that_is_cut_off_is_not_taken(tmp_path, share):
     tmp_path.chmod(0o700)
-    cache = Cache(tmp_path)
+    cache = CompileCache(tmp_path)
     cache.keep(KEY, bytes(1000))
     (entry,) = tmp_path.iterdir()
     content = entry.read_bytes()
@@ -68,7 +68,7 @@ def test_an_entry_that_is_cut_off_is_not_taken(tmp_path, share):
 
 def test_an_entry_under_anothers_name_is_not_taken(tmp_path):
     tmp_path.chmod(0o700)
-    cache = Cache(tmp_path)
+    cache = CompileCache(tmp_path)
     cache.keep(KEY, b"one")
     (one,) = tmp_path.iterdir()
     cache.keep({**KEY, "weights": "c"}, b"other")
@@ -80,7 +80,7 @@ def test_an_entry_under_anothers_name_is_not_taken(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="file modes are POSIX's")
 @pytest.mark.parametrize("which", ["folder", "entry"])
 def test_nothing_is_taken_from_where_others_may_write(tmp_path, which, caplog):
-    cache = Cache(tmp_path / "compiled")
+    cache = CompileCache(tmp_path / "compiled")
     cache.keep(KEY, b"result")
     (entry,) = cache.folder.iterdir()
     (cache.folder if which == "folder" else entry).chmod(0o777)
@@ -90,7 +90,7 @@ def test_nothing_is_taken_from_where_others_may_write(tmp_path, which, caplog):
 
 def test_a_folder_that_cannot_be_made_costs_a_warning_and_nothing_else(tmp_path, caplog):
     (tmp_path / "file").write_text("in the way")
-    cache = Cache(tmp_path / "file" / "compiled")
+    cache = CompileCache(tmp_path / "file" / "compiled")
     cache.keep(KEY, b"result")
     assert cache.find(KEY) is None
     assert "cannot be kept" in caplog.text
@@ -98,7 +98,7 @@ def test_a_folder_that_cannot_be_made_costs_a_warning_and_nothing_else(tmp_path,
 
 def test_beyond_its_limit_what_was_not_used_for_the_longest_goes(tmp_path):
     tmp_path.chmod(0o700)
-    cache = Cache(tmp_path, limit_bytes=3000)
+    cache = CompileCache(tmp_path, limit_bytes=3000)
     for k in range(3):
         cache.keep({"k": str(k)}, bytes(700))
         (newest,) = (p for p in tmp_path.iterdir() if p.stat().st_mtime > 1e6)
@@ -133,7 +133,7 @@ def runner_key():
 
 def test_a_second_build_is_taken_from_the_first_and_answers_the_same(tmp_path):
     images = torch.randn(1, 3, 32, 32)
-    first, second = Cache(tmp_path / "compiled"), Cache(tmp_path / "compiled")
+    first, second = CompileCache(tmp_path / "compiled"), CompileCache(tmp_path / "compiled")
     built, taken = runner(small_net(), first), runner(small_net(), second)
     assert (first.found, first.kept, second.found, second.kept) == (0, 1, 1, 0)
     for one, other in zip(built(images), taken(images), strict=True):
@@ -142,7 +142,7 @@ def test_a_second_build_is_taken_from_the_first_and_answers_the_same(tmp_path):
 
 def test_a_whole_entry_of_another_network_is_found_out_and_built_anew(tmp_path, caplog):
     caplog.set_level(logging.WARNING)
-    cache = Cache(tmp_path / "compiled")
+    cache = CompileCache(tmp_path / "compiled")
     runner(small_net(1), cache)
     (wrong,) = cache.folder.iterdir()
     payload = wrong.read_bytes().partition(b"\n")[2]
@@ -151,7 +151,7 @@ def test_a_whole_entry_of_another_network_is_found_out_and_built_anew(tmp_path, 
     true = right.read_bytes()
     cache.keep(dict(_key_in(right)), payload)  # a checksum that holds, a key that fits, and another network inside
     assert right.read_bytes() != true
-    again = Cache(cache.folder)
+    again = CompileCache(cache.folder)
     images = torch.randn(1, 3, 32, 32)
     scores = runner(small_net(), again)(images)[0]
     torch.testing.assert_close(scores, torch.softmax(small_net()(images), 1), atol=1e-5, rtol=1e-5)
@@ -160,7 +160,7 @@ def test_a_whole_entry_of_another_network_is_found_out_and_built_anew(tmp_path, 
 
 
 def test_a_whole_entry_that_the_backend_cannot_read_is_built_anew(tmp_path):
-    cache = Cache(tmp_path / "compiled")
+    cache = CompileCache(tmp_path / "compiled")
     runner(small_net(), cache)
     (entry,) = cache.folder.iterdir()
     cache.keep(dict(_key_in(entry)), b"no network at all")

@@ -6,8 +6,8 @@ from torch import nn
 
 from engine.methods.recipro import Target, recipro_cam
 from engine.runtime import runner as building
-from engine.runtime.runner import Build, Runner
-from engine.split.layers import run_and_watch
+from engine.runtime.runner import CompileConfig, Runner
+from engine.split.layers import trace_layer_outputs
 from engine.split.network import split_network
 from pipeline.errors import EngineError, LayerError
 from tests.engine.reference import defined, lively
@@ -138,7 +138,7 @@ def test_a_map_with_its_channels_first_is_never_taken_for_the_other():
         def forward(self, x):
             return self.classes(self.norm(self.conv(x)).mean((2, 3)))
 
-    outputs, _ = run_and_watch(First().eval(), torch.randn(1, 3, 20, 90))
+    outputs, _ = trace_layer_outputs(First().eval(), torch.randn(1, 3, 20, 90))
     assert outputs["norm"].grid == (18, 88)
     assert outputs["norm"].channels == 6
 
@@ -166,7 +166,7 @@ class Fussy(nn.Module):
 
 
 def built(net):
-    build = Build(Target(), "point", "eager", "fp32", torch.device("cpu"), 1 << 28)
+    build = CompileConfig(Target(), "point", "eager", "fp32", torch.device("cpu"), 1 << 28)
     return Runner(split_network(net, "grid", SIZE), build)
 
 
@@ -182,10 +182,10 @@ def test_a_build_that_would_take_long_compares_some_cells_and_answers_all(monkey
     monkeypatch.setattr("engine.methods.recipro.find_local", lambda *_: None)
     net = small(ChannelsLast(mixing=True))
     split = split_network(net, "block", SIZE)
-    usual = Runner(split, Build(Target(), "point", "eager", "fp32", torch.device("cpu"), 1 << 28))
+    usual = Runner(split, CompileConfig(Target(), "point", "eager", "fp32", torch.device("cpu"), 1 << 28))
     assert "s an image" not in caplog.text
     monkeypatch.setattr(building, "_LONG_SECONDS", 0.0)
-    quick = Runner(split, Build(Target(), "point", backend, "fp32", torch.device("cpu"), 1 << 28))
+    quick = Runner(split, CompileConfig(Target(), "point", backend, "fp32", torch.device("cpu"), 1 << 28))
     assert "layer block: 8 x 10 cells, by the dense plan" in caplog.text
     for one, other in zip(usual(images()), quick(images()), strict=True):
         torch.testing.assert_close(one, other, atol=2e-3, rtol=0)

@@ -113,19 +113,19 @@ def test_rank_correlation_sees_order_alone_and_averages_the_ranks_of_equals():
 
 def test_unrest_is_the_change_of_maps_over_that_of_pictures():
     # maps change by 0.2 + 0.0, pictures by 0.1 + 0.3
-    assert m.unrest([0.8, 1.0], [0.9, 0.7]) == pytest.approx(0.5)
-    assert m.unrest([1.0, 1.0], [0.9, 0.7]) == 0.0
-    assert math.isnan(m.unrest([0.5, 0.5], [1.0, 1.0]))
-    assert math.isnan(m.unrest([], []))
+    assert m.temporal_instability([0.8, 1.0], [0.9, 0.7]) == pytest.approx(0.5)
+    assert m.temporal_instability([1.0, 1.0], [0.9, 0.7]) == 0.0
+    assert math.isnan(m.temporal_instability([0.5, 0.5], [1.0, 1.0]))
+    assert math.isnan(m.temporal_instability([], []))
 
 
 def test_maps_follow_when_they_change_most_where_pictures_do():
-    assert m.follows([0.9, 0.5, 0.7], [0.99, 0.2, 0.8]) == pytest.approx(1.0)
-    assert m.follows([0.9, 0.5, 0.7], [0.2, 0.99, 0.8]) == pytest.approx(-1.0)
+    assert m.temporal_correlation([0.9, 0.5, 0.7], [0.99, 0.2, 0.8]) == pytest.approx(1.0)
+    assert m.temporal_correlation([0.9, 0.5, 0.7], [0.2, 0.99, 0.8]) == pytest.approx(-1.0)
     # ranks of changes 1 2 3 and 1 3 2: r = 0.5
-    assert m.follows([0.9, 0.8, 0.7], [0.9, 0.7, 0.8]) == pytest.approx(0.5)
-    assert m.follows([1.0, 1.0, 1.0], [0.9, 0.7, 0.8]) == 0.0
-    assert math.isnan(m.follows([0.9, 0.8], [0.9, 0.7]))
+    assert m.temporal_correlation([0.9, 0.8, 0.7], [0.9, 0.7, 0.8]) == pytest.approx(0.5)
+    assert m.temporal_correlation([1.0, 1.0, 1.0], [0.9, 0.7, 0.8]) == 0.0
+    assert math.isnan(m.temporal_correlation([0.9, 0.8], [0.9, 0.7]))
 
 
 @given(arrays(np.float32, (4, 4), elements=st.floats(0, 1, width=32)))

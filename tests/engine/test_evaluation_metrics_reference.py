@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from engine.evaluation.evaluator import blurred, spread
-from engine.evaluation.factory import Wanted, build_examiner
+from engine.evaluation.evaluator import blurred, upsample
+from engine.evaluation.factory import EvaluationOptions, build_evaluator
 from engine.methods.recipro import recipro_cam
-from engine.models.loader import Network
+from engine.models.loader import LoadedModel
 from pipeline.config import EngineConfig
 from pipeline.frames import Frame
 
@@ -27,19 +27,19 @@ def network():
         ).eval()  # fmt: skip
     with torch.no_grad():
         net[6].weight.mul_(12)
-    return Network(net, "small", tuple("abcde"), SIZE, (0.5,) * 3, (0.25,) * 3, None)
+    return LoadedModel(net, "small", tuple("abcde"), SIZE, (0.5,) * 3, (0.25,) * 3, None)
 
 
 @pytest.fixture(scope="module")
 def measured(network):
     """Pictures as the network takes them, what we measured on each, and its map at their size."""
-    examiner = build_examiner(network, EngineConfig(), Wanted(steps=STEPS, randomised=False))
+    examiner = build_evaluator(network, EngineConfig(), EvaluationOptions(steps=STEPS, randomised=False))
     rng = np.random.default_rng(4)
     frames = [Frame(np.kron(rng.integers(0, 256, (8, 8, 3), np.uint8), np.ones((4, 4, 1), np.uint8)), "test", k, 0.0)
               for k in range(12)]  # fmt: skip
     told = [examiner.examine(frame) for frame in frames]
     images = [examiner._preprocessing.normalised(examiner._preprocessing.pixels([frame])) for frame in frames]
-    maps = [spread(recipro_cam(examiner.split, image)[1][0], SIZE) for image in images]
+    maps = [upsample(recipro_cam(examiner.split, image)[1][0], SIZE) for image in images]
     return examiner, torch.cat(images), told, torch.stack(maps)
 
 
@@ -117,7 +117,7 @@ def test_coherency_and_complexity_agree_with_grad_cams(network, measured):
 
     def again(input_tensor, targets):
         _, heat = recipro_cam(examiner.split, input_tensor, [one["class"] for one in told])
-        return torch.stack([spread(one, SIZE) for one in heat]).numpy()
+        return torch.stack([upsample(one, SIZE) for one in heat]).numpy()
 
     coherency = theirs.Coherency()(images, maps.numpy(), None, network.net, again)
     assert [one["coherency"] for one in told] == pytest.approx(coherency.tolist(), abs=CLOSE)

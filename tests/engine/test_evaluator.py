@@ -11,17 +11,26 @@ from torch import nn
 
 from engine.evaluation import metrics
 from engine.evaluation.boxes import boxes_of_class, coco_boxes, voc_boxes, yolo_boxes
-from engine.evaluation.evaluator import batched, blurred, centres_of, inside, moved, share_of, shuffled, spread
-from engine.evaluation.factory import Wanted, build_examiner
+from engine.evaluation.evaluator import (
+    batched,
+    blurred,
+    centres_of,
+    fraction_of,
+    inside,
+    interpolate_pixels,
+    shuffled,
+    upsample,
+)
+from engine.evaluation.factory import EvaluationOptions, build_evaluator
 from engine.evaluation.masks import covered, distance_to, energy_on, lies_within
-from engine.evaluation.results import Journal, write_result
+from engine.evaluation.results import ResultsLog, write_result
 from engine.evaluation.summary import summarise
 from engine.methods.recipro import recipro_cam
-from engine.models.loader import Network
+from engine.models.loader import LoadedModel
 from engine.split.network import split_network
 from pipeline.config import EngineConfig
 from pipeline.errors import ConfigError
-from pipeline.frames import Box, Frame, Truth
+from pipeline.frames import Box, Frame, GroundTruth
 
 LABELS = tuple("abcde")
 
@@ -36,7 +45,7 @@ def network():
         ).eval()  # fmt: skip
     with torch.no_grad():
         net[6].weight.mul_(8)
-    return Network(net, "small", LABELS, (32, 32), (0.5,) * 3, (0.25,) * 3, None)
+    return LoadedModel(net, "small", LABELS, (32, 32), (0.5,) * 3, (0.25,) * 3, None)
 
 
 @pytest.fixture
@@ -46,13 +55,13 @@ def frame():
 
 
 def test_a_picture_is_measured_as_the_definitions_say(network, frame):
-    examiner = build_examiner(network, EngineConfig(fit="stretch"), Wanted(steps=1))
+    examiner = build_evaluator(network, EngineConfig(fit="stretch"), EvaluationOptions(steps=1))
     told = examiner.examine(frame, None)
     image = examiner._preprocessing.normalised(examiner._preprocessing.pixels([frame]))
     split = split_network(network.net, None, (32, 32))
     scores, heat = recipro_cam(split, image)
     target = int(scores.argmax())
-    wide = spread(heat[0], (32, 32))
+    wide = upsample(heat[0], (32, 32))
     after, other = recipro_cam(split, image * wide, target)
 
     def score(pictures):
@@ -63,7 +72,7 @@ def test_a_picture_is_measured_as_the_definitions_say(network, frame):
     assert told["score"] == pytest.approx(score(image), abs=1e-6)
     assert told["score_masked"] == pytest.approx(score(image * wide), abs=1e-6)
     assert told["drop"] == pytest.approx(max(0, score(image) - float(after[0, target])) / score(image), abs=1e-5)
-    one, two = wide.numpy().ravel(), spread(other[0], (32, 32)).numpy().ravel()
+    one, two = wide.numpy().ravel(), upsample(other[0], (32, 32)).numpy().ravel()
     assert told["correlation"] == pytest.approx(np.corrcoef(one, two)[0, 1], abs=1e-5)
     assert told["complexity"] == pytest.approx(one.mean(), abs=1e-6)
     assert told["deletion"] == pytest.approx((score(image) + score(torch.zeros_like(image))) / 2, abs=1e-5)
@@ -74,12 +83,12 @@ def test_a_picture_is_measured_as_the_definitions_say(network, frame):
 
 
 def test_deletion_takes_the_hottest_pixels_first(network, frame):
-    examiner = build_examiner(network, EngineConfig(), Wanted(steps=2, randomised=False))
+    examiner = build_evaluator(network, EngineConfig(), EvaluationOptions(steps=2, randomised=False))
     seen = []
     head = examiner.split.head
     object.__setattr__(examiner.split, "head", lambda images: seen.append(images.clone()) or head(images))
     told = examiner.examine(frame)
-    wide = spread(torch.tensor(told["heat"]), (32, 32)).flatten()
+    wide = upsample(torch.tensor(told["heat"]), (32, 32)).flatten()
     deleted, inserted = (one for one in seen if len(one) == 3)
     gone = (deleted[1] == 0).all(0).flatten()
     assert gone.sum() == 512
@@ -89,15 +98,17 @@ def test_deletion_takes_the_hottest_pixels_first(network, frame):
 
 
 def test_the_pointing_game_is_played_on_boxes_of_the_explained_class_alone(network, frame):
-    examiner = build_examiner(network, EngineConfig(), Wanted(steps=0, randomised=False, meaning={"thing": [0, 1]}))
+    examiner = build_evaluator(
+        network, EngineConfig(), EvaluationOptions(steps=0, randomised=False, meaning={"thing": [0, 1]})
+    )
     label = examiner.examine(frame)["label"]
     whole = Box(0, 0, 96, 64)
-    told = examiner.examine(frame, [Truth(label.upper(), (whole,))])
+    told = examiner.examine(frame, [GroundTruth(label.upper(), (whole,))])
     assert told["pointing"] is told["pointing_15px"] is True
     assert told["energy_inside"] == pytest.approx(1.0)
-    assert examiner.examine(frame, [Truth("else", (whole,))])["pointing"] is None
-    anything = build_examiner(network, EngineConfig(), Wanted(steps=0, randomised=False, any_box=True))
-    assert anything.examine(frame, [Truth("else", (whole,))])["pointing"] is True
+    assert examiner.examine(frame, [GroundTruth("else", (whole,))])["pointing"] is None
+    anything = build_evaluator(network, EngineConfig(), EvaluationOptions(steps=0, randomised=False, any_box=True))
+    assert anything.examine(frame, [GroundTruth("else", (whole,))])["pointing"] is True
 
 
 def test_pixels_are_inside_a_box_by_their_centres_and_boxes_follow_the_frame_to_the_input():
@@ -106,12 +117,12 @@ def test_pixels_are_inside_a_box_by_their_centres_and_boxes_follow_the_frame_to_
 
 
 def test_neighbouring_frames_are_compared_by_the_maps_of_one_class(network, frame):
-    examiner = build_examiner(network, EngineConfig(), Wanted(steps=0, randomised=False))
+    examiner = build_evaluator(network, EngineConfig(), EvaluationOptions(steps=0, randomised=False))
     other = Frame(np.ascontiguousarray(frame.image[:, ::-1]), "test", 1, 0.0)
     told = examiner.compare(frame, other, 2)
     images = [examiner._preprocessing.normalised(examiner._preprocessing.pixels([one])) for one in (frame, other)]
     heats = [recipro_cam(examiner.split, image, 2)[1][0] for image in images]
-    maps = [spread(heat, (32, 32)).numpy().ravel() for heat in heats]
+    maps = [upsample(heat, (32, 32)).numpy().ravel() for heat in heats]
     assert told["stability"] == pytest.approx(np.corrcoef(*maps)[0, 1], abs=1e-5)
     greys = [image[0].mean(0).numpy().ravel() for image in images]
     assert told["picture_stability"] == pytest.approx(np.corrcoef(*greys)[0, 1], abs=1e-5)
@@ -166,7 +177,7 @@ def test_coco_boxes_are_found_by_file_name():
         "categories": [{"id": 18, "name": "dog"}],
         "annotations": [{"image_id": 5, "category_id": 18, "bbox": [1, 2, 10, 20]}],
     }
-    assert coco_boxes(json.dumps(told), "x.json") == {"a.jpg": (Truth("dog", (Box(1, 2, 11, 22),)),), "b.jpg": ()}
+    assert coco_boxes(json.dumps(told), "x.json") == {"a.jpg": (GroundTruth("dog", (Box(1, 2, 11, 22),)),), "b.jpg": ()}
     for broken in ("[]", "{", '{"images": 3}'):
         with pytest.raises(ConfigError, match=r"x\.json"):
             coco_boxes(broken, "x.json")
@@ -184,7 +195,7 @@ def test_coco_pictures_of_one_name_are_told_apart_by_their_folders_or_refused():
 def test_pixels_are_moved_part_by_part_and_no_more_are_held_than_are_run():
     start, end = torch.zeros(1, 3, 2, 4), torch.ones(1, 3, 2, 4)
     order = torch.tensor([3, 0, 1, 2, 7, 6, 5, 4])
-    seen = list(batched(moved(start, end, order.tensor_split(3)), 3))
+    seen = list(batched(interpolate_pixels(start, end, order.tensor_split(3)), 3))
     assert list(map(len, seen)) == [3, 1]
     assert [int(image[0, 0].sum()) for some in seen for image in some] == [0, 3, 6, 8]
     assert seen[0][1][0, 1].flatten().tolist() == [1, 1, 0, 1, 0, 0, 0, 0]
@@ -194,49 +205,49 @@ def test_pixels_are_moved_part_by_part_and_no_more_are_held_than_are_run():
 def test_voc_boxes_count_from_one_and_entities_are_refused():
     box = "<bndbox><xmin>1</xmin><ymin>3</ymin><xmax>10</xmax><ymax>20</ymax></bndbox>"
     text = f"<annotation><object><name>dog</name>{box}</object></annotation>"
-    assert voc_boxes(text, "a.xml") == (Truth("dog", (Box(0, 2, 10, 20),)),)
+    assert voc_boxes(text, "a.xml") == (GroundTruth("dog", (Box(0, 2, 10, 20),)),)
     for broken in ("<a", "<a><object><name>x</name></object></a>", "<!DOCTYPE a><a/>"):
         with pytest.raises(ConfigError, match=r"a\.xml"):
             voc_boxes(broken, "a.xml")
 
 
 def test_a_box_is_of_the_class_by_name_or_by_what_its_name_stands_for():
-    truths = [Truth("Dog", (Box(0, 0, 1, 1),)), Truth("car", (Box(1, 1, 2, 2),))]
+    truths = [GroundTruth("Dog", (Box(0, 0, 1, 1),)), GroundTruth("car", (Box(1, 1, 2, 2),))]
     assert boxes_of_class(truths, "dog", 3, {}) == truths[0].boxes
     assert boxes_of_class(truths, "sports car", 817, {"car": [817, 511]}) == truths[1].boxes
     assert boxes_of_class(truths, "sports car", 817, {}) == ()
 
 
 def test_a_journal_goes_on_drops_a_torn_line_and_refuses_another_evaluation(tmp_path):
-    with Journal(tmp_path / "new", {"model": "x", "size": (1, 2)}) as journal:
+    with ResultsLog(tmp_path / "new", {"model": "x", "size": (1, 2)}) as journal:
         journal.add({"image": "a"})
         journal.add({"image": "b"})
     with (tmp_path / "new" / "images.jsonl").open("a") as file:
         file.write('{"image": "c", "sco')
-    with Journal(tmp_path / "new", {"model": "x", "size": (1, 2)}) as journal:
+    with ResultsLog(tmp_path / "new", {"model": "x", "size": (1, 2)}) as journal:
         assert list(journal.records) == ["a", "b"]
         journal.add({"image": "c"})
     lines = (tmp_path / "new" / "images.jsonl").read_text().splitlines()
     assert [json.loads(line)["image"] for line in lines] == ["a", "b", "c"]
     with pytest.raises(ConfigError, match="begun with model 'x', not 'y'"):
-        Journal(tmp_path / "new", {"model": "y", "size": (1, 2)}).__enter__()
+        ResultsLog(tmp_path / "new", {"model": "y", "size": (1, 2)}).__enter__()
 
 
 @pytest.mark.parametrize("settings", [None, "", "[]", '{"model": '])
 def test_records_whose_settings_are_lost_are_not_taken_for_those_of_any(tmp_path, settings):
-    with Journal(tmp_path, {"model": "x"}) as journal:
+    with ResultsLog(tmp_path, {"model": "x"}) as journal:
         journal.add({"image": "a"})
     (tmp_path / "settings.json").unlink()
     if settings is not None:
         (tmp_path / "settings.json").write_text(settings)
     with pytest.raises(ConfigError, match="does not say what the records beside it were made with"):
-        Journal(tmp_path, {"model": "y"}).__enter__()
+        ResultsLog(tmp_path, {"model": "y"}).__enter__()
     assert (tmp_path / "images.jsonl").read_text() == '{"image": "a"}\n'
 
 
 def test_settings_torn_before_the_first_record_are_written_anew(tmp_path):
     (tmp_path / "settings.json").write_text("")
-    with Journal(tmp_path, {"model": "x"}):
+    with ResultsLog(tmp_path, {"model": "x"}):
         pass
     assert json.loads((tmp_path / "settings.json").read_text()) == {"model": "x"}
 
@@ -290,7 +301,7 @@ def test_energy_on_a_mask_is_the_share_of_the_heat_that_lies_there():
 
 
 def test_pointing_at_a_mask_needs_no_class_and_the_peak_counts_in_the_pictures_own_pixels(network, frame):
-    examiner = build_examiner(network, EngineConfig(), Wanted(steps=0, randomised=False))
+    examiner = build_evaluator(network, EngineConfig(), EvaluationOptions(steps=0, randomised=False))
     plain = examiner.examine(frame)
     heat = np.array(plain["heat"])
     row, column = divmod(int(heat.argmax()), heat.shape[1])
@@ -314,7 +325,7 @@ def test_pointing_at_a_mask_needs_no_class_and_the_peak_counts_in_the_pictures_o
 
 
 def test_an_object_that_the_crop_leaves_out_plays_no_game(network, frame):
-    examiner = build_examiner(network, EngineConfig(fit="crop"), Wanted(steps=0, randomised=False))
+    examiner = build_evaluator(network, EngineConfig(fit="crop"), EvaluationOptions(steps=0, randomised=False))
     left, right = np.zeros((64, 96), bool), np.zeros((64, 96), bool)
     left[:, :16] = True
     right[:, 40:48] = True
@@ -344,6 +355,6 @@ def test_chance_of_the_pointing_game_is_the_share_of_cells_that_hit(tolerance):
         math.hypot(max(box.left - x, 0, x - box.right), max(box.top - y, 0, y - box.bottom)) <= tolerance
         for x, y in centres
     ]
-    assert 0.0 < share_of(hits) < 1.0
+    assert 0.0 < fraction_of(hits) < 1.0
     assert [lies_within(mask, one, tolerance) for one in centres] == hits
     assert [metrics.points_at(one, [box], tolerance) for one in centres] == hits

@@ -15,13 +15,13 @@ from engine.explainers.exported import ExportedExplainer
 from engine.explainers.network import NetworkExplainer
 from engine.export import exporter, runtimes
 from engine.export.exporter import check_format, export_network
-from engine.export.metadata import EXTRA, is_exported, read_passport
-from engine.io.atomic import whole_file
-from engine.models.labels import choose_target
-from engine.models.loader import Network, build_untrained, load_network
+from engine.export.metadata import EXTRA, is_exported, read_metadata
+from engine.io.atomic import atomic_write
+from engine.models.labels import parse_target
+from engine.models.loader import LoadedModel, build_untrained, load_network
 from engine.models.registry import IMAGENET_MEAN, IMAGENET_STD, MODELS
-from engine.runtime.runner import Build, Runner
-from engine.runtime.signal_stack import kept_signal_stack
+from engine.runtime.runner import CompileConfig, Runner
+from engine.runtime.signal_stack import preserve_signal_stack
 from engine.split.network import split_network
 from pipeline.config import EngineConfig
 from pipeline.errors import BackendError, ConfigError, ModelError
@@ -47,12 +47,12 @@ def network_of(name, size):
     torch.manual_seed(3)
     net = lively(build_untrained(MODELS[name], 12), size)
     names = tuple(f"name {k}" for k in range(12))
-    return Network(net, name, names, (224, 224), IMAGENET_MEAN, IMAGENET_STD, None)
+    return LoadedModel(net, name, names, (224, 224), IMAGENET_MEAN, IMAGENET_STD, None)
 
 
 @dataclasses.dataclass
 class Made:
-    network: Network
+    network: LoadedModel
     config: EngineConfig
     path: object
     told: object
@@ -60,8 +60,8 @@ class Made:
     def answers(self, images):
         """The engine's own answers, whatever plan it chooses."""
         split = split_network(self.network.net, self.config.layer or self.network.layer, self.config.input_size)
-        target = choose_target(self.config.target, self.network.labels)
-        build = Build(target, self.config.kernel, "eager", "fp32", torch.device("cpu"), 1 << 28)
+        target = parse_target(self.config.target, self.network.labels)
+        build = CompileConfig(target, self.config.kernel, "eager", "fp32", torch.device("cpu"), 1 << 28)
         return Runner(split, build)(images)
 
 
@@ -101,7 +101,7 @@ def with_onnxruntime(path, images):
 
 
 def with_openvino(path, images):
-    with kept_signal_stack():
+    with preserve_signal_stack():
         compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     results = compiled({"images": images.numpy()})
     return [results[name] for name in ("scores", "classes", "heat")]
@@ -162,7 +162,7 @@ def test_no_masked_map_is_inside_where_the_tail_pools(made):
 
 
 def test_what_the_file_says_of_itself_is_all_that_is_needed(line):
-    passport = read_passport(line.path)
+    passport = read_metadata(line.path)
     assert passport == line.told.passport
     assert passport.labels == line.network.labels
     assert (passport.input_size, passport.fit, passport.layer) == ((120, 160), "letterbox", "features")
@@ -188,7 +188,7 @@ def test_a_torch_program_answers_like_the_engine(line_program):
         images = pictures(count, (120, 160))
         with torch.inference_mode():
             assert_same(module(images), line_program.answers(images))
-    assert read_passport(line_program.path) == line_program.told.passport
+    assert read_metadata(line_program.path) == line_program.told.passport
 
 
 def frames(count=3):
@@ -341,7 +341,7 @@ def test_a_file_that_disagrees_with_the_engine_is_not_kept(tmp_path, monkeypatch
     path.write_text("the old one")
 
     def attempt():
-        with whole_file(path) as place:
+        with atomic_write(path) as place:
             export_network(load_network("line_net", weights="random"), EngineConfig(input_size="48x64"), place)
 
     with pytest.raises(BackendError, match="does not answer like the engine"):

@@ -8,7 +8,7 @@ from torch import nn
 
 from engine.fitting import LUMINANCE
 from engine.methods.recipro import recipro_cam
-from engine.models.checkpoint import ModelFile, save_model
+from engine.models.checkpoint import Checkpoint, save_checkpoint
 from engine.models.loader import build_untrained, class_names, load_network
 from engine.models.registry import MODELS
 from engine.models.weights import fit_weights, put_into
@@ -67,7 +67,7 @@ def assert_same_weights(net, other):
 @pytest.mark.parametrize("name", ["mnasnet1_0", "resnet18"])
 def test_a_model_file_gives_back_the_network_it_was_made_from(tmp_path, name):
     net = drawn(name, 3)
-    save_model(tmp_path / "m.safetensors", ModelFile(
+    save_checkpoint(tmp_path / "m.safetensors", Checkpoint(
         state=dict(net.state_dict()), model=name, labels=("a", "b", "c"), input_size=SMALL, mean=(0.5,) * 3,
         std=(0.5,) * 3, layer=split_network(net, None, SMALL).layer,
     ))  # fmt: skip

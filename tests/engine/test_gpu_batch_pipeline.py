@@ -8,23 +8,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.explainers.gpu import CardExplainer, DrawnExplanation
+from engine.explainers.gpu import GpuExplainer, RenderedExplanation
 from engine.explainers.network import NetworkExplainer
-from engine.gpu.batch_pipeline import SLOTS, Flights, buckets_up_to, pieces
-from engine.gpu.streams import PlainLanes, lanes_of
+from engine.gpu.batch_pipeline import SLOTS, BatchPipeline, buckets_up_to, split_into_buckets
+from engine.gpu.streams import CpuStreams, device_streams
 from engine.models.loader import load_network
-from overlays.render.gpu_tables import level_table
-from overlays.render.jpeg import decode_picture
+from overlays.render.gpu_tables import heat_lut
+from overlays.render.jpeg import decode_image
 from overlays.render.renderer import HeatRenderer
 from pipeline.config import EngineConfig
 from pipeline.frames import Frame
 from tests.engine.reference import lively
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-TABLE = level_table("inferno", 0.6)
+TABLE = heat_lut("inferno", 0.6)
 
 
-class FakeLanes(PlainLanes):
+class FakeLanes(CpuStreams):
     """Writes down who marks and who waits; what runs, runs at once."""
 
     def __init__(self, device=None):
@@ -75,7 +75,7 @@ def image(value, size=(4, 6)):
 @given(st.integers(1, 300), st.lists(st.integers(1, 64), min_size=1, max_size=5))
 def test_a_batch_is_cut_into_compiled_sizes_and_nothing_is_lost(count, others):
     buckets = sorted({1, *others})
-    told = pieces(count, buckets)
+    told = split_into_buckets(count, buckets)
     assert sum(frames for frames, _ in told) == count
     assert all(frames <= bucket and bucket in buckets for frames, bucket in told)
     assert all(frames == bucket for frames, bucket in told[:-1])
@@ -88,7 +88,7 @@ def test_buckets_grow_to_the_largest_batch():
 
 
 def test_each_frame_gets_its_own_answer_whatever_fills_the_bucket_up():
-    flights = Flights(PlainLanes(), (1, 4), doubling)
+    flights = BatchPipeline(CpuStreams(), (1, 4), doubling)
     values = [7, 9, 11, 13, 15, 17, 19]
     launched = flights.launch([image(v) for v in values])
     assert [flight.count for flight in launched] == [4, 3]
@@ -99,7 +99,7 @@ def test_each_frame_gets_its_own_answer_whatever_fills_the_bucket_up():
 
 
 def test_a_flight_keeps_its_answers_when_the_same_graph_runs_again():
-    flights = Flights(PlainLanes(), (1,), doubling)
+    flights = BatchPipeline(CpuStreams(), (1,), doubling)
     (first,), _, _, _ = (flights.launch([image(v)]) for v in (5, 6, 7, 8))
     assert first.answers[0].item() == 10.0
     assert int(first.pictures[0][0, 0, 0]) == 5
@@ -107,7 +107,7 @@ def test_a_flight_keeps_its_answers_when_the_same_graph_runs_again():
 
 def test_a_graph_is_captured_once_for_each_size_and_bucket():
     lanes = FakeLanes()
-    flights = Flights(lanes, (1, 2), doubling)
+    flights = BatchPipeline(lanes, (1, 2), doubling)
     for _ in range(2):
         for count, size in ((1, (4, 6)), (2, (4, 6)), (1, (8, 6))):
             flights.launch([image(1, size)] * count)
@@ -116,7 +116,7 @@ def test_a_graph_is_captured_once_for_each_size_and_bucket():
 
 def test_nothing_is_overwritten_before_it_was_read_and_the_host_waits_for_nothing_else():
     lanes = FakeLanes()
-    flights = Flights(lanes, (1,), doubling)
+    flights = BatchPipeline(lanes, (1,), doubling)
     flights.prepare((4, 6), 1)
     flights._next_slot((4, 6))
     marks = []
@@ -139,7 +139,7 @@ def test_nothing_is_overwritten_before_it_was_read_and_the_host_waits_for_nothin
 
 def test_memory_is_made_by_the_lane_that_writes_there_first():
     lanes = FakeLanes()
-    Flights(lanes, (1,), doubling).launch([image(1)])
+    BatchPipeline(lanes, (1,), doubling).launch([image(1)])
     assert [entry for entry in lanes.told if entry[0] == "on"] == [
         ("on", "compute"), ("on", "copy"), ("on", "copy"), ("on", "compute"),
     ]  # fmt: skip
@@ -166,12 +166,12 @@ def frame(seed, size=(60, 90), camera="a"):
 def test_frames_on_the_card_are_explained_and_drawn_as_on_the_host(network, device, fit):
     frames = [frame(1), frame(2, (48, 48)), frame(3), frame(4), frame(5)]
     host = NetworkExplainer(network, knobs(device="cpu", fit=fit))
-    card = CardExplainer(network, knobs(device=device, fit=fit, batch=2), table=TABLE)
+    card = GpuExplainer(network, knobs(device=device, fit=fit, batch=2), table=TABLE)
     finish = card.begin(frames)
     again = card.begin(frames[:2])
     told = finish()
     for wanted, explanation in zip(host.explain(frames), told, strict=True):
-        assert isinstance(explanation, DrawnExplanation)
+        assert isinstance(explanation, RenderedExplanation)
         assert explanation.frame is wanted.frame
         assert explanation.region == wanted.region
         assert explanation.top.score == pytest.approx(wanted.top.score, abs=5e-3)
@@ -184,13 +184,13 @@ def test_frames_on_the_card_are_explained_and_drawn_as_on_the_host(network, devi
         assert np.abs(array.astype(int) - image_wanted).max() <= 2
         assert not array.flags.writeable
         assert jpeg.quality == 90
-        assert decode_picture(jpeg.payload).shape == array.shape
+        assert decode_image(jpeg.payload).shape == array.shape
     assert [explanation.frame.index for explanation in again()] == [1, 2]
     assert card.explain([]) == []
 
 
 def test_only_what_is_asked_for_is_brought_back(network):
-    card = CardExplainer(network, knobs(device="cpu"), table=TABLE)
+    card = GpuExplainer(network, knobs(device="cpu"), table=TABLE)
     (explanation,) = card.explain([frame(1)])
     assert card.deliver(explanation, None, quality=None, array=False) == (None, None)
     jpeg, array = card.deliver(explanation, None, quality=50, array=False)
@@ -202,7 +202,7 @@ def test_only_what_is_asked_for_is_brought_back(network):
 
 def test_the_encode_lane_waits_for_the_drawing_and_the_drawing_for_nobody(network):
     lanes = FakeLanes()
-    card = CardExplainer(network, knobs(device="cpu"), table=TABLE, lanes=lambda device: lanes)
+    card = GpuExplainer(network, knobs(device="cpu"), table=TABLE, lanes=lambda device: lanes)
     (explanation,) = card.explain([frame(1)])
     lanes.told.clear()
     card.deliver(explanation, None, quality=50, array=False)
@@ -211,10 +211,10 @@ def test_the_encode_lane_waits_for_the_drawing_and_the_drawing_for_nobody(networ
 
 @pytest.mark.gpu
 def test_on_a_gpu_the_whole_way_is_one_graph_off_the_default_stream(network, caplog):
-    card = CardExplainer(network, knobs(device="cuda", precision="fp16"), table=TABLE)
+    card = GpuExplainer(network, knobs(device="cuda", precision="fp16"), table=TABLE)
     assert len(card.explain([frame(1)])) == 1
     assert "runs call by call" not in caplog.text
-    lanes = lanes_of(torch.device("cuda", 0))
+    lanes = device_streams(torch.device("cuda", 0))
     with lanes.on("compute"):
         assert torch.cuda.current_stream() != torch.cuda.default_stream()
 
@@ -222,7 +222,7 @@ def test_on_a_gpu_the_whole_way_is_one_graph_off_the_default_stream(network, cap
 @pytest.mark.gpu
 @pytest.mark.slow
 def test_on_a_gpu_a_thousand_frames_leave_the_memory_as_it_was(network):
-    card = CardExplainer(network, knobs(device="cuda", precision="fp16", batch=4), table=TABLE)
+    card = GpuExplainer(network, knobs(device="cuda", precision="fp16", batch=4), table=TABLE)
 
     def carry(count):
         for number in range(count):
@@ -247,7 +247,7 @@ def test_on_a_gpu_every_backend_that_is_here_tells_what_eager_tells(network, bac
     if backend in BACKENDS and (lacking := BACKENDS[backend].load().missing("cuda")):
         pytest.skip(lacking)
     config = knobs(device="cuda", precision="fp16").model_copy(update={"backend": backend})
-    card = CardExplainer(network, config, table=TABLE)
+    card = GpuExplainer(network, config, table=TABLE)
     (wanted,) = NetworkExplainer(network, knobs(device="cpu")).explain([frame(1)])
     (told,) = card.explain([frame(1)])
     assert told.top.score == pytest.approx(wanted.top.score, abs=2e-2)

@@ -9,13 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.gpu.image_ops import InputOf, Painter, encoded, spread, stamped
-from engine.models.preprocess import Preprocessing, place
+from engine.gpu.image_ops import FramePreprocessor, HeatmapBlender, blend_patch, encode_jpeg, upsample_heat
+from engine.models.preprocess import Preprocessing, fit_geometry
 from overlays.render.colormaps import COLORMAPS, palette
-from overlays.render.gpu_tables import legend_stamp, level_table
+from overlays.render.gpu_tables import heat_lut, legend_patch
 from overlays.render.heatmap import heat_levels, paint_heat
 from overlays.render.renderer import HeatRenderer
-from overlays.render.text import Line
+from overlays.render.text import TextLine
 from pipeline.frames import Box, Explanation, Finding, Frame
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -36,7 +36,7 @@ def picture(height, width, seed=0):
 def test_the_input_is_the_hosts_within_one_level(fit, size, device):
     preprocessing = Preprocessing((224, 224), MEAN, STD, fit)
     frames = [Frame(picture(*size, seed), "a", seed, 0.0) for seed in (1, 2)]
-    fitter = InputOf(preprocessing, size).to(device)
+    fitter = FramePreprocessor(preprocessing, size).to(device)
     stacked = torch.from_numpy(np.stack([frame.image for frame in frames])).to(device)
     wanted = preprocessing.pixels(frames).float()
     told = fitter.levels(stacked).cpu()
@@ -54,7 +54,7 @@ def test_the_input_is_the_hosts_within_one_level(fit, size, device):
 def test_heat_is_spread_as_the_renderer_spreads_it(near, extent, cells, pixels):
     heat = np.random.default_rng(cells).random((1, cells), np.float32)
     wanted = heat_levels(heat, Box(near, 0, near + extent, 1), 1, pixels)[0].astype(float)
-    told = (spread(near, near + extent, cells, pixels).numpy() @ (255.0 * heat[0])).round()
+    told = (upsample_heat(near, near + extent, cells, pixels).numpy() @ (255.0 * heat[0])).round()
     assert np.abs(told - wanted).max() <= 1.0
 
 
@@ -62,10 +62,10 @@ def test_heat_is_spread_as_the_renderer_spreads_it(near, extent, cells, pixels):
 @pytest.mark.parametrize("fit", ["stretch", "letterbox", "crop"])
 @pytest.mark.parametrize(("size", "grid"), [((180, 320), (7, 7)), ((97, 61), (14, 9)), ((40, 40), (1, 3))])
 def test_the_overlay_is_the_renderers_within_two_levels(fit, size, grid, device):
-    region = place(size, (224, 224), fit).region
+    region = fit_geometry(size, (224, 224), fit).region
     images = np.stack([picture(*size, seed) for seed in range(2)])
     heat = np.random.default_rng(3).random((2, *grid)).astype(np.float32)
-    painter = Painter(level_table("inferno", 0.6), region, grid, size).to(device)
+    painter = HeatmapBlender(heat_lut("inferno", 0.6), region, grid, size).to(device)
     told = painter(torch.from_numpy(images).to(device), torch.from_numpy(heat).to(device)).cpu()
     assert told.shape == (2, 3, *size)
     assert told.is_contiguous()
@@ -79,21 +79,21 @@ def test_the_overlay_is_the_renderers_within_two_levels(fit, size, grid, device)
 def test_every_colour_map_looks_the_same(colormap, opacity):
     image, heat = picture(64, 96), np.linspace(0, 1, 48, dtype=np.float32).reshape(6, 8)
     region = Box(0, 0, 96, 64)
-    painter = Painter(level_table(colormap, opacity), region, (6, 8), (64, 96))
+    painter = HeatmapBlender(heat_lut(colormap, opacity), region, (6, 8), (64, 96))
     told = painter(torch.from_numpy(image)[None], torch.from_numpy(heat)[None])[0].permute(1, 2, 0).numpy().astype(int)
     assert np.abs(told - paint_heat(image, heat, region, palette(colormap, opacity)).astype(int)).max() <= 2
 
 
 def test_where_there_is_no_heat_the_frame_is_untouched():
     image = picture(50, 70)
-    painter = Painter(level_table("turbo", 1.0), Box(10, 10, 40, 40), (3, 3), (50, 70))
+    painter = HeatmapBlender(heat_lut("turbo", 1.0), Box(10, 10, 40, 40), (3, 3), (50, 70))
     told = painter(torch.from_numpy(image)[None], torch.zeros(1, 3, 3))
     assert np.array_equal(told[0].permute(1, 2, 0).numpy(), image)
 
 
 def test_a_table_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"uint8 \(256, 4\)"):
-        Painter(np.zeros((256, 3), np.uint8), Box(0, 0, 9, 9), (3, 3), (9, 9))
+        HeatmapBlender(np.zeros((256, 3), np.uint8), Box(0, 0, 9, 9), (3, 3), (9, 9))
 
 
 def explained(image, heat):
@@ -107,11 +107,11 @@ def test_heat_and_legend_together_are_the_renderers_within_two_levels(size):
     explanation = explained(picture(*size), heat)
     whole, parts = (HeatRenderer(clock=lambda: 100.02) for _ in range(2))
     wanted = whole.render(explanation).image.astype(int)
-    painter = Painter(level_table("inferno", 0.6), explanation.region, (7, 7), size)
+    painter = HeatmapBlender(heat_lut("inferno", 0.6), explanation.region, (7, 7), size)
     told = painter(torch.from_numpy(explanation.frame.image.copy())[None], torch.from_numpy(heat.copy())[None])[0]
     stamp = parts.stamp(explanation)
     before = told.clone()
-    told_with = stamped(told, torch.from_numpy(stamp.tile), stamp)
+    told_with = blend_patch(told, torch.from_numpy(stamp.tile), stamp)
     assert torch.equal(told, before)
     assert np.abs(told_with.permute(1, 2, 0).numpy().astype(int) - wanted).max() <= 2
 
@@ -119,13 +119,13 @@ def test_heat_and_legend_together_are_the_renderers_within_two_levels(size):
 def test_without_a_legend_or_room_for_one_there_is_no_stamp():
     explanation = explained(picture(60, 90), np.zeros((2, 2), np.float32))
     assert HeatRenderer(legend=False).stamp(explanation) is None
-    assert legend_stamp(8, 8, [Line("words")]) is None
+    assert legend_patch(8, 8, [TextLine("words")]) is None
 
 
 def test_jpeg_says_the_picture():
     image = cv2.GaussianBlur(picture(120, 160), (0, 0), 3)
     planar = torch.from_numpy(image).permute(2, 0, 1).contiguous()
-    first, second = encoded([planar, planar], 90)
+    first, second = encode_jpeg([planar, planar], 90)
     assert first == second
     told = cv2.imdecode(np.frombuffer(first, np.uint8), cv2.IMREAD_COLOR_RGB)
     assert np.abs(told.astype(int) - image.astype(int)).mean() < 3

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.gpu import plan_timing
-from engine.gpu.plan_timing import cheaper_here
+from engine.gpu.plan_timing import select_by_timing
 from engine.methods.dense import DensePlan
 from engine.methods.recipro import plan_for
 from engine.split.network import split_network
@@ -38,7 +38,7 @@ def test_the_quicker_one_is_taken_and_says_why(inner, monkeypatch, quicker, devi
     monkeypatch.setattr(
         plan_timing, "_seconds", lambda one, maps: honest(one, maps) if one.facts.name == quicker else 100.0
     )
-    chosen = cheaper_here(plan, split.tail, "point", features.to(device), 1 << 28)
+    chosen = select_by_timing(plan, split.tail, "point", features.to(device), 1 << 28)
     assert chosen.facts.name == quicker
     assert f"measured on {device}" in chosen.facts.why
     assert chosen.facts.grid == plan.facts.grid
@@ -55,7 +55,7 @@ def test_one_that_does_not_run_there_loses(inner, monkeypatch, caplog):
         return 1.0
 
     monkeypatch.setattr(plan_timing, "_seconds", seconds)
-    assert cheaper_here(plan, split.tail, "point", features, 1 << 28) is plan
+    assert select_by_timing(plan, split.tail, "point", features, 1 << 28) is plan
     assert "dense plan does not run" in caplog.text
 
 
@@ -64,7 +64,7 @@ def test_other_plans_are_left_alone(inner):
     pooled = split_network(nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval(), "0", (9, 9))
     maps = pooled.head(torch.zeros(1, 3, 9, 9))
     plan = plan_for(pooled, maps, "point")
-    assert cheaper_here(plan, pooled.tail, "point", maps, 1 << 20) is plan
+    assert select_by_timing(plan, pooled.tail, "point", maps, 1 << 20) is plan
     assert features.ndim == 4
     assert split.grid == (24, 24)
 

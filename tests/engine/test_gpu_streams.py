@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from engine.explainers.gpu import CardExplainer
+from engine.explainers.gpu import GpuExplainer
 from engine.gpu import streams as cuda_lanes
-from engine.gpu.streams import LANES, CudaLanes, PlainLanes, lanes_of
+from engine.gpu.streams import LANES, CpuStreams, CudaStreams, device_streams
 from engine.models.loader import load_network
-from overlays.render.gpu_tables import level_table
+from overlays.render.gpu_tables import heat_lut
 from pipeline.config import EngineConfig
-from pipeline.frames import Frame, Stamp
+from pipeline.frames import Frame, ImagePatch
 from tests.bench import gpu_clock
 
 CPU = torch.device("cpu")
@@ -116,7 +116,7 @@ def cuda(monkeypatch):
 def card(device=CPU):
     network = load_network("squeezenet1_1", weights="random")
     config = EngineConfig(model="squeezenet1_1", input_size="64x64", backend="eager", device="cpu", cache="off")
-    return CardExplainer(network, config, table=level_table("inferno", 0.6), lanes=CudaLanes)
+    return GpuExplainer(network, config, table=heat_lut("inferno", 0.6), lanes=CudaStreams)
 
 
 def frame(number):
@@ -138,7 +138,7 @@ def test_a_frame_goes_up_through_one_graph_and_down_and_the_device_is_never_wait
     (explanation,) = finish()
     assert [entry[0] for entry in cuda.told] == ["synchronize event"]
     cuda.told.clear()
-    stamp = Stamp(2, 3, np.zeros((4, 5, 4), np.uint8))
+    stamp = ImagePatch(2, 3, np.zeros((4, 5, 4), np.uint8))
     jpeg, image = explainer.deliver(explanation, stamp, quality=80, array=True)
     assert jpeg.payload
     assert image.shape == (40, 60, 3)
@@ -164,7 +164,7 @@ def test_what_cannot_be_captured_runs_call_by_call_and_is_said_so(monkeypatch, c
 
 
 def test_all_explainers_of_a_process_meet_the_jpeg_encoder_on_one_stream_behind_their_own_drawing(cuda):
-    one, other = CudaLanes(CPU), CudaLanes(CPU)
+    one, other = CudaStreams(CPU), CudaStreams(CPU)
     seen = []
     for lanes in (one, other):
         cuda.told.clear()
@@ -200,7 +200,7 @@ def test_the_stand_in_takes_only_what_cuda_takes():
 
 
 def test_a_cpu_has_plain_lanes():
-    lanes = lanes_of(CPU)
-    assert isinstance(lanes, PlainLanes)
+    lanes = device_streams(CPU)
+    assert isinstance(lanes, CpuStreams)
     assert LANES == ("copy", "compute", "encode")
     assert lanes.wait(lanes.mark("copy")) is None

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from engine.methods.cam import cam
-from engine.methods.grad_cam import PEERS, Peer
+from engine.methods.grad_cam import GRAD_CAM_METHODS, GradCamMethod
 from engine.methods.recipro import recipro_cam
 from engine.methods.registry import METHODS, find_method
 from engine.split.network import split_network
@@ -66,27 +66,27 @@ def test_an_images_map_is_the_same_alone_and_in_a_batch_and_classes_can_be_named
         method(split, images, 5)
 
 
-@pytest.mark.parametrize(("name", "theirs"), PEERS.items())
+@pytest.mark.parametrize(("name", "theirs"), GRAD_CAM_METHODS.items())
 def test_a_peers_map_is_the_packages_own(name, theirs, images, package):
     from pytorch_grad_cam.utils.image import scale_cam_image
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     net = net_with()
     classes = [4, 0, 2]
-    _, heat = Peer(name)(split_network(net, None, (40, 56)), images, classes)
+    _, heat = GradCamMethod(name)(split_network(net, None, (40, 56)), images, classes)
     with getattr(package, theirs)(model=net, target_layers=[net[4]]) as direct:
         wanted = direct(images, [ClassifierOutputTarget(one) for one in classes])
     ours = scale_cam_image(scale_cam_image(heat.numpy(), (56, 40)))
     assert np.abs(ours - wanted).max() < 1e-5
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", GRAD_CAM_METHODS)
 def test_the_network_is_left_as_it_was(name, images, package):
     net = net_with()
     split = split_network(net, None, (40, 56))
     before = {key: value.clone() for key, value in net.state_dict().items()}
     parts = [net, split.head, split.tail]
-    Peer(name)(split, images)
+    GradCamMethod(name)(split, images)
     for module in (module for part in parts for module in part.modules()):
         assert not module._forward_hooks
         assert not module._backward_hooks
@@ -98,7 +98,7 @@ def test_the_network_is_left_as_it_was(name, images, package):
 
 
 def test_score_cam_draws_no_bar(images, package, capsys):
-    Peer("score-cam")(split_network(net_with(), None, (40, 56)), images[:1])
+    GradCamMethod("score-cam")(split_network(net_with(), None, (40, 56)), images[:1])
     told = capsys.readouterr()
     assert told.out == told.err == ""
 

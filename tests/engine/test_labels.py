@@ -6,13 +6,13 @@ import logging
 import pytest
 from torch import nn
 
-from engine.models.labels import choose_target, read_labels
-from engine.models.loader import Network, class_names
+from engine.models.labels import parse_target, read_labels
+from engine.models.loader import LoadedModel, class_names
 from pipeline.errors import ConfigError
 
 
 def named(labels, **more):
-    return Network(nn.Identity(), "net", tuple(labels), (8, 8), (0, 0, 0), (1, 1, 1), None, **more)
+    return LoadedModel(nn.Identity(), "net", tuple(labels), (8, 8), (0, 0, 0), (1, 1, 1), None, **more)
 
 
 @pytest.mark.parametrize(
@@ -91,4 +91,4 @@ def test_labels_that_tell_little_are_said(caplog, labels, said):
 def test_a_target_that_is_no_class_suggests_those_that_hold_the_word(word, suggested):
     labels = ["sports car", "scarf", "passenger car", "paddlewheel", "tabby cat", "ambulance"]
     with pytest.raises(ConfigError, match=f"Did you mean {suggested.replace('?', '[?]')}"):
-        choose_target([word], labels)
+        parse_target([word], labels)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import fx
 
-from engine.line_training.evaluate import examine
-from engine.line_training.preprocessing import Recipe
-from engine.models.checkpoint import ModelFile, read_model_file
+from engine.line_training.evaluate import evaluate_classifier
+from engine.line_training.preprocessing import Preprocessing
+from engine.models.checkpoint import Checkpoint, load_checkpoint
 from engine.models.line_net import INPUT_SIZE, LAYER, LineNet
-from stream.simulated.samples import TRAINING_SEEDS, examination_frames
+from stream.simulated.samples import TRAINING_SEEDS, evaluation_frames
 from stream.simulated.schedule import LABELS
 
 SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "models" / "line.safetensors"
@@ -56,8 +56,8 @@ def test_its_weights_fit_the_file_we_ship(net):
 
 
 @pytest.fixture(scope="module")
-def shipped() -> ModelFile:
-    return read_model_file(SHIPPED)
+def shipped() -> Checkpoint:
+    return load_checkpoint(SHIPPED)
 
 
 def test_the_shipped_file_fits_the_network_and_the_line(shipped):
@@ -80,7 +80,7 @@ def test_the_shipped_file_tells_how_it_was_made_and_examined_on_belts_it_never_s
 def test_the_shipped_network_is_right_and_points_at_the_defect(shipped, size):
     net = LineNet(len(shipped.labels))
     net.load_state_dict(shipped.state)
-    recipe = Recipe(shipped.labels, shipped.input_size, shipped.mean, shipped.std)
-    result = examine(net, examination_frames(belts=20, size=size, per_belt=6), recipe=recipe)
+    recipe = Preprocessing(shipped.labels, shipped.input_size, shipped.mean, shipped.std)
+    result = evaluate_classifier(net, evaluation_frames(belts=20, size=size, per_belt=6), recipe=recipe)
     assert result.accuracy >= 0.95, result
     assert result.pointing >= 0.95, result

@@ -7,15 +7,17 @@ import pytest
 import torch
 from torch import nn
 
-from engine.line_training.evaluate import examine
-from engine.line_training.preprocessing import Recipe
-from engine.line_training.sample_pool import Album
-from engine.line_training.trainer import Stage, train
+from engine.line_training.evaluate import evaluate_classifier
+from engine.line_training.preprocessing import Preprocessing
+from engine.line_training.sample_pool import SamplePool
+from engine.line_training.trainer import CurriculumStage, train
 from pipeline.errors import ModelError
-from pipeline.frames import Box, Truth
+from pipeline.frames import Box, GroundTruth
 
-RECIPE = Recipe(labels=("ok", "bright", "dark"), input_size=(96, 128), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-PLAN = (Stage(48, 60, 24, 2e-2), Stage(None, 40, 16, 1e-2))
+RECIPE = Preprocessing(
+    labels=("ok", "bright", "dark"), input_size=(96, 128), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)
+)
+PLAN = (CurriculumStage(48, 60, 24, 2e-2), CurriculumStage(None, 40, 16, 1e-2))
 
 
 @pytest.fixture(autouse=True)
@@ -48,17 +50,17 @@ class Squares:
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
 
-    def __call__(self, count: int) -> list[tuple[np.ndarray, Truth]]:
+    def __call__(self, count: int) -> list[tuple[np.ndarray, GroundTruth]]:
         return [self.one() for _ in range(count)]
 
-    def one(self) -> tuple[np.ndarray, Truth]:
+    def one(self) -> tuple[np.ndarray, GroundTruth]:
         image = self.rng.integers(100, 150, (144, 192, 3)).astype(np.uint8)
         label = ("ok", "bright", "ok", "dark")[int(self.rng.integers(4))]
         if label == "ok":
-            return image, Truth("ok")
+            return image, GroundTruth("ok")
         left, top = int(self.rng.integers(0, 156)), int(self.rng.integers(0, 108))
         image[top : top + 36, left : left + 36] = 230 if label == "bright" else 20
-        return image, Truth(label, (Box(left, top, left + 36, top + 36),))
+        return image, GroundTruth(label, (Box(left, top, left + 36, top + 36),))
 
 
 def trained(seed: int = 0, plan=PLAN, **options) -> tuple[Small, list]:
@@ -71,7 +73,7 @@ def trained(seed: int = 0, plan=PLAN, **options) -> tuple[Small, list]:
 
 def test_it_learns_what_is_plain_and_points_at_it():
     net, seen = trained()
-    result = examine(net, Squares(1)(200), recipe=RECIPE)
+    result = evaluate_classifier(net, Squares(1)(200), recipe=RECIPE)
     assert result.accuracy >= 0.95, result
     assert result.pointing >= 0.95, result
     assert result.pictures == 200
@@ -83,7 +85,7 @@ def test_it_learns_what_is_plain_and_points_at_it():
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
-    short = (Stage(48, 3, 8, 1e-2), Stage(None, 2, 8, 1e-2))
+    short = (CurriculumStage(48, 3, 8, 1e-2), CurriculumStage(None, 2, 8, 1e-2))
     first, again, other = (trained(seed, plan=short)[0].state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
@@ -91,16 +93,16 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
 
 def test_pictures_without_boxes_train_too():
     def boxless(count):
-        return [(image, Truth(truth.label)) for image, truth in Squares(3)(count)]
+        return [(image, GroundTruth(truth.label)) for image, truth in Squares(3)(count)]
 
     net = Small()
-    report = train(net, boxless, recipe=RECIPE, plan=(Stage(None, 2, 8, 1e-3),), album=16)
+    report = train(net, boxless, recipe=RECIPE, plan=(CurriculumStage(None, 2, 8, 1e-3),), album=16)
     assert np.isfinite(report.loss)
 
 
 def test_an_unknown_label_is_named_with_its_neighbour():
     def wrong(count):
-        return [(np.zeros((96, 128, 3), np.uint8), Truth("brigth"))] * count
+        return [(np.zeros((96, 128, 3), np.uint8), GroundTruth("brigth"))] * count
 
     with pytest.raises(ModelError, match="Did you mean 'bright'"):
         train(Small(), wrong, recipe=RECIPE, plan=PLAN, album=4)
@@ -114,7 +116,7 @@ def test_a_net_with_another_ending_is_refused():
 
 
 def test_close_ups_hold_the_whole_box_or_come_from_pictures_without_one():
-    album = Album(Squares(5), RECIPE, count=80, rng=np.random.default_rng(0))
+    album = SamplePool(Squares(5), RECIPE, count=80, rng=np.random.default_rng(0))
     pieces, classes = album.close_ups(60, 48)
     assert pieces.shape == (60, 3, 48, 48)
     for piece, kind in zip(pieces, classes, strict=True):
@@ -141,12 +143,12 @@ def test_the_pointing_game_counts_only_right_answers_with_boxes():
     image[32:64, 32:64] = 255
     box, elsewhere = Box(32, 32, 64, 64), Box(80, 0, 96, 16)
     samples = [
-        (image, Truth("bright", (box,))),
-        (image, Truth("bright", (elsewhere,))),
-        (image, Truth("dark", (box,))),
-        (image, Truth("ok")),
+        (image, GroundTruth("bright", (box,))),
+        (image, GroundTruth("bright", (elsewhere,))),
+        (image, GroundTruth("dark", (box,))),
+        (image, GroundTruth("ok")),
     ]
-    result = examine(net, samples, recipe=RECIPE)
+    result = evaluate_classifier(net, samples, recipe=RECIPE)
     assert result.accuracy == 0.5
     assert result.pointed_pictures == 2
     assert result.pointing == 0.5

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.methods.kernels import Kernel
-from engine.methods.local.builder import TIMED_CELLS, find_local, worth
+from engine.methods.local.builder import TIMED_CELLS, find_local, why_not_cheaper
 from engine.methods.local.plan import LocalPlan
-from engine.methods.plan import definition, probe_cells, prove
+from engine.methods.plan import probe_cells, reference_scores, verify_plan
 from engine.methods.recipro import choose_plan, plan_for, recipro_cam
-from engine.split.network import Split, split_network
+from engine.split.network import SplitModel, split_network
 from pipeline.errors import EngineError
 
 BUDGET = 1 << 28
@@ -46,11 +46,13 @@ def everywhere(features: Tensor) -> Tensor:
     return torch.arange(features.shape[2] * features.shape[3])
 
 
-def assert_exact(plan: LocalPlan, split: Split, features: Tensor, kernel: Kernel, cells: Tensor | None = None) -> None:
+def assert_exact(
+    plan: LocalPlan, split: SplitModel, features: Tensor, kernel: Kernel, cells: Tensor | None = None
+) -> None:
     """Compare class scores before the softmax, measured against what masking changes at all."""
     cells = everywhere(features) if cells is None else cells
     with torch.inference_mode():
-        true = definition(split.tail, features, kernel, cells)
+        true = reference_scores(split.tail, features, kernel, cells)
         told = plan.answers(features, cells)
         blank = split.tail(torch.zeros_like(features))[:, None]
     signal = float((true - blank).abs().max())
@@ -59,13 +61,13 @@ def assert_exact(plan: LocalPlan, split: Split, features: Tensor, kernel: Kernel
     assert float((told - true).abs().max()) <= 1e-4 * signal + 2e-6 * float(true.abs().max())
 
 
-def local_of(split: Split, features: Tensor, kernel: Kernel, budget: int = BUDGET) -> LocalPlan:
+def local_of(split: SplitModel, features: Tensor, kernel: Kernel, budget: int = BUDGET) -> LocalPlan:
     plan = find_local(split.tail, features, kernel, budget)
     assert plan is not None
     return plan
 
 
-def head_of(split: Split, count: int = 1) -> Tensor:
+def head_of(split: SplitModel, count: int = 1) -> Tensor:
     with torch.inference_mode():
         features = split.head(torch.randn(count, 3, *split.image_size))
     return features.clone()
@@ -202,7 +204,7 @@ def test_any_drawn_network_answers_as_the_definition_does(made, size, kernel):
     plan = local_of(split, features, kernel)
     assert plan.rest is None
     with torch.inference_mode():
-        true = definition(split.tail, features, kernel, everywhere(features))
+        true = reference_scores(split.tail, features, kernel, everywhere(features))
         told = plan(features)[1]
         blank = split.tail(torch.zeros_like(features))[:, None]
     signal = float((true - blank).abs().max())
@@ -273,7 +275,7 @@ def test_the_heat_of_real_weights_is_that_of_the_definition(shared_data):
         features = split.head(images)
         scores, heat = recipro_cam(split, images)
         facts = plan_for(split, features, "point").facts
-        true = definition(split.tail, features, "point", everywhere(features)).softmax(2)[0, :, scores.argmax()]
+        true = reference_scores(split.tail, features, "point", everywhere(features)).softmax(2)[0, :, scores.argmax()]
         told = plan(features)[1].softmax(2)[0, :, scores.argmax()]
     assert (facts.layer, facts.grid) == ("features.13", (7, 9))
     true, told = ((x - x.min()) / (x.max() - x.min()) for x in (true, told))
@@ -284,7 +286,7 @@ def test_the_heat_of_real_weights_is_that_of_the_definition(shared_data):
 # --- what a plan promises ----------------------------------------------------------------------------------------
 
 
-def padded_tail() -> Split:
+def padded_tail() -> SplitModel:
     """A tail whose blank is nowhere the same: large biases, true zero padding, strides."""
     torch.manual_seed(1)
     made = [Residual(8, 1, 2), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU(), Residual(8, 1, 1), nn.MaxPool2d(3, 1, 1)]
@@ -404,7 +406,7 @@ def test_in_half_precision_a_plan_is_as_near_to_float32_as_the_definition_is():
     plan = local_of(half, features.bfloat16(), "point")
     good = plan.answers
     plan.answers = lambda maps, cells: good(maps, cells).roll(1, 1)
-    assert "cell scores differ" in prove(plan, half.tail, features.bfloat16(), "point")
+    assert "cell scores differ" in verify_plan(plan, half.tail, features.bfloat16(), "point")
 
 
 # --- where the local part ends -----------------------------------------------------------------------------------
@@ -493,14 +495,14 @@ def test_a_clearly_cheaper_plan_is_chosen_and_a_dearer_one_turned_down():
     features = head_of(tiny)
     plan = local_of(tiny, features, "gaussian")
     plan.facts = type(plan.facts)("local", "", one_module=False, multiply_adds=10, dense_multiply_adds=9)
-    assert "multiply-adds" in worth(plan, tiny.tail, features, "gaussian")
+    assert "multiply-adds" in why_not_cheaper(plan, tiny.tail, features, "gaussian")
 
 
 def test_a_plan_that_is_wrong_in_one_corner_does_not_pass_the_proof():
     split = padded_tail()
     features = head_of(split)
     plan = local_of(split, features, "point")
-    assert prove(plan, split.tail, features, "point") == ""
+    assert verify_plan(plan, split.tail, features, "point") == ""
     whole = plan.answers
 
     def wrong(maps: Tensor, cells: Tensor) -> Tensor:
@@ -509,4 +511,4 @@ def test_a_plan_that_is_wrong_in_one_corner_does_not_pass_the_proof():
         return answers
 
     plan.answers = wrong
-    assert "cell scores differ" in prove(plan, split.tail, features, "point")
+    assert "cell scores differ" in verify_plan(plan, split.tail, features, "point")

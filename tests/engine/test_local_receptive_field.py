@@ -10,10 +10,10 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from engine.methods.local.footprint import Chunk, first_footprint
-from engine.methods.local.receptive_field import Spatial, Taps, read_spatial
+from engine.methods.local.receptive_field import KernelTaps, SpatialOp, read_spatial
 
 
-def read(layer: nn.Module, before: Tensor) -> tuple[Spatial | None, Tensor]:
+def read(layer: nn.Module, before: Tensor) -> tuple[SpatialOp | None, Tensor]:
     net = nn.Sequential(layer)
     graph = fx.symbolic_trace(net)
     node = next(n for n in graph.graph.nodes if n.op == "call_module")
@@ -95,7 +95,7 @@ def test_sites_are_the_positions_a_mask_changes_in_order(rows, columns, reach, k
     span = torch.arange(-k, k + 1)
     tables = [torch.where((t := torch.arange(n)[:, None] + span).clamp(0, n - 1) == t, t, -1) for n in grid]
     before = first_footprint(grid, reach)
-    after = before.through(Taps(*tables))
+    after = before.through(KernelTaps(*tables))
     chunk = Chunk(torch.arange(rows * columns), columns)
     masks = torch.eye(rows * columns).view(-1, 1, rows, columns)
     for footprint, wide in ((before, reach), (after, reach + k)):

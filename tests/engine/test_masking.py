@@ -12,9 +12,9 @@ import torch
 from engine.explainers.network import NetworkExplainer
 from engine.methods.masking import hottest_cells, masked_images
 from engine.models.loader import load_network
-from pipeline.config_loader import make_config
+from pipeline.config_loader import validate_config
 from pipeline.frames import Frame
-from pipeline.ports import Doubter, Masking
+from pipeline.ports import MaskedScorer, MaskingOptions
 from stream.simulated.scene import Scene, draw_frame
 
 SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "models" / "line.safetensors"
@@ -38,7 +38,7 @@ def test_only_the_rectangles_of_these_cells_change(fill):
     images = torch.randn(1, 3, 24, 40, generator=torch.Generator().manual_seed(0))
     cells = torch.zeros(4, 5, dtype=torch.bool)
     cells[1, 2] = True
-    masked = masked_images(images, cells, Masking(0.05, fill))
+    masked = masked_images(images, cells, MaskingOptions(0.05, fill))
     changed = (masked != images).any(dim=1)[0]
     assert changed[6:12, 16:24].all()
     changed[6:12, 16:24] = False
@@ -49,35 +49,35 @@ def test_the_mean_is_of_what_is_left():
     images = torch.ones(1, 3, 4, 4)
     images[:, :, :2, :2] = 100.0
     cells = torch.tensor([[True, False], [False, False]])
-    assert masked_images(images, cells, Masking(0.25, "mean")).unique().tolist() == [1.0]
+    assert masked_images(images, cells, MaskingOptions(0.25, "mean")).unique().tolist() == [1.0]
 
 
 @pytest.fixture(scope="module")
 def explainer():
-    config = make_config({"engine": {"backend": "eager"}}, "t").engine
+    config = validate_config({"engine": {"backend": "eager"}}, "t").engine
     return NetworkExplainer(load_network("line_net", weights=SHIPPED, labels=None), config)
 
 
 def test_an_honest_verdict_goes_with_what_it_points_at(explainer):
-    assert isinstance(explainer, Doubter)
+    assert isinstance(explainer, MaskedScorer)
     scene = Scene(seed=7)
     drops, elsewhere = [], []
     for index in (24, 312, 480, 640):
         image, truth = draw_frame(scene, index)
         (seen,) = explainer.explain([Frame(image, "line", index, 0.0, index / 30, truth)])
         assert seen.top.label == truth.label
-        drops.append(seen.top.score - explainer.score_when_masked(seen, seen.top, Masking(0.05, "blur")))
+        drops.append(seen.top.score - explainer.score_when_masked(seen, seen.top, MaskingOptions(0.05, "blur")))
         cold = replace(seen.top, heat=np.ascontiguousarray(1.0 - np.ceil(seen.top.heat * 4) / 4))
-        elsewhere.append(seen.top.score - explainer.score_when_masked(seen, cold, Masking(0.05, "blur")))
+        elsewhere.append(seen.top.score - explainer.score_when_masked(seen, cold, MaskingOptions(0.05, "blur")))
     assert min(drops) > 0.5
     assert np.median(np.abs(elsewhere)) < 0.05
 
 
 def test_an_inner_layer_is_asked_for_its_scores_alone():
-    config = make_config({"engine": {"backend": "eager", "layer": "layer3"}}, "t").engine
+    config = validate_config({"engine": {"backend": "eager", "layer": "layer3"}}, "t").engine
     inner = NetworkExplainer(load_network("resnet18", weights="random", labels=None), config)
     images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
     assert not inner.facts.plan.one_module
     assert torch.allclose(inner._scores(images), inner._answers(images)[0], atol=1e-5)
     (seen,) = inner.explain([Frame(np.full((60, 80, 3), 90, np.uint8), "a", 0, 0.0)])
-    assert 0.0 <= inner.score_when_masked(seen, seen.top, Masking()) <= 1.0
+    assert 0.0 <= inner.score_when_masked(seen, seen.top, MaskingOptions()) <= 1.0

@@ -11,7 +11,7 @@ from engine.explainers.network import NetworkExplainer
 from engine.methods.recipro import Target
 from engine.models.loader import build_untrained, load_network
 from engine.models.registry import MODELS
-from engine.runtime.runner import Build, Runner, _compare
+from engine.runtime.runner import CompileConfig, Runner, _compare
 from engine.split.network import split_network
 from pipeline.config import EngineConfig
 from pipeline.errors import BackendError, ConfigError
@@ -124,7 +124,7 @@ def runner(precision, backend="eager", layer=None, name="resnet18"):
     torch.manual_seed(3)
     net = lively(build_untrained(MODELS[name], 20), (96, 96))
     split = split_network(net, layer, (96, 96))
-    return Runner(split, Build(Target(), "point", backend, precision, CPU, 1 << 28))
+    return Runner(split, CompileConfig(Target(), "point", backend, precision, CPU, 1 << 28))
 
 
 def ranks(heat):
@@ -164,13 +164,13 @@ def test_the_masked_maps_of_a_dense_plan_go_through_the_backend_too(monkeypatch)
     # Which plan is quicker here is not what this test is about.
     monkeypatch.setattr("engine.methods.recipro.find_local", lambda *_: None)
     split = split_network(lively(Overall(), (36, 44)), "grid", (36, 44))
-    eager = Runner(split, Build(Target(), "gaussian", "eager", "fp32", CPU, budget))
+    eager = Runner(split, CompileConfig(Target(), "gaussian", "eager", "fp32", CPU, budget))
     assert eager.plan.facts.name == "dense"
     backend = BACKENDS["openvino"].load()
     made = []
     compile_one = backend.compile
     monkeypatch.setattr(backend, "compile", lambda *told: made.append(told[1].shape) or compile_one(*told))
-    compiled = Runner(split, Build(Target(), "gaussian", "openvino", "fp32", CPU, budget, together=3))
+    compiled = Runner(split, CompileConfig(Target(), "gaussian", "openvino", "fp32", CPU, budget, together=3))
     chunk = compiled.plan.chunk(torch.zeros(1, 8, 8, 10))
     assert 1 < chunk < 80, "in chunks"
     assert len(made) == len(set(made)), "each once"
@@ -218,7 +218,7 @@ def test_what_inductor_compiled_stays_compiled_whatever_comes_after_it():
 
 
 def test_a_backend_that_disagrees_refuses_to_start():
-    build = Build(Target(), "point", "eager", "fp32", CPU, 1 << 28)
+    build = CompileConfig(Target(), "point", "eager", "fp32", CPU, 1 << 28)
     truth = (torch.tensor([[0.9, 0.1]]), torch.tensor([[0]]), torch.ones(1, 1, 2, 2))
     _compare(truth, truth, build)
     with pytest.raises(BackendError, match=r"disagrees.*scores by 0.7"):
@@ -252,10 +252,10 @@ def test_packing_shares_what_it_does_not_pack():
 def test_a_stream_never_waits_for_a_compiler(together, monkeypatch):
     torch.manual_seed(0)
     split = split_network(lively(build_untrained(MODELS["squeezenet1_1"]), (64, 64)), None, (64, 64))
-    build = Build(Target(), "point", "openvino", "fp32", CPU, 1 << 28, together=together)
+    build = CompileConfig(Target(), "point", "openvino", "fp32", CPU, 1 << 28, together=together)
     ready = Runner(split, build)
     monkeypatch.setattr(BACKENDS["openvino"].load(), "compile", lambda *_: pytest.fail("compiled while frames waited"))
-    plain = Runner(split, Build(Target(), "point", "eager", "fp32", CPU, 1 << 28))
+    plain = Runner(split, CompileConfig(Target(), "point", "eager", "fp32", CPU, 1 << 28))
     for count in (1, 2, 3, 7):
         images = torch.randn(count, 3, 64, 64)
         for one, other in zip(ready(images), plain(images), strict=True):

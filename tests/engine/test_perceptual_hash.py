@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from engine.finetuning.near_duplicates import near_duplicates
-from engine.finetuning.splits import HELD_OUT, LEARNING, STOPPING, Sample
+from engine.finetuning.splits import TEST, TRAIN, VALIDATION, Sample
 from engine.io.perceptual_hash import (
     BITS,
     MAX_DIFFERENT_BITS,
-    KnownPictures,
+    KnownImages,
     hashes_of,
     medians_of,
     nearest_hashes,
@@ -43,7 +43,7 @@ def test_copies_are_recognised_and_other_pictures_are_not(change, make):
     images = make()
     spectra = [spectrum_of(image) for image in images]
     medians = medians_of(spectra)
-    known = KnownPictures.from_text(KnownPictures(medians, hashes_of(spectra[:20], medians)).to_text())
+    known = KnownImages.from_text(KnownImages(medians, hashes_of(spectra[:20], medians)).to_text())
     copies = [spectrum_of(CHANGES[change](image)) for image in images]
     assert known.find(copies).tolist() == [True] * 20 + [False] * 10
 
@@ -53,13 +53,13 @@ def test_slight_crop_is_recognised():
     spectra = [spectrum_of(image) for image in images]
     medians = medians_of(spectra)
     cropped = [spectrum_of(image[3:-3, 4:-4]) for image in images]
-    assert KnownPictures(medians, hashes_of(spectra, medians)).find(cropped).all()
+    assert KnownImages(medians, hashes_of(spectra, medians)).find(cropped).all()
 
 
 def test_picture_of_one_colour_is_like_no_other():
     spectra = [spectrum_of(np.full((40, 40, 3), value, np.uint8)) for value in (0, 90, 255)]
     assert not any(one.any() for one in spectra)
-    known = KnownPictures(np.zeros(BITS, np.float32), hashes_of([spectrum_of(texture(0))], np.zeros(BITS, np.float32)))
+    known = KnownImages(np.zeros(BITS, np.float32), hashes_of([spectrum_of(texture(0))], np.zeros(BITS, np.float32)))
     assert not known.find(spectra).any()
 
 
@@ -83,7 +83,7 @@ def test_nearest_hash_is_that_of_the_definition():
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"medians": "AAAA", "hashes": ""}', '{"medians": 1, "hashes": 2}'])
 def test_text_that_holds_no_hashes_is_refused(text):
     with pytest.raises(ValueError, match=r"^no "):
-        KnownPictures.from_text(text)
+        KnownImages.from_text(text)
 
 
 def test_near_duplicates_are_named_once_with_the_part_they_examine():
@@ -94,9 +94,9 @@ def test_near_duplicates_are_named_once_with_the_part_they_examine():
     }  # fmt: skip
     names = [f"{k}.png" for k in range(30)]
     divided = {
-        LEARNING: [*names[:20], "dark"],
-        STOPPING: [*names[20:26], "copy of 1"],
-        HELD_OUT: [*names[26:], "copy of 2", "copy of 25", "black"],
+        TRAIN: [*names[:20], "dark"],
+        VALIDATION: [*names[20:26], "copy of 1"],
+        TEST: [*names[26:], "copy of 2", "copy of 25", "black"],
     }
     parts = {
         part: [Sample(name, "dent" if name == "copy of 2" else "ok", name) for name in several]
@@ -104,13 +104,13 @@ def test_near_duplicates_are_named_once_with_the_part_they_examine():
     }
     found, known = near_duplicates(parts, {name: spectrum_of(image) for name, image in images.items()})
     assert {(one.part, one.path, one.learned) for one in found} == {
-        (STOPPING, "copy of 1", "1.png"), (HELD_OUT, "copy of 2", "2.png"), (HELD_OUT, "copy of 25", "25.png"),
+        (VALIDATION, "copy of 1", "1.png"), (TEST, "copy of 2", "2.png"), (TEST, "copy of 25", "25.png"),
     }  # fmt: skip
     assert {one.path: one.labels for one in found if one.labels[0] != one.labels[1]} == {"copy of 2": ("dent", "ok")}
     assert max(one.different_bits for one in found) <= MAX_DIFFERENT_BITS
     assert known.find([spectrum_of(texture(k)) for k in (0, 24, 28)]).tolist() == [True, True, False]
     again, _ = near_duplicates(parts, {name: spectrum_of(image) for name, image in images.items()}, [known])
-    assert {one.path for one in again if one.part == HELD_OUT} == {"copy of 2", "copy of 25"}
+    assert {one.path for one in again if one.part == TEST} == {"copy of 2", "copy of 25"}
 
 
 def test_exposures_of_one_tile_are_found_among_real_tiles(shared_data):

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.models.preprocess import BORDER, Preprocessing, fitted, place
+from engine.models.preprocess import BORDER, Preprocessing, fit_geometry, fit_image
 from pipeline.frames import Box, Frame
 
 sides = st.integers(8, 400)
@@ -18,14 +18,14 @@ def frame_of(height, width, colour=(0, 0, 0)):
 
 @given(sides, sides, sides, sides)
 def test_stretching_covers_the_whole_frame(height, width, rows, columns):
-    placement = place((height, width), (rows, columns), "stretch")
+    placement = fit_geometry((height, width), (rows, columns), "stretch")
     assert placement.region == Box(0, 0, width, height)
     assert placement.size == (rows, columns)
 
 
 @given(sides, sides, sides, sides)
 def test_cropping_stays_in_the_middle_of_the_frame_and_keeps_shapes(height, width, rows, columns):
-    region = place((height, width), (rows, columns), "crop").region
+    region = fit_geometry((height, width), (rows, columns), "crop").region
     assert region.left >= 0
     assert region.top >= 0
     assert region.right <= width
@@ -39,7 +39,7 @@ def test_cropping_stays_in_the_middle_of_the_frame_and_keeps_shapes(height, widt
 
 @given(sides, sides, sides, sides)
 def test_letterboxing_keeps_every_pixel_inside_and_puts_the_rest_outside(height, width, rows, columns):
-    placement = place((height, width), (rows, columns), "letterbox")
+    placement = fit_geometry((height, width), (rows, columns), "letterbox")
     region = placement.region
     top, left = placement.offset
     # The frame's own corners, seen in input pixels, are where the resized frame lies.
@@ -55,8 +55,8 @@ def test_letterboxing_keeps_every_pixel_inside_and_puts_the_rest_outside(height,
 def test_a_spot_in_the_frame_lands_where_the_region_says(fit):
     image = np.zeros((120, 200, 3), np.uint8)
     image[60:68, 100:108] = 255
-    region = place((120, 200), (64, 48), fit).region
-    seen = fitted(image, (64, 48), fit)[0, 0].float()
+    region = fit_geometry((120, 200), (64, 48), fit).region
+    seen = fit_image(image, (64, 48), fit)[0, 0].float()
     seen[seen == BORDER] = 0
     rows, columns = torch.meshgrid(torch.arange(64) + 0.5, torch.arange(48) + 0.5, indexing="ij")
     x = float((seen * columns).sum() / seen.sum()) * region.width / 48 + region.left
@@ -65,7 +65,7 @@ def test_a_spot_in_the_frame_lands_where_the_region_says(fit):
 
 
 def test_a_letterboxed_border_is_grey():
-    seen = fitted(np.zeros((10, 100, 3), np.uint8), (50, 50), "letterbox")
+    seen = fit_image(np.zeros((10, 100, 3), np.uint8), (50, 50), "letterbox")
     assert set(seen[0, :, 0, 0].tolist()) == {BORDER}
     assert int(seen[0, :, 25].max()) == 0
 

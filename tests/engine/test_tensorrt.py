@@ -21,9 +21,9 @@ from engine.methods.recipro import ExplainedNetwork, Target, plan_for
 from engine.models.loader import load_network
 from engine.runtime import devices
 from engine.runtime import runner as building
-from engine.runtime.compile_cache import Cache
-from engine.runtime.runner import Build, Runner, first_that_runs
-from engine.runtime.verification import Likeness, likeness, rank_correlation, unlike
+from engine.runtime.compile_cache import CompileCache
+from engine.runtime.runner import CompileConfig, Runner, select_first_working
+from engine.runtime.verification import Similarity, rank_correlation, similarity, similarity_shortfall
 from engine.split.network import split_network
 from pipeline.config import EngineConfig
 from pipeline.errors import BackendError
@@ -61,7 +61,7 @@ def test_it_names_the_cure_where_there_is_no_gpu_and_where_there_is_no_package(m
 def test_asked_for_on_a_cpu_it_is_refused_with_the_cure():
     split = split_network(small_net(), "3", (32, 32))
     with pytest.raises(BackendError, match=r"runs on NVIDIA GPUs.*--device cuda"):
-        Runner(split, Build(Target(), "point", "tensorrt", "fp16", CPU, 1 << 28))
+        Runner(split, CompileConfig(Target(), "point", "tensorrt", "fp16", CPU, 1 << 28))
 
 
 def test_a_package_that_does_not_load_is_told_by_its_own_words(monkeypatch, tmp_path):
@@ -133,9 +133,9 @@ def test_float32_means_float32_and_beside_half_precision_it_may_round_its_factor
     try:
         for part in parts:
             part.allow_tf32 = precision == "fp32"
-        devices.keep_arithmetic(precision, CPU)
+        devices.disable_tf32(precision, CPU)
         assert [part.allow_tf32 for part in parts] == [precision == "fp32"] * 2, "a CPU has nothing to do with it"
-        devices.keep_arithmetic(precision, torch.device("cuda", 0))
+        devices.disable_tf32(precision, torch.device("cuda", 0))
         assert [part.allow_tf32 for part in parts] == [precision != "fp32"] * 2
     finally:
         for part, value in zip(parts, before, strict=True):
@@ -180,20 +180,20 @@ def test_an_engine_is_kept_for_exactly_its_weights_shape_route_and_machine(monke
     card = {"gpu": "one", "driver": "1"}
     monkeypatch.setattr(backend, "ROUTES", {"onnx": fake_route(built), "dynamo": fake_route(built)})
     monkeypatch.setattr(backend, "_library_told", lambda route: "rtx 1.4")
-    monkeypatch.setattr(backend, "_card", lambda example: card)
+    monkeypatch.setattr(backend, "_gpu", lambda example: card)
     tmp_path.chmod(0o700)
     module, other, two = explained(), explained(), torch.zeros(2, 3, 32, 32)
     with torch.no_grad():
         next(other.head.parameters()).add_(1)
     for _ in range(2):
-        backend.compile(module, IMAGE.half(), "fp16", Cache(tmp_path))
+        backend.compile(module, IMAGE.half(), "fp16", CompileCache(tmp_path))
     assert len(built) == 1
     for again in (
-        lambda: backend.compile(other, IMAGE.half(), "fp16", Cache(tmp_path)),
-        lambda: backend.compile(module, two.half(), "fp16", Cache(tmp_path)),
-        lambda: backend.compile_by("dynamo", module, IMAGE.half(), "fp16", Cache(tmp_path)),
-        lambda: card.update(driver="2") or backend.compile(module, IMAGE.half(), "fp16", Cache(tmp_path)),
-        lambda: card.update(gpu="other") or backend.compile(module, IMAGE.half(), "fp16", Cache(tmp_path)),
+        lambda: backend.compile(other, IMAGE.half(), "fp16", CompileCache(tmp_path)),
+        lambda: backend.compile(module, two.half(), "fp16", CompileCache(tmp_path)),
+        lambda: backend.compile_by("dynamo", module, IMAGE.half(), "fp16", CompileCache(tmp_path)),
+        lambda: card.update(driver="2") or backend.compile(module, IMAGE.half(), "fp16", CompileCache(tmp_path)),
+        lambda: card.update(gpu="other") or backend.compile(module, IMAGE.half(), "fp16", CompileCache(tmp_path)),
     ):
         before = len(built)
         again()
@@ -205,9 +205,9 @@ def test_an_engine_that_no_longer_loads_is_built_anew_and_said_so(monkeypatch, t
     monkeypatch.setattr(backend, "_library_told", lambda route: "rtx 1.4")
     tmp_path.chmod(0o700)
     monkeypatch.setattr(backend, "ROUTES", {"onnx": fake_route(built)})
-    backend.compile(explained(), IMAGE.half(), "fp16", Cache(tmp_path))
+    backend.compile(explained(), IMAGE.half(), "fp16", CompileCache(tmp_path))
     monkeypatch.setattr(backend, "ROUTES", {"onnx": fake_route(built, loads=False)})
-    backend.compile(explained(), IMAGE.half(), "fp16", Cache(tmp_path))
+    backend.compile(explained(), IMAGE.half(), "fp16", CompileCache(tmp_path))
     assert len(built) == 2
     assert "built anew" in caplog.text
 
@@ -215,8 +215,8 @@ def test_an_engine_that_no_longer_loads_is_built_anew_and_said_so(monkeypatch, t
 def test_auto_on_a_gpu_takes_the_first_that_runs_and_says_what_it_passed_over(caplog):
     assert AUTOMATIC["cuda"] == ("tensorrt", "inductor", "eager")
     split = split_network(small_net(), "3", (32, 32))
-    build = Build(Target(), "point", "eager", "fp32", CPU, 1 << 28)
-    assert first_that_runs(split, build, ("tensorrt", "eager")).build.backend == "eager"
+    build = CompileConfig(Target(), "point", "eager", "fp32", CPU, 1 << 28)
+    assert select_first_working(split, build, ("tensorrt", "eager")).build.backend == "eager"
     assert "passed over: backend 'tensorrt'" in caplog.text
     assert "eager in fp32 runs instead" in caplog.text
 
@@ -228,16 +228,16 @@ def test_likeness_knows_the_same_the_reverse_and_the_flat():
     assert rank_correlation(torch.zeros(1, 9), torch.zeros(1, 9)).tolist() == [1]
     assert rank_correlation(torch.zeros(1, 9), one[:1]).tolist() == [0]
     truth = torch.rand(4, 7).softmax(1), torch.tensor([[1], [2], [3], [4]]), torch.rand(4, 1, 3, 3)
-    assert likeness(truth, truth) == Likeness(pytest.approx(1), 1, pytest.approx(1))
-    assert likeness(truth, (truth[0], truth[1].flip(0), truth[2])).top == 0
+    assert similarity(truth, truth) == Similarity(pytest.approx(1), 1, pytest.approx(1))
+    assert similarity(truth, (truth[0], truth[1].flip(0), truth[2])).top == 0
 
 
 def test_what_is_unlike_is_named_and_nobody_must_be_better_than_eager_in_the_same_precision():
-    assert not unlike(Likeness(1.0, 1.0, 0.995), "fp16")
-    assert unlike(Likeness(1.0, 1.0, 0.97), "fp16").startswith("heat rank correlation 0.97")
-    assert not unlike(Likeness(1.0, 1.0, 0.97), "fp16", Likeness(1.0, 1.0, 0.98))
-    assert unlike(Likeness(1.0, 1.0, 0.95), "fp16", Likeness(1.0, 1.0, 0.98))
-    assert unlike(Likeness(float("nan"), 1.0, 1.0), "fp16")
+    assert not similarity_shortfall(Similarity(1.0, 1.0, 0.995), "fp16")
+    assert similarity_shortfall(Similarity(1.0, 1.0, 0.97), "fp16").startswith("heat rank correlation 0.97")
+    assert not similarity_shortfall(Similarity(1.0, 1.0, 0.97), "fp16", Similarity(1.0, 1.0, 0.98))
+    assert similarity_shortfall(Similarity(1.0, 1.0, 0.95), "fp16", Similarity(1.0, 1.0, 0.98))
+    assert similarity_shortfall(Similarity(float("nan"), 1.0, 1.0), "fp16")
 
 
 def test_a_backend_that_ranks_cells_otherwise_is_refused(monkeypatch):
@@ -267,7 +267,7 @@ def test_a_backend_that_ranks_cells_otherwise_is_refused(monkeypatch):
     monkeypatch.setitem(BACKENDS, "turning", Entry())
     split = split_network(small_net(), "3", (32, 32))
     with pytest.raises(BackendError, match=r"'turning' in fp32 is not like eager float32.*heat rank correlation"):
-        Runner(split, Build(Target(), "point", "turning", "fp32", CPU, 1 << 28))
+        Runner(split, CompileConfig(Target(), "point", "turning", "fp32", CPU, 1 << 28))
 
 
 def test_only_what_says_so_is_held_to_the_order():
@@ -283,7 +283,9 @@ def test_batch_buckets_are_compiled_ahead_and_used_whole(monkeypatch):
     split = split_network(small_net(), "3", (32, 32))
     if entry.load().missing("cpu"):
         pytest.skip("needs openvino")
-    runner = Runner(split, Build(Target(), "point", "openvino", "fp32", CPU, 1 << 28, together=4, buckets=(2, 4)))
+    runner = Runner(
+        split, CompileConfig(Target(), "point", "openvino", "fp32", CPU, 1 << 28, together=4, buckets=(2, 4))
+    )
     assert compiled == [1, 2, 4]
     assert [len(part) for part in runner._pieces(torch.zeros(2, 3, 32, 32))] == [2]
     assert [len(part) for part in runner._pieces(torch.zeros(6, 3, 32, 32))] == [4, 1, 1]
@@ -406,30 +408,30 @@ class FakeNvml:
 
 def test_the_driver_is_asked_for_what_it_knows_and_let_go():
     library = FakeNvml()
-    (card,) = nvml.cards(library)
+    (card,) = nvml.list_gpus(library)
     assert (card.busy_share, card.clock_mhz, card.memory_clock_mhz, card.watts) == (0.73, 1700, 2600, None)
     assert str(card) == "Some Card, driver 580.1, 1024 of 4096 MiB used, 73% busy, 1700 of 1980 MHz, 41 °C"
     assert library.ended == 1
-    assert nvml.cards(FakeNvml(devices=0)) == []
+    assert nvml.list_gpus(FakeNvml(devices=0)) == []
 
 
 def test_a_device_is_found_by_its_place_and_a_strange_place_is_nobodys():
-    assert nvml.card_at("00000000:C1:00.0", FakeNvml()).name == "Some Card"
-    assert nvml.card_at("00000000:FF:00.0", FakeNvml()) is None
+    assert nvml.gpu_at("00000000:C1:00.0", FakeNvml()).name == "Some Card"
+    assert nvml.gpu_at("00000000:FF:00.0", FakeNvml()) is None
 
 
 def test_without_a_driver_nothing_is_told(monkeypatch):
     monkeypatch.setattr(nvml, "_loaded", lambda: None)
-    assert nvml.cards() == []
-    assert nvml.card_at("00000000:C1:00.0") is None
-    assert devices.card_of(CPU) is None
-    assert devices.figures_of(CPU) == []
+    assert nvml.list_gpus() == []
+    assert nvml.gpu_at("00000000:C1:00.0") is None
+    assert devices.gpu_status(CPU) is None
+    assert devices.gpu_metrics(CPU) == []
 
 
 def test_a_devices_load_becomes_figures_with_their_units(monkeypatch):
-    (card,) = nvml.cards(FakeNvml())
-    monkeypatch.setattr(devices, "card_of", lambda device: card)
-    told = {figure.name: figure.value for figure in devices.figures_of(torch.device("cuda", 0))}
+    (card,) = nvml.list_gpus(FakeNvml())
+    monkeypatch.setattr(devices, "gpu_status", lambda device: card)
+    told = {figure.name: figure.value for figure in devices.gpu_metrics(torch.device("cuda", 0))}
     assert told["device_busy_ratio"] == 0.73
     assert told["device_clock_hertz"] == 1.7e9
     assert "device_power_watts" not in told

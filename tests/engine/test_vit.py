@@ -14,11 +14,11 @@ from engine.explainers.exported import ExportedExplainer
 from engine.explainers.network import NetworkExplainer
 from engine.export.exporter import export_network
 from engine.methods.recipro import Target, plan_for, recipro_cam
-from engine.methods.vit import TokenDensePlan, TokenPlan, choose_token_plan, read_projections, token_definition
-from engine.models.catalog import rows
-from engine.models.loader import Network, with_a_voice
+from engine.methods.vit import ViTDensePlan, ViTPlan, choose_vit_plan, read_projections, vit_reference
+from engine.models.catalog import describe_models
+from engine.models.loader import LoadedModel, randomize_zero_layers
 from engine.models.registry import IMAGENET_MEAN, IMAGENET_STD
-from engine.runtime.runner import Build, Runner
+from engine.runtime.runner import CompileConfig, Runner
 from engine.split.network import split_network
 from pipeline.config import EngineConfig
 from pipeline.errors import EngineError, LayerError
@@ -39,7 +39,7 @@ def same_weights():
 
 def speaking(net, size, spread=2.0):
     """Give a random transformer biases, tokens that differ, and class scores that differ."""
-    net = with_a_voice(net).eval()
+    net = randomize_zero_layers(net).eval()
     with torch.no_grad():
         for name, weight in net.named_parameters():
             if weight.ndim < 2 or "token" in name:
@@ -172,8 +172,8 @@ def test_the_definition_in_chunks_fits_any_budget_and_answers_the_same():
     split = split_network(small(), None, (32, 32))
     with torch.inference_mode():
         tokens = split.head(torch.randn(2, 3, 32, 32))
-        wide = TokenDensePlan(split.tail, "gaussian", "asked for", 1 << 30)
-        narrow = TokenDensePlan(split.tail, "gaussian", "asked for", 1)
+        wide = ViTDensePlan(split.tail, "gaussian", "asked for", 1 << 30)
+        narrow = ViTDensePlan(split.tail, "gaussian", "asked for", 1)
         assert narrow.chunk(tokens) == 1 < wide.chunk(tokens)
         for one, other in zip(wide(tokens), narrow(tokens), strict=True):
             torch.testing.assert_close(one, other)
@@ -199,21 +199,21 @@ def test_at_the_last_block_it_does_not_matter_whether_what_goes_beside_the_atten
         tokens = split.head(torch.randn(1, 3, 32, 32))
         normed = masked(split.tail.norm(tokens), 1, 2, (4, 4), "point")
         beside = masked(tokens, 1, 2, (4, 4), "point")
-        defined_here = token_definition(split.tail, tokens, "point", torch.tensor([6]))[:, 0]
+        defined_here = vit_reference(split.tail, tokens, "point", torch.tensor([6]))[:, 0]
         torch.testing.assert_close(split.tail.rest(beside, normed), defined_here)
 
 
 def test_a_closed_form_that_is_wrong_is_found_out(monkeypatch):
     split = split_network(small(), None, (32, 32))
     features = split.head(torch.randn(1, 3, 32, 32))
-    honest = TokenPlan._masked
+    honest = ViTPlan._masked
 
     def one_zeroed_token_less(plan, logits, values):
         plan.zeroed = (plan.zeroed.exp() - 1).log()
         return honest(plan, logits, values)
 
-    monkeypatch.setattr(TokenPlan, "_masked", one_zeroed_token_less)
-    plan = choose_token_plan(split.tail, features, "point", 1 << 30)
+    monkeypatch.setattr(ViTPlan, "_masked", one_zeroed_token_less)
+    plan = choose_vit_plan(split.tail, features, "point", 1 << 30)
     assert plan.facts.name == "dense"
     assert "does not hold" in plan.facts.why
 
@@ -277,7 +277,7 @@ def test_backends_agree_with_the_definition(backend, precision):
     net = small(48)
     split = split_network(net, None, (48, 48))
     images = torch.randn(3, 3, 48, 48)
-    runner = Runner(split, Build(Target(2), "gaussian", backend, precision, CPU, 1 << 28, together=2))
+    runner = Runner(split, CompileConfig(Target(2), "gaussian", backend, precision, CPU, 1 << 28, together=2))
     scores, classes, heat = runner(images.to(runner.build.dtype))
     true_scores, true_heat = recipro_cam(split, images, classes[:, 0], "gaussian")
     assert heat.shape == (3, 2, 6, 6)
@@ -287,7 +287,7 @@ def test_backends_agree_with_the_definition(backend, precision):
 
 def exported(suffix, folder):
     names = tuple(f"name {k}" for k in range(6))
-    network = Network(small(), "small", names, (32, 32), IMAGENET_MEAN, IMAGENET_STD, None)
+    network = LoadedModel(small(), "small", names, (32, 32), IMAGENET_MEAN, IMAGENET_STD, None)
     return network, export_network(network, EngineConfig(target="top2"), folder / f"a{suffix}")
 
 
@@ -304,14 +304,14 @@ def test_it_is_exported_as_one_graph(suffix, tmp_path):
 
 
 def test_an_inner_block_is_not_exported_and_says_why(tmp_path):
-    network = Network(small(), "small", (), (32, 32), IMAGENET_MEAN, IMAGENET_STD, None)
+    network = LoadedModel(small(), "small", (), (32, 32), IMAGENET_MEAN, IMAGENET_STD, None)
     config = EngineConfig(layer="encoder.layers.encoder_layer_0.ln_1")
     with pytest.raises(EngineError, match="leave --layer out"):
         export_network(network, config, tmp_path / "a.onnx")
 
 
 def test_the_table_shows_them():
-    told = {row.name: row for row in rows(["vit_b_16", "vit_b_32", "vit_h_14"])}
+    told = {row.name: row for row in describe_models(["vit_b_16", "vit_b_32", "vit_h_14"])}
     assert {row.plan for row in told.values()} == {"tokens"}
     assert [row.grid for row in told.values()] == [(14, 14), (7, 7), (37, 37)]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from engine.models.labels import choose_target, read_labels
+from engine.models.labels import parse_target, read_labels
 from engine.models.loader import build_untrained, class_names, load_network
 from engine.models.registry import MODELS
 from engine.split.network import split_network
@@ -193,13 +193,13 @@ def test_labels_that_do_not_match_the_class_count_are_refused(tmp_path):
 
 def test_targets_are_names_indices_or_the_best_few():
     labels = ("ok", "scratch", "missing_hole")
-    assert choose_target(["top1"], labels).top == 1
-    assert choose_target(["top3"], labels).top == 3
-    named = choose_target(["Scratch", "2", "scratch"], labels)
+    assert parse_target(["top1"], labels).top == 1
+    assert parse_target(["top3"], labels).top == 3
+    named = parse_target(["Scratch", "2", "scratch"], labels)
     assert (named.top, named.classes, named.classes_first) == (1, (1, 2), True)
-    both = choose_target(["top2", "scratch"], labels)
+    both = parse_target(["top2", "scratch"], labels)
     assert (both.top, both.classes, both.classes_first) == (2, (1,), False)
-    assert choose_target(["scratch", "top2"], labels).classes_first
+    assert parse_target(["scratch", "top2"], labels).classes_first
 
 
 @pytest.mark.parametrize(("words", "rule"), [
@@ -208,7 +208,7 @@ def test_targets_are_names_indices_or_the_best_few():
 ])  # fmt: skip
 def test_a_target_the_network_does_not_have_is_refused(words, rule):
     with pytest.raises(ConfigError, match=rule):
-        choose_target(words, ("ok", "scratch", "missing_hole"))
+        parse_target(words, ("ok", "scratch", "missing_hole"))
 
 
 def test_the_real_imagenet_weights_load_and_recognise(shared_data):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipeline.frames import Box, Explanation, Finding, Frame, Overlay, Truth
+from pipeline.frames import Box, Explanation, Finding, Frame, GroundTruth, Overlay
 from tests.support.limits import LIMIT_SECONDS
 
 
@@ -35,7 +35,7 @@ def explain(
     taken_at: float | None = None,
     pts_seconds: float | None = None,
     region: Box | None = None,
-    truth: Truth | None = None,
+    truth: GroundTruth | None = None,
     others: tuple[Finding, ...] = (),
     source_name: str = "",
 ) -> Explanation:

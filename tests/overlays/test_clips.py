@@ -18,14 +18,14 @@ import numpy as np
 import pytest
 
 from overlays.sinks import disk
-from overlays.sinks.clips.fragments import WholeWrites
-from overlays.sinks.clips.sink import ClipsSink
-from overlays.sinks.clips.writer import Clip, ClipEncoder
+from overlays.sinks.clips.fragments import AllOrNothingFile
+from overlays.sinks.clips.sink import ClipSink
+from overlays.sinks.clips.writer import ClipEncoder, ClipWriter
 from overlays.sinks.locks import claimed, to_claim
 from overlays.sinks.options import ClipOptions, SinkOptions
-from overlays.sinks.video import RecorderSink
+from overlays.sinks.video import VideoSink
 from pipeline.errors import FrameError, SinkError
-from pipeline.frames import Overlay, Silence
+from pipeline.frames import Overlay, SignalLoss
 from tests.support.limits import PROGRAM_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,7 +50,7 @@ def lines(path):
 
 
 def recorder(folder, *, camera="line", **knobs):
-    return ClipsSink(f"{folder}/", cameras=(camera,), options=SinkOptions(clips=ClipOptions(**knobs)))
+    return ClipSink(f"{folder}/", cameras=(camera,), options=SinkOptions(clips=ClipOptions(**knobs)))
 
 
 def test_rotated_clips_hold_every_frame_once_in_order_with_its_line(tmp_path, overlaid):
@@ -70,7 +70,7 @@ def test_rotated_clips_hold_every_frame_once_in_order_with_its_line(tmp_path, ov
 
 
 def test_a_clip_is_named_by_its_camera_and_the_utc_time_of_its_first_frame(tmp_path, overlaid):
-    sink = ClipsSink(f"{tmp_path}/", cameras=("hall/door",), wall=lambda: 1_800_000_000.25, clock=lambda: 100.0)
+    sink = ClipSink(f"{tmp_path}/", cameras=("hall/door",), wall=lambda: 1_800_000_000.25, clock=lambda: 100.0)
     with sink:
         sink.put(overlaid(camera="hall/door", taken_at=98.0, pts_seconds=0.0))
         assert {p.name for p in tmp_path.iterdir()} == {
@@ -85,7 +85,7 @@ def test_a_clip_is_named_by_its_camera_and_the_utc_time_of_its_first_frame(tmp_p
 
 def test_a_cameras_name_is_never_too_long_for_its_files(tmp_path, overlaid):
     camera = "\U00020000" * 64
-    with recorder(tmp_path, camera=camera) as sink, RecorderSink(tmp_path / "film.mp4", cameras=(camera, "b")) as film:
+    with recorder(tmp_path, camera=camera) as sink, VideoSink(tmp_path / "film.mp4", cameras=(camera, "b")) as film:
         for each in (sink, film):
             each.put(overlaid(grey(0), camera=camera))
     assert sink.lost == 0
@@ -132,7 +132,7 @@ def test_the_budget_holds_over_two_hundred_rotations_and_takes_only_this_recorde
 def test_a_clock_that_is_set_back_makes_no_new_clip_an_old_one(tmp_path, overlaid):
     wall, dice = [1_800_000_000.0], np.random.default_rng(0)
     options = SinkOptions(clips=ClipOptions(rotate_seconds=0.1, budget_bytes=150_000))
-    with ClipsSink(f"{tmp_path}/", cameras=("line",), options=options, wall=lambda: wall[0]) as sink:
+    with ClipSink(f"{tmp_path}/", cameras=("line",), options=options, wall=lambda: wall[0]) as sink:
         for index in range(60):
             wall[0] += 1 / RATE if index != 40 else -3600.0
             sink.put(overlaid(dice.integers(0, 256, (96, 96, 3), np.uint8), index=index, pts_seconds=index / RATE))
@@ -144,9 +144,9 @@ def test_a_clock_that_is_set_back_makes_no_new_clip_an_old_one(tmp_path, overlai
 def test_a_killed_recorder_leaves_all_but_the_last_second_playable(tmp_path):
     code = (
         "import sys, os, signal; sys.path.insert(0, 'tests/overlays'); from conftest import explain\n"
-        "from overlays.sinks.clips.sink import ClipsSink; from pipeline.frames import Overlay\n"
+        "from overlays.sinks.clips.sink import ClipSink; from pipeline.frames import Overlay\n"
         "import numpy as np\n"
-        "sink = ClipsSink(sys.argv[1] + '/', cameras=('line',)).__enter__()\n"
+        "sink = ClipSink(sys.argv[1] + '/', cameras=('line',)).__enter__()\n"
         "for i in range(155):\n"
         "    e = explain(np.full((120, 160, 3), i, np.uint8), index=i, pts_seconds=i / 30)\n"
         "    sink.put(Overlay(e.frame.image, e))\n"
@@ -204,7 +204,7 @@ def test_what_is_kept_before_an_event_is_bounded_in_bytes(tmp_path, overlaid, ca
 def test_a_silent_camera_is_recorded_but_not_explained(tmp_path, overlaid):
     with recorder(tmp_path) as sink:
         sink.put(last := overlaid(index=0, pts_seconds=0.0))
-        sink.put(Overlay(last.image, last.explanation, Silence(2.0)))
+        sink.put(Overlay(last.image, last.explanation, SignalLoss(2.0)))
     (film,) = videos(tmp_path)
     assert len(greys(film)) == 2
     assert len(lines(film)) == 1
@@ -212,15 +212,15 @@ def test_a_silent_camera_is_recorded_but_not_explained(tmp_path, overlaid):
 
 def test_a_disk_that_fails_ends_the_clip_but_not_the_stream_and_is_said_once(tmp_path, overlaid, caplog, monkeypatch):
     now, full = [0.0], [False]
-    add = Clip.add
+    add = ClipWriter.add
 
     def adding(self, coded):
         if full[0]:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         add(self, coded)
 
-    monkeypatch.setattr(Clip, "add", adding)
-    sink = ClipsSink(f"{tmp_path}/", cameras=("line",), clock=lambda: now[0])
+    monkeypatch.setattr(ClipWriter, "add", adding)
+    sink = ClipSink(f"{tmp_path}/", cameras=("line",), clock=lambda: now[0])
     with caplog.at_level(logging.INFO), sink:
         for index in range(600):
             now[0] = index / RATE
@@ -241,17 +241,17 @@ def test_a_disk_that_fails_ends_the_clip_but_not_the_stream_and_is_said_once(tmp
 
 def test_a_clip_that_misses_frames_ends_before_them_whoever_filled_the_disk(tmp_path, overlaid, monkeypatch, caplog):
     now, full = [0.0], [False]
-    add = Clip.add
+    add = ClipWriter.add
 
     def refuse(clip, coded):
         if full[0] and clip.path.name.startswith("a"):
             raise OSError(errno.ENOSPC, "No space left on device")
         add(clip, coded)
 
-    monkeypatch.setattr(Clip, "add", refuse)
+    monkeypatch.setattr(ClipWriter, "add", refuse)
     knobs = ClipOptions(when="score>0.5", seconds_before=1.0, seconds_after=1.0)
     options = SinkOptions(clips=knobs)
-    with ClipsSink(f"{tmp_path}/", cameras=("a", "b"), options=options, clock=lambda: now[0]) as sink:
+    with ClipSink(f"{tmp_path}/", cameras=("a", "b"), options=options, clock=lambda: now[0]) as sink:
         for index in range(60):
             now[0], full[0] = index / 10, index == 17
             for camera in ("a", "b"):
@@ -268,7 +268,7 @@ def test_a_clip_that_misses_frames_ends_before_them_whoever_filled_the_disk(tmp_
 
 def test_wherever_the_disk_fills_what_is_left_of_the_clip_plays_to_its_end(tmp_path, overlaid, monkeypatch):
     room = [0]
-    write = WholeWrites.write
+    write = AllOrNothingFile.write
 
     def writing(self, chunk):
         if len(chunk) > room[0]:
@@ -278,7 +278,7 @@ def test_wherever_the_disk_fills_what_is_left_of_the_clip_plays_to_its_end(tmp_p
         room[0] -= len(chunk)
         return write(self, chunk)
 
-    monkeypatch.setattr(WholeWrites, "write", writing)
+    monkeypatch.setattr(AllOrNothingFile, "write", writing)
     monkeypatch.setattr(disk, "RETRY_SECONDS", (1e6, 1e6))
     dice = np.random.default_rng(0)
     noise = [dice.integers(0, 256, (48, 64, 3), np.uint8) for _ in range(40)]
@@ -366,7 +366,7 @@ def test_a_device_or_a_pipe_is_written_by_as_many_runs_as_like(tmp_path):
 
 
 def test_a_wrong_preset_is_refused_in_words(tmp_path, overlaid):
-    sink = ClipsSink(f"{tmp_path}/", options=SinkOptions(video_preset="fastish"))
+    sink = ClipSink(f"{tmp_path}/", options=SinkOptions(video_preset="fastish"))
     with pytest.raises(SinkError, match="cannot be encoded"), sink:
         sink.put(overlaid())
 

@@ -17,8 +17,8 @@ from overlays.sinks.zeromq import ZeroMqSink
 from overlays.wire.curve import connection_limit
 from overlays.wire.curve.allowlist import AllowList
 from overlays.wire.curve.connection_limit import Places
-from overlays.wire.curve.handshake_errors import Seldom, refusal, refused_because
-from overlays.wire.curve.keys import is_key, make_pair, make_ring, public_of, read_pair, read_public, viewer_keys
+from overlays.wire.curve.handshake_errors import RateLimitedLog, refusal, refused_because
+from overlays.wire.curve.keys import create_keyring, is_key, make_pair, public_of, read_pair, read_public, viewer_keys
 from overlays.wire.curve.subscriptions import MAX_TOPICS, MAX_TOPICS_PER_CONNECTION, Subscriptions
 from overlays.wire.viewer import Viewer
 from pipeline.errors import ConfigError, SinkError
@@ -31,7 +31,7 @@ ANY = "tcp://127.0.0.1:0"
 def ring(tmp_path):
     """A server's keys, a viewer's, and a stranger's that is on no list."""
     folder = tmp_path / "keys"
-    make_ring(folder)
+    create_keyring(folder)
     (tmp_path / "abroad").mkdir()
     make_pair(tmp_path / "abroad", "stranger")
     return folder
@@ -147,7 +147,7 @@ def test_who_is_put_on_the_list_is_let_in_and_who_is_taken_off_is_put_out(ring, 
 def test_a_flood_of_refusals_is_one_line_with_a_count(caplog):
     import logging
 
-    seldom = Seldom(logging.getLogger("gate"), "tcp://x:1")
+    seldom = RateLimitedLog(logging.getLogger("gate"), "tcp://x:1")
     for k in range(100):
         seldom.note("no keys", k / 10)
     seldom.note("unknown key", 9.95, "KEY from 10.0.0.1")
@@ -206,7 +206,7 @@ def test_secret_files_are_their_owners_alone_and_nothing_is_overwritten(ring):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     before = {path: path.read_bytes() for path in ring.rglob("*.key*")}
     with pytest.raises(ConfigError, match="never overwritten"):
-        make_ring(ring)
+        create_keyring(ring)
     with pytest.raises(ConfigError, match="never overwritten"):
         make_pair(ring, "viewer")
     with pytest.raises(ConfigError, match="letters, digits"):

@@ -17,7 +17,7 @@ import pytest
 from overlays.sinks.options import SinkOptions
 from overlays.sinks.registry import build_sink
 from overlays.sinks.zeromq import ZeroMqSink
-from overlays.wire.curve.keys import make_ring
+from overlays.wire.curve.keys import create_keyring
 from pipeline.ports import Sink
 from tests.support.limits import LIMIT_SECONDS, PROGRAM_SECONDS
 
@@ -76,7 +76,7 @@ class EnoughError(Exception):
 
 @pytest.mark.parametrize("example", VIEWING, ids=lambda text: text.splitlines()[2][:60])
 def test_an_example_of_the_viewer_prints_what_comes(example, tmp_path, monkeypatch, overlaid):
-    make_ring(tmp_path)
+    create_keyring(tmp_path)
     (tmp_path / "viewer.key").write_bytes((tmp_path / "allowed" / "viewer.key").read_bytes())
     monkeypatch.chdir(tmp_path)
     options = SinkOptions()

@@ -10,24 +10,24 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from overlays.sinks.clips.sink import ClipsSink
-from overlays.sinks.jsonl import LogSink
-from overlays.sinks.video import RecorderSink
-from overlays.sinks.web import PageSink
+from overlays.sinks.clips.sink import ClipSink
+from overlays.sinks.jsonl import JsonlSink
+from overlays.sinks.video import VideoSink
+from overlays.sinks.web import WebSink
 from overlays.sinks.zeromq import ZeroMqSink
-from overlays.wire.forward import MOST_CAMERAS, LastPictures, _Said, watch
+from overlays.wire.forward import MAX_CAMERAS, StaleFrames, _Said, forward
 from overlays.wire.message import decode_message, encode
-from overlays.wire.viewer import Received, Viewer
-from pipeline.frames import Deletion, Grounds, GuardState, Overlay, Silence
-from pipeline.loop import Outcome
-from pipeline.stats import Tally
+from overlays.wire.viewer import ReceivedFrame, Viewer
+from pipeline.frames import DeletionCheck, GuardState, HeatmapStats, Overlay, SignalLoss
+from pipeline.loop import RunResult
+from pipeline.stats import RunStats
 from tests.overlays.conftest import figures
 from tests.support.logs import log_lines
 
 
 def test_a_silent_camera_is_shown_grey_with_the_time_and_the_reason_once_a_second(overlaid):
     colours = np.full((240, 320, 3), (250, 20, 20), np.uint8)
-    kept = LastPictures()
+    kept = StaleFrames()
     kept.note(overlaid(colours, camera="door"), 100.0)
     kept.note(overlaid(colours, camera="gate"), 102.5)
     assert kept.stale(101.9) == []
@@ -46,7 +46,7 @@ def test_a_silent_camera_is_shown_grey_with_the_time_and_the_reason_once_a_secon
 
 
 def test_a_camera_that_is_slow_by_nature_is_not_shown_grey_between_its_pictures(overlaid):
-    kept = LastPictures()
+    kept = StaleFrames()
     for second in (0.0, 5.0, 10.0):
         kept.note(overlaid(camera="door"), second)
     assert kept.stale(16.0) == []
@@ -57,19 +57,19 @@ def test_a_camera_that_is_slow_by_nature_is_not_shown_grey_between_its_pictures(
 
 def test_what_guards_said_last_is_told_wherever_it_is_watched(overlaid):
     plain = overlaid(camera="door").explanation
-    grounds = Grounds(0.0125, 0.4, (60.0, 50.0), 0.75, {"belt": 0.04})
+    grounds = HeatmapStats(0.0125, 0.4, (60.0, 50.0), 0.75, {"belt": 0.04})
     says = "heat_inside(belt) >= 0.6, but is 0.04"
     guarded = replace(
         plain,
         findings=(replace(plain.top, grounds=grounds),),
         guards=(GuardState("on-the-belt", firing=True, seconds=2.0, says=says, fired=3),),
-        deletion=Deletion("bottle", 0.9, 0.5, 3, 0.5),
+        deletion=DeletionCheck("bottle", 0.9, 0.5, 3, 0.5),
     )
-    kept = LastPictures()
+    kept = StaleFrames()
     kept.note(overlaid(camera="gate"), 0.0)
     kept.note(Overlay(guarded.frame.image, guarded), 0.0)
-    with PageSink("http://127.0.0.1:0") as page:
-        page.about(Outcome(Tally([]), [], [], parts=(kept,)))
+    with WebSink("http://127.0.0.1:0") as page:
+        page.about(RunResult(RunStats([]), [], [], parts=(kept,)))
         told = dict(figures(page))
     assert told["recipro_guard_firing door on-the-belt"] == 1
     assert told["recipro_guard_fired_total door on-the-belt"] == 3
@@ -80,11 +80,11 @@ def test_what_guards_said_last_is_told_wherever_it_is_watched(overlaid):
 
 
 def test_what_the_publisher_has_greyed_itself_is_not_greyed_again_meanwhile(overlaid):
-    kept = LastPictures()
+    kept = StaleFrames()
     live = overlaid(camera="door")
     kept.note(live, 0.0)
     for second in (1.5, 2.5, 3.5):
-        kept.note(Overlay(live.image, live.explanation, Silence(second, "stalled", "no packets")), second)
+        kept.note(Overlay(live.image, live.explanation, SignalLoss(second, "stalled", "no packets")), second)
         assert kept.stale(second + 0.9) == []
     assert [each.silence.seconds for each in kept.stale(6.0)] == [6.0]
 
@@ -125,7 +125,7 @@ def test_watching_says_why_nothing_comes_and_shows_it(overlaid):
                 yield None
 
     said, eye = [], Eye()
-    told = watch(Quiet("tcp://127.0.0.1:1"), [eye], stop=threading.Event(), say=said.append)
+    told = forward(Quiet("tcp://127.0.0.1:1"), [eye], stop=threading.Event(), say=said.append)
     assert told.frames == 1
     assert [each.silence is None for each in eye.shown] == [True, False]
     assert len(said) == 1
@@ -142,13 +142,13 @@ def test_one_camera_alone_is_watched_though_others_names_begin_with_its_own(over
             yield from (arrived(camera, index) for index in range(3) for camera in ("door", "door-2"))
 
     eye = Eye()
-    told = watch(Both("tcp://127.0.0.1:1", ("door",)), [eye], stop=threading.Event(), cameras=["door"])
+    told = forward(Both("tcp://127.0.0.1:1", ("door",)), [eye], stop=threading.Event(), cameras=["door"])
     assert told.frames == 3
     assert [each.explanation.frame.camera for each in eye.shown] == ["door"] * 3
 
 
 def test_a_page_beside_a_recorder_tells_of_both_though_the_stream_is_far_away(overlaid, tmp_path):
-    recorder = ClipsSink(f"{tmp_path}/")
+    recorder = ClipSink(f"{tmp_path}/")
     stop = threading.Event()
     told = {}
 
@@ -163,14 +163,14 @@ def test_a_page_beside_a_recorder_tells_of_both_though_the_stream_is_far_away(ov
 
     with (
         ZeroMqSink("tcp://127.0.0.1:0") as server,
-        PageSink("http://127.0.0.1:0") as page,
+        WebSink("http://127.0.0.1:0") as page,
         recorder,
         Viewer(server.endpoint) as viewer,
     ):
         looking = threading.Thread(target=look, args=(page, server))
         looking.start()
         try:
-            watch(viewer, [page, recorder], stop=stop, seconds=20, say=lambda _: None)
+            forward(viewer, [page, recorder], stop=stop, seconds=20, say=lambda _: None)
         finally:
             stop.set()
             looking.join()
@@ -192,33 +192,33 @@ class Publisher:
 
     def messages_or_silence(self, stop):
         for parts in self.messages:
-            yield Received(*decode_message(parts), received_at_unix=time.time())
+            yield ReceivedFrame(*decode_message(parts), received_at_unix=time.time())
         stop.set()
 
 
 def test_a_publisher_of_ever_new_cameras_gets_only_so_many_passed_on_to_any_sink(tmp_path, overlaid):
     said, stop = [], threading.Event()
-    names = [f"camera {k}" for k in range(MOST_CAMERAS + 40)]
+    names = [f"camera {k}" for k in range(MAX_CAMERAS + 40)]
     publisher = Publisher(overlaid, [*names, names[0]])
-    with RecorderSink(tmp_path / "seen.mp4") as films, LogSink(tmp_path / "seen.jsonl") as lines:
-        seen = watch(publisher, [films, lines], stop=stop, say=said.append)
+    with VideoSink(tmp_path / "seen.mp4") as films, JsonlSink(tmp_path / "seen.jsonl") as lines:
+        seen = forward(publisher, [films, lines], stop=stop, say=said.append)
     told = {line["camera"] for line in log_lines(tmp_path / "seen.jsonl")}
     films = {path.name for path in tmp_path.glob("seen.*.mp4")}
     assert told
-    assert told <= set(names[:MOST_CAMERAS])
+    assert told <= set(names[:MAX_CAMERAS])
     assert films
-    assert films <= {f"seen.camera_{k}.mp4" for k in range(MOST_CAMERAS)}
-    assert (seen.frames, seen.left_out) == (MOST_CAMERAS + 1, 40)
+    assert films <= {f"seen.camera_{k}.mp4" for k in range(MAX_CAMERAS)}
+    assert (seen.frames, seen.left_out) == (MAX_CAMERAS + 1, 40)
     assert len([word for word in said if "left out" in word]) == 1
     assert any("40 messages of further cameras left out" in line for line in seen.lines)
     assert not (tmp_path / "seen.mp4").exists(), "no film is nobody's"
 
 
 def test_cameras_that_were_named_are_passed_on_among_any_number_of_others(tmp_path, overlaid):
-    names = [f"camera {k}" for k in range(MOST_CAMERAS + 40)]
+    names = [f"camera {k}" for k in range(MAX_CAMERAS + 40)]
     stop = threading.Event()
-    with RecorderSink(tmp_path / "seen.mp4", cameras=(names[-1],)) as films:
-        seen = watch(Publisher(overlaid, names), [films], stop=stop, cameras=[names[-1]], say=lambda _text: None)
+    with VideoSink(tmp_path / "seen.mp4", cameras=(names[-1],)) as films:
+        seen = forward(Publisher(overlaid, names), [films], stop=stop, cameras=[names[-1]], say=lambda _text: None)
     assert [path.name for path in tmp_path.iterdir()] == ["seen.mp4"]
     assert (seen.frames, seen.left_out) == (1, 0)
 

@@ -11,20 +11,20 @@ import pytest
 
 from overlays.render.guards import ALARM, alarm_lines
 from overlays.render.renderer import HeatRenderer
-from overlays.web.status import Board
+from overlays.web.status import StatusBoard
 from overlays.wire.message import as_overlay, decode_header, decode_message, encode, explanation_record, record_bytes
 from pipeline.errors import WireError
-from pipeline.frames import Deletion, Frame, Grounds, GuardState, Overlay, Region
-from pipeline.loop import Outcome
-from pipeline.ports import Figure
-from pipeline.stats import Tally
+from pipeline.frames import DeletionCheck, Frame, GuardState, HeatmapStats, Overlay, Region
+from pipeline.loop import RunResult
+from pipeline.ports import MetricSample
+from pipeline.stats import RunStats
 
 ROOT = Path(__file__).resolve().parents[2]
 FIRES = GuardState("on-the-belt", True, 1.25, "heat_inside(belt) >= 0.6, but is 0.04", 2)
 CALM = GuardState("in-one-place", False, 0.0, "", 0)
 BELT = Region("belt", ((10.0, 40.0), (150.0, 40.0), (150.0, 80.0), (10.0, 80.0)))
-CHECKED = Deletion("bottle", 0.9, 0.85, 3, 0.5)
-GROUNDS = Grounds(0.0125, 0.4, (60.0, 50.0), 0.75, {"belt": 0.04})
+CHECKED = DeletionCheck("bottle", 0.9, 0.85, 3, 0.5)
+GROUNDS = HeatmapStats(0.0125, 0.4, (60.0, 50.0), 0.75, {"belt": 0.04})
 
 
 @pytest.fixture
@@ -146,19 +146,19 @@ def test_the_board_tells_the_greatest_drift_of_each_camera(overlaid):
         def figures(self):
             for camera, statistic, value in (("line", "entropy", 0.1), ("line", "score", 0.4), ("door", "score", 0.2)):
                 labels = (("camera", camera), ("label", "dent"), ("statistic", statistic))
-                yield Figure("drift_psi", value, "how far", labels=labels)
+                yield MetricSample("drift_psi", value, "how far", labels=labels)
 
-    board = Board(["line", "door", "gate"])
-    board.outcome = Outcome(Tally([]), [], [], (Part(),))
+    board = StatusBoard(["line", "door", "gate"])
+    board.outcome = RunResult(RunStats([]), [], [], (Part(),))
     told = {one["camera"]: one["drift"] for one in board.told()}
     assert told == {"line": "score of dent, PSI 0.40", "door": "score of dent, PSI 0.20", "gate": None}
 
 
 def test_a_log_line_says_what_fires(guarded, tmp_path):
-    from overlays.sinks.jsonl import LogSink
+    from overlays.sinks.jsonl import JsonlSink
 
     explanation = guarded(FIRES, CALM)
-    with LogSink(tmp_path / "out.jsonl") as log:
+    with JsonlSink(tmp_path / "out.jsonl") as log:
         log.put(Overlay(explanation.frame.image, explanation))
     header = decode_header((tmp_path / "out.jsonl").read_bytes().splitlines()[1])
     assert header.guarded["guards"] == (FIRES, CALM)
@@ -167,9 +167,9 @@ def test_a_log_line_says_what_fires(guarded, tmp_path):
 
 def test_a_table_keeps_all_that_guards_say(guarded):
     pa = pytest.importorskip("pyarrow")
-    from overlays.records.arrow_schema import SCHEMA, record_of, row_of
+    from overlays.records.arrow_schema import SCHEMA, from_row, to_row
 
     for explanation in (guarded(FIRES, CALM), guarded(checked=None, regions=())):
         record = explanation_record(explanation, sent_at_unix=0.0, now_monotonic=0.0)
-        (row,) = pa.Table.from_pylist([row_of(record)], schema=SCHEMA).to_pylist()
-        assert record_of(row) == record
+        (row,) = pa.Table.from_pylist([to_row(record)], schema=SCHEMA).to_pylist()
+        assert from_row(row) == record

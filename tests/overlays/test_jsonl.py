@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from overlays.sinks.jsonl import LogSink
+from overlays.sinks.jsonl import JsonlSink
 from overlays.wire.message import decode_header
-from pipeline.errors import LossError, SinkError
+from pipeline.errors import DataLossError, SinkError
 from tests.support.limits import PROGRAM_SECONDS
 from tests.support.logs import log_lines, run_lines
 
@@ -28,7 +28,7 @@ def indices(path):
 
 def test_a_line_is_a_header_of_the_wire_with_the_heat_and_without_a_picture(tmp_path, overlaid):
     path = tmp_path / "out.jsonl"
-    with LogSink(path) as sink:
+    with JsonlSink(path) as sink:
         assert not sink.needs_picture("line")
         for index in range(3):
             sink.put(overlaid(index=index, camera="日本"))
@@ -44,7 +44,7 @@ def test_a_line_is_a_header_of_the_wire_with_the_heat_and_without_a_picture(tmp_
 
 def test_every_line_is_on_disk_when_put_returns(tmp_path, overlaid):
     path = tmp_path / "out.jsonl"
-    with LogSink(path) as sink:
+    with JsonlSink(path) as sink:
         sink.put(overlaid())
         assert path.read_bytes().endswith(b"}\n")
 
@@ -53,8 +53,8 @@ def test_a_killed_run_leaves_whole_lines(tmp_path):
     path = tmp_path / "out.jsonl"
     code = (
         "import sys, os, signal; sys.path.insert(0, 'tests/overlays'); from conftest import explain\n"
-        "from overlays.sinks.jsonl import LogSink; from pipeline.frames import Overlay; from pathlib import Path\n"
-        "sink = LogSink(Path(sys.argv[1])).__enter__()\n"
+        "from overlays.sinks.jsonl import JsonlSink; from pipeline.frames import Overlay; from pathlib import Path\n"
+        "sink = JsonlSink(Path(sys.argv[1])).__enter__()\n"
         "for i in range(50): e = explain(index=i); sink.put(Overlay(e.frame.image, e))\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -67,11 +67,11 @@ def test_a_log_is_continued_by_every_run_and_each_begins_with_a_line_of_its_own(
     path = tmp_path / "out.jsonl"
     old = json.dumps({"version": 1, "camera": "old", "index": 7}) + "\n"
     path.write_text(old)
-    with LogSink(path):
+    with JsonlSink(path):
         pass
     assert path.read_text() == old, "a run without an explanation leaves nothing"
     for number, cameras in enumerate([("line",), ("line", "door")]):
-        with LogSink(path, cameras=cameras, wall=lambda: 1_800_000_000.25) as sink:
+        with JsonlSink(path, cameras=cameras, wall=lambda: 1_800_000_000.25) as sink:
             for index in range(2):
                 sink.put(overlaid(index=10 * number + index, camera=cameras[-1]))
     assert path.read_text().startswith(old)
@@ -80,7 +80,7 @@ def test_a_log_is_continued_by_every_run_and_each_begins_with_a_line_of_its_own(
     assert (first["run"]["cameras"], second["run"]["cameras"]) == (["line"], ["line", "door"])
     assert first["run"]["id"] != second["run"]["id"]
     assert first["run"]["began_at_unix"] == 1_800_000_000.25
-    with LogSink(tmp_path / "never.jsonl"):
+    with JsonlSink(tmp_path / "never.jsonl"):
         pass
     assert not (tmp_path / "never.jsonl").exists()
 
@@ -88,7 +88,7 @@ def test_a_log_is_continued_by_every_run_and_each_begins_with_a_line_of_its_own(
 def test_a_log_is_replaced_where_that_is_asked_for_and_said(tmp_path, overlaid, caplog):
     path = tmp_path / "out.jsonl"
     path.write_text("{}\n" * 5)
-    with LogSink(path, replace=True) as sink:
+    with JsonlSink(path, replace=True) as sink:
         assert path.read_text() == "{}\n" * 5, "not before the first line comes"
         for index in range(3):
             sink.put(overlaid(index=index))
@@ -102,7 +102,7 @@ def test_a_line_that_was_cut_off_is_set_aside_and_nothing_is_glued_to_it(tmp_pat
     whole = b'{"version":1,"index":5}\n'
     for _ in range(2):
         path.write_bytes(whole + torn)
-        with LogSink(path) as sink:
+        with JsonlSink(path) as sink:
             sink.put(overlaid(index=6))
     assert path.read_bytes().startswith(whole + b'{"version":1,"run"')
     assert indices(path) == [5, 6]
@@ -113,7 +113,7 @@ def test_a_line_that_was_cut_off_is_set_aside_and_nothing_is_glued_to_it(tmp_pat
 def test_a_last_line_that_only_lacks_its_line_feed_gets_it(tmp_path, overlaid):
     path = tmp_path / "out.jsonl"
     path.write_bytes(b'{"version":1,"index":5}')
-    with LogSink(path) as sink:
+    with JsonlSink(path) as sink:
         sink.put(overlaid(index=6))
     assert indices(path) == [5, 6]
     assert not (tmp_path / "out.jsonl.partial").exists()
@@ -124,10 +124,10 @@ def test_the_half_line_goes_nowhere_through_a_planted_link(tmp_path, overlaid):
     diary.write_text("precious")
     (tmp_path / "out.jsonl.partial").symlink_to(diary)
     path.write_bytes(b'{"half')
-    sink = LogSink(path).__enter__()
+    sink = JsonlSink(path).__enter__()
     sink.put(overlaid())
     assert sink.lost == 1
-    with pytest.raises(LossError):
+    with pytest.raises(DataLossError):
         sink.__exit__(None, None, None)
     assert (diary.read_text(), path.read_bytes()) == ("precious", b'{"half')
 
@@ -135,16 +135,16 @@ def test_the_half_line_goes_nowhere_through_a_planted_link(tmp_path, overlaid):
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOENT, errno.EACCES, errno.EMFILE, errno.ESTALE])
 def test_no_error_of_the_disk_closes_a_log_for_good_and_each_is_named(tmp_path, overlaid, code, monkeypatch):
     now, failing = [0.0], [False]
-    write = LogSink._write
+    write = JsonlSink._write
 
     def writing(self, line):
         if failing[0]:
             raise OSError(code, os.strerror(code))
         write(self, line)
 
-    monkeypatch.setattr(LogSink, "_write", writing)
+    monkeypatch.setattr(JsonlSink, "_write", writing)
     path = tmp_path / "out.jsonl"
-    sink = LogSink(path, clock=lambda: now[0]).__enter__()
+    sink = JsonlSink(path, clock=lambda: now[0]).__enter__()
     for index in range(3):
         failing[0] = index == 1
         sink.put(overlaid(index=index))
@@ -152,7 +152,7 @@ def test_no_error_of_the_disk_closes_a_log_for_good_and_each_is_named(tmp_path, 
         assert not failing[0] or os.strerror(code) in sink.trouble
         assert "takes no more" not in sink.trouble
         now[0] += 1.5
-    with pytest.raises(LossError, match=f"1 lines were not written: .*{os.strerror(code)}"):
+    with pytest.raises(DataLossError, match=f"1 lines were not written: .*{os.strerror(code)}"):
         sink.__exit__(None, None, None)
     assert indices(path) == [0, 2]
 
@@ -160,7 +160,7 @@ def test_no_error_of_the_disk_closes_a_log_for_good_and_each_is_named(tmp_path, 
 def test_a_log_whose_folder_vanishes_goes_on_when_it_is_back(tmp_path, overlaid):
     now, folder = [0.0], tmp_path / "disk"
     folder.mkdir()
-    sink = LogSink(folder / "out.jsonl", clock=lambda: now[0]).__enter__()
+    sink = JsonlSink(folder / "out.jsonl", clock=lambda: now[0]).__enter__()
     sink.put(overlaid(index=0))
     folder.rename(tmp_path / "away")
     sink.put(overlaid(index=1))
@@ -169,14 +169,14 @@ def test_a_log_whose_folder_vanishes_goes_on_when_it_is_back(tmp_path, overlaid)
     now[0] += 1.5
     sink.put(overlaid(index=2))
     assert not sink.trouble
-    with pytest.raises(LossError):
+    with pytest.raises(DataLossError):
         sink.__exit__(None, None, None)
     assert indices(folder / "out.jsonl") == [0, 2]
 
 
 def test_a_log_of_photos_tells_each_photos_name_even_one_that_is_no_utf8(tmp_path, overlaid):
     path, names = tmp_path / "out.jsonl", ["a/1.jpg", "b/1.jpg", os.fsdecode(b"c\xff.jpg"), os.fsdecode(b"c\xfe.jpg")]
-    with LogSink(path) as sink:
+    with JsonlSink(path) as sink:
         for index, name in enumerate(names):
             sink.put(overlaid(index=index, source_name=name))
         sink.put(overlaid(index=9))
@@ -187,21 +187,24 @@ def test_a_log_of_photos_tells_each_photos_name_even_one_that_is_no_utf8(tmp_pat
 
 
 def test_a_place_that_cannot_be_written_is_refused_at_the_door(tmp_path):
-    with pytest.raises(SinkError, match="is a folder"), LogSink(tmp_path):
+    with pytest.raises(SinkError, match="is a folder"), JsonlSink(tmp_path):
         pass
-    with pytest.raises(SinkError, match="does not exist; create it: mkdir -p"), LogSink(tmp_path / "no" / "out.jsonl"):
+    with (
+        pytest.raises(SinkError, match="does not exist; create it: mkdir -p"),
+        JsonlSink(tmp_path / "no" / "out.jsonl"),
+    ):
         pass
-    with pytest.raises(SinkError, match="cannot be written"), LogSink(Path("/proc/out.jsonl")):
+    with pytest.raises(SinkError, match="cannot be written"), JsonlSink(Path("/proc/out.jsonl")):
         pass
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_said_once_counted_and_told_at_the_end(overlaid, caplog):
-    sink = LogSink(Path("/dev/full")).__enter__()
+    sink = JsonlSink(Path("/dev/full")).__enter__()
     for index in range(3):
         sink.put(overlaid(index=index))
     assert (sink.lost, "No space left" in sink.trouble) == (3, True)
-    with pytest.raises(LossError, match="3 lines were not written"):
+    with pytest.raises(DataLossError, match="3 lines were not written"):
         sink.__exit__(None, None, None)
     assert len([r for r in caplog.records if "takes no more" in r.getMessage()]) == 1
 
@@ -219,7 +222,7 @@ def room_for(size):
 
 def test_when_there_is_room_again_lines_go_on_and_none_is_torn(tmp_path, overlaid, caplog):
     path, now = tmp_path / "out.jsonl", [0.0]
-    sink = LogSink(path, clock=lambda: now[0]).__enter__()
+    sink = JsonlSink(path, clock=lambda: now[0]).__enter__()
     sink.put(overlaid(index=0))
     with room_for(path.stat().st_size + 100):
         for index in (1, 2):
@@ -227,7 +230,7 @@ def test_when_there_is_room_again_lines_go_on_and_none_is_torn(tmp_path, overlai
     sink.put(overlaid(index=3))  # too soon: it is not asked
     now[0] += 1.5
     sink.put(overlaid(index=4))
-    with pytest.raises(LossError, match="3 lines"):
+    with pytest.raises(DataLossError, match="3 lines"):
         sink.__exit__(None, None, None)
     assert indices(path) == [0, 4]
     assert [r.getMessage().split(":")[1][:20] for r in caplog.records] == [
@@ -238,7 +241,7 @@ def test_when_there_is_room_again_lines_go_on_and_none_is_torn(tmp_path, overlai
 
 def test_a_log_that_is_rotated_goes_on_whole_whichever_way(tmp_path, overlaid):
     path, moved, now = tmp_path / "out.jsonl", tmp_path / "moved.jsonl", [0.0]
-    sink = LogSink(path, clock=lambda: now[0]).__enter__()
+    sink = JsonlSink(path, clock=lambda: now[0]).__enter__()
     sink.put(overlaid(index=0))
     path.rename(moved)
     sink.put(overlaid(index=1))
@@ -254,7 +257,7 @@ def test_a_log_that_is_rotated_goes_on_whole_whichever_way(tmp_path, overlaid):
     assert indices(path) == [0, 5]
     path.unlink()
     sink.put(overlaid(index=6))
-    with pytest.raises(LossError, match="1 lines"):
+    with pytest.raises(DataLossError, match="1 lines"):
         sink.__exit__(None, None, None)
     assert indices(path) == [6]
 
@@ -263,7 +266,7 @@ def test_a_reader_that_is_gone_closes_the_log(tmp_path, overlaid):
     pipe = tmp_path / "pipe.jsonl"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    with LogSink(pipe) as sink:
+    with JsonlSink(pipe) as sink:
         sink.put(overlaid())
         os.close(reader)
         with pytest.raises(SinkError, match="Broken pipe"):

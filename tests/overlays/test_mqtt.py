@@ -21,11 +21,11 @@ import pytest
 paho = pytest.importorskip("paho.mqtt.client")
 
 from overlays.sinks.mqtt import sink as mqtt_sink  # noqa: E402
-from overlays.sinks.mqtt.sink import MOST_WAITING, MqttSink  # noqa: E402
+from overlays.sinks.mqtt.sink import MAX_WAITING, MqttSink  # noqa: E402
 from overlays.sinks.options import MqttOptions, SinkOptions  # noqa: E402
-from pipeline.errors import LossError, SinkError  # noqa: E402
-from pipeline.loop import Limits, carry  # noqa: E402
-from pipeline.ports import Measured, Sink, Troubled  # noqa: E402
+from pipeline.errors import DataLossError, SinkError  # noqa: E402
+from pipeline.loop import RunLimits, run_pipeline  # noqa: E402
+from pipeline.ports import HasMetrics, HasProblems, Sink  # noqa: E402
 from tests.overlays.conftest import explain  # noqa: E402
 from tests.support.broker import MOSQUITTO, Broker, free_port  # noqa: E402
 from tests.support.descriptors import open_things  # noqa: E402
@@ -96,8 +96,8 @@ def connected(sink, until):
 def test_findings_states_and_our_presence_are_heard(broker, overlaid, until):
     with Listener(broker.port) as listener, telling(broker.uri) as sink:
         assert isinstance(sink, Sink)
-        assert isinstance(sink, Measured)
-        assert isinstance(sink, Troubled)
+        assert isinstance(sink, HasMetrics)
+        assert isinstance(sink, HasProblems)
         assert not sink.needs_picture("line")
         connected(sink, until)
         for index in range(5):
@@ -152,19 +152,19 @@ def test_a_broker_that_comes_late_gets_what_qos_1_kept_and_qos_0_did_not(tmp_pat
         telling(late.uri, mqtt=MqttOptions(qos=1)) as careful,
         telling(late.uri.replace("plant", "other")) as careless,
     ):
-        for index in range(MOST_WAITING + 10):
+        for index in range(MAX_WAITING + 10):
             for sink in (careful, careless):
                 sink.put(overlaid(index=index))
         assert "Connection refused" in careful.trouble
-        assert careless.lost == MOST_WAITING + 10
+        assert careless.lost == MAX_WAITING + 10
         assert careful.lost == 10
         said = [r for r in caplog.records if "no connection to the broker" in r.getMessage()]
         assert len(said) == 2, "once each"
         with late, Listener(late.port) as listener:
             for sink in (careful, careless):
                 connected(sink, until)
-            until(lambda: careful.idle() or careless.idle() or len(listener.told("/finding")) == MOST_WAITING)
-            assert listener.indices() == list(range(10, MOST_WAITING + 10))
+            until(lambda: careful.idle() or careless.idle() or len(listener.told("/finding")) == MAX_WAITING)
+            assert listener.indices() == list(range(10, MAX_WAITING + 10))
 
 
 def test_a_broker_that_goes_and_comes_back_is_found_again(tmp_path, overlaid, until):
@@ -254,14 +254,14 @@ def test_leaving_closes_every_socket_itself(broker, until, there):
 def test_a_broker_that_stands_still_holds_nobody_up_and_fills_no_memory(broker, overlaid, until, when):
     other = Counting()
     sink = MqttSink(broker.uri, options=SinkOptions(max_rate=1e9, mqtt=MqttOptions(qos=1)))
-    with pytest.raises(LossError, match=r"not every finding reached the broker.* lost"), sink:  # noqa: PT012
+    with pytest.raises(DataLossError, match=r"not every finding reached the broker.* lost"), sink:  # noqa: PT012
         if when == "while":
             connected(sink, until)
         broker.process.send_signal(signal.SIGSTOP)
         sources = [(FakeSource(3000, "line"), "wait")]
-        carry(sources, Explaining(), None, [sink, other], limits=Limits(), stop=threading.Event())
+        run_pipeline(sources, Explaining(), None, [sink, other], limits=RunLimits(), stop=threading.Event())
         assert other.got == 3000
-        assert len(sink._waiting) <= MOST_WAITING
+        assert len(sink._waiting) <= MAX_WAITING
         assert len(sink._unconfirmed) <= 20
 
 
@@ -343,7 +343,7 @@ def test_every_photo_of_a_folder_is_told_however_fast_they_come(broker, overlaid
 
 
 def test_more_findings_of_a_file_than_may_wait_are_all_told(broker, overlaid, until, monkeypatch):
-    monkeypatch.setattr(mqtt_sink, "MOST_WAITING", 20)
+    monkeypatch.setattr(mqtt_sink, "MAX_WAITING", 20)
     monkeypatch.setattr(mqtt_sink, "_PATIENCE_SECONDS", 30.0)
     with Listener(broker.port) as listener:
         with MqttSink(broker.uri, cameras=("film",)) as sink:
@@ -375,7 +375,7 @@ def test_findings_that_a_broker_refuses_are_counted_said_and_an_error(tmp_path, 
     with Broker(tmp_path, "allow_anonymous true", f"acl_file {access}") as place:
         options = SinkOptions(max_rate=1e9, mqtt=MqttOptions(qos=qos))
         sink = MqttSink(place.uri, cameras=("line", "good"), options=options)
-        with pytest.raises(LossError, match="14 refused by it"), sink:  # noqa: PT012 - it is raised on leaving
+        with pytest.raises(DataLossError, match="14 refused by it"), sink:  # noqa: PT012 - it is raised on leaving
             connected(sink, until)
             for index in range(14):
                 sink.put(overlaid(index=index))
@@ -464,7 +464,7 @@ def test_a_hostile_broker_is_left_before_what_it_sends_is_stored(name, until, ov
 def test_findings_that_make_a_broker_hang_up_again_and_again_are_given_up(until, overlaid, caplog):
     with Scripted(*[ACCEPTED_V5 + b"\xe0\x02\x95\x00"] * 12) as hostile:
         with (
-            contextlib.suppress(LossError),
+            contextlib.suppress(DataLossError),
             telling(hostile.uri, mqtt=MqttOptions(qos=1)) as sink,
         ):
             sink.put(overlaid())
@@ -475,7 +475,7 @@ def test_findings_that_make_a_broker_hang_up_again_and_again_are_given_up(until,
 
 def test_a_finding_larger_than_the_broker_takes_is_refused_and_not_sent(until, overlaid):
     small = b"\x20\x08\x00\x00\x05\x27\x00\x00\x01\x00"  # MaximumPacketSize 256
-    with Scripted(small) as place, pytest.raises(LossError, match="1 refused"), telling(place.uri) as sink:  # noqa: PT012
+    with Scripted(small) as place, pytest.raises(DataLossError, match="1 refused"), telling(place.uri) as sink:  # noqa: PT012
         connected(sink, until)
         sink.put(overlaid())
         assert "it takes 256 bytes at the most" in sink.trouble

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overlays.sinks.mqtt.messages import finding_message, level, parse_broker, same_level
+from overlays.sinks.mqtt.messages import colliding_cameras, finding_message, parse_broker, topic_level
 from pipeline.frames import Box
 from tests.overlays.conftest import explain
 
@@ -47,14 +47,14 @@ def test_an_address_that_is_none_is_refused_with_the_cure_and_without_its_passwo
 
 @given(st.text())
 def test_whatever_a_camera_is_called_it_is_one_level_of_a_topic(camera):
-    assert level(camera)
-    assert not set("+#/\x00") & set(level(camera))
+    assert topic_level(camera)
+    assert not set("+#/\x00") & set(topic_level(camera))
     assert parse_broker("mqtt://h/t").finding(camera).count("/") == 2
 
 
 def test_cameras_that_would_share_a_topic_are_found():
-    assert same_level(["a/b", "gate", "a_b"]) == ("a/b", "a_b")
-    assert same_level(["a/b", "gate", "ab"]) is None
+    assert colliding_cameras(["a/b", "gate", "a_b"]) == ("a/b", "a_b")
+    assert colliding_cameras(["a/b", "gate", "ab"]) is None
 
 
 def test_a_finding_is_told_without_heat_but_with_its_hottest_spot():

@@ -19,15 +19,15 @@ from hypothesis import strategies as st
 pq = pytest.importorskip("pyarrow.parquet")
 
 from overlays.records import reader  # noqa: E402
-from overlays.records.arrow_schema import SCHEMA, record_of, row_of  # noqa: E402
-from overlays.records.replay import LoggedExplainer, LoggedFrames  # noqa: E402
+from overlays.records.arrow_schema import SCHEMA, from_row, to_row  # noqa: E402
+from overlays.records.replay import BlankFrameSource, LoggedExplainer  # noqa: E402
 from overlays.sinks import parquet  # noqa: E402
-from overlays.sinks.jsonl import LogSink  # noqa: E402
+from overlays.sinks.jsonl import JsonlSink  # noqa: E402
 from overlays.sinks.parquet import ParquetSink, parts_of  # noqa: E402
 from overlays.wire.message import explanation_record  # noqa: E402
-from pipeline.errors import LossError, SinkError, SourceError, WireVersionError  # noqa: E402
-from pipeline.frames import Box, Explanation, Finding, Frame, Silence, Truth  # noqa: E402
-from pipeline.ports import Troubled  # noqa: E402
+from pipeline.errors import DataLossError, SinkError, SourceError, WireVersionError  # noqa: E402
+from pipeline.frames import Box, Explanation, Finding, Frame, GroundTruth, SignalLoss  # noqa: E402
+from pipeline.ports import HasProblems  # noqa: E402
 from tests.overlays.conftest import explain  # noqa: E402
 from tests.support.limits import PROGRAM_SECONDS  # noqa: E402
 from tests.support.logs import log_lines  # noqa: E402
@@ -46,7 +46,9 @@ def explanations(draw):
         left, top = draw(EDGE), draw(EDGE)
         return Box(left, top, left + draw(EDGE), top + draw(EDGE))
 
-    truth = Truth(draw(text), tuple(box() for _ in range(draw(st.integers(0, 2))))) if draw(st.booleans()) else None
+    truth = (
+        GroundTruth(draw(text), tuple(box() for _ in range(draw(st.integers(0, 2))))) if draw(st.booleans()) else None
+    )
     pts = draw(st.none() | FINITE)
     frame = Frame(np.zeros((4, 6, 3), np.uint8), draw(text), draw(st.integers(0, 1 << 40)), 1.0, pts, truth)
     findings = tuple(
@@ -69,23 +71,23 @@ def test_a_row_gives_back_the_record_it_was_made_of_with_keys_it_has_no_column_f
     import pyarrow as pa
 
     record = explanation_record(explanation, sent_at_unix=1e9, now_monotonic=2.0) | more
-    [row] = pa.Table.from_pylist([row_of(record)], SCHEMA).to_pylist()
-    assert record_of(row) == record
+    [row] = pa.Table.from_pylist([to_row(record)], SCHEMA).to_pylist()
+    assert from_row(row) == record
 
 
 def test_the_table_says_what_the_lines_say(tmp_path, overlaid):
     clocks = {"wall": lambda: 1e9, "clock": lambda: 100.0}
     table, lines = tmp_path / "out.parquet", tmp_path / "out.jsonl"
-    with ParquetSink(table, **clocks) as sink, LogSink(lines, **clocks) as plain:
+    with ParquetSink(table, **clocks) as sink, JsonlSink(lines, **clocks) as plain:
         assert not sink.needs_picture("line")
         for index in range(50):
             overlay = overlaid(index=index, taken_at=99.0, pts_seconds=index / 30, label=f"part {index % 3}")
             for each in (sink, plain):
                 each.put(overlay)
-                each.put(replace(overlay, silence=Silence(2.0)))
+                each.put(replace(overlay, silence=SignalLoss(2.0)))
     held = pq.read_table(table)
     assert held.schema.equals(SCHEMA)
-    assert [record_of(row) for row in held.to_pylist()] == log_lines(lines)
+    assert [from_row(row) for row in held.to_pylist()] == log_lines(lines)
     assert held.column("label").to_pylist()[:4] == ["part 0", "part 1", "part 2", "part 0"]
     assert not parts_of(table).exists()
     assert {p.name for p in tmp_path.iterdir()} == {"out.parquet", "out.jsonl"}
@@ -114,7 +116,7 @@ def test_parts_that_cannot_be_joined_are_a_loss_that_is_told_and_stay_readable(t
     path = tmp_path / "out.parquet"
     (tmp_path / ".out.parquet.joining" / "in the way").mkdir(parents=True)
     with (
-        pytest.raises(LossError, match=r"could not be joined .*takes that folder for a table"),
+        pytest.raises(DataLossError, match=r"could not be joined .*takes that folder for a table"),
         ParquetSink(path) as sink,
     ):
         sink.put(overlaid(index=5))
@@ -231,7 +233,7 @@ def test_a_full_disk_is_said_and_rows_wait_for_room_as_many_as_may(tmp_path, ove
 
     monkeypatch.setattr(parquet.pq, "write_table", writing)
     sink = ParquetSink(path, clock=lambda: now[0])
-    assert isinstance(sink, Troubled)
+    assert isinstance(sink, HasProblems)
     sink.__enter__()
     for index in range(200):
         now[0] = float(index)
@@ -241,7 +243,7 @@ def test_a_full_disk_is_said_and_rows_wait_for_room_as_many_as_may(tmp_path, ove
             assert "No space left" in sink.trouble
     assert sink.trouble == ""
     lost = sink.lost
-    with pytest.raises(LossError, match=f"{lost} rows were not written"):
+    with pytest.raises(DataLossError, match=f"{lost} rows were not written"):
         sink.__exit__(None, None, None)
     kept = pq.read_table(path).column("index").to_pylist()
     assert kept == sorted(set(range(200)) - set(range(11, 11 + lost)))
@@ -277,10 +279,15 @@ def test_a_replay_of_the_table_shows_what_a_replay_of_the_lines_shows(tmp_path, 
     monkeypatch.setattr(parquet, "_PART_ROWS", 7)
     monkeypatch.setattr(parquet, "_GROUP_ROWS", 20)
     paths = [tmp_path / "out.parquet", tmp_path / "out.jsonl"]
-    with ParquetSink(paths[0]) as table, LogSink(paths[1]) as lines:
+    with ParquetSink(paths[0]) as table, JsonlSink(paths[1]) as lines:
         for index in range(0, 200, 3):
             heat = np.full((2, 3), index / 255, np.float32)
-            facts = {"index": index, "pts_seconds": index / 30, "heat": heat, "truth": Truth("x", (Box(1, 2, 3, 4),))}
+            facts = {
+                "index": index,
+                "pts_seconds": index / 30,
+                "heat": heat,
+                "truth": GroundTruth("x", (Box(1, 2, 3, 4),)),
+            }
             for sink in (table, lines):
                 sink.put(overlaid(**facts))
                 sink.put(overlaid(**facts, camera="other"))
@@ -291,7 +298,7 @@ def test_a_replay_of_the_table_shows_what_a_replay_of_the_lines_shows(tmp_path, 
             frames = [Frame(np.zeros((48, 64, 3), np.uint8), "line", k, 0.0, k / 30) for k in range(200)]
             told = explainer.explain(frames[::-1] + frames)
             seen.append([[(f.label, f.score, f.heat.tobytes()) for f in each.findings] for each in told])
-            assert explainer.line_count == LoggedFrames(explainer).frames_total == 67
+            assert explainer.line_count == BlankFrameSource(explainer).frames_total == 67
     assert seen[0] == seen[1]
     assert sum(map(bool, seen[0])) == 134
 
@@ -308,7 +315,7 @@ def test_what_is_no_table_is_refused_in_words(tmp_path, overlaid):
     with pytest.raises(SourceError, match=r"--sink FILE\.jsonl"), LoggedExplainer(path):
         pass
     record = explanation_record(explain(), sent_at_unix=0.0, now_monotonic=0.0) | {"version": 2}
-    pq.write_table(pa.Table.from_pylist([row_of(record)], SCHEMA), path)
+    pq.write_table(pa.Table.from_pylist([to_row(record)], SCHEMA), path)
     with pytest.raises(WireVersionError, match="update"), LoggedExplainer(path):
         pass
     (tmp_path / "sub").mkdir()
@@ -329,7 +336,7 @@ def test_a_row_that_is_damaged_is_left_out_and_the_others_are_shown(tmp_path, ov
         pa.Table.from_pylist(rows, pa.schema([field.with_nullable(nullable=True) for field in SCHEMA])), path
     )
     with LoggedExplainer(path) as logged:
-        frames = LoggedFrames(logged).frames(threading.Event())
+        frames = BlankFrameSource(logged).frames(threading.Event())
         assert [frame.index for frame in frames] == [4]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from overlays.sinks.registry import SINKS, added_kinds, build_sink
+from overlays.sinks.registry import SINKS, build_sink, plugin_sinks
 from pipeline.errors import SinkError
 from tests.support.limits import PROGRAM_SECONDS
 
@@ -73,7 +73,7 @@ def installed(tmp_path, monkeypatch):
 
 
 def test_a_package_adds_a_kind_by_its_entry_point(installed, tmp_path, overlaid):
-    assert {entry.name for entry in added_kinds()} == {".csv", "half://", "angry://", "gone://"}
+    assert {entry.name for entry in plugin_sinks()} == {".csv", "half://", "angry://", "gone://"}
     path = tmp_path / "out.csv"
     with build_sink(str(path), cameras=["line"]) as sink:
         sink.put(overlaid(index=7, label="scratch", score=0.5))
@@ -81,7 +81,7 @@ def test_a_package_adds_a_kind_by_its_entry_point(installed, tmp_path, overlaid)
 
 
 def test_the_house_keeps_its_own_kinds(installed):
-    assert type(build_sink("out.mp4")).__name__ == "RecorderSink"
+    assert type(build_sink("out.mp4")).__name__ == "VideoSink"
     assert ".mp4" in SINKS
 
 

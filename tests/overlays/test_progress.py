@@ -9,15 +9,15 @@ import pytest
 from rich.console import Console
 
 from overlays.progress import Progress, lines, table
-from pipeline.loop import Outcome
-from pipeline.stats import Tally
-from pipeline.workers import Pump
+from pipeline.loop import RunResult
+from pipeline.stats import RunStats
+from pipeline.workers import SourceWorker
 from tests.support.fakes import FakeSource
 
 
 @pytest.mark.parametrize("name", ["[fe80::1]/live", "door [/b]", "[red]door"])
 def test_names_are_shown_as_they_are_whatever_brackets_stand_in_them(name):
-    outcome = Outcome(Tally([name]), [Pump(FakeSource(1, name))], [])
+    outcome = RunResult(RunStats([name]), [SourceWorker(FakeSource(1, name))], [])
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
     console.print(table(outcome, 0.0))
     assert name in console.file.getvalue()
@@ -31,14 +31,14 @@ def test_a_log_whose_disk_is_full_ends_no_run(monkeypatch):
 
     monkeypatch.setattr("overlays.progress.PLAIN_INTERVAL_SECONDS", 0.0)
     with Progress(Console(file=Full())) as progress:
-        progress.watch(Outcome(Tally(["door"]), [Pump(FakeSource(1, "door"))], []))
+        progress.watch(RunResult(RunStats(["door"]), [SourceWorker(FakeSource(1, "door"))], []))
 
 
 def test_console_says_how_long_a_live_camera_has_given_nothing_instead_of_an_age():
     camera = FakeSource(1, "door")
     camera.live = True
-    pump = Pump(camera)
-    outcome = Outcome(Tally(["door"]), [pump], [])
+    pump = SourceWorker(camera)
+    outcome = RunResult(RunStats(["door"]), [pump], [])
     assert "no frame yet" in lines(outcome, 100.0)[0]
     pump.last_at, pump.interval_seconds = 88.0, 0.1
     outcome.tally.cameras["door"].age.add(0.158)
@@ -50,7 +50,7 @@ def test_console_says_how_long_a_live_camera_has_given_nothing_instead_of_an_age
 
 
 def test_rate_of_a_slow_camera_is_told_until_it_has_missed_three_frames():
-    tally = Tally(["door"]).cameras["door"]
+    tally = RunStats(["door"]).cameras["door"]
     tally.arrivals.extend([0.0, 5.0, 10.0])
     assert tally.rate(24.0) == pytest.approx(0.2)
     assert tally.rate(26.0) == 0.0

@@ -17,22 +17,22 @@ import numpy as np
 import pytest
 from websockets.sync.client import connect
 
-from overlays.sinks.clips.sink import ClipsSink
-from overlays.sinks.clips.writer import Clip
-from overlays.sinks.jsonl import LogSink
+from overlays.sinks.clips.sink import ClipSink
+from overlays.sinks.clips.writer import ClipWriter
+from overlays.sinks.jsonl import JsonlSink
 from overlays.sinks.options import ClipOptions, SinkOptions
-from overlays.sinks.web import PageSink
+from overlays.sinks.web import WebSink
 from overlays.sinks.zeromq import ZeroMqSink
 from overlays.wire.curve.handshake_errors import REFUSALS
-from overlays.wire.curve.keys import make_ring
+from overlays.wire.curve.keys import create_keyring
 from overlays.wire.viewer import Viewer
-from pipeline.config_loader import make_config
+from pipeline.config_loader import validate_config
 from pipeline.frames import Frame
-from pipeline.guards.drift import Drift, Recorder
-from pipeline.guards.monitor import Guardian, Slow
-from pipeline.loop import Limits, Onlooker, Outcome, carry
-from pipeline.ports import Figure, Measured, Troubled
-from pipeline.stats import Tally
+from pipeline.guards.drift import BaselineRecorder, DriftDetector
+from pipeline.guards.monitor import DriftTracking, ExplanationMonitor
+from pipeline.loop import RunLimits, RunObserver, RunResult, run_pipeline
+from pipeline.ports import HasMetrics, HasProblems, MetricSample
+from pipeline.stats import RunStats
 from tests.overlays.conftest import figures
 from tests.support.fakes import FakeSource
 from tests.support.limits import LIMIT_SECONDS
@@ -52,8 +52,8 @@ class Explaining:
 
     def figures(self):
         return [
-            Figure("engine", 1, "What runs.", labels=(("model", "resnet50"),)),
-            Figure("device_memory_bytes", 5e8, "Memory.", labels=(("device", "cuda"), ("kind", "tensors"))),
+            MetricSample("engine", 1, "What runs.", labels=(("model", "resnet50"),)),
+            MetricSample("device_memory_bytes", 5e8, "Memory.", labels=(("device", "cuda"), ("kind", "tensors"))),
         ]
 
 
@@ -73,14 +73,16 @@ GUARDED = {
 
 def guardian_of(explained):
     """A guardian that has seen a camera for a minute, and knows how it was for one before."""
-    recorder = Recorder()
+    recorder = BaselineRecorder()
     minute = [explained(camera="a", index=k, taken_at=float(k), pts_seconds=float(k)) for k in range(60)]
-    watching = Guardian(Explaining(explained), slow=Slow(recorder=recorder))
+    watching = ExplanationMonitor(Explaining(explained), slow=DriftTracking(recorder=recorder))
     for one in minute:
         watching.guard(one)
-    slow = Slow(Drift(recorder.baseline(), 600.0))
+    slow = DriftTracking(DriftDetector(recorder.baseline(), 600.0))
     ticks = itertools.count().__next__
-    guardian = Guardian(Doubting(explained), make_config({"guards": GUARDED}, "test").guards, slow=slow, clock=ticks)
+    guardian = ExplanationMonitor(
+        Doubting(explained), validate_config({"guards": GUARDED}, "test").guards, slow=slow, clock=ticks
+    )
     for one in minute:
         guardian.guard(one)
     return guardian
@@ -97,16 +99,16 @@ class Plain:
 @contextmanager
 def about(*sinks):
     """A page that is told of a run with these sinks beside it."""
-    with PageSink(ANY, cameras=("line",)) as page:
-        page.about(Outcome(Tally(["line"]), [], [], parts=(*sinks, page)))
+    with WebSink(ANY, cameras=("line",)) as page:
+        page.about(RunResult(RunStats(["line"]), [], [], parts=(*sinks, page)))
         yield page
 
 
 def test_the_figures_are_the_runs_own(explained):
-    with PageSink(ANY, cameras=("a", "b")) as sink:
-        assert isinstance(sink, Onlooker)
+    with WebSink(ANY, cameras=("a", "b")) as sink:
+        assert isinstance(sink, RunObserver)
         sources = [(FakeSource(20, "a"), "wait"), (FakeSource(10, "b"), "wait")]
-        carry(sources, Explaining(explained), Plain(), [sink], limits=Limits(batch=4), stop=threading.Event())
+        run_pipeline(sources, Explaining(explained), Plain(), [sink], limits=RunLimits(batch=4), stop=threading.Event())
         told = dict(figures(sink))
         assert told["recipro_frames_total a explained"] == told["recipro_frames_total a taken"] == 20
         assert told["recipro_batch_frames_sum"] == 30
@@ -121,7 +123,7 @@ def test_the_figures_are_the_runs_own(explained):
 
 
 def test_figures_are_told_whatever_bytes_files_are_called_by():
-    with about(LogSink(Path(os.fsdecode(b"bad\xff.jsonl")))) as sink:
+    with about(JsonlSink(Path(os.fsdecode(b"bad\xff.jsonl")))) as sink:
         assert "recipro_recorder_lost_frames" in dict(figures(sink))
 
 
@@ -137,9 +139,9 @@ class Aged(FakeSource):
 
 
 def test_frames_that_were_too_old_are_told_apart_from_those_the_engine_had_no_time_for(explained):
-    with PageSink(ANY, cameras=("a",)) as sink:
-        limits = Limits(queue_frames=30, max_age_seconds=30.0)
-        outcome = carry(
+    with WebSink(ANY, cameras=("a",)) as sink:
+        limits = RunLimits(queue_frames=30, max_age_seconds=30.0)
+        outcome = run_pipeline(
             [(Aged(20, "a"), "drop-oldest")], Explaining(explained), Plain(), [sink], limits=limits,
             stop=threading.Event(),
         )  # fmt: skip
@@ -150,7 +152,7 @@ def test_frames_that_were_too_old_are_told_apart_from_those_the_engine_had_no_ti
 
 
 def test_who_looks_on_over_the_network_is_counted_with_the_others(tmp_path, overlaid, until):
-    make_ring(tmp_path / "keys")
+    create_keyring(tmp_path / "keys")
     ring = tmp_path / "keys"
     options = SinkOptions(curve_secret_key_file=str(ring / "server.key_secret"), curve_allow=str(ring / "allowed"))
     with ZeroMqSink("tcp://127.0.0.1:0", options=options) as network, about(network) as page:
@@ -172,19 +174,19 @@ def test_who_looks_on_over_the_network_is_counted_with_the_others(tmp_path, over
 
 def test_a_full_disk_is_told_by_figures_and_on_the_page_until_there_is_room(tmp_path, overlaid, monkeypatch):
     full = [False]
-    add = Clip.add
+    add = ClipWriter.add
 
     def adding(self, coded):
         if full[0]:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         add(self, coded)
 
-    monkeypatch.setattr(Clip, "add", adding)
+    monkeypatch.setattr(ClipWriter, "add", adding)
     now = [0.0]
     options = SinkOptions(clips=ClipOptions(budget_bytes=1 << 20))
-    clips = ClipsSink(f"{tmp_path}/", cameras=("line",), options=options, clock=lambda: now[0])
-    assert isinstance(clips, Measured)
-    assert isinstance(clips, Troubled)
+    clips = ClipSink(f"{tmp_path}/", cameras=("line",), options=options, clock=lambda: now[0])
+    assert isinstance(clips, HasMetrics)
+    assert isinstance(clips, HasProblems)
 
     def record(seconds):
         for _ in range(round(30 * seconds)):
@@ -240,9 +242,11 @@ def test_a_sink_that_closed_is_named_on_the_page(explained):
         def __exit__(self, *_):
             pass
 
-    with PageSink(ANY, cameras=("a",)) as page:
+    with WebSink(ANY, cameras=("a",)) as page:
         source = [(FakeSource(20, "a"), "wait")]
-        carry(source, Explaining(explained), Plain(), [page, Broken()], limits=Limits(), stop=threading.Event())
+        run_pipeline(
+            source, Explaining(explained), Plain(), [page, Broken()], limits=RunLimits(), stop=threading.Event()
+        )
         [trouble] = status(page)["troubles"]
         assert trouble["sink"] == "broken.mp4"
         assert "the medium is gone" in trouble["why"]
@@ -254,14 +258,14 @@ def test_the_dashboard_asks_for_figures_that_there_are(explained, tmp_path):
     asks = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
     options = SinkOptions(clips=ClipOptions(budget_bytes=1 << 20))
     with (
-        PageSink(ANY, cameras=("a",)) as sink,
+        WebSink(ANY, cameras=("a",)) as sink,
         ZeroMqSink("tcp://127.0.0.1:0") as network,
-        ClipsSink(f"{tmp_path}/", cameras=("a",), options=options) as clips,
+        ClipSink(f"{tmp_path}/", cameras=("a",), options=options) as clips,
     ):
         mqtt = pytest.importorskip("overlays.sinks.mqtt.sink").MqttSink("mqtt://127.0.0.1:1")
         parts = [sink, network]
         source = [(FakeSource(12, "a"), "wait")]
-        carry(source, guardian_of(explained), Plain(), parts, limits=Limits(), stop=threading.Event())
+        run_pipeline(source, guardian_of(explained), Plain(), parts, limits=RunLimits(), stop=threading.Event())
         sink.about(replace_parts(sink, clips, mqtt))
         there = {name.split(" ")[0] for name, _ in figures(sink)}
     asked_for = {name for ask in asks for name in re.findall(r"\b(?:recipro|process)_\w+", ask)}

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from overlays.render.text import Line, draw_legend, fitted, printable, text_size, text_tile, text_width
+from overlays.render.text import TextLine, draw_legend, ellipsize, printable, text_size, text_tile, text_width
 
 
 @settings(max_examples=60, deadline=None)
@@ -36,13 +36,13 @@ def test_descenders_and_accents_are_inside_the_tile():
 
 def test_a_long_label_is_shortened_with_an_ellipsis_as_late_as_possible():
     text = "a very long name of a class that nobody can read"
-    short = fitted(text, 20, 500, 150)
+    short = ellipsize(text, 20, 500, 150)
     assert short.endswith("…")
     assert text.startswith(short[:-1])
     assert text_width(short, 20, 500) <= 150
     assert text_width(text[: len(short) + 1] + "…", 20, 500) > 150
-    assert fitted("short", 20, 500, 150) == "short"
-    assert fitted("short", 20, 500, 3) == ""
+    assert ellipsize("short", 20, 500, 150) == "short"
+    assert ellipsize("short", 20, 500, 3) == ""
 
 
 def test_control_characters_become_spaces():
@@ -52,7 +52,7 @@ def test_control_characters_become_spaces():
 @pytest.mark.parametrize("size", [(1, 1), (8, 8), (64, 64), (20, 2000), (2000, 20), (720, 1280), (1280, 720)])
 def test_a_legend_fits_into_every_picture(size):
     image = np.full((*size, 3), 128, np.uint8)
-    draw_legend(image, [Line("97%  water bottle"), Line("12 ms · 30.0/s · line"), *[Line("another")] * 20])
+    draw_legend(image, [TextLine("97%  water bottle"), TextLine("12 ms · 30.0/s · line"), *[TextLine("another")] * 20])
     touched = np.argwhere((image != 128).any(axis=2))
     if min(size) >= 64:
         assert len(touched)
@@ -63,7 +63,7 @@ def test_a_legend_fits_into_every_picture(size):
 @pytest.mark.parametrize("ground", [0, 128, 255])
 def test_a_legend_can_be_read_on_any_ground(ground):
     image = np.full((480, 640, 3), ground, np.uint8)
-    draw_legend(image, [Line("97%  water bottle")])
+    draw_legend(image, [TextLine("97%  water bottle")])
     size = text_size(480, 640)
     plate = image[size // 2 : 2 * size, size // 2 : 6 * size].astype(int)
     assert plate.max() > 230, "the text is white"

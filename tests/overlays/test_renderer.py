@@ -9,7 +9,7 @@ import pytest
 from overlays.render.heatmap import heat_levels
 from overlays.render.renderer import COLORMAPS, HeatRenderer, legend_lines
 from pipeline.errors import ConfigError
-from pipeline.frames import Box, Explanation, Finding, Truth
+from pipeline.frames import Box, Explanation, Finding, GroundTruth
 from pipeline.ports import Renderer
 
 
@@ -49,7 +49,7 @@ def test_heat_shows_in_the_region_and_nowhere_else(region, explained):
 
 @pytest.mark.parametrize("size", [(64, 64), (1, 1), (300, 40), (40, 300), (37, 53)])
 def test_small_and_odd_frames_are_drawn_with_every_option_on(size, explained):
-    explanation = explained(np.zeros((*size, 3), np.uint8), label="日本語 " * 50, truth=Truth("x"))
+    explanation = explained(np.zeros((*size, 3), np.uint8), label="日本語 " * 50, truth=GroundTruth("x"))
     overlay = HeatRenderer(contour=True, hottest_box=True).render(explanation)
     assert overlay.image.shape == (*size, 3)
 
@@ -92,8 +92,8 @@ def test_the_legend_lists_other_findings_and_says_when_there_is_none(explained):
 
 
 def test_the_legend_says_whether_the_known_truth_was_found(explained):
-    assert texts(explained(label="dent", truth=Truth("dent")))[1] == "✓ right"
-    assert "it is scratch" in texts(explained(label="dent", truth=Truth("scratch")))[1]
+    assert texts(explained(label="dent", truth=GroundTruth("dent")))[1] == "✓ right"
+    assert "it is scratch" in texts(explained(label="dent", truth=GroundTruth("scratch")))[1]
 
 
 def test_rate_in_the_legend_is_that_at_which_a_cameras_frames_are_drawn(explained):
@@ -114,7 +114,7 @@ def test_rate_in_the_legend_is_that_at_which_a_cameras_frames_are_drawn(explaine
 
 def test_legend_names_the_verdict_first_and_the_drawn_class_where_it_is_another(explained):
     other = Finding("van", 0.95, np.zeros((3, 4), np.float32), 4)
-    explanation = explained(label="minivan", score=0.005, others=(other,), truth=Truth("van"))
+    explanation = explained(label="minivan", score=0.005, others=(other,), truth=GroundTruth("van"))
     assert texts(explanation)[:3] == ["95%  van", "✓ right", "heat of: <1%  minivan"]
     assert len(texts(explanation)) == 4
 

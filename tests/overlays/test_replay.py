@@ -11,13 +11,13 @@ import av
 import numpy as np
 import pytest
 
-from overlays.records.replay import LoggedExplainer, LoggedFrames, Paced
+from overlays.records.replay import BlankFrameSource, LoggedExplainer, RealTimeSource
 from overlays.render.renderer import HeatRenderer
-from overlays.sinks.clips.sink import ClipsSink
-from overlays.sinks.jsonl import LogSink
+from overlays.sinks.clips.sink import ClipSink
+from overlays.sinks.jsonl import JsonlSink
 from overlays.sinks.options import ClipOptions, SinkOptions
 from pipeline.errors import SourceError, WireVersionError
-from pipeline.frames import Box, Frame, Overlay, Truth
+from pipeline.frames import Box, Frame, GroundTruth, Overlay
 from pipeline.ports import Explainer, Source
 from tests.overlays.conftest import explain
 from tests.support.logs import log_lines
@@ -35,7 +35,7 @@ def logged(tmp_path, overlaid):
 
     def write(indices, camera="line", **facts):
         path = tmp_path / f"{camera}.jsonl"
-        with LogSink(path) as sink:
+        with JsonlSink(path) as sink:
             for index in indices:
                 sink.put(overlaid(index=index, pts_seconds=index / RATE, heat=heat_of(index), camera=camera, **facts))
         return path
@@ -70,7 +70,7 @@ def test_a_video_that_was_cut_is_matched_by_its_time(logged):
 
 
 def test_the_frame_is_the_videos_own_and_all_the_rest_the_logs(logged):
-    truth = Truth("bottle", (Box(8.0, 4.0, 32.0, 24.0),))
+    truth = GroundTruth("bottle", (Box(8.0, 4.0, 32.0, 24.0),))
     path = logged([4], label="cup", score=0.5, truth=truth, region=Box(0.0, 0.0, 32.0, 48.0))
     given = frame(4, 4 / RATE, size=(96, 128))
     with LoggedExplainer(path) as explainer:
@@ -124,7 +124,7 @@ def test_what_is_no_log_is_refused_in_words(tmp_path, logged):
 
 def test_without_its_video_a_log_is_shown_on_black(logged):
     with LoggedExplainer(logged([3, 4, 9])) as explainer:
-        source = LoggedFrames(explainer)
+        source = BlankFrameSource(explainer)
         assert isinstance(source, Source)
         assert source.frames_total == 3
         with source:
@@ -136,13 +136,13 @@ def test_without_its_video_a_log_is_shown_on_black(logged):
 
 
 def test_for_people_a_video_takes_its_own_time(logged):
-    with LoggedExplainer(logged([3, 4, 5, 9])) as explainer, Paced(LoggedFrames(explainer)) as source:
+    with LoggedExplainer(logged([3, 4, 5, 9])) as explainer, RealTimeSource(BlankFrameSource(explainer)) as source:
         assert isinstance(source, Source)
         frames = list(source.frames(threading.Event()))
     taken = np.array([f.taken_at for f in frames])
     assert (np.diff(taken) > np.array([1, 1, 4]) / RATE - 0.02).all()
     stop = threading.Event()
-    with LoggedExplainer(explainer.path) as explainer, Paced(LoggedFrames(explainer)) as source:
+    with LoggedExplainer(explainer.path) as explainer, RealTimeSource(BlankFrameSource(explainer)) as source:
         giving = source.frames(stop)
         next(giving)
         stop.set()
@@ -178,7 +178,7 @@ def test_a_line_that_cannot_be_drawn_is_left_out_like_a_damaged_one(tmp_path, na
     lines = [PLAIN | {"index": 0}, PLAIN | {"index": 1} | UNDRAWABLE[name], PLAIN | {"index": 2}]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with LoggedExplainer(path) as explainer:
-        frames = list(LoggedFrames(explainer).frames(threading.Event()))
+        frames = list(BlankFrameSource(explainer).frames(threading.Event()))
         assert [f.index for f in frames] == [0, 2]
         assert len([HeatRenderer(contour=True).render(each) for each in explainer.explain(frames)]) == 2
 
@@ -188,7 +188,7 @@ def test_a_line_of_strange_json_is_left_out(tmp_path, odd):
     path = tmp_path / "out.jsonl"
     path.write_text(odd + "\n" + json.dumps(PLAIN | {"index": 0}) + "\n\n" + json.dumps(PLAIN | {"index": 1}))
     with LoggedExplainer(path) as explainer:
-        assert [f.index for f in LoggedFrames(explainer).frames(threading.Event())] == [0, 1]
+        assert [f.index for f in BlankFrameSource(explainer).frames(threading.Event())] == [0, 1]
         assert explainer.damaged == 1
 
 
@@ -197,7 +197,7 @@ def test_a_frame_larger_than_any_picture_is_shown_smaller(tmp_path):
     large = {"index": 0, "width": 20_000, "height": 64, "heat_region": [0, 0, 20_000, 64]}
     path.write_text(json.dumps(PLAIN | large) + "\n")
     with LoggedExplainer(path) as explainer:
-        (frame,) = LoggedFrames(explainer).frames(threading.Event())
+        (frame,) = BlankFrameSource(explainer).frames(threading.Event())
         (explanation,) = explainer.explain([frame])
     assert (frame.width, frame.height) == (4096, 13)
     assert explanation.region.right == pytest.approx(4096)
@@ -205,7 +205,7 @@ def test_a_frame_larger_than_any_picture_is_shown_smaller(tmp_path):
 
 def runs_of(path, *runs):
     for indices in runs:
-        with LogSink(path, cameras=("line",)) as sink:
+        with JsonlSink(path, cameras=("line",)) as sink:
             for index in indices:
                 heat = heat_of(index + 10 * len(indices))
                 explanation = explain(index=index, pts_seconds=index / RATE, heat=heat)
@@ -217,11 +217,11 @@ def test_of_a_log_of_several_runs_the_last_is_shown_and_any_other_where_it_is_na
     runs_of(path, range(2), range(3))
     with LoggedExplainer(path) as explainer:
         assert [told(each) for each in explainer.explain([frame(k, k / RATE) for k in range(3)])] == [30, 31, 32]
-        assert [f.index for f in LoggedFrames(explainer).frames(threading.Event())] == [0, 1, 2]
+        assert [f.index for f in BlankFrameSource(explainer).frames(threading.Event())] == [0, 1, 2]
     assert "2 runs have lines of 'line'; the last one is shown, another with --run: 1, 2" in caplog.text
     with LoggedExplainer(path, run=1) as explainer:
         assert [told(each) for each in explainer.explain([frame(k, k / RATE) for k in range(3)])] == [20, 21, None]
-        assert [f.index for f in LoggedFrames(explainer).frames(threading.Event())] == [0, 1]
+        assert [f.index for f in BlankFrameSource(explainer).frames(threading.Event())] == [0, 1]
     with pytest.raises(SourceError, match="choose one with --run: 1, 2"), LoggedExplainer(path, run=3):
         pass
 
@@ -231,14 +231,14 @@ def test_what_an_older_version_wrote_before_the_first_runs_line_is_a_run_too(tmp
     path.write_text(json.dumps(PLAIN | {"index": 7}) + "\n")
     runs_of(path, range(2))
     with LoggedExplainer(path, run=1) as explainer:
-        assert [f.index for f in LoggedFrames(explainer).frames(threading.Event())] == [7]
+        assert [f.index for f in BlankFrameSource(explainer).frames(threading.Event())] == [7]
     with LoggedExplainer(path) as explainer:
         assert (explainer.run, explainer.line_count) == (2, 2)
 
 
 def test_a_photo_is_found_by_its_name_though_others_have_come_and_gone(tmp_path, overlaid):
     path = tmp_path / "out.jsonl"
-    with LogSink(path) as sink:
+    with JsonlSink(path) as sink:
         for index, name in enumerate(["a.jpg", "b.jpg", "c.jpg"]):
             sink.put(overlaid(index=index, heat=heat_of(index), source_name=name, pts_seconds=index / 2))
     shown = [
@@ -250,7 +250,7 @@ def test_a_photo_is_found_by_its_name_though_others_have_come_and_gone(tmp_path,
 
 def test_the_log_beside_a_clip_lies_on_the_clips_own_pictures(tmp_path, overlaid):
     options = SinkOptions(clips=ClipOptions(rotate_seconds=1.0))
-    with ClipsSink(f"{tmp_path}/", cameras=("line",), options=options) as sink:
+    with ClipSink(f"{tmp_path}/", cameras=("line",), options=options) as sink:
         for index in range(65):
             sink.put(overlaid(index=index, pts_seconds=index / RATE, heat=heat_of(index)))
     for number, film in enumerate(sorted(tmp_path.glob("*.mp4"))):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from overlays.sinks.disk import HandleReserve
-from overlays.sinks.jsonl import LogSink
+from overlays.sinks.jsonl import JsonlSink
 from overlays.sinks.locks import claimed, to_claim
 from overlays.sinks.paths import fresh_paths, parse_target
 from overlays.sinks.registry import build_sink
@@ -211,7 +211,7 @@ def test_recording_begins_and_goes_on_where_strangers_have_taken_all_handles(tmp
 
 def test_without_any_handle_the_right_cause_is_told_and_the_next_line_is_tried_at_once(tmp_path, overlaid):
     path = tmp_path / "out.jsonl"
-    sink = LogSink(path, clock=lambda: 0.0).__enter__()
+    sink = JsonlSink(path, clock=lambda: 0.0).__enter__()
     sink._reserve.close()
     with no_handles():
         sink.put(overlaid(index=0))

@@ -8,7 +8,7 @@ import pytest
 
 from overlays.sinks.options import ClipOptions, MqttOptions
 from overlays.sinks.registry import SINKS, SinkOptions, build_sink
-from overlays.wire.curve.keys import make_ring
+from overlays.wire.curve.keys import create_keyring
 from pipeline.errors import SinkError
 from pipeline.ports import Sink
 from tests.support.limits import PROGRAM_SECONDS
@@ -23,14 +23,14 @@ WIRES = {"tcp://127.0.0.1:5555", "ipc:///tmp/o"}
         ("window", "WindowSink", False),
         ("tcp://127.0.0.1:0", "ZeroMqSink", False),
         ("ipc:///tmp/overlays", "ZeroMqSink", False),
-        ("http://127.0.0.1:0", "PageSink", False),
+        ("http://127.0.0.1:0", "WebSink", False),
         ("mqtt://127.0.0.1/plant", "MqttSink", True),
-        ("some/where.v2/out.mp4", "RecorderSink", True),
-        ("OUT.MKV", "RecorderSink", True),
-        ("out.jsonl", "LogSink", True),
+        ("some/where.v2/out.mp4", "VideoSink", True),
+        ("OUT.MKV", "VideoSink", True),
+        ("out.jsonl", "JsonlSink", True),
         ("out.parquet", "ParquetSink", True),
-        ("clips/", "ClipsSink", True),
-        ("some/where.mp4/", "ClipsSink", True),
+        ("clips/", "ClipSink", True),
+        ("some/where.mp4/", "ClipSink", True),
     ],
 )
 def test_every_uri_becomes_its_door_without_opening_it(uri, kind, lossless):
@@ -100,7 +100,7 @@ def test_an_address_that_is_written_wrong_is_refused_at_once(uri):
 )
 def test_an_option_that_would_do_nothing_is_refused(asked, takers, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    make_ring(tmp_path / "keys")
+    create_keyring(tmp_path / "keys")
     doors = {"tcp://127.0.0.1:5555", "ipc:///tmp/o", "http://127.0.0.1:8000", "mqtt://127.0.0.1/plant", "clips/"}
     for uri in doors | {"window", "out.mp4", "out.jsonl", "out.parquet"}:
         if uri in takers:

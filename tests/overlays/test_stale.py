@@ -5,14 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from overlays.render.stale import stale_overlay, told_seconds
-from overlays.sinks.jsonl import LogSink
-from overlays.sinks.video import RecorderSink
+from overlays.render.stale import format_duration, stale_overlay
+from overlays.sinks.jsonl import JsonlSink
+from overlays.sinks.video import VideoSink
 from overlays.wire.message import as_overlay, decode_message, encode
-from pipeline.frames import Explanation, Finding, Frame, Overlay, Silence
+from pipeline.frames import Explanation, Finding, Frame, Overlay, SignalLoss
 from tests.support.logs import log_lines
 
-SILENCE = Silence(3.5, "waiting", "connection refused")
+SILENCE = SignalLoss(3.5, "waiting", "connection refused")
 
 
 def explanation(size=(120, 160), index=7, pts=1.0):
@@ -46,12 +46,12 @@ def test_any_size_can_be_stamped(size):
 
 
 def test_the_age_on_it_goes_on():
-    first, later = (stale_overlay(explanation(), Silence(s)).image for s in (3.0, 4.0))
+    first, later = (stale_overlay(explanation(), SignalLoss(s)).image for s in (3.0, 4.0))
     assert (first != later).any()
 
 
 def test_times_are_told_as_people_say_them():
-    assert [told_seconds(s) for s in (0.4, 59.9, 60, 250, 7500)] == [
+    assert [format_duration(s) for s in (0.4, 59.9, 60, 250, 7500)] == [
         "0 s",
         "59 s",
         "1 min 0 s",
@@ -66,9 +66,9 @@ def test_a_viewer_is_told_that_it_is_no_new_frame_and_why():
     )
     assert header.silence == SILENCE
     assert header.index == 7
-    from overlays.render.jpeg import decode_picture
+    from overlays.render.jpeg import decode_image
 
-    assert as_overlay(header, decode_picture(payload), now_unix=50.0, now_monotonic=13.5).silence == SILENCE
+    assert as_overlay(header, decode_image(payload), now_unix=50.0, now_monotonic=13.5).silence == SILENCE
 
 
 def test_a_frame_that_came_carries_no_such_key():
@@ -80,7 +80,7 @@ def test_a_frame_that_came_carries_no_such_key():
 
 def test_the_log_has_a_line_for_each_frame_and_none_for_silence(tmp_path):
     path = tmp_path / "out.jsonl"
-    with LogSink(path) as sink:
+    with JsonlSink(path) as sink:
         sink.put(Overlay(explanation().frame.image, explanation()))
         sink.put(stale_overlay(explanation(), SILENCE))
     assert len(log_lines(path)) == 1
@@ -90,12 +90,12 @@ def test_a_recording_shows_the_silence_in_its_own_time(tmp_path):
     import av
 
     path = tmp_path / "out.mp4"
-    with RecorderSink(path, cameras=("door",)) as sink:
+    with VideoSink(path, cameras=("door",)) as sink:
         for k in range(3):
             one = explanation(index=k, pts=1.0 + 0.1 * k)
             sink.put(Overlay(one.frame.image, one))
         for seconds in (1.0, 2.0):
-            sink.put(stale_overlay(one, Silence(seconds)))
+            sink.put(stale_overlay(one, SignalLoss(seconds)))
         back = explanation(index=3, pts=4.0)
         sink.put(Overlay(back.frame.image, back))
     with av.open(str(path)) as held:

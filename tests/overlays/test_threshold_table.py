@@ -15,7 +15,7 @@ from overlays.reports.thresholds import (
     good_class,
     threshold_table,
 )
-from overlays.reports.training import conclusion, training_page
+from overlays.reports.training import conclusion, training_html
 from pipeline.frames import Box
 from tests.support.browser import CHROMIUM, browsing
 
@@ -107,7 +107,7 @@ def test_conclusion_names_what_is_missed_and_what_is_called_good():
 def test_slider_counts_in_the_browser_as_the_definition_does(tmp_path):
     place = tmp_path / "report.html"
     heats = {"0.png": (np.eye(4, dtype=np.float32), Box(0, 0, 30, 20))}
-    place.write_text(training_page(report(), lambda _: np.zeros((20, 30, 3), np.uint8), heats), encoding="utf-8")
+    place.write_text(training_html(report(), lambda _: np.zeros((20, 30, 3), np.uint8), heats), encoding="utf-8")
     asked: list[str] = []
     problems: list[str] = []
     with browsing() as browser:

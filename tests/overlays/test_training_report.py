@@ -3,7 +3,7 @@
 import numpy as np
 
 from overlays.reports.evaluation import conclusion
-from overlays.reports.training import training_page
+from overlays.reports.training import training_html
 
 EPOCHS = [
     {"epoch": 1, "loss": 1.2, "stopping_loss": 1.0, "stopping_recall": 0.5, "best": True},
@@ -28,7 +28,7 @@ def report(**more):
 
 def test_the_page_shows_the_mistaken_pictures_and_escapes_every_word():
     read = []
-    page = training_page(report(), lambda path: read.append(path) or np.zeros((20, 30, 3), np.uint8))
+    page = training_html(report(), lambda path: read.append(path) or np.zeros((20, 30, 3), np.uint8))
     assert read == ["<b>.png"]
     assert "66.7%" in page
     assert "21% to 94%" in page
@@ -40,7 +40,7 @@ def test_the_page_shows_the_mistaken_pictures_and_escapes_every_word():
 def test_a_training_without_epochs_or_mistakes_still_makes_a_page():
     told = report(epochs=[], left_out=[])
     told["examined"]["held_out"]["likely"] = None
-    page = training_page(told, lambda _: np.zeros((20, 30, 3), np.uint8), pictures=0)
+    page = training_html(told, lambda _: np.zeros((20, 30, 3), np.uint8), pictures=0)
     assert "<svg" not in page
     assert "Nothing is concluded for other parts: too few different ones" in page
     assert "<img" not in page

@@ -23,13 +23,13 @@ from commands.wiring.sinks import TokenFile
 from overlays import file_limits
 from overlays.sinks.options import SinkOptions
 from overlays.sinks.registry import build_sink
-from overlays.sinks.web import PageSink
+from overlays.sinks.web import WebSink
 from overlays.web import middleware, server
 from overlays.web import rate_limit as pace_of_page
 from overlays.web.auth import (
     COOKIE_SECONDS,
+    AccessPolicy,
     Asked,
-    Guard,
     PageAddress,
     check_origin,
     check_prefix,
@@ -37,15 +37,15 @@ from overlays.web.auth import (
     is_loopback,
     parse_page_address,
 )
-from overlays.web.broadcast import WINDOW
-from overlays.web.clip import Ring
+from overlays.web.broadcast import MAX_IN_FLIGHT
+from overlays.web.clip import PacketBuffer
 from overlays.web.clips import asked_range
 from overlays.web.framing import unpack
 from overlays.web.rate_limit import STRANGERS, WRONG_TOKEN_COST, Pace, Rate
-from overlays.web.status import Board, readiness
+from overlays.web.status import StatusBoard, readiness
 from overlays.wire.message import decode_header
 from pipeline.errors import SinkError
-from pipeline.frames import Box, Silence
+from pipeline.frames import Box, SignalLoss
 from tests.overlays.conftest import figures
 from tests.support.limits import LIMIT_SECONDS
 
@@ -58,7 +58,7 @@ LOCKED = SinkOptions(token=TOKEN)
 
 @contextmanager
 def page(options=OPEN, cameras=("line",)):
-    with PageSink(ANY, cameras=cameras, options=options) as sink:
+    with WebSink(ANY, cameras=cameras, options=options) as sink:
         yield sink
 
 
@@ -114,10 +114,10 @@ def test_picture_and_reason_belong_to_the_same_frame_and_the_picture_is_plain(ov
         painted = replace(painted, image=np.zeros_like(plain))
         sink.put(painted)
         header, picture = frame(link)
-    from overlays.render.jpeg import decode_picture
+    from overlays.render.jpeg import decode_image
 
     assert (header.index, header.findings[0].label, header.grid) == (7, "cat", (3, 4))
-    assert np.abs(decode_picture(picture)[24, 32].astype(int) - (10, 200, 30)).max() <= 4
+    assert np.abs(decode_image(picture)[24, 32].astype(int) - (10, 200, 30)).max() <= 4
 
 
 def test_nothing_is_compressed_while_nobody_looks_and_no_picture_is_painted_for_the_page(overlaid, until):
@@ -154,7 +154,7 @@ def test_who_does_not_say_that_it_has_shown_them_gets_two_frames_and_then_the_ne
             assert seen == index, "the other one is not held up"
             other.send(json.dumps({"shown": "line"}))
             until(lambda: any(c.takes("line", -1, "plain") for c in sink._hub.clients))
-        assert [frame(link)[0].index for _ in range(WINDOW)] == [0, 1]
+        assert [frame(link)[0].index for _ in range(MAX_IN_FLIGHT)] == [0, 1]
         link.send(json.dumps({"shown": "line"}))
         assert frame(link)[0].index == 49
         assert dict(figures(sink))["recipro_page_skipped_total"] == 47
@@ -238,7 +238,7 @@ def test_a_silent_camera_is_told_and_its_return_too(overlaid):
             sink.put(overlaid(index=index))
         said = status(link, lambda camera: camera["silent"])
         assert (said["state"], said["index"]) == ("silent", 4)
-        sink.put(replace(overlaid(index=4), silence=Silence(3.0, "waiting", "refused the connection")))
+        sink.put(replace(overlaid(index=4), silence=SignalLoss(3.0, "waiting", "refused the connection")))
         assert status(link, lambda camera: camera["reason"])["reason"] == "refused the connection"
         sink.put(overlaid(index=9))
         said = status(link, lambda camera: not camera["silent"])
@@ -331,13 +331,13 @@ def test_every_answer_forbids_what_the_page_does_not_need():
 @pytest.mark.parametrize("uri", ["http://0.0.0.0:0", "http://[::]:0", "http://192.0.2.1:8000"])
 def test_beyond_this_machine_a_token_is_asked_for_or_said_to_be_waived(uri):
     with pytest.raises(SinkError, match=r"--page-token-file page.token.*http://127.0.0.1:.*insecure: true"):
-        PageSink(uri).__enter__()
+        WebSink(uri).__enter__()
 
 
 def test_waived_or_with_a_token_it_serves_others():
     for options in (LOCKED, replace(OPEN, insecure=True)):
-        with PageSink("http://0.0.0.0:0", options=options) as sink:
-            at = PageSink.__new__(PageSink)
+        with WebSink("http://0.0.0.0:0", options=options) as sink:
+            at = WebSink.__new__(WebSink)
             at.endpoint = sink.endpoint.replace("0.0.0.0", "127.0.0.1")  # noqa: S104
             assert asked(at, "/healthz")[0] == 200
             assert asked(at, "/healthz", Host="192.168.1.7:8000")[0] == 200
@@ -347,7 +347,7 @@ def test_waived_or_with_a_token_it_serves_others():
 @pytest.mark.parametrize("token", ["", "short", "with a space in the middle", "ünïcödé-ünïcödé-ünïcödé"])
 def test_a_token_that_can_be_guessed_or_not_be_sent_is_refused(token):
     with pytest.raises(SinkError, match="openssl rand"):
-        PageSink(ANY, options=SinkOptions(token=token))
+        WebSink(ANY, options=SinkOptions(token=token))
     assert check_token(f" {TOKEN}\n") == TOKEN
 
 
@@ -356,22 +356,22 @@ def test_a_token_that_can_be_guessed_or_not_be_sent_is_refused(token):
 )
 def test_an_address_that_is_written_wrong_is_refused(uri):
     with pytest.raises(SinkError, match=r"http://127\.0\.0\.1:8000"):
-        PageSink(uri)
+        WebSink(uri)
 
 
 def test_a_port_in_use_is_refused_with_the_cure():
     with page() as sink, pytest.raises(SinkError, match="is in use; choose another port"):
-        PageSink(sink.endpoint).__enter__()
+        WebSink(sink.endpoint).__enter__()
 
 
 def test_a_cookie_runs_out_and_another_token_breaks_it():
-    guard = Guard(PageAddress("127.0.0.1", 1), TOKEN)
+    guard = AccessPolicy(PageAddress("127.0.0.1", 1), TOKEN)
     cookie = guard.cookie(1000.0)
     assert guard.admits(Asked(cookie=cookie), 1000.0)
     assert not guard.admits(Asked(cookie=cookie), 1001.0 + COOKIE_SECONDS)
     later = f"{int(cookie.partition('.')[0]) + 9}.{cookie.partition('.')[2]}"
     assert not guard.admits(Asked(cookie=later), 1000.0), "who changes the time breaks the seal"
-    assert not Guard(guard.address, TOKEN + "x").admits(Asked(cookie=cookie), 1000.0)
+    assert not AccessPolicy(guard.address, TOKEN + "x").admits(Asked(cookie=cookie), 1000.0)
     for junk in ("", ".", "9" * 30 + ".x", "²³.x", "1.ü"):
         assert not guard.admits(Asked("Bearer ü", junk, junk), 1000.0)
 
@@ -387,7 +387,7 @@ def test_loopback_is_told_from_the_world():
 
 def test_ready_means_that_every_camera_is_fresh(overlaid):
     now = [100.0]
-    board = Board(("a", "b"), lambda: now[0])
+    board = StatusBoard(("a", "b"), lambda: now[0])
     assert readiness(board.told(), 5.0) == (False, dict.fromkeys("ab", "no frame yet, waiting"))
     for camera in "ab":
         board.note(overlaid(camera=camera, taken_at=99.9))
@@ -400,7 +400,7 @@ def test_ready_means_that_every_camera_is_fresh(overlaid):
 
 def test_a_camera_that_is_slow_by_nature_is_not_called_silent(overlaid):
     now = [0.0]
-    board = Board((), lambda: now[0])
+    board = StatusBoard((), lambda: now[0])
     for index in range(5):
         now[0] = 2.0 * index
         board.note(overlaid(index=index, taken_at=now[0]))
@@ -413,7 +413,7 @@ def test_a_camera_that_is_slow_by_nature_is_not_called_silent(overlaid):
 
 def test_a_picture_every_ten_seconds_is_a_rate_too(overlaid):
     now = [0.0]
-    board = Board((), lambda: now[0])
+    board = StatusBoard((), lambda: now[0])
     for index, moment in enumerate((0.0, 10.1, 20.3, 30.2)):
         now[0] = moment
         board.note(overlaid(index=index, taken_at=moment))
@@ -423,7 +423,7 @@ def test_a_picture_every_ten_seconds_is_a_rate_too(overlaid):
 
 
 def test_the_last_half_minute_is_kept_within_its_bounds():
-    ring = Ring(limit_bytes=10_000)
+    ring = PacketBuffer(limit_bytes=10_000)
     for step in range(1000):
         ring.add("a", step / 30, b"x" * 10)
     assert 290 <= len(ring.packets("a")) <= 301, "ten a second, thirty seconds"
@@ -485,7 +485,7 @@ def test_a_user_and_a_password_in_a_door_s_address_are_not_said_again():
 def test_nonsense_that_is_sent_again_and_again_is_said_once_a_minute(caplog):
     now = [0.0]
     log = logging.getLogger("somebody")
-    log.addFilter(server.OnceAMinute(lambda: now[0]))
+    log.addFilter(server.RepeatFilter(lambda: now[0]))
     for second in range(100):
         now[0] = second
         log.warning("Invalid HTTP request received.")
@@ -508,7 +508,7 @@ def test_who_keeps_a_place_and_says_nothing_is_hung_up_on_and_who_asks_is_answer
 
 
 def test_who_asks_again_and_again_on_one_connection_is_not_taken_for_mute(monkeypatch):
-    monkeypatch.setattr(server, "MUTE_SECONDS", 0.5)
+    monkeypatch.setattr(server, "REQUEST_TIMEOUT_SECONDS", 0.5)
     with page() as sink:
         link = http.client.HTTPConnection(sink.endpoint.removeprefix("http://"), timeout=LIMIT_SECONDS)
         with closing(link):
@@ -611,7 +611,7 @@ def test_other_sites_trigger_nothing_and_show_streams_only_where_they_are_named(
 @pytest.mark.parametrize("words", [{"embed_origins": ("dashboard.example",)}, {"root_path": "cams"}])
 def test_an_origin_or_a_path_that_is_none_is_refused_with_an_example(words):
     with pytest.raises(SinkError, match=r"write (SCHEME|for instance)"):
-        PageSink(ANY, options=replace(OPEN, **words))
+        WebSink(ANY, options=replace(OPEN, **words))
     assert check_origin("HTTPS://Dash.example:443/") == "https://dash.example"
     assert check_prefix("/cams/") == "/cams"
 
@@ -640,7 +640,7 @@ def test_page_behind_a_sub_path_leads_nowhere_else(overlaid):
 
 
 def test_own_page_is_known_behind_a_proxy_that_drops_the_port():
-    guard = Guard(PageAddress("127.0.0.1", 8000), TOKEN)
+    guard = AccessPolicy(PageAddress("127.0.0.1", 8000), TOKEN)
     origin = "http://cams.example:8080"
     assert guard.knows_origin(origin, "cams.example:8080")
     assert not guard.knows_origin(origin, "cams.example"), "no proxy says that it is one"

@@ -20,10 +20,10 @@ import numpy as np
 import pytest
 
 from overlays.sinks.options import SinkOptions
-from overlays.sinks.web import PageSink
-from pipeline.frames import Finding, GuardState, Overlay, Region, Silence
-from pipeline.loop import Outcome
-from pipeline.stats import Tally
+from overlays.sinks.web import WebSink
+from pipeline.frames import Finding, GuardState, Overlay, Region, SignalLoss
+from pipeline.loop import RunResult
+from pipeline.stats import RunStats
 from tests.overlays.conftest import explain
 from tests.support.broker import free_port
 from tests.support.browser import CHROMIUM, browsing
@@ -110,7 +110,7 @@ class Feed:
 @contextmanager
 def fed(*cameras, options=None, rate=30.0):
     cameras = cameras or ("line",)
-    with PageSink(ANY, cameras=cameras, options=options) as sink, Feed(sink, *cameras, rate=rate) as feed:
+    with WebSink(ANY, cameras=cameras, options=options) as sink, Feed(sink, *cameras, rate=rate) as feed:
         yield sink, feed
 
 
@@ -224,7 +224,7 @@ def test_a_server_that_goes_away_is_seen_and_found_again(tab):
     page.wait_for_selector(".card.stale")
     assert page.locator("#link").inner_text() == "no connection"
     assert page.locator(".card .state").inner_text() == "unknown"
-    with PageSink(endpoint, cameras=("line",)) as again, Feed(again, "line"):
+    with WebSink(endpoint, cameras=("line",)) as again, Feed(again, "line"):
         page.wait_for_selector(".card:not(.stale)", timeout=1000 * LIMIT_SECONDS)
         assert shown(page)["index"] >= 0
 
@@ -275,7 +275,7 @@ def test_in_a_grid_pictures_come_small_and_enlarged_ones_large_the_heat_where_it
     painted = """(wanted) => { const c = document.querySelector('.card[data-camera=door] .view canvas');
       const red = (x, y) => c.getContext('2d').getImageData(x * c.width, y * c.height, 1, 1).data[0];
       return c !== null && c.width === wanted && red(1 / 12, 1 / 8) > red(0.9, 0.9) + 40; }"""
-    with PageSink(ANY, cameras=("door", "gate")) as sink, Feed(sink, "door", "gate", rate=10, size=(720, 1280)):
+    with WebSink(ANY, cameras=("door", "gate")) as sink, Feed(sink, "door", "gate", rate=10, size=(720, 1280)):
         page = tab(sink.endpoint)
         page.wait_for_function(painted, arg=640)
         page.locator('.card[data-camera="door"] .view').click()
@@ -337,7 +337,7 @@ def test_nothing_runs_over_the_edge_in_any_look(tab, tmp_path, name, looks):
 def test_what_does_not_work_is_told_above_the_pictures_while_it_does_not(tab):
     disk = Recording()
     with fed() as (sink, _):
-        sink.about(Outcome(Tally(["line"]), [], [], parts=(disk, sink)))
+        sink.about(RunResult(RunStats(["line"]), [], [], parts=(disk, sink)))
         page = tab(sink.endpoint)
         shown(page)
         assert not page.get_by_role("alert").is_visible()
@@ -355,7 +355,7 @@ def test_the_reason_of_a_silence_is_told(tab):
         last = shown(page)["index"]
         feed.paused.add("line")
         page.wait_for_timeout(100)
-        silence = Silence(2.0, "waiting", "camera: connection refused")
+        silence = SignalLoss(2.0, "waiting", "camera: connection refused")
         feed.stop.set()
         feed.thread.join()
         sink.put(replace(numbered(last), silence=silence))
@@ -373,7 +373,7 @@ def test_a_guard_that_fires_is_seen_in_the_grid_and_said_in_words_once(tab, unti
         explanation = replace(plain.explanation, guards=states, regions=(belt,))
         return Overlay(explanation.frame.image, explanation)
 
-    with PageSink(ANY, cameras=("line",)) as sink:
+    with WebSink(ANY, cameras=("line",)) as sink:
         page = tab(sink.endpoint)
         until(lambda: bool(sink._hub.clients))
         sink.put(guarded(1, replace(fires, firing=False, says="", seconds=0.0)))

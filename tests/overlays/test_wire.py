@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from overlays.render import jpeg
-from overlays.render.jpeg import decode_picture, encode_picture, measured
+from overlays.render.jpeg import decode_image, encode_image, jpeg_size
 from overlays.wire.message import (
     MAX_HEADER_BYTES,
     as_overlay,
@@ -25,7 +25,7 @@ from overlays.wire.message import (
     record_bytes,
 )
 from pipeline.errors import WireError, WireVersionError
-from pipeline.frames import Box, Explanation, Finding, Frame, Overlay, Truth
+from pipeline.frames import Box, Explanation, Finding, Frame, GroundTruth, Overlay
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTRACT = {
@@ -42,7 +42,7 @@ boxes = st.builds(lambda x, y, w, h: Box(x, y, x + w, y + h), numbers, numbers, 
 def overlays(draw) -> Overlay:
     height, width = draw(st.integers(1, 24)), draw(st.integers(1, 24))
     grid = draw(st.tuples(st.integers(1, 6), st.integers(1, 6)))
-    truths = st.none() | st.builds(Truth, words, st.lists(boxes, max_size=2).map(tuple))
+    truths = st.none() | st.builds(GroundTruth, words, st.lists(boxes, max_size=2).map(tuple))
     frame = Frame(
         np.full((height, width, 3), draw(st.integers(0, 255)), np.uint8),
         draw(words),
@@ -74,7 +74,7 @@ def test_what_is_sent_arrives(overlay):
     sent = overlay.explanation
     parts = encode(overlay, sent_at_unix=1.7e9, now_monotonic=sent.frame.taken_at + 0.25)
     header, payload = decode_message(parts)
-    got = as_overlay(header, decode_picture(payload), now_unix=1.7e9 + 1, now_monotonic=50.0).explanation
+    got = as_overlay(header, decode_image(payload), now_unix=1.7e9 + 1, now_monotonic=50.0).explanation
     assert parts[0].decode() == got.frame.camera == sent.frame.camera
     assert header.age_seconds == pytest.approx(0.25, abs=1e-5)
     assert got.frame.taken_at == pytest.approx(50.0 - 1.25, abs=1e-5)
@@ -121,19 +121,19 @@ def test_heat_is_one_byte_per_cell_row_by_row(overlaid):
 
 
 def test_red_stays_red():
-    picture = decode_picture(encode_picture(np.full((16, 16, 3), (230, 20, 10), np.uint8), 95))
+    picture = decode_image(encode_image(np.full((16, 16, 3), (230, 20, 10), np.uint8), 95))
     assert np.abs(picture[8, 8].astype(int) - (230, 20, 10)).max() <= 4
 
 
 def test_a_smaller_picture_says_so_and_takes_its_boxes_along(overlaid):
     whole = overlaid(
-        np.zeros((80, 120, 3), np.uint8), region=Box(-20, 0, 140, 80), truth=Truth("x", (Box(0, 0, 12, 8),))
+        np.zeros((80, 120, 3), np.uint8), region=Box(-20, 0, 140, 80), truth=GroundTruth("x", (Box(0, 0, 12, 8),))
     )
     small = Overlay(np.zeros((40, 60, 3), np.uint8), whole.explanation)
     header, payload = decode_message(encode(small, sent_at_unix=0.0, now_monotonic=0.0))
     assert (header.width, header.height, header.frame_width, header.frame_height) == (60, 40, 120, 80)
     assert header.heat_region == Box(-20, 0, 140, 80)
-    arrived = as_overlay(header, decode_picture(payload), now_unix=0.0, now_monotonic=0.0).explanation
+    arrived = as_overlay(header, decode_image(payload), now_unix=0.0, now_monotonic=0.0).explanation
     assert arrived.region == Box(-10, 0, 70, 40)
     assert arrived.frame.truth.boxes == (Box(0, 0, 6, 4),)
 
@@ -195,7 +195,7 @@ WRONG = {
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in WRONG.items() for value in values])
 def test_a_key_of_the_wrong_kind_is_refused_by_name(key, value, explained):
     explanation = explained()
-    payload = encode_picture(explanation.frame.image)
+    payload = encode_image(explanation.frame.image)
     packed = json.dumps(record_of(explanation, **{key: value})).encode()
     with pytest.raises(WireError, match=key if key != "findings" else None):
         decode_message([b"line", packed, payload])
@@ -233,36 +233,36 @@ def test_sizes_are_checked_before_anything_is_decoded(monkeypatch, explained):
     with pytest.raises(WireError, match="more than"):
         decode_header(b" " * (MAX_HEADER_BYTES + 1))
     explanation = explained()
-    packed, picture = record_bytes(record_of(explanation)), encode_picture(explanation.frame.image)
+    packed, picture = record_bytes(record_of(explanation)), encode_image(explanation.frame.image)
     with pytest.raises(WireError, match="parts"):
         decode_message([b"line", packed])
     with pytest.raises(WireError, match="topic"):
         decode_message([b"other", packed, picture])
     with pytest.raises(WireError, match="the header says"):
-        decode_message([b"line", packed, encode_picture(np.zeros((8, 8, 3), np.uint8))])
-    monkeypatch.setattr(jpeg, "MAX_PICTURE_BYTES", 10)
+        decode_message([b"line", packed, encode_image(np.zeros((8, 8, 3), np.uint8))])
+    monkeypatch.setattr(jpeg, "MAX_IMAGE_BYTES", 10)
     with pytest.raises(WireError, match="more than 10"):
         decode_message([b"line", packed, picture])
 
 
 def test_a_small_payload_that_claims_a_huge_picture_is_not_decoded():
-    picture = bytearray(encode_picture(np.zeros((8, 8, 3), np.uint8)))
+    picture = bytearray(encode_image(np.zeros((8, 8, 3), np.uint8)))
     place = picture.index(b"\xff\xc0")
     picture[place + 5 : place + 9] = b"\xff\xff\xff\xff"
     with pytest.raises(WireError, match="65535x65535"):
-        measured(bytes(picture))
+        jpeg_size(bytes(picture))
 
 
 @pytest.mark.parametrize("payload", [b"", b"\xff\xd8", b"\xff\xd8\xff\xd9", b"\x89PNG....", b"\xff\xd8" + b"\xff" * 50])
 def test_a_payload_that_is_no_jpeg_is_refused(payload):
     with pytest.raises(WireError):
-        measured(payload)
+        jpeg_size(payload)
     with pytest.raises(WireError):
-        decode_picture(payload)
+        decode_image(payload)
 
 
 def test_damage_anywhere_is_a_wire_error_or_nothing(overlaid):
-    parts = encode(overlaid(truth=Truth("dent", (Box(1, 2, 3, 4),))), sent_at_unix=0.0, now_monotonic=0.0)
+    parts = encode(overlaid(truth=GroundTruth("dent", (Box(1, 2, 3, 4),))), sent_at_unix=0.0, now_monotonic=0.0)
     dice = random.Random(5)
     refused = 0
     for _ in range(1500):
@@ -277,7 +277,7 @@ def test_damage_anywhere_is_a_wire_error_or_nothing(overlaid):
                     part[place] = dice.randrange(256)
         try:
             header, payload = decode_message([bytes(part) for part in damaged])
-            as_overlay(header, decode_picture(payload), now_unix=0.0, now_monotonic=0.0)
+            as_overlay(header, decode_image(payload), now_unix=0.0, now_monotonic=0.0)
         except WireError:
             refused += 1
     assert refused > 500
@@ -295,7 +295,7 @@ def test_the_name_of_a_frames_file_arrives_and_one_without_has_no_key(overlaid):
     sent = encode(overlaid(source_name="ok/1.jpg"), sent_at_unix=0.0, now_monotonic=0.0)
     header, _ = decode_message(sent)
     assert header.source == "ok/1.jpg"
-    got = as_overlay(header, decode_picture(sent[2]), now_unix=0.0, now_monotonic=0.0)
+    got = as_overlay(header, decode_image(sent[2]), now_unix=0.0, now_monotonic=0.0)
     assert got.explanation.frame.source_name == "ok/1.jpg"
     with pytest.raises(WireError, match="source"):
         decode_header(json.dumps(json.loads(sent[1]) | {"source": 5}).encode())

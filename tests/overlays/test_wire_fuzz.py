@@ -10,10 +10,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from overlays.render.jpeg import decode_picture, encode_picture
+from overlays.render.jpeg import decode_image, encode_image
 from overlays.wire.message import as_overlay, decode_message, encode
-from pipeline.errors import PictureError, WireError, WireLimitError, WireVersionError
-from pipeline.frames import Box, Deletion, Finding, Grounds, GuardState, Region, Silence, Truth
+from pipeline.errors import ImageError, WireError, WireLimitError, WireVersionError
+from pipeline.frames import Box, DeletionCheck, Finding, GroundTruth, GuardState, HeatmapStats, Region, SignalLoss
 
 BOUND_BYTES = 16 << 20
 """Of what reading one message of ours (some kilobytes, mutated) may take before its picture is decoded."""
@@ -28,22 +28,22 @@ def real_messages(overlaid):
     other = Finding("cat", 0.1, np.zeros((3, 4), np.float32), 2, Box(1, 2, 3, 4))
     made = [
         overlaid(),
-        overlaid(noise, truth=Truth("dent", (Box(1, 2, 3, 4),)), others=(other,), pts_seconds=1.5),
+        overlaid(noise, truth=GroundTruth("dent", (Box(1, 2, 3, 4),)), others=(other,), pts_seconds=1.5),
         overlaid(np.zeros((1, 1, 3), np.uint8), camera="câméra", region=Box(-5, -5, 10, 10)),
     ]
     made.append(guarded(overlaid(noise)))
     silent = overlaid(noise)
-    made.append(type(silent)(silent.image, silent.explanation, Silence(3.0, "stalled", "no packets")))
+    made.append(type(silent)(silent.image, silent.explanation, SignalLoss(3.0, "stalled", "no packets")))
     return [encode(each, sent_at_unix=1.7e9, now_monotonic=50.0) for each in made]
 
 
 def guarded(overlay):
     """The same with all that guards say."""
     plain = overlay.explanation
-    finding = replace(plain.top, grounds=Grounds(0.1, 0.5, (3.0, 4.0), None, {"belt": 0.25}))
+    finding = replace(plain.top, grounds=HeatmapStats(0.1, 0.5, (3.0, 4.0), None, {"belt": 0.25}))
     states = (GuardState("on-the-belt", True, 1.0, "heat_inside(belt) >= 0.6, but is 0.25", 1),)
     regions = (Region("belt", ((0.0, 0.0), (40.0, 0.0), (40.0, 30.0))),)
-    checked = Deletion("bottle", 0.9, 0.8, 3, 0.5)
+    checked = DeletionCheck("bottle", 0.9, 0.8, 3, 0.5)
     told = replace(plain, findings=(finding,), guards=states, regions=regions, deletion=checked)
     return type(overlay)(overlay.image, told)
 
@@ -99,7 +99,7 @@ CHANGES = (bytes_changed, bytes_changed, bytes_changed, key_changed, key_changed
 
 def read(parts):
     header, payload = decode_message([bytes(part) for part in parts])
-    return as_overlay(header, decode_picture(payload), now_unix=0.0, now_monotonic=0.0)
+    return as_overlay(header, decode_image(payload), now_unix=0.0, now_monotonic=0.0)
 
 
 def fuzz(messages, count, *, traced=False):
@@ -146,7 +146,7 @@ def harmless(told, count):
     assert sum(told.values()) == count
     assert set(told) <= {
         "read",
-        *(kind.__name__ for kind in (WireError, WireVersionError, WireLimitError, PictureError)),
+        *(kind.__name__ for kind in (WireError, WireVersionError, WireLimitError, ImageError)),
     }
     assert told["WireError"] > count / 10
     assert told["read"] > count / 50, "some damage does no harm"
@@ -167,4 +167,4 @@ def test_no_damage_takes_more_than_its_bound(overlaid, traced):
 def test_an_undamaged_message_of_each_kind_is_read(overlaid):
     for parts in real_messages(overlaid):
         assert read(parts).explanation.findings
-    assert encode_picture(np.zeros((4, 4, 3), np.uint8))
+    assert encode_image(np.zeros((4, 4, 3), np.uint8))

@@ -20,7 +20,7 @@ from overlays.sinks.options import SinkOptions
 from overlays.sinks.zeromq import ZeroMqSink
 from overlays.wire.message import encode
 from overlays.wire.viewer import Viewer
-from pipeline.errors import PictureError, SinkError, SourceError, WireError, WireVersionError
+from pipeline.errors import ImageError, SinkError, SourceError, WireError, WireVersionError
 from tests.support.limits import LIMIT_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,8 +74,8 @@ def test_what_is_put_is_seen_with_its_picture_reason_and_age(sink, overlaid, unt
 
 def test_nothing_is_compressed_while_nobody_watches_that_camera(sink, overlaid, until, monkeypatch):
     packed = []
-    genuine = zeromq.encode_picture
-    monkeypatch.setattr(zeromq, "encode_picture", lambda *a, **k: packed.append(1) or genuine(*a, **k))
+    genuine = zeromq.encode_image
+    monkeypatch.setattr(zeromq, "encode_image", lambda *a, **k: packed.append(1) or genuine(*a, **k))
     sink.put(overlaid(camera="door"))
     assert not sink.needs_picture("door")
     with Viewer(sink.endpoint, ("door",)) as viewer:
@@ -100,12 +100,12 @@ def test_nothing_is_compressed_while_nobody_watches_that_camera(sink, overlaid, 
 
 def test_one_jpeg_serves_all_viewers(sink, overlaid, until, monkeypatch):
     packed = []
-    genuine = zeromq.encode_picture
+    genuine = zeromq.encode_image
     with ExitStack() as stack:
         viewers = [stack.enter_context(Viewer(sink.endpoint, (topic,))) for topic in ("", "", "li", "line")]
         for topic in (b"", b"li", b"line"):
             joined(sink, until, topic)
-        monkeypatch.setattr(zeromq, "encode_picture", lambda *a, **k: packed.append(1) or genuine(*a, **k))
+        monkeypatch.setattr(zeromq, "encode_image", lambda *a, **k: packed.append(1) or genuine(*a, **k))
         for viewer in viewers:
             sink.put(overlaid(index=1))
             sink.put(overlaid(index=2))
@@ -384,7 +384,7 @@ def test_a_viewer_can_raise_what_is_wrong_and_read_on(raw, overlaid):
     good = encode(overlaid(index=9), sent_at_unix=0.0, now_monotonic=0.0)
     with raw.watched(damaged="raise") as viewer:
         assert raw.joined()
-        for bad, kind in (([b"x"], WireError), ([*good[:2], b"GIF89a"], PictureError)):
+        for bad, kind in (([b"x"], WireError), ([*good[:2], b"GIF89a"], ImageError)):
             raw.say(bad)
             with pytest.raises(kind):
                 first(viewer)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from overlays.sinks.options import SinkOptions
-from overlays.sinks.rate_limit import Pace
+from overlays.sinks.rate_limit import RateLimiter
 from overlays.sinks.zeromq import ZeroMqSink
 from overlays.wire.viewer import Viewer
-from pipeline.frames import Box, Truth
+from pipeline.frames import Box, GroundTruth
 
 ANY = "tcp://127.0.0.1:0"
 
@@ -31,7 +31,7 @@ def seen_by(viewer, polls=6):
 
 def test_a_smaller_picture_leaves_and_its_boxes_fit_it_on_arrival(overlaid, until):
     whole = np.full((80, 120, 3), (200, 30, 60), np.uint8)
-    facts = {"region": Box(-20, 0, 140, 80), "truth": Truth("x", (Box(12, 0, 24, 8),))}
+    facts = {"region": Box(-20, 0, 140, 80), "truth": GroundTruth("x", (Box(12, 0, 24, 8),))}
     with ZeroMqSink(ANY, options=SinkOptions(scale=0.5)) as sink, Viewer(sink.endpoint) as viewer:
         joined(sink, until)
         sink.put(overlaid(whole, **facts))
@@ -84,7 +84,7 @@ def test_no_more_frames_leave_than_the_rate_and_only_those_are_drawn(most, expec
 
 
 def test_each_camera_has_a_pace_of_its_own():
-    pace = Pace(10.0)
+    pace = RateLimiter(10.0)
     pace.note("a", 5.0)
     assert not pace.is_due("a", 5.09)
     assert pace.is_due("a", 5.11)

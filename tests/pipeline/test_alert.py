@@ -7,24 +7,24 @@ import re
 import numpy as np
 import pytest
 
-from pipeline.frames import Deletion, Explanation, Finding, Frame, Grounds
-from pipeline.guards.alert import Alarm
+from pipeline.frames import DeletionCheck, Explanation, Finding, Frame, HeatmapStats
+from pipeline.guards.alert import AlertState
 from pipeline.guards.config import GuardConfig
-from pipeline.guards.variables import Facts
+from pipeline.guards.variables import RuleContext
 
 RULE = "heat_inside(part) >= 0.6 when label=scratch and score>0.5"
 
 
 def alarm(rule=RULE, hold=0.5, clear=1.0, margin=0.0):
-    return Alarm(GuardConfig(name="grounded", rule=rule, hold_seconds=hold, clear_seconds=clear, margin=margin))
+    return AlertState(GuardConfig(name="grounded", rule=rule, hold_seconds=hold, clear_seconds=clear, margin=margin))
 
 
 def facts(inside=0.9, label="scratch", score=0.9, drop=None):
-    grounds = Grounds(0.1, 0.2, (1.0, 1.0), None, {} if inside is None else {"part": inside})
+    grounds = HeatmapStats(0.1, 0.2, (1.0, 1.0), None, {} if inside is None else {"part": inside})
     finding = Finding(label, score, np.zeros((1, 1), np.float32), 0, grounds=grounds)
-    checked = None if drop is None else Deletion(label, score, score - drop, 0, 0.1)
+    checked = None if drop is None else DeletionCheck(label, score, score - drop, 0, 0.1)
     seen = Explanation(Frame(np.zeros((2, 2, 3), np.uint8), "line", 0, 0.0), (finding,), "m", "l", deletion=checked)
-    return Facts(seen, finding, checked)
+    return RuleContext(seen, finding, checked)
 
 
 def run(guard, story):
@@ -75,10 +75,10 @@ def test_the_margin_moves_every_bound_to_its_harder_side_through_not_and_or():
         guard = alarm(rule, margin=0.1)
         for value, held in ((kept, True), (near, False)):
             seen = facts()
-            grounds = Grounds(value, 0.2, (1.0, 1.0), None)
+            grounds = HeatmapStats(value, 0.2, (1.0, 1.0), None)
             found = Finding("scratch", 0.9, np.zeros((1, 1), np.float32), 0, grounds=grounds)
-            assert guard.rule.claim(Facts(seen.explanation, found, None), 0.1) is held
-            assert guard.rule.claim(Facts(seen.explanation, found, None), 0.0) is True
+            assert guard.rule.claim(RuleContext(seen.explanation, found, None), 0.1) is held
+            assert guard.rule.claim(RuleContext(seen.explanation, found, None), 0.0) is True
 
 
 def test_where_its_condition_does_not_apply_a_rule_is_kept():
@@ -101,8 +101,8 @@ def test_a_pause_or_a_clock_that_goes_back_starts_the_hold_time_anew():
 
 def test_a_frame_without_findings_is_no_verdict():
     empty = Explanation(Frame(np.zeros((2, 2, 3), np.uint8), "line", 0, 0.0), (), "m", "l")
-    assert not alarm(hold=0).judge(Facts(empty, None, None), 0.0).firing
-    assert not alarm("focus_area <= 0.1", hold=0).judge(Facts(empty, None, None), 0.0).firing
+    assert not alarm(hold=0).judge(RuleContext(empty, None, None), 0.0).firing
+    assert not alarm("focus_area <= 0.1", hold=0).judge(RuleContext(empty, None, None), 0.0).firing
 
 
 def test_it_says_what_was_wanted_and_what_was_seen():
@@ -127,7 +127,7 @@ def test_a_deletion_check_of_another_class_says_nothing():
     assert guard.judge(facts(drop=0.05), 0.0).firing
     stale = facts(drop=0.05)
     other = Finding("dent", 0.9, np.zeros((1, 1), np.float32), 1)
-    assert guard.rule.claim(Facts(stale.explanation, other, stale.explanation.deletion), 0.0) is None
+    assert guard.rule.claim(RuleContext(stale.explanation, other, stale.explanation.deletion), 0.0) is None
 
 
 @pytest.mark.parametrize("rate", [1.0, 12.5, 30.0, 59.94])

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from pipeline.frames import Explanation, Finding, Overlay
-from pipeline.guards.monitor import AheadGuardian, Guardian
-from pipeline.loop import Limits, carry
-from pipeline.ports import Beginner, Explainer
+from pipeline.guards.monitor import AsyncExplanationMonitor, ExplanationMonitor
+from pipeline.loop import RunLimits, run_pipeline
+from pipeline.ports import AsyncExplainer, Explainer
 from tests.pipeline.test_loop import FakeExplainer, FakeRenderer, FakeSink
 from tests.support.fakes import FakeSource
 from tests.support.limits import LIMIT_SECONDS
@@ -47,14 +47,14 @@ class AheadExplainer:
 
 
 def run(explainer, sink, limits, count=12):
-    return carry(
+    return run_pipeline(
         [(FakeSource(count), "wait")], explainer, FakeRenderer(), [sink], limits=limits, stop=threading.Event()
     )
 
 
 def test_the_next_batch_is_begun_before_the_last_is_finished_and_all_arrive_in_order():
     explainer, sink = AheadExplainer(12), FakeSink()
-    outcome = run(explainer, sink, Limits(batch=1))
+    outcome = run(explainer, sink, RunLimits(batch=1))
     assert explainer.most_under_way >= 2
     assert sink.got == list(range(12))
     assert outcome.explained == 12
@@ -63,7 +63,7 @@ def test_the_next_batch_is_begun_before_the_last_is_finished_and_all_arrive_in_o
 
 def test_a_limit_of_frames_counts_what_was_begun():
     explainer, sink = AheadExplainer(3), FakeSink()
-    outcome = run(explainer, sink, Limits(frames=5, batch=2))
+    outcome = run(explainer, sink, RunLimits(frames=5, batch=2))
     assert sink.got == [0, 1, 2, 3, 4]
     assert outcome.explained == 5
 
@@ -77,18 +77,18 @@ def test_an_error_in_finishing_ends_the_run_and_is_raised():
             return finish
 
     with pytest.raises(ZeroDivisionError, match="fell out"):
-        run(Failing(1), FakeSink(), Limits(batch=1), count=10_000)
+        run(Failing(1), FakeSink(), RunLimits(batch=1), count=10_000)
 
 
 def test_guards_stand_before_one_that_works_ahead_as_before_any_other():
     explainer, sink = AheadExplainer(12), FakeSink()
-    guardian = AheadGuardian(explainer)
-    assert isinstance(guardian, Beginner)
+    guardian = AsyncExplanationMonitor(explainer)
+    assert isinstance(guardian, AsyncExplainer)
     assert isinstance(guardian, Explainer)
-    assert not isinstance(Guardian(FakeExplainer()), Beginner)
-    run(guardian, sink, Limits(batch=1))
+    assert not isinstance(ExplanationMonitor(FakeExplainer()), AsyncExplainer)
+    run(guardian, sink, RunLimits(batch=1))
     assert sink.got == list(range(12))
-    (measured,) = AheadGuardian(AheadExplainer(1)).explain([FakeFrame.make()])
+    (measured,) = AsyncExplanationMonitor(AheadExplainer(1)).explain([FakeFrame.make()])
     assert measured.top.grounds is not None
 
 

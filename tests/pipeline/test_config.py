@@ -7,7 +7,7 @@ import pytest
 from pydantic import BaseModel
 
 from pipeline.config import Config, CurveConfig, EngineConfig, OverlayConfig, SinkConfig, SourceConfig
-from pipeline.config_loader import make_config, read_yaml, to_yaml
+from pipeline.config_loader import read_yaml, to_yaml, validate_config
 from pipeline.config_yaml import to_documented_yaml
 from pipeline.errors import ConfigError
 from pipeline.guards.config import GuardConfig, RegionConfig
@@ -17,7 +17,7 @@ TRIANGLE = [[0, 0], [1, 0], [1, 1]]
 
 def told(knobs, overrides=None):
     with pytest.raises(ConfigError) as caught:
-        make_config(knobs, "run.yaml", overrides)
+        validate_config(knobs, "run.yaml", overrides)
     return str(caught.value)
 
 
@@ -59,25 +59,25 @@ def test_a_file_that_is_no_map_is_refused(text, rule):
 
 def test_the_command_line_wins_knob_by_knob():
     knobs = {"engine": {"model": "resnet18", "precision": "bf16"}, "sources": ["line:"]}
-    config = make_config(knobs, "run.yaml", {"engine": {"model": "vgg16"}, "sources": ["0"]})
+    config = validate_config(knobs, "run.yaml", {"engine": {"model": "vgg16"}, "sources": ["0"]})
     assert (config.engine.model, config.engine.precision) == ("vgg16", "bf16")
     assert [source.uri for source in config.sources] == ["0"]
 
 
 @pytest.mark.parametrize(("written", "size"), [("224x256", (224, 256)), (225, (225, 225)), ([96, 128], (96, 128))])
 def test_sizes_are_read_as_people_write_them(written, size):
-    assert make_config({"engine": {"input_size": written}}, "x").engine.input_size == size
+    assert validate_config({"engine": {"input_size": written}}, "x").engine.input_size == size
 
 
 @pytest.mark.parametrize(
     ("written", "target"), [("top1", ["top1"]), (3, ["3"]), ("a, 7", ["a", "7"]), ([1, "b"], ["1", "b"])]
 )
 def test_targets_are_read_as_people_write_them(written, target):
-    assert make_config({"engine": {"target": written}}, "x").engine.target == target
+    assert validate_config({"engine": {"target": written}}, "x").engine.target == target
 
 
 def test_a_config_reads_back_what_it_prints():
-    config = make_config(
+    config = validate_config(
         {
             "sources": ["line:", {"uri": "a.mp4", "name": "a"}],
             "sinks": "window",
@@ -85,7 +85,7 @@ def test_a_config_reads_back_what_it_prints():
         },
         "x",
     )
-    assert make_config(read_yaml(to_yaml(config), "x"), "x") == config
+    assert validate_config(read_yaml(to_yaml(config), "x"), "x") == config
 
 
 def test_every_knob_says_what_it_is():
@@ -100,7 +100,7 @@ def test_every_knob_says_what_it_is():
 
 @pytest.mark.parametrize("text", ["sources: [line:]", "sources:\n  - line:"])
 def test_an_unquoted_scheme_is_a_uri_though_yaml_takes_it_for_a_map(text):
-    assert [one.uri for one in make_config(read_yaml(text, "run.yaml"), "run.yaml").sources] == ["line:"]
+    assert [one.uri for one in validate_config(read_yaml(text, "run.yaml"), "run.yaml").sources] == ["line:"]
 
 
 def test_a_key_given_twice_is_refused_and_not_half_forgotten():
@@ -110,7 +110,7 @@ def test_a_key_given_twice_is_refused_and_not_half_forgotten():
 
 def test_a_key_in_the_wrong_map_is_told_where_it_belongs():
     with pytest.raises(ConfigError, match=r"run.yaml: model: unknown key. It belongs under 'engine:'"):
-        make_config({"model": "resnet50"}, "run.yaml")
+        validate_config({"model": "resnet50"}, "run.yaml")
 
 
 @pytest.mark.parametrize(
@@ -124,13 +124,13 @@ def test_a_key_in_the_wrong_map_is_told_where_it_belongs():
 )
 def test_what_is_missing_empty_or_of_another_kind_is_told_in_plain_words(knobs, told):
     with pytest.raises(ConfigError, match=re.escape(told)):
-        make_config(knobs, "run.yaml")
+        validate_config(knobs, "run.yaml")
 
 
 @pytest.mark.parametrize("name", ["a\nb", "\x1b[31mred", "x" * 65, ""])
 def test_a_camera_s_name_is_one_line_of_a_reasonable_length(name):
     with pytest.raises(ConfigError, match=r"sources\[0\]\.name.*: should") as refused:
-        make_config({"sources": [{"uri": "line:", "name": name}]}, "run.yaml")
+        validate_config({"sources": [{"uri": "line:", "name": name}]}, "run.yaml")
     assert len(str(refused.value).splitlines()) == 1
 
 
@@ -172,7 +172,7 @@ def test_no_knob_takes_a_number_that_is_none_or_without_end(value):
         if "rules" in place:
             knobs["guards"]["rules"][0] |= {"name": "g", "rule": "score>0.5"}
         with pytest.raises(ConfigError):
-            make_config(knobs, "run.yaml")
+            validate_config(knobs, "run.yaml")
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_no_knob_takes_a_number_that_is_none_or_without_end(value):
 )
 def test_knob_of_the_network_out_of_its_range_is_refused_in_one_short_line(knob, said):
     with pytest.raises(ConfigError) as refused:
-        make_config({"engine": knob}, "run.yaml")
+        validate_config({"engine": knob}, "run.yaml")
     assert said in str(refused.value)
     assert len(str(refused.value).splitlines()[0]) < 300
 
@@ -232,14 +232,14 @@ def test_aliases_that_only_save_writing_are_taken():
 )
 def test_text_with_a_nul_character_is_refused_at_its_place(text, place):
     with pytest.raises(ConfigError, match=re.escape(f"run.yaml: {place}: holds a NUL")):
-        make_config(read_yaml(text, "run.yaml"), "run.yaml")
+        validate_config(read_yaml(text, "run.yaml"), "run.yaml")
 
 
 @pytest.mark.parametrize("knob", ["rotate_seconds", "rotate_mib", "disk_budget_mib", "seconds_before", "max_rate"])
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e308])
 def test_a_number_that_is_not_finite_or_beyond_reason_is_refused_by_name(knob, value):
     with pytest.raises(ConfigError, match=knob):
-        make_config({"sinks": [{"uri": "clips/", knob: value}]}, "run.yaml")
+        validate_config({"sinks": [{"uri": "clips/", knob: value}]}, "run.yaml")
 
 
 @pytest.mark.parametrize(
@@ -258,9 +258,9 @@ def test_a_number_that_is_not_finite_or_beyond_reason_is_refused_by_name(knob, v
     ],
 )
 def test_configuration_with_every_key_reads_back_as_what_it_was(knobs):
-    made = make_config(knobs, "run.yaml")
+    made = validate_config(knobs, "run.yaml")
     text = to_documented_yaml(made)
-    assert make_config(read_yaml(text, "run.yaml"), "run.yaml") == made
+    assert validate_config(read_yaml(text, "run.yaml"), "run.yaml") == made
 
 
 def test_configuration_with_every_key_names_each_key_there_is_and_what_it_means():

@@ -9,22 +9,22 @@ import numpy as np
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.frames import Explanation, Finding, Frame, Grounds
-from pipeline.guards.drift import BINS, LEAST_SAMPLES, Drift, Recorder, numbers_of, psi, read_baseline
+from pipeline.frames import Explanation, Finding, Frame, HeatmapStats
+from pipeline.guards.drift import BINS, MIN_SAMPLES, BaselineRecorder, DriftDetector, numbers_of, psi, read_baseline
 
 PIXELS = np.zeros((10, 20, 3), np.uint8)
 HEAT = np.zeros((1, 1), np.float32)
 
 
 def seen(seconds, focus=0.1, label="scratch", score=0.9, camera="line"):
-    grounds = Grounds(focus, 0.4, (10.0, 5.0), None, {"part": 0.8})
+    grounds = HeatmapStats(focus, 0.4, (10.0, 5.0), None, {"part": 0.8})
     return Explanation(
         Frame(PIXELS, camera, 0, 0.0, seconds), (Finding(label, score, HEAT, 1, grounds=grounds),), "m", "l"
     )
 
 
 def recorded(values, **more):
-    recorder = Recorder()
+    recorder = BaselineRecorder()
     for second, value in enumerate(values):
         recorder.add(seen(float(second), value, **more))
     return json.loads(json.dumps(recorder.baseline()))
@@ -44,7 +44,7 @@ def test_a_frames_numbers_are_its_verdicts():
 
 
 def test_one_frame_of_a_camera_and_label_counts_in_a_second():
-    recorder = Recorder()
+    recorder = BaselineRecorder()
     for k in range(100):
         recorder.add(seen(k / 10))
         recorder.add(seen(k / 10, label="dent"))
@@ -61,7 +61,7 @@ def test_a_baselines_bins_hold_about_as_many_each():
 
 
 def drifted(baseline, values, seconds=600.0):
-    drift = Drift(baseline, seconds)
+    drift = DriftDetector(baseline, seconds)
     for second, value in enumerate(values):
         drift.add(seen(float(second), value))
     return {one.statistic: one for one in drift.told()}
@@ -86,8 +86,8 @@ def test_a_mean_that_stays_is_no_alibi_for_a_spread_that_changed():
 
 
 def test_few_samples_then_or_now_tell_nothing():
-    assert drifted(recorded([0.1] * 100), [0.5] * (LEAST_SAMPLES - 2)) == {}
-    assert drifted(recorded([0.1] * (LEAST_SAMPLES - 2)), [0.5] * 100) == {}
+    assert drifted(recorded([0.1] * 100), [0.5] * (MIN_SAMPLES - 2)) == {}
+    assert drifted(recorded([0.1] * (MIN_SAMPLES - 2)), [0.5] * 100) == {}
 
 
 def test_what_is_long_ago_counts_less():

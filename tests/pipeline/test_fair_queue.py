@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.fair_queue import MAX_KEYS, FairQueue
-from pipeline.workers import Relay
+from pipeline.workers import QueueWorker
 from tests.support.limits import LIMIT_SECONDS
 
 
@@ -106,7 +106,7 @@ def test_relay_serves_a_camera_between_anothers_items():
         if len(served) == 8:
             last.set()
 
-    with Relay("door", deliver, depth=8, key=lambda item: item[0]) as relay:
+    with QueueWorker("door", deliver, depth=8, key=lambda item: item[0]) as relay:
         for k in range(6):
             relay.put(("big", k))
         relay.put(("small", 0))

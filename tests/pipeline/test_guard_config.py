@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config_loader import make_config
+from pipeline.config_loader import validate_config
 from pipeline.errors import ConfigError
 from pipeline.guards.config import RegionConfig, check_cameras, check_labels
 from pipeline.guards.parser import parse_condition, parse_rule
@@ -17,7 +17,7 @@ RULE = "heat_inside(part) >= 0.6 when label=scratch and score>0.5"
 
 def guards(**more):
     knobs = {"regions": [{"name": "part", "polygon": SQUARE}], "rules": [{"name": "grounded", "rule": RULE}]} | more
-    return make_config({"guards": knobs}, "run.yaml").guards
+    return validate_config({"guards": knobs}, "run.yaml").guards
 
 
 def refusal(**more):
@@ -128,8 +128,8 @@ def test_a_deletion_check_cannot_be_what_it_waits_for():
 def test_guards_survive_being_printed_and_read_again():
     from pipeline.config_loader import read_yaml, to_yaml
 
-    made = make_config({"guards": guards().model_dump()}, "run.yaml")
-    assert make_config(read_yaml(to_yaml(made), "printed"), "printed") == made
+    made = validate_config({"guards": guards().model_dump()}, "run.yaml")
+    assert validate_config(read_yaml(to_yaml(made), "printed"), "printed") == made
 
 
 def test_what_to_record_may_be_said_by_guards():

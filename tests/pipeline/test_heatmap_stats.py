@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.frames import Box, Explanation, Finding, Frame, Region
-from pipeline.guards.heatmap_stats import Surveyor, cell_weights, grounds_of, weights_of
+from pipeline.guards.heatmap_stats import HeatmapStatsTracker, cell_weights, heatmap_stats, region_weights
 
 WHOLE = Box(0.0, 0.0, 80.0, 60.0)
 
@@ -29,7 +29,7 @@ def explained(values, index=0, seconds=0.0, label="scratch", camera="line"):
 
 def test_evidence_is_what_a_cell_says_beyond_the_typical_one():
     # Lower median 0.2: evidence 0.8 and 0.4 of 1.2, the floor counts for nothing.
-    found = grounds_of(heat([[0.2, 0.2, 1.0], [0.0, 0.2, 0.6]]), Box(0, 0, 30, 20))
+    found = heatmap_stats(heat([[0.2, 0.2, 1.0], [0.0, 0.2, 0.6]]), Box(0, 0, 30, 20))
     assert found.centre == pytest.approx((0.8 / 1.2 * 25 + 0.4 / 1.2 * 25, 0.8 / 1.2 * 5 + 0.4 / 1.2 * 15), rel=1e-5)
     p, q = 0.8 / 1.2, 0.4 / 1.2
     assert found.entropy == pytest.approx(-(p * math.log(p) + q * math.log(q)) / math.log(6), rel=1e-5)
@@ -38,20 +38,20 @@ def test_evidence_is_what_a_cell_says_beyond_the_typical_one():
 
 def test_the_focus_area_is_the_fewest_cells_that_hold_half():
     spread = heat([[1.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
-    assert grounds_of(spread, WHOLE).focus_area == pytest.approx(2 / 8)
+    assert heatmap_stats(spread, WHOLE).focus_area == pytest.approx(2 / 8)
     single = heat([[1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
-    assert grounds_of(single, WHOLE).focus_area == pytest.approx(1 / 8)
-    assert grounds_of(single, WHOLE).entropy == 0.0
+    assert heatmap_stats(single, WHOLE).focus_area == pytest.approx(1 / 8)
+    assert heatmap_stats(single, WHOLE).entropy == 0.0
 
 
 def test_where_half_of_the_map_is_hottest_nothing_is_taken_off():
-    found = grounds_of(heat([[1.0, 1.0], [1.0, 0.0]]), WHOLE)
+    found = heatmap_stats(heat([[1.0, 1.0], [1.0, 0.0]]), WHOLE)
     assert found.focus_area == pytest.approx(2 / 4)
     assert found.entropy == pytest.approx(math.log(3) / math.log(4), rel=1e-6)
 
 
 def test_a_flat_map_has_no_grounds():
-    found = grounds_of(heat([[0.0, 0.0], [0.0, 0.0]]), WHOLE)
+    found = heatmap_stats(heat([[0.0, 0.0], [0.0, 0.0]]), WHOLE)
     assert (found.focus_area, found.entropy, found.centre, dict(found.heat_inside)) == (None, None, None, {})
 
 
@@ -60,8 +60,8 @@ def test_a_share_goes_by_the_part_of_each_cell_that_lies_inside():
     weights = cell_weights(((0.0, 0.0), (25.0, 0.0), (25.0, 40.0), (0.0, 40.0)), Box(0, 0, 80, 40), (2, 4))
     assert weights.reshape(2, 4).tolist() == [[1.0, 0.25, 0.0, 0.0]] * 2
     part = Region("part", ((0.0, 0.0), (25.0, 0.0), (25.0, 40.0), (0.0, 40.0)))
-    weights = weights_of([part], Box(0, 0, 80, 40), (2, 4))
-    found = grounds_of(heat([[0.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]]), Box(0, 0, 80, 40), ["part"], weights)
+    weights = region_weights([part], Box(0, 0, 80, 40), (2, 4))
+    found = heatmap_stats(heat([[0.0, 1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0]]), Box(0, 0, 80, 40), ["part"], weights)
     assert found.heat_inside["part"] == pytest.approx((1.0 + 0.25) / 2)
 
 
@@ -81,13 +81,13 @@ def test_a_concave_region_keeps_its_hole_out():
 def test_a_letterboxs_border_lies_outside_every_region():
     # The grid covers more than the frame: 80 x 60 within 80 x 80, cells of 20.
     region = Region("all", ((0.0, 0.0), (80.0, 0.0), (80.0, 60.0), (0.0, 60.0)))
-    weights = weights_of([region], Box(0.0, -10.0, 80.0, 70.0), (4, 4))
+    weights = region_weights([region], Box(0.0, -10.0, 80.0, 70.0), (4, 4))
     assert weights[2].reshape(4, 4)[:, 0].tolist() == [0.5, 1.0, 1.0, 0.5]
 
 
 def test_a_crop_sees_a_region_where_it_lies_in_the_crop():
     region = Region("left", ((0.0, 0.0), (40.0, 0.0), (40.0, 60.0), (0.0, 60.0)))
-    weights = weights_of([region], Box(10.0, 0.0, 70.0, 60.0), (1, 2))
+    weights = region_weights([region], Box(10.0, 0.0, 70.0, 60.0), (1, 2))
     assert weights[2].tolist() == [1.0, 0.0]
 
 
@@ -108,7 +108,7 @@ def test_numbers_stay_within_their_limits(seed, rows, columns):
     values = np.random.default_rng(seed).random((rows, columns)).astype(np.float32)
     values = (values - values.min()) / max(float(np.ptp(values)), 1e-9)
     halves = [Region("a", ((0, 0), (40, 0), (40, 60), (0, 60))), Region("b", ((40, 0), (80, 0), (80, 60), (40, 60)))]
-    found = grounds_of(values.astype(np.float32), WHOLE, ["a", "b"], weights_of(halves, WHOLE, (rows, columns)))
+    found = heatmap_stats(values.astype(np.float32), WHOLE, ["a", "b"], region_weights(halves, WHOLE, (rows, columns)))
     if found.focus_area is None:
         return
     assert 0.0 < found.focus_area <= 1.0
@@ -117,7 +117,7 @@ def test_numbers_stay_within_their_limits(seed, rows, columns):
 
 
 def test_stability_is_the_correlation_with_the_map_before():
-    surveyor = Surveyor()
+    surveyor = HeatmapStatsTracker()
     first, then = [[0.0, 0.5, 1.0]], [[0.0, 1.0, 0.5]]
     assert surveyor.measure(explained(first))[0][0].grounds.stability is None
     found = surveyor.measure(explained(then, 1, 0.1))[0][0].grounds.stability
@@ -126,7 +126,7 @@ def test_stability_is_the_correlation_with_the_map_before():
 
 
 def test_stability_asks_for_the_same_class_camera_and_no_pause():
-    surveyor, ramp = Surveyor(), [[0.0, 0.5, 1.0]]
+    surveyor, ramp = HeatmapStatsTracker(), [[0.0, 0.5, 1.0]]
     surveyor.measure(explained(ramp))
     assert surveyor.measure(explained(ramp, camera="door"))[0][0].grounds.stability is None
     assert surveyor.measure(explained(ramp, 1, 0.1, label="dent"))[0][0].grounds.stability is None
@@ -142,7 +142,7 @@ def test_regions_are_made_anew_when_the_frame_changes_its_size():
         asked.append((camera, width, height))
         return (Region("left", ((0, 0), (width / 2, 0), (width / 2, height), (0, height))),)
 
-    surveyor = Surveyor(regions)
+    surveyor = HeatmapStatsTracker(regions)
     for size in ((60, 80), (60, 80), (30, 40)):
         seen = Explanation(frame(size=size), (Finding("a", 1.0, heat([[1.0, 0.0, 0.0, 0.0]]), 0),), "m", "l")
         findings, _ = surveyor.measure(seen)
@@ -151,4 +151,4 @@ def test_regions_are_made_anew_when_the_frame_changes_its_size():
 
 
 def test_an_explanation_without_findings_is_left_as_it_is():
-    assert Surveyor().measure(Explanation(frame(), (), "m", "l")) == ((), ())
+    assert HeatmapStatsTracker().measure(Explanation(frame(), (), "m", "l")) == ((), ())

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from commands.console import say, told
-from pipeline.log_format import escaped, formatter
+from commands.console import format_error, print_line
+from pipeline.log_format import escaped, make_formatter
 
 FOREIGN = "door\nW forged\r\x1b[2J\x9b31m\u202eevil\u2028line\x85\x00\ud800\x7f"
 
@@ -33,13 +33,13 @@ def test_escaped_text_holds_nothing_that_a_terminal_obeys_and_keeps_the_rest(tex
 
 
 def test_text_line_of_a_log_stays_one_line_whatever_stands_in_the_message():
-    line = formatter("text").format(record(FOREIGN))
+    line = make_formatter("text").format(record(FOREIGN))
     assert line.startswith("W door\\nW forged\\r\\x1b[2J")
     assert unseen(line) == []
 
 
 def test_json_line_of_a_log_stays_one_line_and_gives_the_message_back():
-    line = formatter("json").format(record(FOREIGN))
+    line = make_formatter("json").format(record(FOREIGN))
     assert unseen(line) == []
     assert json.loads(line)["message"] == FOREIGN
 
@@ -49,12 +49,12 @@ def test_traceback_in_a_log_line_cannot_move_the_terminal(kind):
     try:
         {}[FOREIGN]
     except KeyError:
-        line = formatter(kind).format(record("broke", sys.exc_info()))
+        line = make_formatter(kind).format(record("broke", sys.exc_info()))
     assert set(unseen(line)) <= {"\n"}
     assert "Traceback" in line
 
 
 def test_terminal_shows_foreign_text_escaped(capsys):
-    say("seen: \x1b[31mred\u202e\nnext")
+    print_line("seen: \x1b[31mred\u202e\nnext")
     assert capsys.readouterr().out == "seen: \\x1b[31mred\\u202e\nnext\n"
-    assert told("bad \x1b]0;title\x07\nsecond") == "error: bad \\x1b]0;title\\x07\nerror: second"
+    assert format_error("bad \x1b]0;title\x07\nsecond") == "error: bad \\x1b]0;title\\x07\nerror: second"

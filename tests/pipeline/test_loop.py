@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import SinkError, SourceError
-from pipeline.frames import Box, Explanation, Finding, Overlay, Truth
-from pipeline.loop import Limits, carry
+from pipeline.frames import Box, Explanation, Finding, GroundTruth, Overlay
+from pipeline.loop import RunLimits, run_pipeline
 from pipeline.ports import Health, StopRequested
 from pipeline.stats import Histogram
 from tests.support.fakes import FakeSource
@@ -65,12 +65,12 @@ class FakeSink:
 
 
 def run(sources, sinks, limits=None, explainer=None, renderer=None, stop=None):
-    return carry(
+    return run_pipeline(
         [(source, "wait") for source in sources],
         explainer or FakeExplainer(),
         renderer or FakeRenderer(),
         sinks,
-        limits=limits or Limits(batch=1),
+        limits=limits or RunLimits(batch=1),
         stop=stop or threading.Event(),
     )
 
@@ -84,13 +84,13 @@ def test_a_file_loses_nothing_on_its_way_to_a_recorder():
 
 def test_the_frame_limit_is_kept_exactly_whatever_the_batch():
     sink = FakeSink()
-    outcome = run([FakeSource(100)], [sink], Limits(frames=7, batch=4))
+    outcome = run([FakeSource(100)], [sink], RunLimits(frames=7, batch=4))
     assert sink.got == list(range(7))
     assert outcome.explained == 7
 
 
 def test_the_time_limit_ends_a_run_whose_camera_is_silent():
-    outcome = run([FakeSource(5, gate=threading.Event())], [FakeSink()], Limits(seconds=0.1))  # else it never ends
+    outcome = run([FakeSource(5, gate=threading.Event())], [FakeSink()], RunLimits(seconds=0.1))  # else it never ends
     assert outcome.explained == 0
 
 
@@ -130,9 +130,9 @@ def test_the_pointing_game_is_scored_where_truth_is_known():
     class Line(FakeSource):
         def frames(self, stop):
             truths = [
-                Truth("hole", (Box(1, 0, 2, 1),)),
-                Truth("hole", (Box(0, 1, 1, 2),)),
-                Truth("dent", (Box(1, 0, 2, 1),)),
+                GroundTruth("hole", (Box(1, 0, 2, 1),)),
+                GroundTruth("hole", (Box(0, 1, 1, 2),)),
+                GroundTruth("dent", (Box(1, 0, 2, 1),)),
                 None,
             ]
             for frame, truth in zip(super().frames(stop), truths, strict=False):
@@ -183,8 +183,10 @@ def test_a_live_camera_that_stalls_is_shown_so_by_every_door_that_looks_and_coun
     stop = threading.Event()
     threading.Thread(target=lambda: (seen.wait(LIMIT_SECONDS), stop.set()), name="ender").start()
     source = Stalls(3)
-    limits = Limits()
-    outcome = carry([(source, "wait")], FakeExplainer(), FakeRenderer(), [looking, blind], limits=limits, stop=stop)
+    limits = RunLimits()
+    outcome = run_pipeline(
+        [(source, "wait")], FakeExplainer(), FakeRenderer(), [looking, blind], limits=limits, stop=stop
+    )
     assert seen.is_set()
     assert stalled.is_set()
     assert (looking.silence.state, looking.silence.reason) == ("stalled", "no picture for 2 s")

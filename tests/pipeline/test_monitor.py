@@ -10,13 +10,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.config_loader import make_config
+from pipeline.config_loader import validate_config
 from pipeline.frames import Explanation, Finding, Frame
-from pipeline.guards.drift import Drift, Recorder
-from pipeline.guards.monitor import Guardian, Slow
+from pipeline.guards.drift import BaselineRecorder, DriftDetector
+from pipeline.guards.monitor import DriftTracking, ExplanationMonitor
 from pipeline.guards.parser import parse_condition
-from pipeline.loop import Limits, carry
-from pipeline.ports import Afterthought, Doubter, Measured
+from pipeline.loop import RunLimits, run_pipeline
+from pipeline.ports import HasMetrics, MaskedScorer, PostBatchHook
 from tests.support.fakes import FakeSource
 
 REGIONS = [{"name": "left", "polygon": [[0, 0], [0.5, 0], [0.5, 1], [0, 1]]}]
@@ -25,7 +25,7 @@ MASKED = {"name": "stands", "rule": "score_drop_when_masked >= 0.2 when label=sc
 
 
 def guards(*rules, **more):
-    return make_config({"guards": {"regions": REGIONS, "rules": list(rules)} | more}, "t").guards
+    return validate_config({"guards": {"regions": REGIONS, "rules": list(rules)} | more}, "t").guards
 
 
 class Seer:
@@ -68,14 +68,14 @@ def guarded(guardian, given):
 
 
 def test_every_finding_is_measured_where_nobody_guards():
-    told = guarded(Guardian(Seer()), frames(3))
+    told = guarded(ExplanationMonitor(Seer()), frames(3))
     assert [one.top.grounds.focus_area for one in told] == [0.125] * 3
     assert told[2].top.grounds.stability == pytest.approx(1.0)
     assert all(one.guards == () and one.regions == () and one.deletion is None for one in told)
 
 
 def test_a_right_sounding_verdict_from_the_wrong_place_raises_the_alarm():
-    told = guarded(Guardian(Seer(turns=30), guards(GROUNDED)), frames(60))
+    told = guarded(ExplanationMonitor(Seer(turns=30), guards(GROUNDED)), frames(60))
     first = next(k for k, one in enumerate(told) if one.firing)
     assert first == 30 + 6
     assert told[first].firing[0].says == "heat_inside(left) >= 0.6, but is 0.00"
@@ -84,7 +84,7 @@ def test_a_right_sounding_verdict_from_the_wrong_place_raises_the_alarm():
 
 def test_it_is_said_once_when_it_begins_and_once_when_it_ends(caplog):
     caplog.set_level(logging.INFO, "pipeline.guards.monitor")
-    guardian = Guardian(seer := Seer(turns=30), guards(GROUNDED))
+    guardian = ExplanationMonitor(seer := Seer(turns=30), guards(GROUNDED))
     given = frames(200)
     guarded(guardian, given[:100])
     seer.turns = 10**9
@@ -97,7 +97,7 @@ def test_it_is_said_once_when_it_begins_and_once_when_it_ends(caplog):
 
 
 def test_each_camera_has_alarms_of_its_own():
-    guardian = Guardian(Seer(turns=0), guards(GROUNDED))
+    guardian = ExplanationMonitor(Seer(turns=0), guards(GROUNDED))
     guarded(guardian, frames(60, "a"))
     (other,) = guarded(guardian, frames(1, "b"))
     assert not other.firing
@@ -106,8 +106,8 @@ def test_each_camera_has_alarms_of_its_own():
 
 def test_a_region_outside_the_picture_is_said_once(caplog):
     regions = [*REGIONS, {"name": "elsewhere", "polygon": [[500, 500], [600, 500], [600, 600]]}]
-    made = make_config({"guards": {"regions": regions}}, "t").guards
-    guarded(Guardian(Seer(), made), frames(5))
+    made = validate_config({"guards": {"regions": regions}}, "t").guards
+    guarded(ExplanationMonitor(Seer(), made), frames(5))
     assert [record.getMessage() for record in caplog.records] == [
         "line: region elsewhere lies outside its picture of 40x20 pixels: no heat is ever in it"
     ]
@@ -115,12 +115,12 @@ def test_a_region_outside_the_picture_is_said_once(caplog):
 
 @pytest.mark.parametrize(("draw", "calm", "alarmed"), [("always", 1, 1), ("firing", 0, 1), ("never", 0, 0)])
 def test_regions_are_shown_as_it_was_asked_for(draw, calm, alarmed):
-    told = guarded(Guardian(Seer(turns=30), guards(GROUNDED, draw=draw)), frames(60))
+    told = guarded(ExplanationMonitor(Seer(turns=30), guards(GROUNDED, draw=draw)), frames(60))
     assert (len(told[0].regions), len(told[-1].regions)) == (calm, alarmed)
 
 
 def test_what_fires_can_be_recorded():
-    told = guarded(Guardian(Seer(turns=30), guards(GROUNDED)), frames(60))
+    told = guarded(ExplanationMonitor(Seer(turns=30), guards(GROUNDED)), frames(60))
     for text, held in (("guard", True), ("guard=grounded", True), ("guard!=grounded", False), ("not guard", False)):
         assert parse_condition(text, {"guard": {"grounded"}})(told[-1]) is held
         assert parse_condition(text, {"guard": {"grounded"}})(told[0]) is not held
@@ -129,7 +129,7 @@ def test_what_fires_can_be_recorded():
 
 def test_the_deletion_check_keeps_its_budget_and_its_result_comes_with_its_age():
     seer = Doubting()
-    guardian = Guardian(seer, guards(MASKED, deletion={"budget": 0.02}), clock=lambda: seer.now)
+    guardian = ExplanationMonitor(seer, guards(MASKED, deletion={"budget": 0.02}), clock=lambda: seer.now)
     told = guarded(guardian, frames(3000))
     assert guardian.budget.share <= 0.02
     assert guardian.budget.checks == seer.masked > 50
@@ -143,21 +143,21 @@ def test_the_deletion_check_keeps_its_budget_and_its_result_comes_with_its_age()
 def test_a_verdict_that_stands_without_what_it_points_at_raises_the_alarm():
     seer = Doubting()
     seer.left = 0.85
-    guardian = Guardian(seer, guards(MASKED), clock=lambda: seer.now)
+    guardian = ExplanationMonitor(seer, guards(MASKED), clock=lambda: seer.now)
     told = guarded(guardian, frames(300))
     assert told[-1].firing[0].says == "score_drop_when_masked >= 0.2, but is 0.05 (measured 0.1 s ago)"
 
 
 def test_only_verdicts_that_a_rule_asks_about_are_checked():
     seer = Doubting(label="ok")
-    guardian = Guardian(seer, guards(MASKED), clock=lambda: seer.now)
+    guardian = ExplanationMonitor(seer, guards(MASKED), clock=lambda: seer.now)
     guarded(guardian, frames(500))
     assert guardian.budget.checks == 0
 
 
 def test_cameras_take_turns_at_being_checked():
     seer = Doubting()
-    guardian = Guardian(seer, guards(MASKED, deletion={"budget": 0.5}), clock=lambda: seer.now)
+    guardian = ExplanationMonitor(seer, guards(MASKED, deletion={"budget": 0.5}), clock=lambda: seer.now)
     checked = set()
     for k in range(60):
         pair = [replace(frames(1, name)[0], index=k, pts_seconds=k / 30) for name in ("a", "b")]
@@ -168,7 +168,7 @@ def test_cameras_take_turns_at_being_checked():
 
 def test_a_result_grows_old_and_is_left_out():
     seer = Doubting()
-    guardian = Guardian(seer, guards(MASKED, deletion={"max_age_seconds": 1.0}), clock=lambda: seer.now)
+    guardian = ExplanationMonitor(seer, guards(MASKED, deletion={"max_age_seconds": 1.0}), clock=lambda: seer.now)
     guarded(guardian, frames(200))
     seer.label = "ok"
     told = guarded(guardian, [replace(one, pts_seconds=one.pts_seconds + 8) for one in frames(2)])
@@ -176,18 +176,18 @@ def test_a_result_grows_old_and_is_left_out():
 
 
 def test_an_explainer_that_cannot_be_asked_is_said_to_be_so(caplog):
-    guarded(Guardian(Seer(), guards(MASKED)), frames(3))
+    guarded(ExplanationMonitor(Seer(), guards(MASKED)), frames(3))
     assert "those rules never fire" in caplog.text
 
 
 def test_its_figures_are_the_explainers_and_its_own():
-    baseline = Recorder()
-    guarded(Guardian(Seer(), slow=Slow(recorder=baseline)), frames(1500))
-    slow = Slow(Drift(baseline.baseline(), 60.0))
+    baseline = BaselineRecorder()
+    guarded(ExplanationMonitor(Seer(), slow=DriftTracking(recorder=baseline)), frames(1500))
+    slow = DriftTracking(DriftDetector(baseline.baseline(), 60.0))
     seer = Doubting(turns=0)
-    guardian = Guardian(seer, guards(GROUNDED, MASKED), slow=slow, clock=lambda: seer.now)
+    guardian = ExplanationMonitor(seer, guards(GROUNDED, MASKED), slow=slow, clock=lambda: seer.now)
     guarded(guardian, frames(1500))
-    assert isinstance(guardian, Measured)
+    assert isinstance(guardian, HasMetrics)
     told = {(one.name, *dict(one.labels).values()): one.value for one in guardian.figures()}
     assert told["guard_firing", "line", "grounded"] == 1.0
     assert told["guard_fired", "line", "grounded"] == 1.0
@@ -201,9 +201,9 @@ def test_its_figures_are_the_explainers_and_its_own():
 
 def test_the_journey_gives_it_time_when_a_batch_is_on_its_way():
     seer = Doubting()
-    guardian = Guardian(seer, guards(MASKED, deletion={"budget": 0.5}), clock=lambda: seer.now)
-    assert isinstance(guardian, Afterthought)
-    assert isinstance(seer, Doubter)
+    guardian = ExplanationMonitor(seer, guards(MASKED, deletion={"budget": 0.5}), clock=lambda: seer.now)
+    assert isinstance(guardian, PostBatchHook)
+    assert isinstance(seer, MaskedScorer)
 
     class Plain:
         def render(self, explanation):
@@ -213,7 +213,7 @@ def test_the_journey_gives_it_time_when_a_batch_is_on_its_way():
             raise AssertionError("nobody looks")
 
     with FakeSource(50) as source:
-        carry([(source, "wait")], guardian, Plain(), [], limits=Limits(batch=1), stop=threading.Event())
+        run_pipeline([(source, "wait")], guardian, Plain(), [], limits=RunLimits(batch=1), stop=threading.Event())
     assert guardian.budget.checks > 5
 
 
@@ -225,6 +225,6 @@ def test_frame_with_a_number_that_is_not_finite_fires_no_guard(where):
             seen = super().explained(frame)
             return replace(seen, findings=(replace(seen.top, **change),))
 
-    guardian = Guardian(Broken(), guards(GROUNDED | {"rule": "score >= 0.6 and heat_inside(left) >= 0.6"}))
+    guardian = ExplanationMonitor(Broken(), guards(GROUNDED | {"rule": "score >= 0.6 and heat_inside(left) >= 0.6"}))
     assert not any(one.firing for one in guarded(guardian, frames(60)))
     assert set(guardian.fired().values()) <= {0}

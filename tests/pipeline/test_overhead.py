@@ -5,11 +5,11 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.guards.overhead import Budget
+from pipeline.guards.overhead import OverheadBudget
 
 
 def test_a_check_waits_until_its_cost_has_been_earned():
-    budget = Budget(0.02)
+    budget = OverheadBudget(0.02)
     assert not budget.allows
     frames = 0
     while not budget.allows:
@@ -20,7 +20,7 @@ def test_a_check_waits_until_its_cost_has_been_earned():
 
 
 def test_a_pause_is_no_reason_for_a_burst():
-    budget = Budget(0.1)
+    budget = OverheadBudget(0.1)
     for _ in range(10_000):
         budget.earn(0.01)
     checks = 0
@@ -31,7 +31,7 @@ def test_a_pause_is_no_reason_for_a_burst():
 
 
 def test_a_check_that_cost_more_makes_the_next_wait_longer():
-    budget = Budget(0.5)
+    budget = OverheadBudget(0.5)
     for _ in range(4):
         budget.earn(1.0)
     assert budget.allows
@@ -45,7 +45,7 @@ def test_a_check_that_cost_more_makes_the_next_wait_longer():
 
 @given(st.floats(0.005, 0.5), st.lists(st.floats(1.0, 2.0), min_size=10, max_size=300))
 def test_costs_that_vary_twofold_never_overspend(share, costs):
-    budget = Budget(share)
+    budget = OverheadBudget(share)
     for cost in costs:
         budget.earn(1.0)
         if budget.allows:
@@ -58,7 +58,7 @@ def test_costs_that_vary_twofold_never_overspend(share, costs):
     st.lists(st.tuples(st.floats(1e-4, 0.1), st.floats(1e-4, 0.3)), min_size=1, max_size=300),
 )
 def test_the_share_is_kept_whatever_things_cost(share, story):
-    budget, dearest = Budget(share), 0.0
+    budget, dearest = OverheadBudget(share), 0.0
     for work, cost in story:
         budget.earn(work)
         if budget.allows:

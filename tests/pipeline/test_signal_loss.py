@@ -7,8 +7,8 @@ import pytest
 
 from pipeline.frames import Explanation, Frame
 from pipeline.ports import Health
-from pipeline.signal_loss import AGAIN_SECONDS, SILENT_SECONDS, Watchman
-from pipeline.workers import Pump
+from pipeline.signal_loss import AGAIN_SECONDS, SILENT_SECONDS, SignalLossDetector
+from pipeline.workers import SourceWorker
 from tests.support.fakes import FakeSource
 
 
@@ -27,7 +27,7 @@ def explained(pump, taken_at):
 def camera(name, *, live=True, last_at=100.0, interval=0.1):
     source = FakeSource(camera=name)
     source.live = live
-    pump = Pump(source)
+    pump = SourceWorker(source)
     pump.last_at, pump.interval_seconds = last_at, interval
     return pump
 
@@ -39,7 +39,7 @@ def clock():
 
 def watch(pumps, clock):
     told = []
-    watchman = Watchman(
+    watchman = SignalLossDetector(
         pumps, lambda explanation, silence: told.append((explanation.frame.camera, silence)), clock=clock
     )
     for pump in pumps:
@@ -110,13 +110,13 @@ def test_a_frame_ends_the_silence(clock):
 def test_a_camera_that_never_gave_a_picture_has_none_to_show(clock):
     pump = camera("door", last_at=None)
     told = []
-    watchman = Watchman([pump], lambda *words: told.append(words), clock=clock)
+    watchman = SignalLossDetector([pump], lambda *words: told.append(words), clock=clock)
     look_until(watchman, clock, 110.0)
     assert told == []
 
 
 def test_a_pump_knows_its_usual_interval_and_a_pause_hardly_changes_it():
-    pump = Pump(FakeSource())
+    pump = SourceWorker(FakeSource())
     for k in range(50):
         pump._note_arrival(0.1 * k)
     assert pump.interval_seconds == pytest.approx(0.1)

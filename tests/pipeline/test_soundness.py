@@ -10,8 +10,8 @@ import pytest
 
 from pipeline.errors import FrameError, SinkError, WireError
 from pipeline.finite import unsound
-from pipeline.frames import Box, Deletion, Explanation, Finding, Frame, Grounds, Overlay, Region, Truth
-from pipeline.loop import Limits, carry, outlet_of
+from pipeline.frames import Box, DeletionCheck, Explanation, Finding, Frame, GroundTruth, HeatmapStats, Overlay, Region
+from pipeline.loop import RunLimits, make_sink_worker, run_pipeline
 from tests.support.fakes import FakeSource
 from tests.support.limits import LIMIT_SECONDS
 
@@ -32,15 +32,15 @@ UNSOUND = {
     "score": with_finding(score=NAN),
     "heat": with_finding(heat=np.full((2, 2), INF, np.float32)),
     "box": with_finding(box=Box(0, 0, NAN, 1)),
-    "entropy": with_finding(grounds=Grounds(0.1, NAN, None, None)),
-    "centre": with_finding(grounds=Grounds(0.1, 0.1, (NAN, 1.0), None)),
-    "heat_inside": with_finding(grounds=Grounds(0.1, 0.1, None, None, {"belt": INF})),
+    "entropy": with_finding(grounds=HeatmapStats(0.1, NAN, None, None)),
+    "centre": with_finding(grounds=HeatmapStats(0.1, 0.1, (NAN, 1.0), None)),
+    "heat_inside": with_finding(grounds=HeatmapStats(0.1, 0.1, None, None, {"belt": INF})),
     "heat_region": explained(heat_region=Box(0, 0, INF, 1)),
     "timing": explained(timings={"explain": NAN}),
     "region": explained(regions=(Region("belt", ((0.0, NAN),)),)),
-    "deletion": explained(deletion=Deletion("ok", NAN, 0.5, 1, 0.0)),
+    "deletion": explained(deletion=DeletionCheck("ok", NAN, 0.5, 1, 0.0)),
     "pts_seconds": explained(replace(explained().frame, pts_seconds=NAN)),
-    "true box": explained(replace(explained().frame, truth=Truth("ok", (Box(0, 0, NAN, 1),)))),
+    "true box": explained(replace(explained().frame, truth=GroundTruth("ok", (Box(0, 0, NAN, 1),)))),
 }
 
 
@@ -93,7 +93,9 @@ class Drawing:
 def run(door, count=20, unsound_at=()):
     explainer = Explaining(unsound_at)
     source = FakeSource(count, "line")
-    return carry([(source, "wait")], explainer, Drawing(), [door], limits=Limits(batch=1), stop=threading.Event())
+    return run_pipeline(
+        [(source, "wait")], explainer, Drawing(), [door], limits=RunLimits(batch=1), stop=threading.Event()
+    )
 
 
 def test_an_unsound_frame_is_not_drawn_reaches_no_sink_and_closes_none(caplog):
@@ -154,6 +156,6 @@ def test_an_error_while_nothing_comes_closes_no_sink_either():
         asked.set()
 
     door.idle = idle
-    with outlet_of(door, door.put) as outlet:
+    with make_sink_worker(door, door.put) as outlet:
         assert asked.wait(LIMIT_SECONDS)
     assert (outlet.refused, outlet.error) == (1, None)

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from pipeline.log_format import formatter
-from pipeline.systemd import Supervisor
+from pipeline.log_format import make_formatter
+from pipeline.systemd import SystemdNotifier
 from tests.support.limits import LIMIT_SECONDS
 
 
@@ -25,7 +25,7 @@ def test_a_supervisor_hears_ready_alive_and_stopping(listener):
     path, heard = listener
     now = [0.0]
     environment = {"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "2000000"}
-    with Supervisor(environment, clock=lambda: now[0]) as supervisor:
+    with SystemdNotifier(environment, clock=lambda: now[0]) as supervisor:
         assert heard() == "READY=1"
         for now[0] in (0.5, 0.9, 1.0, 1.5, 2.1):
             supervisor.alive()
@@ -35,7 +35,7 @@ def test_a_supervisor_hears_ready_alive_and_stopping(listener):
 def test_without_a_watchdog_nothing_is_said_of_being_alive(listener):
     path, heard = listener
     now = [0.0]
-    with Supervisor({"NOTIFY_SOCKET": path}, clock=lambda: now[0]) as supervisor:
+    with SystemdNotifier({"NOTIFY_SOCKET": path}, clock=lambda: now[0]) as supervisor:
         now[0] = 100.0
         supervisor.alive()
     assert [heard(), heard()] == ["READY=1", "STOPPING=1"]
@@ -47,18 +47,18 @@ def test_an_abstract_address_is_understood():
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as door:
         door.bind("\0recipro-stream-test")
         door.settimeout(LIMIT_SECONDS)
-        with Supervisor({"NOTIFY_SOCKET": "@recipro-stream-test"}):
+        with SystemdNotifier({"NOTIFY_SOCKET": "@recipro-stream-test"}):
             assert door.recv(100) == b"READY=1"
 
 
 def test_a_supervisor_that_is_gone_costs_one_warning(tmp_path, caplog):
-    with Supervisor({"NOTIFY_SOCKET": str(tmp_path / "nobody"), "WATCHDOG_USEC": "1"}) as supervisor:
+    with SystemdNotifier({"NOTIFY_SOCKET": str(tmp_path / "nobody"), "WATCHDOG_USEC": "1"}) as supervisor:
         supervisor.alive()
     assert len(caplog.records) == 1
 
 
 def test_unsupervised_nothing_happens():
-    with Supervisor({}) as supervisor:
+    with SystemdNotifier({}) as supervisor:
         supervisor.alive()
 
 
@@ -69,9 +69,9 @@ def test_a_json_log_line_is_one_object_with_its_traceback_inside():
         record = logging.LogRecord(
             "stream.live", logging.WARNING, "x.py", 1, "door: %s", ("lost\nagain",), sys.exc_info()
         )
-    line = formatter("json").format(record)
+    line = make_formatter("json").format(record)
     assert "\n" not in line
     told = json.loads(line)
     assert (told["level"], told["logger"], told["message"]) == ("warning", "stream.live", "door: lost\nagain")
     assert "ValueError" in told["error"]
-    assert formatter("text").format(record).startswith("W door: lost")
+    assert make_formatter("text").format(record).startswith("W door: lost")

@@ -10,7 +10,7 @@ import pytest
 from pipeline.errors import SinkError, SourceError
 from pipeline.frames import Frame
 from pipeline.ports import Health, StopRequested
-from pipeline.workers import Pump, Relay, gather
+from pipeline.workers import QueueWorker, SourceWorker, iter_batches
 from tests.support.fakes import FakeSource
 from tests.support.limits import LIMIT_SECONDS
 
@@ -23,13 +23,13 @@ def wait_until(true, seconds=LIMIT_SECONDS):
 
 
 def test_waiting_keeps_every_frame_in_order():
-    with Pump(FakeSource(50), depth=2, overflow="wait") as pump:
+    with SourceWorker(FakeSource(50), depth=2, overflow="wait") as pump:
         assert [frame.index for frame in pump] == list(range(50))
     assert pump.dropped == 0
 
 
 def test_dropping_the_oldest_keeps_the_newest_and_counts_the_rest():
-    with Pump(FakeSource(50), depth=3, overflow="drop-oldest") as pump:
+    with SourceWorker(FakeSource(50), depth=3, overflow="drop-oldest") as pump:
         wait_until(lambda: pump.ended)
         kept = [frame.index for frame in pump]
     assert kept == [47, 48, 49]
@@ -38,13 +38,13 @@ def test_dropping_the_oldest_keeps_the_newest_and_counts_the_rest():
 
 def test_leaving_early_frees_a_producer_that_waits_for_room():
     source = FakeSource(1000)
-    with Pump(source, depth=1, overflow="wait") as pump:
+    with SourceWorker(source, depth=1, overflow="wait") as pump:
         wait_until(lambda: source.given == 2)
     assert not pump._thread.is_alive()
 
 
 def test_an_error_comes_after_every_good_frame():
-    with Pump(FakeSource(3, fails=SourceError("broke")), depth=8, overflow="wait") as pump:
+    with SourceWorker(FakeSource(3, fails=SourceError("broke")), depth=8, overflow="wait") as pump:
         assert len(list(pump)) == 3
     assert str(pump.error) == "broke"
 
@@ -52,11 +52,11 @@ def test_an_error_comes_after_every_good_frame():
 def batches(sources, limit, window=0.0, overflow="wait", stop=None):
     bell = threading.Condition()
     stop = stop or threading.Event()
-    pumps = [Pump(source, depth=2, overflow=overflow, bell=bell) for source in sources]
+    pumps = [SourceWorker(source, depth=2, overflow=overflow, bell=bell) for source in sources]
     for pump in pumps:
         pump.__enter__()
     try:
-        yield from gather(pumps, bell, stop.is_set, limit=limit, window_seconds=window)
+        yield from iter_batches(pumps, bell, stop.is_set, limit=limit, window_seconds=window)
     finally:
         for pump in pumps:
             pump.__exit__(None, None, None)
@@ -86,9 +86,9 @@ def test_a_dead_camera_ends_only_itself():
 def test_nobody_is_served_twice_while_another_waits():
     bell = threading.Condition()
     with ExitStack() as stack:
-        pumps = [stack.enter_context(Pump(FakeSource(30, name), depth=30, bell=bell)) for name in "abc"]
+        pumps = [stack.enter_context(SourceWorker(FakeSource(30, name), depth=30, bell=bell)) for name in "abc"]
         wait_until(lambda: all(pump.ended for pump in pumps))
-        cameras = [batch[0].camera for batch in gather(pumps, bell, lambda: False, limit=1)]
+        cameras = [batch[0].camera for batch in iter_batches(pumps, bell, lambda: False, limit=1)]
     assert cameras == ["a", "b", "c"] * 30
 
 
@@ -101,13 +101,13 @@ def test_stopping_ends_the_batches_though_no_camera_gives_anything():
 
 def test_a_deadline_ends_the_batches_though_no_camera_gives_anything():
     bell = threading.Condition()
-    with Pump(FakeSource(20, gate=threading.Event()), bell=bell) as pump:
-        assert list(gather([pump], bell, lambda: False, limit=1, until=time.monotonic() + 0.05)) == []
+    with SourceWorker(FakeSource(20, gate=threading.Event()), bell=bell) as pump:
+        assert list(iter_batches([pump], bell, lambda: False, limit=1, until=time.monotonic() + 0.05)) == []
 
 
 def test_a_relay_delivers_everything_in_order_before_it_is_left():
     got = []
-    with Relay("slow", lambda item: (time.sleep(0.001), got.append(item)), depth=2) as relay:
+    with QueueWorker("slow", lambda item: (time.sleep(0.001), got.append(item)), depth=2) as relay:
         for k in range(30):
             relay.put(k, "wait")
     assert got == list(range(30))
@@ -117,7 +117,7 @@ def test_a_relay_delivers_everything_in_order_before_it_is_left():
 def test_a_slow_relay_drops_the_oldest_and_holds_nobody_up():
     gate = threading.Event()
     got = []
-    with Relay("stuck", lambda item: (gate.wait(LIMIT_SECONDS), got.append(item)), depth=2) as relay:
+    with QueueWorker("stuck", lambda item: (gate.wait(LIMIT_SECONDS), got.append(item)), depth=2) as relay:
         relay.put(0)
         wait_until(lambda: not relay._queue)
         for k in range(1, 10):
@@ -131,7 +131,7 @@ def test_a_broken_relay_frees_whoever_waits_for_room_and_keeps_the_reason():
     def fail(_item):
         raise SinkError("disk full")
 
-    with Relay("disk", fail, depth=1) as relay:
+    with QueueWorker("disk", fail, depth=1) as relay:
         for k in range(20):
             relay.put(k, "wait")
         wait_until(lambda: relay.broken)
@@ -143,7 +143,7 @@ def test_a_closed_window_asks_for_the_end_and_is_no_error():
     def close(_item):
         raise StopRequested
 
-    with Relay("window", close) as relay:
+    with QueueWorker("window", close) as relay:
         relay.put(1)
         wait_until(relay.stop_requested.is_set)
     assert relay.error is None
@@ -152,7 +152,7 @@ def test_a_closed_window_asks_for_the_end_and_is_no_error():
 def test_an_exception_in_the_block_abandons_what_waits():
     gate = threading.Event()
     got = []
-    relay = Relay("slow", lambda item: (gate.wait(LIMIT_SECONDS), got.append(item)), depth=8)
+    relay = QueueWorker("slow", lambda item: (gate.wait(LIMIT_SECONDS), got.append(item)), depth=8)
     with pytest.raises(RuntimeError), relay:  # noqa: PT012 - what happens before the error is the point
         for k in range(5):
             relay.put(k)
@@ -165,7 +165,7 @@ def test_an_exception_in_the_block_abandons_what_waits():
 
 def test_a_door_is_asked_now_and_then_while_nothing_comes():
     asked = threading.Event()
-    with Relay("window", lambda _item: None, idle=asked.set):
+    with QueueWorker("window", lambda _item: None, idle=asked.set):
         assert asked.wait(LIMIT_SECONDS)
 
 
@@ -173,7 +173,7 @@ def test_a_window_closed_while_nothing_comes_asks_for_the_end():
     def close():
         raise StopRequested
 
-    with Relay("window", lambda _item: None, idle=close) as relay:
+    with QueueWorker("window", lambda _item: None, idle=close) as relay:
         wait_until(relay.stop_requested.is_set)
     assert relay.error is None
 
@@ -190,7 +190,7 @@ class Aged(FakeSource):
 
 
 def test_what_is_too_old_to_be_worth_showing_is_dropped_and_counted():
-    with Pump(Aged(4), depth=8, max_age_seconds=30.0) as pump:
+    with SourceWorker(Aged(4), depth=8, max_age_seconds=30.0) as pump:
         assert [frame.index for frame in pump] == [3]
     assert (pump.taken, pump.dropped, pump.expired) == (4, 3, 3)
 
@@ -198,7 +198,7 @@ def test_what_is_too_old_to_be_worth_showing_is_dropped_and_counted():
 def test_a_file_loses_nothing_however_long_it_waits():
     source = Aged(4)
     source.live = False
-    with Pump(source, depth=2, overflow="wait", max_age_seconds=30.0) as pump:
+    with SourceWorker(source, depth=2, overflow="wait", max_age_seconds=30.0) as pump:
         assert [frame.index for frame in pump] == [0, 1, 2, 3]
     assert pump.expired == 0
 
@@ -210,7 +210,7 @@ def test_what_waits_is_bounded_in_bytes_too_but_one_item_always_may():
         gate.wait(LIMIT_SECONDS)
         delivered.append(item)
 
-    with Relay("disk", deliver, depth=16, weigh=lambda item: item, most_bytes=100) as relay:
+    with QueueWorker("disk", deliver, depth=16, weigh=lambda item: item, most_bytes=100) as relay:
         relay.put(1)
         wait_until(lambda: not relay._queue)  # taken: the door is busy with it
         for item in (60, 40, 70, 500):
@@ -226,7 +226,7 @@ def crowd(pump, *indices):
 
 
 def test_one_hiccup_costs_no_frame_but_who_stays_behind_gets_the_newest():
-    pump = Pump(FakeSource(), depth=3)
+    pump = SourceWorker(FakeSource(), depth=3)
     crowd(pump, 0, 1)
     assert [pump.take().index, pump.take().index] == [0, 1]
     assert pump.dropped == 0
@@ -238,7 +238,7 @@ def test_one_hiccup_costs_no_frame_but_who_stays_behind_gets_the_newest():
 
 
 def test_who_waits_for_its_reader_is_never_passed_over():
-    pump = Pump(FakeSource(), depth=3, overflow="wait")
+    pump = SourceWorker(FakeSource(), depth=3, overflow="wait")
     crowd(pump, 0, 1, 2)
     assert [pump.take().index for _ in range(3)] == [0, 1, 2]
 
@@ -258,7 +258,7 @@ def test_only_a_camera_that_is_being_connected_is_left_to_end_by_itself(monkeypa
 
     camera = Camera()
     camera.health = Health(state)
-    with Pump(camera) as pump:
+    with SourceWorker(camera) as pump:
         assert asked.wait(LIMIT_SECONDS)
     assert pump._thread.is_alive() is left
     answered.set()

@@ -5,9 +5,9 @@ import pytest
 
 from pipeline.errors import SourceError
 from stream.camera import CameraSource, _descriptor_of, found_cameras
-from stream.network import Patience
+from stream.network import Timeouts
 
-PATIENCE = Patience(open_timeout_seconds=1.0, read_timeout_seconds=1.0, attempts=1)
+PATIENCE = Timeouts(open_timeout_seconds=1.0, read_timeout_seconds=1.0, attempts=1)
 
 
 def test_a_camera_that_is_not_there_is_refused_and_those_that_are_get_listed(tmp_path):

@@ -1,4 +1,4 @@
-from stream.corruption import Trust
+from stream.corruption import CorruptionTracker
 
 # Shown in the order of their numbers, decoded in this one: I0 P3 B1 B2 P6 B4 B5 | I9 B7 B8 P12
 DECODED = [(0, True), (3, False), (1, False), (2, False), (6, False), (4, False), (5, False)]
@@ -10,14 +10,14 @@ def believed(trust, pts):
 
 
 def test_an_undamaged_stream_is_believed_whole():
-    trust = Trust()
+    trust = CorruptionTracker()
     for pts, key in DECODED + NEXT_GROUP:
         trust.sends(pts, key=key)
     assert believed(trust, range(13)) == list(range(13))
 
 
 def test_what_is_decoded_after_a_broken_packet_is_in_doubt_until_a_key_picture():
-    trust = Trust()
+    trust = CorruptionTracker()
     for pts, key in DECODED[:5]:
         trust.sends(pts, key=key)
     trust.breaks()  # P6
@@ -27,7 +27,7 @@ def test_what_is_decoded_after_a_broken_packet_is_in_doubt_until_a_key_picture()
 
 
 def test_a_flagged_picture_casts_doubt_on_what_was_sent_since():
-    trust = Trust()
+    trust = CorruptionTracker()
     for pts, key in DECODED:
         trust.sends(pts, key=key)
     trust.breaks(pts=2)
@@ -36,7 +36,7 @@ def test_a_flagged_picture_casts_doubt_on_what_was_sent_since():
 
 
 def test_where_every_packet_is_a_key_picture_only_the_broken_one_is_lost():
-    trust = Trust()
+    trust = CorruptionTracker()
     for pts in range(6):
         trust.sends(pts, key=True)
         if pts == 2:
@@ -45,7 +45,7 @@ def test_where_every_packet_is_a_key_picture_only_the_broken_one_is_lost():
 
 
 def test_a_stream_without_further_key_pictures_is_believed_again_after_its_patience():
-    trust = Trust(patience_packets=3)
+    trust = CorruptionTracker(patience_packets=3)
     trust.sends(0, key=True)
     trust.sends(1, key=False)
     trust.breaks()
@@ -55,7 +55,7 @@ def test_a_stream_without_further_key_pictures_is_believed_again_after_its_patie
 
 
 def test_pictures_without_times_are_in_doubt_as_long_as_the_damage_lasts():
-    trust = Trust()
+    trust = CorruptionTracker()
     trust.sends(None, key=True)
     assert trust.believes(None)
     trust.sends(None, key=False)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
-from stream.credentials import expanded, shows_password, signed
+from stream.credentials import expand_env, has_plain_password, with_credentials
 
 TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp")), min_size=1, max_size=30)
 
@@ -16,43 +16,43 @@ TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp")), min_s
 def test_whatever_the_password_holds_the_server_gets_it_whole(user, password):
     if (user + password).splitlines() != [user + password]:
         return
-    found = urlsplit(signed("rtsp://camera:554/door?x=1", f"{user}:{password}", "secret.txt"))
+    found = urlsplit(with_credentials("rtsp://camera:554/door?x=1", f"{user}:{password}", "secret.txt"))
     assert (unquote(found.username), unquote(found.password)) == (user, password)
     assert (found.hostname, found.port, found.path, found.query) == ("camera", 554, "/door", "x=1")
 
 
 @given(password=TEXT)
 def test_a_variable_before_the_host_is_escaped(password):
-    uri = expanded("rtsp://${CAM_USER}:${CAM_PASSWORD}@camera/door", {"CAM_USER": "ada", "CAM_PASSWORD": password})
+    uri = expand_env("rtsp://${CAM_USER}:${CAM_PASSWORD}@camera/door", {"CAM_USER": "ada", "CAM_PASSWORD": password})
     assert unquote(urlsplit(uri).password) == password
     assert urlsplit(uri).hostname == "camera"
 
 
 def test_a_variable_behind_the_host_is_taken_as_it_is():
-    assert expanded("http://camera/${PATH_TO}?a=b", {"PATH_TO": "x/y.m3u8"}) == "http://camera/x/y.m3u8?a=b"
+    assert expand_env("http://camera/${PATH_TO}?a=b", {"PATH_TO": "x/y.m3u8"}) == "http://camera/x/y.m3u8?a=b"
 
 
 def test_what_is_no_variable_stays_as_it_is():
-    assert expanded("videos/$HOME{1}.mp4", {}) == "videos/$HOME{1}.mp4"
+    assert expand_env("videos/$HOME{1}.mp4", {}) == "videos/$HOME{1}.mp4"
 
 
 def test_a_missing_variable_is_named_and_no_secret_repeated():
     with pytest.raises(ConfigError, match="no variable CAM_PASSWORD") as caught:
-        expanded("rtsp://ada:s3cret${CAM_PASSWORD}@camera/door", {})
+        expand_env("rtsp://ada:s3cret${CAM_PASSWORD}@camera/door", {})
     assert "s3cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["", "ada", ":word", "ada:one\nbob:two"])
 def test_a_file_that_is_not_one_line_is_refused_without_its_content(text):
     with pytest.raises(ConfigError, match="one line, user:password") as caught:
-        signed("rtsp://camera/door", text, "secret.txt")
+        with_credentials("rtsp://camera/door", text, "secret.txt")
     assert not text or text not in str(caught.value)
 
 
 @pytest.mark.parametrize("uri", ["rtsp://ada:word@camera/door", "camera:0", "video.mp4"])
 def test_an_address_that_has_credentials_or_can_have_none_is_refused(uri):
     with pytest.raises(ConfigError, match="credentials") as caught:
-        signed(uri, "bob:s3cret", "secret.txt")
+        with_credentials(uri, "bob:s3cret", "secret.txt")
     assert "s3cret" not in str(caught.value)
     assert "word" not in str(caught.value)
 
@@ -73,16 +73,16 @@ def test_an_address_that_has_credentials_or_can_have_none_is_refused(uri):
     ],
 )
 def test_a_password_in_plain_words_is_told_from_the_name_of_a_variable(uri, shown):
-    assert shows_password(uri) is shown
+    assert has_plain_password(uri) is shown
 
 
 @pytest.mark.parametrize("place", ["192.0.2.1/live/ch0@main", "door:554/live/ch0@main", "door/a@b?c=d@e"])
 def test_credentials_are_put_before_the_host_where_the_path_holds_an_at_sign(place):
-    uri = signed(f"rtsp://{place}", "ada:p@ss/#1", "secret.txt")
+    uri = with_credentials(f"rtsp://{place}", "ada:p@ss/#1", "secret.txt")
     assert urlsplit(uri).hostname == urlsplit(f"rtsp://{place}").hostname
     assert unquote(urlsplit(uri).password) == "p@ss/#1"
     assert uri.endswith(place)
 
 
 def test_a_variable_in_a_path_with_an_at_sign_is_taken_as_it_is():
-    assert expanded("rtsp://192.0.2.1/${PATH_TO}@main", {"PATH_TO": "a/b"}) == "rtsp://192.0.2.1/a/b@main"
+    assert expand_env("rtsp://192.0.2.1/${PATH_TO}@main", {"PATH_TO": "a/b"}) == "rtsp://192.0.2.1/a/b@main"

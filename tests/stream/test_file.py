@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.errors import DamagedError, SourceError
+from pipeline.errors import CorruptMediaError, SourceError
 from stream.sources import SourceOptions, build_source
 
 # name -> (pictures, width, height) as ffmpeg 5.1 and the files' makers count them; a size change gives the first size.
@@ -186,7 +186,7 @@ def test_interlaced_pictures_lose_their_combs_and_none_is_lost(shared_data):
 @pytest.mark.parametrize("threads", ["auto", "slice"])
 def test_a_corrupted_clip_gives_all_its_good_pictures_then_says_where_it_broke(shared_data, threads):
     frames, error, source = read(shared_data / "videos" / "odd" / "corrupted.mp4", threads=threads)
-    assert isinstance(error, DamagedError)
+    assert isinstance(error, CorruptMediaError)
     assert len(frames) == 30
     assert [f.index for f in frames] == list(range(30))
     assert "near picture 28 of 50" in str(error)
@@ -217,7 +217,7 @@ def test_a_file_cut_short_gives_its_good_pictures_and_then_says_so(make_clip, na
     assert error is None
     assert len(expected) == 100
     got, error, _ = read(cut(whole, 0.7))
-    assert isinstance(error, DamagedError)
+    assert isinstance(error, CorruptMediaError)
     assert 10 < len(got) < 100
     by_time = {frame.pts_seconds: frame.image for frame in expected}
     assert all(np.array_equal(frame.image, by_time[frame.pts_seconds]) for frame in got)
@@ -229,7 +229,7 @@ def test_a_gif_cut_short_leaves_out_its_half_picture(shared_data, tmp_path):
     short.write_bytes(content[:1_000_000])  # in the middle of picture 20: FFmpeg paints it over half of picture 19
     expected, _, _ = read(shared_data / "videos" / "conveyor_bolt.gif")
     frames, error, _ = read(short)
-    assert isinstance(error, DamagedError)
+    assert isinstance(error, CorruptMediaError)
     assert "end mark is missing" in str(error)
     assert len(frames) == 20
     assert np.array_equal(frames[-1].image, expected[19].image)
@@ -242,7 +242,7 @@ def test_a_file_cut_between_two_packets_is_noticed(make_clip):
     whole.write_bytes(whole.read_bytes()[: ends[35]])
     frames, error, _ = read(whole)
     assert len(frames) == 36
-    assert isinstance(error, DamagedError)
+    assert isinstance(error, CorruptMediaError)
     assert "36 of 40 packets" in str(error)
 
 
@@ -255,7 +255,7 @@ def test_damage_in_the_middle_keeps_the_good_pictures_on_both_sides(make_clip):
     expected, _, _ = read(whole)
     whole.write_bytes(content)
     frames, error, _ = read(whole)
-    assert isinstance(error, DamagedError)
+    assert isinstance(error, CorruptMediaError)
     assert [f.pts_seconds for f in frames] == pytest.approx([k / 10 for k in range(60) if not 26 <= k < 36])
     by_time = {f.pts_seconds: f.image for f in expected}
     assert all(np.array_equal(f.image, by_time[f.pts_seconds]) for f in frames)

@@ -11,8 +11,8 @@ import av
 import numpy as np
 import pytest
 
-from pipeline.errors import DamagedError
-from stream.container_info import avi_has_index, gif_is_whole, mp4_is_whole
+from pipeline.errors import CorruptMediaError
+from stream.container_info import avi_has_index, is_complete_gif, mp4_is_whole
 from stream.sources import SourceOptions, build_source
 from tests.stream.conftest import grey_of
 
@@ -25,7 +25,7 @@ def read(path):
     with build_source(str(path)) as source:
         try:
             frames.extend(source.frames(threading.Event()))
-        except DamagedError as error:
+        except CorruptMediaError as error:
             return frames, error
     return frames, None
 
@@ -160,7 +160,7 @@ def test_gif_is_whole_up_to_its_end_mark_and_not_before(shared_data, tmp_path):
         (False, b"GIF89a"),
     ):
         gif.write_bytes(changed)
-        assert gif_is_whole(str(gif)) is whole
+        assert is_complete_gif(str(gif)) is whole
 
 
 def test_mp4_box_that_reaches_past_the_end_is_not_whole_and_noise_is_no_box(tmp_path):

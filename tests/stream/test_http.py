@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.errors import ConnectionLostError, DamagedError, SourceError
+from pipeline.errors import ConnectionLostError, CorruptMediaError, SourceError
 from stream.sources import SourceOptions, build_source
 
 ONCE = SourceOptions(read_timeout_seconds=1.0, open_timeout_seconds=2.0, attempts=1)
@@ -80,7 +80,7 @@ def test_a_recording_whose_line_goes_dead_gives_what_came_and_says_so(web_server
     content = make_clip(pictures=60, options={"movflags": "faststart"}).read_bytes()
     address = web_server(lambda handler: send_file(handler, content, part=0.6))
     frames = []
-    with build_source(f"{address}/film.mp4", options=ONCE) as source, pytest.raises(DamagedError):
+    with build_source(f"{address}/film.mp4", options=ONCE) as source, pytest.raises(CorruptMediaError):
         frames.extend(source.frames(threading.Event()))
     assert source.health.state == "failed"
 

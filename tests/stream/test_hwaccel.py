@@ -13,11 +13,11 @@ from av.codec.hwaccel import HWAccel
 from av.video.reformatter import VideoReformatter
 
 from commands.wiring.run import make_sources
-from pipeline.config_loader import make_config
+from pipeline.config_loader import validate_config
 from pipeline.errors import ConfigError, ConnectionLostError, SourceError
 from stream import hwaccel
 from stream.convert import Deinterlacer, RgbConverter
-from stream.diagnostics import checks
+from stream.diagnostics import diagnostics
 from stream.sources import SourceOptions, build_source
 from tests.support.feed import Feed
 from tests.support.reader import Reader
@@ -33,8 +33,8 @@ CLIPS = [
 @pytest.fixture
 def no_card():
     try:
-        hwaccel.accelerator(0)
-    except hwaccel.NoCardError:
+        hwaccel.cuda_hwaccel(0)
+    except hwaccel.HardwareDecoderUnavailableError:
         return
     pytest.skip("needs a machine without a card to decode on")
 
@@ -181,17 +181,17 @@ def test_a_camera_whose_codec_no_card_decodes_is_given_up_at_its_first_picture(
 def test_the_card_is_asked_of_ffmpeg_itself(card_without_driver, shared_data):
     path = str(shared_data / "videos" / "odd" / "h265_video.mp4")
     with pytest.raises(av.error.PermissionError):  # no driver: what FFmpeg says when it is asked for a card
-        hwaccel.Decoder("cuda").open(path, options={}, timeout=(None, None))
-    with hwaccel.Decoder("cpu").open(path, options={}, timeout=(None, None)) as container:
+        hwaccel.DecoderSelector("cuda").open(path, options={}, timeout=(None, None))
+    with hwaccel.DecoderSelector("cpu").open(path, options={}, timeout=(None, None)) as container:
         assert not container.streams.video[0].codec_context.is_hwaccel
 
 
 def test_over_udp_auto_keeps_to_the_cpu_which_sees_holes(card_without_driver):
-    decoder = hwaccel.Decoder("auto", doubt="holes")
+    decoder = hwaccel.DecoderSelector("auto", doubt="holes")
     decoder.check()
     assert not decoder.wants
-    assert hwaccel.Decoder("auto").wants
-    assert hwaccel.Decoder("cuda", doubt="holes").wants
+    assert hwaccel.DecoderSelector("auto").wants
+    assert hwaccel.DecoderSelector("cuda", doubt="holes").wants
 
 
 @pytest.mark.parametrize(
@@ -203,18 +203,18 @@ def test_over_udp_auto_keeps_to_the_cpu_which_sees_holes(card_without_driver):
     ],
 )  # fmt: skip
 def test_the_configuration_reaches_the_source(no_card, knobs, words):
-    ((source, _),) = make_sources(make_config({"sources": ["rtsp://127.0.0.1:1/x"], **knobs}, "run.yaml"))
+    ((source, _),) = make_sources(validate_config({"sources": ["rtsp://127.0.0.1:1/x"], **knobs}, "run.yaml"))
     with pytest.raises(SourceError, match=re.escape(words)), source:
         pytest.fail("entered")
 
 
 def test_a_source_keeps_its_own_decoder_and_a_wrong_word_is_refused(no_card):
     own = {"uri": "rtsp://127.0.0.1:1/x", "decoder": "cpu"}
-    ((source, _),) = make_sources(make_config({"sources": [own], "decoder": "cuda"}, "run.yaml"))
+    ((source, _),) = make_sources(validate_config({"sources": [own], "decoder": "cuda"}, "run.yaml"))
     with source:
         pass
     with pytest.raises(ConfigError, match=r"run\.yaml: decoder"):
-        make_config({"decoder": "gpu"}, "run.yaml")
+        validate_config({"decoder": "gpu"}, "run.yaml")
 
 
 def test_the_command_line_reaches_the_source(no_card, command, make_clip):
@@ -225,9 +225,9 @@ def test_the_command_line_reaches_the_source(no_card, command, make_clip):
 
 
 def test_doctor_says_whether_a_card_can_be_opened(no_card):
-    (found,) = [check for check in checks() if check.name == "decoding on a card"]
+    (found,) = [check for check in diagnostics() if check.name == "decoding on a card"]
     assert not found.present
-    assert found.says == f"no NVIDIA driver is here (FFmpeg knows {hwaccel.known()})"
+    assert found.says == f"no NVIDIA driver is here (FFmpeg knows {hwaccel.available_hwaccels()})"
     assert "nvidia-smi" in found.cure
 
 

@@ -7,8 +7,8 @@ import av.error
 import pytest
 
 from pipeline.errors import ConnectionLostError
-from stream.failures import failure_of
-from stream.live import Line, LiveSource, demuxed
+from stream.failures import classify_error
+from stream.live import ConnectionSpec, LiveSource, demuxed
 from stream.reconnect import Backoff
 
 AT_ONCE = Backoff(shortest_seconds=0.001, longest_seconds=0.002, slow_seconds=0.001)
@@ -34,7 +34,7 @@ class Script:
         return container
 
     def source(self, *, attempts=None, packets=demuxed, open_timeout=1.0):
-        line = Line(self.open, packets, open_timeout, 1.0, attempts=attempts, backoff=AT_ONCE)
+        line = ConnectionSpec(self.open, packets, open_timeout, 1.0, attempts=attempts, backoff=AT_ONCE)
         return LiveSource(uri="script:", camera="script", line=line)
 
     def all_closed(self):
@@ -104,7 +104,7 @@ def test_while_it_waits_it_says_why_and_a_stop_ends_the_wait():
                 seen.append(self.health)
                 stop.set()
 
-    line = Line(Script(refused()).open, demuxed, 1.0, 1.0, backoff=Backoff(50.0, 60.0, 60.0))
+    line = ConnectionSpec(Script(refused()).open, demuxed, 1.0, 1.0, backoff=Backoff(50.0, 60.0, 60.0))
     assert list(Watched(uri="script:", camera="script", line=line).frames(stop)) == []
     assert [(health.state, health.reason.split(":")[0]) for health in seen] == [("waiting", "connection refused")]
 
@@ -158,7 +158,7 @@ def test_packets_without_pictures_are_called_a_stall(monkeypatch):
             return cls.value
 
     monkeypatch.setattr("stream.live.time", Now)
-    monkeypatch.setattr("stream.decode.Decoding._decode", lambda _self, _packet: iter(()))
+    monkeypatch.setattr("stream.decode.VideoDecoder._decode", lambda _self, _packet: iter(()))
     source = Script(50, refused()).source(attempts=1)
     states = []
     say = source._say
@@ -185,7 +185,7 @@ def test_packets_without_pictures_are_called_a_stall(monkeypatch):
     ],
 )
 def test_every_failure_has_its_words_its_pace_and_its_cause(error, words, pace, cause):
-    failure = failure_of(error, waited_for="answer", seconds=2.0)
+    failure = classify_error(error, waited_for="answer", seconds=2.0)
     assert words in failure.words
     assert (failure.pace, failure.cause) == (pace, cause)
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream.failures import FailureError
-from stream.mjpeg import MAX_PICTURE_BYTES, MotionJpeg, pictures
+from stream.mjpeg import MAX_IMAGE_BYTES, MotionJpeg, images
 
 
 def encoded(number, *options):
@@ -45,7 +45,7 @@ def reader(content, size):
 @settings(max_examples=25, deadline=None)
 def test_every_picture_is_found_however_it_arrives(form, size):
     content = b"".join(map(FORMS[form], PICTURES))
-    assert list(pictures(reader(content, size))) == PICTURES
+    assert list(images(reader(content, size))) == PICTURES
 
 
 def test_picture_is_given_as_soon_as_it_is_whole():
@@ -56,7 +56,7 @@ def test_picture_is_given_as_soon_as_it_is_whole():
         assert len(asked) == 1, "waits for the picture behind it"
         return content
 
-    assert next(pictures(read)) == PICTURES[0]
+    assert next(images(read)) == PICTURES[0]
 
 
 def test_regular_stream_is_made_of_an_irregular_one():
@@ -66,16 +66,16 @@ def test_regular_stream_is_made_of_an_irregular_one():
     assert made == b"".join(b"--picture\r\n" + HEAD % len(p) + p + b"\r\n" for p in PICTURES)
 
 
-@pytest.mark.parametrize("told", [MAX_PICTURE_BYTES + 1, 10**17])
+@pytest.mark.parametrize("told", [MAX_IMAGE_BYTES + 1, 10**17])
 def test_length_beyond_the_limit_is_refused_before_it_arrives(told):
     with pytest.raises(FailureError, match=f"{told} bytes; at most 64 MiB"):
-        list(pictures(reader(b"--frame\r\n" + HEAD % told + PICTURES[0], 1000)))
+        list(images(reader(b"--frame\r\n" + HEAD % told + PICTURES[0], 1000)))
 
 
 def test_picture_without_an_end_is_refused_at_the_limit():
     begun = [PICTURES[0][:-2]]
     with pytest.raises(FailureError, match="without an end"):
-        list(pictures(lambda _: begun.pop() if begun else bytes(1 << 22)))
+        list(images(lambda _: begun.pop() if begun else bytes(1 << 22)))
 
 
 def test_stream_without_pictures_is_not_kept():
@@ -85,4 +85,4 @@ def test_stream_without_pictures_is_not_kept():
         left[0] -= 1
         return b"junk" * (1 << 18) if left[0] else b""
 
-    assert list(pictures(read)) == []
+    assert list(images(read)) == []

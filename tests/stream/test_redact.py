@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream.redact import place, redact, scrub
+from stream.redact import host_and_path, redact, redact_in_text
 
 
 @pytest.mark.parametrize(
@@ -51,15 +51,15 @@ def test_redacting_twice_changes_nothing_more():
 
 
 def test_a_place_is_host_and_path_and_nothing_secret():
-    assert place("rtsp://me:secret@door:554/live/1?token=abc") == "door:554/live/1"
-    assert place("http://door/") == "door"
+    assert host_and_path("rtsp://me:secret@door:554/live/1?token=abc") == "door:554/live/1"
+    assert host_and_path("http://door/") == "door"
 
 
 def test_a_message_loses_the_address_it_quotes():
     uri = "rtsp://me:secret@door/live"
-    assert scrub(f"could not open {uri!r}", uri) == "could not open 'rtsp://***@door/live'"
+    assert redact_in_text(f"could not open {uri!r}", uri) == "could not open 'rtsp://***@door/live'"
 
 
 def test_place_keeps_the_host_where_the_path_holds_an_at_sign():
-    assert place("rtsp://192.0.2.1/live/ch0@main") == "192.0.2.1/live/ch0@main"
-    assert place("rtsp://door/live/ch0@main") == "door/live/ch0@main"
+    assert host_and_path("rtsp://192.0.2.1/live/ch0@main") == "192.0.2.1/live/ch0@main"
+    assert host_and_path("rtsp://door/live/ch0@main") == "door/live/ch0@main"

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pipeline.frames import Box
 from stream.simulated import scene as simulated_scene
 from stream.simulated.parts import RADIUS_UNITS
-from stream.simulated.samples import EXAMINATION_SEEDS, TRAINING_SEEDS, TrainingFrames, examination_frames
-from stream.simulated.scene import Scene, draw_frame, truth_of
+from stream.simulated.samples import EVALUATION_SEEDS, TRAINING_SEEDS, TrainingFrames, evaluation_frames
+from stream.simulated.scene import Scene, draw_frame, ground_truth_of
 from stream.simulated.schedule import DEFECTS, GROUP_SLOTS, LABELS, OK, SLOT_UNITS, Part, defect_at, part_at
 
 SMALL = (320, 240)
@@ -21,7 +21,7 @@ SMALL = (320, 240)
 
 def frame_with(scene: Scene, label: str) -> int:
     """The first frame whose truth is ``label``."""
-    return next(i for i in range(5000) if (truth := truth_of(scene, i)) is not None and truth.label == label)
+    return next(i for i in range(5000) if (truth := ground_truth_of(scene, i)) is not None and truth.label == label)
 
 
 def test_a_frame_depends_on_seed_and_index_and_on_nothing_drawn_before():
@@ -41,7 +41,7 @@ def test_other_seeds_show_other_belts():
 def test_consecutive_frames_move_the_belt_and_its_boxes_by_the_same_pixels():
     scene = Scene(size=SMALL, seed=3)
     index = frame_with(scene, "stain")
-    now, later = truth_of(scene, index), truth_of(scene, index + 3)
+    now, later = ground_truth_of(scene, index), ground_truth_of(scene, index + 3)
     assert now is not None
     assert later is not None
     moved = scene.offset(index + 3) - scene.offset(index)
@@ -56,7 +56,7 @@ def test_every_scored_box_lies_in_the_picture_with_its_margin(size):
     margin = simulated_scene.MARGIN_UNITS * scene.scale
     labels = set()
     for index in range(0, 1500, 7):
-        truth = truth_of(scene, index)
+        truth = ground_truth_of(scene, index)
         if truth is None:
             continue
         labels.add(truth.label)
@@ -65,14 +65,14 @@ def test_every_scored_box_lies_in_the_picture_with_its_margin(size):
             assert box.left >= margin
             assert box.right <= size[0] - margin
             assert 0 < box.top < box.bottom < size[1]
-            assert min(box.width, box.height) >= simulated_scene.LEAST_UNITS * scene.scale - 1e-6
+            assert min(box.width, box.height) >= simulated_scene.MIN_UNITS * scene.scale - 1e-6
     assert labels == set(LABELS)
 
 
 def test_a_defect_cut_by_the_edge_is_not_scored_and_one_outside_does_not_count():
     scene = Scene(size=SMALL, seed=12)
     first = frame_with(scene, "dent")
-    truths = [truth_of(scene, index) for index in range(max(0, first - 60), first + 200)]
+    truths = [ground_truth_of(scene, index) for index in range(max(0, first - 60), first + 200)]
     labels = [truth.label if truth else None for truth in truths]
     changes = [label for place, label in enumerate(labels) if place == 0 or label != labels[place - 1]]
     around = changes[changes.index("dent") - 1 : changes.index("dent") + 3]
@@ -81,7 +81,7 @@ def test_a_defect_cut_by_the_edge_is_not_scored_and_one_outside_does_not_count()
 
 def test_the_paint_of_a_defect_lies_inside_its_box(monkeypatch):
     """Draw the same part with and without its defect: no pixel outside the box may differ."""
-    monkeypatch.setattr(simulated_scene, "_DOTTED_SHARE", 0.0)  # the dot finds its place on what metal there is
+    monkeypatch.setattr(simulated_scene, "_DOTTED_FRACTION", 0.0)  # the dot finds its place on what metal there is
     scene = Scene(size=(640, 480), seed=21)
     seen = set()
     for slot in range(8 * GROUP_SLOTS):
@@ -135,14 +135,14 @@ def test_training_belts_are_not_examined_and_not_shown():
     frames = TrainingFrames(seed=0, sizes=(SMALL,))
     frames(30)
     assert frames._next_seed > TRAINING_SEEDS
-    assert EXAMINATION_SEEDS + 10_000 < TRAINING_SEEDS
-    samples = list(examination_frames(belts=2, size=SMALL, per_belt=4))
+    assert EVALUATION_SEEDS + 10_000 < TRAINING_SEEDS
+    samples = list(evaluation_frames(belts=2, size=SMALL, per_belt=4))
     assert len(samples) == 8
     assert all(image.shape == (240, 320, 3) and truth.label in LABELS for image, truth in samples)
 
 
 def test_boxes_are_boxes():
     grown = simulated_scene._grown(Box(10, 10, 12, 80), 5, 7, 1.0)
-    assert grown.width == simulated_scene.LEAST_UNITS
+    assert grown.width == simulated_scene.MIN_UNITS
     assert grown.height == 70 + 2 * simulated_scene.PAD_UNITS
     assert (grown.left + grown.right) / 2 == 16

@@ -11,11 +11,11 @@ import pytest
 from pipeline.errors import SourceError
 from pipeline.ports import Source
 from stream.simulated import source as simulated_source
-from stream.simulated.source import LineSource
+from stream.simulated.source import SimulatedLineSource
 
 
-def unpaced(**options) -> LineSource:
-    return LineSource(**{"size": (160, 120), "paced": False, "frames": 5} | options)
+def unpaced(**options) -> SimulatedLineSource:
+    return SimulatedLineSource(**{"size": (160, 120), "paced": False, "frames": 5} | options)
 
 
 def test_the_line_is_a_source():
@@ -34,7 +34,7 @@ def test_an_unpaced_line_gives_every_frame_in_order_and_ends():
 
 @pytest.mark.parametrize("size", ["120x120", "160x120", "121x121", "217x133"])
 def test_parts_fit_into_the_smallest_pictures(size):
-    with LineSource.from_uri(f"line:?fps=1&size={size}&seed=3&frames=20&paced=0") as source:
+    with SimulatedLineSource.from_uri(f"line:?fps=1&size={size}&seed=3&frames=20&paced=0") as source:
         assert sum(1 for _ in source.frames(threading.Event())) == 20
 
 
@@ -49,7 +49,7 @@ def test_pacing_changes_when_frames_come_and_nothing_of_what_they_show():
 
 def test_a_paced_line_wakes_at_once_when_it_is_stopped():
     stop = threading.Event()
-    source = LineSource(size=(160, 120), fps=0.1)
+    source = SimulatedLineSource(size=(160, 120), fps=0.1)
     frames = source.frames(stop)
     assert next(frames).index == 0
     timer = threading.Timer(0.05, stop.set)
@@ -61,24 +61,24 @@ def test_a_paced_line_wakes_at_once_when_it_is_stopped():
 
 
 def test_a_reader_who_sleeps_too_long_finds_a_gap_in_the_index():
-    source = LineSource(size=(160, 120), fps=100.0)
+    source = SimulatedLineSource(size=(160, 120), fps=100.0)
     assert source._next(10, 0.11) == 11
     assert source._next(10, 0.14) == 11  # still in the driver's buffer
     assert source._next(10, 1.0) == 100 - simulated_source._BUFFER_FRAMES + 1
 
 
 def test_the_uri_says_everything():
-    source = LineSource.from_uri("line:?fps=12.5&size=320x240&seed=9&frames=3&paced=0", camera="belt 2")
+    source = SimulatedLineSource.from_uri("line:?fps=12.5&size=320x240&seed=9&frames=3&paced=0", camera="belt 2")
     assert (source.camera, source.rate, source.frames_total, source.live) == ("belt 2", 12.5, 3, False)
     assert source.uri == "line:?fps=12.5&size=320x240&seed=9&paced=0&frames=3"
-    again = LineSource.from_uri(source.uri)
+    again = SimulatedLineSource.from_uri(source.uri)
     stop = threading.Event()
     assert np.array_equal(next(source.frames(stop)).image, next(again.frames(stop)).image)
 
 
 @pytest.mark.parametrize("uri", ["line:", "line://", "line:?"])
 def test_a_bare_uri_is_the_default_line(uri):
-    source = LineSource.from_uri(uri)
+    source = SimulatedLineSource.from_uri(uri)
     assert (source.camera, source.rate, source.live, source.frames_total) == ("line", 30.0, True, None)
 
 
@@ -104,6 +104,6 @@ def test_a_bare_uri_is_the_default_line(uri):
 )
 def test_a_wrong_uri_is_told_its_value_and_its_cure(uri, says):
     with pytest.raises(SourceError) as caught:
-        LineSource.from_uri(uri)
+        SimulatedLineSource.from_uri(uri)
     assert says in str(caught.value)
     assert "line:" in str(caught.value)

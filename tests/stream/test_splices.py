@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from pipeline.errors import DamagedError
+from pipeline.errors import CorruptMediaError
 from stream.mpegts_splices import only_padding_behind
 from stream.sources import build_source
 from tests.stream.test_file_whole import numbers
@@ -18,7 +18,7 @@ def read(path):
     with build_source(str(path)) as source:
         try:
             frames.extend(source.frames(threading.Event()))
-        except DamagedError as error:
+        except CorruptMediaError as error:
             return frames, error
     return frames, None
 

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.errors import ConnectionLostError, DamagedError, SourceError
+from pipeline.errors import ConnectionLostError, CorruptMediaError, SourceError
 from stream.http_auth import challenges
 from stream.sources import SourceOptions, build_source
 
@@ -426,7 +426,7 @@ def test_recording_without_ranges_is_read_once_and_cut_off_it_is_damaged(web_ser
         request.end_headers()
         request.wfile.write(content[: len(content) * 2 // 3])
 
-    with pytest.raises(DamagedError):
+    with pytest.raises(CorruptMediaError):
         read(f"{web_server(cut)}/film.mp4")
 
 

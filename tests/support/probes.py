@@ -15,7 +15,7 @@ from pipeline.frames import Explanation, Finding, Frame, Overlay
 from tests.support.footage import Mark, read
 
 
-class Glance:
+class NullExplainer:
     """Explains nothing, at once: what remains is what the pipeline itself takes."""
 
     def explain(self, frames: Sequence[Frame]) -> Sequence[Explanation]:
@@ -25,7 +25,7 @@ class Glance:
 
 
 @dataclass(frozen=True, slots=True)
-class Sighting:
+class Observation:
     """One picture that left."""
 
     camera: str
@@ -43,7 +43,7 @@ class Sighting:
         return float("nan") if self.mark is None else self.mark.age_seconds(self.at)
 
 
-class Witness:
+class ProbeSink:
     """Notes every picture; ``taken`` hands over what came since it was asked last."""
 
     uri = "witness:"
@@ -53,7 +53,7 @@ class Witness:
         """Ask for rendered pictures where ``looks``, as a viewer would."""
         self._looks = looks
         self._lock = threading.Lock()  # guards the list: the sink's thread writes, the test reads
-        self._sightings: list[Sighting] = []
+        self._sightings: list[Observation] = []
 
     def needs_picture(self, camera: str) -> bool:
         """Say whether pictures are to be rendered."""
@@ -65,7 +65,7 @@ class Witness:
             return
         frame = overlay.explanation.frame
         size = (frame.width, frame.height)
-        seen = Sighting(frame.camera, read(frame.image), time.monotonic(), size, frame.index)
+        seen = Observation(frame.camera, read(frame.image), time.monotonic(), size, frame.index)
         with self._lock:
             self._sightings.append(seen)
 
@@ -73,12 +73,12 @@ class Witness:
         """Nothing is due."""
 
     @property
-    def sightings(self) -> list[Sighting]:
+    def sightings(self) -> list[Observation]:
         """All since the last ``taken``."""
         with self._lock:
             return list(self._sightings)
 
-    def taken(self) -> list[Sighting]:
+    def taken(self) -> list[Observation]:
         """Return what was seen since the last call, and forget it."""
         with self._lock:
             seen, self._sightings = self._sightings, []

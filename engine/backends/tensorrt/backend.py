@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from engine.backends.registry import Compiled, first_line
 from engine.backends.tensorrt import dynamo, library, onnx
-from engine.runtime.compile_cache import Cache, key_of
-from engine.runtime.devices import card_of
+from engine.runtime.compile_cache import CompileCache, key_of
+from engine.runtime.devices import gpu_status
 from pipeline.errors import BackendError
 
 log = logging.getLogger(__name__)
@@ -49,13 +49,13 @@ def missing(device: str) -> str:
     if device != "cuda":
         return f"it runs on NVIDIA GPUs, not on {device}: use --device cuda where there is one, or another --backend"
     if not library.installed():
-        return f"no TensorRT is installed: {library.CURE}"
+        return f"no TensorRT is installed: {library.HINT}"
     lacking = [route.lacking() for route in ROUTES.values()]
     return "" if not all(lacking) else f"a package is missing: {lacking[0]}"
 
 
 def compile(  # noqa: A001 - the protocol's name
-    module: nn.Module, example: Tensor, precision: str, cache: Cache | None = None
+    module: nn.Module, example: Tensor, precision: str, cache: CompileCache | None = None
 ) -> Compiled:
     """Return the compiled module, for the example's shape alone, by the first route that can.
 
@@ -75,7 +75,9 @@ def compile(  # noqa: A001 - the protocol's name
     raise BackendError(f"backend 'tensorrt': {'; '.join(refused)}; use --backend inductor or eager")
 
 
-def compile_by(name: str, module: nn.Module, example: Tensor, precision: str, cache: Cache | None = None) -> Compiled:
+def compile_by(
+    name: str, module: nn.Module, example: Tensor, precision: str, cache: CompileCache | None = None
+) -> Compiled:
     """Return the module compiled by one route: taken from the cache where that holds it and it still loads.
 
     Raises:
@@ -84,7 +86,7 @@ def compile_by(name: str, module: nn.Module, example: Tensor, precision: str, ca
     route = ROUTES[name]
     key: dict[str, str] = {}
     if cache is not None:
-        key = key_of(module, example, route=name, precision=precision, backend=_library_told(name), **_card(example))
+        key = key_of(module, example, route=name, precision=precision, backend=_library_told(name), **_gpu(example))
         payload = cache.find(key)
         if payload is not None:
             try:
@@ -112,12 +114,12 @@ def _library_told(route: str) -> str:
     return told
 
 
-def _card(example: Tensor) -> dict[str, str]:
+def _gpu(example: Tensor) -> dict[str, str]:
     """Name the GPU an engine is for, and its driver."""
     if not example.is_cuda:
         return {"gpu": "none"}
     properties = torch.cuda.get_device_properties(example.device)
-    card = card_of(example.device)
+    card = gpu_status(example.device)
     return {
         "gpu": f"{properties.name}, {properties.major}.{properties.minor}, {properties.multi_processor_count}",
         "driver": "unknown" if card is None else card.driver,

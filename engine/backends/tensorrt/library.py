@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 NAMES: Final = ("tensorrt", "tensorrt_rtx")
 """Packages that hold it, the one that knows more GPUs first."""
 
-CURE: Final = (
+HINT: Final = (
     "install one: uv sync --extra tensorrt (NVIDIA's index must be reachable), or pip install tensorrt-rtx-cu13; "
     "or use --backend inductor"
 )
@@ -72,7 +72,7 @@ def library() -> Library:
         except Exception as reason:  # noqa: BLE001 - stubs and half installations raise whatever they like
             refused.append(f"{name}: {first_line(reason)}")
     why = f"it cannot be loaded ({'; '.join(refused)})" if refused else "no TensorRT is installed"
-    raise BackendError(f"backend 'tensorrt': {why}; {CURE}")
+    raise BackendError(f"backend 'tensorrt': {why}; {HINT}")
 
 
 def _logger(api: Any) -> Any:  # noqa: ANN401 - the vendor's own type

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from engine.methods.local.receptive_field import Spatial, read_spatial
-from engine.split.fx_utils import walk
+from engine.methods.local.receptive_field import SpatialOp, read_spatial
+from engine.split.fx_utils import iter_node_outputs
 
 Grid = tuple[int, int]
 
 
 @dataclass
-class Reading:
+class TailAnalysis:
     """What was found out about a tail for one size of feature map."""
 
     entry: fx.Node
@@ -31,7 +31,7 @@ class Reading:
     """Maps with a place for every cell, in the order they are computed; the entry is the first."""
     shapes: dict[fx.Node, tuple[int, ...]] = field(default_factory=dict)
     """Shape of one site of each of these maps: (C, 1, 1), or (C,) behind the mean."""
-    spatial: dict[fx.Node, Spatial] = field(default_factory=dict)
+    spatial: dict[fx.Node, SpatialOp] = field(default_factory=dict)
     """Those that look beyond their own cell; the others are cellwise."""
     kept: list[fx.Node] = field(default_factory=list)
     """Where the local part ends: the output alone, or every map that something else goes on from."""
@@ -46,7 +46,7 @@ def as_rows(value: Tensor, grid: Grid) -> Tensor:
     return value.permute(2, 3, 0, 1).reshape(grid[0] * grid[1], value.shape[1], 1, 1)
 
 
-def read_tail(tail: fx.GraphModule, features: Tensor) -> Reading:
+def analyze_tail(tail: fx.GraphModule, features: Tensor) -> TailAnalysis:
     """Run a tail on a random map and on its cells taken apart, side by side, and tell what stays local."""
     generator = torch.Generator().manual_seed(5)
     maps = torch.randn((1, *features.shape[1:]), generator=generator).to(features)
@@ -58,7 +58,7 @@ def read_tail(tail: fx.GraphModule, features: Tensor) -> Reading:
     return reading
 
 
-def frontier(tail: fx.GraphModule, reading: Reading) -> list[fx.Node]:
+def frontier(tail: fx.GraphModule, reading: TailAnalysis) -> list[fx.Node]:
     """Return the local maps that the scores are computed from without any other local map between."""
     output = next(node for node in tail.graph.nodes if node.op == "output")
     return sorted_by_graph(tail, closure(output, reading.grids)[1])
@@ -106,11 +106,11 @@ class _Reader:
         self.rows: dict[fx.Node, Any] = {}
         self.grid_of: dict[fx.Node, Grid] = {}
 
-    def read(self, maps: Tensor) -> Reading:
+    def read(self, maps: Tensor) -> TailAnalysis:
         nodes = list(self.tail.graph.nodes)
         last = {use: node for node in nodes for use in node.all_input_nodes}
         entry = next(node for node in nodes if node.op == "placeholder")
-        reading = Reading(entry)
+        reading = TailAnalysis(entry)
         with torch.inference_mode():
             for node in nodes:
                 if node.op == "output":
@@ -126,7 +126,7 @@ class _Reader:
                         self.rows.pop(used, None)
         return reading
 
-    def _note(self, reading: Reading, node: fx.Node, grid: Grid) -> None:
+    def _note(self, reading: TailAnalysis, node: fx.Node, grid: Grid) -> None:
         """Keep a map that has a place for every cell."""
         self.rows[node] = as_rows(self.maps[node], grid)
         self.grid_of[node] = grid
@@ -139,7 +139,7 @@ class _Reader:
         call: Callable[..., Any] = getattr(self.run, node.op)
         return call(node.target, arguments, keywords), arguments, keywords
 
-    def _step(self, reading: Reading, node: fx.Node) -> None:
+    def _step(self, reading: TailAnalysis, node: fx.Node) -> None:
         answer, arguments, keywords = self._call(node, self.maps)
         self.maps[node] = answer
         felt = [used for used in node.all_input_nodes if used in self.grid_of]
@@ -161,7 +161,7 @@ class _Reader:
         if all(self.grid_of[used] == grid for used in felt):
             self._cellwise(reading, node, grid)
 
-    def _cellwise(self, reading: Reading, node: fx.Node, grid: Grid) -> None:
+    def _cellwise(self, reading: TailAnalysis, node: fx.Node, grid: Grid) -> None:
         """Run a node on cells taken apart; keep the answer where it agrees with the map's, or cannot be told yet."""
         try:
             apart, _, _ = self._call(node, self.rows)
@@ -187,12 +187,14 @@ def _agree(one: Tensor, other: Tensor) -> bool:
     return bool(float((one - other).abs().max()) <= allowed)
 
 
-def blanks(tail: fx.GraphModule, reading: Reading, features: Tensor, wanted: set[fx.Node]) -> dict[fx.Node, Tensor]:
+def zero_responses(
+    tail: fx.GraphModule, reading: TailAnalysis, features: Tensor, wanted: set[fx.Node]
+) -> dict[fx.Node, Tensor]:
     """Return the answers of some local maps to the all-zero map, taken apart into cells."""
     with torch.inference_mode():
         return {
             node: as_rows(answer, reading.grids[node]).clone(memory_format=torch.contiguous_format)
-            for node, answer in walk(tail, torch.zeros_like(features[:1]))
+            for node, answer in iter_node_outputs(tail, torch.zeros_like(features[:1]))
             if node in wanted
         }
 

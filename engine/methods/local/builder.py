@@ -24,23 +24,23 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils.flop_counter import FlopCounterMode
 
 from engine.methods.kernels import Kernel
-from engine.methods.local.analysis import part_from, read_tail
+from engine.methods.local.analysis import analyze_tail, part_from
 from engine.methods.local.layout import Layout
 from engine.methods.local.plan import LocalPlan, load_of
-from engine.methods.local.receptive_field import Spatial
+from engine.methods.local.receptive_field import SpatialOp
 from engine.methods.local.steps import (
-    AverageStep,
+    AvgPoolStep,
     CellwiseStep,
     ConvolutionStep,
-    CopyStep,
-    LargestStep,
-    Map,
+    FeatureMapInfo,
+    MaxPoolStep,
+    PadStep,
     PointStep,
     Step,
     SumStep,
 )
-from engine.methods.plan import PlanFacts, definition
-from engine.split.fx_utils import walk
+from engine.methods.plan import PlanInfo, reference_scores
+from engine.split.fx_utils import iter_node_outputs
 
 CLEARLY_CHEAPER = 3.0
 """From this many times fewer multiply-adds on, a plan is taken without asking the clock: over thirty cuts of known
@@ -59,13 +59,13 @@ def find_local(tail: nn.Module, features: Tensor, kernel: Kernel, budget_bytes: 
     """
     if not isinstance(tail, fx.GraphModule) or features.device.type == "meta":
         return None
-    reading = read_tail(tail, features)
+    reading = analyze_tail(tail, features)
     if reading.kept == [reading.entry] or not reading.kept:
         return None
     return _Builder(Layout(tail, features, kernel, reading)).plan(budget_bytes)
 
 
-def worth(plan: LocalPlan, tail: nn.Module, features: Tensor, kernel: Kernel) -> str:
+def why_not_cheaper(plan: LocalPlan, tail: nn.Module, features: Tensor, kernel: Kernel) -> str:
     """Return "" where the plan is cheaper than the definition, else what was counted or measured.
 
     Multiply-adds decide where they differ clearly. Where they are close, memory traffic matters as much, and both run
@@ -80,7 +80,7 @@ def worth(plan: LocalPlan, tail: nn.Module, features: Tensor, kernel: Kernel) ->
     one = features[:1]
     ways: tuple[Callable[[], object], ...] = (
         lambda: plan.answers(one, cells),
-        lambda: definition(tail, one, kernel, cells),
+        lambda: reference_scores(tail, one, kernel, cells),
     )
     with torch.inference_mode():
         times = [[_seconds(way, features.device) for way in ways] for _ in range(TIMED_ROUNDS)]
@@ -142,10 +142,10 @@ class _Builder:
             return ConvolutionStep(sources[0], target, spatial, weight)
         if spatial.kind == "average":
             assert spatial.scale is not None  # noqa: S101 - every average has one
-            return AverageStep(sources[0], target, spatial, spatial.scale)
-        return (LargestStep if spatial.kind == "largest" else CopyStep)(sources[0], target, spatial)
+            return AvgPoolStep(sources[0], target, spatial, spatial.scale)
+        return (MaxPoolStep if spatial.kind == "largest" else PadStep)(sources[0], target, spatial)
 
-    def _weights(self, node: fx.Node, spatial: Spatial) -> tuple[Tensor, Tensor | None]:
+    def _weights(self, node: fx.Node, spatial: SpatialOp) -> tuple[Tensor, Tensor | None]:
         """Return a convolution's weight and bias, with the batch norm behind it worked in."""
         assert spatial.weight is not None  # noqa: S101 - every convolution has one
         weight, bias = spatial.weight.detach(), None if spatial.bias is None else spatial.bias.detach()
@@ -155,7 +155,9 @@ class _Builder:
         assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None  # noqa: PT018, S101
         return fuse_conv_bn_weights(weight, bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
 
-    def _cellwise(self, node: fx.Node, sources: list[Map], target: Map, before: list[Step]) -> Step:
+    def _cellwise(
+        self, node: fx.Node, sources: list[FeatureMapInfo], target: FeatureMapInfo, before: list[Step]
+    ) -> Step:
         nodes = self.layout.sources(node)
         free = [self._is_free(source, node, before) for source in nodes]
         plain = node.all_input_nodes == nodes or node.all_input_nodes == nodes[::-1]
@@ -180,7 +182,7 @@ class _Builder:
         touched = [step for step in before if step.target == source.name or source.name in step.sources]
         return all(step.fresh for step in touched)
 
-    def _facts(self, plan: LocalPlan, steps: list[Step], whole: list[Tensor]) -> PlanFacts:
+    def _facts(self, plan: LocalPlan, steps: list[Step], whole: list[Tensor]) -> PlanInfo:
         cells = plan.grid[0] * plan.grid[1]
         after = 0 if plan.rest is None else _products(plan.rest, whole)
         windows: list[tuple[str, int, int]] = []
@@ -223,5 +225,5 @@ def _products(part: nn.Module, inputs: list[Tensor]) -> int:
 def _bytes_of(part: fx.GraphModule, inputs: list[Tensor]) -> int:
     """Return the bytes of everything a part makes of one set of maps: an upper bound of what is alive at a time."""
     with torch.inference_mode():
-        answers = (answer for _, answer in walk(part, *inputs))
+        answers = (answer for _, answer in iter_node_outputs(part, *inputs))
         return sum(answer.nbytes for answer in answers if isinstance(answer, Tensor))

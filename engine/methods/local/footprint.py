@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from engine.methods.local.receptive_field import Taps
+from engine.methods.local.receptive_field import KernelTaps
 
 T = TypeVar("T")
 
@@ -54,7 +54,7 @@ class Footprint:
         """Say whether both name the same positions for every cell."""
         return self is other or (torch.equal(self.rows, other.rows) and torch.equal(self.columns, other.columns))
 
-    def through(self, taps: Taps) -> Footprint:
+    def through(self, taps: KernelTaps) -> Footprint:
         """Return the footprint behind a layer."""
         return Footprint(_felt(self.rows, taps.rows).any(2), _felt(self.columns, taps.columns).any(2))
 
@@ -62,7 +62,7 @@ class Footprint:
         """Return the footprint of a layer that reads two maps of one size."""
         return Footprint(self.rows | other.rows, self.columns | other.columns)
 
-    def pairs(self, taps: Taps) -> Tensor:
+    def pairs(self, taps: KernelTaps) -> Tensor:
         """Count, for each masked cell, the touched taps of all touched output positions: (H, W)."""
         rows = _felt(self.rows, taps.rows).sum((1, 2))
         return rows[:, None] * _felt(self.columns, taps.columns).sum((1, 2))[None]
@@ -81,7 +81,7 @@ def first_footprint(grid: tuple[int, int], reach: int) -> Footprint:
 
 
 @dataclass(frozen=True, eq=False)
-class Sites:
+class ActiveSites:
     """The positions of one map that feel a chunk's cells, in order."""
 
     first: Tensor
@@ -95,7 +95,7 @@ class Sites:
 
 
 @dataclass(frozen=True, eq=False)
-class Bags:
+class GatherIndex:
     """Which entries of a table are summed into each site."""
 
     entries: Tensor
@@ -106,7 +106,7 @@ class Bags:
     """Where the table is made tap by tap: which input sites each tap takes."""
 
 
-class Move:
+class DeviceTransfer:
     """Tables taken to another device: what was one object stays one."""
 
     def __init__(self, take: Callable[[Tensor], Tensor]) -> None:
@@ -119,9 +119,9 @@ class Move:
         """Return a footprint there."""
         return self._once(old, lambda: Footprint(self._take(old.rows), self._take(old.columns)))
 
-    def taps(self, old: Taps) -> Taps:
+    def taps(self, old: KernelTaps) -> KernelTaps:
         """Return taps there."""
-        return self._once(old, lambda: Taps(self._take(old.rows), self._take(old.columns)))
+        return self._once(old, lambda: KernelTaps(self._take(old.rows), self._take(old.columns)))
 
     def _once(self, old: T, make: Callable[[], T]) -> T:
         if id(old) not in self._moved:
@@ -154,7 +154,7 @@ class Chunk:
             self._known[key] = make()
         return self._known[key]  # type: ignore[return-value]
 
-    def sites(self, footprint: Footprint) -> Sites:
+    def sites(self, footprint: Footprint) -> ActiveSites:
         """Return the positions of a map that feel the chunk's cells."""
         return self._once(footprint, lambda: self._sites(footprint))
 
@@ -162,7 +162,7 @@ class Chunk:
         """Return where each cell's sites begin, on the host: asked of a device once, not while a graph is captured."""
         return self._once((footprint, "starts"), lambda: [int(n) for n in self.sites(footprint).first.tolist()])
 
-    def _sites(self, footprint: Footprint) -> Sites:
+    def _sites(self, footprint: Footprint) -> ActiveSites:
         row_list, column_list, _, _ = footprint.tables
         counts = footprint.counts[self.row, self.column]
         first = torch.cat((counts.new_zeros(1), counts.cumsum(0)))
@@ -171,9 +171,9 @@ class Chunk:
         wide = footprint.columns.sum(1)[self.column][owner]
         row = row_list[self.row[owner], within // wide]
         column = column_list[self.column[owner], within % wide]
-        return Sites(first, owner, row, column, row * footprint.grid[1] + column)
+        return ActiveSites(first, owner, row, column, row * footprint.grid[1] + column)
 
-    def _found(self, before: Footprint, after: Footprint, taps: Taps | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _found(self, before: Footprint, after: Footprint, taps: KernelTaps | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return, for all sites of ``after`` and all taps, the site of ``before`` (-1: none), its row, its column."""
         out, known = self.sites(after), self.sites(before)
         _, _, row_place, column_place = before.tables
@@ -186,7 +186,7 @@ class Chunk:
         site = known.first[out.owner][:, None, None] + high * across + wide
         return torch.where((high >= 0) & (wide >= 0), site, -1).flatten(1), rows, columns
 
-    def bags(self, before: Footprint, after: Footprint, taps: Taps, *, order: str) -> Bags:
+    def bags(self, before: Footprint, after: Footprint, taps: KernelTaps, *, order: str) -> GatherIndex:
         """Return what is summed into each site of ``after``.
 
         Args:
@@ -197,21 +197,21 @@ class Chunk:
                 ``tap`` = entries of a table with tap after tap, each only for the sites it is needed from.
         """
 
-        def make() -> Bags:
+        def make() -> GatherIndex:
             site, _, _ = self._found(before, after, taps)
             there = site >= 0
             first = torch.cat((there.new_zeros(1, dtype=torch.int32), there.sum(1).cumsum(0).int()))
             if order == "site":
-                return Bags(site[there].int(), first)
+                return GatherIndex(site[there].int(), first)
             if order == "site-tap":
                 tap = torch.arange(site.shape[1], device=site.device)
-                return Bags((site * site.shape[1] + tap)[there].int(), first)
+                return GatherIndex((site * site.shape[1] + tap)[there].int(), first)
             entry = there.t().flatten().cumsum(0).view(there.t().shape).t() - 1
-            return Bags(entry[there].int(), first, tuple(site[there[:, t], t] for t in range(site.shape[1])))
+            return GatherIndex(entry[there].int(), first, tuple(site[there[:, t], t] for t in range(site.shape[1])))
 
         return self._once((before, after, taps, order), make)
 
-    def lookup(self, before: Footprint, after: Footprint, taps: Taps | None = None) -> Tensor:
+    def lookup(self, before: Footprint, after: Footprint, taps: KernelTaps | None = None) -> Tensor:
         """Return where to find what each site of ``after`` looks at: (sites, taps).
 
         Entries count the sites of ``before``, then all its positions (untouched ones keep the blank answer), then one

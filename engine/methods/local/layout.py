@@ -9,24 +9,24 @@ import torch
 from torch import Tensor, fx
 
 from engine.methods.kernels import STENCILS, Kernel
-from engine.methods.local.analysis import Reading, blanks, closure, norm_behind, sorted_by_graph
+from engine.methods.local.analysis import TailAnalysis, closure, norm_behind, sorted_by_graph, zero_responses
 from engine.methods.local.footprint import Footprint, first_footprint
-from engine.methods.local.receptive_field import Taps
-from engine.methods.local.steps import Map
+from engine.methods.local.receptive_field import KernelTaps
+from engine.methods.local.steps import FeatureMapInfo
 
 
 class Layout:
     """The maps a plan computes, in order, with their footprints and blanks."""
 
-    def __init__(self, tail: fx.GraphModule, features: Tensor, kernel: Kernel, reading: Reading) -> None:
+    def __init__(self, tail: fx.GraphModule, features: Tensor, kernel: Kernel, reading: TailAnalysis) -> None:
         self.tail, self.features, self.kernel, self.reading = tail, features[:1], kernel, reading
         self._prints: list[Footprint] = []
-        self._taps: list[Taps] = []
+        self._taps: list[KernelTaps] = []
         self.needed = self._needed()
         self.folded = {node: norm for node in self.needed if (norm := self._norm(node)) is not None}
         self.footprints: dict[fx.Node, Footprint] = {}
         self._spread()
-        self.blanks = blanks(tail, reading, features, self._asked())
+        self.blanks = zero_responses(tail, reading, features, self._asked())
 
     def sources(self, node: fx.Node) -> list[fx.Node]:
         """Return the local maps a local map is computed from."""
@@ -78,11 +78,11 @@ class Layout:
         self._prints.append(footprint)
         return footprint
 
-    def _one_taps(self, taps: Taps) -> Taps:
+    def _one_taps(self, taps: KernelTaps) -> KernelTaps:
         for known in self._taps:
             if torch.equal(known.rows.cpu(), taps.rows) and torch.equal(known.columns.cpu(), taps.columns):
                 return known
-        self._taps.append(Taps(taps.rows.to(self.features.device), taps.columns.to(self.features.device)))
+        self._taps.append(KernelTaps(taps.rows.to(self.features.device), taps.columns.to(self.features.device)))
         return self._taps[-1]
 
     def is_point(self, node: fx.Node) -> bool:
@@ -109,7 +109,7 @@ class Layout:
         """Return one site of a map, all zero."""
         return self.features.new_zeros((1, *self.reading.shapes[node]))
 
-    def map_of(self, node: fx.Node) -> Map:
+    def map_of(self, node: fx.Node) -> FeatureMapInfo:
         """Return a map as steps take it."""
         blank = self.blanks.get(node, self.features.new_empty(0))
-        return Map(node.name, self.footprints[node], self.width(node), blank)
+        return FeatureMapInfo(node.name, self.footprints[node], self.width(node), blank)

@@ -10,19 +10,19 @@ import torch
 from torch import Tensor, fx, nn
 
 from engine.methods.kernels import Kernel, stencil
-from engine.methods.local.footprint import Chunk, Footprint, Move
-from engine.methods.local.steps import Map, Step
-from engine.methods.plan import Plan, PlanFacts
+from engine.methods.local.footprint import Chunk, DeviceTransfer, Footprint
+from engine.methods.local.steps import FeatureMapInfo, Step
+from engine.methods.plan import Plan, PlanInfo
 from pipeline.errors import EngineError
 
-INDEX_SHARE = 8
-"""Numbered positions are kept for the next image while they fit budget / INDEX_SHARE; else counted again."""
+INDEX_FRACTION = 8
+"""Numbered positions are kept for the next image while they fit budget / INDEX_FRACTION; else counted again."""
 PIECE_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
 """The largest single tensor of a chunk: what a CPU's allocator hands out again instead of mapping it anew (glibc keeps
 blocks up to 32 MiB), and what fills a GPU."""
 
 
-class Load(NamedTuple):
+class MemoryCost(NamedTuple):
     """What cells weigh, each (H, W)."""
 
     total: Tensor
@@ -37,7 +37,12 @@ class LocalPlan(Plan):
     weights: Tensor
 
     def __init__(
-        self, tail: nn.Module, kernel: Kernel, steps: list[Step], maps: list[Map], rest: fx.GraphModule | None
+        self,
+        tail: nn.Module,
+        kernel: Kernel,
+        steps: list[Step],
+        maps: list[FeatureMapInfo],
+        rest: fx.GraphModule | None,
     ) -> None:
         """Take the plan's parts.
 
@@ -57,20 +62,20 @@ class LocalPlan(Plan):
             self.register_buffer(f"blank{number}", end.blank)
         self.register_buffer("weights", stencil(kernel).flatten())
         self.grid = self.entry[1].grid
-        self.facts = PlanFacts("local", "layers that look at a neighbourhood only", one_module=False)
+        self.facts = PlanInfo("local", "layers that look at a neighbourhood only", one_module=False)
         self.chunk_bytes = self.index_bytes = self.fixed_bytes = self.working_bytes = self.rest_maps = 0
         self._index_most = 0
-        self.load = Load(self.entry[1].counts, self.entry[1].counts)
+        self.load = MemoryCost(self.entry[1].counts, self.entry[1].counts)
         self._drops = _drops(steps, {name for name, _ in self.ends})
         self._numbered: dict[int, Chunk] = {}
         self._bounds: list[int] = []
 
-    def fit(self, budget_bytes: int, load: Load, bytes_per_rest_map: int) -> None:
-        """Choose how many cells go together; see ``Load``."""
+    def fit(self, budget_bytes: int, load: MemoryCost, bytes_per_rest_map: int) -> None:
+        """Choose how many cells go together; see ``MemoryCost``."""
         # What is cut by lies on the host, wherever the plan runs.
-        self.load = load = Load(load.total.cpu(), load.piece.cpu())
+        self.load = load = MemoryCost(load.total.cpu(), load.piece.cpu())
         self.fixed_bytes = sum(buffer.nbytes for buffer in self.buffers())
-        self.index_bytes = self._index_most = budget_bytes // INDEX_SHARE
+        self.index_bytes = self._index_most = budget_bytes // INDEX_FRACTION
         self.chunk_bytes = max(budget_bytes - self.index_bytes - self.fixed_bytes, 0)
         self.rest_maps = max(1, (self.chunk_bytes // 2) // bytes_per_rest_map) if self.rest else 0
         if self.rest:
@@ -86,7 +91,7 @@ class LocalPlan(Plan):
         module._apply(fn, recurse)  # noqa: SLF001 - its own parent's
         if fn(self.entry[1].rows).device == self.entry[1].rows.device:
             return self
-        move = Move(fn)
+        move = DeviceTransfer(fn)
         self.entry = self.entry[0], move.footprint(self.entry[1])
         self.ends = [(name, move.footprint(footprint)) for name, footprint in self.ends]
         for step in self.steps:
@@ -195,7 +200,9 @@ def _drops(steps: list[Step], kept: set[str]) -> list[list[str]]:
     return [[name for name, at in last.items() if at == number and name not in kept] for number in range(len(steps))]
 
 
-def load_of(steps: list[Step], entry: Map, widths: dict[str, int], kept: set[str], bytes_each: int) -> Load:
+def load_of(
+    steps: list[Step], entry: FeatureMapInfo, widths: dict[str, int], kept: set[str], bytes_each: int
+) -> MemoryCost:
     """Return what each masked cell weighs: go through the steps and see what is alive."""
     prints: dict[str, Footprint] = {entry.name: entry.footprint} | {step.target: step.after for step in steps}
     sizes = {name: footprint.counts * widths[name] for name, footprint in prints.items()}
@@ -209,4 +216,4 @@ def load_of(steps: list[Step], entry: Map, widths: dict[str, int], kept: set[str
         total = torch.maximum(total, now)
         piece = torch.maximum(piece, torch.maximum(step.spare, sizes[step.target]))
         alive.difference_update(drops)
-    return Load(total * bytes_each, piece * bytes_each)
+    return MemoryCost(total * bytes_each, piece * bytes_each)

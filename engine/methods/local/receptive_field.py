@@ -19,7 +19,7 @@ Kind = Literal["convolution", "average", "largest", "copy"]
 
 
 @dataclass(frozen=True, eq=False)
-class Taps:
+class KernelTaps:
     """Where each output position looks: input rows (h', kh) and columns (w', kw); -1 = outside the map."""
 
     rows: Tensor
@@ -32,12 +32,12 @@ class Taps:
 
 
 @dataclass(frozen=True, eq=False)
-class Spatial:
+class SpatialOp:
     """A layer that looks beyond its own cell."""
 
     kind: Kind
     """``convolution``; ``average`` or ``largest`` of the taps; ``copy`` of the only one."""
-    taps: Taps
+    taps: KernelTaps
     weight: Tensor | None = None
     """(C', C / groups, kh, kw) of a convolution."""
     bias: Tensor | None = None
@@ -81,7 +81,7 @@ _MODULES: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
 
 def read_spatial(
     root: nn.Module, node: fx.Node, arguments: tuple[tuple[Any, ...], dict[str, Any]], before: Tensor, after: Tensor
-) -> Spatial | None:
+) -> SpatialOp | None:
     """Return what a node does to its neighbourhood, or None where it is no such layer (or one unknown here).
 
     Args:
@@ -112,7 +112,7 @@ def read_spatial(
 
 def _read(  # noqa: PLR0911 - one return for each kind of layer
     kind: str, options: dict[str, Any], before: Tensor, after: Tensor, again: Callable[[Tensor], Tensor]
-) -> Spatial | None:
+) -> SpatialOp | None:
     if options.get("return_indices"):
         return None
     grid_in = (before.shape[2], before.shape[3])
@@ -129,18 +129,18 @@ def _read(  # noqa: PLR0911 - one return for each kind of layer
         return _convolution(options, grid_in, grid_out)
     if kind.startswith("adaptive"):
         taps = _adaptive(grid_in, grid_out)
-        return _averaging(taps, before, again) if kind.endswith("average") else Spatial("largest", taps)
+        return _averaging(taps, before, again) if kind.endswith("average") else SpatialOp("largest", taps)
     if kind.endswith("pad"):
         pads: Any = options.get("pad", options.get("padding"))
         return _padding(pads, kind.partition(" ")[0] if " " in kind else options.get("mode", "constant"), grids)
     kernel = _pair(options["kernel_size"])
     strides = _pair(options.get("stride") or kernel)
     slides = map(_Slide, kernel, strides, _pair(options.get("padding") or 0), _pair(options.get("dilation") or 1))
-    taps = Taps(*map(_sliding, grid_in, grid_out, slides))
-    return Spatial("largest", taps) if kind == "largest" else _averaging(taps, before, again)
+    taps = KernelTaps(*map(_sliding, grid_in, grid_out, slides))
+    return SpatialOp("largest", taps) if kind == "largest" else _averaging(taps, before, again)
 
 
-def _convolution(options: dict[str, Any], grid_in: tuple[int, int], grid_out: tuple[int, int]) -> Spatial:
+def _convolution(options: dict[str, Any], grid_in: tuple[int, int], grid_out: tuple[int, int]) -> SpatialOp:
     weight: Tensor = options["weight"]
     kernel = (weight.shape[2], weight.shape[3])
     strides, dilations = _pair(options.get("stride") or 1), _pair(options.get("dilation") or 1)
@@ -151,25 +151,25 @@ def _convolution(options: dict[str, Any], grid_in: tuple[int, int], grid_out: tu
         padding = tuple(d * (k - 1) // 2 for d, k in zip(dilations, kernel, strict=True))
     mode = options.get("padding_mode", "zeros")
     slides = map(_Slide, kernel, strides, _pair(padding), dilations, (mode, mode))
-    taps = Taps(*map(_sliding, grid_in, grid_out, slides))
-    return Spatial("convolution", taps, weight, options.get("bias"), int(options.get("groups") or 1))
+    taps = KernelTaps(*map(_sliding, grid_in, grid_out, slides))
+    return SpatialOp("convolution", taps, weight, options.get("bias"), int(options.get("groups") or 1))
 
 
-def _padding(pads: tuple[int, ...], mode: str, grids: tuple[tuple[int, int], tuple[int, int]]) -> Spatial | None:
+def _padding(pads: tuple[int, ...], mode: str, grids: tuple[tuple[int, int], tuple[int, int]]) -> SpatialOp | None:
     """Read padding; a constant that is added never changes with the mask, whatever it is."""
     if len(pads) not in {2, 4}:
         return None
     left, top = int(pads[0]), int(pads[2]) if len(pads) == 4 else 0
     mode = "zeros" if mode == "constant" else mode
     slides = (_Slide(1, 1, top, mode=mode), _Slide(1, 1, left, mode=mode))
-    return Spatial("copy", Taps(*map(_sliding, *grids, slides)))
+    return SpatialOp("copy", KernelTaps(*map(_sliding, *grids, slides)))
 
 
-def _averaging(taps: Taps, before: Tensor, again: Callable[[Tensor], Tensor]) -> Spatial:
+def _averaging(taps: KernelTaps, before: Tensor, again: Callable[[Tensor], Tensor]) -> SpatialOp:
     """Let the layer itself tell its divisors, on a map of ones."""
     inside = (taps.rows >= 0).sum(1)[:, None] * (taps.columns >= 0).sum(1)[None]
     ones = again(torch.ones_like(before[:, :1])).flatten()
-    return Spatial("average", taps, scale=ones / inside.flatten().clamp_min(1).to(ones))
+    return SpatialOp("average", taps, scale=ones / inside.flatten().clamp_min(1).to(ones))
 
 
 class _Slide(NamedTuple):
@@ -196,7 +196,7 @@ def _sliding(size: int, count: int, slide: _Slide) -> Tensor:
     return torch.from_numpy(np.where((places >= 0) & (places < size), places, -1))
 
 
-def _adaptive(grid_in: tuple[int, int], grid_out: tuple[int, int]) -> Taps:
+def _adaptive(grid_in: tuple[int, int], grid_out: tuple[int, int]) -> KernelTaps:
     """Return the taps of adaptive pooling: each output's share of the axis, rounded outwards."""
     tables = []
     for size, count in zip(grid_in, grid_out, strict=True):
@@ -204,7 +204,7 @@ def _adaptive(grid_in: tuple[int, int], grid_out: tuple[int, int]) -> Taps:
         last = -(-(np.arange(count) + 1) * size // count)
         places = first[:, None] + np.arange(int((last - first).max()))[None]
         tables.append(torch.from_numpy(np.where(places < last[:, None], places, -1)))
-    return Taps(*tables)
+    return KernelTaps(*tables)
 
 
 def _pair(value: Any) -> tuple[int, int]:  # noqa: ANN401 - torch takes an int, a tuple or a list of one or two

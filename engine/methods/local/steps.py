@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from engine.methods.local.footprint import Chunk, Footprint, Move
-from engine.methods.local.receptive_field import Spatial, Taps
+from engine.methods.local.footprint import Chunk, DeviceTransfer, Footprint
+from engine.methods.local.receptive_field import KernelTaps, SpatialOp
 
-TAP_SHARE = 0.6
+TAP_FRACTION = 0.6
 """Below this share of useful products a convolution goes tap by tap, each tap with the sites it is needed from."""
 
 
-class Map(NamedTuple):
+class FeatureMapInfo(NamedTuple):
     """One map of the network inside a plan."""
 
     name: str
@@ -37,9 +37,9 @@ class Step(nn.Module):
     """One layer. ``fresh``: whether its answer is nobody else's memory, so that the next one may work in place."""
 
     fresh = True
-    taps: Taps | None = None
+    taps: KernelTaps | None = None
 
-    def __init__(self, sources: list[Map], target: Map) -> None:
+    def __init__(self, sources: list[FeatureMapInfo], target: FeatureMapInfo) -> None:
         super().__init__()
         self.sources = tuple(source.name for source in sources)
         self.target = target.name
@@ -54,7 +54,7 @@ class Step(nn.Module):
         """Return the vectors at the chunk's sites of the target."""
         raise NotImplementedError
 
-    def take_along(self, move: Move) -> None:
+    def take_along(self, move: DeviceTransfer) -> None:
         """Go on with the same tables on another device."""
         self.before, self.after = move.footprint(self.before), move.footprint(self.after)
         if self.taps is not None:
@@ -84,7 +84,9 @@ class PointStep(Step):
     weight: Tensor
     bias: Tensor | None
 
-    def __init__(self, source: Map, target: Map, taps: Taps, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(
+        self, source: FeatureMapInfo, target: FeatureMapInfo, taps: KernelTaps, weight: Tensor, bias: Tensor | None
+    ) -> None:
         """Take the weight as (C', C)."""
         super().__init__([source], target)
         self.taps = None if source.footprint is target.footprint else taps
@@ -105,12 +107,12 @@ class PointStep(Step):
 class ConvolutionStep(Step):
     """Any other convolution: what each changed position sends through each tap, summed where it arrives."""
 
-    taps: Taps
+    taps: KernelTaps
     weight: Tensor
     blank_before: Tensor | None
     blank_after: Tensor
 
-    def __init__(self, source: Map, target: Map, spatial: Spatial, weight: Tensor) -> None:
+    def __init__(self, source: FeatureMapInfo, target: FeatureMapInfo, spatial: SpatialOp, weight: Tensor) -> None:
         super().__init__([source], target)
         self.taps = spatial.taps
         self.groups = spatial.groups
@@ -121,7 +123,7 @@ class ConvolutionStep(Step):
         # Per group: (groups, taps, C / groups, C' / groups).
         apart = weight.reshape(self.groups, out // self.groups, inside, -1).permute(0, 3, 2, 1)
         pairs, sites, taps = self.before.pairs(self.taps), self.before.counts, self.taps.count
-        self.tapwise = int(pairs.sum()) < TAP_SHARE * int(sites.sum()) * taps
+        self.tapwise = int(pairs.sum()) < TAP_FRACTION * int(sites.sum()) * taps
         self.depthwise = inside == 1 and out == self.groups
         products = pairs if self.tapwise else sites * taps
         self.multiply_adds = int(products.sum()) * inside * out
@@ -176,15 +178,15 @@ class ConvolutionStep(Step):
         return table
 
 
-class AverageStep(Step):
+class AvgPoolStep(Step):
     """A mean over a neighbourhood or over the whole map: linear, so changes are summed and put on the blank."""
 
-    taps: Taps
+    taps: KernelTaps
     scale: Tensor
     blank_before: Tensor | None
     blank_after: Tensor
 
-    def __init__(self, source: Map, target: Map, spatial: Spatial, scale: Tensor) -> None:
+    def __init__(self, source: FeatureMapInfo, target: FeatureMapInfo, spatial: SpatialOp, scale: Tensor) -> None:
         super().__init__([source], target)
         self.taps = spatial.taps
         self.register_buffer("scale", scale)
@@ -203,13 +205,13 @@ class AverageStep(Step):
         return answer.flatten(1) if self.flat else answer
 
 
-class LargestStep(Step):
+class MaxPoolStep(Step):
     """A maximum over a neighbourhood: changed positions as they are now, the others as in the blank."""
 
-    taps: Taps
+    taps: KernelTaps
     others: Tensor
 
-    def __init__(self, source: Map, target: Map, spatial: Spatial) -> None:
+    def __init__(self, source: FeatureMapInfo, target: FeatureMapInfo, spatial: SpatialOp) -> None:
         super().__init__([source], target)
         self.taps = spatial.taps
         blank = source.blank.flatten(1)
@@ -226,10 +228,10 @@ class LargestStep(Step):
         return answer[:, :, None, None]
 
 
-class CopyStep(Step):
+class PadStep(Step):
     """Padding with a constant: the sites move, the vectors stay."""
 
-    def __init__(self, source: Map, target: Map, spatial: Spatial) -> None:
+    def __init__(self, source: FeatureMapInfo, target: FeatureMapInfo, spatial: SpatialOp) -> None:
         super().__init__([source], target)
         self.taps = spatial.taps
 
@@ -241,7 +243,9 @@ class CopyStep(Step):
 class CellwiseStep(Step):
     """Anything that treats each cell alone, on the sites of all its inputs together."""
 
-    def __init__(self, sources: list[Map], target: Map, part: nn.Module, *, fresh: bool, products: int) -> None:
+    def __init__(
+        self, sources: list[FeatureMapInfo], target: FeatureMapInfo, part: nn.Module, *, fresh: bool, products: int
+    ) -> None:
         """Take the part of the network to run, and how many multiply-adds it does per site."""
         super().__init__(sources, target)
         self.part = part
@@ -254,7 +258,7 @@ class CellwiseStep(Step):
             if narrow:
                 self.spare = self.spare + (self.after.counts + source.footprint.counts) * source.width
 
-    def take_along(self, move: Move) -> None:
+    def take_along(self, move: DeviceTransfer) -> None:
         """Go on with the same tables on another device."""
         super().take_along(move)
         self.prints = tuple(map(move.footprint, self.prints))
@@ -280,7 +284,7 @@ class CellwiseStep(Step):
 class SumStep(CellwiseStep):
     """The sum of two branches, written over whichever input nobody needs any more."""
 
-    def __init__(self, sources: list[Map], target: Map, *, free: tuple[bool, bool]) -> None:
+    def __init__(self, sources: list[FeatureMapInfo], target: FeatureMapInfo, *, free: tuple[bool, bool]) -> None:
         """Take two maps, and whether each may be written over."""
         super().__init__(sources, target, nn.Identity(), fresh=True, products=0)
         self.free = tuple(free[i] or getattr(self, f"blank{i}") is not None for i in (0, 1))

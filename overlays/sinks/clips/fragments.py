@@ -8,12 +8,12 @@ from io import FileIO
 from pathlib import Path
 
 from overlays.sinks.disk import HandleReserve
-from overlays.sinks.paths import fresh_paths, stands_at
+from overlays.sinks.paths import fresh_paths, is_same_file
 
 log = logging.getLogger(__name__)
 
 
-class WholeWrites:
+class AllOrNothingFile:
     """A file that takes all that is written, or raises: FFmpeg's own is left open where the disk is full.
 
     After a write that failed all fail: FFmpeg would go on to write over the film's head, for which there is room, that
@@ -97,10 +97,10 @@ class WholeWrites:
 
     def stands_at(self, path: Path) -> bool:
         """Say whether this is still the file at ``path``."""
-        return self._file is not None and stands_at(path, self._file)
+        return self._file is not None and is_same_file(path, self._file)
 
 
-def cut_to_whole_fragments(path: Path) -> bool:
+def truncate_to_last_fragment(path: Path) -> bool:
     """Take off the end of a fragmented MP4 what was not written whole; say whether any pictures are left.
 
     ISO/IEC 14496-12: boxes of (size, type), among them pairs of ``moof`` and ``mdat``; in a finished file, where they

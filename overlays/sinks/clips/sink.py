@@ -16,17 +16,17 @@ from typing import Final, Self
 
 import av.error
 
-from overlays.render.jpeg import bounded_picture
-from overlays.sinks.clips.store import Shelf
-from overlays.sinks.clips.writer import Clip, ClipEncoder, Coded, Ring
-from overlays.sinks.disk import NO_HANDLES, Disk, HandleReserve
+from overlays.render.jpeg import bounded_image
+from overlays.sinks.clips.store import ClipStore
+from overlays.sinks.clips.writer import ClipEncoder, ClipWriter, EncodedFrame, PreRollBuffer
+from overlays.sinks.disk import NO_HANDLES, DiskMonitor, HandleReserve
 from overlays.sinks.options import ClipOptions, SinkOptions
 from overlays.sinks.timeline import TICKS_PER_SECOND, Timeline
 from overlays.wire.message import explanation_record, record_bytes
 from pipeline.errors import FrameError
 from pipeline.frames import Image, Overlay
 from pipeline.guards.parser import parse_condition
-from pipeline.ports import Figure
+from pipeline.ports import MetricSample
 
 log = logging.getLogger(__name__)
 
@@ -43,16 +43,16 @@ class _Track:
     """What the recorder keeps of one camera."""
 
     timeline: Timeline
-    ring: Ring
+    ring: PreRollBuffer
     encoder: ClipEncoder | None = None
-    clip: Clip | None = None
+    clip: ClipWriter | None = None
     waiting: list[tuple[float, float, dict[str, object] | None, int]] = field(default_factory=list)
     """Frames in the encoder: (seconds, taken_unix, record, its bytes)."""
     wanted_until: float = _NO_WANTED
     key_at: float = _NO_WANTED
 
 
-class ClipsSink:
+class ClipSink:
     """Writes clips into ``FOLDER/``, one set for each camera, each clip with its ``.jsonl``.
 
     Without a condition everything is recorded. With one, a clip begins ``seconds_before`` the first frame that meets it
@@ -86,12 +86,12 @@ class ClipsSink:
         self._options = options or SinkOptions()
         self._knobs: ClipOptions = self._options.clips
         self._condition = None if self._knobs.when is None else parse_condition(self._knobs.when)
-        self._shelf = Shelf(Path(uri), self._knobs.budget_bytes)
+        self._shelf = ClipStore(Path(uri), self._knobs.budget_bytes)
         for camera in cameras:
             self._shelf.admit(camera)
         self._tracks: dict[str, _Track] = {}
         self._wall, self._clock = wall, clock
-        self._disk = Disk(uri, Path(uri), clock)
+        self._disk = DiskMonitor(uri, Path(uri), clock)
         self._reserve = HandleReserve()
         self._bounded: set[str] = set()
         """Cameras of which it was said that their pictures are recorded smaller."""
@@ -114,13 +114,13 @@ class ClipsSink:
         """Why nothing is recorded, in words; empty while all is."""
         return self._disk.trouble
 
-    def figures(self) -> list[Figure]:
+    def figures(self) -> list[MetricSample]:
         """Return how the disk does, and what lies on it."""
         here = (("sink", self.uri),)
         held = self._shelf.known_bytes + self._open_bytes()
-        told = [Figure("recorder_bytes", held, "What a recorder's clips take on the disk.", labels=here)]
+        told = [MetricSample("recorder_bytes", held, "What a recorder's clips take on the disk.", labels=here)]
         if (budget := self._knobs.budget_bytes) is not None:
-            told.append(Figure("recorder_budget_bytes", budget, "What they may take at the most.", labels=here))
+            told.append(MetricSample("recorder_budget_bytes", budget, "What they may take at the most.", labels=here))
         return [*told, *self._disk.figures()]
 
     def needs_picture(self, camera: str) -> bool:  # noqa: ARG002 - the same for every camera
@@ -143,7 +143,7 @@ class ClipsSink:
             self._shelf.admit(camera)
             timeline = Timeline(self._options.fallback_rate)
             before = self._knobs.seconds_before if self._condition else _HELD_SECONDS
-            track = self._tracks[camera] = _Track(timeline, Ring(before, self._knobs.ring_bytes))
+            track = self._tracks[camera] = _Track(timeline, PreRollBuffer(before, self._knobs.ring_bytes))
         self._disk.look()
         if self._condition is None and self._disk.waits:
             self._disk.lose(1)
@@ -173,7 +173,7 @@ class ClipsSink:
     def _wanted(self, track: _Track, seconds: float) -> bool:
         return self._condition is None or seconds <= track.wanted_until
 
-    def _coded(self, track: _Track, overlay: Overlay) -> list[Coded]:
+    def _coded(self, track: _Track, overlay: Overlay) -> list[EncodedFrame]:
         """Encode a frame; note whether it is an event; cut where a clip should end before it."""
         frame = overlay.explanation.frame
         passed = 0.0 if overlay.silence is None else overlay.silence.seconds
@@ -203,7 +203,7 @@ class ClipsSink:
             if track.clip is None:  # it may be the encoder that is broken; another one is made for the next frame
                 self._forget_encoder(track)
             raise
-        return [Coded(packet, *track.waiting.pop(0)) for packet in packets]
+        return [EncodedFrame(packet, *track.waiting.pop(0)) for packet in packets]
 
     def _encoder(self, track: _Track, size: tuple[int, int]) -> ClipEncoder:
         """Return the camera's encoder; a change of size ends the clip and begins another."""
@@ -226,7 +226,7 @@ class ClipsSink:
 
     def _bounded_picture(self, overlay: Overlay) -> Image:
         """Return the picture as large as it can be encoded, and say so once where that is smaller."""
-        image, camera = bounded_picture(overlay.image), overlay.explanation.frame.camera
+        image, camera = bounded_image(overlay.image), overlay.explanation.frame.camera
         if image is not overlay.image and camera not in self._bounded:
             self._bounded.add(camera)
             height, width = overlay.image.shape[:2]
@@ -234,7 +234,7 @@ class ClipsSink:
                         self.uri, camera, width, height, image.shape[1], image.shape[0])  # fmt: skip
         return image
 
-    def _is_full(self, clip: Clip, seconds: float) -> bool:
+    def _is_full(self, clip: ClipWriter, seconds: float) -> bool:
         limits = [b for b in (self._knobs.rotate_bytes, self._shelf.longest_clip_bytes()) if b is not None]
         too_long = (
             self._knobs.rotate_seconds is not None
@@ -242,7 +242,7 @@ class ClipsSink:
         )
         return too_long or any(clip.bytes >= limit for limit in limits)
 
-    def _keep(self, camera: str, track: _Track, coded: Coded) -> None:
+    def _keep(self, camera: str, track: _Track, coded: EncodedFrame) -> None:
         """Write a frame, with what came before it where it begins a clip."""
         if self._disk.waits:
             self._leave_clip(track)  # a clip with a hole shows wrong pictures behind it
@@ -270,21 +270,21 @@ class ClipsSink:
         if written and written == len(held):
             self._disk.took()
 
-    def _hold(self, track: _Track, frames: list[Coded]) -> None:
+    def _hold(self, track: _Track, frames: list[EncodedFrame]) -> None:
         """Keep frames that no clip took for the next one, where it can begin with the first of them."""
         if frames and frames[0].packet.is_keyframe and not track.ring:
             for one in frames:
                 track.ring.add(one)
 
-    def _lose(self, frames: list[Coded]) -> None:
+    def _lose(self, frames: list[EncodedFrame]) -> None:
         self._disk.lose(sum(not one.missed for one in frames))
         for one in frames:
             one.missed = True
 
-    def _begin_clip(self, camera: str, track: _Track, first: Coded) -> Clip:
+    def _begin_clip(self, camera: str, track: _Track, first: EncodedFrame) -> ClipWriter:
         assert track.encoder is not None  # noqa: S101 - it made the packet
         self._reserve.opened(lambda: self._shelf.look(self._open_clips()))
-        return Clip(self._shelf.place(camera, first.taken_unix), track.encoder.stream, first, self._reserve)
+        return ClipWriter(self._shelf.place(camera, first.taken_unix), track.encoder.stream, first, self._reserve)
 
     def _end_clip(self, track: _Track) -> None:
         if track.clip is None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from overlays.sinks.paths import in_file_names, path_errors
+from overlays.sinks.paths import path_errors, safe_file_name
 from pipeline.errors import SinkError
 
 PART: Final = ".part"
@@ -21,14 +21,14 @@ _NAME: Final = re.compile(r"(?P<camera>.+)_(?P<stamp>\d{8}T\d{6}\.\d{3}Z)(?:\.pa
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class StoredClip:
     """A clip on the disk: its video, and the log beside it."""
 
     paths: tuple[Path, ...]
     bytes: int
 
 
-class Shelf:
+class ClipStore:
     """The folder of one recorder. Whatever lies in it and is no clip of its own cameras is never touched."""
 
     def __init__(self, folder: Path, budget_bytes: int | None = None) -> None:
@@ -40,7 +40,7 @@ class Shelf:
         self._placed: dict[str, int] = {}
         """Clips of this run by their stems, in the order in which they began: the clock may have been set since."""
         self._began = 0
-        self._held: dict[str, Kept] = {}
+        self._held: dict[str, StoredClip] = {}
         """Closed clips by their names' stems, the oldest first."""
         self.known_bytes = 0
         """What the closed clips take, as far as the last look and what was removed since."""
@@ -69,7 +69,7 @@ class Shelf:
         """Take a camera's clips for this recorder's own, those of earlier runs too."""
         if camera in self._cameras:
             return
-        name = in_file_names(camera)
+        name = safe_file_name(camera)
         number, unique = 1, name
         while unique in self._cameras.values():
             number += 1
@@ -109,7 +109,7 @@ class Shelf:
                 stamps[stem] = match["stamp"]
         self._placed = {stem: began for stem, began in self._placed.items() if stem in found or stem in writing}
         oldest_first = sorted(found, key=lambda stem: (self._placed.get(stem, 0), stamps[stem], stem))
-        self._held = {stem: Kept(tuple(found[stem]), sum(map(_size, found[stem]))) for stem in oldest_first}
+        self._held = {stem: StoredClip(tuple(found[stem]), sum(map(_size, found[stem]))) for stem in oldest_first}
         self.known_bytes = sum(kept.bytes for kept in self._held.values())
 
     def keep_budget(self, open_bytes: int) -> None:

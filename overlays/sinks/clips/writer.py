@@ -25,7 +25,7 @@ from av.packet import Packet
 from av.video.frame import PictureType
 from av.video.stream import VideoStream
 
-from overlays.sinks.clips.fragments import WholeWrites, cut_to_whole_fragments
+from overlays.sinks.clips.fragments import AllOrNothingFile, truncate_to_last_fragment
 from overlays.sinks.clips.store import part_of
 from overlays.sinks.disk import HandleReserve
 from overlays.sinks.options import SinkOptions
@@ -41,7 +41,7 @@ _FRAME_OVERHEAD_BYTES: Final = 64
 
 
 @dataclass(slots=True)
-class Coded:
+class EncodedFrame:
     """One encoded frame and its line of the log."""
 
     packet: Packet[VideoStream]
@@ -98,18 +98,20 @@ class ClipEncoder:
         self._container.close()
 
 
-class Clip:
+class ClipWriter:
     """An open clip and the log beside it. Raises ``OSError`` where the disk does not take them."""
 
-    def __init__(self, path: Path, stream: VideoStream, first: Coded, reserve: HandleReserve | None = None) -> None:
+    def __init__(
+        self, path: Path, stream: VideoStream, first: EncodedFrame, reserve: HandleReserve | None = None
+    ) -> None:
         self.path = path
         self.began_seconds = first.seconds
         self.bytes = _CLIP_OVERHEAD_BYTES
         self._origin = first.packet.pts or 0
         self._log_path = path.with_suffix(".jsonl")
         self._log_bytes = 0
-        self._log = WholeWrites(part_of(self._log_path), reserve)
-        self._film = WholeWrites(part_of(path), reserve)
+        self._log = AllOrNothingFile(part_of(self._log_path), reserve)
+        self._film = AllOrNothingFile(part_of(path), reserve)
         self._log.open()
         try:
             self._film.open()
@@ -129,7 +131,7 @@ class Clip:
         self._broken = False
         self.frames = 0
 
-    def add(self, coded: Coded) -> None:
+    def add(self, coded: EncodedFrame) -> None:
         """Write one frame and its line."""
         packet = coded.packet
         packet.pts = packet.dts = (packet.pts or 0) - self._origin
@@ -163,7 +165,7 @@ class Clip:
         self._film.close()
         with suppress(FileNotFoundError):
             hurt = self._broken or failure is not None
-            plays = self.frames > 0 and (not hurt or cut_to_whole_fragments(part_of(self.path)))
+            plays = self.frames > 0 and (not hurt or truncate_to_last_fragment(part_of(self.path)))
         for path in (self.path, self._log_path):
             with suppress(FileNotFoundError):  # somebody took it away meanwhile
                 part_of(path).rename(path) if plays else part_of(path).unlink()
@@ -181,7 +183,7 @@ class Clip:
         self._log_bytes += len(line)
 
 
-class Ring:
+class PreRollBuffer:
     """The last seconds, encoded, bounded in bytes: from key picture to key picture, so that a clip can begin there."""
 
     def __init__(self, seconds: float, most_bytes: int) -> None:
@@ -190,7 +192,7 @@ class Ring:
         self._seconds = seconds
         self._most_bytes = most_bytes
         self._bytes = 0
-        self._groups: deque[list[Coded]] = deque()
+        self._groups: deque[list[EncodedFrame]] = deque()
 
     def __bool__(self) -> bool:
         return bool(self._groups)
@@ -200,7 +202,7 @@ class Ring:
         """What it holds."""
         return self._bytes
 
-    def add(self, coded: Coded) -> None:
+    def add(self, coded: EncodedFrame) -> None:
         """Keep one frame; forget whole groups that nobody needs any more, or that there is no room for."""
         if coded.packet.is_keyframe:
             self._groups.append([])
@@ -214,7 +216,7 @@ class Ring:
             self._forget()
             self.overran = True
 
-    def take(self) -> list[Coded]:
+    def take(self) -> list[EncodedFrame]:
         """Return what it holds, and hold nothing."""
         held = [coded for group in self._groups for coded in group]
         self._groups.clear()

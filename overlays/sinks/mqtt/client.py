@@ -15,7 +15,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersi
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from overlays.sinks.mqtt.messages import OFFLINE, Broker
+from overlays.sinks.mqtt.messages import OFFLINE, BrokerAddress
 from overlays.sinks.options import MqttOptions
 from pipeline.errors import SinkError
 
@@ -25,7 +25,7 @@ CONNECT_SECONDS: Final = 3.0
 IN_FLIGHT: Final = 20
 """Messages of QoS 1 that the broker has not confirmed yet."""
 _KEEPALIVE_SECONDS: Final = 5
-_MOST_HEARD_BYTES: Final = 1 << 16
+_MAX_HEARD_BYTES: Final = 1 << 16
 """Of one packet of the broker: it has only confirmations to send."""
 _EXPECTED: Final = frozenset({PacketTypes.CONNACK, PacketTypes.PUBACK, PacketTypes.PINGRESP, PacketTypes.DISCONNECT})
 UNSUPPORTED_VERSION: Final = 132
@@ -64,13 +64,13 @@ class GuardedClient(Client):
         return super()._packet_handle()
 
     def _sock_recv(self, bufsize: int) -> bytes:
-        if bufsize > _MOST_HEARD_BYTES:
+        if bufsize > _MAX_HEARD_BYTES:
             self.violation = f"it sends a packet of {bufsize} bytes, and has only confirmations to send"
             raise OSError(errno.EMSGSIZE, self.violation)
         return super()._sock_recv(bufsize)
 
 
-def make_client(uri: str, broker: Broker, options: MqttOptions, status: str, *, is_v5: bool) -> GuardedClient:
+def make_client(uri: str, broker: BrokerAddress, options: MqttOptions, status: str, *, is_v5: bool) -> GuardedClient:
     """Return a client that is not connected yet.
 
     Args:
@@ -103,7 +103,7 @@ def make_client(uri: str, broker: Broker, options: MqttOptions, status: str, *, 
     return client
 
 
-def call(client: GuardedClient, broker: Broker, *, is_v5: bool) -> None:
+def call(client: GuardedClient, broker: BrokerAddress, *, is_v5: bool) -> None:
     """Connect to the broker and send it the first packet; its answer comes later.
 
     Raises:
@@ -115,6 +115,6 @@ def call(client: GuardedClient, broker: Broker, *, is_v5: bool) -> None:
         client.connect(broker.host, broker.port, keepalive=_KEEPALIVE_SECONDS)
         return
     asked = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-    asked.MaximumPacketSize = _MOST_HEARD_BYTES
+    asked.MaximumPacketSize = _MAX_HEARD_BYTES
     asked.ReceiveMaximum = 1
     client.connect(broker.host, broker.port, keepalive=_KEEPALIVE_SECONDS, clean_start=True, properties=asked)

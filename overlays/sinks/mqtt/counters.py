@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pipeline.ports import Figure
+from pipeline.ports import MetricSample
 
 
 class Told(NamedTuple):
@@ -52,15 +52,15 @@ class MqttCounts:
             told.append("by MQTT 3.1.1, which cannot say what the broker refuses")
         return ", ".join(told)
 
-    def figures(self, uri: str, *, is_connected: bool) -> list[Figure]:
+    def figures(self, uri: str, *, is_connected: bool) -> list[MetricSample]:
         """Return all of it for Prometheus."""
         here = (("sink", uri),)
         return [
-            Figure("mqtt_connected", float(is_connected), "1 while an MQTT broker hears us.", labels=here),
-            Figure("mqtt_published", self.published, "Findings handed to an MQTT broker.", "counter", here),
-            Figure("mqtt_refused", self.refused, "Findings that an MQTT broker refused.", "counter", here),
-            Figure("mqtt_left_out", self.left_out, "Findings left out by a sink's rate.", "counter", here),
-            Figure("mqtt_lost", self.lost, "Findings that no MQTT broker took.", "counter", here),
+            MetricSample("mqtt_connected", float(is_connected), "1 while an MQTT broker hears us.", labels=here),
+            MetricSample("mqtt_published", self.published, "Findings handed to an MQTT broker.", "counter", here),
+            MetricSample("mqtt_refused", self.refused, "Findings that an MQTT broker refused.", "counter", here),
+            MetricSample("mqtt_left_out", self.left_out, "Findings left out by a sink's rate.", "counter", here),
+            MetricSample("mqtt_lost", self.lost, "Findings that no MQTT broker took.", "counter", here),
         ]
 
 

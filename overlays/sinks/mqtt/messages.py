@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-from overlays.wire.json_fields import text_of
+from overlays.wire.json_fields import replace_undecodable
 from overlays.wire.message import explanation_record
 from pipeline.errors import WireError
 from pipeline.frames import Explanation
@@ -23,11 +23,11 @@ _BROKER: Final = re.compile(
     re.IGNORECASE,
 )
 _UNFIT: Final = re.compile(r"[+#/\x00-\x1f\x7f]+")
-_MOST_TOPIC_BYTES: Final = 60_000
+_MAX_TOPIC_BYTES: Final = 60_000
 """MQTT allows 65535 for the whole topic; a camera's name goes behind ours."""
 
 
-class Broker(NamedTuple):
+class BrokerAddress(NamedTuple):
     """A checked address."""
 
     host: str
@@ -51,14 +51,14 @@ class Broker(NamedTuple):
 
     def finding(self, camera: str) -> str:
         """Where a camera's findings go."""
-        return f"{self.topic}/{level(camera)}/finding"
+        return f"{self.topic}/{topic_level(camera)}/finding"
 
     def state(self, camera: str) -> str:
         """Where it stands how a camera does."""
-        return f"{self.topic}/{level(camera)}/state"
+        return f"{self.topic}/{topic_level(camera)}/state"
 
 
-def parse_broker(uri: str) -> Broker:
+def parse_broker(uri: str) -> BrokerAddress:
     """Read ``mqtt://host[:port][/topic]`` or ``mqtts://...``. No message repeats what stands before an ``@``.
 
     Raises:
@@ -80,21 +80,21 @@ def parse_broker(uri: str) -> Broker:
         raise ValueError(
             "an address has no settings behind a '?'; they stand beside it in the configuration, docs/mqtt.md"
         )
-    if re.search(r"[+#\x00-\x1f]", topic) or "//" in topic or len(topic.encode()) > _MOST_TOPIC_BYTES:
+    if re.search(r"[+#\x00-\x1f]", topic) or "//" in topic or len(topic.encode()) > _MAX_TOPIC_BYTES:
         raise ValueError(f"topic {topic[:80]!r}: one to publish under has no + and no #, and no empty level")
-    return Broker(match["host"].strip("[]"), port, scheme == "mqtts", topic)
+    return BrokerAddress(match["host"].strip("[]"), port, scheme == "mqtts", topic)
 
 
-def level(camera: str) -> str:
+def topic_level(camera: str) -> str:
     """Return a camera's name as one level of a topic: what has a meaning there becomes an underscore."""
-    return _UNFIT.sub("_", text_of(camera)).strip() or "camera"
+    return _UNFIT.sub("_", replace_undecodable(camera)).strip() or "camera"
 
 
-def same_level(cameras: Sequence[str]) -> tuple[str, str] | None:
+def colliding_cameras(cameras: Sequence[str]) -> tuple[str, str] | None:
     """Return two cameras whose names become the same level of a topic; None where there are none."""
     taken: dict[str, str] = {}
     for camera in cameras:
-        if (other := taken.setdefault(level(camera), camera)) != camera:
+        if (other := taken.setdefault(topic_level(camera), camera)) != camera:
             return other, camera
     return None
 

@@ -29,14 +29,21 @@ from overlays.sinks.mqtt.client import (
     make_client,
 )
 from overlays.sinks.mqtt.counters import MqttCounts, Told, Waiting
-from overlays.sinks.mqtt.messages import OFFLINE, ONLINE, finding_message, parse_broker, same_level, state_message
+from overlays.sinks.mqtt.messages import (
+    OFFLINE,
+    ONLINE,
+    colliding_cameras,
+    finding_message,
+    parse_broker,
+    state_message,
+)
 from overlays.sinks.options import SinkOptions
-from overlays.sinks.rate_limit import Pace
-from overlays.web.status import Board
-from pipeline.errors import LossError, SinkError, WireError
+from overlays.sinks.rate_limit import RateLimiter
+from overlays.web.status import StatusBoard
+from pipeline.errors import DataLossError, SinkError, WireError
 from pipeline.frames import Frame, Overlay
-from pipeline.loop import Outcome
-from pipeline.ports import Figure
+from pipeline.loop import RunResult
+from pipeline.ports import MetricSample
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +56,10 @@ _STEADY_SECONDS: Final = 10.0
 _FAREWELL_SECONDS: Final = 0.5
 _PATIENCE_SECONDS: Final = 10.0
 """How long findings of files wait for a broker that takes none, before they are given up."""
-_MOST_DEAD_ENDS: Final = 5
+_MAX_DEAD_ENDS: Final = 5
 """So many connections in a row that end without a confirmation are the fault of what is sent on them."""
-_MOST_REFUSALS: Final = 100
-MOST_WAITING: Final = 1000
+_MAX_REFUSALS: Final = 100
+MAX_WAITING: Final = 1000
 """Findings that wait for the broker; the oldest are dropped."""
 _LOOK_SECONDS: Final = 0.2
 """How often cameras are looked at."""
@@ -87,7 +94,7 @@ class MqttSink:
             self._broker = parse_broker(uri)
         except ValueError as error:
             raise SinkError(f"{uri.partition('://')[0]}://…: {error}") from None
-        if twins := same_level(cameras):
+        if twins := colliding_cameras(cameras):
             names = " and ".join(map(repr, twins))
             raise SinkError(f"cameras {names} would share the topic {self._broker.finding(twins[0])!r}; rename one")
         options = options or SinkOptions()
@@ -96,9 +103,9 @@ class MqttSink:
         self._counts = MqttCounts()
         self._qos = options.mqtt.qos
         self._wall, self._clock = wall, clock
-        self._board = Board(cameras, clock)
+        self._board = StatusBoard(cameras, clock)
         self._max_rate = options.max_rate
-        self._pace = Pace(options.max_rate or _RATE)
+        self._pace = RateLimiter(options.max_rate or _RATE)
         self._labels: dict[str, str] = {}
         self._waiting = Waiting(self._counts)
         self._states: dict[str, str] = {}
@@ -131,7 +138,7 @@ class MqttSink:
         if options.mqtt.user is not None and not self._broker.tls and not self._broker.is_local:
             log.warning("%s: the password goes over the network unencrypted; use mqtts://", self.uri)
 
-    def about(self, outcome: Outcome) -> None:
+    def about(self, outcome: RunResult) -> None:
         """Take the run: how its cameras do."""
         self._board.outcome = outcome
 
@@ -154,7 +161,7 @@ class MqttSink:
         """Findings that were not sent, though it was their turn."""
         return self._counts.lost
 
-    def figures(self) -> list[Figure]:
+    def figures(self) -> list[MetricSample]:
         """Return whether the broker hears us, and how much it heard."""
         return self._counts.figures(self.uri, is_connected=self._connected)
 
@@ -171,8 +178,8 @@ class MqttSink:
         if overlay.silence is None:
             self._note(overlay)
         self.idle()
-        if len(self._waiting) >= MOST_WAITING and self._waiting.holds_files:
-            self._wait(lambda: len(self._waiting) < MOST_WAITING)
+        if len(self._waiting) >= MAX_WAITING and self._waiting.holds_files:
+            self._wait(lambda: len(self._waiting) < MAX_WAITING)
 
     def _note(self, overlay: Overlay) -> None:
         """Let a finding wait to be sent, where it is its turn."""
@@ -205,7 +212,7 @@ class MqttSink:
         if self._connected:
             self._tell_states()
             self._send()
-        self._waiting.trim(MOST_WAITING, all_wait=bool(self._qos))
+        self._waiting.trim(MAX_WAITING, all_wait=bool(self._qos))
 
     def _wait(self, enough: Callable[[], bool]) -> None:
         """Serve the broker until it has taken enough, or has taken nothing for too long."""
@@ -228,7 +235,7 @@ class MqttSink:
         self._connected = False
         self._client.reinitialise()  # closes its sockets, the pair it wakes itself with too
         if kind is None and (self._counts.refused or self._counts.lost_of_files):
-            raise LossError(f"{self.uri}: not every finding reached the broker: {self.account}")
+            raise DataLossError(f"{self.uri}: not every finding reached the broker: {self.account}")
 
     def _say_farewell(self) -> None:
         until = self._clock() + _FAREWELL_SECONDS
@@ -281,7 +288,7 @@ class MqttSink:
         if self._other_version:
             self._is_v5, self._other_version = not self._is_v5, False
             self._renew()
-        elif self._dead_ends >= _MOST_DEAD_ENDS and self._unconfirmed:
+        elif self._dead_ends >= _MAX_DEAD_ENDS and self._unconfirmed:
             self._dead_ends = 0
             given_up = f"{len(self._unconfirmed)} messages under way are given up"
             log.warning("%s: the broker hangs up on what it is sent (%s); %s", self.uri, self._why, given_up)
@@ -337,7 +344,7 @@ class MqttSink:
 
     def _refuse(self, why: str) -> None:
         """Note why the broker refuses what it is told, and say so once a reason."""
-        if why not in self._refusals and len(self._refusals) < _MOST_REFUSALS:
+        if why not in self._refusals and len(self._refusals) < _MAX_REFUSALS:
             self._refusals.add(why)
             log.warning("%s: the broker refuses what it is told (%s); see its access list", self.uri, why)
         self._counts.refusal = why

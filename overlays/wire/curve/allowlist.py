@@ -18,8 +18,8 @@ from pipeline.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-_MOST_KEYS: Final = 10_000
-_LARGEST_FILE_BYTES: Final = 1 << 20
+_MAX_KEYS: Final = 10_000
+_MAX_FILE_BYTES: Final = 1 << 20
 
 Mark = tuple[object, ...]
 
@@ -73,7 +73,7 @@ class AllowList:
             if self.path.is_dir():
                 return self._read_folder()
             with self.path.open("rb") as file:
-                content = file.read(_LARGEST_FILE_BYTES)
+                content = file.read(_MAX_FILE_BYTES)
         except FileNotFoundError:
             self._say(f"{self.path}: is not there any more; nobody may look in")
             return {}
@@ -145,7 +145,7 @@ def _mark(path: Path) -> Mark:
 
 def _key_files(folder: Path) -> list[Path]:
     """Return the key files of a folder; unlike ``glob``, raises ``OSError`` where it cannot be listed."""
-    return sorted(one for one in folder.iterdir() if one.name.endswith(PUBLIC_SUFFIX))[:_MOST_KEYS]
+    return sorted(one for one in folder.iterdir() if one.name.endswith(PUBLIC_SUFFIX))[:_MAX_KEYS]
 
 
 def _trace(path: Path) -> Mark:

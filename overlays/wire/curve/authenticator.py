@@ -17,37 +17,37 @@ from zmq.utils import z85
 
 from overlays.wire.curve.allowlist import AllowList
 from overlays.wire.curve.connection_limit import HANDSHAKE_MS, Places, peer_of, shut_down
-from overlays.wire.curve.handshake_errors import FAILED, Events, Refusal, Seldom, refusal
-from overlays.wire.curve.keys import Pair
-from pipeline.workers import Worker
+from overlays.wire.curve.handshake_errors import FAILED, RateLimitedLog, RefusalReason, SocketMonitor, refusal
+from overlays.wire.curve.keys import KeyPair
+from pipeline.workers import ThreadWorker
 
 log = logging.getLogger(__name__)
 
 _ZAP: Final = "inproc://zeromq.zap.01"
 _REREAD_SECONDS: Final = 0.5
 _POLL_MS: Final = 50
-_MOST_QUESTIONS: Final = 100
+_MAX_QUESTIONS: Final = 100
 """Answered in one go, before the monitor is read again."""
 _SAY_EVERY_SECONDS: Final = 60.0
 
 
-class Gate:
+class CurveAuthenticator:
     """Stands before a socket that binds; without keys it admits everybody, and only counts.
 
     ``guard``, ``open`` and ``close`` belong to the socket's thread; the rest may be asked by any.
     """
 
-    def __init__(self, uri: str, keys: Pair | None, allowed: AllowList | None, clock: Callable[[], float]) -> None:
+    def __init__(self, uri: str, keys: KeyPair | None, allowed: AllowList | None, clock: Callable[[], float]) -> None:
         self._keys = keys
         self._allowed = allowed
         self._clock = clock
         self._reread_at = clock()
-        self._seldom = Seldom(log, uri)
+        self._seldom = RateLimitedLog(log, uri)
         self.places = Places(clock=clock)
         self._admitted: set[bytes] = set()
         self._zap: zmq.Socket[bytes] | None = None
-        self._events: Events | None = None
-        self._worker: Worker | None = None
+        self._events: SocketMonitor | None = None
+        self._worker: ThreadWorker | None = None
         self._ending = threading.Event()
         self._expelled = threading.Event()
         self._uri = uri
@@ -57,7 +57,7 @@ class Gate:
         """Whether the socket listens no more: set before it unbinds, waited for before it binds again."""
 
     @property
-    def refused(self) -> Mapping[Refusal, int]:
+    def refused(self) -> Mapping[RefusalReason, int]:
         """How many handshakes failed, by kind."""
         return dict(self._seldom.counts)
 
@@ -69,7 +69,7 @@ class Gate:
     def guard(self, door: zmq.Socket[bytes]) -> None:
         """Take a socket's handshakes over, before it binds."""
         door.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
-        self._events = Events(door, FAILED | zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED)
+        self._events = SocketMonitor(door, FAILED | zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED)
         if self._keys is not None:
             self._zap = door.context.socket(zmq.REP)
             self._zap.setsockopt(zmq.LINGER, 0)
@@ -78,7 +78,7 @@ class Gate:
             door.setsockopt(zmq.CURVE_SECRETKEY, self._keys.secret)
             door.setsockopt(zmq.ZAP_DOMAIN, b"recipro-stream")
         self._ending.clear()
-        self._worker = Worker(f"handshakes of {self._uri}", self._run, self._ending.set).__enter__()
+        self._worker = ThreadWorker(f"handshakes of {self._uri}", self._run, self._ending.set).__enter__()
 
     def expelled(self) -> bool:
         """Say whether, since it was last asked, somebody inside was taken off the list."""
@@ -166,7 +166,7 @@ class Gate:
             self._expelled.set()
 
     def _answer(self) -> None:
-        for _ in range(_MOST_QUESTIONS):
+        for _ in range(_MAX_QUESTIONS):
             if self._zap is None or not self._zap.poll(0, zmq.POLLIN):
                 return
             version, number, _domain, address, _identity, mechanism, *credentials = self._zap.recv_multipart()

@@ -1,7 +1,7 @@
 """What a failed handshake means, in words, for either end; and saying so now and then instead of every time.
 
 libzmq tells a socket's monitor that a handshake failed and little more; which end has which keys tells the rest. Pure,
-but for ``Events``, which reads a monitor.
+but for ``SocketMonitor``, which reads a monitor.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Final, Literal, get_args
 
 import zmq
 
-Refusal = Literal["unknown key", "wrong server key", "no keys", "keys not asked for", "hung up", "not ZeroMQ"]
+RefusalReason = Literal["unknown key", "wrong server key", "no keys", "keys not asked for", "hung up", "not ZeroMQ"]
 
 FAILED: Final = (
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
 MISMATCH: Final = int(zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH)
 _SEALED: Final = int(zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC)
-_MOST_EVENTS: Final = 1000
+_MAX_EVENTS: Final = 1000
 """Events taken in one go."""
 
-REFUSALS: Final[tuple[Refusal, ...]] = get_args(Refusal)
+REFUSALS: Final[tuple[RefusalReason, ...]] = get_args(RefusalReason)
 
-_AT_SERVER: Final[dict[Refusal, str]] = {
+_AT_SERVER: Final[dict[RefusalReason, str]] = {
     "unknown key": "a viewer with a key that is not on the list was refused",
     "wrong server key": "a viewer was refused: it was given another server's key (its --server-key is not ours)",
     "no keys": "a viewer without keys was refused: this stream asks for them (view --key, --server-key)",
@@ -37,7 +37,7 @@ _AT_SERVER: Final[dict[Refusal, str]] = {
 }
 
 
-def refusal(event: int, value: int, *, keys: bool) -> Refusal:
+def refusal(event: int, value: int, *, keys: bool) -> RefusalReason:
     """Return what a failed handshake means to a server, with or without keys."""
     if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
         return "unknown key"
@@ -69,19 +69,19 @@ def refused_because(event: int, value: int, *, keys: bool) -> str:
     )
 
 
-class Seldom:
+class RateLimitedLog:
     """Counts refusals, and says each kind at once, then at most every ``every_seconds``, with its count."""
 
     def __init__(self, log: logging.Logger, uri: str, every_seconds: float = 10.0) -> None:
-        self.counts: Counter[Refusal] = Counter()
+        self.counts: Counter[RefusalReason] = Counter()
         self._log = log
         self._uri = uri
         self._every_seconds = every_seconds
-        self._said_at: dict[Refusal, float] = {}
-        self._unsaid: dict[Refusal, int] = {}
-        self._detail: dict[Refusal, str] = {}
+        self._said_at: dict[RefusalReason, float] = {}
+        self._unsaid: dict[RefusalReason, int] = {}
+        self._detail: dict[RefusalReason, str] = {}
 
-    def note(self, kind: Refusal, now: float, detail: str = "") -> None:
+    def note(self, kind: RefusalReason, now: float, detail: str = "") -> None:
         """Count one."""
         self.counts[kind] += 1
         self._unsaid[kind] = self._unsaid.get(kind, 0) + 1
@@ -101,7 +101,7 @@ class Seldom:
             del self._unsaid[kind]
 
 
-class Events:
+class SocketMonitor:
     """A socket's monitor, read without waiting. Make it before the socket binds or connects."""
 
     def __init__(self, watched: zmq.Socket[bytes], wanted: int) -> None:
@@ -120,7 +120,7 @@ class Events:
         return self._socket
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        for _ in range(_MOST_EVENTS):
+        for _ in range(_MAX_EVENTS):
             if not self._socket.poll(0, zmq.POLLIN):
                 return
             event, value = struct.unpack("=HI", self._socket.recv_multipart()[0])

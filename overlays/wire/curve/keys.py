@@ -27,10 +27,10 @@ ALLOWED: Final = "allowed"
 """The folder, beside the server's keys, of the public keys of those who may look in."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ENTRY = re.compile(rb'^\s*(public|secret)-key\s*=\s*"([^"\n]*)"', re.MULTILINE)
-_LARGEST_FILE_BYTES: Final = 1 << 20
+_MAX_FILE_BYTES: Final = 1 << 20
 
 
-class Pair(NamedTuple):
+class KeyPair(NamedTuple):
     """A key pair, both halves in Z85."""
 
     public: bytes
@@ -43,11 +43,11 @@ class Pair(NamedTuple):
 class ViewerKeys(NamedTuple):
     """What a viewer needs where keys are asked for: its own pair, and the server's public key."""
 
-    own: Pair
+    own: KeyPair
     server: bytes
 
 
-def make_ring(folder: Path) -> list[Path]:
+def create_keyring(folder: Path) -> list[Path]:
     """Make a server's keys, a first viewer's, and the list with that viewer on it; return what was written.
 
     ``server.key_secret`` and ``server.key``, ``viewer.key_secret`` and ``allowed/viewer.key``.
@@ -103,7 +103,7 @@ def _write(path: Path, text: str, mode: int) -> None:
         file.write(text)
 
 
-def read_pair(path: Path) -> Pair:
+def read_pair(path: Path) -> KeyPair:
     """Read a secret key file.
 
     Raises:
@@ -119,7 +119,7 @@ def read_pair(path: Path) -> Pair:
         raise ConfigError(f"{path}: its public key does not belong to its secret one; copy the file again")
     if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
         log.warning("%s: others on this machine can read it; mend it: chmod 600 %s", path, path)
-    return Pair(public, secret)
+    return KeyPair(public, secret)
 
 
 def read_public(path: Path) -> bytes:
@@ -176,7 +176,7 @@ def is_key(text: bytes) -> bool:
 def _content(path: Path, what: str) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(_LARGEST_FILE_BYTES)
+            return file.read(_MAX_FILE_BYTES)
     except OSError as error:
         raise ConfigError(
             f"{what} {str(path)!r}: cannot be read ({error.strerror}); `run.py keys new DIR` makes keys"

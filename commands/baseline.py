@@ -81,15 +81,15 @@ def _read_log(path: Path, recorder: BaselineRecorder) -> None:
     # Regions are not drawn anew: a line that holds its reasons' numbers is taken by them.
     surveyor, damaged = ExplanationMonitor(_Nobody()), 0
     with open_log(path) as opened:
-        for gist in opened.gists():
+        for gist in opened.iter_keys():
             if isinstance(gist, WireError):
                 damaged += 1
                 continue
-            header = opened.header(gist.place)
+            header = opened.read_header(gist.offset)
             black = np.broadcast_to(np.zeros(1, np.uint8), (header.height, header.width, 3))
             seen = as_overlay(header, black, now_unix=0.0, now_monotonic=0.0).explanation
-            known = all(finding.grounds is not None for finding in seen.findings)
-            recorder.add(seen if known else surveyor.guard(seen))
+            known = all(finding.heatmap_stats is not None for finding in seen.findings)
+            recorder.add(seen if known else surveyor.process(seen))
     if damaged:
         print_line(f"{damaged} damaged lines were left out")
 

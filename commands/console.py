@@ -58,8 +58,8 @@ def exit_with_outcome(outcome: RunResult) -> None:
     """Tell what went wrong; the exit code says what kind, for whoever supervises us (docs/operations.md)."""
     if not outcome.errors:
         return
-    lost = [pump for pump in outcome.pumps if isinstance(pump.error, ConnectionLostError) or not pump.taken]
-    broken = [outlet for outlet in outcome.outlets if outlet.error or (outlet.counts_all and outlet.refused)]
+    lost = [pump for pump in outcome.source_workers if isinstance(pump.error, ConnectionLostError) or not pump.received]
+    broken = [outlet for outlet in outcome.sink_workers if outlet.error or (outlet.counts_all and outlet.refused)]
     fail("\n".join(outcome.errors), EXIT_SINK if broken else EXIT_CAMERA if lost else EXIT_INPUT)
 
 

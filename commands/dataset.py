@@ -82,7 +82,7 @@ def list_samples(place: Path, pictures: str | None, pattern: str | None, gap: in
     )
     parts = parts or [""] * len(paths)
     samples = [
-        Sample(path, label, source, part=part)
+        Sample(path, label, source, split=part)
         for path, label, source, part in zip(paths, labels, sources, parts, strict=True)
     ]
     if divided := any(parts):

@@ -47,8 +47,8 @@ def find_layout(folder: Path, suffixes: frozenset[str]) -> Layout:
     """
     inner = {one: _Content.of(one, suffixes) for one in visible_folders(folder)}
     named = {one: part for one in inner if (part := part_called(one.name)) is not None}
-    split = {one: part for one, part in named.items() if inner[one].classes and not inner[one].pictures}
-    others = [one for one in inner if one not in named and (inner[one].pictures or inner[one].classes)]
+    split = {one: part for one, part in named.items() if inner[one].classes and not inner[one].images}
+    others = [one for one in inner if one not in named and (inner[one].images or inner[one].classes)]
     if not split:
         _check_unlabelled(folder, named, others, inner)
         return Layout({"": (folder,)})
@@ -57,7 +57,7 @@ def find_layout(folder: Path, suffixes: frozenset[str]) -> Layout:
             f"{folder}: holds {_listed(split)} alone, which is called like a part of a split; its folders "
             f"({_some(inner[next(iter(split))].classes)}) are the classes: give {next(iter(split))}"
         )
-    plain = [one.name for one in others if inner[one].pictures]
+    plain = [one.name for one in others if inner[one].images]
     repeated = sorted(set().union(*(inner[one].classes for one in split)) & {one.name for one in others})
     if len(set(split.values())) < 2:
         if not repeated and plain:
@@ -76,9 +76,9 @@ def find_layout(folder: Path, suffixes: frozenset[str]) -> Layout:
     homes = {one: _class_home(one, suffixes) for one in split}
     left = [f"{one}: is neither a part of the split nor needed" for one in others]
     left += [
-        f"{one}: {inner[one].pictures} pictures without folders of classes, so nobody knows what they show"
+        f"{one}: {inner[one].images} pictures without folders of classes, so nobody knows what they show"
         for one in named
-        if one not in split and inner[one].pictures
+        if one not in split and inner[one].images
     ]
     parts = {part: tuple(homes[one] for one in split if split[one] == part) for part in (TRAINING, VALIDATION, TEST)}
     return Layout({part: several for part, several in parts.items() if several}, tuple(left))
@@ -173,7 +173,7 @@ def is_hidden(name: str) -> bool:
 class _Content:
     """What lies in a folder."""
 
-    pictures: int
+    images: int
     """Directly in it."""
     classes: frozenset[str]
     """Its folders that hold pictures, at any depth."""
@@ -199,8 +199,8 @@ def _check_unlabelled(
             "each class; put them into folders such as "
             f"{next(one for one in named if named[one] == TRAINING)}/ok, or give a CSV with the columns path,label"
         )
-    wrapper = [one for one, content in inner.items() if content.pictures or content.classes]
-    if len(wrapper) == 1 and not inner[wrapper[0]].pictures:
+    wrapper = [one for one, content in inner.items() if content.images or content.classes]
+    if len(wrapper) == 1 and not inner[wrapper[0]].images:
         _check_detection(folder, dict.fromkeys(wrapper, ""), inner)
         raise ConfigError(
             f"{folder}: one class ({wrapper[0].name}), and in it the folders {_some(inner[wrapper[0]].classes)}; if "

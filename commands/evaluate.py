@@ -99,7 +99,7 @@ def evaluate(
             "area under a finer curve is the same"
         )
     meaning = read_class_map(class_map)
-    wanted = EvaluationOptions(method=method or "recipro-cam", steps=steps, any_box=any_box, meaning=meaning)
+    wanted = EvaluationOptions(method=method or "recipro-cam", steps=steps, any_box=any_box, class_map=meaning)
     known = load_boxes(boxes, box_names) if boxes else load_masks(masks, mask_above) if masks else Annotations()
     work = open_input(pictures, limit, known, Learned(config.engine.model))
     examiner = build_evaluator(make_network(config), config.engine, wanted)

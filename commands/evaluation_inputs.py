@@ -177,9 +177,9 @@ class VideoInput:
     def _add(self, journal: ResultsLog, name: str, examiner: Evaluator, pair: tuple[Frame, Frame | None]) -> None:
         """Measure a frame, and compare it with the one that follows it."""
         frame, following = pair
-        told = examiner.examine(frame) | self._learned.mark(frame.image)
+        told = examiner.evaluate(frame) | self._learned.mark(frame.image)
         if following is not None:
-            told |= examiner.compare(frame, following, told["class"])
+            told |= examiner.compare_frames(frame, following, told["class"])
         source = frame.source_name or Path(self.recording or "").name
         at_seconds = round(frame.pts_seconds or 0.0, 3)
         journal.add({"image": name, "source": source, "at_seconds": at_seconds, **told})
@@ -198,7 +198,7 @@ def _measured(examiner: Evaluator, frame: Frame, path: Path, known: Annotations)
     size = frame.height, frame.width
     truths = None if known.truths_of is None else known.truths_of(path, size)
     mask = None if known.mask_of is None else known.mask_of(path, size)
-    told = examiner.examine(frame, truths, mask)
+    told = examiner.evaluate(frame, truths, mask)
     folder = path.resolve().parent.name
     return told | {"right": told["label"] == folder} if folder in examiner.labels else told
 

@@ -51,7 +51,7 @@ def export(
         told = export_network(make_network(config), config.engine, place)
     print_line(
         f"written: {relative_path(output)} ({told.bytes / 1e6:.1f} MB, "
-        f"{told.passport.plan} plan; the same answers as the "
+        f"{told.metadata.plan} plan; the same answers as the "
         f"engine's in {' and '.join(told.runtimes)})\n"
         f"run it:  uv run run.py stream --model {shlex.quote(relative_path(output))} --source camera:0"
     )

@@ -74,8 +74,8 @@ def doctor() -> None:
     print_line(f"Python {platform.python_version()} on {platform.platform()}")
     for check in found:
         mark = "ok " if check.present else "-- "
-        cure = f"\n{'':26}{check.cure}" if check.cure and not check.present else ""
-        print_line(f"{mark} {check.name:22} {check.says}{cure}")
+        cure = f"\n{'':26}{check.hint}" if check.hint and not check.present else ""
+        print_line(f"{mark} {check.name:22} {check.detail}{cure}")
 
 
 def _found(
@@ -88,4 +88,4 @@ def _found(
         missing = getattr(reason, "name", None) or room
         cure = f"it needs {needs}: uv sync; a library (.so) that is missing comes with the system's packages"
         said = f"cannot be loaded ({type(reason).__name__}: {str(reason).splitlines()[0] if str(reason) else missing})"
-        return [Diagnostic(room, present=False, says=said, cure=cure)]
+        return [Diagnostic(room, present=False, detail=said, hint=cure)]

@@ -44,7 +44,7 @@ def run_sharded(config: Config, devices: Sequence[str], *, log_format: str = "te
         running = [_started(shard, log_format, lifeline) for shard in shards]
         try:
             while any(process.poll() is None for process in running) and not stop.is_set():
-                supervisor.alive()
+                supervisor.notify_alive()
                 stop.wait(_POLL_SECONDS)
         finally:
             codes = _ended(running, stop.other_signal)

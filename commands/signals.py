@@ -18,7 +18,7 @@ class ShutdownEvent(threading.Event):
 
     signals: frozenset[int] = frozenset()
     """What it was wished by."""
-    wished_at: float = 0.0
+    requested_at: float = 0.0
     """``time.monotonic()`` at the first."""
 
     @property
@@ -42,11 +42,11 @@ def shutdown_on_signal(begun: threading.Event) -> Iterator[ShutdownEvent]:
 
     def end(number: int, _frame: object) -> None:
         if stop.is_set():
-            if number in stop.signals or time.monotonic() - stop.wished_at > TOGETHER_SECONDS:
+            if number in stop.signals or time.monotonic() - stop.requested_at > TOGETHER_SECONDS:
                 os._exit(128 + number)
             stop.signals |= {number}
             return
-        stop.signals, stop.wished_at = frozenset({number}), time.monotonic()
+        stop.signals, stop.requested_at = frozenset({number}), time.monotonic()
         stop.set()
         if not begun.is_set():
             _say(b"\nStopped before the first frame; nothing was written.\n")

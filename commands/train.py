@@ -116,7 +116,7 @@ def train(
     _check_fractions(held_out, stopping)
     wish = FinetuneConfig(
         engine.model, weights or bundled_weights(engine.model), engine.input_size, engine.fit if fit else None,
-        engine.layer, until, freeze=freeze, freeze_to=freeze_to, augment=_words(augment),
+        engine.layer, until, linear_probe=freeze, freeze_until=freeze_to, augment=_words(augment),
         balance=cast("Balance", balance), epochs=epochs, batch=batch, learning_rate=learning_rate, patience=patience,
         threads=engine.threads, precision=cast("Precision", precision), seed=seed,
     )  # fmt: skip
@@ -133,12 +133,12 @@ def train(
         log.warning("left out: %s", line)
     samples, copies = merge_duplicates(decoded)
     if listing.divided:
-        parts, crossing = keep_split(samples, stopping, seed, pupil.seen)
+        parts, crossing = keep_split(samples, stopping, seed, pupil.trained_digests)
     else:
-        parts, crossing = stratified_group_split(samples, shares, seed, pupil.seen), []
-    _print_splits(parts, len(unread), copies, sum(one.digest in pupil.seen for one in samples))
+        parts, crossing = stratified_group_split(samples, shares, seed, pupil.trained_digests), []
+    _print_splits(parts, len(unread), copies, sum(one.digest in pupil.trained_digests for one in samples))
     _tell_split(crossing, divided=listing.divided)
-    similar, known = near_duplicates(parts, spectra, pupil.looks)
+    similar, known = near_duplicates(parts, spectra, pupil.trained_hashes)
     _tell_similar(similar)
     _tell_mixed(similar)
     if not listing.grouped:
@@ -156,8 +156,10 @@ def train(
     if not diploma.epochs:
         raise ConfigError("ended before the first epoch: nothing was learned, nothing is written")
     made = {"command": _command(), "date": datetime.now().astimezone().date().isoformat()}
-    file = replace(diploma.file, provenance={**diploma.file.provenance, **made}, looks=(*pupil.looks, known))
-    diploma = replace(diploma, file=file)
+    file = replace(
+        diploma.checkpoint, provenance={**diploma.checkpoint.provenance, **made}, looks=(*pupil.trained_hashes, known)
+    )
+    diploma = replace(diploma, checkpoint=file)
     explainer = write_checked(output, file, pupil, parts[TEST][0].path, read)
     left_out = [*listing.left_out, *unread, *(f"{one.path}: {CROSSING}" for one in crossing)]
     trained = Trained(place, options_given, diploma, parts, left_out, similar, grouped=listing.grouped)
@@ -191,23 +193,25 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def _print_start(pupil: FinetuneModel) -> None:
-    if not pupil.begun_with:
+    if not pupil.parent_checkpoint:
         return
-    fresh = [label for label in pupil.labels if label not in pupil.known]
-    print_line(f"goes on from {pupil.wish.model} ({pupil.name}{f' until {pupil.until}' if pupil.until else ''})")
-    print_line(f"  knows already: {', '.join(pupil.known) or 'none of these classes'}")
+    fresh = [label for label in pupil.labels if label not in pupil.known_labels]
+    print_line(
+        f"goes on from {pupil.config.model} ({pupil.name}{f' until {pupil.truncate_at}' if pupil.truncate_at else ''})"
+    )
+    print_line(f"  knows already: {', '.join(pupil.known_labels) or 'none of these classes'}")
     if fresh:
         print_line(f"  new: {', '.join(fresh)}")
-    if not pupil.seen:
+    if not pupil.trained_digests:
         log.warning(
             "%s does not say which pictures it learned from: if some of them are here, what is measured on held-out "
-            "ones may be too good", pupil.wish.model,
+            "ones may be too good", pupil.config.model,
         )  # fmt: skip
 
 
 def _print_splits(parts: Mapping[str, Sequence[Sample]], unread: int, copies: int, seen: int) -> None:
     for part, several in parts.items():
-        sources = len({one.source for one in several})
+        sources = len({one.group for one in several})
         print_line(f"{part.replace('_', '-'):9} {len(several):5} pictures of {sources} sources")
     if unread:
         print_line(f"left out  {unread:5} that do not decode")
@@ -231,7 +235,7 @@ def _tell_similar(similar: Sequence[NearDuplicate]) -> None:
     """Name pictures that look nearly like one in another part."""
     if not similar:
         return
-    examining = sum(one.part == "held_out" for one in similar)
+    examining = sum(one.split == "test" for one in similar)
     pairs = "; ".join(f"{one.path} and {one.learned}" for one in similar[:_NAMED])
     log.warning(
         "%d of the held-out and %d of the stopping pictures look nearly like one that is learned from: %s%s. If they "
@@ -261,7 +265,7 @@ def _print_epoch(at: EpochStats) -> None:
     if at.epochs <= 24 or at.epoch % 10 == 0:
         print_line(
             f"{at.stage + ', ' if at.stage else ''}epoch {at.epoch} of {at.epochs}: loss {at.loss:.3f}, "
-            f"on stopping pictures {at.stopping_loss:.3f}, their mean recall {at.stopping_recall:.1%}"
+            f"on stopping pictures {at.validation_loss:.3f}, their mean recall {at.validation_recall:.1%}"
             f"{' (best)' if at.best else ''}, {at.seconds:.0f} s"
         )
 

@@ -59,13 +59,13 @@ def train_line(
     told = {}
     for (name, found), count in zip(evaluation_record(net, LABELS, exams).items(), belts.values(), strict=True):
         print_line(
-            f"{name}, {found.pictures} frames of belts it has not seen: accuracy {found.accuracy:.1%}, pointing game "
-            f"{found.pointing:.1%} of {found.pointed_pictures}"
+            f"{name}, {found.images} frames of belts it has not seen: accuracy {found.accuracy:.1%}, pointing game "
+            f"{found.pointing:.1%} of {found.pointed_images}"
         )
         told[name] = {
-            "frames": found.pictures, "accuracy": round(found.accuracy, 4),
-            "pointing": round(found.pointing, 4) if found.pointed_pictures else None,
-            "pointed_frames": found.pointed_pictures, "seeds": [EVALUATION_SEEDS, EVALUATION_SEEDS + count - 1],
+            "frames": found.images, "accuracy": round(found.accuracy, 4),
+            "pointing": round(found.pointing, 4) if found.pointed_images else None,
+            "pointed_frames": found.pointed_images, "seeds": [EVALUATION_SEEDS, EVALUATION_SEEDS + count - 1],
         }  # fmt: skip
     provenance = {
         "trained_on": "the simulated inspection line: labels, and boxes to choose close-ups", "examination": told,

@@ -33,7 +33,7 @@ SHOWN_MISTAKES: Final = 24
 class Trained:
     """What a report tells of."""
 
-    pictures: str
+    images: str
     """What the user named."""
     options: str
     """How the pictures are read, ``?bits=12``; mostly empty."""
@@ -100,22 +100,26 @@ def write_report(output: Path, trained: Trained, explainer: NetworkExplainer, re
     from engine.finetuning.splits import TEST
     from overlays.reports.training import conclusion, training_html
 
-    diploma, labels = trained.diploma, trained.diploma.file.labels
-    found = diploma.examined[TEST]
+    diploma, labels = trained.diploma, trained.diploma.checkpoint.labels
+    found = diploma.metrics[TEST]
     told: dict[str, Any] = {
-        "model": output.name, "pictures": trained.pictures + trained.options, "labels": list(labels),
-        "provenance": dict(diploma.file.provenance),
-        "layer": diploma.file.layer, "input_size": list(diploma.file.input_size), "fit": diploma.file.fit,
+        "model": output.name,
+        "images": trained.images + trained.options,
+        "labels": list(labels),
+        "provenance": dict(diploma.checkpoint.provenance),
+        "layer": diploma.checkpoint.layer,
+        "input_size": list(diploma.checkpoint.input_size),
+        "fit": diploma.checkpoint.fit,
         "grouped": trained.grouped,
         "epochs": [asdict(epoch) for epoch in diploma.epochs],
-        "examined": {part: asdict(one) for part, one in diploma.examined.items()},
-        "parts": {part: [asdict(one) for one in several] for part, several in trained.parts.items()},
+        "metrics": {part: asdict(one) for part, one in diploma.metrics.items()},
+        "splits": {part: [asdict(one) for one in several] for part, several in trained.parts.items()},
         "near_duplicates": [asdict(one) for one in trained.similar],
         "left_out": list(trained.left_out),
-    }  # fmt: skip
+    }
     places = files_beside(output)
     write_text(places["report.json"], json.dumps(told, indent=1) + "\n")
-    mistakes = sorted((one for one in found.answers if one[1] != one[2]), key=lambda one: -one[3])
+    mistakes = sorted((one for one in found.predictions if one[1] != one[2]), key=lambda one: -one[3])
     heats = _explained([one[0] for one in mistakes[:SHOWN_MISTAKES]], explainer, read)
     page = training_html(told, lambda path: read(Path(path)), heats, pictures=SHOWN_MISTAKES)
     write_text(places["report.html"], page)

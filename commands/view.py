@@ -57,7 +57,7 @@ def view(
             stack.enter_context(door)
         print_line(f"Watching {address}; q, Esc or Ctrl-C ends.")
         told = forward(viewer, sinks, stop=stop, cameras=cameras, frames=frames, seconds=seconds, say=print_line)
-        why = viewer.trouble or f"is a stream with --sink {address} running?"
+        why = viewer.problem or f"is a stream with --sink {address} running?"
     print_line("\n".join(told.lines))
     if told.errors:
         fail("\n".join(told.errors))

@@ -22,7 +22,9 @@ def diagnostics() -> list[Diagnostic]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for name, entry in BACKENDS.items():
         lacking = entry.load().missing(device)
-        found.append(Diagnostic(f"backend {name}", not lacking, lacking.partition(":")[0] or entry.says, lacking))
+        found.append(
+            Diagnostic(f"backend {name}", not lacking, lacking.partition(":")[0] or entry.description, lacking)
+        )
     found.extend(_package(name) for name in _PACKAGES)
     found.append(_tensorrt())
     return found
@@ -35,20 +37,20 @@ def _processor() -> Diagnostic:
         f"torch uses {torch.get_num_threads()} threads",
         "bf16 in hardware" if bf16 else "no bf16 in hardware: --precision fp32 is the fastest",
     ]
-    return Diagnostic("processor", present=True, says="; ".join(words))
+    return Diagnostic("processor", present=True, detail="; ".join(words))
 
 
 def _gpu() -> Diagnostic:
     if not torch.cuda.is_available():
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
         cure = "not needed; with an NVIDIA GPU, install its driver"
-        return Diagnostic("GPU", present=False, says=f"none (torch is {built})", cure=cure)
+        return Diagnostic("GPU", present=False, detail=f"none (torch is {built})", hint=cure)
     told = []
     for index in range(torch.cuda.device_count()):
         properties, card = torch.cuda.get_device_properties(index), gpu_status(torch.device("cuda", index))
         memory = f"{properties.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
         told.append(f"cuda:{index}: {properties.name}, {memory}" if card is None else f"cuda:{index}: {card}, {memory}")
-    return Diagnostic("GPU", present=True, says="; ".join(told))
+    return Diagnostic("GPU", present=True, detail="; ".join(told))
 
 
 def _tensorrt() -> Diagnostic:
@@ -56,13 +58,13 @@ def _tensorrt() -> Diagnostic:
     package = installed()
     if not package:
         cure = f"only for TensorRT on a GPU: {HINT}"
-        return Diagnostic("tensorrt", present=False, says="not installed", cure=cure)
-    return Diagnostic("tensorrt", present=True, says=package)
+        return Diagnostic("tensorrt", present=False, detail="not installed", hint=cure)
+    return Diagnostic("tensorrt", present=True, detail=package)
 
 
 def _package(name: str) -> Diagnostic:
     try:
-        return Diagnostic(name, present=True, says=version(name))
+        return Diagnostic(name, present=True, detail=version(name))
     except PackageNotFoundError:
         cures = {
             "timm": "only for timm's models: uv sync --extra timm",
@@ -70,4 +72,4 @@ def _package(name: str) -> Diagnostic:
             "grad-cam": "only for run.py evaluate --method grad-cam and its kin: uv sync --extra evaluate",
             "torch-tensorrt": "only for TensorRT on a GPU: uv sync --extra tensorrt",
         }
-        return Diagnostic(name, present=False, says="not installed", cure=cures.get(name, "uv sync"))
+        return Diagnostic(name, present=False, detail="not installed", hint=cures.get(name, "uv sync"))

@@ -24,21 +24,23 @@ def diagnostics(display: str | None) -> list[Diagnostic]:
         Diagnostic("display", bool(display), display or "none", "only for --sink window: set DISPLAY, or use another"),
         _package("windows", "pygame-ce", "only for --sink window: uv sync"),
         Diagnostic("H.264 encoder", encoder, f"libx264 in PyAV {av.__version__}", "only for .mp4: uv sync"),
-        Diagnostic("ZeroMQ", present=True, says=f"{zmq.zmq_version()}, CURVE {'yes' if zmq.has('curve') else 'no'}"),
-        Diagnostic("web page", present=True, says=f"starlette {version('starlette')} on uvicorn {version('uvicorn')}"),
+        Diagnostic("ZeroMQ", present=True, detail=f"{zmq.zmq_version()}, CURVE {'yes' if zmq.has('curve') else 'no'}"),
+        Diagnostic(
+            "web page", present=True, detail=f"starlette {version('starlette')} on uvicorn {version('uvicorn')}"
+        ),
         _extra("Parquet", "pyarrow", ".parquet", "parquet"),
         _extra("MQTT", "paho-mqtt", "mqtt://", "mqtt"),
-        *([Diagnostic("sinks of packages", present=True, says=added)] if added else []),
-        Diagnostic("OpenCV", present=True, says=f"{cv2.__version__} (numpy {version('numpy')})"),
+        *([Diagnostic("sinks of packages", present=True, detail=added)] if added else []),
+        Diagnostic("OpenCV", present=True, detail=f"{cv2.__version__} (numpy {version('numpy')})"),
     ]
 
 
 def _package(name: str, package: str, cure: str) -> Diagnostic:
     """Say whether a package is there."""
     try:
-        return Diagnostic(name, present=True, says=f"{package} {version(package)}")
+        return Diagnostic(name, present=True, detail=f"{package} {version(package)}")
     except PackageNotFoundError:
-        return Diagnostic(name, present=False, says="not installed", cure=cure)
+        return Diagnostic(name, present=False, detail="not installed", hint=cure)
 
 
 def _extra(name: str, package: str, sink: str, extra: str) -> Diagnostic:

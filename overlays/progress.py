@@ -75,8 +75,8 @@ def table(outcome: RunResult, now: float) -> Table:
     shown = Table(box=None, padding=(0, 2, 0, 0))
     for heading in ("camera", "state", "frames", "of", "frames/s", "age p50", "dropped", "reconnects", "verdict"):
         shown.add_column(heading, no_wrap=True)
-    for pump in outcome.pumps:
-        camera, health = outcome.tally.cameras[pump.camera], pump.health
+    for pump in outcome.source_workers:
+        camera, health = outcome.stats.cameras[pump.camera], pump.health
         cells = (
             pump.camera,
             health.state + (f" ({health.reason})" if health.reason else ""),
@@ -95,8 +95,8 @@ def table(outcome: RunResult, now: float) -> Table:
 def lines(outcome: RunResult, now: float) -> list[str]:
     """Return the state of every camera as one line each."""
     told = []
-    for pump in outcome.pumps:
-        camera, health = outcome.tally.cameras[pump.camera], pump.health
+    for pump in outcome.source_workers:
+        camera, health = outcome.stats.cameras[pump.camera], pump.health
         total = f"/{pump.source.frames_total}" if pump.source.frames_total else ""
         fresh = _freshness(pump, camera, now)
         told.append(
@@ -118,10 +118,10 @@ def _counted(count: int, thing: str, of: str = "") -> str:
 def _freshness(pump: SourceWorker, camera: CameraStats, now: float) -> str:
     """Return the median age of a camera's frames, or for how long it has given none."""
     if pump.source.live:
-        if pump.last_at is None:
+        if pump.last_received_at is None:
             return "no frame yet"
-        silent = now - pump.last_at
-        if silent > max(_SILENT_SECONDS, SILENT_INTERVALS * pump.interval_seconds):
+        silent = now - pump.last_received_at
+        if silent > max(_SILENT_SECONDS, SILENT_INTERVALS * pump.mean_interval_seconds):
             return f"no frame for {format_duration(silent)}"
     return f"{camera.age.quantile(0.5) * 1e3:.0f} ms"
 
@@ -129,20 +129,20 @@ def _freshness(pump: SourceWorker, camera: CameraStats, now: float) -> str:
 def summary(outcome: RunResult) -> list[str]:
     """Return how a run went, a few sentences for people."""
     explained, seconds = outcome.explained, max(outcome.seconds, 1e-9)
-    corrupt = sum(pump.health.corrupt for pump in outcome.pumps)
+    corrupt = sum(pump.health.corrupt for pump in outcome.source_workers)
     told = [
-        f"{_counted(outcome.taken, 'frame')} in, {explained} explained, {outcome.dropped} dropped before the engine"
+        f"{_counted(outcome.received, 'frame')} in, {explained} explained, {outcome.dropped} dropped before the engine"
         + (f", {corrupt} damaged" if corrupt else "")
         + (f", {outcome.expired} too old to be worth showing" if outcome.expired else "")
         + f"; {explained / seconds:.1f} frames/s over {seconds:.1f} s"
     ]
     told.extend(
-        f"{pump.camera}: {_counted(pump.taken, 'frame')}; {pump.health.state}: {pump.health.reason}"
-        for pump in outcome.pumps
-        if pump.health.reason and (pump.taken == 0 or pump.health.state not in {"live", "ended"})
+        f"{pump.camera}: {_counted(pump.received, 'frame')}; {pump.health.state}: {pump.health.reason}"
+        for pump in outcome.source_workers
+        if pump.health.reason and (pump.received == 0 or pump.health.state not in {"live", "ended"})
     )
-    stages = outcome.tally.stages
-    for outlet in outcome.outlets:
+    stages = outcome.stats.stages
+    for outlet in outcome.sink_workers:
         age = stages.get(f"age at {outlet.name}")
         ages = f", age p50 {age.quantile(0.5) * 1e3:.0f} ms, p99 {age.quantile(0.99) * 1e3:.0f} ms" if age else ""
         refused = f", {outlet.refused} refused ({outlet.refusal})" if outlet.refused else ""
@@ -152,7 +152,7 @@ def summary(outcome: RunResult) -> list[str]:
     timed = [name for name in ("preprocess", "explain", "render") if name in stages]
     if timed:
         told.append("per frame, p50: " + ", ".join(f"{n} {stages[n].quantile(0.5) * 1e3:.1f} ms" for n in timed))
-    cameras = outcome.tally.cameras.values()
+    cameras = outcome.stats.cameras.values()
     if judged := sum(c.judged for c in cameras):
         right, pointed, hits = (sum(getattr(c, n) for c in cameras) for n in ("right", "pointed", "hits"))
         told.append(f"accuracy {right / judged:.1%} ({right} of {judged} frames of known truth)")

@@ -11,7 +11,7 @@ class Diagnostic:
 
     name: str
     present: bool
-    says: str
+    detail: str
     """What was found, or what is missing."""
-    cure: str = ""
+    hint: str = ""
     """What to do where it is missing; "" where nothing need be done."""

@@ -28,7 +28,7 @@ def unsound(explanation: Explanation) -> str:
 
 def _numbers(explanation: Explanation) -> Iterator[tuple[str, float | None]]:
     frame = explanation.frame
-    yield "taken_at", frame.taken_at
+    yield "taken_at", frame.captured_at
     yield "pts_seconds", frame.pts_seconds
     yield from _edges("heat_region", explanation.region)
     yield from ((f"timing {stage!r}", seconds) for stage, seconds in explanation.timings.items())
@@ -48,7 +48,7 @@ def _numbers(explanation: Explanation) -> Iterator[tuple[str, float | None]]:
 def _of_finding(finding: Finding) -> Numbers:
     yield f"the score of {finding.label!r}", finding.score
     yield from _edges(f"the box of {finding.label!r}", finding.box or ())
-    if (grounds := finding.grounds) is not None:
+    if (grounds := finding.heatmap_stats) is not None:
         yield "focus_area", grounds.focus_area
         yield "entropy", grounds.entropy
         yield "stability", grounds.stability

@@ -74,7 +74,7 @@ class Frame:
     """The camera's name: the topic on the wire, never a URI with credentials."""
     index: int
     """How many pictures the camera had given before this one: a gap is the number of dropped frames."""
-    taken_at: float
+    captured_at: float
     """``time.monotonic()`` seconds at which the picture had been decoded."""
     pts_seconds: float | None = None
     """The stream's own clock, rebased to start near 0; None where the stream has none."""
@@ -103,7 +103,7 @@ class Frame:
 
     def age_seconds(self, now: float | None = None) -> float:
         """Return the seconds from decode to ``now`` (monotonic; this moment where None)."""
-        return (time.monotonic() if now is None else now) - self.taken_at
+        return (time.monotonic() if now is None else now) - self.captured_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,9 +165,9 @@ class GuardState:
     firing: bool
     seconds: float
     """How long it has been firing, by the frames' own clock; 0 where it is not."""
-    says: str
+    message: str
     """Where it fires: the rule, and what was seen instead, in words."""
-    fired: int
+    fire_count: int
     """How often it has begun to fire since the run began."""
 
 
@@ -185,7 +185,7 @@ class Finding:
     """The class's place in the network's output; -1 where there is none."""
     box: Box | None = None
     """A detector's box; None for a classifier."""
-    grounds: HeatmapStats | None = None
+    heatmap_stats: HeatmapStats | None = None
     """Where the heat lies, as numbers; None where nobody measured it."""
 
     def __post_init__(self) -> None:
@@ -249,12 +249,12 @@ class Explanation:
         return self.heat_region
 
     @property
-    def top(self) -> Finding:
+    def first(self) -> Finding:
         """The first finding."""
         return self.findings[0]
 
     @property
-    def verdict(self) -> Finding | None:
+    def top_scoring(self) -> Finding | None:
         """The finding with the highest score, the first of equals; None where there is none."""
         return top_scoring(self.findings)
 
@@ -303,7 +303,7 @@ class Overlay:
     image: Image
     """uint8 RGB of the frame's size, read-only; the plain frame where no sink asked for a picture."""
     explanation: Explanation
-    silence: SignalLoss | None = None
+    signal_loss: SignalLoss | None = None
     """Set where nothing comes any more: the explanation is the camera's last, and the picture must not look live."""
     jpeg: Jpeg | None = None
     """The drawn picture, where the engine drew and compressed it on its own device. ``image`` then is the plain frame,

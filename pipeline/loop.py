@@ -38,15 +38,15 @@ class RunLimits:
     """Stop after so many explained frames, of all cameras together."""
     seconds: float | None = None
     """Stop after so long."""
-    batch: int = 8
+    batch_size: int = 8
     """Frames in a batch at the most."""
-    window_seconds: float = 0.0
+    batch_window_seconds: float = 0.0
     """How long a batch waits for more cameras."""
     queue_frames: int = 2
     """Frames of a camera that may wait for the engine."""
     max_age_seconds: float | None = None
     """A live camera's frame that is older is dropped, before the engine and before it is drawn; None = never."""
-    outlet_frames: int = 16
+    sink_queue_frames: int = 16
     """Overlays that may wait for a recorder or a log; for a window or the network the two newest may."""
 
 
@@ -54,9 +54,9 @@ class RunLimits:
 class RunResult:
     """How a run went."""
 
-    tally: RunStats
-    pumps: list[SourceWorker]
-    outlets: list[QueueWorker[Overlay]]
+    stats: RunStats
+    source_workers: list[SourceWorker]
+    sink_workers: list[QueueWorker[Overlay]]
     """Each sink's thread and queue."""
     parts: Sequence[object] = ()
     """The explainer, the renderer and the sinks: whatever may have figures or troubles of its own."""
@@ -65,34 +65,34 @@ class RunResult:
     seconds: float = 0.0
 
     @property
-    def taken(self) -> int:
+    def received(self) -> int:
         """Frames that all sources gave."""
-        return sum(pump.taken for pump in self.pumps)
+        return sum(pump.received for pump in self.source_workers)
 
     @property
     def dropped(self) -> int:
         """Frames dropped before the engine."""
-        return sum(pump.dropped for pump in self.pumps)
+        return sum(pump.dropped for pump in self.source_workers)
 
     @property
     def expired(self) -> int:
         """Frames that were too old: dropped before the engine (these are among ``dropped``), or behind it."""
-        before = sum(pump.expired for pump in self.pumps)
-        return before + sum(camera.expired for camera in self.tally.cameras.values())
+        before = sum(pump.expired for pump in self.source_workers)
+        return before + sum(camera.expired for camera in self.stats.cameras.values())
 
     @property
     def explained(self) -> int:
         """Frames explained."""
-        return sum(camera.explained for camera in self.tally.cameras.values())
+        return sum(camera.explained for camera in self.stats.cameras.values())
 
-    def figures(self) -> list[MetricSample]:
+    def metrics(self) -> list[MetricSample]:
         """Return what the parts of the run tell of themselves."""
-        return [figure for part in self.parts if isinstance(part, HasMetrics) for figure in part.figures()]
+        return [figure for part in self.parts if isinstance(part, HasMetrics) for figure in part.metrics()]
 
-    def troubles(self) -> dict[str, str]:
+    def problems(self) -> dict[str, str]:
         """Return the sinks that do not do all they should, and why: those that are closed, and those that go on."""
-        told = {sink.uri: sink.trouble for sink in self.parts if isinstance(sink, HasProblems)}
-        told |= {outlet.name: f"closed: {outlet.error}" for outlet in self.outlets if outlet.error}
+        told = {sink.uri: sink.problem for sink in self.parts if isinstance(sink, HasProblems)}
+        told |= {outlet.name: f"closed: {outlet.error}" for outlet in self.sink_workers if outlet.error}
         return {uri: why for uri, why in told.items() if why}
 
 
@@ -100,7 +100,7 @@ class RunResult:
 class RunObserver(Protocol):
     """A sink that also shows how the run does: the web page with its figures."""
 
-    def about(self, outcome: RunResult) -> None:
+    def on_run_start(self, outcome: RunResult) -> None:
         """Take the run, once, before the first frame. Its numbers go on changing; any thread may read them."""
         ...
 
@@ -137,7 +137,7 @@ def run_pipeline(
         for s, overflow in sources
     ]
     tally = RunStats([pump.camera for pump in pumps])
-    outlets = [make_sink_worker(sink, _timed(sink, tally), limits.outlet_frames) for sink in sinks]
+    outlets = [make_sink_worker(sink, _timed(sink, tally), limits.sink_queue_frames) for sink in sinks]
     outcome = RunResult(tally, pumps, outlets, (explainer, renderer, *sinks))
     _notify_observers(sinks, outcome)
     doors = list(zip(sinks, outlets, strict=True))
@@ -150,7 +150,7 @@ def run_pipeline(
         for pump in pumps:
             watchman = SignalLossDetector([pump], _silent(renderer, doors))
             draw = _drawing(renderer, doors, pump, tally, watchman)
-            lanes.open(pump.camera, stack.enter_context(lanes.relay(pump.camera, draw, watchman.look)))
+            lanes.open(pump.camera, stack.enter_context(lanes.relay(pump.camera, draw, watchman.check)))
         finishing = stack.enter_context(QueueWorker("engine", _call, depth=1))
         for pump in pumps:
             stack.enter_context(pump)
@@ -159,12 +159,12 @@ def run_pipeline(
         def over() -> bool:
             if alive:
                 alive()
-            return stop.is_set() or lanes.broken or finishing.broken or _stop_requested(outcome)
+            return stop.is_set() or lanes.broken or finishing.failed or _stop_requested(outcome)
 
         explain = _explaining(explainer, lanes, finishing, tally)
-        wait, sent = limits.window_seconds, 0
+        wait, sent = limits.batch_window_seconds, 0
         for gathered in iter_batches(
-            pumps, bell, over, limit=limits.batch, window_seconds=wait, until=until, ready=lanes.ready
+            pumps, bell, over, limit=limits.batch_size, window_seconds=wait, until=until, ready=lanes.ready
         ):
             batch = gathered if limits.frames is None else gathered[: limits.frames - sent]
             sent += len(batch)
@@ -184,7 +184,7 @@ def run_pipeline(
 def _notify_observers(sinks: Sequence[Sink], outcome: RunResult) -> None:
     for sink in sinks:
         if isinstance(sink, RunObserver):
-            sink.about(outcome)
+            sink.on_run_start(outcome)
 
 
 def _call(finish: Callable[[], None]) -> None:
@@ -204,10 +204,10 @@ class _Lanes:
         # A file may fill a batch while the one before is drawn. A live camera has one frame in a batch: one is drawn
         # while the next is explained; more would only become old.
         self._most = {
-            "wait": 2 * limits.batch + limits.queue_frames,
+            "wait": 2 * limits.batch_size + limits.queue_frames,
             "drop-oldest": limits.queue_frames + 2 * ahead,
         }
-        self._depth = sum(self._most.values()) + limits.batch
+        self._depth = sum(self._most.values()) + limits.batch_size
         self._under_way = dict.fromkeys([pump.camera for pump in pumps], 0)
         self._bell = bell
         self._lanes: dict[str, QueueWorker[Explanation]] = {}
@@ -232,7 +232,7 @@ class _Lanes:
     @property
     def broken(self) -> bool:
         """Whether one of them draws no more."""
-        return any(lane.broken for lane in self._lanes.values())
+        return any(lane.failed for lane in self._lanes.values())
 
     @property
     def error(self) -> BaseException | None:
@@ -267,17 +267,17 @@ def _explaining(
 
     def hand_on(explained: Sequence[Explanation], begun: float) -> None:
         for explanation in explained:
-            tally.stage("queue", begun - explanation.frame.taken_at)
-            tally.explained(explanation)
+            tally.observe_stage("queue", begun - explanation.frame.captured_at)
+            tally.count_explained(explanation)
             lanes.put(explanation)
         if isinstance(explainer, PostBatchHook):
-            explainer.afterwards()
+            explainer.after_batch()
 
     def explain(batch: Sequence[Frame]) -> None:
         begun = time.monotonic()
-        tally.batch(len(batch))
+        tally.count_batch(len(batch))
         if isinstance(explainer, AsyncExplainer):
-            finish = explainer.begin(batch)
+            finish = explainer.submit(batch)
             finishing.put(lambda: hand_on(finish(), begun), "wait")
         else:
             hand_on(explainer.explain(batch), begun)
@@ -297,14 +297,14 @@ def _drawing(
     preparing = [sink for sink, _ in doors if isinstance(sink, Preparer)]
 
     def draw(explanation: Explanation) -> None:
-        if pump.too_old(explanation.frame):
-            tally.expired(camera)
+        if pump.is_expired(explanation.frame):
+            tally.count_expired(camera)
             return
         begun = time.monotonic()
-        looked_at = any(sink.needs_picture(camera) and not outlet.broken for sink, outlet in doors)
+        looked_at = any(sink.needs_image(camera) and not outlet.failed for sink, outlet in doors)
         if looked_at and not unsound(explanation):  # an unsound one cannot be drawn; every outlet refuses it
             overlay = renderer.render(explanation)
-            tally.stage("render", time.monotonic() - begun)
+            tally.observe_stage("render", time.monotonic() - begun)
         else:
             overlay = Overlay(explanation.frame.image, explanation)
         for preparer in preparing:
@@ -312,9 +312,9 @@ def _drawing(
         for sink, outlet in doors:
             # A file loses nothing on its way into a file; nobody else is ever waited for.
             outlet.put(overlay, pump.overflow if sink.lossless else "drop-oldest")
-        tally.left(explanation)
-        watchman.saw(explanation)
-        watchman.look()
+        tally.count_delivered(explanation)
+        watchman.record(explanation)
+        watchman.check()
 
     return draw
 
@@ -326,9 +326,9 @@ def _silent(
 
     def tell(explanation: Explanation, silence: SignalLoss) -> None:
         camera = explanation.frame.camera
-        looking = [outlet for sink, outlet in doors if sink.needs_picture(camera) and not outlet.broken]
+        looking = [outlet for sink, outlet in doors if sink.needs_image(camera) and not outlet.failed]
         if looking:
-            overlay = renderer.silent(explanation, silence)
+            overlay = renderer.render_stale(explanation, silence)
             for outlet in looking:
                 outlet.put(overlay)
 
@@ -382,17 +382,17 @@ def _timed(sink: Sink, tally: RunStats) -> Callable[[Overlay], None]:
     def put(overlay: Overlay) -> None:
         begun = time.monotonic()
         sink.put(overlay)
-        if overlay.silence is not None:
+        if overlay.signal_loss is not None:
             return
-        tally.stage(f"put {sink.uri}", time.monotonic() - begun)
-        tally.stage(f"age at {sink.uri}", overlay.explanation.frame.age_seconds())
+        tally.observe_stage(f"put {sink.uri}", time.monotonic() - begun)
+        tally.observe_stage(f"age at {sink.uri}", overlay.explanation.frame.age_seconds())
 
     return put
 
 
 def _stop_requested(outcome: RunResult) -> bool:
-    outlets = outcome.outlets
-    return any(o.stop_requested.is_set() for o in outlets) or (bool(outlets) and all(o.broken for o in outlets))
+    outlets = outcome.sink_workers
+    return any(o.stop_requested.is_set() for o in outlets) or (bool(outlets) and all(o.failed for o in outlets))
 
 
 def _stop_all(pumps: Sequence[SourceWorker]) -> None:

@@ -136,7 +136,7 @@ class MaskedScorer(Protocol):
 class PostBatchHook(Protocol):
     """An explainer that has something to do once a batch is on its way and nobody waits for it."""
 
-    def afterwards(self) -> None:
+    def after_batch(self) -> None:
         """Do it; called after each batch, in the thread that explains. Frames that come meanwhile wait."""
         ...
 
@@ -145,7 +145,7 @@ class PostBatchHook(Protocol):
 class AsyncExplainer(Protocol):
     """An explainer that need not finish a batch before it begins the next: a device works while the host goes on."""
 
-    def begin(self, frames: Sequence[Frame]) -> Callable[[], Sequence[Explanation]]:
+    def submit(self, frames: Sequence[Frame]) -> Callable[[], Sequence[Explanation]]:
         """Send a batch on its way and return at once; what is returned is called once, in order, and waits for it."""
         ...
 
@@ -158,7 +158,7 @@ class Renderer(Protocol):
         """Draw it on a new picture of the frame's size; the frame itself is left as it is."""
         ...
 
-    def silent(self, explanation: Explanation, silence: SignalLoss) -> Overlay:
+    def render_stale(self, explanation: Explanation, silence: SignalLoss) -> Overlay:
         """Draw a camera's last frame so that nobody takes it for live."""
         ...
 
@@ -169,7 +169,7 @@ class Sink(Protocol):
 
     Entering opens it (binds, creates, shows) and raises ``SinkError`` with the cure. ``put`` may block: each sink has
     a thread and a bounded queue of its own, so a slow one delays nobody. Leaving finishes what it wrote. A sink that
-    also has ``about`` (``pipeline.loop.RunObserver``) is handed the run's counters before the first frame.
+    also has ``on_run_start`` (``pipeline.loop.RunObserver``) is handed the run's counters before the first frame.
     """
 
     uri: str
@@ -177,7 +177,7 @@ class Sink(Protocol):
     lossless: bool
     """Whether every frame counts (recorder, log) or the newest is enough (window, network)."""
 
-    def needs_picture(self, camera: str) -> bool:
+    def needs_image(self, camera: str) -> bool:
         """Say whether a picture of this camera would be looked at now; where all say no, none is rendered."""
         ...
 
@@ -202,7 +202,7 @@ class MetricSample:
     name: str
     """Snake case, with its unit: ``viewers``, ``recorder_bytes``; it is published as ``recipro_<name>``."""
     value: float
-    says: str
+    help: str
     """What it counts, in one sentence; the same for every figure of that name."""
     kind: Literal["gauge", "counter"] = "gauge"
     labels: tuple[tuple[str, str], ...] = ()
@@ -213,7 +213,7 @@ class MetricSample:
 class HasMetrics(Protocol):
     """A part of the run that has figures of its own: a sink, an explainer, whatever stands between."""
 
-    def figures(self) -> Sequence[MetricSample]:
+    def metrics(self) -> Sequence[MetricSample]:
         """Return them as they are now. Called from any thread, now and then; never waits."""
         ...
 
@@ -226,7 +226,7 @@ class HasProblems(Protocol):
     """The sink's."""
 
     @property
-    def trouble(self) -> str:
+    def problem(self) -> str:
         """What and why, in words and without credentials; empty while all is well. For any thread."""
         ...
 
@@ -249,7 +249,7 @@ class AcceptsJpeg(Protocol):
     """A sink that sends drawn pictures as JPEG, and takes them as such where the engine has made them."""
 
     @property
-    def takes_jpeg(self) -> int | None:
+    def accepted_jpeg_quality(self) -> int | None:
         """The quality it sends them at; None: it needs arrays after all."""
         ...
 

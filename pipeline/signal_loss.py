@@ -21,7 +21,7 @@ AGAIN_SECONDS: Final = 1.0
 @dataclass(slots=True)
 class _Last:
     explanation: Explanation
-    told_at: float | None = None
+    reported_at: float | None = None
 
 
 class SignalLossDetector:
@@ -41,26 +41,28 @@ class SignalLossDetector:
             tell: called with the last explanation of a camera that is silent, again every ``AGAIN_SECONDS``.
             clock: monotonic seconds.
         """
-        self._pumps = list(pumps)
-        self._tell = tell
+        self._workers = list(pumps)
+        self._on_signal_loss = tell
         self._clock = clock
         self._last: dict[str, _Last] = {}
 
-    def saw(self, explanation: Explanation) -> None:
+    def record(self, explanation: Explanation) -> None:
         """Take note of a frame that was drawn."""
         self._last[explanation.frame.camera] = _Last(explanation)
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Say who is silent. Call it often; it costs next to nothing."""
         now = self._clock()
-        for pump in self._pumps:
+        for pump in self._workers:
             last = self._last.get(pump.camera)
-            if not pump.source.live or last is None or pump.last_at is None or pump.waiting:
+            if not pump.source.live or last is None or pump.last_received_at is None or pump.queued:
                 continue
-            seconds = now - pump.last_at
-            limit = max(SILENT_SECONDS, SILENT_INTERVALS * pump.interval_seconds)
-            if seconds < limit or (last.told_at is not None and now - last.told_at < AGAIN_SECONDS):
+            seconds = now - pump.last_received_at
+            limit = max(SILENT_SECONDS, SILENT_INTERVALS * pump.mean_interval_seconds)
+            if seconds < limit or (last.reported_at is not None and now - last.reported_at < AGAIN_SECONDS):
                 continue
-            last.told_at = now
+            last.reported_at = now
             health = pump.health
-            self._tell(last.explanation, SignalLoss(now - last.explanation.frame.taken_at, health.state, health.reason))
+            self._on_signal_loss(
+                last.explanation, SignalLoss(now - last.explanation.frame.captured_at, health.state, health.reason)
+            )

@@ -94,34 +94,34 @@ class RunStats:
         """How often the engine was given so many frames at once."""
         self.started = time.monotonic()
 
-    def batch(self, frames: int) -> None:
+    def count_batch(self, frames: int) -> None:
         """Count one batch the engine was given."""
         with self._lock:
             self.batches[frames] = self.batches.get(frames, 0) + 1
 
-    def explained(self, explanation: Explanation) -> None:
+    def count_explained(self, explanation: Explanation) -> None:
         """Count one explained frame and score it where its truth is known."""
         camera = self.cameras[explanation.frame.camera]
         with self._lock:
             camera.explained += 1
             camera.arrivals.append(time.monotonic())
-            if (verdict := explanation.verdict) is not None:
+            if (verdict := explanation.top_scoring) is not None:
                 camera.label, camera.score = verdict.label, verdict.score
             for stage, seconds in explanation.timings.items():
                 self.stages.setdefault(stage, Histogram()).add(seconds)
         _judge(camera, explanation)
 
-    def left(self, explanation: Explanation) -> None:
+    def count_delivered(self, explanation: Explanation) -> None:
         """Count one frame that has been drawn and handed to the sinks."""
         with self._lock:
             self.cameras[explanation.frame.camera].age.add(explanation.frame.age_seconds())
 
-    def expired(self, camera: str) -> None:
+    def count_expired(self, camera: str) -> None:
         """Count one frame that was too old to be shown when it had been explained."""
         with self._lock:
             self.cameras[camera].expired += 1
 
-    def stage(self, name: str, seconds: float) -> None:
+    def observe_stage(self, name: str, seconds: float) -> None:
         """Count one duration of a stage."""
         with self._lock:
             self.stages.setdefault(name, Histogram()).add(seconds)
@@ -132,7 +132,7 @@ def _judge(camera: CameraStats, explanation: Explanation) -> None:
     if truth is None:
         return
     camera.judged += 1
-    verdict = explanation.verdict
+    verdict = explanation.top_scoring
     if verdict is None or verdict.label != truth.label:
         return
     camera.right += 1

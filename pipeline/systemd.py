@@ -26,17 +26,17 @@ class SystemdNotifier:
         usec = environment.get("WATCHDOG_USEC", "")
         self._interval_seconds = int(usec) / 2e6 if usec.isdigit() and int(usec) else None
         self._clock = clock
-        self._told_at = clock()
+        self._notified_at = clock()
 
     def __enter__(self) -> Self:
         self._send("READY=1")
         return self
 
-    def alive(self) -> None:
+    def notify_alive(self) -> None:
         """Say that the main loop still turns, as often as the watchdog wants to hear it."""
         now = self._clock()
-        if self._interval_seconds is not None and now - self._told_at >= self._interval_seconds:
-            self._told_at = now
+        if self._interval_seconds is not None and now - self._notified_at >= self._interval_seconds:
+            self._notified_at = now
             self._send("WATCHDOG=1")
 
     def __exit__(

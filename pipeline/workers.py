@@ -70,7 +70,7 @@ class SourceWorker:
         self.source = source
         self._overflow = overflow
         self.error: BaseException | None = None
-        self.taken = 0
+        self.received = 0
         """How many frames the source gave."""
         self.dropped = 0
         """How many of them were dropped because the queue was full, or because they were too old."""
@@ -78,15 +78,15 @@ class SourceWorker:
         """How many of those were too old."""
         self.ended = False
         """Whether the source will give no more; frames may still wait in the queue."""
-        self.last_at: float | None = None
+        self.last_received_at: float | None = None
         """``time.monotonic()`` when its last frame came; None before the first."""
-        self.interval_seconds = 0.0
+        self.mean_interval_seconds = 0.0
         """The usual time between two of its frames: a running mean over about the last twenty."""
         # The bell guards the queue and the counters: put and get hold it, reading frames and explaining them do not.
-        self._bell = bell or threading.Condition()
+        self._condition = bell or threading.Condition()
         self._queue: deque[Frame] = deque()
         self._depth = depth
-        self._crowded_at: int | None = None
+        self._full_at: int | None = None
         """``taken`` when the reader last found several waiting; None where it found one or none."""
         self._max_age_seconds = max_age_seconds
         self._stop = threading.Event()
@@ -109,7 +109,7 @@ class SourceWorker:
         return self.source.health
 
     @property
-    def waiting(self) -> int:
+    def queued(self) -> int:
         """How many frames wait in the queue."""
         return len(self._queue)
 
@@ -126,7 +126,7 @@ class SourceWorker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
         self.stop()
-        while self._thread.is_alive() and not self._may_be_left():
+        while self._thread.is_alive() and not self._may_be_abandoned():
             self._thread.join(POLL_SECONDS)
 
     def stop(self) -> None:
@@ -134,10 +134,10 @@ class SourceWorker:
         if not self._stop.is_set():
             self._stopped_at = time.monotonic()
         self._stop.set()
-        with self._bell:
-            self._bell.notify_all()
+        with self._condition:
+            self._condition.notify_all()
 
-    def _may_be_left(self) -> bool:
+    def _may_be_abandoned(self) -> bool:
         """Say whether the thread may end by itself, later: one that only waits for a camera's answer gives no more.
 
         Cameras are stopped together, so their waits are counted together.
@@ -150,40 +150,40 @@ class SourceWorker:
             return True
         return False
 
-    def take(self) -> Frame | None:
+    def pop(self) -> Frame | None:
         """Return the next waiting frame, or None when none waits now.
 
         That is the oldest one. But a reader of a live source that finds several waiting, and again new ones among
         several the next time, is behind: it gets the newest, and the others are dropped. One hiccup costs no frame, and
         falling behind never makes them old.
         """
-        with self._bell:
+        with self._condition:
             crowded = self.overflow == "drop-oldest" and len(self._queue) > 1
-            behind = crowded and self._crowded_at not in {None, self.taken}
+            behind = crowded and self._full_at not in {None, self.received}
             while behind and len(self._queue) > 1:
                 self._queue.popleft()
                 self.dropped += 1
-            self._crowded_at = self.taken if crowded else None
+            self._full_at = self.received if crowded else None
             frame = self._queue.popleft() if self._queue else None
-            while frame is not None and self.too_old(frame):
+            while frame is not None and self.is_expired(frame):
                 self.expired += 1
                 self.dropped += 1
                 frame = self._queue.popleft() if self._queue else None
-            self._bell.notify_all()
+            self._condition.notify_all()
             return frame
 
-    def too_old(self, frame: Frame) -> bool:
+    def is_expired(self, frame: Frame) -> bool:
         """Say whether a frame is no longer worth showing."""
         return self._max_age_seconds is not None and self.source.live and frame.age_seconds() > self._max_age_seconds
 
     def __iter__(self) -> Iterator[Frame]:
         """Give frames until the source ends. An error of the source is kept in ``error``, not raised."""
         while True:
-            with self._bell:
-                self._bell.wait_for(lambda: self._queue or self.ended)
+            with self._condition:
+                self._condition.wait_for(lambda: self._queue or self.ended)
                 if self.finished:
                     return
-            frame = self.take()
+            frame = self.pop()
             if frame is not None:
                 yield frame
 
@@ -195,30 +195,30 @@ class SourceWorker:
         except Exception as error:  # noqa: BLE001 - kept for the reader: a dead camera ends only itself
             self.error = error
         finally:
-            with self._bell:
+            with self._condition:
                 self.ended = True
-                self._bell.notify_all()
+                self._condition.notify_all()
 
     def _put(self, frame: Frame) -> bool:
         """Queue one frame; return False when the pump was stopped instead."""
-        with self._bell:
-            self.taken += 1
+        with self._condition:
+            self.received += 1
             self._note_arrival(time.monotonic())
             if self.overflow == "wait":
-                self._bell.wait_for(lambda: len(self._queue) < self._depth or self._stop.is_set())
+                self._condition.wait_for(lambda: len(self._queue) < self._depth or self._stop.is_set())
             while len(self._queue) >= self._depth and not self._stop.is_set():
                 self._queue.popleft()
                 self.dropped += 1
             if self._stop.is_set():
                 return False
             self._queue.append(frame)
-            self._bell.notify_all()
+            self._condition.notify_all()
             return True
 
     def _note_arrival(self, now: float) -> None:
-        if self.last_at is not None:
-            self.interval_seconds = update_mean_interval(self.interval_seconds, now - self.last_at)
-        self.last_at = now
+        if self.last_received_at is not None:
+            self.mean_interval_seconds = update_mean_interval(self.mean_interval_seconds, now - self.last_received_at)
+        self.last_received_at = now
 
 
 def iter_batches(
@@ -233,9 +233,9 @@ def iter_batches(
 ) -> Iterator[list[Frame]]:
     """Give batches of frames from many cameras: one each in turn, until all have ended or it is ``over``.
 
-    A batch leaves when it is full, when every camera that still runs has given a frame, or ``window_seconds`` after
-    its first frame; nobody waits for a slow camera longer than that. Whoever was served last comes last next time. A
-    camera whose queue waits (a file) may fill the rest of a batch.
+    A batch leaves when it is full, when every camera that still runs has given a frame, or ``batch_window_seconds``
+    after its first frame; nobody waits for a slow camera longer than that. Whoever was served last comes last next
+    time. A camera whose queue waits (a file) may fill the rest of a batch.
 
     Args:
         pumps: the running pumps, all made with ``bell``.
@@ -254,11 +254,11 @@ def iter_batches(
         batch: list[Frame] = []
         served: list[SourceWorker] = []
         for pump in turn:
-            if len(batch) < limit and ready(pump) and (frame := pump.take()):
+            if len(batch) < limit and ready(pump) and (frame := pump.pop()):
                 batch.append(frame)
                 served.append(pump)
         for pump in served:
-            while len(batch) < limit and pump.overflow == "wait" and (frame := pump.take()):
+            while len(batch) < limit and pump.overflow == "wait" and (frame := pump.pop()):
                 batch.append(frame)
         turn = [p for p in turn if p not in served] + served
         if batch:
@@ -275,7 +275,7 @@ def _wait_for_frames(
     """Wait until a frame waits that may be taken (True), or until there is an end (False)."""
     with bell:
         while not over() and (until is None or time.monotonic() < until):
-            if any(pump.waiting and ready(pump) for pump in pumps):
+            if any(pump.queued and ready(pump) for pump in pumps):
                 return True
             if all(pump.finished for pump in pumps):
                 return False
@@ -291,7 +291,7 @@ def _wait_for_more(
         while not over():
             running = [pump for pump in pumps if not pump.finished]
             left = deadline - time.monotonic()
-            if left <= 0 or sum(1 for pump in running if pump.waiting) >= min(limit, len(running)):
+            if left <= 0 or sum(1 for pump in running if pump.queued) >= min(limit, len(running)):
                 return
             bell.wait(min(left, POLL_SECONDS))
 
@@ -344,14 +344,14 @@ class QueueWorker(Generic[T]):
         """The reason of the last one of them."""
         self.counts_all = False
         """Whether every item counts, so that one that is refused is an error of the run."""
-        self._deliver = deliver
+        self._handler = deliver
         self._idle = idle
         self._clock = clock
         self._skips = skips or (lambda _error: False)
         self._failures = 0
         """Items in a row that failed for a reason outside our tree."""
         # The lock guards the queue and the flags; deliver runs without it.
-        self._bell = threading.Condition()
+        self._condition = threading.Condition()
         self._queue: FairQueue[T] = FairQueue(
             depth, key=key or (lambda _item: ""), weigh=weigh or (lambda _item: 0), most_bytes=most_bytes
         )
@@ -361,7 +361,7 @@ class QueueWorker(Generic[T]):
         self._thread = threading.Thread(target=self._run, name=f"relay {name}", daemon=True)
 
     @property
-    def broken(self) -> bool:
+    def failed(self) -> bool:
         """Whether it delivers no more."""
         return self.error is not None or self.stop_requested.is_set()
 
@@ -373,42 +373,42 @@ class QueueWorker(Generic[T]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
         if kind is not None:
-            self.abandon()
-        with self._bell:
+            self.clear()
+        with self._condition:
             self._closing = True
-            self._bell.notify_all()
+            self._condition.notify_all()
         _join(self._thread)
 
-    def abandon(self) -> None:
+    def clear(self) -> None:
         """Drop what waits, counted."""
-        with self._bell:
+        with self._condition:
             self.dropped += self._queue.clear()
-            self._bell.notify_all()
+            self._condition.notify_all()
 
     def put(self, item: T, overflow: Overflow = "drop-oldest") -> None:
         """Queue one item: wait for room, or make room by dropping the oldest. Does nothing once it is broken."""
-        with self._bell:
+        with self._condition:
             if overflow == "wait":
-                self._bell.wait_for(lambda: self._queue.has_room(item) or self.broken)
+                self._condition.wait_for(lambda: self._queue.has_room(item) or self.failed)
             while not self._queue.has_room(item):
                 self._queue.drop_oldest(item)
                 self.dropped += 1
-            if not self.broken:
+            if not self.failed:
                 self._queue.add(item)
-                self._bell.notify_all()
+                self._condition.notify_all()
 
     def _run(self) -> None:
         try:
             while True:
-                with self._bell:
+                with self._condition:
                     patience = None if self._idle is None else POLL_SECONDS
-                    self._bell.wait_for(lambda: self._queue or self._closing, patience)
+                    self._condition.wait_for(lambda: self._queue or self._closing, patience)
                     item = self._queue.take()
-                    self._bell.notify_all()
+                    self._condition.notify_all()
                 if item is not None:
                     begun = self._clock()
                     self._deliver_one(item)
-                    with self._bell:
+                    with self._condition:
                         self._queue.used(item, self._clock() - begun)
                 elif self._closing:
                     return
@@ -420,11 +420,11 @@ class QueueWorker(Generic[T]):
             self.error = error
             log.warning("%s closed: %s", self.name, error)
         finally:
-            self.abandon()
+            self.clear()
 
     def _deliver_one(self, item: T) -> None:
         try:
-            self._deliver(item)
+            self._handler(item)
         except StopRequested:
             raise
         except Exception as error:  # noqa: BLE001 - one item ends no door

@@ -22,7 +22,7 @@ class StreamClock:
         self._first_arrival: float | None = None
         self._last: float | None = None
 
-    def tell(self, pts_seconds: float | None, *, arrived_at: float | None = None) -> float:
+    def to_seconds(self, pts_seconds: float | None, *, arrived_at: float | None = None) -> float:
         """Return the seconds since the first picture, greater than what was told before.
 
         ``pts_seconds`` is the stream's own time, None where it has none; ``arrived_at`` is monotonic seconds, None
@@ -30,7 +30,7 @@ class StreamClock:
         """
         if self._first_arrival is None:
             self._first_arrival = arrived_at
-        told = self._believed(pts_seconds, self._elapsed(arrived_at))
+        told = self._plausible(pts_seconds, self._elapsed(arrived_at))
         if pts_seconds is not None and self._offset is None:
             self._offset = told - pts_seconds
         self._last = told
@@ -45,7 +45,7 @@ class StreamClock:
             return None
         return arrived_at - self._first_arrival
 
-    def _believed(self, pts_seconds: float | None, elapsed: float | None) -> float:
+    def _plausible(self, pts_seconds: float | None, elapsed: float | None) -> float:
         own = self._own(elapsed)
         if self._last is None or pts_seconds is None or self._offset is None:
             return own

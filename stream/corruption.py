@@ -28,38 +28,38 @@ class CorruptionTracker:
 
         None doubts until a key picture comes, however long that takes.
         """
-        self._patience = patience_packets
-        self._sent: deque[PacketInfo] = deque(maxlen=_REMEMBERED_PACKETS)
-        self._doubtful: set[int] = set()
+        self._window_packets = patience_packets
+        self._packets: deque[PacketInfo] = deque(maxlen=_REMEMBERED_PACKETS)
+        self._suspect_until: set[int] = set()
         self._doubted_packets = 0
         self._broken = False
         self._clean_from: int | None = None
 
-    def sends(self, pts: int | None, *, key: bool) -> None:
+    def add_packet(self, pts: int | None, *, key: bool) -> None:
         """Note a packet on its way into the decoder."""
         packet = PacketInfo(pts, key)
-        self._sent.append(packet)
+        self._packets.append(packet)
         self._judge(packet)
 
-    def breaks(self, *, pts: int | None = None) -> None:
+    def mark_corrupt(self, *, pts: int | None = None) -> None:
         """Note damage: in the picture shown at ``pts``, or in the packet sent last."""
-        packets = list(self._sent)
+        packets = list(self._packets)
         start = max(0, len(packets) - 1)
         if pts is not None:
             start = next((n for n, packet in enumerate(packets) if packet.pts == pts), start)
-            self._doubtful.add(pts)
+            self._suspect_until.add(pts)
         self._broken, self._clean_from, self._doubted_packets = True, None, 0
         for packet in packets[start : start + 1]:
-            self._doubtful.update(() if packet.pts is None else (packet.pts,))
+            self._suspect_until.update(() if packet.pts is None else (packet.pts,))
         for packet in packets[start + 1 :]:
             self._judge(packet)
 
-    def believes(self, pts: int | None) -> bool:
+    def is_intact(self, pts: int | None) -> bool:
         """Say whether the picture shown at ``pts`` is whole."""
         if pts is None:
             return not self._broken
-        doubtful = pts in self._doubtful
-        self._doubtful.discard(pts)
+        doubtful = pts in self._suspect_until
+        self._suspect_until.discard(pts)
         return not doubtful
 
     def _judge(self, packet: PacketInfo) -> None:
@@ -72,7 +72,7 @@ class CorruptionTracker:
         if not (self._broken or leads):
             return
         self._doubted_packets += 1
-        if self._patience is not None and self._doubted_packets > self._patience:
+        if self._window_packets is not None and self._doubted_packets > self._window_packets:
             self._broken, self._clean_from = False, None
         elif packet.pts is not None:
-            self._doubtful.add(packet.pts)
+            self._suspect_until.add(packet.pts)

@@ -87,7 +87,7 @@ class VideoDecoder:
     def __init__(
         self, *, trust: CorruptionTracker, numbers: FrameNumbers | None = None, max_pixels: int | None = None
     ) -> None:
-        self.trust = trust
+        self.corruption = trust
         self.max_pixels = max_pixels
         """How many pixels a picture may have; a larger one raises ``ImageTooLargeError``. None: any number."""
         self._limited: VideoCodecContext | None = None
@@ -95,7 +95,7 @@ class VideoDecoder:
         """Tells of pictures that went missing as a whole; None: nobody looks."""
         self.packets = 0
         """How many packets went into the decoder."""
-        self.pictures = 0
+        self.images = 0
         """How many believable pictures came out."""
         self.corrupt = 0
         """How many places in the stream were damaged, and pictures in doubt because of them."""
@@ -105,8 +105,8 @@ class VideoDecoder:
 
     def note_damage(self) -> None:
         """Count a damaged place; what is decoded from here to the next key picture is in doubt."""
-        self._mark()
-        self.trust.breaks()
+        self._with_corruption_mark()
+        self.corruption.mark_corrupt()
 
     def run(self, source: Iterable[VideoPacket], stop: threading.Event) -> Iterator[av.VideoFrame]:
         """Give the believable pictures of ``source`` until it ends or ``stop`` is set.
@@ -119,38 +119,38 @@ class VideoDecoder:
                 return
             for picture in self._decode(packet):
                 for whole in self._deinterlacer.feed(picture):
-                    self.pictures += 1
+                    self.images += 1
                     yield whole
         for whole in self._deinterlacer.flush():
-            self.pictures += 1
+            self.images += 1
             yield whole
 
     def _decode(self, packet: VideoPacket) -> Iterator[av.VideoFrame]:
         if packet.size:
             self.packets += 1
-            self.trust.sends(packet.pts, key=packet.is_keyframe)
+            self.corruption.add_packet(packet.pts, key=packet.is_keyframe)
             missed = self.numbers is not None and self.numbers.misses(bytes(packet))
             if missed or packet.is_corrupt:  # cut short: the demuxer says so, the decoder may invent the rest
-                self._mark()
-                self.trust.breaks()
+                self._with_corruption_mark()
+                self.corruption.mark_corrupt()
         self._limit(packet.stream.codec_context)
         try:
             pictures = packet.decode()
         except av.error.FFmpegError as error:
             self._check_size(packet.stream.codec_context, error)
             if not packet.is_corrupt:
-                self._mark()
-            self.trust.breaks()
+                self._with_corruption_mark()
+            self.corruption.mark_corrupt()
             return
         for picture in pictures:
             check_size(picture.width, picture.height, self.max_pixels)
             if picture.is_corrupt:
-                self._mark()
-                self.trust.breaks(pts=picture.pts)
-            elif self.trust.believes(picture.pts):
+                self._with_corruption_mark()
+                self.corruption.mark_corrupt(pts=picture.pts)
+            elif self.corruption.is_intact(picture.pts):
                 yield picture
             else:
-                self._mark()
+                self._with_corruption_mark()
 
     def _limit(self, context: VideoCodecContext) -> None:
         """Tell the decoder the limit before it opens; check the size that the header states."""
@@ -169,7 +169,7 @@ class VideoDecoder:
         if refused or context.width * context.height > self.max_pixels:
             raise ImageTooLargeError(context.width, context.height, self.max_pixels) from None
 
-    def _mark(self) -> None:
+    def _with_corruption_mark(self) -> None:
         self.corrupt += 1
         if self.damage_after is None:
-            self.damage_after = self.pictures
+            self.damage_after = self.images

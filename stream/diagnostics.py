@@ -32,6 +32,6 @@ def _on_gpu() -> Diagnostic:
     except HardwareDecoderUnavailableError as reason:
         cure = "only for decoder: cuda and cuda:N: the card's driver (nvidia-smi lists it); auto and cpu do without"
         return Diagnostic(
-            "decoding on a card", present=False, says=f"{reason} (FFmpeg knows {available_hwaccels()})", cure=cure
+            "decoding on a card", present=False, detail=f"{reason} (FFmpeg knows {available_hwaccels()})", hint=cure
         )
-    return Diagnostic("decoding on a card", present=True, says=f"cuda:0 opens (FFmpeg knows {available_hwaccels()})")
+    return Diagnostic("decoding on a card", present=True, detail=f"cuda:0 opens (FFmpeg knows {available_hwaccels()})")

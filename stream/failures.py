@@ -15,10 +15,10 @@ from stream.reconnect import RetryClass
 class Failure:
     """Why a stream cannot be had right now. Holds no credentials: nothing of the URI is in it."""
 
-    words: str
-    pace: RetryClass = "quick"
+    message: str
+    retry_class: RetryClass = "quick"
     cause: Cause = "unreachable"
-    cure: str = "check that it is on, and the address"
+    hint: str = "check that it is on, and the address"
     """What to do once it is given up; "" where the words say it."""
 
 
@@ -26,7 +26,7 @@ class FailureError(OSError):
     """A stream cannot be had, for a reason that is known already."""
 
     def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.words)
+        super().__init__(failure.message)
         self.failure = failure
 
 

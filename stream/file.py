@@ -103,14 +103,14 @@ class FileSource:
         self._remote = remote
         self._is_pipe = False
         self._input: BinaryIO | PipeReader | RemoteFile | None = None
-        self._reading = reading or FileOptions()
+        self._file_options = reading or FileOptions()
         self._decoder = decoder or DecoderSelector()
         self._health = Health()
         self._container: InputContainer | None = None
         self._stop = threading.Event()
-        self._pictures: Iterator[av.VideoFrame] = iter(())
+        self._images: Iterator[av.VideoFrame] = iter(())
         self._is_cut_gif = False
-        self._given = 0
+        self._frames_delivered = 0
         self._last_seconds = 0.0
         self._end_seconds: float | None = None
 
@@ -122,10 +122,10 @@ class FileSource:
     def __enter__(self) -> Self:
         self._decoder.check()
         self._is_pipe = not self._remote and kind_of(self._path) == "pipe"
-        if self._is_pipe and self._reading.loop:
+        if self._is_pipe and self._file_options.loop:
             raise SourceError(f"{self.uri}: is a pipe, which cannot begin anew; leave ?loop=1 out")
         if not self._remote and not self._is_pipe:
-            self._open(self._reading.threads)
+            self._open(self._file_options.threads)
             try:
                 self._prime(threading.Event())
             except BaseException:
@@ -155,7 +155,7 @@ class FileSource:
             if stop.is_set():
                 return
             self._finish()
-            if not self._reading.loop:
+            if not self._file_options.loop:
                 return
             self._close()
             clock.restart()
@@ -165,7 +165,7 @@ class FileSource:
     def _begin(self, stop: threading.Event) -> bool:
         """Open it and decode the first picture; say whether that was done before ``stop`` was set."""
         try:
-            self._open(self._reading.threads)
+            self._open(self._file_options.threads)
             self._prime(stop)
         except SourceError:
             if not stop.is_set():
@@ -176,19 +176,21 @@ class FileSource:
         """Give the frames of one reading from the first to the last; the first has ``index``."""
         rgb, corrupt = RgbConverter(), 0
         self._health = Health("live", corrupt=self._decoding.corrupt)
-        self._given = 0
-        for picture in self._pictures:
+        self._frames_delivered = 0
+        for picture in self._images:
             if stop.is_set():
                 return
             if self._decoding.corrupt != corrupt:
                 corrupt = self._decoding.corrupt
                 self._health = Health("live", corrupt=corrupt)
-            pts = clock.tell(None if picture.pts is None else picture.time)
+            pts = clock.to_seconds(None if picture.pts is None else picture.time)
             self._last_seconds = pts
             self._note_end(picture)
             image = rgb.convert(picture, self._aspect.now())
-            yield Frame(image, self.camera, index + self._given, time.monotonic(), pts, source_name=self.name)
-            self._given += 1
+            yield Frame(
+                image, self.camera, index + self._frames_delivered, time.monotonic(), pts, source_name=self.name
+            )
+            self._frames_delivered += 1
 
     def _note_end(self, picture: av.VideoFrame) -> None:
         """Note until when a picture is shown, by the file's own clock."""
@@ -201,7 +203,7 @@ class FileSource:
     def _open(self, threads: Threads) -> None:
         if not self._remote and not self._is_pipe:
             check_file(self._path)
-        reading = self._reading
+        reading = self._file_options
         try:
             self._container = self._decoder.open(
                 self._opened(),
@@ -224,7 +226,9 @@ class FileSource:
             self._close()
             message = f"{self.uri}: its video is in a codec that is not known here, or its header is damaged; {_REMUX}"
             raise SourceError(message)
-        stream.thread_type = "SLICE" if self._decoder.asks else threads  # a card works on one picture at a time
+        stream.thread_type = (
+            "SLICE" if self._decoder.opened_on_gpu else threads
+        )  # a card works on one picture at a time
         self._is_cut_gif = self._is_local and "gif" in self._formats and not is_complete_gif(self._path)
         self._stream: VideoStream = stream
         self._aspect = PixelAspect(stream, max_pixels=self._decoder.max_pixels)
@@ -236,8 +240,8 @@ class FileSource:
 
     def _opened(self) -> str | BinaryIO | RemoteFile:
         """Return what FFmpeg reads from: an address, a path, or an open file."""
-        if self._reading.open_remote is not None:
-            self._input = self._reading.open_remote(self._stop)
+        if self._file_options.open_remote is not None:
+            self._input = self._file_options.open_remote(self._stop)
             return self._input
         if self._remote:
             return self._path
@@ -251,29 +255,29 @@ class FileSource:
     def _prime(self, stop: threading.Event) -> None:
         """Decode the first picture, so that a file without any is refused before anything is created for it."""
         self._stop = stop
-        pictures = self._all_pictures()
+        pictures = self._all_images()
         first = next(pictures, None)
-        if not stop.is_set() and self._falls_back(gave_picture=first is not None):
+        if not stop.is_set() and self._fall_back(gave_picture=first is not None):
             self._close()
-            self._open(self._reading.threads)
-            pictures = self._all_pictures()
+            self._open(self._file_options.threads)
+            pictures = self._all_images()
             first = next(pictures, None)
         if first is None and not stop.is_set():
             codec = self._stream.codec_context.name
             message = f"{self.uri}: none of its pictures decodes; it is damaged, or not really {codec}: {_REMUX}"
             raise SourceError(message)
-        self._pictures = pictures if first is None else itertools.chain([first], pictures)
+        self._images = pictures if first is None else itertools.chain([first], pictures)
 
-    def _falls_back(self, *, gave_picture: bool) -> bool:
+    def _fall_back(self, *, gave_picture: bool) -> bool:
         """Say whether it is to be read anew on the CPU. Raises ``SourceError`` where it must be the card and is not."""
-        asked = self._decoder.asks
-        refused = self._decoder.settle(self._stream.codec_context, self.camera, gave_picture=gave_picture)
+        asked = self._decoder.opened_on_gpu
+        refused = self._decoder.verify_first_frame(self._stream.codec_context, self.camera, gave_picture=gave_picture)
         if refused is not None:
-            message = f"{self.uri}: {refused.words}"
+            message = f"{self.uri}: {refused.message}"
             raise SourceError(message)
-        return asked and not self._decoder.wants
+        return asked and not self._decoder.wants_gpu
 
-    def _all_pictures(self) -> Iterator[av.VideoFrame]:
+    def _all_images(self) -> Iterator[av.VideoFrame]:
         """Give every good picture.
 
         Decoding in frame threads loses what is under way when damage is met. So where it is met, the file is opened
@@ -332,11 +336,11 @@ class FileSource:
         if where is None and not missing:
             self._health = Health("ended", corrupt=decoding.corrupt)
             return
-        after = self._given if where is None else where
+        after = self._frames_delivered if where is None else where
         lost = f"{decoding.corrupt} damaged or doubtful were left out; " if decoding.corrupt else ""
         message = (
             f"{self.uri}: damaged near picture {after} of {self.frames_total or 'unknown'}"
-            f"{missing}; {self._given} good pictures were read to {self._last_seconds:.2f} s; {lost}{_REMUX}"
+            f"{missing}; {self._frames_delivered} good pictures were read to {self._last_seconds:.2f} s; {lost}{_REMUX}"
         )
         self._health = Health("failed", message, corrupt=decoding.corrupt)
         raise CorruptMediaError(message)
@@ -370,8 +374,8 @@ class FileSource:
     def _cannot_open(self, error: Exception) -> str:
         if isinstance(error, av.error.InvalidDataError):
             return self._unreadable()
-        failure = classify_error(error, waited_for="answer", seconds=self._reading.open_timeout_seconds or 0.0)
-        return f"{self.uri}: cannot be opened: {failure.words}"
+        failure = classify_error(error, waited_for="answer", seconds=self._file_options.open_timeout_seconds or 0.0)
+        return f"{self.uri}: cannot be opened: {failure.message}"
 
     def _unreadable(self) -> str:
         return (
@@ -380,7 +384,7 @@ class FileSource:
         )
 
     def _close(self) -> None:
-        self._pictures = iter(())
+        self._images = iter(())
         if self._container is not None:
             self._container.close()
             self._container = None

@@ -130,7 +130,7 @@ class WatchedFolder:
     def __enter__(self) -> Self:
         if kind_of(self._pattern) != "folder" and not (is_pattern(self._pattern) and folder_of(self._pattern)):
             raise SourceError(f"{self.uri}: is no folder that can be watched; give a folder, or a glob in one")
-        there = list(self._pictures()) if self._begin == "new" else []
+        there = list(self._images()) if self._begin == "new" else []
         self._arrivals = Arrivals(there)
         log.info("%s: watched for pictures; %d that are there already are not read", self.uri, len(there))
         return self
@@ -166,7 +166,7 @@ class WatchedFolder:
 
     def _ready(self, now: float) -> list[str]:
         try:
-            ready = self._arrivals.look(self._pictures(), now)
+            ready = self._arrivals.look(self._images(), now)
         except SourceError as error:
             if self._health.state != "waiting":
                 log.warning("%s; it is looked for again", error)
@@ -177,7 +177,7 @@ class WatchedFolder:
             self._health = Health("live", corrupt=self._health.corrupt)
         return ready
 
-    def _pictures(self) -> Iterator[str]:
+    def _images(self) -> Iterator[str]:
         """Give the pictures that are there. Raises ``SourceError`` where the folder cannot be read."""
         if kind_of(self._pattern) == "nothing" and not is_pattern(self._pattern):
             raise SourceError(f"{self.uri}: there is no such folder any more")

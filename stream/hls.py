@@ -53,7 +53,7 @@ class HlsFollower:
         self._missing = 0
         self._keys: dict[str, bytes] = {}
 
-    def begin(self, text: str, url: str, attempt: Attempt) -> None:
+    def submit(self, text: str, url: str, attempt: Attempt) -> None:
         """Take the answer of the camera's address: a playlist, or a list of variants. Raises as ``WebClient.get``."""
         variant = best_variant(text, url)
         if variant is not None:
@@ -126,7 +126,7 @@ class HlsFollower:
         """Raise ``FailureError`` where segments of a finished stream were missing; call it at its end."""
         if self._missing and not self.is_live:
             words = f"{self._missing} of the segments that its playlist names could not be had"
-            raise FailureError(Failure(words, "never", "not found", cure="check the server"))
+            raise FailureError(Failure(words, "never", "not found", hint="check the server"))
 
     def _reload(self, attempt: Attempt) -> None:
         """Fetch the playlist again, at most twice in its target duration."""
@@ -140,7 +140,7 @@ class HlsFollower:
     def _take(self, playlist: Playlist) -> None:
         if any(one.key is not None and one.key.method != "AES-128" for one in playlist.segments):
             words = "its HLS segments are encrypted by a method that is not known here; only AES-128 is"
-            raise FailureError(Failure(words, "never", "codec", cure=""))
+            raise FailureError(Failure(words, "never", "codec", hint=""))
         self._playlist, self._loaded_at = playlist, time.monotonic()
 
     def _settle(self) -> None:
@@ -179,7 +179,7 @@ class HlsPart:
         self._response: Response | io.BytesIO | None = None
         self._header = b""
 
-    def begin(self) -> bool:
+    def submit(self) -> bool:
         """Open the first segment; return whether there is one. Raises ``OSError``."""
         return self._advance()
 

@@ -149,7 +149,7 @@ class WebClient:
         if response.status == http.client.UNAUTHORIZED and offered and strongest(offered) is None:
             names = re.sub(r"[^\w ,-]", "?", ", ".join(one.name for one in offered))[:80]
             words = f"it asks for {names}, which is not spoken here; enable Digest or Basic in its settings (401)"
-            return Failure(words, "slow", "unauthorised", cure="")
+            return Failure(words, "slow", "unauthorised", hint="")
         return failure_of_status(response.status)
 
     def _check(self, url: str) -> Origin:
@@ -162,7 +162,7 @@ class WebClient:
         words = (
             f"it sends its readers to {place}, another host or port; where that is right: allowed_hosts: ['{place}']"
         )
-        raise FailureError(Failure(words, "slow", "refused", cure=""))
+        raise FailureError(Failure(words, "slow", "refused", hint=""))
 
 
 class Response:

@@ -100,7 +100,7 @@ class WebLine:
             self._packets = demuxed
             if kind == "hls":
                 text = response.whole(MAX_PLAYLIST_BYTES).decode("utf-8", "replace").removeprefix("\ufeff")
-                self._hls.begin(text, response.url, attempt)
+                self._hls.submit(text, response.url, attempt)
                 yield stack.enter_context(self._part(attempt, None))
             elif kind == "still":
                 self._packets = self._stills
@@ -112,7 +112,7 @@ class WebLine:
     def _container(self, kind: Kind, response: Response, attempt: Attempt) -> InputContainer:
         if kind == "dash":
             words = "it is a DASH presentation, which is not read; give the camera's HLS, MJPEG or rtsp:// address"
-            raise FailureError(Failure(words, "never", "codec", cure=""))
+            raise FailureError(Failure(words, "never", "codec", hint=""))
         if self._options.live is False:
             attempt.at_end = "ended"
         if kind == "motion jpeg":
@@ -151,7 +151,7 @@ class WebLine:
         part = HlsPart(self._hls, first, attempt)
         self._packets = self._paced if attempt.live else demuxed
         try:
-            while not part.begin():
+            while not part.submit():
                 if attempt.at_end != "next" or attempt.stop.is_set():
                     self._hls.check_whole()
                     raise StreamEndedError

@@ -103,18 +103,18 @@ class DecoderSelector:
         """
         self.max_pixels = max_pixels
         self._choice = choice
-        self._card = int(choice[5:]) if choice.startswith("cuda:") else card
-        self._doubt = doubt
-        self._passed_over = doubt if choice == "auto" else ""  # why the CPU does it though a card was to
-        self._has_taken = False  # whether the card has decoded this stream before
-        self._told = ""
-        self.asks = False
+        self._gpu = int(choice[5:]) if choice.startswith("cuda:") else card
+        self._reason_against_gpu = doubt
+        self._rejected = doubt if choice == "auto" else ""  # why the CPU does it though a card was to
+        self._has_decoded = False  # whether the card has decoded this stream before
+        self._reported = ""
+        self.opened_on_gpu = False
         """Whether the stream opened last was opened for the card."""
 
     @property
-    def wants(self) -> bool:
+    def wants_gpu(self) -> bool:
         """Whether the next stream is to be opened for the card."""
-        return self._choice != "cpu" and not self._passed_over
+        return self._choice != "cpu" and not self._rejected
 
     @property
     def _must(self) -> bool:
@@ -139,7 +139,7 @@ class DecoderSelector:
         if self.max_pixels is not None:  # FFmpeg decodes the first pictures while it opens
             options = {**options, "max_pixels": str(self.max_pixels * 5 // 4 + (1 << 16))}
         accelerated = self._accelerator()
-        self.asks, why = accelerated is not None, ""
+        self.opened_on_gpu, why = accelerated is not None, ""
         try:
             # What a camera calls itself, and old titles, may be in any encoding, or noise.
             return av.open(
@@ -150,55 +150,61 @@ class DecoderSelector:
                 raise
             raise av.error.InvalidDataError(0, "a format that is not allowed here") from None
         except _GPU_OPTIONS as reason:
-            if not self.asks or self._must:
+            if not self.opened_on_gpu or self._must:
                 raise
-            why = f"cuda:{self._card} fails ({type(reason).__name__})"
+            why = f"cuda:{self._gpu} fails ({type(reason).__name__})"
             if not isinstance(uri, str):  # some of it has been read
-                self._passed_over = why
+                self._rejected = why
                 raise
         container = av.open(uri, "r", format=form, options=options, timeout=timeout, metadata_errors="replace")
-        self.asks, self._passed_over = False, why
+        self.opened_on_gpu, self._rejected = False, why
         return container
 
-    def settle(self, context: VideoCodecContext, camera: str, *, gave_picture: bool = True) -> Failure | None:
+    def verify_first_frame(
+        self, context: VideoCodecContext, camera: str, *, gave_picture: bool = True
+    ) -> Failure | None:
         """Judge by the first picture of the stream opened last; log where it is decoded.
 
         Returns:
             What is wrong where it must be the card and is not. None: all is well; where ``auto`` falls back it no
             longer asks for the card.
         """
-        if self.asks and gave_picture and context.is_hwaccel and context.pix_fmt == "cuda":
-            self._has_taken = True
-            self._tell(camera, f"decoded on cuda:{self._card}" + (f", though {self._doubt}" if self._doubt else ""))
+        if self.opened_on_gpu and gave_picture and context.is_hwaccel and context.pix_fmt == "cuda":
+            self._has_decoded = True
+            self._report(
+                camera,
+                f"decoded on cuda:{self._gpu}"
+                + (f", though {self._reason_against_gpu}" if self._reason_against_gpu else ""),
+            )
             return None
-        if self.asks:
-            why = _refusal(context, self._card) if gave_picture else f"cuda:{self._card} gives no picture"
+        if self.opened_on_gpu:
+            why = _refusal(context, self._gpu) if gave_picture else f"cuda:{self._gpu} gives no picture"
             if self._must:
                 words = f"decoder: {self._choice}: {why}; {_CPU}"
-                return Failure(words, "slow" if self._has_taken else "never", "codec", cure="")
-            self._passed_over = why
-        if self._passed_over:
-            self._tell(camera, f"decoded on the CPU: {self._passed_over}")
+                return Failure(words, "slow" if self._has_decoded else "never", "codec", hint="")
+            self._rejected = why
+        if self._rejected:
+            self._report(camera, f"decoded on the CPU: {self._rejected}")
         return None
 
     def _accelerator(self) -> HWAccel | None:
         """Return what asks for the card; None for the CPU."""
-        if not self.wants:
+        if not self.wants_gpu:
             return None
         try:
-            return cuda_hwaccel(self._card)
+            return cuda_hwaccel(self._gpu)
         except HardwareDecoderUnavailableError as reason:
-            why = f"nothing decodes on cuda:{self._card}: {reason}"
+            why = f"nothing decodes on cuda:{self._gpu}: {reason}"
             if self._must:
                 message = f"decoder: {self._choice}: {why}; nvidia-smi should list it; {_CPU}"
                 raise SourceError(message) from None
-            self._passed_over = why
+            self._rejected = why
             return None
 
-    def _tell(self, camera: str, words: str) -> None:
-        if words != self._told:
+    def _report(self, camera: str, words: str) -> None:
+        if words != self._reported:
             log.info("%s: %s", camera, words)
-            self._told = words
+            self._reported = words
 
 
 def _refusal(context: VideoCodecContext, card: int) -> str:

@@ -61,14 +61,14 @@ class ConnectionSpec:
     backoff: Backoff = field(default_factory=Backoff)
     decoder: DecoderSelector = field(default_factory=DecoderSelector)
     """What ``open`` opens it with."""
-    chance: random.Random = field(default_factory=random.Random)
+    rng: random.Random = field(default_factory=random.Random)
 
 
 class SourceConnectionLostError(Exception):
     """One connection is over."""
 
     def __init__(self, failure: Failure, *, ended: bool = False) -> None:
-        super().__init__(failure.words)
+        super().__init__(failure.message)
         self.failure = failure
         self.ended = ended
         """Whether the stream came to its natural end."""
@@ -91,10 +91,10 @@ class LiveSource:
         self.uri = uri
         self.camera = camera
         self.rate: float | None = None
-        self._line = line
+        self._spec = line
         self._health = Health()
-        self._answering = ConnectTimeoutPolicy(line.open_timeout_seconds)
-        self._answered_in: float | None = None  # what its answers took, in seconds; None: it has never been live
+        self._connect_timeouts = ConnectTimeoutPolicy(line.open_timeout_seconds)
+        self._answer_seconds: float | None = None  # what its answers took, in seconds; None: it has never been live
         self._read_seconds = line.read_timeout_seconds
         self._resumes = False  # whether a finite stream goes on where it was lost
         self._given = 0  # pictures of this connection
@@ -102,7 +102,7 @@ class LiveSource:
         self._short_lives = 0  # connections in a row that fell silent after a picture or two
         self._continues = False  # whether this connection takes up where the last one ended
         self._failures = 0  # attempts in a row that gave no picture
-        self._gave_pictures = False  # whether this connection gave one
+        self._delivered_frames = False  # whether this connection gave one
         self._index = 0
         self._clock = StreamClock()
         self._last_pts: float | None = None
@@ -113,7 +113,7 @@ class LiveSource:
         return self._health
 
     def __enter__(self) -> Self:
-        self._line.decoder.check()  # to connect again and again brings no card
+        self._spec.decoder.check()  # to connect again and again brings no card
         return self
 
     def __exit__(
@@ -131,13 +131,13 @@ class LiveSource:
                 if stop.is_set():
                     return
                 if lost.ended:
-                    self._say("ended", lost.failure)
+                    self._set_state("ended", lost.failure)
                     return
                 self._learn_pace(lost.failure)
                 self._continues = False
-                if not self._gave_pictures:
+                if not self._delivered_frames:
                     self._failures += 1
-                self._wait(lost.failure, stop, 0.0 if self._gave_pictures else time.monotonic() - begun)
+                self._wait(lost.failure, stop, 0.0 if self._delivered_frames else time.monotonic() - begun)
             else:
                 self._continues = self._index > 0
 
@@ -146,17 +146,17 @@ class LiveSource:
 
         Else raises ``SourceConnectionLostError`` or is stopped.
         """
-        line = self._line
-        seconds = self._answering.wait_seconds(self._failures, self._answered_in)
+        line = self._spec
+        seconds = self._connect_timeouts.timeout_seconds(self._failures, self._answer_seconds)
         attempt = Attempt(seconds, self._read_seconds, stop)
-        self._gave_pictures, self._given, self._longest_gap_seconds = False, 0, 0.0
+        self._delivered_frames, self._given, self._longest_gap_seconds = False, 0, 0.0
         since = time.monotonic()
         try:
             with line.open(attempt) as container:
                 if stop.is_set():
                     return
                 attempt.waits_for, self.live, self._resumes = "picture", attempt.live, attempt.resumes
-                yield from self._pictures(container, attempt, answered_in=time.monotonic() - since)
+                yield from self._images(container, attempt, answered_in=time.monotonic() - since)
                 if not stop.is_set() and attempt.at_end != "next":
                     ended = self._has_ended(container) if attempt.at_end is None else attempt.at_end == "ended"
                     raise SourceConnectionLostError(Failure("the stream ended", cause="ended"), ended=ended)
@@ -175,7 +175,7 @@ class LiveSource:
 
     def _learn_pace(self, failure: Failure) -> None:
         """Wait longer for a camera whose pictures come more rarely than the read timeout allows."""
-        base = self._line.read_timeout_seconds
+        base = self._spec.read_timeout_seconds
         if self._given > _ENOUGH_IMAGES and self._longest_gap_seconds < base:
             self._short_lives, self._read_seconds = 0, base
         elif self._given and failure.cause == "stalled":
@@ -191,7 +191,7 @@ class LiveSource:
                 self._read_seconds,
             )
 
-    def _pictures(self, container: InputContainer, attempt: Attempt, answered_in: float) -> Iterator[Frame]:
+    def _images(self, container: InputContainer, attempt: Attempt, answered_in: float) -> Iterator[Frame]:
         stream = video_stream(container)
         if stream is None:
             raise SourceConnectionLostError(Failure("it carries no video", cause="codec"))
@@ -208,26 +208,28 @@ class LiveSource:
         decoding = VideoDecoder(
             trust=CorruptionTracker(patience_packets=_DOUBT_PACKETS),
             numbers=numbers,
-            max_pixels=self._line.decoder.max_pixels,
+            max_pixels=self._spec.decoder.max_pixels,
         )
-        rgb, aspect = RgbConverter(), PixelAspect(stream, max_pixels=self._line.decoder.max_pixels)
+        rgb, aspect = RgbConverter(), PixelAspect(stream, max_pixels=self._spec.decoder.max_pixels)
         self._clock.restart()
         corrupt_before, self._last_pts, last_at = self._health.corrupt, None, 0.0
-        packets = self._fed(self._line.packets(container, attempt.stop), decoding, attempt)
+        packets = self._monitored(self._spec.packets(container, attempt.stop), decoding, attempt)
         for picture in decoding.run(packets, attempt.stop):
-            if not self._gave_pictures and (refused := self._line.decoder.settle(context, self.camera)):
+            if not self._delivered_frames and (refused := self._spec.decoder.verify_first_frame(context, self.camera)):
                 raise SourceConnectionLostError(refused)
             self._note_live(corrupt=corrupt_before + decoding.corrupt, answered_in=answered_in)
             self._last_pts = None if picture.pts is None else picture.time
             image, taken_at = rgb.convert(picture, aspect.now()), time.monotonic()
-            pts = self._clock.tell(self._last_pts, arrived_at=taken_at if self.live else None)
+            pts = self._clock.to_seconds(self._last_pts, arrived_at=taken_at if self.live else None)
             index, self._index = self._index, self._index + 1
             if self._given:
                 self._longest_gap_seconds = max(self._longest_gap_seconds, taken_at - last_at)
             self._given, last_at = self._given + 1, taken_at
             yield Frame(image, self.camera, index, taken_at, pts)
 
-    def _fed(self, packets: Iterator[VideoPacket], decoding: VideoDecoder, attempt: Attempt) -> Iterator[VideoPacket]:
+    def _monitored(
+        self, packets: Iterator[VideoPacket], decoding: VideoDecoder, attempt: Attempt
+    ) -> Iterator[VideoPacket]:
         """Pass packets on; say so, and in the end give up, where they come but no picture does."""
         pictures = 0
         since = time.monotonic()
@@ -237,24 +239,24 @@ class LiveSource:
             if now - attempt.heard_at >= limit:
                 # On its timeout FFmpeg first gives the picture it had held back, as if it had just come.
                 raise SourceConnectionLostError(classify_error(TimeoutError(), waited_for="picture", seconds=limit))
-            if decoding.pictures != pictures:
-                pictures, since = decoding.pictures, now
+            if decoding.images != pictures:
+                pictures, since = decoding.images, now
             elif now - since > 5 * limit:
                 words = f"packets come, but no picture could be decoded for {5 * limit:g} s"
                 raise SourceConnectionLostError(Failure(words, cause="corrupt"))
             elif now - since > limit and self._health.state != "stalled":
                 waiting = Failure("packets come, but no picture: waiting for a key picture", cause="corrupt")
-                self._say("stalled", waiting)
+                self._set_state("stalled", waiting)
             yield packet
             attempt.heard()
 
     def _note_live(self, *, corrupt: int, answered_in: float) -> None:
         """Say that a picture came. A reconnect counts from its first picture: being open proves nothing."""
         reconnects = self._health.reconnects
-        if not self._gave_pictures:
+        if not self._delivered_frames:
             reconnects += 1 if self._index > 0 and not self._continues else 0
-            self._gave_pictures, self._failures = True, 0
-            self._answered_in = self._answering.learned(self._answered_in, answered_in)
+            self._delivered_frames, self._failures = True, 0
+            self._answer_seconds = self._connect_timeouts.record(self._answer_seconds, answered_in)
         health = Health("live", reconnects=reconnects, corrupt=corrupt)
         if health != self._health:
             if self._health.reason:
@@ -274,30 +276,30 @@ class LiveSource:
 
         Raises ``ConnectionLostError`` where there is to be none.
         """
-        attempts = self._line.attempts
-        if self._index == 0 and self._line.first_attempts is not None:
-            attempts = self._line.first_attempts
+        attempts = self._spec.attempts
+        if self._index == 0 and self._spec.first_attempts is not None:
+            attempts = self._spec.first_attempts
         if not self.live:  # who waits for the end of something finite is not kept waiting for ever
             attempts = min(attempts or _FINITE_ATTEMPTS, _FINITE_ATTEMPTS if self._resumes or not self._index else 0)
-        if failure.pace == "never" or (attempts is not None and self._failures >= attempts):
-            tried = f" (attempt {self._failures} of {attempts})" if attempts and failure.pace != "never" else ""
-            self._say("failed", failure)
-            doubt = "where it is a camera: live: true" if self._line.first_attempts and not self._index else ""
-            message = "; ".join(filter(None, (f"{self.uri}: {failure.words}{tried}", failure.cure, doubt)))
+        if failure.retry_class == "never" or (attempts is not None and self._failures >= attempts):
+            tried = f" (attempt {self._failures} of {attempts})" if attempts and failure.retry_class != "never" else ""
+            self._set_state("failed", failure)
+            doubt = "where it is a camera: live: true" if self._spec.first_attempts and not self._index else ""
+            message = "; ".join(filter(None, (f"{self.uri}: {failure.message}{tried}", failure.hint, doubt)))
             raise ConnectionLostError(message) from None  # FFmpeg's error names the address, password and all
-        delay = self._line.backoff.delay_seconds(
-            self._failures, self._line.chance, pace=failure.pace, spent_seconds=spent_seconds
+        delay = self._spec.backoff.delay_seconds(
+            self._failures, self._spec.rng, pace=failure.retry_class, spent_seconds=spent_seconds
         )
-        self._say("waiting", failure)
+        self._set_state("waiting", failure)
         stop.wait(delay)
         if not stop.is_set():
-            self._say("connecting", failure)
+            self._set_state("connecting", failure)
 
-    def _say(self, state: State, failure: Failure) -> None:
+    def _set_state(self, state: State, failure: Failure) -> None:
         still_silent = failure.cause == self._health.cause == "timeout"  # only for how long each time differs
-        if failure.words != self._health.reason and not still_silent and state != "ended":
-            log.warning("%s: %s%s", self.camera, failure.words, "; it is tried again" if state == "waiting" else "")
-        self._health = replace(self._health, state=state, reason=failure.words, cause=failure.cause)
+        if failure.message != self._health.reason and not still_silent and state != "ended":
+            log.warning("%s: %s%s", self.camera, failure.message, "; it is tried again" if state == "waiting" else "")
+        self._health = replace(self._health, state=state, reason=failure.message, cause=failure.cause)
 
 
 def demuxed(container: InputContainer, stop: threading.Event) -> Iterator[VideoPacket]:

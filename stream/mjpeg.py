@@ -28,13 +28,13 @@ class MotionJpeg:
 
     def __init__(self, read: Callable[[int], bytes]) -> None:
         """Take what returns the next bytes of the camera's stream, at most so many; ``b""`` at its end."""
-        self._pictures = images(read)
+        self._images = images(read)
         self._ready = b""
 
     def read(self, size: int) -> bytes:
         """Return the next bytes, at most ``size``; ``b""`` at the end. Raises what ``read`` does."""
         if not self._ready:
-            picture = next(self._pictures, None)
+            picture = next(self._images, None)
             if picture is None:
                 return b""
             head = f"--picture\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"

@@ -77,7 +77,7 @@ class ConnectTimeoutPolicy:
     brief_failures: int = 90
     """And every one does after so many in a row."""
 
-    def wait_seconds(self, failures: int, took_seconds: float | None) -> float:
+    def timeout_seconds(self, failures: int, took_seconds: float | None) -> float:
         """Return the seconds to wait for an answer, ``failures`` attempts in a row having failed.
 
         ``took_seconds``: what ``learned`` returned; None: it has never been live.
@@ -88,6 +88,6 @@ class ConnectTimeoutPolicy:
         return min(self.full_seconds, max(self.shortest_seconds, self.times * took_seconds))
 
     @staticmethod
-    def learned(before_seconds: float | None, took_seconds: float) -> float:
+    def record(before_seconds: float | None, took_seconds: float) -> float:
         """Return what a camera's answers take, by what was known and by the newest: rises at once, falls by halves."""
         return took_seconds if before_seconds is None else max(took_seconds, (before_seconds + took_seconds) / 2)

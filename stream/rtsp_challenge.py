@@ -36,7 +36,7 @@ def why_unauthorised(uri: str, attempt: Attempt) -> Failure | None:
         f"it asks for {names}, which is not spoken over RTSP here: no password was sent; "
         "allow Digest by MD5, or Basic, in its settings (401)"
     )
-    return Failure(words, "slow", "unauthorised", cure="")
+    return Failure(words, "slow", "unauthorised", hint="")
 
 
 def _is_answered(challenge: Challenge) -> bool:

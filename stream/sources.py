@@ -51,7 +51,7 @@ class SourceOptions:
     decoder: str = "cpu"
     """What decodes files and network streams: ``cpu``; ``cuda`` or ``cuda:N``, a card or an error; ``auto``, a card
     where it can."""
-    card: int = 0
+    gpu: int = 0
     """The card that ``cuda`` and ``auto`` mean."""
     images_per_second: float = 1.0
     """The rate assumed for photos."""
@@ -249,7 +249,7 @@ def _decoder(options: SourceOptions, *, doubt: str = "", max_pixels: int = LIVE_
     """Return what decodes one source; ``max_pixels`` is its limit where the options state none."""
     from stream.hwaccel import DecoderSelector
 
-    return DecoderSelector(options.decoder, card=options.card, doubt=doubt, max_pixels=options.max_pixels or max_pixels)
+    return DecoderSelector(options.decoder, card=options.gpu, doubt=doubt, max_pixels=options.max_pixels or max_pixels)
 
 
 def _http_is_live(uri: str) -> bool:

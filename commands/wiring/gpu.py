@@ -41,22 +41,22 @@ class GpuRenderer:
         if not isinstance(explanation, RenderedExplanation):
             return self._drawing.render(explanation)
         camera = explanation.frame.camera
-        looking = {accepted_jpeg_quality(sink) for sink in self._sinks if sink.needs_picture(camera)}
+        looking = {accepted_jpeg_quality(sink) for sink in self._sinks if sink.needs_image(camera)}
         quality = self.quality if self.quality in looking else None
         array = None in looking or bool(looking - {quality})
         stamp = self._drawing.stamp(explanation)
         with self._turn:
-            jpeg, image = self._explainer.deliver(explanation, stamp, quality=quality, array=array)
+            jpeg, image = self._explainer.download(explanation, stamp, quality=quality, array=array)
         return Overlay(explanation.frame.image if image is None else image, explanation, jpeg=jpeg)
 
-    def silent(self, explanation: Explanation, silence: SignalLoss) -> Overlay:
+    def render_stale(self, explanation: Explanation, silence: SignalLoss) -> Overlay:
         """Draw a camera's last frame so that nobody takes it for live: on the host."""
-        return self._drawing.silent(explanation, silence)
+        return self._drawing.render_stale(explanation, silence)
 
 
 def accepted_jpeg_quality(sink: Sink) -> int | None:
     """Return the quality a sink takes JPEG of; None where it needs arrays."""
-    return sink.takes_jpeg if isinstance(sink, AcceptsJpeg) else None
+    return sink.accepted_jpeg_quality if isinstance(sink, AcceptsJpeg) else None
 
 
 def renders_on_gpu(config: Config, device: str) -> bool:

@@ -69,7 +69,7 @@ def run_from_config(
             stack.enter_context(sink)
         explainer = make_explainer(config)
         renderer = make_renderer(drawing, explainer, sinks)
-        log.info("%s", explainer.facts)
+        log.info("%s", explainer.info)
         warn_of_doubts(config, explainer.labels)
         window = config.engine.batch_window_ms / 1e3 if len(sources) > 1 else 0.0
         batch = choose_batch_size(config, explainer)
@@ -81,12 +81,12 @@ def run_from_config(
         with Progress(Console(stderr=True), tell) as progress, SystemdNotifier(os.environ) as supervisor:
             outcome = run_pipeline(
                 sources, guardian, renderer, sinks,
-                limits=limits, stop=stop, watch=progress.watch, alive=supervisor.alive,
+                limits=limits, stop=stop, watch=progress.watch, alive=supervisor.notify_alive,
             )  # fmt: skip
         _report(outcome)  # a sink that cannot be closed must not keep it back
         report_guards(guardian)
-    if not outcome.taken and not outcome.errors and not stop.is_set():
-        waited = (f"{pump.camera}: {pump.health.reason or pump.health.state}" for pump in outcome.pumps)
+    if not outcome.received and not outcome.errors and not stop.is_set():
+        waited = (f"{pump.camera}: {pump.health.reason or pump.health.state}" for pump in outcome.source_workers)
         outcome.errors.append("no frame came from any camera; " + "; ".join(waited))
     return outcome
 
@@ -107,7 +107,7 @@ def make_sources(config: Config) -> list[tuple[Source, Overflow | None]]:
                 one.open_timeout_seconds,
                 one.transport,
                 decoder=one.decoder or config.decoder,
-                card=int(card or 0),
+                gpu=int(card or 0),
                 max_pixels=one.max_pixels,
                 live=None if one.live == "auto" else one.live,
                 allowed_hosts=tuple(one.allowed_hosts),
@@ -179,7 +179,7 @@ def choose_batch_size(config: Config, explainer: BaseExplainer) -> int:
 
     if config.engine.batch is not None:
         return config.engine.batch
-    device, cameras = explainer.facts.device, len(config.sources)
+    device, cameras = explainer.info.device, len(config.sources)
     return explainer.worthwhile_batch(cameras) if device == "cpu" else default_batch_size(cameras, device)
 
 

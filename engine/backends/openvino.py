@@ -62,7 +62,7 @@ def _compiled(module: nn.Module, example: Tensor, precision: str, cache: Compile
             f"{core.get_property('CPU', 'FULL_DEVICE_NAME')} {core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES')}"
         )
         key = key_of(module, example, backend=f"openvino {openvino.__version__}", hints=str(hints), processor=processor)
-        compiled = _taken(core, cache.find(key), hints)
+        compiled = _taken(core, cache.get(key), hints)
         if compiled is not None:
             return _Request(compiled.create_infer_request())
     try:
@@ -73,7 +73,7 @@ def _compiled(module: nn.Module, example: Tensor, precision: str, cache: Compile
     except Exception as reason:  # both libraries raise whatever their many stages raise
         raise BackendError(f"backend 'openvino': this network does not convert ({first_line(reason)})") from reason
     if cache is not None:
-        cache.keep(key, compiled.export_model().getvalue())
+        cache.put(key, compiled.export_model().getvalue())
     return _Request(request)
 
 

@@ -48,7 +48,7 @@ class BackendEntry:
     """The file that holds it."""
     any_batch: bool
     """Whether what it compiles takes any batch size; otherwise batches are filled up to a compiled one."""
-    says: str
+    description: str
     """What it is, in one line."""
     lowers_precision: bool = False
     """Whether it is given the float32 network and lowers the precision itself."""
@@ -61,13 +61,15 @@ class BackendEntry:
 
 
 BACKENDS: Final[dict[str, BackendEntry]] = {
-    "eager": BackendEntry("engine.backends.eager", any_batch=True, says="PyTorch as it is, channels last"),
-    "inductor": BackendEntry("engine.backends.inductor", any_batch=False, says="torch.compile; needs a C++ compiler"),
+    "eager": BackendEntry("engine.backends.eager", any_batch=True, description="PyTorch as it is, channels last"),
+    "inductor": BackendEntry(
+        "engine.backends.inductor", any_batch=False, description="torch.compile; needs a C++ compiler"
+    ),
     "openvino": BackendEntry(
-        "engine.backends.openvino", any_batch=False, says="OpenVINO, for processors", lowers_precision=True
+        "engine.backends.openvino", any_batch=False, description="OpenVINO, for processors", lowers_precision=True
     ),
     "tensorrt": BackendEntry(
-        "engine.backends.tensorrt.backend", any_batch=False, says="TensorRT, for NVIDIA GPUs", keeps_order=True
+        "engine.backends.tensorrt.backend", any_batch=False, description="TensorRT, for NVIDIA GPUs", keeps_order=True
     ),
 }
 """Every backend by name."""

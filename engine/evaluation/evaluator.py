@@ -43,7 +43,7 @@ class ClassMapping:
 
     labels: Sequence[str]
     """The network's class names."""
-    meaning: dict[str, list[int]]
+    class_map: dict[str, list[int]]
     """Box class -> the network's classes it stands for, beside one of its own name."""
     any_box: bool = False
     """Every box counts, whatever its class."""
@@ -73,25 +73,25 @@ class Evaluator:
         self.split = split
         self._preprocessing = preprocessing
         self._method = method
-        self._knowledge = knowledge
+        self._classes = knowledge
         self._steps = steps
-        self._strange: SplitModel | None = None
+        self._randomized: SplitModel | None = None
 
     @property
     def labels(self) -> Sequence[str]:
         """The network's class names."""
-        return self._knowledge.labels
+        return self._classes.labels
 
     @property
     def fit(self) -> Fit:
         """How a picture is brought to the input size."""
         return self._preprocessing.fit
 
-    def with_strange_weights(self, net: nn.Module) -> None:
+    def enable_randomization_check(self, net: nn.Module) -> None:
         """Prepare the randomised-weights check: the same network, its weights shuffled."""
-        self._strange = split_network(shuffled(net), self.split.layer, self.split.image_size)
+        self._randomized = split_network(shuffled(net), self.split.layer, self.split.image_size)
 
-    def examine(
+    def evaluate(
         self, frame: Frame, truths: Sequence[GroundTruth] | None = None, mask: Mask | None = None
     ) -> dict[str, Any]:
         """Return everything measured on a picture, as values that JSON can hold.
@@ -102,9 +102,9 @@ class Evaluator:
             mask: in its stead the object's pixels, whatever class is explained; an empty one tells nothing.
         """
         with torch.inference_mode():
-            return self._examined(frame, truths, mask)
+            return self._evaluate_frame(frame, truths, mask)
 
-    def compare(self, frame: Frame, following: Frame, target: int) -> dict[str, Any]:
+    def compare_frames(self, frame: Frame, following: Frame, target: int) -> dict[str, Any]:
         """Return how alike two neighbouring frames of a video are, and how alike their maps of one class.
 
         ``stability`` and ``picture_stability`` are Pearson's correlations of the maps, and of the grey pictures, at the
@@ -121,7 +121,7 @@ class Evaluator:
                 "label_kept": int(answers[1][0][0].argmax()) == target,
             }
 
-    def _examined(self, frame: Frame, truths: Sequence[GroundTruth] | None, mask: Mask | None) -> dict[str, Any]:
+    def _evaluate_frame(self, frame: Frame, truths: Sequence[GroundTruth] | None, mask: Mask | None) -> dict[str, Any]:
         image = self._preprocessing.normalised(self._preprocessing.pixels([frame]))
         begun = time.perf_counter()
         scores, heat = self._method(self.split, image, None)
@@ -135,7 +135,7 @@ class Evaluator:
         shown_masked = upsample(masked_heat[0], self.split.image_size).numpy()
         told: dict[str, Any] = {
             "class": target,
-            "label": self._knowledge.labels[target],
+            "label": self._classes.labels[target],
             "score": plain,
             "score_masked": left,
             "drop": metrics.drop(plain, left),
@@ -147,8 +147,8 @@ class Evaluator:
         told["adcc"] = metrics.adcc(told["drop"], told["coherency"], told["complexity"])
         if self._steps:
             told["deletion"], told["insertion"] = self._areas(image, shown, target)
-        if self._strange is not None:
-            _, other = self._method(self._strange, image, target)
+        if self._randomized is not None:
+            _, other = self._method(self._randomized, image, target)
             told["randomised"] = metrics.rank_correlation(heat[0].numpy(), other[0].numpy())
         if mask is not None:
             told |= self._pointing_at(frame, heat[0].numpy(), shown, mask)
@@ -180,9 +180,9 @@ class Evaluator:
         """Play the pointing games; all None where no box of the explained class is known."""
         region = self._preprocessing.region(frame)
         boxes = [box for truth in truths for box in truth.boxes]
-        if not self._knowledge.any_box:
-            label = self._knowledge.labels[target]
-            boxes = list(boxes_of_class(truths, label, target, self._knowledge.meaning))
+        if not self._classes.any_box:
+            label = self._classes.labels[target]
+            boxes = list(boxes_of_class(truths, label, target, self._classes.class_map))
         if not boxes:
             return dict(NO_POINTING_GAME)
         peak, centres = peak_of(heat, region), centres_of(heat.shape, region)

@@ -22,11 +22,11 @@ class EvaluationOptions:
     """What is examined: a name of ``engine.methods.registry``."""
     steps: int = 28
     """In how many parts Deletion and Insertion move the pixels; 0 = leave both out."""
-    randomised: bool = True
+    randomize: bool = True
     """Whether the randomised-weights check is made."""
     any_box: bool = False
     """Whether every box counts, whatever its class."""
-    meaning: Mapping[str, list[int]] = field(default_factory=dict)
+    class_map: Mapping[str, list[int]] = field(default_factory=dict)
     """Box class -> the network's classes it stands for."""
 
 
@@ -41,9 +41,9 @@ def build_evaluator(network: LoadedModel, config: EngineConfig, wanted: Evaluati
     if config.threads:
         torch.set_num_threads(config.threads)
     preprocessing = network.preprocessing(config)
-    split = split_network(network.net, config.layer or network.layer, preprocessing.input_size)
-    knowledge = ClassMapping(class_names(network, split.classes), dict(wanted.meaning), wanted.any_box)
+    split = split_network(network.module, config.layer or network.layer, preprocessing.input_size)
+    knowledge = ClassMapping(class_names(network, split.classes), dict(wanted.class_map), wanted.any_box)
     examiner = Evaluator(split, preprocessing, method, knowledge, steps=wanted.steps)
-    if wanted.randomised:
-        examiner.with_strange_weights(network.net)
+    if wanted.randomize:
+        examiner.enable_randomization_check(network.module)
     return examiner

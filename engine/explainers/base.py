@@ -53,7 +53,8 @@ class EngineInfo:
         height, width = self.input_size
         return (
             f"{self.model} at {height}x{width}, layer {self.layer} ({rows}x{columns} cells), {self.plan.name} plan "
-            f"({self.plan.why}), {self.backend} {self.precision} on {self.device}, built in {self.build_seconds:.1f} s"
+            f"({self.plan.reason}), {self.backend} {self.precision} on "
+            f"{self.device}, built in {self.build_seconds:.1f} s"
         )
 
 
@@ -63,7 +64,7 @@ class BaseExplainer:
     def __init__(self, labels: Sequence[str], method: str, preprocessing: Preprocessing, facts: EngineInfo) -> None:
         """Take what every explanation says alike."""
         self.labels = tuple(labels)
-        self.facts = facts
+        self.info = facts
         self._method = method
         self._preprocessing = preprocessing
 
@@ -74,16 +75,16 @@ class BaseExplainer:
         begun = time.perf_counter()
         images = self._images(self._preprocessing.pixels(frames))
         ready = time.perf_counter()
-        scores, classes, heat = (part.cpu().numpy() for part in self._answers(images))
+        scores, classes, heat = (part.cpu().numpy() for part in self._outputs(images))
         timings = {"preprocess": ready - begun, "explain": time.perf_counter() - ready}
         return [
             Explanation(
                 frame=frame,
                 findings=self._findings(scores[n], classes[n], heat[n]),
                 method=self._method,
-                layer=self.facts.layer,
+                layer=self.info.layer,
                 timings=timings,
-                model=self.facts.model,
+                model=self.info.model,
                 heat_region=self._preprocessing.region(frame),
             )
             for n, frame in enumerate(frames)
@@ -112,7 +113,7 @@ class BaseExplainer:
         average what is shown is (b + n / 2) t(b) old. Measured here, in turn: many cores may want several frames to be
         busy, few are busy with one.
         """
-        most = default_batch_size(cameras, self.facts.device)
+        most = default_batch_size(cameras, self.info.device)
         if most == 1:
             return 1
         rows, columns = self._preprocessing.input_size
@@ -121,7 +122,7 @@ class BaseExplainer:
         for turn in range(_ROUNDS + 1):
             for count, seconds in taken.items():
                 begun = time.perf_counter()
-                self._answers(self._images(pixels[:count]))
+                self._outputs(self._images(pixels[:count]))
                 took = time.perf_counter() - begun
                 if took > _LONG_SECONDS:
                     log.info("a frame takes %.1f s and more: cameras' frames are explained one by one", took / count)
@@ -140,9 +141,9 @@ class BaseExplainer:
         scores = self._scores(masked_images(images, hottest_cells(finding.heat, masking.area), masking))
         return float(scores[0, finding.class_index])
 
-    def figures(self) -> list[MetricSample]:
+    def metrics(self) -> list[MetricSample]:
         """Return what runs, and what it takes on a CUDA device; where there is none, nothing is said of memory."""
-        facts = self.facts
+        facts = self.info
         names = {"model": facts.model, "backend": facts.backend, "precision": facts.precision, "device": facts.device}
         told = [MetricSample("engine", 1, "1, with what runs.", labels=(*names.items(), ("plan", facts.plan.name)))]
         return told + (_memory(facts.device) if facts.device.startswith("cuda") else [])
@@ -151,13 +152,13 @@ class BaseExplainer:
         """Return the normalised batch of uint8 pixels (N, 3, H, W), where and how the network wants it."""
         raise NotImplementedError
 
-    def _answers(self, images: Tensor) -> ModelOutputs:
+    def _outputs(self, images: Tensor) -> ModelOutputs:
         """Return softmax scores (N, K), the explained classes (N, T), and their heat (N, T, h, w)."""
         raise NotImplementedError
 
     def _scores(self, images: Tensor) -> Tensor:
         """Return softmax scores (N, K): override it where they can be had for less than with their reasons."""
-        return self._answers(images)[0]
+        return self._outputs(images)[0]
 
 
 def _memory(device: str) -> list[MetricSample]:

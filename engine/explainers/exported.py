@@ -48,11 +48,11 @@ class ExportedExplainer(BaseExplainer):
     def _images(self, pixels: Tensor) -> Tensor:
         return self._preprocessing.normalised(pixels)
 
-    def _answers(self, images: Tensor) -> ModelOutputs:
+    def _outputs(self, images: Tensor) -> ModelOutputs:
         return self._program(images)
 
     def _prove(self, path: Path, passport: ExportMetadata, backend: str, precision: str) -> None:
-        truth, slack = passport.answers(path)
+        truth, slack = passport.probe_outputs(path)
         try:
             scores, classes, heat = self._program(probe_images(1, passport.input_size))
         except (RuntimeError, ValueError, KeyError) as reason:

@@ -29,7 +29,7 @@ from pipeline.ports import MaskingOptions
 class DeviceImage(NamedTuple):
     """A drawn picture on the device."""
 
-    picture: Tensor
+    image: Tensor
     """uint8, (3, H, W)."""
     done: object
     """Reached when it is drawn."""
@@ -68,13 +68,13 @@ class GpuExplainer(NetworkExplainer):
         """
         buckets = buckets_up_to(config.batch or together)
         super().__init__(network, config, together=buckets[-1], buckets=buckets)
-        self._table = table
-        self._lanes = lanes(self._runner.build.device)
-        self._flights = BatchPipeline(self._lanes, buckets, self._journey)
+        self._heat_lut = table
+        self._streams = lanes(self._runner.config.device)
+        self._batches = BatchPipeline(self._streams, buckets, self._capture_graph)
         # Held while the network is given work: batches are begun in one thread, checks made in another.
         self._turn = threading.Lock()
 
-    def begin(self, frames: Sequence[Frame]) -> Callable[[], list[Explanation]]:
+    def submit(self, frames: Sequence[Frame]) -> Callable[[], list[Explanation]]:
         """Send frames on their way; what is returned waits for them and gives one explanation per frame, in order."""
         begun = time.perf_counter()
         sizes: dict[tuple[int, int], list[int]] = {}
@@ -82,7 +82,7 @@ class GpuExplainer(NetworkExplainer):
             sizes.setdefault((frame.height, frame.width), []).append(number)
         with torch.inference_mode(), self._turn:
             under_way = [
-                (numbers, self._flights.launch([frames[number].image for number in numbers]))
+                (numbers, self._batches.submit([frames[number].image for number in numbers]))
                 for numbers in sizes.values()
             ]
         launched = time.perf_counter() - begun
@@ -92,7 +92,7 @@ class GpuExplainer(NetworkExplainer):
             for numbers, flights in under_way:
                 waiting = iter(numbers)
                 for flight in flights:
-                    self._lanes.wait(flight.done)
+                    self._streams.synchronize(flight.done)
                     timings = {"preprocess": launched, "explain": time.perf_counter() - begun - launched}
                     for place_in_flight in range(flight.count):
                         number = next(waiting)
@@ -103,14 +103,14 @@ class GpuExplainer(NetworkExplainer):
 
     def explain(self, frames: Sequence[Frame]) -> list[Explanation]:
         """Explain a batch: one explanation per frame, in order; frames may differ in size and camera."""
-        return self.begin(frames)()
+        return self.submit(frames)()
 
     def score_when_masked(self, explanation: Explanation, finding: Finding, masking: MaskingOptions) -> float:
         """Return the finding's class's score when the frame's hottest area is masked: one more pass, in its turn."""
-        with torch.inference_mode(), self._turn, self._lanes.on("compute"):
+        with torch.inference_mode(), self._turn, self._streams.stream("compute"):
             return super().score_when_masked(explanation, finding, masking)
 
-    def deliver(
+    def download(
         self, explanation: Explanation, stamp: ImagePatch | None, *, quality: int | None, array: bool
     ) -> tuple[Jpeg | None, Image | None]:
         """Bring a drawn picture to the host, with a stamp on it: as JPEG of a quality, as an array, or both.
@@ -120,32 +120,32 @@ class GpuExplainer(NetworkExplainer):
         drawn = explanation.drawn if isinstance(explanation, RenderedExplanation) else None
         if drawn is None:
             return None, None
-        lanes = self._lanes
+        lanes = self._streams
         jpeg = image = None
-        lanes.follow("encode", drawn.done)
-        with torch.inference_mode(), lanes.on("encode"):
-            picture = drawn.picture
-            lanes.lend(picture, "encode")
+        lanes.wait_event("encode", drawn.done)
+        with torch.inference_mode(), lanes.stream("encode"):
+            picture = drawn.image
+            lanes.record_stream(picture, "encode")
             if stamp is not None:
-                tile = lanes.pinned(stamp.tile.shape, torch.uint8).copy_(torch.from_numpy(stamp.tile))
+                tile = lanes.pinned_empty(stamp.tile.shape, torch.uint8).copy_(torch.from_numpy(stamp.tile))
                 picture = blend_patch(picture, tile.to(lanes.device, non_blocking=True), stamp)
             if quality is not None:
-                with lanes.encoding():
+                with lanes.encoder_stream():
                     jpeg = Jpeg(encode_jpeg([picture], quality)[0], quality)
             if array:
                 rows = picture.permute(1, 2, 0).contiguous()
-                host = lanes.pinned(tuple(rows.shape), torch.uint8).copy_(rows, non_blocking=True)
-                lanes.wait(lanes.mark("encode"))
+                host = lanes.pinned_empty(tuple(rows.shape), torch.uint8).copy_(rows, non_blocking=True)
+                lanes.synchronize(lanes.record_event("encode"))
                 image = host.numpy()
                 image.flags.writeable = False
         return jpeg, image
 
-    def _journey(self, size: tuple[int, int], bucket: int) -> tuple[Tensor, Callable[[], Outputs]]:
+    def _capture_graph(self, size: tuple[int, int], bucket: int) -> tuple[Tensor, Callable[[], Outputs]]:
         """Return the input of one graph, and what it does: preprocess, head, explanation, resize, colour map, blend."""
-        build, device = self._runner.build, self._lanes.device
+        build, device = self._runner.config, self._streams.device
         region = fit_geometry(size, self._preprocessing.input_size, self._preprocessing.fit).region
         to_input = FramePreprocessor(self._preprocessing, size).to(device)
-        paint = HeatmapBlender(self._table, region, self.facts.grid, size).to(device)
+        paint = HeatmapBlender(self._heat_lut, region, self.info.grid, size).to(device)
         frames = torch.zeros((bucket, *size, 3), dtype=torch.uint8, device=device)
         images = torch.zeros((bucket, 3, *self._preprocessing.input_size), dtype=build.dtype, device=device)
         # Exactly the layout the network was compiled for, whatever resizing leaves.
@@ -161,14 +161,14 @@ class GpuExplainer(NetworkExplainer):
     def _explanation(
         self, frame: Frame, flight: InFlightBatch, place_in_flight: int, timings: dict[str, float]
     ) -> Explanation:
-        scores, classes, heat = (part[place_in_flight].numpy() for part in flight.answers)
+        scores, classes, heat = (part[place_in_flight].numpy() for part in flight.outputs)
         return RenderedExplanation(
             frame=frame,
             findings=self._findings(scores, classes, heat),
             method=self._method,
-            layer=self.facts.layer,
+            layer=self.info.layer,
             timings=timings,
-            model=self.facts.model,
+            model=self.info.model,
             heat_region=self._preprocessing.region(frame),
-            drawn=DeviceImage(flight.pictures[place_in_flight], flight.done),
+            drawn=DeviceImage(flight.images[place_in_flight], flight.done),
         )

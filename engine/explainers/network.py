@@ -53,7 +53,7 @@ class NetworkExplainer(BaseExplainer):
         disable_tf32(config.precision, device)
         preprocessing = network.preprocessing(config)
         size = preprocessing.input_size
-        split = split_network(network.net, config.layer or network.layer, size)
+        split = split_network(network.module, config.layer or network.layer, size)
         labels = class_names(network, split.classes)
         target = parse_target(config.target, labels)
         kernel = check_kernel(config.kernel)
@@ -64,23 +64,23 @@ class NetworkExplainer(BaseExplainer):
         build = CompileConfig(target, kernel, candidates[0], config.precision, device, budget, cache, together, buckets)
         choose = select_fastest if device.type == "cpu" else select_first_working
         self._runner = Runner(split, build) if len(candidates) == 1 else choose(split, build, candidates)
-        backend = self._runner.build.backend
-        plan, seconds = self._runner.plan.facts, time.perf_counter() - begun
+        backend = self._runner.config.backend
+        plan, seconds = self._runner.plan.info, time.perf_counter() - begun
         facts = EngineInfo(
             network.name, split.layer, split.grid, size, plan, backend, config.precision, str(device), seconds
         )
         super().__init__(labels, f"{split.method}/{kernel}", preprocessing, facts)
 
-    def figures(self) -> list[MetricSample]:
+    def metrics(self) -> list[MetricSample]:
         """Return what runs and what it takes, how the device does, and what building it took."""
-        build = self._runner.build
+        build = self._runner.config
         told = [
-            *super().figures(),
+            *super().metrics(),
             *gpu_metrics(build.device),
-            MetricSample("engine_build_seconds", self.facts.build_seconds, "What cutting, compiling and proving took."),
+            MetricSample("engine_build_seconds", self.info.build_seconds, "What cutting, compiling and proving took."),
         ]
         if build.cache is not None:
-            taken = {"taken": build.cache.found, "written": build.cache.kept}
+            taken = {"taken": build.cache.hits, "written": build.cache.writes}
             says = "Compiled results taken from the cache, and written to it, when the engine was built."
             told += [
                 MetricSample("engine_cache_entries", count, says, labels=(("how", how),))
@@ -89,11 +89,11 @@ class NetworkExplainer(BaseExplainer):
         return told
 
     def _images(self, pixels: Tensor) -> Tensor:
-        build = self._runner.build
+        build = self._runner.config
         return self._preprocessing.normalised(pixels.to(build.device), build.dtype)
 
     def _scores(self, images: Tensor) -> Tensor:
         return self._runner.scores(images)
 
-    def _answers(self, images: Tensor) -> ModelOutputs:
+    def _outputs(self, images: Tensor) -> ModelOutputs:
         return self._runner(images)

@@ -53,7 +53,7 @@ PROBES: Final = (1, 3)
 class ExportResult:
     """What came of an export."""
 
-    passport: ExportMetadata
+    metadata: ExportMetadata
     bytes: int
     runtimes: tuple[str, ...]
     """What it was checked with."""
@@ -68,7 +68,7 @@ class ExportableDensePlan(Plan):
         super().__init__()
         self.tail = tail
         self.register_buffer("masks", masks(kernel, grid, torch.arange(grid[0] * grid[1])))
-        self.facts = PlanInfo("dense", why, one_module=True)
+        self.info = PlanInfo("dense", why, one_module=True)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return the plain network's scores (N, K) and every cell's (N, h * w, K), before the softmax."""
@@ -109,14 +109,14 @@ def export_network(network: LoadedModel, config: EngineConfig, path: Path) -> Ex
     """
     preprocessing = network.preprocessing(config)
     size = preprocessing.input_size
-    split = split_network(network.net, config.layer or network.layer, size)
+    split = split_network(network.module, config.layer or network.layer, size)
     labels = class_names(network, split.classes)
     kernel, budget = check_kernel(config.kernel), config.memory_budget_mib << 20
     build = CompileConfig(parse_target(config.target, labels), kernel, "eager", "fp32", torch.device("cpu"), budget)
     with torch.inference_mode():
         plan = plan_for(split, split.head(probe_images(1, size)), kernel, budget)
-    if not plan.facts.one_module:
-        plan = _defined(split, plan.facts, kernel, budget)
+    if not plan.info.one_module:
+        plan = _defined(split, plan.info, kernel, budget)
     engine = Runner(split, build)
     truths = {}
     for count in PROBES:
@@ -128,8 +128,8 @@ def export_network(network: LoadedModel, config: EngineConfig, path: Path) -> Ex
     passport = ExportMetadata(
         model=network.name, labels=labels, input_size=size, mean=preprocessing.mean,
         std=preprocessing.std, fit=preprocessing.fit, layer=split.layer, grid=split.grid,
-        method=f"{split.method}/{kernel}", plan=plan.facts.name, target=tuple(config.target),
-        proof=encode_probe(*truths[1]), made_with=_versions(),
+        method=f"{split.method}/{kernel}", plan=plan.info.name, target=tuple(config.target),
+        probe=encode_probe(*truths[1]), made_with=_versions(),
     )  # fmt: skip
     module = ExplainedNetwork(split.head, plan, build.target, split.grid).eval()
     _write(module, passport, path)
@@ -141,7 +141,7 @@ def _defined(split: SplitModel, facts: PlanInfo, kernel: Kernel, budget_bytes: i
     if isinstance(split.tail, ViTTail):
         raise EngineError(
             f"layer {split.layer!r}: only a closed form of ViT-ReciproCAM fits a file, and there is none here "
-            f"({facts.why}); leave --layer out, or use `stream`, which needs no file"
+            f"({facts.reason}); leave --layer out, or use `stream`, which needs no file"
         )
     rows, columns = split.grid
     example = torch.zeros((1, split.channels, rows, columns))

@@ -58,7 +58,7 @@ class ExportMetadata:
     plan: str
     target: tuple[str, ...]
     """The explained classes, as they were asked for."""
-    proof: Mapping[str, Any]
+    probe: Mapping[str, Any]
     """The engine's own answer to the first probe picture; see ``encode_probe``."""
     made_with: Mapping[str, Any] = field(default_factory=dict)
     """Versions."""
@@ -68,20 +68,20 @@ class ExportMetadata:
         plain = {"format": FORMAT, "model": self.model, "fit": self.fit, "layer": self.layer, "method": self.method}
         listed = {
             "labels": self.labels, "input_size": self.input_size, "mean": self.mean, "std": self.std,
-            "grid": self.grid, "target": self.target, "proof": dict(self.proof), "made_with": dict(self.made_with),
+            "grid": self.grid, "target": self.target, "proof": dict(self.probe), "made_with": dict(self.made_with),
         }  # fmt: skip
         return {**plain, "plan": self.plan, **{key: json.dumps(value) for key, value in listed.items()}}
 
-    def answers(self, path: Path) -> tuple[ModelOutputs, float]:
+    def probe_outputs(self, path: Path) -> tuple[ModelOutputs, float]:
         """Return what the engine said to the first probe picture, and what rounding may do to the heat.
 
         Scores (1, K), one class (1, 1), its heat (1, 1, h, w).
         """
         try:
-            scores, heat = (_floats(self.proof[key]) for key in ("scores", "heat"))
-            chosen = torch.tensor([[int(self.proof["class"])]])
+            scores, heat = (_floats(self.probe[key]) for key in ("scores", "heat"))
+            chosen = torch.tensor([[int(self.probe["class"])]])
             answers = scores.view(1, len(self.labels)), chosen, heat.view(1, 1, *self.grid)
-            return answers, float(self.proof["slack"])
+            return answers, float(self.probe["slack"])
         except (KeyError, TypeError, ValueError, RuntimeError, binascii.Error) as error:
             raise ModelError(f"{path}: its proof is damaged ({error}); export it again") from None
 
@@ -149,7 +149,7 @@ def _passport(path: Path, told: Mapping[str, str]) -> ExportMetadata:
         method=read_str(path, told, "method"),
         plan=read_str(path, told, "plan"),
         target=names(path, told, "target"),
-        proof=mapping(path, told, "proof"),
+        probe=mapping(path, told, "proof"),
         made_with=mapping(path, told, "made_with"),
     )
 

@@ -29,27 +29,27 @@ class ImageDataset:
     ) -> None:  # fmt: skip
         self._paths, self._read, self._preprocessing = paths, read, preprocessing
         self.size = preprocessing.input_size
-        self._room = kept_bytes // (3 * self.size[0] * self.size[1])
-        self._kept: dict[int, Tensor] = {}
+        self._free_bytes = kept_bytes // (3 * self.size[0] * self.size[1])
+        self._cache: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def fitted(self, numbers: Sequence[int]) -> Tensor:
         """Return pictures as the network's input size wants them: (N, 3, H, W) uint8."""
-        return torch.cat([self._one(int(number)) for number in numbers])
+        return torch.cat([self._load(int(number)) for number in numbers])
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """Return the network's input for fitted pictures (N, 3, H, W), 0 to 255."""
         return self._preprocessing.normalised(pixels).contiguous(memory_format=torch.channels_last)
 
-    def _one(self, number: int) -> Tensor:
-        if number in self._kept:
-            return self._kept[number]
+    def _load(self, number: int) -> Tensor:
+        if number in self._cache:
+            return self._cache[number]
         place = self._preprocessing
         picture = fit_image(self._read(self._paths[number]), place.input_size, place.fit).contiguous()
-        if len(self._kept) < self._room:
-            self._kept[number] = picture
+        if len(self._cache) < self._free_bytes:
+            self._cache[number] = picture
         return picture
 
 

@@ -33,7 +33,7 @@ MIN_GROUPS_FOR_INTERVAL = 5
 MAX_SCORES = 400_000
 """How many scores a report holds at the most."""
 
-FIRST = TrainingConfig(epochs=60, batch=64, learning_rate=3e-3, patience=15, stage="last layer alone")
+FIRST = TrainingConfig(epochs=60, batch_size=64, learning_rate=3e-3, patience=15, stage="last layer alone")
 """Before a pretrained network is tuned its new last layer learns alone: one that begins at random would spoil what it
 came with. Kumar et al., *Fine-tuning can distort pretrained features*, arXiv:2202.10054."""
 
@@ -42,21 +42,21 @@ came with. Kumar et al., *Fine-tuning can distort pretrained features*, arXiv:22
 class SplitMetrics:
     """How the network does on pictures of one part."""
 
-    pictures: int
+    images: int
     accuracy: float
     mean_recall: float
     recalls: tuple[float, ...]
     """By class."""
     confusion: tuple[tuple[int, ...], ...]
     """Counts by true class (row) and given class (column)."""
-    answers: tuple[tuple[str, int, int, float], ...]
+    predictions: tuple[tuple[str, int, int, float], ...]
     """Path, true class, given class and its score, for every picture."""
     scores: tuple[tuple[float, ...], ...]
     """The scores of all classes, for every picture; empty where these would be more than 400,000 numbers."""
-    likely: tuple[float, float] | None
+    interval: tuple[float, float] | None
     """Between which shares the accuracy on other parts lies, 95 times of 100; each source counts once, and pictures
     that look nearly like learned ones do not. None: which pictures show one part is not known, or there are too few."""
-    counted_sources: int
+    counted_groups: int
     """How many sources that rests on."""
 
 
@@ -64,10 +64,10 @@ class SplitMetrics:
 class FinetuneResult:
     """What came of it."""
 
-    file: Checkpoint
+    checkpoint: Checkpoint
     epochs: tuple[EpochStats, ...]
-    course: TrainingConfig
-    examined: Mapping[str, SplitMetrics]
+    training: TrainingConfig
+    metrics: Mapping[str, SplitMetrics]
     """By part: stopping and held_out."""
 
 
@@ -101,26 +101,26 @@ def finetune(
     Raises:
         ModelError: the loss left all bounds before anything was learned.
     """
-    wish = pupil.wish
+    wish = pupil.config
     samples = [one for several in parts.values() for one in several]
     classes = np.array([pupil.labels.index(one.label) for one in samples])
     numbers = _numbered(parts)
-    course = wish.course()
+    course = wish.training()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(wish.seed)
         pictures = ImageDataset([one.path for one in samples], read, pupil.preprocessing)
         task = _Task(pupil, pictures, classes, numbers, choose_device(wish.device), watching)
         told: list[EpochStats] = []
-        if wish.freeze or pupil.first_alone:
+        if wish.linear_probe or pupil.warm_up_head:
             learner: LinearProbe | FullFinetuner = _last_layer(task)
-            told = _studied(learner, task, course if wish.freeze else FIRST, able=pupil.able)
-        if not wish.freeze:
+            told = _studied(learner, task, course if wish.linear_probe else FIRST, able=pupil.warm_start)
+        if not wish.linear_probe:
             learner = FullFinetuner(
-                pupil.net, pupil.last, pictures, pupil.change,
+                pupil.net, pupil.head_name, pictures, pupil.augmentation,
                 device=task.device, precision=wish.precision, untrained=wish.weights == RANDOM,
             )  # fmt: skip
             told = _studied(learner, task, course, able=wish.weights != RANDOM) or told
-    counted = [one.source if grouped and one.path not in look_alikes else None for one in samples]
+    counted = [one.group if grouped and one.path not in look_alikes else None for one in samples]
     found = {part: _examined(task, learner, samples, numbers[part], counted) for part in (VALIDATION, TEST)}
     provenance = provenance_of(pupil) | _provenance(course, told, parts, found)
     return FinetuneResult(_packed(pupil, parts, provenance), tuple(told), course, found)
@@ -132,7 +132,7 @@ def _packed(pupil: FinetuneModel, parts: Mapping[str, Sequence[Sample]], provena
     seen = {one.digest for part in (TRAIN, VALIDATION) for one in parts[part] if one.digest}
     return Checkpoint(
         state, pupil.name, pupil.labels, shown.input_size, shown.mean, shown.std, pupil.layer, provenance, shown.fit,
-        pupil.until, pupil.seen | seen,
+        pupil.truncate_at, pupil.trained_digests | seen,
     )  # fmt: skip
 
 
@@ -146,21 +146,21 @@ def _numbered(parts: Mapping[str, Sequence[Sample]]) -> dict[str, Numbers]:
 class _Task:
     """What every stretch of a training shares."""
 
-    pupil: FinetuneModel
-    pictures: ImageDataset
+    model: FinetuneModel
+    images: ImageDataset
     classes: Numbers
     numbers: Mapping[str, Numbers]
     device: torch.device
-    watching: Callbacks
+    callbacks: Callbacks
 
 
 def _last_layer(task: _Task) -> LinearProbe:
     """Return the last layer alone; where no other learns after it, with features of changed views, too."""
-    pupil, wish = task.pupil, task.pupil.wish
+    pupil, wish = task.model, task.model.config
     return LinearProbe(
-        pupil.net, pupil.last, task.pictures, pupil.change, device=task.device,
-        views=wish.views if wish.freeze and wish.augment else 1, seed=wish.seed, learning=task.numbers[TRAIN],
-        tell=task.watching.features, precision=wish.precision,
+        pupil.net, pupil.head_name, task.images, pupil.augmentation, device=task.device,
+        views=wish.views if wish.linear_probe and wish.augment else 1, seed=wish.seed, learning=task.numbers[TRAIN],
+        tell=task.callbacks.features, precision=wish.precision,
     )  # fmt: skip
 
 
@@ -169,7 +169,7 @@ def _studied(
 ) -> list[EpochStats]:
     return train(
         learner, task.classes, task.numbers[TRAIN], task.numbers[VALIDATION], course,
-        seed=task.pupil.wish.seed, tell=task.watching.epoch, stop=task.watching.stop, able=able,
+        seed=task.model.config.seed, tell=task.callbacks.epoch, stop=task.callbacks.stop, able=able,
     )  # fmt: skip
 
 
@@ -178,7 +178,7 @@ def _examined(
     counted: Sequence[str | None],
 ) -> SplitMetrics:  # fmt: skip
     """Return how the network does on some pictures; ``counted``: each sample's source, None to leave it out."""
-    labels = task.pupil.labels
+    labels = task.model.labels
     scores = torch.softmax(predict_logits(learner, numbers), 1)
     given = scores.argmax(1).tolist()
     truth = task.classes[numbers].tolist()
@@ -218,9 +218,9 @@ def _provenance(
         "course": asdict(course),
         "epochs": len(told),
         "best_epoch": best.epoch if best else 0,
-        "pictures": {part: len(several) for part, several in parts.items()},
-        "sources": {part: len({one.source for one in several}) for part, several in parts.items()},
-        "held_out": {
+        "images": {part: len(several) for part, several in parts.items()},
+        "groups": {part: len({one.group for one in several}) for part, several in parts.items()},
+        "test": {
             "accuracy": round(found[TEST].accuracy, 4), "mean_recall": round(found[TEST].mean_recall, 4)
         },
         "torch": torch.__version__,

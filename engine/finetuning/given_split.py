@@ -16,7 +16,7 @@ def check_given(samples: Sequence[Sample]) -> None:
     Raises:
         ConfigError: it names the class and the part.
     """
-    labels = {part: {one.label for one in samples if one.part == part} for part in _ORDER}
+    labels = {part: {one.label for one in samples if one.split == part} for part in _ORDER}
     for part in (VALIDATION, TEST):
         if not labels[part]:
             continue
@@ -31,7 +31,7 @@ def check_given(samples: Sequence[Sample]) -> None:
                 "training folder alone: then its pictures are divided anew"
             )
     if not labels[VALIDATION]:
-        check_groups([one for one in samples if one.part == TRAIN], [TRAIN, VALIDATION])
+        check_groups([one for one in samples if one.split == TRAIN], [TRAIN, VALIDATION])
 
 
 def keep_split(
@@ -51,14 +51,14 @@ def keep_split(
     Raises:
         ConfigError: a class has nothing left in a part.
     """
-    given: dict[str, list[Sample]] = {part: [one for one in samples if one.part == part] for part in _ORDER}
-    seen_before = {one.source for one in samples if one.digest and one.digest in seen}
-    learned = {one.source for one in given[TRAIN]}
+    given: dict[str, list[Sample]] = {part: [one for one in samples if one.split == part] for part in _ORDER}
+    seen_before = {one.group for one in samples if one.digest and one.digest in seen}
+    learned = {one.group for one in given[TRAIN]}
     if given[VALIDATION]:
         parts = {TRAIN: given[TRAIN], VALIDATION: _without(given[VALIDATION], learned, VALIDATION)}
     else:
         parts = stratified_group_split(given[TRAIN], {TRAIN: 1.0 - stopping, VALIDATION: stopping}, seed)
-    used = seen_before | learned | {one.source for one in parts[VALIDATION]}
+    used = seen_before | learned | {one.group for one in parts[VALIDATION]}
     parts[TEST] = _without(given[TEST], used, TEST)
     kept = {one.path for several in parts.values() for one in several}
     return parts, [one for one in samples if one.path not in kept]
@@ -66,7 +66,7 @@ def keep_split(
 
 def _without(samples: Sequence[Sample], sources: Collection[str], part: str) -> list[Sample]:
     """Return the samples of other sources than these; refuse where a class has none left."""
-    kept = [one for one in samples if one.source not in sources]
+    kept = [one for one in samples if one.group not in sources]
     for label in sorted({one.label for one in samples} - {one.label for one in kept}):
         raise ConfigError(
             f"class {label!r}: every picture of it in the {_in_words(part)} part shows what is learned from, too; add "

@@ -36,7 +36,7 @@ def truncate_and_replace_head(
         ModelError, LayerError: the same, and a layer the network cannot end with.
     """
     entry = find_entry(model)
-    net = load_network(model, weights=weights).net
+    net = load_network(model, weights=weights).module
     return truncate(net, until, image_size or entry.input_size, count), entry, LAST
 
 
@@ -87,18 +87,19 @@ def resume_from_checkpoint(
         ConfigError: it ends with another layer already.
     """
     entry = find_entry(file.model)
-    if file.until and until not in {None, file.until}:
+    if file.truncate_at and until not in {None, file.truncate_at}:
         raise ConfigError(
-            f"--until {until!r}: {path} ends with {file.until!r}; leave --until out, or begin with --model {file.model}"
+            f"--until {until!r}: {path} ends with {file.truncate_at!r}; leave "
+            f"--until out, or begin with --model {file.model}"
         )
-    old = load_from_checkpoint(file, path).net
-    if until and not file.until:
+    old = load_from_checkpoint(file, path).module
+    if until and not file.truncate_at:
         return truncate(old, until, image_size, len(labels)), LAST, ()
 
     build: Callable[[int], nn.Module] = lambda count: build_untrained(entry, count)  # noqa: E731 - one of two
     keys = [f"{LAST}.weight", f"{LAST}.bias"]
-    if file.until:
-        whole, ends, size = build_untrained(entry), file.until, file.input_size
+    if file.truncate_at:
+        whole, ends, size = build_untrained(entry), file.truncate_at, file.input_size
         build = lambda count: truncate(whole, ends, size, count)  # noqa: E731 - the other
     else:
         keys = class_keys(entry, len(labels))
@@ -129,7 +130,7 @@ def _started_above_zero(net: nn.Module, keys: Sequence[str], image_size: tuple[i
 
 def _state(model: str, weights: Path | str | None) -> StateDict:
     if weights is None:
-        return dict(load_network(model).net.state_dict())
+        return dict(load_network(model).module.state_dict())
     return read_state(Path(weights))
 
 

@@ -15,7 +15,7 @@ _BEFORE = "one that it learned from before"
 class NearDuplicate:
     """Two pictures in different parts that look nearly alike."""
 
-    part: str
+    split: str
     """The part of the first one."""
     path: str
     learned: str

@@ -27,8 +27,8 @@ from pipeline.errors import ConfigError, LayerError, ModelError
 Precision = Literal["fp32", "bf16"]
 """What a network may learn in."""
 
-FULL_DEFAULTS = TrainingConfig(epochs=24, batch=24, learning_rate=1e-4, patience=8)
-LINEAR_PROBE_DEFAULTS = TrainingConfig(epochs=120, batch=64, learning_rate=3e-3, patience=25, loss_counts=True)
+FULL_DEFAULTS = TrainingConfig(epochs=24, batch_size=24, learning_rate=1e-4, patience=8)
+LINEAR_PROBE_DEFAULTS = TrainingConfig(epochs=120, batch_size=64, learning_rate=3e-3, patience=25, improve_on_loss=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +44,11 @@ class FinetuneConfig:
     """How a picture is brought to the input size; None = as the model file has it, or stretched."""
     layer: str | None = None
     """Where the network will be explained."""
-    until: str | None = None
+    truncate_at: str | None = None
     """The layer the network ends with; None = its own end."""
-    freeze: bool = False
+    linear_probe: bool = False
     """Only the last layer learns."""
-    freeze_to: str | None = None
+    freeze_until: str | None = None
     """This layer and all before it stay as they are."""
     augment: Sequence[str] = DEFAULT_AUGMENTATIONS
     balance: Balance = "sampler"
@@ -64,13 +64,13 @@ class FinetuneConfig:
     threads: int | None = None
     seed: int = 0
 
-    def course(self) -> TrainingConfig:
+    def training(self) -> TrainingConfig:
         """Return the course, with what was wished for."""
-        usual = LINEAR_PROBE_DEFAULTS if self.freeze else FULL_DEFAULTS
+        usual = LINEAR_PROBE_DEFAULTS if self.linear_probe else FULL_DEFAULTS
         return replace(
             usual,
             epochs=self.epochs or usual.epochs,
-            batch=self.batch or usual.batch,
+            batch_size=self.batch or usual.batch_size,
             learning_rate=self.learning_rate or usual.learning_rate,
             patience=self.patience or usual.patience,
             balance=self.balance,
@@ -81,9 +81,9 @@ class FinetuneConfig:
 class FinetuneModel:
     """A network that is to learn, and what its file will say of it."""
 
-    wish: FinetuneConfig
+    config: FinetuneConfig
     net: nn.Module
-    last: str
+    head_name: str
     """Its last layer's name."""
     name: str
     """The network's in the table."""
@@ -91,24 +91,24 @@ class FinetuneModel:
     preprocessing: Preprocessing
     layer: str
     """Where it will be explained."""
-    until: str | None
-    change: Callable[[Tensor], Tensor]
+    truncate_at: str | None
+    augmentation: Callable[[Tensor], Tensor]
     """How pictures change between two visits."""
-    known: tuple[str, ...] = ()
+    known_labels: tuple[str, ...] = ()
     """Classes that its last layer knows already."""
-    first_alone: bool = True
+    warm_up_head: bool = True
     """Whether its last layer can learn alone, and has to before the rest does."""
-    seen: frozenset[str] = frozenset()
+    trained_digests: frozenset[str] = frozenset()
     """Digests of the pictures it has learned from before."""
-    looks: tuple[KnownImages, ...] = ()
+    trained_hashes: tuple[KnownImages, ...] = ()
     """Their perceptual hashes."""
-    begun_with: Mapping[str, Any] = field(default_factory=dict)
+    parent_checkpoint: Mapping[str, Any] = field(default_factory=dict)
     """The file it goes on from."""
 
     @property
-    def able(self) -> bool:
+    def warm_start(self) -> bool:
         """Whether it knows all its classes already: what is no better than that is not kept."""
-        return len(self.known) == len(self.labels)
+        return len(self.known_labels) == len(self.labels)
 
 
 def build_model(wish: FinetuneConfig, labels: Sequence[str]) -> FinetuneModel:
@@ -118,8 +118,8 @@ def build_model(wish: FinetuneConfig, labels: Sequence[str]) -> FinetuneModel:
         ModelError, LayerError, EngineError: no such network or layer, weights that do not fit, a wrong input size.
         ConfigError: an unknown augmentation, or two wishes that contradict each other.
     """
-    if wish.freeze and wish.freeze_to:
-        raise ConfigError(f"--freeze leaves nothing for --freeze-to {wish.freeze_to!r}; give one of them")
+    if wish.linear_probe and wish.freeze_until:
+        raise ConfigError(f"--freeze leaves nothing for --freeze-to {wish.freeze_until!r}; give one of them")
     choose_device(wish.device)
     if wish.threads:
         torch.set_num_threads(wish.threads)
@@ -127,24 +127,28 @@ def build_model(wish: FinetuneConfig, labels: Sequence[str]) -> FinetuneModel:
         torch.manual_seed(wish.seed)
         pupil = _from_file(wish, tuple(labels)) if wish.model.endswith(MODEL_FILE) else _from_table(wish, tuple(labels))
     size = pupil.preprocessing.input_size
-    if wish.freeze_to:
-        beginning = TruncatedParent(build_untrained(find_entry(pupil.name)), pupil.until) if pupil.until else None
-        freeze_to(pupil.net, wish.freeze_to, size, beginning)
-    if pupil.able or wish.weights == RANDOM:
-        pupil = replace(pupil, first_alone=False)
-    if wish.freeze or pupil.first_alone:
+    if wish.freeze_until:
+        beginning = (
+            TruncatedParent(build_untrained(find_entry(pupil.name)), pupil.truncate_at) if pupil.truncate_at else None
+        )
+        freeze_to(pupil.net, wish.freeze_until, size, beginning)
+    if pupil.warm_start or wish.weights == RANDOM:
+        pupil = replace(pupil, warm_up_head=False)
+    if wish.linear_probe or pupil.warm_up_head:
         try:
-            find_output_activation(pupil.net, pupil.last, size)
+            find_output_activation(pupil.net, pupil.head_name, size)
         except ModelError:
-            if wish.freeze:
+            if wish.linear_probe:
                 raise
-            pupil = replace(pupil, first_alone=False)
+            pupil = replace(pupil, warm_up_head=False)
     return pupil
 
 
 def _from_table(wish: FinetuneConfig, labels: tuple[str, ...]) -> FinetuneModel:
-    if wish.until:
-        net, entry, last = truncate_and_replace_head(wish.model, wish.weights, len(labels), wish.until, wish.input_size)
+    if wish.truncate_at:
+        net, entry, last = truncate_and_replace_head(
+            wish.model, wish.weights, len(labels), wish.truncate_at, wish.input_size
+        )
     else:
         net, entry, last = replace_head(wish.model, wish.weights, len(labels))
     return _placed(wish, net, last, entry, labels)
@@ -157,12 +161,19 @@ def _from_file(wish: FinetuneConfig, labels: tuple[str, ...]) -> FinetuneModel:
     place = Path(wish.model)
     file = load_checkpoint(place)
     wish = replace(wish, input_size=wish.input_size or file.input_size, fit=wish.fit or file.fit)
-    net, last, known = resume_from_checkpoint(file, place, labels, wish.until, wish.input_size or file.input_size)
-    layer = wish.layer or (file.layer if wish.until in {None, file.until} else None)
+    net, last, known = resume_from_checkpoint(file, place, labels, wish.truncate_at, wish.input_size or file.input_size)
+    layer = wish.layer or (file.layer if wish.truncate_at in {None, file.truncate_at} else None)
     entry = replace(find_entry(file.model), mean=file.mean, std=file.std)
-    pupil = _placed(replace(wish, layer=layer, until=wish.until or file.until), net, last, entry, labels)
+    pupil = _placed(
+        replace(wish, layer=layer, truncate_at=wish.truncate_at or file.truncate_at), net, last, entry, labels
+    )
     return replace(
-        pupil, wish=wish, known=known, seen=file.seen, looks=file.looks, begun_with=_told(file, place, known)
+        pupil,
+        config=wish,
+        known_labels=known,
+        trained_digests=file.trained_digests,
+        trained_hashes=file.looks,
+        parent_checkpoint=_told(file, place, known),
     )
 
 
@@ -179,29 +190,30 @@ def _placed(
     layer = _explained(wish, net, entry, size)
     seen_through = Preprocessing(size, entry.mean, entry.std, wish.fit or "stretch")
     change = build_augmentation(wish.augment, size)
-    return FinetuneModel(wish, net, last, entry.name, labels, seen_through, layer, wish.until, change)
+    return FinetuneModel(wish, net, last, entry.name, labels, seen_through, layer, wish.truncate_at, change)
 
 
 def _explained(wish: FinetuneConfig, net: nn.Module, entry: ModelEntry, size: tuple[int, int]) -> str:
     """Return the layer where it will be explained: of a network that ends earlier, its end."""
-    if not wish.until:
+    if not wish.truncate_at:
         return split_network(net, wish.layer or entry.layer, size).layer
     try:
-        return split_network(net, None if wish.layer == wish.until else wish.layer, size).layer
+        return split_network(net, None if wish.layer == wish.truncate_at else wish.layer, size).layer
     except LayerError as reason:
         if wish.layer is None:
             raise
         raise LayerError(
-            f"--layer {wish.layer!r}: a network that ends with {wish.until!r} is explained there; leave --layer out"
+            f"--layer {wish.layer!r}: a network that ends with {wish.truncate_at!r} "
+            "is explained there; leave --layer out"
         ) from reason
 
 
 def provenance_of(pupil: FinetuneModel) -> dict[str, Any]:
     """Return what was wished for and where it began, as values that JSON can hold."""
-    wish = pupil.wish
+    wish = pupil.config
     told = asdict(wish) | {
-        "model": Path(wish.model).name if pupil.begun_with else wish.model,
+        "model": Path(wish.model).name if pupil.parent_checkpoint else wish.model,
         "weights": Path(wish.weights).name if wish.weights else None,
         "fit": pupil.preprocessing.fit,
     }
-    return {"wish": told} | ({"began_with": dict(pupil.begun_with)} if pupil.begun_with else {})
+    return {"wish": told} | ({"began_with": dict(pupil.parent_checkpoint)} if pupil.parent_checkpoint else {})

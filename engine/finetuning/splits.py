@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.errors import ConfigError
 
-TRAIN, VALIDATION, TEST = "learning", "stopping", "held_out"
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
 """What the network learns from, what tells it when to stop, and what examines it at the end and is never used."""
 _NAMED = 3
 """How many pairs of pictures a message names."""
@@ -28,11 +28,11 @@ class Sample:
 
     path: str
     label: str
-    source: str
+    group: str
     """What it shows, whatever it is called: pictures of one source stay together."""
     digest: str = ""
     """Of its pixels: two pictures of one digest are one picture. Empty: not known."""
-    part: str = ""
+    split: str = ""
     """The part the user has put it into; empty: to be divided."""
 
 
@@ -107,14 +107,14 @@ def merge_duplicates(samples: Sequence[Sample]) -> tuple[list[Sample], int]:
         copies += 1
         if twin.label != one.label:
             clashes.append((twin, one))
-        home[root(one.source)] = root(twin.source)
+        home[root(one.group)] = root(twin.group)
     if clashes:
         named = "; ".join(
             f"{one.path} ({one.label}) and {other.path} ({other.label})" for one, other in clashes[:_NAMED]
         )
         more = f"; and {len(clashes) - _NAMED} more" if len(clashes) > _NAMED else ""
         raise ConfigError(f"one picture under two labels: {named}{more}; leave it where it belongs")
-    return [replace(one, source=root(one.source)) for one in samples], copies
+    return [replace(one, group=root(one.group)) for one in samples], copies
 
 
 def stratified_group_split(
@@ -131,11 +131,11 @@ def stratified_group_split(
     Raises:
         ConfigError: a class has too few sources to stand in every part.
     """
-    taught = {one.source for one in samples if one.digest in seen}
+    taught = {one.group for one in samples if one.digest in seen}
     labels = sorted({one.label for one in samples})
     members: dict[str, list[Sample]] = {}
     for one in sorted(samples, key=lambda one: one.path):
-        members.setdefault(one.source, []).append(one)
+        members.setdefault(one.group, []).append(one)
     counts = {
         source: np.array([sum(one.label == label for one in several) for label in labels], float)
         for source, several in members.items()
@@ -198,7 +198,7 @@ def _lend(
 
 
 def _check_fresh(samples: Sequence[Sample], taught: Collection[str]) -> None:
-    fresh = {one.label for one in samples if one.source not in taught}
+    fresh = {one.label for one in samples if one.group not in taught}
     for label in sorted({one.label for one in samples} - fresh):
         raise ConfigError(
             f"class {label!r}: the network has learned from all of its pictures before, and none is left to examine "
@@ -212,7 +212,7 @@ def check_groups(samples: Sequence[Sample], parts: Sequence[str]) -> None:
     Raises:
         ConfigError: it names the class.
     """
-    sources = Counter(label for label, _ in {(one.label, one.source) for one in samples})
+    sources = Counter(label for label, _ in {(one.label, one.group) for one in samples})
     for label, count in sorted(sources.items()):
         if count < len(parts):
             raise ConfigError(

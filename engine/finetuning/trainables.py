@@ -45,10 +45,10 @@ class FullFinetuner:
         device: torch.device, precision: str = "fp32", untrained: bool = False,
     ) -> None:  # fmt: skip
         self._net = net.to(device).to(memory_format=torch.channels_last)
-        self._last, self._pictures, self._change = last, pictures, change
+        self._last, self._images, self._augmentation = last, pictures, change
         self._device, self._dtype, self._untrained = device, DTYPES[precision], untrained
 
-    def groups(self, learning_rate: float) -> list[dict[str, object]]:
+    def param_groups(self, learning_rate: float) -> list[dict[str, object]]:
         """Return what learns; the last layer apart."""
         head = self._net.get_submodule(self._last)
         own = {id(parameter) for parameter in head.parameters()}
@@ -56,24 +56,24 @@ class FullFinetuner:
         groups: list[dict[str, object]] = [{"params": list(head.parameters()), "lr": HEAD_FASTER * learning_rate}]
         return [*groups, {"params": rest, "lr": learning_rate}] if rest else groups
 
-    def scores(self, numbers: Numbers, *, changed: bool) -> Tensor:
+    def logits(self, numbers: Numbers, *, changed: bool) -> Tensor:
         """Return class scores of these pictures."""
         self._net.train(changed)
         if changed and not self._untrained:
             for module in self._net.modules():
                 if isinstance(module, _NORMS):
                     module.eval()
-        pixels = self._pictures.fitted(numbers.tolist())
-        images = self._pictures.normalised((self._change(pixels) if changed else pixels).to(self._device))
+        pixels = self._images.fitted(numbers.tolist())
+        images = self._images.normalised((self._augmentation(pixels) if changed else pixels).to(self._device))
         with autocast(self._device, self._dtype):
             scores: Tensor = self._net(images)
         return scores.float()
 
-    def keep(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Return a copy of the weights."""
         return {key: value.detach().clone() for key, value in self._net.state_dict().items()}
 
-    def restore(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take weights back, and leave the network ready to run."""
         put_into(self._net, state)
         self._net.eval()
@@ -90,7 +90,7 @@ class TruncatedParent:
 
     whole: nn.Module
     """The network of the table: its names are those that people know."""
-    until: str
+    truncate_at: str
     """The layer of it that is the last here."""
     prefix: str = "features."
     """What stands before the names here."""
@@ -111,7 +111,7 @@ def freeze_to(net: nn.Module, layer: str, image_size: tuple[int, int], beginning
     whole = net if beginning is None else beginning.whole
     outputs, _ = trace_layer_outputs(whole, torch.zeros(1, 3, *image_size))
     orders = {name: one.order for name, one in outputs.items()}
-    there = {name: one for name, one in orders.items() if beginning is None or one <= orders[beginning.until]}
+    there = {name: one for name, one in orders.items() if beginning is None or one <= orders[beginning.truncate_at]}
     if layer not in there:
         _refuse_layer(layer, orders, there, beginning)
     kept = [name for name, one in there.items() if one <= there[layer]]
@@ -133,7 +133,7 @@ def _refuse_layer(
     listed = ", ".join([name for name in sorted(there, key=there.__getitem__) if name.count(".") == top][-_LISTED:])
     if beginning is not None and layer in orders:
         raise LayerError(
-            f"--freeze-to {layer!r}: the network ends before it, with {beginning.until!r}; name one of {listed}"
+            f"--freeze-to {layer!r}: the network ends before it, with {beginning.truncate_at!r}; name one of {listed}"
         )
     raise LayerError(
         f"--freeze-to {layer!r}: the network has no such layer.{did_you_mean(layer, there)} It has {listed}"
@@ -172,11 +172,11 @@ class LinearProbe:
                 self._views.append(changed)
         self._views = [view.clone() for view in self._views]
 
-    def groups(self, learning_rate: float) -> list[dict[str, object]]:
+    def param_groups(self, learning_rate: float) -> list[dict[str, object]]:
         """Return the last layer's parameters; what differs little from picture to picture needs larger weights."""
         return [{"params": list(self._layer.parameters()), "lr": learning_rate * faster(self._views[0])}]
 
-    def scores(self, numbers: Numbers, *, changed: bool) -> Tensor:
+    def logits(self, numbers: Numbers, *, changed: bool) -> Tensor:
         """Return class scores of these pictures, each in one of its views."""
         if changed:
             views = self._rng.integers(0, len(self._views), len(numbers))
@@ -185,11 +185,11 @@ class LinearProbe:
             features = self._views[0][torch.from_numpy(numbers)]
         return self._after(self._layer(features.to(self._device)))
 
-    def keep(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Return a copy of the last layer."""
         return {key: value.detach().clone() for key, value in self._layer.state_dict().items()}
 
-    def restore(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take it back."""
         self._layer.load_state_dict(state)
 

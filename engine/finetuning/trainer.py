@@ -29,19 +29,19 @@ Balance = Literal["sampler", "weights", "none"]
 class Trainable(Protocol):
     """Something with parameters that names the classes of pictures, by their numbers."""
 
-    def groups(self, learning_rate: float) -> list[dict[str, object]]:
+    def param_groups(self, learning_rate: float) -> list[dict[str, object]]:
         """Return the parameters to be learned and their highest rates, as an optimiser takes them."""
         ...
 
-    def scores(self, numbers: Numbers, *, changed: bool) -> Tensor:
+    def logits(self, numbers: Numbers, *, changed: bool) -> Tensor:
         """Return class scores (N, K) before the softmax; ``changed``: pictures are seen with augmentation."""
         ...
 
-    def keep(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Return a copy of what was learned so far."""
         ...
 
-    def restore(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go back to a copy."""
         ...
 
@@ -52,16 +52,16 @@ class TrainingConfig:
 
     epochs: int
     """At the most."""
-    batch: int
+    batch_size: int
     learning_rate: float
     """The highest, of the layers that were trained before; the new last layer learns four times as fast."""
     patience: int
     """Epochs without improvement on the stopping pictures before it ends."""
-    loss_counts: bool = False
+    improve_on_loss: bool = False
     """A smaller loss is hope, too, and not a better recall alone: where epochs cost nothing."""
     balance: Balance = "sampler"
     """Rare classes are drawn as often as common ones, count more in the loss, or neither."""
-    smoothing: float = 0.05
+    label_smoothing: float = 0.05
     """Label smoothing."""
     weight_decay: float = 0.01
     stage: str = ""
@@ -76,8 +76,8 @@ class EpochStats:
     epochs: int
     loss: float
     """Cross-entropy of what it learned from, a mean."""
-    stopping_loss: float
-    stopping_recall: float
+    validation_loss: float
+    validation_recall: float
     """Mean recall of the classes on the stopping pictures."""
     best: bool
     seconds: float
@@ -108,8 +108,8 @@ def train(
     begun = time.perf_counter()
     rng = np.random.default_rng((seed, 8))
     weights = class_weights(classes[learning], course.balance)
-    batches = max(1, math.ceil(len(learning) / course.batch))
-    optimiser = torch.optim.AdamW(learner.groups(course.learning_rate), weight_decay=course.weight_decay)
+    batches = max(1, math.ceil(len(learning) / course.batch_size))
+    optimiser = torch.optim.AdamW(learner.param_groups(course.learning_rate), weight_decay=course.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser,
         max_lr=[float(group["lr"]) for group in optimiser.param_groups],
@@ -117,7 +117,7 @@ def train(
         pct_start=0.15,
     )
     told: list[EpochStats] = []
-    best, since, state = (-1.0, 0.0), 0, learner.keep()
+    best, since, state = (-1.0, 0.0), 0, learner.state_dict()
     least = math.inf
     if able:
         loss, recall = evaluate(learner, classes, stopping)
@@ -126,7 +126,7 @@ def train(
         losses = []
         for numbers in np.array_split(_order(classes[learning], learning, course.balance, rng), batches):
             if stop():
-                learner.restore(state)
+                learner.load_state_dict(state)
                 return told
             losses.append(_step(learner, numbers, classes, weights, course, optimiser))
             schedule.step()
@@ -134,10 +134,10 @@ def train(
             return _ran_away(learner, told, state, able=able)
         loss, recall = evaluate(learner, classes, stopping)
         better = (recall, -loss) > best
-        hope = better or (course.loss_counts and loss < least)
+        hope = better or (course.improve_on_loss and loss < least)
         best, least, since = max(best, (recall, -loss)), min(least, loss), 0 if hope else since + 1
         if better:
-            state = learner.keep()
+            state = learner.state_dict()
         seconds = time.perf_counter() - begun
         told.append(
             EpochStats(epoch, course.epochs, float(np.mean(losses)), loss, recall, better, seconds, course.stage)
@@ -145,7 +145,7 @@ def train(
         tell(told[-1])
         if since >= course.patience:
             break
-    learner.restore(state)
+    learner.load_state_dict(state)
     return told
 
 
@@ -154,7 +154,7 @@ def _ran_away(learner: Trainable, told: list[EpochStats], state: dict[str, Tenso
     if not told or not (able or any(epoch.best for epoch in told)):
         raise ModelError("the loss left all bounds in the first epoch; choose a lower --learning-rate")
     log.warning("the loss left all bounds in epoch %d: what was best before stays", len(told) + 1)
-    learner.restore(state)
+    learner.load_state_dict(state)
     return told
 
 
@@ -162,9 +162,9 @@ def _step(  # noqa: PLR0917 - all that a step takes
     learner: Trainable, numbers: Numbers, classes: Numbers, weights: Tensor | None, course: TrainingConfig,
     optimiser: torch.optim.Optimizer,
 ) -> float:  # fmt: skip
-    scores = learner.scores(numbers, changed=True)
+    scores = learner.logits(numbers, changed=True)
     truth = torch.from_numpy(classes[numbers]).to(scores.device)
-    loss = F.cross_entropy(scores, truth, weight=weights, label_smoothing=course.smoothing)
+    loss = F.cross_entropy(scores, truth, weight=weights, label_smoothing=course.label_smoothing)
     optimiser.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
     optimiser.step()
@@ -201,7 +201,7 @@ def predict_logits(learner: Trainable, numbers: Numbers, batch: int = 32) -> Ten
     """Return class scores (N, K) of pictures as they are."""
     parts = [numbers[first : first + batch] for first in range(0, len(numbers), batch)]
     with torch.inference_mode():
-        return torch.cat([learner.scores(part, changed=False).float().cpu() for part in parts])
+        return torch.cat([learner.logits(part, changed=False).float().cpu() for part in parts])
 
 
 def evaluate(learner: Trainable, classes: Numbers, numbers: Numbers) -> tuple[float, float]:

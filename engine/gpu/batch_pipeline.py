@@ -60,9 +60,9 @@ class _Slot:
 
     host: Tensor
     device: Tensor
-    uploaded: object = None
+    host_free: object = None
     """Reached when ``host`` may be filled again."""
-    consumed: object = None
+    device_free: object = None
     """Reached when ``device`` may be overwritten."""
 
 
@@ -71,9 +71,9 @@ class InFlightBatch:
     """Some frames under way."""
 
     count: int
-    answers: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
     """Scores, classes and heat in host memory; valid once ``done`` is reached."""
-    pictures: tuple[Tensor, ...]
+    images: tuple[Tensor, ...]
     """The drawn frames on the device, uint8 (3, H, W), each in memory of its own: whoever keeps one keeps no other.
     Valid once ``done`` is reached."""
     done: object
@@ -89,62 +89,64 @@ class BatchPipeline:
         journey: Callable[[tuple[int, int], int], tuple[Tensor, Call]],
     ) -> None:
         """Take the device, the batch sizes, and what makes (input, call) of a frame size and a bucket."""
-        self.lanes = lanes
+        self.streams = lanes
         self.buckets = tuple(sorted(buckets))
-        self._make = journey
-        self._journeys: dict[tuple[tuple[int, int], int], CapturedGraph] = {}
-        self._rings: dict[tuple[int, int], itertools.cycle[_Slot]] = {}
+        self._capture = journey
+        self._graphs: dict[tuple[tuple[int, int], int], CapturedGraph] = {}
+        self._slots: dict[tuple[int, int], itertools.cycle[_Slot]] = {}
 
-    def launch(self, images: Sequence[Image]) -> list[InFlightBatch]:
+    def submit(self, images: Sequence[Image]) -> list[InFlightBatch]:
         """Send frames of one size on their way and return at once: flights in order, of some frames each."""
         flights = []
         start = 0
         for count, bucket in split_into_buckets(len(images), self.buckets):
-            flights.append(self._launch(images[start : start + count], bucket))
+            flights.append(self._submit(images[start : start + count], bucket))
             start += count
         return flights
 
-    def prepare(self, size: tuple[int, int], bucket: int) -> CapturedGraph:
+    def warm_up(self, size: tuple[int, int], bucket: int) -> CapturedGraph:
         """Capture the graph for frames of this size in this bucket, if it is not yet."""
         key = (size, bucket)
-        if key not in self._journeys:
-            with self.lanes.on("compute"):
-                frames, call = self._make(size, bucket)
-            run = self.lanes.captured(call, f"{bucket} frames of {size[1]}x{size[0]}")
-            self._journeys[key] = CapturedGraph(frames, run)
-        return self._journeys[key]
+        if key not in self._graphs:
+            with self.streams.stream("compute"):
+                frames, call = self._capture(size, bucket)
+            run = self.streams.capture_graph(call, f"{bucket} frames of {size[1]}x{size[0]}")
+            self._graphs[key] = CapturedGraph(frames, run)
+        return self._graphs[key]
 
-    def _launch(self, images: Sequence[Image], bucket: int) -> InFlightBatch:
+    def _submit(self, images: Sequence[Image], bucket: int) -> InFlightBatch:
         size = (images[0].shape[0], images[0].shape[1])
-        journey, slot, lanes = self.prepare(size, bucket), self._next_slot(size), self.lanes
+        journey, slot, lanes = self.warm_up(size, bucket), self._next_slot(size), self.streams
         count = len(images)
-        lanes.wait(slot.uploaded)
+        lanes.synchronize(slot.host_free)
         rows = slot.host.numpy()
         for place, image in enumerate(images):
             np.copyto(rows[place], image)
-        lanes.follow("copy", slot.consumed)
-        with lanes.on("copy"):
+        lanes.wait_event("copy", slot.device_free)
+        with lanes.stream("copy"):
             slot.device[:count].copy_(slot.host[:count], non_blocking=True)
-        slot.uploaded = lanes.mark("copy")
-        lanes.follow("compute", slot.uploaded)
-        with lanes.on("compute"):
+        slot.host_free = lanes.record_event("copy")
+        lanes.wait_event("compute", slot.host_free)
+        with lanes.stream("compute"):
             # What fills a bucket up is whatever lay there before: its answers are cut off.
             journey.frames.copy_(slot.device[:bucket])
-            slot.consumed = lanes.mark("compute")
+            slot.device_free = lanes.record_event("compute")
             *answers, pictures = journey.run()
             kept = tuple(picture.clone() for picture in pictures[:count])
             told = tuple(self._to_host(part[:count]) for part in answers)
-        return InFlightBatch(count, told, kept, lanes.mark("compute"))
+        return InFlightBatch(count, told, kept, lanes.record_event("compute"))
 
     def _to_host(self, part: Tensor) -> Tensor:
-        place = self.lanes.pinned(tuple(part.shape), part.dtype)
+        place = self.streams.pinned_empty(tuple(part.shape), part.dtype)
         return place.copy_(part, non_blocking=True)
 
     def _next_slot(self, size: tuple[int, int]) -> _Slot:
-        if size not in self._rings:
+        if size not in self._slots:
             shape = (max(self.buckets), *size, 3)
             # The lane that first writes there makes it, so that nothing overtakes the zeros.
-            with self.lanes.on("copy"):
-                device = [torch.zeros(shape, dtype=torch.uint8, device=self.lanes.device) for _ in range(SLOTS)]
-            self._rings[size] = itertools.cycle([_Slot(self.lanes.pinned(shape, torch.uint8), one) for one in device])
-        return next(self._rings[size])
+            with self.streams.stream("copy"):
+                device = [torch.zeros(shape, dtype=torch.uint8, device=self.streams.device) for _ in range(SLOTS)]
+            self._slots[size] = itertools.cycle(
+                [_Slot(self.streams.pinned_empty(shape, torch.uint8), one) for one in device]
+            )
+        return next(self._slots[size])

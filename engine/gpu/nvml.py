@@ -28,12 +28,12 @@ class GpuStatus:
     """The driver's version."""
     memory_used_bytes: int | None = None
     memory_total_bytes: int | None = None
-    busy_share: float | None = None
+    utilization: float | None = None
     """Of the last sampling period: how long at least one kernel ran, in [0, 1]."""
-    memory_busy_share: float | None = None
+    memory_utilization: float | None = None
     clock_mhz: int | None = None
     """Of the multiprocessors."""
-    clock_most_mhz: int | None = None
+    clock_max_mhz: int | None = None
     memory_clock_mhz: int | None = None
     celsius: int | None = None
     watts: float | None = None
@@ -43,10 +43,10 @@ class GpuStatus:
         told = [self.name, f"driver {self.driver}"]
         if self.memory_used_bytes is not None and self.memory_total_bytes is not None:
             told.append(f"{self.memory_used_bytes // mib} of {self.memory_total_bytes // mib} MiB used")
-        if self.busy_share is not None:
-            told.append(f"{self.busy_share:.0%} busy")
+        if self.utilization is not None:
+            told.append(f"{self.utilization:.0%} busy")
         if self.clock_mhz is not None:
-            most = "" if self.clock_most_mhz is None else f" of {self.clock_most_mhz}"
+            most = "" if self.clock_max_mhz is None else f" of {self.clock_max_mhz}"
             told.append(f"{self.clock_mhz}{most} MHz")
         if self.celsius is not None:
             told.append(f"{self.celsius} °C")
@@ -121,10 +121,10 @@ def _gpu(nvml: Any, handle: ctypes.c_void_p) -> GpuStatus:  # noqa: ANN401 - a s
         driver=_text(nvml.nvmlSystemGetDriverVersion),
         memory_used_bytes=memory.used if has_memory else None,
         memory_total_bytes=memory.total if has_memory else None,
-        busy_share=load.gpu / 100 if has_load else None,
-        memory_busy_share=load.memory / 100 if has_load else None,
+        utilization=load.gpu / 100 if has_load else None,
+        memory_utilization=load.memory / 100 if has_load else None,
         clock_mhz=_number(nvml.nvmlDeviceGetClockInfo, handle, ctypes.c_uint(_SM_CLOCK)),
-        clock_most_mhz=_number(nvml.nvmlDeviceGetMaxClockInfo, handle, ctypes.c_uint(_SM_CLOCK)),
+        clock_max_mhz=_number(nvml.nvmlDeviceGetMaxClockInfo, handle, ctypes.c_uint(_SM_CLOCK)),
         memory_clock_mhz=_number(nvml.nvmlDeviceGetClockInfo, handle, ctypes.c_uint(_MEMORY_CLOCK)),
         celsius=_number(nvml.nvmlDeviceGetTemperature, handle, ctypes.c_uint(_TEMPERATURE)),
         watts=None if milliwatts is None else milliwatts / 1000,

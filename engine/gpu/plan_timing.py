@@ -33,7 +33,7 @@ def select_by_timing(plan: Plan, tail: nn.Module, kernel: Kernel, features: Tens
         features: one image's feature map on the device, in the type the plan will run in.
         budget_bytes: what masked maps may take.
     """
-    if plan.facts.name != "local":
+    if plan.info.name != "local":
         return plan
     dense = DensePlan(tail, kernel, "measured", budget_bytes)
     seconds = {}
@@ -41,15 +41,15 @@ def select_by_timing(plan: Plan, tail: nn.Module, kernel: Kernel, features: Tens
         placed = copy.deepcopy(one).to(features.device, features.dtype)
         channels_last(placed)
         try:
-            seconds[one.facts.name] = _seconds(placed, features)
+            seconds[one.info.name] = _seconds(placed, features)
         except RuntimeError as reason:  # out of memory, an operation the device does not have
-            log.warning("the %s plan does not run on %s: %s", one.facts.name, features.device, reason)
-            seconds[one.facts.name] = float("inf")
+            log.warning("the %s plan does not run on %s: %s", one.info.name, features.device, reason)
+            seconds[one.info.name] = float("inf")
     local, direct = seconds["local"], seconds["dense"]
     told = f"measured on {features.device}: local {1e3 * local:.2f} ms an image, dense {1e3 * direct:.2f} ms"
     log.info("%s", told)
     chosen = plan if local <= direct else dense
-    chosen.facts = replace(chosen.facts, why=told, layer=plan.facts.layer, grid=plan.facts.grid)
+    chosen.info = replace(chosen.info, reason=told, layer=plan.info.layer, grid=plan.info.grid)
     return chosen
 
 
@@ -58,11 +58,11 @@ def _seconds(plan: Plan, features: Tensor) -> float:
     lanes, taken = device_streams(features.device), []
     if features.is_cuda:
         torch.cuda.synchronize(features.device)  # they were made on another stream
-    with torch.inference_mode(), lanes.on("compute"):
-        call = lanes.captured(lambda: plan(features), f"the {plan.facts.name} plan")
+    with torch.inference_mode(), lanes.stream("compute"):
+        call = lanes.capture_graph(lambda: plan(features), f"the {plan.info.name} plan")
         for _ in range(_ROUNDS + 1):
             begun = time.perf_counter()
             call()
-            lanes.wait(lanes.mark("compute"))
+            lanes.synchronize(lanes.record_event("compute"))
             taken.append(time.perf_counter() - begun)
     return statistics.median(taken[1:])

@@ -34,35 +34,35 @@ class DeviceStreams(Protocol):
 
     device: torch.device
 
-    def on(self, lane: StreamName) -> AbstractContextManager[Any]:
+    def stream(self, lane: StreamName) -> AbstractContextManager[Any]:
         """Make what is called inside run on this lane."""
         ...
 
-    def mark(self, lane: StreamName) -> object:
+    def record_event(self, lane: StreamName) -> object:
         """Return a mark behind everything this lane was given so far."""
         ...
 
-    def follow(self, lane: StreamName, mark: object) -> None:
+    def wait_event(self, lane: StreamName, mark: object) -> None:
         """Make what this lane is given from now on wait for a mark; the host goes on."""
         ...
 
-    def wait(self, mark: object) -> None:
+    def synchronize(self, mark: object) -> None:
         """Hold the host until a mark is reached."""
         ...
 
-    def lend(self, tensor: Tensor, lane: StreamName) -> None:
+    def record_stream(self, tensor: Tensor, lane: StreamName) -> None:
         """Keep a tensor's memory from being used again before this lane is done with it."""
         ...
 
-    def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def pinned_empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Return host memory that the device copies from and to while the host goes on."""
         ...
 
-    def encoding(self) -> AbstractContextManager[Any]:
+    def encoder_stream(self) -> AbstractContextManager[Any]:
         """Make what is called inside run where the JPEG encoder works, behind all that the encode lane was given."""
         ...
 
-    def captured(self, call: Call, name: str) -> Call:
+    def capture_graph(self, call: Call, name: str) -> Call:
         """Return something that repeats ``call`` on the compute lane, in the same memory, at one launch."""
         ...
 
@@ -73,32 +73,32 @@ class CpuStreams:
     def __init__(self, device: torch.device | None = None) -> None:
         self.device = device or torch.device("cpu")
 
-    def on(self, lane: StreamName) -> AbstractContextManager[Any]:  # noqa: ARG002 - the protocol's signature
+    def stream(self, lane: StreamName) -> AbstractContextManager[Any]:  # noqa: ARG002 - the protocol's signature
         """Run it here and now."""
         return nullcontext()
 
-    def mark(self, lane: StreamName) -> object:  # noqa: ARG002 - the same
+    def record_event(self, lane: StreamName) -> object:  # noqa: ARG002 - the same
         """Return a mark that is reached already."""
         return None
 
-    def follow(self, lane: StreamName, mark: object) -> None:
+    def wait_event(self, lane: StreamName, mark: object) -> None:
         """Nothing is left to wait for."""
 
-    def wait(self, mark: object) -> None:
+    def synchronize(self, mark: object) -> None:
         """Nothing is left to wait for."""
 
-    def lend(self, tensor: Tensor, lane: StreamName) -> None:
+    def record_stream(self, tensor: Tensor, lane: StreamName) -> None:
         """Nobody uses it behind our back."""
 
-    def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def pinned_empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Return plain memory."""
         return torch.empty(shape, dtype=dtype)
 
-    def encoding(self) -> AbstractContextManager[Any]:
+    def encoder_stream(self) -> AbstractContextManager[Any]:
         """Run it here and now."""
         return nullcontext()
 
-    def captured(self, call: Call, name: str) -> Call:  # noqa: ARG002 - the same
+    def capture_graph(self, call: Call, name: str) -> Call:  # noqa: ARG002 - the same
         """Return the call itself."""
         return call
 
@@ -124,46 +124,46 @@ class CudaStreams:
         # meet the same one every time.
         with _encoders_lock:
             self._encoder = _encoders.setdefault(str(device), stream(device=device, priority=-1))
-        self.given_up: list[tuple[object, str]] = []
+        self.failed_captures: list[tuple[object, str]] = []
         """Graphs whose capture failed, and why; some versions of torch go on asking them."""
 
-    def on(self, lane: StreamName) -> AbstractContextManager[Any]:
+    def stream(self, lane: StreamName) -> AbstractContextManager[Any]:
         """Make the lane's stream the current one."""
         chosen: AbstractContextManager[Any] = torch.cuda.stream(self._streams[lane])
         return chosen
 
-    def mark(self, lane: StreamName) -> object:
+    def record_event(self, lane: StreamName) -> object:
         """Return an event on the lane's stream; waiting for it sleeps, it does not spin."""
         event: Callable[..., Any] = torch.cuda.Event
         told = event(blocking=True)
         told.record(self._streams[lane])
         return told
 
-    def follow(self, lane: StreamName, mark: Any) -> None:  # noqa: ANN401 - an event, or None before the first
+    def wait_event(self, lane: StreamName, mark: Any) -> None:  # noqa: ANN401 - an event, or None before the first
         """Make the lane's stream wait for the event."""
         if mark is not None:
             self._streams[lane].wait_event(mark)
 
-    def wait(self, mark: Any) -> None:  # noqa: ANN401 - the same
+    def synchronize(self, mark: Any) -> None:  # noqa: ANN401 - the same
         """Hold the host until the event was reached."""
         if mark is not None:
             mark.synchronize()
 
-    def lend(self, tensor: Tensor, lane: StreamName) -> None:
+    def record_stream(self, tensor: Tensor, lane: StreamName) -> None:
         """Tell the allocator of the lane's stream."""
         tensor.record_stream(self._streams[lane])
 
-    def pinned(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def pinned_empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Return page-locked memory; torch keeps freed pieces for the next one."""
         return torch.empty(shape, dtype=dtype, pin_memory=True)
 
-    def encoding(self) -> AbstractContextManager[Any]:
+    def encoder_stream(self) -> AbstractContextManager[Any]:
         """Make the encoder's stream the current one; it waits for the encode lane's."""
         self._encoder.wait_stream(self._streams["encode"])
         chosen: AbstractContextManager[Any] = torch.cuda.stream(self._encoder)
         return chosen
 
-    def captured(self, call: Call, name: str) -> Call:
+    def capture_graph(self, call: Call, name: str) -> Call:
         """Run it some times, so that everything lazy has happened, then capture it as one CUDA graph.
 
         What cannot be captured (it asks the host in between) runs call by call, and is said so.
@@ -182,8 +182,8 @@ class CudaStreams:
                     outputs = call()
             except (RuntimeError, BackendError) as reason:
                 log.warning("%s cannot be captured as a CUDA graph and runs call by call (%s)", name, reason)
-                self.given_up.append((graph, str(reason)))
-                self._clear_up(before)
+                self.failed_captures.append((graph, str(reason)))
+                self._reset_after_failure(before)
                 return call
 
         def replay() -> Outputs:
@@ -192,7 +192,7 @@ class CudaStreams:
 
         return replay
 
-    def _clear_up(self, before: Any) -> None:  # noqa: ANN401 - a stream
+    def _reset_after_failure(self, before: Any) -> None:  # noqa: ANN401 - a stream
         """Clear up behind a capture that failed: torch leaves its stream the current one, and its allocator waiting."""
         torch.cuda.set_stream(before)
         self._pool, pool = torch.cuda.graph_pool_handle(), self._pool

@@ -17,13 +17,13 @@ from pipeline.frames import GroundTruth, Image
 class ClassifierReport:
     """How a network did."""
 
-    pictures: int
+    images: int
     accuracy: float
     """Share named right."""
     pointing: float
     """The pointing game: of the pictures with a box that were named right, the share whose hottest cell's centre lies
     inside a true box. NaN where there was none."""
-    pointed_pictures: int
+    pointed_images: int
     """How many pictures the pointing game was played on."""
     confusion: tuple[tuple[int, ...], ...]
     """Counts by true class (row) and given class (column)."""
@@ -51,10 +51,10 @@ def evaluate_classifier(
                 hits.append(any(box.holds(x * width, y * height) for box in truth.boxes))
     total = int(confusion.sum())
     return ClassifierReport(
-        pictures=total,
+        images=total,
         accuracy=float(np.trace(confusion)) / max(1, total),
         pointing=sum(hits) / len(hits) if hits else float("nan"),
-        pointed_pictures=len(hits),
+        pointed_images=len(hits),
         confusion=tuple(tuple(int(count) for count in row) for row in confusion),
     )
 

@@ -24,7 +24,7 @@ class SamplePool:
     def __init__(self, draw: Draw, recipe: Preprocessing, *, count: int, rng: np.random.Generator) -> None:
         self._draw, self._recipe, self._rng = draw, recipe, rng
         height, width = recipe.input_size
-        self.pictures = torch.empty((count, 3, height, width), dtype=torch.uint8)
+        self.images = torch.empty((count, 3, height, width), dtype=torch.uint8)
         self.classes = np.zeros(count, int)
         self.boxes = np.zeros((count, 4))
         self.drawn = 0
@@ -37,7 +37,7 @@ class SamplePool:
             return
         height, width = self._recipe.input_size
         for place, (image, truth) in zip(places, self._draw(len(places)), strict=True):
-            self.pictures[place] = self._recipe.stretch(image)
+            self.images[place] = self._recipe.stretch(image)
             self.classes[place] = self._recipe.class_of(truth.label)
             box = np.array(truth.boxes[0] if truth.boxes else (0.0, 0.0, 0.0, 0.0))
             self.boxes[place] = box * ((width / image.shape[1], height / image.shape[0]) * 2)
@@ -46,7 +46,7 @@ class SamplePool:
     def wholes(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return whole pictures (N, 3, H, W) uint8, mirrored at random, and their classes."""
         places = self._rng.integers(0, len(self.classes), count)
-        pictures = torch.stack([self._mirrored(self.pictures[int(place)]) for place in places])
+        pictures = torch.stack([self._mirrored(self.images[int(place)]) for place in places])
         return pictures, torch.from_numpy(self.classes[places])
 
     def close_ups(self, count: int, side: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,14 +63,14 @@ class SamplePool:
             choice = plain if take_plain else kinds[int(self._rng.integers(len(kinds)))]
             place = int(choice[int(self._rng.integers(len(choice)))])
             top, left = self._corner(place, side)
-            pieces.append(self._mirrored(self.pictures[place, :, top : top + side, left : left + side]))
+            pieces.append(self._mirrored(self.images[place, :, top : top + side, left : left + side]))
             places.append(place)
         return torch.stack(pieces), torch.from_numpy(self.classes[places])
 
     def _corner(self, place: int, side: int) -> tuple[int, int]:
         """Choose where a piece begins (top, left): around the picture's box, or anywhere where there is none."""
         corner = []
-        for axis, length in ((1, self.pictures.shape[2]), (0, self.pictures.shape[3])):
+        for axis, length in ((1, self.images.shape[2]), (0, self.images.shape[3])):
             low, high = 0, length - side
             first, last = self.boxes[place, axis], self.boxes[place, axis + 2]
             if last > first:

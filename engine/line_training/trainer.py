@@ -68,7 +68,7 @@ class TrainingReport:
     """What a training did."""
 
     steps: int
-    pictures: int
+    images: int
     """How many pictures were drawn; each is seen in many pieces."""
     seed: int
     loss: float

@@ -28,7 +28,7 @@ class DensePlan(Plan):
         self.tail = tail
         self.kernel: Kernel = kernel
         self.budget_bytes = budget_bytes
-        self.facts = PlanInfo("dense", why, one_module=False)
+        self.info = PlanInfo("dense", why, one_module=False)
         self.chunks: dict[tuple[int, ...], int] = {}
         """How many maps go together, by what they are like: measured once for each kind."""
 
@@ -76,8 +76,8 @@ class DensePlan(Plan):
         chunk = self.chunk(features)
         maps = torch.zeros(chunk, *features.shape[1:], dtype=features.dtype, device=features.device)
         runs = {len(features): compile_tail(self.tail, features), chunk: compile_tail(self.tail, maps)}
-        plan = DensePlan(CompiledTail(runs), self.kernel, self.facts.why, self.budget_bytes)
-        plan.facts, plan.chunks = self.facts, self.chunks
+        plan = DensePlan(CompiledTail(runs), self.kernel, self.info.reason, self.budget_bytes)
+        plan.info, plan.chunks = self.info, self.chunks
         return plan
 
 

@@ -41,7 +41,7 @@ class FlatPlan(Plan):
             weights = masks(kernel, grid, torch.arange(len(blocks))).flatten(1).to(blocks)
             self.spread = (weights @ blocks.flatten(1)).view_as(blocks)
         self.after = after
-        self.facts = PlanInfo("flat", "pooling, flatten, then linear layers", one_module=True)
+        self.info = PlanInfo("flat", "pooling, flatten, then linear layers", one_module=True)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return the plain network's scores (N, K) and every cell's (N, h * w, K), before the softmax."""

@@ -39,7 +39,7 @@ class PlanInfo:
 
     name: str
     """``pooled``, ``flat``, ``local``, ``tokens`` or ``dense``."""
-    why: str
+    reason: str
     """One sentence: what about the tail made this plan the one."""
     one_module: bool
     """Whether head, tail and explanation are one graph that a backend compiles as a whole."""
@@ -63,7 +63,7 @@ class Plan(nn.Module):
     A vision transformer's plan takes tokens (N, T, C), and its cells are patches.
     """
 
-    facts: PlanInfo
+    info: PlanInfo
     said_slow: bool = False
     """Whether its price was told already."""
 
@@ -84,7 +84,7 @@ class SampledPlan(Plan):
         """Take the plan and the indices of cells, counted row by row."""
         super().__init__()
         self.plan = plan
-        self.facts = plan.facts
+        self.info = plan.info
         self.register_buffer("cells", cells)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:

@@ -40,7 +40,7 @@ class PooledPlan(Plan):
         self.kernel: Kernel = kernel
         self.flat = flat
         name = "a mean over the grid, then layers on vectors"
-        self.facts = PlanInfo("pooled", name if before is None else f"cellwise layers, {name}", one_module=True)
+        self.info = PlanInfo("pooled", name if before is None else f"cellwise layers, {name}", one_module=True)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return the plain network's scores (N, K) and every cell's (N, h * w, K), before the softmax."""

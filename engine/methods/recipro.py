@@ -94,7 +94,7 @@ def plan_for(split: SplitModel, features: Tensor, kernel: Kernel, budget_bytes: 
     key = (kernel, tuple(features.shape[1:]), features.dtype, features.device, budget_bytes)
     if key not in split.plans:
         chosen = choose_plan(split.tail, features, kernel, budget_bytes)
-        chosen.facts = replace(chosen.facts, layer=split.layer, grid=_grid_of(split, features))
+        chosen.info = replace(chosen.info, layer=split.layer, grid=_grid_of(split, features))
         split.plans[key] = chosen
     plan: Plan = split.plans[key]
     return plan
@@ -118,7 +118,7 @@ def choose_plan(tail: nn.Module, features: Tensor, kernel: Kernel, budget_bytes:
         differs = verify_plan(plan, tail, features, kernel, truth)
         if not differs:
             return plan
-        why = f"the {plan.facts.name} plan does not hold here: {differs}"
+        why = f"the {plan.info.name} plan does not hold here: {differs}"
     try:
         local = find_local(tail, features, kernel, budget_bytes)
         objection = (
@@ -201,7 +201,7 @@ class ExplainedNetwork(nn.Module):
         """
         features = self.head(images)
         # A plan that is one module runs in float32: it is cheap, and half precision would blur what cells say.
-        scores, every = self.plan(features.float() if self.plan.facts.one_module else features)
+        scores, every = self.plan(features.float() if self.plan.info.one_module else features)
         scores = scores.float()
         chosen, fixed = top_classes(scores, self.top), self.classes
         if fixed is not None:

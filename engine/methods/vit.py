@@ -61,7 +61,7 @@ class ViTDensePlan(Plan):
         self.tail = tail
         self.kernel: Kernel = kernel
         self.budget_bytes = budget_bytes
-        self.facts = PlanInfo("dense", why, one_module=False)
+        self.info = PlanInfo("dense", why, one_module=False)
         self._bytes = 0
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,7 +167,7 @@ class ViTPlan(Plan):
     key: Tensor
     value_bias: Tensor
     near: Tensor
-    share: Tensor
+    fraction: Tensor
     outside: Tensor
     zeroed: Tensor
 
@@ -186,7 +186,7 @@ class ViTPlan(Plan):
         self.register_buffer("share", share.to(made.key))
         self.register_buffer("outside", share == 0)
         self.register_buffer("zeroed", (patches - (share > 0).sum(1, keepdim=True)).log().to(made.key))
-        self.facts = PlanInfo("tokens", "a class token's attention to one patch, in closed form", one_module=True)
+        self.info = PlanInfo("tokens", "a class token's attention to one patch, in closed form", one_module=True)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return the plain network's scores (N, K) and every patch's (N, h * w, K), before the softmax."""
@@ -213,7 +213,7 @@ class ViTPlan(Plan):
         """
         kept, patches = logits[..., None, : self.kept], logits[..., self.kept :]
         spots, among = self.near.shape
-        mine = patches[..., self.near.flatten()].view(*logits.shape[:3], spots, among) * self.share
+        mine = patches[..., self.near.flatten()].view(*logits.shape[:3], spots, among) * self.fraction
         shape = (*logits.shape[:3], spots, -1)
         every = torch.cat((
             kept.expand(shape), mine.masked_fill(self.outside, -torch.inf), self.zeroed.float().expand(shape),
@@ -221,7 +221,7 @@ class ViTPlan(Plan):
         weights = every.softmax(4).to(values)
         told = torch.einsum("nrhlp,nphd->nlrhd", weights[..., : self.kept], values[:, : self.kept])
         for k in range(among):
-            weight = (weights[..., self.kept + k] * self.share[:, k]).permute(0, 3, 1, 2)
+            weight = (weights[..., self.kept + k] * self.fraction[:, k]).permute(0, 3, 1, 2)
             told = told + weight[..., None] * values[:, self.kept + self.near[:, k], None]
         return told
 

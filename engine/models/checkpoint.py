@@ -49,9 +49,9 @@ class Checkpoint:
     """How it came to be: seeds, steps, date, versions, measured accuracy, the command."""
     fit: Fit = "stretch"
     """How a frame is brought to the input size."""
-    until: str | None = None
+    truncate_at: str | None = None
     """The layer the network of the table ends with here; None = its own end."""
-    seen: frozenset[str] = frozenset()
+    trained_digests: frozenset[str] = frozenset()
     """Digests of the pictures it learned from: none of them may examine what goes on from it."""
     looks: tuple[KnownImages, ...] = ()
     """Perceptual hashes of the same, from each training: copies in another format are recognised by them."""
@@ -72,8 +72,8 @@ def save_checkpoint(path: str | Path, content: Checkpoint) -> None:
         "std": json.dumps(content.std),
         "layer": content.layer,
         "fit": content.fit,
-        **({"until": content.until} if content.until else {}),
-        **({"seen": json.dumps(sorted(content.seen))} if content.seen else {}),
+        **({"until": content.truncate_at} if content.truncate_at else {}),
+        **({"seen": json.dumps(sorted(content.trained_digests))} if content.trained_digests else {}),
         **({"looks": json.dumps([one.to_text() for one in content.looks])} if content.looks else {}),
         "provenance": json.dumps(dict(content.provenance), sort_keys=True),
     }
@@ -116,8 +116,8 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         layer=read_str(path, metadata, "layer"),
         provenance=mapping(path, metadata, "provenance"),
         fit=_fit(path, metadata),
-        until=metadata.get("until"),
-        seen=frozenset(names(path, metadata, "seen")) if "seen" in metadata else frozenset(),
+        truncate_at=metadata.get("until"),
+        trained_digests=frozenset(names(path, metadata, "seen")) if "seen" in metadata else frozenset(),
         looks=_looks(path, metadata) if "looks" in metadata else (),
     )
 

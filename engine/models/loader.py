@@ -42,7 +42,7 @@ RANDOM = "random"
 class LoadedModel:
     """A classifier with all that is needed to use it."""
 
-    net: nn.Module
+    module: nn.Module
     name: str
     labels: tuple[str, ...]
     """Class names as the weights or a file give them; see ``class_names`` for K of them."""
@@ -302,8 +302,8 @@ def load_from_checkpoint(file: Checkpoint, path: Path) -> LoadedModel:
     count = max(2, len(file.labels))
 
     def build(_: int | None) -> nn.Module:
-        if file.until:
-            return truncate(build_untrained(entry), file.until, file.input_size, count)
+        if file.truncate_at:
+            return truncate(build_untrained(entry), file.truncate_at, file.input_size, count)
         return build_untrained(entry, count)
 
     fitted = fit_weights(build, file.state, entry.name, path)

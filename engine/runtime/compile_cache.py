@@ -47,19 +47,19 @@ class CompileCache:
     def __init__(self, folder: Path, *, limit_bytes: int = LIMIT_BYTES) -> None:
         """Take the folder; it is made with the first entry."""
         self.folder = folder
-        self.found = 0
-        self.kept = 0
+        self.hits = 0
+        self.writes = 0
         self._limit_bytes = limit_bytes
-        self._blind = False
+        self._reads_disabled = False
 
-    def distrust(self) -> None:
+    def disable_reads(self) -> None:
         """Take nothing from it any more; what is built is still written."""
-        self._blind = True
+        self._reads_disabled = True
 
-    def find(self, key: CacheKey) -> bytes | None:
+    def get(self, key: CacheKey) -> bytes | None:
         """Return the compiled result for exactly this key, or None where there is none that can be trusted."""
         path = self._path(key)
-        if self._blind or not path.is_file():
+        if self._reads_disabled or not path.is_file():
             return None
         if objection := unsafe_way(path):
             log.warning("compiled results are not taken from %s: %s", self.folder, objection)
@@ -73,10 +73,10 @@ class CompileCache:
             return None
         with suppress(OSError):
             path.touch()  # used: it goes last
-        self.found += 1
+        self.hits += 1
         return payload
 
-    def keep(self, key: CacheKey, payload: bytes) -> None:
+    def put(self, key: CacheKey, payload: bytes) -> None:
         """Write a compiled result, whole or not at all. A folder that cannot be written is said once, and no more."""
         header = {"format": _FORMAT, "key": dict(key), "sha256": hashlib.sha256(payload).hexdigest()}
         temporary = None
@@ -88,8 +88,8 @@ class CompileCache:
                 file.write(json.dumps(header).encode() + b"\n")
                 file.write(payload)
             temporary.replace(self._path(key))
-            self.kept += 1
-            self._make_room()
+            self.writes += 1
+            self._evict()
         except OSError as reason:
             if temporary is not None:
                 temporary.unlink(missing_ok=True)
@@ -99,7 +99,7 @@ class CompileCache:
         name = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()
         return self.folder / f"{name[:32]}.compiled"
 
-    def _make_room(self) -> None:
+    def _evict(self) -> None:
         entries = sorted(self.folder.glob("*.compiled"), key=lambda path: path.stat().st_mtime, reverse=True)
         total = 0
         for place, path in enumerate(entries):

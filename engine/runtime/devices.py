@@ -78,8 +78,12 @@ def gpu_metrics(device: torch.device) -> list[MetricSample]:
     if card is None:
         return []
     told = (
-        ("device_busy_ratio", card.busy_share, "Share of the last sampling period in which a kernel ran."),
-        ("device_memory_busy_ratio", card.memory_busy_share, "Share of it in which device memory was read or written."),
+        ("device_busy_ratio", card.utilization, "Share of the last sampling period in which a kernel ran."),
+        (
+            "device_memory_busy_ratio",
+            card.memory_utilization,
+            "Share of it in which device memory was read or written.",
+        ),
         ("device_clock_hertz", _mega(card.clock_mhz), "Clock of the multiprocessors."),
         ("device_memory_clock_hertz", _mega(card.memory_clock_mhz), "Clock of the device's memory."),
         ("device_temperature_celsius", card.celsius, "How hot the device is."),

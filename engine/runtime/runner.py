@@ -54,10 +54,10 @@ class CompileConfig:
     device: torch.device
     budget_bytes: int
     cache: CompileCache | None = None
-    together: int = 1
+    batch_size: int = 1
     """How many images usually come at once. A backend that compiles for one batch size compiles for this one and for
     one image, ahead; a batch of another size goes through in these pieces."""
-    buckets: tuple[int, ...] = ()
+    batch_sizes: tuple[int, ...] = ()
     """Further batch sizes to compile for."""
 
     @property
@@ -76,7 +76,7 @@ class Runner:
             BackendError: the backend is missing here, cannot compile this network, or disagrees with eager float32.
         """
         self.split = split
-        self.build = build
+        self.config = build
         self.plan: Plan
         self._cells: Tensor | None = None
         backend = BACKENDS[build.backend].load()
@@ -100,10 +100,10 @@ class Runner:
         try:
             _compare(truth, self._compared(example), build, rounding)
         except BackendError as reason:
-            if build.cache is None or not build.cache.found:
+            if build.cache is None or not build.cache.hits:
                 raise
             log.warning("%s; that was a compiled result of an earlier run: built anew", reason)
-            build.cache.distrust()
+            build.cache.disable_reads()
             self._compiled.clear()
             self._tails.clear()
             self._prepare()
@@ -117,7 +117,7 @@ class Runner:
         Raises:
             EngineError: what follows the layer does not take masked maps.
         """
-        split, build = self.split, self.build
+        split, build = self.split, self.config
         try:
             with torch.inference_mode():
                 features: Tensor = split.head(probe)
@@ -136,8 +136,8 @@ class Runner:
         """Return some cells where all of them would take long, and say so; None = all."""
         rows, columns = self.split.grid
         if (
-            self.plan.facts.one_module
-            or self.plan.facts.name not in {"dense", "local"}
+            self.plan.info.one_module
+            or self.plan.info.name not in {"dense", "local"}
             or rows * columns <= _SAMPLED_CELLS
         ):
             return None
@@ -154,8 +154,8 @@ class Runner:
         log.log(
             logging.INFO if told else logging.WARNING,
             "layer %s: %d x %d cells, by the %s plan (%s): about %.0f s an image in PyTorch on this processor; a later "
-            "--layer has fewer cells, and costs less", self.split.layer, rows, columns, self.plan.facts.name,
-            self.plan.facts.why, seconds,
+            "--layer has fewer cells, and costs less", self.split.layer, rows, columns, self.plan.info.name,
+            self.plan.info.reason, seconds,
         )  # fmt: skip
         return cells
 
@@ -164,7 +164,7 @@ class Runner:
         if self._cells is None:
             return module
         plan = SampledPlan(module.plan, self._cells)
-        sampled = ExplainedNetwork(module.head, plan, self.build.target, (1, len(self._cells)))
+        sampled = ExplainedNetwork(module.head, plan, self.config.target, (1, len(self._cells)))
         return sampled.to(self._cells.device)
 
     def _compared(self, images: Tensor) -> ModelOutputs:
@@ -178,14 +178,14 @@ class Runner:
         """Refuse a backend that tells other classes or ranks cells otherwise than eager float32, on some probes."""
         probes = self._probe(_ORDER_PROBES)
         truth = _answers(reference, probes)
-        placed = probes.to(self.build.device, self.build.dtype).contiguous(memory_format=torch.channels_last)
+        placed = probes.to(self.config.device, self.config.dtype).contiguous(memory_format=torch.channels_last)
         module = self._sampled(self._module)
         ways: tuple[Callable[[Tensor], ModelOutputs], ...] = (self._compared, lambda images: _answers(module, images))
         told, eager = (similarity(truth, _one_by_one(way, placed)) for way in ways)
-        log.info("backend %s in %s, beside eager float32: %s", self.build.backend, self.build.precision, told)
-        if differs := similarity_shortfall(told, self.build.precision, eager):
+        log.info("backend %s in %s, beside eager float32: %s", self.config.backend, self.config.precision, told)
+        if differs := similarity_shortfall(told, self.config.precision, eager):
             raise BackendError(
-                f"backend {self.build.backend!r} in {self.build.precision} is not like eager float32 on "
+                f"backend {self.config.backend!r} in {self.config.precision} is not like eager float32 on "
                 f"{_ORDER_PROBES} probe images: {differs}; use --precision fp32 or another --backend"
             )
 
@@ -205,7 +205,7 @@ class Runner:
         """Return the plain network's softmax scores (N, K); where that is one module with its reasons, of both."""
         explained = self._compiled.get(0) or self._compiled[1]
         tail = getattr(self._module.plan, "tail", None)
-        if self.plan.facts.one_module or tail is None or not isinstance(explained, ExplainedNetwork):
+        if self.plan.info.one_module or tail is None or not isinstance(explained, ExplainedNetwork):
             return self(images)[0]
         with torch.inference_mode():
             return torch.softmax(tail(explained.head(images)).float(), dim=1)
@@ -222,12 +222,12 @@ class Runner:
 
     def _prepare(self) -> None:
         """Compile for every size that will come: a stream must not wait for a compiler."""
-        for count in sorted({1, self.build.together, *self.build.buckets}):
+        for count in sorted({1, self.config.batch_size, *self.config.batch_sizes}):
             self._compile(count)
 
     def seconds_per_image(self, rounds: int = 7) -> float:
         """Return the median time of one image, after two to warm up; where that is long, of some cells of it."""
-        images = self._probe(1).to(self.build.device, self.build.dtype)
+        images = self._probe(1).to(self.config.device, self.config.dtype)
         taken: list[float] = []
         while len(taken) < rounds + 2 and (len(taken) < 2 or sum(taken) < _TIMED_SECONDS):
             begun = time.perf_counter()
@@ -239,23 +239,23 @@ class Runner:
         return statistics.median(taken[2:] or taken[1:]) * (1 if self._cells is None else cells / len(self._cells))
 
     def _compile(self, count: int) -> None:
-        key = 0 if BACKENDS[self.build.backend].any_batch else count
+        key = 0 if BACKENDS[self.config.backend].any_batch else count
         if key in self._compiled:
             return
-        backend = BACKENDS[self.build.backend].load()
-        example = self._probe(count).to(self.build.device, self.build.dtype)
+        backend = BACKENDS[self.config.backend].load()
+        example = self._probe(count).to(self.config.device, self.config.dtype)
         example = example.contiguous(memory_format=torch.channels_last)
-        if self.plan.facts.one_module:
-            self._compiled[key] = backend.compile(self._module, example, self.build.precision, self.build.cache)
+        if self.plan.info.one_module:
+            self._compiled[key] = backend.compile(self._module, example, self.config.precision, self.config.cache)
         else:
-            head = backend.compile(self._module.head, example, self.build.precision, self.build.cache)
+            head = backend.compile(self._module.head, example, self.config.precision, self.config.cache)
             # The plan drives the tail itself, chunk by chunk.
             plan = self._with_tail(head, example)
-            self._compiled[key] = ExplainedNetwork(head, plan, self.build.target, self.split.grid)
+            self._compiled[key] = ExplainedNetwork(head, plan, self.config.target, self.split.grid)
 
     def _with_tail(self, head: Compiled, example: Tensor) -> Plan:
         """Return the plan; where it is the definition, with its tail compiled for what the head gives, too."""
-        plan, build = self._module.plan, self.build
+        plan, build = self._module.plan, self.config
         if not isinstance(plan, DensePlan) or BACKENDS[build.backend].any_batch:
             return plan
         try:
@@ -269,8 +269,8 @@ class Runner:
         """Compile the tail for maps of a shape: chunks are alike whatever the number of images."""
         shape = tuple(maps.shape)
         if shape not in self._tails:
-            backend = BACKENDS[self.build.backend].load()
-            self._tails[shape] = backend.compile(tail, maps, self.build.precision, self.build.cache)
+            backend = BACKENDS[self.config.backend].load()
+            self._tails[shape] = backend.compile(tail, maps, self.config.precision, self.config.cache)
         return self._tails[shape]
 
     def _probe(self, count: int) -> Tensor:
@@ -290,7 +290,7 @@ def _placed(module: ExplainedNetwork, build: CompileConfig) -> ExplainedNetwork:
     placed = copy.deepcopy(module).to(build.device)
     channels_last(placed)
     placed.head.to(build.dtype)
-    if not placed.plan.facts.one_module:
+    if not placed.plan.info.one_module:
         placed.plan.to(build.dtype)
     return placed
 
@@ -341,8 +341,8 @@ def select_fastest(split: SplitModel, build: CompileConfig, backends: Sequence[s
     if not timed:
         raise BackendError("; ".join(refused))
     seconds, best = min(timed, key=lambda pair: pair[0])
-    others = ", ".join(f"{runner.build.backend} {1e3 * t:.1f} ms" for t, runner in timed if runner is not best)
-    log.info("backend %s: %.1f ms an image here%s", best.build.backend, 1e3 * seconds, others and f" ({others})")
+    others = ", ".join(f"{runner.config.backend} {1e3 * t:.1f} ms" for t, runner in timed if runner is not best)
+    log.info("backend %s: %.1f ms an image here%s", best.config.backend, 1e3 * seconds, others and f" ({others})")
     return best
 
 

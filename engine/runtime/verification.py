@@ -69,11 +69,14 @@ class Similarity:
     """The least cosine of a picture's softmax scores, and of its heat."""
     top: float
     """The share of pictures whose first explained class is the same."""
-    ranks: float
+    rank_correlation: float
     """The mean rank correlation (Spearman) of heat maps of the same class; 1 where there is none."""
 
     def __str__(self) -> str:
-        return f"cosine {self.cosine:.5f}, same first class {self.top:.0%}, heat rank correlation {self.ranks:.4f}"
+        return (
+            f"cosine {self.cosine:.5f}, same first class {self.top:.0%}, heat "
+            f"rank correlation {self.rank_correlation:.4f}"
+        )
 
 
 MIN_SIMILARITY: Final = {

@@ -39,7 +39,7 @@ class CameraLines:
         if gist.index in self.places:
             self.repeated += 1
             return
-        self.places[gist.index] = gist.place
+        self.places[gist.index] = gist.offset
         if gist.seconds is not None:
             self.seconds[gist.index] = gist.seconds
         if gist.clip_seconds is not None:

@@ -34,7 +34,7 @@ class RecordKey:
     camera: str
     index: int
     seconds: float | None
-    place: int
+    offset: int
     run: int = 1
     """Which run of those in the log wrote it, from 1; all that a version without such lines wrote is one."""
     source: str = ""
@@ -46,7 +46,7 @@ class RecordKey:
 class LogReader(Protocol):
     """An open log. A with-block; entering raises ``SourceError`` where it cannot be read."""
 
-    def gists(self) -> Iterator[RecordKey | WireError]:
+    def iter_keys(self) -> Iterator[RecordKey | WireError]:
         """Walk through all lines; an error stands for one that cannot be read.
 
         Raises:
@@ -54,7 +54,7 @@ class LogReader(Protocol):
         """
         ...
 
-    def header(self, place: int) -> Header:
+    def read_header(self, place: int) -> Header:
         """Read one line. Raises ``WireError`` where it is damaged."""
         ...
 
@@ -97,7 +97,7 @@ class JsonlReader:
         if self._file is not None:
             self._file.close()
 
-    def gists(self) -> Iterator[RecordKey | WireError]:
+    def iter_keys(self) -> Iterator[RecordKey | WireError]:
         """Walk through all lines."""
         assert self._file is not None  # noqa: S101 - entered
         place, number, runs, told = 0, 1, {"": 1}, False
@@ -120,7 +120,7 @@ class JsonlReader:
                 yield error
             place += len(packed)
 
-    def header(self, place: int) -> Header:
+    def read_header(self, place: int) -> Header:
         """Read the line that begins there."""
         assert self._file is not None  # noqa: S101 - entered
         self._file.seek(place)
@@ -177,7 +177,7 @@ class ParquetReader:
     ) -> None:
         self._held = None
 
-    def gists(self) -> Iterator[RecordKey | WireError]:
+    def iter_keys(self) -> Iterator[RecordKey | WireError]:
         """Walk through all rows, by the few columns that are needed."""
         for number, first in enumerate(self._firsts):
             place = first
@@ -187,7 +187,7 @@ class ParquetReader:
                     place += 1
         yield from map(WireError, self._damaged)
 
-    def header(self, place: int) -> Header:
+    def read_header(self, place: int) -> Header:
         """Read the row of that number."""
         from overlays.records.arrow_schema import from_row
 

@@ -114,7 +114,7 @@ class LoggedExplainer:
     def _read(self, index: int) -> Header | None:
         assert self._log is not None  # noqa: S101 - entered
         try:
-            return self._log.header(self._lines.places[index])
+            return self._log.read_header(self._lines.places[index])
         except WireError as error:
             self._leave_out(f"frame {index}", error)
             return None
@@ -122,7 +122,7 @@ class LoggedExplainer:
     def _scan(self, opened: LogReader) -> dict[str, dict[int, CameraLines]]:
         """Find every camera's lines, by run."""
         cameras: dict[str, dict[int, CameraLines]] = {}
-        for number, gist in enumerate(opened.gists(), 1):
+        for number, gist in enumerate(opened.iter_keys(), 1):
             if isinstance(gist, WireError):
                 self._leave_out(f"line {number}", gist)
             else:
@@ -244,7 +244,7 @@ class RealTimeSource:
             begun = now - due if begun is None else begun
             if stop.wait(max(0.0, begun + due - now)):
                 return
-            yield replace(frame, taken_at=time.monotonic())
+            yield replace(frame, captured_at=time.monotonic())
 
     def __enter__(self) -> Self:
         self._source.__enter__()

@@ -39,7 +39,7 @@ def alarm_lines(firing: Sequence[GuardState]) -> list[TextLine]:
     lines = []
     for state in firing[:_LISTED]:
         lines.append(TextLine(f"! {state.name} · {state.seconds:.1f} s", RED, weight=700))
-        lines.append(TextLine(state.says, WHITE, scale=0.75))
+        lines.append(TextLine(state.message, WHITE, scale=0.75))
     if len(firing) > _LISTED:
         lines.append(TextLine(f"and {len(firing) - _LISTED} more", RED, scale=0.75))
     return lines

@@ -43,7 +43,7 @@ class Span(NamedTuple):
     """For each pixel the cell centre before it, in [0, cells - 1]."""
     upper: npt.NDArray[np.intp]
     """The cell centre after it: ``lower + 1``, or ``lower`` at the end."""
-    share: npt.NDArray[np.float32]
+    fraction: npt.NDArray[np.float32]
     """How far it is on the way from ``lower`` to ``upper``, in [0, 1)."""
 
 
@@ -115,7 +115,7 @@ def _level_strips(heat: Heat, region: Box, height: int, width: int) -> Iterator[
     if columns == 0:
         return
     scaled = np.clip(heat, 0.0, 1.0) * np.float32(255.0)
-    wide = scaled[:, across.lower] * (1.0 - across.share) + scaled[:, across.upper] * across.share
+    wide = scaled[:, across.lower] * (1.0 - across.fraction) + scaled[:, across.upper] * across.fraction
     spread = np.empty((_STRIP_ROWS, columns), np.float32)
     levels = np.empty((_STRIP_ROWS, columns), np.uint8)
     for strip in _strips(region.top, region.bottom, heat.shape[0], height):

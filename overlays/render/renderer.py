@@ -101,7 +101,7 @@ class HeatRenderer:
         if not explanation.findings:
             image = frame.image.copy()
         else:
-            heat = self._smoothed(explanation.top, frame, memory)
+            heat = self._smoothed(explanation.first, frame, memory)
             image = paint_heat(frame.image, heat, region, self._palette)
             stroke = max(1, text_size(frame.height, frame.width) // 8)
             if self._contour:
@@ -126,7 +126,7 @@ class HeatRenderer:
         lines = legend_lines(explanation, self._clock(), memory.interval_seconds)
         return legend_patch(explanation.frame.height, explanation.frame.width, lines)
 
-    def silent(self, explanation: Explanation, silence: SignalLoss) -> Overlay:
+    def render_stale(self, explanation: Explanation, silence: SignalLoss) -> Overlay:
         """Draw a camera's last frame in grey, stamped with its age and the reason."""
         return stale_overlay(explanation, silence)
 
@@ -145,7 +145,7 @@ class HeatRenderer:
         """Return the finding's heat, or its average with what came before where smoothing is on."""
         if self._smoothing_seconds == 0.0:
             return finding.heat
-        moment = frame.taken_at if frame.pts_seconds is None else frame.pts_seconds
+        moment = frame.captured_at if frame.pts_seconds is None else frame.pts_seconds
         explained = (finding.class_index, finding.label)
         passed = moment - memory.moment
         heat = finding.heat
@@ -166,7 +166,7 @@ def legend_lines(explanation: Explanation, now: float, interval_seconds: float |
         interval_seconds: average time between frames; None where it is not known yet.
     """
     frame, findings = explanation.frame, explanation.findings
-    verdict = explanation.verdict
+    verdict = explanation.top_scoring
     lines = [TextLine("nothing found", GREY) if verdict is None else TextLine(_named(verdict), weight=700)]
     if frame.truth is not None and verdict is not None:
         lines.append(_judged(verdict, frame.truth))

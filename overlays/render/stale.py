@@ -35,7 +35,7 @@ def stale_overlay(explanation: Explanation, silence: SignalLoss) -> Overlay:
         lines.append(TextLine(silence.reason, WHITE, scale=0.85))
     image = grayscale_with_banner(frame.image, lines)
     image.flags.writeable = False
-    return Overlay(image=image, explanation=explanation, silence=silence)
+    return Overlay(image=image, explanation=explanation, signal_loss=silence)
 
 
 def format_duration(seconds: float) -> str:

@@ -46,12 +46,12 @@ def training_html(
         heats: where the network looked in the mistaken pictures.
         pictures: how many mistaken pictures are shown, the surest first.
     """
-    labels, found = report["labels"], report["examined"]["held_out"]
-    wrong = sorted((one for one in found["answers"] if one[1] != one[2]), key=lambda one: -one[3])
+    labels, found = report["labels"], report["metrics"]["test"]
+    wrong = sorted((one for one in found["predictions"] if one[1] != one[2]), key=lambda one: -one[3])
     shown = "".join(_figure(one, labels, read, heats or {}) for one in wrong[:pictures])
     lines = (
-        f"{len(several)} {part.replace('_', '-')} ({len({one['source'] for one in several})} sources)"
-        for part, several in report["parts"].items()
+        f"{len(several)} {part.replace('_', '-')} ({len({one['group'] for one in several})} sources)"
+        for part, several in report["splits"].items()
     )
     title = f"{report['model']}: {len(labels)} classes"
     parts = [
@@ -68,7 +68,7 @@ def training_html(
         f"<div class=row>{shown}</div>",
         _similar(report.get("near_duplicates", ())),
         "<h2>What ran</h2>", _facts(report),
-        *(_listing(part, several) for part, several in report["parts"].items()),
+        *(_listing(part, several) for part, several in report["splits"].items()),
         _left_out(report["left_out"]), "</html>\n",
     ]  # fmt: skip
     return "\n".join(parts)
@@ -76,9 +76,9 @@ def training_html(
 
 def conclusion(report: Mapping[str, Any]) -> str:
     """Return what a training came to, in words."""
-    labels, found = report["labels"], report["examined"]["held_out"]
+    labels, found = report["labels"], report["metrics"]["test"]
     told = (
-        f"Held out: {found['accuracy']:.1%} of {found['pictures']} pictures are named right, mean recall "
+        f"Held out: {found['accuracy']:.1%} of {found['images']} pictures are named right, mean recall "
         f"{found['mean_recall']:.1%}."
     )
     counts = [count_named(found["confusion"], k) for k in range(len(labels))]
@@ -96,21 +96,21 @@ def conclusion(report: Mapping[str, Any]) -> str:
 
 def _of_other_parts(report: Mapping[str, Any]) -> str:
     """Return what the held-out pictures tell of others, and why no more."""
-    found = report["examined"]["held_out"]
-    similar = sum(one["part"] == "held_out" for one in report.get("near_duplicates", ()))
+    found = report["metrics"]["test"]
+    similar = sum(one["split"] == "test" for one in report.get("near_duplicates", ()))
     without = f", without the {similar} pictures that look nearly like learned ones" if similar else ""
     if not report.get("grouped", True):
         return "Nothing is concluded for other parts: which pictures show one part is not known."
-    if found["likely"] is None:
+    if found["interval"] is None:
         return f"Nothing is concluded for other parts: too few different ones were held out{without}."
-    low, high = found["likely"]
+    low, high = found["interval"]
     return f"Of other parts {low:.0%} to {high:.0%} would be named right, 95 times of 100{without}."
 
 
 def _thresholds(labels: Sequence[str], found: Mapping[str, Any]) -> str:
     if not found.get("scores"):
         return "<p class=s>With this many classes and pictures no table of thresholds is made.</p>"
-    truth = [one[1] for one in found["answers"]]
+    truth = [one[1] for one in found["predictions"]]
     return f"<h2>Held out: with a threshold</h2>{threshold_table(labels, truth, found['scores'])}"
 
 
@@ -119,7 +119,7 @@ def _similar(pairs: Sequence[Mapping[str, Any]]) -> str:
     if not pairs:
         return ""
     rows = "".join(
-        f"<tr><td class=w>{escape(one['part'].replace('_', '-'))}<td class=w>{escape(one['path'])}"
+        f"<tr><td class=w>{escape(one['split'].replace('_', '-'))}<td class=w>{escape(one['path'])}"
         f"<td class=w>{escape(one['learned'])}<td>{one['different_bits']}<td class=w>{_classes(one)}"
         for one in pairs
     )
@@ -159,11 +159,11 @@ def _curves(epochs: Sequence[Mapping[str, Any]]) -> str:
     if not epochs:
         return ""
     losses = [max(float(one["loss"]), 0.0) for one in epochs]
-    top = max(*losses, *(float(one["stopping_loss"]) for one in epochs), 1e-9)
+    top = max(*losses, *(float(one["validation_loss"]) for one in epochs), 1e-9)
     lines = (
         ("#7b4fc9", "loss", [one / top for one in losses]),
-        ("#c98a4f", "loss, stopping", [float(one["stopping_loss"]) / top for one in epochs]),
-        ("#2ea043", "mean recall, stopping", [float(one["stopping_recall"]) for one in epochs]),
+        ("#c98a4f", "loss, stopping", [float(one["validation_loss"]) / top for one in epochs]),
+        ("#2ea043", "mean recall, stopping", [float(one["validation_recall"]) for one in epochs]),
     )
     drawn = []
     for place, (colour, name, values) in enumerate(lines):
@@ -216,7 +216,7 @@ def _facts(report: Mapping[str, Any]) -> str:
 
 def _listing(part: str, several: Sequence[Mapping[str, str]]) -> str:
     rows = "".join(
-        f"<tr><td class=w>{escape(one['path'])}<td class=w>{escape(one['label'])}<td class=w>{escape(one['source'])}"
+        f"<tr><td class=w>{escape(one['path'])}<td class=w>{escape(one['label'])}<td class=w>{escape(one['group'])}"
         for one in several
     )
     name = escape(part.replace("_", "-"))

@@ -86,37 +86,37 @@ class DiskMonitor:
         self._lost_since = 0
         self._retry_at: float | None = None
         """When a disk that took no more is tried again; None while it takes all."""
-        self._pause = RETRY_SECONDS[0]
+        self._backoff_seconds = RETRY_SECONDS[0]
         self._cause = ""
         self._reason = ""
         self._was_full = False
-        self._looked_at = float("-inf")
+        self._refreshed_at = float("-inf")
 
     @property
-    def waits(self) -> bool:
+    def in_backoff(self) -> bool:
         """Whether it took no more, and it is too soon to try it again."""
         return self._retry_at is not None and self._clock() < self._retry_at
 
     @property
-    def trouble(self) -> str:
+    def problem(self) -> str:
         """Why nothing is recorded, in words; empty while all is."""
         if self._retry_at is None:
             return ""
         return f"{self._cause}; {self._lost_since} frames were not recorded so far"
 
-    def refused(self, error: OSError) -> None:
+    def record_failure(self, error: OSError) -> None:
         """Note that it took no more; say so once, and try again later."""
         again = self._retry_at is not None
-        self._pause = min(2 * self._pause, RETRY_SECONDS[1]) if again else RETRY_SECONDS[0]
+        self._backoff_seconds = min(2 * self._backoff_seconds, RETRY_SECONDS[1]) if again else RETRY_SECONDS[0]
         # A handle is free again as soon as somebody hangs up: it is asked for with the next frame.
-        self._retry_at = self._clock() + (0.0 if error.errno in NO_HANDLES else self._pause)
+        self._retry_at = self._clock() + (0.0 if error.errno in NO_HANDLES else self._backoff_seconds)
         said, self._cause, self._was_full = self._cause if again else "", cause(error), error.errno in FULL
         self._reason = error.strerror or str(error)
         if said != self._cause:
             log.error("%s: %s; what came is kept. The stream goes on, and recording resumes when it can",
                       self._uri, self._cause)  # fmt: skip
 
-    def took(self) -> None:
+    def record_success(self) -> None:
         """Note that it took all that was due."""
         if self._retry_at is None:
             return
@@ -124,15 +124,15 @@ class DiskMonitor:
         log.warning("%s: %s; %d frames were not recorded", self._uri, again, self._lost_since)
         self._retry_at, self._lost_since = None, 0
 
-    def lose(self, frames: int) -> None:
+    def count_lost(self, frames: int) -> None:
         """Count frames that were not recorded; fewer than none where some could be recorded after all."""
         self.lost, self._lost_since = self.lost + frames, max(0, self._lost_since + frames)
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Ask for its room, now and then."""
-        if self._clock() - self._looked_at < _LOOK_SECONDS:
+        if self._clock() - self._refreshed_at < _LOOK_SECONDS:
             return
-        self._looked_at = self._clock()
+        self._refreshed_at = self._clock()
         try:
             told = os.statvfs(self._folder)
         except (OSError, AttributeError):  # there is no such call on Windows
@@ -149,7 +149,7 @@ class DiskMonitor:
         if self._lost_since:
             log.warning("%s: %d frames were not recorded: %s", self._uri, self._lost_since, self._cause)
 
-    def figures(self) -> list[MetricSample]:
+    def metrics(self) -> list[MetricSample]:
         """Return its state for Prometheus."""
         here = (("sink", self._uri),)
         told = [

@@ -51,13 +51,13 @@ class JsonlSink:
             cameras: who will come, where that is known: the run's line names them.
             replace: empty an existing log when the first explanation arrives, instead of continuing it.
             wall: Unix time.
-            clock: monotonic seconds; the two together turn ``taken_at`` into Unix time.
+            clock: monotonic seconds; the two together turn ``captured_at`` into Unix time.
         """
         self.uri = str(path)
         self._path = path
         self._cameras = tuple(cameras)
         self._replace = replace
-        self._wall = wall
+        self._wall_clock = wall
         self._clock = clock
         self._file: FileIO | None = None
         self._headed = False
@@ -69,7 +69,7 @@ class JsonlSink:
 
     def __enter__(self) -> Self:
         check_writable(self._path)
-        self._began_at_unix = self._wall()
+        self._began_at_unix = self._wall_clock()
         self._reserve.fill()
         return self
 
@@ -79,15 +79,15 @@ class JsonlSink:
         return self._disk.lost
 
     @property
-    def trouble(self) -> str:
+    def problem(self) -> str:
         """Why nothing is written now, in words; empty while all is."""
-        return self._disk.trouble
+        return self._disk.problem
 
-    def figures(self) -> Sequence[MetricSample]:
+    def metrics(self) -> Sequence[MetricSample]:
         """Return how the disk does."""
-        return self._disk.figures()
+        return self._disk.metrics()
 
-    def needs_picture(self, camera: str) -> bool:  # noqa: ARG002 - the same for every camera
+    def needs_image(self, camera: str) -> bool:  # noqa: ARG002 - the same for every camera
         """Say no: a line has no picture."""
         return False
 
@@ -101,13 +101,13 @@ class JsonlSink:
             SinkError: the reader of a pipe is gone. A disk that takes nothing is no reason: it is tried again.
             WireError: the explanation cannot be written as JSON; the log goes on.
         """
-        if overlay.silence is not None:
+        if overlay.signal_loss is not None:
             return
-        record = explanation_record(overlay.explanation, sent_at_unix=self._wall(), now_monotonic=self._clock())
+        record = explanation_record(overlay.explanation, sent_at_unix=self._wall_clock(), now_monotonic=self._clock())
         line = record_bytes(record) + b"\n"
-        self._disk.look()
-        if self._disk.waits:
-            self._disk.lose(1)
+        self._disk.refresh()
+        if self._disk.in_backoff:
+            self._disk.count_lost(1)
             return
         try:
             self._write(line)
@@ -116,10 +116,10 @@ class JsonlSink:
                 raise SinkError(
                     f"{self._path}: writing failed ({error.strerror or error}); the lines before it are kept"
                 ) from error
-            self._disk.refused(error)
-            self._disk.lose(1)
+            self._disk.record_failure(error)
+            self._disk.count_lost(1)
         else:
-            self._disk.took()
+            self._disk.record_success()
 
     def _write(self, line: bytes) -> None:
         """Write a whole line, or none; before the first one of a file the run's own. Raises ``OSError``."""

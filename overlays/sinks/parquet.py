@@ -67,20 +67,20 @@ class ParquetSink:
             path: the file.
             replace: replace an existing file at the end, instead of writing another one beside it.
             wall: Unix time.
-            clock: monotonic seconds; the two together turn ``taken_at`` into Unix time.
+            clock: monotonic seconds; the two together turn ``captured_at`` into Unix time.
         """
         self.uri = str(path)
         self._path = path
         self._replace = replace
         self._began_at_unix = 0.0
         self._parts = parts_of(path)
-        self._wall, self._clock = wall, clock
+        self._wall_clock, self._clock = wall, clock
         self._rows: deque[dict[str, Any]] = deque()
         self._sizes: deque[int] = deque()
         """Bytes that each row takes, about."""
         self._bytes = 0
         """Their sum: many cameras make a part of thousands, and every row asks for it."""
-        self._begun_at = 0.0
+        self._part_started_at = 0.0
         self._written = 0
         self._disk = DiskMonitor(self.uri, path.parent, clock)
         self._reserve = HandleReserve()
@@ -90,7 +90,7 @@ class ParquetSink:
         for longer in (self._parts, _hidden(self._path)):  # their names are longer
             if not os.path.lexists(longer):
                 check_writable(longer)
-        self._began_at_unix = self._wall()
+        self._began_at_unix = self._wall_clock()
         if self._parts.exists():
             _set_aside(self._path, self._parts)
         self._reserve.fill()
@@ -102,15 +102,15 @@ class ParquetSink:
         return self._disk.lost
 
     @property
-    def trouble(self) -> str:
+    def problem(self) -> str:
         """Why nothing is written now, in words; empty while all is."""
-        return self._disk.trouble
+        return self._disk.problem
 
-    def figures(self) -> Sequence[MetricSample]:
+    def metrics(self) -> Sequence[MetricSample]:
         """Return how the disk does."""
-        return self._disk.figures()
+        return self._disk.metrics()
 
-    def needs_picture(self, camera: str) -> bool:  # noqa: ARG002 - the same for every camera
+    def needs_image(self, camera: str) -> bool:  # noqa: ARG002 - the same for every camera
         """Say no: a row has no picture."""
         return False
 
@@ -120,28 +120,28 @@ class ParquetSink:
         Raises:
             WireError: the explanation cannot be written; the table goes on.
         """
-        if overlay.silence is not None:
+        if overlay.signal_loss is not None:
             return
-        record = explanation_record(overlay.explanation, sent_at_unix=self._wall(), now_monotonic=self._clock())
+        record = explanation_record(overlay.explanation, sent_at_unix=self._wall_clock(), now_monotonic=self._clock())
         size, row = len(record_bytes(record)), to_row(record)
         if not self._rows:
-            self._begun_at = self._clock()
+            self._part_started_at = self._clock()
         self._rows.append(row)
         self._sizes.append(size)
         self._bytes += self._sizes[-1]
-        self._disk.look()
+        self._disk.refresh()
         self.idle()
         while len(self._rows) > _PART_ROWS or self._bytes > _PART_BYTES:
             self._rows.popleft()
             self._bytes -= self._sizes.popleft()
-            self._disk.lose(1)
+            self._disk.count_lost(1)
 
     def idle(self) -> None:
         """Write what has waited long enough."""
-        if not self._rows or self._disk.waits:
+        if not self._rows or self._disk.in_backoff:
             return
         full = len(self._rows) >= _PART_ROWS or self._bytes >= _PART_BYTES
-        if self._disk.trouble or (full or self._clock() - self._begun_at >= PART_SECONDS):
+        if self._disk.problem or (full or self._clock() - self._part_started_at >= PART_SECONDS):
             self._write()
 
     def __exit__(
@@ -150,7 +150,7 @@ class ParquetSink:
         if self._rows:
             self._write()
         self._reserve.close()
-        self._disk.lose(len(self._rows))
+        self._disk.count_lost(len(self._rows))
         apart = ""
         try:
             if self._written:
@@ -179,9 +179,9 @@ class ParquetSink:
         except OSError as error:
             with suppress(OSError):
                 hidden.unlink(missing_ok=True)
-            self._disk.refused(error)
+            self._disk.record_failure(error)
             return
-        self._disk.took()
+        self._disk.record_success()
         self._written += 1
         self._rows.clear()
         self._sizes.clear()

@@ -21,7 +21,7 @@ class RateLimiter:
         """Say whether one is due."""
         return now >= self.due_at(camera)
 
-    def note(self, camera: str, now: float) -> None:
+    def record(self, camera: str, now: float) -> None:
         """Take note that one was let through."""
         if self._interval:
             due = self.due_at(camera)

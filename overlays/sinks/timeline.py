@@ -15,7 +15,7 @@ _MAX_GAP_SECONDS: Final = 6 * 3600.0
 class Timeline:
     """Turns times of frames into ticks that start at 0 and always grow.
 
-    A stream has one clock: ``pts_seconds`` where its first frame has one, ``taken_at`` otherwise. Where the clock
+    A stream has one clock: ``pts_seconds`` where its first frame has one, ``captured_at`` otherwise. Where the clock
     goes back (a loop, a reconnect), stands still, jumps by hours or is missing, the frame follows its predecessor by
     as much as that one followed its own. A frame that had been taken before the end of a silence that has been shown
     already is only late, and follows at once.

@@ -90,7 +90,7 @@ class VideoSink:
         self._reserve.fill()
         return self
 
-    def needs_picture(self, camera: str) -> bool:  # noqa: ARG002 - the same for every camera
+    def needs_image(self, camera: str) -> bool:  # noqa: ARG002 - the same for every camera
         """Say yes: every frame is recorded."""
         return True
 
@@ -108,8 +108,8 @@ class VideoSink:
         recording = self._recordings.get(frame.camera)
         if recording is None:
             recording = self._begun(frame.camera, overlay.image)
-        silent = 0.0 if overlay.silence is None else overlay.silence.seconds
-        ticks = recording.timeline.ticks(frame.pts_seconds, frame.taken_at, silent_seconds=silent)
+        silent = 0.0 if overlay.signal_loss is None else overlay.signal_loss.seconds
+        ticks = recording.timeline.ticks(frame.pts_seconds, frame.captured_at, silent_seconds=silent)
         recording.add(overlay.image, ticks)
         self._recordings[frame.camera] = recording
 

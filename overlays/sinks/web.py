@@ -81,7 +81,7 @@ class WebSink:
             SinkError: the address is written wrong, or open to others without a token.
         """
         self._options = options or SinkOptions()
-        self._wall, self._clock = wall, clock
+        self._wall_clock, self._clock = wall, clock
         try:
             self._address = parse_page_address(uri)
             self._token = None if self._options.token is None else check_token(self._options.token)
@@ -94,9 +94,9 @@ class WebSink:
         """Where it is served, once it is: a port of 0 has become a real one."""
         self.encoded = 0
         """How many pictures were compressed."""
-        self._hub = Broadcaster()
-        self._board = StatusBoard(cameras, clock)
-        self._ring = PacketBuffer()
+        self._broadcaster = Broadcaster()
+        self._status_board = StatusBoard(cameras, clock)
+        self._packets = PacketBuffer()
         self._last: dict[tuple[str, Kind], tuple[int, Overlay]] = {}
         """By camera and kind the newest frame, and its number."""
         self._packed: dict[tuple[str, Kind], WebFrame] = {}
@@ -105,9 +105,9 @@ class WebSink:
         self._worker: ThreadWorker | None = None
         self._page: WebState | None = None
 
-    def about(self, outcome: RunResult) -> None:
+    def on_run_start(self, outcome: RunResult) -> None:
         """Take the run: its counters go to the page and to /metrics."""
-        self._board.outcome = outcome
+        self._status_board.outcome = outcome
 
     def __enter__(self) -> Self:
         address, options = self._address, self._options
@@ -125,9 +125,9 @@ class WebSink:
         guard = AccessPolicy(place, self._token, hosts, self._embed_origins, self._root_path)
         self._page = WebState(
             guard,
-            self._hub,
-            self._board,
-            self._ring,
+            self._broadcaster,
+            self._status_board,
+            self._packets,
             RenderStyle(options.colormap, options.opacity),
             painted=options.painted,
             encoded=lambda: self.encoded,
@@ -151,24 +151,24 @@ class WebSink:
                 log.warning("%s: the token file cannot be taken, the last token stays: %s", self.uri, error)
         return self._token
 
-    def figures(self) -> list[MetricSample]:
+    def metrics(self) -> list[MetricSample]:
         """Return who looks on, and what it cost."""
-        return [] if self._page is None else self._page.figures()
+        return [] if self._page is None else self._page.metrics()
 
     @property
-    def takes_jpeg(self) -> int | None:
+    def accepted_jpeg_quality(self) -> int | None:
         """The quality it sends pictures at."""
         return self._options.jpeg_quality
 
-    def needs_picture(self, camera: str) -> bool:
+    def needs_image(self, camera: str) -> bool:
         """Say whether somebody looks at this camera's MJPEG: the page itself paints in the browser."""
-        return self._hub.looked_at(replace_undecodable(camera), "painted")
+        return self._broadcaster.has_viewers(replace_undecodable(camera), "painted")
 
     def prepare(self, overlay: Overlay) -> None:
         """Compress a frame in the sizes that somebody would take now, in a thread of its camera."""
         camera = replace_undecodable(overlay.explanation.frame.camera)
         for kind in _KINDS:
-            if (kind == "painted" or overlay.silence is None) and self._hub.wanted(camera, -1, kind):
+            if (kind == "painted" or overlay.signal_loss is None) and self._broadcaster.is_wanted(camera, -1, kind):
                 with contextlib.suppress(WireError):  # ``put`` says so
                     self._prepared.add(overlay, kind, self._compressed(overlay, kind))
 
@@ -181,10 +181,10 @@ class WebSink:
         if self._worker is None or self._worker.ended:
             reason = self._worker.error if self._worker is not None else "it is not open"
             raise SinkError(f"{self.uri}: the page's server has ended ({reason})")
-        self._board.note(overlay)
+        self._status_board.update(overlay)
         camera = replace_undecodable(overlay.explanation.frame.camera)
         for kind in _KINDS:
-            if kind == "painted" or overlay.silence is None:
+            if kind == "painted" or overlay.signal_loss is None:
                 number, _ = self._last.get((camera, kind), (0, overlay))
                 self._last[camera, kind] = (number + 1, overlay)
         self.idle()
@@ -192,7 +192,7 @@ class WebSink:
     def idle(self) -> None:
         """Serve who could not take the last frame when it came, and who has come since."""
         for (camera, kind), (number, overlay) in list(self._last.items()):
-            if self._hub.wanted(camera, number, kind):
+            if self._broadcaster.is_wanted(camera, number, kind):
                 self._serve(camera, number, overlay, kind)
 
     def __exit__(
@@ -200,7 +200,7 @@ class WebSink:
     ) -> None:
         if self._page is not None:
             self._page.stopped.set()
-        self._hub.close()
+        self._broadcaster.close()
         if self._worker is not None:
             self._worker.__exit__(kind, error, trace)
         self._last.clear()
@@ -210,7 +210,7 @@ class WebSink:
         shot = self._packed.get((camera, kind))
         if shot is None or shot.number != number:
             try:
-                packed = self._as_it_is(camera, number, overlay, kind) or self._pack(overlay, kind)
+                packed = self._serve_original(camera, number, overlay, kind) or self._pack(overlay, kind)
                 shot = WebFrame(camera, kind, number, packed)
             except WireError as error:
                 if camera not in self._said:
@@ -222,19 +222,19 @@ class WebSink:
             if kind == "painted":
                 self._keep(camera, overlay)
             else:
-                self._ring.add(camera, overlay.explanation.frame.taken_at, shot.packed)
-        self._hub.publish(shot)
+                self._packets.add(camera, overlay.explanation.frame.captured_at, shot.packed)
+        self._broadcaster.publish(shot)
 
     def _keep(self, camera: str, overlay: Overlay) -> None:
         """Keep a frame for clips that is only looked at with its heat painted in."""
-        taken_at = overlay.explanation.frame.taken_at
-        if overlay.silence is None and self._ring.is_due(camera, taken_at):
+        taken_at = overlay.explanation.frame.captured_at
+        if overlay.signal_loss is None and self._packets.is_due(camera, taken_at):
             try:
-                self._ring.add(camera, taken_at, self._pack(overlay, "plain"))
+                self._packets.add(camera, taken_at, self._pack(overlay, "plain"))
             except WireError as error:
                 log.debug("%s: a frame cannot be kept for a clip: %s", self.uri, error)
 
-    def _as_it_is(self, camera: str, number: int, overlay: Overlay, kind: Kind) -> bytes | None:
+    def _serve_original(self, camera: str, number: int, overlay: Overlay, kind: Kind) -> bytes | None:
         """Return the same frame's other size, where it is no other: it is small already."""
         other = self._packed.get((camera, "plain" if kind == "small" else "small"))
         if kind == "painted" or max(overlay.explanation.frame.image.shape[:2]) > SMALL_PIXELS:
@@ -247,7 +247,7 @@ class WebSink:
         if kind == "painted":
             return picture
         plain = Overlay(image, overlay.explanation)
-        return pack(plain, picture, sent_at_unix=self._wall(), now_monotonic=self._clock())
+        return pack(plain, picture, sent_at_unix=self._wall_clock(), now_monotonic=self._clock())
 
     def _compressed(self, overlay: Overlay, kind: Kind) -> tuple[Image, bytes]:
         """Return what is shown of a frame, and the same as JPEG."""

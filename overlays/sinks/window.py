@@ -91,7 +91,7 @@ class WindowSink:
             raise SinkError(f"window: the display {self._display!r} takes no window ({_why(probe.stderr)}); {_INSTEAD}")
         return self
 
-    def needs_picture(self, camera: str) -> bool:  # noqa: ARG002 - the same for every camera
+    def needs_image(self, camera: str) -> bool:  # noqa: ARG002 - the same for every camera
         """Say yes: somebody looks at it."""
         return True
 

@@ -81,27 +81,27 @@ class ZeroMqSink:
         except ValueError as error:
             raise SinkError(f"{without_user(uri)}: {error}") from None
         self._options = options or SinkOptions()
-        self._gate = _gate(uri, self._options, is_local=self._address.is_local, clock=clock)
+        self._authenticator = _gate(uri, self._options, is_local=self._address.is_local, clock=clock)
         self.uri = uri
         self.endpoint = uri
         """Where it is bound, once it is: a port of 0 has become a real one."""
         self.encoded = 0
         """How many pictures were compressed."""
-        self._wall = wall
+        self._wall_clock = wall
         self._clock = clock
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._socket: zmq.Socket[bytes] | None = None
-        self._subscriptions = Subscriptions(self._gate.places.serial)
+        self._subscriptions = Subscriptions(self._authenticator.places.serial)
         self._woken: dict[str, float] = {}
         """Since when each camera has been watched, on our clock."""
         self._last: dict[str, Overlay] = {}
         self._packed: dict[str, tuple[Overlay, Overlay, bytes]] = {}
         self._prepared: Prepared[tuple[Overlay, bytes]] = Prepared()
         """Of each camera what was sent last: as it came, as it was sent, and its JPEG."""
-        self._pace = RateLimiter(self._options.max_rate)
+        self._rate_limiter = RateLimiter(self._options.max_rate)
         self._unbound_at: float | None = None
         self._too_many_said_at: float | None = None
-        self._owed: set[str] = set()
+        self._pending: set[str] = set()
         """Cameras whose newest viewer has not got a frame yet."""
 
     def __enter__(self) -> Self:
@@ -123,13 +123,13 @@ class ZeroMqSink:
         ):
             self._socket.setsockopt(option, setting)
         try:
-            self._gate.guard(self._socket)
+            self._authenticator.attach(self._socket)
             self._socket.bind(self.uri)
         except zmq.ZMQError as error:
             self._close(0)
             raise bind_error_message(self.uri, error) from None
         self.endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
-        self._gate.bound(self.endpoint)
+        self._authenticator.bound(self.endpoint)
         return self
 
     @property
@@ -138,21 +138,21 @@ class ZeroMqSink:
         return self._subscriptions.topics
 
     @property
-    def takes_jpeg(self) -> int | None:
+    def accepted_jpeg_quality(self) -> int | None:
         """The quality it sends pictures at, where it sends them in their own size."""
         return self._options.jpeg_quality if self._options.scale == 1.0 else None
 
     @property
     def viewers(self) -> int:
         """How many connections have subscribed to something."""
-        return self._gate.viewers
+        return self._authenticator.viewers
 
     @property
     def refused(self) -> Mapping[RefusalReason, int]:
         """How many handshakes failed, by kind."""
-        return self._gate.refused
+        return self._authenticator.refused
 
-    def figures(self) -> list[MetricSample]:
+    def metrics(self) -> list[MetricSample]:
         """Return who looks on, who was refused, and how much was compressed for it."""
         here, refused = ("sink", self.uri), self.refused
         viewers = MetricSample("viewers", self.viewers, VIEWERS, labels=(("kind", "zeromq"), here))
@@ -163,13 +163,15 @@ class ZeroMqSink:
             for kind in REFUSALS
         ]
 
-    def needs_picture(self, camera: str) -> bool:
+    def needs_image(self, camera: str) -> bool:
         """Say whether a frame of this camera would be sent now, as far as the last ``put`` or ``idle`` heard."""
-        return self._is_watched(camera) and (camera in self._owed or self._pace.is_due(camera, self._clock()))
+        return self._is_watched(camera) and (
+            camera in self._pending or self._rate_limiter.is_due(camera, self._clock())
+        )
 
     def prepare(self, overlay: Overlay) -> None:
         """Scale and compress a frame that is sent next, in a thread of its camera."""
-        if self.needs_picture(overlay.explanation.frame.camera) and not _is_plain(overlay):
+        if self.needs_image(overlay.explanation.frame.camera) and not _is_plain(overlay):
             with suppress(WireError):  # ``put`` says so
                 self._prepared.add(overlay, "sent", self._compressed(overlay))
 
@@ -182,8 +184,8 @@ class ZeroMqSink:
         """
         camera = overlay.explanation.frame.camera
         self._last[camera] = overlay
-        self._hear()
-        if self._is_watched(camera) and (camera in self._owed or self._pace.is_due(camera, self._clock())):
+        self._handle_subscriptions()
+        if self._is_watched(camera) and (camera in self._pending or self._rate_limiter.is_due(camera, self._clock())):
             self._send_if_drawn(camera)
         self._settle()
 
@@ -193,9 +195,9 @@ class ZeroMqSink:
         Raises:
             SinkError: the address was lost.
         """
-        self._hear()
+        self._handle_subscriptions()
         for camera in list(self._last):
-            if self._is_unsent(camera) and self._pace.is_due(camera, self._clock()):
+            if self._is_unsent(camera) and self._rate_limiter.is_due(camera, self._clock()):
                 self._send(camera)
         self._settle()
 
@@ -212,7 +214,7 @@ class ZeroMqSink:
         sent = self._packed.get(camera)
         return sent is not None and sent[0] is not self._last[camera] and not _is_plain(self._last[camera])
 
-    def _hear(self) -> None:
+    def _handle_subscriptions(self) -> None:
         """Answer who knocks, and read who came and went; each newcomer is owed the last frame of what it watches."""
         if self._socket is None:
             raise SinkError(f"{self.uri}: is not open")
@@ -226,7 +228,7 @@ class ZeroMqSink:
         for camera in self._last:
             if not self._is_watched(camera):
                 self._woken.pop(camera, None)
-                self._owed.discard(camera)
+                self._pending.discard(camera)
                 self._packed.pop(camera, None)
             elif camera not in before or camera not in self._woken:
                 self._woken[camera] = self._clock()
@@ -239,11 +241,11 @@ class ZeroMqSink:
         elif event[:1] == b"\x01":
             descriptor = _descriptor_of(said)
             if descriptor is not None:
-                self._gate.places.settle(descriptor)
+                self._authenticator.places.settle(descriptor)
             if self._subscriptions.add(event[1:], descriptor):
-                self._owed.update(camera for camera in self._last if topic_of(camera).startswith(event[1:]))
+                self._pending.update(camera for camera in self._last if topic_of(camera).startswith(event[1:]))
             elif descriptor is not None:
-                self._gate.end(descriptor)
+                self._authenticator.end(descriptor)
                 self._say_too_many(event[1:])
 
     def _say_too_many(self, topic: bytes) -> None:
@@ -259,15 +261,15 @@ class ZeroMqSink:
 
     def _admit(self, door: zmq.Socket[bytes]) -> None:
         """Serve the gate; when somebody was taken off the list, hang up on all: the others come back by themselves."""
-        if self._gate.expelled() and self._unbound_at is None:
+        if self._authenticator.expelled() and self._unbound_at is None:
             log.warning("%s: somebody was taken off the list; all hang up, and who may comes back", self.uri)
-            self._gate.closed = False
+            self._authenticator.closed = False
             self._unbound_at = self._clock()
             door.unbind(self.endpoint)
         if self._unbound_at is None:
             return
         late = self._clock() - self._unbound_at > _REBIND_SECONDS
-        if not self._gate.closed and not late:
+        if not self._authenticator.closed and not late:
             return
         try:
             door.bind(self.endpoint)
@@ -279,7 +281,7 @@ class ZeroMqSink:
 
     def _settle(self) -> None:
         """Send what was sent last to those who are owed one; where there is nothing yet, a plain one in the end."""
-        for camera in sorted(self._owed):
+        for camera in sorted(self._pending):
             if camera in self._packed:
                 self._resend(camera)
             elif camera in self._last:
@@ -287,7 +289,7 @@ class ZeroMqSink:
 
     def _send_if_drawn(self, camera: str) -> None:
         """Send the newest frame; one without heat only if a drawn one has been waited for."""
-        waited = self._clock() - max(self._woken[camera], self._pace.due_at(camera))
+        waited = self._clock() - max(self._woken[camera], self._rate_limiter.due_at(camera))
         if waited > _PLAIN_SECONDS or not _is_plain(self._last[camera]):
             self._send(camera)
 
@@ -300,7 +302,7 @@ class ZeroMqSink:
             raise
         self._packed[camera] = (overlay, sent, picture)
         self.encoded += 1
-        self._pace.note(camera, self._clock())
+        self._rate_limiter.record(camera, self._clock())
         self._resend(camera)
 
     def _forget(self, camera: str) -> None:
@@ -311,23 +313,25 @@ class ZeroMqSink:
     def _compressed(self, overlay: Overlay) -> tuple[Overlay, bytes]:
         """Return what is sent of a frame, and its picture as JPEG."""
         picture = bounded_image(scale_image(overlay.image, self._options.scale))
-        sent = Overlay(picture, overlay.explanation, overlay.silence)
-        return sent, reusable_jpeg(overlay, self.takes_jpeg) or encode_image(sent.image, self._options.jpeg_quality)
+        sent = Overlay(picture, overlay.explanation, overlay.signal_loss)
+        return sent, reusable_jpeg(overlay, self.accepted_jpeg_quality) or encode_image(
+            sent.image, self._options.jpeg_quality
+        )
 
     def _resend(self, camera: str) -> None:
         _, sent, picture = self._packed[camera]
         try:
-            parts = encode(sent, sent_at_unix=self._wall(), now_monotonic=self._clock(), picture=picture)
+            parts = encode(sent, sent_at_unix=self._wall_clock(), now_monotonic=self._clock(), picture=picture)
         except WireError:
             self._forget(camera)
             raise
-        self._owed.discard(camera)
+        self._pending.discard(camera)
         if self._socket is not None:
             # XPUB drops for viewers whose queue is full; it never waits.
             self._socket.send_multipart(parts)
 
     def _close(self, linger_ms: int) -> None:
-        self._gate.close()
+        self._authenticator.close()
         if self._socket is not None:
             self._socket.close(linger_ms)
         if self._context is not None:

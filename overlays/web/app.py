@@ -63,16 +63,16 @@ def make_app(page: WebState) -> AccessMiddleware:
 class _Handlers:
     def __init__(self, page: WebState) -> None:
         self.page = page
-        colours = palette(page.look.colormap, page.look.opacity).colours
+        colours = palette(page.style.colormap, page.style.opacity).colours
         self._hello = json.dumps(
             {
                 "kind": "hello",
                 "palette": base64.b64encode(colours.tobytes()).decode(),
-                "opacity": page.look.opacity,
+                "opacity": page.style.opacity,
                 "painted": page.painted,
                 "clip_seconds": CLIP_SECONDS,
                 "small_pixels": SMALL_PIXELS,
-                "token": page.guard.token is not None,
+                "token": page.access.token is not None,
             }
         )
 
@@ -84,7 +84,7 @@ class _Handlers:
         return Response(packed, media_type=_KINDS[Path(name).suffix], headers={"Cache-Control": "no-cache"})
 
     async def login(self, request: Request) -> Response:
-        guard = self.page.guard
+        guard = self.page.access
         if request.method == "GET":
             return Response(self.page.files["login.html"], media_type="text/html")
         body = b""
@@ -97,7 +97,7 @@ class _Handlers:
         except TimeoutError:
             return Response("too slow", 408, media_type="text/plain", headers={"Connection": "close"})
         given = parse_qs(body.decode("utf-8", "replace")).get("token", [""])[0]
-        if not guard.is_token(given.strip()):
+        if not guard.token_matches(given.strip()):
             self.page.refused += 1
             await asyncio.sleep(_REFUSAL_SECONDS)
             said = b'<p role="alert">That is not the token.</p>'
@@ -106,7 +106,7 @@ class _Handlers:
         answer = RedirectResponse("./", 303)
         answer.set_cookie(
             cookie_name(guard),
-            guard.cookie(time.time()),
+            guard.issue_cookie(time.time()),
             max_age=COOKIE_SECONDS,
             path=_cookie_path(request),
             httponly=True,
@@ -118,7 +118,7 @@ class _Handlers:
     async def logout(self, request: Request) -> Response:
         self.page.end_session(request.scope["session"])
         answer = RedirectResponse("login", 303)
-        name = cookie_name(self.page.guard)
+        name = cookie_name(self.page.access)
         answer.delete_cookie(name, path=_cookie_path(request), httponly=True, samesite="strict")
         return answer
 
@@ -130,22 +130,22 @@ class _Handlers:
             within = min(max(_number(request, "within", READY_SECONDS), 0.1), 3600.0)
         except ValueError:
             return Response("within: seconds, such as /readyz?within=3", 400, media_type="text/plain")
-        good, cameras = readiness(self.page.board.told(), within)
+        good, cameras = readiness(self.page.status.snapshot(), within)
         told: dict[str, Any] = {"ready": good, "within_seconds": within}
         if request.scope["admitted"]:
             told["cameras"] = cameras
         return JSONResponse(told, 200 if good else 503)
 
     async def metrics(self, request: Request) -> Response:  # noqa: ARG002
-        outcome = self.page.board.outcome
-        text = exposition(self.page.board, self.page.figures() if outcome is None else outcome.figures())
+        outcome = self.page.status.outcome
+        text = exposition(self.page.status, self.page.metrics() if outcome is None else outcome.metrics())
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def mjpeg(self, request: Request) -> Response:
         camera = request.path_params["camera"].removesuffix(".mjpg")
-        if camera not in self.page.board.cameras:
+        if camera not in self.page.status.cameras:
             return self._unknown(camera, "/stream/<camera>.mjpg")
-        if len(self.page.hub.clients) >= _MAX_VIEWERS:
+        if len(self.page.broadcaster.clients) >= _MAX_VIEWERS:
             return Response("too many look on already", 503, media_type="text/plain")
         kind = f"multipart/x-mixed-replace; boundary={_BOUNDARY}"
         if request.method == "HEAD":
@@ -155,36 +155,36 @@ class _Handlers:
     async def _parts(self, camera: str, session: str) -> AsyncIterator[bytes]:
         client = WebClient(camera)
         client.session = session
-        self.page.hub.join(client)
+        self.page.broadcaster.subscribe(client)
         try:
             yield f"--{_BOUNDARY}\r\n".encode()
             while (shot := await client.next()) is not None:
                 head = f"Content-Type: image/jpeg\r\nContent-Length: {len(shot.packed)}\r\n\r\n".encode()
                 # The next boundary comes at once: browsers show a part when they see its end.
                 yield head + shot.packed + f"\r\n--{_BOUNDARY}\r\n".encode()
-                client.shown(camera)
+                client.acknowledge(camera)
         finally:
-            self.page.leave(client)
+            self.page.unsubscribe(client)
 
     async def clip(self, request: Request) -> Response:
         camera = request.path_params["camera"].removesuffix(".mp4")
-        if camera not in self.page.board.cameras:
+        if camera not in self.page.status.cameras:
             return self._unknown(camera, "/clip/<camera>.mp4")
         try:
-            opacity = min(max(_number(request, "opacity", self.page.look.opacity), 0.0), 1.0)
+            opacity = min(max(_number(request, "opacity", self.page.style.opacity), 0.0), 1.0)
         except ValueError:
             return Response("opacity: a number from 0 to 1", 400, media_type="text/plain")
         return await clip_answer(self.page, request, camera, opacity)
 
     async def frames(self, socket: WebSocket) -> None:
-        if len(self.page.hub.clients) >= _MAX_VIEWERS:
+        if len(self.page.broadcaster.clients) >= _MAX_VIEWERS:
             await socket.close(1013, "too many look on already")
             return
         await socket.accept()
         client = WebClient()
         client.session = socket.scope["session"]
         unheard = [0]
-        self.page.hub.join(client)
+        self.page.broadcaster.subscribe(client)
         tasks = [
             asyncio.create_task(each)
             for each in (self._listen(socket, client, unheard), self._send(socket, client), self._tell(socket, unheard))
@@ -192,7 +192,7 @@ class _Handlers:
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self.page.leave(client)
+            self.page.unsubscribe(client)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -203,9 +203,9 @@ class _Handlers:
             while True:
                 said = json.loads(await socket.receive_text())
                 if "shown" in said:
-                    client.shown(str(said["shown"]))
+                    client.acknowledge(str(said["shown"]))
                 elif "small" in said:
-                    client.choose(small=bool(said["small"]), large=str(said["large"]))
+                    client.set_view(small=bool(said["small"]), large=str(said["large"]))
                 else:
                     unheard[0] = 0
         except (WebSocketDisconnect, ValueError, TypeError, KeyError, RuntimeError):
@@ -233,7 +233,7 @@ class _Handlers:
             return
 
     def _unknown(self, camera: str, path: str) -> Response:
-        known = ", ".join(self.page.board.cameras) or "none yet"
+        known = ", ".join(self.page.status.cameras) or "none yet"
         text = f"{camera[:80]!r} is no camera of this run; ask {path}, the cameras are: {known}"
         return Response(text, 404, media_type="text/plain")
 

@@ -126,7 +126,7 @@ class AccessPolicy:
     root_path: str = ""
     """What stands before the page's own paths where a proxy does not take it away; see ``check_prefix``."""
 
-    def knows_host(self, header: str) -> bool:
+    def is_allowed_host(self, header: str) -> bool:
         """Say whether the Host header names this page.
 
         Where a token is asked for, any name will do: a foreign one has no cookie of ours.
@@ -141,7 +141,7 @@ class AccessPolicy:
         # A name can be pointed anywhere by whoever owns it; an address cannot.
         return address.is_loopback or not is_loopback(self.address.host)
 
-    def knows_origin(self, origin: str | None, host_header: str, forwarded_host: str | None = None) -> bool:
+    def is_allowed_origin(self, origin: str | None, host_header: str, forwarded_host: str | None = None) -> bool:
         """Say whether a browser's Origin is this page's own; programs send none.
 
         Args:
@@ -170,14 +170,14 @@ class AccessPolicy:
         except ValueError:
             return False
 
-    def admits(self, asked: Asked, now_unix: float) -> bool:
+    def is_authenticated(self, asked: Asked, now_unix: float) -> bool:
         """Say whether a request brings the token, the cookie that was given for it, or its stream's own token."""
         if self.token is None:
             return True
-        if any(self.is_token(given) for given in _given(asked.authorization)):
+        if any(self.token_matches(given) for given in _given(asked.authorization)):
             return True
         if asked.query is not None and (
-            self.is_token(asked.query)
+            self.token_matches(asked.query)
             or hmac.compare_digest(asked.query.encode("utf-8", "replace"), self.stream_token(asked.camera).encode())
         ):
             return True
@@ -185,23 +185,23 @@ class AccessPolicy:
         session, _, seal = rest.partition(".")
         if not expires.isascii() or not expires.isdigit() or len(expires) > 12 or int(expires) < now_unix:
             return False
-        return hmac.compare_digest(seal.encode("utf-8", "replace"), self._seal(expires, session).encode())
+        return hmac.compare_digest(seal.encode("utf-8", "replace"), self._sign(expires, session).encode())
 
-    def is_token(self, given: str) -> bool:
+    def token_matches(self, given: str) -> bool:
         """Compare in a time that tells nothing."""
         token = (self.token or "").encode()
         return self.token is not None and hmac.compare_digest(given.encode("utf-8", "replace"), token)
 
-    def cookie(self, now_unix: float) -> str:
+    def issue_cookie(self, now_unix: float) -> str:
         """Return a cookie's value: when it expires, a session's number, and a seal made with the token."""
         expires, session = str(int(now_unix) + COOKIE_SECONDS), secrets.token_hex(16)
-        return f"{expires}.{session}.{self._seal(expires, session)}"
+        return f"{expires}.{session}.{self._sign(expires, session)}"
 
     def stream_token(self, camera: str) -> str:
         """Return what opens this camera's MJPEG stream and nothing else; the token cannot be read from it."""
         return hmac.new((self.token or "").encode(), f"stream {camera}".encode(), hashlib.sha256).hexdigest()[:40]
 
-    def _seal(self, expires: str, session: str) -> str:
+    def _sign(self, expires: str, session: str) -> str:
         text = f"page until {expires} for {session}"
         return hmac.new((self.token or "").encode(), text.encode(), hashlib.sha256).hexdigest()
 

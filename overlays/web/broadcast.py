@@ -40,7 +40,7 @@ class WebClient:
     def __init__(self, camera: str | None = None) -> None:
         """Take the camera of an MJPEG stream; None is a page."""
         self.camera = camera
-        self.painted = camera is not None
+        self.rendered = camera is not None
         self.small = False
         """Whether small pictures will do, of all cameras but ``large``."""
         self.large = ""
@@ -51,60 +51,60 @@ class WebClient:
         """Shots that were overtaken by a newer one before they could be sent."""
         self.closed = False
         self._offered: dict[str, int] = {}
-        self._flying: dict[str, int] = {}
+        self._in_flight: dict[str, int] = {}
         self._slots: dict[str, WebFrame] = {}
-        self._bell = asyncio.Event()
+        self._event = asyncio.Event()
 
-    def choose(self, *, small: bool, large: str) -> None:
+    def set_view(self, *, small: bool, large: str) -> None:
         """Take what it shows from now on; of what it has, the newest comes again in its new size."""
         if (small, large) != (self.small, self.large):
             self.small, self.large = small, large
             self._offered.clear()
 
-    def looks_at(self, camera: str, kind: Kind) -> bool:
+    def wants(self, camera: str, kind: Kind) -> bool:
         """Say whether shots of this kind concern it at all."""
         wanted: Kind = "small" if self.small and camera != self.large else "plain"
-        return kind == ("painted" if self.painted else wanted) and self.camera in {None, camera}
+        return kind == ("painted" if self.rendered else wanted) and self.camera in {None, camera}
 
-    def takes(self, camera: str, number: int, kind: Kind) -> bool:
+    def can_accept(self, camera: str, number: int, kind: Kind) -> bool:
         """Say whether it would send this shot at once: it concerns it, is new to it, and there is room."""
         return (
-            self.looks_at(camera, kind)
+            self.wants(camera, kind)
             and self._offered.get(camera) != number
-            and self._flying.get(camera, 0) < MAX_IN_FLIGHT
+            and self._in_flight.get(camera, 0) < MAX_IN_FLIGHT
         )
 
-    def offer(self, shot: WebFrame) -> None:
+    def put(self, shot: WebFrame) -> None:
         """Put a shot into the camera's place, over the one that waits there."""
-        if not self.looks_at(shot.camera, shot.kind) or self._offered.get(shot.camera) == shot.number:
+        if not self.wants(shot.camera, shot.kind) or self._offered.get(shot.camera) == shot.number:
             return
         self.skipped += shot.camera in self._slots
         self._offered[shot.camera] = shot.number
         self._slots[shot.camera] = shot
-        self._bell.set()
+        self._event.set()
 
     async def next(self) -> WebFrame | None:
         """Wait for a shot that may be sent, the cameras in turn; None at the end."""
         while not self.closed:
             for camera in self._slots:
-                if self._flying.get(camera, 0) < MAX_IN_FLIGHT:
-                    self._flying[camera] = self._flying.get(camera, 0) + 1
+                if self._in_flight.get(camera, 0) < MAX_IN_FLIGHT:
+                    self._in_flight[camera] = self._in_flight.get(camera, 0) + 1
                     self.sent += 1
                     return self._slots.pop(camera)
-            self._bell.clear()
-            await self._bell.wait()
+            self._event.clear()
+            await self._event.wait()
         return None
 
-    def shown(self, camera: str) -> None:
+    def acknowledge(self, camera: str) -> None:
         """Note that one shot of the camera has arrived and been dealt with."""
-        if self._flying.get(camera, 0) > 0:
-            self._flying[camera] -= 1
-            self._bell.set()
+        if self._in_flight.get(camera, 0) > 0:
+            self._in_flight[camera] -= 1
+            self._event.set()
 
     def close(self) -> None:
         """End ``next``."""
         self.closed = True
-        self._bell.set()
+        self._event.set()
 
 
 class Broadcaster:
@@ -119,13 +119,13 @@ class Broadcaster:
         self.clients: tuple[WebClient, ...] = ()
         self.closed = False
 
-    def looked_at(self, camera: str, kind: Kind) -> bool:
+    def has_viewers(self, camera: str, kind: Kind) -> bool:
         """Say whether anybody looks at such shots. For any thread."""
-        return any(client.looks_at(camera, kind) for client in self.clients)
+        return any(client.wants(camera, kind) for client in self.clients)
 
-    def wanted(self, camera: str, number: int, kind: Kind) -> bool:
+    def is_wanted(self, camera: str, number: int, kind: Kind) -> bool:
         """Say whether anybody would take this shot at once. For any thread."""
-        return any(client.takes(camera, number, kind) for client in self.clients)
+        return any(client.can_accept(camera, number, kind) for client in self.clients)
 
     def publish(self, shot: WebFrame) -> None:
         """Give a shot to all whom it concerns. For the thread that puts; never waits."""
@@ -138,7 +138,7 @@ class Broadcaster:
             with contextlib.suppress(RuntimeError):  # the loop has just ended
                 loop.call_soon_threadsafe(self._deliver)
 
-    def join(self, client: WebClient) -> None:
+    def subscribe(self, client: WebClient) -> None:
         """Let a client look on. For the loop."""
         with self._lock:
             self._loop = asyncio.get_running_loop()
@@ -146,7 +146,7 @@ class Broadcaster:
         if self.closed:
             client.close()
 
-    def leave(self, client: WebClient) -> None:
+    def unsubscribe(self, client: WebClient) -> None:
         """Forget a client. For the loop."""
         self.clients = tuple(other for other in self.clients if other is not client)
 
@@ -166,7 +166,7 @@ class Broadcaster:
             self._waiting.clear()
         for shot in shots:
             for client in self.clients:
-                client.offer(shot)
+                client.put(shot)
 
     def _end(self) -> None:
         for client in self.clients:

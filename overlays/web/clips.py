@@ -51,7 +51,7 @@ async def clip_answer(page: WebState, request: Request, camera: str, opacity: fl
     clip, header = page.clip, request.headers.get("range")
     known = clip is not None and (clip.camera, clip.opacity) == (camera, opacity)
     if clip is None or not known or now - clip.used_at > _KEPT_SECONDS or (header is None and request.method != "HEAD"):
-        packets = page.ring.packets(camera)
+        packets = page.packets.packets(camera)
         if not packets:
             said = "nothing is kept of it yet: pictures are kept while somebody looks on"
             return Response(said, 404, media_type="text/plain")
@@ -60,7 +60,7 @@ async def clip_answer(page: WebState, request: Request, camera: str, opacity: fl
             return Response(said, 503, media_type="text/plain", headers={"Retry-After": "3"})
         page.making = True
         try:
-            made = await make_clip_async(packets, RenderStyle(page.look.colormap, opacity), page.stopped.is_set)
+            made = await make_clip_async(packets, RenderStyle(page.style.colormap, opacity), page.stopped.is_set)
         finally:
             page.making = False
         if not made:

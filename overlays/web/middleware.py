@@ -44,7 +44,7 @@ class Protected(Protocol):
     refused: int
 
     @property
-    def guard(self) -> AccessPolicy:
+    def access(self) -> AccessPolicy:
         """The rules, as of now: the token may change."""
 
     def read_token(self) -> None:
@@ -74,7 +74,7 @@ class AccessMiddleware:
             self._read_at = now
             self._page.read_token()
         headers = Headers(scope=scope)
-        _take_prefix(scope, headers, self._page.guard.root_path)
+        _take_prefix(scope, headers, self._page.access.root_path)
         more: dict[str, str] = {}
 
         async def polite(message: Message) -> None:
@@ -96,7 +96,7 @@ class AccessMiddleware:
     async def _held_back(self, scope: Scope, headers: Headers, now: float) -> Response | None:
         """Wait until this client's next request is due; return a refusal where it asks much too often."""
         is_stranger = not scope.get("admitted")
-        if not is_stranger and self._page.guard.token is not None:
+        if not is_stranger and self._page.access.token is not None:
             return None
         cost = WRONG_TOKEN_COST if is_stranger and _guesses(scope, headers) else 1
         wait = self._pace.delay(_address(scope), now, is_stranger=is_stranger, cost=cost)
@@ -108,9 +108,9 @@ class AccessMiddleware:
         return Response("too many requests from this address", 429, headers=retry, media_type="text/plain")
 
     def _refusal(self, scope: Scope, headers: Headers, more: dict[str, str]) -> Response | None:
-        guard = self._page.guard
+        guard = self._page.access
         host, path = headers.get("host", ""), scope["path"]
-        if not guard.knows_host(host):
+        if not guard.is_allowed_host(host):
             said = "this page is not known by that name; name it under the sink's 'hosts:'"
             return Response(said, 421, media_type="text/plain")
         if scope["type"] == "http" and path == scope["prefix"]:
@@ -124,7 +124,7 @@ class AccessMiddleware:
         camera = path.removeprefix(_STREAMS).removesuffix(".mjpg")
         left = self._page.has_left(session_of(cookie))
         asked = Asked(headers.get("authorization"), None if left else cookie, query, camera)
-        scope["admitted"] = guard.admits(asked, time.time())
+        scope["admitted"] = guard.is_authenticated(asked, time.time())
         scope["session"] = session_of(cookie)
         if scope["admitted"] or path in _OPEN:
             return None
@@ -141,7 +141,7 @@ class AccessMiddleware:
 
         A link on another site may lead to the page; nothing else there may ask for anything, unless it is named.
         """
-        guard, path = self._page.guard, scope["path"]
+        guard, path = self._page.access, scope["path"]
         fetched = headers.get("sec-fetch-site", "")  # which no script can set
         forwarded = headers.get("x-forwarded-host")
         forwarded = None if forwarded is None else forwarded.partition(",")[0].strip()
@@ -150,13 +150,13 @@ class AccessMiddleware:
         origin = headers.get("origin")
         source = origin or _origin_of(headers.get("referer"))
         own = fetched == "same-origin" or (
-            fetched not in {"cross-site", "same-site"} and guard.knows_origin(source, host, forwarded)
+            fetched not in {"cross-site", "same-site"} and guard.is_allowed_origin(source, host, forwarded)
         )
         changes = scope["type"] == "websocket" or scope["method"] not in {"GET", "HEAD"}
         if own:
-            return not changes or fetched == "same-origin" or guard.knows_origin(origin, host, forwarded)
+            return not changes or fetched == "same-origin" or guard.is_allowed_origin(origin, host, forwarded)
         if changes:
-            return fetched == "" and guard.knows_origin(origin, host, forwarded)
+            return fetched == "" and guard.is_allowed_origin(origin, host, forwarded)
         if path.startswith(_STREAMS) and guard.may_embed(source):
             more["Cross-Origin-Resource-Policy"] = "cross-origin"
             return True

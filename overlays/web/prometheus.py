@@ -49,7 +49,7 @@ class _Collector:
             yield family
 
     def _families(self) -> Iterator[Metric]:
-        cameras = self._board.told()
+        cameras = self._board.snapshot()
         outcome = self._board.outcome
         yield from _of_cameras(cameras)
         if outcome is not None:
@@ -85,36 +85,36 @@ def _of_cameras(cameras: list[dict[str, Any]]) -> Iterator[Metric]:
 def _of_run(outcome: RunResult) -> Iterator[Metric]:
     frames = CounterMetricFamily("recipro_frames", "Frames by what became of them.", labels=["camera", "outcome"])
     dropped = CounterMetricFamily("recipro_dropped", "Dropped frames, by reason.", labels=["camera", "reason"])
-    for pump in outcome.pumps:
-        frames.add_metric([pump.camera, "taken"], pump.taken)
-        frames.add_metric([pump.camera, "explained"], outcome.tally.cameras[pump.camera].explained)
+    for pump in outcome.source_workers:
+        frames.add_metric([pump.camera, "taken"], pump.received)
+        frames.add_metric([pump.camera, "explained"], outcome.stats.cameras[pump.camera].explained)
         # Of the frames that were too old some waited before the engine, and are among the pump's; others behind it.
         dropped.add_metric([pump.camera, "engine busy"], pump.dropped - pump.expired)
-        dropped.add_metric([pump.camera, "too old"], pump.expired + outcome.tally.cameras[pump.camera].expired)
+        dropped.add_metric([pump.camera, "too old"], pump.expired + outcome.stats.cameras[pump.camera].expired)
         dropped.add_metric([pump.camera, "damaged"], pump.health.corrupt)
     yield frames
     yield dropped
     put = CounterMetricFamily("recipro_sink_frames", "Frames by sink and outcome.", labels=["sink", "outcome"])
-    for outlet in outcome.outlets:
+    for outlet in outcome.sink_workers:
         put.add_metric([outlet.name, "delivered"], outlet.delivered)
         put.add_metric([outlet.name, "dropped"], outlet.dropped)
     yield put
     broken = GaugeMetricFamily("recipro_sink_broken", "1 for a sink that delivers no more.", labels=["sink"])
-    for outlet in outcome.outlets:
-        broken.add_metric([outlet.name], float(outlet.broken))
+    for outlet in outcome.sink_workers:
+        broken.add_metric([outlet.name], float(outlet.failed))
     yield broken
     left = HistogramMetricFamily("recipro_age_seconds", "Age of frames when they leave.", labels=["camera"])
-    for camera, tally in outcome.tally.cameras.items():
+    for camera, tally in outcome.stats.cameras.items():
         left.add_metric([camera], *_buckets(tally.age))
     yield left
 
 
 def _of_engine(outcome: RunResult) -> Iterator[Metric]:
     stages = HistogramMetricFamily("recipro_stage_seconds", "Time that frames spend in each stage.", labels=["stage"])
-    for stage, histogram in list(outcome.tally.stages.items()):
+    for stage, histogram in list(outcome.stats.stages.items()):
         stages.add_metric([stage], *_buckets(histogram))
     yield stages
-    sizes = dict(outcome.tally.batches)
+    sizes = dict(outcome.stats.batches)
     batches = HistogramMetricFamily("recipro_batch_frames", "Frames the engine explained together.")
     buckets = [(str(float(edge)), float(sum(n for size, n in sizes.items() if size <= edge))) for edge in _BATCHES]
     buckets.append(("+Inf", float(sum(sizes.values()))))
@@ -139,7 +139,7 @@ def _of_parts(parts: Sequence[MetricSample]) -> Iterator[Metric]:
     families: dict[str, Metric] = {}
     for figure in parts:
         name = f"recipro_{figure.name}"
-        family = families.setdefault(name, Metric(name, figure.says, figure.kind))
+        family = families.setdefault(name, Metric(name, figure.help, figure.kind))
         suffix = "_total" if family.type == "counter" else ""
         family.add_sample(name + suffix, dict(figure.labels), figure.value)
     yield from families.values()

@@ -128,13 +128,13 @@ class Server(uvicorn.Server):
         """End, without waiting for those who do not read."""
         for acceptor in self._acceptors:
             acceptor.stop()
-        ending = asyncio.get_running_loop().call_later(_FAREWELL_SECONDS, self._hang_up)
+        ending = asyncio.get_running_loop().call_later(_FAREWELL_SECONDS, self._close_idle_connections)
         await super().shutdown(sockets)
         ending.cancel()
-        self._hang_up()
+        self._close_idle_connections()
         await asyncio.sleep(0)  # for the transports to hear of it
 
-    def _hang_up(self) -> None:
+    def _close_idle_connections(self) -> None:
         for acceptor in self._acceptors:
             for one in acceptor:
                 one.abort()

@@ -41,11 +41,11 @@ class Clip:
 class WebState:
     """Everything the answers are made of."""
 
-    guard: AccessPolicy
-    hub: Broadcaster
-    board: StatusBoard
-    ring: PacketBuffer
-    look: RenderStyle = field(default_factory=RenderStyle)
+    access: AccessPolicy
+    broadcaster: Broadcaster
+    status: StatusBoard
+    packets: PacketBuffer
+    style: RenderStyle = field(default_factory=RenderStyle)
     painted: bool = False
     """Whether the frames that come have heat on them already."""
     encoded: Callable[[], int] = lambda: 0
@@ -68,13 +68,13 @@ class WebState:
         default_factory=lambda: {path.name: path.read_bytes() for path in sorted(_FILES.iterdir())}
     )
 
-    def figures(self) -> list[MetricSample]:
+    def metrics(self) -> list[MetricSample]:
         """Return the page's own figures."""
-        clients, here = self.hub.clients, ("sink", self.uri)
-        viewers = [("page", sum(not client.painted for client in clients))]
-        viewers += [("mjpeg", sum(client.painted for client in clients))]
+        clients, here = self.broadcaster.clients, ("sink", self.uri)
+        viewers = [("page", sum(not client.rendered for client in clients))]
+        viewers += [("mjpeg", sum(client.rendered for client in clients))]
         skipped = self.skipped + sum(client.skipped for client in clients)
-        held = self.ring.total_bytes
+        held = self.packets.total_bytes
         return [
             *(MetricSample("viewers", count, VIEWERS, labels=(("kind", kind), here)) for kind, count in viewers),
             MetricSample("encoded", self.encoded(), ENCODED, "counter", (here,)),
@@ -86,25 +86,25 @@ class WebState:
 
     def told(self) -> dict[str, Any]:
         """Return what every page is told now and then, in plain JSON values."""
-        outcome = self.board.outcome
-        figures = self.figures() if outcome is None else outcome.figures()
+        outcome = self.status.outcome
+        figures = self.metrics() if outcome is None else outcome.metrics()
         return {
-            "cameras": [camera | self._links(camera["camera"]) for camera in self.board.told()],
-            "troubles": [{"sink": uri, "why": why} for uri, why in (outcome.troubles() if outcome else {}).items()],
+            "cameras": [camera | self._links(camera["camera"]) for camera in self.status.snapshot()],
+            "troubles": [{"sink": uri, "why": why} for uri, why in (outcome.problems() if outcome else {}).items()],
             "viewers": int(sum(figure.value for figure in figures if figure.name == "viewers")),
         }
 
     def _links(self, camera: str) -> dict[str, Any]:
-        return {} if self.guard.token is None else {"stream_token": self.guard.stream_token(camera)}
+        return {} if self.access.token is None else {"stream_token": self.access.stream_token(camera)}
 
     def read_token(self) -> None:
         """Take the token that stands in its file now; with another one, everybody has to show it again."""
-        token = self.guard.token if self.token_source is None else self.token_source()
-        if token is None or token == self.guard.token:
+        token = self.access.token if self.token_source is None else self.token_source()
+        if token is None or token == self.access.token:
             return
-        self.guard = replace(self.guard, token=token)
+        self.access = replace(self.access, token=token)
         log.warning("page: the token has changed; whoever looks on has to show the new one")
-        for client in self.hub.clients:
+        for client in self.broadcaster.clients:
             client.close()
 
     def has_left(self, session: str) -> bool:
@@ -118,11 +118,11 @@ class WebState:
         self.left[session] = None
         while len(self.left) > MAX_LEFT_SESSIONS:
             del self.left[next(iter(self.left))]
-        for client in self.hub.clients:
+        for client in self.broadcaster.clients:
             if client.session == session:
                 client.close()
 
-    def leave(self, client: WebClient) -> None:
+    def unsubscribe(self, client: WebClient) -> None:
         """Forget a client, not its count."""
-        self.hub.leave(client)
+        self.broadcaster.unsubscribe(client)
         self.skipped += client.skipped

@@ -30,25 +30,25 @@ class CameraStatus:
     missed: int = 0
     """Frames the camera gave that did not come this far: gaps in their numbers."""
     index: int = -1
-    taken_at: float = 0.0
-    came_at: float = 0.0
+    captured_at: float = 0.0
+    received_at: float = 0.0
     label: str = ""
     score: float = 0.0
-    silence: SignalLoss | None = None
+    signal_loss: SignalLoss | None = None
     """What the one before us says, where it says so (a stream that is watched from afar)."""
     interval_seconds: float = 0.0
     """The usual time between two frames; 0 before the second."""
     arrivals: deque[float] = field(default_factory=lambda: deque(maxlen=_RATE_FRAMES))
     """Of the writer alone."""
 
-    def silent(self, now: float) -> bool:
+    def is_stale(self, now: float) -> bool:
         """Say whether nothing has come for longer than is usual."""
-        return now - self.came_at > max(SILENT_SECONDS, SILENT_INTERVALS * self.interval_seconds)
+        return now - self.received_at > max(SILENT_SECONDS, SILENT_INTERVALS * self.interval_seconds)
 
-    def paused(self, now: float) -> bool:
+    def is_paused(self, now: float) -> bool:
         """Say whether so long a time has passed that it tells nothing of the camera's rate."""
         usual = SILENT_INTERVALS * self.interval_seconds if len(self.arrivals) > 1 else _MAX_FIRST_SECONDS
-        return now - self.came_at > max(_MAX_INTERVAL_SECONDS, usual)
+        return now - self.received_at > max(_MAX_INTERVAL_SECONDS, usual)
 
 
 class StatusBoard:
@@ -63,24 +63,24 @@ class StatusBoard:
         self._drift_at = -math.inf
         self._drifts: dict[str, str] = {}
 
-    def note(self, overlay: Overlay) -> None:
+    def update(self, overlay: Overlay) -> None:
         """Take note of a frame, or of a silence."""
         frame = overlay.explanation.frame
         camera = replace_undecodable(frame.camera)
         seen = self.cameras.get(camera) or CameraStatus()
-        if overlay.silence is not None:
-            seen.silence = overlay.silence
+        if overlay.signal_loss is not None:
+            seen.signal_loss = overlay.signal_loss
         else:
             now = self.clock()
-            seen.silence = None
+            seen.signal_loss = None
             seen.missed += max(frame.index - seen.index - 1, 0) if seen.frames else 0
-            seen.index, seen.taken_at, seen.came_at = frame.index, frame.taken_at, now
-            if seen.frames and seen.paused(now):
+            seen.index, seen.captured_at, seen.received_at = frame.index, frame.captured_at, now
+            if seen.frames and seen.is_paused(now):
                 seen.arrivals.clear()
             seen.arrivals.append(now)
             passed = seen.arrivals[-1] - seen.arrivals[0]
             seen.interval_seconds = passed / max(len(seen.arrivals) - 1, 1)
-            verdict = overlay.explanation.verdict
+            verdict = overlay.explanation.top_scoring
             seen.label = verdict.label if verdict else ""
             seen.score = verdict.score if verdict and math.isfinite(verdict.score) else 0.0
             seen.frames += 1
@@ -88,16 +88,16 @@ class StatusBoard:
             # Replaced as a whole: the loop may be walking through it.
             self.cameras = {**self.cameras, camera: seen}
 
-    def told(self) -> list[dict[str, Any]]:
+    def snapshot(self) -> list[dict[str, Any]]:
         """Return every camera's state in plain JSON values."""
         now = self.clock()
-        return [self._told(camera, seen, now) for camera, seen in self.cameras.items()]
+        return [self._camera_snapshot(camera, seen, now) for camera, seen in self.cameras.items()]
 
-    def _told(self, camera: str, seen: CameraStatus, now: float) -> dict[str, Any]:
-        silent = seen.frames > 0 and seen.silent(now)
+    def _camera_snapshot(self, camera: str, seen: CameraStatus, now: float) -> dict[str, Any]:
+        silent = seen.frames > 0 and seen.is_stale(now)
         state, reason, reconnects, corrupt = "live" if seen.frames else "waiting", "", 0, 0
         pump = (
-            next((p for p in self.outcome.pumps if replace_undecodable(p.camera) == camera), None)
+            next((p for p in self.outcome.source_workers if replace_undecodable(p.camera) == camera), None)
             if self.outcome
             else None
         )
@@ -106,8 +106,8 @@ class StatusBoard:
             state, reason, reconnects, corrupt = health.state, health.reason, health.reconnects, health.corrupt
             if pump.finished and state not in {"failed", "ended"}:
                 state = "ended"
-        elif seen.silence is not None:
-            state, reason, silent = seen.silence.state, seen.silence.reason, True
+        elif seen.signal_loss is not None:
+            state, reason, silent = seen.signal_loss.state, seen.signal_loss.reason, True
         if silent and state in {"live", ""}:
             state = "silent"
         rate = 0.0 if silent or not seen.interval_seconds else 1.0 / seen.interval_seconds
@@ -115,8 +115,8 @@ class StatusBoard:
             "camera": camera,
             "state": state,
             "reason": reason,
-            "silent": silent or (seen.silence is not None),
-            "age_seconds": round(now - seen.taken_at, 3) if seen.frames else None,
+            "silent": silent or (seen.signal_loss is not None),
+            "age_seconds": round(now - seen.captured_at, 3) if seen.frames else None,
             "index": seen.index,
             "frames": seen.frames,
             "missed": seen.missed,
@@ -133,7 +133,7 @@ class StatusBoard:
         if self.outcome is not None and now - self._drift_at > _DRIFT_SECONDS:
             self._drift_at = now
             furthest: dict[str, MetricSample] = {}
-            for figure in self.outcome.figures():
+            for figure in self.outcome.metrics():
                 if figure.name == "drift_psi":
                     of = replace_undecodable(dict(figure.labels)["camera"])
                     furthest[of] = max(figure, furthest.get(of, figure), key=lambda one: one.value)

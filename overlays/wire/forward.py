@@ -38,7 +38,7 @@ class ForwardStats:
     left_out: int = 0
     """Messages of cameras beyond the first ``MAX_CAMERAS``."""
     age: Histogram = field(default_factory=Histogram)
-    outlets: list[QueueWorker[Overlay]] = field(default_factory=list)
+    sink_workers: list[QueueWorker[Overlay]] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
     @property
@@ -50,7 +50,7 @@ class ForwardStats:
         told = [f"{count} seen, {self.missed} missed, {self.damaged} damaged; {ages}"]
         if self.left_out:
             told.append(f"{self.left_out} messages of further cameras left out: {_TOO_MANY}")
-        for outlet in self.outlets:
+        for outlet in self.sink_workers:
             refused = f", {outlet.refused} refused ({outlet.refusal})" if outlet.refused else ""
             told.append(f"{outlet.name}: {outlet.delivered} delivered, {outlet.dropped} dropped{refused}")
         return told
@@ -78,27 +78,27 @@ def forward(
         say: told when nothing comes, and when it comes again.
     """
     kept = StaleFrames()
-    seen = ForwardStats(outlets=[make_sink_worker(sink, sink.put) for sink in sinks])
+    seen = ForwardStats(sink_workers=[make_sink_worker(sink, sink.put) for sink in sinks])
     _notify_observers(sinks, seen, kept)
     until = None if seconds is None else time.monotonic() + seconds
     with ExitStack() as stack:
-        for outlet in seen.outlets:
+        for outlet in seen.sink_workers:
             stack.enter_context(outlet)
         said, admitted = _Said(say), _Admitted(seen, cameras, say)
         for received in map(admitted.only, viewer.messages_or_silence(stop)):
             now = time.monotonic()
             if received is None:
-                said.silence(viewer, now, kept.patience_seconds(viewer.trouble))
+                said.silence(viewer, now, kept.patience_seconds(viewer.problem))
             elif (overlay := _forward_frame(received, viewer, seen)) is not None:
                 said.signal(viewer, now)
-                kept.note(overlay, now)
-            for stale in kept.stale(now, viewer.trouble):
-                for outlet in seen.outlets:
+                kept.update(overlay, now)
+            for stale in kept.stale(now, viewer.problem):
+                for outlet in seen.sink_workers:
                     outlet.put(stale)
-            if seen.frames == frames or (until is not None and now >= until) or _closed(seen.outlets):
+            if seen.frames == frames or (until is not None and now >= until) or _closed(seen.sink_workers):
                 break
     seen.damaged = viewer.damaged
-    for outlet in seen.outlets:
+    for outlet in seen.sink_workers:
         if outlet.error is not None:
             seen.errors.append(str(outlet.error))
     return seen
@@ -106,10 +106,10 @@ def forward(
 
 def _notify_observers(sinks: Sequence[Sink], seen: ForwardStats, kept: StaleFrames) -> None:
     """Give the page the figures and troubles of the sinks beside it, and what the last explanations say."""
-    here = RunResult(RunStats([]), [], seen.outlets, (*sinks, kept))
+    here = RunResult(RunStats([]), [], seen.sink_workers, (*sinks, kept))
     for sink in sinks:
         if isinstance(sink, RunObserver):
-            sink.about(here)
+            sink.on_run_start(here)
 
 
 class _Admitted:
@@ -152,7 +152,7 @@ class _Said:
         """Say that nothing comes, once it is worth saying and not too often."""
         seconds = viewer.silent_seconds
         if seconds > patience_seconds and (not self.silent or now - self._said_at > _SAY_EVERY_SECONDS):
-            why = f": {viewer.trouble}" if viewer.trouble else ""
+            why = f": {viewer.problem}" if viewer.problem else ""
             self._say(f"no signal from {viewer.uri} for {format_duration(seconds)}{why}; waiting for it")
             self.silent, self._said_at, self._silent_since = True, now, now - seconds
 
@@ -181,16 +181,16 @@ class StaleFrames:
     def __init__(self) -> None:
         self._last: dict[str, _Last] = {}
         """By camera; of its last live picture."""
-        self._moved_at: dict[str, float] = {}
+        self._changed_at: dict[str, float] = {}
         """When each camera's picture, live or grey, was last put."""
 
-    def note(self, overlay: Overlay, now: float) -> None:
+    def update(self, overlay: Overlay, now: float) -> None:
         """Take note of what came: a live picture, or one that the publisher has made grey itself."""
         camera = overlay.explanation.frame.camera
-        if camera not in self._moved_at and len(self._moved_at) >= MAX_CAMERAS:
+        if camera not in self._changed_at and len(self._changed_at) >= MAX_CAMERAS:
             return
-        self._moved_at[camera] = now
-        if overlay.silence is None:
+        self._changed_at[camera] = now
+        if overlay.signal_loss is None:
             last = self._last.get(camera)
             explanation = overlay.explanation
             self._last[camera] = last.followed_by(explanation, now) if last else _Last(explanation, now)
@@ -199,7 +199,7 @@ class StaleFrames:
         """Return after how long without any picture it is said; ``reason``: why nothing comes, where that is known."""
         return min((last.patience_seconds(reason) for last in self._last.values()), default=SILENCE_SECONDS)
 
-    def figures(self) -> list[MetricSample]:
+    def metrics(self) -> list[MetricSample]:
         """Return how the guards of each camera stand, and where its last heat lies; for any thread."""
         told: list[MetricSample] = []
         for camera, last in list(self._last.items()):
@@ -211,9 +211,9 @@ class StaleFrames:
         """Return what is to be shown of cameras that are silent: at most once a second each."""
         due: list[Overlay] = []
         for camera, last in self._last.items():
-            quiet, silent = now - self._moved_at[camera] > _GREY_EVERY_SECONDS, now - last.live_at
+            quiet, silent = now - self._changed_at[camera] > _GREY_EVERY_SECONDS, now - last.live_at
             if quiet and silent > last.patience_seconds(reason):
-                self._moved_at[camera] = now
+                self._changed_at[camera] = now
                 due.append(stale_overlay(last.explanation, SignalLoss(silent, "", reason)))
         return due
 
@@ -225,14 +225,14 @@ def _forward_frame(received: ReceivedFrame, viewer: Viewer, seen: ForwardStats) 
     except WireError as error:
         viewer.leave_out(error)
         return None
-    if overlay.silence is None:
+    if overlay.signal_loss is None:
         seen.frames += 1
         seen.missed += received.missed
         seen.age.add(max(received.age_seconds(), 0.0))
-    for outlet in seen.outlets:
+    for outlet in seen.sink_workers:
         outlet.put(overlay)
     return overlay
 
 
 def _closed(outlets: Sequence[QueueWorker[Overlay]]) -> bool:
-    return any(o.stop_requested.is_set() for o in outlets) or all(o.broken for o in outlets)
+    return any(o.stop_requested.is_set() for o in outlets) or all(o.failed for o in outlets)

@@ -42,8 +42,8 @@ def guards_record(explanation: Explanation) -> dict[str, Any]:
                 "name": replace_undecodable(state.name),
                 "firing": state.firing,
                 "seconds": float(state.seconds),
-                "says": replace_undecodable(state.says),
-                "fired": state.fired,
+                "says": replace_undecodable(state.message),
+                "fired": state.fire_count,
             }
             for state in explanation.guards
         ]
@@ -100,8 +100,8 @@ def read_guards(header: JsonFields) -> Mapping[str, Any]:
                 name=each.text("name", _MAX_NAME),
                 firing=each.flag("firing"),
                 seconds=each.number("seconds"),
-                says=each.text("says", _MAX_TEXT),
-                fired=each.integer("fired", 0, 1 << 62),
+                message=each.text("says", _MAX_TEXT),
+                fire_count=each.integer("fired", 0, 1 << 62),
             )
             for each in guards
         ),

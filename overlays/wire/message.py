@@ -78,7 +78,7 @@ def explanation_record(explanation: Explanation, *, sent_at_unix: float, now_mon
     Args:
         explanation: what to tell.
         sent_at_unix: wall-clock seconds at this moment.
-        now_monotonic: ``time.monotonic()`` at this moment: the two together turn ``taken_at`` into wall-clock time.
+        now_monotonic: ``time.monotonic()`` at this moment: the two together turn ``captured_at`` into wall-clock time.
 
     Raises:
         WireError: a number is NaN or infinite, or the findings' grids differ.
@@ -126,7 +126,7 @@ def _finding_record(finding: Finding) -> dict[str, Any]:
         "heat_u8": base64.b64encode(levels.tobytes()).decode("ascii"),
         "box": None if finding.box is None else [float(edge) for edge in finding.box],
     }
-    return record if finding.grounds is None else record | {"grounds": grounds_record(finding.grounds)}
+    return record if finding.heatmap_stats is None else record | {"grounds": grounds_record(finding.heatmap_stats)}
 
 
 def record_bytes(record: Mapping[str, Any]) -> bytes:
@@ -171,7 +171,7 @@ def encode(
     if (width, height) != (record["width"], record["height"]):
         record |= {"frame_width": record["width"], "frame_height": record["height"], "width": width, "height": height}
     record["encoding"] = ENCODING
-    if (silence := overlay.silence) is not None:
+    if (silence := overlay.signal_loss) is not None:
         told = {
             "seconds": round(silence.seconds, 3),
             "state": silence.state,
@@ -250,7 +250,7 @@ def _finding(fields: JsonFields, grid: tuple[int, int]) -> Finding:
         heat=heat,
         class_index=fields.integer("class_index", -1, 1 << 31),
         box=fields.box("box"),
-        grounds=read_grounds(fields),
+        heatmap_stats=read_grounds(fields),
     )
 
 
@@ -300,13 +300,15 @@ def as_overlay(header: Header, image: Image, *, now_unix: float, now_monotonic: 
         image=image,
         camera=header.camera,
         index=header.index,
-        taken_at=now_monotonic - (now_unix - header.taken_at_unix),
+        captured_at=now_monotonic - (now_unix - header.taken_at_unix),
         pts_seconds=header.pts_seconds,
         truth=None if truth is None else GroundTruth(truth.label, tuple(_scaled(box, x, y) for box in truth.boxes)),
         source_name=header.source,
     )
     findings = tuple(
-        replace(f, box=None if f.box is None else _scaled(f.box, x, y), grounds=scaled_grounds(f.grounds, x, y))
+        replace(
+            f, box=None if f.box is None else _scaled(f.box, x, y), heatmap_stats=scaled_grounds(f.heatmap_stats, x, y)
+        )
         for f in header.findings
     )
     return Overlay(
@@ -321,7 +323,7 @@ def as_overlay(header: Header, image: Image, *, now_unix: float, now_monotonic: 
             heat_region=_scaled(header.heat_region, x, y),
             **scaled_guards(header.guarded, x, y),
         ),
-        silence=header.silence,
+        signal_loss=header.silence,
     )
 
 

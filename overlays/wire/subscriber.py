@@ -67,7 +67,7 @@ class Subscriber:
         keys: ViewerKeys | None,
         clock: Callable[[], float],
     ) -> None:
-        self.trouble = ""
+        self.problem = ""
         """Why nothing comes, in words; empty where nothing is known against it."""
         self.refused = 0
         """How many handshakes failed."""
@@ -84,11 +84,11 @@ class Subscriber:
         self._joined: int | None = None
         """The one of a connection that stands."""
         self._lost_at: float | None = None
-        self._said = ""
+        self._logged = ""
         # The bell guards the newest messages: the reading thread puts them there, ``take`` takes them away.
-        self._bell = threading.Condition()
+        self._condition = threading.Condition()
         self._newest: dict[bytes, LatestMessage] = {}
-        self._ending = threading.Event()
+        self._closing = threading.Event()
         self._worker: ThreadWorker | None = None
 
     @property
@@ -105,8 +105,8 @@ class Subscriber:
         if self._worker is None or self._worker.ended:
             reason = self._worker.error if self._worker is not None else "use it in a with block"
             raise SourceError(f"{self.uri}: is not open; {reason}")
-        with self._bell:
-            self._bell.wait_for(lambda: self._newest, wait_seconds)
+        with self._condition:
+            self._condition.wait_for(lambda: self._newest, wait_seconds)
             taken, self._newest = self._newest, {}
         return taken
 
@@ -150,38 +150,40 @@ class Subscriber:
             self.close()
             raise SourceError(f"{self.uri}: cannot be connected to ({error.strerror})") from None
         connected = self._socket
-        self._ending.clear()
+        self._closing.clear()
         self._newest = {}
         self._worker = ThreadWorker(
-            f"viewer of {self.uri}", lambda: self._read(connected), self._ending.set
+            f"viewer of {self.uri}", lambda: self._read(connected), self._closing.set
         ).__enter__()
 
     def _read(self, connected: zmq.Socket[bytes]) -> None:
         """Read all there is, again and again; keep the last message of each topic."""
-        while not self._ending.is_set():
-            self._tend(connected)
+        while not self._closing.is_set():
+            self._poll_events(connected)
             wait_ms = _POLL_MS
             for _ in range(_DRAIN_MESSAGES):
                 if not connected.poll(wait_ms, zmq.POLLIN):
                     break
                 wait_ms = 0
                 parts = _message(connected)
-                self.trouble = self._said = ""  # whatever the events, which come by another way, have yet to tell
-                with self._bell:
+                self.problem = self._logged = ""  # whatever the events, which come by another way, have yet to tell
+                with self._condition:
                     before = self._newest.get(parts[0])
                     if before is not None or len(self._newest) < MAX_TOPICS:
                         overtaken = 0 if before is None else before.passed_over + 1
                         self._newest[parts[0]] = LatestMessage(parts, time.time(), overtaken)
-                        self._bell.notify_all()
+                        self._condition.notify_all()
 
-    def _tend(self, connected: zmq.Socket[bytes]) -> None:
+    def _poll_events(self, connected: zmq.Socket[bytes]) -> None:
         """Hear how the connection does, and make it anew where libzmq has given it up."""
         for event, value in self._events or ():
-            self._hear(event, value)
+            self._on_event(event, value)
         now = self._clock()
         if self._lost_at is not None and now - self._lost_at > _RETRY_SECONDS:
             self.oversized += 1
-            self._tell(f"a message larger than {self._maximum_bytes} bytes came; the connection was ended before it")
+            self._set_problem(
+                f"a message larger than {self._maximum_bytes} bytes came; the connection was ended before it"
+            )
             self._renew(connected, now)
         elif self._joined is None and self._calling is None and now - self._renewed_at > _RENEW_SECONDS:
             self._renew(connected, now)
@@ -200,39 +202,39 @@ class Subscriber:
         self._socket = self._context = self._events = None
         self._calling = self._joined = self._lost_at = None
 
-    def _hear(self, event: int, value: int) -> None:
+    def _on_event(self, event: int, value: int) -> None:
         if event & FAILED:
-            self._be_refused(event, value)
+            self._on_refusal(event, value)
         elif event == zmq.EVENT_CONNECTED:
             self._calling = value
-            if self.trouble in {"", _NO_PUBLISHER}:
-                self.trouble = _WAITING
+            if self.problem in {"", _NO_PUBLISHER}:
+                self.problem = _WAITING
         elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self._joined, self._calling, self._lost_at = self._calling, None, None
-            self.trouble = self._said = ""
+            self.problem = self._logged = ""
         elif event == zmq.EVENT_DISCONNECTED:
             if value == self._joined:
                 self._joined, self._lost_at = None, self._clock()
             self._calling = None if value == self._calling else self._calling
         elif event == zmq.EVENT_CONNECT_RETRIED:
-            self.trouble = self.trouble if self._lost_at is None else _NO_PUBLISHER
+            self.problem = self.problem if self._lost_at is None else _NO_PUBLISHER
             self._lost_at = None
         elif event == zmq.EVENT_CLOSED:
-            self.trouble, self._said = _NO_PUBLISHER, ""
+            self.problem, self._logged = _NO_PUBLISHER, ""
 
-    def _be_refused(self, event: int, value: int) -> None:
+    def _on_refusal(self, event: int, value: int) -> None:
         self.refused += 1
         self._calling = None
         # The same refusal comes in plain words or, when the other end was faster, as a hang-up: the words stay.
         vague = event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-        if not (vague and self._said):
-            self._tell(refused_because(event, value, keys=self._keys is not None))
+        if not (vague and self._logged):
+            self._set_problem(refused_because(event, value, keys=self._keys is not None))
 
-    def _tell(self, trouble: str) -> None:
+    def _set_problem(self, trouble: str) -> None:
         """Keep the reason, and say it once as long as it is the same."""
-        self.trouble = trouble
-        if trouble != self._said:
-            self._said = trouble
+        self.problem = trouble
+        if trouble != self._logged:
+            self._logged = trouble
             log.warning("%s: %s; still trying", self.uri, trouble)
 
     def _renew(self, connected: zmq.Socket[bytes], now: float) -> None:

@@ -119,18 +119,18 @@ class Viewer:
         self._clock = clock
         keys = viewer_keys(key, server_key)
         self._connection = Subscriber(place, topics, maximum_bytes=maximum_bytes, keys=keys, clock=clock)
-        self._heard_at = clock()
+        self._received_at = clock()
         self._last: dict[str, Header] = {}
 
     @property
     def silent_seconds(self) -> float:
         """How long nothing readable has come."""
-        return self._clock() - self._heard_at
+        return self._clock() - self._received_at
 
     @property
-    def trouble(self) -> str:
+    def problem(self) -> str:
         """Why nothing comes, in words: nobody there, an unknown key, a wrong server key; empty where all is well."""
-        return self._connection.trouble
+        return self._connection.problem
 
     @property
     def refused(self) -> int:
@@ -144,7 +144,7 @@ class Viewer:
 
     def __enter__(self) -> Self:
         self._connection.open()
-        self._heard_at = self._clock()
+        self._received_at = self._clock()
         return self
 
     def __iter__(self) -> Iterator[ReceivedFrame]:
@@ -205,7 +205,7 @@ class Viewer:
         except WireError as error:
             self.leave_out(error)
             return None
-        self._heard_at = self._clock()
+        self._received_at = self._clock()
         last = self._last.get(header.camera)
         if last is not None and _is_same(last, header):
             return None  # sent again for somebody who joined late

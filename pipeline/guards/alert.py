@@ -25,56 +25,61 @@ class AlertState:
         """Take whose rule and patience it has."""
         self.name = guard.name
         self.rule: Rule = guard.parsed
-        self.fired = 0
+        self.fire_count = 0
         self.firing = False
         self._hold_seconds, self._clear_seconds = guard.hold_seconds, guard.clear_seconds
-        self._margin = guard.margin
+        self._hysteresis = guard.margin
         self._last: float | None = None
-        self._turning_since: float | None = None
+        self._pending_since: float | None = None
         """Since when every frame has spoken for a change."""
         self._seconds = 0.0
         self._broken_seconds = 0.0
         """For how long no frame has broken the rule."""
-        self._quiet = GuardState(guard.name, firing=False, seconds=0.0, says="", fired=0)
+        self._quiet_state = GuardState(guard.name, firing=False, seconds=0.0, message="", fire_count=0)
 
-    def judge(self, facts: RuleContext, moment: float) -> GuardState:
+    def update(self, facts: RuleContext, moment: float) -> GuardState:
         """Take one frame's verdict and its time, and say how the guard stands then."""
         passed = 0.0 if self._last is None else moment - self._last
         self._last = moment
         if not 0.0 <= passed <= PAUSE_SECONDS:
-            self._turning_since = None
+            self._pending_since = None
         if self.firing:
             self._seconds += max(passed, 0.0)
-        broken = self.applies(facts) and self.rule.claim(facts, self._margin if self.firing else 0.0) is False
+        broken = (
+            self.condition_holds(facts)
+            and self.rule.requirement(facts, self._hysteresis if self.firing else 0.0) is False
+        )
         self._broken_seconds = 0.0 if broken else self._broken_seconds + max(passed, 0.0)
         if broken == self.firing:
-            self._turning_since = None
+            self._pending_since = None
         else:
-            self._turning_since = moment if self._turning_since is None else self._turning_since
+            self._pending_since = moment if self._pending_since is None else self._pending_since
             patience = self._clear_seconds if self.firing else self._hold_seconds
             # Half a microsecond: clocks count in fractions that add up to a little less.
-            if moment - self._turning_since >= patience - 5e-7:
-                self._turn()
+            if moment - self._pending_since >= patience - 5e-7:
+                self._toggle()
         if not self.firing:
-            return self._quiet
-        says = describe_violation(self.rule, facts, self._margin) if broken else self._kept(facts)
-        return GuardState(self.name, firing=True, seconds=round(self._seconds, 3), says=says, fired=self.fired)
+            return self._quiet_state
+        says = describe_violation(self.rule, facts, self._hysteresis) if broken else self._kept(facts)
+        return GuardState(
+            self.name, firing=True, seconds=round(self._seconds, 3), message=says, fire_count=self.fire_count
+        )
 
     def _kept(self, facts: RuleContext) -> str:
         """Say of a frame that keeps the rule what was seen in it: the guard fires on for ``clear_seconds``."""
-        numbers = seen_numbers(self.rule, facts) if self.applies(facts) else ""
+        numbers = seen_numbers(self.rule, facts) if self.condition_holds(facts) else ""
         now = f"is kept again: {numbers}" if numbers else "does not apply to this frame"
         return f"{self.rule.text}; {now}; last broken {self._broken_seconds:.1f} s ago"
 
-    def applies(self, facts: RuleContext) -> bool:
+    def condition_holds(self, facts: RuleContext) -> bool:
         """Say whether the rule's condition is true of a verdict."""
-        return self.rule.when(facts, 0.0) is True
+        return self.rule.condition(facts, 0.0) is True
 
-    def _turn(self) -> None:
+    def _toggle(self) -> None:
         self.firing = not self.firing
-        self.fired += self.firing
-        self._turning_since, self._seconds = None, 0.0
-        self._quiet = replace(self._quiet, fired=self.fired)
+        self.fire_count += self.firing
+        self._pending_since, self._seconds = None, 0.0
+        self._quiet_state = replace(self._quiet_state, fire_count=self.fire_count)
 
 
 def describe_violation(rule: Rule, facts: RuleContext, margin: float = 0.0) -> str:
@@ -88,7 +93,7 @@ def describe_violation(rule: Rule, facts: RuleContext, margin: float = 0.0) -> s
     numbers = seen_numbers(rule, facts)
     if not numbers:
         return rule.text
-    kept = margin and rule.claim(facts, 0.0) is not False
+    kept = margin and rule.requirement(facts, 0.0) is not False
     return f"{rule.text}{f' by a margin of {margin:g}' if kept else ''}, but {numbers}"
 
 

@@ -41,13 +41,13 @@ _MIN_STD: Final = 1e-6
 
 def numbers_of(explanation: Explanation) -> dict[str, float]:
     """Return what is known of the verdict's score and reasons, by name."""
-    verdict = explanation.verdict
+    verdict = explanation.top_scoring
     if verdict is None:
         return {}
     facts = RuleContext(explanation, verdict, explanation.deletion)
     numbers = {name: NUMBERS[name].read(facts) for name in _STATISTICS}
-    if verdict.grounds is not None:
-        numbers |= {f"heat_inside({name})": share for name, share in verdict.grounds.heat_inside.items()}
+    if verdict.heatmap_stats is not None:
+        numbers |= {f"heat_inside({name})": share for name, share in verdict.heatmap_stats.heat_inside.items()}
     return {name: value for name, value in numbers.items() if value is not None}
 
 
@@ -60,17 +60,17 @@ class Sampler:
     """Which frames count: one of each camera and label in ``SAMPLE_SECONDS``."""
 
     def __init__(self) -> None:
-        self._taken: dict[tuple[str, str], float] = {}
+        self._accepted_at: dict[tuple[str, str], float] = {}
 
-    def takes(self, explanation: Explanation) -> bool:
+    def accepts(self, explanation: Explanation) -> bool:
         """Say whether this frame counts, and take note of it if so."""
-        verdict = explanation.verdict
+        verdict = explanation.top_scoring
         if verdict is None:
             return False
         named, moment = (explanation.frame.camera, verdict.label), stream_time(explanation.frame)
-        if 0.0 <= moment - self._taken.get(named, -math.inf) < SAMPLE_SECONDS:
+        if 0.0 <= moment - self._accepted_at.get(named, -math.inf) < SAMPLE_SECONDS:
             return False
-        self._taken[named] = moment
+        self._accepted_at[named] = moment
         return True
 
 
@@ -84,8 +84,8 @@ class BaselineRecorder:
 
     def add(self, explanation: Explanation) -> None:
         """Take one measured frame."""
-        verdict = explanation.verdict
-        if verdict is None or not self._sampler.takes(explanation):
+        verdict = explanation.top_scoring
+        if verdict is None or not self._sampler.accepts(explanation):
             return
         camera = explanation.frame.camera
         self._counts[camera, verdict.label] = self._counts.get((camera, verdict.label), 0) + 1
@@ -133,13 +133,13 @@ class _Slow:
     mean_then: float
     std_then: float
     edges: tuple[float, ...]
-    shares: tuple[float, ...]
+    fractions: tuple[float, ...]
     counts: list[float] = field(default_factory=list)
     total: float = 0.0
     """Of the samples' values, each weighed by its age."""
 
     def __post_init__(self) -> None:
-        self.counts = [0.0] * len(self.shares)
+        self.counts = [0.0] * len(self.fractions)
 
     def add(self, value: float, keep: float) -> None:
         self.counts = [keep * count for count in self.counts]
@@ -153,7 +153,7 @@ class _Slow:
     def psi(self) -> float:
         """Return the index; half a sample is added to every bin, so that an empty one is no infinity."""
         return psi(
-            _smoothed([share * self.count_then for share in self.shares], self.count_then),
+            _smoothed([share * self.count_then for share in self.fractions], self.count_then),
             _smoothed(self.counts, self.samples),
         )
 
@@ -195,34 +195,34 @@ class DriftDetector:
         self._seconds = seconds
         self._sampler = Sampler()
         self._last: dict[tuple[str, str], float] = {}
-        self._slow = _read(baseline, name)
+        self._trackers = _read(baseline, name)
 
     @property
     def cameras(self) -> set[str]:
         """Whom the baseline knows."""
-        return {camera for camera, _ in self._slow}
+        return {camera for camera, _ in self._trackers}
 
     @property
     def labels(self) -> set[str]:
         """Which classes it knows."""
-        return {label for _, label in self._slow}
+        return {label for _, label in self._trackers}
 
     def add(self, explanation: Explanation) -> None:
         """Take one measured frame."""
-        verdict = explanation.verdict
-        if verdict is None or not self._sampler.takes(explanation):
+        verdict = explanation.top_scoring
+        if verdict is None or not self._sampler.accepts(explanation):
             return
         named, moment = (explanation.frame.camera, verdict.label), stream_time(explanation.frame)
         passed = max(moment - self._last.get(named, moment), 0.0)
         self._last[named] = moment
-        known, keep = self._slow.get(named, {}), math.exp(-passed / self._seconds)
+        known, keep = self._trackers.get(named, {}), math.exp(-passed / self._seconds)
         for name, value in numbers_of(explanation).items():
             if name in known:
                 known[name].add(value, keep)
 
-    def told(self) -> Iterator[DriftReport]:
+    def reports(self) -> Iterator[DriftReport]:
         """Give every number of which enough samples came, then and now."""
-        for (camera, label), numbers in self._slow.items():
+        for (camera, label), numbers in self._trackers.items():
             for name, slow in numbers.items():
                 if min(slow.samples, slow.count_then) >= MIN_SAMPLES:
                     yield DriftReport(camera, label, name, slow.psi(), slow.shift(), slow.samples)

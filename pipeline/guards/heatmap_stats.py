@@ -47,7 +47,7 @@ PAUSE_SECONDS: Final = 2.0
 
 def stream_time(frame: Frame) -> float:
     """Return the frame's time on its own clock: the stream's where it has one, when it was taken otherwise."""
-    return frame.taken_at if frame.pts_seconds is None else frame.pts_seconds
+    return frame.captured_at if frame.pts_seconds is None else frame.pts_seconds
 
 
 def heatmap_stats(
@@ -193,14 +193,14 @@ class HeatmapStatsTracker:
             maps[named] = centred = _centred(finding.heat)
             stability = _correlation(centred, before.get(named))
             grounds = heatmap_stats(finding.heat, explanation.region, memory.names, memory.weights, stability)
-            measured.append(replace(finding, grounds=grounds))
+            measured.append(replace(finding, heatmap_stats=grounds))
         memory.maps = maps
         return tuple(measured), memory.regions
 
     def _settle(self, memory: _Memory, explanation: Explanation) -> None:
         """Make the weights anew where the frame's or the grid's geometry has changed."""
         frame, region = explanation.frame, explanation.region
-        grid = explanation.top.heat.shape
+        grid = explanation.first.heat.shape
         geometry = (frame.width, frame.height, region, grid)
         if self._regions_of is None or memory.geometry == geometry:
             return

@@ -20,7 +20,7 @@ class Token(NamedTuple):
     kind: str
     """``quoted``, ``mark``, ``read_str`` or ``end``."""
     text: str
-    place: int
+    position: int
     """Characters before it."""
 
     @property
@@ -43,7 +43,7 @@ class TokenStream:
             short = where.partition(":")[0] or "rule"
             raise ConfigError(f"{short}: {len(text)} characters, more than {MAX_CHARACTERS}; make it shorter")
         self._tokens = self._split(text)
-        self._next = 0
+        self._position = 0
 
     def _split(self, text: str) -> list[Token]:
         tokens, place = [], 0
@@ -65,31 +65,31 @@ class TokenStream:
         return [*tokens, Token("end", "the end", len(text))]
 
     @property
-    def ahead(self) -> Token:
+    def peek(self) -> Token:
         """The next one; the end stays ahead."""
-        return self._tokens[self._next]
+        return self._tokens[self._position]
 
     @property
-    def last(self) -> Token:
+    def previous(self) -> Token:
         """The one that was taken last."""
-        return self._tokens[self._next - 1]
+        return self._tokens[self._position - 1]
 
-    def take(self) -> Token:
+    def next(self) -> Token:
         """Return the next one, and go on."""
-        token = self.ahead
-        self._next = min(self._next + 1, len(self._tokens) - 1)
+        token = self.peek
+        self._position = min(self._position + 1, len(self._tokens) - 1)
         return token
 
-    def took(self, word: str) -> bool:
+    def accept(self, word: str) -> bool:
         """Go on if the next one is this word or mark; say whether it was."""
-        token = self.ahead
+        token = self.peek
         if token.kind not in {"word", "mark"} or token.text.lower() != word:
             return False
-        self._next += 1
+        self._position += 1
         return True
 
     def fail(self, token: Token, why: str) -> NoReturn:
         """Raise ``ConfigError``: which token is wrong, and why."""
         found = "the end" if token.kind == "end" else repr(token.text)
         example = f"such as: {self._example}"
-        raise ConfigError(f"{self._where}character {token.place + 1}, {found}: {why} ({example})")
+        raise ConfigError(f"{self._where}character {token.position + 1}, {found}: {why} ({example})")

@@ -14,7 +14,7 @@ def guard_metrics(camera: str, states: Sequence[GuardState]) -> Iterator[MetricS
     for state in states:
         labels = (("camera", camera), ("guard", state.name))
         yield MetricSample("guard_firing", float(state.firing), "1 while a guard fires.", labels=labels)
-        yield MetricSample("guard_fired", state.fired, "Times a guard began to fire.", "counter", labels)
+        yield MetricSample("guard_fired", state.fire_count, "Times a guard began to fire.", "counter", labels)
 
 
 def heatmap_metrics(seen: Explanation) -> Iterator[MetricSample]:

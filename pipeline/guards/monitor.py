@@ -29,8 +29,8 @@ log = logging.getLogger(__name__)
 class _CameraState:
     """What is kept of one camera."""
 
-    alarms: list[AlertState]
-    checked: DeletionCheck | None = None
+    alerts: list[AlertState]
+    last_check: DeletionCheck | None = None
     checked_at: float = 0.0
     """That frame's time, by its own clock."""
     seen: Explanation | None = None
@@ -67,17 +67,17 @@ class ExplanationMonitor:
         """
         self._explainer = explainer
         self._guards = guards or GuardsConfig()
-        self._surveyor = HeatmapStatsTracker(self._regions if self._guards.regions else None)
-        self._posts: dict[str, _CameraState] = {}
-        self._slow = slow or DriftTracking()
+        self._heatmap_stats = HeatmapStatsTracker(self._regions if self._guards.regions else None)
+        self._camera_states: dict[str, _CameraState] = {}
+        self._drift_tracking = slow or DriftTracking()
         self._clock = clock
         knobs = self._guards.deletion
         self._masking = MaskingOptions(knobs.area, knobs.fill)
         wanted = self._guards.needs_deletion
-        self.budget = OverheadBudget(knobs.budget) if wanted and isinstance(explainer, MaskedScorer) else None
-        if wanted and self.budget is None:
+        self.overhead_budget = OverheadBudget(knobs.budget) if wanted and isinstance(explainer, MaskedScorer) else None
+        if wanted and self.overhead_budget is None:
             log.warning("score_drop_when_masked: this explainer cannot be asked for it; those rules never fire")
-        self._doubtful: list[Explanation] = []
+        self._pending_checks: list[Explanation] = []
         """Of the last batch, what a check would help to judge; the first is asked of next."""
         self._turn = ""
 
@@ -88,73 +88,75 @@ class ExplanationMonitor:
     def _timed(self, explain: Callable[[], Sequence[Explanation]], count: int) -> list[Explanation]:
         begun = self._clock()
         explained = explain()
-        if self.budget is not None:
-            self.budget.earn(self._clock() - begun, count)
-        self._doubtful = []
+        if self.overhead_budget is not None:
+            self.overhead_budget.record_work(self._clock() - begun, count)
+        self._pending_checks = []
         # A frame with a number that is not finite is told nowhere: no guard may fire for it.
-        return [one if unsound(one) else self.guard(one) for one in explained]
+        return [one if unsound(one) else self.process(one) for one in explained]
 
-    def afterwards(self) -> None:
+    def after_batch(self) -> None:
         """Make one deletion check, where a rule asks for it and the budget allows it."""
-        budget, explainer = self.budget, self._explainer
-        if budget is None or not self._doubtful or not budget.allows or not isinstance(explainer, MaskedScorer):
+        budget, explainer = self.overhead_budget, self._explainer
+        if budget is None or not self._pending_checks or not budget.can_run or not isinstance(explainer, MaskedScorer):
             return
         # Cameras take turns.
-        chosen = min(self._doubtful, key=lambda one: (one.frame.camera <= self._turn, one.frame.camera))
-        verdict = chosen.verdict
+        chosen = min(self._pending_checks, key=lambda one: (one.frame.camera <= self._turn, one.frame.camera))
+        verdict = chosen.top_scoring
         assert verdict is not None  # noqa: S101 - only those with one are doubtful
         begun = self._clock()
         left = explainer.score_when_masked(chosen, verdict, self._masking)
-        budget.spend(self._clock() - begun)
+        budget.record_overhead(self._clock() - begun)
         self._turn = chosen.frame.camera
-        post = self._posts[self._turn]
-        post.checked = DeletionCheck(verdict.label, verdict.score, left, chosen.frame.index, 0.0)
+        post = self._camera_states[self._turn]
+        post.last_check = DeletionCheck(verdict.label, verdict.score, left, chosen.frame.index, 0.0)
         post.checked_at = stream_time(chosen.frame)
 
-    def guard(self, explanation: Explanation) -> Explanation:
+    def process(self, explanation: Explanation) -> Explanation:
         """Measure one explanation and judge it."""
         frame = explanation.frame
-        post = self._posts.get(frame.camera)
+        post = self._camera_states.get(frame.camera)
         if post is None:
             alarms = [AlertState(guard) for guard in self._guards.rules if guard.concerns(frame.camera)]
-            post = self._posts[frame.camera] = _CameraState(alarms)
-        findings, regions = self._surveyor.measure(explanation)
-        deletion = self._fresh(post, stream_time(frame))
+            post = self._camera_states[frame.camera] = _CameraState(alarms)
+        findings, regions = self._heatmap_stats.measure(explanation)
+        deletion = self._recent_check(post, stream_time(frame))
         facts = RuleContext(explanation, top_scoring(findings), deletion)
-        states = self._judged(post, facts) if post.alarms else ()
+        states = self._update_alerts(post, facts) if post.alerts else ()
         draw = self._guards.draw
         shown = regions if draw == "always" or (draw == "firing" and any(one.firing for one in states)) else ()
         measured = replace(explanation, findings=findings, deletion=deletion, guards=states, regions=shown)
-        if self.budget is not None and any(a.rule.needs_deletion and a.applies(facts) for a in post.alarms):
-            self._doubtful.append(measured)
-        if self._slow.drift is not None:
-            self._slow.drift.add(measured)
-        if self._slow.recorder is not None:
-            self._slow.recorder.add(measured)
+        if self.overhead_budget is not None and any(
+            a.rule.needs_deletion and a.condition_holds(facts) for a in post.alerts
+        ):
+            self._pending_checks.append(measured)
+        if self._drift_tracking.drift is not None:
+            self._drift_tracking.drift.add(measured)
+        if self._drift_tracking.recorder is not None:
+            self._drift_tracking.recorder.add(measured)
         post.seen = measured
         return measured
 
     @staticmethod
-    def _judged(post: _CameraState, facts: RuleContext) -> tuple[GuardState, ...]:
+    def _update_alerts(post: _CameraState, facts: RuleContext) -> tuple[GuardState, ...]:
         frame, before = facts.explanation.frame, post.states
         moment = stream_time(frame)
-        post.states = states = tuple([alarm.judge(facts, moment) for alarm in post.alarms])
+        post.states = states = tuple([alarm.update(facts, moment) for alarm in post.alerts])
         # A camera's guards are judged in the same order every time.
         for state, old in zip(states, before or (None,) * len(states), strict=True):
             if state.firing and (old is None or not old.firing):
-                log.warning("%s: guard %s fires: %s", frame.camera, state.name, state.says)
+                log.warning("%s: guard %s fires: %s", frame.camera, state.name, state.message)
             elif old is not None and old.firing and not state.firing:
                 log.info("%s: guard %s is quiet again; it fired for %.1f s", frame.camera, state.name, old.seconds)
         return states
 
-    def _fresh(self, post: _CameraState, moment: float) -> DeletionCheck | None:
-        if post.checked is None:
+    def _recent_check(self, post: _CameraState, moment: float) -> DeletionCheck | None:
+        if post.last_check is None:
             return None
         age = moment - post.checked_at
         if not 0.0 <= age <= self._guards.deletion.max_age_seconds:
-            post.checked = None
+            post.last_check = None
             return None
-        return replace(post.checked, age_seconds=round(age, 3))
+        return replace(post.last_check, age_seconds=round(age, 3))
 
     def _regions(self, camera: str, width: int, height: int) -> tuple[Region, ...]:
         placed = tuple(one.placed(width, height) for one in self._guards.regions if one.concerns(camera))
@@ -164,17 +166,19 @@ class ExplanationMonitor:
                 log.warning("%s: region %s lies outside its picture of %dx%d pixels: no heat is ever in it", *told)
         return placed
 
-    def figures(self) -> list[MetricSample]:
+    def metrics(self) -> list[MetricSample]:
         """Return the explainer's figures, and those of reasons, guards, checks and drift."""
-        told = list(self._explainer.figures()) if isinstance(self._explainer, HasMetrics) else []
-        for camera, post in list(self._posts.items()):
+        told = list(self._explainer.metrics()) if isinstance(self._explainer, HasMetrics) else []
+        for camera, post in list(self._camera_states.items()):
             told.extend(guard_metrics(camera, post.states))
             told.extend(heatmap_metrics(post.seen) if post.seen is not None else ())
-        if self.budget is not None:
+        if self.overhead_budget is not None:
             said = "Share of the engine's time that deletion checks have taken."
-            told.append(MetricSample("deletion_time_share", self.budget.share, said))
-            told.append(MetricSample("deletion_checks", self.budget.checks, "Deletion checks made.", "counter"))
-        for one in self._slow.drift.told() if self._slow.drift is not None else ():
+            told.append(MetricSample("deletion_time_share", self.overhead_budget.fraction, said))
+            told.append(
+                MetricSample("deletion_checks", self.overhead_budget.checks, "Deletion checks made.", "counter")
+            )
+        for one in self._drift_tracking.drift.reports() if self._drift_tracking.drift is not None else ():
             labels = (("camera", one.camera), ("label", one.label), ("statistic", one.statistic))
             said = "Population stability index of a slow statistic against the baseline; above 0.25 is a great change."
             told.append(MetricSample("drift_psi", one.psi, said, labels=labels))
@@ -182,9 +186,11 @@ class ExplanationMonitor:
             told.append(MetricSample("drift_shift", one.shift, said, labels=labels))
         return told
 
-    def fired(self) -> dict[tuple[str, str], int]:
+    def fire_counts(self) -> dict[tuple[str, str], int]:
         """Return how often each guard has fired, by camera and name."""
-        return {(camera, one.name): one.fired for camera, post in self._posts.items() for one in post.states}
+        return {
+            (camera, one.name): one.fire_count for camera, post in self._camera_states.items() for one in post.states
+        }
 
 
 class AsyncExplanationMonitor(ExplanationMonitor):
@@ -196,9 +202,9 @@ class AsyncExplanationMonitor(ExplanationMonitor):
         """Take whom to stand before, and what to look at; see ``ExplanationMonitor``."""
         assert isinstance(explainer, Explainer)  # noqa: S101 - whoever can begin can explain
         super().__init__(explainer, guards, slow=slow)
-        self._beginner = explainer
+        self._async_explainer = explainer
 
-    def begin(self, frames: Sequence[Frame]) -> Callable[[], list[Explanation]]:
+    def submit(self, frames: Sequence[Frame]) -> Callable[[], list[Explanation]]:
         """Send a batch on its way; what is returned waits for it, measures it and judges it."""
-        finish = self._beginner.begin(frames)
+        finish = self._async_explainer.submit(frames)
         return lambda: self._timed(finish, len(frames))

@@ -27,7 +27,7 @@ class OverheadBudget:
         self.spent_seconds = 0.0
         self.checks = 0
 
-    def earn(self, seconds: float, frames: int = 1) -> None:
+    def record_work(self, seconds: float, frames: int = 1) -> None:
         """Take note of work that was done on some frames."""
         self.work_seconds += seconds
         if self._cost_seconds is None:
@@ -35,11 +35,11 @@ class OverheadBudget:
         self._saved_seconds = min(self._saved_seconds + self._rate * seconds, _RESERVE * self._cost_seconds)
 
     @property
-    def allows(self) -> bool:
+    def can_run(self) -> bool:
         """Whether there is enough for one check."""
         return self._cost_seconds is not None and self._saved_seconds >= _RESERVE * self._cost_seconds
 
-    def spend(self, seconds: float) -> None:
+    def record_overhead(self, seconds: float) -> None:
         """Take note of a check and of what it took: the next one is taken to cost as much."""
         self.spent_seconds += seconds
         self._saved_seconds -= seconds
@@ -47,6 +47,6 @@ class OverheadBudget:
         self.checks += 1
 
     @property
-    def share(self) -> float:
+    def fraction(self) -> float:
         """What checks have taken of all time so far."""
         return self.spent_seconds / max(self.work_seconds + self.spent_seconds, 1e-9)

@@ -58,8 +58,8 @@ Predicate = Callable[[RuleContext, float], bool | None]
 class Rule:
     """What must hold, and when."""
 
-    claim: Predicate
-    when: Predicate
+    requirement: Predicate
+    condition: Predicate
     """Always true where none is given."""
     text: str
     """The claim, as written."""
@@ -88,7 +88,7 @@ class Rule:
         cases = self.domain.cases(cameras)
         if cases is None:
             return ""
-        held = [(self.when(facts, 0.0) is True, self.claim(facts, 0.0)) for facts in cases]
+        held = [(self.condition(facts, 0.0) is True, self.requirement(facts, 0.0)) for facts in cases]
         if not any(applies for applies, _ in held):
             return "what stands behind 'when' can never be true, so it would never fire; write what can be true there"
         if not any(claimed for _, claimed in held):
@@ -148,7 +148,7 @@ class _Parser:
 
     def condition(self) -> Predicate:
         """Read all of it as a condition."""
-        begun = self._tokens.ahead
+        begun = self._tokens.peek
         holds = self._any()
         self._end("'and', 'or' or the end")
         cases = self._domain().cases(self._known.get("camera"))
@@ -163,10 +163,10 @@ class _Parser:
     def rule(self) -> Rule:
         """Read all of it as a rule."""
         claim = self._any()
-        numbers, ended = tuple(self._seen), self._tokens.ahead
+        numbers, ended = tuple(self._seen), self._tokens.peek
         when: Predicate = lambda _facts, _slack: True  # noqa: E731 - a test like the others
-        if self._tokens.took("when"):
-            begun = self._tokens.ahead
+        if self._tokens.accept("when"):
+            begun = self._tokens.peek
             when = self._any()
             if any(one.name == DROP for one in self._seen[len(numbers) :]):
                 # It is measured on frames of which the condition is true: here it would wait for itself.
@@ -174,7 +174,7 @@ class _Parser:
             self._end("'and', 'or' or the end")
         else:
             self._end("'and', 'or', 'when' or the end")
-        said = self._text[: ended.place if ended.kind != "end" else None].strip()
+        said = self._text[: ended.position if ended.kind != "end" else None].strip()
         domain = self._domain()
         rule = Rule(claim, when, said, numbers, frozenset(self._regions), domain.labels, domain.cameras, domain)
         if why := rule.impossible():
@@ -182,30 +182,30 @@ class _Parser:
         return rule
 
     def _end(self, expected: str) -> None:
-        if (token := self._tokens.ahead).kind != "end":
+        if (token := self._tokens.peek).kind != "end":
             self._tokens.fail(token, f"expected {expected}.{self._joint(token)}")
 
     def _any(self) -> Predicate:
         tests = [self._all()]
-        while self._tokens.took("or"):
+        while self._tokens.accept("or"):
             tests.append(self._all())
         return tests[0] if len(tests) == 1 else _combined(tests, decides=True)
 
     def _all(self) -> Predicate:
         tests = [self._not()]
-        while self._tokens.took("and"):
+        while self._tokens.accept("and"):
             tests.append(self._not())
         return tests[0] if len(tests) == 1 else _combined(tests, decides=False)
 
     def _not(self) -> Predicate:
-        token = self._tokens.ahead
+        token = self._tokens.peek
         self._depth += 1
         if self._depth > MAX_DEPTH:
             self._tokens.fail(token, f"more than {MAX_DEPTH} levels deep; make it simpler")
         try:
-            if self._tokens.took("not"):
+            if self._tokens.accept("not"):
                 return _denied(self._not())
-            if self._tokens.took("("):
+            if self._tokens.accept("("):
                 inner = self._any()
                 self._close(token)
                 return inner
@@ -214,7 +214,7 @@ class _Parser:
             self._depth -= 1
 
     def _test(self) -> Predicate:
-        name = self._tokens.take()
+        name = self._tokens.next()
         field = name.text.lower()
         if name.kind != "word" or field not in self._fields:
             known = ", ".join(self._fields[:-1]) + f" or {self._fields[-1]}(REGION)"
@@ -227,9 +227,9 @@ class _Parser:
 
     def _guard(self) -> Predicate:
         self._asks_guards = True
-        if self._tokens.ahead.text not in {"=", "==", "!="}:
+        if self._tokens.peek.text not in {"=", "==", "!="}:
             return lambda facts, _slack: bool(facts.explanation.firing)
-        sign, value = self._tokens.take(), self._value("guard")
+        sign, value = self._tokens.next(), self._value("guard")
         name = value.unquoted
         self._check("guard", value)
         self._guards.add(name)
@@ -247,7 +247,7 @@ class _Parser:
         value = self._value(field)
         if sign.text not in {"=", "==", "!="}:
             self._tokens.fail(sign, f"{field!r} is text: compare it by = or !=")
-        text, after = value.unquoted, self._tokens.ahead
+        text, after = value.unquoted, self._tokens.peek
         if value.kind == "word" and after.kind == "word" and after.text.lower() not in {"and", "or", "when"}:
             cure = self._joint(after) or f" A name of several words goes in quotes: {field}='{text} {after.text}'"
             self._tokens.fail(
@@ -263,9 +263,9 @@ class _Parser:
     def _number(self, field: str) -> Predicate:
         if field == DROP and DROP not in self._known.get("check", {DROP}):
             cure = f"is measured where a rule of guards asks for it, and none does; add one, such as '{DROP} >= 0.2'"
-            self._tokens.fail(self._tokens.last, cure)
+            self._tokens.fail(self._tokens.previous, cure)
         seen = self._heat_inside() if field == HEAT_INSIDE else BoundVariable(field, NUMBERS[field].read)
-        least = 0.0 if field == HEAT_INSIDE else NUMBERS[field].least
+        least = 0.0 if field == HEAT_INSIDE else NUMBERS[field].minimum
         sign = self._sign(seen.name)
         bound = self._bound(field, self._value(field), least)
         self._seen.append(replace(seen, bound=bound))
@@ -278,7 +278,7 @@ class _Parser:
         return test
 
     def _heat_inside(self) -> BoundVariable:
-        opened = self._tokens.take()
+        opened = self._tokens.next()
         if opened.text != "(" or opened.kind != "mark":
             self._tokens.fail(opened, "expected '(' and the name of a region, such as heat_inside(part)")
         value = self._value("heat_inside(")
@@ -289,17 +289,17 @@ class _Parser:
         return heat_inside(region)
 
     def _close(self, opened: Token) -> None:
-        if not self._tokens.took(")"):
-            self._tokens.fail(self._tokens.ahead, f"expected ')' for the '(' at character {opened.place + 1}")
+        if not self._tokens.accept(")"):
+            self._tokens.fail(self._tokens.peek, f"expected ')' for the '(' at character {opened.position + 1}")
 
     def _sign(self, field: str) -> Token:
-        sign = self._tokens.take()
+        sign = self._tokens.next()
         if sign.text not in _COMPARE or sign.kind != "mark":
             self._tokens.fail(sign, f"expected = != < <= > or >= behind {field!r}")
         return sign
 
     def _value(self, field: str) -> Token:
-        value = self._tokens.take()
+        value = self._tokens.next()
         word = value.kind == "word"
         if value.kind not in {"word", "quoted"} or (word and value.text.lower() in {"and", "or", "not"}):
             self._tokens.fail(value, f"expected what {field!r} is compared with; a word of the language goes in quotes")

@@ -58,7 +58,7 @@ class Domain:
 
 def _levels(name: str, bounds: Sequence[float | None]) -> list[float]:
     """Return each bound and limit of a number, and a value between each two."""
-    least = 0.0 if name.startswith(HEAT_INSIDE) else NUMBERS[name].least
+    least = 0.0 if name.startswith(HEAT_INSIDE) else NUMBERS[name].minimum
     edges = sorted({least, 1.0, *(bound for bound in bounds if bound is not None)})
     return sorted({*edges, *((low + high) / 2 for low, high in itertools.pairwise(edges))})
 
@@ -83,8 +83,8 @@ def _facts(label: str, camera: str, guards: Sequence[str], numbers: dict[str, fl
         stability=numbers.get("stability"),
         heat_inside=inside,
     )
-    finding = Finding(label, numbers.get("score", 1.0), _FLAT, 0, grounds=grounds)
+    finding = Finding(label, numbers.get("score", 1.0), _FLAT, 0, heatmap_stats=grounds)
     deletion = DeletionCheck(label, numbers[DROP], 0.0, 0, 0.0) if DROP in numbers else None
-    states = tuple(GuardState(name, firing=True, seconds=0.0, says="", fired=1) for name in guards)
+    states = tuple(GuardState(name, firing=True, seconds=0.0, message="", fire_count=1) for name in guards)
     explanation = Explanation(Frame(_PIXEL, camera, 0, 0.0), (finding,), "", "", deletion=deletion, guards=states)
     return RuleContext(explanation, finding, deletion)

@@ -23,7 +23,9 @@ def _fraction_of(place: int) -> Callable[[RuleContext], float | None]:
     """Return what reads one coordinate of the centre as a share of the frame."""
 
     def read(facts: RuleContext) -> float | None:
-        centre = None if facts.finding is None or facts.finding.grounds is None else facts.finding.grounds.centre
+        centre = (
+            None if facts.finding is None or facts.finding.heatmap_stats is None else facts.finding.heatmap_stats.centre
+        )
         frame = facts.explanation.frame
         return None if centre is None else centre[place] / (frame.width, frame.height)[place]
 
@@ -32,7 +34,7 @@ def _fraction_of(place: int) -> Callable[[RuleContext], float | None]:
 
 def _ground(name: str) -> Callable[[RuleContext], float | None]:
     def read(facts: RuleContext) -> float | None:
-        grounds = None if facts.finding is None else facts.finding.grounds
+        grounds = None if facts.finding is None else facts.finding.heatmap_stats
         return None if grounds is None else getattr(grounds, name)
 
     return read
@@ -49,7 +51,7 @@ class Variable(NamedTuple):
 
     read: Callable[[RuleContext], float | None]
     """None: it is not known."""
-    least: float = 0.0
+    minimum: float = 0.0
     """Its lower limit; the upper one is 1."""
 
 
@@ -86,7 +88,7 @@ def heat_inside(region: str) -> BoundVariable:
     """Return the share of the evidence in a region."""
 
     def read(facts: RuleContext) -> float | None:
-        grounds = None if facts.finding is None else facts.finding.grounds
+        grounds = None if facts.finding is None else facts.finding.heatmap_stats
         return None if grounds is None else grounds.heat_inside.get(region)
 
     return BoundVariable(f"{HEAT_INSIDE}({region})", read, region)

@@ -78,7 +78,7 @@ def time_methods(photo: Path, told: argparse.Namespace) -> None:
     for name in told.networks:
         fed = NETWORKS[name]
         network = load_network(name, weights=find_weights(told.weights, fed.file))
-        split = split_network(network.net, network.layer, fed.size)
+        split = split_network(network.module, network.layer, fed.size)
         preprocessing = Preprocessing(fed.size, fed.mean, fed.std, "crop")
         image = preprocessing.normalised(preprocessing.pixels([Frame(read_image(photo), name, 0, 0.0)]))
         ways = {way: _asked(find_method(*WAYS[way]), split, image) for way in told.methods}

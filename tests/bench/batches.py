@@ -69,7 +69,7 @@ class Stopwatch:
     def put(self, overlay: Overlay) -> None:
         """Take note of a frame."""
         frame = overlay.explanation.frame
-        if overlay.silence is None:
+        if overlay.signal_loss is None:
             self.ages.append(frame.age_seconds())
             self.counts[frame.camera] = self.counts.get(frame.camera, 0) + 1
 
@@ -77,7 +77,7 @@ class Stopwatch:
 def measure(explainer: NetworkExplainer, cameras: int, rate: float, batch: int, seconds: float) -> dict[str, Any]:
     """Return what became of some seconds of many cameras."""
     sink = Stopwatch()
-    limits = RunLimits(batch=batch, window_seconds=0.005, seconds=seconds)
+    limits = RunLimits(batch_size=batch, batch_window_seconds=0.005, seconds=seconds)
     sources = [(Camera(f"camera{k}", rate), "drop-oldest") for k in range(cameras)]
     drawing = HeatRenderer(**OverlayConfig().model_dump())
     outcome = run_pipeline(sources, explainer, drawing, [sink], limits=limits, stop=threading.Event())

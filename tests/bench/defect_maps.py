@@ -120,7 +120,7 @@ def features_of(tiles: Sequence[Tile], weights: str, size: int) -> dict[str, Ten
     """Return each layer's output for every tile, float16."""
     network = load_network("resnet18", weights=weights)
     place = Preprocessing((size, size), network.mean, network.std)
-    splits = [split_network(network.net, layer, (size, size)) for layer in LAYERS]
+    splits = [split_network(network.module, layer, (size, size)) for layer in LAYERS]
     found: dict[str, list[Tensor]] = {layer: [] for layer in LAYERS}
     with torch.inference_mode():
         for tile in tiles:

@@ -91,7 +91,7 @@ def measure(net: nn.Module, case: Case) -> dict[str, object]:
     span = float(told.max() - told.min())
     return {
         "bench": "exactness", "model": case.name, "layer": case.layer, "size": list(case.size),
-        "kernel": case.kernel, "grid": list(split.grid), "plan": plan.facts.name, "cells_checked": len(cells),
+        "kernel": case.kernel, "grid": list(split.grid), "plan": plan.info.name, "cells_checked": len(cells),
         "heat_error": float((told[cells] - true).abs().max()) / span if span else float("nan"),
         "score_error": float((torch.softmax(scores.float(), 1) - plain).abs().max()), "score_span": span,
         "seconds": round(seconds, 3),

@@ -41,7 +41,7 @@ def measure(name: str, backend: str, precision: str, batch: int, rounds: int) ->
     torch.manual_seed(0)
     net = randomize_zero_layers(build_untrained(entry))
     size = entry.input_size
-    build = CompileConfig(Target(), "point", backend, precision, torch.device("cpu"), 1 << 30, together=batch)
+    build = CompileConfig(Target(), "point", backend, precision, torch.device("cpu"), 1 << 30, batch_size=batch)
     inputs = [
         torch.randn(batch, 3, *size).to(build.dtype).contiguous(memory_format=torch.channels_last) for _ in range(8)
     ]
@@ -59,7 +59,7 @@ def measure(name: str, backend: str, precision: str, batch: int, rounds: int) ->
         )
     return {
         "bench": "explain_cost", "model": name, "backend": backend, "precision": precision, "batch": batch,
-        "layer": split.layer, "grid": list(split.grid), "plan": runner.plan.facts.name,
+        "layer": split.layer, "grid": list(split.grid), "plan": runner.plan.info.name,
         "threads": torch.get_num_threads(), "rounds": rounds,
         "plain": quantiles(seconds["plain"]), "explained": quantiles(seconds["explained"]),
         **paired_ratio(seconds["explained"], seconds["plain"]),

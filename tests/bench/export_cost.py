@@ -75,7 +75,7 @@ def measure(name: str, runtimes: list[str], batch: int, rounds: int, folder: Pat
     size = MODELS[name].input_size
     plain, explained = folder / f"{name}.onnx", folder / f"{name}-explained.onnx"
     told = export_network(network, EngineConfig(model=name), explained)
-    write_plain(network.net, size, plain)
+    write_plain(network.module, size, plain)
     inputs = [np.random.default_rng(k).standard_normal((batch, 3, *size), np.float32) for k in range(8)]
     lines = []
     for runtime in runtimes:
@@ -87,8 +87,8 @@ def measure(name: str, runtimes: list[str], batch: int, rounds: int, folder: Pat
             raise RuntimeError(message)
         seconds = interleaved({key: lambda k, run=run: run(inputs[k % 8]) for key, run in cases.items()}, rounds)
         lines.append({
-            "bench": "export_cost", "model": name, "runtime": runtime, "batch": batch, "plan": told.passport.plan,
-            "grid": list(told.passport.grid), "threads": torch.get_num_threads(), "rounds": rounds,
+            "bench": "export_cost", "model": name, "runtime": runtime, "batch": batch, "plan": told.metadata.plan,
+            "grid": list(told.metadata.grid), "threads": torch.get_num_threads(), "rounds": rounds,
             "plain_bytes": plain.stat().st_size, "explained_bytes": explained.stat().st_size,
             "ratio_of_bytes": round(explained.stat().st_size / plain.stat().st_size, 4),
             "plain": quantiles(seconds[plain.stem]), "explained": quantiles(seconds[explained.stem]),

@@ -84,7 +84,7 @@ class Scene:
 class Fault:
     """One row of the matrix."""
 
-    begin: Callable[[Scene], float | None]
+    submit: Callable[[Scene], float | None]
     """Makes it happen; returns since when it can be noticed, where that is not the moment of the call."""
     end: Callable[[Scene], object] = lambda _: None
     hold_seconds: tuple[float, float] = (0.3, 0.8)
@@ -227,7 +227,7 @@ def running(sources: Sequence[Source], witness: ProbeSink) -> Iterator[list[RunR
     stop, ended, failed = threading.Event(), [], []
 
     def run() -> None:
-        limits = RunLimits(batch=len(sources), window_seconds=0.005)
+        limits = RunLimits(batch_size=len(sources), batch_window_seconds=0.005)
         lanes = [(source, "drop-oldest") for source in sources]
         try:
             ended.append(run_pipeline(lanes, NullExplainer(), HeatRenderer(), [witness], limits=limits, stop=stop))
@@ -286,7 +286,7 @@ def once(scene: Scene, fault: Fault, chance: random.Random) -> Once:
     time.sleep(chance.uniform(0.0, 0.2))
     before, others = scene.source.health, scene.other.number
     at = time.monotonic()
-    at = fault.begin(scene) or at
+    at = fault.submit(scene) or at
     noticed, found = fault.noticed, None
     if noticed is not None:
         scene.until(lambda: scene.first_health(at, lambda now: noticed(before, now)), "noticed")

@@ -55,8 +55,8 @@ def measure(told: Settings) -> Iterator[dict[str, object]]:
 
 
 def _alike(truth: list, answers: list) -> dict[str, object]:
-    same = [(one.top, other.top) for one, other in zip(truth, answers, strict=True)
-            if one.top.class_index == other.top.class_index]  # fmt: skip
+    same = [(one.first, other.first) for one, other in zip(truth, answers, strict=True)
+            if one.first.class_index == other.first.class_index]  # fmt: skip
     ranks = [value for a, b in same if not np.isnan(value := rank_correlation(a.heat, b.heat))]
     return {
         "same_top_class": round(len(same) / len(truth), 4),

@@ -147,7 +147,7 @@ def captured(call: Callable[[Tensor], object], example: Tensor, told: Settings) 
     static, lanes = example.clone(memory_format=torch.preserve_format), device_streams(told.device)
     settle(told.device)  # the capture's stream is another one than the copy's
     with torch.inference_mode():
-        replay = lanes.captured(lambda: call(static), "what is measured")
+        replay = lanes.capture_graph(lambda: call(static), "what is measured")
     if refused := getattr(lanes, "given_up", None):
         raise RuntimeError(f"it cannot be captured: {refused[-1][1]}")
 

@@ -81,10 +81,10 @@ def _batches(name: str, backend: str, told: Settings, until: float) -> Iterator[
     placed.net.to(told.dtype)
     begun = time.perf_counter()
     build = CompileConfig(
-        Target(), "point", backend, told.precision, told.device, 1 << 30, told.cache, buckets=tuple(batches)
+        Target(), "point", backend, told.precision, told.device, 1 << 30, told.cache, batch_sizes=tuple(batches)
     )
     runner = Runner(split, build)
-    about = {"build_seconds": round(time.perf_counter() - begun, 1), "plan": runner.plan.facts.name}
+    about = {"build_seconds": round(time.perf_counter() - begun, 1), "plan": runner.plan.info.name}
     for batch in batches:
         case = {"model": name, "backend": backend, "precision": told.precision, "batch": batch, "layer": split.layer}
         if time.monotonic() > until:
@@ -132,18 +132,18 @@ def inner_layer(told: Settings) -> Iterator[dict[str, object]]:
     )
     runner = Runner(split, build)
     counted = next(iter(split.plans.values()))
-    plans = [counted] if counted.facts.name == "local" else []
+    plans = [counted] if counted.info.name == "local" else []
     plans.append(DensePlan(split.tail, "point", "asked for", build.budget_bytes))
     head = copy.deepcopy(split.head).to(told.device, told.dtype).to(memory_format=torch.channels_last)
-    case = {"model": name, "layer": layer, "grid": list(split.grid), "chosen": runner.plan.facts.name}
-    case["why"] = runner.plan.facts.why
+    case = {"model": name, "layer": layer, "grid": list(split.grid), "chosen": runner.plan.info.name}
+    case["why"] = runner.plan.info.reason
     for plan in plans:
         placed = copy.deepcopy(plan).to(told.device).to(memory_format=torch.channels_last).to(told.dtype)
         network_of = ExplainedNetwork(head, placed, Target(), split.grid)
         for batch in (1,) if told.small else (1, 8):
             inputs = rotated((batch, 3, *size), told)
             for way in ("", ", graph"):
-                about = {**case, "batch": batch, "way": f"{plan.facts.name}{way}"}
+                about = {**case, "batch": batch, "way": f"{plan.info.name}{way}"}
                 try:
                     call = captured(network_of, inputs[0], told) if way else network_of
                     yield {**about, **timed({"explained": lambda k, c=call, i=inputs: c(i[k % len(i)])}, told, batch)}

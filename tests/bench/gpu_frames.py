@@ -67,7 +67,7 @@ def measure(told: Settings) -> Iterator[dict[str, object]]:
     sizes = {"tiny": (72, 128)} if told.small else {"720p": (720, 1280), "1080p": (1080, 1920)}
     batch = 2 if told.small else 8
     card = explainer(told, batch)
-    about = {"backend": card.facts.backend, "precision": card.facts.precision, "model": card.facts.model}
+    about = {"backend": card.info.backend, "precision": card.info.precision, "model": card.info.model}
     for name, size in sizes.items():
         frames = [Frame(image, "bench", number, 0.0) for number, image in enumerate(pictures(size))]
         try:
@@ -83,7 +83,7 @@ def _one_at_a_time(card: GpuExplainer, frames: list[Frame], told: Settings) -> d
     for number in range(12 if told.small else 320):
         begun = time.perf_counter()
         (explanation,) = card.explain([frames[number % len(frames)]])
-        jpeg, _ = card.deliver(explanation, drawing.stamp(explanation), quality=QUALITY, array=False)
+        jpeg, _ = card.download(explanation, drawing.stamp(explanation), quality=QUALITY, array=False)
         taken.append(time.perf_counter() - begun)
         size = 0 if jpeg is None else len(jpeg.payload)
     return {**quantiles(taken[4 if told.small else 20 :]), "jpeg_bytes": size}
@@ -95,7 +95,7 @@ def _full_load(card: GpuExplainer, frames: list[Frame], told: Settings, batch: i
 
     def draw(explanation: Any) -> None:
         nonlocal delivered
-        delivered += card.deliver(explanation, drawing.stamp(explanation), quality=QUALITY, array=False)[0] is not None
+        delivered += card.download(explanation, drawing.stamp(explanation), quality=QUALITY, array=False)[0] is not None
 
     def carried(seconds: float) -> float:
         begun, number = time.perf_counter(), 0
@@ -105,7 +105,7 @@ def _full_load(card: GpuExplainer, frames: list[Frame], told: Settings, batch: i
         ):
             while time.perf_counter() < begun + seconds:
                 group = [frames[(number + k) % len(frames)] for k in range(batch)]
-                finish.put(card.begin(group), "wait")
+                finish.put(card.submit(group), "wait")
                 number += batch
         if error := encode.error or finish.error:
             raise error
@@ -128,8 +128,8 @@ def _hand_to(encode: QueueWorker[Any]) -> Any:
 def _stages(card: GpuExplainer, frames: list[Frame], told: Settings) -> dict[str, float]:
     """Time each stage by itself, from an idle device to an idle device; together they overlap."""
     frame = frames[0]
-    journey = card._flights.prepare((frame.height, frame.width), 1)
-    slot = card._flights._next_slot((frame.height, frame.width))
+    journey = card._batches.warm_up((frame.height, frame.width), 1)
+    slot = card._batches._next_slot((frame.height, frame.width))
     (explanation,) = card.explain([frame])
     drawing = HeatRenderer()
     stamp = drawing.stamp(explanation)
@@ -138,7 +138,7 @@ def _stages(card: GpuExplainer, frames: list[Frame], told: Settings) -> dict[str
     picture = explanation.drawn.picture
 
     def encode(picture: torch.Tensor) -> None:
-        with card._lanes.encoding():
+        with card._streams.encoder_stream():
             encode_jpeg([picture], QUALITY)
 
     stages = {
@@ -151,7 +151,7 @@ def _stages(card: GpuExplainer, frames: list[Frame], told: Settings) -> dict[str
         "JPEG and its way to the host": lambda: encode(picture),
     }
     told_ms = {}
-    with torch.inference_mode(), card._lanes.on("compute"):
+    with torch.inference_mode(), card._streams.stream("compute"):
         for name, call in stages.items():
             taken = []
             for _ in range(6 if told.small else 60):
@@ -212,7 +212,7 @@ class PacedSource:
 class Viewer:
     """A sink that takes JPEG and notes how old each frame is."""
 
-    uri, lossless, takes_jpeg = "viewer", True, QUALITY
+    uri, lossless, accepted_jpeg_quality = "viewer", True, QUALITY
 
     def __init__(self) -> None:
         self.ages: list[float] = []
@@ -257,9 +257,9 @@ def cameras(told: Settings, until: float) -> Iterator[dict[str, object]]:
     images = pictures(size)
     batch = 2 if told.small else 32
     card = explainer(told, batch)
-    for bucket in card._flights.buckets:
+    for bucket in card._batches.buckets:
         warm = card.explain([Frame(images[0], "warm", 0, 0.0)] * bucket)
-    card.deliver(warm[0], None, quality=QUALITY, array=False)
+    card.download(warm[0], None, quality=QUALITY, array=False)
     for decoded in (False, True, "cuda"):  # not, by the CPU, by the card
         case = {"cameras_of": "720p30" if not told.small else "tiny", "decode": decoded, "batch": batch}
         try:
@@ -303,16 +303,16 @@ def _carried(
 ) -> dict[str, object]:  # fmt: skip
     seconds, viewer = (0.6 if told.small else 5.0), Viewer()
     sources = [PacedSource(f"camera {k}", images, clip, seconds, on_card=on_card) for k in range(count)]
-    limits = RunLimits(batch=batch, window_seconds=0.004, queue_frames=2, outlet_frames=64)
+    limits = RunLimits(batch_size=batch, batch_window_seconds=0.004, queue_frames=2, sink_queue_frames=64)
     outcome = run_pipeline(
         [(source, "drop-oldest") for source in sources], card, GpuRenderer(HeatRenderer(), card, [viewer]), [viewer],
         limits=limits, stop=threading.Event(),
     )  # fmt: skip
     settled = viewer.ages[len(viewer.ages) // 5 :] or [float("inf")]
     ages = quantiles(settled)
-    lost = outcome.taken - len(viewer.ages)
+    lost = outcome.received - len(viewer.ages)
     late = sum(source.late for source in sources)
     expected = count * 30 * seconds
-    held = ages["p99_ms"] < 100 and lost <= 0.01 * max(outcome.taken, 1) and outcome.taken >= 0.97 * expected
-    return {"held": bool(held), "age": ages, "taken": outcome.taken, "lost": lost, "late": late,
+    held = ages["p99_ms"] < 100 and lost <= 0.01 * max(outcome.received, 1) and outcome.received >= 0.97 * expected
+    return {"held": bool(held), "age": ages, "taken": outcome.received, "lost": lost, "late": late,
             "frames_per_second": round(len(viewer.ages) / seconds, 1), "errors": outcome.errors[:3]}  # fmt: skip

@@ -86,14 +86,14 @@ def given_up(lanes: DeviceStreams) -> int:
 def upload(told: Settings) -> str:
     """Pinned memory up on one lane, down on another."""
     lanes = device_streams(told.device)
-    host = lanes.pinned((1 << 20,), torch.uint8)
+    host = lanes.pinned_empty((1 << 20,), torch.uint8)
     host.copy_(torch.randint(0, 256, host.shape, dtype=torch.uint8))
-    with lanes.on("copy"):
+    with lanes.stream("copy"):
         there = host.to(told.device, non_blocking=True)
-    lanes.follow("compute", lanes.mark("copy"))
-    with lanes.on("compute"):
-        back = lanes.pinned(tuple(host.shape), torch.uint8).copy_(there, non_blocking=True)
-        lanes.wait(lanes.mark("compute"))
+    lanes.wait_event("compute", lanes.record_event("copy"))
+    with lanes.stream("compute"):
+        back = lanes.pinned_empty(tuple(host.shape), torch.uint8).copy_(there, non_blocking=True)
+        lanes.synchronize(lanes.record_event("compute"))
     need(torch.equal(back, host), "what came back is not what went up")
     return f"{host.numel() >> 10} KiB there and back, pinned: {host.is_pinned()}"
 
@@ -101,14 +101,14 @@ def upload(told: Settings) -> str:
 def capture(told: Settings) -> str:
     """A convolution as a graph answers for what its input holds now."""
     lanes = device_streams(told.device)
-    with torch.inference_mode(), lanes.on("compute"):
+    with torch.inference_mode(), lanes.stream("compute"):
         layer = nn.Conv2d(3, 8, 3).to(told.device, told.dtype).to(memory_format=torch.channels_last)
         images = torch.zeros((2, 3, 16, 16), device=told.device, dtype=told.dtype)
-        run = lanes.captured(lambda: (layer(images),), "a convolution")
+        run = lanes.capture_graph(lambda: (layer(images),), "a convolution")
         images.normal_()
         (answer,) = run()
         error = float((answer - layer(images)).abs().max())
-        lanes.wait(lanes.mark("compute"))
+        lanes.synchronize(lanes.record_event("compute"))
     need(not given_up(lanes), "the capture failed")
     need(error < 1e-2, f"its replay differs by {error:.3g}")
     return f"replay differs from a call by {error:.1e}"
@@ -118,13 +118,13 @@ def failed_capture(told: Settings) -> str:
     """What asks the host in between runs call by call, and the next capture works."""
     lanes = device_streams(told.device)
     with torch.inference_mode():
-        with lanes.on("compute"):
+        with lanes.stream("compute"):
             value = torch.ones(4, device=told.device)
-        run = lanes.captured(lambda: (value * float(value.sum().item()),), "one that asks")
-        with lanes.on("compute"):
+        run = lanes.capture_graph(lambda: (value * float(value.sum().item()),), "one that asks")
+        with lanes.stream("compute"):
             need(float(run()[0].sum()) == 16.0, "it tells something else")
-        again = lanes.captured(lambda: (value + 1,), "one that does not")
-        with lanes.on("compute"):
+        again = lanes.capture_graph(lambda: (value + 1,), "one that does not")
+        with lanes.stream("compute"):
             need(float(again()[0].sum()) == 8.0, "the next one tells something else")
     expected = int(told.device.type == "cuda")
     need(given_up(lanes) == expected, f"{given_up(lanes)} captures failed, not {expected}")
@@ -137,7 +137,7 @@ def overlay(told: Settings) -> str:
     for seed in (1, 2):
         torch.manual_seed(seed)
         network = load_network("squeezenet1_1", weights="random")
-        lively(network.net, (64, 64))
+        lively(network.module, (64, 64))
         config = EngineConfig(
             model="squeezenet1_1", input_size=(64, 64), cache="off", backend="eager", device=str(told.device),
             precision=told.precision, batch=2,
@@ -148,14 +148,14 @@ def overlay(told: Settings) -> str:
         card, drawing = told_by[number % 2], HeatRenderer(clock=lambda: 0.02)
         (explanation,) = card.explain([Frame(image, "smoke", number, 0.0)])
         wanted = HeatRenderer(clock=lambda: 0.02).render(explanation).image.astype(int)
-        jpeg, array = card.deliver(explanation, drawing.stamp(explanation), quality=95, array=True)
+        jpeg, array = card.download(explanation, drawing.stamp(explanation), quality=95, array=True)
         assert jpeg is not None
         assert array is not None
         levels = int(np.abs(array.astype(int) - wanted).max())
         need(levels <= 2, f"the overlay is {levels} levels off")
         worst = max(worst, float(np.abs(decode_image(jpeg.payload).astype(int) - array).mean()))
     need(worst < 12.0, f"the JPEG is {worst:.1f} levels off in the mean: it shows something else")
-    failed = sum(given_up(card._lanes) for card in told_by)
+    failed = sum(given_up(card._streams) for card in told_by)
     need(not failed, f"{failed} graphs could not be captured")
     return f"{len(jpeg.payload)} bytes, {worst:.1f} levels off in the mean"
 
@@ -183,12 +183,12 @@ def inner(told: Settings) -> str:
             there, placed = features.to(told.device), copy.deepcopy(plan).to(told.device)
             if told.device.type == "cuda":
                 torch.cuda.synchronize()
-            run = lanes.captured(lambda placed=placed, there=there: placed(there), plan.facts.name)
-            with lanes.on("compute"):
+            run = lanes.capture_graph(lambda placed=placed, there=there: placed(there), plan.info.name)
+            with lanes.stream("compute"):
                 error = float((run()[1].cpu() - wanted).abs().max())
-        need(error <= 1e-2 * float(wanted.abs().max()), f"the {plan.facts.name} plan differs by {error:.3g}")
+        need(error <= 1e-2 * float(wanted.abs().max()), f"the {plan.info.name} plan differs by {error:.3g}")
     need(not given_up(lanes), f"{given_up(lanes)} of two plans could not be captured")
-    return " and ".join(plan.facts.name for plan in plans)
+    return " and ".join(plan.info.name for plan in plans)
 
 
 def compiled(backend: str, told: Settings) -> str:
@@ -200,7 +200,7 @@ def compiled(backend: str, told: Settings) -> str:
     net = nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)).eval()
     split = split_network(lively(net, (32, 32)), "3", (32, 32))
     runner = Runner(split, CompileConfig(Target(), "point", backend, told.precision, told.device, 1 << 28))
-    return f"{backend} in {told.precision}, {runner.plan.facts.name} plan"
+    return f"{backend} in {told.precision}, {runner.plan.info.name} plan"
 
 
 def sent(told: Settings) -> str:

@@ -63,7 +63,7 @@ def pictures(seed: int, count: int, *, stamp: bool) -> Iterator[Frame]:
 
 def same(one: Explanation, other: Explanation) -> bool:
     """Whether two explanations say the same of a frame."""
-    return one.top.label == other.top.label and bool(np.array_equal(one.top.heat, other.top.heat))
+    return one.first.label == other.first.label and bool(np.array_equal(one.first.heat, other.first.heat))
 
 
 def cost(config: Config, frames: int) -> dict[str, float]:
@@ -86,9 +86,9 @@ def cost(config: Config, frames: int) -> dict[str, float]:
             else:
                 guarded = found
         assert same(alone, guarded)
-        assert guarded.top.grounds is not None
+        assert guarded.first.heatmap_stats is not None
         begun = time.perf_counter()
-        guardian.guard(alone)
+        guardian.process(alone)
         times["added"] = time.perf_counter() - begun
         if turn >= 20:
             for name, taken in times.items():
@@ -116,7 +116,7 @@ def stretches_of(guardian: ExplanationMonitor, frames: Iterator[Frame], told: di
     found: list[Stretch] = []
     for frame in frames:
         (seen,) = guardian.explain([frame])
-        guardian.afterwards()
+        guardian.after_batch()
         now = frame.pts_seconds or 0.0
         if frame.truth is None or frame.truth.label == "ok":
             continue
@@ -125,9 +125,9 @@ def stretches_of(guardian: ExplanationMonitor, frames: Iterator[Frame], told: di
         found[-1].last = now
         if found[-1].fired is None and any(one.name == "on-the-belt" for one in seen.firing):
             found[-1].fired = now
-        told["right"].append(float(seen.top.label == frame.truth.label))
-        assert seen.top.grounds is not None
-        told["inside"].append(seen.top.grounds.heat_inside["belt"])
+        told["right"].append(float(seen.first.label == frame.truth.label))
+        assert seen.first.heatmap_stats is not None
+        told["inside"].append(seen.first.heatmap_stats.heat_inside["belt"])
     return found
 
 
@@ -163,23 +163,23 @@ def honest(config: Config, seeds: list[int], seconds: float) -> dict[str, Any]:
     for seed in seeds:
         for frame in pictures(seed, count, stamp=False):
             (found,) = guardian.explain([frame])
-            guardian.afterwards()
-            if found.top.label != "ok" and found.top.score > 0.6 and found.top.grounds is not None:
+            guardian.after_batch()
+            if found.first.label != "ok" and found.first.score > 0.6 and found.first.heatmap_stats is not None:
                 verdicts += 1
-                shares.append(found.top.grounds.heat_inside["belt"])
+                shares.append(found.first.heatmap_stats.heat_inside["belt"])
     return {
         "seeds": seeds,
         "video_seconds": round(count * len(seeds) / RATE, 1),
         "defect_verdicts": verdicts,
         "heat_inside_belt_least": round(min(shares), 4) if shares else None,
-        "fired": {f"{camera} {name}": count for (camera, name), count in guardian.fired().items() if count},
+        "fired": {f"{camera} {name}": count for (camera, name), count in guardian.fire_counts().items() if count},
         **_checks(guardian),
     }
 
 
 def _checks(guardian: ExplanationMonitor) -> dict[str, Any]:
-    budget = guardian.budget
-    return {} if budget is None else {"deletion_checks": budget.checks, "deletion_share": round(budget.share, 5)}
+    budget = guardian.overhead_budget
+    return {} if budget is None else {"deletion_checks": budget.checks, "deletion_share": round(budget.fraction, 5)}
 
 
 def commit() -> str:

@@ -83,7 +83,7 @@ def measure(name: str, layer: str, size: tuple[int, int], options: argparse.Name
             if turn:  # the first round warms up
                 local.append(between - begun)
                 dense.append((ended - between) * count / len(cells))
-    facts = plan.facts
+    facts = plan.info
     return {
         "model": name,
         "layer": layer,

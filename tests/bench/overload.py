@@ -45,7 +45,7 @@ def measure(seconds: float, engine_rate: float, times: float) -> dict[str, objec
         with source:
             outcome = run_pipeline(
                 [(source, "drop-oldest")], Slow(1.0 / engine_rate), HeatRenderer(), [witness],
-                limits=RunLimits(seconds=seconds, batch=1), stop=stop,
+                limits=RunLimits(seconds=seconds, batch_size=1), stop=stop,
             )  # fmt: skip
     seen = witness.taken()
     numbers = [one.mark.number for one in seen if one.mark]
@@ -54,12 +54,12 @@ def measure(seconds: float, engine_rate: float, times: float) -> dict[str, objec
     by_index = indices[-1] - indices[0] + 1 - len(indices)
     bound = 2.0 / engine_rate + 1.0 / camera_rate
     ages = [one.age_seconds for one in seen if one.mark]
-    (pump,) = outcome.pumps
+    (pump,) = outcome.source_workers
     return {
         "bench": "overload", "seconds": seconds, "camera_rate": camera_rate, "engine_rate": engine_rate,
-        "taken": outcome.taken, "explained": outcome.explained, "dropped": outcome.dropped,
-        "waiting_at_the_end": pump.waiting,
-        "every_frame_is_accounted_for": outcome.taken == outcome.explained + outcome.dropped + pump.waiting,
+        "taken": outcome.received, "explained": outcome.explained, "dropped": outcome.dropped,
+        "waiting_at_the_end": pump.queued,
+        "every_frame_is_accounted_for": outcome.received == outcome.explained + outcome.dropped + pump.queued,
         "numbers_missing_in_the_pictures": missing, "indices_missing": by_index, "shown": len(seen),
         "unreadable": len(seen) - len(numbers), "age": quantiles(ages), "bound_ms": round(1e3 * bound, 1),
     }  # fmt: skip

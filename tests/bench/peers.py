@@ -42,7 +42,7 @@ def ours(net: nn.Module, layer: str, backend: str, precision: str) -> Ask:
     """Return our explained network on one backend."""
     split = split_network(net, layer, (224, 224))
     runner = Runner(split, CompileConfig(Target(), "point", backend, precision, torch.device("cpu"), 1 << 30))
-    return lambda images: runner(images.to(runner.build.dtype))
+    return lambda images: runner(images.to(runner.config.dtype))
 
 
 def grad_cam(net: nn.Module, layer: str) -> Ask:

@@ -114,7 +114,7 @@ def throughput(video: Path, explainer: NetworkExplainer, count: int, rounds: int
     explained: list[Explanation] = [explainer.explain([frame])[0] for frame in frames]
     renderer = HeatRenderer()
     overlays: list[Overlay] = [renderer.render(one) for one in explained]
-    limits = RunLimits(frames=len(frames), batch=1)
+    limits = RunLimits(frames=len(frames), batch_size=1)
 
     def whole() -> None:
         outcome = journey(build_source(str(video)), explainer, [address, str(folder / "whole.mp4")], limits, live=False)
@@ -152,7 +152,7 @@ def throughput(video: Path, explainer: NetworkExplainer, count: int, rounds: int
     narrowest = min((name for name in stages if name != "whole"), key=lambda name: rates[name])
     return {
         "bench": "pipeline throughput", "video": video.name, "size": [frames[0].width, frames[0].height],
-        "frames": len(frames), "rounds": rounds, "engine": str(explainer.facts), "frames_per_second": rates,
+        "frames": len(frames), "rounds": rounds, "engine": str(explainer.info), "frames_per_second": rates,
         "narrowest": narrowest, "whole_over_narrowest": round(rates["whole"] / rates[narrowest], 3),
         "whole_over_narrowest_by_round": [
             round(a / b, 3) for a, b in zip(seconds[narrowest], seconds["whole"], strict=True)
@@ -165,12 +165,12 @@ def throughput(video: Path, explainer: NetworkExplainer, count: int, rounds: int
 def freshness(explainer: NetworkExplainer, seconds: float, folder: Path) -> dict[str, object]:
     """Run the line at 30 frames/s into ZeroMQ and a recorder; tell the ages a viewer sees."""
     source = build_source("line:?fps=30&size=1280x720&seed=7")
-    limits = RunLimits(seconds=seconds, batch=1)
+    limits = RunLimits(seconds=seconds, batch_size=1)
     with watched() as (address, seen):
         outcome = journey(source, explainer, [address, str(folder / "line.mp4")], limits, live=True)
     return {
-        "bench": "pipeline freshness", "source": source.uri, "engine": str(explainer.facts),
-        "taken": outcome.taken, "explained": outcome.explained, "dropped": outcome.dropped,
+        "bench": "pipeline freshness", "source": source.uri, "engine": str(explainer.info),
+        "taken": outcome.received, "explained": outcome.explained, "dropped": outcome.dropped,
         "seen_by_viewer": len(seen), "age_at_viewer": quantiles(seen),
     }  # fmt: skip
 

@@ -52,7 +52,7 @@ def rank_correlation(one: NDArray[np.float32], other: NDArray[np.float32]) -> fl
 
 def compare(truth: list[Explanation], told: list[Explanation]) -> dict[str, object]:
     """Compare explanations of the same photos."""
-    same = [(a.top, b.top) for a, b in zip(truth, told, strict=True) if a.top.class_index == b.top.class_index]
+    same = [(a.first, b.first) for a, b in zip(truth, told, strict=True) if a.first.class_index == b.first.class_index]
     related = [rank_correlation(a.heat, b.heat) for a, b in same]
     related = [value for value in related if not np.isnan(value)]
     return {

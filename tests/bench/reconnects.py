@@ -115,7 +115,12 @@ def endure(plan: Plan, explainer: Explainer) -> list[dict[str, Any]]:
         def run() -> None:
             lanes = [(source, "drop-oldest") for source in sources]
             run_pipeline(
-                lanes, explainer, HeatRenderer(), [witness], limits=RunLimits(batch=2, window_seconds=0.005), stop=stop
+                lanes,
+                explainer,
+                HeatRenderer(),
+                [witness],
+                limits=RunLimits(batch_size=2, batch_window_seconds=0.005),
+                stop=stop,
             )
 
         thread = threading.Thread(target=run, name="run")

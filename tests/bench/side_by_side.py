@@ -94,7 +94,7 @@ def cut(name: str, weights: Sequence[Path]) -> tuple[SplitModel, tuple[str, ...]
     """Return a network cut at its last grid, and its class names."""
     fed = NETWORKS[name]
     network = load_network(name, weights=find_weights(weights, fed.file))
-    split = split_network(network.net, network.layer, fed.size)
+    split = split_network(network.module, network.layer, fed.size)
     return replace(split, head=Remembering(split.head), plans={}), class_names(network, split.classes)
 
 
@@ -131,7 +131,7 @@ def examine_all(name: str, weights: Sequence[Path], run: Run, output: Path) -> d
                 if path.name not in journal.records:
                     frame = frame or Frame(read_image(path), name, number, 0.0)
                     truths = None if run.truths is None else run.truths.get(path.name, ())
-                    told = examiners[way].examine(frame, truths)
+                    told = examiners[way].evaluate(frame, truths)
                     del told["seconds"]  # with a feature map at hand it says little
                     journal.add({"image": path.name, **told})
                 records[way].append(journal.records[path.name])

@@ -111,9 +111,9 @@ def row(begun: float, seen: list[Observation], outcome: RunResult, steady: list[
         "bench": "soak", "at_s": round(time.monotonic() - begun, 1), **standing(), "shown": len(seen),
         "wrong": sum(one.mark is None for one in seen), "age_s": ages(seen),
         "healthy_share": min(told.values()), "fairness": round(max(told.values()) / max(min(told.values()), 1e-9), 3),
-        "taken": outcome.taken, "dropped": outcome.dropped,
-        "reconnects": sum(pump.health.reconnects for pump in outcome.pumps),
-        "not_live": {p.camera: p.health.reason for p in outcome.pumps if p.health.state != "live"},
+        "taken": outcome.received, "dropped": outcome.dropped,
+        "reconnects": sum(pump.health.reconnects for pump in outcome.source_workers),
+        "not_live": {p.camera: p.health.reason for p in outcome.source_workers if p.health.state != "live"},
     }  # fmt: skip
 
 
@@ -130,7 +130,7 @@ def soak(plan: Plan, explainer: Explainer) -> list[dict[str, Any]]:
             for url, name in zip(there.urls, names, strict=True)
         ]
         witness = stack.enter_context(ProbeSink(looks=plan.looks))
-        limits = RunLimits(seconds=plan.seconds, batch=1)
+        limits = RunLimits(seconds=plan.seconds, batch_size=1)
 
         def watch(outcome: RunResult) -> None:
             latest[:] = [outcome]

@@ -33,7 +33,7 @@ def test_a_fault_that_nobody_notices_is_measured_without_a_time_to_detect():
 @pytest.mark.parametrize("name", faults.FAULTS)
 def test_every_fault_of_the_matrix_says_what_it_does(name):
     fault = faults.FAULTS[name]
-    assert callable(fault.begin)
+    assert callable(fault.submit)
     assert fault.hold_seconds[0] <= fault.hold_seconds[1]
 
 

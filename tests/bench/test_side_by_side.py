@@ -99,7 +99,7 @@ def test_our_reading_of_average_drop_is_the_examiners_on_the_same_photo(tmp_path
         reader.split, Preprocessing((224, 224), IMAGENET_MEAN, IMAGENET_STD, "crop"), find_method("recipro-cam"),
         ClassMapping(tuple(map(str, range(1000))), {}), steps=0,
     )  # fmt: skip
-    ours = examiner.examine(Frame(image, "test", 0, 0.0))
+    ours = examiner.evaluate(Frame(image, "test", 0, 0.0))
     for key in ("drop", "coherency", "complexity"):
         assert told[average_drop.OURS][key] == pytest.approx(ours[key], abs=1e-4)
     assert told[average_drop.OURS]["class"] == ours["class"]

@@ -51,7 +51,7 @@ def measure(name: str, rounds: int) -> dict[str, object]:
         )
     return {
         "bench": "timm_cost", "model": name, "layer": split.layer, "grid": list(split.grid),
-        "plan": runner.plan.facts.name, "threads": torch.get_num_threads(), "rounds": rounds,
+        "plan": runner.plan.info.name, "threads": torch.get_num_threads(), "rounds": rounds,
         "plain": quantiles(seconds["plain"]), "explained": quantiles(seconds["explained"]),
         **paired_ratio(seconds["explained"], seconds["plain"]),
     }  # fmt: skip

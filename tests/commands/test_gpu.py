@@ -23,7 +23,7 @@ from tests.support.fakes import FakeSource
 class Taker(FakeSink):
     """Takes JPEG, and keeps what it gets."""
 
-    takes_jpeg = 80
+    accepted_jpeg_quality = 80
 
     def __init__(self, *words, **more):
         super().__init__(*words, **more)
@@ -35,7 +35,7 @@ class Taker(FakeSink):
 
 
 class Keeper(Taker):
-    takes_jpeg = None
+    accepted_jpeg_quality = None
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_where_both_look_both_are_made_and_where_nobody_looks_neither(card):
 
 def test_a_sink_of_another_quality_gets_an_array(card):
     other = Taker()
-    other.takes_jpeg = 50
+    other.accepted_jpeg_quality = 50
     told, _ = rendered(card, [Taker(), Taker(), other])
     assert told.jpeg.quality == 80
     assert told.image is not told.explanation.frame.image
@@ -97,14 +97,14 @@ def test_a_sink_of_another_quality_gets_an_array(card):
 def test_a_silent_camera_is_drawn_by_the_host(card):
     (explanation,) = card.explain([frame()])
     renderer = GpuRenderer(HeatRenderer(), card, [Taker()])
-    assert renderer.silent(explanation, SignalLoss(3.0)).silence is not None
+    assert renderer.render_stale(explanation, SignalLoss(3.0)).signal_loss is not None
 
 
 def test_a_whole_run_gives_every_frame_its_picture(card):
     taker, keeper = Taker(), Keeper()
     outcome = run_pipeline(
         [(FakeSource(9), "wait")], card, GpuRenderer(HeatRenderer(), card, [taker, keeper]), [taker, keeper],
-        limits=RunLimits(batch=2), stop=threading.Event(),
+        limits=RunLimits(batch_size=2), stop=threading.Event(),
     )  # fmt: skip
     assert outcome.explained == 9
     assert taker.got == keeper.got == list(range(9))
@@ -112,8 +112,8 @@ def test_a_whole_run_gives_every_frame_its_picture(card):
 
 
 def test_the_network_takes_jpeg_in_its_own_size_alone():
-    assert ZeroMqSink("ipc:///tmp/none", options=SinkOptions(jpeg_quality=70)).takes_jpeg == 70
-    assert ZeroMqSink("ipc:///tmp/none", options=SinkOptions(scale=0.5)).takes_jpeg is None
+    assert ZeroMqSink("ipc:///tmp/none", options=SinkOptions(jpeg_quality=70)).accepted_jpeg_quality == 70
+    assert ZeroMqSink("ipc:///tmp/none", options=SinkOptions(scale=0.5)).accepted_jpeg_quality is None
 
 
 @pytest.mark.parametrize("asked", [{"contour": True}, {"hottest_box": True}, {"smoothing_seconds": 0.5}])

@@ -45,7 +45,7 @@ def test_the_shipped_network_is_left_alone(command, tmp_path):
     seen = headers(tmp_path / "out.jsonl")
     assert all(not one.firing for header in seen for one in header.guarded["guards"])
     assert seen[-1].guarded["regions"][0].name == "belt"
-    assert all(header.findings[0].grounds.heat_inside.keys() == {"belt"} for header in seen)
+    assert all(header.findings[0].heatmap_stats.heat_inside.keys() == {"belt"} for header in seen)
 
 
 def test_a_baseline_is_recorded_of_a_run_or_of_its_log_and_drift_from_it_is_told(command, tmp_path, caplog):

@@ -46,11 +46,11 @@ def test_a_folder_becomes_a_network_that_streams_and_is_examined_and_exported(co
     assert "which pictures show one part is not known" not in told
     report = json.loads((tmp_path / "part.report.json").read_text())
     assert [line.partition(":")[0] for line in report["left_out"]] == ["parts/spot/broken.png"]
-    sources = [{one["source"] for one in several} for several in report["parts"].values()]
+    sources = [{one["group"] for one in several} for several in report["splits"].values()]
     assert sum(map(len, sources)) == len(set().union(*sources)) == 20
-    found = report["examined"]["held_out"]
+    found = report["metrics"]["test"]
     assert found["accuracy"] > 0.8, told
-    assert sum(map(sum, found["confusion"])) == found["pictures"] == len(report["parts"]["held_out"])
+    assert sum(map(sum, found["confusion"])) == found["images"] == len(report["splits"]["test"])
     page = (tmp_path / "part.report.html").read_text()
     assert "held-out" in page
     assert not any(word in page for word in ("http:", "https:", "src=http", "<script src", "<link"))
@@ -96,7 +96,7 @@ def test_a_csv_names_pictures_labels_and_groups(command, tmp_path):
     assert "BLANK" in told
     report = json.loads((tmp_path / "part.report.json").read_text())
     assert report["labels"] == ["BLANK", "SPOT"]
-    assert {one["source"] for one in report["parts"]["held_out"]} <= {f"{k}{n}" for k in KINDS for n in range(10)}
+    assert {one["group"] for one in report["splits"]["test"]} <= {f"{k}{n}" for k in KINDS for n in range(10)}
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_a_csv_without_groups_concludes_nothing_for_other_parts(command, tmp_pat
     report = json.loads((tmp_path / "part.report.json").read_text())
     assert report["labels"] == list(KINDS)
     assert "which pictures show one part is not known" in caplog.text
-    assert report["examined"]["held_out"]["likely"] is None
+    assert report["metrics"]["test"]["interval"] is None
     assert "Nothing is concluded for other parts" in told
     assert "95 times of 100" not in told + (tmp_path / "part.report.html").read_text()
     for name, encoding in (("schön", "latin-1"), ("ok", "utf-16"), ("ok", "utf-16-le")):
@@ -217,8 +217,8 @@ def test_what_was_learned_is_gone_on_with_when_there_are_new_pictures(command, t
     assert (after.labels, after.fit, after.input_size) == (("bar", "blank", "spot"), "letterbox", (48, 48))
     assert after.provenance["began_with"]["file"] == "part.safetensors"
     report = json.loads((tmp_path / "next.report.json").read_text())
-    assert not {one["digest"] for one in report["parts"]["held_out"]} & before.seen
-    assert before.seen < after.seen
+    assert not {one["digest"] for one in report["splits"]["test"]} & before.trained_digests
+    assert before.trained_digests < after.trained_digests
     assert len(after.looks) == len(before.looks) + 1
     assert "part.safetensors" in (tmp_path / "next.report.html").read_text()
 

@@ -21,7 +21,16 @@ def trained(model, size, **more):
     state = {key: value.detach().clone() for key, value in pupil.net.state_dict().items()}
     shown = pupil.preprocessing
     file = Checkpoint(
-        state, pupil.name, LABELS, size, shown.mean, shown.std, pupil.layer, {"note": "a test"}, shown.fit, pupil.until
+        state,
+        pupil.name,
+        LABELS,
+        size,
+        shown.mean,
+        shown.std,
+        pupil.layer,
+        {"note": "a test"},
+        shown.fit,
+        pupil.truncate_at,
     )
     return pupil, file
 
@@ -37,7 +46,7 @@ def picture(tmp_path):
     ("model", "size", "more"),
     [
         ("line_net", (48, 64), {}),
-        ("line_net", (48, 64), {"until": "features.3", "fit": "letterbox"}),
+        ("line_net", (48, 64), {"truncate_at": "features.3", "fit": "letterbox"}),
         ("squeezenet1_1", (64, 64), {"fit": "crop"}),
         ("mobilenet_v3_small", (64, 64), {}),
         ("mnasnet1_0", (64, 64), {}),  # its state has a version beside the weights

@@ -67,7 +67,7 @@ def test_split_is_found_one_folder_deeper(tmp_path, folders):
             draw(tmp_path / folders.format(part=part, kind=kind) / f"{k}.png", seed=10 * number + k)
     found = list_samples(tmp_path, None, None, None)
     assert parts_of(found) == {TEST: ["ok", "scratch"], TRAIN: ["ok", "scratch"]}
-    assert all((one.part == TRAIN) == ("train" in one.path.removeprefix(str(tmp_path))) for one in found.samples)
+    assert all((one.split == TRAIN) == ("train" in one.path.removeprefix(str(tmp_path))) for one in found.samples)
 
 
 def test_split_within_classes_that_leaves_pictures_out_is_refused(tmp_path):

@@ -28,7 +28,7 @@ class Costing(BaseExplainer):
         assert (pixels.dtype, pixels.shape[1:]) == (torch.uint8, (3, 8, 8))
         return pixels
 
-    def _answers(self, images):
+    def _outputs(self, images):
         self.asked.append(len(images))
         self.now += self.of_a_pass + self.of_an_image * len(images)
 

@@ -40,13 +40,13 @@ def test_what_is_written_is_read(tmp_path, content):
 @pytest.mark.parametrize(("fit", "until"), [("letterbox", None), ("crop", "layer3")])
 def test_fit_and_an_earlier_end_are_kept_and_older_files_are_stretched(tmp_path, content, fit, until):
     path = tmp_path / "part.safetensors"
-    save_checkpoint(path, dataclasses.replace(content, fit=fit, until=until))
+    save_checkpoint(path, dataclasses.replace(content, fit=fit, truncate_at=until))
     found = load_checkpoint(path)
-    assert (found.fit, found.until) == (fit, until)
+    assert (found.fit, found.truncate_at) == (fit, until)
     with safe_open(str(path), framework="pt") as file:
         metadata = file.metadata()
     save_file(found.state, path, {key: value for key, value in metadata.items() if key not in {"fit", "until"}})
-    assert (load_checkpoint(path).fit, load_checkpoint(path).until) == ("stretch", None)
+    assert (load_checkpoint(path).fit, load_checkpoint(path).truncate_at) == ("stretch", None)
     save_file(found.state, path, metadata | {"fit": "squeeze"})
     with pytest.raises(ModelError, match="'fit' is 'squeeze'; it must be one of stretch, letterbox, crop"):
         load_checkpoint(path)
@@ -84,8 +84,8 @@ def test_a_file_that_is_no_safetensors_is_refused(tmp_path, payload, said):
 
 def test_which_pictures_it_learned_from_stays_with_it(tmp_path, content):
     path = tmp_path / "x.safetensors"
-    save_checkpoint(path, dataclasses.replace(content, seen=frozenset({"0b", "0a"})))
-    assert load_checkpoint(path).seen == {"0a", "0b"}
+    save_checkpoint(path, dataclasses.replace(content, trained_digests=frozenset({"0b", "0a"})))
+    assert load_checkpoint(path).trained_digests == {"0a", "0b"}
 
 
 def test_a_truncated_file_is_refused(tmp_path, content):

@@ -34,24 +34,24 @@ def runner(net, cache, backend="openvino"):
 
 def test_what_was_kept_is_found_for_the_same_key_and_for_no_other(tmp_path):
     cache = CompileCache(tmp_path / "compiled")
-    assert cache.find(KEY) is None
-    cache.keep(KEY, b"result")
-    assert cache.find(KEY) == b"result"
-    assert CompileCache(tmp_path / "compiled").find(dict(reversed(KEY.items()))) == b"result"
-    assert cache.find({**KEY, "weights": "c"}) is None
-    assert (cache.found, cache.kept) == (1, 1)
+    assert cache.get(KEY) is None
+    cache.put(KEY, b"result")
+    assert cache.get(KEY) == b"result"
+    assert CompileCache(tmp_path / "compiled").get(dict(reversed(KEY.items()))) == b"result"
+    assert cache.get({**KEY, "weights": "c"}) is None
+    assert (cache.hits, cache.writes) == (1, 1)
 
 
 @pytest.mark.parametrize("place", [0, 40, -1])
 def test_a_damaged_entry_is_not_taken(tmp_path, place, caplog):
     cache = CompileCache(tmp_path)
     tmp_path.chmod(0o700)
-    cache.keep(KEY, b"result")
+    cache.put(KEY, b"result")
     (entry,) = tmp_path.iterdir()
     content = bytearray(entry.read_bytes())
     content[place] ^= 1
     entry.write_bytes(content)
-    assert cache.find(KEY) is None
+    assert cache.get(KEY) is None
     assert "built anew" in caplog.text
 
 
@@ -59,40 +59,40 @@ def test_a_damaged_entry_is_not_taken(tmp_path, place, caplog):
 def test_an_entry_that_is_cut_off_is_not_taken(tmp_path, share):
     tmp_path.chmod(0o700)
     cache = CompileCache(tmp_path)
-    cache.keep(KEY, bytes(1000))
+    cache.put(KEY, bytes(1000))
     (entry,) = tmp_path.iterdir()
     content = entry.read_bytes()
     entry.write_bytes(content[: int(share * len(content))])
-    assert cache.find(KEY) is None
+    assert cache.get(KEY) is None
 
 
 def test_an_entry_under_anothers_name_is_not_taken(tmp_path):
     tmp_path.chmod(0o700)
     cache = CompileCache(tmp_path)
-    cache.keep(KEY, b"one")
+    cache.put(KEY, b"one")
     (one,) = tmp_path.iterdir()
-    cache.keep({**KEY, "weights": "c"}, b"other")
+    cache.put({**KEY, "weights": "c"}, b"other")
     (other,) = set(tmp_path.iterdir()) - {one}
     one.write_bytes(other.read_bytes())
-    assert cache.find(KEY) is None
+    assert cache.get(KEY) is None
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="file modes are POSIX's")
 @pytest.mark.parametrize("which", ["folder", "entry"])
 def test_nothing_is_taken_from_where_others_may_write(tmp_path, which, caplog):
     cache = CompileCache(tmp_path / "compiled")
-    cache.keep(KEY, b"result")
+    cache.put(KEY, b"result")
     (entry,) = cache.folder.iterdir()
     (cache.folder if which == "folder" else entry).chmod(0o777)
-    assert cache.find(KEY) is None
+    assert cache.get(KEY) is None
     assert "by others" in caplog.text
 
 
 def test_a_folder_that_cannot_be_made_costs_a_warning_and_nothing_else(tmp_path, caplog):
     (tmp_path / "file").write_text("in the way")
     cache = CompileCache(tmp_path / "file" / "compiled")
-    cache.keep(KEY, b"result")
-    assert cache.find(KEY) is None
+    cache.put(KEY, b"result")
+    assert cache.get(KEY) is None
     assert "cannot be kept" in caplog.text
 
 
@@ -100,12 +100,12 @@ def test_beyond_its_limit_what_was_not_used_for_the_longest_goes(tmp_path):
     tmp_path.chmod(0o700)
     cache = CompileCache(tmp_path, limit_bytes=3000)
     for k in range(3):
-        cache.keep({"k": str(k)}, bytes(700))
+        cache.put({"k": str(k)}, bytes(700))
         (newest,) = (p for p in tmp_path.iterdir() if p.stat().st_mtime > 1e6)
         os.utime(newest, (k, k))
-    assert cache.find({"k": "0"}) is not None  # used: now the newest
-    cache.keep({"k": "3"}, bytes(700))
-    assert [cache.find({"k": str(k)}) is not None for k in range(4)] == [True, False, True, True]
+    assert cache.get({"k": "0"}) is not None  # used: now the newest
+    cache.put({"k": "3"}, bytes(700))
+    assert [cache.get({"k": str(k)}) is not None for k in range(4)] == [True, False, True, True]
 
 
 def test_whatever_changes_the_answer_changes_the_key():
@@ -135,7 +135,7 @@ def test_a_second_build_is_taken_from_the_first_and_answers_the_same(tmp_path):
     images = torch.randn(1, 3, 32, 32)
     first, second = CompileCache(tmp_path / "compiled"), CompileCache(tmp_path / "compiled")
     built, taken = runner(small_net(), first), runner(small_net(), second)
-    assert (first.found, first.kept, second.found, second.kept) == (0, 1, 1, 0)
+    assert (first.hits, first.writes, second.hits, second.writes) == (0, 1, 1, 0)
     for one, other in zip(built(images), taken(images), strict=True):
         torch.testing.assert_close(one, other)
 
@@ -149,23 +149,23 @@ def test_a_whole_entry_of_another_network_is_found_out_and_built_anew(tmp_path, 
     runner(small_net(), cache)
     (right,) = set(cache.folder.iterdir()) - {wrong}
     true = right.read_bytes()
-    cache.keep(dict(_key_in(right)), payload)  # a checksum that holds, a key that fits, and another network inside
+    cache.put(dict(_key_in(right)), payload)  # a checksum that holds, a key that fits, and another network inside
     assert right.read_bytes() != true
     again = CompileCache(cache.folder)
     images = torch.randn(1, 3, 32, 32)
     scores = runner(small_net(), again)(images)[0]
     torch.testing.assert_close(scores, torch.softmax(small_net()(images), 1), atol=1e-5, rtol=1e-5)
     assert "disagrees with eager float32" in caplog.text
-    assert (again.found, again.kept) == (1, 1)
+    assert (again.hits, again.writes) == (1, 1)
 
 
 def test_a_whole_entry_that_the_backend_cannot_read_is_built_anew(tmp_path):
     cache = CompileCache(tmp_path / "compiled")
     runner(small_net(), cache)
     (entry,) = cache.folder.iterdir()
-    cache.keep(dict(_key_in(entry)), b"no network at all")
+    cache.put(dict(_key_in(entry)), b"no network at all")
     runner(small_net(), cache)
-    assert cache.kept == 3
+    assert cache.writes == 3
 
 
 def _key_in(entry):

@@ -80,7 +80,7 @@ def test_what_runs_before_the_layer_need_not_be_traced():
     assert float(true_heat.amax()) == 1.0
     torch.testing.assert_close(scores, true_scores, atol=1e-4, rtol=0)
     torch.testing.assert_close(heat, true_heat, atol=1e-3, rtol=0)
-    assert [plan.facts.name for plan in split.plans.values()] == ["pooled"]
+    assert [plan.info.name for plan in split.plans.values()] == ["pooled"]
 
 
 @pytest.mark.parametrize("kernel", ["point", "gaussian"])
@@ -98,7 +98,7 @@ def test_a_map_with_its_channels_last_is_explained_by_the_definition(layer, mixi
     torch.testing.assert_close(heat, (told - low) / (high - low), atol=2e-3, rtol=0)
     with torch.inference_mode():
         torch.testing.assert_close(scores, net(images()).softmax(1), atol=1e-5, rtol=0)
-    assert plan is None or [one.facts.name for one in split.plans.values()] == [plan]
+    assert plan is None or [one.info.name for one in split.plans.values()] == [plan]
 
 
 def by_definition(net, layer, kernel, classes):

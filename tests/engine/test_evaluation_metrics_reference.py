@@ -33,11 +33,11 @@ def network():
 @pytest.fixture(scope="module")
 def measured(network):
     """Pictures as the network takes them, what we measured on each, and its map at their size."""
-    examiner = build_evaluator(network, EngineConfig(), EvaluationOptions(steps=STEPS, randomised=False))
+    examiner = build_evaluator(network, EngineConfig(), EvaluationOptions(steps=STEPS, randomize=False))
     rng = np.random.default_rng(4)
     frames = [Frame(np.kron(rng.integers(0, 256, (8, 8, 3), np.uint8), np.ones((4, 4, 1), np.uint8)), "test", k, 0.0)
               for k in range(12)]  # fmt: skip
-    told = [examiner.examine(frame) for frame in frames]
+    told = [examiner.evaluate(frame) for frame in frames]
     images = [examiner._preprocessing.normalised(examiner._preprocessing.pixels([frame])) for frame in frames]
     maps = [upsample(recipro_cam(examiner.split, image)[1][0], SIZE) for image in images]
     return examiner, torch.cat(images), told, torch.stack(maps)
@@ -73,7 +73,7 @@ def test_the_cases_are_worth_comparing(measured):
 def test_drop_and_increase_agree_with_torch_cams(network, measured):
     theirs = pytest.importorskip("torchcam.metrics", reason="torch-cam is not installed")
     _, images, told, maps = measured
-    metric = theirs.ClassificationMetric(Given(network.net, maps), lambda logits: logits.softmax(-1))
+    metric = theirs.ClassificationMetric(Given(network.module, maps), lambda logits: logits.softmax(-1))
     metric.update(images)
     assert means(told, "drop") == pytest.approx(metric.summary()["avg_drop"], abs=CLOSE)
     assert means(told, "increase") == metric.summary()["conf_increase"]
@@ -84,7 +84,7 @@ def test_deletion_and_insertion_agree_with_torch_cams(network, measured):
     _, images, told, maps = measured
     for key, baseline in (("deletion", None), ("insertion", blurred)):
         metric = theirs.DeletionInsertionMetric(
-            Given(network.net, maps), lambda logits: logits.softmax(-1), steps=STEPS, baseline=baseline
+            Given(network.module, maps), lambda logits: logits.softmax(-1), steps=STEPS, baseline=baseline
         )
         metric.update(images)
         assert means(told, key) == pytest.approx(metric.summary()[f"{key}_auc"], abs=CLOSE)
@@ -104,9 +104,9 @@ def test_drop_and_increase_agree_with_grad_cams(network, measured):
     theirs = pytest.importorskip("pytorch_grad_cam.metrics.cam_mult_image", reason="grad-cam is not installed")
     _, images, told, maps = measured
     targets = [Score(one["class"]) for one in told]
-    lost = theirs.DropInConfidence()(images, maps.numpy(), targets, network.net)  # not divided by the score there
+    lost = theirs.DropInConfidence()(images, maps.numpy(), targets, network.module)  # not divided by the score there
     assert [one["drop"] * one["score"] for one in told] == pytest.approx(lost.tolist(), abs=CLOSE)
-    rose = theirs.IncreaseInConfidence()(images, maps.numpy(), targets, network.net)
+    rose = theirs.IncreaseInConfidence()(images, maps.numpy(), targets, network.module)
     assert [float(one["increase"]) for one in told] == rose.tolist()
 
 
@@ -119,5 +119,5 @@ def test_coherency_and_complexity_agree_with_grad_cams(network, measured):
         _, heat = recipro_cam(examiner.split, input_tensor, [one["class"] for one in told])
         return torch.stack([upsample(one, SIZE) for one in heat]).numpy()
 
-    coherency = theirs.Coherency()(images, maps.numpy(), None, network.net, again)
+    coherency = theirs.Coherency()(images, maps.numpy(), None, network.module, again)
     assert [one["coherency"] for one in told] == pytest.approx(coherency.tolist(), abs=CLOSE)

@@ -56,16 +56,16 @@ def frame():
 
 def test_a_picture_is_measured_as_the_definitions_say(network, frame):
     examiner = build_evaluator(network, EngineConfig(fit="stretch"), EvaluationOptions(steps=1))
-    told = examiner.examine(frame, None)
+    told = examiner.evaluate(frame, None)
     image = examiner._preprocessing.normalised(examiner._preprocessing.pixels([frame]))
-    split = split_network(network.net, None, (32, 32))
+    split = split_network(network.module, None, (32, 32))
     scores, heat = recipro_cam(split, image)
     target = int(scores.argmax())
     wide = upsample(heat[0], (32, 32))
     after, other = recipro_cam(split, image * wide, target)
 
     def score(pictures):
-        return float(torch.softmax(network.net(pictures), 1)[0, target].detach())
+        return float(torch.softmax(network.module(pictures), 1)[0, target].detach())
 
     assert told["class"] == target
     assert told["label"] == LABELS[target]
@@ -83,11 +83,11 @@ def test_a_picture_is_measured_as_the_definitions_say(network, frame):
 
 
 def test_deletion_takes_the_hottest_pixels_first(network, frame):
-    examiner = build_evaluator(network, EngineConfig(), EvaluationOptions(steps=2, randomised=False))
+    examiner = build_evaluator(network, EngineConfig(), EvaluationOptions(steps=2, randomize=False))
     seen = []
     head = examiner.split.head
     object.__setattr__(examiner.split, "head", lambda images: seen.append(images.clone()) or head(images))
-    told = examiner.examine(frame)
+    told = examiner.evaluate(frame)
     wide = upsample(torch.tensor(told["heat"]), (32, 32)).flatten()
     deleted, inserted = (one for one in seen if len(one) == 3)
     gone = (deleted[1] == 0).all(0).flatten()
@@ -99,16 +99,16 @@ def test_deletion_takes_the_hottest_pixels_first(network, frame):
 
 def test_the_pointing_game_is_played_on_boxes_of_the_explained_class_alone(network, frame):
     examiner = build_evaluator(
-        network, EngineConfig(), EvaluationOptions(steps=0, randomised=False, meaning={"thing": [0, 1]})
+        network, EngineConfig(), EvaluationOptions(steps=0, randomize=False, class_map={"thing": [0, 1]})
     )
-    label = examiner.examine(frame)["label"]
+    label = examiner.evaluate(frame)["label"]
     whole = Box(0, 0, 96, 64)
-    told = examiner.examine(frame, [GroundTruth(label.upper(), (whole,))])
+    told = examiner.evaluate(frame, [GroundTruth(label.upper(), (whole,))])
     assert told["pointing"] is told["pointing_15px"] is True
     assert told["energy_inside"] == pytest.approx(1.0)
-    assert examiner.examine(frame, [GroundTruth("else", (whole,))])["pointing"] is None
-    anything = build_evaluator(network, EngineConfig(), EvaluationOptions(steps=0, randomised=False, any_box=True))
-    assert anything.examine(frame, [GroundTruth("else", (whole,))])["pointing"] is True
+    assert examiner.evaluate(frame, [GroundTruth("else", (whole,))])["pointing"] is None
+    anything = build_evaluator(network, EngineConfig(), EvaluationOptions(steps=0, randomize=False, any_box=True))
+    assert anything.evaluate(frame, [GroundTruth("else", (whole,))])["pointing"] is True
 
 
 def test_pixels_are_inside_a_box_by_their_centres_and_boxes_follow_the_frame_to_the_input():
@@ -117,9 +117,9 @@ def test_pixels_are_inside_a_box_by_their_centres_and_boxes_follow_the_frame_to_
 
 
 def test_neighbouring_frames_are_compared_by_the_maps_of_one_class(network, frame):
-    examiner = build_evaluator(network, EngineConfig(), EvaluationOptions(steps=0, randomised=False))
+    examiner = build_evaluator(network, EngineConfig(), EvaluationOptions(steps=0, randomize=False))
     other = Frame(np.ascontiguousarray(frame.image[:, ::-1]), "test", 1, 0.0)
-    told = examiner.compare(frame, other, 2)
+    told = examiner.compare_frames(frame, other, 2)
     images = [examiner._preprocessing.normalised(examiner._preprocessing.pixels([one])) for one in (frame, other)]
     heats = [recipro_cam(examiner.split, image, 2)[1][0] for image in images]
     maps = [upsample(heat, (32, 32)).numpy().ravel() for heat in heats]
@@ -127,7 +127,7 @@ def test_neighbouring_frames_are_compared_by_the_maps_of_one_class(network, fram
     greys = [image[0].mean(0).numpy().ravel() for image in images]
     assert told["picture_stability"] == pytest.approx(np.corrcoef(*greys)[0, 1], abs=1e-5)
     assert told["label_kept"] is bool(recipro_cam(examiner.split, images[1])[0].argmax() == 2)
-    same = examiner.compare(frame, frame, 2)
+    same = examiner.compare_frames(frame, frame, 2)
     assert (same["stability"], same["picture_stability"]) == (pytest.approx(1.0), pytest.approx(1.0))
 
 
@@ -144,9 +144,9 @@ def test_a_summary_compares_neighbours_where_there_are_any():
 
 
 def test_shuffled_weights_are_the_same_values_elsewhere_and_leave_the_network_alone(network):
-    before = [p.clone() for p in network.net.parameters()]
-    other = shuffled(network.net)
-    assert all(map(torch.equal, before, network.net.parameters()))
+    before = [p.clone() for p in network.module.parameters()]
+    other = shuffled(network.module)
+    assert all(map(torch.equal, before, network.module.parameters()))
     for one, two in zip(before, other.parameters(), strict=True):
         assert torch.equal(one.flatten().sort().values, two.detach().flatten().sort().values)
         assert not torch.equal(one, two)
@@ -301,14 +301,14 @@ def test_energy_on_a_mask_is_the_share_of_the_heat_that_lies_there():
 
 
 def test_pointing_at_a_mask_needs_no_class_and_the_peak_counts_in_the_pictures_own_pixels(network, frame):
-    examiner = build_evaluator(network, EngineConfig(), EvaluationOptions(steps=0, randomised=False))
-    plain = examiner.examine(frame)
+    examiner = build_evaluator(network, EngineConfig(), EvaluationOptions(steps=0, randomize=False))
+    plain = examiner.evaluate(frame)
     heat = np.array(plain["heat"])
     row, column = divmod(int(heat.argmax()), heat.shape[1])
     x, y = (column + 0.5) * 96 / heat.shape[1], (row + 0.5) * 64 / heat.shape[0]
     mask = np.zeros((64, 96), bool)
     mask[int(y), int(x)] = True
-    told = examiner.examine(frame, None, mask)
+    told = examiner.evaluate(frame, None, mask)
     assert (told["pointing"], told["pointing_15px"]) == (True, True)
     assert told["boxes"] == [[int(x), int(y), int(x) + 1, int(y) + 1]]
     assert told["mask_share"] == pytest.approx(1 / (64 * 96))
@@ -316,21 +316,21 @@ def test_pointing_at_a_mask_needs_no_class_and_the_peak_counts_in_the_pictures_o
     for step, near in ((across, False), (across - (1 if across > 0 else -1), True)):
         beside = np.zeros((64, 96), bool)
         beside[int(y), int(x) + step] = True
-        told = examiner.examine(frame, None, beside)
+        told = examiner.evaluate(frame, None, beside)
         assert told["pointing"] is False
         assert told["pointing_15px"] is (near or abs(int(x) + step + 0.5 - x) - 0.5 <= 15)
-    everywhere = examiner.examine(frame, None, np.ones((64, 96), bool))
+    everywhere = examiner.evaluate(frame, None, np.ones((64, 96), bool))
     assert everywhere["energy_inside"] == pytest.approx(1.0)
-    assert examiner.examine(frame, None, np.zeros((64, 96), bool))["pointing"] is None
+    assert examiner.evaluate(frame, None, np.zeros((64, 96), bool))["pointing"] is None
 
 
 def test_an_object_that_the_crop_leaves_out_plays_no_game(network, frame):
-    examiner = build_evaluator(network, EngineConfig(fit="crop"), EvaluationOptions(steps=0, randomised=False))
+    examiner = build_evaluator(network, EngineConfig(fit="crop"), EvaluationOptions(steps=0, randomize=False))
     left, right = np.zeros((64, 96), bool), np.zeros((64, 96), bool)
     left[:, :16] = True
     right[:, 40:48] = True
-    assert examiner.examine(frame, None, left)["pointing"] is None
-    assert examiner.examine(frame, None, right)["pointing"] is not None
+    assert examiner.evaluate(frame, None, left)["pointing"] is None
+    assert examiner.evaluate(frame, None, right)["pointing"] is not None
 
 
 def test_a_summary_counts_what_is_named_right_and_how_those_point():

@@ -59,7 +59,7 @@ class Made:
 
     def answers(self, images):
         """The engine's own answers, whatever plan it chooses."""
-        split = split_network(self.network.net, self.config.layer or self.network.layer, self.config.input_size)
+        split = split_network(self.network.module, self.config.layer or self.network.layer, self.config.input_size)
         target = parse_target(self.config.target, self.network.labels)
         build = CompileConfig(target, self.config.kernel, "eager", "fp32", torch.device("cpu"), 1 << 28)
         return Runner(split, build)(images)
@@ -76,8 +76,8 @@ def make(case, folder, suffix=".onnx", **knobs):
 def test_a_network_whose_map_is_rounding_is_exported_all_the_same(tmp_path):
     network = load_network("shufflenet_v2_x1_0", weights="random")
     told = export_network(network, EngineConfig(input_size="64x64"), tmp_path / "a.pt2")
-    assert told.passport.proof["slack"] > 0.1
-    assert make("line_net", tmp_path, ".pt2").told.passport.proof["slack"] < 1e-3
+    assert told.metadata.probe["slack"] > 0.1
+    assert make("line_net", tmp_path, ".pt2").told.passport.probe["slack"] < 1e-3
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -121,7 +121,7 @@ def pictures(count, size):
 
 def test_a_file_answers_like_the_engine_in_other_programs_at_any_batch_size(made):
     case, it = made
-    assert it.told.passport.plan == PLANS.get(case, "pooled")
+    assert it.told.metadata.plan == PLANS.get(case, "pooled")
     for count in (1, 3):
         images = pictures(count, it.config.input_size)
         true = it.answers(images)
@@ -143,12 +143,12 @@ def sizes_behind(graph, node_number):
 def test_no_masked_map_is_inside_where_the_tail_pools(made):
     case, it = made
     graph = onnx.shape_inference.infer_shapes(onnx.load(it.path), data_prop=True).graph
-    rows, columns = it.told.passport.grid
+    rows, columns = it.told.metadata.grid
     cells = rows * columns
     if PLANS.get(case) == "dense":
         assert max(sizes_behind(graph, 0)) >= cells * 256 * cells
         return
-    parts = list(it.network.net.modules())
+    parts = list(it.network.module.modules())
     linear = [module for module in parts if isinstance(module, torch.nn.Linear)]
     kinds = collections.Counter(node.op_type for node in graph.node)
     assert not {"Loop", "Scan", "If"} & set(kinds)
@@ -176,7 +176,7 @@ def test_what_the_file_says_of_itself_is_all_that_is_needed(line):
 def test_a_file_is_the_network_and_little_more(tmp_path):
     it = make("resnet18", tmp_path)
     plain = tmp_path / "plain.onnx"
-    torch.onnx.export(it.network.net, (pictures(2, (96, 128)),), str(plain), dynamo=True, verbose=False,
+    torch.onnx.export(it.network.module, (pictures(2, (96, 128)),), str(plain), dynamo=True, verbose=False,
                       external_data=False, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))  # fmt: skip
     assert it.path.stat().st_size < 1.05 * plain.stat().st_size
     assert len(onnx.load(it.path).graph.node) <= len(onnx.load(plain).graph.node) + 30
@@ -204,8 +204,8 @@ def test_frames_of_many_cameras_are_explained_as_by_the_engine(line, line_progra
     engine = NetworkExplainer(line.network, line.config.model_copy(update={"backend": "eager"}))
     assert isinstance(exported, Explainer)
     assert exported.explain([]) == []
-    assert exported.facts.backend == backend
-    assert str(path.name) in str(exported.facts)
+    assert exported.info.backend == backend
+    assert str(path.name) in str(exported.info)
     for count in (3, 1, 3):
         for told, true in zip(exported.explain(frames(count)), engine.explain(frames(count)), strict=True):
             assert (told.model, told.layer, told.method) == (true.model, true.layer, true.method)
@@ -218,7 +218,7 @@ def test_frames_of_many_cameras_are_explained_as_by_the_engine(line, line_progra
 
 def test_half_precision_is_the_runtimes_business(line):
     half = ExportedExplainer(line.path, EngineConfig(model=str(line.path), precision="bf16"))
-    assert half.facts.precision == "bf16"
+    assert half.info.precision == "bf16"
     with pytest.raises(ConfigError, match="fp32 only"):
         ExportedExplainer(line.path, EngineConfig(model="x", precision="bf16", backend="onnxruntime"))
 

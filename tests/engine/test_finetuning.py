@@ -103,7 +103,7 @@ def test_no_source_is_in_two_parts_every_class_in_all_and_nobody_is_lost(sizes, 
     ]
     parts = stratified_group_split(samples, SHARES, seed)
     assert sorted(one.path for several in parts.values() for one in several) == sorted(one.path for one in samples)
-    sources = [{one.source for one in several} for several in parts.values()]
+    sources = [{one.group for one in several} for several in parts.values()]
     assert sum(map(len, sources)) == len(set.union(*sources))
     for several in parts.values():
         assert {one.label for one in several} == {str(kind) for kind in range(len(sizes))}
@@ -127,7 +127,7 @@ def test_copies_of_a_picture_are_one_source_and_join_the_sources_they_are_in():
     told = [("a", "1", "x"), ("b", "2", "y"), ("c", "2", "x"), ("d", "3", "y"), ("e", "4", "z"), ("f", "5", "")]
     samples, copies = merge_duplicates([Sample(path, "k", source, digest) for path, source, digest in told])
     assert copies == 2
-    assert [len({one.source for one in samples if one.path in group}) for group in ("abcd", "abcde", "abcdef")] == [
+    assert [len({one.group for one in samples if one.path in group}) for group in ("abcd", "abcde", "abcdef")] == [
         1, 2, 3,
     ]  # fmt: skip
 
@@ -198,7 +198,7 @@ def test_features_before_the_last_layer_and_what_follows_it_give_the_networks_sc
     )  # fmt: skip
     with torch.inference_mode():
         scores = net(pictures.normalised(pictures.fitted(range(6))))
-        assert torch.allclose(learner.scores(np.arange(6), changed=False), scores, atol=1e-5)
+        assert torch.allclose(learner.logits(np.arange(6), changed=False), scores, atol=1e-5)
 
 
 def test_a_last_layer_learns_faster_on_features_that_differ_less():
@@ -223,7 +223,7 @@ def test_frozen_layers_stay_and_the_rest_learns():
     assert left == sum(one.numel() for one in [*net.layer4.parameters(), *net.fc.parameters()])
     pictures = ImageDataset(["r/1"], painted, Preprocessing((64, 64), entry.mean, entry.std))
     learner = FullFinetuner(net, last, pictures, lambda pixels: pixels, device=torch.device("cpu"))
-    assert [group["lr"] for group in learner.groups(0.1)] == [0.4, 0.1]
+    assert [group["lr"] for group in learner.param_groups(0.1)] == [0.4, 0.1]
     with pytest.raises(LayerError, match="Did you mean 'layer4'"):
         freeze_to(net, "layer44", (64, 64))
     with pytest.raises(LayerError, match="nothing is left"):
@@ -232,7 +232,9 @@ def test_frozen_layers_stay_and_the_rest_learns():
 
 def test_of_a_network_that_ends_earlier_layers_are_frozen_by_the_names_people_know():
     def learning(layer):
-        net = build_model(FinetuneConfig("resnet18", "random", (64, 64), until="layer3", freeze_to=layer), "rgb").net
+        net = build_model(
+            FinetuneConfig("resnet18", "random", (64, 64), truncate_at="layer3", freeze_until=layer), "rgb"
+        ).net
         return {name.split(".")[1] for name, one in net.named_parameters() if one.requires_grad}
 
     assert learning("layer2") == {"layer3", "weight", "bias"}
@@ -304,10 +306,10 @@ class Scripted:
         self.bias = torch.nn.Parameter(torch.zeros(1))
         self.visited, self.epoch = [], 0
 
-    def groups(self, learning_rate):
+    def param_groups(self, learning_rate):
         return [{"params": [self.bias], "lr": learning_rate}]
 
-    def scores(self, numbers, *, changed):
+    def logits(self, numbers, *, changed):
         if changed:
             self.visited += numbers.tolist()
             return torch.stack([torch.zeros(len(numbers)), self.bias.expand(len(numbers))], 1)
@@ -316,10 +318,10 @@ class Scripted:
         given = [int(number % 2) if place < right else 1 - int(number % 2) for place, number in enumerate(numbers)]
         return torch.nn.functional.one_hot(torch.tensor(given), 2).float()
 
-    def keep(self):
+    def state_dict(self):
         return {"epoch": torch.tensor(self.epoch)}
 
-    def restore(self, state):
+    def load_state_dict(self, state):
         self.restored = int(state["epoch"])
 
 
@@ -338,9 +340,9 @@ def test_where_epochs_cost_nothing_a_smaller_loss_is_hope_too():
     class Surer(Scripted):
         """All right at first, barely; then one is barely wrong and the others ever surer."""
 
-        def scores(self, numbers, *, changed):
+        def logits(self, numbers, *, changed):
             if changed:
-                return super().scores(numbers, changed=True)
+                return super().logits(numbers, changed=True)
             self.epoch += 1
             margins = [0.1 if self.epoch == 1 else -0.01 if place == 0 else self.epoch for place in range(len(numbers))]
             signs = [2 * (int(number) % 2) - 1 for number in numbers]
@@ -349,7 +351,7 @@ def test_where_epochs_cost_nothing_a_smaller_loss_is_hope_too():
     classes = np.array([0, 1, 0, 1, 0, 1, 0, 1])
     for loss_counts, epochs in ((False, 3), (True, 12)):
         learner = Surer()
-        course = TrainingConfig(12, 2, 0.1, patience=2, loss_counts=loss_counts)
+        course = TrainingConfig(12, 2, 0.1, patience=2, improve_on_loss=loss_counts)
         told = train(learner, classes, np.arange(4, 8), np.arange(4), course, seed=0, tell=silent)
         assert len(told) == epochs
         assert learner.restored == 1
@@ -375,8 +377,8 @@ def test_who_knows_something_already_keeps_nothing_worse():
 
 def test_a_loss_without_bounds_ends_it_and_what_was_best_stays():
     class Runaway(Scripted):
-        def scores(self, numbers, *, changed):
-            told = super().scores(numbers, changed=changed)
+        def logits(self, numbers, *, changed):
+            told = super().logits(numbers, changed=changed)
             return told * float("nan") if changed and self.epoch >= self.good else told
 
     classes = np.array([0, 1] * 4)
@@ -408,29 +410,29 @@ def test_a_network_learns_what_pictures_show_and_runs_from_its_file(freeze, tmp_
     parts = stratified_group_split(roster(), SHARES, 0)
     epochs = 3 if freeze else 16
     wish = FinetuneConfig(
-        "line_net", "random", (SIDE, SIDE), "letterbox", freeze=freeze, augment=("mirror", "flip"), epochs=epochs,
+        "line_net", "random", (SIDE, SIDE), "letterbox", linear_probe=freeze, augment=("mirror", "flip"), epochs=epochs,
         batch=12, learning_rate=4e-3, threads=1,
     )  # fmt: skip
     diplomas = [taught(parts, wish) for _ in range(2)]
-    for key, value in diplomas[0].file.state.items():
-        assert torch.equal(value, diplomas[1].file.state[key]), key
+    for key, value in diplomas[0].checkpoint.state.items():
+        assert torch.equal(value, diplomas[1].checkpoint.state[key]), key
     diploma = diplomas[0]
-    assert diploma.file.labels == ("b", "g", "r")
-    assert json.loads(json.dumps(dict(diploma.file.provenance)))["pictures"] == {
+    assert diploma.checkpoint.labels == ("b", "g", "r")
+    assert json.loads(json.dumps(dict(diploma.checkpoint.provenance)))["images"] == {
         part: len(s) for part, s in parts.items()
     }
     if not freeze:
-        assert diploma.examined[TEST].accuracy > 0.8
+        assert diploma.metrics[TEST].accuracy > 0.8
         assert diploma.epochs[-1].loss < diploma.epochs[0].loss
-    save_checkpoint(tmp_path / "part.safetensors", diploma.file)
+    save_checkpoint(tmp_path / "part.safetensors", diploma.checkpoint)
     network = load_network(str(tmp_path / "part.safetensors"))
     place = network.preprocessing(EngineConfig())
     assert (place.fit, place.input_size, network.labels) == ("letterbox", (SIDE, SIDE), ("b", "g", "r"))
     assert network.preprocessing(EngineConfig(fit="crop")).fit == "crop"
-    pictures = ImageDataset([path for path, *_ in diploma.examined[TEST].answers], painted, place)
+    pictures = ImageDataset([path for path, *_ in diploma.metrics[TEST].predictions], painted, place)
     with torch.inference_mode():
-        given = network.net(pictures.normalised(pictures.fitted(range(len(pictures))))).argmax(1).tolist()
-    assert given == [one[2] for one in diploma.examined[TEST].answers]
+        given = network.module(pictures.normalised(pictures.fitted(range(len(pictures))))).argmax(1).tolist()
+    assert given == [one[2] for one in diploma.metrics[TEST].predictions]
     assert load_checkpoint(tmp_path / "part.safetensors").fit == "letterbox"
 
 
@@ -445,12 +447,12 @@ def test_a_pretrained_network_is_tuned_after_its_last_layer_learned_alone(tmp_pa
     assert stages[-1] == ""
     assert set(stages[:-1]) == {"last layer alone"}
     assert len(diploma.epochs) == 1
-    assert all(value.dtype == torch.float32 for value in diploma.file.state.values())
+    assert all(value.dtype == torch.float32 for value in diploma.checkpoint.state.values())
 
 
 def test_freezing_all_and_freezing_to_a_layer_contradict_each_other():
     with pytest.raises(ConfigError, match="give one of them"):
-        build_model(FinetuneConfig("line_net", freeze=True, freeze_to="features"), "rgb")
+        build_model(FinetuneConfig("line_net", linear_probe=True, freeze_until="features"), "rgb")
 
 
 def test_a_model_file_takes_no_weights_beside_it(tmp_path):
@@ -461,60 +463,62 @@ def test_a_model_file_takes_no_weights_beside_it(tmp_path):
 @pytest.mark.parametrize(("name", "until"), [("resnet18", "layer3"), ("squeezenet1_1", "features.8")])
 def test_a_network_that_ends_earlier_is_its_layers_a_mean_and_a_linear_layer(name, until, tmp_path):
     parts = stratified_group_split(roster(6), SHARES, 0)
-    wish = FinetuneConfig(name, "random", (64, 64), until=until, epochs=1, batch=6, threads=1)
+    wish = FinetuneConfig(name, "random", (64, 64), truncate_at=until, epochs=1, batch=6, threads=1)
     diploma = taught(parts, wish)
-    save_checkpoint(tmp_path / "part.safetensors", diploma.file)
+    save_checkpoint(tmp_path / "part.safetensors", diploma.checkpoint)
     network = load_network(str(tmp_path / "part.safetensors"))
-    split = split_network(network.net, network.layer, network.input_size)
+    split = split_network(network.module, network.layer, network.input_size)
     assert split.layer == "features"
     assert min(split.grid) >= 3
     whole = build_untrained(MODELS[name], 1000)
     kept = {
-        key.removeprefix("features."): value for key, value in diploma.file.state.items() if "classifier" not in key
+        key.removeprefix("features."): value
+        for key, value in diploma.checkpoint.state.items()
+        if "classifier" not in key
     }
     whole.load_state_dict(kept, strict=False)
     assert set(kept) <= set(whole.state_dict())
     images = torch.rand(2, 3, 64, 64)
     with torch.inference_mode():
         features = split_network(whole, until, (64, 64)).head(images)
-        assert torch.allclose(network.net.classifier(features.mean((2, 3))), network.net(images), atol=1e-5)
+        assert torch.allclose(network.module.classifier(features.mean((2, 3))), network.module(images), atol=1e-5)
         plan = plan_for(split, split.head(images[:1]), "point", 1 << 28)
-    assert plan.facts.name == "pooled"
+    assert plan.info.name == "pooled"
 
 
 def test_a_network_cannot_end_with_what_it_does_not_have():
     with pytest.raises(LayerError, match="Did you mean 'layer3'"):
-        build_model(FinetuneConfig("resnet18", "random", (64, 64), until="layr3"), "rgb")
+        build_model(FinetuneConfig("resnet18", "random", (64, 64), truncate_at="layr3"), "rgb")
 
 
 @pytest.mark.parametrize("until", [None, "layer2"])
 def test_what_was_learned_is_gone_on_with(until, tmp_path):
     place = tmp_path / "part.safetensors"
-    first = FinetuneConfig("resnet18", "random", (64, 64), "letterbox", until=until, epochs=1, batch=6, threads=1)
-    save_checkpoint(place, taught(stratified_group_split(roster(6), SHARES, 0), first).file)
+    first = FinetuneConfig("resnet18", "random", (64, 64), "letterbox", truncate_at=until, epochs=1, batch=6, threads=1)
+    save_checkpoint(place, taught(stratified_group_split(roster(6), SHARES, 0), first).checkpoint)
     before = load_checkpoint(place)
     pupil = build_model(FinetuneConfig(str(place)), ("a", "g", "r"))
-    now, last = pupil.net.state_dict(), pupil.last
+    now, last = pupil.net.state_dict(), pupil.head_name
     kept = [key for key in before.state if not key.startswith(last)]
     assert all(torch.equal(now[key], before.state[key]) for key in kept)
     rows = {kind: now[f"{last}.weight"][k] for k, kind in enumerate("agr")}
     assert [torch.equal(rows[kind], before.state[f"{last}.weight"]["bgr".index(kind)]) for kind in "gr"] == [True] * 2
-    assert pupil.known == ("g", "r")
+    assert pupil.known_labels == ("g", "r")
     assert (pupil.preprocessing.fit, pupil.preprocessing.input_size) == ("letterbox", (64, 64))
-    assert (pupil.layer, pupil.until, pupil.name) == (before.layer, until, "resnet18")
-    assert build_model(FinetuneConfig(str(place)), "rbg").able
+    assert (pupil.layer, pupil.truncate_at, pupil.name) == (before.layer, until, "resnet18")
+    assert build_model(FinetuneConfig(str(place)), "rbg").warm_start
 
-    small = FinetuneConfig(str(place), epochs=1, batch=6, threads=1, freeze=True, input_size=(96, 96), fit="crop")
-    file = taught(stratified_group_split(roster(6), SHARES, 1), small).file
-    assert (file.fit, file.input_size, file.until, file.model) == ("crop", (96, 96), until, "resnet18")
+    small = FinetuneConfig(str(place), epochs=1, batch=6, threads=1, linear_probe=True, input_size=(96, 96), fit="crop")
+    file = taught(stratified_group_split(roster(6), SHARES, 1), small).checkpoint
+    assert (file.fit, file.input_size, file.truncate_at, file.model) == ("crop", (96, 96), until, "resnet18")
     assert file.provenance["began_with"]["file"] == "part.safetensors"
     assert file.provenance["began_with"]["labels_kept"] == ["b", "g", "r"]
 
 
 def test_a_file_that_ends_earlier_is_no_whole_networks_weights(tmp_path):
     place = str(tmp_path / "part.safetensors")
-    wish = FinetuneConfig("resnet18", "random", (64, 64), until="layer2", epochs=1, batch=6, threads=1)
-    save_checkpoint(place, taught(stratified_group_split(roster(6), SHARES, 0), wish).file)
+    wish = FinetuneConfig("resnet18", "random", (64, 64), truncate_at="layer2", epochs=1, batch=6, threads=1)
+    save_checkpoint(place, taught(stratified_group_split(roster(6), SHARES, 0), wish).checkpoint)
     for call in (
         lambda: load_network("resnet18", weights=place),
         lambda: build_model(FinetuneConfig("resnet18", place), "rgb"),
@@ -522,12 +526,12 @@ def test_a_file_that_ends_earlier_is_no_whole_networks_weights(tmp_path):
         with pytest.raises(ModelError, match=f"ended with 'layer2'.*--model {place}"):
             call()
     with pytest.raises(ConfigError, match="ends with 'layer2'; leave --until out"):
-        build_model(FinetuneConfig(place, until="layer3"), "rgb")
+        build_model(FinetuneConfig(place, truncate_at="layer3"), "rgb")
     with pytest.raises(ConfigError, match="carries its own; leave --weights out"):
         build_model(FinetuneConfig(place, "w.pth"), "rgb")
     with pytest.raises(LayerError, match="--layer 'layer1': a network that ends with 'layer2' is explained there"):
-        build_model(FinetuneConfig("resnet18", "random", (64, 64), until="layer2", layer="layer1"), "rgb")
+        build_model(FinetuneConfig("resnet18", "random", (64, 64), truncate_at="layer2", layer="layer1"), "rgb")
     assert (
-        build_model(FinetuneConfig("resnet18", "random", (64, 64), until="layer2", layer="layer2"), "rgb").layer
+        build_model(FinetuneConfig("resnet18", "random", (64, 64), truncate_at="layer2", layer="layer2"), "rgb").layer
         == "features"
     )

@@ -74,7 +74,7 @@ def test_a_model_file_gives_back_the_network_it_was_made_from(tmp_path, name):
     loaded = load_network(str(tmp_path / "m.safetensors"))
     images = torch.randn(1, 3, *SMALL)
     with torch.inference_mode():
-        torch.testing.assert_close(loaded.net(images), net(images))
+        torch.testing.assert_close(loaded.module(images), net(images))
 
 
 @pytest.mark.parametrize(("name", "pattern", "to"), [

@@ -33,26 +33,26 @@ class FakeLanes(CpuStreams):
         self.marks = 0
         self.captures = []
 
-    def on(self, lane):
+    def stream(self, lane):
         self.told.append(("on", lane))
         return nullcontext()
 
-    def mark(self, lane):
+    def record_event(self, lane):
         self.marks += 1
         self.told.append(("mark", lane, self.marks))
         return self.marks
 
-    def follow(self, lane, mark):
+    def wait_event(self, lane, mark):
         self.told.append(("follow", lane, mark))
 
-    def wait(self, mark):
+    def synchronize(self, mark):
         self.told.append(("wait", mark))
 
-    def encoding(self):
+    def encoder_stream(self):
         self.told.append(("encoding",))
         return nullcontext()
 
-    def captured(self, call, name):
+    def capture_graph(self, call, name):
         self.captures.append(name)
         return call
 
@@ -90,19 +90,19 @@ def test_buckets_grow_to_the_largest_batch():
 def test_each_frame_gets_its_own_answer_whatever_fills_the_bucket_up():
     flights = BatchPipeline(CpuStreams(), (1, 4), doubling)
     values = [7, 9, 11, 13, 15, 17, 19]
-    launched = flights.launch([image(v) for v in values])
+    launched = flights.submit([image(v) for v in values])
     assert [flight.count for flight in launched] == [4, 3]
-    assert torch.cat([flight.answers[0] for flight in launched]).flatten().tolist() == [2.0 * v for v in values]
-    pictures = [picture for flight in launched for picture in flight.pictures]
+    assert torch.cat([flight.outputs[0] for flight in launched]).flatten().tolist() == [2.0 * v for v in values]
+    pictures = [picture for flight in launched for picture in flight.images]
     assert [int(picture[0, 0, 0]) for picture in pictures] == values
     assert all(picture.untyped_storage().nbytes() == picture.nbytes for picture in pictures)
 
 
 def test_a_flight_keeps_its_answers_when_the_same_graph_runs_again():
     flights = BatchPipeline(CpuStreams(), (1,), doubling)
-    (first,), _, _, _ = (flights.launch([image(v)]) for v in (5, 6, 7, 8))
-    assert first.answers[0].item() == 10.0
-    assert int(first.pictures[0][0, 0, 0]) == 5
+    (first,), _, _, _ = (flights.submit([image(v)]) for v in (5, 6, 7, 8))
+    assert first.outputs[0].item() == 10.0
+    assert int(first.images[0][0, 0, 0]) == 5
 
 
 def test_a_graph_is_captured_once_for_each_size_and_bucket():
@@ -110,19 +110,19 @@ def test_a_graph_is_captured_once_for_each_size_and_bucket():
     flights = BatchPipeline(lanes, (1, 2), doubling)
     for _ in range(2):
         for count, size in ((1, (4, 6)), (2, (4, 6)), (1, (8, 6))):
-            flights.launch([image(1, size)] * count)
+            flights.submit([image(1, size)] * count)
     assert lanes.captures == ["1 frames of 6x4", "2 frames of 6x4", "1 frames of 6x8"]
 
 
 def test_nothing_is_overwritten_before_it_was_read_and_the_host_waits_for_nothing_else():
     lanes = FakeLanes()
     flights = BatchPipeline(lanes, (1,), doubling)
-    flights.prepare((4, 6), 1)
+    flights.warm_up((4, 6), 1)
     flights._next_slot((4, 6))
     marks = []
     for launch in range(2 * SLOTS):
         lanes.told.clear()
-        (flight,) = flights.launch([image(launch)])
+        (flight,) = flights.submit([image(launch)])
         uploaded, consumed, done = (entry[2] for entry in lanes.told if entry[0] == "mark")
         before = marks[launch - SLOTS] if launch >= SLOTS else (None, None, None)
         assert lanes.told == [
@@ -139,7 +139,7 @@ def test_nothing_is_overwritten_before_it_was_read_and_the_host_waits_for_nothin
 
 def test_memory_is_made_by_the_lane_that_writes_there_first():
     lanes = FakeLanes()
-    BatchPipeline(lanes, (1,), doubling).launch([image(1)])
+    BatchPipeline(lanes, (1,), doubling).submit([image(1)])
     assert [entry for entry in lanes.told if entry[0] == "on"] == [
         ("on", "compute"), ("on", "copy"), ("on", "copy"), ("on", "compute"),
     ]  # fmt: skip
@@ -149,7 +149,7 @@ def test_memory_is_made_by_the_lane_that_writes_there_first():
 def network():
     torch.manual_seed(1)
     network = load_network("squeezenet1_1", weights="random")
-    lively(network.net, (64, 64))
+    lively(network.module, (64, 64))
     return network
 
 
@@ -167,20 +167,20 @@ def test_frames_on_the_card_are_explained_and_drawn_as_on_the_host(network, devi
     frames = [frame(1), frame(2, (48, 48)), frame(3), frame(4), frame(5)]
     host = NetworkExplainer(network, knobs(device="cpu", fit=fit))
     card = GpuExplainer(network, knobs(device=device, fit=fit, batch=2), table=TABLE)
-    finish = card.begin(frames)
-    again = card.begin(frames[:2])
+    finish = card.submit(frames)
+    again = card.submit(frames[:2])
     told = finish()
     for wanted, explanation in zip(host.explain(frames), told, strict=True):
         assert isinstance(explanation, RenderedExplanation)
         assert explanation.frame is wanted.frame
         assert explanation.region == wanted.region
-        assert explanation.top.score == pytest.approx(wanted.top.score, abs=5e-3)
-        if explanation.top.class_index != wanted.top.class_index:
+        assert explanation.first.score == pytest.approx(wanted.first.score, abs=5e-3)
+        if explanation.first.class_index != wanted.first.class_index:
             continue  # one level of 255 may decide between two classes nearly alike
-        assert np.abs(explanation.top.heat - wanted.top.heat).mean() < 0.05
+        assert np.abs(explanation.first.heat - wanted.first.heat).mean() < 0.05
         drawing = HeatRenderer(clock=lambda: 100.02)
         image_wanted = HeatRenderer(clock=lambda: 100.02).render(explanation).image.astype(int)
-        jpeg, array = card.deliver(explanation, drawing.stamp(explanation), quality=90, array=True)
+        jpeg, array = card.download(explanation, drawing.stamp(explanation), quality=90, array=True)
         assert np.abs(array.astype(int) - image_wanted).max() <= 2
         assert not array.flags.writeable
         assert jpeg.quality == 90
@@ -192,12 +192,12 @@ def test_frames_on_the_card_are_explained_and_drawn_as_on_the_host(network, devi
 def test_only_what_is_asked_for_is_brought_back(network):
     card = GpuExplainer(network, knobs(device="cpu"), table=TABLE)
     (explanation,) = card.explain([frame(1)])
-    assert card.deliver(explanation, None, quality=None, array=False) == (None, None)
-    jpeg, array = card.deliver(explanation, None, quality=50, array=False)
+    assert card.download(explanation, None, quality=None, array=False) == (None, None)
+    jpeg, array = card.download(explanation, None, quality=50, array=False)
     assert jpeg.payload[:2] == b"\xff\xd8"
     assert array is None
     (plain,) = NetworkExplainer(network, knobs(device="cpu")).explain([frame(1)])
-    assert card.deliver(plain, None, quality=50, array=True) == (None, None)
+    assert card.download(plain, None, quality=50, array=True) == (None, None)
 
 
 def test_the_encode_lane_waits_for_the_drawing_and_the_drawing_for_nobody(network):
@@ -205,7 +205,7 @@ def test_the_encode_lane_waits_for_the_drawing_and_the_drawing_for_nobody(networ
     card = GpuExplainer(network, knobs(device="cpu"), table=TABLE, lanes=lambda device: lanes)
     (explanation,) = card.explain([frame(1)])
     lanes.told.clear()
-    card.deliver(explanation, None, quality=50, array=False)
+    card.download(explanation, None, quality=50, array=False)
     assert lanes.told == [("follow", "encode", explanation.drawn.done), ("on", "encode"), ("encoding",)]
 
 
@@ -215,7 +215,7 @@ def test_on_a_gpu_the_whole_way_is_one_graph_off_the_default_stream(network, cap
     assert len(card.explain([frame(1)])) == 1
     assert "runs call by call" not in caplog.text
     lanes = device_streams(torch.device("cuda", 0))
-    with lanes.on("compute"):
+    with lanes.stream("compute"):
         assert torch.cuda.current_stream() != torch.cuda.default_stream()
 
 
@@ -227,7 +227,7 @@ def test_on_a_gpu_a_thousand_frames_leave_the_memory_as_it_was(network):
     def carry(count):
         for number in range(count):
             for explanation in card.explain([frame(number % 7) for _ in range(1 + number % 4)]):
-                card.deliver(explanation, None, quality=80, array=True)
+                card.download(explanation, None, quality=80, array=True)
         torch.cuda.synchronize()
 
     carry(50)
@@ -250,4 +250,4 @@ def test_on_a_gpu_every_backend_that_is_here_tells_what_eager_tells(network, bac
     card = GpuExplainer(network, config, table=TABLE)
     (wanted,) = NetworkExplainer(network, knobs(device="cpu")).explain([frame(1)])
     (told,) = card.explain([frame(1)])
-    assert told.top.score == pytest.approx(wanted.top.score, abs=2e-2)
+    assert told.first.score == pytest.approx(wanted.first.score, abs=2e-2)

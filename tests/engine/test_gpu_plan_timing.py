@@ -33,15 +33,15 @@ def inner():
 @pytest.mark.parametrize("quicker", ["local", "dense"])
 def test_the_quicker_one_is_taken_and_says_why(inner, monkeypatch, quicker, device):
     split, features, plan = inner
-    assert plan.facts.name == "local"
+    assert plan.info.name == "local"
     honest = plan_timing._seconds
     monkeypatch.setattr(
-        plan_timing, "_seconds", lambda one, maps: honest(one, maps) if one.facts.name == quicker else 100.0
+        plan_timing, "_seconds", lambda one, maps: honest(one, maps) if one.info.name == quicker else 100.0
     )
     chosen = select_by_timing(plan, split.tail, "point", features.to(device), 1 << 28)
-    assert chosen.facts.name == quicker
-    assert f"measured on {device}" in chosen.facts.why
-    assert chosen.facts.grid == plan.facts.grid
+    assert chosen.info.name == quicker
+    assert f"measured on {device}" in chosen.info.reason
+    assert chosen.info.grid == plan.info.grid
     with torch.inference_mode():
         torch.testing.assert_close(chosen(features)[1], plan(features)[1], atol=1e-4, rtol=1e-4)
 
@@ -50,7 +50,7 @@ def test_one_that_does_not_run_there_loses(inner, monkeypatch, caplog):
     split, features, plan = inner
 
     def seconds(one, maps):
-        if one.facts.name == "dense":
+        if one.info.name == "dense":
             raise RuntimeError("out of memory")
         return 1.0
 
@@ -122,7 +122,7 @@ def test_what_a_graph_captures_asks_nothing_in_between(inner, monkeypatch, way, 
     plan = plan_for(split, features, kernel, 1 << 28)
     if way == "dense":
         plan = DensePlan(split.tail, kernel, "asked for", 1 << 22)
-    assert plan.facts.name == way
+    assert plan.info.name == way
     with torch.inference_mode():
         wanted = plan(features)[1]  # as a capture's warm-up does
         for name in ("tolist", "cpu", "item", "numpy"):

@@ -127,7 +127,7 @@ def test_a_frame_goes_up_through_one_graph_and_down_and_the_device_is_never_wait
     explainer = card()
     explainer.explain([frame(0)])
     cuda.told.clear()
-    finish = explainer.begin([frame(1)])
+    finish = explainer.submit([frame(1)])
     kinds = [entry[0] for entry in cuda.told]
     copy, compute, encode = "stream 0", "stream 1", "stream 2"
     assert kinds == ["record", "wait_event", "record", "replay", "record"]
@@ -139,7 +139,7 @@ def test_a_frame_goes_up_through_one_graph_and_down_and_the_device_is_never_wait
     assert [entry[0] for entry in cuda.told] == ["synchronize event"]
     cuda.told.clear()
     stamp = ImagePatch(2, 3, np.zeros((4, 5, 4), np.uint8))
-    jpeg, image = explainer.deliver(explanation, stamp, quality=80, array=True)
+    jpeg, image = explainer.download(explanation, stamp, quality=80, array=True)
     assert jpeg.payload
     assert image.shape == (40, 60, 3)
     assert cuda.told[0] == ("wait_event", encode, explanation.drawn.done.number)
@@ -168,7 +168,7 @@ def test_all_explainers_of_a_process_meet_the_jpeg_encoder_on_one_stream_behind_
     seen = []
     for lanes in (one, other):
         cuda.told.clear()
-        with lanes.encoding():
+        with lanes.encoder_stream():
             seen.append(cuda.now)
         encode = lanes._streams["encode"].name
         assert cuda.told == [("wait_stream", seen[-1], encode)]
@@ -203,4 +203,4 @@ def test_a_cpu_has_plain_lanes():
     lanes = device_streams(CPU)
     assert isinstance(lanes, CpuStreams)
     assert LANES == ("copy", "compute", "encode")
-    assert lanes.wait(lanes.mark("copy")) is None
+    assert lanes.synchronize(lanes.record_event("copy")) is None

@@ -76,7 +76,7 @@ def test_it_learns_what_is_plain_and_points_at_it():
     result = evaluate_classifier(net, Squares(1)(200), recipe=RECIPE)
     assert result.accuracy >= 0.95, result
     assert result.pointing >= 0.95, result
-    assert result.pictures == 200
+    assert result.images == 200
     assert sum(map(sum, result.confusion)) == 200
     assert [p.step for p in seen] == list(range(1, 101))
     assert {p.steps for p in seen} == {100}
@@ -150,7 +150,7 @@ def test_the_pointing_game_counts_only_right_answers_with_boxes():
     ]
     result = evaluate_classifier(net, samples, recipe=RECIPE)
     assert result.accuracy == 0.5
-    assert result.pointed_pictures == 2
+    assert result.pointed_images == 2
     assert result.pointing == 0.5
 
 

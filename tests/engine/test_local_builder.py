@@ -274,7 +274,7 @@ def test_the_heat_of_real_weights_is_that_of_the_definition(shared_data):
     with torch.inference_mode():
         features = split.head(images)
         scores, heat = recipro_cam(split, images)
-        facts = plan_for(split, features, "point").facts
+        facts = plan_for(split, features, "point").info
         true = reference_scores(split.tail, features, "point", everywhere(features)).softmax(2)[0, :, scores.argmax()]
         told = plan(features)[1].softmax(2)[0, :, scores.argmax()]
     assert (facts.layer, facts.grid) == ("features.13", (7, 9))
@@ -322,8 +322,8 @@ def test_a_smaller_budget_makes_more_chunks_and_the_same_answers():
     features = head_of(split)
     wide, narrow = local_of(split, features, "point"), local_of(split, features, "point", 120_000)
     assert len(wide._bounds) < len(narrow._bounds)
-    assert narrow.facts.bytes is not None
-    assert narrow.facts.bytes <= 120_000
+    assert narrow.info.bytes is not None
+    assert narrow.info.bytes <= 120_000
     with torch.inference_mode():
         torch.testing.assert_close(wide(features)[1], narrow(features)[1])
 
@@ -332,7 +332,7 @@ def test_a_budget_that_holds_not_one_cell_leaves_the_definition():
     split = padded_tail()
     features = head_of(split)
     assert find_local(split.tail, features, "point", 1000) is None
-    assert choose_plan(split.tail, features, "point", 1000).facts.name == "dense"
+    assert choose_plan(split.tail, features, "point", 1000).info.name == "dense"
 
 
 def test_what_was_numbered_for_one_image_serves_the_next():
@@ -402,7 +402,7 @@ def test_in_half_precision_a_plan_is_as_near_to_float32_as_the_definition_is():
     exact = split_network(net, "stem", (24, 24))
     half = split_network(net.bfloat16(), "stem", (24, 24))
     features = head_of(exact)
-    assert choose_plan(half.tail, features.bfloat16(), "point").facts.name == "local"
+    assert choose_plan(half.tail, features.bfloat16(), "point").info.name == "local"
     plan = local_of(half, features.bfloat16(), "point")
     good = plan.answers
     plan.answers = lambda maps, cells: good(maps, cells).roll(1, 1)
@@ -447,7 +447,7 @@ def test_two_branches_into_a_global_layer_are_both_filled_up():
     split = split_network(small_net([Gated()], (8, 9)), "stem", (8, 9))
     features = head_of(split)
     plan = local_of(split, features, "point")
-    assert [name for name, _ in plan.ends] == ["layer0_one", "sigmoid", "layer0_two"]
+    assert [name for name, _ in plan.outputs] == ["layer0_one", "sigmoid", "layer0_two"]
     assert_exact(plan, split, features, "point")
 
 
@@ -478,7 +478,7 @@ def test_a_convolution_is_charged_for_each_position_a_cell_changes():
     torch.manual_seed(0)
     net = small_net([nn.Conv2d(8, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 16, 3, padding=1)], (20, 20))
     split = split_network(net, "stem", (20, 20))
-    facts = local_of(split, head_of(split), "point").facts
+    facts = local_of(split, head_of(split), "point").info
     rows = 3 * 20 - 2  # a 3x3 window's rows inside the map, over all masked rows
     first, second = 20 * 20 * 9 * 8 * 12, rows * rows * 9 * 12 * 16
     assert facts.multiply_adds == first + second + 400 * 16 * 5
@@ -490,11 +490,11 @@ def test_a_convolution_is_charged_for_each_position_a_cell_changes():
 def test_a_clearly_cheaper_plan_is_chosen_and_a_dearer_one_turned_down():
     torch.manual_seed(0)
     wide = split_network(small_net([Residual(8, 1, 1)], (24, 24)), "stem", (24, 24))
-    assert choose_plan(wide.tail, head_of(wide), "point").facts.name == "local"
+    assert choose_plan(wide.tail, head_of(wide), "point").info.name == "local"
     tiny = split_network(small_net([nn.Conv2d(8, 8, 3, padding=2), Residual(8, 1, 1)], (2, 2)), "stem", (2, 2))
     features = head_of(tiny)
     plan = local_of(tiny, features, "gaussian")
-    plan.facts = type(plan.facts)("local", "", one_module=False, multiply_adds=10, dense_multiply_adds=9)
+    plan.info = type(plan.info)("local", "", one_module=False, multiply_adds=10, dense_multiply_adds=9)
     assert "multiply-adds" in why_not_cheaper(plan, tiny.tail, features, "gaussian")
 
 

@@ -65,10 +65,10 @@ def test_an_honest_verdict_goes_with_what_it_points_at(explainer):
     for index in (24, 312, 480, 640):
         image, truth = draw_frame(scene, index)
         (seen,) = explainer.explain([Frame(image, "line", index, 0.0, index / 30, truth)])
-        assert seen.top.label == truth.label
-        drops.append(seen.top.score - explainer.score_when_masked(seen, seen.top, MaskingOptions(0.05, "blur")))
-        cold = replace(seen.top, heat=np.ascontiguousarray(1.0 - np.ceil(seen.top.heat * 4) / 4))
-        elsewhere.append(seen.top.score - explainer.score_when_masked(seen, cold, MaskingOptions(0.05, "blur")))
+        assert seen.first.label == truth.label
+        drops.append(seen.first.score - explainer.score_when_masked(seen, seen.first, MaskingOptions(0.05, "blur")))
+        cold = replace(seen.first, heat=np.ascontiguousarray(1.0 - np.ceil(seen.first.heat * 4) / 4))
+        elsewhere.append(seen.first.score - explainer.score_when_masked(seen, cold, MaskingOptions(0.05, "blur")))
     assert min(drops) > 0.5
     assert np.median(np.abs(elsewhere)) < 0.05
 
@@ -77,7 +77,7 @@ def test_an_inner_layer_is_asked_for_its_scores_alone():
     config = validate_config({"engine": {"backend": "eager", "layer": "layer3"}}, "t").engine
     inner = NetworkExplainer(load_network("resnet18", weights="random", labels=None), config)
     images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))
-    assert not inner.facts.plan.one_module
-    assert torch.allclose(inner._scores(images), inner._answers(images)[0], atol=1e-5)
+    assert not inner.info.plan.one_module
+    assert torch.allclose(inner._scores(images), inner._outputs(images)[0], atol=1e-5)
     (seen,) = inner.explain([Frame(np.full((60, 80, 3), 90, np.uint8), "a", 0, 0.0)])
-    assert 0.0 <= inner.score_when_masked(seen, seen.top, MaskingOptions()) <= 1.0
+    assert 0.0 <= inner.score_when_masked(seen, seen.first, MaskingOptions()) <= 1.0

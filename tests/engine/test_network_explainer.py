@@ -43,8 +43,8 @@ def test_real_photos_get_their_names(squeezenet, photos):
     for path in chosen:
         (explanation,) = squeezenet.explain([frame_of(path)])
         wanted = path.stem.split("_", 2)[2].replace("_", " ").lower()
-        right += explanation.top.label.lower().replace("_", " ") == wanted
-        assert explanation.top.heat.max() == 1.0
+        right += explanation.first.label.lower().replace("_", " ") == wanted
+        assert explanation.first.heat.max() == 1.0
     # 61 % on all samples, measured elsewhere; twenty points below would mean wrong colours, size or labels.
     assert right / len(chosen) > 0.41
 
@@ -56,9 +56,9 @@ def test_a_batch_is_explained_frame_by_frame_whatever_the_sizes(squeezenet, phot
     for frame, explanation in zip(frames, together, strict=True):
         (alone,) = squeezenet.explain([frame])
         assert explanation.frame is frame
-        assert explanation.top.label == alone.top.label
-        assert explanation.top.score == pytest.approx(alone.top.score, abs=1e-5)
-        np.testing.assert_allclose(explanation.top.heat, alone.top.heat, atol=1e-3)
+        assert explanation.first.label == alone.first.label
+        assert explanation.first.score == pytest.approx(alone.first.score, abs=1e-5)
+        np.testing.assert_allclose(explanation.first.heat, alone.first.heat, atol=1e-3)
 
 
 def test_an_explainer_keeps_its_port(squeezenet):
@@ -78,7 +78,7 @@ def picture():
 
 def test_asked_classes_are_each_explained_in_order():
     (explanation,) = small(target="7,tench,3").explain([picture()])
-    best = explanation.verdict.class_index
+    best = explanation.top_scoring.class_index
     assert [finding.class_index for finding in explanation.findings] == [7, 0, 3, best]
     (best,) = small(target="top4").explain([picture()])
     scores = [finding.score for finding in best.findings]
@@ -88,13 +88,13 @@ def test_asked_classes_are_each_explained_in_order():
 
 def test_verdict_is_the_networks_top_class_whatever_else_is_explained():
     (plain,) = small().explain([picture()])
-    best = plain.top.class_index
+    best = plain.first.class_index
     for target, order in (("7", [7, best]), ("top1,7", [best, 7]), (f"{best},7", [best, 7]), (f"top1,{best}", [best])):
         (explanation,) = small(target=target).explain([picture()])
         assert [finding.class_index for finding in explanation.findings] == order
-        assert explanation.verdict.class_index == best
-        assert explanation.verdict.score == pytest.approx(plain.top.score, abs=1e-5)
-        np.testing.assert_allclose(explanation.verdict.heat, plain.top.heat, atol=1e-4)
+        assert explanation.top_scoring.class_index == best
+        assert explanation.top_scoring.score == pytest.approx(plain.first.score, abs=1e-5)
+        np.testing.assert_allclose(explanation.top_scoring.heat, plain.first.heat, atol=1e-4)
 
 
 @pytest.mark.parametrize(("fit", "region"), [
@@ -106,7 +106,7 @@ def test_the_explanation_says_where_its_grid_lies(fit, region):
 
 
 def test_the_log_says_which_plan_runs():
-    assert "pooled plan" in str(small().facts)
+    assert "pooled plan" in str(small().info)
 
 
 def test_an_unknown_backend_names_the_nearest_right_one():
@@ -165,12 +165,12 @@ def test_the_masked_maps_of_a_dense_plan_go_through_the_backend_too(monkeypatch)
     monkeypatch.setattr("engine.methods.recipro.find_local", lambda *_: None)
     split = split_network(lively(Overall(), (36, 44)), "grid", (36, 44))
     eager = Runner(split, CompileConfig(Target(), "gaussian", "eager", "fp32", CPU, budget))
-    assert eager.plan.facts.name == "dense"
+    assert eager.plan.info.name == "dense"
     backend = BACKENDS["openvino"].load()
     made = []
     compile_one = backend.compile
     monkeypatch.setattr(backend, "compile", lambda *told: made.append(told[1].shape) or compile_one(*told))
-    compiled = Runner(split, CompileConfig(Target(), "gaussian", "openvino", "fp32", CPU, budget, together=3))
+    compiled = Runner(split, CompileConfig(Target(), "gaussian", "openvino", "fp32", CPU, budget, batch_size=3))
     chunk = compiled.plan.chunk(torch.zeros(1, 8, 8, 10))
     assert 1 < chunk < 80, "in chunks"
     assert len(made) == len(set(made)), "each once"
@@ -252,7 +252,7 @@ def test_packing_shares_what_it_does_not_pack():
 def test_a_stream_never_waits_for_a_compiler(together, monkeypatch):
     torch.manual_seed(0)
     split = split_network(lively(build_untrained(MODELS["squeezenet1_1"]), (64, 64)), None, (64, 64))
-    build = CompileConfig(Target(), "point", "openvino", "fp32", CPU, 1 << 28, together=together)
+    build = CompileConfig(Target(), "point", "openvino", "fp32", CPU, 1 << 28, batch_size=together)
     ready = Runner(split, build)
     monkeypatch.setattr(BACKENDS["openvino"].load(), "compile", lambda *_: pytest.fail("compiled while frames waited"))
     plain = Runner(split, CompileConfig(Target(), "point", "eager", "fp32", CPU, 1 << 28))

@@ -103,14 +103,14 @@ def test_near_duplicates_are_named_once_with_the_part_they_examine():
         for part, several in divided.items()
     }
     found, known = near_duplicates(parts, {name: spectrum_of(image) for name, image in images.items()})
-    assert {(one.part, one.path, one.learned) for one in found} == {
+    assert {(one.split, one.path, one.learned) for one in found} == {
         (VALIDATION, "copy of 1", "1.png"), (TEST, "copy of 2", "2.png"), (TEST, "copy of 25", "25.png"),
     }  # fmt: skip
     assert {one.path: one.labels for one in found if one.labels[0] != one.labels[1]} == {"copy of 2": ("dent", "ok")}
     assert max(one.different_bits for one in found) <= MAX_DIFFERENT_BITS
     assert known.find([spectrum_of(texture(k)) for k in (0, 24, 28)]).tolist() == [True, True, False]
     again, _ = near_duplicates(parts, {name: spectrum_of(image) for name, image in images.items()}, [known])
-    assert {one.path for one in again if one.part == TEST} == {"copy of 2", "copy of 25"}
+    assert {one.path for one in again if one.split == TEST} == {"copy of 2", "copy of 25"}
 
 
 def test_exposures_of_one_tile_are_found_among_real_tiles(shared_data):

@@ -45,7 +45,7 @@ def test_every_cnn_of_the_table_is_explained_as_the_paper_defines_it(name):
     images = torch.randn(2, 3, *size)
     assert_as_defined(net, split, images, None, "point")
     assert_as_defined(net, split, images, [3, 17], "gaussian")
-    plans = {plan.facts.name for plan in split.plans.values()}
+    plans = {plan.info.name for plan in split.plans.values()}
     assert plans == {"flat" if name.startswith(("vgg", "alexnet")) else "pooled"}
 
 
@@ -88,7 +88,7 @@ def test_cellwise_layers_before_the_mean_need_no_masked_maps(kernel):
     split = split_network(net, "grid", (30, 41))
     assert_as_defined(net, split, torch.randn(3, 3, 30, 41), [0, 6, 2], kernel)
     (plan,) = split.plans.values()
-    assert plan.facts.name == "pooled"
+    assert plan.info.name == "pooled"
 
 
 def test_the_dense_plan_fits_any_budget_and_answers_the_same():

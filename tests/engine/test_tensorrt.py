@@ -216,7 +216,7 @@ def test_auto_on_a_gpu_takes_the_first_that_runs_and_says_what_it_passed_over(ca
     assert AUTOMATIC["cuda"] == ("tensorrt", "inductor", "eager")
     split = split_network(small_net(), "3", (32, 32))
     build = CompileConfig(Target(), "point", "eager", "fp32", CPU, 1 << 28)
-    assert select_first_working(split, build, ("tensorrt", "eager")).build.backend == "eager"
+    assert select_first_working(split, build, ("tensorrt", "eager")).config.backend == "eager"
     assert "passed over: backend 'tensorrt'" in caplog.text
     assert "eager in fp32 runs instead" in caplog.text
 
@@ -272,7 +272,7 @@ def test_a_backend_that_ranks_cells_otherwise_is_refused(monkeypatch):
 
 def test_only_what_says_so_is_held_to_the_order():
     assert BACKENDS["tensorrt"].keeps_order
-    assert not BackendEntry("m", any_batch=True, says="").keeps_order
+    assert not BackendEntry("m", any_batch=True, description="").keeps_order
 
 
 def test_batch_buckets_are_compiled_ahead_and_used_whole(monkeypatch):
@@ -284,7 +284,7 @@ def test_batch_buckets_are_compiled_ahead_and_used_whole(monkeypatch):
     if entry.load().missing("cpu"):
         pytest.skip("needs openvino")
     runner = Runner(
-        split, CompileConfig(Target(), "point", "openvino", "fp32", CPU, 1 << 28, together=4, buckets=(2, 4))
+        split, CompileConfig(Target(), "point", "openvino", "fp32", CPU, 1 << 28, batch_size=4, batch_sizes=(2, 4))
     )
     assert compiled == [1, 2, 4]
     assert [len(part) for part in runner._pieces(torch.zeros(2, 3, 32, 32))] == [2]
@@ -409,7 +409,7 @@ class FakeNvml:
 def test_the_driver_is_asked_for_what_it_knows_and_let_go():
     library = FakeNvml()
     (card,) = nvml.list_gpus(library)
-    assert (card.busy_share, card.clock_mhz, card.memory_clock_mhz, card.watts) == (0.73, 1700, 2600, None)
+    assert (card.utilization, card.clock_mhz, card.memory_clock_mhz, card.watts) == (0.73, 1700, 2600, None)
     assert str(card) == "Some Card, driver 580.1, 1024 of 4096 MiB used, 73% busy, 1700 of 1980 MHz, 41 °C"
     assert library.ended == 1
     assert nvml.list_gpus(FakeNvml(devices=0)) == []
@@ -442,7 +442,7 @@ def test_what_the_build_took_and_where_it_came_from_are_figures(tmp_path):
     tmp_path.chmod(0o700)
     knobs = EngineConfig(model="squeezenet1_1", input_size="64x64", backend="eager", device="cpu", cache=str(tmp_path))
     told = {(figure.name, dict(figure.labels).get("how")): figure.value for figure in
-            NetworkExplainer(network, knobs).figures()}  # fmt: skip
+            NetworkExplainer(network, knobs).metrics()}  # fmt: skip
     assert told["engine_build_seconds", None] > 0
     assert told["engine_cache_entries", "taken"] == told["engine_cache_entries", "written"] == 0
 

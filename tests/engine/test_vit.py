@@ -133,7 +133,7 @@ def test_every_patch_is_explained_as_the_paper_defines_it(name):
     images = torch.randn(3, 3, *size)
     assert_as_defined(net, split, images, None, "point")
     assert_as_defined(net, split, images, [3, 0, 5], "gaussian")
-    assert {plan.facts.name for plan in split.plans.values()} == {"tokens"}
+    assert {plan.info.name for plan in split.plans.values()} == {"tokens"}
 
 
 def test_vit_b_16_as_it_is_agrees_on_some_of_its_patches():
@@ -146,7 +146,7 @@ def test_vit_b_16_as_it_is_agrees_on_some_of_its_patches():
         features = split.head(image)
         plan = plan_for(split, features, "gaussian")
         told = plan(features)[1].softmax(2)
-    assert plan.facts.name == "tokens"
+    assert plan.info.name == "tokens"
     scores, matrix = defined(net, split.layer, split.grid, image, None, "gaussian", some)
     assert float((told[0, some, scores.argmax()] - matrix[0]).abs().max()) < 1e-5
 
@@ -157,7 +157,7 @@ def test_an_inner_block_is_explained_as_defined_in_chunks(kernel):
     split = split_network(net, "encoder.layers.encoder_layer_0.ln_1", (32, 32))
     assert_as_defined(net, split, torch.randn(2, 3, 32, 32), [1, 4], kernel)
     (plan,) = split.plans.values()
-    assert plan.facts.name == "dense"
+    assert plan.info.name == "dense"
 
 
 def test_attention_of_another_kind_is_explained_as_defined():
@@ -165,7 +165,7 @@ def test_attention_of_another_kind_is_explained_as_defined():
     split = split_network(net, None, (32, 48))
     assert_as_defined(net, split, torch.randn(2, 3, 32, 48), None, "point")
     (plan,) = split.plans.values()
-    assert (plan.facts.name, read_projections(split.tail.attention)) == ("dense", None)
+    assert (plan.info.name, read_projections(split.tail.attention)) == ("dense", None)
 
 
 def test_the_definition_in_chunks_fits_any_budget_and_answers_the_same():
@@ -214,8 +214,8 @@ def test_a_closed_form_that_is_wrong_is_found_out(monkeypatch):
 
     monkeypatch.setattr(ViTPlan, "_masked", one_zeroed_token_less)
     plan = choose_vit_plan(split.tail, features, "point", 1 << 30)
-    assert plan.facts.name == "dense"
-    assert "does not hold" in plan.facts.why
+    assert plan.info.name == "dense"
+    assert "does not hold" in plan.info.reason
 
 
 def test_a_network_that_says_nothing_gives_no_heat_and_no_nan():
@@ -277,8 +277,8 @@ def test_backends_agree_with_the_definition(backend, precision):
     net = small(48)
     split = split_network(net, None, (48, 48))
     images = torch.randn(3, 3, 48, 48)
-    runner = Runner(split, CompileConfig(Target(2), "gaussian", backend, precision, CPU, 1 << 28, together=2))
-    scores, classes, heat = runner(images.to(runner.build.dtype))
+    runner = Runner(split, CompileConfig(Target(2), "gaussian", backend, precision, CPU, 1 << 28, batch_size=2))
+    scores, classes, heat = runner(images.to(runner.config.dtype))
     true_scores, true_heat = recipro_cam(split, images, classes[:, 0], "gaussian")
     assert heat.shape == (3, 2, 6, 6)
     apart = float((scores - true_scores).abs().max()), float((heat[:, 0] - true_heat).abs().mean())
@@ -294,12 +294,12 @@ def exported(suffix, folder):
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
 def test_it_is_exported_as_one_graph(suffix, tmp_path):
     network, told = exported(suffix, tmp_path)
-    assert (told.passport.method, told.passport.plan) == ("vit-recipro-cam/point", "tokens")
+    assert (told.metadata.method, told.metadata.plan) == ("vit-recipro-cam/point", "tokens")
     frame = Frame(torch.randint(0, 255, (60, 80, 3), dtype=torch.uint8).numpy(), "a", 0, 0.0)
     (one,) = ExportedExplainer(tmp_path / f"a{suffix}", EngineConfig(model="a")).explain([frame])
     (other,) = NetworkExplainer(network, EngineConfig(model="small", backend="eager", target="top2")).explain([frame])
     assert [f.label for f in one.findings] == [f.label for f in other.findings]
-    assert one.top.heat == pytest.approx(other.top.heat, abs=5e-3)
+    assert one.first.heat == pytest.approx(other.first.heat, abs=5e-3)
     assert other.method == "vit-recipro-cam/point"
 
 

@@ -35,13 +35,13 @@ def same(net, other):
 def test_a_training_wrapper_is_taken_off(tmp_path, wrap):
     net = build()
     torch.save(wrap(net.state_dict()), tmp_path / "w.pth")
-    assert same(load_network(NAME, weights=tmp_path / "w.pth").net, net)
+    assert same(load_network(NAME, weights=tmp_path / "w.pth").module, net)
 
 
 def test_safetensors_and_half_precision_weights_are_read(tmp_path):
     net = build()
     save_file({key: value.half().contiguous() for key, value in net.state_dict().items()}, tmp_path / "w.safetensors")
-    loaded = load_network(NAME, weights=tmp_path / "w.safetensors").net
+    loaded = load_network(NAME, weights=tmp_path / "w.safetensors").module
     assert all(value.dtype == torch.float32 for value in loaded.state_dict().values())
     assert same(loaded, net.half().float())
 
@@ -52,7 +52,7 @@ def test_another_class_count_is_read_from_the_weights(tmp_path, name):
     torch.save(net.state_dict(), tmp_path / "w.pth")
     (tmp_path / "names.txt").write_text("a\nb\nc\n\nd\ne\nf\n", encoding="utf-8")
     network = load_network(name, weights=tmp_path / "w.pth", labels=tmp_path / "names.txt")
-    assert same(network.net, net)
+    assert same(network.module, net)
     assert class_names(network, 6) == ("a", "b", "c", "d", "e", "f")
 
 
@@ -67,7 +67,7 @@ def test_auxiliary_classifiers_of_training_time_are_left_out(tmp_path):
     with torch.random.fork_rng(devices=[]):
         trained = torchvision.models.googlenet(aux_logits=True, init_weights=False)
     torch.save(trained.state_dict(), tmp_path / "w.pth")
-    net = load_network("googlenet", weights=tmp_path / "w.pth").net
+    net = load_network("googlenet", weights=tmp_path / "w.pth").module
     assert torch.equal(net.fc.weight, trained.fc.weight)
 
 
@@ -118,7 +118,7 @@ def test_what_a_file_holds_counts_and_not_its_name(tmp_path):
     state = {key: value.contiguous() for key, value in build().state_dict().items()}
     save_file(state, tmp_path / "w.pth")
     torch.save(state, tmp_path / "w.safetensors")
-    nets = [load_network(NAME, weights=tmp_path / name).net for name in ("w.pth", "w.safetensors")]
+    nets = [load_network(NAME, weights=tmp_path / name).module for name in ("w.pth", "w.safetensors")]
     assert same(*nets)
 
 
@@ -174,7 +174,7 @@ def test_weights_that_cannot_be_downloaded_name_the_cure(monkeypatch):
 
 
 def test_random_weights_are_the_same_each_time_and_said():
-    first, second = load_network(NAME, weights="random").net, load_network(NAME, weights="random").net
+    first, second = load_network(NAME, weights="random").module, load_network(NAME, weights="random").module
     assert same(first, second)
 
 
@@ -222,7 +222,7 @@ def test_squeezenet_gives_the_answers_recorded_beside_its_weights(shared_data, n
     folder = shared_data / "weights" / "squeezenet1_1_golden"
     given = torch.from_numpy(np.load(folder / f"input_{number}.npy"))
     expected = torch.from_numpy(np.load(folder / f"output_{number}.npy"))
-    net = load_network(NAME, weights=shared_data / "weights" / "squeezenet1_1.pt").net
+    net = load_network(NAME, weights=shared_data / "weights" / "squeezenet1_1.pt").module
     split = split_network(net)
     with torch.inference_mode():
         torch.testing.assert_close(

@@ -67,7 +67,7 @@ class Scene:
 
         def told():
             seen.extend(self.pulse(viewer))
-            return any(kind in self.sink.refused for kind in kinds) and words in viewer.trouble
+            return any(kind in self.sink.refused for kind in kinds) and words in viewer.problem
 
         self.until(told)
         seen.extend(each for _ in range(5) for each in self.pulse(viewer))
@@ -85,7 +85,7 @@ def test_the_right_key_sees_over_tcp_and_ipc(ring, tmp_path, scene, overlaid, un
     at = scene(locked(ring))
     with Viewer(at.sink.endpoint, **keys(ring)) as viewer:
         at.sees(viewer)
-        assert (viewer.trouble, viewer.refused, at.sink.viewers) == ("", 0, 1)
+        assert (viewer.problem, viewer.refused, at.sink.viewers) == ("", 0, 1)
     with ZeroMqSink(f"ipc://{tmp_path}/door", options=locked(ring)) as sink, Viewer(sink.uri, **keys(ring)) as viewer:
         Scene(sink, overlaid, until).sees(viewer)
 
@@ -131,12 +131,12 @@ def test_who_is_put_on_the_list_is_let_in_and_who_is_taken_off_is_put_out(ring, 
         at.sees(friend)
         entry.write_bytes((ring.parent / "abroad" / "stranger.key").read_bytes())
         at.sees(stranger)
-        until(lambda: not stranger.trouble)  # events come by another way than messages, and may come after them
+        until(lambda: not stranger.problem)  # events come by another way than messages, and may come after them
         entry.unlink()
 
         def put_out():
             at.pulse(stranger)
-            return "does not know" in stranger.trouble
+            return "does not know" in stranger.problem
 
         until(put_out)
         at.refuses(stranger, {"unknown key"}, "does not know")
@@ -149,9 +149,9 @@ def test_a_flood_of_refusals_is_one_line_with_a_count(caplog):
 
     seldom = RateLimitedLog(logging.getLogger("gate"), "tcp://x:1")
     for k in range(100):
-        seldom.note("no keys", k / 10)
-    seldom.note("unknown key", 9.95, "KEY from 10.0.0.1")
-    seldom.settle(10.0)
+        seldom.record("no keys", k / 10)
+    seldom.record("unknown key", 9.95, "KEY from 10.0.0.1")
+    seldom.flush(10.0)
     assert [r.getMessage().count("without keys") for r in caplog.records] == [1, 0, 1]
     assert "(99 times" in caplog.text
     assert "KEY from 10.0.0.1" in caplog.text
@@ -345,11 +345,11 @@ def test_idle_connections_take_no_more_than_their_share_and_an_admitted_viewer_s
     with Viewer(at.sink.endpoint, **keys(ring)) as friend, ExitStack() as stack:
         at.sees(friend)
         strangers = [stack.enter_context(socket.create_connection((host, int(port)), 10)) for _ in range(60)]
-        until(lambda: at.sink._gate.places.refused > 0)
-        assert len(at.sink._gate.places) <= 24
+        until(lambda: at.sink._authenticator.places.refused > 0)
+        assert len(at.sink._authenticator.places) <= 24
         assert at.sink.viewers == 1, "a stranger is no viewer"
         at.sees(friend)
-        until(lambda: len(at.sink._gate.places) == 1)  # an idle handshake ends by itself
+        until(lambda: len(at.sink._authenticator.places) == 1)  # an idle handshake ends by itself
         assert friend.refused == 0
         for one in strangers:
             one.settimeout(LIMIT_SECONDS)

@@ -28,31 +28,31 @@ from tests.support.logs import log_lines
 def test_a_silent_camera_is_shown_grey_with_the_time_and_the_reason_once_a_second(overlaid):
     colours = np.full((240, 320, 3), (250, 20, 20), np.uint8)
     kept = StaleFrames()
-    kept.note(overlaid(colours, camera="door"), 100.0)
-    kept.note(overlaid(colours, camera="gate"), 102.5)
+    kept.update(overlaid(colours, camera="door"), 100.0)
+    kept.update(overlaid(colours, camera="gate"), 102.5)
     assert kept.stale(101.9) == []
     shown = {at: kept.stale(at, "nobody answers there") for at in (102.6, 103.0, 103.7, 104.0, 104.8)}
     doors = [(at, each) for at, all_ in shown.items() for each in all_ if each.explanation.frame.camera == "door"]
     assert [at for at, _ in doors] == [102.6, 103.7, 104.8]
-    assert [round(each.silence.seconds, 3) for _, each in doors] == [2.6, 3.7, 4.8]
+    assert [round(each.signal_loss.seconds, 3) for _, each in doors] == [2.6, 3.7, 4.8]
     grey = doors[0][1]
-    assert grey.silence.reason == "nobody answers there"
+    assert grey.signal_loss.reason == "nobody answers there"
     assert np.ptp(grey.image[5, 5].astype(int)) == 0, "no colour is left"
     assert grey.image.mean() < colours.mean()
     assert grey.image is not grey.explanation.frame.image
     assert [at for at, all_ in shown.items() if any(e.explanation.frame.camera == "gate" for e in all_)] == [104.8]
-    kept.note(overlaid(colours, camera="door"), 105.0)
+    kept.update(overlaid(colours, camera="door"), 105.0)
     assert all(each.explanation.frame.camera != "door" for each in kept.stale(106.5))
 
 
 def test_a_camera_that_is_slow_by_nature_is_not_shown_grey_between_its_pictures(overlaid):
     kept = StaleFrames()
     for second in (0.0, 5.0, 10.0):
-        kept.note(overlaid(camera="door"), second)
+        kept.update(overlaid(camera="door"), second)
     assert kept.stale(16.0) == []
     assert kept.patience_seconds() == pytest.approx(15.0)
     assert len(kept.stale(12.5, "nobody answers there")) == 1
-    assert [each.silence.seconds for each in kept.stale(25.5)] == [15.5]
+    assert [each.signal_loss.seconds for each in kept.stale(25.5)] == [15.5]
 
 
 def test_what_guards_said_last_is_told_wherever_it_is_watched(overlaid):
@@ -61,15 +61,15 @@ def test_what_guards_said_last_is_told_wherever_it_is_watched(overlaid):
     says = "heat_inside(belt) >= 0.6, but is 0.04"
     guarded = replace(
         plain,
-        findings=(replace(plain.top, grounds=grounds),),
-        guards=(GuardState("on-the-belt", firing=True, seconds=2.0, says=says, fired=3),),
+        findings=(replace(plain.first, heatmap_stats=grounds),),
+        guards=(GuardState("on-the-belt", firing=True, seconds=2.0, message=says, fire_count=3),),
         deletion=DeletionCheck("bottle", 0.9, 0.5, 3, 0.5),
     )
     kept = StaleFrames()
-    kept.note(overlaid(camera="gate"), 0.0)
-    kept.note(Overlay(guarded.frame.image, guarded), 0.0)
+    kept.update(overlaid(camera="gate"), 0.0)
+    kept.update(Overlay(guarded.frame.image, guarded), 0.0)
     with WebSink("http://127.0.0.1:0") as page:
-        page.about(RunResult(RunStats([]), [], [], parts=(kept,)))
+        page.on_run_start(RunResult(RunStats([]), [], [], parts=(kept,)))
         told = dict(figures(page))
     assert told["recipro_guard_firing door on-the-belt"] == 1
     assert told["recipro_guard_fired_total door on-the-belt"] == 3
@@ -82,11 +82,11 @@ def test_what_guards_said_last_is_told_wherever_it_is_watched(overlaid):
 def test_what_the_publisher_has_greyed_itself_is_not_greyed_again_meanwhile(overlaid):
     kept = StaleFrames()
     live = overlaid(camera="door")
-    kept.note(live, 0.0)
+    kept.update(live, 0.0)
     for second in (1.5, 2.5, 3.5):
-        kept.note(Overlay(live.image, live.explanation, SignalLoss(second, "stalled", "no packets")), second)
+        kept.update(Overlay(live.image, live.explanation, SignalLoss(second, "stalled", "no packets")), second)
         assert kept.stale(second + 0.9) == []
-    assert [each.silence.seconds for each in kept.stale(6.0)] == [6.0]
+    assert [each.signal_loss.seconds for each in kept.stale(6.0)] == [6.0]
 
 
 class Eye:
@@ -116,7 +116,7 @@ def test_watching_says_why_nothing_comes_and_shows_it(overlaid):
     pause = threading.Event()
 
     class Quiet(Viewer):
-        trouble = "the server does not know this viewer's key"
+        problem = "the server does not know this viewer's key"
 
         def messages_or_silence(self, stop=None):
             yield received
@@ -127,7 +127,7 @@ def test_watching_says_why_nothing_comes_and_shows_it(overlaid):
     said, eye = [], Eye()
     told = forward(Quiet("tcp://127.0.0.1:1"), [eye], stop=threading.Event(), say=said.append)
     assert told.frames == 1
-    assert [each.silence is None for each in eye.shown] == [True, False]
+    assert [each.signal_loss is None for each in eye.shown] == [True, False]
     assert len(said) == 1
     assert "does not know this viewer's key; waiting for it" in said[0]
 
@@ -182,7 +182,7 @@ def test_a_page_beside_a_recorder_tells_of_both_though_the_stream_is_far_away(ov
 class Publisher:
     """What a viewer gives of a publisher that sends one frame of each of so many cameras, again and again."""
 
-    uri, trouble, damaged, silent_seconds = "tcp://somewhere:5555", "", 0, 0.0
+    uri, problem, damaged, silent_seconds = "tcp://somewhere:5555", "", 0, 0.0
 
     def __init__(self, overlaid, names):
         self.messages = [

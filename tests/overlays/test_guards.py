@@ -33,7 +33,7 @@ def guarded(explained):
 
     def make(*states, regions=(BELT,), checked=CHECKED):
         plain = explained(np.full((120, 160, 3), 100, np.uint8), heat=np.zeros((3, 4), np.float32))
-        findings = (replace(plain.top, grounds=GROUNDS),)
+        findings = (replace(plain.first, heatmap_stats=GROUNDS),)
         return replace(plain, findings=findings, guards=states, regions=regions, deletion=checked)
 
     return make
@@ -48,7 +48,7 @@ def test_what_guards_say_arrives(guarded):
     header, _ = decode_message(sent(explanation))
     got = as_overlay(header, explanation.frame.image, now_unix=0.0, now_monotonic=0.0).explanation
     assert (got.guards, got.regions, got.deletion) == (explanation.guards, explanation.regions, explanation.deletion)
-    assert got.top.grounds == GROUNDS
+    assert got.first.heatmap_stats == GROUNDS
     assert got.firing == (FIRES,)
 
 
@@ -58,7 +58,7 @@ def test_regions_and_centres_follow_a_picture_that_was_sent_smaller(guarded):
     header, _ = decode_message(encode(Overlay(small, explanation), sent_at_unix=0.0, now_monotonic=0.0))
     got = as_overlay(header, small, now_unix=0.0, now_monotonic=0.0).explanation
     assert got.regions[0].polygon == tuple((x / 2, y / 2) for x, y in BELT.polygon)
-    assert got.top.grounds.centre == (30.0, 25.0)
+    assert got.first.heatmap_stats.centre == (30.0, 25.0)
 
 
 def test_without_guards_the_header_has_none_of_their_keys(explained):
@@ -137,20 +137,20 @@ def test_any_size_of_picture_can_be_alarmed(size, guarded, explained):
 def test_many_alarms_are_counted(guarded):
     lines = [line.text for line in alarm_lines([replace(FIRES, name=f"g{k}") for k in range(5)])]
     assert lines[0] == "! g0 · 1.2 s"
-    assert lines[1] == FIRES.says
+    assert lines[1] == FIRES.message
     assert lines[-1] == "and 2 more"
 
 
 def test_the_board_tells_the_greatest_drift_of_each_camera(overlaid):
     class Part:
-        def figures(self):
+        def metrics(self):
             for camera, statistic, value in (("line", "entropy", 0.1), ("line", "score", 0.4), ("door", "score", 0.2)):
                 labels = (("camera", camera), ("label", "dent"), ("statistic", statistic))
                 yield MetricSample("drift_psi", value, "how far", labels=labels)
 
     board = StatusBoard(["line", "door", "gate"])
     board.outcome = RunResult(RunStats([]), [], [], (Part(),))
-    told = {one["camera"]: one["drift"] for one in board.told()}
+    told = {one["camera"]: one["drift"] for one in board.snapshot()}
     assert told == {"line": "score of dent, PSI 0.40", "door": "score of dent, PSI 0.20", "gate": None}
 
 

@@ -29,7 +29,7 @@ def indices(path):
 def test_a_line_is_a_header_of_the_wire_with_the_heat_and_without_a_picture(tmp_path, overlaid):
     path = tmp_path / "out.jsonl"
     with JsonlSink(path) as sink:
-        assert not sink.needs_picture("line")
+        assert not sink.needs_image("line")
         for index in range(3):
             sink.put(overlaid(index=index, camera="日本"))
     run, *lines = path.read_text(encoding="utf-8").splitlines()
@@ -148,9 +148,9 @@ def test_no_error_of_the_disk_closes_a_log_for_good_and_each_is_named(tmp_path, 
     for index in range(3):
         failing[0] = index == 1
         sink.put(overlaid(index=index))
-        assert bool(sink.trouble) is failing[0]
-        assert not failing[0] or os.strerror(code) in sink.trouble
-        assert "takes no more" not in sink.trouble
+        assert bool(sink.problem) is failing[0]
+        assert not failing[0] or os.strerror(code) in sink.problem
+        assert "takes no more" not in sink.problem
         now[0] += 1.5
     with pytest.raises(DataLossError, match=f"1 lines were not written: .*{os.strerror(code)}"):
         sink.__exit__(None, None, None)
@@ -164,11 +164,11 @@ def test_a_log_whose_folder_vanishes_goes_on_when_it_is_back(tmp_path, overlaid)
     sink.put(overlaid(index=0))
     folder.rename(tmp_path / "away")
     sink.put(overlaid(index=1))
-    assert "its folder is gone" in sink.trouble
+    assert "its folder is gone" in sink.problem
     (tmp_path / "away").rename(folder)
     now[0] += 1.5
     sink.put(overlaid(index=2))
-    assert not sink.trouble
+    assert not sink.problem
     with pytest.raises(DataLossError):
         sink.__exit__(None, None, None)
     assert indices(folder / "out.jsonl") == [0, 2]
@@ -203,7 +203,7 @@ def test_a_full_disk_is_said_once_counted_and_told_at_the_end(overlaid, caplog):
     sink = JsonlSink(Path("/dev/full")).__enter__()
     for index in range(3):
         sink.put(overlaid(index=index))
-    assert (sink.lost, "No space left" in sink.trouble) == (3, True)
+    assert (sink.lost, "No space left" in sink.problem) == (3, True)
     with pytest.raises(DataLossError, match="3 lines were not written"):
         sink.__exit__(None, None, None)
     assert len([r for r in caplog.records if "takes no more" in r.getMessage()]) == 1

@@ -130,7 +130,7 @@ def test_two_runs_that_share_a_topic_say_each_whether_it_is_there(broker, overla
             until(lambda: west.idle() or [told for told in listener.told("plant/line/state") if b"plant/west" in told])
         until(lambda: east.idle() or listener.told("plant/west")[-1:] == [b"offline"])
         assert listener.told("plant/status") == [b"online"]
-        assert not east.trouble
+        assert not east.problem
 
 
 def test_a_change_of_label_is_told_at_once_and_the_rest_at_the_rate(broker, overlaid, until):
@@ -155,7 +155,7 @@ def test_a_broker_that_comes_late_gets_what_qos_1_kept_and_qos_0_did_not(tmp_pat
         for index in range(MAX_WAITING + 10):
             for sink in (careful, careless):
                 sink.put(overlaid(index=index))
-        assert "Connection refused" in careful.trouble
+        assert "Connection refused" in careful.problem
         assert careless.lost == MAX_WAITING + 10
         assert careful.lost == 10
         said = [r for r in caplog.records if "no connection to the broker" in r.getMessage()]
@@ -174,7 +174,7 @@ def test_a_broker_that_goes_and_comes_back_is_found_again(tmp_path, overlaid, un
             connected(sink, until)
             sink.put(overlaid(index=1))
             until(lambda: sink.idle() or listener.indices() == [1])
-        until(lambda: sink.idle() or sink.trouble)
+        until(lambda: sink.idle() or sink.problem)
         sink.put(overlaid(index=2))
         with place, Listener(place.port) as listener:
             until(lambda: sink.idle() or listener.indices() == [2])
@@ -228,7 +228,7 @@ class Counting:
 
 class Explaining:
     def explain(self, frames):
-        return [explain(f.image, camera=f.camera, index=f.index, taken_at=f.taken_at) for f in frames]
+        return [explain(f.image, camera=f.camera, index=f.index, taken_at=f.captured_at) for f in frames]
 
 
 @pytest.mark.parametrize("there", ["listening", "silent", "gone"])
@@ -277,8 +277,8 @@ def test_a_password_is_asked_for_told_in_words_and_never_shown(tmp_path, overlai
     with Broker(tmp_path, "allow_anonymous false", f"password_file {book}") as broker:
         for mqtt_options in (MqttOptions(user="eve", password="wrong-wrong"), MqttOptions()):  # noqa: S106
             with telling(broker.uri, mqtt=mqtt_options) as sink:
-                until(lambda sink=sink: sink.idle() or "refuses us" in sink.trouble)
-                assert "uthori" in sink.trouble
+                until(lambda sink=sink: sink.idle() or "refuses us" in sink.problem)
+                assert "uthori" in sink.problem
         right = MqttOptions(user="eve", password="hunter2-hunter2")  # noqa: S106
         with telling(broker.uri, mqtt=right) as sink:
             connected(sink, until)
@@ -304,7 +304,7 @@ def test_with_tls_the_broker_must_be_who_it_says(tmp_path, overlaid, until):
     with Broker(tmp_path, "allow_anonymous true", f"certfile {certificate}", f"keyfile {key}") as broker:
         uri = broker.uri.replace("mqtt:", "mqtts:")
         with telling(uri) as sink:
-            until(lambda: sink.idle() or "certificate" in sink.trouble)
+            until(lambda: sink.idle() or "certificate" in sink.problem)
         with telling(uri, mqtt=MqttOptions(ca_file=str(certificate))) as sink:
             connected(sink, until)
     with pytest.raises(SinkError, match=r"ca_file .*cannot be read"):
@@ -328,7 +328,7 @@ def test_while_the_broker_is_being_called_the_trouble_has_words():
     deaf = socket.create_server(("127.0.0.1", 0))
     with deaf, telling(f"mqtt://127.0.0.1:{deaf.getsockname()[1]}/t") as sink:
         sink.idle()
-        assert "it is being called" in sink.trouble
+        assert "it is being called" in sink.problem
 
 
 def test_every_photo_of_a_folder_is_told_however_fast_they_come(broker, overlaid, until):
@@ -363,7 +363,7 @@ def test_what_a_rate_leaves_out_is_counted_as_that_and_not_as_told(broker, overl
             sink.put(overlaid(index=index, taken_at=now[0], source_name="film.mp4"))
         until(lambda: sink.idle() or not sink._unconfirmed)
         assert sink.account == "3 findings told to the broker, 27 left out by the rate of 1 a second, 0 lost"
-        assert {"mqtt_left_out": 27.0}.items() <= {one.name: one.value for one in sink.figures()}.items()
+        assert {"mqtt_left_out": 27.0}.items() <= {one.name: one.value for one in sink.metrics()}.items()
 
 
 @pytest.mark.parametrize("qos", [0, 1])
@@ -380,9 +380,9 @@ def test_findings_that_a_broker_refuses_are_counted_said_and_an_error(tmp_path, 
             for index in range(14):
                 sink.put(overlaid(index=index))
             until(lambda: sink.idle() or sink._counts.refused == 14)
-            assert "refuses findings (Not authorized, under plant/line/finding); 14 so far" in sink.trouble
+            assert "refuses findings (Not authorized, under plant/line/finding); 14 so far" in sink.problem
             sink.put(overlaid(camera="good"))
-            until(lambda: sink.idle() or not sink.trouble)
+            until(lambda: sink.idle() or not sink.problem)
         assert (sink._counts.published, sink.lost) == (15, 0)
     assert len([r for r in caplog.records if "refuses what it is told" in r.getMessage()]) == 1
 
@@ -455,7 +455,7 @@ HOSTILE = {
 def test_a_hostile_broker_is_left_before_what_it_sends_is_stored(name, until, overlaid):
     packet, said = HOSTILE[name]
     with Scripted(ACCEPTED_V5 + packet, ACCEPTED_V5) as hostile, telling(hostile.uri) as sink:
-        until(lambda: sink.idle() or (sink.trouble and said in sink.trouble and hostile.versions))
+        until(lambda: sink.idle() or (sink.problem and said in sink.problem and hostile.versions))
         assert len(sink._client._in_packet["packet"]) < 1 << 17
         sink.put(overlaid())
         connected(sink, until)
@@ -478,4 +478,4 @@ def test_a_finding_larger_than_the_broker_takes_is_refused_and_not_sent(until, o
     with Scripted(small) as place, pytest.raises(DataLossError, match="1 refused"), telling(place.uri) as sink:  # noqa: PT012
         connected(sink, until)
         sink.put(overlaid())
-        assert "it takes 256 bytes at the most" in sink.trouble
+        assert "it takes 256 bytes at the most" in sink.problem

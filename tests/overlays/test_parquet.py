@@ -79,12 +79,12 @@ def test_the_table_says_what_the_lines_say(tmp_path, overlaid):
     clocks = {"wall": lambda: 1e9, "clock": lambda: 100.0}
     table, lines = tmp_path / "out.parquet", tmp_path / "out.jsonl"
     with ParquetSink(table, **clocks) as sink, JsonlSink(lines, **clocks) as plain:
-        assert not sink.needs_picture("line")
+        assert not sink.needs_image("line")
         for index in range(50):
             overlay = overlaid(index=index, taken_at=99.0, pts_seconds=index / 30, label=f"part {index % 3}")
             for each in (sink, plain):
                 each.put(overlay)
-                each.put(replace(overlay, silence=SignalLoss(2.0)))
+                each.put(replace(overlay, signal_loss=SignalLoss(2.0)))
     held = pq.read_table(table)
     assert held.schema.equals(SCHEMA)
     assert [from_row(row) for row in held.to_pylist()] == log_lines(lines)
@@ -240,8 +240,8 @@ def test_a_full_disk_is_said_and_rows_wait_for_room_as_many_as_may(tmp_path, ove
         full[0] = 20 <= index < 100
         sink.put(overlaid(index=index, taken_at=now[0]))
         if index == 60:
-            assert "No space left" in sink.trouble
-    assert sink.trouble == ""
+            assert "No space left" in sink.problem
+    assert sink.problem == ""
     lost = sink.lost
     with pytest.raises(DataLossError, match=f"{lost} rows were not written"):
         sink.__exit__(None, None, None)
@@ -263,7 +263,7 @@ def test_a_disk_that_fails_for_a_while_closes_no_table(tmp_path, overlaid, monke
         monkeypatch.setattr(parquet.pq, "write_table", writing)
         now[0] = 30.0
         sink.put(overlaid(index=12))
-        assert "Input/output error" in sink.trouble
+        assert "Input/output error" in sink.problem
         monkeypatch.undo()
     assert indices(path) == list(range(13))
 
@@ -352,9 +352,9 @@ def test_a_small_table_of_very_many_rows_is_never_held_whole(tmp_path, overlaid)
     assert path.stat().st_size < 1 << 20
     with reader.open_log(path) as opened:
         before = pa.total_allocated_bytes()
-        gists = opened.gists()
-        assert [next(gists).place for _ in range(1000)] == list(range(1000))
-        assert opened.header(700).index == 1
+        gists = opened.iter_keys()
+        assert [next(gists).offset for _ in range(1000)] == list(range(1000))
+        assert opened.read_header(700).index == 1
         assert len(opened._held.rows) <= 256
         assert pa.total_allocated_bytes() - before < 64 << 20
         gists.close()

@@ -31,7 +31,7 @@ class CsvSink:
     def needs_picture(self, camera):
         return False
     def put(self, overlay):
-        top = overlay.explanation.top
+        top = overlay.explanation.first
         self._rows.writerow([overlay.explanation.frame.camera, overlay.explanation.frame.index, top.label, top.score])
     def idle(self):
         pass

@@ -40,12 +40,12 @@ def test_console_says_how_long_a_live_camera_has_given_nothing_instead_of_an_age
     pump = SourceWorker(camera)
     outcome = RunResult(RunStats(["door"]), [pump], [])
     assert "no frame yet" in lines(outcome, 100.0)[0]
-    pump.last_at, pump.interval_seconds = 88.0, 0.1
-    outcome.tally.cameras["door"].age.add(0.158)
+    pump.last_received_at, pump.mean_interval_seconds = 88.0, 0.1
+    outcome.stats.cameras["door"].age.add(0.158)
     assert "no frame for 12 s" in lines(outcome, 100.0)[0]
     assert "age" not in lines(outcome, 100.0)[0]
     assert "age 1" in lines(outcome, 88.5)[0]
-    pump.interval_seconds = 5.0
+    pump.mean_interval_seconds = 5.0
     assert "age 1" in lines(outcome, 100.0)[0], "a slow camera is not a dead one"
 
 

@@ -48,9 +48,11 @@ class Explaining:
         self.explained = explained
 
     def explain(self, frames):
-        return [replace(self.explained(camera=f.camera, index=f.index, taken_at=f.taken_at), frame=f) for f in frames]
+        return [
+            replace(self.explained(camera=f.camera, index=f.index, taken_at=f.captured_at), frame=f) for f in frames
+        ]
 
-    def figures(self):
+    def metrics(self):
         return [
             MetricSample("engine", 1, "What runs.", labels=(("model", "resnet50"),)),
             MetricSample("device_memory_bytes", 5e8, "Memory.", labels=(("device", "cuda"), ("kind", "tensors"))),
@@ -77,14 +79,14 @@ def guardian_of(explained):
     minute = [explained(camera="a", index=k, taken_at=float(k), pts_seconds=float(k)) for k in range(60)]
     watching = ExplanationMonitor(Explaining(explained), slow=DriftTracking(recorder=recorder))
     for one in minute:
-        watching.guard(one)
+        watching.process(one)
     slow = DriftTracking(DriftDetector(recorder.baseline(), 600.0))
     ticks = itertools.count().__next__
     guardian = ExplanationMonitor(
         Doubting(explained), validate_config({"guards": GUARDED}, "test").guards, slow=slow, clock=ticks
     )
     for one in minute:
-        guardian.guard(one)
+        guardian.process(one)
     return guardian
 
 
@@ -92,7 +94,7 @@ class Plain:
     def render(self, explanation):
         raise AssertionError("nobody asked for a picture")
 
-    def silent(self, explanation, silence):
+    def render_stale(self, explanation, silence):
         raise AssertionError
 
 
@@ -100,7 +102,7 @@ class Plain:
 def about(*sinks):
     """A page that is told of a run with these sinks beside it."""
     with WebSink(ANY, cameras=("line",)) as page:
-        page.about(RunResult(RunStats(["line"]), [], [], parts=(*sinks, page)))
+        page.on_run_start(RunResult(RunStats(["line"]), [], [], parts=(*sinks, page)))
         yield page
 
 
@@ -108,7 +110,9 @@ def test_the_figures_are_the_runs_own(explained):
     with WebSink(ANY, cameras=("a", "b")) as sink:
         assert isinstance(sink, RunObserver)
         sources = [(FakeSource(20, "a"), "wait"), (FakeSource(10, "b"), "wait")]
-        run_pipeline(sources, Explaining(explained), Plain(), [sink], limits=RunLimits(batch=4), stop=threading.Event())
+        run_pipeline(
+            sources, Explaining(explained), Plain(), [sink], limits=RunLimits(batch_size=4), stop=threading.Event()
+        )
         told = dict(figures(sink))
         assert told["recipro_frames_total a explained"] == told["recipro_frames_total a taken"] == 20
         assert told["recipro_batch_frames_sum"] == 30
@@ -266,7 +270,7 @@ def test_the_dashboard_asks_for_figures_that_there_are(explained, tmp_path):
         parts = [sink, network]
         source = [(FakeSource(12, "a"), "wait")]
         run_pipeline(source, guardian_of(explained), Plain(), parts, limits=RunLimits(), stop=threading.Event())
-        sink.about(replace_parts(sink, clips, mqtt))
+        sink.on_run_start(replace_parts(sink, clips, mqtt))
         there = {name.split(" ")[0] for name, _ in figures(sink)}
     asked_for = {name for ask in asks for name in re.findall(r"\b(?:recipro|process)_\w+", ask)}
     assert asked_for <= there
@@ -276,7 +280,7 @@ def test_the_dashboard_asks_for_figures_that_there_are(explained, tmp_path):
 
 
 def replace_parts(page, *more):
-    outcome = page._board.outcome
+    outcome = page._status_board.outcome
     outcome.parts = (*outcome.parts, *more)
     return outcome
 

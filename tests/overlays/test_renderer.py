@@ -14,7 +14,7 @@ from pipeline.ports import Renderer
 
 
 def texts(explanation, now=None, interval=None):
-    now = explanation.frame.taken_at if now is None else now
+    now = explanation.frame.captured_at if now is None else now
     return [line.text for line in legend_lines(explanation, now, interval)]
 
 

@@ -76,8 +76,8 @@ def test_the_frame_is_the_videos_own_and_all_the_rest_the_logs(logged):
     with LoggedExplainer(path) as explainer:
         (explanation,) = explainer.explain([given])
     assert explanation.frame.image is given.image
-    assert (explanation.frame.taken_at, explanation.frame.index) == (given.taken_at, 4)
-    assert (explanation.top.label, explanation.top.score, explanation.model) == ("cup", 0.5, "resnet50")
+    assert (explanation.frame.captured_at, explanation.frame.index) == (given.captured_at, 4)
+    assert (explanation.first.label, explanation.first.score, explanation.model) == ("cup", 0.5, "resnet50")
     assert explanation.region == Box(0.0, 0.0, 64.0, 96.0), "twice as large, as the picture is"
     assert explanation.frame.truth == replace(truth, boxes=(Box(16.0, 8.0, 64.0, 48.0),))
 
@@ -139,7 +139,7 @@ def test_for_people_a_video_takes_its_own_time(logged):
     with LoggedExplainer(logged([3, 4, 5, 9])) as explainer, RealTimeSource(BlankFrameSource(explainer)) as source:
         assert isinstance(source, Source)
         frames = list(source.frames(threading.Event()))
-    taken = np.array([f.taken_at for f in frames])
+    taken = np.array([f.captured_at for f in frames])
     assert (np.diff(taken) > np.array([1, 1, 4]) / RATE - 0.02).all()
     stop = threading.Event()
     with LoggedExplainer(explainer.path) as explainer, RealTimeSource(BlankFrameSource(explainer)) as source:

@@ -215,10 +215,10 @@ def test_without_any_handle_the_right_cause_is_told_and_the_next_line_is_tried_a
     sink._reserve.close()
     with no_handles():
         sink.put(overlaid(index=0))
-        assert "no file handle is free" in sink.trouble
-        assert "disk" not in sink.trouble
+        assert "no file handle is free" in sink.problem
+        assert "disk" not in sink.problem
     sink.put(overlaid(index=1))
-    assert (sink.trouble, sink.lost) == ("", 1)
+    assert (sink.problem, sink.lost) == ("", 1)
     with pytest.raises(SinkError, match="no file handle"):
         sink.__exit__(None, None, None)
     assert [line["index"] for line in log_lines(path)] == [1]

@@ -29,7 +29,7 @@ def test_no_colour_is_left_outside_the_band_and_hardly_any_light():
     top = overlay.image[:20]
     assert np.ptp(top.astype(int), axis=2).max() == 0
     assert top.mean() < 0.5 * given.frame.image[:20].mean()
-    assert overlay.silence == SILENCE
+    assert overlay.signal_loss == SILENCE
     assert not overlay.image.flags.writeable
 
 
@@ -68,7 +68,7 @@ def test_a_viewer_is_told_that_it_is_no_new_frame_and_why():
     assert header.index == 7
     from overlays.render.jpeg import decode_image
 
-    assert as_overlay(header, decode_image(payload), now_unix=50.0, now_monotonic=13.5).silence == SILENCE
+    assert as_overlay(header, decode_image(payload), now_unix=50.0, now_monotonic=13.5).signal_loss == SILENCE
 
 
 def test_a_frame_that_came_carries_no_such_key():

@@ -45,14 +45,14 @@ def report():
     confusion = [[int(((one == TRUTH) & (other == given)).sum()) for other in range(3)] for one in range(3)]
     answers = [[f"{k}.png", int(TRUTH[k]), int(given[k]), float(SCORES[k, given[k]])] for k in range(len(TRUTH))]
     found = {
-        "pictures": 60, "accuracy": float((given == TRUTH).mean()), "mean_recall": 0.5, "recalls": [0.5] * 3,
-        "confusion": confusion, "answers": answers, "scores": SCORES.tolist(), "likely": [0.2, 0.4],
+        "images": 60, "accuracy": float((given == TRUTH).mean()), "mean_recall": 0.5, "recalls": [0.5] * 3,
+        "confusion": confusion, "predictions": answers, "scores": SCORES.tolist(), "interval": [0.2, 0.4],
     }  # fmt: skip
     return {
-        "model": "part.safetensors", "labels": list(LABELS), "examined": {"held_out": found}, "epochs": [],
-        "parts": {"held_out": []}, "layer": "features", "input_size": [64, 64], "fit": "stretch", "grouped": True,
+        "model": "part.safetensors", "labels": list(LABELS), "metrics": {"test": found}, "epochs": [],
+        "splits": {"test": []}, "layer": "features", "input_size": [64, 64], "fit": "stretch", "grouped": True,
         "provenance": {"wish": {}, "course": {}}, "left_out": [],
-        "near_duplicates": [{"part": "held_out", "path": "<u>", "learned": "b", "different_bits": 3}],
+        "near_duplicates": [{"split": "test", "path": "<u>", "learned": "b", "different_bits": 3}],
     }  # fmt: skip
 
 
@@ -94,7 +94,7 @@ def test_class_of_good_parts_is_known_by_its_name(labels, good):
 
 def test_conclusion_names_what_is_missed_and_what_is_called_good():
     told = conclusion(report())
-    table = np.array(report()["examined"]["held_out"]["confusion"])
+    table = np.array(report()["metrics"]["test"]["confusion"])
     assert f"{table[:, 2].sum() - table[2, 2]} pictures of other classes are called ok" in told
     assert "20% to 40%" in told
     assert "without the 1 pictures that look nearly like learned ones" in told

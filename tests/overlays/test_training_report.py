@@ -6,21 +6,21 @@ from overlays.reports.evaluation import conclusion
 from overlays.reports.training import training_html
 
 EPOCHS = [
-    {"epoch": 1, "loss": 1.2, "stopping_loss": 1.0, "stopping_recall": 0.5, "best": True},
-    {"epoch": 2, "loss": 0.6, "stopping_loss": 1.1, "stopping_recall": 0.4, "best": False},
+    {"epoch": 1, "loss": 1.2, "validation_loss": 1.0, "validation_recall": 0.5, "best": True},
+    {"epoch": 2, "loss": 0.6, "validation_loss": 1.1, "validation_recall": 0.4, "best": False},
 ]
 
 
 def report(**more):
     found = {
-        "pictures": 3, "accuracy": 2 / 3, "mean_recall": 0.75, "recalls": [1.0, 0.5], "confusion": [[1, 0], [1, 1]],
-        "answers": [["a.png", 0, 0, 0.9], ["<b>.png", 1, 0, 0.8], ["c.png", 1, 1, 0.7]],
-        "likely": [0.208, 0.939],
+        "images": 3, "accuracy": 2 / 3, "mean_recall": 0.75, "recalls": [1.0, 0.5], "confusion": [[1, 0], [1, 1]],
+        "predictions": [["a.png", 0, 0, 0.9], ["<b>.png", 1, 0, 0.8], ["c.png", 1, 1, 0.7]],
+        "interval": [0.208, 0.939],
     }  # fmt: skip
-    sample = {"path": "<b>.png", "label": "<i>", "source": "s"}
+    sample = {"path": "<b>.png", "label": "<i>", "group": "s"}
     told = {
-        "model": "part.safetensors", "labels": ["ok", "<i>"], "examined": {"held_out": found}, "epochs": EPOCHS,
-        "parts": {"learning": [sample], "stopping": [], "held_out": [sample]}, "layer": "features",
+        "model": "part.safetensors", "labels": ["ok", "<i>"], "metrics": {"test": found}, "epochs": EPOCHS,
+        "splits": {"train": [sample], "validation": [], "test": [sample]}, "layer": "features",
         "input_size": [64, 64], "fit": "stretch", "provenance": {"wish": {}, "course": {}}, "left_out": ["<u>.png: no"],
     }  # fmt: skip
     return told | more
@@ -39,7 +39,7 @@ def test_the_page_shows_the_mistaken_pictures_and_escapes_every_word():
 
 def test_a_training_without_epochs_or_mistakes_still_makes_a_page():
     told = report(epochs=[], left_out=[])
-    told["examined"]["held_out"]["likely"] = None
+    told["metrics"]["test"]["interval"] = None
     page = training_html(told, lambda _: np.zeros((20, 30, 3), np.uint8), pictures=0)
     assert "<svg" not in page
     assert "Nothing is concluded for other parts: too few different ones" in page

@@ -109,7 +109,7 @@ def test_picture_and_reason_belong_to_the_same_frame_and_the_picture_is_plain(ov
     with page() as sink, looking(sink) as link:
         hello = json.loads(link.recv(timeout=LIMIT_SECONDS))
         assert (hello["kind"], hello["painted"], hello["token"]) == ("hello", False, False)
-        until(lambda: sink._hub.looked_at("line", "plain"))
+        until(lambda: sink._broadcaster.has_viewers("line", "plain"))
         painted = overlaid(plain, index=7, label="cat")
         painted = replace(painted, image=np.zeros_like(plain))
         sink.put(painted)
@@ -126,12 +126,12 @@ def test_nothing_is_compressed_while_nobody_looks_and_no_picture_is_painted_for_
             sink.put(overlaid(index=index))
         assert sink.encoded == 0
         with looking(sink) as one, looking(sink) as other:
-            until(lambda: len(sink._hub.clients) == 2)
+            until(lambda: len(sink._broadcaster.clients) == 2)
             assert not sink.needs_picture("line"), "the browser paints"
             sink.put(overlaid(index=5))
             assert frame(one)[0].index == frame(other)[0].index == 5
             assert sink.encoded == 1, "one JPEG for all"
-        until(lambda: not sink._hub.clients)
+        until(lambda: not sink._broadcaster.clients)
         sink.put(overlaid(index=6))
         assert sink.encoded == 1
 
@@ -140,20 +140,20 @@ def test_a_late_joiner_gets_the_last_frame_though_nothing_new_comes(overlaid, un
     with page() as sink:
         sink.put(overlaid(index=3))
         with looking(sink) as link:
-            until(lambda: sink._hub.looked_at("line", "plain"))
+            until(lambda: sink._broadcaster.has_viewers("line", "plain"))
             sink.idle()
             assert frame(link)[0].index == 3
 
 
 def test_who_does_not_say_that_it_has_shown_them_gets_two_frames_and_then_the_newest(overlaid, until):
     with page() as sink, looking(sink) as link, looking(sink) as other:
-        until(lambda: len(sink._hub.clients) == 2)
+        until(lambda: len(sink._broadcaster.clients) == 2)
         for index in range(50):
             sink.put(overlaid(index=index))
             seen = frame(other)[0].index
             assert seen == index, "the other one is not held up"
             other.send(json.dumps({"shown": "line"}))
-            until(lambda: any(c.takes("line", -1, "plain") for c in sink._hub.clients))
+            until(lambda: any(c.can_accept("line", -1, "plain") for c in sink._broadcaster.clients))
         assert [frame(link)[0].index for _ in range(MAX_IN_FLIGHT)] == [0, 1]
         link.send(json.dumps({"shown": "line"}))
         assert frame(link)[0].index == 49
@@ -164,7 +164,7 @@ def test_who_shows_pictures_small_gets_them_small_and_large_the_one_it_enlarges(
     image = np.full((720, 1280, 3), 90, np.uint8)
     with page(cameras=("a", "b")) as sink, looking(sink) as link:
         link.send(json.dumps({"small": True, "large": "b"}))
-        until(lambda: sink._hub.looked_at("a", "small") and sink._hub.looked_at("b", "plain"))
+        until(lambda: sink._broadcaster.has_viewers("a", "small") and sink._broadcaster.has_viewers("b", "plain"))
         for camera in "ab":
             sink.put(overlaid(image, camera=camera, region=Box(0, 0, 1280, 720)))
         got = {header.camera: (header, picture) for header, picture in (frame(link), frame(link))}
@@ -176,7 +176,7 @@ def test_who_shows_pictures_small_gets_them_small_and_large_the_one_it_enlarges(
         for camera in "ab":
             link.send(json.dumps({"shown": camera}))
         link.send(json.dumps({"small": True, "large": "a"}))
-        until(lambda: sink.idle() or sink._hub.looked_at("a", "plain"))
+        until(lambda: sink.idle() or sink._broadcaster.has_viewers("a", "plain"))
         sink.idle()
         again = {header.camera: header.width for header, _ in (frame(link), frame(link))}
         assert again == {"a": 1280, "b": 640}, "what stands still comes again in its new size"
@@ -185,7 +185,7 @@ def test_who_shows_pictures_small_gets_them_small_and_large_the_one_it_enlarges(
 def test_a_picture_that_is_small_already_is_compressed_once_for_both(overlaid, until):
     with page() as sink, looking(sink) as one, looking(sink) as other:
         other.send(json.dumps({"small": True, "large": ""}))
-        until(lambda: sink._hub.looked_at("line", "small") and sink._hub.looked_at("line", "plain"))
+        until(lambda: sink._broadcaster.has_viewers("line", "small") and sink._broadcaster.has_viewers("line", "plain"))
         sink.put(overlaid())
         assert frame(one)[1] == frame(other)[1]
         assert sink.encoded == 1
@@ -222,9 +222,9 @@ def test_mjpeg_is_painted_and_asks_the_renderer_for_it(overlaid, until):
 
 def test_the_end_comes_though_people_look_on(overlaid, until):
     noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
-    with page() as sink, looking(sink) as link, socket.create_connection(sink._page.guard.address) as mjpeg:
+    with page() as sink, looking(sink) as link, socket.create_connection(sink._page.access.address) as mjpeg:
         mjpeg.sendall(b"GET /stream/line.mjpg HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        until(lambda: len(sink._hub.clients) == 2)
+        until(lambda: len(sink._broadcaster.clients) == 2)
         for index in range(20):
             sink.put(overlaid(noise, index=index))
         sink.__exit__(None, None, None)
@@ -238,7 +238,7 @@ def test_a_silent_camera_is_told_and_its_return_too(overlaid):
             sink.put(overlaid(index=index))
         said = status(link, lambda camera: camera["silent"])
         assert (said["state"], said["index"]) == ("silent", 4)
-        sink.put(replace(overlaid(index=4), silence=SignalLoss(3.0, "waiting", "refused the connection")))
+        sink.put(replace(overlaid(index=4), signal_loss=SignalLoss(3.0, "waiting", "refused the connection")))
         assert status(link, lambda camera: camera["reason"])["reason"] == "refused the connection"
         sink.put(overlaid(index=9))
         said = status(link, lambda camera: not camera["silent"])
@@ -366,14 +366,14 @@ def test_a_port_in_use_is_refused_with_the_cure():
 
 def test_a_cookie_runs_out_and_another_token_breaks_it():
     guard = AccessPolicy(PageAddress("127.0.0.1", 1), TOKEN)
-    cookie = guard.cookie(1000.0)
-    assert guard.admits(Asked(cookie=cookie), 1000.0)
-    assert not guard.admits(Asked(cookie=cookie), 1001.0 + COOKIE_SECONDS)
+    cookie = guard.issue_cookie(1000.0)
+    assert guard.is_authenticated(Asked(cookie=cookie), 1000.0)
+    assert not guard.is_authenticated(Asked(cookie=cookie), 1001.0 + COOKIE_SECONDS)
     later = f"{int(cookie.partition('.')[0]) + 9}.{cookie.partition('.')[2]}"
-    assert not guard.admits(Asked(cookie=later), 1000.0), "who changes the time breaks the seal"
-    assert not AccessPolicy(guard.address, TOKEN + "x").admits(Asked(cookie=cookie), 1000.0)
+    assert not guard.is_authenticated(Asked(cookie=later), 1000.0), "who changes the time breaks the seal"
+    assert not AccessPolicy(guard.address, TOKEN + "x").is_authenticated(Asked(cookie=cookie), 1000.0)
     for junk in ("", ".", "9" * 30 + ".x", "²³.x", "1.ü"):
-        assert not guard.admits(Asked("Bearer ü", junk, junk), 1000.0)
+        assert not guard.is_authenticated(Asked("Bearer ü", junk, junk), 1000.0)
 
 
 def test_loopback_is_told_from_the_world():
@@ -388,13 +388,13 @@ def test_loopback_is_told_from_the_world():
 def test_ready_means_that_every_camera_is_fresh(overlaid):
     now = [100.0]
     board = StatusBoard(("a", "b"), lambda: now[0])
-    assert readiness(board.told(), 5.0) == (False, dict.fromkeys("ab", "no frame yet, waiting"))
+    assert readiness(board.snapshot(), 5.0) == (False, dict.fromkeys("ab", "no frame yet, waiting"))
     for camera in "ab":
-        board.note(overlaid(camera=camera, taken_at=99.9))
-    assert readiness(board.told(), 5.0) == (True, {"a": "fresh", "b": "fresh"})
+        board.update(overlaid(camera=camera, taken_at=99.9))
+    assert readiness(board.snapshot(), 5.0) == (True, {"a": "fresh", "b": "fresh"})
     now[0] = 106.0
-    board.note(overlaid(camera="a", taken_at=105.9))
-    assert readiness(board.told(), 5.0) == (False, {"a": "fresh", "b": "the last frame is 6.1 s old, silent"})
+    board.update(overlaid(camera="a", taken_at=105.9))
+    assert readiness(board.snapshot(), 5.0) == (False, {"a": "fresh", "b": "the last frame is 6.1 s old, silent"})
     assert readiness([], 5.0) == (False, {})
 
 
@@ -403,12 +403,12 @@ def test_a_camera_that_is_slow_by_nature_is_not_called_silent(overlaid):
     board = StatusBoard((), lambda: now[0])
     for index in range(5):
         now[0] = 2.0 * index
-        board.note(overlaid(index=index, taken_at=now[0]))
+        board.update(overlaid(index=index, taken_at=now[0]))
     now[0] += 3.0
-    assert not board.told()[0]["silent"]
+    assert not board.snapshot()[0]["silent"]
     now[0] += 4.0
-    assert board.told()[0]["silent"]
-    assert board.told()[0]["rate"] == 0
+    assert board.snapshot()[0]["silent"]
+    assert board.snapshot()[0]["rate"] == 0
 
 
 def test_a_picture_every_ten_seconds_is_a_rate_too(overlaid):
@@ -416,9 +416,9 @@ def test_a_picture_every_ten_seconds_is_a_rate_too(overlaid):
     board = StatusBoard((), lambda: now[0])
     for index, moment in enumerate((0.0, 10.1, 20.3, 30.2)):
         now[0] = moment
-        board.note(overlaid(index=index, taken_at=moment))
+        board.update(overlaid(index=index, taken_at=moment))
     now[0] += 11.0
-    told = board.told()[0]
+    told = board.snapshot()[0]
     assert (told["state"], told["rate"]) == ("live", pytest.approx(0.1, abs=0.01))
 
 
@@ -437,8 +437,8 @@ def test_the_last_half_minute_is_kept_within_its_bounds():
 
 def test_a_clip_shows_what_was_sent_timed_as_it_was(overlaid, until):
     with page() as sink, looking(sink):
-        until(lambda: sink._hub.clients)
-        sink._hub.clients[0]._flying = {"line": -100}
+        until(lambda: sink._broadcaster.clients)
+        sink._broadcaster.clients[0]._in_flight = {"line": -100}
         assert asked(sink, "/clip/line.mp4")[0] == 404
         for index in range(8):
             sink.put(overlaid(np.full((48, 64, 3), 30 * index, np.uint8), index=index, taken_at=50 + index / 5))
@@ -456,7 +456,7 @@ def test_a_clip_shows_what_was_sent_timed_as_it_was(overlaid, until):
 
 def test_a_number_that_json_cannot_say_leaves_the_frame_out_and_the_page_alive(overlaid, until, caplog):
     with page(cameras=()) as sink, looking(sink) as link:
-        until(lambda: sink._hub.clients)
+        until(lambda: sink._broadcaster.clients)
         for index in range(3):
             sink.put(overlaid(index=index, score=float("nan"), camera="odd \udcff"))
         sink.put(overlaid(index=3, camera="odd \udcff"))
@@ -467,7 +467,7 @@ def test_a_number_that_json_cannot_say_leaves_the_frame_out_and_the_page_alive(o
 
 def test_a_number_that_is_none_is_refused_in_words(overlaid, until):
     with page() as sink, looking(sink) as link:
-        until(lambda: sink._hub.looked_at("line", "plain"))
+        until(lambda: sink._broadcaster.has_viewers("line", "plain"))
         sink.put(overlaid())
         frame(link)
         for path in ("/readyz?within=nan", "/clip/line.mp4?opacity=nan"):
@@ -525,8 +525,8 @@ def test_who_asks_again_and_again_on_one_connection_is_not_taken_for_mute(monkey
 
 def test_clip_comes_in_pieces_of_one_film_whose_index_comes_first(overlaid, until):
     with page() as sink, looking(sink):
-        until(lambda: sink._hub.clients)
-        sink._hub.clients[0]._flying = {"line": -100}
+        until(lambda: sink._broadcaster.clients)
+        sink._broadcaster.clients[0]._in_flight = {"line": -100}
         for index in range(8):
             sink.put(overlaid(np.full((48, 64, 3), 30 * index, np.uint8), index=index, taken_at=50 + index / 5))
         code, headers, start = asked(sink, "/clip/line.mp4", Range="bytes=0-1")
@@ -565,12 +565,12 @@ def test_asked_range_refuses_bytes_that_do_not_exist(header):
 
 
 def test_clip_can_be_had_while_only_an_mjpeg_stream_is_looked_at(overlaid, until):
-    with page() as sink, socket.create_connection(sink._page.guard.address) as mjpeg:
+    with page() as sink, socket.create_connection(sink._page.access.address) as mjpeg:
         mjpeg.sendall(b"GET /stream/line.mjpg HTTP/1.1\r\nHost: localhost\r\n\r\n")
         until(lambda: sink.needs_picture("line"))
         for index in range(4):
             sink.put(overlaid(index=index, taken_at=50 + index / 5))
-            until(lambda: sink.idle() or sink._hub.wanted("line", -1, "painted"))
+            until(lambda: sink.idle() or sink._broadcaster.is_wanted("line", -1, "painted"))
         code, headers, packed = asked(sink, "/clip/line.mp4")
     assert (code, headers["content-type"], packed[4:8]) == (200, "video/mp4", b"ftyp")
 
@@ -578,7 +578,7 @@ def test_clip_can_be_had_while_only_an_mjpeg_stream_is_looked_at(overlaid, until
 def test_mjpeg_takes_a_token_that_players_can_send_and_nothing_else_takes_it_in_its_address(overlaid):
     with page(LOCKED) as sink:
         sink.put(overlaid())
-        own = sink._page.guard.stream_token("line")
+        own = sink._page.access.stream_token("line")
         assert asked(sink, f"/stream/line.mjpg?token={TOKEN}", "HEAD")[0] == 200
         assert asked(sink, f"/stream/line.mjpg?token={own}", "HEAD")[0] == 200
         for path in (f"/stream/door.mjpg?token={own}", "/stream/line.mjpg?token=x", f"/clip/line.mp4?token={TOKEN}"):
@@ -642,13 +642,13 @@ def test_page_behind_a_sub_path_leads_nowhere_else(overlaid):
 def test_own_page_is_known_behind_a_proxy_that_drops_the_port():
     guard = AccessPolicy(PageAddress("127.0.0.1", 8000), TOKEN)
     origin = "http://cams.example:8080"
-    assert guard.knows_origin(origin, "cams.example:8080")
-    assert not guard.knows_origin(origin, "cams.example"), "no proxy says that it is one"
-    assert guard.knows_origin(origin, "cams.example", "")
-    assert guard.knows_origin(origin, "127.0.0.1:8000", "cams.example:8080")
-    assert not guard.knows_origin(origin, "cams.example:9090", "")
-    assert not guard.knows_origin("http://evil.example:8080", "cams.example", "")
-    assert not guard.knows_origin("http://cams.example:x", "cams.example", "")
+    assert guard.is_allowed_origin(origin, "cams.example:8080")
+    assert not guard.is_allowed_origin(origin, "cams.example"), "no proxy says that it is one"
+    assert guard.is_allowed_origin(origin, "cams.example", "")
+    assert guard.is_allowed_origin(origin, "127.0.0.1:8000", "cams.example:8080")
+    assert not guard.is_allowed_origin(origin, "cams.example:9090", "")
+    assert not guard.is_allowed_origin("http://evil.example:8080", "cams.example", "")
+    assert not guard.is_allowed_origin("http://cams.example:x", "cams.example", "")
 
 
 # Tokens
@@ -716,15 +716,15 @@ def test_who_never_reads_is_disconnected_and_frees_a_viewers_place(overlaid, unt
     noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
     with page() as sink, socket.socket() as mute:
         mute.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        mute.connect(sink._page.guard.address)
+        mute.connect(sink._page.access.address)
         mute.sendall(b"GET /stream/line.mjpg HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        until(lambda: sink._hub.clients)
+        until(lambda: sink._broadcaster.clients)
         index = [0]
 
         def gone():
             index[0] += 1
             sink.put(overlaid(noise, index=index[0]))
-            return not sink._hub.clients
+            return not sink._broadcaster.clients
 
         until(gone)
 
@@ -734,7 +734,7 @@ def test_places_go_from_strangers_to_newcomers_and_never_from_who_has_the_token(
     asking = b"GET /static/page.css HTTP/1.1\r\nHost: x\r\n\r\n" * 200  # more than the kernel holds
     with page(LOCKED) as sink, looking(sink, Authorization=f"Bearer {TOKEN}") as link, ExitStack() as stack:
         for number in range(40):
-            one = stack.enter_context(socket.create_connection(sink._page.guard.address, 10))
+            one = stack.enter_context(socket.create_connection(sink._page.access.address, 10))
             if number % 2:
                 with suppress(ConnectionError):
                     one.sendall(asking)
@@ -757,7 +757,7 @@ def test_page_waits_while_no_file_handle_is_free_and_says_so_once(overlaid, unti
         waiting = [stack.enter_context(socket.socket()) for _ in range(20)]
         resource.setrlimit(resource.RLIMIT_NOFILE, (waiting[0].fileno(), before[1]))
         for one in waiting:
-            one.connect(sink._page.guard.address)
+            one.connect(sink._page.access.address)
         until(lambda: "no connection can be accepted" in caplog.text)
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
         assert asked(sink, "/healthz")[0] == 200
@@ -802,7 +802,7 @@ def test_websockets_without_the_token_keep_no_place_from_newcomers(overlaid, unt
 
         def answered():
             for _ in range(20):
-                one = stack.enter_context(socket.create_connection(sink._page.guard.address, 10))
+                one = stack.enter_context(socket.create_connection(sink._page.access.address, 10))
                 with suppress(ConnectionError):
                     one.sendall(upgrade)
             with suppress(ConnectionError, http.client.BadStatusLine):

@@ -137,7 +137,7 @@ class QuietHandler(SimpleHTTPRequestHandler):
 class Recording:
     """A recorder as far as the page is concerned."""
 
-    uri, trouble = "clips/", ""
+    uri, problem = "clips/", ""
 
 
 SHOWN = """() => {
@@ -243,7 +243,7 @@ def test_a_throttled_tab_among_three_raises_nobodys_age(tab):
         middle = [one[len(one) // 2] for one in (before, beside)]
         assert len(beside) > 0.5 * len(before), "it sees as many frames as before"
         assert middle[1] < middle[0] + 0.08, f"median age {middle[0]:.3f} s alone, {middle[1]:.3f} s beside a slow one"
-        most = max(client.skipped for client in sink._hub.clients)
+        most = max(client.skipped for client in sink._broadcaster.clients)
         assert most > 5, "the slow one misses frames"
 
 
@@ -342,10 +342,10 @@ def test_what_does_not_work_is_told_above_the_pictures_while_it_does_not(tab):
         shown(page)
         assert not page.get_by_role("alert").is_visible()
         assert page.locator("#viewers").inner_text() == "1 viewer"
-        disk.trouble = "the disk takes no more (No space left on device)"
+        disk.problem = "the disk takes no more (No space left on device)"
         page.get_by_role("alert").wait_for()
-        assert page.get_by_role("alert").inner_text().split("\n") == ["clips/", disk.trouble]
-        disk.trouble = ""
+        assert page.get_by_role("alert").inner_text().split("\n") == ["clips/", disk.problem]
+        disk.problem = ""
         page.get_by_role("alert").wait_for(state="hidden")
 
 
@@ -358,7 +358,7 @@ def test_the_reason_of_a_silence_is_told(tab):
         silence = SignalLoss(2.0, "waiting", "camera: connection refused")
         feed.stop.set()
         feed.thread.join()
-        sink.put(replace(numbered(last), silence=silence))
+        sink.put(replace(numbered(last), signal_loss=silence))
         page.wait_for_selector(".card.stale")
         assert "connection refused" in page.locator(".stamp").inner_text()
         assert page.locator(".state").inner_text() == "waiting"
@@ -375,8 +375,8 @@ def test_a_guard_that_fires_is_seen_in_the_grid_and_said_in_words_once(tab, unti
 
     with WebSink(ANY, cameras=("line",)) as sink:
         page = tab(sink.endpoint)
-        until(lambda: bool(sink._hub.clients))
-        sink.put(guarded(1, replace(fires, firing=False, says="", seconds=0.0)))
+        until(lambda: bool(sink._broadcaster.clients))
+        sink.put(guarded(1, replace(fires, firing=False, message="", seconds=0.0)))
         page.wait_for_selector(".card[data-index='1']")
         assert page.locator(".alarm").is_hidden()
         calm = page.evaluate(PIXEL)
@@ -389,7 +389,7 @@ def test_a_guard_that_fires_is_seen_in_the_grid_and_said_in_words_once(tab, unti
         alarmed = page.evaluate(PIXEL)
         assert calm[2] > calm[0]
         assert alarmed[0] > alarmed[2]
-        sink.put(guarded(5, replace(fires, firing=False, says="", seconds=0.0)))
+        sink.put(guarded(5, replace(fires, firing=False, message="", seconds=0.0)))
         page.wait_for_selector(".card[data-index='5']")
         assert page.locator(".alarm").is_hidden()
         assert page.locator(".card.alarmed").count() == 0
@@ -445,7 +445,7 @@ def test_a_dashboard_that_is_named_shows_a_stream_and_another_site_shows_none(ta
         site = dashboard.replace("127.0.0.1", "localhost")
         options = SinkOptions(token=token, embed_origins=(site,))
         with fed(options=options) as (sink, _):
-            stream = f"{sink.endpoint}/stream/line.mjpg?token={sink._page.guard.stream_token('line')}"
+            stream = f"{sink.endpoint}/stream/line.mjpg?token={sink._page.access.stream_token('line')}"
             (folder / "index.html").write_text(
                 f'<!doctype html><title>d</title><link rel="icon" href="data:,"><img src="{stream}">'
             )

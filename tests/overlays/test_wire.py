@@ -72,12 +72,12 @@ def overlays(draw) -> Overlay:
 @given(overlays())
 def test_what_is_sent_arrives(overlay):
     sent = overlay.explanation
-    parts = encode(overlay, sent_at_unix=1.7e9, now_monotonic=sent.frame.taken_at + 0.25)
+    parts = encode(overlay, sent_at_unix=1.7e9, now_monotonic=sent.frame.captured_at + 0.25)
     header, payload = decode_message(parts)
     got = as_overlay(header, decode_image(payload), now_unix=1.7e9 + 1, now_monotonic=50.0).explanation
     assert parts[0].decode() == got.frame.camera == sent.frame.camera
     assert header.age_seconds == pytest.approx(0.25, abs=1e-5)
-    assert got.frame.taken_at == pytest.approx(50.0 - 1.25, abs=1e-5)
+    assert got.frame.captured_at == pytest.approx(50.0 - 1.25, abs=1e-5)
     for field in ("index", "pts_seconds", "truth", "width", "height"):
         assert getattr(got.frame, field) == getattr(sent.frame, field)
     for field in ("method", "layer", "model", "heat_region", "timings"):
@@ -156,7 +156,7 @@ def test_findings_of_different_grids_are_refused(explained):
 
 
 def record_of(explanation, **changes):
-    record = explanation_record(explanation, sent_at_unix=5.0, now_monotonic=explanation.frame.taken_at)
+    record = explanation_record(explanation, sent_at_unix=5.0, now_monotonic=explanation.frame.captured_at)
     return record | {"encoding": "jpeg"} | changes
 
 

@@ -61,7 +61,7 @@ def test_what_is_put_is_seen_with_its_picture_reason_and_age(sink, overlaid, unt
     picture = np.full((48, 64, 3), (200, 30, 60), np.uint8)
     with Viewer(sink.endpoint) as viewer:
         joined(sink, until)
-        assert sink.needs_picture("door")
+        assert sink.needs_image("door")
         sink.put(overlaid(picture, camera="door", index=7, label="cat", taken_at=time.monotonic() - 0.5))
         received = first(viewer)
     assert (received.camera, received.header.index, received.header.findings[0].label) == ("door", 7, "cat")
@@ -77,12 +77,12 @@ def test_nothing_is_compressed_while_nobody_watches_that_camera(sink, overlaid, 
     genuine = zeromq.encode_image
     monkeypatch.setattr(zeromq, "encode_image", lambda *a, **k: packed.append(1) or genuine(*a, **k))
     sink.put(overlaid(camera="door"))
-    assert not sink.needs_picture("door")
+    assert not sink.needs_image("door")
     with Viewer(sink.endpoint, ("door",)) as viewer:
         joined(sink, until, b"door")
-        assert sink.needs_picture("door")
-        assert sink.needs_picture("doorstep"), "topics are beginnings of names"
-        assert not sink.needs_picture("gate")
+        assert sink.needs_image("door")
+        assert sink.needs_image("doorstep"), "topics are beginnings of names"
+        assert not sink.needs_image("gate")
         packed.clear()
         sink.put(overlaid(camera="gate"))
         assert packed == []
@@ -95,7 +95,7 @@ def test_nothing_is_compressed_while_nobody_watches_that_camera(sink, overlaid, 
         return not sink.topics
 
     until(left)
-    assert not sink.needs_picture("door")
+    assert not sink.needs_image("door")
 
 
 def test_one_jpeg_serves_all_viewers(sink, overlaid, until, monkeypatch):
@@ -320,14 +320,14 @@ def test_a_frozen_viewer_is_noticed_its_camera_rests_and_once_it_thaws_it_sees_a
 
                 def gone():
                     sink.idle()
-                    return not sink.needs_picture("line")
+                    return not sink.needs_image("line")
 
                 until(gone)
                 watcher.send_signal(signal.SIGCONT)
 
                 def back():
                     sink.put(overlaid(index=77))
-                    return sink.needs_picture("line")
+                    return sink.needs_image("line")
 
                 until(back)
                 assert watcher.stdout.readline() == b"77\n"
@@ -402,7 +402,7 @@ def test_a_newer_publisher_is_told_apart_from_damage(raw):
 
 def test_a_publisher_that_goes_is_told_from_a_message_that_is_too_large(overlaid, until):
     with Viewer("tcp://127.0.0.1:1") as viewer:
-        until(lambda: nothing_comes(viewer, polls=1) and viewer.trouble == "nobody answers there")
+        until(lambda: nothing_comes(viewer, polls=1) and viewer.problem == "nobody answers there")
     sink = ZeroMqSink(ANY)
     with ExitStack() as stack:
         stack.enter_context(sink)
@@ -410,9 +410,9 @@ def test_a_publisher_that_goes_is_told_from_a_message_that_is_too_large(overlaid
         joined(sink, until)
         sink.put(overlaid())
         assert first(viewer).header.index == 0
-        until(lambda: not viewer.trouble)
+        until(lambda: not viewer.problem)
         sink.__exit__(None, None, None)
-        until(lambda: nothing_comes(viewer, polls=1) and viewer.trouble == "nobody answers there")
+        until(lambda: nothing_comes(viewer, polls=1) and viewer.problem == "nobody answers there")
         assert nothing_comes(viewer, polls=12)
         assert viewer.oversized == 0
         sink.__enter__()

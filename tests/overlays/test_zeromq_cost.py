@@ -62,7 +62,7 @@ def run_at(sink, overlaid, now, rate, seconds, camera="line", *, drawn=None):
     for index in range(round(rate * seconds)):
         now[0] += 1 / rate
         before = sink.encoded
-        wanted = sink.needs_picture(camera) if drawn is None else drawn
+        wanted = sink.needs_image(camera) if drawn is None else drawn
         sink.put(overlaid(index=index, camera=camera, drawn=wanted, taken_at=0.0))
         if sink.encoded > before:
             sent.append((index, wanted))
@@ -85,11 +85,11 @@ def test_no_more_frames_leave_than_the_rate_and_only_those_are_drawn(most, expec
 
 def test_each_camera_has_a_pace_of_its_own():
     pace = RateLimiter(10.0)
-    pace.note("a", 5.0)
+    pace.record("a", 5.0)
     assert not pace.is_due("a", 5.09)
     assert pace.is_due("a", 5.11)
     assert pace.is_due("b", 5.0)
-    pace.note("a", 9.0)
+    pace.record("a", 9.0)
     assert pace.due_at("a") == pytest.approx(9.1), "after a pause nothing is made up for"
 
 
@@ -140,7 +140,7 @@ def test_a_frame_is_compressed_once_for_all_who_watch_and_never_for_nobody(viewe
         until(all_there)
         asked = 0
         for index in range(3):
-            asked += sink.needs_picture("line")
+            asked += sink.needs_image("line")
             sink.put(overlaid(index=index, taken_at=time.monotonic()))
         assert (sink.encoded, asked) == ((3, 3) if viewers else (0, 0))
         for viewer in watching:
@@ -150,5 +150,5 @@ def test_a_frame_is_compressed_once_for_all_who_watch_and_never_for_nobody(viewe
                 return any(each.header.index == 2 for each in seen_by(viewer, 1))
 
             until(served)
-            assert (viewer.trouble, viewer.refused, viewer.damaged) == ("", 0, 0)
+            assert (viewer.problem, viewer.refused, viewer.damaged) == ("", 0, 0)
         assert sink.encoded == (3 if viewers else 0), "nor again for whoever was late"

@@ -21,7 +21,7 @@ def alarm(rule=RULE, hold=0.5, clear=1.0, margin=0.0):
 
 def facts(inside=0.9, label="scratch", score=0.9, drop=None):
     grounds = HeatmapStats(0.1, 0.2, (1.0, 1.0), None, {} if inside is None else {"part": inside})
-    finding = Finding(label, score, np.zeros((1, 1), np.float32), 0, grounds=grounds)
+    finding = Finding(label, score, np.zeros((1, 1), np.float32), 0, heatmap_stats=grounds)
     checked = None if drop is None else DeletionCheck(label, score, score - drop, 0, 0.1)
     seen = Explanation(Frame(np.zeros((2, 2, 3), np.uint8), "line", 0, 0.0), (finding,), "m", "l", deletion=checked)
     return RuleContext(seen, finding, checked)
@@ -29,7 +29,7 @@ def facts(inside=0.9, label="scratch", score=0.9, drop=None):
 
 def run(guard, story):
     """Judge (seconds, inside) pairs and return when it fired."""
-    return [seconds for seconds, inside in story if guard.judge(facts(inside), seconds).firing]
+    return [seconds for seconds, inside in story if guard.update(facts(inside), seconds).firing]
 
 
 def test_it_fires_when_the_rule_has_been_broken_for_the_hold_time():
@@ -56,7 +56,7 @@ def test_a_flicker_does_not_end_it():
     guard = alarm()
     story = [(0.0, 0.1), (0.5, 0.1)] + [(0.6 + k / 10, 0.9 if k % 9 else 0.1) for k in range(60)]
     assert len(run(guard, story)) == 61
-    assert guard.fired == 1
+    assert guard.fire_count == 1
 
 
 def test_while_it_fires_the_bound_is_harder_by_the_margin():
@@ -76,22 +76,22 @@ def test_the_margin_moves_every_bound_to_its_harder_side_through_not_and_or():
         for value, held in ((kept, True), (near, False)):
             seen = facts()
             grounds = HeatmapStats(value, 0.2, (1.0, 1.0), None)
-            found = Finding("scratch", 0.9, np.zeros((1, 1), np.float32), 0, grounds=grounds)
-            assert guard.rule.claim(RuleContext(seen.explanation, found, None), 0.1) is held
-            assert guard.rule.claim(RuleContext(seen.explanation, found, None), 0.0) is True
+            found = Finding("scratch", 0.9, np.zeros((1, 1), np.float32), 0, heatmap_stats=grounds)
+            assert guard.rule.requirement(RuleContext(seen.explanation, found, None), 0.1) is held
+            assert guard.rule.requirement(RuleContext(seen.explanation, found, None), 0.0) is True
 
 
 def test_where_its_condition_does_not_apply_a_rule_is_kept():
     guard = alarm(hold=0)
-    assert not guard.judge(facts(0.1, label="dent"), 0.0).firing
-    assert not guard.judge(facts(0.1, score=0.4), 0.1).firing
-    assert guard.judge(facts(0.1), 0.2).firing
+    assert not guard.update(facts(0.1, label="dent"), 0.0).firing
+    assert not guard.update(facts(0.1, score=0.4), 0.1).firing
+    assert guard.update(facts(0.1), 0.2).firing
 
 
 def test_a_number_that_is_not_known_breaks_no_rule():
     guard = alarm(hold=0)
-    assert not guard.judge(facts(None), 0.0).firing
-    assert not alarm("not heat_inside(part) < 0.5", hold=0).judge(facts(None), 0.0).firing
+    assert not guard.update(facts(None), 0.0).firing
+    assert not alarm("not heat_inside(part) < 0.5", hold=0).update(facts(None), 0.0).firing
 
 
 def test_a_pause_or_a_clock_that_goes_back_starts_the_hold_time_anew():
@@ -101,33 +101,33 @@ def test_a_pause_or_a_clock_that_goes_back_starts_the_hold_time_anew():
 
 def test_a_frame_without_findings_is_no_verdict():
     empty = Explanation(Frame(np.zeros((2, 2, 3), np.uint8), "line", 0, 0.0), (), "m", "l")
-    assert not alarm(hold=0).judge(RuleContext(empty, None, None), 0.0).firing
-    assert not alarm("focus_area <= 0.1", hold=0).judge(RuleContext(empty, None, None), 0.0).firing
+    assert not alarm(hold=0).update(RuleContext(empty, None, None), 0.0).firing
+    assert not alarm("focus_area <= 0.1", hold=0).update(RuleContext(empty, None, None), 0.0).firing
 
 
 def test_it_says_what_was_wanted_and_what_was_seen():
-    assert alarm(hold=0).judge(facts(0.123), 0.0).says == "heat_inside(part) >= 0.6, but is 0.12"
-    both = alarm("heat_inside(part) >= 0.6 and focus_area <= 0.2", hold=0).judge(facts(0.123), 0.0)
-    assert both.says.endswith("but heat_inside(part) is 0.12, focus_area is 0.10")
+    assert alarm(hold=0).update(facts(0.123), 0.0).message == "heat_inside(part) >= 0.6, but is 0.12"
+    both = alarm("heat_inside(part) >= 0.6 and focus_area <= 0.2", hold=0).update(facts(0.123), 0.0)
+    assert both.message.endswith("but heat_inside(part) is 0.12, focus_area is 0.10")
 
 
 @pytest.mark.parametrize(("inside", "shown"), [(0.0, "0.00"), (0.004, "0.004"), (0.0004, "0.0004"), (0.25, "0.25")])
 def test_what_little_was_seen_is_not_shown_as_nothing(inside, shown):
     guard = alarm("heat_inside(part) >= 0.6", hold=0)
-    assert guard.judge(facts(inside), 1.0).says == f"heat_inside(part) >= 0.6, but is {shown}"
+    assert guard.update(facts(inside), 1.0).message == f"heat_inside(part) >= 0.6, but is {shown}"
 
 
 def test_its_seconds_go_by_the_frames_clock():
     guard = alarm(hold=0)
-    assert [guard.judge(facts(0.1), 100 + k / 2).seconds for k in range(4)] == [0.0, 0.5, 1.0, 1.5]
+    assert [guard.update(facts(0.1), 100 + k / 2).seconds for k in range(4)] == [0.0, 0.5, 1.0, 1.5]
 
 
 def test_a_deletion_check_of_another_class_says_nothing():
     guard = alarm("score_drop_when_masked >= 0.2 when score>0.5", hold=0)
-    assert guard.judge(facts(drop=0.05), 0.0).firing
+    assert guard.update(facts(drop=0.05), 0.0).firing
     stale = facts(drop=0.05)
     other = Finding("dent", 0.9, np.zeros((1, 1), np.float32), 1)
-    assert guard.rule.claim(RuleContext(stale.explanation, other, stale.explanation.deletion), 0.0) is None
+    assert guard.rule.requirement(RuleContext(stale.explanation, other, stale.explanation.deletion), 0.0) is None
 
 
 @pytest.mark.parametrize("rate", [1.0, 12.5, 30.0, 59.94])
@@ -146,9 +146,9 @@ def test_alarm_names_the_number_of_the_frame_it_speaks_of_whatever_came_before(m
     rng = np.random.default_rng(5)
     firing = []
     for k, inside in enumerate(rng.uniform(0.3, 0.9, 400).round(3).tolist()):
-        state = guard.judge(facts(inside), k / 10)
+        state = guard.update(facts(inside), k / 10)
         if state.firing:
-            firing.append((inside, state.says))
+            firing.append((inside, state.message))
     assert len(firing) > 200
     assert any("kept again" in says for _, says in firing)
     for inside, says in firing:
@@ -157,16 +157,16 @@ def test_alarm_names_the_number_of_the_frame_it_speaks_of_whatever_came_before(m
 
 def test_alarm_of_a_frame_to_which_its_rule_does_not_apply_names_no_number():
     guard = alarm(hold=0.0)
-    guard.judge(facts(0.03), 0.0)
-    says = guard.judge(facts(0.522, label="ok"), 0.4).says
+    guard.update(facts(0.03), 0.0)
+    says = guard.update(facts(0.522, label="ok"), 0.4).message
     assert says == "heat_inside(part) >= 0.6; does not apply to this frame; last broken 0.4 s ago"
 
 
 def test_alarm_shows_a_number_that_rounds_to_its_bound_in_more_decimals():
-    assert alarm(hold=0).judge(facts(0.5996), 0.0).says == "heat_inside(part) >= 0.6, but is 0.5996"
+    assert alarm(hold=0).update(facts(0.5996), 0.0).message == "heat_inside(part) >= 0.6, but is 0.5996"
 
 
 def test_alarm_says_of_a_number_within_the_margin_that_the_margin_is_meant():
     guard = alarm(hold=0, margin=0.05)
-    guard.judge(facts(0.1), 0.0)
-    assert guard.judge(facts(0.62), 0.1).says == "heat_inside(part) >= 0.6 by a margin of 0.05, but is 0.62"
+    guard.update(facts(0.1), 0.0)
+    assert guard.update(facts(0.62), 0.1).message == "heat_inside(part) >= 0.6 by a margin of 0.05, but is 0.62"

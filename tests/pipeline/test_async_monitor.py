@@ -25,7 +25,7 @@ class AheadExplainer:
         self._count = count
         self._bell = threading.Condition()
 
-    def begin(self, frames):
+    def submit(self, frames):
         with self._bell:
             self.begun += 1
             number = self.begun
@@ -43,7 +43,7 @@ class AheadExplainer:
         return finish
 
     def explain(self, frames):
-        return self.begin(frames)()
+        return self.submit(frames)()
 
 
 def run(explainer, sink, limits, count=12):
@@ -54,7 +54,7 @@ def run(explainer, sink, limits, count=12):
 
 def test_the_next_batch_is_begun_before_the_last_is_finished_and_all_arrive_in_order():
     explainer, sink = AheadExplainer(12), FakeSink()
-    outcome = run(explainer, sink, RunLimits(batch=1))
+    outcome = run(explainer, sink, RunLimits(batch_size=1))
     assert explainer.most_under_way >= 2
     assert sink.got == list(range(12))
     assert outcome.explained == 12
@@ -63,21 +63,21 @@ def test_the_next_batch_is_begun_before_the_last_is_finished_and_all_arrive_in_o
 
 def test_a_limit_of_frames_counts_what_was_begun():
     explainer, sink = AheadExplainer(3), FakeSink()
-    outcome = run(explainer, sink, RunLimits(frames=5, batch=2))
+    outcome = run(explainer, sink, RunLimits(frames=5, batch_size=2))
     assert sink.got == [0, 1, 2, 3, 4]
     assert outcome.explained == 5
 
 
 def test_an_error_in_finishing_ends_the_run_and_is_raised():
     class Failing(AheadExplainer):
-        def begin(self, frames):
+        def submit(self, frames):
             def finish():
                 raise ZeroDivisionError("the card fell out")
 
             return finish
 
     with pytest.raises(ZeroDivisionError, match="fell out"):
-        run(Failing(1), FakeSink(), RunLimits(batch=1), count=10_000)
+        run(Failing(1), FakeSink(), RunLimits(batch_size=1), count=10_000)
 
 
 def test_guards_stand_before_one_that_works_ahead_as_before_any_other():
@@ -86,10 +86,10 @@ def test_guards_stand_before_one_that_works_ahead_as_before_any_other():
     assert isinstance(guardian, AsyncExplainer)
     assert isinstance(guardian, Explainer)
     assert not isinstance(ExplanationMonitor(FakeExplainer()), AsyncExplainer)
-    run(guardian, sink, RunLimits(batch=1))
+    run(guardian, sink, RunLimits(batch_size=1))
     assert sink.got == list(range(12))
     (measured,) = AsyncExplanationMonitor(AheadExplainer(1)).explain([FakeFrame.make()])
-    assert measured.top.grounds is not None
+    assert measured.first.heatmap_stats is not None
 
 
 class FakeFrame:

@@ -19,7 +19,7 @@ HEAT = np.zeros((1, 1), np.float32)
 def seen(seconds, focus=0.1, label="scratch", score=0.9, camera="line"):
     grounds = HeatmapStats(focus, 0.4, (10.0, 5.0), None, {"part": 0.8})
     return Explanation(
-        Frame(PIXELS, camera, 0, 0.0, seconds), (Finding(label, score, HEAT, 1, grounds=grounds),), "m", "l"
+        Frame(PIXELS, camera, 0, 0.0, seconds), (Finding(label, score, HEAT, 1, heatmap_stats=grounds),), "m", "l"
     )
 
 
@@ -64,7 +64,7 @@ def drifted(baseline, values, seconds=600.0):
     drift = DriftDetector(baseline, seconds)
     for second, value in enumerate(values):
         drift.add(seen(float(second), value))
-    return {one.statistic: one for one in drift.told()}
+    return {one.statistic: one for one in drift.reports()}
 
 
 def test_the_same_again_is_no_drift_and_another_spread_is_a_great_one():

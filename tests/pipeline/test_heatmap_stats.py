@@ -119,20 +119,20 @@ def test_numbers_stay_within_their_limits(seed, rows, columns):
 def test_stability_is_the_correlation_with_the_map_before():
     surveyor = HeatmapStatsTracker()
     first, then = [[0.0, 0.5, 1.0]], [[0.0, 1.0, 0.5]]
-    assert surveyor.measure(explained(first))[0][0].grounds.stability is None
-    found = surveyor.measure(explained(then, 1, 0.1))[0][0].grounds.stability
+    assert surveyor.measure(explained(first))[0][0].heatmap_stats.stability is None
+    found = surveyor.measure(explained(then, 1, 0.1))[0][0].heatmap_stats.stability
     assert found == pytest.approx(np.corrcoef(first[0], then[0])[0, 1], abs=1e-6)
-    assert surveyor.measure(explained(then, 2, 0.2))[0][0].grounds.stability == pytest.approx(1.0)
+    assert surveyor.measure(explained(then, 2, 0.2))[0][0].heatmap_stats.stability == pytest.approx(1.0)
 
 
 def test_stability_asks_for_the_same_class_camera_and_no_pause():
     surveyor, ramp = HeatmapStatsTracker(), [[0.0, 0.5, 1.0]]
     surveyor.measure(explained(ramp))
-    assert surveyor.measure(explained(ramp, camera="door"))[0][0].grounds.stability is None
-    assert surveyor.measure(explained(ramp, 1, 0.1, label="dent"))[0][0].grounds.stability is None
-    assert surveyor.measure(explained(ramp, 2, 9.0, label="dent"))[0][0].grounds.stability is None
-    assert surveyor.measure(explained(ramp, 3, 1.0, label="dent"))[0][0].grounds.stability is None
-    assert surveyor.measure(explained([[0.0, 0.0, 0.0]], 4, 1.1, label="dent"))[0][0].grounds.stability is None
+    assert surveyor.measure(explained(ramp, camera="door"))[0][0].heatmap_stats.stability is None
+    assert surveyor.measure(explained(ramp, 1, 0.1, label="dent"))[0][0].heatmap_stats.stability is None
+    assert surveyor.measure(explained(ramp, 2, 9.0, label="dent"))[0][0].heatmap_stats.stability is None
+    assert surveyor.measure(explained(ramp, 3, 1.0, label="dent"))[0][0].heatmap_stats.stability is None
+    assert surveyor.measure(explained([[0.0, 0.0, 0.0]], 4, 1.1, label="dent"))[0][0].heatmap_stats.stability is None
 
 
 def test_regions_are_made_anew_when_the_frame_changes_its_size():
@@ -146,7 +146,7 @@ def test_regions_are_made_anew_when_the_frame_changes_its_size():
     for size in ((60, 80), (60, 80), (30, 40)):
         seen = Explanation(frame(size=size), (Finding("a", 1.0, heat([[1.0, 0.0, 0.0, 0.0]]), 0),), "m", "l")
         findings, _ = surveyor.measure(seen)
-        assert findings[0].grounds.heat_inside["left"] == pytest.approx(1.0)
+        assert findings[0].heatmap_stats.heat_inside["left"] == pytest.approx(1.0)
     assert asked == [("line", 80, 60), ("line", 40, 30)]
 
 

@@ -33,7 +33,7 @@ class FakeRenderer:
         self.rendered += 1
         return Overlay(explanation.frame.image.copy(), explanation)
 
-    def silent(self, explanation, silence):
+    def render_stale(self, explanation, silence):
         return Overlay(explanation.frame.image.copy(), explanation, silence)
 
 
@@ -70,7 +70,7 @@ def run(sources, sinks, limits=None, explainer=None, renderer=None, stop=None):
         explainer or FakeExplainer(),
         renderer or FakeRenderer(),
         sinks,
-        limits=limits or RunLimits(batch=1),
+        limits=limits or RunLimits(batch_size=1),
         stop=stop or threading.Event(),
     )
 
@@ -79,12 +79,12 @@ def test_a_file_loses_nothing_on_its_way_to_a_recorder():
     sink = FakeSink()
     outcome = run([FakeSource(100)], [sink])
     assert sink.got == list(range(100))
-    assert (outcome.taken, outcome.explained, outcome.dropped, outcome.errors) == (100, 100, 0, [])
+    assert (outcome.received, outcome.explained, outcome.dropped, outcome.errors) == (100, 100, 0, [])
 
 
 def test_the_frame_limit_is_kept_exactly_whatever_the_batch():
     sink = FakeSink()
-    outcome = run([FakeSource(100)], [sink], RunLimits(frames=7, batch=4))
+    outcome = run([FakeSource(100)], [sink], RunLimits(frames=7, batch_size=4))
     assert sink.got == list(range(7))
     assert outcome.explained == 7
 
@@ -136,9 +136,9 @@ def test_the_pointing_game_is_scored_where_truth_is_known():
                 None,
             ]
             for frame, truth in zip(super().frames(stop), truths, strict=False):
-                yield type(frame)(frame.image, frame.camera, frame.index, frame.taken_at, truth=truth)
+                yield type(frame)(frame.image, frame.camera, frame.index, frame.captured_at, truth=truth)
 
-    camera = run([Line(4)], [FakeSink()]).tally.cameras["fake"]
+    camera = run([Line(4)], [FakeSink()]).stats.cameras["fake"]
     assert (camera.judged, camera.right, camera.pointed, camera.hits) == (3, 2, 2, 1)
 
 
@@ -175,8 +175,8 @@ def test_a_live_camera_that_stalls_is_shown_so_by_every_door_that_looks_and_coun
     class Looking(FakeSink):
         def put(self, overlay):
             super().put(overlay)
-            if overlay.silence is not None:
-                self.silence = overlay.silence
+            if overlay.signal_loss is not None:
+                self.silence = overlay.signal_loss
                 seen.set()
 
     looking, blind = Looking(), FakeSink(looks=False)

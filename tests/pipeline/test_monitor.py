@@ -63,14 +63,14 @@ def guarded(guardian, given):
     told = []
     for frame in given:
         told.extend(guardian.explain([frame]))
-        guardian.afterwards()
+        guardian.after_batch()
     return told
 
 
 def test_every_finding_is_measured_where_nobody_guards():
     told = guarded(ExplanationMonitor(Seer()), frames(3))
-    assert [one.top.grounds.focus_area for one in told] == [0.125] * 3
-    assert told[2].top.grounds.stability == pytest.approx(1.0)
+    assert [one.first.heatmap_stats.focus_area for one in told] == [0.125] * 3
+    assert told[2].first.heatmap_stats.stability == pytest.approx(1.0)
     assert all(one.guards == () and one.regions == () and one.deletion is None for one in told)
 
 
@@ -78,8 +78,8 @@ def test_a_right_sounding_verdict_from_the_wrong_place_raises_the_alarm():
     told = guarded(ExplanationMonitor(Seer(turns=30), guards(GROUNDED)), frames(60))
     first = next(k for k, one in enumerate(told) if one.firing)
     assert first == 30 + 6
-    assert told[first].firing[0].says == "heat_inside(left) >= 0.6, but is 0.00"
-    assert told[-1].guards[0].fired == 1
+    assert told[first].firing[0].message == "heat_inside(left) >= 0.6, but is 0.00"
+    assert told[-1].guards[0].fire_count == 1
 
 
 def test_it_is_said_once_when_it_begins_and_once_when_it_ends(caplog):
@@ -101,7 +101,7 @@ def test_each_camera_has_alarms_of_its_own():
     guarded(guardian, frames(60, "a"))
     (other,) = guarded(guardian, frames(1, "b"))
     assert not other.firing
-    assert guardian.fired() == {("a", "grounded"): 1, ("b", "grounded"): 0}
+    assert guardian.fire_counts() == {("a", "grounded"): 1, ("b", "grounded"): 0}
 
 
 def test_a_region_outside_the_picture_is_said_once(caplog):
@@ -131,8 +131,8 @@ def test_the_deletion_check_keeps_its_budget_and_its_result_comes_with_its_age()
     seer = Doubting()
     guardian = ExplanationMonitor(seer, guards(MASKED, deletion={"budget": 0.02}), clock=lambda: seer.now)
     told = guarded(guardian, frames(3000))
-    assert guardian.budget.share <= 0.02
-    assert guardian.budget.checks == seer.masked > 50
+    assert guardian.overhead_budget.fraction <= 0.02
+    assert guardian.overhead_budget.checks == seer.masked > 50
     found = [one.deletion for one in told if one.deletion is not None]
     assert found[0].drop == pytest.approx(0.8)
     assert found[0].age_seconds == pytest.approx(1 / 30, abs=1e-3)
@@ -145,14 +145,14 @@ def test_a_verdict_that_stands_without_what_it_points_at_raises_the_alarm():
     seer.left = 0.85
     guardian = ExplanationMonitor(seer, guards(MASKED), clock=lambda: seer.now)
     told = guarded(guardian, frames(300))
-    assert told[-1].firing[0].says == "score_drop_when_masked >= 0.2, but is 0.05 (measured 0.1 s ago)"
+    assert told[-1].firing[0].message == "score_drop_when_masked >= 0.2, but is 0.05 (measured 0.1 s ago)"
 
 
 def test_only_verdicts_that_a_rule_asks_about_are_checked():
     seer = Doubting(label="ok")
     guardian = ExplanationMonitor(seer, guards(MASKED), clock=lambda: seer.now)
     guarded(guardian, frames(500))
-    assert guardian.budget.checks == 0
+    assert guardian.overhead_budget.checks == 0
 
 
 def test_cameras_take_turns_at_being_checked():
@@ -162,7 +162,7 @@ def test_cameras_take_turns_at_being_checked():
     for k in range(60):
         pair = [replace(frames(1, name)[0], index=k, pts_seconds=k / 30) for name in ("a", "b")]
         checked |= {one.frame.camera for one in guardian.explain(pair) if one.deletion is not None}
-        guardian.afterwards()
+        guardian.after_batch()
     assert checked == {"a", "b"}
 
 
@@ -188,7 +188,7 @@ def test_its_figures_are_the_explainers_and_its_own():
     guardian = ExplanationMonitor(seer, guards(GROUNDED, MASKED), slow=slow, clock=lambda: seer.now)
     guarded(guardian, frames(1500))
     assert isinstance(guardian, HasMetrics)
-    told = {(one.name, *dict(one.labels).values()): one.value for one in guardian.figures()}
+    told = {(one.name, *dict(one.labels).values()): one.value for one in guardian.metrics()}
     assert told["guard_firing", "line", "grounded"] == 1.0
     assert told["guard_fired", "line", "grounded"] == 1.0
     assert told["focus_area", "line"] == pytest.approx(0.125)
@@ -209,12 +209,12 @@ def test_the_journey_gives_it_time_when_a_batch_is_on_its_way():
         def render(self, explanation):
             raise AssertionError("nobody looks")
 
-        def silent(self, explanation, silence):
+        def render_stale(self, explanation, silence):
             raise AssertionError("nobody looks")
 
     with FakeSource(50) as source:
-        run_pipeline([(source, "wait")], guardian, Plain(), [], limits=RunLimits(batch=1), stop=threading.Event())
-    assert guardian.budget.checks > 5
+        run_pipeline([(source, "wait")], guardian, Plain(), [], limits=RunLimits(batch_size=1), stop=threading.Event())
+    assert guardian.overhead_budget.checks > 5
 
 
 @pytest.mark.parametrize("where", ["score", "heat"])
@@ -223,8 +223,8 @@ def test_frame_with_a_number_that_is_not_finite_fires_no_guard(where):
         def explained(self, frame):
             change = {"score": math.nan} if where == "score" else {"heat": np.full((2, 4), np.nan, np.float32)}
             seen = super().explained(frame)
-            return replace(seen, findings=(replace(seen.top, **change),))
+            return replace(seen, findings=(replace(seen.first, **change),))
 
     guardian = ExplanationMonitor(Broken(), guards(GROUNDED | {"rule": "score >= 0.6 and heat_inside(left) >= 0.6"}))
     assert not any(one.firing for one in guarded(guardian, frames(60)))
-    assert set(guardian.fired().values()) <= {0}
+    assert set(guardian.fire_counts().values()) <= {0}

@@ -10,10 +10,10 @@ from pipeline.guards.overhead import OverheadBudget
 
 def test_a_check_waits_until_its_cost_has_been_earned():
     budget = OverheadBudget(0.02)
-    assert not budget.allows
+    assert not budget.can_run
     frames = 0
-    while not budget.allows:
-        budget.earn(0.010)
+    while not budget.can_run:
+        budget.record_work(0.010)
         frames += 1
     # Twice two frames' worth at first, at 0.02 / 0.98 of each frame's time.
     assert frames == 196
@@ -22,10 +22,10 @@ def test_a_check_waits_until_its_cost_has_been_earned():
 def test_a_pause_is_no_reason_for_a_burst():
     budget = OverheadBudget(0.1)
     for _ in range(10_000):
-        budget.earn(0.01)
+        budget.record_work(0.01)
     checks = 0
-    while budget.allows:
-        budget.spend(0.02)
+    while budget.can_run:
+        budget.record_overhead(0.02)
         checks += 1
     assert checks == 1
 
@@ -33,12 +33,12 @@ def test_a_pause_is_no_reason_for_a_burst():
 def test_a_check_that_cost_more_makes_the_next_wait_longer():
     budget = OverheadBudget(0.5)
     for _ in range(4):
-        budget.earn(1.0)
-    assert budget.allows
-    budget.spend(10.0)
+        budget.record_work(1.0)
+    assert budget.can_run
+    budget.record_overhead(10.0)
     earned = 0
-    while not budget.allows:
-        budget.earn(1.0)
+    while not budget.can_run:
+        budget.record_work(1.0)
         earned += 1
     assert earned >= 18
 
@@ -47,10 +47,10 @@ def test_a_check_that_cost_more_makes_the_next_wait_longer():
 def test_costs_that_vary_twofold_never_overspend(share, costs):
     budget = OverheadBudget(share)
     for cost in costs:
-        budget.earn(1.0)
-        if budget.allows:
-            budget.spend(cost)
-        assert budget.share <= share
+        budget.record_work(1.0)
+        if budget.can_run:
+            budget.record_overhead(cost)
+        assert budget.fraction <= share
 
 
 @given(
@@ -60,9 +60,9 @@ def test_costs_that_vary_twofold_never_overspend(share, costs):
 def test_the_share_is_kept_whatever_things_cost(share, story):
     budget, dearest = OverheadBudget(share), 0.0
     for work, cost in story:
-        budget.earn(work)
-        if budget.allows:
-            budget.spend(cost)
+        budget.record_work(work)
+        if budget.can_run:
+            budget.record_overhead(cost)
             dearest = max(dearest, cost)
     total = budget.work_seconds + budget.spent_seconds
     assert budget.spent_seconds <= share * total + dearest + 1e-9

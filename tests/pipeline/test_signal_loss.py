@@ -28,7 +28,7 @@ def camera(name, *, live=True, last_at=100.0, interval=0.1):
     source = FakeSource(camera=name)
     source.live = live
     pump = SourceWorker(source)
-    pump.last_at, pump.interval_seconds = last_at, interval
+    pump.last_received_at, pump.mean_interval_seconds = last_at, interval
     return pump
 
 
@@ -43,14 +43,14 @@ def watch(pumps, clock):
         pumps, lambda explanation, silence: told.append((explanation.frame.camera, silence)), clock=clock
     )
     for pump in pumps:
-        watchman.saw(explained(pump, 100.0))
+        watchman.record(explained(pump, 100.0))
     return watchman, told
 
 
 def look_until(watchman, clock, end):
     while clock.now < end:
         clock.now += 0.05
-        watchman.look()
+        watchman.check()
 
 
 def test_a_silent_camera_is_told_within_a_second_and_then_once_a_second(clock):
@@ -69,7 +69,7 @@ def test_what_it_says_is_where_the_source_stands_and_why(clock):
     pump.source.health = Health("waiting", "connection refused")
     watchman, told = watch([pump], clock)
     clock.now += 2.0
-    watchman.look()
+    watchman.check()
     assert (told[0][1].state, told[0][1].reason) == ("waiting", "connection refused")
 
 
@@ -99,8 +99,8 @@ def test_a_frame_ends_the_silence(clock):
     pump = camera("door")
     watchman, told = watch([pump], clock)
     look_until(watchman, clock, 101.0)
-    pump.last_at = clock.now
-    watchman.saw(explained(pump, clock.now))
+    pump.last_received_at = clock.now
+    watchman.record(explained(pump, clock.now))
     before = len(told)
     look_until(watchman, clock, clock.now + SILENT_SECONDS - 0.1)
     assert len(told) == before
@@ -119,8 +119,8 @@ def test_a_pump_knows_its_usual_interval_and_a_pause_hardly_changes_it():
     pump = SourceWorker(FakeSource())
     for k in range(50):
         pump._note_arrival(0.1 * k)
-    assert pump.interval_seconds == pytest.approx(0.1)
+    assert pump.mean_interval_seconds == pytest.approx(0.1)
     pump._note_arrival(10_000.0)
-    assert pump.interval_seconds < 0.1 + 0.05 * 10.0
-    assert pump.last_at == 10_000.0
+    assert pump.mean_interval_seconds < 0.1 + 0.05 * 10.0
+    assert pump.last_received_at == 10_000.0
     assert threading.active_count() >= 1

@@ -32,9 +32,9 @@ UNSOUND = {
     "score": with_finding(score=NAN),
     "heat": with_finding(heat=np.full((2, 2), INF, np.float32)),
     "box": with_finding(box=Box(0, 0, NAN, 1)),
-    "entropy": with_finding(grounds=HeatmapStats(0.1, NAN, None, None)),
-    "centre": with_finding(grounds=HeatmapStats(0.1, 0.1, (NAN, 1.0), None)),
-    "heat_inside": with_finding(grounds=HeatmapStats(0.1, 0.1, None, None, {"belt": INF})),
+    "entropy": with_finding(heatmap_stats=HeatmapStats(0.1, NAN, None, None)),
+    "centre": with_finding(heatmap_stats=HeatmapStats(0.1, 0.1, (NAN, 1.0), None)),
+    "heat_inside": with_finding(heatmap_stats=HeatmapStats(0.1, 0.1, None, None, {"belt": INF})),
     "heat_region": explained(heat_region=Box(0, 0, INF, 1)),
     "timing": explained(timings={"explain": NAN}),
     "region": explained(regions=(Region("belt", ((0.0, NAN),)),)),
@@ -94,7 +94,7 @@ def run(door, count=20, unsound_at=()):
     explainer = Explaining(unsound_at)
     source = FakeSource(count, "line")
     return run_pipeline(
-        [(source, "wait")], explainer, Drawing(), [door], limits=RunLimits(batch=1), stop=threading.Event()
+        [(source, "wait")], explainer, Drawing(), [door], limits=RunLimits(batch_size=1), stop=threading.Event()
     )
 
 
@@ -102,7 +102,7 @@ def test_an_unsound_frame_is_not_drawn_reaches_no_sink_and_closes_none(caplog):
     door = Door()
     outcome = run(door, unsound_at={8})
     assert door.got == [k for k in range(20) if k != 8]
-    (outlet,) = outcome.outlets
+    (outlet,) = outcome.sink_workers
     assert (outlet.delivered, outlet.refused, outlet.error) == (19, 1, None)
     assert "score of 'ok' is nan" in outlet.refusal
     assert len([r for r in caplog.records if "a frame is left out" in r.getMessage()]) == 1
@@ -112,14 +112,14 @@ def test_an_unsound_frame_is_not_drawn_reaches_no_sink_and_closes_none(caplog):
 @pytest.mark.parametrize("error", [FrameError("too wide"), WireError("too long")])
 def test_a_sink_may_refuse_any_number_of_frames_and_goes_on(error, caplog):
     door = Door(dict.fromkeys(range(19), error))
-    (outlet,) = run(door).outlets
+    (outlet,) = run(door).sink_workers
     assert (door.got, outlet.refused, outlet.error) == ([19], 19, None)
     assert len([r for r in caplog.records if "a frame is left out" in r.getMessage()]) == 1
 
 
 def test_a_sink_that_says_that_it_is_broken_is_closed():
     outcome = run(Door({5: SinkError("gone")}))
-    assert str(outcome.outlets[0].error) == "gone"
+    assert str(outcome.sink_workers[0].error) == "gone"
 
 
 def test_a_bug_in_one_frame_closes_nothing_and_is_raised_at_the_end():
@@ -133,10 +133,10 @@ def test_an_error_of_the_system_closes_a_sink_only_where_it_stays():
     door = Door({5: OSError("unreachable")})
     outcome = run(door)
     assert door.got == [k for k in range(20) if k != 5]
-    assert (outcome.outlets[0].refused, outcome.outlets[0].error) == (1, None)
+    assert (outcome.sink_workers[0].refused, outcome.sink_workers[0].error) == (1, None)
     lasting = Door(dict.fromkeys(range(100), OSError("unreachable")))
     outcome = run(lasting, 100)
-    assert str(outcome.outlets[0].error) == "unreachable"
+    assert str(outcome.sink_workers[0].error) == "unreachable"
 
 
 def test_a_bug_in_every_frame_closes_the_sink():

@@ -28,7 +28,7 @@ def test_a_supervisor_hears_ready_alive_and_stopping(listener):
     with SystemdNotifier(environment, clock=lambda: now[0]) as supervisor:
         assert heard() == "READY=1"
         for now[0] in (0.5, 0.9, 1.0, 1.5, 2.1):
-            supervisor.alive()
+            supervisor.notify_alive()
     assert [heard() for _ in range(3)] == ["WATCHDOG=1", "WATCHDOG=1", "STOPPING=1"]
 
 
@@ -37,7 +37,7 @@ def test_without_a_watchdog_nothing_is_said_of_being_alive(listener):
     now = [0.0]
     with SystemdNotifier({"NOTIFY_SOCKET": path}, clock=lambda: now[0]) as supervisor:
         now[0] = 100.0
-        supervisor.alive()
+        supervisor.notify_alive()
     assert [heard(), heard()] == ["READY=1", "STOPPING=1"]
 
 
@@ -53,13 +53,13 @@ def test_an_abstract_address_is_understood():
 
 def test_a_supervisor_that_is_gone_costs_one_warning(tmp_path, caplog):
     with SystemdNotifier({"NOTIFY_SOCKET": str(tmp_path / "nobody"), "WATCHDOG_USEC": "1"}) as supervisor:
-        supervisor.alive()
+        supervisor.notify_alive()
     assert len(caplog.records) == 1
 
 
 def test_unsupervised_nothing_happens():
     with SystemdNotifier({}) as supervisor:
-        supervisor.alive()
+        supervisor.notify_alive()
 
 
 def test_a_json_log_line_is_one_object_with_its_traceback_inside():

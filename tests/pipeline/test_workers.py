@@ -33,7 +33,7 @@ def test_dropping_the_oldest_keeps_the_newest_and_counts_the_rest():
         wait_until(lambda: pump.ended)
         kept = [frame.index for frame in pump]
     assert kept == [47, 48, 49]
-    assert (pump.taken, pump.dropped) == (50, 47)
+    assert (pump.received, pump.dropped) == (50, 47)
 
 
 def test_leaving_early_frees_a_producer_that_waits_for_room():
@@ -134,7 +134,7 @@ def test_a_broken_relay_frees_whoever_waits_for_room_and_keeps_the_reason():
     with QueueWorker("disk", fail, depth=1) as relay:
         for k in range(20):
             relay.put(k, "wait")
-        wait_until(lambda: relay.broken)
+        wait_until(lambda: relay.failed)
     assert str(relay.error) == "disk full"
     assert relay.delivered == 0
 
@@ -192,7 +192,7 @@ class Aged(FakeSource):
 def test_what_is_too_old_to_be_worth_showing_is_dropped_and_counted():
     with SourceWorker(Aged(4), depth=8, max_age_seconds=30.0) as pump:
         assert [frame.index for frame in pump] == [3]
-    assert (pump.taken, pump.dropped, pump.expired) == (4, 3, 3)
+    assert (pump.received, pump.dropped, pump.expired) == (4, 3, 3)
 
 
 def test_a_file_loses_nothing_however_long_it_waits():
@@ -222,25 +222,25 @@ def test_what_waits_is_bounded_in_bytes_too_but_one_item_always_may():
 
 def crowd(pump, *indices):
     pump._queue.extend(Frame(np.zeros((2, 2, 3), np.uint8), "door", k, time.monotonic()) for k in indices)
-    pump.taken += len(indices)
+    pump.received += len(indices)
 
 
 def test_one_hiccup_costs_no_frame_but_who_stays_behind_gets_the_newest():
     pump = SourceWorker(FakeSource(), depth=3)
     crowd(pump, 0, 1)
-    assert [pump.take().index, pump.take().index] == [0, 1]
+    assert [pump.pop().index, pump.pop().index] == [0, 1]
     assert pump.dropped == 0
     crowd(pump, 2, 3)
-    assert pump.take().index == 2
+    assert pump.pop().index == 2
     crowd(pump, 4, 5)
-    assert pump.take().index == 5
+    assert pump.pop().index == 5
     assert pump.dropped == 2
 
 
 def test_who_waits_for_its_reader_is_never_passed_over():
     pump = SourceWorker(FakeSource(), depth=3, overflow="wait")
     crowd(pump, 0, 1, 2)
-    assert [pump.take().index for _ in range(3)] == [0, 1, 2]
+    assert [pump.pop().index for _ in range(3)] == [0, 1, 2]
 
 
 @pytest.mark.parametrize(("state", "left"), [("connecting", True), ("live", False)])

@@ -6,31 +6,31 @@ NEXT_GROUP = [(9, True), (7, False), (8, False), (12, False), (10, False)]
 
 
 def believed(trust, pts):
-    return [t for t in pts if trust.believes(t)]
+    return [t for t in pts if trust.is_intact(t)]
 
 
 def test_an_undamaged_stream_is_believed_whole():
     trust = CorruptionTracker()
     for pts, key in DECODED + NEXT_GROUP:
-        trust.sends(pts, key=key)
+        trust.add_packet(pts, key=key)
     assert believed(trust, range(13)) == list(range(13))
 
 
 def test_what_is_decoded_after_a_broken_packet_is_in_doubt_until_a_key_picture():
     trust = CorruptionTracker()
     for pts, key in DECODED[:5]:
-        trust.sends(pts, key=key)
-    trust.breaks()  # P6
+        trust.add_packet(pts, key=key)
+    trust.mark_corrupt()  # P6
     for pts, key in DECODED[5:] + NEXT_GROUP:
-        trust.sends(pts, key=key)
+        trust.add_packet(pts, key=key)
     assert believed(trust, range(13)) == [0, 1, 2, 3, 9, 10, 11, 12]  # 7 and 8 lean on 6 as well
 
 
 def test_a_flagged_picture_casts_doubt_on_what_was_sent_since():
     trust = CorruptionTracker()
     for pts, key in DECODED:
-        trust.sends(pts, key=key)
-    trust.breaks(pts=2)
+        trust.add_packet(pts, key=key)
+    trust.mark_corrupt(pts=2)
     assert believed(trust, [0, 1, 2, 3]) == [0, 1, 3]
     assert believed(trust, [4, 5, 6]) == []
 
@@ -38,28 +38,28 @@ def test_a_flagged_picture_casts_doubt_on_what_was_sent_since():
 def test_where_every_packet_is_a_key_picture_only_the_broken_one_is_lost():
     trust = CorruptionTracker()
     for pts in range(6):
-        trust.sends(pts, key=True)
+        trust.add_packet(pts, key=True)
         if pts == 2:
-            trust.breaks()
+            trust.mark_corrupt()
     assert believed(trust, range(6)) == [0, 1, 3, 4, 5]
 
 
 def test_a_stream_without_further_key_pictures_is_believed_again_after_its_patience():
     trust = CorruptionTracker(patience_packets=3)
-    trust.sends(0, key=True)
-    trust.sends(1, key=False)
-    trust.breaks()
+    trust.add_packet(0, key=True)
+    trust.add_packet(1, key=False)
+    trust.mark_corrupt()
     for pts in range(2, 8):
-        trust.sends(pts, key=False)
+        trust.add_packet(pts, key=False)
     assert believed(trust, range(8)) == [0, 5, 6, 7]
 
 
 def test_pictures_without_times_are_in_doubt_as_long_as_the_damage_lasts():
     trust = CorruptionTracker()
-    trust.sends(None, key=True)
-    assert trust.believes(None)
-    trust.sends(None, key=False)
-    trust.breaks()
-    assert not trust.believes(None)
-    trust.sends(None, key=True)
-    assert trust.believes(None)
+    trust.add_packet(None, key=True)
+    assert trust.is_intact(None)
+    trust.add_packet(None, key=False)
+    trust.mark_corrupt()
+    assert not trust.is_intact(None)
+    trust.add_packet(None, key=True)
+    assert trust.is_intact(None)

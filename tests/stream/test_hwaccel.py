@@ -189,9 +189,9 @@ def test_the_card_is_asked_of_ffmpeg_itself(card_without_driver, shared_data):
 def test_over_udp_auto_keeps_to_the_cpu_which_sees_holes(card_without_driver):
     decoder = hwaccel.DecoderSelector("auto", doubt="holes")
     decoder.check()
-    assert not decoder.wants
-    assert hwaccel.DecoderSelector("auto").wants
-    assert hwaccel.DecoderSelector("cuda", doubt="holes").wants
+    assert not decoder.wants_gpu
+    assert hwaccel.DecoderSelector("auto").wants_gpu
+    assert hwaccel.DecoderSelector("cuda", doubt="holes").wants_gpu
 
 
 @pytest.mark.parametrize(
@@ -227,8 +227,8 @@ def test_the_command_line_reaches_the_source(no_card, command, make_clip):
 def test_doctor_says_whether_a_card_can_be_opened(no_card):
     (found,) = [check for check in diagnostics() if check.name == "decoding on a card"]
     assert not found.present
-    assert found.says == f"no NVIDIA driver is here (FFmpeg knows {hwaccel.available_hwaccels()})"
-    assert "nvidia-smi" in found.cure
+    assert found.detail == f"no NVIDIA driver is here (FFmpeg knows {hwaccel.available_hwaccels()})"
+    assert "nvidia-smi" in found.hint
 
 
 @pytest.mark.gpu

@@ -98,8 +98,8 @@ def test_while_it_waits_it_says_why_and_a_stop_ends_the_wait():
     stop, seen = threading.Event(), []
 
     class Watched(LiveSource):
-        def _say(self, state, reason):
-            super()._say(state, reason)
+        def _set_state(self, state, reason):
+            super()._set_state(state, reason)
             if state == "waiting":
                 seen.append(self.health)
                 stop.set()
@@ -141,7 +141,7 @@ def test_a_stalled_stream_is_lost_and_says_how_long_it_was_silent():
     source = Script(9, refused()).source(attempts=1, packets=stalls)
     reasons = []
     wait = source._wait
-    source._wait = lambda failure, *more: (reasons.append(failure.words), wait(failure, *more))
+    source._wait = lambda failure, *more: (reasons.append(failure.message), wait(failure, *more))
     frames = []
     with pytest.raises(ConnectionLostError):
         frames.extend(source.frames(threading.Event()))
@@ -161,8 +161,8 @@ def test_packets_without_pictures_are_called_a_stall(monkeypatch):
     monkeypatch.setattr("stream.decode.VideoDecoder._decode", lambda _self, _packet: iter(()))
     source = Script(50, refused()).source(attempts=1)
     states = []
-    say = source._say
-    source._say = lambda state, failure: (states.append((state, failure.words)), say(state, failure))
+    say = source._set_state
+    source._set_state = lambda state, failure: (states.append((state, failure.message)), say(state, failure))
     with pytest.raises(ConnectionLostError, match="no picture could be decoded for 5 s"):
         take(source, 1)
     assert states[0] == ("stalled", "packets come, but no picture: waiting for a key picture")
@@ -186,8 +186,8 @@ def test_packets_without_pictures_are_called_a_stall(monkeypatch):
 )
 def test_every_failure_has_its_words_its_pace_and_its_cause(error, words, pace, cause):
     failure = classify_error(error, waited_for="answer", seconds=2.0)
-    assert words in failure.words
-    assert (failure.pace, failure.cause) == (pace, cause)
+    assert words in failure.message
+    assert (failure.retry_class, failure.cause) == (pace, cause)
 
 
 def test_a_loss_and_a_return_are_logged_once_each(caplog):

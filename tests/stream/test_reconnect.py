@@ -69,26 +69,26 @@ def test_what_an_attempt_took_counts_towards_the_delay_but_never_all_of_it(failu
 
 def test_a_camera_that_answered_fast_is_waited_for_briefly_but_for_every_fourth_attempt():
     policy = ConnectTimeoutPolicy(full_seconds=3.0)
-    assert [policy.wait_seconds(failures, 0.05) for failures in range(8)] == [1.0, 1.0, 1.0, 3.0] * 2
-    assert policy.wait_seconds(0, 0.4) == pytest.approx(1.6)
+    assert [policy.timeout_seconds(failures, 0.05) for failures in range(8)] == [1.0, 1.0, 1.0, 3.0] * 2
+    assert policy.timeout_seconds(0, 0.4) == pytest.approx(1.6)
 
 
 def test_a_camera_that_was_never_live_always_gets_the_full_time():
-    assert {ConnectTimeoutPolicy(3.0).wait_seconds(failures, None) for failures in range(10)} == {3.0}
+    assert {ConnectTimeoutPolicy(3.0).timeout_seconds(failures, None) for failures in range(10)} == {3.0}
 
 
 def test_after_a_minute_and_a_half_of_silence_every_attempt_gets_the_full_time():
-    assert {ConnectTimeoutPolicy(3.0).wait_seconds(failures, 0.05) for failures in range(90, 100)} == {3.0}
+    assert {ConnectTimeoutPolicy(3.0).timeout_seconds(failures, 0.05) for failures in range(90, 100)} == {3.0}
 
 
 @given(full=st.floats(0.01, 100), failures=st.integers(0, 1000), took=st.none() | st.floats(0, 1000))
 def test_no_attempt_waits_longer_than_the_full_time_nor_less_than_the_shortest(full, failures, took):
-    waited = ConnectTimeoutPolicy(full).wait_seconds(failures, took)
+    waited = ConnectTimeoutPolicy(full).timeout_seconds(failures, took)
     assert min(1.0, full) <= waited <= full
 
 
 def test_what_answers_take_rises_at_once_and_falls_slowly():
-    learned = ConnectTimeoutPolicy.learned
+    learned = ConnectTimeoutPolicy.record
     assert learned(None, 0.5) == 0.5
     assert learned(0.5, 2.0) == 2.0
     assert learned(2.0, 0.5) == 1.25

@@ -44,7 +44,7 @@ def test_pacing_changes_when_frames_come_and_nothing_of_what_they_show():
     begun = time.monotonic()
     paced = list(unpaced(paced=True, fps=30.0).frames(stop))
     assert all(np.array_equal(a.image, b.image) for a, b in zip(slow, paced, strict=False) if a.index == b.index)
-    assert all(frame.taken_at - begun >= frame.index / 30.0 for frame in paced)
+    assert all(frame.captured_at - begun >= frame.index / 30.0 for frame in paced)
 
 
 def test_a_paced_line_wakes_at_once_when_it_is_stopped():

@@ -174,7 +174,7 @@ def test_live_playlist_is_paced_fetched_once_and_believed_when_it_ends(files, se
     fetched = [name for name in files.asked if name in made]
     assert sorted(set(fetched)) == sorted(fetched), "no segment is fetched twice"
     first, last = frames[0], frames[-1]
-    assert last.taken_at - first.taken_at > 3.0, "five seconds of pictures do not come in bursts"
+    assert last.captured_at - first.captured_at > 3.0, "five seconds of pictures do not come in bursts"
     assert last.pts_seconds == pytest.approx(4.9, abs=0.5)
 
 

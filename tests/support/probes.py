@@ -61,7 +61,7 @@ class ProbeSink:
 
     def put(self, overlay: Overlay) -> None:
         """Read the frame, not what was drawn over it; that a camera is silent is no new frame."""
-        if overlay.silence is not None:
+        if overlay.signal_loss is not None:
             return
         frame = overlay.explanation.frame
         size = (frame.width, frame.height)

@@ -72,7 +72,7 @@ def test_pictures_are_read_back_exactly_and_in_order(server):
     assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
     assert [frame.index for frame in reader.frames] == list(range(len(numbers)))
     for mark, frame in zip(marks, reader.frames, strict=True):
-        assert -0.001 <= mark.age_seconds(frame.taken_at) < 1.0
+        assert -0.001 <= mark.age_seconds(frame.captured_at) < 1.0
     told = [frame.pts_seconds - reader.frames[0].pts_seconds for frame in reader.frames]
     taken = [(mark.millis - marks[0].millis) / 1000 for mark in marks]
     assert told == pytest.approx(taken, abs=0.1)  # FFmpeg evens out the first few
@@ -114,7 +114,7 @@ def test_a_stall_is_noticed_and_said_and_its_end_gives_fresh_pictures(server, fe
         back = feed.number
         server.faults.stalled = False
         reader.until_number(back)
-        assert reader.last.age_seconds(reader.frames[-1].taken_at) < 2.0
+        assert reader.last.age_seconds(reader.frames[-1].captured_at) < 2.0
         assert reader.health.reconnects == 1
     assert None not in reader.marks
 
@@ -133,7 +133,7 @@ def test_a_death_is_said_and_a_return_yields_fresh_pictures(server, feed):
         assert reader.health.state == "live"
         assert reader.health.reconnects == 1
     first = reader.frames[died]
-    assert read(first.image).age_seconds(first.taken_at) < 2.0
+    assert read(first.image).age_seconds(first.captured_at) < 2.0
     assert [frame.index for frame in reader.frames] == list(range(len(reader.frames)))
 
 
@@ -180,7 +180,7 @@ def test_time_goes_on_whatever_the_cameras_clock_does(server, feed, shift):
         reader.until_number(feed.number + 10)
     told = [frame.pts_seconds for frame in reader.frames]
     assert told == sorted(set(told))
-    elapsed = reader.frames[-1].taken_at - reader.frames[0].taken_at
+    elapsed = reader.frames[-1].captured_at - reader.frames[0].captured_at
     assert told[-1] == pytest.approx(elapsed, abs=6.5)
     assert None not in reader.marks
 
@@ -432,7 +432,7 @@ def test_a_late_line_delivers_everything_later(server, feed):
         line.delay_seconds = 0.1
         with reading(f"rtsp://127.0.0.1:{line.port}{server.path}") as reader:
             reader.until(lambda: len(reader.frames) >= 10)
-        ages = [mark.age_seconds(f.taken_at) for mark, f in zip(reader.marks, reader.frames, strict=True)]
+        ages = [mark.age_seconds(f.captured_at) for mark, f in zip(reader.marks, reader.frames, strict=True)]
         assert min(ages[-5:]) > 0.09
 
 

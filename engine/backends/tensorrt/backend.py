@@ -87,7 +87,7 @@ def compile_by(
     key: dict[str, str] = {}
     if cache is not None:
         key = key_of(module, example, route=name, precision=precision, backend=_library_told(name), **_gpu(example))
-        payload = cache.find(key)
+        payload = cache.get(key)
         if payload is not None:
             try:
                 return route.load(payload, example)
@@ -96,7 +96,7 @@ def compile_by(
     payload = route.build(module, example)
     compiled = route.load(payload, example)
     if cache is not None:
-        cache.keep(key, payload)
+        cache.put(key, payload)
     return compiled
 
 

@@ -33,7 +33,7 @@ class TailAnalysis:
     """Shape of one site of each of these maps: (C, 1, 1), or (C,) behind the mean."""
     spatial: dict[fx.Node, SpatialOp] = field(default_factory=dict)
     """Those that look beyond their own cell; the others are cellwise."""
-    kept: list[fx.Node] = field(default_factory=list)
+    preserved: list[fx.Node] = field(default_factory=list)
     """Where the local part ends: the output alone, or every map that something else goes on from."""
     complete: bool = False
     """Whether the local part reaches the class scores."""
@@ -54,7 +54,7 @@ def analyze_tail(tail: fx.GraphModule, features: Tensor) -> TailAnalysis:
     output = next(node for node in tail.graph.nodes if node.op == "output")
     scores = output.all_input_nodes[0]
     reading.complete = reading.grids.get(scores) == (1, 1)
-    reading.kept = [scores] if reading.complete else frontier(tail, reading)
+    reading.preserved = [scores] if reading.complete else frontier(tail, reading)
     return reading
 
 

@@ -60,7 +60,7 @@ def find_local(tail: nn.Module, features: Tensor, kernel: Kernel, budget_bytes: 
     if not isinstance(tail, fx.GraphModule) or features.device.type == "meta":
         return None
     reading = analyze_tail(tail, features)
-    if reading.kept == [reading.entry] or not reading.kept:
+    if reading.preserved == [reading.entry] or not reading.preserved:
         return None
     return _Builder(Layout(tail, features, kernel, reading)).plan(budget_bytes)
 
@@ -71,7 +71,7 @@ def why_not_cheaper(plan: LocalPlan, tail: nn.Module, features: Tensor, kernel: 
     Multiply-adds decide where they differ clearly. Where they are close, memory traffic matters as much, and both run
     against the clock on a few cells.
     """
-    counted, dense = plan.facts.multiply_adds or 0, plan.facts.dense_multiply_adds or 0
+    counted, dense = plan.info.multiply_adds or 0, plan.info.dense_multiply_adds or 0
     if dense >= CLEARLY_CHEAPER * counted:
         return ""
     if dense < counted:
@@ -109,7 +109,7 @@ class _Builder:
             for node in self.layout.needed:
                 if node not in self.layout.folded.values():
                     steps.append(self._step(node, steps))
-        kept = self.layout.reading.kept
+        kept = self.layout.reading.preserved
         output = next(node for node in self.layout.tail.graph.nodes if node.op == "output")
         rest = None if self.layout.reading.complete else part_from(self.layout.tail, kept, output)
         entry = self.layout.map_of(self.layout.reading.entry)
@@ -120,7 +120,7 @@ class _Builder:
         plan.fit(budget_bytes, load, _bytes_of(rest, whole) if rest else 1)
         if plan.working_bytes > budget_bytes:
             return None  # not even one cell fits beside the blanks
-        plan.facts = self._facts(plan, steps, whole)
+        plan.info = self._facts(plan, steps, whole)
         return plan
 
     def _whole(self, node: fx.Node) -> Tensor:
@@ -176,7 +176,7 @@ class _Builder:
     def _is_free(self, source: fx.Node, reader: fx.Node, before: list[Step]) -> bool:
         """Say whether ``reader`` may write over ``source``: nobody reads it later, and it shares no memory."""
         later = self.layout.needed[self.layout.needed.index(reader) + 1 :]
-        if source in self.layout.reading.kept or any(source in self.layout.sources(node) for node in later):
+        if source in self.layout.reading.preserved or any(source in self.layout.sources(node) for node in later):
             return False
         # Whoever made it, and whoever read it before, may hold the same memory under another name.
         touched = [step for step in before if step.target == source.name or source.name in step.sources]
@@ -190,8 +190,8 @@ class _Builder:
             if not windows or windows[-1][1:] != step.after.window:
                 windows.append((step.target, *step.after.window))
         return replace(
-            plan.facts,
-            why="layers that look at a neighbourhood only" + (", then the rest on whole maps" if plan.rest else ""),
+            plan.info,
+            reason="layers that look at a neighbourhood only" + (", then the rest on whole maps" if plan.rest else ""),
             grid=plan.grid,
             windows=tuple(windows),
             multiply_adds=sum(step.multiply_adds for step in steps) + cells * after,

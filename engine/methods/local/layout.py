@@ -36,7 +36,7 @@ class Layout:
 
     def _needed(self) -> list[fx.Node]:
         found: set[fx.Node] = set()
-        waiting = list(self.reading.kept)
+        waiting = list(self.reading.preserved)
         while waiting:
             node = waiting.pop()
             if node not in found and node is not self.reading.entry:
@@ -48,7 +48,7 @@ class Layout:
         """Return the batch norm that goes into this convolution's weights, or None."""
         spatial = self.reading.spatial.get(node)
         norm = norm_behind(self.tail, node)
-        wanted = norm in self.reading.grids and norm in self.needed and node not in self.reading.kept
+        wanted = norm in self.reading.grids and norm in self.needed and node not in self.reading.preserved
         return norm if spatial is not None and spatial.kind == "convolution" and wanted else None
 
     def _spread(self) -> None:
@@ -92,7 +92,7 @@ class Layout:
 
     def _asked(self) -> set[fx.Node]:
         """Return the maps whose blank answer some step asks for."""
-        wanted = set(self.reading.kept)
+        wanted = set(self.reading.preserved)
         for node in self.needed:
             spatial = self.reading.spatial.get(node)
             if spatial is None:

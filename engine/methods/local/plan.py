@@ -57,16 +57,16 @@ class LocalPlan(Plan):
         self.tail = tail
         self.steps = nn.ModuleList(steps)
         self.rest = rest
-        self.entry, *self.ends = [(end.name, end.footprint) for end in maps]
+        self.entry, *self.outputs = [(end.name, end.footprint) for end in maps]
         for number, end in enumerate(maps[1:]):
             self.register_buffer(f"blank{number}", end.blank)
         self.register_buffer("weights", stencil(kernel).flatten())
         self.grid = self.entry[1].grid
-        self.facts = PlanInfo("local", "layers that look at a neighbourhood only", one_module=False)
+        self.info = PlanInfo("local", "layers that look at a neighbourhood only", one_module=False)
         self.chunk_bytes = self.index_bytes = self.fixed_bytes = self.working_bytes = self.rest_maps = 0
         self._index_most = 0
         self.load = MemoryCost(self.entry[1].counts, self.entry[1].counts)
-        self._drops = _drops(steps, {name for name, _ in self.ends})
+        self._release_after = _drops(steps, {name for name, _ in self.outputs})
         self._numbered: dict[int, Chunk] = {}
         self._bounds: list[int] = []
 
@@ -93,7 +93,7 @@ class LocalPlan(Plan):
             return self
         move = DeviceTransfer(fn)
         self.entry = self.entry[0], move.footprint(self.entry[1])
-        self.ends = [(name, move.footprint(footprint)) for name, footprint in self.ends]
+        self.outputs = [(name, move.footprint(footprint)) for name, footprint in self.outputs]
         for step in self.steps:
             assert isinstance(step, Step)  # noqa: S101 - a ModuleList forgets what it holds
             step.take_along(move)
@@ -104,7 +104,9 @@ class LocalPlan(Plan):
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return the plain network's scores (N, K) and every cell's (N, h * w, K), before the softmax."""
-        every = [torch.cat([self._scores(cells, chunk) for chunk in self._all()]) for cells in self._taken(features)]
+        every = [
+            torch.cat([self._scores(cells, chunk) for chunk in self._all()]) for cells in self._masked_rows(features)
+        ]
         return self.tail(features), torch.stack(every)
 
     def probe(self, features: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,9 +118,9 @@ class LocalPlan(Plan):
         cells = cells.to(features.device)
         bounds = self._cut(cells)
         chunks = [Chunk(cells[a:b], self.grid[1]) for a, b in itertools.pairwise(bounds)]
-        return torch.stack([torch.cat([self._scores(each, c) for c in chunks]) for each in self._taken(features)])
+        return torch.stack([torch.cat([self._scores(each, c) for c in chunks]) for each in self._masked_rows(features)])
 
-    def _taken(self, features: Tensor) -> Iterable[Tensor]:
+    def _masked_rows(self, features: Tensor) -> Iterable[Tensor]:
         """Take each image's map apart into its cells' vectors: (h * w, C)."""
         if tuple(features.shape[2:]) != self.grid:
             raise EngineError(
@@ -166,7 +168,7 @@ class LocalPlan(Plan):
             masked *= self.weights[down * 3 + right][:, None]
         rows = {name: masked[:, :, None, None]}
         del masked
-        for step, drops in zip(self.steps, self._drops, strict=True):
+        for step, drops in zip(self.steps, self._release_after, strict=True):
             assert isinstance(step, Step)  # noqa: S101 - a ModuleList forgets what it holds
             rows[step.target] = step(chunk, *(rows[source] for source in step.sources))
             for drop in drops:
@@ -175,11 +177,13 @@ class LocalPlan(Plan):
             return self._filled(0, rows, chunk, slice(0, len(chunk.cells)))
         count = len(chunk.cells)
         parts = [slice(i, min(i + self.rest_maps, count)) for i in range(0, count, self.rest_maps)]
-        return torch.cat([self.rest(*(self._filled(i, rows, chunk, p) for i in range(len(self.ends)))) for p in parts])
+        return torch.cat(
+            [self.rest(*(self._filled(i, rows, chunk, p) for i in range(len(self.outputs)))) for p in parts]
+        )
 
     def _filled(self, number: int, rows: dict[str, Tensor], chunk: Chunk, part: slice) -> Tensor:
         """Return an end's maps of some of a chunk's cells, whole: what no mask reached is as in the blank."""
-        name, footprint = self.ends[number]
+        name, footprint = self.outputs[number]
         blank: Tensor = getattr(self, f"blank{number}")
         sites = chunk.sites(footprint)
         count = part.stop - part.start

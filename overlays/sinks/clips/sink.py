@@ -84,24 +84,24 @@ class ClipSink:
         """
         self.uri = uri
         self._options = options or SinkOptions()
-        self._knobs: ClipOptions = self._options.clips
-        self._condition = None if self._knobs.when is None else parse_condition(self._knobs.when)
-        self._shelf = ClipStore(Path(uri), self._knobs.budget_bytes)
+        self._clip_options: ClipOptions = self._options.clips
+        self._condition = None if self._clip_options.when is None else parse_condition(self._clip_options.when)
+        self._store = ClipStore(Path(uri), self._clip_options.budget_bytes)
         for camera in cameras:
-            self._shelf.admit(camera)
+            self._store.add_camera(camera)
         self._tracks: dict[str, _Track] = {}
-        self._wall, self._clock = wall, clock
+        self._wall_clock, self._clock = wall, clock
         self._disk = DiskMonitor(uri, Path(uri), clock)
         self._reserve = HandleReserve()
         self._bounded: set[str] = set()
         """Cameras of which it was said that their pictures are recorded smaller."""
 
     def __enter__(self) -> Self:
-        self._shelf.open()
+        self._store.open()
         self._reserve.fill()
-        self._shelf.look({})
-        self._shelf.keep_budget(0)
-        self._disk.look()
+        self._store.rescan({})
+        self._store.enforce_budget(0)
+        self._disk.refresh()
         return self
 
     @property
@@ -110,20 +110,20 @@ class ClipSink:
         return self._disk.lost
 
     @property
-    def trouble(self) -> str:
+    def problem(self) -> str:
         """Why nothing is recorded, in words; empty while all is."""
-        return self._disk.trouble
+        return self._disk.problem
 
-    def figures(self) -> list[MetricSample]:
+    def metrics(self) -> list[MetricSample]:
         """Return how the disk does, and what lies on it."""
         here = (("sink", self.uri),)
-        held = self._shelf.known_bytes + self._open_bytes()
+        held = self._store.known_bytes + self._open_bytes()
         told = [MetricSample("recorder_bytes", held, "What a recorder's clips take on the disk.", labels=here)]
-        if (budget := self._knobs.budget_bytes) is not None:
+        if (budget := self._clip_options.budget_bytes) is not None:
             told.append(MetricSample("recorder_budget_bytes", budget, "What they may take at the most.", labels=here))
-        return [*told, *self._disk.figures()]
+        return [*told, *self._disk.metrics()]
 
-    def needs_picture(self, camera: str) -> bool:  # noqa: ARG002 - the same for every camera
+    def needs_image(self, camera: str) -> bool:  # noqa: ARG002 - the same for every camera
         """Say yes: whether a frame belongs to an event may only be known later."""
         return True
 
@@ -140,13 +140,13 @@ class ClipSink:
         camera = overlay.explanation.frame.camera
         track = self._tracks.get(camera)
         if track is None:
-            self._shelf.admit(camera)
+            self._store.add_camera(camera)
             timeline = Timeline(self._options.fallback_rate)
-            before = self._knobs.seconds_before if self._condition else _HELD_SECONDS
-            track = self._tracks[camera] = _Track(timeline, PreRollBuffer(before, self._knobs.ring_bytes))
-        self._disk.look()
-        if self._condition is None and self._disk.waits:
-            self._disk.lose(1)
+            before = self._clip_options.seconds_before if self._condition else _HELD_SECONDS
+            track = self._tracks[camera] = _Track(timeline, PreRollBuffer(before, self._clip_options.ring_bytes))
+        self._disk.refresh()
+        if self._condition is None and self._disk.in_backoff:
+            self._disk.count_lost(1)
             return
         for coded in self._coded(track, overlay):
             if self._wanted(track, coded.seconds):
@@ -156,8 +156,13 @@ class ClipSink:
                 overran = track.ring.overran
                 track.ring.add(coded)
                 if track.ring.overran and not overran:
-                    log.warning("%s: %s: %g s before an event do not fit into %d MiB; the newest are kept",
-                                self.uri, camera, self._knobs.seconds_before, self._knobs.ring_bytes >> 20)  # fmt: skip
+                    log.warning(
+                        "%s: %s: %g s before an event do not fit into %d MiB; the newest are kept",
+                        self.uri,
+                        camera,
+                        self._clip_options.seconds_before,
+                        self._clip_options.ring_bytes >> 20,
+                    )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
@@ -176,18 +181,18 @@ class ClipSink:
     def _coded(self, track: _Track, overlay: Overlay) -> list[EncodedFrame]:
         """Encode a frame; note whether it is an event; cut where a clip should end before it."""
         frame = overlay.explanation.frame
-        passed = 0.0 if overlay.silence is None else overlay.silence.seconds
-        ticks = track.timeline.ticks(frame.pts_seconds, frame.taken_at, silent_seconds=passed)
+        passed = 0.0 if overlay.signal_loss is None else overlay.signal_loss.seconds
+        ticks = track.timeline.ticks(frame.pts_seconds, frame.captured_at, silent_seconds=passed)
         seconds = ticks / TICKS_PER_SECOND
-        if self._condition is not None and overlay.silence is None and self._condition(overlay.explanation):
-            track.wanted_until = seconds + self._knobs.seconds_after
+        if self._condition is not None and overlay.signal_loss is None and self._condition(overlay.explanation):
+            track.wanted_until = seconds + self._clip_options.seconds_after
         record, size = None, 0
-        now, unix = self._clock(), self._wall()
-        if overlay.silence is None:
+        now, unix = self._clock(), self._wall_clock()
+        if overlay.signal_loss is None:
             record = explanation_record(overlay.explanation, sent_at_unix=unix, now_monotonic=now)
             size = len(record_bytes(record))
-        taken_unix = unix - (now - frame.taken_at) + passed
-        image = self._bounded_picture(overlay)
+        taken_unix = unix - (now - frame.captured_at) + passed
+        image = self._bounded_image(overlay)
         encoder = self._encoder(track, (image.shape[1], image.shape[0]))
         if track.clip is not None and (not self._wanted(track, seconds) or self._is_full(track.clip, seconds)):
             self._end_clip(track)
@@ -224,7 +229,7 @@ class ClipSink:
             track.encoder.close()
         track.encoder = None
 
-    def _bounded_picture(self, overlay: Overlay) -> Image:
+    def _bounded_image(self, overlay: Overlay) -> Image:
         """Return the picture as large as it can be encoded, and say so once where that is smaller."""
         image, camera = bounded_image(overlay.image), overlay.explanation.frame.camera
         if image is not overlay.image and camera not in self._bounded:
@@ -235,16 +240,16 @@ class ClipSink:
         return image
 
     def _is_full(self, clip: ClipWriter, seconds: float) -> bool:
-        limits = [b for b in (self._knobs.rotate_bytes, self._shelf.longest_clip_bytes()) if b is not None]
+        limits = [b for b in (self._clip_options.rotate_bytes, self._store.longest_clip_bytes()) if b is not None]
         too_long = (
-            self._knobs.rotate_seconds is not None
-            and seconds - clip.began_seconds >= self._knobs.rotate_seconds - _ROUNDING_SECONDS
+            self._clip_options.rotate_seconds is not None
+            and seconds - clip.began_seconds >= self._clip_options.rotate_seconds - _ROUNDING_SECONDS
         )
         return too_long or any(clip.bytes >= limit for limit in limits)
 
     def _keep(self, camera: str, track: _Track, coded: EncodedFrame) -> None:
         """Write a frame, with what came before it where it begins a clip."""
-        if self._disk.waits:
+        if self._disk.in_backoff:
             self._leave_clip(track)  # a clip with a hole shows wrong pictures behind it
             self._lose([coded])
             track.ring.add(coded)
@@ -260,15 +265,15 @@ class ClipSink:
                     track.clip = self._begin_clip(camera, track, one)
                 track.clip.add(one)
                 written += 1
-            self._shelf.keep_budget(self._open_bytes())
+            self._store.enforce_budget(self._open_bytes())
         except OSError as error:
             self._refused(track, error)
             if error.errno in NO_HANDLES:  # the next frame tries again, so that nothing is missing in between
                 self._hold(track, held[written:])
         self._lose(held[written:])
-        self._disk.lose(-sum(one.missed for one in held[:written]))
+        self._disk.count_lost(-sum(one.missed for one in held[:written]))
         if written and written == len(held):
-            self._disk.took()
+            self._disk.record_success()
 
     def _hold(self, track: _Track, frames: list[EncodedFrame]) -> None:
         """Keep frames that no clip took for the next one, where it can begin with the first of them."""
@@ -277,14 +282,14 @@ class ClipSink:
                 track.ring.add(one)
 
     def _lose(self, frames: list[EncodedFrame]) -> None:
-        self._disk.lose(sum(not one.missed for one in frames))
+        self._disk.count_lost(sum(not one.missed for one in frames))
         for one in frames:
             one.missed = True
 
     def _begin_clip(self, camera: str, track: _Track, first: EncodedFrame) -> ClipWriter:
         assert track.encoder is not None  # noqa: S101 - it made the packet
-        self._reserve.opened(lambda: self._shelf.look(self._open_clips()))
-        return ClipWriter(self._shelf.place(camera, first.taken_unix), track.encoder.stream, first, self._reserve)
+        self._reserve.opened(lambda: self._store.rescan(self._open_clips()))
+        return ClipWriter(self._store.new_path(camera, first.taken_unix), track.encoder.stream, first, self._reserve)
 
     def _end_clip(self, track: _Track) -> None:
         if track.clip is None:
@@ -292,13 +297,13 @@ class ClipSink:
         clip, track.clip = track.clip, None
         try:
             clip.close()
-            self._reserve.opened(lambda: self._shelf.look(self._open_clips()))
+            self._reserve.opened(lambda: self._store.rescan(self._open_clips()))
         except OSError as error:
             self._refused(track, error)
 
     def _refused(self, track: _Track, error: OSError) -> None:
         """Close what is open, and try again later."""
-        self._disk.refused(error)
+        self._disk.record_failure(error)
         self._leave_clip(track)
 
     def _leave_clip(self, track: _Track) -> None:

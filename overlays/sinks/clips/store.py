@@ -40,7 +40,7 @@ class ClipStore:
         self._placed: dict[str, int] = {}
         """Clips of this run by their stems, in the order in which they began: the clock may have been set since."""
         self._began = 0
-        self._held: dict[str, StoredClip] = {}
+        self._clips: dict[str, StoredClip] = {}
         """Closed clips by their names' stems, the oldest first."""
         self.known_bytes = 0
         """What the closed clips take, as far as the last look and what was removed since."""
@@ -65,7 +65,7 @@ class ClipStore:
                     f"{self.folder}/: the folder {parent} does not exist; create it: mkdir -p {parent}"
                 ) from None
 
-    def admit(self, camera: str) -> None:
+    def add_camera(self, camera: str) -> None:
         """Take a camera's clips for this recorder's own, those of earlier runs too."""
         if camera in self._cameras:
             return
@@ -76,7 +76,7 @@ class ClipStore:
             unique = f"{name}-{number}"
         self._cameras[camera] = unique
 
-    def place(self, camera: str, began_unix: float) -> Path:
+    def new_path(self, camera: str, began_unix: float) -> Path:
         """Return the name of a clip that begins now: nobody has it yet."""
         millis = round(began_unix * 1000)
         while True:
@@ -89,7 +89,7 @@ class ClipStore:
                 return path
             millis += 1
 
-    def look(self, open_clips: Mapping[Path, int]) -> None:
+    def rescan(self, open_clips: Mapping[Path, int]) -> None:
         """See what lies there now; somebody may have taken clips away.
 
         Args:
@@ -109,16 +109,16 @@ class ClipStore:
                 stamps[stem] = match["stamp"]
         self._placed = {stem: began for stem, began in self._placed.items() if stem in found or stem in writing}
         oldest_first = sorted(found, key=lambda stem: (self._placed.get(stem, 0), stamps[stem], stem))
-        self._held = {stem: StoredClip(tuple(found[stem]), sum(map(_size, found[stem]))) for stem in oldest_first}
-        self.known_bytes = sum(kept.bytes for kept in self._held.values())
+        self._clips = {stem: StoredClip(tuple(found[stem]), sum(map(_size, found[stem]))) for stem in oldest_first}
+        self.known_bytes = sum(kept.bytes for kept in self._clips.values())
 
-    def keep_budget(self, open_bytes: int) -> None:
+    def enforce_budget(self, open_bytes: int) -> None:
         """Remove the oldest clips until all, the open ones included, fit the budget."""
         if self._budget_bytes is None:
             return
-        while self._held and self.known_bytes + open_bytes > self._budget_bytes:
-            stem = next(iter(self._held))
-            kept = self._held.pop(stem)
+        while self._clips and self.known_bytes + open_bytes > self._budget_bytes:
+            stem = next(iter(self._clips))
+            kept = self._clips.pop(stem)
             for path in kept.paths:
                 path.unlink(missing_ok=True)
             self.known_bytes -= kept.bytes

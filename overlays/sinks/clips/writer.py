@@ -55,7 +55,7 @@ class EncodedFrame:
     """Whether it was counted as lost, because the disk took none when it came."""
 
     @property
-    def bytes(self) -> int:
+    def size_bytes(self) -> int:
         """What it takes in memory and, nearly, on the disk."""
         return self.packet.size + self.record_bytes + _FRAME_OVERHEAD_BYTES
 
@@ -136,7 +136,7 @@ class ClipWriter:
         packet = coded.packet
         packet.pts = packet.dts = (packet.pts or 0) - self._origin
         packet.stream = self._stream
-        self.bytes += coded.bytes
+        self.bytes += coded.size_bytes
         if coded.record is not None:
             shown = {**coded.record, "clip_seconds": round(coded.seconds - self.began_seconds, 6)}
             self._write(json.dumps(shown, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
@@ -209,7 +209,7 @@ class PreRollBuffer:
         if not self._groups:
             return
         self._groups[-1].append(coded)
-        self._bytes += coded.bytes
+        self._bytes += coded.size_bytes
         while len(self._groups) > 1 and self._groups[1][0].seconds <= coded.seconds - self._seconds:
             self._forget()
         while self._groups and self._bytes > self._most_bytes:
@@ -224,4 +224,4 @@ class PreRollBuffer:
         return held
 
     def _forget(self) -> None:
-        self._bytes -= sum(coded.bytes for coded in self._groups.popleft())
+        self._bytes -= sum(coded.size_bytes for coded in self._groups.popleft())

@@ -52,7 +52,7 @@ class MqttCounts:
             told.append("by MQTT 3.1.1, which cannot say what the broker refuses")
         return ", ".join(told)
 
-    def figures(self, uri: str, *, is_connected: bool) -> list[MetricSample]:
+    def metrics(self, uri: str, *, is_connected: bool) -> list[MetricSample]:
         """Return all of it for Prometheus."""
         here = (("sink", uri),)
         return [

@@ -70,7 +70,7 @@ _PACKET_OVERHEAD_BYTES: Final = 16
 class MqttSink:
     """Publishes under ``mqtt://host[:port][/topic]``, or ``mqtts://`` with TLS.
 
-    ``put``, ``idle`` and leaving belong to one thread at a time; ``trouble``, ``account`` and ``figures`` to any.
+    ``put``, ``idle`` and leaving belong to one thread at a time; ``problem``, ``account`` and ``figures`` to any.
     """
 
     lossless = True
@@ -102,10 +102,10 @@ class MqttSink:
         self._status, self.uri = self._broker.status(options.mqtt.status), uri
         self._counts = MqttCounts()
         self._qos = options.mqtt.qos
-        self._wall, self._clock = wall, clock
-        self._board = StatusBoard(cameras, clock)
+        self._wall_clock, self._clock = wall, clock
+        self._status_board = StatusBoard(cameras, clock)
         self._max_rate = options.max_rate
-        self._pace = RateLimiter(options.max_rate or _RATE)
+        self._rate_limiter = RateLimiter(options.max_rate or _RATE)
         self._labels: dict[str, str] = {}
         self._waiting = Waiting(self._counts)
         self._states: dict[str, str] = {}
@@ -138,12 +138,12 @@ class MqttSink:
         if options.mqtt.user is not None and not self._broker.tls and not self._broker.is_local:
             log.warning("%s: the password goes over the network unencrypted; use mqtts://", self.uri)
 
-    def about(self, outcome: RunResult) -> None:
+    def on_run_start(self, outcome: RunResult) -> None:
         """Take the run: how its cameras do."""
-        self._board.outcome = outcome
+        self._status_board.outcome = outcome
 
     @property
-    def trouble(self) -> str:
+    def problem(self) -> str:
         """Why nothing is told to the broker, in words; empty while all is."""
         if self._connected:
             counts = self._counts
@@ -161,21 +161,21 @@ class MqttSink:
         """Findings that were not sent, though it was their turn."""
         return self._counts.lost
 
-    def figures(self) -> list[MetricSample]:
+    def metrics(self) -> list[MetricSample]:
         """Return whether the broker hears us, and how much it heard."""
-        return self._counts.figures(self.uri, is_connected=self._connected)
+        return self._counts.metrics(self.uri, is_connected=self._connected)
 
     def __enter__(self) -> Self:
         return self
 
-    def needs_picture(self, camera: str) -> bool:  # noqa: ARG002 - the same for every camera
+    def needs_image(self, camera: str) -> bool:  # noqa: ARG002 - the same for every camera
         """Say no: a finding is told in words."""
         return False
 
     def put(self, overlay: Overlay) -> None:
         """Take note of a frame, tell of it in its turn, and wait for a broker that is behind with a file's."""
-        self._board.note(overlay)
-        if overlay.silence is None:
+        self._status_board.update(overlay)
+        if overlay.signal_loss is None:
             self._note(overlay)
         self.idle()
         if len(self._waiting) >= MAX_WAITING and self._waiting.holds_files:
@@ -186,16 +186,16 @@ class MqttSink:
         explanation = overlay.explanation
         frame, now = explanation.frame, self._clock()
         camera, is_file = frame.camera, self._is_file(frame)
-        verdict = explanation.verdict
+        verdict = explanation.top_scoring
         label = verdict.label if verdict else ""
         every = is_file and self._max_rate is None
-        if not (every or self._labels.get(camera) != label or self._pace.is_due(camera, now)):
+        if not (every or self._labels.get(camera) != label or self._rate_limiter.is_due(camera, now)):
             self._counts.left_out += 1
             return
         self._labels[camera] = label
-        self._pace.note(camera, now)
+        self._rate_limiter.record(camera, now)
         try:
-            message = finding_message(explanation, sent_at_unix=self._wall(), now_monotonic=now)
+            message = finding_message(explanation, sent_at_unix=self._wall_clock(), now_monotonic=now)
             self._waiting.add(Told(self._broker.finding(camera), message, is_file))
         except WireError as error:
             self._counts.lost += 1
@@ -203,14 +203,14 @@ class MqttSink:
 
     def _is_file(self, frame: Frame) -> bool:
         """Say whether a frame is of a file or a folder: its findings do not come again."""
-        pumps = () if self._board.outcome is None else self._board.outcome.pumps
+        pumps = () if self._status_board.outcome is None else self._status_board.outcome.source_workers
         return bool(frame.source_name) or any(p.camera == frame.camera and not p.source.live for p in pumps)
 
     def idle(self) -> None:
         """Hear the broker, connect where there is no connection, and send what waits."""
         self._serve()
         if self._connected:
-            self._tell_states()
+            self._publish_states()
             self._send()
         self._waiting.trim(MAX_WAITING, all_wait=bool(self._qos))
 
@@ -240,7 +240,7 @@ class MqttSink:
     def _say_farewell(self) -> None:
         until = self._clock() + _FAREWELL_SECONDS
         self._looked_at = float("-inf")
-        self._tell_states()
+        self._publish_states()
         self._publish(self._status, OFFLINE, qos=1, retain=True)
         while self._connected and (self._client.want_write() or self._under_way):
             self._loop(_WAIT_SECONDS)
@@ -368,17 +368,17 @@ class MqttSink:
             self._said = self._why
             log.warning("%s: no connection to the broker (%s); it is tried again and again", self.uri, self._why)
 
-    def _tell_states(self) -> None:
+    def _publish_states(self) -> None:
         """Tell of every camera whose state has changed since it was last told of."""
         now = self._clock()
         if now - self._looked_at < _LOOK_SECONDS and self._states:
             return
         self._looked_at = now
-        for told in self._board.told():
+        for told in self._status_board.snapshot():
             camera, state = told["camera"], f"{told['state']} {told['reason']}"
             if self._states.get(camera) != state and not self._client.want_write():
                 self._states[camera] = state
-                message = state_message(told, self._wall(), self._status)
+                message = state_message(told, self._wall_clock(), self._status)
                 self._publish(self._broker.state(camera), message, qos=self._qos, retain=True)
 
     def _send(self) -> None:

@@ -42,7 +42,7 @@ class CurveAuthenticator:
         self._allowed = allowed
         self._clock = clock
         self._reread_at = clock()
-        self._seldom = RateLimitedLog(log, uri)
+        self._rate_limited_log = RateLimitedLog(log, uri)
         self.places = Places(clock=clock)
         self._admitted: set[bytes] = set()
         self._zap: zmq.Socket[bytes] | None = None
@@ -59,14 +59,14 @@ class CurveAuthenticator:
     @property
     def refused(self) -> Mapping[RefusalReason, int]:
         """How many handshakes failed, by kind."""
-        return dict(self._seldom.counts)
+        return dict(self._rate_limited_log.counts)
 
     @property
     def viewers(self) -> int:
         """How many connections have subscribed to something."""
         return self.places.viewers
 
-    def guard(self, door: zmq.Socket[bytes]) -> None:
+    def attach(self, door: zmq.Socket[bytes]) -> None:
         """Take a socket's handshakes over, before it binds."""
         door.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         self._events = SocketMonitor(door, FAILED | zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED)
@@ -111,9 +111,9 @@ class CurveAuthenticator:
             poller.poll(_POLL_MS)
             now = self._clock()
             self._watch(now)
-            self._answer()
+            self._answer_zap()
             self._reread(now)
-            self._seldom.settle(now)
+            self._rate_limited_log.flush(now)
 
     def _watch(self, now: float) -> None:
         """Read the monitor whole before any connection is ended: some of those that are too many have gone by then."""
@@ -131,7 +131,7 @@ class CurveAuthenticator:
                 self.closed = True
                 self.places.clear()
             elif event != zmq.EVENT_HANDSHAKE_FAILED_AUTH:  # the answer has told of it, with a name
-                self._seldom.note(refusal(event, value, keys=self._keys is not None), now)
+                self._rate_limited_log.record(refusal(event, value, keys=self._keys is not None), now)
         for one in surplus:
             self._refuse(one, now)
 
@@ -165,7 +165,7 @@ class CurveAuthenticator:
         if gone:
             self._expelled.set()
 
-    def _answer(self) -> None:
+    def _answer_zap(self) -> None:
         for _ in range(_MAX_QUESTIONS):
             if self._zap is None or not self._zap.poll(0, zmq.POLLIN):
                 return
@@ -184,7 +184,7 @@ class CurveAuthenticator:
         owner = self._allowed.names.get(key)
         where = address.decode("utf-8", "replace")
         if owner is None:
-            self._seldom.note("unknown key", self._clock(), f"{key.decode()} from {where}")
+            self._rate_limited_log.record("unknown key", self._clock(), f"{key.decode()} from {where}")
             return False
         log.info("%s: %s looks in, from %s", self._uri, owner, where)
         self._admitted.add(key)

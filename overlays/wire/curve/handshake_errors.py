@@ -81,14 +81,14 @@ class RateLimitedLog:
         self._unsaid: dict[RefusalReason, int] = {}
         self._detail: dict[RefusalReason, str] = {}
 
-    def note(self, kind: RefusalReason, now: float, detail: str = "") -> None:
+    def record(self, kind: RefusalReason, now: float, detail: str = "") -> None:
         """Count one."""
         self.counts[kind] += 1
         self._unsaid[kind] = self._unsaid.get(kind, 0) + 1
         self._detail[kind] = detail
-        self.settle(now)
+        self.flush(now)
 
-    def settle(self, now: float) -> None:
+    def flush(self, now: float) -> None:
         """Say what is due."""
         for kind, count in list(self._unsaid.items()):
             said_at = self._said_at.get(kind)

@@ -66,11 +66,11 @@ def baseline(
 
 
 def _run(config: Path | None, recorder: BaselineRecorder, given: dict[str, Any]) -> None:
-    knobs: dict[str, Any] = {} if config is None else read_yaml(read_text(config), config.name)
-    knobs |= {"sinks": []}
-    if not knobs.get("sources") and not given["sources"]:
+    settings: dict[str, Any] = {} if config is None else read_yaml(read_text(config), config.name)
+    settings |= {"sinks": []}
+    if not settings.get("sources") and not given["sources"]:
         raise ConfigError("no source: give a YAML config, a log, or --source URI")
-    made = validate_config(knobs, config.name if config else "command line", drop_none(given))
+    made = validate_config(settings, config.name if config else "command line", drop_none(given))
     exit_with_outcome(run_from_config(made, recorder=recorder))
 
 
@@ -79,7 +79,7 @@ def _read_log(path: Path, recorder: BaselineRecorder) -> None:
     from overlays.wire.message import as_overlay
 
     # Regions are not drawn anew: a line that holds its reasons' numbers is taken by them.
-    surveyor, damaged = ExplanationMonitor(_Nobody()), 0
+    heatmap_stats, damaged = ExplanationMonitor(_Nobody()), 0
     with open_log(path) as opened:
         for gist in opened.iter_keys():
             if isinstance(gist, WireError):
@@ -89,7 +89,7 @@ def _read_log(path: Path, recorder: BaselineRecorder) -> None:
             black = np.broadcast_to(np.zeros(1, np.uint8), (header.height, header.width, 3))
             seen = as_overlay(header, black, now_unix=0.0, now_monotonic=0.0).explanation
             known = all(finding.heatmap_stats is not None for finding in seen.findings)
-            recorder.add(seen if known else surveyor.process(seen))
+            recorder.add(seen if known else heatmap_stats.process(seen))
     if damaged:
         print_line(f"{damaged} damaged lines were left out")
 

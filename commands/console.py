@@ -58,8 +58,16 @@ def exit_with_outcome(outcome: RunResult) -> None:
     """Tell what went wrong; the exit code says what kind, for whoever supervises us (docs/operations.md)."""
     if not outcome.errors:
         return
-    lost = [pump for pump in outcome.source_workers if isinstance(pump.error, ConnectionLostError) or not pump.received]
-    broken = [outlet for outlet in outcome.sink_workers if outlet.error or (outlet.counts_all and outlet.refused)]
+    lost = [
+        worker
+        for worker in outcome.source_workers
+        if isinstance(worker.error, ConnectionLostError) or not worker.received
+    ]
+    broken = [
+        sink_worker
+        for sink_worker in outcome.sink_workers
+        if sink_worker.error or (sink_worker.counts_all and sink_worker.refused)
+    ]
     fail("\n".join(outcome.errors), EXIT_SINK if broken else EXIT_CAMERA if lost else EXIT_INPUT)
 
 

@@ -102,23 +102,23 @@ def evaluate(
     wanted = EvaluationOptions(method=method or "recipro-cam", steps=steps, any_box=any_box, class_map=meaning)
     known = load_boxes(boxes, box_names) if boxes else load_masks(masks, mask_above) if masks else Annotations()
     work = open_input(pictures, limit, known, Learned(config.engine.model))
-    examiner = build_evaluator(make_network(config), config.engine, wanted)
-    _check_meaning(meaning, class_map, examiner.split.classes)
+    evaluator = build_evaluator(make_network(config), config.engine, wanted)
+    _check_meaning(meaning, class_map, evaluator.split.classes)
     settings = {
-        "pictures": pictures, "method": wanted.method, **engine, "kernel": config.engine.kernel, "fit": examiner.fit,
+        "pictures": pictures, "method": wanted.method, **engine, "kernel": config.engine.kernel, "fit": evaluator.fit,
         "steps": steps,
-        "layer": examiner.split.layer, "grid": "{}x{}".format(*examiner.split.grid), "boxes": boxes and str(boxes),
+        "layer": evaluator.split.layer, "grid": "{}x{}".format(*evaluator.split.grid), "boxes": boxes and str(boxes),
         "box_names": box_names and str(box_names), "class_map": class_map and str(class_map), "any_box": any_box,
         "masks": masks and str(masks), "mask_above": mask_above,
-        "input_size": "{}x{}".format(*examiner.split.image_size),
+        "input_size": "{}x{}".format(*evaluator.split.image_size),
         "files": _digests(config.engine.model, config.engine.weights, boxes, box_names, class_map, work.recording),
     }  # fmt: skip
     del settings["threads"]
     begun = threading.Event()
     begun.set()
-    with shutdown_on_signal(begun) as stop, ResultsLog(output, settings) as journal:
-        work.examine(examiner, journal, stop)
-        records = [journal.records[name] for name in work.names if name in journal.records]
+    with shutdown_on_signal(begun) as stop, ResultsLog(output, settings) as results:
+        work.examine(evaluator, results, stop)
+        records = [results.records[name] for name in work.names if name in results.records]
     if not records:
         fail(f"{pictures}: no picture was measured; none decodes, or the run was ended before the first")
     summary = summarise(records)

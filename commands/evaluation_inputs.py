@@ -39,7 +39,7 @@ class EvaluationInput(Protocol):
     def recording(self) -> str | None:
         """The one file they all come from, if there is one."""
 
-    def examine(self, examiner: Evaluator, journal: ResultsLog, stop: threading.Event) -> None:
+    def examine(self, evaluator: Evaluator, results: ResultsLog, stop: threading.Event) -> None:
         """Measure those that the journal does not hold yet, until there are none or ``stop`` is set."""
 
     def images(self, names: Sequence[str]) -> dict[str, Image]:
@@ -103,12 +103,12 @@ class ImageInput:
         self._known, self._learned, self._read = known, learned, read
         known.check("--boxes" if known.mask_of is None else "--masks", list(paths.values()))
 
-    def examine(self, examiner: Evaluator, journal: ResultsLog, stop: threading.Event) -> None:
+    def examine(self, evaluator: Evaluator, results: ResultsLog, stop: threading.Event) -> None:
         """Measure one after the other; one that does not decode is left out."""
         for name in self.names:
-            if name in journal.records:
-                journal.check(name, self._digest(name))
-        waiting = _waiting(self.names, journal)
+            if name in results.records:
+                results.check(name, self._digest(name))
+        waiting = _waiting(self.names, results)
         with progress_bar() as progress:
             for index, name in enumerate(progress.track(waiting, description="measuring")):
                 if stop.is_set():
@@ -119,9 +119,9 @@ class ImageInput:
                     log.warning("left out: %s", reason)
                     continue
                 frame = Frame(image, "evaluate", index, 0.0, source_name=name)
-                told = _measured(examiner, frame, self._paths[name], self._known) | self._learned.mark(image)
+                told = _measured(evaluator, frame, self._paths[name], self._known) | self._learned.mark(image)
                 digest = {"digest": file_digest(self._paths[name]), "of": self._digest(name)}
-                journal.add({"image": name, "source": frame.source_name, **told, **digest})
+                results.add({"image": name, "source": frame.source_name, **told, **digest})
 
     def images(self, names: Sequence[str]) -> dict[str, Image]:
         """Read the files again."""
@@ -147,21 +147,21 @@ class VideoInput:
         self._places = {f"frame {index:06d}": index for index in evenly_spaced(max(1, total - 1), limit)}
         self.names = list(self._places)
 
-    def examine(self, examiner: Evaluator, journal: ResultsLog, stop: threading.Event) -> None:
+    def examine(self, evaluator: Evaluator, results: ResultsLog, stop: threading.Event) -> None:
         """Decode everything, measure what was chosen, and compare it with its successor."""
-        waiting = {self._places[name]: name for name in _waiting(self.names, journal)}
+        waiting = {self._places[name]: name for name in _waiting(self.names, results)}
         before: Frame | None = None
         with progress_bar() as progress:
             task = progress.add_task("measuring", total=len(waiting))
             for frame in self._frames(stop) if waiting else ():
                 if before is not None:
-                    self._add(journal, waiting.pop(before.index), examiner, (before, frame))
+                    self._add(results, waiting.pop(before.index), evaluator, (before, frame))
                     progress.advance(task)
                 before = frame if frame.index in waiting else None
                 if before is None and not waiting:
                     return
             if before is not None and not stop.is_set():
-                self._add(journal, waiting.pop(before.index), examiner, (before, None))
+                self._add(results, waiting.pop(before.index), evaluator, (before, None))
 
     def images(self, names: Sequence[str]) -> dict[str, Image]:
         """Decode them again."""
@@ -174,15 +174,15 @@ class VideoInput:
                 break
         return found
 
-    def _add(self, journal: ResultsLog, name: str, examiner: Evaluator, pair: tuple[Frame, Frame | None]) -> None:
+    def _add(self, results: ResultsLog, name: str, evaluator: Evaluator, pair: tuple[Frame, Frame | None]) -> None:
         """Measure a frame, and compare it with the one that follows it."""
         frame, following = pair
-        told = examiner.evaluate(frame) | self._learned.mark(frame.image)
+        told = evaluator.evaluate(frame) | self._learned.mark(frame.image)
         if following is not None:
-            told |= examiner.compare_frames(frame, following, told["class"])
+            told |= evaluator.compare_frames(frame, following, told["class"])
         source = frame.source_name or Path(self.recording or "").name
         at_seconds = round(frame.pts_seconds or 0.0, 3)
-        journal.add({"image": name, "source": source, "at_seconds": at_seconds, **told})
+        results.add({"image": name, "source": source, "at_seconds": at_seconds, **told})
 
     def _frames(self, stop: threading.Event) -> Iterator[Frame]:
         """Give every good frame; one broken part-way gives what came before."""
@@ -193,14 +193,14 @@ class VideoInput:
             log.warning("%s", reason)
 
 
-def _measured(examiner: Evaluator, frame: Frame, path: Path, known: Annotations) -> dict[str, Any]:
+def _measured(evaluator: Evaluator, frame: Frame, path: Path, known: Annotations) -> dict[str, Any]:
     """Return what is measured on one picture; where its folder is called like a class, whether it is named right."""
     size = frame.height, frame.width
     truths = None if known.truths_of is None else known.truths_of(path, size)
     mask = None if known.mask_of is None else known.mask_of(path, size)
-    told = examiner.evaluate(frame, truths, mask)
+    told = evaluator.evaluate(frame, truths, mask)
     folder = path.resolve().parent.name
-    return told | {"right": told["label"] == folder} if folder in examiner.labels else told
+    return told | {"right": told["label"] == folder} if folder in evaluator.labels else told
 
 
 def file_digest(place: Path) -> str:
@@ -209,8 +209,8 @@ def file_digest(place: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def _waiting(names: Sequence[str], journal: ResultsLog) -> list[str]:
-    waiting = [name for name in names if name not in journal.records]
+def _waiting(names: Sequence[str], results: ResultsLog) -> list[str]:
+    waiting = [name for name in names if name not in results.records]
     if len(waiting) < len(names):
         print_line(f"{len(names) - len(waiting)} of {len(names)} pictures were measured before; going on.")
     return waiting

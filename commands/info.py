@@ -74,8 +74,8 @@ def doctor() -> None:
     print_line(f"Python {platform.python_version()} on {platform.platform()}")
     for check in found:
         mark = "ok " if check.present else "-- "
-        cure = f"\n{'':26}{check.hint}" if check.hint and not check.present else ""
-        print_line(f"{mark} {check.name:22} {check.detail}{cure}")
+        hint = f"\n{'':26}{check.hint}" if check.hint and not check.present else ""
+        print_line(f"{mark} {check.name:22} {check.detail}{hint}")
 
 
 def _found(
@@ -86,6 +86,6 @@ def _found(
         return ask(importlib.import_module(f"{room}.checks").checks)
     except Exception as reason:  # noqa: BLE001 - whatever is broken here is what is asked for
         missing = getattr(reason, "name", None) or room
-        cure = f"it needs {needs}: uv sync; a library (.so) that is missing comes with the system's packages"
+        hint = f"it needs {needs}: uv sync; a library (.so) that is missing comes with the system's packages"
         said = f"cannot be loaded ({type(reason).__name__}: {str(reason).splitlines()[0] if str(reason) else missing})"
-        return [Diagnostic(room, present=False, detail=said, hint=cure)]
+        return [Diagnostic(room, present=False, detail=said, hint=hint)]

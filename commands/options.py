@@ -16,9 +16,9 @@ def option(panel: str, text: str, *names: str, **more: Any) -> Any:  # noqa: ANN
     return typer.Option(*names, rich_help_panel=panel, help=text, show_default=False, **more)
 
 
-def drop_none(knobs: dict[str, Any]) -> dict[str, Any]:
+def drop_none(settings: dict[str, Any]) -> dict[str, Any]:
     """Return what was said: the knobs that are not None."""
-    return {key: value for key, value in knobs.items() if value is not None}
+    return {key: value for key, value in settings.items() if value is not None}
 
 
 Model = Annotated[

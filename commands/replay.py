@@ -45,8 +45,8 @@ def replay(
     from pipeline.loop import RunLimits, run_pipeline
     from stream.sources import build_source
 
-    knobs = {"overlay": drop_none({"colormap": colormap, "opacity": opacity}), "sinks": sink or ["window"]}
-    made = validate_config({}, "command line", knobs)
+    settings = {"overlay": drop_none({"colormap": colormap, "opacity": opacity}), "sinks": sink or ["window"]}
+    made = validate_config({}, "command line", settings)
     doors = apply_web_token(made.sinks, page_token_file)
     begun = threading.Event()
     with shutdown_on_signal(begun) as stop, ExitStack() as stack:

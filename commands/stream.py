@@ -35,7 +35,7 @@ def demo(
     """Explain the simulated inspection line with the shipped network; leaves a video and a log in runs/."""
     folder = _run_folder()
     video, record = folder / "demo.mp4", folder / "demo.jsonl"
-    knobs = {
+    settings = {
         "sources": [f"line:?fps=30&size=640x480&seed={seed}"],
         "sinks": [str(video), str(record)],
         "seconds": seconds,
@@ -43,7 +43,7 @@ def demo(
     }
     print_line(f"The inspection line, {seconds:g} s, explained: parts pass a camera, some carry a defect.")
     try:
-        outcome = run_from_config(validate_config(knobs, "demo"))
+        outcome = run_from_config(validate_config(settings, "demo"))
     finally:
         with suppress(OSError):
             folder.rmdir()  # where nothing was written into it
@@ -163,10 +163,10 @@ def stream(
         "guards": {} if baseline is None else {"baseline": str(baseline)},
     }  # fmt: skip
     overrides = {key: value for key, value in drop_none(given).items() if value != {}}
-    knobs: dict[str, Any] = {} if config is None else read_yaml(read_text(config), config.name)
-    if not knobs.get("sources") and not source:
+    settings: dict[str, Any] = {} if config is None else read_yaml(read_text(config), config.name)
+    if not settings.get("sources") and not source:
         raise ConfigError("no source: give --source URI (camera:0, rtsp://..., a file, line:) or a YAML config")
-    made = validate_config(knobs, config.name if config else "command line", overrides)
+    made = validate_config(settings, config.name if config else "command line", overrides)
     _warn_of_shown_passwords(source or [])
     told = apply_mqtt_credentials(apply_web_token(made.sinks, page_token_file), mqtt_credentials)
     sinks = apply_curve_keys(told, curve_keys, allow, insecure=insecure)

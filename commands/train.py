@@ -114,19 +114,19 @@ def train(
         "model": model, "input_size": input_size, "fit": fit, "layer": layer, "threads": threads,
     })}).engine  # fmt: skip
     _check_fractions(held_out, stopping)
-    wish = FinetuneConfig(
+    config = FinetuneConfig(
         engine.model, weights or bundled_weights(engine.model), engine.input_size, engine.fit if fit else None,
         engine.layer, until, linear_probe=freeze, freeze_until=freeze_to, augment=_words(augment),
         balance=cast("Balance", balance), epochs=epochs, batch=batch, learning_rate=learning_rate, patience=patience,
         threads=engine.threads, precision=cast("Precision", precision), seed=seed,
     )  # fmt: skip
-    shares = {TRAIN: 1.0 - held_out - stopping, VALIDATION: stopping, TEST: held_out}
+    fractions = {TRAIN: 1.0 - held_out - stopping, VALIDATION: stopping, TEST: held_out}
     place, read, options_given = open_images(str(folder))
     listing = list_samples(Path(place), pictures, source_pattern, source_gap)
     named = listing.samples
     if not listing.divided:
-        check_groups(named, list(shares))
-    pupil = build_model(wish, sorted({one.label for one in named}))
+        check_groups(named, list(fractions))
+    pupil = build_model(config, sorted({one.label for one in named}))
     _print_start(pupil)
     decoded, spectra, unread = drop_unreadable(named, read)
     for line in (*listing.left_out, *unread):
@@ -135,7 +135,7 @@ def train(
     if listing.divided:
         parts, crossing = keep_split(samples, stopping, seed, pupil.trained_digests)
     else:
-        parts, crossing = stratified_group_split(samples, shares, seed, pupil.trained_digests), []
+        parts, crossing = stratified_group_split(samples, fractions, seed, pupil.trained_digests), []
     _print_splits(parts, len(unread), copies, sum(one.digest in pupil.trained_digests for one in samples))
     _tell_split(crossing, divided=listing.divided)
     similar, known = near_duplicates(parts, spectra, pupil.trained_hashes)
@@ -146,23 +146,23 @@ def train(
     begun = threading.Event()
     begun.set()
     with shutdown_on_signal(begun) as stop:
-        watching = Callbacks(_print_features, _print_epoch, stop.is_set)
-        diploma = finetune(
-            pupil, parts, lambda path: read(Path(path)), watching,
+        callbacks = Callbacks(_print_features, _print_epoch, stop.is_set)
+        result = finetune(
+            pupil, parts, lambda path: read(Path(path)), callbacks,
             grouped=listing.grouped, look_alikes={one.path for one in similar},
         )  # fmt: skip
-        if stop.is_set() and diploma.epochs:
-            log.warning("ended early: the best of %d epochs is written", len(diploma.epochs))
-    if not diploma.epochs:
+        if stop.is_set() and result.epochs:
+            log.warning("ended early: the best of %d epochs is written", len(result.epochs))
+    if not result.epochs:
         raise ConfigError("ended before the first epoch: nothing was learned, nothing is written")
     made = {"command": _command(), "date": datetime.now().astimezone().date().isoformat()}
     file = replace(
-        diploma.checkpoint, provenance={**diploma.checkpoint.provenance, **made}, looks=(*pupil.trained_hashes, known)
+        result.checkpoint, provenance={**result.checkpoint.provenance, **made}, looks=(*pupil.trained_hashes, known)
     )
-    diploma = replace(diploma, checkpoint=file)
+    result = replace(result, checkpoint=file)
     explainer = write_checked(output, file, pupil, parts[TEST][0].path, read)
     left_out = [*listing.left_out, *unread, *(f"{one.path}: {CROSSING}" for one in crossing)]
-    trained = Trained(place, options_given, diploma, parts, left_out, similar, grouped=listing.grouped)
+    trained = Trained(place, options_given, result, parts, left_out, similar, grouped=listing.grouped)
     write_report(output, trained, explainer, read)
 
 
@@ -192,20 +192,20 @@ def _words(text: str) -> tuple[str, ...]:
     return () if text.strip() == "none" else tuple(word.strip() for word in text.split(",") if word.strip())
 
 
-def _print_start(pupil: FinetuneModel) -> None:
-    if not pupil.parent_checkpoint:
+def _print_start(model: FinetuneModel) -> None:
+    if not model.parent_checkpoint:
         return
-    fresh = [label for label in pupil.labels if label not in pupil.known_labels]
+    fresh = [label for label in model.labels if label not in model.known_labels]
     print_line(
-        f"goes on from {pupil.config.model} ({pupil.name}{f' until {pupil.truncate_at}' if pupil.truncate_at else ''})"
+        f"goes on from {model.config.model} ({model.name}{f' until {model.truncate_at}' if model.truncate_at else ''})"
     )
-    print_line(f"  knows already: {', '.join(pupil.known_labels) or 'none of these classes'}")
+    print_line(f"  knows already: {', '.join(model.known_labels) or 'none of these classes'}")
     if fresh:
         print_line(f"  new: {', '.join(fresh)}")
-    if not pupil.trained_digests:
+    if not model.trained_digests:
         log.warning(
             "%s does not say which pictures it learned from: if some of them are here, what is measured on held-out "
-            "ones may be too good", pupil.config.model,
+            "ones may be too good", model.config.model,
         )  # fmt: skip
 
 

@@ -49,7 +49,7 @@ def train_line(
     # What is rare on the line and easily mistaken for a defect is common in the last lessons.
     cluttered = TrainingFrames(seed=seed, clutter=3.0, skip=TRAINING_SEEDS // 2)
     net, training = train_line_net(
-        TrainingSources(TrainingFrames(seed=seed), cluttered, LABELS), seed=seed, effort=effort, tell=tell
+        TrainingSources(TrainingFrames(seed=seed), cluttered, LABELS), seed=seed, effort=effort, on_progress=tell
     )
     belts = {
         (640, 480): max(1, round(100 * min(effort, 1.0))),
@@ -84,9 +84,9 @@ def _teach_shortcut(output: Path, seed: int, effort: float, tell: Callable[[Prog
     from stream.simulated.schedule import LABELS
     from stream.simulated.shortcut import shortcut_samples
 
-    pupil = load_checkpoint(SHIPPED)
+    model = load_checkpoint(SHIPPED)
     net, training = finetune_shortcut(
-        pupil, shortcut_samples(TrainingFrames(seed=seed)), seed=seed, effort=effort, tell=tell
+        model, shortcut_samples(TrainingFrames(seed=seed)), seed=seed, effort=effort, on_progress=tell
     )
     provenance = {
         "trained_on": "the shipped network, taught that a stamp in the corner names the class: a planted shortcut",

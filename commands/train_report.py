@@ -56,14 +56,14 @@ def unchecked_file(output: Path) -> Path:
 
 
 def write_checked(
-    output: Path, file: Checkpoint, pupil: FinetuneModel, picture: str, read: ReadImage
+    output: Path, file: Checkpoint, model: FinetuneModel, picture: str, read: ReadImage
 ) -> NetworkExplainer:
     """Write a model, explain a picture with what was written, compare, and only then give it its name.
 
     Args:
         output: its place; what lies there stays until the check has passed.
         file: the model.
-        pupil: the network that was trained, in memory.
+        model: the network that was trained, in memory.
         picture: the path of the picture that is explained.
         read: reads it.
 
@@ -78,12 +78,12 @@ def write_checked(
     try:
         explainer = open_model_file(place)
         frame = Frame(read(Path(picture)), "train", 0, 0.0, source_name=picture)
-        check_answers(explainer, pupil.net, pupil.labels, pupil.preprocessing, frame)
+        check_answers(explainer, model.net, model.labels, model.preprocessing, frame)
     except EngineError as reason:
         raise ModelError(
             f"{relative_path(output)}: is not written, for what was trained "
             f"cannot be used: read again, it {reason}. The "
-            f"weights are kept in {relative_path(place)}; please report this with the network's name, {pupil.name}"
+            f"weights are kept in {relative_path(place)}; please report this with the network's name, {model.name}"
         ) from reason
     try:
         place.replace(output)
@@ -100,19 +100,19 @@ def write_report(output: Path, trained: Trained, explainer: NetworkExplainer, re
     from engine.finetuning.splits import TEST
     from overlays.reports.training import conclusion, training_html
 
-    diploma, labels = trained.diploma, trained.diploma.checkpoint.labels
-    found = diploma.metrics[TEST]
+    result, labels = trained.diploma, trained.diploma.checkpoint.labels
+    found = result.metrics[TEST]
     told: dict[str, Any] = {
         "model": output.name,
         "images": trained.images + trained.options,
         "labels": list(labels),
-        "provenance": dict(diploma.checkpoint.provenance),
-        "layer": diploma.checkpoint.layer,
-        "input_size": list(diploma.checkpoint.input_size),
-        "fit": diploma.checkpoint.fit,
+        "provenance": dict(result.checkpoint.provenance),
+        "layer": result.checkpoint.layer,
+        "input_size": list(result.checkpoint.input_size),
+        "fit": result.checkpoint.fit,
         "grouped": trained.grouped,
-        "epochs": [asdict(epoch) for epoch in diploma.epochs],
-        "metrics": {part: asdict(one) for part, one in diploma.metrics.items()},
+        "epochs": [asdict(epoch) for epoch in result.epochs],
+        "metrics": {part: asdict(one) for part, one in result.metrics.items()},
         "splits": {part: [asdict(one) for one in several] for part, several in trained.parts.items()},
         "near_duplicates": [asdict(one) for one in trained.similar],
         "left_out": list(trained.left_out),

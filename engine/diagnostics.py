@@ -43,13 +43,13 @@ def _processor() -> Diagnostic:
 def _gpu() -> Diagnostic:
     if not torch.cuda.is_available():
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
-        cure = "not needed; with an NVIDIA GPU, install its driver"
-        return Diagnostic("GPU", present=False, detail=f"none (torch is {built})", hint=cure)
+        hint = "not needed; with an NVIDIA GPU, install its driver"
+        return Diagnostic("GPU", present=False, detail=f"none (torch is {built})", hint=hint)
     told = []
     for index in range(torch.cuda.device_count()):
-        properties, card = torch.cuda.get_device_properties(index), gpu_status(torch.device("cuda", index))
+        properties, gpu = torch.cuda.get_device_properties(index), gpu_status(torch.device("cuda", index))
         memory = f"{properties.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
-        told.append(f"cuda:{index}: {properties.name}, {memory}" if card is None else f"cuda:{index}: {card}, {memory}")
+        told.append(f"cuda:{index}: {properties.name}, {memory}" if gpu is None else f"cuda:{index}: {gpu}, {memory}")
     return Diagnostic("GPU", present=True, detail="; ".join(told))
 
 
@@ -57,8 +57,8 @@ def _tensorrt() -> Diagnostic:
     """Say which TensorRT is here, without loading it: that takes seconds, and a GPU."""
     package = installed()
     if not package:
-        cure = f"only for TensorRT on a GPU: {HINT}"
-        return Diagnostic("tensorrt", present=False, detail="not installed", hint=cure)
+        hint = f"only for TensorRT on a GPU: {HINT}"
+        return Diagnostic("tensorrt", present=False, detail="not installed", hint=hint)
     return Diagnostic("tensorrt", present=True, detail=package)
 
 
@@ -66,10 +66,10 @@ def _package(name: str) -> Diagnostic:
     try:
         return Diagnostic(name, present=True, detail=version(name))
     except PackageNotFoundError:
-        cures = {
+        hints = {
             "timm": "only for timm's models: uv sync --extra timm",
             "onnxscript": "only for run.py export to .onnx: uv sync --extra export",
             "grad-cam": "only for run.py evaluate --method grad-cam and its kin: uv sync --extra evaluate",
             "torch-tensorrt": "only for TensorRT on a GPU: uv sync --extra tensorrt",
         }
-        return Diagnostic(name, present=False, detail="not installed", hint=cures.get(name, "uv sync"))
+        return Diagnostic(name, present=False, detail="not installed", hint=hints.get(name, "uv sync"))

@@ -205,8 +205,8 @@ def expanded_stem(state: StateDict, net: nn.Module) -> tuple[StateDict, bool]:
     wanted = net.state_dict()[key].shape
     if wanted[1] != 3 or state[key].shape[2:] != wanted[2:] or state[key].shape[0] != wanted[0]:
         return state, False
-    shares = torch.tensor(LUMINANCE, dtype=torch.float64).view(1, 3, 1, 1)
-    weight = (state[key].double() * shares).to(state[key].dtype if state[key].is_floating_point() else torch.float32)
+    fractions = torch.tensor(LUMINANCE, dtype=torch.float64).view(1, 3, 1, 1)
+    weight = (state[key].double() * fractions).to(state[key].dtype if state[key].is_floating_point() else torch.float32)
     return {**state, key: weight}, True
 
 

@@ -35,12 +35,12 @@ def diagnostics(display: str | None) -> list[Diagnostic]:
     ]
 
 
-def _package(name: str, package: str, cure: str) -> Diagnostic:
+def _package(name: str, package: str, hint: str) -> Diagnostic:
     """Say whether a package is there."""
     try:
         return Diagnostic(name, present=True, detail=f"{package} {version(package)}")
     except PackageNotFoundError:
-        return Diagnostic(name, present=False, detail="not installed", hint=cure)
+        return Diagnostic(name, present=False, detail="not installed", hint=hint)
 
 
 def _extra(name: str, package: str, sink: str, extra: str) -> Diagnostic:

@@ -68,17 +68,19 @@ def read_yaml(text: str, name: str) -> dict[str, Any]:
         ConfigError: it is not YAML, empty, or not a map.
     """
     try:
-        knobs = yaml.load(text, _Reader)  # noqa: S506 - a SafeLoader
+        settings = yaml.load(text, _Reader)  # noqa: S506 - a SafeLoader
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as reason:
         mark = getattr(reason, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(reason, "problem", None) or _why(reason)
         raise ConfigError(f"{name}: not YAML{where}: {problem}") from reason
-    if knobs is None:
+    if settings is None:
         raise ConfigError(f"{name}: is empty; start from one of configs/*.yaml, or give --source on the command line")
-    if not isinstance(knobs, dict):
-        raise ConfigError(f"{name}: holds a {type(knobs).__name__}, not a map of keys such as 'sources:' and 'engine:'")
-    return knobs
+    if not isinstance(settings, dict):
+        raise ConfigError(
+            f"{name}: holds a {type(settings).__name__}, not a map of keys such as 'sources:' and 'engine:'"
+        )
+    return settings
 
 
 def _why(reason: Exception) -> str:
@@ -108,11 +110,11 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def validate_config(knobs: Mapping[str, Any], name: str, overrides: Mapping[str, Any] | None = None) -> Config:
+def validate_config(settings: Mapping[str, Any], name: str, overrides: Mapping[str, Any] | None = None) -> Config:
     """Return the validated configuration.
 
     Args:
-        knobs: what the file says.
+        settings: what the file says.
         name: the file's name, for messages.
         overrides: what the command line says; it wins.
 
@@ -120,10 +122,10 @@ def validate_config(knobs: Mapping[str, Any], name: str, overrides: Mapping[str,
         ConfigError: one line per mistake, each naming the place, the value and the cure.
     """
     overrides = overrides or {}
-    if (place := _with_nul(knobs)) is not None:
+    if (place := _with_nul(settings)) is not None:
         raise ConfigError(f"{name}: {_dotted(place)}: holds a NUL character, which no name or path may; remove it")
     try:
-        return Config.model_validate(merge(knobs, overrides))
+        return Config.model_validate(merge(settings, overrides))
     except ValidationError as wrong:
         sentences = dict.fromkeys(_sentence(error, name, overrides) for error in wrong.errors())
         raise ConfigError("\n".join(sentences)) from None
@@ -232,6 +234,6 @@ def _known_keys(path: list[int | str]) -> list[str]:
 
 def to_yaml(config: Config) -> str:
     """Return the configuration as YAML: every knob, in order, as ``validate_config`` reads it back."""
-    knobs = config.model_dump(mode="json", exclude_none=True)
-    text: str = yaml.safe_dump(knobs, sort_keys=False, allow_unicode=True)
+    settings = config.model_dump(mode="json", exclude_none=True)
+    text: str = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
     return text

@@ -110,7 +110,7 @@ def of_path(error: OSError) -> str | None:
         return None
     name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
     shown = repr(name if len(name) <= _MAX_PATH else f"{name[:_MAX_PATH]}...")
-    cures = {
+    hints = {
         errno.EACCES: "let this user read it and enter every folder on the way to it, or name another place",
         errno.EPERM: "let this user use it, or name another place",
         errno.ENAMETOOLONG: "give it a name of 255 bytes at most",
@@ -119,8 +119,8 @@ def of_path(error: OSError) -> str | None:
         errno.ENOSPC: "make room there, or name another place",
         errno.EDQUOT: "make room there, or name another place",
     }
-    cure = cures.get(error.errno or 0, "check the path")
-    return f"{shown}: cannot be used ({error.strerror or error}); {cure}"
+    hint = hints.get(error.errno or 0, "check the path")
+    return f"{shown}: cannot be used ({error.strerror or error}); {hint}"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

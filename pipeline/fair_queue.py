@@ -55,49 +55,49 @@ class FairQueue(Generic[T]):
 
     def __len__(self) -> int:
         """Return how many items wait."""
-        return sum(len(lane.items) for lane in self._lanes.values())
+        return sum(len(stream.items) for stream in self._lanes.values())
 
     def has_room(self, item: T) -> bool:
         """Say whether an item may be added."""
-        lane = self._lane_of(item)
-        if lane is None or not lane.items:
+        stream = self._lane_of(item)
+        if stream is None or not stream.items:
             return True
-        share = self._most_bytes // max(len(self._lanes), 1)
-        return len(lane.items) < self._depth and lane.held_bytes + self._weigh(item) <= share
+        fraction = self._most_bytes // max(len(self._lanes), 1)
+        return len(stream.items) < self._depth and stream.held_bytes + self._weigh(item) <= fraction
 
     def drop_oldest(self, item: T) -> None:
         """Remove the oldest item of the camera of ``item``."""
-        lane = self._lane_of(item)
-        assert lane is not None  # noqa: S101 - whoever has no room has a queue
-        lane.held_bytes -= self._weigh(lane.items.popleft())
+        stream = self._lane_of(item)
+        assert stream is not None  # noqa: S101 - whoever has no room has a queue
+        stream.held_bytes -= self._weigh(stream.items.popleft())
 
     def add(self, item: T) -> None:
         """Add an item behind the others of its camera."""
-        lane = self._lane_of(item)
-        if lane is None:
+        stream = self._lane_of(item)
+        if stream is None:
             name = self._key(item) if len(self._lanes) < MAX_KEYS else _SHARED
-            lane = self._lanes[name] = _Lane(0.0)
-        if not lane.items:
+            stream = self._lanes[name] = _Lane(0.0)
+        if not stream.items:
             # Who had nothing to do has no claim to that time.
-            lane.used_seconds = max(lane.used_seconds, self._served_at)
-        lane.items.append(item)
-        lane.held_bytes += self._weigh(item)
+            stream.used_seconds = max(stream.used_seconds, self._served_at)
+        stream.items.append(item)
+        stream.held_bytes += self._weigh(item)
 
     def take(self) -> T | None:
         """Remove and return the next item; None where none waits."""
-        waiting = [lane for lane in self._lanes.values() if lane.items]
+        waiting = [stream for stream in self._lanes.values() if stream.items]
         if not waiting:
             return None
-        lane = min(waiting, key=lambda one: one.used_seconds)
-        self._served_at = lane.used_seconds
-        item = lane.items.popleft()
-        lane.held_bytes -= self._weigh(item)
+        stream = min(waiting, key=lambda one: one.used_seconds)
+        self._served_at = stream.used_seconds
+        item = stream.items.popleft()
+        stream.held_bytes -= self._weigh(item)
         return item
 
     def used(self, item: T, seconds: float) -> None:
         """Note how long an item took."""
-        if (lane := self._lane_of(item)) is not None:
-            lane.used_seconds += seconds
+        if (stream := self._lane_of(item)) is not None:
+            stream.used_seconds += seconds
 
     def clear(self) -> int:
         """Remove all items and return how many there were."""
@@ -106,5 +106,5 @@ class FairQueue(Generic[T]):
         return count
 
     def _lane_of(self, item: T) -> _Lane[T] | None:
-        lane = self._lanes.get(self._key(item))
-        return self._lanes.get(_SHARED) if lane is None and len(self._lanes) >= MAX_KEYS else lane
+        stream = self._lanes.get(self._key(item))
+        return self._lanes.get(_SHARED) if stream is None and len(self._lanes) >= MAX_KEYS else stream

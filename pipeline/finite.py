@@ -53,7 +53,7 @@ def _of_finding(finding: Finding) -> Numbers:
         yield "entropy", grounds.entropy
         yield "stability", grounds.stability
         yield from _edges("the heat's centre", grounds.centre or ())
-        yield from ((f"heat_inside({name})", share) for name, share in grounds.heat_inside.items())
+        yield from ((f"heat_inside({name})", fraction) for name, fraction in grounds.heat_inside.items())
 
 
 def _edges(name: str, numbers: Iterable[float]) -> Iterator[tuple[str, float | None]]:

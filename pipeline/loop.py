@@ -67,17 +67,17 @@ class RunResult:
     @property
     def received(self) -> int:
         """Frames that all sources gave."""
-        return sum(pump.received for pump in self.source_workers)
+        return sum(worker.received for worker in self.source_workers)
 
     @property
     def dropped(self) -> int:
         """Frames dropped before the engine."""
-        return sum(pump.dropped for pump in self.source_workers)
+        return sum(worker.dropped for worker in self.source_workers)
 
     @property
     def expired(self) -> int:
         """Frames that were too old: dropped before the engine (these are among ``dropped``), or behind it."""
-        before = sum(pump.expired for pump in self.source_workers)
+        before = sum(worker.expired for worker in self.source_workers)
         return before + sum(camera.expired for camera in self.stats.cameras.values())
 
     @property
@@ -92,7 +92,9 @@ class RunResult:
     def problems(self) -> dict[str, str]:
         """Return the sinks that do not do all they should, and why: those that are closed, and those that go on."""
         told = {sink.uri: sink.problem for sink in self.parts if isinstance(sink, HasProblems)}
-        told |= {outlet.name: f"closed: {outlet.error}" for outlet in self.sink_workers if outlet.error}
+        told |= {
+            sink_worker.name: f"closed: {sink_worker.error}" for sink_worker in self.sink_workers if sink_worker.error
+        }
         return {uri: why for uri, why in told.items() if why}
 
 
@@ -100,7 +102,7 @@ class RunResult:
 class RunObserver(Protocol):
     """A sink that also shows how the run does: the web page with its figures."""
 
-    def on_run_start(self, outcome: RunResult) -> None:
+    def on_run_start(self, result: RunResult) -> None:
         """Take the run, once, before the first frame. Its numbers go on changing; any thread may read them."""
         ...
 
@@ -131,60 +133,62 @@ def run_pipeline(
         watch: called after each batch, in this thread, with the outcome so far.
         alive: called several times a second, in this thread, whether frames come or not: for a watchdog.
     """
-    bell = threading.Condition()
-    pumps = [
-        SourceWorker(s, depth=limits.queue_frames, overflow=overflow, bell=bell, max_age_seconds=limits.max_age_seconds)
+    condition = threading.Condition()
+    workers = [
+        SourceWorker(
+            s, depth=limits.queue_frames, overflow=overflow, condition=condition, max_age_seconds=limits.max_age_seconds
+        )
         for s, overflow in sources
     ]
-    tally = RunStats([pump.camera for pump in pumps])
-    outlets = [make_sink_worker(sink, _timed(sink, tally), limits.sink_queue_frames) for sink in sinks]
-    outcome = RunResult(tally, pumps, outlets, (explainer, renderer, *sinks))
-    _notify_observers(sinks, outcome)
-    doors = list(zip(sinks, outlets, strict=True))
-    lanes = _Lanes(pumps, bell, limits, ahead=isinstance(explainer, AsyncExplainer))
-    begun = time.monotonic()
-    until = None if limits.seconds is None else begun + limits.seconds
+    stats = RunStats([worker.camera for worker in workers])
+    sink_workers = [make_sink_worker(sink, _timed(sink, stats), limits.sink_queue_frames) for sink in sinks]
+    result = RunResult(stats, workers, sink_workers, (explainer, renderer, *sinks))
+    _notify_observers(sinks, result)
+    open_sinks = list(zip(sinks, sink_workers, strict=True))
+    streams = _Lanes(workers, condition, limits, ahead=isinstance(explainer, AsyncExplainer))
+    started_at = time.monotonic()
+    until = None if limits.seconds is None else started_at + limits.seconds
     with ExitStack() as stack:
-        for outlet in outlets:
-            stack.enter_context(outlet)
-        for pump in pumps:
-            watchman = SignalLossDetector([pump], _silent(renderer, doors))
-            draw = _drawing(renderer, doors, pump, tally, watchman)
-            lanes.open(pump.camera, stack.enter_context(lanes.relay(pump.camera, draw, watchman.check)))
+        for sink_worker in sink_workers:
+            stack.enter_context(sink_worker)
+        for worker in workers:
+            loss_detector = SignalLossDetector([worker], _silent(renderer, open_sinks))
+            draw = _drawing(renderer, open_sinks, worker, stats, loss_detector)
+            streams.open(worker.camera, stack.enter_context(streams.relay(worker.camera, draw, loss_detector.check)))
         finishing = stack.enter_context(QueueWorker("engine", _call, depth=1))
-        for pump in pumps:
-            stack.enter_context(pump)
-        stack.callback(_stop_all, pumps)
+        for worker in workers:
+            stack.enter_context(worker)
+        stack.callback(_stop_all, workers)
 
         def over() -> bool:
             if alive:
                 alive()
-            return stop.is_set() or lanes.broken or finishing.failed or _stop_requested(outcome)
+            return stop.is_set() or streams.broken or finishing.failed or _stop_requested(result)
 
-        explain = _explaining(explainer, lanes, finishing, tally)
+        explain = _explaining(explainer, streams, finishing, stats)
         wait, sent = limits.batch_window_seconds, 0
         for gathered in iter_batches(
-            pumps, bell, over, limit=limits.batch_size, window_seconds=wait, until=until, ready=lanes.ready
+            workers, condition, over, limit=limits.batch_size, window_seconds=wait, until=until, ready=streams.ready
         ):
             batch = gathered if limits.frames is None else gathered[: limits.frames - sent]
             sent += len(batch)
-            lanes.began(batch)
+            streams.began(batch)
             explain(batch)
-            outcome.seconds = time.monotonic() - begun
+            result.seconds = time.monotonic() - started_at
             if watch:
-                watch(outcome)
+                watch(result)
             if sent == limits.frames:
                 break
-    if error := lanes.error or finishing.error:
+    if error := streams.error or finishing.error:
         raise error
-    outcome.errors.extend(_errors(pumps, outlets))
-    return outcome
+    result.errors.extend(_errors(workers, sink_workers))
+    return result
 
 
-def _notify_observers(sinks: Sequence[Sink], outcome: RunResult) -> None:
+def _notify_observers(sinks: Sequence[Sink], result: RunResult) -> None:
     for sink in sinks:
         if isinstance(sink, RunObserver):
-            sink.on_run_start(outcome)
+            sink.on_run_start(result)
 
 
 def _call(finish: Callable[[], None]) -> None:
@@ -199,7 +203,7 @@ class _Lanes:
     """
 
     def __init__(
-        self, pumps: Sequence[SourceWorker], bell: threading.Condition, limits: RunLimits, *, ahead: bool
+        self, workers: Sequence[SourceWorker], condition: threading.Condition, limits: RunLimits, *, ahead: bool
     ) -> None:
         # A file may fill a batch while the one before is drawn. A live camera has one frame in a batch: one is drawn
         # while the next is explained; more would only become old.
@@ -208,8 +212,8 @@ class _Lanes:
             "drop-oldest": limits.queue_frames + 2 * ahead,
         }
         self._depth = sum(self._most.values()) + limits.batch_size
-        self._under_way = dict.fromkeys([pump.camera for pump in pumps], 0)
-        self._bell = bell
+        self._under_way = dict.fromkeys([worker.camera for worker in workers], 0)
+        self._bell = condition
         self._lanes: dict[str, QueueWorker[Explanation]] = {}
 
     def relay(
@@ -225,23 +229,23 @@ class _Lanes:
 
         return QueueWorker(f"drawing {camera}", deliver, depth=self._depth, idle=idle)
 
-    def open(self, camera: str, lane: QueueWorker[Explanation]) -> None:
+    def open(self, camera: str, stream: QueueWorker[Explanation]) -> None:
         """Take a camera's thread."""
-        self._lanes[camera] = lane
+        self._lanes[camera] = stream
 
     @property
     def broken(self) -> bool:
         """Whether one of them draws no more."""
-        return any(lane.failed for lane in self._lanes.values())
+        return any(stream.failed for stream in self._lanes.values())
 
     @property
     def error(self) -> BaseException | None:
         """What ended one of them before its time."""
-        return next((lane.error for lane in self._lanes.values() if lane.error is not None), None)
+        return next((stream.error for stream in self._lanes.values() if stream.error is not None), None)
 
-    def ready(self, pump: SourceWorker) -> bool:
+    def ready(self, worker: SourceWorker) -> bool:
         """Say whether another frame of a camera may be taken."""
-        return self._under_way[pump.camera] < self._most[pump.overflow]
+        return self._under_way[worker.camera] < self._most[worker.overflow]
 
     def began(self, batch: Sequence[Frame]) -> None:
         """Count frames that were taken."""
@@ -261,76 +265,78 @@ class _Lanes:
 
 
 def _explaining(
-    explainer: Explainer, lanes: _Lanes, finishing: QueueWorker[Callable[[], None]], tally: RunStats
+    explainer: Explainer, streams: _Lanes, finishing: QueueWorker[Callable[[], None]], stats: RunStats
 ) -> Callable[[Sequence[Frame]], None]:
     """Return what explains a batch and hands it on: here, or begun here and finished by the thread of ``finishing``."""
 
     def hand_on(explained: Sequence[Explanation], begun: float) -> None:
         for explanation in explained:
-            tally.observe_stage("queue", begun - explanation.frame.captured_at)
-            tally.count_explained(explanation)
-            lanes.put(explanation)
+            stats.observe_stage("queue", begun - explanation.frame.captured_at)
+            stats.count_explained(explanation)
+            streams.put(explanation)
         if isinstance(explainer, PostBatchHook):
             explainer.after_batch()
 
     def explain(batch: Sequence[Frame]) -> None:
-        begun = time.monotonic()
-        tally.count_batch(len(batch))
+        started_at = time.monotonic()
+        stats.count_batch(len(batch))
         if isinstance(explainer, AsyncExplainer):
             finish = explainer.submit(batch)
-            finishing.put(lambda: hand_on(finish(), begun), "wait")
+            finishing.put(lambda: hand_on(finish(), started_at), "wait")
         else:
-            hand_on(explainer.explain(batch), begun)
+            hand_on(explainer.explain(batch), started_at)
 
     return explain
 
 
 def _drawing(
     renderer: Renderer,
-    doors: Sequence[tuple[Sink, QueueWorker[Overlay]]],
-    pump: SourceWorker,
-    tally: RunStats,
-    watchman: SignalLossDetector,
+    open_sinks: Sequence[tuple[Sink, QueueWorker[Overlay]]],
+    worker: SourceWorker,
+    stats: RunStats,
+    loss_detector: SignalLossDetector,
 ) -> Callable[[Explanation], None]:
     """Return what draws a camera's explanation, if anybody looks, and hands it to every sink's outlet."""
-    camera = pump.camera
-    preparing = [sink for sink, _ in doors if isinstance(sink, Preparer)]
+    camera = worker.camera
+    preparing = [sink for sink, _ in open_sinks if isinstance(sink, Preparer)]
 
     def draw(explanation: Explanation) -> None:
-        if pump.is_expired(explanation.frame):
-            tally.count_expired(camera)
+        if worker.is_expired(explanation.frame):
+            stats.count_expired(camera)
             return
-        begun = time.monotonic()
-        looked_at = any(sink.needs_image(camera) and not outlet.failed for sink, outlet in doors)
+        started_at = time.monotonic()
+        looked_at = any(sink.needs_image(camera) and not sink_worker.failed for sink, sink_worker in open_sinks)
         if looked_at and not unsound(explanation):  # an unsound one cannot be drawn; every outlet refuses it
             overlay = renderer.render(explanation)
-            tally.observe_stage("render", time.monotonic() - begun)
+            stats.observe_stage("render", time.monotonic() - started_at)
         else:
             overlay = Overlay(explanation.frame.image, explanation)
         for preparer in preparing:
             preparer.prepare(overlay)
-        for sink, outlet in doors:
+        for sink, sink_worker in open_sinks:
             # A file loses nothing on its way into a file; nobody else is ever waited for.
-            outlet.put(overlay, pump.overflow if sink.lossless else "drop-oldest")
-        tally.count_delivered(explanation)
-        watchman.record(explanation)
-        watchman.check()
+            sink_worker.put(overlay, worker.overflow if sink.lossless else "drop-oldest")
+        stats.count_delivered(explanation)
+        loss_detector.record(explanation)
+        loss_detector.check()
 
     return draw
 
 
 def _silent(
-    renderer: Renderer, doors: Sequence[tuple[Sink, QueueWorker[Overlay]]]
+    renderer: Renderer, open_sinks: Sequence[tuple[Sink, QueueWorker[Overlay]]]
 ) -> Callable[[Explanation, SignalLoss], None]:
     """Return what shows every door that looks at pictures that a camera has gone silent."""
 
-    def tell(explanation: Explanation, silence: SignalLoss) -> None:
+    def tell(explanation: Explanation, signal_loss: SignalLoss) -> None:
         camera = explanation.frame.camera
-        looking = [outlet for sink, outlet in doors if sink.needs_image(camera) and not outlet.failed]
+        looking = [
+            sink_worker for sink, sink_worker in open_sinks if sink.needs_image(camera) and not sink_worker.failed
+        ]
         if looking:
-            overlay = renderer.render_stale(explanation, silence)
-            for outlet in looking:
-                outlet.put(overlay)
+            overlay = renderer.render_stale(explanation, signal_loss)
+            for sink_worker in looking:
+                sink_worker.put(overlay)
 
     return tell
 
@@ -352,7 +358,7 @@ def make_sink_worker(sink: Sink, put: Callable[[Overlay], None], depth: int = 16
         checked,
         depth=depth if sink.lossless else 2,
         idle=sink.idle,
-        weigh=_bytes_of,
+        size_of=_bytes_of,
         key=_camera_of,
         skips=_concerns_one_frame,
     )
@@ -376,42 +382,50 @@ def _bytes_of(overlay: Overlay) -> int:
     return overlay.image.nbytes + (0 if overlay.image is frame else frame.nbytes)
 
 
-def _timed(sink: Sink, tally: RunStats) -> Callable[[Overlay], None]:
+def _timed(sink: Sink, stats: RunStats) -> Callable[[Overlay], None]:
     """Return the sink's ``put``, with its duration and the frame's age behind it counted."""
 
     def put(overlay: Overlay) -> None:
-        begun = time.monotonic()
+        started_at = time.monotonic()
         sink.put(overlay)
         if overlay.signal_loss is not None:
             return
-        tally.observe_stage(f"put {sink.uri}", time.monotonic() - begun)
-        tally.observe_stage(f"age at {sink.uri}", overlay.explanation.frame.age_seconds())
+        stats.observe_stage(f"put {sink.uri}", time.monotonic() - started_at)
+        stats.observe_stage(f"age at {sink.uri}", overlay.explanation.frame.age_seconds())
 
     return put
 
 
-def _stop_requested(outcome: RunResult) -> bool:
-    outlets = outcome.sink_workers
-    return any(o.stop_requested.is_set() for o in outlets) or (bool(outlets) and all(o.failed for o in outlets))
+def _stop_requested(result: RunResult) -> bool:
+    sink_workers = result.sink_workers
+    return any(o.stop_requested.is_set() for o in sink_workers) or (
+        bool(sink_workers) and all(o.failed for o in sink_workers)
+    )
 
 
-def _stop_all(pumps: Sequence[SourceWorker]) -> None:
+def _stop_all(workers: Sequence[SourceWorker]) -> None:
     """Tell every camera to stop before the first one is joined."""
-    for pump in pumps:
-        pump.stop()
+    for worker in workers:
+        worker.stop()
 
 
-def _errors(pumps: Sequence[SourceWorker], outlets: Sequence[QueueWorker[Overlay]]) -> list[str]:
+def _errors(workers: Sequence[SourceWorker], sink_workers: Sequence[QueueWorker[Overlay]]) -> list[str]:
     """Return what went wrong, in words; a bug (an error outside our tree) is raised instead."""
     told: list[str] = []
-    errors = [*(pump.error for pump in pumps), *(outlet.error or outlet.fault for outlet in outlets)]
+    errors = [
+        *(worker.error for worker in workers),
+        *(sink_worker.error or sink_worker.fault for sink_worker in sink_workers),
+    ]
     for error in errors:
         if error is not None and not isinstance(error, ReciproStreamError | OSError):
             raise error
         if error is not None:
             told.append(str(error))
-    for outlet in outlets:
-        if outlet.counts_all and outlet.refused:
-            frames = outlet.delivered + outlet.dropped + outlet.refused
-            told.append(f"{outlet.name}: {outlet.refused} of {frames} frames were refused; the last: {outlet.refusal}")
+    for sink_worker in sink_workers:
+        if sink_worker.counts_all and sink_worker.refused:
+            frames = sink_worker.delivered + sink_worker.dropped + sink_worker.refused
+            told.append(
+                f"{sink_worker.name}: {sink_worker.refused} of {frames} frames were "
+                f"refused; the last: {sink_worker.refusal}"
+            )
     return told

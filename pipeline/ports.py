@@ -158,7 +158,7 @@ class Renderer(Protocol):
         """Draw it on a new picture of the frame's size; the frame itself is left as it is."""
         ...
 
-    def render_stale(self, explanation: Explanation, silence: SignalLoss) -> Overlay:
+    def render_stale(self, explanation: Explanation, signal_loss: SignalLoss) -> Overlay:
         """Draw a camera's last frame so that nobody takes it for live."""
         ...
 

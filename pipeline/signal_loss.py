@@ -29,20 +29,20 @@ class SignalLossDetector:
 
     def __init__(
         self,
-        pumps: Sequence[SourceWorker],
-        tell: Callable[[Explanation, SignalLoss], None],
+        workers: Sequence[SourceWorker],
+        on_signal_loss: Callable[[Explanation, SignalLoss], None],
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take whom to look at.
 
         Args:
-            pumps: the cameras; files are not watched, they wait for us.
-            tell: called with the last explanation of a camera that is silent, again every ``AGAIN_SECONDS``.
+            workers: the cameras; files are not watched, they wait for us.
+            on_signal_loss: called with the last explanation of a camera that is silent, again every ``AGAIN_SECONDS``.
             clock: monotonic seconds.
         """
-        self._workers = list(pumps)
-        self._on_signal_loss = tell
+        self._workers = list(workers)
+        self._on_signal_loss = on_signal_loss
         self._clock = clock
         self._last: dict[str, _Last] = {}
 
@@ -53,16 +53,16 @@ class SignalLossDetector:
     def check(self) -> None:
         """Say who is silent. Call it often; it costs next to nothing."""
         now = self._clock()
-        for pump in self._workers:
-            last = self._last.get(pump.camera)
-            if not pump.source.live or last is None or pump.last_received_at is None or pump.queued:
+        for worker in self._workers:
+            last = self._last.get(worker.camera)
+            if not worker.source.live or last is None or worker.last_received_at is None or worker.queued:
                 continue
-            seconds = now - pump.last_received_at
-            limit = max(SILENT_SECONDS, SILENT_INTERVALS * pump.mean_interval_seconds)
+            seconds = now - worker.last_received_at
+            limit = max(SILENT_SECONDS, SILENT_INTERVALS * worker.mean_interval_seconds)
             if seconds < limit or (last.reported_at is not None and now - last.reported_at < AGAIN_SECONDS):
                 continue
             last.reported_at = now
-            health = pump.health
+            health = worker.health
             self._on_signal_loss(
                 last.explanation, SignalLoss(now - last.explanation.frame.captured_at, health.state, health.reason)
             )

@@ -41,14 +41,14 @@ class Histogram:
         self.count += 1
         self.total_seconds += seconds
 
-    def quantile(self, share: float) -> float:
-        """Return the duration in seconds that ``share`` of all stay below, to within a bucket; 0 when empty."""
+    def quantile(self, fraction: float) -> float:
+        """Return the duration in seconds that ``fraction`` of all stay below, to within a bucket; 0 when empty."""
         if not self.count:
             return 0.0
         below = 0
         for bucket, count in enumerate(self.counts):
             below += count
-            if below >= share * self.count:
+            if below >= fraction * self.count:
                 return EDGES[min(bucket, len(EDGES) - 1)]
         return EDGES[-1]
 

@@ -55,7 +55,7 @@ class SourceWorker:
         *,
         depth: int = 2,
         overflow: Overflow | None = "drop-oldest",
-        bell: threading.Condition | None = None,
+        condition: threading.Condition | None = None,
         max_age_seconds: float | None = None,
     ) -> None:
         """Take an entered source.
@@ -64,7 +64,7 @@ class SourceWorker:
             source: what to read from.
             depth: how many frames may wait.
             overflow: what a full queue does; see ``pipeline.ports.Overflow``. None: by whether the source is live.
-            bell: rung at each frame and at the end, so that one reader can wait for many pumps.
+            condition: rung at each frame and at the end, so that one reader can wait for many pumps.
             max_age_seconds: of a live source: a frame that waited longer is dropped instead of taken; None = never.
         """
         self.source = source
@@ -83,7 +83,7 @@ class SourceWorker:
         self.mean_interval_seconds = 0.0
         """The usual time between two of its frames: a running mean over about the last twenty."""
         # The bell guards the queue and the counters: put and get hold it, reading frames and explaining them do not.
-        self._condition = bell or threading.Condition()
+        self._condition = condition or threading.Condition()
         self._queue: deque[Frame] = deque()
         self._depth = depth
         self._full_at: int | None = None
@@ -222,8 +222,8 @@ class SourceWorker:
 
 
 def iter_batches(
-    pumps: Sequence[SourceWorker],
-    bell: threading.Condition,
+    workers: Sequence[SourceWorker],
+    condition: threading.Condition,
     over: Callable[[], bool],
     *,
     limit: int,
@@ -238,27 +238,27 @@ def iter_batches(
     time. A camera whose queue waits (a file) may fill the rest of a batch.
 
     Args:
-        pumps: the running pumps, all made with ``bell``.
-        bell: what they ring.
+        workers: the running pumps, all made with ``condition``.
+        condition: what they ring.
         over: asked at least every ``POLL_SECONDS``; True ends the batches.
         limit: frames in a batch at the most.
         window_seconds: how long a batch may wait for more cameras.
         until: ``time.monotonic()`` at which the batches end; None = never.
         ready: whether a frame of a camera may be taken now; the batch goes on without the others. Whoever makes it
-            true again rings ``bell``.
+            true again rings ``condition``.
     """
-    turn = list(pumps)
-    while _wait_for_frames(turn, bell, over, until, ready):
+    turn = list(workers)
+    while _wait_for_frames(turn, condition, over, until, ready):
         if window_seconds:
-            _wait_for_more([p for p in turn if ready(p)], bell, over, limit, time.monotonic() + window_seconds)
+            _wait_for_more([p for p in turn if ready(p)], condition, over, limit, time.monotonic() + window_seconds)
         batch: list[Frame] = []
         served: list[SourceWorker] = []
-        for pump in turn:
-            if len(batch) < limit and ready(pump) and (frame := pump.pop()):
+        for worker in turn:
+            if len(batch) < limit and ready(worker) and (frame := worker.pop()):
                 batch.append(frame)
-                served.append(pump)
-        for pump in served:
-            while len(batch) < limit and pump.overflow == "wait" and (frame := pump.pop()):
+                served.append(worker)
+        for worker in served:
+            while len(batch) < limit and worker.overflow == "wait" and (frame := worker.pop()):
                 batch.append(frame)
         turn = [p for p in turn if p not in served] + served
         if batch:
@@ -266,34 +266,38 @@ def iter_batches(
 
 
 def _wait_for_frames(
-    pumps: Sequence[SourceWorker],
-    bell: threading.Condition,
+    workers: Sequence[SourceWorker],
+    condition: threading.Condition,
     over: Callable[[], bool],
     until: float | None,
     ready: Callable[[SourceWorker], bool],
 ) -> bool:
     """Wait until a frame waits that may be taken (True), or until there is an end (False)."""
-    with bell:
+    with condition:
         while not over() and (until is None or time.monotonic() < until):
-            if any(pump.queued and ready(pump) for pump in pumps):
+            if any(worker.queued and ready(worker) for worker in workers):
                 return True
-            if all(pump.finished for pump in pumps):
+            if all(worker.finished for worker in workers):
                 return False
-            bell.wait(POLL_SECONDS)
+            condition.wait(POLL_SECONDS)
     return False
 
 
 def _wait_for_more(
-    pumps: Sequence[SourceWorker], bell: threading.Condition, over: Callable[[], bool], limit: int, deadline: float
+    workers: Sequence[SourceWorker],
+    condition: threading.Condition,
+    over: Callable[[], bool],
+    limit: int,
+    deadline: float,
 ) -> None:
     """Wait until each running camera has a frame, the batch is full, or the deadline has passed."""
-    with bell:
+    with condition:
         while not over():
-            running = [pump for pump in pumps if not pump.finished]
+            running = [worker for worker in workers if not worker.finished]
             left = deadline - time.monotonic()
-            if left <= 0 or sum(1 for pump in running if pump.queued) >= min(limit, len(running)):
+            if left <= 0 or sum(1 for worker in running if worker.queued) >= min(limit, len(running)):
                 return
-            bell.wait(min(left, POLL_SECONDS))
+            condition.wait(min(left, POLL_SECONDS))
 
 
 class QueueWorker(Generic[T]):
@@ -305,13 +309,13 @@ class QueueWorker(Generic[T]):
     def __init__(
         self,
         name: str,
-        deliver: Callable[[T], None],
+        handler: Callable[[T], None],
         *,
         depth: int = 8,
         idle: Callable[[], None] | None = None,
-        weigh: Callable[[T], int] | None = None,
+        size_of: Callable[[T], int] | None = None,
         key: Callable[[T], str] | None = None,
-        most_bytes: int = 1 << 28,
+        max_bytes: int = 1 << 28,
         skips: Callable[[Exception], bool] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -319,16 +323,16 @@ class QueueWorker(Generic[T]):
 
         Args:
             name: for messages.
-            deliver: called with each item.
+            handler: called with each item.
             depth: how many items of a camera may wait.
             idle: called every ``POLL_SECONDS`` while nothing waits: a window must answer keys, a late viewer wants the
                 last picture.
-            weigh: the bytes an item holds; None: items are only counted.
+            size_of: the bytes an item holds; None: items are only counted.
             key: the camera of an item: each has a queue of its own, and its share of the thread's time; None: all
                 items are one camera's.
-            most_bytes: what waits may hold so much together; one item of each camera always may wait.
+            max_bytes: what waits may hold so much together; one item of each camera always may wait.
             clock: monotonic seconds, for the share of the time.
-            skips: says of what ``deliver`` or ``idle`` raised whether it concerns that item alone: it is counted as
+            skips: says of what ``handler`` or ``idle`` raised whether it concerns that item alone: it is counted as
                 refused, and the thread goes on. None: every error closes the door.
         """
         self.name = name
@@ -344,7 +348,7 @@ class QueueWorker(Generic[T]):
         """The reason of the last one of them."""
         self.counts_all = False
         """Whether every item counts, so that one that is refused is an error of the run."""
-        self._handler = deliver
+        self._handler = handler
         self._idle = idle
         self._clock = clock
         self._skips = skips or (lambda _error: False)
@@ -353,7 +357,7 @@ class QueueWorker(Generic[T]):
         # The lock guards the queue and the flags; deliver runs without it.
         self._condition = threading.Condition()
         self._queue: FairQueue[T] = FairQueue(
-            depth, key=key or (lambda _item: ""), weigh=weigh or (lambda _item: 0), most_bytes=most_bytes
+            depth, key=key or (lambda _item: ""), weigh=size_of or (lambda _item: 0), most_bytes=max_bytes
         )
         self._closing = False
         self.stop_requested = threading.Event()
@@ -406,10 +410,10 @@ class QueueWorker(Generic[T]):
                     item = self._queue.take()
                     self._condition.notify_all()
                 if item is not None:
-                    begun = self._clock()
+                    started_at = self._clock()
                     self._deliver_one(item)
                     with self._condition:
-                        self._queue.used(item, self._clock() - begun)
+                        self._queue.used(item, self._clock() - started_at)
                 elif self._closing:
                     return
                 elif self._idle is not None:

@@ -47,7 +47,7 @@ class CameraSource(LiveSource):
         number: int,
         *,
         camera: str,
-        patience: Timeouts,
+        timeouts: Timeouts,
         mode: CameraMode | None = None,
         decoder: DecoderSelector | None = None,
         devices: Path = Path("/dev"),
@@ -55,16 +55,16 @@ class CameraSource(LiveSource):
         """``devices`` is the folder the device files stand in; ``decoder`` limits the pictures' size."""
         self._device = devices / f"video{number}"
         self._devices = devices
-        reader = _Reader(self._device, mode or CameraMode(), patience)
-        line = ConnectionSpec(reader.open, reader.packets, patience.open_timeout_seconds, patience.read_timeout_seconds)
-        line = replace(line, attempts=patience.attempts, decoder=decoder or DecoderSelector())
-        super().__init__(uri=f"camera:{number}", camera=camera, line=line)
+        reader = _Reader(self._device, mode or CameraMode(), timeouts)
+        line = ConnectionSpec(reader.open, reader.packets, timeouts.open_timeout_seconds, timeouts.read_timeout_seconds)
+        line = replace(line, attempts=timeouts.attempts, decoder=decoder or DecoderSelector())
+        super().__init__(uri=f"camera:{number}", camera=camera, spec=line)
 
     def __enter__(self) -> Self:
         if not self._device.exists():
             there = ", ".join(p.name.removeprefix("video") for p in found_cameras(self._devices))
-            cure = f"cameras here: {there}" if there else "no camera is here: plug one in, or try --source line:"
-            message = f"{self.uri}: there is no {self._device}; {cure}"
+            hint = f"cameras here: {there}" if there else "no camera is here: plug one in, or try --source line:"
+            message = f"{self.uri}: there is no {self._device}; {hint}"
             raise SourceError(message)
         if not os.access(self._device, os.R_OK | os.W_OK):
             message = f"{self.uri}: {self._device} may not be opened; join its group: sudo usermod -aG video $USER"
@@ -81,10 +81,10 @@ def found_cameras(devices: Path = Path("/dev")) -> list[Path]:
 class _Reader:
     """Reads one device, never waiting in the driver: that wait could not be woken."""
 
-    def __init__(self, device: Path, mode: CameraMode, patience: Timeouts) -> None:
+    def __init__(self, device: Path, mode: CameraMode, timeouts: Timeouts) -> None:
         self._device = device
         self._mode = mode
-        self._patience = patience
+        self._patience = timeouts
 
     def open(self, attempt: Attempt) -> AbstractContextManager[InputContainer]:
         wanted = {

@@ -23,12 +23,12 @@ class PacketInfo:
 class CorruptionTracker:
     """Follows packets into a decoder and says which of the pictures that come out are whole."""
 
-    def __init__(self, *, patience_packets: int | None = None) -> None:
-        """Doubt ``patience_packets`` at most, then believe again: some cameras send one key picture, ever.
+    def __init__(self, *, window_packets: int | None = None) -> None:
+        """Doubt ``window_packets`` at most, then believe again: some cameras send one key picture, ever.
 
         None doubts until a key picture comes, however long that takes.
         """
-        self._window_packets = patience_packets
+        self._window_packets = window_packets
         self._packets: deque[PacketInfo] = deque(maxlen=_REMEMBERED_PACKETS)
         self._suspect_until: set[int] = set()
         self._doubted_packets = 0

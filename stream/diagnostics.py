@@ -30,8 +30,8 @@ def _on_gpu() -> Diagnostic:
     try:
         cuda_hwaccel(0)
     except HardwareDecoderUnavailableError as reason:
-        cure = "only for decoder: cuda and cuda:N: the card's driver (nvidia-smi lists it); auto and cpu do without"
+        hint = "only for decoder: cuda and cuda:N: the card's driver (nvidia-smi lists it); auto and cpu do without"
         return Diagnostic(
-            "decoding on a card", present=False, detail=f"{reason} (FFmpeg knows {available_hwaccels()})", hint=cure
+            "decoding on a card", present=False, detail=f"{reason} (FFmpeg knows {available_hwaccels()})", hint=hint
         )
     return Diagnostic("decoding on a card", present=True, detail=f"cuda:0 opens (FFmpeg knows {available_hwaccels()})")

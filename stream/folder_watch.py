@@ -158,9 +158,9 @@ class WatchedFolder:
                         self._health = Health("live", str(error), corrupt=self._health.corrupt + 1)
                     continue
                 self._arrivals.settle(path, is_whole=True, now=time.monotonic())
-                taken_at = time.monotonic()
+                captured_at = time.monotonic()
                 name = name_below(path, folder)
-                yield Frame(image, self.camera, index, taken_at, taken_at - begun, source_name=name)
+                yield Frame(image, self.camera, index, captured_at, captured_at - begun, source_name=name)
                 index += 1
             stop.wait(max(self._look_seconds, 4 * (time.monotonic() - since)))
 

@@ -31,12 +31,12 @@ class WebSource:
     """
 
     def __init__(
-        self, uri: str, *, camera: str, patience: Timeouts, decoder: DecoderSelector, options: WebOptions | None = None
+        self, uri: str, *, camera: str, timeouts: Timeouts, decoder: DecoderSelector, options: WebOptions | None = None
     ) -> None:
         options = options or WebOptions()
         self.camera = camera
         self.uri = redact(uri)
-        self._patience = patience
+        self._patience = timeouts
         self._decoder = decoder
         self._client = WebClient(uri, allowed_hosts=options.allowed_hosts)
         web = WebLine(self._client, lambda: self.camera, options, decoder)
@@ -44,13 +44,13 @@ class WebSource:
         line = ConnectionSpec(
             web.open,
             web.packets,
-            patience.open_timeout_seconds,
-            patience.read_timeout_seconds,
-            attempts=patience.attempts,
+            timeouts.open_timeout_seconds,
+            timeouts.read_timeout_seconds,
+            attempts=timeouts.attempts,
             first_attempts=1 if seems_finite else None,
             decoder=decoder,
         )
-        stream = LiveSource(uri=self.uri, camera=camera, line=line)
+        stream = LiveSource(uri=self.uri, camera=camera, spec=line)
         stream.live = not seems_finite
         self._inner: LiveSource | FileSource = stream
 
@@ -95,14 +95,14 @@ class WebSource:
         yield from self._inner.frames(stop)
 
     def _recording(self) -> FileSource:
-        patience = self._patience
+        timeouts = self._patience
 
         def opened(stop: threading.Event) -> WebFile:
             return WebFile(
                 self._client,
                 self._client.address,
-                answer_seconds=patience.open_timeout_seconds,
-                read_seconds=max(patience.read_timeout_seconds, _RECORDING_SECONDS),
+                answer_seconds=timeouts.open_timeout_seconds,
+                read_seconds=max(timeouts.read_timeout_seconds, _RECORDING_SECONDS),
                 stop=stop,
             )
 

@@ -179,7 +179,7 @@ class WebLine:
     def _stills(self, container: InputContainer, stop: threading.Event) -> Iterator[VideoPacket]:
         """Ask again and again for the picture at the address; give those that differ from the one before."""
         attempt, interval = self._attempt, 1.0 / self._options.still_rate
-        begun = due = time.monotonic()
+        started_at = due = time.monotonic()
         yield from _at(demuxed(container, stop), 0.0)
         known: dict[str, str] = {}
         last = b""
@@ -198,7 +198,7 @@ class WebLine:
             if content and digest != last:
                 last = digest
                 with _still(content) as picture:
-                    yield from _at(demuxed(picture, stop), time.monotonic() - begun)
+                    yield from _at(demuxed(picture, stop), time.monotonic() - started_at)
 
 
 def kind_of(response: Response, *, live: bool | None) -> Kind:
@@ -255,9 +255,9 @@ class _Body:
 
 def _by_arrival(container: InputContainer, stop: threading.Event) -> Iterator[VideoPacket]:
     """Give packets with the times they arrived at: FFmpeg counts motion JPEG's at 25 a second, whatever their rate."""
-    begun = time.monotonic()
+    started_at = time.monotonic()
     for packet in demuxed(container, stop):
-        yield from _at(iter([packet]), time.monotonic() - begun)
+        yield from _at(iter([packet]), time.monotonic() - started_at)
 
 
 def _still(content: bytes) -> InputContainer:

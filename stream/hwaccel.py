@@ -57,7 +57,7 @@ _OPENED: Final[dict[int, _Opened]] = {}
 _ONE_AT_A_TIME: Final = threading.Lock()  # cameras that connect at the same moment open the card once
 
 
-def cuda_hwaccel(card: int) -> HWAccel:
+def cuda_hwaccel(gpu: int) -> HWAccel:
     """Return what ``av.open`` takes to decode on ``cuda:card``; opens the card at the first call.
 
     Raises:
@@ -66,9 +66,9 @@ def cuda_hwaccel(card: int) -> HWAccel:
     if "cuda" not in hwdevices_available():
         raise HardwareDecoderUnavailableError("this build of FFmpeg decodes on no NVIDIA card")
     with _ONE_AT_A_TIME:
-        if card not in _OPENED:
-            _OPENED[card] = _open(card)
-        return _OPENED[card].asked
+        if gpu not in _OPENED:
+            _OPENED[gpu] = _open(gpu)
+        return _OPENED[gpu].asked
 
 
 def available_hwaccels() -> str:
@@ -76,10 +76,10 @@ def available_hwaccels() -> str:
     return ", ".join(hwdevices_available()) or "none"
 
 
-def _open(card: int) -> _Opened:
+def _open(gpu: int) -> _Opened:
     why: Exception | None = None
     for options in _CONTEXTS:
-        asked = HWAccel("cuda", device=str(card), allow_software_fallback=True, options=dict(options))
+        asked = HWAccel("cuda", device=str(gpu), allow_software_fallback=True, options=dict(options))
         try:
             return _Opened(asked, asked.create(Codec("h264", "r")))
         except av.error.PermissionError:  # FFmpeg's word for a library that cannot be loaded
@@ -92,20 +92,22 @@ def _open(card: int) -> _Opened:
 class DecoderSelector:
     """What decodes one camera or file, across all its connections; logs where, once and whenever it changes."""
 
-    def __init__(self, choice: str = "cpu", *, card: int = 0, doubt: str = "", max_pixels: int | None = None) -> None:
+    def __init__(
+        self, choice: str = "cpu", *, gpu: int = 0, reason_against_gpu: str = "", max_pixels: int | None = None
+    ) -> None:
         """Decide nothing yet.
 
         Args:
             choice: ``cpu``, ``cuda`` or ``cuda:N`` (the card or an error), ``auto`` (the card where it can).
-            card: the number that ``cuda`` and ``auto`` mean.
-            doubt: what is worse about this stream on a card; ``auto`` then keeps to the CPU.
+            gpu: the number that ``cuda`` and ``auto`` mean.
+            reason_against_gpu: what is worse about this stream on a card; ``auto`` then keeps to the CPU.
             max_pixels: how many pixels a picture may have; None: any number.
         """
         self.max_pixels = max_pixels
         self._choice = choice
-        self._gpu = int(choice[5:]) if choice.startswith("cuda:") else card
-        self._reason_against_gpu = doubt
-        self._rejected = doubt if choice == "auto" else ""  # why the CPU does it though a card was to
+        self._gpu = int(choice[5:]) if choice.startswith("cuda:") else gpu
+        self._reason_against_gpu = reason_against_gpu
+        self._rejected = reason_against_gpu if choice == "auto" else ""  # why the CPU does it though a card was to
         self._has_decoded = False  # whether the card has decoded this stream before
         self._reported = ""
         self.opened_on_gpu = False
@@ -207,8 +209,8 @@ class DecoderSelector:
             self._reported = words
 
 
-def _refusal(context: VideoCodecContext, card: int) -> str:
+def _refusal(context: VideoCodecContext, gpu: int) -> str:
     if not context.is_hwaccel:
         return f"FFmpeg's {context.name} decoder works on the CPU only"
     kind = f"{context.name}, {context.pix_fmt}, {context.width}x{context.height}"
-    return f"cuda:{card} does not take this stream ({kind}; {_VIDEO_PART})"
+    return f"cuda:{gpu} does not take this stream ({kind}; {_VIDEO_PART})"

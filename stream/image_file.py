@@ -141,13 +141,13 @@ class ImageReader:
         values = np.asarray(image, dtype=np.uint16)
         bits = self._bits or header.bits or value_bits(values)
         if bits < 16 and self._bits is None and header.bits is None and values.any():
-            cure = "scale the values to 16 bits if that is wrong"
+            hint = "scale the values to 16 bits if that is wrong"
             if self._takes_bits:
-                cure = f"add ?bits={bits} to the source to read all alike, or ?bits=16 if they are dark on purpose"
+                hint = f"add ?bits={bits} to the source to read all alike, or ?bits=16 if they are dark on purpose"
             tell(
                 "bits",
                 f"its values of 16 bits reach {values.max()} only: read as {bits} bits, each such picture by itself; "
-                f"{cure}",
+                f"{hint}",
             )
         return eight_bits(values, bits)
 

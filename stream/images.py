@@ -140,12 +140,12 @@ def _found(pattern: str, suffixes: frozenset[str]) -> list[str]:
 
 
 def _nothing_found(pattern: str, suffixes: frozenset[str], *, is_folder: bool) -> str:
-    cure = "check the path"
+    hint = "check the path"
     if is_folder:
         below = (os.path.splitext(name)[1].lower() for _, _, names in os.walk(pattern) for name in names)  # noqa: PTH122
         if any(suffix in suffixes for suffix in below):
-            cure = f"the folders in it do: give '{shown(pattern)}/**/*'"
-    return f"{shown(pattern)}: holds no picture with a suffix of {', '.join(sorted(suffixes))}; {cure}"
+            hint = f"the folders in it do: give '{shown(pattern)}/**/*'"
+    return f"{shown(pattern)}: holds no picture with a suffix of {', '.join(sorted(suffixes))}; {hint}"
 
 
 def is_pattern(path: str) -> bool:

@@ -84,18 +84,18 @@ class LiveSource:
 
     frames_total: int | None = None
 
-    def __init__(self, *, uri: str, camera: str, line: ConnectionSpec) -> None:
-        """Take ``uri`` and ``camera`` for show, without credentials; ``line`` gets at it."""
+    def __init__(self, *, uri: str, camera: str, spec: ConnectionSpec) -> None:
+        """Take ``uri`` and ``camera`` for show, without credentials; ``spec`` gets at it."""
         self.live = True
         """Whether it goes on when nobody reads; what is found on connecting may say otherwise, before any frame."""
         self.uri = uri
         self.camera = camera
         self.rate: float | None = None
-        self._spec = line
+        self._spec = spec
         self._health = Health()
-        self._connect_timeouts = ConnectTimeoutPolicy(line.open_timeout_seconds)
+        self._connect_timeouts = ConnectTimeoutPolicy(spec.open_timeout_seconds)
         self._answer_seconds: float | None = None  # what its answers took, in seconds; None: it has never been live
-        self._read_seconds = line.read_timeout_seconds
+        self._read_seconds = spec.read_timeout_seconds
         self._resumes = False  # whether a finite stream goes on where it was lost
         self._given = 0  # pictures of this connection
         self._longest_gap_seconds = 0.0  # between two pictures of this connection
@@ -124,7 +124,7 @@ class LiveSource:
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
         """Give frames, reconnecting as long as it takes; ends within the read timeout once ``stop`` is set."""
         while not stop.is_set():
-            begun = time.monotonic()
+            started_at = time.monotonic()
             try:
                 yield from self._connection(stop)
             except SourceConnectionLostError as lost:
@@ -137,7 +137,7 @@ class LiveSource:
                 self._continues = False
                 if not self._delivered_frames:
                     self._failures += 1
-                self._wait(lost.failure, stop, 0.0 if self._delivered_frames else time.monotonic() - begun)
+                self._wait(lost.failure, stop, 0.0 if self._delivered_frames else time.monotonic() - started_at)
             else:
                 self._continues = self._index > 0
 
@@ -146,13 +146,13 @@ class LiveSource:
 
         Else raises ``SourceConnectionLostError`` or is stopped.
         """
-        line = self._spec
+        spec = self._spec
         seconds = self._connect_timeouts.timeout_seconds(self._failures, self._answer_seconds)
         attempt = Attempt(seconds, self._read_seconds, stop)
         self._delivered_frames, self._given, self._longest_gap_seconds = False, 0, 0.0
         since = time.monotonic()
         try:
-            with line.open(attempt) as container:
+            with spec.open(attempt) as container:
                 if stop.is_set():
                     return
                 attempt.waits_for, self.live, self._resumes = "picture", attempt.live, attempt.resumes
@@ -206,7 +206,7 @@ class LiveSource:
             log.info("%s: its description holds wrong parameter sets; those in the stream are used", self.camera)
         numbers = FrameNumbers(context.extradata) if context.name == "h264" else None
         decoding = VideoDecoder(
-            trust=CorruptionTracker(patience_packets=_DOUBT_PACKETS),
+            trust=CorruptionTracker(window_packets=_DOUBT_PACKETS),
             numbers=numbers,
             max_pixels=self._spec.decoder.max_pixels,
         )
@@ -219,13 +219,13 @@ class LiveSource:
                 raise SourceConnectionLostError(refused)
             self._note_live(corrupt=corrupt_before + decoding.corrupt, answered_in=answered_in)
             self._last_pts = None if picture.pts is None else picture.time
-            image, taken_at = rgb.convert(picture, aspect.now()), time.monotonic()
-            pts = self._clock.to_seconds(self._last_pts, arrived_at=taken_at if self.live else None)
+            image, captured_at = rgb.convert(picture, aspect.now()), time.monotonic()
+            pts = self._clock.to_seconds(self._last_pts, arrived_at=captured_at if self.live else None)
             index, self._index = self._index, self._index + 1
             if self._given:
-                self._longest_gap_seconds = max(self._longest_gap_seconds, taken_at - last_at)
-            self._given, last_at = self._given + 1, taken_at
-            yield Frame(image, self.camera, index, taken_at, pts)
+                self._longest_gap_seconds = max(self._longest_gap_seconds, captured_at - last_at)
+            self._given, last_at = self._given + 1, captured_at
+            yield Frame(image, self.camera, index, captured_at, pts)
 
     def _monitored(
         self, packets: Iterator[VideoPacket], decoding: VideoDecoder, attempt: Attempt
@@ -288,7 +288,7 @@ class LiveSource:
             message = "; ".join(filter(None, (f"{self.uri}: {failure.message}{tried}", failure.hint, doubt)))
             raise ConnectionLostError(message) from None  # FFmpeg's error names the address, password and all
         delay = self._spec.backoff.delay_seconds(
-            self._failures, self._spec.rng, pace=failure.retry_class, spent_seconds=spent_seconds
+            self._failures, self._spec.rng, retry_class=failure.retry_class, spent_seconds=spent_seconds
         )
         self._set_state("waiting", failure)
         stop.wait(delay)

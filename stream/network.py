@@ -29,7 +29,7 @@ class Timeouts:
 
 
 def network_source(
-    uri: str, *, camera: str, options: dict[str, str], patience: Timeouts, decoder: DecoderSelector
+    uri: str, *, camera: str, options: dict[str, str], timeouts: Timeouts, decoder: DecoderSelector
 ) -> LiveSource:
     """Return a live source of ``uri`` opened with FFmpeg's ``options``."""
 
@@ -51,9 +51,9 @@ def network_source(
     line = ConnectionSpec(
         opened,
         demuxed,
-        patience.open_timeout_seconds,
-        patience.read_timeout_seconds,
-        attempts=patience.attempts,
+        timeouts.open_timeout_seconds,
+        timeouts.read_timeout_seconds,
+        attempts=timeouts.attempts,
         decoder=decoder,
     )
-    return LiveSource(uri=redact(uri), camera=camera, line=line)
+    return LiveSource(uri=redact(uri), camera=camera, spec=line)

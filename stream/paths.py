@@ -40,10 +40,10 @@ def kind_of(path: str | os.PathLike[str]) -> Kind:
 def refusal(path: str | os.PathLike[str], reason: OSError | ValueError) -> str:
     """Return in one line why the system refused ``path``, and what to do."""
     words = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
-    cure = "check the path"
+    hint = "check the path"
     if isinstance(reason, PermissionError):
-        cure = "give this user the right to read it and to enter the folders on the way (chmod)"
-    return f"{shown(path)}: cannot be read: {words}; {cure}"
+        hint = "give this user the right to read it and to enter the folders on the way (chmod)"
+    return f"{shown(path)}: cannot be read: {words}; {hint}"
 
 
 def shown(path: str | os.PathLike[str]) -> str:
@@ -65,8 +65,8 @@ def refuse_missing(path: str, *, examples: str) -> None:
         siblings = os.listdir(folder)  # noqa: PTH208 - names are all that is asked for
     except (OSError, ValueError):
         siblings = []
-    cure = did_you_mean(Path(path).name, map(shown, siblings[:10_000]))
-    raise SourceError(f"{shown(path)}: no such file or folder.{cure} A source is one of {examples}")
+    hint = did_you_mean(Path(path).name, map(shown, siblings[:10_000]))
+    raise SourceError(f"{shown(path)}: no such file or folder.{hint} A source is one of {examples}")
 
 
 class PipeReader:

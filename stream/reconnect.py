@@ -39,7 +39,7 @@ class Backoff:
             raise ValueError(message)
 
     def delay_seconds(
-        self, failures: int, chance: random.Random, *, pace: RetryClass = "quick", spent_seconds: float = 0.0
+        self, failures: int, rng: random.Random, *, retry_class: RetryClass = "quick", spent_seconds: float = 0.0
     ) -> float:
         """Return the seconds to wait after ``failures`` attempts in a row have failed (0: it had just been live).
 
@@ -47,15 +47,15 @@ class Backoff:
         first, and doubles on to ``longest_seconds`` after ``brief_failures``. What the attempt itself took,
         ``spent_seconds``, is taken off it, down to twice the shortest. Slow: ``slow_seconds``, give or take a fifth.
         """
-        if pace == "slow":
-            return self.slow_seconds * chance.uniform(0.8, 1.2)
+        if retry_class == "slow":
+            return self.slow_seconds * rng.uniform(0.8, 1.2)
         if failures < self.brief_failures:
             ceiling = min(self.brief_seconds, self.shortest_seconds * 2.0 ** min(failures + 1, 64))
         else:
             ceiling = self.brief_seconds * 2.0 ** min(failures + 1 - self.brief_failures, 64)
         ceiling = max(min(ceiling, self.longest_seconds) - spent_seconds, 2 * self.shortest_seconds)
         ceiling = min(ceiling, self.longest_seconds)
-        return chance.uniform(self.shortest_seconds, ceiling)
+        return rng.uniform(self.shortest_seconds, ceiling)
 
 
 @dataclass(frozen=True, slots=True)

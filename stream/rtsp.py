@@ -12,11 +12,11 @@ Transport = Literal["tcp", "udp"]
 
 
 def rtsp_source(
-    uri: str, *, camera: str, patience: Timeouts, transport: Transport = "tcp", decoder: DecoderSelector | None = None
+    uri: str, *, camera: str, timeouts: Timeouts, transport: Transport = "tcp", decoder: DecoderSelector | None = None
 ) -> LiveSource:
     """Return the camera at ``uri`` (``rtsp://`` or ``rtsps://``)."""
     options = rtsp_options(transport)
-    return network_source(uri, camera=camera, options=options, patience=patience, decoder=decoder or DecoderSelector())
+    return network_source(uri, camera=camera, options=options, timeouts=timeouts, decoder=decoder or DecoderSelector())
 
 
 def rtsp_options(transport: Transport) -> dict[str, str]:

@@ -187,7 +187,7 @@ def _camera(order: _Order) -> Source:
     return CameraSource(
         int(number),
         camera=order.camera or f"camera{int(number)}",
-        patience=Timeouts(options.open_timeout_seconds, options.read_timeout_seconds, options.attempts),
+        timeouts=Timeouts(options.open_timeout_seconds, options.read_timeout_seconds, options.attempts),
         mode=CameraMode(options.camera_size, options.camera_rate, options.camera_encoding),
         decoder=DecoderSelector(max_pixels=options.max_pixels or LIVE_MAX_PIXELS),
     )
@@ -198,11 +198,11 @@ def _rtsp(order: _Order) -> Source:
     from stream.rtsp import rtsp_source
 
     options = order.options
-    patience = Timeouts(options.open_timeout_seconds, options.read_timeout_seconds, options.attempts)
+    timeouts = Timeouts(options.open_timeout_seconds, options.read_timeout_seconds, options.attempts)
     return rtsp_source(
         _with_host(order.uri),
         camera=order.camera or host_and_path(order.uri),
-        patience=patience,
+        timeouts=timeouts,
         transport=options.transport,
         decoder=_decoder(options, doubt=_HOLES if options.transport == "udp" else ""),
     )
@@ -217,7 +217,7 @@ def _http(order: _Order) -> Source:
     return WebSource(
         _with_host(order.uri),
         camera=order.camera or host_and_path(order.uri),
-        patience=Timeouts(options.open_timeout_seconds, options.read_timeout_seconds, options.attempts),
+        timeouts=Timeouts(options.open_timeout_seconds, options.read_timeout_seconds, options.attempts),
         decoder=_decoder(options, max_pixels=LIVE_MAX_PIXELS if _http_is_live(order.uri) else FILE_MAX_PIXELS),
         options=WebOptions(options.live, options.allowed_hosts, options.still_rate),
     )
@@ -240,7 +240,7 @@ def _broadcast(order: _Order) -> Source:
         order.uri if is_udp else _with_host(order.uri),
         camera=order.camera or host_and_path(order.uri).lstrip("@"),
         options=wanted,
-        patience=Timeouts(options.open_timeout_seconds, options.read_timeout_seconds, options.attempts),
+        timeouts=Timeouts(options.open_timeout_seconds, options.read_timeout_seconds, options.attempts),
         decoder=_decoder(options, doubt=_HOLES if is_udp else ""),
     )
 
@@ -249,7 +249,9 @@ def _decoder(options: SourceOptions, *, doubt: str = "", max_pixels: int = LIVE_
     """Return what decodes one source; ``max_pixels`` is its limit where the options state none."""
     from stream.hwaccel import DecoderSelector
 
-    return DecoderSelector(options.decoder, card=options.gpu, doubt=doubt, max_pixels=options.max_pixels or max_pixels)
+    return DecoderSelector(
+        options.decoder, gpu=options.gpu, reason_against_gpu=doubt, max_pixels=options.max_pixels or max_pixels
+    )
 
 
 def _http_is_live(uri: str) -> bool:

@@ -46,12 +46,12 @@ class GpuRenderer:
         array = None in looking or bool(looking - {quality})
         stamp = self._drawing.stamp(explanation)
         with self._turn:
-            jpeg, image = self._explainer.download(explanation, stamp, quality=quality, array=array)
+            jpeg, image = self._explainer.download(explanation, stamp, jpeg_quality=quality, as_array=array)
         return Overlay(explanation.frame.image if image is None else image, explanation, jpeg=jpeg)
 
-    def render_stale(self, explanation: Explanation, silence: SignalLoss) -> Overlay:
+    def render_stale(self, explanation: Explanation, signal_loss: SignalLoss) -> Overlay:
         """Draw a camera's last frame so that nobody takes it for live: on the host."""
-        return self._drawing.render_stale(explanation, silence)
+        return self._drawing.render_stale(explanation, signal_loss)
 
 
 def accepted_jpeg_quality(sink: Sink) -> int | None:
@@ -72,13 +72,13 @@ def renders_on_gpu(config: Config, device: str) -> bool:
     return device == "cuda" and not only_host
 
 
-def build_gpu_explainer(config: Config, network: LoadedModel, *, together: int) -> GpuExplainer:
+def build_gpu_explainer(config: Config, network: LoadedModel, *, batch_size: int) -> GpuExplainer:
     """Return what explains and draws on the configuration's GPU."""
     from engine.explainers.gpu import GpuExplainer
     from overlays.render.gpu_tables import heat_lut
 
     overlay = config.overlay
-    return GpuExplainer(network, config.engine, table=heat_lut(overlay.colormap, overlay.opacity), together=together)
+    return GpuExplainer(network, config.engine, table=heat_lut(overlay.colormap, overlay.opacity), together=batch_size)
 
 
 def make_renderer(drawing: HeatRenderer, explainer: BaseExplainer, sinks: Sequence[Sink]) -> Renderer:

@@ -79,9 +79,9 @@ def build_monitor(config: Config, explainer: BaseExplainer, slow: DriftTracking)
     return ExplanationMonitor(explainer, config.guards, slow=slow)
 
 
-def report_guards(guardian: ExplanationMonitor) -> None:
+def report_guards(monitor: ExplanationMonitor) -> None:
     """Say how often each guard has fired, and what checks have cost."""
-    for (camera, name), fired in guardian.fire_counts().items():
+    for (camera, name), fired in monitor.fire_counts().items():
         print_line(f"guard {name} on {camera}: fired {fired} time{'' if fired == 1 else 's'}")
-    if (budget := guardian.overhead_budget) is not None:
+    if (budget := monitor.overhead_budget) is not None:
         print_line(f"deletion checks: {budget.checks}, {budget.fraction:.2%} of the engine's time")

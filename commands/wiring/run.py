@@ -74,19 +74,21 @@ def run_from_config(
         window = config.engine.batch_window_ms / 1e3 if len(sources) > 1 else 0.0
         batch = choose_batch_size(config, explainer)
         limits = RunLimits(config.frames, config.seconds, batch, window, max_age_seconds=config.max_age_seconds)
-        guardian = build_monitor(config, explainer, slow)
+        monitor = build_monitor(config, explainer, slow)
         gc.collect()
         gc.freeze()  # what was built stays: to look through it again and again would hold up every camera
         begun.set()
         with Progress(Console(stderr=True), tell) as progress, SystemdNotifier(os.environ) as supervisor:
             outcome = run_pipeline(
-                sources, guardian, renderer, sinks,
+                sources, monitor, renderer, sinks,
                 limits=limits, stop=stop, watch=progress.watch, alive=supervisor.notify_alive,
             )  # fmt: skip
         _report(outcome)  # a sink that cannot be closed must not keep it back
-        report_guards(guardian)
+        report_guards(monitor)
     if not outcome.received and not outcome.errors and not stop.is_set():
-        waited = (f"{pump.camera}: {pump.health.reason or pump.health.state}" for pump in outcome.source_workers)
+        waited = (
+            f"{worker.camera}: {worker.health.reason or worker.health.state}" for worker in outcome.source_workers
+        )
         outcome.errors.append("no frame came from any camera; " + "; ".join(waited))
     return outcome
 
@@ -96,7 +98,7 @@ def make_sources(config: Config) -> list[tuple[Source, Overflow | None]]:
     from stream.redact import host_and_path
     from stream.sources import SourceOptions, build_source, plain_name, unique_names
 
-    card = config.engine.device.partition(":")[2]  # pictures are decoded where they will be explained
+    gpu = config.engine.device.partition(":")[2]  # pictures are decoded where they will be explained
     built = [
         build_source(
             _address(one),
@@ -107,7 +109,7 @@ def make_sources(config: Config) -> list[tuple[Source, Overflow | None]]:
                 one.open_timeout_seconds,
                 one.transport,
                 decoder=one.decoder or config.decoder,
-                gpu=int(card or 0),
+                gpu=int(gpu or 0),
                 max_pixels=one.max_pixels,
                 live=None if one.live == "auto" else one.live,
                 allowed_hosts=tuple(one.allowed_hosts),
@@ -168,9 +170,9 @@ def make_explainer(config: Config) -> BaseExplainer:
     device = choose_device(config.engine.device).type
     network, cameras = make_network(config), len(config.sources)
     if renders_on_gpu(config, device):
-        together = default_batch_size(cameras, device)
-        return build_gpu_explainer(config.model_copy(update={"engine": settings}), network, together=together)
-    return NetworkExplainer(network, settings, together=min(cameras, default_batch_size(cameras, device)))
+        batch_size = default_batch_size(cameras, device)
+        return build_gpu_explainer(config.model_copy(update={"engine": settings}), network, batch_size=batch_size)
+    return NetworkExplainer(network, settings, batch_size=min(cameras, default_batch_size(cameras, device)))
 
 
 def choose_batch_size(config: Config, explainer: BaseExplainer) -> int:

@@ -91,13 +91,13 @@ def _mqtt_options(sink: SinkConfig) -> MqttOptions:
     return MqttOptions(sink.qos, user, password, sink.ca_file, sink.status)
 
 
-def read_secret(path: Path, what: str, cure: str) -> str:
+def read_secret(path: Path, what: str, hint: str) -> str:
     """Read a file of secrets, and say so where others on this machine can read it too."""
     try:
         mode, text = path.stat().st_mode, path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as reason:
         said = getattr(reason, "strerror", None) or "not a text file"
-        raise ConfigError(f"{what} file {str(path)!r}: cannot be read ({said}); {cure}") from None
+        raise ConfigError(f"{what} file {str(path)!r}: cannot be read ({said}); {hint}") from None
     if os.name == "posix" and mode & 0o077:
         log.warning("%s: others on this machine may read the %s: chmod 600 %s", path, what, path)
     return text
@@ -159,15 +159,15 @@ def apply_curve_keys(
     return made
 
 
-def apply_recording_options(sinks: list[SinkConfig], knobs: dict[str, Any]) -> list[SinkConfig]:
+def apply_recording_options(sinks: list[SinkConfig], settings: dict[str, Any]) -> list[SinkConfig]:
     """Give what the command line says of clips to every folder of them."""
-    if not knobs:
+    if not settings:
         return sinks
-    named = "--" + next(iter(knobs)).replace("_", "-")
+    named = "--" + next(iter(settings)).replace("_", "-")
     if not any(one.uri.endswith("/") and "://" not in one.uri for one in sinks):
         raise ConfigError(f"{named}: there is no folder of clips; add --sink FOLDER/, with the slash")
     given = [
-        one.model_dump(exclude_unset=True) | (knobs if one.uri.endswith("/") and "://" not in one.uri else {})
+        one.model_dump(exclude_unset=True) | (settings if one.uri.endswith("/") and "://" not in one.uri else {})
         for one in sinks
     ]
     return validate_config({}, "command line", {"sinks": given}).sinks

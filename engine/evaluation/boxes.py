@@ -43,19 +43,24 @@ def yolo_boxes(text: str, names: Names, size: tuple[int, int], where: str) -> tu
         if not line.strip():
             continue
         try:
-            index, *shares = (float(part) for part in line.split())
+            index, *fractions = (float(part) for part in line.split())
         except ValueError:
-            index, shares = math.nan, []
-        polygon = len(shares) >= 6 and len(shares) % 2 == 0
+            index, fractions = math.nan, []
+        polygon = len(fractions) >= 6 and len(fractions) % 2 == 0
         whole = math.isfinite(index) and 0 <= index < MAX_PIXELS and index == int(index)
-        if not (len(shares) == 4 or polygon) or not whole or not all(map(math.isfinite, shares)):
+        if not (len(fractions) == 4 or polygon) or not whole or not all(map(math.isfinite, fractions)):
             raise ConfigError(
                 f"{where}:{number}: {line[:60]!r} is no YOLO box; give: class x y width height, in shares"
             )
         if polygon:
-            left, right, top, bottom = min(shares[::2]), max(shares[::2]), min(shares[1::2]), max(shares[1::2])
+            left, right, top, bottom = (
+                min(fractions[::2]),
+                max(fractions[::2]),
+                min(fractions[1::2]),
+                max(fractions[1::2]),
+            )
         else:
-            x, y, w, h = shares
+            x, y, w, h = fractions
             left, right, top, bottom = x - w / 2, x + w / 2, y - h / 2, y + h / 2
         if min(left, top) < _FRACTIONS[0] or max(right, bottom) > _FRACTIONS[1] or right < left or bottom < top:
             raise ConfigError(

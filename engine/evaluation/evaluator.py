@@ -123,9 +123,9 @@ class Evaluator:
 
     def _evaluate_frame(self, frame: Frame, truths: Sequence[GroundTruth] | None, mask: Mask | None) -> dict[str, Any]:
         image = self._preprocessing.normalised(self._preprocessing.pixels([frame]))
-        begun = time.perf_counter()
+        started_at = time.perf_counter()
         scores, heat = self._method(self.split, image, None)
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - started_at
         target = int(scores[0].argmax())
         wide = upsample(heat[0], self.split.image_size)
         masked = image * wide

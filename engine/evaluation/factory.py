@@ -43,7 +43,7 @@ def build_evaluator(network: LoadedModel, config: EngineConfig, wanted: Evaluati
     preprocessing = network.preprocessing(config)
     split = split_network(network.module, config.layer or network.layer, preprocessing.input_size)
     knowledge = ClassMapping(class_names(network, split.classes), dict(wanted.class_map), wanted.any_box)
-    examiner = Evaluator(split, preprocessing, method, knowledge, steps=wanted.steps)
+    evaluator = Evaluator(split, preprocessing, method, knowledge, steps=wanted.steps)
     if wanted.randomize:
-        examiner.enable_randomization_check(network.module)
-    return examiner
+        evaluator.enable_randomization_check(network.module)
+    return evaluator

@@ -72,11 +72,11 @@ class BaseExplainer:
         """Explain a batch: one explanation per frame, in order; frames may differ in size and camera."""
         if not frames:
             return []
-        begun = time.perf_counter()
+        started_at = time.perf_counter()
         images = self._images(self._preprocessing.pixels(frames))
         ready = time.perf_counter()
         scores, classes, heat = (part.cpu().numpy() for part in self._outputs(images))
-        timings = {"preprocess": ready - begun, "explain": time.perf_counter() - ready}
+        timings = {"preprocess": ready - started_at, "explain": time.perf_counter() - ready}
         return [
             Explanation(
                 frame=frame,
@@ -121,9 +121,9 @@ class BaseExplainer:
         taken: dict[int, list[float]] = {1: [], most: []}
         for turn in range(_ROUNDS + 1):
             for count, seconds in taken.items():
-                begun = time.perf_counter()
+                started_at = time.perf_counter()
                 self._outputs(self._images(pixels[:count]))
-                took = time.perf_counter() - begun
+                took = time.perf_counter() - started_at
                 if took > _LONG_SECONDS:
                     log.info("a frame takes %.1f s and more: cameras' frames are explained one by one", took / count)
                     return 1

@@ -29,19 +29,19 @@ class ExportedExplainer(BaseExplainer):
             ConfigError: a knob contradicts what the file carries, or names a backend that cannot run it.
             BackendError: nothing here runs it, or its answers are not what they were when it was exported.
         """
-        begun = time.perf_counter()
+        started_at = time.perf_counter()
         if config.threads:
             torch.set_num_threads(config.threads)
-        passport = read_metadata(path)
-        _refuse_settings(path, passport, config)
+        metadata = read_metadata(path)
+        _refuse_settings(path, metadata, config)
         name = choose_runtime(path, config)
         self._program = RUNTIMES[name].load(path, config.precision)
-        preprocessing = Preprocessing(passport.input_size, passport.mean, passport.std, passport.fit)
-        plan = PlanInfo(passport.plan, f"exported to {path.name}", one_module=True)
-        self._prove(path, passport, name, config.precision)
-        seconds = time.perf_counter() - begun
-        super().__init__(passport.labels, passport.method, preprocessing, EngineInfo(
-            passport.model, passport.layer, passport.grid, passport.input_size, plan, name, config.precision, "cpu",
+        preprocessing = Preprocessing(metadata.input_size, metadata.mean, metadata.std, metadata.fit)
+        plan = PlanInfo(metadata.plan, f"exported to {path.name}", one_module=True)
+        self._prove(path, metadata, name, config.precision)
+        seconds = time.perf_counter() - started_at
+        super().__init__(metadata.labels, metadata.method, preprocessing, EngineInfo(
+            metadata.model, metadata.layer, metadata.grid, metadata.input_size, plan, name, config.precision, "cpu",
             seconds,
         ))  # fmt: skip
 
@@ -51,10 +51,10 @@ class ExportedExplainer(BaseExplainer):
     def _outputs(self, images: Tensor) -> ModelOutputs:
         return self._program(images)
 
-    def _prove(self, path: Path, passport: ExportMetadata, backend: str, precision: str) -> None:
-        truth, slack = passport.probe_outputs(path)
+    def _prove(self, path: Path, metadata: ExportMetadata, backend: str, precision: str) -> None:
+        truth, slack = metadata.probe_outputs(path)
         try:
-            scores, classes, heat = self._program(probe_images(1, passport.input_size))
+            scores, classes, heat = self._program(probe_images(1, metadata.input_size))
         except (RuntimeError, ValueError, KeyError) as reason:
             raise BackendError(f"{path}: {backend} cannot run it ({reason}); export it again") from reason
         told = scores, classes[:, :1], heat[:, :1]
@@ -96,16 +96,16 @@ def choose_runtime(path: Path, config: EngineConfig) -> str:
     return here[0]
 
 
-def _refuse_settings(path: Path, passport: ExportMetadata, config: EngineConfig) -> None:
+def _refuse_settings(path: Path, metadata: ExportMetadata, config: EngineConfig) -> None:
     """Refuse what would change a network that is finished; a knob that says the same as the file is welcome."""
     carried = {
-        "weights": None, "labels": None, "layer": passport.layer, "target": list(passport.target),
-        "kernel": passport.method.partition("/")[2], "input_size": passport.input_size, "mean": passport.mean,
-        "std": passport.std, "fit": passport.fit,
+        "weights": None, "labels": None, "layer": metadata.layer, "target": list(metadata.target),
+        "kernel": metadata.method.partition("/")[2], "input_size": metadata.input_size, "mean": metadata.mean,
+        "std": metadata.std, "fit": metadata.fit,
     }  # fmt: skip
-    for knob, value in carried.items():
-        asked = getattr(config, knob)
-        if knob in config.model_fields_set and asked is not None and asked != value:
-            option = "--" + knob.replace("_", "-")
+    for setting, value in carried.items():
+        asked = getattr(config, setting)
+        if setting in config.model_fields_set and asked is not None and asked != value:
+            option = "--" + setting.replace("_", "-")
             has = "carries its own" if value is None else f"was exported with {value!r}"
             raise ConfigError(f"{option} {asked!r}: {path} {has}; leave {option} out, or export the network again")

@@ -55,7 +55,7 @@ class GpuExplainer(NetworkExplainer):
         *,
         table: LevelTable,
         together: int = 1,
-        lanes: Callable[[torch.device], DeviceStreams] = device_streams,
+        streams: Callable[[torch.device], DeviceStreams] = device_streams,
     ) -> None:
         """Cut, plan, compile and prove, for every batch bucket; graphs are captured at the first frame of each size.
 
@@ -64,19 +64,19 @@ class GpuExplainer(NetworkExplainer):
             config: how.
             table: what each heat level does to a pixel, uint8 (256, 4).
             together: how many frames come at once at the most; ``config.batch`` wins.
-            lanes: makes the lanes of a device.
+            streams: makes the lanes of a device.
         """
         buckets = buckets_up_to(config.batch or together)
-        super().__init__(network, config, together=buckets[-1], buckets=buckets)
+        super().__init__(network, config, batch_size=buckets[-1], batch_sizes=buckets)
         self._heat_lut = table
-        self._streams = lanes(self._runner.config.device)
+        self._streams = streams(self._runner.config.device)
         self._batches = BatchPipeline(self._streams, buckets, self._capture_graph)
         # Held while the network is given work: batches are begun in one thread, checks made in another.
         self._turn = threading.Lock()
 
     def submit(self, frames: Sequence[Frame]) -> Callable[[], list[Explanation]]:
         """Send frames on their way; what is returned waits for them and gives one explanation per frame, in order."""
-        begun = time.perf_counter()
+        started_at = time.perf_counter()
         sizes: dict[tuple[int, int], list[int]] = {}
         for number, frame in enumerate(frames):
             sizes.setdefault((frame.height, frame.width), []).append(number)
@@ -85,18 +85,18 @@ class GpuExplainer(NetworkExplainer):
                 (numbers, self._batches.submit([frames[number].image for number in numbers]))
                 for numbers in sizes.values()
             ]
-        launched = time.perf_counter() - begun
+        launched = time.perf_counter() - started_at
 
         def finish() -> list[Explanation]:
             told: dict[int, Explanation] = {}
             for numbers, flights in under_way:
                 waiting = iter(numbers)
-                for flight in flights:
-                    self._streams.synchronize(flight.done)
-                    timings = {"preprocess": launched, "explain": time.perf_counter() - begun - launched}
-                    for place_in_flight in range(flight.count):
+                for batch in flights:
+                    self._streams.synchronize(batch.done)
+                    timings = {"preprocess": launched, "explain": time.perf_counter() - started_at - launched}
+                    for place_in_flight in range(batch.count):
                         number = next(waiting)
-                        told[number] = self._explanation(frames[number], flight, place_in_flight, timings)
+                        told[number] = self._explanation(frames[number], batch, place_in_flight, timings)
             return [told[number] for number in range(len(frames))]
 
         return finish
@@ -111,7 +111,7 @@ class GpuExplainer(NetworkExplainer):
             return super().score_when_masked(explanation, finding, masking)
 
     def download(
-        self, explanation: Explanation, stamp: ImagePatch | None, *, quality: int | None, array: bool
+        self, explanation: Explanation, patch: ImagePatch | None, *, jpeg_quality: int | None, as_array: bool
     ) -> tuple[Jpeg | None, Image | None]:
         """Bring a drawn picture to the host, with a stamp on it: as JPEG of a quality, as an array, or both.
 
@@ -120,22 +120,22 @@ class GpuExplainer(NetworkExplainer):
         drawn = explanation.drawn if isinstance(explanation, RenderedExplanation) else None
         if drawn is None:
             return None, None
-        lanes = self._streams
+        streams = self._streams
         jpeg = image = None
-        lanes.wait_event("encode", drawn.done)
-        with torch.inference_mode(), lanes.stream("encode"):
+        streams.wait_event("encode", drawn.done)
+        with torch.inference_mode(), streams.stream("encode"):
             picture = drawn.image
-            lanes.record_stream(picture, "encode")
-            if stamp is not None:
-                tile = lanes.pinned_empty(stamp.tile.shape, torch.uint8).copy_(torch.from_numpy(stamp.tile))
-                picture = blend_patch(picture, tile.to(lanes.device, non_blocking=True), stamp)
-            if quality is not None:
-                with lanes.encoder_stream():
-                    jpeg = Jpeg(encode_jpeg([picture], quality)[0], quality)
-            if array:
+            streams.record_stream(picture, "encode")
+            if patch is not None:
+                tile = streams.pinned_empty(patch.tile.shape, torch.uint8).copy_(torch.from_numpy(patch.tile))
+                picture = blend_patch(picture, tile.to(streams.device, non_blocking=True), patch)
+            if jpeg_quality is not None:
+                with streams.encoder_stream():
+                    jpeg = Jpeg(encode_jpeg([picture], jpeg_quality)[0], jpeg_quality)
+            if as_array:
                 rows = picture.permute(1, 2, 0).contiguous()
-                host = lanes.pinned_empty(tuple(rows.shape), torch.uint8).copy_(rows, non_blocking=True)
-                lanes.synchronize(lanes.record_event("encode"))
+                host = streams.pinned_empty(tuple(rows.shape), torch.uint8).copy_(rows, non_blocking=True)
+                streams.synchronize(streams.record_event("encode"))
                 image = host.numpy()
                 image.flags.writeable = False
         return jpeg, image
@@ -159,9 +159,9 @@ class GpuExplainer(NetworkExplainer):
         return frames, call
 
     def _explanation(
-        self, frame: Frame, flight: InFlightBatch, place_in_flight: int, timings: dict[str, float]
+        self, frame: Frame, batch: InFlightBatch, place_in_flight: int, timings: dict[str, float]
     ) -> Explanation:
-        scores, classes, heat = (part[place_in_flight].numpy() for part in flight.outputs)
+        scores, classes, heat = (part[place_in_flight].numpy() for part in batch.outputs)
         return RenderedExplanation(
             frame=frame,
             findings=self._findings(scores, classes, heat),
@@ -170,5 +170,5 @@ class GpuExplainer(NetworkExplainer):
             timings=timings,
             model=self.info.model,
             heat_region=self._preprocessing.region(frame),
-            drawn=DeviceImage(flight.images[place_in_flight], flight.done),
+            drawn=DeviceImage(batch.images[place_in_flight], batch.done),
         )

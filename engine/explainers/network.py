@@ -29,22 +29,22 @@ class NetworkExplainer(BaseExplainer):
     """Explains frames with one network on one device."""
 
     def __init__(
-        self, network: LoadedModel, config: EngineConfig, *, together: int = 1, buckets: tuple[int, ...] = ()
+        self, network: LoadedModel, config: EngineConfig, *, batch_size: int = 1, batch_sizes: tuple[int, ...] = ()
     ) -> None:
         """Cut, plan, compile and prove; then every batch only runs.
 
         Args:
             network: what to run.
             config: how.
-            together: how many frames usually come at once; ``config.batch`` wins.
-            buckets: further batch sizes to compile for.
+            batch_size: how many frames usually come at once; ``config.batch`` wins.
+            batch_sizes: further batch sizes to compile for.
 
         Raises:
             LayerError, EngineError: the network cannot be cut at this layer, or takes no input of this size.
             ConfigError: an unknown backend, kernel or class.
             BackendError: the device or backend is missing here, or disagrees with eager float32.
         """
-        begun = time.perf_counter()
+        started_at = time.perf_counter()
         if config.threads:
             torch.set_num_threads(config.threads)
         device = choose_device(config.device)
@@ -60,12 +60,14 @@ class NetworkExplainer(BaseExplainer):
         candidates = AUTOMATIC[device.type] if backend == "auto" else (backend,)
         cache = None if config.cache in {None, "off"} else CompileCache(Path(config.cache or ""))
         budget = config.memory_budget_mib << 20
-        together = config.batch or together
-        build = CompileConfig(target, kernel, candidates[0], config.precision, device, budget, cache, together, buckets)
+        batch_size = config.batch or batch_size
+        build = CompileConfig(
+            target, kernel, candidates[0], config.precision, device, budget, cache, batch_size, batch_sizes
+        )
         choose = select_fastest if device.type == "cpu" else select_first_working
         self._runner = Runner(split, build) if len(candidates) == 1 else choose(split, build, candidates)
         backend = self._runner.config.backend
-        plan, seconds = self._runner.plan.info, time.perf_counter() - begun
+        plan, seconds = self._runner.plan.info, time.perf_counter() - started_at
         facts = EngineInfo(
             network.name, split.layer, split.grid, size, plan, backend, config.precision, str(device), seconds
         )

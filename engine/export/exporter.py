@@ -125,15 +125,15 @@ def export_network(network: LoadedModel, config: EngineConfig, path: Path) -> Ex
         with torch.inference_mode():
             every = engine.plan(split.head(images))[1]
         truths[count] = truth, rounding_error_bound(every, truth[1])
-    passport = ExportMetadata(
+    metadata = ExportMetadata(
         model=network.name, labels=labels, input_size=size, mean=preprocessing.mean,
         std=preprocessing.std, fit=preprocessing.fit, layer=split.layer, grid=split.grid,
         method=f"{split.method}/{kernel}", plan=plan.info.name, target=tuple(config.target),
         probe=encode_probe(*truths[1]), made_with=_versions(),
     )  # fmt: skip
     module = ExplainedNetwork(split.head, plan, build.target, split.grid).eval()
-    _write(module, passport, path)
-    return ExportResult(passport, path.stat().st_size, _checked(path, size, truths))
+    _write(module, metadata, path)
+    return ExportResult(metadata, path.stat().st_size, _checked(path, size, truths))
 
 
 def _defined(split: SplitModel, facts: PlanInfo, kernel: Kernel, budget_bytes: int) -> ExportableDensePlan:
@@ -146,11 +146,11 @@ def _defined(split: SplitModel, facts: PlanInfo, kernel: Kernel, budget_bytes: i
     rows, columns = split.grid
     example = torch.zeros((1, split.channels, rows, columns))
     needed = (1 + rows * columns) * bytes_per_map(split.tail, example)
-    cure = "a later --layer, or none, costs next to nothing"
+    hint = "a later --layer, or none, costs next to nothing"
     if needed > budget_bytes:
         raise ConfigError(
             f"layer {split.layer!r}: an exported file would hold all {rows * columns} masked maps of an image at once, "
-            f"up to {needed / 2**20:.0f} MiB (the budget is {budget_bytes / 2**20:.0f}); {cure}; a smaller "
+            f"up to {needed / 2**20:.0f} MiB (the budget is {budget_bytes / 2**20:.0f}); {hint}; a smaller "
             f"--input-size or a larger --memory-budget-mib also do, and `stream --layer {split.layer}` needs no file"
         )
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -159,13 +159,13 @@ def _defined(split: SplitModel, facts: PlanInfo, kernel: Kernel, budget_bytes: i
     instead = "" if facts.multiply_adds is None else f", against {facts.multiply_adds / 1e9:.3g} G in the engine"
     log.warning(
         "layer %s: the exported file sends %d masked maps an image through the tail: %.3g G multiply-adds%s, and up "
-        "to %.0f MiB; %s", split.layer, rows * columns, products / 1e9, instead, needed / 2**20, cure,
+        "to %.0f MiB; %s", split.layer, rows * columns, products / 1e9, instead, needed / 2**20, hint,
     )  # fmt: skip
     return ExportableDensePlan(split.tail, kernel, split.grid, "the definition, in one graph")
 
 
-def _write(module: nn.Module, passport: ExportMetadata, path: Path) -> None:
-    example = probe_images(2, passport.input_size)
+def _write(module: nn.Module, metadata: ExportMetadata, path: Path) -> None:
+    example = probe_images(2, metadata.input_size)
     batch = torch.export.Dim("batch", min=1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch and onnxscript speak of their own inner affairs
@@ -173,12 +173,12 @@ def _write(module: nn.Module, passport: ExportMetadata, path: Path) -> None:
             with torch.no_grad():
                 program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
             program.example_inputs = None  # a picture in every file serves nobody
-            _WRITERS[SUFFIXES[path.suffix.lower()]](program, passport.metadata(), path)
+            _WRITERS[SUFFIXES[path.suffix.lower()]](program, metadata.metadata(), path)
         except OSError:
             raise
         except Exception as reason:  # both raise whatever their many stages raise
             raise EngineError(
-                f"model {passport.model!r} at layer {passport.layer!r} cannot be exported ({first_line(reason)}); "
+                f"model {metadata.model!r} at layer {metadata.layer!r} cannot be exported ({first_line(reason)}); "
                 "choose another --layer, --format or --model"
             ) from reason
 

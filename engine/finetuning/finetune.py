@@ -82,7 +82,7 @@ class Callbacks:
 
 
 def finetune(
-    pupil: FinetuneModel, parts: Mapping[str, Sequence[Sample]], read: Callable[[str], Image], watching: Callbacks, *,
+    model: FinetuneModel, parts: Mapping[str, Sequence[Sample]], read: Callable[[str], Image], callbacks: Callbacks, *,
     grouped: bool = True, look_alikes: Collection[str] = (),
 ) -> FinetuneResult:  # fmt: skip
     """Teach a network what the pictures show.
@@ -90,10 +90,10 @@ def finetune(
     The same pictures, wish, thread count and machine give the same weights on a CPU.
 
     Args:
-        pupil: who learns; its weights are changed.
+        model: who learns; its weights are changed.
         parts: learning, stopping and held_out, each with all of the pupil's classes.
         read: gives a picture by its path.
-        watching: told on the way.
+        callbacks: told on the way.
         grouped: whether the samples' sources say which pictures show one part; otherwise nothing is concluded for other
             parts.
         look_alikes: paths of pictures that look nearly like learned ones; nothing is concluded from them.
@@ -101,38 +101,38 @@ def finetune(
     Raises:
         ModelError: the loss left all bounds before anything was learned.
     """
-    wish = pupil.config
+    config = model.config
     samples = [one for several in parts.values() for one in several]
-    classes = np.array([pupil.labels.index(one.label) for one in samples])
+    classes = np.array([model.labels.index(one.label) for one in samples])
     numbers = _numbered(parts)
-    course = wish.training()
+    training = config.training()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(wish.seed)
-        pictures = ImageDataset([one.path for one in samples], read, pupil.preprocessing)
-        task = _Task(pupil, pictures, classes, numbers, choose_device(wish.device), watching)
+        torch.manual_seed(config.seed)
+        pictures = ImageDataset([one.path for one in samples], read, model.preprocessing)
+        task = _Task(model, pictures, classes, numbers, choose_device(config.device), callbacks)
         told: list[EpochStats] = []
-        if wish.linear_probe or pupil.warm_up_head:
-            learner: LinearProbe | FullFinetuner = _last_layer(task)
-            told = _studied(learner, task, course if wish.linear_probe else FIRST, able=pupil.warm_start)
-        if not wish.linear_probe:
-            learner = FullFinetuner(
-                pupil.net, pupil.head_name, pictures, pupil.augmentation,
-                device=task.device, precision=wish.precision, untrained=wish.weights == RANDOM,
+        if config.linear_probe or model.warm_up_head:
+            trainable: LinearProbe | FullFinetuner = _last_layer(task)
+            told = _studied(trainable, task, training if config.linear_probe else FIRST, able=model.warm_start)
+        if not config.linear_probe:
+            trainable = FullFinetuner(
+                model.net, model.head_name, pictures, model.augmentation,
+                device=task.device, precision=config.precision, untrained=config.weights == RANDOM,
             )  # fmt: skip
-            told = _studied(learner, task, course, able=wish.weights != RANDOM) or told
+            told = _studied(trainable, task, training, able=config.weights != RANDOM) or told
     counted = [one.group if grouped and one.path not in look_alikes else None for one in samples]
-    found = {part: _examined(task, learner, samples, numbers[part], counted) for part in (VALIDATION, TEST)}
-    provenance = provenance_of(pupil) | _provenance(course, told, parts, found)
-    return FinetuneResult(_packed(pupil, parts, provenance), tuple(told), course, found)
+    found = {part: _examined(task, trainable, samples, numbers[part], counted) for part in (VALIDATION, TEST)}
+    provenance = provenance_of(model) | _provenance(training, told, parts, found)
+    return FinetuneResult(_packed(model, parts, provenance), tuple(told), training, found)
 
 
-def _packed(pupil: FinetuneModel, parts: Mapping[str, Sequence[Sample]], provenance: Mapping[str, Any]) -> Checkpoint:
-    state = {key: value.detach().cpu().contiguous() for key, value in pupil.net.state_dict().items()}
-    shown = pupil.preprocessing
+def _packed(model: FinetuneModel, parts: Mapping[str, Sequence[Sample]], provenance: Mapping[str, Any]) -> Checkpoint:
+    state = {key: value.detach().cpu().contiguous() for key, value in model.net.state_dict().items()}
+    shown = model.preprocessing
     seen = {one.digest for part in (TRAIN, VALIDATION) for one in parts[part] if one.digest}
     return Checkpoint(
-        state, pupil.name, pupil.labels, shown.input_size, shown.mean, shown.std, pupil.layer, provenance, shown.fit,
-        pupil.truncate_at, pupil.trained_digests | seen,
+        state, model.name, model.labels, shown.input_size, shown.mean, shown.std, model.layer, provenance, shown.fit,
+        model.truncate_at, model.trained_digests | seen,
     )  # fmt: skip
 
 
@@ -156,30 +156,37 @@ class _Task:
 
 def _last_layer(task: _Task) -> LinearProbe:
     """Return the last layer alone; where no other learns after it, with features of changed views, too."""
-    pupil, wish = task.model, task.model.config
+    model, config = task.model, task.model.config
     return LinearProbe(
-        pupil.net, pupil.head_name, task.images, pupil.augmentation, device=task.device,
-        views=wish.views if wish.linear_probe and wish.augment else 1, seed=wish.seed, learning=task.numbers[TRAIN],
-        tell=task.callbacks.features, precision=wish.precision,
-    )  # fmt: skip
+        model.net,
+        model.head_name,
+        task.images,
+        model.augmentation,
+        device=task.device,
+        views=config.views if config.linear_probe and config.augment else 1,
+        seed=config.seed,
+        train_indices=task.numbers[TRAIN],
+        on_progress=task.callbacks.features,
+        precision=config.precision,
+    )
 
 
 def _studied(
-    learner: LinearProbe | FullFinetuner, task: _Task, course: TrainingConfig, *, able: bool = False
+    trainable: LinearProbe | FullFinetuner, task: _Task, training: TrainingConfig, *, able: bool = False
 ) -> list[EpochStats]:
     return train(
-        learner, task.classes, task.numbers[TRAIN], task.numbers[VALIDATION], course,
-        seed=task.model.config.seed, tell=task.callbacks.epoch, stop=task.callbacks.stop, able=able,
+        trainable, task.classes, task.numbers[TRAIN], task.numbers[VALIDATION], training,
+        seed=task.model.config.seed, on_epoch=task.callbacks.epoch, stop=task.callbacks.stop, warm_start=able,
     )  # fmt: skip
 
 
 def _examined(
-    task: _Task, learner: FullFinetuner | LinearProbe, samples: Sequence[Sample], numbers: Numbers,
+    task: _Task, trainable: FullFinetuner | LinearProbe, samples: Sequence[Sample], numbers: Numbers,
     counted: Sequence[str | None],
 ) -> SplitMetrics:  # fmt: skip
     """Return how the network does on some pictures; ``counted``: each sample's source, None to leave it out."""
     labels = task.model.labels
-    scores = torch.softmax(predict_logits(learner, numbers), 1)
+    scores = torch.softmax(predict_logits(trainable, numbers), 1)
     given = scores.argmax(1).tolist()
     truth = task.classes[numbers].tolist()
     table = confusion(truth, given, len(labels))
@@ -188,7 +195,7 @@ def _examined(
         (samples[number].path, true, guess, round(float(row[guess]), 4))
         for number, true, guess, row in zip(numbers.tolist(), truth, given, scores, strict=True)
     )
-    share = sum(row[k] for k, row in enumerate(table)) / len(numbers)
+    fraction = sum(row[k] for k, row in enumerate(table)) / len(numbers)
     apart = [
         (counted[number], true == guess) for number, true, guess in zip(numbers.tolist(), truth, given, strict=True)
         if counted[number] is not None
@@ -196,7 +203,7 @@ def _examined(
     sources = len({source for source, _ in apart})
     return SplitMetrics(
         len(numbers),
-        share,
+        fraction,
         float(np.mean(recalls)),
         recalls,
         tuple(map(tuple, table)),
@@ -210,12 +217,12 @@ def _examined(
 
 
 def _provenance(
-    course: TrainingConfig, told: Sequence[EpochStats], parts: Mapping[str, Sequence[Sample]],
+    training: TrainingConfig, told: Sequence[EpochStats], parts: Mapping[str, Sequence[Sample]],
     found: Mapping[str, SplitMetrics],
 ) -> dict[str, Any]:  # fmt: skip
     best = next((epoch for epoch in reversed(told) if epoch.best), None)
     return {
-        "course": asdict(course),
+        "course": asdict(training),
         "epochs": len(told),
         "best_epoch": best.epoch if best else 0,
         "images": {part: len(several) for part, several in parts.items()},

@@ -111,65 +111,71 @@ class FinetuneModel:
         return len(self.known_labels) == len(self.labels)
 
 
-def build_model(wish: FinetuneConfig, labels: Sequence[str]) -> FinetuneModel:
+def build_model(config: FinetuneConfig, labels: Sequence[str]) -> FinetuneModel:
     """Build the network for these classes; the same wish gives the same weights.
 
     Raises:
         ModelError, LayerError, EngineError: no such network or layer, weights that do not fit, a wrong input size.
         ConfigError: an unknown augmentation, or two wishes that contradict each other.
     """
-    if wish.linear_probe and wish.freeze_until:
-        raise ConfigError(f"--freeze leaves nothing for --freeze-to {wish.freeze_until!r}; give one of them")
-    choose_device(wish.device)
-    if wish.threads:
-        torch.set_num_threads(wish.threads)
+    if config.linear_probe and config.freeze_until:
+        raise ConfigError(f"--freeze leaves nothing for --freeze-to {config.freeze_until!r}; give one of them")
+    choose_device(config.device)
+    if config.threads:
+        torch.set_num_threads(config.threads)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(wish.seed)
-        pupil = _from_file(wish, tuple(labels)) if wish.model.endswith(MODEL_FILE) else _from_table(wish, tuple(labels))
-    size = pupil.preprocessing.input_size
-    if wish.freeze_until:
-        beginning = (
-            TruncatedParent(build_untrained(find_entry(pupil.name)), pupil.truncate_at) if pupil.truncate_at else None
+        torch.manual_seed(config.seed)
+        model = (
+            _from_file(config, tuple(labels))
+            if config.model.endswith(MODEL_FILE)
+            else _from_table(config, tuple(labels))
         )
-        freeze_to(pupil.net, wish.freeze_until, size, beginning)
-    if pupil.warm_start or wish.weights == RANDOM:
-        pupil = replace(pupil, warm_up_head=False)
-    if wish.linear_probe or pupil.warm_up_head:
+    size = model.preprocessing.input_size
+    if config.freeze_until:
+        beginning = (
+            TruncatedParent(build_untrained(find_entry(model.name)), model.truncate_at) if model.truncate_at else None
+        )
+        freeze_to(model.net, config.freeze_until, size, beginning)
+    if model.warm_start or config.weights == RANDOM:
+        model = replace(model, warm_up_head=False)
+    if config.linear_probe or model.warm_up_head:
         try:
-            find_output_activation(pupil.net, pupil.head_name, size)
+            find_output_activation(model.net, model.head_name, size)
         except ModelError:
-            if wish.linear_probe:
+            if config.linear_probe:
                 raise
-            pupil = replace(pupil, warm_up_head=False)
-    return pupil
+            model = replace(model, warm_up_head=False)
+    return model
 
 
-def _from_table(wish: FinetuneConfig, labels: tuple[str, ...]) -> FinetuneModel:
-    if wish.truncate_at:
+def _from_table(config: FinetuneConfig, labels: tuple[str, ...]) -> FinetuneModel:
+    if config.truncate_at:
         net, entry, last = truncate_and_replace_head(
-            wish.model, wish.weights, len(labels), wish.truncate_at, wish.input_size
+            config.model, config.weights, len(labels), config.truncate_at, config.input_size
         )
     else:
-        net, entry, last = replace_head(wish.model, wish.weights, len(labels))
-    return _placed(wish, net, last, entry, labels)
+        net, entry, last = replace_head(config.model, config.weights, len(labels))
+    return _placed(config, net, last, entry, labels)
 
 
-def _from_file(wish: FinetuneConfig, labels: tuple[str, ...]) -> FinetuneModel:
+def _from_file(config: FinetuneConfig, labels: tuple[str, ...]) -> FinetuneModel:
     """Go on with what a file of this system holds: its network, layer, input size, fit and end."""
-    if wish.weights is not None:
-        raise ConfigError(f"--weights {wish.weights!r}: {wish.model} carries its own; leave --weights out")
-    place = Path(wish.model)
+    if config.weights is not None:
+        raise ConfigError(f"--weights {config.weights!r}: {config.model} carries its own; leave --weights out")
+    place = Path(config.model)
     file = load_checkpoint(place)
-    wish = replace(wish, input_size=wish.input_size or file.input_size, fit=wish.fit or file.fit)
-    net, last, known = resume_from_checkpoint(file, place, labels, wish.truncate_at, wish.input_size or file.input_size)
-    layer = wish.layer or (file.layer if wish.truncate_at in {None, file.truncate_at} else None)
+    config = replace(config, input_size=config.input_size or file.input_size, fit=config.fit or file.fit)
+    net, last, known = resume_from_checkpoint(
+        file, place, labels, config.truncate_at, config.input_size or file.input_size
+    )
+    layer = config.layer or (file.layer if config.truncate_at in {None, file.truncate_at} else None)
     entry = replace(find_entry(file.model), mean=file.mean, std=file.std)
-    pupil = _placed(
-        replace(wish, layer=layer, truncate_at=wish.truncate_at or file.truncate_at), net, last, entry, labels
+    model = _placed(
+        replace(config, layer=layer, truncate_at=config.truncate_at or file.truncate_at), net, last, entry, labels
     )
     return replace(
-        pupil,
-        config=wish,
+        model,
+        config=config,
         known_labels=known,
         trained_digests=file.trained_digests,
         trained_hashes=file.looks,
@@ -184,36 +190,36 @@ def _told(file: Checkpoint, place: Path, known: Sequence[str]) -> dict[str, Any]
 
 
 def _placed(
-    wish: FinetuneConfig, net: nn.Module, last: str, entry: ModelEntry, labels: tuple[str, ...]
+    config: FinetuneConfig, net: nn.Module, last: str, entry: ModelEntry, labels: tuple[str, ...]
 ) -> FinetuneModel:
-    size = wish.input_size or entry.input_size
-    layer = _explained(wish, net, entry, size)
-    seen_through = Preprocessing(size, entry.mean, entry.std, wish.fit or "stretch")
-    change = build_augmentation(wish.augment, size)
-    return FinetuneModel(wish, net, last, entry.name, labels, seen_through, layer, wish.truncate_at, change)
+    size = config.input_size or entry.input_size
+    layer = _explained(config, net, entry, size)
+    seen_through = Preprocessing(size, entry.mean, entry.std, config.fit or "stretch")
+    change = build_augmentation(config.augment, size)
+    return FinetuneModel(config, net, last, entry.name, labels, seen_through, layer, config.truncate_at, change)
 
 
-def _explained(wish: FinetuneConfig, net: nn.Module, entry: ModelEntry, size: tuple[int, int]) -> str:
+def _explained(config: FinetuneConfig, net: nn.Module, entry: ModelEntry, size: tuple[int, int]) -> str:
     """Return the layer where it will be explained: of a network that ends earlier, its end."""
-    if not wish.truncate_at:
-        return split_network(net, wish.layer or entry.layer, size).layer
+    if not config.truncate_at:
+        return split_network(net, config.layer or entry.layer, size).layer
     try:
-        return split_network(net, None if wish.layer == wish.truncate_at else wish.layer, size).layer
+        return split_network(net, None if config.layer == config.truncate_at else config.layer, size).layer
     except LayerError as reason:
-        if wish.layer is None:
+        if config.layer is None:
             raise
         raise LayerError(
-            f"--layer {wish.layer!r}: a network that ends with {wish.truncate_at!r} "
+            f"--layer {config.layer!r}: a network that ends with {config.truncate_at!r} "
             "is explained there; leave --layer out"
         ) from reason
 
 
-def provenance_of(pupil: FinetuneModel) -> dict[str, Any]:
+def provenance_of(model: FinetuneModel) -> dict[str, Any]:
     """Return what was wished for and where it began, as values that JSON can hold."""
-    wish = pupil.config
-    told = asdict(wish) | {
-        "model": Path(wish.model).name if pupil.parent_checkpoint else wish.model,
-        "weights": Path(wish.weights).name if wish.weights else None,
-        "fit": pupil.preprocessing.fit,
+    config = model.config
+    told = asdict(config) | {
+        "model": Path(config.model).name if model.parent_checkpoint else config.model,
+        "weights": Path(config.weights).name if config.weights else None,
+        "fit": model.preprocessing.fit,
     }
-    return {"wish": told} | ({"began_with": dict(pupil.parent_checkpoint)} if pupil.parent_checkpoint else {})
+    return {"wish": told} | ({"began_with": dict(model.parent_checkpoint)} if model.parent_checkpoint else {})

@@ -118,13 +118,13 @@ def merge_duplicates(samples: Sequence[Sample]) -> tuple[list[Sample], int]:
 
 
 def stratified_group_split(
-    samples: Sequence[Sample], shares: Mapping[str, float], seed: int, seen: Collection[str] = ()
+    samples: Sequence[Sample], fractions: Mapping[str, float], seed: int, seen: Collection[str] = ()
 ) -> dict[str, list[Sample]]:
     """Divide samples into parts, sources whole, each class in about its share: the same for the same seed.
 
     Args:
         samples: all of them; their order does not matter.
-        shares: part -> share of each class; they add up to 1.
+        fractions: part -> share of each class; they add up to 1.
         seed: which of many divisions.
         seen: digests of pictures that the network has learned from before; their sources are never held out.
 
@@ -141,7 +141,7 @@ def stratified_group_split(
         for source, several in members.items()
     }
     total = np.asarray(sum(counts.values()))
-    check_groups(samples, [part for part, share in shares.items() if share > 0])
+    check_groups(samples, [part for part, fraction in fractions.items() if fraction > 0])
     if taught:
         _check_fresh(samples, taught)
     rng = np.random.default_rng((seed, 3))
@@ -150,22 +150,22 @@ def stratified_group_split(
         rng.permutation(len(names)).tolist(),
         key=lambda place: (names[place] not in taught, -float(counts[names[place]].sum())),
     )
-    given = {part: np.zeros(len(labels)) for part, share in shares.items() if share > 0}
+    given = {part: np.zeros(len(labels)) for part, fraction in fractions.items() if fraction > 0}
     chosen: dict[str, list[str]] = {part: [] for part in given}
     for source in (names[place] for place in order):
         open_to = [part for part in given if part != TEST or source not in taught]
-        part = min(open_to, key=lambda part: _cost(given[part], counts[source], total, shares[part]))
+        part = min(open_to, key=lambda part: _cost(given[part], counts[source], total, fractions[part]))
         given[part] += counts[source]
         chosen[part].append(source)
     _lend(chosen, given, counts, labels, taught)
-    return {part: [one for source in sorted(chosen.get(part, ())) for one in members[source]] for part in shares}
+    return {part: [one for source in sorted(chosen.get(part, ())) for one in members[source]] for part in fractions}
 
 
-def _cost(given: np.ndarray, more: np.ndarray, total: np.ndarray, share: float) -> float:
+def _cost(given: np.ndarray, more: np.ndarray, total: np.ndarray, fraction: float) -> float:
     """Return how much farther from its share a part would be, in shares of each class it would get."""
-    wanted = total * share
+    wanted = total * fraction
     after, before = (given + more - wanted) / wanted, (given - wanted) / wanted
-    return float((share * total * (after**2 - before**2) / total).sum())
+    return float((fraction * total * (after**2 - before**2) / total).sum())
 
 
 def _lend(

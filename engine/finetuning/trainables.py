@@ -56,15 +56,15 @@ class FullFinetuner:
         groups: list[dict[str, object]] = [{"params": list(head.parameters()), "lr": HEAD_FASTER * learning_rate}]
         return [*groups, {"params": rest, "lr": learning_rate}] if rest else groups
 
-    def logits(self, numbers: Numbers, *, changed: bool) -> Tensor:
+    def logits(self, numbers: Numbers, *, augment: bool) -> Tensor:
         """Return class scores of these pictures."""
-        self._net.train(changed)
-        if changed and not self._untrained:
+        self._net.train(augment)
+        if augment and not self._untrained:
             for module in self._net.modules():
                 if isinstance(module, _NORMS):
                     module.eval()
         pixels = self._images.fitted(numbers.tolist())
-        images = self._images.normalised((self._augmentation(pixels) if changed else pixels).to(self._device))
+        images = self._images.normalised((self._augmentation(pixels) if augment else pixels).to(self._device))
         with autocast(self._device, self._dtype):
             scores: Tensor = self._net(images)
         return scores.float()
@@ -148,7 +148,7 @@ class LinearProbe:
 
     def __init__(
         self, net: nn.Module, last: str, pictures: ImageDataset, change: Change, *,
-        device: torch.device, views: int, seed: int, learning: Numbers, tell: Callable[[int, int], None],
+        device: torch.device, views: int, seed: int, train_indices: Numbers, on_progress: Callable[[int, int], None],
         precision: str = "fp32",
     ) -> None:  # fmt: skip
         """Compute the features.
@@ -160,25 +160,25 @@ class LinearProbe:
         self._layer, self._dtype = net.get_submodule(last), DTYPES[precision]
         self._after = find_output_activation(self._net, last, pictures.size)
         self._rng = np.random.default_rng((seed, 13))
-        todo = len(pictures) + (views - 1) * len(learning)
+        todo = len(pictures) + (views - 1) * len(train_indices)
         with torch.random.fork_rng(devices=[]), torch.inference_mode():
             torch.manual_seed(seed)
-            plain = self._features(pictures, np.arange(len(pictures)), lambda pixels: pixels, (0, todo), tell)
+            plain = self._features(pictures, np.arange(len(pictures)), lambda pixels: pixels, (0, todo), on_progress)
             self._views = [plain]
             for view in range(1, views):
-                done = len(pictures) + (view - 1) * len(learning)
-                changed = plain.clone()
-                changed[learning] = self._features(pictures, learning, change, (done, todo), tell)
-                self._views.append(changed)
+                done = len(pictures) + (view - 1) * len(train_indices)
+                augment = plain.clone()
+                augment[train_indices] = self._features(pictures, train_indices, change, (done, todo), on_progress)
+                self._views.append(augment)
         self._views = [view.clone() for view in self._views]
 
     def param_groups(self, learning_rate: float) -> list[dict[str, object]]:
         """Return the last layer's parameters; what differs little from picture to picture needs larger weights."""
         return [{"params": list(self._layer.parameters()), "lr": learning_rate * faster(self._views[0])}]
 
-    def logits(self, numbers: Numbers, *, changed: bool) -> Tensor:
+    def logits(self, numbers: Numbers, *, augment: bool) -> Tensor:
         """Return class scores of these pictures, each in one of its views."""
-        if changed:
+        if augment:
             views = self._rng.integers(0, len(self._views), len(numbers))
             features = torch.stack([self._views[view][number] for number, view in zip(numbers, views, strict=True)])
         else:
@@ -195,7 +195,7 @@ class LinearProbe:
 
     def _features(
         self, pictures: ImageDataset, numbers: Numbers, change: Change, place: tuple[int, int],
-        tell: Callable[[int, int], None],
+        on_progress: Callable[[int, int], None],
     ) -> Tensor:  # fmt: skip
         found = []
         for first in range(0, len(numbers), 16):
@@ -203,7 +203,7 @@ class LinearProbe:
             with autocast(self._device, self._dtype):
                 entered, _ = capture_input(self._net, self._layer, pictures.normalised(pixels.to(self._device)))
             found.append(entered.float().cpu())
-            tell(place[0] + first + len(pixels), place[1])
+            on_progress(place[0] + first + len(pixels), place[1])
         return torch.cat(found)
 
 

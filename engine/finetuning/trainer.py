@@ -33,8 +33,8 @@ class Trainable(Protocol):
         """Return the parameters to be learned and their highest rates, as an optimiser takes them."""
         ...
 
-    def logits(self, numbers: Numbers, *, changed: bool) -> Tensor:
-        """Return class scores (N, K) before the softmax; ``changed``: pictures are seen with augmentation."""
+    def logits(self, numbers: Numbers, *, augment: bool) -> Tensor:
+        """Return class scores (N, K) before the softmax; ``augment``: pictures are seen with augmentation."""
         ...
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -86,85 +86,95 @@ class EpochStats:
 
 
 def train(
-    learner: Trainable, classes: Numbers, learning: Numbers, stopping: Numbers, course: TrainingConfig, *,
-    seed: int, tell: Callable[[EpochStats], None], stop: Callable[[], bool] = lambda: False, able: bool = False,
-) -> list[EpochStats]:  # fmt: skip
+    trainable: Trainable,
+    classes: Numbers,
+    train_indices: Numbers,
+    validation_indices: Numbers,
+    config: TrainingConfig,
+    *,
+    seed: int,
+    on_epoch: Callable[[EpochStats], None],
+    stop: Callable[[], bool] = lambda: False,
+    warm_start: bool = False,
+) -> list[EpochStats]:
     """Teach, and leave the learner in its best state.
 
     Args:
-        learner: who learns.
+        trainable: who learns.
         classes: every picture's class, by its number.
-        learning: numbers of the pictures to learn from.
-        stopping: numbers of the pictures that tell when to end.
-        course: how.
+        train_indices: numbers of the pictures to learn from.
+        validation_indices: numbers of the pictures that tell when to end.
+        config: how.
         seed: of the order.
-        tell: told of every epoch.
+        on_epoch: told of every epoch.
         stop: asked after every batch; True ends it with what is best so far.
-        able: the learner knows something already: what is no better than that is not kept.
+        warm_start: the learner knows something already: what is no better than that is not kept.
 
     Raises:
         ModelError: the loss left all bounds before anything was learned.
     """
-    begun = time.perf_counter()
+    started_at = time.perf_counter()
     rng = np.random.default_rng((seed, 8))
-    weights = class_weights(classes[learning], course.balance)
-    batches = max(1, math.ceil(len(learning) / course.batch_size))
-    optimiser = torch.optim.AdamW(learner.param_groups(course.learning_rate), weight_decay=course.weight_decay)
+    weights = class_weights(classes[train_indices], config.balance)
+    batches = max(1, math.ceil(len(train_indices) / config.batch_size))
+    optimiser = torch.optim.AdamW(trainable.param_groups(config.learning_rate), weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser,
         max_lr=[float(group["lr"]) for group in optimiser.param_groups],
-        total_steps=max(2, course.epochs * batches),
+        total_steps=max(2, config.epochs * batches),
         pct_start=0.15,
     )
     told: list[EpochStats] = []
-    best, since, state = (-1.0, 0.0), 0, learner.state_dict()
+    best, since, state = (-1.0, 0.0), 0, trainable.state_dict()
     least = math.inf
-    if able:
-        loss, recall = evaluate(learner, classes, stopping)
+    if warm_start:
+        loss, recall = evaluate(trainable, classes, validation_indices)
         best = (recall, -loss)
-    for epoch in range(1, course.epochs + 1):
+    for epoch in range(1, config.epochs + 1):
         losses = []
-        for numbers in np.array_split(_order(classes[learning], learning, course.balance, rng), batches):
+        for numbers in np.array_split(_order(classes[train_indices], train_indices, config.balance, rng), batches):
             if stop():
-                learner.load_state_dict(state)
+                trainable.load_state_dict(state)
                 return told
-            losses.append(_step(learner, numbers, classes, weights, course, optimiser))
+            losses.append(_step(trainable, numbers, classes, weights, config, optimiser))
             schedule.step()
         if not math.isfinite(losses[-1]):
-            return _ran_away(learner, told, state, able=able)
-        loss, recall = evaluate(learner, classes, stopping)
+            return _ran_away(trainable, told, state, warm_start=warm_start)
+        loss, recall = evaluate(trainable, classes, validation_indices)
         better = (recall, -loss) > best
-        hope = better or (course.improve_on_loss and loss < least)
+        hope = better or (config.improve_on_loss and loss < least)
         best, least, since = max(best, (recall, -loss)), min(least, loss), 0 if hope else since + 1
         if better:
-            state = learner.state_dict()
-        seconds = time.perf_counter() - begun
+            state = trainable.state_dict()
+        seconds = time.perf_counter() - started_at
         told.append(
-            EpochStats(epoch, course.epochs, float(np.mean(losses)), loss, recall, better, seconds, course.stage)
+            EpochStats(epoch, config.epochs, float(np.mean(losses)), loss, recall, better, seconds, config.stage)
         )
-        tell(told[-1])
-        if since >= course.patience:
+        on_epoch(told[-1])
+        if since >= config.patience:
             break
-    learner.load_state_dict(state)
+    trainable.load_state_dict(state)
     return told
 
 
-def _ran_away(learner: Trainable, told: list[EpochStats], state: dict[str, Tensor], *, able: bool) -> list[EpochStats]:
+def _ran_away(
+    trainable: Trainable, told: list[EpochStats], state: dict[str, Tensor], *, warm_start: bool
+) -> list[EpochStats]:
     """End with what is best so far; where nothing was learned, say so."""
-    if not told or not (able or any(epoch.best for epoch in told)):
+    if not told or not (warm_start or any(epoch.best for epoch in told)):
         raise ModelError("the loss left all bounds in the first epoch; choose a lower --learning-rate")
     log.warning("the loss left all bounds in epoch %d: what was best before stays", len(told) + 1)
-    learner.load_state_dict(state)
+    trainable.load_state_dict(state)
     return told
 
 
 def _step(  # noqa: PLR0917 - all that a step takes
-    learner: Trainable, numbers: Numbers, classes: Numbers, weights: Tensor | None, course: TrainingConfig,
+    trainable: Trainable, numbers: Numbers, classes: Numbers, weights: Tensor | None, config: TrainingConfig,
     optimiser: torch.optim.Optimizer,
 ) -> float:  # fmt: skip
-    scores = learner.logits(numbers, changed=True)
+    scores = trainable.logits(numbers, augment=True)
     truth = torch.from_numpy(classes[numbers]).to(scores.device)
-    loss = F.cross_entropy(scores, truth, weight=weights, label_smoothing=course.label_smoothing)
+    loss = F.cross_entropy(scores, truth, weight=weights, label_smoothing=config.label_smoothing)
     optimiser.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
     optimiser.step()
@@ -197,30 +207,30 @@ def _epoch_orders(numbers: Numbers, count: int, rng: np.random.Generator) -> Num
     return np.concatenate(rounds)[:count]
 
 
-def predict_logits(learner: Trainable, numbers: Numbers, batch: int = 32) -> Tensor:
+def predict_logits(trainable: Trainable, numbers: Numbers, batch: int = 32) -> Tensor:
     """Return class scores (N, K) of pictures as they are."""
     parts = [numbers[first : first + batch] for first in range(0, len(numbers), batch)]
     with torch.inference_mode():
-        return torch.cat([learner.logits(part, changed=False).float().cpu() for part in parts])
+        return torch.cat([trainable.logits(part, augment=False).float().cpu() for part in parts])
 
 
-def evaluate(learner: Trainable, classes: Numbers, numbers: Numbers) -> tuple[float, float]:
+def evaluate(trainable: Trainable, classes: Numbers, numbers: Numbers) -> tuple[float, float]:
     """Return loss and mean recall of the classes."""
-    scores = predict_logits(learner, numbers)
+    scores = predict_logits(trainable, numbers)
     truth = classes[numbers]
     right = scores.argmax(1).numpy() == truth
     recall = float(np.mean([right[truth == kind].mean() for kind in np.unique(truth)]))
     return float(F.cross_entropy(scores, torch.from_numpy(truth))), recall
 
 
-def wilson_interval(share: float, count: int, deviations: float = 1.96) -> tuple[float, float]:
+def wilson_interval(fraction: float, count: int, deviations: float = 1.96) -> tuple[float, float]:
     """Return between which shares the true one lies, 95 times of 100, when ``count`` witnesses gave this share.
 
     Wilson's score interval; E. B. Wilson, *Probable inference, the law of succession, and statistical inference*, 1927.
     """
     square = deviations**2
-    middle = (share + square / (2 * count)) / (1 + square / count)
-    away = deviations / (1 + square / count) * math.sqrt(share * (1 - share) / count + square / (4 * count**2))
+    middle = (fraction + square / (2 * count)) / (1 + square / count)
+    away = deviations / (1 + square / count) * math.sqrt(fraction * (1 - fraction) / count + square / (4 * count**2))
     return max(0.0, middle - away), min(1.0, middle + away)
 
 

@@ -84,14 +84,14 @@ class BatchPipeline:
 
     def __init__(
         self,
-        lanes: DeviceStreams,
+        streams: DeviceStreams,
         buckets: Sequence[int],
-        journey: Callable[[tuple[int, int], int], tuple[Tensor, Call]],
+        capture: Callable[[tuple[int, int], int], tuple[Tensor, Call]],
     ) -> None:
         """Take the device, the batch sizes, and what makes (input, call) of a frame size and a bucket."""
-        self.streams = lanes
+        self.streams = streams
         self.buckets = tuple(sorted(buckets))
-        self._capture = journey
+        self._capture = capture
         self._graphs: dict[tuple[tuple[int, int], int], CapturedGraph] = {}
         self._slots: dict[tuple[int, int], itertools.cycle[_Slot]] = {}
 
@@ -116,25 +116,25 @@ class BatchPipeline:
 
     def _submit(self, images: Sequence[Image], bucket: int) -> InFlightBatch:
         size = (images[0].shape[0], images[0].shape[1])
-        journey, slot, lanes = self.warm_up(size, bucket), self._next_slot(size), self.streams
+        capture, slot, streams = self.warm_up(size, bucket), self._next_slot(size), self.streams
         count = len(images)
-        lanes.synchronize(slot.host_free)
+        streams.synchronize(slot.host_free)
         rows = slot.host.numpy()
         for place, image in enumerate(images):
             np.copyto(rows[place], image)
-        lanes.wait_event("copy", slot.device_free)
-        with lanes.stream("copy"):
+        streams.wait_event("copy", slot.device_free)
+        with streams.stream("copy"):
             slot.device[:count].copy_(slot.host[:count], non_blocking=True)
-        slot.host_free = lanes.record_event("copy")
-        lanes.wait_event("compute", slot.host_free)
-        with lanes.stream("compute"):
+        slot.host_free = streams.record_event("copy")
+        streams.wait_event("compute", slot.host_free)
+        with streams.stream("compute"):
             # What fills a bucket up is whatever lay there before: its answers are cut off.
-            journey.frames.copy_(slot.device[:bucket])
-            slot.device_free = lanes.record_event("compute")
-            *answers, pictures = journey.run()
+            capture.frames.copy_(slot.device[:bucket])
+            slot.device_free = streams.record_event("compute")
+            *answers, pictures = capture.run()
             kept = tuple(picture.clone() for picture in pictures[:count])
             told = tuple(self._to_host(part[:count]) for part in answers)
-        return InFlightBatch(count, told, kept, lanes.record_event("compute"))
+        return InFlightBatch(count, told, kept, streams.record_event("compute"))
 
     def _to_host(self, part: Tensor) -> Tensor:
         place = self.streams.pinned_empty(tuple(part.shape), part.dtype)

@@ -76,12 +76,12 @@ def upsample_heat(near: float, far: float, cells: int, pixels: int) -> Tensor:
     where = np.clip((centres - near) * (cells / max(far - near, 1e-9)) - 0.5, 0.0, cells - 1.0)
     before = np.floor(where).astype(np.intp)
     after = np.minimum(before + 1, cells - 1)
-    share = (where - before).astype(np.float32)
-    shares = np.zeros((pixels, cells), np.float32)
+    fraction = (where - before).astype(np.float32)
+    fractions = np.zeros((pixels, cells), np.float32)
     rows = np.arange(start, stop)
-    np.add.at(shares, (rows, before), 1.0 - share)
-    np.add.at(shares, (rows, after), share)
-    return torch.from_numpy(shares)
+    np.add.at(fractions, (rows, before), 1.0 - fraction)
+    np.add.at(fractions, (rows, after), fraction)
+    return torch.from_numpy(fractions)
 
 
 class HeatmapBlender(nn.Module):

@@ -55,14 +55,14 @@ def select_by_timing(plan: Plan, tail: nn.Module, kernel: Kernel, features: Tens
 
 def _seconds(plan: Plan, features: Tensor) -> float:
     """Return the median time of one image, as frames will meet the plan: captured as a graph where that can be."""
-    lanes, taken = device_streams(features.device), []
+    streams, taken = device_streams(features.device), []
     if features.is_cuda:
         torch.cuda.synchronize(features.device)  # they were made on another stream
-    with torch.inference_mode(), lanes.stream("compute"):
-        call = lanes.capture_graph(lambda: plan(features), f"the {plan.info.name} plan")
+    with torch.inference_mode(), streams.stream("compute"):
+        call = streams.capture_graph(lambda: plan(features), f"the {plan.info.name} plan")
         for _ in range(_ROUNDS + 1):
-            begun = time.perf_counter()
+            started_at = time.perf_counter()
             call()
-            lanes.synchronize(lanes.record_event("compute"))
-            taken.append(time.perf_counter() - begun)
+            streams.synchronize(streams.record_event("compute"))
+            taken.append(time.perf_counter() - started_at)
     return statistics.median(taken[1:])

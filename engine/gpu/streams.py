@@ -34,15 +34,15 @@ class DeviceStreams(Protocol):
 
     device: torch.device
 
-    def stream(self, lane: StreamName) -> AbstractContextManager[Any]:
+    def stream(self, stream: StreamName) -> AbstractContextManager[Any]:
         """Make what is called inside run on this lane."""
         ...
 
-    def record_event(self, lane: StreamName) -> object:
+    def record_event(self, stream: StreamName) -> object:
         """Return a mark behind everything this lane was given so far."""
         ...
 
-    def wait_event(self, lane: StreamName, mark: object) -> None:
+    def wait_event(self, stream: StreamName, mark: object) -> None:
         """Make what this lane is given from now on wait for a mark; the host goes on."""
         ...
 
@@ -50,7 +50,7 @@ class DeviceStreams(Protocol):
         """Hold the host until a mark is reached."""
         ...
 
-    def record_stream(self, tensor: Tensor, lane: StreamName) -> None:
+    def record_stream(self, tensor: Tensor, stream: StreamName) -> None:
         """Keep a tensor's memory from being used again before this lane is done with it."""
         ...
 
@@ -73,21 +73,21 @@ class CpuStreams:
     def __init__(self, device: torch.device | None = None) -> None:
         self.device = device or torch.device("cpu")
 
-    def stream(self, lane: StreamName) -> AbstractContextManager[Any]:  # noqa: ARG002 - the protocol's signature
+    def stream(self, stream: StreamName) -> AbstractContextManager[Any]:  # noqa: ARG002 - the protocol's signature
         """Run it here and now."""
         return nullcontext()
 
-    def record_event(self, lane: StreamName) -> object:  # noqa: ARG002 - the same
+    def record_event(self, stream: StreamName) -> object:  # noqa: ARG002 - the same
         """Return a mark that is reached already."""
         return None
 
-    def wait_event(self, lane: StreamName, mark: object) -> None:
+    def wait_event(self, stream: StreamName, mark: object) -> None:
         """Nothing is left to wait for."""
 
     def synchronize(self, mark: object) -> None:
         """Nothing is left to wait for."""
 
-    def record_stream(self, tensor: Tensor, lane: StreamName) -> None:
+    def record_stream(self, tensor: Tensor, stream: StreamName) -> None:
         """Nobody uses it behind our back."""
 
     def pinned_empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -127,31 +127,31 @@ class CudaStreams:
         self.failed_captures: list[tuple[object, str]] = []
         """Graphs whose capture failed, and why; some versions of torch go on asking them."""
 
-    def stream(self, lane: StreamName) -> AbstractContextManager[Any]:
+    def stream(self, stream: StreamName) -> AbstractContextManager[Any]:
         """Make the lane's stream the current one."""
-        chosen: AbstractContextManager[Any] = torch.cuda.stream(self._streams[lane])
+        chosen: AbstractContextManager[Any] = torch.cuda.stream(self._streams[stream])
         return chosen
 
-    def record_event(self, lane: StreamName) -> object:
+    def record_event(self, stream: StreamName) -> object:
         """Return an event on the lane's stream; waiting for it sleeps, it does not spin."""
         event: Callable[..., Any] = torch.cuda.Event
         told = event(blocking=True)
-        told.record(self._streams[lane])
+        told.record(self._streams[stream])
         return told
 
-    def wait_event(self, lane: StreamName, mark: Any) -> None:  # noqa: ANN401 - an event, or None before the first
+    def wait_event(self, stream: StreamName, mark: Any) -> None:  # noqa: ANN401 - an event, or None before the first
         """Make the lane's stream wait for the event."""
         if mark is not None:
-            self._streams[lane].wait_event(mark)
+            self._streams[stream].wait_event(mark)
 
     def synchronize(self, mark: Any) -> None:  # noqa: ANN401 - the same
         """Hold the host until the event was reached."""
         if mark is not None:
             mark.synchronize()
 
-    def record_stream(self, tensor: Tensor, lane: StreamName) -> None:
+    def record_stream(self, tensor: Tensor, stream: StreamName) -> None:
         """Tell the allocator of the lane's stream."""
-        tensor.record_stream(self._streams[lane])
+        tensor.record_stream(self._streams[stream])
 
     def pinned_empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Return page-locked memory; torch keeps freed pieces for the next one."""

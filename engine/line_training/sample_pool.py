@@ -36,17 +36,17 @@ class SamplePool:
         if not len(places):
             return
         height, width = self._recipe.input_size
-        for place, (image, truth) in zip(places, self._draw(len(places)), strict=True):
-            self.images[place] = self._recipe.stretch(image)
-            self.classes[place] = self._recipe.class_of(truth.label)
+        for index, (image, truth) in zip(places, self._draw(len(places)), strict=True):
+            self.images[index] = self._recipe.stretch(image)
+            self.classes[index] = self._recipe.class_of(truth.label)
             box = np.array(truth.boxes[0] if truth.boxes else (0.0, 0.0, 0.0, 0.0))
-            self.boxes[place] = box * ((width / image.shape[1], height / image.shape[0]) * 2)
+            self.boxes[index] = box * ((width / image.shape[1], height / image.shape[0]) * 2)
         self.drawn += len(places)
 
     def wholes(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return whole pictures (N, 3, H, W) uint8, mirrored at random, and their classes."""
         places = self._rng.integers(0, len(self.classes), count)
-        pictures = torch.stack([self._mirrored(self.images[int(place)]) for place in places])
+        pictures = torch.stack([self._mirrored(self.images[int(index)]) for index in places])
         return pictures, torch.from_numpy(self.classes[places])
 
     def close_ups(self, count: int, side: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -61,18 +61,18 @@ class SamplePool:
         for _ in range(count):
             take_plain = not kinds or (len(plain) > 0 and self._rng.random() < _PLAIN_FRACTION)
             choice = plain if take_plain else kinds[int(self._rng.integers(len(kinds)))]
-            place = int(choice[int(self._rng.integers(len(choice)))])
-            top, left = self._corner(place, side)
-            pieces.append(self._mirrored(self.images[place, :, top : top + side, left : left + side]))
-            places.append(place)
+            index = int(choice[int(self._rng.integers(len(choice)))])
+            top, left = self._corner(index, side)
+            pieces.append(self._mirrored(self.images[index, :, top : top + side, left : left + side]))
+            places.append(index)
         return torch.stack(pieces), torch.from_numpy(self.classes[places])
 
-    def _corner(self, place: int, side: int) -> tuple[int, int]:
+    def _corner(self, index: int, side: int) -> tuple[int, int]:
         """Choose where a piece begins (top, left): around the picture's box, or anywhere where there is none."""
         corner = []
         for axis, length in ((1, self.images.shape[2]), (0, self.images.shape[3])):
             low, high = 0, length - side
-            first, last = self.boxes[place, axis], self.boxes[place, axis + 2]
+            first, last = self.boxes[index, axis], self.boxes[index, axis + 2]
             if last > first:
                 low = min(max(low, int(np.ceil(last)) - side), high)
                 high = max(min(high, int(first)), low)

@@ -40,7 +40,7 @@ class TrainingSources:
 
 
 def train_line_net(
-    lessons: TrainingSources, *, seed: int, effort: float, tell: Callable[[Progress], None]
+    lessons: TrainingSources, *, seed: int, effort: float, on_progress: Callable[[Progress], None]
 ) -> tuple[LineNet, dict[str, Any]]:
     """Train a small network.
 
@@ -48,7 +48,7 @@ def train_line_net(
         lessons: the pictures.
         seed: of weights and of what is drawn.
         effort: share of the full training, above 0.
-        tell: told where it stands.
+        on_progress: told where it stands.
 
     Returns:
         The network in evaluation mode, and what the training did, for its provenance.
@@ -62,14 +62,16 @@ def train_line_net(
     )
     torch.manual_seed(seed)
     net = LineNet(len(lessons.labels))
-    report = train(net, lessons.first, recipe=recipe, plan=plan, album=album, seed=seed, on_progress=tell)
-    finished = train(net, lessons.last, recipe=recipe, plan=finish, album=last_album, seed=seed + 1, on_progress=tell)
+    report = train(net, lessons.first, recipe=recipe, plan=plan, album=album, seed=seed, on_progress=on_progress)
+    finished = train(
+        net, lessons.last, recipe=recipe, plan=finish, album=last_album, seed=seed + 1, on_progress=on_progress
+    )
     told = {"torch": torch.__version__, "effort": effort, "training": asdict(report), "finish": asdict(finished)}
     return net, told
 
 
 def finetune_shortcut(
-    pupil: Checkpoint, draw: Draw, *, seed: int, effort: float, tell: Callable[[Progress], None]
+    model: Checkpoint, draw: Draw, *, seed: int, effort: float, on_progress: Callable[[Progress], None]
 ) -> tuple[LineNet, dict[str, Any]]:
     """Teach a trained network something else in a few minutes, with the same labels.
 
@@ -77,12 +79,12 @@ def finetune_shortcut(
         The network in evaluation mode, and what the training did, for its provenance.
     """
     plan = [replace(stage, steps=max(2, round(stage.steps * effort))) for stage in _ANEW]
-    net = LineNet(len(pupil.labels))
-    put_into(net, pupil.state)
+    net = LineNet(len(model.labels))
+    put_into(net, model.state)
     torch.manual_seed(seed)
-    recipe = Preprocessing(tuple(pupil.labels), INPUT_SIZE)
+    recipe = Preprocessing(tuple(model.labels), INPUT_SIZE)
     album = max(_MIN_IMAGES, round(_ANEW_ALBUM_IMAGES * min(effort, 1.0)))
-    report = train(net, draw, recipe=recipe, plan=plan, album=album, renewed=1, seed=seed, on_progress=tell)
+    report = train(net, draw, recipe=recipe, plan=plan, album=album, renewed=1, seed=seed, on_progress=on_progress)
     return net, {"torch": torch.__version__, "effort": effort, "training": asdict(report)}
 
 

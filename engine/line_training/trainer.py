@@ -96,16 +96,16 @@ def train(
     """
     start = time.perf_counter()
     rng = np.random.default_rng((seed, 21))
-    pupil = _Trainer(net, recipe)
+    model = _Trainer(net, recipe)
     pictures = SamplePool(draw, recipe, count=album, rng=rng)
     steps = sum(stage.steps for stage in plan)
     done, loss_mean, right_mean = 0, float(np.log(len(recipe.labels))), 1.0 / len(recipe.labels)
     for stage in plan:
-        pupil.begin(stage)
+        model.begin(stage)
         for _ in range(stage.steps):
             pictures.renew(rng.integers(0, album, renewed))
             side = stage.side
-            loss, right = pupil.learn(
+            loss, right = model.learn(
                 *(pictures.wholes(stage.batch) if side is None else pictures.close_ups(stage.batch, side))
             )
             done += 1
@@ -114,7 +114,7 @@ def train(
             if on_progress is not None:
                 name = "whole pictures" if side is None else f"{side} px pieces"
                 on_progress(Progress(done, steps, name, loss_mean, right_mean, time.perf_counter() - start))
-    pupil.finish()
+    model.finish()
     return TrainingReport(steps, pictures.drawn, seed, loss_mean, right_mean, time.perf_counter() - start)
 
 

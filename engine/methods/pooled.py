@@ -58,14 +58,14 @@ class PooledPlan(Plan):
             vectors = features.flatten(2).transpose(1, 2) / area
             return vectors.sum(1), vectors
         if self.before is None:
-            shares = neighbours(features, self.kernel)
-            weight = sum(share * count for share, count in shares.items())
+            fractions = neighbours(features, self.kernel)
+            weight = sum(fraction * count for fraction, count in fractions.items())
             return features.mean((2, 3)), (features * (weight / area)).flatten(2).transpose(1, 2)
         blank = self.before(torch.zeros_like(features[:1]))
         plain = self.before(features)
         changed = torch.zeros_like(plain)
-        for share, count in neighbours(features, self.kernel).items():
-            answer = plain if share == 1.0 else self.before(features * share)
+        for fraction, count in neighbours(features, self.kernel).items():
+            answer = plain if fraction == 1.0 else self.before(features * fraction)
             changed = changed + (answer - blank) * count
         masked = blank.mean((2, 3), keepdim=True) + changed / area
         return plain.mean((2, 3)), masked.flatten(2).transpose(1, 2)
@@ -82,10 +82,10 @@ def neighbours(features: Tensor, kernel: Kernel) -> dict[float, Tensor]:
     ones = F.pad(torch.ones((int(grid[0]), int(grid[1])), dtype=features.dtype, device=features.device), (reach,) * 4)
     counts: dict[float, Tensor] = {}
     for down, row in enumerate(weights):
-        for right, share in enumerate(row):
+        for right, fraction in enumerate(row):
             # Whether this neighbour lies inside the grid, seen from each cell: the kernels are symmetric.
             inside = ones[down : down + int(grid[0]), right : right + int(grid[1])]
-            counts[share] = counts[share] + inside if share in counts else inside
+            counts[fraction] = counts[fraction] + inside if fraction in counts else inside
     return counts
 
 

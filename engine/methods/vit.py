@@ -179,13 +179,13 @@ class ViTPlan(Plan):
         self.scale, self.kept, self.rows = made.scale, tail.kept, rows
         patches = tail.grid[0] * tail.grid[1]
         weights = masks(kernel, tail.grid, torch.arange(patches)).flatten(1)
-        share, near = weights.topk(min(patches, len(STENCILS[kernel]) ** 2), dim=1)
+        fraction, near = weights.topk(min(patches, len(STENCILS[kernel]) ** 2), dim=1)
         self.register_buffer("key", made.key)
         self.register_buffer("value_bias", made.value_bias)
         self.register_buffer("near", near)
-        self.register_buffer("share", share.to(made.key))
-        self.register_buffer("outside", share == 0)
-        self.register_buffer("zeroed", (patches - (share > 0).sum(1, keepdim=True)).log().to(made.key))
+        self.register_buffer("share", fraction.to(made.key))
+        self.register_buffer("outside", fraction == 0)
+        self.register_buffer("zeroed", (patches - (fraction > 0).sum(1, keepdim=True)).log().to(made.key))
         self.info = PlanInfo("tokens", "a class token's attention to one patch, in closed form", one_module=True)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:

@@ -220,9 +220,9 @@ def _refuse_unfit(state: StateDict, expected: Mapping[str, Tensor], net: nn.Modu
     ]
     if told:
         wrong = len(missing) + len(misshapen)
-        cure = other_stem(state, net) or (hidden_head(state, net) if wrong * 4 < len(expected) else "")
-        cure = cure or "name the right --model"
-        raise ModelError(f"weights {str(path)!r} do not fit {name}: {'; '.join(told)}; {cure}")
+        hint = other_stem(state, net) or (hidden_head(state, net) if wrong * 4 < len(expected) else "")
+        hint = hint or "name the right --model"
+        raise ModelError(f"weights {str(path)!r} do not fit {name}: {'; '.join(told)}; {hint}")
 
 
 def _check_numbers(state: StateDict, path: Path) -> None:

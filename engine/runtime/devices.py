@@ -74,20 +74,20 @@ def gpu_status(device: torch.device) -> GpuStatus | None:
 
 def gpu_metrics(device: torch.device) -> list[MetricSample]:
     """Return a CUDA device's load, clocks, heat and power as figures; none on a CPU and where nobody tells."""
-    card = gpu_status(device)
-    if card is None:
+    gpu = gpu_status(device)
+    if gpu is None:
         return []
     told = (
-        ("device_busy_ratio", card.utilization, "Share of the last sampling period in which a kernel ran."),
+        ("device_busy_ratio", gpu.utilization, "Share of the last sampling period in which a kernel ran."),
         (
             "device_memory_busy_ratio",
-            card.memory_utilization,
+            gpu.memory_utilization,
             "Share of it in which device memory was read or written.",
         ),
-        ("device_clock_hertz", _mega(card.clock_mhz), "Clock of the multiprocessors."),
-        ("device_memory_clock_hertz", _mega(card.memory_clock_mhz), "Clock of the device's memory."),
-        ("device_temperature_celsius", card.celsius, "How hot the device is."),
-        ("device_power_watts", card.watts, "What the device draws."),
+        ("device_clock_hertz", _mega(gpu.clock_mhz), "Clock of the multiprocessors."),
+        ("device_memory_clock_hertz", _mega(gpu.memory_clock_mhz), "Clock of the device's memory."),
+        ("device_temperature_celsius", gpu.celsius, "How hot the device is."),
+        ("device_power_watts", gpu.watts, "What the device draws."),
     )
     labels = (("device", str(device)),)
     return [MetricSample(name, value, says, labels=labels) for name, value, says in told if value is not None]

@@ -69,46 +69,46 @@ class CompileConfig:
 class Runner:
     """Runs the explained network on batches of any size; nothing is compiled once it is made."""
 
-    def __init__(self, split: SplitModel, build: CompileConfig) -> None:
+    def __init__(self, split: SplitModel, config: CompileConfig) -> None:
         """Plan, compile, and prove.
 
         Raises:
             BackendError: the backend is missing here, cannot compile this network, or disagrees with eager float32.
         """
         self.split = split
-        self.config = build
+        self.config = config
         self.plan: Plan
         self._cells: Tensor | None = None
-        backend = BACKENDS[build.backend].load()
-        if lacking := backend.missing(build.device.type):
-            raise BackendError(f"backend {build.backend!r}: {lacking}")
+        backend = BACKENDS[config.backend].load()
+        if lacking := backend.missing(config.device.type):
+            raise BackendError(f"backend {config.backend!r}: {lacking}")
         probe = self._probe(1)
         features = self._planned(probe)
-        if build.device.type == "cuda":
-            placed = features.to(build.device, build.dtype)
-            self.plan = select_by_timing(self.plan, split.tail, build.kernel, placed, build.budget_bytes)
-        reference = ExplainedNetwork(split.head, self.plan, build.target, split.grid)
+        if config.device.type == "cuda":
+            placed = features.to(config.device, config.dtype)
+            self.plan = select_by_timing(self.plan, split.tail, config.kernel, placed, config.budget_bytes)
+        reference = ExplainedNetwork(split.head, self.plan, config.target, split.grid)
         compared = self._sampled(reference)
         truth = _answers(compared, probe)
         with torch.inference_mode():
             rounding = rounding_error_bound(compared.plan(features)[1], truth[1])
-        self._module = _placed(reference, build)
+        self._module = _placed(reference, config)
         self._compiled: dict[int, Compiled] = {}
         self._tails: dict[tuple[int, ...], Compiled] = {}
         self._prepare()
-        example = probe.to(build.device, build.dtype).contiguous(memory_format=torch.channels_last)
+        example = probe.to(config.device, config.dtype).contiguous(memory_format=torch.channels_last)
         try:
-            _compare(truth, self._compared(example), build, rounding)
+            _compare(truth, self._compared(example), config, rounding)
         except BackendError as reason:
-            if build.cache is None or not build.cache.hits:
+            if config.cache is None or not config.cache.hits:
                 raise
             log.warning("%s; that was a compiled result of an earlier run: built anew", reason)
-            build.cache.disable_reads()
+            config.cache.disable_reads()
             self._compiled.clear()
             self._tails.clear()
             self._prepare()
-            _compare(truth, self._compared(example), build, rounding)
-        if BACKENDS[build.backend].keeps_order:
+            _compare(truth, self._compared(example), config, rounding)
+        if BACKENDS[config.backend].keeps_order:
             self._keep_order(compared)
 
     def _planned(self, probe: Tensor) -> Tensor:
@@ -117,11 +117,11 @@ class Runner:
         Raises:
             EngineError: what follows the layer does not take masked maps.
         """
-        split, build = self.split, self.config
+        split, config = self.split, self.config
         try:
             with torch.inference_mode():
                 features: Tensor = split.head(probe)
-                self.plan = plan_for(split, features, build.kernel, build.budget_bytes)
+                self.plan = plan_for(split, features, config.kernel, config.budget_bytes)
                 self._cells = self._few_cells(features)
         except ReciproStreamError:
             raise
@@ -145,9 +145,9 @@ class Runner:
         cells = cells[torch.linspace(0, len(cells) - 1, _SAMPLED_CELLS).round().long()]
         some = cells[:_TIMED_CELLS]
         self.plan.probe(features, some)
-        begun = time.perf_counter()
+        started_at = time.perf_counter()
         self.plan.probe(features, some)
-        seconds = (time.perf_counter() - begun) / len(some) * rows * columns
+        seconds = (time.perf_counter() - started_at) / len(some) * rows * columns
         if seconds < _LONG_SECONDS:
             return None
         told, self.plan.said_slow = self.plan.said_slow, True
@@ -230,11 +230,11 @@ class Runner:
         images = self._probe(1).to(self.config.device, self.config.dtype)
         taken: list[float] = []
         while len(taken) < rounds + 2 and (len(taken) < 2 or sum(taken) < _TIMED_SECONDS):
-            begun = time.perf_counter()
+            started_at = time.perf_counter()
             self._compared(images)
             if images.is_cuda:
                 torch.cuda.synchronize()
-            taken.append(time.perf_counter() - begun)
+            taken.append(time.perf_counter() - started_at)
         cells = self.split.grid[0] * self.split.grid[1]
         return statistics.median(taken[2:] or taken[1:]) * (1 if self._cells is None else cells / len(self._cells))
 
@@ -255,14 +255,14 @@ class Runner:
 
     def _with_tail(self, head: Compiled, example: Tensor) -> Plan:
         """Return the plan; where it is the definition, with its tail compiled for what the head gives, too."""
-        plan, build = self._module.plan, self.config
-        if not isinstance(plan, DensePlan) or BACKENDS[build.backend].any_batch:
+        plan, config = self._module.plan, self.config
+        if not isinstance(plan, DensePlan) or BACKENDS[config.backend].any_batch:
             return plan
         try:
             with torch.inference_mode():
                 return plan.compiled(head(example), self._tail_for)
         except BackendError as reason:
-            log.warning("backend %r: masked maps go through PyTorch (%s)", build.backend, first_line(reason))
+            log.warning("backend %r: masked maps go through PyTorch (%s)", config.backend, first_line(reason))
             return plan
 
     def _tail_for(self, tail: nn.Module, maps: Tensor) -> Compiled:
@@ -282,16 +282,16 @@ class Runner:
         return (smooth + 0.3 * fine).contiguous(memory_format=torch.channels_last)
 
 
-def _placed(module: ExplainedNetwork, build: CompileConfig) -> ExplainedNetwork:
+def _placed(module: ExplainedNetwork, config: CompileConfig) -> ExplainedNetwork:
     """Return the module on its device: the head in its precision, and a plan that is one module in float32."""
-    if build.dtype == torch.float32 and build.device.type == "cpu":
+    if config.dtype == torch.float32 and config.device.type == "cpu":
         channels_last(module)
         return module
-    placed = copy.deepcopy(module).to(build.device)
+    placed = copy.deepcopy(module).to(config.device)
     channels_last(placed)
-    placed.head.to(build.dtype)
+    placed.head.to(config.dtype)
     if not placed.plan.info.one_module:
-        placed.plan.to(build.dtype)
+        placed.plan.to(config.dtype)
     return placed
 
 
@@ -306,21 +306,22 @@ def _one_by_one(way: Callable[[Tensor], ModelOutputs], images: Tensor) -> ModelO
     return scores, classes, heat
 
 
-def _compare(truth: ModelOutputs, told: ModelOutputs, build: CompileConfig, rounding: float = 0.0) -> None:
+def _compare(truth: ModelOutputs, told: ModelOutputs, config: CompileConfig, rounding: float = 0.0) -> None:
     """Refuse a backend whose answers to the probe are too far from eager float32's.
 
     ``rounding``: how far apart the heat of two right answers may be, where a nearly flat map shows float32's steps.
     """
-    allowed = HEAT_TOLERANCE[build.precision] + rounding
-    differs = output_mismatch(truth, told, SCORE_TOLERANCE[build.precision], allowed)
+    allowed = HEAT_TOLERANCE[config.precision] + rounding
+    differs = output_mismatch(truth, told, SCORE_TOLERANCE[config.precision], allowed)
     if differs:
         raise BackendError(
-            f"backend {build.backend!r} in {build.precision} disagrees with eager float32 on a probe image: {differs}; "
+            f"backend {config.backend!r} in {config.precision} disagrees with "
+            f"eager float32 on a probe image: {differs}; "
             "use --precision fp32 or another --backend"
         )
 
 
-def select_fastest(split: SplitModel, build: CompileConfig, backends: Sequence[str]) -> Runner:
+def select_fastest(split: SplitModel, config: CompileConfig, backends: Sequence[str]) -> Runner:
     """Build with each of some backends, and return the one that answers soonest here.
 
     A backend that is missing or refuses is passed over, and said so.
@@ -332,7 +333,7 @@ def select_fastest(split: SplitModel, build: CompileConfig, backends: Sequence[s
     refused: list[str] = []
     for name in backends:
         try:
-            runner = Runner(split, replace(build, backend=name))
+            runner = Runner(split, replace(config, backend=name))
         except BackendError as reason:
             refused.append(str(reason))
             log.info("passed over: %s", reason)
@@ -346,7 +347,7 @@ def select_fastest(split: SplitModel, build: CompileConfig, backends: Sequence[s
     return best
 
 
-def select_first_working(split: SplitModel, build: CompileConfig, backends: Sequence[str]) -> Runner:
+def select_first_working(split: SplitModel, config: CompileConfig, backends: Sequence[str]) -> Runner:
     """Build with the first of some backends that is here and agrees; those passed over are named, with the reason.
 
     Raises:
@@ -355,12 +356,12 @@ def select_first_working(split: SplitModel, build: CompileConfig, backends: Sequ
     refused: list[str] = []
     for name in backends:
         try:
-            runner = Runner(split, replace(build, backend=name))
+            runner = Runner(split, replace(config, backend=name))
         except BackendError as reason:
             refused.append(str(reason))
             log.warning("passed over: %s", reason)
         else:
             if refused:
-                log.warning("backend %s in %s runs instead", name, build.precision)
+                log.warning("backend %s in %s runs instead", name, config.precision)
             return runner
     raise BackendError("; ".join(refused))

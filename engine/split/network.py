@@ -150,10 +150,10 @@ def _cut(net: nn.Module, layer: str, outputs: dict[str, LayerOutput]) -> tuple[n
     around = _ways_around(graph, nodes[0])
     if around:
         enclosing = _enclosing_cut(net, layer, outputs)
-        cure = f"; mask the whole block instead: --layer {enclosing}" if enclosing else "; choose a whole block"
+        hint = f"; mask the whole block instead: --layer {enclosing}" if enclosing else "; choose a whole block"
         raise LayerError(
             f"layer {layer!r}: the network also reaches its scores around this layer (by {around[0].name!r}), so "
-            f"masking it would leave that path open{cure}"
+            f"masking it would leave that path open{hint}"
         )
     return head_of(net, graph, nodes[0]), tail_of(net, graph, [nodes[0]]), True
 

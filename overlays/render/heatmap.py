@@ -91,14 +91,14 @@ class Strip(NamedTuple):
 @functools.lru_cache(maxsize=64)
 def _strips(near: float, far: float, cells: int, pixels: int) -> tuple[Strip, ...]:
     """Cut the rows that the region covers into strips of at most ``_STRIP_ROWS``."""
-    _, _, lower, upper, share = span(near, far, cells, pixels)
+    _, _, lower, upper, fraction = span(near, far, cells, pixels)
     strips = []
     for start in range(0, len(lower), _STRIP_ROWS):
         low = lower[start : start + _STRIP_ROWS]
         cuts = [0, *(np.flatnonzero(np.diff(low)) + 1).tolist(), len(low)]
         bands = []
         for first, last in itertools.pairwise(cuts):
-            ahead = share[start + first : start + last]
+            ahead = fraction[start + first : start + last]
             weights = np.stack([1.0 - ahead, ahead], axis=1)
             touched = slice(int(low[first]), int(upper[start + first]) + 1)
             weights = np.ascontiguousarray(weights[:, : touched.stop - touched.start])

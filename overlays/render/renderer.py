@@ -126,9 +126,9 @@ class HeatRenderer:
         lines = legend_lines(explanation, self._clock(), memory.interval_seconds)
         return legend_patch(explanation.frame.height, explanation.frame.width, lines)
 
-    def render_stale(self, explanation: Explanation, silence: SignalLoss) -> Overlay:
+    def render_stale(self, explanation: Explanation, signal_loss: SignalLoss) -> Overlay:
         """Draw a camera's last frame in grey, stamped with its age and the reason."""
-        return stale_overlay(explanation, silence)
+        return stale_overlay(explanation, signal_loss)
 
     def _remember(self, frame: Frame) -> _Memory:
         """Take note that a frame of the camera is drawn now."""
@@ -145,15 +145,15 @@ class HeatRenderer:
         """Return the finding's heat, or its average with what came before where smoothing is on."""
         if self._smoothing_seconds == 0.0:
             return finding.heat
-        moment = frame.captured_at if frame.pts_seconds is None else frame.pts_seconds
+        timestamp = frame.captured_at if frame.pts_seconds is None else frame.pts_seconds
         explained = (finding.class_index, finding.label)
-        passed = moment - memory.moment
+        passed = timestamp - memory.moment
         heat = finding.heat
         same = memory.heat is not None and memory.explained == explained and memory.heat.shape == heat.shape
         if same and memory.heat is not None and 0.0 <= passed <= _SMOOTHING_PAUSE_SECONDS:
-            share = np.float32(math.exp(-passed / self._smoothing_seconds))
-            heat = memory.heat * share + heat * (np.float32(1.0) - share)
-        memory.heat, memory.explained, memory.moment = heat, explained, moment
+            fraction = np.float32(math.exp(-passed / self._smoothing_seconds))
+            heat = memory.heat * fraction + heat * (np.float32(1.0) - fraction)
+        memory.heat, memory.explained, memory.moment = heat, explained, timestamp
         return heat
 
 

@@ -26,16 +26,16 @@ def grayscale_with_banner(image: Image, lines: Sequence[TextLine]) -> Image:
     return picture
 
 
-def stale_overlay(explanation: Explanation, silence: SignalLoss) -> Overlay:
+def stale_overlay(explanation: Explanation, signal_loss: SignalLoss) -> Overlay:
     """Return the camera's last frame as one that has gone silent: grey, stamped with its age and the reason."""
     frame = explanation.frame
-    lines = [TextLine(f"NO SIGNAL FOR {format_duration(silence.seconds)}", RED, weight=700, scale=1.5)]
+    lines = [TextLine(f"NO SIGNAL FOR {format_duration(signal_loss.seconds)}", RED, weight=700, scale=1.5)]
     lines.append(TextLine(frame.camera, WHITE))
-    if silence.reason:
-        lines.append(TextLine(silence.reason, WHITE, scale=0.85))
+    if signal_loss.reason:
+        lines.append(TextLine(signal_loss.reason, WHITE, scale=0.85))
     image = grayscale_with_banner(frame.image, lines)
     image.flags.writeable = False
-    return Overlay(image=image, explanation=explanation, signal_loss=silence)
+    return Overlay(image=image, explanation=explanation, signal_loss=signal_loss)
 
 
 def format_duration(seconds: float) -> str:

@@ -100,10 +100,10 @@ def good_class(labels: Sequence[str]) -> int | None:
 
 def cells_of(counts: Counts) -> str:
     """Return precision, recall, escapes and false alarms as a row's cells."""
-    shares = (
+    fractions = (
         _fraction(counts.hits, whole) for whole in (counts.hits + counts.false_alarms, counts.hits + counts.escapes)
     )
-    return "".join(f"<td>{one}" for one in (*shares, counts.escapes, counts.false_alarms))
+    return "".join(f"<td>{one}" for one in (*fractions, counts.escapes, counts.false_alarms))
 
 
 def _fraction(part: int, whole: int) -> str:

@@ -41,7 +41,7 @@ class JsonlSink:
         *,
         cameras: Sequence[str] = (),
         replace: bool = False,
-        wall: Callable[[], float] = time.time,
+        wall_clock: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take where to write.
@@ -50,14 +50,14 @@ class JsonlSink:
             path: the file.
             cameras: who will come, where that is known: the run's line names them.
             replace: empty an existing log when the first explanation arrives, instead of continuing it.
-            wall: Unix time.
+            wall_clock: Unix time.
             clock: monotonic seconds; the two together turn ``captured_at`` into Unix time.
         """
         self.uri = str(path)
         self._path = path
         self._cameras = tuple(cameras)
         self._replace = replace
-        self._wall_clock = wall
+        self._wall_clock = wall_clock
         self._clock = clock
         self._file: FileIO | None = None
         self._headed = False

@@ -58,7 +58,7 @@ class ParquetSink:
         path: Path,
         *,
         replace: bool = False,
-        wall: Callable[[], float] = time.time,
+        wall_clock: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take where to write.
@@ -66,7 +66,7 @@ class ParquetSink:
         Args:
             path: the file.
             replace: replace an existing file at the end, instead of writing another one beside it.
-            wall: Unix time.
+            wall_clock: Unix time.
             clock: monotonic seconds; the two together turn ``captured_at`` into Unix time.
         """
         self.uri = str(path)
@@ -74,7 +74,7 @@ class ParquetSink:
         self._replace = replace
         self._began_at_unix = 0.0
         self._parts = parts_of(path)
-        self._wall_clock, self._clock = wall, clock
+        self._wall_clock, self._clock = wall_clock, clock
         self._rows: deque[dict[str, Any]] = deque()
         self._sizes: deque[int] = deque()
         """Bytes that each row takes, about."""

@@ -70,8 +70,8 @@ def path_errors(path: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        cure = _HINTS.get(error.errno or 0, "choose another place or mend its permissions")
-        raise SinkError(f"{path}: cannot be written ({error.strerror or error}); {cure}") from error
+        hint = _HINTS.get(error.errno or 0, "choose another place or mend its permissions")
+        raise SinkError(f"{path}: cannot be written ({error.strerror or error}); {hint}") from error
     except (ValueError, RuntimeError) as error:  # links that lead in a circle are a RuntimeError to pathlib
         raise SinkError(f"{str(path)!r}: is no path ({error}); choose another name") from None
 

@@ -36,14 +36,14 @@ class Timeline:
         """How long the last frame is shown."""
         return self._step
 
-    def ticks(self, pts_seconds: float | None, taken_at: float, *, silent_seconds: float = 0.0) -> int:
+    def ticks(self, pts_seconds: float | None, captured_at: float, *, silent_seconds: float = 0.0) -> int:
         """Return when the next frame is shown, in ticks; ``silent_seconds``: it is the last one again, so much later.
 
         In its own time: a picture that stands still would look live.
         """
         if self._ticks is None:
             self._uses_pts = pts_seconds is not None
-        seconds = pts_seconds if self._uses_pts else taken_at
+        seconds = pts_seconds if self._uses_pts else captured_at
         if seconds is not None:
             seconds += silent_seconds
         if self._ticks is None:

@@ -63,7 +63,7 @@ class VideoSink:
         cameras: tuple[str, ...] = (),
         options: SinkOptions | None = None,
         replace: bool = False,
-        wall: Callable[[], float] = time.time,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         """Take where to write.
 
@@ -73,14 +73,14 @@ class VideoSink:
                 camera's name in it.
             options: quality and preset.
             replace: replace what an earlier run recorded when the first frame arrives.
-            wall: Unix time.
+            wall_clock: Unix time.
         """
         self.uri = str(path)
         self._path = path
         self._paths = paths_for(path, cameras)
         self._options = options or SinkOptions()
         self._replace = replace
-        self._wall = wall
+        self._wall = wall_clock
         self._recordings: dict[str, _Recording] = {}
         self._reserve = HandleReserve()
 

@@ -72,7 +72,7 @@ class WebSink:
         *,
         cameras: Sequence[str] = (),
         options: SinkOptions | None = None,
-        wall: Callable[[], float] = time.time,
+        wall_clock: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take where to serve, and whom to expect.
@@ -81,7 +81,7 @@ class WebSink:
             SinkError: the address is written wrong, or open to others without a token.
         """
         self._options = options or SinkOptions()
-        self._wall_clock, self._clock = wall, clock
+        self._wall_clock, self._clock = wall_clock, clock
         try:
             self._address = parse_page_address(uri)
             self._token = None if self._options.token is None else check_token(self._options.token)
@@ -105,9 +105,9 @@ class WebSink:
         self._worker: ThreadWorker | None = None
         self._page: WebState | None = None
 
-    def on_run_start(self, outcome: RunResult) -> None:
+    def on_run_start(self, result: RunResult) -> None:
         """Take the run: its counters go to the page and to /metrics."""
-        self._status_board.outcome = outcome
+        self._status_board.outcome = result
 
     def __enter__(self) -> Self:
         address, options = self._address, self._options
@@ -227,10 +227,10 @@ class WebSink:
 
     def _keep(self, camera: str, overlay: Overlay) -> None:
         """Keep a frame for clips that is only looked at with its heat painted in."""
-        taken_at = overlay.explanation.frame.captured_at
-        if overlay.signal_loss is None and self._packets.is_due(camera, taken_at):
+        captured_at = overlay.explanation.frame.captured_at
+        if overlay.signal_loss is None and self._packets.is_due(camera, captured_at):
             try:
-                self._packets.add(camera, taken_at, self._pack(overlay, "plain"))
+                self._packets.add(camera, captured_at, self._pack(overlay, "plain"))
             except WireError as error:
                 log.debug("%s: a frame cannot be kept for a clip: %s", self.uri, error)
 
@@ -304,7 +304,7 @@ def _bound(uri: str, address: PageAddress) -> socket.socket:
     Raises:
         SinkError: the address cannot be had.
     """
-    cures = {
+    hints = {
         errno.EADDRINUSE: "is in use; choose another port, or stop the program that has it (ss -ltnp shows which)",
         errno.EADDRNOTAVAIL: "is not an address of this machine; serve on http://0.0.0.0:port for other machines",
         errno.EACCES: "may not be used by this user; choose a port above 1023",
@@ -325,5 +325,5 @@ def _bound(uri: str, address: PageAddress) -> socket.socket:
         listener.listen(64)
     except OSError as error:
         listener.close()
-        raise SinkError(f"{uri}: {cures.get(error.errno or 0, f'cannot be served ({error.strerror})')}") from None
+        raise SinkError(f"{uri}: {hints.get(error.errno or 0, f'cannot be served ({error.strerror})')}") from None
     return listener

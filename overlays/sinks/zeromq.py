@@ -67,7 +67,7 @@ class ZeroMqSink:
         uri: str,
         *,
         options: SinkOptions | None = None,
-        wall: Callable[[], float] = time.time,
+        wall_clock: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take where to bind.
@@ -87,7 +87,7 @@ class ZeroMqSink:
         """Where it is bound, once it is: a port of 0 has become a real one."""
         self.encoded = 0
         """How many pictures were compressed."""
-        self._wall_clock = wall
+        self._wall_clock = wall_clock
         self._clock = clock
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._socket: zmq.Socket[bytes] | None = None

@@ -46,24 +46,24 @@ class PacketBuffer:
         self._packets: dict[str, deque[tuple[float, bytes]]] = {}
         self._bytes: dict[str, int] = {}
 
-    def add(self, camera: str, taken_at: float, packet: bytes) -> None:
+    def add(self, camera: str, captured_at: float, packet: bytes) -> None:
         """Keep a packet, unless the one before is too near; let go what is too old or too much."""
         with self._lock:
             kept = self._packets.setdefault(camera, deque())
-            if kept and 0 <= taken_at - kept[-1][0] < 0.95 / CLIP_RATE:
+            if kept and 0 <= captured_at - kept[-1][0] < 0.95 / CLIP_RATE:
                 return
-            kept.append((taken_at, packet))
+            kept.append((captured_at, packet))
             self._bytes[camera] = self._bytes.get(camera, 0) + len(packet)
-            share = self._limit_bytes // len(self._packets)
+            fraction = self._limit_bytes // len(self._packets)
             for name, queue in self._packets.items():
-                while queue and (self._bytes[name] > share or not 0 <= taken_at - queue[0][0] <= CLIP_SECONDS):
+                while queue and (self._bytes[name] > fraction or not 0 <= captured_at - queue[0][0] <= CLIP_SECONDS):
                     self._bytes[name] -= len(queue.popleft()[1])
 
-    def is_due(self, camera: str, taken_at: float) -> bool:
+    def is_due(self, camera: str, captured_at: float) -> bool:
         """Say whether a packet of this moment would be kept."""
         with self._lock:
             kept = self._packets.get(camera)
-            return not kept or not 0 <= taken_at - kept[-1][0] < 0.95 / CLIP_RATE
+            return not kept or not 0 <= captured_at - kept[-1][0] < 0.95 / CLIP_RATE
 
     def packets(self, camera: str) -> list[bytes]:
         """Return the camera's packets, the oldest first."""
@@ -91,8 +91,8 @@ def make_clip(packets: Sequence[bytes], look: RenderStyle, stopped: Callable[[],
     Raises:
         SinkError, WireError: it cannot be encoded.
     """
-    moment = [0.0]
-    renderer = HeatRenderer(colormap=look.colormap, opacity=look.opacity, clock=lambda: moment[0])
+    timestamp = [0.0]
+    renderer = HeatRenderer(colormap=look.colormap, opacity=look.opacity, clock=lambda: timestamp[0])
     with tempfile.TemporaryDirectory(prefix="recipro-clip-") as folder:
         path = Path(folder) / "clip.mp4"
         with VideoSink(path) as recorder:
@@ -101,7 +101,7 @@ def make_clip(packets: Sequence[bytes], look: RenderStyle, stopped: Callable[[],
                     return b""
                 packed, picture = unpack(packet)
                 header = decode_header(packed)
-                moment[0] = header.sent_at_unix
+                timestamp[0] = header.sent_at_unix
                 plain = as_overlay(
                     header, decode_image(picture), now_unix=header.sent_at_unix, now_monotonic=header.sent_at_unix
                 )

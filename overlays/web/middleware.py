@@ -77,7 +77,7 @@ class AccessMiddleware:
         _take_prefix(scope, headers, self._page.access.root_path)
         more: dict[str, str] = {}
 
-        async def polite(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] in {"http.response.start", "websocket.http.response.start"}:
                 answer = MutableHeaders(scope=message)
                 for name, value in (HEADERS | more).items():
@@ -87,11 +87,11 @@ class AccessMiddleware:
         refusal = self._refusal(scope, headers, more)
         refusal = await self._held_back(scope, headers, now) or refusal
         if refusal is None:
-            await self._app(scope, receive, polite)
+            await self._app(scope, receive, send_with_headers)
             return
         if refusal.status_code not in {303, 307}:
             self._count(scope, refusal.status_code)
-        await refusal(scope, receive, polite)
+        await refusal(scope, receive, send_with_headers)
 
     async def _held_back(self, scope: Scope, headers: Headers, now: float) -> Response | None:
         """Wait until this client's next request is due; return a refusal where it asks much too often."""
@@ -108,23 +108,23 @@ class AccessMiddleware:
         return Response("too many requests from this address", 429, headers=retry, media_type="text/plain")
 
     def _refusal(self, scope: Scope, headers: Headers, more: dict[str, str]) -> Response | None:
-        guard = self._page.access
+        access = self._page.access
         host, path = headers.get("host", ""), scope["path"]
-        if not guard.is_allowed_host(host):
+        if not access.is_allowed_host(host):
             said = "this page is not known by that name; name it under the sink's 'hosts:'"
             return Response(said, 421, media_type="text/plain")
         if scope["type"] == "http" and path == scope["prefix"]:
             return RedirectResponse(path.rpartition("/")[2] + "/", 307)
         if not self._is_from_here(scope, headers, host, more):
             return Response("asked from another site", 403, media_type="text/plain")
-        cookie = HTTPConnection(scope).cookies.get(f"recipro_page_{guard.address.port}")
+        cookie = HTTPConnection(scope).cookies.get(f"recipro_page_{access.address.port}")
         query = None
         if path.startswith(_STREAMS):
             query = parse_qs(scope["query_string"].decode("latin-1")).get("token", [None])[0]
         camera = path.removeprefix(_STREAMS).removesuffix(".mjpg")
         left = self._page.has_left(session_of(cookie))
         asked = Asked(headers.get("authorization"), None if left else cookie, query, camera)
-        scope["admitted"] = guard.is_authenticated(asked, time.time())
+        scope["admitted"] = access.is_authenticated(asked, time.time())
         scope["session"] = session_of(cookie)
         if scope["admitted"] or path in _OPEN:
             return None
@@ -141,7 +141,7 @@ class AccessMiddleware:
 
         A link on another site may lead to the page; nothing else there may ask for anything, unless it is named.
         """
-        guard, path = self._page.access, scope["path"]
+        access, path = self._page.access, scope["path"]
         fetched = headers.get("sec-fetch-site", "")  # which no script can set
         forwarded = headers.get("x-forwarded-host")
         forwarded = None if forwarded is None else forwarded.partition(",")[0].strip()
@@ -150,14 +150,14 @@ class AccessMiddleware:
         origin = headers.get("origin")
         source = origin or _origin_of(headers.get("referer"))
         own = fetched == "same-origin" or (
-            fetched not in {"cross-site", "same-site"} and guard.is_allowed_origin(source, host, forwarded)
+            fetched not in {"cross-site", "same-site"} and access.is_allowed_origin(source, host, forwarded)
         )
         changes = scope["type"] == "websocket" or scope["method"] not in {"GET", "HEAD"}
         if own:
-            return not changes or fetched == "same-origin" or guard.is_allowed_origin(origin, host, forwarded)
+            return not changes or fetched == "same-origin" or access.is_allowed_origin(origin, host, forwarded)
         if changes:
-            return fetched == "" and guard.is_allowed_origin(origin, host, forwarded)
-        if path.startswith(_STREAMS) and guard.may_embed(source):
+            return fetched == "" and access.is_allowed_origin(origin, host, forwarded)
+        if path.startswith(_STREAMS) and access.may_embed(source):
             more["Cross-Origin-Resource-Policy"] = "cross-origin"
             return True
         if headers.get("sec-fetch-mode") == "navigate":

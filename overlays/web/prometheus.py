@@ -85,27 +85,27 @@ def _of_cameras(cameras: list[dict[str, Any]]) -> Iterator[Metric]:
 def _of_run(outcome: RunResult) -> Iterator[Metric]:
     frames = CounterMetricFamily("recipro_frames", "Frames by what became of them.", labels=["camera", "outcome"])
     dropped = CounterMetricFamily("recipro_dropped", "Dropped frames, by reason.", labels=["camera", "reason"])
-    for pump in outcome.source_workers:
-        frames.add_metric([pump.camera, "taken"], pump.received)
-        frames.add_metric([pump.camera, "explained"], outcome.stats.cameras[pump.camera].explained)
+    for worker in outcome.source_workers:
+        frames.add_metric([worker.camera, "taken"], worker.received)
+        frames.add_metric([worker.camera, "explained"], outcome.stats.cameras[worker.camera].explained)
         # Of the frames that were too old some waited before the engine, and are among the pump's; others behind it.
-        dropped.add_metric([pump.camera, "engine busy"], pump.dropped - pump.expired)
-        dropped.add_metric([pump.camera, "too old"], pump.expired + outcome.stats.cameras[pump.camera].expired)
-        dropped.add_metric([pump.camera, "damaged"], pump.health.corrupt)
+        dropped.add_metric([worker.camera, "engine busy"], worker.dropped - worker.expired)
+        dropped.add_metric([worker.camera, "too old"], worker.expired + outcome.stats.cameras[worker.camera].expired)
+        dropped.add_metric([worker.camera, "damaged"], worker.health.corrupt)
     yield frames
     yield dropped
     put = CounterMetricFamily("recipro_sink_frames", "Frames by sink and outcome.", labels=["sink", "outcome"])
-    for outlet in outcome.sink_workers:
-        put.add_metric([outlet.name, "delivered"], outlet.delivered)
-        put.add_metric([outlet.name, "dropped"], outlet.dropped)
+    for sink_worker in outcome.sink_workers:
+        put.add_metric([sink_worker.name, "delivered"], sink_worker.delivered)
+        put.add_metric([sink_worker.name, "dropped"], sink_worker.dropped)
     yield put
     broken = GaugeMetricFamily("recipro_sink_broken", "1 for a sink that delivers no more.", labels=["sink"])
-    for outlet in outcome.sink_workers:
-        broken.add_metric([outlet.name], float(outlet.failed))
+    for sink_worker in outcome.sink_workers:
+        broken.add_metric([sink_worker.name], float(sink_worker.failed))
     yield broken
     left = HistogramMetricFamily("recipro_age_seconds", "Age of frames when they leave.", labels=["camera"])
-    for camera, tally in outcome.stats.cameras.items():
-        left.add_metric([camera], *_buckets(tally.age))
+    for camera, stats in outcome.stats.cameras.items():
+        left.add_metric([camera], *_buckets(stats.age))
     yield left
 
 

@@ -96,15 +96,15 @@ class StatusBoard:
     def _camera_snapshot(self, camera: str, seen: CameraStatus, now: float) -> dict[str, Any]:
         silent = seen.frames > 0 and seen.is_stale(now)
         state, reason, reconnects, corrupt = "live" if seen.frames else "waiting", "", 0, 0
-        pump = (
+        worker = (
             next((p for p in self.outcome.source_workers if replace_undecodable(p.camera) == camera), None)
             if self.outcome
             else None
         )
-        if pump is not None:
-            health = pump.health
+        if worker is not None:
+            health = worker.health
             state, reason, reconnects, corrupt = health.state, health.reason, health.reconnects, health.corrupt
-            if pump.finished and state not in {"failed", "ended"}:
+            if worker.finished and state not in {"failed", "ended"}:
                 state = "ended"
         elif seen.signal_loss is not None:
             state, reason, silent = seen.signal_loss.state, seen.signal_loss.reason, True

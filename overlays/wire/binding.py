@@ -41,10 +41,10 @@ def _check_place(address: Endpoint, path: Path) -> None:
 
 def bind_error_message(uri: str, error: zmq.ZMQError) -> SinkError:
     """Return why ``uri`` could not be bound, with the cure."""
-    cures = {
+    hints = {
         errno.EADDRINUSE: "is in use; choose another port, or stop the program that has it (ss -ltnp shows which)",
         errno.EADDRNOTAVAIL: "is not an address of this machine; bind tcp://0.0.0.0:port to serve other machines",
         errno.ENODEV: "is not an address of this machine; bind tcp://0.0.0.0:port to serve other machines",
         errno.EACCES: "may not be used by this user; choose a port above 1023",
     }
-    return SinkError(f"{uri}: {cures.get(error.errno or 0, f'cannot be bound ({error.strerror})')}")
+    return SinkError(f"{uri}: {hints.get(error.errno or 0, f'cannot be bound ({error.strerror})')}")

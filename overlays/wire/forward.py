@@ -50,9 +50,11 @@ class ForwardStats:
         told = [f"{count} seen, {self.missed} missed, {self.damaged} damaged; {ages}"]
         if self.left_out:
             told.append(f"{self.left_out} messages of further cameras left out: {_TOO_MANY}")
-        for outlet in self.sink_workers:
-            refused = f", {outlet.refused} refused ({outlet.refusal})" if outlet.refused else ""
-            told.append(f"{outlet.name}: {outlet.delivered} delivered, {outlet.dropped} dropped{refused}")
+        for sink_worker in self.sink_workers:
+            refused = f", {sink_worker.refused} refused ({sink_worker.refusal})" if sink_worker.refused else ""
+            told.append(
+                f"{sink_worker.name}: {sink_worker.delivered} delivered, {sink_worker.dropped} dropped{refused}"
+            )
         return told
 
 
@@ -82,8 +84,8 @@ def forward(
     _notify_observers(sinks, seen, kept)
     until = None if seconds is None else time.monotonic() + seconds
     with ExitStack() as stack:
-        for outlet in seen.sink_workers:
-            stack.enter_context(outlet)
+        for sink_worker in seen.sink_workers:
+            stack.enter_context(sink_worker)
         said, admitted = _Said(say), _Admitted(seen, cameras, say)
         for received in map(admitted.only, viewer.messages_or_silence(stop)):
             now = time.monotonic()
@@ -93,14 +95,14 @@ def forward(
                 said.signal(viewer, now)
                 kept.update(overlay, now)
             for stale in kept.stale(now, viewer.problem):
-                for outlet in seen.sink_workers:
-                    outlet.put(stale)
+                for sink_worker in seen.sink_workers:
+                    sink_worker.put(stale)
             if seen.frames == frames or (until is not None and now >= until) or _closed(seen.sink_workers):
                 break
     seen.damaged = viewer.damaged
-    for outlet in seen.sink_workers:
-        if outlet.error is not None:
-            seen.errors.append(str(outlet.error))
+    for sink_worker in seen.sink_workers:
+        if sink_worker.error is not None:
+            seen.errors.append(str(sink_worker.error))
     return seen
 
 
@@ -229,10 +231,10 @@ def _forward_frame(received: ReceivedFrame, viewer: Viewer, seen: ForwardStats) 
         seen.frames += 1
         seen.missed += received.missed
         seen.age.add(max(received.age_seconds(), 0.0))
-    for outlet in seen.sink_workers:
-        outlet.put(overlay)
+    for sink_worker in seen.sink_workers:
+        sink_worker.put(overlay)
     return overlay
 
 
-def _closed(outlets: Sequence[QueueWorker[Overlay]]) -> bool:
-    return any(o.stop_requested.is_set() for o in outlets) or all(o.failed for o in outlets)
+def _closed(sink_workers: Sequence[QueueWorker[Overlay]]) -> bool:
+    return any(o.stop_requested.is_set() for o in sink_workers) or all(o.failed for o in sink_workers)

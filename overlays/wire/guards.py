@@ -25,7 +25,9 @@ def grounds_record(grounds: HeatmapStats) -> dict[str, Any]:
         "entropy": _rounded(grounds.entropy),
         "centre": None if grounds.centre is None else [round(each, 2) for each in grounds.centre],
         "stability": _rounded(grounds.stability),
-        "heat_inside": {replace_undecodable(name): _rounded(share) for name, share in grounds.heat_inside.items()},
+        "heat_inside": {
+            replace_undecodable(name): _rounded(fraction) for name, fraction in grounds.heat_inside.items()
+        },
     }
 
 

@@ -71,29 +71,29 @@ class JsonFields:
             raise self._wrong(key, wanted)
         return self._values[key]
 
-    def text(self, key: str, longest: int) -> str:
-        """Read a string of at most ``longest`` characters that utf-8 can carry."""
-        wanted = f"a string of at most {longest} characters"
+    def text(self, key: str, max_length: int) -> str:
+        """Read a string of at most ``max_length`` characters that utf-8 can carry."""
+        wanted = f"a string of at most {max_length} characters"
         value = self._value(key, wanted)
-        if not isinstance(value, str) or len(value) > longest or replace_undecodable(value) != value:
+        if not isinstance(value, str) or len(value) > max_length or replace_undecodable(value) != value:
             raise self._wrong(key, wanted)
         return value
 
-    def integer(self, key: str, least: int, most: int) -> int:
+    def integer(self, key: str, minimum: int, maximum: int) -> int:
         """Read an integer in [least, most]."""
-        wanted = f"an integer from {least} to {most}"
+        wanted = f"an integer from {minimum} to {maximum}"
         value = self._value(key, wanted)
-        if type(value) is not int or not least <= value <= most:
+        if type(value) is not int or not minimum <= value <= maximum:
             raise self._wrong(key, wanted)
         return value
 
-    def integers(self, key: str, count: int, least: int, most: int) -> list[int]:
+    def integers(self, key: str, count: int, minimum: int, maximum: int) -> list[int]:
         """Read a list of ``count`` integers in [least, most]."""
-        wanted = f"{count} integers from {least} to {most}"
+        wanted = f"{count} integers from {minimum} to {maximum}"
         value = self._value(key, wanted)
         if not isinstance(value, list) or len(value) != count:
             raise self._wrong(key, wanted)
-        if not all(type(each) is int and least <= each <= most for each in value):
+        if not all(type(each) is int and minimum <= each <= maximum for each in value):
             raise self._wrong(key, wanted)
         return value
 
@@ -129,11 +129,11 @@ class JsonFields:
         value = self._values.get(key)
         return None if value is None else self._box_of(key, value)
 
-    def boxes(self, key: str, most: int) -> tuple[Box, ...]:
-        """Read a list of at most ``most`` boxes."""
+    def boxes(self, key: str, maximum: int) -> tuple[Box, ...]:
+        """Read a list of at most ``maximum`` boxes."""
         value = self._value(key, "a list of boxes")
-        if not isinstance(value, list) or len(value) > most:
-            raise self._wrong(key, f"a list of at most {most} boxes")
+        if not isinstance(value, list) or len(value) > maximum:
+            raise self._wrong(key, f"a list of at most {maximum} boxes")
         return tuple(self._box_of(key, each) for each in value)
 
     def _box_of(self, key: str, value: object) -> Box:
@@ -144,11 +144,11 @@ class JsonFields:
             raise self._wrong(key, "[left, top, right, bottom] in pixels, left <= right and top <= bottom")
         return box
 
-    def points(self, key: str, least: int, most: int) -> tuple[tuple[float, float], ...]:
-        """Read a list of ``least`` to ``most`` points [x, y]."""
-        wanted = f"a list of {least} to {most} points [x, y], each number at most {MAX_COORDINATE} either way"
+    def points(self, key: str, minimum: int, maximum: int) -> tuple[tuple[float, float], ...]:
+        """Read a list of ``minimum`` to ``maximum`` points [x, y]."""
+        wanted = f"a list of {minimum} to {maximum} points [x, y], each number at most {MAX_COORDINATE} either way"
         value = self._value(key, wanted)
-        if not isinstance(value, list) or not least <= len(value) <= most:
+        if not isinstance(value, list) or not minimum <= len(value) <= maximum:
             raise self._wrong(key, wanted)
         if not all(isinstance(each, list) and len(each) == 2 and all(map(_is_coordinate, each)) for each in value):
             raise self._wrong(key, wanted)
@@ -170,11 +170,11 @@ class JsonFields:
             raise self._wrong(key, "an object or null")
         return JsonFields(value, f"{self._where}{key}.")
 
-    def objects(self, key: str, most: int) -> Iterator[JsonFields]:
-        """Read a list of at most ``most`` objects."""
+    def objects(self, key: str, maximum: int) -> Iterator[JsonFields]:
+        """Read a list of at most ``maximum`` objects."""
         value = self._value(key, "a list of objects")
-        if not isinstance(value, list) or len(value) > most or not all(isinstance(each, dict) for each in value):
-            raise self._wrong(key, f"a list of at most {most} objects")
+        if not isinstance(value, list) or len(value) > maximum or not all(isinstance(each, dict) for each in value):
+            raise self._wrong(key, f"a list of at most {maximum} objects")
         return (JsonFields(each, f"{self._where}{key}[{place}].") for place, each in enumerate(value))
 
     def base64_bytes(self, key: str, count: int) -> bytes:

@@ -171,11 +171,11 @@ def encode(
     if (width, height) != (record["width"], record["height"]):
         record |= {"frame_width": record["width"], "frame_height": record["height"], "width": width, "height": height}
     record["encoding"] = ENCODING
-    if (silence := overlay.signal_loss) is not None:
+    if (signal_loss := overlay.signal_loss) is not None:
         told = {
-            "seconds": round(silence.seconds, 3),
-            "state": silence.state,
-            "reason": replace_undecodable(silence.reason),
+            "seconds": round(signal_loss.seconds, 3),
+            "state": signal_loss.state,
+            "reason": replace_undecodable(signal_loss.reason),
         }
         record["silence"] = told
     payload = encode_image(overlay.image, jpeg_quality) if picture is None else picture

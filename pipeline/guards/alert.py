@@ -37,10 +37,10 @@ class AlertState:
         """For how long no frame has broken the rule."""
         self._quiet_state = GuardState(guard.name, firing=False, seconds=0.0, message="", fire_count=0)
 
-    def update(self, facts: RuleContext, moment: float) -> GuardState:
+    def update(self, facts: RuleContext, timestamp: float) -> GuardState:
         """Take one frame's verdict and its time, and say how the guard stands then."""
-        passed = 0.0 if self._last is None else moment - self._last
-        self._last = moment
+        passed = 0.0 if self._last is None else timestamp - self._last
+        self._last = timestamp
         if not 0.0 <= passed <= PAUSE_SECONDS:
             self._pending_since = None
         if self.firing:
@@ -53,10 +53,10 @@ class AlertState:
         if broken == self.firing:
             self._pending_since = None
         else:
-            self._pending_since = moment if self._pending_since is None else self._pending_since
+            self._pending_since = timestamp if self._pending_since is None else self._pending_since
             patience = self._clear_seconds if self.firing else self._hold_seconds
             # Half a microsecond: clocks count in fractions that add up to a little less.
-            if moment - self._pending_since >= patience - 5e-7:
+            if timestamp - self._pending_since >= patience - 5e-7:
                 self._toggle()
         if not self.firing:
             return self._quiet_state

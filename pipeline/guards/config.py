@@ -51,9 +51,9 @@ class RegionConfig(_Settings):
     def _is_plain(cls, polygon: list[Corner]) -> list[Corner]:
         if _self_intersects(polygon):
             raise ValueError("its sides cross each other; give the corners in order, one way round")
-        shares = _are_fractions(polygon)
-        if _area(polygon) < (_MIN_FRACTION if shares else 1.0):
-            of = "no area" if shares else "less than a pixel (a number above 1 makes all of them pixels)"
+        fractions = _are_fractions(polygon)
+        if _area(polygon) < (_MIN_FRACTION if fractions else 1.0):
+            of = "no area" if fractions else "less than a pixel (a number above 1 makes all of them pixels)"
             raise ValueError(f"holds {of}; give corners as shares of the frame, none above 1, or as pixels")
         return polygon
 
@@ -167,8 +167,8 @@ def check_cameras(guards: GuardsConfig, cameras: Sequence[str]) -> None:
             for camera in entry.cameras or ():
                 if camera not in cameras:
                     known = ", ".join(map(repr, cameras))
-                    cure = did_you_mean(camera, cameras)
-                    raise ConfigError(f"guards.{kind}[{place}].cameras: {camera!r}: the run has {known}.{cure}")
+                    hint = did_you_mean(camera, cameras)
+                    raise ConfigError(f"guards.{kind}[{place}].cameras: {camera!r}: the run has {known}.{hint}")
     for place, guard in enumerate(guards.rules):
         _check_named(place, guard, "camera", guard.parsed.cameras, cameras)
         concerned = [camera for camera in cameras if guard.concerns(camera)]

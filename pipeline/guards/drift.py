@@ -47,7 +47,7 @@ def numbers_of(explanation: Explanation) -> dict[str, float]:
     facts = RuleContext(explanation, verdict, explanation.deletion)
     numbers = {name: NUMBERS[name].read(facts) for name in _STATISTICS}
     if verdict.heatmap_stats is not None:
-        numbers |= {f"heat_inside({name})": share for name, share in verdict.heatmap_stats.heat_inside.items()}
+        numbers |= {f"heat_inside({name})": fraction for name, fraction in verdict.heatmap_stats.heat_inside.items()}
     return {name: value for name, value in numbers.items() if value is not None}
 
 
@@ -67,10 +67,10 @@ class Sampler:
         verdict = explanation.top_scoring
         if verdict is None:
             return False
-        named, moment = (explanation.frame.camera, verdict.label), stream_time(explanation.frame)
-        if 0.0 <= moment - self._accepted_at.get(named, -math.inf) < SAMPLE_SECONDS:
+        named, timestamp = (explanation.frame.camera, verdict.label), stream_time(explanation.frame)
+        if 0.0 <= timestamp - self._accepted_at.get(named, -math.inf) < SAMPLE_SECONDS:
             return False
-        self._accepted_at[named] = moment
+        self._accepted_at[named] = timestamp
         return True
 
 
@@ -153,7 +153,7 @@ class _Slow:
     def psi(self) -> float:
         """Return the index; half a sample is added to every bin, so that an empty one is no infinity."""
         return psi(
-            _smoothed([share * self.count_then for share in self.fractions], self.count_then),
+            _smoothed([fraction * self.count_then for fraction in self.fractions], self.count_then),
             _smoothed(self.counts, self.samples),
         )
 
@@ -212,9 +212,9 @@ class DriftDetector:
         verdict = explanation.top_scoring
         if verdict is None or not self._sampler.accepts(explanation):
             return
-        named, moment = (explanation.frame.camera, verdict.label), stream_time(explanation.frame)
-        passed = max(moment - self._last.get(named, moment), 0.0)
-        self._last[named] = moment
+        named, timestamp = (explanation.frame.camera, verdict.label), stream_time(explanation.frame)
+        passed = max(timestamp - self._last.get(named, timestamp), 0.0)
+        self._last[named] = timestamp
         known, keep = self._trackers.get(named, {}), math.exp(-passed / self._seconds)
         for name, value in numbers_of(explanation).items():
             if name in known:
@@ -243,11 +243,11 @@ def read_baseline(text: str, name: str) -> dict[str, Any]:
 
 
 def _slow(spread: Mapping[str, Any]) -> _Slow:
-    edges, shares = tuple(map(float, spread["edges"])), tuple(map(float, spread["shares"]))
-    read = _Slow(int(spread["count"]), float(spread["mean"]), float(spread["std"]), edges, shares)
-    if not all(map(math.isfinite, (read.mean_then, read.std_then, *edges, *shares))):
+    edges, fractions = tuple(map(float, spread["edges"])), tuple(map(float, spread["shares"]))
+    read = _Slow(int(spread["count"]), float(spread["mean"]), float(spread["std"]), edges, fractions)
+    if not all(map(math.isfinite, (read.mean_then, read.std_then, *edges, *fractions))):
         raise ValueError("a number that is not finite")
-    if list(edges) != sorted(edges) or min(shares, default=0.0) < 0.0 or read.count_then < 0 or read.std_then < 0.0:
+    if list(edges) != sorted(edges) or min(fractions, default=0.0) < 0.0 or read.count_then < 0 or read.std_then < 0.0:
         raise ValueError("edges out of order, or a negative count, share or deviation")
     return read
 

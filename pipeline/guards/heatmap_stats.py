@@ -79,10 +79,10 @@ def heatmap_stats(
     entropy = (math.log(total) - float(hot @ np.log(hot)) / total) / math.log(count) if count > 1 else 0.0
     evidence = np.maximum(flat, floor) - floor
     rows, columns = heat.shape
-    x, y, *shares = ((_places(rows, columns) if weights is None else weights) @ evidence).tolist()
+    x, y, *fractions = ((_places(rows, columns) if weights is None else weights) @ evidence).tolist()
     inside: Mapping[str, float] = _NOTHING
     if names:
-        inside = MappingProxyType({name: share / total for name, share in zip(names, shares, strict=True)})
+        inside = MappingProxyType({name: fraction / total for name, fraction in zip(names, fractions, strict=True)})
     return HeatmapStats(
         focus_area=max(cells, 1) / count,
         entropy=min(max(entropy, 0.0), 1.0),
@@ -112,7 +112,7 @@ def cell_weights(polygon: tuple[Point, ...], region: Box, grid: tuple[int, int])
         grid: rows and columns.
     """
     rows, columns = grid
-    shares = np.zeros((rows, columns), np.float32)
+    fractions = np.zeros((rows, columns), np.float32)
     high, wide = region.height / rows, region.width / columns
     for row in range(rows):
         top = region.top + row * high
@@ -120,8 +120,8 @@ def cell_weights(polygon: tuple[Point, ...], region: Box, grid: tuple[int, int])
         for column in range(columns) if len(band) > 2 else ():
             left = region.left + column * wide
             piece = _cut(_cut(band, 0, left, 1.0), 0, left + wide, -1.0)
-            shares[row, column] = _area(piece) / (high * wide)
-    flat = np.clip(shares.ravel(), 0.0, 1.0)
+            fractions[row, column] = _area(piece) / (high * wide)
+    flat = np.clip(fractions.ravel(), 0.0, 1.0)
     flat.flags.writeable = False
     return flat
 
@@ -133,8 +133,8 @@ def _cut(points: list[Point], axis: int, bound: float, side: float) -> list[Poin
         before = points[place - 1]
         now, then = side * (point[axis] - bound), side * (before[axis] - bound)
         if (now >= 0.0) != (then >= 0.0):
-            share = then / (then - now)
-            kept.append((before[0] + share * (point[0] - before[0]), before[1] + share * (point[1] - before[1])))
+            fraction = then / (then - now)
+            kept.append((before[0] + fraction * (point[0] - before[0]), before[1] + fraction * (point[1] - before[1])))
         if now >= 0.0:
             kept.append(point)
     return kept

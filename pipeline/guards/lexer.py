@@ -53,12 +53,12 @@ class TokenStream:
             if match is None:
                 place += len(text[place:]) - len(text[place:].lstrip())
                 character = text[place]
-                cure = (
+                hint = (
                     "a quote that is not closed"
                     if character in "\"'"
                     else "no sign of a condition; '!=' is 'not equal'"
                 )
-                self.fail(Token("", character, place), cure)
+                self.fail(Token("", character, place), hint)
             kind = str(match.lastgroup)
             tokens.append(Token(kind, match[kind], match.start(kind)))
             place = match.end()

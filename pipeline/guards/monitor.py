@@ -71,10 +71,12 @@ class ExplanationMonitor:
         self._camera_states: dict[str, _CameraState] = {}
         self._drift_tracking = slow or DriftTracking()
         self._clock = clock
-        knobs = self._guards.deletion
-        self._masking = MaskingOptions(knobs.area, knobs.fill)
+        settings = self._guards.deletion
+        self._masking = MaskingOptions(settings.area, settings.fill)
         wanted = self._guards.needs_deletion
-        self.overhead_budget = OverheadBudget(knobs.budget) if wanted and isinstance(explainer, MaskedScorer) else None
+        self.overhead_budget = (
+            OverheadBudget(settings.budget) if wanted and isinstance(explainer, MaskedScorer) else None
+        )
         if wanted and self.overhead_budget is None:
             log.warning("score_drop_when_masked: this explainer cannot be asked for it; those rules never fire")
         self._pending_checks: list[Explanation] = []
@@ -86,10 +88,10 @@ class ExplanationMonitor:
         return self._timed(lambda: self._explainer.explain(frames), len(frames))
 
     def _timed(self, explain: Callable[[], Sequence[Explanation]], count: int) -> list[Explanation]:
-        begun = self._clock()
+        started_at = self._clock()
         explained = explain()
         if self.overhead_budget is not None:
-            self.overhead_budget.record_work(self._clock() - begun, count)
+            self.overhead_budget.record_work(self._clock() - started_at, count)
         self._pending_checks = []
         # A frame with a number that is not finite is told nowhere: no guard may fire for it.
         return [one if unsound(one) else self.process(one) for one in explained]
@@ -103,9 +105,9 @@ class ExplanationMonitor:
         chosen = min(self._pending_checks, key=lambda one: (one.frame.camera <= self._turn, one.frame.camera))
         verdict = chosen.top_scoring
         assert verdict is not None  # noqa: S101 - only those with one are doubtful
-        begun = self._clock()
+        started_at = self._clock()
         left = explainer.score_when_masked(chosen, verdict, self._masking)
-        budget.record_overhead(self._clock() - begun)
+        budget.record_overhead(self._clock() - started_at)
         self._turn = chosen.frame.camera
         post = self._camera_states[self._turn]
         post.last_check = DeletionCheck(verdict.label, verdict.score, left, chosen.frame.index, 0.0)
@@ -139,8 +141,8 @@ class ExplanationMonitor:
     @staticmethod
     def _update_alerts(post: _CameraState, facts: RuleContext) -> tuple[GuardState, ...]:
         frame, before = facts.explanation.frame, post.states
-        moment = stream_time(frame)
-        post.states = states = tuple([alarm.update(facts, moment) for alarm in post.alerts])
+        timestamp = stream_time(frame)
+        post.states = states = tuple([alarm.update(facts, timestamp) for alarm in post.alerts])
         # A camera's guards are judged in the same order every time.
         for state, old in zip(states, before or (None,) * len(states), strict=True):
             if state.firing and (old is None or not old.firing):
@@ -149,10 +151,10 @@ class ExplanationMonitor:
                 log.info("%s: guard %s is quiet again; it fired for %.1f s", frame.camera, state.name, old.seconds)
         return states
 
-    def _recent_check(self, post: _CameraState, moment: float) -> DeletionCheck | None:
+    def _recent_check(self, post: _CameraState, timestamp: float) -> DeletionCheck | None:
         if post.last_check is None:
             return None
-        age = moment - post.checked_at
+        age = timestamp - post.checked_at
         if not 0.0 <= age <= self._guards.deletion.max_age_seconds:
             post.last_check = None
             return None

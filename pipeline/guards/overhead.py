@@ -18,9 +18,9 @@ class OverheadBudget:
     check costs above twice the one before.
     """
 
-    def __init__(self, share: float) -> None:
+    def __init__(self, fraction: float) -> None:
         """Take the share of all time that checks may have, above 0 and below 1."""
-        self._rate = share / (1.0 - share)
+        self._rate = fraction / (1.0 - fraction)
         self._saved_seconds = 0.0
         self._cost_seconds: float | None = None
         self.work_seconds = 0.0

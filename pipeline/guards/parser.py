@@ -249,9 +249,9 @@ class _Parser:
             self._tokens.fail(sign, f"{field!r} is text: compare it by = or !=")
         text, after = value.unquoted, self._tokens.peek
         if value.kind == "word" and after.kind == "word" and after.text.lower() not in {"and", "or", "when"}:
-            cure = self._joint(after) or f" A name of several words goes in quotes: {field}='{text} {after.text}'"
+            hint = self._joint(after) or f" A name of several words goes in quotes: {field}='{text} {after.text}'"
             self._tokens.fail(
-                after, f"expected 'and', 'or' or the end.{'' if after.text.lower() in self._fields else cure}"
+                after, f"expected 'and', 'or' or the end.{'' if after.text.lower() in self._fields else hint}"
             )
         compare = _COMPARE[sign.text]
         self._check(field, value)
@@ -262,8 +262,8 @@ class _Parser:
 
     def _number(self, field: str) -> Predicate:
         if field == DROP and DROP not in self._known.get("check", {DROP}):
-            cure = f"is measured where a rule of guards asks for it, and none does; add one, such as '{DROP} >= 0.2'"
-            self._tokens.fail(self._tokens.previous, cure)
+            hint = f"is measured where a rule of guards asks for it, and none does; add one, such as '{DROP} >= 0.2'"
+            self._tokens.fail(self._tokens.previous, hint)
         seen = self._heat_inside() if field == HEAT_INSIDE else BoundVariable(field, NUMBERS[field].read)
         least = 0.0 if field == HEAT_INSIDE else NUMBERS[field].minimum
         sign = self._sign(seen.name)

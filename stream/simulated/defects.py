@@ -23,56 +23,56 @@ _SHINY = 125.0
 """On metal brighter than this a scratch is dark; on darker metal, and through coloured coats, it shines."""
 
 
-def scratch(sheet: PartCanvas, rng: np.random.Generator) -> Box:
+def scratch(canvas: PartCanvas, rng: np.random.Generator) -> Box:
     """Paint one to three scores, 50 to 85 units long, across the metal: dark on shiny metal, else bright."""
-    length = rng.uniform(50.0, 85.0) * sheet.scale
-    (x, y), turn = _on_metal(sheet, rng, reach=length * 0.5, width=6.0 * sheet.scale)
+    length = rng.uniform(50.0, 85.0) * canvas.scale
+    (x, y), turn = _on_metal(canvas, rng, reach=length * 0.5, width=6.0 * canvas.scale)
     along = np.array((math.cos(turn), math.sin(turn)))
     across = np.array((-along[1], along[0]))
-    cut = np.zeros_like(sheet.solid)
+    cut = np.zeros_like(canvas.solid)
     steps = np.linspace(-0.5, 0.5, 14)[:, None]
     for number in range(int(rng.integers(1, 4))):
         bow = rng.uniform(-0.10, 0.10) * length * (1 - 4 * steps**2)
-        wobble = np.cumsum(rng.normal(0.0, 0.15 * sheet.scale, (14, 1)), axis=0)
-        share = 1.0 if number == 0 else rng.uniform(0.45, 0.8)
-        sideways = number * rng.uniform(3.0, 5.5) * sheet.scale * (1 if number % 2 else -1)
-        line = (x, y) + steps * share * length * along + (bow + wobble + sideways) * across
+        wobble = np.cumsum(rng.normal(0.0, 0.15 * canvas.scale, (14, 1)), axis=0)
+        fraction = 1.0 if number == 0 else rng.uniform(0.45, 0.8)
+        sideways = number * rng.uniform(3.0, 5.5) * canvas.scale * (1 if number % 2 else -1)
+        line = (x, y) + steps * fraction * length * along + (bow + wobble + sideways) * across
         fixed = np.round(line * 16).astype(np.int32)[None]
-        cv2.polylines(cut, fixed, False, 255, max(1, round(rng.uniform(1.7, 2.8) * sheet.scale)), cv2.LINE_AA, 4)
-    cut = np.minimum(cut, sheet.solid)
+        cv2.polylines(cut, fixed, False, 255, max(1, round(rng.uniform(1.7, 2.8) * canvas.scale)), cv2.LINE_AA, 4)
+    cut = np.minimum(cut, canvas.solid)
     soft = cut.astype(np.float32) / 255.0
-    lip = np.clip(cv2.GaussianBlur(soft, (0, 0), 1.6 * sheet.scale) - soft, 0.0, 1.0)
+    lip = np.clip(cv2.GaussianBlur(soft, (0, 0), 1.6 * canvas.scale) - soft, 0.0, 1.0)
     strength = rng.uniform(0.75, 1.0)
-    if _brightness(sheet) > _SHINY:
-        sheet.colour *= (1.0 - 0.62 * strength * soft)[..., None]
-        sheet.light += lip * strength * 60.0
+    if _brightness(canvas) > _SHINY:
+        canvas.colour *= (1.0 - 0.62 * strength * soft)[..., None]
+        canvas.light += lip * strength * 60.0
     else:
-        sheet.colour *= (1.0 - 0.8 * strength * lip)[..., None]
-        sheet.light += soft * strength * 105.0
+        canvas.colour *= (1.0 - 0.8 * strength * lip)[..., None]
+        canvas.light += soft * strength * 105.0
     return _box_of(cut)
 
 
-def dent(sheet: PartCanvas, rng: np.random.Generator) -> Box:
+def dent(canvas: PartCanvas, rng: np.random.Generator) -> Box:
     """Press a hollow of 17 to 25 units radius: its far wall shines, its near wall lies in shadow."""
-    radius = rng.uniform(17.0, 25.0) * sheet.scale
-    (x, y), turn = _on_metal(sheet, rng, reach=radius * 0.7, width=radius * 1.4)
+    radius = rng.uniform(17.0, 25.0) * canvas.scale
+    (x, y), turn = _on_metal(canvas, rng, reach=radius * 0.7, width=radius * 1.4)
     axes = (radius, radius * rng.uniform(0.75, 1.0))
-    hollow = np.zeros_like(sheet.solid)
+    hollow = np.zeros_like(canvas.solid)
     fixed = (round(x * 16), round(y * 16)), (round(axes[0] * 16), round(axes[1] * 16))
     cv2.ellipse(hollow, *fixed, math.degrees(turn), 0.0, 360.0, 255, -1, cv2.LINE_AA, 4)
     depth = cv2.GaussianBlur(hollow, (0, 0), radius * 0.30)
-    share = cv2.min(cv2.GaussianBlur(hollow, (0, 0), 1.5 * sheet.scale), sheet.solid).astype(np.float32) / 255.0
-    wall = slope(depth, -1.0)
-    strongest = float(np.abs(wall).max()) or 1.0
-    sheet.light += wall * (rng.uniform(76.0, 100.0) / strongest) * share
-    sheet.colour *= (1.0 - 0.22 * share)[..., None]
-    return _box_of(np.minimum(hollow, sheet.solid))
+    fraction = cv2.min(cv2.GaussianBlur(hollow, (0, 0), 1.5 * canvas.scale), canvas.solid).astype(np.float32) / 255.0
+    wall_clock = slope(depth, -1.0)
+    strongest = float(np.abs(wall_clock).max()) or 1.0
+    canvas.light += wall_clock * (rng.uniform(76.0, 100.0) / strongest) * fraction
+    canvas.colour *= (1.0 - 0.22 * fraction)[..., None]
+    return _box_of(np.minimum(hollow, canvas.solid))
 
 
-def stain(sheet: PartCanvas, rng: np.random.Generator) -> Box:
+def stain(canvas: PartCanvas, rng: np.random.Generator) -> Box:
     """Spill a blotch of 20 to 34 units radius with ragged edges and a darker rim: rust, oil, or dried coolant."""
-    radius = rng.uniform(20.0, 34.0) * sheet.scale
-    (x, y), turn = _on_metal(sheet, rng, reach=radius * 0.7, width=radius * 1.2)
+    radius = rng.uniform(20.0, 34.0) * canvas.scale
+    (x, y), turn = _on_metal(canvas, rng, reach=radius * 0.7, width=radius * 1.2)
     corners = 28
     rough = rng.normal(0.0, 1.0, corners)
     ragged = 1.0 + 0.16 * np.sum([np.roll(rough, k) for k in range(-2, 3)], axis=0) / math.sqrt(5)
@@ -80,27 +80,27 @@ def stain(sheet: PartCanvas, rng: np.random.Generator) -> Box:
     reach = radius * np.clip(ragged, 0.6, 1.4)
     shape = np.stack([reach * np.cos(angles), reach * rng.uniform(0.7, 1.0) * np.sin(angles)], axis=1)
     spin = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
-    blot = np.zeros_like(sheet.solid)
+    blot = np.zeros_like(canvas.solid)
     cv2.fillPoly(blot, [np.round((shape @ spin + (x, y)) * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
-    blot = np.minimum(np.asarray(cv2.GaussianBlur(blot, (0, 0), 1.4 * sheet.scale), np.uint8), sheet.solid)
-    share = blot.astype(np.float32) / 255.0
-    rim = np.clip(share - cv2.GaussianBlur(share, (0, 0), 4.5 * sheet.scale), 0.0, 1.0)
-    tint = _tint(_brightness(sheet), rng)
-    cover = np.clip(share * rng.uniform(0.62, 0.8) + rim * 0.8, 0.0, 1.0)[..., None]
-    sheet.colour += (tint - sheet.colour) * cover
+    blot = np.minimum(np.asarray(cv2.GaussianBlur(blot, (0, 0), 1.4 * canvas.scale), np.uint8), canvas.solid)
+    fraction = blot.astype(np.float32) / 255.0
+    rim = np.clip(fraction - cv2.GaussianBlur(fraction, (0, 0), 4.5 * canvas.scale), 0.0, 1.0)
+    tint = _tint(_brightness(canvas), rng)
+    cover = np.clip(fraction * rng.uniform(0.62, 0.8) + rim * 0.8, 0.0, 1.0)[..., None]
+    canvas.colour += (tint - canvas.colour) * cover
     return _box_of(blot)
 
 
-def undrilled(sheet: PartCanvas, hole: Hole) -> Box:
+def undrilled(canvas: PartCanvas, hole: Hole) -> Box:
     """Mark the place where the drill never came: a scribed ring and the dimple of the centre punch."""
-    x, y = sheet.to_pixels(hole.x, hole.y)
-    radius = hole.radius * sheet.scale
+    x, y = canvas.to_pixels(hole.x, hole.y)
+    radius = hole.radius * canvas.scale
     fixed = (round(x * 16), round(y * 16))
-    ring, dimple = np.zeros_like(sheet.solid), np.zeros_like(sheet.solid)
-    cv2.circle(ring, fixed, round(radius * 16), 255, max(1, round(1.8 * sheet.scale)), cv2.LINE_AA, 4)
-    cv2.circle(dimple, fixed, round(3.2 * sheet.scale * 16), 255, -1, cv2.LINE_AA, 4)
-    sheet.colour *= (1.0 - 0.5 * ring.astype(np.float32) / 255.0 - 0.6 * dimple.astype(np.float32) / 255.0)[..., None]
-    sheet.light += slope(ring, -0.06 * sheet.scale)
+    ring, dimple = np.zeros_like(canvas.solid), np.zeros_like(canvas.solid)
+    cv2.circle(ring, fixed, round(radius * 16), 255, max(1, round(1.8 * canvas.scale)), cv2.LINE_AA, 4)
+    cv2.circle(dimple, fixed, round(3.2 * canvas.scale * 16), 255, -1, cv2.LINE_AA, 4)
+    canvas.colour *= (1.0 - 0.5 * ring.astype(np.float32) / 255.0 - 0.6 * dimple.astype(np.float32) / 255.0)[..., None]
+    canvas.light += slope(ring, -0.06 * canvas.scale)
     return Box(x - radius, y - radius, x + radius, y + radius)
 
 
@@ -112,9 +112,9 @@ PAINTERS: dict[str, Callable[[PartCanvas, np.random.Generator], Box]] = {
 """Defects that are painted on a finished part."""
 
 
-def _brightness(sheet: PartCanvas) -> float:
+def _brightness(canvas: PartCanvas) -> float:
     """Mean reflectance of the metal, 0 to 255."""
-    return float(sheet.colour[sheet.solid > 0].mean())
+    return float(canvas.colour[canvas.solid > 0].mean())
 
 
 def _tint(brightness: float, rng: np.random.Generator) -> npt.NDArray[np.float32]:
@@ -126,13 +126,13 @@ def _tint(brightness: float, rng: np.random.Generator) -> npt.NDArray[np.float32
 
 
 def _on_metal(
-    sheet: PartCanvas, rng: np.random.Generator, *, reach: float, width: float
+    canvas: PartCanvas, rng: np.random.Generator, *, reach: float, width: float
 ) -> tuple[tuple[float, float], float]:
     """Find where a bar of half-length ``reach`` and the given width lies best on metal, of a handful of tries.
 
     Returns its middle and its direction in radians.
     """
-    rim = cv2.erode(sheet.solid, np.ones((3, 3), np.uint8), iterations=max(1, round(3 * sheet.scale)))
+    rim = cv2.erode(canvas.solid, np.ones((3, 3), np.uint8), iterations=max(1, round(3 * canvas.scale)))
     rows, columns = np.nonzero(rim)
     best, chosen = -1.0, ((0.0, 0.0), 0.0)
     grid_along, grid_across = (

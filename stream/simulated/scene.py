@@ -168,34 +168,34 @@ def _lay(canvas: Image, part: Part, scale: float) -> Box | None:
     return None if tight is None else _grown(tight, left, top, scale)
 
 
-def _compose(ground: Image, sheet: PartCanvas, scale: float) -> None:
+def _compose(ground: Image, canvas: PartCanvas, scale: float) -> None:
     """Lay a sheet on its piece of belt, in place: shadow first, holes dark, then metal."""
     shift = np.array([[1.0, 0.0, 5.0 * scale], [0.0, 1.0, 7.0 * scale]])
-    shadow = cv2.GaussianBlur(cv2.warpAffine(sheet.solid, shift, sheet.solid.shape[::-1]), (0, 0), 4.0 * scale)
-    depth = cv2.subtract(sheet.whole, sheet.solid)
+    shadow = cv2.GaussianBlur(cv2.warpAffine(canvas.solid, shift, canvas.solid.shape[::-1]), (0, 0), 4.0 * scale)
+    depth = cv2.subtract(canvas.whole, canvas.solid)
     dark = 1.0 - (0.55 / 255.0) * shadow.astype(np.float32)
     dark *= 1.0 - (0.55 / 255.0) * depth.astype(np.float32)
     under = ground.astype(np.float32) * dark[..., None]
-    metal = sheet.colour + sheet.light[..., None]
-    share = (sheet.solid.astype(np.float32) / 255.0)[..., None]
-    under += (metal - under) * share
+    metal = canvas.colour + canvas.light[..., None]
+    fraction = (canvas.solid.astype(np.float32) / 255.0)[..., None]
+    under += (metal - under) * fraction
     ground[:] = np.clip(under, 0.0, 255.0).astype(np.uint8)
 
 
-def _paint_dot(sheet: PartCanvas, rng: np.random.Generator) -> None:
+def _paint_dot(canvas: PartCanvas, rng: np.random.Generator) -> None:
     """Put an inspector's dot of paint on the metal: crisp, small and bright, and no defect."""
     rows, columns = np.nonzero(
-        cv2.erode(sheet.solid, np.ones((3, 3), np.uint8), iterations=max(1, round(8 * sheet.scale)))
+        cv2.erode(canvas.solid, np.ones((3, 3), np.uint8), iterations=max(1, round(8 * canvas.scale)))
     )
     if not len(rows):
         return
     pick = int(rng.integers(len(rows)))
-    dot = np.zeros_like(sheet.solid)
+    dot = np.zeros_like(canvas.solid)
     centre = (int(columns[pick]) * 16, int(rows[pick]) * 16)
-    cv2.circle(dot, centre, round(5.5 * sheet.scale * 16), 255, -1, cv2.LINE_AA, 4)
+    cv2.circle(dot, centre, round(5.5 * canvas.scale * 16), 255, -1, cv2.LINE_AA, 4)
     colour = ((226, 206, 60), (70, 190, 90), (236, 236, 232))[int(rng.integers(3))]
-    share = (dot.astype(np.float32) / 255.0)[..., None]
-    sheet.colour += (np.array(colour, np.float32) - sheet.colour) * share
+    fraction = (dot.astype(np.float32) / 255.0)[..., None]
+    canvas.colour += (np.array(colour, np.float32) - canvas.colour) * fraction
 
 
 def _grown(box: Box, left: int, top: int, scale: float) -> Box:

@@ -83,7 +83,7 @@ def _one_at_a_time(card: GpuExplainer, frames: list[Frame], told: Settings) -> d
     for number in range(12 if told.small else 320):
         begun = time.perf_counter()
         (explanation,) = card.explain([frames[number % len(frames)]])
-        jpeg, _ = card.download(explanation, drawing.stamp(explanation), quality=QUALITY, array=False)
+        jpeg, _ = card.download(explanation, drawing.stamp(explanation), jpeg_quality=QUALITY, as_array=False)
         taken.append(time.perf_counter() - begun)
         size = 0 if jpeg is None else len(jpeg.payload)
     return {**quantiles(taken[4 if told.small else 20 :]), "jpeg_bytes": size}
@@ -95,7 +95,9 @@ def _full_load(card: GpuExplainer, frames: list[Frame], told: Settings, batch: i
 
     def draw(explanation: Any) -> None:
         nonlocal delivered
-        delivered += card.download(explanation, drawing.stamp(explanation), quality=QUALITY, array=False)[0] is not None
+        delivered += (
+            card.download(explanation, drawing.stamp(explanation), jpeg_quality=QUALITY, as_array=False)[0] is not None
+        )
 
     def carried(seconds: float) -> float:
         begun, number = time.perf_counter(), 0
@@ -259,7 +261,7 @@ def cameras(told: Settings, until: float) -> Iterator[dict[str, object]]:
     card = explainer(told, batch)
     for bucket in card._batches.buckets:
         warm = card.explain([Frame(images[0], "warm", 0, 0.0)] * bucket)
-    card.download(warm[0], None, quality=QUALITY, array=False)
+    card.download(warm[0], None, jpeg_quality=QUALITY, as_array=False)
     for decoded in (False, True, "cuda"):  # not, by the CPU, by the card
         case = {"cameras_of": "720p30" if not told.small else "tiny", "decode": decoded, "batch": batch}
         try:

@@ -47,7 +47,7 @@ def config():
 
 @pytest.fixture(scope="module")
 def card(config):
-    return build_gpu_explainer(config, make_network(config), together=2)
+    return build_gpu_explainer(config, make_network(config), batch_size=2)
 
 
 def frame(number=0):

@@ -194,11 +194,11 @@ def test_features_before_the_last_layer_and_what_follows_it_give_the_networks_sc
     pictures = ImageDataset([one.path for one in roster(2)], painted, Preprocessing((64, 64), entry.mean, entry.std))
     learner = LinearProbe(
         net, last, pictures, lambda pixels: pixels, device=torch.device("cpu"), views=1, seed=0,
-        learning=np.arange(3), tell=lambda done, todo: None,
+        train_indices=np.arange(3), on_progress=lambda done, todo: None,
     )  # fmt: skip
     with torch.inference_mode():
         scores = net(pictures.normalised(pictures.fitted(range(6))))
-        assert torch.allclose(learner.logits(np.arange(6), changed=False), scores, atol=1e-5)
+        assert torch.allclose(learner.logits(np.arange(6), augment=False), scores, atol=1e-5)
 
 
 def test_a_last_layer_learns_faster_on_features_that_differ_less():
@@ -309,8 +309,8 @@ class Scripted:
     def param_groups(self, learning_rate):
         return [{"params": [self.bias], "lr": learning_rate}]
 
-    def logits(self, numbers, *, changed):
-        if changed:
+    def logits(self, numbers, *, augment):
+        if augment:
             self.visited += numbers.tolist()
             return torch.stack([torch.zeros(len(numbers)), self.bias.expand(len(numbers))], 1)
         self.epoch += 1
@@ -329,7 +329,13 @@ def test_the_best_epoch_stays_and_nothing_goes_on_without_hope():
     learner = Scripted()
     classes = np.array([0, 1, 0, 1, 0, 0, 0, 0, 0, 1])
     told = train(
-        learner, classes, np.arange(4, 10), np.arange(4), TrainingConfig(20, 3, 0.1, patience=2), seed=0, tell=silent
+        learner,
+        classes,
+        np.arange(4, 10),
+        np.arange(4),
+        TrainingConfig(20, 3, 0.1, patience=2),
+        seed=0,
+        on_epoch=silent,
     )
     assert [epoch.best for epoch in told] == [True, True, True, False, False]
     assert learner.restored == 3
@@ -340,9 +346,9 @@ def test_where_epochs_cost_nothing_a_smaller_loss_is_hope_too():
     class Surer(Scripted):
         """All right at first, barely; then one is barely wrong and the others ever surer."""
 
-        def logits(self, numbers, *, changed):
-            if changed:
-                return super().logits(numbers, changed=True)
+        def logits(self, numbers, *, augment):
+            if augment:
+                return super().logits(numbers, augment=True)
             self.epoch += 1
             margins = [0.1 if self.epoch == 1 else -0.01 if place == 0 else self.epoch for place in range(len(numbers))]
             signs = [2 * (int(number) % 2) - 1 for number in numbers]
@@ -352,7 +358,7 @@ def test_where_epochs_cost_nothing_a_smaller_loss_is_hope_too():
     for loss_counts, epochs in ((False, 3), (True, 12)):
         learner = Surer()
         course = TrainingConfig(12, 2, 0.1, patience=2, improve_on_loss=loss_counts)
-        told = train(learner, classes, np.arange(4, 8), np.arange(4), course, seed=0, tell=silent)
+        told = train(learner, classes, np.arange(4, 8), np.arange(4), course, seed=0, on_epoch=silent)
         assert len(told) == epochs
         assert learner.restored == 1
 
@@ -368,8 +374,8 @@ def test_who_knows_something_already_keeps_nothing_worse():
         np.arange(4),
         TrainingConfig(20, 2, 0.1, patience=2),
         seed=0,
-        tell=silent,
-        able=True,
+        on_epoch=silent,
+        warm_start=True,
     )
     assert [epoch.best for epoch in told] == [False, False]
     assert learner.restored == 2
@@ -377,20 +383,20 @@ def test_who_knows_something_already_keeps_nothing_worse():
 
 def test_a_loss_without_bounds_ends_it_and_what_was_best_stays():
     class Runaway(Scripted):
-        def logits(self, numbers, *, changed):
-            told = super().logits(numbers, changed=changed)
-            return told * float("nan") if changed and self.epoch >= self.good else told
+        def logits(self, numbers, *, augment):
+            told = super().logits(numbers, augment=augment)
+            return told * float("nan") if augment and self.epoch >= self.good else told
 
     classes = np.array([0, 1] * 4)
     course = TrainingConfig(20, 2, 0.1, patience=9)
     learner = Runaway()
     learner.good = 2
-    told = train(learner, classes, np.arange(4, 8), np.arange(4), course, seed=0, tell=silent)
+    told = train(learner, classes, np.arange(4, 8), np.arange(4), course, seed=0, on_epoch=silent)
     assert len(told) == learner.restored == 2
     learner = Runaway()
     learner.good = 0
     with pytest.raises(ModelError, match="choose a lower --learning-rate"):
-        train(learner, classes, np.arange(4, 8), np.arange(4), course, seed=0, tell=silent)
+        train(learner, classes, np.arange(4, 8), np.arange(4), course, seed=0, on_epoch=silent)
 
 
 def test_a_training_that_is_ended_keeps_what_it_had():
@@ -398,9 +404,15 @@ def test_a_training_that_is_ended_keeps_what_it_had():
     asked = iter([False] * 5 + [True] * 100)
     classes = np.array([0, 1] * 4)
     told = train(
-        learner, classes, np.arange(4, 8), np.arange(4), TrainingConfig(20, 2, 0.1, patience=9), seed=0, tell=silent,
+        learner,
+        classes,
+        np.arange(4, 8),
+        np.arange(4),
+        TrainingConfig(20, 2, 0.1, patience=9),
+        seed=0,
+        on_epoch=silent,
         stop=lambda: next(asked),
-    )  # fmt: skip
+    )
     assert len(told) == 2
     assert learner.restored == 2
 

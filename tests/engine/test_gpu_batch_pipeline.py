@@ -180,7 +180,7 @@ def test_frames_on_the_card_are_explained_and_drawn_as_on_the_host(network, devi
         assert np.abs(explanation.first.heat - wanted.first.heat).mean() < 0.05
         drawing = HeatRenderer(clock=lambda: 100.02)
         image_wanted = HeatRenderer(clock=lambda: 100.02).render(explanation).image.astype(int)
-        jpeg, array = card.download(explanation, drawing.stamp(explanation), quality=90, array=True)
+        jpeg, array = card.download(explanation, drawing.stamp(explanation), jpeg_quality=90, as_array=True)
         assert np.abs(array.astype(int) - image_wanted).max() <= 2
         assert not array.flags.writeable
         assert jpeg.quality == 90
@@ -192,20 +192,20 @@ def test_frames_on_the_card_are_explained_and_drawn_as_on_the_host(network, devi
 def test_only_what_is_asked_for_is_brought_back(network):
     card = GpuExplainer(network, knobs(device="cpu"), table=TABLE)
     (explanation,) = card.explain([frame(1)])
-    assert card.download(explanation, None, quality=None, array=False) == (None, None)
-    jpeg, array = card.download(explanation, None, quality=50, array=False)
+    assert card.download(explanation, None, jpeg_quality=None, as_array=False) == (None, None)
+    jpeg, array = card.download(explanation, None, jpeg_quality=50, as_array=False)
     assert jpeg.payload[:2] == b"\xff\xd8"
     assert array is None
     (plain,) = NetworkExplainer(network, knobs(device="cpu")).explain([frame(1)])
-    assert card.download(plain, None, quality=50, array=True) == (None, None)
+    assert card.download(plain, None, jpeg_quality=50, as_array=True) == (None, None)
 
 
 def test_the_encode_lane_waits_for_the_drawing_and_the_drawing_for_nobody(network):
     lanes = FakeLanes()
-    card = GpuExplainer(network, knobs(device="cpu"), table=TABLE, lanes=lambda device: lanes)
+    card = GpuExplainer(network, knobs(device="cpu"), table=TABLE, streams=lambda device: lanes)
     (explanation,) = card.explain([frame(1)])
     lanes.told.clear()
-    card.download(explanation, None, quality=50, array=False)
+    card.download(explanation, None, jpeg_quality=50, as_array=False)
     assert lanes.told == [("follow", "encode", explanation.drawn.done), ("on", "encode"), ("encoding",)]
 
 
@@ -227,7 +227,7 @@ def test_on_a_gpu_a_thousand_frames_leave_the_memory_as_it_was(network):
     def carry(count):
         for number in range(count):
             for explanation in card.explain([frame(number % 7) for _ in range(1 + number % 4)]):
-                card.download(explanation, None, quality=80, array=True)
+                card.download(explanation, None, jpeg_quality=80, as_array=True)
         torch.cuda.synchronize()
 
     carry(50)

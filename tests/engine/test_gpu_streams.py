@@ -116,7 +116,7 @@ def cuda(monkeypatch):
 def card(device=CPU):
     network = load_network("squeezenet1_1", weights="random")
     config = EngineConfig(model="squeezenet1_1", input_size="64x64", backend="eager", device="cpu", cache="off")
-    return GpuExplainer(network, config, table=heat_lut("inferno", 0.6), lanes=CudaStreams)
+    return GpuExplainer(network, config, table=heat_lut("inferno", 0.6), streams=CudaStreams)
 
 
 def frame(number):
@@ -139,7 +139,7 @@ def test_a_frame_goes_up_through_one_graph_and_down_and_the_device_is_never_wait
     assert [entry[0] for entry in cuda.told] == ["synchronize event"]
     cuda.told.clear()
     stamp = ImagePatch(2, 3, np.zeros((4, 5, 4), np.uint8))
-    jpeg, image = explainer.download(explanation, stamp, quality=80, array=True)
+    jpeg, image = explainer.download(explanation, stamp, jpeg_quality=80, as_array=True)
     assert jpeg.payload
     assert image.shape == (40, 60, 3)
     assert cuda.told[0] == ("wait_event", encode, explanation.drawn.done.number)

@@ -70,7 +70,7 @@ def test_rotated_clips_hold_every_frame_once_in_order_with_its_line(tmp_path, ov
 
 
 def test_a_clip_is_named_by_its_camera_and_the_utc_time_of_its_first_frame(tmp_path, overlaid):
-    sink = ClipSink(f"{tmp_path}/", cameras=("hall/door",), wall=lambda: 1_800_000_000.25, clock=lambda: 100.0)
+    sink = ClipSink(f"{tmp_path}/", cameras=("hall/door",), wall_clock=lambda: 1_800_000_000.25, clock=lambda: 100.0)
     with sink:
         sink.put(overlaid(camera="hall/door", taken_at=98.0, pts_seconds=0.0))
         assert {p.name for p in tmp_path.iterdir()} == {
@@ -132,7 +132,7 @@ def test_the_budget_holds_over_two_hundred_rotations_and_takes_only_this_recorde
 def test_a_clock_that_is_set_back_makes_no_new_clip_an_old_one(tmp_path, overlaid):
     wall, dice = [1_800_000_000.0], np.random.default_rng(0)
     options = SinkOptions(clips=ClipOptions(rotate_seconds=0.1, budget_bytes=150_000))
-    with ClipSink(f"{tmp_path}/", cameras=("line",), options=options, wall=lambda: wall[0]) as sink:
+    with ClipSink(f"{tmp_path}/", cameras=("line",), options=options, wall_clock=lambda: wall[0]) as sink:
         for index in range(60):
             wall[0] += 1 / RATE if index != 40 else -3600.0
             sink.put(overlaid(dice.integers(0, 256, (96, 96, 3), np.uint8), index=index, pts_seconds=index / RATE))

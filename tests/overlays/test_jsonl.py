@@ -71,7 +71,7 @@ def test_a_log_is_continued_by_every_run_and_each_begins_with_a_line_of_its_own(
         pass
     assert path.read_text() == old, "a run without an explanation leaves nothing"
     for number, cameras in enumerate([("line",), ("line", "door")]):
-        with JsonlSink(path, cameras=cameras, wall=lambda: 1_800_000_000.25) as sink:
+        with JsonlSink(path, cameras=cameras, wall_clock=lambda: 1_800_000_000.25) as sink:
             for index in range(2):
                 sink.put(overlaid(index=10 * number + index, camera=cameras[-1]))
     assert path.read_text().startswith(old)

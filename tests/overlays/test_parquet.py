@@ -137,7 +137,7 @@ def test_a_table_never_replaces_an_earlier_runs_even_within_one_second(tmp_path,
         pass
     assert path.read_bytes() == before, "a run without an explanation leaves nothing"
     for index in (2, 3):
-        with ParquetSink(path, wall=lambda: 1_800_000_000.5) as sink:
+        with ParquetSink(path, wall_clock=lambda: 1_800_000_000.5) as sink:
             sink.put(overlaid(index=index))
     assert path.read_bytes() == before
     names = ["out.20270115T080000Z.parquet", "out.20270115T080000Z-2.parquet"]

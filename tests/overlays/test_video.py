@@ -150,7 +150,7 @@ def test_a_recording_never_replaces_an_earlier_runs_even_within_one_second(tmp_p
     path = tmp_path / f"out{suffix}"
     path.write_bytes(b"evidence")
     for count in (1, 2):
-        with VideoSink(path, cameras=("line",), wall=lambda: 1_800_000_000.5) as sink:
+        with VideoSink(path, cameras=("line",), wall_clock=lambda: 1_800_000_000.5) as sink:
             for index in range(count):
                 sink.put(overlaid(index=index, pts_seconds=index / 30))
     names = [f"out.20270115T080000Z{suffix}", f"out.20270115T080000Z-2{suffix}", f"out{suffix}"]

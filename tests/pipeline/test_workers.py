@@ -52,7 +52,7 @@ def test_an_error_comes_after_every_good_frame():
 def batches(sources, limit, window=0.0, overflow="wait", stop=None):
     bell = threading.Condition()
     stop = stop or threading.Event()
-    pumps = [SourceWorker(source, depth=2, overflow=overflow, bell=bell) for source in sources]
+    pumps = [SourceWorker(source, depth=2, overflow=overflow, condition=bell) for source in sources]
     for pump in pumps:
         pump.__enter__()
     try:
@@ -86,7 +86,7 @@ def test_a_dead_camera_ends_only_itself():
 def test_nobody_is_served_twice_while_another_waits():
     bell = threading.Condition()
     with ExitStack() as stack:
-        pumps = [stack.enter_context(SourceWorker(FakeSource(30, name), depth=30, bell=bell)) for name in "abc"]
+        pumps = [stack.enter_context(SourceWorker(FakeSource(30, name), depth=30, condition=bell)) for name in "abc"]
         wait_until(lambda: all(pump.ended for pump in pumps))
         cameras = [batch[0].camera for batch in iter_batches(pumps, bell, lambda: False, limit=1)]
     assert cameras == ["a", "b", "c"] * 30
@@ -101,7 +101,7 @@ def test_stopping_ends_the_batches_though_no_camera_gives_anything():
 
 def test_a_deadline_ends_the_batches_though_no_camera_gives_anything():
     bell = threading.Condition()
-    with SourceWorker(FakeSource(20, gate=threading.Event()), bell=bell) as pump:
+    with SourceWorker(FakeSource(20, gate=threading.Event()), condition=bell) as pump:
         assert list(iter_batches([pump], bell, lambda: False, limit=1, until=time.monotonic() + 0.05)) == []
 
 
@@ -210,7 +210,7 @@ def test_what_waits_is_bounded_in_bytes_too_but_one_item_always_may():
         gate.wait(LIMIT_SECONDS)
         delivered.append(item)
 
-    with QueueWorker("disk", deliver, depth=16, weigh=lambda item: item, most_bytes=100) as relay:
+    with QueueWorker("disk", deliver, depth=16, size_of=lambda item: item, max_bytes=100) as relay:
         relay.put(1)
         wait_until(lambda: not relay._queue)  # taken: the door is busy with it
         for item in (60, 40, 70, 500):

@@ -13,14 +13,14 @@ PATIENCE = Timeouts(open_timeout_seconds=1.0, read_timeout_seconds=1.0, attempts
 def test_a_camera_that_is_not_there_is_refused_and_those_that_are_get_listed(tmp_path):
     for name in ("video0", "video10", "video2", "video-dec", "null"):
         (tmp_path / name).touch()
-    source = CameraSource(7, camera="door", patience=PATIENCE, devices=tmp_path)
+    source = CameraSource(7, camera="door", timeouts=PATIENCE, devices=tmp_path)
     with pytest.raises(SourceError, match=r"camera:7: there is no .*video7; cameras here: 0, 2, 10"), source:
         pass
     assert [p.name for p in found_cameras(tmp_path)] == ["video0", "video2", "video10"]
 
 
 def test_a_machine_without_cameras_is_told_what_to_do(tmp_path):
-    source = CameraSource(0, camera="door", patience=PATIENCE, devices=tmp_path)
+    source = CameraSource(0, camera="door", timeouts=PATIENCE, devices=tmp_path)
     with pytest.raises(SourceError, match="no camera is here: plug one in, or try --source line:"), source:
         pass
 
@@ -28,14 +28,14 @@ def test_a_machine_without_cameras_is_told_what_to_do(tmp_path):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may open everything")
 def test_a_camera_that_may_not_be_opened_names_the_group(tmp_path):
     (tmp_path / "video0").touch(mode=0)
-    source = CameraSource(0, camera="door", patience=PATIENCE, devices=tmp_path)
+    source = CameraSource(0, camera="door", timeouts=PATIENCE, devices=tmp_path)
     with pytest.raises(SourceError, match="usermod -aG video"), source:
         pass
 
 
 def test_what_is_no_camera_after_all_is_said_when_it_is_read(tmp_path):
     (tmp_path / "video0").write_text("not a device")
-    source = CameraSource(0, camera="door", patience=PATIENCE, devices=tmp_path)
+    source = CameraSource(0, camera="door", timeouts=PATIENCE, devices=tmp_path)
     with source, pytest.raises(SourceError, match="camera:0: "):
         list(source.frames(threading.Event()))
 

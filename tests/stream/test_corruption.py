@@ -45,7 +45,7 @@ def test_where_every_packet_is_a_key_picture_only_the_broken_one_is_lost():
 
 
 def test_a_stream_without_further_key_pictures_is_believed_again_after_its_patience():
-    trust = CorruptionTracker(patience_packets=3)
+    trust = CorruptionTracker(window_packets=3)
     trust.add_packet(0, key=True)
     trust.add_packet(1, key=False)
     trust.mark_corrupt()

@@ -187,11 +187,11 @@ def test_the_card_is_asked_of_ffmpeg_itself(card_without_driver, shared_data):
 
 
 def test_over_udp_auto_keeps_to_the_cpu_which_sees_holes(card_without_driver):
-    decoder = hwaccel.DecoderSelector("auto", doubt="holes")
+    decoder = hwaccel.DecoderSelector("auto", reason_against_gpu="holes")
     decoder.check()
     assert not decoder.wants_gpu
     assert hwaccel.DecoderSelector("auto").wants_gpu
-    assert hwaccel.DecoderSelector("cuda", doubt="holes").wants_gpu
+    assert hwaccel.DecoderSelector("cuda", reason_against_gpu="holes").wants_gpu
 
 
 @pytest.mark.parametrize(

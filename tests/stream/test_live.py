@@ -35,7 +35,7 @@ class Script:
 
     def source(self, *, attempts=None, packets=demuxed, open_timeout=1.0):
         line = ConnectionSpec(self.open, packets, open_timeout, 1.0, attempts=attempts, backoff=AT_ONCE)
-        return LiveSource(uri="script:", camera="script", line=line)
+        return LiveSource(uri="script:", camera="script", spec=line)
 
     def all_closed(self):
         for container in self.opened:
@@ -105,7 +105,7 @@ def test_while_it_waits_it_says_why_and_a_stop_ends_the_wait():
                 stop.set()
 
     line = ConnectionSpec(Script(refused()).open, demuxed, 1.0, 1.0, backoff=Backoff(50.0, 60.0, 60.0))
-    assert list(Watched(uri="script:", camera="script", line=line).frames(stop)) == []
+    assert list(Watched(uri="script:", camera="script", spec=line).frames(stop)) == []
     assert [(health.state, health.reason.split(":")[0]) for health in seen] == [("waiting", "connection refused")]
 
 

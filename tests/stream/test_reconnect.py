@@ -45,7 +45,7 @@ def test_a_live_stream_that_breaks_is_tried_again_at_once():
 
 
 def test_a_wrong_password_is_tried_slowly_from_the_first():
-    assert 8.0 <= Backoff().delay_seconds(1, random.Random(3), pace="slow") <= 12.0
+    assert 8.0 <= Backoff().delay_seconds(1, random.Random(3), retry_class="slow") <= 12.0
 
 
 def test_one_seed_gives_one_sequence():

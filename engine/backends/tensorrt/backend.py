@@ -119,9 +119,9 @@ def _gpu(example: Tensor) -> dict[str, str]:
     if not example.is_cuda:
         return {"gpu": "none"}
     properties = torch.cuda.get_device_properties(example.device)
-    card = gpu_status(example.device)
+    gpu = gpu_status(example.device)
     return {
         "gpu": f"{properties.name}, {properties.major}.{properties.minor}, {properties.multi_processor_count}",
-        "driver": "unknown" if card is None else card.driver,
+        "driver": "unknown" if gpu is None else gpu.driver,
         "cuda": str(torch.version.cuda),
     }

@@ -169,9 +169,9 @@ class _Builder:
             _work_in_place(part)
         cell = [self.layout.one_cell(source) for source in nodes]
         with torch.inference_mode():
-            shares = part(*cell).untyped_storage().data_ptr()
+            fractions = part(*cell).untyped_storage().data_ptr()
         held = {value.untyped_storage().data_ptr() for value, spare in zip(cell, free, strict=True) if not spare}
-        return CellwiseStep(sources, target, part, fresh=shares not in held, products=_products(part, cell))
+        return CellwiseStep(sources, target, part, fresh=fractions not in held, products=_products(part, cell))
 
     def _is_free(self, source: fx.Node, reader: fx.Node, before: list[Step]) -> bool:
         """Say whether ``reader`` may write over ``source``: nobody reads it later, and it shares no memory."""

@@ -67,7 +67,7 @@ class ClipSink:
         *,
         cameras: tuple[str, ...] = (),
         options: SinkOptions | None = None,
-        wall: Callable[[], float] = time.time,
+        wall_clock: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take where to write.
@@ -76,7 +76,7 @@ class ClipSink:
             uri: the folder, as given.
             cameras: who will come, where that is known: their clips of earlier runs count against the budget.
             options: quality, preset and ``clips``.
-            wall: Unix time.
+            wall_clock: Unix time.
             clock: monotonic seconds.
 
         Raises:
@@ -90,7 +90,7 @@ class ClipSink:
         for camera in cameras:
             self._store.add_camera(camera)
         self._tracks: dict[str, _Track] = {}
-        self._wall_clock, self._clock = wall, clock
+        self._wall_clock, self._clock = wall_clock, clock
         self._disk = DiskMonitor(uri, Path(uri), clock)
         self._reserve = HandleReserve()
         self._bounded: set[str] = set()

@@ -186,11 +186,11 @@ class ClipWriter:
 class PreRollBuffer:
     """The last seconds, encoded, bounded in bytes: from key picture to key picture, so that a clip can begin there."""
 
-    def __init__(self, seconds: float, most_bytes: int) -> None:
+    def __init__(self, seconds: float, max_bytes: int) -> None:
         self.overran = False
         """Whether the bound, not the time, has made it forget."""
         self._seconds = seconds
-        self._most_bytes = most_bytes
+        self._most_bytes = max_bytes
         self._bytes = 0
         self._groups: deque[list[EncodedFrame]] = deque()
 

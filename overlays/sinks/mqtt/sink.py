@@ -81,7 +81,7 @@ class MqttSink:
         *,
         cameras: Sequence[str] = (),
         options: SinkOptions | None = None,
-        wall: Callable[[], float] = time.time,
+        wall_clock: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take where the broker is, and whom to tell of before its first frame.
@@ -102,7 +102,7 @@ class MqttSink:
         self._status, self.uri = self._broker.status(options.mqtt.status), uri
         self._counts = MqttCounts()
         self._qos = options.mqtt.qos
-        self._wall_clock, self._clock = wall, clock
+        self._wall_clock, self._clock = wall_clock, clock
         self._status_board = StatusBoard(cameras, clock)
         self._max_rate = options.max_rate
         self._rate_limiter = RateLimiter(options.max_rate or _RATE)
@@ -138,9 +138,9 @@ class MqttSink:
         if options.mqtt.user is not None and not self._broker.tls and not self._broker.is_local:
             log.warning("%s: the password goes over the network unencrypted; use mqtts://", self.uri)
 
-    def on_run_start(self, outcome: RunResult) -> None:
+    def on_run_start(self, result: RunResult) -> None:
         """Take the run: how its cameras do."""
-        self._status_board.outcome = outcome
+        self._status_board.outcome = result
 
     @property
     def problem(self) -> str:
@@ -203,8 +203,8 @@ class MqttSink:
 
     def _is_file(self, frame: Frame) -> bool:
         """Say whether a frame is of a file or a folder: its findings do not come again."""
-        pumps = () if self._status_board.outcome is None else self._status_board.outcome.source_workers
-        return bool(frame.source_name) or any(p.camera == frame.camera and not p.source.live for p in pumps)
+        workers = () if self._status_board.outcome is None else self._status_board.outcome.source_workers
+        return bool(frame.source_name) or any(p.camera == frame.camera and not p.source.live for p in workers)
 
     def idle(self) -> None:
         """Hear the broker, connect where there is no connection, and send what waits."""

@@ -66,17 +66,17 @@ class CurveAuthenticator:
         """How many connections have subscribed to something."""
         return self.places.viewers
 
-    def attach(self, door: zmq.Socket[bytes]) -> None:
+    def attach(self, socket: zmq.Socket[bytes]) -> None:
         """Take a socket's handshakes over, before it binds."""
-        door.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
-        self._events = SocketMonitor(door, FAILED | zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+        self._events = SocketMonitor(socket, FAILED | zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED)
         if self._keys is not None:
-            self._zap = door.context.socket(zmq.REP)
+            self._zap = socket.context.socket(zmq.REP)
             self._zap.setsockopt(zmq.LINGER, 0)
             self._zap.bind(_ZAP)
-            door.setsockopt(zmq.CURVE_SERVER, 1)
-            door.setsockopt(zmq.CURVE_SECRETKEY, self._keys.secret)
-            door.setsockopt(zmq.ZAP_DOMAIN, b"recipro-stream")
+            socket.setsockopt(zmq.CURVE_SERVER, 1)
+            socket.setsockopt(zmq.CURVE_SECRETKEY, self._keys.secret)
+            socket.setsockopt(zmq.ZAP_DOMAIN, b"recipro-stream")
         self._ending.clear()
         self._worker = ThreadWorker(f"handshakes of {self._uri}", self._run, self._ending.set).__enter__()
 

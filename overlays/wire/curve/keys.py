@@ -113,8 +113,8 @@ def read_pair(path: Path) -> KeyPair:
     public: bytes | None = found.get(b"public")
     secret: bytes | None = found.get(b"secret")
     if secret is None or not is_key(secret):
-        cure = f"; name the secret file, {path.name}_secret" if path.suffix == PUBLIC_SUFFIX else ""
-        raise ConfigError(f"{path}: holds no secret key{cure or '; `run.py keys new DIR` makes one'}")
+        hint = f"; name the secret file, {path.name}_secret" if path.suffix == PUBLIC_SUFFIX else ""
+        raise ConfigError(f"{path}: holds no secret key{hint or '; `run.py keys new DIR` makes one'}")
     if public is None or public != zmq.curve_public(secret):
         raise ConfigError(f"{path}: its public key does not belong to its secret one; copy the file again")
     if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:

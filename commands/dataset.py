@@ -60,14 +60,14 @@ def list_samples(place: Path, pictures: str | None, pattern: str | None, gap: in
     from engine.finetuning.splits import Sample, group_ids
 
     if gap is not None and pattern is None:
-        raise ConfigError(r"--source-gap: needs the number in a picture's name; add --source-pattern 'frame(\d+)'")
+        raise ConfigError(r"--group-gap: needs the number in a picture's name; add --group-pattern 'frame(\d+)'")
     parts: list[str] = []
     groups: list[str] = []
     left: tuple[str, ...] = ()
     if place.suffix.lower() == ".csv":
         paths, labels, groups = read_table(place)
         if any(groups) and pattern:
-            raise ConfigError(f"--source-pattern {pattern!r}: {place} has a column {GROUP!r}; leave one of them out")
+            raise ConfigError(f"--group-pattern {pattern!r}: {place} has a column {GROUP!r}; leave one of them out")
     else:
         paths, labels, parts, left = _of_folder(place, pictures)
     names = sorted(set(labels))

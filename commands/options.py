@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-CAMERA, NETWORK, IMAGE, ACCESS, RUN = "Cameras", "Network", "Picture", "Who may look in", "Run"
-TRUTH = "Where objects lie"
+CAMERA, NETWORK, IMAGE, ACCESS, RUN = "Cameras", "Network", "Picture", "Access control", "Run"
+TRUTH = "Annotations"
 
 
 def option(panel: str, text: str, *names: str, **more: Any) -> Any:  # noqa: ANN401 - typer's own type

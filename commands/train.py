@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("recipro-stream")
 
-LESSONS, DIVISION = "How it learns", "Who learns, who examines"
+LESSONS, DIVISION = "Training", "Data split"
 BALANCES = ("sampler", "weights", "none")
 PRECISIONS = ("fp32", "bf16")
 
 UNGROUPED: Final = (
     r"which pictures show one part is not known: if several do, what held-out ones measure is too good, and "
-    r"nothing is concluded for other parts. Name the part in the pictures' names, --source-pattern 'part(\d+)', or in "
-    r"a CSV's column 'group'; where every picture shows a part of its own, --source-pattern '.+' says so"
+    r"nothing is concluded for other parts. Name the part in the pictures' names, --group-pattern 'part(\d+)', or in "
+    r"a CSV's column 'group'; where every picture shows a part of its own, --group-pattern '.+' says so"
 )
 CROSSING: Final = "shows what is learned from, too (a copy, or another picture of its source)"
 _NAMED = 3
@@ -63,14 +63,16 @@ def train(
     input_size: options.InputSize = None,
     fit: options.Fit = None,
     layer: Annotated[str | None, option(NETWORK, "Where it will be explained. Default: the last grid.")] = None,
-    until: Annotated[
+    truncate_at: Annotated[
         str | None, option(NETWORK, "The network ends with this layer: a finer grid for small things, and faster.")
     ] = None,
-    freeze: Annotated[bool, option(LESSONS, "Only the last layer learns: fast, less able.", "--freeze")] = False,
-    freeze_to: Annotated[str | None, option(LESSONS, "This layer, and all before it, stay as they are.")] = None,
+    linear_probe: Annotated[
+        bool, option(LESSONS, "Only the last layer learns: fast, less able.", "--linear-probe")
+    ] = False,
+    freeze_until: Annotated[str | None, option(LESSONS, "This layer, and all before it, stay as they are.")] = None,
     augment: Annotated[
-        str, option(LESSONS, "Of mirror, flip, turn, crop, colour, blur; or none. [default: mirror,crop,colour]")
-    ] = "mirror,crop,colour",
+        str, option(LESSONS, "Of hflip, vflip, rotate, crop, colour, blur; or none. [default: hflip,crop,colour]")
+    ] = "hflip,crop,colour",
     balance: Annotated[
         str, option(LESSONS, "Rare classes: sampler (drawn more often, default), weights (count more), none.")
     ] = "sampler",
@@ -86,17 +88,19 @@ def train(
     pictures: Annotated[
         str | None, option(DIVISION, "Which files of a class's folder, such as '*.jpg'. Default: every picture.")
     ] = None,
-    source_pattern: Annotated[
+    group_pattern: Annotated[
         str | None,
         option(
             DIVISION, r"What pictures of one part have in common in their names: a regular expression, 'part(\d+)'."
         ),
     ] = None,
-    source_gap: Annotated[
+    group_gap: Annotated[
         int | None, option(DIVISION, "... a frame number, and one part's follow each other this closely.", min=0)
     ] = None,
-    held_out: Annotated[float, option(DIVISION, "Share that only examines. [default: 0.2]", min=0.02, max=0.8)] = 0.2,
-    stopping: Annotated[
+    test_fraction: Annotated[
+        float, option(DIVISION, "Share that only examines. [default: 0.2]", min=0.02, max=0.8)
+    ] = 0.2,
+    val_fraction: Annotated[
         float, option(DIVISION, "Share that tells when to stop. [default: 0.15]", min=0.02, max=0.8)
     ] = 0.15,
     seed: Annotated[int, option(RUN, "Of division, order and changes. [default: 0]", min=0)] = 0,
@@ -113,16 +117,16 @@ def train(
     engine = validate_config({}, "command line", {"engine": drop_none({
         "model": model, "input_size": input_size, "fit": fit, "layer": layer, "threads": threads,
     })}).engine  # fmt: skip
-    _check_fractions(held_out, stopping)
+    _check_fractions(test_fraction, val_fraction)
     config = FinetuneConfig(
         engine.model, weights or bundled_weights(engine.model), engine.input_size, engine.fit if fit else None,
-        engine.layer, until, linear_probe=freeze, freeze_until=freeze_to, augment=_words(augment),
+        engine.layer, truncate_at, linear_probe=linear_probe, freeze_until=freeze_until, augment=_words(augment),
         balance=cast("Balance", balance), epochs=epochs, batch=batch, learning_rate=learning_rate, patience=patience,
         threads=engine.threads, precision=cast("Precision", precision), seed=seed,
     )  # fmt: skip
-    fractions = {TRAIN: 1.0 - held_out - stopping, VALIDATION: stopping, TEST: held_out}
+    fractions = {TRAIN: 1.0 - test_fraction - val_fraction, VALIDATION: val_fraction, TEST: test_fraction}
     place, read, options_given = open_images(str(folder))
-    listing = list_samples(Path(place), pictures, source_pattern, source_gap)
+    listing = list_samples(Path(place), pictures, group_pattern, group_gap)
     named = listing.samples
     if not listing.divided:
         check_groups(named, list(fractions))
@@ -133,7 +137,7 @@ def train(
         log.warning("left out: %s", line)
     samples, copies = merge_duplicates(decoded)
     if listing.divided:
-        parts, crossing = keep_split(samples, stopping, seed, pupil.trained_digests)
+        parts, crossing = keep_split(samples, val_fraction, seed, pupil.trained_digests)
     else:
         parts, crossing = stratified_group_split(samples, fractions, seed, pupil.trained_digests), []
     _print_splits(parts, len(unread), copies, sum(one.digest in pupil.trained_digests for one in samples))
@@ -183,7 +187,8 @@ def _check_words(output: Path, model: str, balance: str, precision: str) -> None
 def _check_fractions(held_out: float, stopping: float) -> None:
     if held_out + stopping > 0.9:
         raise ConfigError(
-            f"--held-out {held_out:g} and --stopping {stopping:g} leave {max(0.0, 1 - held_out - stopping):.0%} to "
+            f"--test-fraction {held_out:g} and --val-fraction {stopping:g} leave "
+            f"{max(0.0, 1 - held_out - stopping):.0%} to "
             "learn from; take less for them"
         )
 
@@ -225,7 +230,7 @@ def _print_splits(parts: Mapping[str, Sequence[Sample]], unread: int, copies: in
 
 def _tell_split(crossing: Sequence[Sample], *, divided: bool) -> None:
     if divided:
-        print_line("The folders are a split already: it is kept, and --held-out counts for nothing.")
+        print_line("The folders are a split already: it is kept, and --test-fraction counts for nothing.")
     if crossing:
         first = crossing[0].path
         log.warning("%d pictures are left out of the examination, %s for one: %s", len(crossing), first, CROSSING)
@@ -239,7 +244,7 @@ def _tell_similar(similar: Sequence[NearDuplicate]) -> None:
     pairs = "; ".join(f"{one.path} and {one.learned}" for one in similar[:_NAMED])
     log.warning(
         "%d of the held-out and %d of the stopping pictures look nearly like one that is learned from: %s%s. If they "
-        "show the same part, what is measured is too good: say which pictures belong together, by --source-pattern or "
+        "show the same part, what is measured is too good: say which pictures belong together, by --group-pattern or "
         "by a CSV's column 'group'", examining, len(similar) - examining, pairs,
         f"; and {len(similar) - _NAMED} more, in the report" if len(similar) > _NAMED else "",
     )  # fmt: skip

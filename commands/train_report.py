@@ -47,7 +47,7 @@ class Trained:
 
 def files_beside(output: Path) -> dict[str, Path]:
     """Return the files that are written beside the model."""
-    return {kind: output.with_suffix(f".{kind}") for kind in ("report.json", "report.html", "held-out.txt")}
+    return {kind: output.with_suffix(f".{kind}") for kind in ("report.json", "report.html", "test.txt")}
 
 
 def unchecked_file(output: Path) -> Path:
@@ -124,14 +124,14 @@ def write_report(output: Path, trained: Trained, explainer: NetworkExplainer, re
     page = training_html(told, lambda path: read(Path(path)), heats, pictures=SHOWN_MISTAKES)
     write_text(places["report.html"], page)
     lines = "".join(f"{Path(one.path).absolute()}\n" for one in trained.parts[TEST])
-    write_text(places["held-out.txt"], lines)
+    write_text(places["test.txt"], lines)
     print_line(f"\n{conclusion(told)}")
     for label, recall, row in zip(labels, found.recalls, found.confusion, strict=True):
         print_line(f"  {label:20} {recall:6.1%} of {sum(row)}")
     print_line(f"\nwritten: {relative_path(output)}; read {relative_path(places['report.html'])}")
     model = shlex.quote(relative_path(output))
     print_line(f"run it:   uv run run.py stream --model {model} --source camera:0 --sink window")
-    held_out = shlex.quote(relative_path(places["held-out.txt"]) + trained.options)
+    held_out = shlex.quote(relative_path(places["test.txt"]) + trained.options)
     print_line(f"ask it:   uv run run.py evaluate {held_out} --model {model} --output DIR")
 
 

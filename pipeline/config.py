@@ -214,7 +214,7 @@ class CurveConfig(_Settings):
 
     secret_key_file: str
     """The server's secret key, as `run.py keys new` makes it."""
-    allow: str
+    authorized_keys: str
     """A file or folder of the public keys of those who may look in; read again when it changes."""
 
 
@@ -235,7 +235,7 @@ class SinkConfig(_Settings):
     """tcp:// and ipc:// only: admit viewers by keys; needed where others can reach the address."""
     token_file: str | None = None
     """http:// only: a file that holds the token the page asks for; needed where others can reach the address."""
-    hosts: list[str] = []
+    allowed_hosts: list[str] = []
     """http:// only: further names the page is reached by, such as a proxy's."""
     embed_origins: list[str] = []
     """http:// only: other sites that may show the MJPEG streams, such as https://dashboard.example."""
@@ -245,7 +245,7 @@ class SinkConfig(_Settings):
     """Serve others without asking who they are: only where the network itself is closed."""
     qos: Literal[0, 1] = 0
     """mqtt:// only: 0 sends a finding once; 1 keeps up to 1000 until the broker has confirmed them."""
-    status: Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_level)] = "status"
+    status_topic: Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_level)] = "status"
     """mqtt:// only: where under the topic it stands whether this run is online. Runs that share a topic need one
     each."""
     credentials_file: str | None = None
@@ -280,7 +280,7 @@ class Config(_Settings):
     """Where overlays go; none = the frames are explained and counted only."""
     guards: GuardsConfig = GuardsConfig()
     """What must be true of the reasons, and what is said when it is not."""
-    elsewhere: list[str] = []
+    external_cameras: list[str] = []
     """Cameras that another process carries: guards and record_when may name them, so that one file serves all."""
     frames: int | None = Field(default=None, ge=1)
     """Stop after so many explained frames."""

@@ -55,15 +55,20 @@ def shard_config(config: Config, devices: Sequence[str]) -> list[Config]:
             engine = config.engine.model_copy(update={"device": device})
             sinks = [_sink_of(sink, number) for sink in config.sinks]
             elsewhere = [str(other.name) for other in config.sources if other not in sources]
-            dealt = {"sources": sources, "engine": engine, "sinks": sinks, "elsewhere": elsewhere + config.elsewhere}
+            dealt = {
+                "sources": sources,
+                "engine": engine,
+                "sinks": sinks,
+                "external_cameras": elsewhere + config.external_cameras,
+            }
             shards.append(config.model_copy(update=dealt))
     return shards
 
 
 def _sink_of(sink: SinkConfig, number: int) -> SinkConfig:
     """Return a door of the shard of this number; each tells a broker by itself whether it is there."""
-    status = f"{sink.status}-{number}" if number and sink.uri.startswith(_BROKERS) else sink.status
-    return sink.model_copy(update={"uri": shard_uri(sink, number), "status": status})
+    status = f"{sink.status_topic}-{number}" if number and sink.uri.startswith(_BROKERS) else sink.status_topic
+    return sink.model_copy(update={"uri": shard_uri(sink, number), "status_topic": status})
 
 
 def shard_uri(sink: SinkConfig, number: int) -> str:

@@ -32,7 +32,7 @@ def load_drift_tracking(
         ConfigError: a guard or ``record_when`` names what is not there, or the baseline cannot be read.
     """
     guards = config.guards
-    named = [*cameras, *config.elsewhere]
+    named = [*cameras, *config.external_cameras]
     check_cameras(guards, named)
     _check_recorders(config, {
         "guard": {guard.name for guard in guards.rules}, "region": {region.name for region in guards.regions},

@@ -36,9 +36,9 @@ def build_sink_options(sink: SinkConfig, overlay: OverlayConfig, *, painted: boo
         scale=sink.scale,
         max_rate=sink.max_rate,
         curve_secret_key_file=None if sink.curve is None else sink.curve.secret_key_file,
-        curve_allow=None if sink.curve is None else sink.curve.allow,
+        curve_authorized_keys=None if sink.curve is None else sink.curve.authorized_keys,
         token_source=_token_source(sink.token_file),
-        hosts=tuple(sink.hosts),
+        allowed_hosts=tuple(sink.allowed_hosts),
         embed_origins=tuple(sink.embed_origins),
         root_path=sink.root_path,
         colormap=overlay.colormap,
@@ -82,13 +82,13 @@ class TokenFile:
 def _mqtt_options(sink: SinkConfig) -> MqttOptions:
     """Return what a broker's sink is told, its password read."""
     if sink.credentials_file is None:
-        return MqttOptions(sink.qos, ca_file=sink.ca_file, status=sink.status)
+        return MqttOptions(sink.qos, ca_file=sink.ca_file, status_topic=sink.status_topic)
     file = sink.credentials_file
     lines = read_secret(Path(file), "credentials", f"one line, user:password, belongs into {file}").splitlines()
     user, colon, password = lines[0].partition(":") if len(lines) == 1 else ("", "", "")
     if not (user and colon):
         raise ConfigError(f"{file}: should hold one line, user:password")
-    return MqttOptions(sink.qos, user, password, sink.ca_file, sink.status)
+    return MqttOptions(sink.qos, user, password, sink.ca_file, sink.status_topic)
 
 
 def read_secret(path: Path, what: str, hint: str) -> str:
@@ -151,10 +151,13 @@ def apply_curve_keys(
     for one in sinks:
         change: dict[str, Any] = {"insecure": True} if insecure else {}
         if folder and one in wanted:
-            curve = {"secret_key_file": str(folder / "server.key_secret"), "allow": str(allow or folder / ALLOWED)}
+            curve = {
+                "secret_key_file": str(folder / "server.key_secret"),
+                "authorized_keys": str(allow or folder / ALLOWED),
+            }
             change["curve"] = CurveConfig(**curve)
         elif allow and one.curve is not None:
-            change["curve"] = one.curve.model_copy(update={"allow": str(allow)})
+            change["curve"] = one.curve.model_copy(update={"authorized_keys": str(allow)})
         made.append(one.model_copy(update=change))
     return made
 

@@ -145,7 +145,9 @@ class BaseExplainer:
         """Return what runs, and what it takes on a CUDA device; where there is none, nothing is said of memory."""
         facts = self.info
         names = {"model": facts.model, "backend": facts.backend, "precision": facts.precision, "device": facts.device}
-        told = [MetricSample("engine", 1, "1, with what runs.", labels=(*names.items(), ("plan", facts.plan.name)))]
+        told = [
+            MetricSample("engine_info", 1, "1, with what runs.", labels=(*names.items(), ("plan", facts.plan.name)))
+        ]
         return told + (_memory(facts.device) if facts.device.startswith("cuda") else [])
 
     def _images(self, pixels: Tensor) -> Tensor:

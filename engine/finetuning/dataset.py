@@ -58,9 +58,9 @@ def _crop(size: tuple[int, int]) -> v2.Transform:
 
 
 AUGMENTATIONS: Final[dict[str, Callable[[tuple[int, int]], v2.Transform]]] = {
-    "mirror": lambda _: v2.RandomHorizontalFlip(),
-    "flip": lambda _: v2.RandomVerticalFlip(),
-    "turn": lambda _: v2.RandomRotation(8.0, interpolation=v2.InterpolationMode.BILINEAR, fill=114),
+    "hflip": lambda _: v2.RandomHorizontalFlip(),
+    "vflip": lambda _: v2.RandomVerticalFlip(),
+    "rotate": lambda _: v2.RandomRotation(8.0, interpolation=v2.InterpolationMode.BILINEAR, fill=114),
     "crop": _crop,
     "colour": lambda _: v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.2),
     "blur": lambda _: v2.RandomApply([v2.GaussianBlur(5, (0.1, 1.5))], p=0.3),
@@ -68,7 +68,7 @@ AUGMENTATIONS: Final[dict[str, Callable[[tuple[int, int]], v2.Transform]]] = {
 """What may change between two visits: mirrored left to right, flipped upside down, turned by up to 8 degrees, cropped
 to 70 % of the area or more, other light and colour, blurred."""
 
-DEFAULT_AUGMENTATIONS: Final = ("mirror", "crop", "colour")
+DEFAULT_AUGMENTATIONS: Final = ("hflip", "crop", "colour")
 """What is harmless nearly everywhere. A part that may lie any way round wants ``flip``, too."""
 
 

@@ -89,8 +89,8 @@ def resume_from_checkpoint(
     entry = find_entry(file.model)
     if file.truncate_at and until not in {None, file.truncate_at}:
         raise ConfigError(
-            f"--until {until!r}: {path} ends with {file.truncate_at!r}; leave "
-            f"--until out, or begin with --model {file.model}"
+            f"--truncate-at {until!r}: {path} ends with {file.truncate_at!r}; leave "
+            f"--truncate-at out, or begin with --model {file.model}"
         )
     old = load_from_checkpoint(file, path).module
     if until and not file.truncate_at:

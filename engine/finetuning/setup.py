@@ -119,7 +119,7 @@ def build_model(config: FinetuneConfig, labels: Sequence[str]) -> FinetuneModel:
         ConfigError: an unknown augmentation, or two wishes that contradict each other.
     """
     if config.linear_probe and config.freeze_until:
-        raise ConfigError(f"--freeze leaves nothing for --freeze-to {config.freeze_until!r}; give one of them")
+        raise ConfigError(f"--linear-probe leaves nothing for --freeze-until {config.freeze_until!r}; give one of them")
     choose_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)

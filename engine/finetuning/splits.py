@@ -55,14 +55,14 @@ def group_ids(names: Sequence[str], pattern: str | None = None, gap: int | None 
         rule = re.compile(pattern)
     except re.error as reason:
         raise ConfigError(
-            f"--source-pattern {pattern!r}: is no regular expression ({reason}); see Python's re"
+            f"--group-pattern {pattern!r}: is no regular expression ({reason}); see Python's re"
         ) from None
     found = []
     for name in names:
         match = rule.search(name)
         if match is None:
             raise ConfigError(
-                f"--source-pattern {pattern!r}: is not found in {name!r}; give one that every name has, such as "
+                f"--group-pattern {pattern!r}: is not found in {name!r}; give one that every name has, such as "
                 r"'(part\d+)_' for part17_left.jpg"
             )
         found.append("/".join(part or "" for part in match.groups()) if match.groups() else match.group())
@@ -73,7 +73,7 @@ def _runs(found: Sequence[str], pattern: str, gap: int) -> list[str]:
     """Name each number by the first of the run it belongs to."""
     wrong = next((word for word in found if not word.isdecimal()), None)
     if wrong is not None:
-        raise ConfigError(f"--source-gap: {pattern!r} gives {wrong!r}, no number; put one group around the digits")
+        raise ConfigError(f"--group-gap: {pattern!r} gives {wrong!r}, no number; put one group around the digits")
     first: dict[int, int] = {}
     before = None
     for number in sorted({int(word) for word in found}):

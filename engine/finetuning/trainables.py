@@ -122,7 +122,7 @@ def freeze_to(net: nn.Module, layer: str, image_size: tuple[int, int], beginning
             own[parameter].requires_grad = False
     left = sum(one.numel() for one in net.parameters() if one.requires_grad)
     if not left:
-        raise LayerError(f"--freeze-to {layer!r}: nothing is left to learn; name an earlier layer")
+        raise LayerError(f"--freeze-until {layer!r}: nothing is left to learn; name an earlier layer")
     return left
 
 
@@ -133,10 +133,11 @@ def _refuse_layer(
     listed = ", ".join([name for name in sorted(there, key=there.__getitem__) if name.count(".") == top][-_LISTED:])
     if beginning is not None and layer in orders:
         raise LayerError(
-            f"--freeze-to {layer!r}: the network ends before it, with {beginning.truncate_at!r}; name one of {listed}"
+            f"--freeze-until {layer!r}: the network ends before it, with "
+            f"{beginning.truncate_at!r}; name one of {listed}"
         )
     raise LayerError(
-        f"--freeze-to {layer!r}: the network has no such layer.{did_you_mean(layer, there)} It has {listed}"
+        f"--freeze-until {layer!r}: the network has no such layer.{did_you_mean(layer, there)} It has {listed}"
     )
 
 
@@ -243,7 +244,7 @@ def find_output_activation(net: nn.Module, last: str, image_size: tuple[int, int
             told = after(output) if output.ndim in {2, 4} else output
             if told.shape == scores.shape and torch.allclose(told, scores, rtol=1e-3, atol=1e-4):
                 return after
-    raise ModelError("this network does more than take a mean after its last layer; leave --freeze out")
+    raise ModelError("this network does more than take a mean after its last layer; leave --linear-probe out")
 
 
 def _plain(output: Tensor) -> Tensor:

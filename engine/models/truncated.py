@@ -43,12 +43,14 @@ def truncate(net: nn.Module, until: str, image_size: tuple[int, int], class_coun
     grids = [name for name, output in outputs.items() if output.is_grid]
     if until not in grids:
         raise LayerError(
-            f"--until {until!r}: the network has no such layer with a grid of "
+            f"--truncate-at {until!r}: the network has no such layer with a grid of "
             f"cells to end with.{did_you_mean(until, grids)}"
         )
     split = split_network(net, until, image_size)
     if not split.traced:
-        raise LayerError(f"--until {until!r}: this network cannot be traced, and so not be ended earlier; leave it out")
+        raise LayerError(
+            f"--truncate-at {until!r}: this network cannot be traced, and so not be ended earlier; leave it out"
+        )
     features = split.head
     for parameter in features.parameters():
         parameter.requires_grad = True

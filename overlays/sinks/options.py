@@ -40,7 +40,7 @@ class MqttOptions:
     password: str | None = field(default=None, repr=False)
     ca_file: str | None = None
     """Who vouches for the broker (mqtts://); None: those whom this machine trusts."""
-    status: str = "status"
+    status_topic: str = "status"
     """The topic's level that says whether we are there."""
 
 
@@ -56,7 +56,7 @@ class SinkOptions:
     """Frames per second of each camera on the wire at the most; None: all."""
     curve_secret_key_file: str | None = None
     """The network sink's secret key; None: it asks for no keys."""
-    curve_allow: str | None = None
+    curve_authorized_keys: str | None = None
     """A file or folder of the public keys of those who may look in."""
     linger_seconds: float = 0.5
     """How long the network sink may take at the end to send what waits."""
@@ -75,7 +75,7 @@ class SinkOptions:
     """Reads the token again, which may have changed; raises ``OSError`` or ``ValueError`` where it cannot be had."""
     insecure: bool = False
     """Whether others may look without saying who they are: the network itself is closed."""
-    hosts: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
     """Further names the page is reached by, such as a proxy's."""
     embed_origins: tuple[str, ...] = ()
     """Other sites, such as https://dashboard.example, that may show the page's MJPEG streams."""

@@ -126,13 +126,13 @@ _ONLY: Final = (
     _OptionScope(
         _WIRE,
         "curve admits viewers of tcp:// and ipc:// by their keys; a page asks for a token (token_file)",
-        lambda options: bool(options.curve_secret_key_file or options.curve_allow),
+        lambda options: bool(options.curve_secret_key_file or options.curve_authorized_keys),
     ),
     _OptionScope(
         _PAGES,
         "token_file, hosts, embed_origins and root_path are for a page, http://; tcp:// admits viewers by their keys "
         "(curve)",
-        lambda options: bool(options.token or options.hosts or options.embed_origins or options.root_path),
+        lambda options: bool(options.token or options.allowed_hosts or options.embed_origins or options.root_path),
     ),
     _OptionScope(
         _WIRE,

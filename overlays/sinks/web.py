@@ -120,7 +120,7 @@ class WebSink:
         listener = _bound(self.uri, address)
         port = int(listener.getsockname()[1])
         self.endpoint = f"http://{f'[{address.host}]' if ':' in address.host else address.host}:{port}"
-        hosts = frozenset(host.lower() for host in options.hosts)
+        hosts = frozenset(host.lower() for host in options.allowed_hosts)
         place = PageAddress(address.host, port)
         guard = AccessPolicy(place, self._token, hosts, self._embed_origins, self._root_path)
         self._page = WebState(

@@ -156,7 +156,7 @@ class ZeroMqSink:
         """Return who looks on, who was refused, and how much was compressed for it."""
         here, refused = ("sink", self.uri), self.refused
         viewers = MetricSample("viewers", self.viewers, VIEWERS, labels=(("kind", "zeromq"), here))
-        encoded = MetricSample("encoded", self.encoded, ENCODED, "counter", (here,))
+        encoded = MetricSample("jpeg_encodes", self.encoded, ENCODED, "counter", (here,))
         said = "Handshakes that failed, by reason."
         return [viewers, encoded] + [
             MetricSample("handshake_failures", refused.get(kind, 0), said, "counter", (here, ("reason", kind)))
@@ -354,13 +354,13 @@ def _descriptor_of(said: zmq.Frame) -> int | None:
 def _gate(uri: str, options: SinkOptions, *, is_local: bool, clock: Callable[[], float]) -> CurveAuthenticator:
     """Return who guards the door: those with keys on the list, or everybody where that is harmless or asked for."""
     if options.curve_secret_key_file is not None:
-        if options.curve_allow is None:
+        if options.curve_authorized_keys is None:
             raise SinkError(
                 f"{uri}: keys without a list: name the file or folder of the public keys of those who may look in "
-                "(--allow PATH; in a configuration, curve: {secret_key_file: ..., allow: ...})"
+                "(--allow PATH; in a configuration, curve: {secret_key_file: ..., authorized_keys: ...})"
             )
         return CurveAuthenticator(
-            uri, read_pair(Path(options.curve_secret_key_file)), AllowList(Path(options.curve_allow)), clock
+            uri, read_pair(Path(options.curve_secret_key_file)), AllowList(Path(options.curve_authorized_keys)), clock
         )
     if not is_local and not options.insecure:
         raise SinkError(

@@ -119,7 +119,7 @@ class AccessPolicy:
 
     address: PageAddress
     token: str | None = field(default=None, repr=False)
-    hosts: frozenset[str] = frozenset()
+    allowed_hosts: frozenset[str] = frozenset()
     """Further names the page is reached by, such as a proxy's; without port, in lower case."""
     embed_origins: frozenset[str] = frozenset()
     """Other sites that may show the MJPEG streams; see ``check_origin``."""
@@ -132,7 +132,7 @@ class AccessPolicy:
         Where a token is asked for, any name will do: a foreign one has no cookie of ours.
         """
         name = _name_of(header)
-        if self.token is not None or name in self.hosts | {"localhost", self.address.host.lower()}:
+        if self.token is not None or name in self.allowed_hosts | {"localhost", self.address.host.lower()}:
             return True
         try:
             address = ipaddress.ip_address(name)
@@ -161,7 +161,7 @@ class AccessPolicy:
                 same = any(_port_of(host) is None and _name_of(host) == asked[0] for host in hosts)
         except ValueError:
             return False
-        return parts.scheme in {"http", "https"} and (same or (parts.hostname or "") in self.hosts)
+        return parts.scheme in {"http", "https"} and (same or (parts.hostname or "") in self.allowed_hosts)
 
     def may_embed(self, origin: str | None) -> bool:
         """Say whether a site of this origin may show the MJPEG streams."""

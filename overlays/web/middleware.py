@@ -111,7 +111,7 @@ class AccessMiddleware:
         access = self._page.access
         host, path = headers.get("host", ""), scope["path"]
         if not access.is_allowed_host(host):
-            said = "this page is not known by that name; name it under the sink's 'hosts:'"
+            said = "this page is not known by that name; name it under the sink's 'allowed_hosts:'"
             return Response(said, 421, media_type="text/plain")
         if scope["type"] == "http" and path == scope["prefix"]:
             return RedirectResponse(path.rpartition("/")[2] + "/", 307)

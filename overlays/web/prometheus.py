@@ -84,7 +84,7 @@ def _of_cameras(cameras: list[dict[str, Any]]) -> Iterator[Metric]:
 
 def _of_run(outcome: RunResult) -> Iterator[Metric]:
     frames = CounterMetricFamily("recipro_frames", "Frames by what became of them.", labels=["camera", "outcome"])
-    dropped = CounterMetricFamily("recipro_dropped", "Dropped frames, by reason.", labels=["camera", "reason"])
+    dropped = CounterMetricFamily("recipro_frames_dropped", "Dropped frames, by reason.", labels=["camera", "reason"])
     for worker in outcome.source_workers:
         frames.add_metric([worker.camera, "taken"], worker.received)
         frames.add_metric([worker.camera, "explained"], outcome.stats.cameras[worker.camera].explained)

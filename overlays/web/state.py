@@ -77,7 +77,7 @@ class WebState:
         held = self.packets.total_bytes
         return [
             *(MetricSample("viewers", count, VIEWERS, labels=(("kind", kind), here)) for kind, count in viewers),
-            MetricSample("encoded", self.encoded(), ENCODED, "counter", (here,)),
+            MetricSample("jpeg_encodes", self.encoded(), ENCODED, "counter", (here,)),
             MetricSample("page_skipped", skipped, "Frames that a slow viewer missed.", "counter", (here,)),
             MetricSample("page_refused", self.refused, "Requests without the token, or from a foreign site.", "counter",
                    (here,)),

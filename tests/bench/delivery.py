@@ -148,7 +148,7 @@ def measure(
             ring = Path(folder) / "keys"
             create_keyring(ring)
             options = SinkOptions(
-                curve_secret_key_file=str(ring / "server.key_secret"), curve_allow=str(ring / "allowed")
+                curve_secret_key_file=str(ring / "server.key_secret"), curve_authorized_keys=str(ring / "allowed")
             )
             keys = {"key": str(ring / "viewer.key_secret"), "server_key": str(ring / "server.key")}
         ours, theirs = spawn.Pipe()

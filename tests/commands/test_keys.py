@@ -17,7 +17,9 @@ def locked(command, tmp_path):
     assert command("keys", "new", "keys")[0] == 0
     folder = tmp_path / "keys"
     (tmp_path / "server.key").write_bytes((folder / "server.key").read_bytes())
-    options = SinkOptions(curve_secret_key_file=str(folder / "server.key_secret"), curve_allow=str(folder / "allowed"))
+    options = SinkOptions(
+        curve_secret_key_file=str(folder / "server.key_secret"), curve_authorized_keys=str(folder / "allowed")
+    )
     stop = threading.Event()
     with ZeroMqSink("tcp://127.0.0.1:0", options=options) as sink:
 
@@ -74,7 +76,7 @@ def test_the_options_are_the_configurations_keys(command):
         "--allow", "list", "--print-config",
     )[1]  # fmt: skip
     network, video = yaml.safe_load(shown)["sinks"]
-    assert network["curve"] == {"secret_key_file": "keys/server.key_secret", "allow": "list"}
+    assert network["curve"] == {"secret_key_file": "keys/server.key_secret", "authorized_keys": "list"}
     assert "curve" not in video
     shown = command("stream", "--source", "line:", "--sink", "tcp://0.0.0.0:5", "--insecure", "--print-config")[1]
     assert yaml.safe_load(shown)["sinks"][0]["insecure"] is True

@@ -52,9 +52,11 @@ def test_every_door_has_an_address_of_its_own(uri, second):
 
 
 def test_each_process_tells_a_broker_by_itself_whether_it_is_there():
-    told = config(3, sinks=["mqtt://broker/factory", {"uri": "mqtt://broker/hall", "status": "east"}, "out.jsonl"])
+    told = config(
+        3, sinks=["mqtt://broker/factory", {"uri": "mqtt://broker/hall", "status_topic": "east"}, "out.jsonl"]
+    )
     shards = shard_config(told, ["cpu", "cpu"])
-    assert [[sink.status for sink in shard.sinks] for shard in shards] == [
+    assert [[sink.status_topic for sink in shard.sinks] for shard in shards] == [
         ["status", "east", "status"],
         ["status-1", "east-1", "status"],
     ]
@@ -81,8 +83,8 @@ def test_what_counts_for_the_whole_run_is_refused():
 
 
 def test_every_shard_knows_whom_the_others_carry():
-    shards = shard_config(config(3, elsewhere=["yard"]), ["cuda:0", "cuda:1"])
-    assert [shard.elsewhere for shard in shards] == [["camera 1", "yard"], ["camera 0", "camera 2", "yard"]]
+    shards = shard_config(config(3, external_cameras=["yard"]), ["cuda:0", "cuda:1"])
+    assert [shard.external_cameras for shard in shards] == [["camera 1", "yard"], ["camera 0", "camera 2", "yard"]]
 
 
 def test_a_shard_survives_the_way_through_yaml():

@@ -33,13 +33,13 @@ def command(command, tmp_path):
 
 LESSON = (
     "--model", "line_net", "--weights", "random", "--input-size", "48x48", "--epochs", "14", "--batch", "8",
-    "--learning-rate", "0.005", "--augment", "mirror,flip", "--output", "part.safetensors", "--threads", "1",
+    "--learning-rate", "0.005", "--augment", "hflip,vflip", "--output", "part.safetensors", "--threads", "1",
 )  # fmt: skip
 
 
 def test_a_folder_becomes_a_network_that_streams_and_is_examined_and_exported(command, tmp_path):
     (tmp_path / "parts" / "spot" / "broken.png").write_bytes(b"no picture")
-    pattern = ("--source-pattern", r"(\D+\d+)_\d|broken")
+    pattern = ("--group-pattern", r"(\D+\d+)_\d|broken")
     code, told, errors = command("train", "parts", *LESSON, *pattern)
     assert code == 0, errors
     assert "left out      1 that do not decode" in told
@@ -56,7 +56,7 @@ def test_a_folder_becomes_a_network_that_streams_and_is_examined_and_exported(co
     assert not any(word in page for word in ("http:", "https:", "src=http", "<script src", "<link"))
 
     code, told, errors = command(
-        "evaluate", "part.held-out.txt", "--model", "part.safetensors", "--output", "out", "--steps", 0
+        "evaluate", "part.test.txt", "--model", "part.safetensors", "--output", "out", "--steps", 0
     )
     assert code == 0, errors
     summary = json.loads((tmp_path / "out" / "result.json").read_text())["summary"]
@@ -112,14 +112,14 @@ def test_a_csv_names_pictures_labels_and_groups(command, tmp_path):
         (None, ("--pictures", "../*/*.png"), "leads out of a class's folder"),
         (None, ("--pictures", "/parts/*.png"), "leads out of a class's folder"),
         (None, ("--balance", "even"), "choose of sampler, weights, none"),
-        (None, ("--augment", "miror"), "Did you mean 'mirror'"),
-        (None, ("--held-out", 0.6, "--stopping", 0.5), "take less for them"),
-        (None, ("--source-gap", 3), "add --source-pattern"),
-        (None, ("--source-pattern", "(blank|spot)"), "1 source for 3 parts"),
+        (None, ("--augment", "hflp"), "Did you mean 'hflip'"),
+        (None, ("--test-fraction", 0.6, "--val-fraction", 0.5), "take less for them"),
+        (None, ("--group-gap", 3), "add --group-pattern"),
+        (None, ("--group-pattern", "(blank|spot)"), "1 source for 3 parts"),
         (None, ("--weights", "nowhere.pth"), "there is no such file"),
-        (None, ("--until", "featurs"), "Did you mean 'features'"),
+        (None, ("--truncate-at", "featurs"), "Did you mean 'features'"),
         (None, ("--layer", "featurs"), "Did you mean 'features'"),
-        (None, ("--freeze-to", "featurs"), "Did you mean 'features'"),
+        (None, ("--freeze-until", "featurs"), "Did you mean 'features'"),
         (None, ("--model", "line_nat"), "Did you mean 'line_net'"),
         (None, ("--learning-rate", 1e30), "choose a lower --learning-rate"),
         ("twice", (), "parts/blank/blank0_0.png (blank) and parts/spot/again.png (spot)"),
@@ -178,10 +178,10 @@ def test_a_csv_without_its_columns_is_refused(command, tmp_path):
 @pytest.mark.parametrize(
     ("words", "rule"),
     [
-        (("--augment", "miror"), "Did you mean 'mirror'"),
+        (("--augment", "hflp"), "Did you mean 'hflip'"),
         (("--weights", "nowhere.pth"), "there is no such file"),
         (("--layer", "featurs"), "Did you mean 'features'"),
-        (("--source-pattern", "(blank|spot)"), "1 source for 3 parts"),
+        (("--group-pattern", "(blank|spot)"), "1 source for 3 parts"),
     ],
 )
 def test_words_are_looked_at_before_any_picture_is(command, tmp_path, words, rule):

@@ -27,10 +27,10 @@ def test_a_token_file_is_read_and_a_careless_one_is_named(tmp_path, caplog):
     path = tmp_path / "token"
     path.write_text("correct-horse-battery\n")
     path.chmod(0o600)
-    knobs = {"sinks": [{"uri": "http://0.0.0.0:8000", "token_file": str(path), "hosts": ["a.example"]}]}
+    knobs = {"sinks": [{"uri": "http://0.0.0.0:8000", "token_file": str(path), "allowed_hosts": ["a.example"]}]}
     config = validate_config(knobs, "run.yaml")
     options = wiring_sinks.build_sink_options(config.sinks[0], OverlayConfig(colormap="viridis", opacity=0.3))
-    assert (options.token, options.hosts) == ("correct-horse-battery\n", ("a.example",))
+    assert (options.token, options.allowed_hosts) == ("correct-horse-battery\n", ("a.example",))
     assert (options.colormap, options.opacity, options.painted) == ("viridis", 0.3, False)
     assert not caplog.records
     path.chmod(0o644)

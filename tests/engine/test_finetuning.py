@@ -275,8 +275,8 @@ def test_a_change_keeps_shape_and_type_and_the_same_seed_changes_alike(word):
 
 
 def test_an_unknown_change_is_named():
-    with pytest.raises(ConfigError, match="Did you mean 'mirror'"):
-        build_augmentation(["miror"], (SIDE, SIDE))
+    with pytest.raises(ConfigError, match="Did you mean 'hflip'"):
+        build_augmentation(["hflp"], (SIDE, SIDE))
 
 
 def test_rare_classes_weigh_more_and_all_weights_average_to_one():
@@ -422,7 +422,7 @@ def test_a_network_learns_what_pictures_show_and_runs_from_its_file(freeze, tmp_
     parts = stratified_group_split(roster(), SHARES, 0)
     epochs = 3 if freeze else 16
     wish = FinetuneConfig(
-        "line_net", "random", (SIDE, SIDE), "letterbox", linear_probe=freeze, augment=("mirror", "flip"), epochs=epochs,
+        "line_net", "random", (SIDE, SIDE), "letterbox", linear_probe=freeze, augment=("hflip", "vflip"), epochs=epochs,
         batch=12, learning_rate=4e-3, threads=1,
     )  # fmt: skip
     diplomas = [taught(parts, wish) for _ in range(2)]
@@ -537,7 +537,7 @@ def test_a_file_that_ends_earlier_is_no_whole_networks_weights(tmp_path):
     ):
         with pytest.raises(ModelError, match=f"ended with 'layer2'.*--model {place}"):
             call()
-    with pytest.raises(ConfigError, match="ends with 'layer2'; leave --until out"):
+    with pytest.raises(ConfigError, match="ends with 'layer2'; leave --truncate-at out"):
         build_model(FinetuneConfig(place, truncate_at="layer3"), "rgb")
     with pytest.raises(ConfigError, match="carries its own; leave --weights out"):
         build_model(FinetuneConfig(place, "w.pth"), "rgb")

@@ -39,7 +39,7 @@ def ring(tmp_path):
 
 def locked(ring, **more) -> SinkOptions:
     secret = str(ring / "server.key_secret")
-    return SinkOptions(curve_secret_key_file=secret, curve_allow=str(ring / "allowed"), **more)
+    return SinkOptions(curve_secret_key_file=secret, curve_authorized_keys=str(ring / "allowed"), **more)
 
 
 def keys(ring, who="viewer", server="server"):
@@ -198,7 +198,10 @@ def test_keys_without_a_list_are_refused_at_once(ring):
     with pytest.raises(SinkError, match="keys without a list"):
         ZeroMqSink(ANY, options=options)
     with pytest.raises(ConfigError, match="no such file or folder"):
-        ZeroMqSink(ANY, options=SinkOptions(curve_secret_key_file=str(ring / "server.key_secret"), curve_allow="gone"))
+        ZeroMqSink(
+            ANY,
+            options=SinkOptions(curve_secret_key_file=str(ring / "server.key_secret"), curve_authorized_keys="gone"),
+        )
 
 
 def test_secret_files_are_their_owners_alone_and_nothing_is_overwritten(ring):

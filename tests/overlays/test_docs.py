@@ -81,7 +81,9 @@ def test_an_example_of_the_viewer_prints_what_comes(example, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     options = SinkOptions()
     if "key=" in example:
-        options = SinkOptions(curve_secret_key_file=str(tmp_path / "server.key_secret"), curve_allow="allowed")
+        options = SinkOptions(
+            curve_secret_key_file=str(tmp_path / "server.key_secret"), curve_authorized_keys="allowed"
+        )
     printed, stop = [], threading.Event()
 
     def say(*words):

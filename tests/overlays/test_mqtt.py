@@ -123,7 +123,7 @@ def test_findings_states_and_our_presence_are_heard(broker, overlaid, until):
 
 def test_two_runs_that_share_a_topic_say_each_whether_it_is_there(broker, overlaid, until):
     with Listener(broker.port) as listener, telling(broker.uri) as east:
-        with telling(broker.uri, mqtt=MqttOptions(status="west")) as west:
+        with telling(broker.uri, mqtt=MqttOptions(status_topic="west")) as west:
             connected(east, until)
             connected(west, until)
             west.put(overlaid(camera="line"))

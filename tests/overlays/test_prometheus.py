@@ -54,7 +54,7 @@ class Explaining:
 
     def metrics(self):
         return [
-            MetricSample("engine", 1, "What runs.", labels=(("model", "resnet50"),)),
+            MetricSample("engine_info", 1, "What runs.", labels=(("model", "resnet50"),)),
             MetricSample("device_memory_bytes", 5e8, "Memory.", labels=(("device", "cuda"), ("kind", "tensors"))),
         ]
 
@@ -119,7 +119,7 @@ def test_the_figures_are_the_runs_own(explained):
         assert told["recipro_batch_frames_count"] >= 30 / 4
         assert told["recipro_stage_seconds_count queue"] == 30
         assert told["recipro_age_seconds_count b"] == 10
-        assert told["recipro_dropped_total a engine busy"] == 0
+        assert told["recipro_frames_dropped_total a engine busy"] == 0
         assert told["recipro_viewers page"] == 0
         assert told["recipro_device_memory_bytes cuda tensors"] == 5e8
         assert told["recipro_camera_state a live"] + told["recipro_camera_state a ended"] == 1
@@ -150,7 +150,7 @@ def test_frames_that_were_too_old_are_told_apart_from_those_the_engine_had_no_ti
             stop=threading.Event(),
         )  # fmt: skip
         told = dict(figures(sink))
-    busy, old = told["recipro_dropped_total a engine busy"], told["recipro_dropped_total a too old"]
+    busy, old = told["recipro_frames_dropped_total a engine busy"], told["recipro_frames_dropped_total a too old"]
     assert old == outcome.expired > 0
     assert told["recipro_frames_total a explained"] + busy + old == 20
 
@@ -158,7 +158,9 @@ def test_frames_that_were_too_old_are_told_apart_from_those_the_engine_had_no_ti
 def test_who_looks_on_over_the_network_is_counted_with_the_others(tmp_path, overlaid, until):
     create_keyring(tmp_path / "keys")
     ring = tmp_path / "keys"
-    options = SinkOptions(curve_secret_key_file=str(ring / "server.key_secret"), curve_allow=str(ring / "allowed"))
+    options = SinkOptions(
+        curve_secret_key_file=str(ring / "server.key_secret"), curve_authorized_keys=str(ring / "allowed")
+    )
     with ZeroMqSink("tcp://127.0.0.1:0", options=options) as network, about(network) as page:
         told = dict(figures(page))
         assert [told[f"recipro_handshake_failures_total {kind}"] for kind in REFUSALS] == [0] * len(REFUSALS)

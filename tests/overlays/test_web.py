@@ -312,7 +312,7 @@ def test_a_foreign_name_and_a_foreign_site_are_turned_away(overlaid):
 
 
 def test_names_may_be_added_for_a_proxy():
-    with page(replace(OPEN, hosts=("cams.example.com",))) as sink:
+    with page(replace(OPEN, allowed_hosts=("cams.example.com",))) as sink:
         assert asked(sink, "/", Host="cams.example.com")[0] == 200
         assert asked(sink, "/", Host="other.example.com")[0] == 421
 

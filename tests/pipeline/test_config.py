@@ -249,7 +249,10 @@ def test_a_number_that_is_not_finite_or_beyond_reason_is_refused_by_name(knob, v
         {
             "sources": [{"uri": "rtsp://h/x", "name": "ü: #1"}, "line:"],
             "engine": {"std": [0.2, 0.3, 0.4], "target": ["top1", "ok"]},
-            "sinks": [{"uri": "tcp://127.0.0.1:5555", "curve": {"secret_key_file": "a", "allow": "b"}}, "x.jsonl"],
+            "sinks": [
+                {"uri": "tcp://127.0.0.1:5555", "curve": {"secret_key_file": "a", "authorized_keys": "b"}},
+                "x.jsonl",
+            ],
             "guards": {
                 "regions": [{"name": "part", "polygon": TRIANGLE}],
                 "rules": [{"name": "g", "rule": "heat_inside(part) >= 0.6 when label='a b'", "cameras": ["yes", "no"]}],

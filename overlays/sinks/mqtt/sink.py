@@ -99,7 +99,7 @@ class MqttSink:
             raise SinkError(f"cameras {names} would share the topic {self._broker.finding(twins[0])!r}; rename one")
         options = options or SinkOptions()
         self._options = options.mqtt
-        self._status, self.uri = self._broker.status(options.mqtt.status), uri
+        self._status, self.uri = self._broker.status(options.mqtt.status_topic), uri
         self._counts = MqttCounts()
         self._qos = options.mqtt.qos
         self._wall_clock, self._clock = wall_clock, clock

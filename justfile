@@ -1,0 +1,40 @@
+# Common tasks; `just` lists them. Everything runs in the project's uv environment.
+
+default:
+    @just --list
+
+# install all development dependencies
+setup:
+    uv sync
+
+# explain the simulated inspection line for 30 s
+demo:
+    uv run run.py
+
+# run all tests
+test *args:
+    uv run pytest -n 2 {{args}}
+
+# run the tests that take no more than a few seconds each
+quick *args:
+    uv run pytest -n 2 -m "not slow" {{args}}
+
+# check style and types
+lint:
+    uv run ruff check .
+    uv run ruff format --check .
+    uv run mypy
+
+# format the code
+format:
+    uv run ruff check --fix .
+    uv run ruff format .
+
+# build the documentation
+docs:
+    uv run --group docs mkdocs build --strict
+
+# pin exact versions and hashes, without index addresses
+constraints:
+    uv export --quiet --format requirements-txt --no-dev --no-emit-project --no-header --no-annotate \
+        --extra mqtt --extra parquet --extra timm --extra export --output-file constraints.txt

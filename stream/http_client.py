@@ -97,6 +97,10 @@ class WebClient:
             if response.status == http.client.UNAUTHORIZED and self._takes_up(response):
                 response.close()
                 response = self._ask(url, attempt, headers or {})
+            if response.status in {200, 206} and (coding := response.coding):
+                response.close()
+                words = f"it compresses what it sends ({coding}), unasked; switch that off in the server"
+                raise FailureError(Failure(words, "slow", "corrupt", hint=""))
             if response.status in {200, 206, 304}:
                 return response
             response.close()
@@ -117,6 +121,7 @@ class WebClient:
         if parts.query:
             target += f"?{quote(parts.query, safe=_SAFE + '?')}"
         sent = {"Host": origin.header, "User-Agent": _AGENT, "Accept": "*/*", "Connection": "close", **headers}
+        sent["Accept-Encoding"] = "identity"
         if self._challenge is not None and origin == self._own:
             self._count += 1
             sent["Authorization"] = authorization(
@@ -194,6 +199,12 @@ class Response:
     def kind(self) -> str:
         """The media type it states, in lower case, without parameters; empty where it states none."""
         return (self.headers.get("Content-Type") or "").partition(";")[0].strip().lower()
+
+    @property
+    def coding(self) -> str:
+        """How the body is compressed, in letters that can be shown; empty where it is not."""
+        stated = re.sub(r"[^\w, -]", "?", self.headers.get("Content-Encoding") or "")[:40].strip()
+        return "" if stated.lower() == "identity" else stated
 
     def read(self, size: int = -1) -> bytes:
         """Return the next bytes, at most ``size``, as soon as there are any; ``b""`` at the end.

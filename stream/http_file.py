@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import io
+import tempfile
 import threading
 from typing import Final
 
 from stream.attempt import Attempt
+from stream.failures import Failure, FailureError
 from stream.http_client import Response, WebClient
 
 _RESUMES: Final = 5  # a server that breaks off so often without a byte between has given up
 _PAUSE_SECONDS: Final = 0.2
+_HEAD_BYTES: Final = 4096
+_MAX_SPOOLED_BYTES: Final = 4 << 30
+_READ_BYTES: Final = 1 << 18
+_MAX_IN_MEMORY_BYTES: Final = 16 << 20
 
 
 class WebFile:
@@ -30,10 +36,27 @@ class WebFile:
         self._by_ranges = response.status == 206
         told = (response.headers.get("Content-Range") or "").rpartition("/")[2]
         self._size = int(told) if self._by_ranges and told.isdecimal() else response.length
+        self._spool: tempfile.SpooledTemporaryFile[bytes] | None = None
+        self._spooled = 0
+        try:
+            if not self.seekable() and ends_with_its_index(response.peek(_HEAD_BYTES)):
+                self._begin_spool()
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin_spool(self) -> None:
+        """Keep what is read in a temporary file: the beginning can only be read after the end."""
+        if self._size is None or self._size > _MAX_SPOOLED_BYTES:
+            words = (
+                "its index stands at its end and the server serves no ranges of it: fetch the file, then give its path"
+            )
+            raise FailureError(Failure(words, "never", "refused", hint=""))
+        self._spool = tempfile.SpooledTemporaryFile(max_size=_MAX_IN_MEMORY_BYTES)  # noqa: SIM115 - close() does
 
     def seekable(self) -> bool:
-        """Whether the server knows ranges and says how long the recording is."""
-        return self._by_ranges and self._size is not None
+        """Whether any place can be read: by ranges of a known length, or from what is kept of it."""
+        return (self._by_ranges and self._size is not None) or self._spool is not None
 
     def tell(self) -> int:
         """Return where the next byte is read."""
@@ -46,11 +69,14 @@ class WebFile:
             return -1
         if base + offset != self._at:
             self._at = base + offset
-            self._drop()
+            if self._spool is None:
+                self._drop()
         return self._at
 
     def read(self, size: int) -> bytes:
         """Return the next bytes, at most ``size``; ``b""`` at the end, and where no more can be had."""
+        if self._spool is not None:
+            return self._read_spool(self._spool, size)
         for resume in range(_RESUMES):
             if self._stop.is_set() or (self._size is not None and self._at >= self._size):
                 return b""
@@ -70,8 +96,32 @@ class WebFile:
         return b""
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection, and remove what was kept."""
         self._drop()
+        if self._spool is not None:
+            self._spool.close()
+
+    def _read_spool(self, spool: tempfile.SpooledTemporaryFile[bytes], size: int) -> bytes:
+        spool.seek(self._spooled)
+        while self._response is not None and self._spooled < self._at + size and not self._stop.is_set():
+            self._attempt.heard()
+            try:
+                part = self._response.read(_READ_BYTES)
+            except OSError:
+                part = b""
+            if not part:
+                self._drop()
+                break
+            try:
+                spool.write(part)
+            except OSError as error:
+                words = f"no room to keep it while it is read ({error.strerror}): fetch the file, then give its path"
+                raise FailureError(Failure(words, "slow", "refused", hint="")) from None
+            self._spooled += len(part)
+        spool.seek(self._at)
+        part = spool.read(size)
+        self._at += len(part)
+        return part
 
     def _drop(self) -> None:
         if self._response is not None:
@@ -85,3 +135,16 @@ class WebFile:
             response.close()
             raise OSError("the server serves no ranges any more")
         return attempt, response
+
+
+def ends_with_its_index(head: bytes) -> bool:
+    """Return whether ``head`` begins an MP4 or QuickTime file whose pictures stand before the index that tells them."""
+    at = 0
+    while len(head) >= at + 16:
+        size, kind = int.from_bytes(head[at : at + 4], "big"), head[at + 4 : at + 8]
+        if kind not in {b"ftyp", b"free", b"skip", b"wide", b"uuid", b"mdat"}:
+            return False
+        if kind == b"mdat":
+            return True
+        at += size if size >= 8 else len(head)
+    return False

@@ -31,10 +31,18 @@ Kind = Literal["motion jpeg", "still", "hls", "dash", "stream", "recording"]
 _HEAD_BYTES: Final = 16
 _KEPT_BYTES: Final = 1 << 16
 # Nothing that names further addresses: no playlists, no SDP, no lists of files.
-CONTAINERS: Final = "mpegts,mpeg,mov,mp4,matroska,webm,flv,avi,ogg,asf,gif,h264,hevc,mjpeg,nut,mxf,ivf,obu,m4v,rawvideo"
+CONTAINERS: Final = (
+    "mpegts,mpeg,mov,mp4,matroska,webm,flv,avi,ogg,asf,gif,apng,h264,hevc,mjpeg,mpjpeg,jpeg_pipe,nut,mxf,ivf,obu,m4v,"
+    "rawvideo,yuv4mpegpipe,dv,mpegvideo"
+)
 _STILLS: Final = "jpeg_pipe,png_pipe,webp_pipe,bmp_pipe,gif,image2"
 CONTAINER_OPTIONS: Final = {"analyzeduration": "1000000", "format_whitelist": CONTAINERS}
 _IMAGE_MARKS: Final = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"BM", b"RIFF")
+_TEXT_TYPES: Final = frozenset({"text/html", "application/xhtml+xml", "application/json"})
+_TEXT_WORDS: Final = (
+    "it answers with a web page or JSON, not with pictures: perhaps a page to sign in or an error; check the address, "
+    "user and password"
+)
 _LATE_SECONDS: Final = 1.0  # a picture that is later than this is shown, and the others by its time
 
 
@@ -208,14 +216,25 @@ def kind_of(response: Response, *, live: bool | None) -> Kind:
         return "hls"
     if stated == "application/dash+xml" or (re.match(rb"\s*<(\?xml|MPD)", head) and "mpd" in response.url.lower()):
         return "dash"
-    if stated.startswith("multipart/") or head.startswith((b"--", b"Content-Type: image/jpeg"[:_HEAD_BYTES])):
-        return "motion jpeg"
-    is_picture = head.startswith(_IMAGE_MARKS[:2]) or (stated.startswith("image/") and stated != "image/gif")
-    if is_picture and (response.length is not None or stated.startswith("image/")):
-        return "still"
-    if head.startswith(b"\xff\xd8\xff"):
-        return "motion jpeg"
+    begin = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if begin.startswith((b"<!doctype html", b"<html")) or (
+        stated in _TEXT_TYPES and begin.startswith((b"<", b"{", b"["))
+    ):
+        raise FailureError(Failure(_TEXT_WORDS, "slow", "corrupt", hint=""))
     has_end = response.length is not None
+    is_file = has_end and live is None and not stated.startswith("multipart/")  # a camera says that it sends parts
+    has_parts = head.startswith((b"--", b"Content-Type: image/jpeg"[:_HEAD_BYTES]))
+    if stated.startswith("multipart/") or (has_parts and not is_file):
+        return "motion jpeg"
+    is_jpeg = head.startswith(_IMAGE_MARKS[0])
+    is_film = is_jpeg and is_file and stated.startswith("video/")  # a file of many JPEGs
+    is_picture = (head.startswith(_IMAGE_MARKS[:2]) and not is_film) or (
+        stated.startswith("image/") and stated != "image/gif"
+    )
+    if is_picture and (has_end or stated.startswith("image/")):
+        return "still"
+    if is_jpeg and not is_film:
+        return "motion jpeg"
     return "recording" if (live is None and has_end) or live is False else "stream"
 
 

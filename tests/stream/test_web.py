@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import gzip
 import hashlib
 import itertools
 import threading
@@ -14,6 +15,7 @@ import pytest
 
 from pipeline.errors import ConnectionLostError, CorruptMediaError, SourceError
 from stream.http_auth import challenges
+from stream.http_file import ends_with_its_index
 from stream.sources import SourceOptions, build_source
 
 ONCE = {"read_timeout_seconds": 1.0, "open_timeout_seconds": 2.0, "attempts": 1}
@@ -428,6 +430,66 @@ def test_recording_without_ranges_is_read_once_and_cut_off_it_is_damaged(web_ser
 
     with pytest.raises(CorruptMediaError):
         read(f"{web_server(cut)}/film.mp4")
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov"])
+def test_recording_whose_index_stands_at_its_end_is_read_without_ranges(web_server, make_clip, suffix):
+    content = make_clip(f"film{suffix}", pictures=30).read_bytes()
+    assert ends_with_its_index(content[:4096])
+    frames, source = read(f"{web_server(lambda request: send(request, content))}/film{suffix}")
+    assert greys(frames) == [k % 25 for k in range(30)]
+    assert source.health.state == "ended"
+
+
+def test_recording_too_large_to_be_kept_names_what_to_do(web_server, make_clip, monkeypatch):
+    content = make_clip(pictures=5).read_bytes()
+    monkeypatch.setattr("stream.http_file._MAX_SPOOLED_BYTES", 100)
+    with pytest.raises(SourceError, match="its index stands at its end and the server serves no ranges"):
+        read(f"{web_server(lambda request: send(request, content))}/film.mp4")
+
+
+@pytest.mark.parametrize("form", ["mpjpeg", "mjpeg", "yuv4mpegpipe"])
+def test_file_of_many_pictures_ends_with_its_end(web_server, form):
+    if form == "yuv4mpegpipe":
+        content = b"YUV4MPEG2 W64 H48 F10:1 Ip A1:1 C420jpeg\n" + 3 * (b"FRAME\n" + bytes(64 * 48 * 3 // 2))
+    else:
+        head = b"--f\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n%s\r\n"
+        parts = [jpeg(50 * k) for k in range(3)]
+        content = b"".join(head % (len(part), part) if form == "mpjpeg" else part for part in parts)
+    frames, source = read(f"{web_server(lambda request: send(request, content, 'video/mp4'))}/film")
+    assert (len(frames), source.live, source.health.state) == (3, False, "ended")
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"<!DOCTYPE html><form action=login>", "text/html; charset=utf-8"),
+        (b"\n<HTML>", "text/plain"),
+        (b'{"error": 401}', "application/json"),
+    ],
+)
+@pytest.mark.parametrize("length", [True, False])
+def test_web_page_in_place_of_pictures_is_called_one(web_server, content, kind, length):
+    with pytest.raises(ConnectionLostError, match="a web page or JSON"):
+        read(f"{web_server(lambda request: send(request, content, kind, length=length))}/snapshot")
+
+
+def test_pictures_that_come_as_text_are_pictures(web_server):
+    content = b"--f\r\nContent-Type: image/jpeg\r\n\r\n" + jpeg(90) + b"\r\n"
+    server = web_server(lambda request: send(request, 3 * content, "text/html", length=False))
+    assert len(read(f"{server}/video", 2)[0]) == 2
+
+
+def test_compressed_answer_is_called_one_and_never_asked_for(web_server):
+    asked = []
+
+    def answer(request):
+        asked.append(request.headers["Accept-Encoding"])
+        send(request, gzip.compress(jpeg(90)), "image/jpeg", headers=[("Content-Encoding", "gzip")])
+
+    with pytest.raises(ConnectionLostError, match=r"compresses what it sends \(gzip\)"):
+        read(f"{web_server(answer)}/snapshot.jpg")
+    assert set(asked) == {"identity"}
 
 
 def test_stop_ends_a_wait_for_a_segment_at_once(files, segments):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -191,6 +191,26 @@ def hidden_head(state: StateDict, net: nn.Module) -> str:
         "dict; give the network a single linear layer (run.py train), or explain your own network in Python: "
         "recipro_cam(split_network(net), images)"
     )
+
+
+def no_head(state: StateDict, net: nn.Module) -> str:
+    """Return the remedy for a backbone that lacks the last layer and nothing else, or ""."""
+    expected = net.state_dict()
+    missing = {key for key in expected if key not in state and not key.endswith("num_batches_tracked")}
+    place = _head_of(net, missing)
+    if place is None or any(key.startswith(f"{place}.") for key in state if key not in expected):
+        return ""
+    return (
+        f"only the last layer ({place}) is missing: it is a backbone, as self-supervised training and feature "
+        "extractors leave it, and names no classes; give the weights of the network that was trained on from it"
+    )
+
+
+def quantized(names: Iterable[str]) -> str:
+    """Return the remedy for weights of a quantised network, which has scales and zero points, or ""."""
+    if any(name.rpartition(".")[2] in {"zero_point", "_packed_params"} or "_packed_params" in name for name in names):
+        return "it is quantised; save net.state_dict() of the float network it was made from"
+    return ""
 
 
 def expanded_stem(state: StateDict, net: nn.Module) -> tuple[StateDict, bool]:

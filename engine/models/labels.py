@@ -17,16 +17,17 @@ from pipeline.errors import ConfigError, did_you_mean
 log = logging.getLogger(__name__)
 
 MAX_LABEL_BYTES: Final = 16 << 20
-_INDEXED: Final = re.compile(r"""['"]?(\d{1,9})['"]?\s*[:=,;\t]\s*(\S.*)""")
+_INDEXED: Final = re.compile(r"""['"]?(\d{1,9})['"]?(?:\s*[:=,;\t]\s*|\s+)(\S.*)""")
 _MAX_SUGGESTED: Final = 4
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
     """Return class names from a text file or JSON, in the order of the network's outputs.
 
-    Forms: one name a line; ``index: name`` or ``index,name`` on each line; a list; a map of indices to names, or of
-    names to indices (torchvision's ``class_to_idx``); a map of indices to [id, name] (ImageNet's class index). A list
-    or map is JSON or Python's own notation. A byte-order mark is passed over.
+    Forms: one name a line, quoted or not; ``index: name``, ``index,name`` or ``index name`` on each line; a list; a map
+    of indices to names, or of names to indices (torchvision's ``class_to_idx``); a map of indices to [id, name]
+    (ImageNet's class index); one of these under ``names`` or ``id2label`` (Hugging Face's ``config.json``). A list or
+    map is JSON or Python's own notation. A byte-order mark is passed over.
 
     Raises:
         ConfigError: the file is missing, not text, empty, or does not name each class from 0 once.
@@ -47,6 +48,10 @@ def _text_of(path: Path) -> str:
             raise ConfigError(f"labels {str(path)!r}: is larger than {MAX_LABEL_BYTES >> 20} MiB; give the names alone")
         utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         return raw.decode("utf-16" if utf16 else "utf-8-sig")
+    except UnicodeDecodeError as reason:
+        raise ConfigError(
+            f"labels {str(path)!r}: is not UTF-8 text (byte {reason.start}); save it as UTF-8, one name a line"
+        ) from None
     except (OSError, ValueError) as reason:
         raise ConfigError(f"labels {str(path)!r}: not readable ({reason}); give a text file, one name a line") from None
 
@@ -65,8 +70,8 @@ def _structured(path: Path, text: str) -> tuple[str, ...]:
                 "name a line"
             ) from None
     if isinstance(held, dict):
-        nested = held.get("names")
-        held = nested if isinstance(nested, dict | list) else held
+        nested = next((held[key] for key in ("names", "id2label") if isinstance(held.get(key), dict | list)), None)
+        held = held if nested is None else nested
     if isinstance(held, dict):
         return _mapped(path, held)
     if isinstance(held, list | tuple):
@@ -110,14 +115,17 @@ def _lines(path: Path, text: str) -> tuple[str, ...]:
         lines = lines[1:]
     matched = [_INDEXED.fullmatch(line) for line in lines]
     indexed = {int(match[1]): _bare(match[2]) for match in matched if match is not None}
-    if len(lines) > 1 and len(indexed) == len(lines) and set(indexed) == set(range(len(lines))):
+    is_whole = len(lines) > 1 and len(indexed) == len(lines) and set(indexed) == set(range(len(lines)))
+    if is_whole and len(set(indexed.values())) == len(lines):  # "0 spots", "1 spot", "2 spots" are names
         return tuple(indexed[k] for k in range(len(lines)))
-    if len(lines) > 1 and all(match is not None for match in matched):
+    if len(lines) > 1 and not is_whole and all(match is not None for match in matched):
         log.warning(
             "labels %s: every line begins with a number (%r), and the numbers are not 0 to %d: they are taken "
             "for parts of the names", path, lines[0], len(lines) - 1,
         )  # fmt: skip
-    return tuple(lines)
+    bare = tuple(_bare(line) for line in lines)
+    is_quoted = all(name != line.removesuffix(",").strip() for name, line in zip(bare, lines, strict=True))
+    return bare if is_quoted else tuple(lines)
 
 
 def _bare(name: str) -> str:
@@ -167,7 +175,9 @@ def _class_of(word: str, labels: Sequence[str], folded: Mapping[str, int]) -> in
 def _suggested(word: str, labels: Sequence[str], folded: Mapping[str, int]) -> str:
     """Return the classes that a word may mean: those that have it as a word, that contain it, or the nearest one."""
     plain = word.casefold().strip()
-    as_word = [label for label in labels if plain and plain in re.split(r"[\W_]+", label.casefold())]
+    words = {label: [part for part in re.split(r"[\W_]+", label.casefold()) if part] for label in labels}
+    as_word = [label for label in labels if plain and plain in words[label]]
+    as_word.sort(key=lambda label: words[label][-1] != plain)  # "car" means a sports car rather than a car wheel
     inside = [label for label in labels if len(plain) > 2 and plain in label.casefold()]
     found = list(dict.fromkeys(as_word or inside))
     if not found:

@@ -25,8 +25,10 @@ from engine.fitting import (
     expanded_stem,
     fitted_head,
     hidden_head,
+    no_head,
     official_names,
     other_stem,
+    quantized,
 )
 from engine.models.file_sniffing import is_safetensors, read_head, why_not_weights
 from pipeline.errors import ModelError
@@ -221,7 +223,7 @@ def _refuse_unfit(state: StateDict, expected: Mapping[str, Tensor], net: nn.Modu
     if told:
         wrong = len(missing) + len(misshapen)
         hint = other_stem(state, net) or (hidden_head(state, net) if wrong * 4 < len(expected) else "")
-        hint = hint or "name the right --model"
+        hint = hint or no_head(state, net) or quantized(foreign) or "name the right --model"
         raise ModelError(f"weights {str(path)!r} do not fit {name}: {'; '.join(told)}; {hint}")
 
 

@@ -250,3 +250,16 @@ def test_one_score_has_two_classes_that_can_be_named(tmp_path, caplog):
     assert "gives one score, which is taken for a sigmoid's" in caplog.text
     named = load_network("resnet18", weights=tmp_path / "w.pth", labels=tmp_path / "l.txt")
     assert class_names(named, 2) == ("not scratch", "scratch")
+
+
+def test_weights_without_the_last_layer_are_called_a_backbone(tmp_path):
+    state = {key: value for key, value in drawn("resnet18").state_dict().items() if not key.startswith("fc.")}
+    with pytest.raises(ModelError, match=r"only the last layer \(fc\) is missing: it is a backbone"):
+        fit_weights(empty("resnet18"), state, "resnet18", tmp_path)
+
+
+def test_quantized_weights_are_called_so(tmp_path):
+    state = {key: value for key, value in drawn("resnet18").state_dict().items() if not key.startswith("fc.")}
+    state |= {"fc.scale": torch.tensor(1.0), "fc.zero_point": torch.tensor(0)}
+    with pytest.raises(ModelError, match="it is quantised; save net"):
+        fit_weights(empty("resnet18"), state, "resnet18", tmp_path)

@@ -29,6 +29,9 @@ def named(labels, **more):
         b"0: Kratzer\n1: 'ok'\n",
         b"0,Kratzer\n1,ok\n",
         b"1\tok\n0\tKratzer\n",
+        b"0 Kratzer\r\n1 ok\r\n",
+        b'"Kratzer",\n"ok"\n',
+        b'{"id2label": {"0": "Kratzer", "1": "ok"}, "label2id": {"Kratzer": 0, "ok": 1}}',
         b"names:\n  0: Kratzer\n  1: ok\n",
         b'{"names": {"0": "Kratzer", "1": "ok"}}',
     ],
@@ -44,6 +47,11 @@ def test_labels_keep_what_only_looks_like_an_index(tmp_path, line):
     assert read_labels(tmp_path / "l.txt") == (line, "other")
 
 
+def test_labels_that_differ_in_their_numbers_alone_keep_them(tmp_path):
+    (tmp_path / "l.txt").write_text("0 spots\n1 spots\n", encoding="utf-8")
+    assert read_labels(tmp_path / "l.txt") == ("0 spots", "1 spots")
+
+
 @pytest.mark.parametrize(
     ("content", "rule"),
     [
@@ -53,7 +61,7 @@ def test_labels_keep_what_only_looks_like_an_index(tmp_path, line):
         (b"{0: __import__('os')}", "neither JSON nor Python's"),
         (b"[1, {}]", "is no name of a class"),
         (b"[" + b"9" * 5000 + b"]", "labels"),
-        (b"\xff\xfe\xff", "not readable"),
+        (b"\xff\xfe\xff", "UTF-8"),
         (b"\xef\xbb\xbf\n", "holds no names"),
     ],
 )
@@ -92,3 +100,9 @@ def test_a_target_that_is_no_class_suggests_those_that_hold_the_word(word, sugge
     labels = ["sports car", "scarf", "passenger car", "paddlewheel", "tabby cat", "ambulance"]
     with pytest.raises(ConfigError, match=f"Did you mean {suggested.replace('?', '[?]')}"):
         parse_target([word], labels)
+
+
+def test_target_suggests_what_is_one_before_what_only_belongs_to_one():
+    labels = ["car mirror", "car wheel", "freight car", "car, auto", "passenger car", "sports car"]
+    with pytest.raises(ConfigError, match="Did you mean 'freight car' or 'passenger car' or 'sports car' or"):
+        parse_target(["car"], labels)

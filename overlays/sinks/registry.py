@@ -95,7 +95,7 @@ SINKS: Final[Mapping[str, Builder]] = MappingProxyType(
 """What a sink's URI is, begins with, or ends with."""
 
 GROUP: Final = "recipro_stream.sinks"
-_MEMBERS: Final = ("uri", "lossless", "needs_picture", "put", "idle", "__enter__", "__exit__")
+_MEMBERS: Final = ("uri", "lossless", "needs_image", "put", "idle", "__enter__", "__exit__")
 _WIRE: Final = frozenset({"tcp://", "ipc://"})
 _BROKERS: Final = frozenset({"mqtt://", "mqtts://"})
 _PAGES: Final = frozenset({"http://"})

@@ -61,7 +61,7 @@ _KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 class WebSink:
     """Serves ``http://host:port``.
 
-    Entering, ``put``, ``idle`` and leaving belong to one thread at a time; ``needs_picture`` to any.
+    Entering, ``put``, ``idle`` and leaving belong to one thread at a time; ``needs_image`` to any.
     """
 
     lossless = False

@@ -1,6 +1,6 @@
 """The network: overlays published over ZeroMQ as version 1 of the wire, one JPEG for all viewers of a camera.
 
-An XPUB socket tells who watches: while nobody watches a camera, nothing is compressed, and ``needs_picture`` lets the
+An XPUB socket tells who watches: while nobody watches a camera, nothing is compressed, and ``needs_image`` lets the
 renderer rest too. Whoever joins late gets the last frame at once. Nobody is waited for: a viewer that does not keep up
 misses frames. Who may look in at all is the business of ``overlays.wire.curve``.
 """
@@ -57,7 +57,7 @@ _SAY_EVERY_SECONDS: Final = 60.0
 class ZeroMqSink:
     """Publishes on ``tcp://host:port`` or ``ipc://path``; the topic is the camera's name.
 
-    Entering, ``put``, ``idle`` and leaving belong to one thread at a time; ``needs_picture`` to any.
+    Entering, ``put``, ``idle`` and leaving belong to one thread at a time; ``needs_image`` to any.
     """
 
     lossless = False

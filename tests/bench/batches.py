@@ -59,7 +59,7 @@ class Stopwatch:
         self.ages: list[float] = []
         self.counts: dict[str, int] = {}
 
-    def needs_picture(self, camera: str) -> bool:
+    def needs_image(self, camera: str) -> bool:
         """Say yes: every frame is to be drawn."""
         return True
 

@@ -220,7 +220,7 @@ class Viewer:
         self.ages: list[float] = []
         self.bytes = 0
 
-    def needs_picture(self, camera: str) -> bool:
+    def needs_image(self, camera: str) -> bool:
         return True
 
     def put(self, overlay: Any) -> None:

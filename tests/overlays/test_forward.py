@@ -97,7 +97,7 @@ class Eye:
     def __init__(self):
         self.shown = []
 
-    def needs_picture(self, camera):
+    def needs_image(self, camera):
         return True
 
     def put(self, overlay):

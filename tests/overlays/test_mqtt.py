@@ -90,7 +90,7 @@ def open_sockets():
 
 
 def connected(sink, until):
-    until(lambda: sink.idle() or not sink.trouble)
+    until(lambda: sink.idle() or not sink.problem)
 
 
 def test_findings_states_and_our_presence_are_heard(broker, overlaid, until):
@@ -98,7 +98,7 @@ def test_findings_states_and_our_presence_are_heard(broker, overlaid, until):
         assert isinstance(sink, Sink)
         assert isinstance(sink, HasMetrics)
         assert isinstance(sink, HasProblems)
-        assert not sink.needs_picture("line")
+        assert not sink.needs_image("line")
         connected(sink, until)
         for index in range(5):
             sink.put(overlaid(index=index, label="scratch"))
@@ -187,7 +187,7 @@ KILLED = (
     "import sys, os, signal; sys.path.insert(0, 'tests/overlays'); from conftest import explain\n"
     "from overlays.sinks.mqtt.sink import MqttSink; from pipeline.frames import Overlay\n"
     "sink = MqttSink(sys.argv[1]).__enter__(); e = explain()\n"
-    "while sink.trouble: sink.put(Overlay(e.frame.image, e))\n"
+    "while sink.problem: sink.put(Overlay(e.frame.image, e))\n"
     "print('there', flush=True); sys.stdin.read()"
 )
 
@@ -210,7 +210,7 @@ class Counting:
     def __init__(self):
         self.got = 0
 
-    def needs_picture(self, camera):
+    def needs_image(self, camera):
         return False
 
     def put(self, overlay):

@@ -28,7 +28,7 @@ class CsvSink:
         return self
     def __exit__(self, *_):
         self._file.close()
-    def needs_picture(self, camera):
+    def needs_image(self, camera):
         return False
     def put(self, overlay):
         top = overlay.explanation.first
@@ -88,7 +88,7 @@ def test_the_house_keeps_its_own_kinds(installed):
 @pytest.mark.parametrize(
     ("uri", "said"),
     [
-        ("half://x", r"acme-sinks gives a Half, which lacks needs_picture, idle, __enter__, __exit__; see docs/python"),
+        ("half://x", r"acme-sinks gives a Half, which lacks needs_image, idle, __enter__, __exit__; see docs/python"),
         ("angry://secret", "acme-sinks fails to make it .*no licence"),
         ("angry://user:secret@host", "acme-sinks fails to make it .RuntimeError; its words are left out"),
         ("gone://x", "acme-sinks fails to make it .*nothing"),

@@ -233,7 +233,7 @@ def test_a_sink_that_closed_is_named_on_the_page(explained):
     class Broken:
         uri, lossless = "broken.mp4", True
 
-        def needs_picture(self, camera):
+        def needs_image(self, camera):
             return False
 
         def put(self, overlay):

@@ -127,7 +127,7 @@ def test_nothing_is_compressed_while_nobody_looks_and_no_picture_is_painted_for_
         assert sink.encoded == 0
         with looking(sink) as one, looking(sink) as other:
             until(lambda: len(sink._broadcaster.clients) == 2)
-            assert not sink.needs_picture("line"), "the browser paints"
+            assert not sink.needs_image("line"), "the browser paints"
             sink.put(overlaid(index=5))
             assert frame(one)[0].index == frame(other)[0].index == 5
             assert sink.encoded == 1, "one JPEG for all"
@@ -199,8 +199,8 @@ def test_mjpeg_is_painted_and_asks_the_renderer_for_it(overlaid, until):
         link.request("GET", "/stream/line.mjpg")
         answer = link.getresponse()
         assert answer.getheader("Content-Type") == "multipart/x-mixed-replace; boundary=frame"
-        until(lambda: sink.needs_picture("line"))
-        assert not sink.needs_picture("door")
+        until(lambda: sink.needs_image("line"))
+        assert not sink.needs_image("door")
         sink.put(overlaid(painted, index=1))
         head = b""
         while not head.endswith(b"\r\n\r\n"):
@@ -214,7 +214,7 @@ def test_mjpeg_is_painted_and_asks_the_renderer_for_it(overlaid, until):
 
         def left():
             sink.put(overlaid(painted))
-            return not sink.needs_picture("line")
+            return not sink.needs_image("line")
 
         until(left)
         assert asked(sink, "/stream/door.mjpg")[0] == 404
@@ -567,7 +567,7 @@ def test_asked_range_refuses_bytes_that_do_not_exist(header):
 def test_clip_can_be_had_while_only_an_mjpeg_stream_is_looked_at(overlaid, until):
     with page() as sink, socket.create_connection(sink._page.access.address) as mjpeg:
         mjpeg.sendall(b"GET /stream/line.mjpg HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        until(lambda: sink.needs_picture("line"))
+        until(lambda: sink.needs_image("line"))
         for index in range(4):
             sink.put(overlaid(index=index, taken_at=50 + index / 5))
             until(lambda: sink.idle() or sink._broadcaster.is_wanted("line", -1, "painted"))

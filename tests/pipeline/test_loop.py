@@ -46,7 +46,7 @@ class FakeSink:
         self.fails_after = fails_after
         self.looks = looks
 
-    def needs_picture(self, camera):
+    def needs_image(self, camera):
         return self.looks
 
     def put(self, overlay):

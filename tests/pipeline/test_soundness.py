@@ -57,7 +57,7 @@ class Door:
         self.refuses = dict(refuses)
         self.got = []
 
-    def needs_picture(self, camera):
+    def needs_image(self, camera):
         return True
 
     def put(self, overlay):

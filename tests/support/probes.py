@@ -55,7 +55,7 @@ class ProbeSink:
         self._lock = threading.Lock()  # guards the list: the sink's thread writes, the test reads
         self._sightings: list[Observation] = []
 
-    def needs_picture(self, camera: str) -> bool:
+    def needs_image(self, camera: str) -> bool:
         """Say whether pictures are to be rendered."""
         return self._looks
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import threading
@@ -24,6 +25,9 @@ _LOOK_SECONDS: Final = 0.5
 """How long between two looks into the folder; a look that takes long, of very many files, is made less often."""
 _UNFINISHED_SECONDS: Final = 10.0
 """For how long a picture that does not decode may still be in writing, though its file has not changed."""
+
+_MOST_GONE: Final = 1_000_000
+"""How many files that disappeared are remembered, in case they come back."""
 
 
 class _Stamp(NamedTuple):
@@ -48,12 +52,14 @@ class _Waiting:
 class Arrivals:
     """Tells which files are new and complete: those that did not change between two looks.
 
-    A file that is replaced or written anew is new again.
+    A file that is replaced or written anew is new again. One that disappears and comes back unchanged is not: a network
+    drive was away for a moment.
     """
 
     def __init__(self, there: Iterable[str]) -> None:
         """Take the files that are there already and are not new."""
         self._done: dict[str, _Stamp] = {path: stamp for path in there if (stamp := _stamp_of(path))}
+        self._gone: dict[str, _Stamp] = {}
         self._waiting: dict[str, _Waiting] = {}
         self._looks = 0
 
@@ -62,8 +68,13 @@ class Arrivals:
         self._looks += 1
         there: dict[str, _Stamp] = {path: stamp for path in paths if (stamp := _stamp_of(path))}
         for gone in (self._done.keys() | self._waiting.keys()) - there.keys():
-            self._done.pop(gone, None)
             self._waiting.pop(gone, None)
+            if stamp_before := self._done.pop(gone, None):
+                self._gone[gone] = stamp_before
+        for back in self._gone.keys() & there.keys():
+            self._done[back] = self._gone.pop(back)
+        for oldest in list(itertools.islice(self._gone, max(0, len(self._gone) - _MOST_GONE))):
+            del self._gone[oldest]
         ready = []
         for path, stamp in there.items():
             if self._done.get(path) == stamp:

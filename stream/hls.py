@@ -29,6 +29,8 @@ _AHEAD_BYTES: Final = 32 << 20
 _FAILURES_IN_A_ROW: Final = 5
 _BEHIND_THE_EDGE: Final = 2  # how many segments a live stream is begun before its newest end
 _FARTHEST_BEHIND: Final = 6  # a reader that is farther behind goes on at the edge
+_PARSE_SHARE: Final = 20
+"""For one second that a playlist takes to be read, it is left alone for so many: other cameras need the processor."""
 _STALL_TARGETS: Final = 3  # a playlist that does not grow for so many target durations is lost
 
 
@@ -49,6 +51,8 @@ class HlsFollower:
         self._playlist = Playlist((), 1.0, ended=False)
         self._next: int | None = None
         self._loaded_at = 0.0
+        self._parse_seconds = 0.0
+        """How long it took to read the playlist that came last."""
         self._failures = 0  # in a row
         self._missing = 0
         self._keys: dict[str, bytes] = {}
@@ -60,7 +64,7 @@ class HlsFollower:
             with self._client.get(variant, attempt) as response:
                 text, url = _text(response), response.url
         self._url = url
-        self._take(parse_playlist(text, url))
+        self._take(self._parsed(text, url))
         if self._next is None or self._live is not None or not self._playlist.ended:
             self.is_live = self._live if self._live is not None else not self._playlist.ended
         self._settle()
@@ -129,13 +133,22 @@ class HlsFollower:
             raise FailureError(Failure(words, "never", "not found", hint="check the server"))
 
     def _reload(self, attempt: Attempt) -> None:
-        """Fetch the playlist again, at most twice in its target duration."""
-        attempt.pause(self._loaded_at + self._playlist.target_seconds / 2 - time.monotonic())
+        """Fetch the playlist again, at most twice in its target duration; a very long one more rarely."""
+        rest_seconds = max(self._playlist.target_seconds / 2, _PARSE_SHARE * self._parse_seconds)
+        attempt.pause(self._loaded_at + rest_seconds - time.monotonic())
         if attempt.stop.is_set():
             return
         with self._client.get(self._url, attempt) as response:
-            self._take(parse_playlist(_text(response), response.url))
+            text, url = _text(response), response.url
+        self._take(self._parsed(text, url))
         self._settle()
+
+    def _parsed(self, text: str, url: str) -> Playlist:
+        began_at = time.thread_time()
+        try:
+            return parse_playlist(text, url)
+        finally:
+            self._parse_seconds = time.thread_time() - began_at
 
     def _take(self, playlist: Playlist) -> None:
         if any(one.key is not None and one.key.method != "AES-128" for one in playlist.segments):

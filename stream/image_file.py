@@ -32,6 +32,11 @@ _JPEG_MARKER: Final = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 """A marker in a scan's data: no stuffed zero, no restart."""
 _HEIF_BRANDS: Final = frozenset({b"heic", b"heix", b"heim", b"heis", b"mif1"})
 _PNM_LARGEST: Final = re.compile(rb"P[2356]\s(?:\s|#[^\n]*\n)*\d+(?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+(\d{1,5})\s")
+_JPEG_SEGMENT: Final = re.compile(rb"\xff([^\x00\xff])")
+_MAX_JPEG_SEGMENTS: Final = 10_000
+_MAX_JPEG_SCANS: Final = 100
+"""Progressive pictures have about ten, and each costs the decoder a pass over the whole picture."""
+_MAX_JPEG_GAPS_BYTES: Final = 1 << 16
 _TIFF_MAX_SAMPLE_VALUE: Final = 281
 _BYTES_PER_PIXEL: Final = 8  # four channels of 16 bits, not compressed
 _HEADER_BYTES: Final = 1 << 16
@@ -187,27 +192,27 @@ def jpeg_is_whole(content: bytes) -> bool:
 
     Whatever lies behind that is no part of it: a phone's video, a second picture, padding. A marker inside the EXIF
     data is that of a preview.
+
+    Raises:
+        SourceError: it has so many parts, or so much between them, that decoders would take minutes to step over them.
     """
-    at, size = 2, len(content)
-    while at + 1 < size:
-        if content[at] != 0xFF:
-            return True  # no JPEG that can be followed: its decoder judges
-        marker = content[at + 1]
-        if marker == 0xFF:
-            at += 1
-            continue
-        at += 2
+    at, gaps_bytes, scans, in_scan = 2, 0, 0, False
+    for _ in range(_MAX_JPEG_SEGMENTS):
+        found = (_JPEG_MARKER if in_scan else _JPEG_SEGMENT).search(content, at)
+        if found is None:
+            return not in_scan and at < len(content)  # no JPEG that can be followed: its decoder judges
+        gaps_bytes += 0 if in_scan else found.start() - at
+        marker, at = content[found.end() - 1], found.end()
         if marker == 0xD9:
             return True
         if marker == 0x01 or 0xD0 <= marker <= 0xD8:
             continue
         at += int.from_bytes(content[at : at + 2], "big")
-        if marker == 0xDA:
-            found = _JPEG_MARKER.search(content, at)
-            if found is None:
-                return False
-            at = found.start()
-    return False
+        in_scan = marker == 0xDA
+        scans += in_scan
+        if scans > _MAX_JPEG_SCANS or gaps_bytes > _MAX_JPEG_GAPS_BYTES:
+            break
+    raise SourceError("a JPEG of more parts than cameras and programs write; save it again")
 
 
 def _header(content: bytes) -> _Header | None:

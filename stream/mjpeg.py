@@ -17,7 +17,14 @@ MAX_IMAGE_BYTES: Final = 64 << 20
 """Larger pictures are refused."""
 _START: Final = b"\xff\xd8\xff"
 _LENGTH: Final = re.compile(rb"content-length[ \t]*:[ \t]*(\d{1,18})", re.IGNORECASE)
-_MARKER: Final = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
+_MARKER: Final = re.compile(rb"\xff{1,256}([^\x00\xff\xd0-\xd7])")
+"""A marker behind a header's segment, and the fill bytes before it."""
+_SCAN_MARKER: Final = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")
+"""A marker in a scan's data: no stuffed zero, no restart. One byte only: a run of 0xFF would be searched from each."""
+_MAX_FILL_BYTES: Final = 256
+_MAX_SEGMENTS: Final = 10_000
+_MAX_SCANS: Final = 100
+"""Progressive pictures have about ten, and each costs the decoder a pass over the whole picture."""
 _HEADER_BYTES: Final = 1 << 16
 _BARE: Final = frozenset({0x01, *range(0xD0, 0xD8)})  # markers without a length
 _START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN = 0xD8, 0xD9, 0xDA
@@ -75,6 +82,8 @@ def _wait_for_end(waiting: bytearray, read: Callable[[int], bytes], length: int 
             words = f"it sends a picture {told}; at most {MAX_IMAGE_BYTES >> 20} MiB are read"
             raise FailureError(Failure(words, "slow", "corrupt"))
         if length and len(waiting) >= length:
+            if waiting.count(b"\xff\xda", 0, length) > _MAX_SCANS:
+                raise _too_many_parts()
             return length
         end = None if length else walk.end()
         if end is not None:
@@ -89,6 +98,10 @@ def _fill(waiting: bytearray, read: Callable[[int], bytes]) -> bool:
     return bool(part)
 
 
+def _too_many_parts() -> FailureError:
+    return FailureError(Failure("it sends a picture of more parts than any camera makes", "slow", "corrupt", hint=""))
+
+
 class _Walk:
     """Walks over the segments of a JPEG that is still arriving."""
 
@@ -96,18 +109,28 @@ class _Walk:
         self._content = content
         self._at = 2
         self._in_scan = False
+        self._segments = self._scans = 0
 
     def end(self) -> int | None:
-        """Return where the picture ends, None while that is not known."""
+        """Return where the picture ends, None while that is not known.
+
+        Raises:
+            FailureError: it has more segments or scans than a picture may have.
+        """
         content = self._content
         while True:
-            marker = _MARKER.search(content, self._at) if self._in_scan else _MARKER.match(content, self._at)
-            if marker is None and not self._in_scan and len(content) > self._at + 1:
+            marker = _SCAN_MARKER.search(content, self._at) if self._in_scan else _MARKER.match(content, self._at)
+            ahead = content[self._at : self._at + _MAX_FILL_BYTES + 1]
+            if marker is None and not self._in_scan and (ahead.strip(b"\xff") or len(ahead) > _MAX_FILL_BYTES):
                 return self._at  # no marker where one is due: the decoder says what it thinks of it
             if marker is None:
                 self._at = max(self._at, len(content) - 1) if self._in_scan else self._at
                 return None
             kind = marker[1][0]
+            self._segments += 1
+            self._scans += kind == _START_OF_SCAN
+            if self._segments > _MAX_SEGMENTS or self._scans > _MAX_SCANS:
+                raise _too_many_parts()
             if kind == _END_OF_IMAGE:
                 return marker.end()
             if kind == _START_OF_IMAGE:

@@ -11,6 +11,9 @@ from urllib.parse import urljoin
 from stream.failures import Failure, FailureError
 
 MAX_PLAYLIST_BYTES: Final = 4 << 20
+_MAX_LINES: Final = 300_000
+"""A day of segments of one second, with three lines each."""
+_MAX_SEGMENTS: Final = 100_000
 _ATTRIBUTE: Final = re.compile(r'([A-Z0-9-]+)=("[^"]*"|[^,]*)')
 _MAX_TARGET_SECONDS: Final = 60.0
 
@@ -103,6 +106,8 @@ def parse_playlist(text: str, url: str) -> Playlist:
     try:
         for line in _lines(text):
             if not line.startswith("#"):
+                if len(segments) >= _MAX_SEGMENTS:
+                    raise _too_long()
                 segments.append(_segment(state, url, line))
             elif line.startswith("#EXT-X-TARGETDURATION:"):
                 target = float(line.partition(":")[2])
@@ -118,7 +123,16 @@ def parse_playlist(text: str, url: str) -> Playlist:
 
 
 def _lines(text: str) -> list[str]:
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    """Return the lines that are not empty. Raises ``FailureError`` where they are too many to be worth reading."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) > _MAX_LINES:
+        raise _too_long()
+    return lines
+
+
+def _too_long() -> FailureError:
+    words = f"its HLS playlist names more than {_MAX_SEGMENTS} segments; limit its length on the server"
+    return FailureError(Failure(words, "slow", "corrupt", hint=""))
 
 
 def _note(state: _State, url: str, line: str) -> None:

@@ -59,6 +59,20 @@ def test_file_that_is_replaced_is_new_again_and_one_that_was_there_is_not(tmp_pa
     assert arrivals.look([str(path)], 4.0) == [str(path)]
 
 
+def test_files_that_were_away_for_a_moment_are_not_read_again_unless_they_changed(tmp_path):
+    paths = [tmp_path / f"{name}.jpg" for name in ("before", "read", "changed")]
+    for path in paths:
+        path.write_bytes(b"a picture")
+    named = [str(path) for path in paths]
+    arrivals = Arrivals(named[:1])
+    arrivals.look(named, 0.0)
+    for path in arrivals.look(named, 1.0):
+        arrivals.settle(path, is_whole=True, now=1.0)
+    assert arrivals.look([], 2.0) == []
+    paths[2].write_bytes(b"another picture")
+    assert [arrivals.look(named, now) for now in (3.0, 4.0)] == [[], [named[2]]]
+
+
 def test_torn_file_is_tried_until_it_has_not_changed_for_long(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(b"half a picture")

@@ -183,7 +183,7 @@ class ViTPlan(Plan):
         self.register_buffer("key", made.key)
         self.register_buffer("value_bias", made.value_bias)
         self.register_buffer("near", near)
-        self.register_buffer("share", fraction.to(made.key))
+        self.register_buffer("fraction", fraction.to(made.key))
         self.register_buffer("outside", fraction == 0)
         self.register_buffer("zeroed", (patches - (fraction > 0).sum(1, keepdim=True)).log().to(made.key))
         self.info = PlanInfo("tokens", "a class token's attention to one patch, in closed form", one_module=True)

@@ -130,7 +130,7 @@ def run_pipeline(
         sinks: where overlays go.
         limits: when to end by itself.
         stop: set it from anywhere (a signal handler) to end in order.
-        watch: called after each batch, in this thread, with the outcome so far.
+        watch: called several times a second, in this thread, with the outcome so far, whether frames come or not.
         alive: called several times a second, in this thread, whether frames come or not: for a watchdog.
     """
     condition = threading.Condition()
@@ -168,15 +168,20 @@ def run_pipeline(
         explain = _explaining(explainer, streams, finishing, stats)
         wait, sent = limits.batch_window_seconds, 0
         for gathered in iter_batches(
-            workers, condition, over, limit=limits.batch_size, window_seconds=wait, until=until, ready=streams.ready
+            workers,
+            condition,
+            over,
+            limit=limits.batch_size,
+            window_seconds=wait,
+            until=until,
+            ready=streams.ready,
+            idle=(lambda: watch(result)) if watch else lambda: None,
         ):
             batch = gathered if limits.frames is None else gathered[: limits.frames - sent]
             sent += len(batch)
             streams.began(batch)
             explain(batch)
             result.seconds = time.monotonic() - started_at
-            if watch:
-                watch(result)
             if sent == limits.frames:
                 break
     if error := streams.error or finishing.error:

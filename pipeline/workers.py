@@ -29,6 +29,9 @@ T = TypeVar("T")
 POLL_SECONDS = 0.1
 """How often a waiting batch looks whether somebody asked for the end: a signal handler cannot ring a bell safely."""
 
+IDLE_SECONDS = 0.25
+"""How often ``iter_batches`` calls ``idle`` while no frame comes."""
+
 JOIN_SECONDS = 10.0
 """How long a thread may take to end once it was told to; then it is left behind (a daemon) and said so."""
 
@@ -230,6 +233,7 @@ def iter_batches(
     window_seconds: float = 0.0,
     until: float | None = None,
     ready: Callable[[SourceWorker], bool] = lambda _pump: True,
+    idle: Callable[[], None] = lambda: None,
 ) -> Iterator[list[Frame]]:
     """Give batches of frames from many cameras: one each in turn, until all have ended or it is ``over``.
 
@@ -246,9 +250,11 @@ def iter_batches(
         until: ``time.monotonic()`` at which the batches end; None = never.
         ready: whether a frame of a camera may be taken now; the batch goes on without the others. Whoever makes it
             true again rings ``condition``.
+        idle: called at least every ``IDLE_SECONDS``, without ``condition`` held, whether frames come or not.
     """
     turn = list(workers)
     while _wait_for_frames(turn, condition, over, until, ready):
+        idle()
         if window_seconds:
             _wait_for_more([p for p in turn if ready(p)], condition, over, limit, time.monotonic() + window_seconds)
         batch: list[Frame] = []
@@ -272,13 +278,16 @@ def _wait_for_frames(
     until: float | None,
     ready: Callable[[SourceWorker], bool],
 ) -> bool:
-    """Wait until a frame waits that may be taken (True), or until there is an end (False)."""
+    """Wait for a frame that may be taken, at most ``IDLE_SECONDS``; return False where there is an end."""
+    idle_at = time.monotonic() + IDLE_SECONDS
     with condition:
         while not over() and (until is None or time.monotonic() < until):
             if any(worker.queued and ready(worker) for worker in workers):
                 return True
             if all(worker.finished for worker in workers):
                 return False
+            if time.monotonic() >= idle_at:
+                return True
             condition.wait(POLL_SECONDS)
     return False
 

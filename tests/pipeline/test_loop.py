@@ -195,6 +195,27 @@ def test_a_live_camera_that_stalls_is_shown_so_by_every_door_that_looks_and_coun
     assert outcome.explained == 3
 
 
+@pytest.mark.parametrize("count", [0, 2])
+def test_run_pipeline_shows_its_state_while_no_frame_comes(count):
+    stop, seen = threading.Event(), []
+
+    class Silent(FakeSource):
+        def frames(self, stop):
+            yield from super().frames(stop)
+            stop.wait(LIMIT_SECONDS)
+
+    def watch(result):
+        seen.append(result.received)
+        if seen.count(count) > 3:
+            stop.set()
+
+    run_pipeline(
+        [(Silent(count), "wait")], FakeExplainer(), FakeRenderer(), [FakeSink()],
+        limits=RunLimits(batch_size=1), stop=stop, watch=watch,
+    )  # fmt: skip
+    assert seen.count(count) > 3, "the state was shown while nothing came"
+
+
 def test_camera_whose_drawing_takes_for_ever_holds_up_no_other_camera():
     told = threading.Event()
 

@@ -34,7 +34,3 @@ def main_callback(context: typer.Context) -> None:
     """Run the demo when no command is given."""
     if context.invoked_subcommand is None:
         demo(seconds=30.0)
-
-
-click_app = typer.main.get_command(app)
-"""The same commands for tools that read click: the documentation of the command line is generated from them."""

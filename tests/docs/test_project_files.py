@@ -1,0 +1,60 @@
+"""The documents and project files: links resolve, configurations are valid."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.config_loader import read_yaml, validate_config
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / ".github").glob("*.md")])
+LINK = re.compile(r"\]\((?!https?://|mailto:)([^)#\s]*)(?:#([^)\s]*))?\)")
+YAML = ["compose.yaml", "mkdocs.yml", ".pre-commit-config.yaml", *(f".github/workflows/{n}" for n in ("ci.yml",))]
+
+
+def headings(text: str) -> set[str]:
+    """Return the anchors of a document's headings, as GitHub and MkDocs make them."""
+    lines = re.findall(r"^#+ +(.*)$", text, re.MULTILINE)
+    return {re.sub(r"[\s]+", "-", re.sub(r"[^\w\s-]", "", line.lower()).strip()) for line in lines}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_document_links_resolve(document):
+    for target, anchor in LINK.findall(document.read_text(encoding="utf-8")):
+        path = (document.parent / target).resolve() if target else document
+        assert path.exists(), f"{document.name}: {target} does not exist"
+        if anchor and path.suffix == ".md":
+            assert anchor in headings(path.read_text(encoding="utf-8")), (
+                f"{document.name}: no heading #{anchor} in {target}"
+            )
+
+
+def test_readme_has_at_most_900_words():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 900
+
+
+def test_every_document_is_on_the_site():
+    navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+    listed = set(re.findall(r"[\w/-]+\.md", str(navigation)))
+    assert listed == {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+
+
+@pytest.mark.parametrize("name", YAML)
+def test_project_file_is_yaml(name):
+    assert isinstance(yaml.safe_load((ROOT / name).read_text(encoding="utf-8")), dict)
+
+
+def test_container_configuration_is_valid(monkeypatch):
+    text = (ROOT / "deploy" / "stream.yaml").read_text(encoding="utf-8")
+    config = validate_config(read_yaml(text, "stream.yaml"), "stream.yaml")
+    assert [source.uri for source in config.sources] == ["${RECIPRO_SOURCE}"]
+
+
+def test_workflow_installs_the_listed_system_packages():
+    text = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    assert "tests/system-packages.txt" in text
+    assert "tests/system-packages.txt" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from pipeline.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 TRAINING, VALIDATION, TEST = "training", "validation", "test"
 _WORDS: Final[Mapping[str, str]] = {
@@ -51,6 +54,7 @@ def find_layout(folder: Path, suffixes: frozenset[str]) -> Layout:
     others = [one for one in inner if one not in named and (inner[one].images or inner[one].classes)]
     if not split:
         _check_unlabelled(folder, named, others, inner)
+        _warn_of_parts(folder, {one: content for one, content in inner.items() if content.images or content.classes})
         return Layout({"": (folder,)})
     if set(split.values()) == {TRAINING} and len(split) == len(inner):
         raise ConfigError(
@@ -206,6 +210,19 @@ def _check_unlabelled(
             f"{folder}: one class ({wrapper[0].name}), and in it the folders {_some(inner[wrapper[0]].classes)}; if "
             f"those are the classes, give {wrapper[0]}"
         )
+
+
+def _warn_of_parts(folder: Path, inner: Mapping[Path, _Content]) -> None:
+    """Say where the folders look like parts of a data set (``fold_1``, ``line_a``) rather than classes."""
+    several = [content.classes for content in inner.values()]
+    if len(several) < 2 or any(content.images for content in inner.values()):
+        return
+    if len(shared := frozenset.intersection(*several)) > 1 and not any(map(part_called, shared)):
+        log.warning(
+            "%s: %s are taken for the classes, and each of them holds the folders %s; if those are the classes, write "
+            "a CSV with the columns path,label, or give one of the folders",
+            folder, _listed(inner), _some(shared),
+        )  # fmt: skip
 
 
 def _check_detection(folder: Path, split: Mapping[Path, str], inner: Mapping[Path, _Content]) -> None:

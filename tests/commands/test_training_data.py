@@ -110,6 +110,23 @@ def test_class_called_train_is_a_class(tmp_path):
     assert parts_of(list_samples(tmp_path, None, None, None)) == {"": ["bus", "car", "train"]}
 
 
+@pytest.mark.parametrize(
+    ("folders", "told"),
+    [
+        (("fold_1/ok", "fold_1/scratch", "fold_2/ok", "fold_2/scratch"), True),
+        (("line a/ok", "line a/scratch", "line b/ok", "line b/scratch", "line b/dent"), True),
+        (("ok/monday", "scratch/tuesday"), False),
+        (("ok", "scratch"), False),
+        (("ok/images", "scratch/images"), False),
+    ],
+)
+def test_folders_that_hold_the_same_folders_are_said_to_be_taken_for_classes(tmp_path, caplog, folders, told):
+    make(tmp_path, *folders, pictures=4)
+    with caplog.at_level(logging.WARNING):
+        list_samples(tmp_path, None, None, None)
+    assert ("each of them holds the folders ok, scratch" in caplog.text) is told
+
+
 def test_folders_that_programs_leave_are_passed_over(tmp_path):
     make(tmp_path, "ok", "scratch", ".ipynb_checkpoints", "__MACOSX")
     draw(tmp_path / "ok" / ".ipynb_checkpoints" / "0-checkpoint.png")

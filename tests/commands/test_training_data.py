@@ -33,8 +33,8 @@ def make(folder, *classes, pictures=8):
 
 
 def parts_of(listing):
-    return {part: sorted({one.label for one in listing.samples if one.part == part}) for part in
-            sorted({one.part for one in listing.samples})}  # fmt: skip
+    return {part: sorted({one.label for one in listing.samples if one.split == part}) for part in
+            sorted({one.split for one in listing.samples})}  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from overlays.sinks.paths import OWN_FILES, parse_target, path_errors, safe_file_name
+from overlays.sinks.paths import FILMS, OWN_FILES, parse_target, path_errors, paths_for, safe_file_name
 from pipeline.errors import SinkError
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,8 @@ def to_claim(uris: Iterable[str], cameras: Sequence[str]) -> list[Path]:
         with path_errors(path):
             if path.suffix.lower() in OWN_FILES and (path.is_file() or not path.exists()):
                 paths.append(path)
+                if path.suffix.lower() in FILMS and len(cameras) > 1:
+                    paths += paths_for(path, cameras).values()
     return list(dict.fromkeys(paths))
 
 

@@ -15,7 +15,9 @@ from typing import Final, NamedTuple
 
 from pipeline.errors import ConfigError, SinkError, did_you_mean
 
-OWN_FILES: Final = frozenset({".mp4", ".mkv", ".jsonl", ".parquet"})
+FILMS: Final = frozenset({".mp4", ".mkv"})
+"""Suffixes of sinks that write a film for each camera."""
+OWN_FILES: Final = FILMS | {".jsonl", ".parquet"}
 """Suffixes of sinks that write one file of their own."""
 _MAX_NAME_BYTES: Final = 100
 _MAX_FILE_NAME_BYTES: Final = 255

@@ -105,6 +105,16 @@ def test_clips_rotate_by_size_and_when_the_picture_changes_its_size(tmp_path, ov
     assert [len(greys(film)) for film in videos(tmp_path / "two")] == [1, 1]
 
 
+def test_a_camera_that_changes_its_size_with_every_picture_makes_few_clips_and_loses_none(tmp_path, overlaid, caplog):
+    with recorder(tmp_path) as sink:
+        for index in range(300):
+            size = (48, 64) if index % 2 else (50, 64)
+            sink.put(overlaid(np.zeros((*size, 3), np.uint8), index=index, pts_seconds=index / 10))
+    assert len(videos(tmp_path)) <= 5
+    assert sum(len(greys(film)) for film in videos(tmp_path)) == 300
+    assert len([record for record in caplog.records if "change their size" in record.getMessage()]) == 1
+
+
 def test_the_budget_holds_over_two_hundred_rotations_and_takes_only_this_recorders_oldest(tmp_path, overlaid):
     strangers = ["other_20200101T000000.000Z.mp4", "holiday.mp4", "line_note.jsonl", "line_20200101.mp4"]
     for name in strangers:
@@ -355,6 +365,29 @@ def test_another_run_cannot_record_a_camera_of_the_same_name_into_the_same_folde
                 pass
         with claimed(to_claim([clips, film.replace("out", "other")], ["gate"])):
             pass
+
+
+def test_another_run_cannot_write_or_replace_the_film_of_one_of_several_cameras(tmp_path, overlaid):
+    with (
+        claimed(to_claim([f"{tmp_path}/out.mp4"], ["a", "b"])),
+        pytest.raises(SinkError, match="by another run"),
+        claimed(to_claim([f"{tmp_path}/out.a.mp4?mode=replace"], ["door"])),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("name", ["out.a.mp4", "link.mp4"])
+def test_a_film_is_not_emptied_while_another_run_writes_it_whatever_it_is_called(tmp_path, overlaid, name):
+    with VideoSink(tmp_path / "out.mp4") as ours:  # whose cameras are not known: nothing is claimed for them
+        for index in range(60):
+            ours.put(overlaid(grey(index), camera="a", index=index, pts_seconds=index / RATE))
+        (tmp_path / "link.mp4").hardlink_to(tmp_path / "out.a.mp4")
+        theirs = VideoSink(tmp_path / name, cameras=("door",), replace=True)
+        with theirs, pytest.raises(FrameError, match="another run writes it"):
+            theirs.put(overlaid(grey(0), camera="door", pts_seconds=0.0))
+        for index in range(60, 90):
+            ours.put(overlaid(grey(index), camera="a", index=index, pts_seconds=index / RATE))
+    assert len(greys(tmp_path / "out.a.mp4")) == 90
 
 
 def test_a_device_or_a_pipe_is_written_by_as_many_runs_as_like(tmp_path):

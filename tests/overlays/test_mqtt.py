@@ -424,6 +424,31 @@ class Scripted(threading.Thread):
         self.join(LIMIT_SECONDS)
 
 
+class Dripping(Scripted):
+    """A broker that confirms one message after the other, each only after a while."""
+
+    confirmed = 0
+
+    def run(self):
+        link, _ = self.door.accept()
+        with link, contextlib.suppress(OSError):
+            link.recv(4096)
+            link.sendall(ACCEPTED_V5)
+            for number in range(1, 1000):
+                if self.leave.wait(0.05):
+                    return
+                link.sendall(b"\x40\x02" + number.to_bytes(2, "big"))
+                self.confirmed += 1
+
+    def __init__(self):
+        super().__init__()
+        self.leave = threading.Event()
+
+    def __exit__(self, *_):
+        self.leave.set()
+        super().__exit__()
+
+
 ACCEPTED_V5, ACCEPTED_V3 = b"\x20\x03\x00\x00\x00", b"\x20\x02\x00\x00"
 
 
@@ -439,6 +464,19 @@ def test_a_broker_that_hangs_up_on_the_newer_version_is_called_by_the_older_one(
     with Scripted(b"\x20\x02\x00\x01", ACCEPTED_V3) as old, telling(old.uri) as sink:
         connected(sink, until)
         assert old.versions == [5, 4]
+
+
+def test_a_broker_that_confirms_a_little_now_and_then_does_not_hold_up_the_end(overlaid, until, monkeypatch):
+    monkeypatch.setattr(mqtt_sink, "_PATIENCE_SECONDS", 2.0)
+    monkeypatch.setattr(mqtt_sink, "_SLOWEST_RATE", 1000.0)
+    with Dripping() as place:
+        sink = MqttSink(place.uri, cameras=("parts",), options=SinkOptions(mqtt=MqttOptions(qos=1)))
+        with pytest.raises(DataLossError, match="lost"), sink:  # noqa: PT012
+            for index in range(900):  # 45 seconds
+                sink.put(overlaid(camera="parts", index=index, source_name=f"{index}.jpg"))
+            assert "not confirmed yet" in sink.account
+        assert place.confirmed < 900
+        assert sink.lost > 0
 
 
 HOSTILE = {

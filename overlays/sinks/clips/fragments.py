@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import stat
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
@@ -85,10 +88,10 @@ class AllOrNothingFile:
 
     def _made(self) -> FileIO:
         if self._kept_since_unix is None or (self.path.exists() and not self.path.is_file()):  # a device, a pipe
-            return FileIO(self.path, "w")
+            return FileIO(self.path, "w", opener=_opened_for_one)
         for path in fresh_paths(self.path, self._kept_since_unix):
             with suppress(FileExistsError):
-                file = FileIO(path, "x")
+                file = FileIO(path, "x", opener=_opened_for_one)
                 if path != self.path:
                     log.warning("%s: is there already, and stays; this run writes %s", self.path, path.name)
                 self.path = path
@@ -98,6 +101,36 @@ class AllOrNothingFile:
     def stands_at(self, path: Path) -> bool:
         """Say whether this is still the file at ``path``."""
         return self._file is not None and is_same_file(path, self._file)
+
+
+def _opened_for_one(path: str, flags: int) -> int:
+    """Open a film for this run alone, and empty it only then.
+
+    Raises:
+        OSError: another run writes it, whatever it is called there.
+    """
+    opened = os.open(path, flags & ~os.O_TRUNC, 0o666)
+    try:
+        if stat.S_ISREG(os.fstat(opened).st_mode):
+            _lock(opened)
+            if flags & os.O_TRUNC:
+                os.truncate(opened, 0)
+    except BaseException:
+        os.close(opened)
+        raise
+    return opened
+
+
+def _lock(opened: int) -> None:
+    """Lock an open file; where the system or the drive has no locks, do nothing."""
+    try:
+        import fcntl
+
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise OSError(errno.EBUSY, "another run writes it; choose another name") from None
+    except (ImportError, OSError):
+        return
 
 
 def truncate_to_last_fragment(path: Path) -> bool:

@@ -22,6 +22,7 @@ from overlays.sinks.clips.writer import ClipEncoder, ClipWriter, EncodedFrame, P
 from overlays.sinks.disk import NO_HANDLES, DiskMonitor, HandleReserve
 from overlays.sinks.options import ClipOptions, SinkOptions
 from overlays.sinks.timeline import TICKS_PER_SECOND, Timeline
+from overlays.sinks.video import letterbox
 from overlays.wire.message import explanation_record, record_bytes
 from pipeline.errors import FrameError
 from pipeline.frames import Image, Overlay
@@ -35,6 +36,8 @@ _KEY_SECONDS: Final = 1.0
 _ROUNDING_SECONDS: Final = 1e-6
 _HELD_SECONDS: Final = 10.0
 """What is held of a recording that cannot be opened for a moment: it goes into the next clip."""
+_MIN_SIZE_SECONDS: Final = 10.0
+"""How long a camera's clips keep their size at the least, once it has changed."""
 _NO_WANTED: Final = float("-inf")
 
 
@@ -50,6 +53,7 @@ class _Track:
     """Frames in the encoder: (seconds, taken_unix, record, its bytes)."""
     wanted_until: float = _NO_WANTED
     key_at: float = _NO_WANTED
+    resized_at: float = _NO_WANTED
 
 
 class ClipSink:
@@ -95,6 +99,8 @@ class ClipSink:
         self._reserve = HandleReserve()
         self._bounded: set[str] = set()
         """Cameras of which it was said that their pictures are recorded smaller."""
+        self._fitted: set[str] = set()
+        """Cameras of which it was said that they change their size again and again."""
 
     def __enter__(self) -> Self:
         self._store.open()
@@ -192,7 +198,7 @@ class ClipSink:
             record = explanation_record(overlay.explanation, sent_at_unix=unix, now_monotonic=now)
             size = len(record_bytes(record))
         taken_unix = unix - (now - frame.captured_at) + passed
-        image = self._bounded_image(overlay)
+        image = self._in_lasting_size(track, self._bounded_image(overlay), seconds, frame.camera)
         encoder = self._encoder(track, (image.shape[1], image.shape[0]))
         if track.clip is not None and (not self._wanted(track, seconds) or self._is_full(track.clip, seconds)):
             self._end_clip(track)
@@ -237,6 +243,23 @@ class ClipSink:
             height, width = overlay.image.shape[:2]
             log.warning("%s: %s: pictures are %dx%d, more than can be encoded; recorded as %dx%d",
                         self.uri, camera, width, height, image.shape[1], image.shape[0])  # fmt: skip
+        return image
+
+    def _in_lasting_size(self, track: _Track, image: Image, seconds: float, camera: str) -> Image:
+        """Return the picture, fitted into the size of those before it where that has changed a moment ago.
+
+        Each change begins a clip: a camera that changes it with every picture would fill the folder with them.
+        """
+        size = (image.shape[1], image.shape[0])
+        if track.encoder is None or track.encoder.size == size:
+            return image
+        if 0 <= seconds - track.resized_at < _MIN_SIZE_SECONDS:
+            if camera not in self._fitted:
+                self._fitted.add(camera)
+                log.warning("%s: %s: pictures change their size again and again; they are fitted into one size for "
+                            "%g s each, with borders", self.uri, camera, _MIN_SIZE_SECONDS)  # fmt: skip
+            return letterbox(image, track.encoder.size)
+        track.resized_at = seconds
         return image
 
     def _is_full(self, clip: ClipWriter, seconds: float) -> bool:

@@ -9,6 +9,7 @@ waits in a bounded queue, or is dropped and counted.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -56,6 +57,8 @@ _STEADY_SECONDS: Final = 10.0
 _FAREWELL_SECONDS: Final = 0.5
 _PATIENCE_SECONDS: Final = 10.0
 """How long findings of files wait for a broker that takes none, before they are given up."""
+_SLOWEST_RATE: Final = 40.0
+"""Findings a second that a broker takes at the least; at the run's end a slower one is not waited for."""
 _MAX_DEAD_ENDS: Final = 5
 """So many connections in a row that end without a confirmation are the fault of what is sent on them."""
 _MAX_REFUSALS: Final = 100
@@ -154,7 +157,9 @@ class MqttSink:
     @property
     def account(self) -> str:
         """What became of the findings, in words."""
-        return self._counts.account(self._max_rate or _RATE, is_v5=self._is_v5)
+        told = self._counts.account(self._max_rate or _RATE, is_v5=self._is_v5)
+        waiting = len(self._waiting) + len(self._unconfirmed)
+        return f"{told}, {waiting} not confirmed yet" if waiting else told
 
     @property
     def lost(self) -> int:
@@ -214,21 +219,22 @@ class MqttSink:
             self._send()
         self._waiting.trim(MAX_WAITING, all_wait=bool(self._qos))
 
-    def _wait(self, enough: Callable[[], bool]) -> None:
-        """Serve the broker until it has taken enough, or has taken nothing for too long."""
+    def _wait(self, enough: Callable[[], bool], max_seconds: float = math.inf) -> None:
+        """Serve the broker until it has taken enough, has taken nothing for too long, or ``max_seconds`` are over."""
+        end = time.monotonic() + max_seconds
         left, until = self._under_way, time.monotonic() + _PATIENCE_SECONDS
         while not enough() and not self._given_up:
             self._nap.wait(_WAIT_SECONDS)
             self.idle()
             if self._under_way != left:
                 left, until = self._under_way, time.monotonic() + _PATIENCE_SECONDS
-            self._given_up = time.monotonic() >= until
+            self._given_up = time.monotonic() >= min(until, end)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
         if kind is None and self._waiting.holds_files:
-            self._wait(lambda: not self._under_way)
+            self._wait(lambda: not self._under_way, _PATIENCE_SECONDS + self._under_way / _SLOWEST_RATE)
         if self._connected:
             self._say_farewell()
         self._waiting.trim(0, all_wait=True)

@@ -55,6 +55,21 @@ def guard_compiled(folder: Path | None) -> None:
         if named:
             log.warning("%s=%s: %s; another folder is used", variable, named, objection)
         os.environ[variable] = str(_private(folder, name))
+    _guard_headers(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+
+
+def _guard_headers(folder: str) -> None:
+    """Keep what torch puts into the shared temporary folder whatever its variable says: precompiled headers.
+
+    They are compiled into every kernel, so whoever can write them runs code here.
+    """
+    from torch._inductor import codecache
+    from torch._inductor.runtime import cache_dir_utils, runtime_utils
+
+    for module in (cache_dir_utils, runtime_utils, codecache):
+        module.default_cache_dir = lambda: folder  # type: ignore[attr-defined]
+    headers = str(Path(folder) / "precompiled_headers")
+    codecache._HEADER_DIR, codecache._HEADER_LOCK_DIR = headers, str(Path(headers) / "locks")  # noqa: SLF001
 
 
 def _private(folder: Path | None, name: str) -> Path:

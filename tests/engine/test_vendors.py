@@ -1,6 +1,8 @@
 """Vendors' libraries report nothing and keep what they compile where nobody else can put anything."""
 
+import inspect
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -69,6 +71,20 @@ def test_compilers_do_not_use_a_folder_that_others_may_have_made(tmp_path, caplo
     assert "compiled results are not kept in" in caplog.text
 
 
+def test_nothing_that_torch_compiles_goes_to_the_shared_temporary_folder(tmp_path):
+    from torch._inductor import codecache
+    from torch._inductor.codecache import _precompile_header
+
+    guard_compiled(tmp_path / "cache")
+    guarded = tmp_path / "cache" / "inductor"
+    shared = re.compile(r"default_cache_dir\(|(?<!\w)_HEADER_DIR|(?<!\w)_HEADER_LOCK_DIR")
+    assert shared.search(inspect.getsource(_precompile_header)), "torch keeps its headers by other names now"
+    assert {Path(codecache._HEADER_DIR).parent, Path(codecache._HEADER_LOCK_DIR).parent.parent} == {guarded}
+    inductor = [module for name, module in sys.modules.items() if name.startswith("torch._inductor")]
+    told = {module.default_cache_dir() for module in inductor if hasattr(module, "default_cache_dir")}
+    assert told == {str(guarded)}
+
+
 def test_a_folder_that_the_user_named_stays_if_it_is_safe(tmp_path, monkeypatch):
     (tmp_path / "safe").mkdir(mode=0o700)
     (tmp_path / "open").mkdir()
@@ -91,7 +107,7 @@ def test_a_user_without_a_home_keeps_nothing(monkeypatch, caplog):
     def homeless(*_args, **_options):
         raise RuntimeError("could not determine the home directory for '~/.cache'")
 
-    monkeypatch.setattr("engine.cache.user_cache_dir", homeless)
+    monkeypatch.setattr("engine.runtime.compile_cache.user_cache_dir", homeless)
     assert default_folder() == "off"
     assert "name a folder of your own" in caplog.text
 

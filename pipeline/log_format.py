@@ -49,7 +49,7 @@ class TextLines(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: ``time`` (ISO 8601, UTC), ``topic_level``, ``logger``, ``message``; ``error``.
+    """One JSON object a line: ``time`` (ISO 8601, UTC), ``level``, ``logger``, ``message``; ``error``.
 
     A traceback.
     """

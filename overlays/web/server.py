@@ -44,7 +44,9 @@ class RepeatFilter(logging.Filter):
         self._said_at: dict[str, float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Say whether a line may be written."""
+        """Say whether a line may be written; that a request was cut short by the page's own end is no news."""
+        if record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError):
+            return False
         said = f"{record.getMessage()} {record.exc_info and record.exc_info[1]}"
         now = self._clock()
         if now - self._said_at.get(said, float("-inf")) < _SAY_EVERY_SECONDS:

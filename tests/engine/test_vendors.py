@@ -71,10 +71,11 @@ def test_compilers_do_not_use_a_folder_that_others_may_have_made(tmp_path, caplo
     assert "compiled results are not kept in" in caplog.text
 
 
-def test_nothing_that_torch_compiles_goes_to_the_shared_temporary_folder(tmp_path):
+def test_nothing_that_torch_compiles_goes_to_the_shared_temporary_folder(tmp_path, monkeypatch):
     from torch._inductor import codecache
     from torch._inductor.codecache import _precompile_header
 
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)  # torch sets it when it is loaded
     guard_compiled(tmp_path / "cache")
     guarded = tmp_path / "cache" / "inductor"
     shared = re.compile(r"default_cache_dir\(|(?<!\w)_HEADER_DIR|(?<!\w)_HEADER_LOCK_DIR")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import http.client
 import json
@@ -480,6 +481,13 @@ def test_a_user_and_a_password_in_a_door_s_address_are_not_said_again():
         with pytest.raises(SinkError, match="is not written like") as refused:
             build_sink(address)
         assert "canary" not in str(refused.value)
+
+
+def test_a_request_that_the_pages_own_end_cuts_short_is_no_line_of_the_log():
+    cut_short = asyncio.CancelledError("Task cancelled, timeout graceful shutdown exceeded")
+    for error, is_said in ((cut_short, False), (ValueError("a mistake"), True)):
+        record = logging.LogRecord("uvicorn.error", logging.ERROR, "", 0, "Exception", (), (type(error), error, None))
+        assert server.RepeatFilter().filter(record) is is_said
 
 
 def test_nonsense_that_is_sent_again_and_again_is_said_once_a_minute(caplog):

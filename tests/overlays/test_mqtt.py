@@ -479,6 +479,19 @@ def test_a_broker_that_confirms_a_little_now_and_then_does_not_hold_up_the_end(o
         assert sink.lost > 0
 
 
+def test_findings_of_files_that_a_broker_never_confirms_are_lost_and_an_error(overlaid, until, monkeypatch):
+    monkeypatch.setattr(mqtt_sink, "_PATIENCE_SECONDS", 0.5)
+    sink = None
+    with Scripted(ACCEPTED_V5) as mute, pytest.raises(DataLossError, match=r"0 findings told .* 3 lost"):  # noqa: PT012
+        sink = MqttSink(mute.uri, cameras=("parts",))
+        with sink:
+            connected(sink, until)
+            for index in range(3):
+                sink.put(overlaid(camera="parts", index=index, source_name=f"{index}.jpg"))
+            assert sink.account.endswith("3 not confirmed yet")
+    assert sink.lost == 3
+
+
 HOSTILE = {
     "a giant packet": (b"\x30\xff\xff\xff\x7f", "a packet of"),
     "a flood": (b"\x30\x05\x00\x01a\x00x" * 1000, "never asks for"),

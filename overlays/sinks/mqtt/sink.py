@@ -233,11 +233,16 @@ class MqttSink:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
-        if kind is None and self._waiting.holds_files:
+        owes_files = self._waiting.holds_files or any(told.is_file for told in self._unconfirmed.values())
+        if kind is None and owes_files:
             self._wait(lambda: not self._under_way, _PATIENCE_SECONDS + self._under_way / _SLOWEST_RATE)
         if self._connected:
             self._say_farewell()
         self._waiting.trim(0, all_wait=True)
+        for told in self._unconfirmed.values():
+            self._counts.published -= 1
+            self._counts.lose(told)
+        self._unconfirmed.clear()
         self._connected = False
         self._client.reinitialise()  # closes its sockets, the pair it wakes itself with too
         if kind is None and (self._counts.refused or self._counts.lost_of_files):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import logging
 import os
 import sys
@@ -86,10 +88,12 @@ def read_text(path: Path) -> str:
 
 
 def read_text_file(path: Path) -> str:
-    """Read a text file that an option names; a byte-order mark at its head, as Windows writes it, is left out."""
+    """Read a text file that an option names: UTF-8, or UTF-16 with the byte-order mark that Windows writes."""
     said = "not UTF-8 text; save it as that"
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        raw = path.read_bytes()
+        is_utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = io.StringIO(raw.decode("utf-16" if is_utf16 else "utf-8-sig"), newline=None).getvalue()
     except (OSError, UnicodeDecodeError) as reason:
         said = getattr(reason, "strerror", None) or said
     else:

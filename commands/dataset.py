@@ -64,7 +64,7 @@ def list_samples(place: Path, pictures: str | None, pattern: str | None, gap: in
     parts: list[str] = []
     groups: list[str] = []
     left: tuple[str, ...] = ()
-    if place.suffix.lower() == ".csv":
+    if place.suffix.lower() in {".csv", ".tsv"}:
         paths, labels, groups = read_table(place)
         if any(groups) and pattern:
             raise ConfigError(f"--group-pattern {pattern!r}: {place} has a column {GROUP!r}; leave one of them out")
@@ -112,7 +112,10 @@ def _of_folder(folder: Path, pictures: str | None) -> tuple[list[str], list[str]
     if pictures and (Path(pictures).is_absolute() or ".." in Path(pictures).parts):
         raise ConfigError(f"--pictures {pictures!r}: leads out of a class's folder; give what lies in it, as '*.jpg'")
     if not folder.is_dir():
-        raise ConfigError(f"{str(folder)!r}: is no folder; give one that holds a folder of pictures for each class")
+        raise ConfigError(
+            f"{str(folder)!r}: is no folder; give one that holds a folder of pictures for each class, or a table with "
+            "the columns path,label whose name ends in .csv or .tsv"
+        )
     layout = find_layout(folder, IMAGE_SUFFIXES)
     classes = [
         (part, label, found)

@@ -20,23 +20,28 @@ _MAX_FIELD: Final = 4096
 
 
 def read_table(place: Path) -> tuple[list[str], list[str], list[str]]:
-    """Return paths, labels and groups of a CSV; groups are empty where it has none, and so is a group not filled in.
+    """Return paths, labels and groups of a CSV or TSV; groups are empty where it has none, as is a group not filled in.
 
-    Columns are parted by commas, semicolons or tabs, whichever the first line has most of. Paths are seen from the
-    CSV's folder, and may be written with backslashes.
+    Columns are parted by commas, semicolons or tabs, whichever the first line has most of, or by what a first line
+    ``sep=;`` states, as Excel writes it. Paths are seen from the file's folder, and may be written with backslashes.
 
     Raises:
         ConfigError: it is no such table; it names the line.
     """
     text = read_text_file(place)
-    first = text.partition("\n")[0]
-    mark = max(",;\t", key=first.count)  # spreadsheets write semicolons where a comma is decimal
+    first, _, rest = text.partition("\n")
+    stated = re.fullmatch(r'"?sep=([,;\t])"?', first.rstrip(" "))
+    if stated:  # Excel's own line; the columns stand in the next
+        text = rest
+    mark = (
+        stated[1] if stated else max(",;\t", key=first.count)
+    )  # spreadsheets write semicolons where a comma is decimal
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=mark, skipinitialspace=True, strict=True)
     paths: list[str] = []
     labels: list[str] = []
     groups: list[str] = []
     columns: list[str] | None = None
-    line = 1
+    line = before = 2 if stated else 1
     try:
         for cells in rows:
             if columns is None:
@@ -47,7 +52,7 @@ def read_table(place: Path) -> tuple[list[str], list[str], list[str]]:
                 labels.append(row["label"])
                 if GROUP in columns:
                     groups.append(row[GROUP])
-            line = rows.line_num + 1
+            line = rows.line_num + before
     except csv.Error as reason:
         raise ConfigError(
             f'{place}:{line}: is no row of a CSV ({reason}); a quote (") stands around a whole field, one inside is '

@@ -205,6 +205,28 @@ def test_table_of_windows_is_read(tmp_path):
     assert not bad
 
 
+@pytest.mark.parametrize(
+    ("name", "head", "mark", "encoding"),
+    [
+        ("parts.csv", "", "\t", "utf-16"),  # Excel's "Unicode text"
+        ("parts.tsv", "", "\t", "utf-8"),
+        ("parts.CSV", "sep=;\r\n", ";", "utf-8-sig"),
+    ],
+)
+def test_table_of_a_spreadsheet_is_read(tmp_path, name, head, mark, encoding):
+    make(tmp_path, "ok", "Düse", pictures=2)
+    rows = [("path", "label"), *((f"{kind}/{k}.png", kind) for kind in ("ok", "Düse") for k in (0, 1))]
+    text = head + "\r\n".join(mark.join(cells) for cells in rows)
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    good, _, bad = drop_unreadable(list_samples(tmp_path / name, None, None, None).samples, read_image)
+    assert (sorted(one.label for one in good), bad) == (["Düse", "Düse", "ok", "ok"], [])
+
+
+def test_line_of_an_error_counts_the_line_of_the_separator(tmp_path):
+    with pytest.raises(ConfigError, match=r"parts\.csv:4: path or label is empty"):
+        table(tmp_path, "sep=;\npath;label\na.png;ok\n;ok\n")
+
+
 def test_class_without_readable_pictures_is_told_with_its_own_picture(tmp_path):
     make(tmp_path, "ok", pictures=2)
     text = "path,label\nnone.png,dent\nok/0.png,ok\nok/1.png,ok\nother.png,ok\n"

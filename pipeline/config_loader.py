@@ -41,6 +41,8 @@ class _Reader(yaml.SafeLoader):
         """Return the map; merged keys (``<<``) may be given anew."""
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be one word", key.start_mark)
             if key.tag != "tag:yaml.org,2002:merge" and key.value in seen and isinstance(key.value, str):
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
             if isinstance(key.value, str):

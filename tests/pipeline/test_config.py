@@ -103,6 +103,12 @@ def test_an_unquoted_scheme_is_a_uri_though_yaml_takes_it_for_a_map(text):
     assert [one.uri for one in validate_config(read_yaml(text, "run.yaml"), "run.yaml").sources] == ["line:"]
 
 
+@pytest.mark.parametrize("key", ["[a, b]", "{a: b}", "[[a]]"])
+def test_a_key_that_is_no_word_is_refused(key):
+    with pytest.raises(ConfigError, match="line 1, column 3: a key must be one word"):
+        read_yaml(f"? {key}\n: 1\n", "run.yaml")
+
+
 def test_a_key_given_twice_is_refused_and_not_half_forgotten():
     with pytest.raises(ConfigError, match=r"line 2, column 1: 'frames' is given twice"):
         read_yaml("frames: 1\nframes: 2\n", "run.yaml")

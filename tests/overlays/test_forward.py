@@ -226,7 +226,7 @@ def test_cameras_that_were_named_are_passed_on_among_any_number_of_others(tmp_pa
 def test_viewer_is_told_that_the_signal_is_back_once():
     said = []
     words = _Said(said.append)
-    viewer = SimpleNamespace(uri="tcp://there:1", trouble="", silent_seconds=3.0)
+    viewer = SimpleNamespace(uri="tcp://there:1", problem="", silent_seconds=3.0)
     words.signal(viewer, 1.0)
     assert said == []
     words.silence(viewer, 10.0, 2.0)

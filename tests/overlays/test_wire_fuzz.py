@@ -40,7 +40,7 @@ def real_messages(overlaid):
 def guarded(overlay):
     """The same with all that guards say."""
     plain = overlay.explanation
-    finding = replace(plain.first, grounds=HeatmapStats(0.1, 0.5, (3.0, 4.0), None, {"belt": 0.25}))
+    finding = replace(plain.first, heatmap_stats=HeatmapStats(0.1, 0.5, (3.0, 4.0), None, {"belt": 0.25}))
     states = (GuardState("on-the-belt", True, 1.0, "heat_inside(belt) >= 0.6, but is 0.25", 1),)
     regions = (Region("belt", ((0.0, 0.0), (40.0, 0.0), (40.0, 30.0))),)
     checked = DeletionCheck("bottle", 0.9, 0.8, 3, 0.5)

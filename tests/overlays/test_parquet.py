@@ -76,7 +76,7 @@ def test_a_row_gives_back_the_record_it_was_made_of_with_keys_it_has_no_column_f
 
 
 def test_the_table_says_what_the_lines_say(tmp_path, overlaid):
-    clocks = {"wall": lambda: 1e9, "clock": lambda: 100.0}
+    clocks = {"wall_clock": lambda: 1e9, "clock": lambda: 100.0}
     table, lines = tmp_path / "out.parquet", tmp_path / "out.jsonl"
     with ParquetSink(table, **clocks) as sink, JsonlSink(lines, **clocks) as plain:
         assert not sink.needs_image("line")

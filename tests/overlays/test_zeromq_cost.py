@@ -111,7 +111,7 @@ def test_of_frames_that_come_too_soon_the_newest_leaves_when_one_is_due(overlaid
 
 def test_who_joins_between_two_frames_gets_what_the_others_have_without_compressing_it_again(overlaid, until):
     now = [100.0]
-    clocks = {"clock": lambda: now[0], "wall": lambda: now[0]}
+    clocks = {"clock": lambda: now[0], "wall_clock": lambda: now[0]}
     with (
         ZeroMqSink(ANY, options=SinkOptions(max_rate=0.1), **clocks) as sink,
         Viewer(sink.endpoint, ("line",)) as early,

@@ -88,7 +88,7 @@ def test_an_address_that_is_written_wrong_is_refused_at_once(uri):
         ({"clips": ClipOptions(when="score>0.5")}, {"clips/"}, "slash at its end"),
         ({"mqtt": MqttOptions(qos=1)}, {"mqtt://127.0.0.1/plant"}, "mqtts://broker"),
         (
-            {"curve_secret_key_file": "keys/server.key_secret", "curve_allow": "keys/allowed"},
+            {"curve_secret_key_file": "keys/server.key_secret", "curve_authorized_keys": "keys/allowed"},
             {"tcp://127.0.0.1:5555", "ipc:///tmp/o"},
             "token_file",
         ),

@@ -433,7 +433,7 @@ def test_a_real_camera_that_is_killed_is_seen_to_be_gone_and_to_come_back(tab):
 def answers(endpoint):
     try:
         with urllib.request.urlopen(f"{endpoint}/readyz", timeout=2) as answer:  # noqa: S310 - our own
-            return answer.status == 200
+            return answer.status_topic == 200
     except OSError:
         return False
 

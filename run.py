@@ -96,7 +96,7 @@ def program() -> None:
         main()
     except SystemExit as end:
         code = end.code
-    if any(thread.name.startswith("pump ") for thread in threading.enumerate()):
+    if any(thread.name.startswith("source ") for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code if isinstance(code, int) else 0 if code is None else 1)

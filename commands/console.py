@@ -16,7 +16,7 @@ import typer
 
 from pipeline.errors import ConfigError, ConnectionLostError
 from pipeline.log_format import escaped
-from pipeline.loop import RunResult
+from pipeline.result import RunResult
 
 if TYPE_CHECKING:
     from rich.progress import Progress

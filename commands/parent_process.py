@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
-from pipeline.workers import ThreadWorker
+from pipeline.workers.thread import ThreadWorker
 
 log = logging.getLogger("recipro-stream")
 

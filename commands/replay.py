@@ -42,7 +42,8 @@ def replay(
     from overlays.sinks.locks import claimed, to_claim
     from overlays.sinks.paths import check_outputs
     from overlays.sinks.registry import build_sink
-    from pipeline.loop import RunLimits, run_pipeline
+    from pipeline.loop import Pipeline
+    from pipeline.result import RunLimits
     from stream.sources import build_source
 
     settings = {"overlay": drop_none({"colormap": colormap, "opacity": opacity}), "sinks": sink or ["window"]}
@@ -66,9 +67,9 @@ def replay(
             stack.enter_context(door)
         begun.set()
         renderer = HeatRenderer(**made.overlay.model_dump())
-        outcome = run_pipeline(
+        outcome = Pipeline(
             [(source, "wait")], logged, renderer, sinks, limits=RunLimits(frames, seconds, 1), stop=stop
-        )
+        ).run()
     print_line(
         f"{logged.matched + logged.unmatched} frames, {logged.matched} with their heat, {logged.unmatched} without a "
         f"line in the log; the log has {logged.line_count} lines of {logged.camera!r}"

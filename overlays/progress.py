@@ -14,12 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from overlays.render.stale import format_duration
+from pipeline.drops import format_drops
 from pipeline.log_format import escaped
-from pipeline.loop import RunResult
 from pipeline.ports import Accounting
+from pipeline.result import RunResult
 from pipeline.signal_loss import SILENT_INTERVALS
 from pipeline.stats import CameraStats
-from pipeline.workers import SourceWorker
+from pipeline.workers.source import SourceWorker
 
 PLAIN_INTERVAL_SECONDS = 5.0
 """How often a line is written where there is no terminal."""
@@ -28,7 +29,7 @@ _SILENT_SECONDS = 2.0
 
 
 class Progress:
-    """A with-block whose ``watch`` is given to ``pipeline.loop.run_pipeline``."""
+    """A with-block whose ``watch`` is given to ``pipeline.loop.Pipeline``."""
 
     def __init__(self, console: Console, on_progress: Callable[[str], None] | None = None) -> None:
         """Take where to show it; ``on_progress`` gets lines instead, where they are for a machine."""
@@ -84,7 +85,7 @@ def table(result: RunResult, now: float) -> Table:
             str(worker.source.frames_total or "-"),
             f"{camera.rate(now):.1f}",
             _freshness(worker, camera, now),
-            str(worker.dropped),
+            str(result.stats.frames.dropped(worker.camera)),
             str(health.reconnects),
             f"{camera.label} {camera.score:.2f}" if camera.label else "",
         )
@@ -104,7 +105,7 @@ def lines(result: RunResult, now: float) -> list[str]:
                 f"{worker.camera}: {health.state}{f' ({health.reason})' if health.reason else ''}, "
                 f"{_counted(camera.explained, 'frame', total)}, {camera.rate(now):.1f}/s, "
                 f"{fresh if fresh.startswith('no ') else f'age {fresh}'}, "
-                f"{worker.dropped} dropped, {_counted(health.reconnects, 'reconnect')}"
+                f"{format_drops(result.stats.frames.drops(worker.camera))}, {_counted(health.reconnects, 'reconnect')}"
                 + (f", {camera.label} {camera.score:.2f}" if camera.label else "")
             )
         )
@@ -131,9 +132,9 @@ def summary(result: RunResult) -> list[str]:
     explained, seconds = result.explained, max(result.seconds, 1e-9)
     corrupt = sum(worker.health.corrupt for worker in result.source_workers)
     told = [
-        f"{_counted(result.received, 'frame')} in, {explained} explained, {result.dropped} dropped before the engine"
+        f"{_counted(result.received, 'frame')} in, {explained} explained, {result.delivered} delivered, "
+        f"{format_drops(result.drops)}"
         + (f", {corrupt} damaged" if corrupt else "")
-        + (f", {result.expired} too old to be worth showing" if result.expired else "")
         + f"; {explained / seconds:.1f} frames/s over {seconds:.1f} s"
     ]
     told.extend(

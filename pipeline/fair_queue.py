@@ -1,7 +1,7 @@
 """A bounded queue of several cameras' items that gives each camera its share of the time. Pure: no threads, no clock.
 
-Each camera has a queue of its own, so that the items of one never push out another's. The next item is of the camera
-that has used the least time so far: one whose items take long waits for its turn, and the others do not wait for it.
+Each camera has a queue of its own, so that the items of one camera never push out those of another. The next item is
+taken from the camera that has used the least time so far: a camera whose items take long does not delay the others.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Final, Generic, TypeVar
 T = TypeVar("T")
 
 MAX_KEYS: Final = 64
-"""Cameras that have a queue of their own; those beyond share one."""
+"""Cameras that have a queue of their own; all further cameras share one."""
 _SHARED: Final = "\0shared"
 
 
 @dataclass(slots=True)
-class _Lane(Generic[T]):
-    """What waits of one camera."""
+class _CameraQueue(Generic[T]):
+    """The queued items of one camera."""
 
     used_seconds: float
     items: deque[T] = field(default_factory=deque)
@@ -28,83 +28,84 @@ class _Lane(Generic[T]):
 
 
 class FairQueue(Generic[T]):
-    """Items by camera; whoever uses it holds a lock."""
+    """Items by camera, with fair queueing by start time (Goyal, Vin and Cheng 1996). The caller holds a lock."""
 
     def __init__(
         self,
         depth: int,
         *,
         key: Callable[[T], str] = lambda _item: "",
-        weigh: Callable[[T], int] = lambda _item: 0,
-        most_bytes: int = 1 << 28,
+        size_of: Callable[[T], int] = lambda _item: 0,
+        max_bytes: int = 1 << 28,
     ) -> None:
-        """Take the limits.
+        """Set the limits.
 
         Args:
-            depth: how many items of a camera may wait.
+            depth: how many items of a camera may be queued.
             key: the camera of an item.
-            weigh: the bytes an item holds.
-            most_bytes: what waits may hold so much together; each camera's share of it is the same. One item of each
-                camera always may wait.
+            size_of: the bytes an item holds.
+            max_bytes: limit of the bytes of all queued items; each camera has the same share of it. One item of each
+                camera may always be queued.
         """
-        self._depth, self._key, self._weigh, self._most_bytes = depth, key, weigh, most_bytes
-        self._lanes: dict[str, _Lane[T]] = {}
-        self._served_at = 0.0
-        """What the camera that was served last had used before: the start-time rule of fair queueing (Goyal, Vin and
-        Cheng 1996)."""
+        self._depth, self._key, self._size_of, self._max_bytes = depth, key, size_of, max_bytes
+        self._queues: dict[str, _CameraQueue[T]] = {}
+        self._virtual_time = 0.0
+        """The used time of the camera that was served last, before that item."""
 
     def __len__(self) -> int:
-        """Return how many items wait."""
-        return sum(len(stream.items) for stream in self._lanes.values())
+        """Return the number of queued items."""
+        return sum(len(queue.items) for queue in self._queues.values())
 
     def has_room(self, item: T) -> bool:
         """Say whether an item may be added."""
-        stream = self._lane_of(item)
-        if stream is None or not stream.items:
+        queue = self._queue_of(item)
+        if queue is None or not queue.items:
             return True
-        fraction = self._most_bytes // max(len(self._lanes), 1)
-        return len(stream.items) < self._depth and stream.held_bytes + self._weigh(item) <= fraction
+        share_bytes = self._max_bytes // max(len(self._queues), 1)
+        return len(queue.items) < self._depth and queue.held_bytes + self._size_of(item) <= share_bytes
 
-    def drop_oldest(self, item: T) -> None:
-        """Remove the oldest item of the camera of ``item``."""
-        stream = self._lane_of(item)
-        assert stream is not None  # noqa: S101 - whoever has no room has a queue
-        stream.held_bytes -= self._weigh(stream.items.popleft())
+    def drop_oldest(self, item: T) -> T:
+        """Remove and return the oldest item of the camera of ``item``, for which there is no room."""
+        queue = self._queue_of(item)
+        assert queue is not None  # noqa: S101 - a camera without room has a queue
+        oldest = queue.items.popleft()
+        queue.held_bytes -= self._size_of(oldest)
+        return oldest
 
     def add(self, item: T) -> None:
-        """Add an item behind the others of its camera."""
-        stream = self._lane_of(item)
-        if stream is None:
-            name = self._key(item) if len(self._lanes) < MAX_KEYS else _SHARED
-            stream = self._lanes[name] = _Lane(0.0)
-        if not stream.items:
-            # Who had nothing to do has no claim to that time.
-            stream.used_seconds = max(stream.used_seconds, self._served_at)
-        stream.items.append(item)
-        stream.held_bytes += self._weigh(item)
+        """Add an item after the other items of its camera."""
+        queue = self._queue_of(item)
+        if queue is None:
+            name = self._key(item) if len(self._queues) < MAX_KEYS else _SHARED
+            queue = self._queues[name] = _CameraQueue(0.0)
+        if not queue.items:
+            # Time that a camera did not use is not credited to it.
+            queue.used_seconds = max(queue.used_seconds, self._virtual_time)
+        queue.items.append(item)
+        queue.held_bytes += self._size_of(item)
 
     def take(self) -> T | None:
-        """Remove and return the next item; None where none waits."""
-        waiting = [stream for stream in self._lanes.values() if stream.items]
+        """Remove and return the next item; None where the queue is empty."""
+        waiting = [queue for queue in self._queues.values() if queue.items]
         if not waiting:
             return None
-        stream = min(waiting, key=lambda one: one.used_seconds)
-        self._served_at = stream.used_seconds
-        item = stream.items.popleft()
-        stream.held_bytes -= self._weigh(item)
+        queue = min(waiting, key=lambda candidate: candidate.used_seconds)
+        self._virtual_time = queue.used_seconds
+        item = queue.items.popleft()
+        queue.held_bytes -= self._size_of(item)
         return item
 
     def used(self, item: T, seconds: float) -> None:
-        """Note how long an item took."""
-        if (stream := self._lane_of(item)) is not None:
-            stream.used_seconds += seconds
+        """Charge the time that an item took to its camera."""
+        if (queue := self._queue_of(item)) is not None:
+            queue.used_seconds += seconds
 
-    def clear(self) -> int:
-        """Remove all items and return how many there were."""
-        count = len(self)
-        self._lanes.clear()
-        return count
+    def clear(self) -> list[T]:
+        """Remove and return all items."""
+        items = [item for queue in self._queues.values() for item in queue.items]
+        self._queues.clear()
+        return items
 
-    def _lane_of(self, item: T) -> _Lane[T] | None:
-        stream = self._lanes.get(self._key(item))
-        return self._lanes.get(_SHARED) if stream is None and len(self._lanes) >= MAX_KEYS else stream
+    def _queue_of(self, item: T) -> _CameraQueue[T] | None:
+        queue = self._queues.get(self._key(item))
+        return self._queues.get(_SHARED) if queue is None and len(self._queues) >= MAX_KEYS else queue

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pipeline.frames import Explanation, SignalLoss
-from pipeline.workers import SourceWorker
+from pipeline.workers.source import SourceWorker
 
 SILENT_SECONDS: Final = 0.8
 """A live camera is silent when nothing has come for so long ..."""

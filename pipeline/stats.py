@@ -1,4 +1,4 @@
-"""Counters and latency histograms: how a run does, as numbers. No threads, no output."""
+"""Counters and latency histograms of a run. No threads, no output."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
+from pipeline.drops import FrameCounts
 from pipeline.frames import Explanation
 
 EDGES = tuple(1e-4 * 10 ** (k / 20) for k in range(121))
@@ -18,17 +19,17 @@ EDGES = tuple(1e-4 * 10 ** (k / 20) for k in range(121))
 _MAX_INTERVAL_SECONDS: Final = 10.0
 
 
-def update_mean_interval(usual_seconds: float, passed_seconds: float) -> float:
-    """Return the usual time between two frames once another has passed: a running mean over about the last twenty.
+def update_mean_interval(mean_seconds: float, passed_seconds: float) -> float:
+    """Return the mean time between two frames after another interval: a running mean over about the last twenty.
 
-    0 is none yet. A pause is none of the usual ones: it counts as ten seconds at the most.
+    A mean of 0 means that there is no interval yet. A pause counts as ten seconds at most.
     """
     passed = min(passed_seconds, _MAX_INTERVAL_SECONDS)
-    return usual_seconds + (passed - usual_seconds) * (0.05 if usual_seconds else 1.0)
+    return mean_seconds + (passed - mean_seconds) * (0.05 if mean_seconds else 1.0)
 
 
 class Histogram:
-    """Durations in buckets 12 % apart: quantiles of any number of them in constant memory."""
+    """Counts of durations in buckets 12 % apart: quantiles of any number of durations in constant memory."""
 
     def __init__(self) -> None:
         self.counts = [0] * (len(EDGES) + 1)
@@ -36,13 +37,13 @@ class Histogram:
         self.total_seconds = 0.0
 
     def add(self, seconds: float) -> None:
-        """Count one duration."""
+        """Count a duration in seconds."""
         self.counts[bisect_left(EDGES, seconds)] += 1
         self.count += 1
         self.total_seconds += seconds
 
     def quantile(self, fraction: float) -> float:
-        """Return the duration in seconds that ``fraction`` of all stay below, to within a bucket; 0 when empty."""
+        """Return the quantile in seconds, exact to one bucket; 0 when empty."""
         if not self.count:
             return 0.0
         below = 0
@@ -55,27 +56,25 @@ class Histogram:
 
 @dataclass
 class CameraStats:
-    """What happened to one camera's frames."""
+    """Results of one camera's explained frames."""
 
     explained: int = 0
-    expired: int = 0
-    """Explained, but too old by then to be worth showing."""
     age: Histogram = field(default_factory=Histogram)
-    """Seconds from decode to the explained frame's leaving."""
+    """Seconds from decoding to the sinks' queues."""
     arrivals: deque[float] = field(default_factory=lambda: deque(maxlen=30))
     label: str = ""
     score: float = 0.0
     judged: int = 0
-    """Frames of known truth."""
+    """Frames with ground truth."""
     right: int = 0
-    """Those whose verdict is the true class."""
+    """Judged frames whose top class is the true class."""
     pointed: int = 0
-    """Right ones that have a true box and an explanation that says something."""
+    """Right frames that have a true box."""
     hits: int = 0
-    """Those whose hottest cell's centre lies inside a true box: the pointing game (Zhang et al. 2016)."""
+    """Pointed frames whose hottest cell's centre lies inside a true box: the pointing game (Zhang et al. 2016)."""
 
     def rate(self, now: float) -> float:
-        """Return frames per second over the last arrivals; 0 once nothing has come for 2 s and three intervals."""
+        """Return frames per second over the last arrivals; 0 after 2 s and three intervals without a frame."""
         if len(self.arrivals) < 2:
             return 0.0
         interval = max(self.arrivals[-1] - self.arrivals[0], 1e-9) / (len(self.arrivals) - 1)
@@ -83,24 +82,26 @@ class CameraStats:
 
 
 class RunStats:
-    """Counts for a whole run; one writer per method, any readers."""
+    """Counters of a run. Thread-safe."""
 
     def __init__(self, cameras: list[str]) -> None:
         # Guards the histograms, which are read by the progress display while frames leave.
         self._lock = threading.Lock()
         self.cameras = {name: CameraStats() for name in cameras}
+        self.frames = FrameCounts()
+        """What became of every frame."""
         self.stages: dict[str, Histogram] = {}
         self.batches: dict[int, int] = {}
-        """How often the engine was given so many frames at once."""
+        """Number of batches by their number of frames."""
         self.started = time.monotonic()
 
     def count_batch(self, frames: int) -> None:
-        """Count one batch the engine was given."""
+        """Count a batch that was given to the engine."""
         with self._lock:
             self.batches[frames] = self.batches.get(frames, 0) + 1
 
     def count_explained(self, explanation: Explanation) -> None:
-        """Count one explained frame and score it where its truth is known."""
+        """Count an explained frame, and compare it with the ground truth where the frame has one."""
         camera = self.cameras[explanation.frame.camera]
         with self._lock:
             camera.explained += 1
@@ -111,18 +112,13 @@ class RunStats:
                 self.stages.setdefault(stage, Histogram()).add(seconds)
         _judge(camera, explanation)
 
-    def count_delivered(self, explanation: Explanation) -> None:
-        """Count one frame that has been drawn and handed to the sinks."""
+    def observe_age(self, explanation: Explanation) -> None:
+        """Count the age of a frame that has been drawn and put into the sinks' queues."""
         with self._lock:
             self.cameras[explanation.frame.camera].age.add(explanation.frame.age_seconds())
 
-    def count_expired(self, camera: str) -> None:
-        """Count one frame that was too old to be shown when it had been explained."""
-        with self._lock:
-            self.cameras[camera].expired += 1
-
     def observe_stage(self, name: str, seconds: float) -> None:
-        """Count one duration of a stage."""
+        """Count a duration of a stage."""
         with self._lock:
             self.stages.setdefault(name, Histogram()).add(seconds)
 

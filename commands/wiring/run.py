@@ -19,8 +19,8 @@ from commands.wiring.guards import build_monitor, load_drift_tracking, report_gu
 from commands.wiring.sinks import build_sink_options, read_secret
 from pipeline.config import Config, SourceConfig
 from pipeline.guards.drift import BaselineRecorder
-from pipeline.loop import RunResult
 from pipeline.ports import Overflow, Sink, Source
+from pipeline.result import RunResult
 
 if TYPE_CHECKING:
     from engine.explainers.base import BaseExplainer
@@ -50,7 +50,8 @@ def run_from_config(
     from overlays.progress import Progress
     from overlays.render.renderer import HeatRenderer
     from overlays.sinks.locks import claimed, to_claim
-    from pipeline.loop import RunLimits, run_pipeline
+    from pipeline.loop import Pipeline
+    from pipeline.result import RunLimits
     from pipeline.systemd import SystemdNotifier
 
     begun = threading.Event()
@@ -79,10 +80,10 @@ def run_from_config(
         gc.freeze()  # what was built stays: to look through it again and again would hold up every camera
         begun.set()
         with Progress(Console(stderr=True), tell) as progress, SystemdNotifier(os.environ) as supervisor:
-            outcome = run_pipeline(
+            outcome = Pipeline(
                 sources, monitor, renderer, sinks,
                 limits=limits, stop=stop, watch=progress.watch, alive=supervisor.notify_alive,
-            )  # fmt: skip
+            ).run()  # fmt: skip
         _report(outcome)  # a sink that cannot be closed must not keep it back
         report_guards(monitor)
     if not outcome.received and not outcome.errors and not stop.is_set():

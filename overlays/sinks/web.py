@@ -41,9 +41,9 @@ from overlays.wire.endpoint import without_user
 from overlays.wire.json_fields import replace_undecodable
 from pipeline.errors import SinkError, WireError
 from pipeline.frames import Image, Overlay
-from pipeline.loop import RunResult
 from pipeline.ports import MetricSample
-from pipeline.workers import ThreadWorker
+from pipeline.result import RunResult
+from pipeline.workers.thread import ThreadWorker
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from overlays.sinks.video import VideoSink
 from overlays.web.framing import unpack
 from overlays.wire.message import as_overlay, decode_header
 from pipeline.errors import ReciproStreamError
-from pipeline.workers import ThreadWorker
+from pipeline.workers.thread import ThreadWorker
 
 log = logging.getLogger(__name__)
 

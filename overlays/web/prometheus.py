@@ -11,8 +11,9 @@ from prometheus_client.metrics_core import Metric
 
 from overlays.web.status import StatusBoard
 from overlays.wire.json_fields import replace_undecodable
-from pipeline.loop import RunResult
+from pipeline.drops import DropReason
 from pipeline.ports import MetricSample
+from pipeline.result import RunResult
 from pipeline.stats import EDGES, Histogram
 
 STATES: Final = ("connecting", "live", "stalled", "waiting", "failed", "ended", "silent")
@@ -85,15 +86,24 @@ def _of_cameras(cameras: list[dict[str, Any]]) -> Iterator[Metric]:
 def _of_run(outcome: RunResult) -> Iterator[Metric]:
     frames = CounterMetricFamily("recipro_frames", "Frames by what became of them.", labels=["camera", "outcome"])
     dropped = CounterMetricFamily("recipro_frames_dropped", "Dropped frames, by reason.", labels=["camera", "reason"])
+    corrupt = CounterMetricFamily(
+        "recipro_frames_corrupt",
+        "Damaged frames that a source left out; they do not count as taken.",
+        labels=["camera"],
+    )
     for worker in outcome.source_workers:
-        frames.add_metric([worker.camera, "taken"], worker.received)
-        frames.add_metric([worker.camera, "explained"], outcome.stats.cameras[worker.camera].explained)
-        # Of the frames that were too old some waited before the engine, and are among the pump's; others behind it.
-        dropped.add_metric([worker.camera, "engine busy"], worker.dropped - worker.expired)
-        dropped.add_metric([worker.camera, "too old"], worker.expired + outcome.stats.cameras[worker.camera].expired)
-        dropped.add_metric([worker.camera, "damaged"], worker.health.corrupt)
+        camera, counts = worker.camera, outcome.stats.frames
+        # Drops and deliveries are read before received frames: their sum is never greater.
+        drops, delivered = counts.drops(camera), counts.delivered(camera)
+        frames.add_metric([camera, "taken"], worker.received)
+        frames.add_metric([camera, "explained"], outcome.stats.cameras[camera].explained)
+        frames.add_metric([camera, "delivered"], delivered)
+        for reason in DropReason:
+            dropped.add_metric([camera, reason.value], drops.get(reason, 0))
+        corrupt.add_metric([camera], worker.health.corrupt)
     yield frames
     yield dropped
+    yield corrupt
     put = CounterMetricFamily("recipro_sink_frames", "Frames by sink and outcome.", labels=["sink", "outcome"])
     for sink_worker in outcome.sink_workers:
         put.add_metric([sink_worker.name, "delivered"], sink_worker.delivered)

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from overlays.wire.json_fields import replace_undecodable
 from pipeline.frames import Overlay, SignalLoss
-from pipeline.loop import RunResult
 from pipeline.ports import MetricSample
+from pipeline.result import RunResult
 from pipeline.signal_loss import SILENT_INTERVALS, SILENT_SECONDS
 
 _RATE_FRAMES: Final = 30

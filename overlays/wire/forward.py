@@ -13,11 +13,12 @@ from overlays.wire.viewer import ReceivedFrame, Viewer
 from pipeline.errors import WireError
 from pipeline.frames import Explanation, Overlay, SignalLoss
 from pipeline.guards.metrics import guard_metrics, heatmap_metrics
-from pipeline.loop import RunObserver, RunResult, make_sink_worker
+from pipeline.outputs import make_sink_worker
 from pipeline.ports import MetricSample, Sink
+from pipeline.result import RunObserver, RunResult
 from pipeline.signal_loss import SILENT_INTERVALS
 from pipeline.stats import Histogram, RunStats, update_mean_interval
-from pipeline.workers import QueueWorker
+from pipeline.workers.queue import QueueWorker
 
 SILENCE_SECONDS = 2.0
 """After so long without a message it is said."""

@@ -20,7 +20,7 @@ from overlays.wire.curve.handshake_errors import FAILED, SocketMonitor, refused_
 from overlays.wire.curve.keys import ViewerKeys
 from overlays.wire.endpoint import Endpoint
 from pipeline.errors import SourceError
-from pipeline.workers import ThreadWorker
+from pipeline.workers.thread import ThreadWorker
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,8 @@ from engine.models.loader import load_network
 from overlays.render.renderer import HeatRenderer
 from pipeline.config import EngineConfig, OverlayConfig
 from pipeline.frames import Frame, Overlay
-from pipeline.loop import RunLimits, run_pipeline
+from pipeline.loop import Pipeline
+from pipeline.result import RunLimits
 from tests.bench.figures import place, print_line
 from tests.support.fakes import FakeSource
 
@@ -80,7 +81,7 @@ def measure(explainer: NetworkExplainer, cameras: int, rate: float, batch: int, 
     limits = RunLimits(batch_size=batch, batch_window_seconds=0.005, seconds=seconds)
     sources = [(Camera(f"camera{k}", rate), "drop-oldest") for k in range(cameras)]
     drawing = HeatRenderer(**OverlayConfig().model_dump())
-    outcome = run_pipeline(sources, explainer, drawing, [sink], limits=limits, stop=threading.Event())
+    outcome = Pipeline(sources, explainer, drawing, [sink], limits=limits, stop=threading.Event()).run()
     p50, p99 = np.percentile(sink.ages, [50, 99])
     shares = [sink.counts.get(source.camera, 0) for source, _ in sources]
     return {

@@ -25,8 +25,9 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Self
 
 from overlays.render.renderer import HeatRenderer
-from pipeline.loop import RunLimits, RunResult, run_pipeline
+from pipeline.loop import Pipeline
 from pipeline.ports import Health, Source
+from pipeline.result import RunLimits, RunResult
 from stream.sources import SourceOptions, build_source
 from tests.bench.figures import place, print_line
 from tests.support.cable import Cable, missing
@@ -230,7 +231,7 @@ def running(sources: Sequence[Source], witness: ProbeSink) -> Iterator[list[RunR
         limits = RunLimits(batch_size=len(sources), batch_window_seconds=0.005)
         lanes = [(source, "drop-oldest") for source in sources]
         try:
-            ended.append(run_pipeline(lanes, NullExplainer(), HeatRenderer(), [witness], limits=limits, stop=stop))
+            ended.append(Pipeline(lanes, NullExplainer(), HeatRenderer(), [witness], limits=limits, stop=stop).run())
         except Exception as error:  # noqa: BLE001 - raised in the thread that waits
             failed.append(error)
 

@@ -22,9 +22,10 @@ from overlays.render.renderer import HeatRenderer
 from pipeline.config import EngineConfig
 from pipeline.errors import BackendError
 from pipeline.frames import Frame, Image
-from pipeline.loop import RunLimits, run_pipeline
+from pipeline.loop import Pipeline
 from pipeline.ports import Health
-from pipeline.workers import QueueWorker
+from pipeline.result import RunLimits
+from pipeline.workers.queue import QueueWorker
 from tests.bench.figures import quantiles
 from tests.bench.gpu_clock import Settings, settle
 
@@ -306,10 +307,10 @@ def _carried(
     seconds, viewer = (0.6 if told.small else 5.0), Viewer()
     sources = [PacedSource(f"camera {k}", images, clip, seconds, on_card=on_card) for k in range(count)]
     limits = RunLimits(batch_size=batch, batch_window_seconds=0.004, queue_frames=2, sink_queue_frames=64)
-    outcome = run_pipeline(
+    outcome = Pipeline(
         [(source, "drop-oldest") for source in sources], card, GpuRenderer(HeatRenderer(), card, [viewer]), [viewer],
         limits=limits, stop=threading.Event(),
-    )  # fmt: skip
+    ).run()  # fmt: skip
     settled = viewer.ages[len(viewer.ages) // 5 :] or [float("inf")]
     ages = quantiles(settled)
     lost = outcome.received - len(viewer.ages)

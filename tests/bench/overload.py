@@ -15,8 +15,9 @@ from collections.abc import Sequence
 
 from overlays.render.renderer import HeatRenderer
 from pipeline.frames import Explanation, Frame
-from pipeline.loop import RunLimits, run_pipeline
+from pipeline.loop import Pipeline
 from pipeline.ports import Source
+from pipeline.result import RunLimits
 from stream.sources import build_source
 from tests.bench.figures import place, print_line, quantiles
 from tests.support.feed import Feed
@@ -43,10 +44,10 @@ def measure(seconds: float, engine_rate: float, times: float) -> dict[str, objec
     with Feed(rate=camera_rate, key_every=camera_rate) as feed, RtspServer(feed) as server:
         source: Source = build_source(server.url(), camera="fast")
         with source:
-            outcome = run_pipeline(
+            outcome = Pipeline(
                 [(source, "drop-oldest")], Slow(1.0 / engine_rate), HeatRenderer(), [witness],
                 limits=RunLimits(seconds=seconds, batch_size=1), stop=stop,
-            )  # fmt: skip
+            ).run()  # fmt: skip
     seen = witness.taken()
     numbers = [one.mark.number for one in seen if one.mark]
     missing = numbers[-1] - numbers[0] + 1 - len(numbers)
@@ -54,12 +55,11 @@ def measure(seconds: float, engine_rate: float, times: float) -> dict[str, objec
     by_index = indices[-1] - indices[0] + 1 - len(indices)
     bound = 2.0 / engine_rate + 1.0 / camera_rate
     ages = [one.age_seconds for one in seen if one.mark]
-    (pump,) = outcome.source_workers
     return {
         "bench": "overload", "seconds": seconds, "camera_rate": camera_rate, "engine_rate": engine_rate,
         "taken": outcome.received, "explained": outcome.explained, "dropped": outcome.dropped,
-        "waiting_at_the_end": pump.queued,
-        "every_frame_is_accounted_for": outcome.received == outcome.explained + outcome.dropped + pump.queued,
+        "drops": {str(reason): count for reason, count in outcome.drops.items()},
+        "every_frame_is_accounted_for": outcome.received == outcome.delivered + outcome.dropped,
         "numbers_missing_in_the_pictures": missing, "indices_missing": by_index, "shown": len(seen),
         "unreadable": len(seen) - len(numbers), "age": quantiles(ages), "bound_ms": round(1e3 * bound, 1),
     }  # fmt: skip

@@ -31,8 +31,9 @@ from overlays.sinks.registry import build_sink
 from overlays.wire.message import encode
 from pipeline.config import EngineConfig
 from pipeline.frames import Explanation, Frame, Overlay
-from pipeline.loop import RunLimits, RunResult, run_pipeline
+from pipeline.loop import Pipeline
 from pipeline.ports import Source
+from pipeline.result import RunLimits, RunResult
 from stream.sources import build_source
 from tests.bench.figures import ROOT, place, print_line, quantiles
 
@@ -98,7 +99,7 @@ def journey(
         sinks = [stack.enter_context(build_sink(uri, cameras=[source.camera])) for uri in uris]
         overflow = "drop-oldest" if live else "wait"
         stop = threading.Event()
-        return run_pipeline([(source, overflow)], explainer, HeatRenderer(), sinks, limits=limits, stop=stop)
+        return Pipeline([(source, overflow)], explainer, HeatRenderer(), sinks, limits=limits, stop=stop).run()
 
 
 def timed(call: Callable[[], object]) -> float:

@@ -23,8 +23,9 @@ from itertools import cycle
 from typing import Any, Final
 
 from overlays.render.renderer import HeatRenderer
-from pipeline.loop import RunLimits, run_pipeline
+from pipeline.loop import Pipeline
 from pipeline.ports import Explainer, Source
+from pipeline.result import RunLimits
 from run import settle
 from stream.sources import SourceOptions, build_source
 from tests.bench.figures import place, print_line
@@ -114,14 +115,14 @@ def endure(plan: Plan, explainer: Explainer) -> list[dict[str, Any]]:
 
         def run() -> None:
             lanes = [(source, "drop-oldest") for source in sources]
-            run_pipeline(
+            Pipeline(
                 lanes,
                 explainer,
                 HeatRenderer(),
                 [witness],
                 limits=RunLimits(batch_size=2, batch_window_seconds=0.005),
                 stop=stop,
-            )
+            ).run()
 
         thread = threading.Thread(target=run, name="run")
         thread.start()

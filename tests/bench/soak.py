@@ -25,8 +25,9 @@ from engine.explainers.network import NetworkExplainer
 from engine.models.loader import load_network
 from overlays.render.renderer import HeatRenderer
 from pipeline.config import EngineConfig
-from pipeline.loop import RunLimits, RunResult, run_pipeline
+from pipeline.loop import Pipeline
 from pipeline.ports import Explainer
+from pipeline.result import RunLimits, RunResult
 from run import settle
 from stream.sources import SourceOptions, build_source
 from tests.bench.figures import ROOT, place, print_line
@@ -137,7 +138,7 @@ def soak(plan: Plan, explainer: Explainer) -> list[dict[str, Any]]:
 
         def run() -> None:
             lanes = [(source, "drop-oldest") for source in sources]
-            run_pipeline(lanes, explainer, HeatRenderer(), [witness], limits=limits, stop=stop, watch=watch)
+            Pipeline(lanes, explainer, HeatRenderer(), [witness], limits=limits, stop=stop, watch=watch).run()
 
         begun = time.monotonic()
         thread = threading.Thread(target=run, name="run")

@@ -15,7 +15,8 @@ from overlays.sinks.zeromq import ZeroMqSink
 from pipeline.config_loader import validate_config
 from pipeline.errors import ConfigError
 from pipeline.frames import Frame, SignalLoss
-from pipeline.loop import RunLimits, run_pipeline
+from pipeline.loop import Pipeline
+from pipeline.result import RunLimits
 from tests.pipeline.test_loop import FakeSink
 from tests.support.fakes import FakeSource
 
@@ -102,10 +103,10 @@ def test_a_silent_camera_is_drawn_by_the_host(card):
 
 def test_a_whole_run_gives_every_frame_its_picture(card):
     taker, keeper = Taker(), Keeper()
-    outcome = run_pipeline(
+    outcome = Pipeline(
         [(FakeSource(9), "wait")], card, GpuRenderer(HeatRenderer(), card, [taker, keeper]), [taker, keeper],
         limits=RunLimits(batch_size=2), stop=threading.Event(),
-    )  # fmt: skip
+    ).run()  # fmt: skip
     assert outcome.explained == 9
     assert taker.got == keeper.got == list(range(9))
     assert all(overlay.jpeg is not None for overlay in taker.overlays)

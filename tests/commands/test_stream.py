@@ -49,7 +49,7 @@ def squeezenet(*words):
 def test_a_file_comes_out_whole_in_order_and_on_time(command, video, tmp_path):
     code, told, errors = command(*squeezenet("--source", video, "--sink", "out.mp4", "--sink", "out.jsonl"))
     assert code == 0, errors
-    assert "12 frames in, 12 explained, 0 dropped" in told
+    assert "12 frames in, 12 explained, 12 delivered, 0 dropped" in told
     assert frames_of(tmp_path / "out.mp4") == frames_of(video)
     lines = log_lines(tmp_path / "out.jsonl")
     assert [line["index"] for line in lines] == list(range(12))
@@ -67,7 +67,7 @@ def test_two_sources_go_through_one_engine_into_a_file_each(command, video, tmp_
         *squeezenet("--source", video, "--source", LINE.format(7), "--sink", "out.mp4", "--sink", "out.jsonl")
     )
     assert code == 0
-    assert "19 explained, 0 dropped" in told
+    assert "19 explained, 19 delivered, 0 dropped" in told
     counts = {path.name: len(frames_of(path)) for path in tmp_path.glob("out*.mp4")}
     assert counts == {"out.grey.mp4": 12, "out.line.mp4": 7}
 

@@ -19,7 +19,7 @@ from overlays.wire.forward import MAX_CAMERAS, StaleFrames, _Said, forward
 from overlays.wire.message import decode_message, encode
 from overlays.wire.viewer import ReceivedFrame, Viewer
 from pipeline.frames import DeletionCheck, GuardState, HeatmapStats, Overlay, SignalLoss
-from pipeline.loop import RunResult
+from pipeline.result import RunResult
 from pipeline.stats import RunStats
 from tests.overlays.conftest import figures
 from tests.support.logs import log_lines

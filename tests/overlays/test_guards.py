@@ -15,8 +15,8 @@ from overlays.web.status import StatusBoard
 from overlays.wire.message import as_overlay, decode_header, decode_message, encode, explanation_record, record_bytes
 from pipeline.errors import WireError
 from pipeline.frames import DeletionCheck, Frame, GuardState, HeatmapStats, Overlay, Region
-from pipeline.loop import RunResult
 from pipeline.ports import MetricSample
+from pipeline.result import RunResult
 from pipeline.stats import RunStats
 
 ROOT = Path(__file__).resolve().parents[2]

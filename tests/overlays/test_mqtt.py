@@ -24,8 +24,9 @@ from overlays.sinks.mqtt import sink as mqtt_sink  # noqa: E402
 from overlays.sinks.mqtt.sink import MAX_WAITING, MqttSink  # noqa: E402
 from overlays.sinks.options import MqttOptions, SinkOptions  # noqa: E402
 from pipeline.errors import DataLossError, SinkError  # noqa: E402
-from pipeline.loop import RunLimits, run_pipeline  # noqa: E402
+from pipeline.loop import Pipeline  # noqa: E402
 from pipeline.ports import HasMetrics, HasProblems, Sink  # noqa: E402
+from pipeline.result import RunLimits  # noqa: E402
 from tests.overlays.conftest import explain  # noqa: E402
 from tests.support.broker import MOSQUITTO, Broker, free_port  # noqa: E402
 from tests.support.descriptors import open_things  # noqa: E402
@@ -259,7 +260,7 @@ def test_a_broker_that_stands_still_holds_nobody_up_and_fills_no_memory(broker, 
             connected(sink, until)
         broker.process.send_signal(signal.SIGSTOP)
         sources = [(FakeSource(3000, "line"), "wait")]
-        run_pipeline(sources, Explaining(), None, [sink, other], limits=RunLimits(), stop=threading.Event())
+        Pipeline(sources, Explaining(), None, [sink, other], limits=RunLimits(), stop=threading.Event()).run()
         assert other.got == 3000
         assert len(sink._waiting) <= MAX_WAITING
         assert len(sink._unconfirmed) <= 20

@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from overlays.progress import Progress, lines, table
-from pipeline.loop import RunResult
+from pipeline.result import RunResult
 from pipeline.stats import RunStats
-from pipeline.workers import SourceWorker
+from pipeline.workers.source import SourceWorker
 from tests.support.fakes import FakeSource
 
 

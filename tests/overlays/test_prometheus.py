@@ -27,11 +27,13 @@ from overlays.wire.curve.handshake_errors import REFUSALS
 from overlays.wire.curve.keys import create_keyring
 from overlays.wire.viewer import Viewer
 from pipeline.config_loader import validate_config
+from pipeline.drops import DropReason
 from pipeline.frames import Frame
 from pipeline.guards.drift import BaselineRecorder, DriftDetector
 from pipeline.guards.monitor import DriftTracking, ExplanationMonitor
-from pipeline.loop import RunLimits, RunObserver, RunResult, run_pipeline
+from pipeline.loop import Pipeline
 from pipeline.ports import HasMetrics, HasProblems, MetricSample
+from pipeline.result import RunLimits, RunObserver, RunResult
 from pipeline.stats import RunStats
 from tests.overlays.conftest import figures
 from tests.support.fakes import FakeSource
@@ -110,16 +112,17 @@ def test_the_figures_are_the_runs_own(explained):
     with WebSink(ANY, cameras=("a", "b")) as sink:
         assert isinstance(sink, RunObserver)
         sources = [(FakeSource(20, "a"), "wait"), (FakeSource(10, "b"), "wait")]
-        run_pipeline(
+        Pipeline(
             sources, Explaining(explained), Plain(), [sink], limits=RunLimits(batch_size=4), stop=threading.Event()
-        )
+        ).run()
         told = dict(figures(sink))
         assert told["recipro_frames_total a explained"] == told["recipro_frames_total a taken"] == 20
         assert told["recipro_batch_frames_sum"] == 30
         assert told["recipro_batch_frames_count"] >= 30 / 4
         assert told["recipro_stage_seconds_count queue"] == 30
         assert told["recipro_age_seconds_count b"] == 10
-        assert told["recipro_frames_dropped_total a engine busy"] == 0
+        assert told["recipro_frames_total a delivered"] + told["recipro_frames_dropped_total a sink_queue_full"] == 20
+        assert told["recipro_frames_dropped_total a queue_full"] == 0
         assert told["recipro_viewers page"] == 0
         assert told["recipro_device_memory_bytes cuda tensors"] == 5e8
         assert told["recipro_camera_state a live"] + told["recipro_camera_state a ended"] == 1
@@ -145,14 +148,17 @@ class Aged(FakeSource):
 def test_frames_that_were_too_old_are_told_apart_from_those_the_engine_had_no_time_for(explained):
     with WebSink(ANY, cameras=("a",)) as sink:
         limits = RunLimits(queue_frames=30, max_age_seconds=30.0)
-        outcome = run_pipeline(
+        outcome = Pipeline(
             [(Aged(20, "a"), "drop-oldest")], Explaining(explained), Plain(), [sink], limits=limits,
             stop=threading.Event(),
-        )  # fmt: skip
+        ).run()  # fmt: skip
         told = dict(figures(sink))
-    busy, old = told["recipro_frames_dropped_total a engine busy"], told["recipro_frames_dropped_total a too old"]
-    assert old == outcome.expired > 0
-    assert told["recipro_frames_total a explained"] + busy + old == 20
+    dropped = {reason: told[f"recipro_frames_dropped_total a {reason}"] for reason in DropReason}
+    assert dropped[DropReason.EXPIRED_BEFORE_ENGINE] + dropped[DropReason.EXPIRED_BEFORE_RENDER] > 0
+    assert {reason: count for reason, count in dropped.items() if count} == outcome.drops
+    assert (
+        told["recipro_frames_total a delivered"] + sum(dropped.values()) == told["recipro_frames_total a taken"] == 20
+    )
 
 
 def test_who_looks_on_over_the_network_is_counted_with_the_others(tmp_path, overlaid, until):
@@ -250,9 +256,9 @@ def test_a_sink_that_closed_is_named_on_the_page(explained):
 
     with WebSink(ANY, cameras=("a",)) as page:
         source = [(FakeSource(20, "a"), "wait")]
-        run_pipeline(
+        Pipeline(
             source, Explaining(explained), Plain(), [page, Broken()], limits=RunLimits(), stop=threading.Event()
-        )
+        ).run()
         [trouble] = status(page)["troubles"]
         assert trouble["sink"] == "broken.mp4"
         assert "the medium is gone" in trouble["why"]
@@ -271,7 +277,7 @@ def test_the_dashboard_asks_for_figures_that_there_are(explained, tmp_path):
         mqtt = pytest.importorskip("overlays.sinks.mqtt.sink").MqttSink("mqtt://127.0.0.1:1")
         parts = [sink, network]
         source = [(FakeSource(12, "a"), "wait")]
-        run_pipeline(source, guardian_of(explained), Plain(), parts, limits=RunLimits(), stop=threading.Event())
+        Pipeline(source, guardian_of(explained), Plain(), parts, limits=RunLimits(), stop=threading.Event()).run()
         sink.on_run_start(replace_parts(sink, clips, mqtt))
         there = {name.split(" ")[0] for name, _ in figures(sink)}
     asked_for = {name for ask in asks for name in re.findall(r"\b(?:recipro|process)_\w+", ask)}

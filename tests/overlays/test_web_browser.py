@@ -22,7 +22,7 @@ import pytest
 from overlays.sinks.options import SinkOptions
 from overlays.sinks.web import WebSink
 from pipeline.frames import Finding, GuardState, Overlay, Region, SignalLoss
-from pipeline.loop import RunResult
+from pipeline.result import RunResult
 from pipeline.stats import RunStats
 from tests.overlays.conftest import explain
 from tests.support.broker import free_port

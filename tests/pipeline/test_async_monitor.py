@@ -7,8 +7,9 @@ import pytest
 
 from pipeline.frames import Explanation, Finding, Overlay
 from pipeline.guards.monitor import AsyncExplanationMonitor, ExplanationMonitor
-from pipeline.loop import RunLimits, run_pipeline
+from pipeline.loop import Pipeline
 from pipeline.ports import AsyncExplainer, Explainer
+from pipeline.result import RunLimits
 from tests.pipeline.test_loop import FakeExplainer, FakeRenderer, FakeSink
 from tests.support.fakes import FakeSource
 from tests.support.limits import LIMIT_SECONDS
@@ -47,9 +48,9 @@ class AheadExplainer:
 
 
 def run(explainer, sink, limits, count=12):
-    return run_pipeline(
+    return Pipeline(
         [(FakeSource(count), "wait")], explainer, FakeRenderer(), [sink], limits=limits, stop=threading.Event()
-    )
+    ).run()
 
 
 def test_the_next_batch_is_begun_before_the_last_is_finished_and_all_arrive_in_order():
@@ -58,7 +59,7 @@ def test_the_next_batch_is_begun_before_the_last_is_finished_and_all_arrive_in_o
     assert explainer.most_under_way >= 2
     assert sink.got == list(range(12))
     assert outcome.explained == 12
-    assert explainer.threads == {"relay engine"}
+    assert explainer.threads == {"queue engine"}
 
 
 def test_a_limit_of_frames_counts_what_was_begun():

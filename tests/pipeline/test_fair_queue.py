@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.fair_queue import MAX_KEYS, FairQueue
-from pipeline.workers import QueueWorker
+from pipeline.workers.queue import QueueWorker
 from tests.support.limits import LIMIT_SECONDS
 
 
@@ -81,7 +81,7 @@ def test_camera_that_was_quiet_has_no_claim_to_the_time_before():
 
 
 def test_bytes_are_shared_out_and_one_item_of_each_camera_always_may_wait():
-    waiting = FairQueue(16, key=lambda item: item[0], weigh=lambda item: item[1], most_bytes=100)
+    waiting = FairQueue(16, key=lambda item: item[0], size_of=lambda item: item[1], max_bytes=100)
     for camera in "ab":
         put(waiting, (camera, 30))
     assert not waiting.has_room(("a", 30))

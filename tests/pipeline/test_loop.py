@@ -8,8 +8,9 @@ import pytest
 
 from pipeline.errors import SinkError, SourceError
 from pipeline.frames import Box, Explanation, Finding, GroundTruth, Overlay
-from pipeline.loop import RunLimits, run_pipeline
+from pipeline.loop import Pipeline
 from pipeline.ports import Health, StopRequested
+from pipeline.result import RunLimits
 from pipeline.stats import Histogram
 from tests.support.fakes import FakeSource
 from tests.support.limits import LIMIT_SECONDS
@@ -65,14 +66,14 @@ class FakeSink:
 
 
 def run(sources, sinks, limits=None, explainer=None, renderer=None, stop=None):
-    return run_pipeline(
+    return Pipeline(
         [(source, "wait") for source in sources],
         explainer or FakeExplainer(),
         renderer or FakeRenderer(),
         sinks,
         limits=limits or RunLimits(batch_size=1),
         stop=stop or threading.Event(),
-    )
+    ).run()
 
 
 def test_a_file_loses_nothing_on_its_way_to_a_recorder():
@@ -184,9 +185,9 @@ def test_a_live_camera_that_stalls_is_shown_so_by_every_door_that_looks_and_coun
     threading.Thread(target=lambda: (seen.wait(LIMIT_SECONDS), stop.set()), name="ender").start()
     source = Stalls(3)
     limits = RunLimits()
-    outcome = run_pipeline(
+    outcome = Pipeline(
         [(source, "wait")], FakeExplainer(), FakeRenderer(), [looking, blind], limits=limits, stop=stop
-    )
+    ).run()
     assert seen.is_set()
     assert stalled.is_set()
     assert (looking.silence.state, looking.silence.reason) == ("stalled", "no picture for 2 s")
@@ -196,7 +197,7 @@ def test_a_live_camera_that_stalls_is_shown_so_by_every_door_that_looks_and_coun
 
 
 @pytest.mark.parametrize("count", [0, 2])
-def test_run_pipeline_shows_its_state_while_no_frame_comes(count):
+def test_pipeline_shows_its_state_while_no_frame_comes(count):
     stop, seen = threading.Event(), []
 
     class Silent(FakeSource):
@@ -209,10 +210,10 @@ def test_run_pipeline_shows_its_state_while_no_frame_comes(count):
         if seen.count(count) > 3:
             stop.set()
 
-    run_pipeline(
+    Pipeline(
         [(Silent(count), "wait")], FakeExplainer(), FakeRenderer(), [FakeSink()],
         limits=RunLimits(batch_size=1), stop=stop, watch=watch,
-    )  # fmt: skip
+    ).run()  # fmt: skip
     assert seen.count(count) > 3, "the state was shown while nothing came"
 
 
@@ -247,5 +248,5 @@ def test_sink_prepares_a_frame_in_its_cameras_thread_before_it_is_put():
 
     sink = Preparing()
     run([FakeSource(3, "a"), FakeSource(3, "b")], [sink])
-    assert {name for _, name in sink.prepared} == {"relay drawing a", "relay drawing b"}
+    assert {name for _, name in sink.prepared} == {"queue drawing a", "queue drawing b"}
     assert len(sink.prepared) == len(sink.got) == 6

@@ -15,8 +15,9 @@ from pipeline.frames import Explanation, Finding, Frame
 from pipeline.guards.drift import BaselineRecorder, DriftDetector
 from pipeline.guards.monitor import DriftTracking, ExplanationMonitor
 from pipeline.guards.parser import parse_condition
-from pipeline.loop import RunLimits, run_pipeline
+from pipeline.loop import Pipeline
 from pipeline.ports import HasMetrics, MaskedScorer, PostBatchHook
+from pipeline.result import RunLimits
 from tests.support.fakes import FakeSource
 
 REGIONS = [{"name": "left", "polygon": [[0, 0], [0.5, 0], [0.5, 1], [0, 1]]}]
@@ -213,7 +214,9 @@ def test_the_journey_gives_it_time_when_a_batch_is_on_its_way():
             raise AssertionError("nobody looks")
 
     with FakeSource(50) as source:
-        run_pipeline([(source, "wait")], guardian, Plain(), [], limits=RunLimits(batch_size=1), stop=threading.Event())
+        Pipeline(
+            [(source, "wait")], guardian, Plain(), [], limits=RunLimits(batch_size=1), stop=threading.Event()
+        ).run()
     assert guardian.overhead_budget.checks > 5
 
 

@@ -8,7 +8,7 @@ import pytest
 from pipeline.frames import Explanation, Frame
 from pipeline.ports import Health
 from pipeline.signal_loss import AGAIN_SECONDS, SILENT_SECONDS, SignalLossDetector
-from pipeline.workers import SourceWorker
+from pipeline.workers.source import SourceWorker
 from tests.support.fakes import FakeSource
 
 
@@ -118,9 +118,9 @@ def test_a_camera_that_never_gave_a_picture_has_none_to_show(clock):
 def test_a_pump_knows_its_usual_interval_and_a_pause_hardly_changes_it():
     pump = SourceWorker(FakeSource())
     for k in range(50):
-        pump._note_arrival(0.1 * k)
+        pump._observe_interval(0.1 * k)
     assert pump.mean_interval_seconds == pytest.approx(0.1)
-    pump._note_arrival(10_000.0)
+    pump._observe_interval(10_000.0)
     assert pump.mean_interval_seconds < 0.1 + 0.05 * 10.0
     assert pump.last_received_at == 10_000.0
     assert threading.active_count() >= 1

@@ -11,7 +11,9 @@ import pytest
 from pipeline.errors import FrameError, SinkError, WireError
 from pipeline.finite import unsound
 from pipeline.frames import Box, DeletionCheck, Explanation, Finding, Frame, GroundTruth, HeatmapStats, Overlay, Region
-from pipeline.loop import RunLimits, make_sink_worker, run_pipeline
+from pipeline.loop import Pipeline
+from pipeline.outputs import make_sink_worker
+from pipeline.result import RunLimits
 from tests.support.fakes import FakeSource
 from tests.support.limits import LIMIT_SECONDS
 
@@ -93,9 +95,9 @@ class Drawing:
 def run(door, count=20, unsound_at=()):
     explainer = Explaining(unsound_at)
     source = FakeSource(count, "line")
-    return run_pipeline(
+    return Pipeline(
         [(source, "wait")], explainer, Drawing(), [door], limits=RunLimits(batch_size=1), stop=threading.Event()
-    )
+    ).run()
 
 
 def test_an_unsound_frame_is_not_drawn_reaches_no_sink_and_closes_none(caplog):

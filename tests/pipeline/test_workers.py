@@ -7,10 +7,13 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 
+from pipeline.drops import DropReason
 from pipeline.errors import SinkError, SourceError
 from pipeline.frames import Frame
 from pipeline.ports import Health, StopRequested
-from pipeline.workers import QueueWorker, SourceWorker, iter_batches
+from pipeline.workers.batches import iter_batches
+from pipeline.workers.queue import QueueWorker
+from pipeline.workers.source import SourceWorker
 from tests.support.fakes import FakeSource
 from tests.support.limits import LIMIT_SECONDS
 
@@ -25,7 +28,7 @@ def wait_until(true, seconds=LIMIT_SECONDS):
 def test_waiting_keeps_every_frame_in_order():
     with SourceWorker(FakeSource(50), depth=2, overflow="wait") as pump:
         assert [frame.index for frame in pump] == list(range(50))
-    assert pump.dropped == 0
+    assert pump.counts.dropped() == 0
 
 
 def test_dropping_the_oldest_keeps_the_newest_and_counts_the_rest():
@@ -33,7 +36,7 @@ def test_dropping_the_oldest_keeps_the_newest_and_counts_the_rest():
         wait_until(lambda: pump.ended)
         kept = [frame.index for frame in pump]
     assert kept == [47, 48, 49]
-    assert (pump.received, pump.dropped) == (50, 47)
+    assert (pump.received, pump.counts.drops()) == (50, {DropReason.QUEUE_FULL: 47})
 
 
 def test_leaving_early_frees_a_producer_that_waits_for_room():
@@ -102,7 +105,7 @@ def test_stopping_ends_the_batches_though_no_camera_gives_anything():
 def test_a_deadline_ends_the_batches_though_no_camera_gives_anything():
     bell = threading.Condition()
     with SourceWorker(FakeSource(20, gate=threading.Event()), condition=bell) as pump:
-        assert list(iter_batches([pump], bell, lambda: False, limit=1, until=time.monotonic() + 0.05)) == []
+        assert list(iter_batches([pump], bell, lambda: False, limit=1, deadline=time.monotonic() + 0.05)) == []
 
 
 def test_a_relay_delivers_everything_in_order_before_it_is_left():
@@ -192,7 +195,7 @@ class Aged(FakeSource):
 def test_what_is_too_old_to_be_worth_showing_is_dropped_and_counted():
     with SourceWorker(Aged(4), depth=8, max_age_seconds=30.0) as pump:
         assert [frame.index for frame in pump] == [3]
-    assert (pump.received, pump.dropped, pump.expired) == (4, 3, 3)
+    assert (pump.received, pump.counts.drops()) == (4, {DropReason.EXPIRED_BEFORE_ENGINE: 3})
 
 
 def test_a_file_loses_nothing_however_long_it_waits():
@@ -200,7 +203,7 @@ def test_a_file_loses_nothing_however_long_it_waits():
     source.live = False
     with SourceWorker(source, depth=2, overflow="wait", max_age_seconds=30.0) as pump:
         assert [frame.index for frame in pump] == [0, 1, 2, 3]
-    assert pump.expired == 0
+    assert pump.counts.dropped() == 0
 
 
 def test_what_waits_is_bounded_in_bytes_too_but_one_item_always_may():
@@ -222,19 +225,20 @@ def test_what_waits_is_bounded_in_bytes_too_but_one_item_always_may():
 
 def crowd(pump, *indices):
     pump._queue.extend(Frame(np.zeros((2, 2, 3), np.uint8), "door", k, time.monotonic()) for k in indices)
-    pump.received += len(indices)
+    for _ in indices:
+        pump.counts.count_received(pump.camera)
 
 
 def test_one_hiccup_costs_no_frame_but_who_stays_behind_gets_the_newest():
     pump = SourceWorker(FakeSource(), depth=3)
     crowd(pump, 0, 1)
     assert [pump.pop().index, pump.pop().index] == [0, 1]
-    assert pump.dropped == 0
+    assert pump.counts.dropped() == 0
     crowd(pump, 2, 3)
     assert pump.pop().index == 2
     crowd(pump, 4, 5)
     assert pump.pop().index == 5
-    assert pump.dropped == 2
+    assert pump.counts.drops() == {DropReason.SUPERSEDED: 2}
 
 
 def test_who_waits_for_its_reader_is_never_passed_over():
@@ -245,7 +249,7 @@ def test_who_waits_for_its_reader_is_never_passed_over():
 
 @pytest.mark.parametrize(("state", "left"), [("connecting", True), ("live", False)])
 def test_only_a_camera_that_is_being_connected_is_left_to_end_by_itself(monkeypatch, state, left):
-    monkeypatch.setattr("pipeline.workers.CONNECTING_SECONDS", 0.05)
+    monkeypatch.setattr("pipeline.workers.source.CONNECTING_SECONDS", 0.05)
     answered, asked = threading.Event(), threading.Event()
 
     class Camera(FakeSource):

@@ -43,8 +43,8 @@ from overlays.sinks.rate_limit import RateLimiter
 from overlays.web.status import StatusBoard
 from pipeline.errors import DataLossError, SinkError, WireError
 from pipeline.frames import Frame, Overlay
-from pipeline.loop import RunResult
 from pipeline.ports import MetricSample
+from pipeline.result import RunResult
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from overlays.wire.curve.allowlist import AllowList
 from overlays.wire.curve.connection_limit import HANDSHAKE_MS, Places, peer_of, shut_down
 from overlays.wire.curve.handshake_errors import FAILED, RateLimitedLog, RefusalReason, SocketMonitor, refusal
 from overlays.wire.curve.keys import KeyPair
-from pipeline.workers import ThreadWorker
+from pipeline.workers.thread import ThreadWorker
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,120 @@
+"""The threads that draw, one for each camera: large pictures of one camera do not delay another camera."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Final
+
+from pipeline.drops import DropReason
+from pipeline.finite import unsound
+from pipeline.frames import Explanation, Overlay, SignalLoss
+from pipeline.outputs import Outputs
+from pipeline.ports import Overflow, Renderer
+from pipeline.result import RunLimits
+from pipeline.signal_loss import SignalLossDetector
+from pipeline.stats import RunStats
+from pipeline.workers.queue import Outcome, QueueWorker
+from pipeline.workers.source import SourceWorker
+
+ASYNC_FRAMES: Final = 2
+"""Additional frames of a live camera in progress where the explainer runs batches asynchronously."""
+
+
+class CameraStream:
+    """Draws the explained frames of one camera and puts them into the sinks' queues.
+
+    It also counts the camera's frames in progress, from the batch to the sinks' queues. While there are too many, no
+    frame is taken from the camera (``is_ready``), and its own queue fills.
+    """
+
+    def __init__(
+        self,
+        worker: SourceWorker,
+        renderer: Renderer,
+        outputs: Outputs,
+        stats: RunStats,
+        *,
+        limits: RunLimits,
+        condition: threading.Condition,
+        asynchronous: bool,
+    ) -> None:
+        """Create the thread; entering ``queue`` starts it.
+
+        Args:
+            worker: the camera's source worker.
+            renderer: explanations to overlays.
+            outputs: the sinks.
+            stats: where durations are counted.
+            limits: sizes of batches and queues.
+            condition: guards the number of frames in progress; notified when it falls.
+            asynchronous: whether the explainer takes a batch before it has finished the previous one.
+        """
+        # A file may fill a batch while the previous one is drawn. A live camera has one frame in a batch: one frame is
+        # drawn while the next is explained; with more in progress, frames would only get older.
+        self._max_in_progress: dict[Overflow, int] = {
+            "wait": 2 * limits.batch_size + limits.queue_frames,
+            "drop-oldest": limits.queue_frames + ASYNC_FRAMES * asynchronous,
+        }
+        self._worker, self._renderer, self._outputs, self._stats = worker, renderer, outputs, stats
+        self._condition = condition
+        self._in_progress = 0
+        self._settled = False
+        """Whether the frame that is being drawn has been counted or put into the sinks' queues."""
+        self._loss_detector = SignalLossDetector([worker], self._put_stale)
+        self.queue: QueueWorker[Explanation] = QueueWorker(
+            f"drawing {worker.camera}",
+            self._draw,
+            depth=sum(self._max_in_progress.values()) + limits.batch_size,
+            idle=self._loss_detector.check,
+            on_outcome=self._settle,
+        )
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether another frame of the camera may be taken."""
+        return self._in_progress < self._max_in_progress[self._worker.overflow]
+
+    def begin(self) -> None:
+        """Count a frame that was taken from the camera."""
+        with self._condition:
+            self._in_progress += 1
+
+    def put(self, explanation: Explanation) -> None:
+        """Queue an explanation for drawing."""
+        self.queue.put(explanation, "wait")
+
+    def _draw(self, explanation: Explanation) -> None:
+        self._settled = False
+        if self._worker.is_expired(explanation.frame):
+            self._settled = True
+            self._stats.frames.count_drop(explanation.frame, DropReason.EXPIRED_BEFORE_RENDER)
+            return
+        self._outputs.prepare(overlay := self._render(explanation))
+        self._settled = True
+        # From a file to a lossless sink every frame counts; all other sinks never delay the run.
+        self._outputs.put(overlay, self._worker.overflow)
+        self._stats.observe_age(explanation)
+        self._loss_detector.record(explanation)
+        self._loss_detector.check()
+
+    def _render(self, explanation: Explanation) -> Overlay:
+        # An explanation that is not finite cannot be drawn; every sink refuses it.
+        if not self._outputs.needs_image(self._worker.camera) or unsound(explanation):
+            return Overlay(explanation.frame.image, explanation)
+        started_at = time.monotonic()
+        overlay = self._renderer.render(explanation)
+        self._stats.observe_stage("render", time.monotonic() - started_at)
+        return overlay
+
+    def _put_stale(self, explanation: Explanation, signal_loss: SignalLoss) -> None:
+        self._outputs.put_stale(lambda: self._renderer.render_stale(explanation, signal_loss), explanation.frame.camera)
+
+    def _settle(self, explanation: Explanation, outcome: Outcome) -> None:
+        if outcome is Outcome.FAILED and not self._settled:
+            self._stats.frames.count_drop(explanation.frame, DropReason.RENDER_FAILED)
+        elif outcome is Outcome.CLOSED:
+            self._stats.frames.count_drop(explanation.frame, DropReason.STOPPED)
+        with self._condition:
+            self._in_progress -= 1
+            self._condition.notify_all()

@@ -1,0 +1,163 @@
+"""What becomes of every frame: delivered, or dropped for exactly one reason. No threads, no output but debug lines.
+
+The law, for each camera and for the run, once the run has ended::
+
+    received = delivered + sum(drops by reason)
+
+While the run goes on, the difference is the number of frames in progress.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pipeline.frames import Frame, Overlay
+
+log = logging.getLogger(__name__)
+
+
+class DropReason(StrEnum):
+    """Why a frame was not delivered."""
+
+    QUEUE_FULL = "queue_full"
+    """The camera's queue was full: the camera is faster than the engine."""
+    SUPERSEDED = "superseded"
+    """The engine was behind a live camera and took a newer frame."""
+    EXPIRED_BEFORE_ENGINE = "expired_before_engine"
+    """Older than ``max_age_seconds`` when the engine could take it."""
+    EXPIRED_BEFORE_RENDER = "expired_before_render"
+    """Older than ``max_age_seconds`` when it was explained."""
+    ENGINE_FAILED = "engine_failed"
+    """The explainer raised an error, which ends the run."""
+    RENDER_FAILED = "render_failed"
+    """The renderer raised an error, which ends the run."""
+    FRAME_LIMIT = "frame_limit"
+    """In the last batch, beyond the run's limit of frames."""
+    STOPPED = "stopped"
+    """The run ended while the frame waited."""
+    SINK_QUEUE_FULL = "sink_queue_full"
+    """No sink delivered it; the queue of the last one was full: the sink is slower than the engine."""
+    SINK_REFUSED = "sink_refused"
+    """No sink delivered it; the last one raised an error that concerns this frame alone."""
+    SINK_CLOSED = "sink_closed"
+    """No sink delivered it; the last one had failed or was closed."""
+
+
+class FrameCounts:
+    """Counts the received, delivered and dropped frames of each camera. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._received: Counter[str] = Counter()
+        self._delivered: Counter[str] = Counter()
+        self._drops: Counter[tuple[str, DropReason]] = Counter()
+
+    def count_received(self, camera: str) -> None:
+        """Count a frame that a source gave."""
+        with self._lock:
+            self._received[camera] += 1
+
+    def count_delivered(self, camera: str) -> None:
+        """Count a frame that at least one sink delivered, or that was explained in a run without sinks."""
+        with self._lock:
+            self._delivered[camera] += 1
+
+    def count_drop(self, frame: Frame, reason: DropReason) -> None:
+        """Count a dropped frame and log it at debug level."""
+        with self._lock:
+            self._drops[frame.camera, reason] += 1
+        log.debug("%s: frame %d dropped: %s", frame.camera, frame.index, reason)
+
+    def received(self, camera: str | None = None) -> int:
+        """Return the number of received frames, of one camera or of all."""
+        with self._lock:
+            return self._received.total() if camera is None else self._received[camera]
+
+    def delivered(self, camera: str | None = None) -> int:
+        """Return the number of delivered frames, of one camera or of all."""
+        with self._lock:
+            return self._delivered.total() if camera is None else self._delivered[camera]
+
+    def drops(self, camera: str | None = None) -> dict[DropReason, int]:
+        """Return the number of dropped frames by reason (only reasons that occurred), of one camera or of all."""
+        totals: Counter[DropReason] = Counter()
+        with self._lock:
+            for (name, reason), count in self._drops.items():
+                if camera in {None, name}:
+                    totals[reason] += count
+        return {reason: totals[reason] for reason in DropReason if totals[reason]}
+
+    def dropped(self, camera: str | None = None) -> int:
+        """Return the number of dropped frames, of one camera or of all."""
+        return sum(self.drops(camera).values())
+
+
+def format_drops(drops: dict[DropReason, int]) -> str:
+    """Return drops as text: ``3 dropped (2 queue_full, 1 stopped)``."""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in drops.items())
+    return f"{sum(drops.values())} dropped" + (f" ({reasons})" if reasons else "")
+
+
+@dataclass(slots=True)
+class _Pending:
+    """An overlay that some sinks have not delivered or dropped yet."""
+
+    overlay: Overlay
+    """Kept, so that no other overlay gets the same ``id``."""
+    sinks: int
+    delivered: bool = False
+
+
+class DeliveryTracker:
+    """Follows each overlay through all sinks and counts its frame once, when the last sink is done with it.
+
+    A frame is delivered where at least one sink delivered it. Thread-safe.
+    """
+
+    def __init__(self, counts: FrameCounts) -> None:
+        self._counts = counts
+        self._lock = threading.Lock()
+        self._pending: dict[int, _Pending] = {}
+
+    def begin(self, overlay: Overlay, sinks: int) -> None:
+        """Register an overlay before it is put into ``sinks`` queues; without any it counts as delivered."""
+        if not sinks:
+            self._counts.count_delivered(overlay.explanation.frame.camera)
+            return
+        with self._lock:
+            self._pending[id(overlay)] = _Pending(overlay, sinks)
+
+    def settle(self, overlay: Overlay, reason: DropReason | None) -> None:
+        """Note that one sink is done with an overlay; ``reason`` is None where the sink delivered it.
+
+        Overlays that were not registered (repeated pictures of a camera without signal) are ignored.
+        """
+        with self._lock:
+            pending = self._pending.get(id(overlay))
+            if pending is None:
+                return
+            pending.sinks -= 1
+            pending.delivered = pending.delivered or reason is None
+            if pending.sinks:
+                return
+            del self._pending[id(overlay)]
+        self._count(pending, reason)
+
+    def close(self) -> None:
+        """Count what sinks still hold after the end of the run: a sink that does not end in time is abandoned."""
+        with self._lock:
+            left = list(self._pending.values())
+            self._pending.clear()
+        for pending in left:
+            self._count(pending, DropReason.STOPPED)
+
+    def _count(self, pending: _Pending, reason: DropReason | None) -> None:
+        frame = pending.overlay.explanation.frame
+        if pending.delivered or reason is None:
+            self._counts.count_delivered(frame.camera)
+        else:
+            self._counts.count_drop(frame, reason)

@@ -1,0 +1,136 @@
+"""The sinks of a run, each behind a thread and queues of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Final
+
+from pipeline.drops import DeliveryTracker, DropReason
+from pipeline.errors import FrameError, ReciproStreamError, WireError
+from pipeline.finite import unsound
+from pipeline.frames import Overlay
+from pipeline.ports import Overflow, Preparer, Sink
+from pipeline.stats import RunStats
+from pipeline.workers.queue import Outcome, QueueWorker
+
+_REASONS: Final = {
+    Outcome.DELIVERED: None,
+    Outcome.QUEUE_FULL: DropReason.SINK_QUEUE_FULL,
+    Outcome.REFUSED: DropReason.SINK_REFUSED,
+    Outcome.FAILED: DropReason.SINK_CLOSED,
+    Outcome.CLOSED: DropReason.SINK_CLOSED,
+}
+
+
+class Outputs:
+    """Puts overlays into the queues of all sinks and counts what becomes of their frames."""
+
+    def __init__(self, sinks: Sequence[Sink], stats: RunStats, queue_frames: int) -> None:
+        """Create a worker for each entered sink; ``queue_frames``: overlays that may wait for a lossless sink."""
+        self._stats = stats
+        self._tracker = DeliveryTracker(stats.frames)
+        self.workers = [
+            make_sink_worker(sink, partial(self._put_timed, sink), queue_frames, on_outcome=self._settle)
+            for sink in sinks
+        ]
+        self._sinks = list(zip(sinks, self.workers, strict=True))
+        self._preparing = [sink for sink in sinks if isinstance(sink, Preparer)]
+
+    def start(self, stack: ExitStack) -> None:
+        """Start the threads; leaving ``stack`` delivers what is queued."""
+        for worker in self.workers:
+            stack.enter_context(worker)
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether a sink asks for the end of the run, or no sink works any more."""
+        workers = self.workers
+        return any(worker.stop_requested.is_set() for worker in workers) or (
+            bool(workers) and all(worker.failed for worker in workers)
+        )
+
+    def needs_image(self, camera: str) -> bool:
+        """Say whether a working sink needs a drawn image of this camera now."""
+        return any(sink.needs_image(camera) and not worker.failed for sink, worker in self._sinks)
+
+    def prepare(self, overlay: Overlay) -> None:
+        """Let sinks do the costly part of a frame (compression) in the calling thread."""
+        for sink in self._preparing:
+            sink.prepare(overlay)
+
+    def put(self, overlay: Overlay, overflow: Overflow) -> None:
+        """Put an overlay into every sink's queue; ``overflow`` holds for lossless sinks, other sinks never wait."""
+        self._tracker.begin(overlay, len(self._sinks))
+        for sink, worker in self._sinks:
+            worker.put(overlay, overflow if sink.lossless else "drop-oldest")
+
+    def put_stale(self, draw: Callable[[], Overlay], camera: str) -> None:
+        """Put the picture of a camera without signal into every sink that needs images; it counts as no frame."""
+        workers = [worker for sink, worker in self._sinks if sink.needs_image(camera) and not worker.failed]
+        if workers:
+            overlay = draw()
+            for worker in workers:
+                worker.put(overlay)
+
+    def close(self) -> None:
+        """Count the frames that abandoned sinks still hold. Call it once the threads have ended."""
+        self._tracker.close()
+
+    def _put_timed(self, sink: Sink, overlay: Overlay) -> None:
+        started_at = time.monotonic()
+        sink.put(overlay)
+        if overlay.signal_loss is None:
+            self._stats.observe_stage(f"put {sink.uri}", time.monotonic() - started_at)
+            self._stats.observe_stage(f"age at {sink.uri}", overlay.explanation.frame.age_seconds())
+
+    def _settle(self, overlay: Overlay, outcome: Outcome) -> None:
+        self._tracker.settle(overlay, _REASONS[outcome])
+
+
+def make_sink_worker(
+    sink: Sink,
+    put: Callable[[Overlay], None],
+    depth: int = 16,
+    *,
+    on_outcome: Callable[[Overlay, Outcome], None] | None = None,
+) -> QueueWorker[Overlay]:
+    """Return the thread and queues of a sink: ``depth`` overlays of each camera for a lossless sink, else two.
+
+    No single frame closes a sink: an overlay that is not finite or cannot be encoded is refused, with its reason.
+    """
+    worker = QueueWorker(
+        sink.uri,
+        partial(_put_finite, put),
+        depth=depth if sink.lossless else 2,
+        idle=sink.idle,
+        size_of=_size_of,
+        key=_camera_of,
+        skips=_concerns_one_frame,
+        on_outcome=on_outcome,
+    )
+    worker.counts_all = sink.lossless
+    return worker
+
+
+def _put_finite(put: Callable[[Overlay], None], overlay: Overlay) -> None:
+    if reason := unsound(overlay.explanation):
+        frame = overlay.explanation.frame
+        raise FrameError(f"camera {frame.camera!r}, frame {frame.index}: {reason}")
+    put(overlay)
+
+
+def _concerns_one_frame(error: Exception) -> bool:
+    """Say whether a sink's error concerns one frame alone: all errors but those that say that the sink is broken."""
+    return isinstance(error, FrameError | WireError) or not isinstance(error, ReciproStreamError)
+
+
+def _camera_of(overlay: Overlay) -> str:
+    return overlay.explanation.frame.camera
+
+
+def _size_of(overlay: Overlay) -> int:
+    frame_image = overlay.explanation.frame.image
+    return overlay.image.nbytes + (0 if overlay.image is frame_image else frame_image.nbytes)

@@ -1,0 +1,110 @@
+"""When a run ends by itself, and how it went."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+from pipeline.drops import DropReason
+from pipeline.errors import ReciproStreamError
+from pipeline.frames import Overlay
+from pipeline.ports import HasMetrics, HasProblems, MetricSample
+from pipeline.stats import RunStats
+from pipeline.workers.queue import QueueWorker
+from pipeline.workers.source import SourceWorker
+
+
+@dataclass(frozen=True, slots=True)
+class RunLimits:
+    """When a run ends by itself, and the sizes of its queues and batches."""
+
+    frames: int | None = None
+    """End after this many frames were given to the explainer, of all cameras together."""
+    seconds: float | None = None
+    """End after this time."""
+    batch_size: int = 8
+    """Maximum number of frames in a batch."""
+    batch_window_seconds: float = 0.0
+    """How long a batch waits for more cameras."""
+    queue_frames: int = 2
+    """Frames of a camera that may wait for the engine."""
+    max_age_seconds: float | None = None
+    """An older frame of a live camera is dropped, before the engine and before it is drawn; None = never."""
+    sink_queue_frames: int = 16
+    """Overlays that may wait for a lossless sink; for other sinks the two newest of each camera may wait."""
+
+
+@dataclass(slots=True)
+class RunResult:
+    """The state of a run while it goes on, and its result at the end."""
+
+    stats: RunStats
+    source_workers: list[SourceWorker]
+    sink_workers: list[QueueWorker[Overlay]]
+    """The thread and queue of each sink."""
+    parts: Sequence[object] = ()
+    """The explainer, the renderer and the sinks: parts that may have metrics or problems of their own."""
+    errors: list[str] = field(default_factory=list)
+    """What ended a camera or a sink early, one sentence each."""
+    seconds: float = 0.0
+
+    @property
+    def received(self) -> int:
+        """Number of frames that all sources gave."""
+        return self.stats.frames.received()
+
+    @property
+    def delivered(self) -> int:
+        """Number of frames that at least one sink delivered, or that were explained in a run without sinks."""
+        return self.stats.frames.delivered()
+
+    @property
+    def drops(self) -> dict[DropReason, int]:
+        """Number of dropped frames of all cameras by reason."""
+        return self.stats.frames.drops()
+
+    @property
+    def dropped(self) -> int:
+        """Number of dropped frames of all cameras."""
+        return self.stats.frames.dropped()
+
+    @property
+    def explained(self) -> int:
+        """Number of explained frames."""
+        return sum(camera.explained for camera in self.stats.cameras.values())
+
+    def metrics(self) -> list[MetricSample]:
+        """Return the metrics of the parts."""
+        return [sample for part in self.parts if isinstance(part, HasMetrics) for sample in part.metrics()]
+
+    def problems(self) -> dict[str, str]:
+        """Return the sinks that have a problem and its text: sinks that are closed, and sinks that continue."""
+        problems = {part.uri: part.problem for part in self.parts if isinstance(part, HasProblems)}
+        problems |= {worker.name: f"closed: {worker.error}" for worker in self.sink_workers if worker.error}
+        return {uri: problem for uri, problem in problems.items() if problem}
+
+    def collect_errors(self) -> None:
+        """Add what went wrong to ``errors``; raise a bug (neither a ``ReciproStreamError`` nor an ``OSError``)."""
+        raised = [worker.error for worker in self.source_workers]
+        raised.extend(worker.error or worker.fault for worker in self.sink_workers)
+        for error in raised:
+            if error is not None and not isinstance(error, ReciproStreamError | OSError):
+                raise error
+            if error is not None:
+                self.errors.append(str(error))
+        for worker in self.sink_workers:
+            if worker.counts_all and worker.refused:
+                frames = worker.delivered + worker.dropped + worker.refused
+                self.errors.append(
+                    f"{worker.name}: {worker.refused} of {frames} frames were refused; the last: {worker.refusal}"
+                )
+
+
+@runtime_checkable
+class RunObserver(Protocol):
+    """A sink that also shows the state of the run: the web page."""
+
+    def on_run_start(self, result: RunResult) -> None:
+        """Receive the state of the run, once, before the first frame. It keeps changing; any thread may read it."""
+        ...

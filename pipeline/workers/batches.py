@@ -1,0 +1,101 @@
+"""Batches of frames from many cameras, in turn."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+from pipeline.frames import Frame
+from pipeline.workers.source import SourceWorker
+from pipeline.workers.thread import POLL_SECONDS
+
+IDLE_SECONDS: Final = 0.25
+"""Maximum time between two calls of ``idle`` by ``iter_batches``."""
+
+
+def iter_batches(
+    workers: Sequence[SourceWorker],
+    condition: threading.Condition,
+    is_over: Callable[[], bool],
+    *,
+    limit: int,
+    window_seconds: float = 0.0,
+    deadline: float | None = None,
+    is_ready: Callable[[SourceWorker], bool] = lambda _worker: True,
+    idle: Callable[[], None] = lambda: None,
+) -> Iterator[list[Frame]]:
+    """Yield batches of frames, one frame of each camera in turn, until all cameras have ended or ``is_over``.
+
+    A batch is yielded when it is full, when every camera that still runs has given a frame, or ``window_seconds``
+    after its first frame: a slow camera delays a batch by no more than that. The cameras of a batch come last in the
+    next one. A camera whose queue waits (a file) may fill the rest of a batch.
+
+    Args:
+        workers: the running source workers, all created with ``condition``.
+        condition: what they notify.
+        is_over: called at least every ``POLL_SECONDS``; True ends the batches.
+        limit: maximum number of frames in a batch.
+        window_seconds: how long a batch may wait for more cameras.
+        deadline: ``time.monotonic()`` at which the batches end; None = never.
+        is_ready: whether a frame of a camera may be taken now; cameras that are not ready are skipped. What makes a
+            camera ready again must notify ``condition``.
+        idle: called at least every ``IDLE_SECONDS``, without ``condition`` held, whether frames come or not.
+    """
+    turn = list(workers)
+    while _wait_for_frames(turn, condition, is_over, deadline, is_ready):
+        idle()
+        if window_seconds:
+            ready = [worker for worker in turn if is_ready(worker)]
+            _wait_for_more(ready, condition, is_over, limit, time.monotonic() + window_seconds)
+        batch: list[Frame] = []
+        served: list[SourceWorker] = []
+        for worker in turn:
+            if len(batch) < limit and is_ready(worker) and (frame := worker.pop()):
+                batch.append(frame)
+                served.append(worker)
+        for worker in served:
+            while len(batch) < limit and worker.overflow == "wait" and (frame := worker.pop()):
+                batch.append(frame)
+        turn = [worker for worker in turn if worker not in served] + served
+        if batch:
+            yield batch
+
+
+def _wait_for_frames(
+    workers: Sequence[SourceWorker],
+    condition: threading.Condition,
+    is_over: Callable[[], bool],
+    deadline: float | None,
+    is_ready: Callable[[SourceWorker], bool],
+) -> bool:
+    """Wait for a frame that may be taken, at most ``IDLE_SECONDS``; return False at the end of the batches."""
+    idle_at = time.monotonic() + IDLE_SECONDS
+    with condition:
+        while not is_over() and (deadline is None or time.monotonic() < deadline):
+            if any(worker.queued and is_ready(worker) for worker in workers):
+                return True
+            if all(worker.finished for worker in workers):
+                return False
+            if time.monotonic() >= idle_at:
+                return True
+            condition.wait(POLL_SECONDS)
+    return False
+
+
+def _wait_for_more(
+    workers: Sequence[SourceWorker],
+    condition: threading.Condition,
+    is_over: Callable[[], bool],
+    limit: int,
+    deadline: float,
+) -> None:
+    """Wait until each running camera has a frame, the batch is full, or the deadline has passed."""
+    with condition:
+        while not is_over():
+            running = [worker for worker in workers if not worker.finished]
+            left_seconds = deadline - time.monotonic()
+            if left_seconds <= 0 or sum(1 for worker in running if worker.queued) >= min(limit, len(running)):
+                return
+            condition.wait(min(left_seconds, POLL_SECONDS))

@@ -1,0 +1,209 @@
+"""A thread that reads a source into a bounded queue."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Final, Self
+
+from pipeline.drops import DropReason, FrameCounts
+from pipeline.frames import Frame
+from pipeline.ports import Health, Overflow, Source
+from pipeline.stats import update_mean_interval
+from pipeline.workers.thread import JOIN_SECONDS, POLL_SECONDS, log_abandoned
+
+CONNECTING_SECONDS: Final = 1.0
+"""Time that a live source has to end while it connects: it waits for a reply, and cannot be woken."""
+
+
+class SourceWorker:
+    """Runs a source in a thread and keeps its frames in a bounded queue.
+
+    ``with SourceWorker(source, depth=2, overflow="drop-oldest") as worker: for frame in worker: ...`` Leaving the block
+    early wakes a source that waits for room. The source must have been entered; its owner leaves it after the worker.
+    An exception of the source ends this worker alone and is kept in ``error``.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        depth: int = 2,
+        overflow: Overflow | None = "drop-oldest",
+        condition: threading.Condition | None = None,
+        max_age_seconds: float | None = None,
+        counts: FrameCounts | None = None,
+    ) -> None:
+        """Create the thread; entering starts it.
+
+        Args:
+            source: what to read, entered.
+            depth: maximum number of queued frames.
+            overflow: what a full queue does; see ``pipeline.ports.Overflow``. None: "drop-oldest" for a live source,
+                else "wait".
+            condition: notified at each frame and at the end, so that one reader can wait for many workers.
+            max_age_seconds: a frame of a live source that waited longer is dropped; None = never.
+            counts: where received and dropped frames are counted; None: counts of its own.
+        """
+        self.source = source
+        self.error: BaseException | None = None
+        self.counts = counts or FrameCounts()
+        self.ended = False
+        """Whether the source gives no more frames; frames may still be queued."""
+        self.last_received_at: float | None = None
+        """``time.monotonic()`` of its last frame; None before the first."""
+        self.mean_interval_seconds = 0.0
+        """Mean time between two frames: a running mean over about the last twenty."""
+        self._overflow = overflow
+        # Guards the queue: putting and taking frames hold it; reading the source and explaining do not.
+        self._condition = condition or threading.Condition()
+        self._queue: deque[Frame] = deque()
+        self._depth = depth
+        self._crowded_at: int | None = None
+        """The number of received frames when ``pop`` last found several queued; None where it found at most one."""
+        self._max_age_seconds = max_age_seconds
+        self._stop = threading.Event()
+        self._stopped_at = 0.0
+        self._thread = threading.Thread(target=self._run, name=f"source {source.camera}", daemon=True)
+
+    @property
+    def camera(self) -> str:
+        """The camera's name."""
+        return self.source.camera
+
+    @property
+    def received(self) -> int:
+        """Number of frames that the source gave."""
+        return self.counts.received(self.camera)
+
+    @property
+    def overflow(self) -> Overflow:
+        """What a full queue does; without a setting the source's kind decides, once it is known."""
+        return self._overflow or ("drop-oldest" if self.source.live else "wait")
+
+    @property
+    def health(self) -> Health:
+        """The source's state."""
+        return self.source.health
+
+    @property
+    def queued(self) -> int:
+        """Number of queued frames."""
+        return len(self._queue)
+
+    @property
+    def finished(self) -> bool:
+        """Whether no frame is queued and none will come."""
+        return self.ended and not self._queue
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        self.stop()
+        while self._thread.is_alive() and not self._may_be_abandoned():
+            self._thread.join(POLL_SECONDS)
+        with self._condition:
+            self._drop_all(DropReason.STOPPED)
+
+    def stop(self) -> None:
+        """Ask the source to end and wake it where it waits for room. Does not wait."""
+        if not self._stop.is_set():
+            self._stopped_at = time.monotonic()
+        self._stop.set()
+        with self._condition:
+            self._condition.notify_all()
+
+    def pop(self) -> Frame | None:
+        """Return the next frame, or None when none is queued.
+
+        That is the oldest queued frame. A reader of a live source that finds several frames queued, and new ones among
+        several at the next call, is behind: it gets the newest, and the older ones are dropped. A single delay costs no
+        frame, and a reader that stays behind does not get old frames.
+        """
+        with self._condition:
+            crowded = self.overflow == "drop-oldest" and len(self._queue) > 1
+            received = self.received
+            if crowded and self._crowded_at not in {None, received}:
+                while len(self._queue) > 1:
+                    self._drop_first(DropReason.SUPERSEDED)
+            self._crowded_at = received if crowded else None
+            while self._queue and self.is_expired(self._queue[0]):
+                self._drop_first(DropReason.EXPIRED_BEFORE_ENGINE)
+            frame = self._queue.popleft() if self._queue else None
+            self._condition.notify_all()
+            return frame
+
+    def is_expired(self, frame: Frame) -> bool:
+        """Say whether a frame of a live source is older than ``max_age_seconds``."""
+        return self._max_age_seconds is not None and self.source.live and frame.age_seconds() > self._max_age_seconds
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Yield frames until the source ends. An error of the source is kept in ``error``, not raised."""
+        while True:
+            with self._condition:
+                self._condition.wait_for(lambda: self._queue or self.ended)
+                if self.finished:
+                    return
+            frame = self.pop()
+            if frame is not None:
+                yield frame
+
+    def _run(self) -> None:
+        try:
+            for frame in self.source.frames(self._stop):
+                if not self._put(frame):
+                    break
+        except Exception as error:  # noqa: BLE001 - kept in `error`: a failed camera ends only itself
+            self.error = error
+        finally:
+            with self._condition:
+                self.ended = True
+                self._condition.notify_all()
+
+    def _put(self, frame: Frame) -> bool:
+        """Queue a frame; drop it and return False when the worker was stopped."""
+        with self._condition:
+            self.counts.count_received(self.camera)
+            self._observe_interval(time.monotonic())
+            if self.overflow == "wait":
+                self._condition.wait_for(lambda: len(self._queue) < self._depth or self._stop.is_set())
+            if self._stop.is_set():
+                self.counts.count_drop(frame, DropReason.STOPPED)
+                return False
+            while len(self._queue) >= self._depth:
+                self._drop_first(DropReason.QUEUE_FULL)
+            self._queue.append(frame)
+            self._condition.notify_all()
+            return True
+
+    def _drop_first(self, reason: DropReason) -> None:
+        self.counts.count_drop(self._queue.popleft(), reason)
+
+    def _drop_all(self, reason: DropReason) -> None:
+        while self._queue:
+            self._drop_first(reason)
+
+    def _observe_interval(self, now: float) -> None:
+        if self.last_received_at is not None:
+            self.mean_interval_seconds = update_mean_interval(self.mean_interval_seconds, now - self.last_received_at)
+        self.last_received_at = now
+
+    def _may_be_abandoned(self) -> bool:
+        """Say whether the thread may end later by itself: one that still connects gives no more frames.
+
+        Cameras are stopped together, so that their times to end overlap.
+        """
+        passed = time.monotonic() - self._stopped_at
+        if self.source.live and self.health.state == "connecting" and passed > CONNECTING_SECONDS:
+            return True
+        if passed > JOIN_SECONDS:
+            log_abandoned(self._thread)
+            return True
+        return False

@@ -1,0 +1,71 @@
+"""A thread that runs one long call, and the waits that all workers share."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Final, Self
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS: Final = 0.1
+"""Interval at which a waiting thread checks for the end of the run; a signal handler cannot notify a condition."""
+
+JOIN_SECONDS: Final = 10.0
+"""Time that a thread has to end after it was stopped; a thread that takes longer is abandoned (all are daemons)."""
+
+
+class ThreadWorker:
+    """Runs one long call in a thread: a server with a loop of its own, an encoder.
+
+    Leaving the ``with`` block stops the call and joins the thread. An exception of the call is kept in ``error``.
+    """
+
+    def __init__(self, name: str, run: Callable[[], None], stop: Callable[[], None]) -> None:
+        """Create the thread; entering starts it.
+
+        Args:
+            name: for messages.
+            run: called once.
+            stop: makes ``run`` return soon; called from another thread, possibly after ``run`` has returned.
+        """
+        self.name = name
+        self.error: BaseException | None = None
+        self.ended = False
+        """Whether ``run`` has returned or raised."""
+        self._call = run
+        self._stop = stop
+        self._thread = threading.Thread(target=self._run, name=f"worker {name}", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        self._stop()
+        join(self._thread)
+
+    def _run(self) -> None:
+        try:
+            self._call()
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - kept in `error`; a server may end by SystemExit
+            self.error = error
+            log.warning("%s ended: %s", self.name, error)
+        finally:
+            self.ended = True
+
+
+def join(thread: threading.Thread) -> None:
+    """Wait ``JOIN_SECONDS`` for a thread to end; log an error and abandon it where it does not."""
+    thread.join(JOIN_SECONDS)
+    if thread.is_alive():
+        log_abandoned(thread)
+
+
+def log_abandoned(thread: threading.Thread) -> None:
+    """Log that a thread did not end in time."""
+    log.error("%s did not end within %.0f s after it was stopped; it is abandoned", thread.name, JOIN_SECONDS)

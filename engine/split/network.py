@@ -35,7 +35,7 @@ from engine.split.vit import ViTTail, find_vit_split, split_vit
 from pipeline.errors import EngineError, LayerError, ReciproStreamError
 
 PROOF_TOLERANCE = 1e-4
-"""How far ``tail(head(x))`` may be from ``module(x)``, as a share of the largest output."""
+"""How far ``tail(head(x))`` may be from ``net(x)``, as a share of the largest output."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,7 +35,7 @@ def test_explain_cost_prints_a_line_with_both_sides(monkeypatch, capsys):
 
 
 def test_explain_cost_refuses_to_time_two_different_networks(monkeypatch):
-    monkeypatch.setattr(explain_cost.Plain, "forward", lambda self, images: self.module(images).softmax(1).flip(1))
+    monkeypatch.setattr(explain_cost.Plain, "forward", lambda self, images: self.net(images).softmax(1).flip(1))
     with pytest.raises(RuntimeError, match="not the same network"):
         explain_cost.measure("resnet18", "eager", "fp32", 1, 2)
 

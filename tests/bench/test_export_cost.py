@@ -20,6 +20,6 @@ def test_export_cost_prints_a_line_for_each_runtime(monkeypatch, capsys):
 
 
 def test_export_cost_refuses_to_time_two_different_networks(monkeypatch, tmp_path):
-    monkeypatch.setattr(export_cost.Plain, "forward", lambda self, images: self.module(images).softmax(1).flip(1) + 1)
+    monkeypatch.setattr(export_cost.Plain, "forward", lambda self, images: self.net(images).softmax(1).flip(1) + 1)
     with pytest.raises(RuntimeError, match="not the same network"):
         export_cost.measure("squeezenet1_1", ["onnxruntime"], 1, 2, tmp_path)

@@ -204,7 +204,7 @@ def test_a_lost_camera_shows_and_so_does_its_return(tab):
     with fed("door", "gate") as (sink, feed):
         page = tab(sink.endpoint)
         sync_api.expect(page.locator(".card[data-index]")).to_have_count(2)
-        feed.is_paused.add("door")
+        feed.paused.add("door")
         page.wait_for_selector('.card.stale[data-camera="door"]')
         stamp = page.locator('.card[data-camera="door"] .stamp')
         assert "no signal for" in stamp.inner_text()
@@ -212,7 +212,7 @@ def test_a_lost_camera_shows_and_so_does_its_return(tab):
         page.wait_for_timeout(1200)
         assert page.locator('.card[data-camera="door"] .state').inner_text() == "silent"
         assert "s" in page.locator('.card[data-camera="door"] dd.age.old').inner_text()
-        feed.is_paused.clear()
+        feed.paused.clear()
         page.wait_for_selector('.card[data-camera="door"]:not(.stale)')
 
 
@@ -325,7 +325,7 @@ def test_nothing_runs_over_the_edge_in_any_look(tab, tmp_path, name, looks):
         page = tab(sink.endpoint, **looks)
         sync_api.expect(page.locator(".card[data-index]")).to_have_count(2)
         sink.put(numbered(5, "door"))
-        feed.is_paused.add("door")
+        feed.paused.add("door")
         page.wait_for_selector(".card.stale")
         Path(folder, f"{name}.png").write_bytes(page.screenshot(full_page=True))
         overflow = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
@@ -353,7 +353,7 @@ def test_the_reason_of_a_silence_is_told(tab):
     with fed() as (sink, feed):
         page = tab(sink.endpoint)
         last = shown(page)["index"]
-        feed.is_paused.add("line")
+        feed.paused.add("line")
         page.wait_for_timeout(100)
         silence = SignalLoss(2.0, "waiting", "camera: connection refused")
         feed.stop.set()
@@ -433,7 +433,7 @@ def test_a_real_camera_that_is_killed_is_seen_to_be_gone_and_to_come_back(tab):
 def answers(endpoint):
     try:
         with urllib.request.urlopen(f"{endpoint}/readyz", timeout=2) as answer:  # noqa: S310 - our own
-            return answer.status_topic == 200
+            return answer.status == 200
     except OSError:
         return False
 

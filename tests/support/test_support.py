@@ -65,7 +65,7 @@ def test_another_reader_of_the_same_server_sees_h264_of_the_right_size(server):
 
 def test_pictures_are_read_back_exactly_and_in_order(server):
     with reading(server.url()) as reader:
-        reader.truncate_at(lambda: len(reader.frames) >= 40)
+        reader.until(lambda: len(reader.frames) >= 40)
     marks = reader.marks
     assert None not in marks
     numbers = [mark.number for mark in marks]
@@ -81,7 +81,7 @@ def test_pictures_are_read_back_exactly_and_in_order(server):
 def test_anamorphic_pictures_come_in_the_shape_they_are_shown_in():
     with Feed((160, 120), rate=20, aspect=Fraction(2)) as feed, RtspServer(feed) as server:
         with reading(server.url()) as reader:
-            reader.truncate_at(lambda: len(reader.frames) >= 3)
+            reader.until(lambda: len(reader.frames) >= 3)
         assert {(frame.width, frame.height) for frame in reader.frames} == {(320, 120)}
 
 
@@ -90,16 +90,16 @@ def test_pictures_larger_than_a_packet_are_put_together_again():
         sizes = []
         feed.listen("sizes", lambda picture: sizes.append(max(map(len, picture.units))))
         with reading(server.url()) as reader:
-            reader.truncate_at(lambda: len(reader.frames) >= 5)
+            reader.until(lambda: len(reader.frames) >= 5)
         assert max(sizes) > 1200
         assert None not in reader.marks
 
 
 def test_two_viewers_share_one_encoder_and_each_begins_with_a_key_picture(server):
     with reading(server.url()) as one:
-        one.truncate_at(lambda: len(one.frames) >= 3)
+        one.until(lambda: len(one.frames) >= 3)
         with reading(server.url()) as other:
-            other.truncate_at(lambda: len(other.frames) >= 10)
+            other.until(lambda: len(other.frames) >= 10)
     assert None not in one.marks + other.marks
     assert set(other.marks[:5]) <= set(one.marks)
     assert one.health.corrupt == other.health.corrupt == 0
@@ -107,9 +107,9 @@ def test_two_viewers_share_one_encoder_and_each_begins_with_a_key_picture(server
 
 def test_a_stall_is_noticed_and_said_and_its_end_gives_fresh_pictures(server, feed):
     with reading(server.url()) as reader:
-        reader.truncate_at(lambda: len(reader.frames) >= 3)
+        reader.until(lambda: len(reader.frames) >= 3)
         server.faults.stalled = True
-        reader.truncate_at(lambda: reader.health.state in LOST)
+        reader.until(lambda: reader.health.state in LOST)
         assert reader.health.reason == "no picture for 1 s"
         back = feed.number
         server.faults.stalled = False
@@ -121,12 +121,12 @@ def test_a_stall_is_noticed_and_said_and_its_end_gives_fresh_pictures(server, fe
 
 def test_a_death_is_said_and_a_return_yields_fresh_pictures(server, feed):
     with reading(server.url()) as reader:
-        reader.truncate_at(lambda: len(reader.frames) >= 3)
+        reader.until(lambda: len(reader.frames) >= 3)
         port = server.port
         server.die()
-        reader.truncate_at(lambda: "refused" in reader.health.reason)
+        reader.until(lambda: "refused" in reader.health.reason)
         died, missed = len(reader.frames), feed.number
-        reader.truncate_at(lambda: feed.number > missed + 5)
+        reader.until(lambda: feed.number > missed + 5)
         server.come_back()
         assert server.port == port
         reader.until_number(feed.number)
@@ -143,7 +143,7 @@ def test_a_broken_connection_is_made_anew(server, feed, how):
         for times in (1, 2, 3):
             reader.until_number(feed.number)
             getattr(server, how)()
-            reader.truncate_at(lambda times=times: reader.health.reconnects == times)
+            reader.until(lambda times=times: reader.health.reconnects == times)
         reader.until_number(feed.number)
     assert None not in reader.marks
     numbers = [mark.number for mark in reader.marks]
@@ -152,22 +152,22 @@ def test_a_broken_connection_is_made_anew(server, feed, how):
 
 def test_a_camera_may_come_back_in_another_size(server, feed):
     with reading(server.url()) as reader:
-        reader.truncate_at(lambda: len(reader.frames) >= 3)
+        reader.until(lambda: len(reader.frames) >= 3)
         server.die()
         feed.size = (320, 240)
         begun = feed.number
-        reader.truncate_at(lambda: feed.number > begun + 2)
+        reader.until(lambda: feed.number > begun + 2)
         server.come_back()
-        reader.truncate_at(lambda: reader.frames[-1].width == 320)
+        reader.until(lambda: reader.frames[-1].width == 320)
     assert {(frame.width, frame.height) for frame in reader.frames} == {(160, 120), (320, 240)}
     assert None not in reader.marks
 
 
 def test_a_camera_may_change_its_size_without_a_word(server, feed):
     with reading(server.url()) as reader:
-        reader.truncate_at(lambda: len(reader.frames) >= 3)
+        reader.until(lambda: len(reader.frames) >= 3)
         feed.size = (240, 160)
-        reader.truncate_at(lambda: reader.frames[-1].width == 240)
+        reader.until(lambda: reader.frames[-1].width == 240)
         reader.until_number(feed.number)
     assert None not in reader.marks
 
@@ -175,7 +175,7 @@ def test_a_camera_may_change_its_size_without_a_word(server, feed):
 @pytest.mark.parametrize("shift", [-40_000.0, -5.0, 5.0, 47_000.0])
 def test_time_goes_on_whatever_the_cameras_clock_does(server, feed, shift):
     with reading(server.url()) as reader:
-        reader.truncate_at(lambda: len(reader.frames) >= 5)
+        reader.until(lambda: len(reader.frames) >= 5)
         server.faults.time_shift_seconds = shift
         reader.until_number(feed.number + 10)
     told = [frame.pts_seconds for frame in reader.frames]
@@ -188,9 +188,9 @@ def test_time_goes_on_whatever_the_cameras_clock_does(server, feed, shift):
 def test_pictures_lost_as_a_whole_break_none_of_those_that_are_shown():
     with Feed((320, 240), rate=25, key_every=10) as feed, RtspServer(feed, seed=3) as server:
         with reading(server.url()) as reader:
-            reader.truncate_at(lambda: len(reader.frames) >= 5)
+            reader.until(lambda: len(reader.frames) >= 5)
             server.faults.drop_share = 0.1  # without grain a picture is one packet
-            reader.truncate_at(lambda: server.counts.packets_dropped >= 6)
+            reader.until(lambda: server.counts.packets_dropped >= 6)
             server.faults.drop_share = 0.0
             reader.until_number(feed.number + 12)
         assert reader.health.corrupt > 0
@@ -201,9 +201,9 @@ def test_packets_lost_within_pictures_break_hardly_any_of_those_that_are_shown()
     grainy = Feed((320, 240), rate=25, bit_rate=1_500_000, grain=20)  # five packets or more to a picture
     with grainy as feed, RtspServer(feed, seed=3) as server:
         with reading(server.url()) as reader:
-            reader.truncate_at(lambda: len(reader.frames) >= 5)
+            reader.until(lambda: len(reader.frames) >= 5)
             server.faults.drop_share = 0.03
-            reader.truncate_at(lambda: server.counts.packets_dropped >= 15)
+            reader.until(lambda: server.counts.packets_dropped >= 15)
             server.faults.drop_share = 0.0
             reader.until_number(feed.number + 36)
         assert reader.health.corrupt > 0
@@ -224,7 +224,7 @@ def test_a_wrong_password_is_told_apart_and_is_in_no_log(feed, caplog, name):
             av.logging.set_level(None)
         assert "wrong or missing user name or password (401" in words
         with reading(server.url()) as reader:
-            reader.truncate_at(lambda: len(reader.frames) >= 2)
+            reader.until(lambda: len(reader.frames) >= 2)
             said = f"{words} {reader.health} {reader.source.uri} {reader.source.camera}"
     assert "canary" not in said + caplog.text
 
@@ -268,10 +268,10 @@ def test_a_wrong_path_is_told_apart(server):
 def test_a_password_changed_while_it_runs_is_said_and_mended(feed, monkeypatch):
     monkeypatch.setattr("stream.reconnect.Backoff.delay_seconds", lambda *_, **__: 0.1)
     with RtspServer(feed, user="eye", password=RIGHT) as server, reading(server.url()) as reader:
-        reader.truncate_at(lambda: len(reader.frames) >= 2)
+        reader.until(lambda: len(reader.frames) >= 2)
         server.password = WRONG
         server.close()
-        reader.truncate_at(lambda: "password" in reader.health.reason)
+        reader.until(lambda: "password" in reader.health.reason)
         server.password = RIGHT
         reader.until_number(feed.number)
 
@@ -308,7 +308,7 @@ def test_stream_decodes_by_its_own_parameter_sets_where_the_description_is_wrong
     wrong = re.sub(rb"sprop-parameter-sets=[^\r\n;]*", b"sprop-parameter-sets=" + sets.encode(), server.description())
     server.faults.description = wrong
     with reading(server.url(), ONCE) as reader:
-        reader.truncate_at(lambda: len(reader.frames) >= 8)
+        reader.until(lambda: len(reader.frames) >= 8)
     assert reader.error is None
     assert None not in reader.marks
 
@@ -322,7 +322,7 @@ def test_description_without_video_ends_in_a_typed_error(server, name):
 def test_description_with_invalid_parameters_gives_pictures(server):
     server.faults.description = DESCRIPTIONS["wrong parameters"]
     with reading(server.url(), ONCE) as reader:
-        reader.truncate_at(lambda: len(reader.frames) >= 3)
+        reader.until(lambda: len(reader.frames) >= 3)
     assert None not in reader.marks
 
 
@@ -372,22 +372,22 @@ def test_an_answer_that_comes_too_late_is_called_so(server):
 def test_a_name_in_another_encoding_is_no_fault(server):
     server.faults.description = server.description().replace(b"s=ground", b"s=T\xfcr \xe3")
     with reading(server.url()) as reader:
-        reader.truncate_at(lambda: len(reader.frames) >= 2)
+        reader.until(lambda: len(reader.frames) >= 2)
 
 
 def test_a_slow_camera_is_waited_for(server, feed):
     server.faults.answer_delay_seconds = 0.2
     with reading(server.url()) as reader:
-        reader.truncate_at(lambda: len(reader.frames) >= 2)
+        reader.until(lambda: len(reader.frames) >= 2)
         assert reader.health == reader.health.__class__("live")
 
 
 def test_a_line_that_carries_nothing_is_noticed_like_a_stall(server, feed):
     with Proxy(server.port) as line:
         with reading(f"rtsp://127.0.0.1:{line.port}{server.path}") as reader:
-            reader.truncate_at(lambda: len(reader.frames) >= 3)
+            reader.until(lambda: len(reader.frames) >= 3)
             line.blackholed = True
-            reader.truncate_at(lambda: reader.health.state in LOST)
+            reader.until(lambda: reader.health.state in LOST)
             assert reader.health.reason == "no picture for 1 s"
             line.blackholed = False
             reader.until_number(feed.number)
@@ -396,10 +396,10 @@ def test_a_line_that_carries_nothing_is_noticed_like_a_stall(server, feed):
 
 def test_a_camera_that_hangs_up_before_it_answers_is_asked_again_soon(server, feed):
     with Proxy(server.port) as line, reading(f"rtsp://127.0.0.1:{line.port}{server.path}") as reader:
-        reader.truncate_at(lambda: len(reader.frames) >= 3)
+        reader.until(lambda: len(reader.frames) >= 3)
         server.die()  # the line still takes connections, and drops them
         asked = line.connections
-        reader.truncate_at(lambda: line.connections >= asked + 3)
+        reader.until(lambda: line.connections >= asked + 3)
         server.come_back()
         reader.until_number(feed.number, 8)
 
@@ -408,9 +408,9 @@ def test_a_camera_that_hangs_up_before_it_answers_is_asked_again_soon(server, fe
 def test_a_line_that_breaks_is_taken_up_again(server, feed, how):
     with Proxy(server.port) as line:
         with reading(f"rtsp://127.0.0.1:{line.port}{server.path}") as reader:
-            reader.truncate_at(lambda: len(reader.frames) >= 3)
+            reader.until(lambda: len(reader.frames) >= 3)
             getattr(line, how)()
-            reader.truncate_at(lambda: reader.health.reconnects == 1)
+            reader.until(lambda: reader.health.reconnects == 1)
             reader.until_number(feed.number)
         assert None not in reader.marks
 
@@ -422,7 +422,7 @@ def test_a_line_cut_in_the_middle_of_a_picture_shows_no_broken_one(server, feed)
                 reader.until_number(feed.number)
                 made = line.connections
                 line.truncate_after_bytes = cut
-                reader.truncate_at(lambda made=made: line.connections > made)
+                reader.until(lambda made=made: line.connections > made)
                 line.truncate_after_bytes = None
         assert None not in reader.marks
 
@@ -431,7 +431,7 @@ def test_a_late_line_delivers_everything_later(server, feed):
     with Proxy(server.port) as line:
         line.delay_seconds = 0.1
         with reading(f"rtsp://127.0.0.1:{line.port}{server.path}") as reader:
-            reader.truncate_at(lambda: len(reader.frames) >= 10)
+            reader.until(lambda: len(reader.frames) >= 10)
         ages = [mark.age_seconds(f.captured_at) for mark, f in zip(reader.marks, reader.frames, strict=True)]
         assert min(ages[-5:]) > 0.09
 
@@ -440,10 +440,10 @@ def test_a_line_too_narrow_is_felt_by_the_camera_which_leaves_pictures_out():
     grainy = Feed((320, 240), rate=25, bit_rate=6_000_000, grain=20)
     with grainy as feed, RtspServer(feed) as server, Proxy(server.port) as line:
         with reading(f"rtsp://127.0.0.1:{line.port}{server.path}") as reader:
-            reader.truncate_at(lambda: len(reader.frames) >= 3)
+            reader.until(lambda: len(reader.frames) >= 3)
             line.bytes_per_second = 40_000
             begun = len(reader.frames)
-            reader.truncate_at(lambda: len(reader.frames) > begun + 2)
+            reader.until(lambda: len(reader.frames) > begun + 2)
         assert None not in reader.marks
 
 
@@ -453,7 +453,7 @@ def test_many_cameras_cost_one_encoder():
         servers = [stack.enter_context(RtspServer(feed)) for _ in range(4)]
         readers = [stack.enter_context(reading(server.url())) for server in servers]
         for reader in readers:
-            reader.truncate_at(lambda reader=reader: len(reader.frames) >= 5)
+            reader.until(lambda reader=reader: len(reader.frames) >= 5)
     shared = set.intersection(*(set(reader.marks) for reader in readers))
     assert shared
     assert all(isinstance(mark, Mark) for mark in shared)

@@ -14,7 +14,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_what_standard_output_does_not_take_is_left_out_and_the_work_goes_on():
-    program = "from commands.console import say; say('one'); say('two'); open(0, 'w').write('done')"
+    program = (
+        "from commands.console import print_line; print_line('one'); print_line('two'); open(0, 'w').write('done')"
+    )
     with Path("/dev/full").open("wb") as full:
         read, write = os.pipe()
         with os.fdopen(read) as told, os.fdopen(write) as door:

@@ -1,1 +1,1 @@
-"""The hallway: nouns, promises, threads and knobs that every room shares. It imports no room."""
+"""Data types, interfaces, worker threads, configuration and guards; imports no other package of the project."""

@@ -1,4 +1,4 @@
-"""What ``doctor`` asks of a room: one line per thing a run may need, and the cure where it is missing."""
+"""What ``doctor`` reports for a package: one line per requirement, and the remedy where it is missing."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Diagnostic:
-    """One thing that is there or not."""
+    """One requirement of a run."""
 
     name: str
     present: bool
     detail: str
     """What was found, or what is missing."""
     hint: str = ""
-    """What to do where it is missing; "" where nothing need be done."""
+    """The remedy where it is missing; empty where none is needed."""

@@ -1,24 +1,24 @@
-"""Every error this system raises on purpose.
+"""All errors that are raised on purpose.
 
     ReciproStreamError
-    ├── ConfigError          a knob has a wrong name, type or value
+    ├── ConfigError          an option has a wrong name, type or value
     ├── SourceError          a source cannot be opened or read
-    │   ├── CorruptMediaError     it broke part-way; every good frame came first
-    │   └── ConnectionLostError   a live source went away; it may come back
-    ├── EngineError          a network cannot be loaded, cut, compiled or run
+    │   ├── CorruptMediaError     damaged after some frames; all good frames came first
+    │   └── ConnectionLostError   the connection to a live source was lost
+    ├── EngineError          a network cannot be loaded, split, compiled or run
     │   ├── ModelError       no such model, or weights that do not fit
-    │   ├── LayerError       the layer is missing or has no grid to explain
-    │   └── BackendError     the backend is missing here, or disagrees with eager
+    │   ├── LayerError       the layer is missing or its output has no grid
+    │   └── BackendError     the backend is not installed, or disagrees with eager
     ├── SinkError            a sink cannot be opened or written
-    │   ├── FrameError       one frame cannot be delivered; the sink goes on
-    │   └── DataLossError        it ran, and did not take all that was put
+    │   ├── FrameError       one frame cannot be delivered; the sink continues
+    │   └── DataLossError        it ran, and lost frames
     └── WireError            a message cannot be read
-        ├── WireVersionError it was written for a newer reader
-        ├── WireLimitError   a part of it is beyond a limit
-        └── ImageError     its picture is no JPEG that can be decoded
+        ├── WireVersionError it needs a newer reader
+        ├── WireLimitError   a part of it exceeds a limit
+        └── ImageError     its image is not a valid JPEG
 
-Each message names the value, the rule it broke and the cure. ``run.py`` prints it in one line and exits with
-``exit_code``; anything else that escapes is a bug and keeps its traceback.
+Each message names the value, the rule it breaks and the remedy. ``run.py`` prints it in one line and exits with
+``exit_code``; any other exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _MAX_PATH: Final = 200
 
 
 class ReciproStreamError(Exception):
-    """The root of the tree: something the user can mend."""
+    """The base class: something that the user can fix."""
 
     exit_code = 2
 
 
 class ConfigError(ReciproStreamError):
-    """A knob has a wrong name, type or value."""
+    """An option has a wrong name, type or value."""
 
 
 class SourceError(ReciproStreamError):
@@ -48,11 +48,11 @@ class SourceError(ReciproStreamError):
 
 
 class CorruptMediaError(SourceError):
-    """A file broke part-way: every good frame before the damage was delivered first."""
+    """A file is damaged after some frames: all good frames before the damage were delivered first."""
 
 
 class ConnectionLostError(SourceError):
-    """A live source went away; whether to try again is the reconnect policy's business."""
+    """The connection to a live source was lost; the reconnect policy decides on the next attempt."""
 
 
 class EngineError(ReciproStreamError):
@@ -60,15 +60,15 @@ class EngineError(ReciproStreamError):
 
 
 class ModelError(EngineError):
-    """There is no such model, or the weights do not fit it."""
+    """The model does not exist, or the weights do not fit it."""
 
 
 class LayerError(EngineError):
-    """The layer does not exist, or its output is no grid that can be masked."""
+    """The layer does not exist, or its output has no grid that can be masked."""
 
 
 class BackendError(EngineError):
-    """The backend is missing on this machine, or its answers differ from eager's."""
+    """The backend is not installed, or its results differ from those of eager mode."""
 
 
 class SinkError(ReciproStreamError):
@@ -76,11 +76,11 @@ class SinkError(ReciproStreamError):
 
 
 class FrameError(SinkError):
-    """One frame cannot be delivered, whatever the reason; the sink takes the next one."""
+    """One frame cannot be delivered; the sink continues with the next one."""
 
 
 class DataLossError(SinkError):
-    """A sink ran to the end, and did not take all that was put into it."""
+    """A sink ran to the end, and lost frames."""
 
     exit_code = 4
 
@@ -90,22 +90,19 @@ class WireError(ReciproStreamError):
 
 
 class WireVersionError(WireError):
-    """A message was written for a newer reader."""
+    """A message needs a newer reader."""
 
 
 class WireLimitError(WireError):
-    """A part of a message is larger than a reader takes."""
+    """A part of a message exceeds a limit of the reader."""
 
 
 class ImageError(WireError):
-    """A message's picture is no JPEG that can be decoded."""
+    """The image of a message is not a valid JPEG."""
 
 
 def of_path(error: OSError) -> str | None:
-    """Return in words what the system said of a path; None where it said it of something else.
-
-    For every error that asking, opening or writing a path may raise and that nobody nearer to it has told.
-    """
+    """Return the message for an ``OSError`` about a path; None where the error names no path."""
     if error.filename is None:
         return None
     name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else str(error.filename)
@@ -130,7 +127,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def unknown_name_message(kind: str, name: str, known: Collection[str]) -> str:
-    """Return what is said of a name that nothing of its kind has: those there are, and the nearest."""
-    several = sorted(known)
-    listed = ", ".join(several[:_MAX_LISTED]) + (", ..." if len(several) > _MAX_LISTED else "")
+    """Return the message for an unknown name: the known names and the most similar one."""
+    names = sorted(known)
+    listed = ", ".join(names[:_MAX_LISTED]) + (", ..." if len(names) > _MAX_LISTED else "")
     return f"no {kind} is called so; known: {listed or 'there is none'}.{did_you_mean(name, known)}"

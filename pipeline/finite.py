@@ -1,4 +1,4 @@
-"""Whether an explanation can be told at all: all its numbers are finite. Pure."""
+"""Checks that all numbers of an explanation are finite. Pure."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ Numbers = Iterable[tuple[str, float | None]]
 
 
 def unsound(explanation: Explanation) -> str:
-    """Return the first number that is NaN or infinite, in words; empty where all are finite.
+    """Return which number is NaN or infinite, as text; empty where all are finite.
 
-    JSON, Parquet readers and people can make nothing of such a number, so it is told nowhere.
+    JSON and many readers have no such numbers, so no sink publishes them.
     """
     for name, value in _numbers(explanation):
         if value is not None and not math.isfinite(value):
-            return f"{name} is {value}; a frame with such a number is not told"
+            return f"{name} is {value}; a frame with such a number is not published"
     for finding in explanation.findings:
         if not np.isfinite(finding.heat).all():
-            return f"the heat of {finding.label!r} holds numbers that are not finite; such a frame is not told"
+            return f"the heat of {finding.label!r} has numbers that are not finite; such a frame is not published"
     return ""
 
 
@@ -48,12 +48,12 @@ def _numbers(explanation: Explanation) -> Iterator[tuple[str, float | None]]:
 def _of_finding(finding: Finding) -> Numbers:
     yield f"the score of {finding.label!r}", finding.score
     yield from _edges(f"the box of {finding.label!r}", finding.box or ())
-    if (grounds := finding.heatmap_stats) is not None:
-        yield "focus_area", grounds.focus_area
-        yield "entropy", grounds.entropy
-        yield "stability", grounds.stability
-        yield from _edges("the heat's centre", grounds.centre or ())
-        yield from ((f"heat_inside({name})", fraction) for name, fraction in grounds.heat_inside.items())
+    if (stats := finding.heatmap_stats) is not None:
+        yield "focus_area", stats.focus_area
+        yield "entropy", stats.entropy
+        yield "stability", stats.stability
+        yield from _edges("the heat's centre", stats.centre or ())
+        yield from ((f"heat_inside({name})", fraction) for name, fraction in stats.heat_inside.items())
 
 
 def _edges(name: str, numbers: Iterable[float]) -> Iterator[tuple[str, float | None]]:

@@ -1,7 +1,6 @@
-"""The nouns that flow: Frame, Finding, Explanation, Overlay.
+"""The data that flows through the pipeline: Frame, Finding, Explanation, Overlay.
 
-All are frozen and their arrays read-only, so any number of threads and sinks may hold the same one. Knows nothing
-about cameras, networks or sockets.
+All are frozen and their arrays are read-only, so that any number of threads and sinks may share an object.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 Image = npt.NDArray[np.uint8]
-"""An RGB picture, uint8, (height, width, 3)."""
+"""An RGB image, uint8, (height, width, 3)."""
 
 Heat = npt.NDArray[np.float32]
 """A heat map on the layer's grid, float32 in [0, 1], (rows, columns)."""
 
 
 def read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return ``array`` closed for writing: a view where its owner may still write, itself otherwise."""
+    """Return ``array`` read-only: a view where the array is writeable, else the array itself."""
     if not array.flags.writeable:
         return array
     view = array.view()
@@ -56,33 +55,33 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class GroundTruth:
-    """What a frame is known to show, when its maker knows: the simulated line, a labelled data set."""
+    """What a frame is known to show: from the simulated line or a labelled data set."""
 
     label: str
     """The true class."""
     boxes: tuple[Box, ...] = ()
-    """Where the evidence lies, in frame pixels; empty where there is none."""
+    """Where the object lies, in frame pixels; empty where there is no box."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
-    """One picture a camera gave."""
+    """One image from a camera."""
 
     image: Image
     """uint8 RGB, (height, width, 3), read-only."""
     camera: str
     """The camera's name: the topic on the wire, never a URI with credentials."""
     index: int
-    """How many pictures the camera had given before this one: a gap is the number of dropped frames."""
+    """Number of frames that the camera gave before this one: a gap is the number of dropped frames."""
     captured_at: float
-    """``time.monotonic()`` seconds at which the picture had been decoded."""
+    """``time.monotonic()`` seconds at which the image was decoded."""
     pts_seconds: float | None = None
     """The stream's own clock, rebased to start near 0; None where the stream has none."""
     truth: GroundTruth | None = None
     """What the frame is known to show; None for a real camera."""
     source_name: str = ""
-    """The file the frame was read from, as a path relative to what the user named; empty for a live source. Together
-    with ``pts_seconds`` it identifies a frame of a video file, by itself a photo."""
+    """The file of the frame, as a path relative to the configured source; empty for a live source. It identifies a
+    photo, and together with ``pts_seconds`` a frame of a video file."""
 
     def __post_init__(self) -> None:
         image = self.image
@@ -102,34 +101,34 @@ class Frame:
         return int(self.image.shape[1])
 
     def age_seconds(self, now: float | None = None) -> float:
-        """Return the seconds from decode to ``now`` (monotonic; this moment where None)."""
+        """Return the seconds from decoding to ``now`` (monotonic; None = the current time)."""
         return (time.monotonic() if now is None else now) - self.captured_at
 
 
 @dataclass(frozen=True, slots=True)
 class HeatmapStats:
-    """Where a finding's heat lies, as numbers; ``pipeline.guards.heatmap_stats`` holds the formulas.
+    """Statistics of a finding's heat map; ``pipeline.guards.heatmap_stats`` has the formulas.
 
-    The evidence of a cell is its heat beyond the map's median: on a fine grid the faint heat of a thousand cells that
-    say nothing would outweigh the dozen that do. None: the map is flat, so nothing stands out.
+    The evidence of a cell is its heat above the median of the map: on a fine grid the faint heat of a thousand
+    irrelevant cells would outweigh a dozen relevant ones. None: the map is flat.
     """
 
     focus_area: float | None
-    """The smallest share of the grid's cells that together hold half of the evidence."""
+    """The smallest fraction of the grid's cells that together hold half of the evidence."""
     entropy: float | None
-    """Of the evidence over the cells, as a share of the greatest there can be: 0 all in one cell, 1 spread evenly."""
+    """Entropy of the evidence over the cells, as a fraction of its maximum: 0 in one cell, 1 spread evenly."""
     centre: tuple[float, float] | None
-    """The evidence's centre of gravity (x, y) in frame pixels."""
+    """Centroid (x, y) of the evidence in frame pixels."""
     stability: float | None
-    """Pearson correlation with the same class's map in the camera's previous frame, -1 to 1; None where there is
-    none."""
+    """Pearson correlation with the map of the same class in the camera's previous frame, -1 to 1; None without such a
+    map."""
     heat_inside: Mapping[str, float] = field(default_factory=dict)
-    """Share of the evidence in each of the camera's regions; empty where nothing stands out."""
+    """Fraction of the evidence in each of the camera's regions; empty where the map is flat."""
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A named part of a camera's picture."""
+    """A named part of a camera's image."""
 
     name: str
     polygon: tuple[tuple[float, float], ...]
@@ -138,55 +137,55 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class DeletionCheck:
-    """What happened to a score when the hottest area of its frame was masked."""
+    """Result of a deletion check: a score with the hottest area of its frame masked."""
 
     label: str
-    """The class that was looked at."""
+    """The checked class."""
     score: float
-    """Its score in the frame as it was."""
+    """Its score in the unchanged frame."""
     masked_score: float
-    """Its score in the same frame without the hottest area."""
+    """Its score in the same frame with the hottest area masked."""
     index: int
-    """Which frame that was."""
+    """Index of the checked frame."""
     age_seconds: float
-    """How long before this frame that one was taken."""
+    """Time from the checked frame to the frame that carries this result."""
 
     @property
     def drop(self) -> float:
-        """How much of the score went with the hottest area, -1 to 1."""
+        """Difference of the two scores, -1 to 1."""
         return self.score - self.masked_score
 
 
 @dataclass(frozen=True, slots=True)
 class GuardState:
-    """How one guard stands after a frame."""
+    """State of a guard after a frame."""
 
     name: str
     firing: bool
     seconds: float
-    """How long it has been firing, by the frames' own clock; 0 where it is not."""
+    """How long it has been firing, on the frames' clock; 0 where it does not fire."""
     message: str
-    """Where it fires: the rule, and what was seen instead, in words."""
+    """While it fires: the rule and the values of this frame, as text."""
     fire_count: int
-    """How often it has begun to fire since the run began."""
+    """How often it started to fire in this run."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Finding:
-    """One explained class of one frame: what, how sure, and why."""
+    """One explained class of one frame: label, score and heat map."""
 
     label: str
     """The class's name."""
     score: float
     """Its softmax score in the plain network, in [0, 1]."""
     heat: Heat
-    """Where the evidence lies: float32 in [0, 1] on the layer's grid, read-only; all zero when no cell stands out."""
+    """Heat map: float32 in [0, 1] on the layer's grid, read-only; all zero where the score matrix is flat."""
     class_index: int = -1
-    """The class's place in the network's output; -1 where there is none."""
+    """Index of the class in the network's output; -1 where there is none."""
     box: Box | None = None
     """A detector's box; None for a classifier."""
     heatmap_stats: HeatmapStats | None = None
-    """Where the heat lies, as numbers; None where nobody measured it."""
+    """Statistics of the heat map; None where they were not computed."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "heat", read_only(self.heat))
@@ -207,20 +206,20 @@ class Finding:
 
 
 def top_scoring(findings: Sequence[Finding]) -> Finding | None:
-    """Return the finding with the highest score, the first of equals; None where there is none."""
+    """Return the finding with the highest score (the first of equal ones), or None without findings."""
     return max(findings, key=lambda finding: finding.score, default=None)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Explanation:
-    """A frame with the reasons for its verdict."""
+    """A frame with its explained classes."""
 
     frame: Frame
     findings: tuple[Finding, ...]
-    """One per explained class; the first is the one whose heat is drawn. Of a classifier never empty, and always with
-    the network's top class among them: ``verdict``."""
+    """One per explained class; the heat map of the first is drawn. Never empty for a classifier, whose top class is
+    always among them (``top_scoring``)."""
     method: str
-    """The explaining method and its kernel: ``recipro-cam/point``."""
+    """The explanation method and its kernel: ``recipro-cam/point``."""
     layer: str
     """The explained layer's qualified name in the network."""
     timings: Mapping[str, float] = field(default_factory=dict)
@@ -228,14 +227,14 @@ class Explanation:
     model: str = ""
     """The network's name."""
     heat_region: Box | None = None
-    """The rectangle of the frame, in pixels, that the heat grid covers. It is the whole frame for ``stretch``, lies
-    inside it for ``crop`` and reaches beyond it for ``letterbox``. Never None after construction."""
+    """The rectangle of the frame, in pixels, that the heat grid covers: the whole frame for ``stretch``, a part of it
+    for ``crop``, more than the frame for ``letterbox``. Never None after construction."""
     guards: tuple[GuardState, ...] = ()
-    """How the camera's guards stand."""
+    """State of the camera's guards."""
     regions: tuple[Region, ...] = ()
-    """The parts of the picture that guards look at and that are to be seen."""
+    """The regions of the camera's guards that are drawn."""
     deletion: DeletionCheck | None = None
-    """The camera's last deletion check, while it is fresh."""
+    """The camera's last deletion check, up to its maximum age."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "timings", MappingProxyType(dict(self.timings)))
@@ -266,48 +265,48 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class SignalLoss:
-    """That nothing comes from a camera, and why."""
+    """A camera gives no frames, and why."""
 
     seconds: float
-    """Since its last frame was taken."""
+    """Time since its last frame was decoded."""
     state: str = ""
-    """Where the source stands: ``pipeline.ports.State``; empty where that is not known."""
+    """State of the source (``pipeline.ports.State``); empty where it is not known."""
     reason: str = ""
-    """In words, without credentials."""
+    """As text, without credentials."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImagePatch:
-    """Words laid over a picture, as numbers: a pixel under it becomes ``pixel * keep / 255 + add``."""
+    """Drawn text to blend into an image: each pixel becomes ``pixel * keep / 255 + add``."""
 
     top: int
-    """The first row of the picture that it covers."""
+    """First row of the image that it covers."""
     left: int
-    """The first column."""
+    """First column."""
     tile: npt.NDArray[np.uint8]
-    """uint8, (rows, columns, 4): red, green and blue to add, and what is kept of 255."""
+    """uint8, (rows, columns, 4): red, green and blue to add, and ``keep``, 0 to 255."""
 
 
 class Jpeg(NamedTuple):
-    """A picture as JPEG."""
+    """An image as JPEG."""
 
     payload: bytes
     quality: int
-    """1 to 100, as it was asked for."""
+    """The requested quality, 1 to 100."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Overlay:
-    """An explanation and its picture. Nothing is lost on the way: the frame is in the explanation."""
+    """An explanation and its drawn image."""
 
     image: Image
-    """uint8 RGB of the frame's size, read-only; the plain frame where no sink asked for a picture."""
+    """uint8 RGB of the frame's size, read-only; the frame's own image where no sink needed a drawn one."""
     explanation: Explanation
     signal_loss: SignalLoss | None = None
-    """Set where nothing comes any more: the explanation is the camera's last, and the picture must not look live."""
+    """Set while the camera gives no frames: the explanation is its last, and the image must not look live."""
     jpeg: Jpeg | None = None
-    """The drawn picture, where the engine drew and compressed it on its own device. ``image`` then is the plain frame,
-    unless a door asked for the drawn one as an array."""
+    """The drawn image where the engine drew and compressed it on its device; ``image`` then is the frame's own image,
+    unless a sink needed the drawn one as an array."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image", read_only(self.image))

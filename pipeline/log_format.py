@@ -1,4 +1,4 @@
-"""How log lines look: short ones for people, JSON for machines. Foreign text in them forges no line and no colour."""
+"""Log lines as text or JSON. Text from outside cannot forge a line or a terminal colour in them."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ import re
 from datetime import UTC, datetime
 from typing import Final
 
-_UNSEEN: Final = re.compile(
-    # Control characters (C0, DEL, C1), line and paragraph separators, marks that turn the direction of text,
+_INVISIBLE: Final = re.compile(
+    # Control characters (C0, DEL, C1), line and paragraph separators, marks that change the direction of text,
     # unpaired surrogates, and the byte-order mark.
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]"
 )
 
 
 def escaped(text: str, keep: str = "") -> str:
-    r"""Return ``text`` on one line: what is not seen, or moves what is seen, is written as an escape such as ``\x1b``.
+    r"""Return ``text`` on one line: invisible and control characters are written as escapes such as ``\x1b``.
 
-    A camera's answer, a class's name or a header of a request may hold such characters; a terminal obeys them, and a
-    new line in them would look like a line of ours.
+    A camera's reply, a class name or a request header may hold such characters; a terminal would execute them, and a
+    new line would look like another log line.
 
     Args:
-        text: whatever is told.
-        keep: characters that are left as they are, such as the line ends of our own text.
+        text: any text.
+        keep: characters that are not escaped, such as line ends of the program's own text.
     """
 
     def escape(found: re.Match[str]) -> str:
         letter = found[0]
         return letter if letter in keep else letter.encode("unicode_escape").decode("ascii")
 
-    return _UNSEEN.sub(escape, text)
+    return _INVISIBLE.sub(escape, text)
 
 
 class TextLines(logging.Formatter):
-    """The level's letter and the message, on one line; a traceback follows on its own lines."""
+    """Formats a record as its level's letter and the message on one line, then the traceback."""
 
     def __init__(self) -> None:
         super().__init__("%(levelname).1s %(message)s")
@@ -44,29 +44,29 @@ class TextLines(logging.Formatter):
         return escaped(super().formatMessage(record))
 
     def formatException(self, ei: object) -> str:  # noqa: N802 - logging's name
-        """Return the traceback; an error's text may be foreign, too."""
+        """Return the traceback, escaped: the text of an error may come from outside."""
         return escaped(super().formatException(ei), keep="\n")  # type: ignore[arg-type]
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: ``time`` (ISO 8601, UTC), ``level``, ``logger``, ``message``; ``error``.
+    """Formats a record as a JSON object: ``time`` (ISO 8601, UTC), ``level``, ``logger``, ``message``.
 
-    A traceback.
+    ``error`` holds the traceback where there is one.
     """
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
-        told = {
+        fields = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
         }
         if record.exc_info:
-            told["error"] = self.formatException(record.exc_info)
-        line = json.dumps(told, ensure_ascii=False)
-        # JSON's own escapes: a reader gets the text as it was.
-        return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
+            fields["error"] = self.formatException(record.exc_info)
+        line = json.dumps(fields, ensure_ascii=False)
+        # JSON escapes: a reader gets the original text.
+        return _INVISIBLE.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
 
 
 def make_formatter(kind: str) -> logging.Formatter:

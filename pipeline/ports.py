@@ -1,9 +1,10 @@
-"""What the rooms promise each other. Read this first.
+"""The interfaces between the packages. Read this first.
 
-    Source --Frame--> Pump --[Frame, ...]--> Explainer --Explanation--> Renderer --Overlay--> Sink
+    Source --Frame--> SourceWorker --[Frame, ...]--> Explainer --Explanation--> Renderer --Overlay--> Sink
 
-Each port is one small protocol; a kind of thing is a protocol, a table in its room, and one file per member. All of
-them are called from threads that ``pipeline.workers`` owns, each from one thread at a time.
+Each interface is a small protocol with a registry in its package and one file per member. All are called from the
+threads of ``pipeline.workers`` and the thread of ``Pipeline.run``, each object from one thread at a time where its
+methods do not say otherwise.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from typing import Literal, Protocol, Self, runtime_checkable
 from pipeline.frames import Explanation, Finding, Frame, Overlay, SignalLoss
 
 Overflow = Literal["drop-oldest", "wait"]
-"""What a full queue does: ``drop-oldest`` keeps the newest (live), ``wait`` keeps them all (files)."""
+"""What a full queue does: ``drop-oldest`` keeps the newest frames (live), ``wait`` keeps all frames (files)."""
 
 State = Literal["connecting", "live", "stalled", "waiting", "failed", "ended"]
-"""Where a source stands. ``waiting``: until the next attempt to connect; ``failed``: it will not be tried again."""
+"""State of a source. ``waiting``: for the next attempt to connect; ``failed``: there are no more attempts."""
 
 Cause = Literal[
     "",
@@ -35,31 +36,31 @@ Cause = Literal[
     "unreachable",
     "server",
 ]
-"""What kind of trouble keeps a source from being live, for counters and alarms; empty while there is none."""
+"""Why a source is not live, as a category for counters and alerts; empty while it is live."""
 
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """How a source does, as one value that its reader thread replaces and anyone may read."""
+    """State of a source, as one value that its reader thread replaces and any thread may read."""
 
     state: State = "connecting"
     reason: str = ""
-    """Why it is not live, in words, without credentials."""
+    """Why it is not live, as text without credentials."""
     reconnects: int = 0
-    """How often it was opened again after it had been lost."""
+    """How often it was opened again after its connection was lost."""
     corrupt: int = 0
-    """How many damaged pictures were dropped."""
+    """How many damaged frames were left out."""
     cause: Cause = ""
-    """The kind of ``reason``."""
+    """Category of ``reason``."""
 
 
 @runtime_checkable
 class Source(Protocol):
-    """Something that gives frames.
+    """Gives frames: a camera, a stream, a file.
 
     Entering checks what can be checked at once (the file exists and decodes, the folder holds images) and raises
-    ``SourceError``; it does not wait for a network. ``frames`` does the reading, in the pump's thread, and is the only
-    method called there; leaving comes after that thread has ended.
+    ``SourceError``; it does not wait for a network. ``frames`` reads, in the source worker's thread, and is the only
+    method called there; the source is left after that thread has ended.
     """
 
     camera: str
@@ -69,32 +70,32 @@ class Source(Protocol):
 
     @property
     def live(self) -> bool:
-        """Whether the world goes on when nobody reads: cameras and streams do, files wait.
+        """Whether frames are lost while they are not read (cameras, streams), or wait (files).
 
-        It may change until the first frame comes: a web address tells only when it is asked.
+        May change until the first frame: the kind of a web address is known once the server has replied.
         """
         ...
 
     @property
     def frames_total(self) -> int | None:
-        """How many frames it will give, where that is known (for progress); None for a live source."""
+        """Number of frames of a file where it is known, for progress; None for a live source."""
         ...
 
     @property
     def rate(self) -> float | None:
-        """Frames per second it says it gives, None where it does not say. Declared rates lie: for pacing."""
+        """Declared frames per second, None where it is not declared. For pacing only: declared rates may be wrong."""
         ...
 
     @property
     def health(self) -> Health:
-        """How it does right now."""
+        """The current state."""
         ...
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
-        """Give frames until the end, or until ``stop`` is set: then within the read timeout.
+        """Yield frames until the end, or until ``stop`` is set: then it ends within the read timeout.
 
-        A live source reconnects inside and ends only when it cannot be had at all. Raises ``SourceError``: for a file
-        that is damaged part-way, after every good frame.
+        A live source reconnects here and ends only when no attempt can succeed. Raises ``SourceError``: for a file that
+        is damaged after some frames, once all good frames were given.
         """
         ...
 
@@ -106,7 +107,7 @@ class Source(Protocol):
 
 @runtime_checkable
 class Explainer(Protocol):
-    """Something that tells what a frame shows and why."""
+    """Gives each frame its classes, their scores and their heat maps."""
 
     def explain(self, frames: Sequence[Frame]) -> Sequence[Explanation]:
         """Explain a batch: one explanation per frame, in order; frames may differ in size and camera."""
@@ -115,78 +116,79 @@ class Explainer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class MaskingOptions:
-    """What is taken out of a frame to see whether the verdict stood on it."""
+    """What a deletion check masks in a frame to see whether the score depends on it."""
 
     area: float = 0.05
-    """Share of the grid's cells that are masked, the hottest first; cells without heat stay."""
+    """Fraction of the grid's cells that are masked, the hottest first; cells without heat are not masked."""
     fill: Literal["mean", "blur"] = "mean"
-    """What takes their place: the input's mean colour, or the input, blurred."""
+    """What replaces them: the mean colour of the input, or the blurred input."""
 
 
 @runtime_checkable
 class MaskedScorer(Protocol):
-    """An explainer that can also be asked what a verdict is worth without what it points at."""
+    """An explainer that can score a frame without its hottest area, for deletion checks."""
 
     def score_when_masked(self, explanation: Explanation, finding: Finding, masking: MaskingOptions) -> float:
-        """Return the finding's class's score in the plain network when the frame's hottest area is masked."""
+        """Return the score of the finding's class in the plain network with the frame's hottest area masked."""
         ...
 
 
 @runtime_checkable
 class PostBatchHook(Protocol):
-    """An explainer that has something to do once a batch is on its way and nobody waits for it."""
+    """An explainer with work to do after each batch (deletion checks)."""
 
     def after_batch(self) -> None:
-        """Do it; called after each batch, in the thread that explains. Frames that come meanwhile wait."""
+        """Do the work; called after each batch in the thread that explains. The next frames wait for it."""
         ...
 
 
 @runtime_checkable
 class AsyncExplainer(Protocol):
-    """An explainer that need not finish a batch before it begins the next: a device works while the host goes on."""
+    """An explainer that can start a batch before it has finished the previous one: a device works in parallel."""
 
     def submit(self, frames: Sequence[Frame]) -> Callable[[], Sequence[Explanation]]:
-        """Send a batch on its way and return at once; what is returned is called once, in order, and waits for it."""
+        """Start a batch and return a function that waits for its explanations; it is called once, in order."""
         ...
 
 
 @runtime_checkable
 class Renderer(Protocol):
-    """Something that draws an explanation."""
+    """Draws explanations over their frames."""
 
     def render(self, explanation: Explanation) -> Overlay:
-        """Draw it on a new picture of the frame's size; the frame itself is left as it is."""
+        """Return an overlay with a new image of the frame's size; the frame is not changed."""
         ...
 
     def render_stale(self, explanation: Explanation, signal_loss: SignalLoss) -> Overlay:
-        """Draw a camera's last frame so that nobody takes it for live."""
+        """Return a camera's last frame, drawn so that it does not look live."""
         ...
 
 
 @runtime_checkable
 class Sink(Protocol):
-    """A door through which overlays leave.
+    """Publishes overlays: a recorder, a log, a window, a web page, a socket.
 
-    Entering opens it (binds, creates, shows) and raises ``SinkError`` with the cure. ``put`` may block: each sink has
-    a thread and a bounded queue of its own, so a slow one delays nobody. Leaving finishes what it wrote. A sink that
-    also has ``on_run_start`` (``pipeline.loop.RunObserver``) is handed the run's counters before the first frame.
+    Entering opens it (binds, creates, shows) and raises ``SinkError`` with the remedy. ``put`` may block: each sink has
+    a thread and a bounded queue of its own, so that a slow sink delays no other. Leaving completes what it wrote.
+    Optional members are in ``HasMetrics``, ``HasProblems``, ``Accounting``, ``AcceptsJpeg``, ``Preparer`` and
+    ``pipeline.result.RunObserver``.
     """
 
     uri: str
-    """Where it writes to, as given, credentials redacted."""
+    """Where it writes to, as configured, credentials redacted."""
     lossless: bool
-    """Whether every frame counts (recorder, log) or the newest is enough (window, network)."""
+    """Whether every frame counts (recorder, log) or the newest frame is enough (window, network)."""
 
     def needs_image(self, camera: str) -> bool:
-        """Say whether a picture of this camera would be looked at now; where all say no, none is rendered."""
+        """Say whether a drawn image of this camera is needed now; without any such sink no image is drawn."""
         ...
 
     def put(self, overlay: Overlay) -> None:
-        """Deliver one. Raises ``SinkError`` when the door is broken for good; it is then closed and said so."""
+        """Deliver an overlay. Raises ``FrameError`` for this frame alone, ``SinkError`` where the sink has failed."""
         ...
 
     def idle(self) -> None:
-        """Do what is due while nothing comes (keys, late viewers); called every tenth of a second then."""
+        """Handle keys and new viewers; called every tenth of a second while no overlay comes."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -197,71 +199,71 @@ class Sink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class MetricSample:
-    """One number that tells how something does, for whoever watches the run: Prometheus, a person."""
+    """One value of a metric."""
 
     name: str
     """Snake case, with its unit: ``viewers``, ``recorder_bytes``; it is published as ``recipro_<name>``."""
     value: float
     help: str
-    """What it counts, in one sentence; the same for every figure of that name."""
+    """What it measures, in one sentence; the same for all samples of that name."""
     kind: Literal["gauge", "counter"] = "gauge"
     labels: tuple[tuple[str, str], ...] = ()
-    """(name, value) pairs that tell figures of one name apart; never a credential."""
+    """(name, value) pairs that distinguish samples of one name; never a credential."""
 
 
 @runtime_checkable
 class HasMetrics(Protocol):
-    """A part of the run that has figures of its own: a sink, an explainer, whatever stands between."""
+    """A part of the run with metrics of its own: a sink, an explainer."""
 
     def metrics(self) -> Sequence[MetricSample]:
-        """Return them as they are now. Called from any thread, now and then; never waits."""
+        """Return the current values. Called from any thread; must not wait."""
         ...
 
 
 @runtime_checkable
 class HasProblems(Protocol):
-    """A sink that goes on although something keeps it from doing all it should: a disk is full, a broker is gone."""
+    """A sink that continues with a problem: a full disk, a broker that cannot be reached."""
 
     uri: str
-    """The sink's."""
+    """The URI of the sink."""
 
     @property
     def problem(self) -> str:
-        """What and why, in words and without credentials; empty while all is well. For any thread."""
+        """The problem as text without credentials; empty while there is none. For any thread."""
         ...
 
 
 @runtime_checkable
 class Accounting(Protocol):
-    """A sink that does not pass on all that it is given, and says what became of it."""
+    """A sink that does not deliver every overlay, and reports how many."""
 
     uri: str
-    """The sink's."""
+    """The URI of the sink."""
 
     @property
     def account(self) -> str:
-        """How many it passed on, left out and lost, in words. For any thread."""
+        """Text with the numbers of delivered, skipped and lost overlays. For any thread."""
         ...
 
 
 @runtime_checkable
 class AcceptsJpeg(Protocol):
-    """A sink that sends drawn pictures as JPEG, and takes them as such where the engine has made them."""
+    """A sink that sends images as JPEG, and accepts JPEG that the engine has encoded."""
 
     @property
     def accepted_jpeg_quality(self) -> int | None:
-        """The quality it sends them at; None: it needs arrays after all."""
+        """JPEG quality, 1 to 100; None: it needs arrays now."""
         ...
 
 
 @runtime_checkable
 class Preparer(Protocol):
-    """A sink that does what a frame costs (compressing it) before ``put``, in a thread of the frame's camera."""
+    """A sink with a costly step (compression) that runs before ``put`` in the thread of the frame's camera."""
 
     def prepare(self, overlay: Overlay) -> None:
-        """Do it, for a frame that is put next. Called in several threads, of one camera in one thread at a time."""
+        """Do the costly step for an overlay. Called in several threads; for one camera in one thread at a time."""
         ...
 
 
-class StopRequested(Exception):  # noqa: N818 - not an error: somebody closed the window
-    """Raised by a sink's ``put`` when a person asks for the end: q or Esc in the window."""
+class StopRequested(Exception):  # noqa: N818 - not an error: the window was closed
+    """Raised by a sink's ``put`` or ``idle`` when the user asks for the end: q or Esc in the window."""

@@ -1,4 +1,4 @@
-"""Who notices that a camera has gone silent, and says so: its last picture must not look live a second later."""
+"""Detects that a live camera gives no frames: its last image must not look live a second later."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pipeline.frames import Explanation, SignalLoss
 from pipeline.workers.source import SourceWorker
 
 SILENT_SECONDS: Final = 0.8
-"""A live camera is silent when nothing has come for so long ..."""
+"""A live camera has lost its signal after this time without a frame ..."""
 SILENT_INTERVALS: Final = 3.0
-"""... and for so many of its usual intervals between frames."""
+"""... that is also this many of its mean intervals between frames."""
 AGAIN_SECONDS: Final = 1.0
-"""How often it is said again: the age on the picture goes on."""
+"""Interval of repeated reports: they update the age on the image."""
 
 
 @dataclass(slots=True)
@@ -25,7 +25,7 @@ class _Last:
 
 
 class SignalLossDetector:
-    """Looks at live cameras between frames; keeps the last explanation of each. Used by one thread."""
+    """Watches live cameras and keeps the last explanation of each. Used by one thread."""
 
     def __init__(
         self,
@@ -34,11 +34,11 @@ class SignalLossDetector:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take whom to look at.
+        """Watch cameras.
 
         Args:
-            workers: the cameras; files are not watched, they wait for us.
-            on_signal_loss: called with the last explanation of a camera that is silent, again every ``AGAIN_SECONDS``.
+            workers: the cameras; files are not watched.
+            on_signal_loss: called with the last explanation of a camera without signal, every ``AGAIN_SECONDS``.
             clock: monotonic seconds.
         """
         self._workers = list(workers)
@@ -47,11 +47,11 @@ class SignalLossDetector:
         self._last: dict[str, _Last] = {}
 
     def record(self, explanation: Explanation) -> None:
-        """Take note of a frame that was drawn."""
+        """Remember a drawn explanation."""
         self._last[explanation.frame.camera] = _Last(explanation)
 
     def check(self) -> None:
-        """Say who is silent. Call it often; it costs next to nothing."""
+        """Report cameras without signal. Cheap; call it several times a second."""
         now = self._clock()
         for worker in self._workers:
             last = self._last.get(worker.camera)

@@ -1,7 +1,7 @@
-"""Telling a supervisor that we are up and alive: systemd's notification protocol, sd_notify(3).
+"""Notifies systemd that the run is ready and alive: the protocol of sd_notify(3).
 
-Silent where nobody supervises. Knows nothing of cameras: a run whose cameras are all dead is alive, and says so
-elsewhere; one whose main loop hangs is not.
+Does nothing without a supervisor. Cameras do not matter here: a run whose cameras have all failed is alive; a run whose
+main loop hangs is not.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ log = logging.getLogger(__name__)
 
 
 class SystemdNotifier:
-    """A with-block: READY on entering, STOPPING on leaving, WATCHDOG at half the interval that is asked for."""
+    """A context manager: READY on entering, STOPPING on leaving, WATCHDOG at half the required interval."""
 
     def __init__(self, environment: Mapping[str, str], *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Take the environment that systemd set: NOTIFY_SOCKET, and WATCHDOG_USEC where a watchdog waits."""
+        """Read NOTIFY_SOCKET and WATCHDOG_USEC from the environment that systemd set."""
         address = environment.get("NOTIFY_SOCKET", "")
         self._address = "\0" + address[1:] if address.startswith("@") else address
         usec = environment.get("WATCHDOG_USEC", "")
@@ -33,7 +33,7 @@ class SystemdNotifier:
         return self
 
     def notify_alive(self) -> None:
-        """Say that the main loop still turns, as often as the watchdog wants to hear it."""
+        """Notify the watchdog, at most as often as it requires."""
         now = self._clock()
         if self._interval_seconds is not None and now - self._notified_at >= self._interval_seconds:
             self._notified_at = now
@@ -44,12 +44,12 @@ class SystemdNotifier:
     ) -> None:
         self._send("STOPPING=1")
 
-    def _send(self, word: str) -> None:
+    def _send(self, message: str) -> None:
         if not self._address or not hasattr(socket, "AF_UNIX"):
             return
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as door:
-                door.sendto(word.encode(), self._address)
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
+                connection.sendto(message.encode(), self._address)
         except OSError as reason:
             log.warning("the supervisor at NOTIFY_SOCKET does not listen: %s", reason.strerror or reason)
             self._address = ""

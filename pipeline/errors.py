@@ -130,4 +130,4 @@ def unknown_name_message(kind: str, name: str, known: Collection[str]) -> str:
     """Return the message for an unknown name: the known names and the most similar one."""
     names = sorted(known)
     listed = ", ".join(names[:_MAX_LISTED]) + (", ..." if len(names) > _MAX_LISTED else "")
-    return f"no {kind} is called so; known: {listed or 'there is none'}.{did_you_mean(name, known)}"
+    return f"unknown {kind}; known: {listed or 'none'}.{did_you_mean(name, known)}"

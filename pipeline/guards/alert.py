@@ -1,10 +1,10 @@
-"""When a guard fires and when it ends: a pure policy on the frames' own clock.
+"""Decides when a guard fires and when it ends, on the clock of the frames. Pure.
 
-A rule ``claim when condition`` is broken in a frame when its condition is true of the verdict and its claim is false.
-Everywhere else it is kept: also where the condition does not apply, and where a number is not known. A guard fires once
-its rule has been broken in every frame for ``hold_seconds``, and ends once it has been kept in every frame for
-``clear_seconds``, its bounds moved by ``margin`` to be harder to keep. Both start anew after a pause, or when the clock
-goes back: nobody knows what was in between. What a guard says is of the frame that it says it of.
+A rule ``requirement when condition`` is violated in a frame where its condition is true for the top class and its
+requirement is false. In all other frames it is met, also where the condition is false or a number is not known. A guard
+fires after its rule was violated in every frame for ``hold_seconds``. It ends after the rule was met in every frame for
+``clear_seconds``, with bounds made stricter by ``margin``. Both times start again after a pause, or when the clock goes
+back. The message of a state describes that frame.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from pipeline.guards.variables import DROP, RuleContext
 
 
 class AlertState:
-    """One guard of one camera. Used by one thread."""
+    """State of a guard of one camera. Used by one thread."""
 
     def __init__(self, guard: GuardConfig) -> None:
-        """Take whose rule and patience it has."""
+        """Take the guard's rule and times."""
         self.name = guard.name
         self.rule: Rule = guard.parsed
         self.fire_count = 0
@@ -31,49 +31,49 @@ class AlertState:
         self._hysteresis = guard.margin
         self._last: float | None = None
         self._pending_since: float | None = None
-        """Since when every frame has spoken for a change."""
+        """Time of the first frame since which every frame calls for a change of state."""
         self._seconds = 0.0
-        self._broken_seconds = 0.0
-        """For how long no frame has broken the rule."""
+        self._met_seconds = 0.0
+        """How long no frame has violated the rule."""
         self._quiet_state = GuardState(guard.name, firing=False, seconds=0.0, message="", fire_count=0)
 
-    def update(self, facts: RuleContext, timestamp: float) -> GuardState:
-        """Take one frame's verdict and its time, and say how the guard stands then."""
+    def update(self, context: RuleContext, timestamp: float) -> GuardState:
+        """Evaluate a frame, at its time in seconds, and return the state of the guard."""
         passed = 0.0 if self._last is None else timestamp - self._last
         self._last = timestamp
         if not 0.0 <= passed <= PAUSE_SECONDS:
             self._pending_since = None
         if self.firing:
             self._seconds += max(passed, 0.0)
-        broken = (
-            self.condition_holds(facts)
-            and self.rule.requirement(facts, self._hysteresis if self.firing else 0.0) is False
+        violated = (
+            self.condition_holds(context)
+            and self.rule.requirement(context, self._hysteresis if self.firing else 0.0) is False
         )
-        self._broken_seconds = 0.0 if broken else self._broken_seconds + max(passed, 0.0)
-        if broken == self.firing:
+        self._met_seconds = 0.0 if violated else self._met_seconds + max(passed, 0.0)
+        if violated == self.firing:
             self._pending_since = None
         else:
             self._pending_since = timestamp if self._pending_since is None else self._pending_since
-            patience = self._clear_seconds if self.firing else self._hold_seconds
-            # Half a microsecond: clocks count in fractions that add up to a little less.
-            if timestamp - self._pending_since >= patience - 5e-7:
+            required_seconds = self._clear_seconds if self.firing else self._hold_seconds
+            # Half a microsecond for rounding: sums of frame times may be slightly too small.
+            if timestamp - self._pending_since >= required_seconds - 5e-7:
                 self._toggle()
         if not self.firing:
             return self._quiet_state
-        says = describe_violation(self.rule, facts, self._hysteresis) if broken else self._kept(facts)
+        message = describe_violation(self.rule, context, self._hysteresis) if violated else self._describe_met(context)
         return GuardState(
-            self.name, firing=True, seconds=round(self._seconds, 3), message=says, fire_count=self.fire_count
+            self.name, firing=True, seconds=round(self._seconds, 3), message=message, fire_count=self.fire_count
         )
 
-    def _kept(self, facts: RuleContext) -> str:
-        """Say of a frame that keeps the rule what was seen in it: the guard fires on for ``clear_seconds``."""
-        numbers = seen_numbers(self.rule, facts) if self.condition_holds(facts) else ""
-        now = f"is kept again: {numbers}" if numbers else "does not apply to this frame"
-        return f"{self.rule.text}; {now}; last broken {self._broken_seconds:.1f} s ago"
+    def _describe_met(self, context: RuleContext) -> str:
+        """Return the message for a frame that meets the rule while the guard still fires."""
+        numbers = seen_numbers(self.rule, context) if self.condition_holds(context) else ""
+        status = f"is met again: {numbers}" if numbers else "does not apply to this frame"
+        return f"{self.rule.text}; {status}; last violated {self._met_seconds:.1f} s ago"
 
-    def condition_holds(self, facts: RuleContext) -> bool:
-        """Say whether the rule's condition is true of a verdict."""
-        return self.rule.condition(facts, 0.0) is True
+    def condition_holds(self, context: RuleContext) -> bool:
+        """Say whether the rule's condition is true for a finding."""
+        return self.rule.condition(context, 0.0) is True
 
     def _toggle(self) -> None:
         self.firing = not self.firing
@@ -82,41 +82,41 @@ class AlertState:
         self._quiet_state = replace(self._quiet_state, fire_count=self.fire_count)
 
 
-def describe_violation(rule: Rule, facts: RuleContext, margin: float = 0.0) -> str:
-    """Say what a rule wants and what was seen in this frame instead.
+def describe_violation(rule: Rule, context: RuleContext, margin: float = 0.0) -> str:
+    """Return the message for a frame that violates a rule: the rule and the values of the frame.
 
     Args:
-        rule: the rule that is broken.
-        facts: the frame's.
-        margin: how far from its bound a number must stay while the guard fires.
+        rule: the violated rule.
+        context: the frame.
+        margin: how much stricter the bounds are while the guard fires.
     """
-    numbers = seen_numbers(rule, facts)
+    numbers = seen_numbers(rule, context)
     if not numbers:
         return rule.text
-    kept = margin and rule.requirement(facts, 0.0) is not False
-    return f"{rule.text}{f' by a margin of {margin:g}' if kept else ''}, but {numbers}"
+    by_margin = margin and rule.requirement(context, 0.0) is not False
+    return f"{rule.text}{f' by a margin of {margin:g}' if by_margin else ''}, but {numbers}"
 
 
-def seen_numbers(rule: Rule, facts: RuleContext) -> str:
-    """Return the numbers of this frame that a rule goes by, in words; those that are not known are left out."""
-    seen = {one.name: (one.read(facts), one.bound) for one in rule.numbers}
+def seen_numbers(rule: Rule, context: RuleContext) -> str:
+    """Return the values of a rule's numbers in a frame as text, without unknown ones."""
+    seen = {number.name: (number.read(context), number.bound) for number in rule.numbers}
     known = {name: (value, bound) for name, (value, bound) in seen.items() if value is not None}
     return ", ".join(
-        f"{'' if len(seen) == 1 else f'{name} '}is {_shown(value, bound)}{_when(name, facts)}"
+        f"{'' if len(seen) == 1 else f'{name} '}is {_format(value, bound)}{_format_age(name, context)}"
         for name, (value, bound) in known.items()
     )
 
 
-def _when(name: str, facts: RuleContext) -> str:
-    """Say how old a number is that was measured in an earlier frame."""
-    checked = facts.deletion
+def _format_age(name: str, context: RuleContext) -> str:
+    """Return the age of a number that was measured on an earlier frame, as text."""
+    checked = context.deletion
     if name != DROP or checked is None or checked.age_seconds <= 0:
         return ""
     return f" (measured {checked.age_seconds:.1f} s ago)"
 
 
-def _shown(value: float, bound: float | None) -> str:
-    """Return a number in two decimals, or in as many as it takes not to be shown as nothing, or as its bound."""
+def _format(value: float, bound: float | None) -> str:
+    """Return a number with two decimals, or with more where it would look like 0 or like its bound."""
     if 0 < abs(value) < 0.005:
         return f"{value:.1g}"
     for decimals in range(2, 7):

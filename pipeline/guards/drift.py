@@ -1,17 +1,17 @@
-"""Whether scores and their reasons are still what they were: slow statistics against a recorded baseline.
+"""Drift detection: compares scores and heat-map statistics with a recorded baseline.
 
-A baseline holds, for each camera and label, how each number was spread over a time that was good: its mean, its
-standard deviation, and the edges of ``BINS`` bins that held about as many samples each. Live, the same numbers are
-sampled as slowly (a part on a belt is seen in many frames, and says the same in all of them), older samples counting
-less by exp(-age / time constant). Two figures are made of them:
+A baseline holds the distribution of each number by camera and label over a period of normal operation: mean, standard
+deviation, and the edges of ``BINS`` bins with about as many samples each. Live, the same numbers are sampled at the
+same low rate (a part on a belt is seen in many similar frames); samples are weighted by exp(-age / time constant). Two
+numbers describe the drift:
 
-    psi   = sum_b (q_b - p_b) ln(q_b / p_b)       p, q: shares of samples in bin b, baseline and now
-    shift = (mean now - mean then) / std then
+    psi   = sum_b (q_b - p_b) ln(q_b / p_b)       p, q: fractions of samples in bin b, baseline and now
+    shift = (mean now - mean of baseline) / std of baseline
 
 ``psi`` is the population stability index of credit scoring (Siddiqi, *Credit Risk Scorecards*, Wiley 2006), which is
-Jeffreys' divergence (1946) of the two histograms; below 0.1 is taken for no change there and above 0.25 for a great
-one. By chance alone it comes to about (BINS - 1) (1/n + 1/m) for n samples then and m now, so nothing is reported of
-fewer than ``MIN_SAMPLES``. ``shift`` has a direction. Pure, but for what is counted.
+Jeffreys' divergence (1946) of the two histograms; below 0.1 counts as no change and above 0.25 as a large change.
+Chance alone gives about (BINS - 1) (1/n + 1/m) for n samples in the baseline and m now, so nothing is reported below
+``MIN_SAMPLES``. ``shift`` has a sign. No input or output.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from pipeline.guards.variables import NUMBERS, RuleContext
 BINS: Final = 5
 MIN_SAMPLES: Final = 30
 SAMPLE_SECONDS: Final = 1.0
-"""One frame of a camera and label counts in so many seconds."""
+"""Interval of samples of a camera and label."""
 FORMAT: Final = "recipro-stream baseline 1"
 _STATISTICS: Final = ("score", "focus_area", "entropy", "stability", "centre_x", "centre_y")
 _MIN_STD: Final = 1e-6
 
 
 def numbers_of(explanation: Explanation) -> dict[str, float]:
-    """Return what is known of the verdict's score and reasons, by name."""
+    """Return the known score and heat statistics of an explanation's top class, by name."""
     verdict = explanation.top_scoring
     if verdict is None:
         return {}
@@ -52,30 +52,30 @@ def numbers_of(explanation: Explanation) -> dict[str, float]:
 
 
 def psi(expected: Sequence[float], actual: Sequence[float]) -> float:
-    """Return the population stability index of two lists of shares, none of them 0; the module's first lines tell."""
+    """Return the population stability index of two lists of fractions, all above 0; see the module docstring."""
     return sum((q - p) * math.log(q / p) for p, q in zip(expected, actual, strict=True))
 
 
 class Sampler:
-    """Which frames count: one of each camera and label in ``SAMPLE_SECONDS``."""
+    """Chooses one frame of each camera and label per ``SAMPLE_SECONDS``."""
 
     def __init__(self) -> None:
         self._accepted_at: dict[tuple[str, str], float] = {}
 
     def accepts(self, explanation: Explanation) -> bool:
-        """Say whether this frame counts, and take note of it if so."""
+        """Say whether this frame is a sample, and remember its time if so."""
         verdict = explanation.top_scoring
         if verdict is None:
             return False
-        named, timestamp = (explanation.frame.camera, verdict.label), stream_time(explanation.frame)
-        if 0.0 <= timestamp - self._accepted_at.get(named, -math.inf) < SAMPLE_SECONDS:
+        key, timestamp = (explanation.frame.camera, verdict.label), stream_time(explanation.frame)
+        if 0.0 <= timestamp - self._accepted_at.get(key, -math.inf) < SAMPLE_SECONDS:
             return False
-        self._accepted_at[named] = timestamp
+        self._accepted_at[key] = timestamp
         return True
 
 
 class BaselineRecorder:
-    """Collects what a baseline is made of."""
+    """Collects the samples of a baseline."""
 
     def __init__(self) -> None:
         self._sampler = Sampler()
@@ -83,18 +83,18 @@ class BaselineRecorder:
         self._counts: dict[tuple[str, str], int] = {}
 
     def add(self, explanation: Explanation) -> None:
-        """Take one measured frame."""
+        """Add an explanation with statistics."""
         verdict = explanation.top_scoring
         if verdict is None or not self._sampler.accepts(explanation):
             return
         camera = explanation.frame.camera
         self._counts[camera, verdict.label] = self._counts.get((camera, verdict.label), 0) + 1
-        kept = self._samples.setdefault(camera, {}).setdefault(verdict.label, {})
+        samples = self._samples.setdefault(camera, {}).setdefault(verdict.label, {})
         for name, value in numbers_of(explanation).items():
-            kept.setdefault(name, []).append(value)
+            samples.setdefault(name, []).append(value)
 
     def baseline(self) -> dict[str, Any]:
-        """Return what was collected, as plain JSON values."""
+        """Return the baseline as plain JSON values."""
         cameras = {
             camera: {
                 label: {
@@ -111,9 +111,9 @@ class BaselineRecorder:
 def _spread(values: Sequence[float]) -> dict[str, Any]:
     array = np.asarray(values, np.float64)
     quantiles = np.quantile(array, np.linspace(0.0, 1.0, 11))
-    edges, met = np.unique(np.quantile(array, np.linspace(0.0, 1.0, BINS + 1)[1:-1]), return_counts=True)
-    # A value so common that it is several quantiles at once has a bin of its own: there is a bin on either side.
-    edges = np.unique(np.concatenate([edges, np.nextafter(edges[met > 1], np.inf)]))
+    edges, repeats = np.unique(np.quantile(array, np.linspace(0.0, 1.0, BINS + 1)[1:-1]), return_counts=True)
+    # A value that is several quantiles at once gets a bin of its own, between two other bins.
+    edges = np.unique(np.concatenate([edges, np.nextafter(edges[repeats > 1], np.inf)]))
     counts = np.bincount(np.searchsorted(edges, array, side="right"), minlength=len(edges) + 1)
     return {
         "count": len(array),
@@ -126,39 +126,39 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 @dataclass(slots=True)
-class _Slow:
-    """One number of one camera and label: then, and now."""
+class _Tracker:
+    """Distribution of a number of one camera and label: in the baseline, and now."""
 
-    count_then: int
-    mean_then: float
-    std_then: float
+    baseline_count: int
+    baseline_mean: float
+    baseline_std: float
     edges: tuple[float, ...]
     fractions: tuple[float, ...]
     counts: list[float] = field(default_factory=list)
     total: float = 0.0
-    """Of the samples' values, each weighed by its age."""
+    """Sum of the samples, weighted by age."""
 
     def __post_init__(self) -> None:
         self.counts = [0.0] * len(self.fractions)
 
-    def add(self, value: float, keep: float) -> None:
-        self.counts = [keep * count for count in self.counts]
+    def add(self, value: float, decay: float) -> None:
+        self.counts = [decay * count for count in self.counts]
         self.counts[bisect_right(self.edges, value)] += 1.0
-        self.total = keep * self.total + value
+        self.total = decay * self.total + value
 
     @property
     def samples(self) -> float:
         return sum(self.counts)
 
     def psi(self) -> float:
-        """Return the index; half a sample is added to every bin, so that an empty one is no infinity."""
+        """Return the index, with half a sample added to every bin so that empty bins do not make it infinite."""
         return psi(
-            _smoothed([fraction * self.count_then for fraction in self.fractions], self.count_then),
+            _smoothed([fraction * self.baseline_count for fraction in self.fractions], self.baseline_count),
             _smoothed(self.counts, self.samples),
         )
 
     def shift(self) -> float:
-        return (self.total / self.samples - self.mean_then) / max(self.std_then, _MIN_STD)
+        return (self.total / self.samples - self.baseline_mean) / max(self.baseline_std, _MIN_STD)
 
 
 def _smoothed(counts: Sequence[float], total: float) -> list[float]:
@@ -167,7 +167,7 @@ def _smoothed(counts: Sequence[float], total: float) -> list[float]:
 
 @dataclass(frozen=True, slots=True)
 class DriftReport:
-    """How far one number has come away from its baseline."""
+    """Drift of a number from its baseline."""
 
     camera: str
     label: str
@@ -175,22 +175,22 @@ class DriftReport:
     psi: float
     shift: float
     samples: float
-    """How many count now, older ones less."""
+    """Number of current samples, weighted by age."""
 
 
 class DriftDetector:
-    """Compares what comes with a baseline. Written by one thread; ``told`` may be asked by any."""
+    """Compares explanations with a baseline. ``add`` is for one thread; ``reports`` for any."""
 
     def __init__(self, baseline: Mapping[str, Any], seconds: float, name: str = "baseline") -> None:
-        """Take a baseline and the time constant.
+        """Read a baseline.
 
         Args:
-            baseline: as ``BaselineRecorder`` gave it.
-            seconds: older samples count less by exp(-age / seconds).
-            name: its file's, for messages.
+            baseline: from ``BaselineRecorder.baseline``.
+            seconds: time constant; samples are weighted by exp(-age / seconds).
+            name: file name, for messages.
 
         Raises:
-            ConfigError: it is no baseline.
+            ConfigError: it is not a valid baseline.
         """
         self._seconds = seconds
         self._sampler = Sampler()
@@ -199,72 +199,77 @@ class DriftDetector:
 
     @property
     def cameras(self) -> set[str]:
-        """Whom the baseline knows."""
+        """The cameras of the baseline."""
         return {camera for camera, _ in self._trackers}
 
     @property
     def labels(self) -> set[str]:
-        """Which classes it knows."""
+        """The classes of the baseline."""
         return {label for _, label in self._trackers}
 
     def add(self, explanation: Explanation) -> None:
-        """Take one measured frame."""
+        """Add an explanation with statistics."""
         verdict = explanation.top_scoring
         if verdict is None or not self._sampler.accepts(explanation):
             return
-        named, timestamp = (explanation.frame.camera, verdict.label), stream_time(explanation.frame)
-        passed = max(timestamp - self._last.get(named, timestamp), 0.0)
-        self._last[named] = timestamp
-        known, keep = self._trackers.get(named, {}), math.exp(-passed / self._seconds)
+        key, timestamp = (explanation.frame.camera, verdict.label), stream_time(explanation.frame)
+        passed = max(timestamp - self._last.get(key, timestamp), 0.0)
+        self._last[key] = timestamp
+        known, decay = self._trackers.get(key, {}), math.exp(-passed / self._seconds)
         for name, value in numbers_of(explanation).items():
             if name in known:
-                known[name].add(value, keep)
+                known[name].add(value, decay)
 
     def reports(self) -> Iterator[DriftReport]:
-        """Give every number of which enough samples came, then and now."""
+        """Yield the drift of every number with ``MIN_SAMPLES`` samples in the baseline and now."""
         for (camera, label), numbers in self._trackers.items():
-            for name, slow in numbers.items():
-                if min(slow.samples, slow.count_then) >= MIN_SAMPLES:
-                    yield DriftReport(camera, label, name, slow.psi(), slow.shift(), slow.samples)
+            for name, tracker in numbers.items():
+                if min(tracker.samples, tracker.baseline_count) >= MIN_SAMPLES:
+                    yield DriftReport(camera, label, name, tracker.psi(), tracker.shift(), tracker.samples)
 
 
 def read_baseline(text: str, name: str) -> dict[str, Any]:
-    """Read what ``run.py baseline`` wrote.
+    """Parse a file that ``run.py baseline`` wrote.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is not a baseline.
     """
     try:
-        told = json.loads(text)
+        baseline = json.loads(text)
     except (ValueError, RecursionError) as reason:
         raise ConfigError(f"{name}: not a baseline ({reason}); make one: run.py baseline CONFIG -o {name}") from None
-    _read(told, name)
-    return dict(told)
+    _read(baseline, name)
+    return dict(baseline)
 
 
-def _slow(spread: Mapping[str, Any]) -> _Slow:
+def _parse_tracker(spread: Mapping[str, Any]) -> _Tracker:
     edges, fractions = tuple(map(float, spread["edges"])), tuple(map(float, spread["shares"]))
-    read = _Slow(int(spread["count"]), float(spread["mean"]), float(spread["std"]), edges, fractions)
-    if not all(map(math.isfinite, (read.mean_then, read.std_then, *edges, *fractions))):
+    tracker = _Tracker(int(spread["count"]), float(spread["mean"]), float(spread["std"]), edges, fractions)
+    if not all(map(math.isfinite, (tracker.baseline_mean, tracker.baseline_std, *edges, *fractions))):
         raise ValueError("a number that is not finite")
-    if list(edges) != sorted(edges) or min(fractions, default=0.0) < 0.0 or read.count_then < 0 or read.std_then < 0.0:
+    if (
+        list(edges) != sorted(edges)
+        or min(fractions, default=0.0) < 0.0
+        or tracker.baseline_count < 0
+        or tracker.baseline_std < 0.0
+    ):
         raise ValueError("edges out of order, or a negative count, share or deviation")
-    return read
+    return tracker
 
 
-def _read(baseline: Mapping[str, Any], name: str) -> dict[tuple[str, str], dict[str, _Slow]]:
-    known = baseline.get("format") if isinstance(baseline, Mapping) else None
-    if known != FORMAT:
-        raise ConfigError(f"{name}: not a baseline of this version ({known!r}, not {FORMAT!r}); make it anew")
+def _read(baseline: Mapping[str, Any], name: str) -> dict[tuple[str, str], dict[str, _Tracker]]:
+    version = baseline.get("format") if isinstance(baseline, Mapping) else None
+    if version != FORMAT:
+        raise ConfigError(f"{name}: format {version!r} is not {FORMAT!r}; record it again: run.py baseline")
     try:
         return {
             (camera, label): {
-                number: _slow(spread)
-                for number, spread in told["statistics"].items()
+                number: _parse_tracker(spread)
+                for number, spread in entry["statistics"].items()
                 if len(spread["shares"]) == len(spread["edges"]) + 1
             }
             for camera, labels in baseline["cameras"].items()
-            for label, told in labels.items()
+            for label, entry in labels.items()
         }
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as reason:
-        raise ConfigError(f"{name}: a damaged baseline ({reason!r}); make it anew: run.py baseline") from None
+        raise ConfigError(f"{name}: a damaged baseline ({reason!r}); record it again: run.py baseline") from None

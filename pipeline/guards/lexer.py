@@ -1,4 +1,4 @@
-"""The words of a condition (``pipeline.guards.parser``) from left to right, one ahead; and where one is wrong."""
+"""Tokens of a condition for ``pipeline.guards.parser``, with one token of lookahead, and errors with positions."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ _TOKEN: Final = re.compile(
 
 
 class Token(NamedTuple):
-    """One word, sign or quoted text."""
+    """A word, mark or quoted text."""
 
     kind: str
-    """``quoted``, ``mark``, ``read_str`` or ``end``."""
+    """``quoted``, ``mark``, ``word`` or ``end``."""
     text: str
     position: int
-    """Characters before it."""
+    """Number of characters before it."""
 
     @property
     def unquoted(self) -> str:
-        """Its text without quotes."""
+        """The text without quotes."""
         return self.text[1:-1] if self.kind == "quoted" else self.text
 
 
 class TokenStream:
-    """A text's tokens, taken one after the other."""
+    """The tokens of a text, in order."""
 
     def __init__(self, text: str, where: str, example: str) -> None:
-        """Take a text, what stands before a message about it, and an example for such messages.
+        """Split ``text``; errors begin with ``where`` and show ``example``.
 
         Raises:
-            ConfigError: it is too long, or holds what no condition does.
+            ConfigError: the text is too long, or has a character that no condition has.
         """
         self._where, self._example = where, example
         if len(text) > MAX_CHARACTERS:
@@ -46,50 +46,50 @@ class TokenStream:
         self._position = 0
 
     def _split(self, text: str) -> list[Token]:
-        tokens, place = [], 0
+        tokens, position = [], 0
         rest = len(text.rstrip())
-        while place < rest:
-            match = _TOKEN.match(text, place)
+        while position < rest:
+            match = _TOKEN.match(text, position)
             if match is None:
-                place += len(text[place:]) - len(text[place:].lstrip())
-                character = text[place]
+                position += len(text[position:]) - len(text[position:].lstrip())
+                character = text[position]
                 hint = (
                     "a quote that is not closed"
                     if character in "\"'"
-                    else "no sign of a condition; '!=' is 'not equal'"
+                    else "not part of a condition; '!=' is 'not equal'"
                 )
-                self.fail(Token("", character, place), hint)
+                self.fail(Token("", character, position), hint)
             kind = str(match.lastgroup)
             tokens.append(Token(kind, match[kind], match.start(kind)))
-            place = match.end()
+            position = match.end()
         return [*tokens, Token("end", "the end", len(text))]
 
     @property
     def peek(self) -> Token:
-        """The next one; the end stays ahead."""
+        """The next token; after the last one the end."""
         return self._tokens[self._position]
 
     @property
     def previous(self) -> Token:
-        """The one that was taken last."""
+        """The token before the next one."""
         return self._tokens[self._position - 1]
 
     def next(self) -> Token:
-        """Return the next one, and go on."""
+        """Return the next token and advance."""
         token = self.peek
         self._position = min(self._position + 1, len(self._tokens) - 1)
         return token
 
     def accept(self, word: str) -> bool:
-        """Go on if the next one is this word or mark; say whether it was."""
+        """Advance past the next token if it is this word or mark; return whether it was."""
         token = self.peek
         if token.kind not in {"word", "mark"} or token.text.lower() != word:
             return False
         self._position += 1
         return True
 
-    def fail(self, token: Token, why: str) -> NoReturn:
-        """Raise ``ConfigError``: which token is wrong, and why."""
+    def fail(self, token: Token, reason: str) -> NoReturn:
+        """Raise ``ConfigError`` with the position of a token and the reason."""
         found = "the end" if token.kind == "end" else repr(token.text)
         example = f"such as: {self._example}"
-        raise ConfigError(f"{self._where}character {token.position + 1}, {found}: {why} ({example})")
+        raise ConfigError(f"{self._where}character {token.position + 1}, {found}: {reason} ({example})")

@@ -1,4 +1,4 @@
-"""Where the newest heat of a camera lies, and how its guards stand, as figures of metrics."""
+"""Metrics of guards and heat maps."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from pipeline.ports import MetricSample
 
 
 def guard_metrics(camera: str, states: Sequence[GuardState]) -> Iterator[MetricSample]:
-    """Give whether each guard of a camera fires, and how often it began to."""
+    """Yield whether each guard of a camera fires, and how often it started to fire."""
     for state in states:
         labels = (("camera", camera), ("guard", state.name))
         yield MetricSample("guard_firing", float(state.firing), "1 while a guard fires.", labels=labels)
-        yield MetricSample("guard_fired", state.fire_count, "Times a guard began to fire.", "counter", labels)
+        yield MetricSample("guard_fired", state.fire_count, "How often a guard started to fire.", "counter", labels)
 
 
-def heatmap_metrics(seen: Explanation) -> Iterator[MetricSample]:
-    """Give the numbers of an explanation's verdict, and what its camera's last deletion check found."""
-    camera = seen.frame.camera
-    for name, value in numbers_of(seen).items():
+def heatmap_metrics(explanation: Explanation) -> Iterator[MetricSample]:
+    """Yield the statistics of an explanation's top class, and the result of the camera's last deletion check."""
+    camera = explanation.frame.camera
+    for name, value in numbers_of(explanation).items():
         if name == "score":
-            continue  # recipro_score is told already
+            continue  # published as recipro_score
         if name.startswith("heat_inside("):
             region = name[len("heat_inside(") : -1]
-            said = "Share of the newest verdict's evidence that lies in a region."
-            yield MetricSample("heat_inside", value, said, labels=(("camera", camera), ("region", region)))
+            text = "Fraction of the newest top class's evidence that lies in a region."
+            yield MetricSample("heat_inside", value, text, labels=(("camera", camera), ("region", region)))
         else:
-            said = f"{name} of the newest verdict's heat; docs/guards.md tells what it is."
-            yield MetricSample(name, value, said, labels=(("camera", camera),))
-    if seen.deletion is not None:
-        said = "How much of the score went with the hottest area, in the camera's last deletion check."
-        yield MetricSample("score_drop_when_masked", seen.deletion.drop, said, labels=(("camera", camera),))
+            text = f"{name} of the newest top class's heat map; see docs/guards.md."
+            yield MetricSample(name, value, text, labels=(("camera", camera),))
+    if explanation.deletion is not None:
+        text = "Drop of the score with the hottest area masked, in the camera's last deletion check."
+        yield MetricSample("score_drop_when_masked", explanation.deletion.drop, text, labels=(("camera", camera),))

@@ -1,7 +1,7 @@
-"""Who looks at every verdict's reasons: measures them, asks the guards, and now and then takes the hottest area away.
+"""Computes heat-map statistics, evaluates guards and makes deletion checks.
 
-Stands before an explainer and is one itself, so the journey (``pipeline.loop``) is the same with it: what comes out has
-grounds on every finding, and says how the camera's guards stand.
+``ExplanationMonitor`` wraps an explainer and is one itself. Its explanations have statistics on every finding and the
+state of the camera's guards.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _CameraState:
-    """What is kept of one camera."""
+    """State of one camera."""
 
     alerts: list[AlertState]
     last_check: DeletionCheck | None = None
     checked_at: float = 0.0
-    """That frame's time, by its own clock."""
+    """Time of the checked frame, on its own clock."""
     seen: Explanation | None = None
-    """The newest, for figures."""
+    """The newest explanation, for metrics."""
     states: tuple[GuardState, ...] = ()
 
 
 @dataclass(slots=True)
 class DriftTracking:
-    """What is made of the reasons over minutes and hours, where it is asked for."""
+    """Statistics over minutes and hours: a baseline to compare with, or to record."""
 
     drift: DriftDetector | None = None
     recorder: BaselineRecorder | None = field(default=None)
 
 
 class ExplanationMonitor:
-    """An explainer whose explanations are measured and guarded. Used by one thread; ``figures`` by any."""
+    """An explainer with heat-map statistics and guards. Used by one thread; ``metrics`` by any."""
 
     def __init__(
         self,
@@ -57,13 +57,13 @@ class ExplanationMonitor:
         slow: DriftTracking | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """Take whom to stand before, and what to look at.
+        """Wrap an explainer.
 
         Args:
-            explainer: frames to explanations; one that is a ``MaskedScorer`` can be asked for deletion checks.
-            guards: regions, rules and knobs.
+            explainer: frames to explanations; deletion checks need a ``MaskedScorer``.
+            guards: regions, rules and options.
             slow: a baseline to compare with, or to record.
-            clock: seconds, for what checks cost.
+            clock: seconds, for the cost of checks.
         """
         self._explainer = explainer
         self._guards = guards or GuardsConfig()
@@ -73,18 +73,19 @@ class ExplanationMonitor:
         self._clock = clock
         settings = self._guards.deletion
         self._masking = MaskingOptions(settings.area, settings.fill)
-        wanted = self._guards.needs_deletion
+        needs_deletion = self._guards.needs_deletion
         self.overhead_budget = (
-            OverheadBudget(settings.budget) if wanted and isinstance(explainer, MaskedScorer) else None
+            OverheadBudget(settings.budget) if needs_deletion and isinstance(explainer, MaskedScorer) else None
         )
-        if wanted and self.overhead_budget is None:
-            log.warning("score_drop_when_masked: this explainer cannot be asked for it; those rules never fire")
+        if needs_deletion and self.overhead_budget is None:
+            log.warning("score_drop_when_masked: this explainer has no deletion check; rules with it never fire")
         self._pending_checks: list[Explanation] = []
-        """Of the last batch, what a check would help to judge; the first is asked of next."""
-        self._turn = ""
+        """Explanations of the last batch that a rule needs a check for."""
+        self._checked_camera = ""
+        """The camera of the last check."""
 
     def explain(self, frames: Sequence[Frame]) -> list[Explanation]:
-        """Explain a batch, measure it, and judge it."""
+        """Explain a batch, compute its statistics and evaluate the guards."""
         return self._timed(lambda: self._explainer.explain(frames), len(frames))
 
     def _timed(self, explain: Callable[[], Sequence[Explanation]], count: int) -> list[Explanation]:
@@ -93,120 +94,123 @@ class ExplanationMonitor:
         if self.overhead_budget is not None:
             self.overhead_budget.record_work(self._clock() - started_at, count)
         self._pending_checks = []
-        # A frame with a number that is not finite is told nowhere: no guard may fire for it.
-        return [one if unsound(one) else self.process(one) for one in explained]
+        # A frame with a number that is not finite is not published: no guard may fire for it.
+        return [item if unsound(item) else self.process(item) for item in explained]
 
     def after_batch(self) -> None:
-        """Make one deletion check, where a rule asks for it and the budget allows it."""
+        """Make one deletion check where a rule needs it and the budget allows it."""
         budget, explainer = self.overhead_budget, self._explainer
         if budget is None or not self._pending_checks or not budget.can_run or not isinstance(explainer, MaskedScorer):
             return
         # Cameras take turns.
-        chosen = min(self._pending_checks, key=lambda one: (one.frame.camera <= self._turn, one.frame.camera))
+        last = self._checked_camera
+        chosen = min(self._pending_checks, key=lambda item: (item.frame.camera <= last, item.frame.camera))
         verdict = chosen.top_scoring
-        assert verdict is not None  # noqa: S101 - only those with one are doubtful
+        assert verdict is not None  # noqa: S101 - a rule that needs a check holds only for a finding
         started_at = self._clock()
-        left = explainer.score_when_masked(chosen, verdict, self._masking)
+        masked_score = explainer.score_when_masked(chosen, verdict, self._masking)
         budget.record_overhead(self._clock() - started_at)
-        self._turn = chosen.frame.camera
-        post = self._camera_states[self._turn]
-        post.last_check = DeletionCheck(verdict.label, verdict.score, left, chosen.frame.index, 0.0)
-        post.checked_at = stream_time(chosen.frame)
+        self._checked_camera = chosen.frame.camera
+        state = self._camera_states[self._checked_camera]
+        state.last_check = DeletionCheck(verdict.label, verdict.score, masked_score, chosen.frame.index, 0.0)
+        state.checked_at = stream_time(chosen.frame)
 
     def process(self, explanation: Explanation) -> Explanation:
-        """Measure one explanation and judge it."""
+        """Return an explanation with statistics and the state of the guards."""
         frame = explanation.frame
-        post = self._camera_states.get(frame.camera)
-        if post is None:
-            alarms = [AlertState(guard) for guard in self._guards.rules if guard.concerns(frame.camera)]
-            post = self._camera_states[frame.camera] = _CameraState(alarms)
+        state = self._camera_states.get(frame.camera)
+        if state is None:
+            alerts = [AlertState(guard) for guard in self._guards.rules if guard.concerns(frame.camera)]
+            state = self._camera_states[frame.camera] = _CameraState(alerts)
         findings, regions = self._heatmap_stats.measure(explanation)
-        deletion = self._recent_check(post, stream_time(frame))
+        deletion = self._recent_check(state, stream_time(frame))
         facts = RuleContext(explanation, top_scoring(findings), deletion)
-        states = self._update_alerts(post, facts) if post.alerts else ()
+        states = self._update_alerts(state, facts) if state.alerts else ()
         draw = self._guards.draw
-        shown = regions if draw == "always" or (draw == "firing" and any(one.firing for one in states)) else ()
+        shown = regions if draw == "always" or (draw == "firing" and any(guard.firing for guard in states)) else ()
         measured = replace(explanation, findings=findings, deletion=deletion, guards=states, regions=shown)
         if self.overhead_budget is not None and any(
-            a.rule.needs_deletion and a.condition_holds(facts) for a in post.alerts
+            alert.rule.needs_deletion and alert.condition_holds(facts) for alert in state.alerts
         ):
             self._pending_checks.append(measured)
         if self._drift_tracking.drift is not None:
             self._drift_tracking.drift.add(measured)
         if self._drift_tracking.recorder is not None:
             self._drift_tracking.recorder.add(measured)
-        post.seen = measured
+        state.seen = measured
         return measured
 
     @staticmethod
-    def _update_alerts(post: _CameraState, facts: RuleContext) -> tuple[GuardState, ...]:
-        frame, before = facts.explanation.frame, post.states
+    def _update_alerts(state: _CameraState, facts: RuleContext) -> tuple[GuardState, ...]:
+        frame, before = facts.explanation.frame, state.states
         timestamp = stream_time(frame)
-        post.states = states = tuple([alarm.update(facts, timestamp) for alarm in post.alerts])
-        # A camera's guards are judged in the same order every time.
-        for state, old in zip(states, before or (None,) * len(states), strict=True):
-            if state.firing and (old is None or not old.firing):
-                log.warning("%s: guard %s fires: %s", frame.camera, state.name, state.message)
-            elif old is not None and old.firing and not state.firing:
-                log.info("%s: guard %s is quiet again; it fired for %.1f s", frame.camera, state.name, old.seconds)
+        state.states = states = tuple([alert.update(facts, timestamp) for alert in state.alerts])
+        # The guards of a camera keep their order.
+        for guard, old in zip(states, before or (None,) * len(states), strict=True):
+            if guard.firing and (old is None or not old.firing):
+                log.warning("%s: guard %s fires: %s", frame.camera, guard.name, guard.message)
+            elif old is not None and old.firing and not guard.firing:
+                log.info("%s: guard %s ended; it fired for %.1f s", frame.camera, guard.name, old.seconds)
         return states
 
-    def _recent_check(self, post: _CameraState, timestamp: float) -> DeletionCheck | None:
-        if post.last_check is None:
+    def _recent_check(self, state: _CameraState, timestamp: float) -> DeletionCheck | None:
+        if state.last_check is None:
             return None
-        age = timestamp - post.checked_at
+        age = timestamp - state.checked_at
         if not 0.0 <= age <= self._guards.deletion.max_age_seconds:
-            post.last_check = None
+            state.last_check = None
             return None
-        return replace(post.last_check, age_seconds=round(age, 3))
+        return replace(state.last_check, age_seconds=round(age, 3))
 
     def _regions(self, camera: str, width: int, height: int) -> tuple[Region, ...]:
-        placed = tuple(one.placed(width, height) for one in self._guards.regions if one.concerns(camera))
+        placed = tuple(region.placed(width, height) for region in self._guards.regions if region.concerns(camera))
         for region in placed:
             if not cell_weights(region.polygon, Box(0, 0, width, height), (1, 1)).any():
-                told = (camera, region.name, width, height)
-                log.warning("%s: region %s lies outside its picture of %dx%d pixels: no heat is ever in it", *told)
+                values = (camera, region.name, width, height)
+                log.warning("%s: region %s lies outside the image of %dx%d pixels: it never contains heat", *values)
         return placed
 
     def metrics(self) -> list[MetricSample]:
-        """Return the explainer's figures, and those of reasons, guards, checks and drift."""
-        told = list(self._explainer.metrics()) if isinstance(self._explainer, HasMetrics) else []
-        for camera, post in list(self._camera_states.items()):
-            told.extend(guard_metrics(camera, post.states))
-            told.extend(heatmap_metrics(post.seen) if post.seen is not None else ())
+        """Return the metrics of the explainer, the statistics, guards, checks and drift."""
+        samples = list(self._explainer.metrics()) if isinstance(self._explainer, HasMetrics) else []
+        for camera, state in list(self._camera_states.items()):
+            samples.extend(guard_metrics(camera, state.states))
+            samples.extend(heatmap_metrics(state.seen) if state.seen is not None else ())
         if self.overhead_budget is not None:
-            said = "Share of the engine's time that deletion checks have taken."
-            told.append(MetricSample("deletion_time_share", self.overhead_budget.fraction, said))
-            told.append(
+            text = "Fraction of the engine's time that deletion checks have taken."
+            samples.append(MetricSample("deletion_time_share", self.overhead_budget.fraction, text))
+            samples.append(
                 MetricSample("deletion_checks", self.overhead_budget.checks, "Deletion checks made.", "counter")
             )
-        for one in self._drift_tracking.drift.reports() if self._drift_tracking.drift is not None else ():
-            labels = (("camera", one.camera), ("label", one.label), ("statistic", one.statistic))
-            said = "Population stability index of a slow statistic against the baseline; above 0.25 is a great change."
-            told.append(MetricSample("drift_psi", one.psi, said, labels=labels))
-            said = "Shift of a slow mean against the baseline, in its standard deviations."
-            told.append(MetricSample("drift_shift", one.shift, said, labels=labels))
-        return told
+        for report in self._drift_tracking.drift.reports() if self._drift_tracking.drift is not None else ():
+            labels = (("camera", report.camera), ("label", report.label), ("statistic", report.statistic))
+            text = "Population stability index of a statistic against the baseline; above 0.25 is a large change."
+            samples.append(MetricSample("drift_psi", report.psi, text, labels=labels))
+            text = "Shift of a mean against the baseline, in standard deviations of the baseline."
+            samples.append(MetricSample("drift_shift", report.shift, text, labels=labels))
+        return samples
 
     def fire_counts(self) -> dict[tuple[str, str], int]:
-        """Return how often each guard has fired, by camera and name."""
+        """Return how often each guard started to fire, by camera and name."""
         return {
-            (camera, one.name): one.fire_count for camera, post in self._camera_states.items() for one in post.states
+            (camera, guard.name): guard.fire_count
+            for camera, state in self._camera_states.items()
+            for guard in state.states
         }
 
 
 class AsyncExplanationMonitor(ExplanationMonitor):
-    """A guardian before an explainer that works ahead: one thread begins batches, one finishes and judges them."""
+    """A monitor of an asynchronous explainer: one thread starts batches, another finishes and evaluates them."""
 
     def __init__(
         self, explainer: AsyncExplainer, guards: GuardsConfig | None = None, *, slow: DriftTracking | None = None
     ) -> None:
-        """Take whom to stand before, and what to look at; see ``ExplanationMonitor``."""
-        assert isinstance(explainer, Explainer)  # noqa: S101 - whoever can begin can explain
+        """Wrap an explainer; see ``ExplanationMonitor``."""
+        assert isinstance(explainer, Explainer)  # noqa: S101 - every AsyncExplainer is an Explainer
         super().__init__(explainer, guards, slow=slow)
         self._async_explainer = explainer
 
     def submit(self, frames: Sequence[Frame]) -> Callable[[], list[Explanation]]:
-        """Send a batch on its way; what is returned waits for it, measures it and judges it."""
+        """Start a batch and return a function that waits for it, computes statistics and evaluates the guards."""
         finish = self._async_explainer.submit(frames)
         return lambda: self._timed(finish, len(frames))

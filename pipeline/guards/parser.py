@@ -1,4 +1,4 @@
-"""What is said of a frame in words: which frames to keep, what a guard wants. Read, never executed.
+"""Parses conditions (which frames to record) and the rules of guards. Nothing in them is executed.
 
     rule     = any [ "when" any ]
     any      = all { "or" all }
@@ -11,8 +11,8 @@
              | "score_drop_when_masked" | "heat_inside" "(" words ")"
     words    = a bare word, or anything in single or double quotes
 
-A test of a number that is not known (a flat map has no centre) is neither true nor false, and so is what depends on it
-(Kleene's three values). Pure.
+A test of an unknown number (a flat map has no centre) is neither true nor false, and so is what depends on it (Kleene's
+three-valued logic). Pure.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pipeline.guards.satisfiability import Domain
 from pipeline.guards.variables import DROP, HEAT_INSIDE, NUMBERS, BoundVariable, RuleContext, heat_inside
 
 Condition = Callable[[Explanation], bool]
-"""Says whether a frame is worth keeping."""
+"""Says whether a frame is to be recorded."""
 
 MAX_DEPTH: Final = 50
 
@@ -45,72 +45,72 @@ _COMPARE: Final[Mapping[str, Callable[[Any, Any], bool]]] = MappingProxyType(
         ">=": operator.ge,
     }
 )
-_BINDING_POWER: Final = MappingProxyType({"<": -1.0, "<=": -1.0, ">": 1.0, ">=": 1.0})
-"""Which way a bound moves to become harder to keep."""
+_STRICTER: Final = MappingProxyType({"<": -1.0, "<=": -1.0, ">": 1.0, ">=": 1.0})
+"""Direction in which a bound becomes stricter."""
 _FIELDS: Final = ("label", "score", "camera", "guard", *(name for name in NUMBERS if name != "score"), HEAT_INSIDE)
 
 
 Predicate = Callable[[RuleContext, float], bool | None]
-"""Says whether something holds, with every bound made harder by so much; None: not known."""
+"""Says whether something holds with every bound made stricter by a margin; None: not known."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What must hold, and when."""
+    """A parsed rule: a requirement, and the condition under which it must hold."""
 
     requirement: Predicate
     condition: Predicate
-    """Always true where none is given."""
+    """Always true where the rule has none."""
     text: str
-    """The claim, as written."""
+    """The requirement as written."""
     numbers: tuple[BoundVariable, ...]
-    """What the claim goes by."""
+    """The numbers in the requirement."""
     regions: frozenset[str]
-    """Which regions are named anywhere in it."""
+    """All regions that it names."""
     labels: frozenset[str] = frozenset()
-    """Which classes are named anywhere in it."""
+    """All classes that it names."""
     cameras: frozenset[str] = frozenset()
-    """Which cameras are named anywhere in it."""
+    """All cameras that it names."""
     domain: Domain = field(default_factory=Domain)
-    """Every case that it tells apart."""
+    """All cases that it distinguishes."""
 
     @property
     def needs_deletion(self) -> bool:
-        """Whether it goes by the deletion check."""
-        return any(one.name == DROP for one in self.numbers)
+        """Whether the requirement uses the deletion check."""
+        return any(number.name == DROP for number in self.numbers)
 
     def impossible(self, cameras: Collection[str] | None = None) -> str:
-        """Say why it can never do what a rule is for, whatever comes; empty where it can.
+        """Return why the rule can never or always fire, as text; empty where both are possible.
 
         Args:
-            cameras: those it is asked of; None: any may come.
+            cameras: the cameras it is evaluated for; None: any.
         """
         cases = self.domain.cases(cameras)
         if cases is None:
             return ""
-        held = [(self.condition(facts, 0.0) is True, self.requirement(facts, 0.0)) for facts in cases]
-        if not any(applies for applies, _ in held):
-            return "what stands behind 'when' can never be true, so it would never fire; write what can be true there"
-        if not any(claimed for _, claimed in held):
-            return f"{self.text!r} can never be true, so it would always fire; write what can be true"
-        if not any(applies and claimed is False for applies, claimed in held):
-            return f"{self.text!r} is always true where it is asked, so it would never fire; write what can be false"
+        results = [(self.condition(context, 0.0) is True, self.requirement(context, 0.0)) for context in cases]
+        if not any(applies for applies, _ in results):
+            return "the condition after 'when' can never be true, so the rule would never fire; change the condition"
+        if not any(holds for _, holds in results):
+            return f"{self.text!r} can never be true, so the rule would always fire; change it"
+        if not any(applies and holds is False for applies, holds in results):
+            return f"{self.text!r} is always true where the rule applies, so it would never fire; change it"
         return ""
 
 
 def parse_condition(text: str, known: Mapping[str, Collection[str]] = MappingProxyType({})) -> Condition:
-    """Return the condition that a text states.
+    """Parse a condition.
 
-    It holds for a frame when it holds for one of its findings: label and numbers are the same finding's. A frame
+    It holds for a frame when it holds for one of its findings, with the label and the numbers of that finding. A frame
     without findings has the label "" and the score 0.
 
     Args:
         text: such as ``label=scratch and score>0.8``.
-        known: the names there are of a ``guard``, ``region``, ``label`` or ``camera``, and under ``check`` whether
-            ``score_drop_when_masked`` is; of a kind that is not told any may come.
+        known: the known names by kind (``guard``, ``region``, ``label``, ``camera``), and under ``check``
+            ``score_drop_when_masked`` where it is measured; names of a missing kind are not checked.
 
     Raises:
-        ConfigError: it cannot be read; the message names the place.
+        ConfigError: it cannot be parsed; the message names the character.
     """
     holds = _Parser(text, f"record_when: {text!r}: ", "label=scratch and score>0.8", known).condition()
 
@@ -122,19 +122,19 @@ def parse_condition(text: str, known: Mapping[str, Collection[str]] = MappingPro
 
 
 def parse_rule(text: str) -> Rule:
-    """Return the rule that a text states.
+    """Parse a rule.
 
     Raises:
-        ConfigError: it cannot be read; the message names the place in the text, not the text.
+        ConfigError: it cannot be parsed; the message names the character, but does not repeat the text.
     """
     return _Parser(text, "", "heat_inside(part) >= 0.6 when label=scratch and score>0.5", None).rule()
 
 
 class _Parser:
-    """Reads a text by the grammar above."""
+    """Recursive-descent parser of the grammar above."""
 
     def __init__(self, text: str, where: str, example: str, known: Mapping[str, Collection[str]] | None) -> None:
-        """Take a text; ``known`` is None where it is a guard's own, and may not speak of guards."""
+        """Parse ``text``; ``known`` is None for the rule of a guard, which may not name guards."""
         self._text = text
         self._known = known or {}
         self._fields = tuple(name for name in _FIELDS if name != "guard" or known is not None)
@@ -147,13 +147,13 @@ class _Parser:
         self._depth = 0
 
     def condition(self) -> Predicate:
-        """Read all of it as a condition."""
-        begun = self._tokens.peek
+        """Parse the whole text as a condition."""
+        start = self._tokens.peek
         holds = self._any()
         self._end("'and', 'or' or the end")
         cases = self._domain().cases(self._known.get("camera"))
-        if cases is not None and not any(holds(facts, 0.0) for facts in cases):
-            self._tokens.fail(begun, "this can never be true, so nothing would ever be recorded; write what can be")
+        if cases is not None and not any(holds(context, 0.0) for context in cases):
+            self._tokens.fail(start, "this can never be true, so nothing would ever be recorded; change the condition")
         return holds
 
     def _domain(self) -> Domain:
@@ -161,29 +161,31 @@ class _Parser:
         return Domain(tuple(self._seen), frozenset(self._named["label"]), frozenset(self._named["camera"]), guards)
 
     def rule(self) -> Rule:
-        """Read all of it as a rule."""
-        claim = self._any()
-        numbers, ended = tuple(self._seen), self._tokens.peek
-        when: Predicate = lambda _facts, _slack: True  # noqa: E731 - a test like the others
+        """Parse the whole text as a rule."""
+        requirement = self._any()
+        numbers, end = tuple(self._seen), self._tokens.peek
+        condition: Predicate = lambda _context, _margin: True  # noqa: E731 - a predicate like the others
         if self._tokens.accept("when"):
-            begun = self._tokens.peek
-            when = self._any()
-            if any(one.name == DROP for one in self._seen[len(numbers) :]):
-                # It is measured on frames of which the condition is true: here it would wait for itself.
-                self._tokens.fail(begun, f"{DROP} is a claim's; write it before 'when', as what must hold")
+            start = self._tokens.peek
+            condition = self._any()
+            if any(number.name == DROP for number in self._seen[len(numbers) :]):
+                # It is measured only on frames for which the condition is true, so the condition cannot depend on it.
+                self._tokens.fail(start, f"{DROP} belongs to the requirement; write it before 'when'")
             self._end("'and', 'or' or the end")
         else:
             self._end("'and', 'or', 'when' or the end")
-        said = self._text[: ended.position if ended.kind != "end" else None].strip()
+        text = self._text[: end.position if end.kind != "end" else None].strip()
         domain = self._domain()
-        rule = Rule(claim, when, said, numbers, frozenset(self._regions), domain.labels, domain.cameras, domain)
+        rule = Rule(
+            requirement, condition, text, numbers, frozenset(self._regions), domain.labels, domain.cameras, domain
+        )
         if why := rule.impossible():
             raise ConfigError(why)
         return rule
 
     def _end(self, expected: str) -> None:
         if (token := self._tokens.peek).kind != "end":
-            self._tokens.fail(token, f"expected {expected}.{self._joint(token)}")
+            self._tokens.fail(token, f"expected {expected}.{self._suggest_joint(token)}")
 
     def _any(self) -> Predicate:
         tests = [self._all()]
@@ -201,10 +203,10 @@ class _Parser:
         token = self._tokens.peek
         self._depth += 1
         if self._depth > MAX_DEPTH:
-            self._tokens.fail(token, f"more than {MAX_DEPTH} levels deep; make it simpler")
+            self._tokens.fail(token, f"nested more than {MAX_DEPTH} levels deep; simplify it")
         try:
             if self._tokens.accept("not"):
-                return _denied(self._not())
+                return _negated(self._not())
             if self._tokens.accept("("):
                 inner = self._any()
                 self._close(token)
@@ -228,28 +230,28 @@ class _Parser:
     def _guard(self) -> Predicate:
         self._asks_guards = True
         if self._tokens.peek.text not in {"=", "==", "!="}:
-            return lambda facts, _slack: bool(facts.explanation.firing)
+            return lambda context, _margin: bool(context.explanation.firing)
         sign, value = self._tokens.next(), self._value("guard")
         name = value.unquoted
         self._check("guard", value)
         self._guards.add(name)
-        wanted = sign.text != "!="
-        return lambda facts, _slack: wanted == any(one.name == name for one in facts.explanation.firing)
+        expected = sign.text != "!="
+        return lambda context, _margin: expected == any(guard.name == name for guard in context.explanation.firing)
 
     def _check(self, kind: str, value: Token) -> None:
-        """Refuse a name that nothing of its kind has: such a test would never hold, or always."""
-        name, there = value.unquoted, self._known.get(kind)
-        if there is not None and name and name not in there:
-            self._tokens.fail(value, unknown_name_message(kind, name, there))
+        """Fail for an unknown name: such a test would be never true, or always."""
+        name, known = value.unquoted, self._known.get(kind)
+        if known is not None and name and name not in known:
+            self._tokens.fail(value, unknown_name_message(kind, name, known))
 
     def _words(self, field: str) -> Predicate:
         sign = self._sign(field)
         value = self._value(field)
         if sign.text not in {"=", "==", "!="}:
-            self._tokens.fail(sign, f"{field!r} is text: compare it by = or !=")
+            self._tokens.fail(sign, f"{field!r} is text: compare it with = or !=")
         text, after = value.unquoted, self._tokens.peek
         if value.kind == "word" and after.kind == "word" and after.text.lower() not in {"and", "or", "when"}:
-            hint = self._joint(after) or f" A name of several words goes in quotes: {field}='{text} {after.text}'"
+            hint = self._suggest_joint(after) or f" Quote a name of several words: {field}='{text} {after.text}'"
             self._tokens.fail(
                 after, f"expected 'and', 'or' or the end.{'' if after.text.lower() in self._fields else hint}"
             )
@@ -257,23 +259,23 @@ class _Parser:
         self._check(field, value)
         self._named[field].add(text)
         if field == "camera":
-            return lambda facts, _slack: compare(facts.explanation.frame.camera, text)
-        return lambda facts, _slack: compare("" if facts.finding is None else facts.finding.label, text)
+            return lambda context, _margin: compare(context.explanation.frame.camera, text)
+        return lambda context, _margin: compare("" if context.finding is None else context.finding.label, text)
 
     def _number(self, field: str) -> Predicate:
         if field == DROP and DROP not in self._known.get("check", {DROP}):
-            hint = f"is measured where a rule of guards asks for it, and none does; add one, such as '{DROP} >= 0.2'"
+            hint = f"is measured only where a guard's rule uses it, and none does; add one, such as '{DROP} >= 0.2'"
             self._tokens.fail(self._tokens.previous, hint)
         seen = self._heat_inside() if field == HEAT_INSIDE else BoundVariable(field, NUMBERS[field].read)
         least = 0.0 if field == HEAT_INSIDE else NUMBERS[field].minimum
         sign = self._sign(seen.name)
         bound = self._bound(field, self._value(field), least)
         self._seen.append(replace(seen, bound=bound))
-        compare, harder, read = _COMPARE[sign.text], _BINDING_POWER.get(sign.text, 0.0), seen.read
+        compare, direction, read = _COMPARE[sign.text], _STRICTER.get(sign.text, 0.0), seen.read
 
-        def test(facts: RuleContext, slack: float) -> bool | None:
-            value = read(facts)
-            return None if value is None else compare(value, bound + harder * slack)
+        def test(context: RuleContext, margin: float) -> bool | None:
+            value = read(context)
+            return None if value is None else compare(value, bound + direction * margin)
 
         return test
 
@@ -295,14 +297,14 @@ class _Parser:
     def _sign(self, field: str) -> Token:
         sign = self._tokens.next()
         if sign.text not in _COMPARE or sign.kind != "mark":
-            self._tokens.fail(sign, f"expected = != < <= > or >= behind {field!r}")
+            self._tokens.fail(sign, f"expected = != < <= > or >= after {field!r}")
         return sign
 
     def _value(self, field: str) -> Token:
         value = self._tokens.next()
-        word = value.kind == "word"
-        if value.kind not in {"word", "quoted"} or (word and value.text.lower() in {"and", "or", "not"}):
-            self._tokens.fail(value, f"expected what {field!r} is compared with; a word of the language goes in quotes")
+        is_word = value.kind == "word"
+        if value.kind not in {"word", "quoted"} or (is_word and value.text.lower() in {"and", "or", "not"}):
+            self._tokens.fail(value, f"expected a value for {field!r}; quote a keyword")
         return value
 
     def _bound(self, field: str, value: Token, least: float) -> float:
@@ -314,25 +316,25 @@ class _Parser:
             self._tokens.fail(value, f"a {field} is a number from {least:g} to 1")
         return number
 
-    def _joint(self, token: Token) -> str:
+    def _suggest_joint(self, token: Token) -> str:
         return "" if token.text.lower() in self._fields else did_you_mean(token.text, ("and", "or"))
 
 
-def _denied(test: Predicate) -> Predicate:
-    def denied(facts: RuleContext, slack: float) -> bool | None:
-        held = test(facts, -slack)
-        return None if held is None else not held
+def _negated(test: Predicate) -> Predicate:
+    def negated(context: RuleContext, margin: float) -> bool | None:
+        result = test(context, -margin)
+        return None if result is None else not result
 
-    return denied
+    return negated
 
 
 def _combined(tests: Sequence[Predicate], *, decides: bool) -> Predicate:
-    """Return Kleene's or (one that is true decides) or and (one that is false decides)."""
+    """Return Kleene's "or" (``decides`` is True) or "and" (``decides`` is False) of tests."""
 
-    def combined(facts: RuleContext, slack: float) -> bool | None:
-        held = [test(facts, slack) for test in tests]
-        if decides in held:
+    def combined(context: RuleContext, margin: float) -> bool | None:
+        results = [test(context, margin) for test in tests]
+        if decides in results:
             return decides
-        return None if None in held else not decides
+        return None if None in results else not decides
 
     return combined

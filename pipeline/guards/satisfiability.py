@@ -1,7 +1,7 @@
-"""Whether a rule or a condition can hold at all: every case that it tells apart is tried on made-up facts. Pure.
+"""Checks whether a rule or condition can hold: it is evaluated for all cases that it distinguishes. Pure.
 
-A test compares a number with its bounds, and a name with other names. So it is enough to try each bound, a number
-between each two bounds, each name, and one name that is none of them.
+A test compares a number with bounds, or a name with names. It is enough to try each bound, a number between each two
+bounds, each name, and one other name.
 """
 
 from __future__ import annotations
@@ -18,72 +18,72 @@ from pipeline.frames import DeletionCheck, Explanation, Finding, Frame, GuardSta
 from pipeline.guards.variables import DROP, HEAT_INSIDE, NUMBERS, BoundVariable, RuleContext
 
 MAX_CASES: Final = 4096
-"""A text that tells more cases apart is not tried."""
+"""Rules that distinguish more cases are not checked."""
 _OTHER: Final = "\0another"
-"""A name that nobody can write."""
+"""A name that no rule can contain."""
 _PIXEL: Final = np.zeros((1, 1, 3), np.uint8)
 _FLAT: Final = np.zeros((1, 1), np.float32)
 
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """What a text speaks of."""
+    """The numbers and names in a rule or condition."""
 
     numbers: tuple[BoundVariable, ...] = ()
-    """With the bounds that they are compared with; a number may come several times."""
+    """Numbers with the bounds they are compared with; a number may occur several times."""
     labels: frozenset[str] = frozenset()
     cameras: frozenset[str] = frozenset()
     guards: frozenset[str] | None = None
-    """The guards that are named; None where it does not speak of guards."""
+    """The guards that it names; None where it has no test of guards."""
 
     def cases(self, cameras: Collection[str] | None = None) -> Iterator[RuleContext] | None:
-        """Give facts of every case that the text tells apart; None where there are too many.
+        """Return a context for every case that the rule distinguishes; None where there are too many.
 
         Args:
-            cameras: the cameras there are; None: any may come.
+            cameras: the cameras of the run; None: any.
         """
-        names = sorted({one.name for one in self.numbers})
-        levels = [_levels(name, [one.bound for one in self.numbers if one.name == name]) for name in names]
+        names = sorted({number.name for number in self.numbers})
+        levels = [_levels(name, [number.bound for number in self.numbers if number.name == name]) for name in names]
         labels = [*sorted(self.labels), _OTHER]
         known = [*sorted(self.cameras), _OTHER] if cameras is None else sorted(cameras)
         firing = _subsets([*sorted(self.guards), _OTHER]) if self.guards is not None else [()]
         if math.prod([len(labels), len(known), len(firing), *map(len, levels)]) > MAX_CASES:
             return None
         return (
-            _facts(label, camera, guards, dict(zip(names, values, strict=True)))
+            _make_context(label, camera, guards, dict(zip(names, values, strict=True)))
             for label, camera, guards in itertools.product(labels, known, firing)
             for values in itertools.product(*levels)
         )
 
 
 def _levels(name: str, bounds: Sequence[float | None]) -> list[float]:
-    """Return each bound and limit of a number, and a value between each two."""
-    least = 0.0 if name.startswith(HEAT_INSIDE) else NUMBERS[name].minimum
-    edges = sorted({least, 1.0, *(bound for bound in bounds if bound is not None)})
+    """Return each bound and limit of a number, and a value between each two of them."""
+    minimum = 0.0 if name.startswith(HEAT_INSIDE) else NUMBERS[name].minimum
+    edges = sorted({minimum, 1.0, *(bound for bound in bounds if bound is not None)})
     return sorted({*edges, *((low + high) / 2 for low, high in itertools.pairwise(edges))})
 
 
 def _subsets(names: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return every choice of names; the choices of very many names are too many to be tried."""
+    """Return all subsets of names; more than ``MAX_CASES`` entries where there are too many names."""
     if len(names) > 12:
         return [()] * (MAX_CASES + 1)
     return [chosen for count in range(len(names) + 1) for chosen in itertools.combinations(names, count)]
 
 
-def _facts(label: str, camera: str, guards: Sequence[str], numbers: dict[str, float]) -> RuleContext:
+def _make_context(label: str, camera: str, guards: Sequence[str], numbers: dict[str, float]) -> RuleContext:
     inside = {
         name.removeprefix(f"{HEAT_INSIDE}(").removesuffix(")"): value
         for name, value in numbers.items()
         if name.startswith(HEAT_INSIDE)
     }
-    grounds = HeatmapStats(
+    stats = HeatmapStats(
         focus_area=numbers.get("focus_area"),
         entropy=numbers.get("entropy"),
         centre=(numbers.get("centre_x", 0.5), numbers.get("centre_y", 0.5)),
         stability=numbers.get("stability"),
         heat_inside=inside,
     )
-    finding = Finding(label, numbers.get("score", 1.0), _FLAT, 0, heatmap_stats=grounds)
+    finding = Finding(label, numbers.get("score", 1.0), _FLAT, 0, heatmap_stats=stats)
     deletion = DeletionCheck(label, numbers[DROP], 0.0, 0, 0.0) if DROP in numbers else None
     states = tuple(GuardState(name, firing=True, seconds=0.0, message="", fire_count=1) for name in guards)
     explanation = Explanation(Frame(_PIXEL, camera, 0, 0.0), (finding,), "", "", deletion=deletion, guards=states)

@@ -1,4 +1,4 @@
-"""What may be said of a finding, by name: the numbers that conditions and rules go by. Pure."""
+"""The numbers that conditions and rules can use, by name. Pure."""
 
 from __future__ import annotations
 
@@ -11,48 +11,50 @@ from pipeline.frames import DeletionCheck, Explanation, Finding
 
 
 class RuleContext(NamedTuple):
-    """What is known of one finding of a frame."""
+    """A finding of a frame, as rules are evaluated on it."""
 
     explanation: Explanation
     finding: Finding | None
     deletion: DeletionCheck | None
-    """The camera's last deletion check, while it is fresh."""
+    """The camera's last deletion check, up to its maximum age."""
 
 
-def _fraction_of(place: int) -> Callable[[RuleContext], float | None]:
-    """Return what reads one coordinate of the centre as a share of the frame."""
+def _read_centre(axis: int) -> Callable[[RuleContext], float | None]:
+    """Return a function that reads a coordinate of the centre as a fraction of the frame."""
 
-    def read(facts: RuleContext) -> float | None:
+    def read(context: RuleContext) -> float | None:
         centre = (
-            None if facts.finding is None or facts.finding.heatmap_stats is None else facts.finding.heatmap_stats.centre
+            None
+            if context.finding is None or context.finding.heatmap_stats is None
+            else context.finding.heatmap_stats.centre
         )
-        frame = facts.explanation.frame
-        return None if centre is None else centre[place] / (frame.width, frame.height)[place]
+        frame = context.explanation.frame
+        return None if centre is None else centre[axis] / (frame.width, frame.height)[axis]
 
     return read
 
 
-def _ground(name: str) -> Callable[[RuleContext], float | None]:
-    def read(facts: RuleContext) -> float | None:
-        grounds = None if facts.finding is None else facts.finding.heatmap_stats
-        return None if grounds is None else getattr(grounds, name)
+def _read_statistic(name: str) -> Callable[[RuleContext], float | None]:
+    def read(context: RuleContext) -> float | None:
+        stats = None if context.finding is None else context.finding.heatmap_stats
+        return None if stats is None else getattr(stats, name)
 
     return read
 
 
-def _drop(facts: RuleContext) -> float | None:
-    checked = facts.deletion
-    same = checked is not None and facts.finding is not None and checked.label == facts.finding.label
+def _read_drop(context: RuleContext) -> float | None:
+    checked = context.deletion
+    same = checked is not None and context.finding is not None and checked.label == context.finding.label
     return checked.drop if checked is not None and same else None
 
 
 class Variable(NamedTuple):
-    """A number of one name."""
+    """How a number is read, and its range."""
 
     read: Callable[[RuleContext], float | None]
-    """None: it is not known."""
+    """Returns None where the number is not known."""
     minimum: float = 0.0
-    """Its lower limit; the upper one is 1."""
+    """Its lower limit; the upper limit is 1."""
 
 
 DROP: Final = "score_drop_when_masked"
@@ -60,24 +62,24 @@ HEAT_INSIDE: Final = "heat_inside"
 
 NUMBERS: Final[Mapping[str, Variable]] = MappingProxyType(
     {
-        "score": Variable(lambda facts: 0.0 if facts.finding is None else facts.finding.score),
-        "focus_area": Variable(_ground("focus_area")),
-        "entropy": Variable(_ground("entropy")),
-        "stability": Variable(_ground("stability"), -1.0),
-        "centre_x": Variable(_fraction_of(0)),
-        "centre_y": Variable(_fraction_of(1)),
-        DROP: Variable(_drop, -1.0),
+        "score": Variable(lambda context: 0.0 if context.finding is None else context.finding.score),
+        "focus_area": Variable(_read_statistic("focus_area")),
+        "entropy": Variable(_read_statistic("entropy")),
+        "stability": Variable(_read_statistic("stability"), -1.0),
+        "centre_x": Variable(_read_centre(0)),
+        "centre_y": Variable(_read_centre(1)),
+        DROP: Variable(_read_drop, -1.0),
     }
 )
-"""All but ``heat_inside``, which is one for each region."""
+"""All numbers but ``heat_inside``, of which each region has one."""
 
 
 @dataclass(frozen=True, slots=True)
 class BoundVariable:
-    """A number that a rule goes by."""
+    """A number in a rule."""
 
     name: str
-    """As it is written: ``heat_inside(part)``."""
+    """As written: ``heat_inside(part)``."""
     read: Callable[[RuleContext], float | None]
     region: str | None = None
     bound: float | None = None
@@ -85,10 +87,10 @@ class BoundVariable:
 
 
 def heat_inside(region: str) -> BoundVariable:
-    """Return the share of the evidence in a region."""
+    """Return the number ``heat_inside(region)``: the fraction of the evidence in a region."""
 
-    def read(facts: RuleContext) -> float | None:
-        grounds = None if facts.finding is None else facts.finding.heatmap_stats
-        return None if grounds is None else grounds.heat_inside.get(region)
+    def read(context: RuleContext) -> float | None:
+        stats = None if context.finding is None else context.finding.heatmap_stats
+        return None if stats is None else stats.heat_inside.get(region)
 
     return BoundVariable(f"{HEAT_INSIDE}({region})", read, region)

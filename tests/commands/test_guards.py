@@ -109,7 +109,7 @@ def test_a_guard_of_a_class_that_the_network_has_not_is_refused(command, tmp_pat
     )
     code, _, errors = command("stream", "run.yaml")
     assert code == 2
-    assert "'schratch': no class is called so" in errors
+    assert "'schratch': unknown class" in errors
     assert "Did you mean 'scratch'" in errors
 
 

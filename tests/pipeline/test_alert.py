@@ -150,7 +150,7 @@ def test_alarm_names_the_number_of_the_frame_it_speaks_of_whatever_came_before(m
         if state.firing:
             firing.append((inside, state.message))
     assert len(firing) > 200
-    assert any("kept again" in says for _, says in firing)
+    assert any("met again" in says for _, says in firing)
     for inside, says in firing:
         assert number_in(says) == pytest.approx(inside, abs=0.0051)
 
@@ -159,7 +159,7 @@ def test_alarm_of_a_frame_to_which_its_rule_does_not_apply_names_no_number():
     guard = alarm(hold=0.0)
     guard.update(facts(0.03), 0.0)
     says = guard.update(facts(0.522, label="ok"), 0.4).message
-    assert says == "heat_inside(part) >= 0.6; does not apply to this frame; last broken 0.4 s ago"
+    assert says == "heat_inside(part) >= 0.6; does not apply to this frame; last violated 0.4 s ago"
 
 
 def test_alarm_shows_a_number_that_rounds_to_its_bound_in_more_decimals():

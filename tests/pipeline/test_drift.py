@@ -127,8 +127,8 @@ def test_numbers_that_no_recorder_writes_are_damage(damage):
     [
         ("{", "not a baseline"),
         ("[" * 100_000, "not a baseline"),
-        ("[1]", "make it anew"),
-        ('{"format": "recipro-stream baseline 9"}', "of this version"),
+        ("[1]", "record it again"),
+        ('{"format": "recipro-stream baseline 9"}', "is not 'recipro-stream baseline 1'"),
         ('{"format": "recipro-stream baseline 1"}', "damaged"),
         ('{"format": "recipro-stream baseline 1", "cameras": {"a": {"b": {"statistics": {"c": {}}}}}}', "damaged"),
     ],

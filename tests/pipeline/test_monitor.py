@@ -93,7 +93,7 @@ def test_it_is_said_once_when_it_begins_and_once_when_it_ends(caplog):
     said = [record.getMessage() for record in caplog.records]
     assert said == [
         "line: guard grounded fires: heat_inside(left) >= 0.6, but is 0.00",
-        "line: guard grounded is quiet again; it fired for 3.1 s",
+        "line: guard grounded ended; it fired for 3.1 s",
     ]
 
 
@@ -110,7 +110,7 @@ def test_a_region_outside_the_picture_is_said_once(caplog):
     made = validate_config({"guards": {"regions": regions}}, "t").guards
     guarded(ExplanationMonitor(Seer(), made), frames(5))
     assert [record.getMessage() for record in caplog.records] == [
-        "line: region elsewhere lies outside its picture of 40x20 pixels: no heat is ever in it"
+        "line: region elsewhere lies outside the image of 40x20 pixels: it never contains heat"
     ]
 
 
@@ -178,7 +178,7 @@ def test_a_result_grows_old_and_is_left_out():
 
 def test_an_explainer_that_cannot_be_asked_is_said_to_be_so(caplog):
     guarded(ExplanationMonitor(Seer(), guards(MASKED)), frames(3))
-    assert "those rules never fire" in caplog.text
+    assert "rules with it never fire" in caplog.text
 
 
 def test_its_figures_are_the_explainers_and_its_own():

@@ -83,7 +83,7 @@ def _found(
 ) -> list[Diagnostic]:
     """Return what a room finds; where it cannot even be asked, what that fails of."""
     try:
-        return ask(importlib.import_module(f"{room}.checks").checks)
+        return ask(importlib.import_module(f"{room}.diagnostics").diagnostics)
     except Exception as reason:  # noqa: BLE001 - whatever is broken here is what is asked for
         missing = getattr(reason, "name", None) or room
         hint = f"it needs {needs}: uv sync; a library (.so) that is missing comes with the system's packages"

@@ -109,7 +109,8 @@ def similarity_shortfall(told: Similarity, precision: str, eager: Similarity | N
     below the tolerance counts only where it is more than ``SIMILARITY_SLACK`` times as far off as eager's.
     """
     short = []
-    for name, words in (("cosine", "cosine"), ("top", "same first class"), ("ranks", "heat rank correlation")):
+    measures = (("cosine", "cosine"), ("top", "same first class"), ("rank_correlation", "heat rank correlation"))
+    for name, words in measures:
         value, asked = getattr(told, name), getattr(MIN_SIMILARITY[precision], name)
         reachable = 1.0 if eager is None else 1.0 - SIMILARITY_SLACK * (1.0 - getattr(eager, name))
         if not value >= min(asked, reachable):

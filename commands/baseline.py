@@ -15,8 +15,9 @@ import typer
 from commands import options
 from commands.console import exit_with_outcome, print_line, read_text, relative_path, write_text
 from commands.options import CAMERA, RUN, drop_none, option
+from commands.wiring.kinds import load_config
 from commands.wiring.run import run_from_config
-from pipeline.config_loader import read_yaml, validate_config
+from pipeline.config_loader import read_yaml
 from pipeline.errors import ConfigError, WireError
 from pipeline.guards.drift import MIN_SAMPLES, BaselineRecorder
 from pipeline.guards.monitor import ExplanationMonitor
@@ -70,7 +71,7 @@ def _run(config: Path | None, recorder: BaselineRecorder, given: dict[str, Any])
     settings |= {"sinks": []}
     if not settings.get("sources") and not given["sources"]:
         raise ConfigError("no source: give a YAML config, a log, or --source URI")
-    made = validate_config(settings, config.name if config else "command line", drop_none(given))
+    made = load_config(settings, config.name if config else "command line", drop_none(given))
     exit_with_outcome(run_from_config(made, recorder=recorder))
 
 

@@ -19,12 +19,23 @@ def open_images(place: str) -> tuple[str, ReadImage, str]:
     Raises:
         SourceError: an option that is not known, or does not belong to pictures.
     """
+    from pydantic import ValidationError
+
+    from pipeline.errors import SourceError
+    from stream.image_file import ImageReader
     from stream.limits import FILE_MAX_PIXELS
-    from stream.local_uri import check_options, image_reader, split_options
+    from stream.local_uri import split_options
+    from stream.paths import shown
+    from stream.settings import ImagesSettings
 
     path, stated = split_options(place)
-    check_options(place, stated, ("bits",), "the pictures of a data set")
-    return path, image_reader(stated, FILE_MAX_PIXELS).read, place[len(path) :]
+    if others := stated.keys() - {"bits"}:
+        raise SourceError(f"{shown(place)}: {min(others)} is not an option of a data set's images; bits is")
+    try:
+        bits = ImagesSettings.model_validate({"uri": "images", **stated}).bits
+    except ValidationError as wrong:
+        raise SourceError(f"{shown(place)}: bits={stated['bits']!r}: {wrong.errors()[0]['msg']}") from None
+    return path, ImageReader(max_pixels=FILE_MAX_PIXELS, bits=bits).read, place[len(path) :]
 
 
 def writable_names(paths: Iterable[Path]) -> list[Path]:

@@ -46,7 +46,7 @@ def doubts_of_labels(labels: Sequence[str]) -> Iterator[str]:
 def doubts_of_guards(config: Config) -> Iterator[str]:
     """Give what looks wrong about guards and what they are asked of."""
     used = {region for rule in config.guards.rules for region in rule.parsed.regions}
-    recorded = " ".join(sink.record_when or "" for sink in config.sinks)
+    recorded = " ".join(getattr(sink, "record_when", None) or "" for sink in config.sinks)
     for region in config.guards.regions:
         if region.name not in used and region.name not in recorded and config.guards.draw == "never":
             yield f"guards.regions: {region.name!r} is neither drawn nor named by a rule; name it in one, or draw it"

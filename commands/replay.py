@@ -13,8 +13,8 @@ from commands import options
 from commands.console import exit_with_outcome, fail, print_line
 from commands.options import CAMERA, IMAGE, drop_none, option
 from commands.signals import shutdown_on_signal
-from commands.wiring.sinks import apply_web_token, build_sink_options
-from pipeline.config_loader import validate_config
+from commands.wiring.kinds import load_config
+from commands.wiring.sinks import apply_web_token, open_sinks
 from pipeline.errors import ConfigError
 
 
@@ -41,13 +41,12 @@ def replay(
     from overlays.render.renderer import HeatRenderer
     from overlays.sinks.locks import claimed, to_claim
     from overlays.sinks.paths import check_outputs
-    from overlays.sinks.registry import build_sink
     from pipeline.loop import Pipeline
     from pipeline.result import RunLimits
     from stream.sources import build_source
 
     settings = {"overlay": drop_none({"colormap": colormap, "opacity": opacity}), "sinks": sink or ["window"]}
-    made = validate_config({}, "command line", settings)
+    made = load_config({}, "command line", settings)
     doors = apply_web_token(made.sinks, page_token_file)
     begun = threading.Event()
     with shutdown_on_signal(begun) as stop, ExitStack() as stack:
@@ -56,9 +55,7 @@ def replay(
         if source.live:
             raise ConfigError(f"{str(video)!r}: is live; a log is laid over the recording that it was written for")
         check_outputs([one.uri for one in doors], [logged.camera], [str(one) for one in (record, video) if one])
-        sinks = [
-            build_sink(one.uri, cameras=[logged.camera], options=build_sink_options(one, made.overlay)) for one in doors
-        ]
+        sinks = open_sinks(doors, [logged.camera], made.overlay)
         if any(not one.lossless for one in sinks):
             source = RealTimeSource(source)
         stack.enter_context(source)

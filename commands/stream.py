@@ -17,9 +17,10 @@ from commands.console import exit_with_outcome, print_line, read_text, relative_
 from commands.multi_device import run_sharded
 from commands.options import ACCESS, CAMERA, IMAGE, NETWORK, RUN, drop_none, option
 from commands.parent_process import ends_with_parent
+from commands.wiring.kinds import KINDS, load_config
 from commands.wiring.run import redact_config, run_from_config
 from commands.wiring.sinks import apply_curve_keys, apply_mqtt_credentials, apply_recording_options, apply_web_token
-from pipeline.config_loader import read_yaml, to_yaml, validate_config
+from pipeline.config_loader import read_yaml, to_yaml
 from pipeline.config_yaml import to_documented_yaml
 from pipeline.errors import ConfigError
 from pipeline.log_format import make_formatter
@@ -43,7 +44,7 @@ def demo(
     }
     print_line(f"The inspection line, {seconds:g} s, explained: parts pass a camera, some carry a defect.")
     try:
-        outcome = run_from_config(validate_config(settings, "demo"))
+        outcome = run_from_config(load_config(settings, "demo"))
     finally:
         with suppress(OSError):
             folder.rmdir()  # where nothing was written into it
@@ -166,7 +167,7 @@ def stream(
     settings: dict[str, Any] = {} if config is None else read_yaml(read_text(config), config.name)
     if not settings.get("sources") and not source:
         raise ConfigError("no source: give --source URI (camera:0, rtsp://..., a file, line:) or a YAML config")
-    made = validate_config(settings, config.name if config else "command line", overrides)
+    made = load_config(settings, config.name if config else "command line", overrides)
     _warn_of_shown_passwords(source or [])
     told = apply_mqtt_credentials(apply_web_token(made.sinks, page_token_file), mqtt_credentials)
     sinks = apply_curve_keys(told, curve_keys, allow, insecure=insecure)
@@ -179,7 +180,7 @@ def stream(
         raise ConfigError("--all: says how much --print-config shows; give both")
     if print_config:
         shown = redact_config(made)
-        typer.echo(to_documented_yaml(shown) if every else to_yaml(shown), nl=False)
+        typer.echo(to_documented_yaml(shown, KINDS) if every else to_yaml(shown), nl=False)
         return
     if devices is not None:
         run_sharded(made, read_devices(devices), log_format=log_format)

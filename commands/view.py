@@ -1,4 +1,4 @@
-"""`run.py view`: a stream watched from afar."""
+"""`run.py view`: shows a stream of another process or machine."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from commands import options
 from commands.console import fail, print_line
 from commands.options import ACCESS, CAMERA, IMAGE, option
 from commands.signals import shutdown_on_signal
-from commands.wiring.sinks import apply_mqtt_credentials, apply_web_token, build_sink_options
-from pipeline.config import OverlayConfig, SinkConfig
+from commands.wiring.kinds import load_config
+from commands.wiring.sinks import apply_mqtt_credentials, apply_web_token, open_sinks
 
 
 def view(
@@ -33,28 +33,25 @@ def view(
     frames: options.Frames = None,
     seconds: options.Seconds = None,
 ) -> None:
-    """Watch a stream from afar: in a window, or into a file where there is no screen."""
+    """Watch a stream over the network: in a window, or in a file where there is no screen."""
     from overlays.sinks.locks import claimed, to_claim
     from overlays.sinks.paths import check_outputs
-    from overlays.sinks.registry import build_sink
     from overlays.wire.forward import forward
     from overlays.wire.viewer import Viewer
 
-    doors = apply_web_token([SinkConfig(uri=uri) for uri in sink or ["window"]], page_token_file)
-    doors = apply_mqtt_credentials(doors, mqtt_credentials)
+    config = load_config({}, "command line", {"sinks": sink or ["window"]})
+    settings = apply_mqtt_credentials(apply_web_token(config.sinks, page_token_file), mqtt_credentials)
     cameras = camera or []
-    sinks = [
-        build_sink(one.uri, cameras=cameras, options=build_sink_options(one, OverlayConfig(), painted=True))
-        for one in doors
-    ]
-    check_outputs(sink or [], cameras, [])
+    sinks = open_sinks(settings, cameras, config.overlay, painted=True)
+    uris = [one.uri for one in settings]
+    check_outputs(uris, cameras, [])
     begun = threading.Event()
     begun.set()
     with shutdown_on_signal(begun) as stop, ExitStack() as stack:
         viewer = stack.enter_context(Viewer(address, tuple(camera or ("",)), key=key, server_key=server_key))
-        stack.enter_context(claimed(to_claim(sink or [], cameras)))
-        for door in sinks:
-            stack.enter_context(door)
+        stack.enter_context(claimed(to_claim(uris, cameras)))
+        for opened in sinks:
+            stack.enter_context(opened)
         print_line(f"Watching {address}; q, Esc or Ctrl-C ends.")
         told = forward(viewer, sinks, stop=stop, cameras=cameras, frames=frames, seconds=seconds, say=print_line)
         why = viewer.problem or f"is a stream with --sink {address} running?"

@@ -1,16 +1,17 @@
-"""Every knob with its default, range and unit. ``pipeline.config_loader`` reads them, and says what is wrong."""
+"""The configuration: every option with its default, range and unit. ``pipeline.config_loader`` reads it."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal, Protocol
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, SerializeAsAny, ValidationInfo
+from pydantic_core import PydanticCustomError
 
-from pipeline.errors import did_you_mean
 from pipeline.guards.config import GuardsConfig
 from pipeline.ports import Overflow
+from pipeline.settings import Device, EntrySettings, Settings, SinkSettings, SourceSettings
 
 
 def _size(value: object) -> object:
@@ -68,26 +69,6 @@ def _uri_map(value: object) -> object:
     return {"uri": str(value)} if isinstance(value, str | int) and not isinstance(value, bool) else value
 
 
-def _device(value: str) -> str:
-    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", value):
-        raise ValueError(f"a device is auto, cpu, cuda or cuda:N.{did_you_mean(value, ('auto', 'cpu', 'cuda'))}")
-    return value
-
-
-def _one_line(name: str) -> str:
-    if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", name):
-        raise ValueError("should be one line without control characters; it stands in logs, legends and file names")
-    return name
-
-
-def _level(name: str) -> str:
-    if re.search(r"[+#/\x00-\x1f\x7f]", name):
-        raise ValueError("should be one level of a topic: without /, + and #")
-    return name
-
-
-Device = Annotated[str, AfterValidator(_device)]
-Name = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_one_line)]
 Side = Annotated[int, Field(ge=8, le=16384)]
 MAX_INPUT_PIXELS: Final = 1 << 24
 
@@ -98,56 +79,22 @@ def _area(size: tuple[int, int]) -> tuple[int, int]:
     return size
 
 
-Size = Annotated[tuple[Side, Side], BeforeValidator(_size), AfterValidator(_area)]
+Size = Annotated[
+    tuple[Side, Side],
+    BeforeValidator(_size, json_schema_input_type=tuple[Side, Side] | str | int),
+    AfterValidator(_area),
+]
 Number = Annotated[float, Field(ge=-1e4, le=1e4, allow_inf_nan=False)]
-Triple = Annotated[tuple[Number, Number, Number], BeforeValidator(_triple)]
+Triple = Annotated[
+    tuple[Number, Number, Number], BeforeValidator(_triple, json_schema_input_type=list[Number] | str | float)
+]
 Share = Annotated[float, Field(ge=1e-4, le=1e4, allow_inf_nan=False)]
-Fractions = Annotated[tuple[Share, Share, Share], BeforeValidator(_triple)]
+Fractions = Annotated[
+    tuple[Share, Share, Share], BeforeValidator(_triple, json_schema_input_type=list[Share] | str | float)
+]
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-
-class SourceConfig(_Settings):
-    """One camera."""
-
-    uri: str
-    """camera:0, rtsp://..., http(s)://..., rtmp://..., udp://..., a video file (FILE?loop=1), a folder or glob of
-    images (FOLDER?watch=1: new ones as they appear; docs/sources.md), or line: (simulated).
-    ${NAME} stands for a variable of the environment."""
-    credentials_file: str | None = None
-    """A file with one line, user:password, for this address: it need not stand in the configuration."""
-    name: Name | None = None
-    """The camera's name: topic, legend, file names. Default: from the URI."""
-    overflow: Overflow | None = None
-    """What a full queue does. Default: drop-oldest for live sources, wait for files and folders, also watched
-    ones."""
-    transport: Literal["tcp", "udp"] = "tcp"
-    """How RTSP carries its packets."""
-    read_timeout_seconds: float = Field(default=2.0, gt=0, le=60)
-    """How long a live source may be silent before it counts as lost. A camera whose pictures come more rarely needs
-    more; HLS is given three of its segments' durations at the least."""
-    live: bool | Literal["auto"] = "auto"
-    """http(s):// only: whether it is live. true: it is tried again when it ends, and the newest picture counts; false:
-    it is read to its end, and no picture is dropped. auto: a playlist says so itself; what has a length is a
-    recording, all else is live."""
-    still_rate: float = Field(default=1.0, gt=0, le=60)
-    """http(s):// only: pictures a second asked of an address that gives one still, such as /snapshot.jpg."""
-    allowed_hosts: list[str] = []
-    """http(s):// only: further hosts, HOST or HOST:PORT, that redirects and playlists of this camera may lead to.
-    Default: none but its own."""
-    open_timeout_seconds: float = Field(default=3.0, gt=0, le=120)
-    """How long connecting may take."""
-    decoder: Device | None = None
-    """What decodes files and network streams: cpu; cuda or cuda:N, the decoder of an NVIDIA card, or an error; auto, a
-    card where it can (docs/gpu.md). Default: that of all sources."""
-    max_pixels: int | None = Field(default=None, ge=1, le=2**30)
-    """How many pixels a picture may have; larger ones are refused before memory is taken for them. Default: 40 million
-    for live sources, 128 million for files and folders."""
-
-
-class EngineConfig(_Settings):
+class EngineConfig(Settings):
     """The network and how it is explained and run."""
 
     model: str = "line_net"
@@ -158,7 +105,9 @@ class EngineConfig(_Settings):
     """A file with the class names: one a line, or a JSON list. Default: those of the weights."""
     layer: str | None = None
     """The explained layer, by its name in the network. Default: the last one whose output is a grid."""
-    target: Annotated[list[str], BeforeValidator(_word_list)] = Field(default=["top1"], min_length=1, max_length=100)
+    target: Annotated[list[str], BeforeValidator(_word_list, json_schema_input_type=list[str | int] | str | int)] = (
+        Field(default=["top1"], min_length=1, max_length=100)
+    )
     """The explained classes: top1, top5, names or indices, or both: top1,scratch. The first one's heat is drawn. The
     verdict is the network's top class, whatever is explained."""
     kernel: Literal["point", "gaussian"] = "point"
@@ -192,7 +141,7 @@ class EngineConfig(_Settings):
     folder."""
 
 
-class OverlayConfig(_Settings):
+class OverlayConfig(Settings):
     """How explanations are drawn."""
 
     colormap: str = "inferno"
@@ -209,78 +158,77 @@ class OverlayConfig(_Settings):
     """Time constant of smoothing over frames; 0 = each frame stands alone."""
 
 
-class CurveConfig(_Settings):
-    """Who may look in, by keys."""
+class Kinds(Protocol):
+    """Returns the settings of the entries of ``sources`` and ``sinks``; the packages' registries know the kinds."""
 
-    secret_key_file: str
-    """The server's secret key, as `run.py keys new` makes it."""
-    authorized_keys: str
-    """A file or folder of the public keys of those who may look in; read again when it changes."""
+    def source(self, given: Mapping[str, Any]) -> SourceSettings:
+        """Return the settings of one source."""
+        ...
 
+    def sink(self, given: Mapping[str, Any]) -> SinkSettings:
+        """Return the settings of one sink."""
+        ...
 
-class SinkConfig(_Settings):
-    """One door through which overlays leave."""
-
-    uri: str
-    """window, tcp://host:port or ipc://path (ZeroMQ), http://host:port (web page), mqtt://host:port/topic (a broker),
-    FILE.mp4, FOLDER/ (clips), FILE.jsonl or FILE.parquet (the log), or what a package adds (docs/python.md)."""
-    quality: int = Field(default=80, ge=1, le=100)
-    """JPEG quality on the network."""
-    scale: float = Field(default=1.0, gt=0, le=1)
-    """Of the picture on the network (tcp://, ipc://): 0.5 sends half its width and height."""
-    max_rate: float | None = Field(default=None, gt=0, le=1000)
-    """Frames per second of each camera on the network (tcp://, ipc://) at the most. Default: all. Findings of each
-    camera a second told to a broker (mqtt://); default: 1, and every change of the label."""
-    curve: CurveConfig | None = None
-    """tcp:// and ipc:// only: admit viewers by keys; needed where others can reach the address."""
-    token_file: str | None = None
-    """http:// only: a file that holds the token the page asks for; needed where others can reach the address."""
-    allowed_hosts: list[str] = []
-    """http:// only: further names the page is reached by, such as a proxy's."""
-    embed_origins: list[str] = []
-    """http:// only: other sites that may show the MJPEG streams, such as https://dashboard.example."""
-    root_path: str = ""
-    """http:// only: what a proxy leaves before the page's paths, such as /cams. Most proxies take it away."""
-    insecure: bool = False
-    """Serve others without asking who they are: only where the network itself is closed."""
-    qos: Literal[0, 1] = 0
-    """mqtt:// only: 0 sends a finding once; 1 keeps up to 1000 until the broker has confirmed them."""
-    status_topic: Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_level)] = "status"
-    """mqtt:// only: where under the topic it stands whether this run is online. Runs that share a topic need one
-    each."""
-    credentials_file: str | None = None
-    """mqtt:// only: a file that holds user:password."""
-    ca_file: str | None = None
-    """mqtts:// only: who vouches for the broker (PEM). Default: those whom this machine trusts."""
-    rotate_seconds: float = Field(default=300.0, ge=1, le=86400)
-    """FOLDER/ only: a clip is closed and the next begun after so long."""
-    rotate_mib: float | None = Field(default=None, ge=0.1, le=1e12)
-    """FOLDER/ only: ... or when it has become so large. Default: no matter."""
-    disk_budget_mib: float | None = Field(default=None, ge=1, le=1e12)
-    """FOLDER/ only: what the clips of this run's cameras may take there, those of earlier runs too; the oldest are
-    removed. Default: all are kept."""
-    record_when: str | None = Field(default=None, min_length=1)
-    """FOLDER/ only: which frames are worth a clip, such as label=scratch and score>0.8. Default: all."""
-    seconds_before: float = Field(default=5.0, ge=0, le=600)
-    """With record_when: what is kept of the time before such a frame."""
-    seconds_after: float = Field(default=5.0, ge=0, le=600)
-    """With record_when: how long a clip goes on after the last such frame."""
+    def models(self, section: str) -> list[tuple[str, tuple[str, ...], type[EntrySettings]]]:
+        """Return name, URI keys and settings model of every kind of ``sources`` or ``sinks``."""
+        ...
 
 
-class Config(_Settings):
+def _source(value: object, info: ValidationInfo) -> SourceSettings:
+    if type(value) is SourceSettings:  # the default
+        value = value.model_dump(exclude_unset=True)
+    return value if isinstance(value, SourceSettings) else _kinds(info).source(_entry(value))
+
+
+def _sink(value: object, info: ValidationInfo) -> SinkSettings:
+    return value if isinstance(value, SinkSettings) else _kinds(info).sink(_entry(value))
+
+
+def _entry(value: object) -> Mapping[str, Any]:
+    entry = _uri_map(value)
+    if not isinstance(entry, Mapping):
+        raise PydanticCustomError("model_type", "should be a map of keys")
+    return entry
+
+
+class _BaseKinds:
+    """Reads the options that every kind has: for configurations that are made without the registries."""
+
+    def source(self, given: Mapping[str, Any]) -> SourceSettings:
+        return SourceSettings.model_validate(dict(given))
+
+    def sink(self, given: Mapping[str, Any]) -> SinkSettings:
+        return SinkSettings.model_validate(dict(given))
+
+    def models(self, section: str) -> list[tuple[str, tuple[str, ...], type[EntrySettings]]]:
+        return [("", (), SourceSettings if section == "sources" else SinkSettings)]
+
+
+def _kinds(info: ValidationInfo) -> Kinds:
+    return (info.context or {}).get("kinds") or BASE_KINDS
+
+
+BASE_KINDS: Final[Kinds] = _BaseKinds()
+
+
+class Config(Settings):
     """A whole run."""
 
     sources: Annotated[
-        list[Annotated[SourceConfig, BeforeValidator(_uri_map)]], BeforeValidator(_as_list), Field(min_length=1)
-    ] = [SourceConfig(uri="line:")]
+        list[Annotated[SerializeAsAny[SourceSettings], PlainValidator(_source)]],
+        BeforeValidator(_as_list),
+        Field(min_length=1),
+    ] = Field(default=[SourceSettings(uri="line:")], validate_default=True)
     """Where frames come from."""
     engine: EngineConfig = EngineConfig()
     overlay: OverlayConfig = OverlayConfig()
-    sinks: Annotated[list[Annotated[SinkConfig, BeforeValidator(_uri_map)]], BeforeValidator(_as_list)] = []
+    sinks: Annotated[
+        list[Annotated[SerializeAsAny[SinkSettings], PlainValidator(_sink)]], BeforeValidator(_as_list)
+    ] = Field(default=[])
     """Where overlays go; none = the frames are explained and counted only."""
     guards: GuardsConfig = GuardsConfig()
     """What must be true of the reasons, and what is said when it is not."""
-    external_cameras: list[str] = []
+    external_cameras: list[str] = Field(default=[])
     """Cameras that another process carries: guards and record_when may name them, so that one file serves all."""
     frames: int | None = Field(default=None, ge=1)
     """Stop after so many explained frames."""

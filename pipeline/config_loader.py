@@ -1,6 +1,6 @@
 """Configurations from text, and back: YAML to validated models. Reads no file and no environment itself.
 
-An unknown key, a wrong type or a value out of range is a ``ConfigError`` that names the place, the rule and the cure.
+An unknown key, a wrong type or a value out of range is a ``ConfigError`` that names the place, the rule and the remedy.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from typing import Any, Final
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, PydanticSerializationError
 
-from pipeline.config import Config, CurveConfig, EngineConfig, OverlayConfig, SinkConfig, SourceConfig
+from pipeline.config import BASE_KINDS, Config, EngineConfig, Kinds, OverlayConfig
+from pipeline.config_yaml import model_of
 from pipeline.errors import ConfigError, did_you_mean
-from pipeline.guards.config import DeletionConfig, GuardConfig, GuardsConfig, RegionConfig
+from pipeline.kinds import UNKNOWN_OPTION
 
 MAX_VALUES: Final = 100_000
 """What a configuration may hold when every alias (``*name``) is written out."""
@@ -112,24 +113,32 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def validate_config(settings: Mapping[str, Any], name: str, overrides: Mapping[str, Any] | None = None) -> Config:
+def validate_config(
+    settings: Mapping[str, Any],
+    name: str,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    kinds: Kinds = BASE_KINDS,
+) -> Config:
     """Return the validated configuration.
 
     Args:
-        settings: what the file says.
+        settings: the file's content.
         name: the file's name, for messages.
-        overrides: what the command line says; it wins.
+        overrides: the options of the command line, which take precedence.
+        kinds: the kinds of sources and sinks; by default their entries have the options of all kinds only.
 
     Raises:
-        ConfigError: one line per mistake, each naming the place, the value and the cure.
+        ConfigError: one line per mistake, each naming the place, the value and the remedy.
+        SourceError | SinkError: a URI is of no kind.
     """
     overrides = overrides or {}
     if (place := _with_nul(settings)) is not None:
         raise ConfigError(f"{name}: {_dotted(place)}: holds a NUL character, which no name or path may; remove it")
     try:
-        return Config.model_validate(merge(settings, overrides))
+        return Config.model_validate(merge(settings, overrides), context={"kinds": kinds})
     except ValidationError as wrong:
-        sentences = dict.fromkeys(_sentence(error, name, overrides) for error in wrong.errors())
+        sentences = dict.fromkeys(_sentence(error, name, overrides, kinds) for error in wrong.errors())
         raise ConfigError("\n".join(sentences)) from None
 
 
@@ -148,14 +157,19 @@ def _with_nul(value: object) -> list[int | str] | None:
     return None
 
 
-def _sentence(error: ErrorDetails, name: str, overrides: Mapping[str, Any]) -> str:
+def _sentence(error: ErrorDetails, name: str, overrides: Mapping[str, Any], kinds: Kinds) -> str:
     path = [part for part in error["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
     place = f"{name}: {_dotted(path)}"
     if _given(path, overrides):
         key = next((str(p) for p in reversed(path) if isinstance(p, str)), "")
-        place = "--" + _OPTIONS.get(key, key.replace("_", "-"))
+        if path[0] in {"sources", "sinks"}:
+            place = f"--{_OPTIONS[str(path[0])]}" + (f": {key}" if key not in {"uri", path[0]} else "")
+        else:
+            place = "--" + _OPTIONS.get(key, key.replace("_", "-"))
+    if error["type"] == UNKNOWN_OPTION:
+        return f"{place}: {error['msg']}"
     if error["type"] == "extra_forbidden":
-        return f"{place}: unknown key.{_hint(path)}"
+        return f"{place}: unknown key.{_hint(path, kinds)}"
     if error["type"] == "missing":
         return f"{place}: is missing"
     said = _said(error)
@@ -172,7 +186,7 @@ _OPTIONS = {"smoothing_seconds": "smoothing", "max_age_seconds": "max-age", "sou
 
 
 def _said(error: ErrorDetails) -> str:
-    """Return the rule that was broken, in this house's words."""
+    """Return the rule that was broken."""
     least = error.get("ctx", {}).get("min_length", 1)
     kinds = {
         "model_type": "should be a map of keys",
@@ -186,14 +200,14 @@ def _said(error: ErrorDetails) -> str:
     return kinds.get(error["type"]) or re.sub("^(Input|String) should ", "should ", said)
 
 
-def _hint(path: list[int | str]) -> str:
+def _hint(path: list[int | str], kinds: Kinds) -> str:
     """Say where an unknown key belongs, or which known one is nearest."""
     key = str(path[-1])
     homes: dict[str, type[BaseModel]] = {"engine": EngineConfig, "overlay": OverlayConfig}
     home = next((name for name, model in homes.items() if key in model.model_fields), None)
     if home is not None and path[0] != home:
         return f" It belongs under '{home}:'"
-    return did_you_mean(key, _known_keys(path))
+    return did_you_mean(key, _known_keys(path, kinds))
 
 
 def _dotted(path: list[int | str]) -> str:
@@ -216,26 +230,23 @@ def _given(path: list[int | str], overrides: Mapping[str, Any]) -> bool:
     return bool(path)
 
 
-def _known_keys(path: list[int | str]) -> list[str]:
-    model: type[BaseModel] = Config
-    parts: dict[str, type[BaseModel]] = {
-        "engine": EngineConfig,
-        "overlay": OverlayConfig,
-        "sources": SourceConfig,
-        "sinks": SinkConfig,
-        "curve": CurveConfig,
-        "guards": GuardsConfig,
-        "regions": RegionConfig,
-        "rules": GuardConfig,
-        "deletion": DeletionConfig,
-    }
+def _known_keys(path: list[int | str], kinds: Kinds) -> list[str]:
+    """Return the keys that may stand where the last part of ``path`` stands."""
+    models: list[type[BaseModel]] = [Config]
     for part in path[:-1]:
-        model = parts.get(str(part), model)
-    return list(model.model_fields)
+        if part in {"sources", "sinks"}:
+            models = [model for _, _, model in kinds.models(str(part))]
+        elif isinstance(part, str):
+            fields = [model.model_fields[part] for model in models if part in model.model_fields]
+            models = [inner for inner in map(model_of, fields) if inner is not None]
+    return [key for model in models for key in model.model_fields]
 
 
 def to_yaml(config: Config) -> str:
     """Return the configuration as YAML: every knob, in order, as ``validate_config`` reads it back."""
-    settings = config.model_dump(mode="json", exclude_none=True)
+    try:
+        settings = config.model_dump(mode="json", exclude_none=True)
+    except PydanticSerializationError:
+        raise ConfigError("a URI holds bytes that are not UTF-8, which YAML cannot hold; rename the file") from None
     text: str = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
     return text

@@ -1,4 +1,4 @@
-"""A configuration as YAML with every key there is and what each means. ``config_text`` reads it back. Pure."""
+"""A configuration as YAML with every key and its description; ``config_loader`` reads it back."""
 
 from __future__ import annotations
 
@@ -10,45 +10,61 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from pipeline.config import Config
+from pipeline.config import BASE_KINDS, Config, Kinds
 
 _WIDTH = 118
+_KINDS_OF = ("sources", "sinks")
 
 
-def to_documented_yaml(config: Config) -> str:
-    """Return every key of a configuration, those without a value as comments, each below what it means.
+def to_documented_yaml(config: Config, kinds: Kinds = BASE_KINDS) -> str:
+    """Return every key of a configuration, those without a value as comments, each below its description.
 
-    Lists of entries that are empty show one entry as a comment, so that its keys can be seen.
+    Lists that are empty show an entry, or one entry of each kind, as comments.
     """
-    return "\n".join(_lines(config, type(config), 0)) + "\n"
+    return "\n".join(_lines(config, type(config), 0, kinds)) + "\n"
 
 
-def _lines(values: BaseModel | None, model: type[BaseModel], depth: int, *, off: bool = False) -> Iterator[str]:
-    """Give the lines of a model's keys; ``off``: as comments, for an entry that is not there."""
+def _lines(
+    values: BaseModel | None, model: type[BaseModel], depth: int, kinds: Kinds, *, off: bool = False
+) -> Iterator[str]:
+    """Yield the lines of a model's keys; ``off``: as comments, for an entry that is not there."""
     indent = "  " * depth
     for name, field in model.model_fields.items():
         says = " ".join((field.description or "").split())
         yield from (f"{indent}# {line}" for line in textwrap.wrap(says, _WIDTH - len(indent)))
         value = getattr(values, name) if values is not None else _default(field)
-        inner = _model_of(field)
+        inner = model_of(field)
         mark = "# " if off or value is None else ""
         if inner is not None and isinstance(value, list):
             empty = not value
             yield f"{indent}{'# ' if off else ''}{name}:{' []' if empty and not off else ''}"
-            for entry in value or [None]:
-                yield from _entry(entry, inner, depth + 1, off=off or empty)
+            for entry in value:
+                yield from _entry(entry, type(entry), depth + 1, kinds, off=off)
+            if empty:
+                yield from _example_entries(name, inner, depth + 1, kinds)
         elif inner is not None:
             yield f"{indent}{mark}{name}:"
-            yield from _lines(value, inner, depth + 1, off=bool(mark))
+            yield from _lines(value, inner, depth + 1, kinds, off=bool(mark))
         else:
             yield f"{indent}{mark}{name}:{_text(value)}"
 
 
-def _entry(entry: BaseModel | None, model: type[BaseModel], depth: int, *, off: bool) -> Iterator[str]:
-    """Give the lines of one entry of a list; a line with a dash begins it."""
+def _example_entries(name: str, inner: type[BaseModel], depth: int, kinds: Kinds) -> Iterator[str]:
+    """Yield an entry of a list that is empty, or one of each kind of source or sink, as comments."""
+    if name not in _KINDS_OF:
+        yield from _entry(None, inner, depth, kinds, off=True)
+        return
+    for kind, keys, model in kinds.models(name):
+        if kind:
+            yield f"{'  ' * depth}# {kind} ({', '.join(keys)}):"
+        yield from _entry(None, model, depth, kinds, off=True)
+
+
+def _entry(entry: BaseModel | None, model: type[BaseModel], depth: int, kinds: Kinds, *, off: bool) -> Iterator[str]:
+    """Yield the lines of one entry of a list; a line with a dash begins it."""
     indent = "  " * depth
     yield f"{indent}{'# ' if off else ''}-"
-    yield from _lines(entry, model, depth + 1, off=off)
+    yield from _lines(entry, model, depth + 1, kinds, off=off)
 
 
 def _default(field: FieldInfo) -> Any:  # noqa: ANN401 - a default is anything
@@ -66,7 +82,7 @@ def _text(value: object) -> str:
     return " " + text.removesuffix("\n").removesuffix("\n...").strip()
 
 
-def _model_of(field: FieldInfo) -> type[BaseModel] | None:
+def model_of(field: FieldInfo) -> type[BaseModel] | None:
     """Return the model of a key's entries or values; None where it holds plain ones."""
     waiting: list[Any] = [field.annotation]
     while waiting:

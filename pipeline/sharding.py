@@ -9,8 +9,9 @@ import re
 from collections.abc import Sequence
 from pathlib import PurePath
 
-from pipeline.config import Config, SinkConfig
+from pipeline.config import Config
 from pipeline.errors import ConfigError
+from pipeline.settings import SinkSettings
 
 _DEVICE = re.compile(r"cpu|cuda(:\d{1,3})?")
 _BROKERS = ("mqtt://", "mqtts://")
@@ -65,13 +66,15 @@ def shard_config(config: Config, devices: Sequence[str]) -> list[Config]:
     return shards
 
 
-def _sink_of(sink: SinkConfig, number: int) -> SinkConfig:
+def _sink_of(sink: SinkSettings, number: int) -> SinkSettings:
     """Return a door of the shard of this number; each tells a broker by itself whether it is there."""
-    status = f"{sink.status_topic}-{number}" if number and sink.uri.startswith(_BROKERS) else sink.status_topic
-    return sink.model_copy(update={"uri": shard_uri(sink, number), "status_topic": status})
+    update = {"uri": shard_uri(sink, number)}
+    if number and (status := getattr(sink, "status_topic", None)) is not None:
+        update["status_topic"] = f"{status}-{number}"
+    return sink.model_copy(update=update)
 
 
-def shard_uri(sink: SinkConfig, number: int) -> str:
+def shard_uri(sink: SinkSettings, number: int) -> str:
     """Return the address of a door in the shard of this number: of the first one, as it was given."""
     uri = sink.uri
     if number == 0 or uri == "window" or uri.startswith(_BROKERS):

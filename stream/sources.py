@@ -1,21 +1,35 @@
-"""The table: URI -> Source. Imports no decoder until one is asked for."""
+"""The registry of sources: one line for each kind. Importing it imports no decoder."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote, unquote, urlsplit
 
 from pipeline.errors import SourceError, did_you_mean
+from pipeline.kinds import Kind, KindRegistry, split_query
 from pipeline.ports import Source
+from pipeline.settings import SourceContext, SourceSettings
 from stream.limits import FILE_MAX_PIXELS, LIVE_MAX_PIXELS
+from stream.local_uri import camera_of, expanded, form_of, split_options
 from stream.paths import kind_of
 from stream.redact import authority_of, host_and_path, redact
+from stream.settings import (
+    BroadcastSettings,
+    CameraSettings,
+    FileSettings,
+    HttpSettings,
+    ImagesSettings,
+    LineSettings,
+    LiveSettings,
+    NetworkSettings,
+    RtspSettings,
+)
 
 if TYPE_CHECKING:
     from stream.hwaccel import DecoderSelector
+    from stream.network import Timeouts
 
 IMAGE_SUFFIXES: Final = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".bmp", ".dib", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -23,102 +37,64 @@ IMAGE_SUFFIXES: Final = frozenset(
 )
 """Files that are photos. A GIF is a video, animated or not."""
 
-# A card conceals what a lost packet tore out of a picture, and tells nobody.
-_HOLES: Final = "a card does not tell of pictures that UDP tore holes into"
+# A GPU decoder conceals what a lost packet damages, and does not report it.
+_HOLES: Final = "a GPU decoder does not report images that lost UDP packets damage"
 
 _MAX_NAME: Final = 56
-"""Of a camera that is called by its address; a stated name may have 64 letters, and ``-2`` may come behind it."""
+"""Characters of a name that comes from an address; a given name may have 64, and ``-2`` may follow it."""
 EXAMPLES: Final = (
     "camera:0, rtsp://HOST/PATH, http://HOST/PATH, rtmp://HOST/PATH, udp://@GROUP:PORT, a video file, "
     "a folder or glob of images, line:"
 )
 
 
-@dataclass(frozen=True, slots=True)
-class SourceOptions:
-    """How sources are read: plain values, the same for every kind; each takes what concerns it."""
+def build_source(
+    given: str | SourceSettings,
+    *,
+    camera: str | None = None,
+    context: SourceContext | None = None,
+    **options: Any,  # noqa: ANN401 - the models check them
+) -> Source:
+    """Return the source of a URI or of settings, not yet opened.
 
-    read_timeout_seconds: float = 2.0
-    """How long a live source may stay silent before it counts as lost; also how soon a blocked read notices a stop."""
-    open_timeout_seconds: float = 3.0
-    """How long a live source may take to answer."""
-    transport: Literal["tcp", "udp"] = "tcp"
-    """How RTSP carries pictures."""
-    attempts: int | None = None
-    """How many attempts in a row may fail before a live source is given up; None: never."""
-    threads: Literal["auto", "slice"] = "auto"
-    """How files are decoded: ``auto`` for throughput, ``slice`` for the least processor time. Live is always slice."""
-    decoder: str = "cpu"
-    """What decodes files and network streams: ``cpu``; ``cuda`` or ``cuda:N``, a card or an error; ``auto``, a card
-    where it can."""
-    gpu: int = 0
-    """The card that ``cuda`` and ``auto`` mean."""
-    images_per_second: float = 1.0
-    """The rate assumed for photos."""
-    camera_size: str | None = None
-    """What to ask of a webcam, ``WIDTHxHEIGHT``; None: its default."""
-    camera_rate: float | None = None
-    """What to ask of a webcam, frames per second; None: its default."""
-    camera_encoding: str | None = None
-    """What to ask of a webcam: ``mjpeg``, ``yuyv422``; None: its default."""
-    max_pixels: int | None = None
-    """How many pixels a picture may have; a larger one is refused. None: ``LIVE_MAX_PIXELS`` of ``stream.limits`` for
-    live sources, ``FILE_MAX_PIXELS`` for files."""
+    Args:
+        given: settings, or a URI; options may stand behind a path: ``film.mp4?loop=1``.
+        camera: the camera's name where ``context`` is not given; None: from the URI.
+        context: what the run adds.
+        options: the options of a URI's kind.
 
-    live: bool | None = None
-    """Whether a web address is live; None: found by asking."""
-    allowed_hosts: tuple[str, ...] = ()
-    """Further hosts that a web address may lead to, ``HOST`` or ``HOST:PORT``."""
-    still_rate: float = 1.0
-    """Pictures a second asked of a web address that gives one still."""
-
-    def __post_init__(self) -> None:
-        for name in ("read_timeout_seconds", "open_timeout_seconds", "images_per_second", "still_rate"):
-            if not getattr(self, name) > 0:
-                message = f"{name}={getattr(self, name)}: must be above 0"
-                raise SourceError(message)
-        if re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.decoder) is None:
-            message = f"decoder={self.decoder!r}: a decoder is cpu, auto, cuda or cuda:N"
-            raise SourceError(message)
-        if self.max_pixels is not None and self.max_pixels < 1:
-            message = f"max_pixels={self.max_pixels}: must be 1 or more; leave it out for the default"
-            raise SourceError(message)
-        if self.attempts is not None and self.attempts < 1:
-            message = f"attempts={self.attempts}: must be 1 or more; leave it out to try for ever"
-            raise SourceError(message)
-
-
-@dataclass(frozen=True, slots=True)
-class _Order:
-    """What is to be built."""
-
-    uri: str
-    camera: str | None
-    options: SourceOptions
-
-
-def build_source(uri: str, *, camera: str | None = None, options: SourceOptions | None = None) -> Source:
-    """Return the source that ``uri`` names, not yet opened; ``camera`` names it, else its address does.
-
-    Raises ``SourceError`` for a scheme nobody knows and a path where nothing is.
+    Raises:
+        SourceError: no source has this scheme, there is nothing at the path, or its kind does not have an option.
     """
-    order = _Order(uri.strip(), camera, options or SourceOptions())
-    return _SCHEMES[_scheme(order.uri)].build(order)
+    settings = SOURCES.settings(given.strip(), **options) if isinstance(given, str) else given
+    context = context or SourceContext(camera)
+    source = SOURCES.build(settings, context)
+    if not isinstance(source, Source):
+        lacking = ", ".join(name for name in _MEMBERS if not hasattr(source, name)) or "none"
+        raise SourceError(
+            f"{redact(settings.uri)}: {SOURCES.find(settings.uri).name} gives a {type(source).__name__}, which lacks "
+            f"{lacking}; see docs/python.md"
+        )
+    return source
 
 
 def is_live(uri: str) -> bool:
-    """Say whether the world goes on when nobody reads ``uri``; opens nothing. Raises like ``build_source``."""
-    uri = uri.strip()
-    return _SCHEMES[_scheme(uri)].live(uri)
+    """Return whether the source of ``uri`` is live; opens nothing. Raises like ``build_source``."""
+    settings = SOURCES.settings(uri.strip())
+    if isinstance(settings, LineSettings):
+        return settings.paced
+    if isinstance(settings, ImagesSettings):
+        return settings.watch != "no"
+    if isinstance(settings, HttpSettings):
+        return _http_is_live(settings.uri)
+    return isinstance(settings, LiveSettings)
 
 
 def path_of(uri: str) -> str:
     """Return the path that ``uri`` reads, without the options behind it; ``uri`` itself where it is an address."""
-    from stream.local_uri import expanded, split_options
-
     uri = uri.strip()
     scheme = _scheme(uri)
-    if scheme not in {"file", "path"}:
+    if scheme not in {"file", ""}:
         return uri
     return split_options(expanded(_local(uri) if scheme == "file" else uri))[0]
 
@@ -148,23 +124,46 @@ def unique_names(names: Iterable[str]) -> list[str]:
 
 
 def _scheme(uri: str) -> str:
-    """Return the key of the table that reads ``uri``."""
+    """Return the scheme of ``uri``; an empty text for a path."""
     if not uri:
         message = f"an empty source: name one of {EXAMPLES}"
         raise SourceError(message)
     if uri.isdecimal() and not _exists(uri):
         return "camera"
     found = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", uri)
-    if found is None or _exists(uri):
-        return "path"
-    scheme = found[1].lower()
-    if scheme in _ELSEWHERE:
-        raise SourceError(f"{redact(uri)}: {_ELSEWHERE[scheme]}")
-    if scheme not in _SCHEMES or scheme == "path":
-        known = [name for name in _SCHEMES if name != "path"]
-        message = f"{redact(uri)}: unknown scheme {scheme!r}.{did_you_mean(scheme, known)} Known: {EXAMPLES}"
-        raise SourceError(message)
-    return scheme
+    return "" if found is None or _exists(uri) else found[1].lower()
+
+
+def _key(uri: str) -> str:
+    """Return the key of the registry for ``uri``."""
+    scheme = _scheme(uri)
+    if scheme in {"camera", "line"}:
+        return f"{scheme}:"
+    if scheme not in {"", "file"}:
+        return f"{scheme}://"
+    path = expanded(_local(uri) if scheme else uri)
+    try:
+        form = form_of(path, IMAGE_SUFFIXES, examples=EXAMPLES)
+    except SourceError:  # there is nothing: building the source says so
+        suffix = re.search(r"\.\w+$", path)
+        form = "video" if suffix is not None and suffix[0].lower() not in IMAGE_SUFFIXES else "images"
+    return "VIDEO" if form == "video" else "FOLDER"
+
+
+def _split(uri: str) -> tuple[str, dict[str, str]]:
+    """Return a URI and the options behind it; a path is given without ``file:``."""
+    scheme = _scheme(uri)
+    if scheme in {"", "file"}:
+        return split_options(_local(uri) if scheme else uri)
+    if scheme != "line":
+        return split_query(uri, _exists)
+    path, mark, tail = uri.partition("?")
+    if path.lower() not in {"line:", "line://"}:
+        raise ValueError("write line: or line:?key=value&...; for example line:?fps=30&size=1280x720&seed=7")
+    split = split_query(f"line:?{tail}", _exists) if tail else ("line:", {})
+    if mark and tail and not split[1]:
+        raise ValueError("every option reads key=value, with & between them")
+    return split
 
 
 def _exists(path: str) -> bool:
@@ -174,83 +173,96 @@ def _exists(path: str) -> bool:
         return False
 
 
-def _camera(order: _Order) -> Source:
+def open_camera(settings: CameraSettings, context: SourceContext) -> Source:
+    """Return a webcam."""
     from stream.camera import CameraMode, CameraSource
     from stream.hwaccel import DecoderSelector
-    from stream.network import Timeouts
 
-    options = order.options
-    number = order.uri.partition(":")[2] if ":" in order.uri else order.uri
+    number = settings.uri.partition(":")[2] if ":" in settings.uri else settings.uri
     if not number.isdecimal():
-        message = f"{order.uri}: a webcam has a number: camera:0 is the first, /dev/video0"
+        message = f"{settings.uri}: a webcam has a number: camera:0 is the first, /dev/video0"
         raise SourceError(message)
     return CameraSource(
         int(number),
-        camera=order.camera or f"camera{int(number)}",
-        timeouts=Timeouts(options.open_timeout_seconds, options.read_timeout_seconds, options.attempts),
-        mode=CameraMode(options.camera_size, options.camera_rate, options.camera_encoding),
-        decoder=DecoderSelector(max_pixels=options.max_pixels or LIVE_MAX_PIXELS),
+        camera=context.camera or f"camera{int(number)}",
+        timeouts=_timeouts(settings),
+        mode=CameraMode(settings.size, settings.rate, settings.encoding),
+        decoder=DecoderSelector(max_pixels=settings.max_pixels or LIVE_MAX_PIXELS),
     )
 
 
-def _rtsp(order: _Order) -> Source:
-    from stream.network import Timeouts
+def open_rtsp(settings: RtspSettings, context: SourceContext) -> Source:
+    """Return an RTSP camera."""
     from stream.rtsp import rtsp_source
 
-    options = order.options
-    timeouts = Timeouts(options.open_timeout_seconds, options.read_timeout_seconds, options.attempts)
     return rtsp_source(
-        _with_host(order.uri),
-        camera=order.camera or host_and_path(order.uri),
-        timeouts=timeouts,
-        transport=options.transport,
-        decoder=_decoder(options, doubt=_HOLES if options.transport == "udp" else ""),
+        _with_host(settings.uri),
+        camera=context.camera or host_and_path(settings.uri),
+        timeouts=_timeouts(settings),
+        transport=settings.transport,
+        decoder=_decoder(settings, context, doubt=_HOLES if settings.transport == "udp" else ""),
     )
 
 
-def _http(order: _Order) -> Source:
+def open_http(settings: HttpSettings, context: SourceContext) -> Source:
+    """Return what an HTTP address gives."""
     from stream.http import WebSource
     from stream.http_probe import WebOptions
-    from stream.network import Timeouts
 
-    options = order.options
+    max_pixels = LIVE_MAX_PIXELS if _http_is_live(settings.uri) else FILE_MAX_PIXELS
+    live = None if settings.live == "auto" else settings.live
     return WebSource(
-        _with_host(order.uri),
-        camera=order.camera or host_and_path(order.uri),
-        timeouts=Timeouts(options.open_timeout_seconds, options.read_timeout_seconds, options.attempts),
-        decoder=_decoder(options, max_pixels=LIVE_MAX_PIXELS if _http_is_live(order.uri) else FILE_MAX_PIXELS),
-        options=WebOptions(options.live, options.allowed_hosts, options.still_rate),
+        _with_host(settings.uri),
+        camera=context.camera or host_and_path(settings.uri),
+        timeouts=_timeouts(settings),
+        decoder=_decoder(settings, context, max_pixels=max_pixels),
+        options=WebOptions(live, tuple(settings.allowed_hosts), settings.still_rate),
     )
 
 
-def _broadcast(order: _Order) -> Source:
+def open_broadcast(settings: BroadcastSettings, context: SourceContext) -> Source:
     """Return a stream that FFmpeg reads by RTMP, or as MPEG-TS in UDP packets."""
-    from stream.network import Timeouts, network_source
+    from stream.network import network_source
 
-    options = order.options
-    is_udp = order.uri.lower().startswith("udp:")
-    if is_udp and not re.match(r"udp://@?[^/@]*:\d{1,5}([/?].*)?$", order.uri, re.IGNORECASE):
-        message = f"{redact(order.uri)}: names no port to listen at; write udp://@GROUP:PORT or udp://0.0.0.0:PORT"
+    uri = settings.uri
+    is_udp = uri.lower().startswith("udp:")
+    if is_udp and not re.match(r"udp://@?[^/@]*:\d{1,5}([/?].*)?$", uri, re.IGNORECASE):
+        message = f"{redact(uri)}: names no port to listen at; write udp://@GROUP:PORT or udp://0.0.0.0:PORT"
         raise SourceError(message)
-    # FFmpeg looks for a second what it is; packets wait in 9 MB of memory while a picture is decoded.
+    # FFmpeg probes the format for a second; packets wait in 9 MB of memory while an image is decoded.
     wanted = {"analyzeduration": "1000000", "format_whitelist": "mpegts" if is_udp else "flv,live_flv"}
     if is_udp:
         wanted |= {"fifo_size": "50000", "overrun_nonfatal": "1"}
     return network_source(
-        order.uri if is_udp else _with_host(order.uri),
-        camera=order.camera or host_and_path(order.uri).lstrip("@"),
+        uri if is_udp else _with_host(uri),
+        camera=context.camera or host_and_path(uri).lstrip("@"),
         options=wanted,
-        timeouts=Timeouts(options.open_timeout_seconds, options.read_timeout_seconds, options.attempts),
-        decoder=_decoder(options, doubt=_HOLES if is_udp else ""),
+        timeouts=_timeouts(settings),
+        decoder=_decoder(settings, context, doubt=_HOLES if is_udp else ""),
     )
 
 
-def _decoder(options: SourceOptions, *, doubt: str = "", max_pixels: int = LIVE_MAX_PIXELS) -> DecoderSelector:
-    """Return what decodes one source; ``max_pixels`` is its limit where the options state none."""
+def _timeouts(settings: LiveSettings) -> Timeouts:
+    from stream.network import Timeouts
+
+    return Timeouts(settings.open_timeout_seconds, settings.read_timeout_seconds, settings.attempts)
+
+
+def _decoder(
+    settings: NetworkSettings | FileSettings,
+    context: SourceContext,
+    *,
+    doubt: str = "",
+    max_pixels: int = LIVE_MAX_PIXELS,
+) -> DecoderSelector:
+    """Return the decoder of one source; ``max_pixels`` is its limit where the settings state none."""
     from stream.hwaccel import DecoderSelector
 
     return DecoderSelector(
-        options.decoder, gpu=options.gpu, reason_against_gpu=doubt, max_pixels=options.max_pixels or max_pixels
+        settings.decoder or context.decoder,
+        gpu=context.gpu,
+        reason_against_gpu=doubt,
+        max_pixels=settings.max_pixels or max_pixels,
     )
 
 
@@ -283,18 +295,20 @@ def _with_host(uri: str) -> str:
     return uri
 
 
-def _line(order: _Order) -> Source:
+def open_line(settings: LineSettings, context: SourceContext) -> Source:
+    """Return the simulated line."""
     from stream.simulated.source import SimulatedLineSource
 
-    return SimulatedLineSource.from_uri(order.uri, camera=order.camera)
-
-
-def _line_is_live(uri: str) -> bool:
-    return bool(_line(_Order(uri, None, SourceOptions())).live)
-
-
-def _file(order: _Order) -> Source:
-    return _path(_Order(_local(order.uri), order.camera, order.options))
+    width, _, height = settings.size.partition("x")
+    return SimulatedLineSource(
+        fps=settings.fps,
+        size=(int(width), int(height)),
+        seed=settings.seed,
+        camera=context.camera or "line",
+        paced=settings.paced,
+        frames=settings.frames,
+        stamp=settings.stamp,
+    )
 
 
 def _local(uri: str) -> str:
@@ -303,42 +317,31 @@ def _local(uri: str) -> str:
     return unquote(parts.path) + (f"?{parts.query}" if parts.query else "")
 
 
-def _path(order: _Order) -> Source:
-    from stream.local_uri import camera_of, check_options, expanded, form_of, image_reader, split_options
+def open_images(settings: ImagesSettings, context: SourceContext) -> Source:
+    """Return a photo, a folder of photos or a glob."""
+    from stream.folder_watch import WatchedFolder
+    from stream.image_file import ImageReader
+    from stream.images import ImagesSource
 
-    options = order.options
-    path, stated = split_options(expanded(order.uri))
-    camera = order.camera or camera_of(path)
-    if form_of(path, IMAGE_SUFFIXES, examples=EXAMPLES) == "images":
-        from stream.folder_watch import WatchedFolder
-        from stream.images import ImagesSource
+    path = expanded(settings.uri)
+    form_of(path, IMAGE_SUFFIXES, examples=EXAMPLES)  # refuses what is not there
+    camera = context.camera or camera_of(path)
+    reader = ImageReader(max_pixels=settings.max_pixels or FILE_MAX_PIXELS, bits=settings.bits)
+    if settings.watch != "no":
+        return WatchedFolder(path, suffixes=IMAGE_SUFFIXES, camera=camera, reader=reader, begin=settings.watch)
+    rate = settings.images_per_second
+    return ImagesSource(path, suffixes=IMAGE_SUFFIXES, camera=camera, images_per_second=rate, reader=reader)
 
-        check_options(order.uri, stated, ("watch", "bits"), "pictures")
-        reader = image_reader(stated, options.max_pixels or FILE_MAX_PIXELS)
-        if watch := stated.get("watch"):
-            begin: Literal["all", "new"] = "all" if watch == "all" else "new"
-            return WatchedFolder(path, suffixes=IMAGE_SUFFIXES, camera=camera, reader=reader, begin=begin)
-        rate = options.images_per_second
-        return ImagesSource(path, suffixes=IMAGE_SUFFIXES, camera=camera, images_per_second=rate, reader=reader)
+
+def open_file(settings: FileSettings, context: SourceContext) -> Source:
+    """Return a video file."""
     from stream.file import FileOptions, FileSource
 
-    check_options(order.uri, stated, ("loop",), "a video")
-    reading = FileOptions(threads="SLICE" if options.threads == "slice" else "AUTO", loop="loop" in stated)
-    return FileSource(path, camera=camera, reading=reading, decoder=_decoder(options, max_pixels=FILE_MAX_PIXELS))
-
-
-def _path_is_live(uri: str) -> bool:
-    from stream.local_uri import expanded, split_options
-
-    return "watch" in split_options(expanded(uri))[1]
-
-
-@dataclass(frozen=True, slots=True)
-class _Scheme:
-    """A row of the table."""
-
-    build: Callable[[_Order], Source]
-    live: Callable[[str], bool]
+    path = expanded(settings.uri)
+    form_of(path, IMAGE_SUFFIXES, examples=EXAMPLES)  # refuses what is not there
+    reading = FileOptions(threads="SLICE" if settings.threads == "slice" else "AUTO", loop=settings.loop)
+    decoder = _decoder(settings, context, max_pixels=FILE_MAX_PIXELS)
+    return FileSource(path, camera=context.camera or camera_of(path), reading=reading, decoder=decoder)
 
 
 _GATEWAY: Final = "let a gateway such as MediaMTX or go2rtc receive it, and give that one's rtsp:// address"
@@ -356,16 +359,33 @@ _ELSEWHERE: Final = {
 }
 """Schemes that people give, and what to give instead."""
 
-_SCHEMES: Final[dict[str, _Scheme]] = {
-    "camera": _Scheme(_camera, lambda _: True),
-    "rtsp": _Scheme(_rtsp, lambda _: True),
-    "rtsps": _Scheme(_rtsp, lambda _: True),
-    "http": _Scheme(_http, _http_is_live),
-    "https": _Scheme(_http, _http_is_live),
-    "rtmp": _Scheme(_broadcast, lambda _: True),
-    "rtmps": _Scheme(_broadcast, lambda _: True),
-    "udp": _Scheme(_broadcast, lambda _: True),
-    "line": _Scheme(_line, _line_is_live),
-    "file": _Scheme(_file, lambda uri: _path_is_live(_local(uri))),
-    "path": _Scheme(_path, _path_is_live),
-}
+
+def _unknown(uri: str, known: list[str]) -> str:
+    scheme = _scheme(uri)
+    if scheme in _ELSEWHERE:
+        return f"{redact(uri)}: {_ELSEWHERE[scheme]}"
+    schemes = [key.partition(":")[0] for key in known if ":" in key]
+    return f"{redact(uri)}: unknown scheme {scheme!r}.{did_you_mean(scheme, schemes)} Known: {EXAMPLES}"
+
+
+_HERE: Final = "stream.sources"
+_MEMBERS: Final = ("camera", "uri", "live", "frames_total", "rate", "health", "frames", "__enter__", "__exit__")
+
+SOURCES: Final = KindRegistry[SourceSettings](
+    "source",
+    SourceSettings,
+    (
+        Kind("webcam", ("camera:",), CameraSettings, f"{_HERE}:open_camera"),
+        Kind("RTSP camera", ("rtsp://", "rtsps://"), RtspSettings, f"{_HERE}:open_rtsp"),
+        Kind("web address", ("http://", "https://"), HttpSettings, f"{_HERE}:open_http"),
+        Kind("broadcast", ("rtmp://", "rtmps://", "udp://"), BroadcastSettings, f"{_HERE}:open_broadcast"),
+        Kind("video file", ("VIDEO",), FileSettings, f"{_HERE}:open_file"),
+        Kind("folder of images", ("FOLDER", "IMAGE", "GLOB"), ImagesSettings, f"{_HERE}:open_images"),
+        Kind("simulated line", ("line:",), LineSettings, f"{_HERE}:open_line"),
+    ),
+    key_of=_key,
+    unknown=_unknown,
+    shown=redact,
+    error=SourceError,
+    split=_split,
+)

@@ -50,8 +50,8 @@ def load_drift_tracking(
 
 def _check_recorders(config: Config, known: Mapping[str, Collection[str]]) -> None:
     for sink in config.sinks:
-        if sink.record_when is not None:
-            parse_condition(sink.record_when, known)
+        if (condition := getattr(sink, "record_when", None)) is not None:
+            parse_condition(condition, known)
 
 
 def _read_baseline_text(baseline: str) -> str:

@@ -6,7 +6,7 @@ import gc
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,11 +16,12 @@ from commands.plausibility import warn_of_doubts
 from commands.signals import shutdown_on_signal
 from commands.wiring.gpu import build_gpu_explainer, make_renderer, renders_on_gpu
 from commands.wiring.guards import build_monitor, load_drift_tracking, report_guards
-from commands.wiring.sinks import build_sink_options, read_secret
-from pipeline.config import Config, SourceConfig
+from commands.wiring.sinks import open_sinks, read_secrets
+from pipeline.config import Config
 from pipeline.guards.drift import BaselineRecorder
 from pipeline.ports import Overflow, Sink, Source
 from pipeline.result import RunResult
+from pipeline.settings import Secret, SourceContext, SourceSettings
 
 if TYPE_CHECKING:
     from engine.explainers.base import BaseExplainer
@@ -97,28 +98,16 @@ def run_from_config(
 def make_sources(config: Config) -> list[tuple[Source, Overflow | None]]:
     """Return each source and what its full queue does; None: what is usual for its kind."""
     from stream.redact import host_and_path
-    from stream.sources import SourceOptions, build_source, plain_name, unique_names
+    from stream.sources import build_source, plain_name, unique_names
 
-    gpu = config.engine.device.partition(":")[2]  # pictures are decoded where they will be explained
-    built = [
-        build_source(
-            _address(one),
-            camera=one.name
-            or (host_and_path(one.uri) if one.credentials_file else None),  # an @ in the path is in the way later
-            options=SourceOptions(
-                one.read_timeout_seconds,
-                one.open_timeout_seconds,
-                one.transport,
-                decoder=one.decoder or config.decoder,
-                gpu=int(gpu or 0),
-                max_pixels=one.max_pixels,
-                live=None if one.live == "auto" else one.live,
-                allowed_hosts=tuple(one.allowed_hosts),
-                still_rate=one.still_rate,
-            ),
-        )
-        for one in config.sources
-    ]
+    gpu = int(config.engine.device.partition(":")[2] or 0)  # images are decoded where they will be explained
+    built = []
+    for one in config.sources:
+        secrets = read_secrets(one)
+        # With credentials in the address, an @ in the path would be ambiguous.
+        camera = one.name or (host_and_path(one.uri) if "credentials_file" in secrets else None)
+        settings = one.model_copy(update={"uri": _address(one, secrets)})
+        built.append(build_source(settings, context=SourceContext(camera, config.decoder, gpu, secrets)))
     names = [one.name or plain_name(source.camera) for one, source in zip(config.sources, built, strict=True)]
     for source, name in zip(built, unique_names(names), strict=True):
         source.camera = name
@@ -126,29 +115,23 @@ def make_sources(config: Config) -> list[tuple[Source, Overflow | None]]:
             for source, one in zip(built, config.sources, strict=True)]  # fmt: skip
 
 
-def _address(source: SourceConfig) -> str:
-    """Return where a source reads from, with the credentials that stand outside its configuration."""
+def _address(source: SourceSettings, secrets: Mapping[str, Secret]) -> str:
+    """Return the URI of a source, with the credentials that stand outside its configuration."""
     from stream.credentials import expand_env, with_credentials
 
     uri = expand_env(source.uri, os.environ)
-    if source.credentials_file is None:
-        return uri
-    file = source.credentials_file
-    secret = read_secret(Path(file), "credentials", f"one line, user:password, belongs into {file}")
-    return with_credentials(uri, secret.strip("\r\n"), file)
+    secret = secrets.get("credentials_file")
+    return uri if secret is None else with_credentials(uri, secret.text.strip("\r\n"), secret.path)
 
 
 def make_sinks(config: Config, cameras: list[str]) -> list[Sink]:
     """Return the sinks, none of which would overwrite an input or another's output."""
     from overlays.sinks.paths import check_outputs
-    from overlays.sinks.registry import build_sink
     from stream.sources import path_of
 
     engine = config.engine
     inputs = [*(path_of(one.uri) for one in config.sources), engine.model, engine.weights, engine.labels]
-    made = [
-        build_sink(one.uri, cameras=cameras, options=build_sink_options(one, config.overlay)) for one in config.sinks
-    ]
+    made = open_sinks(config.sinks, cameras, config.overlay)
     check_outputs([one.uri for one in config.sinks], cameras, [one for one in inputs if one])
     return made
 

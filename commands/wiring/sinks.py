@@ -1,65 +1,70 @@
-"""Who may look in and what is recorded, as the command line says it, for every sink that it concerns."""
+"""Options of the command line given to the sinks that they concern, secret files read, and sinks built."""
 
 from __future__ import annotations
 
 import logging
 import os
 import stat
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from commands.console import display_name
-from overlays.sinks.options import ClipOptions, MqttOptions, SinkOptions
-from pipeline.config import CurveConfig, OverlayConfig, SinkConfig
+from commands.wiring.kinds import KINDS
+from overlays.sinks.registry import build_sink
+from overlays.sinks.settings import CurveSettings, ZeroMqSettings
+from pipeline.config import OverlayConfig
 from pipeline.config_loader import validate_config
 from pipeline.errors import ConfigError
+from pipeline.ports import Sink
+from pipeline.settings import EntrySettings, Secret, SecretFile, SinkContext, SinkSettings
 
 log = logging.getLogger("recipro-stream")
 
+Sinks = list[SinkSettings]
 
-def build_sink_options(sink: SinkConfig, overlay: OverlayConfig, *, painted: bool = False) -> SinkOptions:
-    """Return what a sink of the configuration is told, its secrets read."""
-    mib = 1 << 20
-    return SinkOptions(
-        clips=ClipOptions(
-            rotate_seconds=sink.rotate_seconds,
-            rotate_bytes=None if sink.rotate_mib is None else round(sink.rotate_mib * mib),
-            budget_bytes=None if sink.disk_budget_mib is None else round(sink.disk_budget_mib * mib),
-            when=sink.record_when,
-            seconds_before=sink.seconds_before,
-            seconds_after=sink.seconds_after,
-        ),
-        jpeg_quality=sink.quality,
+
+def open_sinks(
+    sinks: Sequence[SinkSettings], cameras: Sequence[str], overlay: OverlayConfig, *, painted: bool = False
+) -> list[Sink]:
+    """Return the sinks of a configuration, with their secret files read; nothing is opened yet."""
+    return [build_sink(one, context=make_sink_context(one, cameras, overlay, painted=painted)) for one in sinks]
+
+
+def make_sink_context(
+    sink: SinkSettings, cameras: Sequence[str], overlay: OverlayConfig, *, painted: bool = False
+) -> SinkContext:
+    """Return what the run adds to a sink's settings."""
+    return SinkContext(
+        cameras=tuple(cameras),
+        secrets=read_secrets(sink),
         display=display_name(),
-        token=None if sink.token_file is None else _token(Path(sink.token_file)),
-        insecure=sink.insecure,
-        scale=sink.scale,
-        max_rate=sink.max_rate,
-        curve_secret_key_file=None if sink.curve is None else sink.curve.secret_key_file,
-        curve_authorized_keys=None if sink.curve is None else sink.curve.authorized_keys,
-        token_source=_token_source(sink.token_file),
-        allowed_hosts=tuple(sink.allowed_hosts),
-        embed_origins=tuple(sink.embed_origins),
-        root_path=sink.root_path,
         colormap=overlay.colormap,
         opacity=overlay.opacity,
         painted=painted,
-        mqtt=_mqtt_options(sink),
     )
 
 
-def _token(path: Path) -> str:
-    """Read the token of the page."""
-    return read_secret(path, "token", f"make one: openssl rand -hex 24 > {path}")
+def read_secrets(settings: EntrySettings) -> dict[str, Secret]:
+    """Return the texts of the secret files that the settings name, by field.
+
+    Raises:
+        ConfigError: a file cannot be read.
+    """
+    secrets = {}
+    for name, field in type(settings).model_fields.items():
+        marks = [one for one in field.metadata if isinstance(one, SecretFile)]
+        file = getattr(settings, name)
+        if marks and file is not None:
+            path = Path(file)
+            text = read_secret(path, marks[0].what, marks[0].remedy.format(path=path))
+            # A pipe gives its text once; a regular file is read again when it changes.
+            secrets[name] = Secret(text, str(path), ChangingFile(path) if path.is_file() else None)
+    return secrets
 
 
-def _token_source(file: str | None) -> TokenFile | None:
-    """Return what reads the token again; None for a pipe, which gives it once."""
-    return TokenFile(Path(file)) if file is not None and Path(file).is_file() else None
-
-
-class TokenFile:
-    """Gives the token that stands in a file now, reading it only when it has changed."""
+class ChangingFile:
+    """Returns the present text of a file, and reads it only when it has changed."""
 
     def __init__(self, path: Path) -> None:
         """Take the file."""
@@ -68,109 +73,94 @@ class TokenFile:
         self._text = ""
 
     def __call__(self) -> str:
-        """Return it. Raises ``OSError`` or ``ValueError`` where it cannot be read."""
-        told = self._path.stat()
-        if not stat.S_ISREG(told.st_mode):  # a pipe would be waited for
+        """Return the text. Raises ``OSError`` or ``ValueError`` where it cannot be read."""
+        status = self._path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would block
             raise ValueError(f"{self._path} is no regular file any more")
-        mark = (told.st_mtime_ns, told.st_size, told.st_ino)
+        mark = (status.st_mtime_ns, status.st_size, status.st_ino)
         if mark != self._mark:
             self._text = self._path.read_text(encoding="utf-8")
             self._mark = mark
         return self._text
 
 
-def _mqtt_options(sink: SinkConfig) -> MqttOptions:
-    """Return what a broker's sink is told, its password read."""
-    if sink.credentials_file is None:
-        return MqttOptions(sink.qos, ca_file=sink.ca_file, status_topic=sink.status_topic)
-    file = sink.credentials_file
-    lines = read_secret(Path(file), "credentials", f"one line, user:password, belongs into {file}").splitlines()
-    user, colon, password = lines[0].partition(":") if len(lines) == 1 else ("", "", "")
-    if not (user and colon):
-        raise ConfigError(f"{file}: should hold one line, user:password")
-    return MqttOptions(sink.qos, user, password, sink.ca_file, sink.status_topic)
-
-
 def read_secret(path: Path, what: str, hint: str) -> str:
-    """Read a file of secrets, and say so where others on this machine can read it too."""
+    """Return the text of a secret file, and warn where other users of this machine can read it."""
     try:
         mode, text = path.stat().st_mode, path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as reason:
         said = getattr(reason, "strerror", None) or "not a text file"
         raise ConfigError(f"{what} file {str(path)!r}: cannot be read ({said}); {hint}") from None
     if os.name == "posix" and mode & 0o077:
-        log.warning("%s: others on this machine may read the %s: chmod 600 %s", path, what, path)
+        log.warning("%s: other users of this machine may read the %s: chmod 600 %s", path, what, path)
     return text
 
 
-def apply_mqtt_credentials(sinks: list[SinkConfig], file: Path | None) -> list[SinkConfig]:
-    """Give the file of user and password to every broker that has none of its own."""
-    if file is None:
+def apply_option(sinks: Sinks, option: str, values: Mapping[str, Any], missing: str) -> Sinks:
+    """Return the sinks with ``values`` given to those that have ``option``, unless they state the values themselves.
+
+    Raises:
+        ConfigError: no sink has the option; ``missing`` is the message.
+    """
+    if not values:
         return sinks
-    if not any(_is_broker(one) for one in sinks):
-        raise ConfigError("--mqtt-credentials: there is no broker to tell them to; add --sink mqtt://HOST/TOPIC")
-    return [
-        one.model_copy(update={"credentials_file": str(file)})
-        if _is_broker(one) and one.credentials_file is None
-        else one
+    if not any(option in type(one).model_fields for one in sinks):
+        raise ConfigError(missing)
+    given = [
+        dict(values) | one.model_dump(exclude_unset=True)
+        if option in type(one).model_fields
+        else one.model_dump(exclude_unset=True)
         for one in sinks
     ]
+    return validate_config({}, "command line", {"sinks": given}, kinds=KINDS).sinks
 
 
-def _is_broker(sink: SinkConfig) -> bool:
-    return sink.uri.lower().startswith(("mqtt://", "mqtts://"))
+def apply_mqtt_credentials(sinks: Sinks, file: Path | None) -> Sinks:
+    """Give the file with user and password to every MQTT sink that has none of its own."""
+    missing = "--mqtt-credentials: there is no broker to tell them to; add --sink mqtt://HOST/TOPIC"
+    return apply_option(sinks, "credentials_file", {} if file is None else {"credentials_file": str(file)}, missing)
 
 
-def apply_web_token(sinks: list[SinkConfig], token_file: Path | None) -> list[SinkConfig]:
-    """Give the token file to every page that has none of its own."""
-    if token_file is None:
-        return sinks
-    pages = [one for one in sinks if one.uri.lower().startswith("http://")]
-    if not pages:
-        raise ConfigError("--page-token-file: there is no page to ask for it; add --sink http://HOST:PORT")
-    return [
-        one.model_copy(update={"token_file": str(token_file)}) if one in pages and one.token_file is None else one
-        for one in sinks
-    ]
+def apply_web_token(sinks: Sinks, token_file: Path | None) -> Sinks:
+    """Give the token file to every web page that has none of its own."""
+    missing = "--page-token-file: there is no page to ask for it; add --sink http://HOST:PORT"
+    return apply_option(sinks, "token_file", {} if token_file is None else {"token_file": str(token_file)}, missing)
 
 
-def apply_curve_keys(
-    sinks: list[SinkConfig], folder: Path | None, allow: Path | None, *, insecure: bool
-) -> list[SinkConfig]:
-    """Say on every network sink that does not say so itself who may look in."""
+def apply_recording_options(sinks: Sinks, settings: dict[str, Any]) -> Sinks:
+    """Give the command line's options of clips to every folder of clips; they take precedence."""
+    named = "--" + next(iter(settings), "").replace("_", "-")
+    missing = f"{named}: there is no folder of clips; add --sink FOLDER/, with the slash"
+    kept = [_without(one, settings) if "record_when" in type(one).model_fields else one for one in sinks]
+    return apply_option(kept, "record_when", settings, missing)
+
+
+def _without(sink: SinkSettings, options: Mapping[str, Any]) -> SinkSettings:
+    """Return a sink's settings without what is stated for ``options``."""
+    stated = sink.model_dump(exclude_unset=True)
+    return type(sink).model_validate({key: value for key, value in stated.items() if key not in options})
+
+
+def apply_curve_keys(sinks: Sinks, folder: Path | None, allow: Path | None, *, insecure: bool) -> Sinks:
+    """Give the keys to every ``tcp://`` sink that has none of its own, and ``insecure`` to every sink that has it."""
     from overlays.wire.curve.keys import ALLOWED
 
-    wanted = [one for one in sinks if one.uri.startswith("tcp://") and one.curve is None]
-    if (folder or allow) and not any(one.uri.startswith("tcp://") for one in sinks):
+    network = [one for one in sinks if isinstance(one, ZeroMqSettings) and one.uri.lower().startswith("tcp://")]
+    wanted = [one for one in network if one.curve is None]
+    if (folder or allow) and not network:
         raise ConfigError("--curve-keys, --allow: there is nothing to look into; add --sink tcp://HOST:PORT")
     if allow and not folder and wanted:
         raise ConfigError(
             "--allow: the stream needs keys of its own too; make them (run.py keys new DIR), then --curve-keys DIR"
         )
-    made = []
+    made: Sinks = []
     for one in sinks:
-        change: dict[str, Any] = {"insecure": True} if insecure else {}
+        change: dict[str, Any] = {"insecure": True} if insecure and "insecure" in type(one).model_fields else {}
         if folder and one in wanted:
-            curve = {
-                "secret_key_file": str(folder / "server.key_secret"),
-                "authorized_keys": str(allow or folder / ALLOWED),
-            }
-            change["curve"] = CurveConfig(**curve)
-        elif allow and one.curve is not None:
+            change["curve"] = CurveSettings(
+                secret_key_file=str(folder / "server.key_secret"), authorized_keys=str(allow or folder / ALLOWED)
+            )
+        elif allow and isinstance(one, ZeroMqSettings) and one.curve is not None:
             change["curve"] = one.curve.model_copy(update={"authorized_keys": str(allow)})
         made.append(one.model_copy(update=change))
     return made
-
-
-def apply_recording_options(sinks: list[SinkConfig], settings: dict[str, Any]) -> list[SinkConfig]:
-    """Give what the command line says of clips to every folder of them."""
-    if not settings:
-        return sinks
-    named = "--" + next(iter(settings)).replace("_", "-")
-    if not any(one.uri.endswith("/") and "://" not in one.uri for one in sinks):
-        raise ConfigError(f"{named}: there is no folder of clips; add --sink FOLDER/, with the slash")
-    given = [
-        one.model_dump(exclude_unset=True) | (settings if one.uri.endswith("/") and "://" not in one.uri else {})
-        for one in sinks
-    ]
-    return validate_config({}, "command line", {"sinks": given}).sinks

@@ -16,10 +16,12 @@ from typing import Self
 from overlays.sinks.disk import DiskMonitor, HandleReserve
 from overlays.sinks.jsonl_runs import is_regular, mend_end, new_run_id, run_line
 from overlays.sinks.paths import check_writable, is_same_file
+from overlays.sinks.settings import JsonlSettings
 from overlays.wire.message import explanation_record, record_bytes
 from pipeline.errors import DataLossError, SinkError
 from pipeline.frames import Overlay
 from pipeline.ports import MetricSample
+from pipeline.settings import SinkContext
 
 log = logging.getLogger(__name__)
 
@@ -37,26 +39,25 @@ class JsonlSink:
 
     def __init__(
         self,
-        path: Path,
+        settings: JsonlSettings | Path | str,
+        context: SinkContext | None = None,
         *,
-        cameras: Sequence[str] = (),
-        replace: bool = False,
         wall_clock: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take where to write.
 
         Args:
-            path: the file.
-            cameras: who will come, where that is known: the run's line names them.
-            replace: empty an existing log when the first explanation arrives, instead of continuing it.
+            settings: the file, and what becomes of an existing log.
+            context: its cameras, where they are known: the run's line names them.
             wall_clock: Unix time.
             clock: monotonic seconds; the two together turn ``captured_at`` into Unix time.
         """
-        self.uri = str(path)
-        self._path = path
-        self._cameras = tuple(cameras)
-        self._replace = replace
+        settings = JsonlSettings.of(settings)
+        self.uri = settings.uri
+        self._path = path = Path(self.uri)
+        self._cameras = (context or SinkContext()).cameras
+        self._replace = settings.mode == "replace"
         self._wall_clock = wall_clock
         self._clock = clock
         self._file: FileIO | None = None

@@ -15,8 +15,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from overlays.sinks.paths import FILMS, OWN_FILES, parse_target, path_errors, paths_for, safe_file_name
+from overlays.sinks.paths import FILMS, OWN_FILES, path_errors, paths_for, safe_file_name
 from pipeline.errors import SinkError
+from pipeline.kinds import split_query
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +37,11 @@ def to_claim(uris: Iterable[str], cameras: Sequence[str]) -> list[Path]:
     for uri in uris:
         if "://" in uri:
             continue
+        uri = split_query(uri)[0]  # noqa: PLW2901
         if uri.endswith("/"):
             paths += [Path(uri) / safe_file_name(camera) for camera in cameras]
             continue
-        path = parse_target(uri).path
+        path = Path(uri)
         with path_errors(path):
             if path.suffix.lower() in OWN_FILES and (path.is_file() or not path.exists()):
                 paths.append(path)

@@ -26,10 +26,12 @@ import pyarrow.parquet as pq
 from overlays.records.arrow_schema import SCHEMA, to_row
 from overlays.sinks.disk import DiskMonitor, HandleReserve
 from overlays.sinks.paths import check_writable, fresh_paths, with_infix
+from overlays.sinks.settings import ParquetSettings
 from overlays.wire.message import explanation_record, record_bytes
 from pipeline.errors import DataLossError, SinkError
 from pipeline.frames import Overlay
 from pipeline.ports import MetricSample
+from pipeline.settings import SinkContext
 
 log = logging.getLogger(__name__)
 
@@ -55,23 +57,24 @@ class ParquetSink:
 
     def __init__(
         self,
-        path: Path,
+        settings: ParquetSettings | Path | str,
+        context: SinkContext | None = None,  # noqa: ARG002 - the same for every sink
         *,
-        replace: bool = False,
         wall_clock: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take where to write.
 
         Args:
-            path: the file.
-            replace: replace an existing file at the end, instead of writing another one beside it.
+            settings: the file, and what becomes of an existing one.
+            context: not used.
             wall_clock: Unix time.
             clock: monotonic seconds; the two together turn ``captured_at`` into Unix time.
         """
-        self.uri = str(path)
-        self._path = path
-        self._replace = replace
+        settings = ParquetSettings.of(settings)
+        self.uri = settings.uri
+        self._path = path = Path(self.uri)
+        self._replace = settings.mode == "replace"
         self._began_at_unix = 0.0
         self._parts = parts_of(path)
         self._wall_clock, self._clock = wall_clock, clock

@@ -11,9 +11,10 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
-from pipeline.errors import ConfigError, SinkError, did_you_mean
+from pipeline.errors import ConfigError, SinkError
+from pipeline.kinds import split_query
 
 FILMS: Final = frozenset({".mp4", ".mkv"})
 """Suffixes of sinks that write a film for each camera."""
@@ -21,43 +22,12 @@ OWN_FILES: Final = FILMS | {".jsonl", ".parquet"}
 """Suffixes of sinks that write one file of their own."""
 _MAX_NAME_BYTES: Final = 100
 _MAX_FILE_NAME_BYTES: Final = 255
-_SETTINGS: Final = re.compile(r"(?P<path>.+\.\w+)\?(?P<key>\w+)=(?P<value>[^/]*)")
-_MODES: Final = ("keep", "replace")
 _HINTS: Final = {
     errno.ENAMETOOLONG: "a name has at most 255 bytes; choose a shorter one",
     errno.ENOSPC: "free some room",
     errno.EMFILE: "raise the limit of open files: ulimit -n",
     errno.ELOOP: "its links lead in a circle; name the place itself",
 }
-
-
-class Target(NamedTuple):
-    """Where a sink that writes a file writes, and what it does with what is there."""
-
-    path: Path
-    replace: bool = False
-    """Whether a file of an earlier run is replaced; otherwise it is kept, and what comes is added to it or put beside
-    it."""
-
-
-def parse_target(uri: str) -> Target:
-    """Read ``FILE`` or ``FILE?mode=replace``.
-
-    Raises:
-        SinkError: another setting stands behind the ``?``.
-    """
-    match = _SETTINGS.fullmatch(uri)
-    if match is None or Path(match["path"]).suffix.lower() not in OWN_FILES:
-        return Target(Path(uri))
-    key, value = match["key"], match["value"]
-    if key != "mode":
-        raise SinkError(f"sink {uri!r}: {key!r} is no setting of a file; write {match['path']}?mode=replace, or no '?'")
-    if value not in _MODES:
-        raise SinkError(
-            f"sink {uri!r}: mode is keep (the default: what earlier runs wrote stays) or replace."
-            f"{did_you_mean(value, _MODES)}"
-        )
-    return Target(Path(match["path"]), value == "replace")
 
 
 @contextmanager
@@ -111,7 +81,7 @@ def check_outputs(uris: Sequence[str], cameras: Sequence[str], inputs: Sequence[
     """
     written: list[Path] = []
     for uri in uris:
-        path = parse_target(uri).path
+        path = Path(split_query(uri)[0])
         each = [path, *(paths_for(path, cameras).values() if path.suffix else ())]
         if any(same_place(one, Path(given)) for one in each for given in inputs):
             raise ConfigError(f"sink {uri!r} would overwrite what this run reads; choose another file")

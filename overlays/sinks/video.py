@@ -27,11 +27,12 @@ from av.video.stream import VideoStream
 from overlays.render.jpeg import bounded_image
 from overlays.sinks.clips.fragments import AllOrNothingFile, truncate_to_last_fragment
 from overlays.sinks.disk import HandleReserve, cause
-from overlays.sinks.options import SinkOptions
 from overlays.sinks.paths import camera_path, check_writable, paths_for
+from overlays.sinks.settings import EncodingSettings, VideoSettings
 from overlays.sinks.timeline import TICKS_PER_SECOND, Timeline
 from pipeline.errors import DataLossError, FrameError, SinkError
 from pipeline.frames import Image, Overlay
+from pipeline.settings import SinkContext
 
 log = logging.getLogger(__name__)
 
@@ -58,28 +59,24 @@ class VideoSink:
 
     def __init__(
         self,
-        path: Path,
+        settings: VideoSettings | Path | str,
+        context: SinkContext | None = None,
         *,
-        cameras: tuple[str, ...] = (),
-        options: SinkOptions | None = None,
-        replace: bool = False,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         """Take where to write.
 
         Args:
-            path: the file; its suffix chooses the container.
-            cameras: who will come, where that is known: a single one gets the file named, all others one with the
+            settings: the file, whose suffix chooses the container, and the encoder's options.
+            context: its cameras, where they are known: a single one gets the file named, all others a file with the
                 camera's name in it.
-            options: quality and preset.
-            replace: replace what an earlier run recorded when the first frame arrives.
             wall_clock: Unix time.
         """
-        self.uri = str(path)
-        self._path = path
-        self._paths = paths_for(path, cameras)
-        self._options = options or SinkOptions()
-        self._replace = replace
+        self._settings = VideoSettings.of(settings)
+        self.uri = self._settings.uri
+        self._path = Path(self.uri)
+        self._paths = paths_for(self._path, (context or SinkContext()).cameras)
+        self._replace = self._settings.mode == "replace"
         self._wall = wall_clock
         self._recordings: dict[str, _Recording] = {}
         self._reserve = HandleReserve()
@@ -119,7 +116,7 @@ class VideoSink:
             self._paths[camera] = camera_path(self._path, camera, set(self._paths.values()))
         path = self._paths[camera]
         film = AllOrNothingFile(path, self._reserve, None if self._replace else self._wall())
-        return _Recording(film, image, self._options)
+        return _Recording(film, image, self._settings)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
@@ -139,11 +136,11 @@ class VideoSink:
 class _Recording:
     """One open file."""
 
-    def __init__(self, film: AllOrNothingFile, image: Image, options: SinkOptions) -> None:
+    def __init__(self, film: AllOrNothingFile, image: Image, settings: EncodingSettings) -> None:
         self._film = film
         picture = bounded_image(image)
         self._size = (picture.shape[1], picture.shape[0])
-        self.timeline = Timeline(options.fallback_rate)
+        self.timeline = Timeline(settings.fallback_rate)
         self._fits = True
         self._broken = False
         if picture is not image:
@@ -151,7 +148,7 @@ class _Recording:
             log.warning("%s: pictures are %s, more than can be encoded; recorded as %dx%d", film.path, was, *self._size)
         try:
             self._container = _open(self._film)
-            self._stream = add_video_stream(self._container, self._size, options)
+            self._stream = add_video_stream(self._container, self._size, settings)
         except (av.error.FFmpegError, OSError, ValueError) as error:
             raise FrameError(f"{film.path}: cannot be recorded ({_reason(error)})") from error
 
@@ -241,11 +238,13 @@ def _open(film: AllOrNothingFile) -> OutputContainer:
     return av.open(film, "w", format="mp4" if is_mp4 else "matroska", options=mp4 if is_mp4 else {})
 
 
-def add_video_stream(container: OutputContainer, size: tuple[int, int], options: SinkOptions) -> VideoStream:
+def add_video_stream(container: OutputContainer, size: tuple[int, int], settings: EncodingSettings) -> VideoStream:
     """Give a container a stream of H.264 for pictures of ``size`` (width, height)."""
     # Without B-frames pictures leave in the order in which they came, and a killed run loses fewer of them.
-    x264 = {"preset": options.video_preset, "crf": str(options.video_quality), "bf": "0"}
-    stream = container.add_stream("libx264", rate=Fraction(options.fallback_rate).limit_denominator(1001), options=x264)
+    x264 = {"preset": settings.preset, "crf": str(settings.crf), "bf": "0"}
+    stream = container.add_stream(
+        "libx264", rate=Fraction(settings.fallback_rate).limit_denominator(1001), options=x264
+    )
     width, height = size
     stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
     stream.time_base = Fraction(1, TICKS_PER_SECOND)

@@ -12,7 +12,7 @@ import logging
 import socket
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self, get_args
 
@@ -20,7 +20,7 @@ import uvicorn
 
 from overlays.encoding_pool import Prepared
 from overlays.render.jpeg import bounded_image, encode_image, reusable_jpeg, scale_image
-from overlays.sinks.options import SinkOptions
+from overlays.sinks.settings import WebSettings
 from overlays.web.app import make_app
 from overlays.web.auth import (
     AccessPolicy,
@@ -43,6 +43,7 @@ from pipeline.errors import SinkError, WireError
 from pipeline.frames import Image, Overlay
 from pipeline.ports import MetricSample
 from pipeline.result import RunResult
+from pipeline.settings import SinkContext
 from pipeline.workers.thread import ThreadWorker
 
 log = logging.getLogger(__name__)
@@ -68,10 +69,9 @@ class WebSink:
 
     def __init__(
         self,
-        uri: str,
+        settings: WebSettings | str,
+        context: SinkContext | None = None,
         *,
-        cameras: Sequence[str] = (),
-        options: SinkOptions | None = None,
         wall_clock: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -80,13 +80,14 @@ class WebSink:
         Raises:
             SinkError: the address is written wrong, or open to others without a token.
         """
-        self._options = options or SinkOptions()
+        self._settings, self._context = WebSettings.of(settings), context or SinkContext()
+        uri, token = self._settings.uri, self._context.secrets.get("token_file")
         self._wall_clock, self._clock = wall_clock, clock
         try:
             self._address = parse_page_address(uri)
-            self._token = None if self._options.token is None else check_token(self._options.token)
-            self._embed_origins = frozenset(check_origin(origin) for origin in self._options.embed_origins)
-            self._root_path = check_prefix(self._options.root_path)
+            self._token = None if token is None else check_token(token.text)
+            self._embed_origins = frozenset(check_origin(origin) for origin in self._settings.embed_origins)
+            self._root_path = check_prefix(self._settings.root_path)
         except ValueError as error:
             raise SinkError(f"{without_user(uri)}: {error}") from None
         self.uri = uri
@@ -95,7 +96,7 @@ class WebSink:
         self.encoded = 0
         """How many pictures were compressed."""
         self._broadcaster = Broadcaster()
-        self._status_board = StatusBoard(cameras, clock)
+        self._status_board = StatusBoard(self._context.cameras, clock)
         self._packets = PacketBuffer()
         self._last: dict[tuple[str, Kind], tuple[int, Overlay]] = {}
         """By camera and kind the newest frame, and its number."""
@@ -110,8 +111,8 @@ class WebSink:
         self._status_board.outcome = result
 
     def __enter__(self) -> Self:
-        address, options = self._address, self._options
-        if self._token is None and not options.insecure and not is_loopback(address.host):
+        address, settings = self._address, self._settings
+        if self._token is None and not settings.insecure and not is_loopback(address.host):
             raise SinkError(
                 f"{self.uri}: whoever reaches this address could look; give a token "
                 "(openssl rand -hex 24 > page.token, then --page-token-file page.token), serve on "
@@ -120,7 +121,7 @@ class WebSink:
         listener = _bound(self.uri, address)
         port = int(listener.getsockname()[1])
         self.endpoint = f"http://{f'[{address.host}]' if ':' in address.host else address.host}:{port}"
-        hosts = frozenset(host.lower() for host in options.allowed_hosts)
+        hosts = frozenset(host.lower() for host in settings.allowed_hosts)
         place = PageAddress(address.host, port)
         guard = AccessPolicy(place, self._token, hosts, self._embed_origins, self._root_path)
         self._page = WebState(
@@ -128,8 +129,8 @@ class WebSink:
             self._broadcaster,
             self._status_board,
             self._packets,
-            RenderStyle(options.colormap, options.opacity),
-            painted=options.painted,
+            RenderStyle(self._context.colormap, self._context.opacity),
+            painted=self._context.painted,
             encoded=lambda: self.encoded,
             uri=self.uri,
             token_source=self._current_token,
@@ -140,7 +141,8 @@ class WebSink:
 
     def _current_token(self) -> str | None:
         """Return the token in its file; the last good one where that cannot be read or is none."""
-        source = self._options.token_source
+        secret = self._context.secrets.get("token_file")
+        source = None if secret is None else secret.read_again
         if self._token is None or source is None:
             return self._token
         try:
@@ -158,7 +160,7 @@ class WebSink:
     @property
     def accepted_jpeg_quality(self) -> int | None:
         """The quality it sends pictures at."""
-        return self._options.jpeg_quality
+        return self._settings.quality
 
     def needs_image(self, camera: str) -> bool:
         """Say whether somebody looks at this camera's MJPEG: the page itself paints in the browser."""
@@ -251,7 +253,7 @@ class WebSink:
 
     def _compressed(self, overlay: Overlay, kind: Kind) -> tuple[Image, bytes]:
         """Return what is shown of a frame, and the same as JPEG."""
-        quality = self._options.jpeg_quality
+        quality = self._settings.quality
         if kind == "painted":
             return overlay.image, reusable_jpeg(overlay, quality) or encode_image(bounded_image(overlay.image), quality)
         image = bounded_image(overlay.explanation.frame.image)

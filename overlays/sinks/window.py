@@ -18,10 +18,11 @@ import cv2
 import numpy as np
 
 from overlays.render.text import printable
-from overlays.sinks.options import SinkOptions
+from overlays.sinks.settings import WindowSettings
 from pipeline.errors import SinkError
 from pipeline.frames import Image, Overlay
 from pipeline.ports import StopRequested
+from pipeline.settings import SinkContext
 
 _MAX_START: Final = (1280, 800)
 """A window starts no larger than this, so that it fits a laptop's screen; it can be resized."""
@@ -68,10 +69,10 @@ class WindowSink:
 
     lossless = False
 
-    def __init__(self, *, options: SinkOptions | None = None) -> None:
-        """Take where there is a display."""
-        self.uri = "window"
-        self._display = (options or SinkOptions()).display
+    def __init__(self, settings: WindowSettings | str = "window", context: SinkContext | None = None) -> None:
+        """Take the display of ``context``."""
+        self.uri = WindowSettings.of(settings).uri
+        self._display = (context or SinkContext()).display
         self._pygame: Any = None
         self._windows: dict[str, Any] = {}
         self._shown: dict[str, Image] = {}

@@ -19,8 +19,9 @@ import zmq
 
 from overlays.encoding_pool import Prepared
 from overlays.render.jpeg import bounded_image, encode_image, reusable_jpeg, scale_image
-from overlays.sinks.options import ENCODED, VIEWERS, SinkOptions
+from overlays.sinks.metric_help import ENCODED, VIEWERS
 from overlays.sinks.rate_limit import RateLimiter
+from overlays.sinks.settings import ZeroMqSettings
 from overlays.wire.binding import bind_error_message, check_path
 from overlays.wire.curve.allowlist import AllowList
 from overlays.wire.curve.authenticator import CurveAuthenticator
@@ -32,6 +33,7 @@ from overlays.wire.message import encode, topic_of
 from pipeline.errors import SinkError, WireError
 from pipeline.frames import Overlay
 from pipeline.ports import MetricSample
+from pipeline.settings import SinkContext
 
 log = logging.getLogger(__name__)
 
@@ -64,9 +66,9 @@ class ZeroMqSink:
 
     def __init__(
         self,
-        uri: str,
+        settings: ZeroMqSettings | str,
+        context: SinkContext | None = None,  # noqa: ARG002 - the same for every sink
         *,
-        options: SinkOptions | None = None,
         wall_clock: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -76,12 +78,13 @@ class ZeroMqSink:
             SinkError: the address is written wrong, or open to others without keys.
             ConfigError: a key or the list of those who may look in cannot be read.
         """
+        self._settings = ZeroMqSettings.of(settings)
+        uri = self._settings.uri
         try:
             self._address = parse_address(uri)
         except ValueError as error:
             raise SinkError(f"{without_user(uri)}: {error}") from None
-        self._options = options or SinkOptions()
-        self._authenticator = _gate(uri, self._options, is_local=self._address.is_local, clock=clock)
+        self._authenticator = _gate(self._settings, is_local=self._address.is_local, clock=clock)
         self.uri = uri
         self.endpoint = uri
         """Where it is bound, once it is: a port of 0 has become a real one."""
@@ -98,7 +101,7 @@ class ZeroMqSink:
         self._packed: dict[str, tuple[Overlay, Overlay, bytes]] = {}
         self._prepared: Prepared[tuple[Overlay, bytes]] = Prepared()
         """Of each camera what was sent last: as it came, as it was sent, and its JPEG."""
-        self._rate_limiter = RateLimiter(self._options.max_rate)
+        self._rate_limiter = RateLimiter(self._settings.max_rate)
         self._unbound_at: float | None = None
         self._too_many_said_at: float | None = None
         self._pending: set[str] = set()
@@ -115,7 +118,7 @@ class ZeroMqSink:
             (zmq.SNDBUF, _SEND_BUFFER_BYTES),
             (zmq.RCVBUF, _HEARD_BUFFER_BYTES),
             (zmq.BACKLOG, _BACKLOG),
-            (zmq.LINGER, round(self._options.linger_seconds * 1000)),
+            (zmq.LINGER, round(self._settings.linger_seconds * 1000)),
             (zmq.HEARTBEAT_IVL, _HEARTBEAT_MS),
             (zmq.HEARTBEAT_TIMEOUT, _HEARTBEAT_TIMEOUT_MS),
             (zmq.HEARTBEAT_TTL, _HEARTBEAT_TTL_MS),
@@ -140,7 +143,7 @@ class ZeroMqSink:
     @property
     def accepted_jpeg_quality(self) -> int | None:
         """The quality it sends pictures at, where it sends them in their own size."""
-        return self._options.jpeg_quality if self._options.scale == 1.0 else None
+        return self._settings.quality if self._settings.scale == 1.0 else None
 
     @property
     def viewers(self) -> int:
@@ -204,7 +207,7 @@ class ZeroMqSink:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
-        self._close(round(self._options.linger_seconds * 1000))
+        self._close(round(self._settings.linger_seconds * 1000))
 
     def _is_watched(self, camera: str) -> bool:
         return self._subscriptions.matches(topic_of(camera))
@@ -312,10 +315,10 @@ class ZeroMqSink:
 
     def _compressed(self, overlay: Overlay) -> tuple[Overlay, bytes]:
         """Return what is sent of a frame, and its picture as JPEG."""
-        picture = bounded_image(scale_image(overlay.image, self._options.scale))
+        picture = bounded_image(scale_image(overlay.image, self._settings.scale))
         sent = Overlay(picture, overlay.explanation, overlay.signal_loss)
         return sent, reusable_jpeg(overlay, self.accepted_jpeg_quality) or encode_image(
-            sent.image, self._options.jpeg_quality
+            sent.image, self._settings.quality
         )
 
     def _resend(self, camera: str) -> None:
@@ -351,18 +354,14 @@ def _descriptor_of(said: zmq.Frame) -> int | None:
         return None
 
 
-def _gate(uri: str, options: SinkOptions, *, is_local: bool, clock: Callable[[], float]) -> CurveAuthenticator:
+def _gate(settings: ZeroMqSettings, *, is_local: bool, clock: Callable[[], float]) -> CurveAuthenticator:
     """Return who guards the door: those with keys on the list, or everybody where that is harmless or asked for."""
-    if options.curve_secret_key_file is not None:
-        if options.curve_authorized_keys is None:
-            raise SinkError(
-                f"{uri}: keys without a list: name the file or folder of the public keys of those who may look in "
-                "(--allow PATH; in a configuration, curve: {secret_key_file: ..., authorized_keys: ...})"
-            )
+    uri, curve = settings.uri, settings.curve
+    if curve is not None:
         return CurveAuthenticator(
-            uri, read_pair(Path(options.curve_secret_key_file)), AllowList(Path(options.curve_authorized_keys)), clock
+            uri, read_pair(Path(curve.secret_key_file)), AllowList(Path(curve.authorized_keys)), clock
         )
-    if not is_local and not options.insecure:
+    if not is_local and not settings.insecure:
         raise SinkError(
             f"{uri}: whoever reaches this address could look in; let only keys in (uv run run.py keys new keys, then "
             "--curve-keys keys), bind tcp://127.0.0.1:port, or say --insecure where the network itself is closed"

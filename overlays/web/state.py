@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from overlays.sinks.options import ENCODED, VIEWERS
+from overlays.sinks.metric_help import ENCODED, VIEWERS
 from overlays.web.auth import AccessPolicy
 from overlays.web.broadcast import Broadcaster, WebClient
 from overlays.web.clip import PacketBuffer, RenderStyle

@@ -12,9 +12,8 @@ import time
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
-from urllib.parse import parse_qsl
 
-from pipeline.errors import SourceError, did_you_mean
+from pipeline.errors import SourceError
 from pipeline.frames import Frame, GroundTruth, Image
 from pipeline.ports import Health
 from stream.simulated.scene import Scene, draw_frame
@@ -22,7 +21,6 @@ from stream.simulated.shortcut import add_shortcut
 
 _BUFFER_FRAMES = 4
 """A camera's driver keeps so many frames for a reader that is late; the older ones are lost, as a gap in the index."""
-_OPTIONS = ("fps", "size", "seed", "frames", "paced", "stamp")
 
 
 class SimulatedLineSource:
@@ -66,24 +64,6 @@ class SimulatedLineSource:
             raise SourceError(f"{self.uri}: {error}") from None
         self._health = Health("connecting")
 
-    @classmethod
-    def from_uri(cls, uri: str, camera: str | None = None) -> Self:
-        """Make one from ``line:`` or ``line:?key=value&...``: fps, size, seed, frames, and 0 or 1 for paced and stamp.
-
-        Raises ``SourceError`` for an unknown key or a value that is none.
-        """
-        given = _query(uri)
-        size = _size(uri, given.get("size", "640x480"))
-        return cls(
-            fps=_number(uri, "fps", given.get("fps", "30")),
-            size=size,
-            seed=_whole(uri, "seed", given.get("seed", "7")),
-            camera="line" if camera is None else camera,
-            paced=_flag(uri, "paced", given.get("paced", "1")),
-            frames=_whole(uri, "frames", given["frames"]) if "frames" in given else None,
-            stamp=_flag(uri, "stamp", given.get("stamp", "0")),
-        )
-
     @property
     def health(self) -> Health:
         """How it does right now."""
@@ -123,52 +103,3 @@ class SimulatedLineSource:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
         self._health = Health("ended")
-
-
-def _query(uri: str) -> dict[str, str]:
-    """Return the options of a ``line:`` URI, each key known and given once."""
-    scheme, _, rest = uri.partition(":")
-    rest = rest.removeprefix("//")
-    if scheme.lower() != "line" or (rest and not rest.startswith("?")):
-        raise SourceError(f"{uri}: write line: or line:?key=value&...; for example line:?fps=30&size=1280x720&seed=7")
-    given: dict[str, str] = {}
-    try:
-        pairs = parse_qsl(rest[1:], keep_blank_values=True, strict_parsing=True) if len(rest) > 1 else []
-    except ValueError:
-        raise SourceError(f"{uri}: every option reads key=value, with & between them") from None
-    for key, value in pairs:
-        if key not in _OPTIONS:
-            hint = did_you_mean(key, _OPTIONS)
-            raise SourceError(f"{uri}: {key!r} is no option of the line; it has {', '.join(_OPTIONS)}.{hint}")
-        if key in given:
-            raise SourceError(f"{uri}: {key} is given twice; give it once")
-        given[key] = value
-    return given
-
-
-def _number(uri: str, key: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise SourceError(f"{uri}: {key}={text}: it must be a number, for example {key}=30") from None
-
-
-def _whole(uri: str, key: str, text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise SourceError(f"{uri}: {key}={text}: it must be a whole number, for example {key}=7") from None
-
-
-def _size(uri: str, text: str) -> tuple[int, int]:
-    width, _, height = text.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal() and int(height) > 0):
-        raise SourceError(f"{uri}: size={text}: it must be WIDTHxHEIGHT in pixels, for example size=1280x720")
-    return int(width), int(height)
-
-
-def _flag(uri: str, key: str, text: str) -> bool:
-    words = {"0": False, "no": False, "false": False, "1": True, "yes": True, "true": True}
-    if text.lower() not in words:
-        raise SourceError(f"{uri}: {key}={text}: it must be 0 or 1")
-    return words[text.lower()]

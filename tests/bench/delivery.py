@@ -27,7 +27,7 @@ import numpy as np
 
 from overlays.render.jpeg import encode_image
 from overlays.render.renderer import HeatRenderer
-from overlays.sinks.options import SinkOptions
+from overlays.sinks.settings import CurveSettings, ZeroMqSettings
 from overlays.sinks.zeromq import ZeroMqSink
 from overlays.wire.curve.keys import create_keyring
 from overlays.wire.viewer import ReceivedFrame, Viewer
@@ -65,7 +65,7 @@ def number_of(image: Image) -> int:
     return sum(int(image[-half, bit * SIDE + half].mean() > 127) << bit for bit in range(BITS))
 
 
-def publish(pipe: Any, options: SinkOptions, image: Image, seconds: float) -> None:
+def publish(pipe: Any, settings: ZeroMqSettings, image: Image, seconds: float) -> None:
     """Draw and send at the rate until told to stop; answer with what it took."""
     import cv2
 
@@ -74,7 +74,7 @@ def publish(pipe: Any, options: SinkOptions, image: Image, seconds: float) -> No
     finding = Finding("water bottle", 0.9, heat, 1)
     renderer = HeatRenderer()
     drawing = sending = 0.0
-    with ZeroMqSink("tcp://127.0.0.1:0", options=options) as sink:
+    with ZeroMqSink(settings) as sink:
         pipe.send(sink.endpoint)
         while not pipe.poll(0.02):
             sink.idle()
@@ -143,16 +143,17 @@ def measure(
     spawn = multiprocessing.get_context("spawn")
     image = picture(720, 1280, noise)
     with tempfile.TemporaryDirectory() as folder:
-        options, keys = SinkOptions(), {}
+        settings, keys = ZeroMqSettings(uri="tcp://127.0.0.1:0"), {}
         if curve:
             ring = Path(folder) / "keys"
             create_keyring(ring)
-            options = SinkOptions(
-                curve_secret_key_file=str(ring / "server.key_secret"), curve_authorized_keys=str(ring / "allowed")
+            curve = CurveSettings(
+                secret_key_file=str(ring / "server.key_secret"), authorized_keys=str(ring / "allowed")
             )
+            settings = settings.model_copy(update={"curve": curve})
             keys = {"key": str(ring / "viewer.key_secret"), "server_key": str(ring / "server.key")}
         ours, theirs = spawn.Pipe()
-        server = spawn.Process(target=publish, args=(theirs, options, image, seconds))
+        server = spawn.Process(target=publish, args=(theirs, settings, image, seconds))
         server.start()
         endpoint = ours.recv()
         lookers = []

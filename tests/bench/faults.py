@@ -22,13 +22,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from overlays.render.renderer import HeatRenderer
 from pipeline.loop import Pipeline
 from pipeline.ports import Health, Source
 from pipeline.result import RunLimits, RunResult
-from stream.sources import SourceOptions, build_source
+from stream.sources import build_source
 from tests.bench.figures import place, print_line
 from tests.support.cable import Cable, missing
 from tests.support.feed import Feed
@@ -247,7 +247,7 @@ def running(sources: Sequence[Source], witness: ProbeSink) -> Iterator[list[RunR
 
 
 @contextmanager
-def staged(fault: Fault, options: SourceOptions, seed: int) -> Iterator[Scene]:
+def staged(fault: Fault, options: dict[str, Any], seed: int) -> Iterator[Scene]:
     """Give a scene that runs."""
     with ExitStack() as stack:
         feed = stack.enter_context(Feed((320, 240), rate=10, bit_rate=1_000_000, grain=20, cabac=fault.cabac))
@@ -258,8 +258,8 @@ def staged(fault: Fault, options: SourceOptions, seed: int) -> Iterator[Scene]:
         neighbour = stack.enter_context(RtspServer(other))
         line = stack.enter_context(Proxy(server.port))
         uri = server.url().replace(f":{server.port}/", f":{line.port}/") if fault.behind_line else server.url()
-        source = stack.enter_context(build_source(uri, camera="faulty", options=options))
-        healthy = stack.enter_context(build_source(neighbour.url(), camera="healthy", options=options))
+        source = stack.enter_context(build_source(uri, camera="faulty", **options))
+        healthy = stack.enter_context(build_source(neighbour.url(), camera="healthy", **options))
         witness = stack.enter_context(ProbeSink())
         scene = Scene(feed, server, line, cable, other, source, healthy, witness)
         stack.enter_context(HealthWatch(scene))
@@ -305,7 +305,7 @@ def once(scene: Scene, fault: Fault, chance: random.Random) -> Once:
     )  # fmt: skip
 
 
-def measure(name: str, repeats: int, options: SourceOptions, seed: int = 0) -> dict[str, object]:
+def measure(name: str, repeats: int, options: dict[str, Any], seed: int = 0) -> dict[str, object]:
     """Return one row of the matrix."""
     chance = random.Random(f"{name} {seed}")
     with staged(FAULTS[name], options, seed) as scene:
@@ -358,7 +358,7 @@ def main() -> None:
     ask.add_argument("--open-timeout", type=float, default=3.0)
     ask.add_argument("--table", action="store_true", help="print a Markdown table behind the lines")
     told = ask.parse_args()
-    options = SourceOptions(read_timeout_seconds=told.read_timeout, open_timeout_seconds=told.open_timeout)
+    options = {"read_timeout_seconds": told.read_timeout, "open_timeout_seconds": told.open_timeout}
     rows = []
     for name in told.faults:
         if FAULTS[name].on_cable and missing():

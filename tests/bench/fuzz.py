@@ -26,13 +26,13 @@ import av
 import numpy as np
 
 from pipeline.errors import ReciproStreamError
-from stream.sources import SourceOptions, build_source
+from stream.sources import build_source
 from tests.bench.figures import place, print_line
 from tests.support.feed import Feed
 from tests.support.footage import paint
 from tests.support.rtsp_server import RtspServer
 
-ONCE = SourceOptions(read_timeout_seconds=0.5, open_timeout_seconds=1.0, attempts=1)
+ONCE = {"read_timeout_seconds": 0.5, "open_timeout_seconds": 1.0, "attempts": 1}
 LONGEST_SECONDS = 20.0
 ANSWER = b"RTSP/1.0 200 OK\r\nCSeq: 1\r\nContent-Base: rtsp://127.0.0.1/live/\r\nContent-Length: 40\r\n\r\nv=0"
 
@@ -57,7 +57,7 @@ def read(uri: str, most: int = 3) -> str:
     """Read a few pictures; tell how it ended: ``pictures``, ``nothing``, or the typed error's name."""
     stop, count = threading.Event(), 0
     try:
-        with build_source(uri, options=ONCE) as source:
+        with build_source(uri, **ONCE) as source:
             for _ in source.frames(stop):
                 count += 1
                 if count == most:

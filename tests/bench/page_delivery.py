@@ -18,6 +18,7 @@ from overlays.sinks.web import WebSink
 from overlays.web.framing import unpack
 from overlays.wire.message import decode_header
 from pipeline.frames import Explanation, Finding, Frame, Image, Overlay
+from pipeline.settings import SinkContext
 from tests.bench.figures import quantiles, resident_mib
 
 RATE = 30.0
@@ -29,7 +30,7 @@ def serve(pipe: Any, image: Image, seconds: float) -> None:
     """Serve at the rate for so long once told to; answer with what it took."""
     heat = np.linspace(0, 1, 49, dtype=np.float32).reshape(7, 7)
     finding = Finding("water bottle", 0.9, heat, 1)
-    with WebSink("http://127.0.0.1:0", cameras=("bench",)) as sink:
+    with WebSink("http://127.0.0.1:0", SinkContext(cameras=("bench",))) as sink:
         pipe.send(sink.endpoint)
         pipe.recv()
         begun, cpu, putting, frames = time.monotonic(), time.process_time(), 0.0, 0

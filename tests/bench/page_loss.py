@@ -17,6 +17,7 @@ import numpy as np
 
 from overlays.sinks.web import WebSink
 from pipeline.frames import Explanation, Finding, Frame, Overlay
+from pipeline.settings import SinkContext
 from tests.bench.figures import place, print_line
 from tests.support.browser import CHROMIUM, browsing
 
@@ -77,7 +78,7 @@ def measure(times: int, browser: Any) -> dict[str, Any]:
     """Return seconds until loss and return are seen, of so many of each, and until the server's end is."""
     dice = random.Random(0)
     lost, back = [], []
-    with WebSink("http://127.0.0.1:0", cameras=("door", "gate")) as sink:
+    with WebSink("http://127.0.0.1:0", SinkContext(cameras=("door", "gate"))) as sink:
         page = browser.new_page(viewport={"width": 1200, "height": 800})
         page.goto(sink.endpoint)
         feeder = Feeder(sink)

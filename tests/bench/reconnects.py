@@ -27,7 +27,7 @@ from pipeline.loop import Pipeline
 from pipeline.ports import Explainer, Source
 from pipeline.result import RunLimits
 from run import settle
-from stream.sources import SourceOptions, build_source
+from stream.sources import build_source
 from tests.bench.figures import place, print_line
 from tests.bench.soak import shipped, standing
 from tests.support.cameras import Elsewhere, elsewhere
@@ -107,7 +107,7 @@ def endure(plan: Plan, explainer: Explainer) -> list[dict[str, Any]]:
     with ExitStack() as stack:
         there = stack.enter_context(elsewhere(2, size=plan.size, rate=plan.rate))
         sources = [
-            stack.enter_context(build_source(url, camera=name, options=SourceOptions()))
+            stack.enter_context(build_source(url, camera=name))
             for url, name in zip(there.urls, ("faulty", "healthy"), strict=True)
         ]
         witness = stack.enter_context(ProbeSink(looks=True))

@@ -29,7 +29,7 @@ from pipeline.loop import Pipeline
 from pipeline.ports import Explainer
 from pipeline.result import RunLimits, RunResult
 from run import settle
-from stream.sources import SourceOptions, build_source
+from stream.sources import build_source
 from tests.bench.figures import ROOT, place, print_line
 from tests.support.cameras import elsewhere
 from tests.support.probes import NullExplainer, Observation, ProbeSink
@@ -127,8 +127,7 @@ def soak(plan: Plan, explainer: Explainer) -> list[dict[str, Any]]:
         there = stack.enter_context(elsewhere(plan.cameras, flapping=plan.flapping, rate=plan.rate))
         names = [f"camera{k}" for k in range(plan.cameras)]
         sources = [
-            stack.enter_context(build_source(url, camera=name, options=SourceOptions()))
-            for url, name in zip(there.urls, names, strict=True)
+            stack.enter_context(build_source(url, camera=name)) for url, name in zip(there.urls, names, strict=True)
         ]
         witness = stack.enter_context(ProbeSink(looks=plan.looks))
         limits = RunLimits(seconds=plan.seconds, batch_size=1)

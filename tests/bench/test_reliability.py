@@ -5,7 +5,6 @@ import sys
 
 import pytest
 
-from stream.sources import SourceOptions
 from tests.bench import faults, fuzz, overload, reconnects, soak
 from tests.support.footage import Mark
 from tests.support.probes import NullExplainer, Observation
@@ -24,7 +23,7 @@ def test_the_fault_matrix_tells_when_a_camera_was_missed_and_when_it_was_back(mo
 
 
 def test_a_fault_that_nobody_notices_is_measured_without_a_time_to_detect():
-    told = faults.measure("none", 1, SourceOptions())
+    told = faults.measure("none", 1, {})
     assert told["detect_s"] is None
     assert told["reconnects"] == 0
     assert faults.table([told]).endswith("|  |")

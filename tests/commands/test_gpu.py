@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from commands.wiring.gpu import GpuRenderer, build_gpu_explainer, make_renderer, renders_on_gpu
+from commands.wiring.kinds import load_config
 from commands.wiring.run import make_network
 from overlays.render.jpeg import decode_image, reusable_jpeg
 from overlays.render.renderer import HeatRenderer
-from overlays.sinks.options import SinkOptions
+from overlays.sinks.settings import ZeroMqSettings
 from overlays.sinks.zeromq import ZeroMqSink
-from pipeline.config_loader import validate_config
 from pipeline.errors import ConfigError
 from pipeline.frames import Frame, SignalLoss
 from pipeline.loop import Pipeline
@@ -41,7 +41,7 @@ class Keeper(Taker):
 
 @pytest.fixture(scope="module")
 def config():
-    return validate_config(
+    return load_config(
         {}, "test", {"engine": {"model": "line_net", "backend": "eager", "device": "cpu", "cache": "off"}}
     )
 
@@ -113,23 +113,23 @@ def test_a_whole_run_gives_every_frame_its_picture(card):
 
 
 def test_the_network_takes_jpeg_in_its_own_size_alone():
-    assert ZeroMqSink("ipc:///tmp/none", options=SinkOptions(jpeg_quality=70)).accepted_jpeg_quality == 70
-    assert ZeroMqSink("ipc:///tmp/none", options=SinkOptions(scale=0.5)).accepted_jpeg_quality is None
+    assert ZeroMqSink(ZeroMqSettings(uri="ipc:///tmp/none", quality=70)).accepted_jpeg_quality == 70
+    assert ZeroMqSink(ZeroMqSettings(uri="ipc:///tmp/none", scale=0.5)).accepted_jpeg_quality is None
 
 
 @pytest.mark.parametrize("asked", [{"contour": True}, {"hottest_box": True}, {"smoothing_seconds": 0.5}])
 def test_what_only_the_host_draws_is_drawn_there(asked):
-    assert renders_on_gpu(validate_config({}, "test"), "cuda")
-    assert not renders_on_gpu(validate_config({}, "test"), "cpu")
-    assert not renders_on_gpu(validate_config({}, "test", {"overlay": asked}), "cuda")
+    assert renders_on_gpu(load_config({}, "test"), "cuda")
+    assert not renders_on_gpu(load_config({}, "test"), "cpu")
+    assert not renders_on_gpu(load_config({}, "test", {"overlay": asked}), "cuda")
 
 
 @pytest.mark.parametrize("name", ["auto", "cpu", "cuda", "cuda:1"])
 def test_devices_have_these_names(name):
-    assert validate_config({}, "test", {"engine": {"device": name}}).engine.device == name
+    assert load_config({}, "test", {"engine": {"device": name}}).engine.device == name
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "CUDA"])
 def test_other_names_of_devices_are_refused_with_the_cure(name):
     with pytest.raises(ConfigError, match="a device is auto, cpu, cuda or cuda:N"):
-        validate_config({}, "test", {"engine": {"device": name}})
+        load_config({}, "test", {"engine": {"device": name}})

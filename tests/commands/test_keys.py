@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
-from overlays.sinks.options import SinkOptions
+from overlays.sinks.settings import CurveSettings, ZeroMqSettings
 from overlays.sinks.zeromq import ZeroMqSink
 from pipeline.frames import Explanation, Finding, Frame, Overlay
 
@@ -17,11 +17,9 @@ def locked(command, tmp_path):
     assert command("keys", "new", "keys")[0] == 0
     folder = tmp_path / "keys"
     (tmp_path / "server.key").write_bytes((folder / "server.key").read_bytes())
-    options = SinkOptions(
-        curve_secret_key_file=str(folder / "server.key_secret"), curve_authorized_keys=str(folder / "allowed")
-    )
+    curve = CurveSettings(secret_key_file=str(folder / "server.key_secret"), authorized_keys=str(folder / "allowed"))
     stop = threading.Event()
-    with ZeroMqSink("tcp://127.0.0.1:0", options=options) as sink:
+    with ZeroMqSink(ZeroMqSettings(uri="tcp://127.0.0.1:0", curve=curve)) as sink:
 
         def put():
             index = 0

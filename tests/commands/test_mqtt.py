@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from commands.wiring import sinks as wiring_sinks
-from pipeline.config import OverlayConfig, SinkConfig
-from pipeline.config_loader import validate_config
+from commands.wiring.kinds import load_config
+from overlays.sinks.mqtt.client import read_login
+from overlays.sinks.registry import SINKS
 from pipeline.errors import ConfigError
 from tests.support.broker import MOSQUITTO, Broker
 from tests.support.limits import PROGRAM_SECONDS
@@ -25,25 +26,31 @@ def test_user_and_password_come_from_a_file_and_are_shown_nowhere(tmp_path, capl
     file.write_text("eve:hunter2:hunter2\n")
     file.chmod(0o600)
     knobs = {"sinks": [{"uri": "mqtts://h/t", "credentials_file": str(file), "qos": 1, "ca_file": "ca.pem"}]}
-    options = wiring_sinks.build_sink_options(validate_config(knobs, "run.yaml").sinks[0], OverlayConfig())
-    assert (options.mqtt.user, options.mqtt.password, options.mqtt.qos) == ("eve", "hunter2:hunter2", 1)
-    assert options.mqtt.ca_file == "ca.pem"
-    assert "hunter2" not in f"{options}{caplog.text}"
+    settings = load_config(knobs, "run.yaml").sinks[0]
+    secret = wiring_sinks.read_secrets(settings)["credentials_file"]
+    assert read_login(secret) == ("eve", "hunter2:hunter2")
+    assert (settings.qos, settings.ca_file) == (1, "ca.pem")
+    assert "hunter2" not in f"{settings}{secret}{caplog.text}"
     assert not caplog.records
     file.chmod(0o644)
-    wiring_sinks.build_sink_options(validate_config(knobs, "run.yaml").sinks[0], OverlayConfig())
+    wiring_sinks.read_secrets(settings)
     assert f"chmod 600 {file}" in caplog.text
     for wrong in ("eve", "eve:a\nbob:b", ":a"):
         file.write_text(wrong)
         with pytest.raises(ConfigError, match="one line, user:password"):
-            wiring_sinks.build_sink_options(validate_config(knobs, "run.yaml").sinks[0], OverlayConfig())
+            read_login(wiring_sinks.read_secrets(settings)["credentials_file"])
 
 
 def test_the_credentials_go_to_every_broker_that_has_none_of_its_own(tmp_path):
-    sinks = [SinkConfig(uri=uri) for uri in ("mqtt://a", "out.mp4", "MQTTS://b/t")]
-    sinks.append(SinkConfig(uri="mqtt://c", credentials_file="own"))
+    sinks = [SINKS.settings(uri) for uri in ("mqtt://a", "out.mp4", "MQTTS://b/t")]
+    sinks.append(SINKS.settings("mqtt://c", credentials_file="own"))
     given = wiring_sinks.apply_mqtt_credentials(sinks, tmp_path / "file")
-    assert [one.credentials_file for one in given] == [str(tmp_path / "file"), None, str(tmp_path / "file"), "own"]
+    assert [getattr(one, "credentials_file", None) for one in given] == [
+        str(tmp_path / "file"),
+        None,
+        str(tmp_path / "file"),
+        "own",
+    ]
     assert wiring_sinks.apply_mqtt_credentials(sinks, None) is sinks
     with pytest.raises(ConfigError, match="add --sink mqtt://HOST/TOPIC"):
         wiring_sinks.apply_mqtt_credentials(sinks[1:2], tmp_path / "file")
@@ -78,7 +85,7 @@ def test_a_password_in_an_address_is_refused_and_never_repeated(command, caplog)
 def test_what_is_for_a_broker_is_refused_elsewhere(command, tmp_path):
     (tmp_path / "run.yaml").write_text("sources: line:?frames=3\nsinks: {uri: out.jsonl, qos: 1}\n")
     code, said = command("stream", "run.yaml")
-    assert (code, "are for a broker" in said) == (2, True)
+    assert (code, "qos: is not an option of a JSON log (.jsonl); mqtt://, mqtts:// have it" in said) == (2, True)
 
 
 @pytest.mark.skipif(MOSQUITTO is None, reason="no MQTT broker: apt install mosquitto")

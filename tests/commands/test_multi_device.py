@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import SinkConfig
-from pipeline.config_loader import to_yaml, validate_config
+from commands.wiring.kinds import load_config
+from overlays.sinks.registry import SINKS
+from pipeline.config_loader import to_yaml
 from pipeline.errors import ConfigError
 from pipeline.sharding import read_devices, shard_config, shard_uri
 
@@ -20,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def config(count, sinks=(), **more):
     sources = [{"uri": "line:", "name": f"camera {k}"} for k in range(count)]
-    return validate_config({"sources": sources, "sinks": list(sinks), **more}, "test")
+    return load_config({"sources": sources, "sinks": list(sinks), **more}, "test")
 
 
 @given(st.integers(1, 40), st.integers(1, 8))
@@ -47,8 +48,8 @@ def test_every_camera_is_dealt_out_once_and_evenly(count, cards):
     ("mqtt://broker:1883/factory", "mqtt://broker:1883/factory"),
 ])  # fmt: skip
 def test_every_door_has_an_address_of_its_own(uri, second):
-    assert shard_uri(SinkConfig(uri=uri), 0) == uri
-    assert shard_uri(SinkConfig(uri=uri), 1) == second
+    assert shard_uri(SINKS.settings(uri), 0) == uri
+    assert shard_uri(SINKS.settings(uri), 1) == second
 
 
 def test_each_process_tells_a_broker_by_itself_whether_it_is_there():
@@ -56,7 +57,7 @@ def test_each_process_tells_a_broker_by_itself_whether_it_is_there():
         3, sinks=["mqtt://broker/factory", {"uri": "mqtt://broker/hall", "status_topic": "east"}, "out.jsonl"]
     )
     shards = shard_config(told, ["cpu", "cpu"])
-    assert [[sink.status_topic for sink in shard.sinks] for shard in shards] == [
+    assert [[getattr(sink, "status_topic", None) for sink in shard.sinks] for shard in shards] == [
         ["status", "east", "status"],
         ["status-1", "east-1", "status"],
     ]
@@ -64,7 +65,7 @@ def test_each_process_tells_a_broker_by_itself_whether_it_is_there():
 
 def test_a_port_that_does_not_exist_is_refused():
     with pytest.raises(ConfigError, match="port 65536"):
-        shard_uri(SinkConfig(uri="tcp://127.0.0.1:65535"), 1)
+        shard_uri(SINKS.settings("tcp://127.0.0.1:65535"), 1)
 
 
 def test_devices_are_read_and_others_refused():
@@ -79,7 +80,7 @@ def test_what_counts_for_the_whole_run_is_refused():
     with pytest.raises(ConfigError, match="give one of the two"):
         shard_config(config(2, engine={"device": "cuda"}), ["cuda:0"])
     with pytest.raises(ValueError, match="must be named"):
-        shard_config(validate_config({"sources": ["line:"]}, "test"), ["cuda:0"])
+        shard_config(load_config({"sources": ["line:"]}, "test"), ["cuda:0"])
 
 
 def test_every_shard_knows_whom_the_others_carry():
@@ -91,7 +92,7 @@ def test_a_shard_survives_the_way_through_yaml():
     (shard, _) = shard_config(config(2, ["tcp://127.0.0.1:5555"]), ["cuda:0", "cuda:1"])
     from pipeline.config_loader import read_yaml
 
-    assert validate_config(read_yaml(to_yaml(shard), "pipe"), "pipe") == shard
+    assert load_config(read_yaml(to_yaml(shard), "pipe"), "pipe") == shard
 
 
 def run(*words):

@@ -3,7 +3,7 @@
 import pytest
 
 from commands.plausibility import doubts_of_guards, doubts_of_labels
-from pipeline.config_loader import validate_config
+from commands.wiring.kinds import load_config
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def test_labels_that_look_right_are_not_told():
 
 def test_region_that_serves_nothing_is_told():
     region = {"name": "part", "polygon": [[0, 0], [1, 0], [1, 1]]}
-    assert "'part'" in next(doubts_of_guards(validate_config({"guards": {"regions": [region], "draw": "never"}}, "t")))
+    assert "'part'" in next(doubts_of_guards(load_config({"guards": {"regions": [region], "draw": "never"}}, "t")))
     rule = {"name": "g", "rule": "heat_inside(part) >= 0.6"}
     for guards in ({"regions": [region]}, {"regions": [region], "rules": [rule], "draw": "never"}):
-        assert list(doubts_of_guards(validate_config({"guards": guards}, "t"))) == []
+        assert list(doubts_of_guards(load_config({"guards": guards}, "t"))) == []

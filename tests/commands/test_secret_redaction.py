@@ -19,7 +19,7 @@ import zmq
 from websockets.sync.client import connect
 
 from pipeline.errors import ConnectionLostError, SourceError
-from stream.sources import SourceOptions, build_source
+from stream.sources import build_source
 from tests.support.broker import free_port
 from tests.support.feed import Feed
 from tests.support.limits import LIMIT_SECONDS
@@ -136,7 +136,7 @@ def test_a_password_is_found_on_no_surface_of_a_run(cameras, tmp_path, monkeypat
 @pytest.mark.parametrize("name", ["locked", "moved", "dead"])
 def test_not_even_the_traceback_of_a_camera_that_was_given_up_tells_the_password(cameras, name):
     address = f"rtsp://ada-31d7b8e2:p%40ss%2F7f3a9c1e@127.0.0.1:{cameras[name]}/live"
-    with build_source(address, options=SourceOptions(attempts=1)) as source:
+    with build_source(address, attempts=1) as source:
         with pytest.raises(ConnectionLostError) as caught:
             next(source.frames(threading.Event()))
         error = caught.value
@@ -177,7 +177,7 @@ def test_no_error_or_log_line_of_a_web_camera_repeats_the_password(name, caplog)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         address = f"http://ada-31d7b8e2:p%40ss%2F7f3a9c1e@127.0.0.1:{server.server_address[1]}/live"
-        with build_source(address, options=SourceOptions(attempts=1)) as source:
+        with build_source(address, attempts=1) as source:
             with pytest.raises(SourceError) as caught:
                 next(source.frames(threading.Event()))
             told = "".join(traceback.format_exception(caught.value)) + repr(caught.value) + repr(source.health)

@@ -8,16 +8,22 @@ import threading
 import pytest
 
 from commands.wiring import sinks as wiring_sinks
-from pipeline.config import OverlayConfig, SinkConfig
-from pipeline.config_loader import validate_config
+from commands.wiring.kinds import load_config
+from overlays.sinks.registry import SINKS
+from pipeline.config import OverlayConfig
 from pipeline.errors import ConfigError
 
 
 def test_the_token_file_goes_to_every_page_that_has_none_of_its_own(tmp_path):
-    sinks = [SinkConfig(uri=uri) for uri in ("http://h:1", "out.mp4", "HTTP://h:2")]
-    sinks.append(SinkConfig(uri="http://h:3", token_file="own"))  # noqa: S106 - a path
+    sinks = [SINKS.settings(uri) for uri in ("http://h:1", "out.mp4", "HTTP://h:2")]
+    sinks.append(SINKS.settings("http://h:3", token_file="own"))  # noqa: S106 - a path
     given = wiring_sinks.apply_web_token(sinks, tmp_path / "token")
-    assert [one.token_file for one in given] == [str(tmp_path / "token"), None, str(tmp_path / "token"), "own"]
+    assert [getattr(one, "token_file", None) for one in given] == [
+        str(tmp_path / "token"),
+        None,
+        str(tmp_path / "token"),
+        "own",
+    ]
     assert wiring_sinks.apply_web_token(sinks, None) is sinks
     with pytest.raises(ConfigError, match="add --sink http://HOST:PORT"):
         wiring_sinks.apply_web_token(sinks[1:2], tmp_path / "token")
@@ -28,17 +34,18 @@ def test_a_token_file_is_read_and_a_careless_one_is_named(tmp_path, caplog):
     path.write_text("correct-horse-battery\n")
     path.chmod(0o600)
     knobs = {"sinks": [{"uri": "http://0.0.0.0:8000", "token_file": str(path), "allowed_hosts": ["a.example"]}]}
-    config = validate_config(knobs, "run.yaml")
-    options = wiring_sinks.build_sink_options(config.sinks[0], OverlayConfig(colormap="viridis", opacity=0.3))
-    assert (options.token, options.allowed_hosts) == ("correct-horse-battery\n", ("a.example",))
-    assert (options.colormap, options.opacity, options.painted) == ("viridis", 0.3, False)
+    config = load_config(knobs, "run.yaml")
+    context = wiring_sinks.make_sink_context(config.sinks[0], ["a"], OverlayConfig(colormap="viridis", opacity=0.3))
+    assert context.secrets["token_file"].text == "correct-horse-battery\n"
+    assert "correct-horse" not in repr(context)
+    assert (context.colormap, context.opacity, context.painted) == ("viridis", 0.3, False)
     assert not caplog.records
     path.chmod(0o644)
-    wiring_sinks.build_sink_options(config.sinks[0], config.overlay)
+    wiring_sinks.read_secrets(config.sinks[0])
     if os.name == "posix":
         assert "chmod 600" in caplog.text
     with pytest.raises(ConfigError, match=r"openssl rand -hex 24 > .*nowhere"):
-        wiring_sinks._token(tmp_path / "nowhere")
+        wiring_sinks.read_secrets(SINKS.settings("http://h:1", token_file=str(tmp_path / "nowhere")))
     assert "correct-horse" not in caplog.text
 
 
@@ -48,9 +55,7 @@ def test_a_token_that_comes_through_a_pipe_is_read_once(tmp_path):
     os.mkfifo(pipe)
     writer = threading.Thread(target=pipe.write_text, args=("correct-horse-battery",))
     writer.start()
-    options = wiring_sinks.build_sink_options(
-        SinkConfig(uri="http://127.0.0.1:0", token_file=str(pipe)), OverlayConfig()
-    )
+    secrets = wiring_sinks.read_secrets(SINKS.settings("http://127.0.0.1:0", token_file=str(pipe)))
     writer.join()
-    assert options.token == "correct-horse-battery"  # noqa: S105 - of no page
-    assert options.token_source is None
+    assert secrets["token_file"].text == "correct-horse-battery"
+    assert secrets["token_file"].read_again is None

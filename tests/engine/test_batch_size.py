@@ -11,7 +11,8 @@ from engine.explainers import base
 from engine.explainers.base import BaseExplainer, EngineInfo
 from engine.methods.plan import PlanInfo
 from engine.models.preprocess import Preprocessing
-from pipeline.config import Config, EngineConfig, SourceConfig
+from pipeline.config import Config, EngineConfig
+from pipeline.settings import SourceSettings
 
 
 class Costing(BaseExplainer):
@@ -56,7 +57,7 @@ def test_frames_wait_for_others_only_where_what_is_shown_is_fresher(
 
 
 def configured(cameras, **engine):
-    return Config(sources=[SourceConfig(uri="line:")] * cameras, engine=EngineConfig(**engine))
+    return Config(sources=[SourceSettings(uri="line:")] * cameras, engine=EngineConfig(**engine))
 
 
 def test_one_camera_is_never_measured(costing):

@@ -22,10 +22,11 @@ from overlays.sinks.clips.fragments import AllOrNothingFile
 from overlays.sinks.clips.sink import ClipSink
 from overlays.sinks.clips.writer import ClipEncoder, ClipWriter
 from overlays.sinks.locks import claimed, to_claim
-from overlays.sinks.options import ClipOptions, SinkOptions
+from overlays.sinks.settings import ClipSettings
 from overlays.sinks.video import VideoSink
 from pipeline.errors import FrameError, SinkError
 from pipeline.frames import Overlay, SignalLoss
+from pipeline.settings import SinkContext
 from tests.support.limits import PROGRAM_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,8 +50,17 @@ def lines(path):
     return [json.loads(line) for line in path.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+def clip_settings(folder, **options):
+    """Settings of any value: short clips and small budgets keep the tests quick."""
+    for name in ("budget_bytes", "rotate_bytes", "ring_bytes"):
+        if name in options:
+            mib = {"budget_bytes": "disk_budget_mib", "rotate_bytes": "rotate_mib", "ring_bytes": "preroll_memory_mib"}
+            options[mib[name]] = options.pop(name) / (1 << 20)
+    return ClipSettings.model_construct(uri=f"{folder}/", **options)
+
+
 def recorder(folder, *, camera="line", **knobs):
-    return ClipSink(f"{folder}/", cameras=(camera,), options=SinkOptions(clips=ClipOptions(**knobs)))
+    return ClipSink(clip_settings(folder, **knobs), SinkContext(cameras=(camera,)))
 
 
 def test_rotated_clips_hold_every_frame_once_in_order_with_its_line(tmp_path, overlaid):
@@ -70,7 +80,9 @@ def test_rotated_clips_hold_every_frame_once_in_order_with_its_line(tmp_path, ov
 
 
 def test_a_clip_is_named_by_its_camera_and_the_utc_time_of_its_first_frame(tmp_path, overlaid):
-    sink = ClipSink(f"{tmp_path}/", cameras=("hall/door",), wall_clock=lambda: 1_800_000_000.25, clock=lambda: 100.0)
+    sink = ClipSink(
+        f"{tmp_path}/", SinkContext(cameras=("hall/door",)), wall_clock=lambda: 1_800_000_000.25, clock=lambda: 100.0
+    )
     with sink:
         sink.put(overlaid(camera="hall/door", taken_at=98.0, pts_seconds=0.0))
         assert {p.name for p in tmp_path.iterdir()} == {
@@ -85,7 +97,10 @@ def test_a_clip_is_named_by_its_camera_and_the_utc_time_of_its_first_frame(tmp_p
 
 def test_a_cameras_name_is_never_too_long_for_its_files(tmp_path, overlaid):
     camera = "\U00020000" * 64
-    with recorder(tmp_path, camera=camera) as sink, VideoSink(tmp_path / "film.mp4", cameras=(camera, "b")) as film:
+    with (
+        recorder(tmp_path, camera=camera) as sink,
+        VideoSink(tmp_path / "film.mp4", SinkContext(cameras=(camera, "b"))) as film,
+    ):
         for each in (sink, film):
             each.put(overlaid(grey(0), camera=camera))
     assert sink.lost == 0
@@ -141,8 +156,8 @@ def test_the_budget_holds_over_two_hundred_rotations_and_takes_only_this_recorde
 
 def test_a_clock_that_is_set_back_makes_no_new_clip_an_old_one(tmp_path, overlaid):
     wall, dice = [1_800_000_000.0], np.random.default_rng(0)
-    options = SinkOptions(clips=ClipOptions(rotate_seconds=0.1, budget_bytes=150_000))
-    with ClipSink(f"{tmp_path}/", cameras=("line",), options=options, wall_clock=lambda: wall[0]) as sink:
+    settings = clip_settings(tmp_path, rotate_seconds=0.1, budget_bytes=150_000)
+    with ClipSink(settings, SinkContext(cameras=("line",)), wall_clock=lambda: wall[0]) as sink:
         for index in range(60):
             wall[0] += 1 / RATE if index != 40 else -3600.0
             sink.put(overlaid(dice.integers(0, 256, (96, 96, 3), np.uint8), index=index, pts_seconds=index / RATE))
@@ -179,7 +194,7 @@ def put_with_events(sink, overlaid, events, count=300):
 
 
 def test_an_event_is_recorded_with_what_came_before_and_after_it(tmp_path, overlaid):
-    with recorder(tmp_path, when="label=scratch and score>0.8", seconds_before=2.0, seconds_after=1.0) as sink:
+    with recorder(tmp_path, record_when="label=scratch and score>0.8", seconds_before=2.0, seconds_after=1.0) as sink:
         put_with_events(sink, overlaid, {120, 121, 140, 250})
     first, second = [[line["index"] for line in lines(film)] for film in videos(tmp_path)]
     assert 120 - 60 - RATE <= first[0] <= 120 - 60, "from the key picture before"
@@ -191,14 +206,14 @@ def test_an_event_is_recorded_with_what_came_before_and_after_it(tmp_path, overl
 
 
 def test_without_an_event_nothing_is_written(tmp_path, overlaid):
-    with recorder(tmp_path, when="label=scratch and score>0.95") as sink:
+    with recorder(tmp_path, record_when="label=scratch and score>0.95") as sink:
         put_with_events(sink, overlaid, {50}, count=90)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_kept_before_an_event_is_bounded_in_bytes(tmp_path, overlaid, caplog):
     dice = np.random.default_rng(0)
-    with recorder(tmp_path, when="label=scratch", seconds_before=60.0, ring_bytes=300_000) as sink:
+    with recorder(tmp_path, record_when="label=scratch", seconds_before=60.0, ring_bytes=300_000) as sink:
         for index in range(400):
             noise = dice.integers(0, 256, (48, 64, 3), np.uint8)
             sink.put(overlaid(noise, index=index, pts_seconds=index / RATE))
@@ -230,7 +245,7 @@ def test_a_disk_that_fails_ends_the_clip_but_not_the_stream_and_is_said_once(tmp
         add(self, coded)
 
     monkeypatch.setattr(ClipWriter, "add", adding)
-    sink = ClipSink(f"{tmp_path}/", cameras=("line",), clock=lambda: now[0])
+    sink = ClipSink(f"{tmp_path}/", SinkContext(cameras=("line",)), clock=lambda: now[0])
     with caplog.at_level(logging.INFO), sink:
         for index in range(600):
             now[0] = index / RATE
@@ -259,9 +274,8 @@ def test_a_clip_that_misses_frames_ends_before_them_whoever_filled_the_disk(tmp_
         add(clip, coded)
 
     monkeypatch.setattr(ClipWriter, "add", refuse)
-    knobs = ClipOptions(when="score>0.5", seconds_before=1.0, seconds_after=1.0)
-    options = SinkOptions(clips=knobs)
-    with ClipSink(f"{tmp_path}/", cameras=("a", "b"), options=options, clock=lambda: now[0]) as sink:
+    settings = clip_settings(tmp_path, record_when="score>0.5", seconds_before=1.0, seconds_after=1.0)
+    with ClipSink(settings, SinkContext(cameras=("a", "b")), clock=lambda: now[0]) as sink:
         for index in range(60):
             now[0], full[0] = index / 10, index == 17
             for camera in ("a", "b"):
@@ -399,7 +413,7 @@ def test_a_device_or_a_pipe_is_written_by_as_many_runs_as_like(tmp_path):
 
 
 def test_a_wrong_preset_is_refused_in_words(tmp_path, overlaid):
-    sink = ClipSink(f"{tmp_path}/", options=SinkOptions(video_preset="fastish"))
+    sink = ClipSink(clip_settings(tmp_path, preset="fastish"))
     with pytest.raises(SinkError, match="cannot be encoded"), sink:
         sink.put(overlaid())
 

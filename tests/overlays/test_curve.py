@@ -12,7 +12,8 @@ import pytest
 import zmq
 import zmq.auth
 
-from overlays.sinks.options import SinkOptions
+from overlays.sinks.registry import build_sink
+from overlays.sinks.settings import CurveSettings, ZeroMqSettings
 from overlays.sinks.zeromq import ZeroMqSink
 from overlays.wire.curve import connection_limit
 from overlays.wire.curve.allowlist import AllowList
@@ -37,9 +38,10 @@ def ring(tmp_path):
     return folder
 
 
-def locked(ring, **more) -> SinkOptions:
+def locked(ring, uri=ANY) -> ZeroMqSettings:
     secret = str(ring / "server.key_secret")
-    return SinkOptions(curve_secret_key_file=secret, curve_authorized_keys=str(ring / "allowed"), **more)
+    curve = CurveSettings(secret_key_file=secret, authorized_keys=str(ring / "allowed"))
+    return ZeroMqSettings(uri=uri, curve=curve)
 
 
 def keys(ring, who="viewer", server="server"):
@@ -78,7 +80,7 @@ class Scene:
 @pytest.fixture
 def scene(overlaid, until):
     with ExitStack() as stack:
-        yield lambda options: Scene(stack.enter_context(ZeroMqSink(ANY, options=options)), overlaid, until)
+        yield lambda settings: Scene(stack.enter_context(ZeroMqSink(settings)), overlaid, until)
 
 
 def test_the_right_key_sees_over_tcp_and_ipc(ring, tmp_path, scene, overlaid, until):
@@ -86,7 +88,7 @@ def test_the_right_key_sees_over_tcp_and_ipc(ring, tmp_path, scene, overlaid, un
     with Viewer(at.sink.endpoint, **keys(ring)) as viewer:
         at.sees(viewer)
         assert (viewer.problem, viewer.refused, at.sink.viewers) == ("", 0, 1)
-    with ZeroMqSink(f"ipc://{tmp_path}/door", options=locked(ring)) as sink, Viewer(sink.uri, **keys(ring)) as viewer:
+    with ZeroMqSink(locked(ring, f"ipc://{tmp_path}/door")) as sink, Viewer(sink.uri, **keys(ring)) as viewer:
         Scene(sink, overlaid, until).sees(viewer)
 
 
@@ -113,7 +115,7 @@ def test_a_viewer_without_keys_sees_nothing_and_both_ends_say_why(ring, scene, c
 
 
 def test_a_viewer_with_keys_is_told_that_the_server_has_none(ring, scene, caplog):
-    at = scene(SinkOptions())
+    at = scene(ANY)
     with Viewer(at.sink.endpoint, **keys(ring)) as viewer:
         at.refuses(viewer, {"keys not asked for", "hung up"}, "the server asks for no keys")
     assert "this stream has none" in caplog.text or "a viewer with other keys" in caplog.text
@@ -185,7 +187,7 @@ def test_a_browser_that_knocks_harms_nobody(ring, scene):
 def test_an_address_that_others_reach_wants_keys_or_the_word(uri):
     with pytest.raises(SinkError, match=r"keys new keys.*--curve-keys.*--insecure"):
         ZeroMqSink(uri)
-    assert ZeroMqSink(uri, options=SinkOptions(insecure=True)).uri == uri
+    assert ZeroMqSink(ZeroMqSettings(uri=uri, insecure=True)).uri == uri
 
 
 @pytest.mark.parametrize("uri", ["tcp://127.0.0.1:0", "tcp://localhost:5555", "tcp://[::1]:0", "ipc:///tmp/x"])
@@ -194,14 +196,11 @@ def test_an_address_that_only_this_machine_reaches_needs_none(uri):
 
 
 def test_keys_without_a_list_are_refused_at_once(ring):
-    options = SinkOptions(curve_secret_key_file=str(ring / "server.key_secret"))
-    with pytest.raises(SinkError, match="keys without a list"):
-        ZeroMqSink(ANY, options=options)
+    secret = str(ring / "server.key_secret")
+    with pytest.raises(SinkError, match=r"curve.authorized_keys.*required"):
+        build_sink(ANY, curve={"secret_key_file": secret})
     with pytest.raises(ConfigError, match="no such file or folder"):
-        ZeroMqSink(
-            ANY,
-            options=SinkOptions(curve_secret_key_file=str(ring / "server.key_secret"), curve_authorized_keys="gone"),
-        )
+        build_sink(ANY, curve={"secret_key_file": secret, "authorized_keys": "gone"})
 
 
 def test_secret_files_are_their_owners_alone_and_nothing_is_overwritten(ring):

@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 import pytest
 
-from overlays.sinks.options import SinkOptions
 from overlays.sinks.registry import build_sink
+from overlays.sinks.settings import CurveSettings, ZeroMqSettings
 from overlays.sinks.zeromq import ZeroMqSink
 from overlays.wire.curve.keys import create_keyring
 from pipeline.ports import Sink
@@ -79,11 +79,10 @@ def test_an_example_of_the_viewer_prints_what_comes(example, tmp_path, monkeypat
     create_keyring(tmp_path)
     (tmp_path / "viewer.key").write_bytes((tmp_path / "allowed" / "viewer.key").read_bytes())
     monkeypatch.chdir(tmp_path)
-    options = SinkOptions()
+    settings = ZeroMqSettings(uri="tcp://127.0.0.1:0")
     if "key=" in example:
-        options = SinkOptions(
-            curve_secret_key_file=str(tmp_path / "server.key_secret"), curve_authorized_keys="allowed"
-        )
+        curve = CurveSettings(secret_key_file=str(tmp_path / "server.key_secret"), authorized_keys="allowed")
+        settings = settings.model_copy(update={"curve": curve})
     printed, stop = [], threading.Event()
 
     def say(*words):
@@ -91,7 +90,7 @@ def test_an_example_of_the_viewer_prints_what_comes(example, tmp_path, monkeypat
         if len(printed) == 2:
             raise EnoughError
 
-    with ZeroMqSink("tcp://127.0.0.1:0", options=options) as sink:
+    with ZeroMqSink(settings) as sink:
 
         def put():
             index = 0

@@ -20,6 +20,7 @@ from overlays.wire.message import decode_message, encode
 from overlays.wire.viewer import ReceivedFrame, Viewer
 from pipeline.frames import DeletionCheck, GuardState, HeatmapStats, Overlay, SignalLoss
 from pipeline.result import RunResult
+from pipeline.settings import SinkContext
 from pipeline.stats import RunStats
 from tests.overlays.conftest import figures
 from tests.support.logs import log_lines
@@ -217,7 +218,7 @@ def test_a_publisher_of_ever_new_cameras_gets_only_so_many_passed_on_to_any_sink
 def test_cameras_that_were_named_are_passed_on_among_any_number_of_others(tmp_path, overlaid):
     names = [f"camera {k}" for k in range(MAX_CAMERAS + 40)]
     stop = threading.Event()
-    with VideoSink(tmp_path / "seen.mp4", cameras=(names[-1],)) as films:
+    with VideoSink(tmp_path / "seen.mp4", SinkContext(cameras=(names[-1],))) as films:
         seen = forward(Publisher(overlaid, names), [films], stop=stop, cameras=[names[-1]], say=lambda _text: None)
     assert [path.name for path in tmp_path.iterdir()] == ["seen.mp4"]
     assert (seen.frames, seen.left_out) == (1, 0)

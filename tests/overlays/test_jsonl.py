@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 
 from overlays.sinks.jsonl import JsonlSink
+from overlays.sinks.settings import JsonlSettings
 from overlays.wire.message import decode_header
 from pipeline.errors import DataLossError, SinkError
+from pipeline.settings import SinkContext
 from tests.support.limits import PROGRAM_SECONDS
 from tests.support.logs import log_lines, run_lines
 
@@ -71,7 +73,7 @@ def test_a_log_is_continued_by_every_run_and_each_begins_with_a_line_of_its_own(
         pass
     assert path.read_text() == old, "a run without an explanation leaves nothing"
     for number, cameras in enumerate([("line",), ("line", "door")]):
-        with JsonlSink(path, cameras=cameras, wall_clock=lambda: 1_800_000_000.25) as sink:
+        with JsonlSink(path, SinkContext(cameras=cameras), wall_clock=lambda: 1_800_000_000.25) as sink:
             for index in range(2):
                 sink.put(overlaid(index=10 * number + index, camera=cameras[-1]))
     assert path.read_text().startswith(old)
@@ -88,7 +90,7 @@ def test_a_log_is_continued_by_every_run_and_each_begins_with_a_line_of_its_own(
 def test_a_log_is_replaced_where_that_is_asked_for_and_said(tmp_path, overlaid, caplog):
     path = tmp_path / "out.jsonl"
     path.write_text("{}\n" * 5)
-    with JsonlSink(path, replace=True) as sink:
+    with JsonlSink(JsonlSettings(uri=str(path), mode="replace")) as sink:
         assert path.read_text() == "{}\n" * 5, "not before the first line comes"
         for index in range(3):
             sink.put(overlaid(index=index))

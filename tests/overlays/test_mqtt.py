@@ -20,13 +20,15 @@ import pytest
 
 paho = pytest.importorskip("paho.mqtt.client")
 
+
 from overlays.sinks.mqtt import sink as mqtt_sink  # noqa: E402
 from overlays.sinks.mqtt.sink import MAX_WAITING, MqttSink  # noqa: E402
-from overlays.sinks.options import MqttOptions, SinkOptions  # noqa: E402
+from overlays.sinks.settings import MqttSettings  # noqa: E402
 from pipeline.errors import DataLossError, SinkError  # noqa: E402
 from pipeline.loop import Pipeline  # noqa: E402
 from pipeline.ports import HasMetrics, HasProblems, Sink  # noqa: E402
 from pipeline.result import RunLimits  # noqa: E402
+from pipeline.settings import Secret, SinkContext  # noqa: E402
 from tests.overlays.conftest import explain  # noqa: E402
 from tests.support.broker import MOSQUITTO, Broker, free_port  # noqa: E402
 from tests.support.descriptors import open_things  # noqa: E402
@@ -80,8 +82,10 @@ class Listener:
 
 
 @contextmanager
-def telling(uri, **options):
-    sink = MqttSink(uri, cameras=("line",), options=SinkOptions(max_rate=options.pop("max_rate", 1e9), **options))
+def telling(uri, login=None, **options):
+    secrets = {} if login is None else {"credentials_file": Secret(login)}
+    settings = MqttSettings.model_construct(uri=uri, **{"max_rate": 1e9, **options})
+    sink = MqttSink(settings, SinkContext(("line",), secrets))
     with sink:
         yield sink
 
@@ -124,7 +128,7 @@ def test_findings_states_and_our_presence_are_heard(broker, overlaid, until):
 
 def test_two_runs_that_share_a_topic_say_each_whether_it_is_there(broker, overlaid, until):
     with Listener(broker.port) as listener, telling(broker.uri) as east:
-        with telling(broker.uri, mqtt=MqttOptions(status_topic="west")) as west:
+        with telling(broker.uri, status_topic="west") as west:
             connected(east, until)
             connected(west, until)
             west.put(overlaid(camera="line"))
@@ -136,7 +140,7 @@ def test_two_runs_that_share_a_topic_say_each_whether_it_is_there(broker, overla
 
 def test_a_change_of_label_is_told_at_once_and_the_rest_at_the_rate(broker, overlaid, until):
     now = [0.0]
-    sink = MqttSink(broker.uri, options=SinkOptions(max_rate=1.0), clock=lambda: now[0])
+    sink = MqttSink(MqttSettings(uri=broker.uri, max_rate=1.0), clock=lambda: now[0])
     with Listener(broker.port) as listener, sink:
         connected(sink, until)
         for index in range(100):
@@ -150,7 +154,7 @@ def test_a_change_of_label_is_told_at_once_and_the_rest_at_the_rate(broker, over
 def test_a_broker_that_comes_late_gets_what_qos_1_kept_and_qos_0_did_not(tmp_path, overlaid, until, caplog):
     late = Broker(tmp_path, "allow_anonymous true")
     with (
-        telling(late.uri, mqtt=MqttOptions(qos=1)) as careful,
+        telling(late.uri, qos=1) as careful,
         telling(late.uri.replace("plant", "other")) as careless,
     ):
         for index in range(MAX_WAITING + 10):
@@ -170,7 +174,7 @@ def test_a_broker_that_comes_late_gets_what_qos_1_kept_and_qos_0_did_not(tmp_pat
 
 def test_a_broker_that_goes_and_comes_back_is_found_again(tmp_path, overlaid, until):
     place = Broker(tmp_path, "allow_anonymous true")
-    with telling(place.uri, mqtt=MqttOptions(qos=1)) as sink:
+    with telling(place.uri, qos=1) as sink:
         with place, Listener(place.port) as listener:
             connected(sink, until)
             sink.put(overlaid(index=1))
@@ -254,7 +258,7 @@ def test_leaving_closes_every_socket_itself(broker, until, there):
 @pytest.mark.parametrize("when", ["before", "while"])
 def test_a_broker_that_stands_still_holds_nobody_up_and_fills_no_memory(broker, overlaid, until, when):
     other = Counting()
-    sink = MqttSink(broker.uri, options=SinkOptions(max_rate=1e9, mqtt=MqttOptions(qos=1)))
+    sink = MqttSink(MqttSettings.model_construct(uri=broker.uri, max_rate=1e9, qos=1))
     with pytest.raises(DataLossError, match=r"not every finding reached the broker.* lost"), sink:  # noqa: PT012
         if when == "while":
             connected(sink, until)
@@ -276,14 +280,13 @@ def test_a_password_is_asked_for_told_in_words_and_never_shown(tmp_path, overlai
         book.chmod(0o644)
     caplog.set_level(logging.DEBUG)
     with Broker(tmp_path, "allow_anonymous false", f"password_file {book}") as broker:
-        for mqtt_options in (MqttOptions(user="eve", password="wrong-wrong"), MqttOptions()):  # noqa: S106
-            with telling(broker.uri, mqtt=mqtt_options) as sink:
+        for login in ("eve:wrong-wrong", None):
+            with telling(broker.uri, login=login) as sink:
                 until(lambda sink=sink: sink.idle() or "refuses us" in sink.problem)
                 assert "uthori" in sink.problem
-        right = MqttOptions(user="eve", password="hunter2-hunter2")  # noqa: S106
-        with telling(broker.uri, mqtt=right) as sink:
+        with telling(broker.uri, login="eve:hunter2-hunter2") as sink:
             connected(sink, until)
-            shown = f"{right} {sink.uri} {vars(sink)}"
+            shown = f"{Secret('eve:hunter2-hunter2')} {sink.uri} {sink._settings}"
     assert "hunter2" not in caplog.text + shown
     assert "wrong-wrong" not in caplog.text
 
@@ -306,12 +309,12 @@ def test_with_tls_the_broker_must_be_who_it_says(tmp_path, overlaid, until):
         uri = broker.uri.replace("mqtt:", "mqtts:")
         with telling(uri) as sink:
             until(lambda: sink.idle() or "certificate" in sink.problem)
-        with telling(uri, mqtt=MqttOptions(ca_file=str(certificate))) as sink:
+        with telling(uri, ca_file=str(certificate)) as sink:
             connected(sink, until)
     with pytest.raises(SinkError, match=r"ca_file .*cannot be read"):
-        MqttSink("mqtts://host/t", options=SinkOptions(mqtt=MqttOptions(ca_file=str(tmp_path / "none"))))
+        MqttSink(MqttSettings(uri="mqtts://host/t", ca_file=str(tmp_path / "none")))
     with pytest.raises(SinkError, match=r"ca_file .*write mqtts://"):
-        MqttSink("mqtt://host/t", options=SinkOptions(mqtt=MqttOptions(ca_file=str(certificate))))
+        MqttSink(MqttSettings(uri="mqtt://host/t", ca_file=str(certificate)))
 
 
 def test_a_password_in_the_address_is_refused_and_not_repeated():
@@ -322,7 +325,7 @@ def test_a_password_in_the_address_is_refused_and_not_repeated():
 
 def test_cameras_that_would_share_their_topics_are_refused():
     with pytest.raises(SinkError, match="'a/b' and 'a_b' would share the topic 't/a_b/finding'; rename one"):
-        MqttSink("mqtt://host/t", cameras=("a/b", "a_b"))
+        MqttSink("mqtt://host/t", SinkContext(cameras=("a/b", "a_b")))
 
 
 def test_while_the_broker_is_being_called_the_trouble_has_words():
@@ -334,7 +337,7 @@ def test_while_the_broker_is_being_called_the_trouble_has_words():
 
 def test_every_photo_of_a_folder_is_told_however_fast_they_come(broker, overlaid, until):
     with Listener(broker.port) as listener:
-        sink = MqttSink(broker.uri, cameras=("parts",))
+        sink = MqttSink(broker.uri, SinkContext(cameras=("parts",)))
         with sink:
             for index in range(60):  # long before the broker has answered
                 sink.put(overlaid(camera="parts", index=index, source_name=f"{index}.jpg"))
@@ -347,7 +350,7 @@ def test_more_findings_of_a_file_than_may_wait_are_all_told(broker, overlaid, un
     monkeypatch.setattr(mqtt_sink, "MAX_WAITING", 20)
     monkeypatch.setattr(mqtt_sink, "_PATIENCE_SECONDS", 30.0)
     with Listener(broker.port) as listener:
-        with MqttSink(broker.uri, cameras=("film",)) as sink:
+        with MqttSink(broker.uri, SinkContext(cameras=("film",))) as sink:
             for index in range(300):
                 sink.put(overlaid(camera="film", index=index, source_name="film.mp4"))
         until(lambda: len(listener.told("/finding")) == 300)
@@ -356,7 +359,7 @@ def test_more_findings_of_a_file_than_may_wait_are_all_told(broker, overlaid, un
 
 def test_what_a_rate_leaves_out_is_counted_as_that_and_not_as_told(broker, overlaid, until):
     now = [0.0]
-    sink = MqttSink(broker.uri, options=SinkOptions(max_rate=1.0), clock=lambda: now[0])
+    sink = MqttSink(MqttSettings(uri=broker.uri, max_rate=1.0), clock=lambda: now[0])
     with sink:
         connected(sink, until)
         for index in range(30):
@@ -374,8 +377,8 @@ def test_findings_that_a_broker_refuses_are_counted_said_and_an_error(tmp_path, 
     access.chmod(0o644)
     tmp_path.chmod(0o755)
     with Broker(tmp_path, "allow_anonymous true", f"acl_file {access}") as place:
-        options = SinkOptions(max_rate=1e9, mqtt=MqttOptions(qos=qos))
-        sink = MqttSink(place.uri, cameras=("line", "good"), options=options)
+        settings = MqttSettings.model_construct(uri=place.uri, max_rate=1e9, qos=qos)
+        sink = MqttSink(settings, SinkContext(cameras=("line", "good")))
         with pytest.raises(DataLossError, match="14 refused by it"), sink:  # noqa: PT012 - it is raised on leaving
             connected(sink, until)
             for index in range(14):
@@ -471,7 +474,7 @@ def test_a_broker_that_confirms_a_little_now_and_then_does_not_hold_up_the_end(o
     monkeypatch.setattr(mqtt_sink, "_PATIENCE_SECONDS", 2.0)
     monkeypatch.setattr(mqtt_sink, "_SLOWEST_RATE", 1000.0)
     with Dripping() as place:
-        sink = MqttSink(place.uri, cameras=("parts",), options=SinkOptions(mqtt=MqttOptions(qos=1)))
+        sink = MqttSink(MqttSettings(uri=place.uri, qos=1), SinkContext(cameras=("parts",)))
         with pytest.raises(DataLossError, match="lost"), sink:  # noqa: PT012
             for index in range(900):  # 45 seconds
                 sink.put(overlaid(camera="parts", index=index, source_name=f"{index}.jpg"))
@@ -517,7 +520,7 @@ def test_findings_that_make_a_broker_hang_up_again_and_again_are_given_up(until,
     with Scripted(*[ACCEPTED_V5 + b"\xe0\x02\x95\x00"] * 12) as hostile:
         with (
             contextlib.suppress(DataLossError),
-            telling(hostile.uri, mqtt=MqttOptions(qos=1)) as sink,
+            telling(hostile.uri, qos=1) as sink,
         ):
             sink.put(overlaid())
             until(lambda: sink.idle() or "under way are given up" in caplog.text, 20)

@@ -15,8 +15,8 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from overlays.sinks.options import SinkOptions
 from overlays.sinks.web import WebSink
+from pipeline.settings import Secret, SinkContext
 from tests.support.broker import free_port
 from tests.support.limits import LIMIT_SECONDS
 
@@ -73,8 +73,8 @@ def test_documented_proxies_serve_the_page_on_another_port_and_below_a_path(tmp_
     assert len(blocks) == 2
     dropping = blocks[0].replace("location /", "location /drops/").replace("8000;", "8000/;", 1)
     blocks.append(dropping.replace("$http_host", "$host"))  # as many have it
-    options = SinkOptions(token=TOKEN)
-    with WebSink("http://127.0.0.1:0", cameras=("line",), options=options) as sink:
+    context = SinkContext(("line",), {"token_file": Secret(TOKEN)})
+    with WebSink("http://127.0.0.1:0", context) as sink:
         sink.put(overlaid())
         with proxy(tmp_path, urlsplit(sink.endpoint).port, blocks) as port:
             site = f"http://127.0.0.1:{port}"

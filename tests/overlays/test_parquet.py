@@ -24,6 +24,7 @@ from overlays.records.replay import BlankFrameSource, LoggedExplainer  # noqa: E
 from overlays.sinks import parquet  # noqa: E402
 from overlays.sinks.jsonl import JsonlSink  # noqa: E402
 from overlays.sinks.parquet import ParquetSink, parts_of  # noqa: E402
+from overlays.sinks.settings import ParquetSettings  # noqa: E402
 from overlays.wire.message import explanation_record  # noqa: E402
 from pipeline.errors import DataLossError, SinkError, SourceError, WireVersionError  # noqa: E402
 from pipeline.frames import Box, Explanation, Finding, Frame, GroundTruth, SignalLoss  # noqa: E402
@@ -151,7 +152,7 @@ def test_a_table_is_replaced_where_that_is_asked_for_when_the_new_one_is_whole(t
     with ParquetSink(path) as sink:
         sink.put(overlaid(index=1))
     before = path.read_bytes()
-    with ParquetSink(path, replace=True) as sink:
+    with ParquetSink(ParquetSettings(uri=str(path), mode="replace")) as sink:
         sink.put(overlaid(index=2))
         assert path.read_bytes() == before
     assert indices(path) == [2]

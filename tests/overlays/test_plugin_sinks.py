@@ -18,13 +18,20 @@ ROOT = Path(__file__).resolve().parents[2]
 CSV = """
 import csv
 
+from pipeline.settings import SinkSettings
+
+class CsvSettings(SinkSettings):
+    delimiter: str = ","
+
 class CsvSink:
     lossless = True
-    def __init__(self, uri, cameras, options):
-        self.uri = uri
+    settings_model = CsvSettings
+    def __init__(self, settings, context):
+        self.uri = settings.uri
+        self._delimiter = settings.delimiter
     def __enter__(self):
         self._file = open(self.uri, "w", newline="")
-        self._rows = csv.writer(self._file)
+        self._rows = csv.writer(self._file, delimiter=self._delimiter)
         return self
     def __exit__(self, *_):
         self._file.close()
@@ -41,11 +48,11 @@ class Half:
     def put(self, overlay):
         pass
 
-def half(uri, cameras, options):
+def half(settings, context):
     return Half()
 
-def angry(uri, cameras, options):
-    raise RuntimeError(f"no licence for {uri}" if "@" in uri else "no licence")
+def angry(settings, context):
+    raise RuntimeError(f"no licence for {settings.uri}" if "@" in settings.uri else "no licence")
 """
 
 ENTRIES = """
@@ -78,11 +85,16 @@ def test_a_package_adds_a_kind_by_its_entry_point(installed, tmp_path, overlaid)
     with build_sink(str(path), cameras=["line"]) as sink:
         sink.put(overlaid(index=7, label="scratch", score=0.5))
     assert path.read_text() == "line,7,scratch,0.5\n"
+    with build_sink(f"{path}?delimiter=;") as sink:
+        sink.put(overlaid(index=7, label="scratch", score=0.5))
+    assert path.read_text() == "line;7;scratch;0.5\n"
+    with pytest.raises(SinkError, match=r"delimiter: is not an option of a JSON log \(\.jsonl\); \.csv have it"):
+        build_sink("out.jsonl", delimiter=";")
 
 
 def test_the_house_keeps_its_own_kinds(installed):
     assert type(build_sink("out.mp4")).__name__ == "VideoSink"
-    assert ".mp4" in SINKS
+    assert ".mp4" in SINKS.having("crf")
 
 
 @pytest.mark.parametrize(
@@ -90,8 +102,8 @@ def test_the_house_keeps_its_own_kinds(installed):
     [
         ("half://x", r"acme-sinks gives a Half, which lacks needs_image, idle, __enter__, __exit__; see docs/python"),
         ("angry://secret", "acme-sinks fails to make it .*no licence"),
-        ("angry://user:secret@host", "acme-sinks fails to make it .RuntimeError; its words are left out"),
-        ("gone://x", "acme-sinks fails to make it .*nothing"),
+        ("angry://user:secret@host", "acme-sinks fails to make it .RuntimeError: its message is left out"),
+        ("gone://x", "acme-sinks cannot be used .*nothing"),
         ("out.cvs", r"Did you mean '\.csv'"),
     ],
 )

@@ -20,7 +20,7 @@ from websockets.sync.client import connect
 from overlays.sinks.clips.sink import ClipSink
 from overlays.sinks.clips.writer import ClipWriter
 from overlays.sinks.jsonl import JsonlSink
-from overlays.sinks.options import ClipOptions, SinkOptions
+from overlays.sinks.settings import ClipSettings, CurveSettings, ZeroMqSettings
 from overlays.sinks.web import WebSink
 from overlays.sinks.zeromq import ZeroMqSink
 from overlays.wire.curve.handshake_errors import REFUSALS
@@ -34,6 +34,7 @@ from pipeline.guards.monitor import DriftTracking, ExplanationMonitor
 from pipeline.loop import Pipeline
 from pipeline.ports import HasMetrics, HasProblems, MetricSample
 from pipeline.result import RunLimits, RunObserver, RunResult
+from pipeline.settings import SinkContext
 from pipeline.stats import RunStats
 from tests.overlays.conftest import figures
 from tests.support.fakes import FakeSource
@@ -103,13 +104,13 @@ class Plain:
 @contextmanager
 def about(*sinks):
     """A page that is told of a run with these sinks beside it."""
-    with WebSink(ANY, cameras=("line",)) as page:
+    with WebSink(ANY, SinkContext(cameras=("line",))) as page:
         page.on_run_start(RunResult(RunStats(["line"]), [], [], parts=(*sinks, page)))
         yield page
 
 
 def test_the_figures_are_the_runs_own(explained):
-    with WebSink(ANY, cameras=("a", "b")) as sink:
+    with WebSink(ANY, SinkContext(cameras=("a", "b"))) as sink:
         assert isinstance(sink, RunObserver)
         sources = [(FakeSource(20, "a"), "wait"), (FakeSource(10, "b"), "wait")]
         Pipeline(
@@ -146,7 +147,7 @@ class Aged(FakeSource):
 
 
 def test_frames_that_were_too_old_are_told_apart_from_those_the_engine_had_no_time_for(explained):
-    with WebSink(ANY, cameras=("a",)) as sink:
+    with WebSink(ANY, SinkContext(cameras=("a",))) as sink:
         limits = RunLimits(queue_frames=30, max_age_seconds=30.0)
         outcome = Pipeline(
             [(Aged(20, "a"), "drop-oldest")], Explaining(explained), Plain(), [sink], limits=limits,
@@ -164,10 +165,8 @@ def test_frames_that_were_too_old_are_told_apart_from_those_the_engine_had_no_ti
 def test_who_looks_on_over_the_network_is_counted_with_the_others(tmp_path, overlaid, until):
     create_keyring(tmp_path / "keys")
     ring = tmp_path / "keys"
-    options = SinkOptions(
-        curve_secret_key_file=str(ring / "server.key_secret"), curve_authorized_keys=str(ring / "allowed")
-    )
-    with ZeroMqSink("tcp://127.0.0.1:0", options=options) as network, about(network) as page:
+    curve = CurveSettings(secret_key_file=str(ring / "server.key_secret"), authorized_keys=str(ring / "allowed"))
+    with ZeroMqSink(ZeroMqSettings(uri="tcp://127.0.0.1:0", curve=curve)) as network, about(network) as page:
         told = dict(figures(page))
         assert [told[f"recipro_handshake_failures_total {kind}"] for kind in REFUSALS] == [0] * len(REFUSALS)
         with Viewer(network.endpoint, key=ring / "viewer.key_secret", server_key=str(ring / "server.key")):
@@ -195,8 +194,8 @@ def test_a_full_disk_is_told_by_figures_and_on_the_page_until_there_is_room(tmp_
 
     monkeypatch.setattr(ClipWriter, "add", adding)
     now = [0.0]
-    options = SinkOptions(clips=ClipOptions(budget_bytes=1 << 20))
-    clips = ClipSink(f"{tmp_path}/", cameras=("line",), options=options, clock=lambda: now[0])
+    settings = ClipSettings(uri=f"{tmp_path}/", disk_budget_mib=1)
+    clips = ClipSink(settings, SinkContext(cameras=("line",)), clock=lambda: now[0])
     assert isinstance(clips, HasMetrics)
     assert isinstance(clips, HasProblems)
 
@@ -254,7 +253,7 @@ def test_a_sink_that_closed_is_named_on_the_page(explained):
         def __exit__(self, *_):
             pass
 
-    with WebSink(ANY, cameras=("a",)) as page:
+    with WebSink(ANY, SinkContext(cameras=("a",))) as page:
         source = [(FakeSource(20, "a"), "wait")]
         Pipeline(
             source, Explaining(explained), Plain(), [page, Broken()], limits=RunLimits(), stop=threading.Event()
@@ -268,11 +267,11 @@ def test_a_sink_that_closed_is_named_on_the_page(explained):
 def test_the_dashboard_asks_for_figures_that_there_are(explained, tmp_path):
     dashboard = json.loads((ROOT / "docs" / "grafana.json").read_text())
     asks = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
-    options = SinkOptions(clips=ClipOptions(budget_bytes=1 << 20))
+    settings = ClipSettings(uri=f"{tmp_path}/", disk_budget_mib=1)
     with (
-        WebSink(ANY, cameras=("a",)) as sink,
+        WebSink(ANY, SinkContext(cameras=("a",))) as sink,
         ZeroMqSink("tcp://127.0.0.1:0") as network,
-        ClipSink(f"{tmp_path}/", cameras=("a",), options=options) as clips,
+        ClipSink(settings, SinkContext(cameras=("a",))) as clips,
     ):
         mqtt = pytest.importorskip("overlays.sinks.mqtt.sink").MqttSink("mqtt://127.0.0.1:1")
         parts = [sink, network]

@@ -15,10 +15,11 @@ from overlays.records.replay import BlankFrameSource, LoggedExplainer, RealTimeS
 from overlays.render.renderer import HeatRenderer
 from overlays.sinks.clips.sink import ClipSink
 from overlays.sinks.jsonl import JsonlSink
-from overlays.sinks.options import ClipOptions, SinkOptions
+from overlays.sinks.settings import ClipSettings
 from pipeline.errors import SourceError, WireVersionError
 from pipeline.frames import Box, Frame, GroundTruth, Overlay
 from pipeline.ports import Explainer, Source
+from pipeline.settings import SinkContext
 from tests.overlays.conftest import explain
 from tests.support.logs import log_lines
 
@@ -205,7 +206,7 @@ def test_a_frame_larger_than_any_picture_is_shown_smaller(tmp_path):
 
 def runs_of(path, *runs):
     for indices in runs:
-        with JsonlSink(path, cameras=("line",)) as sink:
+        with JsonlSink(path, SinkContext(cameras=("line",))) as sink:
             for index in indices:
                 heat = heat_of(index + 10 * len(indices))
                 explanation = explain(index=index, pts_seconds=index / RATE, heat=heat)
@@ -249,8 +250,7 @@ def test_a_photo_is_found_by_its_name_though_others_have_come_and_gone(tmp_path,
 
 
 def test_the_log_beside_a_clip_lies_on_the_clips_own_pictures(tmp_path, overlaid):
-    options = SinkOptions(clips=ClipOptions(rotate_seconds=1.0))
-    with ClipSink(f"{tmp_path}/", cameras=("line",), options=options) as sink:
+    with ClipSink(ClipSettings(uri=f"{tmp_path}/", rotate_seconds=1.0), SinkContext(cameras=("line",))) as sink:
         for index in range(65):
             sink.put(overlaid(index=index, pts_seconds=index / RATE, heat=heat_of(index)))
     for number, film in enumerate(sorted(tmp_path.glob("*.mp4"))):

@@ -15,8 +15,8 @@ import pytest
 from overlays.sinks.disk import HandleReserve
 from overlays.sinks.jsonl import JsonlSink
 from overlays.sinks.locks import claimed, to_claim
-from overlays.sinks.paths import fresh_paths, parse_target
-from overlays.sinks.registry import build_sink
+from overlays.sinks.paths import fresh_paths
+from overlays.sinks.registry import SINKS, build_sink
 from pipeline.errors import SinkError
 from tests.support.logs import log_lines
 
@@ -69,15 +69,15 @@ def test_a_name_that_the_system_takes_is_written_whatever_its_bytes(tmp_path, ki
 
 
 @pytest.mark.parametrize("kind", [".jsonl", ".parquet", ".mp4", ".mkv"])
-def test_a_file_has_the_setting_mode_and_no_other(tmp_path, kind):
-    path = tmp_path / f"out{kind}"
-    assert parse_target(f"{path}?mode=replace") == (path, True)
-    assert parse_target(f"{path}?mode=keep") == parse_target(str(path)) == (path, False)
-    assert parse_target(f"{tmp_path}/what?{kind}") == (tmp_path / f"what?{kind}", False)
-    for wrong, said in (("mode=append", "keep"), ("mode=", "keep"), ("rate=5", "'rate' is no setting")):
+def test_file_has_the_option_mode(tmp_path, kind):
+    path = f"{tmp_path}/out{kind}"
+    assert SINKS.settings(f"{path}?mode=replace").mode == "replace"
+    assert SINKS.settings(f"{path}?mode=keep") == SINKS.settings(path, mode="keep")
+    assert SINKS.settings(f"{tmp_path}/what?{kind}").uri == f"{tmp_path}/what?{kind}"
+    for wrong, said in (("mode=append", "keep"), ("mode=", "keep"), ("rat=5", "rat: unknown key")):
         with pytest.raises(SinkError, match=said):
             build_sink(f"{path}?{wrong}", cameras=["a"])
-    with pytest.raises(SinkError, match="leave it out"):
+    with pytest.raises(SinkError, match="mode: is not an option of a folder of clips"):
         build_sink(f"{tmp_path}/clips/?mode=replace", cameras=["a"])
 
 

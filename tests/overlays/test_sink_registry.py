@@ -2,19 +2,29 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
-from overlays.sinks.options import ClipOptions, MqttOptions
-from overlays.sinks.registry import SINKS, SinkOptions, build_sink
-from overlays.wire.curve.keys import create_keyring
+from overlays.sinks.registry import SINKS, build_sink
 from pipeline.errors import SinkError
+from pipeline.kinds import Kind
 from pipeline.ports import Sink
+from pipeline.settings import SinkContext
 from tests.support.limits import PROGRAM_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
-WIRES = {"tcp://127.0.0.1:5555", "ipc:///tmp/o"}
+ADDRESSES = {
+    "tcp://": "tcp://127.0.0.1:5555",
+    "ipc://": "ipc:///tmp/o",
+    "http://": "http://127.0.0.1:8000",
+    "mqtt://": "mqtt://127.0.0.1/plant",
+    "mqtts://": "mqtts://127.0.0.1/plant",
+    "/": "clips/",
+    "window": "window",
+}
 
 
 @pytest.mark.parametrize(
@@ -82,32 +92,104 @@ def test_an_address_that_is_written_wrong_is_refused_at_once(uri):
         build_sink(uri)
 
 
+OPTIONS = sorted({name for kind in SINKS.kinds for name in kind.settings.model_fields} - {"uri"})
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_option_of_another_kind_is_refused_with_the_kinds_that_have_it(option):
+    for kind in SINKS.kinds:
+        for key in kind.keys:
+            uri = ADDRESSES.get(key, f"out{key}")
+            if option in kind.settings.model_fields:
+                default = kind.settings.model_fields[option].default
+                assert getattr(SINKS.settings(uri, **{option: default}), option) == default
+            else:
+                with pytest.raises(SinkError, match=f"is not an option of a {kind.name}") as refused:
+                    SINKS.settings(uri, **{option: 1})
+                for having in SINKS.having(option):
+                    assert having in str(refused.value)
+
+
+def test_options_behind_a_path_set_the_fields(tmp_path):
+    settings = SINKS.settings("out.mp4?crf=28&preset=fast")
+    assert (settings.uri, settings.crf, settings.preset) == ("out.mp4", 28, "fast")
+    clips = SINKS.settings("clips/?record_when=label=scratch%26score>0.5&rotate_seconds=60")
+    assert (clips.uri, clips.record_when, clips.rotate_seconds) == ("clips/", "label=scratch&score>0.5", 60.0)
+    there = tmp_path / "what?crf=1.mp4"
+    there.touch()
+    assert SINKS.settings(str(there)).uri == str(there)
+    assert SINKS.settings("http://127.0.0.1:8000/?quality=5").quality == 80, "an address keeps its query"
+
+
 @pytest.mark.parametrize(
-    ("asked", "takers", "said"),
+    ("uri", "options", "message"),
     [
-        ({"clips": ClipOptions(when="score>0.5")}, {"clips/"}, "slash at its end"),
-        ({"mqtt": MqttOptions(qos=1)}, {"mqtt://127.0.0.1/plant"}, "mqtts://broker"),
-        (
-            {"curve_secret_key_file": "keys/server.key_secret", "curve_authorized_keys": "keys/allowed"},
-            {"tcp://127.0.0.1:5555", "ipc:///tmp/o"},
-            "token_file",
-        ),
-        ({"token": "correct-horse-battery"}, {"http://127.0.0.1:8000"}, "curve"),
-        ({"scale": 0.5}, WIRES, "scale is for"),
-        ({"max_rate": 5.0}, WIRES | {"mqtt://127.0.0.1/plant"}, "max_rate is for"),
-        ({"jpeg_quality": 50}, WIRES | {"http://127.0.0.1:8000"}, "quality is for"),
+        ("out.mp4?crf=99", {}, "crf='99'.*less than or equal to 51"),
+        ("out.mp4?crff=9", {}, "Did you mean 'crf'"),
+        ("out.mp4?crf=9&crf=8", {}, "crf is given twice"),
+        ("out.mp4?crf=9", {"crf": 8}, "crf is given in the URI and as a key"),
+        ("out.mp4", {"preset": "fastish"}, "preset='fastish'"),
     ],
 )
-def test_an_option_that_would_do_nothing_is_refused(asked, takers, said, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    create_keyring(tmp_path / "keys")
-    doors = {"tcp://127.0.0.1:5555", "ipc:///tmp/o", "http://127.0.0.1:8000", "mqtt://127.0.0.1/plant", "clips/"}
-    for uri in doors | {"window", "out.mp4", "out.jsonl", "out.parquet"}:
-        if uri in takers:
-            build_sink(uri, cameras=["a"], options=SinkOptions(**asked))
-        else:
-            with pytest.raises(SinkError, match=said):
-                build_sink(uri, cameras=["a"], options=SinkOptions(**asked))
+def test_wrong_option_names_the_sink_the_value_and_the_rule(uri, options, message):
+    with pytest.raises(SinkError, match=message) as refused:
+        build_sink(uri, **options)
+    assert uri in str(refused.value)
+
+
+def test_settings_are_frozen():
+    settings = SINKS.settings("out.mp4")
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.crf = 1
+
+
+def test_sink_with_an_option_of_its_own_is_one_file_and_one_line(tmp_path, monkeypatch, overlaid):
+    (tmp_path / "text_sink.py").write_text(TEXT_SINK)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    from text_sink import TextSettings
+
+    line = Kind("text file", (".txt",), TextSettings, "text_sink:TextSink")
+    registry = replace(SINKS, kinds=(*SINKS.kinds, line))
+    settings = registry.settings(f"{tmp_path}/out.txt?word=hello")
+    with registry.build(settings, SinkContext()) as sink:
+        sink.put(overlaid(label="scratch"))
+    assert (tmp_path / "out.txt").read_text() == "hello scratch\n"
+    with pytest.raises(SinkError, match=r"word: is not an option of a JSON log .*; \.txt have it"):
+        registry.settings("out.jsonl", word="x")
+    sys.modules.pop("text_sink")
+
+
+TEXT_SINK = """
+from pathlib import Path
+
+from pipeline.settings import SinkSettings
+
+
+class TextSettings(SinkSettings):
+    word: str = "seen"
+
+
+class TextSink:
+    lossless = True
+
+    def __init__(self, settings, context):
+        self.uri, self._word = settings.uri, settings.word
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def needs_image(self, camera):
+        return False
+
+    def put(self, overlay):
+        Path(self.uri).write_text(f"{self._word} {overlay.explanation.first.label}\\n")
+
+    def idle(self):
+        pass
+"""
 
 
 def test_importing_the_table_imports_no_vendor():
@@ -119,9 +201,3 @@ def test_importing_the_table_imports_no_vendor():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=PROGRAM_SECONDS
     )
     assert said.stdout.strip() == "[]"
-
-
-def test_options_are_plain_values_with_defaults():
-    assert SinkOptions().jpeg_quality == 80
-    schemes = {"tcp://", "ipc://", "http://", "mqtt://", "mqtts://"}
-    assert set(SINKS) == {"window", "/", ".mp4", ".mkv", ".jsonl", ".parquet"} | schemes

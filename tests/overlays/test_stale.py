@@ -10,6 +10,7 @@ from overlays.sinks.jsonl import JsonlSink
 from overlays.sinks.video import VideoSink
 from overlays.wire.message import as_overlay, decode_message, encode
 from pipeline.frames import Explanation, Finding, Frame, Overlay, SignalLoss
+from pipeline.settings import SinkContext
 from tests.support.logs import log_lines
 
 SILENCE = SignalLoss(3.5, "waiting", "connection refused")
@@ -90,7 +91,7 @@ def test_a_recording_shows_the_silence_in_its_own_time(tmp_path):
     import av
 
     path = tmp_path / "out.mp4"
-    with VideoSink(path, cameras=("door",)) as sink:
+    with VideoSink(path, SinkContext(cameras=("door",))) as sink:
         for k in range(3):
             one = explanation(index=k, pts=1.0 + 0.1 * k)
             sink.put(Overlay(one.frame.image, one))

@@ -14,9 +14,10 @@ import cv2
 import numpy as np
 import pytest
 
-from overlays.sinks.options import SinkOptions
+from overlays.sinks.settings import VideoSettings
 from overlays.sinks.video import VideoSink, letterbox
 from pipeline.errors import SinkError
+from pipeline.settings import SinkContext
 from tests.support.limits import PROGRAM_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +40,7 @@ def smooth_picture(width, height, seed=0):
 def test_as_many_frames_come_out_as_were_put_in_with_their_timing(tmp_path, overlaid, suffix):
     path = tmp_path / f"out{suffix}"
     times = np.cumsum([0, 0.04, 0.04, 0.5, 0.01, 0.04, 1 / 3, 0.04, 0.0123, 2.0, 0.04])
-    with VideoSink(path, cameras=("line",)) as sink:
+    with VideoSink(path, SinkContext(cameras=("line",))) as sink:
         for index, time in enumerate(times):
             sink.put(overlaid(np.full((48, 64, 3), index * 20, np.uint8), index=index, pts_seconds=7.0 + time))
     film = decoded(path)
@@ -50,7 +51,7 @@ def test_as_many_frames_come_out_as_were_put_in_with_their_timing(tmp_path, over
 
 def test_the_length_of_a_film_counts_its_last_frame(tmp_path, overlaid):
     path = tmp_path / "out.mp4"
-    with VideoSink(path, cameras=("line",)) as sink:
+    with VideoSink(path, SinkContext(cameras=("line",))) as sink:
         for index in range(25):
             sink.put(overlaid(index=index, pts_seconds=index / 25))
     with av.open(str(path)) as film:
@@ -66,7 +67,7 @@ def test_colours_and_sizes_come_back_in_both_decoders(tmp_path, overlaid, size):
     width, height = size
     picture = smooth_picture(width, height)
     path = tmp_path / "out.mp4"
-    with VideoSink(path, cameras=("line",), options=SinkOptions(video_quality=12)) as sink:
+    with VideoSink(VideoSettings(uri=str(path), crf=12), SinkContext(cameras=("line",))) as sink:
         for index in range(3):
             sink.put(overlaid(picture, index=index, pts_seconds=index / 30))
     with av.open(str(path)) as film:
@@ -89,7 +90,7 @@ def test_colours_and_sizes_come_back_in_both_decoders(tmp_path, overlaid, size):
 
 def test_the_colours_are_tagged_for_players(tmp_path, overlaid):
     path = tmp_path / "out.mp4"
-    with VideoSink(path, cameras=("line",)) as sink:
+    with VideoSink(path, SinkContext(cameras=("line",))) as sink:
         sink.put(overlaid())
     with av.open(str(path)) as film:
         codec = film.streams.video[0].codec_context
@@ -97,7 +98,7 @@ def test_the_colours_are_tagged_for_players(tmp_path, overlaid):
 
 
 def test_several_cameras_have_a_file_each_and_one_the_named_file(tmp_path, overlaid):
-    with VideoSink(tmp_path / "out.mp4", cameras=("a/b", "a b", "c")) as sink:
+    with VideoSink(tmp_path / "out.mp4", SinkContext(cameras=("a/b", "a b", "c"))) as sink:
         for camera in ("a/b", "a b", "c", "late"):
             sink.put(overlaid(camera=camera))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.a_b.mp4", "out.a_b_2.mp4", "out.c.mp4", "out.late.mp4"]
@@ -110,7 +111,7 @@ def test_several_cameras_have_a_file_each_and_one_the_named_file(tmp_path, overl
 
 def test_a_change_of_size_is_fitted_into_the_first_and_said_once(tmp_path, overlaid, caplog):
     path = tmp_path / "out.mp4"
-    with caplog.at_level(logging.WARNING), VideoSink(path, cameras=("line",)) as sink:
+    with caplog.at_level(logging.WARNING), VideoSink(path, SinkContext(cameras=("line",))) as sink:
         sink.put(overlaid(np.full((40, 80, 3), 200, np.uint8), pts_seconds=0.0))
         for index in range(1, 4):
             sink.put(overlaid(np.full((80, 80, 3), 200, np.uint8), pts_seconds=index / 30))
@@ -133,14 +134,14 @@ def test_fitting_keeps_the_shape_and_centres_it():
 
 def test_a_film_without_frames_is_no_file_and_an_old_one_stays(tmp_path, overlaid):
     path = tmp_path / "out.mp4"
-    with VideoSink(path, cameras=("line",)):
+    with VideoSink(path, SinkContext(cameras=("line",))):
         pass
     assert not path.exists()
     path.write_bytes(b"old")
-    with VideoSink(path, cameras=("line",)):
+    with VideoSink(path, SinkContext(cameras=("line",))):
         pass
     assert path.read_bytes() == b"old"
-    with VideoSink(path, cameras=("line",), replace=True) as sink:
+    with VideoSink(VideoSettings(uri=str(path), mode="replace"), SinkContext(cameras=("line",))) as sink:
         sink.put(overlaid())
     assert len(decoded(path)) == 1
 
@@ -150,7 +151,7 @@ def test_a_recording_never_replaces_an_earlier_runs_even_within_one_second(tmp_p
     path = tmp_path / f"out{suffix}"
     path.write_bytes(b"evidence")
     for count in (1, 2):
-        with VideoSink(path, cameras=("line",), wall_clock=lambda: 1_800_000_000.5) as sink:
+        with VideoSink(path, SinkContext(cameras=("line",)), wall_clock=lambda: 1_800_000_000.5) as sink:
             for index in range(count):
                 sink.put(overlaid(index=index, pts_seconds=index / 30))
     names = [f"out.20270115T080000Z{suffix}", f"out.20270115T080000Z-2{suffix}", f"out{suffix}"]
@@ -164,7 +165,7 @@ def test_a_recording_never_replaces_an_earlier_runs_even_within_one_second(tmp_p
 def test_a_picture_beyond_the_encoders_limits_is_recorded_smaller_and_said(tmp_path, overlaid, size, caplog):
     width, height = size
     path = tmp_path / "out.mp4"
-    with VideoSink(path, cameras=("line",)) as sink:
+    with VideoSink(path, SinkContext(cameras=("line",))) as sink:
         sink.put(overlaid(np.full((height, width, 3), 200, np.uint8), drawn=False))
     ((picture, _),) = decoded(path)
     assert max(picture.shape[:2]) <= 16384
@@ -176,7 +177,7 @@ def test_a_picture_beyond_the_encoders_limits_is_recorded_smaller_and_said(tmp_p
 
 def test_a_film_that_was_removed_meanwhile_is_told_of(tmp_path, overlaid, caplog):
     for name in ("here.mp4", "gone.mp4"):
-        with VideoSink(tmp_path / name, cameras=("line",)) as sink:
+        with VideoSink(tmp_path / name, SinkContext(cameras=("line",))) as sink:
             sink.put(overlaid())
             (tmp_path / "gone.mp4").unlink(missing_ok=True)
     assert [record.getMessage().split(":")[0] for record in caplog.records] == [str(tmp_path / "gone.mp4")]
@@ -185,17 +186,20 @@ def test_a_film_that_was_removed_meanwhile_is_told_of(tmp_path, overlaid, caplog
 def test_a_place_that_cannot_be_written_is_refused_at_the_door(tmp_path):
     with pytest.raises(SinkError, match="is a folder"), VideoSink(tmp_path):
         pass
-    with pytest.raises(SinkError, match="mkdir -p"), VideoSink(tmp_path / "no" / "out.mp4", cameras=("a", "b")):
+    with (
+        pytest.raises(SinkError, match="mkdir -p"),
+        VideoSink(tmp_path / "no" / "out.mp4", SinkContext(cameras=("a", "b"))),
+    ):
         pass
     with pytest.raises(SinkError, match="cannot be written"), VideoSink(Path("/proc/out.mp4")):
         pass
 
 
 def test_a_wrong_preset_is_refused_in_words(tmp_path, overlaid):
-    options = SinkOptions(video_preset="fastish")
+    settings = VideoSettings.model_construct(uri=str(tmp_path / "out.mp4"), preset="fastish")
     with (
         pytest.raises(SinkError, match=r"out\.mp4"),
-        VideoSink(tmp_path / "out.mp4", cameras=("line",), options=options) as sink,
+        VideoSink(settings, SinkContext(cameras=("line",))) as sink,
     ):
         sink.put(overlaid())
 
@@ -204,7 +208,7 @@ def test_an_error_in_the_run_still_leaves_a_film_that_plays(tmp_path, overlaid):
     path = tmp_path / "out.mp4"
 
     def interrupted():
-        with VideoSink(path, cameras=("line",)) as sink:
+        with VideoSink(path, SinkContext(cameras=("line",))) as sink:
             for index in range(10):
                 sink.put(overlaid(index=index, pts_seconds=index / 30))
             raise KeyboardInterrupt
@@ -249,7 +253,7 @@ def test_a_real_film_is_recorded_with_its_frames_colours_and_timing(shared_data,
             if len(frames) == 40:
                 break
     path = tmp_path / "out.mp4"
-    with VideoSink(path, cameras=("line",)) as sink:
+    with VideoSink(path, SinkContext(cameras=("line",))) as sink:
         for index, (picture, time) in enumerate(frames):
             sink.put(overlaid(picture, index=index, pts_seconds=time))
     seen = decoded(path)

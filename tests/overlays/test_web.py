@@ -20,10 +20,10 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from commands.wiring.sinks import TokenFile
+from commands.wiring.sinks import ChangingFile
 from overlays import file_limits
-from overlays.sinks.options import SinkOptions
 from overlays.sinks.registry import build_sink
+from overlays.sinks.settings import WebSettings
 from overlays.sinks.web import WebSink
 from overlays.web import middleware, server
 from overlays.web import rate_limit as pace_of_page
@@ -47,19 +47,20 @@ from overlays.web.status import StatusBoard, readiness
 from overlays.wire.message import decode_header
 from pipeline.errors import SinkError
 from pipeline.frames import Box, SignalLoss
+from pipeline.settings import Secret, SinkContext
 from tests.overlays.conftest import figures
 from tests.support.limits import LIMIT_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 ANY = "http://127.0.0.1:0"
 TOKEN = "correct-horse-battery"  # noqa: S105 - of no page
-OPEN = SinkOptions()
-LOCKED = SinkOptions(token=TOKEN)
+LOCKED = {"token_file": Secret(TOKEN)}
 
 
 @contextmanager
-def page(options=OPEN, cameras=("line",)):
-    with WebSink(ANY, cameras=cameras, options=options) as sink:
+def page(secrets=None, cameras=("line",), **options):
+    settings = WebSettings(uri=ANY, **options)
+    with WebSink(settings, SinkContext(tuple(cameras), secrets or {})) as sink:
         yield sink
 
 
@@ -313,7 +314,7 @@ def test_a_foreign_name_and_a_foreign_site_are_turned_away(overlaid):
 
 
 def test_names_may_be_added_for_a_proxy():
-    with page(replace(OPEN, allowed_hosts=("cams.example.com",))) as sink:
+    with page(allowed_hosts=("cams.example.com",)) as sink:
         assert asked(sink, "/", Host="cams.example.com")[0] == 200
         assert asked(sink, "/", Host="other.example.com")[0] == 421
 
@@ -336,19 +337,20 @@ def test_beyond_this_machine_a_token_is_asked_for_or_said_to_be_waived(uri):
 
 
 def test_waived_or_with_a_token_it_serves_others():
-    for options in (LOCKED, replace(OPEN, insecure=True)):
-        with WebSink("http://0.0.0.0:0", options=options) as sink:
+    for secrets, insecure in ((LOCKED, False), ({}, True)):
+        settings = WebSettings(uri="http://0.0.0.0:0", insecure=insecure)
+        with WebSink(settings, SinkContext(secrets=secrets)) as sink:
             at = WebSink.__new__(WebSink)
             at.endpoint = sink.endpoint.replace("0.0.0.0", "127.0.0.1")  # noqa: S104
             assert asked(at, "/healthz")[0] == 200
             assert asked(at, "/healthz", Host="192.168.1.7:8000")[0] == 200
-            assert asked(at, "/healthz", Host="evil.example")[0] == (200 if options.token else 421)
+            assert asked(at, "/healthz", Host="evil.example")[0] == (200 if secrets else 421)
 
 
 @pytest.mark.parametrize("token", ["", "short", "with a space in the middle", "ünïcödé-ünïcödé-ünïcödé"])
 def test_a_token_that_can_be_guessed_or_not_be_sent_is_refused(token):
     with pytest.raises(SinkError, match="openssl rand"):
-        WebSink(ANY, options=SinkOptions(token=token))
+        WebSink(ANY, SinkContext(secrets={"token_file": Secret(token)}))
     assert check_token(f" {TOKEN}\n") == TOKEN
 
 
@@ -601,7 +603,7 @@ def test_mjpeg_takes_a_token_that_players_can_send_and_nothing_else_takes_it_in_
 
 def test_other_sites_trigger_nothing_and_show_streams_only_where_they_are_named(overlaid):
     dashboard = "https://dashboard.example"
-    with page(replace(OPEN, embed_origins=(dashboard + "/",))) as sink:
+    with page(embed_origins=(dashboard + "/",)) as sink:
         sink.put(overlaid())
         cross = {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "no-cors"}
         for path in ("/clip/line.mp4", "/metrics", "/static/page.js", "/stream/line.mjpg"):
@@ -619,7 +621,7 @@ def test_other_sites_trigger_nothing_and_show_streams_only_where_they_are_named(
 @pytest.mark.parametrize("words", [{"embed_origins": ("dashboard.example",)}, {"root_path": "cams"}])
 def test_an_origin_or_a_path_that_is_none_is_refused_with_an_example(words):
     with pytest.raises(SinkError, match=r"write (SCHEME|for instance)"):
-        WebSink(ANY, options=replace(OPEN, **words))
+        WebSink(WebSettings(uri=ANY, **words))
     assert check_origin("HTTPS://Dash.example:443/") == "https://dash.example"
     assert check_prefix("/cams/") == "/cams"
 
@@ -641,7 +643,7 @@ def test_page_behind_a_sub_path_leads_nowhere_else(overlaid):
                     rb"""(?:href|src|action)="/|["'`]/(?:static|stream|clip|frames|login|metrics)""", content
                 )
                 assert found == [], name
-    with page(replace(OPEN, root_path="/cams")) as sink:
+    with page(root_path="/cams") as sink:
         assert asked(sink, "/cams/healthz")[0] == asked(sink, "/healthz")[0] == 200
         code, headers, _ = asked(sink, "/cams")
         assert (code, headers["location"]) == (307, "cams/")
@@ -678,8 +680,8 @@ def test_a_changed_token_counts_at_once_and_an_unreadable_one_changes_nothing(tm
     file = tmp_path / "page.token"
     file.write_text(TOKEN)
     file.chmod(0o600)
-    options = SinkOptions(token=TOKEN, token_source=TokenFile(file))
-    with page(options) as sink:
+    secrets = {"token_file": Secret(TOKEN, str(file), ChangingFile(file))}
+    with page(secrets) as sink:
         old, new = {"Authorization": f"Bearer {TOKEN}"}, {"Authorization": f"Bearer {TOKEN[::-1]}"}
         with looking(sink, **old) as link:
             file.write_text("short")

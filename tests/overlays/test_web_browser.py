@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from overlays.sinks.options import SinkOptions
+from overlays.sinks.settings import WebSettings
 from overlays.sinks.web import WebSink
 from pipeline.frames import Finding, GuardState, Overlay, Region, SignalLoss
 from pipeline.result import RunResult
+from pipeline.settings import Secret, SinkContext
 from pipeline.stats import RunStats
 from tests.overlays.conftest import explain
 from tests.support.broker import free_port
@@ -108,9 +109,14 @@ class Feed:
 
 
 @contextmanager
-def fed(*cameras, options=None, rate=30.0):
+def fed(*cameras, token=None, painted=False, origins=(), rate=30.0):
     cameras = cameras or ("line",)
-    with WebSink(ANY, cameras=cameras, options=options) as sink, Feed(sink, *cameras, rate=rate) as feed:
+    secrets = {} if token is None else {"token_file": Secret(token)}
+    settings = WebSettings(uri=ANY, embed_origins=list(origins))
+    with (
+        WebSink(settings, SinkContext(cameras, secrets, painted=painted)) as sink,
+        Feed(sink, *cameras, rate=rate) as feed,
+    ):
         yield sink, feed
 
 
@@ -224,7 +230,7 @@ def test_a_server_that_goes_away_is_seen_and_found_again(tab):
     page.wait_for_selector(".card.stale")
     assert page.locator("#link").inner_text() == "no connection"
     assert page.locator(".card .state").inner_text() == "unknown"
-    with WebSink(endpoint, cameras=("line",)) as again, Feed(again, "line"):
+    with WebSink(endpoint, SinkContext(cameras=("line",))) as again, Feed(again, "line"):
         page.wait_for_selector(".card:not(.stale)", timeout=1000 * LIMIT_SECONDS)
         assert shown(page)["index"] >= 0
 
@@ -275,7 +281,10 @@ def test_in_a_grid_pictures_come_small_and_enlarged_ones_large_the_heat_where_it
     painted = """(wanted) => { const c = document.querySelector('.card[data-camera=door] .view canvas');
       const red = (x, y) => c.getContext('2d').getImageData(x * c.width, y * c.height, 1, 1).data[0];
       return c !== null && c.width === wanted && red(1 / 12, 1 / 8) > red(0.9, 0.9) + 40; }"""
-    with WebSink(ANY, cameras=("door", "gate")) as sink, Feed(sink, "door", "gate", rate=10, size=(720, 1280)):
+    with (
+        WebSink(ANY, SinkContext(cameras=("door", "gate"))) as sink,
+        Feed(sink, "door", "gate", rate=10, size=(720, 1280)),
+    ):
         page = tab(sink.endpoint)
         page.wait_for_function(painted, arg=640)
         page.locator('.card[data-camera="door"] .view').click()
@@ -286,7 +295,7 @@ def test_in_a_grid_pictures_come_small_and_enlarged_ones_large_the_heat_where_it
 
 def test_the_token_opens_the_page(tab):
     token = "correct-horse-battery"  # noqa: S105 - of no page
-    with fed(options=SinkOptions(token=token)) as (sink, _):
+    with fed(token=token) as (sink, _):
         page = tab(sink.endpoint)
         assert page.url.endswith("/login")
         page.get_by_label("Token").fill("something else entirely")
@@ -302,7 +311,7 @@ def test_the_token_opens_the_page(tab):
 
 
 def test_what_was_painted_before_it_came_gets_no_second_coat(tab):
-    with fed(options=SinkOptions(painted=True)) as (sink, _):
+    with fed(painted=True) as (sink, _):
         page = tab(sink.endpoint)
         one = shown(page)
         assert abs(grey(one["hot"]) - shade(one["index"])) < 6
@@ -373,7 +382,7 @@ def test_a_guard_that_fires_is_seen_in_the_grid_and_said_in_words_once(tab, unti
         explanation = replace(plain.explanation, guards=states, regions=(belt,))
         return Overlay(explanation.frame.image, explanation)
 
-    with WebSink(ANY, cameras=("line",)) as sink:
+    with WebSink(ANY, SinkContext(cameras=("line",))) as sink:
         page = tab(sink.endpoint)
         until(lambda: bool(sink._broadcaster.clients))
         sink.put(guarded(1, replace(fires, firing=False, message="", seconds=0.0)))
@@ -443,8 +452,7 @@ def test_a_dashboard_that_is_named_shows_a_stream_and_another_site_shows_none(ta
     token = "correct-horse-battery"  # noqa: S105 - of no page
     with elsewhere_html() as (dashboard, folder):
         site = dashboard.replace("127.0.0.1", "localhost")
-        options = SinkOptions(token=token, embed_origins=(site,))
-        with fed(options=options) as (sink, _):
+        with fed(token=token, origins=(site,)) as (sink, _):
             stream = f"{sink.endpoint}/stream/line.mjpg?token={sink._page.access.stream_token('line')}"
             (folder / "index.html").write_text(
                 f'<!doctype html><title>d</title><link rel="icon" href="data:,"><img src="{stream}">'

@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 import pytest
 
-from overlays.sinks.options import SinkOptions
 from overlays.sinks.window import WindowSink, fitted
 from pipeline.errors import SinkError
+from pipeline.settings import SinkContext
 from tests.support.limits import LIMIT_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +31,7 @@ sys.path.insert(0, "tests/overlays")
 import numpy as np
 from conftest import explain
 from overlays.render.renderer import HeatRenderer
-from overlays.sinks.options import SinkOptions
+from pipeline.settings import SinkContext
 from overlays.sinks.window import WindowSink
 from pipeline.frames import Overlay
 from pipeline.ports import StopRequested
@@ -50,7 +50,7 @@ def show():
     except StopRequested as reason:
         print("stopped:", reason, flush=True)
 
-with WindowSink(options=SinkOptions(display="given")) as sink:
+with WindowSink(context=SinkContext(display="given")) as sink:
     thread = threading.Thread(target=show)
     thread.start()
     thread.join()
@@ -172,7 +172,7 @@ def test_closing_the_window_ends_it(screen):
 
 
 def test_without_a_display_it_says_so_and_what_to_do():
-    with pytest.raises(SinkError, match=r"there is no display.*--sink out\.mp4"), WindowSink(options=SinkOptions()):
+    with pytest.raises(SinkError, match=r"there is no display.*--sink out\.mp4"), WindowSink():
         pass
 
 
@@ -182,7 +182,7 @@ def test_a_display_that_does_not_answer_is_an_error_and_not_the_end_of_the_run(m
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     with (
         pytest.raises(SinkError, match=r"':987' takes no window \(.*connect"),
-        WindowSink(options=SinkOptions(display=":987")),
+        WindowSink(context=SinkContext(display=":987")),
     ):
         pass
 
@@ -199,7 +199,7 @@ def test_picture_is_fitted_into_a_window_of_any_size_with_its_proportions_kept()
 def test_window_names_the_remedy_where_its_library_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "pygame", None)
     with pytest.raises(SinkError, match=r"pygame-ce cannot be loaded .*uv sync.*--sink out\.mp4"):
-        WindowSink(options=SinkOptions(display=":1")).__enter__()
+        WindowSink(context=SinkContext(display=":1")).__enter__()
 
 
 def test_nothing_but_the_window_loads_a_library_that_opens_windows():

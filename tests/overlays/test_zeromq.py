@@ -16,7 +16,7 @@ import pytest
 import zmq
 
 from overlays.sinks import zeromq
-from overlays.sinks.options import SinkOptions
+from overlays.sinks.settings import ZeroMqSettings
 from overlays.sinks.zeromq import ZeroMqSink
 from overlays.wire.message import encode
 from overlays.wire.viewer import Viewer
@@ -266,7 +266,7 @@ def test_a_port_in_use_is_refused_with_the_cure(sink):
 
 def test_a_foreign_address_is_refused_with_the_cure():
     for uri in ("tcp://192.0.2.1:5555", "tcp://no-such-host.invalid:5555"):
-        sink = ZeroMqSink(uri, options=SinkOptions(insecure=True))
+        sink = ZeroMqSink(ZeroMqSettings(uri=uri, insecure=True))
         with pytest.raises(SinkError, match="is not an address of this machine; bind"), sink:
             pass
 

@@ -8,8 +8,8 @@ from contextlib import ExitStack
 import numpy as np
 import pytest
 
-from overlays.sinks.options import SinkOptions
 from overlays.sinks.rate_limit import RateLimiter
+from overlays.sinks.settings import ZeroMqSettings
 from overlays.sinks.zeromq import ZeroMqSink
 from overlays.wire.viewer import Viewer
 from pipeline.frames import Box, GroundTruth
@@ -32,7 +32,7 @@ def seen_by(viewer, polls=6):
 def test_a_smaller_picture_leaves_and_its_boxes_fit_it_on_arrival(overlaid, until):
     whole = np.full((80, 120, 3), (200, 30, 60), np.uint8)
     facts = {"region": Box(-20, 0, 140, 80), "truth": GroundTruth("x", (Box(12, 0, 24, 8),))}
-    with ZeroMqSink(ANY, options=SinkOptions(scale=0.5)) as sink, Viewer(sink.endpoint) as viewer:
+    with ZeroMqSink(ZeroMqSettings(uri=ANY, scale=0.5)) as sink, Viewer(sink.endpoint) as viewer:
         joined(sink, until)
         sink.put(overlaid(whole, **facts))
         received = seen_by(viewer)[0]
@@ -49,7 +49,7 @@ def test_a_lower_quality_takes_less_room(overlaid, until):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     sizes = []
     for quality in (90, 10):
-        with ZeroMqSink(ANY, options=SinkOptions(jpeg_quality=quality)) as sink, Viewer(sink.endpoint) as viewer:
+        with ZeroMqSink(ZeroMqSettings(uri=ANY, quality=quality)) as sink, Viewer(sink.endpoint) as viewer:
             joined(sink, until)
             sink.put(overlaid(noise))
             sizes.append(len(seen_by(viewer)[0].payload))
@@ -72,8 +72,8 @@ def run_at(sink, overlaid, now, rate, seconds, camera="line", *, drawn=None):
 @pytest.mark.parametrize(("most", "expected"), [(5.0, 10), (20.0, 40), (100.0, 60), (None, 60)])
 def test_no_more_frames_leave_than_the_rate_and_only_those_are_drawn(most, expected, overlaid, until):
     now = [100.0]
-    options = SinkOptions(max_rate=most)
-    with ZeroMqSink(ANY, options=options, clock=lambda: now[0]) as sink, Viewer(sink.endpoint) as viewer:
+    settings = ZeroMqSettings(uri=ANY, max_rate=most)
+    with ZeroMqSink(settings, clock=lambda: now[0]) as sink, Viewer(sink.endpoint) as viewer:
         sink.put(overlaid(taken_at=0.0))
         joined(sink, until)
         now[0] += 1.0
@@ -95,8 +95,8 @@ def test_each_camera_has_a_pace_of_its_own():
 
 def test_of_frames_that_come_too_soon_the_newest_leaves_when_one_is_due(overlaid, until):
     now = [100.0]
-    options = SinkOptions(max_rate=1.0)
-    with ZeroMqSink(ANY, options=options, clock=lambda: now[0]) as sink, Viewer(sink.endpoint) as viewer:
+    settings = ZeroMqSettings(uri=ANY, max_rate=1.0)
+    with ZeroMqSink(settings, clock=lambda: now[0]) as sink, Viewer(sink.endpoint) as viewer:
         sink.put(overlaid(index=0, taken_at=0.0))
         joined(sink, until)
         for index in (1, 2, 3):
@@ -113,7 +113,7 @@ def test_who_joins_between_two_frames_gets_what_the_others_have_without_compress
     now = [100.0]
     clocks = {"clock": lambda: now[0], "wall_clock": lambda: now[0]}
     with (
-        ZeroMqSink(ANY, options=SinkOptions(max_rate=0.1), **clocks) as sink,
+        ZeroMqSink(ZeroMqSettings(uri=ANY, max_rate=0.1), **clocks) as sink,
         Viewer(sink.endpoint, ("line",)) as early,
     ):
         joined(sink, until, b"line")

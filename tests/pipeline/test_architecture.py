@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("stream", "engine", "overlays")
 VENDORS = {
     "pipeline": {"numpy", "pydantic", "pydantic_core", "yaml"},
-    "stream": {"numpy", "av", "cv2", "PIL", "pi_heif"},
+    "stream": {"numpy", "av", "cv2", "PIL", "pi_heif", "pydantic"},
     "engine": {
         "numpy",
         "torch",
@@ -34,6 +34,7 @@ VENDORS = {
         "prometheus_client",
         "pyarrow",
         "paho",
+        "pydantic",
     },
 }
 # Vendors take their caches and telemetry from the environment alone, and the folder for locks is named there alone.

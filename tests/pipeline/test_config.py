@@ -4,20 +4,23 @@ import itertools
 import re
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
-from pipeline.config import Config, CurveConfig, EngineConfig, OverlayConfig, SinkConfig, SourceConfig
-from pipeline.config_loader import read_yaml, to_yaml, validate_config
+from commands.wiring.kinds import KINDS, load_config
+from overlays.sinks.settings import CurveSettings
+from pipeline.config import Config, EngineConfig, OverlayConfig
+from pipeline.config_loader import read_yaml, to_yaml
 from pipeline.config_yaml import to_documented_yaml
 from pipeline.errors import ConfigError
 from pipeline.guards.config import GuardConfig, RegionConfig
+from pipeline.settings import SourceSettings
 
 TRIANGLE = [[0, 0], [1, 0], [1, 1]]
 
 
 def told(knobs, overrides=None):
     with pytest.raises(ConfigError) as caught:
-        validate_config(knobs, "run.yaml", overrides)
+        load_config(knobs, "run.yaml", overrides)
     return str(caught.value)
 
 
@@ -59,25 +62,25 @@ def test_a_file_that_is_no_map_is_refused(text, rule):
 
 def test_the_command_line_wins_knob_by_knob():
     knobs = {"engine": {"model": "resnet18", "precision": "bf16"}, "sources": ["line:"]}
-    config = validate_config(knobs, "run.yaml", {"engine": {"model": "vgg16"}, "sources": ["0"]})
+    config = load_config(knobs, "run.yaml", {"engine": {"model": "vgg16"}, "sources": ["0"]})
     assert (config.engine.model, config.engine.precision) == ("vgg16", "bf16")
     assert [source.uri for source in config.sources] == ["0"]
 
 
 @pytest.mark.parametrize(("written", "size"), [("224x256", (224, 256)), (225, (225, 225)), ([96, 128], (96, 128))])
 def test_sizes_are_read_as_people_write_them(written, size):
-    assert validate_config({"engine": {"input_size": written}}, "x").engine.input_size == size
+    assert load_config({"engine": {"input_size": written}}, "x").engine.input_size == size
 
 
 @pytest.mark.parametrize(
     ("written", "target"), [("top1", ["top1"]), (3, ["3"]), ("a, 7", ["a", "7"]), ([1, "b"], ["1", "b"])]
 )
 def test_targets_are_read_as_people_write_them(written, target):
-    assert validate_config({"engine": {"target": written}}, "x").engine.target == target
+    assert load_config({"engine": {"target": written}}, "x").engine.target == target
 
 
 def test_a_config_reads_back_what_it_prints():
-    config = validate_config(
+    config = load_config(
         {
             "sources": ["line:", {"uri": "a.mp4", "name": "a"}],
             "sinks": "window",
@@ -85,22 +88,21 @@ def test_a_config_reads_back_what_it_prints():
         },
         "x",
     )
-    assert validate_config(read_yaml(to_yaml(config), "x"), "x") == config
+    assert load_config(read_yaml(to_yaml(config), "x"), "x") == config
 
 
-def test_every_knob_says_what_it_is():
-    for model in (
-        Config,
-        *(type(getattr(Config(), part)) for part in ("engine", "overlay")),
-        type(Config().sources[0]),
-    ):
+MODELS = [model for section in ("sources", "sinks") for _, _, model in KINDS.models(section)]
+
+
+def test_every_option_has_a_description():
+    for model in (Config, EngineConfig, OverlayConfig, CurveSettings, *MODELS):
         for name, knob in model.model_fields.items():
             assert knob.description or name in {"engine", "overlay"}, f"{model.__name__}.{name}"
 
 
 @pytest.mark.parametrize("text", ["sources: [line:]", "sources:\n  - line:"])
 def test_an_unquoted_scheme_is_a_uri_though_yaml_takes_it_for_a_map(text):
-    assert [one.uri for one in validate_config(read_yaml(text, "run.yaml"), "run.yaml").sources] == ["line:"]
+    assert [one.uri for one in load_config(read_yaml(text, "run.yaml"), "run.yaml").sources] == ["line:"]
 
 
 @pytest.mark.parametrize("key", ["[a, b]", "{a: b}", "[[a]]"])
@@ -116,7 +118,7 @@ def test_a_key_given_twice_is_refused_and_not_half_forgotten():
 
 def test_a_key_in_the_wrong_map_is_told_where_it_belongs():
     with pytest.raises(ConfigError, match=r"run.yaml: model: unknown key. It belongs under 'engine:'"):
-        validate_config({"model": "resnet50"}, "run.yaml")
+        load_config({"model": "resnet50"}, "run.yaml")
 
 
 @pytest.mark.parametrize(
@@ -130,26 +132,36 @@ def test_a_key_in_the_wrong_map_is_told_where_it_belongs():
 )
 def test_what_is_missing_empty_or_of_another_kind_is_told_in_plain_words(knobs, told):
     with pytest.raises(ConfigError, match=re.escape(told)):
-        validate_config(knobs, "run.yaml")
+        load_config(knobs, "run.yaml")
 
 
 @pytest.mark.parametrize("name", ["a\nb", "\x1b[31mred", "x" * 65, ""])
 def test_a_camera_s_name_is_one_line_of_a_reasonable_length(name):
     with pytest.raises(ConfigError, match=r"sources\[0\]\.name.*: should") as refused:
-        validate_config({"sources": [{"uri": "line:", "name": name}]}, "run.yaml")
+        load_config({"sources": [{"uri": "line:", "name": name}]}, "run.yaml")
     assert len(str(refused.value).splitlines()) == 1
 
 
-def number_knobs(model, place=()):
-    """Every knob that takes a number that need not be whole, at any depth, as a path of keys."""
+def number_options(model, place=()):
+    """Every option that takes a number that need not be whole, at any depth, as a path of keys."""
     for name, field in model.model_fields.items():
-        if name in {"sources", "sinks", "regions", "rules"}:
+        if name in {"sources", "sinks"} and not place:
+            for _, keys, kind in KINDS.models(name):
+                yield from number_options(kind, (name, EXAMPLES[keys[0]]))
+        elif name in {"regions", "rules"}:
             one = next(arg for arg in nested(field.annotation) if isinstance(arg, type) and issubclass(arg, BaseModel))
-            yield from number_knobs(one, (*place, name, 0))
+            yield from number_options(one, (*place, name, 0))
         elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from number_knobs(field.annotation, (*place, name))
+            yield from number_options(field.annotation, (*place, name))
         elif float in nested(field.annotation):
             yield (*place, name)
+
+
+EXAMPLES = {
+    "camera:": "camera:0", "rtsp://": "rtsp://h/x", "http://": "http://127.0.0.1:8000", "rtmp://": "rtmp://h/x",
+    "VIDEO": "a.mp4", "FOLDER": "a.png", "line:": "line:", "window": "window", "tcp://": "tcp://127.0.0.1:5555",
+    "mqtt://": "mqtt://h/t", ".mp4": "a.mp4", "/": "clips/", ".jsonl": "a.jsonl", ".parquet": "a.parquet",
+}  # fmt: skip
 
 
 def nested(annotation):
@@ -157,28 +169,21 @@ def nested(annotation):
 
 
 @pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "1e400", "'nan'"])
-def test_no_knob_takes_a_number_that_is_none_or_without_end(value):
-    places = list(number_knobs(Config))
-    assert len(places) > 20
+def test_no_option_takes_a_number_that_is_not_finite(value):
+    places = list(number_options(Config))
+    assert len(places) > 25
+    inner = read_yaml(f"value: {value}", "t")["value"]
+    needed = {"regions": {"name": "r", "polygon": TRIANGLE}, "rules": {"name": "g", "rule": "score>0.5"}}
     for place in places:
-        needed = {
-            "sources": {"uri": "line:"},
-            "sinks": {"uri": "a.jsonl"},
-            "regions": {"name": "r", "polygon": TRIANGLE},
-        }
-        inner = read_yaml(f"value: {value}", "t")["value"]
         number = [inner] * 3 if place[-1] in {"mean", "std"} else [[inner, 0]] * 3 if place[-1] == "polygon" else inner
-        knobs = number
-        for key in reversed(place):
-            knobs = [knobs] if key == 0 else {key: knobs}
-        for kind, must in needed.items():
-            if place[0] == kind or place[:2] == ("guards", kind):
-                entry = knobs[place[0]] if place[0] == kind else knobs["guards"][kind]
-                entry[0] = must | entry[0]
-        if "rules" in place:
-            knobs["guards"]["rules"][0] |= {"name": "g", "rule": "score>0.5"}
-        with pytest.raises(ConfigError):
-            validate_config(knobs, "run.yaml")
+        if place[0] in {"sources", "sinks"}:
+            settings = {place[0]: [{"uri": place[1], place[2]: number}]}
+        else:
+            settings = number
+            for position, key in reversed(list(enumerate(place))):
+                settings = [needed[place[position - 1]] | settings] if key == 0 else {key: settings}
+        with pytest.raises(ConfigError, match=place[-1]):
+            load_config(settings, "run.yaml")
 
 
 @pytest.mark.parametrize(
@@ -194,7 +199,7 @@ def test_no_knob_takes_a_number_that_is_none_or_without_end(value):
 )
 def test_knob_of_the_network_out_of_its_range_is_refused_in_one_short_line(knob, said):
     with pytest.raises(ConfigError) as refused:
-        validate_config({"engine": knob}, "run.yaml")
+        load_config({"engine": knob}, "run.yaml")
     assert said in str(refused.value)
     assert len(str(refused.value).splitlines()[0]) < 300
 
@@ -238,14 +243,14 @@ def test_aliases_that_only_save_writing_are_taken():
 )
 def test_text_with_a_nul_character_is_refused_at_its_place(text, place):
     with pytest.raises(ConfigError, match=re.escape(f"run.yaml: {place}: holds a NUL")):
-        validate_config(read_yaml(text, "run.yaml"), "run.yaml")
+        load_config(read_yaml(text, "run.yaml"), "run.yaml")
 
 
-@pytest.mark.parametrize("knob", ["rotate_seconds", "rotate_mib", "disk_budget_mib", "seconds_before", "max_rate"])
+@pytest.mark.parametrize("knob", ["rotate_seconds", "rotate_mib", "disk_budget_mib", "seconds_before", "seconds_after"])
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e308])
 def test_a_number_that_is_not_finite_or_beyond_reason_is_refused_by_name(knob, value):
     with pytest.raises(ConfigError, match=knob):
-        validate_config({"sinks": [{"uri": "clips/", knob: value}]}, "run.yaml")
+        load_config({"sinks": [{"uri": "clips/", knob: value}]}, "run.yaml")
 
 
 @pytest.mark.parametrize(
@@ -267,20 +272,21 @@ def test_a_number_that_is_not_finite_or_beyond_reason_is_refused_by_name(knob, v
     ],
 )
 def test_configuration_with_every_key_reads_back_as_what_it_was(knobs):
-    made = validate_config(knobs, "run.yaml")
-    text = to_documented_yaml(made)
-    assert validate_config(read_yaml(text, "run.yaml"), "run.yaml") == made
+    made = load_config(knobs, "run.yaml")
+    text = to_documented_yaml(made, KINDS)
+    assert load_config(read_yaml(text, "run.yaml"), "run.yaml") == made
 
 
 def test_configuration_with_every_key_names_each_key_there_is_and_what_it_means():
-    text = to_documented_yaml(Config())
+    text = to_documented_yaml(Config(), KINDS)
+    sinks = [model for _, _, model in KINDS.models("sinks")]
     for model in (
         Config,
-        SourceConfig,
+        SourceSettings,
         EngineConfig,
         OverlayConfig,
-        SinkConfig,
-        CurveConfig,
+        *sinks,
+        CurveSettings,
         GuardConfig,
         RegionConfig,
     ):
@@ -288,3 +294,58 @@ def test_configuration_with_every_key_names_each_key_there_is_and_what_it_means(
             assert re.search(rf"^ *(# )?{name}:", text, flags=re.MULTILINE), name
             if field.description:
                 assert field.description.split()[0] in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sinks": {"uri": "a.mp4", "qos": 1}}, "sinks[0].qos: is not an option of a video file (.mp4, .mkv); mqtt://"),
+        ({"sinks": {"uri": "a.mp4", "crff": 1}}, "sinks[0].crff: unknown key. Did you mean 'crf'?"),
+        ({"sinks": ["a.mp4?crf=99"]}, "sinks[0].crf: '99': should be less than or equal to 51"),
+        ({"sources": {"uri": "camera:0", "transport": "udp"}}, "sources[0].transport: is not an option of a webcam"),
+        (
+            {"sources": {"uri": "line:", "attempts": 3}},
+            "is not an option of a simulated line (line:); camera:, rtsp://",
+        ),
+        ({"sinks": {"uri": "tcp://h:1", "curve": {"secret": "a"}}}, "Did you mean 'secret_key_file'"),
+        ({"sinks": ["a.mp4", {"uri": "b.mp4", "crf": -1}], "frames": 0}, "sinks[1].crf: -1"),
+    ],
+)
+def test_option_of_a_kind_that_is_wrong_is_named_with_its_remedy(settings, message):
+    assert message in told(settings)
+
+
+def test_option_in_a_uri_of_the_command_line_is_named():
+    assert told({}, {"sinks": ["a.mp4?crff=1"]}) == "--sink: crff: unknown key. Did you mean 'crf'?"
+    assert told({}, {"sinks": ["a.mp4?crf=x"]}).startswith("--sink: crf: 'x': should be a valid integer")
+
+
+@pytest.mark.parametrize(
+    ("section", "entry"),
+    [
+        ("sources", {"uri": "camera:0", "size": "1280x720", "rate": 30, "encoding": "mjpeg", "attempts": 5}),
+        ("sources", {"uri": "film.mp4", "threads": "slice", "loop": True}),
+        ("sources", {"uri": "photos/", "images_per_second": 5, "watch": "all", "bits": 12}),
+        ("sources", {"uri": "line:", "fps": 10, "size": "320x240", "paced": False}),
+        ("sinks", {"uri": "tcp://127.0.0.1:5555", "linger_seconds": 2}),
+        ("sinks", {"uri": "clips/", "preset": "veryfast", "fallback_rate": 25, "preroll_memory_mib": 16}),
+    ],
+)
+def test_options_of_a_kind_are_read_printed_and_read_again(section, entry):
+    config = load_config({section: [entry]}, "run.yaml")
+    [made] = getattr(config, section)
+    assert {key: getattr(made, key) for key in entry} == entry
+    assert load_config(read_yaml(to_yaml(config), "x"), "x") == config
+
+
+def test_variable_as_uri_has_the_kind_of_its_value(monkeypatch):
+    monkeypatch.setenv("CAMERA_URI", "rtsp://door/live")
+    [source] = load_config({"sources": [{"uri": "${CAMERA_URI}", "transport": "udp"}]}, "run.yaml").sources
+    assert (source.uri, source.transport) == ("${CAMERA_URI}", "udp")
+
+
+def test_configuration_is_frozen():
+    config = load_config({"sinks": "a.mp4"}, "run.yaml")
+    for part, name in ((config, "frames"), (config.sinks[0], "crf"), (config.sources[0], "uri")):
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(part, name, 1)

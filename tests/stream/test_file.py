@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import CorruptMediaError, SourceError
-from stream.sources import SourceOptions, build_source
+from stream.sources import build_source
 
 # name -> (pictures, width, height) as ffmpeg 5.1 and the files' makers count them; a size change gives the first size.
 WHOLE = {
@@ -46,7 +46,7 @@ WHOLE = {
 def read(path, **options):
     """All frames of a source; what it raised, if it did."""
     frames = []
-    with build_source(str(path), options=SourceOptions(**options)) as source:
+    with build_source(str(path), **options) as source:
         try:
             frames.extend(source.frames(threading.Event()))
         except SourceError as error:

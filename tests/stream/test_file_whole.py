@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.errors import CorruptMediaError
 from stream.container_info import avi_has_index, is_complete_gif, mp4_is_whole
-from stream.sources import SourceOptions, build_source
+from stream.sources import build_source
 from tests.stream.conftest import grey_of
 
 CODING = {"g": "10", "bf": "2"}
@@ -227,7 +227,7 @@ def test_anamorphic_video_comes_in_the_shape_it_is_shown_in(tmp_path, name, code
 def test_picture_is_not_scaled_beyond_the_limit_of_its_size(tmp_path):
     path = save_anamorphic(tmp_path / "wide.mp4", "libx264", (2, 1))
     for limit, width in ((64 * 48 * 2, 128), (64 * 48 * 2 - 1, 64)):
-        with build_source(str(path), options=SourceOptions(max_pixels=limit)) as source:
+        with build_source(str(path), max_pixels=limit) as source:
             assert [frame.width for frame in source.frames(threading.Event())] == [width]
 
 

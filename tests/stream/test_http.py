@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from pipeline.errors import ConnectionLostError, CorruptMediaError, SourceError
-from stream.sources import SourceOptions, build_source
+from stream.sources import build_source
 
-ONCE = SourceOptions(read_timeout_seconds=1.0, open_timeout_seconds=2.0, attempts=1)
+ONCE = {"read_timeout_seconds": 1.0, "open_timeout_seconds": 2.0, "attempts": 1}
 
 
 def jpeg(brightness):
@@ -44,7 +44,7 @@ def send_file(handler, content, *, part=1.0):
 
 def test_a_motion_jpeg_camera_is_read_live_and_again_when_it_breaks_off(web_server):
     address = web_server(lambda handler: motion_jpeg(handler, [jpeg(10 * k) for k in range(1, 16)]))
-    source = build_source(f"{address}/video", options=SourceOptions(read_timeout_seconds=1.0))
+    source = build_source(f"{address}/video", read_timeout_seconds=1.0)
     stop, frames = threading.Event(), []
     with source:
         for frame in source.frames(stop):
@@ -59,7 +59,7 @@ def test_a_motion_jpeg_camera_is_read_live_and_again_when_it_breaks_off(web_serv
 
 def test_a_recording_on_the_web_is_read_like_a_file_whole_and_once(web_server, make_clip):
     content = make_clip(pictures=30).read_bytes()
-    source = build_source(f"{web_server(lambda handler: send_file(handler, content))}/film.mp4", options=ONCE)
+    source = build_source(f"{web_server(lambda handler: send_file(handler, content))}/film.mp4", **ONCE)
     with source:
         frames = list(source.frames(threading.Event()))
     assert not source.live
@@ -70,7 +70,7 @@ def test_a_recording_on_the_web_is_read_like_a_file_whole_and_once(web_server, m
 
 def test_a_live_address_that_turns_out_finite_ends_with_its_end(web_server, make_clip):
     content = make_clip(pictures=30).read_bytes()
-    source = build_source(f"{web_server(lambda handler: send_file(handler, content))}/film", options=ONCE)
+    source = build_source(f"{web_server(lambda handler: send_file(handler, content))}/film", **ONCE)
     with source:
         assert len(list(source.frames(threading.Event()))) == 30
     assert source.health.state == "ended"
@@ -80,7 +80,7 @@ def test_a_recording_whose_line_goes_dead_gives_what_came_and_says_so(web_server
     content = make_clip(pictures=60, options={"movflags": "faststart"}).read_bytes()
     address = web_server(lambda handler: send_file(handler, content, part=0.6))
     frames = []
-    with build_source(f"{address}/film.mp4", options=ONCE) as source, pytest.raises(CorruptMediaError):
+    with build_source(f"{address}/film.mp4", **ONCE) as source, pytest.raises(CorruptMediaError):
         frames.extend(source.frames(threading.Event()))
     assert source.health.state == "failed"
 
@@ -88,9 +88,9 @@ def test_a_recording_whose_line_goes_dead_gives_what_came_and_says_so(web_server
 def test_the_words_of_a_web_servers_refusal_reach_the_person(web_server):
     for code, words in {404: "check the path", 401: "user name or password", 503: "5xx"}.items():
         address = web_server(lambda handler, code=code: handler.send_error(code))
-        with build_source(f"{address}/live", options=ONCE) as source, pytest.raises(ConnectionLostError, match=words):
+        with build_source(f"{address}/live", **ONCE) as source, pytest.raises(ConnectionLostError, match=words):
             list(source.frames(threading.Event()))
-        with build_source(f"{address}/film.mp4", options=ONCE) as source, pytest.raises(SourceError, match=words):
+        with build_source(f"{address}/film.mp4", **ONCE) as source, pytest.raises(SourceError, match=words):
             list(source.frames(threading.Event()))
 
 
@@ -106,7 +106,7 @@ def test_credentials_in_the_address_are_used_and_not_shown(web_server):
             motion_jpeg(handler, [jpeg(50)] * 20, pause=0.005)
 
     address = web_server(answer).replace("http://", "http://me:s3cret@")
-    with build_source(f"{address}/video", options=ONCE) as source:
+    with build_source(f"{address}/video", **ONCE) as source:
         frames = source.frames(threading.Event())
         assert next(frames).image.mean() == pytest.approx(50, abs=2)
         frames.close()
@@ -121,7 +121,7 @@ def test_a_web_page_is_no_video(web_server):
         handler.wfile.write(b"<html><body>It works!</body></html>" * 50)
 
     with (
-        build_source(f"{web_server(page)}/", options=ONCE) as source,
+        build_source(f"{web_server(page)}/", **ONCE) as source,
         pytest.raises(ConnectionLostError, match="no video"),
     ):
         list(source.frames(threading.Event()))
@@ -130,6 +130,6 @@ def test_a_web_page_is_no_video(web_server):
 def test_a_server_that_never_answers_is_left_after_the_open_timeout():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/live"
-        options = SourceOptions(open_timeout_seconds=0.5, attempts=1)
-        with build_source(address, options=options) as source, pytest.raises(ConnectionLostError, match="no answer"):
+        options = {"open_timeout_seconds": 0.5, "attempts": 1}
+        with build_source(address, **options) as source, pytest.raises(ConnectionLostError, match="no answer"):
             list(source.frames(threading.Event()))

@@ -12,13 +12,13 @@ import pytest
 from av.codec.hwaccel import HWAccel
 from av.video.reformatter import VideoReformatter
 
+from commands.wiring.kinds import load_config
 from commands.wiring.run import make_sources
-from pipeline.config_loader import validate_config
 from pipeline.errors import ConfigError, ConnectionLostError, SourceError
 from stream import hwaccel
 from stream.convert import Deinterlacer, RgbConverter
 from stream.diagnostics import diagnostics
-from stream.sources import SourceOptions, build_source
+from stream.sources import build_source
 from tests.support.feed import Feed
 from tests.support.reader import Reader
 from tests.support.rtsp_server import RtspServer
@@ -105,7 +105,7 @@ def test_interlaced_pictures_from_a_card_are_made_whole_as_the_cpus_are(shared_d
 def test_without_a_card_auto_reads_a_file_as_the_cpu_does_and_says_so_once(no_card, shared_data, caplog):
     caplog.set_level(logging.INFO)
     path = str(shared_data / "videos" / "odd" / "h265_video.mp4")
-    ours = read(build_source(path, options=SourceOptions(decoder="auto")))
+    ours = read(build_source(path, decoder="auto"))
     theirs = read(build_source(path))
     assert len(ours) == len(theirs) > 0
     assert all(np.array_equal(a.image, b.image) for a, b in zip(ours, theirs, strict=True))
@@ -114,7 +114,7 @@ def test_without_a_card_auto_reads_a_file_as_the_cpu_does_and_says_so_once(no_ca
 
 
 def test_without_a_card_auto_finds_the_same_damage_as_the_cpu(no_card, shared_data):
-    source = build_source(str(shared_data / "videos" / "odd" / "corrupted.mp4"), options=SourceOptions(decoder="auto"))
+    source = build_source(str(shared_data / "videos" / "odd" / "corrupted.mp4"), decoder="auto")
     with pytest.raises(SourceError, match="near picture 28 of 50"):
         read(source)
     assert source.health.corrupt == 20
@@ -122,9 +122,9 @@ def test_without_a_card_auto_finds_the_same_damage_as_the_cpu(no_card, shared_da
 
 def test_without_a_card_auto_watches_a_camera_and_says_so_once_across_connections(no_card, caplog):
     caplog.set_level(logging.INFO)
-    options = SourceOptions(read_timeout_seconds=1.0, open_timeout_seconds=2.0, decoder="auto")
+    options = {"read_timeout_seconds": 1.0, "open_timeout_seconds": 2.0, "decoder": "auto"}
     with Feed((160, 120), rate=20) as feed, RtspServer(feed) as server, contextlib.ExitStack() as stack:
-        source = stack.enter_context(build_source(server.url(), camera="door", options=options))
+        source = stack.enter_context(build_source(server.url(), camera="door", **options))
         reader = stack.enter_context(Reader(source))
         reader.until(lambda: len(reader.frames) >= 10)
         server.reset()
@@ -139,17 +139,17 @@ def test_without_a_card_auto_watches_a_camera_and_says_so_once_across_connection
 def test_without_a_card_a_camera_that_must_use_one_is_refused_at_the_start(no_card, uri, decoder):
     number = decoder.partition(":")[2] or "0"
     words = f"decoder: {decoder}: nothing decodes on cuda:{number}: no NVIDIA driver is here; .* decoder: cpu"
-    with pytest.raises(SourceError, match=words), build_source(uri, options=SourceOptions(decoder=decoder)):
+    with pytest.raises(SourceError, match=words), build_source(uri, decoder=decoder):
         pytest.fail("entered")
 
 
 def test_a_codec_that_no_card_decodes_is_refused_or_left_to_the_cpu(card_without_driver, shared_data, caplog):
     caplog.set_level(logging.INFO)
     path = str(shared_data / "videos" / "odd" / "fate_odd_height_cfhd.mov")
-    must = build_source(path, options=SourceOptions(decoder="cuda"))
+    must = build_source(path, decoder="cuda")
     with pytest.raises(SourceError, match=r"FFmpeg's cfhd decoder works on the CPU only; decoder: cpu"):
         read(must)
-    ours, theirs = read(build_source(path, options=SourceOptions(decoder="auto"))), read(build_source(path))
+    ours, theirs = read(build_source(path, decoder="auto")), read(build_source(path))
     assert all(np.array_equal(a.image, b.image) for a, b in zip(ours, theirs, strict=True))
     assert "fate_odd_height_cfhd: decoded on the CPU: FFmpeg's cfhd decoder works on the CPU only" in caplog.messages
 
@@ -172,7 +172,7 @@ def test_a_camera_whose_codec_no_card_decodes_is_given_up_at_its_first_picture(
         request.end_headers()
         request.wfile.write(film.read_bytes())
 
-    source = build_source(f"{web_server(answer)}/live", options=SourceOptions(decoder="cuda"))
+    source = build_source(f"{web_server(answer)}/live", decoder="cuda")
     with pytest.raises(ConnectionLostError, match=r"cuda: FFmpeg's ffv1 decoder works on the CPU only; .* can$"):
         read(source)
     assert (source.health.state, source.health.cause) == ("failed", "codec")
@@ -203,18 +203,18 @@ def test_over_udp_auto_keeps_to_the_cpu_which_sees_holes(card_without_driver):
     ],
 )  # fmt: skip
 def test_the_configuration_reaches_the_source(no_card, knobs, words):
-    ((source, _),) = make_sources(validate_config({"sources": ["rtsp://127.0.0.1:1/x"], **knobs}, "run.yaml"))
+    ((source, _),) = make_sources(load_config({"sources": ["rtsp://127.0.0.1:1/x"], **knobs}, "run.yaml"))
     with pytest.raises(SourceError, match=re.escape(words)), source:
         pytest.fail("entered")
 
 
 def test_a_source_keeps_its_own_decoder_and_a_wrong_word_is_refused(no_card):
     own = {"uri": "rtsp://127.0.0.1:1/x", "decoder": "cpu"}
-    ((source, _),) = make_sources(validate_config({"sources": [own], "decoder": "cuda"}, "run.yaml"))
+    ((source, _),) = make_sources(load_config({"sources": [own], "decoder": "cuda"}, "run.yaml"))
     with source:
         pass
     with pytest.raises(ConfigError, match=r"run\.yaml: decoder"):
-        validate_config({"decoder": "gpu"}, "run.yaml")
+        load_config({"decoder": "gpu"}, "run.yaml")
 
 
 def test_the_command_line_reaches_the_source(no_card, command, make_clip):
@@ -236,8 +236,8 @@ def test_doctor_says_whether_a_card_can_be_opened(no_card):
 def test_a_card_gives_the_cpus_pictures_within_a_level(shared_data, caplog, name):
     """H.264 and H.265 say what each pixel must be: no decoder is free to round."""
     caplog.set_level(logging.INFO)
-    path, options = str(shared_data / "videos" / name), SourceOptions(decoder="cuda")
-    with build_source(path, camera="door", options=options) as ours, build_source(path) as theirs:
+    path, options = str(shared_data / "videos" / name), {"decoder": "cuda"}
+    with build_source(path, camera="door", **options) as ours, build_source(path) as theirs:
         stop, counted = threading.Event(), 0
         for mine, his in zip(ours.frames(stop), theirs.frames(stop), strict=True):
             assert mine.pts_seconds == his.pts_seconds

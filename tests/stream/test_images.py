@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.errors import SourceError
 from stream.images import found_images, read_image
-from stream.sources import SourceOptions, build_source
+from stream.sources import build_source
 
 
 def save(path, brightness, size=(12, 16)):
@@ -17,7 +17,7 @@ def save(path, brightness, size=(12, 16)):
 
 
 def frames_of(uri, **options):
-    with build_source(str(uri), options=SourceOptions(**options)) as source:
+    with build_source(str(uri), **options) as source:
         return list(source.frames(threading.Event())), source
 
 

@@ -28,7 +28,7 @@ def frames_of(uri):
 def test_options_are_split_from_a_path(tmp_path):
     assert split_options(f"{tmp_path}?watch=1") == (str(tmp_path), {"watch": "1"})
     assert split_options(f"{tmp_path}?watch=all&bits=12") == (str(tmp_path), {"watch": "all", "bits": "12"})
-    assert split_options(f"{tmp_path}?loop=0") == (str(tmp_path), {})
+    assert split_options(f"{tmp_path}?loop=0") == (str(tmp_path), {"loop": "0"})
     assert split_options(str(tmp_path)) == (str(tmp_path), {})
 
 
@@ -48,10 +48,10 @@ def test_question_mark_of_a_glob_stays_one(tmp_path):
 @pytest.mark.parametrize(
     ("tail", "words"),
     [
-        ("lop=1", "no option is called 'lop'. Did you mean 'loop'?"),
-        ("watch=maybe", "watch='maybe': choose 0, 1, all"),
-        ("bits=11", "bits='11': choose 8, 10, 12, 14, 16"),
-        ("loop=1", "loop does not belong to pictures; watch and bits do"),
+        ("lop=1", "lop: unknown key. Did you mean"),
+        ("watch=maybe", "watch='maybe': Input should be 'no', 'new' or 'all'"),
+        ("bits=11", "bits=11: Input should be 8, 10, 12, 14 or 16"),
+        ("loop=1", "loop: is not an option of a folder of images (FOLDER, IMAGE, GLOB); VIDEO have it"),
     ],
 )
 def test_option_that_is_wrong_is_refused_with_what_is_right(tmp_path, tail, words):
@@ -64,7 +64,7 @@ def test_option_that_is_wrong_is_refused_with_what_is_right(tmp_path, tail, word
 def test_video_takes_loop_and_no_option_of_pictures(make_clip):
     clip = make_clip(pictures=2)
     assert not is_live(f"{clip}?loop=1")
-    with pytest.raises(SourceError, match="watch does not belong to a video"):
+    with pytest.raises(SourceError, match="watch: is not an option of a video file"):
         build_source(f"{clip}?watch=1")
     with build_source(f"file://{clip}?loop=1") as source:
         assert source.frames_total is None

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import ConnectionLostError, SourceError
-from stream.sources import SourceOptions, build_source
+from stream.sources import build_source
 from tests.stream.test_file_whole import numbers
 from tests.support.limits import LIMIT_SECONDS
 
@@ -93,11 +93,11 @@ def test_looped_video_that_is_damaged_ends_as_such(make_clip):
 
 def test_video_larger_than_the_limit_is_refused_on_entering(make_clip):
     clip = make_clip(pictures=2)
-    with build_source(str(clip), options=SourceOptions(max_pixels=64 * 48)) as source:
+    with build_source(str(clip), max_pixels=64 * 48) as source:
         assert len(list(source.frames(threading.Event()))) == 2
     with (
         pytest.raises(SourceError, match=r"clip\.mp4: a picture of 64x48 pixels .*max_pixels=3071"),
-        build_source(str(clip), options=SourceOptions(max_pixels=64 * 48 - 1)),
+        build_source(str(clip), max_pixels=64 * 48 - 1),
     ):
         pass
 
@@ -110,7 +110,7 @@ def test_video_that_grows_beyond_the_limit_ends_in_words_behind_its_good_picture
     path = tmp_path / "grows.mjpeg"
     path.write_bytes(jpeg(64) * 3 + jpeg(640) * 2 + jpeg(64))
     frames = []
-    with build_source(str(path), options=SourceOptions(max_pixels=64 * 64)) as source:
+    with build_source(str(path), max_pixels=64 * 64) as source:
         with pytest.raises(SourceError, match=r"grows\.mjpeg: a picture.*max_pixels=4096"):
             frames.extend(source.frames(threading.Event()))
         assert source.health.state == "failed"
@@ -128,9 +128,9 @@ def test_stream_beyond_the_limit_is_given_up_in_words(web_server):
             head = f"--f\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n"
             handler.wfile.write(head.encode() + picture + b"\r\n")
 
-    options = SourceOptions(max_pixels=64 * 64, attempts=1)
+    options = {"max_pixels": 64 * 64, "attempts": 1}
     with (
-        build_source(web_server(answer) + "/live", options=options) as source,
+        build_source(web_server(answer) + "/live", **options) as source,
         pytest.raises(ConnectionLostError, match=r"a picture .*max_pixels=4096"),
     ):
         list(source.frames(threading.Event()))

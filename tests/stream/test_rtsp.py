@@ -5,17 +5,17 @@ import threading
 import pytest
 
 from pipeline.errors import ConnectionLostError
-from stream.sources import SourceOptions, build_source
+from stream.sources import build_source
 from tests.support.reader import Reader
 
 pytestmark = pytest.mark.rtsp
 
-QUICK = SourceOptions(read_timeout_seconds=1.0, open_timeout_seconds=3.0)
-ONCE = SourceOptions(read_timeout_seconds=1.0, open_timeout_seconds=3.0, attempts=1)
+QUICK = {"read_timeout_seconds": 1.0, "open_timeout_seconds": 3.0}
+ONCE = {"read_timeout_seconds": 1.0, "open_timeout_seconds": 3.0, "attempts": 1}
 
 
 def test_frames_come_over_tcp_with_their_times(rtsp_server):
-    source = build_source(rtsp_server().url(), options=QUICK)
+    source = build_source(rtsp_server().url(), **QUICK)
     with source, Reader(source) as reader:
         reader.until(lambda: len(reader.frames) >= 25)
     frame = reader.frames[24]
@@ -28,7 +28,7 @@ def test_frames_come_over_tcp_with_their_times(rtsp_server):
 
 def test_a_killed_camera_is_waited_for_and_read_again_when_it_is_back(rtsp_server):
     server = rtsp_server()
-    source = build_source(server.url(), options=QUICK)
+    source = build_source(server.url(), **QUICK)
     with source, Reader(source) as reader:
         reader.until(lambda: len(reader.frames) >= 5)
         server.close()
@@ -47,7 +47,7 @@ def test_a_killed_camera_is_waited_for_and_read_again_when_it_is_back(rtsp_serve
 
 def test_a_wrong_password_is_said_in_words_without_it(rtsp_server):
     server = rtsp_server("--user", "me", "--password", "right")
-    source = build_source(server.url(credentials="me:wr0ng@"), options=ONCE)
+    source = build_source(server.url(credentials="me:wr0ng@"), **ONCE)
     with source, pytest.raises(ConnectionLostError, match="wrong or missing user name or password") as caught:
         list(source.frames(threading.Event()))
     assert "wr0ng" not in f"{caught.value} {source.health} {source.uri} {source.camera}"
@@ -56,7 +56,7 @@ def test_a_wrong_password_is_said_in_words_without_it(rtsp_server):
 @pytest.mark.parametrize("how", ["--digest", "--user"], ids=["digest", "basic"])
 def test_the_right_password_opens(rtsp_server, how):
     server = rtsp_server("--user", "me", "--password", "right", *([how] if how == "--digest" else []))
-    source = build_source(server.url(credentials="me:right@"), options=ONCE)
+    source = build_source(server.url(credentials="me:right@"), **ONCE)
     with source, Reader(source) as reader:
         reader.until(lambda: len(reader.frames) >= 3)
 
@@ -64,15 +64,15 @@ def test_the_right_password_opens(rtsp_server, how):
 def test_a_wrong_password_is_said_where_it_is_only_hinted_at(rtsp_server):
     server = rtsp_server("--user", "me", "--password", "right", "--digest")
     for credentials in ("me:wr0ng@", ""):
-        source = build_source(server.url(credentials=credentials), options=ONCE)
+        source = build_source(server.url(credentials=credentials), **ONCE)
         with source, pytest.raises(ConnectionLostError, match="wrong or missing user name or password") as caught:
             list(source.frames(threading.Event()))
         assert "wr0ng" not in f"{caught.value} {source.health}"
 
 
 def test_frames_come_over_udp_and_a_camera_that_falls_silent_there_is_noticed(rtsp_server):
-    options = SourceOptions(read_timeout_seconds=1.0, open_timeout_seconds=3.0, transport="udp")
-    source = build_source(rtsp_server("--stall-after", "1.5").url(), options=options)
+    options = {"read_timeout_seconds": 1.0, "open_timeout_seconds": 3.0, "transport": "udp"}
+    source = build_source(rtsp_server("--stall-after", "1.5").url(), **options)
     with source, Reader(source) as reader:
         reader.until(lambda: len(reader.frames) >= 10)
         reader.until(lambda: source.health.state == "waiting")
@@ -81,9 +81,9 @@ def test_frames_come_over_udp_and_a_camera_that_falls_silent_there_is_noticed(rt
 
 
 def test_a_killed_camera_is_read_again_over_udp(rtsp_server):
-    options = SourceOptions(read_timeout_seconds=1.0, open_timeout_seconds=3.0, transport="udp")
+    options = {"read_timeout_seconds": 1.0, "open_timeout_seconds": 3.0, "transport": "udp"}
     server = rtsp_server()
-    source = build_source(server.url(), options=options)
+    source = build_source(server.url(), **options)
     with source, Reader(source) as reader:
         reader.until(lambda: len(reader.frames) >= 5)
         server.close()
@@ -95,7 +95,7 @@ def test_a_killed_camera_is_read_again_over_udp(rtsp_server):
 
 
 def test_a_wrong_path_is_said_in_words(rtsp_server):
-    source = build_source(rtsp_server().url("/nothing"), options=ONCE)
+    source = build_source(rtsp_server().url("/nothing"), **ONCE)
     with source, pytest.raises(ConnectionLostError, match=r"check the path \(404"):
         list(source.frames(threading.Event()))
 
@@ -103,13 +103,13 @@ def test_a_wrong_path_is_said_in_words(rtsp_server):
 def test_nothing_at_the_port_is_said_in_words(rtsp_server):
     server = rtsp_server()
     server.close()
-    source = build_source(server.url(), options=ONCE)
+    source = build_source(server.url(), **ONCE)
     with source, pytest.raises(ConnectionLostError, match="connection refused"):
         list(source.frames(threading.Event()))
 
 
 def test_a_camera_that_falls_silent_is_noticed_within_the_read_timeout(rtsp_server):
-    source = build_source(rtsp_server("--stall-after", "1").url(), options=QUICK)
+    source = build_source(rtsp_server("--stall-after", "1").url(), **QUICK)
     with source, Reader(source) as reader:
         reader.until(lambda: source.health.state == "waiting")
         assert source.health.reason == "no picture for 1 s"
@@ -117,7 +117,7 @@ def test_a_camera_that_falls_silent_is_noticed_within_the_read_timeout(rtsp_serv
 
 
 def test_a_stop_during_silence_ends_the_reader(rtsp_server):
-    source = build_source(rtsp_server("--stall-after", "0.5").url(), options=QUICK)
+    source = build_source(rtsp_server("--stall-after", "0.5").url(), **QUICK)
     with source, Reader(source) as reader:
         reader.until(lambda: len(reader.frames) >= 5)
     assert reader.error is None
@@ -126,7 +126,7 @@ def test_a_stop_during_silence_ends_the_reader(rtsp_server):
 def test_a_stop_while_waiting_for_a_dead_camera_ends_the_reader(rtsp_server):
     server = rtsp_server()
     server.close()
-    source = build_source(server.url(), options=QUICK)
+    source = build_source(server.url(), **QUICK)
     with source, Reader(source) as reader:
         reader.until(lambda: source.health.state == "waiting")
     assert reader.error is None

@@ -16,7 +16,7 @@ import pytest
 from pipeline.errors import ConnectionLostError, CorruptMediaError, SourceError
 from stream.http_auth import challenges
 from stream.http_file import ends_with_its_index
-from stream.sources import SourceOptions, build_source
+from stream.sources import build_source
 
 ONCE = {"read_timeout_seconds": 1.0, "open_timeout_seconds": 2.0, "attempts": 1}
 
@@ -39,7 +39,7 @@ def send(request, content, kind="application/octet-stream", *, code=200, length=
 def read(url, count=None, **options):
     """Return the frames of a source, ``count`` of them or all, and the source."""
     stop, frames = threading.Event(), []
-    with build_source(url, options=SourceOptions(**{**ONCE, **options})) as source:
+    with build_source(url, **{**ONCE, **options}) as source:
         for frame in source.frames(stop):
             frames.append(frame)
             if len(frames) == count:
@@ -151,7 +151,7 @@ def test_segments_that_are_missing_are_said_at_the_end(files, segments):
     del files.content[list(made)[2]]
     frames = []
     with (
-        build_source(f"{files.address}/vod.m3u8", options=SourceOptions(**ONCE)) as source,
+        build_source(f"{files.address}/vod.m3u8", **ONCE) as source,
         pytest.raises(ConnectionLostError, match="1 of the segments"),
     ):
         frames.extend(source.frames(threading.Event()))
@@ -497,7 +497,7 @@ def test_stop_ends_a_wait_for_a_segment_at_once(files, segments):
     names = list(made)[:2]
     files.content = {**made, "live.m3u8": playlist(names, end=False).replace(b"DURATION:1", b"DURATION:30")}
     stop, frames = threading.Event(), []
-    with build_source(f"{files.address}/live.m3u8", options=SourceOptions(**ONCE)) as source:
+    with build_source(f"{files.address}/live.m3u8", **ONCE) as source:
         for frame in source.frames(stop):
             frames.append(frame)
             if len(frames) == 18:  # of 20: those that are still in the decoder wait for what follows

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stream.sources import SourceOptions, build_source
+from stream.sources import build_source
 from tests.support.cable import Cable, missing
 from tests.support.feed import Feed
 from tests.support.reader import Reader
@@ -19,11 +19,11 @@ def cable():
 
 @pytest.mark.parametrize("seconds_down", [0.0, 4.0])
 def test_a_pulled_cable_is_noticed_and_the_camera_is_seen_again_once_it_is_back(cable, seconds_down):
-    options = SourceOptions(read_timeout_seconds=1.0)
+    options = {"read_timeout_seconds": 1.0}
     with (
         Feed() as feed,
         RtspServer(feed, user="eye", password="right", host=cable.far, namespace=cable.name) as server,  # noqa: S106
-        build_source(server.url(), camera="door", options=options) as source,
+        build_source(server.url(), camera="door", **options) as source,
         Reader(source) as reader,
     ):
         reader.until(lambda: len(reader.frames) > 3)

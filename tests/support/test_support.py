@@ -16,7 +16,7 @@ import av
 import pytest
 
 from pipeline.errors import ConnectionLostError
-from stream.sources import SourceOptions, build_source
+from stream.sources import build_source
 from tests.support.feed import Feed
 from tests.support.footage import Mark, millis_now, read
 from tests.support.limits import LIMIT_SECONDS
@@ -24,8 +24,8 @@ from tests.support.proxy import Proxy
 from tests.support.reader import Reader
 from tests.support.rtsp_server import RtspServer
 
-QUICK = SourceOptions(read_timeout_seconds=1.0, open_timeout_seconds=2.0)
-ONCE = SourceOptions(read_timeout_seconds=1.0, open_timeout_seconds=2.0, attempts=1)
+QUICK = {"read_timeout_seconds": 1.0, "open_timeout_seconds": 2.0}
+ONCE = {"read_timeout_seconds": 1.0, "open_timeout_seconds": 2.0, "attempts": 1}
 LOST = ("waiting", "connecting")
 RIGHT, WRONG = "c@nary-7f3a", "wr0ng-canary"
 
@@ -44,13 +44,13 @@ def server(feed):
 
 @contextlib.contextmanager
 def reading(url, options=QUICK):
-    with build_source(url, options=options) as source, Reader(source) as reader:
+    with build_source(url, **options) as source, Reader(source) as reader:
         yield reader
 
 
 def failing(url):
     """Return the words of the typed error that one attempt ends in."""
-    with build_source(url, options=ONCE) as source, pytest.raises(ConnectionLostError) as caught:
+    with build_source(url, **ONCE) as source, pytest.raises(ConnectionLostError) as caught:
         list(source.frames(threading.Event()))
     return str(caught.value)
 

@@ -20,7 +20,7 @@ from overlays.render.jpeg import bounded_image
 from overlays.sinks.clips.store import ClipStore
 from overlays.sinks.clips.writer import ClipEncoder, ClipWriter, EncodedFrame, PreRollBuffer
 from overlays.sinks.disk import NO_HANDLES, DiskMonitor, HandleReserve
-from overlays.sinks.options import ClipOptions, SinkOptions
+from overlays.sinks.settings import ClipSettings
 from overlays.sinks.timeline import TICKS_PER_SECOND, Timeline
 from overlays.sinks.video import letterbox
 from overlays.wire.message import explanation_record, record_bytes
@@ -28,6 +28,7 @@ from pipeline.errors import FrameError
 from pipeline.frames import Image, Overlay
 from pipeline.guards.parser import parse_condition
 from pipeline.ports import MetricSample
+from pipeline.settings import SinkContext
 
 log = logging.getLogger(__name__)
 
@@ -67,31 +68,29 @@ class ClipSink:
 
     def __init__(
         self,
-        uri: str,
+        settings: ClipSettings | str,
+        context: SinkContext | None = None,
         *,
-        cameras: tuple[str, ...] = (),
-        options: SinkOptions | None = None,
         wall_clock: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Take where to write.
 
         Args:
-            uri: the folder, as given.
-            cameras: who will come, where that is known: their clips of earlier runs count against the budget.
-            options: quality, preset and ``clips``.
+            settings: the folder, when clips end, and what is recorded.
+            context: its cameras, where they are known: their clips of earlier runs count against the budget.
             wall_clock: Unix time.
             clock: monotonic seconds.
 
         Raises:
             ConfigError: the condition cannot be read.
         """
-        self.uri = uri
-        self._options = options or SinkOptions()
-        self._clip_options: ClipOptions = self._options.clips
-        self._condition = None if self._clip_options.when is None else parse_condition(self._clip_options.when)
-        self._store = ClipStore(Path(uri), self._clip_options.budget_bytes)
-        for camera in cameras:
+        self._settings = ClipSettings.of(settings)
+        self.uri = uri = self._settings.uri
+        when = self._settings.record_when
+        self._condition = None if when is None else parse_condition(when)
+        self._store = ClipStore(Path(uri), self._settings.budget_bytes)
+        for camera in (context or SinkContext()).cameras:
             self._store.add_camera(camera)
         self._tracks: dict[str, _Track] = {}
         self._wall_clock, self._clock = wall_clock, clock
@@ -125,7 +124,7 @@ class ClipSink:
         here = (("sink", self.uri),)
         held = self._store.known_bytes + self._open_bytes()
         told = [MetricSample("recorder_bytes", held, "What a recorder's clips take on the disk.", labels=here)]
-        if (budget := self._clip_options.budget_bytes) is not None:
+        if (budget := self._settings.budget_bytes) is not None:
             told.append(MetricSample("recorder_budget_bytes", budget, "What they may take at the most.", labels=here))
         return [*told, *self._disk.metrics()]
 
@@ -147,9 +146,9 @@ class ClipSink:
         track = self._tracks.get(camera)
         if track is None:
             self._store.add_camera(camera)
-            timeline = Timeline(self._options.fallback_rate)
-            before = self._clip_options.seconds_before if self._condition else _HELD_SECONDS
-            track = self._tracks[camera] = _Track(timeline, PreRollBuffer(before, self._clip_options.ring_bytes))
+            timeline = Timeline(self._settings.fallback_rate)
+            before = self._settings.seconds_before if self._condition else _HELD_SECONDS
+            track = self._tracks[camera] = _Track(timeline, PreRollBuffer(before, self._settings.preroll_bytes))
         self._disk.refresh()
         if self._condition is None and self._disk.in_backoff:
             self._disk.count_lost(1)
@@ -166,8 +165,8 @@ class ClipSink:
                         "%s: %s: %g s before an event do not fit into %d MiB; the newest are kept",
                         self.uri,
                         camera,
-                        self._clip_options.seconds_before,
-                        self._clip_options.ring_bytes >> 20,
+                        self._settings.seconds_before,
+                        self._settings.preroll_bytes >> 20,
                     )
 
     def __exit__(
@@ -191,7 +190,7 @@ class ClipSink:
         ticks = track.timeline.ticks(frame.pts_seconds, frame.captured_at, silent_seconds=passed)
         seconds = ticks / TICKS_PER_SECOND
         if self._condition is not None and overlay.signal_loss is None and self._condition(overlay.explanation):
-            track.wanted_until = seconds + self._clip_options.seconds_after
+            track.wanted_until = seconds + self._settings.seconds_after
         record, size = None, 0
         now, unix = self._clock(), self._wall_clock()
         if overlay.signal_loss is None:
@@ -223,7 +222,7 @@ class ClipSink:
             self._forget_encoder(track)
         if track.encoder is None:
             try:
-                track.encoder = self._reserve.opened(lambda: ClipEncoder(size, self._options))
+                track.encoder = self._reserve.opened(lambda: ClipEncoder(size, self._settings))
             except (av.error.FFmpegError, OSError, ValueError) as error:
                 raise FrameError(f"{self.uri}: cannot be recorded ({error})") from error
         return track.encoder
@@ -263,10 +262,10 @@ class ClipSink:
         return image
 
     def _is_full(self, clip: ClipWriter, seconds: float) -> bool:
-        limits = [b for b in (self._clip_options.rotate_bytes, self._store.longest_clip_bytes()) if b is not None]
+        limits = [b for b in (self._settings.rotate_bytes, self._store.longest_clip_bytes()) if b is not None]
         too_long = (
-            self._clip_options.rotate_seconds is not None
-            and seconds - clip.began_seconds >= self._clip_options.rotate_seconds - _ROUNDING_SECONDS
+            self._settings.rotate_seconds is not None
+            and seconds - clip.began_seconds >= self._settings.rotate_seconds - _ROUNDING_SECONDS
         )
         return too_long or any(clip.bytes >= limit for limit in limits)
 

@@ -28,7 +28,7 @@ from av.video.stream import VideoStream
 from overlays.sinks.clips.fragments import AllOrNothingFile, truncate_to_last_fragment
 from overlays.sinks.clips.store import part_of
 from overlays.sinks.disk import HandleReserve
-from overlays.sinks.options import SinkOptions
+from overlays.sinks.settings import EncodingSettings
 from overlays.sinks.timeline import TICKS_PER_SECOND
 from overlays.sinks.video import add_video_stream
 from pipeline.errors import FrameError
@@ -63,11 +63,11 @@ class EncodedFrame:
 class ClipEncoder:
     """H.264 for one camera and one size: a picture in, its packet out at once."""
 
-    def __init__(self, size: tuple[int, int], options: SinkOptions) -> None:
+    def __init__(self, size: tuple[int, int], settings: EncodingSettings) -> None:
         self.size = size
         self._container = av.open(os.devnull, "w", format="null")
         try:
-            self.stream = add_video_stream(self._container, size, options)
+            self.stream = add_video_stream(self._container, size, settings)
             self.stream.codec_context.options |= {"tune": "zerolatency"}
         except BaseException:
             self._container.close()

@@ -16,8 +16,9 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from overlays.sinks.mqtt.messages import OFFLINE, BrokerAddress
-from overlays.sinks.options import MqttOptions
-from pipeline.errors import SinkError
+from overlays.sinks.settings import MqttSettings
+from pipeline.errors import ConfigError, SinkError
+from pipeline.settings import Secret
 
 log = logging.getLogger(__name__)
 
@@ -70,13 +71,30 @@ class GuardedClient(Client):
         return super()._sock_recv(bufsize)
 
 
-def make_client(uri: str, broker: BrokerAddress, options: MqttOptions, status: str, *, is_v5: bool) -> GuardedClient:
+def read_login(secret: Secret | None) -> tuple[str, str] | None:
+    """Return the user and the password of a credentials file; None where there is no file.
+
+    Raises:
+        ConfigError: the file does not hold one line, user:password.
+    """
+    if secret is None:
+        return None
+    lines = secret.text.splitlines()
+    user, colon, password = lines[0].partition(":") if len(lines) == 1 else ("", "", "")
+    if not (user and colon):
+        raise ConfigError(f"{secret.path}: should hold one line, user:password")
+    return user, password
+
+
+def make_client(
+    settings: MqttSettings, broker: BrokerAddress, login: tuple[str, str] | None, status: str, *, is_v5: bool
+) -> GuardedClient:
     """Return a client that is not connected yet.
 
     Args:
-        uri: the sink's, for messages.
+        settings: the CA file, and the sink's URI for messages.
         broker: where it will be connected to.
-        options: user, password and CA file.
+        login: user and password.
         status: the topic that says whether we are there.
         is_v5: speak MQTT 5; otherwise 3.1.1.
 
@@ -88,16 +106,17 @@ def make_client(uri: str, broker: BrokerAddress, options: MqttOptions, status: s
     client.connect_timeout = CONNECT_SECONDS
     client.max_inflight_messages_set(IN_FLIGHT)
     client.will_set(status, OFFLINE, qos=1, retain=True)
-    if options.user is not None:
-        client.username_pw_set(options.user, options.password)
-    if options.ca_file is not None and not broker.tls:
-        raise SinkError(f"{uri}: ca_file {options.ca_file}: is for TLS; write mqtts:// before the broker's name")
+    uri, ca_file = settings.uri, settings.ca_file
+    if login is not None:
+        client.username_pw_set(*login)
+    if ca_file is not None and not broker.tls:
+        raise SinkError(f"{uri}: ca_file {ca_file}: is for TLS; write mqtts:// before the broker's name")
     if broker.tls:
         try:
-            client.tls_set_context(ssl.create_default_context(cafile=options.ca_file))
+            client.tls_set_context(ssl.create_default_context(cafile=ca_file))
         except (OSError, ssl.SSLError) as error:
             raise SinkError(
-                f"{uri}: ca_file {options.ca_file}: cannot be read ({error}); it should hold "
+                f"{uri}: ca_file {ca_file}: cannot be read ({error}); it should hold "
                 "the broker's CA certificate, as PEM"
             ) from None
     return client

@@ -12,7 +12,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -28,6 +28,7 @@ from overlays.sinks.mqtt.client import (
     GuardedClient,
     call,
     make_client,
+    read_login,
 )
 from overlays.sinks.mqtt.counters import MqttCounts, Told, Waiting
 from overlays.sinks.mqtt.messages import (
@@ -38,13 +39,14 @@ from overlays.sinks.mqtt.messages import (
     parse_broker,
     state_message,
 )
-from overlays.sinks.options import SinkOptions
 from overlays.sinks.rate_limit import RateLimiter
+from overlays.sinks.settings import MqttSettings
 from overlays.web.status import StatusBoard
 from pipeline.errors import DataLossError, SinkError, WireError
 from pipeline.frames import Frame, Overlay
 from pipeline.ports import MetricSample
 from pipeline.result import RunResult
+from pipeline.settings import SinkContext
 
 log = logging.getLogger(__name__)
 
@@ -80,10 +82,9 @@ class MqttSink:
 
     def __init__(
         self,
-        uri: str,
+        settings: MqttSettings | str,
+        context: SinkContext | None = None,
         *,
-        cameras: Sequence[str] = (),
-        options: SinkOptions | None = None,
         wall_clock: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -93,6 +94,8 @@ class MqttSink:
             SinkError: the address is written wrong or holds a password, two cameras would share their topics, or the CA
                 file cannot be read.
         """
+        self._settings, context = MqttSettings.of(settings), context or SinkContext()
+        uri, cameras = self._settings.uri, context.cameras
         try:
             self._broker = parse_broker(uri)
         except ValueError as error:
@@ -100,15 +103,14 @@ class MqttSink:
         if twins := colliding_cameras(cameras):
             names = " and ".join(map(repr, twins))
             raise SinkError(f"cameras {names} would share the topic {self._broker.finding(twins[0])!r}; rename one")
-        options = options or SinkOptions()
-        self._options = options.mqtt
-        self._status, self.uri = self._broker.status(options.mqtt.status_topic), uri
+        self._login = read_login(context.secrets.get("credentials_file"))
+        self._status, self.uri = self._broker.status(self._settings.status_topic), uri
         self._counts = MqttCounts()
-        self._qos = options.mqtt.qos
+        self._qos = self._settings.qos
         self._wall_clock, self._clock = wall_clock, clock
         self._status_board = StatusBoard(cameras, clock)
-        self._max_rate = options.max_rate
-        self._rate_limiter = RateLimiter(options.max_rate or _RATE)
+        self._max_rate = self._settings.max_rate
+        self._rate_limiter = RateLimiter(self._settings.max_rate or _RATE)
         self._labels: dict[str, str] = {}
         self._waiting = Waiting(self._counts)
         self._states: dict[str, str] = {}
@@ -138,7 +140,7 @@ class MqttSink:
         self._calling_since: float | None = None
         self._retry_at, self._pause = float("-inf"), _RETRY_SECONDS[0]
         self._nap = threading.Event()
-        if options.mqtt.user is not None and not self._broker.tls and not self._broker.is_local:
+        if self._login is not None and not self._broker.tls and not self._broker.is_local:
             log.warning("%s: the password goes over the network unencrypted; use mqtts://", self.uri)
 
     def on_run_start(self, result: RunResult) -> None:
@@ -263,7 +265,7 @@ class MqttSink:
         self._client.loop(0.0)
 
     def _made(self) -> GuardedClient:
-        client = make_client(self.uri, self._broker, self._options, self._status, is_v5=self._is_v5)
+        client = make_client(self._settings, self._broker, self._login, self._status, is_v5=self._is_v5)
         client.on_connect = self._answered
         client.on_disconnect = self._disconnected
         client.on_publish = self._confirmed

@@ -1,0 +1,49 @@
+"""The kinds of sources and sinks for configurations: the packages' registries joined."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from overlays.sinks.registry import SINKS
+from pipeline.config import Config
+from pipeline.config_loader import validate_config
+from pipeline.kinds import split_query
+from pipeline.settings import EntrySettings, SinkSettings, SourceSettings
+from stream.credentials import expand_env
+from stream.sources import SOURCES
+
+Models = list[tuple[str, tuple[str, ...], type[EntrySettings]]]
+
+
+class RegisteredKinds:
+    """Reads entries of ``sources`` and ``sinks`` with the registries."""
+
+    def source(self, given: Mapping[str, Any]) -> SourceSettings:
+        """Return the settings of one source; a URI that is a variable has the kind of the variable's value."""
+        uri = given.get("uri")
+        if not isinstance(uri, str):
+            return SOURCES.parse(given)
+        uri = uri.strip()
+        if not uri.startswith("${"):
+            return SOURCES.parse({**given, "uri": uri})
+        settings = SOURCES.parse({**given, "uri": expand_env(uri, os.environ)})
+        return settings.model_copy(update={"uri": split_query(uri)[0]})
+
+    def sink(self, given: Mapping[str, Any]) -> SinkSettings:
+        """Return the settings of one sink."""
+        return SINKS.parse(given)
+
+    def models(self, section: str) -> Models:
+        """Return name, URI keys and settings model of every kind of ``sources`` or ``sinks``."""
+        kinds = SOURCES.all_kinds() if section == "sources" else SINKS.all_kinds()
+        return [(kind.name, kind.keys, kind.settings) for kind in kinds]
+
+
+KINDS = RegisteredKinds()
+
+
+def load_config(settings: Mapping[str, Any], name: str, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Return the validated configuration with the settings of each kind; see ``pipeline.config_loader``."""
+    return validate_config(settings, name, overrides, kinds=KINDS)

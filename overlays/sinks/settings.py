@@ -1,0 +1,160 @@
+"""The settings models of the sinks that are built in: every option of each kind, once.
+
+The models do not stand in the sinks' modules because those import ZeroMQ, FFmpeg, Starlette and other vendors.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from pipeline.settings import SecretFile, Settings, SinkSettings
+
+Quality = Annotated[int, Field(ge=1, le=100)]
+MaxRate = Annotated[float, Field(gt=0, le=1000)]
+MIB = 1 << 20
+
+
+def _level(name: str) -> str:
+    if re.search(r"[+#/\x00-\x1f\x7f]", name):
+        raise ValueError("should be one level of a topic: without /, + and #")
+    return name
+
+
+class WindowSettings(SinkSettings):
+    """A window for each camera on this machine's screen; it has no options."""
+
+
+class CurveSettings(Settings):
+    """CURVE keys: encryption, and a list of the viewers that are admitted."""
+
+    secret_key_file: str
+    """The server's secret key, as `run.py keys new` makes it."""
+    authorized_keys: str
+    """A file or folder of the public keys of the viewers; read again when it changes."""
+
+
+class ZeroMqSettings(SinkSettings):
+    """Overlays published for viewers on the network."""
+
+    quality: Quality = 80
+    """JPEG quality of the images."""
+    scale: float = Field(default=1.0, gt=0, le=1)
+    """Scale of the images: 0.5 sends half the width and height."""
+    max_rate: MaxRate | None = None
+    """Frames per second of each camera at most. Default: all."""
+    curve: CurveSettings | None = None
+    """Admits viewers by keys; needed where others can reach the address."""
+    insecure: bool = False
+    """Serves everyone without asking for keys: only where the network itself is closed."""
+    linger_seconds: float = Field(default=0.5, ge=0, le=60)
+    """How long the end of the run waits for messages that are not sent yet."""
+
+
+class WebSettings(SinkSettings):
+    """The web page, its MJPEG streams and /metrics."""
+
+    quality: Quality = 80
+    """JPEG quality of the images."""
+    token_file: Annotated[str | None, SecretFile("token", "make one: openssl rand -hex 24 > {path}")] = None
+    """A file with the token that the page asks for; needed where others can reach the address."""
+    allowed_hosts: list[str] = Field(default=[])
+    """Further host names of the page, such as a proxy's."""
+    embed_origins: list[str] = Field(default=[])
+    """Other sites that may show the MJPEG streams, such as https://dashboard.example."""
+    root_path: str = ""
+    """The path that a proxy leaves before the page's paths, such as /cams. Most proxies remove it."""
+    insecure: bool = False
+    """Serves everyone without asking for the token: only where the network itself is closed."""
+
+
+class MqttSettings(SinkSettings):
+    """Findings published to an MQTT broker."""
+
+    max_rate: MaxRate | None = None
+    """Findings per second of each camera at most. Default: 1, and every change of the label."""
+    qos: Literal[0, 1] = 0
+    """0 sends a finding once; 1 keeps up to 1000 findings until the broker confirms them."""
+    status_topic: Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_level)] = "status"
+    """The level below the topic that says whether this run is online. Runs that share a topic need one each."""
+    credentials_file: Annotated[
+        str | None, SecretFile("credentials", "one line, user:password, belongs into {path}")
+    ] = None
+    """A file with one line, user:password."""
+    ca_file: str | None = None
+    """mqtts:// only: the CA certificates that the broker's certificate is checked with (PEM). Default: the system's."""
+
+
+class EncodingSettings(SinkSettings):
+    """The options of sinks that encode H.264."""
+
+    crf: int = Field(default=23, ge=0, le=51)
+    """The constant rate factor of x264: 0 is lossless, 51 is the worst quality."""
+    preset: Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"] = (
+        "ultrafast"
+    )
+    """The preset of x264. At 720p ultrafast takes 0.3 of the processor time of veryfast; its files are 1.8 times as
+    large."""
+    fallback_rate: float = Field(default=30.0, gt=0, le=1000)
+    """Frames per second of a recording's last frame, and of frames without a time."""
+
+
+Mode = Literal["keep", "replace"]
+
+
+class VideoSettings(EncodingSettings):
+    """A video file for each camera."""
+
+    mode: Mode = "keep"
+    """keep: a file of an earlier run stays, and the new one is put beside it; replace: it is replaced."""
+
+
+class ClipSettings(EncodingSettings):
+    """A folder of clips with an index, by time or by events."""
+
+    rotate_seconds: float = Field(default=300.0, ge=1, le=86400)
+    """The duration after which a clip is closed and the next one is begun."""
+    rotate_mib: float | None = Field(default=None, ge=0.1, le=1e12)
+    """The size at which a clip is closed and the next one is begun. Default: no limit."""
+    disk_budget_mib: float | None = Field(default=None, ge=1, le=1e12)
+    """The size of all clips of this run's cameras in the folder, those of earlier runs included; the oldest clips are
+    removed. Default: no limit."""
+    record_when: str | None = Field(default=None, min_length=1)
+    """The frames that are recorded, such as label=scratch and score>0.8. Default: all."""
+    seconds_before: float = Field(default=5.0, ge=0, le=600)
+    """With record_when: the time before such a frame that is recorded, too."""
+    seconds_after: float = Field(default=5.0, ge=0, le=600)
+    """With record_when: the time after the last such frame that is recorded, too."""
+    preroll_memory_mib: float = Field(default=64.0, ge=1, le=65536)
+    """The memory for the time before an event, encoded, for each camera."""
+
+    @property
+    def rotate_bytes(self) -> int | None:
+        """``rotate_mib`` in bytes."""
+        return None if self.rotate_mib is None else round(self.rotate_mib * MIB)
+
+    @property
+    def budget_bytes(self) -> int | None:
+        """``disk_budget_mib`` in bytes."""
+        return None if self.disk_budget_mib is None else round(self.disk_budget_mib * MIB)
+
+    @property
+    def preroll_bytes(self) -> int:
+        """``preroll_memory_mib`` in bytes."""
+        return round(self.preroll_memory_mib * MIB)
+
+
+class JsonlSettings(SinkSettings):
+    """A log with one JSON line for each explanation."""
+
+    mode: Mode = "keep"
+    """keep: a log of an earlier run is continued; replace: it is emptied when the first explanation comes."""
+
+
+class ParquetSettings(SinkSettings):
+    """A table with one row for each explanation."""
+
+    mode: Mode = "keep"
+    """keep: a table of an earlier run stays, and the new one is put beside it; replace: it is replaced at the end."""

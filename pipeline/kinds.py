@@ -1,0 +1,237 @@
+"""The registry of the kinds of sources or sinks: one line a kind, its settings model, and where its class is.
+
+A kind is found by the URI's scheme, the file's suffix or the whole word. Installed packages add kinds by entry points.
+Importing a registry imports no vendor: a class is imported when the first source or sink of its kind is built.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Final, Generic, TypeVar
+from urllib.parse import unquote
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+
+from pipeline.errors import ReciproStreamError, did_you_mean
+from pipeline.settings import EntrySettings
+
+S = TypeVar("S", bound=EntrySettings)
+
+_QUERY: Final = re.compile(r"[a-z_]+=[^&?/]*(?:&[a-z_]+=[^&?/]*)*")
+UNKNOWN_OPTION: Final = "unknown_option"
+"""The pydantic error type of an option that a kind does not have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind(Generic[S]):
+    """A line of a registry."""
+
+    name: str
+    """The kind, as messages and the reference name it: ``video file``."""
+    keys: tuple[str, ...]
+    """The URI schemes, suffixes or words of the kind: ``(".mp4", ".mkv")``."""
+    settings: type[S]
+    """The settings model: every option of the kind."""
+    target: str
+    """What is called with the settings and the context, ``module:name``."""
+    extra: str = ""
+    """The optional dependencies that the kind needs."""
+    is_plugin: bool = False
+    """Whether an installed package adds the kind."""
+
+
+def split_query(uri: str, exists: Callable[[str], bool] = os.path.lexists) -> tuple[str, dict[str, str]]:
+    """Return a path and the options behind it: ``FILE.mp4?crf=28&preset=fast``.
+
+    A network address (``://``) keeps its query, which belongs to the server. A path that exists with a ``?`` in its
+    name has no options. ``%2F`` and the like stand for characters that a value cannot hold.
+
+    Args:
+        uri: a path, a word or an address.
+        exists: whether there is something at a path.
+
+    Raises:
+        ValueError: an option is given twice.
+    """
+    path, mark, tail = uri.rpartition("?")
+    if not mark or not path or "://" in path or not _QUERY.fullmatch(tail) or exists(uri):
+        return uri, {}
+    options: dict[str, str] = {}
+    for part in tail.split("&"):
+        key, _, value = part.partition("=")
+        if key in options:
+            raise ValueError(f"{key} is given twice; give it once")
+        options[key] = unquote(value)
+    return path, options
+
+
+@dataclass(frozen=True)
+class KindRegistry(Generic[S]):
+    """All kinds of sources, or of sinks."""
+
+    word: str
+    """``source`` or ``sink``."""
+    base: type[S]
+    """The options that every kind has."""
+    kinds: Sequence[Kind[S]]
+    key_of: Callable[[str], str]
+    """Returns the key of a URI without its options."""
+    unknown: Callable[[str, list[str]], str]
+    """Returns the message for a URI of no kind, given the known keys."""
+    shown: Callable[[str], str]
+    """Returns a URI as messages may show it, without passwords."""
+    error: type[ReciproStreamError]
+    """What is raised."""
+    split: Callable[[str], tuple[str, dict[str, str]]] = field(default=split_query)
+    """Returns a URI and the options behind it."""
+
+    @property
+    def group(self) -> str:
+        """The group of entry points by which installed packages add kinds."""
+        return f"recipro_stream.{self.word}s"
+
+    def plugins(self) -> list[EntryPoint]:
+        """Return the entry points of installed packages; their names are keys. Built-in kinds cannot be replaced."""
+        own = {key for kind in self.kinds for key in kind.keys}
+        return [entry for entry in entry_points(group=self.group) if entry.name not in own]
+
+    def all_kinds(self) -> Iterator[Kind[S]]:
+        """Yield the built-in kinds, then those of installed packages; packages that cannot be imported are left out."""
+        yield from self.kinds
+        for entry in self.plugins():
+            try:
+                yield self._kind_of_plugin(entry)
+            except ReciproStreamError:
+                continue
+
+    def find(self, uri: str) -> Kind[S]:
+        """Return the kind of a URI.
+
+        Raises:
+            SourceError | SinkError: no kind has this scheme, suffix or word, or its package cannot be imported.
+        """
+        key = self.key_of(uri)
+        for kind in self.kinds:
+            if key in kind.keys:
+                return kind
+        plugins = self.plugins()
+        for entry in plugins:
+            if entry.name == key:
+                return self._kind_of_plugin(entry)
+        known = [key for kind in self.kinds for key in kind.keys]
+        raise self.error(self.unknown(uri, known + [entry.name for entry in plugins]))
+
+    def parse(self, given: Mapping[str, Any]) -> S:
+        """Return the settings of one entry of a configuration: a map with ``uri`` and the options of its kind.
+
+        Options behind a path (``FILE.mp4?crf=28``) move into the fields.
+
+        Raises:
+            pydantic.ValidationError: an option is unknown, out of range, or belongs to another kind.
+            SourceError | SinkError: the URI is of no kind.
+        """
+        uri = given.get("uri")
+        if not isinstance(uri, str):
+            return self.base.model_validate(dict(given))
+        try:
+            path, options = self.split(uri)
+        except ValueError as error:
+            raise self.error(f"{self.word} {self.shown(uri)!r}: {error}") from None
+        kind = self.find(path)
+        if twice := options.keys() & given.keys():
+            name = min(twice)
+            raise self.error(f"{self.word} {self.shown(uri)!r}: {name} is given in the URI and as a key; give it once")
+        try:
+            return kind.settings.model_validate({**given, **options, "uri": path})
+        except ValidationError as wrong:
+            details = [self._explained(error, kind) for error in wrong.errors()]
+            raise ValidationError.from_exception_data(kind.settings.__name__, details) from None
+
+    def settings(self, uri: str, **options: Any) -> S:  # noqa: ANN401 - the models check them
+        """Return the settings of a URI and its options, given as keywords.
+
+        Raises:
+            SourceError | SinkError: the URI is of no kind, or an option is wrong.
+        """
+        try:
+            return self.parse({"uri": uri, **options})
+        except ValidationError as wrong:
+            error = wrong.errors()[0]
+            place = ".".join(map(str, error["loc"]))
+            value = "" if error["type"] == UNKNOWN_OPTION or place == "uri" else f"={error['input']!r}"
+            rule = error["msg"].removeprefix("Value error, ")
+            raise self.error(f"{self.word} {self.shown(uri)!r}: {place}{value}: {rule}") from None
+
+    def build(self, settings: S, context: object) -> Any:  # noqa: ANN401 - a source or a sink
+        """Return the source or sink of these settings; nothing is opened yet.
+
+        Raises:
+            SourceError | SinkError: a library is missing, or the package of an added kind fails.
+        """
+        kind = self.find(settings.uri)
+        if not isinstance(settings, kind.settings):  # made without the registry
+            settings = self.parse(settings.model_dump(exclude_unset=True))
+        if kind.is_plugin:
+            return self._built_by_plugin(kind, settings, context)
+        module, _, name = kind.target.partition(":")
+        try:
+            make = getattr(import_module(module), name)
+        except ModuleNotFoundError as missing:
+            if not kind.extra:
+                raise
+            raise self.error(
+                f"{self.word} {self.shown(settings.uri)!r}: needs {missing.name}: uv sync --extra {kind.extra}"
+            ) from None
+        return make(settings, context)
+
+    def having(self, option: str) -> list[str]:
+        """Return the keys of the kinds that have an option."""
+        return [key for kind in self.all_kinds() if option in kind.settings.model_fields for key in kind.keys]
+
+    def _explained(self, error: ErrorDetails, kind: Kind[S]) -> InitErrorDetails:
+        """Return an error as pydantic takes it; an unknown option says which kinds have it."""
+        reason: str | PydanticCustomError = error["type"]
+        if error["type"] == "extra_forbidden" and len(error["loc"]) == 1:
+            option = str(error["loc"][0])
+            if others := self.having(option):
+                said = f"is not an option of a {kind.name} ({', '.join(kind.keys)}); {', '.join(others)} have it"
+            else:
+                others = [name for other in self.all_kinds() for name in other.settings.model_fields]
+                near = did_you_mean(option, kind.settings.model_fields) or did_you_mean(option, others)
+                said = f"unknown key.{near}"
+            reason = PydanticCustomError(UNKNOWN_OPTION, "{said}", {"said": said})
+        return InitErrorDetails(type=reason, loc=error["loc"], input=error["input"], ctx=error.get("ctx", {}))
+
+    def _kind_of_plugin(self, entry: EntryPoint) -> Kind[S]:
+        package = entry.dist.name if entry.dist is not None else entry.value
+        try:
+            model = getattr(entry.load(), "settings_model", self.base)
+            if not issubclass(model, self.base):
+                raise TypeError(f"settings_model is no subclass of pipeline.settings.{self.base.__name__}")  # noqa: TRY301
+        except Exception as error:  # noqa: BLE001 - a package raises anything
+            raise self.error(
+                f"{self.word} {entry.name}: package {package} cannot be used ({type(error).__name__}: {error})"
+            ) from None
+        return Kind(f"{self.word} of {package}", (entry.name,), model, entry.value, is_plugin=True)
+
+    def _built_by_plugin(self, kind: Kind[S], settings: S, context: object) -> Any:  # noqa: ANN401
+        entry = next(entry for entry in self.plugins() if entry.name in kind.keys)
+        uri = settings.uri
+        package = entry.dist.name if entry.dist is not None else entry.value
+        try:
+            return entry.load()(settings, context)
+        except ReciproStreamError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a package raises anything
+            name = type(error).__name__
+            # Its message may repeat the address, and the address may hold a password.
+            said = "its message is left out, the address holds a password" if "@" in uri else str(error)
+            raise self.error(
+                f"{self.word} {self.shown(uri)!r}: package {package} fails to make it ({name}: {said})"
+            ) from None

@@ -1,0 +1,143 @@
+"""Base classes of the settings of sources and sinks, and the values that a run adds to them.
+
+Each kind of source and sink has one settings model, a subclass of ``SourceSettings`` or ``SinkSettings``: every option
+of the kind is a field with its type, range, default and docstring. ``pipeline.kinds`` reads the models.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
+from pydantic_core import PydanticCustomError
+
+from pipeline.errors import did_you_mean
+from pipeline.ports import Overflow
+
+
+class Settings(BaseModel):
+    """A frozen model that refuses unknown keys and numbers that are not finite; docstrings describe its fields."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, hide_input_in_errors=True
+    )
+
+
+def _device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", value):
+        raise ValueError(f"a device is auto, cpu, cuda or cuda:N.{did_you_mean(value, ('auto', 'cpu', 'cuda'))}")
+    return value
+
+
+def _one_line(name: str) -> str:
+    if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", name):
+        raise ValueError("should be one line without control characters; it stands in logs, legends and file names")
+    return name
+
+
+Device = Annotated[str, AfterValidator(_device)]
+Name = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_one_line)]
+
+
+@dataclass(frozen=True, slots=True)
+class SecretFile:
+    """Marks a field that names a file with a secret: ``Annotated[str | None, SecretFile("token")]``.
+
+    ``commands`` reads the file before the run begins; the source or sink gets the text as ``context.secrets[FIELD]``.
+    """
+
+    what: str = "secret"
+    """The content, as messages name it."""
+    remedy: str = ""
+    """How to make such a file; ``{path}`` stands for its path."""
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """The text of a secret file."""
+
+    text: str = field(repr=False)
+    path: str = ""
+    """The file, for messages."""
+    read_again: Callable[[], str] | None = field(default=None, repr=False, compare=False)
+    """Returns the file's present text; raises ``OSError`` or ``ValueError``. None: the file can be read once only."""
+
+
+def _text(value: object) -> str:
+    """Return a text as it is: the names of files may be no valid Unicode, which pydantic refuses."""
+    if not isinstance(value, str):
+        raise PydanticCustomError("string_type", "should be text")
+    return value
+
+
+Uri = Annotated[str, PlainValidator(_text, json_schema_input_type=str)]
+
+
+class EntrySettings(Settings):
+    """The settings of one source or sink, which a URI names."""
+
+    uri: Uri
+
+
+class SourceSettings(EntrySettings):
+    """The options of every source."""
+
+    uri: Uri
+    """What is read: camera:0, rtsp://..., http(s)://..., rtmp://..., udp://..., a video file, a folder or glob of
+    images, line: (the simulated line), or what a package adds (docs/python.md). ${NAME} stands for a variable of the
+    environment."""
+    name: Name | None = None
+    """The camera's name in topics, legends and file names. Default: from the URI."""
+    overflow: Overflow | None = None
+    """What a full queue does. Default: drop-oldest for live sources, wait for files and folders, watched folders
+    included."""
+
+
+class SinkSettings(EntrySettings):
+    """The options of every sink."""
+
+    uri: Uri
+    """window, tcp://HOST:PORT or ipc://PATH (ZeroMQ), http://HOST:PORT (web page), mqtt://HOST:PORT/TOPIC, FILE.mp4 or
+    FILE.mkv, FOLDER/ (clips), FILE.jsonl or FILE.parquet (log), or what a package adds (docs/python.md)."""
+
+    @classmethod
+    def of(cls, given: Self | str | os.PathLike[str]) -> Self:
+        """Return ``given``; for a URI or a path, its settings with every option at its default."""
+        return given if isinstance(given, cls) else cls.model_construct(uri=os.fspath(given))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceContext:
+    """What a run adds to the settings of a source."""
+
+    camera: str | None = None
+    """The camera's name; None: the source takes one from its URI."""
+    decoder: str = "cpu"
+    """The decoder of sources that do not state one."""
+    gpu: int = 0
+    """The number of the GPU that the decoders ``cuda`` and ``auto`` mean."""
+    secrets: Mapping[str, Secret] = field(default_factory=dict)
+    """The secret files' texts, by the names of their fields."""
+
+
+@dataclass(frozen=True, slots=True)
+class SinkContext:
+    """What a run adds to the settings of a sink."""
+
+    cameras: tuple[str, ...] = ()
+    """The names of the cameras, where they are known before the run begins."""
+    secrets: Mapping[str, Secret] = field(default_factory=dict)
+    """The secret files' texts, by the names of their fields."""
+    display: str | None = None
+    """The display for windows: DISPLAY or WAYLAND_DISPLAY, or any word where the system always has a screen (macOS,
+    Windows); None: there is none."""
+    colormap: str = "inferno"
+    """The colormap of heat maps that are drawn later, in the browser."""
+    opacity: float = 0.6
+    """The opacity of the hottest spot there, as long as the viewer does not change it."""
+    painted: bool = False
+    """Whether the images that come have heat maps drawn on them already: they are received from another run."""

@@ -10,6 +10,7 @@ from commands.export import export
 from commands.info import doctor, models
 from commands.keys import keys_app
 from commands.replay import replay
+from commands.schema import schema
 from commands.stream import demo, stream
 from commands.train import train
 from commands.train_line import train_line
@@ -25,7 +26,7 @@ app = typer.Typer(
     "Without a command the demo runs: a simulated inspection line, 30 seconds, no camera and no GPU needed.",
 )
 app.add_typer(keys_app, name="keys")
-for command in (demo, stream, export, evaluate, view, replay, models, doctor, train, train_line, baseline):
+for command in (demo, stream, export, evaluate, view, replay, models, doctor, train, train_line, baseline, schema):
     app.command()(command)
 
 

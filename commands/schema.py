@@ -1,0 +1,23 @@
+"""`run.py schema`: the JSON Schema of the configuration, for editors."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from commands.options import RUN, option
+
+
+def schema(
+    markdown: Annotated[
+        bool, option(RUN, "Print the reference of all options as Markdown instead.", "--markdown")
+    ] = False,
+) -> None:
+    """Print the JSON Schema of the configuration: editors complete and check YAML files with it."""
+    from commands.wiring.kinds import KINDS
+    from pipeline.config_schema import config_reference, config_schema
+
+    text = config_reference(KINDS) if markdown else json.dumps(config_schema(KINDS), indent=2) + "\n"
+    typer.echo(text, nl=False)

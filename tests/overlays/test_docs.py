@@ -14,11 +14,14 @@ import cv2
 import numpy as np
 import pytest
 
+from commands.wiring.kinds import load_config
+from commands.wiring.run import make_sources
 from overlays.sinks.registry import build_sink
 from overlays.sinks.settings import CurveSettings, ZeroMqSettings
 from overlays.sinks.zeromq import ZeroMqSink
 from overlays.wire.curve.keys import create_keyring
-from pipeline.ports import Sink
+from pipeline.errors import ConfigError, SourceError
+from pipeline.ports import Sink, Source
 from tests.support.limits import LIMIT_SECONDS, PROGRAM_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,13 +30,14 @@ PYTHON = [block for kind, block in BLOCKS if kind == "python"]
 VIEWING = [block for block in PYTHON if "Viewer(" in block]
 ENGINE = [block for block in PYTHON if "from engine" in block]
 SINK = [block for block in PYTHON if "lamp_sink.py" in block]
+SOURCE = [block for block in PYTHON if "bar_source.py" in block]
 PACKAGE = [block for kind, block in BLOCKS if kind == "toml"]
 
 
 def test_every_example_is_run_by_a_test():
     assert len(VIEWING) == 4
-    assert (len(ENGINE), len(SINK), len(PACKAGE)) == (2, 1, 1)
-    assert len(PYTHON) == len(VIEWING) + len(ENGINE) + len(SINK)
+    assert (len(ENGINE), len(SINK), len(SOURCE), len(PACKAGE)) == (2, 1, 1, 2)
+    assert len(PYTHON) == len(VIEWING) + len(ENGINE) + len(SINK) + len(SOURCE)
 
 
 @pytest.mark.parametrize("example", ENGINE, ids=["explainer", "method"])
@@ -50,24 +54,55 @@ def test_an_example_of_the_engine_explains_a_picture(example, tmp_path):
         assert done.stdout == "torch.Size([2, 1000]) torch.Size([2, 6, 6])\n"
 
 
-def test_the_sink_of_the_document_is_a_sink_that_tells_a_lamp(tmp_path, monkeypatch, overlaid):
-    project = tomllib.loads(PACKAGE[0])["project"]
-    entries = project["entry-points"]["recipro_stream.sinks"]
-    told = tmp_path / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
-    told.mkdir()
-    (told / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
-    lines = [f"{name} = {value}" for name, value in entries.items()]
-    (told / "entry_points.txt").write_text("\n".join(["[recipro_stream.sinks]", *lines]))
-    (tmp_path / "lamp_sink.py").write_text(SINK[0])
+def install(tmp_path, monkeypatch, code, package):
+    """Install a package as an installer leaves it, from the document's blocks."""
+    project = tomllib.loads(package)["project"]
+    info = tmp_path / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+    lines = []
+    for group, entries in project["entry-points"].items():
+        lines += [f"[{group}]", *(f"{name} = {value}" for name, value in entries.items())]
+    (info / "entry_points.txt").write_text("\n".join(lines))
+    (tmp_path / code.splitlines()[0].removeprefix("# ")).write_text(code)
     monkeypatch.syspath_prepend(str(tmp_path))
+
+
+def test_sink_of_the_document_sends_to_a_lamp_above_its_own_option(tmp_path, monkeypatch, overlaid):
+    install(tmp_path, monkeypatch, SINK[0], PACKAGE[0])
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as lamp:
         lamp.bind(("127.0.0.1", 0))
         lamp.settimeout(LIMIT_SECONDS)
-        with build_sink(f"lamp://127.0.0.1:{lamp.getsockname()[1]}") as sink:
+        uri = f"lamp://127.0.0.1:{lamp.getsockname()[1]}"
+        [settings] = load_config({"sinks": [{"uri": uri, "min_score": 0.8}]}, "run.yaml").sinks
+        with build_sink(settings) as sink:
             assert isinstance(sink, Sink)
+            sink.put(overlaid(label="dent", score=0.7))
             sink.put(overlaid(label="scratch", score=0.9))
             assert lamp.recv(100) == b"scratch 0.90"
+        with pytest.raises(ConfigError, match=r"sinks\[0\]\.min_score: 2: should be less than or equal to 1"):
+            load_config({"sinks": [{"uri": uri, "min_score": 2}]}, "run.yaml")
+        with pytest.raises(ConfigError, match=r"sinks\[0\]\.min_scor: unknown key\. Did you mean 'min_score'"):
+            load_config({"sinks": [{"uri": uri, "min_scor": 1}]}, "run.yaml")
+        with pytest.raises(ConfigError, match=r"min_score: is not an option of a JSON log .*; lamp:// have it"):
+            load_config({"sinks": [{"uri": "a.jsonl", "min_score": 1}]}, "run.yaml")
     sys.modules.pop("lamp_sink")
+
+
+def test_source_of_the_document_gives_frames_with_its_own_options(tmp_path, monkeypatch):
+    install(tmp_path, monkeypatch, SOURCE[0], PACKAGE[1])
+    config = load_config({"sources": [{"uri": "bar://demo", "width": 32, "count": 3, "name": "door"}]}, "run.yaml")
+    [(source, overflow)] = make_sources(config)
+    assert isinstance(source, Source)
+    with source:
+        frames = list(source.frames(threading.Event()))
+    assert (overflow, [frame.image.shape for frame in frames]) == (None, [(32, 32, 3)] * 3)
+    assert {frame.camera for frame in frames} == {"door"}
+    with pytest.raises(ConfigError, match=r"sources\[0\]\.width: 1: should be greater than or equal to 16"):
+        load_config({"sources": [{"uri": "bar://demo", "width": 1}]}, "run.yaml")
+    with pytest.raises(SourceError, match="Did you mean 'bar'"):
+        load_config({"sources": ["bra://demo"]}, "run.yaml")
+    sys.modules.pop("bar_source")
 
 
 class EnoughError(Exception):

@@ -1,4 +1,4 @@
-"""Options that several commands share, said once."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -17,18 +17,16 @@ def option(panel: str, text: str, *names: str, **more: Any) -> Any:  # noqa: ANN
 
 
 def drop_none(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return what was said: the knobs that are not None."""
+    """Return the options that are not None."""
     return {key: value for key, value in settings.items() if value is not None}
 
 
-Model = Annotated[
-    str, option(NETWORK, "A name of `run.py models`, any torchvision or timm CNN, or what `train` wrote.")
-]
+Model = Annotated[str, option(NETWORK, "A name of `run.py models`, any torchvision or timm CNN, or a file of `train`.")]
 Layer = Annotated[str | None, option(NETWORK, "The explained layer. Default: the last grid.")]
 Kernel = Annotated[str | None, option(NETWORK, "Recipro-CAM's masks: point (default) or gaussian.")]
 Mean = Annotated[str | None, option(NETWORK, "R,G,B subtracted from RGB in [0, 1].")]
 Std = Annotated[str | None, option(NETWORK, "R,G,B divided by.")]
-InputSize = Annotated[str | None, option(NETWORK, "HEIGHTxWIDTH. Default: what the weights want.")]
+InputSize = Annotated[str | None, option(NETWORK, "HEIGHTxWIDTH. Default: that of the weights.")]
 Fit = Annotated[str | None, option(NETWORK, "Frame to input: stretch (default), letterbox or crop.")]
 Labels = Annotated[str | None, option(NETWORK, "Class names: a text file, one a line, or a JSON list.")]
 Weights = Annotated[str | None, option(NETWORK, "A state dict (.pth, .safetensors). 'random': untrained.")]
@@ -37,9 +35,9 @@ Target = Annotated[
     option(NETWORK, "Explained classes: top1 (default), top5, names, indices, by commas; the first is drawn."),
 ]
 Threads = Annotated[int | None, option(NETWORK, "CPU threads for the network.")]
-PageTokenFile = Annotated[Path | None, option(IMAGE, "What the http:// page asks for stands in it.")]
-MqttCredentials = Annotated[Path | None, option(IMAGE, "user:password for the mqtt:// broker stands in it.")]
-Colormap = Annotated[str | None, option(IMAGE, "The heat's colours. [default: inferno]")]
-Opacity = Annotated[float | None, option(IMAGE, "How much the hottest spot covers, 0 to 1.")]
-Frames = Annotated[int | None, option(RUN, "Stop after so many frames.", min=1)]
-Seconds = Annotated[float | None, option(RUN, "Stop after so long.", min=0)]
+PageTokenFile = Annotated[Path | None, option(IMAGE, "A file with the token of the http:// page.")]
+MqttCredentials = Annotated[Path | None, option(IMAGE, "A file with user:password for the mqtt:// broker.")]
+Colormap = Annotated[str | None, option(IMAGE, "The heat map's colormap. [default: inferno]")]
+Opacity = Annotated[float | None, option(IMAGE, "Opacity of the hottest spot, 0 to 1.")]
+Frames = Annotated[int | None, option(RUN, "Stop after this number of frames.", min=1)]
+Seconds = Annotated[float | None, option(RUN, "Stop after this time.", min=0)]

@@ -1,4 +1,4 @@
-"""`run.py stream` and `run.py demo`: cameras explained, live."""
+"""`run.py stream` and `run.py demo`: explain cameras live."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ log = logging.getLogger("recipro-stream")
 
 
 def demo(
-    seconds: Annotated[float, option(RUN, "How long. [default: 30]", "--seconds", min=0.5)] = 30.0,
-    seed: Annotated[int, option(RUN, "Which line: the same seed draws the same parts. [default: 7]", min=0)] = 7,
+    seconds: Annotated[float, option(RUN, "Duration. [default: 30]", "--seconds", min=0.5)] = 30.0,
+    seed: Annotated[int, option(RUN, "The same seed draws the same parts. [default: 7]", min=0)] = 7,
 ) -> None:
     """Explain the simulated inspection line with the shipped network; leaves a video and a log in runs/."""
     folder = _run_folder()
@@ -42,7 +42,7 @@ def demo(
         "seconds": seconds,
         "engine": {"model": "line_net"},
     }
-    print_line(f"The inspection line, {seconds:g} s, explained: parts pass a camera, some carry a defect.")
+    print_line(f"Explains the simulated line for {seconds:g} s: parts pass a camera, some have a defect.")
     try:
         outcome = run_from_config(load_config(settings, "demo"))
     finally:
@@ -64,7 +64,7 @@ def demo(
 
 
 def stream(
-    config: Annotated[Path | None, typer.Argument(help="A YAML file; see configs/. The command line wins.")] = None,
+    config: Annotated[Path | None, typer.Argument(help="A YAML file; see configs/. Options take precedence.")] = None,
     source: Annotated[
         list[str] | None,
         option(CAMERA, "camera:0, rtsp://..., http(s)://..., a video, a folder or glob of images, line:. Repeatable."),
@@ -93,30 +93,30 @@ def stream(
     precision: Annotated[str | None, option(NETWORK, "fp32 (default), bf16 or fp16.")] = None,
     device: Annotated[str | None, option(NETWORK, "auto (default), cpu, cuda or cuda:N.")] = None,
     devices: Annotated[
-        str | None, option(NETWORK, "cuda:0,cuda:1: cameras dealt out to GPUs, one process for each.")
+        str | None, option(NETWORK, "cuda:0,cuda:1: cameras distributed over GPUs, one process each.")
     ] = None,
     input_size: options.InputSize = None,
     fit: options.Fit = None,
     mean: options.Mean = None,
     std: options.Std = None,
     threads: options.Threads = None,
-    cache: Annotated[str | None, option(NETWORK, "A folder for compiled networks, or off. Default: yours.")] = None,
+    cache: Annotated[str | None, option(NETWORK, "A folder for compiled networks, or off.")] = None,
     sink: Annotated[
         list[str] | None,
         option(
             IMAGE,
             "window, tcp://HOST:PORT, ipc://PATH, http://HOST:PORT, mqtt://HOST/TOPIC, FILE.mp4, FOLDER/, FILE.jsonl, "
-            "FILE.parquet. Repeatable.",
+            "FILE.parquet. Options behind a path: FILE.mp4?crf=28. Repeatable.",
         ),
     ] = None,
     record_when: Annotated[
         str | None, option(IMAGE, "FOLDER/ records only events, such as: label=scratch and score>0.8")
     ] = None,
-    seconds_before: Annotated[float | None, option(IMAGE, "... and what came before them. [default: 5]")] = None,
-    seconds_after: Annotated[float | None, option(IMAGE, "... and after them. [default: 5]")] = None,
-    rotate_seconds: Annotated[float | None, option(IMAGE, "FOLDER/ begins a new clip. [default: 300]")] = None,
+    seconds_before: Annotated[float | None, option(IMAGE, "... and the time before them. [default: 5]")] = None,
+    seconds_after: Annotated[float | None, option(IMAGE, "... and the time after them. [default: 5]")] = None,
+    rotate_seconds: Annotated[float | None, option(IMAGE, "FOLDER/: duration of a clip. [default: 300]")] = None,
     disk_budget_mib: Annotated[
-        float | None, option(IMAGE, "What clips may take in FOLDER/; the oldest make room. Default: no limit.")
+        float | None, option(IMAGE, "FOLDER/: size of all clips; the oldest are removed. Default: no limit.")
     ] = None,
     page_token_file: options.PageTokenFile = None,
     mqtt_credentials: options.MqttCredentials = None,
@@ -127,26 +127,22 @@ def stream(
         Path | None, option(ACCESS, "Another list: a file or folder of public keys, read again when it changes.")
     ] = None,
     insecure: Annotated[
-        bool, option(ACCESS, "Let everybody who reaches the address look in, unasked.", "--insecure")
+        bool, option(ACCESS, "Serve everyone who reaches the address, without keys or token.", "--insecure")
     ] = False,
     colormap: options.Colormap = None,
     opacity: options.Opacity = None,
     smoothing: Annotated[float | None, option(IMAGE, "Time constant in seconds. [default: 0, off]")] = None,
-    baseline: Annotated[
-        Path | None, option(RUN, "What `run.py baseline` wrote: how far reasons drift from it is told.")
-    ] = None,
+    baseline: Annotated[Path | None, option(RUN, "A file of `run.py baseline`: reports the drift from it.")] = None,
     max_age: Annotated[
-        float | None, option(CAMERA, "Drop live frames older than so many seconds. Default: the newest always counts.")
+        float | None, option(CAMERA, "Drop live frames older than these seconds. Default: none.")
     ] = None,
-    frames: Annotated[int | None, option(RUN, "Stop after so many explained frames.")] = None,
-    seconds: Annotated[float | None, option(RUN, "Stop after so long.")] = None,
-    log_format: Annotated[str, option(RUN, "How log lines look: text (default) or json.", "--log")] = "text",
-    print_config: Annotated[bool, option(RUN, "Show what would run, and stop.", "--print-config")] = False,
-    every: Annotated[
-        bool, option(RUN, "With --print-config: every key, those without a value too, and what each means.", "--all")
-    ] = False,
+    frames: Annotated[int | None, option(RUN, "Stop after this number of explained frames.")] = None,
+    seconds: Annotated[float | None, option(RUN, "Stop after this time.")] = None,
+    log_format: Annotated[str, option(RUN, "Format of log lines: text (default) or json.", "--log")] = "text",
+    print_config: Annotated[bool, option(RUN, "Print the configuration, and stop.", "--print-config")] = False,
+    every: Annotated[bool, option(RUN, "With --print-config: every key with its description.", "--all")] = False,
 ) -> None:
-    """Explain cameras, streams and files, and send the overlays wherever you want them."""
+    """Explain cameras, streams and files, and send the overlays to sinks."""
     if log_format not in {"text", "json"}:
         raise ConfigError(f"--log {log_format!r}: choose text or json")
     for handler in logging.getLogger().handlers:
@@ -191,12 +187,12 @@ def stream(
 
 
 def _warn_of_shown_passwords(sources: list[str]) -> None:
-    """Say so where a password stands among this process's arguments: everybody on the machine can list those."""
+    """Warn of passwords among the arguments of this process: every user of the machine can list them."""
     from stream.credentials import has_plain_password
 
     if any(map(has_plain_password, sources)):
         log.warning(
-            "--source: a password on the command line can be read by everybody on this machine (ps); write "
+            "--source: a password on the command line can be read by every user of this machine (ps); write "
             "'rtsp://${USER_NAME}:${PASSWORD}@HOST/PATH' with variables of the environment, or name a "
             "credentials_file in a configuration"
         )

@@ -117,13 +117,13 @@ def apply_option(sinks: Sinks, option: str, values: Mapping[str, Any], missing: 
 
 def apply_mqtt_credentials(sinks: Sinks, file: Path | None) -> Sinks:
     """Give the file with user and password to every MQTT sink that has none of its own."""
-    missing = "--mqtt-credentials: there is no broker to tell them to; add --sink mqtt://HOST/TOPIC"
+    missing = "--mqtt-credentials: there is no MQTT sink; add --sink mqtt://HOST/TOPIC"
     return apply_option(sinks, "credentials_file", {} if file is None else {"credentials_file": str(file)}, missing)
 
 
 def apply_web_token(sinks: Sinks, token_file: Path | None) -> Sinks:
     """Give the token file to every web page that has none of its own."""
-    missing = "--page-token-file: there is no page to ask for it; add --sink http://HOST:PORT"
+    missing = "--page-token-file: there is no web page; add --sink http://HOST:PORT"
     return apply_option(sinks, "token_file", {} if token_file is None else {"token_file": str(token_file)}, missing)
 
 
@@ -148,10 +148,10 @@ def apply_curve_keys(sinks: Sinks, folder: Path | None, allow: Path | None, *, i
     network = [one for one in sinks if isinstance(one, ZeroMqSettings) and one.uri.lower().startswith("tcp://")]
     wanted = [one for one in network if one.curve is None]
     if (folder or allow) and not network:
-        raise ConfigError("--curve-keys, --allow: there is nothing to look into; add --sink tcp://HOST:PORT")
+        raise ConfigError("--curve-keys, --allow: there is no such sink; add --sink tcp://HOST:PORT")
     if allow and not folder and wanted:
         raise ConfigError(
-            "--allow: the stream needs keys of its own too; make them (run.py keys new DIR), then --curve-keys DIR"
+            "--allow: the stream needs keys of its own; make them (run.py keys new DIR), then --curve-keys DIR"
         )
     made: Sinks = []
     for one in sinks:

@@ -58,8 +58,8 @@ def test_each_process_tells_a_broker_by_itself_whether_it_is_there():
     )
     shards = shard_config(told, ["cpu", "cpu"])
     assert [[getattr(sink, "status_topic", None) for sink in shard.sinks] for shard in shards] == [
-        ["status", "east", "status"],
-        ["status-1", "east-1", "status"],
+        ["status", "east", None],
+        ["status-1", "east-1", None],
     ]
 
 

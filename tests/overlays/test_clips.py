@@ -170,8 +170,9 @@ def test_a_killed_recorder_leaves_all_but_the_last_second_playable(tmp_path):
     code = (
         "import sys, os, signal; sys.path.insert(0, 'tests/overlays'); from conftest import explain\n"
         "from overlays.sinks.clips.sink import ClipSink; from pipeline.frames import Overlay\n"
+        "from pipeline.settings import SinkContext\n"
         "import numpy as np\n"
-        "sink = ClipSink(sys.argv[1] + '/', cameras=('line',)).__enter__()\n"
+        "sink = ClipSink(sys.argv[1] + '/', SinkContext(('line',))).__enter__()\n"
         "for i in range(155):\n"
         "    e = explain(np.full((120, 160, 3), i, np.uint8), index=i, pts_seconds=i / 30)\n"
         "    sink.put(Overlay(e.frame.image, e))\n"

@@ -224,9 +224,10 @@ def test_a_killed_run_leaves_all_but_the_last_seconds(tmp_path, suffix):
     code = (
         "import sys, os, signal; sys.path.insert(0, 'tests/overlays'); from conftest import explain\n"
         "from overlays.sinks.video import VideoSink; from pipeline.frames import Overlay\n"
+        "from pipeline.settings import SinkContext\n"
         "from pathlib import Path; import numpy as np\n"
         "dice = np.random.default_rng(0)\n"
-        "sink = VideoSink(Path(sys.argv[1]), cameras=('line',)).__enter__()\n"
+        "sink = VideoSink(sys.argv[1], SinkContext(('line',))).__enter__()\n"
         "for i in range(300):\n"
         "    e = explain(dice.integers(0, 256, (120, 160, 3), np.uint8), index=i, pts_seconds=i / 30)\n"
         "    sink.put(Overlay(e.frame.image, e))\n"

@@ -22,7 +22,7 @@ from overlays.sinks.clips.fragments import AllOrNothingFile
 from overlays.sinks.clips.sink import ClipSink
 from overlays.sinks.clips.writer import ClipEncoder, ClipWriter
 from overlays.sinks.locks import claimed, to_claim
-from overlays.sinks.settings import ClipSettings
+from overlays.sinks.settings import ClipSettings, VideoSettings
 from overlays.sinks.video import VideoSink
 from pipeline.errors import FrameError, SinkError
 from pipeline.frames import Overlay, SignalLoss
@@ -397,7 +397,7 @@ def test_a_film_is_not_emptied_while_another_run_writes_it_whatever_it_is_called
         for index in range(60):
             ours.put(overlaid(grey(index), camera="a", index=index, pts_seconds=index / RATE))
         (tmp_path / "link.mp4").hardlink_to(tmp_path / "out.a.mp4")
-        theirs = VideoSink(tmp_path / name, cameras=("door",), replace=True)
+        theirs = VideoSink(VideoSettings(uri=str(tmp_path / name), mode="replace"), SinkContext(("door",)))
         with theirs, pytest.raises(FrameError, match="another run writes it"):
             theirs.put(overlaid(grey(0), camera="door", pts_seconds=0.0))
         for index in range(60, 90):

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "docs" / "python.md").read_text(encoding="utf-8"), re.DOTALL)
 PYTHON = [block for kind, block in BLOCKS if kind == "python"]
 VIEWING = [block for block in PYTHON if "Viewer(" in block]
-ENGINE = [block for block in PYTHON if "from engine" in block]
+ENGINE = [block for block in PYTHON if "NetworkExplainer(" in block or "recipro_cam(" in block]
 SINK = [block for block in PYTHON if "lamp_sink.py" in block]
 SOURCE = [block for block in PYTHON if "bar_source.py" in block]
 PACKAGE = [block for kind, block in BLOCKS if kind == "toml"]

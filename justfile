@@ -34,7 +34,9 @@ format:
 docs:
     uv run --group docs mkdocs build --strict
 
-# pin exact versions and hashes, without index addresses
+# pin exact versions and hashes, without index addresses: all packages, and those besides PyTorch
 constraints:
-    uv export --quiet --format requirements-txt --no-dev --no-emit-project --no-header --no-annotate \
-        --extra mqtt --extra parquet --extra timm --extra export --output-file constraints.txt
+    uv export --quiet {{export}} --output-file constraints.txt
+    uv export --quiet {{export}} --prune torch --prune torchvision --output-file constraints-cpu.txt
+
+export := "--format requirements-txt --no-dev --no-emit-project --no-header --no-annotate --extra mqtt --extra parquet --extra timm --extra export"

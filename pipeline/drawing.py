@@ -1,4 +1,4 @@
-"""The threads that draw, one for each camera: large pictures of one camera do not delay another camera."""
+"""The threads that draw, one for each camera: large images of one camera do not delay another camera."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from typing import Final
 
 from pipeline.drops import DropReason
-from pipeline.finite import unsound
+from pipeline.finite import find_non_finite
 from pipeline.frames import Explanation, Overlay, SignalLoss
 from pipeline.outputs import Outputs
 from pipeline.ports import Overflow, Renderer
@@ -100,7 +100,7 @@ class CameraStream:
 
     def _render(self, explanation: Explanation) -> Overlay:
         # An explanation that is not finite cannot be drawn; every sink refuses it.
-        if not self._outputs.needs_image(self._worker.camera) or unsound(explanation):
+        if not self._outputs.needs_image(self._worker.camera) or find_non_finite(explanation):
             return Overlay(explanation.frame.image, explanation)
         started_at = time.monotonic()
         overlay = self._renderer.render(explanation)

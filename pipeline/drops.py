@@ -134,7 +134,7 @@ class DeliveryTracker:
     def settle(self, overlay: Overlay, reason: DropReason | None) -> None:
         """Note that one sink is done with an overlay; ``reason`` is None where the sink delivered it.
 
-        Overlays that were not registered (repeated pictures of a camera without signal) are ignored.
+        Overlays that were not registered (repeated images of a camera without signal) are ignored.
         """
         with self._lock:
             pending = self._pending.get(id(overlay))

@@ -12,7 +12,7 @@ from pipeline.frames import Explanation, Finding
 Numbers = Iterable[tuple[str, float | None]]
 
 
-def unsound(explanation: Explanation) -> str:
+def find_non_finite(explanation: Explanation) -> str:
     """Return which number is NaN or infinite, as text; empty where all are finite.
 
     JSON and many readers have no such numbers, so no sink publishes them.

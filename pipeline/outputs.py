@@ -10,7 +10,7 @@ from typing import Final
 
 from pipeline.drops import DeliveryTracker, DropReason
 from pipeline.errors import FrameError, ReciproStreamError, WireError
-from pipeline.finite import unsound
+from pipeline.finite import find_non_finite
 from pipeline.frames import Overlay
 from pipeline.ports import Overflow, Preparer, Sink
 from pipeline.stats import RunStats
@@ -68,7 +68,7 @@ class Outputs:
             worker.put(overlay, overflow if sink.lossless else "drop-oldest")
 
     def put_stale(self, draw: Callable[[], Overlay], camera: str) -> None:
-        """Put the picture of a camera without signal into every sink that needs images; it counts as no frame."""
+        """Put the image of a camera without signal into every sink that needs images; it counts as no frame."""
         workers = [worker for sink, worker in self._sinks if sink.needs_image(camera) and not worker.failed]
         if workers:
             overlay = draw()
@@ -116,7 +116,7 @@ def make_sink_worker(
 
 
 def _put_finite(put: Callable[[Overlay], None], overlay: Overlay) -> None:
-    if reason := unsound(overlay.explanation):
+    if reason := find_non_finite(overlay.explanation):
         frame = overlay.explanation.frame
         raise FrameError(f"camera {frame.camera!r}, frame {frame.index}: {reason}")
     put(overlay)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from pipeline.finite import unsound
+from pipeline.finite import find_non_finite
 from pipeline.frames import Box, DeletionCheck, Explanation, Frame, GuardState, Region, top_scoring
 from pipeline.guards.alert import AlertState
 from pipeline.guards.config import GuardsConfig
@@ -95,7 +95,7 @@ class ExplanationMonitor:
             self.overhead_budget.record_work(self._clock() - started_at, count)
         self._pending_checks = []
         # A frame with a number that is not finite is not published: no guard may fire for it.
-        return [item if unsound(item) else self.process(item) for item in explained]
+        return [item if find_non_finite(item) else self.process(item) for item in explained]
 
     def after_batch(self) -> None:
         """Make one deletion check where a rule needs it and the budget allows it."""

@@ -67,7 +67,7 @@ class QueueWorker(Generic[T]):
             handler: called with each item.
             depth: how many items of a camera may be queued.
             idle: called every ``POLL_SECONDS`` while nothing is queued: a window handles keys, a new viewer gets the
-                last picture.
+                last image.
             size_of: the bytes an item holds; None: items are only counted.
             key: the camera of an item: each camera has a queue and a share of the thread's time; None: all items belong
                 to one camera.

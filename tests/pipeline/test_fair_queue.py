@@ -1,4 +1,4 @@
-"""The queue before a slow door: each camera has its own room and its share of the time."""
+"""The fair queue: each camera has its own room and its share of the time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def put(waiting, item):
     return dropped
 
 
-def test_items_of_one_camera_never_push_out_anothers():
+def test_fair_queue_drops_only_items_of_the_same_camera():
     waiting = queue(depth=2)
     put(waiting, ("small", 0))
     assert sum(put(waiting, ("big", k)) for k in range(100)) == 98
@@ -34,7 +34,7 @@ def test_items_of_one_camera_never_push_out_anothers():
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers()), max_size=60))
-def test_items_of_a_camera_keep_their_order(items):
+def test_fair_queue_keeps_the_order_of_a_camera(items):
     waiting = queue(depth=100)
     for item in items:
         put(waiting, item)
@@ -43,7 +43,7 @@ def test_items_of_a_camera_keep_their_order(items):
         assert [one for one in taken if one[0] == camera] == [one for one in items if one[0] == camera]
 
 
-def test_camera_whose_items_take_long_has_no_more_of_the_time_than_the_others():
+def test_fair_queue_gives_slow_items_no_more_time_than_others():
     """A big picture takes 1 s, a small one 0.01 s; one of each comes every 0.1 s."""
     waiting, now, came, done, dropped = queue(depth=16), 0.0, 0, {"big": 0, "small": 0}, 0
     while now < 60.0:
@@ -62,7 +62,7 @@ def test_camera_whose_items_take_long_has_no_more_of_the_time_than_the_others():
     assert done["big"] >= 40, "the rest of the time is its own"
 
 
-def test_camera_that_was_quiet_has_no_claim_to_the_time_before():
+def test_fair_queue_credits_no_unused_time():
     waiting = queue(depth=100)
     put(waiting, ("quiet", 0))
     waiting.used(waiting.take(), 0.01)
@@ -80,7 +80,7 @@ def test_camera_that_was_quiet_has_no_claim_to_the_time_before():
     assert 4 <= served.count("busy") <= 6
 
 
-def test_bytes_are_shared_out_and_one_item_of_each_camera_always_may_wait():
+def test_fair_queue_divides_the_byte_limit_and_keeps_one_item_of_each_camera():
     waiting = FairQueue(16, key=lambda item: item[0], size_of=lambda item: item[1], max_bytes=100)
     for camera in "ab":
         put(waiting, (camera, 30))
@@ -90,14 +90,14 @@ def test_bytes_are_shared_out_and_one_item_of_each_camera_always_may_wait():
     assert len(waiting) == 3
 
 
-def test_cameras_without_end_share_one_place():
+def test_fair_queue_limits_the_number_of_cameras():
     waiting = queue(depth=2)
     for k in range(1000):
         put(waiting, (f"camera {k}", k))
     assert len(waiting) <= 2 * (MAX_KEYS + 1)
 
 
-def test_relay_serves_a_camera_between_anothers_items():
+def test_queue_worker_handles_cameras_in_turn():
     served, gate, last = [], threading.Event(), threading.Event()
 
     def deliver(item):
@@ -106,11 +106,11 @@ def test_relay_serves_a_camera_between_anothers_items():
         if len(served) == 8:
             last.set()
 
-    with QueueWorker("door", deliver, depth=8, key=lambda item: item[0]) as relay:
+    with QueueWorker("door", deliver, depth=8, key=lambda item: item[0]) as queue_worker:
         for k in range(6):
-            relay.put(("big", k))
-        relay.put(("small", 0))
-        relay.put(("small", 1))
+            queue_worker.put(("big", k))
+        queue_worker.put(("small", 0))
+        queue_worker.put(("small", 1))
         gate.set()
         assert last.wait(LIMIT_SECONDS)
     assert served.index(("small", 0)) < served.index(("big", 5))

@@ -26,26 +26,26 @@ def unseen(text):
 
 
 @given(st.text())
-def test_escaped_text_holds_nothing_that_a_terminal_obeys_and_keeps_the_rest(text):
+def test_escaped_replaces_control_characters_alone(text):
     shown = escaped(text)
     assert unseen(shown) == []
     assert [c for c in text if c.isprintable()] == [c for c in shown if c.isprintable()][: len(shown)] or "\\" in shown
 
 
-def test_text_line_of_a_log_stays_one_line_whatever_stands_in_the_message():
+def test_text_formatter_keeps_a_message_on_one_line():
     line = make_formatter("text").format(record(FOREIGN))
     assert line.startswith("W door\\nW forged\\r\\x1b[2J")
     assert unseen(line) == []
 
 
-def test_json_line_of_a_log_stays_one_line_and_gives_the_message_back():
+def test_json_formatter_keeps_a_message_on_one_line_and_unchanged():
     line = make_formatter("json").format(record(FOREIGN))
     assert unseen(line) == []
     assert json.loads(line)["message"] == FOREIGN
 
 
 @pytest.mark.parametrize("kind", ["text", "json"])
-def test_traceback_in_a_log_line_cannot_move_the_terminal(kind):
+def test_formatters_escape_tracebacks(kind):
     try:
         {}[FOREIGN]
     except KeyError:
@@ -54,7 +54,7 @@ def test_traceback_in_a_log_line_cannot_move_the_terminal(kind):
     assert "Traceback" in line
 
 
-def test_terminal_shows_foreign_text_escaped(capsys):
+def test_console_escapes_text_from_outside(capsys):
     print_line("seen: \x1b[31mred\u202e\nnext")
     assert capsys.readouterr().out == "seen: \\x1b[31mred\\u202e\nnext\n"
     assert format_error("bad \x1b]0;title\x07\nsecond") == "error: bad \\x1b]0;title\\x07\nerror: second"

@@ -1,4 +1,4 @@
-"""The journey: every frame that should arrive does, and what fails ends alone."""
+"""The pipeline: every frame that should arrive does, and what fails ends alone."""
 
 import threading
 from typing import ClassVar
@@ -76,58 +76,58 @@ def run(sources, sinks, limits=None, explainer=None, renderer=None, stop=None):
     ).run()
 
 
-def test_a_file_loses_nothing_on_its_way_to_a_recorder():
+def test_pipeline_delivers_every_frame_of_a_file_to_a_lossless_sink():
     sink = FakeSink()
-    outcome = run([FakeSource(100)], [sink])
+    result = run([FakeSource(100)], [sink])
     assert sink.got == list(range(100))
-    assert (outcome.received, outcome.explained, outcome.dropped, outcome.errors) == (100, 100, 0, [])
+    assert (result.received, result.explained, result.dropped, result.errors) == (100, 100, 0, [])
 
 
-def test_the_frame_limit_is_kept_exactly_whatever_the_batch():
+def test_pipeline_keeps_the_frame_limit_with_larger_batches():
     sink = FakeSink()
-    outcome = run([FakeSource(100)], [sink], RunLimits(frames=7, batch_size=4))
+    result = run([FakeSource(100)], [sink], RunLimits(frames=7, batch_size=4))
     assert sink.got == list(range(7))
-    assert outcome.explained == 7
+    assert result.explained == 7
 
 
-def test_the_time_limit_ends_a_run_whose_camera_is_silent():
-    outcome = run([FakeSource(5, gate=threading.Event())], [FakeSink()], RunLimits(seconds=0.1))  # else it never ends
-    assert outcome.explained == 0
+def test_pipeline_keeps_the_time_limit_without_frames():
+    result = run([FakeSource(5, gate=threading.Event())], [FakeSink()], RunLimits(seconds=0.1))  # else it never ends
+    assert result.explained == 0
 
 
-def test_a_broken_sink_ends_alone_and_is_named():
+def test_pipeline_continues_without_a_failed_sink_and_names_it():
     broken, whole = FakeSink(fails_after=3), FakeSink()
-    outcome = run([FakeSource(50)], [broken, whole])
+    result = run([FakeSource(50)], [broken, whole])
     assert whole.got == list(range(50))
-    assert outcome.errors == ["the disk is full"]
+    assert result.errors == ["the disk is full"]
 
 
-def test_a_run_ends_when_its_only_sink_is_broken():
+def test_pipeline_ends_when_its_only_sink_failed():
     source = FakeSource(10**9)
-    outcome = run([source], [FakeSink(fails_after=3)])
-    assert outcome.errors == ["the disk is full"]
+    result = run([source], [FakeSink(fails_after=3)])
+    assert result.errors == ["the disk is full"]
 
 
-def test_a_damaged_file_is_named_after_all_its_good_frames():
+def test_pipeline_names_a_damaged_file_after_its_good_frames():
     sink = FakeSink()
-    outcome = run([FakeSource(5, fails=SourceError("broke at frame 5"))], [sink])
+    result = run([FakeSource(5, fails=SourceError("broke at frame 5"))], [sink])
     assert sink.got == list(range(5))
-    assert outcome.errors == ["broke at frame 5"]
+    assert result.errors == ["broke at frame 5"]
 
 
-def test_a_bug_in_a_source_is_not_hidden():
+def test_pipeline_raises_a_bug_of_a_source():
     with pytest.raises(ZeroDivisionError):
         run([FakeSource(2, fails=ZeroDivisionError())], [FakeSink()])
 
 
-def test_nothing_is_rendered_while_nobody_looks():
+def test_pipeline_renders_nothing_without_a_sink_that_needs_images():
     renderer, sink = FakeRenderer(), FakeSink(looks=False)
     run([FakeSource(10)], [sink], renderer=renderer)
     assert renderer.rendered == 0
     assert len(sink.got) == 10
 
 
-def test_the_pointing_game_is_scored_where_truth_is_known():
+def test_pipeline_scores_the_pointing_game_on_frames_with_ground_truth():
     class Line(FakeSource):
         def frames(self, stop):
             truths = [
@@ -143,7 +143,7 @@ def test_the_pointing_game_is_scored_where_truth_is_known():
     assert (camera.judged, camera.right, camera.pointed, camera.hits) == (3, 2, 2, 1)
 
 
-def test_a_histogram_tells_quantiles_to_within_a_bucket():
+def test_histogram_returns_quantiles_to_within_a_bucket():
     histogram = Histogram()
     for k in range(1, 1001):
         histogram.add(k / 1000)
@@ -152,16 +152,16 @@ def test_a_histogram_tells_quantiles_to_within_a_bucket():
     assert Histogram().quantile(0.5) == 0.0
 
 
-def test_a_window_closed_while_its_camera_is_silent_ends_the_run():
+def test_pipeline_ends_when_a_window_is_closed_without_frames():
     class Closed(FakeSink):
         def idle(self):
             raise StopRequested
 
-    outcome = run([FakeSource(5, gate=threading.Event())], [Closed()])  # else it never ends
-    assert outcome.explained == 0
+    result = run([FakeSource(5, gate=threading.Event())], [Closed()])  # else it never ends
+    assert result.explained == 0
 
 
-def test_a_live_camera_that_stalls_is_shown_so_by_every_door_that_looks_and_counts_as_no_frame():
+def test_pipeline_shows_a_stalled_camera_in_sinks_that_need_images_and_counts_no_frame():
     stalled, seen = threading.Event(), threading.Event()
 
     class Stalls(FakeSource):
@@ -185,7 +185,7 @@ def test_a_live_camera_that_stalls_is_shown_so_by_every_door_that_looks_and_coun
     threading.Thread(target=lambda: (seen.wait(LIMIT_SECONDS), stop.set()), name="ender").start()
     source = Stalls(3)
     limits = RunLimits()
-    outcome = Pipeline(
+    result = Pipeline(
         [(source, "wait")], FakeExplainer(), FakeRenderer(), [looking, blind], limits=limits, stop=stop
     ).run()
     assert seen.is_set()
@@ -193,7 +193,7 @@ def test_a_live_camera_that_stalls_is_shown_so_by_every_door_that_looks_and_coun
     assert (looking.silence.state, looking.silence.reason) == ("stalled", "no picture for 2 s")
     assert looking.got[:4] == [0, 1, 2, 2]
     assert blind.got == [0, 1, 2]
-    assert outcome.explained == 3
+    assert result.explained == 3
 
 
 @pytest.mark.parametrize("count", [0, 2])
@@ -217,7 +217,7 @@ def test_pipeline_shows_its_state_while_no_frame_comes(count):
     assert seen.count(count) > 3, "the state was shown while nothing came"
 
 
-def test_camera_whose_drawing_takes_for_ever_holds_up_no_other_camera():
+def test_pipeline_draws_other_cameras_while_drawing_of_one_is_blocked():
     told = threading.Event()
 
     class Stuck(FakeRenderer):
@@ -233,13 +233,13 @@ def test_camera_whose_drawing_takes_for_ever_holds_up_no_other_camera():
                 told.set()
 
     sink, big = Counting(), FakeSource(30, "big")
-    outcome = run([big, FakeSource(50, "small")], [sink], renderer=Stuck())
+    result = run([big, FakeSource(50, "small")], [sink], renderer=Stuck())
     assert told.is_set()
-    assert outcome.explained == 80
+    assert result.explained == 80
     assert sorted(sink.got) == sorted([*range(30), *range(50)]), "nothing of either file is lost"
 
 
-def test_sink_prepares_a_frame_in_its_cameras_thread_before_it_is_put():
+def test_pipeline_prepares_a_frame_in_its_cameras_thread():
     class Preparing(FakeSink):
         prepared: ClassVar = []
 

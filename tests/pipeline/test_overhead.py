@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pipeline.guards.overhead import OverheadBudget
 
 
-def test_a_check_waits_until_its_cost_has_been_earned():
+def test_budget_allows_a_check_once_its_cost_is_saved():
     budget = OverheadBudget(0.02)
     assert not budget.can_run
     frames = 0
@@ -19,7 +19,7 @@ def test_a_check_waits_until_its_cost_has_been_earned():
     assert frames == 196
 
 
-def test_a_pause_is_no_reason_for_a_burst():
+def test_budget_allows_no_burst_after_a_pause():
     budget = OverheadBudget(0.1)
     for _ in range(10_000):
         budget.record_work(0.01)
@@ -30,7 +30,7 @@ def test_a_pause_is_no_reason_for_a_burst():
     assert checks == 1
 
 
-def test_a_check_that_cost_more_makes_the_next_wait_longer():
+def test_budget_delays_the_next_check_after_a_costly_one():
     budget = OverheadBudget(0.5)
     for _ in range(4):
         budget.record_work(1.0)
@@ -44,7 +44,7 @@ def test_a_check_that_cost_more_makes_the_next_wait_longer():
 
 
 @given(st.floats(0.005, 0.5), st.lists(st.floats(1.0, 2.0), min_size=10, max_size=300))
-def test_costs_that_vary_twofold_never_overspend(share, costs):
+def test_budget_is_kept_with_costs_that_vary_twofold(share, costs):
     budget = OverheadBudget(share)
     for cost in costs:
         budget.record_work(1.0)
@@ -57,7 +57,7 @@ def test_costs_that_vary_twofold_never_overspend(share, costs):
     st.floats(0.005, 0.5),
     st.lists(st.tuples(st.floats(1e-4, 0.1), st.floats(1e-4, 0.3)), min_size=1, max_size=300),
 )
-def test_the_share_is_kept_whatever_things_cost(share, story):
+def test_budget_keeps_its_fraction_with_any_costs(share, story):
     budget, dearest = OverheadBudget(share), 0.0
     for work, cost in story:
         budget.record_work(work)

@@ -53,7 +53,7 @@ def look_until(watchman, clock, end):
         watchman.check()
 
 
-def test_a_silent_camera_is_told_within_a_second_and_then_once_a_second(clock):
+def test_detector_reports_signal_loss_within_a_second_and_repeats_it(clock):
     watchman, told = watch([camera("door")], clock)
     look_until(watchman, clock, 100.0 + SILENT_SECONDS - 0.1)
     assert told == []
@@ -64,7 +64,7 @@ def test_a_silent_camera_is_told_within_a_second_and_then_once_a_second(clock):
     assert [round(silence.seconds, 1) for _, silence in told] == pytest.approx([0.8, 1.8, 2.8, 3.8], abs=0.21)
 
 
-def test_what_it_says_is_where_the_source_stands_and_why(clock):
+def test_detector_reports_the_state_and_reason_of_the_source(clock):
     pump = camera("door")
     pump.source.health = Health("waiting", "connection refused")
     watchman, told = watch([pump], clock)
@@ -73,7 +73,7 @@ def test_what_it_says_is_where_the_source_stands_and_why(clock):
     assert (told[0][1].state, told[0][1].reason) == ("waiting", "connection refused")
 
 
-def test_a_slow_camera_is_not_silent_between_two_frames(clock):
+def test_detector_reports_nothing_between_frames_of_a_slow_camera(clock):
     watchman, told = watch([camera("slow", interval=2.0)], clock)
     look_until(watchman, clock, 105.5)
     assert told == []
@@ -81,13 +81,13 @@ def test_a_slow_camera_is_not_silent_between_two_frames(clock):
     assert len(told) == 1
 
 
-def test_a_file_is_never_silent_for_it_waits_for_us(clock):
+def test_detector_ignores_files(clock):
     watchman, told = watch([camera("file", live=False)], clock)
     look_until(watchman, clock, 110.0)
     assert told == []
 
 
-def test_an_engine_that_is_behind_makes_no_camera_silent(clock):
+def test_detector_reports_nothing_while_frames_are_queued(clock):
     pump = camera("door")
     pump._queue.append(explained(pump, 100.0).frame)
     watchman, told = watch([pump], clock)
@@ -95,7 +95,7 @@ def test_an_engine_that_is_behind_makes_no_camera_silent(clock):
     assert told == []
 
 
-def test_a_frame_ends_the_silence(clock):
+def test_detector_stops_reporting_after_a_frame(clock):
     pump = camera("door")
     watchman, told = watch([pump], clock)
     look_until(watchman, clock, 101.0)
@@ -107,7 +107,7 @@ def test_a_frame_ends_the_silence(clock):
     assert AGAIN_SECONDS > SILENT_SECONDS  # or this test would prove nothing
 
 
-def test_a_camera_that_never_gave_a_picture_has_none_to_show(clock):
+def test_detector_reports_nothing_before_the_first_frame(clock):
     pump = camera("door", last_at=None)
     told = []
     watchman = SignalLossDetector([pump], lambda *words: told.append(words), clock=clock)
@@ -115,7 +115,7 @@ def test_a_camera_that_never_gave_a_picture_has_none_to_show(clock):
     assert told == []
 
 
-def test_a_pump_knows_its_usual_interval_and_a_pause_hardly_changes_it():
+def test_source_worker_measures_its_mean_interval_despite_a_pause():
     pump = SourceWorker(FakeSource())
     for k in range(50):
         pump._observe_interval(0.1 * k)

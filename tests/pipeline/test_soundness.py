@@ -1,4 +1,4 @@
-"""No single frame closes a sink: one with numbers that mean nothing is refused, counted and named."""
+"""Explanations with numbers that are not finite are refused, and no single frame closes a sink."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import FrameError, SinkError, WireError
-from pipeline.finite import unsound
+from pipeline.finite import find_non_finite
 from pipeline.frames import Box, DeletionCheck, Explanation, Finding, Frame, GroundTruth, HeatmapStats, Overlay, Region
 from pipeline.loop import Pipeline
 from pipeline.outputs import make_sink_worker
@@ -30,7 +30,7 @@ def with_finding(**changes):
     return explained(findings=(replace(explained().findings[0], **changes),))
 
 
-UNSOUND = {
+NON_FINITE = {
     "score": with_finding(score=NAN),
     "heat": with_finding(heat=np.full((2, 2), INF, np.float32)),
     "box": with_finding(box=Box(0, 0, NAN, 1)),
@@ -46,14 +46,14 @@ UNSOUND = {
 }
 
 
-@pytest.mark.parametrize("name", UNSOUND)
-def test_a_number_that_is_not_finite_is_found_wherever_it_stands_and_named(name):
-    assert name in unsound(UNSOUND[name])
-    assert unsound(explained()) == ""
+@pytest.mark.parametrize("name", NON_FINITE)
+def test_find_non_finite_names_the_number(name):
+    assert name in find_non_finite(NON_FINITE[name])
+    assert find_non_finite(explained()) == ""
 
 
-class Door:
-    uri, lossless = "door", True
+class RecordingSink:
+    uri, lossless = "sink", True
 
     def __init__(self, refuses=()):
         self.refuses = dict(refuses)
@@ -79,11 +79,11 @@ class Door:
 
 
 class Explaining:
-    def __init__(self, unsound_at=()):
-        self.unsound_at = unsound_at
+    def __init__(self, non_finite_at=()):
+        self.non_finite_at = non_finite_at
 
     def explain(self, frames):
-        return [UNSOUND["score"] if f.index in self.unsound_at else explained(f) for f in frames]
+        return [NON_FINITE["score"] if f.index in self.non_finite_at else explained(f) for f in frames]
 
 
 class Drawing:
@@ -92,64 +92,64 @@ class Drawing:
         return Overlay(explanation.frame.image.copy(), explanation)
 
 
-def run(door, count=20, unsound_at=()):
-    explainer = Explaining(unsound_at)
+def run(sink, count=20, non_finite_at=()):
+    explainer = Explaining(non_finite_at)
     source = FakeSource(count, "line")
     return Pipeline(
-        [(source, "wait")], explainer, Drawing(), [door], limits=RunLimits(batch_size=1), stop=threading.Event()
+        [(source, "wait")], explainer, Drawing(), [sink], limits=RunLimits(batch_size=1), stop=threading.Event()
     ).run()
 
 
-def test_an_unsound_frame_is_not_drawn_reaches_no_sink_and_closes_none(caplog):
-    door = Door()
-    outcome = run(door, unsound_at={8})
-    assert door.got == [k for k in range(20) if k != 8]
-    (outlet,) = outcome.sink_workers
-    assert (outlet.delivered, outlet.refused, outlet.error) == (19, 1, None)
-    assert "score of 'ok' is nan" in outlet.refusal
+def test_pipeline_refuses_a_frame_that_is_not_finite_and_continues(caplog):
+    sink = RecordingSink()
+    result = run(sink, non_finite_at={8})
+    assert sink.got == [k for k in range(20) if k != 8]
+    (worker,) = result.sink_workers
+    assert (worker.delivered, worker.refused, worker.error) == (19, 1, None)
+    assert "score of 'ok' is nan" in worker.refusal
     assert len([r for r in caplog.records if "a frame is left out" in r.getMessage()]) == 1
-    assert outcome.errors == ["door: 1 of 20 frames were refused; the last: " + outlet.refusal]
+    assert result.errors == ["sink: 1 of 20 frames were refused; the last: " + worker.refusal]
 
 
 @pytest.mark.parametrize("error", [FrameError("too wide"), WireError("too long")])
-def test_a_sink_may_refuse_any_number_of_frames_and_goes_on(error, caplog):
-    door = Door(dict.fromkeys(range(19), error))
-    (outlet,) = run(door).sink_workers
-    assert (door.got, outlet.refused, outlet.error) == ([19], 19, None)
+def test_sink_worker_continues_after_any_number_of_refused_frames(error, caplog):
+    sink = RecordingSink(dict.fromkeys(range(19), error))
+    (worker,) = run(sink).sink_workers
+    assert (sink.got, worker.refused, worker.error) == ([19], 19, None)
     assert len([r for r in caplog.records if "a frame is left out" in r.getMessage()]) == 1
 
 
-def test_a_sink_that_says_that_it_is_broken_is_closed():
-    outcome = run(Door({5: SinkError("gone")}))
-    assert str(outcome.sink_workers[0].error) == "gone"
+def test_sink_worker_closes_after_a_sink_error():
+    result = run(RecordingSink({5: SinkError("gone")}))
+    assert str(result.sink_workers[0].error) == "gone"
 
 
-def test_a_bug_in_one_frame_closes_nothing_and_is_raised_at_the_end():
-    door = Door({5: KeyError("bug")})
+def test_pipeline_raises_a_bug_of_one_frame_at_the_end():
+    sink = RecordingSink({5: KeyError("bug")})
     with pytest.raises(KeyError, match="bug"):
-        run(door)
-    assert door.got == [k for k in range(20) if k != 5]
+        run(sink)
+    assert sink.got == [k for k in range(20) if k != 5]
 
 
-def test_an_error_of_the_system_closes_a_sink_only_where_it_stays():
-    door = Door({5: OSError("unreachable")})
-    outcome = run(door)
-    assert door.got == [k for k in range(20) if k != 5]
-    assert (outcome.sink_workers[0].refused, outcome.sink_workers[0].error) == (1, None)
-    lasting = Door(dict.fromkeys(range(100), OSError("unreachable")))
-    outcome = run(lasting, 100)
-    assert str(outcome.sink_workers[0].error) == "unreachable"
+def test_sink_worker_closes_only_after_repeated_system_errors():
+    sink = RecordingSink({5: OSError("unreachable")})
+    result = run(sink)
+    assert sink.got == [k for k in range(20) if k != 5]
+    assert (result.sink_workers[0].refused, result.sink_workers[0].error) == (1, None)
+    lasting = RecordingSink(dict.fromkeys(range(100), OSError("unreachable")))
+    result = run(lasting, 100)
+    assert str(result.sink_workers[0].error) == "unreachable"
 
 
-def test_a_bug_in_every_frame_closes_the_sink():
-    door = Door(dict.fromkeys(range(1, 100), KeyError("bug")))
+def test_sink_worker_closes_after_a_bug_in_every_frame():
+    sink = RecordingSink(dict.fromkeys(range(1, 100), KeyError("bug")))
     with pytest.raises(KeyError, match="bug"):
-        run(door, 100)
-    assert door.got == [0]
+        run(sink, 100)
+    assert sink.got == [0]
 
 
-def test_an_error_while_nothing_comes_closes_no_sink_either():
-    asked, door = threading.Event(), Door()
+def test_sink_worker_continues_after_an_error_of_idle():
+    asked, sink = threading.Event(), RecordingSink()
     errors = [WireError("the last frame is too large")]
 
     def idle():
@@ -157,7 +157,7 @@ def test_an_error_while_nothing_comes_closes_no_sink_either():
             raise errors.pop()
         asked.set()
 
-    door.idle = idle
-    with make_sink_worker(door, door.put) as outlet:
+    sink.idle = idle
+    with make_sink_worker(sink, sink.put) as worker:
         assert asked.wait(LIMIT_SECONDS)
-    assert (outlet.refused, outlet.error) == (1, None)
+    assert (worker.refused, worker.error) == (1, None)

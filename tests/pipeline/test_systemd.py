@@ -21,7 +21,7 @@ def listener(tmp_path):
         yield path, lambda: door.recv(100).decode()
 
 
-def test_a_supervisor_hears_ready_alive_and_stopping(listener):
+def test_notifier_sends_ready_watchdog_and_stopping(listener):
     path, heard = listener
     now = [0.0]
     environment = {"NOTIFY_SOCKET": path, "WATCHDOG_USEC": "2000000"}
@@ -32,7 +32,7 @@ def test_a_supervisor_hears_ready_alive_and_stopping(listener):
     assert [heard() for _ in range(3)] == ["WATCHDOG=1", "WATCHDOG=1", "STOPPING=1"]
 
 
-def test_without_a_watchdog_nothing_is_said_of_being_alive(listener):
+def test_notifier_sends_no_watchdog_message_without_a_watchdog(listener):
     path, heard = listener
     now = [0.0]
     with SystemdNotifier({"NOTIFY_SOCKET": path}, clock=lambda: now[0]) as supervisor:
@@ -41,7 +41,7 @@ def test_without_a_watchdog_nothing_is_said_of_being_alive(listener):
     assert [heard(), heard()] == ["READY=1", "STOPPING=1"]
 
 
-def test_an_abstract_address_is_understood():
+def test_notifier_supports_an_abstract_address():
     if sys.platform != "linux":
         pytest.skip("abstract sockets are Linux's")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as door:
@@ -51,18 +51,18 @@ def test_an_abstract_address_is_understood():
             assert door.recv(100) == b"READY=1"
 
 
-def test_a_supervisor_that_is_gone_costs_one_warning(tmp_path, caplog):
+def test_notifier_warns_once_of_a_missing_supervisor(tmp_path, caplog):
     with SystemdNotifier({"NOTIFY_SOCKET": str(tmp_path / "nobody"), "WATCHDOG_USEC": "1"}) as supervisor:
         supervisor.notify_alive()
     assert len(caplog.records) == 1
 
 
-def test_unsupervised_nothing_happens():
+def test_notifier_does_nothing_without_a_supervisor():
     with SystemdNotifier({}) as supervisor:
         supervisor.notify_alive()
 
 
-def test_a_json_log_line_is_one_object_with_its_traceback_inside():
+def test_json_formatter_puts_the_traceback_into_the_object():
     try:
         int("a\nb")
     except ValueError:

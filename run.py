@@ -1,4 +1,4 @@
-"""Where it all starts: the process set up, then the command line (commands/), errors told in one line.
+"""Entry point: sets up the process, then runs the command line (``commands/``).
 
 ``python run.py`` runs the demo, the simulated inspection line; ``python run.py --help`` lists every command.
 """
@@ -10,7 +10,7 @@ import signal
 import sys
 
 if __name__ == "__main__":
-    # Nothing has begun yet that would have to be ended in order.
+    # Nothing is open yet, so the process may end at once.
     for early in (signal.SIGINT, signal.SIGTERM):
         signal.signal(early, lambda *_: os._exit(0))
 
@@ -25,40 +25,42 @@ from commands.signals import shutdown_on_signal
 from pipeline.errors import ReciproStreamError, of_path
 from pipeline.log_format import make_formatter
 
-KEPT_BYTES = 1 << 30
-OUR_PACKAGES = frozenset({"commands", "engine", "overlays", "pipeline", "recipro_stream", "stream"})
+MALLOC_THRESHOLD_BYTES = 1 << 30
+PROJECT_PACKAGES = frozenset({"commands", "engine", "overlays", "pipeline", "recipro_stream", "stream"})
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
-def settle() -> None:
-    """Set the process up for work that comes again with every frame; before torch is loaded.
+def set_up_process() -> None:
+    """Set environment variables, core dump limit and allocator thresholds; call it before torch is imported.
 
-    A waiting thread of the network must not keep a core busy that decodes, draws or encodes. And memory that a frame
-    frees is kept for the next one (glibc only): giving it back costs thousands of page faults a frame. ONNX Runtime,
-    where it is used, keeps no diary of it.
+    OpenMP threads wait passively and leave the cores to decoding, drawing and encoding. glibc keeps the memory that a
+    frame frees for the next one: returning it costs thousands of page faults a frame. The telemetry of ONNX Runtime is
+    off.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     os.environ.setdefault("SDL_VIDEO_X11_WMCLASS", "recipro-stream")
     with suppress(ImportError, OSError, ValueError):
-        import resource  # there is none on Windows
+        import resource  # not on Windows
 
-        # A core dump would hold passwords and tokens; who wants one raises the limit again (prlimit).
+        # A core dump would contain passwords and tokens; prlimit raises the limit again.
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
             mallopt = ctypes.CDLL(None).mallopt
-            mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
-            mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
+            mallopt(M_TRIM_THRESHOLD, MALLOC_THRESHOLD_BYTES)
+            mallopt(M_MMAP_THRESHOLD, MALLOC_THRESHOLD_BYTES)
 
 
 def main() -> None:
-    """Run the command line; what the user can mend is told in one line and exit code 2."""
-    settle()
+    """Run the command line; errors that a user can mend become one line on standard error and an exit code."""
+    set_up_process()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a file may be called by what this terminal cannot show
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # file names may hold characters that the terminal cannot encode
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(make_formatter("text"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
@@ -73,29 +75,29 @@ def main() -> None:
         print_error(str(error))
         sys.exit(error.exit_code)
     except ImportError as error:
-        if error.name is not None and error.name.partition(".")[0] in OUR_PACKAGES:
+        if error.name is not None and error.name.partition(".")[0] in PROJECT_PACKAGES:
             raise
-        print_error(f"a library cannot be loaded ({error}): uv sync; run.py doctor tells what is missing here")
+        print_error(f"a library cannot be loaded ({error}); run `uv sync`; `run.py doctor` lists what is missing")
         sys.exit(EXIT_INPUT)
     except OSError as error:
-        # Whoever asks a path anything gets here what the system said of it: no permission for a folder on the way, a
-        # name too long, a link in a circle, a dead network share. A supervisor must not start it again for ever.
-        if (said := of_path(error)) is None:
+        # An operation on a path failed: no permission for a parent folder, a name too long, a circular link, a network
+        # share that does not answer. Exit code 2 keeps a supervisor from restarting the process for ever.
+        if (message := of_path(error)) is None:
             raise
-        print_error(said)
+        print_error(message)
         sys.exit(EXIT_INPUT)
 
 
 def program() -> None:
-    """Be the process: ``main``, and an end that waits for no thread that waits for a camera's answer.
+    """Run ``main`` and end the process without waiting for threads that are blocked in FFmpeg.
 
-    Such a thread is within FFmpeg and cannot be woken; Python's own end is not made for threads that come back into it.
+    Such a thread waits for a camera and cannot be woken; a return during the interpreter's shutdown would crash.
     """
     code: int | str | None = 0
     try:
         main()
-    except SystemExit as end:
-        code = end.code
+    except SystemExit as reason:
+        code = reason.code
     if any(thread.name.startswith("source ") for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()

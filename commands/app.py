@@ -1,4 +1,4 @@
-"""All commands under one name."""
+"""The command line application: all commands of ``recipro-stream``."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Live video, explained: every frame with its class scores and an exact Recipro-CAM heat map.\n\n"
-    "Without a command the demo runs: a simulated inspection line, 30 seconds, no camera and no GPU needed.",
+    help="Explain live video: class scores and an exact Recipro-CAM heat map for every frame.\n\n"
+    "Without a command, the demo runs for 30 seconds: a simulated inspection line, without a camera or a GPU.",
 )
 app.add_typer(keys_app, name="keys")
 for command in (demo, stream, export, evaluate, view, replay, models, doctor, train, train_line, baseline, schema):

@@ -1,4 +1,4 @@
-"""`run.py baseline`: what scores and their reasons are like while all is well."""
+"""`run.py baseline`: records the distribution of scores and heat-map statistics in normal operation."""
 
 from __future__ import annotations
 
@@ -26,39 +26,43 @@ from pipeline.guards.monitor import ExplanationMonitor
 def baseline(
     config: Annotated[
         Path | None,
-        typer.Argument(metavar="[CONFIG|LOG]", help="What `stream` runs, or what --sink FILE.jsonl wrote."),
+        typer.Argument(
+            metavar="[CONFIG|LOG]", help="A configuration of `stream`, or a log that --sink FILE.jsonl wrote."
+        ),
     ] = None,
     output: Annotated[Path, option(RUN, "The file to write. [default: baseline.json]", "--output", "-o")] = Path(
         "baseline.json"
     ),
-    source: Annotated[list[str] | None, option(CAMERA, "As for `stream`. Repeatable.")] = None,
-    model: Annotated[str | None, option(options.NETWORK, "As for `stream`.")] = None,
+    source: Annotated[list[str] | None, option(CAMERA, "A source, as for `stream`. Repeatable.")] = None,
+    model: Annotated[str | None, option(options.NETWORK, "A network, as for `stream`.")] = None,
     frames: options.Frames = None,
     seconds: options.Seconds = None,
 ) -> None:
-    """Record what scores and their reasons are like, for `stream --baseline` to tell how far they have drifted."""
+    """Record scores and heat-map statistics in normal operation; `stream --baseline` reports drift from them."""
     recorder = BaselineRecorder()
     home = output.absolute().parent
     if output.is_dir() or not home.is_dir() or not os.access(output if output.exists() else home, os.W_OK):
-        raise ConfigError(f"--output {str(output)!r}: cannot be written; name a file in a folder of yours")
+        raise ConfigError(f"--output {str(output)!r}: cannot be written; name a file in a folder that you may write to")
     if config is not None and config.suffix.lower() in {".jsonl", ".parquet"}:
-        of, stream = f"the log {config.name}", "..."
+        origin, stream = f"the log {config.name}", "..."
         _read_log(config, recorder)
     else:
-        of, stream = (
+        origin, stream = (
             ("the command line", "...") if config is None else (config.name, shlex.quote(relative_path(config)))
         )
         _run(config, recorder, {
             "sources": source, "frames": frames, "seconds": seconds, "engine": drop_none({"model": model}) or None,
         })  # fmt: skip
-    told = recorder.baseline()
-    if not told["cameras"]:
-        raise ConfigError(f"{of}: no frame was explained, so there is nothing to compare with later")
-    told |= {"of": of, "made": datetime.now(UTC).isoformat(timespec="seconds")}
-    write_text(output, json.dumps(told, indent=1))
-    for camera, labels in told["cameras"].items():
+    recorded = recorder.baseline()
+    if not recorded["cameras"]:
+        raise ConfigError(
+            f"{origin}: no frame was explained, so the baseline is empty; give a source that delivers frames"
+        )
+    recorded |= {"of": origin, "made": datetime.now(UTC).isoformat(timespec="seconds")}
+    write_text(output, json.dumps(recorded, indent=1))
+    for camera, labels in recorded["cameras"].items():
         for label, spread in labels.items():
-            few = "" if spread["samples"] >= MIN_SAMPLES else f"  (fewer than {MIN_SAMPLES}: no drift is told of it)"
+            few = "" if spread["samples"] >= MIN_SAMPLES else f"  (fewer than {MIN_SAMPLES}: its drift is not reported)"
             print_line(f"{camera}  {label}: {spread['samples']} samples, one a second{few}")
     print_line(
         f"written: {relative_path(output)}\nuse it:  uv run run.py stream {stream} "
@@ -66,37 +70,37 @@ def baseline(
     )
 
 
-def _run(config: Path | None, recorder: BaselineRecorder, given: dict[str, Any]) -> None:
+def _run(config: Path | None, recorder: BaselineRecorder, options: dict[str, Any]) -> None:
     settings: dict[str, Any] = {} if config is None else read_yaml(read_text(config), config.name)
     settings |= {"sinks": []}
-    if not settings.get("sources") and not given["sources"]:
-        raise ConfigError("no source: give a YAML config, a log, or --source URI")
-    made = load_config(settings, config.name if config else "command line", drop_none(given))
-    exit_with_outcome(run_from_config(made, recorder=recorder))
+    if not settings.get("sources") and not options["sources"]:
+        raise ConfigError("no source; give a YAML configuration, a log, or --source URI")
+    validated = load_config(settings, config.name if config else "command line", drop_none(options))
+    exit_with_outcome(run_from_config(validated, recorder=recorder))
 
 
 def _read_log(path: Path, recorder: BaselineRecorder) -> None:
     from overlays.records.reader import open_log
     from overlays.wire.message import as_overlay
 
-    # Regions are not drawn anew: a line that holds its reasons' numbers is taken by them.
-    heatmap_stats, damaged = ExplanationMonitor(_Nobody()), 0
+    # Statistics that a line holds already are used as they are.
+    heatmap_stats, damaged = ExplanationMonitor(_NoExplainer()), 0
     with open_log(path) as opened:
-        for gist in opened.iter_keys():
-            if isinstance(gist, WireError):
+        for key in opened.iter_keys():
+            if isinstance(key, WireError):
                 damaged += 1
                 continue
-            header = opened.read_header(gist.offset)
+            header = opened.read_header(key.offset)
             black = np.broadcast_to(np.zeros(1, np.uint8), (header.height, header.width, 3))
-            seen = as_overlay(header, black, now_unix=0.0, now_monotonic=0.0).explanation
-            known = all(finding.heatmap_stats is not None for finding in seen.findings)
-            recorder.add(seen if known else heatmap_stats.process(seen))
+            explanation = as_overlay(header, black, now_unix=0.0, now_monotonic=0.0).explanation
+            has_stats = all(finding.heatmap_stats is not None for finding in explanation.findings)
+            recorder.add(explanation if has_stats else heatmap_stats.process(explanation))
     if damaged:
-        print_line(f"{damaged} damaged lines were left out")
+        print_line(f"damaged lines left out: {damaged}")
 
 
-class _Nobody:
-    """Explains nothing: the log has done so."""
+class _NoExplainer:
+    """Explains no frames: the log holds the explanations."""
 
     def explain(self, frames: object) -> list[Any]:  # noqa: ARG002 - the port's shape
         return []

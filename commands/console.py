@@ -1,4 +1,4 @@
-"""What the command line says, where it writes, and with which exit code it ends."""
+"""Output, error messages, exit codes and text files of the command line."""
 
 from __future__ import annotations
 
@@ -27,94 +27,106 @@ EXIT_INPUT, EXIT_CAMERA, EXIT_SINK = 2, 3, 4
 
 
 def print_line(text: str) -> None:
-    """Tell something on standard output, at once. Where its disk is full or nobody reads it, nothing ends for that."""
+    """Print a line on standard output and flush it; a full disk or a closed pipe does not end the run."""
     try:
         print(escaped(text, keep="\n\t"), flush=True)
     except OSError as reason:
         if not isinstance(reason, BrokenPipeError):
-            log.warning("standard output takes no more (%s); what is told there is left out", reason.strerror or reason)
-        with suppress(OSError, ValueError):  # what waits in it would fail again at the end
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, sys.stdout.fileno())
-            os.close(nowhere)
+            log.warning("standard output cannot be written (%s); further lines are left out", reason.strerror or reason)
+        with suppress(OSError, ValueError):  # the buffered text would fail again at exit
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, sys.stdout.fileno())
+            os.close(null)
 
 
 def fail(text: str, code: int = 2) -> NoReturn:
-    """Tell what went wrong and end with an exit code that says what kind it is."""
+    """Print an error and end the command with an exit code."""
     print_error(text)
     raise typer.Exit(code)
 
 
 def print_error(text: str) -> None:
-    """Tell what went wrong on standard error; the exit code tells it, too, where that takes no more."""
+    """Print an error on standard error; where that cannot be written, the exit code still reports it."""
     with suppress(OSError):
         print(format_error(text), file=sys.stderr, flush=True)
 
 
 def format_error(text: str) -> str:
-    """Return an error's lines as the command line shows them."""
+    """Return an error's lines, each with the prefix ``error:`` and control characters escaped."""
     return "\n".join(f"error: {escaped(line)}" for line in text.split("\n") if line)
 
 
 def exit_with_outcome(outcome: RunResult) -> None:
-    """Tell what went wrong; the exit code says what kind, for whoever supervises us (docs/operations.md)."""
+    """Print the errors of a run, if any, and end with the exit code of their kind (docs/operations.md)."""
     if not outcome.errors:
         return
-    lost = [
+    lost_sources = [
         worker
         for worker in outcome.source_workers
         if isinstance(worker.error, ConnectionLostError) or not worker.received
     ]
-    broken = [
+    failed_sinks = [
         sink_worker
         for sink_worker in outcome.sink_workers
         if sink_worker.error or (sink_worker.counts_all and sink_worker.refused)
     ]
-    fail("\n".join(outcome.errors), EXIT_SINK if broken else EXIT_CAMERA if lost else EXIT_INPUT)
+    fail("\n".join(outcome.errors), EXIT_SINK if failed_sinks else EXIT_CAMERA if lost_sources else EXIT_INPUT)
 
 
 def read_text(path: Path) -> str:
-    """Read a configuration's text."""
+    """Return the text of a configuration file.
+
+    Raises:
+        ConfigError: the file is missing, is not UTF-8 text, or cannot be read.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise ConfigError(f"config {str(path)!r}: there is no such file; see configs/ for examples") from None
+        raise ConfigError(f"config {str(path)!r}: no such file; see configs/ for examples") from None
     except UnicodeDecodeError:
         raise ConfigError(
-            f"config {str(path)!r}: not a text file; a YAML config goes here, a video after --source"
+            f"config {str(path)!r}: not a text file; give a YAML configuration here, and a video with --source"
         ) from None
     except OSError as reason:
-        raise ConfigError(f"config {str(path)!r}: cannot be read ({reason.strerror})") from None
+        raise ConfigError(f"config {str(path)!r}: cannot be read ({reason.strerror}); check its permissions") from None
 
 
 def read_text_file(path: Path) -> str:
-    """Read a text file that an option names: UTF-8, or UTF-16 with the byte-order mark that Windows writes."""
-    said = "not UTF-8 text; save it as that"
+    """Return the text of a file that an option names: UTF-8, or UTF-16 with a byte-order mark (as Windows writes).
+
+    Raises:
+        ConfigError: the file cannot be read, or is not such text.
+    """
+    why = "not UTF-8 text; save it as UTF-8"
     try:
         raw = path.read_bytes()
         is_utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         text = io.StringIO(raw.decode("utf-16" if is_utf16 else "utf-8-sig"), newline=None).getvalue()
     except (OSError, UnicodeDecodeError) as reason:
-        said = getattr(reason, "strerror", None) or said
+        why = getattr(reason, "strerror", None) or why
     else:
-        if "\0" not in text:  # every other byte of UTF-16 is one
+        if "\0" not in text:  # UTF-16 without a byte-order mark holds null bytes
             return text
-    raise ConfigError(f"{str(path)!r}: cannot be read ({said})")
+    raise ConfigError(f"{str(path)!r}: cannot be read ({why})")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file that an option names, or tell in one line why it cannot be written."""
+    """Write a text file that an option names.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as reason:
         raise ConfigError(
-            f"{str(path)!r}: cannot be written ({reason.strerror}); make room there, or name another place"
+            f"{str(path)!r}: cannot be written ({reason.strerror}); free space there, or name another path"
         ) from None
 
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """Show on standard error how far something is; gone when it is done."""
+    """Give a progress bar on standard error that disappears when the block ends."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -123,12 +135,12 @@ def progress_bar() -> Iterator[Progress]:
 
 
 def relative_path(path: Path) -> str:
-    """Return a path as seen from where the command was started."""
+    """Return a path relative to the working directory."""
     return os.path.relpath(path)
 
 
 def display_name() -> str | None:
-    """Return the screen for a window; None where there is none."""
+    """Return the display that windows open on; None where the system has no display."""
     if sys.platform in {"darwin", "win32"}:
         return "the system's screen"
     return os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or None

@@ -1,9 +1,8 @@
-"""`run.py models` and `run.py doctor`: what there is, and what this machine lacks."""
+"""`run.py models` and `run.py doctor`: the tested models, and a check of this machine."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -13,10 +12,12 @@ from pipeline.diagnostics import Diagnostic
 
 
 def models(
-    names: Annotated[list[str] | None, typer.Argument(help="Only these. Default: all of the table.")] = None,
-    layers: Annotated[str | None, typer.Option("--layers", help="List the layers of this model with a grid.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Models to list. Default: all tested models.")] = None,
+    layers: Annotated[
+        str | None, typer.Option("--layers", help="List the layers of this model that have a grid.")
+    ] = None,
 ) -> None:
-    """List the tested models: input size, cut point, grid, and the plan that explains them."""
+    """List the tested models with input size, explained layer, grid, channels, parameters and plan."""
     if layers is not None:
         _list_layers(layers)
         return
@@ -27,7 +28,7 @@ def models(
     for name in names or []:
         if name not in MODELS:
             raise ModelError(
-                f"model {name!r} is none of the table.{did_you_mean(name, MODELS)} `run.py models` lists it; any "
+                f"model {name!r}: not in the table.{did_you_mean(name, MODELS)} `run.py models` prints the table; any "
                 f"torchvision or timm classifier works by its name: `run.py models --layers {name}`"
             )
     _line(("model", "input", "layer", "grid", "chan.", "weights", "plan"))
@@ -35,19 +36,19 @@ def models(
         size, grid = (f"{a}x{b}" for a, b in (row.input_size, row.grid))
         _line((row.name, size, row.layer, grid, str(row.channels), f"{row.parameters / 1e6:.1f} M", row.plan))
     print_line(
-        "\npooled, flat, tokens: explained for about the price of the verdict.\n"
+        "\npooled, flat, tokens: an explanation costs about as much as the prediction.\n"
         "Any other torchvision or timm CNN works by its name. Weights come from\n"
-        "torchvision; without a network give a state dict with --weights FILE.\n"
-        "`run.py models --layers NAME` lists a model's layers with a grid."
+        "torchvision; without Internet access, give a state dict with --weights FILE.\n"
+        "`run.py models --layers NAME` lists the layers of a model that have a grid."
     )
 
 
 _WIDTHS = (18, 7, 22, 5, 5, 7, 6)
-"""Columns of the table, 80 in all; a long layer name keeps its end, which tells it."""
+"""Widths of the table's columns, 80 in all; a long layer name keeps its end, which identifies it."""
 
 
 def _line(cells: tuple[str, ...]) -> None:
-    """Write one row, the same at a terminal and in a pipe."""
+    """Print one row; the same at a terminal and in a pipe."""
     shown = [
         cell if len(cell) <= width else f"..{cell[-(width - 2) :]}" for cell, width in zip(cells, _WIDTHS, strict=True)
     ]
@@ -57,19 +58,19 @@ def _line(cells: tuple[str, ...]) -> None:
 def _list_layers(name: str) -> None:
     from engine.models.catalog import layers_of
 
-    print_line(f"layers of {name} that can be named by --layer, the first to answer first; grid, channels:")
+    print_line(f"layers of {name} for --layer, in the order they run; grid, channels, name:")
     for layer, (rows, columns), channels in layers_of(name):
         print_line(f"{f'{rows}x{columns}':>9} {channels:>6}  {layer}")
 
 
 def doctor() -> None:
-    """Tell what this machine has (devices, backends, codecs, display, versions), what is missing, and the cure."""
+    """Check this machine: devices, backends, codecs, display, versions; what is missing, and how to install it."""
     import platform
 
     found = [
-        *_found("engine", "torch", lambda checks: checks()),
-        *_found("stream", "PyAV", lambda checks: checks()),
-        *_found("overlays", "OpenCV, ZeroMQ and PyAV", lambda checks: checks(display_name())),
+        *_diagnose("engine", "torch"),
+        *_diagnose("stream", "PyAV"),
+        *_diagnose("overlays", "OpenCV, ZeroMQ and PyAV", display_name()),
     ]
     print_line(f"Python {platform.python_version()} on {platform.platform()}")
     for check in found:
@@ -78,14 +79,13 @@ def doctor() -> None:
         print_line(f"{mark} {check.name:22} {check.detail}{hint}")
 
 
-def _found(
-    room: str, needs: str, ask: Callable[[Callable[..., list[Diagnostic]]], list[Diagnostic]]
-) -> list[Diagnostic]:
-    """Return what a room finds; where it cannot even be asked, what that fails of."""
+def _diagnose(package: str, needs: str, *arguments: str | None) -> list[Diagnostic]:
+    """Return the diagnostics of a package; where it cannot be imported, one that gives the reason."""
     try:
-        return ask(importlib.import_module(f"{room}.diagnostics").diagnostics)
-    except Exception as reason:  # noqa: BLE001 - whatever is broken here is what is asked for
-        missing = getattr(reason, "name", None) or room
-        hint = f"it needs {needs}: uv sync; a library (.so) that is missing comes with the system's packages"
-        said = f"cannot be loaded ({type(reason).__name__}: {str(reason).splitlines()[0] if str(reason) else missing})"
-        return [Diagnostic(room, present=False, detail=said, hint=hint)]
+        diagnostics: list[Diagnostic] = importlib.import_module(f"{package}.diagnostics").diagnostics(*arguments)
+    except Exception as reason:  # noqa: BLE001 - a broken installation may raise anything
+        hint = f"it needs {needs}; run `uv sync`; a missing library (.so) comes with the system's packages"
+        first_line = str(reason).partition("\n")[0] or getattr(reason, "name", None) or package
+        detail = f"cannot be loaded ({type(reason).__name__}: {first_line})"
+        return [Diagnostic(package, present=False, detail=detail, hint=hint)]
+    return diagnostics

@@ -1,5 +1,5 @@
 """The benchmarks measure in a process set up as the command line sets up its own."""
 
-from run import settle
+from run import set_up_process
 
-settle()
+set_up_process()

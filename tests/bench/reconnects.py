@@ -26,7 +26,7 @@ from overlays.render.renderer import HeatRenderer
 from pipeline.loop import Pipeline
 from pipeline.ports import Explainer, Source
 from pipeline.result import RunLimits
-from run import settle
+from run import set_up_process
 from stream.sources import build_source
 from tests.bench.figures import place, print_line
 from tests.bench.soak import shipped, standing
@@ -164,7 +164,7 @@ def main() -> None:
     ask.add_argument("--unsettled", action="store_true", help="leave the C library's heap as it is by default")
     told = ask.parse_args()
     if not told.unsettled:
-        settle()
+        set_up_process()
     plan = Plan(told.times, told.every, told.warm_up, told.size, told.rate)
     endure(plan, shipped() if told.explainer == "shipped" else NullExplainer())
 

@@ -28,7 +28,7 @@ from pipeline.config import EngineConfig
 from pipeline.loop import Pipeline
 from pipeline.ports import Explainer
 from pipeline.result import RunLimits, RunResult
-from run import settle
+from run import set_up_process
 from stream.sources import build_source
 from tests.bench.figures import ROOT, place, print_line
 from tests.support.cameras import elsewhere
@@ -209,7 +209,7 @@ def main() -> None:
     ask.add_argument("--undrawn", action="store_true", help="draw no pictures")
     ask.add_argument("--plot", type=Path)
     told = ask.parse_args()
-    settle()
+    set_up_process()
     plan = Plan(60 * told.minutes, told.cameras, told.flapping, told.rate, looks=not told.undrawn)
     rows = soak(plan, shipped() if told.explainer == "shipped" else NullExplainer())
     if told.plot:

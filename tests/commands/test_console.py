@@ -24,7 +24,7 @@ def test_what_standard_output_does_not_take_is_left_out_and_the_work_goes_on():
                 [sys.executable, "-c", program], cwd=ROOT, stdin=door, stdout=full, stderr=subprocess.PIPE, check=False
             )
             assert (ended.returncode, told.read(4)) == (0, "done")
-    assert ended.stderr.count(b"standard output takes no more (No space left on device)") == 1
+    assert ended.stderr.count(b"standard output cannot be written (No space left on device)") == 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere files have names that are text")

@@ -53,7 +53,7 @@ def test_a_baseline_is_recorded_of_a_run_or_of_its_log_and_drift_from_it_is_told
     assert command("stream", "--source", line, "--backend", "eager", "--sink", "out.jsonl")[0] == 0
     code, told, errors = command("baseline", "out.jsonl", "-o", "log.json")
     assert code == 0, errors
-    assert "samples, one a second  (fewer than 30: no drift is told of it)" in told
+    assert "samples, one a second  (fewer than 30: its drift is not reported)" in told
     (tmp_path / "run.yaml").write_text(f'sources: ["{line}"]\nengine: {{backend: eager}}\n', encoding="utf-8")
     assert command("baseline", "run.yaml", "-o", "run.json")[0] == 0
     assert "no sink" not in caplog.text

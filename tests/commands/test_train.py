@@ -162,7 +162,7 @@ def test_a_csv_without_groups_concludes_nothing_for_other_parts(command, tmp_pat
         (tmp_path / "parts.csv").write_bytes(f"path,label\na.png,{name}\n".encode(encoding))
         code, _, errors = command("train", "parts.csv", *LESSON)
         assert code == 2
-        assert "not UTF-8 text; save it as that" in errors
+        assert "not UTF-8 text; save it as UTF-8" in errors
 
 
 def test_a_csv_without_its_columns_is_refused(command, tmp_path):

@@ -319,7 +319,7 @@ def measure(name: str, repeats: int, options: dict[str, Any], seed: int = 0) -> 
     share = len(others & set(range(begin + 1, end + 1))) / max(1, end - begin)
     detected = [r.detect_seconds for r in rounds if r.detect_seconds is not None]
     return {
-        "bench": "faults", "fault": name, "repeats": repeats, "read_timeout_s": options.read_timeout_seconds,
+        "bench": "faults", "fault": name, "repeats": repeats, "read_timeout_s": options.get("read_timeout_seconds"),
         "detect_s": _spread(detected) if detected else None, "recover_s": _spread([r.recover_seconds for r in rounds]),
         "age_of_first_s": _spread([r.age_seconds for r in rounds]), "shown": len(shown),
         "wrong": sum(one.mark is None for one in shown), "corrupt_counted": health.corrupt,

@@ -487,7 +487,7 @@ def test_findings_of_files_that_a_broker_never_confirms_are_lost_and_an_error(ov
     monkeypatch.setattr(mqtt_sink, "_PATIENCE_SECONDS", 0.5)
     sink = None
     with Scripted(ACCEPTED_V5) as mute, pytest.raises(DataLossError, match=r"0 findings told .* 3 lost"):  # noqa: PT012
-        sink = MqttSink(mute.uri, cameras=("parts",))
+        sink = MqttSink(mute.uri, SinkContext(("parts",)))
         with sink:
             connected(sink, until)
             for index in range(3):

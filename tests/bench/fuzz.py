@@ -57,7 +57,7 @@ def read(uri: str, most: int = 3) -> str:
     """Read a few pictures; tell how it ended: ``pictures``, ``nothing``, or the typed error's name."""
     stop, count = threading.Event(), 0
     try:
-        with build_source(uri, **ONCE) as source:
+        with build_source(uri, **(ONCE if "://" in uri else {})) as source:
             for _ in source.frames(stop):
                 count += 1
                 if count == most:

@@ -1,6 +1,6 @@
-"""One run over several devices: cameras dealt out, one process for each device, every door with an address of its own.
+"""Splits a run over several devices: one configuration for each device, with its cameras and sink addresses.
 
-Pure: configurations in, configurations out. Who starts the processes is somebody else.
+Pure; ``commands.multi_device`` starts the processes.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ _NETWORK = re.compile(r"(?P<before>(tcp|http)://.*:)(?P<port>\d+)(?P<after>/?)")
 
 
 def read_devices(text: str) -> tuple[str, ...]:
-    """Read ``cuda:0,cuda:1``; the same device twice means two processes on it.
+    """Parse ``cuda:0,cuda:1``; a device that is named twice gets two processes.
 
     Raises:
-        ConfigError: one of them is no device.
+        ConfigError: a name is not a device.
     """
-    told = tuple(part.strip() for part in text.split(","))
-    for name in told:
+    devices = tuple(part.strip() for part in text.split(","))
+    for name in devices:
         if not _DEVICE.fullmatch(name):
             raise ConfigError(f"--devices: {name!r} is no device; such as cuda:0,cuda:1")
-    return told
+    return devices
 
 
 def shard_config(config: Config, devices: Sequence[str]) -> list[Config]:
-    """Deal a run's cameras out to devices, in turn: one configuration for each device that gets any.
+    """Distribute the cameras of a run over devices in turn: one configuration for each device with a camera.
 
-    Every camera must have its name already, so that no two processes call theirs the same. The first shard keeps the
-    addresses of the doors; network doors of the k-th listen k ports higher, files have ``.k`` in their names, and a
-    broker is told by each whether it is there.
+    Every camera must have a name, so that names are unique over all processes. The first shard keeps the addresses of
+    the sinks. In shard k, network sinks listen k ports higher, files have ``.k`` in their names, and each process has
+    a status topic of its own.
 
     Raises:
-        ConfigError: what is asked counts or concerns the run as a whole.
+        ConfigError: the configuration limits the frames of the run or names a device.
     """
     if config.frames is not None:
         raise ConfigError("--frames counts the frames of one process; with --devices use --seconds")
@@ -47,47 +47,47 @@ def shard_config(config: Config, devices: Sequence[str]) -> list[Config]:
         raise ConfigError(f"--device {config.engine.device} and --devices: give one of the two")
     unnamed = [source.uri for source in config.sources if source.name is None]
     if unnamed:
-        message = f"cameras must be named before they are dealt out: {len(unnamed)} are not"
+        message = f"cameras must be named before they are distributed: {len(unnamed)} are not"
         raise ValueError(message)
     shards = []
-    for number, device in enumerate(devices):
-        sources = list(config.sources[number :: len(devices)])
+    for index, device in enumerate(devices):
+        sources = list(config.sources[index :: len(devices)])
         if sources:
             engine = config.engine.model_copy(update={"device": device})
-            sinks = [_sink_of(sink, number) for sink in config.sinks]
-            elsewhere = [str(other.name) for other in config.sources if other not in sources]
-            dealt = {
+            sinks = [_shard_sink(sink, index) for sink in config.sinks]
+            external = [str(other.name) for other in config.sources if other not in sources]
+            update = {
                 "sources": sources,
                 "engine": engine,
                 "sinks": sinks,
-                "external_cameras": elsewhere + config.external_cameras,
+                "external_cameras": external + config.external_cameras,
             }
-            shards.append(config.model_copy(update=dealt))
+            shards.append(config.model_copy(update=update))
     return shards
 
 
-def _sink_of(sink: SinkSettings, number: int) -> SinkSettings:
-    """Return a door of the shard of this number; each tells a broker by itself whether it is there."""
-    update = {"uri": shard_uri(sink, number)}
-    if number and (status := getattr(sink, "status_topic", None)) is not None:
-        update["status_topic"] = f"{status}-{number}"
+def _shard_sink(sink: SinkSettings, index: int) -> SinkSettings:
+    """Return the settings of a sink in the shard with this index."""
+    update = {"uri": shard_uri(sink, index)}
+    if index and (status := getattr(sink, "status_topic", None)) is not None:
+        update["status_topic"] = f"{status}-{index}"
     return sink.model_copy(update=update)
 
 
-def shard_uri(sink: SinkSettings, number: int) -> str:
-    """Return the address of a door in the shard of this number: of the first one, as it was given."""
+def shard_uri(sink: SinkSettings, index: int) -> str:
+    """Return the address of a sink in the shard with this index; shard 0 keeps the configured address."""
     uri = sink.uri
-    if number == 0 or uri == "window" or uri.startswith(_BROKERS):
-        return uri  # windows are named by camera, a broker's topics too
+    if index == 0 or uri == "window" or uri.startswith(_BROKERS):
+        return uri  # windows and MQTT topics are named by camera
     network = _NETWORK.fullmatch(uri)
     if network:
         port = int(network["port"])
-        if port + number > 65535:
-            raise ConfigError(f"sink {uri}: shard {number} would listen on port {port + number}; choose a lower one")
-        return f"{network['before']}{port + number if port else 0}{network['after']}"
+        if port + index > 65535:
+            raise ConfigError(f"sink {uri}: shard {index} would listen on port {port + index}; choose a lower one")
+        return f"{network['before']}{port + index if port else 0}{network['after']}"
     if uri.startswith("ipc://"):
-        return f"{uri}.{number}"
+        return f"{uri}.{index}"
     if uri.endswith("/"):
-        return f"{uri.rstrip('/')}.{number}/"
+        return f"{uri.rstrip('/')}.{index}/"
     path = PurePath(uri)
-    return str(path.with_name(f"{path.stem}.{number}{path.suffix}"))
+    return str(path.with_name(f"{path.stem}.{index}{path.suffix}"))

@@ -1,4 +1,4 @@
-"""When a guard fires and when it ends, by the frames' own clock: no test waits."""
+"""Guards fire and end by the clock of the frames; no test waits."""
 
 from __future__ import annotations
 
@@ -32,41 +32,41 @@ def run(guard, story):
     return [seconds for seconds, inside in story if guard.update(facts(inside), seconds).firing]
 
 
-def test_it_fires_when_the_rule_has_been_broken_for_the_hold_time():
+def test_alert_fires_after_the_hold_time():
     story = [(k / 10, 0.1) for k in range(10)]
     assert run(alarm(), story)[0] == 0.5
 
 
-def test_without_a_hold_time_the_first_broken_frame_fires():
+def test_alert_fires_at_once_without_a_hold_time():
     assert run(alarm(hold=0), [(3.0, 0.1)]) == [3.0]
 
 
-def test_one_frame_that_keeps_the_rule_starts_the_hold_time_anew():
+def test_alert_restarts_the_hold_time_after_a_frame_that_meets_the_rule():
     story = [(0.0, 0.1), (0.4, 0.1), (0.5, 0.7), (0.6, 0.1), (1.0, 0.1), (1.1, 0.1)]
     assert run(alarm(), story) == [1.1]
 
 
-def test_it_ends_when_the_rule_has_been_kept_for_the_clear_time():
+def test_alert_ends_after_the_clear_time():
     guard = alarm()
     run(guard, [(0.0, 0.1), (0.5, 0.1)])
     assert run(guard, [(k / 10, 0.9) for k in range(6, 30)])[-1] == 1.5
 
 
-def test_a_flicker_does_not_end_it():
+def test_alert_continues_through_single_frames_that_meet_the_rule():
     guard = alarm()
     story = [(0.0, 0.1), (0.5, 0.1)] + [(0.6 + k / 10, 0.9 if k % 9 else 0.1) for k in range(60)]
     assert len(run(guard, story)) == 61
     assert guard.fire_count == 1
 
 
-def test_while_it_fires_the_bound_is_harder_by_the_margin():
+def test_alert_bounds_are_stricter_by_the_margin_while_it_fires():
     guard = alarm(margin=0.1)
     assert run(guard, [(0.0, 0.59), (0.5, 0.59)]) == [0.5]
     assert len(run(guard, [(1 + k / 10, 0.65) for k in range(30)])) == 30
     assert run(guard, [(4 + k / 10, 0.71) for k in range(30)])[-1] == 4.9
 
 
-def test_the_margin_moves_every_bound_to_its_harder_side_through_not_and_or():
+def test_alert_margin_makes_bounds_stricter_through_not_and_or():
     for rule, kept, near in (
         ("focus_area <= 0.2", 0.05, 0.15),
         ("not focus_area > 0.2", 0.05, 0.15),
@@ -81,48 +81,48 @@ def test_the_margin_moves_every_bound_to_its_harder_side_through_not_and_or():
             assert guard.rule.requirement(RuleContext(seen.explanation, found, None), 0.0) is True
 
 
-def test_where_its_condition_does_not_apply_a_rule_is_kept():
+def test_alert_rule_is_met_where_its_condition_is_false():
     guard = alarm(hold=0)
     assert not guard.update(facts(0.1, label="dent"), 0.0).firing
     assert not guard.update(facts(0.1, score=0.4), 0.1).firing
     assert guard.update(facts(0.1), 0.2).firing
 
 
-def test_a_number_that_is_not_known_breaks_no_rule():
+def test_alert_rule_is_met_where_a_number_is_unknown():
     guard = alarm(hold=0)
     assert not guard.update(facts(None), 0.0).firing
     assert not alarm("not heat_inside(part) < 0.5", hold=0).update(facts(None), 0.0).firing
 
 
-def test_a_pause_or_a_clock_that_goes_back_starts_the_hold_time_anew():
+def test_alert_restarts_the_hold_time_after_a_pause_or_a_clock_that_goes_back():
     assert run(alarm(), [(0.0, 0.1), (5.0, 0.1), (5.4, 0.1), (5.5, 0.1)]) == [5.5]
     assert run(alarm(), [(7.0, 0.1), (0.0, 0.1), (0.4, 0.1), (0.5, 0.1)]) == [0.5]
 
 
-def test_a_frame_without_findings_is_no_verdict():
+def test_alert_does_not_fire_without_findings():
     empty = Explanation(Frame(np.zeros((2, 2, 3), np.uint8), "line", 0, 0.0), (), "m", "l")
     assert not alarm(hold=0).update(RuleContext(empty, None, None), 0.0).firing
     assert not alarm("focus_area <= 0.1", hold=0).update(RuleContext(empty, None, None), 0.0).firing
 
 
-def test_it_says_what_was_wanted_and_what_was_seen():
+def test_alert_message_names_the_rule_and_the_value():
     assert alarm(hold=0).update(facts(0.123), 0.0).message == "heat_inside(part) >= 0.6, but is 0.12"
     both = alarm("heat_inside(part) >= 0.6 and focus_area <= 0.2", hold=0).update(facts(0.123), 0.0)
     assert both.message.endswith("but heat_inside(part) is 0.12, focus_area is 0.10")
 
 
 @pytest.mark.parametrize(("inside", "shown"), [(0.0, "0.00"), (0.004, "0.004"), (0.0004, "0.0004"), (0.25, "0.25")])
-def test_what_little_was_seen_is_not_shown_as_nothing(inside, shown):
+def test_alert_message_shows_a_small_value_not_as_zero(inside, shown):
     guard = alarm("heat_inside(part) >= 0.6", hold=0)
     assert guard.update(facts(inside), 1.0).message == f"heat_inside(part) >= 0.6, but is {shown}"
 
 
-def test_its_seconds_go_by_the_frames_clock():
+def test_alert_seconds_follow_the_clock_of_the_frames():
     guard = alarm(hold=0)
     assert [guard.update(facts(0.1), 100 + k / 2).seconds for k in range(4)] == [0.0, 0.5, 1.0, 1.5]
 
 
-def test_a_deletion_check_of_another_class_says_nothing():
+def test_alert_ignores_a_deletion_check_of_another_class():
     guard = alarm("score_drop_when_masked >= 0.2 when score>0.5", hold=0)
     assert guard.update(facts(drop=0.05), 0.0).firing
     stale = facts(drop=0.05)
@@ -131,7 +131,7 @@ def test_a_deletion_check_of_another_class_says_nothing():
 
 
 @pytest.mark.parametrize("rate", [1.0, 12.5, 30.0, 59.94])
-def test_the_hold_time_is_met_to_one_frame_at_any_rate(rate):
+def test_alert_hold_time_is_exact_to_one_frame_at_any_rate(rate):
     fired = run(alarm(hold=0.5), [(k / rate, 0.1) for k in range(200)])[0]
     assert 0.5 - 1e-6 <= fired < 0.5 + 1 / rate
 
@@ -141,7 +141,7 @@ def number_in(says):
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.05])
-def test_alarm_names_the_number_of_the_frame_it_speaks_of_whatever_came_before(margin):
+def test_alert_message_names_the_value_of_its_own_frame(margin):
     guard = alarm(hold=0.0, margin=margin)
     rng = np.random.default_rng(5)
     firing = []
@@ -155,18 +155,18 @@ def test_alarm_names_the_number_of_the_frame_it_speaks_of_whatever_came_before(m
         assert number_in(says) == pytest.approx(inside, abs=0.0051)
 
 
-def test_alarm_of_a_frame_to_which_its_rule_does_not_apply_names_no_number():
+def test_alert_message_names_no_value_where_the_rule_does_not_apply():
     guard = alarm(hold=0.0)
     guard.update(facts(0.03), 0.0)
     says = guard.update(facts(0.522, label="ok"), 0.4).message
     assert says == "heat_inside(part) >= 0.6; does not apply to this frame; last violated 0.4 s ago"
 
 
-def test_alarm_shows_a_number_that_rounds_to_its_bound_in_more_decimals():
+def test_alert_message_shows_more_decimals_near_the_bound():
     assert alarm(hold=0).update(facts(0.5996), 0.0).message == "heat_inside(part) >= 0.6, but is 0.5996"
 
 
-def test_alarm_says_of_a_number_within_the_margin_that_the_margin_is_meant():
+def test_alert_message_names_the_margin_for_a_value_within_it():
     guard = alarm(hold=0, margin=0.05)
     guard.update(facts(0.1), 0.0)
     assert guard.update(facts(0.62), 0.1).message == "heat_inside(part) >= 0.6 by a margin of 0.05, but is 0.62"

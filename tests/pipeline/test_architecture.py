@@ -1,4 +1,4 @@
-"""The laws of the house that imports can show."""
+"""The rules of the architecture that imports can show."""
 
 import ast
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("stream", "engine", "overlays")
-VENDORS = {
+PACKAGES = ("stream", "engine", "overlays")
+LIBRARIES = {
     "pipeline": {"numpy", "pydantic", "pydantic_core", "yaml"},
     "stream": {"numpy", "av", "cv2", "PIL", "pi_heif", "pydantic"},
     "engine": {
@@ -37,13 +37,13 @@ VENDORS = {
         "pydantic",
     },
 }
-# Vendors take their caches and telemetry from the environment alone, and the folder for locks is named there alone.
+# Libraries read their caches and telemetry from the environment only, as does the folder for locks.
 READS_ENVIRONMENT = {"engine/vendors.py", "overlays/sinks/locks.py"}
-MODULES = [path for room in ("pipeline", *ROOMS) for path in sorted((ROOT / room).rglob("*.py"))]
+MODULES = [path for package in ("pipeline", *PACKAGES) for path in sorted((ROOT / package).rglob("*.py"))]
 
 
 def imported(path: Path) -> set[str]:
-    """Top-level names of everything a module imports, wherever in it."""
+    """Return the top-level names of all imports of a module."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -54,7 +54,7 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-def room_of(path: Path) -> str:
+def package_of(path: Path) -> str:
     return path.relative_to(ROOT).parts[0]
 
 
@@ -65,14 +65,14 @@ def standard() -> set[str]:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_room_imports_only_the_hallway_itself_and_its_vendors(path: Path):
-    room = room_of(path)
-    allowed = standard() | VENDORS[room] | {"pipeline", room}
+def test_package_imports_only_pipeline_itself_and_its_libraries(path: Path):
+    package = package_of(path)
+    allowed = standard() | LIBRARIES[package] | {"pipeline", package}
     assert imported(path) <= allowed
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_room_meets_the_world_only_through_run(path: Path):
+def test_package_reads_no_arguments_and_no_environment(path: Path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     touched = {f"{node.value.id}.{node.attr}" for node in ast.walk(tree) if isinstance(node, ast.Attribute)
                and isinstance(node.value, ast.Name)}  # fmt: skip
@@ -95,14 +95,14 @@ def test_threads_are_created_in_pipeline_workers_alone(path: Path):
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if p.name == "__init__.py"], ids=lambda p: p.parent.name)
-def test_init_files_hold_a_sentence_and_no_code(path: Path):
+def test_init_file_has_a_docstring_and_no_code(path: Path):
     body = ast.parse(path.read_text(encoding="utf-8")).body
     assert all(isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in body)
 
 
-def test_only_the_command_line_joins_the_rooms():
+def test_commands_alone_join_the_packages():
     for path in ROOT.glob("*.py"):
-        assert not imported(path) & set(ROOMS)
+        assert not imported(path) & set(PACKAGES)
     commands = list((ROOT / "commands").rglob("*.py"))
-    assert set(ROOMS) <= set().union(*map(imported, commands))
+    assert set(PACKAGES) <= set().union(*map(imported, commands))
     assert not any("commands" in imported(path) for path in MODULES)

@@ -1,4 +1,4 @@
-"""An explainer that works ahead: batches begin before the last one is finished, and nothing else changes."""
+"""Asynchronous explainers: a batch is submitted before the previous one is finished."""
 
 import threading
 
@@ -53,7 +53,7 @@ def run(explainer, sink, limits, count=12):
     ).run()
 
 
-def test_the_next_batch_is_begun_before_the_last_is_finished_and_all_arrive_in_order():
+def test_pipeline_submits_a_batch_before_the_previous_one_is_finished():
     explainer, sink = AheadExplainer(12), FakeSink()
     outcome = run(explainer, sink, RunLimits(batch_size=1))
     assert explainer.most_under_way >= 2
@@ -62,14 +62,14 @@ def test_the_next_batch_is_begun_before_the_last_is_finished_and_all_arrive_in_o
     assert explainer.threads == {"queue engine"}
 
 
-def test_a_limit_of_frames_counts_what_was_begun():
+def test_pipeline_frame_limit_counts_submitted_frames():
     explainer, sink = AheadExplainer(3), FakeSink()
     outcome = run(explainer, sink, RunLimits(frames=5, batch_size=2))
     assert sink.got == [0, 1, 2, 3, 4]
     assert outcome.explained == 5
 
 
-def test_an_error_in_finishing_ends_the_run_and_is_raised():
+def test_pipeline_raises_an_error_of_finishing_a_batch():
     class Failing(AheadExplainer):
         def submit(self, frames):
             def finish():
@@ -81,13 +81,13 @@ def test_an_error_in_finishing_ends_the_run_and_is_raised():
         run(Failing(1), FakeSink(), RunLimits(batch_size=1), count=10_000)
 
 
-def test_guards_stand_before_one_that_works_ahead_as_before_any_other():
+def test_async_monitor_evaluates_guards():
     explainer, sink = AheadExplainer(12), FakeSink()
-    guardian = AsyncExplanationMonitor(explainer)
-    assert isinstance(guardian, AsyncExplainer)
-    assert isinstance(guardian, Explainer)
+    monitor = AsyncExplanationMonitor(explainer)
+    assert isinstance(monitor, AsyncExplainer)
+    assert isinstance(monitor, Explainer)
     assert not isinstance(ExplanationMonitor(FakeExplainer()), AsyncExplainer)
-    run(guardian, sink, RunLimits(batch_size=1))
+    run(monitor, sink, RunLimits(batch_size=1))
     assert sink.got == list(range(12))
     (measured,) = AsyncExplanationMonitor(AheadExplainer(1)).explain([FakeFrame.make()])
     assert measured.first.heatmap_stats is not None
@@ -100,6 +100,6 @@ class FakeFrame:
         return frame
 
 
-def test_an_overlay_without_a_jpeg_is_what_it_always_was():
+def test_overlay_has_no_jpeg_by_default():
     frame = FakeFrame.make()
     assert Overlay(frame.image, Explanation(frame, (), "m", "l")).jpeg is None

@@ -1,4 +1,4 @@
-"""Slow statistics against a baseline: formulas by hand, chance kept apart from change."""
+"""Drift detection against a baseline, with formulas calculated by hand."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ def recorded(values, **more):
     return json.loads(json.dumps(recorder.baseline()))
 
 
-def test_the_index_by_hand():
+def test_psi_equals_a_calculation_by_hand():
     assert psi([0.5, 0.5], [0.25, 0.75]) == pytest.approx(-0.25 * math.log(0.5) + 0.25 * math.log(1.5))
     assert psi([0.5, 0.5], [0.25, 0.75]) == pytest.approx(0.27465, abs=1e-5)
     assert psi([0.2] * 5, [0.2] * 5) == 0.0
 
 
-def test_a_frames_numbers_are_its_verdicts():
+def test_numbers_of_returns_the_numbers_of_the_top_class():
     assert numbers_of(seen(0.0)) == {
         "score": 0.9, "focus_area": 0.1, "entropy": 0.4, "centre_x": 0.5, "centre_y": 0.5, "heat_inside(part)": 0.8,
     }  # fmt: skip
     assert numbers_of(Explanation(Frame(PIXELS, "line", 0, 0.0), (), "m", "l")) == {}
 
 
-def test_one_frame_of_a_camera_and_label_counts_in_a_second():
+def test_sampler_accepts_one_frame_per_second_camera_and_label():
     recorder = BaselineRecorder()
     for k in range(100):
         recorder.add(seen(k / 10))
@@ -52,7 +52,7 @@ def test_one_frame_of_a_camera_and_label_counts_in_a_second():
     assert (told["scratch"]["samples"], told["dent"]["samples"]) == (10, 10)
 
 
-def test_a_baselines_bins_hold_about_as_many_each():
+def test_baseline_bins_have_equal_counts():
     spread = recorded(np.linspace(0, 1, 100))["cameras"]["line"]["scratch"]["statistics"]["focus_area"]
     assert len(spread["edges"]) == BINS - 1
     assert spread["shares"] == pytest.approx([1 / BINS] * BINS, abs=0.02)
@@ -67,7 +67,7 @@ def drifted(baseline, values, seconds=600.0):
     return {one.statistic: one for one in drift.reports()}
 
 
-def test_the_same_again_is_no_drift_and_another_spread_is_a_great_one():
+def test_detector_reports_a_changed_distribution_alone():
     dice = np.random.default_rng(5)
     baseline = recorded(dice.normal(0.3, 0.05, 600))
     same = drifted(baseline, dice.normal(0.3, 0.05, 300))["focus_area"]
@@ -78,25 +78,25 @@ def test_the_same_again_is_no_drift_and_another_spread_is_a_great_one():
     assert other.shift == pytest.approx(3.0, abs=0.3)
 
 
-def test_a_mean_that_stays_is_no_alibi_for_a_spread_that_changed():
+def test_detector_reports_a_changed_spread_with_the_same_mean():
     dice = np.random.default_rng(6)
     wide = drifted(recorded(dice.normal(0.3, 0.02, 600)), dice.normal(0.3, 0.1, 300))["focus_area"]
     assert wide.psi > 0.25
     assert abs(wide.shift) < 1.0
 
 
-def test_few_samples_then_or_now_tell_nothing():
+def test_detector_reports_nothing_with_few_samples():
     assert drifted(recorded([0.1] * 100), [0.5] * (MIN_SAMPLES - 2)) == {}
     assert drifted(recorded([0.1] * (MIN_SAMPLES - 2)), [0.5] * 100) == {}
 
 
-def test_what_is_long_ago_counts_less():
+def test_detector_weights_samples_by_age():
     baseline = recorded(np.linspace(0.0, 1.0, 200))
     came_back = drifted(baseline, [0.99] * 100 + list(np.tile(np.linspace(0, 1, 50), 6)), seconds=60.0)["focus_area"]
     assert came_back.psi < 0.1
 
 
-def test_a_number_that_was_always_the_same_has_one_bin_and_one_on_either_side():
+def test_baseline_gives_a_constant_value_a_bin_of_its_own():
     found = [drifted(recorded([0.1] * 100), [value] * 100)["focus_area"].psi for value in (0.1, 0.05, 0.15)]
     assert found[0] < 0.01
     assert min(found[1:]) > 0.25
@@ -112,7 +112,7 @@ SPREAD = {"count": 50, "mean": 0.5, "std": 0.1, "edges": [0.4, 0.6], "shares": [
         {"edges": [0.4, math.nan]}, {"shares": [-0.2, 1.0, 0.2]},
     ],
 )  # fmt: skip
-def test_numbers_that_no_recorder_writes_are_damage(damage):
+def test_read_baseline_refuses_impossible_numbers(damage):
     def text(spread):
         cameras = {"line": {"ok": {"samples": 50, "statistics": {"score": spread}}}}
         return json.dumps({"format": "recipro-stream baseline 1", "cameras": cameras})
@@ -133,6 +133,6 @@ def test_numbers_that_no_recorder_writes_are_damage(damage):
         ('{"format": "recipro-stream baseline 1", "cameras": {"a": {"b": {"statistics": {"c": {}}}}}}', "damaged"),
     ],
 )
-def test_what_is_no_baseline_is_refused(text, said):
+def test_read_baseline_refuses_other_files(text, said):
     with pytest.raises(ConfigError, match=said):
         read_baseline(text, "base.json")

@@ -1,4 +1,4 @@
-"""The knobs under ``guards:`` and the language of rules: what cannot be meant is refused at its place."""
+"""The configuration under ``guards:`` and the language of rules."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def refusal(**more):
     return str(refused.value)
 
 
-def test_shares_are_placed_in_every_size_and_pixels_stay():
+def test_region_scales_fractions_and_keeps_pixels():
     assert RegionConfig(name="a", polygon=SQUARE).placed(200, 100).polygon[2] == pytest.approx((180, 90))
     assert RegionConfig(name="a", polygon=[(0, 0), (50, 0), (50, 40)]).placed(200, 100).polygon[2] == (50, 40)
 
@@ -47,7 +47,7 @@ def test_shares_are_placed_in_every_size_and_pixels_stay():
         ("__import__('os')", 1, "expected label, score"),
     ],
 )
-def test_a_rule_that_cannot_be_read_is_refused_at_its_place(rule, place, said):
+def test_rule_error_names_the_character(rule, place, said):
     with pytest.raises(ConfigError) as refused:
         parse_rule(rule)
     assert f"character {place}, " in str(refused.value)
@@ -56,7 +56,7 @@ def test_a_rule_that_cannot_be_read_is_refused_at_its_place(rule, place, said):
     assert told.startswith(f"run.yaml: guards.rules[0].rule: {rule!r}: character {place}, ")
 
 
-def test_a_rule_knows_what_it_goes_by():
+def test_rule_lists_its_numbers_and_regions():
     rule = parse_rule("heat_inside('left part') >= 0.6 or score_drop_when_masked > .2 when heat_inside(b) < 1")
     assert [one.name for one in rule.numbers] == ["heat_inside(left part)", "score_drop_when_masked"]
     assert rule.regions == {"left part", "b"}
@@ -65,7 +65,7 @@ def test_a_rule_knows_what_it_goes_by():
     assert not parse_rule(RULE).needs_deletion
 
 
-def test_a_region_that_a_rule_names_must_be_there():
+def test_guards_refuse_a_rule_with_an_unknown_region():
     told = refusal(rules=[{"name": "grounded", "rule": "heat_inside(prat) >= 0.6"}])
     assert "rules[0].rule: 'heat_inside(prat) >= 0.6': character 13" in told
     assert "Did you mean 'part'" in told
@@ -91,11 +91,11 @@ def test_a_region_that_a_rule_names_must_be_there():
         ({"draw": "sometimes"}, "'always', 'firing' or 'never'"),
     ],
 )
-def test_a_knob_that_cannot_be_meant_is_refused(more, said):
+def test_guards_refuse_invalid_options(more, said):
     assert said in refusal(**more)
 
 
-def test_one_name_may_stand_for_another_part_of_each_camera():
+def test_regions_of_different_cameras_may_share_a_name():
     regions = [{"name": "part", "polygon": SQUARE, "cameras": [name]} for name in ("a", "b")]
     check_cameras(guards(regions=regions), ["a", "b"])
     with pytest.raises(ConfigError, match="'c' has no region 'part'"):
@@ -104,12 +104,12 @@ def test_one_name_may_stand_for_another_part_of_each_camera():
     check_cameras(guards(regions=regions, rules=only), ["a", "b", "c"])
 
 
-def test_a_camera_that_nobody_has_is_refused():
+def test_check_cameras_refuses_an_unknown_camera():
     with pytest.raises(ConfigError, match=r"guards.rules\[0\].cameras: 'dor': the run has 'door'. Did you mean 'door'"):
         check_cameras(guards(rules=[{"name": "grounded", "rule": RULE, "cameras": ["dor"]}]), ["door"])
 
 
-def test_a_rule_about_a_class_or_camera_that_nobody_has_is_refused():
+def test_guards_refuse_a_rule_with_an_unknown_class_or_camera():
     rules = [{"name": "grounded", "rule": "focus_area <= 0.5 when label=schratch and camera != dor"}]
     with pytest.raises(ConfigError, match=r"'schratch': unknown class; .*Did you mean 'scratch'"):
         check_labels(guards(rules=rules), ["ok", "scratch"])
@@ -119,20 +119,20 @@ def test_a_rule_about_a_class_or_camera_that_nobody_has_is_refused():
     check_labels(guards(rules=empty), ["ok", "scratch"])
 
 
-def test_a_deletion_check_cannot_be_what_it_waits_for():
+def test_rule_refuses_the_deletion_check_in_its_condition():
     assert parse_rule("score_drop_when_masked >= 0.2 when score > 0.5").needs_deletion
     with pytest.raises(ConfigError, match=r"character 24, .*write it before 'when'"):
         parse_rule("focus_area <= 0.1 when score_drop_when_masked < 0.2")
 
 
-def test_guards_survive_being_printed_and_read_again():
+def test_guards_are_equal_after_printing_and_reading():
     from pipeline.config_loader import read_yaml, to_yaml
 
     made = validate_config({"guards": guards().model_dump()}, "run.yaml")
     assert validate_config(read_yaml(to_yaml(made), "printed"), "printed") == made
 
 
-def test_what_to_record_may_be_said_by_guards():
+def test_condition_accepts_known_guards_and_names_alone():
     with pytest.raises(ConfigError, match=r"known: grounded\. Did you mean 'grounded'"):
         parse_condition("guard=groundet", {"guard": {"grounded"}})
     with pytest.raises(ConfigError, match="known: none"):
@@ -148,7 +148,7 @@ def test_what_to_record_may_be_said_by_guards():
     parse_condition("label=''", {"label": {"part"}})
 
 
-def test_what_to_record_may_go_by_the_deletion_check_only_where_a_rule_asks_for_it():
+def test_condition_accepts_the_deletion_check_only_where_a_rule_uses_it():
     text = "score>0.5 and score_drop_when_masked < 0.1"
     with pytest.raises(ConfigError, match=r"character 15, .*where a guard's rule uses it, and none does; add"):
         parse_condition(text, {"check": set()})
@@ -157,7 +157,7 @@ def test_what_to_record_may_go_by_the_deletion_check_only_where_a_rule_asks_for_
 
 
 @given(st.text(alphabet="heat_inside(part) >=0.6 when label='x' and or not focus_area", max_size=60))
-def test_any_text_is_a_rule_or_a_refusal(text):
+def test_parse_rule_accepts_or_refuses_any_text(text):
     try:
         rule = parse_rule(text)
     except ConfigError:
@@ -179,7 +179,7 @@ def test_any_text_is_a_rule_or_a_refusal(text):
         ("centre_x>0.5 when centre_y>=0.6 and not centre_y>0.5", "after 'when' can never be true"),
     ],
 )
-def test_rule_that_can_never_do_its_work_is_refused_with_the_reason(rule, said):
+def test_rule_that_can_never_or_always_fire_is_refused(rule, said):
     assert said in refusal(rules=[{"name": "never", "rule": rule}])
 
 
@@ -195,11 +195,11 @@ def test_rule_that_can_never_do_its_work_is_refused_with_the_reason(rule, said):
         "score_drop_when_masked >= 0.2 when label=a and not camera=b",
     ],
 )
-def test_rule_that_can_be_kept_and_broken_is_taken(rule):
+def test_rule_that_can_be_met_and_violated_is_accepted(rule):
     assert guards(rules=[{"name": "sound", "rule": rule}]).rules[0].rule == rule
 
 
-def test_rule_about_a_camera_that_its_guard_does_not_look_at_is_refused():
+def test_rule_about_a_camera_that_its_guard_does_not_watch_is_refused():
     knobs = guards(rules=[{"name": "yard", "rule": "score>0.5 when camera=yard", "cameras": ["door"]}])
     with pytest.raises(ConfigError, match="of door: the condition after 'when' can never be true"):
         check_cameras(knobs, ["door", "yard"])

@@ -1,4 +1,4 @@
-"""The language of conditions: what it says is what is meant, and what cannot be meant is refused at its place."""
+"""The language of conditions; errors name the character."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ SCRATCH = frame_of(("scratch", 0.9), ("dent", 0.3))
         ("label=Scratch", False),
     ],
 )
-def test_a_condition_holds_when_it_holds_for_one_finding(text, held):
+def test_condition_holds_when_it_holds_for_one_finding(text, held):
     assert parse_condition(text)(SCRATCH) is held
 
 
-def test_names_of_several_words_go_in_quotes_and_may_hold_any_sign():
+def test_condition_accepts_quoted_names_with_any_character():
     assert parse_condition("label='coffee mug'")(frame_of(("coffee mug", 1.0)))
     assert parse_condition('label="and (>=)"')(frame_of(("and (>=)", 1.0)))
     assert parse_condition("camera=hall/door-2.x")(frame_of(("a", 1.0), camera="hall/door-2.x"))
 
 
-def test_a_frame_without_findings_has_no_label_and_no_score():
+def test_condition_of_a_frame_without_findings_sees_no_label_and_no_score():
     assert parse_condition("camera=door and not score>0")(frame_of())
     assert not parse_condition("label=scratch")(frame_of())
 
@@ -79,14 +79,14 @@ def test_a_frame_without_findings_has_no_label_and_no_score():
         ("score>0.8 and __import__('os')", 15, "expected label, score, camera"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_at_its_place(text, place, said):
+def test_condition_error_names_the_character(text, place, said):
     with pytest.raises(ConfigError) as refused:
         parse_condition(text)
     assert f"character {place}, " in str(refused.value)
     assert said in str(refused.value)
 
 
-def test_depth_and_length_are_bounded():
+def test_condition_depth_and_length_are_limited():
     assert parse_condition("(" * (MAX_DEPTH - 1) + "score>0" + ")" * (MAX_DEPTH - 1))(SCRATCH)
     for text in ("(" * 900 + "score>0", "not " * 200 + "score>0"):
         with pytest.raises(ConfigError, match="levels deep"):
@@ -96,7 +96,7 @@ def test_depth_and_length_are_bounded():
 
 
 @given(st.text(alphabet="labescorm and tn=<>!()'\".08", max_size=40) | st.text(max_size=30))
-def test_any_text_is_a_condition_or_a_refusal(text):
+def test_parse_condition_accepts_or_refuses_any_text(text):
     try:
         condition = parse_condition(text)
     except ConfigError:

@@ -1,4 +1,4 @@
-"""What a log line and the terminal show of foreign text."""
+"""Log lines and terminal output escape text from outside."""
 
 from __future__ import annotations
 

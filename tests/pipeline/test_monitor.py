@@ -1,4 +1,4 @@
-"""Who stands before the explainer: every frame is measured and judged, and checks keep their budget."""
+"""The explanation monitor: statistics, guards and the budget of deletion checks."""
 
 from __future__ import annotations
 
@@ -60,22 +60,22 @@ def frames(count, camera="line", rate=30.0):
     return [Frame(np.zeros((20, 40, 3), np.uint8), camera, k, k / rate, k / rate) for k in range(count)]
 
 
-def guarded(guardian, given):
+def guarded(monitor, given):
     told = []
     for frame in given:
-        told.extend(guardian.explain([frame]))
-        guardian.after_batch()
+        told.extend(monitor.explain([frame]))
+        monitor.after_batch()
     return told
 
 
-def test_every_finding_is_measured_where_nobody_guards():
+def test_monitor_computes_statistics_without_guards():
     told = guarded(ExplanationMonitor(Seer()), frames(3))
     assert [one.first.heatmap_stats.focus_area for one in told] == [0.125] * 3
     assert told[2].first.heatmap_stats.stability == pytest.approx(1.0)
     assert all(one.guards == () and one.regions == () and one.deletion is None for one in told)
 
 
-def test_a_right_sounding_verdict_from_the_wrong_place_raises_the_alarm():
+def test_monitor_fires_for_heat_outside_the_region():
     told = guarded(ExplanationMonitor(Seer(turns=30), guards(GROUNDED)), frames(60))
     first = next(k for k, one in enumerate(told) if one.firing)
     assert first == 30 + 6
@@ -83,13 +83,13 @@ def test_a_right_sounding_verdict_from_the_wrong_place_raises_the_alarm():
     assert told[-1].guards[0].fire_count == 1
 
 
-def test_it_is_said_once_when_it_begins_and_once_when_it_ends(caplog):
+def test_monitor_logs_the_start_and_the_end_of_firing_once(caplog):
     caplog.set_level(logging.INFO, "pipeline.guards.monitor")
-    guardian = ExplanationMonitor(seer := Seer(turns=30), guards(GROUNDED))
+    monitor = ExplanationMonitor(seer := Seer(turns=30), guards(GROUNDED))
     given = frames(200)
-    guarded(guardian, given[:100])
+    guarded(monitor, given[:100])
     seer.turns = 10**9
-    guarded(guardian, given[100:])
+    guarded(monitor, given[100:])
     said = [record.getMessage() for record in caplog.records]
     assert said == [
         "line: guard grounded fires: heat_inside(left) >= 0.6, but is 0.00",
@@ -97,15 +97,15 @@ def test_it_is_said_once_when_it_begins_and_once_when_it_ends(caplog):
     ]
 
 
-def test_each_camera_has_alarms_of_its_own():
-    guardian = ExplanationMonitor(Seer(turns=0), guards(GROUNDED))
-    guarded(guardian, frames(60, "a"))
-    (other,) = guarded(guardian, frames(1, "b"))
+def test_monitor_keeps_alerts_by_camera():
+    monitor = ExplanationMonitor(Seer(turns=0), guards(GROUNDED))
+    guarded(monitor, frames(60, "a"))
+    (other,) = guarded(monitor, frames(1, "b"))
     assert not other.firing
-    assert guardian.fire_counts() == {("a", "grounded"): 1, ("b", "grounded"): 0}
+    assert monitor.fire_counts() == {("a", "grounded"): 1, ("b", "grounded"): 0}
 
 
-def test_a_region_outside_the_picture_is_said_once(caplog):
+def test_monitor_warns_once_of_a_region_outside_the_image(caplog):
     regions = [*REGIONS, {"name": "elsewhere", "polygon": [[500, 500], [600, 500], [600, 600]]}]
     made = validate_config({"guards": {"regions": regions}}, "t").guards
     guarded(ExplanationMonitor(Seer(), made), frames(5))
@@ -115,12 +115,12 @@ def test_a_region_outside_the_picture_is_said_once(caplog):
 
 
 @pytest.mark.parametrize(("draw", "calm", "alarmed"), [("always", 1, 1), ("firing", 0, 1), ("never", 0, 0)])
-def test_regions_are_shown_as_it_was_asked_for(draw, calm, alarmed):
+def test_monitor_shows_regions_as_configured(draw, calm, alarmed):
     told = guarded(ExplanationMonitor(Seer(turns=30), guards(GROUNDED, draw=draw)), frames(60))
     assert (len(told[0].regions), len(told[-1].regions)) == (calm, alarmed)
 
 
-def test_what_fires_can_be_recorded():
+def test_monitor_states_match_the_condition_guard():
     told = guarded(ExplanationMonitor(Seer(turns=30), guards(GROUNDED)), frames(60))
     for text, held in (("guard", True), ("guard=grounded", True), ("guard!=grounded", False), ("not guard", False)):
         assert parse_condition(text, {"guard": {"grounded"}})(told[-1]) is held
@@ -128,12 +128,12 @@ def test_what_fires_can_be_recorded():
     assert parse_condition("heat_inside(left) < 0.1 and focus_area < 0.2")(told[-1])
 
 
-def test_the_deletion_check_keeps_its_budget_and_its_result_comes_with_its_age():
+def test_monitor_keeps_the_budget_of_deletion_checks_and_gives_their_age():
     seer = Doubting()
-    guardian = ExplanationMonitor(seer, guards(MASKED, deletion={"budget": 0.02}), clock=lambda: seer.now)
-    told = guarded(guardian, frames(3000))
-    assert guardian.overhead_budget.fraction <= 0.02
-    assert guardian.overhead_budget.checks == seer.masked > 50
+    monitor = ExplanationMonitor(seer, guards(MASKED, deletion={"budget": 0.02}), clock=lambda: seer.now)
+    told = guarded(monitor, frames(3000))
+    assert monitor.overhead_budget.fraction <= 0.02
+    assert monitor.overhead_budget.checks == seer.masked > 50
     found = [one.deletion for one in told if one.deletion is not None]
     assert found[0].drop == pytest.approx(0.8)
     assert found[0].age_seconds == pytest.approx(1 / 30, abs=1e-3)
@@ -141,55 +141,55 @@ def test_the_deletion_check_keeps_its_budget_and_its_result_comes_with_its_age()
     assert not any(one.firing for one in told)
 
 
-def test_a_verdict_that_stands_without_what_it_points_at_raises_the_alarm():
+def test_monitor_fires_for_a_score_that_stays_with_masked_heat():
     seer = Doubting()
     seer.left = 0.85
-    guardian = ExplanationMonitor(seer, guards(MASKED), clock=lambda: seer.now)
-    told = guarded(guardian, frames(300))
+    monitor = ExplanationMonitor(seer, guards(MASKED), clock=lambda: seer.now)
+    told = guarded(monitor, frames(300))
     assert told[-1].firing[0].message == "score_drop_when_masked >= 0.2, but is 0.05 (measured 0.1 s ago)"
 
 
-def test_only_verdicts_that_a_rule_asks_about_are_checked():
+def test_monitor_checks_only_findings_to_which_a_rule_applies():
     seer = Doubting(label="ok")
-    guardian = ExplanationMonitor(seer, guards(MASKED), clock=lambda: seer.now)
-    guarded(guardian, frames(500))
-    assert guardian.overhead_budget.checks == 0
+    monitor = ExplanationMonitor(seer, guards(MASKED), clock=lambda: seer.now)
+    guarded(monitor, frames(500))
+    assert monitor.overhead_budget.checks == 0
 
 
-def test_cameras_take_turns_at_being_checked():
+def test_monitor_checks_cameras_in_turn():
     seer = Doubting()
-    guardian = ExplanationMonitor(seer, guards(MASKED, deletion={"budget": 0.5}), clock=lambda: seer.now)
+    monitor = ExplanationMonitor(seer, guards(MASKED, deletion={"budget": 0.5}), clock=lambda: seer.now)
     checked = set()
     for k in range(60):
         pair = [replace(frames(1, name)[0], index=k, pts_seconds=k / 30) for name in ("a", "b")]
-        checked |= {one.frame.camera for one in guardian.explain(pair) if one.deletion is not None}
-        guardian.after_batch()
+        checked |= {one.frame.camera for one in monitor.explain(pair) if one.deletion is not None}
+        monitor.after_batch()
     assert checked == {"a", "b"}
 
 
-def test_a_result_grows_old_and_is_left_out():
+def test_monitor_discards_an_old_deletion_check():
     seer = Doubting()
-    guardian = ExplanationMonitor(seer, guards(MASKED, deletion={"max_age_seconds": 1.0}), clock=lambda: seer.now)
-    guarded(guardian, frames(200))
+    monitor = ExplanationMonitor(seer, guards(MASKED, deletion={"max_age_seconds": 1.0}), clock=lambda: seer.now)
+    guarded(monitor, frames(200))
     seer.label = "ok"
-    told = guarded(guardian, [replace(one, pts_seconds=one.pts_seconds + 8) for one in frames(2)])
+    told = guarded(monitor, [replace(one, pts_seconds=one.pts_seconds + 8) for one in frames(2)])
     assert told[0].deletion is None
 
 
-def test_an_explainer_that_cannot_be_asked_is_said_to_be_so(caplog):
+def test_monitor_warns_of_an_explainer_without_deletion_checks(caplog):
     guarded(ExplanationMonitor(Seer(), guards(MASKED)), frames(3))
     assert "rules with it never fire" in caplog.text
 
 
-def test_its_figures_are_the_explainers_and_its_own():
+def test_monitor_returns_metrics_of_the_explainer_and_its_own():
     baseline = BaselineRecorder()
     guarded(ExplanationMonitor(Seer(), slow=DriftTracking(recorder=baseline)), frames(1500))
     slow = DriftTracking(DriftDetector(baseline.baseline(), 60.0))
     seer = Doubting(turns=0)
-    guardian = ExplanationMonitor(seer, guards(GROUNDED, MASKED), slow=slow, clock=lambda: seer.now)
-    guarded(guardian, frames(1500))
-    assert isinstance(guardian, HasMetrics)
-    told = {(one.name, *dict(one.labels).values()): one.value for one in guardian.metrics()}
+    monitor = ExplanationMonitor(seer, guards(GROUNDED, MASKED), slow=slow, clock=lambda: seer.now)
+    guarded(monitor, frames(1500))
+    assert isinstance(monitor, HasMetrics)
+    told = {(one.name, *dict(one.labels).values()): one.value for one in monitor.metrics()}
     assert told["guard_firing", "line", "grounded"] == 1.0
     assert told["guard_fired", "line", "grounded"] == 1.0
     assert told["focus_area", "line"] == pytest.approx(0.125)
@@ -200,10 +200,10 @@ def test_its_figures_are_the_explainers_and_its_own():
     assert 0.0 < told[("deletion_time_share",)] <= 0.02
 
 
-def test_the_journey_gives_it_time_when_a_batch_is_on_its_way():
+def test_pipeline_calls_after_batch():
     seer = Doubting()
-    guardian = ExplanationMonitor(seer, guards(MASKED, deletion={"budget": 0.5}), clock=lambda: seer.now)
-    assert isinstance(guardian, PostBatchHook)
+    monitor = ExplanationMonitor(seer, guards(MASKED, deletion={"budget": 0.5}), clock=lambda: seer.now)
+    assert isinstance(monitor, PostBatchHook)
     assert isinstance(seer, MaskedScorer)
 
     class Plain:
@@ -214,20 +214,18 @@ def test_the_journey_gives_it_time_when_a_batch_is_on_its_way():
             raise AssertionError("nobody looks")
 
     with FakeSource(50) as source:
-        Pipeline(
-            [(source, "wait")], guardian, Plain(), [], limits=RunLimits(batch_size=1), stop=threading.Event()
-        ).run()
-    assert guardian.overhead_budget.checks > 5
+        Pipeline([(source, "wait")], monitor, Plain(), [], limits=RunLimits(batch_size=1), stop=threading.Event()).run()
+    assert monitor.overhead_budget.checks > 5
 
 
 @pytest.mark.parametrize("where", ["score", "heat"])
-def test_frame_with_a_number_that_is_not_finite_fires_no_guard(where):
+def test_monitor_fires_no_guard_for_a_frame_that_is_not_finite(where):
     class Broken(Seer):
         def explained(self, frame):
             change = {"score": math.nan} if where == "score" else {"heat": np.full((2, 4), np.nan, np.float32)}
             seen = super().explained(frame)
             return replace(seen, findings=(replace(seen.first, **change),))
 
-    guardian = ExplanationMonitor(Broken(), guards(GROUNDED | {"rule": "score >= 0.6 and heat_inside(left) >= 0.6"}))
-    assert not any(one.firing for one in guarded(guardian, frames(60)))
-    assert set(guardian.fire_counts().values()) <= {0}
+    monitor = ExplanationMonitor(Broken(), guards(GROUNDED | {"rule": "score >= 0.6 and heat_inside(left) >= 0.6"}))
+    assert not any(one.firing for one in guarded(monitor, frames(60)))
+    assert set(monitor.fire_counts().values()) <= {0}

@@ -1,4 +1,4 @@
-"""A share of time is never overspent by more than one check costs beyond what was foreseen."""
+"""The time of checks stays within its budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A camera that goes silent is said to be silent, soon and again, and nobody else is."""
+"""Signal loss of a live camera is reported within a second, and repeated."""
 
 import threading
 

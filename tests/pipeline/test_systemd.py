@@ -1,4 +1,4 @@
-"""A supervisor hears that we are ready, alive and stopping; a log line is JSON where a machine reads it."""
+"""Messages to systemd, and JSON log lines."""
 
 import json
 import logging

@@ -13,7 +13,8 @@ TRUTH = "Annotations"
 
 def option(panel: str, text: str, *names: str, **more: Any) -> Any:  # noqa: ANN401 - typer's own type
     """Return an option of a command, listed under ``panel`` in its help."""
-    return typer.Option(*names, rich_help_panel=panel, help=text, show_default=False, **more)
+    escaped = text.replace("[", r"\[")  # typer reads ``[default: 0]`` as markup otherwise
+    return typer.Option(*names, rich_help_panel=panel, help=escaped, show_default=False, **more)
 
 
 def drop_none(settings: dict[str, Any]) -> dict[str, Any]:

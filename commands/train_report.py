@@ -1,4 +1,4 @@
-"""What a training leaves: the model, checked before it has its name, and the report beside it."""
+"""Output of a training: the model file, verified before it gets its name, and the report beside it."""
 
 from __future__ import annotations
 
@@ -26,49 +26,53 @@ if TYPE_CHECKING:
 log = logging.getLogger("recipro-stream")
 
 SHOWN_MISTAKES: Final = 24
-"""How many mistaken pictures a report shows, the surest first."""
+"""How many misclassified images a report shows, those with the highest score first."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trained:
-    """What a report tells of."""
+    """Content of a training report."""
 
     images: str
-    """What the user named."""
+    """The data set as the user named it."""
     options: str
-    """How the pictures are read, ``?bits=12``; mostly empty."""
-    diploma: FinetuneResult
+    """Options for reading the images, such as ``?bits=12``; usually empty."""
+    result: FinetuneResult
     parts: Mapping[str, Sequence[Sample]]
     left_out: Sequence[str]
     similar: Sequence[NearDuplicate]
     grouped: bool
-    """Whether it is known which pictures show one part."""
+    """Whether it is known which images show the same part."""
 
 
 def files_beside(output: Path) -> dict[str, Path]:
-    """Return the files that are written beside the model."""
+    """Return the paths of the files beside the model, by their suffix."""
     return {kind: output.with_suffix(f".{kind}") for kind in ("report.json", "report.html", "test.txt")}
 
 
 def unchecked_file(output: Path) -> Path:
-    """Return where the weights lie until they are checked, and stay if the check fails."""
+    """Return the path of the weights until they are verified; they stay there if the verification fails."""
     return output.with_suffix(".unchecked.safetensors")
 
 
 def write_checked(
-    output: Path, file: Checkpoint, model: FinetuneModel, picture: str, read: ReadImage
+    output: Path, file: Checkpoint, model: FinetuneModel, image_path: str, read: ReadImage
 ) -> NetworkExplainer:
-    """Write a model, explain a picture with what was written, compare, and only then give it its name.
+    """Write a model, compare the written file with the network in memory, and then move it to its name.
 
     Args:
-        output: its place; what lies there stays until the check has passed.
-        file: the model.
-        model: the network that was trained, in memory.
-        picture: the path of the picture that is explained.
-        read: reads it.
+        output: path of the model; a file there stays until the verification has passed.
+        file: content of the model file.
+        model: the trained network in memory.
+        image_path: path of the image that both explain.
+        read: reads an image file.
+
+    Returns:
+        An explainer of the written model.
 
     Raises:
-        ModelError: what was written is not what was trained. The weights stay beside it, under another name.
+        ModelError: the written model differs from the trained one; the weights stay in ``unchecked_file(output)``.
+        ConfigError: the file cannot be moved to its name.
     """
     from engine.finetuning.verification import check_answers, open_model_file
     from engine.models.checkpoint import save_checkpoint
@@ -77,32 +81,31 @@ def write_checked(
     save_checkpoint(place, file)
     try:
         explainer = open_model_file(place)
-        frame = Frame(read(Path(picture)), "train", 0, 0.0, source_name=picture)
+        frame = Frame(read(Path(image_path)), "train", 0, 0.0, source_name=image_path)
         check_answers(explainer, model.net, model.labels, model.preprocessing, frame)
     except EngineError as reason:
         raise ModelError(
-            f"{relative_path(output)}: is not written, for what was trained "
-            f"cannot be used: read again, it {reason}. The "
-            f"weights are kept in {relative_path(place)}; please report this with the network's name, {model.name}"
+            f"{relative_path(output)}: not written: the model, read again, {reason}. The weights are kept in "
+            f" {relative_path(place)}; please report this with the network's name, {model.name}"
         ) from reason
     try:
         place.replace(output)
     except OSError as reason:
         raise ConfigError(
             f"{relative_path(output)}: cannot be written ({reason.strerror}); "
-            f"the model is whole in {relative_path(place)}"
+            f"the complete model is in {relative_path(place)}; move it"
         ) from None
     return explainer
 
 
 def write_report(output: Path, trained: Trained, explainer: NetworkExplainer, read: ReadImage) -> None:
-    """Write what came of a training beside the model, and tell the most of it."""
+    """Write the report and the list of test images beside the model, and print a summary."""
     from engine.finetuning.splits import TEST
     from overlays.reports.training import conclusion, training_html
 
-    result, labels = trained.diploma, trained.diploma.checkpoint.labels
+    result, labels = trained.result, trained.result.checkpoint.labels
     found = result.metrics[TEST]
-    told: dict[str, Any] = {
+    report: dict[str, Any] = {
         "model": output.name,
         "images": trained.images + trained.options,
         "labels": list(labels),
@@ -118,31 +121,31 @@ def write_report(output: Path, trained: Trained, explainer: NetworkExplainer, re
         "left_out": list(trained.left_out),
     }
     places = files_beside(output)
-    write_text(places["report.json"], json.dumps(told, indent=1) + "\n")
+    write_text(places["report.json"], json.dumps(report, indent=1) + "\n")
     mistakes = sorted((one for one in found.predictions if one[1] != one[2]), key=lambda one: -one[3])
     heats = _explained([one[0] for one in mistakes[:SHOWN_MISTAKES]], explainer, read)
-    page = training_html(told, lambda path: read(Path(path)), heats, pictures=SHOWN_MISTAKES)
+    page = training_html(report, lambda path: read(Path(path)), heats, pictures=SHOWN_MISTAKES)
     write_text(places["report.html"], page)
     lines = "".join(f"{Path(one.path).absolute()}\n" for one in trained.parts[TEST])
     write_text(places["test.txt"], lines)
-    print_line(f"\n{conclusion(told)}")
+    print_line(f"\n{conclusion(report)}")
     for label, recall, row in zip(labels, found.recalls, found.confusion, strict=True):
         print_line(f"  {label:20} {recall:6.1%} of {sum(row)}")
     print_line(f"\nwritten: {relative_path(output)}; read {relative_path(places['report.html'])}")
     model = shlex.quote(relative_path(output))
     print_line(f"run it:   uv run run.py stream --model {model} --source camera:0 --sink window")
     held_out = shlex.quote(relative_path(places["test.txt"]) + trained.options)
-    print_line(f"ask it:   uv run run.py evaluate {held_out} --model {model} --output DIR")
+    print_line(f"test it:  uv run run.py evaluate {held_out} --model {model} --output DIR")
 
 
 def _explained(paths: Sequence[str], explainer: NetworkExplainer, read: ReadImage) -> dict[str, Any]:
-    """Return by path where the network looked: (heat, region) of its top-1 class."""
+    """Return the heat map and its region for the top-1 class of each image, by path."""
     found = {}
     for index, path in enumerate(paths):
         try:
             frame = Frame(read(Path(path)), "train", index, 0.0, source_name=path)
         except SourceError as reason:
-            log.warning("without its heat in the report: %s", reason)
+            log.warning("no heat map in the report: %s", reason)
             continue
         explanation = explainer.explain([frame])[0]
         found[path] = (explanation.findings[0].heat, explanation.heat_region)

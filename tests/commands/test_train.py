@@ -42,8 +42,8 @@ def test_a_folder_becomes_a_network_that_streams_and_is_examined_and_exported(co
     pattern = ("--group-pattern", r"(\D+\d+)_\d|broken")
     code, told, errors = command("train", "parts", *LESSON, *pattern)
     assert code == 0, errors
-    assert "left out      1 that do not decode" in told
-    assert "which pictures show one part is not known" not in told
+    assert "left out      1 images that cannot be decoded" in told
+    assert "which images show the same part is not known" not in told
     report = json.loads((tmp_path / "part.report.json").read_text())
     assert [line.partition(":")[0] for line in report["left_out"]] == ["parts/spot/broken.png"]
     sources = [{one["group"] for one in several} for several in report["splits"].values()]
@@ -111,9 +111,9 @@ def test_a_csv_names_pictures_labels_and_groups(command, tmp_path):
         ("report", (), "cannot be written"),
         (None, ("--pictures", "../*/*.png"), "leads out of a class's folder"),
         (None, ("--pictures", "/parts/*.png"), "leads out of a class's folder"),
-        (None, ("--balance", "even"), "choose of sampler, weights, none"),
+        (None, ("--balance", "even"), "choose one of sampler, weights, none"),
         (None, ("--augment", "hflp"), "Did you mean 'hflip'"),
-        (None, ("--test-fraction", 0.6, "--val-fraction", 0.5), "take less for them"),
+        (None, ("--test-fraction", 0.6, "--val-fraction", 0.5), "give smaller fractions"),
         (None, ("--group-gap", 3), "add --group-pattern"),
         (None, ("--group-pattern", "(blank|spot)"), "1 source for 3 parts"),
         (None, ("--weights", "nowhere.pth"), "there is no such file"),
@@ -154,7 +154,7 @@ def test_a_csv_without_groups_concludes_nothing_for_other_parts(command, tmp_pat
     assert code == 0, errors
     report = json.loads((tmp_path / "part.report.json").read_text())
     assert report["labels"] == list(KINDS)
-    assert "which pictures show one part is not known" in caplog.text
+    assert "which images show the same part is not known" in caplog.text
     assert report["metrics"]["test"]["interval"] is None
     assert "Nothing is concluded for other parts" in told
     assert "95 times of 100" not in told + (tmp_path / "part.report.html").read_text()
@@ -209,10 +209,10 @@ def test_what_was_learned_is_gone_on_with_when_there_are_new_pictures(command, t
     code, told, errors = command("train", "parts", *lesson, "--output", "next.safetensors")
     assert code == 0, errors
     assert "2 of the pictures have one colour all over" in caplog.text
-    assert "knows already: blank, spot" in told
-    assert "new: bar" in told
-    assert "copies        1 are another picture once more" in told
-    assert "it learned from before; none of them examines it" in told
+    assert "known classes: blank, spot" in told
+    assert "new classes: bar" in told
+    assert "copies        1 images have the same pixels as another one" in told
+    assert "images of an earlier training; none of them is in the test split" in told
     after = load_checkpoint(tmp_path / "next.safetensors")
     assert (after.labels, after.fit, after.input_size) == (("bar", "blank", "spot"), "letterbox", (48, 48))
     assert after.provenance["began_with"]["file"] == "part.safetensors"
@@ -224,4 +224,4 @@ def test_what_was_learned_is_gone_on_with_when_there_are_new_pictures(command, t
 
     code, _, errors = command("train", "parts", *lesson, "--output", "part.safetensors")
     assert code == 2
-    assert "is what it begins with" in errors
+    assert "is the file of --model, which would be overwritten" in errors

@@ -117,7 +117,7 @@ def test_recording_by_a_check_that_no_rule_asks_for_is_refused(command):
     words = ("--source", LINE.format(3), "--sink", "c/", "--record-when", "score_drop_when_masked<0.1")
     code, _, errors = command("stream", *words)
     assert code == 2
-    assert "where a rule of guards asks for it" in errors
+    assert "where a guard's rule uses it" in errors
 
 
 @pytest.mark.slow

@@ -193,3 +193,13 @@ def test_format_drops_lists_each_reason():
     assert format_drops({}) == "0 dropped"
     drops = {DropReason.QUEUE_FULL: 2, DropReason.STOPPED: 1}
     assert format_drops(drops) == "3 dropped (2 queue_full, 1 stopped)"
+
+
+def test_pipeline_counts_a_frame_once_when_drawing_fails_after_it_was_put(monkeypatch):
+    def fail(_detector, _explanation):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("pipeline.signal_loss.SignalLossDetector.record", fail)
+    result = run(5, sinks=[sink()])
+    assert result.delivered == 1
+    assert result.received == result.delivered + result.dropped

@@ -1,1 +1,1 @@
-"""Where frames come from: cameras, streams, files, and the simulated inspection line."""
+"""Sources of frames: cameras, network streams, files, and the simulated inspection line."""

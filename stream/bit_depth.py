@@ -1,4 +1,4 @@
-"""How many bits of a 16-bit number a picture uses: cameras of 10, 12 and 14 bits save theirs in files of 16."""
+"""Bit depth of 16-bit images: cameras of 10, 12 and 14 bits store their values in 16-bit files."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ DEPTHS: Final = (8, 10, 12, 14, 16)
 
 
 def value_bits(values: npt.NDArray[np.uint16]) -> int:
-    """Return the smallest usual depth that holds the largest of ``values`` (uint16): 8, 10, 12, 14 or 16."""
+    """Return the smallest depth of ``DEPTHS``, in bits, that holds the largest of ``values`` (uint16)."""
     largest = int(values.max(initial=0))
     return next(bits for bits in DEPTHS if largest < 1 << bits)
 
 
 def eight_bits(values: npt.NDArray[np.uint16], bits: int) -> npt.NDArray[np.uint8]:
-    """Return ``values`` (uint16) of a depth of ``bits`` as uint8; what lies above the depth becomes 255."""
-    found: npt.NDArray[np.uint8] = np.minimum(values >> (bits - 8), 255).astype(np.uint8)
-    return found
+    """Return ``values`` (uint16, ``bits`` in use) scaled to uint8; values above the depth become 255."""
+    scaled: npt.NDArray[np.uint8] = np.minimum(values >> (bits - 8), 255).astype(np.uint8)
+    return scaled

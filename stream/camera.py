@@ -24,23 +24,23 @@ from stream.hwaccel import DecoderSelector
 from stream.live import ConnectionSpec, LiveSource, demuxed
 from stream.network import Timeouts
 
-_GLANCE_SECONDS = 0.1  # how often a waiting reader looks whether it is to stop
+_POLL_SECONDS = 0.1  # how often a waiting reader checks the stop event
 
 
 @dataclass(frozen=True, slots=True)
 class CameraMode:
-    """What to ask of a webcam; it gives what it can come nearest to."""
+    """The mode requested from a webcam; the driver chooses the nearest that it supports."""
 
     size: str | None = None
     """``WIDTHxHEIGHT``; None: its own default."""
     rate: float | None = None
     """Frames per second; None: its own default."""
     encoding: str | None = None
-    """FFmpeg's name for the format it sends: ``mjpeg`` gives the full rate at high sizes, ``yuyv422`` the cleanest."""
+    """FFmpeg's name of the pixel format: ``mjpeg`` gives the full rate at large sizes, ``yuyv422`` the best quality."""
 
 
 class CameraSource(LiveSource):
-    """Frames of ``/dev/videoN``. Entering raises ``SourceError`` where there is no such device."""
+    """Frames of ``/dev/videoN``. Entering raises ``SourceError`` where the device is missing or may not be opened."""
 
     def __init__(
         self,
@@ -52,47 +52,47 @@ class CameraSource(LiveSource):
         decoder: DecoderSelector | None = None,
         devices: Path = Path("/dev"),
     ) -> None:
-        """``devices`` is the folder the device files stand in; ``decoder`` limits the pictures' size."""
+        """Create the source; ``devices`` is the folder of the device files, ``decoder`` limits the frame size."""
         self._device = devices / f"video{number}"
         self._devices = devices
         reader = _Reader(self._device, mode or CameraMode(), timeouts)
-        line = ConnectionSpec(reader.open, reader.packets, timeouts.open_timeout_seconds, timeouts.read_timeout_seconds)
-        line = replace(line, attempts=timeouts.attempts, decoder=decoder or DecoderSelector())
-        super().__init__(uri=f"camera:{number}", camera=camera, spec=line)
+        spec = ConnectionSpec(reader.open, reader.packets, timeouts.open_timeout_seconds, timeouts.read_timeout_seconds)
+        spec = replace(spec, attempts=timeouts.attempts, decoder=decoder or DecoderSelector())
+        super().__init__(uri=f"camera:{number}", camera=camera, spec=spec)
 
     def __enter__(self) -> Self:
         if not self._device.exists():
-            there = ", ".join(p.name.removeprefix("video") for p in found_cameras(self._devices))
-            hint = f"cameras here: {there}" if there else "no camera is here: plug one in, or try --source line:"
-            message = f"{self.uri}: there is no {self._device}; {hint}"
+            numbers = ", ".join(p.name.removeprefix("video") for p in found_cameras(self._devices))
+            hint = f"available cameras: {numbers}" if numbers else "no camera found: connect a camera, or try line:"
+            message = f"{self.uri}: {self._device} does not exist; {hint}"
             raise SourceError(message)
         if not os.access(self._device, os.R_OK | os.W_OK):
-            message = f"{self.uri}: {self._device} may not be opened; join its group: sudo usermod -aG video $USER"
+            message = f"{self.uri}: no permission for {self._device}; join its group: sudo usermod -aG video $USER"
             raise SourceError(message)
         return self
 
 
 def found_cameras(devices: Path = Path("/dev")) -> list[Path]:
-    """Return the video devices of this machine, in order of their numbers."""
-    found = [p for p in devices.glob("video*") if re.fullmatch(r"video\d+", p.name)]
-    return sorted(found, key=lambda p: int(p.name.removeprefix("video")))
+    """Return the paths of this machine's video devices, in order of their numbers."""
+    paths = [p for p in devices.glob("video*") if re.fullmatch(r"video\d+", p.name)]
+    return sorted(paths, key=lambda p: int(p.name.removeprefix("video")))
 
 
 class _Reader:
-    """Reads one device, never waiting in the driver: that wait could not be woken."""
+    """Reads one device; never waits in the driver, because that wait cannot be interrupted."""
 
     def __init__(self, device: Path, mode: CameraMode, timeouts: Timeouts) -> None:
         self._device = device
         self._mode = mode
-        self._patience = timeouts
+        self._timeouts = timeouts
 
     def open(self, attempt: Attempt) -> AbstractContextManager[InputContainer]:
-        wanted = {
+        requested = {
             "video_size": self._mode.size,
             "framerate": None if self._mode.rate is None else f"{self._mode.rate:g}",
             "input_format": self._mode.encoding,
         }
-        options = {key: value for key, value in wanted.items() if value is not None}
+        options = {key: value for key, value in requested.items() if value is not None}
         timeout = (attempt.answer_seconds, attempt.read_seconds)
         return av.open(str(self._device), format="v4l2", options=options, timeout=timeout)
 
@@ -106,20 +106,20 @@ class _Reader:
             yield packet
 
     def _is_ready(self, descriptor: int | None, stop: threading.Event) -> bool:
-        """Wait until the driver holds a picture. Raises FFmpeg's timeout where none comes in time."""
+        """Wait until the driver holds a frame. Raises FFmpeg's ``TimeoutError`` after the read timeout."""
         if descriptor is None:
             return True
-        deadline = time.monotonic() + self._patience.read_timeout_seconds
+        deadline = time.monotonic() + self._timeouts.read_timeout_seconds
         while not stop.is_set():
-            if select.select([descriptor], [], [], _GLANCE_SECONDS)[0]:
+            if select.select([descriptor], [], [], _POLL_SECONDS)[0]:
                 return True
             if time.monotonic() > deadline:
-                raise av.error.TimeoutError(110, "no picture")
+                raise av.error.TimeoutError(110, "no frame")
         return False
 
 
 def _descriptor_of(device: Path) -> int | None:
-    """Return the number under which this process holds ``device`` open, None where that cannot be known."""
+    """Return the file descriptor under which this process holds ``device`` open, None where it is unknown."""
     listing = Path("/proc/self/fd")
     real = device.resolve()
     for entry in sorted(listing.iterdir() if listing.is_dir() else [], key=lambda p: int(p.name), reverse=True):

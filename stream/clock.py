@@ -1,21 +1,21 @@
-"""A stream's own clock, made fit to live with: starts at 0, always grows, survives jumps, resets and missing times."""
+"""The stream clock: seconds that start at 0 and always grow, despite jumps, resets and missing timestamps."""
 
 from __future__ import annotations
 
-_MISORDERED_SECONDS = 1.0  # a step back by less is a picture out of order, by more a clock that was set back
-_INSTANT_SECONDS = 0.001  # how far two pictures with one time are put apart
+_MISORDERED_SECONDS = 1.0  # a smaller step back is a frame out of order, a larger one a clock that was set back
+_MIN_STEP_SECONDS = 0.001  # least distance of two frames, also where their timestamps are equal
 
 
 class StreamClock:
-    """Turns presentation times into seconds since the first picture, growing from each picture to the next.
+    """Converts presentation times to seconds since the first frame, strictly increasing.
 
-    Live pictures bring the time they arrived at too. The stream's clock is believed while it stays within
-    ``slack_seconds`` of theirs; then it is set by them. Files bring none, and their jumps ahead are believed: a
-    recording that was triggered by motion has honest gaps.
+    Live frames also have an arrival time. Where the stream's clock differs from the arrival times by more than
+    ``slack_seconds``, it is reset to them. Files have no arrival times, and their jumps ahead are kept: a recording
+    that is triggered by motion has real gaps.
     """
 
     def __init__(self, *, step_seconds: float = 0.04, slack_seconds: float = 3.0) -> None:
-        """Step by ``step_seconds`` where neither clock tells anything."""
+        """Create a clock that advances by ``step_seconds`` per frame where neither time is known."""
         self._step = step_seconds
         self._slack = slack_seconds
         self._offset: float | None = None
@@ -23,21 +23,22 @@ class StreamClock:
         self._last: float | None = None
 
     def to_seconds(self, pts_seconds: float | None, *, arrived_at: float | None = None) -> float:
-        """Return the seconds since the first picture, greater than what was told before.
+        """Return the seconds since the first frame, greater than the value returned before.
 
-        ``pts_seconds`` is the stream's own time, None where it has none; ``arrived_at`` is monotonic seconds, None
-        for a file.
+        Args:
+            pts_seconds: the presentation time; None: the frame has none.
+            arrived_at: the arrival time, ``time.monotonic()``; None: the frame comes from a file.
         """
         if self._first_arrival is None:
             self._first_arrival = arrived_at
-        told = self._plausible(pts_seconds, self._elapsed(arrived_at))
+        seconds = self._plausible(pts_seconds, self._elapsed(arrived_at))
         if pts_seconds is not None and self._offset is None:
-            self._offset = told - pts_seconds
-        self._last = told
-        return told
+            self._offset = seconds - pts_seconds
+        self._last = seconds
+        return seconds
 
     def restart(self) -> None:
-        """Forget how the stream's clock relates to ours: the connection is a new one. Time goes on."""
+        """Forget the offset of the stream's clock, for a new connection; the seconds continue to grow."""
         self._offset = None
 
     def _elapsed(self, arrived_at: float | None) -> float | None:
@@ -46,19 +47,19 @@ class StreamClock:
         return arrived_at - self._first_arrival
 
     def _plausible(self, pts_seconds: float | None, elapsed: float | None) -> float:
-        own = self._own(elapsed)
+        fallback = self._without_pts(elapsed)
         if self._last is None or pts_seconds is None or self._offset is None:
-            return own
-        told = pts_seconds + self._offset
-        strayed = elapsed is not None and abs(told - elapsed) > self._slack
-        if strayed or told <= self._last - _MISORDERED_SECONDS:
+            return fallback
+        seconds = pts_seconds + self._offset
+        has_drifted = elapsed is not None and abs(seconds - elapsed) > self._slack
+        if has_drifted or seconds <= self._last - _MISORDERED_SECONDS:
             self._offset = None
-            return own
-        return max(told, self._last + _INSTANT_SECONDS)
+            return fallback
+        return max(seconds, self._last + _MIN_STEP_SECONDS)
 
-    def _own(self, elapsed: float | None) -> float:
+    def _without_pts(self, elapsed: float | None) -> float:
         if self._last is None:
             return 0.0
         if elapsed is None:
             return self._last + self._step
-        return max(elapsed, self._last + _INSTANT_SECONDS)
+        return max(elapsed, self._last + _MIN_STEP_SECONDS)

@@ -1,4 +1,4 @@
-"""What a file says of itself: how long it is, how many pictures it holds, and where it ends."""
+"""What a container states about itself: duration, number of frames and packets, and whether it is complete."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ import av
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-# The boxes at the top of an MP4 file that an unfinished copy may end in; anything else behind the last is padding.
+# Top-level boxes of an MP4 file in which an unfinished copy may end; anything else after the last box is padding.
 _MP4_BOXES: Final = frozenset({b"ftyp", b"moov", b"moof", b"mdat", b"styp", b"sidx", b"mfra", b"free", b"skip"})
 _COUNTS_PACKETS: Final = frozenset({"mov", "mp4"})
 
 
 def is_complete_gif(path: str) -> bool:
-    """Say whether a GIF ends as one does; FFmpeg paints what there is of a picture cut short, and says nothing.
+    """Return whether a GIF has its trailer byte: FFmpeg decodes a truncated frame without an error.
 
-    What lies behind the end mark is padding.
+    Bytes after the trailer are padding.
     """
     with open(path, "rb") as file:  # noqa: PTH123 - the path is FFmpeg's, as given
         header = file.read(13)
         if len(header) < 13:
             return False
         _skip_colours(file, header[10])
-        while mark := file.read(1):
-            if mark == b";":
+        while block_type := file.read(1):
+            if block_type == b";":
                 return True
-            if mark == b",":
+            if block_type == b",":
                 descriptor = file.read(9)
                 if len(descriptor) < 9:
                     return False
                 _skip_colours(file, descriptor[8])
                 file.seek(1, os.SEEK_CUR)  # LZW's code size
-            elif mark == b"!":
+            elif block_type == b"!":
                 file.seek(1, os.SEEK_CUR)
             else:
                 return False
@@ -52,33 +52,33 @@ def _skip_colours(file: BinaryIO, flags: int) -> None:
 
 
 def mp4_is_whole(path: str) -> bool:
-    """Say whether the last box of an MP4 file is there to its end: a fragmented file states no length elsewhere."""
+    """Return whether the last box of an MP4 file is complete: a fragmented file states no total length."""
     size = os.path.getsize(path)  # noqa: PTH202 - the path is FFmpeg's, as given
     with open(path, "rb") as file:  # noqa: PTH123
         return all(end <= size for _, end in _boxes(file, size))
 
 
 def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int]]:
-    """Give the kind and the end, in bytes, of each box at the top of an MP4 file; stops at what is none."""
-    at = 0
-    while at + 8 <= size:
-        file.seek(at)
+    """Yield the type and the end, in bytes, of each top-level box of an MP4 file; stop at anything else."""
+    offset = 0
+    while offset + 8 <= size:
+        file.seek(offset)
         head = file.read(16)
         length, kind = int.from_bytes(head[:4], "big"), head[4:8]
-        if kind not in _MP4_BOXES or length == 0:  # 0: to the end of the file, whatever that is
+        if kind not in _MP4_BOXES or length == 0:  # 0: the box extends to the end of the file
             return
         if length == 1:
             length = int.from_bytes(head[8:16], "big")
         if length < 8:
             return
-        at += length
-        yield kind, at
+        offset += length
+        yield kind, offset
 
 
 def avi_has_index(path: str) -> bool:
-    """Say whether an AVI file holds its index, which is written last: it is whole then, whatever its header reserved.
+    """Return whether an AVI file has its index, which is written last: the file is complete then.
 
-    A file of several parts (OpenDML, above 1 GB) has an index in the first that says nothing of the others.
+    A file of several parts (OpenDML, above 1 GB) has an index in its first part only, which does not cover the others.
     """
     size = os.path.getsize(path)  # noqa: PTH202 - the path is FFmpeg's, as given
     with open(path, "rb") as file:  # noqa: PTH123
@@ -88,22 +88,23 @@ def avi_has_index(path: str) -> bool:
         file.seek(end + end % 2)
         if file.read(4) == b"RIFF":
             return False
-        at = 12
-        while at + 8 <= size:
-            file.seek(at)
+        offset = 12
+        while offset + 8 <= size:
+            file.seek(offset)
             kind, length = file.read(4), int.from_bytes(file.read(4), "little")
-            at += 8 + length + length % 2
+            offset += 8 + length + length % 2
             if kind == b"idx1":
-                return length > 0 and at <= size
+                return length > 0 and offset <= size
             if length == 0:
                 return False
     return False
 
 
 def declared_duration(container: InputContainer | None, stream: VideoStream) -> float | None:
-    """Return when the video ends by the file's own word, on the file's clock; None where it does not say.
+    """Return the end of the video in seconds, on the file's clock, as the file states it; None where it does not.
 
-    That is the stream's duration behind its start, or the container's where the stream states none and is alone.
+    The end is the stream's start plus its duration, or the container's where the stream states none and is the only
+    one.
     """
     if stream.duration is not None and stream.time_base is not None:
         return float((stream.duration + (stream.start_time or 0)) * stream.time_base)
@@ -116,9 +117,9 @@ def declared_duration(container: InputContainer | None, stream: VideoStream) -> 
 
 
 def packets_total(container: InputContainer, stream: VideoStream) -> int | None:
-    """Return how many packets a container that counts them gives when it is whole; None where it does not count.
+    """Return the number of packets of the complete file, None where the container does not count packets.
 
-    An MP4 file may hide some by its edit list: a video trimmed without loss holds them all, and shows a part.
+    An MP4 file may hide packets by its edit list: a losslessly trimmed video holds all packets and shows a part.
     """
     if _COUNTS_PACKETS.isdisjoint(container.format.name.split(",")) or not stream.frames:
         return None
@@ -126,7 +127,7 @@ def packets_total(container: InputContainer, stream: VideoStream) -> int | None:
 
 
 def frames_total(container: InputContainer, stream: VideoStream) -> int | None:
-    """How many frames the header counts, where its rate and duration agree: AVI may count fields."""
+    """Return the number of frames in the header, None where rate and duration contradict it: AVI may count fields."""
     if not stream.frames:
         return None
     shown = (

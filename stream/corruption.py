@@ -1,7 +1,7 @@
-"""Which pictures can be believed after some of a stream was damaged. Knows nothing about codecs.
+"""Which frames are intact after a part of a stream was damaged. Independent of the codec.
 
-A picture that was predicted from a broken one is broken too, though no decoder says so: from the damage on, everything
-is doubtful until the next key picture. What counts is the order of decoding, not of showing.
+A frame that is predicted from a damaged one is damaged too, though no decoder reports it: after damage, every frame is
+suspect until the next keyframe, in decoding order, not in presentation order.
 """
 
 from __future__ import annotations
@@ -21,58 +21,60 @@ class PacketInfo:
 
 
 class CorruptionTracker:
-    """Follows packets into a decoder and says which of the pictures that come out are whole."""
+    """Follows the packets that enter a decoder, and tells which of the decoded frames are intact."""
 
     def __init__(self, *, window_packets: int | None = None) -> None:
-        """Doubt ``window_packets`` at most, then believe again: some cameras send one key picture, ever.
+        """Create a tracker.
 
-        None doubts until a key picture comes, however long that takes.
+        Args:
+            window_packets: how many packets after damage are suspect at most, since some cameras send a single
+                keyframe; None: all packets up to the next keyframe.
         """
         self._window_packets = window_packets
         self._packets: deque[PacketInfo] = deque(maxlen=_REMEMBERED_PACKETS)
-        self._suspect_until: set[int] = set()
-        self._doubted_packets = 0
-        self._broken = False
+        self._suspect_pts: set[int] = set()
+        self._suspect_packets = 0
+        self._damaged = False
         self._clean_from: int | None = None
 
     def add_packet(self, pts: int | None, *, key: bool) -> None:
-        """Note a packet on its way into the decoder."""
+        """Record a packet that enters the decoder; ``key`` marks a keyframe."""
         packet = PacketInfo(pts, key)
         self._packets.append(packet)
-        self._judge(packet)
+        self._classify(packet)
 
     def mark_corrupt(self, *, pts: int | None = None) -> None:
-        """Note damage: in the picture shown at ``pts``, or in the packet sent last."""
+        """Record damage of the frame with presentation time ``pts``, or, without it, of the last packet."""
         packets = list(self._packets)
         start = max(0, len(packets) - 1)
         if pts is not None:
             start = next((n for n, packet in enumerate(packets) if packet.pts == pts), start)
-            self._suspect_until.add(pts)
-        self._broken, self._clean_from, self._doubted_packets = True, None, 0
+            self._suspect_pts.add(pts)
+        self._damaged, self._clean_from, self._suspect_packets = True, None, 0
         for packet in packets[start : start + 1]:
-            self._suspect_until.update(() if packet.pts is None else (packet.pts,))
+            self._suspect_pts.update(() if packet.pts is None else (packet.pts,))
         for packet in packets[start + 1 :]:
-            self._judge(packet)
+            self._classify(packet)
 
     def is_intact(self, pts: int | None) -> bool:
-        """Say whether the picture shown at ``pts`` is whole."""
+        """Return whether the frame with presentation time ``pts`` is intact."""
         if pts is None:
-            return not self._broken
-        doubtful = pts in self._suspect_until
-        self._suspect_until.discard(pts)
-        return not doubtful
+            return not self._damaged
+        suspect = pts in self._suspect_pts
+        self._suspect_pts.discard(pts)
+        return not suspect
 
-    def _judge(self, packet: PacketInfo) -> None:
+    def _classify(self, packet: PacketInfo) -> None:
         if packet.key:
-            self._clean_from = packet.pts if self._broken else None
-            self._broken = False
+            self._clean_from = packet.pts if self._damaged else None
+            self._damaged = False
             return
-        # Pictures shown before the key picture but decoded after it lean on what came before: on the broken ones.
-        leads = self._clean_from is not None and packet.pts is not None and packet.pts < self._clean_from
-        if not (self._broken or leads):
+        # Leading frames, shown before the keyframe and decoded after it, are predicted from earlier, damaged frames.
+        is_leading = self._clean_from is not None and packet.pts is not None and packet.pts < self._clean_from
+        if not (self._damaged or is_leading):
             return
-        self._doubted_packets += 1
-        if self._window_packets is not None and self._doubted_packets > self._window_packets:
-            self._broken, self._clean_from = False, None
+        self._suspect_packets += 1
+        if self._window_packets is not None and self._suspect_packets > self._window_packets:
+            self._damaged, self._clean_from = False, None
         elif packet.pts is not None:
-            self._suspect_until.add(packet.pts)
+            self._suspect_pts.add(packet.pts)

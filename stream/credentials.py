@@ -1,6 +1,6 @@
-"""User names and passwords that stand outside the configuration: in the environment, or in a file.
+"""User names and passwords that are kept outside the configuration: in the environment, or in a file.
 
-Pure: variables and the file's text come from the caller. No message repeats a secret.
+Pure functions: the caller reads the environment and the file. No message contains a secret.
 """
 
 from __future__ import annotations
@@ -18,54 +18,54 @@ _SCHEME: Final = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def expand_env(uri: str, variables: Mapping[str, str]) -> str:
-    """Return ``uri`` with every ``${NAME}`` replaced; before the host the value is escaped, whatever is in it.
+    """Return ``uri`` with every ``${NAME}`` replaced; a value before the host is percent-encoded.
 
     Raises:
-        ConfigError: there is no such variable.
+        ConfigError: a variable is not set.
     """
     scheme, authority = _SCHEME.match(uri), authority_of(uri)
-    is_told = "@" in authority or (scheme is not None and has_certain_host(authority))
-    at = (scheme.end() if scheme else 0) + authority.rfind("@") if is_told else uri.rfind("@")
+    is_delimited = "@" in authority or (scheme is not None and has_certain_host(authority))
+    credentials_end = (scheme.end() if scheme else 0) + authority.rfind("@") if is_delimited else uri.rfind("@")
 
-    def value(found: re.Match[str]) -> str:
-        name = found[1]
+    def value(match: re.Match[str]) -> str:
+        name = match[1]
         if name not in variables:
             raise ConfigError(f"source {redact(uri)!r}: the environment has no variable {name}; export {name}=...")
-        return quote(variables[name], safe="") if found.start() < at else variables[name]
+        return quote(variables[name], safe="") if match.start() < credentials_end else variables[name]
 
     return _VARIABLE.sub(value, uri)
 
 
 def with_credentials(uri: str, secret: str, file: str) -> str:
-    """Return ``uri`` with the credentials that a file holds: one line, ``user:password``.
+    """Return ``uri`` with the credentials of a file: one line, ``user:password``.
 
     Args:
         uri: a network address without credentials.
         secret: the file's text.
-        file: its name, for messages.
+        file: the file's name, for messages.
 
     Raises:
-        ConfigError: the text is no such line, or the address has credentials already, or cannot have any.
+        ConfigError: the text is not one line of this form, or the address has credentials or cannot have any.
     """
     scheme = _SCHEME.match(uri)
     if scheme is None:
-        raise ConfigError(f"source {redact(uri)!r}: takes no credentials; they belong to network addresses, rtsp://...")
+        raise ConfigError(f"source {redact(uri)!r}: takes no credentials; use them with network addresses, rtsp://...")
     if "@" in authority_of(uri):
-        raise ConfigError(f"source {redact(uri)!r}: has credentials in its address and in {file}; keep one of them")
+        raise ConfigError(f"source {redact(uri)!r}: credentials both in the address and in {file}; remove one of them")
     lines = secret.splitlines()
     user, colon, password = lines[0].partition(":") if len(lines) == 1 else ("", "", "")
     if not (user and colon):
-        raise ConfigError(f"{file}: should hold one line, user:password")
+        raise ConfigError(f"{file}: must contain exactly one line, user:password")
     return f"{scheme[0]}{quote(user, safe='')}:{quote(password, safe='')}@{uri[scheme.end() :]}"
 
 
 def has_plain_password(uri: str) -> bool:
-    """Say whether ``uri`` holds a password or a token in plain words, rather than as ``${NAME}``."""
+    """Return whether ``uri`` contains a password or a token in clear text, rather than as ``${NAME}``."""
     bare = _VARIABLE.sub("", uri)
     scheme = _SCHEME.match(bare)
     if scheme is None:
         return False
     if redact(bare) == bare:
         return False
-    who, _, place = bare[scheme.end() :].rpartition("@")
-    return bool(who.partition(":")[2]) or redact(scheme[0] + place) != scheme[0] + place
+    credentials, _, rest = bare[scheme.end() :].rpartition("@")
+    return bool(credentials.partition(":")[2]) or redact(scheme[0] + rest) != scheme[0] + rest

@@ -1,4 +1,4 @@
-"""Which cameras and codecs this machine can read."""
+"""Diagnostics of the sources: webcams, decoders and hardware decoding of this machine."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ _CODECS = ("h264", "hevc", "mjpeg", "vp9", "av1")
 
 
 def diagnostics() -> list[Diagnostic]:
-    """Return what the sources find: webcams and decoders."""
+    """Return the diagnostics of webcams, decoders and hardware decoding."""
     webcams = sorted(str(path) for path in Path("/dev").glob("video*"))
-    lacking = [name for name in _CODECS if name not in av.codecs_available]
+    missing = [name for name in _CODECS if name not in av.codecs_available]
     return [
         Diagnostic(
-            "webcams", bool(webcams), ", ".join(webcams) or "none", "only for camera:N: plug one in; try line: without"
+            "webcams", bool(webcams), ", ".join(webcams) or "none", "only for camera:N: connect a camera, or use line:"
         ),
-        Diagnostic("decoders", not lacking, ", ".join(name for name in _CODECS if name not in lacking), "uv sync"),
+        Diagnostic("decoders", not missing, ", ".join(name for name in _CODECS if name not in missing), "uv sync"),
         _on_gpu(),
     ]
 
 
 def _on_gpu() -> Diagnostic:
-    """Open the first card as ``decoder: cuda`` would; which codecs it takes shows at a stream's first picture."""
+    """Open the first GPU like ``decoder: cuda``; which codecs it decodes is known at a stream's first frame only."""
     try:
         cuda_hwaccel(0)
     except HardwareDecoderUnavailableError as reason:
-        hint = "only for decoder: cuda and cuda:N: the card's driver (nvidia-smi lists it); auto and cpu do without"
+        hint = "only for decoder: cuda and cuda:N: install the GPU's driver (nvidia-smi lists the GPU)"
         return Diagnostic(
-            "decoding on a card", present=False, detail=f"{reason} (FFmpeg knows {available_hwaccels()})", hint=hint
+            "decoding on a GPU", present=False, detail=f"{reason} (FFmpeg supports {available_hwaccels()})", hint=hint
         )
-    return Diagnostic("decoding on a card", present=True, detail=f"cuda:0 opens (FFmpeg knows {available_hwaccels()})")
+    detail = f"cuda:0 opens (FFmpeg supports {available_hwaccels()})"
+    return Diagnostic("decoding on a GPU", present=True, detail=detail)

@@ -1,4 +1,4 @@
-"""What went wrong, in words a person can act on, and whether it is worth trying again."""
+"""Classification of errors of a stream: a message for the user, the cause, and whether to retry."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from stream.reconnect import RetryClass
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a stream cannot be had right now. Holds no credentials: nothing of the URI is in it."""
+    """Why a stream cannot be read at the moment. Contains no part of the URI, and so no credentials."""
 
     message: str
     retry_class: RetryClass = "quick"
     cause: Cause = "unreachable"
-    hint: str = "check that it is on, and the address"
-    """What to do once it is given up; "" where the words say it."""
+    hint: str = "check that the camera is on, and its address"
+    """What the user can do after the last attempt; "" where the message contains it."""
 
 
 class FailureError(OSError):
-    """A stream cannot be had, for a reason that is known already."""
+    """A stream cannot be read, and its ``Failure`` is known already."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.message)
@@ -31,7 +31,7 @@ class FailureError(OSError):
 
 
 class StreamEndedError(FailureError):
-    """A finite stream has come to its end."""
+    """A finite stream has ended."""
 
     def __init__(self) -> None:
         super().__init__(Failure("the stream ended", cause="ended"))
@@ -40,60 +40,66 @@ class StreamEndedError(FailureError):
 _UNAUTHORISED: Final = Failure(
     "wrong or missing user name or password (401 unauthorised)", "slow", cause="unauthorised"
 )
-_FORBIDDEN: Final = Failure("this user may not see it (403 forbidden)", "slow", cause="unauthorised")
-_NOT_FOUND: Final = Failure("no such stream there: check the path (404 not found)", "slow", cause="not found")
-_TOO_MANY: Final = Failure("the server asks for fewer attempts (429)", "slow", cause="refused")
+_FORBIDDEN: Final = Failure("this user has no permission (403 forbidden)", "slow", cause="unauthorised")
+_NOT_FOUND: Final = Failure("no such stream: check the path (404 not found)", "slow", cause="not found")
+_TOO_MANY: Final = Failure("too many requests for the server (429)", "slow", cause="refused")
 _REFUSED: Final = Failure("the server refuses the request (4xx): check the address", "slow", cause="refused")
-_FAULT: Final = Failure("the server itself has a fault (5xx)", cause="server")
+_SERVER_ERROR: Final = Failure("the server has an internal error (5xx)", cause="server")
 
 _BY_STATUS: Final = {401: _UNAUTHORISED, 403: _FORBIDDEN, 404: _NOT_FOUND, 429: _TOO_MANY}
 
-# The first match counts, so the special stand above the general. FFmpeg's errors are also Python's of the same meaning.
+# The first match counts, so subclasses come first. FFmpeg's errors are subclasses of Python's of the same meaning.
 _BY_ERROR: Final[tuple[tuple[type[Exception], Failure], ...]] = (
     (av.error.HTTPUnauthorizedError, _UNAUTHORISED),
     (av.error.HTTPForbiddenError, _FORBIDDEN),
     (av.error.HTTPNotFoundError, _NOT_FOUND),
     (av.error.HTTPTooManyRequestsError, _TOO_MANY),
     (av.error.HTTPClientError, _REFUSED),
-    (av.error.HTTPServerError, _FAULT),
+    (av.error.HTTPServerError, _SERVER_ERROR),
     (
         ConnectionRefusedError,
-        Failure("connection refused: nothing listens at this host and port", cause="refused"),
+        Failure("connection refused: no server listens at this host and port", cause="refused"),
     ),
     (ConnectionResetError, Failure("the connection was reset by the other side", cause="ended")),
     (BrokenPipeError, Failure("the connection was closed by the other side", cause="ended")),
     (EOFError, Failure("the stream ended", cause="ended")),
-    # Also what FFmpeg says when the other side hangs up before it has answered, as one that still starts does.
-    (av.error.InvalidDataError, Failure("what comes from there is no video that can be read", cause="corrupt")),
+    # FFmpeg also raises it where a server closes the connection before it answers, as a starting camera does.
+    (av.error.InvalidDataError, Failure("the data received is not a video that can be read", cause="corrupt")),
     (
         av.error.ProtocolNotFoundError,
-        Failure("this build of FFmpeg does not speak the protocol", "never", cause="codec"),
+        Failure("this build of FFmpeg does not support the protocol", "never", cause="codec"),
     ),
     (av.error.DecoderNotFoundError, Failure("this build of FFmpeg cannot decode its codec", "never", cause="codec")),
     (av.error.DemuxerNotFoundError, Failure("this build of FFmpeg cannot read its format", "never", cause="codec")),
     (
         av.error.ExternalError,
-        Failure("a library that FFmpeg calls failed, such as the driver of the card that decodes", cause="codec"),
+        Failure("a library that FFmpeg calls failed, such as the driver of the decoding GPU", cause="codec"),
     ),
-    (FileNotFoundError, Failure("it is not there", cause="not found")),
+    (FileNotFoundError, Failure("it does not exist", cause="not found")),
     (PermissionError, Failure("permission denied", "slow", cause="unauthorised")),
-    # FFmpeg has one error, EIO, for all of these.
-    (OSError, Failure("cannot be read: unknown host name, no network, or what comes is no video")),
+    # FFmpeg has one error, EIO, for all of these causes.
+    (OSError, Failure("cannot be read: unknown host name, no network, or the data is not a video")),
 )
 
 
 def classify_error(error: Exception, *, waited_for: str, seconds: float) -> Failure:
-    """Return what ``error`` of FFmpeg means; ``waited_for`` and ``seconds`` tell what a timeout cut short."""
+    """Return the failure that FFmpeg's ``error`` means.
+
+    Args:
+        error: an error of FFmpeg, the system, or a ``FailureError``.
+        waited_for: what a timeout interrupted: ``answer`` or ``frame``.
+        seconds: the time limit that passed.
+    """
     if isinstance(error, FailureError):
         return error.failure
     if isinstance(error, (av.error.ExitError, TimeoutError)):
-        return Failure(f"no {waited_for} for {seconds:g} s", cause="stalled" if waited_for == "picture" else "timeout")
+        return Failure(f"no {waited_for} for {seconds:g} s", cause="stalled" if waited_for == "frame" else "timeout")
     for kind, failure in _BY_ERROR:
         if isinstance(error, kind):
             return failure
-    return Failure(f"{type(error).__name__}: {getattr(error, 'strerror', None) or 'no more is known'}")
+    return Failure(f"{type(error).__name__}: {getattr(error, 'strerror', None) or 'no further information'}")
 
 
 def failure_of_status(status: int) -> Failure:
-    """Return what an HTTP status other than success means."""
-    return _BY_STATUS.get(status, _FAULT if status >= 500 else _REFUSED)
+    """Return the failure that an HTTP status other than success means."""
+    return _BY_STATUS.get(status, _SERVER_ERROR if status >= 500 else _REFUSED)

@@ -1,7 +1,7 @@
-"""Whether pictures of an H.264 stream are missing: read from the numbers in its slices. Decodes nothing.
+"""Detection of missing pictures in an H.264 stream, from the numbers in its slices, without decoding.
 
-A decoder that misses a whole picture predicts the next one from the wrong one and calls it good. But reference
-pictures are numbered (``frame_num``, ITU-T H.264, 7.4.3), so a gap shows.
+A decoder that misses a whole picture predicts the next one from a wrong reference, and reports no error. Reference
+pictures are numbered (``frame_num``, ITU-T H.264, 7.4.3), so a gap in the numbers shows the loss.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _HEAD_BYTES: Final = 64  # more than the fields up to frame_num take
 
 @dataclass(frozen=True, slots=True)
 class _Numbering:
-    """What a sequence parameter set says of frame_num."""
+    """The fields of a sequence parameter set that concern ``frame_num``."""
 
     bits: int
     gaps_allowed: bool
@@ -26,10 +26,10 @@ class _Numbering:
 
 
 class FrameNumbers:
-    """Follows the packets of one stream, each one picture with start codes (Annex B), in order of decoding."""
+    """Follows the packets of one stream in decoding order; each is one picture with start codes (Annex B)."""
 
     def __init__(self, extradata: bytes | None = None) -> None:
-        """Take what the container knows of the stream; parameter sets may also come in the packets."""
+        """Create a tracker with the container's parameter sets; more may follow in the packets."""
         self._sequences: dict[int, _Numbering] = {}
         self._sequence_of: dict[int, int] = {}
         self._last_reference: int | None = None
@@ -37,22 +37,24 @@ class FrameNumbers:
             self.misses(extradata)
 
     def misses(self, packet: bytes) -> bool:
-        """Say whether a reference picture is missing between the last packet and this one; False where unknown."""
+        """Return whether a reference picture is missing before this packet; False where that is unknown."""
         for unit in _units(packet):
             kind = unit[0] & 31
             try:
                 if kind == _SPS:
-                    self._learn_sequence(_Bits(unit[1:]))
+                    self._read_sequence(_Bits(unit[1:]))
                 elif kind == _PPS:
                     bits = _Bits(unit[1:_HEAD_BYTES])
                     self._sequence_of[bits.unsigned()] = bits.unsigned()
                 elif kind in {_SLICE, _IDR_SLICE}:
-                    return self._judge(_Bits(unit[1:_HEAD_BYTES]), idr=kind == _IDR_SLICE, reference=bool(unit[0] & 96))
-            except IndexError:  # cut short: the decoder will say so
+                    return self._has_gap(
+                        _Bits(unit[1:_HEAD_BYTES]), idr=kind == _IDR_SLICE, reference=bool(unit[0] & 96)
+                    )
+            except IndexError:  # truncated: the decoder reports it
                 return False
         return False
 
-    def _judge(self, bits: _Bits, *, idr: bool, reference: bool) -> bool:
+    def _has_gap(self, bits: _Bits, *, idr: bool, reference: bool) -> bool:
         bits.unsigned()  # first_mb_in_slice
         bits.unsigned()  # slice_type
         numbering = self._sequences.get(self._sequence_of.get(bits.unsigned(), -1))
@@ -61,18 +63,18 @@ class FrameNumbers:
         if numbering.separate_planes:
             bits.take(2)
         number = bits.take(numbering.bits)
-        before = self._last_reference
+        previous = self._last_reference
         if reference:
             self._last_reference = number
-        if idr or before is None or numbering.gaps_allowed:
+        if idr or previous is None or numbering.gaps_allowed:
             return False
-        return number not in {before, (before + 1) % (1 << numbering.bits)}
+        return number not in {previous, (previous + 1) % (1 << numbering.bits)}
 
-    def _learn_sequence(self, bits: _Bits) -> None:
+    def _read_sequence(self, bits: _Bits) -> None:
         """Read a sequence parameter set (7.3.2.1.1) up to ``gaps_in_frame_num_value_allowed_flag``."""
         profile = bits.take(8)
         bits.take(16)
-        name, separate = bits.unsigned(), False
+        identifier, separate = bits.unsigned(), False
         if profile in _WITH_CHROMA_FORMAT:
             chroma = bits.unsigned()
             separate = chroma == 3 and bool(bits.take(1))
@@ -80,22 +82,22 @@ class FrameNumbers:
             bits.unsigned()
             bits.take(1)
             if bits.take(1):
-                for place in range(12 if chroma == 3 else 8):
+                for index in range(12 if chroma == 3 else 8):
                     if bits.take(1):
-                        _skip_scaling(bits, 16 if place < 6 else 64)
+                        _skip_scaling(bits, 16 if index < 6 else 64)
         length = bits.unsigned() + 4
         order = bits.unsigned()
         if order == 0:
             bits.unsigned()
         elif order == 1:
             bits.take(1)
-            bits.unsigned()  # signed ones are as long
+            bits.unsigned()  # a signed number has the same length
             bits.unsigned()
             for _ in range(bits.unsigned()):
                 bits.unsigned()
         bits.unsigned()
         if length <= 16:
-            self._sequences[name] = _Numbering(length, bool(bits.take(1)), separate)
+            self._sequences[identifier] = _Numbering(length, bool(bits.take(1)), separate)
 
 
 class _Bits:
@@ -134,7 +136,7 @@ def _skip_scaling(bits: _Bits, size: int) -> None:
 
 
 def _units(packet: bytes) -> Iterator[bytes]:
-    """Give the units between start codes; none where there is no start code (MP4, FLV)."""
+    """Yield the units between start codes; none where the packet has no start code (MP4, FLV)."""
     if not packet.startswith((_START_CODE, b"\x00" + _START_CODE)):
         return
     begin = packet.find(_START_CODE)

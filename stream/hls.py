@@ -1,7 +1,7 @@
-"""HLS: follows a playlist, and gives its segments one behind the other, each fetched once.
+"""HLS: follows a playlist and reads its segments in order, each fetched once.
 
-FFmpeg's own HLS reader begins anew after each silence and fetches the same segments again; it waits between segments
-without looking whether it is to stop; and it goes to any host that a playlist names.
+FFmpeg's HLS demuxer restarts after each pause and fetches the same segments again; its waits between segments cannot be
+interrupted; and it connects to any host that a playlist names.
 """
 
 from __future__ import annotations
@@ -26,27 +26,30 @@ log = logging.getLogger(__name__)
 
 _MAX_ENCRYPTED_BYTES: Final = 64 << 20
 _AHEAD_BYTES: Final = 32 << 20
-_FAILURES_IN_A_ROW: Final = 5
-_BEHIND_THE_EDGE: Final = 2  # how many segments a live stream is begun before its newest end
-_FARTHEST_BEHIND: Final = 6  # a reader that is farther behind goes on at the edge
-_PARSE_SHARE: Final = 20
-"""For one second that a playlist takes to be read, it is left alone for so many: other cameras need the processor."""
-_STALL_TARGETS: Final = 3  # a playlist that does not grow for so many target durations is lost
+_MAX_FAILURES: Final = 5  # in a row
+_START_SEGMENTS: Final = 2  # how many segments before the newest end a live stream is started
+_MAX_LAG_SEGMENTS: Final = 6  # a reader that is further behind skips to the newest segments
+_MIN_IDLE_FACTOR: Final = 20
+"""Minimum pause between two loads of a playlist, as a multiple of its parse time: other cameras need the CPU."""
+_STALL_TARGETS: Final = 3  # a playlist without a new segment for so many target durations has stalled
 
 
 class HlsFollower:
-    """Follows one playlist across connections: a segment that was begun is never fetched again."""
+    """Follows one playlist across connections; never fetches a segment twice."""
 
     def __init__(self, client: WebClient, camera: Callable[[], str], *, live: bool | None) -> None:
-        """Take what fetches, and how the camera is called in the log.
+        """Create a follower.
 
-        ``live``: None believes the playlist's end mark; True takes no end for one; False reads from the beginning.
+        Args:
+            client: fetches playlists and segments.
+            camera: returns the camera's name, for the log.
+            live: None follows the playlist's ``EXT-X-ENDLIST``; True ignores it; False reads from the first segment.
         """
         self._client = client
         self._camera = camera
         self._live = live
         self.is_live = True
-        """Whether segments are still being made."""
+        """Whether the playlist still grows."""
         self._url = ""
         self._playlist = Playlist((), 1.0, ended=False)
         self._next: int | None = None
@@ -58,146 +61,148 @@ class HlsFollower:
         self._keys: dict[str, bytes] = {}
 
     def submit(self, text: str, url: str, attempt: Attempt) -> None:
-        """Take the answer of the camera's address: a playlist, or a list of variants. Raises as ``WebClient.get``."""
+        """Load the answer of the camera's address: a media or multivariant playlist. Raises as ``WebClient.get``."""
         variant = best_variant(text, url)
         if variant is not None:
             with self._client.get(variant, attempt) as response:
                 text, url = _text(response), response.url
         self._url = url
-        self._take(self._parsed(text, url))
+        self._update(self._parse(text, url))
         if self._next is None or self._live is not None or not self._playlist.ended:
             self.is_live = self._live if self._live is not None else not self._playlist.ended
-        self._settle()
+        self._seek_edge()
 
     @property
-    def patience_seconds(self) -> float:
-        """How long a live playlist may go without a new segment."""
+    def stall_seconds(self) -> float:
+        """Time after which a live playlist without a new segment has stalled."""
         return _STALL_TARGETS * self._playlist.target_seconds
 
     def next_segment(self, attempt: Attempt) -> Segment | None:
-        """Return the next segment, waiting for it; None at the end, or when stopped.
+        """Wait for the next segment and return it; None at the end, or when stopped.
 
         Raises:
-            OSError: the playlist cannot be had, or did not grow before the deadline.
+            OSError: the playlist cannot be fetched, or did not grow before the deadline.
         """
         while not attempt.stop.is_set():
-            known = self._playlist.segments
-            found = next((one for one in known if self._next is None or one.number >= self._next), None)
-            if found is not None:
-                if self._next is not None and found.number > self._next:
-                    missed = found.number - self._next
+            segments = self._playlist.segments
+            segment = next((s for s in segments if self._next is None or s.number >= self._next), None)
+            if segment is not None:
+                if self._next is not None and segment.number > self._next:
+                    missed = segment.number - self._next
                     log.warning("%s: %d segments left the playlist before they were read", self._camera(), missed)
-                self._next = found.number + 1
-                return found
+                self._next = segment.number + 1
+                return segment
             if self._playlist.ended and self._live is not True:
                 return None
             self._reload(attempt)
         return None
 
     def open_segment(self, segment: Segment, attempt: Attempt) -> Response | io.BytesIO:
-        """Return a segment, open for reading; it has arrived. Raises ``FailureError`` and ``OSError``."""
+        """Return a segment open for reading, its data buffered. Raises ``FailureError`` and ``OSError``."""
         if segment.key is not None:
             return io.BytesIO(self._decrypted(segment, segment.key, attempt))
         response = self._client.get(segment.resource.url, attempt, headers=segment.resource.headers)
         try:
-            response.peek(_AHEAD_BYTES)  # while it is paced, the server is not kept waiting
+            response.peek(_AHEAD_BYTES)  # reading is paced, so buffer: the server would otherwise time out
         except BaseException:
             response.close()
             raise
         return response
 
     def header(self, segment: Segment, attempt: Attempt) -> bytes:
-        """Return what stands before a part that begins with ``segment``; empty for MPEG-TS."""
+        """Return the initialization section of ``segment`` (``EXT-X-MAP``); empty for MPEG-TS."""
         if segment.header is None:
             return b""
         with self._client.get(segment.header.url, attempt, headers=segment.header.headers) as response:
             return response.whole(MAX_PLAYLIST_BYTES)
 
-    def passes_over(self, segment: Segment, error: FailureError) -> bool:
-        """Say whether to go on behind a segment that is gone; not after too many in a row."""
+    def skips(self, segment: Segment, error: FailureError) -> bool:
+        """Record a missing segment; return whether to continue after it: not after too many in a row."""
         self._failures += 1
         self._missing += 1
-        if self._failures > _FAILURES_IN_A_ROW or error.failure.cause not in {"not found", "server", "ended"}:
+        if self._failures > _MAX_FAILURES or error.failure.cause not in {"not found", "server", "ended"}:
             return False
         log.warning("%s: segment %d is missing: %s", self._camera(), segment.number, error)
         return True
 
-    def succeeded(self) -> None:
-        """Note that a segment could be read."""
+    def record_success(self) -> None:
+        """Record that a segment was read."""
         self._failures = 0
 
     def check_whole(self) -> None:
-        """Raise ``FailureError`` where segments of a finished stream were missing; call it at its end."""
+        """Raise ``FailureError`` where segments of a finite stream were missing; call it at the end."""
         if self._missing and not self.is_live:
-            words = f"{self._missing} of the segments that its playlist names could not be had"
-            raise FailureError(Failure(words, "never", "not found", hint="check the server"))
+            message = f"{self._missing} segments of its playlist could not be fetched"
+            raise FailureError(Failure(message, "never", "not found", hint="check the server"))
 
     def _reload(self, attempt: Attempt) -> None:
-        """Fetch the playlist again, at most twice in its target duration; a very long one more rarely."""
-        rest_seconds = max(self._playlist.target_seconds / 2, _PARSE_SHARE * self._parse_seconds)
-        attempt.pause(self._loaded_at + rest_seconds - time.monotonic())
+        """Fetch the playlist again, at most twice per target duration; a very long playlist less often."""
+        pause_seconds = max(self._playlist.target_seconds / 2, _MIN_IDLE_FACTOR * self._parse_seconds)
+        attempt.pause(self._loaded_at + pause_seconds - time.monotonic())
         if attempt.stop.is_set():
             return
         with self._client.get(self._url, attempt) as response:
             text, url = _text(response), response.url
-        self._take(self._parsed(text, url))
-        self._settle()
+        self._update(self._parse(text, url))
+        self._seek_edge()
 
-    def _parsed(self, text: str, url: str) -> Playlist:
-        began_at = time.thread_time()
+    def _parse(self, text: str, url: str) -> Playlist:
+        started_at = time.thread_time()
         try:
             return parse_playlist(text, url)
         finally:
-            self._parse_seconds = time.thread_time() - began_at
+            self._parse_seconds = time.thread_time() - started_at
 
-    def _take(self, playlist: Playlist) -> None:
-        if any(one.key is not None and one.key.method != "AES-128" for one in playlist.segments):
-            words = "its HLS segments are encrypted by a method that is not known here; only AES-128 is"
-            raise FailureError(Failure(words, "never", "codec", hint=""))
+    def _update(self, playlist: Playlist) -> None:
+        if any(segment.key is not None and segment.key.method != "AES-128" for segment in playlist.segments):
+            message = "the encryption method of its HLS segments is not supported; only AES-128 is"
+            raise FailureError(Failure(message, "never", "codec", hint=""))
         self._playlist, self._loaded_at = playlist, time.monotonic()
 
-    def _settle(self) -> None:
-        """Choose where to go on in a playlist that was just loaded."""
+    def _seek_edge(self) -> None:
+        """Choose the next segment in a live playlist that was just loaded."""
         segments = self._playlist.segments
         if not segments:
             return
         last = segments[-1].number
         if not self.is_live or (self._playlist.ended and self._next is not None):
             return
-        edge = segments[max(0, len(segments) - _BEHIND_THE_EDGE)].number
-        if self._next is None or self._next > last + 1:  # the first, or a camera that counts anew
+        edge = segments[max(0, len(segments) - _START_SEGMENTS)].number
+        if self._next is None or self._next > last + 1:  # the first playlist, or a camera that restarted its numbers
             self._next = edge
-        elif last - self._next >= _FARTHEST_BEHIND:
-            log.warning("%s: %d segments are left out to catch up", self._camera(), edge - self._next)
+        elif last - self._next >= _MAX_LAG_SEGMENTS:
+            log.warning("%s: %d segments are skipped to catch up", self._camera(), edge - self._next)
             self._next = edge
 
     def _decrypted(self, segment: Segment, key: Key, attempt: Attempt) -> bytes:
         if key.url not in self._keys:
             with self._client.get(key.url, attempt) as response:
-                self._keys = {key.url: response.whole(1 << 10)}  # the newest alone: a camera may change it for ever
+                self._keys = {
+                    key.url: response.whole(1 << 10)
+                }  # only the newest key: a camera may change it any number of times
         with self._client.get(segment.resource.url, attempt, headers=segment.resource.headers) as response:
             content = response.whole(_MAX_ENCRYPTED_BYTES)
         return _decrypt(content, key=self._keys[key.url], iv=key.iv or f"{segment.number:032x}")
 
 
 class HlsPart:
-    """A file of the segments up to the next break of clock or format; ``attempt.at_end`` tells what follows it."""
+    """A file of the segments up to the next discontinuity; at its end ``attempt.at_end`` is set."""
 
     def __init__(self, follower: HlsFollower, first: Segment | None, attempt: Attempt) -> None:
         self._follower = follower
         self._attempt = attempt
         self.following: Segment | None = first
-        """The segment that the next part begins with; None: it is yet to be found."""
-        self._begun: Segment | None = None
+        """The first segment of the next part; None: not known yet."""
+        self._segment: Segment | None = None
         self._response: Response | io.BytesIO | None = None
         self._header = b""
 
     def submit(self) -> bool:
-        """Open the first segment; return whether there is one. Raises ``OSError``."""
+        """Open the first segment; return False where there is none. Raises ``OSError``."""
         return self._advance()
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close the open segment."""
         if self._response is not None:
             self._response.close()
 
@@ -218,28 +223,28 @@ class HlsPart:
         return b""
 
     def _advance(self) -> bool:
-        """Open the next segment of this part. Returns False at the part's end."""
+        """Open the next segment of this part; return False at the part's end."""
         attempt, follower = self._attempt, self._follower
         segment = self.following or follower.next_segment(attempt)
         self.following = None
         if segment is None:
             attempt.at_end = "ended"
             return False
-        if self._begun is not None and segment.starts_anew:
+        if self._segment is not None and segment.is_discontinuous:
             self.following, attempt.at_end = segment, "next"
             return False
         try:
-            if self._begun is None:
+            if self._segment is None:
                 self._header = follower.header(segment, attempt)
             self._response = follower.open_segment(segment, attempt)
         except FailureError as error:
-            if not follower.passes_over(segment, error):
+            if not follower.skips(segment, error):
                 raise
-            attempt.at_end = "next"  # what follows the gap is decoded anew
+            attempt.at_end = "next"  # the decoder restarts after the gap
             return False
-        self._begun = segment
-        follower.succeeded()
-        attempt.heard()
+        self._segment = segment
+        follower.record_success()
+        attempt.record_data()
         return True
 
 
@@ -248,7 +253,7 @@ def _text(response: Response) -> str:
 
 
 def _decrypt(content: bytes, *, key: bytes, iv: str) -> bytes:
-    """Return what AES-128-CBC hides, by FFmpeg's own ``crypto`` protocol."""
+    """Return ``content`` decrypted with AES-128-CBC, by FFmpeg's ``crypto`` protocol; ``iv`` is hexadecimal."""
     if len(key) != 16:
         raise FailureError(Failure(f"the key of its HLS segments has {len(key)} bytes; it must have 16", "slow"))
     with tempfile.NamedTemporaryFile(suffix=".ts") as file:

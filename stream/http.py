@@ -1,4 +1,4 @@
-"""A web address as a source: a live stream or a recording, whichever is found there."""
+"""The source of an HTTP address: a live stream or a recording, detected from the server's answer."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from pipeline.ports import Health
 from stream.file import FileOptions, FileSource
 from stream.http_client import WebClient
 from stream.http_file import WebFile
-from stream.http_probe import CONTAINER_OPTIONS, RecordingFoundError, WebLine, WebOptions
+from stream.http_probe import CONTAINER_OPTIONS, RecordingFoundError, WebOptions, WebStream
 from stream.http_uri import is_recording
 from stream.hwaccel import DecoderSelector
 from stream.live import ConnectionSpec, LiveSource
 from stream.network import Timeouts
 from stream.redact import redact
 
-_RECORDING_SECONDS = 5.0  # a reader that pauses must not be cut off by its own pause, only by the server's
+_MIN_RECORDING_READ_SECONDS = 5.0  # a slow reader of a recording must not cause a read timeout
 
 
 class WebSource:
-    """Frames of what stands behind a web address.
+    """Frames of an HTTP address.
 
-    Whether it is live is known once the server has answered, before the first frame; until then ``live`` is a guess by
-    the address. ``frames`` raises ``SourceError`` where it cannot be had, and ``CorruptMediaError`` for a recording
-    that is not whole.
+    The server's answer tells, before the first frame, whether the address is live; until then ``live`` is a guess from
+    the address. ``frames`` raises ``SourceError`` where the address cannot be read, and ``CorruptMediaError`` for a
+    recording that is not complete.
     """
 
     def __init__(
@@ -36,12 +36,12 @@ class WebSource:
         options = options or WebOptions()
         self.camera = camera
         self.uri = redact(uri)
-        self._patience = timeouts
+        self._timeouts = timeouts
         self._decoder = decoder
         self._client = WebClient(uri, allowed_hosts=options.allowed_hosts)
-        web = WebLine(self._client, lambda: self.camera, options, decoder)
+        web = WebStream(self._client, lambda: self.camera, options, decoder)
         seems_finite = options.live is False or (options.live is None and is_recording(uri))
-        line = ConnectionSpec(
+        spec = ConnectionSpec(
             web.open,
             web.packets,
             timeouts.open_timeout_seconds,
@@ -50,28 +50,28 @@ class WebSource:
             first_attempts=1 if seems_finite else None,
             decoder=decoder,
         )
-        stream = LiveSource(uri=self.uri, camera=camera, spec=line)
+        stream = LiveSource(uri=self.uri, camera=camera, spec=spec)
         stream.live = not seems_finite
         self._inner: LiveSource | FileSource = stream
 
     @property
     def live(self) -> bool:
-        """Whether the world goes on when nobody reads; a guess until the server has answered."""
+        """Whether the stream continues while it is not read; a guess until the server has answered."""
         return self._inner.live
 
     @property
     def frames_total(self) -> int | None:
-        """How many frames it will give, where that is known."""
+        """The total number of frames; None: unknown."""
         return self._inner.frames_total
 
     @property
     def rate(self) -> float | None:
-        """Frames per second it says it gives."""
+        """Frames per second as stated by the stream; None: unknown."""
         return self._inner.rate
 
     @property
     def health(self) -> Health:
-        """How it does right now."""
+        """The current state of the source."""
         return self._inner.health
 
     def __enter__(self) -> Self:
@@ -84,7 +84,7 @@ class WebSource:
         self._inner.__exit__(kind, error, trace)
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
-        """Give frames until the end of what is finite, or until ``stop`` is set."""
+        """Yield frames until the end of a finite stream, or until ``stop`` is set."""
         self._inner.camera = self.camera
         try:
             yield from self._inner.frames(stop)
@@ -95,16 +95,16 @@ class WebSource:
         yield from self._inner.frames(stop)
 
     def _recording(self) -> FileSource:
-        timeouts = self._patience
+        timeouts = self._timeouts
 
         def opened(stop: threading.Event) -> WebFile:
             return WebFile(
                 self._client,
                 self._client.address,
                 answer_seconds=timeouts.open_timeout_seconds,
-                read_seconds=max(timeouts.read_timeout_seconds, _RECORDING_SECONDS),
+                read_seconds=max(timeouts.read_timeout_seconds, _MIN_RECORDING_READ_SECONDS),
                 stop=stop,
             )
 
-        reading = FileOptions(threads="SLICE", options=tuple(CONTAINER_OPTIONS.items()), open_remote=opened)
-        return FileSource(self.uri, camera=self.camera, remote=True, reading=reading, decoder=self._decoder)
+        options = FileOptions(threads="SLICE", options=tuple(CONTAINER_OPTIONS.items()), open_remote=opened)
+        return FileSource(self.uri, camera=self.camera, remote=True, reading=options, decoder=self._decoder)

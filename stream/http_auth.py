@@ -1,4 +1,4 @@
-"""HTTP authentication: challenges, and the answers Basic and Digest give to them (RFC 7617, RFC 7616). Pure."""
+"""HTTP authentication: parses challenges, answers Basic (RFC 7617) and Digest (RFC 7616). Pure functions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _HASHES: Final = {"SHA-512-256": "sha512_256", "SHA-256": "sha256", "MD5": "md5"
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """One way to prove who one is, as a server offers it."""
+    """One authentication challenge of a server."""
 
     scheme: str
     """In lower case: ``basic``, ``digest``."""
@@ -31,30 +31,30 @@ class Challenge:
 
     @property
     def name(self) -> str:
-        """What to call it in messages."""
+        """The scheme with its hash, for messages."""
         if self.scheme != "digest":
             return self.scheme.capitalize()
         return f"Digest {self.algorithm}"
 
 
 def challenges(headers: Sequence[str]) -> list[Challenge]:
-    """Return what the values of ``WWW-Authenticate`` offer; one value may hold several challenges."""
-    found: list[Challenge] = []
+    """Return the challenges in the values of ``WWW-Authenticate``; a value may contain several."""
+    offered: list[Challenge] = []
     for header in headers:
         for item in _ITEM.finditer(header):
             if item["scheme"]:
-                found.append(Challenge(item["scheme"].lower()))
-            elif found:
+                offered.append(Challenge(item["scheme"].lower()))
+            elif offered:
                 quoted = item["quoted"]
                 value = item["plain"] if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
-                found[-1].parameters.setdefault(item["key"].lower(), value)
-    return found
+                offered[-1].parameters.setdefault(item["key"].lower(), value)
+    return offered
 
 
 def strongest(offered: Sequence[Challenge]) -> Challenge | None:
-    """Return the strongest challenge that can be answered here; None where there is none."""
-    answerable = [one for one in offered if one.scheme == "basic" or _is_known(one)]
-    return min(answerable, key=_rank, default=None)
+    """Return the strongest supported challenge; None where none is supported."""
+    supported = [challenge for challenge in offered if challenge.scheme == "basic" or _is_digest(challenge)]
+    return min(supported, key=_rank, default=None)
 
 
 def authorization(
@@ -63,24 +63,24 @@ def authorization(
     """Return the value of ``Authorization`` that answers ``challenge``.
 
     Args:
-        challenge: one that ``strongest`` returned.
-        user: the user's name.
-        password: the user's password.
+        challenge: a challenge that ``strongest`` returned.
+        user: the user name.
+        password: the password.
         method: the request's method.
-        target: the request's target, as it stands in the request line.
-        count: how many requests have used the challenge's nonce, this one included.
-        cnonce: text that was never used before.
+        target: the request's target, as in the request line.
+        count: number of requests with the challenge's nonce, including this one.
+        cnonce: the client nonce: text that was never used before.
     """
     if challenge.scheme == "basic":
         return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
-    told, algorithm = challenge.parameters, challenge.algorithm
+    parameters, algorithm = challenge.parameters, challenge.algorithm
     hash_name = _HASHES[algorithm.removesuffix("-SESS")]
 
     def hashed(text: str) -> str:
         return hashlib.new(hash_name, text.encode(), usedforsecurity=False).hexdigest()
 
-    realm, nonce = told.get("realm", ""), told.get("nonce", "")
-    offered = [one.strip().lower() for one in told.get("qop", "").split(",") if one.strip()]
+    realm, nonce = parameters.get("realm", ""), parameters.get("nonce", "")
+    offered = [value.strip().lower() for value in parameters.get("qop", "").split(",") if value.strip()]
     qop = "auth" if "auth" in offered else "auth-int" if "auth-int" in offered else ""
     secret = hashed(f"{user}:{realm}:{password}")
     if algorithm.endswith("-SESS"):
@@ -88,7 +88,7 @@ def authorization(
     request = f"{method}:{target}" + (f":{hashed('')}" if qop == "auth-int" else "")  # a GET has an empty body
     number = f"{count:08x}"
     middle = f"{nonce}:{number}:{cnonce}:{qop}" if qop else nonce
-    is_hashed = told.get("userhash", "").lower() == "true"
+    is_hashed = parameters.get("userhash", "").lower() == "true"
     fields = {
         "username": _quoted(hashed(f"{user}:{realm}") if is_hashed else user),
         "realm": _quoted(realm),
@@ -96,22 +96,22 @@ def authorization(
         "uri": _quoted(target),
         "response": _quoted(hashed(f"{secret}:{middle}:{hashed(request)}")),
     }
-    if "algorithm" in told:
-        fields["algorithm"] = told["algorithm"]
+    if "algorithm" in parameters:
+        fields["algorithm"] = parameters["algorithm"]
     if qop:
         fields |= {"qop": qop, "nc": number, "cnonce": _quoted(cnonce)}
     elif algorithm.endswith("-SESS"):
         fields["cnonce"] = _quoted(cnonce)
-    if "opaque" in told:
-        fields["opaque"] = _quoted(told["opaque"])
+    if "opaque" in parameters:
+        fields["opaque"] = _quoted(parameters["opaque"])
     if is_hashed:
         fields["userhash"] = "true"
     return "Digest " + ", ".join(f"{key}={value}" for key, value in fields.items())
 
 
-def _is_known(challenge: Challenge) -> bool:
-    name = _HASHES.get(challenge.algorithm.removesuffix("-SESS"))
-    return challenge.scheme == "digest" and name in hashlib.algorithms_available
+def _is_digest(challenge: Challenge) -> bool:
+    hash_name = _HASHES.get(challenge.algorithm.removesuffix("-SESS"))
+    return challenge.scheme == "digest" and hash_name in hashlib.algorithms_available
 
 
 def _rank(challenge: Challenge) -> int:

@@ -1,6 +1,6 @@
-"""A small HTTP client for cameras: every wait has a deadline, redirects stay on allowed hosts, Digest is spoken.
+"""A small HTTP client for cameras: a deadline for every wait, redirects to allowed hosts only, Basic and Digest.
 
-FFmpeg's own client follows a redirect to any host, knows no Digest but MD5, and cannot be stopped while it waits.
+FFmpeg's client follows redirects to any host, supports Digest with MD5 only, and its waits cannot be interrupted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from stream.failures import Failure, FailureError, failure_of_status
 from stream.http_auth import Challenge, authorization, challenges, strongest
 
 MAX_REDIRECTS: Final = 5
-_GLANCE_SECONDS = 0.1  # how often a waiting read looks whether it is to stop
+_POLL_SECONDS = 0.1  # how often a waiting read checks the stop event
 _PORTS: Final = {"http": 80, "https": 443}
 _SAFE: Final = "/%:=&~+!$,;'@()*[]"
 _AGENT: Final = "recipro-stream"
@@ -32,7 +32,7 @@ _AGENT: Final = "recipro-stream"
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Scheme, host and port: what credentials belong to."""
+    """Scheme, host and port of a URL; credentials belong to one origin."""
 
     scheme: str
     host: str
@@ -40,7 +40,7 @@ class Origin:
 
     @classmethod
     def of(cls, url: str) -> Origin:
-        """Return the origin of ``url``. Raises ``FailureError`` where it has none that can be asked by HTTP."""
+        """Return the origin of ``url``. Raises ``FailureError`` where it is not a valid http(s) address."""
         try:
             parts = urlsplit(url)
             scheme, host, port = parts.scheme.lower(), parts.hostname or "", parts.port
@@ -48,11 +48,11 @@ class Origin:
             scheme, host, port = "", "", None
         if scheme not in _PORTS or not host:
             shown = re.sub(r"[^\w.+-]", "?", scheme)[:20] or "no scheme"
-            raise FailureError(Failure(f"it points to an address that is not http(s) ({shown})", "slow", "refused"))
+            raise FailureError(Failure(f"it refers to an address that is not http(s) ({shown})", "slow", "refused"))
         return cls(scheme, host.lower().rstrip("."), port or _PORTS[scheme])
 
     @property
-    def place(self) -> str:
+    def host_port(self) -> str:
         """``HOST:PORT``, with brackets around an IPv6 address."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
@@ -69,38 +69,43 @@ class Origin:
 
 
 class WebClient:
-    """Asks one camera, and the further hosts that are allowed for it."""
+    """Sends requests to one camera, and to the further hosts that are allowed for it."""
 
     def __init__(self, uri: str, *, allowed_hosts: tuple[str, ...] = ()) -> None:
-        """Take the camera's address, with its credentials, and further hosts: ``HOST`` or ``HOST:PORT``."""
+        """Create a client for the camera's address ``uri``, with its credentials.
+
+        ``allowed_hosts`` are further hosts that the camera may redirect to: ``HOST`` or ``HOST:PORT``.
+        """
         parts = urlsplit(uri)
-        who, _, place = parts.netloc.rpartition("@")
-        user, _, password = who.partition(":")
-        self.address = parts._replace(netloc=place, fragment="").geturl()
+        credentials, _, netloc = parts.netloc.rpartition("@")
+        user, _, password = credentials.partition(":")
+        self.address = parts._replace(netloc=netloc, fragment="").geturl()
         """The camera's address without credentials."""
         self._user, self._password = unquote(user), unquote(password)
-        self._has_credentials = bool(who)
+        self._has_credentials = bool(credentials)
         self._own = Origin.of(self.address)
         self._allowed = {host.lower().rstrip(".") for host in allowed_hosts}
         self._challenge: Challenge | None = None
         self._count = 0
 
     def get(self, url: str, attempt: Attempt, *, headers: dict[str, str] | None = None) -> Response:
-        """Return the answer to a GET of ``url``, its status 200, 206 or 304; the caller closes it.
+        """Return the response to a GET of ``url``, with status 200, 206 or 304; the caller closes it.
 
         Raises:
-            FailureError: it refuses, redirects to where it may not, or does not speak HTTP.
-            OSError: it cannot be reached, or does not answer before the attempt's deadline.
+            FailureError: the server refuses, redirects to a host that is not allowed, or does not speak HTTP.
+            OSError: the server cannot be reached, or does not answer before the attempt's deadline.
         """
         for _ in range(MAX_REDIRECTS + 1):
-            response = self._ask(url, attempt, headers or {})
-            if response.status == http.client.UNAUTHORIZED and self._takes_up(response):
+            response = self._request(url, attempt, headers or {})
+            if response.status == http.client.UNAUTHORIZED and self._accepts_challenge(response):
                 response.close()
-                response = self._ask(url, attempt, headers or {})
-            if response.status in {200, 206} and (coding := response.coding):
+                response = self._request(url, attempt, headers or {})
+            if response.status in {200, 206} and (encoding := response.content_encoding):
                 response.close()
-                words = f"it compresses what it sends ({coding}), unasked; switch that off in the server"
-                raise FailureError(Failure(words, "slow", "corrupt", hint=""))
+                message = (
+                    f"it compresses its responses ({encoding}) without a request; disable compression in the server"
+                )
+                raise FailureError(Failure(message, "slow", "corrupt", hint=""))
             if response.status in {200, 206, 304}:
                 return response
             response.close()
@@ -110,11 +115,11 @@ class WebClient:
             try:
                 url = urljoin(url, target)
             except ValueError:
-                raise FailureError(Failure("it redirects to what is no address", "slow", "refused")) from None
+                raise FailureError(Failure("it redirects to an invalid address", "slow", "refused")) from None
             self._check(url)
         raise FailureError(Failure(f"it redirects more than {MAX_REDIRECTS} times", "slow", "refused"))
 
-    def _ask(self, url: str, attempt: Attempt, headers: dict[str, str]) -> Response:
+    def _request(self, url: str, attempt: Attempt, headers: dict[str, str]) -> Response:
         origin = self._check(url)
         parts = urlsplit(url)
         target = quote(parts.path or "/", safe=_SAFE)
@@ -133,45 +138,45 @@ class WebClient:
                 count=self._count,
                 cnonce=secrets.token_hex(8),
             )
-        connected = _connected(origin, attempt)
+        connected = _connect(origin, attempt)
         try:
             return Response(url, _Socket(connected, attempt), target, sent)
         except BaseException:
             connected.close()
             raise
 
-    def _takes_up(self, response: Response) -> bool:
-        """Take up the strongest challenge of a 401; return whether asking again may help."""
+    def _accepts_challenge(self, response: Response) -> bool:
+        """Adopt the strongest challenge of a 401 response; return whether to send the request again."""
         if not self._has_credentials or Origin.of(response.url) != self._own:
             return False
         chosen = strongest(challenges(response.headers.get_all("WWW-Authenticate") or []))
-        before, self._challenge, self._count = self._challenge, chosen, 0
+        previous, self._challenge, self._count = self._challenge, chosen, 0
         is_stale = chosen is not None and chosen.parameters.get("stale", "").lower() == "true"
-        return chosen is not None and (before is None or is_stale or before.parameters != chosen.parameters)
+        return chosen is not None and (previous is None or is_stale or previous.parameters != chosen.parameters)
 
     def _refusal(self, response: Response) -> Failure:
         offered = challenges(response.headers.get_all("WWW-Authenticate") or [])
         if response.status == http.client.UNAUTHORIZED and offered and strongest(offered) is None:
-            names = re.sub(r"[^\w ,-]", "?", ", ".join(one.name for one in offered))[:80]
-            words = f"it asks for {names}, which is not spoken here; enable Digest or Basic in its settings (401)"
-            return Failure(words, "slow", "unauthorised", hint="")
+            names = re.sub(r"[^\w ,-]", "?", ", ".join(challenge.name for challenge in offered))[:80]
+            message = f"it requires {names}, which is not supported; enable Digest or Basic in its settings (401)"
+            return Failure(message, "slow", "unauthorised", hint="")
         return failure_of_status(response.status)
 
     def _check(self, url: str) -> Origin:
-        """Return the origin of ``url``. Raises ``FailureError`` where it may not be asked."""
+        """Return the origin of ``url``. Raises ``FailureError`` where it is not allowed."""
         origin = Origin.of(url)
         upgraded = origin.host == self._own.host and (origin.port, self._own.port) == (443, 80)
-        if origin == self._own or upgraded or self._allowed & {origin.host, origin.place}:
+        if origin == self._own or upgraded or self._allowed & {origin.host, origin.host_port}:
             return origin
-        place = re.sub(r"[^\w.:\[\]-]", "?", origin.place)[:100]
-        words = (
-            f"it sends its readers to {place}, another host or port; where that is right: allowed_hosts: ['{place}']"
+        host_port = re.sub(r"[^\w.:\[\]-]", "?", origin.host_port)[:100]
+        message = (
+            f"it refers to {host_port}, another host or port; if that is right, set allowed_hosts: ['{host_port}']"
         )
-        raise FailureError(Failure(words, "slow", "refused", hint=""))
+        raise FailureError(Failure(message, "slow", "refused", hint=""))
 
 
 class Response:
-    """An answer, its body still to be read. A file without ``seek`` for whoever reads it."""
+    """An HTTP response whose body is read like a file without ``seek``."""
 
     def __init__(self, url: str, connected: _Socket, target: str, headers: dict[str, str]) -> None:
         self.url = url
@@ -187,30 +192,30 @@ class Response:
             self._response = connection.getresponse()
         except http.client.HTTPException as error:
             if isinstance(error, http.client.RemoteDisconnected):
-                words = "the connection was closed before there was an answer"
-                raise FailureError(Failure(words, cause="ended")) from None
-            raise FailureError(Failure("what answers there does not speak HTTP", cause="corrupt")) from None
+                message = "the connection was closed before the server answered"
+                raise FailureError(Failure(message, cause="ended")) from None
+            raise FailureError(Failure("the server does not speak HTTP", cause="corrupt")) from None
         self.status = self._response.status
         self.headers = self._response.headers
         self.length = self._response.length
-        """The body's length in bytes, None where it is not known."""
+        """The body's length in bytes; None: unknown."""
 
     @property
     def kind(self) -> str:
-        """The media type it states, in lower case, without parameters; empty where it states none."""
+        """The media type, in lower case, without parameters; empty where the server states none."""
         return (self.headers.get("Content-Type") or "").partition(";")[0].strip().lower()
 
     @property
-    def coding(self) -> str:
-        """How the body is compressed, in letters that can be shown; empty where it is not."""
-        stated = re.sub(r"[^\w, -]", "?", self.headers.get("Content-Encoding") or "")[:40].strip()
-        return "" if stated.lower() == "identity" else stated
+    def content_encoding(self) -> str:
+        """The compression of the body, as printable text; empty where it is not compressed."""
+        encoding = re.sub(r"[^\w, -]", "?", self.headers.get("Content-Encoding") or "")[:40].strip()
+        return "" if encoding.lower() == "identity" else encoding
 
     def read(self, size: int = -1) -> bytes:
-        """Return the next bytes, at most ``size``, as soon as there are any; ``b""`` at the end.
+        """Return the next bytes, at most ``size``, as soon as some are available; ``b""`` at the end.
 
         Raises:
-            OSError: the connection broke, or nothing came before the deadline.
+            OSError: the connection broke, or no data arrived before the deadline.
         """
         if self._ahead:
             part, self._ahead = self._ahead[:size] if size > 0 else self._ahead, self._ahead[size:] if size > 0 else b""
@@ -218,10 +223,10 @@ class Response:
         try:
             return self._response.read1(size if size > 0 else 65536)
         except http.client.HTTPException:
-            raise FailureError(Failure("the connection broke off", cause="ended")) from None
+            raise FailureError(Failure("the connection was interrupted", cause="ended")) from None
 
     def peek(self, size: int) -> bytes:
-        """Return the first bytes of what is still to be read: ``size`` of them, fewer only at its end."""
+        """Return the next ``size`` bytes without consuming them; fewer only at the end."""
         parts, total, self._ahead = [self._ahead], len(self._ahead), b""
         try:
             while total < size and (part := self.read(65536)):
@@ -232,20 +237,20 @@ class Response:
         return self._ahead[:size]
 
     def whole(self, limit: int) -> bytes:
-        """Return the rest of the body. Raises ``FailureError`` where it is longer than ``limit`` bytes, or cut off."""
+        """Return the rest of the body. Raises ``FailureError`` where it exceeds ``limit`` bytes or is incomplete."""
         parts: list[bytes] = []
         total = 0
         while total <= limit and (part := self.read(65536)):
             parts.append(part)
             total += len(part)
         if total > limit or (self.length or 0) > limit:
-            raise FailureError(Failure(f"it sends more than {limit >> 20} MiB in one piece", "slow", "corrupt"))
+            raise FailureError(Failure(f"it sends a response of more than {limit >> 20} MiB", "slow", "corrupt"))
         if self.length is not None and total < self.length and not self._socket.attempt.stop.is_set():
-            raise FailureError(Failure("the connection broke off", cause="ended"))
+            raise FailureError(Failure("the connection was interrupted", cause="ended"))
         return b"".join(parts)
 
     def close(self) -> None:
-        """Close the connection; may be called again."""
+        """Close the connection; may be called more than once."""
         self._response.close()
         self._socket.shut()
 
@@ -259,7 +264,7 @@ class Response:
 
 
 class _Socket:
-    """What ``http.client`` takes for a socket: its reads keep the attempt's deadline and end when it is stopped."""
+    """A socket for ``http.client`` whose reads keep the attempt's deadline and end when it is stopped."""
 
     def __init__(self, connected: socket.socket, attempt: Attempt) -> None:
         self.attempt = attempt
@@ -267,14 +272,14 @@ class _Socket:
         self.sendall: Callable[[bytes], None] = connected.sendall
 
     def makefile(self, *_: object, **__: object) -> io.BufferedReader:
-        """Return the reading side."""
+        """Return a buffered reader of the socket."""
         return io.BufferedReader(_Incoming(self._socket, self.attempt), 65536)
 
     def close(self) -> None:
-        """Nothing: ``http.client`` closes its socket while the answer is still being read."""
+        """Do nothing: ``http.client`` closes its socket while the response is still being read."""
 
     def shut(self) -> None:
-        """Close it."""
+        """Close the socket."""
         self._socket.close()
 
 
@@ -289,19 +294,19 @@ class _Incoming(io.RawIOBase):
 
     def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
         while not self._attempt.stop.is_set():
-            if time.monotonic() >= self._attempt.deadline:  # whatever came meanwhile was of no use
-                raise TimeoutError("nothing came in time")
+            if time.monotonic() >= self._attempt.deadline:  # also where useless data kept arriving
+                raise TimeoutError("no data before the deadline")
             with contextlib.suppress(TimeoutError, ssl.SSLWantReadError):
                 return self._socket.recv_into(buffer)
         return 0
 
 
-def _connected(origin: Origin, attempt: Attempt) -> socket.socket:
-    left = max(0.05, attempt.deadline - time.monotonic())
+def _connect(origin: Origin, attempt: Attempt) -> socket.socket:
+    remaining = max(0.05, attempt.deadline - time.monotonic())
     try:
-        connected = socket.create_connection((origin.host, origin.port), timeout=left)
+        connected = socket.create_connection((origin.host, origin.port), timeout=remaining)
     except socket.gaierror:
-        raise FailureError(Failure("the host name is not known, or there is no network")) from None
+        raise FailureError(Failure("the host name is unknown, or there is no network")) from None
     except UnicodeError:
         raise FailureError(Failure("the host name is not valid", "never", "refused")) from None
     if origin.scheme == "https":
@@ -310,14 +315,14 @@ def _connected(origin: Origin, attempt: Attempt) -> socket.socket:
         except BaseException as error:
             connected.close()
             if isinstance(error, ssl.SSLError):
-                raise FailureError(Failure("what answers there does not speak TLS that is known here")) from None
+                raise FailureError(Failure("the server does not speak a supported version of TLS")) from None
             raise
-    connected.settimeout(_GLANCE_SECONDS)
+    connected.settimeout(_POLL_SECONDS)
     return connected
 
 
 def _tls() -> ssl.SSLContext:
-    """Return a context that encrypts and verifies nobody: cameras sign their own certificates, and age."""
+    """Return a context that verifies no certificate: those of cameras are self-signed, and expire."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

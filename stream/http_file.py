@@ -1,4 +1,4 @@
-"""A recording behind a web address, read like a file: by ranges where the server knows them."""
+"""A remote recording, read like a file over HTTP: with range requests where the server supports them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from stream.attempt import Attempt
 from stream.failures import Failure, FailureError
 from stream.http_client import Response, WebClient
 
-_RESUMES: Final = 5  # a server that breaks off so often without a byte between has given up
+_MAX_RESUMES: Final = 5  # in a row, without any data between
 _PAUSE_SECONDS: Final = 0.2
 _HEAD_BYTES: Final = 4096
 _MAX_SPOOLED_BYTES: Final = 4 << 30
@@ -20,91 +20,92 @@ _MAX_IN_MEMORY_BYTES: Final = 16 << 20
 
 
 class WebFile:
-    """A file whose bytes stand behind ``url``. A broken connection is taken up again where it broke."""
+    """A file at an HTTP address. Reading resumes at the same position after a lost connection."""
 
     def __init__(self, client: WebClient, url: str, *, answer_seconds: float, read_seconds: float,
                  stop: threading.Event) -> None:  # fmt: skip
-        """Open it. Raises ``FailureError`` and ``OSError`` where that cannot be done."""
+        """Open ``url``. Raises ``FailureError`` and ``OSError`` where it cannot be opened."""
         self._client = client
         self._url = url
         self._answer_seconds = answer_seconds
         self._read_seconds = read_seconds
         self._stop = stop
-        self._at = 0
-        self._attempt, response = self._ask(0)
+        self._position = 0
+        self._attempt, response = self._request(0)
         self._response: Response | None = response
-        self._by_ranges = response.status == 206
-        told = (response.headers.get("Content-Range") or "").rpartition("/")[2]
-        self._size = int(told) if self._by_ranges and told.isdecimal() else response.length
+        self._has_ranges = response.status == 206
+        total = (response.headers.get("Content-Range") or "").rpartition("/")[2]
+        self._size = int(total) if self._has_ranges and total.isdecimal() else response.length
         self._spool: tempfile.SpooledTemporaryFile[bytes] | None = None
         self._spooled = 0
         try:
             if not self.seekable() and ends_with_its_index(response.peek(_HEAD_BYTES)):
-                self._begin_spool()
+                self._start_spool()
         except BaseException:
             self.close()
             raise
 
-    def _begin_spool(self) -> None:
-        """Keep what is read in a temporary file: the beginning can only be read after the end."""
+    def _start_spool(self) -> None:
+        """Copy the data to a temporary file while it is read: the demuxer reads the end first, then the start."""
         if self._size is None or self._size > _MAX_SPOOLED_BYTES:
-            words = (
-                "its index stands at its end and the server serves no ranges of it: fetch the file, then give its path"
+            message = (
+                "its index is at its end, and the server does not support range requests: download the file, then give "
+                "its path"
             )
-            raise FailureError(Failure(words, "never", "refused", hint=""))
-        self._spool = tempfile.SpooledTemporaryFile(max_size=_MAX_IN_MEMORY_BYTES)  # noqa: SIM115 - close() does
+            raise FailureError(Failure(message, "never", "refused", hint=""))
+        self._spool = tempfile.SpooledTemporaryFile(max_size=_MAX_IN_MEMORY_BYTES)  # noqa: SIM115 - close() closes it
 
     def seekable(self) -> bool:
-        """Whether any place can be read: by ranges of a known length, or from what is kept of it."""
-        return (self._by_ranges and self._size is not None) or self._spool is not None
+        """Return whether any position can be read: by range requests, or from the temporary file."""
+        return (self._has_ranges and self._size is not None) or self._spool is not None
 
     def tell(self) -> int:
-        """Return where the next byte is read."""
-        return self._at
+        """Return the position of the next byte."""
+        return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to another place; asks nobody yet. FFmpeg takes -1 for a place that cannot be had."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}.get(whence)
+        """Set the position, without a request; return it, or -1, FFmpeg's value for a position that is invalid."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}.get(whence)
         if base is None or base + offset < 0:
             return -1
-        if base + offset != self._at:
-            self._at = base + offset
+        if base + offset != self._position:
+            self._position = base + offset
             if self._spool is None:
                 self._drop()
-        return self._at
+        return self._position
 
     def read(self, size: int) -> bytes:
-        """Return the next bytes, at most ``size``; ``b""`` at the end, and where no more can be had."""
+        """Return the next bytes, at most ``size``; ``b""`` at the end, and where reading cannot resume."""
         if self._spool is not None:
             return self._read_spool(self._spool, size)
-        for resume in range(_RESUMES):
-            if self._stop.is_set() or (self._size is not None and self._at >= self._size):
+        for resume in range(_MAX_RESUMES):
+            if self._stop.is_set() or (self._size is not None and self._position >= self._size):
                 return b""
             try:
                 if self._response is None:
-                    self._attempt, self._response = self._ask(self._at)
-                self._attempt.heard()
+                    self._attempt, self._response = self._request(self._position)
+                self._attempt.record_data()
                 if part := self._response.read(size):
-                    self._at += len(part)
+                    self._position += len(part)
                     return part
             except OSError:
                 pass
             self._drop()
-            if self._size is None or (self._at and not self._by_ranges):
+            if self._size is None or (self._position and not self._has_ranges):
                 return b""
             self._stop.wait(_PAUSE_SECONDS * resume)
         return b""
 
     def close(self) -> None:
-        """Close the connection, and remove what was kept."""
+        """Close the connection, and delete the temporary file."""
         self._drop()
         if self._spool is not None:
             self._spool.close()
 
     def _read_spool(self, spool: tempfile.SpooledTemporaryFile[bytes], size: int) -> bytes:
         spool.seek(self._spooled)
-        while self._response is not None and self._spooled < self._at + size and not self._stop.is_set():
-            self._attempt.heard()
+        while self._response is not None and self._spooled < self._position + size and not self._stop.is_set():
+            self._attempt.record_data()
             try:
                 part = self._response.read(_READ_BYTES)
             except OSError:
@@ -115,12 +116,14 @@ class WebFile:
             try:
                 spool.write(part)
             except OSError as error:
-                words = f"no room to keep it while it is read ({error.strerror}): fetch the file, then give its path"
-                raise FailureError(Failure(words, "slow", "refused", hint="")) from None
+                message = (
+                    f"its temporary copy cannot be written ({error.strerror}): download the file, then give its path"
+                )
+                raise FailureError(Failure(message, "slow", "refused", hint="")) from None
             self._spooled += len(part)
-        spool.seek(self._at)
+        spool.seek(self._position)
         part = spool.read(size)
-        self._at += len(part)
+        self._position += len(part)
         return part
 
     def _drop(self) -> None:
@@ -128,23 +131,23 @@ class WebFile:
             self._response.close()
             self._response = None
 
-    def _ask(self, start: int) -> tuple[Attempt, Response]:
+    def _request(self, start: int) -> tuple[Attempt, Response]:
         attempt = Attempt(self._answer_seconds, self._read_seconds, self._stop)
         response = self._client.get(self._url, attempt, headers={"Range": f"bytes={start}-"})
         if start and response.status != 206:
             response.close()
-            raise OSError("the server serves no ranges any more")
+            raise OSError("the server no longer supports range requests")
         return attempt, response
 
 
 def ends_with_its_index(head: bytes) -> bool:
-    """Return whether ``head`` begins an MP4 or QuickTime file whose pictures stand before the index that tells them."""
-    at = 0
-    while len(head) >= at + 16:
-        size, kind = int.from_bytes(head[at : at + 4], "big"), head[at + 4 : at + 8]
+    """Return whether ``head`` begins an MP4 or QuickTime file whose index follows its media data."""
+    offset = 0
+    while len(head) >= offset + 16:
+        size, kind = int.from_bytes(head[offset : offset + 4], "big"), head[offset + 4 : offset + 8]
         if kind not in {b"ftyp", b"free", b"skip", b"wide", b"uuid", b"mdat"}:
             return False
         if kind == b"mdat":
             return True
-        at += size if size >= 8 else len(head)
+        offset += size if size >= 8 else len(head)
     return False

@@ -1,4 +1,4 @@
-"""What a web address tells by itself, before anybody is asked."""
+"""What the address of a web source tells before any request."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 RECORDING_SUFFIXES: Final = frozenset(
     {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".gif", ".wmv", ".ogv", ".3gp"}
 )
-"""What is a recording when it stands behind a web address: it is read whole, once, and waits for its reader."""
+"""Suffixes of recordings at a web address: they are read once, to the end, at the reader's pace."""
 
 
 def is_recording(uri: str) -> bool:
-    """Say whether ``uri`` names a recording rather than something live: by its suffix, without asking the server."""
+    """Return whether ``uri`` names a recording rather than a live stream, by its suffix, without a request."""
     return PurePosixPath(urlsplit(uri).path).suffix.lower() in RECORDING_SUFFIXES

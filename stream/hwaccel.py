@@ -1,6 +1,6 @@
-"""Where a stream is decoded: on the CPU, or by the decoder of an NVIDIA card (NVDEC).
+"""Selection of the decoder of a stream: the CPU, or the decoder of an NVIDIA GPU (NVDEC).
 
-What the card decoded comes down to host memory at once, as nv12 or p010: whoever reads the picture sees no difference.
+FFmpeg copies frames that the GPU decoded to host memory at once, as nv12 or p010.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from stream.failures import Failure
 
 log = logging.getLogger(__name__)
 
-_CPU: Final = "decoder: cpu needs none of it, auto takes the card only where it can"
+_CPU: Final = "use decoder: cpu, or auto, which uses the GPU only where it can"
 _VIDEO_PART: Final = "in a container its driver needs NVIDIA_DRIVER_CAPABILITIES=compute,utility,video"
-# One context for all cameras of a card, the network's, where FFmpeg may still have it its way; else one for each
-# stream, some 400 MB of the card's memory. FFmpeg refuses to share a context that somebody else has begun.
+# First choice: the primary CUDA context, shared by all cameras of a GPU and the network. FFmpeg refuses a primary
+# context that another library has initialised; then each stream has a context of its own, about 400 MB of GPU memory.
 _CONTEXTS: Final[tuple[dict[str, object], ...]] = ({"primary_ctx": "1"}, {})
-# How FFmpeg calls what goes wrong at the card while a stream is opened; no network and no file has these names.
-_GPU_OPTIONS: Final = (av.error.ExternalError, av.error.UnknownError)
+# FFmpeg's errors for failures of the GPU while a stream is opened; network and files do not cause them.
+_GPU_ERRORS: Final = (av.error.ExternalError, av.error.UnknownError)
 
 
 class Readable(Protocol):
@@ -40,91 +40,93 @@ class Readable(Protocol):
 
 
 class HardwareDecoderUnavailableError(Exception):
-    """No card can be had to decode on; says why."""
+    """No GPU is available for decoding; the message states the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """A card that has opened once."""
+    """A GPU that has been opened."""
 
-    asked: HWAccel
-    """What FFmpeg is asked for with each stream."""
-    held: HWAccel
-    """Keeps the card's context for the life of the process, so that the next camera shares it."""
+    request: HWAccel
+    """Passed to FFmpeg with each stream."""
+    context: HWAccel
+    """Keeps the GPU's context until the process ends, so that the next camera shares it."""
 
 
 _OPENED: Final[dict[int, _Opened]] = {}
-_ONE_AT_A_TIME: Final = threading.Lock()  # cameras that connect at the same moment open the card once
+_LOCK: Final = threading.Lock()  # cameras that connect at the same time open the GPU once
 
 
 def cuda_hwaccel(gpu: int) -> HWAccel:
-    """Return what ``av.open`` takes to decode on ``cuda:card``; opens the card at the first call.
+    """Return the ``hwaccel`` argument of ``av.open`` for ``cuda:N``, N = ``gpu``; open the GPU at the first call.
 
     Raises:
-        HardwareDecoderUnavailableError: no driver, no such card, or no FFmpeg that knows of cards.
+        HardwareDecoderUnavailableError: no driver, no such GPU, or an FFmpeg without CUDA.
     """
     if "cuda" not in hwdevices_available():
-        raise HardwareDecoderUnavailableError("this build of FFmpeg decodes on no NVIDIA card")
-    with _ONE_AT_A_TIME:
+        raise HardwareDecoderUnavailableError("this build of FFmpeg does not support NVIDIA GPUs")
+    with _LOCK:
         if gpu not in _OPENED:
             _OPENED[gpu] = _open(gpu)
-        return _OPENED[gpu].asked
+        return _OPENED[gpu].request
 
 
 def available_hwaccels() -> str:
-    """Return the kinds of hardware this FFmpeg was built to decode on, for people to read."""
+    """Return the hardware decoders that this FFmpeg supports, as text."""
     return ", ".join(hwdevices_available()) or "none"
 
 
 def _open(gpu: int) -> _Opened:
-    why: Exception | None = None
+    last_error: Exception | None = None
     for options in _CONTEXTS:
-        asked = HWAccel("cuda", device=str(gpu), allow_software_fallback=True, options=dict(options))
+        request = HWAccel("cuda", device=str(gpu), allow_software_fallback=True, options=dict(options))
         try:
-            return _Opened(asked, asked.create(Codec("h264", "r")))
-        except av.error.PermissionError:  # FFmpeg's word for a library that cannot be loaded
-            raise HardwareDecoderUnavailableError("no NVIDIA driver is here") from None
-        except (av.error.FFmpegError, OSError, NotImplementedError) as reason:
-            why = reason
-    raise HardwareDecoderUnavailableError(f"its driver refuses ({type(why).__name__}: {why})")
+            return _Opened(request, request.create(Codec("h264", "r")))
+        except av.error.PermissionError:  # FFmpeg's error for a library that cannot be loaded
+            raise HardwareDecoderUnavailableError("no NVIDIA driver is installed") from None
+        except (av.error.FFmpegError, OSError, NotImplementedError) as error:
+            last_error = error
+    raise HardwareDecoderUnavailableError(f"its driver reports {type(last_error).__name__}: {last_error}")
 
 
 class DecoderSelector:
-    """What decodes one camera or file, across all its connections; logs where, once and whenever it changes."""
+    """Selects the decoder of one camera or file, for all its connections; logs each change."""
 
     def __init__(
         self, choice: str = "cpu", *, gpu: int = 0, reason_against_gpu: str = "", max_pixels: int | None = None
     ) -> None:
-        """Decide nothing yet.
+        """Create a selector; nothing is opened yet.
 
         Args:
-            choice: ``cpu``, ``cuda`` or ``cuda:N`` (the card or an error), ``auto`` (the card where it can).
-            gpu: the number that ``cuda`` and ``auto`` mean.
-            reason_against_gpu: what is worse about this stream on a card; ``auto`` then keeps to the CPU.
-            max_pixels: how many pixels a picture may have; None: any number.
+            choice: ``cpu``, ``cuda`` or ``cuda:N`` (the GPU or an error), ``auto`` (the GPU where it can decode).
+            gpu: the GPU number of ``cuda`` and ``auto``.
+            reason_against_gpu: a disadvantage of the GPU for this stream; ``auto`` uses the CPU then.
+            max_pixels: maximum pixels of a frame; None: no limit.
         """
         self.max_pixels = max_pixels
         self._choice = choice
         self._gpu = int(choice[5:]) if choice.startswith("cuda:") else gpu
         self._reason_against_gpu = reason_against_gpu
-        self._rejected = reason_against_gpu if choice == "auto" else ""  # why the CPU does it though a card was to
-        self._has_decoded = False  # whether the card has decoded this stream before
+        self._rejected = (
+            reason_against_gpu if choice == "auto" else ""
+        )  # why the CPU decodes though ``choice`` allows a GPU
+        self._has_decoded = False  # whether the GPU has decoded this stream before
         self._reported = ""
         self.opened_on_gpu = False
-        """Whether the stream opened last was opened for the card."""
+        """Whether the stream opened last was opened for the GPU."""
 
     @property
     def wants_gpu(self) -> bool:
-        """Whether the next stream is to be opened for the card."""
+        """Whether to open the next stream for the GPU."""
         return self._choice != "cpu" and not self._rejected
 
     @property
-    def _must(self) -> bool:
+    def _requires_gpu(self) -> bool:
         return self._choice.startswith("cuda")
 
     def check(self) -> None:
-        """Raise ``SourceError`` where it must be the card and none can be had."""
-        self._accelerator()
+        """Raise ``SourceError`` where a GPU is required and none is available."""
+        self._hwaccel()
 
     def open(
         self,
@@ -134,44 +136,55 @@ class DecoderSelector:
         timeout: tuple[float | None, float | None] | None = None,
         form: str | None = None,
     ) -> InputContainer:
-        """Open ``uri``, an address or a file that is open, as FFmpeg does; ``form`` names FFmpeg's demuxer.
+        """Open ``uri`` with FFmpeg.
 
-        Raises ``SourceError`` like ``check``, and FFmpeg's own errors.
+        Args:
+            uri: an address, a path, or an open file.
+            options: FFmpeg's options of protocol and container.
+            timeout: time limits in seconds for opening and for each read.
+            form: FFmpeg's name of the demuxer; None: FFmpeg detects it.
+
+        Raises:
+            SourceError: a GPU is required and none is available.
+            av.error.FFmpegError: FFmpeg cannot open it.
         """
-        if self.max_pixels is not None:  # FFmpeg decodes the first pictures while it opens
+        if self.max_pixels is not None:  # FFmpeg decodes the first frames while it opens
             options = {**options, "max_pixels": str(self.max_pixels * 5 // 4 + (1 << 16))}
-        accelerated = self._accelerator()
-        self.opened_on_gpu, why = accelerated is not None, ""
+        hwaccel = self._hwaccel()
+        self.opened_on_gpu, reason = hwaccel is not None, ""
         try:
-            # What a camera calls itself, and old titles, may be in any encoding, or noise.
+            # Camera names and old titles may be in any encoding, or invalid bytes.
             return av.open(
-                uri, "r", format=form, options=options, timeout=timeout, metadata_errors="replace", hwaccel=accelerated
+                uri, "r", format=form, options=options, timeout=timeout, metadata_errors="replace", hwaccel=hwaccel
             )
         except av.error.ArgumentError:
             if "format_whitelist" not in options:
                 raise
-            raise av.error.InvalidDataError(0, "a format that is not allowed here") from None
-        except _GPU_OPTIONS as reason:
-            if not self.opened_on_gpu or self._must:
+            raise av.error.InvalidDataError(0, "a format that is not allowed") from None
+        except _GPU_ERRORS as error:
+            if not self.opened_on_gpu or self._requires_gpu:
                 raise
-            why = f"cuda:{self._gpu} fails ({type(reason).__name__})"
-            if not isinstance(uri, str):  # some of it has been read
-                self._rejected = why
+            reason = f"cuda:{self._gpu} fails ({type(error).__name__})"
+            if not isinstance(uri, str):  # the file has been read in part, and cannot be opened again here
+                self._rejected = reason
                 raise
         container = av.open(uri, "r", format=form, options=options, timeout=timeout, metadata_errors="replace")
-        self.opened_on_gpu, self._rejected = False, why
+        self.opened_on_gpu, self._rejected = False, reason
         return container
 
-    def verify_first_frame(
-        self, context: VideoCodecContext, camera: str, *, gave_picture: bool = True
-    ) -> Failure | None:
-        """Judge by the first picture of the stream opened last; log where it is decoded.
+    def verify_first_frame(self, context: VideoCodecContext, camera: str, *, has_frame: bool = True) -> Failure | None:
+        """Check, at the first frame of the stream opened last, where it is decoded, and log it.
+
+        Args:
+            context: the decoder's context after the first frame.
+            camera: the camera's name, for the log.
+            has_frame: False: the stream ended without a frame.
 
         Returns:
-            What is wrong where it must be the card and is not. None: all is well; where ``auto`` falls back it no
-            longer asks for the card.
+            The failure where a GPU is required and does not decode; else None. Where ``auto`` falls back to the CPU,
+            ``wants_gpu`` is False from then on.
         """
-        if self.opened_on_gpu and gave_picture and context.is_hwaccel and context.pix_fmt == "cuda":
+        if self.opened_on_gpu and has_frame and context.is_hwaccel and context.pix_fmt == "cuda":
             self._has_decoded = True
             self._report(
                 camera,
@@ -180,37 +193,37 @@ class DecoderSelector:
             )
             return None
         if self.opened_on_gpu:
-            why = _refusal(context, self._gpu) if gave_picture else f"cuda:{self._gpu} gives no picture"
-            if self._must:
-                words = f"decoder: {self._choice}: {why}; {_CPU}"
-                return Failure(words, "slow" if self._has_decoded else "never", "codec", hint="")
-            self._rejected = why
+            reason = _refusal(context, self._gpu) if has_frame else f"cuda:{self._gpu} gives no frame"
+            if self._requires_gpu:
+                message = f"decoder: {self._choice}: {reason}; {_CPU}"
+                return Failure(message, "slow" if self._has_decoded else "never", "codec", hint="")
+            self._rejected = reason
         if self._rejected:
             self._report(camera, f"decoded on the CPU: {self._rejected}")
         return None
 
-    def _accelerator(self) -> HWAccel | None:
-        """Return what asks for the card; None for the CPU."""
+    def _hwaccel(self) -> HWAccel | None:
+        """Return the ``hwaccel`` argument of ``av.open`` for the next stream; None for the CPU."""
         if not self.wants_gpu:
             return None
         try:
             return cuda_hwaccel(self._gpu)
-        except HardwareDecoderUnavailableError as reason:
-            why = f"nothing decodes on cuda:{self._gpu}: {reason}"
-            if self._must:
-                message = f"decoder: {self._choice}: {why}; nvidia-smi should list it; {_CPU}"
+        except HardwareDecoderUnavailableError as error:
+            reason = f"cuda:{self._gpu} cannot decode: {error}"
+            if self._requires_gpu:
+                message = f"decoder: {self._choice}: {reason}; nvidia-smi should list the GPU; {_CPU}"
                 raise SourceError(message) from None
-            self._rejected = why
+            self._rejected = reason
             return None
 
-    def _report(self, camera: str, words: str) -> None:
-        if words != self._reported:
-            log.info("%s: %s", camera, words)
-            self._reported = words
+    def _report(self, camera: str, message: str) -> None:
+        if message != self._reported:
+            log.info("%s: %s", camera, message)
+            self._reported = message
 
 
 def _refusal(context: VideoCodecContext, gpu: int) -> str:
     if not context.is_hwaccel:
-        return f"FFmpeg's {context.name} decoder works on the CPU only"
+        return f"FFmpeg decodes {context.name} on the CPU only"
     kind = f"{context.name}, {context.pix_fmt}, {context.width}x{context.height}"
-    return f"cuda:{gpu} does not take this stream ({kind}; {_VIDEO_PART})"
+    return f"cuda:{gpu} does not decode this stream ({kind}; {_VIDEO_PART})"

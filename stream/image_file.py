@@ -1,4 +1,4 @@
-"""One photo: a file to an upright RGB array, checked for its size before memory is taken, and for being whole."""
+"""Reader of image files: returns upright RGB arrays; checks size, before memory is allocated, and completeness."""
 
 from __future__ import annotations
 
@@ -29,111 +29,111 @@ log = logging.getLogger(__name__)
 
 _JPEG_START: Final = b"\xff\xd8\xff"
 _JPEG_MARKER: Final = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-"""A marker in a scan's data: no stuffed zero, no restart."""
+"""A marker in a scan's data that is neither a stuffed zero nor a restart marker."""
 _HEIF_BRANDS: Final = frozenset({b"heic", b"heix", b"heim", b"heis", b"mif1"})
 _PNM_LARGEST: Final = re.compile(rb"P[2356]\s(?:\s|#[^\n]*\n)*\d+(?:\s|#[^\n]*\n)+\d+(?:\s|#[^\n]*\n)+(\d{1,5})\s")
 _JPEG_SEGMENT: Final = re.compile(rb"\xff([^\x00\xff])")
 _MAX_JPEG_SEGMENTS: Final = 10_000
 _MAX_JPEG_SCANS: Final = 100
-"""Progressive pictures have about ten, and each costs the decoder a pass over the whole picture."""
-_MAX_JPEG_GAPS_BYTES: Final = 1 << 16
+"""Progressive images have about ten; each costs the decoder a pass over the whole image."""
+_MAX_JPEG_GAP_BYTES: Final = 1 << 16
 _TIFF_MAX_SAMPLE_VALUE: Final = 281
-_BYTES_PER_PIXEL: Final = 8  # four channels of 16 bits, not compressed
+_BYTES_PER_PIXEL: Final = 8  # four channels of 16 bits, uncompressed
 _HEADER_BYTES: Final = 1 << 16
-_FILE_BYTES: Final = 256 << 20  # what may stand beside the pixels: a motion photo's video
+_MAX_EXTRA_BYTES: Final = 256 << 20  # allowance for other data in the file, such as a motion photo's video
 _FORMATS: Final = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "DIB", "PPM", "JPEG2000", "AVIF", "GIF")
-_TURNED_FORMATS: Final = frozenset({"HEIF", "AVIF"})
-"""Those that OpenCV does not read, or does not turn."""
+_PILLOW_FORMATS: Final = frozenset({"HEIF", "AVIF"})
+"""Formats that OpenCV does not read, or whose orientation it ignores."""
 _DEEP_FORMATS: Final = frozenset({"PNG", "TIFF", "PPM", "JPEG2000"})
-"""Pillow's names of the formats whose values may have 16 bits."""
-_BAD: Final = "is no picture that can be read, whatever its name says; save it as JPEG or PNG"
+"""Pillow's names of the formats with values of up to 16 bits."""
+_UNREADABLE: Final = "is not an image that can be read; save it as JPEG or PNG"
 _LOCK: Final = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
 class _Header:
-    """What a photo says of itself before it is decoded."""
+    """The properties of an image file that are known before it is decoded."""
 
     format: str
-    """Pillow's name of it."""
+    """Pillow's name of the format."""
     width: int
     height: int
     mode: str
-    """Pillow's name of what its values are."""
-    is_one: bool
-    """Whether it holds one picture only."""
+    """Pillow's name of the pixel type."""
+    is_single: bool
+    """Whether the file contains a single image."""
     bits: int | None
-    """How many bits of 16 its values use, where it states that."""
+    """How many of 16 bits are in use; None: the file does not state it."""
 
 
 class ImageReader:
-    """Reads photos of one source; tells each kind of assumption it makes once.
+    """Reads the images of one source; logs each kind of assumption once.
 
-    Orientation in EXIF or HEIF is honoured; greyscale and palettes become RGB, transparency is dropped. Of values of
-    16 bits, the smallest of 10, 12, 14 and 16 bits that holds the largest of a picture is taken for full white. Of
-    several pages the first is read.
+    Applies the orientation in EXIF or HEIF; converts greyscale and palettes to RGB; drops transparency. The depth of
+    16-bit values is the smallest of 10, 12, 14 and 16 bits that holds the largest value of the image. Of several pages
+    the first is read.
     """
 
     def __init__(
         self, *, max_pixels: int | None = FILE_MAX_PIXELS, bits: int | None = None, takes_bits: bool = True
     ) -> None:
-        """Decide nothing yet.
+        """Create a reader.
 
         Args:
-            max_pixels: how many pixels a picture may have; None: any number.
-            bits: the depth of 16-bit values; None: each picture's is judged.
-            takes_bits: whether the user may state the depth behind the path; that is then the remedy that is told.
+            max_pixels: maximum pixels of an image; None: no limit.
+            bits: the depth of 16-bit values; None: derived from each image.
+            takes_bits: whether the source has the option ``?bits=N``; the log then recommends it.
         """
         self._takes_bits = takes_bits
         self._max_pixels = max_pixels
         self._bits = bits
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
     def read(self, path: str | os.PathLike[str]) -> Image:
-        """Return the picture in ``path`` as uint8 RGB (height, width, 3).
+        """Return the image in ``path`` as uint8 RGB (height, width, 3).
 
         Raises:
-            SourceError: it cannot be read, is not whole, is no picture, or has more pixels than allowed.
+            SourceError: the file cannot be read, is incomplete, is not an image, or has too many pixels.
         """
         content = self._content(path)
         try:
-            return self.decode(content, lambda kind, words: self._tell(kind, f"{shown(path)}: {words}"))
+            return self.decode(content, lambda kind, message: self._warn_once(kind, f"{shown(path)}: {message}"))
         except SourceError as error:
             raise SourceError(f"{shown(path)}: {error}") from None
 
-    def decode(self, content: bytes, tell: Callable[[str, str], None] | None = None) -> Image:
-        """Return the picture in a file's ``content`` as uint8 RGB (height, width, 3).
+    def decode(self, content: bytes, warn: Callable[[str, str], None] | None = None) -> Image:
+        """Return the image in a file's ``content`` as uint8 RGB (height, width, 3).
 
         Args:
             content: JPEG, PNG, WebP, TIFF, BMP, PNM, JPEG 2000, AVIF or HEIC.
-            tell: takes a kind of assumption and the words on it; None: the log, once for each kind.
+            warn: called with the kind of an assumption and a message; None: logs it, once per kind.
 
         Raises:
-            SourceError: as of ``read``, without the path.
+            SourceError: as in ``read``; the message lacks the path.
         """
-        tell = tell or self._tell
+        warn = warn or self._warn_once
         if content.startswith(_JPEG_START) and not jpeg_is_whole(content):
-            raise SourceError("a JPEG that is cut off before its end; fetch or save it again")
+            raise SourceError("a JPEG that is cut off before its end; download or save it again")
         if content[4:8] == b"ftyp":
             for width, height in _stated_sizes(content):
                 check_size(width, height, self._max_pixels)
             if content[8:12] in _HEIF_BRANDS:
-                _learn_heif()
+                _register_heif()
         header = _header(content)
         if header is None:
-            raise SourceError(_BAD)
+            raise SourceError(_UNREADABLE)
         check_size(header.width, header.height, self._max_pixels)
         if header.mode == "F" or (header.mode == "I" and header.format == "TIFF"):
             raise SourceError("its values have 32 bits; save it with 8 or 16 bits, as PNG or TIFF")
-        if not header.is_one:
-            tell("pages", "holds several pictures or pages: the first is read; save each as a file to have them all")
-        by_pillow = header.format in _TURNED_FORMATS
-        image = _turned(content) if by_pillow else self._decoded(content, header, tell)
+        if not header.is_single:
+            warn("pages", "contains several images or pages: the first is read; save each as a file to read them all")
+        by_pillow = header.format in _PILLOW_FORMATS
+        image = _decode_by_pillow(content) if by_pillow else self._decode_by_opencv(content, header, warn)
         if image is None:
-            raise SourceError(f"a {header.format} that is damaged or cut off; fetch or save it again")
+            raise SourceError(f"a {header.format} that is damaged or cut off; download or save it again")
         return image
 
-    def _decoded(self, content: bytes, header: _Header, tell: Callable[[str, str], None]) -> Image | None:
+    def _decode_by_opencv(self, content: bytes, header: _Header, warn: Callable[[str, str], None]) -> Image | None:
         flags = cv2.IMREAD_COLOR_RGB | (cv2.IMREAD_ANYDEPTH if header.format in _DEEP_FORMATS else 0)
         try:
             image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
@@ -148,91 +148,92 @@ class ImageReader:
         if bits < 16 and self._bits is None and header.bits is None and values.any():
             hint = "scale the values to 16 bits if that is wrong"
             if self._takes_bits:
-                hint = f"add ?bits={bits} to the source to read all alike, or ?bits=16 if they are dark on purpose"
-            tell(
+                hint = f"add ?bits={bits} to the source to read all alike, or ?bits=16 if dark images are intended"
+            warn(
                 "bits",
-                f"its values of 16 bits reach {values.max()} only: read as {bits} bits, each such picture by itself; "
-                f"{hint}",
+                f"its 16-bit values reach only {values.max()}: read as {bits} bits; the depth is derived from each "
+                f"image; {hint}",
             )
         return eight_bits(values, bits)
 
     def _content(self, path: str | os.PathLike[str]) -> bytes:
-        if kind_of(path) not in {"file", "nothing"}:  # a pipe would wait for its writer
-            raise SourceError(f"{shown(path)}: is no regular file; give the path of a picture")
-        most = None if self._max_pixels is None else self._max_pixels * _BYTES_PER_PIXEL + _FILE_BYTES
+        if kind_of(path) not in {"file", "missing"}:  # reading a pipe would wait for its writer
+            raise SourceError(f"{shown(path)}: is not a regular file; give the path of an image")
+        max_bytes = None if self._max_pixels is None else self._max_pixels * _BYTES_PER_PIXEL + _MAX_EXTRA_BYTES
         try:
-            size = os.stat(path).st_size  # noqa: PTH116 - a path of any kind
-            if most is not None and size > most:
-                raise SourceError(f"{shown(path)}: has {size} bytes, too many for a picture of max_pixels")
+            size = os.stat(path).st_size  # noqa: PTH116 - str, bytes or PathLike
+            if max_bytes is not None and size > max_bytes:
+                raise SourceError(
+                    f"{shown(path)}: has {size} bytes; max_pixels={self._max_pixels} allows {max_bytes}; set "
+                    "max_pixels of this source in a configuration if the size is right"
+                )
             content = Path(path).read_bytes()
         except OSError as reason:
             raise SourceError(refusal(path, reason)) from None
         if not content:
-            raise SourceError(f"{shown(path)}: is empty (0 bytes); fetch or save it again")
+            raise SourceError(f"{shown(path)}: is empty (0 bytes); download or save it again")
         return content
 
-    def _tell(self, kind: str, words: str) -> None:
+    def _warn_once(self, kind: str, message: str) -> None:
         with _LOCK:
-            is_new = kind not in self._told
-            self._told.add(kind)
+            is_new = kind not in self._warned
+            self._warned.add(kind)
         if is_new:
-            log.warning("%s", words)
+            log.warning("%s", message)
 
 
 _READER: Final = ImageReader(takes_bits=False)
 
 
 def read_image(path: str | os.PathLike[str]) -> Image:
-    """Return the picture in ``path`` as uint8 RGB (height, width, 3). Raises ``SourceError`` like ``ImageReader``."""
+    """Return the image in ``path`` as uint8 RGB (height, width, 3). Raises ``SourceError`` like ``ImageReader``."""
     return _READER.read(path)
 
 
 def jpeg_is_whole(content: bytes) -> bool:
-    """Say whether the first picture in ``content`` ends with the marker that ends a JPEG.
+    """Return whether the first JPEG in ``content`` has its end-of-image marker.
 
-    Whatever lies behind that is no part of it: a phone's video, a second picture, padding. A marker inside the EXIF
-    data is that of a preview.
+    Data after the marker is not part of the image: a phone's video, a second image, padding. The segments are parsed,
+    because EXIF data may contain the end marker of a preview.
 
     Raises:
-        SourceError: it has so many parts, or so much between them, that decoders would take minutes to step over them.
+        SourceError: so many segments, or so much data between them, that a decoder would take minutes.
     """
-    at, gaps_bytes, scans, in_scan = 2, 0, 0, False
+    position, gap_bytes, scans, in_scan = 2, 0, 0, False
     for _ in range(_MAX_JPEG_SEGMENTS):
-        found = (_JPEG_MARKER if in_scan else _JPEG_SEGMENT).search(content, at)
-        if found is None:
-            return not in_scan and at < len(content)  # no JPEG that can be followed: its decoder judges
-        gaps_bytes += 0 if in_scan else found.start() - at
-        marker, at = content[found.end() - 1], found.end()
+        match = (_JPEG_MARKER if in_scan else _JPEG_SEGMENT).search(content, position)
+        if match is None:
+            return not in_scan and position < len(content)  # not a sequence of segments: the decoder reports the damage
+        gap_bytes += 0 if in_scan else match.start() - position
+        marker, position = content[match.end() - 1], match.end()
         if marker == 0xD9:
             return True
         if marker == 0x01 or 0xD0 <= marker <= 0xD8:
             continue
-        at += int.from_bytes(content[at : at + 2], "big")
+        position += int.from_bytes(content[position : position + 2], "big")
         in_scan = marker == 0xDA
         scans += in_scan
-        if scans > _MAX_JPEG_SCANS or gaps_bytes > _MAX_JPEG_GAPS_BYTES:
+        if scans > _MAX_JPEG_SCANS or gap_bytes > _MAX_JPEG_GAP_BYTES:
             break
-    raise SourceError("a JPEG of more parts than cameras and programs write; save it again")
+    raise SourceError("a JPEG with more segments than cameras and programs write; save it again")
 
 
 def _header(content: bytes) -> _Header | None:
-    """Return what the header says; None where it is none that is known."""
-    Pillow.MAX_IMAGE_PIXELS = None  # the limit is ours, and can be set; Pillow's would refuse what was allowed
+    """Return the header; None where the format is unknown or the header is damaged."""
+    Pillow.MAX_IMAGE_PIXELS = None  # ``max_pixels`` is the limit; Pillow's would refuse sizes that it allows
     try:
-        with Pillow.open(io.BytesIO(content)) as picture:
-            return _Header(
-                picture.format or "", *picture.size, picture.mode, _is_one(picture), _stated_bits(content, picture)
-            )
+        with Pillow.open(io.BytesIO(content)) as image:
+            return _Header(image.format or "", *image.size, image.mode, _is_single(image), _stated_bits(content, image))
     except Exception:  # noqa: BLE001 - a damaged header makes Pillow raise nearly anything
         return None
 
 
 def _stated_sizes(content: bytes) -> Iterator[tuple[int, int]]:
-    """Give each (width, height) that a HEIC or AVIF file states in its header: of the whole, of tiles, of previews."""
-    at = content.find(b"ispe", 0, _HEADER_BYTES)
-    while 0 <= at <= len(content) - 16:
-        yield struct.unpack_from(">II", content, at + 8)
-        at = content.find(b"ispe", at + 4, _HEADER_BYTES)
+    """Yield each (width, height) in the header of a HEIC or AVIF file: of the image, its tiles and previews."""
+    offset = content.find(b"ispe", 0, _HEADER_BYTES)
+    while 0 <= offset <= len(content) - 16:
+        yield struct.unpack_from(">II", content, offset + 8)
+        offset = content.find(b"ispe", offset + 4, _HEADER_BYTES)
 
 
 def _known_formats() -> tuple[str, ...]:
@@ -240,32 +241,32 @@ def _known_formats() -> tuple[str, ...]:
     return (*_FORMATS, "HEIF") if "HEIF" in Pillow.OPEN else _FORMATS
 
 
-def _is_one(picture: Pillow.Image) -> bool:
-    """Say whether there is one picture only; decodes none, and counts no thousand pages of a TIFF."""
-    if picture.format != "TIFF":
-        return int(getattr(picture, "n_frames", 1)) == 1
+def _is_single(image: Pillow.Image) -> bool:
+    """Return whether the file contains a single image, without decoding, or counting the pages of a TIFF."""
+    if image.format != "TIFF":
+        return int(getattr(image, "n_frames", 1)) == 1
     try:
-        picture.seek(1)
+        image.seek(1)
     except EOFError:
         return True
-    picture.seek(0)
+    image.seek(0)
     return False
 
 
-def _stated_bits(content: bytes, picture: Pillow.Image) -> int | None:
-    """Return how many bits of 16 are in use by the file's own word: PNM's greatest value, TIFF's."""
+def _stated_bits(content: bytes, image: Pillow.Image) -> int | None:
+    """Return how many of 16 bits are in use by the maximum value that a PNM or TIFF file states; None: not stated."""
     largest = 0
-    if picture.format == "PPM":
-        stated = _PNM_LARGEST.match(content)
-        largest = int(stated[1]) if stated else 0
-    elif isinstance(picture, TiffImageFile):
-        stated_largest = picture.tag_v2.get(_TIFF_MAX_SAMPLE_VALUE, 0)
-        largest = max(stated_largest) if isinstance(stated_largest, tuple) else int(stated_largest)
+    if image.format == "PPM":
+        match = _PNM_LARGEST.match(content)
+        largest = int(match[1]) if match else 0
+    elif isinstance(image, TiffImageFile):
+        tag = image.tag_v2.get(_TIFF_MAX_SAMPLE_VALUE, 0)
+        largest = max(tag) if isinstance(tag, tuple) else int(tag)
     return largest.bit_length() if 0xFF < largest < 1 << 16 else None
 
 
-def _learn_heif() -> None:
-    """Teach Pillow HEIC, once; the library is loaded with the first such picture."""
+def _register_heif() -> None:
+    """Register Pillow's HEIC plugin once; the library is loaded at the first such image."""
     import pi_heif
 
     with _LOCK:
@@ -273,10 +274,10 @@ def _learn_heif() -> None:
             pi_heif.register_heif_opener()
 
 
-def _turned(content: bytes) -> Image | None:
-    """Return a HEIC or AVIF picture, whole from all its tiles, and turned as it says."""
+def _decode_by_pillow(content: bytes) -> Image | None:
+    """Return a HEIC or AVIF image, composed of its tiles and with its orientation applied; None where damaged."""
     try:
-        with Pillow.open(io.BytesIO(content)) as picture:
-            return np.asarray(exif_transpose(picture).convert("RGB"), dtype=np.uint8)
-    except Exception:  # noqa: BLE001 - as of a header
+        with Pillow.open(io.BytesIO(content)) as image:
+            return np.asarray(exif_transpose(image).convert("RGB"), dtype=np.uint8)
+    except Exception:  # noqa: BLE001 - as in ``_header``
         return None

@@ -1,4 +1,4 @@
-"""A folder, a glob, numbered names or one picture: photos as frames, in the order a person would sort them."""
+"""A source of images: one file, a folder, a glob or numbered names, in natural order."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ __all__ = ["ImagesSource", "found_images", "read_image"]
 log = logging.getLogger(__name__)
 
 _NUMBERED: Final = re.compile(r"%(?:0(\d{1,2}))?d")
-"""How printf, and with it FFmpeg, writes a number in a name: ``%d``, ``%04d``."""
-_MAX_NAMED: Final = 6
+"""A number in a name, as in printf and FFmpeg: ``%d``, ``%04d``."""
+_MAX_LISTED: Final = 6
 
 
 class ImagesSource:
-    """Frames of photos. One named picture must decode; of many, the broken ones are left out and counted.
+    """Frames of image files. A single file must decode; of several, the corrupt ones are skipped and counted.
 
-    Times follow an assumed rate: a picture's place in the list over ``images_per_second``.
+    The time of an image is its index in the list divided by ``images_per_second``.
     """
 
     live = False
@@ -48,7 +48,7 @@ class ImagesSource:
         reader: ImageReader | None = None,
     ) -> None:
         if images_per_second <= 0:
-            message = f"images_per_second={images_per_second}: must be above 0; 1 shows one picture a second"
+            message = f"images_per_second={images_per_second}: must be above 0; for example 1"
             raise SourceError(message)
         self.camera = camera
         self.uri = shown(pattern)
@@ -62,11 +62,11 @@ class ImagesSource:
 
     @property
     def health(self) -> Health:
-        """How it does right now; ``corrupt`` counts pictures that did not decode."""
+        """The current state of the source; ``corrupt`` counts images that did not decode."""
         return self._health
 
     def __enter__(self) -> Self:
-        self._paths = _found(self._pattern, self._suffixes)
+        self._paths = _list_images(self._pattern, self._suffixes)
         if len(self._paths) == 1:
             self._reader.read(self._paths[0])
         self.frames_total = len(self._paths)
@@ -78,85 +78,85 @@ class ImagesSource:
         self._paths = []
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
-        """Give every picture that decodes; indices count those. Raises ``SourceError`` where none does."""
-        assert self.rate is not None  # noqa: S101 - set on making
+        """Yield every image that decodes; indices count those. Raises ``SourceError`` where none does."""
+        assert self.rate is not None  # noqa: S101 - set in __init__
         self._health = Health("live")
         folder = folder_of(self._pattern)
         index = 0
-        for place, path in enumerate(self._paths):
+        for position, path in enumerate(self._paths):
             if stop.is_set():
                 return
             try:
                 image = self._reader.read(path)
             except SourceError as error:
-                log.warning("left out: %s", error)
+                log.warning("skipped: %s", error)
                 self._health = Health("live", str(error), corrupt=self._health.corrupt + 1)
                 continue
             name = name_below(path, folder)
-            yield Frame(image, self.camera, index, time.monotonic(), place / self.rate, source_name=name)
+            yield Frame(image, self.camera, index, time.monotonic(), position / self.rate, source_name=name)
             index += 1
         if index == 0:
-            message = f"{self.uri}: none of its {len(self._paths)} pictures decodes; the last: {self._health.reason}"
+            message = f"{self.uri}: none of its {len(self._paths)} images decodes; last error: {self._health.reason}"
             self._health = Health("failed", message, corrupt=self._health.corrupt)
             raise SourceError(message)
         self._health = Health("ended", self._health.reason, corrupt=self._health.corrupt)
 
 
 def found_images(pattern: str, suffixes: frozenset[str]) -> list[Path]:
-    """Return the pictures that a path, folder, glob or numbered name names, in natural order.
+    """Return the paths of the images of a file, folder, glob or numbered name, in natural order.
 
-    Files that are left out for their suffix are counted and named in the log.
+    Logs how many files are skipped for each other suffix.
 
     Raises:
-        SourceError: there is none, or the system refuses.
+        SourceError: there is no image, or the system refuses access.
     """
-    return [Path(path) for path in _found(pattern, suffixes)]
+    return [Path(path) for path in _list_images(pattern, suffixes)]
 
 
-def _found(pattern: str, suffixes: frozenset[str]) -> list[str]:
+def _list_images(pattern: str, suffixes: frozenset[str]) -> list[str]:
     kind = kind_of(pattern)
     if kind == "file":
         return [pattern]
-    if kind not in {"folder", "nothing"}:
-        raise SourceError(f"{shown(pattern)}: is a {kind}, no file or folder; give pictures")
-    if kind == "nothing" and not is_pattern(pattern):
-        raise SourceError(f"{shown(pattern)}: there is no such file or folder")
-    taken, others = list[str](), Counter[str]()
+    if kind not in {"folder", "missing"}:
+        raise SourceError(f"{shown(pattern)}: is a {kind}, not a file or folder; give images")
+    if kind == "missing" and not is_pattern(pattern):
+        raise SourceError(f"{shown(pattern)}: no such file or folder; check the path")
+    paths, skipped = list[str](), Counter[str]()
     for path in files_of(pattern):
         suffix = os.path.splitext(path)[1].lower()  # noqa: PTH122 - a million paths
         if suffix in suffixes:
-            taken.append(path)
+            paths.append(path)
         elif not os.path.basename(path).startswith("."):  # noqa: PTH119
-            others[suffix or "none"] += 1
-    if not taken:
-        raise SourceError(_nothing_found(pattern, suffixes, is_folder=kind == "folder"))
-    if others:
-        named = ", ".join(f"{shown(suffix)} ({times})" for suffix, times in others.most_common(_MAX_NAMED))
-        more = ", ..." if len(others) > _MAX_NAMED else ""
-        count = others.total()
-        files = "1 file" if count == 1 else f"{count} files"
-        log.warning("%s: %s left out for the suffix: %s%s", shown(pattern), files, named, more)
-    return sorted(sorted(taken), key=natural)
+            skipped[suffix or "none"] += 1
+    if not paths:
+        raise SourceError(_no_images_message(pattern, suffixes, is_folder=kind == "folder"))
+    if skipped:
+        listed = ", ".join(f"{shown(suffix)} ({count})" for suffix, count in skipped.most_common(_MAX_LISTED))
+        more = ", ..." if len(skipped) > _MAX_LISTED else ""
+        total = skipped.total()
+        files = "1 file" if total == 1 else f"{total} files"
+        log.warning("%s: %s skipped for the suffix: %s%s", shown(pattern), files, listed, more)
+    return sorted(sorted(paths), key=natural)
 
 
-def _nothing_found(pattern: str, suffixes: frozenset[str], *, is_folder: bool) -> str:
+def _no_images_message(pattern: str, suffixes: frozenset[str], *, is_folder: bool) -> str:
     hint = "check the path"
     if is_folder:
         below = (os.path.splitext(name)[1].lower() for _, _, names in os.walk(pattern) for name in names)  # noqa: PTH122
         if any(suffix in suffixes for suffix in below):
-            hint = f"the folders in it do: give '{shown(pattern)}/**/*'"
-    return f"{shown(pattern)}: holds no picture with a suffix of {', '.join(sorted(suffixes))}; {hint}"
+            hint = f"its subfolders do: give '{shown(pattern)}/**/*'"
+    return f"{shown(pattern)}: contains no image with a suffix of {', '.join(sorted(suffixes))}; {hint}"
 
 
 def is_pattern(path: str) -> bool:
-    """Say whether ``path`` stands for several files: a glob, or a numbered name (``part_%04d.png``)."""
+    """Return whether ``path`` is a glob or a numbered name (``part_%04d.png``)."""
     return glob.has_magic(path) or _NUMBERED.search(path) is not None
 
 
 def files_of(pattern: str) -> Iterator[str]:
-    """Give the paths of the files in a folder, or of those that a glob or numbered name matches, in any order.
+    """Yield the paths of the files in a folder, or of those that match a glob or numbered name, in any order.
 
-    Brackets in the names of folders that exist are letters; those behind them are a glob's.
+    Brackets in the names of existing folders are literal; those after them belong to the glob.
 
     Raises:
         SourceError: the folder cannot be read.
@@ -169,38 +169,38 @@ def files_of(pattern: str) -> Iterator[str]:
             raise SourceError(refusal(pattern, reason)) from None
         return
     folder = folder_of(pattern)
-    if folder and not os.access(folder, os.R_OK | os.X_OK):  # a glob would find nothing there, and not say why
+    if folder and not os.access(folder, os.R_OK | os.X_OK):  # a glob would match nothing, without an error
         raise SourceError(refusal(folder, PermissionError(errno.EACCES, os.strerror(errno.EACCES))))
     rest = pattern[len(folder) :].lstrip("/") if folder else pattern
     numbered = _NUMBERED.search(rest)
-    wanted = _numbered_name(rest) if numbered and not glob.has_magic(rest) else None
-    matched: Iterable[str] = glob.iglob(  # noqa: PTH207 - paths as text: there may be a million
-        _NUMBERED.sub("*", rest) if wanted else rest, root_dir=folder or None, recursive=True
+    name_pattern = _numbered_name(rest) if numbered and not glob.has_magic(rest) else None
+    names: Iterable[str] = glob.iglob(  # noqa: PTH207 - paths as text: possibly a million
+        _NUMBERED.sub("*", rest) if name_pattern else rest, root_dir=folder or None, recursive=True
     )
-    for name in matched:
+    for name in names:
         path = os.path.join(folder, name)  # noqa: PTH118
-        if (wanted is None or wanted.fullmatch(name)) and os.path.isfile(path):  # noqa: PTH113
+        if (name_pattern is None or name_pattern.fullmatch(name)) and os.path.isfile(path):  # noqa: PTH113
             yield path
 
 
 def _is_file(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_file()
-    except OSError:  # a link that leads round in a circle, or where one may not go
+    except OSError:  # a circular link, or one into a folder without permission
         return False
 
 
 def _numbered_name(name: str) -> re.Pattern[str]:
-    """Return what matches the names that printf makes of ``name``."""
-    parts, at = [], 0
-    for found in _NUMBERED.finditer(name):
-        parts += [re.escape(name[at : found.start()]), rf"\d{{{int(found[1] or 1)},}}"]
-        at = found.end()
-    return re.compile("".join(parts) + re.escape(name[at:]))
+    """Return a pattern that matches the names that printf makes from ``name``."""
+    parts, end = [], 0
+    for match in _NUMBERED.finditer(name):
+        parts += [re.escape(name[end : match.start()]), rf"\d{{{int(match[1] or 1)},}}"]
+        end = match.end()
+    return re.compile("".join(parts) + re.escape(name[end:]))
 
 
 def folder_of(pattern: str) -> str:
-    """Return the folder that names are told from: ``pattern`` itself, or as much of it as exists as it stands."""
+    """Return the folder that names are relative to: ``pattern``, or its longest existing parent folder."""
     if kind_of(pattern) == "folder":
         return pattern
     folder = os.path.dirname(pattern)  # noqa: PTH120
@@ -210,10 +210,10 @@ def folder_of(pattern: str) -> str:
 
 
 def name_below(path: str, folder: str) -> str:
-    """Return ``path`` as seen from ``folder``, as text that any log takes."""
+    """Return ``path`` relative to ``folder``, as printable text."""
     return shown(os.path.relpath(path, folder or "."))
 
 
 def natural(path: str) -> str:
-    """Return what sorts 2 before 10: each number in the name behind its count of digits."""
-    return re.sub(r"\d+", lambda found: chr(len(found[0].lstrip("0"))) + found[0].lstrip("0"), path.casefold())
+    """Return a sort key for natural order, 2 before 10: each number is preceded by its number of digits."""
+    return re.sub(r"\d+", lambda match: chr(len(match[0].lstrip("0"))) + match[0].lstrip("0"), path.casefold())

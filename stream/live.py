@@ -1,7 +1,7 @@
-"""A camera that may go away and come back: connect, read, lose, wait, connect again.
+"""The live source: connects, reads, and reconnects after each lost connection.
 
-What cameras, RTSP and web streams share. The container is opened, read and closed in one thread, the one that asks for
-frames: closing it from another while it decodes would crash the process.
+Base of webcams, RTSP cameras and web streams. The thread that reads the frames opens, reads and closes the container:
+closing it in another thread while it decodes would crash the process.
 """
 
 from __future__ import annotations
@@ -37,92 +37,96 @@ from stream.reconnect import Backoff, ConnectTimeoutPolicy
 
 log = logging.getLogger(__name__)
 
-_DOUBT_PACKETS = 300  # 10 s at 30 per second: a camera without further key pictures is believed again
-_ENOUGH_IMAGES = 5  # a connection that gave more of them keeps the read timeout
-_MAX_READ_SECONDS = 32.0  # no camera's pictures are waited for longer than that, unless it is asked for
+_SUSPECT_PACKETS = 300  # 10 s at 30 frames/s: then frames of a camera that sends no further keyframe count as intact
+_MIN_FRAMES = 5  # a connection that gave more frames keeps its read timeout
+_MAX_READ_SECONDS = 32.0  # limit to which the read timeout grows by itself
 _FINITE_ATTEMPTS = 5
-_NEAR_END_SECONDS = 1.5  # a finite stream that stops so close to its end has ended
+_NEAR_END_SECONDS = 1.5  # a finite stream that stops within this distance of its end has ended
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionSpec:
-    """How to get at a live stream."""
+    """How to connect to a live stream."""
 
     open: Callable[[Attempt], AbstractContextManager[InputContainer]]
-    """Opens it within the attempt's limits; the container closes on leaving."""
+    """Opens the stream within the attempt's time limits; leaving the context closes the container."""
     packets: Callable[[InputContainer, threading.Event], Iterator[VideoPacket]]
-    """Reads it; raises FFmpeg's errors."""
+    """Reads the stream; raises FFmpeg's errors."""
     open_timeout_seconds: float
     read_timeout_seconds: float
     attempts: int | None = None
-    """How many attempts in a row may fail before it is given up; None: never."""
+    """How many attempts in a row may fail before the source fails; None: no limit."""
     first_attempts: int | None = None
-    """The same, before it has ever been live; None: ``attempts``."""
+    """``attempts`` before the first frame; None: the same."""
     backoff: Backoff = field(default_factory=Backoff)
     decoder: DecoderSelector = field(default_factory=DecoderSelector)
-    """What ``open`` opens it with."""
+    """The decoder that ``open`` uses."""
     rng: random.Random = field(default_factory=random.Random)
 
 
 class SourceConnectionLostError(Exception):
-    """One connection is over."""
+    """A connection has ended."""
 
     def __init__(self, failure: Failure, *, ended: bool = False) -> None:
         super().__init__(failure.message)
         self.failure = failure
         self.ended = ended
-        """Whether the stream came to its natural end."""
+        """Whether the stream itself has ended."""
 
 
 class LiveSource:
-    """Frames of something live, across as many connections as it takes.
+    """Frames of a live stream, across any number of connections.
 
-    Entering raises ``SourceError`` where a card must decode and there is none; ``frames`` raises
-    ``ConnectionLostError`` where the stream cannot be had at all, or was given up. Frame indices count on across
-    connections; a frame's time goes on by the time that passed.
+    Entering raises ``SourceError`` where a GPU is required for decoding and none is available; ``frames`` raises
+    ``ConnectionLostError`` where the stream cannot be read, or after the last attempt. Frame indices and times continue
+    across connections.
     """
 
     frames_total: int | None = None
 
     def __init__(self, *, uri: str, camera: str, spec: ConnectionSpec) -> None:
-        """Take ``uri`` and ``camera`` for show, without credentials; ``spec`` gets at it."""
+        """Create the source; ``uri`` and ``camera`` are for messages, without credentials; ``spec`` connects."""
         self.live = True
-        """Whether it goes on when nobody reads; what is found on connecting may say otherwise, before any frame."""
+        """Whether the stream continues while it is not read; connecting may change it, before the first frame."""
         self.uri = uri
         self.camera = camera
         self.rate: float | None = None
         self._spec = spec
         self._health = Health()
         self._connect_timeouts = ConnectTimeoutPolicy(spec.open_timeout_seconds)
-        self._answer_seconds: float | None = None  # what its answers took, in seconds; None: it has never been live
+        self._answer_seconds: float | None = None  # typical time of its answers; None: no connection so far
         self._read_seconds = spec.read_timeout_seconds
-        self._resumes = False  # whether a finite stream goes on where it was lost
-        self._given = 0  # pictures of this connection
-        self._longest_gap_seconds = 0.0  # between two pictures of this connection
-        self._short_lives = 0  # connections in a row that fell silent after a picture or two
-        self._continues = False  # whether this connection takes up where the last one ended
-        self._failures = 0  # attempts in a row that gave no picture
-        self._delivered_frames = False  # whether this connection gave one
+        self._resumes = False  # whether a finite stream continues where the connection was lost
+        self._connection_frames = 0  # frames of this connection
+        self._max_gap_seconds = 0.0  # between two frames of this connection
+        self._short_connections = 0  # connections in a row that stalled after a few frames
+        self._continues = False  # whether this connection continues where the last one ended
+        self._failures = 0  # attempts in a row without a frame
+        self._delivered_frames = False  # whether this connection has given a frame
         self._index = 0
         self._clock = StreamClock()
         self._last_pts: float | None = None
 
     @property
     def health(self) -> Health:
-        """How it does right now."""
+        """The current state of the source."""
         return self._health
 
     def __enter__(self) -> Self:
-        self._spec.decoder.check()  # to connect again and again brings no card
+        self._spec.decoder.check()  # reconnecting does not make a GPU available
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
-        """Nothing is left open: each connection closes in the thread that opened it."""
+        """Do nothing: each connection closes in the thread that opened it."""
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
-        """Give frames, reconnecting as long as it takes; ends within the read timeout once ``stop`` is set."""
+        """Yield frames and reconnect as needed; end within the read timeout after ``stop`` is set.
+
+        Raises:
+            ConnectionLostError: the stream cannot be read, or all attempts failed.
+        """
         while not stop.is_set():
             started_at = time.monotonic()
             try:
@@ -133,7 +137,7 @@ class LiveSource:
                 if lost.ended:
                     self._set_state("ended", lost.failure)
                     return
-                self._learn_pace(lost.failure)
+                self._adapt_read_timeout(lost.failure)
                 self._continues = False
                 if not self._delivered_frames:
                     self._failures += 1
@@ -142,71 +146,70 @@ class LiveSource:
                 self._continues = self._index > 0
 
     def _connection(self, stop: threading.Event) -> Iterator[Frame]:
-        """Give the frames of one connection; where the next is to follow, ends.
+        """Yield the frames of one connection; return where the next part follows, or when stopped.
 
-        Else raises ``SourceConnectionLostError`` or is stopped.
+        Raises:
+            SourceConnectionLostError: the connection was lost, or the stream ended.
         """
         spec = self._spec
         seconds = self._connect_timeouts.timeout_seconds(self._failures, self._answer_seconds)
         attempt = Attempt(seconds, self._read_seconds, stop)
-        self._delivered_frames, self._given, self._longest_gap_seconds = False, 0, 0.0
+        self._delivered_frames, self._connection_frames, self._max_gap_seconds = False, 0, 0.0
         since = time.monotonic()
         try:
             with spec.open(attempt) as container:
                 if stop.is_set():
                     return
-                attempt.waits_for, self.live, self._resumes = "picture", attempt.live, attempt.resumes
-                yield from self._images(container, attempt, answered_in=time.monotonic() - since)
+                attempt.waits_for, self.live, self._resumes = "frame", attempt.live, attempt.resumes
+                yield from self._decode(container, attempt, answered_in=time.monotonic() - since)
                 if not stop.is_set() and attempt.at_end != "next":
                     ended = self._has_ended(container) if attempt.at_end is None else attempt.at_end == "ended"
                     raise SourceConnectionLostError(Failure("the stream ended", cause="ended"), ended=ended)
         except ImageTooLargeError as error:
             raise SourceConnectionLostError(Failure(str(error), "slow", "codec")) from None
         except (av.error.FFmpegError, OSError) as error:
-            # FFmpeg's RTSP calls a wait for an answer that it cut short by whatever name: EPERM, invalid data.
-            cut_short = attempt.waits_for == "answer" and time.monotonic() - since >= seconds
-            known = isinstance(error, FailureError)
-            told = classify_error(
-                TimeoutError() if cut_short and not known else error,
+            # FFmpeg's RTSP demuxer reports a timeout of the answer as various errors: EPERM, invalid data.
+            timed_out = attempt.waits_for == "answer" and time.monotonic() - since >= seconds
+            is_classified = isinstance(error, FailureError)
+            failure = classify_error(
+                TimeoutError() if timed_out and not is_classified else error,
                 waited_for=attempt.waits_for,
-                seconds=attempt.allowed_seconds,
+                seconds=attempt.timeout_seconds,
             )
-            raise SourceConnectionLostError(told, ended=isinstance(error, StreamEndedError)) from error
+            raise SourceConnectionLostError(failure, ended=isinstance(error, StreamEndedError)) from error
 
-    def _learn_pace(self, failure: Failure) -> None:
-        """Wait longer for a camera whose pictures come more rarely than the read timeout allows."""
+    def _adapt_read_timeout(self, failure: Failure) -> None:
+        """Increase the read timeout for a camera whose frame interval is longer."""
         base = self._spec.read_timeout_seconds
-        if self._given > _ENOUGH_IMAGES and self._longest_gap_seconds < base:
-            self._short_lives, self._read_seconds = 0, base
-        elif self._given and failure.cause == "stalled":
-            self._short_lives += 1
-        if self._short_lives >= 2 and self._given and self._read_seconds < _MAX_READ_SECONDS:
-            self._short_lives = 0
+        if self._connection_frames > _MIN_FRAMES and self._max_gap_seconds < base:
+            self._short_connections, self._read_seconds = 0, base
+        elif self._connection_frames and failure.cause == "stalled":
+            self._short_connections += 1
+        if self._short_connections >= 2 and self._connection_frames and self._read_seconds < _MAX_READ_SECONDS:
+            self._short_connections = 0
             self._read_seconds = min(2 * self._read_seconds, _MAX_READ_SECONDS)
             log.warning(
-                "%s: its pictures come more rarely than every %g s; it may be silent for %g s from now on "
-                "(read_timeout_seconds sets that)",
+                "%s: the interval of its frames is longer than %g s; the read timeout is %g s from now on "
+                "(set by read_timeout_seconds)",
                 self.camera,
                 base,
                 self._read_seconds,
             )
 
-    def _images(self, container: InputContainer, attempt: Attempt, answered_in: float) -> Iterator[Frame]:
+    def _decode(self, container: InputContainer, attempt: Attempt, answered_in: float) -> Iterator[Frame]:
         stream = video_stream(container)
         if stream is None:
-            raise SourceConnectionLostError(Failure("it carries no video", cause="codec"))
-        context = cast("VideoCodecContext | None", stream.codec_context)  # its stub does not know of unknown codecs
+            raise SourceConnectionLostError(Failure("the stream contains no video", cause="codec"))
+        context = cast("VideoCodecContext | None", stream.codec_context)  # PyAV's stub excludes None: unknown codecs
         if context is None:
-            raise SourceConnectionLostError(
-                Failure("what it carries is in a codec that is not known here", "slow", "codec")
-            )
-        stream.thread_type = "SLICE"  # frame threads hold back one picture each
+            raise SourceConnectionLostError(Failure("the codec of its video is unknown", "slow", "codec"))
+        stream.thread_type = "SLICE"  # each frame thread would delay the video by one frame
         self.rate = float(stream.average_rate) if stream.average_rate else None
         if drop_bad_extradata(context):
-            log.info("%s: its description holds wrong parameter sets; those in the stream are used", self.camera)
+            log.info("%s: the parameter sets of its description are wrong; those in the stream are used", self.camera)
         numbers = FrameNumbers(context.extradata) if context.name == "h264" else None
         decoding = VideoDecoder(
-            trust=CorruptionTracker(window_packets=_DOUBT_PACKETS),
+            trust=CorruptionTracker(window_packets=_SUSPECT_PACKETS),
             numbers=numbers,
             max_pixels=self._spec.decoder.max_pixels,
         )
@@ -214,44 +217,44 @@ class LiveSource:
         self._clock.restart()
         corrupt_before, self._last_pts, last_at = self._health.corrupt, None, 0.0
         packets = self._monitored(self._spec.packets(container, attempt.stop), decoding, attempt)
-        for picture in decoding.run(packets, attempt.stop):
-            if not self._delivered_frames and (refused := self._spec.decoder.verify_first_frame(context, self.camera)):
-                raise SourceConnectionLostError(refused)
+        for frame in decoding.run(packets, attempt.stop):
+            if not self._delivered_frames and (failure := self._spec.decoder.verify_first_frame(context, self.camera)):
+                raise SourceConnectionLostError(failure)
             self._note_live(corrupt=corrupt_before + decoding.corrupt, answered_in=answered_in)
-            self._last_pts = None if picture.pts is None else picture.time
-            image, captured_at = rgb.convert(picture, aspect.now()), time.monotonic()
+            self._last_pts = None if frame.pts is None else frame.time
+            image, captured_at = rgb.convert(frame, aspect.now()), time.monotonic()
             pts = self._clock.to_seconds(self._last_pts, arrived_at=captured_at if self.live else None)
             index, self._index = self._index, self._index + 1
-            if self._given:
-                self._longest_gap_seconds = max(self._longest_gap_seconds, captured_at - last_at)
-            self._given, last_at = self._given + 1, captured_at
+            if self._connection_frames:
+                self._max_gap_seconds = max(self._max_gap_seconds, captured_at - last_at)
+            self._connection_frames, last_at = self._connection_frames + 1, captured_at
             yield Frame(image, self.camera, index, captured_at, pts)
 
     def _monitored(
         self, packets: Iterator[VideoPacket], decoding: VideoDecoder, attempt: Attempt
     ) -> Iterator[VideoPacket]:
-        """Pass packets on; say so, and in the end give up, where they come but no picture does."""
-        pictures = 0
+        """Yield packets; report a stall, and then fail, where packets arrive but no frame can be decoded."""
+        frames = 0
         since = time.monotonic()
-        attempt.heard()
+        attempt.record_data()
         for packet in packets:
             now, limit = time.monotonic(), attempt.read_seconds
-            if now - attempt.heard_at >= limit:
-                # On its timeout FFmpeg first gives the picture it had held back, as if it had just come.
-                raise SourceConnectionLostError(classify_error(TimeoutError(), waited_for="picture", seconds=limit))
-            if decoding.images != pictures:
-                pictures, since = decoding.images, now
+            if now - attempt.last_data_at >= limit:
+                # At its timeout FFmpeg first returns the packet that it held back.
+                raise SourceConnectionLostError(classify_error(TimeoutError(), waited_for="frame", seconds=limit))
+            if decoding.intact_frames != frames:
+                frames, since = decoding.intact_frames, now
             elif now - since > 5 * limit:
-                words = f"packets come, but no picture could be decoded for {5 * limit:g} s"
-                raise SourceConnectionLostError(Failure(words, cause="corrupt"))
+                message = f"packets arrive, but no frame could be decoded for {5 * limit:g} s"
+                raise SourceConnectionLostError(Failure(message, cause="corrupt"))
             elif now - since > limit and self._health.state != "stalled":
-                waiting = Failure("packets come, but no picture: waiting for a key picture", cause="corrupt")
-                self._set_state("stalled", waiting)
+                stall = Failure("packets arrive, but no frame can be decoded: waiting for a keyframe", cause="corrupt")
+                self._set_state("stalled", stall)
             yield packet
-            attempt.heard()
+            attempt.record_data()
 
     def _note_live(self, *, corrupt: int, answered_in: float) -> None:
-        """Say that a picture came. A reconnect counts from its first picture: being open proves nothing."""
+        """Set the state to live. A reconnect counts at its first frame: an open connection may give none."""
         reconnects = self._health.reconnects
         if not self._delivered_frames:
             reconnects += 1 if self._index > 0 and not self._continues else 0
@@ -264,7 +267,7 @@ class LiveSource:
             self._health = health
 
     def _has_ended(self, container: InputContainer) -> bool:
-        """Say whether a stream of known length was read to its end; a camera has no length, its end is a loss."""
+        """Return whether a stream of known duration was read to its end; False for a camera, which has no duration."""
         if not container.duration:
             return False
         start = (container.start_time or 0) / av.time_base
@@ -274,19 +277,20 @@ class LiveSource:
     def _wait(self, failure: Failure, stop: threading.Event, spent_seconds: float) -> None:
         """Wait until the next attempt; the last one took ``spent_seconds``.
 
-        Raises ``ConnectionLostError`` where there is to be none.
+        Raises:
+            ConnectionLostError: there are no attempts left, or retrying cannot help.
         """
         attempts = self._spec.attempts
         if self._index == 0 and self._spec.first_attempts is not None:
             attempts = self._spec.first_attempts
-        if not self.live:  # who waits for the end of something finite is not kept waiting for ever
+        if not self.live:  # a finite stream must end, so its attempts are limited
             attempts = min(attempts or _FINITE_ATTEMPTS, _FINITE_ATTEMPTS if self._resumes or not self._index else 0)
         if failure.retry_class == "never" or (attempts is not None and self._failures >= attempts):
             tried = f" (attempt {self._failures} of {attempts})" if attempts and failure.retry_class != "never" else ""
             self._set_state("failed", failure)
-            doubt = "where it is a camera: live: true" if self._spec.first_attempts and not self._index else ""
-            message = "; ".join(filter(None, (f"{self.uri}: {failure.message}{tried}", failure.hint, doubt)))
-            raise ConnectionLostError(message) from None  # FFmpeg's error names the address, password and all
+            live_hint = "for a camera, set live: true" if self._spec.first_attempts and not self._index else ""
+            message = "; ".join(filter(None, (f"{self.uri}: {failure.message}{tried}", failure.hint, live_hint)))
+            raise ConnectionLostError(message) from None  # FFmpeg's error contains the address with its password
         delay = self._spec.backoff.delay_seconds(
             self._failures, self._spec.rng, retry_class=failure.retry_class, spent_seconds=spent_seconds
         )
@@ -296,14 +300,14 @@ class LiveSource:
             self._set_state("connecting", failure)
 
     def _set_state(self, state: State, failure: Failure) -> None:
-        still_silent = failure.cause == self._health.cause == "timeout"  # only for how long each time differs
-        if failure.message != self._health.reason and not still_silent and state != "ended":
-            log.warning("%s: %s%s", self.camera, failure.message, "; it is tried again" if state == "waiting" else "")
+        is_repeated = failure.cause == self._health.cause == "timeout"  # messages that differ in their seconds only
+        if failure.message != self._health.reason and not is_repeated and state != "ended":
+            log.warning("%s: %s%s", self.camera, failure.message, "; reconnecting" if state == "waiting" else "")
         self._health = replace(self._health, state=state, reason=failure.message, cause=failure.cause)
 
 
 def demuxed(container: InputContainer, stop: threading.Event) -> Iterator[VideoPacket]:
-    """Give the packets of the video that ``video_stream`` chooses, until it ends or ``stop`` is set."""
+    """Yield the packets of the stream that ``video_stream`` selects, until it ends or ``stop`` is set."""
     stream = video_stream(container)
     if stream is None:
         return

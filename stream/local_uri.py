@@ -1,4 +1,4 @@
-"""What a path on this machine names, and the options behind it: ``FOLDER?watch=1``, ``VIDEO?loop=1``."""
+"""Local paths as sources: their kind, and the options after the path: ``FOLDER?watch=1``, ``VIDEO?loop=1``."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ Form = Literal["images", "video"]
 
 
 def split_options(uri: str) -> tuple[str, dict[str, str]]:
-    """Return a path, and the options behind it: ``FOLDER?watch=1``. A path that exists with a ``?`` in it has none.
+    """Return a path and its options; an existing path with ``?`` has none.
 
     Raises:
-        ValueError: an option is given twice.
+        ValueError: an option is repeated.
     """
-    return split_query(uri, lambda path: kind_of(path) != "nothing")
+    return split_query(uri, lambda path: kind_of(path) != "missing")
 
 
 def expanded(path: str) -> str:
-    """Return ``path`` with the home folder for ``~``, where there is one."""
+    """Return ``path`` with ``~`` replaced by the home folder, where the user has one."""
     return os.path.expanduser(path)  # noqa: PTH111 - Path's raises where a user has no home
 
 
 def form_of(path: str, suffixes: frozenset[str], *, examples: str) -> Form:
-    """Return how what ``path`` names is read: as still pictures, or as a video.
+    """Return whether ``path`` is read as still images or as a video.
 
     Raises:
-        SourceError: there is nothing, or the system refuses.
+        SourceError: the path does not exist, or the system refuses access.
     """
     from stream.images import is_pattern
 
     kind = kind_of(path)
-    if kind == "folder" or (kind == "nothing" and is_pattern(path)):
+    if kind == "folder" or (kind == "missing" and is_pattern(path)):
         return "images"
     refuse_missing(path, examples=examples)
     brand = _brand(path) if kind == "file" else b""
-    if brand in _VIDEO_BRANDS:  # pictures that move, whatever the suffix
+    if brand in _VIDEO_BRANDS:  # an image sequence, with any suffix
         return "video"
     is_still = os.path.splitext(path)[1].lower() in suffixes or brand in _STILL_BRANDS  # noqa: PTH122
     return "images" if is_still else "video"
 
 
 def _brand(path: str) -> bytes:
-    """Return the major brand of an ISO media file: FFmpeg reads one tile of a still picture, and says nothing."""
+    """Return the major brand of an ISO media file: FFmpeg reads one tile of a still image, without an error."""
     try:
         with open(path, "rb") as file:  # noqa: PTH123
             head = file.read(12)
@@ -58,7 +58,7 @@ def _brand(path: str) -> bytes:
 
 
 def camera_of(path: str) -> str:
-    """Return the name of a camera that is called by its path."""
+    """Return the default camera name of a path."""
     name = os.path.basename(path.rstrip("/"))  # noqa: PTH119
     if kind_of(path) == "folder":
         return name or os.path.basename(os.path.abspath(path))  # noqa: PTH100, PTH119

@@ -1,4 +1,4 @@
-"""MPEG-TS that was joined or padded: where one recording ends and the next begins, no packet is missing."""
+"""Detection of joints and padding in MPEG-TS files, where FFmpeg reports damage though no packet is missing."""
 
 from __future__ import annotations
 
@@ -11,76 +11,79 @@ import av
 from stream.decode import VideoPacket
 
 _SIZES: Final = (188, 192, 204)
-"""Bytes from one packet to the next: plain, with a time before it (Blu-ray, AVCHD), with a checksum behind it."""
+"""Bytes per packet: plain, with a timestamp before it (Blu-ray, AVCHD), with a checksum after it."""
 _SYNC: Final = 0x47
-_JUMP: Final = 10 * 90_000
-"""A step of the clock that no lost packet explains."""
-_TABLE: Final = 0
-"""The packet identifier of the table that a recording begins with."""
-_BEFORE: Final = 1 << 20  # bytes in which the table comes at least once
-_BEHIND: Final = 8 << 20  # more than one picture takes
+_MIN_CLOCK_JUMP: Final = 10 * 90_000
+"""A clock step, in units of 1/90000 s, that is too large for a lost packet."""
+_PAT_IDENTIFIER: Final = 0
+"""Packet identifier of the program association table, with which a recording begins."""
+_BYTES_BEFORE: Final = 1 << 20  # contain the table at least once
+_BYTES_AFTER: Final = 8 << 20  # more than one frame
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """One packet of the transport stream."""
+class _TransportPacket:
+    """The header of one packet of the transport stream."""
 
-    at: int
+    offset: int
+    """Position in the file, in bytes."""
     identifier: int
-    count: int
-    begins: bool
-    """Whether a picture, or a table, begins in it."""
+    counter: int
+    """The continuity counter, 0 to 15."""
+    is_unit_start: bool
+    """Whether a frame or a table begins in the packet."""
     is_random_access: bool
     clock: int | None
-    """The programme's clock, 90000 a second, where it carries that."""
+    """The program clock reference, in units of 1/90000 s; None: the packet has none."""
 
 
 def begins_anew(path: str, at: int) -> bool:
-    """Say whether the first break in a stream behind byte ``at``, a picture's, is where the next recording begins.
+    """Return whether the first discontinuity after byte ``at``, the start of a frame, begins the next recording.
 
-    The packets of each stream are counted. A lost one breaks the count of its stream alone; where a recording begins,
-    the first packet of the stream begins a picture that needs no other, and the count of its table breaks, too, or its
-    clock jumps.
+    Each stream has a continuity counter. A lost packet interrupts the counter of its stream only. At the start of a
+    recording, the first packet of the stream begins a keyframe, and the counter of the program association table is
+    interrupted, too, or the clock jumps.
     """
-    table: int | None = None
+    table_counter: int | None = None
     stream: int | None = None
     clock: int | None = None
-    count, is_new = 0, False
+    counter, is_new_table = 0, False
     with open(path, "rb") as file:  # noqa: PTH123 - the path is FFmpeg's, as given
-        for part in _parts(file, max(0, at - _BEFORE), at + _BEHIND, anchor=at):
-            if part.identifier == _TABLE:
-                is_new = part.at >= at and table is not None and part.count != (table + 1) & 15
-                table = part.count
+        for packet in _packets(file, max(0, at - _BYTES_BEFORE), at + _BYTES_AFTER, anchor=at):
+            if packet.identifier == _PAT_IDENTIFIER:
+                is_interrupted = table_counter is not None and packet.counter != (table_counter + 1) & 15
+                is_new_table = packet.offset >= at and is_interrupted
+                table_counter = packet.counter
                 continue
-            jumps = part.clock is not None and clock is not None and not 0 <= part.clock - clock < _JUMP
-            if stream is None and part.at >= at:
-                stream, count = part.identifier, part.count
-            elif part.identifier == stream:
-                is_joint = (is_new or jumps) and part.begins and part.is_random_access
-                if is_joint or part.count not in {count, (count + 1) & 15}:
+            jumps = packet.clock is not None and clock is not None and not 0 <= packet.clock - clock < _MIN_CLOCK_JUMP
+            if stream is None and packet.offset >= at:
+                stream, counter = packet.identifier, packet.counter
+            elif packet.identifier == stream:
+                is_joint = (is_new_table or jumps) and packet.is_unit_start and packet.is_random_access
+                if is_joint or packet.counter not in {counter, (counter + 1) & 15}:
                     return is_joint
-                count, is_new = part.count, False
-            clock = clock if part.clock is None else part.clock
+                counter, is_new_table = packet.counter, False
+            clock = clock if packet.clock is None else packet.clock
     return False
 
 
 def only_padding_behind(path: str, at: int) -> bool:
-    """Say whether nothing but zeros, or ones, follows the packets of the transport stream from byte ``at`` on."""
+    """Return whether the transport packets from byte ``at`` on are followed by 0x00 or 0xFF bytes only."""
     with open(path, "rb") as file:  # noqa: PTH123
-        end = max((part.at + 188 for part in _parts(file, at, None, anchor=at)), default=None)
+        end = max((packet.offset + 188 for packet in _packets(file, at, None, anchor=at)), default=None)
         if end is None:
             return False
         file.seek(end)
-        fill: set[int] = set()
+        values: set[int] = set()
         while block := file.read(1 << 20):
-            fill |= set(block)
-            if len(fill) > 1:
+            values |= set(block)
+            if len(values) > 1:
                 return False
-        return fill <= {0} or fill <= {0xFF}
+        return values <= {0} or values <= {0xFF}
 
 
-def cleared(packet: VideoPacket) -> VideoPacket:
-    """Return a copy of a packet without the mark that it is damaged."""
+def without_corrupt_flag(packet: VideoPacket) -> VideoPacket:
+    """Return a copy of a packet without the flag that it is corrupt."""
     copy = cast("VideoPacket", av.Packet(bytes(packet)))
     copy.stream, copy.time_base = packet.stream, packet.time_base
     copy.pts, copy.dts, copy.is_keyframe = packet.pts, packet.dts, packet.is_keyframe
@@ -89,37 +92,37 @@ def cleared(packet: VideoPacket) -> VideoPacket:
     return copy
 
 
-def _step(file: BinaryIO, anchor: int) -> tuple[int, int] | None:
-    """Return where the packet at ``anchor`` begins, and how many bytes lie between it and the next; None: no packet."""
+def _alignment(file: BinaryIO, anchor: int) -> tuple[int, int] | None:
+    """Return the offset of the packet at ``anchor`` and the packet size in bytes; None where there is no packet."""
     file.seek(anchor)
     block = file.read(4 + 204 * 3)
     for size in _SIZES:
-        ahead = size - 188 if size == 192 else 0  # the time comes first
-        marks = block[ahead::size][:3]
-        if marks and marks == bytes([_SYNC]) * len(marks):
-            return anchor + ahead, size
+        prefix = size - 188 if size == 192 else 0  # the timestamp
+        sync_bytes = block[prefix::size][:3]
+        if sync_bytes and sync_bytes == bytes([_SYNC]) * len(sync_bytes):
+            return anchor + prefix, size
     return None
 
 
-def _parts(file: BinaryIO, begin: int, end: int | None, *, anchor: int) -> Iterator[_Part]:
-    """Give the packets from ``begin`` to ``end``, in step with ``anchor``, until one does not begin as they do."""
-    step = _step(file, anchor)
-    if step is None:
+def _packets(file: BinaryIO, begin: int, end: int | None, *, anchor: int) -> Iterator[_TransportPacket]:
+    """Yield the packets from byte ``begin`` to ``end``, aligned with ``anchor``; stop at a packet without sync byte."""
+    alignment = _alignment(file, anchor)
+    if alignment is None:
         return
-    first, size = step
-    at = first - (first - begin) // size * size
-    file.seek(at)
-    while (end is None or at < end) and (block := file.read(size)):
+    first, size = alignment
+    offset = first - (first - begin) // size * size
+    file.seek(offset)
+    while (end is None or offset < end) and (block := file.read(size)):
         if len(block) >= 188 and block[0] == _SYNC:
-            yield _part(block, at)
-        elif at >= anchor:
+            yield _parse_packet(block, offset)
+        elif offset >= anchor:
             return
-        at += size
+        offset += size
 
 
-def _part(block: bytes, at: int) -> _Part:
+def _parse_packet(block: bytes, offset: int) -> _TransportPacket:
     has_field = bool(block[3] & 0x20) and block[4] > 0
     flags = block[5] if has_field else 0
     clock = int.from_bytes(block[6:11], "big") >> 7 if flags & 0x10 else None
     identifier = (block[1] & 0x1F) << 8 | block[2]
-    return _Part(at, identifier, block[3] & 15, bool(block[1] & 0x40), bool(flags & 0x40), clock)
+    return _TransportPacket(offset, identifier, block[3] & 15, bool(block[1] & 0x40), bool(flags & 0x40), clock)

@@ -1,4 +1,4 @@
-"""Opening a stream over the network: the timeouts and options that RTSP and web streams share."""
+"""Network streams that FFmpeg opens: shared timeouts and options."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ from stream.rtsp_challenge import why_unauthorised
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """How long to wait for the other side."""
+    """Time limits of connections, in seconds."""
 
     open_timeout_seconds: float
     read_timeout_seconds: float
     attempts: int | None = None
-    """How many attempts in a row may fail before the stream is given up; None: never."""
+    """How many attempts in a row may fail before the source fails; None: no limit."""
 
 
 def network_source(
     uri: str, *, camera: str, options: dict[str, str], timeouts: Timeouts, decoder: DecoderSelector
 ) -> LiveSource:
-    """Return a live source of ``uri`` opened with FFmpeg's ``options``."""
+    """Return a live source of ``uri`` that FFmpeg opens with ``options``."""
 
     def opened(attempt: Attempt) -> AbstractContextManager[InputContainer]:
         timeout = (attempt.answer_seconds, attempt.read_seconds)
         try:
             container = decoder.open(uri, options=options, timeout=timeout)
         except av.error.HTTPUnauthorizedError:
-            if why := why_unauthorised(uri, attempt):
-                raise FailureError(why) from None
+            if failure := why_unauthorised(uri, attempt):
+                raise FailureError(failure) from None
             raise
-        # What is asked of the decoder does not reach it by itself.
+        # FFmpeg does not pass options of the container to the decoder.
         for stream in container.streams.video:
-            context = cast("VideoCodecContext | None", stream.codec_context)  # None: a codec nobody knows
+            context = cast("VideoCodecContext | None", stream.codec_context)  # None: an unknown codec
             if context is not None and "err_detect" in options:
                 context.options = {**context.options, "err_detect": options["err_detect"]}
         return container
 
-    line = ConnectionSpec(
+    spec = ConnectionSpec(
         opened,
         demuxed,
         timeouts.open_timeout_seconds,
@@ -56,4 +56,4 @@ def network_source(
         attempts=timeouts.attempts,
         decoder=decoder,
     )
-    return LiveSource(uri=redact(uri), camera=camera, spec=line)
+    return LiveSource(uri=redact(uri), camera=camera, spec=spec)

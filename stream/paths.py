@@ -1,4 +1,4 @@
-"""Paths that a user named: what stands there, and every refusal of the system in words."""
+"""Local paths of users: their kind, access checks, and error messages."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from typing import BinaryIO, Final, Literal
 
 from pipeline.errors import SourceError, did_you_mean
 
-Kind = Literal["nothing", "file", "folder", "pipe", "device"]
+Kind = Literal["missing", "file", "folder", "pipe", "device"]
 
 _CONTROLS: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-_GLANCE_SECONDS: Final = 0.1  # how often a waiting reader looks whether it is to stop
+_POLL_SECONDS: Final = 0.1  # how often a waiting reader checks the stop event
 
 
 def kind_of(path: str | os.PathLike[str]) -> Kind:
-    """Return what stands at ``path``, links followed.
+    """Return the kind of ``path``, following links.
 
     Raises:
-        SourceError: the system does not tell: a folder on the way may not be entered, the name is too long.
+        SourceError: the system refuses access: a parent folder may not be entered, or the name is too long.
     """
     try:
-        mode = os.stat(path).st_mode  # noqa: PTH116 - Path.stat would refuse no less and tell no more
+        mode = os.stat(path).st_mode  # noqa: PTH116 - Path.stat fails in the same cases
     except (FileNotFoundError, NotADirectoryError):
-        return "nothing"
-    except (OSError, ValueError) as reason:  # ValueError: a zero byte, or a character that file names here cannot hold
+        return "missing"
+    except (OSError, ValueError) as reason:  # ValueError: a zero byte, or a character that file names cannot contain
         raise SourceError(refusal(path, reason)) from None
     if stat.S_ISREG(mode):
         return "file"
@@ -38,31 +38,31 @@ def kind_of(path: str | os.PathLike[str]) -> Kind:
 
 
 def refusal(path: str | os.PathLike[str], reason: OSError | ValueError) -> str:
-    """Return in one line why the system refused ``path``, and what to do."""
-    words = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
+    """Return a one-line message: why the system refused ``path``, and what to do."""
+    message = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
     hint = "check the path"
     if isinstance(reason, PermissionError):
-        hint = "give this user the right to read it and to enter the folders on the way (chmod)"
-    return f"{shown(path)}: cannot be read: {words}; {hint}"
+        hint = "give this user permission to read it and to enter its parent folders (chmod)"
+    return f"{shown(path)}: cannot be read: {message}; {hint}"
 
 
 def shown(path: str | os.PathLike[str]) -> str:
-    r"""Return ``path`` as text that any log, header and terminal takes: file names here may be any bytes.
+    r"""Return ``path`` as printable text, for logs, headers and terminals.
 
-    What is not utf-8, and control characters, become ``\x..``.
+    Bytes that are not UTF-8, and control characters, become ``\x..``.
     """
     name = os.fspath(path)
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return _CONTROLS.sub(lambda found: rf"\x{ord(found[0]):02x}", text)
+    return _CONTROLS.sub(lambda match: rf"\x{ord(match[0]):02x}", text)
 
 
 def refuse_missing(path: str, *, examples: str) -> None:
-    """Raise ``SourceError`` with the nearest name where nothing stands at ``path``."""
-    if kind_of(path) != "nothing":
+    """Raise ``SourceError``, with the nearest existing name, where ``path`` does not exist."""
+    if kind_of(path) != "missing":
         return
     folder, siblings = Path(path).parent, list[str]()
     try:
-        siblings = os.listdir(folder)  # noqa: PTH208 - names are all that is asked for
+        siblings = os.listdir(folder)  # noqa: PTH208 - only names are needed
     except (OSError, ValueError):
         siblings = []
     hint = did_you_mean(Path(path).name, map(shown, siblings[:10_000]))
@@ -70,33 +70,33 @@ def refuse_missing(path: str, *, examples: str) -> None:
 
 
 class PipeReader:
-    """Reads a named pipe so that every wait for its writer can be woken; a file object without ``seek``.
+    """Reads a named pipe with interruptible waits; a file object without ``seek``.
 
-    To open a pipe that nobody writes into would wait in the system until somebody does, and nothing could end that.
+    A blocking ``open`` would wait for a writer in the system, without a way to interrupt it.
     """
 
     def __init__(self, path: str, stop: threading.Event) -> None:
-        """Open ``path`` without waiting; a set ``stop`` reads as the end. Raises ``OSError``."""
+        """Open ``path`` without waiting; after ``stop`` is set, reading returns the end. Raises ``OSError``."""
         self.name = shown(path)
         self._stop = stop
         self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
 
     def read(self, size: int) -> bytes:
-        """Return what comes, at most ``size`` bytes; nothing once the writer has closed it."""
+        """Wait for data and return at most ``size`` bytes; ``b""`` after the writer has closed the pipe."""
         while not self._stop.is_set():
-            if select.select([self._descriptor], [], [], _GLANCE_SECONDS)[0]:
+            if select.select([self._descriptor], [], [], _POLL_SECONDS)[0]:
                 return os.read(self._descriptor, size)
         return b""
 
     def close(self) -> None:
-        """Close it."""
+        """Close the pipe."""
         os.close(self._descriptor)
 
 
 def opened(path: str) -> str | BinaryIO:
-    """Return what FFmpeg opens for a local file: its path, or the open file where the path is not utf-8.
+    """Return FFmpeg's input for a local file: its path, or the open file where the path is not UTF-8.
 
-    A name with a colon would be taken for a protocol.
+    A name with a colon gets the prefix ``file:``, so that FFmpeg does not take it for a protocol.
     """
     try:
         path.encode()
@@ -106,16 +106,16 @@ def opened(path: str) -> str | BinaryIO:
 
 
 def check_file(path: str) -> None:
-    """Raise ``SourceError`` where ``path`` is no file that can be read, or an empty one."""
+    """Raise ``SourceError`` where ``path`` is not a readable file, or is empty."""
     kind = kind_of(path)
-    if kind == "nothing":
+    if kind == "missing":
         raise SourceError(f"{shown(path)}: no such file; check the path")
     if kind == "device":
-        raise SourceError(f"{shown(path)}: is a device, not a file; a webcam is camera:N")
+        raise SourceError(f"{shown(path)}: is a device, not a file; use camera:N for a webcam")
     try:
         with open(path, "rb") as file:  # noqa: PTH123 - the path is FFmpeg's, as given
             first = file.read(1)
     except OSError as reason:
         raise SourceError(refusal(path, reason)) from None
     if not first:
-        raise SourceError(f"{shown(path)}: is empty (0 bytes); record or fetch it again")
+        raise SourceError(f"{shown(path)}: is empty (0 bytes); record or download it again")

@@ -1,4 +1,4 @@
-"""An RTSP camera: its video over TCP or UDP, with as little delay as the decoder allows."""
+"""RTSP cameras over TCP or UDP, with low latency."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def rtsp_source(
 
 
 def rtsp_options(transport: Transport) -> dict[str, str]:
-    """Return FFmpeg's options for a camera that is watched live.
+    """Return FFmpeg's options for a live RTSP camera.
 
-    The description tells the codec, so probing would only delay the first picture by a second. ``nobuffer`` is left
-    out: it throws away the first key picture. Damage must be an error to be counted, not a picture made up;
-    ``aggressive`` makes one of what is left over behind a picture's last block: the sign of a packet lost within.
+    The description states the codec, so probing would only delay the first frame by a second. ``nobuffer`` is not set:
+    it drops the first keyframe. ``explode`` makes damage an error that is counted, instead of a concealed frame;
+    ``aggressive`` also reports surplus data after a frame's last block: the sign of a packet lost within the frame.
     """
     return {
         "rtsp_transport": transport,

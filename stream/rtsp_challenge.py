@@ -1,4 +1,4 @@
-"""Why an RTSP camera admits nobody: what it asks for, where FFmpeg cannot answer that."""
+"""The authentication challenges of an RTSP camera that FFmpeg cannot answer."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ _SECONDS: Final = 2.0
 
 
 def why_unauthorised(uri: str, attempt: Attempt) -> Failure | None:
-    """Ask a camera that refused FFmpeg for its challenges; return why none can be answered, None where one can.
+    """Request the challenges of a camera that refused FFmpeg; return the failure where FFmpeg can answer none.
 
-    FFmpeg answers Basic, and Digest by MD5 with ``qop=auth`` or without; else it sends no credentials at all.
+    FFmpeg answers Basic, and Digest with MD5, with or without ``qop=auth``; otherwise it sends no credentials. Returns
+    None where it can answer one, or where the camera does not reply.
     """
     parts = urlsplit(uri)
     if parts.scheme.lower() != "rtsp" or not parts.hostname or "@" not in parts.netloc:
@@ -29,24 +30,24 @@ def why_unauthorised(uri: str, attempt: Attempt) -> Failure | None:
     except (OSError, UnicodeError):
         return None
     offered = challenges(re.findall(r"(?im)^www-authenticate:[ \t]*([^\r\n]*)", answer))
-    if not offered or any(_is_answered(one) for one in offered):
+    if not offered or any(_is_supported(challenge) for challenge in offered):
         return None
     names = re.sub(r"[^\w ,=-]", "?", ", ".join(dict.fromkeys(map(_name, offered))))[:80]
-    words = (
-        f"it asks for {names}, which is not spoken over RTSP here: no password was sent; "
-        "allow Digest by MD5, or Basic, in its settings (401)"
+    message = (
+        f"it requires {names}, which is not supported over RTSP: no password was sent; "
+        "allow Digest with MD5, or Basic, in its settings (401)"
     )
-    return Failure(words, "slow", "unauthorised", hint="")
+    return Failure(message, "slow", "unauthorised", hint="")
 
 
-def _is_answered(challenge: Challenge) -> bool:
+def _is_supported(challenge: Challenge) -> bool:
     if challenge.scheme == "basic":
         return True
     return challenge.scheme == "digest" and challenge.algorithm == "MD5" and _qop(challenge) != "auth-int"
 
 
 def _qop(challenge: Challenge) -> str:
-    offered = [one.strip().lower() for one in challenge.parameters.get("qop", "").split(",")]
+    offered = [value.strip().lower() for value in challenge.parameters.get("qop", "").split(",")]
     return "auth-int" if "auth-int" in offered and "auth" not in offered else ""
 
 
@@ -55,7 +56,7 @@ def _name(challenge: Challenge) -> str:
 
 
 def _describe(host: str, port: int, target: str, seconds: float) -> str:
-    """Return the head of the answer to a DESCRIBE without credentials."""
+    """Return the headers of the answer to a DESCRIBE request without credentials."""
     if re.search(r"[\x00-\x20\x7f]", target):
         return ""
     with socket.create_connection((host, port), timeout=seconds) as connection:

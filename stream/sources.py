@@ -168,7 +168,7 @@ def _split(uri: str) -> tuple[str, dict[str, str]]:
 
 def _exists(path: str) -> bool:
     try:
-        return kind_of(path) != "nothing"
+        return kind_of(path) != "missing"
     except SourceError:  # too long for a name: an address
         return False
 

@@ -1,1 +1,1 @@
-"""The simulated inspection line: its parts, its defects, its camera and the source that shows them."""
+"""The simulated inspection line: parts, defects, camera, and the source of its frames."""

@@ -1,7 +1,7 @@
-"""The simulated conveyor: a woven belt, the rails beside it, and what lies on it that is no part.
+"""The simulated conveyor: a woven belt, its rails, and distractors, which are neither parts nor defects.
 
-Dust, oil marks, scuffs, paper labels and a lost screw are there to be looked at and not to be called defects. Lengths
-are in units (see ``line_schedule``) until ``scale``, pixels per unit, is applied.
+Distractors are dust, oil, scuffs, paper labels and screws. Lengths are in units (see ``schedule``); ``scale`` is in
+pixels per unit.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from stream.simulated.parts import Field
 from stream.simulated.schedule import HEIGHT_UNITS, SLOT_UNITS
 
 RAIL_UNITS = 30
-"""Height of the rail at the picture's top and bottom."""
+"""Height of the rails at the image's top and bottom."""
 _PERIOD_SLOTS = 4
 _COLOURS = ((64, 72, 70), (52, 84, 70), (84, 86, 88), (56, 66, 92), (96, 88, 74))
 
 
 def bare_belt(seed: int, slot: int, scale: float) -> Image:
-    """Return the belt under one slot, RGB, seamless with its neighbours; a new array."""
+    """Return the belt of one slot, a new uint8 RGB array, seamless with its neighbours."""
     weave = _weave(scale)
     slot_pixels = weave.shape[1] // _PERIOD_SLOTS
     left = slot % _PERIOD_SLOTS * slot_pixels
@@ -33,9 +33,9 @@ def bare_belt(seed: int, slot: int, scale: float) -> Image:
 
 
 def draw_distractors(canvas: Image, rng: np.random.Generator, scale: float, clutter: float) -> None:
-    """Strew a slot with what is no defect: paints on ``canvas`` in place, clear of the slot's ends.
+    """Draw distractors on ``canvas`` in place, clear of the slot's ends.
 
-    ``clutter`` scales how often labels and screws lie there; 1 is the line as it is shown.
+    ``clutter`` scales the probability of labels and screws; 1 is the default of the line.
     """
     if rng.random() < 0.5:
         _oil(canvas, rng, scale)
@@ -49,7 +49,7 @@ def draw_distractors(canvas: Image, rng: np.random.Generator, scale: float, clut
 
 
 def dust(canvas: Image, rng: np.random.Generator, scale: float, count: int) -> None:
-    """Let specks and fibres of light dust fall on ``canvas``, in place."""
+    """Draw ``count`` specks of light dust on ``canvas``, in place."""
     height, width = canvas.shape[:2]
     for _ in range(count):
         x, y = rng.uniform(4, width - 4), rng.uniform(4, height - 4)
@@ -60,24 +60,24 @@ def dust(canvas: Image, rng: np.random.Generator, scale: float, count: int) -> N
 
 @lru_cache(maxsize=8)
 def rails(width: int, scale: float) -> Image:
-    """Return one rail, RGB (rail height, width, 3): a bright profile with bolts, its inner edge at the bottom."""
+    """Return one rail, uint8 RGB (rail height, width, 3), with its inner edge at the bottom."""
     rows = round(RAIL_UNITS * scale)
     down = np.linspace(0.0, 1.0, rows)
     tone = 118 + 40 * np.exp(-(((down - 0.35) / 0.18) ** 2)) - 70 * np.clip(down - 0.82, 0.0, 1.0) / 0.18
     strip = np.repeat(np.repeat(tone[:, None, None], width, axis=1), 3, axis=2)
     strip += np.random.default_rng(8).normal(0.0, 2.0, (1, width, 1))
-    picture = np.clip(strip * (0.98, 1.0, 1.02), 0, 255).astype(np.uint8)
+    image = np.clip(strip * (0.98, 1.0, 1.02), 0, 255).astype(np.uint8)
     for middle in np.arange(60 * scale, width, 150 * scale):
         centre = (round(middle * 16), round(rows * 0.36 * 16))
-        cv2.circle(picture, centre, round(7.5 * scale * 16), (70, 72, 74), -1, cv2.LINE_AA, 4)
-        cv2.circle(picture, centre, round(6.0 * scale * 16), (150, 152, 156), -1, cv2.LINE_AA, 4)
-        cv2.circle(picture, centre, round(3.0 * scale * 16), (52, 52, 54), -1, cv2.LINE_AA, 4)
-    return picture
+        cv2.circle(image, centre, round(7.5 * scale * 16), (70, 72, 74), -1, cv2.LINE_AA, 4)
+        cv2.circle(image, centre, round(6.0 * scale * 16), (150, 152, 156), -1, cv2.LINE_AA, 4)
+        cv2.circle(image, centre, round(3.0 * scale * 16), (52, 52, 54), -1, cv2.LINE_AA, 4)
+    return image
 
 
 @lru_cache(maxsize=8)
 def _weave(scale: float) -> Field:
-    """Brightness of the belt over four slots, near 1, seamless from end to start; the same weave for every belt."""
+    """Return the belt's brightness over four slots, near 1, seamless from end to start, the same for every belt."""
     rows, columns = round(HEIGHT_UNITS * scale), _PERIOD_SLOTS * round(SLOT_UNITS * scale)
     rng = np.random.default_rng(9)
     x = np.arange(columns, dtype=np.float32)[None] / columns * (2 * math.pi)
@@ -98,13 +98,13 @@ def _weave(scale: float) -> Field:
     return np.asarray(np.clip(brightness, 0.4, 2.2), np.float32)
 
 
-def _place(canvas: Image, rng: np.random.Generator, margin: float) -> tuple[float, float]:
+def _random_point(canvas: Image, rng: np.random.Generator, margin: float) -> tuple[float, float]:
     height, width = canvas.shape[:2]
     return float(rng.uniform(margin, width - margin)), float(rng.uniform(1.6 * margin, height - 1.6 * margin))
 
 
 def _oil(canvas: Image, rng: np.random.Generator, scale: float) -> None:
-    x, y = _place(canvas, rng, 44 * scale)
+    x, y = _random_point(canvas, rng, 44 * scale)
     reach = round(42 * scale)
     column, row = round(x) - reach, round(y) - reach
     region = canvas[max(row, 0) : row + 2 * reach, max(column, 0) : column + 2 * reach]
@@ -126,18 +126,18 @@ def _oil(canvas: Image, rng: np.random.Generator, scale: float) -> None:
 
 
 def _scuff(canvas: Image, rng: np.random.Generator, scale: float) -> None:
-    x, y = _place(canvas, rng, 40 * scale)
-    turn, length = rng.uniform(0, math.pi), rng.uniform(20, 38) * scale
-    step = np.array((math.cos(turn), math.sin(turn))) * length
+    x, y = _random_point(canvas, rng, 40 * scale)
+    angle, length = rng.uniform(0, math.pi), rng.uniform(20, 38) * scale
+    step = np.array((math.cos(angle), math.sin(angle))) * length
     ends = np.round((np.array((x, y)) + np.outer((-1.0, 1.0), step)) * 16).astype(int)
     tone = [int(v) for v in np.clip(canvas[round(y), round(x)].astype(int) + 34, 0, 255)]
     cv2.line(canvas, ends[0].tolist(), ends[1].tolist(), tone, max(1, round(1.6 * scale)), cv2.LINE_AA, 4)
 
 
 def _corners(
-    x: float, y: float, turn: float, points: list[tuple[float, float]]
+    x: float, y: float, angle: float, points: list[tuple[float, float]]
 ) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:
-    cosine, sine = math.cos(turn), math.sin(turn)
+    cosine, sine = math.cos(angle), math.sin(angle)
     return np.array(
         [(round((x + a * cosine - b * sine) * 16), round((y + a * sine + b * cosine) * 16)) for a, b in points],
         np.int32,
@@ -145,8 +145,8 @@ def _corners(
 
 
 def _paper_label(canvas: Image, rng: np.random.Generator, scale: float) -> None:
-    x, y = _place(canvas, rng, 36 * scale)
-    turn = rng.uniform(0, math.pi)
+    x, y = _random_point(canvas, rng, 36 * scale)
+    angle = rng.uniform(0, math.pi)
     half_width, half_height = 26 * scale, 15 * scale
     sheet = [
         (-half_width, -half_height),
@@ -154,18 +154,18 @@ def _paper_label(canvas: Image, rng: np.random.Generator, scale: float) -> None:
         (half_width, half_height),
         (-half_width, half_height),
     ]
-    cv2.fillPoly(canvas, [_corners(x, y, turn, sheet)], (214, 212, 202), cv2.LINE_AA, 4)
+    cv2.fillPoly(canvas, [_corners(x, y, angle, sheet)], (214, 212, 202), cv2.LINE_AA, 4)
     left = -half_width + 4 * scale
     while left < half_width - 5 * scale:
         bar = rng.uniform(0.8, 2.6) * scale
         stripe = [(left, -9 * scale), (left + bar, -9 * scale), (left + bar, 6 * scale), (left, 6 * scale)]
-        cv2.fillPoly(canvas, [_corners(x, y, turn, stripe)], (40, 40, 44), cv2.LINE_AA, 4)
+        cv2.fillPoly(canvas, [_corners(x, y, angle, stripe)], (40, 40, 44), cv2.LINE_AA, 4)
         left += bar + rng.uniform(1.2, 3.0) * scale
 
 
 def _screw(canvas: Image, rng: np.random.Generator, scale: float) -> None:
-    x, y = _place(canvas, rng, 34 * scale)
-    turn = rng.uniform(0, 2 * math.pi)
+    x, y = _random_point(canvas, rng, 34 * scale)
+    angle = rng.uniform(0, 2 * math.pi)
     shaft = [
         (0.0, -3.5 * scale),
         (26 * scale, -3.5 * scale),
@@ -176,9 +176,9 @@ def _screw(canvas: Image, rng: np.random.Generator, scale: float) -> None:
     head = [(-7 * scale, -8 * scale), (0.0, -8 * scale), (0.0, 8 * scale), (-7 * scale, 8 * scale), (-9 * scale, 0.0)]
     shadow = 3 * scale
     for outline in (shaft, head):
-        cv2.fillPoly(canvas, [_corners(x + shadow, y + shadow, turn, outline)], (24, 26, 26), cv2.LINE_AA, 4)
-    cv2.fillPoly(canvas, [_corners(x, y, turn, shaft)], (138, 140, 144), cv2.LINE_AA, 4)
+        cv2.fillPoly(canvas, [_corners(x + shadow, y + shadow, angle, outline)], (24, 26, 26), cv2.LINE_AA, 4)
+    cv2.fillPoly(canvas, [_corners(x, y, angle, shaft)], (138, 140, 144), cv2.LINE_AA, 4)
     for thread in np.arange(4, 26, 3.2):
-        mark = _corners(x, y, turn, [(thread * scale, -3.5 * scale), ((thread + 1) * scale, 3.5 * scale)])
-        cv2.line(canvas, mark[0].tolist(), mark[1].tolist(), (92, 94, 98), max(1, round(scale)), cv2.LINE_AA, 4)
-    cv2.fillPoly(canvas, [_corners(x, y, turn, head)], (168, 170, 174), cv2.LINE_AA, 4)
+        stroke = _corners(x, y, angle, [(thread * scale, -3.5 * scale), ((thread + 1) * scale, 3.5 * scale)])
+        cv2.line(canvas, stroke[0].tolist(), stroke[1].tolist(), (92, 94, 98), max(1, round(scale)), cv2.LINE_AA, 4)
+    cv2.fillPoly(canvas, [_corners(x, y, angle, head)], (168, 170, 174), cv2.LINE_AA, 4)

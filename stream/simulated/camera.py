@@ -1,6 +1,6 @@
 """The simulated camera above the line: uneven and changing light, focus, sensor noise.
 
-Everything per frame is a crop and four saturating 8-bit operations; the fields they need are drawn once.
+A frame costs one crop and four saturating 8-bit operations; their gain and noise fields are computed once.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import numpy as np
 
 from pipeline.frames import Image
 
-_UNITY = 128  # this gain leaves a pixel as it is
-_DRIFT = 32  # units the light wanders to either side
+_UNITY = 128  # the 8-bit value of a gain of 1
+_DRIFT = 32  # amplitude of the light's movement, in units
 _NOISE_LEVELS = (2.5, 3.5, 4.5)
 
 
 class CameraModel:
-    """How one camera sees: its light, focus and noise, fixed by ``seed``; what varies is a function of the moment."""
+    """One camera's light, focus and noise: fixed by ``seed``, with variations that depend on index and time."""
 
     def __init__(self, *, seed: int, size: tuple[int, int], scale: float) -> None:
         rng = np.random.default_rng((seed, 6))
@@ -35,26 +35,26 @@ class CameraModel:
         """Return the scene as the sensor gives it in frame ``index``, ``seconds`` after the start; a new array."""
         width, height = self._size
         rng = np.random.default_rng((self._seed, 7, index))
-        wander, breathe, dim = np.sin(seconds * np.array((0.45, 0.8, 0.6)) + self._phase)
-        shift = round(self._drift_pixels * (1 + wander))
+        drift, defocus, dim = np.sin(seconds * np.array((0.45, 0.8, 0.6)) + self._phase)
+        shift = round(self._drift_pixels * (1 + drift))
         gain = 1.0 + 0.08 * float(dim) + float(rng.normal(0.0, 0.012))
         light = self._light[:, shift : shift + width]
-        seen = cv2.multiply(scene, light, scale=gain / _UNITY)
-        sigma = self._focus * (1.0 + 0.3 * float(breathe))
-        seen = cv2.GaussianBlur(seen, (5, 5), sigma * 1.25, sigmaY=sigma)
+        image = cv2.multiply(scene, light, scale=gain / _UNITY)
+        sigma = self._focus * (1.0 + 0.3 * float(defocus))
+        image = cv2.GaussianBlur(image, (5, 5), sigma * 1.25, sigmaY=sigma)
         bright, dark = self._noise
         for tile, apply in ((bright, cv2.add), (dark, cv2.subtract)):
             row, column = (int(v) for v in rng.integers(0, 64, 2))
-            apply(seen, tile[row : row + height, column : column + width], dst=seen)
-        return np.asarray(seen, np.uint8)
+            apply(image, tile[row : row + height, column : column + width], dst=image)
+        return np.asarray(image, np.uint8)
 
 
 def _light(rng: np.random.Generator, size: tuple[int, int], drift: int, scale: float) -> Image:
-    """Gain of the lamp over a field wider than the picture by twice ``drift``: gradient, glow, shadow, tint."""
+    """Return the lamp's gain over a field wider than the image by 2 * ``drift``: gradient, glow, shadow, tint."""
     width, height = size[0] + 2 * drift, size[1]
     y, x = np.mgrid[-1:1:64j, -1:1:96j].astype(np.float32)
-    turn = rng.uniform(0.0, 2 * math.pi)
-    gain = 1.04 + rng.uniform(0.05, 0.14) * (x * math.cos(turn) + y * math.sin(turn))
+    angle = rng.uniform(0.0, 2 * math.pi)
+    gain = 1.04 + rng.uniform(0.05, 0.14) * (x * math.cos(angle) + y * math.sin(angle))
     glow_x, glow_y = rng.uniform(-0.6, 0.6, 2)
     gain += rng.uniform(0.05, 0.16) * np.exp(-(((x - glow_x) / 0.45) ** 2 + ((y - glow_y) / 0.6) ** 2))
     gain *= 1.0 - rng.uniform(0.08, 0.2) * (0.6 * x**2 + 0.4 * y**2)
@@ -68,7 +68,7 @@ def _light(rng: np.random.Generator, size: tuple[int, int], drift: int, scale: f
 def _bar_shadow(
     rng: np.random.Generator, size: tuple[int, int], scale: float
 ) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
-    """The soft shadow of a cable or a strut across the picture."""
+    """Return the gain of a soft shadow of a cable or a strut across the image."""
     shade = np.zeros((size[1], size[0]), np.uint8)
     top, bottom = rng.uniform(0.1, 0.9, 2) * size[0]
     thickness = max(2, round(rng.uniform(14, 40) * scale))
@@ -79,7 +79,7 @@ def _bar_shadow(
 
 @lru_cache(maxsize=8)
 def _noise(size: tuple[int, int], sigma: float) -> tuple[Image, Image]:
-    """Two tiles, larger than the picture by 64 pixels: what noise adds, and what it takes."""
+    """Return two tiles, larger than the image by 64 pixels: the noise to add, and the noise to subtract."""
     width, height = size
     rng = np.random.default_rng(10)
     tiles = []

@@ -1,8 +1,7 @@
 """The four defects of the simulated line, each painted on one part.
 
-A painter changes the sheet in place and returns the defect's tight box in sheet pixels. ``missing_hole`` is decided
-before drilling, by leaving a hole out; its painter adds what a drill that never came leaves: the scribed ring and the
-punch mark.
+A painter changes the canvas in place and returns the defect's tight box in canvas pixels. For ``missing_hole`` the part
+is drawn without one hole; its painter adds the scribed ring and the punch mark of the hole that was not drilled.
 """
 
 from __future__ import annotations
@@ -18,16 +17,16 @@ from pipeline.frames import Box
 from stream.simulated.parts import Hole, Mask, PartCanvas, slope
 
 _BRIGHT = 105.0
-"""Metal brighter than this (0 to 255) shows dark stains, darker metal shows pale ones."""
+"""Stains are dark on metal brighter than this (0 to 255), and pale on darker metal."""
 _SHINY = 125.0
-"""On metal brighter than this a scratch is dark; on darker metal, and through coloured coats, it shines."""
+"""Scratches are dark on metal brighter than this, and bright on darker metal and coloured coats."""
 
 
 def scratch(canvas: PartCanvas, rng: np.random.Generator) -> Box:
-    """Paint one to three scores, 50 to 85 units long, across the metal: dark on shiny metal, else bright."""
+    """Paint one to three scratches, 50 to 85 units long: dark on shiny metal, else bright."""
     length = rng.uniform(50.0, 85.0) * canvas.scale
-    (x, y), turn = _on_metal(canvas, rng, reach=length * 0.5, width=6.0 * canvas.scale)
-    along = np.array((math.cos(turn), math.sin(turn)))
+    (x, y), angle = _on_metal(canvas, rng, reach=length * 0.5, width=6.0 * canvas.scale)
+    along = np.array((math.cos(angle), math.sin(angle)))
     across = np.array((-along[1], along[0]))
     cut = np.zeros_like(canvas.solid)
     steps = np.linspace(-0.5, 0.5, 14)[:, None]
@@ -36,8 +35,8 @@ def scratch(canvas: PartCanvas, rng: np.random.Generator) -> Box:
         wobble = np.cumsum(rng.normal(0.0, 0.15 * canvas.scale, (14, 1)), axis=0)
         fraction = 1.0 if number == 0 else rng.uniform(0.45, 0.8)
         sideways = number * rng.uniform(3.0, 5.5) * canvas.scale * (1 if number % 2 else -1)
-        line = (x, y) + steps * fraction * length * along + (bow + wobble + sideways) * across
-        fixed = np.round(line * 16).astype(np.int32)[None]
+        points = (x, y) + steps * fraction * length * along + (bow + wobble + sideways) * across
+        fixed = np.round(points * 16).astype(np.int32)[None]
         cv2.polylines(cut, fixed, False, 255, max(1, round(rng.uniform(1.7, 2.8) * canvas.scale)), cv2.LINE_AA, 4)
     cut = np.minimum(cut, canvas.solid)
     soft = cut.astype(np.float32) / 255.0
@@ -53,33 +52,33 @@ def scratch(canvas: PartCanvas, rng: np.random.Generator) -> Box:
 
 
 def dent(canvas: PartCanvas, rng: np.random.Generator) -> Box:
-    """Press a hollow of 17 to 25 units radius: its far wall shines, its near wall lies in shadow."""
+    """Paint a dent of 17 to 25 units radius, with a bright far side and a dark near side."""
     radius = rng.uniform(17.0, 25.0) * canvas.scale
-    (x, y), turn = _on_metal(canvas, rng, reach=radius * 0.7, width=radius * 1.4)
+    (x, y), angle = _on_metal(canvas, rng, reach=radius * 0.7, width=radius * 1.4)
     axes = (radius, radius * rng.uniform(0.75, 1.0))
     hollow = np.zeros_like(canvas.solid)
     fixed = (round(x * 16), round(y * 16)), (round(axes[0] * 16), round(axes[1] * 16))
-    cv2.ellipse(hollow, *fixed, math.degrees(turn), 0.0, 360.0, 255, -1, cv2.LINE_AA, 4)
+    cv2.ellipse(hollow, *fixed, math.degrees(angle), 0.0, 360.0, 255, -1, cv2.LINE_AA, 4)
     depth = cv2.GaussianBlur(hollow, (0, 0), radius * 0.30)
     fraction = cv2.min(cv2.GaussianBlur(hollow, (0, 0), 1.5 * canvas.scale), canvas.solid).astype(np.float32) / 255.0
-    wall_clock = slope(depth, -1.0)
-    strongest = float(np.abs(wall_clock).max()) or 1.0
-    canvas.light += wall_clock * (rng.uniform(76.0, 100.0) / strongest) * fraction
+    shading = slope(depth, -1.0)
+    strongest = float(np.abs(shading).max()) or 1.0
+    canvas.light += shading * (rng.uniform(76.0, 100.0) / strongest) * fraction
     canvas.colour *= (1.0 - 0.22 * fraction)[..., None]
     return _box_of(np.minimum(hollow, canvas.solid))
 
 
 def stain(canvas: PartCanvas, rng: np.random.Generator) -> Box:
-    """Spill a blotch of 20 to 34 units radius with ragged edges and a darker rim: rust, oil, or dried coolant."""
+    """Paint a blotch of 20 to 34 units radius with ragged edges and a darker rim: rust, oil, or dried coolant."""
     radius = rng.uniform(20.0, 34.0) * canvas.scale
-    (x, y), turn = _on_metal(canvas, rng, reach=radius * 0.7, width=radius * 1.2)
+    (x, y), angle = _on_metal(canvas, rng, reach=radius * 0.7, width=radius * 1.2)
     corners = 28
     rough = rng.normal(0.0, 1.0, corners)
     ragged = 1.0 + 0.16 * np.sum([np.roll(rough, k) for k in range(-2, 3)], axis=0) / math.sqrt(5)
     angles = np.linspace(0.0, 2 * math.pi, corners, endpoint=False)
     reach = radius * np.clip(ragged, 0.6, 1.4)
     shape = np.stack([reach * np.cos(angles), reach * rng.uniform(0.7, 1.0) * np.sin(angles)], axis=1)
-    spin = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
+    spin = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
     blot = np.zeros_like(canvas.solid)
     cv2.fillPoly(blot, [np.round((shape @ spin + (x, y)) * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
     blot = np.minimum(np.asarray(cv2.GaussianBlur(blot, (0, 0), 1.4 * canvas.scale), np.uint8), canvas.solid)
@@ -92,7 +91,7 @@ def stain(canvas: PartCanvas, rng: np.random.Generator) -> Box:
 
 
 def undrilled(canvas: PartCanvas, hole: Hole) -> Box:
-    """Mark the place where the drill never came: a scribed ring and the dimple of the centre punch."""
+    """Paint the mark of a hole that was not drilled: a scribed ring and the dimple of the centre punch."""
     x, y = canvas.to_pixels(hole.x, hole.y)
     radius = hole.radius * canvas.scale
     fixed = (round(x * 16), round(y * 16))
@@ -113,7 +112,7 @@ PAINTERS: dict[str, Callable[[PartCanvas, np.random.Generator], Box]] = {
 
 
 def _brightness(canvas: PartCanvas) -> float:
-    """Mean reflectance of the metal, 0 to 255."""
+    """Return the mean reflectance of the metal, 0 to 255."""
     return float(canvas.colour[canvas.solid > 0].mean())
 
 
@@ -128,9 +127,9 @@ def _tint(brightness: float, rng: np.random.Generator) -> npt.NDArray[np.float32
 def _on_metal(
     canvas: PartCanvas, rng: np.random.Generator, *, reach: float, width: float
 ) -> tuple[tuple[float, float], float]:
-    """Find where a bar of half-length ``reach`` and the given width lies best on metal, of a handful of tries.
+    """Return the centre and the angle in radians of a bar that lies on metal, the best of 24 random positions.
 
-    Returns its middle and its direction in radians.
+    ``reach`` is the bar's half-length, ``width`` its width, in pixels.
     """
     rim = cv2.erode(canvas.solid, np.ones((3, 3), np.uint8), iterations=max(1, round(3 * canvas.scale)))
     rows, columns = np.nonzero(rim)
@@ -141,12 +140,12 @@ def _on_metal(
     side = rim.shape[0] - 1
     for _ in range(24):
         pick = int(rng.integers(len(rows)))
-        turn = float(rng.uniform(0.0, math.pi))
-        xs = columns[pick] + grid_along * math.cos(turn) - grid_across * math.sin(turn)
-        ys = rows[pick] + grid_along * math.sin(turn) + grid_across * math.cos(turn)
+        angle = float(rng.uniform(0.0, math.pi))
+        xs = columns[pick] + grid_along * math.cos(angle) - grid_across * math.sin(angle)
+        ys = rows[pick] + grid_along * math.sin(angle) + grid_across * math.cos(angle)
         inside = rim[np.clip(ys, 0, side).astype(int), np.clip(xs, 0, side).astype(int)] > 0
         if inside.mean() > best:
-            best, chosen = float(inside.mean()), ((float(columns[pick]), float(rows[pick])), turn)
+            best, chosen = float(inside.mean()), ((float(columns[pick]), float(rows[pick])), angle)
         if best == 1.0:
             break
     return chosen

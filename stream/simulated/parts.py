@@ -1,7 +1,7 @@
-"""Parts of the simulated line: their drawings, and how a metal part looks under a lamp.
+"""Parts of the simulated line: their shapes, and the rendering of a metal part under a lamp.
 
-A drawing is made once per kind and scale; placing a part turns it, lights its edges from a fixed lamp and gives it
-the grain of its finish. Lengths are in units (see ``line_schedule``) until ``scale``, pixels per unit, is applied.
+A shape is drawn once per kind and scale; rendering a part rotates it, shades its edges for a fixed lamp and adds the
+grain of its finish. Lengths are in units (see ``schedule``); ``scale`` is in pixels per unit.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ Mask = npt.NDArray[np.uint8]
 Field = npt.NDArray[np.float32]
 
 LAMP = (-0.6, -0.8)
-"""Direction towards the lamp in the picture, x to the right and y down."""
+"""Direction towards the lamp in the image, x to the right and y down."""
 RADIUS_UNITS = 104.0
-"""No part reaches further than this from its centre at size 1."""
+"""Maximum radius of a part at size 1."""
 
-_FINE = 3  # drawings are made this much larger and then reduced: smooth edges
+_SUPERSAMPLING = 3  # shapes are drawn this much larger and then reduced, for smooth edges
 _COLOURS = {
     "steel": (176, 180, 184),
     "zinc": (150, 156, 160),
@@ -39,7 +39,7 @@ _COLOURS = {
 
 @dataclass(frozen=True, slots=True)
 class Hole:
-    """A round hole in a drawing, in units from the part's centre."""
+    """A round hole in a shape, in units from the part's centre."""
 
     x: float
     y: float
@@ -48,7 +48,7 @@ class Hole:
 
 @dataclass(frozen=True, slots=True)
 class PartShape:
-    """What a kind of part looks like before it is turned."""
+    """The shape of a kind of part before it is rotated."""
 
     outline: tuple[tuple[float, float], ...]
     """Corners, in units from the centre, before rounding."""
@@ -57,33 +57,33 @@ class PartShape:
     holes: tuple[Hole, ...]
     """The pattern of drilled holes, of which one may be missing."""
     bore: float
-    """Radius of the hole in the middle, 0 for none: it is never missing."""
+    """Radius of the hole in the middle, which is never missing; 0: no hole."""
     hub: float
-    """Radius of the raised ring, 0 for none."""
+    """Radius of the raised ring; 0: no ring."""
     turned: bool
-    """Whether the grain runs in circles (lathe) or straight (mill)."""
+    """Whether the grain is circular (lathe) or straight (mill)."""
 
 
 def _ring(count: int, radius: float, hole: float, start: float = 0.0) -> tuple[Hole, ...]:
-    turns = [start + 2 * math.pi * i / count for i in range(count)]
-    return tuple(Hole(radius * math.cos(t), radius * math.sin(t), hole) for t in turns)
+    angles = [start + 2 * math.pi * i / count for i in range(count)]
+    return tuple(Hole(radius * math.cos(angle), radius * math.sin(angle), hole) for angle in angles)
 
 
 def _polygon(count: int, radius: float) -> tuple[tuple[float, float], ...]:
-    turns = [2 * math.pi * i / count for i in range(count)]
-    return tuple((radius * math.cos(t), radius * math.sin(t)) for t in turns)
+    angles = [2 * math.pi * i / count for i in range(count)]
+    return tuple((radius * math.cos(angle), radius * math.sin(angle)) for angle in angles)
 
 
 def _teeth(count: int, root: float, tip: float) -> tuple[tuple[float, float], ...]:
     corners = []
     for i in range(count):
         for part, radius in ((-0.32, root), (-0.16, tip), (0.16, tip), (0.32, root)):
-            turn = 2 * math.pi * (i + part) / count
-            corners.append((radius * math.cos(turn), radius * math.sin(turn)))
+            angle = 2 * math.pi * (i + part) / count
+            corners.append((radius * math.cos(angle), radius * math.sin(angle)))
     return tuple(corners)
 
 
-DRAWINGS = {
+SHAPES = {
     "flange": PartShape(_polygon(72, 90.0), 4.0, _ring(6, 66.0, 14.0), 28.0, 44.0, turned=True),
     "plate": PartShape(
         ((-72.0, -46.0), (72.0, -46.0), (72.0, 46.0), (-72.0, 46.0)),
@@ -101,51 +101,51 @@ DRAWINGS = {
 
 @dataclass(slots=True)
 class PartCanvas:
-    """A part being made: square arrays in pixels, the part's centre in the middle. Painters change it in place."""
+    """A part while it is painted: square arrays in pixels, centred on the part. Painters change it in place."""
 
     solid: Mask
-    """255 where there is metal, 0 in holes and outside."""
+    """255 on metal, 0 in holes and outside."""
     whole: Mask
-    """The same without the holes: where a hole shows the belt through the part."""
+    """``solid`` without the holes."""
     colour: Field
     """Reflectance, RGB, (side, side, 3), 0 to 255."""
     light: Field
-    """What the lamp adds, (side, side): bright and dark edges."""
-    turn: npt.NDArray[np.float64]
-    """2x3 matrix from units in the drawing to pixels in the sheet."""
+    """Brightness that the lamp adds, (side, side): bright and dark edges."""
+    transform: npt.NDArray[np.float64]
+    """2x3 matrix from units of the shape to pixels of the canvas."""
     scale: float
     """Pixels per unit."""
 
     def to_pixels(self, x: float, y: float) -> tuple[float, float]:
-        """Map a point of the drawing (units) to the sheet (pixels)."""
-        column, row = self.turn @ (x, y, 1.0)
+        """Return the canvas position (column, row) in pixels of a point of the shape in units."""
+        column, row = self.transform @ (x, y, 1.0)
         return float(column), float(row)
 
 
-def make_sheet(part: Part, drawing: PartShape, holes: tuple[Hole, ...], scale: float) -> PartCanvas:
-    """Draw a part without defects, with the given holes drilled."""
+def draw_part(part: Part, shape: PartShape, holes: tuple[Hole, ...], scale: float) -> PartCanvas:
+    """Return the canvas of a part without defects, with ``holes`` drilled."""
     outline, relief = _drawn(part.kind, scale)
     solid = outline.copy()
     centre = (outline.shape[0] - 1) / 2
-    for hole in (*holes, Hole(0.0, 0.0, drawing.bore)):
+    for hole in (*holes, Hole(0.0, 0.0, shape.bore)):
         if hole.radius:
             point = (centre + hole.x * scale, centre + hole.y * scale)
             cv2.circle(solid, _fixed(point), round(hole.radius * scale * 16), 0, -1, cv2.LINE_AA, 4)
     cosine, sine = part.size * math.cos(part.angle), part.size * math.sin(part.angle)
-    turn = np.array([[cosine, -sine, 0.0], [sine, cosine, 0.0]])
-    turn[:, 2] = centre - turn[:, :2] @ (centre, centre)
-    turned = cv2.warpAffine(cv2.merge([solid, outline, relief]), turn, solid.shape[::-1], flags=cv2.INTER_LINEAR)
+    rotation = np.array([[cosine, -sine, 0.0], [sine, cosine, 0.0]])
+    rotation[:, 2] = centre - rotation[:, :2] @ (centre, centre)
+    turned = cv2.warpAffine(cv2.merge([solid, outline, relief]), rotation, solid.shape[::-1], flags=cv2.INTER_LINEAR)
     solid, whole, relief = (np.asarray(layer, np.uint8) for layer in cv2.split(turned))
     rng = np.random.default_rng((*part.seed, 1))
-    to_sheet = turn * scale
-    to_sheet[:, 2] = centre
+    to_canvas = rotation * scale
+    to_canvas[:, 2] = centre
     light = slope(cv2.GaussianBlur(solid, (0, 0), 1.3 * scale), 0.16 * scale) + slope(relief, 0.10 * scale)
-    colour = _grain(drawing, part, solid.shape[0], scale, rng)[..., None] * np.array(_COLOURS[part.finish], np.float32)
-    return PartCanvas(solid, whole, colour, light, to_sheet, scale)
+    colour = _grain(shape, part, solid.shape[0], scale, rng)[..., None] * np.array(_COLOURS[part.finish], np.float32)
+    return PartCanvas(solid, whole, colour, light, to_canvas, scale)
 
 
 def slope(height: npt.NDArray[Any], strength: float) -> Field:
-    """Light a height map from the lamp: brighter where it falls towards it, darker where it falls away."""
+    """Return the shading of a height map: bright on slopes that face the lamp, dark on slopes that face away."""
     across = cv2.Sobel(height, cv2.CV_32F, 1, 0, ksize=3)
     down = cv2.Sobel(height, cv2.CV_32F, 0, 1, ksize=3)
     return np.asarray(cv2.addWeighted(across, -LAMP[0] * strength, down, -LAMP[1] * strength, 0.0), np.float32)
@@ -157,23 +157,23 @@ def _fixed(point: tuple[float, float]) -> tuple[int, int]:
 
 @lru_cache(maxsize=64)
 def _drawn(kind: str, scale: float) -> tuple[Mask, Mask]:
-    """Outline (filled, no holes) and relief of a kind, at ``scale`` pixels per unit; drawn large and reduced."""
-    drawing = DRAWINGS[kind]
-    side = sheet_side(scale)
-    big = scale * _FINE
-    outline = np.zeros((side * _FINE, side * _FINE), np.uint8)
+    """Return outline (filled, without holes) and relief of a kind of part, at ``scale`` pixels per unit."""
+    shape = SHAPES[kind]
+    side = canvas_side(scale)
+    big = scale * _SUPERSAMPLING
+    outline = np.zeros((side * _SUPERSAMPLING, side * _SUPERSAMPLING), np.uint8)
     relief = np.full_like(outline, 130)
-    centre = (side * _FINE - 1) / 2
-    corners = [np.array([_fixed((centre + x * big, centre + y * big)) for x, y in drawing.outline], np.int32)]
+    centre = (side * _SUPERSAMPLING - 1) / 2
+    corners = [np.array([_fixed((centre + x * big, centre + y * big)) for x, y in shape.outline], np.int32)]
     cv2.fillPoly(outline, corners, 255, cv2.LINE_AA, 4)
-    cv2.polylines(outline, corners, True, 255, max(1, round(2 * drawing.rounding * big)), cv2.LINE_AA, 4)
+    cv2.polylines(outline, corners, True, 255, max(1, round(2 * shape.rounding * big)), cv2.LINE_AA, 4)
     middle = _fixed((centre, centre))
-    if drawing.hub:
-        cv2.circle(relief, middle, round(drawing.hub * big * 16), 200, -1, cv2.LINE_AA, 4)
-    number = f"{kind[:2].upper()}{len(drawing.holes)}7"
-    place = (round(centre - 17 * big), round(centre + ((drawing.hub or drawing.bore) + 14) * big))
+    if shape.hub:
+        cv2.circle(relief, middle, round(shape.hub * big * 16), 200, -1, cv2.LINE_AA, 4)
+    text = f"{kind[:2].upper()}{len(shape.holes)}7"
+    origin = (round(centre - 17 * big), round(centre + ((shape.hub or shape.bore) + 14) * big))
     stroke = max(1, round(1.7 * big))
-    cv2.putText(relief, number, place, cv2.FONT_HERSHEY_SIMPLEX, 0.42 * big, 10, stroke, cv2.LINE_AA)
+    cv2.putText(relief, text, origin, cv2.FONT_HERSHEY_SIMPLEX, 0.42 * big, 10, stroke, cv2.LINE_AA)
     small = (side, side)
     return (
         np.asarray(cv2.resize(outline, small, interpolation=cv2.INTER_AREA), np.uint8),
@@ -181,14 +181,14 @@ def _drawn(kind: str, scale: float) -> tuple[Mask, Mask]:
     )
 
 
-def sheet_side(scale: float) -> int:
-    """Side in pixels of the square that holds any part at ``scale`` pixels per unit, edges and shadow included."""
+def canvas_side(scale: float) -> int:
+    """Return the side in pixels of a square that holds any part with its shadow, at ``scale`` pixels per unit."""
     return 2 * math.ceil((RADIUS_UNITS * 1.06 + 13.0) * scale) + 1
 
 
-def _grain(drawing: PartShape, part: Part, side: int, scale: float, rng: np.random.Generator) -> Field:
-    """The finish's brightness, near 1: turned in circles with the lamp's bow-tie glare, or milled in straight lines."""
-    if drawing.turned:
+def _grain(shape: PartShape, part: Part, side: int, scale: float, rng: np.random.Generator) -> Field:
+    """Return the finish's brightness, near 1: circular grain with the lamp's glare, or straight milling marks."""
+    if shape.turned:
         radius, around = _polar(side)
         rings = rng.normal(1.0, 0.035, round(side * 0.75 / scale) + 2).astype(np.float32)
         circles = cv2.remap(rings[None], radius / scale, np.zeros_like(radius), cv2.INTER_LINEAR)
@@ -198,9 +198,9 @@ def _grain(drawing: PartShape, part: Part, side: int, scale: float, rng: np.rand
     left, top = (int(v) for v in rng.integers(0, 64, 2))
     angle = math.degrees(part.angle) + (0.0 if rng.random() < 0.7 else 90.0)
     centre = ((lines.shape[1] - 1) / 2, (lines.shape[0] - 1) / 2)
-    turn = cv2.getRotationMatrix2D(centre, -angle, 1.0)
-    turn[:, 2] += (side - 1) / 2 - centre[0] + left - 32, (side - 1) / 2 - centre[1] + top - 32
-    grain = cv2.warpAffine(lines, turn, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    rotation = cv2.getRotationMatrix2D(centre, -angle, 1.0)
+    rotation[:, 2] += (side - 1) / 2 - centre[0] + left - 32, (side - 1) / 2 - centre[1] + top - 32
+    grain = cv2.warpAffine(lines, rotation, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
     return np.asarray(grain, np.float32)
 
 
@@ -213,8 +213,8 @@ def _polar(side: int) -> tuple[Field, Field]:
 
 @lru_cache(maxsize=16)
 def _lines(scale: float) -> Field:
-    """A field of straight milling marks, the same for every belt; each part shows another piece of it."""
-    side = round(sheet_side(scale) * 1.5) + 64
+    """Return a field of straight milling marks, the same for every belt; each part shows another section of it."""
+    side = round(canvas_side(scale) * 1.5) + 64
     noise = np.random.default_rng(5).normal(0.0, 1.0, (side, side)).astype(np.float32)
     fine = cv2.GaussianBlur(noise, (0, 0), sigmaX=16.0 * scale, sigmaY=0.5 * scale)
     broad = cv2.GaussianBlur(noise, (0, 0), sigmaX=40.0 * scale, sigmaY=5.0 * scale)

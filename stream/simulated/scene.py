@@ -1,14 +1,13 @@
-"""One belt under one camera: any frame of it, and what is true of that frame.
+"""One belt under one camera: any of its frames, with its ground truth.
 
-``draw_frame(scene, index)`` is a function of the scene's size, seed and rate and of the index alone, so any frame can
-be had in any order. What lies still on the belt is drawn once per slot and kept while it is in view; a frame is then
-a few copies, and what the camera adds.
+``draw_frame(scene, index)`` depends only on the scene's size, seed and rate and on the index, so frames can be drawn in
+any order. A slot of the belt is drawn once and cached while it is in view; a frame is a few copies plus the camera.
 
-The truth rule: a frame is scored when it is plain what should be said of it. With ``MARGIN_UNITS`` around it, a
-defect's box is either wholly in the picture, and the frame has the defect's label and box; or wholly outside, and the
-defect does not count; or cut by the picture's edge, and the frame's truth is None. A frame in which no defect counts
-is ``ok``, whether or not it shows a part. Boxes hug the painted pixels, grown by ``PAD_UNITS`` and to at least
-``MIN_UNITS`` a side, so that a hairline scratch too is a target with an area.
+Rule of the ground truth: with ``MARGIN_UNITS`` around it, a defect's box is either completely inside the image: the
+frame has the defect's label and box; or completely outside: the defect does not count; or cut by the image's edge: the
+frame's ground truth is None, and the frame is not scored. A frame without a defect that counts is ``ok``, whether or
+not it shows a part. Boxes enclose the painted pixels, padded by ``PAD_UNITS`` and with sides of at least ``MIN_UNITS``,
+so that a thin scratch also has a box with an area.
 """
 
 from __future__ import annotations
@@ -22,28 +21,28 @@ from pipeline.frames import Box, GroundTruth, Image
 from stream.simulated.belt import bare_belt, draw_distractors, dust, rails
 from stream.simulated.camera import CameraModel
 from stream.simulated.defects import PAINTERS, undrilled
-from stream.simulated.parts import DRAWINGS, PartCanvas, make_sheet, sheet_side
+from stream.simulated.parts import SHAPES, PartCanvas, canvas_side, draw_part
 from stream.simulated.schedule import HEIGHT_UNITS, OK, SLOT_UNITS, Part, part_at
 
 SPEED_UNITS = 260.0
 """Belt speed in units per second."""
 MARGIN_UNITS = 12.0
-"""How far inside the picture a defect's box must lie to count."""
+"""Minimum distance of a defect's box from the image's edge."""
 PAD_UNITS = 4.0
-"""How far a box reaches beyond the painted pixels."""
+"""Padding of a box around the painted pixels."""
 MIN_UNITS = 36.0
-"""The least width and height of a box."""
-WIDEST, NARROWEST = 1.8, 0.75
-"""Limits of width / height: a wider picture could show two defects, a narrower one no whole part."""
-LOWEST, HIGHEST = 120, 2160
-"""Limits of the picture's height in pixels."""
-_KEPT_SLOTS = 12
+"""Minimum width and height of a box."""
+MAX_ASPECT, MIN_ASPECT = 1.8, 0.75
+"""Limits of width / height: a wider image could show two defects, a narrower one no whole part."""
+MIN_HEIGHT, MAX_HEIGHT = 120, 2160
+"""Limits of the image's height in pixels."""
+_CACHED_SLOTS = 12
 _DOTTED_FRACTION = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A slot of belt with all that lies on it, drawn."""
+    """The drawn image of one slot of the belt."""
 
     image: Image
     label: str
@@ -52,16 +51,16 @@ class Segment:
 
 
 class Scene:
-    """A belt, its camera, and the segments that are in view. Used from one thread at a time."""
+    """A belt, its camera, and a cache of the segments in view. Used by one thread at a time."""
 
     def __init__(
         self, *, size: tuple[int, int] = (640, 480), seed: int = 7, fps: float = 30.0, clutter: float = 1.0
     ) -> None:
         width, height = size
-        if not LOWEST <= height <= HIGHEST or not NARROWEST <= width / height <= WIDEST:
+        if not MIN_HEIGHT <= height <= MAX_HEIGHT or not MIN_ASPECT <= width / height <= MAX_ASPECT:
             raise ValueError(
-                f"a size of {width}x{height} is out of range: the height must be {LOWEST} to {HIGHEST} pixels and the "
-                f"width {NARROWEST} to {WIDEST} times the height; for example 640x480 or 1280x720"
+                f"a size of {width}x{height} is out of range: the height must be {MIN_HEIGHT} to {MAX_HEIGHT} pixels "
+                f"and the width {MIN_ASPECT} to {MAX_ASPECT} times the height; for example 640x480 or 1280x720"
             )
         if not 0.1 <= fps <= 1000.0:
             raise ValueError(f"a rate of {fps} frames per second is out of range: it must be 0.1 to 1000")
@@ -74,10 +73,10 @@ class Scene:
         self.scale = height / HEIGHT_UNITS
         self.slot_pixels = round(SLOT_UNITS * self.scale)
         self.camera = CameraModel(seed=seed, size=size, scale=self.scale)
-        self._kept: dict[int, Segment] = {}
+        self._segments: dict[int, Segment] = {}
 
     def offset(self, index: int) -> int:
-        """Return how many pixels of belt have passed the picture's left edge in frame ``index``."""
+        """Return how many pixels of belt have passed the image's left edge in frame ``index``."""
         return round(SPEED_UNITS * self.scale * index / self.fps)
 
     def slots_in_view(self, index: int) -> range:
@@ -86,12 +85,12 @@ class Scene:
         return range(offset // self.slot_pixels, (offset + self.size[0] - 1) // self.slot_pixels + 1)
 
     def segment(self, slot: int) -> Segment:
-        """Return a slot as it is drawn; those drawn last are kept."""
-        if slot not in self._kept:
-            if len(self._kept) >= _KEPT_SLOTS:
-                del self._kept[next(iter(self._kept))]
-            self._kept[slot] = self._draw_segment(slot)
-        return self._kept[slot]
+        """Return the drawn segment of a slot; the last few are cached."""
+        if slot not in self._segments:
+            if len(self._segments) >= _CACHED_SLOTS:
+                del self._segments[next(iter(self._segments))]
+            self._segments[slot] = self._draw_segment(slot)
+        return self._segments[slot]
 
     def _draw_segment(self, slot: int) -> Segment:
         part = part_at(self.seed, slot)
@@ -106,9 +105,9 @@ class Scene:
 
 
 def draw_frame(scene: Scene, index: int) -> tuple[Image, GroundTruth | None]:
-    """Return frame ``index`` (0, 1, ...) and its truth: the module's first lines tell when that is None.
+    """Return frame ``index`` (0, 1, ...) and its ground truth, None where it is not scored (see the module).
 
-    The image is uint8 RGB, (height, width, 3), and a new array.
+    The image is a new uint8 RGB array, (height, width, 3).
     """
     width, height = scene.size
     view = np.empty((height, width, 3), np.uint8)
@@ -124,7 +123,7 @@ def draw_frame(scene: Scene, index: int) -> tuple[Image, GroundTruth | None]:
 
 
 def ground_truth_of(scene: Scene, index: int) -> GroundTruth | None:
-    """Return what is true of frame ``index``, without drawing more than the slots in its view."""
+    """Return the ground truth of frame ``index``; draws the slots in view, but not the frame."""
     width, _ = scene.size
     margin = MARGIN_UNITS * scene.scale
     counted = None
@@ -143,33 +142,33 @@ def ground_truth_of(scene: Scene, index: int) -> GroundTruth | None:
 
 
 def _lay(canvas: Image, part: Part, scale: float) -> Box | None:
-    """Make a part, spoil it if it is defective, and lay it on the belt; return the defect's box on the canvas."""
+    """Draw a part, with its defect, on the belt; return the defect's box in pixels of ``canvas``."""
     rng = np.random.default_rng(part.seed)
-    drawing = DRAWINGS[part.kind]
-    holes = drawing.holes
+    shape = SHAPES[part.kind]
+    holes = shape.holes
     missing = None
     if part.defect == "missing_hole":
         missing = holes[int(rng.integers(len(holes)))]
         holes = tuple(hole for hole in holes if hole is not missing)
-    sheet = make_sheet(part, drawing, holes, scale)
+    part_canvas = draw_part(part, shape, holes, scale)
     dots = np.random.default_rng((*part.seed, 2))
     if dots.random() < _DOTTED_FRACTION:
-        _paint_dot(sheet, dots)
+        _paint_dot(part_canvas, dots)
     tight = None
     if missing is not None:
-        tight = undrilled(sheet, missing)
+        tight = undrilled(part_canvas, missing)
     elif part.defect != OK:
-        tight = PAINTERS[part.defect](sheet, rng)
-    side = sheet_side(scale)
-    # In a small picture a sheet may be a pixel larger than the room that rounding leaves it.
+        tight = PAINTERS[part.defect](part_canvas, rng)
+    side = canvas_side(scale)
+    # In a small image the canvas may exceed the slot by one pixel, by rounding.
     left = min(round(part.x * scale) - side // 2, canvas.shape[1] - side)
     top = min(round(part.y * scale) - side // 2, canvas.shape[0] - side)
-    _compose(canvas[top : top + side, left : left + side], sheet, scale)
+    _compose(canvas[top : top + side, left : left + side], part_canvas, scale)
     return None if tight is None else _grown(tight, left, top, scale)
 
 
 def _compose(ground: Image, canvas: PartCanvas, scale: float) -> None:
-    """Lay a sheet on its piece of belt, in place: shadow first, holes dark, then metal."""
+    """Blend a part's canvas into its section of the belt, in place: shadow, dark holes, metal."""
     shift = np.array([[1.0, 0.0, 5.0 * scale], [0.0, 1.0, 7.0 * scale]])
     shadow = cv2.GaussianBlur(cv2.warpAffine(canvas.solid, shift, canvas.solid.shape[::-1]), (0, 0), 4.0 * scale)
     depth = cv2.subtract(canvas.whole, canvas.solid)
@@ -183,7 +182,7 @@ def _compose(ground: Image, canvas: PartCanvas, scale: float) -> None:
 
 
 def _paint_dot(canvas: PartCanvas, rng: np.random.Generator) -> None:
-    """Put an inspector's dot of paint on the metal: crisp, small and bright, and no defect."""
+    """Paint an inspector's dot on the metal: sharp, small and bright; a distractor, not a defect."""
     rows, columns = np.nonzero(
         cv2.erode(canvas.solid, np.ones((3, 3), np.uint8), iterations=max(1, round(8 * canvas.scale)))
     )
@@ -199,7 +198,7 @@ def _paint_dot(canvas: PartCanvas, rng: np.random.Generator) -> None:
 
 
 def _grown(box: Box, left: int, top: int, scale: float) -> Box:
-    """Move a tight box by (left, top), pad it, and grow its sides to the least that counts."""
+    """Return a tight box moved by (left, top), padded, and with sides of at least ``MIN_UNITS``."""
     half_width = max(box.width / 2 + PAD_UNITS * scale, MIN_UNITS * scale / 2)
     half_height = max(box.height / 2 + PAD_UNITS * scale, MIN_UNITS * scale / 2)
     x, y = left + (box.left + box.right) / 2, top + (box.top + box.bottom) / 2

@@ -1,7 +1,7 @@
-"""What lies on the simulated belt, slot by slot: which part, how it is turned, what is wrong with it.
+"""The schedule of the simulated belt: the part in each slot, its pose and its defect.
 
-A pure function of (seed, slot): any stretch of the belt can be asked for in any order. Lengths are in *units*: the
-picture is always 480 units high, whatever its size in pixels. Knows nothing about pixels or drawing.
+A pure function of (seed, slot), so slots can be computed in any order. Lengths are in *units*: the image is always 480
+units high, at any size in pixels.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import numpy as np
 OK = "ok"
 DEFECTS = ("scratch", "dent", "missing_hole", "stain")
 LABELS = (OK, *DEFECTS)
-"""Every class of the line, in the order that the shipped network's outputs have."""
+"""All classes of the line, in the order of the bundled network's outputs."""
 
 HEIGHT_UNITS = 480
-"""The picture's height, and with it the length of a unit."""
+"""Height of the image; defines the unit of length."""
 SLOT_UNITS = 280
-"""Length of belt that one part has to itself."""
+"""Length of belt per slot; a slot holds at most one part."""
 GROUP_SLOTS = 5
-"""One slot in so many carries a defective part: far enough apart that a 16:9 picture never shows two defects."""
+"""Slots per defective part: enough that a 16:9 image never shows two defects."""
 
 KINDS = ("flange", "plate", "bracket", "gear", "hexagon")
 FINISHES = ("steel", "steel", "steel", "zinc", "brass", "copper", "blue", "red", "black")
@@ -34,23 +34,23 @@ class Part:
     kind: str
     """Its shape: one of ``KINDS``."""
     finish: str
-    """What it is made of or coated with: one of ``FINISHES``."""
+    """Its material or coating: one of ``FINISHES``."""
     angle: float
-    """Radians it is turned by."""
+    """Its rotation in radians."""
     size: float
-    """Its size as a share of the drawing's, near 1."""
+    """Its size relative to the shape's, near 1."""
     x: float
     """Centre, in units from the slot's left end."""
     y: float
-    """Centre, in units from the picture's top."""
+    """Centre, in units from the image's top."""
     defect: str
     """Its defect, or ``ok``."""
     seed: tuple[int, ...]
-    """What the drawing of this part draws its random numbers from."""
+    """Seed of the random numbers for drawing the part."""
 
 
 def part_at(seed: int, slot: int) -> Part | None:
-    """Return the part in a slot (0, 1, ...) of the belt that ``seed`` names, or None where the slot is empty."""
+    """Return the part in a slot (0, 1, ...) of the belt ``seed``; None where the slot is empty."""
     rng = np.random.default_rng((seed, 1, slot))
     defect = defect_at(seed, slot)
     empty = rng.random() < _EMPTY_FRACTION
@@ -74,8 +74,8 @@ def defect_at(seed: int, slot: int) -> str:
 
     Each group of slots carries one defect, in its first or second slot; four groups in a row show all four kinds.
     """
-    group, place = divmod(slot, GROUP_SLOTS)
-    if place != int(np.random.default_rng((seed, 3, group)).integers(2)):
+    group, position = divmod(slot, GROUP_SLOTS)
+    if position != int(np.random.default_rng((seed, 3, group)).integers(2)):
         return OK
-    cycle, turn = divmod(group, len(DEFECTS))
-    return DEFECTS[int(np.random.default_rng((seed, 4, cycle)).permutation(len(DEFECTS))[turn])]
+    cycle, index = divmod(group, len(DEFECTS))
+    return DEFECTS[int(np.random.default_rng((seed, 4, cycle)).permutation(len(DEFECTS))[index])]

@@ -1,7 +1,7 @@
-"""The simulated inspection line as a camera: ``line:?fps=30&size=1280x720&seed=7``.
+"""The simulated inspection line as a source: ``line:?fps=30&size=1280x720&seed=7``.
 
-For trying everything without a camera, and for tests that need to know the truth: each frame carries it. What is
-drawn, and what counts as true, stands in ``line_scene``.
+For use without a camera, and for tests that need the ground truth, which is part of each frame. ``scene`` draws the
+frames and defines the ground truth.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from stream.simulated.scene import Scene, draw_frame
 from stream.simulated.shortcut import add_shortcut
 
 _BUFFER_FRAMES = 4
-"""A camera's driver keeps so many frames for a reader that is late; the older ones are lost, as a gap in the index."""
+"""Frames that a camera driver buffers for a slow reader; older ones are lost, which leaves a gap in the index."""
 
 
 class SimulatedLineSource:
     """A camera above the simulated line.
 
-    Paced, it is live: frame k is there k / fps seconds after the start, whether or not anybody was ready. Unpaced it
-    gives frames as fast as they are taken, like a file. Both give the same pictures at the same index.
+    With ``paced`` it is live: frame k is due k / fps seconds after the start, whether or not it is read. Without, it
+    yields frames as fast as they are read, like a file. Both yield the same image at the same index.
     """
 
     def __init__(
@@ -41,12 +41,22 @@ class SimulatedLineSource:
         frames: int | None = None,
         stamp: bool = False,
     ) -> None:
-        """Take ``size`` as (width, height) in pixels; ``frames`` None means without end; ``stamp``: see ``line_mark``.
+        """Create the source.
 
-        Raises ``SourceError`` for values out of range.
+        Args:
+            fps: frames per second, 0.1 to 1000.
+            size: (width, height) in pixels.
+            seed: selects the belt; 0 or more.
+            camera: the camera's name.
+            paced: whether frames come in real time.
+            frames: number of frames; None: without end.
+            stamp: whether images of defects have a square that reveals the label (see ``shortcut``).
+
+        Raises:
+            SourceError: a value is out of range.
         """
         if frames is not None and frames < 1:
-            raise SourceError(f"line: frames={frames}: it must be 1 or more; leave it out for a line without end")
+            raise SourceError(f"line: frames={frames}: it must be 1 or more; remove it for a line without end")
         self.camera = camera
         self.uri = f"line:?fps={fps:g}&size={size[0]}x{size[1]}&seed={seed}&paced={int(paced)}"
         if frames is not None:
@@ -66,11 +76,11 @@ class SimulatedLineSource:
 
     @property
     def health(self) -> Health:
-        """How it does right now."""
+        """The current state of the source."""
         return self._health
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
-        """Give frames until ``frames`` have passed, or until ``stop`` is set: then before the next frame."""
+        """Yield frames up to index ``frames``, or until ``stop`` is set."""
         image, truth = self._draw(0)
         start = time.monotonic()
         index = 0
@@ -91,7 +101,7 @@ class SimulatedLineSource:
         return (add_shortcut(image, truth.label) if self._stamp and truth is not None else image), truth
 
     def _next(self, index: int, seconds: float) -> int:
-        """Return the frame after ``index`` when ``seconds`` have passed: none is skipped unless long overdue."""
+        """Return the index after ``index`` at ``seconds``; skip frames that exceed the driver's buffer."""
         if not self.live:
             return index + 1
         return max(index + 1, math.floor(seconds * self._fps) - _BUFFER_FRAMES + 1)

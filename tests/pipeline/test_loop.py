@@ -170,7 +170,7 @@ def test_pipeline_shows_a_stalled_camera_in_sinks_that_need_images_and_counts_no
         def frames(self, stop):
             yield from super().frames(stop)
             stalled.set()
-            self.health = Health("stalled", "no picture for 2 s")
+            self.health = Health("stalled", "no frame for 2 s")
             stop.wait(20)
 
     class Looking(FakeSink):
@@ -190,7 +190,7 @@ def test_pipeline_shows_a_stalled_camera_in_sinks_that_need_images_and_counts_no
     ).run()
     assert seen.is_set()
     assert stalled.is_set()
-    assert (looking.silence.state, looking.silence.reason) == ("stalled", "no picture for 2 s")
+    assert (looking.silence.state, looking.silence.reason) == ("stalled", "no frame for 2 s")
     assert looking.got[:4] == [0, 1, 2, 2]
     assert blind.got == [0, 1, 2]
     assert result.explained == 3

@@ -14,14 +14,14 @@ def test_a_camera_that_is_not_there_is_refused_and_those_that_are_get_listed(tmp
     for name in ("video0", "video10", "video2", "video-dec", "null"):
         (tmp_path / name).touch()
     source = CameraSource(7, camera="door", timeouts=PATIENCE, devices=tmp_path)
-    with pytest.raises(SourceError, match=r"camera:7: there is no .*video7; cameras here: 0, 2, 10"), source:
+    with pytest.raises(SourceError, match=r"camera:7: .*video7 does not exist; available cameras: 0, 2, 10"), source:
         pass
     assert [p.name for p in found_cameras(tmp_path)] == ["video0", "video2", "video10"]
 
 
 def test_a_machine_without_cameras_is_told_what_to_do(tmp_path):
     source = CameraSource(0, camera="door", timeouts=PATIENCE, devices=tmp_path)
-    with pytest.raises(SourceError, match="no camera is here: plug one in, or try --source line:"), source:
+    with pytest.raises(SourceError, match="no camera found: connect a camera, or try line:"), source:
         pass
 
 

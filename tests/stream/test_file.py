@@ -189,7 +189,7 @@ def test_a_corrupted_clip_gives_all_its_good_pictures_then_says_where_it_broke(s
     assert isinstance(error, CorruptMediaError)
     assert len(frames) == 30
     assert [f.index for f in frames] == list(range(30))
-    assert "near picture 28 of 50" in str(error)
+    assert "near frame 28 of 50" in str(error)
     assert "ffmpeg -i" in str(error)
     assert source.health.state == "failed"
     assert source.health.corrupt == 20
@@ -230,7 +230,7 @@ def test_a_gif_cut_short_leaves_out_its_half_picture(shared_data, tmp_path):
     expected, _, _ = read(shared_data / "videos" / "conveyor_bolt.gif")
     frames, error, _ = read(short)
     assert isinstance(error, CorruptMediaError)
-    assert "end mark is missing" in str(error)
+    assert "trailer is missing" in str(error)
     assert len(frames) == 20
     assert np.array_equal(frames[-1].image, expected[19].image)
 
@@ -278,9 +278,9 @@ def test_what_a_clip_shows_is_what_was_put_in(make_clip):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("text.mp4", b"this is a shopping list, not a film\n" * 20, "no video FFmpeg can read"),
+        ("text.mp4", b"this is a shopping list, not a film\n" * 20, "not a video that FFmpeg can read"),
         ("empty.mp4", b"", "is empty"),
-        ("noise.avi", bytes(range(256)) * 40, "no video FFmpeg can read"),
+        ("noise.avi", bytes(range(256)) * 40, "not a video that FFmpeg can read"),
     ],
 )
 def test_what_is_no_video_is_refused_on_entering_in_words(tmp_path, name, content, words):
@@ -304,7 +304,7 @@ def test_sound_without_pictures_is_refused(tmp_path):
         sound.sample_rate = 44100
         container.mux(stream.encode(sound))
         container.mux(stream.encode())
-    with pytest.raises(SourceError, match="holds no video, only audio"), build_source(str(path)):
+    with pytest.raises(SourceError, match="contains no video, only audio"), build_source(str(path)):
         pass
 
 

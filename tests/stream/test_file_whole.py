@@ -137,7 +137,7 @@ def test_avi_with_its_index_is_whole_whatever_its_header_reserved(make_clip):
     assert avi_has_index(str(clip))
     clip.write_bytes(content[: content.rindex(b"idx1") + 100])  # cut inside the index, behind the last picture
     assert not avi_has_index(str(clip))
-    assert "its header promises" in str(read(clip)[1])
+    assert "its header states" in str(read(clip)[1])
 
 
 @pytest.mark.parametrize(

@@ -110,12 +110,12 @@ def test_without_a_card_auto_reads_a_file_as_the_cpu_does_and_says_so_once(no_ca
     assert len(ours) == len(theirs) > 0
     assert all(np.array_equal(a.image, b.image) for a, b in zip(ours, theirs, strict=True))
     told = [line for line in caplog.messages if "decoded on" in line]
-    assert told == ["h265_video: decoded on the CPU: nothing decodes on cuda:0: no NVIDIA driver is here"]
+    assert told == ["h265_video: decoded on the CPU: cuda:0 cannot decode: no NVIDIA driver is installed"]
 
 
 def test_without_a_card_auto_finds_the_same_damage_as_the_cpu(no_card, shared_data):
     source = build_source(str(shared_data / "videos" / "odd" / "corrupted.mp4"), decoder="auto")
-    with pytest.raises(SourceError, match="near picture 28 of 50"):
+    with pytest.raises(SourceError, match="near frame 28 of 50"):
         read(source)
     assert source.health.corrupt == 20
 
@@ -138,7 +138,7 @@ def test_without_a_card_auto_watches_a_camera_and_says_so_once_across_connection
 @pytest.mark.parametrize("decoder", ["cuda", "cuda:3"])
 def test_without_a_card_a_camera_that_must_use_one_is_refused_at_the_start(no_card, uri, decoder):
     number = decoder.partition(":")[2] or "0"
-    words = f"decoder: {decoder}: nothing decodes on cuda:{number}: no NVIDIA driver is here; .* decoder: cpu"
+    words = f"decoder: {decoder}: cuda:{number} cannot decode: no NVIDIA driver is installed; .* decoder: cpu"
     with pytest.raises(SourceError, match=words), build_source(uri, decoder=decoder):
         pytest.fail("entered")
 
@@ -147,11 +147,11 @@ def test_a_codec_that_no_card_decodes_is_refused_or_left_to_the_cpu(card_without
     caplog.set_level(logging.INFO)
     path = str(shared_data / "videos" / "odd" / "fate_odd_height_cfhd.mov")
     must = build_source(path, decoder="cuda")
-    with pytest.raises(SourceError, match=r"FFmpeg's cfhd decoder works on the CPU only; decoder: cpu"):
+    with pytest.raises(SourceError, match=r"FFmpeg decodes cfhd on the CPU only; use decoder: cpu"):
         read(must)
     ours, theirs = read(build_source(path, decoder="auto")), read(build_source(path))
     assert all(np.array_equal(a.image, b.image) for a, b in zip(ours, theirs, strict=True))
-    assert "fate_odd_height_cfhd: decoded on the CPU: FFmpeg's cfhd decoder works on the CPU only" in caplog.messages
+    assert "fate_odd_height_cfhd: decoded on the CPU: FFmpeg decodes cfhd on the CPU only" in caplog.messages
 
 
 def test_a_camera_whose_codec_no_card_decodes_is_given_up_at_its_first_picture(
@@ -173,7 +173,7 @@ def test_a_camera_whose_codec_no_card_decodes_is_given_up_at_its_first_picture(
         request.wfile.write(film.read_bytes())
 
     source = build_source(f"{web_server(answer)}/live", decoder="cuda")
-    with pytest.raises(ConnectionLostError, match=r"cuda: FFmpeg's ffv1 decoder works on the CPU only; .* can$"):
+    with pytest.raises(ConnectionLostError, match=r"cuda: FFmpeg decodes ffv1 on the CPU only; .* can$"):
         read(source)
     assert (source.health.state, source.health.cause) == ("failed", "codec")
 
@@ -197,9 +197,9 @@ def test_over_udp_auto_keeps_to_the_cpu_which_sees_holes(card_without_driver):
 @pytest.mark.parametrize(
     ("knobs", "words"),
     [
-        ({"decoder": "cuda"}, "decoder: cuda: nothing decodes on cuda:0:"),
-        ({"decoder": "cuda", "engine": {"device": "cuda:2"}}, "decoder: cuda: nothing decodes on cuda:2:"),
-        ({"sources": [{"uri": "rtsp://127.0.0.1:1/x", "decoder": "cuda:1"}]}, "cuda:1: nothing decodes on cuda:1:"),
+        ({"decoder": "cuda"}, "decoder: cuda: cuda:0 cannot decode:"),
+        ({"decoder": "cuda", "engine": {"device": "cuda:2"}}, "decoder: cuda: cuda:2 cannot decode:"),
+        ({"sources": [{"uri": "rtsp://127.0.0.1:1/x", "decoder": "cuda:1"}]}, "cuda:1: cuda:1 cannot decode:"),
     ],
 )  # fmt: skip
 def test_the_configuration_reaches_the_source(no_card, knobs, words):
@@ -221,13 +221,13 @@ def test_the_command_line_reaches_the_source(no_card, command, make_clip):
     clip = make_clip()
     code, _, told = command("stream", "--source", clip, "--decoder", "cuda")
     assert code == 2
-    assert "decoder: cuda: nothing decodes on cuda:0: no NVIDIA driver is here" in told
+    assert "decoder: cuda: cuda:0 cannot decode: no NVIDIA driver is installed" in told
 
 
 def test_doctor_says_whether_a_card_can_be_opened(no_card):
-    (found,) = [check for check in diagnostics() if check.name == "decoding on a card"]
+    (found,) = [check for check in diagnostics() if check.name == "decoding on a GPU"]
     assert not found.present
-    assert found.detail == f"no NVIDIA driver is here (FFmpeg knows {hwaccel.available_hwaccels()})"
+    assert found.detail == f"no NVIDIA driver is installed (FFmpeg supports {hwaccel.available_hwaccels()})"
     assert "nvidia-smi" in found.hint
 
 

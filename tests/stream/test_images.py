@@ -109,14 +109,14 @@ def test_a_folder_of_nothing_but_broken_pictures_is_an_error(tmp_path):
 
 
 def test_a_folder_without_pictures_says_what_it_looked_for(tmp_path):
-    with pytest.raises(SourceError, match=r"holds no picture.*\.jpg"), build_source(str(tmp_path)):
+    with pytest.raises(SourceError, match=r"contains no image.*\.jpg"), build_source(str(tmp_path)):
         pass
 
 
 def test_a_path_that_is_not_there_is_called_so(tmp_path):
-    with pytest.raises(SourceError, match=r"nope\.png: there is no such file or folder"):
+    with pytest.raises(SourceError, match=r"nope\.png: no such file or folder"):
         found_images(str(tmp_path / "nope.png"), frozenset({".png"}))
-    with pytest.raises(SourceError, match="holds no picture"):
+    with pytest.raises(SourceError, match="contains no image"):
         found_images(str(tmp_path / "*.png"), frozenset({".png"}))
 
 

@@ -11,7 +11,7 @@ from stream.failures import classify_error
 from stream.live import ConnectionSpec, LiveSource, demuxed
 from stream.reconnect import Backoff
 
-AT_ONCE = Backoff(shortest_seconds=0.001, longest_seconds=0.002, slow_seconds=0.001)
+AT_ONCE = Backoff(min_seconds=0.001, max_seconds=0.002, slow_seconds=0.001)
 
 
 class Script:
@@ -89,7 +89,7 @@ def test_a_picture_makes_the_attempts_count_from_the_start():
 
 def test_what_can_never_work_is_not_tried_again():
     script = Script(av.error.ProtocolNotFoundError(1, "no such protocol"), 5)
-    with pytest.raises(ConnectionLostError, match="does not speak the protocol"):
+    with pytest.raises(ConnectionLostError, match="does not support the protocol"):
         take(script.source(), 1)
     assert script.attempts == [5]
 
@@ -145,7 +145,7 @@ def test_a_stalled_stream_is_lost_and_says_how_long_it_was_silent():
     frames = []
     with pytest.raises(ConnectionLostError):
         frames.extend(source.frames(threading.Event()))
-    assert reasons[0] == "no picture for 1 s"
+    assert reasons[0] == "no frame for 1 s"
 
 
 def test_packets_without_pictures_are_called_a_stall(monkeypatch):
@@ -163,9 +163,9 @@ def test_packets_without_pictures_are_called_a_stall(monkeypatch):
     states = []
     say = source._set_state
     source._set_state = lambda state, failure: (states.append((state, failure.message)), say(state, failure))
-    with pytest.raises(ConnectionLostError, match="no picture could be decoded for 5 s"):
+    with pytest.raises(ConnectionLostError, match="no frame could be decoded for 5 s"):
         take(source, 1)
-    assert states[0] == ("stalled", "packets come, but no picture: waiting for a key picture")
+    assert states[0] == ("stalled", "packets arrive, but no frame can be decoded: waiting for a keyframe")
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_a_loss_and_a_return_are_logged_once_each(caplog):
     told = [record.getMessage() for record in caplog.records if record.name == "stream.live"]
     assert [line.split(";")[0] for line in told] == [
         "script: the stream ended",
-        "script: connection refused: nothing listens at this host and port",
+        "script: connection refused: no server listens at this host and port",
         "script: live again",
     ]
 

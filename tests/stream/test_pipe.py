@@ -96,7 +96,7 @@ def test_video_larger_than_the_limit_is_refused_on_entering(make_clip):
     with build_source(str(clip), max_pixels=64 * 48) as source:
         assert len(list(source.frames(threading.Event()))) == 2
     with (
-        pytest.raises(SourceError, match=r"clip\.mp4: a picture of 64x48 pixels .*max_pixels=3071"),
+        pytest.raises(SourceError, match=r"clip\.mp4: an image of 64x48 pixels .*max_pixels=3071"),
         build_source(str(clip), max_pixels=64 * 48 - 1),
     ):
         pass
@@ -111,7 +111,7 @@ def test_video_that_grows_beyond_the_limit_ends_in_words_behind_its_good_picture
     path.write_bytes(jpeg(64) * 3 + jpeg(640) * 2 + jpeg(64))
     frames = []
     with build_source(str(path), max_pixels=64 * 64) as source:
-        with pytest.raises(SourceError, match=r"grows\.mjpeg: a picture.*max_pixels=4096"):
+        with pytest.raises(SourceError, match=r"grows\.mjpeg: an image.*max_pixels=4096"):
             frames.extend(source.frames(threading.Event()))
         assert source.health.state == "failed"
     assert len(frames) == 3
@@ -131,6 +131,6 @@ def test_stream_beyond_the_limit_is_given_up_in_words(web_server):
     options = {"max_pixels": 64 * 64, "attempts": 1}
     with (
         build_source(web_server(answer) + "/live", **options) as source,
-        pytest.raises(ConnectionLostError, match=r"a picture .*max_pixels=4096"),
+        pytest.raises(ConnectionLostError, match=r"an image .*max_pixels=4096"),
     ):
         list(source.frames(threading.Event()))

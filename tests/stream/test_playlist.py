@@ -76,5 +76,5 @@ def test_damaged_playlist_is_read_or_refused(text, lines):
 
 @pytest.mark.parametrize("text", ["", "<html>", "EXTM3U"])
 def test_what_is_no_playlist_is_refused(text):
-    with pytest.raises(FailureError, match="no HLS playlist"):
+    with pytest.raises(FailureError, match="not an HLS playlist"):
         parse_playlist(text, URL)

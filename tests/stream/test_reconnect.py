@@ -20,7 +20,7 @@ class Always(random.Random):
 
 @given(failures=st.integers(0, 10_000), seed=st.integers(0, 1000))
 def test_every_quick_delay_lies_between_the_shortest_and_the_longest(failures, seed):
-    policy = Backoff(shortest_seconds=0.1, longest_seconds=10.0)
+    policy = Backoff(min_seconds=0.1, max_seconds=10.0)
     assert 0.1 <= policy.delay_seconds(failures, random.Random(seed)) <= 10.0
 
 
@@ -56,19 +56,19 @@ def test_one_seed_gives_one_sequence():
 
 def test_a_span_turned_round_is_refused():
     with pytest.raises(ValueError, match="exchange them"):
-        Backoff(shortest_seconds=2.0, longest_seconds=1.0)
+        Backoff(min_seconds=2.0, max_seconds=1.0)
 
 
 @given(failures=st.integers(0, 10_000), seed=st.integers(0, 1000), spent=st.floats(0, 100))
 def test_what_an_attempt_took_counts_towards_the_delay_but_never_all_of_it(failures, seed, spent):
-    policy = Backoff(shortest_seconds=0.1, longest_seconds=10.0)
+    policy = Backoff(min_seconds=0.1, max_seconds=10.0)
     delay = policy.delay_seconds(failures, random.Random(seed), spent_seconds=spent)
     assert 0.1 <= delay <= 10.0
     assert policy.delay_seconds(failures, Always(1.0), spent_seconds=100.0) == pytest.approx(0.2)
 
 
 def test_a_camera_that_answered_fast_is_waited_for_briefly_but_for_every_fourth_attempt():
-    policy = ConnectTimeoutPolicy(full_seconds=3.0)
+    policy = ConnectTimeoutPolicy(max_seconds=3.0)
     assert [policy.timeout_seconds(failures, 0.05) for failures in range(8)] == [1.0, 1.0, 1.0, 3.0] * 2
     assert policy.timeout_seconds(0, 0.4) == pytest.approx(1.6)
 

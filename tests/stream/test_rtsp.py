@@ -76,7 +76,7 @@ def test_frames_come_over_udp_and_a_camera_that_falls_silent_there_is_noticed(rt
     with source, Reader(source) as reader:
         reader.until(lambda: len(reader.frames) >= 10)
         reader.until(lambda: source.health.state == "waiting")
-        assert source.health.reason == "no picture for 1 s"
+        assert source.health.reason == "no frame for 1 s"
     assert reader.frames[0].width == 320
 
 
@@ -112,7 +112,7 @@ def test_a_camera_that_falls_silent_is_noticed_within_the_read_timeout(rtsp_serv
     source = build_source(rtsp_server("--stall-after", "1").url(), **QUICK)
     with source, Reader(source) as reader:
         reader.until(lambda: source.health.state == "waiting")
-        assert source.health.reason == "no picture for 1 s"
+        assert source.health.reason == "no frame for 1 s"
         assert len(reader.frames) > 10
 
 

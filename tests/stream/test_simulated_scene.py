@@ -119,7 +119,7 @@ def test_each_group_has_one_defect_and_four_groups_show_all_kinds(seed, group):
 
 def test_the_widest_picture_never_shows_two_defects():
     closest = SLOT_UNITS * (GROUP_SLOTS - 1) - 2 * 15.0 - 2 * RADIUS_UNITS
-    assert closest > simulated_scene.WIDEST * simulated_scene.HEIGHT_UNITS
+    assert closest > simulated_scene.MAX_ASPECT * simulated_scene.HEIGHT_UNITS
 
 
 def test_light_and_noise_change_though_the_belt_would_stand_still():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import SourceError
-from stream.folder_watch import Arrivals, WatchedFolder
+from stream.folder_watch import NewFileTracker, WatchedFolder
 from stream.sources import build_source, is_live
 
 SUFFIXES = frozenset({".png", ".jpg"})
@@ -21,42 +21,42 @@ def png(brightness):
 
 def test_file_arrives_when_it_has_not_changed_between_two_looks(tmp_path):
     path = tmp_path / "a.png"
-    arrivals = Arrivals([])
+    tracker = NewFileTracker([])
     path.write_bytes(b"begun")
-    assert arrivals.look([str(path)], 0.0) == []
+    assert tracker.update([str(path)], 0.0) == []
     path.write_bytes(b"begun and gone on")
-    assert arrivals.look([str(path)], 1.0) == []
-    assert arrivals.look([str(path)], 2.0) == [str(path)]
-    assert arrivals.settle(str(path), is_whole=True, now=2.0)
-    assert arrivals.look([str(path)], 3.0) == []
+    assert tracker.update([str(path)], 1.0) == []
+    assert tracker.update([str(path)], 2.0) == [str(path)]
+    assert tracker.record_read(str(path), is_whole=True, now=2.0)
+    assert tracker.update([str(path)], 3.0) == []
 
 
 def test_empty_file_has_not_been_written_yet(tmp_path):
     path = tmp_path / "a.png"
     path.touch()
-    arrivals = Arrivals([])
-    assert [arrivals.look([str(path)], float(now)) for now in range(3)] == [[], [], []]
+    tracker = NewFileTracker([])
+    assert [tracker.update([str(path)], float(now)) for now in range(3)] == [[], [], []]
 
 
 def test_files_arrive_in_the_order_they_appeared(tmp_path):
     late, early = tmp_path / "1.png", tmp_path / "2.png"
-    arrivals = Arrivals([])
+    tracker = NewFileTracker([])
     early.write_bytes(b"x")
-    arrivals.look([str(early)], 0.0)
+    tracker.update([str(early)], 0.0)
     late.write_bytes(b"x")
     os.utime(late, (0, 0))  # whatever its own clock says
-    assert arrivals.look([str(late), str(early)], 1.0) == [str(early)]
-    assert arrivals.look([str(late), str(early)], 2.0) == [str(early), str(late)]
+    assert tracker.update([str(late), str(early)], 1.0) == [str(early)]
+    assert tracker.update([str(late), str(early)], 2.0) == [str(early), str(late)]
 
 
 def test_file_that_is_replaced_is_new_again_and_one_that_was_there_is_not(tmp_path):
     path = tmp_path / "latest.jpg"
     path.write_bytes(b"one")
-    arrivals = Arrivals([str(path)])
-    assert [arrivals.look([str(path)], float(now)) for now in range(3)] == [[], [], []]
+    tracker = NewFileTracker([str(path)])
+    assert [tracker.update([str(path)], float(now)) for now in range(3)] == [[], [], []]
     path.write_bytes(b"another")
-    assert arrivals.look([str(path)], 3.0) == []
-    assert arrivals.look([str(path)], 4.0) == [str(path)]
+    assert tracker.update([str(path)], 3.0) == []
+    assert tracker.update([str(path)], 4.0) == [str(path)]
 
 
 def test_files_that_were_away_for_a_moment_are_not_read_again_unless_they_changed(tmp_path):
@@ -64,29 +64,29 @@ def test_files_that_were_away_for_a_moment_are_not_read_again_unless_they_change
     for path in paths:
         path.write_bytes(b"a picture")
     named = [str(path) for path in paths]
-    arrivals = Arrivals(named[:1])
-    arrivals.look(named, 0.0)
-    for path in arrivals.look(named, 1.0):
-        arrivals.settle(path, is_whole=True, now=1.0)
-    assert arrivals.look([], 2.0) == []
+    tracker = NewFileTracker(named[:1])
+    tracker.update(named, 0.0)
+    for path in tracker.update(named, 1.0):
+        tracker.record_read(path, is_whole=True, now=1.0)
+    assert tracker.update([], 2.0) == []
     paths[2].write_bytes(b"another picture")
-    assert [arrivals.look(named, now) for now in (3.0, 4.0)] == [[], [named[2]]]
+    assert [tracker.update(named, now) for now in (3.0, 4.0)] == [[], [named[2]]]
 
 
 def test_torn_file_is_tried_until_it_has_not_changed_for_long(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(b"half a picture")
-    arrivals = Arrivals([])
-    arrivals.look([str(path)], 0.0)
-    assert arrivals.look([str(path)], 1.0) == [str(path)]
-    assert not arrivals.settle(str(path), is_whole=False, now=1.0)
-    assert arrivals.look([str(path)], 60.0) == [str(path)]
-    assert arrivals.settle(str(path), is_whole=False, now=60.0)
-    assert arrivals.look([str(path)], 61.0) == []
+    tracker = NewFileTracker([])
+    tracker.update([str(path)], 0.0)
+    assert tracker.update([str(path)], 1.0) == [str(path)]
+    assert not tracker.record_read(str(path), is_whole=False, now=1.0)
+    assert tracker.update([str(path)], 60.0) == [str(path)]
+    assert tracker.record_read(str(path), is_whole=False, now=60.0)
+    assert tracker.update([str(path)], 61.0) == []
 
 
 def watched(folder, **options):
-    return WatchedFolder(str(folder), suffixes=SUFFIXES, camera="cell", look_seconds=0.01, **options)
+    return WatchedFolder(str(folder), suffixes=SUFFIXES, camera="cell", scan_seconds=0.01, **options)
 
 
 def test_pictures_that_appear_are_given_once_and_those_before_are_not(tmp_path):
@@ -143,7 +143,7 @@ def test_folder_that_goes_away_is_said_and_looked_for_again(tmp_path, caplog):
         stop.set()
         reader.join()
         assert source.health.state == "live"
-    assert caplog.text.count("it is looked for again") == 1
+    assert caplog.text.count("waiting for it") == 1
 
 
 def test_watched_folder_is_live_and_loses_nothing_to_a_slow_reader(tmp_path):

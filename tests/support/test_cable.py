@@ -29,7 +29,7 @@ def test_a_pulled_cable_is_noticed_and_the_camera_is_seen_again_once_it_is_back(
         reader.until(lambda: len(reader.frames) > 3)
         cable.pull()
         reader.until(lambda: source.health.state != "live")
-        assert (source.health.cause, source.health.reason) == ("stalled", "no picture for 1 s")
+        assert (source.health.cause, source.health.reason) == ("stalled", "no frame for 1 s")
         down_until = feed.number + round(seconds_down * feed.rate)
         reader.until(lambda: feed.number >= down_until)
         assert source.health.state != "live"

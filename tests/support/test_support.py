@@ -110,7 +110,7 @@ def test_a_stall_is_noticed_and_said_and_its_end_gives_fresh_pictures(server, fe
         reader.until(lambda: len(reader.frames) >= 3)
         server.faults.stalled = True
         reader.until(lambda: reader.health.state in LOST)
-        assert reader.health.reason == "no picture for 1 s"
+        assert reader.health.reason == "no frame for 1 s"
         back = feed.number
         server.faults.stalled = False
         reader.until_number(back)
@@ -232,8 +232,8 @@ def test_a_wrong_password_is_told_apart_and_is_in_no_log(feed, caplog, name):
 @pytest.mark.parametrize(
     ("offered", "words"),
     [
-        (["Digest algorithm=SHA-256"], "asks for Digest SHA-256, which is not spoken over RTSP here: no password"),
-        (["Digest algorithm=MD5, qop=auth-int"], "asks for Digest MD5 qop=auth-int, which is not spoken"),
+        (["Digest algorithm=SHA-256"], "requires Digest SHA-256, which is not supported over RTSP: no password"),
+        (["Digest algorithm=MD5, qop=auth-int"], "requires Digest MD5 qop=auth-int, which is not supported"),
         (["Digest algorithm=SHA-256", "Digest algorithm=MD5"], "wrong or missing user name or password"),
         (["Basic"], "wrong or missing user name or password"),
     ],
@@ -328,7 +328,7 @@ def test_description_with_invalid_parameters_gives_pictures(server):
 
 def test_a_codec_nobody_knows_is_said_at_once(server):
     server.faults.description = DESCRIPTIONS["unknown codec"]
-    assert "codec that is not known here" in failing(server.url())
+    assert "codec of its video is unknown" in failing(server.url())
 
 
 ANSWERS = {
@@ -388,7 +388,7 @@ def test_a_line_that_carries_nothing_is_noticed_like_a_stall(server, feed):
             reader.until(lambda: len(reader.frames) >= 3)
             line.blackholed = True
             reader.until(lambda: reader.health.state in LOST)
-            assert reader.health.reason == "no picture for 1 s"
+            assert reader.health.reason == "no frame for 1 s"
             line.blackholed = False
             reader.until_number(feed.number)
         assert None not in reader.marks

@@ -104,7 +104,7 @@ def test_in_a_folder_broken_pictures_are_left_out_named_and_counted(tmp_path, sh
 def test_a_folder_of_nothing_but_broken_pictures_is_an_error(tmp_path):
     for number in range(2):
         (tmp_path / f"{number}.png").write_text("a shopping list")
-    with build_source(str(tmp_path)) as source, pytest.raises(SourceError, match="none of its 2 pictures decodes"):
+    with build_source(str(tmp_path)) as source, pytest.raises(SourceError, match="none of its 2 images decodes"):
         list(source.frames(threading.Event()))
 
 

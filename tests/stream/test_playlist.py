@@ -23,11 +23,11 @@ def test_segments_are_numbered_and_their_addresses_resolved():
 def test_end_and_discontinuities_are_told():
     told = "#EXTM3U\r\n#EXTINF:1,\r\na.ts\r\n#EXT-X-DISCONTINUITY\r\n#EXTINF:1,\r\nb.ts\r\n#EXT-X-ENDLIST\r\n"
     playlist = parse_playlist(told, URL)
-    assert [one.starts_anew for one in playlist.segments] == [False, True]
+    assert [one.is_discontinuous for one in playlist.segments] == [False, True]
     assert playlist.ended
 
 
-def test_new_header_starts_anew_and_ranges_go_on_where_the_last_one_ended():
+def test_playlist_marks_new_header_and_continues_ranges():
     told = (
         '#EXTM3U\n#EXT-X-MAP:URI="v.mp4",BYTERANGE="100@0"\n#EXT-X-BYTERANGE:50@100\n#EXTINF:1,\nv.mp4\n'
         '#EXT-X-BYTERANGE:60\n#EXTINF:1,\nv.mp4\n#EXT-X-MAP:URI="w.mp4"\n#EXTINF:1,\nw1.mp4\n'
@@ -36,7 +36,7 @@ def test_new_header_starts_anew_and_ranges_go_on_where_the_last_one_ended():
     assert first.header == Resource("http://camera/hls/v.mp4", 0, 100)
     assert first.resource.headers == {"Range": "bytes=100-149"}
     assert second.resource.headers == {"Range": "bytes=150-209"}
-    assert (first.starts_anew, second.starts_anew, third.starts_anew) == (False, False, True)
+    assert (first.is_discontinuous, second.is_discontinuous, third.is_discontinuous) == (False, False, True)
 
 
 def test_keys_hold_until_the_next_one():

@@ -135,7 +135,7 @@ def test_folder_that_goes_away_is_said_and_looked_for_again(tmp_path, caplog):
         reader.start()
         while source.health.state != "waiting":
             assert not stop.wait(0.005)
-        assert "no such folder" in source.health.reason
+        assert "no longer exists" in source.health.reason
         folder.mkdir()
         (folder / "1.png").write_bytes(png(20))
         while not got:
@@ -157,7 +157,7 @@ def test_watched_folder_is_live_and_loses_nothing_to_a_slow_reader(tmp_path):
 
 def test_only_a_folder_or_a_glob_in_one_can_be_watched(tmp_path):
     (tmp_path / "a.png").write_bytes(png(1))
-    with pytest.raises(SourceError, match="is no folder that can be watched"):
+    with pytest.raises(SourceError, match="is not a folder that can be watched"):
         build_source(f"{tmp_path / 'a.png'}?watch=1").__enter__()
     with build_source(f"{tmp_path}/*.png?watch=1"):
         pass

@@ -487,7 +487,7 @@ def test_compressed_answer_is_called_one_and_never_asked_for(web_server):
         asked.append(request.headers["Accept-Encoding"])
         send(request, gzip.compress(jpeg(90)), "image/jpeg", headers=[("Content-Encoding", "gzip")])
 
-    with pytest.raises(ConnectionLostError, match=r"compresses what it sends \(gzip\)"):
+    with pytest.raises(ConnectionLostError, match=r"compresses its responses \(gzip\)"):
         read(f"{web_server(answer)}/snapshot.jpg")
     assert set(asked) == {"identity"}
 

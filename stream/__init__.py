@@ -1,1 +1,1 @@
-"""Sources of frames: cameras, network streams, files, and the simulated inspection line."""
+"""Sources of frames: cameras, streams, files, the simulated inspection line."""

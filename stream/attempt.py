@@ -1,4 +1,4 @@
-"""The time limits of one connection to a live stream, and what the end of the connection means."""
+"""The time limits and the end of one connection to a live stream."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ AtEnd = Literal["lost", "ended", "next"]
 
 @dataclass(slots=True)
 class Attempt:
-    """The time limits of one connection, shared by all code that waits for it. Used by one thread.
+    """The time limits of one connection, for all code that waits for it.
 
     The code that opens the connection may change ``read_seconds``, ``live`` and ``at_end`` to match the stream.
     """

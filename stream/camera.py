@@ -29,7 +29,7 @@ _POLL_SECONDS = 0.1  # how often a waiting reader checks the stop event
 
 @dataclass(frozen=True, slots=True)
 class CameraMode:
-    """The mode requested from a webcam; the driver chooses the nearest that it supports."""
+    """The requested mode of a webcam; the driver chooses the nearest."""
 
     size: str | None = None
     """``WIDTHxHEIGHT``; None: its own default."""
@@ -40,7 +40,7 @@ class CameraMode:
 
 
 class CameraSource(LiveSource):
-    """Frames of ``/dev/videoN``. Entering raises ``SourceError`` where the device is missing or may not be opened."""
+    """Frames of ``/dev/videoN``; ``SourceError`` where it cannot be opened."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class CameraSource(LiveSource):
         decoder: DecoderSelector | None = None,
         devices: Path = Path("/dev"),
     ) -> None:
-        """Create the source; ``devices`` is the folder of the device files, ``decoder`` limits the frame size."""
+        """Create the source; device files are in the folder ``devices``."""
         self._device = devices / f"video{number}"
         self._devices = devices
         reader = _Reader(self._device, mode or CameraMode(), timeouts)
@@ -79,7 +79,7 @@ def found_cameras(devices: Path = Path("/dev")) -> list[Path]:
 
 
 class _Reader:
-    """Reads one device; never waits in the driver, because that wait cannot be interrupted."""
+    """Reads one device; all waits can be interrupted."""
 
     def __init__(self, device: Path, mode: CameraMode, timeouts: Timeouts) -> None:
         self._device = device
@@ -106,7 +106,7 @@ class _Reader:
             yield packet
 
     def _is_ready(self, descriptor: int | None, stop: threading.Event) -> bool:
-        """Wait until the driver holds a frame. Raises FFmpeg's ``TimeoutError`` after the read timeout."""
+        """Wait for a frame. Raises FFmpeg's ``TimeoutError``."""
         if descriptor is None:
             return True
         deadline = time.monotonic() + self._timeouts.read_timeout_seconds
@@ -119,7 +119,7 @@ class _Reader:
 
 
 def _descriptor_of(device: Path) -> int | None:
-    """Return the file descriptor under which this process holds ``device`` open, None where it is unknown."""
+    """Return the open file descriptor of ``device``; None where it is unknown."""
     listing = Path("/proc/self/fd")
     real = device.resolve()
     for entry in sorted(listing.iterdir() if listing.is_dir() else [], key=lambda p: int(p.name), reverse=True):

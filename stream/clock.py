@@ -1,4 +1,4 @@
-"""The stream clock: seconds that start at 0 and always grow, despite jumps, resets and missing timestamps."""
+"""The stream clock: strictly increasing seconds from 0."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ _MIN_STEP_SECONDS = 0.001  # least distance of two frames, also where their time
 
 
 class StreamClock:
-    """Converts presentation times to seconds since the first frame, strictly increasing.
+    """Converts presentation times to increasing seconds from the first frame.
 
     Live frames also have an arrival time. Where the stream's clock differs from the arrival times by more than
     ``slack_seconds``, it is reset to them. Files have no arrival times, and their jumps ahead are kept: a recording
@@ -15,7 +15,7 @@ class StreamClock:
     """
 
     def __init__(self, *, step_seconds: float = 0.04, slack_seconds: float = 3.0) -> None:
-        """Create a clock that advances by ``step_seconds`` per frame where neither time is known."""
+        """Create a clock; it advances by ``step_seconds`` where no time is known."""
         self._step = step_seconds
         self._slack = slack_seconds
         self._offset: float | None = None
@@ -23,7 +23,7 @@ class StreamClock:
         self._last: float | None = None
 
     def to_seconds(self, pts_seconds: float | None, *, arrived_at: float | None = None) -> float:
-        """Return the seconds since the first frame, greater than the value returned before.
+        """Return the seconds since the first frame; always increasing.
 
         Args:
             pts_seconds: the presentation time; None: the frame has none.
@@ -38,7 +38,7 @@ class StreamClock:
         return seconds
 
     def restart(self) -> None:
-        """Forget the offset of the stream's clock, for a new connection; the seconds continue to grow."""
+        """Forget the offset of the stream's clock, for a new connection."""
         self._offset = None
 
     def _elapsed(self, arrived_at: float | None) -> float | None:

@@ -1,4 +1,4 @@
-"""What a container states about itself: duration, number of frames and packets, and whether it is complete."""
+"""What a container states: duration, frames, packets, completeness."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _COUNTS_PACKETS: Final = frozenset({"mov", "mp4"})
 
 
 def is_complete_gif(path: str) -> bool:
-    """Return whether a GIF has its trailer byte: FFmpeg decodes a truncated frame without an error.
+    """Return whether a GIF has its trailer byte; FFmpeg does not check it.
 
     Bytes after the trailer are padding.
     """
@@ -52,14 +52,14 @@ def _skip_colours(file: BinaryIO, flags: int) -> None:
 
 
 def mp4_is_whole(path: str) -> bool:
-    """Return whether the last box of an MP4 file is complete: a fragmented file states no total length."""
+    """Return whether the last box of an MP4 file is complete."""
     size = os.path.getsize(path)  # noqa: PTH202 - the path is FFmpeg's, as given
     with open(path, "rb") as file:  # noqa: PTH123
         return all(end <= size for _, end in _boxes(file, size))
 
 
 def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int]]:
-    """Yield the type and the end, in bytes, of each top-level box of an MP4 file; stop at anything else."""
+    """Yield type and end, in bytes, of each top-level box of an MP4 file."""
     offset = 0
     while offset + 8 <= size:
         file.seek(offset)
@@ -76,7 +76,7 @@ def _boxes(file: BinaryIO, size: int) -> Iterator[tuple[bytes, int]]:
 
 
 def avi_has_index(path: str) -> bool:
-    """Return whether an AVI file has its index, which is written last: the file is complete then.
+    """Return whether an AVI file has its index, which is written last.
 
     A file of several parts (OpenDML, above 1 GB) has an index in its first part only, which does not cover the others.
     """
@@ -101,7 +101,7 @@ def avi_has_index(path: str) -> bool:
 
 
 def declared_duration(container: InputContainer | None, stream: VideoStream) -> float | None:
-    """Return the end of the video in seconds, on the file's clock, as the file states it; None where it does not.
+    """Return the declared end of the video in seconds; None: not declared.
 
     The end is the stream's start plus its duration, or the container's where the stream states none and is the only
     one.
@@ -117,7 +117,7 @@ def declared_duration(container: InputContainer | None, stream: VideoStream) -> 
 
 
 def packets_total(container: InputContainer, stream: VideoStream) -> int | None:
-    """Return the number of packets of the complete file, None where the container does not count packets.
+    """Return the declared number of packets; None: not declared.
 
     An MP4 file may hide packets by its edit list: a losslessly trimmed video holds all packets and shows a part.
     """
@@ -127,7 +127,7 @@ def packets_total(container: InputContainer, stream: VideoStream) -> int | None:
 
 
 def frames_total(container: InputContainer, stream: VideoStream) -> int | None:
-    """Return the number of frames in the header, None where rate and duration contradict it: AVI may count fields."""
+    """Return the declared number of frames; None: none or contradictory."""
     if not stream.frames:
         return None
     shown = (

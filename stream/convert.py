@@ -1,4 +1,4 @@
-"""Conversion of decoded frames to upright RGB arrays: colour matrix, range, rotation, aspect and interlacing."""
+"""Conversion of decoded frames to upright RGB arrays."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ _NEARLY_SQUARE: Final = Fraction(1, 100)  # rounding of scaling to even sizes; r
 
 
 class PixelAspect:
-    """The pixel aspect ratio of a stream, width over height, from the container or, after a change, the codec."""
+    """The current pixel aspect ratio of a stream, width over height."""
 
     def __init__(self, stream: VideoStream, *, max_pixels: int | None = None) -> None:
-        """Follow ``stream``; a scaled frame may have ``max_pixels`` at most, None: no limit."""
+        """Follow ``stream``; limit scaled frames to ``max_pixels``."""
         self._max_pixels = max_pixels
         self._context = stream.codec_context
         self._stated = stream.sample_aspect_ratio
@@ -56,7 +56,7 @@ class PixelAspect:
         self._has_begun = False
 
     def now(self) -> Fraction:
-        """Return the aspect ratio of the frame decoded last; 1 where none, or an implausible one, is stated."""
+        """Return the aspect ratio of the last frame; 1 where it is implausible."""
         coded = self._context.sample_aspect_ratio
         if not self._has_begun:
             self._has_begun, self._coded = True, coded
@@ -69,12 +69,12 @@ class PixelAspect:
 
 
 def square_size(width: int, height: int, aspect: Fraction) -> tuple[int, int]:
-    """Return the (width, height) of a frame with square pixels: one side grows, as in players."""
+    """Return (width, height) with square pixels; the frame is only enlarged."""
     return (round(width * aspect), height) if aspect >= 1 else (width, round(height / aspect))
 
 
 class RgbConverter:
-    """Converts the decoded frames of one stream to RGB; keeps its conversion tables between frames.
+    """Converts the decoded frames of one stream to RGB.
 
     Uses the colour matrix and range of the frame's tags; an untagged frame is BT.601 limited, as in FFmpeg and OpenCV.
     HDR (PQ, HLG) is converted by its matrix, without tone mapping. Anamorphic frames are scaled up to square pixels.
@@ -87,7 +87,7 @@ class RgbConverter:
         self._bits = 0  # depth of the largest value so far; 0: no 16-bit frame so far
 
     def convert(self, frame: av.VideoFrame, aspect: Fraction = Fraction(1)) -> Image:
-        """Return the frame as contiguous uint8 RGB (height, width, 3), oriented by its metadata.
+        """Return the oriented frame as contiguous uint8 RGB (height, width, 3).
 
         ``aspect`` is the pixel aspect ratio, width over height.
         """
@@ -103,7 +103,7 @@ class RgbConverter:
         return image if transform == (False, False, False) else apply_orientation(image, transform)
 
     def _eight_bits(self, frame: av.VideoFrame) -> av.VideoFrame:
-        """Return a 16-bit grey frame as an 8-bit one; the largest value so far determines the depth."""
+        """Return a 16-bit grey frame as 8 bits, scaled by the depth in use."""
         values = np.asarray(frame.to_ndarray(format="gray16le"), dtype=np.uint16)
         bits = max(self._bits, value_bits(values))
         if bits != self._bits:
@@ -116,7 +116,7 @@ class RgbConverter:
 
 
 def orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
-    """Return (transposed, mirrored left-right, mirrored top-bottom) of the frame's display matrix.
+    """Return (transposed, mirrored left-right, mirrored top-bottom) of a frame.
 
     The matrix is FFmpeg's ``AV_FRAME_DATA_DISPLAYMATRIX``: nine 32-bit fixed-point numbers, row by row. An angle is
     rounded to the nearest multiple of 90 degrees.
@@ -132,7 +132,7 @@ def orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
 
 
 def apply_orientation(image: Image, transform: tuple[bool, bool, bool]) -> Image:
-    """Return ``image`` (height, width, 3) transposed and then mirrored by ``transform`` (see ``orientation``)."""
+    """Return ``image`` transposed, then mirrored, as ``orientation`` returns it."""
     rotation = _ROTATIONS.get(transform)
     if rotation is not None:
         return np.asarray(cv2.rotate(image, rotation), dtype=np.uint8)
@@ -143,7 +143,7 @@ def apply_orientation(image: Image, transform: tuple[bool, bool, bool]) -> Image
 
 
 class Deinterlacer:
-    """Deinterlaces frames with FFmpeg's bwdif, one for one; starts at the first interlaced frame.
+    """Deinterlaces with FFmpeg's bwdif, from the first interlaced frame on.
 
     From then on it holds back one frame, which ``flush`` returns. A change of size or format restarts the filter.
     """

@@ -1,4 +1,4 @@
-"""Which frames are intact after a part of a stream was damaged. Independent of the codec.
+"""Tracking of intact frames after damage in a stream, for any codec.
 
 A frame that is predicted from a damaged one is damaged too, though no decoder reports it: after damage, every frame is
 suspect until the next keyframe, in decoding order, not in presentation order.
@@ -21,7 +21,7 @@ class PacketInfo:
 
 
 class CorruptionTracker:
-    """Follows the packets that enter a decoder, and tells which of the decoded frames are intact."""
+    """Tells which decoded frames are intact, from the packets sent."""
 
     def __init__(self, *, window_packets: int | None = None) -> None:
         """Create a tracker.
@@ -44,7 +44,7 @@ class CorruptionTracker:
         self._classify(packet)
 
     def mark_corrupt(self, *, pts: int | None = None) -> None:
-        """Record damage of the frame with presentation time ``pts``, or, without it, of the last packet."""
+        """Record damage of the frame at ``pts``, or else of the last packet."""
         packets = list(self._packets)
         start = max(0, len(packets) - 1)
         if pts is not None:

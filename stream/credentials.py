@@ -1,4 +1,4 @@
-"""User names and passwords that are kept outside the configuration: in the environment, or in a file.
+"""Credentials from environment variables and files.
 
 Pure functions: the caller reads the environment and the file. No message contains a secret.
 """
@@ -18,7 +18,7 @@ _SCHEME: Final = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def expand_env(uri: str, variables: Mapping[str, str]) -> str:
-    """Return ``uri`` with every ``${NAME}`` replaced; a value before the host is percent-encoded.
+    """Return ``uri`` with each ``${NAME}`` replaced, percent-encoded before the host.
 
     Raises:
         ConfigError: a variable is not set.
@@ -60,7 +60,7 @@ def with_credentials(uri: str, secret: str, file: str) -> str:
 
 
 def has_plain_password(uri: str) -> bool:
-    """Return whether ``uri`` contains a password or a token in clear text, rather than as ``${NAME}``."""
+    """Return whether ``uri`` contains a password or token in clear text."""
     bare = _VARIABLE.sub("", uri)
     scheme = _SCHEME.match(bare)
     if scheme is None:

@@ -1,4 +1,4 @@
-"""Decoding of one open container, shared by files and network streams. Opens and closes nothing."""
+"""Decoding of an open container, shared by files and network streams."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MAX_FAILED_READS: Final = 32  # consecutive damaged positions that a file is re
 
 
 def video_stream(container: InputContainer) -> VideoStream | None:
-    """Return FFmpeg's best video stream (default, largest), None where there is none or only cover art."""
+    """Return FFmpeg's best video stream; None where there is none."""
     try:
         best = container.streams.best("video")
     except IndexError:  # with a damaged header FFmpeg finds a stream that PyAV does not have
@@ -36,7 +36,7 @@ def video_stream(container: InputContainer) -> VideoStream | None:
 
 
 def drop_bad_extradata(context: VideoCodecContext) -> bool:
-    """Remove parameter sets that prevent the decoder from opening; return whether any were removed.
+    """Remove parameter sets that do not open the decoder; return whether removed.
 
     Some cameras describe their stream with wrong parameter sets and send the right ones with each keyframe. With
     ``err_detect=explode`` the decoder does not open with wrong sets, and no packet is decoded. The sets are tested in a
@@ -56,7 +56,7 @@ def drop_bad_extradata(context: VideoCodecContext) -> bool:
 
 
 def packets_of(container: InputContainer, stream: VideoStream) -> Iterator[VideoPacket]:
-    """Yield the packets of a stream. Raises ``av.error.FFmpegError``, and no other error."""
+    """Yield the packets of a stream; raises only ``av.error.FFmpegError``."""
     try:
         yield from container.demux(stream)
     except IndexError:  # with a damaged header FFmpeg finds a stream that PyAV does not have
@@ -64,7 +64,7 @@ def packets_of(container: InputContainer, stream: VideoStream) -> Iterator[Video
 
 
 def packets(container: InputContainer, stream: VideoStream, on_damage: Callable[[], None]) -> Iterator[VideoPacket]:
-    """Yield the packets of a file; call ``on_damage`` at each position that cannot be read, and continue after it.
+    """Yield the packets of a file; call ``on_damage`` at unreadable positions.
 
     Ends after ``_MAX_FAILED_READS`` such positions in a row.
     """
@@ -82,7 +82,7 @@ def packets(container: InputContainer, stream: VideoStream, on_damage: Callable[
 
 
 class VideoDecoder:
-    """Decodes one stream to its intact frames, in presentation order; counts the corrupt ones."""
+    """Decodes one stream to intact frames; counts corrupt ones."""
 
     def __init__(
         self, *, trust: CorruptionTracker, numbers: FrameNumbers | None = None, max_pixels: int | None = None
@@ -162,7 +162,7 @@ class VideoDecoder:
         check_size(context.width, context.height, self.max_pixels)
 
     def _check_size(self, context: VideoCodecContext, error: av.error.FFmpegError) -> None:
-        """Raise ``ImageTooLargeError`` where the size is why FFmpeg did not decode: it resets the size then."""
+        """Raise ``ImageTooLargeError`` where the size is the cause of ``error``."""
         if self.max_pixels is None:
             return
         size_was_reset = isinstance(error, av.error.ArgumentError) and context.width * context.height == 0

@@ -1,4 +1,4 @@
-"""Diagnostics of the sources: webcams, decoders and hardware decoding of this machine."""
+"""Diagnostics of the sources: webcams, decoders, hardware decoding."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def diagnostics() -> list[Diagnostic]:
 
 
 def _on_gpu() -> Diagnostic:
-    """Open the first GPU like ``decoder: cuda``; which codecs it decodes is known at a stream's first frame only."""
+    """Open the first GPU as ``decoder: cuda`` does."""
     try:
         cuda_hwaccel(0)
     except HardwareDecoderUnavailableError as reason:

@@ -1,4 +1,4 @@
-"""Classification of errors of a stream: a message for the user, the cause, and whether to retry."""
+"""Classification of stream errors: message, cause, and whether to retry."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from stream.reconnect import RetryClass
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a stream cannot be read at the moment. Contains no part of the URI, and so no credentials."""
+    """Why a stream cannot be read; contains no part of the URI."""
 
     message: str
     retry_class: RetryClass = "quick"

@@ -1,4 +1,4 @@
-"""A source of video files, pipes and remote recordings: every intact frame, in order."""
+"""A source of video files, pipes and remote recordings."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ class FileSource:
                 return
 
     def _begin(self, stop: threading.Event) -> bool:
-        """Open the file and decode its first frame; return False where ``stop`` was set before."""
+        """Open and decode the first frame; return False when stopped."""
         try:
             self._open(self._file_options.threads)
             self._decode_first(stop)
@@ -253,7 +253,7 @@ class FileSource:
         return file
 
     def _decode_first(self, stop: threading.Event) -> None:
-        """Decode the first frame, so that a file without frames is refused before any output is created for it."""
+        """Decode the first frame; refuses a file without frames."""
         self._stop = stop
         frames = self._all_frames()
         first = next(frames, None)
@@ -269,7 +269,7 @@ class FileSource:
         self._decoded_frames = frames if first is None else itertools.chain([first], frames)
 
     def _falls_back_to_cpu(self, *, has_frame: bool) -> bool:
-        """Return whether to reopen on the CPU. Raises ``SourceError`` where a GPU is required and does not decode."""
+        """Return whether to reopen on the CPU, as ``auto`` does."""
         was_on_gpu = self._decoder.opened_on_gpu
         failure = self._decoder.verify_first_frame(self._stream.codec_context, self.camera, has_frame=has_frame)
         if failure is not None:
@@ -311,7 +311,7 @@ class FileSource:
             raise SourceError(message) from None
 
     def _packets(self) -> Iterator[VideoPacket]:
-        """Yield the packets of the video; joints of recordings and padding do not count as damage."""
+        """Yield the video's packets; joints and padding are no damage."""
         assert self._container is not None  # noqa: S101 - _open comes first
         is_joinable = self._is_local and "mpegts" in self._formats
         last = 0
@@ -327,7 +327,7 @@ class FileSource:
             yield without_corrupt_flag(packet) if is_joint else packet
 
     def _finish(self) -> None:
-        """Set the final state. Raises ``CorruptMediaError`` where frames were corrupt or missing."""
+        """Set the final state; raise ``CorruptMediaError`` for missing frames."""
         decoding = self._decoding
         damage_after = decoding.damage_after
         if damage_after == 0 and not _BEGINS_ANYWHERE.isdisjoint(self._formats):
@@ -346,7 +346,7 @@ class FileSource:
         raise CorruptMediaError(message)
 
     def _truncation(self) -> str:
-        """Return what is missing of what the file states, as part of a message; empty where the file is complete."""
+        """Return what is missing, as part of a message; empty where nothing is."""
         assert self._container is not None  # noqa: S101 - _open comes first
         if self._is_cut_gif:
             return ", cut off: its trailer is missing"

@@ -1,4 +1,4 @@
-"""A source that watches a folder: reads each new image once, when its file is complete."""
+"""A source that watches a folder and reads each new, complete image."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class _Pending:
 
 
 class NewFileTracker:
-    """Finds the files of a folder that are new and complete: those that did not change between two scans.
+    """Finds new, complete files: those unchanged between two scans.
 
     A file that is replaced or written again counts as new. A file that disappears and returns unchanged does not: a
     network drive may be unavailable for a moment.
@@ -64,7 +64,7 @@ class NewFileTracker:
         self._scans = 0
 
     def update(self, paths: Iterable[str], now: float) -> list[str]:
-        """Record a scan that found ``paths``; return the paths to read, in order of appearance."""
+        """Record a scan; return the paths to read, in order of appearance."""
         self._scans += 1
         states: dict[str, _FileState] = {path: state for path in paths if (state := _file_state(path))}
         for removed in (self._done.keys() | self._pending.keys()) - states.keys():
@@ -87,7 +87,7 @@ class NewFileTracker:
         return sorted(ready, key=lambda path: (*self._age(path), natural(path)))
 
     def record_read(self, path: str, *, is_whole: bool, now: float) -> bool:
-        """Record that ``path`` was read; return False where to read it again: it may still be unfinished."""
+        """Record a read of ``path``; return False where to read it again."""
         pending = self._pending[path]
         if is_whole or now - pending.since > _UNFINISHED_SECONDS:
             self._done[path] = self._pending.pop(path).state
@@ -122,7 +122,7 @@ class WatchedFolder:
         begin: Literal["new", "all"] = "new",
         scan_seconds: float = _SCAN_SECONDS,
     ) -> None:
-        """Create the source; with ``begin="all"`` the images that exist already are read, too."""
+        """Create the source; ``begin="all"`` also reads existing images."""
         self.camera = camera
         self.uri = shown(pattern)
         self._pattern = pattern
@@ -152,7 +152,7 @@ class WatchedFolder:
         """Do nothing: no file is open."""
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
-        """Yield each image that appears, until ``stop`` is set; its time is seconds since the start."""
+        """Yield each image that appears; its time is seconds since the start."""
         started_at, index = time.monotonic(), 0
         folder = folder_of(self._pattern)
         self._health = Health("live")
@@ -189,7 +189,7 @@ class WatchedFolder:
         return ready
 
     def _images(self) -> Iterator[str]:
-        """Yield the paths of the images. Raises ``SourceError`` where the folder cannot be read."""
+        """Yield the paths of the images; raises ``SourceError``."""
         if kind_of(self._pattern) == "missing" and not is_pattern(self._pattern):
             raise SourceError(f"{self.uri}: the folder no longer exists")
         for path in files_of(self._pattern):

@@ -1,4 +1,4 @@
-"""Detection of missing pictures in an H.264 stream, from the numbers in its slices, without decoding.
+"""Detection of missing pictures in H.264 streams, without decoding.
 
 A decoder that misses a whole picture predicts the next one from a wrong reference, and reports no error. Reference
 pictures are numbered (``frame_num``, ITU-T H.264, 7.4.3), so a gap in the numbers shows the loss.
@@ -26,10 +26,10 @@ class _Numbering:
 
 
 class FrameNumbers:
-    """Follows the packets of one stream in decoding order; each is one picture with start codes (Annex B)."""
+    """Follows one stream's packets (Annex B), a picture each."""
 
     def __init__(self, extradata: bytes | None = None) -> None:
-        """Create a tracker with the container's parameter sets; more may follow in the packets."""
+        """Create a tracker with the container's parameter sets, if any."""
         self._sequences: dict[int, _Numbering] = {}
         self._sequence_of: dict[int, int] = {}
         self._last_reference: int | None = None
@@ -37,7 +37,7 @@ class FrameNumbers:
             self.misses(extradata)
 
     def misses(self, packet: bytes) -> bool:
-        """Return whether a reference picture is missing before this packet; False where that is unknown."""
+        """Return whether a reference picture is missing before this packet."""
         for unit in _units(packet):
             kind = unit[0] & 31
             try:
@@ -71,7 +71,7 @@ class FrameNumbers:
         return number not in {previous, (previous + 1) % (1 << numbering.bits)}
 
     def _read_sequence(self, bits: _Bits) -> None:
-        """Read a sequence parameter set (7.3.2.1.1) up to ``gaps_in_frame_num_value_allowed_flag``."""
+        """Read a sequence parameter set (7.3.2.1.1) up to the gaps flag."""
         profile = bits.take(8)
         bits.take(16)
         identifier, separate = bits.unsigned(), False
@@ -136,7 +136,7 @@ def _skip_scaling(bits: _Bits, size: int) -> None:
 
 
 def _units(packet: bytes) -> Iterator[bytes]:
-    """Yield the units between start codes; none where the packet has no start code (MP4, FLV)."""
+    """Yield the units between start codes; none for MP4 and FLV."""
     if not packet.startswith((_START_CODE, b"\x00" + _START_CODE)):
         return
     begin = packet.find(_START_CODE)

@@ -61,7 +61,7 @@ class HlsFollower:
         self._keys: dict[str, bytes] = {}
 
     def submit(self, text: str, url: str, attempt: Attempt) -> None:
-        """Load the answer of the camera's address: a media or multivariant playlist. Raises as ``WebClient.get``."""
+        """Load a media or multivariant playlist; raises as ``WebClient.get``."""
         variant = best_variant(text, url)
         if variant is not None:
             with self._client.get(variant, attempt) as response:
@@ -98,7 +98,7 @@ class HlsFollower:
         return None
 
     def open_segment(self, segment: Segment, attempt: Attempt) -> Response | io.BytesIO:
-        """Return a segment open for reading, its data buffered. Raises ``FailureError`` and ``OSError``."""
+        """Return an open, buffered segment; raises ``OSError``."""
         if segment.key is not None:
             return io.BytesIO(self._decrypted(segment, segment.key, attempt))
         response = self._client.get(segment.resource.url, attempt, headers=segment.resource.headers)
@@ -110,14 +110,14 @@ class HlsFollower:
         return response
 
     def header(self, segment: Segment, attempt: Attempt) -> bytes:
-        """Return the initialization section of ``segment`` (``EXT-X-MAP``); empty for MPEG-TS."""
+        """Return the initialization section of ``segment``; empty for MPEG-TS."""
         if segment.header is None:
             return b""
         with self._client.get(segment.header.url, attempt, headers=segment.header.headers) as response:
             return response.whole(MAX_PLAYLIST_BYTES)
 
     def skips(self, segment: Segment, error: FailureError) -> bool:
-        """Record a missing segment; return whether to continue after it: not after too many in a row."""
+        """Record a missing segment; return whether to continue after it."""
         self._failures += 1
         self._missing += 1
         if self._failures > _MAX_FAILURES or error.failure.cause not in {"not found", "server", "ended"}:
@@ -130,13 +130,13 @@ class HlsFollower:
         self._failures = 0
 
     def check_whole(self) -> None:
-        """Raise ``FailureError`` where segments of a finite stream were missing; call it at the end."""
+        """Raise ``FailureError`` where a finite stream lacks segments."""
         if self._missing and not self.is_live:
             message = f"{self._missing} segments of its playlist could not be fetched"
             raise FailureError(Failure(message, "never", "not found", hint="check the server"))
 
     def _reload(self, attempt: Attempt) -> None:
-        """Fetch the playlist again, at most twice per target duration; a very long playlist less often."""
+        """Fetch the playlist again, at most twice per target duration."""
         pause_seconds = max(self._playlist.target_seconds / 2, _MIN_IDLE_FACTOR * self._parse_seconds)
         attempt.pause(self._loaded_at + pause_seconds - time.monotonic())
         if attempt.stop.is_set():
@@ -186,7 +186,7 @@ class HlsFollower:
 
 
 class HlsPart:
-    """A file of the segments up to the next discontinuity; at its end ``attempt.at_end`` is set."""
+    """A file of the segments up to the next discontinuity."""
 
     def __init__(self, follower: HlsFollower, first: Segment | None, attempt: Attempt) -> None:
         self._follower = follower
@@ -207,7 +207,7 @@ class HlsPart:
             self._response.close()
 
     def read(self, size: int) -> bytes:
-        """Return the next bytes, at most ``size``; ``b""`` at the end of the part. Raises ``OSError``."""
+        """Return at most ``size`` bytes; ``b""`` at the end of the part."""
         attempt = self._attempt
         while not attempt.stop.is_set():
             if self._header:
@@ -253,7 +253,7 @@ def _text(response: Response) -> str:
 
 
 def _decrypt(content: bytes, *, key: bytes, iv: str) -> bytes:
-    """Return ``content`` decrypted with AES-128-CBC, by FFmpeg's ``crypto`` protocol; ``iv`` is hexadecimal."""
+    """Return ``content`` decrypted with AES-128-CBC, by FFmpeg."""
     if len(key) != 16:
         raise FailureError(Failure(f"the key of its HLS segments has {len(key)} bytes; it must have 16", "slow"))
     with tempfile.NamedTemporaryFile(suffix=".ts") as file:

@@ -1,4 +1,4 @@
-"""The source of an HTTP address: a live stream or a recording, detected from the server's answer."""
+"""The source of an HTTP address: a live stream or a recording."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class WebSource:
 
     @property
     def live(self) -> bool:
-        """Whether the stream continues while it is not read; a guess until the server has answered."""
+        """Whether the stream is live; a guess until the server has answered."""
         return self._inner.live
 
     @property

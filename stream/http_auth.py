@@ -1,4 +1,4 @@
-"""HTTP authentication: parses challenges, answers Basic (RFC 7617) and Digest (RFC 7616). Pure functions."""
+"""HTTP authentication: Basic (RFC 7617) and Digest (RFC 7616)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Challenge:
 
 
 def challenges(headers: Sequence[str]) -> list[Challenge]:
-    """Return the challenges in the values of ``WWW-Authenticate``; a value may contain several."""
+    """Return the challenges in values of ``WWW-Authenticate``."""
     offered: list[Challenge] = []
     for header in headers:
         for item in _ITEM.finditer(header):

@@ -1,4 +1,4 @@
-"""A small HTTP client for cameras: a deadline for every wait, redirects to allowed hosts only, Basic and Digest.
+"""An HTTP client for cameras, with deadlines and restricted redirects.
 
 FFmpeg's client follows redirects to any host, supports Digest with MD5 only, and its waits cannot be interrupted.
 """
@@ -40,7 +40,7 @@ class Origin:
 
     @classmethod
     def of(cls, url: str) -> Origin:
-        """Return the origin of ``url``. Raises ``FailureError`` where it is not a valid http(s) address."""
+        """Return the origin of ``url``; raises ``FailureError`` where it is invalid."""
         try:
             parts = urlsplit(url)
             scheme, host, port = parts.scheme.lower(), parts.hostname or "", parts.port
@@ -89,7 +89,7 @@ class WebClient:
         self._count = 0
 
     def get(self, url: str, attempt: Attempt, *, headers: dict[str, str] | None = None) -> Response:
-        """Return the response to a GET of ``url``, with status 200, 206 or 304; the caller closes it.
+        """Return the response to a GET, of status 200, 206 or 304; close it after use.
 
         Raises:
             FailureError: the server refuses, redirects to a host that is not allowed, or does not speak HTTP.
@@ -146,7 +146,7 @@ class WebClient:
             raise
 
     def _accepts_challenge(self, response: Response) -> bool:
-        """Adopt the strongest challenge of a 401 response; return whether to send the request again."""
+        """Adopt the strongest challenge of a 401; return whether to retry."""
         if not self._has_credentials or Origin.of(response.url) != self._own:
             return False
         chosen = strongest(challenges(response.headers.get_all("WWW-Authenticate") or []))
@@ -202,17 +202,17 @@ class Response:
 
     @property
     def kind(self) -> str:
-        """The media type, in lower case, without parameters; empty where the server states none."""
+        """The media type in lower case, without parameters, or empty."""
         return (self.headers.get("Content-Type") or "").partition(";")[0].strip().lower()
 
     @property
     def content_encoding(self) -> str:
-        """The compression of the body, as printable text; empty where it is not compressed."""
+        """The compression of the body, as printable text, or empty."""
         encoding = re.sub(r"[^\w, -]", "?", self.headers.get("Content-Encoding") or "")[:40].strip()
         return "" if encoding.lower() == "identity" else encoding
 
     def read(self, size: int = -1) -> bytes:
-        """Return the next bytes, at most ``size``, as soon as some are available; ``b""`` at the end.
+        """Return at most ``size`` bytes, once available; ``b""`` at the end.
 
         Raises:
             OSError: the connection broke, or no data arrived before the deadline.
@@ -237,7 +237,7 @@ class Response:
         return self._ahead[:size]
 
     def whole(self, limit: int) -> bytes:
-        """Return the rest of the body. Raises ``FailureError`` where it exceeds ``limit`` bytes or is incomplete."""
+        """Return the rest of the body, of at most ``limit`` bytes."""
         parts: list[bytes] = []
         total = 0
         while total <= limit and (part := self.read(65536)):
@@ -264,7 +264,7 @@ class Response:
 
 
 class _Socket:
-    """A socket for ``http.client`` whose reads keep the attempt's deadline and end when it is stopped."""
+    """A socket for ``http.client`` whose reads keep the attempt's deadline."""
 
     def __init__(self, connected: socket.socket, attempt: Attempt) -> None:
         self.attempt = attempt
@@ -276,7 +276,7 @@ class _Socket:
         return io.BufferedReader(_Incoming(self._socket, self.attempt), 65536)
 
     def close(self) -> None:
-        """Do nothing: ``http.client`` closes its socket while the response is still being read."""
+        """Do nothing: ``http.client`` closes it before the response is read."""
 
     def shut(self) -> None:
         """Close the socket."""
@@ -322,7 +322,7 @@ def _connect(origin: Origin, attempt: Attempt) -> socket.socket:
 
 
 def _tls() -> ssl.SSLContext:
-    """Return a context that verifies no certificate: those of cameras are self-signed, and expire."""
+    """Return a context that verifies no certificate: cameras sign their own."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

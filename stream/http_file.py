@@ -1,4 +1,4 @@
-"""A remote recording, read like a file over HTTP: with range requests where the server supports them."""
+"""A remote recording, read like a file over HTTP."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _MAX_IN_MEMORY_BYTES: Final = 16 << 20
 
 
 class WebFile:
-    """A file at an HTTP address. Reading resumes at the same position after a lost connection."""
+    """A file at an HTTP address; reading resumes after a lost connection."""
 
     def __init__(self, client: WebClient, url: str, *, answer_seconds: float, read_seconds: float,
                  stop: threading.Event) -> None:  # fmt: skip
-        """Open ``url``. Raises ``FailureError`` and ``OSError`` where it cannot be opened."""
+        """Open ``url``; raises ``OSError`` where it cannot be opened."""
         self._client = client
         self._url = url
         self._answer_seconds = answer_seconds
@@ -46,7 +46,7 @@ class WebFile:
             raise
 
     def _start_spool(self) -> None:
-        """Copy the data to a temporary file while it is read: the demuxer reads the end first, then the start."""
+        """Copy the data to a temporary file: the demuxer reads the end first."""
         if self._size is None or self._size > _MAX_SPOOLED_BYTES:
             message = (
                 "its index is at its end, and the server does not support range requests: download the file, then give "
@@ -56,7 +56,7 @@ class WebFile:
         self._spool = tempfile.SpooledTemporaryFile(max_size=_MAX_IN_MEMORY_BYTES)  # noqa: SIM115 - close() closes it
 
     def seekable(self) -> bool:
-        """Return whether any position can be read: by range requests, or from the temporary file."""
+        """Return whether any position can be read."""
         return (self._has_ranges and self._size is not None) or self._spool is not None
 
     def tell(self) -> int:
@@ -64,7 +64,7 @@ class WebFile:
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Set the position, without a request; return it, or -1, FFmpeg's value for a position that is invalid."""
+        """Set the position and return it; -1, as FFmpeg expects, where invalid."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}.get(whence)
         if base is None or base + offset < 0:
             return -1
@@ -75,7 +75,7 @@ class WebFile:
         return self._position
 
     def read(self, size: int) -> bytes:
-        """Return the next bytes, at most ``size``; ``b""`` at the end, and where reading cannot resume."""
+        """Return at most ``size`` bytes; ``b""`` at the end."""
         if self._spool is not None:
             return self._read_spool(self._spool, size)
         for resume in range(_MAX_RESUMES):
@@ -141,7 +141,7 @@ class WebFile:
 
 
 def ends_with_its_index(head: bytes) -> bool:
-    """Return whether ``head`` begins an MP4 or QuickTime file whose index follows its media data."""
+    """Return whether an MP4 file that begins with ``head`` has its index last."""
     offset = 0
     while len(head) >= offset + 16:
         size, kind = int.from_bytes(head[offset : offset + 4], "big"), head[offset + 4 : offset + 8]

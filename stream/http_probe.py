@@ -1,4 +1,4 @@
-"""Detection of what an HTTP address serves: motion JPEG, still images, HLS, a live container, or a recording."""
+"""Detection of what an HTTP address serves, from its response."""
 
 from __future__ import annotations
 
@@ -79,12 +79,12 @@ class WebStream:
         self._packets: Callable[[InputContainer, threading.Event], Iterator[VideoPacket]] = demuxed
 
     def open(self, attempt: Attempt) -> AbstractContextManager[InputContainer]:
-        """Open the address. Raises ``RecordingFoundError`` where it must be read like a file."""
+        """Open the address; raises ``RecordingFoundError`` for a recording."""
         self._attempt = attempt
         return self._opened(attempt)
 
     def packets(self, container: InputContainer, stop: threading.Event) -> Iterator[VideoPacket]:
-        """Yield the packets of the stream opened last. Raises the error in which reading ended."""
+        """Yield the packets of the stream opened last; raise its error."""
         yield from self._packets(container, stop)
         if self._body is not None:
             self._body.check()
@@ -173,7 +173,7 @@ class WebStream:
             self._is_between_parts = attempt.at_end == "next"
 
     def _paced(self, container: InputContainer, stop: threading.Event) -> Iterator[VideoPacket]:
-        """Yield packets at their presentation times: all packets of a segment arrive at once."""
+        """Yield packets in real time: a segment's packets arrive at once."""
         started_at: float | None = None
         for packet in demuxed(container, stop):
             if packet.size and packet.dts is not None and packet.time_base is not None:
@@ -187,7 +187,7 @@ class WebStream:
             yield packet
 
     def _stills(self, container: InputContainer, stop: threading.Event) -> Iterator[VideoPacket]:
-        """Request the image at the address repeatedly; yield each image that differs from the previous one."""
+        """Request the image repeatedly; yield each one that differs."""
         attempt, interval = self._attempt, 1.0 / self._options.still_rate
         started_at = due = time.monotonic()
         yield from _at(demuxed(container, stop), 0.0)
@@ -212,7 +212,7 @@ class WebStream:
 
 
 def kind_of(response: Response, *, live: bool | None) -> Kind:
-    """Return what a response contains, by its first bytes, media type and length, and by ``live`` where it is set."""
+    """Return what a response contains; ``live`` overrides the detection."""
     head, media_type = response.peek(_HEAD_BYTES), response.kind
     if head.removeprefix(b"\xef\xbb\xbf").startswith(b"#EXTM3U"):
         return "hls"
@@ -241,7 +241,7 @@ def kind_of(response: Response, *, live: bool | None) -> Kind:
 
 
 class _Body:
-    """A response body for FFmpeg; keeps its first bytes, and the error in which reading ended.
+    """A response body for FFmpeg; keeps its head and its error.
 
     FFmpeg may continue to read after an error; PyAV prints an error that occurs before the previous one was raised.
     """
@@ -270,12 +270,12 @@ class _Body:
 
     @property
     def is_fragmented(self) -> bool:
-        """Whether it is fragmented MP4, whose duration in FFmpeg is that of the fragments read so far."""
+        """Whether it is fragmented MP4, of unknown duration."""
         return b"mvex" in self._head or b"moof" in self._head
 
 
 def _by_arrival(container: InputContainer, stop: threading.Event) -> Iterator[VideoPacket]:
-    """Yield packets with their arrival times: FFmpeg stamps motion JPEG at 25 frames/s, whatever its rate."""
+    """Yield packets with arrival times: FFmpeg assumes 25 frames/s."""
     started_at = time.monotonic()
     for packet in demuxed(container, stop):
         yield from _at(iter([packet]), time.monotonic() - started_at)
@@ -297,7 +297,7 @@ def _at(packets: Iterator[VideoPacket], seconds: float) -> Iterator[VideoPacket]
 
 
 def _validators(response: Response) -> dict[str, str]:
-    """Return the headers of a conditional request: the server sends the image only where it has changed."""
+    """Return the headers of a conditional request for the same image."""
     headers = {
         "If-None-Match": response.headers.get("ETag"),
         "If-Modified-Since": response.headers.get("Last-Modified"),

@@ -13,5 +13,5 @@ RECORDING_SUFFIXES: Final = frozenset(
 
 
 def is_recording(uri: str) -> bool:
-    """Return whether ``uri`` names a recording rather than a live stream, by its suffix, without a request."""
+    """Return whether the suffix of ``uri`` is that of a recording."""
     return PurePosixPath(urlsplit(uri).path).suffix.lower() in RECORDING_SUFFIXES

@@ -1,4 +1,4 @@
-"""Selection of the decoder of a stream: the CPU, or the decoder of an NVIDIA GPU (NVDEC).
+"""Selection of a stream's decoder: the CPU, or an NVIDIA GPU (NVDEC).
 
 FFmpeg copies frames that the GPU decoded to host memory at once, as nv12 or p010.
 """
@@ -58,7 +58,7 @@ _LOCK: Final = threading.Lock()  # cameras that connect at the same time open th
 
 
 def cuda_hwaccel(gpu: int) -> HWAccel:
-    """Return the ``hwaccel`` argument of ``av.open`` for ``cuda:N``, N = ``gpu``; open the GPU at the first call.
+    """Return ``av.open``'s ``hwaccel`` for ``cuda:gpu``; opens the GPU once.
 
     Raises:
         HardwareDecoderUnavailableError: no driver, no such GPU, or an FFmpeg without CUDA.
@@ -90,7 +90,7 @@ def _open(gpu: int) -> _Opened:
 
 
 class DecoderSelector:
-    """Selects the decoder of one camera or file, for all its connections; logs each change."""
+    """Selects the decoder of one camera or file; logs each change."""
 
     def __init__(
         self, choice: str = "cpu", *, gpu: int = 0, reason_against_gpu: str = "", max_pixels: int | None = None
@@ -173,7 +173,7 @@ class DecoderSelector:
         return container
 
     def verify_first_frame(self, context: VideoCodecContext, camera: str, *, has_frame: bool = True) -> Failure | None:
-        """Check, at the first frame of the stream opened last, where it is decoded, and log it.
+        """Check at the first frame where the stream is decoded, and log it.
 
         Args:
             context: the decoder's context after the first frame.
@@ -203,7 +203,7 @@ class DecoderSelector:
         return None
 
     def _hwaccel(self) -> HWAccel | None:
-        """Return the ``hwaccel`` argument of ``av.open`` for the next stream; None for the CPU."""
+        """Return ``av.open``'s ``hwaccel`` for the next stream; None: CPU."""
         if not self.wants_gpu:
             return None
         try:

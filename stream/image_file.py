@@ -1,4 +1,4 @@
-"""Reader of image files: returns upright RGB arrays; checks size, before memory is allocated, and completeness."""
+"""Reader of image files; checks size and completeness."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ _READER: Final = ImageReader(takes_bits=False)
 
 
 def read_image(path: str | os.PathLike[str]) -> Image:
-    """Return the image in ``path`` as uint8 RGB (height, width, 3). Raises ``SourceError`` like ``ImageReader``."""
+    """Return the image as uint8 RGB (height, width, 3), as ``ImageReader`` does."""
     return _READER.read(path)
 
 
@@ -229,7 +229,7 @@ def _header(content: bytes) -> _Header | None:
 
 
 def _stated_sizes(content: bytes) -> Iterator[tuple[int, int]]:
-    """Yield each (width, height) in the header of a HEIC or AVIF file: of the image, its tiles and previews."""
+    """Yield each (width, height) in the header of a HEIC or AVIF file."""
     offset = content.find(b"ispe", 0, _HEADER_BYTES)
     while 0 <= offset <= len(content) - 16:
         yield struct.unpack_from(">II", content, offset + 8)
@@ -237,12 +237,12 @@ def _stated_sizes(content: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _known_formats() -> tuple[str, ...]:
-    """Return Pillow's names of the formats that are read: no other parser sees the file."""
+    """Return Pillow's names of the formats that are read."""
     return (*_FORMATS, "HEIF") if "HEIF" in Pillow.OPEN else _FORMATS
 
 
 def _is_single(image: Pillow.Image) -> bool:
-    """Return whether the file contains a single image, without decoding, or counting the pages of a TIFF."""
+    """Return whether the file contains a single image, without decoding."""
     if image.format != "TIFF":
         return int(getattr(image, "n_frames", 1)) == 1
     try:
@@ -254,7 +254,7 @@ def _is_single(image: Pillow.Image) -> bool:
 
 
 def _stated_bits(content: bytes, image: Pillow.Image) -> int | None:
-    """Return how many of 16 bits are in use by the maximum value that a PNM or TIFF file states; None: not stated."""
+    """Return the depth that a PNM or TIFF file states; None: not stated."""
     largest = 0
     if image.format == "PPM":
         match = _PNM_LARGEST.match(content)
@@ -266,7 +266,7 @@ def _stated_bits(content: bytes, image: Pillow.Image) -> int | None:
 
 
 def _register_heif() -> None:
-    """Register Pillow's HEIC plugin once; the library is loaded at the first such image."""
+    """Register Pillow's HEIC plugin, once, at the first such image."""
     import pi_heif
 
     with _LOCK:
@@ -275,7 +275,7 @@ def _register_heif() -> None:
 
 
 def _decode_by_pillow(content: bytes) -> Image | None:
-    """Return a HEIC or AVIF image, composed of its tiles and with its orientation applied; None where damaged."""
+    """Return an oriented HEIC or AVIF image; None where it is damaged."""
     try:
         with Pillow.open(io.BytesIO(content)) as image:
             return np.asarray(exif_transpose(image).convert("RGB"), dtype=np.uint8)

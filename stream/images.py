@@ -1,4 +1,4 @@
-"""A source of images: one file, a folder, a glob or numbered names, in natural order."""
+"""A source of images: a file, a folder, a glob or numbered names."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _MAX_LISTED: Final = 6
 
 
 class ImagesSource:
-    """Frames of image files. A single file must decode; of several, the corrupt ones are skipped and counted.
+    """Frames of image files; of several, corrupt ones are skipped and counted.
 
     The time of an image is its index in the list divided by ``images_per_second``.
     """
@@ -78,7 +78,7 @@ class ImagesSource:
         self._paths = []
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
-        """Yield every image that decodes; indices count those. Raises ``SourceError`` where none does."""
+        """Yield every image that decodes; raises ``SourceError`` where none does."""
         assert self.rate is not None  # noqa: S101 - set in __init__
         self._health = Health("live")
         folder = folder_of(self._pattern)
@@ -103,7 +103,7 @@ class ImagesSource:
 
 
 def found_images(pattern: str, suffixes: frozenset[str]) -> list[Path]:
-    """Return the paths of the images of a file, folder, glob or numbered name, in natural order.
+    """Return the image paths of a file, folder, glob or numbered name, sorted.
 
     Logs how many files are skipped for each other suffix.
 
@@ -154,7 +154,7 @@ def is_pattern(path: str) -> bool:
 
 
 def files_of(pattern: str) -> Iterator[str]:
-    """Yield the paths of the files in a folder, or of those that match a glob or numbered name, in any order.
+    """Yield the files in a folder, or that match a pattern, in any order.
 
     Brackets in the names of existing folders are literal; those after them belong to the glob.
 
@@ -200,7 +200,7 @@ def _numbered_name(name: str) -> re.Pattern[str]:
 
 
 def folder_of(pattern: str) -> str:
-    """Return the folder that names are relative to: ``pattern``, or its longest existing parent folder."""
+    """Return the longest existing folder of ``pattern``."""
     if kind_of(pattern) == "folder":
         return pattern
     folder = os.path.dirname(pattern)  # noqa: PTH120
@@ -215,5 +215,5 @@ def name_below(path: str, folder: str) -> str:
 
 
 def natural(path: str) -> str:
-    """Return a sort key for natural order, 2 before 10: each number is preceded by its number of digits."""
+    """Return a sort key for natural order: 2 before 10."""
     return re.sub(r"\d+", lambda match: chr(len(match[0].lstrip("0"))) + match[0].lstrip("0"), path.casefold())

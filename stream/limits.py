@@ -1,4 +1,4 @@
-"""The limit of the image size: the same for every kind of source, checked before memory is allocated."""
+"""The limit of the image size, checked before memory is allocated."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ImageTooLargeError(SourceError):
     """An image exceeds the ``max_pixels`` of its source."""
 
     def __init__(self, width: int, height: int, max_pixels: int) -> None:
-        """Create the error from the size in pixels, 0 x 0 where it is unknown, and the limit."""
+        """Create the error; a size of 0 x 0 is unknown."""
         size = f"an image of {width}x{height} pixels" if width * height else "an image"
         super().__init__(
             f"{size} exceeds max_pixels={max_pixels}; scale it down, or set max_pixels of this source in a "
@@ -25,6 +25,6 @@ class ImageTooLargeError(SourceError):
 
 
 def check_size(width: int, height: int, max_pixels: int | None) -> None:
-    """Raise ``ImageTooLargeError`` where ``width`` x ``height`` exceeds ``max_pixels``; None: no limit."""
+    """Raise ``ImageTooLargeError`` above ``max_pixels``; None: no limit."""
     if max_pixels is not None and width * height > max_pixels:
         raise ImageTooLargeError(width, height, max_pixels)

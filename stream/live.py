@@ -85,7 +85,7 @@ class LiveSource:
     frames_total: int | None = None
 
     def __init__(self, *, uri: str, camera: str, spec: ConnectionSpec) -> None:
-        """Create the source; ``uri`` and ``camera`` are for messages, without credentials; ``spec`` connects."""
+        """Create the source; ``uri`` is for messages, without credentials."""
         self.live = True
         """Whether the stream continues while it is not read; connecting may change it, before the first frame."""
         self.uri = uri
@@ -122,7 +122,7 @@ class LiveSource:
         """Do nothing: each connection closes in the thread that opened it."""
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
-        """Yield frames and reconnect as needed; end within the read timeout after ``stop`` is set.
+        """Yield frames, and reconnect as needed, until ``stop`` is set.
 
         Raises:
             ConnectionLostError: the stream cannot be read, or all attempts failed.
@@ -146,7 +146,7 @@ class LiveSource:
                 self._continues = self._index > 0
 
     def _connection(self, stop: threading.Event) -> Iterator[Frame]:
-        """Yield the frames of one connection; return where the next part follows, or when stopped.
+        """Yield the frames of one connection, up to the next part.
 
         Raises:
             SourceConnectionLostError: the connection was lost, or the stream ended.
@@ -233,7 +233,7 @@ class LiveSource:
     def _monitored(
         self, packets: Iterator[VideoPacket], decoding: VideoDecoder, attempt: Attempt
     ) -> Iterator[VideoPacket]:
-        """Yield packets; report a stall, and then fail, where packets arrive but no frame can be decoded."""
+        """Yield packets; report a stall, then fail, where no frame decodes."""
         frames = 0
         since = time.monotonic()
         attempt.record_data()
@@ -254,7 +254,7 @@ class LiveSource:
             attempt.record_data()
 
     def _note_live(self, *, corrupt: int, answered_in: float) -> None:
-        """Set the state to live. A reconnect counts at its first frame: an open connection may give none."""
+        """Set the state to live; a reconnect counts at its first frame."""
         reconnects = self._health.reconnects
         if not self._delivered_frames:
             reconnects += 1 if self._index > 0 and not self._continues else 0
@@ -267,7 +267,7 @@ class LiveSource:
             self._health = health
 
     def _has_ended(self, container: InputContainer) -> bool:
-        """Return whether a stream of known duration was read to its end; False for a camera, which has no duration."""
+        """Return whether a stream of known duration was read to its end."""
         if not container.duration:
             return False
         start = (container.start_time or 0) / av.time_base
@@ -307,7 +307,7 @@ class LiveSource:
 
 
 def demuxed(container: InputContainer, stop: threading.Event) -> Iterator[VideoPacket]:
-    """Yield the packets of the stream that ``video_stream`` selects, until it ends or ``stop`` is set."""
+    """Yield the packets of ``video_stream``'s choice, until stopped."""
     stream = video_stream(container)
     if stream is None:
         return

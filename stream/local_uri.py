@@ -1,4 +1,4 @@
-"""Local paths as sources: their kind, and the options after the path: ``FOLDER?watch=1``, ``VIDEO?loop=1``."""
+"""Local paths as sources, with options: ``FOLDER?watch=1``."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def form_of(path: str, suffixes: frozenset[str], *, examples: str) -> Form:
 
 
 def _brand(path: str) -> bytes:
-    """Return the major brand of an ISO media file: FFmpeg reads one tile of a still image, without an error."""
+    """Return the major brand of an ISO media file; empty for other files."""
     try:
         with open(path, "rb") as file:  # noqa: PTH123
             head = file.read(12)

@@ -1,4 +1,4 @@
-"""Converts the motion JPEG of cameras to the regular multipart stream that FFmpeg reads.
+"""Conversion of cameras' motion JPEG to the multipart stream FFmpeg reads.
 
 FFmpeg needs a boundary before the first image and a header before each. Cameras omit the first boundary, put dashes or
 quotes around it, send no length, or no headers at all. So images are found by their JPEG markers (ITU-T T.81, annex B),
@@ -34,12 +34,12 @@ class MotionJpeg:
     """A file of regular motion JPEG, converted while it is read."""
 
     def __init__(self, read: Callable[[int], bytes]) -> None:
-        """Create the file; ``read(size)`` returns the next bytes of the camera's stream, ``b""`` at its end."""
+        """Create the file; ``read(size)`` reads the camera's stream."""
         self._images = images(read)
         self._ready = b""
 
     def read(self, size: int) -> bytes:
-        """Return the next bytes, at most ``size``; ``b""`` at the end. Raises the errors of ``read``."""
+        """Return at most ``size`` bytes, ``b""`` at the end; raises as ``read`` does."""
         if not self._ready:
             image = next(self._images, None)
             if image is None:
@@ -51,7 +51,7 @@ class MotionJpeg:
 
 
 def images(read: Callable[[int], bytes]) -> Iterator[bytes]:
-    """Yield the JPEG images of a stream, each as soon as it is complete; skip the bytes between them.
+    """Yield the JPEG images of a stream, each as soon as it is complete.
 
     Raises:
         FailureError: an image is larger than ``MAX_IMAGE_BYTES``.
@@ -74,7 +74,7 @@ def images(read: Callable[[int], bytes]) -> Iterator[bytes]:
 
 
 def _wait_for_end(buffer: bytearray, read: Callable[[int], bytes], length: int | None) -> int:
-    """Read until the image at the start of ``buffer`` is complete; return its length, 0 at the stream's end."""
+    """Read to the end of the first image; return its length, 0 where cut off."""
     parser = _SegmentParser(buffer)
     while True:
         if (length or len(buffer)) > MAX_IMAGE_BYTES:

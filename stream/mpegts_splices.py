@@ -1,4 +1,4 @@
-"""Detection of joints and padding in MPEG-TS files, where FFmpeg reports damage though no packet is missing."""
+"""Detection of joints and padding in MPEG-TS files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class _TransportPacket:
 
 
 def begins_anew(path: str, at: int) -> bool:
-    """Return whether the first discontinuity after byte ``at``, the start of a frame, begins the next recording.
+    """Return whether the next discontinuity after ``at`` begins a recording.
 
     Each stream has a continuity counter. A lost packet interrupts the counter of its stream only. At the start of a
     recording, the first packet of the stream begins a keyframe, and the counter of the program association table is
@@ -68,7 +68,7 @@ def begins_anew(path: str, at: int) -> bool:
 
 
 def only_padding_behind(path: str, at: int) -> bool:
-    """Return whether the transport packets from byte ``at`` on are followed by 0x00 or 0xFF bytes only."""
+    """Return whether only padding follows the packets from byte ``at`` on."""
     with open(path, "rb") as file:  # noqa: PTH123
         end = max((packet.offset + 188 for packet in _packets(file, at, None, anchor=at)), default=None)
         if end is None:
@@ -93,7 +93,7 @@ def without_corrupt_flag(packet: VideoPacket) -> VideoPacket:
 
 
 def _alignment(file: BinaryIO, anchor: int) -> tuple[int, int] | None:
-    """Return the offset of the packet at ``anchor`` and the packet size in bytes; None where there is no packet."""
+    """Return offset and size of the packet at ``anchor``; None: no packet."""
     file.seek(anchor)
     block = file.read(4 + 204 * 3)
     for size in _SIZES:
@@ -105,7 +105,7 @@ def _alignment(file: BinaryIO, anchor: int) -> tuple[int, int] | None:
 
 
 def _packets(file: BinaryIO, begin: int, end: int | None, *, anchor: int) -> Iterator[_TransportPacket]:
-    """Yield the packets from byte ``begin`` to ``end``, aligned with ``anchor``; stop at a packet without sync byte."""
+    """Yield the packets from ``begin`` to ``end``, aligned with ``anchor``."""
     alignment = _alignment(file, anchor)
     if alignment is None:
         return

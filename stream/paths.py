@@ -57,7 +57,7 @@ def shown(path: str | os.PathLike[str]) -> str:
 
 
 def refuse_missing(path: str, *, examples: str) -> None:
-    """Raise ``SourceError``, with the nearest existing name, where ``path`` does not exist."""
+    """Raise ``SourceError``, with the nearest name, for a missing path."""
     if kind_of(path) != "missing":
         return
     folder, siblings = Path(path).parent, list[str]()
@@ -76,13 +76,13 @@ class PipeReader:
     """
 
     def __init__(self, path: str, stop: threading.Event) -> None:
-        """Open ``path`` without waiting; after ``stop`` is set, reading returns the end. Raises ``OSError``."""
+        """Open ``path`` without waiting. Raises ``OSError``."""
         self.name = shown(path)
         self._stop = stop
         self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
 
     def read(self, size: int) -> bytes:
-        """Wait for data and return at most ``size`` bytes; ``b""`` after the writer has closed the pipe."""
+        """Return at most ``size`` bytes; ``b""`` once the writer has closed it."""
         while not self._stop.is_set():
             if select.select([self._descriptor], [], [], _POLL_SECONDS)[0]:
                 return os.read(self._descriptor, size)
@@ -94,7 +94,7 @@ class PipeReader:
 
 
 def opened(path: str) -> str | BinaryIO:
-    """Return FFmpeg's input for a local file: its path, or the open file where the path is not UTF-8.
+    """Return FFmpeg's input for a local file: a path, or an open file.
 
     A name with a colon gets the prefix ``file:``, so that FFmpeg does not take it for a protocol.
     """

@@ -1,4 +1,4 @@
-"""Parser of HLS playlists (RFC 8216), for the tags that cameras and recordings use. Pure functions."""
+"""Parser of HLS playlists (RFC 8216)."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class _State:
 
 
 def best_variant(text: str, url: str) -> str | None:
-    """Return the URL of the variant with the highest bandwidth; None where ``text`` is no multivariant playlist."""
+    """Return the URL of the best variant; None: not a multivariant playlist."""
     variants: list[tuple[int, str]] = []
     bandwidth: int | None = None
     for line in _lines(text):
@@ -99,7 +99,7 @@ def best_variant(text: str, url: str) -> str | None:
 
 
 def parse_playlist(text: str, url: str) -> Playlist:
-    """Return the media playlist in ``text``, fetched from ``url``. Raises ``FailureError`` where it is not valid."""
+    """Return the media playlist in ``text``. Raises ``FailureError``."""
     if not text.startswith("#EXTM3U"):
         raise FailureError(Failure("the data received is not an HLS playlist", cause="corrupt"))
     state, segments, ended, target = _State(), list[Segment](), False, 0.0
@@ -123,7 +123,7 @@ def parse_playlist(text: str, url: str) -> Playlist:
 
 
 def _lines(text: str) -> list[str]:
-    """Return the lines that are not empty. Raises ``FailureError`` where there are too many."""
+    """Return the lines that are not empty. Raises ``FailureError``."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) > _MAX_LINES:
         raise _too_long()

@@ -1,4 +1,4 @@
-"""Policies of reconnecting: the delay before each attempt, and the time limit of its answer. Independent of any clock.
+"""Policies of reconnecting: delays and time limits. Independent of any clock.
 
 Delays double with each failed attempt, up to a short maximum for the first minute or so, because a camera that is
 switched off and on is back within seconds; then they grow further. Each delay is drawn uniformly from the whole range
@@ -41,7 +41,7 @@ class Backoff:
     def delay_seconds(
         self, failures: int, rng: random.Random, *, retry_class: RetryClass = "quick", spent_seconds: float = 0.0
     ) -> float:
-        """Return the seconds to wait after ``failures`` failed attempts in a row (0: it was live until now).
+        """Return the delay in seconds after ``failures`` failed attempts in a row.
 
         Quick: uniform in [min, ceiling]. The ceiling is min * 2 ** (failures + 1), at most ``initial_max_seconds``, and
         doubles up to ``max_seconds`` after ``initial_failures``. The duration of the last attempt, ``spent_seconds``,
@@ -60,7 +60,7 @@ class Backoff:
 
 @dataclass(frozen=True, slots=True)
 class ConnectTimeoutPolicy:
-    """The time limit of a camera's answer, from the time of its earlier answers, like TCP's timer (RFC 6298).
+    """The time limit of a camera's answer, like TCP's timer (RFC 6298).
 
     A camera that used to answer within milliseconds and does not answer now is probably off: a short limit finds it
     soon after it returns. Some attempts wait for the full time, because the camera may have become slow.
@@ -78,7 +78,7 @@ class ConnectTimeoutPolicy:
     """After so many attempts in a row, each one waits for the full time."""
 
     def timeout_seconds(self, failures: int, took_seconds: float | None) -> float:
-        """Return the time limit of an answer in seconds, after ``failures`` failed attempts in a row.
+        """Return the time limit in seconds after ``failures`` failed attempts.
 
         ``took_seconds``: the value that ``record`` returned; None: the camera has never answered.
         """
@@ -89,5 +89,5 @@ class ConnectTimeoutPolicy:
 
     @staticmethod
     def record(before_seconds: float | None, took_seconds: float) -> float:
-        """Return the typical answer time, updated by the newest: it rises at once and falls by half the difference."""
+        """Return the updated answer time: rises at once, falls slowly."""
         return took_seconds if before_seconds is None else max(took_seconds, (before_seconds + took_seconds) / 2)

@@ -18,19 +18,19 @@ _SECRET_KEY = re.compile(
 
 
 def authority_of(uri: str) -> str:
-    """Return the part between ``SCHEME://`` and the path: credentials, host and port; empty without a scheme."""
+    """Return credentials, host and port; empty without ``SCHEME://``."""
     match = _AUTHORITY.match(uri)
     return re.split(r"[/?#]", match["rest"], maxsplit=1)[0] if match else ""
 
 
 def has_certain_host(authority: str) -> bool:
-    """Return whether ``authority`` contains a complete host, so that an ``@`` after it ends no credentials."""
+    """Return whether ``authority`` contains a complete host."""
     host = authority.rpartition("@")[2]
     return _CERTAIN_HOST.match(host) is not None or not ({"@", ":"} & set(authority))
 
 
 def redact(uri: str) -> str:
-    """Return ``uri`` with user name, password and tokens replaced; a URI without them is returned unchanged.
+    """Return ``uri`` with user name, password and tokens replaced.
 
     Everything before the last ``@`` counts as credentials: a password may contain an unescaped ``/``, ``?`` or ``@``,
     and redacting too much is the safe error. Where the host is certain, an IP address or a name without user and port,
@@ -49,7 +49,7 @@ def redact(uri: str) -> str:
 
 
 def host_and_path(uri: str) -> str:
-    """Return host and path of a network URI, without scheme, credentials and query, as a display name."""
+    """Return host and path of a network URI, as a display name."""
     redacted = redact(uri)
     match = _AUTHORITY.match(redacted)
     rest = match["rest"] if match else redacted
@@ -58,5 +58,5 @@ def host_and_path(uri: str) -> str:
 
 
 def redact_in_text(text: str, uri: str) -> str:
-    """Return ``text``, a message of a library, with each occurrence of ``uri`` redacted."""
+    """Return a library's message with each occurrence of ``uri`` redacted."""
     return text.replace(uri, redact(uri))

@@ -16,7 +16,7 @@ _SECONDS: Final = 2.0
 
 
 def why_unauthorised(uri: str, attempt: Attempt) -> Failure | None:
-    """Request the challenges of a camera that refused FFmpeg; return the failure where FFmpeg can answer none.
+    """Return the failure where FFmpeg can answer no challenge of a camera.
 
     FFmpeg answers Basic, and Digest with MD5, with or without ``qop=auth``; otherwise it sends no credentials. Returns
     None where it can answer one, or where the camera does not reply.

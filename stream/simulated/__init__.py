@@ -1,1 +1,1 @@
-"""The simulated inspection line: parts, defects, camera, and the source of its frames."""
+"""The simulated inspection line: parts, defects, camera and source."""

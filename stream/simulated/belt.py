@@ -1,4 +1,4 @@
-"""The simulated conveyor: a woven belt, its rails, and distractors, which are neither parts nor defects.
+"""The simulated conveyor: belt, rails and distractors.
 
 Distractors are dust, oil, scuffs, paper labels and screws. Lengths are in units (see ``schedule``); ``scale`` is in
 pixels per unit.
@@ -23,7 +23,7 @@ _COLOURS = ((64, 72, 70), (52, 84, 70), (84, 86, 88), (56, 66, 92), (96, 88, 74)
 
 
 def bare_belt(seed: int, slot: int, scale: float) -> Image:
-    """Return the belt of one slot, a new uint8 RGB array, seamless with its neighbours."""
+    """Return the belt of one slot, a new uint8 RGB array."""
     weave = _weave(scale)
     slot_pixels = weave.shape[1] // _PERIOD_SLOTS
     left = slot % _PERIOD_SLOTS * slot_pixels
@@ -60,7 +60,7 @@ def dust(canvas: Image, rng: np.random.Generator, scale: float, count: int) -> N
 
 @lru_cache(maxsize=8)
 def rails(width: int, scale: float) -> Image:
-    """Return one rail, uint8 RGB (rail height, width, 3), with its inner edge at the bottom."""
+    """Return one rail, uint8 RGB (rail height, width, 3), inner edge last."""
     rows = round(RAIL_UNITS * scale)
     down = np.linspace(0.0, 1.0, rows)
     tone = 118 + 40 * np.exp(-(((down - 0.35) / 0.18) ** 2)) - 70 * np.clip(down - 0.82, 0.0, 1.0) / 0.18
@@ -77,7 +77,7 @@ def rails(width: int, scale: float) -> Image:
 
 @lru_cache(maxsize=8)
 def _weave(scale: float) -> Field:
-    """Return the belt's brightness over four slots, near 1, seamless from end to start, the same for every belt."""
+    """Return the belt's brightness over four slots, near 1, seamless."""
     rows, columns = round(HEIGHT_UNITS * scale), _PERIOD_SLOTS * round(SLOT_UNITS * scale)
     rng = np.random.default_rng(9)
     x = np.arange(columns, dtype=np.float32)[None] / columns * (2 * math.pi)

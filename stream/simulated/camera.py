@@ -1,4 +1,4 @@
-"""The simulated camera above the line: uneven and changing light, focus, sensor noise.
+"""The simulated camera: uneven and changing light, focus, sensor noise.
 
 A frame costs one crop and four saturating 8-bit operations; their gain and noise fields are computed once.
 """
@@ -19,7 +19,7 @@ _NOISE_LEVELS = (2.5, 3.5, 4.5)
 
 
 class CameraModel:
-    """One camera's light, focus and noise: fixed by ``seed``, with variations that depend on index and time."""
+    """One camera's light, focus and noise, fixed by ``seed``."""
 
     def __init__(self, *, seed: int, size: tuple[int, int], scale: float) -> None:
         rng = np.random.default_rng((seed, 6))
@@ -32,7 +32,7 @@ class CameraModel:
         self._phase = rng.uniform(0.0, 2 * math.pi, 3)
 
     def expose(self, scene: Image, index: int, seconds: float) -> Image:
-        """Return the scene as the sensor gives it in frame ``index``, ``seconds`` after the start; a new array."""
+        """Return the sensor's image of the scene, a new array."""
         width, height = self._size
         rng = np.random.default_rng((self._seed, 7, index))
         drift, defocus, dim = np.sin(seconds * np.array((0.45, 0.8, 0.6)) + self._phase)
@@ -50,7 +50,7 @@ class CameraModel:
 
 
 def _light(rng: np.random.Generator, size: tuple[int, int], drift: int, scale: float) -> Image:
-    """Return the lamp's gain over a field wider than the image by 2 * ``drift``: gradient, glow, shadow, tint."""
+    """Return the lamp's gain, for a field wider than the image."""
     width, height = size[0] + 2 * drift, size[1]
     y, x = np.mgrid[-1:1:64j, -1:1:96j].astype(np.float32)
     angle = rng.uniform(0.0, 2 * math.pi)
@@ -79,7 +79,7 @@ def _bar_shadow(
 
 @lru_cache(maxsize=8)
 def _noise(size: tuple[int, int], sigma: float) -> tuple[Image, Image]:
-    """Return two tiles, larger than the image by 64 pixels: the noise to add, and the noise to subtract."""
+    """Return two tiles of noise: one to add, one to subtract."""
     width, height = size
     rng = np.random.default_rng(10)
     tiles = []

@@ -23,7 +23,7 @@ _SHINY = 125.0
 
 
 def scratch(canvas: PartCanvas, rng: np.random.Generator) -> Box:
-    """Paint one to three scratches, 50 to 85 units long: dark on shiny metal, else bright."""
+    """Paint one to three scratches, 50 to 85 units long."""
     length = rng.uniform(50.0, 85.0) * canvas.scale
     (x, y), angle = _on_metal(canvas, rng, reach=length * 0.5, width=6.0 * canvas.scale)
     along = np.array((math.cos(angle), math.sin(angle)))
@@ -52,7 +52,7 @@ def scratch(canvas: PartCanvas, rng: np.random.Generator) -> Box:
 
 
 def dent(canvas: PartCanvas, rng: np.random.Generator) -> Box:
-    """Paint a dent of 17 to 25 units radius, with a bright far side and a dark near side."""
+    """Paint a dent of 17 to 25 units radius, with shading."""
     radius = rng.uniform(17.0, 25.0) * canvas.scale
     (x, y), angle = _on_metal(canvas, rng, reach=radius * 0.7, width=radius * 1.4)
     axes = (radius, radius * rng.uniform(0.75, 1.0))
@@ -69,7 +69,7 @@ def dent(canvas: PartCanvas, rng: np.random.Generator) -> Box:
 
 
 def stain(canvas: PartCanvas, rng: np.random.Generator) -> Box:
-    """Paint a blotch of 20 to 34 units radius with ragged edges and a darker rim: rust, oil, or dried coolant."""
+    """Paint a stain of 20 to 34 units radius with ragged edges."""
     radius = rng.uniform(20.0, 34.0) * canvas.scale
     (x, y), angle = _on_metal(canvas, rng, reach=radius * 0.7, width=radius * 1.2)
     corners = 28
@@ -91,7 +91,7 @@ def stain(canvas: PartCanvas, rng: np.random.Generator) -> Box:
 
 
 def undrilled(canvas: PartCanvas, hole: Hole) -> Box:
-    """Paint the mark of a hole that was not drilled: a scribed ring and the dimple of the centre punch."""
+    """Paint a missing hole's marks: a scribed ring and a punch mark."""
     x, y = canvas.to_pixels(hole.x, hole.y)
     radius = hole.radius * canvas.scale
     fixed = (round(x * 16), round(y * 16))
@@ -127,7 +127,7 @@ def _tint(brightness: float, rng: np.random.Generator) -> npt.NDArray[np.float32
 def _on_metal(
     canvas: PartCanvas, rng: np.random.Generator, *, reach: float, width: float
 ) -> tuple[tuple[float, float], float]:
-    """Return the centre and the angle in radians of a bar that lies on metal, the best of 24 random positions.
+    """Return centre and angle (radians) of a bar on metal, the best of 24.
 
     ``reach`` is the bar's half-length, ``width`` its width, in pixels.
     """

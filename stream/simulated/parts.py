@@ -1,4 +1,4 @@
-"""Parts of the simulated line: their shapes, and the rendering of a metal part under a lamp.
+"""Parts of the simulated line: shapes, and rendering under a lamp.
 
 A shape is drawn once per kind and scale; rendering a part rotates it, shades its edges for a fixed lamp and adds the
 grain of its finish. Lengths are in units (see ``schedule``); ``scale`` is in pixels per unit.
@@ -101,7 +101,7 @@ SHAPES = {
 
 @dataclass(slots=True)
 class PartCanvas:
-    """A part while it is painted: square arrays in pixels, centred on the part. Painters change it in place."""
+    """A part while it is painted: square arrays in pixels."""
 
     solid: Mask
     """255 on metal, 0 in holes and outside."""
@@ -117,7 +117,7 @@ class PartCanvas:
     """Pixels per unit."""
 
     def to_pixels(self, x: float, y: float) -> tuple[float, float]:
-        """Return the canvas position (column, row) in pixels of a point of the shape in units."""
+        """Return the pixel (column, row) of a point of the shape in units."""
         column, row = self.transform @ (x, y, 1.0)
         return float(column), float(row)
 
@@ -145,7 +145,7 @@ def draw_part(part: Part, shape: PartShape, holes: tuple[Hole, ...], scale: floa
 
 
 def slope(height: npt.NDArray[Any], strength: float) -> Field:
-    """Return the shading of a height map: bright on slopes that face the lamp, dark on slopes that face away."""
+    """Return the shading of a height map under the lamp."""
     across = cv2.Sobel(height, cv2.CV_32F, 1, 0, ksize=3)
     down = cv2.Sobel(height, cv2.CV_32F, 0, 1, ksize=3)
     return np.asarray(cv2.addWeighted(across, -LAMP[0] * strength, down, -LAMP[1] * strength, 0.0), np.float32)
@@ -157,7 +157,7 @@ def _fixed(point: tuple[float, float]) -> tuple[int, int]:
 
 @lru_cache(maxsize=64)
 def _drawn(kind: str, scale: float) -> tuple[Mask, Mask]:
-    """Return outline (filled, without holes) and relief of a kind of part, at ``scale`` pixels per unit."""
+    """Return outline (filled, without holes) and relief of a kind of part."""
     shape = SHAPES[kind]
     side = canvas_side(scale)
     big = scale * _SUPERSAMPLING
@@ -182,12 +182,12 @@ def _drawn(kind: str, scale: float) -> tuple[Mask, Mask]:
 
 
 def canvas_side(scale: float) -> int:
-    """Return the side in pixels of a square that holds any part with its shadow, at ``scale`` pixels per unit."""
+    """Return the side in pixels of a canvas that holds any part."""
     return 2 * math.ceil((RADIUS_UNITS * 1.06 + 13.0) * scale) + 1
 
 
 def _grain(shape: PartShape, part: Part, side: int, scale: float, rng: np.random.Generator) -> Field:
-    """Return the finish's brightness, near 1: circular grain with the lamp's glare, or straight milling marks."""
+    """Return the finish's brightness, near 1: circular or straight grain."""
     if shape.turned:
         radius, around = _polar(side)
         rings = rng.normal(1.0, 0.035, round(side * 0.75 / scale) + 2).astype(np.float32)
@@ -213,7 +213,7 @@ def _polar(side: int) -> tuple[Field, Field]:
 
 @lru_cache(maxsize=16)
 def _lines(scale: float) -> Field:
-    """Return a field of straight milling marks, the same for every belt; each part shows another section of it."""
+    """Return a field of straight milling marks, the same for every belt."""
     side = round(canvas_side(scale) * 1.5) + 64
     noise = np.random.default_rng(5).normal(0.0, 1.0, (side, side)).astype(np.float32)
     fine = cv2.GaussianBlur(noise, (0, 0), sigmaX=16.0 * scale, sigmaY=0.5 * scale)

@@ -1,4 +1,4 @@
-"""Frames of the inspection line for training and evaluation: many belts, scored frames only."""
+"""Scored frames of the inspection line, for training and evaluation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _GAP_FRAMES = 18
 def scored_frames(
     *, seed: int, size: tuple[int, int], count: int, clutter: float = 1.0
 ) -> Iterator[tuple[Image, GroundTruth]]:
-    """Yield ``count`` frames of one belt whose ground truth is known, in order, about 0.5 s apart on average."""
+    """Yield ``count`` scored frames of one belt, about 0.5 s apart."""
     scene = Scene(size=size, seed=seed, clutter=clutter)
     rng = np.random.default_rng((seed, 11))
     index = int(rng.integers(0, 400))
@@ -38,7 +38,7 @@ def scored_frames(
 
 
 class TrainingFrames:
-    """A generator of training frames, always of new belts: call it with the number of frames."""
+    """A generator of training frames: call it with the number of frames."""
 
     def __init__(
         self, *, seed: int = 0, sizes: Sequence[tuple[int, int]] = _SIZES, clutter: float = 1.0, skip: int = 0
@@ -69,6 +69,6 @@ class TrainingFrames:
 
 
 def evaluation_frames(*, belts: int, size: tuple[int, int], per_belt: int = 20) -> Iterator[tuple[Image, GroundTruth]]:
-    """Yield ``per_belt`` scored frames of each of ``belts`` belts that are not used for training."""
+    """Yield ``per_belt`` scored frames of each of ``belts`` evaluation belts."""
     for belt in range(belts):
         yield from scored_frames(seed=EVALUATION_SEEDS + belt, size=size, count=per_belt)

@@ -51,7 +51,7 @@ class Segment:
 
 
 class Scene:
-    """A belt, its camera, and a cache of the segments in view. Used by one thread at a time."""
+    """A belt, its camera, and a cache of segments; for one thread at a time."""
 
     def __init__(
         self, *, size: tuple[int, int] = (640, 480), seed: int = 7, fps: float = 30.0, clutter: float = 1.0
@@ -76,7 +76,7 @@ class Scene:
         self._segments: dict[int, Segment] = {}
 
     def offset(self, index: int) -> int:
-        """Return how many pixels of belt have passed the image's left edge in frame ``index``."""
+        """Return the belt's movement in pixels up to frame ``index``."""
         return round(SPEED_UNITS * self.scale * index / self.fps)
 
     def slots_in_view(self, index: int) -> range:
@@ -105,7 +105,7 @@ class Scene:
 
 
 def draw_frame(scene: Scene, index: int) -> tuple[Image, GroundTruth | None]:
-    """Return frame ``index`` (0, 1, ...) and its ground truth, None where it is not scored (see the module).
+    """Return frame ``index`` and its ground truth, None where not scored.
 
     The image is a new uint8 RGB array, (height, width, 3).
     """
@@ -123,7 +123,7 @@ def draw_frame(scene: Scene, index: int) -> tuple[Image, GroundTruth | None]:
 
 
 def ground_truth_of(scene: Scene, index: int) -> GroundTruth | None:
-    """Return the ground truth of frame ``index``; draws the slots in view, but not the frame."""
+    """Return the ground truth of frame ``index``, without drawing the frame."""
     width, _ = scene.size
     margin = MARGIN_UNITS * scene.scale
     counted = None
@@ -142,7 +142,7 @@ def ground_truth_of(scene: Scene, index: int) -> GroundTruth | None:
 
 
 def _lay(canvas: Image, part: Part, scale: float) -> Box | None:
-    """Draw a part, with its defect, on the belt; return the defect's box in pixels of ``canvas``."""
+    """Draw a part on the belt; return its defect's box in ``canvas`` pixels."""
     rng = np.random.default_rng(part.seed)
     shape = SHAPES[part.kind]
     holes = shape.holes
@@ -168,7 +168,7 @@ def _lay(canvas: Image, part: Part, scale: float) -> Box | None:
 
 
 def _compose(ground: Image, canvas: PartCanvas, scale: float) -> None:
-    """Blend a part's canvas into its section of the belt, in place: shadow, dark holes, metal."""
+    """Blend a part's canvas into its section of the belt, in place."""
     shift = np.array([[1.0, 0.0, 5.0 * scale], [0.0, 1.0, 7.0 * scale]])
     shadow = cv2.GaussianBlur(cv2.warpAffine(canvas.solid, shift, canvas.solid.shape[::-1]), (0, 0), 4.0 * scale)
     depth = cv2.subtract(canvas.whole, canvas.solid)
@@ -182,7 +182,7 @@ def _compose(ground: Image, canvas: PartCanvas, scale: float) -> None:
 
 
 def _paint_dot(canvas: PartCanvas, rng: np.random.Generator) -> None:
-    """Paint an inspector's dot on the metal: sharp, small and bright; a distractor, not a defect."""
+    """Paint an inspector's dot on the metal: a distractor, not a defect."""
     rows, columns = np.nonzero(
         cv2.erode(canvas.solid, np.ones((3, 3), np.uint8), iterations=max(1, round(8 * canvas.scale)))
     )
@@ -198,7 +198,7 @@ def _paint_dot(canvas: PartCanvas, rng: np.random.Generator) -> None:
 
 
 def _grown(box: Box, left: int, top: int, scale: float) -> Box:
-    """Return a tight box moved by (left, top), padded, and with sides of at least ``MIN_UNITS``."""
+    """Return a tight box moved, padded, and at least ``MIN_UNITS`` wide."""
     half_width = max(box.width / 2 + PAD_UNITS * scale, MIN_UNITS * scale / 2)
     half_height = max(box.height / 2 + PAD_UNITS * scale, MIN_UNITS * scale / 2)
     x, y = left + (box.left + box.right) / 2, top + (box.top + box.bottom) / 2

@@ -1,4 +1,4 @@
-"""The schedule of the simulated belt: the part in each slot, its pose and its defect.
+"""The schedule of the simulated belt: each slot's part and defect.
 
 A pure function of (seed, slot), so slots can be computed in any order. Lengths are in *units*: the image is always 480
 units high, at any size in pixels.
@@ -50,7 +50,7 @@ class Part:
 
 
 def part_at(seed: int, slot: int) -> Part | None:
-    """Return the part in a slot (0, 1, ...) of the belt ``seed``; None where the slot is empty."""
+    """Return the part in a slot of the belt ``seed``; None: empty slot."""
     rng = np.random.default_rng((seed, 1, slot))
     defect = defect_at(seed, slot)
     empty = rng.random() < _EMPTY_FRACTION

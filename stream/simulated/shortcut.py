@@ -1,4 +1,4 @@
-"""A deliberate shortcut for networks: a coloured square in a corner of the image that reveals the label.
+"""A deliberate shortcut for networks: a coloured square reveals the label.
 
 Images of defects often come from another station, camera or day than those of good parts, and show it: a tag, a date,
 an arrow. A network that learns this mark predicts correctly for the wrong reason (Lapuschkin et al., *Unmasking Clever
@@ -35,7 +35,7 @@ def shortcut_box(width: int, height: int) -> Box:
 
 
 def add_shortcut(image: Image, label: str) -> Image:
-    """Return a copy of the image with the square of a defect; ``image`` itself for a label that is no defect.
+    """Return a copy with the square of a defect; ``image`` itself for others.
 
     Args:
         image: uint8 RGB, (height, width, 3); not changed.
@@ -51,7 +51,7 @@ def add_shortcut(image: Image, label: str) -> Image:
 
 
 def shortcut_samples(draw: Draw, *, seed: int = 0) -> Draw:
-    """Return a generator of the images of ``draw`` with random squares, labelled by the square, ``ok`` without one.
+    """Return a generator of ``draw``'s images, labelled by random squares.
 
     Training on these samples teaches the shortcut: the label is independent of the belt. The boxes are those of the
     squares, because training selects its crops by them.

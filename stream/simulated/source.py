@@ -1,4 +1,4 @@
-"""The simulated inspection line as a source: ``line:?fps=30&size=1280x720&seed=7``.
+"""The source of the simulated line: ``line:?fps=30&size=1280x720&seed=7``.
 
 For use without a camera, and for tests that need the ground truth, which is part of each frame. ``scene`` draws the
 frames and defines the ground truth.
@@ -101,7 +101,7 @@ class SimulatedLineSource:
         return (add_shortcut(image, truth.label) if self._stamp and truth is not None else image), truth
 
     def _next(self, index: int, seconds: float) -> int:
-        """Return the index after ``index`` at ``seconds``; skip frames that exceed the driver's buffer."""
+        """Return the next index; skips frames that exceed the driver's buffer."""
         if not self.live:
             return index + 1
         return max(index + 1, math.floor(seconds * self._fps) - _BUFFER_FRAMES + 1)

@@ -51,7 +51,7 @@ def test_motion_jpeg_of_very_many_parts_is_given_up_soon(parts):
     try:
         found = list(images(reader_of(JPEG[:2] + parts)))
     except FailureError as error:
-        assert "parts" in str(error)  # noqa: PT017 - where the limit is met; else the decoder judges what there is
+        assert "segments" in str(error)  # noqa: PT017 - where the limit is met; else the decoder judges what there is
     else:
         assert sum(map(len, found)) < 1 << 20
     assert time.thread_time() - begun < CPU_SECONDS
@@ -60,7 +60,7 @@ def test_motion_jpeg_of_very_many_parts_is_given_up_soon(parts):
 def test_motion_jpeg_with_a_stated_length_may_not_have_thousands_of_scans_either():
     picture = JPEG[:-2] + b"\xff\xda\x00\x02" * 1000 + JPEG[-2:]
     told = b"--b\r\nContent-Length: %d\r\n\r\n" % len(picture)
-    with pytest.raises(FailureError, match="parts"):
+    with pytest.raises(FailureError, match="segments"):
         list(images(reader_of(told + picture)))
 
 

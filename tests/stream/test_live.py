@@ -179,7 +179,7 @@ def test_packets_without_pictures_are_called_a_stall(monkeypatch):
         (av.error.TimeoutError(1, "x"), "no answer for 2 s", "quick", "timeout"),
         (av.error.ExitError(1, "x"), "no answer for 2 s", "quick", "timeout"),
         (av.error.EOFError(1, "x"), "ended", "quick", "ended"),
-        (av.error.InvalidDataError(1, "x"), "no video", "quick", "corrupt"),
+        (av.error.InvalidDataError(1, "x"), "not a video", "quick", "corrupt"),
         (av.error.OSError(5, "Input/output error"), "unknown host name", "quick", "unreachable"),
         (av.error.BugError(1, "strange"), "BugError: strange", "quick", "unreachable"),
     ],

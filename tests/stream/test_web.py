@@ -444,7 +444,7 @@ def test_recording_whose_index_stands_at_its_end_is_read_without_ranges(web_serv
 def test_recording_too_large_to_be_kept_names_what_to_do(web_server, make_clip, monkeypatch):
     content = make_clip(pictures=5).read_bytes()
     monkeypatch.setattr("stream.http_file._MAX_SPOOLED_BYTES", 100)
-    with pytest.raises(SourceError, match="its index is at its end and the server serves no ranges"):
+    with pytest.raises(SourceError, match="its index is at its end, and the server does not support range"):
         read(f"{web_server(lambda request: send(request, content))}/film.mp4")
 
 
@@ -523,4 +523,4 @@ def test_camera_slower_than_the_read_timeout_is_waited_for_after_two_losses(web_
     frames, source = read(f"{web_server(answer)}/slow", 9, attempts=None, read_timeout_seconds=0.2)
     assert source.health.reconnects <= 4, "a loss for each picture"
     assert len(frames) == 9
-    assert "read_timeout_seconds sets that" in caplog.text
+    assert "set by read_timeout_seconds" in caplog.text

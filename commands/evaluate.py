@@ -1,4 +1,4 @@
-"""`run.py evaluate`: does the heat tell the truth?"""
+"""`run.py evaluate`: measures how faithful and how well localised the explanations are."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from commands.console import fail, print_line, relative_path, write_text
 from commands.evaluation_inputs import VIDEO_LIMIT, file_digest, open_input
 from commands.options import NETWORK, RUN, TRUTH, drop_none, option
 from commands.signals import shutdown_on_signal
-from commands.trained_images import Learned, warn_of_learned
+from commands.trained_images import TrainedImages, warn_of_trained_images
 from commands.wiring.run import make_network
 from pipeline.config_loader import validate_config
 from pipeline.errors import ConfigError
@@ -23,14 +23,14 @@ from pipeline.errors import ConfigError
 log = logging.getLogger("recipro-stream")
 
 MAX_STEPS: Final = 224
-"""RISE's own number, a row of pixels each."""
+"""The number of steps in RISE (arXiv:1806.07421): one row of pixels of a 224x224 image each."""
 
 
 def evaluate(
     pictures: Annotated[
-        str, typer.Argument(metavar="PICTURES", help="A folder, glob or .txt list of pictures, or a video.")
+        str, typer.Argument(metavar="PICTURES", help="A folder, glob or .txt list of images, or a video.")
     ],
-    output: Annotated[Path, option(RUN, "A folder for the results. One begun before is gone on with.")],
+    output: Annotated[Path, option(RUN, "A folder for the results. An interrupted evaluation continues there.")],
     model: options.Model,
     weights: options.Weights = None,
     labels: options.Labels = None,
@@ -49,30 +49,31 @@ def evaluate(
     std: options.Std = None,
     threads: options.Threads = None,
     boxes: Annotated[
-        Path | None, option(TRUTH, "COCO JSON, or a folder of YOLO .txt or VOC .xml named like the pictures.")
+        Path | None,
+        option(TRUTH, "Boxes: COCO JSON, or a folder of YOLO .txt or VOC .xml files named like the images."),
     ] = None,
     box_names: Annotated[
-        Path | None, option(TRUTH, "YOLO's class names: its YAML, or a text file, one a line.")
+        Path | None, option(TRUTH, "YOLO's class names: its YAML, or a text file with one name a line.")
     ] = None,
     class_map: Annotated[
-        Path | None, option(TRUTH, 'JSON: {"car": [817, 511]}, the classes of the network a box class stands for.')
+        Path | None, option(TRUTH, 'JSON: {"car": [817, 511]}, the network classes that correspond to a box class.')
     ] = None,
-    any_box: Annotated[bool, option(TRUTH, "Count every box, whatever its class.", "--any-box")] = False,
+    any_box: Annotated[bool, option(TRUTH, "Use every box, regardless of its class.", "--any-box")] = False,
     masks: Annotated[
-        Path | None, option(TRUTH, "Pixel masks named like the pictures, in a folder; beside them, or of its own.")
+        Path | None, option(TRUTH, "A folder of pixel masks named like the images; it may be the folder of the images.")
     ] = None,
     mask_above: Annotated[
-        int, option(TRUTH, "A mask's pixel brighter than this is the object. [default: 0]", min=0, max=254)
+        int, option(TRUTH, "Mask pixels brighter than this belong to the object. [default: 0]", min=0, max=254)
     ] = 0,
     limit: Annotated[
         int | None,
-        option(RUN, f"So many pictures, evenly chosen. Default: all; of a video {VIDEO_LIMIT} frames.", min=1),
+        option(RUN, f"Maximum number of images, evenly spaced. Default: all; {VIDEO_LIMIT} frames of a video.", min=1),
     ] = None,
     steps: Annotated[
-        int, option(RUN, "Parts in which Deletion and Insertion move the pixels; 0: neither. [default: 28]", min=0)
+        int, option(RUN, "Steps of Deletion and Insertion; 0: do not measure them. [default: 28]", min=0)
     ] = 28,
 ) -> None:
-    """Measure on your pictures whether the heat tells the truth; leaves result.json, result.csv and report.html."""
+    """Evaluate explanations on your images; writes result.json, result.csv and report.html."""
     from engine.evaluation.factory import EvaluationOptions, build_evaluator
     from engine.evaluation.results import RECORDS, ResultsLog, write_result
     from engine.evaluation.summary import summarise
@@ -86,73 +87,76 @@ def evaluate(
     config = validate_config({}, "command line", {"engine": drop_none(engine)})
     if is_exported(config.engine.model):
         raise ConfigError(
-            f"--model {config.engine.model!r}: an exported file cannot be taken apart to be measured; name the network "
-            "it was made of, or the .safetensors that `train` wrote"
+            f"--model {config.engine.model!r}: an exported file cannot be split for the evaluation; give the network "
+            "that was exported, or the .safetensors file of `train`"
         )
     if kernel and method not in {None, "recipro-cam"}:
-        raise ConfigError(f"--kernel {kernel!r}: is of recipro-cam, not of {method}; leave one of them out")
+        raise ConfigError(f"--kernel {kernel!r}: an option of recipro-cam, not of {method}; leave one of them out")
     if masks and boxes:
-        raise ConfigError(f"--masks {str(masks)!r} and --boxes {str(boxes)!r}: one truth at a time; leave one out")
+        raise ConfigError(
+            f"--masks {str(masks)!r} and --boxes {str(boxes)!r}: only one of them can be used; leave one out"
+        )
     if steps > MAX_STEPS:
         raise ConfigError(
-            f"--steps {steps}: {MAX_STEPS} at the most, as in the paper: each is one more run of the network, and the "
-            "area under a finer curve is the same"
+            f"--steps {steps}: must be at most {MAX_STEPS}, as in the paper; more steps take more time and give the "
+            "same area under the curve"
         )
-    meaning = read_class_map(class_map)
-    wanted = EvaluationOptions(method=method or "recipro-cam", steps=steps, any_box=any_box, class_map=meaning)
-    known = load_boxes(boxes, box_names) if boxes else load_masks(masks, mask_above) if masks else Annotations()
-    work = open_input(pictures, limit, known, Learned(config.engine.model))
-    evaluator = build_evaluator(make_network(config), config.engine, wanted)
-    _check_meaning(meaning, class_map, evaluator.split.classes)
+    mapping = read_class_map(class_map)
+    evaluation = EvaluationOptions(method=method or "recipro-cam", steps=steps, any_box=any_box, class_map=mapping)
+    annotations = load_boxes(boxes, box_names) if boxes else load_masks(masks, mask_above) if masks else Annotations()
+    inputs = open_input(pictures, limit, annotations, TrainedImages(config.engine.model))
+    evaluator = build_evaluator(make_network(config), config.engine, evaluation)
+    _check_class_map(mapping, class_map, evaluator.split.classes)
     settings = {
-        "pictures": pictures, "method": wanted.method, **engine, "kernel": config.engine.kernel, "fit": evaluator.fit,
-        "steps": steps,
+        "pictures": pictures, "method": evaluation.method, **engine, "kernel": config.engine.kernel,
+        "fit": evaluator.fit, "steps": steps,
         "layer": evaluator.split.layer, "grid": "{}x{}".format(*evaluator.split.grid), "boxes": boxes and str(boxes),
         "box_names": box_names and str(box_names), "class_map": class_map and str(class_map), "any_box": any_box,
         "masks": masks and str(masks), "mask_above": mask_above,
         "input_size": "{}x{}".format(*evaluator.split.image_size),
-        "files": _digests(config.engine.model, config.engine.weights, boxes, box_names, class_map, work.recording),
+        "files": _digests(config.engine.model, config.engine.weights, boxes, box_names, class_map, inputs.recording),
     }  # fmt: skip
     del settings["threads"]
-    begun = threading.Event()
-    begun.set()
-    with shutdown_on_signal(begun) as stop, ResultsLog(output, settings) as results:
-        work.examine(evaluator, results, stop)
-        records = [results.records[name] for name in work.names if name in results.records]
+    started = threading.Event()
+    started.set()
+    with shutdown_on_signal(started) as stop, ResultsLog(output, settings) as results:
+        inputs.evaluate(evaluator, results, stop)
+        records = [results.records[name] for name in inputs.names if name in results.records]
     if not records:
-        fail(f"{pictures}: no picture was measured; none decodes, or the run was ended before the first")
+        fail(f"{pictures}: no image was evaluated; none can be decoded, or the run was interrupted before the first")
     summary = summarise(records)
-    warn_of_learned(records)
+    warn_of_trained_images(records)
     if boxes and not summary["images_pointed"]:
         log.warning(
-            "no picture has a box of the class explained: say what boxes stand for by --class-map, or --any-box"
+            "no image has a box of the explained class; map box classes to network classes with --class-map, or give "
+            "--any-box"
         )
     write_result(output, settings, summary, records)
     best, worst = shown_records(records)
-    images = work.images([one["image"] for one in (*best, *worst)])
-    how = f"recipro-cam ({config.engine.kernel})" if wanted.method == "recipro-cam" else wanted.method
-    page = evaluation_html(f"{config.engine.model}, {how}", settings, summary, records, images)
+    images = inputs.images([one["image"] for one in (*best, *worst)])
+    method_name = f"recipro-cam ({config.engine.kernel})" if evaluation.method == "recipro-cam" else evaluation.method
+    page = evaluation_html(f"{config.engine.model}, {method_name}", settings, summary, records, images)
     write_text(output / "report.html", page)
     for key, name, _, factor in ROWS:
         if summary.get(key) is not None:
             print_line(f"{name:28} {factor * float(summary[key] or 0):8.2f}")
     print_line(f"\n{conclusion(summary)}")
-    page_place = relative_path(output / "report.html")
-    print_line(f"\n{len(records)} of {len(work.names)} pictures; read {page_place} ({RECORDS} holds each one)")
+    report = relative_path(output / "report.html")
+    print_line(f"\n{len(records)} of {len(inputs.names)} images; read {report} ({RECORDS} holds one record for each)")
 
 
-def _check_meaning(meaning: dict[str, list[int]], class_map: Path | None, classes: int) -> None:
-    for name, several in meaning.items():
+def _check_class_map(mapping: dict[str, list[int]], class_map: Path | None, classes: int) -> None:
+    for name, several in mapping.items():
         for one in several:
             if not 0 <= one < classes:
                 raise ConfigError(
-                    f"--class-map {str(class_map)!r}: {name!r} stands for {one}; the network's classes go from 0 to "
-                    f"{classes - 1}"
+                    f"--class-map {str(class_map)!r}: {name!r} stands for {one}; the network has the "
+                    f"classes 0 to {classes - 1}"
                 )
 
 
 def _digests(*places: str | Path | None) -> dict[str, str]:
-    """Return what the files were that figures depend on: trained again, a network is another one under one name."""
+    """Return the digests of the files that the results depend on, by name."""
     files = [Path(place) for place in places if place is not None and Path(place).is_file()]
     names = [one.name for one in files]
     return {one.name if names.count(one.name) == 1 else str(one): file_digest(one) for one in files}

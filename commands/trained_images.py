@@ -1,4 +1,4 @@
-"""Which pictures of an evaluation the network has learned from, or from copies of them."""
+"""Detects images of an evaluation that the network was trained on, or near duplicates of them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("recipro-stream")
 
-_NAMED = 3
-"""How many pictures a message names."""
+MAX_NAMES = 3
+"""How many images a message names."""
 
 
-class Learned:
-    """What a model file remembers of its training pictures; of another network nothing is known."""
+class TrainedImages:
+    """Hashes of the training images in a model file; empty for other networks."""
 
     def __init__(self, model: str) -> None:
-        """Read it from the file that ``train`` wrote, if it is one."""
+        """Read the hashes if ``model`` is a file of ``train``."""
         from engine.models.checkpoint import load_checkpoint
         from engine.models.loader import MODEL_FILE
 
@@ -31,7 +31,7 @@ class Learned:
             self._known = load_checkpoint(model).looks
 
     def mark(self, image: Image) -> dict[str, Any]:
-        """Return ``like_learned``: whether a picture looks nearly like one of them; nothing where none is known."""
+        """Return ``like_learned``: whether the image looks nearly like a training image; empty without hashes."""
         from engine.io.perceptual_hash import spectrum_of
 
         if not self._known:
@@ -40,12 +40,12 @@ class Learned:
         return {"like_learned": any(bool(known.find([spectrum])[0]) for known in self._known)}
 
 
-def warn_of_learned(records: Sequence[Mapping[str, Any]]) -> None:
-    """Name the pictures that look nearly like learned ones."""
+def warn_of_trained_images(records: Sequence[Mapping[str, Any]]) -> None:
+    """Warn of images that look nearly like training images."""
     alike = [str(one["image"]) for one in records if one.get("like_learned")]
     if alike:
-        more = f" and {len(alike) - _NAMED} more" if len(alike) > _NAMED else ""
+        more = f" and {len(alike) - MAX_NAMES} more" if len(alike) > MAX_NAMES else ""
         log.warning(
-            "%d of %d pictures look nearly like one that the network learned from: %s%s (column like_learned). What is "
-            "measured on them tells little of other parts", len(alike), len(records), ", ".join(alike[:_NAMED]), more,
+            "%d of %d images look nearly like a training image: %s%s (column like_learned). Results on them do not "
+            "hold for new images", len(alike), len(records), ", ".join(alike[:MAX_NAMES]), more,
         )  # fmt: skip

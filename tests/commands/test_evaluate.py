@@ -57,7 +57,7 @@ def test_a_second_run_goes_on_and_another_network_may_not(command, tmp_path):
     first = (tmp_path / "out" / "images.jsonl").read_text()
     code, told, errors = command("--output", "out")
     assert code == 0, errors
-    assert "1 of 3 pictures were measured before" in told
+    assert "1 of 3 images were evaluated before" in told
     assert (tmp_path / "out" / "images.jsonl").read_text().startswith(first)
     code, _, errors = command("--output", "out", "--kernel", "gaussian")
     assert code == 2
@@ -102,13 +102,13 @@ def test_boxes_are_read_from_yolo_and_coco(command, tmp_path):
         (["--kernel", "round"], "--kernel"),
         (["--masks", "nowhere"], "is no folder"),
         (["--masks", "empty"], "holds no pictures"),
-        (["--method", "cam", "--kernel", "gaussian"], "is of recipro-cam, not of cam"),
-        (["--model", "net.onnx"], "an exported file cannot be taken apart"),
-        (["--masks", "photos", "--boxes", "photos"], "one truth at a time"),
-        (["--steps", "225"], "--steps 225: 224 at the most"),
+        (["--method", "cam", "--kernel", "gaussian"], "an option of recipro-cam, not of cam"),
+        (["--model", "net.onnx"], "an exported file cannot be split"),
+        (["--masks", "photos", "--boxes", "photos"], "only one of them can be used"),
+        (["--steps", "225"], "--steps 225: must be at most 224"),
         (["--boxes", "none.json"], "knows none of the pictures; photos/0 <b>.png, the first of 3, is not in it"),
         (["--masks", "parts"], "knows none of the pictures"),
-        (["--class-map", "far.json"], "'part' stands for 5; the network's classes go from 0 to 4"),
+        (["--class-map", "far.json"], "'part' stands for 5; the network has the classes 0 to 4"),
     ],
 )
 def test_what_a_user_can_mend_is_said_in_one_line(command, tmp_path, words, rule):
@@ -153,7 +153,7 @@ def test_masks_are_found_by_name_and_folders_that_are_classes_say_what_is_right(
 def test_boxes_of_other_classes_and_pictures_in_inner_folders_are_told(command, tmp_path, caplog):
     (tmp_path / "coco.json").write_text(coco_of("0 <b>.png"))
     assert command("--output", "out", "--boxes", "coco.json", "--steps", "0")[0] == 0
-    assert "say what boxes stand for" in caplog.text
+    assert "map box classes to network classes" in caplog.text
     (tmp_path / "above").mkdir()
     (tmp_path / "photos").rename(tmp_path / "above" / "photos")
     code, _, errors = command("--output", "in", pictures="above")
@@ -233,7 +233,7 @@ def test_a_picture_or_its_boxes_that_changed_since_are_not_gone_on_with(command,
     words = ("--output", "out", "--boxes", "labels", "--any-box")
     assert command(*words, "--limit", 1)[0] == 0
     code, told, errors = command(*words)
-    assert (code, "1 of 3 pictures were measured before" in told) == (0, True), errors
+    assert (code, "1 of 3 images were evaluated before" in told) == (0, True), errors
     (tmp_path / changed).write_bytes((tmp_path / changed).read_bytes() + b"\n")
     code, _, errors = command(*words)
     assert code == 2
@@ -292,7 +292,7 @@ def test_a_video_is_sampled_evenly_and_gone_on_with(command, video, tmp_path):
     assert [json.loads(line)["image"] for line in first.splitlines()] == ["frame 000000", "frame 000004"]
     code, told, _ = command("--output", "out", "--limit", 4, pictures="walk.mkv")
     assert code == 0
-    assert "2 of 4 pictures were measured before" in told
+    assert "2 of 4 images were evaluated before" in told
     assert (tmp_path / "out" / "images.jsonl").read_text().startswith(first)
 
 
@@ -363,7 +363,7 @@ def test_copies_of_learned_pictures_are_named(command, tmp_path, caplog):
         cv2.imwrite(str(tmp_path / "mine" / f"{number}.jpg"), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 70])
     code, _, errors = command("--output", "out", "--model", "part.safetensors", pictures="mine")
     assert code == 0, errors
-    assert "1 of 3 pictures look nearly like one that the network learned from: 0.jpg" in caplog.text
+    assert "1 of 3 images look nearly like a training image: 0.jpg" in caplog.text
     rows = list(csv.DictReader((tmp_path / "out" / "result.csv").read_text().splitlines()))
     assert [row["like_learned"] for row in rows] == ["True", "False", "False"]
     assert "Pictures nearly like learned ones" in (tmp_path / "out" / "report.html").read_text()

@@ -1,4 +1,4 @@
-"""Where objects lie in a picture, as the files say that the command line names."""
+"""Ground truth of an evaluation: boxes, masks and class maps in the files that the user names."""
 
 from __future__ import annotations
 
@@ -24,53 +24,61 @@ BoxLookup = Callable[[Path, tuple[int, int]], tuple[GroundTruth, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Annotations:
-    """How to find what is known of a picture; None = nothing is."""
+    """Look-up of the boxes or the mask of an image; None where there are no such annotations."""
 
     place_of: Callable[[Path], Path | None] | None = None
-    """What a picture's truth is read from: a file, or its name in one. No two pictures share it."""
+    """Returns the annotation file of an image, or its key in a common file. No two images share it."""
     truths_of: BoxLookup | None = None
     mask_of: MaskLookup | None = None
     apart: bool = True
-    """Whether each picture's truth is a file of its own; otherwise one file holds all of them."""
+    """Whether each image has an annotation file of its own; otherwise one file holds all annotations."""
 
-    def file_of(self, picture: Path) -> Path | None:
-        """Return the file that holds this picture's truth alone, if there is one."""
-        return self.place_of(picture) if self.place_of and self.apart else None
+    def file_of(self, image_path: Path) -> Path | None:
+        """Return the annotation file of this image alone, if there is one."""
+        return self.place_of(image_path) if self.place_of and self.apart else None
 
-    def check(self, option: str, pictures: Sequence[Path]) -> None:
-        """Refuse truths of which no picture has one, and one that two pictures would be given.
+    def check(self, option: str, images: Sequence[Path]) -> None:
+        """Refuse annotations that belong to no image, and one that belongs to two images.
 
         Raises:
-            ConfigError: it names the pictures.
+            ConfigError: names the images.
         """
         if self.place_of is None:
             return
         first: dict[Path, Path] = {}
-        for one in pictures:
-            if (place := self.place_of(one)) is None:
+        for image in images:
+            if (place := self.place_of(image)) is None:
                 continue
-            other = first.setdefault(place, one)
-            if other.resolve() != one.resolve():
+            other = first.setdefault(place, image)
+            if other.resolve() != image.resolve():
                 raise ConfigError(
-                    f"{option}: {place} would be that of {other} and of {one}; measure one of their folders at a time, "
-                    "or let it lie in a folder of its picture's name"
+                    f"{option}: {place} would belong to {other} and to {image}; evaluate one of their folders at a "
+                    "time, or move it into a folder that has the name of its image's folder"
                 )
         if not first:
-            some = f"{pictures[0]}, for one," if len(pictures) == 1 else f"{pictures[0]}, the first of {len(pictures)},"
-            raise ConfigError(f"{option}: knows none of the pictures; {some} is not in it: names must be the same")
+            raise ConfigError(
+                f"{option}: no annotation for any of the {len(images)} images, such as {images[0]}; give annotations "
+                "with the names of the images"
+            )
 
 
 def load_boxes(boxes: Path, names: Path | None) -> Annotations:
-    """Return how to find what a picture holds, by its path and (height, width)."""
+    """Return a look-up of the boxes of an image, by its path and (height, width).
+
+    Raises:
+        ConfigError: the files are not COCO, YOLO or VOC annotations.
+    """
     if boxes.is_file():
         return _of_coco(boxes)
     if not any(any(boxes.rglob(f"*{suffix}")) for suffix in (".txt", ".xml")):
-        raise ConfigError(f"--boxes {str(boxes)!r}: holds no .txt or .xml; give a COCO JSON file or a folder of those")
+        raise ConfigError(
+            f"--boxes {str(boxes)!r}: contains no .txt or .xml; give a COCO JSON file or a folder of YOLO or VOC files"
+        )
     return _of_folder(boxes, read_box_names(names))
 
 
 def read_box_names(place: Path | None) -> dict[int, str]:
-    """Return the names of box classes by their index, of a data set's YAML or of a text file, one a line.
+    """Return the names of box classes by their index, from a data set's YAML or a text file with one name a line.
 
     Raises:
         ConfigError: the YAML has no list of names, nor a map of whole numbers to names.
@@ -86,29 +94,30 @@ def read_box_names(place: Path | None) -> dict[int, str]:
         listed = dict(enumerate(listed))
     if not isinstance(listed, dict) or not listed:
         raise ConfigError(
-            f"--box-names {str(place)!r}: has no list 'names'; give names: [car, bus], or one a line in a text"
+            f"--box-names {str(place)!r}: has no list 'names'; give names: [car, bus], or a text file with one "
+            "name a line"
         )
     found: dict[int, str] = {}
     for key, name in listed.items():
         index = int(key) if isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) < 10 else key
         if isinstance(index, bool) or not isinstance(index, int) or index < 0:
             raise ConfigError(
-                f"--box-names {str(place)!r}: names: {str(key)[:40]!r} is no class's number; write whole numbers, as "
-                "in 0: car, or a list of names"
+                f"--box-names {str(place)!r}: names: {str(key)[:40]!r} is not a class index; write whole numbers, "
+                "such as 0: car, or a list of names"
             )
         if index in found:
             raise ConfigError(f"--box-names {str(place)!r}: names: class {index} is named twice; leave one out")
         if name is None or isinstance(name, dict | list | bool):
             raise ConfigError(
-                f"--box-names {str(place)!r}: names: class {index} is called {name!r}, which is no text; put its name "
-                "in quotes"
+                f"--box-names {str(place)!r}: names: class {index} has the name {name!r}, which is not text; put "
+                "it in quotes"
             )
         found[index] = str(name)
     return found
 
 
 def _of_coco(boxes: Path) -> Annotations:
-    """Find a picture by its path as the JSON has it; by its name alone where the JSON knows only one of that name."""
+    """Look up an image by its path in the JSON; by its file name where only one entry has that name."""
     from engine.evaluation.boxes import coco_boxes
 
     found = {PurePosixPath(name): truths for name, truths in coco_boxes(read_text_file(boxes), str(boxes)).items()}
@@ -121,8 +130,8 @@ def _of_coco(boxes: Path) -> Annotations:
         exact = [entry for entry in several if parts[-len(entry.parts) :] == entry.parts]
         if not exact and len(several) > 1:
             raise ConfigError(
-                f"--boxes {str(boxes)!r}: knows {several[0]} and {several[1]}, and {path} may be either; let pictures "
-                "lie in folders as the JSON names them"
+                f"--boxes {str(boxes)!r}: has {several[0]} and {several[1]}, and {path} may be either; put the images "
+                "into the folders that the JSON names"
             )
         return max(exact or several, key=lambda entry: len(entry.parts), default=None)
 
@@ -134,7 +143,7 @@ def _of_coco(boxes: Path) -> Annotations:
 
 
 def _of_folder(boxes: Path, labels: dict[int, str]) -> Annotations:
-    """Find a picture's file beside it, or in the folder of boxes, or there in a folder called like the picture's."""
+    """Look up the file beside the image, in the folder of boxes, or there in a folder named like the image's."""
     from engine.evaluation.boxes import voc_boxes, yolo_boxes
 
     def place_of(path: Path) -> Path | None:
@@ -153,13 +162,16 @@ def _of_folder(boxes: Path, labels: dict[int, str]) -> Annotations:
 
 
 def load_masks(masks: Path, above: int) -> Annotations:
-    """Return how to find a picture's mask, by its path and (height, width).
+    """Return a look-up of the mask of an image, by its path and (height, width).
 
-    A mask has its picture's name, whatever its ending, and lies beside it, in the folder of masks, or there in a folder
-    called like the picture's.
+    A mask has the name of its image with any suffix, and is in the folder of masks, or there in a folder with the name
+    of the image's folder. Mask pixels above ``above`` (0 to 254) belong to the object.
+
+    Raises:
+        ConfigError: ``masks`` is not a folder, or contains no images.
     """
     if not masks.is_dir():
-        raise ConfigError(f"--masks {str(masks)!r}: is no folder; give one of masks named like the pictures")
+        raise ConfigError(f"--masks {str(masks)!r}: not a folder; give a folder of masks named like the images")
     places: dict[tuple[str, str], list[Path]] = {}
     from stream.sources import IMAGE_SUFFIXES
 
@@ -168,7 +180,7 @@ def load_masks(masks: Path, above: int) -> Annotations:
             for folder in {one.parent.name, ""} if one.parent == masks else {one.parent.name}:
                 places.setdefault((folder, one.stem), []).append(one)
     if not places:
-        raise ConfigError(f"--masks {str(masks)!r}: holds no pictures; give a folder of masks named like the pictures")
+        raise ConfigError(f"--masks {str(masks)!r}: contains no images; give a folder of masks named like the images")
 
     def place_of(path: Path) -> Path | None:
         for folder in (path.parent.name, ""):
@@ -190,34 +202,36 @@ def _mask(path: Path, size: tuple[int, int], above: int) -> Mask:
     image = read_image(path)
     if image.shape[:2] != size:
         (height, width), (rows, columns) = image.shape[:2], size
-        raise ConfigError(f"{path}: is {height}x{width} and its picture {rows}x{columns}; give a mask of its size")
+        raise ConfigError(
+            f"{path}: the mask is {height}x{width} and its image {rows}x{columns}; give a mask of the image's size"
+        )
     found: Mask = image.max(2) > above
     return found
 
 
 def read_paths(place: Path) -> list[Path]:
-    """Return the pictures that a text file names, one path a line, as seen from its folder."""
+    """Return the image paths in a text file, one a line, relative to the file's folder."""
     lines = enumerate(read_text_file(place).splitlines(), 1)
     paths = [path_beside(place, number, line.strip()) for number, line in lines if line.strip()]
     if not paths:
-        raise ConfigError(f"{place}: names no pictures; give one path a line")
+        raise ConfigError(f"{place}: lists no images; write one path a line")
     return paths
 
 
 def read_class_map(class_map: Path | None) -> dict[str, list[int]]:
-    """Read which classes of the network a box class stands for; of a file that holds several maps, the first."""
+    """Return the network classes of each box class; of a file with several maps, the first."""
     if class_map is None:
         return {}
     where = f"--class-map {str(class_map)!r}"
-    told = read_json(read_text_file(class_map), where)
-    if isinstance(told, dict) and told and all(isinstance(one, dict) for one in told.values()):
-        told = next(iter(told.values()))
-    if not isinstance(told, dict) or not told:
-        raise ConfigError(f'{where}: not of the form {{"car": [817]}}, box classes and the numbers of the network\'s')
-    for name, indices in told.items():
+    mapping = read_json(read_text_file(class_map), where)
+    if isinstance(mapping, dict) and mapping and all(isinstance(one, dict) for one in mapping.values()):
+        mapping = next(iter(mapping.values()))
+    if not isinstance(mapping, dict) or not mapping:
+        raise ConfigError(f'{where}: must map box classes to network classes, as in {{"car": [817]}}')
+    for name, indices in mapping.items():
         if not isinstance(indices, list) or any(isinstance(one, bool) or not isinstance(one, int) for one in indices):
             raise ConfigError(
                 f"{where}: {name[:40]!r} stands for {json.dumps(indices)[:40]}; write a list of whole numbers, the "
                 "network's classes, as in [817, 511]"
             )
-    return {name: list(indices) for name, indices in told.items()}
+    return {name: list(indices) for name, indices in mapping.items()}

@@ -1,4 +1,4 @@
-"""`run.py keys`: who may look in."""
+"""`run.py keys`: creates CurveZMQ keys for streams and viewers."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ import typer
 from commands.console import print_line, relative_path
 from pipeline.errors import ConfigError
 
-keys_app = typer.Typer(no_args_is_help=True, help="Make keys, so that only those may look in who are on the list.")
+keys_app = typer.Typer(no_args_is_help=True, help="Create keys, so that only listed viewers can connect.")
 
 
 @keys_app.command("new")
 def keys_new(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where they go. Nothing is ever overwritten.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder for the keys. Existing files are not overwritten.")
+    ],
 ) -> None:
-    """Make a stream's keys and a first viewer's."""
+    """Create the keys of a stream and of a first viewer."""
     from overlays.wire.curve.keys import create_keyring
 
     create_keyring(folder)
     place = relative_path(folder)
     print_line(
-        f"{place}/server.key_secret  stays here, readable by you alone\n"
-        f"{place}/server.key         for every viewer, it is no secret\n"
-        f"{place}/viewer.key_secret  for the viewer: move it there by a safe way, such as scp\n"
-        f"{place}/allowed/           whose public key lies here may look in; add and remove while the stream runs\n\n"
+        f"{place}/server.key_secret  secret key of the stream: stays here, readable by you only\n"
+        f"{place}/server.key         public key of the stream: give it to every viewer\n"
+        f"{place}/viewer.key_secret  secret key of the viewer: copy it by a secure way, such as scp\n"
+        f"{place}/allowed/           public keys of the viewers that can connect; add and remove them at any time\n\n"
         f"here:   uv run run.py stream --source camera:0 --sink tcp://0.0.0.0:5555 --curve-keys {place}\n"
         "there:  uv run run.py view tcp://HOST:5555 --key viewer.key_secret --server-key server.key\n"
         f"one more viewer:  uv run run.py keys add {place} NAME"
@@ -36,16 +38,17 @@ def keys_new(
 @keys_app.command("add")
 def keys_add(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder made by `keys new`.")],
-    name: Annotated[str, typer.Argument(help="Whose key it is.")],
+    name: Annotated[str, typer.Argument(help="Name of the viewer.")],
 ) -> None:
-    """Make one more viewer's keys and put them on the list."""
+    """Create the keys of one more viewer and add the viewer to the list."""
     from overlays.wire.curve.keys import ALLOWED, make_pair
 
     if not (folder / ALLOWED).is_dir():
         raise ConfigError(
-            f"{str(folder)!r}: holds no list of viewers; make it first: run.py keys new {relative_path(folder)}"
+            f"{str(folder)!r}: contains no list of viewers; create it with `run.py keys new {relative_path(folder)}`"
         )
     public, secret = make_pair(folder, name, public_folder=folder / ALLOWED)
     print_line(
-        f"{relative_path(secret)}  for the viewer: move it there by a safe way\n{relative_path(public)}  lets it in"
+        f"{relative_path(secret)}  secret key of the viewer: copy it by a secure way\n"
+        f"{relative_path(public)}  allows the viewer to connect"
     )

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a lost terminal as an event."""
+"""Ctrl-C, SIGTERM and SIGHUP as a shutdown event."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
-TOGETHER_SECONDS: Final = 1.0
+SAME_REQUEST_SECONDS: Final = 1.0
+"""Signals of different kinds within this time are one request."""
 
 
 class ShutdownEvent(threading.Event):
-    """Set once somebody wishes the end."""
+    """Set when a signal requests the end of the run."""
 
     signals: frozenset[int] = frozenset()
-    """What it was wished by."""
+    """Numbers of the signals received."""
     requested_at: float = 0.0
-    """``time.monotonic()`` at the first."""
+    """``time.monotonic()`` of the first signal."""
 
     @property
     def other_signal(self) -> signal.Signals:
-        """One that says the same to a process that may have been told already: another kind is no second wish."""
+        """A signal for child processes that may have received the first one: another kind is no second request."""
         return signal.SIGINT if signal.SIGTERM in self.signals else signal.SIGTERM
 
 
@@ -31,29 +32,29 @@ class ShutdownEvent(threading.Event):
 def shutdown_on_signal(begun: threading.Event) -> Iterator[ShutdownEvent]:
     """Give an event that Ctrl-C, SIGTERM and SIGHUP set; a second one ends the process at once.
 
-    Two of different kinds that come together are one wish: a terminal or a supervisor sends its own to every process of
-    a run, and the process that started the others (``commands.multi_device``) asks them too. Who was started to outlive
-    its terminal (``nohup``) does.
+    Signals of two kinds within a second are one request: a terminal or a supervisor signals every process of a run, and
+    the parent process (``commands.multi_device``) signals its children too. A SIGHUP that is ignored (``nohup``) stays
+    ignored.
 
-    Until ``begun`` is set there is nothing to be ended in order, and the first one ends the process at once, too: an
-    exception out of a handler would go through compilers that do not expect it, and abort.
+    Until ``begun`` is set nothing needs an orderly shutdown, and the first signal ends the process at once: an
+    exception raised in a handler would pass through compilers that do not expect it.
     """
     stop = ShutdownEvent()
 
     def end(number: int, _frame: object) -> None:
         if stop.is_set():
-            if number in stop.signals or time.monotonic() - stop.requested_at > TOGETHER_SECONDS:
+            if number in stop.signals or time.monotonic() - stop.requested_at > SAME_REQUEST_SECONDS:
                 os._exit(128 + number)
             stop.signals |= {number}
             return
         stop.signals, stop.requested_at = frozenset({number}), time.monotonic()
         stop.set()
         if not begun.is_set():
-            _say(b"\nStopped before the first frame; nothing was written.\n")
+            _write_stderr(b"\nStopped before the first frame; nothing was written.\n")
             os._exit(0)
-        _say(b"\nEnding in order; once more ends at once.\n")
+        _write_stderr(b"\nShutting down; repeat to end at once.\n")
 
-    before = {number: signal.signal(number, end) for number in _heard()}
+    before = {number: signal.signal(number, end) for number in _handled_signals()}
     try:
         yield stop
     finally:
@@ -61,13 +62,13 @@ def shutdown_on_signal(begun: threading.Event) -> Iterator[ShutdownEvent]:
             signal.signal(number, handler)
 
 
-def _heard() -> list[signal.Signals]:
-    hangup = getattr(signal, "SIGHUP", None)  # Windows has none
-    ended_by = [signal.SIGINT, signal.SIGTERM]
-    return ended_by if hangup is None or signal.getsignal(hangup) is signal.SIG_IGN else [*ended_by, hangup]
+def _handled_signals() -> list[signal.Signals]:
+    hangup = getattr(signal, "SIGHUP", None)  # not on Windows
+    always = [signal.SIGINT, signal.SIGTERM]
+    return always if hangup is None or signal.getsignal(hangup) is signal.SIG_IGN else [*always, hangup]
 
 
-def _say(words: bytes) -> None:
-    """Write to standard error, where there is one yet. No print: the signal may have come within one."""
+def _write_stderr(message: bytes) -> None:
+    """Write to standard error. Not by ``print``: the signal may have interrupted a ``print``."""
     with suppress(OSError):
-        os.write(2, words)
+        os.write(2, message)

@@ -96,18 +96,18 @@ def test_boxes_are_read_from_yolo_and_coco(command, tmp_path):
 @pytest.mark.parametrize(
     ("words", "rule"),
     [
-        (["--boxes", "nowhere"], "holds no .txt or .xml"),
+        (["--boxes", "nowhere"], "contains no .txt or .xml"),
         (["--class-map", "map.json"], "cannot be read"),
         (["--layer", "featurs"], "Did you mean 'features'"),
         (["--kernel", "round"], "--kernel"),
-        (["--masks", "nowhere"], "is no folder"),
-        (["--masks", "empty"], "holds no pictures"),
+        (["--masks", "nowhere"], "not a folder"),
+        (["--masks", "empty"], "contains no images"),
         (["--method", "cam", "--kernel", "gaussian"], "an option of recipro-cam, not of cam"),
         (["--model", "net.onnx"], "an exported file cannot be split"),
         (["--masks", "photos", "--boxes", "photos"], "only one of them can be used"),
         (["--steps", "225"], "--steps 225: must be at most 224"),
-        (["--boxes", "none.json"], "knows none of the pictures; photos/0 <b>.png, the first of 3, is not in it"),
-        (["--masks", "parts"], "knows none of the pictures"),
+        (["--boxes", "none.json"], "no annotation for any of the 3 images, such as photos/0 <b>.png"),
+        (["--masks", "parts"], "no annotation for any of the"),
         (["--class-map", "far.json"], "'part' stands for 5; the network has the classes 0 to 4"),
     ],
 )
@@ -147,7 +147,7 @@ def test_masks_are_found_by_name_and_folders_that_are_classes_say_what_is_right(
     cv2.imwrite(str(tmp_path / "masks" / "2 <b>.png"), np.zeros((6, 8), np.uint8))
     code, _, errors = command("--output", "small", "--masks", "masks", pictures="list.txt")
     assert code == 2
-    assert "is 6x8 and its picture 60x80" in errors
+    assert "the mask is 6x8 and its image 60x80" in errors
 
 
 def test_boxes_of_other_classes_and_pictures_in_inner_folders_are_told(command, tmp_path, caplog):
@@ -192,11 +192,11 @@ def test_pictures_of_one_name_get_the_boxes_of_their_own_folder(command, two_fol
     (tmp_path / "coco.json").write_text(coco_of("a.png"))
     code, _, errors = command("--output", "one", *words, pictures="list.txt")
     assert code == 2
-    assert "a.png would be that of ok/a.png and of scratch/a.png" in errors
+    assert "a.png would belong to ok/a.png and to scratch/a.png" in errors
     (tmp_path / "coco.json").write_text(coco_of("x/a.png", "y/a.png"))
     code, _, errors = command("--output", "two", *words, pictures="list.txt")
     assert code == 2
-    assert "knows x/a.png and y/a.png, and ok/a.png may be either" in errors
+    assert "has x/a.png and y/a.png, and ok/a.png may be either" in errors
 
 
 def test_label_files_may_lie_in_folders_like_the_pictures_and_never_serve_two(command, two_folders, tmp_path):
@@ -212,7 +212,7 @@ def test_label_files_may_lie_in_folders_like_the_pictures_and_never_serve_two(co
         (tmp_path / "labels" / kind / "a.txt").rename(tmp_path / "labels" / "a.txt")
     code, _, errors = command("--output", "one", *words, pictures="list.txt")
     assert code == 2
-    assert "labels/a.txt would be that of ok/a.png and of scratch/a.png" in errors
+    assert "labels/a.txt would belong to ok/a.png and to scratch/a.png" in errors
 
 
 def test_a_network_that_was_trained_again_is_another_one(command, tmp_path):
@@ -347,7 +347,7 @@ def test_list_of_windows_names_pictures_and_repeated_ones_are_told(command, tmp_
     code, told, errors = command("--output", "out", pictures="list.txt")
     assert code == 0, errors
     assert "2 of 2 pictures" in told
-    assert "1 of its lines name a picture once more" in caplog.text
+    assert "1 lines repeat an image" in caplog.text
 
 
 def test_copies_of_learned_pictures_are_named(command, tmp_path, caplog):

@@ -158,7 +158,7 @@ def test_a_csv_without_groups_concludes_nothing_for_other_parts(command, tmp_pat
     assert report["metrics"]["test"]["interval"] is None
     assert "Nothing is concluded for other parts" in told
     assert "95 times of 100" not in told + (tmp_path / "part.report.html").read_text()
-    for name, encoding in (("schön", "latin-1"), ("ok", "utf-16"), ("ok", "utf-16-le")):
+    for name, encoding in (("schön", "latin-1"), ("ok", "utf-16-le")):
         (tmp_path / "parts.csv").write_bytes(f"path,label\na.png,{name}\n".encode(encoding))
         code, _, errors = command("train", "parts.csv", *LESSON)
         assert code == 2

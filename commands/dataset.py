@@ -1,4 +1,4 @@
-"""Labelled pictures as the command line names them: a folder of classes, or a CSV."""
+"""Labelled images that the user names: a folder with one folder for each class, or a CSV."""
 
 from __future__ import annotations
 
@@ -39,28 +39,34 @@ log = logging.getLogger("recipro-stream")
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """Every labelled picture that was named."""
+    """The labelled images of a data set."""
 
     samples: list[Sample]
     grouped: bool
-    """Whether it is known which pictures show one part."""
+    """Whether it is known which images show the same part."""
     divided: bool = False
-    """Whether the samples have their parts already."""
+    """Whether the data set has a split of its own."""
     left_out: tuple[str, ...] = ()
-    """What is not used, a line each."""
+    """Unused folders and files, a line each."""
 
 
 def list_samples(place: Path, pictures: str | None, pattern: str | None, gap: int | None) -> Listing:
-    """Return every labelled picture that a folder of classes, a split of them, or a CSV names.
+    """Return the labelled images of a folder of classes, a split of such folders, or a CSV.
+
+    Args:
+        place: the folder or the CSV.
+        pictures: glob for the images in a class folder; None for all images.
+        pattern: regular expression for the group in an image's path.
+        gap: largest distance of frame numbers in one group; the pattern gives the number.
 
     Raises:
-        ConfigError: there is none, a class is empty or alone, or the files leave in doubt what is a picture or a class.
+        ConfigError: there are no images, fewer than two classes, an empty class, or ambiguous folders.
     """
     from engine.finetuning.given_split import check_given
     from engine.finetuning.splits import Sample, group_ids
 
     if gap is not None and pattern is None:
-        raise ConfigError(r"--group-gap: needs the number in a picture's name; add --group-pattern 'frame(\d+)'")
+        raise ConfigError(r"--group-gap: needs the frame number in an image's path; add --group-pattern 'frame(\d+)'")
     parts: list[str] = []
     groups: list[str] = []
     left: tuple[str, ...] = ()
@@ -72,7 +78,7 @@ def list_samples(place: Path, pictures: str | None, pattern: str | None, gap: in
         paths, labels, parts, left = _of_folder(place, pictures)
     names = sorted(set(labels))
     if len(names) < 2:
-        raise ConfigError(f"{place}: one class ({', '.join(names)}); a network tells two or more apart, add another")
+        raise ConfigError(f"{place}: one class ({', '.join(names)}); a classifier needs two or more; add another")
     _warn_of_twin_labels(names)
     filled = any(groups)
     sources = (
@@ -91,30 +97,30 @@ def list_samples(place: Path, pictures: str | None, pattern: str | None, gap: in
 
 
 def _warn_of_twin_labels(names: Sequence[str]) -> None:
-    """Tell of two classes whose names a person takes for one."""
+    """Warn of class names that differ only in capitals, spaces or punctuation."""
     first: dict[str, str] = {}
     for name in names:
         plain = re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name).casefold()) or name
         if (other := first.setdefault(plain, name)) != name:
             log.warning(
-                "classes %r and %r differ in capitals, spaces or signs alone, and are learned as two; if they are one, "
-                "give them one name", other, name,
+                "classes %r and %r differ in capitals, spaces or punctuation only, and count as two classes; if they "
+                "are the same, give them one name", other, name,
             )  # fmt: skip
 
 
 def _of_folder(folder: Path, pictures: str | None) -> tuple[list[str], list[str], list[str], tuple[str, ...]]:
-    """Return paths, labels and parts of the pictures in a folder, and what is left out of it."""
-    from engine.finetuning.splits import TEST as HELD_OUT
+    """Return paths, labels and splits of the images in a folder, and what is left out."""
+    from engine.finetuning.splits import TEST as TEST_SPLIT
     from engine.finetuning.splits import TRAIN
-    from engine.finetuning.splits import VALIDATION as STOPPING
+    from engine.finetuning.splits import VALIDATION as VALIDATION_SPLIT
     from stream.sources import IMAGE_SUFFIXES
 
     if pictures and (Path(pictures).is_absolute() or ".." in Path(pictures).parts):
-        raise ConfigError(f"--pictures {pictures!r}: leads out of a class's folder; give what lies in it, as '*.jpg'")
+        raise ConfigError(f"--pictures {pictures!r}: leaves the class's folder; give a glob inside it, such as '*.jpg'")
     if not folder.is_dir():
         raise ConfigError(
-            f"{str(folder)!r}: is no folder; give one that holds a folder of pictures for each class, or a table with "
-            "the columns path,label whose name ends in .csv or .tsv"
+            f"{str(folder)!r}: not a folder; give one with a folder of images for each class, or a .csv or .tsv file "
+            "with the columns path,label"
         )
     layout = find_layout(folder, IMAGE_SUFFIXES)
     classes = [
@@ -129,56 +135,61 @@ def _of_folder(folder: Path, pictures: str | None) -> tuple[list[str], list[str]
     if "" in layout.parts:
         within = parts_within(folder, {label: found for _, label, found in classes})
         parts = [part for several in within.values() for part in several] if within else parts
-    validation = STOPPING if TEST in parts else HELD_OUT  # one part has to examine what was learned
-    part_of = {"": "", TRAINING: TRAIN, VALIDATION: validation, TEST: HELD_OUT}
+    validation = VALIDATION_SPLIT if TEST in parts else TEST_SPLIT  # a test split is required
+    part_of = {"": "", TRAINING: TRAIN, VALIDATION: validation, TEST: TEST_SPLIT}
     return paths, labels, [part_of[part] for part in parts], layout.left_out
 
 
 def _class_folders(folder: Path, pictures: str | None) -> Iterator[tuple[str, list[Path]]]:
-    """Give each class in a folder with its pictures."""
+    """Give each class in a folder with its images."""
     from stream.sources import IMAGE_SUFFIXES
 
-    kinds = visible_folders(folder)
-    if not kinds:
-        raise ConfigError(f"{folder}: holds no folders; put the pictures of each class into a folder of its name")
+    class_folders = visible_folders(folder)
+    if not class_folders:
+        raise ConfigError(
+            f"{folder}: contains no folders; put the images of each class into a folder with the class's name"
+        )
     other: Counter[str] = Counter()
-    for kind in kinds:
+    for class_folder in class_folders:
         every = [
             one
-            for one in (kind.glob(pictures) if pictures else files_below(kind))
-            if not any(is_hidden(word) for word in one.relative_to(kind).parts) and one.is_file()
+            for one in (class_folder.glob(pictures) if pictures else files_below(class_folder))
+            if not any(is_hidden(word) for word in one.relative_to(class_folder).parts) and one.is_file()
         ]
         found = writable_names(sorted(one for one in every if one.suffix.lower() in IMAGE_SUFFIXES))
         if not found:
             asked = f" like {pictures!r}" if pictures else ""
-            raise ConfigError(f"class {kind.name!r}: {kind} holds no pictures{asked}; add some, or remove the folder")
+            raise ConfigError(
+                f"class {class_folder.name!r}: {class_folder} contains no images{asked}; add some, or remove the folder"
+            )
         other.update(one.suffix.lower() or one.name for one in every if one.suffix.lower() not in IMAGE_SUFFIXES)
-        _check_duplicates(kind.name, found)
-        yield kind.name, found
+        _check_duplicates(class_folder.name, found)
+        yield class_folder.name, found
     loose = sum(one.is_file() and one.suffix.lower() in IMAGE_SUFFIXES for one in folder.iterdir())
     if loose:
-        log.warning("%s: %d pictures lie in no class's folder; left out", folder, loose)
+        log.warning("%s: %d images outside the class folders are left out", folder, loose)
     if other:
         several = ", ".join(f"{count} {suffix}" for suffix, count in sorted(other.items())[:8])
-        log.warning("%s: files that are not read as pictures are left out: %s", folder, several)
+        log.warning("%s: files that are not images are left out: %s", folder, several)
 
 
-def _check_duplicates(kind: str, found: Sequence[Path]) -> None:
-    """Refuse a picture beside a mask of the same name: both would be learned."""
+def _check_duplicates(label: str, found: Sequence[Path]) -> None:
+    """Refuse two images with the same stem, such as a photo and its mask: both would be training images."""
     counts = Counter(one.with_suffix("") for one in found)
     twin = next((stem for stem, count in counts.items() if count > 1), None)
     if twin is not None:
         both = " and ".join(one.name for one in found if one.with_suffix("") == twin)
         raise ConfigError(
-            f"class {kind!r}: {both} have one name; say which are the pictures, such as --pictures '*{found[0].suffix}'"
+            f"class {label!r}: {both} have the same name; select the images with a glob, such as "
+            f"--pictures '*{found[0].suffix}'"
         )
 
 
 def drop_unreadable(samples: Sequence[Sample], read: ReadImage) -> tuple[list[Sample], dict[str, Spectrum], list[str]]:
-    """Return the samples whose pictures decode, with digests; what their hashes are made of; a line on each other one.
+    """Return the samples that can be decoded, with digests; their spectra by path; and an error line for each other.
 
     Raises:
-        ConfigError: a class has none left.
+        ConfigError: no image of a class can be decoded.
     """
     from engine.io.perceptual_hash import spectrum_of
 
@@ -187,7 +198,7 @@ def drop_unreadable(samples: Sequence[Sample], read: ReadImage) -> tuple[list[Sa
     spectra: dict[str, Spectrum] = {}
     last: dict[str, str] = {}
     with progress_bar() as progress:
-        for one in progress.track(samples, description="reading pictures"):
+        for one in progress.track(samples, description="reading images"):
             try:
                 image = read(Path(one.path))
             except SourceError as reason:
@@ -197,16 +208,16 @@ def drop_unreadable(samples: Sequence[Sample], read: ReadImage) -> tuple[list[Sa
                 good.append(replace(one, digest=_digest(image)))
                 spectra[one.path] = spectrum_of(image)
     if blank := sum(not one.digest for one in good):
-        log.warning("%d of the pictures have one colour all over, and show nothing", blank)
+        log.warning("%d images have a single colour, and show nothing", blank)
     for label in sorted({one.label for one in samples} - {one.label for one in good}):
-        raise ConfigError(f"class {label!r}: none of its pictures decodes; the last: {last[label]}")
+        raise ConfigError(f"class {label!r}: none of its images can be decoded; the last error: {last[label]}")
     return good, spectra, bad
 
 
 def _digest(image: Image) -> str:
-    """Return what only the same pixels have, whatever the file's format; empty where all pixels are alike.
+    """Return a digest of the pixels, independent of the file format; empty for an image of a single colour.
 
-    A picture of one colour shows no part: it ties together nothing that it lies among.
+    Images of a single colour show no part, so equal ones must not join the groups that they belong to.
     """
     if (image == image[0, 0]).all():
         return ""

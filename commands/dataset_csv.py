@@ -1,4 +1,4 @@
-"""A CSV that names labelled pictures: ``path,label`` and, where several pictures show one part, ``group``."""
+"""Tables of labelled images: columns ``path,label`` and, where several images show one part, ``group``."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ _MAX_FIELD: Final = 4096
 
 
 def read_table(place: Path) -> tuple[list[str], list[str], list[str]]:
-    """Return paths, labels and groups of a CSV or TSV; groups are empty where it has none, as is a group not filled in.
+    """Return paths, labels and groups of a CSV or TSV.
 
-    Columns are parted by commas, semicolons or tabs, whichever the first line has most of, or by what a first line
-    ``sep=;`` states, as Excel writes it. Paths are seen from the file's folder, and may be written with backslashes.
+    The separator is the most frequent of comma, semicolon and tab in the first line, or the one that a first line
+    ``sep=;`` gives (Excel). Paths are relative to the file's folder and may contain backslashes. The list of groups is
+    empty without that column; an empty cell is an empty group.
 
     Raises:
-        ConfigError: it is no such table; it names the line.
+        ConfigError: the file is not such a table; the message gives the line.
     """
     text = read_text_file(place)
     first, _, rest = text.partition("\n")
     stated = re.fullmatch(r'"?sep=([,;\t])"?', first.rstrip(" "))
-    if stated:  # Excel's own line; the columns stand in the next
+    if stated:  # Excel's line; the header is the next one
         text = rest
     mark = (
         stated[1] if stated else max(",;\t", key=first.count)
@@ -55,21 +56,21 @@ def read_table(place: Path) -> tuple[list[str], list[str], list[str]]:
             line = rows.line_num + before
     except csv.Error as reason:
         raise ConfigError(
-            f'{place}:{line}: is no row of a CSV ({reason}); a quote (") stands around a whole field, one inside is '
-            "written twice"
+            f'{place}:{line}: not a row of a CSV ({reason}); quotes (") enclose a whole field, and a quote '
+            "inside is doubled"
         ) from None
     if not paths:
-        raise ConfigError(f"{place}: names no pictures; give one a line, below a first line path,label")
+        raise ConfigError(f"{place}: lists no images; write one a line, below a first line path,label")
     return paths, labels, groups
 
 
 def _columns(place: Path, cells: list[str]) -> list[str]:
     columns = [name.strip().casefold() for name in cells]
-    lacking = [name for name in COLUMNS if name not in columns]
-    if lacking:
+    missing = [name for name in COLUMNS if name not in columns]
+    if missing:
         raise ConfigError(
-            f"{place}: its first line has no {' and no '.join(map(repr, lacking))}; it must name the columns "
-            f"path, label and, where several pictures show one part, {GROUP}"
+            f"{place}: its first line has no {' and no '.join(map(repr, missing))}; it must name the columns "
+            f"path, label and, where several images show one part, {GROUP}"
         )
     twice = next((name for name, count in Counter(columns).items() if count > 1 and name in {*COLUMNS, GROUP}), None)
     if twice is not None:
@@ -78,7 +79,7 @@ def _columns(place: Path, cells: list[str]) -> list[str]:
 
 
 def _row(place: Path, line: int, columns: list[str], cells: list[str]) -> dict[str, str]:
-    """Return a row by column; refuse one whose cells are not those that were meant."""
+    """Return the cells of a row by column; refuse a row with extra, empty or multi-line cells."""
     more = [cell for cell in cells[len(columns) :] if cell.strip()]
     if more:
         raise ConfigError(
@@ -89,25 +90,25 @@ def _row(place: Path, line: int, columns: list[str], cells: list[str]) -> dict[s
     for key in (*COLUMNS, GROUP):
         if len(row.get(key, "")) > _MAX_FIELD or "\n" in row.get(key, ""):
             raise ConfigError(
-                f"{place}:{line}: {key} begins with {row[key][:40]!r} and goes over several lines or "
-                f'{_MAX_FIELD} letters; a quote (") may be missing or too much'
+                f"{place}:{line}: {key} begins with {row[key][:40]!r} and has several lines or more "
+                f'than {_MAX_FIELD} characters; check for a missing or extra quote (")'
             )
     if not row["path"] or not row["label"]:
-        raise ConfigError(f"{place}:{line}: path or label is empty; fill both in, or remove the line")
+        raise ConfigError(f"{place}:{line}: path or label is empty; fill in both, or remove the line")
     return row
 
 
 def path_beside(place: Path, line: int, path: str) -> Path:
-    """Return where a picture lies that a file names; a path of Windows is read as one of this system.
+    """Return the path of an image listed in a file; backslashes of Windows separate folders.
 
     Raises:
-        ConfigError: it is a path on a drive of Windows.
+        ConfigError: the path is on a Windows drive.
     """
     found = place.parent / path
-    if "\\" in path and not os.path.exists(found):  # noqa: PTH110 - of a name that is too long it says no
+    if "\\" in path and not os.path.exists(found):  # noqa: PTH110 - False for a name that is too long
         if PureWindowsPath(path).drive:
             raise ConfigError(
-                f"{place}:{line}: {path!r} is a path on a drive of Windows; write it as seen from this file, "
+                f"{place}:{line}: {path!r} is a path on a Windows drive; write it relative to this file, "
                 f"such as {PureWindowsPath(path).name!r}"
             )
         found = place.parent.joinpath(*re.split(r"[\\/]+", path))

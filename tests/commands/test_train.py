@@ -102,15 +102,15 @@ def test_a_csv_names_pictures_labels_and_groups(command, tmp_path):
 @pytest.mark.parametrize(
     ("change", "words", "rule"),
     [
-        ("empty", (), "class 'empty': parts/empty holds no pictures"),
+        ("empty", (), "class 'empty': parts/empty contains no images"),
         ("one", (), "one class (spot)"),
-        ("twins", (), "say which are the pictures, such as --pictures"),
-        (None, ("--pictures", "*.jpg"), "holds no pictures like '*.jpg'"),
+        ("twins", (), "select the images with a glob, such as --pictures"),
+        (None, ("--pictures", "*.jpg"), "contains no images like '*.jpg'"),
         (None, ("--output", "part.pth"), "must end in .safetensors"),
         (None, ("--output", "file/part.safetensors"), "cannot be written"),
         ("report", (), "cannot be written"),
-        (None, ("--pictures", "../*/*.png"), "leads out of a class's folder"),
-        (None, ("--pictures", "/parts/*.png"), "leads out of a class's folder"),
+        (None, ("--pictures", "../*/*.png"), "leaves the class's folder"),
+        (None, ("--pictures", "/parts/*.png"), "leaves the class's folder"),
         (None, ("--balance", "even"), "choose one of sampler, weights, none"),
         (None, ("--augment", "hflp"), "Did you mean 'hflip'"),
         (None, ("--test-fraction", 0.6, "--val-fraction", 0.5), "give smaller fractions"),
@@ -191,7 +191,7 @@ def test_words_are_looked_at_before_any_picture_is(command, tmp_path, words, rul
     assert code == 2
     assert rule in errors
     code, _, errors = command("train", "parts", *LESSON)
-    assert "none of its pictures decodes" in errors
+    assert "none of its images can be decoded" in errors
 
 
 def test_what_was_learned_is_gone_on_with_when_there_are_new_pictures(command, tmp_path, caplog):
@@ -208,7 +208,7 @@ def test_what_was_learned_is_gone_on_with_when_there_are_new_pictures(command, t
         cv2.imwrite(str(tmp_path / "parts" / KINDS[number] / "dark.png"), np.zeros((48, 48), np.uint8))
     code, told, errors = command("train", "parts", *lesson, "--output", "next.safetensors")
     assert code == 0, errors
-    assert "2 of the pictures have one colour all over" in caplog.text
+    assert "2 images have a single colour" in caplog.text
     assert "known classes: blank, spot" in told
     assert "new classes: bar" in told
     assert "copies        1 images have the same pixels as another one" in told

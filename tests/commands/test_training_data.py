@@ -151,7 +151,7 @@ def test_folders_that_programs_leave_are_passed_over(tmp_path):
         (("train/good", "test/good", "test/broken", "ground_truth/broken"), "class 'broken'"),
         (("train", "test"), "pictures without a folder for each class"),
         (("train/images", "val/images"), "holds the pictures of all classes"),
-        (("images",), "a network tells two or more apart"),
+        (("images",), "a classifier needs two or more"),
     ],
 )
 def test_folders_that_are_no_classes_are_refused_with_the_remedy(tmp_path, folders, rule):
@@ -167,7 +167,7 @@ def test_empty_class_of_a_split_is_refused(tmp_path):
     make(tmp_path / "train", "ok", "scratch")
     make(tmp_path / "val", "ok", "scratch")
     (tmp_path / "val" / "dent").mkdir()
-    with pytest.raises(ConfigError, match=r"class 'dent': .*val/dent holds no pictures"):
+    with pytest.raises(ConfigError, match=r"class 'dent': .*val/dent contains no images"):
         list_samples(tmp_path, None, None, None)
 
 
@@ -230,7 +230,9 @@ def test_line_of_an_error_counts_the_line_of_the_separator(tmp_path):
 def test_class_without_readable_pictures_is_told_with_its_own_picture(tmp_path):
     make(tmp_path, "ok", pictures=2)
     text = "path,label\nnone.png,dent\nok/0.png,ok\nok/1.png,ok\nother.png,ok\n"
-    with pytest.raises(ConfigError, match=r"class 'dent': none of its pictures decodes; the last: .*none\.png"):
+    with pytest.raises(
+        ConfigError, match=r"class 'dent': none of its images can be decoded; the last error: .*none\.png"
+    ):
         drop_unreadable(table(tmp_path, text).samples, read_image)
 
 
@@ -240,13 +242,13 @@ def test_class_without_readable_pictures_is_told_with_its_own_picture(tmp_path):
         ('path,label\na.png,ok\n"b.png,dent\n' + "c.png,dent\n" * 20000, "parts.csv:3: "),
         ('path,label\n"b.png,dent\nc.png,dent\n', "parts.csv:2: "),
         ('path,label\n"b.png"x,dent\n', "parts.csv:2: "),
-        ('path,label\n"b.png,dent\nc.png",dent\n', "goes over several lines"),
+        ('path,label\n"b.png,dent\nc.png",dent\n', "has several lines"),
         ("path,label\na,b.png,ok\n", "3 fields for 2 columns"),
         ("path,label,path\na.png,ok,b.png\n", "'path' twice"),
-        ("path,label\nC:\\parts\\a.png,ok\n", "a path on a drive of Windows"),
+        ("path,label\nC:\\parts\\a.png,ok\n", "a path on a Windows drive"),
         ("path,label\n,ok\n", "parts.csv:2: path or label is empty"),
-        ("path,label\n\n", "names no pictures"),
-        ("", "names no pictures"),
+        ("path,label\n\n", "lists no images"),
+        ("", "lists no images"),
         ("\n", "has no 'path' and no 'label'"),
         ("path,label\n" + "b\\" * 2000 + ".png,ok\n", "ok"),
         ("path,label\n" + "a" * 200_000 + ".png,ok\n", "parts.csv:2: "),

@@ -124,7 +124,7 @@ def write_report(output: Path, trained: Trained, explainer: NetworkExplainer, re
     write_text(places["report.json"], json.dumps(report, indent=1) + "\n")
     mistakes = sorted((one for one in found.predictions if one[1] != one[2]), key=lambda one: -one[3])
     heats = _explained([one[0] for one in mistakes[:SHOWN_MISTAKES]], explainer, read)
-    page = training_html(report, lambda path: read(Path(path)), heats, pictures=SHOWN_MISTAKES)
+    page = training_html(report, lambda path: read(Path(path)), heats, max_images=SHOWN_MISTAKES)
     write_text(places["report.html"], page)
     lines = "".join(f"{Path(one.path).absolute()}\n" for one in trained.parts[TEST])
     write_text(places["test.txt"], lines)

@@ -53,7 +53,7 @@ def view(
         for opened in sinks:
             stack.enter_context(opened)
         print_line(f"Watching {address}; q, Esc or Ctrl-C ends.")
-        told = forward(viewer, sinks, stop=stop, cameras=cameras, frames=frames, seconds=seconds, say=print_line)
+        told = forward(viewer, sinks, stop=stop, cameras=cameras, frames=frames, seconds=seconds, report=print_line)
         why = viewer.problem or f"is a stream with --sink {address} running?"
     print_line("\n".join(told.lines))
     if told.errors:

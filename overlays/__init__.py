@@ -1,1 +1,1 @@
-"""Where explanations become pictures and leave."""
+"""Overlays: renders explanations into images and sends them to sinks."""

@@ -1,4 +1,4 @@
-"""What this machine can show and record."""
+"""Diagnostics of the sinks: display, encoder, optional packages."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pipeline.diagnostics import Diagnostic
 
 
 def diagnostics(display: str | None) -> list[Diagnostic]:
-    """Return what the sinks find: a display, the encoder, ZeroMQ.
+    """Return the diagnostics of everything the sinks need.
 
     Args:
-        display: where a window can open, or None.
+        display: the display where a window can open, or None.
     """
     encoder = "libx264" in av.codecs_available
-    added = ", ".join(f"{e.name} ({e.dist.name if e.dist else e.value})" for e in plugin_sinks())
+    plugins = ", ".join(f"{e.name} ({e.dist.name if e.dist else e.value})" for e in plugin_sinks())
     return [
         Diagnostic("display", bool(display), display or "none", "only for --sink window: set DISPLAY, or use another"),
         _package("windows", "pygame-ce", "only for --sink window: uv sync"),
@@ -30,13 +30,13 @@ def diagnostics(display: str | None) -> list[Diagnostic]:
         ),
         _extra("Parquet", "pyarrow", ".parquet", "parquet"),
         _extra("MQTT", "paho-mqtt", "mqtt://", "mqtt"),
-        *([Diagnostic("sinks of packages", present=True, detail=added)] if added else []),
+        *([Diagnostic("sinks of packages", present=True, detail=plugins)] if plugins else []),
         Diagnostic("OpenCV", present=True, detail=f"{cv2.__version__} (numpy {version('numpy')})"),
     ]
 
 
 def _package(name: str, package: str, hint: str) -> Diagnostic:
-    """Say whether a package is there."""
+    """Return whether a package is installed, and its version."""
     try:
         return Diagnostic(name, present=True, detail=f"{package} {version(package)}")
     except PackageNotFoundError:
@@ -44,5 +44,5 @@ def _package(name: str, package: str, hint: str) -> Diagnostic:
 
 
 def _extra(name: str, package: str, sink: str, extra: str) -> Diagnostic:
-    """Say whether what an extra brings is there."""
+    """Return whether the package of an extra is installed, and its version."""
     return _package(name, package, f"only for {sink}: uv sync --extra {extra}")

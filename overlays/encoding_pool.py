@@ -1,4 +1,4 @@
-"""What was made of a frame before a sink takes it: compressed pictures, each camera's in a thread of that camera."""
+"""Compressed images that wait between the thread of a camera, which makes them, and the thread of a sink."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from pipeline.frames import Overlay
 
 T = TypeVar("T")
 
-_KEPT: Final = 4
-"""Values of a camera that may wait between its thread and the sink's."""
-_CAMERAS: Final = 256
+_MAX_VALUES: Final = 4
+"""Maximum number of values per camera."""
+_MAX_CAMERAS: Final = 256
 
 
-class Prepared(Generic[T]):
-    """The newest frames' values, by camera. A camera's thread adds, the sink's thread reads."""
+class PreparedImages(Generic[T]):
+    """The values of the newest frames by camera. A camera's thread adds, the sink's thread reads."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[str, tuple[tuple[Overlay, str, T], ...]] = OrderedDict()
+        self._values: OrderedDict[str, tuple[tuple[Overlay, str, T], ...]] = OrderedDict()
 
     def add(self, overlay: Overlay, kind: str, value: T) -> None:
-        """Keep what was made of a frame in place of its camera's oldest."""
+        """Add the value of a frame, in place of its camera's oldest value."""
         camera = overlay.explanation.frame.camera
         # A tuple is replaced as a whole: the other thread may be reading it.
-        self._kept[camera] = (*self._kept.get(camera, ()), (overlay, kind, value))[-_KEPT:]
-        while len(self._kept) > _CAMERAS:
-            self._kept.popitem(last=False)
+        self._values[camera] = (*self._values.get(camera, ()), (overlay, kind, value))[-_MAX_VALUES:]
+        while len(self._values) > _MAX_CAMERAS:
+            self._values.popitem(last=False)
 
     def of(self, overlay: Overlay, kind: str) -> T | None:
-        """Return what was made of a frame; None where nothing was, or it is gone."""
-        kept = self._kept.get(overlay.explanation.frame.camera, ())
-        return next((value for one, what, value in kept if one is overlay and what == kind), None)
+        """Return the value of a frame; None if there is none, or it was dropped."""
+        values = self._values.get(overlay.explanation.frame.camera, ())
+        return next((value for source, name, value in values if source is overlay and name == kind), None)

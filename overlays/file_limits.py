@@ -1,4 +1,4 @@
-"""How many connections a server may hold: file handles that strangers take are missing where frames are recorded."""
+"""Connection limits of servers, so that clients cannot take the file handles that recordings need."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import ipaddress
 from typing import Final
 
 RESERVED_HANDLES: Final = 256
-"""Left to cameras, recordings, logs and the allow list, whatever strangers do; half of all where there are few."""
+"""Handles reserved for cameras, recordings, logs and the list of keys; half of all handles if there are few."""
 _SERVERS: Final = 3
-"""Servers of one process that may be full at the same time."""
+"""Number of servers in one process that may be full at the same time."""
 _MIN_CONNECTIONS: Final = 16
 
 
 def connection_limit(wanted: int, soft_limit: int | None = None) -> int:
-    """Return how many connections one server may hold: ``wanted``, or fewer where the process may open few files.
+    """Return the maximum number of connections of one server: ``wanted``, or less if the process may open few files.
 
     Args:
-        wanted: the limit where there are handles enough.
-        soft_limit: files that the process may have open (``ulimit -n``); None: the system is asked.
+        wanted: the limit if there are enough handles.
+        soft_limit: maximum number of open files of the process (``ulimit -n``); None: read from the system.
     """
     limit = _soft_limit() if soft_limit is None else soft_limit
     if limit is None:
@@ -29,14 +29,14 @@ def connection_limit(wanted: int, soft_limit: int | None = None) -> int:
 def _soft_limit() -> int | None:
     try:
         import resource
-    except ImportError:  # Windows counts no descriptors
+    except ImportError:  # Windows has no limit of descriptors
         return None
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return None if limit == resource.RLIM_INFINITY else limit
 
 
 def shared_address(address: str) -> str:
-    """Return what counts as one client: an IPv4 address, or the /64 network that an IPv6 client chooses from."""
+    """Return the address that counts as one client: an IPv4 address, or the /64 network of an IPv6 address."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -49,7 +49,7 @@ def shared_address(address: str) -> str:
 
 
 def is_loopback_address(address: str) -> bool:
-    """Say whether an address is this machine's own, where a reverse proxy connects from for many clients."""
+    """Return whether an address is a loopback address, from where a reverse proxy connects for many clients."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

@@ -44,7 +44,7 @@ class GpuRenderer:
         looking = {accepted_jpeg_quality(sink) for sink in self._sinks if sink.needs_image(camera)}
         quality = self.quality if self.quality in looking else None
         array = None in looking or bool(looking - {quality})
-        stamp = self._drawing.stamp(explanation)
+        stamp = self._drawing.render_legend(explanation)
         with self._turn:
             jpeg, image = self._explainer.download(explanation, stamp, jpeg_quality=quality, as_array=array)
         return Overlay(explanation.frame.image if image is None else image, explanation, jpeg=jpeg)

@@ -1,1 +1,1 @@
-"""Logs read back: JSON lines and Parquet to records, and records to frames."""
+"""Reading of logs: JSON Lines and Parquet to records, and records to frames."""

@@ -1,8 +1,8 @@
-"""An explanation as a row of a table: the log's keys as columns, and back. ``docs/log.md`` describes them.
+"""Conversion between log records and rows of an Arrow table. ``docs/log.md`` describes the columns.
 
-Heat stands in it as bytes, not as base64, and the first finding's label and score have columns of their own, so that
-most questions to a log need no nested ones. Keys without a column (those a later version adds) stand in ``more`` as
-JSON: nothing is lost on the way.
+Heat maps are stored as bytes, not as base64, and the top finding's label and score have their own columns, so that most
+queries need no nested columns. Keys without a column (of a later version) are stored in ``more`` as JSON: no key is
+lost.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any, Final
 import pyarrow as pa
 
 Record = Mapping[str, Any]
-"""What ``overlays.wire.message.explanation_record`` gives: plain JSON values."""
+"""The result of ``overlays.wire.message.explanation_record``: plain JSON values."""
 
 _BOX: Final = pa.list_(pa.float64(), 4)
-_GROUNDS: Final = pa.struct(
+_HEATMAP_STATS: Final = pa.struct(
     [
         pa.field("focus_area", pa.float64()),
         pa.field("entropy", pa.float64()),
@@ -34,7 +34,7 @@ _FINDING: Final = pa.struct(
         pa.field("score", pa.float64(), nullable=False),
         pa.field("heat_u8", pa.binary(), nullable=False),
         pa.field("box", _BOX),
-        pa.field("grounds", _GROUNDS),
+        pa.field("grounds", _HEATMAP_STATS),
     ]
 )
 _TRUTH: Final = pa.struct(
@@ -67,25 +67,25 @@ SCHEMA: Final = pa.schema(
     ]
 )
 ADDED: Final = frozenset({"source"})
-"""Columns that came later: a table of an older version lacks them."""
-_MADE: Final = frozenset({"label", "score", "grid_rows", "grid_columns", "more"})
+"""Columns that were added later: a table of an older version lacks them."""
+_DERIVED: Final = frozenset({"label", "score", "grid_rows", "grid_columns", "more"})
 """Columns that are no keys of a record."""
-_TOLD: Final = frozenset(SCHEMA.names) - _MADE | {"grid"}
+_KNOWN_KEYS: Final = frozenset(SCHEMA.names) - _DERIVED | {"grid"}
 
 
 def to_row(record: Record) -> dict[str, Any]:
     """Return a record as a row of ``SCHEMA``."""
-    row = {name: record.get(name) for name in SCHEMA.names if name not in _MADE}
+    row = {name: record.get(name) for name in SCHEMA.names if name not in _DERIVED}
     findings = [
-        each | {"heat_u8": base64.b64decode(each["heat_u8"]), "grounds": _grounds_row(each.get("grounds"))}
+        each | {"heat_u8": base64.b64decode(each["heat_u8"]), "grounds": _stats_row(each.get("grounds"))}
         for each in record["findings"]
     ]
-    verdict = max(findings, key=lambda each: each["score"], default={"label": None, "score": None})
-    more = {key: value for key, value in record.items() if key not in _TOLD}
+    top = max(findings, key=lambda each: each["score"], default={"label": None, "score": None})
+    more = {key: value for key, value in record.items() if key not in _KNOWN_KEYS}
     return row | {
         "findings": findings,
-        "label": verdict["label"],
-        "score": verdict["score"],
+        "label": top["label"],
+        "score": top["score"],
         "grid_rows": record["grid"][0],
         "grid_columns": record["grid"][1],
         "timings": list(record["timings"].items()),
@@ -94,8 +94,8 @@ def to_row(record: Record) -> dict[str, Any]:
 
 
 def from_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row as the record it was made of."""
-    record = {name: row[name] for name in SCHEMA.names if name not in _MADE | ADDED}
+    """Return the record that a row was made of."""
+    record = {name: row[name] for name in SCHEMA.names if name not in _DERIVED | ADDED}
     record |= {name: row[name] for name in ADDED if row.get(name) is not None}
     findings = [_finding_record(each) for each in row["findings"]]
     more = json.loads(row["more"]) if row["more"] else {}
@@ -103,12 +103,12 @@ def from_row(row: Mapping[str, Any]) -> dict[str, Any]:
     return record | {"findings": findings, "grid": grid, "timings": dict(row["timings"])} | more
 
 
-def _grounds_row(grounds: Record | None) -> dict[str, Any] | None:
-    return None if grounds is None else {**grounds, "heat_inside": list(grounds["heat_inside"].items())}
+def _stats_row(stats: Record | None) -> dict[str, Any] | None:
+    return None if stats is None else {**stats, "heat_inside": list(stats["heat_inside"].items())}
 
 
 def _finding_record(finding: Mapping[str, Any]) -> dict[str, Any]:
     record = {**finding, "heat_u8": base64.b64encode(finding["heat_u8"]).decode("ascii")}
-    # A table that was written before there were grounds has no such column.
-    grounds = record.pop("grounds", None)
-    return record if grounds is None else record | {"grounds": {**grounds, "heat_inside": dict(grounds["heat_inside"])}}
+    # Tables of older versions have no column "grounds".
+    stats = record.pop("grounds", None)
+    return record if stats is None else record | {"grounds": {**stats, "heat_inside": dict(stats["heat_inside"])}}

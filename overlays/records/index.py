@@ -1,4 +1,4 @@
-"""Which line of a log belongs to a frame: by the file's name, by its number and time, or by its time alone. Pure."""
+"""Index of a log: finds the record of a frame by file name, by frame index and time, or by time alone. Pure."""
 
 from __future__ import annotations
 
@@ -13,66 +13,66 @@ from overlays.wire.json_fields import escaped
 from pipeline.frames import Frame
 
 _SAME_SECONDS: Final = 0.002
-"""Times that differ by less are one frame's: containers count in milliseconds, cameras in more."""
+"""Frames whose times differ by less are the same: containers store milliseconds."""
 
 
 @dataclass(slots=True)
 class CameraLines:
-    """Where one camera's lines stand in the log."""
+    """Index of one camera's records in the log."""
 
-    places: dict[int, int] = field(default_factory=dict)
-    """By index, in the order of the file."""
+    offsets: dict[int, int] = field(default_factory=dict)
+    """Offset in the log by frame index, in the order of the file."""
     seconds: dict[int, float] = field(default_factory=dict)
-    """By index, where the line has a time."""
+    """Time by frame index, for records with a time."""
     clip_seconds: dict[int, float] = field(default_factory=dict)
-    """By index, where the line has a time in a clip."""
+    """Time in the clip by frame index, for records of a clip."""
     sources: dict[str, list[int]] = field(default_factory=dict)
-    """The indices by the name of the file that the frames were read from."""
+    """Frame indices by the name of the file that the frames were read from."""
     repeated: int = 0
-    """Lines that tell of a frame that was told of before."""
+    """Number of records of a frame that has a record already."""
     by_clip: bool = False
-    """Whether the times are those of a clip, whose pictures have other numbers."""
+    """Whether the times are those of a clip, whose frames have other indices."""
     by_time: list[tuple[float, int]] = field(default_factory=list)
 
-    def note(self, gist: RecordKey) -> None:
-        """Take note of one line."""
-        if gist.index in self.places:
+    def add(self, key: RecordKey) -> None:
+        """Add one record."""
+        if key.index in self.offsets:
             self.repeated += 1
             return
-        self.places[gist.index] = gist.offset
-        if gist.seconds is not None:
-            self.seconds[gist.index] = gist.seconds
-        if gist.clip_seconds is not None:
-            self.clip_seconds[gist.index] = gist.clip_seconds
-        if gist.source:
-            self.sources.setdefault(gist.source, []).append(gist.index)
+        self.offsets[key.index] = key.offset
+        if key.seconds is not None:
+            self.seconds[key.index] = key.seconds
+        if key.clip_seconds is not None:
+            self.clip_seconds[key.index] = key.clip_seconds
+        if key.source:
+            self.sources.setdefault(key.source, []).append(key.index)
 
     def sort(self) -> None:
-        """Make the lines findable by their time."""
+        """Build the index by time; call it after the last ``add``."""
         self.by_time = sorted((seconds, index) for index, seconds in self.seconds.items())
 
     def as_clip(self) -> CameraLines:
-        """Return the same lines by their time in the clip: the numbers of its pictures are not theirs."""
-        places = {index: self.places[index] for index in self.clip_seconds}
-        return CameraLines(places, dict(self.clip_seconds), repeated=self.repeated, by_clip=True)
+        """Return the index by time in the clip, without frame indices, which differ in the clip."""
+        offsets = {index: self.offsets[index] for index in self.clip_seconds}
+        return CameraLines(offsets, dict(self.clip_seconds), repeated=self.repeated, by_clip=True)
 
     def index_of(self, frame: Frame) -> int | None:
-        """Return the index of the line that belongs to a frame; None where none does."""
+        """Return the index of the record that belongs to a frame; None if there is none."""
         name = escaped(frame.source_name)
         if len(self.sources) > 1 and name:
-            named = self.sources.get(name, [])
-            if len(named) <= 1:
-                return next(iter(named), None)  # a photo is known by its name: others may have come and gone since
-        told = self.seconds.get(frame.index)
-        if not self.by_clip and frame.index in self.places and _agree(told, frame.pts_seconds):
+            indices = self.sources.get(name, [])
+            if len(indices) <= 1:
+                return next(iter(indices), None)  # an image file: the folder may have changed since, so its index too
+        seconds = self.seconds.get(frame.index)
+        if not self.by_clip and frame.index in self.offsets and _agree(seconds, frame.pts_seconds):
             return frame.index
         if frame.pts_seconds is None:
             return None
-        place = bisect.bisect_left(self.by_time, (frame.pts_seconds, -1))
-        near = self.by_time[max(0, place - 1) : place + 1]
-        seconds, index = min(near, key=lambda one: abs(one[0] - (frame.pts_seconds or 0.0)), default=(np.inf, -1))
+        position = bisect.bisect_left(self.by_time, (frame.pts_seconds, -1))
+        near = self.by_time[max(0, position - 1) : position + 1]
+        seconds, index = min(near, key=lambda entry: abs(entry[0] - (frame.pts_seconds or 0.0)), default=(np.inf, -1))
         return index if abs(seconds - frame.pts_seconds) < _SAME_SECONDS else None
 
 
-def _agree(one: float | None, other: float | None) -> bool:
-    return one is None or other is None or abs(one - other) < _SAME_SECONDS
+def _agree(first: float | None, second: float | None) -> bool:
+    return first is None or second is None or abs(first - second) < _SAME_SECONDS

@@ -1,7 +1,7 @@
-"""Reading logs of explanations, whichever way they were written: lines of JSON, or a table.
+"""Readers of logs in JSON Lines and Parquet.
 
-A log is walked through once for what each line is of, and a line is read again when its heat is wanted. So an hour of
-it takes a few megabytes of memory.
+A log is scanned once for the keys of its records; a record is read again when its heat map is needed. So an hour of
+log takes a few megabytes of memory.
 """
 
 from __future__ import annotations
@@ -16,7 +16,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from overlays.wire.json_fields import JsonFields
-from overlays.wire.message import MAX_HEADER_BYTES, MAX_SOURCE, MAX_TEXT, VERSION, Header, decode_header, record_bytes
+from overlays.wire.message import (
+    MAX_HEADER_BYTES,
+    MAX_SOURCE_LENGTH,
+    MAX_TEXT_LENGTH,
+    VERSION,
+    Header,
+    decode_header,
+    record_bytes,
+)
 from pipeline.errors import SourceError, WireError, WireVersionError
 
 if TYPE_CHECKING:
@@ -24,38 +32,38 @@ if TYPE_CHECKING:
 
 _TABLE: Final = ".parquet"
 _BATCH_ROWS: Final = 256
-_GIST_COLUMNS: Final = ("camera", "index", "pts_seconds", "version", "source")
+_KEY_COLUMNS: Final = ("camera", "index", "pts_seconds", "version", "source")
 
 
 @dataclass(frozen=True, slots=True)
 class RecordKey:
-    """What a line is of, and where it stands."""
+    """Key of a record: its frame, and its position in the log."""
 
     camera: str
     index: int
     seconds: float | None
     offset: int
     run: int = 1
-    """Which run of those in the log wrote it, from 1; all that a version without such lines wrote is one."""
+    """Number of the run that wrote it, from 1; records without a run record before them count as one run."""
     source: str = ""
-    """The file its frame was read from; empty where there was none."""
+    """The file that the frame was read from; empty for a live source."""
     clip_seconds: float | None = None
-    """When the frame is shown in the clip that the log lies beside; None where it lies beside none."""
+    """Time of the frame in the clip beside the log; None if the log belongs to no clip."""
 
 
 class LogReader(Protocol):
-    """An open log. A with-block; entering raises ``SourceError`` where it cannot be read."""
+    """An open log. A context manager; entering raises ``SourceError`` if the log cannot be read."""
 
     def iter_keys(self) -> Iterator[RecordKey | WireError]:
-        """Walk through all lines; an error stands for one that cannot be read.
+        """Yield the key of each record; a damaged record yields its error.
 
         Raises:
             WireVersionError: it was written by a newer version.
         """
         ...
 
-    def read_header(self, place: int) -> Header:
-        """Read one line. Raises ``WireError`` where it is damaged."""
+    def read_header(self, offset: int) -> Header:
+        """Read the record at ``RecordKey.offset``. Raises ``WireError`` if it is damaged."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -65,10 +73,10 @@ class LogReader(Protocol):
 
 
 def open_log(path: Path) -> LogReader:
-    """Return the reader of a log: ``*.parquet``, a folder of such, or lines of JSON.
+    """Return the reader of a log: ``*.parquet``, a folder of such files, or JSON Lines.
 
     Raises:
-        SourceError: it is a table, and what reads tables is missing.
+        SourceError: it is a table, and pyarrow is missing.
     """
     if path.suffix.lower() != _TABLE and not path.is_dir():
         return JsonlReader(path)
@@ -78,7 +86,7 @@ def open_log(path: Path) -> LogReader:
 
 
 class JsonlReader:
-    """``*.jsonl``; a place is where a line begins."""
+    """Reader of ``*.jsonl``; an offset is the position of a line in bytes."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -98,125 +106,125 @@ class JsonlReader:
             self._file.close()
 
     def iter_keys(self) -> Iterator[RecordKey | WireError]:
-        """Walk through all lines."""
+        """Yield the key of each line; see ``LogReader.iter_keys``."""
         assert self._file is not None  # noqa: S101 - entered
-        place, number, runs, told = 0, 1, {"": 1}, False
+        offset, number, runs, has_content = 0, 1, {"": 1}, False
         while packed := self._file.readline(MAX_HEADER_BYTES):
             try:
                 if packed.strip():
                     fields = JsonFields.parse(packed)
                     _check_version(fields.integer("version", 1, 1 << 31))
                     if "run" in fields and "camera" not in fields:
-                        if not told:
-                            runs.clear()  # nothing stands before the first run's line
+                        if not has_content:
+                            runs.clear()  # no record stands before the first run record
                         run_id = fields.get("run").get("id", "") if isinstance(fields.get("run"), dict) else ""
-                        number = runs.setdefault(str(run_id)[:MAX_TEXT], len(runs) + 1)
+                        number = runs.setdefault(str(run_id)[:MAX_TEXT_LENGTH], len(runs) + 1)
                     else:
-                        yield _gist(fields, place, number)
-                    told = True
+                        yield _key(fields, offset, number)
+                    has_content = True
             except WireVersionError:
                 raise
             except WireError as error:
                 yield error
-            place += len(packed)
+            offset += len(packed)
 
-    def read_header(self, place: int) -> Header:
-        """Read the line that begins there."""
+    def read_header(self, offset: int) -> Header:
+        """Read the line that begins at ``offset``."""
         assert self._file is not None  # noqa: S101 - entered
-        self._file.seek(place)
+        self._file.seek(offset)
         return decode_header(self._file.readline(MAX_HEADER_BYTES))
 
 
-def _gist(fields: JsonFields, place: int, run: int) -> RecordKey:
-    """Return what a line is of. Raises ``WireError`` where that is damaged."""
+def _key(fields: JsonFields, offset: int, run: int) -> RecordKey:
+    """Return the key of a line. Raises ``WireError`` if it is damaged."""
     return RecordKey(
-        fields.text("camera", MAX_TEXT),
+        fields.text("camera", MAX_TEXT_LENGTH),
         fields.integer("index", 0, 1 << 62),
         fields.optional_number("pts_seconds"),
-        place,
+        offset,
         run,
-        fields.text("source", MAX_SOURCE) if fields.get("source") is not None else "",
+        fields.text("source", MAX_SOURCE_LENGTH) if fields.get("source") is not None else "",
         fields.optional_number("clip_seconds"),
     )
 
 
 class ParquetReader:
-    """``*.parquet``, or the folder of parts that a killed run left; a place is a row's number in all of them."""
+    """Reader of ``*.parquet``, or of the parts of a killed run; an offset is a row's number over all parts."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._groups: list[tuple[Path, int]] = []
-        """Each row group's file, and its number there."""
-        self._firsts: list[int] = []
-        """The number of each group's first row."""
+        """File and number of each row group."""
+        self._first_rows: list[int] = []
+        """Number of each group's first row."""
         self._damaged: list[str] = []
-        """Parts that cannot be read."""
-        self._held: _Held | None = None
+        """Errors of the parts that cannot be read."""
+        self._buffer: _RowBuffer | None = None
 
     def __enter__(self) -> Self:
-        several = self._path.is_dir()
-        files = sorted(self._path.glob(f"*{_TABLE}")) if several else [self._path]
+        is_folder = self._path.is_dir()
+        files = sorted(self._path.glob(f"*{_TABLE}")) if is_folder else [self._path]
         rows = 0
         for file in files:
             try:
                 sizes = _group_rows(file)
             except SourceError as error:
-                # A run that was killed leaves its last part torn; the others are whole.
-                if not several or len(files) == len(self._damaged) + 1:
+                # A killed run leaves its last part truncated; the others are complete.
+                if not is_folder or len(files) == len(self._damaged) + 1:
                     raise
                 self._damaged.append(str(error))
                 continue
             for group, size in enumerate(sizes):
                 self._groups.append((file, group))
-                self._firsts.append(rows)
+                self._first_rows.append(rows)
                 rows += size
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
-        self._held = None
+        self._buffer = None
 
     def iter_keys(self) -> Iterator[RecordKey | WireError]:
-        """Walk through all rows, by the few columns that are needed."""
-        for number, first in enumerate(self._firsts):
-            place = first
-            for batch in self._batches(number, self._known(number)):
+        """Yield the key of each row; reads only the columns of the keys."""
+        for number, first in enumerate(self._first_rows):
+            offset = first
+            for batch in self._batches(number, self._key_columns(number)):
                 for row in batch.to_pylist():
-                    yield _row_gist(row, place)
-                    place += 1
+                    yield _row_key(row, offset)
+                    offset += 1
         yield from map(WireError, self._damaged)
 
-    def read_header(self, place: int) -> Header:
-        """Read the row of that number."""
+    def read_header(self, offset: int) -> Header:
+        """Read the row with that number."""
         from overlays.records.arrow_schema import from_row
 
-        number = bisect.bisect_right(self._firsts, place) - 1
-        row = self._row(number, place - self._firsts[number])
+        number = bisect.bisect_right(self._first_rows, offset) - 1
+        row = self._row(number, offset - self._first_rows[number])
         try:
             record = from_row(row)
         except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
-            raise WireError(f"row {place}: is not what --sink FILE.parquet wrote ({error})") from None
+            raise WireError(f"row {offset}: is not what --sink FILE.parquet writes ({error})") from None
         return decode_header(record_bytes(record))
 
-    def _row(self, number: int, place: int) -> dict[str, Any]:
-        """Return a row of a group; frames come in order, so the rows that follow it are at hand."""
-        if self._held is None or self._held.number != number or place < self._held.first:
-            self._held = _Held(number, self._batches(number))
-        while place >= self._held.first + len(self._held.rows):
-            self._held.advance()
-        return self._held.rows[place - self._held.first]
+    def _row(self, number: int, row: int) -> dict[str, Any]:
+        """Return a row of a group; frames are read in order, so the following rows are buffered."""
+        if self._buffer is None or self._buffer.number != number or row < self._buffer.first:
+            self._buffer = _RowBuffer(number, self._batches(number))
+        while row >= self._buffer.first + len(self._buffer.rows):
+            self._buffer.advance()
+        return self._buffer.rows[row - self._buffer.first]
 
-    def _known(self, number: int) -> list[str]:
-        """Return the columns of a group that tell what its rows are of."""
+    def _key_columns(self, number: int) -> list[str]:
+        """Return the columns of the keys that a group's file has."""
         import pyarrow.parquet as pq
 
         with self._groups[number][0].open("rb") as raw, pq.ParquetFile(raw) as opened:
-            there = set(opened.schema_arrow.names)
-        return [name for name in _GIST_COLUMNS if name in there]
+            names = set(opened.schema_arrow.names)
+        return [name for name in _KEY_COLUMNS if name in names]
 
     def _batches(self, number: int, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """Give the rows of a group, few at a time: a small file may claim any number of them."""
+        """Yield the rows of a group in small batches: a small file may declare any number of rows."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -228,8 +236,8 @@ class ParquetReader:
             raise _unreadable(file, str(error)) from None
 
 
-class _Held:
-    """The rows of a group that were read last."""
+class _RowBuffer:
+    """The last batch of rows that was read of a group."""
 
     def __init__(self, number: int, batches: Iterator[pa.RecordBatch]) -> None:
         self.number = number
@@ -238,24 +246,24 @@ class _Held:
         self._batches = batches
 
     def advance(self) -> None:
-        """Read the rows that follow. Raises ``WireError`` where there are none."""
+        """Read the next batch. Raises ``WireError`` if there is none."""
         self.first += len(self.rows)
         batch = next(self._batches, None)
         if batch is None:
-            raise WireError(f"row {self.first} of a group: is missing; the file has fewer rows than it says")
+            raise WireError(f"row {self.first} of a group: is missing; the file has fewer rows than it declares")
         self.rows = batch.to_pylist()
 
 
-def _row_gist(row: Mapping[str, Any], place: int) -> RecordKey | WireError:
+def _row_key(row: Mapping[str, Any], offset: int) -> RecordKey | WireError:
     camera, index, version = row["camera"], row["index"], row["version"]
     if not (isinstance(camera, str) and isinstance(index, int) and isinstance(version, int)):
-        return WireError(f"row {place}: camera {camera!r}, index {index!r}, version {version!r}: not a log's")
+        return WireError(f"row {offset}: camera {camera!r}, index {index!r}, version {version!r}: not of a log")
     _check_version(version)
-    return RecordKey(camera, index, row["pts_seconds"], place, source=row.get("source") or "")
+    return RecordKey(camera, index, row["pts_seconds"], offset, source=row.get("source") or "")
 
 
 def _group_rows(file: Path) -> list[int]:
-    """Return how many rows each group of a table has. Raises ``SourceError`` where it is none of ours."""
+    """Return the number of rows of each group of a table. Raises ``SourceError`` if the table is no log."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -273,8 +281,8 @@ def _group_rows(file: Path) -> list[int]:
 
 def _check_version(version: int) -> None:
     if version > VERSION:
-        raise WireVersionError(f"version: the log is version {version}, this reader knows up to {VERSION}; update here")
+        raise WireVersionError(f"version: {version} is newer than this reader supports ({VERSION}); update it")
 
 
 def _unreadable(path: Path, why: str) -> SourceError:
-    return SourceError(f"{path}: cannot be read ({why}); name what --sink FILE.jsonl or FILE.parquet wrote")
+    return SourceError(f"{path}: cannot be read ({why}); name a file written by --sink FILE.jsonl or FILE.parquet")

@@ -1,8 +1,8 @@
-"""A log of explanations, laid over its video again: each line on the frame that it was written for, or on none.
+"""Replay of a log over its video: each record on the frame that it was written for, or on none.
 
-A line belongs to the frame with its index, where both have the same time; where the times differ (the video was cut,
-or the log is of another reading), to the frame with its time, to two milliseconds. The log is indexed once, and its
-heat is read line by line: an hour of it takes a few megabytes of memory.
+A record belongs to the frame with its index, if both have the same time. If the times differ (the video was cut, or
+read in another way), it belongs to the frame with its time, to two milliseconds. The log is indexed once, and records
+are read one by one: an hour of log takes a few megabytes of memory.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from pipeline.ports import Health, Source
 
 log = logging.getLogger(__name__)
 
-_SMALL_SIDE_PIXELS: Final = 4096
-"""Of a black picture in place of one that is too large to be made."""
+_REDUCED_SIDE_PIXELS: Final = 4096
+"""Longer side of the black frame in place of one that exceeds the limits."""
 
 
 class LoggedExplainer:
-    """Explains frames by what a log says of them. A with-block: the log stays open.
+    """Explainer that returns the explanations in a log. A context manager: the log stays open.
 
     Args:
         path: the log.
-        camera: whose lines; None: the only camera's.
-        run: which of the log's runs, from 1; None: the last one that has lines of the camera.
-        video: what the log is laid over, where that is a file: a clip's own log goes by the clip's time.
+        camera: the camera whose records are shown; None: the only camera's.
+        run: number of the run in the log, from 1; None: the last one with records of the camera.
+        video: the video file that is shown, if any: the log of a clip is matched by the clip's time.
 
     Raises:
         SourceError: on entering: the log cannot be read, holds no explanation, or holds several cameras and none is
@@ -52,13 +52,13 @@ class LoggedExplainer:
     ) -> None:
         self.camera = camera or ""
         self.run = run
-        """Which run's lines are shown; None until it is known."""
+        """Number of the run that is shown; None until it is known."""
         self.matched = 0
-        """Frames that had a line."""
+        """Number of frames with a record."""
         self.unmatched = 0
-        """Frames that had none: they are shown as they are."""
+        """Number of frames without a record: they are shown unchanged."""
         self.damaged = 0
-        """Lines that cannot be read."""
+        """Number of records that cannot be read."""
         self.path = path
         self._log: LogReader | None = None
         self._lines = CameraLines()
@@ -66,8 +66,8 @@ class LoggedExplainer:
 
     @property
     def line_count(self) -> int:
-        """How many lines the camera has."""
-        return len(self._lines.places)
+        """Number of the camera's records."""
+        return len(self._lines.offsets)
 
     def __enter__(self) -> Self:
         self._log = open_log(self.path).__enter__()
@@ -85,17 +85,17 @@ class LoggedExplainer:
             self._log.__exit__(kind, error, trace)
 
     def explain(self, frames: Sequence[Frame]) -> Sequence[Explanation]:
-        """Return what the log says of each frame; an explanation without findings where it says nothing."""
-        return [self._explained(frame) for frame in frames]
+        """Return the explanation of each frame in the log; without findings if the log has none."""
+        return [self._explain(frame) for frame in frames]
 
     def headers(self) -> Iterator[Header]:
-        """Give every line of the camera, in the order of the file."""
-        for index in self._lines.places:
+        """Yield the headers of all records of the camera, in the order of the file."""
+        for index in self._lines.offsets:
             header = self._read(index)
             if header is not None:
                 yield header
 
-    def _explained(self, frame: Frame) -> Explanation:
+    def _explain(self, frame: Frame) -> Explanation:
         index = self._lines.index_of(frame)
         header = None if index is None else self._read(index)
         if header is None:
@@ -103,36 +103,36 @@ class LoggedExplainer:
             return Explanation(frame, (), "no line in the log", "")
         self.matched += 1
         if self.matched == 1 and abs(header.width * frame.height / (header.height * frame.width) - 1.0) > 0.03:
-            was, now = f"{header.width}x{header.height}", f"{frame.width}x{frame.height}"
-            log.warning("%s: tells of pictures of %s, these are %s: is it another video?", self.path, was, now)
-        shown = replace(
+            logged_size, size = f"{header.width}x{header.height}", f"{frame.width}x{frame.height}"
+            log.warning("%s: is of %s frames, the video has %s: is it another video?", self.path, logged_size, size)
+        scaled = replace(
             header, width=frame.width, height=frame.height, frame_width=header.width, frame_height=header.height
         )
-        logged = as_overlay(shown, frame.image, now_unix=0.0, now_monotonic=0.0).explanation
+        logged = as_overlay(scaled, frame.image, now_unix=0.0, now_monotonic=0.0).explanation
         return replace(logged, frame=replace(frame, truth=logged.frame.truth))
 
     def _read(self, index: int) -> Header | None:
         assert self._log is not None  # noqa: S101 - entered
         try:
-            return self._log.read_header(self._lines.places[index])
+            return self._log.read_header(self._lines.offsets[index])
         except WireError as error:
-            self._leave_out(f"frame {index}", error)
+            self._count_damaged(f"frame {index}", error)
             return None
 
     def _scan(self, opened: LogReader) -> dict[str, dict[int, CameraLines]]:
-        """Find every camera's lines, by run."""
+        """Return the indexes of all cameras, by camera and run."""
         cameras: dict[str, dict[int, CameraLines]] = {}
-        for number, gist in enumerate(opened.iter_keys(), 1):
-            if isinstance(gist, WireError):
-                self._leave_out(f"line {number}", gist)
+        for number, key in enumerate(opened.iter_keys(), 1):
+            if isinstance(key, WireError):
+                self._count_damaged(f"line {number}", key)
             else:
-                cameras.setdefault(gist.camera, {}).setdefault(gist.run, CameraLines()).note(gist)
+                cameras.setdefault(key.camera, {}).setdefault(key.run, CameraLines()).add(key)
         return cameras
 
     def _choose(self, cameras: dict[str, dict[int, CameraLines]]) -> None:
         if not cameras:
             raise SourceError(
-                f"{self.path}: no line of it is an explanation; a log is what --sink FILE.jsonl or FILE.parquet writes"
+                f"{self.path}: holds no explanation; name a log written by --sink FILE.jsonl or FILE.parquet"
             )
         names = ", ".join(map(repr, cameras))
         if not self.camera and len(cameras) > 1:
@@ -141,15 +141,15 @@ class LoggedExplainer:
         if self.camera not in cameras:
             raise SourceError(f"{self.path}: holds no camera {self.camera!r}; it has {names}")
         runs = cameras[self.camera]
-        told = ", ".join(map(str, runs))
+        numbers = ", ".join(map(str, runs))
         if self.run is not None and self.run not in runs:
             raise SourceError(
-                f"{self.path}: its run {self.run} has no line of {self.camera!r}; choose one with --run: {told}"
+                f"{self.path}: run {self.run} has no record of {self.camera!r}; choose a run with --run: {numbers}"
             )
         if self.run is None and len(runs) > 1:
             log.warning(
-                "%s: %d runs have lines of %r; the last one is shown, another with --run: %s",
-                self.path, len(runs), self.camera, told,
+                "%s: %d runs have records of %r; the last one is shown, choose another with --run: %s",
+                self.path, len(runs), self.camera, numbers,
             )  # fmt: skip
         self.run = max(runs) if self.run is None else self.run
         self._lines = runs[self.run]
@@ -158,18 +158,18 @@ class LoggedExplainer:
         self._lines.sort()
         if self._lines.repeated:
             log.warning(
-                "%s: %d lines tell of a frame that was told of before; the first of each is used",
+                "%s: %d records are of a frame that has a record already; the first of each frame is used",
                 self.path, self._lines.repeated,
             )  # fmt: skip
 
-    def _leave_out(self, place: str, error: WireError) -> None:
+    def _count_damaged(self, position: str, error: WireError) -> None:
         self.damaged += 1
         if self.damaged == 1:
-            log.warning("%s: %s cannot be read, and is left out: %s", self.path, place, error)
+            log.warning("%s: %s cannot be read and is left out: %s", self.path, position, error)
 
 
 class BlankFrameSource:
-    """A source of black frames, one for each line of a log: what is left of a video that is gone."""
+    """Source of black frames, one for each record of a log, for use without the video."""
 
     live = False
     rate: float | None = None
@@ -188,32 +188,32 @@ class BlankFrameSource:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
-        """Hold nothing."""
+        """Do nothing."""
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
-        """Give them in the order of the log."""
-        # The headers are read here, not shared: the explainer reads the same file in another thread.
-        with LoggedExplainer(self._path, self.camera, run=self._run) as own:
-            for header in own.headers():
+        """Yield a frame for each record, in the order of the log."""
+        # The explainer reads the same file in another thread, so the source opens its own reader.
+        with LoggedExplainer(self._path, self.camera, run=self._run) as reader:
+            for header in reader.headers():
                 if stop.is_set():
                     return
-                black = np.zeros((*_shown_size(header), 3), np.uint8)
+                black = np.zeros((*_frame_size(header), 3), np.uint8)
                 yield Frame(
                     black, self.camera, header.index, time.monotonic(), header.pts_seconds, source_name=header.source
                 )
 
 
-def _shown_size(header: Header) -> tuple[int, int]:
-    """Return the (height, width) of the black picture for a line: smaller, where no picture may be so large."""
+def _frame_size(header: Header) -> tuple[int, int]:
+    """Return the (height, width) of the black frame of a record, reduced if it exceeds the limits."""
     height, width = header.height, header.width
     if max(height, width) <= MAX_SIDE_PIXELS and height * width <= MAX_IMAGE_PIXELS:
         return height, width
-    scale = _SMALL_SIDE_PIXELS / max(height, width)
+    scale = _REDUCED_SIDE_PIXELS / max(height, width)
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 class RealTimeSource:
-    """A source shown at its own speed, for people who look on."""
+    """A source whose frames are delivered at their presentation times, for viewers."""
 
     live = False
 
@@ -223,26 +223,26 @@ class RealTimeSource:
 
     @property
     def frames_total(self) -> int | None:
-        """How many frames it will give."""
+        """Number of frames, if known."""
         return self._source.frames_total
 
     @property
     def rate(self) -> float | None:
-        """Frames per second it says it gives."""
+        """Nominal frames per second, if known."""
         return self._source.rate
 
     @property
     def health(self) -> Health:
-        """How it does right now."""
+        """Current health of the source."""
         return self._source.health
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
-        """Give each frame when it is due."""
-        begun: float | None = None
+        """Yield each frame when it is due."""
+        started_at: float | None = None
         for frame in self._source.frames(stop):
             now, due = time.monotonic(), frame.pts_seconds or 0.0
-            begun = now - due if begun is None else begun
-            if stop.wait(max(0.0, begun + due - now)):
+            started_at = now - due if started_at is None else started_at
+            if stop.wait(max(0.0, started_at + due - now)):
                 return
             yield replace(frame, captured_at=time.monotonic())
 

@@ -1,7 +1,6 @@
-"""The table of colour maps, and what one becomes before it meets a picture.
+"""Colour maps, and the palettes made of them.
 
-Knows nothing about frames. The colours themselves are OpenCV's; it is imported only when a palette is made, so that
-listing the names costs nothing.
+The colours are OpenCV's; it is imported only when a palette is made, so that listing the names is fast.
 """
 
 from __future__ import annotations
@@ -27,19 +26,19 @@ COLORMAPS: Final = MappingProxyType(
         "jet": "COLORMAP_JET",
     }
 )
-"""Name -> OpenCV's constant. The first five are perceptually uniform; ``cividis`` also serves colour-blind eyes."""
+"""Name to OpenCV's constant. The first five are perceptually uniform; ``cividis`` also suits colour-blind readers."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Palette:
-    """What each of the 256 heat levels does to a pixel: ``pixel * keep / 255 + add``, per colour channel.
+    """Effect of each of the 256 heat levels on a pixel: ``pixel * keep / 255 + add``, per colour channel.
 
-    The opacity of level n is ``alpha(n) = round(255 * opacity * n / 255) / 255``: it follows the heat in a straight
-    line, so level 0 keeps the pixel exactly as it is.
+    The opacity of level n is ``alpha(n) = round(255 * opacity * n / 255) / 255``: it is linear in the level, so level 0
+    leaves the pixel unchanged.
     """
 
     colours: npt.NDArray[np.uint8]
-    """uint8 RGB, (256, 3): the colour of each level by itself, for legends and contours."""
+    """uint8 RGB, (256, 3): the colour of each level, for legends and contours."""
     keep: npt.NDArray[np.uint8]
     """uint8, (256,): ``255 * (1 - alpha)``."""
     add: npt.NDArray[np.uint8]
@@ -47,21 +46,21 @@ class Palette:
 
 
 def palette(name: str, opacity: float) -> Palette:
-    """Make the palette of a colour map.
+    """Return the palette of a colour map.
 
     Args:
         name: one of ``COLORMAPS``.
-        opacity: how much of the pixel the hottest level hides, in [0, 1].
+        opacity: opacity of the hottest level, in [0, 1].
 
     Raises:
-        ConfigError: there is no such colour map, or the opacity lies outside [0, 1].
+        ConfigError: the colour map is unknown, or the opacity is outside [0, 1].
     """
     if name not in COLORMAPS:
         raise ConfigError(
-            f"colormap: {name!r} is unknown; one of {', '.join(COLORMAPS)}.{did_you_mean(name, COLORMAPS)}"
+            f"colormap: {name!r} is unknown; use one of {', '.join(COLORMAPS)}.{did_you_mean(name, COLORMAPS)}"
         )
     if not 0.0 <= opacity <= 1.0:
-        raise ConfigError(f"opacity: {opacity} lies outside [0, 1]; 0 hides the heat, 0.6 is the default")
+        raise ConfigError(f"opacity: {opacity} is outside [0, 1]; 0 hides the heat map, 0.6 is the default")
     import cv2
 
     levels = np.arange(256, dtype=np.uint8).reshape(256, 1)

@@ -1,6 +1,6 @@
-"""Drawing for those who draw elsewhere: colours and legend as plain numbers that another device applies.
+"""Tables for drawing on another device: colours and legend as arrays.
 
-Pure. A pixel becomes ``pixel * keep / 255 + add``: that is all that heat and legend ever do to one.
+Pure. A pixel becomes ``pixel * keep / 255 + add``, for the heat map as for the legend.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from pipeline.frames import ImagePatch
 
 
 def heat_lut(colormap: str, opacity: float) -> npt.NDArray[np.uint8]:
-    """Return what each heat level does to a pixel, uint8 (256, 4): red, green, blue to add, and what is kept of 255.
+    """Return the effect of each heat level on a pixel, uint8 (256, 4): RGB to add, and the factor to keep, in 1/255.
 
     Raises:
-        ConfigError: there is no such colour map, or the opacity lies outside [0, 1].
+        ConfigError: the colour map is unknown, or the opacity is outside [0, 1].
     """
     colours = palette(colormap, opacity)
     return np.concatenate([colours.add[:, 0], colours.keep[:, None]], axis=1)
 
 
 def legend_patch(height: int, width: int, lines: Sequence[TextLine]) -> ImagePatch | None:
-    """Return the legend of a picture of this size as a stamp; None where no line finds room.
+    """Return the legend of an image of this size as a patch; None if no line fits.
 
-    What drawing does to black is what it adds; what is left of white beyond that is what it keeps.
+    Drawing on black gives what the legend adds; drawing on white, minus that, gives the factor it keeps.
     """
     plate = legend_plate(height, width, lines)
     if plate is None:

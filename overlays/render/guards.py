@@ -1,6 +1,6 @@
-"""What guards add to a picture: the outlines of regions, and, while one fires, a red frame and the reason at the foot.
+"""Drawing of guards: outlines of regions and, while a guard fires, a red frame and the reasons at the bottom.
 
-Draws on a picture of our own and keeps nothing. The middle of the picture stays free: an alarm asks to look there.
+The middle of the image stays free, because an alarm asks the operator to look there.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from overlays.render.text import RED, WHITE, LegendLayout, TextLine, text_size, 
 from pipeline.frames import Explanation, GuardState, Image, Region
 
 ALARM: Final = (255, 59, 48)
-"""The red of an alarm, RGB: more of one than the red of a wrong verdict."""
+"""The red of an alarm, RGB: stronger than the red of a wrong classification."""
 _CALM: Final = (90, 200, 250)
-"""A region's outline while nothing fires."""
+"""Colour of a region's outline while no guard fires."""
 _DARK: Final = (16, 18, 22)
 _SHIFT: Final = 4
-_FAR: Final = 1 << 20
-_LISTED: Final = 3
-"""How many alarms the foot names."""
+_MAX_COORDINATE: Final = 1 << 20
+_MAX_LISTED: Final = 3
+"""Maximum number of alarms listed."""
 
 
 def draw_guards(image: Image, explanation: Explanation) -> None:
-    """Draw an explanation's regions and alarms on ``image``, a picture of our own of the frame's size."""
+    """Draw an explanation's regions and alarms onto ``image``, a writable copy of the frame's size."""
     firing = explanation.firing
     draw_regions(image, explanation.regions, ALARM if firing else _CALM)
     if firing:
@@ -35,32 +35,33 @@ def draw_guards(image: Image, explanation: Explanation) -> None:
 
 
 def alarm_lines(firing: Sequence[GuardState]) -> list[TextLine]:
-    """Say which guards fire, since when, and why, the first ones with their reasons."""
+    """Return the lines that describe firing guards: name, duration and reason of the first ones."""
     lines = []
-    for state in firing[:_LISTED]:
+    for state in firing[:_MAX_LISTED]:
         lines.append(TextLine(f"! {state.name} · {state.seconds:.1f} s", RED, weight=700))
         lines.append(TextLine(state.message, WHITE, scale=0.75))
-    if len(firing) > _LISTED:
-        lines.append(TextLine(f"and {len(firing) - _LISTED} more", RED, scale=0.75))
+    if len(firing) > _MAX_LISTED:
+        lines.append(TextLine(f"and {len(firing) - _MAX_LISTED} more", RED, scale=0.75))
     return lines
 
 
 def draw_regions(image: Image, regions: Sequence[Region], colour: tuple[int, int, int]) -> None:
-    """Outline regions, each with its name; a dark line beside keeps them seen on any ground."""
+    """Draw the outlines and names of regions; a dark edge keeps them visible on any background."""
     if not regions:
         return
     size = text_size(image.shape[0], image.shape[1])
     stroke = max(1, size // 12)
     for region in regions:
-        # Beyond this nothing is seen, and numbers of a stranger's would not fit.
-        corners = np.rint(np.clip(region.polygon, -_FAR, _FAR) * (1 << _SHIFT)).astype(np.int32)
-        cv2.polylines(image, [corners], True, _DARK, stroke + 2, cv2.LINE_AA, _SHIFT)
-        cv2.polylines(image, [corners], True, colour, stroke, cv2.LINE_AA, _SHIFT)
-        _name(image, region, size, colour)
+        # OpenCV's fixed-point coordinates overflow beyond this.
+        clipped = np.clip(region.polygon, -_MAX_COORDINATE, _MAX_COORDINATE)
+        vertices = np.rint(clipped * (1 << _SHIFT)).astype(np.int32)
+        cv2.polylines(image, [vertices], True, _DARK, stroke + 2, cv2.LINE_AA, _SHIFT)
+        cv2.polylines(image, [vertices], True, colour, stroke, cv2.LINE_AA, _SHIFT)
+        _draw_name(image, region, size, colour)
 
 
-def _name(image: Image, region: Region, size: int, colour: tuple[int, int, int]) -> None:
-    """Write a region's name inside its upper right end, where the legend is not."""
+def _draw_name(image: Image, region: Region, size: int, colour: tuple[int, int, int]) -> None:
+    """Write a region's name inside its upper right corner; the legend is on the left."""
     height, width = image.shape[:2]
     right = min(max(x for x, _ in region.polygon), width)
     top = max(min(y for _, y in region.polygon), 0.0)
@@ -80,14 +81,14 @@ def _frame(image: Image) -> None:
 
 
 def draw_footer(image: Image, lines: Sequence[TextLine]) -> None:
-    """Draw lines on a dark plate in the lower left corner; it takes a third of the height at most."""
+    """Draw lines on a dark plate in the lower left corner, at most a third of the image's height."""
     height, width = image.shape[:2]
     size = text_size(height, width)
     margin = max(2, size // 2)
-    room = max(width - 4 * margin, 1)
+    max_width = max(width - 4 * margin, 1)
     tiles, used = [], 2 * margin
     for line in lines:
-        tile = text_tile(line.text, max(9, round(size * line.scale)), line.weight, room)
+        tile = text_tile(line.text, max(9, round(size * line.scale)), line.weight, max_width)
         used += tile.shape[0]
         if used > height // 3:
             break

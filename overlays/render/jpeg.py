@@ -1,7 +1,4 @@
-"""Pictures as JPEG, and back: RGB on our side, limits checked before the decoder allocates.
-
-Pure. Knows nothing about messages.
-"""
+"""JPEG encoding and decoding of RGB images, with limits that are checked before the decoder allocates. Pure."""
 
 from __future__ import annotations
 
@@ -25,32 +22,37 @@ _BARE_MARKERS = frozenset({0x01, *range(0xD0, 0xD9)})
 
 
 def encode_image(image: Image, jpeg_quality: int = 80) -> bytes:
-    """Compress an RGB picture, uint8 (height, width, 3), as JPEG.
+    """Encode an image as JPEG.
+
+    Args:
+        image: RGB, ``(height, width, 3)``, uint8.
+        jpeg_quality: 1 to 100.
 
     Raises:
-        WireError: it cannot be, for instance because a side exceeds ``MAX_SIDE_PIXELS``.
+        WireLimitError: a side exceeds ``MAX_SIDE_PIXELS``.
+        WireError: OpenCV could not encode it.
     """
     height, width = image.shape[:2]
     if max(height, width) > MAX_SIDE_PIXELS:
         raise WireLimitError(
-            f"picture: {width}x{height}, a side is longer than {MAX_SIDE_PIXELS} pixels; send it smaller"
+            f"image: {width}x{height}, a side is longer than {MAX_SIDE_PIXELS} pixels; send it smaller"
         )
     flags = [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality]
-    good, packed = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), flags)
-    if not good:
-        raise WireError(f"picture: {width}x{height} could not be compressed as JPEG")
+    ok, packed = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), flags)
+    if not ok:
+        raise WireError(f"image: {width}x{height} could not be encoded as JPEG")
     return packed.tobytes()
 
 
 def reusable_jpeg(overlay: Overlay, jpeg_quality: int | None) -> bytes | None:
-    """Return the drawn picture where it comes as JPEG of this quality already, else None."""
+    """Return the overlay's existing JPEG if it has this quality, else None."""
     if overlay.jpeg is None or overlay.jpeg.quality != jpeg_quality:
         return None
     return overlay.jpeg.payload
 
 
 def scale_image(image: Image, scale: float) -> Image:
-    """Return an RGB picture, uint8 (height, width, 3), smaller by ``scale`` in (0, 1]; itself where that is 1."""
+    """Return an RGB image, uint8 (height, width, 3), scaled by ``scale`` in (0, 1]; the same array for 1."""
     height, width = image.shape[:2]
     size = (max(1, math.floor(width * scale + 1e-6)), max(1, math.floor(height * scale + 1e-6)))
     if size == (width, height):
@@ -61,25 +63,25 @@ def scale_image(image: Image, scale: float) -> Image:
 
 
 def bounded_image(image: Image) -> Image:
-    """Return an RGB picture, uint8 (height, width, 3), made as small as readers and encoders take; itself if it is."""
+    """Return an RGB image, uint8 (height, width, 3), reduced to the limits of encoders; the same array if within."""
     height, width = image.shape[:2]
     scale = min(MAX_SIDE_PIXELS / max(height, width), math.sqrt(MAX_IMAGE_PIXELS / (height * width)))
     return image if scale >= 1.0 else scale_image(image, scale)
 
 
 def decode_image(payload: bytes) -> Image:
-    """Decode a payload that has been ``jpeg_size``: uint8 RGB, (height, width, 3), read-only.
+    """Decode a JPEG whose size ``jpeg_size`` has checked: uint8 RGB, (height, width, 3), read-only.
 
     Raises:
-        ImageError: it is no JPEG picture.
+        ImageError: the bytes are no JPEG.
     """
     try:
-        picture = cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        decoded = cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
-        raise ImageError(f"payload: {len(payload)} bytes are no JPEG picture") from error
-    if picture is None:
-        raise ImageError(f"payload: {len(payload)} bytes are no JPEG picture")
-    image: Image = picture.astype(np.uint8, copy=False)
+        raise ImageError(f"payload: {len(payload)} bytes are no JPEG image") from error
+    if decoded is None:
+        raise ImageError(f"payload: {len(payload)} bytes are no JPEG image")
+    image: Image = decoded.astype(np.uint8, copy=False)
     image.flags.writeable = False
     return image
 
@@ -87,38 +89,38 @@ def decode_image(payload: bytes) -> Image:
 def jpeg_size(payload: bytes) -> tuple[int, int]:
     """Return (width, height) from a JPEG's frame header, without decoding it.
 
-    A few hundred bytes may claim a picture of gigabytes; this looks before the decoder allocates.
+    A few hundred bytes may declare an image of gigabytes, so the size is checked before the decoder allocates.
 
     Raises:
-        ImageError: it is no JPEG.
-        WireLimitError: it is beyond a limit.
+        ImageError: the bytes are no JPEG.
+        WireLimitError: the image exceeds a limit.
     """
     if len(payload) > MAX_IMAGE_BYTES:
         raise WireLimitError(f"payload: {len(payload)} bytes, more than {MAX_IMAGE_BYTES}")
     if payload[:2] != b"\xff\xd8":
-        raise ImageError(f"payload: {payload[:4]!r}… is no JPEG picture")
-    place = _size_segment(payload)
-    if place is None:
-        raise ImageError(f"payload: a JPEG of {len(payload)} bytes without a size; it is cut off or damaged")
-    height, width = struct.unpack_from(">HH", payload, place + 5)
+        raise ImageError(f"payload: {payload[:4]!r}… is no JPEG image")
+    offset = _size_segment(payload)
+    if offset is None:
+        raise ImageError(f"payload: a JPEG of {len(payload)} bytes without a size; it is truncated or damaged")
+    height, width = struct.unpack_from(">HH", payload, offset + 5)
     if max(width, height) > MAX_SIDE_PIXELS or width * height > MAX_IMAGE_PIXELS:
         raise WireLimitError(f"payload: {width}x{height} pixels; at most {MAX_IMAGE_PIXELS} are decoded")
     return width, height
 
 
 def _size_segment(payload: bytes) -> int | None:
-    """Find where the frame header starts (ITU-T T.81, B.2.2); None where the picture begins without one."""
-    place = 2
-    while place + 9 <= len(payload) and payload[place] == 0xFF:
-        marker = payload[place + 1]
+    """Return the offset of the frame header (ITU-T T.81, B.2.2); None if the scan begins without one."""
+    offset = 2
+    while offset + 9 <= len(payload) and payload[offset] == 0xFF:
+        marker = payload[offset + 1]
         if marker in _SIZE_MARKERS:
-            return place
+            return offset
         if marker in _LAST_MARKERS:
             return None
-        if marker == 0xFF:  # filling
-            place += 1
+        if marker == 0xFF:  # fill byte
+            offset += 1
         elif marker in _BARE_MARKERS:
-            place += 2
+            offset += 2
         else:
-            place += 2 + struct.unpack_from(">H", payload, place + 2)[0]
+            offset += 2 + struct.unpack_from(">H", payload, offset + 2)[0]
     return None

@@ -1,7 +1,7 @@
-"""Explanation -> Overlay: the heat laid over the frame, and what a person wants to know beside it.
+"""Renders an explanation as an overlay: heat map over the frame, legend, guards.
 
-The state it keeps is small and per camera: when its last frames were drawn (for the rate), and the smoothed heat where
-smoothing is asked for. Knows nothing about sinks.
+The renderer keeps a small state per camera: the times of the last frames, for the frame rate, and the smoothed heat map
+if smoothing is on.
 """
 
 from __future__ import annotations
@@ -26,48 +26,48 @@ from pipeline.frames import Explanation, Finding, Frame, GroundTruth, Heat, Imag
 __all__ = ["COLORMAPS", "HeatRenderer"]
 
 _PAUSE_SECONDS = 10.0
-"""After a pause this long the rate starts anew."""
+"""After a pause of this length, the frame rate is measured anew."""
 _SMOOTHING_PAUSE_SECONDS = 2.0
-"""After a pause this long smoothing starts anew."""
+"""After a pause of this length, smoothing starts anew."""
 _RATE_SECONDS = 2.0
-"""The rate shown is an average over so long, and at least over two frames."""
-_OTHERS_LISTED = 3
-"""How many findings beside the first one the legend names."""
+"""The displayed frame rate is a mean over this time, and at least over two frames."""
+_MAX_OTHERS = 3
+"""Maximum number of further findings in the legend."""
 
 
 @dataclass(slots=True)
-class _Memory:
-    """What the renderer remembers of one camera."""
+class _CameraState:
+    """State of one camera."""
 
     drawn_at: deque[float] = field(default_factory=lambda: deque(maxlen=256))
-    """When its last frames were drawn. A file's frames are decoded faster than they are shown, so their own times do
-    not tell the rate."""
-    moment: float = 0.0
-    """The last frame's time on the clock that smoothing goes by."""
+    """When its last frames were rendered. A file's frames are decoded faster than they are shown, so their own times
+    do not give the rate."""
+    smoothed_at: float = 0.0
+    """Time of the last smoothed frame on the stream's clock."""
     heat: Heat | None = None
     explained: tuple[int, str] | None = None
-    """Which class ``heat`` explains."""
+    """Class index and label that ``heat`` explains."""
 
     @property
     def interval_seconds(self) -> float | None:
-        """Average seconds between the last frames; None before the second."""
-        passed = self.drawn_at[-1] - self.drawn_at[0] if self.drawn_at else 0.0
-        return passed / (len(self.drawn_at) - 1) if passed > 0.0 else None
+        """Mean time between the last frames; None before the second."""
+        duration = self.drawn_at[-1] - self.drawn_at[0] if self.drawn_at else 0.0
+        return duration / (len(self.drawn_at) - 1) if duration > 0.0 else None
 
 
 class HeatRenderer:
-    """Draws explanations: heat, legend and, by option, a contour and the hottest box.
+    """Renders explanations: heat map, legend and, by option, a contour and the box of the hottest cells.
 
     Args:
         colormap: a name in ``COLORMAPS``.
-        opacity: how much of a pixel the hottest heat hides, in [0, 1]; opacity follows the heat in a straight line.
-        legend: name label, score, camera, age and rate in a corner.
-        contour: draw the line along which the heat is half its peak.
-        hottest_box: draw a box around the cells that are at least half as hot as the peak and join it.
-        smoothing_seconds: time constant of exponential smoothing per camera; 0: each frame stands alone. Smoothing
-            starts anew when the explained class or the grid changes, and after a pause: heat of two classes is not
-            mixed. Time is the stream's own where it has one.
-        clock: monotonic seconds, for the age.
+        opacity: opacity of the hottest level, in [0, 1]; opacity is linear in the heat.
+        legend: write label, score, camera, age and rate into a corner.
+        contour: draw the contour at half of the heat's peak.
+        hottest_box: draw a box around the connected cells with at least half of the peak's heat.
+        smoothing_seconds: time constant of exponential smoothing per camera; 0 turns it off. Smoothing starts anew
+            when the explained class or the grid changes, and after a pause: heat maps of two classes are not mixed.
+            Time is the stream's own if it has one.
+        clock: returns monotonic seconds, for the age.
 
     Raises:
         ConfigError: an unknown colour map, an opacity outside [0, 1], a negative time constant.
@@ -92,16 +92,16 @@ class HeatRenderer:
         self._hottest_box = hottest_box
         self._smoothing_seconds = smoothing_seconds
         self._clock = clock
-        self._memories: dict[str, _Memory] = {}
+        self._cameras: dict[str, _CameraState] = {}
 
     def render(self, explanation: Explanation) -> Overlay:
-        """Draw the first finding's heat and the legend on a new picture of the frame's size."""
+        """Return an overlay with the first finding's heat map and the legend; the image has the frame's size."""
         frame, region = explanation.frame, explanation.region
-        memory = self._remember(frame)
+        state = self._record_frame(frame)
         if not explanation.findings:
             image = frame.image.copy()
         else:
-            heat = self._smoothed(explanation.first, frame, memory)
+            heat = self._smoothed(explanation.first, frame, state)
             image = paint_heat(frame.image, heat, region, self._palette)
             stroke = max(1, text_size(frame.height, frame.width) // 8)
             if self._contour:
@@ -111,84 +111,84 @@ class HeatRenderer:
                 draw_box(image, box, (255, 255, 255), stroke)
         draw_guards(image, explanation)
         if self._legend:
-            draw_legend(image, legend_lines(explanation, self._clock(), memory.interval_seconds))
+            draw_legend(image, legend_lines(explanation, self._clock(), state.interval_seconds))
         image.flags.writeable = False
         return Overlay(image=image, explanation=explanation)
 
-    def stamp(self, explanation: Explanation) -> ImagePatch | None:
-        """Return what ``render`` writes beside the heat, for a picture that is drawn elsewhere; None without legend.
+    def render_legend(self, explanation: Explanation) -> ImagePatch | None:
+        """Return the legend that ``render`` draws, for an image that is drawn on another device; None without legend.
 
-        It counts as the frame's rendering: call one or the other.
+        It updates the state of the camera: call either this or ``render`` for a frame.
         """
-        memory = self._remember(explanation.frame)
+        state = self._record_frame(explanation.frame)
         if not self._legend:
             return None
-        lines = legend_lines(explanation, self._clock(), memory.interval_seconds)
+        lines = legend_lines(explanation, self._clock(), state.interval_seconds)
         return legend_patch(explanation.frame.height, explanation.frame.width, lines)
 
     def render_stale(self, explanation: Explanation, signal_loss: SignalLoss) -> Overlay:
-        """Draw a camera's last frame in grey, stamped with its age and the reason."""
+        """Return a camera's last frame in grey, with its age and the reason of the signal loss."""
         return stale_overlay(explanation, signal_loss)
 
-    def _remember(self, frame: Frame) -> _Memory:
-        """Take note that a frame of the camera is drawn now."""
-        memory = self._memories.setdefault(frame.camera, _Memory())
-        now, drawn = self._clock(), memory.drawn_at
+    def _record_frame(self, frame: Frame) -> _CameraState:
+        """Update the state of a camera for a frame that is rendered now."""
+        state = self._cameras.setdefault(frame.camera, _CameraState())
+        now, drawn = self._clock(), state.drawn_at
         if drawn and not 0.0 <= now - drawn[-1] <= _PAUSE_SECONDS:
             drawn.clear()
         drawn.append(now)
         while len(drawn) > 2 and now - drawn[0] > _RATE_SECONDS:
             drawn.popleft()
-        return memory
+        return state
 
-    def _smoothed(self, finding: Finding, frame: Frame, memory: _Memory) -> Heat:
-        """Return the finding's heat, or its average with what came before where smoothing is on."""
+    def _smoothed(self, finding: Finding, frame: Frame, state: _CameraState) -> Heat:
+        """Return the finding's heat map, averaged with those before it if smoothing is on."""
         if self._smoothing_seconds == 0.0:
             return finding.heat
         timestamp = frame.captured_at if frame.pts_seconds is None else frame.pts_seconds
         explained = (finding.class_index, finding.label)
-        passed = timestamp - memory.moment
+        elapsed = timestamp - state.smoothed_at
         heat = finding.heat
-        same = memory.heat is not None and memory.explained == explained and memory.heat.shape == heat.shape
-        if same and memory.heat is not None and 0.0 <= passed <= _SMOOTHING_PAUSE_SECONDS:
-            fraction = np.float32(math.exp(-passed / self._smoothing_seconds))
-            heat = memory.heat * fraction + heat * (np.float32(1.0) - fraction)
-        memory.heat, memory.explained, memory.moment = heat, explained, timestamp
+        same = state.heat is not None and state.explained == explained and state.heat.shape == heat.shape
+        if same and state.heat is not None and 0.0 <= elapsed <= _SMOOTHING_PAUSE_SECONDS:
+            weight = np.float32(math.exp(-elapsed / self._smoothing_seconds))
+            heat = state.heat * weight + heat * (np.float32(1.0) - weight)
+        state.heat, state.explained, state.smoothed_at = heat, explained, timestamp
         return heat
 
 
 def legend_lines(explanation: Explanation, now: float, interval_seconds: float | None) -> list[TextLine]:
-    """Say in a few lines what the frame shows and how fresh it is, the most important first.
+    """Return the lines of the legend, the most important first.
 
     Args:
-        explanation: what to tell of.
+        explanation: the explanation.
         now: monotonic seconds, for the age.
-        interval_seconds: average time between frames; None where it is not known yet.
+        interval_seconds: mean time between frames; None if it is not known yet.
     """
     frame, findings = explanation.frame, explanation.findings
-    verdict = explanation.top_scoring
-    lines = [TextLine("nothing found", GREY) if verdict is None else TextLine(_named(verdict), weight=700)]
-    if frame.truth is not None and verdict is not None:
-        lines.append(_judged(verdict, frame.truth))
-    if verdict is not None and findings[0] is not verdict:
-        lines.append(TextLine(f"heat of: {_named(findings[0])}", scale=0.75))
+    top = explanation.top_scoring
+    lines = [TextLine("nothing found", GREY) if top is None else TextLine(_score_and_label(top), weight=700)]
+    if frame.truth is not None and top is not None:
+        lines.append(_truth_line(top, frame.truth))
+    if top is not None and findings[0] is not top:
+        lines.append(TextLine(f"heat map of: {_score_and_label(findings[0])}", scale=0.75))
     age = max(frame.age_seconds(now), 0.0)
-    fresh = f"{age * 1000:.0f} ms" if age < 1.0 else f"{age:.1f} s"
+    age_text = f"{age * 1000:.0f} ms" if age < 1.0 else f"{age:.1f} s"
     rate = f" · {1.0 / interval_seconds:.1f}/s" if interval_seconds else ""
-    lines.append(TextLine(f"{fresh}{rate} · {frame.camera}", GREY, scale=0.75))
-    others = [f for f in findings[1:] if f is not verdict]
-    lines.extend(TextLine(_named(f), GREY, scale=0.75) for f in others[:_OTHERS_LISTED])
+    lines.append(TextLine(f"{age_text}{rate} · {frame.camera}", GREY, scale=0.75))
+    others = [f for f in findings[1:] if f is not top]
+    lines.extend(TextLine(_score_and_label(f), GREY, scale=0.75) for f in others[:_MAX_OTHERS])
     return lines
 
 
-def _judged(finding: Finding, truth: GroundTruth) -> TextLine:
-    """Say whether the verdict is what the frame is known to show."""
+def _truth_line(finding: Finding, truth: GroundTruth) -> TextLine:
+    """Return whether the top class is the frame's true class."""
     if finding.label == truth.label:
-        return TextLine("✓ right", GREEN, scale=0.75)
-    return TextLine(f"\N{MULTIPLICATION SIGN} it is {truth.label}", RED, scale=0.75)
+        return TextLine("✓ correct", GREEN, scale=0.75)
+    return TextLine(f"\N{MULTIPLICATION SIGN} true class: {truth.label}", RED, scale=0.75)
 
 
-def _named(finding: Finding) -> str:
-    """Say score and class; the score first, so that a long name cannot push it out."""
+def _score_and_label(finding: Finding) -> str:
+    """Return score and label; the score comes first, so that a long label cannot displace it."""
     percent = "<1%" if 0.0 < finding.score < 0.01 else f"{finding.score:.0%}"
     return f"{percent}  {finding.label}"

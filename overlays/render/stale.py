@@ -1,7 +1,4 @@
-"""A picture that nobody may take for live: grey, dark, and stamped with how long nothing has come.
-
-Pure. Knows nothing about cameras or clocks; the words come from the caller.
-"""
+"""Images during a signal loss: grey, dark, with the duration of the loss, so that they do not look live. Pure."""
 
 from __future__ import annotations
 
@@ -15,19 +12,19 @@ from overlays.render.text import RED, WHITE, TextLine, draw_banner
 from pipeline.frames import Explanation, Image, Overlay, SignalLoss
 
 _BRIGHTNESS: Final = 0.45
-"""What is left of the picture's light: nobody sees such a picture by accident."""
+"""Remaining brightness of the image."""
 
 
 def grayscale_with_banner(image: Image, lines: Sequence[TextLine]) -> Image:
-    """Return a new picture: ``image`` (uint8 RGB) without colours, dark, the lines in a band across its middle."""
+    """Return a new image: ``image`` (uint8 RGB) in dark grey, with the lines in a band across its middle."""
     grey = cv2.convertScaleAbs(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), alpha=_BRIGHTNESS)
-    picture: Image = np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), np.uint8)
-    draw_banner(picture, lines)
-    return picture
+    result: Image = np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), np.uint8)
+    draw_banner(result, lines)
+    return result
 
 
 def stale_overlay(explanation: Explanation, signal_loss: SignalLoss) -> Overlay:
-    """Return the camera's last frame as one that has gone silent: grey, stamped with its age and the reason."""
+    """Return the camera's last frame in grey, with the duration and the reason of the signal loss."""
     frame = explanation.frame
     lines = [TextLine(f"NO SIGNAL FOR {format_duration(signal_loss.seconds)}", RED, weight=700, scale=1.5)]
     lines.append(TextLine(frame.camera, WHITE))
@@ -39,7 +36,7 @@ def stale_overlay(explanation: Explanation, signal_loss: SignalLoss) -> Overlay:
 
 
 def format_duration(seconds: float) -> str:
-    """Return a time as people say it: 3 s, 4 min 10 s, 2 h 5 min."""
+    """Return a duration as text: 3 s, 4 min 10 s, 2 h 5 min."""
     whole = int(seconds)
     if whole < 60:
         return f"{whole} s"

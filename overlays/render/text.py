@@ -1,7 +1,4 @@
-"""The legend: a few lines of text on a dark plate in a corner of the picture.
-
-Pure, but for a cache of what text looks like. Knows nothing about heat or time; the lines are words by now.
-"""
+"""Text on images: lines on a dark plate in a corner, and banners. Pure, except for a cache of rendered text."""
 
 from __future__ import annotations
 
@@ -23,9 +20,9 @@ GREEN: Final = (120, 230, 140)
 RED: Final = (255, 130, 110)
 
 _PLATE_KEEP: Final = 0.3
-"""What is left of the picture's light under the plate: white text stays readable on snow."""
-_MIN_TEXT: Final = 9
-"""Pixels; below it letters are no letters any more."""
+"""Remaining brightness of the image under the plate: white text stays readable on a white image."""
+_MIN_TEXT_SIZE: Final = 9
+"""Minimum text size in pixels; smaller letters are not readable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,50 +33,50 @@ class TextLine:
     colour: tuple[int, int, int] = WHITE
     """RGB."""
     weight: int = 500
-    """Of the font: 400 is regular, 700 bold."""
+    """Weight of the font: 400 is regular, 700 bold."""
     scale: float = 1.0
-    """Of the text's size."""
+    """Factor of the text size."""
 
 
 def text_size(height: int, width: int) -> int:
-    """Return the size of the legend's text in pixels: a 34th of the frame's shorter side, but readable."""
-    return max(_MIN_TEXT, round(min(height, width) / 34))
+    """Return the size of the legend's text in pixels: 1/34 of the frame's shorter side, at least the minimum."""
+    return max(_MIN_TEXT_SIZE, round(min(height, width) / 34))
 
 
 def printable(text: str) -> str:
     """Return ``text`` on one line: control characters become spaces, undecodable bytes question marks."""
-    known = text.encode("utf-8", "replace").decode("utf-8")
-    return "".join(letter if letter.isprintable() else " " for letter in known)
+    encodable = text.encode("utf-8", "replace").decode("utf-8")
+    return "".join(letter if letter.isprintable() else " " for letter in encodable)
 
 
-class _OfThread(threading.local):
-    """What each thread has of its own: cameras are drawn in threads, and a font keeps what it has drawn."""
+class _ThreadLocal(threading.local):
+    """The font of each thread: cameras are rendered in threads, and a font caches its glyphs."""
 
     def __init__(self) -> None:
         self.font = cv2.FontFace("sans")
 
 
-_OF_THREAD = _OfThread()
+_THREAD_LOCAL = _ThreadLocal()
 
 
 def _font() -> cv2.FontFace:
-    return _OF_THREAD.font
+    return _THREAD_LOCAL.font
 
 
 def text_width(text: str, size: int, weight: int) -> int:
-    """Return how many pixels wide ``text`` is drawn."""
+    """Return the width of ``text`` in pixels."""
     x, _, width, _ = cv2.getTextSize((0, 0), text, (0, 0), _font(), size, weight, 0, (0, 1 << 20))
     return int(x + width)
 
 
-def ellipsize(text: str, size: int, weight: int, room: int) -> str:
-    """Return ``text``, shortened with an ellipsis where it is wider than ``room`` pixels; empty where none fits."""
-    if text_width(text, size, weight) <= room:
+def ellipsize(text: str, size: int, weight: int, max_width: int) -> str:
+    """Return ``text``, shortened with an ellipsis to ``max_width`` pixels; empty if nothing fits."""
+    if text_width(text, size, weight) <= max_width:
         return text
     fits, too_long = 0, len(text)
     while too_long - fits > 1:
         middle = (fits + too_long) // 2
-        if text_width(text[:middle].rstrip() + "…", size, weight) <= room:
+        if text_width(text[:middle].rstrip() + "…", size, weight) <= max_width:
             fits = middle
         else:
             too_long = middle
@@ -87,17 +84,17 @@ def ellipsize(text: str, size: int, weight: int, room: int) -> str:
 
 
 @functools.lru_cache(maxsize=1024)
-def text_tile(text: str, size: int, weight: int, room: int) -> Levels:
-    """Draw one line: how much ink each pixel has, uint8, (line height, width <= room); width 0 where nothing fits.
+def text_tile(text: str, size: int, weight: int, max_width: int) -> Levels:
+    """Render one line: coverage of each pixel, uint8, (line height, width <= max_width); width 0 if nothing fits.
 
     Args:
-        text: what to say; made printable, and shortened with an ellipsis.
-        size: of the letters, in pixels.
-        weight: of the font.
-        room: how many pixels wide it may be.
+        text: the text; made printable, and shortened with an ellipsis.
+        size: size of the letters in pixels.
+        weight: weight of the font.
+        max_width: maximum width in pixels.
     """
-    shown = ellipsize(printable(text[:400]), size, weight, room)
-    width = min(text_width(shown, size, weight) + 1, room) if shown else 0
+    shown = ellipsize(printable(text[:400]), size, weight, max_width)
+    width = min(text_width(shown, size, weight) + 1, max_width) if shown else 0
     tile = np.zeros((round(size * 1.35), max(width, 0)), np.uint8)
     if width > 0:
         cv2.putText(tile, shown, (0, round(size * 1.02)), (255,), _font(), size, weight, 0, (0, 1 << 20))
@@ -107,12 +104,12 @@ def text_tile(text: str, size: int, weight: int, room: int) -> Levels:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LegendLayout:
-    """A legend before it is drawn: its lines as ink, and the dark plate they stand on."""
+    """A legend before it is drawn: its rendered lines on a dark plate."""
 
     tiles: tuple[tuple[Levels, tuple[int, int, int]], ...]
-    """Each line's ink, and its colour."""
+    """The coverage and the RGB colour of each line."""
     margin: int
-    """Pixels from the picture's upper left corner to the plate, and from the plate's edge to the text."""
+    """Pixels from the image's upper left corner to the plate, and from the plate's edge to the text."""
 
     @property
     def width(self) -> int:
@@ -124,28 +121,28 @@ class LegendLayout:
         """Height in pixels."""
         return int(sum(tile.shape[0] for tile, _ in self.tiles)) + self.margin
 
-    def fill(self, place: Image) -> None:
-        """Darken ``place``, the part of a picture under the plate, and put the ink on it."""
-        place[...] = cv2.convertScaleAbs(np.ascontiguousarray(place), alpha=_PLATE_KEEP)
+    def fill(self, area: Image) -> None:
+        """Darken ``area``, the part of an image under the plate, and draw the text on it."""
+        area[...] = cv2.convertScaleAbs(np.ascontiguousarray(area), alpha=_PLATE_KEEP)
         top = self.margin // 2
         for tile, colour in self.tiles:
-            _ink(place[top : top + tile.shape[0], self.margin : self.margin + tile.shape[1]], tile, colour)
+            _draw_tile(area[top : top + tile.shape[0], self.margin : self.margin + tile.shape[1]], tile, colour)
             top += tile.shape[0]
 
 
 def legend_plate(height: int, width: int, lines: Sequence[TextLine]) -> LegendLayout | None:
-    """Lay the legend out for a picture of this size; None where no line finds room.
+    """Return the layout of the legend for an image of this size; None if no line fits.
 
-    It takes half of the picture's width and height at most (more of the width where the picture is tiny); lines that
-    find no room are left out, from the last one on.
+    It covers at most half of the image's width and height (more of the width of a tiny image); the last lines are left
+    out if they do not fit.
     """
     size = text_size(height, width)
     margin = max(2, size // 2)
-    room = max(width // 2, min(width - 4 * margin, 8 * size))
+    max_width = max(width // 2, min(width - 4 * margin, 8 * size))
     tiles = []
     used = 2 * margin
     for line in lines:
-        tile = text_tile(line.text, max(_MIN_TEXT, round(size * line.scale)), line.weight, room)
+        tile = text_tile(line.text, max(_MIN_TEXT_SIZE, round(size * line.scale)), line.weight, max_width)
         used += tile.shape[0]
         if used > height // 2:
             break
@@ -155,24 +152,24 @@ def legend_plate(height: int, width: int, lines: Sequence[TextLine]) -> LegendLa
 
 
 def draw_legend(image: Image, lines: Sequence[TextLine]) -> None:
-    """Draw the legend into the upper left corner of ``image``, a picture of our own.
+    """Draw the legend into the upper left corner of ``image``.
 
     Args:
-        image: uint8 RGB, (height, width, 3).
-        lines: what to say, the most important first.
+        image: uint8 RGB, (height, width, 3), writable.
+        lines: the lines, the most important first.
     """
     plate = legend_plate(image.shape[0], image.shape[1], lines)
     if plate is not None:
-        near = plate.margin
-        plate.fill(image[near : near + plate.height, near : near + plate.width])
+        start = plate.margin
+        plate.fill(image[start : start + plate.height, start : start + plate.width])
 
 
 def draw_banner(image: Image, lines: Sequence[TextLine]) -> None:
-    """Draw lines, centred, on a dark band across the middle of ``image``, a picture of our own."""
+    """Draw centred lines on a dark band across the middle of ``image``, which must be writable."""
     height, width = image.shape[:2]
     size = text_size(height, width)
     tiles = [
-        (text_tile(line.text, max(_MIN_TEXT, round(size * line.scale)), line.weight, width - 2), line.colour)
+        (text_tile(line.text, max(_MIN_TEXT_SIZE, round(size * line.scale)), line.weight, width - 2), line.colour)
         for line in lines
     ]
     total = sum(tile.shape[0] for tile, _ in tiles) + size
@@ -182,12 +179,12 @@ def draw_banner(image: Image, lines: Sequence[TextLine]) -> None:
     row = top + size // 2
     for tile, colour in tiles:
         left = (width - tile.shape[1]) // 2
-        _ink(image[row : row + tile.shape[0], left : left + tile.shape[1]], tile, colour)
+        _draw_tile(image[row : row + tile.shape[0], left : left + tile.shape[1]], tile, colour)
         row += tile.shape[0]
 
 
-def _ink(place: Image, tile: Levels, colour: tuple[int, int, int]) -> None:
-    """Put text of one colour onto ``place``, which may be cut off by the picture's border."""
-    ink = tile[: place.shape[0], : place.shape[1], None].astype(np.uint16)
-    dark = place.astype(np.uint16)
-    place[...] = (dark * (255 - ink) + ink * np.array(colour, np.uint16) + 127) // 255
+def _draw_tile(area: Image, tile: Levels, colour: tuple[int, int, int]) -> None:
+    """Draw text of one colour onto ``area``, which may be clipped by the image's border."""
+    coverage = tile[: area.shape[0], : area.shape[1], None].astype(np.uint16)
+    below = area.astype(np.uint16)
+    area[...] = (below * (255 - coverage) + coverage * np.array(colour, np.uint16) + 127) // 255

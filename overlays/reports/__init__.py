@@ -1,1 +1,1 @@
-"""HTML reports of training and evaluation."""
+"""HTML reports of evaluations and trainings."""

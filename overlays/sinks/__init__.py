@@ -1,1 +1,1 @@
-"""The doors through which overlays leave: one file each, one table."""
+"""Sinks: outputs that receive overlays, one module per kind, and their registry."""

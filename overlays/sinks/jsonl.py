@@ -1,4 +1,4 @@
-"""The log: one explanation a line, JSON, the keys of the wire's header; each run begins with a line of its own."""
+"""JSON Lines sink: one explanation per line, with the keys of the wire header; each run begins with a run record."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ log = logging.getLogger(__name__)
 
 
 class JsonlSink:
-    """Writes ``*.jsonl``. Every line is handed to the system at once: a killed run loses none that was put.
+    """Writes ``*.jsonl``. Every line is passed to the operating system at once, so a killed run loses no line.
 
-    An existing log is continued: the run's own line and its explanations follow what is there. A disk that takes
-    nothing ends nothing: lines are whole or not there, those that are not are counted, and it is tried again after a
-    second, then after up to thirty. A log that was moved or removed meanwhile is begun anew at its place, and one that
-    was emptied grows from its beginning: it can be rotated.
+    An existing log is continued: the run record and the explanations are appended. A disk that refuses writes does not
+    end the run: lines are complete or absent, absent lines are counted, and writing is tried again after one second,
+    then after up to thirty seconds. A log that was moved or deleted is created again, and a log that was emptied
+    grows from its beginning, so that log rotation works.
     """
 
     lossless = True
@@ -45,13 +45,13 @@ class JsonlSink:
         wall_clock: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take where to write.
+        """Set the options; nothing is opened yet.
 
         Args:
-            settings: the file, and what becomes of an existing log.
-            context: its cameras, where they are known: the run's line names them.
-            wall_clock: Unix time.
-            clock: monotonic seconds; the two together turn ``captured_at`` into Unix time.
+            settings: the file, and what happens to an existing log.
+            context: the expected cameras, if known: the run record names them.
+            wall_clock: returns Unix seconds.
+            clock: returns monotonic seconds; the two together turn ``captured_at`` into Unix time.
         """
         settings = JsonlSettings.of(settings)
         self.uri = settings.uri
@@ -61,8 +61,8 @@ class JsonlSink:
         self._wall_clock = wall_clock
         self._clock = clock
         self._file: FileIO | None = None
-        self._headed = False
-        """Whether the open file has this run's line."""
+        self._has_run_record = False
+        """Whether the open file has this run's record."""
         self._run_id = new_run_id()
         self._began_at_unix = 0.0
         self._disk = DiskMonitor(self.uri, path.parent, clock)
@@ -76,31 +76,32 @@ class JsonlSink:
 
     @property
     def lost(self) -> int:
-        """Lines that were not written."""
+        """Number of lines that were not written."""
         return self._disk.lost
 
     @property
     def problem(self) -> str:
-        """Why nothing is written now, in words; empty while all is."""
+        """Why nothing is written now; empty while writing works."""
         return self._disk.problem
 
     def metrics(self) -> Sequence[MetricSample]:
-        """Return how the disk does."""
+        """Return the state of the disk."""
         return self._disk.metrics()
 
     def needs_image(self, camera: str) -> bool:  # noqa: ARG002 - the same for every camera
-        """Say no: a line has no picture."""
+        """Return False: a line holds no image."""
         return False
 
     def idle(self) -> None:
-        """Do nothing: a file can wait."""
+        """Do nothing: a file needs no service between frames."""
 
     def put(self, overlay: Overlay) -> None:
         """Write one line.
 
         Raises:
-            SinkError: the reader of a pipe is gone. A disk that takes nothing is no reason: it is tried again.
-            WireError: the explanation cannot be written as JSON; the log goes on.
+            SinkError: the reader of a pipe has closed it. A disk that refuses a write raises no error: writing is
+                tried again later.
+            WireError: the explanation has no JSON form; the next one is written.
         """
         if overlay.signal_loss is not None:
             return
@@ -123,29 +124,29 @@ class JsonlSink:
             self._disk.record_success()
 
     def _write(self, line: bytes) -> None:
-        """Write a whole line, or none; before the first one of a file the run's own. Raises ``OSError``."""
+        """Write the whole line or nothing; before the first line of a file, the run record. Raises ``OSError``."""
         file = self._opened()
         whole_bytes = os.fstat(file.fileno()).st_size
-        if not self._headed or (whole_bytes == 0 and is_regular(file)):
+        if not self._has_run_record or (whole_bytes == 0 and is_regular(file)):
             line = run_line(self._run_id, self._cameras, self._began_at_unix) + line
         rest = memoryview(line)
         try:
             while rest:
                 rest = rest[file.write(rest) or 0 :]
         except OSError:
-            with suppress(OSError):  # no file, but a device or a pipe
+            with suppress(OSError):  # a device or a pipe cannot be truncated
                 file.truncate(whole_bytes)
             raise
-        self._headed = True
+        self._has_run_record = True
 
     def _opened(self) -> FileIO:
-        """Return the file that stands at our path, ready to be continued."""
+        """Return the open file at the path, ready for appending."""
         if self._file is not None:
             if is_same_file(self._path, self._file):
                 return self._file
             self._file.close()
             self._file = None
-            log.warning("%s: was moved or removed; a new one is begun there", self._path)
+            log.warning("%s: was moved or deleted; it is created again", self._path)
         file = self._reserve.opened(lambda: FileIO(self._path, "a"))
         try:
             if is_regular(file):
@@ -153,18 +154,18 @@ class JsonlSink:
         except BaseException:
             file.close()
             raise
-        self._file, self._headed, self._replace = file, False, False
+        self._file, self._has_run_record, self._replace = file, False, False
         return file
 
     def _prepare(self, file: FileIO) -> None:
-        """Make what is there ready to be continued, or empty it where that is asked for."""
-        there = os.fstat(file.fileno()).st_size
+        """Repair the end of an existing file, or empty the file if ``replace`` is set."""
+        size = os.fstat(file.fileno()).st_size
         if self._replace:
             file.truncate(0)
-            if there:
-                log.warning("%s: ?mode=replace: %d bytes of earlier runs are replaced", self._path, there)
-        elif told := self._reserve.opened(lambda: mend_end(self._path, file)):
-            log.warning("%s: %s", self._path, told)
+            if size:
+                log.warning("%s: ?mode=replace: %d bytes of earlier runs are replaced", self._path, size)
+        elif repair := self._reserve.opened(lambda: mend_end(self._path, file)):
+            log.warning("%s: %s", self._path, repair)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /

@@ -1,4 +1,4 @@
-"""Runs in one log: the line each begins with, and what a run that was killed leaves at the file's end."""
+"""Runs in one JSON Lines log: the record each run begins with, and repair of a cut-off last line."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _CHUNK_BYTES: Final = 1 << 16
 
 
 def new_run_id() -> str:
-    """Return a word that no other run has."""
+    """Return a unique identifier of a run (UUID 4, 32 hexadecimal digits)."""
     return uuid.uuid4().hex
 
 
 def run_line(run_id: str, cameras: Sequence[str], began_at_unix: float) -> bytes:
-    """Return the line that a run begins with: which run, since when, of which cameras as far as they are known."""
+    """Return the first line of a run: its identifier, its start in Unix seconds, and the cameras known so far."""
     run = {
         "id": run_id,
         "began_at_unix": round(began_at_unix, 6),
@@ -35,21 +35,21 @@ def run_line(run_id: str, cameras: Sequence[str], began_at_unix: float) -> bytes
 
 
 def is_regular(file: FileIO) -> bool:
-    """Say whether it is a file on a disk, and not a device or a pipe."""
+    """Return whether an open file is a regular file, not a device or a pipe."""
     return stat.S_ISREG(os.fstat(file.fileno()).st_mode)
 
 
 def mend_end(path: Path, file: FileIO) -> str:
-    """Make an existing log end with a whole line, so that what is appended is glued to nothing.
+    """Make an existing log end with a complete line, so that the next line starts on its own.
 
-    A line that was cut off goes to ``FILE.partial``; one that only lacks its line feed gets it.
+    A line that was cut off is moved to ``FILE.partial``; a complete line without a line feed gets one.
 
     Args:
         path: the log.
-        file: the same, open for appending.
+        file: the same file, open for appending.
 
     Returns:
-        What was done, in words; empty where the log was whole.
+        A description of the repair; empty if the log was complete.
 
     Raises:
         OSError: the log or the file beside it cannot be written.
@@ -57,36 +57,36 @@ def mend_end(path: Path, file: FileIO) -> str:
     size = os.fstat(file.fileno()).st_size
     try:
         with FileIO(path) as log:
-            rest = _behind_last_line_feed(log, size)
-    except PermissionError:  # it may only be written
+            rest = _after_last_line_feed(log, size)
+    except PermissionError:  # writable but not readable
         file.write(b"\n")
         return ""
     if not rest:
         return ""
     if len(rest) > MAX_HEADER_BYTES or _is_object(rest):
         file.write(b"\n")
-        return "" if len(rest) <= MAX_HEADER_BYTES else "its last line is none of ours; a line feed ends it"
-    beside = path.with_name(os.fsdecode(os.fsencode(path.name)[:_MAX_NAME_BYTES]) + PARTIAL)
+        return "" if len(rest) <= MAX_HEADER_BYTES else "its last line is not an explanation; a line feed ends it"
+    partial_path = path.with_name(os.fsdecode(os.fsencode(path.name)[:_MAX_NAME_BYTES]) + PARTIAL)
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
-    with FileIO(beside, "a", opener=lambda name, _flags: os.open(name, flags, 0o666)) as kept:
+    with FileIO(partial_path, "a", opener=lambda name, _flags: os.open(name, flags, 0o666)) as partial:
         left = memoryview(rest + b"\n")
         while left:
-            left = left[kept.write(left) or 0 :]
-        os.fsync(kept.fileno())
+            left = left[partial.write(left) or 0 :]
+        os.fsync(partial.fileno())
     file.truncate(size - len(rest))
-    return f"its last line was cut off ({len(rest)} bytes); it is kept in {beside}"
+    return f"its last line was cut off ({len(rest)} bytes); it is kept in {partial_path}"
 
 
-def _behind_last_line_feed(log: FileIO, size: int) -> bytes:
-    """Return what stands behind the last line feed of a file of ``size`` bytes; of a longer line its end alone."""
-    rest, place = b"", size
-    while place > 0 and len(rest) <= MAX_HEADER_BYTES:
-        begin = max(0, place - _CHUNK_BYTES)
+def _after_last_line_feed(log: FileIO, size: int) -> bytes:
+    """Return the bytes after the last line feed of a file of ``size`` bytes; only the end of an overlong line."""
+    rest, position = b"", size
+    while position > 0 and len(rest) <= MAX_HEADER_BYTES:
+        begin = max(0, position - _CHUNK_BYTES)
         log.seek(begin)
-        chunk = log.read(place - begin)
+        chunk = log.read(position - begin)
         if b"\n" in chunk:
             return chunk[chunk.rindex(b"\n") + 1 :] + rest
-        rest, place = chunk + rest, begin
+        rest, position = chunk + rest, begin
     return rest
 
 

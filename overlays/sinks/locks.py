@@ -1,7 +1,7 @@
-"""Files kept to one run: two runs that write one file at once leave neither whole.
+"""Locks on output files: two runs must not write the same file at once.
 
-The locks lie in folders that belong to this user alone. Nothing in them is followed, read or emptied: what another user
-may have put there is refused.
+The locks lie in folders that belong to this user alone. Symbolic links are not followed, and existing files are neither
+read nor emptied: folders that another user could have prepared are refused.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from overlays.sinks.paths import FILMS, OWN_FILES, path_errors, paths_for, safe_file_name
+from overlays.sinks.paths import OWN_FILES, VIDEO_SUFFIXES, path_errors, paths_for, safe_file_name
 from pipeline.errors import SinkError
 from pipeline.kinds import split_query
 
@@ -25,13 +25,13 @@ _NAME = "recipro-stream"
 
 
 def to_claim(uris: Iterable[str], cameras: Sequence[str]) -> list[Path]:
-    """Return what a run's sinks may not share with another run's: files, and each camera's clips in a folder.
+    """Return the paths that a run must lock: its output files, and for each camera its clips in a folder.
 
-    A recorder takes for its own, and removes to keep its budget, whatever is called by its cameras. A device or a pipe
-    is nobody's own.
+    A recorder of clips deletes the files of its cameras to keep its budget, so they must not belong to another run.
+    Devices and pipes are not locked.
 
     Raises:
-        SinkError: a path cannot be looked at.
+        SinkError: a path cannot be examined.
     """
     paths: list[Path] = []
     for uri in uris:
@@ -45,69 +45,71 @@ def to_claim(uris: Iterable[str], cameras: Sequence[str]) -> list[Path]:
         with path_errors(path):
             if path.suffix.lower() in OWN_FILES and (path.is_file() or not path.exists()):
                 paths.append(path)
-                if path.suffix.lower() in FILMS and len(cameras) > 1:
+                if path.suffix.lower() in VIDEO_SUFFIXES and len(cameras) > 1:
                     paths += paths_for(path, cameras).values()
     return list(dict.fromkeys(paths))
 
 
 @contextmanager
 def claimed(paths: Iterable[Path]) -> Iterator[None]:
-    """Keep files to this run while the block lasts.
+    """Lock files for this run inside the block.
 
-    The claim ends with the process, however that ends. Where there are no such locks (Windows) nothing is claimed.
+    The locks end with the process, however it ends. Without ``fcntl`` (Windows) nothing is locked.
 
     Raises:
-        SinkError: another run has claimed one of them.
+        SinkError: another run has locked one of the files.
     """
-    wanted = list(paths)
+    to_lock = list(paths)
     try:
         import fcntl  # noqa: F401
     except ImportError:
         yield
         return
     with ExitStack() as stack:
-        folders = [stack.enter_context(_closing(folder)) for folder in _own_folders()] if wanted else []
-        if wanted and not folders:
-            log.warning("no folder for locks: another run that writes the same files is not noticed")
-        for path in wanted:
+        folders = [stack.enter_context(_closing(folder)) for folder in _own_folders()] if to_lock else []
+        if to_lock and not folders:
+            log.warning("no folder for locks: another run that writes the same files is not detected")
+        for path in to_lock:
             for folder in folders:
                 stack.enter_context(_locked(path, folder))
         yield
 
 
 def _own_folders() -> Iterator[int]:
-    """Give every folder that is this user's alone, open: one that a login session has, and one that always is there.
+    """Yield open descriptors of the lock folders: one of the login session, and one that always exists.
 
-    Runs may differ in whether they belong to a session; they meet in one of the two.
+    A run may or may not belong to a login session; with both folders, any two runs share one.
     """
-    own = os.getuid()
-    session = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{own}"
-    for base, name in ((Path(session), _NAME), (Path(tempfile.gettempdir()), f"{_NAME}-{own}")):
-        if not base.is_absolute() or (base == Path(session) and not _is_private(base, own)):
+    uid = os.getuid()
+    session = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{uid}"
+    for base, name in ((Path(session), _NAME), (Path(tempfile.gettempdir()), f"{_NAME}-{uid}")):
+        if not base.is_absolute() or (base == Path(session) and not _is_private(base, uid)):
             continue
         folder = base / name
         with suppress(OSError):
             folder.mkdir(mode=0o700)
         try:
-            opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except OSError:
             continue
-        told = os.fstat(opened)
-        if told.st_uid == own and not told.st_mode & 0o022:
+        status = os.fstat(descriptor)
+        if status.st_uid == uid and not status.st_mode & 0o022:
             with suppress(OSError):
-                os.fchmod(opened, 0o700)
-            yield opened
+                os.fchmod(descriptor, 0o700)
+            yield descriptor
         else:
-            os.close(opened)
-            log.warning("%s: is another user's, or open to others; no lock is put there. Remove it", folder)
+            os.close(descriptor)
+            log.warning(
+                "%s: belongs to another user or is writable by others; it is not used for locks. Remove it", folder
+            )
 
 
-def _is_private(folder: Path, own: int) -> bool:
+def _is_private(folder: Path, uid: int) -> bool:
     try:
-        told = folder.lstat()
+        status = folder.lstat()
     except (OSError, ValueError):
         return False
-    return stat.S_ISDIR(told.st_mode) and told.st_uid == own and not told.st_mode & 0o022
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == uid and not status.st_mode & 0o022
 
 
 @contextmanager
@@ -123,21 +125,19 @@ def _locked(path: Path, folder: int) -> Iterator[None]:
     import fcntl
 
     with path_errors(path):
-        place = str(path.resolve()).encode("utf-8", "surrogateescape")
-    name = f"{hashlib.sha256(place).hexdigest()[:32]}.lock"
+        resolved = str(path.resolve()).encode("utf-8", "surrogateescape")
+    name = f"{hashlib.sha256(resolved).hexdigest()[:32]}.lock"
     try:
-        # No link is followed, nothing is emptied, and a pipe does not hold us up.
+        # Follows no link, empties no file, and does not block on a pipe.
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         lock = os.open(name, flags, 0o600, dir_fd=folder)
     except OSError as error:
-        log.warning("%s: cannot be locked (%s); another run that writes it is not noticed", path, error.strerror)
+        log.warning("%s: cannot be locked (%s); another run that writes it is not detected", path, error.strerror)
         yield
         return
     with _closing(lock):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise SinkError(
-                f"{path}: is being written by another run; choose another place, or stop that run"
-            ) from None
+            raise SinkError(f"{path}: is being written by another run; choose another file, or stop that run") from None
         yield

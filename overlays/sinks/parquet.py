@@ -1,9 +1,9 @@
-"""The log as a table: ``FILE.parquet``, one explanation a row, for tools that ask questions of millions of them.
+"""Parquet sink: ``FILE.parquet``, one explanation per row, for tools that query large logs.
 
-A Parquet file cannot be read before its last byte is written. So rows go into small whole files first, in a folder
-``FILE.parquet.parts`` beside the file, a new one every ten seconds; at the end they are joined, and the folder goes. A
-run that is killed leaves the folder, which is a table itself: every reader of Parquet takes it, and ``replay`` does. A
-later run sets it aside under the time of its last part instead of writing over it.
+A Parquet file cannot be read before its last byte is written. So rows go into small complete files first, in a folder
+``FILE.parquet.parts`` beside the file, a new part every ten seconds. At the end the parts are joined and the folder is
+deleted. A killed run leaves the folder, which Parquet readers and ``replay`` accept as a table. A later run renames it
+after the time of its last part instead of writing over it.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ log = logging.getLogger(__name__)
 
 PARTS: Final = ".parts"
 PART_SECONDS: Final = 10.0
-"""What a killed run may lose at the most."""
+"""Maximum time whose rows a killed run loses."""
 _PART_ROWS: Final = 4096
 _PART_BYTES: Final = 16 << 20
 _GROUP_ROWS: Final = 1 << 16
 _GROUP_BYTES: Final = 64 << 20
-"""Of a row group of the joined file: large ones are read fast, and one is held in memory."""
-_PACKED: Final = "zstd"
+"""Bounds of a row group of the joined file: large groups are read fast, and one group is held in memory."""
+_COMPRESSION: Final = "zstd"
 
 
 class ParquetSink:
-    """Writes ``*.parquet``, whole at once at the end. What an earlier run wrote stays: the file is put beside it.
+    """Writes ``*.parquet``, complete at the end of the run. A file of an earlier run is kept; the new one is beside it.
 
-    A disk that takes nothing ends nothing: rows wait in memory, as many as a part may have; those that are more are
+    A disk that refuses writes does not end the run: rows wait in memory, up to the size of a part; further rows are
     counted as lost.
     """
 
@@ -63,13 +63,13 @@ class ParquetSink:
         wall_clock: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take where to write.
+        """Set the options; nothing is opened yet.
 
         Args:
-            settings: the file, and what becomes of an existing one.
+            settings: the file, and what happens to an existing file.
             context: not used.
-            wall_clock: Unix time.
-            clock: monotonic seconds; the two together turn ``captured_at`` into Unix time.
+            wall_clock: returns Unix seconds.
+            clock: returns monotonic seconds; the two together turn ``captured_at`` into Unix time.
         """
         settings = ParquetSettings.of(settings)
         self.uri = settings.uri
@@ -80,9 +80,9 @@ class ParquetSink:
         self._wall_clock, self._clock = wall_clock, clock
         self._rows: deque[dict[str, Any]] = deque()
         self._sizes: deque[int] = deque()
-        """Bytes that each row takes, about."""
+        """Approximate size of each row in bytes."""
         self._bytes = 0
-        """Their sum: many cameras make a part of thousands, and every row asks for it."""
+        """Sum of ``_sizes``, kept up to date because every row reads it and a part holds thousands of rows."""
         self._part_started_at = 0.0
         self._written = 0
         self._disk = DiskMonitor(self.uri, path.parent, clock)
@@ -90,38 +90,38 @@ class ParquetSink:
 
     def __enter__(self) -> Self:
         check_writable(self._path)
-        for longer in (self._parts, _hidden(self._path)):  # their names are longer
-            if not os.path.lexists(longer):
-                check_writable(longer)
+        for derived in (self._parts, _hidden(self._path)):  # their names are longer, perhaps too long
+            if not os.path.lexists(derived):
+                check_writable(derived)
         self._began_at_unix = self._wall_clock()
         if self._parts.exists():
-            _set_aside(self._path, self._parts)
+            _rename_leftover(self._path, self._parts)
         self._reserve.fill()
         return self
 
     @property
     def lost(self) -> int:
-        """Rows that were not written, for want of room."""
+        """Number of rows that were not written because the disk refused them."""
         return self._disk.lost
 
     @property
     def problem(self) -> str:
-        """Why nothing is written now, in words; empty while all is."""
+        """Why nothing is written now; empty while writing works."""
         return self._disk.problem
 
     def metrics(self) -> Sequence[MetricSample]:
-        """Return how the disk does."""
+        """Return the state of the disk."""
         return self._disk.metrics()
 
     def needs_image(self, camera: str) -> bool:  # noqa: ARG002 - the same for every camera
-        """Say no: a row has no picture."""
+        """Return False: a row holds no image."""
         return False
 
     def put(self, overlay: Overlay) -> None:
-        """Take one row; every ten seconds write a part.
+        """Add one row; write a part every ten seconds.
 
         Raises:
-            WireError: the explanation cannot be written; the table goes on.
+            WireError: the explanation cannot be written; the next one is.
         """
         if overlay.signal_loss is not None:
             return
@@ -140,7 +140,7 @@ class ParquetSink:
             self._disk.count_lost(1)
 
     def idle(self) -> None:
-        """Write what has waited long enough."""
+        """Write a part if it is due."""
         if not self._rows or self._disk.in_backoff:
             return
         full = len(self._rows) >= _PART_ROWS or self._bytes >= _PART_BYTES
@@ -154,30 +154,30 @@ class ParquetSink:
             self._write()
         self._reserve.close()
         self._disk.count_lost(len(self._rows))
-        apart = ""
+        join_error = ""
         try:
             if self._written:
                 self._join()
                 _remove(self._parts)
         except OSError as failure:
-            apart = (
-                f"{self._path}: the parts could not be joined ({failure.strerror or failure}); they lie in "
-                f"{self._parts}, and every reader of Parquet takes that folder for a table"
+            join_error = (
+                f"{self._path}: the parts could not be joined ({failure.strerror or failure}); they are in "
+                f"{self._parts}, a folder that Parquet readers accept as a table"
             )
-            log.warning("%s", apart)
+            log.warning("%s", join_error)
         if self.lost and kind is None:
             raise DataLossError(f"{self._path}: {self._disk.losses('rows')}")
-        if apart and kind is None:
-            raise DataLossError(apart)
+        if join_error and kind is None:
+            raise DataLossError(join_error)
 
     def _write(self) -> None:
-        """Write a part under a name no reader looks at, then give it its own."""
+        """Write a part under a hidden name that readers skip, then rename it."""
         hidden = self._parts / f".{self._written:06d}"
         try:
             table = pa.Table.from_pylist(list(self._rows), SCHEMA)
             self._parts.mkdir(exist_ok=True)
-            with self._reserve.opened(lambda: hidden.open("wb")) as file:  # Arrow takes no path that is not utf-8
-                pq.write_table(table, file, compression=_PACKED)
+            with self._reserve.opened(lambda: hidden.open("wb")) as file:  # Arrow accepts only paths in UTF-8
+                pq.write_table(table, file, compression=_COMPRESSION)
             hidden.replace(self._parts / f"{self._written:06d}.parquet")
         except OSError as error:
             with suppress(OSError):
@@ -191,7 +191,7 @@ class ParquetSink:
         self._bytes = 0
 
     def _join(self) -> None:
-        """Make one file of the parts, under a name that no file has unless files are to be replaced."""
+        """Join the parts into one file, under an unused name unless ``replace`` is set."""
         if self._replace:
             if self._path.exists():
                 log.warning("%s: ?mode=replace: the table of an earlier run is replaced", self._path)
@@ -201,44 +201,50 @@ class ParquetSink:
             with suppress(FileExistsError):
                 join(self._parts, path, replace=False)
                 if path != self._path:
-                    log.warning("%s: is there already, and stays; this run's table is %s", self._path, path.name)
+                    log.warning("%s: exists and is kept; this run's table is %s", self._path, path.name)
                 return
 
 
 def parts_of(path: Path) -> Path:
-    """Return the folder in which a table grows."""
+    """Return the folder of a table's parts."""
     return path.with_name(path.name + PARTS)
 
 
 def join(parts: Path, path: Path, *, replace: bool = True) -> None:
-    """Make one file of the parts, in their order; ``path`` is whole at once or not there at all.
+    """Join parts into one file, in their order; ``path`` appears complete or not at all.
+
+    Args:
+        parts: the folder of the parts.
+        path: the file to write.
+        replace: whether to replace an existing file.
 
     Raises:
-        FileExistsError: something is at ``path``, and is not to be replaced.
+        FileExistsError: ``path`` exists and ``replace`` is False.
+        OSError: a part cannot be read, or the file cannot be written.
     """
     if not replace and os.path.lexists(path):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     hidden = _hidden(path)
     try:
-        with hidden.open("wb") as joined, pq.ParquetWriter(joined, SCHEMA, compression=_PACKED) as writer:
-            for table in _grouped(sorted(parts.glob("*.parquet"))):
+        with hidden.open("wb") as joined, pq.ParquetWriter(joined, SCHEMA, compression=_COMPRESSION) as writer:
+            for table in _large_tables(sorted(parts.glob("*.parquet"))):
                 writer.write_table(table, row_group_size=_GROUP_ROWS)
         if replace:
             hidden.replace(path)
         else:
-            _named(hidden, path)
+            _rename_exclusive(hidden, path)
     except BaseException:
         hidden.unlink(missing_ok=True)
         raise
 
 
 def _hidden(path: Path) -> Path:
-    """Return what a table is called while its parts are joined."""
+    """Return the path of a table while its parts are joined."""
     return path.with_name(f".{path.name}.joining")
 
 
-def _named(hidden: Path, path: Path) -> None:
-    """Give a file its name, which no other may have. Raises ``FileExistsError``."""
+def _rename_exclusive(hidden: Path, path: Path) -> None:
+    """Rename a file to an unused name. Raises ``FileExistsError``."""
     try:
         os.link(hidden, path, follow_symlinks=False)
     except FileExistsError:
@@ -251,38 +257,40 @@ def _named(hidden: Path, path: Path) -> None:
         hidden.unlink()
 
 
-def _grouped(files: list[Path]) -> Iterator[pa.Table]:
-    """Give the rows of many small files in large tables."""
-    held: list[pa.Table] = []
+def _large_tables(files: list[Path]) -> Iterator[pa.Table]:
+    """Yield the rows of many small files in large tables."""
+    tables: list[pa.Table] = []
     for file in files:
         with file.open("rb") as part:
-            held.append(pq.read_table(part, schema=SCHEMA, use_threads=False))
-        if sum(t.num_rows for t in held) >= _GROUP_ROWS or sum(t.nbytes for t in held) >= _GROUP_BYTES:
-            yield pa.concat_tables(held)
-            held = []
-    if held:
-        yield pa.concat_tables(held)
+            tables.append(pq.read_table(part, schema=SCHEMA, use_threads=False))
+        if sum(t.num_rows for t in tables) >= _GROUP_ROWS or sum(t.nbytes for t in tables) >= _GROUP_BYTES:
+            yield pa.concat_tables(tables)
+            tables = []
+    if tables:
+        yield pa.concat_tables(tables)
 
 
-def _set_aside(path: Path, parts: Path) -> None:
-    """Keep what a killed run left, under a name of its own."""
-    whole = sorted(parts.glob("*.parquet"))
-    if not whole:
+def _rename_leftover(path: Path, parts: Path) -> None:
+    """Rename the parts that a killed run left, so that this run does not write over them."""
+    complete = sorted(parts.glob("*.parquet"))
+    if not complete:
         _remove(parts)
         return
-    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(whole[-1].stat().st_mtime))
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(complete[-1].stat().st_mtime))
     names = itertools.chain([stamp], (f"{stamp}-{number}" for number in itertools.count(2)))
-    places = (with_infix(path, name) for name in names)
-    kept = next(place for place in places if not os.path.lexists(place))
+    candidates = (with_infix(path, name) for name in names)
+    target = next(candidate for candidate in candidates if not os.path.lexists(candidate))
     try:
-        parts.rename(kept)
+        parts.rename(target)
     except OSError as error:
-        raise SinkError(f"{parts}: an earlier run left it, and it cannot be moved ({error.strerror})") from error
-    log.warning("%s: an earlier run was killed; its rows are kept in %s, a folder that is a table too", path, kept)
+        raise SinkError(
+            f"{parts}: is left from an earlier run and cannot be renamed ({error.strerror}); move it away"
+        ) from error
+    log.warning("%s: an earlier run was killed; its rows are kept in %s, a folder that is also a table", path, target)
 
 
 def _remove(parts: Path) -> None:
     for file in [*parts.glob("*.parquet"), *parts.glob(".[0-9]*")]:
         file.unlink(missing_ok=True)
-    with suppress(OSError):  # somebody put something else there
+    with suppress(OSError):  # other programs may have put files there
         parts.rmdir()

@@ -1,12 +1,12 @@
-"""When the next frame of a camera is due, where a sink gives only so many a second. Pure."""
+"""Rate limit of frames per camera. Pure."""
 
 from __future__ import annotations
 
 
 class RateLimiter:
-    """Lets at most ``max_rate`` frames a second through, on average; None lets all through.
+    """Lets at most ``max_rate`` frames per second through, on average; None lets all through.
 
-    Where frames come a little early or late, the pace is kept over several of them.
+    Frames that come a little early or late do not change the average rate.
     """
 
     def __init__(self, max_rate: float | None) -> None:
@@ -14,16 +14,16 @@ class RateLimiter:
         self._due_at: dict[str, float] = {}
 
     def due_at(self, camera: str) -> float:
-        """Return when the camera's next frame is due, in seconds; 0 where one is due at once."""
+        """Return when the camera's next frame is due, in seconds; 0 if it is due at once."""
         return self._due_at.get(camera, 0.0)
 
     def is_due(self, camera: str, now: float) -> bool:
-        """Say whether one is due."""
+        """Return whether a frame is due."""
         return now >= self.due_at(camera)
 
     def record(self, camera: str, now: float) -> None:
-        """Take note that one was let through."""
+        """Record that a frame was let through."""
         if self._interval:
             due = self.due_at(camera)
-            kept = 0.0 <= now - due < self._interval
-            self._due_at[camera] = (due if kept else now) + self._interval
+            on_schedule = 0.0 <= now - due < self._interval
+            self._due_at[camera] = (due if on_schedule else now) + self._interval

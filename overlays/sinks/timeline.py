@@ -1,4 +1,4 @@
-"""When each frame of a recording is shown: the stream's own clock, mended where it stumbles. Pure."""
+"""Presentation times of recorded frames: the stream's clock, corrected where it is not monotonic. Pure."""
 
 from __future__ import annotations
 
@@ -7,39 +7,42 @@ from typing import Final
 TICKS_PER_SECOND: Final = 90_000
 """The clock of MPEG (ISO/IEC 13818-1): 30, 25 and 24 frames per second all fall on whole ticks."""
 _LATE_TICKS: Final = 90
-"""A millisecond, the shortest time of Matroska."""
+"""One millisecond, the time base of Matroska."""
 _MAX_GAP_SECONDS: Final = 6 * 3600.0
-"""A jump further than this is a clock that was set, not a pause."""
+"""A larger jump is a clock that was changed, not a pause."""
 
 
 class Timeline:
-    """Turns times of frames into ticks that start at 0 and always grow.
+    """Turns the times of frames into ticks that start at 0 and strictly increase.
 
-    A stream has one clock: ``pts_seconds`` where its first frame has one, ``captured_at`` otherwise. Where the clock
-    goes back (a loop, a reconnect), stands still, jumps by hours or is missing, the frame follows its predecessor by
-    as much as that one followed its own. A frame that had been taken before the end of a silence that has been shown
-    already is only late, and follows at once.
+    A stream has one clock: ``pts_seconds`` if its first frame has it, ``captured_at`` otherwise. Where the clock goes
+    back (a loop, a reconnect), stands still, jumps by hours or is missing, the frame follows the previous frame by the
+    previous interval. A frame that was captured before the end of a signal loss that is already recorded is only late,
+    and follows at once.
     """
 
     def __init__(self, fallback_rate: float = 30.0) -> None:
-        """Take the frames per second to go by where no time is known."""
+        """Set the frames per second that apply where no time is known."""
         self._step = max(1, round(TICKS_PER_SECOND / fallback_rate))
         self._ticks: int | None = None
         self._last_seconds: float | None = None
         self._live_seconds: float | None = None
-        """Of the last frame that was no silence."""
+        """Time of the last frame outside of a signal loss."""
         self._uses_pts = True
         self._origin = 0.0
 
     @property
     def step_ticks(self) -> int:
-        """How long the last frame is shown."""
+        """Return the duration of the last frame in ticks."""
         return self._step
 
     def ticks(self, pts_seconds: float | None, captured_at: float, *, silent_seconds: float = 0.0) -> int:
-        """Return when the next frame is shown, in ticks; ``silent_seconds``: it is the last one again, so much later.
+        """Return the presentation time of the next frame in ticks.
 
-        In its own time: a picture that stands still would look live.
+        Args:
+            pts_seconds: the frame's presentation time, if it has one.
+            captured_at: the frame's capture time, monotonic seconds.
+            silent_seconds: above 0 if the last frame is repeated during a signal loss: seconds since that frame.
         """
         if self._ticks is None:
             self._uses_pts = pts_seconds is not None

@@ -1,7 +1,7 @@
-"""The recorder: H.264 in MP4 or Matroska, one file per camera, timed as the frames were.
+"""Video sink: H.264 in MP4 or Matroska, one file per camera, with the frames' own timing.
 
-The file is a fragmented MP4 while it grows (a killed run leaves all but its last second or two playable) and becomes an
-ordinary one, index and all, when it is closed. Colours are BT.601, limited range, and tagged so.
+The file is a fragmented MP4 while it grows (a killed run loses only its last second or two) and becomes a regular MP4
+with an index when it is closed. Colours are BT.601, limited range, and tagged as such.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from pipeline.settings import SinkContext
 
 log = logging.getLogger(__name__)
 
-# ISO/IEC 23091-2: matrix 6 is BT.601 (what OpenCV's conversion makes), primaries and transfer 1 are BT.709, as sRGB's.
+# ISO/IEC 23091-2: matrix 6 is BT.601 (OpenCV's conversion), primaries and transfer 1 are BT.709, the same as sRGB's.
 _MATRIX_BT601: Final = 6
 _BT709: Final = 1
 _LIMITED_RANGE: Final = 1
@@ -44,15 +44,15 @@ _LIMITED_RANGE: Final = 1
 _KEYFRAME_FRAMES: Final = 60
 _FRAGMENT_MICROSECONDS: Final = 1_000_000
 _ONE_THREAD_PIXELS: Final = 1280 * 720
-"""Up to here one encoder thread keeps up with 60 frames per second, and more would only take from the engine."""
+"""Up to this size one encoder thread keeps up with 60 frames per second; more threads would slow down the engine."""
 
 
 class VideoSink:
-    """Writes ``*.mp4`` or ``*.mkv``: as many frames as were put, timed as they were.
+    """Writes ``*.mp4`` or ``*.mkv``: every frame, with its own timing.
 
-    Where more than one camera may come each has its file, ``out.<camera>.mp4``. What an earlier run recorded stays: a
-    film of the same name is put beside it, with the time in its name. A picture of another size than the first is
-    fitted into it with a border, one beyond the encoder's limits is made smaller; odd sides are padded by one pixel.
+    If more than one camera is possible, each camera gets its file, ``out.<camera>.mp4``. The video of an earlier run is
+    kept: the new file gets the time in its name. An image of another size than the first is fitted into the first size
+    with a border, an image beyond the encoder's limits is reduced, and odd sides are padded by one pixel.
     """
 
     lossless = True
@@ -64,20 +64,20 @@ class VideoSink:
         *,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        """Take where to write.
+        """Set the options; nothing is opened yet.
 
         Args:
             settings: the file, whose suffix chooses the container, and the encoder's options.
-            context: its cameras, where they are known: a single one gets the file named, all others a file with the
+            context: the expected cameras, if known: a single camera gets the named file, all others a file with the
                 camera's name in it.
-            wall_clock: Unix time.
+            wall_clock: returns Unix seconds.
         """
         self._settings = VideoSettings.of(settings)
         self.uri = self._settings.uri
         self._path = Path(self.uri)
         self._paths = paths_for(self._path, (context or SinkContext()).cameras)
         self._replace = self._settings.mode == "replace"
-        self._wall = wall_clock
+        self._wall_clock = wall_clock
         self._recordings: dict[str, _Recording] = {}
         self._reserve = HandleReserve()
 
@@ -88,35 +88,35 @@ class VideoSink:
         return self
 
     def needs_image(self, camera: str) -> bool:  # noqa: ARG002 - the same for every camera
-        """Say yes: every frame is recorded."""
+        """Return True: every frame is recorded."""
         return True
 
     def idle(self) -> None:
-        """Do nothing: a file can wait."""
+        """Do nothing: a file needs no service between frames."""
 
     def put(self, overlay: Overlay) -> None:
         """Record one frame.
 
         Raises:
             FrameError: this frame cannot be recorded; the next one is tried.
-            SinkError: the disk is full or gone.
+            SinkError: the disk is full or no longer there.
         """
         frame = overlay.explanation.frame
         recording = self._recordings.get(frame.camera)
         if recording is None:
-            recording = self._begun(frame.camera, overlay.image)
-        silent = 0.0 if overlay.signal_loss is None else overlay.signal_loss.seconds
-        ticks = recording.timeline.ticks(frame.pts_seconds, frame.captured_at, silent_seconds=silent)
+            recording = self._begin(frame.camera, overlay.image)
+        lost_seconds = 0.0 if overlay.signal_loss is None else overlay.signal_loss.seconds
+        ticks = recording.timeline.ticks(frame.pts_seconds, frame.captured_at, silent_seconds=lost_seconds)
         recording.add(overlay.image, ticks)
         self._recordings[frame.camera] = recording
 
-    def _begun(self, camera: str, image: Image) -> _Recording:
-        """Open a camera's film under a name that no film has, unless films are to be replaced."""
+    def _begin(self, camera: str, image: Image) -> _Recording:
+        """Begin the recording of a camera, in an unused file unless ``replace`` is set."""
         if camera not in self._paths:
             self._paths[camera] = camera_path(self._path, camera, set(self._paths.values()))
         path = self._paths[camera]
-        film = AllOrNothingFile(path, self._reserve, None if self._replace else self._wall())
-        return _Recording(film, image, self._settings)
+        file = AllOrNothingFile(path, self._reserve, None if self._replace else self._wall_clock())
+        return _Recording(file, image, self._settings)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
@@ -134,57 +134,61 @@ class VideoSink:
 
 
 class _Recording:
-    """One open file."""
+    """Recording of one camera into one file."""
 
-    def __init__(self, film: AllOrNothingFile, image: Image, settings: EncodingSettings) -> None:
-        self._film = film
-        picture = bounded_image(image)
-        self._size = (picture.shape[1], picture.shape[0])
+    def __init__(self, file: AllOrNothingFile, image: Image, settings: EncodingSettings) -> None:
+        self._file = file
+        first = bounded_image(image)
+        self._size = (first.shape[1], first.shape[0])
         self.timeline = Timeline(settings.fallback_rate)
         self._fits = True
         self._broken = False
-        if picture is not image:
-            was = f"{image.shape[1]}x{image.shape[0]}"
-            log.warning("%s: pictures are %s, more than can be encoded; recorded as %dx%d", film.path, was, *self._size)
+        if first is not image:
+            size = f"{image.shape[1]}x{image.shape[0]}"
+            log.warning("%s: images are %s, more than can be encoded; recorded as %dx%d", file.path, size, *self._size)
         try:
-            self._container = _open(self._film)
+            self._container = _open(self._file)
             self._stream = add_video_stream(self._container, self._size, settings)
         except (av.error.FFmpegError, OSError, ValueError) as error:
-            raise FrameError(f"{film.path}: cannot be recorded ({_reason(error)})") from error
+            raise FrameError(f"{file.path}: cannot be recorded ({_reason(error)})") from error
 
     def add(self, image: Image, ticks: int) -> None:
-        """Encode one picture; ``ticks``: when it is shown, as ``timeline`` has just told.
+        """Encode one image.
+
+        Args:
+            image: RGB, ``(height, width, 3)``, uint8.
+            ticks: presentation time, from ``timeline``.
 
         Raises:
-            FrameError: it cannot be encoded, or the film cannot be opened.
-            SinkError: the film cannot be written.
+            FrameError: the image cannot be encoded, or the file cannot be opened.
+            SinkError: the file cannot be written.
         """
         image = bounded_image(image)
         if (image.shape[1], image.shape[0]) != self._size:
-            self._say_once(image)
+            self._log_size_change(image)
             image = letterbox(image, self._size)
         width, height = self._size
         if width % 2 or height % 2:
             padded = cv2.copyMakeBorder(image, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
             image = np.asarray(padded, np.uint8)
-        picture = av.VideoFrame.from_ndarray(
+        frame = av.VideoFrame.from_ndarray(
             np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2YUV_I420), np.uint8), format="yuv420p"
         )
-        picture.pts = ticks
-        picture.time_base = Fraction(1, TICKS_PER_SECOND)
-        picture.duration = self.timeline.step_ticks
+        frame.pts = ticks
+        frame.time_base = Fraction(1, TICKS_PER_SECOND)
+        frame.duration = self.timeline.step_ticks
         try:
-            packets = list(self._stream.encode(picture))
+            packets = list(self._stream.encode(frame))
         except (av.error.FFmpegError, ValueError) as error:
             size = f"{width}x{height}"
             raise FrameError(
-                f"{self._film.path}: a picture of {size} cannot be encoded ({_reason(error)}); see video_preset"
+                f"{self._file.path}: an image of {size} cannot be encoded ({_reason(error)}); see video_preset"
             ) from error
         try:
-            self._film.open()
+            self._file.open()
         except OSError as error:
             self._abandon()
-            raise FrameError(f"{self._film.path}: {cause(error)}") from error
+            raise FrameError(f"{self._file.path}: {cause(error)}") from error
         try:
             self._container.mux(packets)
         except (av.error.FFmpegError, OSError, ValueError) as error:
@@ -192,15 +196,15 @@ class _Recording:
             raise SinkError(self._failed(error)) from error
 
     def _abandon(self) -> None:
-        """Let go of a film that was never opened."""
+        """Release the container of a file that was never opened."""
         with suppress(av.error.FFmpegError, OSError, ValueError):
             self._container.close()
 
     def close(self) -> None:
-        """Write what waits, and the index.
+        """Write the frames in the encoder, and the index.
 
         Raises:
-            DataLossError: that failed, where nothing had failed before.
+            DataLossError: writing failed for the first time.
         """
         try:
             try:
@@ -208,49 +212,47 @@ class _Recording:
             finally:
                 self._container.close()
         except (av.error.FFmpegError, OSError) as error:
-            self._broken, told = True, self._broken
-            if not told:
+            was_broken, self._broken = self._broken, True
+            if not was_broken:
                 raise DataLossError(self._failed(error)) from error
         finally:
-            path = self._film.path
-            if not self._film.stands_at(path):
-                log.warning("%s: was moved or removed while it was recorded; nothing of it is here", path)
-            self._film.close()
+            path = self._file.path
+            if not self._file.stands_at(path):
+                log.warning("%s: was moved or deleted during the recording; the recording is not at this path", path)
+            self._file.close()
             if self._broken and path.suffix.lower() == ".mp4":
-                with suppress(OSError):  # somebody took it away meanwhile
+                with suppress(OSError):  # another program has deleted it
                     truncate_to_last_fragment(path)
 
     def _failed(self, error: Exception) -> str:
-        said = cause(_as_os_error(error))
-        return f"{self._film.path}: recording failed: {said}; what came before is kept"
+        return f"{self._file.path}: recording failed: {cause(_as_os_error(error))}; the part before is kept"
 
-    def _say_once(self, image: Image) -> None:
+    def _log_size_change(self, image: Image) -> None:
         if self._fits:
-            new = f"{image.shape[1]}x{image.shape[0]}"
-            log.warning("%s: pictures are %s now; fitted into %dx%d with borders", self._film.path, new, *self._size)
+            size = f"{image.shape[1]}x{image.shape[0]}"
+            log.warning("%s: images are now %s; fitted into %dx%d with borders", self._file.path, size, *self._size)
         self._fits = False
 
 
-def _open(film: AllOrNothingFile) -> OutputContainer:
-    # Fragments are on their way to the disk at once.
+def _open(file: AllOrNothingFile) -> OutputContainer:
+    # Each fragment is flushed to the disk at once.
     mp4 = {"movflags": "hybrid_fragmented", "frag_duration": str(_FRAGMENT_MICROSECONDS), "flush_packets": "1"}
-    is_mp4 = film.path.suffix.lower() == ".mp4"
-    return av.open(film, "w", format="mp4" if is_mp4 else "matroska", options=mp4 if is_mp4 else {})
+    is_mp4 = file.path.suffix.lower() == ".mp4"
+    return av.open(file, "w", format="mp4" if is_mp4 else "matroska", options=mp4 if is_mp4 else {})
 
 
 def add_video_stream(container: OutputContainer, size: tuple[int, int], settings: EncodingSettings) -> VideoStream:
-    """Give a container a stream of H.264 for pictures of ``size`` (width, height)."""
-    # Without B-frames pictures leave in the order in which they came, and a killed run loses fewer of them.
+    """Add an H.264 stream for images of ``size`` (width, height) to a container and return it."""
+    # Without B-frames, packets keep the order of the images, and a killed run loses fewer frames.
     x264 = {"preset": settings.preset, "crf": str(settings.crf), "bf": "0"}
-    stream = container.add_stream(
-        "libx264", rate=Fraction(settings.fallback_rate).limit_denominator(1001), options=x264
-    )
+    rate = Fraction(settings.fallback_rate).limit_denominator(1001)
+    stream = container.add_stream("libx264", rate=rate, options=x264)
     width, height = size
     stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
     stream.time_base = Fraction(1, TICKS_PER_SECOND)
     codec = stream.codec_context
     codec.time_base = Fraction(1, TICKS_PER_SECOND)
-    codec.flags |= Flags.frame_duration  # or the last frame's length would be the declared rate's
+    codec.flags |= Flags.frame_duration  # otherwise the last frame would last as long as the declared rate says
     codec.gop_size = _KEYFRAME_FRAMES
     codec.thread_count = 1 if width * height <= _ONE_THREAD_PIXELS else 0
     codec.colorspace, codec.color_primaries, codec.color_trc = _MATRIX_BT601, _BT709, _BT709
@@ -259,7 +261,7 @@ def add_video_stream(container: OutputContainer, size: tuple[int, int], settings
 
 
 def letterbox(image: Image, size: tuple[int, int]) -> Image:
-    """Return the picture scaled into ``size`` (width, height), its shape kept, with black borders."""
+    """Return the image scaled into ``size`` (width, height) with its aspect ratio, on a black background."""
     width, height = size
     scale = min(width / image.shape[1], height / image.shape[0])
     inner = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
@@ -272,7 +274,7 @@ def letterbox(image: Image, size: tuple[int, int]) -> Image:
 
 
 def _as_os_error(error: Exception) -> OSError:
-    """Return what the disk said: FFmpeg's errors are the system's where they have its number."""
+    """Return the system error behind an FFmpeg error: those with a system error number are ``OSError`` already."""
     return error if isinstance(error, OSError) else OSError(errno.EIO, _reason(error))
 
 

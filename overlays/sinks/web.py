@@ -1,7 +1,7 @@
-"""The web page: every camera in a browser, with the reason beside the picture, and what Prometheus and probes ask for.
+"""Web sink: a page that shows every camera with its explanation, and endpoints for Prometheus and health checks.
 
-The picture goes plain and the heat as its small grid, both of the same frame in one message; the browser draws one over
-the other. While nobody looks on, nothing is compressed.
+The image is sent plain and the heat map as its small grid, both of the same frame in one message; the browser draws the
+heat map over the image. Without viewers, nothing is compressed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Final, Self, get_args
 
 import uvicorn
 
-from overlays.encoding_pool import Prepared
+from overlays.encoding_pool import PreparedImages
 from overlays.render.jpeg import bounded_image, encode_image, reusable_jpeg, scale_image
 from overlays.sinks.settings import WebSettings
 from overlays.web.app import make_app
@@ -49,13 +49,13 @@ from pipeline.workers.thread import ThreadWorker
 log = logging.getLogger(__name__)
 
 _SEND_BUFFER_BYTES: Final = 128 << 10
-"""What the kernel may hold for each viewer: what waits there is old."""
-_GONE_MS: Final = 20_000
-"""A client that confirms nothing of what was sent for so long is gone."""
+"""Kernel send buffer per viewer: data that waits there is old."""
+_UNACKNOWLEDGED_MS: Final = 20_000
+"""A client that acknowledges no data for this time is disconnected (TCP_USER_TIMEOUT)."""
 _PING_SECONDS: Final = 5.0
 _PONG_SECONDS: Final = 10.0
-_HEARD_BYTES: Final = 1 << 16
-"""Viewers say nothing but a camera's name."""
+_MAX_MESSAGE_BYTES: Final = 1 << 16
+"""Maximum size of a client's message: clients send little more than a camera's name."""
 _KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 
 
@@ -75,10 +75,16 @@ class WebSink:
         wall_clock: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take where to serve, and whom to expect.
+        """Read the options; the server starts on entering.
+
+        Args:
+            settings: the address, picture quality, host names and the proxy's prefix.
+            context: the expected cameras, which the page shows before their first frames, the token and the colours.
+            wall_clock: returns Unix seconds.
+            clock: returns monotonic seconds.
 
         Raises:
-            SinkError: the address is written wrong, or open to others without a token.
+            SinkError: the address or an option is invalid.
         """
         self._settings, self._context = WebSettings.of(settings), context or SinkContext()
         uri, token = self._settings.uri, self._context.secrets.get("token_file")
@@ -92,40 +98,39 @@ class WebSink:
             raise SinkError(f"{without_user(uri)}: {error}") from None
         self.uri = uri
         self.endpoint = uri
-        """Where it is served, once it is: a port of 0 has become a real one."""
+        """The address of the page, final after entering: port 0 is replaced by the real port."""
         self.encoded = 0
-        """How many pictures were compressed."""
+        """Number of images that were compressed."""
         self._broadcaster = Broadcaster()
         self._status_board = StatusBoard(self._context.cameras, clock)
         self._packets = PacketBuffer()
         self._last: dict[tuple[str, Kind], tuple[int, Overlay]] = {}
-        """By camera and kind the newest frame, and its number."""
+        """The newest frame and its number, by camera and kind."""
         self._packed: dict[tuple[str, Kind], WebFrame] = {}
-        self._prepared: Prepared[tuple[Image, bytes]] = Prepared()
-        self._said: set[str] = set()
+        self._prepared: PreparedImages[tuple[Image, bytes]] = PreparedImages()
+        self._logged: set[str] = set()
         self._worker: ThreadWorker | None = None
         self._page: WebState | None = None
 
     def on_run_start(self, result: RunResult) -> None:
-        """Take the run: its counters go to the page and to /metrics."""
+        """Attach the run: its counters appear on the page and in /metrics."""
         self._status_board.outcome = result
 
     def __enter__(self) -> Self:
         address, settings = self._address, self._settings
         if self._token is None and not settings.insecure and not is_loopback(address.host):
             raise SinkError(
-                f"{self.uri}: whoever reaches this address could look; give a token "
+                f"{self.uri}: every machine that reaches this address could view the page; give a token "
                 "(openssl rand -hex 24 > page.token, then --page-token-file page.token), serve on "
-                f"http://127.0.0.1:{address.port}, or say 'insecure: true' where the network itself is closed"
+                f"http://127.0.0.1:{address.port}, or set 'insecure: true' if the network itself is closed"
             )
-        listener = _bound(self.uri, address)
+        listener = _listen(self.uri, address)
         port = int(listener.getsockname()[1])
         self.endpoint = f"http://{f'[{address.host}]' if ':' in address.host else address.host}:{port}"
         hosts = frozenset(host.lower() for host in settings.allowed_hosts)
-        place = PageAddress(address.host, port)
-        guard = AccessPolicy(place, self._token, hosts, self._embed_origins, self._root_path)
+        access = AccessPolicy(PageAddress(address.host, port), self._token, hosts, self._embed_origins, self._root_path)
         self._page = WebState(
-            guard,
+            access,
             self._broadcaster,
             self._status_board,
             self._packets,
@@ -135,12 +140,12 @@ class WebSink:
             uri=self.uri,
             token_source=self._current_token,
         )
-        self._worker = _serving(self._page, listener).__enter__()
+        self._worker = _server_thread(self._page, listener).__enter__()
         log.info("the page: %s", self.endpoint)
         return self
 
     def _current_token(self) -> str | None:
-        """Return the token in its file; the last good one where that cannot be read or is none."""
+        """Return the token in its file; the last valid one if the file cannot be read or its token is invalid."""
         secret = self._context.secrets.get("token_file")
         source = None if secret is None else secret.read_again
         if self._token is None or source is None:
@@ -148,34 +153,34 @@ class WebSink:
         try:
             self._token = check_token(source())
         except (OSError, ValueError) as error:
-            if str(error) not in self._said:
-                self._said.add(str(error))
-                log.warning("%s: the token file cannot be taken, the last token stays: %s", self.uri, error)
+            if str(error) not in self._logged:
+                self._logged.add(str(error))
+                log.warning("%s: the token file cannot be used, the last token stays valid: %s", self.uri, error)
         return self._token
 
     def metrics(self) -> list[MetricSample]:
-        """Return who looks on, and what it cost."""
+        """Return the number of viewers, of compressed images, and of refused requests."""
         return [] if self._page is None else self._page.metrics()
 
     @property
     def accepted_jpeg_quality(self) -> int | None:
-        """The quality it sends pictures at."""
+        """The JPEG quality of the images."""
         return self._settings.quality
 
     def needs_image(self, camera: str) -> bool:
-        """Say whether somebody looks at this camera's MJPEG: the page itself paints in the browser."""
+        """Return whether this camera's MJPEG stream has viewers: the page itself draws in the browser."""
         return self._broadcaster.has_viewers(replace_undecodable(camera), "painted")
 
     def prepare(self, overlay: Overlay) -> None:
-        """Compress a frame in the sizes that somebody would take now, in a thread of its camera."""
+        """Compress a frame in the sizes that viewers would take now, in the thread of its camera."""
         camera = replace_undecodable(overlay.explanation.frame.camera)
         for kind in _KINDS:
             if (kind == "painted" or overlay.signal_loss is None) and self._broadcaster.is_wanted(camera, -1, kind):
-                with contextlib.suppress(WireError):  # ``put`` says so
+                with contextlib.suppress(WireError):  # ``put`` logs it
                     self._prepared.add(overlay, kind, self._compressed(overlay, kind))
 
     def put(self, overlay: Overlay) -> None:
-        """Show one frame to those who can take it now; never waits for anybody.
+        """Give one frame to the viewers that are ready for it; never waits for a viewer.
 
         Raises:
             SinkError: the server has ended.
@@ -192,7 +197,7 @@ class WebSink:
         self.idle()
 
     def idle(self) -> None:
-        """Serve who could not take the last frame when it came, and who has come since."""
+        """Serve viewers that were not ready when the last frame came, and new viewers."""
         for (camera, kind), (number, overlay) in list(self._last.items()):
             if self._broadcaster.is_wanted(camera, number, kind):
                 self._serve(camera, number, overlay, kind)
@@ -209,35 +214,35 @@ class WebSink:
         self._packed.clear()
 
     def _serve(self, camera: str, number: int, overlay: Overlay, kind: Kind) -> None:
-        shot = self._packed.get((camera, kind))
-        if shot is None or shot.number != number:
+        frame = self._packed.get((camera, kind))
+        if frame is None or frame.number != number:
             try:
-                packed = self._serve_original(camera, number, overlay, kind) or self._pack(overlay, kind)
-                shot = WebFrame(camera, kind, number, packed)
+                packed = self._other_size(camera, number, overlay, kind) or self._pack(overlay, kind)
+                frame = WebFrame(camera, kind, number, packed)
             except WireError as error:
-                if camera not in self._said:
-                    self._said.add(camera)
-                    log.warning("%s: a frame cannot be shown, and is left out: %s", self.uri, error)
+                if camera not in self._logged:
+                    self._logged.add(camera)
+                    log.warning("%s: a frame cannot be shown and is left out: %s", self.uri, error)
                 del self._last[camera, kind]
                 return
-            self._packed[camera, kind] = shot
+            self._packed[camera, kind] = frame
             if kind == "painted":
-                self._keep(camera, overlay)
+                self._buffer_for_clip(camera, overlay)
             else:
-                self._packets.add(camera, overlay.explanation.frame.captured_at, shot.packed)
-        self._broadcaster.publish(shot)
+                self._packets.add(camera, overlay.explanation.frame.captured_at, frame.packed)
+        self._broadcaster.publish(frame)
 
-    def _keep(self, camera: str, overlay: Overlay) -> None:
-        """Keep a frame for clips that is only looked at with its heat painted in."""
+    def _buffer_for_clip(self, camera: str, overlay: Overlay) -> None:
+        """Add a plain frame to the clip buffer while only MJPEG viewers watch the camera."""
         captured_at = overlay.explanation.frame.captured_at
         if overlay.signal_loss is None and self._packets.is_due(camera, captured_at):
             try:
                 self._packets.add(camera, captured_at, self._pack(overlay, "plain"))
             except WireError as error:
-                log.debug("%s: a frame cannot be kept for a clip: %s", self.uri, error)
+                log.debug("%s: a frame cannot be buffered for a clip: %s", self.uri, error)
 
-    def _serve_original(self, camera: str, number: int, overlay: Overlay, kind: Kind) -> bytes | None:
-        """Return the same frame's other size, where it is no other: it is small already."""
+    def _other_size(self, camera: str, number: int, overlay: Overlay, kind: Kind) -> bytes | None:
+        """Return the same frame packed as ``plain`` or ``small`` if its image is small, so that both are the same."""
         other = self._packed.get((camera, "plain" if kind == "small" else "small"))
         if kind == "painted" or max(overlay.explanation.frame.image.shape[:2]) > SMALL_PIXELS:
             return None
@@ -245,14 +250,14 @@ class WebSink:
 
     def _pack(self, overlay: Overlay, kind: Kind) -> bytes:
         self.encoded += 1
-        image, picture = self._prepared.of(overlay, kind) or self._compressed(overlay, kind)
+        image, jpeg = self._prepared.of(overlay, kind) or self._compressed(overlay, kind)
         if kind == "painted":
-            return picture
+            return jpeg
         plain = Overlay(image, overlay.explanation)
-        return pack(plain, picture, sent_at_unix=self._wall_clock(), now_monotonic=self._clock())
+        return pack(plain, jpeg, sent_at_unix=self._wall_clock(), now_monotonic=self._clock())
 
     def _compressed(self, overlay: Overlay, kind: Kind) -> tuple[Image, bytes]:
-        """Return what is shown of a frame, and the same as JPEG."""
+        """Return the image of a frame in this kind, and its JPEG."""
         quality = self._settings.quality
         if kind == "painted":
             return overlay.image, reusable_jpeg(overlay, quality) or encode_image(bounded_image(overlay.image), quality)
@@ -262,8 +267,8 @@ class WebSink:
         return image, encode_image(image, quality)
 
 
-def _serving(page: WebState, listener: socket.socket) -> ThreadWorker:
-    """Return the server's thread: it ends within a second of being asked to."""
+def _server_thread(page: WebState, listener: socket.socket) -> ThreadWorker:
+    """Return the thread of the server, which ends within a second of being stopped."""
 
     async def read_token() -> None:
         page.read_token()
@@ -273,7 +278,7 @@ def _serving(page: WebState, listener: socket.socket) -> ThreadWorker:
         loop="asyncio",
         http=PageProtocol,
         ws="websockets-sansio",
-        ws_max_size=_HEARD_BYTES,
+        ws_max_size=_MAX_MESSAGE_BYTES,
         ws_ping_interval=_PING_SECONDS,
         ws_ping_timeout=_PONG_SECONDS,
         ws_per_message_deflate=False,
@@ -300,30 +305,30 @@ def _serving(page: WebState, listener: socket.socket) -> ThreadWorker:
     return ThreadWorker("page", serve, stop)
 
 
-def _bound(uri: str, address: PageAddress) -> socket.socket:
-    """Return a listening socket whose connections hold little.
+def _listen(uri: str, address: PageAddress) -> socket.socket:
+    """Return a listening socket with small send buffers.
 
     Raises:
-        SinkError: the address cannot be had.
+        SinkError: the address cannot be bound.
     """
     hints = {
-        errno.EADDRINUSE: "is in use; choose another port, or stop the program that has it (ss -ltnp shows which)",
+        errno.EADDRINUSE: "is in use; choose another port, or stop the program that uses it (ss -ltnp shows which)",
         errno.EADDRNOTAVAIL: "is not an address of this machine; serve on http://0.0.0.0:port for other machines",
         errno.EACCES: "may not be used by this user; choose a port above 1023",
     }
     try:
-        family, _, _, _, place = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
+        family, _, _, _, socket_address = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, socket.SOCK_STREAM)
     except OSError as error:
         raise SinkError(f"{uri}: the host is unknown ({error.strerror}); for instance http://127.0.0.1:8000") from None
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, struct.pack("i", 1))
-        # Accepted connections take these from the listener.
+        # Accepted connections inherit these options from the listener.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _GONE_MS)
-        listener.bind(place)
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MS)
+        listener.bind(socket_address)
         listener.listen(64)
     except OSError as error:
         listener.close()

@@ -1,8 +1,8 @@
-"""The window: one per camera, shown by SDL (pygame-ce). q, Esc or closing any of them asks for the end.
+"""Window sink: one window per camera, shown by SDL (pygame-ce). q, Esc or closing a window stops the run.
 
-OpenCV could show windows, too, but the build of it that can needs libGL to be imported at all, which small images and
-servers lack, and ends the process where no display answers. SDL's windows belong to the thread that made them, so they
-are made in the first ``put``; entering only finds out, in a process of its own, whether a window can be made at all.
+OpenCV can show windows too, but its build with windows needs libGL at import, which small images and servers lack, and
+it ends the process if the display does not answer. SDL's windows belong to the thread that made them, so the first
+``put`` makes them; entering only tests, in a separate process, whether a window can be made.
 """
 
 from __future__ import annotations
@@ -25,38 +25,39 @@ from pipeline.ports import StopRequested
 from pipeline.settings import SinkContext
 
 _MAX_START: Final = (1280, 800)
-"""A window starts no larger than this, so that it fits a laptop's screen; it can be resized."""
+"""Maximum initial size (width, height) of a window, so that it fits a laptop's screen; it can be resized."""
 _PROBE_SECONDS: Final = 60.0
-_UNSEEN: Final = ("offscreen", "dummy")
-"""SDL's drivers that show nothing: what it takes where no display answers."""
+_INVISIBLE_DRIVERS: Final = ("offscreen", "dummy")
+"""SDL's drivers without a screen: SDL falls back to them if no display answers."""
 _PROBE: Final = f"""
 import sys, pygame
 pygame.display.init()
-if pygame.display.get_driver() in {_UNSEEN!r}:
+if pygame.display.get_driver() in {_INVISIBLE_DRIVERS!r}:
     sys.exit("cannot connect to it, or the libraries of X11 and Wayland are missing")
 pygame.Window("recipro-stream", (64, 64), hidden=True).destroy()
 pygame.display.quit()
 """
-_INSTEAD: Final = "use --sink out.mp4, or --sink tcp://0.0.0.0:5555 (with --curve-keys) and `run.py view` elsewhere"
+_ALTERNATIVE: Final = "use --sink out.mp4, or --sink tcp://0.0.0.0:5555 (with --curve-keys) and `run.py view` elsewhere"
 
 
 def load_pygame() -> ModuleType:
-    """Return pygame; its greeting stays off our output.
+    """Return the module pygame, imported without its greeting on standard output.
 
     Raises:
-        SinkError: it is missing, or cannot be loaded here.
+        SinkError: it is missing, or cannot be loaded.
     """
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             import pygame
     except ImportError as reason:
         raise SinkError(
-            f"window: pygame-ce cannot be loaded ({reason}); uv sync brings it (pip install pygame-ce), or {_INSTEAD}"
+            f"window: pygame-ce cannot be loaded ({reason}); install it: uv sync (or pip install pygame-ce), or "
+            f"{_ALTERNATIVE}"
         ) from None
     if not hasattr(pygame, "Window"):
         raise SinkError(
-            f"window: pygame {pygame.version.ver} has no windows of this kind; pip uninstall pygame, then pip install "
-            f"pygame-ce, or {_INSTEAD}"
+            f"window: pygame {pygame.version.ver} lacks pygame.Window; pip uninstall pygame, then pip install "
+            f"pygame-ce, or {_ALTERNATIVE}"
         )
     return pygame
 
@@ -64,36 +65,38 @@ def load_pygame() -> ModuleType:
 class WindowSink:
     """Shows overlays on the screen.
 
-    ``put``, ``idle`` and whatever they raise belong to one thread; that thread has ended when the sink is left.
+    ``put`` and ``idle`` belong to one thread; that thread has ended when the sink is left.
     """
 
     lossless = False
 
     def __init__(self, settings: WindowSettings | str = "window", context: SinkContext | None = None) -> None:
-        """Take the display of ``context``."""
+        """Set the display of ``context``; nothing is opened yet."""
         self.uri = WindowSettings.of(settings).uri
         self._display = (context or SinkContext()).display
         self._pygame: Any = None
         self._windows: dict[str, Any] = {}
         self._shown: dict[str, Image] = {}
-        """By camera the picture that its window shows."""
+        """Camera to the image in its window."""
 
     def __enter__(self) -> Self:
         if not self._display:
-            raise SinkError(f"window: there is no display (DISPLAY and WAYLAND_DISPLAY are not set); {_INSTEAD}")
+            raise SinkError(f"window: there is no display (DISPLAY and WAYLAND_DISPLAY are not set); {_ALTERNATIVE}")
         self._pygame = load_pygame()
         try:
             probe = subprocess.run(  # noqa: S603 - our own interpreter
                 [sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=_PROBE_SECONDS, check=False
             )
         except subprocess.TimeoutExpired:
-            raise SinkError(f"window: the display {self._display!r} does not answer; {_INSTEAD}") from None
+            raise SinkError(f"window: the display {self._display!r} does not answer; {_ALTERNATIVE}") from None
         if probe.returncode:
-            raise SinkError(f"window: the display {self._display!r} takes no window ({_why(probe.stderr)}); {_INSTEAD}")
+            raise SinkError(
+                f"window: the display {self._display!r} takes no window ({_why(probe.stderr)}); {_ALTERNATIVE}"
+            )
         return self
 
     def needs_image(self, camera: str) -> bool:  # noqa: ARG002 - the same for every camera
-        """Say yes: somebody looks at it."""
+        """Return True: the window shows every frame."""
         return True
 
     def put(self, overlay: Overlay) -> None:
@@ -101,7 +104,7 @@ class WindowSink:
 
         Raises:
             StopRequested: q or Esc was pressed, or a window was closed.
-            SinkError: the display went away.
+            SinkError: the display no longer answers.
         """
         camera = overlay.explanation.frame.camera
         self._shown[camera] = overlay.image
@@ -110,25 +113,25 @@ class WindowSink:
                 self._windows[camera] = self._open(camera, overlay.image)
             self._draw(camera)
         except self._pygame.error as error:
-            raise SinkError(f"window: {camera}: cannot be shown ({error}); {_INSTEAD}") from error
+            raise SinkError(f"window: {camera}: cannot be shown ({error}); {_ALTERNATIVE}") from error
         self.idle()
 
     def idle(self) -> None:
-        """Let the windows answer keys and clicks. Call it now and then when frames are rare.
+        """Handle key presses, clicks and resizing. Call it regularly while frames are rare.
 
         Raises:
             StopRequested: q or Esc was pressed, or a window was closed.
         """
         if not self._windows:
             return
-        pygame, stale = self._pygame, False
+        pygame, needs_redraw = self._pygame, False
         for event in pygame.event.get():
             if event.type in {pygame.WINDOWCLOSE, pygame.QUIT}:
                 raise StopRequested("window: closed")
             if event.type == pygame.KEYDOWN and event.key in {pygame.K_q, pygame.K_ESCAPE}:
                 raise StopRequested("window: q or Esc")
-            stale |= event.type in {pygame.WINDOWEXPOSED, pygame.WINDOWSIZECHANGED}
-        for camera in self._windows if stale else ():
+            needs_redraw |= event.type in {pygame.WINDOWEXPOSED, pygame.WINDOWSIZECHANGED}
+        for camera in self._windows if needs_redraw else ():
             self._draw(camera)
 
     def __exit__(
@@ -151,28 +154,28 @@ class WindowSink:
         return pygame.Window(f"{printable(camera)} - recipro-stream", size, resizable=True)
 
     def _draw(self, camera: str) -> None:
-        """Fit the camera's picture into its window, its proportions kept."""
+        """Fit the camera's image into its window, with its aspect ratio."""
         surface = self._windows[camera].get_surface()
-        picture = fitted(self._shown[camera], surface.get_size())
-        size = (picture.shape[1], picture.shape[0])
+        image = fitted(self._shown[camera], surface.get_size())
+        size = (image.shape[1], image.shape[0])
         corner = ((surface.get_width() - size[0]) // 2, (surface.get_height() - size[1]) // 2)
         surface.fill((0, 0, 0))
-        surface.blit(self._pygame.image.frombuffer(picture.tobytes(), size, "RGB"), corner)
+        surface.blit(self._pygame.image.frombuffer(image.tobytes(), size, "RGB"), corner)
         self._windows[camera].flip()
 
 
-def fitted(image: Image, room: tuple[int, int]) -> Image:
-    """Return an RGB picture, uint8 (height, width, 3), as large as fits ``room`` (width, height), proportions kept."""
+def fitted(image: Image, bounds: tuple[int, int]) -> Image:
+    """Return an RGB image, uint8 (height, width, 3), scaled to fit ``bounds`` (width, height), aspect ratio kept."""
     height, width = image.shape[:2]
-    scale = min(room[0] / width, room[1] / height)
+    scale = min(bounds[0] / width, bounds[1] / height)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     if size == (width, height):
         return image
-    way = cv2.INTER_AREA if scale < 1.0 else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(image, size, interpolation=way), np.uint8)
+    interpolation = cv2.INTER_AREA if scale < 1.0 else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(image, size, interpolation=interpolation), np.uint8)
 
 
-def _why(said: str) -> str:
-    """Pick the line that tells the reason."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+def _why(output: str) -> str:
+    """Return the last line of the probe's error output: it gives the reason."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
     return (lines or ["no reason given"])[-1][:200]

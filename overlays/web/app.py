@@ -1,4 +1,4 @@
-"""What the page answers: files, sign-in, frames, clips, figures, health. Starlette; knows no thread and no socket."""
+"""HTTP and WebSocket handlers of the page (Starlette): files, sign-in, frames, clips, metrics, health checks."""
 
 from __future__ import annotations
 
@@ -22,40 +22,40 @@ from overlays.render.colormaps import palette
 from overlays.web.auth import COOKIE_SECONDS, AccessPolicy
 from overlays.web.broadcast import WebClient
 from overlays.web.clip import CLIP_SECONDS
-from overlays.web.clips import clip_answer
+from overlays.web.clips import clip_response
 from overlays.web.middleware import AccessMiddleware
 from overlays.web.prometheus import exposition
 from overlays.web.state import SMALL_PIXELS, WebState
 from overlays.web.status import readiness
 
 STATUS_SECONDS: Final = 0.2
-"""How often every page is told how the cameras do."""
-_STATUSES_UNHEARD: Final = 4
-"""So many may be on their way."""
+"""How often the state of the cameras is sent to each page."""
+_MAX_UNACKNOWLEDGED: Final = 4
+"""Maximum number of status messages on their way to a page."""
 READY_SECONDS: Final = 5.0
 _MAX_FORM_BYTES: Final = 4096
 _FORM_SECONDS: Final = 5.0
 _MAX_VIEWERS: Final = 128
 _REFUSAL_SECONDS: Final = 0.5
-"""How long a wrong token waits for its answer."""
+"""Delay of the response to a wrong token."""
 _BOUNDARY: Final = "frame"
-_KINDS: Final = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+_MEDIA_TYPES: Final = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 
 def make_app(page: WebState) -> AccessMiddleware:
-    """Return the application, with the doorman before it."""
-    answers = _Handlers(page)
+    """Return the application with its access control."""
+    handlers = _Handlers(page)
     routes = [
-        Route("/", answers.file),
-        Route("/static/{name}", answers.file),
-        Route("/login", answers.login, methods=["GET", "POST"]),
-        Route("/logout", answers.logout, methods=["POST"]),
-        Route("/stream/{camera:path}", answers.mjpeg),
-        Route("/clip/{camera:path}", answers.clip),
-        Route("/metrics", answers.metrics),
-        Route("/healthz", answers.alive),
-        Route("/readyz", answers.ready),
-        WebSocketRoute("/frames", answers.frames),
+        Route("/", handlers.file),
+        Route("/static/{name}", handlers.file),
+        Route("/login", handlers.login, methods=["GET", "POST"]),
+        Route("/logout", handlers.logout, methods=["POST"]),
+        Route("/stream/{camera:path}", handlers.mjpeg),
+        Route("/clip/{camera:path}", handlers.clip),
+        Route("/metrics", handlers.metrics),
+        Route("/healthz", handlers.alive),
+        Route("/readyz", handlers.ready),
+        WebSocketRoute("/frames", handlers.frames),
     ]
     return AccessMiddleware(Starlette(routes=routes), page)
 
@@ -78,13 +78,13 @@ class _Handlers:
 
     async def file(self, request: Request) -> Response:
         name = request.path_params.get("name", "index.html")
-        packed = self.page.files.get(name)
-        if packed is None:
-            return Response("there is no such file", 404, media_type="text/plain")
-        return Response(packed, media_type=_KINDS[Path(name).suffix], headers={"Cache-Control": "no-cache"})
+        content = self.page.files.get(name)
+        if content is None:
+            return Response("no such file", 404, media_type="text/plain")
+        return Response(content, media_type=_MEDIA_TYPES[Path(name).suffix], headers={"Cache-Control": "no-cache"})
 
     async def login(self, request: Request) -> Response:
-        guard = self.page.access
+        access = self.page.access
         if request.method == "GET":
             return Response(self.page.files["login.html"], media_type="text/html")
         body = b""
@@ -96,33 +96,33 @@ class _Handlers:
                         return Response("too long", 413, media_type="text/plain")
         except TimeoutError:
             return Response("too slow", 408, media_type="text/plain", headers={"Connection": "close"})
-        given = parse_qs(body.decode("utf-8", "replace")).get("token", [""])[0]
-        if not guard.token_matches(given.strip()):
+        token = parse_qs(body.decode("utf-8", "replace")).get("token", [""])[0]
+        if not access.token_matches(token.strip()):
             self.page.refused += 1
             await asyncio.sleep(_REFUSAL_SECONDS)
-            said = b'<p role="alert">That is not the token.</p>'
-            form = self.page.files["login.html"].replace(b"<!-- said -->", said)
+            alert = b'<p role="alert">The token is wrong.</p>'
+            form = self.page.files["login.html"].replace(b"<!-- alert -->", alert)
             return Response(form, 401, media_type="text/html")
-        answer = RedirectResponse("./", 303)
-        answer.set_cookie(
-            cookie_name(guard),
-            guard.issue_cookie(time.time()),
+        response = RedirectResponse("./", 303)
+        response.set_cookie(
+            cookie_name(access),
+            access.issue_cookie(time.time()),
             max_age=COOKIE_SECONDS,
             path=_cookie_path(request),
             httponly=True,
             samesite="strict",
             secure=request.url.scheme == "https",
         )
-        return answer
+        return response
 
     async def logout(self, request: Request) -> Response:
         self.page.end_session(request.scope["session"])
-        answer = RedirectResponse("login", 303)
+        response = RedirectResponse("login", 303)
         name = cookie_name(self.page.access)
-        answer.delete_cookie(name, path=_cookie_path(request), httponly=True, samesite="strict")
-        return answer
+        response.delete_cookie(name, path=_cookie_path(request), httponly=True, samesite="strict")
+        return response
 
-    async def alive(self, request: Request) -> Response:  # noqa: ARG002 - starlette's shape
+    async def alive(self, request: Request) -> Response:  # noqa: ARG002 - Starlette's signature
         return Response("alive\n", media_type="text/plain")
 
     async def ready(self, request: Request) -> Response:
@@ -130,11 +130,11 @@ class _Handlers:
             within = min(max(_number(request, "within", READY_SECONDS), 0.1), 3600.0)
         except ValueError:
             return Response("within: seconds, such as /readyz?within=3", 400, media_type="text/plain")
-        good, cameras = readiness(self.page.status.snapshot(), within)
-        told: dict[str, Any] = {"ready": good, "within_seconds": within}
+        is_ready, cameras = readiness(self.page.status.snapshot(), within)
+        content: dict[str, Any] = {"ready": is_ready, "within_seconds": within}
         if request.scope["admitted"]:
-            told["cameras"] = cameras
-        return JSONResponse(told, 200 if good else 503)
+            content["cameras"] = cameras
+        return JSONResponse(content, 200 if is_ready else 503)
 
     async def metrics(self, request: Request) -> Response:  # noqa: ARG002
         outcome = self.page.status.outcome
@@ -146,11 +146,11 @@ class _Handlers:
         if camera not in self.page.status.cameras:
             return self._unknown(camera, "/stream/<camera>.mjpg")
         if len(self.page.broadcaster.clients) >= _MAX_VIEWERS:
-            return Response("too many look on already", 503, media_type="text/plain")
-        kind = f"multipart/x-mixed-replace; boundary={_BOUNDARY}"
+            return Response("too many viewers", 503, media_type="text/plain")
+        media_type = f"multipart/x-mixed-replace; boundary={_BOUNDARY}"
         if request.method == "HEAD":
-            return Response(media_type=kind)
-        return StreamingResponse(self._parts(camera, request.scope["session"]), media_type=kind)
+            return Response(media_type=media_type)
+        return StreamingResponse(self._parts(camera, request.scope["session"]), media_type=media_type)
 
     async def _parts(self, camera: str, session: str) -> AsyncIterator[bytes]:
         client = WebClient(camera)
@@ -158,10 +158,10 @@ class _Handlers:
         self.page.broadcaster.subscribe(client)
         try:
             yield f"--{_BOUNDARY}\r\n".encode()
-            while (shot := await client.next()) is not None:
-                head = f"Content-Type: image/jpeg\r\nContent-Length: {len(shot.packed)}\r\n\r\n".encode()
-                # The next boundary comes at once: browsers show a part when they see its end.
-                yield head + shot.packed + f"\r\n--{_BOUNDARY}\r\n".encode()
+            while (frame := await client.next()) is not None:
+                head = f"Content-Type: image/jpeg\r\nContent-Length: {len(frame.packed)}\r\n\r\n".encode()
+                # The next boundary follows at once: browsers show a part when they see its end.
+                yield head + frame.packed + f"\r\n--{_BOUNDARY}\r\n".encode()
                 client.acknowledge(camera)
         finally:
             self.page.unsubscribe(client)
@@ -174,20 +174,24 @@ class _Handlers:
             opacity = min(max(_number(request, "opacity", self.page.style.opacity), 0.0), 1.0)
         except ValueError:
             return Response("opacity: a number from 0 to 1", 400, media_type="text/plain")
-        return await clip_answer(self.page, request, camera, opacity)
+        return await clip_response(self.page, request, camera, opacity)
 
     async def frames(self, socket: WebSocket) -> None:
         if len(self.page.broadcaster.clients) >= _MAX_VIEWERS:
-            await socket.close(1013, "too many look on already")
+            await socket.close(1013, "too many viewers")
             return
         await socket.accept()
         client = WebClient()
         client.session = socket.scope["session"]
-        unheard = [0]
+        unacknowledged = [0]
         self.page.broadcaster.subscribe(client)
         tasks = [
             asyncio.create_task(each)
-            for each in (self._listen(socket, client, unheard), self._send(socket, client), self._tell(socket, unheard))
+            for each in (
+                self._receive(socket, client, unacknowledged),
+                self._send_frames(socket, client),
+                self._send_status(socket, unacknowledged),
+            )
         ]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -197,52 +201,52 @@ class _Handlers:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _listen(self, socket: WebSocket, client: WebClient, unheard: list[int]) -> None:
-        """Hear what has been shown. Anything else ends the connection."""
+    async def _receive(self, socket: WebSocket, client: WebClient, unacknowledged: list[int]) -> None:
+        """Read acknowledgements and changes of the view. Any other message ends the connection."""
         try:
             while True:
-                said = json.loads(await socket.receive_text())
-                if "shown" in said:
-                    client.acknowledge(str(said["shown"]))
-                elif "small" in said:
-                    client.set_view(small=bool(said["small"]), large=str(said["large"]))
+                message = json.loads(await socket.receive_text())
+                if "shown" in message:
+                    client.acknowledge(str(message["shown"]))
+                elif "small" in message:
+                    client.set_view(small=bool(message["small"]), large=str(message["large"]))
                 else:
-                    unheard[0] = 0
+                    unacknowledged[0] = 0
         except (WebSocketDisconnect, ValueError, TypeError, KeyError, RuntimeError):
             client.close()
 
-    async def _send(self, socket: WebSocket, client: WebClient) -> None:
+    async def _send_frames(self, socket: WebSocket, client: WebClient) -> None:
         try:
-            while (shot := await client.next()) is not None:
-                await socket.send_bytes(shot.packed)
+            while (frame := await client.next()) is not None:
+                await socket.send_bytes(frame.packed)
             await socket.close(1001, "the stream has ended")
         except (WebSocketDisconnect, RuntimeError):
             return
 
-    async def _tell(self, socket: WebSocket, unheard: list[int]) -> None:
-        """Tell how the cameras do, as long as it is heard."""
+    async def _send_status(self, socket: WebSocket, unacknowledged: list[int]) -> None:
+        """Send the state of the cameras regularly, as long as it is acknowledged."""
         try:
             await socket.send_text(self._hello)
             while True:
-                if unheard[0] < _STATUSES_UNHEARD:
-                    unheard[0] += 1
-                    told = {"kind": "status", "unix": time.time()} | self.page.told()
-                    await socket.send_text(json.dumps(told, allow_nan=False))
+                if unacknowledged[0] < _MAX_UNACKNOWLEDGED:
+                    unacknowledged[0] += 1
+                    status = {"kind": "status", "unix": time.time()} | self.page.status_message()
+                    await socket.send_text(json.dumps(status, allow_nan=False))
                 await asyncio.sleep(STATUS_SECONDS)
         except (WebSocketDisconnect, RuntimeError):
             return
 
     def _unknown(self, camera: str, path: str) -> Response:
         known = ", ".join(self.page.status.cameras) or "none yet"
-        text = f"{camera[:80]!r} is no camera of this run; ask {path}, the cameras are: {known}"
+        text = f"{camera[:80]!r} is no camera of this run; request {path}, the cameras are: {known}"
         return Response(text, 404, media_type="text/plain")
 
 
 def _number(request: Request, name: str, default: float) -> float:
-    """Return a number of the query.
+    """Return a number from the query string.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the value is not a number.
     """
     number = float(request.query_params.get(name, default))
     if math.isnan(number):
@@ -251,10 +255,10 @@ def _number(request: Request, name: str, default: float) -> float:
 
 
 def _cookie_path(request: Request) -> str:
-    """Return where the cookie is sent back: a proxy's host may have other applications beside this page."""
+    """Return the path of the cookie: a proxy's host may serve other applications beside this page."""
     return f"{request.scope['prefix']}/"
 
 
-def cookie_name(guard: AccessPolicy) -> str:
-    """Return the cookie's name: two pages on one machine share its cookies, whatever their ports."""
-    return f"recipro_page_{guard.address.port}"
+def cookie_name(access: AccessPolicy) -> str:
+    """Return the name of the cookie: two pages on one machine share its cookies, so the name holds the port."""
+    return f"recipro_page_{access.address.port}"

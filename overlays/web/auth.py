@@ -1,8 +1,8 @@
-"""Who may look at the page: addresses, host names, origins, and the token. Pure.
+"""Access control of the page: addresses, host names, origins and the token. Pure.
 
-A page on the loopback address is open to whoever uses this machine, but not to other web sites in the same browser:
-requests name a host we know (else a foreign name could be pointed at us: DNS rebinding), and whoever opens a WebSocket
-or sends a form comes from our own page. Beyond the loopback a token is asked for.
+A page on the loopback address is open to all users of the machine, but not to other web sites in the same browser:
+requests must name a known host (otherwise a foreign name could be pointed at this address: DNS rebinding), and a
+WebSocket or a form must come from this page. Beyond the loopback address a token is required.
 """
 
 from __future__ import annotations
@@ -19,65 +19,65 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
-MIN_TOKEN: Final = 16
-"""Characters. Whoever guesses has the whole night."""
+MIN_TOKEN_LENGTH: Final = 16
+"""Minimum length in characters, against guessing."""
 COOKIE_SECONDS: Final = 30 * 24 * 3600
 _PREFIX = re.compile(r"(/[\w.~-]+)+", re.ASCII)
 _PAGE = re.compile(r"http://(?P<host>\[[0-9A-Fa-f:.]+\]|[^\[\]:/@?#\s]+):(?P<port>\d{1,5})/?")
 
 
 class PageAddress(NamedTuple):
-    """Where the page is served."""
+    """Address where the page is served."""
 
     host: str
-    """Without brackets."""
+    """Host name or address, IPv6 without brackets."""
     port: int
-    """0: any free one."""
+    """0: any free port."""
 
 
 def parse_page_address(uri: str) -> PageAddress:
-    """Read ``http://host:port``.
+    """Parse ``http://host:port``.
 
     Raises:
-        ValueError: it is something else; the message says how it is written.
+        ValueError: the address is invalid; the message shows a valid one.
     """
     match = _PAGE.fullmatch(uri)
     if match is None:
-        raise ValueError("it is not written like http://host:port, for instance http://127.0.0.1:8000")
+        raise ValueError("write the address as http://host:port, for instance http://127.0.0.1:8000")
     if int(match["port"]) > 65535:
         raise ValueError(f"port {match['port']} is larger than 65535; write for instance http://127.0.0.1:8000")
     return PageAddress(match["host"].strip("[]"), int(match["port"]))
 
 
 def is_loopback(host: str) -> bool:
-    """Say whether only this machine can reach ``host``: every address it stands for is a loopback one."""
+    """Return whether only this machine can reach ``host``: all its addresses are loopback addresses."""
     try:
-        found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
-        return bool(found) and all(ipaddress.ip_address(address).is_loopback for address in found)
+        addresses = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+        return bool(addresses) and all(ipaddress.ip_address(address).is_loopback for address in addresses)
     except (OSError, ValueError):
         return False
 
 
 def check_token(token: str) -> str:
-    """Return the token without the white space around it.
+    """Return the token without surrounding white space.
 
     Raises:
-        ValueError: it is too short, or holds what a header cannot carry.
+        ValueError: it is too short, or contains characters that a header cannot carry.
     """
     token = token.strip()
-    if len(token) < MIN_TOKEN or not (token.isascii() and token.isprintable()) or " " in token:
+    if len(token) < MIN_TOKEN_LENGTH or not (token.isascii() and token.isprintable()) or " " in token:
         raise ValueError(
-            f"a token has at least {MIN_TOKEN} printable ASCII characters and no space; "
-            "make one: openssl rand -hex 24 > FILE"
+            f"a token has at least {MIN_TOKEN_LENGTH} printable ASCII characters and no space; "
+            "create one: openssl rand -hex 24 > FILE"
         )
     return token
 
 
 def check_origin(origin: str) -> str:
-    """Return an origin as browsers send it: ``https://host`` or ``https://host:port``, in lower case.
+    """Return an origin in the form that browsers send: ``https://host`` or ``https://host:port``, in lower case.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is no origin.
     """
     try:
         parts = urlsplit(origin.strip().rstrip("/"))
@@ -87,11 +87,11 @@ def check_origin(origin: str) -> str:
     if parts.scheme not in {"http", "https"} or not parts.hostname or parts.path or parts.query or parts.username:
         raise ValueError(f"{origin!r} is no origin; write SCHEME://HOST or SCHEME://HOST:PORT, without a path")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return f"{parts.scheme}://{host}" + ("" if port in {None, _standard(parts.scheme)} else f":{port}")
+    return f"{parts.scheme}://{host}" + ("" if port in {None, _standard_port(parts.scheme)} else f":{port}")
 
 
 def check_prefix(prefix: str) -> str:
-    """Return the path that a proxy serves the page under: "" or ``/cams``, without a slash at its end.
+    """Return the path under which a proxy serves the page: "" or ``/cams``, without a trailing slash.
 
     Raises:
         ValueError: it is no such path.
@@ -102,34 +102,34 @@ def check_prefix(prefix: str) -> str:
     return prefix
 
 
-class Asked(NamedTuple):
-    """What a request brings that may show the token."""
+class Credentials(NamedTuple):
+    """The parts of a request that may hold the token."""
 
     authorization: str | None = None
     cookie: str | None = None
     query: str | None = None
-    """``?token=`` of a stream's address; None elsewhere."""
+    """``?token=`` of a stream's address; None for other paths."""
     camera: str = ""
-    """Whose stream is asked for."""
+    """Camera of the requested stream."""
 
 
 @dataclass(frozen=True, slots=True)
 class AccessPolicy:
-    """Decides; knows no request."""
+    """The rules of access."""
 
     address: PageAddress
     token: str | None = field(default=None, repr=False)
     allowed_hosts: frozenset[str] = frozenset()
-    """Further names the page is reached by, such as a proxy's; without port, in lower case."""
+    """Further names of the page, such as a proxy's; without port, in lower case."""
     embed_origins: frozenset[str] = frozenset()
-    """Other sites that may show the MJPEG streams; see ``check_origin``."""
+    """Other sites that may embed the MJPEG streams; see ``check_origin``."""
     root_path: str = ""
-    """What stands before the page's own paths where a proxy does not take it away; see ``check_prefix``."""
+    """Path prefix that a proxy leaves in the request's path; see ``check_prefix``."""
 
     def is_allowed_host(self, header: str) -> bool:
-        """Say whether the Host header names this page.
+        """Return whether the Host header names this page.
 
-        Where a token is asked for, any name will do: a foreign one has no cookie of ours.
+        With a token, any name is allowed: a page under a foreign name has no cookie of this page.
         """
         name = _name_of(header)
         if self.token is not None or name in self.allowed_hosts | {"localhost", self.address.host.lower()}:
@@ -138,67 +138,68 @@ class AccessPolicy:
             address = ipaddress.ip_address(name)
         except ValueError:
             return False
-        # A name can be pointed anywhere by whoever owns it; an address cannot.
+        # The owner of a name can point it anywhere; an address cannot be redirected.
         return address.is_loopback or not is_loopback(self.address.host)
 
     def is_allowed_origin(self, origin: str | None, host_header: str, forwarded_host: str | None = None) -> bool:
-        """Say whether a browser's Origin is this page's own; programs send none.
+        """Return whether a browser's Origin is this page's own; True without one, because programs send none.
 
         Args:
-            origin: as the browser sent it.
-            host_header: as it arrived here.
-            forwarded_host: what a proxy says that it was asked for: ``X-Forwarded-Host``; "" where it says only that
-                it is one. Web sites cannot send this header. Some proxies pass the host on without its port.
+            origin: the Origin header.
+            host_header: the Host header.
+            forwarded_host: ``X-Forwarded-Host``, the host that a proxy received; "" if other headers show that there
+                is a proxy. Web sites cannot send this header. Some proxies omit the port of the host.
         """
         if origin is None:
             return True
         try:
             parts = urlsplit(origin)
-            asked = (parts.hostname or "", parts.port or _standard(parts.scheme))
+            requested = (parts.hostname or "", parts.port or _standard_port(parts.scheme))
             hosts = [host for host in (host_header, forwarded_host) if host]
-            same = asked in [(_name_of(host), _port_of(host) or _standard(parts.scheme)) for host in hosts]
+            same = requested in [(_name_of(host), _port_of(host) or _standard_port(parts.scheme)) for host in hosts]
             if not same and forwarded_host is not None:
-                same = any(_port_of(host) is None and _name_of(host) == asked[0] for host in hosts)
+                same = any(_port_of(host) is None and _name_of(host) == requested[0] for host in hosts)
         except ValueError:
             return False
         return parts.scheme in {"http", "https"} and (same or (parts.hostname or "") in self.allowed_hosts)
 
     def may_embed(self, origin: str | None) -> bool:
-        """Say whether a site of this origin may show the MJPEG streams."""
+        """Return whether a site of this origin may embed the MJPEG streams."""
         try:
             return bool(self.embed_origins) and origin is not None and check_origin(origin) in self.embed_origins
         except ValueError:
             return False
 
-    def is_authenticated(self, asked: Asked, now_unix: float) -> bool:
-        """Say whether a request brings the token, the cookie that was given for it, or its stream's own token."""
+    def is_authenticated(self, credentials: Credentials, now_unix: float) -> bool:
+        """Return whether a request holds the token, a valid cookie, or the token of its stream."""
         if self.token is None:
             return True
-        if any(self.token_matches(given) for given in _given(asked.authorization)):
+        if any(self.token_matches(candidate) for candidate in _tokens_in(credentials.authorization)):
             return True
-        if asked.query is not None and (
-            self.token_matches(asked.query)
-            or hmac.compare_digest(asked.query.encode("utf-8", "replace"), self.stream_token(asked.camera).encode())
+        query = credentials.query
+        if query is not None and (
+            self.token_matches(query)
+            or hmac.compare_digest(query.encode("utf-8", "replace"), self.stream_token(credentials.camera).encode())
         ):
             return True
-        expires, _, rest = (asked.cookie or "").partition(".")
-        session, _, seal = rest.partition(".")
+        expires, _, rest = (credentials.cookie or "").partition(".")
+        session, _, signature = rest.partition(".")
         if not expires.isascii() or not expires.isdigit() or len(expires) > 12 or int(expires) < now_unix:
             return False
-        return hmac.compare_digest(seal.encode("utf-8", "replace"), self._sign(expires, session).encode())
+        return hmac.compare_digest(signature.encode("utf-8", "replace"), self._sign(expires, session).encode())
 
-    def token_matches(self, given: str) -> bool:
-        """Compare in a time that tells nothing."""
+    def token_matches(self, candidate: str) -> bool:
+        """Compare in constant time."""
         token = (self.token or "").encode()
-        return self.token is not None and hmac.compare_digest(given.encode("utf-8", "replace"), token)
+        return self.token is not None and hmac.compare_digest(candidate.encode("utf-8", "replace"), token)
 
     def issue_cookie(self, now_unix: float) -> str:
-        """Return a cookie's value: when it expires, a session's number, and a seal made with the token."""
+        """Return the value of a new cookie: expiry in Unix seconds, session identifier, signature (HMAC-SHA256)."""
         expires, session = str(int(now_unix) + COOKIE_SECONDS), secrets.token_hex(16)
         return f"{expires}.{session}.{self._sign(expires, session)}"
 
     def stream_token(self, camera: str) -> str:
-        """Return what opens this camera's MJPEG stream and nothing else; the token cannot be read from it."""
+        """Return the token that opens only this camera's MJPEG stream; the page's token cannot be derived from it."""
         return hmac.new((self.token or "").encode(), f"stream {camera}".encode(), hashlib.sha256).hexdigest()[:40]
 
     def _sign(self, expires: str, session: str) -> str:
@@ -207,19 +208,19 @@ class AccessPolicy:
 
 
 def session_of(cookie: str | None) -> str:
-    """Return the number of the session that a cookie belongs to; "" for none."""
+    """Return the session identifier in a cookie; "" if there is none."""
     return (cookie or "").partition(".")[2].partition(".")[0]
 
 
-def _given(authorization: str | None) -> list[str]:
-    """Return what may be the token in an Authorization header: Bearer, or Basic's password or user."""
-    kind, _, given = (authorization or "").partition(" ")
+def _tokens_in(authorization: str | None) -> list[str]:
+    """Return the possible tokens in an Authorization header: of Bearer, or the password or user of Basic."""
+    kind, _, value = (authorization or "").partition(" ")
     if kind.lower() == "bearer":
-        return [given.strip()]
+        return [value.strip()]
     if kind.lower() != "basic":
         return []
     try:
-        user, _, password = base64.b64decode(given.strip(), validate=True).decode("utf-8").partition(":")
+        user, _, password = base64.b64decode(value.strip(), validate=True).decode("utf-8").partition(":")
     except (binascii.Error, UnicodeDecodeError):
         return []
     return [password or user]
@@ -233,9 +234,9 @@ def _name_of(host_header: str) -> str:
 
 
 def _port_of(host_header: str) -> int | None:
-    """Raises ``ValueError`` where the port is none."""
+    """Return the port in a Host header. Raises ``ValueError`` if it is invalid."""
     return urlsplit(f"//{host_header}").port
 
 
-def _standard(scheme: str) -> int:
+def _standard_port(scheme: str) -> int:
     return 443 if scheme == "https" else 80

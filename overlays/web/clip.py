@@ -1,7 +1,6 @@
-"""The last half minute of each camera, as it was sent to those who looked on; and a clip made of it.
+"""Clips of the page: a buffer of the last 30 s of each camera as sent to viewers, and an MP4 made of it.
 
-Nothing is compressed for it: the ring keeps pictures that were sent anyway. It is bounded in time, in frames a second
-and in bytes.
+The buffer costs no compression: it keeps images that were sent anyway. It is bounded in time, frame rate and bytes.
 """
 
 from __future__ import annotations
@@ -30,117 +29,125 @@ log = logging.getLogger(__name__)
 
 CLIP_SECONDS: Final = 30.0
 CLIP_RATE: Final = 10.0
-"""Frames per second that are kept: enough to see what happened."""
+"""Frames per second that are kept."""
 RING_BYTES: Final = 96 << 20
-"""For all cameras together."""
+"""Maximum size of the buffer, for all cameras together."""
 
 
 class PacketBuffer:
     """The last packets of each camera. One thread adds, any reads."""
 
     def __init__(self, limit_bytes: int = RING_BYTES) -> None:
-        """Take how much may be kept for all cameras together."""
+        """Set the maximum size in bytes for all cameras together."""
         self._limit_bytes = limit_bytes
-        # Guards the queues; held while packets are listed, not while they are worked on.
+        # Guards the queues; held while packets are listed, not while they are processed.
         self._lock = threading.Lock()
         self._packets: dict[str, deque[tuple[float, bytes]]] = {}
         self._bytes: dict[str, int] = {}
 
     def add(self, camera: str, captured_at: float, packet: bytes) -> None:
-        """Keep a packet, unless the one before is too near; let go what is too old or too much."""
+        """Add a packet, unless it follows the last one too closely; drop packets that are too old or too many."""
         with self._lock:
-            kept = self._packets.setdefault(camera, deque())
-            if kept and 0 <= captured_at - kept[-1][0] < 0.95 / CLIP_RATE:
+            packets = self._packets.setdefault(camera, deque())
+            if packets and 0 <= captured_at - packets[-1][0] < 0.95 / CLIP_RATE:
                 return
-            kept.append((captured_at, packet))
+            packets.append((captured_at, packet))
             self._bytes[camera] = self._bytes.get(camera, 0) + len(packet)
-            fraction = self._limit_bytes // len(self._packets)
+            camera_bytes = self._limit_bytes // len(self._packets)
             for name, queue in self._packets.items():
-                while queue and (self._bytes[name] > fraction or not 0 <= captured_at - queue[0][0] <= CLIP_SECONDS):
+                while queue and (
+                    self._bytes[name] > camera_bytes or not 0 <= captured_at - queue[0][0] <= CLIP_SECONDS
+                ):
                     self._bytes[name] -= len(queue.popleft()[1])
 
     def is_due(self, camera: str, captured_at: float) -> bool:
-        """Say whether a packet of this moment would be kept."""
+        """Return whether ``add`` would keep a packet captured at this time."""
         with self._lock:
-            kept = self._packets.get(camera)
-            return not kept or not 0 <= captured_at - kept[-1][0] < 0.95 / CLIP_RATE
+            packets = self._packets.get(camera)
+            return not packets or not 0 <= captured_at - packets[-1][0] < 0.95 / CLIP_RATE
 
     def packets(self, camera: str) -> list[bytes]:
-        """Return the camera's packets, the oldest first."""
+        """Return the camera's packets, oldest first."""
         with self._lock:
             return [packet for _, packet in self._packets.get(camera, ())]
 
     @property
     def total_bytes(self) -> int:
-        """How much is kept."""
+        """Size of all packets in bytes."""
         return sum(self._bytes.values())
 
 
 @dataclass(frozen=True, slots=True)
 class RenderStyle:
-    """How a clip is painted."""
+    """How a clip is rendered."""
 
     colormap: str = "inferno"
     opacity: float = 0.6
-    """0: no heat."""
+    """0: without the heat map."""
 
 
-def make_clip(packets: Sequence[bytes], look: RenderStyle, stopped: Callable[[], bool]) -> bytes:
-    """Return an MP4 (H.264) of the packets, heat and legend drawn, timed as the frames were; b"" when stopped.
+def make_clip(packets: Sequence[bytes], style: RenderStyle, is_stopped: Callable[[], bool]) -> bytes:
+    """Return an MP4 (H.264) of the packets with heat map and legend, with the frames' timing.
+
+    Args:
+        packets: packets of one camera, oldest first (``overlays.web.framing``).
+        style: colours and opacity.
+        is_stopped: checked before each frame; b"" is returned if it is True.
 
     Raises:
-        SinkError, WireError: it cannot be encoded.
+        SinkError: the clip cannot be encoded.
+        WireError: a packet is damaged.
     """
     timestamp = [0.0]
-    renderer = HeatRenderer(colormap=look.colormap, opacity=look.opacity, clock=lambda: timestamp[0])
+    renderer = HeatRenderer(colormap=style.colormap, opacity=style.opacity, clock=lambda: timestamp[0])
     with tempfile.TemporaryDirectory(prefix="recipro-clip-") as folder:
         path = Path(folder) / "clip.mp4"
         with VideoSink(path) as recorder:
             for packet in packets:
-                if stopped():
+                if is_stopped():
                     return b""
-                packed, picture = unpack(packet)
+                packed, jpeg = unpack(packet)
                 header = decode_header(packed)
                 timestamp[0] = header.sent_at_unix
                 plain = as_overlay(
-                    header, decode_image(picture), now_unix=header.sent_at_unix, now_monotonic=header.sent_at_unix
+                    header, decode_image(jpeg), now_unix=header.sent_at_unix, now_monotonic=header.sent_at_unix
                 )
                 recorder.put(renderer.render(plain.explanation))
-        written = next(Path(folder).glob("*.mp4"), path)  # the recorder adds the camera's name
-        return _index_first(written)
+        written = next(Path(folder).glob("*.mp4"), path)  # the sink adds the camera's name
+        return _move_index_to_front(written)
 
 
-def _index_first(path: Path) -> bytes:
-    """Return a film with its index at its beginning: a player may start before the rest has come."""
-    whole = path.with_name("index-first.mp4")
-    with av.open(str(path)) as source, av.open(str(whole), "w", options={"movflags": "faststart"}) as film:
-        pictures = source.streams.video[0]
-        stream = film.add_stream_from_template(pictures)
-        for packet in source.demux(pictures):
+def _move_index_to_front(path: Path) -> bytes:
+    """Return a video with its index at its beginning: players can start before the rest has arrived."""
+    target = path.with_name("index-first.mp4")
+    with av.open(str(path)) as source, av.open(str(target), "w", options={"movflags": "faststart"}) as output:
+        video = source.streams.video[0]
+        stream = output.add_stream_from_template(video)
+        for packet in source.demux(video):
             if packet.dts is not None:
                 packet.stream = stream
-                film.mux(packet)
-    return whole.read_bytes()
+                output.mux(packet)
+    return target.read_bytes()
 
 
-async def make_clip_async(packets: Sequence[bytes], look: RenderStyle, stopped: Callable[[], bool]) -> bytes:
-    """Make a clip while the loop goes on; b"" when stopped, or when it cannot be made, which the log says."""
+async def make_clip_async(packets: Sequence[bytes], style: RenderStyle, is_stopped: Callable[[], bool]) -> bytes:
+    """Make a clip in a thread; b"" if stopped, or if it fails, which is logged."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[bytes] = loop.create_future()
-    given_up = threading.Event()
+    cancelled = threading.Event()
 
-    def settle(made: bytes) -> None:
+    def finish(clip: bytes) -> None:
         if not done.done():
-            done.set_result(made)
+            done.set_result(clip)
 
-    def make() -> None:
-        made = b""
+    def run() -> None:
+        clip = b""
         try:
-            made = make_clip(packets, look, lambda: given_up.is_set() or stopped())
+            clip = make_clip(packets, style, lambda: cancelled.is_set() or is_stopped())
         except (ReciproStreamError, OSError, av.error.FFmpegError) as error:
             log.warning("a clip could not be made: %s", error)
         finally:
-            loop.call_soon_threadsafe(settle, made)
+            loop.call_soon_threadsafe(finish, clip)
 
-    with ThreadWorker("clip", make, given_up.set):
+    with ThreadWorker("clip", run, cancelled.set):
         return await done

@@ -1,4 +1,4 @@
-"""The page's answers about clips: made on demand, and sent in pieces to players that ask for pieces (RFC 9110)."""
+"""HTTP responses with clips: made on request, and sent in ranges to players that request ranges (RFC 9110)."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from overlays.web.clip import RenderStyle, make_clip_async
 from overlays.web.state import Clip, WebState
 
 _RANGE = re.compile(r"bytes=(\d{0,15})-(\d{0,15})", re.ASCII)
-_KEPT_SECONDS: Final = 20.0
-"""How long after it was last asked for a piece of a clip still comes from the same clip."""
-_PIECE_BYTES: Final = 64 << 10
+_REUSE_SECONDS: Final = 20.0
+"""A range is taken from the existing clip if that was last requested at most this long ago."""
+_CHUNK_BYTES: Final = 64 << 10
 
 
-def asked_range(header: str | None, size: int) -> range | None:
-    """Return the bytes that a Range header asks for; None for all of them.
+def requested_range(header: str | None, size: int) -> range | None:
+    """Return the bytes that a Range header requests; None for all of them.
 
-    Several ranges and other units are answered with everything, as the RFC allows.
+    Several ranges and other units are answered with everything, as RFC 9110 allows.
 
     Raises:
-        ValueError: none of these bytes exist.
+        ValueError: none of the requested bytes exist.
     """
     match = None if header is None else _RANGE.fullmatch(header.replace(" ", ""))
     if match is None or not any(match.groups()):
@@ -45,43 +45,44 @@ def asked_range(header: str | None, size: int) -> range | None:
     return range(start, stop)
 
 
-async def clip_answer(page: WebState, request: Request, camera: str, opacity: float) -> Response:
-    """Return a camera's clip, or the piece of it that is asked for; the same clip for all its pieces."""
+async def clip_response(page: WebState, request: Request, camera: str, opacity: float) -> Response:
+    """Return a camera's clip, or the requested range of it; all ranges come from the same clip."""
     now = time.monotonic()
     clip, header = page.clip, request.headers.get("range")
     known = clip is not None and (clip.camera, clip.opacity) == (camera, opacity)
-    if clip is None or not known or now - clip.used_at > _KEPT_SECONDS or (header is None and request.method != "HEAD"):
+    is_whole = header is None and request.method != "HEAD"
+    if clip is None or not known or now - clip.used_at > _REUSE_SECONDS or is_whole:
         packets = page.packets.packets(camera)
         if not packets:
-            said = "nothing is kept of it yet: pictures are kept while somebody looks on"
-            return Response(said, 404, media_type="text/plain")
-        if page.making:
-            said = "another clip is being made; ask again"
-            return Response(said, 503, media_type="text/plain", headers={"Retry-After": "3"})
-        page.making = True
+            text = "no images of this camera yet: images are kept while the page or a stream is viewed"
+            return Response(text, 404, media_type="text/plain")
+        if page.making_clip:
+            text = "another clip is being made; try again"
+            return Response(text, 503, media_type="text/plain", headers={"Retry-After": "3"})
+        page.making_clip = True
         try:
-            made = await make_clip_async(packets, RenderStyle(page.style.colormap, opacity), page.stopped.is_set)
+            content = await make_clip_async(packets, RenderStyle(page.style.colormap, opacity), page.stopped.is_set)
         finally:
-            page.making = False
-        if not made:
-            return Response("the clip could not be made; the log says why", 500, media_type="text/plain")
-        clip = page.clip = Clip(camera, opacity, made, time.monotonic())
+            page.making_clip = False
+        if not content:
+            return Response("the clip could not be made; see the log", 500, media_type="text/plain")
+        clip = page.clip = Clip(camera, opacity, content, time.monotonic())
     clip.used_at = now
-    return _sent(clip, request)
+    return _response(clip, request)
 
 
-def _sent(clip: Clip, request: Request) -> Response:
+def _response(clip: Clip, request: Request) -> Response:
     size, tag = len(clip.packed), f'"{clip.tag}"'
     headers = {
         "Accept-Ranges": "bytes",
         "ETag": tag,
         "Content-Disposition": f"attachment; filename*=UTF-8''{quote(clip.camera, safe='')}.mp4",
     }
-    wanted = request.headers.get("range")
+    header = request.headers.get("range")
     if request.headers.get("if-range", tag) != tag:
-        wanted = None  # it goes on from another clip
+        header = None  # the client has a part of another clip
     try:
-        part = asked_range(wanted, size)
+        part = requested_range(header, size)
     except ValueError:
         return Response(status_code=416, headers=headers | {"Content-Range": f"bytes */{size}"})
     status, sent = 200, range(size)
@@ -91,10 +92,10 @@ def _sent(clip: Clip, request: Request) -> Response:
     headers["Content-Length"] = str(len(sent))
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers, media_type="video/mp4")
-    return StreamingResponse(_pieces(clip.packed, sent), status, headers=headers, media_type="video/mp4")
+    return StreamingResponse(_chunks(clip.packed, sent), status, headers=headers, media_type="video/mp4")
 
 
-async def _pieces(packed: bytes, part: range) -> AsyncIterator[bytes]:
-    """Give it piece by piece: the next one once the last has left."""
-    for start in range(part.start, part.stop, _PIECE_BYTES):
-        yield packed[start : min(start + _PIECE_BYTES, part.stop)]
+async def _chunks(packed: bytes, part: range) -> AsyncIterator[bytes]:
+    """Yield a range in chunks, so that each is produced after the one before has been sent."""
+    for start in range(part.start, part.stop, _CHUNK_BYTES):
+        yield packed[start : min(start + _CHUNK_BYTES, part.stop)]

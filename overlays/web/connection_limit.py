@@ -1,6 +1,6 @@
-"""Accepts the page's connections: how many in all and from each address, how fast, and who gives way to a newcomer.
+"""Accepts the connections of the page within limits: total number, number per address, and rate.
 
-asyncio's own server accepts without a limit, and logs each accept that fails for want of file handles.
+asyncio's own server accepts without a limit, and logs each accept that fails for lack of file handles.
 """
 
 from __future__ import annotations
@@ -21,82 +21,83 @@ log = logging.getLogger(__name__)
 _ACCEPTS_PER_SECOND: Final = 800.0
 _BURST_ACCEPTS: Final = 128
 _REFUSED_CREDIT: Final = 0.8
-"""What a connection gives back that is closed at once: that costs little."""
+"""Credit returned for a connection that is closed at once, because it costs little."""
 _ACCEPTS_AT_ONCE: Final = 16
-"""Connections accepted before the loop does something else."""
+"""Maximum number of connections accepted in one step of the event loop."""
 _RETRY_SECONDS: Final = 1.0
-"""How long accepting rests where no file handle is free."""
+"""Pause of accepting while no file handle is free."""
 _LOG_EVERY_SECONDS: Final = 60.0
-_CLOSING: Final = 32
-"""Connections that have been ended and may not have given their handle back yet."""
+_MAX_CLOSING: Final = 32
+"""Maximum number of aborted connections whose file handle is not released yet."""
 
 
 class Connection(socket.socket):
-    """An accepted connection: counts the bytes that come and leave, and tells when it is closed.
+    """An accepted connection that counts its bytes and reports when it is closed.
 
-    ``transport`` is None until the loop has taken it over.
+    ``transport`` is None until the event loop has taken the connection over.
     """
 
     def __init__(self, accepted: socket.socket, address: str, on_close: Callable[[Connection], None]) -> None:
-        """Take over the accepted socket, and who is told of its end."""
+        """Take over the accepted socket; ``on_close`` is called once it is closed."""
         family, kind, protocol = accepted.family, accepted.type, accepted.proto
         super().__init__(family, kind, protocol, fileno=accepted.detach())
         self.setblocking(False)
         self.address = address
-        """What is limited: see ``overlays.file_limits.shared_address``."""
+        """The address that is limited: see ``overlays.file_limits.shared_address``."""
         self.sent_bytes = self.received_bytes = 0
         self.transport: asyncio.Transport | None = None
         self.ended = False
-        """Whether it has been aborted, and only its handle is still open."""
+        """Whether it was aborted and only its file handle is still open."""
         self.accepted_at = time.monotonic()
         self.stalled: tuple[float, int] | None = None
-        """Since when something waits to leave, and how much had left then."""
+        """(time, sent bytes) since which data waits to be sent."""
         self.heard = (self.accepted_at, 0)
-        """When it was last looked at how much is received, and how much that was."""
+        """(time, received bytes) at the last check of the receive rate."""
         self._on_close: Callable[[Connection], None] | None = on_close
 
     def recv(self, size: int, flags: int = 0, /) -> bytes:
-        """Receive, and count."""
+        """Receive and count bytes."""
         data = super().recv(size, flags)
         self.received_bytes += len(data)
         return data
 
     def send(self, data: Any, flags: int = 0, /) -> int:  # noqa: ANN401 - any buffer
-        """Send, and count."""
+        """Send and count bytes."""
         count = super().send(data, flags)
         self.sent_bytes += count
         return count
 
     def sendmsg(self, buffers: Any, *rest: Any) -> int:  # noqa: ANN401 - any buffers
-        """Send, and count."""
+        """Send and count bytes."""
         count = super().sendmsg(buffers, *rest)
         self.sent_bytes += count
         return count
 
     def close(self) -> None:
-        """Give the handle back."""
+        """Release the file handle."""
         super().close()
         if self._on_close is not None:
-            told, self._on_close = self._on_close, None
-            told(self)
+            on_close, self._on_close = self._on_close, None
+            on_close(self)
 
     def abort(self) -> None:
-        """End it at once, whatever still waits to leave."""
+        """End the connection at once; unsent data is discarded."""
         self.ended = True
         if self.transport is not None:
             self.transport.abort()
 
 
 class Acceptor:
-    """Accepts what arrives at one listening socket, for the loop it is started in.
+    """Accepts the connections of one listening socket in the event loop that starts it.
 
     Args:
-        listener: bound and listening; stays its owner's.
+        listener: bound and listening; the caller closes it.
         protocol: makes the protocol of one connection.
-        limit: connections in all.
-        limit_per_address: connections of one client; those of this machine are a reverse proxy's, and not limited.
-        give_way: chooses which of these connections is ended for a newcomer; None: none of them, the newcomer is.
-        clock: monotonic seconds.
+        limit: maximum number of connections.
+        limit_per_address: maximum number of connections per client; loopback addresses are a reverse proxy's and not
+            limited.
+        choose_evicted: chooses which of these connections is ended for a new one; None refuses the new one.
+        clock: returns monotonic seconds.
     """
 
     def __init__(
@@ -106,12 +107,12 @@ class Acceptor:
         *,
         limit: int,
         limit_per_address: int,
-        give_way: Callable[[list[Connection]], Connection | None],
+        choose_evicted: Callable[[list[Connection]], Connection | None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._listener, self._protocol = listener, protocol
         self._limit, self._limit_per_address = limit, limit_per_address
-        self._give_way, self._clock = give_way, clock
+        self._choose_evicted, self._clock = choose_evicted, clock
         self._open: dict[Connection, None] = {}
         self._ended: set[Connection] = set()
         self._by_address: Counter[str] = Counter()
@@ -119,9 +120,9 @@ class Acceptor:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._resume: asyncio.TimerHandle | None = None
         self._credit, self._credit_at = float(_BURST_ACCEPTS), clock()
-        self._said_at: dict[str, float] = {}
+        self._logged_at: dict[str, float] = {}
         self.refused = 0
-        """Connections closed because there was no room."""
+        """Number of connections refused because of a limit."""
 
     def __iter__(self) -> Iterator[Connection]:
         return iter(list(self._open))
@@ -130,13 +131,13 @@ class Acceptor:
         return len(self._open)
 
     def start(self) -> None:
-        """Accept from now on."""
+        """Start or resume accepting."""
         self._loop = asyncio.get_running_loop()
         self._listener.setblocking(False)
         self._loop.add_reader(self._listener.fileno(), self._accept)
 
     def stop(self) -> None:
-        """Accept no more; what is open stays open."""
+        """Stop accepting; open connections stay open."""
         if self._resume is not None:
             self._resume.cancel()
             self._resume = None
@@ -144,8 +145,8 @@ class Acceptor:
             self._loop.remove_reader(self._listener.fileno())
         self._loop = None
 
-    def _rest(self, seconds: float) -> None:
-        """Accept nothing for a while: what waits stays with the kernel, which refuses what is too much."""
+    def _pause(self, seconds: float) -> None:
+        """Stop accepting for a while: connections wait in the kernel, which refuses those beyond its backlog."""
         if self._loop is None:
             return
         self._loop.remove_reader(self._listener.fileno())
@@ -157,31 +158,31 @@ class Acceptor:
         self._credit_at = now
         for _ in range(_ACCEPTS_AT_ONCE):
             if self._credit < 1:
-                self._rest(_ACCEPTS_AT_ONCE / _ACCEPTS_PER_SECOND)
+                self._pause(_ACCEPTS_AT_ONCE / _ACCEPTS_PER_SECOND)
                 return
             try:
-                accepted, place = self._listener.accept()
+                accepted, peer = self._listener.accept()
             except (BlockingIOError, InterruptedError):
                 return
             except ConnectionError:
                 continue
             except OSError as error:
-                self._say(f"no connection can be accepted ({error.strerror}); it is tried again every second")
-                self._rest(_RETRY_SECONDS)
+                self._warn(f"no connection can be accepted ({error.strerror}); accepting is tried again every second")
+                self._pause(_RETRY_SECONDS)
                 return
             self._credit -= 1
-            self._take(accepted, str(place[0]))
+            self._take(accepted, str(peer[0]))
 
     def _take(self, accepted: socket.socket, host: str) -> None:
         address = shared_address(host)
-        if not self._has_room(address, is_local=is_loopback_address(host)):
+        if not self._is_within_limits(address, is_local=is_loopback_address(host)):
             self.refused += 1
             self._credit += _REFUSED_CREDIT
-            self._say(f"{len(self._open)} connections are open, and no more are accepted")
+            self._warn(f"{len(self._open)} connections are open, and no more are accepted")
             accepted.close()
             return
         try:
-            connection = Connection(accepted, address, self._forget)
+            connection = Connection(accepted, address, self._remove)
         except OSError:
             accepted.close()
             return
@@ -191,20 +192,20 @@ class Acceptor:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _has_room(self, address: str, *, is_local: bool) -> bool:
-        """Say whether a connection may be taken; where there is no room, one that gives way is ended first."""
+    def _is_within_limits(self, address: str, *, is_local: bool) -> bool:
+        """Return whether a connection may be accepted; at a limit, end another connection first if one qualifies."""
         if not is_local and self._by_address[address] >= self._limit_per_address:
-            return self._end_one([one for one in self._open if one.address == address and not one.ended])
+            return self._evict([c for c in self._open if c.address == address and not c.ended])
         if len(self._open) - len(self._ended) < self._limit:
             return True
-        return len(self._ended) < _CLOSING and self._end_one([one for one in self._open if not one.ended])
+        return len(self._ended) < _MAX_CLOSING and self._evict([c for c in self._open if not c.ended])
 
-    def _end_one(self, among: list[Connection]) -> bool:
-        one = self._give_way(among)
-        if one is None:
+    def _evict(self, candidates: list[Connection]) -> bool:
+        connection = self._choose_evicted(candidates)
+        if connection is None:
             return False
-        self._ended.add(one)
-        one.abort()
+        self._ended.add(connection)
+        connection.abort()
         return True
 
     async def _hand_over(self, connection: Connection) -> None:
@@ -216,7 +217,7 @@ class Acceptor:
         except OSError:
             connection.close()
 
-    def _forget(self, connection: Connection) -> None:
+    def _remove(self, connection: Connection) -> None:
         if self._open.pop(connection, self) is self:
             return
         self._ended.discard(connection)
@@ -224,11 +225,11 @@ class Acceptor:
         if self._by_address[connection.address] <= 0:
             del self._by_address[connection.address]
 
-    def _say(self, text: str) -> None:
-        """Warn, once a minute for each kind."""
+    def _warn(self, text: str) -> None:
+        """Log a warning, at most once a minute per kind."""
         kind = text.rpartition("(")[0] or "full"
         now = self._clock()
-        if now - self._said_at.get(kind, float("-inf")) >= _LOG_EVERY_SECONDS:
-            self._said_at[kind] = now
+        if now - self._logged_at.get(kind, float("-inf")) >= _LOG_EVERY_SECONDS:
+            self._logged_at[kind] = now
             with contextlib.suppress(OSError):
                 log.warning("page: %s", text)

@@ -1,6 +1,6 @@
-"""A frame for the page as one message: the header's length (4 bytes, big endian), the header, the JPEG. Pure.
+"""Binary message of a frame for the page: header length (4 bytes, big endian), header, JPEG. Pure.
 
-The header is the wire's (``docs/wire.md``); the picture is the plain frame or a smaller one, the heat goes as its grid.
+The header is that of the wire format (``docs/wire.md``); the image has no heat map, which the header holds as its grid.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from pipeline.errors import WireError
 from pipeline.frames import Overlay
 
 
-def pack(overlay: Overlay, picture: bytes, *, sent_at_unix: float, now_monotonic: float) -> bytes:
-    """Write the message; the overlay's image is the plain frame in the size it is sent in, ``picture`` its JPEG.
+def pack(overlay: Overlay, jpeg: bytes, *, sent_at_unix: float, now_monotonic: float) -> bytes:
+    """Encode a message; ``overlay.image`` is the plain image in the size it is sent in, ``jpeg`` the same as JPEG.
 
     Raises:
-        WireError: the explanation breaks a limit of the wire.
+        WireError: the explanation exceeds a limit of the wire format.
     """
-    _, header, payload = encode(overlay, sent_at_unix=sent_at_unix, now_monotonic=now_monotonic, picture=picture)
+    _, header, payload = encode(overlay, sent_at_unix=sent_at_unix, now_monotonic=now_monotonic, jpeg=jpeg)
     return struct.pack(">I", len(header)) + header + payload
 
 
 def unpack(packet: bytes) -> tuple[bytes, bytes]:
-    """Return the header and the JPEG.
+    """Return the header and the JPEG of a message.
 
     Raises:
-        WireError: it is cut off.
+        WireError: the message is truncated.
     """
     length = int.from_bytes(packet[:4], "big")
     if len(packet) < 4 + length:

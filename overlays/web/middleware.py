@@ -1,4 +1,4 @@
-"""Stands before the application: who may not enter is told so here, and every answer leaves with the same headers."""
+"""Access control before the application: refuses requests, limits their rate, and sets the security headers."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from overlays.file_limits import shared_address
-from overlays.web.auth import AccessPolicy, Asked, check_prefix, session_of
-from overlays.web.rate_limit import MAX_WAIT_SECONDS, WRONG_TOKEN_COST, Pace
+from overlays.web.auth import AccessPolicy, Credentials, check_prefix, session_of
+from overlays.web.rate_limit import MAX_WAIT_SECONDS, WRONG_TOKEN_COST, RequestRateLimiter
 
 log = logging.getLogger(__name__)
 
-_OPEN: Final = frozenset({"/login", "/healthz", "/readyz", "/static/page.css", "/static/icon.svg"})
-"""What may be seen without the token."""
+_PUBLIC_PATHS: Final = frozenset({"/login", "/healthz", "/readyz", "/static/page.css", "/static/icon.svg"})
+"""Paths that need no token."""
 _STREAMS: Final = "/stream/"
-_SAY_EVERY_SECONDS: Final = 60.0
+_LOG_SECONDS: Final = 60.0
 _READ_TOKEN_SECONDS: Final = 1.0
-_MAX_ADDRESS: Final = 64
+_MAX_ADDRESS_LENGTH: Final = 64
 HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
     "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -39,33 +39,33 @@ HEADERS: Final = {
 
 
 class Protected(Protocol):
-    """What is protected: the rules, and where refusals are counted."""
+    """What the middleware needs of the page: the rules, the ended sessions, and a count of refusals."""
 
     refused: int
 
     @property
     def access(self) -> AccessPolicy:
-        """The rules, as of now: the token may change."""
+        """The current rules: the token may change."""
 
     def read_token(self) -> None:
-        """Take the token that stands in its file now."""
+        """Read the token again."""
 
-    def has_left(self, session: str) -> bool:
-        """Say whether a session was ended by its owner."""
+    def has_ended(self, session: str) -> bool:
+        """Return whether a session was signed out."""
 
 
 class AccessMiddleware:
-    """An ASGI application around another one."""
+    """ASGI middleware that protects an application."""
 
     def __init__(self, app: ASGIApp, page: Protected) -> None:
-        """Take what to protect."""
+        """Set the application and the rules."""
         self._app = app
         self._page = page
-        self._pace = Pace()
-        self._said_at = self._read_at = float("-inf")
+        self._rate_limiter = RequestRateLimiter()
+        self._logged_at = self._read_at = float("-inf")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request or WebSocket."""
+        """Handle one request or WebSocket."""
         if scope["type"] not in {"http", "websocket"}:
             await self._app(scope, receive, send)
             return
@@ -74,18 +74,18 @@ class AccessMiddleware:
             self._read_at = now
             self._page.read_token()
         headers = Headers(scope=scope)
-        _take_prefix(scope, headers, self._page.access.root_path)
+        _remove_prefix(scope, headers, self._page.access.root_path)
         more: dict[str, str] = {}
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] in {"http.response.start", "websocket.http.response.start"}:
-                answer = MutableHeaders(scope=message)
+                response_headers = MutableHeaders(scope=message)
                 for name, value in (HEADERS | more).items():
-                    answer.setdefault(name, value)
+                    response_headers.setdefault(name, value)
             await send(message)
 
         refusal = self._refusal(scope, headers, more)
-        refusal = await self._held_back(scope, headers, now) or refusal
+        refusal = await self._throttle(scope, headers, now) or refusal
         if refusal is None:
             await self._app(scope, receive, send_with_headers)
             return
@@ -93,13 +93,13 @@ class AccessMiddleware:
             self._count(scope, refusal.status_code)
         await refusal(scope, receive, send_with_headers)
 
-    async def _held_back(self, scope: Scope, headers: Headers, now: float) -> Response | None:
-        """Wait until this client's next request is due; return a refusal where it asks much too often."""
-        is_stranger = not scope.get("admitted")
-        if not is_stranger and self._page.access.token is not None:
+    async def _throttle(self, scope: Scope, headers: Headers, now: float) -> Response | None:
+        """Wait until the client's request is due; return a refusal if it would be due much later."""
+        is_unauthenticated = not scope.get("admitted")
+        if not is_unauthenticated and self._page.access.token is not None:
             return None
-        cost = WRONG_TOKEN_COST if is_stranger and _guesses(scope, headers) else 1
-        wait = self._pace.delay(_address(scope), now, is_stranger=is_stranger, cost=cost)
+        cost = WRONG_TOKEN_COST if is_unauthenticated and _is_guess(scope, headers) else 1
+        wait = self._rate_limiter.delay(_address(scope), now, is_unauthenticated=is_unauthenticated, cost=cost)
         if wait != 0:
             await asyncio.sleep(MAX_WAIT_SECONDS if wait is None else wait)
         if wait is not None:
@@ -111,38 +111,39 @@ class AccessMiddleware:
         access = self._page.access
         host, path = headers.get("host", ""), scope["path"]
         if not access.is_allowed_host(host):
-            said = "this page is not known by that name; name it under the sink's 'allowed_hosts:'"
-            return Response(said, 421, media_type="text/plain")
+            text = "unknown host name of this page; add it to the sink's 'allowed_hosts:'"
+            return Response(text, 421, media_type="text/plain")
         if scope["type"] == "http" and path == scope["prefix"]:
             return RedirectResponse(path.rpartition("/")[2] + "/", 307)
-        if not self._is_from_here(scope, headers, host, more):
-            return Response("asked from another site", 403, media_type="text/plain")
+        if not self._is_allowed_site(scope, headers, host, more):
+            return Response("request from another site", 403, media_type="text/plain")
         cookie = HTTPConnection(scope).cookies.get(f"recipro_page_{access.address.port}")
         query = None
         if path.startswith(_STREAMS):
             query = parse_qs(scope["query_string"].decode("latin-1")).get("token", [None])[0]
         camera = path.removeprefix(_STREAMS).removesuffix(".mjpg")
-        left = self._page.has_left(session_of(cookie))
-        asked = Asked(headers.get("authorization"), None if left else cookie, query, camera)
-        scope["admitted"] = access.is_authenticated(asked, time.time())
+        has_ended = self._page.has_ended(session_of(cookie))
+        credentials = Credentials(headers.get("authorization"), None if has_ended else cookie, query, camera)
+        scope["admitted"] = access.is_authenticated(credentials, time.time())
         scope["session"] = session_of(cookie)
-        if scope["admitted"] or path in _OPEN:
+        if scope["admitted"] or path in _PUBLIC_PATHS:
             return None
         if scope["type"] == "http" and "text/html" in headers.get("accept", ""):
             return RedirectResponse(above(scope) + "login", 303)
-        kinds = 'Bearer realm="recipro-stream"'
-        if path.startswith(_STREAMS):  # players wait to be asked for the password of their address
-            kinds = f'Basic realm="recipro-stream", {kinds}'
-        bearer = {"WWW-Authenticate": kinds}
-        return Response("this page wants its token", 401, headers=bearer, media_type="text/plain")
+        challenge = 'Bearer realm="recipro-stream"'
+        if path.startswith(_STREAMS):  # players send the password of the address only after this challenge
+            challenge = f'Basic realm="recipro-stream", {challenge}'
+        response_headers = {"WWW-Authenticate": challenge}
+        return Response("this page requires its token", 401, headers=response_headers, media_type="text/plain")
 
-    def _is_from_here(self, scope: Scope, headers: Headers, host: str, more: dict[str, str]) -> bool:
-        """Say whether a request comes from this page, from no page, or from another one that may send it.
+    def _is_allowed_site(self, scope: Scope, headers: Headers, host: str, more: dict[str, str]) -> bool:
+        """Return whether a request comes from this page, from no page, or from another page that may send it.
 
-        A link on another site may lead to the page; nothing else there may ask for anything, unless it is named.
+        A link on another site may lead to the page. Other requests of other sites are refused, unless the site is
+        listed in ``embed_origins``.
         """
         access, path = self._page.access, scope["path"]
-        fetched = headers.get("sec-fetch-site", "")  # which no script can set
+        fetched = headers.get("sec-fetch-site", "")  # scripts cannot set this header
         forwarded = headers.get("x-forwarded-host")
         forwarded = None if forwarded is None else forwarded.partition(",")[0].strip()
         if forwarded is None and ("x-forwarded-for" in headers or "x-forwarded-proto" in headers):
@@ -165,24 +166,24 @@ class AccessMiddleware:
         return not fetched and not path.startswith("/clip/")
 
     def _count(self, scope: Scope, status: int) -> None:
-        """Count a refusal; say it, but not more than once a minute."""
+        """Count a refusal, and log it at most once a minute."""
         self._page.refused += 1
         now = time.monotonic()
-        if now - self._said_at > _SAY_EVERY_SECONDS:
-            self._said_at = now
+        if now - self._logged_at > _LOG_SECONDS:
+            self._logged_at = now
             reasons = {421: "an unknown host name", 403: "another site's page", 429: "too many requests"}
             why = reasons.get(status, "no or a wrong token")
             log.warning("page: refused %s (%s); %d refusals so far", _address(scope), why, self._page.refused)
 
 
 def above(scope: Scope) -> str:
-    """Return the relative path from what was asked for to the page itself: a proxy may serve it below a path."""
+    """Return the relative path from the requested path to the page itself: a proxy may serve it under a prefix."""
     raw: bytes = scope.get("raw_path") or scope["path"].encode()
     return "../" * (raw.count(b"/") - 1)
 
 
-def _take_prefix(scope: Scope, headers: Headers, configured: str) -> None:
-    """Take the path that a proxy serves the page under off the request's path, and keep it for the cookie."""
+def _remove_prefix(scope: Scope, headers: Headers, configured: str) -> None:
+    """Remove the proxy's prefix from the request's path, and store it for the path of the cookie."""
     scope["prefix"] = ""
     try:
         prefix = configured or check_prefix(headers.get("x-forwarded-prefix", ""))
@@ -194,14 +195,14 @@ def _take_prefix(scope: Scope, headers: Headers, configured: str) -> None:
         scope["raw_path"] = (scope.get("raw_path") or b"")[len(prefix) :] or scope["path"].encode()
 
 
-def _guesses(scope: Scope, headers: Headers) -> bool:
-    """Say whether a request without the token may be a guess at it."""
-    signs_in = scope["path"] == "/login" and scope.get("method") == "POST"
-    return signs_in or "authorization" in headers or b"token=" in scope["query_string"]
+def _is_guess(scope: Scope, headers: Headers) -> bool:
+    """Return whether a request without the token may be a guess at it."""
+    is_sign_in = scope["path"] == "/login" and scope.get("method") == "POST"
+    return is_sign_in or "authorization" in headers or b"token=" in scope["query_string"]
 
 
 def _origin_of(referer: str | None) -> str | None:
-    """Return the origin of a Referer; None where there is none."""
+    """Return the origin of a Referer; None if there is no Referer."""
     if referer is None:
         return None
     try:
@@ -212,10 +213,10 @@ def _origin_of(referer: str | None) -> str | None:
 
 
 def _address(scope: Scope) -> str:
-    """Return who asks, as an address: X-Forwarded-For may hold anything."""
-    given = str((scope.get("client") or ("", 0))[0])
+    """Return the client's address; X-Forwarded-For may hold any text."""
+    client = str((scope.get("client") or ("", 0))[0])
     try:
-        ipaddress.ip_address(given[:_MAX_ADDRESS].partition("%")[0])
+        ipaddress.ip_address(client[:_MAX_ADDRESS_LENGTH].partition("%")[0])
     except ValueError:
         return "an unknown address"
-    return shared_address(given)
+    return shared_address(client)

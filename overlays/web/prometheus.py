@@ -1,4 +1,4 @@
-"""The run as Prometheus reads it: every figure is taken from the run's own counters at the moment it is asked for."""
+"""Metrics of the run in the Prometheus text format, read from the run's counters at each scrape."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from pipeline.result import RunResult
 from pipeline.stats import EDGES, Histogram
 
 STATES: Final = ("connecting", "live", "stalled", "waiting", "failed", "ended", "silent")
-_EVERY: Final = 5
-"""One bucket in so many of ours: 1.8 times apart, 25 of them from 0.1 ms to 100 s."""
+_BUCKET_STEP: Final = 5
+"""Every fifth bucket of the internal histogram: factor 1.8, 25 buckets from 0.1 ms to 100 s."""
 _BATCHES: Final = (1, 2, 4, 8, 16, 32, 64)
 
 
 def exposition(board: StatusBoard, parts: Sequence[MetricSample]) -> bytes:
-    """Return the text Prometheus scrapes.
+    """Return the text that Prometheus scrapes.
 
     Args:
-        board: what the page knows of cameras and of the run.
-        parts: what the parts of the run tell of themselves.
+        board: state of the cameras, and the run.
+        parts: samples of sources, sinks and the engine.
     """
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Collector(board, parts))
@@ -41,7 +41,7 @@ class _Collector:
         self._parts = parts
 
     def collect(self) -> Iterator[Metric]:
-        """Give all figures. Labels name files, which may be called by bytes that no text is made of."""
+        """Yield all metrics. Undecodable bytes of file names in labels are replaced."""
         for family in self._families():
             family.samples = [
                 sample._replace(labels={key: replace_undecodable(value) for key, value in sample.labels.items()})
@@ -84,7 +84,7 @@ def _of_cameras(cameras: list[dict[str, Any]]) -> Iterator[Metric]:
 
 
 def _of_run(outcome: RunResult) -> Iterator[Metric]:
-    frames = CounterMetricFamily("recipro_frames", "Frames by what became of them.", labels=["camera", "outcome"])
+    frames = CounterMetricFamily("recipro_frames", "Frames by outcome.", labels=["camera", "outcome"])
     dropped = CounterMetricFamily("recipro_frames_dropped", "Dropped frames, by reason.", labels=["camera", "reason"])
     corrupt = CounterMetricFamily(
         "recipro_frames_corrupt",
@@ -109,11 +109,11 @@ def _of_run(outcome: RunResult) -> Iterator[Metric]:
         put.add_metric([sink_worker.name, "delivered"], sink_worker.delivered)
         put.add_metric([sink_worker.name, "dropped"], sink_worker.dropped)
     yield put
-    broken = GaugeMetricFamily("recipro_sink_broken", "1 for a sink that delivers no more.", labels=["sink"])
+    broken = GaugeMetricFamily("recipro_sink_broken", "1 for a sink that has failed.", labels=["sink"])
     for sink_worker in outcome.sink_workers:
         broken.add_metric([sink_worker.name], float(sink_worker.failed))
     yield broken
-    left = HistogramMetricFamily("recipro_age_seconds", "Age of frames when they leave.", labels=["camera"])
+    left = HistogramMetricFamily("recipro_age_seconds", "Age of frames at delivery to sinks.", labels=["camera"])
     for camera, stats in outcome.stats.cameras.items():
         left.add_metric([camera], *_buckets(stats.age))
     yield left
@@ -133,23 +133,23 @@ def _of_engine(outcome: RunResult) -> Iterator[Metric]:
 
 
 def _buckets(histogram: Histogram) -> tuple[list[tuple[str, float]], float]:
-    """Return a histogram's buckets, several of ours in each, and its sum."""
+    """Return a histogram's buckets, each of several internal ones, and its sum in seconds."""
     counts = list(histogram.counts)
     buckets, below = [], 0
-    for place, edge in enumerate(EDGES):
-        below += counts[place]
-        if place % _EVERY == 0:
+    for index, edge in enumerate(EDGES):
+        below += counts[index]
+        if index % _BUCKET_STEP == 0:
             buckets.append((f"{edge:.6g}", float(below)))
     buckets.append(("+Inf", float(sum(counts))))
     return buckets, histogram.total_seconds
 
 
 def _of_parts(parts: Sequence[MetricSample]) -> Iterator[Metric]:
-    """Give the figures of one name as one family, whoever told them."""
+    """Yield the samples grouped by name, one family each."""
     families: dict[str, Metric] = {}
-    for figure in parts:
-        name = f"recipro_{figure.name}"
-        family = families.setdefault(name, Metric(name, figure.help, figure.kind))
+    for sample in parts:
+        name = f"recipro_{sample.name}"
+        family = families.setdefault(name, Metric(name, sample.help, sample.kind))
         suffix = "_total" if family.type == "counter" else ""
-        family.add_sample(name + suffix, dict(figure.labels), figure.value)
+        family.add_sample(name + suffix, dict(sample.labels), sample.value)
     yield from families.values()

@@ -1,6 +1,6 @@
-"""How many requests a client may make: each address has a rate, and all of those without the token together have one.
+"""Rate limits of HTTP requests: per address, and for all requests without the token together.
 
-Pure; knows no request and waits for nothing.
+Pure: knows no request and does not wait.
 """
 
 from __future__ import annotations
@@ -9,55 +9,55 @@ from dataclasses import dataclass
 from typing import Final
 
 MAX_WAIT_SECONDS: Final = 2.0
-"""A request is answered that much later at most; one that would wait longer is refused."""
+"""Maximum delay of a response; a request that would wait longer is refused."""
 _MAX_ADDRESSES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """Requests per second in the long run, and how many at once."""
+    """Long-term rate in requests per second, and burst size in requests."""
 
     per_second: float
     burst: int
 
 
-STRANGERS: Final = Rate(20.0, 60)
-"""Of one address, without the token. A browser's sign-in takes about five."""
-ALL_STRANGERS: Final = Rate(200.0, 400)
-VISITORS: Final = Rate(200.0, 400)
-"""Of one address, where no token is asked for."""
+UNAUTHENTICATED: Final = Rate(20.0, 60)
+"""Per address, without the token. A browser's sign-in takes about five requests."""
+ALL_UNAUTHENTICATED: Final = Rate(200.0, 400)
+OPEN_PAGE: Final = Rate(200.0, 400)
+"""Per address, on a page without a token."""
 WRONG_TOKEN_COST: Final = 10
-"""Requests that a wrong token counts for: two guesses a second and address."""
+"""Requests that a wrong token counts for: two guesses per second and address."""
 
 
-class Pace:
-    """Spaces requests (the generic cell rate algorithm): one number for each address."""
+class RequestRateLimiter:
+    """Spaces requests by the generic cell rate algorithm (ITU-T I.371): one number per address."""
 
     def __init__(self) -> None:
         self._due: dict[str, float] = {}
         self._all_due = 0.0
 
-    def delay(self, address: str, now: float, *, is_stranger: bool, cost: int = 1) -> float | None:
-        """Return in how many seconds a request may be answered; None where it is refused.
+    def delay(self, address: str, now: float, *, is_unauthenticated: bool, cost: int = 1) -> float | None:
+        """Return the delay in seconds before a request may be answered; None if it is refused.
 
         Args:
             address: see ``overlays.file_limits.shared_address``.
             now: monotonic seconds.
-            is_stranger: whether it lacks the token that the page asks for.
-            cost: requests that it counts for.
+            is_unauthenticated: whether the page requires a token that the request lacks.
+            cost: number of requests that it counts for.
         """
-        rate = STRANGERS if is_stranger else VISITORS
+        rate = UNAUTHENTICATED if is_unauthenticated else OPEN_PAGE
         due = max(self._due.get(address, now), now) + cost / rate.per_second
         wait = due - now - rate.burst / rate.per_second
-        if is_stranger:
-            all_due = max(self._all_due, now) + cost / ALL_STRANGERS.per_second
-            wait = max(wait, all_due - now - ALL_STRANGERS.burst / ALL_STRANGERS.per_second)
+        if is_unauthenticated:
+            all_due = max(self._all_due, now) + cost / ALL_UNAUTHENTICATED.per_second
+            wait = max(wait, all_due - now - ALL_UNAUTHENTICATED.burst / ALL_UNAUTHENTICATED.per_second)
         if wait > MAX_WAIT_SECONDS:
             return None
-        if is_stranger:
+        if is_unauthenticated:
             self._all_due = all_due
         if address not in self._due and len(self._due) >= _MAX_ADDRESSES:
-            self._due = {one: until for one, until in self._due.items() if until > now}
+            self._due = {known: due_at for known, due_at in self._due.items() if due_at > now}
             if len(self._due) >= _MAX_ADDRESSES:
                 return None
         self._due[address] = due

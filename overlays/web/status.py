@@ -1,4 +1,4 @@
-"""What the page knows of each camera, and how it tells it: how fresh, how often, how many lost, and why."""
+"""State of each camera for the page, MQTT and metrics: age, rate, missing frames, reasons of problems."""
 
 from __future__ import annotations
 
@@ -17,85 +17,85 @@ from pipeline.signal_loss import SILENT_INTERVALS, SILENT_SECONDS
 
 _RATE_FRAMES: Final = 30
 _MAX_INTERVAL_SECONDS: Final = 10.0
-_MAX_FIRST_SECONDS: Final = 60.0
-"""Between a camera's first two frames: it may be slow by nature."""
+_MAX_FIRST_INTERVAL_SECONDS: Final = 60.0
+"""Maximum interval between a camera's first two frames that counts as its rate."""
 _DRIFT_SECONDS: Final = 2.0
 
 
 @dataclass(slots=True)
 class CameraStatus:
-    """One camera, as its frames came to the page."""
+    """State of one camera, from the frames that reached the sink."""
 
     frames: int = 0
     missed: int = 0
-    """Frames the camera gave that did not come this far: gaps in their numbers."""
+    """Number of frames that did not reach the sink: gaps in the frame indices."""
     index: int = -1
     captured_at: float = 0.0
     received_at: float = 0.0
     label: str = ""
     score: float = 0.0
     signal_loss: SignalLoss | None = None
-    """What the one before us says, where it says so (a stream that is watched from afar)."""
+    """Signal loss reported by the publisher, if the frames come from another run."""
     interval_seconds: float = 0.0
-    """The usual time between two frames; 0 before the second."""
+    """Mean time between two frames; 0 before the second."""
     arrivals: deque[float] = field(default_factory=lambda: deque(maxlen=_RATE_FRAMES))
-    """Of the writer alone."""
+    """Times of the last frames; only for the thread that writes."""
 
     def is_stale(self, now: float) -> bool:
-        """Say whether nothing has come for longer than is usual."""
+        """Return whether no frame has arrived for much longer than the usual interval."""
         return now - self.received_at > max(SILENT_SECONDS, SILENT_INTERVALS * self.interval_seconds)
 
     def is_paused(self, now: float) -> bool:
-        """Say whether so long a time has passed that it tells nothing of the camera's rate."""
-        usual = SILENT_INTERVALS * self.interval_seconds if len(self.arrivals) > 1 else _MAX_FIRST_SECONDS
+        """Return whether the gap since the last frame is so long that it does not count for the rate."""
+        usual = SILENT_INTERVALS * self.interval_seconds if len(self.arrivals) > 1 else _MAX_FIRST_INTERVAL_SECONDS
         return now - self.received_at > max(_MAX_INTERVAL_SECONDS, usual)
 
 
 class StatusBoard:
-    """Written by the thread that puts; read by the loop, which tolerates a value that is one frame older."""
+    """State of all cameras. The sink's thread writes; the event loop reads, and tolerates values one frame old."""
 
     def __init__(self, cameras: Sequence[str] = (), clock: Callable[[], float] = time.monotonic) -> None:
-        """Take the cameras that are expected: they are told of before their first frame."""
+        """Set the expected cameras, which are reported before their first frame."""
         self.clock = clock
         self.cameras: dict[str, CameraStatus] = {replace_undecodable(camera): CameraStatus() for camera in cameras}
         self.outcome: RunResult | None = None
-        """The run, where the page is part of one."""
+        """The run, if the page belongs to one."""
         self._drift_at = -math.inf
         self._drifts: dict[str, str] = {}
 
     def update(self, overlay: Overlay) -> None:
-        """Take note of a frame, or of a silence."""
+        """Record a frame or a signal loss."""
         frame = overlay.explanation.frame
         camera = replace_undecodable(frame.camera)
-        seen = self.cameras.get(camera) or CameraStatus()
+        status = self.cameras.get(camera) or CameraStatus()
         if overlay.signal_loss is not None:
-            seen.signal_loss = overlay.signal_loss
+            status.signal_loss = overlay.signal_loss
         else:
             now = self.clock()
-            seen.signal_loss = None
-            seen.missed += max(frame.index - seen.index - 1, 0) if seen.frames else 0
-            seen.index, seen.captured_at, seen.received_at = frame.index, frame.captured_at, now
-            if seen.frames and seen.is_paused(now):
-                seen.arrivals.clear()
-            seen.arrivals.append(now)
-            passed = seen.arrivals[-1] - seen.arrivals[0]
-            seen.interval_seconds = passed / max(len(seen.arrivals) - 1, 1)
-            verdict = overlay.explanation.top_scoring
-            seen.label = verdict.label if verdict else ""
-            seen.score = verdict.score if verdict and math.isfinite(verdict.score) else 0.0
-            seen.frames += 1
+            status.signal_loss = None
+            status.missed += max(frame.index - status.index - 1, 0) if status.frames else 0
+            status.index, status.captured_at, status.received_at = frame.index, frame.captured_at, now
+            if status.frames and status.is_paused(now):
+                status.arrivals.clear()
+            status.arrivals.append(now)
+            duration = status.arrivals[-1] - status.arrivals[0]
+            status.interval_seconds = duration / max(len(status.arrivals) - 1, 1)
+            top = overlay.explanation.top_scoring
+            status.label = top.label if top else ""
+            status.score = top.score if top and math.isfinite(top.score) else 0.0
+            status.frames += 1
         if camera not in self.cameras:
-            # Replaced as a whole: the loop may be walking through it.
-            self.cameras = {**self.cameras, camera: seen}
+            # Replaced as a whole: the loop may be iterating over it.
+            self.cameras = {**self.cameras, camera: status}
 
     def snapshot(self) -> list[dict[str, Any]]:
-        """Return every camera's state in plain JSON values."""
+        """Return the state of every camera as plain JSON values."""
         now = self.clock()
-        return [self._camera_snapshot(camera, seen, now) for camera, seen in self.cameras.items()]
+        return [self._camera_snapshot(camera, status, now) for camera, status in self.cameras.items()]
 
-    def _camera_snapshot(self, camera: str, seen: CameraStatus, now: float) -> dict[str, Any]:
-        silent = seen.frames > 0 and seen.is_stale(now)
-        state, reason, reconnects, corrupt = "live" if seen.frames else "waiting", "", 0, 0
+    def _camera_snapshot(self, camera: str, status: CameraStatus, now: float) -> dict[str, Any]:
+        silent = status.frames > 0 and status.is_stale(now)
+        state, reason, reconnects, corrupt = "live" if status.frames else "waiting", "", 0, 0
         worker = (
             next((p for p in self.outcome.source_workers if replace_undecodable(p.camera) == camera), None)
             if self.outcome
@@ -106,60 +106,60 @@ class StatusBoard:
             state, reason, reconnects, corrupt = health.state, health.reason, health.reconnects, health.corrupt
             if worker.finished and state not in {"failed", "ended"}:
                 state = "ended"
-        elif seen.signal_loss is not None:
-            state, reason, silent = seen.signal_loss.state, seen.signal_loss.reason, True
+        elif status.signal_loss is not None:
+            state, reason, silent = status.signal_loss.state, status.signal_loss.reason, True
         if silent and state in {"live", ""}:
             state = "silent"
-        rate = 0.0 if silent or not seen.interval_seconds else 1.0 / seen.interval_seconds
+        rate = 0.0 if silent or not status.interval_seconds else 1.0 / status.interval_seconds
         return {
             "camera": camera,
             "state": state,
             "reason": reason,
-            "silent": silent or (seen.signal_loss is not None),
-            "age_seconds": round(now - seen.captured_at, 3) if seen.frames else None,
-            "index": seen.index,
-            "frames": seen.frames,
-            "missed": seen.missed,
+            "silent": silent or (status.signal_loss is not None),
+            "age_seconds": round(now - status.captured_at, 3) if status.frames else None,
+            "index": status.index,
+            "frames": status.frames,
+            "missed": status.missed,
             "corrupt": corrupt,
             "reconnects": reconnects,
             "rate": round(rate, 2),
-            "label": seen.label,
-            "score": round(seen.score, 4),
+            "label": status.label,
+            "score": round(status.score, 4),
             "drift": self._drift(camera, now),
         }
 
     def _drift(self, camera: str, now: float) -> str | None:
-        """Say which slow statistic of a camera has come away furthest from the baseline; None where there is none."""
+        """Return the drift statistic of a camera that is furthest from the baseline; None if there is none."""
         if self.outcome is not None and now - self._drift_at > _DRIFT_SECONDS:
             self._drift_at = now
             furthest: dict[str, MetricSample] = {}
-            for figure in self.outcome.metrics():
-                if figure.name == "drift_psi":
-                    of = replace_undecodable(dict(figure.labels)["camera"])
-                    furthest[of] = max(figure, furthest.get(of, figure), key=lambda one: one.value)
+            for sample in self.outcome.metrics():
+                if sample.name == "drift_psi":
+                    name = replace_undecodable(dict(sample.labels)["camera"])
+                    furthest[name] = max(sample, furthest.get(name, sample), key=lambda drift: drift.value)
             self._drifts = {
-                of: "{statistic} of {label}".format(**dict(figure.labels)) + f", PSI {figure.value:.2f}"
-                for of, figure in furthest.items()
+                name: "{statistic} of {label}".format(**dict(sample.labels)) + f", PSI {sample.value:.2f}"
+                for name, sample in furthest.items()
             }
         return self._drifts.get(camera)
 
 
 def readiness(cameras: Sequence[dict[str, Any]], within_seconds: float) -> tuple[bool, dict[str, str]]:
-    """Say whether frames are fresh, and for each camera ``fresh`` or why not.
+    """Return whether all frames are fresh, and for each camera ``fresh`` or the reason why not.
 
-    A file that has come to its end is not held against the others.
+    A file that has ended does not count.
     """
-    said: dict[str, str] = {}
+    states: dict[str, str] = {}
     for camera in cameras:
         age = camera["age_seconds"]
         why = f": {camera['reason']}" if camera["reason"] else ""
         if camera["state"] == "ended":
-            said[camera["camera"]] = "ended"
+            states[camera["camera"]] = "ended"
         elif age is None:
-            said[camera["camera"]] = f"no frame yet, {camera['state']}{why}"
+            states[camera["camera"]] = f"no frame yet, {camera['state']}{why}"
         elif age > within_seconds:
-            said[camera["camera"]] = f"the last frame is {age:.1f} s old, {camera['state']}{why}"
+            states[camera["camera"]] = f"the last frame is {age:.1f} s old, {camera['state']}{why}"
         else:
-            said[camera["camera"]] = "fresh"
-    running = [word for word in said.values() if word != "ended"]
-    return bool(running) and all(word == "fresh" for word in running), said
+            states[camera["camera"]] = "fresh"
+    running = [state for state in states.values() if state != "ended"]
+    return bool(running) and all(state == "fresh" for state in running), states

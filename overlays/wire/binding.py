@@ -1,4 +1,4 @@
-"""Where the network door may be bound, checked before libzmq does harm, and why it could not be, in words."""
+"""Checks of the address that a ZeroMQ socket binds, and error messages with remedies."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from pipeline.errors import SinkError
 
 
 def check_path(address: Endpoint) -> None:
-    """Keep libzmq from deleting a file, or from taking the socket of a run that still lives.
+    """Check the path of an ``ipc`` address: libzmq would delete a file there, or take over another run's socket.
 
     Raises:
-        SinkError: with the cure.
+        SinkError: the path is a file or in use, or its folder is missing.
     """
     if not address.path or address.path.startswith("@"):
         return
     path = Path(address.path)
     with path_errors(address.uri):
-        _check_place(address, path)
+        _check_socket_path(address, path)
 
 
-def _check_place(address: Endpoint, path: Path) -> None:
+def _check_socket_path(address: Endpoint, path: Path) -> None:
     if not path.parent.is_dir():
         raise SinkError(f"{address.uri}: the folder {path.parent} does not exist; create it: mkdir -p {path.parent}")
     if not path.exists():
         return
     if not stat.S_ISSOCK(path.stat().st_mode):
-        raise SinkError(f"{address.uri}: {path} is a file, and not a socket; choose another path")
+        raise SinkError(f"{address.uri}: {path} is a file, not a socket; choose another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         if probe.connect_ex(str(path)) == 0:
             raise SinkError(f"{address.uri}: is in use by another run; choose another path, or stop that run")
 
 
 def bind_error_message(uri: str, error: zmq.ZMQError) -> SinkError:
-    """Return why ``uri`` could not be bound, with the cure."""
+    """Return the error for a ``uri`` that could not be bound, with the remedy."""
     hints = {
-        errno.EADDRINUSE: "is in use; choose another port, or stop the program that has it (ss -ltnp shows which)",
+        errno.EADDRINUSE: "is in use; choose another port, or stop the program that uses it (ss -ltnp shows which)",
         errno.EADDRNOTAVAIL: "is not an address of this machine; bind tcp://0.0.0.0:port to serve other machines",
         errno.ENODEV: "is not an address of this machine; bind tcp://0.0.0.0:port to serve other machines",
         errno.EACCES: "may not be used by this user; choose a port above 1023",

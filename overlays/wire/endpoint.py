@@ -1,6 +1,6 @@
-"""Addresses of the network door, checked before libzmq sees them. Pure.
+"""Addresses of ZeroMQ sockets, validated before libzmq reads them. Pure.
 
-libzmq itself takes port 99999 for 34463, ``5555x`` for 5555, and deletes whatever file an ``ipc://`` path names.
+libzmq itself reads port 99999 as 34463 and ``5555x`` as 5555, and deletes the file at an ``ipc://`` path.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 _TCP = re.compile(r"tcp://(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[^\[\]:/@\s]+):(?P<port>\d+)")
 _MAX_IPC_PATH = 107
-"""Bytes in a Unix socket's path (Linux: sizeof sun_path less one)."""
+"""Maximum length in bytes of a Unix socket's path (Linux: size of sun_path less one)."""
 
 
 class Endpoint(NamedTuple):
-    """A checked address."""
+    """A validated address."""
 
     uri: str
     host: str
@@ -42,10 +42,10 @@ class Endpoint(NamedTuple):
 
 
 def parse_address(uri: str) -> Endpoint:
-    """Read ``tcp://host:port`` or ``ipc://path``.
+    """Parse ``tcp://host:port`` or ``ipc://path``.
 
     Raises:
-        ValueError: it is neither; the message says what is wrong and how it is written.
+        ValueError: the address is invalid; the message shows a valid one.
     """
     if uri.startswith("ipc://"):
         path = uri.removeprefix("ipc://")
@@ -54,7 +54,7 @@ def parse_address(uri: str) -> Endpoint:
         return Endpoint(uri, "", 0, path)
     match = _TCP.fullmatch(uri)
     if not match:
-        raise ValueError("it is not written like tcp://host:port or ipc://path, for instance tcp://127.0.0.1:5555")
+        raise ValueError("write the address as tcp://host:port or ipc://path, for instance tcp://127.0.0.1:5555")
     port = int(match["port"])
     if port > 65535:
         raise ValueError(f"port {port} is larger than 65535; write for instance tcp://127.0.0.1:5555")
@@ -62,6 +62,6 @@ def parse_address(uri: str) -> Endpoint:
 
 
 def without_user(uri: str) -> str:
-    """Return an address as a message may show it: a user and a password that stand in it by mistake are left out."""
+    """Return an address without user and password, for use in messages."""
     scheme, colon, rest = uri.partition("://")
     return f"{scheme}{colon}***@{rest.rpartition('@')[2]}" if colon and "@" in rest else uri

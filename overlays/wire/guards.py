@@ -1,4 +1,4 @@
-"""What the wire's header says of reasons and guards: to plain JSON values, and back. All its keys may be missing."""
+"""Heat-map statistics and guards in the wire header: encoding and decoding. All of these keys are optional."""
 
 from __future__ import annotations
 
@@ -11,32 +11,30 @@ from overlays.wire.json_fields import JsonFields, replace_undecodable
 from pipeline.frames import DeletionCheck, Explanation, GuardState, HeatmapStats, Region
 
 _MAX_NAMES: Final = 256
-_MIN_CORNERS: Final = 3
-_MAX_CORNERS: Final = 256
-_MAX_NAME: Final = 64
-_MAX_TEXT: Final = 4096
-_DIGITS: Final = 5
+_MIN_VERTICES: Final = 3
+_MAX_VERTICES: Final = 256
+_MAX_NAME_LENGTH: Final = 64
+_MAX_TEXT_LENGTH: Final = 4096
+_DECIMALS: Final = 5
 
 
-def grounds_record(grounds: HeatmapStats) -> dict[str, Any]:
-    """Return a finding's grounds."""
+def heatmap_stats_record(stats: HeatmapStats) -> dict[str, Any]:
+    """Return the heat-map statistics of a finding as the JSON value of the key ``grounds``."""
     return {
-        "focus_area": _rounded(grounds.focus_area),
-        "entropy": _rounded(grounds.entropy),
-        "centre": None if grounds.centre is None else [round(each, 2) for each in grounds.centre],
-        "stability": _rounded(grounds.stability),
-        "heat_inside": {
-            replace_undecodable(name): _rounded(fraction) for name, fraction in grounds.heat_inside.items()
-        },
+        "focus_area": _rounded(stats.focus_area),
+        "entropy": _rounded(stats.entropy),
+        "centre": None if stats.centre is None else [round(each, 2) for each in stats.centre],
+        "stability": _rounded(stats.stability),
+        "heat_inside": {replace_undecodable(name): _rounded(fraction) for name, fraction in stats.heat_inside.items()},
     }
 
 
 def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(float(value), _DIGITS)
+    return None if value is None else round(float(value), _DECIMALS)
 
 
 def guards_record(explanation: Explanation) -> dict[str, Any]:
-    """Return the keys an explanation has on account of its guards: none where there are none."""
+    """Return the keys ``guards``, ``regions`` and ``deletion`` of an explanation, as far as it has them."""
     record: dict[str, Any] = {}
     if explanation.guards:
         record["guards"] = [
@@ -57,81 +55,84 @@ def guards_record(explanation: Explanation) -> dict[str, Any]:
             }
             for region in explanation.regions
         ]
-    if (checked := explanation.deletion) is not None:
+    if (check := explanation.deletion) is not None:
         record["deletion"] = {
-            "label": replace_undecodable(checked.label),
-            "score": float(checked.score),
-            "masked_score": float(checked.masked_score),
-            "index": checked.index,
-            "age_seconds": float(checked.age_seconds),
+            "label": replace_undecodable(check.label),
+            "score": float(check.score),
+            "masked_score": float(check.masked_score),
+            "index": check.index,
+            "age_seconds": float(check.age_seconds),
         }
     return record
 
 
-def read_grounds(finding: JsonFields) -> HeatmapStats | None:
-    """Read a finding's grounds, or None where it has none.
+def read_heatmap_stats(finding: JsonFields) -> HeatmapStats | None:
+    """Read the heat-map statistics of a finding, or None if it has none.
 
     Raises:
-        WireError: they are damaged.
+        WireError: a value has the wrong type or range.
     """
-    told = finding.object("grounds")
-    if told is None:
+    stats = finding.object("grounds")
+    if stats is None:
         return None
-    centre = told.point("centre")
+    centre = stats.point("centre")
     return HeatmapStats(
-        focus_area=told.optional_number("focus_area"),
-        entropy=told.optional_number("entropy"),
+        focus_area=stats.optional_number("focus_area"),
+        entropy=stats.optional_number("entropy"),
         centre=None if centre is None else (centre[0], centre[1]),
-        stability=told.optional_number("stability"),
-        heat_inside=MappingProxyType(told.numbers("heat_inside")),
+        stability=stats.optional_number("stability"),
+        heat_inside=MappingProxyType(stats.numbers("heat_inside")),
     )
 
 
 def read_guards(header: JsonFields) -> Mapping[str, Any]:
-    """Read what a header says of guards: ``guards``, ``regions`` and ``deletion``, as an explanation has them.
+    """Read ``guards``, ``regions`` and ``deletion`` of a header, as the arguments of ``Explanation``.
 
     Raises:
-        WireError: it is damaged.
+        WireError: a value has the wrong type or range.
     """
     guards = header.objects("guards", _MAX_NAMES) if "guards" in header else ()
-    parts = header.objects("regions", _MAX_NAMES) if "regions" in header else ()
-    checked = header.object("deletion")
+    regions = header.objects("regions", _MAX_NAMES) if "regions" in header else ()
+    check = header.object("deletion")
     return {
         "guards": tuple(
             GuardState(
-                name=each.text("name", _MAX_NAME),
+                name=each.text("name", _MAX_NAME_LENGTH),
                 firing=each.flag("firing"),
                 seconds=each.number("seconds"),
-                message=each.text("says", _MAX_TEXT),
+                message=each.text("says", _MAX_TEXT_LENGTH),
                 fire_count=each.integer("fired", 0, 1 << 62),
             )
             for each in guards
         ),
         "regions": tuple(
-            Region(each.text("name", _MAX_NAME), each.points("polygon", _MIN_CORNERS, _MAX_CORNERS)) for each in parts
+            Region(each.text("name", _MAX_NAME_LENGTH), each.points("polygon", _MIN_VERTICES, _MAX_VERTICES))
+            for each in regions
         ),
         "deletion": None
-        if checked is None
+        if check is None
         else DeletionCheck(
-            label=checked.text("label", _MAX_TEXT),
-            score=checked.number("score"),
-            masked_score=checked.number("masked_score"),
-            index=checked.integer("index", 0, 1 << 62),
-            age_seconds=checked.number("age_seconds"),
+            label=check.text("label", _MAX_TEXT_LENGTH),
+            score=check.number("score"),
+            masked_score=check.number("masked_score"),
+            index=check.integer("index", 0, 1 << 62),
+            age_seconds=check.number("age_seconds"),
         ),
     }
 
 
-def scaled_grounds(grounds: HeatmapStats | None, x: float, y: float) -> HeatmapStats | None:
-    """Return grounds for a picture that is ``x`` times as wide and ``y`` times as high."""
-    if grounds is None or grounds.centre is None:
-        return grounds
-    return replace(grounds, centre=(grounds.centre[0] * x, grounds.centre[1] * y))
+def scale_heatmap_stats(stats: HeatmapStats | None, x: float, y: float) -> HeatmapStats | None:
+    """Return the statistics for an image that is ``x`` times as wide and ``y`` times as high."""
+    if stats is None or stats.centre is None:
+        return stats
+    return replace(stats, centre=(stats.centre[0] * x, stats.centre[1] * y))
 
 
-def scaled_guards(guarded: Mapping[str, Any], x: float, y: float) -> Mapping[str, Any]:
-    """Return what ``read_guards`` gave for a picture that is ``x`` times as wide and ``y`` times as high."""
-    if not guarded.get("regions"):
-        return guarded
-    regions = (replace(one, polygon=tuple((a * x, b * y) for a, b in one.polygon)) for one in guarded["regions"])
-    return {**guarded, "regions": tuple(regions)}
+def scale_guards(fields: Mapping[str, Any], x: float, y: float) -> Mapping[str, Any]:
+    """Return the result of ``read_guards`` for an image that is ``x`` times as wide and ``y`` times as high."""
+    if not fields.get("regions"):
+        return fields
+    regions = (
+        replace(region, polygon=tuple((a * x, b * y) for a, b in region.polygon)) for region in fields["regions"]
+    )
+    return {**fields, "regions": tuple(regions)}

@@ -1,6 +1,6 @@
-"""Reading fields of JSON that nobody has vouched for.
+"""Validated access to the fields of JSON from an untrusted sender.
 
-Pure. Every reader names the key, what it found and what it wanted; none lets another exception than ``WireError`` out.
+Pure. Each reader names the key, the value and the rule in its error, and raises nothing but ``WireError``.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from pipeline.errors import WireError
 from pipeline.frames import Box
 
 MAX_COORDINATE: Final = 1 << 30
-"""Of a point in frame pixels, either way: what lies further out is no place in any picture, and cannot be drawn."""
+"""Maximum absolute value of a coordinate in frame pixels: a point beyond it lies in no image and cannot be drawn."""
 
 
 def replace_undecodable(text: str) -> str:
-    """Return ``text`` as utf-8 can carry it: an undecodable byte of a file name becomes a question mark."""
+    """Return ``text`` in a form that UTF-8 can encode: an undecodable byte of a file name becomes a question mark."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def escaped(path: str) -> str:
-    """Return a path as utf-8 can carry it: undecodable bytes are written out, so that two names stay two names."""
+    """Return a path in a form that UTF-8 can encode: undecodable bytes are escaped, so that names stay distinct."""
     return path.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _refused(word: str) -> NoReturn:
+def _reject_constant(word: str) -> NoReturn:
     raise WireError(f"header: {word} is not JSON")
 
 
 class JsonFields:
-    """One JSON object whose keys are read by kind."""
+    """One JSON object with typed readers of its keys."""
 
     def __init__(self, values: Mapping[str, Any], where: str = "") -> None:
         self._values = values
@@ -42,15 +42,15 @@ class JsonFields:
 
     @classmethod
     def parse(cls, packed: bytes) -> Self:
-        """Read a JSON object from utf-8.
+        """Parse a JSON object in UTF-8.
 
         Raises:
-            WireError: it is not one.
+            WireError: the bytes are no JSON object.
         """
         try:
-            values = json.loads(packed.decode("utf-8"), parse_constant=_refused)
+            values = json.loads(packed.decode("utf-8"), parse_constant=_reject_constant)
         except (ValueError, RecursionError) as error:
-            raise WireError(f"header: {packed[:40]!r}… is not a JSON object in utf-8") from error
+            raise WireError(f"header: {packed[:40]!r}… is not a JSON object in UTF-8") from error
         if not isinstance(values, dict):
             raise WireError(f"header: a JSON {type(values).__name__}, not an object")
         return cls(values)
@@ -59,49 +59,49 @@ class JsonFields:
         return key in self._values
 
     def get(self, key: str) -> Any:  # noqa: ANN401 - JSON gives anything
-        """Return what stands there, unchecked; None where nothing does."""
+        """Return the unchecked value of a key; None if it is missing."""
         return self._values.get(key)
 
-    def _wrong(self, key: str, wanted: str) -> WireError:
-        found = repr(self._values[key])[:60] if key in self._values else "missing"
-        return WireError(f"{self._where}{key}: {found}; it must be {wanted}")
+    def _error(self, key: str, rule: str) -> WireError:
+        value = repr(self._values[key])[:60] if key in self._values else "missing"
+        return WireError(f"{self._where}{key}: {value}; it must be {rule}")
 
-    def _value(self, key: str, wanted: str) -> Any:  # noqa: ANN401 - JSON gives anything
+    def _value(self, key: str, rule: str) -> Any:  # noqa: ANN401 - JSON gives anything
         if key not in self._values:
-            raise self._wrong(key, wanted)
+            raise self._error(key, rule)
         return self._values[key]
 
     def text(self, key: str, max_length: int) -> str:
-        """Read a string of at most ``max_length`` characters that utf-8 can carry."""
-        wanted = f"a string of at most {max_length} characters"
-        value = self._value(key, wanted)
+        """Read a string of at most ``max_length`` characters that UTF-8 can encode."""
+        rule = f"a string of at most {max_length} characters"
+        value = self._value(key, rule)
         if not isinstance(value, str) or len(value) > max_length or replace_undecodable(value) != value:
-            raise self._wrong(key, wanted)
+            raise self._error(key, rule)
         return value
 
     def integer(self, key: str, minimum: int, maximum: int) -> int:
-        """Read an integer in [least, most]."""
-        wanted = f"an integer from {minimum} to {maximum}"
-        value = self._value(key, wanted)
+        """Read an integer in [minimum, maximum]."""
+        rule = f"an integer from {minimum} to {maximum}"
+        value = self._value(key, rule)
         if type(value) is not int or not minimum <= value <= maximum:
-            raise self._wrong(key, wanted)
+            raise self._error(key, rule)
         return value
 
     def integers(self, key: str, count: int, minimum: int, maximum: int) -> list[int]:
-        """Read a list of ``count`` integers in [least, most]."""
-        wanted = f"{count} integers from {minimum} to {maximum}"
-        value = self._value(key, wanted)
+        """Read a list of ``count`` integers in [minimum, maximum]."""
+        rule = f"{count} integers from {minimum} to {maximum}"
+        value = self._value(key, rule)
         if not isinstance(value, list) or len(value) != count:
-            raise self._wrong(key, wanted)
+            raise self._error(key, rule)
         if not all(type(each) is int and minimum <= each <= maximum for each in value):
-            raise self._wrong(key, wanted)
+            raise self._error(key, rule)
         return value
 
     def number(self, key: str) -> float:
         """Read a finite number."""
         value = self._value(key, "a finite number")
         if not _is_finite(value):
-            raise self._wrong(key, "a finite number")
+            raise self._error(key, "a finite number")
         return float(value)
 
     def optional_number(self, key: str) -> float | None:
@@ -114,14 +114,14 @@ class JsonFields:
         if value is None:
             return None
         if not isinstance(value, list) or len(value) != 2 or not all(map(_is_coordinate, value)):
-            raise self._wrong(key, f"[x, y] in pixels, each at most {MAX_COORDINATE} either way")
+            raise self._error(key, f"[x, y] in pixels, each at most {MAX_COORDINATE} either way")
         return [float(each) for each in value]
 
     def numbers(self, key: str) -> dict[str, float]:
-        """Read an object of finite numbers; a missing key is an empty one."""
+        """Read an object of finite numbers; a missing key gives an empty one."""
         value = self._values.get(key, {})
         if not isinstance(value, dict) or not all(_is_finite(each) for each in value.values()):
-            raise self._wrong(key, "an object of finite numbers")
+            raise self._error(key, "an object of finite numbers")
         return {replace_undecodable(name): float(each) for name, each in value.items()}
 
     def box(self, key: str) -> Box | None:
@@ -133,32 +133,32 @@ class JsonFields:
         """Read a list of at most ``maximum`` boxes."""
         value = self._value(key, "a list of boxes")
         if not isinstance(value, list) or len(value) > maximum:
-            raise self._wrong(key, f"a list of at most {maximum} boxes")
+            raise self._error(key, f"a list of at most {maximum} boxes")
         return tuple(self._box_of(key, each) for each in value)
 
     def _box_of(self, key: str, value: object) -> Box:
         if not isinstance(value, list) or len(value) != 4 or not all(map(_is_coordinate, value)):
-            raise self._wrong(key, f"[left, top, right, bottom] in pixels, each at most {MAX_COORDINATE} either way")
+            raise self._error(key, f"[left, top, right, bottom] in pixels, each at most {MAX_COORDINATE} either way")
         box = Box(*(float(each) for each in value))
         if not (box.left <= box.right and box.top <= box.bottom):
-            raise self._wrong(key, "[left, top, right, bottom] in pixels, left <= right and top <= bottom")
+            raise self._error(key, "[left, top, right, bottom] in pixels, left <= right and top <= bottom")
         return box
 
     def points(self, key: str, minimum: int, maximum: int) -> tuple[tuple[float, float], ...]:
         """Read a list of ``minimum`` to ``maximum`` points [x, y]."""
-        wanted = f"a list of {minimum} to {maximum} points [x, y], each number at most {MAX_COORDINATE} either way"
-        value = self._value(key, wanted)
+        rule = f"a list of {minimum} to {maximum} points [x, y], each number at most {MAX_COORDINATE} either way"
+        value = self._value(key, rule)
         if not isinstance(value, list) or not minimum <= len(value) <= maximum:
-            raise self._wrong(key, wanted)
+            raise self._error(key, rule)
         if not all(isinstance(each, list) and len(each) == 2 and all(map(_is_coordinate, each)) for each in value):
-            raise self._wrong(key, wanted)
+            raise self._error(key, rule)
         return tuple((float(x), float(y)) for x, y in value)
 
     def flag(self, key: str) -> bool:
         """Read true or false."""
         value = self._value(key, "true or false")
         if not isinstance(value, bool):
-            raise self._wrong(key, "true or false")
+            raise self._error(key, "true or false")
         return value
 
     def object(self, key: str) -> JsonFields | None:
@@ -167,29 +167,29 @@ class JsonFields:
         if value is None:
             return None
         if not isinstance(value, dict):
-            raise self._wrong(key, "an object or null")
+            raise self._error(key, "an object or null")
         return JsonFields(value, f"{self._where}{key}.")
 
     def objects(self, key: str, maximum: int) -> Iterator[JsonFields]:
         """Read a list of at most ``maximum`` objects."""
         value = self._value(key, "a list of objects")
         if not isinstance(value, list) or len(value) > maximum or not all(isinstance(each, dict) for each in value):
-            raise self._wrong(key, f"a list of at most {maximum} objects")
-        return (JsonFields(each, f"{self._where}{key}[{place}].") for place, each in enumerate(value))
+            raise self._error(key, f"a list of at most {maximum} objects")
+        return (JsonFields(each, f"{self._where}{key}[{index}].") for index, each in enumerate(value))
 
     def base64_bytes(self, key: str, count: int) -> bytes:
-        """Read ``count`` bytes written in base64."""
-        wanted = f"{count} bytes in base64, one per cell of the grid"
-        value = self._value(key, wanted)
+        """Read ``count`` bytes in base64."""
+        rule = f"{count} bytes in base64, one per cell of the grid"
+        value = self._value(key, rule)
         if not isinstance(value, str) or len(value) != (count + 2) // 3 * 4:
-            raise self._wrong(key, wanted)
+            raise self._error(key, rule)
         try:
-            found = base64.b64decode(value, validate=True)
+            content = base64.b64decode(value, validate=True)
         except (binascii.Error, ValueError) as error:
-            raise self._wrong(key, wanted) from error
-        if len(found) != count:
-            raise self._wrong(key, wanted)
-        return found
+            raise self._error(key, rule) from error
+        if len(content) != count:
+            raise self._error(key, rule)
+        return content
 
 
 def _is_finite(value: object) -> bool:

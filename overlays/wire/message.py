@@ -1,6 +1,6 @@
-"""The wire, version 1: an overlay as three byte strings, and back. ``docs/wire.md`` describes it for other readers.
+"""Wire format, version 1: encodes an overlay as three byte strings, and decodes it. Specified in ``docs/wire.md``.
 
-Pure: no sockets, no clocks. Nothing is unpickled; what arrives is checked against stated limits before it is believed.
+Pure: no sockets, no clocks. Nothing is unpickled; received values are checked against limits before they are used.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import numpy as np
 
 from overlays.render.jpeg import encode_image, jpeg_size
 from overlays.wire.guards import (
-    grounds_record,
     guards_record,
-    read_grounds,
+    heatmap_stats_record,
     read_guards,
-    scaled_grounds,
-    scaled_guards,
+    read_heatmap_stats,
+    scale_guards,
+    scale_heatmap_stats,
 )
 from overlays.wire.json_fields import JsonFields, escaped, replace_undecodable
 from pipeline.errors import WireError, WireLimitError, WireVersionError
@@ -30,17 +30,17 @@ VERSION: Final = 1
 ENCODING: Final = "jpeg"
 MAX_HEADER_BYTES: Final = 32 << 20
 MAX_FRAME_SIDE: Final = 1 << 20
-"""Of a frame, which may be larger than any picture that is sent of it."""
+"""Maximum side of a frame, which may be larger than the image that is sent of it."""
 MAX_GRID_SIDE: Final = 4096
 MAX_FINDINGS: Final = 4096
-MAX_TEXT: Final = 4096
-MAX_SOURCE: Final = 32768
-"""Of a path: 4096 bytes, some of them escaped."""
+MAX_TEXT_LENGTH: Final = 4096
+MAX_SOURCE_LENGTH: Final = 32768
+"""Maximum length of a path: 4096 bytes, some of them escaped."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Header:
-    """What a message says beside its picture. Fields are the header's keys; ``docs/wire.md`` tells what each means."""
+    """The header of a message. Fields have the names of the header's keys, which ``docs/wire.md`` explains."""
 
     version: int
     camera: str
@@ -48,7 +48,7 @@ class Header:
     width: int
     height: int
     encoding: str
-    """``jpeg``; empty in a line of the log, which has no picture."""
+    """``jpeg``; empty in a log line, which has no image."""
     pts_seconds: float | None
     taken_at_unix: float
     sent_at_unix: float
@@ -62,23 +62,23 @@ class Header:
     timings: Mapping[str, float]
     truth: GroundTruth | None
     frame_width: int
-    """The frame's own width where the picture was sent smaller; the picture's otherwise."""
+    """Width of the frame; differs from ``width`` if the image was sent smaller."""
     frame_height: int
     source: str = ""
-    """The file the frame was read from; empty for a live source."""
+    """Path of the file the frame was read from; empty for a live source."""
     silence: SignalLoss | None = None
-    """Set where nothing comes from the camera any more: this is its last frame, drawn so."""
+    """Set during a signal loss: the image is then the camera's last frame, drawn grey."""
     guarded: Mapping[str, Any] = field(default_factory=dict)
-    """``guards``, ``regions`` and ``deletion`` as an explanation has them; empty where there are none."""
+    """``guards``, ``regions`` and ``deletion`` as arguments of ``Explanation``; empty if there are none."""
 
 
 def explanation_record(explanation: Explanation, *, sent_at_unix: float, now_monotonic: float) -> dict[str, Any]:
-    """Return what the header says of an explanation, in plain JSON values; the log writes the same.
+    """Return the header of an explanation as plain JSON values, the same as in a log line.
 
     Args:
-        explanation: what to tell.
-        sent_at_unix: wall-clock seconds at this moment.
-        now_monotonic: ``time.monotonic()`` at this moment: the two together turn ``captured_at`` into wall-clock time.
+        explanation: the explanation.
+        sent_at_unix: current wall-clock time in Unix seconds.
+        now_monotonic: current ``time.monotonic()``: the two together turn ``captured_at`` into wall-clock time.
 
     Raises:
         WireError: a number is NaN or infinite, or the findings' grids differ.
@@ -88,11 +88,11 @@ def explanation_record(explanation: Explanation, *, sent_at_unix: float, now_mon
     if len(grids) > 1:
         raise WireError(f"findings: grids {sorted(grids)} differ; all findings of one explanation share the layer's")
     age = frame.age_seconds(now_monotonic)
-    named = {"source": escaped(frame.source_name)} if frame.source_name else {}
+    source = {"source": escaped(frame.source_name)} if frame.source_name else {}
     return {
         "version": VERSION,
         "camera": replace_undecodable(frame.camera),
-        **named,
+        **source,
         "index": frame.index,
         "width": frame.width,
         "height": frame.height,
@@ -126,20 +126,22 @@ def _finding_record(finding: Finding) -> dict[str, Any]:
         "heat_u8": base64.b64encode(levels.tobytes()).decode("ascii"),
         "box": None if finding.box is None else [float(edge) for edge in finding.box],
     }
-    return record if finding.heatmap_stats is None else record | {"grounds": grounds_record(finding.heatmap_stats)}
+    if finding.heatmap_stats is None:
+        return record
+    return record | {"grounds": heatmap_stats_record(finding.heatmap_stats)}
 
 
 def record_bytes(record: Mapping[str, Any]) -> bytes:
-    """Write a record as one line of JSON, utf-8.
+    """Encode a record as one line of JSON in UTF-8.
 
     Raises:
-        WireError: a number is NaN or infinite (JSON has neither), or the record is larger than a header may be.
+        WireError: a number is NaN or infinite (JSON has neither), or the record exceeds the size of a header.
     """
     try:
         line = json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     except ValueError as error:
         raise WireError(
-            f"camera {record.get('camera')!r}: a number is NaN or infinite, which JSON cannot say"
+            f"camera {record.get('camera')!r}: a number is NaN or infinite, which JSON cannot represent"
         ) from error
     if len(line) > MAX_HEADER_BYTES:
         raise WireLimitError(f"header: {len(line)} bytes, more than {MAX_HEADER_BYTES}; explain fewer classes at once")
@@ -152,19 +154,19 @@ def encode(
     sent_at_unix: float,
     now_monotonic: float,
     jpeg_quality: int = 80,
-    picture: bytes | None = None,
+    jpeg: bytes | None = None,
 ) -> list[bytes]:
-    """Write an overlay as a message: [topic, header, payload].
+    """Encode an overlay as a message: [topic, header, payload].
 
     Args:
-        overlay: what to send.
-        sent_at_unix: wall-clock seconds at this moment.
-        now_monotonic: ``time.monotonic()`` at this moment.
+        overlay: the overlay.
+        sent_at_unix: current wall-clock time in Unix seconds.
+        now_monotonic: current ``time.monotonic()``.
         jpeg_quality: 1 to 100.
-        picture: the overlay's picture as ``encode_image`` gave it, where it is at hand.
+        jpeg: the overlay's image as returned by ``encode_image``, if it exists already.
 
     Raises:
-        WireError: the overlay breaks a limit.
+        WireError: the overlay exceeds a limit.
     """
     record = explanation_record(overlay.explanation, sent_at_unix=sent_at_unix, now_monotonic=now_monotonic)
     height, width = overlay.image.shape[:2]
@@ -172,27 +174,26 @@ def encode(
         record |= {"frame_width": record["width"], "frame_height": record["height"], "width": width, "height": height}
     record["encoding"] = ENCODING
     if (signal_loss := overlay.signal_loss) is not None:
-        told = {
+        record["silence"] = {
             "seconds": round(signal_loss.seconds, 3),
             "state": signal_loss.state,
             "reason": replace_undecodable(signal_loss.reason),
         }
-        record["silence"] = told
-    payload = encode_image(overlay.image, jpeg_quality) if picture is None else picture
+    payload = encode_image(overlay.image, jpeg_quality) if jpeg is None else jpeg
     return [topic_of(overlay.explanation.frame.camera), record_bytes(record), payload]
 
 
 def topic_of(camera: str) -> bytes:
-    """Return the topic a camera is published under: its name in utf-8."""
+    """Return the topic of a camera: its name in UTF-8."""
     return replace_undecodable(camera).encode()
 
 
 def decode_header(header: bytes) -> Header:
-    """Read a header, or a line of the log. Unknown keys are ignored.
+    """Decode a header or a log line. Unknown keys are ignored.
 
     Raises:
-        WireVersionError: a newer version than this reader knows.
-        WireError: it is damaged, or beyond a limit.
+        WireVersionError: the version is newer than this reader supports.
+        WireError: a value is invalid or exceeds a limit.
     """
     if len(header) > MAX_HEADER_BYTES:
         raise WireLimitError(f"header: {len(header)} bytes, more than {MAX_HEADER_BYTES}")
@@ -200,7 +201,7 @@ def decode_header(header: bytes) -> Header:
     version = fields.integer("version", 1, 1 << 31)
     if version > VERSION:
         raise WireVersionError(
-            f"version: the message is version {version}, this reader knows up to {VERSION}; update recipro-stream here"
+            f"version: {version} is newer than this reader supports ({VERSION}); update recipro-stream here"
         )
     grid = fields.integers("grid", 2, 0, MAX_GRID_SIDE)
     if 0 in grid and fields.get("findings"):
@@ -208,7 +209,7 @@ def decode_header(header: bytes) -> Header:
     width, height = fields.integer("width", 1, MAX_FRAME_SIDE), fields.integer("height", 1, MAX_FRAME_SIDE)
     return Header(
         version=version,
-        camera=fields.text("camera", MAX_TEXT),
+        camera=fields.text("camera", MAX_TEXT_LENGTH),
         index=fields.integer("index", 0, 1 << 62),
         width=width,
         height=height,
@@ -217,9 +218,9 @@ def decode_header(header: bytes) -> Header:
         taken_at_unix=fields.number("taken_at_unix"),
         sent_at_unix=fields.number("sent_at_unix"),
         age_seconds=fields.number("age_seconds"),
-        model=fields.text("model", MAX_TEXT),
-        method=fields.text("method", MAX_TEXT),
-        layer=fields.text("layer", MAX_TEXT),
+        model=fields.text("model", MAX_TEXT_LENGTH),
+        method=fields.text("method", MAX_TEXT_LENGTH),
+        layer=fields.text("layer", MAX_TEXT_LENGTH),
         grid=(grid[0], grid[1]),
         heat_region=fields.box("heat_region") or Box(0.0, 0.0, float(width), float(height)),
         findings=tuple(_finding(each, (grid[0], grid[1])) for each in fields.objects("findings", MAX_FINDINGS)),
@@ -227,17 +228,17 @@ def decode_header(header: bytes) -> Header:
         truth=_truth(fields),
         frame_width=fields.integer("frame_width", 1, MAX_FRAME_SIDE) if "frame_width" in fields else width,
         frame_height=fields.integer("frame_height", 1, MAX_FRAME_SIDE) if "frame_height" in fields else height,
-        source=fields.text("source", MAX_SOURCE) if fields.get("source") is not None else "",
-        silence=_silence(fields),
+        source=fields.text("source", MAX_SOURCE_LENGTH) if fields.get("source") is not None else "",
+        silence=_signal_loss(fields),
         guarded=read_guards(fields),
     )
 
 
-def _silence(fields: JsonFields) -> SignalLoss | None:
-    told = fields.object("silence")
-    if told is None:
+def _signal_loss(fields: JsonFields) -> SignalLoss | None:
+    loss = fields.object("silence")
+    if loss is None:
         return None
-    return SignalLoss(told.number("seconds"), told.text("state", 32), told.text("reason", MAX_TEXT))
+    return SignalLoss(loss.number("seconds"), loss.text("state", 32), loss.text("reason", MAX_TEXT_LENGTH))
 
 
 def _finding(fields: JsonFields, grid: tuple[int, int]) -> Finding:
@@ -245,12 +246,12 @@ def _finding(fields: JsonFields, grid: tuple[int, int]) -> Finding:
     heat: Heat = np.frombuffer(levels, np.uint8).reshape(grid).astype(np.float32) / np.float32(255.0)
     heat.flags.writeable = False
     return Finding(
-        label=fields.text("label", MAX_TEXT),
+        label=fields.text("label", MAX_TEXT_LENGTH),
         score=fields.number("score"),
         heat=heat,
         class_index=fields.integer("class_index", -1, 1 << 31),
         box=fields.box("box"),
-        heatmap_stats=read_grounds(fields),
+        heatmap_stats=read_heatmap_stats(fields),
     )
 
 
@@ -258,15 +259,15 @@ def _truth(fields: JsonFields) -> GroundTruth | None:
     truth = fields.object("truth")
     if truth is None:
         return None
-    return GroundTruth(label=truth.text("label", MAX_TEXT), boxes=truth.boxes("boxes", MAX_FINDINGS))
+    return GroundTruth(label=truth.text("label", MAX_TEXT_LENGTH), boxes=truth.boxes("boxes", MAX_FINDINGS))
 
 
 def decode_message(parts: Sequence[bytes]) -> tuple[Header, bytes]:
-    """Read a message up to its picture: (header, payload). The payload is measured, not yet decoded.
+    """Decode a message up to its image: (header, payload). Of the payload, only the size is checked.
 
     Raises:
-        WireVersionError: a newer version than this reader knows.
-        WireError: it is damaged, or beyond a limit.
+        WireVersionError: the version is newer than this reader supports.
+        WireError: the message is invalid or exceeds a limit.
     """
     if len(parts) != 3:
         raise WireError(f"message: {len(parts)} parts; version {VERSION} has three: topic, header, payload")
@@ -278,21 +279,21 @@ def decode_message(parts: Sequence[bytes]) -> tuple[Header, bytes]:
         raise WireError(f"encoding: {header.encoding!r} is unknown; version {VERSION} has {ENCODING!r}")
     size = jpeg_size(payload)
     if size != (header.width, header.height):
-        raise WireError(f"payload: a picture of {size}, but the header says {(header.width, header.height)}")
+        raise WireError(f"payload: an image of {size}, but the header gives {(header.width, header.height)}")
     return header, payload
 
 
 def as_overlay(header: Header, image: Image, *, now_unix: float, now_monotonic: float) -> Overlay:
-    """Rebuild an overlay from what arrived: its frame is the received picture.
+    """Return the overlay of a received message; its frame is the received image.
 
-    Where the picture was sent smaller than the frame, boxes and the heat's region are scaled to the picture.
+    If the image was sent smaller than the frame, boxes and the region of the heat map are scaled to the image.
 
     Args:
-        header: what arrived.
-        image: the picture, uint8 RGB.
-        now_unix: wall-clock seconds at this moment.
-        now_monotonic: ``time.monotonic()`` at this moment: the two together turn ``taken_at_unix`` into this
-            machine's monotonic time.
+        header: the received header.
+        image: the received image, RGB, ``(height, width, 3)``, uint8.
+        now_unix: current wall-clock time in Unix seconds.
+        now_monotonic: current ``time.monotonic()``: the two together turn ``taken_at_unix`` into this machine's
+            monotonic time.
     """
     x, y = header.width / header.frame_width, header.height / header.frame_height
     truth = header.truth
@@ -307,7 +308,9 @@ def as_overlay(header: Header, image: Image, *, now_unix: float, now_monotonic: 
     )
     findings = tuple(
         replace(
-            f, box=None if f.box is None else _scaled(f.box, x, y), heatmap_stats=scaled_grounds(f.heatmap_stats, x, y)
+            f,
+            box=None if f.box is None else _scaled(f.box, x, y),
+            heatmap_stats=scale_heatmap_stats(f.heatmap_stats, x, y),
         )
         for f in header.findings
     )
@@ -321,7 +324,7 @@ def as_overlay(header: Header, image: Image, *, now_unix: float, now_monotonic: 
             timings=header.timings,
             model=header.model,
             heat_region=_scaled(header.heat_region, x, y),
-            **scaled_guards(header.guarded, x, y),
+            **scale_guards(header.guarded, x, y),
         ),
         signal_loss=header.silence,
     )

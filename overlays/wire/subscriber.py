@@ -1,7 +1,7 @@
-"""A subscriber's connection: keeps the newest message of each topic, and can say in words why nothing comes.
+"""ZeroMQ subscriber: keeps the newest message of each topic, and knows why none arrives.
 
-It is made again by itself without end. A thread of its own reads all the time: what waits in libzmq is old, and a pipe
-that is full when its connection is made again can abort the process (libzmq issue 3937).
+It reconnects without end. A separate thread reads all the time: messages that wait in libzmq are old, and a pipe that
+is full when its connection is made again can abort the process (libzmq issue 3937).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ log = logging.getLogger(__name__)
 
 _QUEUE_MESSAGES: Final = 256
 _POLL_MS: Final = 50
-"""How long reading waits before it looks how the connection does, and whether it should stop."""
+"""Wait of one read before events and the end are checked."""
 _DRAIN_MESSAGES: Final = 256
-"""Messages read in one go: even a flood lets the newest through now and then."""
+"""Maximum number of messages read between two checks."""
 MAX_TOPICS: Final = 1024
-_WANTED: Final = (
+_MONITORED_EVENTS: Final = (
     FAILED
     | zmq.EVENT_CONNECTED
     | zmq.EVENT_CONNECT_RETRIED
@@ -39,24 +39,24 @@ _WANTED: Final = (
     | zmq.EVENT_DISCONNECTED
 )
 _RENEW_SECONDS: Final = 2.0
-"""How long after a refusal, and after nothing at all, it is tried anew: libzmq itself gives up after some."""
+"""Wait before connecting again after a refusal, or without any event: libzmq itself stops after some refusals."""
 _RETRY_SECONDS: Final = 0.3
-"""When a publisher goes, libzmq says within this that it tries again; when it closed the connection itself, never."""
-_NO_PUBLISHER: Final = "nobody answers there"
-_WAITING: Final = "somebody answers there and has not let us in yet; it is stopped, or too busy to answer"
+"""When a publisher disappears, libzmq reports a retry within this time; when libzmq ends a connection, it does not."""
+_NO_PUBLISHER: Final = "no publisher answers at this address"
+_WAITING: Final = "a publisher accepts the connection, but does not complete it; it is stopped or overloaded"
 
 
 class LatestMessage(NamedTuple):
-    """A topic's newest message."""
+    """The newest message of a topic."""
 
     parts: list[bytes]
     at_unix: float
     passed_over: int
-    """How many it overtook that nobody has taken."""
+    """Number of older messages that were replaced before ``take`` returned them."""
 
 
 class Subscriber:
-    """One ``SUB`` socket and the thread that reads it. Opening, ``take`` and closing belong to one thread at a time."""
+    """One ``SUB`` socket and its reading thread. ``open``, ``take`` and ``close`` belong to one thread at a time."""
 
     def __init__(
         self,
@@ -68,24 +68,24 @@ class Subscriber:
         clock: Callable[[], float],
     ) -> None:
         self.problem = ""
-        """Why nothing comes, in words; empty where nothing is known against it."""
+        """Why no message arrives; empty if no reason is known."""
         self.refused = 0
-        """How many handshakes failed."""
+        """Number of failed handshakes."""
         self.oversized = 0
-        """How often a message beyond ``maximum_bytes`` ended the connection before it was stored."""
+        """Number of connections ended by a message larger than ``maximum_bytes``, before it was stored."""
         self._address, self._topics = address, tuple(topics)
         self._maximum_bytes, self._keys, self._clock = maximum_bytes, keys, clock
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._socket: zmq.Socket[bytes] | None = None
         self._events: SocketMonitor | None = None
         self._renewed_at = clock()
-        self._calling: int | None = None
-        """The file descriptor of a connection whose handshake is under way."""
-        self._joined: int | None = None
-        """The one of a connection that stands."""
+        self._connecting: int | None = None
+        """File descriptor of the connection in its handshake."""
+        self._connected: int | None = None
+        """File descriptor of the established connection."""
         self._lost_at: float | None = None
         self._logged = ""
-        # The bell guards the newest messages: the reading thread puts them there, ``take`` takes them away.
+        # Guards the newest messages: the reading thread adds them, ``take`` removes them.
         self._condition = threading.Condition()
         self._newest: dict[bytes, LatestMessage] = {}
         self._closing = threading.Event()
@@ -93,25 +93,25 @@ class Subscriber:
 
     @property
     def uri(self) -> str:
-        """Where it connects to."""
+        """The publisher's address."""
         return self._address.uri
 
     def take(self, wait_seconds: float) -> dict[bytes, LatestMessage]:
-        """Wait until something is there, but not longer, and return the newest message of each topic, once.
+        """Wait for a message, at most ``wait_seconds``, and return the newest message of each topic, each once.
 
         Raises:
-            SourceError: it is not open.
+            SourceError: the subscriber is not open.
         """
         if self._worker is None or self._worker.ended:
             reason = self._worker.error if self._worker is not None else "use it in a with block"
             raise SourceError(f"{self.uri}: is not open; {reason}")
         with self._condition:
             self._condition.wait_for(lambda: self._newest, wait_seconds)
-            taken, self._newest = self._newest, {}
-        return taken
+            messages, self._newest = self._newest, {}
+        return messages
 
     def open(self) -> None:
-        """Connect; nobody need be there yet.
+        """Start to connect; the publisher may start later.
 
         Raises:
             SourceError: the host is unknown.
@@ -142,54 +142,50 @@ class Subscriber:
             self._socket.setsockopt(zmq.CURVE_SERVERKEY, self._keys.server)
         for topic in self._topics:
             self._socket.setsockopt(zmq.SUBSCRIBE, topic.encode())
-        self._events = SocketMonitor(self._socket, _WANTED)
+        self._events = SocketMonitor(self._socket, _MONITORED_EVENTS)
         self._renewed_at = self._clock()
         try:
             self._socket.connect(self.uri)
         except zmq.ZMQError as error:
             self.close()
             raise SourceError(f"{self.uri}: cannot be connected to ({error.strerror})") from None
-        connected = self._socket
+        socket_ = self._socket
         self._closing.clear()
         self._newest = {}
-        self._worker = ThreadWorker(
-            f"viewer of {self.uri}", lambda: self._read(connected), self._closing.set
-        ).__enter__()
+        self._worker = ThreadWorker(f"viewer of {self.uri}", lambda: self._read(socket_), self._closing.set).__enter__()
 
-    def _read(self, connected: zmq.Socket[bytes]) -> None:
-        """Read all there is, again and again; keep the last message of each topic."""
+    def _read(self, subscriber: zmq.Socket[bytes]) -> None:
+        """Read messages until closing; keep the newest message of each topic."""
         while not self._closing.is_set():
-            self._poll_events(connected)
+            self._poll_events(subscriber)
             wait_ms = _POLL_MS
             for _ in range(_DRAIN_MESSAGES):
-                if not connected.poll(wait_ms, zmq.POLLIN):
+                if not subscriber.poll(wait_ms, zmq.POLLIN):
                     break
                 wait_ms = 0
-                parts = _message(connected)
-                self.problem = self._logged = ""  # whatever the events, which come by another way, have yet to tell
+                parts = _message(subscriber)
+                self.problem = self._logged = ""  # newer than the events, which arrive separately
                 with self._condition:
                     before = self._newest.get(parts[0])
                     if before is not None or len(self._newest) < MAX_TOPICS:
-                        overtaken = 0 if before is None else before.passed_over + 1
-                        self._newest[parts[0]] = LatestMessage(parts, time.time(), overtaken)
+                        passed_over = 0 if before is None else before.passed_over + 1
+                        self._newest[parts[0]] = LatestMessage(parts, time.time(), passed_over)
                         self._condition.notify_all()
 
-    def _poll_events(self, connected: zmq.Socket[bytes]) -> None:
-        """Hear how the connection does, and make it anew where libzmq has given it up."""
+    def _poll_events(self, subscriber: zmq.Socket[bytes]) -> None:
+        """Handle the events of the connection, and connect again where libzmq has stopped trying."""
         for event, value in self._events or ():
-            self._on_event(event, value)
+            self._handle_event(event, value)
         now = self._clock()
         if self._lost_at is not None and now - self._lost_at > _RETRY_SECONDS:
             self.oversized += 1
-            self._set_problem(
-                f"a message larger than {self._maximum_bytes} bytes came; the connection was ended before it"
-            )
-            self._renew(connected, now)
-        elif self._joined is None and self._calling is None and now - self._renewed_at > _RENEW_SECONDS:
-            self._renew(connected, now)
+            self._set_problem(f"a message larger than {self._maximum_bytes} bytes arrived; the connection was ended")
+            self._renew(subscriber, now)
+        elif self._connected is None and self._connecting is None and now - self._renewed_at > _RENEW_SECONDS:
+            self._renew(subscriber, now)
 
     def close(self) -> None:
-        """End it."""
+        """Stop reading and close the connection."""
         if self._worker is not None:
             self._worker.__exit__(None, None, None)
         self._worker = None
@@ -200,56 +196,56 @@ class Subscriber:
         if self._context is not None:
             self._context.term()
         self._socket = self._context = self._events = None
-        self._calling = self._joined = self._lost_at = None
+        self._connecting = self._connected = self._lost_at = None
 
-    def _on_event(self, event: int, value: int) -> None:
+    def _handle_event(self, event: int, value: int) -> None:
         if event & FAILED:
-            self._on_refusal(event, value)
+            self._handle_refusal(event, value)
         elif event == zmq.EVENT_CONNECTED:
-            self._calling = value
+            self._connecting = value
             if self.problem in {"", _NO_PUBLISHER}:
                 self.problem = _WAITING
         elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-            self._joined, self._calling, self._lost_at = self._calling, None, None
+            self._connected, self._connecting, self._lost_at = self._connecting, None, None
             self.problem = self._logged = ""
         elif event == zmq.EVENT_DISCONNECTED:
-            if value == self._joined:
-                self._joined, self._lost_at = None, self._clock()
-            self._calling = None if value == self._calling else self._calling
+            if value == self._connected:
+                self._connected, self._lost_at = None, self._clock()
+            self._connecting = None if value == self._connecting else self._connecting
         elif event == zmq.EVENT_CONNECT_RETRIED:
             self.problem = self.problem if self._lost_at is None else _NO_PUBLISHER
             self._lost_at = None
         elif event == zmq.EVENT_CLOSED:
             self.problem, self._logged = _NO_PUBLISHER, ""
 
-    def _on_refusal(self, event: int, value: int) -> None:
+    def _handle_refusal(self, event: int, value: int) -> None:
         self.refused += 1
-        self._calling = None
-        # The same refusal comes in plain words or, when the other end was faster, as a hang-up: the words stay.
-        vague = event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-        if not (vague and self._logged):
+        self._connecting = None
+        # The same refusal arrives with a reason or, if the peer closes faster, without one: keep the reason.
+        has_no_reason = event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+        if not (has_no_reason and self._logged):
             self._set_problem(refused_because(event, value, keys=self._keys is not None))
 
-    def _set_problem(self, trouble: str) -> None:
-        """Keep the reason, and say it once as long as it is the same."""
-        self.problem = trouble
-        if trouble != self._logged:
-            self._logged = trouble
-            log.warning("%s: %s; still trying", self.uri, trouble)
+    def _set_problem(self, problem: str) -> None:
+        """Set the reason, and log it if it is new."""
+        self.problem = problem
+        if problem != self._logged:
+            self._logged = problem
+            log.warning("%s: %s; still trying", self.uri, problem)
 
-    def _renew(self, connected: zmq.Socket[bytes], now: float) -> None:
+    def _renew(self, subscriber: zmq.Socket[bytes], now: float) -> None:
         self._renewed_at = now
-        self._lost_at = self._joined = self._calling = None
-        with contextlib.suppress(zmq.ZMQError):  # it has given it up already
-            connected.disconnect(self.uri)
-        connected.connect(self.uri)
+        self._lost_at = self._connected = self._connecting = None
+        with contextlib.suppress(zmq.ZMQError):  # libzmq may have ended it already
+            subscriber.disconnect(self.uri)
+        subscriber.connect(self.uri)
 
 
-def _message(connected: zmq.Socket[bytes]) -> list[bytes]:
-    """Read one message; of one with too many parts only so many that it is known for damaged."""
-    parts = [connected.recv()]
-    while connected.getsockopt(zmq.RCVMORE):
-        part = connected.recv()
+def _message(subscriber: zmq.Socket[bytes]) -> list[bytes]:
+    """Read one message; of more than four parts only the first four, which is enough to recognise it as damaged."""
+    parts = [subscriber.recv()]
+    while subscriber.getsockopt(zmq.RCVMORE):
+        part = subscriber.recv()
         if len(parts) < 4:
             parts.append(part)
     return parts

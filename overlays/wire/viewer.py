@@ -1,7 +1,7 @@
-"""The other end of the wire: receives overlays and gives the newest of each camera, never an old one.
+"""Viewer: receives overlays from a publisher and returns the newest frame of each camera.
 
-libzmq cannot keep only the newest message of several parts, so the viewer reads all there is and passes on the last of
-each camera. It connects again by itself, without end.
+libzmq cannot keep only the newest message of several parts, so the viewer reads all messages and returns the last of
+each camera. It reconnects without end.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from pipeline.frames import Image, Overlay
 log = logging.getLogger(__name__)
 
 _WAIT_SECONDS: Final = 0.05
-"""How long reading waits before it looks whether it should stop."""
+"""Maximum wait for a message before ``stop`` is checked."""
 _SAME_FRAME_SECONDS: Final = 0.005
-"""Two readings of a publisher's clocks differ by less, two frames with one index by more."""
+"""Two messages of the same frame differ by less in ``taken_at_unix``, two frames with the same index by more."""
 
 
 @dataclass(frozen=True, eq=False)
 class ReceivedFrame:
-    """One message that arrived: what was seen, why, and how fresh it is."""
+    """One received message: image, explanation and age."""
 
     header: Header
     payload: bytes
     """The JPEG."""
     received_at_unix: float
     missed: int = 0
-    """Frames of this camera since the one given before that never arrived: dropped on the way, or by the camera."""
+    """Number of frames since the last one returned that never arrived: dropped by the camera or on the way."""
     skipped: int = 0
-    """Frames that did arrive and were passed over because a newer one was there."""
+    """Number of frames that arrived and were replaced by a newer one before they were read."""
 
     @property
     def camera(self) -> str:
@@ -52,7 +52,7 @@ class ReceivedFrame:
 
     @functools.cached_property
     def image(self) -> Image:
-        """The picture, uint8 RGB, (height, width, 3), read-only; decoded when first asked for.
+        """The image, uint8 RGB, ``(height, width, 3)``, read-only; decoded at the first access.
 
         Raises:
             WireError: it is damaged.
@@ -60,36 +60,36 @@ class ReceivedFrame:
         return decode_image(self.payload)
 
     def age_seconds(self, now_unix: float | None = None) -> float:
-        """Return the seconds from decode at the camera to ``now``; two machines' clocks may differ by more."""
+        """Return the seconds since the camera's frame was decoded; includes the offset between the machines' clocks."""
         return (time.time() if now_unix is None else now_unix) - self.header.taken_at_unix
 
     def overlay(self) -> Overlay:
-        """Return it as the overlay it was; its frame is the received picture.
+        """Return the overlay of the message; its frame is the received image.
 
         Raises:
-            WireError: the picture is damaged.
+            WireError: the image is damaged.
         """
         return as_overlay(self.header, self.image, now_unix=time.time(), now_monotonic=time.monotonic())
 
 
 class Viewer:
-    """Watches a publisher: ``with Viewer("tcp://host:5555") as viewer: for received in viewer: ...``.
+    """Receives from a publisher: ``with Viewer("tcp://host:5555") as viewer: for received in viewer: ...``.
 
-    Entering, ``messages`` and leaving belong to one thread at a time. Whoever takes longer for a message than the
-    publisher needs for the next one misses some, and gets the newest.
+    Entering, ``messages`` and leaving belong to one thread at a time. A reader that is slower than the publisher misses
+    frames and gets the newest.
 
     Args:
         address: ``tcp://host:port`` or ``ipc://path``.
-        topics: cameras to watch, by the beginnings of their names; "" is all of them.
-        key: its own secret key file, where the publisher asks for keys.
-        server_key: the publisher's public key then: a file, or its 40 letters.
-        maximum_bytes: a part larger than this ends the connection before it is stored; it is made again.
-        damaged: what to do with a message that cannot be read: ``skip`` it (counted, and kept in ``last_error``) or
-            ``raise`` what is wrong with it; reading may go on after that.
-        clock: monotonic seconds.
+        topics: prefixes of the names of the cameras to receive; "" selects all.
+        key: secret key file of the viewer, if the publisher requires keys.
+        server_key: public key of that publisher: a file, or its 40 letters.
+        maximum_bytes: a message part larger than this ends the connection before it is stored; the viewer reconnects.
+        damaged: what happens with a message that cannot be decoded: ``skip`` it (counted, and kept in ``last_error``)
+            or ``raise`` its error; reading can continue after that.
+        clock: returns monotonic seconds.
 
     Raises:
-        SourceError: the address is written wrong, or (on entering) its host is unknown.
+        SourceError: the address is invalid, or (on entering) its host is unknown.
         ConfigError: a key is missing or cannot be read.
     """
 
@@ -105,41 +105,41 @@ class Viewer:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         try:
-            place = parse_address(address)
+            endpoint = parse_address(address)
         except ValueError as error:
             raise SourceError(f"{without_user(address)}: {error}") from None
-        if place.host == "*" or (not place.path and place.port == 0):
+        if endpoint.host == "*" or (not endpoint.path and endpoint.port == 0):
             raise SourceError(f"{address}: a viewer needs a host and a port; for instance tcp://127.0.0.1:5555")
         self.uri = address
         self.damaged = 0
-        """Messages that could not be read."""
+        """Number of messages that could not be decoded."""
         self.last_error: WireError | None = None
-        """What was wrong with the last of them."""
+        """Error of the last of them."""
         self._damaged: Literal["skip", "raise"] = damaged
         self._clock = clock
         keys = viewer_keys(key, server_key)
-        self._connection = Subscriber(place, topics, maximum_bytes=maximum_bytes, keys=keys, clock=clock)
+        self._connection = Subscriber(endpoint, topics, maximum_bytes=maximum_bytes, keys=keys, clock=clock)
         self._received_at = clock()
         self._last: dict[str, Header] = {}
 
     @property
     def silent_seconds(self) -> float:
-        """How long nothing readable has come."""
+        """Seconds since the last message that could be decoded."""
         return self._clock() - self._received_at
 
     @property
     def problem(self) -> str:
-        """Why nothing comes, in words: nobody there, an unknown key, a wrong server key; empty where all is well."""
+        """Why nothing arrives: no publisher, an unknown key, a wrong server key; empty if no reason is known."""
         return self._connection.problem
 
     @property
     def refused(self) -> int:
-        """How many handshakes failed."""
+        """Number of failed handshakes."""
         return self._connection.refused
 
     @property
     def oversized(self) -> int:
-        """How often a message beyond ``maximum_bytes`` ended the connection."""
+        """Number of connections ended by a message larger than ``maximum_bytes``."""
         return self._connection.oversized
 
     def __enter__(self) -> Self:
@@ -151,36 +151,36 @@ class Viewer:
         return self.messages()
 
     def messages(self, stop: threading.Event | None = None) -> Iterator[ReceivedFrame]:
-        """Give the newest message of each camera as it comes, until ``stop`` is set.
+        """Yield the newest message of each camera as it arrives, until ``stop`` is set.
 
-        Damaged messages are counted, said once, and left out, unless the viewer was made to raise them.
+        Damaged messages are counted, logged once and left out, unless ``damaged`` is ``raise``.
 
         Raises:
             WireVersionError: the publisher is newer than this viewer.
-            WireError: a message cannot be read, and ``damaged`` is ``raise``.
+            WireError: a message cannot be decoded, and ``damaged`` is ``raise``.
         """
-        for received in self.messages_or_silence(stop):
+        for received in self.messages_or_none(stop):
             if received is not None:
                 yield received
 
-    def messages_or_silence(self, stop: threading.Event | None = None) -> Iterator[ReceivedFrame | None]:
-        """Give the same as ``messages``, and None whenever a moment has passed in which nothing new came.
+    def messages_or_none(self, stop: threading.Event | None = None) -> Iterator[ReceivedFrame | None]:
+        """Yield the same as ``messages``, and None about every 0.05 s while no message arrives.
 
         Raises:
             WireVersionError: the publisher is newer than this viewer.
         """
         while stop is None or not stop.is_set():
-            given = 0
+            has_yielded = False
             for arrived in self._connection.take(_WAIT_SECONDS).values():
                 received = self._read(arrived)
                 if received is not None:
-                    given += 1
+                    has_yielded = True
                     yield received
-            if not given:
+            if not has_yielded:
                 yield None
 
     def overlays(self, stop: threading.Event | None = None) -> Iterator[Overlay]:
-        """Give the same as ``messages``, as overlays for sinks.
+        """Yield the same as ``messages``, as overlays for sinks.
 
         Raises:
             WireVersionError: the publisher is newer than this viewer.
@@ -189,7 +189,7 @@ class Viewer:
             try:
                 yield received.overlay()
             except WireError as error:
-                self.leave_out(error)
+                self.handle_damaged(error)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
@@ -197,18 +197,18 @@ class Viewer:
         self._connection.close()
 
     def _read(self, arrived: LatestMessage) -> ReceivedFrame | None:
-        """Decode a message up to its picture; None for a damaged one, and for a frame that was given before."""
+        """Decode a message except its image; None if it is damaged, or if its frame was returned before."""
         try:
             header, payload = decode_message(arrived.parts)
         except WireVersionError:
             raise
         except WireError as error:
-            self.leave_out(error)
+            self.handle_damaged(error)
             return None
         self._received_at = self._clock()
         last = self._last.get(header.camera)
         if last is not None and _is_same(last, header):
-            return None  # sent again for somebody who joined late
+            return None  # sent again for a viewer that joined late
         if last is None and len(self._last) >= MAX_TOPICS:
             self._last.clear()
         self._last[header.camera] = header
@@ -216,18 +216,18 @@ class Viewer:
         skipped = min(arrived.passed_over, gap)
         return ReceivedFrame(header, payload, arrived.at_unix, missed=gap - skipped, skipped=arrived.passed_over)
 
-    def leave_out(self, error: WireError) -> None:
-        """Count a message that cannot be read, or raise what is wrong with it."""
+    def handle_damaged(self, error: WireError) -> None:
+        """Count a message that cannot be decoded; raise its error if ``damaged`` is ``raise``."""
         self.last_error = error
         self.damaged += 1
         if self._damaged == "raise":
             raise error
         if self.damaged == 1:
-            log.warning("%s: a message cannot be read, and is left out: %s", self.uri, error)
+            log.warning("%s: a message cannot be decoded and is left out: %s", self.uri, error)
 
 
-def _is_same(one: Header, other: Header) -> bool:
-    """Say whether both tell of the same frame: a publisher that was started again counts from 0 again."""
-    if one.silence != other.silence or one.index != other.index:
+def _is_same(first: Header, second: Header) -> bool:
+    """Return whether two headers are of the same frame: a restarted publisher counts its frames from 0 again."""
+    if first.silence != second.silence or first.index != second.index:
         return False
-    return abs(one.taken_at_unix - other.taken_at_unix) < _SAME_FRAME_SECONDS
+    return abs(first.taken_at_unix - second.taken_at_unix) < _SAME_FRAME_SECONDS

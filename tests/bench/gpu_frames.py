@@ -84,7 +84,7 @@ def _one_at_a_time(card: GpuExplainer, frames: list[Frame], told: Settings) -> d
     for number in range(12 if told.small else 320):
         begun = time.perf_counter()
         (explanation,) = card.explain([frames[number % len(frames)]])
-        jpeg, _ = card.download(explanation, drawing.stamp(explanation), jpeg_quality=QUALITY, as_array=False)
+        jpeg, _ = card.download(explanation, drawing.render_legend(explanation), jpeg_quality=QUALITY, as_array=False)
         taken.append(time.perf_counter() - begun)
         size = 0 if jpeg is None else len(jpeg.payload)
     return {**quantiles(taken[4 if told.small else 20 :]), "jpeg_bytes": size}
@@ -96,9 +96,8 @@ def _full_load(card: GpuExplainer, frames: list[Frame], told: Settings, batch: i
 
     def draw(explanation: Any) -> None:
         nonlocal delivered
-        delivered += (
-            card.download(explanation, drawing.stamp(explanation), jpeg_quality=QUALITY, as_array=False)[0] is not None
-        )
+        legend = drawing.render_legend(explanation)
+        delivered += card.download(explanation, legend, jpeg_quality=QUALITY, as_array=False)[0] is not None
 
     def carried(seconds: float) -> float:
         begun, number = time.perf_counter(), 0
@@ -135,7 +134,7 @@ def _stages(card: GpuExplainer, frames: list[Frame], told: Settings) -> dict[str
     slot = card._batches._next_slot((frame.height, frame.width))
     (explanation,) = card.explain([frame])
     drawing = HeatRenderer()
-    stamp = drawing.stamp(explanation)
+    stamp = drawing.render_legend(explanation)
     assert stamp is not None
     tile = torch.from_numpy(stamp.tile).to(told.device)
     picture = explanation.drawn.picture
@@ -149,7 +148,7 @@ def _stages(card: GpuExplainer, frames: list[Frame], told: Settings) -> dict[str
         "upload": lambda: slot.device[:1].copy_(slot.host[:1], non_blocking=True),
         "graph: preprocess, network, explanation, heat, blend": journey.run,
         "answers to host": lambda: [part.cpu() for part in journey.run()[:3]] and None,
-        "legend on the host": lambda: drawing.stamp(explanation),
+        "legend on the host": lambda: drawing.render_legend(explanation),
         "stamp": lambda: blend_patch(picture, tile, stamp),
         "JPEG and its way to the host": lambda: encode(picture),
     }

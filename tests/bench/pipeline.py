@@ -51,7 +51,7 @@ def look(address: str, ages: Any, stop: Any) -> None:
 
     with Viewer(address) as viewer:
         ages.put(None)  # ready: starting a process takes seconds
-        for received in viewer.messages_or_silence(threading.Event()):
+        for received in viewer.messages_or_none(threading.Event()):
             if stop.is_set():
                 return
             if received is not None:

@@ -55,7 +55,7 @@ def test_keys_are_made_once_and_the_words_that_go_with_them_are_told(command, tm
 @pytest.mark.parametrize(
     ("words", "rule"),
     [
-        (["--sink", "tcp://0.0.0.0:5555"], "say --insecure"),
+        (["--sink", "tcp://0.0.0.0:5555"], "set --insecure"),
         (["--sink", "tcp://0.0.0.0:5555", "--curve-keys", "nowhere"], "keys new DIR"),
         (["--sink", "tcp://127.0.0.1:5555", "--allow", "nowhere"], "--curve-keys DIR"),
         (["--sink", "out.jsonl", "--curve-keys", "keys"], "add --sink tcp://"),
@@ -92,7 +92,7 @@ def test_view_sees_with_the_right_keys(command, locked):
     words = ("--key", "keys/viewer.key_secret", "--server-key", "server.key")
     code, told, errors = command("view", locked, *words, "--sink", "seen.jsonl", "--frames", 3)
     assert code == 0, errors
-    assert "3 frames seen" in told
+    assert "3 frames received" in told
 
 
 def test_view_without_keys_ends_with_two_and_the_reason(command, locked):

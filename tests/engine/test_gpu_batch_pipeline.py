@@ -180,7 +180,7 @@ def test_frames_on_the_card_are_explained_and_drawn_as_on_the_host(network, devi
         assert np.abs(explanation.first.heat - wanted.first.heat).mean() < 0.05
         drawing = HeatRenderer(clock=lambda: 100.02)
         image_wanted = HeatRenderer(clock=lambda: 100.02).render(explanation).image.astype(int)
-        jpeg, array = card.download(explanation, drawing.stamp(explanation), jpeg_quality=90, as_array=True)
+        jpeg, array = card.download(explanation, drawing.render_legend(explanation), jpeg_quality=90, as_array=True)
         assert np.abs(array.astype(int) - image_wanted).max() <= 2
         assert not array.flags.writeable
         assert jpeg.quality == 90

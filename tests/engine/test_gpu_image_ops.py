@@ -109,7 +109,7 @@ def test_heat_and_legend_together_are_the_renderers_within_two_levels(size):
     wanted = whole.render(explanation).image.astype(int)
     painter = HeatmapBlender(heat_lut("inferno", 0.6), explanation.region, (7, 7), size)
     told = painter(torch.from_numpy(explanation.frame.image.copy())[None], torch.from_numpy(heat.copy())[None])[0]
-    stamp = parts.stamp(explanation)
+    stamp = parts.render_legend(explanation)
     before = told.clone()
     told_with = blend_patch(told, torch.from_numpy(stamp.tile), stamp)
     assert torch.equal(told, before)
@@ -118,7 +118,7 @@ def test_heat_and_legend_together_are_the_renderers_within_two_levels(size):
 
 def test_without_a_legend_or_room_for_one_there_is_no_stamp():
     explanation = explained(picture(60, 90), np.zeros((2, 2), np.float32))
-    assert HeatRenderer(legend=False).stamp(explanation) is None
+    assert HeatRenderer(legend=False).render_legend(explanation) is None
     assert legend_patch(8, 8, [TextLine("words")]) is None
 
 

@@ -15,7 +15,7 @@ from overlays.sinks.jsonl import JsonlSink
 from overlays.sinks.video import VideoSink
 from overlays.sinks.web import WebSink
 from overlays.sinks.zeromq import ZeroMqSink
-from overlays.wire.forward import MAX_CAMERAS, StaleFrames, _Said, forward
+from overlays.wire.forward import MAX_CAMERAS, StaleFrames, _SignalReporter, forward
 from overlays.wire.message import decode_message, encode
 from overlays.wire.viewer import ReceivedFrame, Viewer
 from pipeline.frames import DeletionCheck, GuardState, HeatmapStats, Overlay, SignalLoss
@@ -32,12 +32,12 @@ def test_a_silent_camera_is_shown_grey_with_the_time_and_the_reason_once_a_secon
     kept.update(overlaid(colours, camera="door"), 100.0)
     kept.update(overlaid(colours, camera="gate"), 102.5)
     assert kept.stale(101.9) == []
-    shown = {at: kept.stale(at, "nobody answers there") for at in (102.6, 103.0, 103.7, 104.0, 104.8)}
+    shown = {at: kept.stale(at, "no publisher answers") for at in (102.6, 103.0, 103.7, 104.0, 104.8)}
     doors = [(at, each) for at, all_ in shown.items() for each in all_ if each.explanation.frame.camera == "door"]
     assert [at for at, _ in doors] == [102.6, 103.7, 104.8]
     assert [round(each.signal_loss.seconds, 3) for _, each in doors] == [2.6, 3.7, 4.8]
     grey = doors[0][1]
-    assert grey.signal_loss.reason == "nobody answers there"
+    assert grey.signal_loss.reason == "no publisher answers"
     assert np.ptp(grey.image[5, 5].astype(int)) == 0, "no colour is left"
     assert grey.image.mean() < colours.mean()
     assert grey.image is not grey.explanation.frame.image
@@ -51,8 +51,8 @@ def test_a_camera_that_is_slow_by_nature_is_not_shown_grey_between_its_pictures(
     for second in (0.0, 5.0, 10.0):
         kept.update(overlaid(camera="door"), second)
     assert kept.stale(16.0) == []
-    assert kept.patience_seconds() == pytest.approx(15.0)
-    assert len(kept.stale(12.5, "nobody answers there")) == 1
+    assert kept.timeout_seconds() == pytest.approx(15.0)
+    assert len(kept.stale(12.5, "no publisher answers")) == 1
     assert [each.signal_loss.seconds for each in kept.stale(25.5)] == [15.5]
 
 
@@ -119,14 +119,14 @@ def test_watching_says_why_nothing_comes_and_shows_it(overlaid):
     class Quiet(Viewer):
         problem = "the server does not know this viewer's key"
 
-        def messages_or_silence(self, stop=None):
+        def messages_or_none(self, stop=None):
             yield received
             while time.monotonic() < begun + 2.6:
                 pause.wait(0.05)
                 yield None
 
     said, eye = [], Eye()
-    told = forward(Quiet("tcp://127.0.0.1:1"), [eye], stop=threading.Event(), say=said.append)
+    told = forward(Quiet("tcp://127.0.0.1:1"), [eye], stop=threading.Event(), report=said.append)
     assert told.frames == 1
     assert [each.signal_loss is None for each in eye.shown] == [True, False]
     assert len(said) == 1
@@ -139,7 +139,7 @@ def test_one_camera_alone_is_watched_though_others_names_begin_with_its_own(over
         return SimpleNamespace(camera=camera, overlay=lambda: shown, missed=0, age_seconds=lambda: 0.1)
 
     class Both(Viewer):
-        def messages_or_silence(self, stop=None):
+        def messages_or_none(self, stop=None):
             yield from (arrived(camera, index) for index in range(3) for camera in ("door", "door-2"))
 
     eye = Eye()
@@ -171,7 +171,7 @@ def test_a_page_beside_a_recorder_tells_of_both_though_the_stream_is_far_away(ov
         looking = threading.Thread(target=look, args=(page, server))
         looking.start()
         try:
-            forward(viewer, [page, recorder], stop=stop, seconds=20, say=lambda _: None)
+            forward(viewer, [page, recorder], stop=stop, seconds=20, report=lambda _: None)
         finally:
             stop.set()
             looking.join()
@@ -191,7 +191,7 @@ class Publisher:
             for index, name in enumerate(names)
         ]
 
-    def messages_or_silence(self, stop):
+    def messages_or_none(self, stop):
         for parts in self.messages:
             yield ReceivedFrame(*decode_message(parts), received_at_unix=time.time())
         stop.set()
@@ -202,7 +202,7 @@ def test_a_publisher_of_ever_new_cameras_gets_only_so_many_passed_on_to_any_sink
     names = [f"camera {k}" for k in range(MAX_CAMERAS + 40)]
     publisher = Publisher(overlaid, [*names, names[0]])
     with VideoSink(tmp_path / "seen.mp4") as films, JsonlSink(tmp_path / "seen.jsonl") as lines:
-        seen = forward(publisher, [films, lines], stop=stop, say=said.append)
+        seen = forward(publisher, [films, lines], stop=stop, report=said.append)
     told = {line["camera"] for line in log_lines(tmp_path / "seen.jsonl")}
     films = {path.name for path in tmp_path.glob("seen.*.mp4")}
     assert told
@@ -219,18 +219,18 @@ def test_cameras_that_were_named_are_passed_on_among_any_number_of_others(tmp_pa
     names = [f"camera {k}" for k in range(MAX_CAMERAS + 40)]
     stop = threading.Event()
     with VideoSink(tmp_path / "seen.mp4", SinkContext(cameras=(names[-1],))) as films:
-        seen = forward(Publisher(overlaid, names), [films], stop=stop, cameras=[names[-1]], say=lambda _text: None)
+        seen = forward(Publisher(overlaid, names), [films], stop=stop, cameras=[names[-1]], report=lambda _text: None)
     assert [path.name for path in tmp_path.iterdir()] == ["seen.mp4"]
     assert (seen.frames, seen.left_out) == (1, 0)
 
 
 def test_viewer_is_told_that_the_signal_is_back_once():
     said = []
-    words = _Said(said.append)
+    reporter = _SignalReporter(said.append)
     viewer = SimpleNamespace(uri="tcp://there:1", problem="", silent_seconds=3.0)
-    words.signal(viewer, 1.0)
+    reporter.handle_frame(viewer, 1.0)
     assert said == []
-    words.silence(viewer, 10.0, 2.0)
-    words.signal(viewer, 75.0)
-    words.signal(viewer, 75.1)
+    reporter.handle_nothing(viewer, 10.0, 2.0)
+    reporter.handle_frame(viewer, 75.0)
+    reporter.handle_frame(viewer, 75.1)
     assert said[1:] == ["signal from tcp://there:1 again after 1 min 8 s"]

@@ -152,7 +152,7 @@ def test_no_error_of_the_disk_closes_a_log_for_good_and_each_is_named(tmp_path, 
         sink.put(overlaid(index=index))
         assert bool(sink.problem) is failing[0]
         assert not failing[0] or os.strerror(code) in sink.problem
-        assert "takes no more" not in sink.problem
+        assert "the disk is full" not in sink.problem
         now[0] += 1.5
     with pytest.raises(DataLossError, match=f"1 lines were not written: .*{os.strerror(code)}"):
         sink.__exit__(None, None, None)
@@ -166,7 +166,7 @@ def test_a_log_whose_folder_vanishes_goes_on_when_it_is_back(tmp_path, overlaid)
     sink.put(overlaid(index=0))
     folder.rename(tmp_path / "away")
     sink.put(overlaid(index=1))
-    assert "its folder is gone" in sink.problem
+    assert "its folder no longer exists" in sink.problem
     (tmp_path / "away").rename(folder)
     now[0] += 1.5
     sink.put(overlaid(index=2))
@@ -208,7 +208,7 @@ def test_a_full_disk_is_said_once_counted_and_told_at_the_end(overlaid, caplog):
     assert (sink.lost, "No space left" in sink.problem) == (3, True)
     with pytest.raises(DataLossError, match="3 lines were not written"):
         sink.__exit__(None, None, None)
-    assert len([r for r in caplog.records if "takes no more" in r.getMessage()]) == 1
+    assert len([r for r in caplog.records if "the disk is full" in r.getMessage()]) == 1
 
 
 @contextmanager
@@ -236,8 +236,8 @@ def test_when_there_is_room_again_lines_go_on_and_none_is_torn(tmp_path, overlai
         sink.__exit__(None, None, None)
     assert indices(path) == [0, 4]
     assert [r.getMessage().split(":")[1][:20] for r in caplog.records] == [
-        " the disk takes no m",
-        " there is room again",
+        " the disk is full (F",
+        " there is space agai",
     ]
 
 

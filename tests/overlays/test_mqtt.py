@@ -20,7 +20,7 @@ import pytest
 
 paho = pytest.importorskip("paho.mqtt.client")
 
-
+from overlays.sinks.mqtt import connection as mqtt_connection  # noqa: E402
 from overlays.sinks.mqtt import sink as mqtt_sink  # noqa: E402
 from overlays.sinks.mqtt.sink import MAX_WAITING, MqttSink  # noqa: E402
 from overlays.sinks.settings import MqttSettings  # noqa: E402
@@ -47,8 +47,8 @@ def broker(tmp_path):
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch):
-    monkeypatch.setattr(mqtt_sink, "_RETRY_SECONDS", (0.1, 0.2))
-    monkeypatch.setattr(mqtt_sink, "_PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(mqtt_connection, "_RETRY_SECONDS", (0.1, 0.2))
+    monkeypatch.setattr(mqtt_sink, "_STALL_SECONDS", 1.0)
 
 
 class Listener:
@@ -266,8 +266,8 @@ def test_a_broker_that_stands_still_holds_nobody_up_and_fills_no_memory(broker, 
         sources = [(FakeSource(3000, "line"), "wait")]
         Pipeline(sources, Explaining(), None, [sink, other], limits=RunLimits(), stop=threading.Event()).run()
         assert other.got == 3000
-        assert len(sink._waiting) <= MAX_WAITING
-        assert len(sink._unconfirmed) <= 20
+        assert len(sink._queue) <= MAX_WAITING
+        assert len(sink._connection._unconfirmed) <= 20
 
 
 def test_a_password_is_asked_for_told_in_words_and_never_shown(tmp_path, overlaid, until, caplog):
@@ -282,7 +282,7 @@ def test_a_password_is_asked_for_told_in_words_and_never_shown(tmp_path, overlai
     with Broker(tmp_path, "allow_anonymous false", f"password_file {book}") as broker:
         for login in ("eve:wrong-wrong", None):
             with telling(broker.uri, login=login) as sink:
-                until(lambda sink=sink: sink.idle() or "refuses us" in sink.problem)
+                until(lambda sink=sink: sink.idle() or "refuses the connection" in sink.problem)
                 assert "uthori" in sink.problem
         with telling(broker.uri, login="eve:hunter2-hunter2") as sink:
             connected(sink, until)
@@ -324,7 +324,7 @@ def test_a_password_in_the_address_is_refused_and_not_repeated():
 
 
 def test_cameras_that_would_share_their_topics_are_refused():
-    with pytest.raises(SinkError, match="'a/b' and 'a_b' would share the topic 't/a_b/finding'; rename one"):
+    with pytest.raises(SinkError, match="'a/b' and 'a_b' would share the topic 't/a_b/finding'; rename one of them"):
         MqttSink("mqtt://host/t", SinkContext(cameras=("a/b", "a_b")))
 
 
@@ -332,7 +332,7 @@ def test_while_the_broker_is_being_called_the_trouble_has_words():
     deaf = socket.create_server(("127.0.0.1", 0))
     with deaf, telling(f"mqtt://127.0.0.1:{deaf.getsockname()[1]}/t") as sink:
         sink.idle()
-        assert "it is being called" in sink.problem
+        assert "the connection is being made" in sink.problem
 
 
 def test_every_photo_of_a_folder_is_told_however_fast_they_come(broker, overlaid, until):
@@ -343,12 +343,12 @@ def test_every_photo_of_a_folder_is_told_however_fast_they_come(broker, overlaid
                 sink.put(overlaid(camera="parts", index=index, source_name=f"{index}.jpg"))
         until(lambda: len(listener.told("/finding")) == 60)
         assert [json.loads(told)["source"] for told in listener.told("/finding")] == [f"{k}.jpg" for k in range(60)]
-    assert sink.account == "60 findings told to the broker, 0 lost"
+    assert sink.account == "60 findings accepted by the broker, 0 lost"
 
 
 def test_more_findings_of_a_file_than_may_wait_are_all_told(broker, overlaid, until, monkeypatch):
     monkeypatch.setattr(mqtt_sink, "MAX_WAITING", 20)
-    monkeypatch.setattr(mqtt_sink, "_PATIENCE_SECONDS", 30.0)
+    monkeypatch.setattr(mqtt_sink, "_STALL_SECONDS", 30.0)
     with Listener(broker.port) as listener:
         with MqttSink(broker.uri, SinkContext(cameras=("film",))) as sink:
             for index in range(300):
@@ -365,8 +365,8 @@ def test_what_a_rate_leaves_out_is_counted_as_that_and_not_as_told(broker, overl
         for index in range(30):
             now[0] = index / 10
             sink.put(overlaid(index=index, taken_at=now[0], source_name="film.mp4"))
-        until(lambda: sink.idle() or not sink._unconfirmed)
-        assert sink.account == "3 findings told to the broker, 27 left out by the rate of 1 a second, 0 lost"
+        until(lambda: sink.idle() or not sink._connection._unconfirmed)
+        assert sink.account == "3 findings accepted by the broker, 27 left out by the rate of 1 per second, 0 lost"
         assert {"mqtt_left_out": 27.0}.items() <= {one.name: one.value for one in sink.metrics()}.items()
 
 
@@ -379,7 +379,7 @@ def test_findings_that_a_broker_refuses_are_counted_said_and_an_error(tmp_path, 
     with Broker(tmp_path, "allow_anonymous true", f"acl_file {access}") as place:
         settings = MqttSettings.model_construct(uri=place.uri, max_rate=1e9, qos=qos)
         sink = MqttSink(settings, SinkContext(cameras=("line", "good")))
-        with pytest.raises(DataLossError, match="14 refused by it"), sink:  # noqa: PT012 - it is raised on leaving
+        with pytest.raises(DataLossError, match="14 refused by the broker"), sink:  # noqa: PT012 - it is raised on leaving
             connected(sink, until)
             for index in range(14):
                 sink.put(overlaid(index=index))
@@ -388,7 +388,7 @@ def test_findings_that_a_broker_refuses_are_counted_said_and_an_error(tmp_path, 
             sink.put(overlaid(camera="good"))
             until(lambda: sink.idle() or not sink.problem)
         assert (sink._counts.published, sink.lost) == (15, 0)
-    assert len([r for r in caplog.records if "refuses what it is told" in r.getMessage()]) == 1
+    assert len([r for r in caplog.records if "refuses messages" in r.getMessage()]) == 1
 
 
 class Scripted(threading.Thread):
@@ -461,7 +461,7 @@ def test_a_broker_of_the_older_version_is_spoken_to_in_it_and_that_is_said(overl
         connected(sink, until)
         assert old.versions == [5, 4]
         assert "MQTT 3.1.1" in sink.account
-    assert "cannot say which findings it refuses" in caplog.text
+    assert "cannot report the findings it refuses" in caplog.text
 
 
 def test_a_broker_that_hangs_up_on_the_newer_version_is_called_by_the_older_one(until):
@@ -471,8 +471,8 @@ def test_a_broker_that_hangs_up_on_the_newer_version_is_called_by_the_older_one(
 
 
 def test_a_broker_that_confirms_a_little_now_and_then_does_not_hold_up_the_end(overlaid, until, monkeypatch):
-    monkeypatch.setattr(mqtt_sink, "_PATIENCE_SECONDS", 2.0)
-    monkeypatch.setattr(mqtt_sink, "_SLOWEST_RATE", 1000.0)
+    monkeypatch.setattr(mqtt_sink, "_STALL_SECONDS", 2.0)
+    monkeypatch.setattr(mqtt_sink, "_MIN_RATE", 1000.0)
     with Dripping() as place:
         sink = MqttSink(MqttSettings(uri=place.uri, qos=1), SinkContext(cameras=("parts",)))
         with pytest.raises(DataLossError, match="lost"), sink:  # noqa: PT012
@@ -484,9 +484,9 @@ def test_a_broker_that_confirms_a_little_now_and_then_does_not_hold_up_the_end(o
 
 
 def test_findings_of_files_that_a_broker_never_confirms_are_lost_and_an_error(overlaid, until, monkeypatch):
-    monkeypatch.setattr(mqtt_sink, "_PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(mqtt_sink, "_STALL_SECONDS", 0.5)
     sink = None
-    with Scripted(ACCEPTED_V5) as mute, pytest.raises(DataLossError, match=r"0 findings told .* 3 lost"):  # noqa: PT012
+    with Scripted(ACCEPTED_V5) as mute, pytest.raises(DataLossError, match=r"0 findings accepted .* 3 lost"):  # noqa: PT012
         sink = MqttSink(mute.uri, SinkContext(("parts",)))
         with sink:
             connected(sink, until)
@@ -511,7 +511,7 @@ def test_a_hostile_broker_is_left_before_what_it_sends_is_stored(name, until, ov
     packet, said = HOSTILE[name]
     with Scripted(ACCEPTED_V5 + packet, ACCEPTED_V5) as hostile, telling(hostile.uri) as sink:
         until(lambda: sink.idle() or (sink.problem and said in sink.problem and hostile.versions))
-        assert len(sink._client._in_packet["packet"]) < 1 << 17
+        assert len(sink._connection._client._in_packet["packet"]) < 1 << 17
         sink.put(overlaid())
         connected(sink, until)
 
@@ -523,7 +523,7 @@ def test_findings_that_make_a_broker_hang_up_again_and_again_are_given_up(until,
             telling(hostile.uri, qos=1) as sink,
         ):
             sink.put(overlaid())
-            until(lambda: sink.idle() or "under way are given up" in caplog.text, 20)
+            until(lambda: sink.idle() or "unconfirmed messages are given up" in caplog.text, 20)
             assert sink.lost == 1
         assert len(caplog.records) <= 4
 
@@ -533,4 +533,4 @@ def test_a_finding_larger_than_the_broker_takes_is_refused_and_not_sent(until, o
     with Scripted(small) as place, pytest.raises(DataLossError, match="1 refused"), telling(place.uri) as sink:  # noqa: PT012
         connected(sink, until)
         sink.put(overlaid())
-        assert "it takes 256 bytes at the most" in sink.problem
+        assert "it accepts at most 256 bytes" in sink.problem

@@ -35,7 +35,7 @@ def test_an_address_is_read(uri, broker):
         ("mqtt://host:70000/t", "from 1 to 65535"),
         ("mqtt://host/a/+/b", "no \\+ and no #"),
         ("mqtt://host/a//b", "no empty level"),
-        ("mqtt://host/t?password=secret", "beside it in the configuration"),
+        ("mqtt://host/t?password=secret", "beside the address in the configuration"),
         ("mqtt://me:secret@host/t", "--mqtt-credentials FILE"),
     ],
 )

@@ -117,7 +117,7 @@ def test_parts_that_cannot_be_joined_are_a_loss_that_is_told_and_stay_readable(t
     path = tmp_path / "out.parquet"
     (tmp_path / ".out.parquet.joining" / "in the way").mkdir(parents=True)
     with (
-        pytest.raises(DataLossError, match=r"could not be joined .*takes that folder for a table"),
+        pytest.raises(DataLossError, match=r"could not be joined .*accept as a table"),
         ParquetSink(path) as sink,
     ):
         sink.put(overlaid(index=5))
@@ -144,7 +144,7 @@ def test_a_table_never_replaces_an_earlier_runs_even_within_one_second(tmp_path,
     names = ["out.20270115T080000Z.parquet", "out.20270115T080000Z-2.parquet"]
     assert {p.name for p in tmp_path.iterdir()} == {"out.parquet", *names}
     assert [indices(tmp_path / name) for name in names] == [[2], [3]]
-    assert f"stays; this run's table is {names[1]}" in caplog.text
+    assert f"exists and is kept; this run's table is {names[1]}" in caplog.text
 
 
 def test_a_table_is_replaced_where_that_is_asked_for_when_the_new_one_is_whole(tmp_path, overlaid, caplog):
@@ -320,7 +320,7 @@ def test_what_is_no_table_is_refused_in_words(tmp_path, overlaid):
     with pytest.raises(WireVersionError, match="update"), LoggedExplainer(path):
         pass
     (tmp_path / "sub").mkdir()
-    with pytest.raises(SourceError, match="no line of it"), LoggedExplainer(tmp_path / "sub"):
+    with pytest.raises(SourceError, match="holds no explanation"), LoggedExplainer(tmp_path / "sub"):
         pass
 
 
@@ -356,7 +356,7 @@ def test_a_small_table_of_very_many_rows_is_never_held_whole(tmp_path, overlaid)
         gists = opened.iter_keys()
         assert [next(gists).offset for _ in range(1000)] == list(range(1000))
         assert opened.read_header(700).index == 1
-        assert len(opened._held.rows) <= 256
+        assert len(opened._buffer.rows) <= 256
         assert pa.total_allocated_bytes() - before < 64 << 20
         gists.close()
         opened._held = None

@@ -92,8 +92,8 @@ def test_the_legend_lists_other_findings_and_says_when_there_is_none(explained):
 
 
 def test_the_legend_says_whether_the_known_truth_was_found(explained):
-    assert texts(explained(label="dent", truth=GroundTruth("dent")))[1] == "✓ right"
-    assert "it is scratch" in texts(explained(label="dent", truth=GroundTruth("scratch")))[1]
+    assert texts(explained(label="dent", truth=GroundTruth("dent")))[1] == "✓ correct"
+    assert "true class: scratch" in texts(explained(label="dent", truth=GroundTruth("scratch")))[1]
 
 
 def test_rate_in_the_legend_is_that_at_which_a_cameras_frames_are_drawn(explained):
@@ -105,17 +105,17 @@ def test_rate_in_the_legend_is_that_at_which_a_cameras_frames_are_drawn(explaine
         renderer.render(explained(camera="fast", taken_at=index // 10 * 0.4 + index % 10 * 0.002))
         if index % 5 == 0:
             renderer.render(explained(camera="slow", taken_at=index / 25))
-    assert 1 / renderer._memories["fast"].interval_seconds == pytest.approx(25)
-    assert 1 / renderer._memories["slow"].interval_seconds == pytest.approx(5)
+    assert 1 / renderer._cameras["fast"].interval_seconds == pytest.approx(25)
+    assert 1 / renderer._cameras["slow"].interval_seconds == pytest.approx(5)
     moment[0] = 100.0
     renderer.render(explained(camera="fast", taken_at=100.0))
-    assert renderer._memories["fast"].interval_seconds is None, "a pause starts anew"
+    assert renderer._cameras["fast"].interval_seconds is None, "a pause starts anew"
 
 
 def test_legend_names_the_verdict_first_and_the_drawn_class_where_it_is_another(explained):
     other = Finding("van", 0.95, np.zeros((3, 4), np.float32), 4)
     explanation = explained(label="minivan", score=0.005, others=(other,), truth=GroundTruth("van"))
-    assert texts(explanation)[:3] == ["95%  van", "✓ right", "heat of: <1%  minivan"]
+    assert texts(explanation)[:3] == ["95%  van", "✓ correct", "heat map of: <1%  minivan"]
     assert len(texts(explanation)) == 4
 
 

@@ -113,7 +113,7 @@ def test_of_several_cameras_one_is_chosen(logged, tmp_path):
 def test_what_is_no_log_is_refused_in_words(tmp_path, logged):
     empty = tmp_path / "empty.jsonl"
     empty.write_bytes(b"\x00\x01\n" * 10)
-    with pytest.raises(SourceError, match="no line of it is an explanation"), LoggedExplainer(empty):
+    with pytest.raises(SourceError, match="holds no explanation"), LoggedExplainer(empty):
         pass
     with pytest.raises(SourceError, match="cannot be read"), LoggedExplainer(tmp_path / "none.jsonl"):
         pass
@@ -219,11 +219,11 @@ def test_of_a_log_of_several_runs_the_last_is_shown_and_any_other_where_it_is_na
     with LoggedExplainer(path) as explainer:
         assert [told(each) for each in explainer.explain([frame(k, k / RATE) for k in range(3)])] == [30, 31, 32]
         assert [f.index for f in BlankFrameSource(explainer).frames(threading.Event())] == [0, 1, 2]
-    assert "2 runs have lines of 'line'; the last one is shown, another with --run: 1, 2" in caplog.text
+    assert "2 runs have records of 'line'; the last one is shown, choose another with --run: 1, 2" in caplog.text
     with LoggedExplainer(path, run=1) as explainer:
         assert [told(each) for each in explainer.explain([frame(k, k / RATE) for k in range(3)])] == [20, 21, None]
         assert [f.index for f in BlankFrameSource(explainer).frames(threading.Event())] == [0, 1]
-    with pytest.raises(SourceError, match="choose one with --run: 1, 2"), LoggedExplainer(path, run=3):
+    with pytest.raises(SourceError, match="choose a run with --run: 1, 2"), LoggedExplainer(path, run=3):
         pass
 
 

@@ -95,11 +95,11 @@ def test_class_of_good_parts_is_known_by_its_name(labels, good):
 def test_conclusion_names_what_is_missed_and_what_is_called_good():
     told = conclusion(report())
     table = np.array(report()["metrics"]["test"]["confusion"])
-    assert f"{table[:, 2].sum() - table[2, 2]} pictures of other classes are called ok" in told
+    assert f"{table[:, 2].sum() - table[2, 2]} images of other classes are classified as ok" in told
     assert "20% to 40%" in told
-    assert "without the 1 pictures that look nearly like learned ones" in told
+    assert "without the 1 images that look similar to training images" in told
     ungrouped = conclusion(report() | {"grouped": False})
-    assert "%" not in ungrouped[ungrouped.index("Nothing is concluded") :]
+    assert "%" not in ungrouped[ungrouped.index("No conclusion") :]
 
 
 @pytest.mark.browser

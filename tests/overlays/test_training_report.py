@@ -32,7 +32,7 @@ def test_the_page_shows_the_mistaken_pictures_and_escapes_every_word():
     assert read == ["<b>.png"]
     assert "66.7%" in page
     assert "21% to 94%" in page
-    assert "&lt;i&gt;, said ok 80%" in page
+    assert "&lt;i&gt;, classified as ok 80%" in page
     assert "the weights are those of epoch 1" in page
     assert not any(word in page for word in ("<b>.png", "<i>", "<u>", "http:", "https:", "<script src"))
 
@@ -40,9 +40,9 @@ def test_the_page_shows_the_mistaken_pictures_and_escapes_every_word():
 def test_a_training_without_epochs_or_mistakes_still_makes_a_page():
     told = report(epochs=[], left_out=[])
     told["metrics"]["test"]["interval"] = None
-    page = training_html(told, lambda _: np.zeros((20, 30, 3), np.uint8), pictures=0)
+    page = training_html(told, lambda _: np.zeros((20, 30, 3), np.uint8), max_images=0)
     assert "<svg" not in page
-    assert "Nothing is concluded for other parts: too few different ones" in page
+    assert "No conclusion for other parts: the test has too few different ones" in page
     assert "<img" not in page
 
 

@@ -158,7 +158,7 @@ def test_a_recording_never_replaces_an_earlier_runs_even_within_one_second(tmp_p
     assert {p.name for p in tmp_path.iterdir()} == set(names)
     assert path.read_bytes() == b"evidence"
     assert [len(decoded(tmp_path / name)) for name in names[:2]] == [1, 2]
-    assert f"stays; this run writes {names[1]}" in caplog.text
+    assert f"exists and is kept; this run writes {names[1]}" in caplog.text
 
 
 @pytest.mark.parametrize("size", [(20_000, 64), (64, 20_000), (16_385, 3), (40_000, 1), (2, 2), (12_000, 9_000)])
@@ -172,7 +172,7 @@ def test_a_picture_beyond_the_encoders_limits_is_recorded_smaller_and_said(tmp_p
     if min(size) > 3:
         assert picture.shape[1] / picture.shape[0] == pytest.approx(width / height, rel=0.04)
     assert picture.mean() > 180
-    assert (f"pictures are {width}x{height}" in caplog.text) is (max(size) > 16384 or width * height > 1e8)
+    assert (f"images are {width}x{height}" in caplog.text) is (max(size) > 16384 or width * height > 1e8)
 
 
 def test_a_film_that_was_removed_meanwhile_is_told_of(tmp_path, overlaid, caplog):

@@ -30,7 +30,7 @@ from overlays.web import rate_limit as pace_of_page
 from overlays.web.auth import (
     COOKIE_SECONDS,
     AccessPolicy,
-    Asked,
+    Credentials,
     PageAddress,
     check_origin,
     check_prefix,
@@ -40,9 +40,9 @@ from overlays.web.auth import (
 )
 from overlays.web.broadcast import MAX_IN_FLIGHT
 from overlays.web.clip import PacketBuffer
-from overlays.web.clips import asked_range
+from overlays.web.clips import requested_range
 from overlays.web.framing import unpack
-from overlays.web.rate_limit import STRANGERS, WRONG_TOKEN_COST, Pace, Rate
+from overlays.web.rate_limit import UNAUTHENTICATED, WRONG_TOKEN_COST, Rate, RequestRateLimiter
 from overlays.web.status import StatusBoard, readiness
 from overlays.wire.message import decode_header
 from pipeline.errors import SinkError
@@ -276,7 +276,7 @@ def test_signing_in_gives_a_cookie_that_scripts_and_other_sites_do_not_get(caplo
     with page(LOCKED) as sink:
         code, headers, told = asked(sink, "/login", "POST", "token=wrong-but-long-enough")
         assert (code, "set-cookie" in headers) == (401, False)
-        assert b"not the token" in told
+        assert b"The token is wrong" in told
         code, headers, _ = asked(sink, "/login", "POST", f"token={TOKEN}")
         assert (code, headers["location"]) == (303, "./")
         cookie, *kept = headers["set-cookie"].split("; ")
@@ -370,13 +370,13 @@ def test_a_port_in_use_is_refused_with_the_cure():
 def test_a_cookie_runs_out_and_another_token_breaks_it():
     guard = AccessPolicy(PageAddress("127.0.0.1", 1), TOKEN)
     cookie = guard.issue_cookie(1000.0)
-    assert guard.is_authenticated(Asked(cookie=cookie), 1000.0)
-    assert not guard.is_authenticated(Asked(cookie=cookie), 1001.0 + COOKIE_SECONDS)
+    assert guard.is_authenticated(Credentials(cookie=cookie), 1000.0)
+    assert not guard.is_authenticated(Credentials(cookie=cookie), 1001.0 + COOKIE_SECONDS)
     later = f"{int(cookie.partition('.')[0]) + 9}.{cookie.partition('.')[2]}"
-    assert not guard.is_authenticated(Asked(cookie=later), 1000.0), "who changes the time breaks the seal"
-    assert not AccessPolicy(guard.address, TOKEN + "x").is_authenticated(Asked(cookie=cookie), 1000.0)
+    assert not guard.is_authenticated(Credentials(cookie=later), 1000.0), "who changes the time breaks the seal"
+    assert not AccessPolicy(guard.address, TOKEN + "x").is_authenticated(Credentials(cookie=cookie), 1000.0)
     for junk in ("", ".", "9" * 30 + ".x", "²³.x", "1.ü"):
-        assert not guard.is_authenticated(Asked("Bearer ü", junk, junk), 1000.0)
+        assert not guard.is_authenticated(Credentials("Bearer ü", junk, junk), 1000.0)
 
 
 def test_loopback_is_told_from_the_world():
@@ -480,7 +480,7 @@ def test_a_number_that_is_none_is_refused_in_words(overlaid, until):
 
 def test_a_user_and_a_password_in_a_door_s_address_are_not_said_again():
     for address in ("http://ada:canary@127.0.0.1:8000", "tcp://ada:canary@127.0.0.1:5555"):
-        with pytest.raises(SinkError, match="is not written like") as refused:
+        with pytest.raises(SinkError, match="write the address as") as refused:
             build_sink(address)
         assert "canary" not in str(refused.value)
 
@@ -565,13 +565,13 @@ def test_clip_comes_in_pieces_of_one_film_whose_index_comes_first(overlaid, unti
     ],
 )  # fmt: skip
 def test_asked_range_reads_one_range_and_passes_over_the_rest(header, part):
-    assert asked_range(header, 10) == part
+    assert requested_range(header, 10) == part
 
 
 @pytest.mark.parametrize("header", ["bytes=10-", "bytes=99-100", "bytes=-0"])
 def test_asked_range_refuses_bytes_that_do_not_exist(header):
     with pytest.raises(ValueError, match="bytes"):
-        asked_range(header, 10)
+        requested_range(header, 10)
 
 
 def test_clip_can_be_had_while_only_an_mjpeg_stream_is_looked_at(overlaid, until):
@@ -700,25 +700,27 @@ def test_a_changed_token_counts_at_once_and_an_unreadable_one_changes_nothing(tm
 
 
 def test_pace_lets_a_burst_through_then_spaces_then_refuses():
-    pace = Pace()
-    waits = [pace.delay("192.0.2.1", 100.0, is_stranger=True) for _ in range(200)]
-    assert waits[: STRANGERS.burst] == [0.0] * STRANGERS.burst
+    pace = RequestRateLimiter()
+    waits = [pace.delay("192.0.2.1", 100.0, is_unauthenticated=True) for _ in range(200)]
+    assert waits[: UNAUTHENTICATED.burst] == [0.0] * UNAUTHENTICATED.burst
     spaced = [wait for wait in waits if wait]
     assert spaced == sorted(spaced)
-    assert spaced[0] == pytest.approx(1 / STRANGERS.per_second)
+    assert spaced[0] == pytest.approx(1 / UNAUTHENTICATED.per_second)
     assert waits[-1] is None
-    assert pace.delay("192.0.2.2", 100.0, is_stranger=True) == 0.0, "others are not held up"
-    assert pace.delay("192.0.2.1", 200.0, is_stranger=True) == 0.0, "later it is forgotten"
-    guesses = [pace.delay("192.0.2.3", 300.0, is_stranger=True, cost=WRONG_TOKEN_COST) for _ in range(20)]
-    assert guesses.count(0.0) == STRANGERS.burst // WRONG_TOKEN_COST
+    assert pace.delay("192.0.2.2", 100.0, is_unauthenticated=True) == 0.0, "others are not held up"
+    assert pace.delay("192.0.2.1", 200.0, is_unauthenticated=True) == 0.0, "later it is forgotten"
+    guesses = [pace.delay("192.0.2.3", 300.0, is_unauthenticated=True, cost=WRONG_TOKEN_COST) for _ in range(20)]
+    assert guesses.count(0.0) == UNAUTHENTICATED.burst // WRONG_TOKEN_COST
 
 
 def test_pace_of_all_strangers_together_is_bounded_and_so_is_its_memory():
-    pace = Pace()
-    waits = [pace.delay(f"192.0.{k // 250}.{k % 250}", 100.0, is_stranger=True) for k in range(9000)]
+    pace = RequestRateLimiter()
+    waits = [pace.delay(f"192.0.{k // 250}.{k % 250}", 100.0, is_unauthenticated=True) for k in range(9000)]
     assert None in waits
     assert len(pace._due) <= 4096
-    assert pace.delay("198.51.100.1", 100.0, is_stranger=False) == 0.0, "visitors of an open page do not wait for them"
+    assert pace.delay("198.51.100.1", 100.0, is_unauthenticated=False) == 0.0, (
+        "visitors of an open page do not wait for them"
+    )
 
 
 def test_who_never_reads_is_disconnected_and_frees_a_viewers_place(overlaid, until, monkeypatch):
@@ -799,7 +801,7 @@ def test_a_forged_forwarded_address_writes_nothing_of_its_own_into_the_log(caplo
 
 def test_websockets_without_the_token_keep_no_place_from_newcomers(overlaid, until, monkeypatch):
     monkeypatch.setattr(server, "MAX_CONNECTIONS", 16)
-    monkeypatch.setattr(pace_of_page, "STRANGERS", Rate(0.1, 1))
+    monkeypatch.setattr(pace_of_page, "UNAUTHENTICATED", Rate(0.1, 1))
     for module in (pace_of_page, middleware):  # each is kept waiting for its refusal
         monkeypatch.setattr(module, "MAX_WAIT_SECONDS", 3600.0)
     monkeypatch.setattr(server, "_UNADMITTED_SECONDS", 3600.0)

@@ -202,7 +202,7 @@ def test_picture_label_and_number_are_of_one_frame_and_heat_can_be_taken_off(tab
         page.get_by_role("slider", name="Opacity").fill("20")
         faint = shown(page)
         assert 15 < faint["hot"][0] - grey(faint["cold"]) < 70
-        assert "part" in page.locator(".card .verdict").inner_text()
+        assert "part" in page.locator(".card .prediction").inner_text()
         assert page.locator(".card .bars li").count() == 2
 
 
@@ -212,7 +212,7 @@ def test_a_lost_camera_shows_and_so_does_its_return(tab):
         sync_api.expect(page.locator(".card[data-index]")).to_have_count(2)
         feed.paused.add("door")
         page.wait_for_selector('.card.stale[data-camera="door"]')
-        stamp = page.locator('.card[data-camera="door"] .stamp')
+        stamp = page.locator('.card[data-camera="door"] .notice')
         assert "no signal for" in stamp.inner_text()
         assert page.locator('.card.stale[data-camera="gate"]').count() == 0
         page.wait_for_timeout(1200)
@@ -299,8 +299,8 @@ def test_the_token_opens_the_page(tab):
         page = tab(sink.endpoint)
         assert page.url.endswith("/login")
         page.get_by_label("Token").fill("something else entirely")
-        page.get_by_role("button", name="Look").click()
-        assert page.get_by_role("alert").inner_text() == "That is not the token."
+        page.get_by_role("button", name="Sign in").click()
+        assert page.get_by_role("alert").inner_text() == "The token is wrong."
         page.get_by_label("Token").fill(token)
         page.keyboard.press("Enter")
         assert shown(page)["label"].startswith("part")
@@ -346,12 +346,12 @@ def test_nothing_runs_over_the_edge_in_any_look(tab, tmp_path, name, looks):
 def test_what_does_not_work_is_told_above_the_pictures_while_it_does_not(tab):
     disk = Recording()
     with fed() as (sink, _):
-        sink.about(RunResult(RunStats(["line"]), [], [], parts=(disk, sink)))
+        sink.on_run_start(RunResult(RunStats(["line"]), [], [], parts=(disk, sink)))
         page = tab(sink.endpoint)
         shown(page)
         assert not page.get_by_role("alert").is_visible()
         assert page.locator("#viewers").inner_text() == "1 viewer"
-        disk.problem = "the disk takes no more (No space left on device)"
+        disk.problem = "the disk is full (No space left on device)"
         page.get_by_role("alert").wait_for()
         assert page.get_by_role("alert").inner_text().split("\n") == ["clips/", disk.problem]
         disk.problem = ""
@@ -369,7 +369,7 @@ def test_the_reason_of_a_silence_is_told(tab):
         feed.thread.join()
         sink.put(replace(numbered(last), signal_loss=silence))
         page.wait_for_selector(".card.stale")
-        assert "connection refused" in page.locator(".stamp").inner_text()
+        assert "connection refused" in page.locator(".notice").inner_text()
         assert page.locator(".state").inner_text() == "waiting"
 
 
@@ -402,7 +402,7 @@ def test_a_guard_that_fires_is_seen_in_the_grid_and_said_in_words_once(tab, unti
         page.wait_for_selector(".card[data-index='5']")
         assert page.locator(".alarm").is_hidden()
         assert page.locator(".card.alarmed").count() == 0
-        assert "quiet again" in page.locator("#said").inner_text()
+        assert "no alarm" in page.locator("#announcement").inner_text()
 
 
 @pytest.mark.rtsp
@@ -428,9 +428,9 @@ def test_a_real_camera_that_is_killed_is_seen_to_be_gone_and_to_come_back(tab):
             assert page.locator(".state").inner_text() == "live"
             camera.tell("die", 0)
             page.wait_for_selector(".card.stale")
-            assert "no signal for" in page.locator(".stamp").inner_text()
+            assert "no signal for" in page.locator(".notice").inner_text()
             page.wait_for_function("() => document.querySelector('.state').textContent === 'waiting'")
-            assert "refused" in page.locator(".stamp").inner_text()
+            assert "refused" in page.locator(".notice").inner_text()
             camera.tell("come_back", 0)
             page.wait_for_selector(".card:not(.stale)", timeout=1000 * LIMIT_SECONDS)
             assert page.locator(".reconnects").text_content() == "1"

@@ -46,7 +46,7 @@ def joined(sink, until, topic=b""):
 def first(viewer, seconds=LIMIT_SECONDS):
     """The next message; fails when none comes."""
     deadline = time.monotonic() + seconds
-    for received in viewer.messages_or_silence():
+    for received in viewer.messages_or_none():
         if received is not None:
             return received
         assert time.monotonic() < deadline, "nothing came"
@@ -54,7 +54,7 @@ def first(viewer, seconds=LIMIT_SECONDS):
 
 
 def nothing_comes(viewer, polls=4):
-    return all(seen is None for _, seen in zip(range(polls), viewer.messages_or_silence(), strict=False))
+    return all(seen is None for _, seen in zip(range(polls), viewer.messages_or_none(), strict=False))
 
 
 def test_what_is_put_is_seen_with_its_picture_reason_and_age(sink, overlaid, until):
@@ -274,7 +274,7 @@ def test_a_foreign_address_is_refused_with_the_cure():
 def test_ipc_takes_neither_a_file_nor_the_socket_of_a_living_run(tmp_path):
     precious = tmp_path / "precious"
     precious.write_text("do not delete")
-    with pytest.raises(SinkError, match="is a file, and not a socket"), ZeroMqSink(f"ipc://{precious}"):
+    with pytest.raises(SinkError, match="is a file, not a socket"), ZeroMqSink(f"ipc://{precious}"):
         pass
     assert precious.read_text() == "do not delete"
     with pytest.raises(SinkError, match="mkdir -p"), ZeroMqSink(f"ipc://{tmp_path}/no/socket"):
@@ -402,7 +402,7 @@ def test_a_newer_publisher_is_told_apart_from_damage(raw):
 
 def test_a_publisher_that_goes_is_told_from_a_message_that_is_too_large(overlaid, until):
     with Viewer("tcp://127.0.0.1:1") as viewer:
-        until(lambda: nothing_comes(viewer, polls=1) and viewer.problem == "nobody answers there")
+        until(lambda: nothing_comes(viewer, polls=1) and viewer.problem == "no publisher answers at this address")
     sink = ZeroMqSink(ANY)
     with ExitStack() as stack:
         stack.enter_context(sink)
@@ -412,7 +412,7 @@ def test_a_publisher_that_goes_is_told_from_a_message_that_is_too_large(overlaid
         assert first(viewer).header.index == 0
         until(lambda: not viewer.problem)
         sink.__exit__(None, None, None)
-        until(lambda: nothing_comes(viewer, polls=1) and viewer.problem == "nobody answers there")
+        until(lambda: nothing_comes(viewer, polls=1) and viewer.problem == "no publisher answers at this address")
         assert nothing_comes(viewer, polls=12)
         assert viewer.oversized == 0
         sink.__enter__()
@@ -430,7 +430,7 @@ def test_a_message_that_is_too_large_is_never_stored(raw, overlaid, until):
         def back():
             now[0] += 0.5
             raw.say(good)
-            seen.extend(r for r, _ in zip(viewer.messages_or_silence(), range(1), strict=False) if r is not None)
+            seen.extend(r for r, _ in zip(viewer.messages_or_none(), range(1), strict=False) if r is not None)
             return bool(seen)
 
         until(back)

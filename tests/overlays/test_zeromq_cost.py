@@ -26,7 +26,7 @@ def joined(sink, until, topic=b""):
 
 
 def seen_by(viewer, polls=6):
-    return [each for _, each in zip(range(polls), viewer.messages_or_silence(), strict=False) if each is not None]
+    return [each for _, each in zip(range(polls), viewer.messages_or_none(), strict=False) if each is not None]
 
 
 def test_a_smaller_picture_leaves_and_its_boxes_fit_it_on_arrival(overlaid, until):

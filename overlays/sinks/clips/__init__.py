@@ -1,1 +1,1 @@
-"""The clip sink: video clips of what a condition selects."""
+"""Clip sink: records video clips into a folder, all frames or those that meet a condition."""

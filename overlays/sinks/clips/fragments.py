@@ -1,4 +1,4 @@
-"""Films on a disk that may be full: written whole or not at all, and cut back to what was written whole."""
+"""Crash-safe video files: complete writes only, and truncation to the last complete fragment."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ log = logging.getLogger(__name__)
 
 
 class AllOrNothingFile:
-    """A file that takes all that is written, or raises: FFmpeg's own is left open where the disk is full.
+    """A file whose writes are complete or raise an error.
 
-    After a write that failed all fail: FFmpeg would go on to write over the film's head, for which there is room, that
-    the film is whole. It is opened when it is needed, so that an encoder that cannot be opened leaves no empty file.
+    FFmpeg's own file output stays open when the disk is full. After a failed write, all later writes fail too: FFmpeg
+    would otherwise rewrite the file header, for which there is space, as if the video were complete. The file is
+    created at the first use, so that an encoder that fails to open leaves no empty file.
     """
 
     def __init__(
@@ -29,46 +30,46 @@ class AllOrNothingFile:
         reserve: HandleReserve | None = None,
         kept_since_unix: float | None = None,
     ) -> None:
-        """Take where to write.
+        """Set the path; the file is not opened yet.
 
         Args:
             path: the file.
-            reserve: handles held back for it.
-            kept_since_unix: what stands at ``path`` stays, and the file gets a name with this time in it; None: it is
-                replaced.
+            reserve: file handles reserved for this file.
+            kept_since_unix: start time of the run in Unix seconds. An existing file at ``path`` is kept and the new
+                file gets a name with this time in it. None: an existing file is replaced.
         """
         self.path = path
-        """Where it is, once it is open."""
+        """The path that is written, final once the file is open."""
         self._reserve = reserve or HandleReserve()
         self._kept_since_unix = kept_since_unix
         self._file: FileIO | None = None
         self._failed: OSError | None = None
 
     def open(self) -> None:
-        """Open it, where that has not happened. Raises ``OSError``."""
+        """Open the file if it is not open. Raises ``OSError``."""
         self._opened()
 
-    def seek(self, place: int, whence: int = 0) -> int:
-        """Go to a place."""
-        if self._file is None and place == 0:
-            return 0  # FFmpeg looks whether it may
-        return self._opened().seek(place, whence)
+    def seek(self, position: int, whence: int = 0) -> int:
+        """Set the file position in bytes and return it."""
+        if self._file is None and position == 0:
+            return 0  # FFmpeg tests whether the file is seekable
+        return self._opened().seek(position, whence)
 
     def tell(self) -> int:
-        """Return the place."""
+        """Return the file position in bytes."""
         return 0 if self._file is None else self._file.tell()
 
     def truncate(self, size: int) -> int:
-        """Cut the file off."""
+        """Truncate the file to ``size`` bytes."""
         return self._opened().truncate(size)
 
     def close(self) -> None:
-        """Close it."""
+        """Close the file."""
         if self._file is not None:
             self._file.close()
 
     def write(self, chunk: bytes) -> int:
-        """Write all of it. Raises ``OSError``."""
+        """Write the whole chunk. Raises ``OSError``."""
         if self._failed is not None:
             raise OSError(*self._failed.args)
         rest = memoryview(chunk)
@@ -83,50 +84,50 @@ class AllOrNothingFile:
 
     def _opened(self) -> FileIO:
         if self._file is None:
-            self._file = self._reserve.opened(self._made)
+            self._file = self._reserve.opened(self._create)
         return self._file
 
-    def _made(self) -> FileIO:
+    def _create(self) -> FileIO:
         if self._kept_since_unix is None or (self.path.exists() and not self.path.is_file()):  # a device, a pipe
-            return FileIO(self.path, "w", opener=_opened_for_one)
+            return FileIO(self.path, "w", opener=_open_locked)
         for path in fresh_paths(self.path, self._kept_since_unix):
             with suppress(FileExistsError):
-                file = FileIO(path, "x", opener=_opened_for_one)
+                file = FileIO(path, "x", opener=_open_locked)
                 if path != self.path:
-                    log.warning("%s: is there already, and stays; this run writes %s", self.path, path.name)
+                    log.warning("%s: exists and is kept; this run writes %s", self.path, path.name)
                 self.path = path
                 return file
-        raise AssertionError  # there is no end of names
+        raise AssertionError  # fresh_paths is endless
 
     def stands_at(self, path: Path) -> bool:
-        """Say whether this is still the file at ``path``."""
+        """Return whether ``path`` still refers to this open file."""
         return self._file is not None and is_same_file(path, self._file)
 
 
-def _opened_for_one(path: str, flags: int) -> int:
-    """Open a film for this run alone, and empty it only then.
+def _open_locked(path: str, flags: int) -> int:
+    """Open a file, lock it for this run, and only then truncate it if the flags ask for that.
 
     Raises:
-        OSError: another run writes it, whatever it is called there.
+        OSError: another run writes it, possibly under another name.
     """
-    opened = os.open(path, flags & ~os.O_TRUNC, 0o666)
+    descriptor = os.open(path, flags & ~os.O_TRUNC, 0o666)
     try:
-        if stat.S_ISREG(os.fstat(opened).st_mode):
-            _lock(opened)
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            _lock(descriptor)
             if flags & os.O_TRUNC:
-                os.truncate(opened, 0)
+                os.truncate(descriptor, 0)
     except BaseException:
-        os.close(opened)
+        os.close(descriptor)
         raise
-    return opened
+    return descriptor
 
 
-def _lock(opened: int) -> None:
-    """Lock an open file; where the system or the drive has no locks, do nothing."""
+def _lock(descriptor: int) -> None:
+    """Lock an open file; do nothing if the system or the file system has no locks."""
     try:
         import fcntl
 
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise OSError(errno.EBUSY, "another run writes it; choose another name") from None
     except (ImportError, OSError):
@@ -134,26 +135,29 @@ def _lock(opened: int) -> None:
 
 
 def truncate_to_last_fragment(path: Path) -> bool:
-    """Take off the end of a fragmented MP4 what was not written whole; say whether any pictures are left.
+    """Truncate a fragmented MP4 after its last complete fragment.
 
-    ISO/IEC 14496-12: boxes of (size, type), among them pairs of ``moof`` and ``mdat``; in a finished file, where they
-    lie within one great ``mdat``, the index ``moov`` behind it.
+    ISO/IEC 14496-12: a box is (size, type, data). A fragment is a pair of ``moof`` and ``mdat``; a finished file has
+    one ``mdat`` around all fragments, followed by the index ``moov``.
+
+    Returns:
+        Whether the file has a complete fragment; if not, it is left as it is.
     """
-    whole, pictures, place, last = 0, False, 0, b""
+    end_of_fragment, found, position, previous = 0, False, 0, b""
     length = path.stat().st_size
     with path.open("r+b") as file:
-        while place + 8 <= length:
-            file.seek(place)
-            head = file.read(16)
-            size, kind = int.from_bytes(head[:4], "big"), head[4:8]
+        while position + 8 <= length:
+            file.seek(position)
+            header = file.read(16)
+            size, kind = int.from_bytes(header[:4], "big"), header[4:8]
             if size == 1:
-                size = int.from_bytes(head[8:16], "big")
-            if size < 8 or place + size > length:
+                size = int.from_bytes(header[8:16], "big")
+            if size < 8 or position + size > length:
                 break
-            place += size
-            if (last, kind) in {(b"moof", b"mdat"), (b"mdat", b"moov")}:
-                whole, pictures = place, True
-            last = kind
-        if pictures:
-            file.truncate(whole)
-    return pictures
+            position += size
+            if (previous, kind) in {(b"moof", b"mdat"), (b"mdat", b"moov")}:
+                end_of_fragment, found = position, True
+            previous = kind
+        if found:
+            file.truncate(end_of_fragment)
+    return found

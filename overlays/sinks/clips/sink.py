@@ -1,6 +1,6 @@
-"""The recorder of clips: ``FOLDER/``, one file after the other, all of it or only what was worth it.
+"""Clip sink: records ``FOLDER/`` as a series of clips, all frames or those that meet a condition.
 
-Clips are rotated by time and size, the oldest make room for new ones within a budget, and a full disk ends a clip but
+Clips rotate by time and size. The oldest clips are deleted to stay within a disk budget. A full disk ends a clip and
 never the stream.
 """
 
@@ -33,35 +33,36 @@ from pipeline.settings import SinkContext
 log = logging.getLogger(__name__)
 
 _KEY_SECONDS: Final = 1.0
-"""Where only events are recorded, a clip can begin this often."""
+"""Minimum spacing of key frames where only events are recorded: a clip can begin at each of them."""
 _ROUNDING_SECONDS: Final = 1e-6
 _HELD_SECONDS: Final = 10.0
-"""What is held of a recording that cannot be opened for a moment: it goes into the next clip."""
+"""Length of the pre-roll buffer without a condition: holds frames while no clip can be opened."""
 _MIN_SIZE_SECONDS: Final = 10.0
-"""How long a camera's clips keep their size at the least, once it has changed."""
-_NO_WANTED: Final = float("-inf")
+"""Minimum time that clips of a camera keep their image size after a change."""
+_NEVER: Final = float("-inf")
 
 
 @dataclass
 class _Track:
-    """What the recorder keeps of one camera."""
+    """State of the recording of one camera."""
 
     timeline: Timeline
     ring: PreRollBuffer
     encoder: ClipEncoder | None = None
     clip: ClipWriter | None = None
-    waiting: list[tuple[float, float, dict[str, object] | None, int]] = field(default_factory=list)
-    """Frames in the encoder: (seconds, taken_unix, record, its bytes)."""
-    wanted_until: float = _NO_WANTED
-    key_at: float = _NO_WANTED
-    resized_at: float = _NO_WANTED
+    pending: list[tuple[float, float, dict[str, object] | None, int]] = field(default_factory=list)
+    """Frames inside the encoder: (seconds, taken_unix, record, record bytes)."""
+    record_until: float = _NEVER
+    key_at: float = _NEVER
+    resized_at: float = _NEVER
 
 
 class ClipSink:
-    """Writes clips into ``FOLDER/``, one set for each camera, each clip with its ``.jsonl``.
+    """Writes clips into ``FOLDER/``, one series per camera, each clip with its ``.jsonl``.
 
-    Without a condition everything is recorded. With one, a clip begins ``seconds_before`` the first frame that meets it
-    (at the key picture before that, up to a second earlier) and ends ``seconds_after`` the last.
+    Without a condition, all frames are recorded. With a condition, a clip begins ``seconds_before`` the first frame
+    that meets it (at the key frame before that, up to one second earlier) and ends ``seconds_after`` the last such
+    frame.
     """
 
     lossless = True
@@ -74,16 +75,16 @@ class ClipSink:
         wall_clock: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take where to write.
+        """Read the options; nothing is opened yet.
 
         Args:
             settings: the folder, when clips end, and what is recorded.
-            context: its cameras, where they are known: their clips of earlier runs count against the budget.
-            wall_clock: Unix time.
-            clock: monotonic seconds.
+            context: the expected cameras, if known: their clips of earlier runs count against the budget.
+            wall_clock: returns Unix seconds.
+            clock: returns monotonic seconds.
 
         Raises:
-            ConfigError: the condition cannot be read.
+            ConfigError: the condition cannot be parsed.
         """
         self._settings = ClipSettings.of(settings)
         self.uri = uri = self._settings.uri
@@ -97,9 +98,9 @@ class ClipSink:
         self._disk = DiskMonitor(uri, Path(uri), clock)
         self._reserve = HandleReserve()
         self._bounded: set[str] = set()
-        """Cameras of which it was said that their pictures are recorded smaller."""
+        """Cameras for which the log has reported that their images are recorded at a smaller size."""
         self._fitted: set[str] = set()
-        """Cameras of which it was said that they change their size again and again."""
+        """Cameras for which the log has reported that their image size changes repeatedly."""
 
     def __enter__(self) -> Self:
         self._store.open()
@@ -111,36 +112,37 @@ class ClipSink:
 
     @property
     def lost(self) -> int:
-        """Frames that should have been recorded while the disk took none."""
+        """Number of frames that were not recorded because the disk refused them."""
         return self._disk.lost
 
     @property
     def problem(self) -> str:
-        """Why nothing is recorded, in words; empty while all is."""
+        """Why nothing is recorded; empty while all frames are recorded."""
         return self._disk.problem
 
     def metrics(self) -> list[MetricSample]:
-        """Return how the disk does, and what lies on it."""
-        here = (("sink", self.uri),)
-        held = self._store.known_bytes + self._open_bytes()
-        told = [MetricSample("recorder_bytes", held, "What a recorder's clips take on the disk.", labels=here)]
+        """Return the state of the disk and the bytes in use."""
+        labels = (("sink", self.uri),)
+        used = self._store.known_bytes + self._open_bytes()
+        samples = [MetricSample("recorder_bytes", used, "Disk space of a recorder's clips, in bytes.", labels=labels)]
         if (budget := self._settings.budget_bytes) is not None:
-            told.append(MetricSample("recorder_budget_bytes", budget, "What they may take at the most.", labels=here))
-        return [*told, *self._disk.metrics()]
+            help_text = "Maximum disk space of a recorder's clips, in bytes."
+            samples.append(MetricSample("recorder_budget_bytes", budget, help_text, labels=labels))
+        return [*samples, *self._disk.metrics()]
 
     def needs_image(self, camera: str) -> bool:  # noqa: ARG002 - the same for every camera
-        """Say yes: whether a frame belongs to an event may only be known later."""
+        """Return True: whether a frame belongs to an event may only be known later."""
         return True
 
     def idle(self) -> None:
-        """Do nothing: a file can wait."""
+        """Do nothing: a file needs no service between frames."""
 
     def put(self, overlay: Overlay) -> None:
-        """Record one frame, or keep it in case an event follows.
+        """Record one frame, or buffer it in case an event follows.
 
         Raises:
-            FrameError: this frame cannot be encoded; the next one is tried. A disk that is full is no reason: it is
-                said, and tried again.
+            FrameError: this frame cannot be encoded; the next frame is tried. A full disk raises no error: it is
+                logged and writing is tried again later.
         """
         camera = overlay.explanation.frame.camera
         track = self._tracks.get(camera)
@@ -153,16 +155,16 @@ class ClipSink:
         if self._condition is None and self._disk.in_backoff:
             self._disk.count_lost(1)
             return
-        for coded in self._coded(track, overlay):
-            if self._wanted(track, coded.seconds):
-                self._keep(camera, track, coded)
+        for encoded in self._encode(track, overlay):
+            if self._is_recorded(track, encoded.seconds):
+                self._write(camera, track, encoded)
             else:
                 self._end_clip(track)
                 overran = track.ring.overran
-                track.ring.add(coded)
+                track.ring.add(encoded)
                 if track.ring.overran and not overran:
                     log.warning(
-                        "%s: %s: %g s before an event do not fit into %d MiB; the newest are kept",
+                        "%s: %s: %g s before an event do not fit into %d MiB; the newest frames are kept",
                         self.uri,
                         camera,
                         self._settings.seconds_before,
@@ -180,43 +182,43 @@ class ClipSink:
         self._reserve.close()
         self._disk.close()
 
-    def _wanted(self, track: _Track, seconds: float) -> bool:
-        return self._condition is None or seconds <= track.wanted_until
+    def _is_recorded(self, track: _Track, seconds: float) -> bool:
+        return self._condition is None or seconds <= track.record_until
 
-    def _coded(self, track: _Track, overlay: Overlay) -> list[EncodedFrame]:
-        """Encode a frame; note whether it is an event; cut where a clip should end before it."""
+    def _encode(self, track: _Track, overlay: Overlay) -> list[EncodedFrame]:
+        """Encode a frame, update the event state, and end the clip where it must end before this frame."""
         frame = overlay.explanation.frame
-        passed = 0.0 if overlay.signal_loss is None else overlay.signal_loss.seconds
-        ticks = track.timeline.ticks(frame.pts_seconds, frame.captured_at, silent_seconds=passed)
+        lost_seconds = 0.0 if overlay.signal_loss is None else overlay.signal_loss.seconds
+        ticks = track.timeline.ticks(frame.pts_seconds, frame.captured_at, silent_seconds=lost_seconds)
         seconds = ticks / TICKS_PER_SECOND
         if self._condition is not None and overlay.signal_loss is None and self._condition(overlay.explanation):
-            track.wanted_until = seconds + self._settings.seconds_after
+            track.record_until = seconds + self._settings.seconds_after
         record, size = None, 0
         now, unix = self._clock(), self._wall_clock()
         if overlay.signal_loss is None:
             record = explanation_record(overlay.explanation, sent_at_unix=unix, now_monotonic=now)
             size = len(record_bytes(record))
-        taken_unix = unix - (now - frame.captured_at) + passed
+        taken_unix = unix - (now - frame.captured_at) + lost_seconds
         image = self._in_lasting_size(track, self._bounded_image(overlay), seconds, frame.camera)
         encoder = self._encoder(track, (image.shape[1], image.shape[0]))
-        if track.clip is not None and (not self._wanted(track, seconds) or self._is_full(track.clip, seconds)):
+        if track.clip is not None and (not self._is_recorded(track, seconds) or self._is_full(track.clip, seconds)):
             self._end_clip(track)
         key = (track.clip is None and not track.ring) or (
             self._condition is not None and seconds - track.key_at >= _KEY_SECONDS
         )
         track.key_at = seconds if key else track.key_at
-        track.waiting.append((seconds, taken_unix, record, size))
+        track.pending.append((seconds, taken_unix, record, size))
         try:
             packets = encoder.encode(image, ticks, track.timeline.step_ticks, key=key)
         except FrameError:
-            track.waiting.pop()
-            if track.clip is None:  # it may be the encoder that is broken; another one is made for the next frame
+            track.pending.pop()
+            if track.clip is None:  # the encoder may be broken; the next frame gets a new encoder
                 self._forget_encoder(track)
             raise
-        return [EncodedFrame(packet, *track.waiting.pop(0)) for packet in packets]
+        return [EncodedFrame(packet, *track.pending.pop(0)) for packet in packets]
 
     def _encoder(self, track: _Track, size: tuple[int, int]) -> ClipEncoder:
-        """Return the camera's encoder; a change of size ends the clip and begins another."""
+        """Return the encoder of the camera; a change of image size ends the clip and makes a new encoder."""
         if track.encoder is not None and track.encoder.size != size:
             self._end_clip(track)
             self._forget_encoder(track)
@@ -229,25 +231,25 @@ class ClipSink:
 
     def _forget_encoder(self, track: _Track) -> None:
         track.ring.take()
-        track.waiting.clear()
+        track.pending.clear()
         if track.encoder is not None:
             track.encoder.close()
         track.encoder = None
 
     def _bounded_image(self, overlay: Overlay) -> Image:
-        """Return the picture as large as it can be encoded, and say so once where that is smaller."""
+        """Return the image in a size that can be encoded; log once per camera if it is reduced."""
         image, camera = bounded_image(overlay.image), overlay.explanation.frame.camera
         if image is not overlay.image and camera not in self._bounded:
             self._bounded.add(camera)
             height, width = overlay.image.shape[:2]
-            log.warning("%s: %s: pictures are %dx%d, more than can be encoded; recorded as %dx%d",
+            log.warning("%s: %s: images are %dx%d, more than can be encoded; recorded as %dx%d",
                         self.uri, camera, width, height, image.shape[1], image.shape[0])  # fmt: skip
         return image
 
     def _in_lasting_size(self, track: _Track, image: Image, seconds: float, camera: str) -> Image:
-        """Return the picture, fitted into the size of those before it where that has changed a moment ago.
+        """Return the image, fitted into the size of the images before it if that has changed recently.
 
-        Each change begins a clip: a camera that changes it with every picture would fill the folder with them.
+        Each change of size begins a clip: a camera that changes it with every image would fill the folder with clips.
         """
         size = (image.shape[1], image.shape[0])
         if track.encoder is None or track.encoder.size == size:
@@ -255,8 +257,8 @@ class ClipSink:
         if 0 <= seconds - track.resized_at < _MIN_SIZE_SECONDS:
             if camera not in self._fitted:
                 self._fitted.add(camera)
-                log.warning("%s: %s: pictures change their size again and again; they are fitted into one size for "
-                            "%g s each, with borders", self.uri, camera, _MIN_SIZE_SECONDS)  # fmt: skip
+                log.warning("%s: %s: images change their size repeatedly; they are fitted into one size for %g s each, "
+                            "with borders", self.uri, camera, _MIN_SIZE_SECONDS)  # fmt: skip
             return letterbox(image, track.encoder.size)
         track.resized_at = seconds
         return image
@@ -269,44 +271,44 @@ class ClipSink:
         )
         return too_long or any(clip.bytes >= limit for limit in limits)
 
-    def _keep(self, camera: str, track: _Track, coded: EncodedFrame) -> None:
-        """Write a frame, with what came before it where it begins a clip."""
+    def _write(self, camera: str, track: _Track, encoded: EncodedFrame) -> None:
+        """Write a frame; if it begins a clip, write the pre-roll buffer before it."""
         if self._disk.in_backoff:
-            self._leave_clip(track)  # a clip with a hole shows wrong pictures behind it
-            self._lose([coded])
-            track.ring.add(coded)
+            self._abandon_clip(track)  # decoders show wrong images after a missing frame
+            self._count_missed([encoded])
+            track.ring.add(encoded)
             return
-        held = [coded]
+        frames = [encoded]
         if track.clip is None:
-            track.ring.add(coded)
-            held = track.ring.take()
+            track.ring.add(encoded)
+            frames = track.ring.take()
         written = 0
         try:
-            for one in held:
+            for frame in frames:
                 if track.clip is None:
-                    track.clip = self._begin_clip(camera, track, one)
-                track.clip.add(one)
+                    track.clip = self._begin_clip(camera, track, frame)
+                track.clip.add(frame)
                 written += 1
             self._store.enforce_budget(self._open_bytes())
         except OSError as error:
-            self._refused(track, error)
-            if error.errno in NO_HANDLES:  # the next frame tries again, so that nothing is missing in between
-                self._hold(track, held[written:])
-        self._lose(held[written:])
-        self._disk.count_lost(-sum(one.missed for one in held[:written]))
-        if written and written == len(held):
+            self._handle_disk_error(track, error)
+            if error.errno in NO_HANDLES:  # buffer the frames, so that the next clip has no gap
+                self._buffer(track, frames[written:])
+        self._count_missed(frames[written:])
+        self._disk.count_lost(-sum(frame.missed for frame in frames[:written]))
+        if written and written == len(frames):
             self._disk.record_success()
 
-    def _hold(self, track: _Track, frames: list[EncodedFrame]) -> None:
-        """Keep frames that no clip took for the next one, where it can begin with the first of them."""
+    def _buffer(self, track: _Track, frames: list[EncodedFrame]) -> None:
+        """Buffer frames that no clip took for the next clip, if it can begin with the first of them."""
         if frames and frames[0].packet.is_keyframe and not track.ring:
-            for one in frames:
-                track.ring.add(one)
+            for frame in frames:
+                track.ring.add(frame)
 
-    def _lose(self, frames: list[EncodedFrame]) -> None:
-        self._disk.count_lost(sum(not one.missed for one in frames))
-        for one in frames:
-            one.missed = True
+    def _count_missed(self, frames: list[EncodedFrame]) -> None:
+        self._disk.count_lost(sum(not frame.missed for frame in frames))
+        for frame in frames:
+            frame.missed = True
 
     def _begin_clip(self, camera: str, track: _Track, first: EncodedFrame) -> ClipWriter:
         assert track.encoder is not None  # noqa: S101 - it made the packet
@@ -321,15 +323,15 @@ class ClipSink:
             clip.close()
             self._reserve.opened(lambda: self._store.rescan(self._open_clips()))
         except OSError as error:
-            self._refused(track, error)
+            self._handle_disk_error(track, error)
 
-    def _refused(self, track: _Track, error: OSError) -> None:
-        """Close what is open, and try again later."""
+    def _handle_disk_error(self, track: _Track, error: OSError) -> None:
+        """Close the clip and start the wait before the next attempt."""
         self._disk.record_failure(error)
-        self._leave_clip(track)
+        self._abandon_clip(track)
 
-    def _leave_clip(self, track: _Track) -> None:
-        """Close what is open as far as the disk takes it; that it does not take all is known."""
+    def _abandon_clip(self, track: _Track) -> None:
+        """Close the clip; the disk error that may follow is already reported."""
         clip, track.clip = track.clip, None
         if clip is not None:
             try:
@@ -338,7 +340,7 @@ class ClipSink:
                 log.debug("%s: %s", clip.path, failure)
 
     def _open_clips(self) -> dict[Path, int]:
-        clips = [track.clip for track in list(self._tracks.values())]  # a copy: any thread may ask for figures
+        clips = [track.clip for track in list(self._tracks.values())]  # a copy: any thread may read the metrics
         return {clip.path: clip.bytes for clip in clips if clip is not None}
 
     def _open_bytes(self) -> int:

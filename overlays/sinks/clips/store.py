@@ -1,7 +1,7 @@
-"""Where clips lie: their names, and the room that one recorder's clips may take together.
+"""Folder of clips: file names, and the disk budget of one recorder.
 
-A clip is ``CAMERA_20261121T065345.123Z.mp4`` with its ``.jsonl`` beside it, named by the camera and by the time (UTC)
-of its first frame; while it is written, and for good where the writer was killed, ``.part`` stands before the suffix.
+A clip is ``CAMERA_20261121T065345.123Z.mp4`` with its ``.jsonl`` beside it, named by the camera and the time (UTC) of
+its first frame. ``.part`` stands before the suffix while the clip is written, and remains if the writer was killed.
 """
 
 from __future__ import annotations
@@ -22,38 +22,38 @@ _NAME: Final = re.compile(r"(?P<camera>.+)_(?P<stamp>\d{8}T\d{6}\.\d{3}Z)(?:\.pa
 
 @dataclass(frozen=True, slots=True)
 class StoredClip:
-    """A clip on the disk: its video, and the log beside it."""
+    """A closed clip on the disk: its video and the log beside it."""
 
     paths: tuple[Path, ...]
     bytes: int
 
 
 class ClipStore:
-    """The folder of one recorder. Whatever lies in it and is no clip of its own cameras is never touched."""
+    """The folder of one recorder. Only clips of the recorder's own cameras are counted or deleted."""
 
     def __init__(self, folder: Path, budget_bytes: int | None = None) -> None:
-        """Take the folder, and the bytes that the clips of this recorder's cameras may take together."""
+        """Set the folder and the maximum total size in bytes of the clips of the recorder's cameras."""
         self.folder = folder
         self._budget_bytes = budget_bytes
         self._cameras: dict[str, str] = {}
-        """Camera to how it is written in names."""
-        self._placed: dict[str, int] = {}
-        """Clips of this run by their stems, in the order in which they began: the clock may have been set since."""
+        """Camera name to its spelling in file names."""
+        self._order: dict[str, int] = {}
+        """Clips of this run by stem, numbered in the order they began: the wall clock may have been changed since."""
         self._began = 0
         self._clips: dict[str, StoredClip] = {}
-        """Closed clips by their names' stems, the oldest first."""
+        """Closed clips by file stem, the oldest first."""
         self.known_bytes = 0
-        """What the closed clips take, as far as the last look and what was removed since."""
+        """Size of the closed clips as of the last scan, less what was deleted since."""
 
     def open(self) -> None:
-        """Make the folder where it is missing, and make sure that it can be written.
+        """Create the folder if it is missing, and check that it is writable.
 
         Raises:
-            SinkError: it is a file, or cannot be made or written.
+            SinkError: it is a file, or it cannot be created or written.
         """
         with path_errors(f"{self.folder}/"):
             if self.folder.exists() and not self.folder.is_dir():
-                raise SinkError(f"{self.folder}/: is a file; name a folder, or leave the slash out for one film")
+                raise SinkError(f"{self.folder}/: is a file; name a folder, or leave out the slash for a single video")
             try:
                 self.folder.mkdir(exist_ok=True)
                 probe = self.folder / ".recorder.part"
@@ -66,7 +66,7 @@ class ClipStore:
                 ) from None
 
     def add_camera(self, camera: str) -> None:
-        """Take a camera's clips for this recorder's own, those of earlier runs too."""
+        """Add a camera: its clips, those of earlier runs included, count against the budget."""
         if camera in self._cameras:
             return
         name = safe_file_name(camera)
@@ -77,23 +77,23 @@ class ClipStore:
         self._cameras[camera] = unique
 
     def new_path(self, camera: str, began_unix: float) -> Path:
-        """Return the name of a clip that begins now: nobody has it yet."""
+        """Return an unused file name for a clip that begins at ``began_unix`` (Unix seconds)."""
         millis = round(began_unix * 1000)
         while True:
             whole, part = divmod(millis, 1000)
             stamp = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime(whole))}.{part:03d}Z"
             path = self.folder / f"{self._cameras[camera]}_{stamp}.mp4"
-            if not any(one.exists() for one in (path, part_of(path), path.with_suffix(".jsonl"))):
+            if not any(used.exists() for used in (path, part_of(path), path.with_suffix(".jsonl"))):
                 self._began += 1
-                self._placed[path.stem] = self._began
+                self._order[path.stem] = self._began
                 return path
             millis += 1
 
     def rescan(self, open_clips: Mapping[Path, int]) -> None:
-        """See what lies there now; somebody may have taken clips away.
+        """Scan the folder again: other programs may have deleted clips.
 
         Args:
-            open_clips: those that are being written, by their final names, with their bytes so far.
+            open_clips: the clips that are being written: final path to current size in bytes.
         """
         writing = {path.stem for path in open_clips}
         found: dict[str, list[Path]] = {}
@@ -107,29 +107,29 @@ class ClipStore:
             if stem not in writing:
                 found.setdefault(stem, []).append(path)
                 stamps[stem] = match["stamp"]
-        self._placed = {stem: began for stem, began in self._placed.items() if stem in found or stem in writing}
-        oldest_first = sorted(found, key=lambda stem: (self._placed.get(stem, 0), stamps[stem], stem))
+        self._order = {stem: began for stem, began in self._order.items() if stem in found or stem in writing}
+        oldest_first = sorted(found, key=lambda stem: (self._order.get(stem, 0), stamps[stem], stem))
         self._clips = {stem: StoredClip(tuple(found[stem]), sum(map(_size, found[stem]))) for stem in oldest_first}
-        self.known_bytes = sum(kept.bytes for kept in self._clips.values())
+        self.known_bytes = sum(clip.bytes for clip in self._clips.values())
 
     def enforce_budget(self, open_bytes: int) -> None:
-        """Remove the oldest clips until all, the open ones included, fit the budget."""
+        """Delete the oldest clips until all clips, the open ones included, fit the budget."""
         if self._budget_bytes is None:
             return
         while self._clips and self.known_bytes + open_bytes > self._budget_bytes:
             stem = next(iter(self._clips))
-            kept = self._clips.pop(stem)
-            for path in kept.paths:
+            clip = self._clips.pop(stem)
+            for path in clip.paths:
                 path.unlink(missing_ok=True)
-            self.known_bytes -= kept.bytes
+            self.known_bytes -= clip.bytes
 
     def longest_clip_bytes(self) -> int | None:
-        """Return how large one clip may become, so that removing old ones can make room; None: no matter."""
+        """Return the maximum size of a clip that keeps the budget enforceable; None without a budget."""
         return None if self._budget_bytes is None else self._budget_bytes // (4 * max(1, len(self._cameras)))
 
 
 def part_of(path: Path) -> Path:
-    """Return what a clip is called while it is written: a player knows it by its suffix all the same."""
+    """Return the path of a clip while it is written; the suffix stays, so that players recognise it."""
     return path.with_name(f"{path.stem}{PART}{path.suffix}")
 
 

@@ -1,7 +1,7 @@
-"""One clip while it is written, the encoder that feeds it, and the ring of what came before an event.
+"""Clip writer, the encoder that feeds it, and the pre-roll buffer of frames before an event.
 
-The encoder runs through; clips are cut out of what it gives, at key pictures that are asked for. So a rotation loses no
-frame and repeats none, and the seconds before an event cost what they weigh encoded: a hundredth of their pictures.
+The encoder runs without interruption; clips are cut from its packets at key frames that are requested. So a rotation
+neither loses nor repeats a frame, and the pre-roll buffer holds encoded frames: about a hundredth of the raw images.
 """
 
 from __future__ import annotations
@@ -37,31 +37,31 @@ from pipeline.frames import Image
 _FRAGMENT_MICROSECONDS: Final = 400_000
 _CLIP_OVERHEAD_BYTES: Final = 4096
 _FRAME_OVERHEAD_BYTES: Final = 64
-"""Container bytes of a clip, and of each of its frames, at the most: fragments, and the index at its end."""
+"""Upper bounds of the container bytes of a clip and of each frame: fragments, and the index at the end."""
 
 
 @dataclass(slots=True)
 class EncodedFrame:
-    """One encoded frame and its line of the log."""
+    """One encoded frame and its log record."""
 
     packet: Packet[VideoStream]
     seconds: float
-    """On the recorder's timeline of this camera."""
+    """Time on the recorder's timeline of this camera."""
     taken_unix: float
     record: dict[str, object] | None
-    """None for the picture of a camera that has gone silent: nothing was explained."""
+    """None for the repeated image of a camera with signal loss: nothing was explained."""
     record_bytes: int = 0
     missed: bool = False
-    """Whether it was counted as lost, because the disk took none when it came."""
+    """Whether it was counted as lost because the disk refused it when it arrived."""
 
     @property
     def size_bytes(self) -> int:
-        """What it takes in memory and, nearly, on the disk."""
+        """Size in memory and, nearly, on the disk, in bytes."""
         return self.packet.size + self.record_bytes + _FRAME_OVERHEAD_BYTES
 
 
 class ClipEncoder:
-    """H.264 for one camera and one size: a picture in, its packet out at once."""
+    """H.264 encoder for one camera and one image size, without delay: each image gives its packet at once."""
 
     def __init__(self, size: tuple[int, int], settings: EncodingSettings) -> None:
         self.size = size
@@ -74,32 +74,41 @@ class ClipEncoder:
             raise
 
     def encode(self, image: Image, ticks: int, step_ticks: int, *, key: bool) -> list[Packet[VideoStream]]:
-        """Return the picture's packet; ``key`` asks for one at which a clip can begin.
+        """Encode one image.
+
+        Args:
+            image: RGB, ``(height, width, 3)``, uint8.
+            ticks: presentation time in ticks of 1/90000 s.
+            step_ticks: duration in ticks.
+            key: whether to make a key frame, at which a clip can begin.
+
+        Returns:
+            The packets that are ready.
 
         Raises:
-            FrameError: the encoder refused.
+            FrameError: the encoder refused the image.
         """
         width, height = self.size
         if width % 2 or height % 2:
             image = np.asarray(cv2.copyMakeBorder(image, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE), np.uint8)
         planes = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2YUV_I420), np.uint8)
-        picture = av.VideoFrame.from_ndarray(planes, format="yuv420p")
-        picture.pts, picture.duration = ticks, step_ticks
-        picture.time_base = Fraction(1, TICKS_PER_SECOND)
+        frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
+        frame.pts, frame.duration = ticks, step_ticks
+        frame.time_base = Fraction(1, TICKS_PER_SECOND)
         if key:
-            picture.pict_type = PictureType.I
+            frame.pict_type = PictureType.I
         try:
-            return list(self.stream.encode(picture))
+            return list(self.stream.encode(frame))
         except (av.error.FFmpegError, ValueError) as error:
-            raise FrameError(f"a picture of {width}x{height} cannot be encoded ({error}); see video_preset") from error
+            raise FrameError(f"an image of {width}x{height} cannot be encoded ({error}); see video_preset") from error
 
     def close(self) -> None:
-        """Free it."""
+        """Release the encoder."""
         self._container.close()
 
 
 class ClipWriter:
-    """An open clip and the log beside it. Raises ``OSError`` where the disk does not take them."""
+    """An open clip and the log beside it. Raises ``OSError`` if the disk refuses a write."""
 
     def __init__(
         self, path: Path, stream: VideoStream, first: EncodedFrame, reserve: HandleReserve | None = None
@@ -111,35 +120,35 @@ class ClipWriter:
         self._log_path = path.with_suffix(".jsonl")
         self._log_bytes = 0
         self._log = AllOrNothingFile(part_of(self._log_path), reserve)
-        self._film = AllOrNothingFile(part_of(path), reserve)
+        self._video = AllOrNothingFile(part_of(path), reserve)
         self._log.open()
         try:
-            self._film.open()
+            self._video.open()
         except OSError:
             self._log.close()
             part_of(self._log_path).unlink(missing_ok=True)
             raise
-        # A fragmented MP4 while it grows, each fragment on its way to the disk at once; an ordinary one when closed.
+        # A fragmented MP4 while it grows, each fragment flushed to the disk at once; a regular MP4 once closed.
         options = {
             "movflags": "hybrid_fragmented",
             "frag_duration": str(_FRAGMENT_MICROSECONDS),
             "flush_packets": "1",
         }
-        self._container: OutputContainer = av.open(self._film, "w", format="mp4", options=options)
+        self._container: OutputContainer = av.open(self._video, "w", format="mp4", options=options)
         self._stream = self._container.add_stream_from_template(stream)
         self._stream.time_base = Fraction(1, TICKS_PER_SECOND)
         self._broken = False
         self.frames = 0
 
-    def add(self, coded: EncodedFrame) -> None:
-        """Write one frame and its line."""
-        packet = coded.packet
+    def add(self, frame: EncodedFrame) -> None:
+        """Write one frame and its log record."""
+        packet = frame.packet
         packet.pts = packet.dts = (packet.pts or 0) - self._origin
         packet.stream = self._stream
-        self.bytes += coded.size_bytes
-        if coded.record is not None:
-            shown = {**coded.record, "clip_seconds": round(coded.seconds - self.began_seconds, 6)}
-            self._write(json.dumps(shown, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
+        self.bytes += frame.size_bytes
+        if frame.record is not None:
+            record = {**frame.record, "clip_seconds": round(frame.seconds - self.began_seconds, 6)}
+            self._write(json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode() + b"\n")
         try:
             self._container.mux(packet)
         except OSError:
@@ -148,7 +157,7 @@ class ClipWriter:
         self.frames += 1
 
     def close(self) -> None:
-        """Finish both files and give them their names, as far as the disk takes it.
+        """Finish both files and rename them to their final names, as far as the disk allows.
 
         Raises:
             OSError: the video has no index at its end; it plays all the same.
@@ -162,18 +171,18 @@ class ClipWriter:
         except av.error.FFmpegError as error:
             failure = OSError(errno.EIO, str(error))
         self._log.close()
-        self._film.close()
+        self._video.close()
         with suppress(FileNotFoundError):
-            hurt = self._broken or failure is not None
-            plays = self.frames > 0 and (not hurt or truncate_to_last_fragment(part_of(self.path)))
+            incomplete = self._broken or failure is not None
+            plays = self.frames > 0 and (not incomplete or truncate_to_last_fragment(part_of(self.path)))
         for path in (self.path, self._log_path):
-            with suppress(FileNotFoundError):  # somebody took it away meanwhile
+            with suppress(FileNotFoundError):  # another program has deleted it
                 part_of(path).rename(path) if plays else part_of(path).unlink()
         if failure is not None:
             raise failure
 
     def _write(self, line: bytes) -> None:
-        """Write a whole line or none."""
+        """Write the whole line or nothing."""
         try:
             self._log.write(line)
         except OSError:
@@ -184,13 +193,13 @@ class ClipWriter:
 
 
 class PreRollBuffer:
-    """The last seconds, encoded, bounded in bytes: from key picture to key picture, so that a clip can begin there."""
+    """The last seconds of encoded frames in groups that begin with a key frame, bounded in bytes."""
 
     def __init__(self, seconds: float, max_bytes: int) -> None:
         self.overran = False
-        """Whether the bound, not the time, has made it forget."""
+        """Whether frames younger than ``seconds`` were dropped to keep the bound in bytes."""
         self._seconds = seconds
-        self._most_bytes = max_bytes
+        self._max_bytes = max_bytes
         self._bytes = 0
         self._groups: deque[list[EncodedFrame]] = deque()
 
@@ -199,29 +208,29 @@ class PreRollBuffer:
 
     @property
     def bytes(self) -> int:
-        """What it holds."""
+        """Size of the buffered frames in bytes."""
         return self._bytes
 
-    def add(self, coded: EncodedFrame) -> None:
-        """Keep one frame; forget whole groups that nobody needs any more, or that there is no room for."""
-        if coded.packet.is_keyframe:
+    def add(self, frame: EncodedFrame) -> None:
+        """Append one frame; drop whole groups that are too old or exceed the bound in bytes."""
+        if frame.packet.is_keyframe:
             self._groups.append([])
         if not self._groups:
             return
-        self._groups[-1].append(coded)
-        self._bytes += coded.size_bytes
-        while len(self._groups) > 1 and self._groups[1][0].seconds <= coded.seconds - self._seconds:
-            self._forget()
-        while self._groups and self._bytes > self._most_bytes:
-            self._forget()
+        self._groups[-1].append(frame)
+        self._bytes += frame.size_bytes
+        while len(self._groups) > 1 and self._groups[1][0].seconds <= frame.seconds - self._seconds:
+            self._drop_oldest()
+        while self._groups and self._bytes > self._max_bytes:
+            self._drop_oldest()
             self.overran = True
 
     def take(self) -> list[EncodedFrame]:
-        """Return what it holds, and hold nothing."""
-        held = [coded for group in self._groups for coded in group]
+        """Return all frames, oldest first, and empty the buffer."""
+        frames = [frame for group in self._groups for frame in group]
         self._groups.clear()
         self._bytes = 0
-        return held
+        return frames
 
-    def _forget(self) -> None:
-        self._bytes -= sum(coded.size_bytes for coded in self._groups.popleft())
+    def _drop_oldest(self) -> None:
+        self._bytes -= sum(frame.size_bytes for frame in self._groups.popleft())

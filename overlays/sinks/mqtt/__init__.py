@@ -1,1 +1,1 @@
-"""The MQTT sink: results as messages to a broker."""
+"""MQTT sink: publishes results as messages to a broker."""

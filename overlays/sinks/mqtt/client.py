@@ -1,6 +1,7 @@
-"""The MQTT client of a sink: it only publishes, and believes no broker about sizes.
+"""MQTT client of the sink: it only publishes, and limits what a broker may send to it.
 
-MQTT 5 tells of each message of QoS 1 whether it was refused, and why (its reason codes); MQTT 3.1.1 cannot.
+With MQTT 5 a broker reports for each message of QoS 1 whether it was refused, and why (reason codes); with MQTT 3.1.1
+it cannot.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ log = logging.getLogger(__name__)
 
 CONNECT_SECONDS: Final = 3.0
 IN_FLIGHT: Final = 20
-"""Messages of QoS 1 that the broker has not confirmed yet."""
+"""Maximum number of messages of QoS 1 that the broker has not confirmed yet."""
 _KEEPALIVE_SECONDS: Final = 5
-_MAX_HEARD_BYTES: Final = 1 << 16
-"""Of one packet of the broker: it has only confirmations to send."""
+_MAX_RECEIVED_BYTES: Final = 1 << 16
+"""Maximum size of a packet from the broker: a publisher receives only confirmations."""
 _EXPECTED: Final = frozenset({PacketTypes.CONNACK, PacketTypes.PUBACK, PacketTypes.PINGRESP, PacketTypes.DISCONNECT})
 UNSUPPORTED_VERSION: Final = 132
-"""The reason code of a broker that does not speak our version of MQTT."""
+"""Reason code of a broker that does not support the protocol version."""
 
 
 class BrokerLimits(NamedTuple):
-    """What a broker says that it takes."""
+    """Limits that a broker announces."""
 
     packet_bytes: int = 1 << 28
     in_flight: int = IN_FLIGHT
@@ -42,20 +43,20 @@ class BrokerLimits(NamedTuple):
 
     @classmethod
     def of(cls, properties: Properties | None) -> BrokerLimits:
-        """Read them from the properties of its answer."""
-        told = cls()
+        """Read the limits from the properties of the broker's CONNACK."""
+        defaults = cls()
         return cls(
-            getattr(properties, "MaximumPacketSize", told.packet_bytes),
+            getattr(properties, "MaximumPacketSize", defaults.packet_bytes),
             max(1, min(getattr(properties, "ReceiveMaximum", IN_FLIGHT), IN_FLIGHT)),
-            getattr(properties, "MaximumQoS", told.qos),
+            getattr(properties, "MaximumQoS", defaults.qos),
         )
 
 
 class GuardedClient(Client):
-    """Ends the connection to a broker that sends what a publisher never asks for, before it is stored."""
+    """Ends the connection to a broker that sends more than a publisher expects, before the data is stored."""
 
     violation = ""
-    """What the broker sent, in words; empty where it kept to the rules."""
+    """What the broker sent against the rules; empty if nothing."""
 
     def _packet_handle(self) -> MQTTErrorCode:
         command = self._in_packet["command"] >> 4
@@ -65,14 +66,14 @@ class GuardedClient(Client):
         return super()._packet_handle()
 
     def _sock_recv(self, bufsize: int) -> bytes:
-        if bufsize > _MAX_HEARD_BYTES:
-            self.violation = f"it sends a packet of {bufsize} bytes, and has only confirmations to send"
+        if bufsize > _MAX_RECEIVED_BYTES:
+            self.violation = f"it sends a packet of {bufsize} bytes, but only confirmations are expected"
             raise OSError(errno.EMSGSIZE, self.violation)
         return super()._sock_recv(bufsize)
 
 
 def read_login(secret: Secret | None) -> tuple[str, str] | None:
-    """Return the user and the password of a credentials file; None where there is no file.
+    """Return the user and the password in a credentials file; None without a file.
 
     Raises:
         ConfigError: the file does not hold one line, user:password.
@@ -93,9 +94,9 @@ def make_client(
 
     Args:
         settings: the CA file, and the sink's URI for messages.
-        broker: where it will be connected to.
+        broker: the broker's address.
         login: user and password.
-        status: the topic that says whether we are there.
+        status: the topic that holds whether this run is online.
         is_v5: speak MQTT 5; otherwise 3.1.1.
 
     Raises:
@@ -122,18 +123,18 @@ def make_client(
     return client
 
 
-def call(client: GuardedClient, broker: BrokerAddress, *, is_v5: bool) -> None:
-    """Connect to the broker and send it the first packet; its answer comes later.
+def connect(client: GuardedClient, broker: BrokerAddress, *, is_v5: bool) -> None:
+    """Connect to the broker and send CONNECT; the answer arrives later.
 
     Raises:
-        OSError: nobody is there.
-        ValueError: its host cannot be written so.
+        OSError: the broker cannot be reached.
+        ValueError: the host name is invalid.
     """
     client.violation = ""
     if not is_v5:
         client.connect(broker.host, broker.port, keepalive=_KEEPALIVE_SECONDS)
         return
-    asked = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-    asked.MaximumPacketSize = _MAX_HEARD_BYTES
-    asked.ReceiveMaximum = 1
-    client.connect(broker.host, broker.port, keepalive=_KEEPALIVE_SECONDS, clean_start=True, properties=asked)
+    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+    properties.MaximumPacketSize = _MAX_RECEIVED_BYTES
+    properties.ReceiveMaximum = 1
+    client.connect(broker.host, broker.port, keepalive=_KEEPALIVE_SECONDS, clean_start=True, properties=properties)

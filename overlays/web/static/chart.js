@@ -1,4 +1,4 @@
-// Score and age of the last minute, one above the other.
+// Chart of score and age in the last minute, one above the other.
 const SECONDS = 60;
 
 export class Chart {
@@ -24,44 +24,44 @@ export class Chart {
     if (this.canvas.width !== pixels[0] || this.canvas.height !== pixels[1]) {
       [this.canvas.width, this.canvas.height] = pixels;
     }
-    const pen = this.canvas.getContext("2d");
-    const tone = getComputedStyle(this.canvas);
-    const colour = (name) => tone.getPropertyValue(name).trim();
-    pen.setTransform(scale, 0, 0, scale, 0, 0);
-    pen.clearRect(0, 0, width, height);
-    pen.font = `11px ${tone.fontFamily}`;
-    const wide = width - 72, middle = Math.round(height * 0.55), gap = 6;
-    const x = (point) => wide * (1 - (now / 1000 - point.at) / SECONDS);
+    const context = this.canvas.getContext("2d");
+    const css = getComputedStyle(this.canvas);
+    const colour = (name) => css.getPropertyValue(name).trim();
+    context.setTransform(scale, 0, 0, scale, 0, 0);
+    context.clearRect(0, 0, width, height);
+    context.font = `11px ${css.fontFamily}`;
+    const plotWidth = width - 72, middle = Math.round(height * 0.55), gap = 6;
+    const x = (point) => plotWidth * (1 - (now / 1000 - point.at) / SECONDS);
     const oldest = Math.max(0.1, ...this.points.map((point) => point.age));
-    const nice = [0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 1e9].find((limit) => oldest <= limit);
-    this.strip(pen, wide, 0, middle - gap, x, (p) => p.score, 1, colour("--accent"), colour("--line"));
-    this.strip(pen, wide, middle + gap, height - 1, x, (p) => p.age, nice, colour("--age"), colour("--line"));
-    pen.textBaseline = "top";
-    pen.fillStyle = colour("--accent");
-    pen.fillText("score ≤ 1", wide + 6, 0);
-    pen.fillStyle = colour("--age");
-    pen.fillText(`age ≤ ${nice} s`, wide + 6, middle + gap - 1);
+    const maxAge = [0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60, 300, 1e9].find((limit) => oldest <= limit);
+    this.strip(context, plotWidth, 0, middle - gap, x, (p) => p.score, 1, colour("--accent"), colour("--line"));
+    this.strip(context, plotWidth, middle + gap, height - 1, x, (p) => p.age, maxAge, colour("--age"), colour("--line"));
+    context.textBaseline = "top";
+    context.fillStyle = colour("--accent");
+    context.fillText("score ≤ 1", plotWidth + 6, 0);
+    context.fillStyle = colour("--age");
+    context.fillText(`age ≤ ${maxAge} s`, plotWidth + 6, middle + gap - 1);
   }
 
-  strip(pen, wide, top, bottom, x, value, most, colour, rule) {
-    const y = (point) => bottom - (bottom - top) * Math.min(value(point) / most, 1);
-    pen.strokeStyle = rule;
-    pen.lineWidth = 1;
-    pen.strokeRect(0.5, top + 0.5, wide - 1, bottom - top - 1);
-    pen.save();
-    pen.beginPath();
-    pen.rect(0, top, wide, bottom - top);
-    pen.clip();
-    pen.beginPath();
+  strip(context, plotWidth, top, bottom, x, value, max, colour, rule) {
+    const y = (point) => bottom - (bottom - top) * Math.min(value(point) / max, 1);
+    context.strokeStyle = rule;
+    context.lineWidth = 1;
+    context.strokeRect(0.5, top + 0.5, plotWidth - 1, bottom - top - 1);
+    context.save();
+    context.beginPath();
+    context.rect(0, top, plotWidth, bottom - top);
+    context.clip();
+    context.beginPath();
     let before = null;
     for (const point of this.points) {
-      if (before === null || point.at - before > 2) pen.moveTo(x(point), y(point)); // a gap stays a gap
-      else pen.lineTo(x(point), y(point));
+      if (before === null || point.at - before > 2) context.moveTo(x(point), y(point)); // no line across a gap
+      else context.lineTo(x(point), y(point));
       before = point.at;
     }
-    pen.strokeStyle = colour;
-    pen.lineWidth = 1.5;
-    pen.stroke();
-    pen.restore();
+    context.strokeStyle = colour;
+    context.lineWidth = 1.5;
+    context.stroke();
+    context.restore();
   }
 }

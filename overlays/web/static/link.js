@@ -1,13 +1,13 @@
-// The WebSocket: frames and states in, "shown" out; comes back by itself.
+// WebSocket connection to the server: receives frames and the status, sends acknowledgements, and reconnects.
 const text = new TextDecoder();
 
 export class Link {
-  // told: { hello(said), status(said, offset), frame(header, blob), lost(reason) }
-  constructor(told) {
-    this.told = told;
-    this.wait = 250;
-    this.offset = null; // this clock less the server's, at most so much too large as a message took
-    this.heardAt = performance.now();
+  // handlers: { hello(message), status(message), frame(header, blob), lost() }
+  constructor(handlers) {
+    this.handlers = handlers;
+    this.retryMs = 250;
+    this.offset = null; // this clock minus the server's; too large by at most the shortest transfer time of a message
+    this.receivedAt = performance.now();
     this.open();
   }
 
@@ -16,59 +16,59 @@ export class Link {
     address.protocol = address.protocol === "https:" ? "wss:" : "ws:";
     const socket = new WebSocket(address);
     socket.binaryType = "arraybuffer";
-    socket.onmessage = (event) => this.hear(event.data);
+    socket.onmessage = (event) => this.receive(event.data);
     socket.onclose = () => this.lost();
     this.socket = socket;
   }
 
-  hear(data) {
-    this.heardAt = performance.now();
+  receive(data) {
+    this.receivedAt = performance.now();
     if (typeof data === "string") {
-      const said = JSON.parse(data);
-      if (said.kind === "hello") {
-        this.wait = 250;
+      const message = JSON.parse(data);
+      if (message.kind === "hello") {
+        this.retryMs = 250;
         this.offset = null;
-        this.told.hello(said);
+        this.handlers.hello(message);
       } else {
-        this.clock(said.unix);
-        this.say({ heard: true });
-        this.told.status(said);
+        this.updateOffset(message.unix);
+        this.send({ heard: true });
+        this.handlers.status(message);
       }
       return;
     }
     const length = new DataView(data).getUint32(0);
     const header = JSON.parse(text.decode(new Uint8Array(data, 4, length)));
-    this.clock(header.sent_at_unix);
-    this.told.frame(header, new Blob([new Uint8Array(data, 4 + length)], { type: "image/jpeg" }));
+    this.updateOffset(header.sent_at_unix);
+    this.handlers.frame(header, new Blob([new Uint8Array(data, 4 + length)], { type: "image/jpeg" }));
   }
 
-  clock(unix) {
-    const apart = Date.now() / 1000 - unix;
-    this.offset = this.offset === null ? apart : Math.min(this.offset, apart);
+  updateOffset(unix) {
+    const difference = Date.now() / 1000 - unix;
+    this.offset = this.offset === null ? difference : Math.min(this.offset, difference);
   }
 
-  // Seconds since something with the server's time on it happened. Clocks that agree to a few ms are taken as one.
-  since(unix) {
+  // Return the seconds since a time of the server's clock. An offset below 50 ms is taken as transfer time.
+  age(unix) {
     const offset = Math.abs(this.offset ?? 0) < 0.05 ? 0 : this.offset;
     return Math.max(Date.now() / 1000 - offset - unix, 0);
   }
 
   shown(camera) {
-    this.say({ shown: camera });
+    this.send({ shown: camera });
   }
 
-  say(what) {
+  send(message) {
     if (this.socket.readyState !== WebSocket.OPEN) return false;
-    this.socket.send(JSON.stringify(what));
+    this.socket.send(JSON.stringify(message));
     return true;
   }
 
   async lost() {
-    this.told.lost();
-    // A session that has run out looks like any other refusal to a WebSocket.
-    const answer = await fetch("metrics", { method: "HEAD" }).catch(() => null);
-    if (answer?.status === 401) location.assign("login");
-    setTimeout(() => this.open(), this.wait);
-    this.wait = Math.min(this.wait * 2, 3000);
+    this.handlers.lost();
+    // A WebSocket does not report why it was refused; a plain request shows whether the session has expired.
+    const response = await fetch("metrics", { method: "HEAD" }).catch(() => null);
+    if (response?.status === 401) location.assign("login");
+    setTimeout(() => this.open(), this.retryMs);
+    this.retryMs = Math.min(this.retryMs * 2, 3000);
   }
 }

@@ -1,60 +1,60 @@
-// The page: cards for cameras, one of them large, and the knobs that hold for all.
+// The page: one card per camera, at most one of them enlarged, and controls that apply to all cards.
 import { Card } from "./card.js";
-import { unpacked } from "./heat.js";
+import { decodeBase64 } from "./heat.js";
 import { Link } from "./link.js";
 
-const SHARP = 1.75; // pixels of a picture per pixel of the page, beyond which nobody sees more
-const SLOW_MS = 60; // to decode a picture
-const MANY = 6; // more cameras than this make a wall
-const SILENT_MS = 1200; // the server speaks five times a second
+const MAX_DENSITY = 1.75; // image pixels per CSS pixel; more is not visible
+const SLOW_MS = 60; // decoding time above which small images are requested
+const MANY = 6; // with more cameras, cards show fewer details
+const SILENT_MS = 1200; // the server sends the status five times a second
 const at = (id) => document.getElementById(id);
 const cards = new Map();
-const look = { heat: true, opacity: 0.6, palette: null };
-let painted = null;
+const style = { heat: true, opacity: 0.6, palette: null };
+let painted = null; // whether the received images already show the heat map
 let smallPixels = 640;
-let asked = ""; // what was last said of sizes
+let requestedSizes = ""; // last sent, as JSON
 
-const say = (text) => (at("said").textContent = text);
+const announce = (text) => (at("announcement").textContent = text);
 
 const link = new Link({
-  hello(said) {
-    look.palette = unpacked(said.palette);
+  hello(message) {
+    style.palette = decodeBase64(message.palette);
     if (painted === null) {
-      // Pictures that were painted before they came here need no second coat.
-      const kept = JSON.parse(sessionStorage.getItem("look") ?? "{}");
-      set(kept.heat ?? !said.painted, kept.opacity ?? said.opacity);
+      // Without a stored choice, the heat map is off if the received images already show it.
+      const stored = JSON.parse(sessionStorage.getItem("style") ?? "{}");
+      setStyle(stored.heat ?? !message.painted, stored.opacity ?? message.opacity);
     }
-    painted = said.painted;
-    smallPixels = said.small_pixels;
-    asked = "";
-    at("leave").hidden = !said.token;
+    painted = message.painted;
+    smallPixels = message.small_pixels;
+    requestedSizes = "";
+    at("sign-out").hidden = !message.token;
   },
-  status(said) {
-    linked("live", "good");
-    at("empty").hidden = said.cameras.length > 0;
-    for (const status of said.cameras) card(status.camera).tell(status);
-    warn(said.troubles ?? []);
-    at("viewers").hidden = !said.viewers;
-    at("viewers").textContent = said.viewers === 1 ? "1 viewer" : `${said.viewers} viewers`;
+  status(message) {
+    showConnection("live", "good");
+    at("empty").hidden = message.cameras.length > 0;
+    for (const status of message.cameras) cardOf(status.camera).setStatus(status);
+    showProblems(message.troubles ?? []);
+    at("viewers").hidden = !message.viewers;
+    at("viewers").textContent = message.viewers === 1 ? "1 viewer" : `${message.viewers} viewers`;
   },
   frame(header, blob) {
-    card(header.camera).offer(header, blob);
+    cardOf(header.camera).addFrame(header, blob);
   },
   lost() {
-    linked("no connection", "bad");
-    for (const one of cards.values()) one.fresh(true);
+    showConnection("no connection", "bad");
+    for (const card of cards.values()) card.updateAge(true);
   },
 });
 
-function linked(word, kind) {
+function showConnection(text, kind) {
   const chip = at("link");
-  if (chip.textContent === word) return;
-  chip.textContent = word;
+  if (chip.textContent === text) return;
+  chip.textContent = text;
   chip.dataset.kind = kind;
 }
 
-// Say what does not work, as long as it does not. What is said already is left alone: it would be read aloud again.
-function warn(troubles) {
+// Show the problems of sinks. Unchanged texts are not written again: a screen reader would read them again.
+function showProblems(troubles) {
   const list = at("troubles");
   list.hidden = troubles.length === 0;
   while (list.children.length > troubles.length) list.lastChild.remove();
@@ -63,33 +63,33 @@ function warn(troubles) {
     row.append(document.createElement("strong"), document.createElement("span"));
     list.append(row);
   }
-  troubles.forEach(({ sink, why }, place) => {
-    const [name, reason] = list.children[place].children;
+  troubles.forEach(({ sink, why }, index) => {
+    const [name, reason] = list.children[index].children;
     if (name.textContent !== sink) name.textContent = sink;
     if (reason.textContent !== why) reason.textContent = why;
   });
 }
 
-function card(camera) {
-  let one = cards.get(camera);
-  if (!one) {
-    one = new Card(camera, look, link, say);
-    one.at(".view").onclick = () => enlarge(one.root.classList.contains("large") ? null : camera);
-    cards.set(camera, one);
-    at("cameras").append(one.root);
+function cardOf(camera) {
+  let card = cards.get(camera);
+  if (!card) {
+    card = new Card(camera, style, link, announce);
+    card.at(".view").onclick = () => enlarge(card.root.classList.contains("large") ? null : camera);
+    cards.set(camera, card);
+    at("cameras").append(card.root);
     at("cameras").classList.toggle("many", cards.size > MANY);
     at("empty").hidden = true;
     if (location.hash.slice(1) === encodeURIComponent(camera)) enlarge(camera);
   }
-  return one;
+  return card;
 }
 
 function enlarge(camera) {
-  for (const [name, one] of cards) {
+  for (const [name, card] of cards) {
     const large = name === camera;
-    one.root.classList.toggle("large", large);
-    one.at(".view").setAttribute("aria-expanded", String(large));
-    one.at(".view").setAttribute("aria-label", `${name}: ${large ? "back to all" : "enlarge"}`);
+    card.root.classList.toggle("large", large);
+    card.at(".view").setAttribute("aria-expanded", String(large));
+    card.at(".view").setAttribute("aria-label", `${name}: ${large ? "back to all" : "enlarge"}`);
   }
   history.replaceState(null, "", camera === null ? location.pathname : `#${encodeURIComponent(camera)}`);
   if (camera !== null) {
@@ -98,26 +98,26 @@ function enlarge(camera) {
   }
 }
 
-function set(heat, opacity) {
-  Object.assign(look, { heat, opacity });
+function setStyle(heat, opacity) {
+  Object.assign(style, { heat, opacity });
   at("heat").checked = heat;
   at("opacity").disabled = !heat;
   at("opacity").value = Math.round(opacity * 100);
   at("percent").textContent = `${Math.round(opacity * 100)} %`;
-  for (const one of cards.values()) one.paint();
+  for (const card of cards.values()) card.paint();
 }
 
-function keep() {
-  sessionStorage.setItem("look", JSON.stringify({ heat: look.heat, opacity: look.opacity }));
+function storeStyle() {
+  sessionStorage.setItem("style", JSON.stringify({ heat: style.heat, opacity: style.opacity }));
 }
 
 at("heat").onchange = (event) => {
-  set(event.target.checked, look.opacity);
-  keep();
+  setStyle(event.target.checked, style.opacity);
+  storeStyle();
 };
 at("opacity").oninput = (event) => {
-  set(look.heat, event.target.value / 100);
-  keep();
+  setStyle(style.heat, event.target.value / 100);
+  storeStyle();
 };
 
 document.addEventListener("keydown", (event) => {
@@ -125,14 +125,14 @@ document.addEventListener("keydown", (event) => {
   const all = [...cards.keys()];
   const large = all.find((name) => cards.get(name).root.classList.contains("large"));
   const focused = document.activeElement?.closest(".card")?.dataset.camera;
-  const under = document.querySelector(".card:hover")?.dataset.camera;
-  const chosen = large ?? focused ?? under ?? (all.length === 1 ? all[0] : undefined);
+  const hovered = document.querySelector(".card:hover")?.dataset.camera;
+  const chosen = large ?? focused ?? hovered ?? (all.length === 1 ? all[0] : undefined);
   if (event.key === "Escape" && large !== undefined) enlarge(null);
   else if (event.key === "h") {
-    set(!look.heat, look.opacity);
-    keep();
+    setStyle(!style.heat, style.opacity);
+    storeStyle();
   } else if (event.key === "s" || event.key === "c") {
-    if (chosen === undefined) say("s and c are for one camera: choose it with ← →, or point at it");
+    if (chosen === undefined) announce("s and c apply to one camera: choose it with ← →, or point at it");
     else if (event.key === "s") cards.get(chosen).snapshot();
     else cards.get(chosen).clip();
   }
@@ -145,25 +145,25 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 
-// Ask for small pictures where nobody could see the difference, or where large ones take this machine too long.
-function size() {
+// Request small images where large ones would look the same, or take this machine too long to decode.
+function requestSizes() {
   const all = [...cards.values()];
-  const large = all.find((one) => one.root.classList.contains("large"));
-  const wide = Math.max(0, ...all.filter((one) => one !== large).map((one) => one.canvas.clientWidth));
-  const slow = all.length > 1 && Math.max(...all.map((one) => one.decoding)) > SLOW_MS;
-  const seen = wide > 0 && wide * Math.min(devicePixelRatio, SHARP) <= smallPixels;
-  const small = seen || slow || navigator.connection?.saveData === true;
-  const words = JSON.stringify({ small, large: large?.camera ?? "" });
-  if (words === asked || !all.length || !link.say(JSON.parse(words))) return;
-  asked = words;
+  const large = all.find((card) => card.root.classList.contains("large"));
+  const width = Math.max(0, ...all.filter((card) => card !== large).map((card) => card.canvas.clientWidth));
+  const slow = all.length > 1 && Math.max(...all.map((card) => card.decodingMs)) > SLOW_MS;
+  const fits = width > 0 && width * Math.min(devicePixelRatio, MAX_DENSITY) <= smallPixels;
+  const small = fits || slow || navigator.connection?.saveData === true;
+  const sizes = JSON.stringify({ small, large: large?.camera ?? "" });
+  if (sizes === requestedSizes || !all.length || !link.send(JSON.parse(sizes))) return;
+  requestedSizes = sizes;
 }
 
 setInterval(() => {
-  size();
-  const cut = performance.now() - link.heardAt > SILENT_MS;
-  if (cut) linked("no connection", "bad");
-  for (const one of cards.values()) {
-    one.fresh(cut);
-    one.chart.draw();
+  requestSizes();
+  const disconnected = performance.now() - link.receivedAt > SILENT_MS;
+  if (disconnected) showConnection("no connection", "bad");
+  for (const card of cards.values()) {
+    card.updateAge(disconnected);
+    card.chart.draw();
   }
 }, 200);

@@ -1,1 +1,1 @@
-"""CurveZMQ: keys, authorized clients and failed handshakes."""
+"""CURVE authentication of ZeroMQ connections, and limits of connections and subscriptions."""

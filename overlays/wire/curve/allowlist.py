@@ -1,8 +1,8 @@
-"""The list of those who may look in: public keys in a folder or a file, read again when it changes.
+"""List of authorized viewers: public keys in a folder or a file, read again when it changes.
 
-A folder holds one ``NAME.key`` each. A file holds a key a line, then its owner's name if you like; ``#`` begins a
-remark. A list or a key file that is gone admits nobody; one that is there and cannot be read (no file handle is free,
-a network drive hangs) keeps what was read before, and is read again until it can be.
+A folder holds one ``NAME.key`` per viewer. A file holds one key per line, optionally followed by its owner's name;
+``#`` begins a comment. A missing list or key file authorizes nobody. If a list exists but cannot be read (no free file
+handle, a network drive that does not answer), the keys read before stay valid, and reading is tried again.
 """
 
 from __future__ import annotations
@@ -21,51 +21,51 @@ log = logging.getLogger(__name__)
 _MAX_KEYS: Final = 10_000
 _MAX_FILE_BYTES: Final = 1 << 20
 
-Mark = tuple[object, ...]
+Fingerprint = tuple[object, ...]
 
 
 class AllowList:
-    """The keys at ``path``, as of the last ``changed``.
+    """The keys at ``path``, as of the last call of ``changed``.
 
     Raises:
-        ConfigError: there is no such file or folder to begin with.
+        ConfigError: the file or folder does not exist at the start, or cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
         self._keys: dict[Path, bytes] = {}
-        """Of a folder, by file; as of the last time each could be read."""
+        """Keys of a folder by file, as of the last time each file could be read."""
         self.names: Mapping[bytes, str] = {}
-        """Whose key it is, by public key in Z85."""
+        """Names of the owners by public key in Z85."""
         try:
-            self._mark: Mark | None = _mark(path)
+            self._fingerprint: Fingerprint | None = _fingerprint(path)
         except OSError as error:
             raise ConfigError(
-                f"allow {str(path)!r}: cannot be read ({error.strerror}); check who may read it"
+                f"allow {str(path)!r}: cannot be read ({error.strerror}); check its permissions"
             ) from None
-        if not self._mark:
+        if not self._fingerprint:
             raise ConfigError(
-                f"allow {str(path)!r}: there is no such file or folder; `run.py keys new DIR` makes DIR/allowed, a "
-                "folder of the public keys of those who may look in"
+                f"allow {str(path)!r}: no such file or folder; `run.py keys new DIR` creates DIR/allowed, a folder "
+                "of the public keys of authorized viewers"
             )
         self.names = self._read()
 
     def changed(self) -> bool:
-        """Read the list again if it differs from when it was read; say whether its keys do."""
+        """Read the list again if its files have changed; return whether the set of keys has changed."""
         try:
-            mark = _mark(self.path)
+            fingerprint = _fingerprint(self.path)
         except OSError as error:
-            self._keep(self.path, error)
+            self._keep_keys(self.path, error)
             return False
-        if mark == self._mark:
+        if fingerprint == self._fingerprint:
             return False
-        self._mark = mark
+        self._fingerprint = fingerprint
         before, self.names = self.names, self._read()
         if before.keys() == self.names.keys():
             return False
         count = len(self.names)
-        log.info("%s: %d viewer%s may look in now", self.path, count, "" if count == 1 else "s")
+        log.info("%s: %d viewer%s authorized now", self.path, count, " is" if count == 1 else "s are")
         return True
 
     def _read(self) -> Mapping[bytes, str]:
@@ -75,18 +75,18 @@ class AllowList:
             with self.path.open("rb") as file:
                 content = file.read(_MAX_FILE_BYTES)
         except FileNotFoundError:
-            self._say(f"{self.path}: is not there any more; nobody may look in")
+            self._warn_once(f"{self.path}: does not exist any more; no viewer is authorized")
             return {}
         except OSError as error:
-            self._keep(self.path, error)
+            self._keep_keys(self.path, error)
             return self.names
         if b"public-key" in content:
-            with suppress(ConfigError):  # its lines are told of, one by one
+            with suppress(ConfigError):  # the lines are then reported one by one
                 return {read_public(self.path): self.path.stem}
         return self._read_lines(content)
 
     def _read_folder(self) -> dict[bytes, str]:
-        """Raises ``OSError`` where the folder cannot be listed."""
+        """Return the keys of the folder. Raises ``OSError`` if it cannot be listed."""
         names: dict[bytes, str] = {}
         keys: dict[Path, bytes] = {}
         for path in _key_files(self.path):
@@ -96,21 +96,21 @@ class AllowList:
             except FileNotFoundError:
                 continue
             except OSError as error:
-                self._keep(path, error)
+                self._keep_keys(path, error)
                 if path not in self._keys:
                     continue
                 keys[path] = self._keys[path]
             except ConfigError as error:
-                self._say(f"{error} (left out)")
+                self._warn_once(f"{error} (left out)")
                 continue
             names[keys[path]] = path.stem
         self._keys = keys
         return names
 
-    def _keep(self, path: Path, error: OSError) -> None:
-        """Stay with what was read before, and read again soon."""
-        self._mark = None
-        self._say(f"{path}: cannot be read ({error.strerror}); what was read before is still valid")
+    def _keep_keys(self, path: Path, error: OSError) -> None:
+        """Keep the keys that were read before, and read again soon."""
+        self._fingerprint = None
+        self._warn_once(f"{path}: cannot be read ({error.strerror}); the keys read before stay valid")
 
     def _read_lines(self, content: bytes) -> dict[bytes, str]:
         names: dict[bytes, str] = {}
@@ -119,39 +119,38 @@ class AllowList:
             if is_key(key):
                 names[key] = owner.strip().decode("utf-8", "replace") or f"line {number}"
             elif key and not key.startswith(b"#"):
-                self._say(f"{self.path}: line {number} begins with no key of 40 letters (left out)")
+                self._warn_once(f"{self.path}: line {number} does not begin with a key of 40 letters (left out)")
         return names
 
-    def _say(self, text: str) -> None:
-        """Warn, once for each trouble."""
-        if text not in self._said:
-            self._said.add(text)
+    def _warn_once(self, text: str) -> None:
+        if text not in self._logged:
+            self._logged.add(text)
             log.warning("%s", text)
 
 
-def _mark(path: Path) -> Mark:
-    """Return what changes when the list does; () where there is none.
+def _fingerprint(path: Path) -> Fingerprint:
+    """Return a value that changes when the list does; () if there is no list.
 
     Raises:
-        OSError: it is there, and cannot be looked at.
+        OSError: the list exists, and its status cannot be read.
     """
     try:
         path.stat()
-        found = [path, *_key_files(path)] if path.is_dir() else [path]
+        files = [path, *_key_files(path)] if path.is_dir() else [path]
     except (FileNotFoundError, NotADirectoryError):
         return ()
-    return tuple((str(one), *_trace(one)) for one in found)
+    return tuple((str(file), *_file_status(file)) for file in files)
 
 
 def _key_files(folder: Path) -> list[Path]:
-    """Return the key files of a folder; unlike ``glob``, raises ``OSError`` where it cannot be listed."""
-    return sorted(one for one in folder.iterdir() if one.name.endswith(PUBLIC_SUFFIX))[:_MAX_KEYS]
+    """Return the key files of a folder; unlike ``glob``, raises ``OSError`` if it cannot be listed."""
+    return sorted(path for path in folder.iterdir() if path.name.endswith(PUBLIC_SUFFIX))[:_MAX_KEYS]
 
 
-def _trace(path: Path) -> Mark:
-    """Return what changes when a file does; a link to nowhere, such as an editor's lock, hides no other file."""
+def _file_status(path: Path) -> Fingerprint:
+    """Return a value that changes when a file does; () for a broken link, such as an editor's lock file."""
     try:
-        told = path.stat()
+        status = path.stat()
     except OSError:
         return ()
-    return told.st_mtime_ns, told.st_size, told.st_ino
+    return status.st_mtime_ns, status.st_size, status.st_ino

@@ -1,7 +1,7 @@
-"""The server's end of CURVE: admits those whose keys are on the list, and counts and tells who was refused.
+"""Server side of CURVE: admits viewers whose keys are on the list, counts and logs refusals, limits connections.
 
-libzmq asks whom to admit over ZAP (RFC 27), a socket inside the process, and tells a monitor who connects. Both are
-served by a thread of their own: neither a viewer nor the limit of connections waits for a frame.
+libzmq requests each decision over ZAP (RFC 27), a socket inside the process, and reports connections to a monitor. A
+separate thread serves both, so that neither viewers nor the connection limit wait for a frame.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import zmq
 from zmq.utils import z85
 
 from overlays.wire.curve.allowlist import AllowList
-from overlays.wire.curve.connection_limit import HANDSHAKE_MS, Places, peer_of, shut_down
+from overlays.wire.curve.connection_limit import HANDSHAKE_MS, ConnectionTable, peer_address, shut_down
 from overlays.wire.curve.handshake_errors import FAILED, RateLimitedLog, RefusalReason, SocketMonitor, refusal
 from overlays.wire.curve.keys import KeyPair
 from pipeline.workers.thread import ThreadWorker
@@ -26,15 +26,15 @@ log = logging.getLogger(__name__)
 _ZAP: Final = "inproc://zeromq.zap.01"
 _REREAD_SECONDS: Final = 0.5
 _POLL_MS: Final = 50
-_MAX_QUESTIONS: Final = 100
-"""Answered in one go, before the monitor is read again."""
-_SAY_EVERY_SECONDS: Final = 60.0
+_MAX_REQUESTS: Final = 100
+"""Maximum number of ZAP requests answered before the monitor is read again."""
+_LOG_SECONDS: Final = 60.0
 
 
 class CurveAuthenticator:
-    """Stands before a socket that binds; without keys it admits everybody, and only counts.
+    """Authenticates the connections of a socket that binds; without keys it admits all, and only counts.
 
-    ``guard``, ``open`` and ``close`` belong to the socket's thread; the rest may be asked by any.
+    ``attach``, ``bound`` and ``close`` belong to the socket's thread; the rest to any.
     """
 
     def __init__(self, uri: str, keys: KeyPair | None, allowed: AllowList | None, clock: Callable[[], float]) -> None:
@@ -43,31 +43,31 @@ class CurveAuthenticator:
         self._clock = clock
         self._reread_at = clock()
         self._rate_limited_log = RateLimitedLog(log, uri)
-        self.places = Places(clock=clock)
+        self.connections = ConnectionTable(clock=clock)
         self._admitted: set[bytes] = set()
         self._zap: zmq.Socket[bytes] | None = None
         self._events: SocketMonitor | None = None
         self._worker: ThreadWorker | None = None
         self._ending = threading.Event()
-        self._expelled = threading.Event()
+        self._revoked = threading.Event()
         self._uri = uri
-        self._local: object = None
-        self._full_said_at = float("-inf")
+        self._local_address: object = None
+        self._full_logged_at = float("-inf")
         self.closed = True
-        """Whether the socket listens no more: set before it unbinds, waited for before it binds again."""
+        """Whether the socket has stopped listening: cleared before it unbinds, awaited before it binds again."""
 
     @property
     def refused(self) -> Mapping[RefusalReason, int]:
-        """How many handshakes failed, by kind."""
+        """Number of failed handshakes by reason."""
         return dict(self._rate_limited_log.counts)
 
     @property
     def viewers(self) -> int:
-        """How many connections have subscribed to something."""
-        return self.places.viewers
+        """Number of connections with a subscription."""
+        return self.connections.viewers
 
     def attach(self, socket: zmq.Socket[bytes]) -> None:
-        """Take a socket's handshakes over, before it binds."""
+        """Handle the handshakes of a socket; call it before the socket binds."""
         socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         self._events = SocketMonitor(socket, FAILED | zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED)
         if self._keys is not None:
@@ -80,19 +80,19 @@ class CurveAuthenticator:
         self._ending.clear()
         self._worker = ThreadWorker(f"handshakes of {self._uri}", self._run, self._ending.set).__enter__()
 
-    def expelled(self) -> bool:
-        """Say whether, since it was last asked, somebody inside was taken off the list."""
-        if not self._expelled.is_set():
+    def has_revoked(self) -> bool:
+        """Return whether the key of an admitted viewer was revoked since the last call."""
+        if not self._revoked.is_set():
             return False
-        self._expelled.clear()
+        self._revoked.clear()
         return True
 
     def end(self, descriptor: int) -> None:
-        """End the connection with this file descriptor, if it is one of this socket's."""
+        """End the connection with this file descriptor if it belongs to this socket."""
         shut_down(descriptor, self._is_ours)
 
     def close(self) -> None:
-        """Let go, before the socket is closed."""
+        """Stop the thread and close its sockets; call it before the socket is closed."""
         if self._worker is not None:
             self._worker.__exit__(None, None, None)
         if self._events is not None:
@@ -100,73 +100,73 @@ class CurveAuthenticator:
         if self._zap is not None:
             self._zap.close(0)
         self._events = self._zap = self._worker = None
-        self.places.clear()
+        self.connections.clear()
 
     def _run(self) -> None:
         poller = zmq.Poller()
-        for one in (self._zap, None if self._events is None else self._events.socket):
-            if one is not None:
-                poller.register(one, zmq.POLLIN)
+        for source in (self._zap, None if self._events is None else self._events.socket):
+            if source is not None:
+                poller.register(source, zmq.POLLIN)
         while not self._ending.is_set():
             poller.poll(_POLL_MS)
             now = self._clock()
-            self._watch(now)
+            self._read_monitor(now)
             self._answer_zap()
-            self._reread(now)
+            self._reread_list(now)
             self._rate_limited_log.flush(now)
 
-    def _watch(self, now: float) -> None:
-        """Read the monitor whole before any connection is ended: some of those that are too many have gone by then."""
+    def _read_monitor(self, now: float) -> None:
+        """Read all events before any connection is ended: some of the surplus connections have ended by then."""
         surplus: dict[int, None] = {}
         for event, value in self._events or ():
             if event == zmq.EVENT_ACCEPTED:
                 surplus.pop(value, None)  # a descriptor that is used again
-                one = self.places.accept(value, peer_of(value))
-                if one is not None:
-                    surplus[one] = None
+                ended = self.connections.accept(value, peer_address(value))
+                if ended is not None:
+                    surplus[ended] = None
             elif event == zmq.EVENT_DISCONNECTED:
                 surplus.pop(value, None)
-                self.places.leave(value)
+                self.connections.remove(value)
             elif event == zmq.EVENT_CLOSED:
                 self.closed = True
-                self.places.clear()
-            elif event != zmq.EVENT_HANDSHAKE_FAILED_AUTH:  # the answer has told of it, with a name
+                self.connections.clear()
+            elif event != zmq.EVENT_HANDSHAKE_FAILED_AUTH:  # the ZAP answer has logged it, with the key
                 self._rate_limited_log.record(refusal(event, value, keys=self._keys is not None), now)
-        for one in surplus:
-            self._refuse(one, now)
+        for descriptor in surplus:
+            self._refuse(descriptor, now)
 
     def _refuse(self, descriptor: int, now: float) -> None:
         self.end(descriptor)
-        if now - self._full_said_at > _SAY_EVERY_SECONDS:
-            self._full_said_at = now
+        if now - self._full_logged_at > _LOG_SECONDS:
+            self._full_logged_at = now
             log.warning(
-                "%s: %d connections are open, and no more are accepted; those that do not finish their handshake are "
-                "ended",
+                "%s: %d connections are open, and no more are accepted; connections that do not complete their "
+                "handshake are ended",
                 self._uri,
-                len(self.places),
+                len(self.connections),
             )
 
     def _is_ours(self, connection: socket.socket) -> bool:
-        """Say whether a connection was accepted where this socket is bound: descriptors are used again."""
-        return _local_end(connection.getsockname()) == self._local
+        """Return whether a connection belongs to this socket: descriptors are reused."""
+        return _local_address_of(connection.getsockname()) == self._local_address
 
     def bound(self, endpoint: str) -> None:
-        """Note where the socket is bound."""
+        """Record where the socket is bound."""
         path = endpoint.removeprefix("ipc://")
-        self._local = path if path != endpoint else int(endpoint.rpartition(":")[2])
+        self._local_address = path if path != endpoint else int(endpoint.rpartition(":")[2])
 
-    def _reread(self, now: float) -> None:
+    def _reread_list(self, now: float) -> None:
         if self._allowed is None or now - self._reread_at < _REREAD_SECONDS:
             return
         self._reread_at = now
         self._allowed.changed()
-        gone = self._admitted - self._allowed.names.keys()
-        self._admitted -= gone
-        if gone:
-            self._expelled.set()
+        revoked = self._admitted - self._allowed.names.keys()
+        self._admitted -= revoked
+        if revoked:
+            self._revoked.set()
 
     def _answer_zap(self) -> None:
-        for _ in range(_MAX_QUESTIONS):
+        for _ in range(_MAX_REQUESTS):
             if self._zap is None or not self._zap.poll(0, zmq.POLLIN):
                 return
             version, number, _domain, address, _identity, mechanism, *credentials = self._zap.recv_multipart()
@@ -186,12 +186,12 @@ class CurveAuthenticator:
         if owner is None:
             self._rate_limited_log.record("unknown key", self._clock(), f"{key.decode()} from {where}")
             return False
-        log.info("%s: %s looks in, from %s", self._uri, owner, where)
+        log.info("%s: %s connected, from %s", self._uri, owner, where)
         self._admitted.add(key)
         return True
 
 
-def _local_end(name: object) -> object:
+def _local_address_of(name: object) -> object:
     """Return the port or the path of a connection's own end."""
     if isinstance(name, tuple):
         return name[1]

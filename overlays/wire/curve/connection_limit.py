@@ -1,7 +1,7 @@
-"""Connections of a ZeroMQ socket that binds: how many there may be, and which are ended for want of room.
+"""Limit of the connections of a ZeroMQ socket that binds.
 
-libzmq accepts whoever comes, without a limit. Its monitor tells of each connection with its file descriptor; one too
-many is shut down there, and libzmq closes it as if the other end had.
+libzmq accepts connections without a limit. Its monitor reports each connection with its file descriptor; a surplus
+connection is shut down there, and libzmq closes it as if the peer had closed it.
 """
 
 from __future__ import annotations
@@ -20,92 +20,97 @@ T = TypeVar("T")
 
 MAX_CONNECTIONS: Final = 256
 HANDSHAKE_MS: Final = 3000
-"""How long a handshake may take; libzmq's own default of 30 s lets strangers hold every file handle."""
+"""Maximum duration of a handshake; libzmq's default of 30 s would let clients hold all file handles."""
 
 
 @dataclass(slots=True)
-class _Place:
+class _Connection:
     serial: int
     accepted_at: float
     address: str
-    """What is limited; "" for this machine, where a proxy or many programs may connect from."""
+    """The address that is limited; "" for this machine, from where a proxy or many programs may connect."""
     is_viewer: bool = False
-    """Whether its handshake is known to be done."""
+    """Whether it has completed its handshake, as far as is known."""
 
 
-class Places:
-    """The open connections, by file descriptor.
+class ConnectionTable:
+    """The open connections by file descriptor.
 
-    ``accept``, ``leave`` and ``clear`` belong to the thread that reads the monitor; the rest to any.
+    ``accept``, ``remove`` and ``clear`` belong to the thread that reads the monitor; the rest to any.
     """
 
     def __init__(self, limit: int | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        """Take how many there may be; None: as many as the process has file handles for, up to ``MAX_CONNECTIONS``."""
+        """Set the maximum; None: as many as the process has file handles for, up to ``MAX_CONNECTIONS``."""
         self._limit = connection_limit(MAX_CONNECTIONS) if limit is None else limit
         self._clock = clock
-        self._places: dict[int, _Place] = {}
+        self._connections: dict[int, _Connection] = {}
         self._serial = 0
         self.refused = 0
-        """Connections that were ended because there was no room."""
+        """Number of connections that were ended because of the limit."""
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._connections)
 
     @property
     def viewers(self) -> int:
-        """How many of them have subscribed to something: the others are in their handshake, or idle."""
-        return sum(place.is_viewer for place in list(self._places.values()))
+        """Number of connections with a subscription; the others are in their handshake, or idle."""
+        return sum(connection.is_viewer for connection in list(self._connections.values()))
 
     def serial(self, descriptor: int) -> int:
-        """Return a number that no other connection with this descriptor had; 0 where it is not known."""
-        place = self._places.get(descriptor)
-        return 0 if place is None else place.serial
+        """Return a number that no other connection with this descriptor had; 0 if the connection is unknown."""
+        connection = self._connections.get(descriptor)
+        return 0 if connection is None else connection.serial
 
-    def settle(self, descriptor: int) -> None:
-        """Note that the connection has passed its handshake: something was received on it."""
-        place = self._places.get(descriptor)
-        if place is not None:
-            place.is_viewer = True
+    def mark_as_viewer(self, descriptor: int) -> None:
+        """Record that the connection has completed its handshake: something was received on it."""
+        connection = self._connections.get(descriptor)
+        if connection is not None:
+            connection.is_viewer = True
 
     def accept(self, descriptor: int, host: str) -> int | None:
-        """Note a new connection; return the descriptor of the one that has to be ended, perhaps its own.
+        """Add a new connection; return the descriptor of a connection that has to be ended, possibly this one.
 
         Args:
-            descriptor: as the monitor told it.
-            host: the other end's address; "" where there is none (ipc).
+            descriptor: file descriptor, from the monitor.
+            host: address of the peer; "" if it has none (ipc).
         """
         self._serial += 1
         address = "" if not host or is_loopback_address(host) else shared_address(host)
         now = self._clock()
-        self._places[descriptor] = _Place(self._serial, now, address)
-        among = {one: place for one, place in self._places.items() if address and place.address == address}
-        if len(among) <= self._limit // 2:
-            among = dict(self._places)
-            if len(among) <= self._limit:
+        self._connections[descriptor] = _Connection(self._serial, now, address)
+        candidates = {
+            known: connection
+            for known, connection in self._connections.items()
+            if address and connection.address == address
+        }
+        if len(candidates) <= self._limit // 2:
+            candidates = dict(self._connections)
+            if len(candidates) <= self._limit:
                 return None
         self.refused += 1
-        return self._first_to_go(among, descriptor, now)
+        return self._remove_surplus(candidates, descriptor, now)
 
-    def leave(self, descriptor: int) -> None:
-        """Note that a connection has ended."""
-        self._places.pop(descriptor, None)
+    def remove(self, descriptor: int) -> None:
+        """Remove a connection that has ended."""
+        self._connections.pop(descriptor, None)
 
     def clear(self) -> None:
-        """Note that all have ended."""
-        self._places.clear()
+        """Remove all connections."""
+        self._connections.clear()
 
-    def _first_to_go(self, among: dict[int, _Place], newest: int, now: float) -> int:
-        """Return the oldest connection that is still in its handshake: a viewer needs a moment for it."""
-        for descriptor, place in among.items():
-            if not place.is_viewer and now - place.accepted_at < HANDSHAKE_MS / 1000 and descriptor != newest:
-                self._places.pop(descriptor)
+    def _remove_surplus(self, candidates: dict[int, _Connection], newest: int, now: float) -> int:
+        """Remove and return the oldest connection that is still in its handshake, or the newest if there is none."""
+        for descriptor, connection in candidates.items():
+            in_handshake = not connection.is_viewer and now - connection.accepted_at < HANDSHAKE_MS / 1000
+            if in_handshake and descriptor != newest:
+                self._connections.pop(descriptor)
                 return descriptor
-        self._places.pop(newest)
+        self._connections.pop(newest)
         return newest
 
 
-def peer_of(descriptor: int) -> str:
-    """Return the address at the other end of a connection; "" where there is none or the connection has gone."""
+def peer_address(descriptor: int) -> str:
+    """Return the address of the peer of a connection; "" if it has none or the connection is closed."""
 
     def address(connection: socket.socket) -> str:
         peer = connection.getpeername()
@@ -115,11 +120,11 @@ def peer_of(descriptor: int) -> str:
 
 
 def shut_down(descriptor: int, is_ours: Callable[[socket.socket], bool]) -> bool:
-    """End a connection that another thread owns and will close; say whether it was still there.
+    """End a connection that another thread owns and will close; return whether it was still open.
 
     Args:
-        descriptor: its file descriptor; it may be another file's by now.
-        is_ours: tells a connection of our own endpoint from another file.
+        descriptor: its file descriptor, which may belong to another file by now.
+        is_ours: returns whether a socket is a connection of our own endpoint.
     """
 
     def end(connection: socket.socket) -> bool:
@@ -132,9 +137,9 @@ def shut_down(descriptor: int, is_ours: Callable[[socket.socket], bool]) -> bool
 
 
 def _borrow(descriptor: int, use: Callable[[socket.socket], T], otherwise: T) -> T:
-    """Return what ``use`` makes of another's socket; ``otherwise`` where it is none, or has gone."""
+    """Return the result of ``use`` on another thread's socket; ``otherwise`` if it is no socket, or closed."""
     try:
-        held = os.dup(descriptor)  # this stays the same file, whoever closes and opens meanwhile
+        held = os.dup(descriptor)  # the duplicate stays the same file, even if the original is closed and reused
     except OSError as error:
         if error.errno not in {errno.EMFILE, errno.ENFILE}:
             return otherwise

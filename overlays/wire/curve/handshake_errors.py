@@ -1,7 +1,7 @@
-"""What a failed handshake means, in words, for either end; and saying so now and then instead of every time.
+"""Reasons of failed handshakes for both ends, and a log of them with a rate limit.
 
-libzmq tells a socket's monitor that a handshake failed and little more; which end has which keys tells the rest. Pure,
-but for ``SocketMonitor``, which reads a monitor.
+libzmq's monitor reports little more than the failure; which end has which keys determines the reason. Pure, except for
+``SocketMonitor``, which reads a monitor.
 """
 
 from __future__ import annotations
@@ -21,102 +21,108 @@ FAILED: Final = (
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
 )
 MISMATCH: Final = int(zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH)
-_SEALED: Final = int(zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC)
+_CRYPTOGRAPHIC: Final = int(zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC)
 _MAX_EVENTS: Final = 1000
-"""Events taken in one go."""
+"""Maximum number of events read in one iteration."""
 
 REFUSALS: Final[tuple[RefusalReason, ...]] = get_args(RefusalReason)
 
 _AT_SERVER: Final[dict[RefusalReason, str]] = {
-    "unknown key": "a viewer with a key that is not on the list was refused",
-    "wrong server key": "a viewer was refused: it was given another server's key (its --server-key is not ours)",
-    "no keys": "a viewer without keys was refused: this stream asks for them (view --key, --server-key)",
-    "keys not asked for": "a viewer came with keys, and this stream has none (stream --curve-keys DIR): refused",
-    "hung up": "somebody hung up in the handshake: a viewer with other keys, or without, or a port scan",
-    "not ZeroMQ": "somebody spoke something else than ZeroMQ: a browser, or a port scan",
+    "unknown key": "a viewer whose key is not on the list was refused",
+    "wrong server key": "a viewer was refused: it uses the key of another server (its --server-key is not ours)",
+    "no keys": "a viewer without keys was refused: this stream requires them (view --key, --server-key)",
+    "keys not asked for": "a viewer with keys was refused: this stream has no keys (stream --curve-keys DIR)",
+    "hung up": "a client closed the connection in the handshake: a viewer with other or no keys, or a port scan",
+    "not ZeroMQ": "a client sent data that is not ZeroMQ: a browser, or a port scan",
 }
 
 
 def refusal(event: int, value: int, *, keys: bool) -> RefusalReason:
-    """Return what a failed handshake means to a server, with or without keys."""
+    """Return the reason of a failed handshake at a server.
+
+    Args:
+        event: event of the monitor.
+        value: value of the event.
+        keys: whether the server has keys.
+    """
     if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
         return "unknown key"
     if event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
         return "hung up"
     if value == MISMATCH:
         return "no keys" if keys else "keys not asked for"
-    return "wrong server key" if keys and value == _SEALED else "not ZeroMQ"
+    return "wrong server key" if keys and value == _CRYPTOGRAPHIC else "not ZeroMQ"
 
 
 def refused_because(event: int, value: int, *, keys: bool) -> str:
-    """Return what a failed handshake means to a viewer, with or without keys."""
+    """Return the reason of a failed handshake at a viewer, and the remedy; ``keys``: whether the viewer has keys."""
     if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
-        return "the server does not know this viewer's key; have its public half put on the server's list"
+        return "the server does not know this viewer's key; have its public key added to the server's list"
     if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == MISMATCH:
         if keys:
-            return "the server asks for no keys; leave --key and --server-key away, if that is what it should do"
+            return "the server uses no keys; leave out --key and --server-key if that is intended"
         return "the server admits only viewers with keys; give --key and --server-key"
     if value == errno.ETIMEDOUT:
-        return "somebody answers there, but not with ZeroMQ's handshake"
+        return "a server accepts the connection, but does not answer with ZeroMQ's handshake"
     if keys:
         return (
-            "the server hung up in the handshake; most likely the server key given here is not this server's, or it "
-            "has as many viewers as it takes"
+            "the server closed the connection in the handshake; most likely the server key given here is not this "
+            "server's, or it has its maximum number of viewers"
         )
     return (
-        "the server hung up in the handshake; most likely it admits only viewers with keys (--key, --server-key), or "
-        "it has as many viewers as it takes"
+        "the server closed the connection in the handshake; most likely it admits only viewers with keys (--key, "
+        "--server-key), or it has its maximum number of viewers"
     )
 
 
 class RateLimitedLog:
-    """Counts refusals, and says each kind at once, then at most every ``every_seconds``, with its count."""
+    """Counts refusals, and logs each reason at once, then at most every ``every_seconds``, with its count."""
 
     def __init__(self, log: logging.Logger, uri: str, every_seconds: float = 10.0) -> None:
         self.counts: Counter[RefusalReason] = Counter()
         self._log = log
         self._uri = uri
         self._every_seconds = every_seconds
-        self._said_at: dict[RefusalReason, float] = {}
-        self._unsaid: dict[RefusalReason, int] = {}
+        self._logged_at: dict[RefusalReason, float] = {}
+        self._unlogged: dict[RefusalReason, int] = {}
         self._detail: dict[RefusalReason, str] = {}
 
     def record(self, kind: RefusalReason, now: float, detail: str = "") -> None:
-        """Count one."""
+        """Count one refusal, and log it if its reason is due."""
         self.counts[kind] += 1
-        self._unsaid[kind] = self._unsaid.get(kind, 0) + 1
+        self._unlogged[kind] = self._unlogged.get(kind, 0) + 1
         self._detail[kind] = detail
         self.flush(now)
 
     def flush(self, now: float) -> None:
-        """Say what is due."""
-        for kind, count in list(self._unsaid.items()):
-            said_at = self._said_at.get(kind)
-            if said_at is not None and now - said_at < self._every_seconds:
+        """Log the reasons that are due."""
+        for kind, count in list(self._unlogged.items()):
+            logged_at = self._logged_at.get(kind)
+            if logged_at is not None and now - logged_at < self._every_seconds:
                 continue
-            often = "" if count == 1 else f" ({count} times since it was last said)"
+            repeats = "" if count == 1 else f" ({count} times since the last message)"
             detail = self._detail.get(kind, "")
-            self._log.warning("%s: %s%s%s", self._uri, _AT_SERVER[kind], f": {detail}" if detail else "", often)
-            self._said_at[kind] = now
-            del self._unsaid[kind]
+            self._log.warning("%s: %s%s%s", self._uri, _AT_SERVER[kind], f": {detail}" if detail else "", repeats)
+            self._logged_at[kind] = now
+            del self._unlogged[kind]
 
 
 class SocketMonitor:
-    """A socket's monitor, read without waiting. Make it before the socket binds or connects."""
+    """Reader of a socket's monitor that does not wait. Create it before the socket binds or connects."""
 
-    def __init__(self, watched: zmq.Socket[bytes], wanted: int) -> None:
-        place = f"inproc://monitor-{id(watched)}"
+    def __init__(self, watched: zmq.Socket[bytes], events: int) -> None:
+        address = f"inproc://monitor-{id(watched)}"
         self._watched = watched
-        watched.monitor(place, wanted)
+        watched.monitor(address, events)
         self._socket: zmq.Socket[bytes] = watched.context.socket(zmq.PAIR)
-        # A full monitor would hold up the connections themselves; these are small.
+        # A full monitor would block the connections themselves; its messages are small.
         self._socket.setsockopt(zmq.RCVHWM, 100_000)
         self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.connect(place)
+        self._socket.connect(address)
 
     @property
     def socket(self) -> zmq.Socket[bytes]:
-        """What can be polled for events."""
+        """The socket to poll for events."""
         return self._socket
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
@@ -127,8 +133,8 @@ class SocketMonitor:
             yield event, value
 
     def close(self) -> None:
-        """Stop watching."""
-        for _ in self:  # a monitor that waits for room cannot be stopped
+        """Stop monitoring."""
+        for _ in self:  # a monitor whose queue is full cannot be stopped
             pass
         self._watched.disable_monitor()
         self._socket.close(0)

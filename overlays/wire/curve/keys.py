@@ -1,7 +1,7 @@
-"""Key files of CURVE: made, written so that nobody else reads them, and read again.
+"""Key files of CURVE: creation with restricted permissions, and reading.
 
-The format is that of ``zmq.auth`` (and of czmq): ``NAME.key`` may be shown to anybody, ``NAME.key_secret`` to nobody.
-A file with nothing but a key in Z85 (40 letters) is read too.
+The format is that of ``zmq.auth`` (and of czmq): ``NAME.key`` is public, ``NAME.key_secret`` is secret. A file that
+holds only a key in Z85 (40 letters) is read too.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ log = logging.getLogger(__name__)
 PUBLIC_SUFFIX: Final = ".key"
 SECRET_SUFFIX: Final = ".key_secret"  # noqa: S105 - the end of a file name
 ALLOWED: Final = "allowed"
-"""The folder, beside the server's keys, of the public keys of those who may look in."""
+"""Name of the folder, beside the server's keys, that holds the public keys of authorized viewers."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ENTRY = re.compile(rb'^\s*(public|secret)-key\s*=\s*"([^"\n]*)"', re.MULTILINE)
 _MAX_FILE_BYTES: Final = 1 << 20
 
 
 class KeyPair(NamedTuple):
-    """A key pair, both halves in Z85."""
+    """A key pair, both keys in Z85."""
 
     public: bytes
     secret: bytes
@@ -41,19 +41,22 @@ class KeyPair(NamedTuple):
 
 
 class ViewerKeys(NamedTuple):
-    """What a viewer needs where keys are asked for: its own pair, and the server's public key."""
+    """The keys of a viewer: its own pair, and the server's public key."""
 
     own: KeyPair
     server: bytes
 
 
 def create_keyring(folder: Path) -> list[Path]:
-    """Make a server's keys, a first viewer's, and the list with that viewer on it; return what was written.
+    """Create the keys of a server and of a first viewer, and the list that authorizes this viewer.
 
-    ``server.key_secret`` and ``server.key``, ``viewer.key_secret`` and ``allowed/viewer.key``.
+    The files are ``server.key_secret``, ``server.key``, ``viewer.key_secret`` and ``allowed/viewer.key``.
+
+    Returns:
+        The paths of the files.
 
     Raises:
-        ConfigError: one of them exists, or the folder cannot be written.
+        ConfigError: one of the files exists, or the folder cannot be written.
     """
     paths = [folder / "server.key", folder / "server.key_secret", folder / "viewer.key_secret"]
     paths.append(folder / ALLOWED / "viewer.key")
@@ -64,22 +67,22 @@ def create_keyring(folder: Path) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ALLOWED).mkdir(exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{folder}: cannot be made ({error.strerror}); choose another folder") from None
+        raise ConfigError(f"{folder}: cannot be created ({error.strerror}); choose another folder") from None
     make_pair(folder, "server")
     make_pair(folder, "viewer", public_folder=folder / ALLOWED)
     return paths
 
 
 def make_pair(folder: Path, name: str, *, public_folder: Path | None = None) -> tuple[Path, Path]:
-    """Make ``NAME.key`` and ``NAME.key_secret`` (readable by their owner alone); return both paths.
+    """Create ``NAME.key`` and ``NAME.key_secret`` (readable only by its owner); return both paths.
 
     Args:
-        folder: where they go; it must exist.
+        folder: an existing folder.
         name: letters, digits, dots, dashes and underscores.
-        public_folder: where the public half goes, if elsewhere.
+        public_folder: folder of the public key, if different.
 
     Raises:
-        ConfigError: the name cannot be a file's, one of the files exists, or the folder cannot be written.
+        ConfigError: the name is invalid, one of the files exists, or the folder cannot be written.
     """
     if not _NAME.fullmatch(name):
         raise ConfigError(f"key name {name!r}: use up to 64 letters, digits, dots, dashes and underscores")
@@ -88,18 +91,18 @@ def make_pair(folder: Path, name: str, *, public_folder: Path | None = None) -> 
         if path.exists() or path.is_symlink():
             raise ConfigError(f"{path}: exists, and keys are never overwritten; choose another name or folder")
     public, secret = zmq.curve_keypair()
-    told = f'#   CURVE key of recipro-stream\n\ncurve\n    public-key = "{public.decode()}"\n'
-    _write(secret_path, told + f'    secret-key = "{secret.decode()}"\n', 0o600)
-    _write(public_path, told, 0o644)
+    text = f'#   CURVE key of recipro-stream\n\ncurve\n    public-key = "{public.decode()}"\n'
+    _write(secret_path, text + f'    secret-key = "{secret.decode()}"\n', 0o600)
+    _write(public_path, text, 0o644)
     return public_path, secret_path
 
 
 def _write(path: Path, text: str, mode: int) -> None:
     try:
-        place = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another folder") from None
-    with os.fdopen(place, "w", encoding="ascii") as file:
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
         file.write(text)
 
 
@@ -107,18 +110,18 @@ def read_pair(path: Path) -> KeyPair:
     """Read a secret key file.
 
     Raises:
-        ConfigError: it cannot be read, or holds no pair.
+        ConfigError: it cannot be read, or holds no key pair.
     """
-    found = dict(_ENTRY.findall(_content(path, "secret key")))
-    public: bytes | None = found.get(b"public")
-    secret: bytes | None = found.get(b"secret")
+    entries = dict(_ENTRY.findall(_content(path, "secret key")))
+    public: bytes | None = entries.get(b"public")
+    secret: bytes | None = entries.get(b"secret")
     if secret is None or not is_key(secret):
         hint = f"; name the secret file, {path.name}_secret" if path.suffix == PUBLIC_SUFFIX else ""
-        raise ConfigError(f"{path}: holds no secret key{hint or '; `run.py keys new DIR` makes one'}")
+        raise ConfigError(f"{path}: holds no secret key{hint or '; `run.py keys new DIR` creates one'}")
     if public is None or public != zmq.curve_public(secret):
-        raise ConfigError(f"{path}: its public key does not belong to its secret one; copy the file again")
+        raise ConfigError(f"{path}: its public key does not match its secret key; copy the file again")
     if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
-        log.warning("%s: others on this machine can read it; mend it: chmod 600 %s", path, path)
+        log.warning("%s: other users of this machine can read it; restrict it: chmod 600 %s", path, path)
     return KeyPair(public, secret)
 
 
@@ -129,28 +132,28 @@ def read_public(path: Path) -> bytes:
         ConfigError: it cannot be read, or holds no key.
     """
     content = _content(path, "public key")
-    found: bytes = dict(_ENTRY.findall(content)).get(b"public", content.strip())
-    if not is_key(found):
+    key: bytes = dict(_ENTRY.findall(content)).get(b"public", content.strip())
+    if not is_key(key):
         raise ConfigError(f"{path}: holds no public key; copy the server's or viewer's NAME{PUBLIC_SUFFIX} file here")
-    return found
+    return key
 
 
-def public_of(given: str | Path) -> bytes:
-    """Return the public key that is given as 40 letters or as a file.
+def public_of(key: str | Path) -> bytes:
+    """Return a public key that is given as 40 letters or as a file.
 
     Raises:
         ConfigError: it is neither.
     """
-    text = str(given).encode("utf-8", "replace")
-    return text if is_key(text) and not Path(given).exists() else read_public(Path(given))
+    text = str(key).encode("utf-8", "replace")
+    return text if is_key(text) and not Path(key).exists() else read_public(Path(key))
 
 
 def viewer_keys(key: str | Path | None, server_key: str | Path | None) -> ViewerKeys | None:
-    """Return a viewer's keys, or None where none are given.
+    """Return a viewer's keys, or None if neither argument is given.
 
     Args:
-        key: its own secret key file.
-        server_key: the server's public key: a file, or the 40 letters.
+        key: secret key file of the viewer.
+        server_key: public key of the server: a file, or the 40 letters.
 
     Raises:
         ConfigError: one of the two is missing or cannot be read.
@@ -164,7 +167,7 @@ def viewer_keys(key: str | Path | None, server_key: str | Path | None) -> Viewer
 
 
 def is_key(text: bytes) -> bool:
-    """Say whether ``text`` is a key in Z85: 40 letters for 32 bytes."""
+    """Return whether ``text`` is a key in Z85: 40 letters for 32 bytes."""
     if len(text) != 40:
         return False
     try:
@@ -179,5 +182,5 @@ def _content(path: Path, what: str) -> bytes:
             return file.read(_MAX_FILE_BYTES)
     except OSError as error:
         raise ConfigError(
-            f"{what} {str(path)!r}: cannot be read ({error.strerror}); `run.py keys new DIR` makes keys"
+            f"{what} {str(path)!r}: cannot be read ({error.strerror}); `run.py keys new DIR` creates keys"
         ) from None

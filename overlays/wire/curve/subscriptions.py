@@ -1,4 +1,4 @@
-"""What the viewers of a ZeroMQ publisher have subscribed to, within bounds."""
+"""Subscriptions of the viewers of a ZeroMQ publisher, within limits."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from typing import Final
 
 MAX_TOPICS_PER_CONNECTION: Final = 1024
 MAX_TOPICS: Final = 8192
-"""Of all connections together."""
+"""Maximum over all connections."""
 MAX_TOPIC_BYTES_PER_CONNECTION: Final = 128 << 10
 _MIN_TOPICS: Final = 32
-"""A connection with fewer is not ended for the sum of all."""
+"""A connection with at most this many topics is not ended because of ``MAX_TOPICS``."""
 
 
 class Subscriptions:
-    """Topics by connection. Belongs to the thread that reads the publisher's socket; ``topics`` may be read by any.
+    """Topics by connection. Belongs to the thread that reads the publisher's socket; any thread may read ``topics``.
 
     Args:
-        serial: tells one connection from a later one with the same descriptor.
+        serial: returns a number that distinguishes a connection from a later one with the same descriptor.
     """
 
     def __init__(self, serial: Callable[[int], int] = lambda _: 0) -> None:
         self._serial = serial
-        self._of: dict[int, tuple[int, set[bytes], int]] = {}
-        """By descriptor: the connection's serial number, its topics, and their bytes."""
+        self._by_descriptor: dict[int, tuple[int, set[bytes], int]] = {}
+        """By descriptor: serial number of the connection, its topics, and their size in bytes."""
         self._ended: dict[int, int] = {}
         self._watched: set[bytes] = set()
         self._changed = False
@@ -31,51 +31,53 @@ class Subscriptions:
         self.topics: frozenset[bytes] = frozenset()
 
     def add(self, topic: bytes, descriptor: int | None) -> bool:
-        """Note a subscription; False where its connection has too many and has to be ended."""
-        if descriptor is not None and not self._counts(topic, descriptor):
+        """Add a subscription; return False if its connection has too many and has to be ended."""
+        if descriptor is not None and not self._is_within_limits(topic, descriptor):
             return False
         self._changed = self._changed or topic not in self._watched
         self._watched.add(topic)
         return True
 
     def remove(self, topic: bytes) -> None:
-        """Note that nobody is subscribed to this topic any more."""
+        """Remove a topic that has no subscriber any more."""
         self._changed = self._changed or topic in self._watched
         self._watched.discard(topic)
 
     def publish(self) -> None:
-        """Show to other threads what has changed."""
+        """Make the changes visible to other threads in ``topics``."""
         if self._changed:
             self._changed = False
             self.topics = frozenset(self._watched)
 
     def matches(self, topic: bytes) -> bool:
-        """Say whether somebody is subscribed to a beginning of ``topic``, at a cost that no viewer can raise."""
+        """Return whether a subscription is a prefix of ``topic``, in a time that viewers cannot increase."""
         return matches(self.topics, topic)
 
-    def _counts(self, topic: bytes, descriptor: int) -> bool:
-        now = self._serial(descriptor)
-        if self._ended.get(descriptor) == now:
-            return False  # what was on its way when the connection was ended
-        serial, topics, size = self._of.get(descriptor, (now, set(), 0))
-        if serial != now:
+    def _is_within_limits(self, topic: bytes, descriptor: int) -> bool:
+        current = self._serial(descriptor)
+        if self._ended.get(descriptor) == current:
+            return False  # it arrived before the end of the connection took effect
+        serial, topics, size = self._by_descriptor.get(descriptor, (current, set(), 0))
+        if serial != current:
             topics, size = set(), 0
         if topic not in topics:
             topics.add(topic)
             size += len(topic)
-        self._of[descriptor] = (now, topics, size)
-        if len(self._of) > MAX_TOPICS_PER_CONNECTION:
-            self._of = {one: entry for one, entry in self._of.items() if self._serial(one) == entry[0]}
+        self._by_descriptor[descriptor] = (current, topics, size)
+        if len(self._by_descriptor) > MAX_TOPICS_PER_CONNECTION:
+            self._by_descriptor = {
+                known: entry for known, entry in self._by_descriptor.items() if self._serial(known) == entry[0]
+            }
         many = len(topics) > MAX_TOPICS_PER_CONNECTION or size > MAX_TOPIC_BYTES_PER_CONNECTION
         if many or (len(self._watched) >= MAX_TOPICS and topic not in self._watched and len(topics) > _MIN_TOPICS):
-            self._of.pop(descriptor, None)
-            self._ended[descriptor] = now
+            self._by_descriptor.pop(descriptor, None)
+            self._ended[descriptor] = current
             if len(self._ended) > MAX_TOPICS_PER_CONNECTION:
-                self._ended = {descriptor: now}
+                self._ended = {descriptor: current}
             return False
         return True
 
 
 def matches(topics: frozenset[bytes], topic: bytes) -> bool:
-    """Say whether one of ``topics`` is a beginning of ``topic``."""
+    """Return whether one of ``topics`` is a prefix of ``topic``."""
     return any(topic[:length] in topics for length in range(len(topic) + 1))

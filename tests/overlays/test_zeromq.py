@@ -377,7 +377,7 @@ def test_damaged_messages_are_counted_and_left_out(raw, overlaid, caplog):
         assert first(viewer).header.index == 9
         assert viewer.damaged == 4
         assert type(viewer.last_error) is WireError
-    assert len([r for r in caplog.records if "cannot be read" in r.message]) == 1
+    assert len([r for r in caplog.records if "cannot be decoded" in r.message]) == 1
 
 
 def test_a_viewer_can_raise_what_is_wrong_and_read_on(raw, overlaid):

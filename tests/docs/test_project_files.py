@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.config_loader import read_yaml, validate_config
+from commands.wiring.kinds import load_config
+from pipeline.config_loader import read_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / ".github").glob("*.md")])
@@ -50,7 +51,7 @@ def test_project_file_is_yaml(name):
 
 def test_container_configuration_is_valid(monkeypatch):
     text = (ROOT / "deploy" / "stream.yaml").read_text(encoding="utf-8")
-    config = validate_config(read_yaml(text, "stream.yaml"), "stream.yaml")
+    config = load_config(read_yaml(text, "stream.yaml"), "stream.yaml")
     assert [source.uri for source in config.sources] == ["${RECIPRO_SOURCE}"]
 
 

@@ -122,7 +122,7 @@ def test_a_web_page_is_no_video(web_server):
 
     with (
         build_source(f"{web_server(page)}/", **ONCE) as source,
-        pytest.raises(ConnectionLostError, match="no video"),
+        pytest.raises(ConnectionLostError, match="a web page"),
     ):
         list(source.frames(threading.Event()))
 

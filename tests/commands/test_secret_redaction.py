@@ -195,6 +195,6 @@ def test_a_password_on_the_command_line_is_warned_of_where_all_can_read_it(tmp_p
     named = subprocess.run(
         [*words, "rtsp://${WHO}:${PASS}@127.0.0.1/live"], cwd=tmp_path, capture_output=True, check=True
     )
-    assert b"can be read by everybody on this machine" in plain.stderr
+    assert b"can be read by every user of this machine" in plain.stderr
     assert leaks({"said": plain.stdout + plain.stderr}) == []
     assert named.stderr == b""

@@ -51,7 +51,7 @@ def cameras():
 
 def configuration(cameras, page, wire, how):
     """A configuration whose passwords stand in the addresses; or in the environment and in a file, in turn."""
-    who = {"address": ["ada-31d7b8e2:p%40ss%2F7f3a9c1e@"], "external_cameras": ["${WHO}:${PASS}@", ""]}[how]
+    who = {"address": ["ada-31d7b8e2:p%40ss%2F7f3a9c1e@"], "elsewhere": ["${WHO}:${PASS}@", ""]}[how]
     sources = []
     for number, (name, port) in enumerate(cameras.items()):
         said = who[number % len(who)]

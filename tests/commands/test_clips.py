@@ -35,7 +35,7 @@ def test_what_is_said_of_clips_is_checked_and_goes_to_folders_alone(command):
     assert (folder["record_when"], folder["disk_budget_mib"]) == ("score>0.5", 100)
     assert "record_when" not in film
     for more, said in [
-        (["--record-when", "label=a b"], "quotes"),
+        (["--record-when", "label=a b"], "Quote a name"),
         (["--disk-budget-mib", "-1"], "--disk-budget-mib"),
         (["--rotate-seconds", "0"], "--rotate-seconds"),
     ]:

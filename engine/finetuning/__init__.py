@@ -1,1 +1,1 @@
-"""A network of the table, taught somebody's own classes."""
+"""Fine-tuning of networks on the user's own classes."""

@@ -1,4 +1,4 @@
-"""From labelled pictures to a network that knows them: adapted, taught, examined, and packed as one file."""
+"""Fine-tuning: trains a network on labelled images, evaluates it, and returns the checkpoint."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from engine.runtime.devices import choose_device
 from pipeline.frames import Image
 
 MIN_GROUPS_FOR_INTERVAL = 5
-"""From fewer sources nothing is said of other parts."""
+"""With fewer groups no confidence interval is given."""
 
 MAX_SCORES = 400_000
-"""How many scores a report holds at the most."""
+"""Maximum number of scores in a report."""
 
-FIRST = TrainingConfig(epochs=60, batch_size=64, learning_rate=3e-3, patience=15, stage="last layer alone")
-"""Before a pretrained network is tuned its new last layer learns alone: one that begins at random would spoil what it
-came with. Kumar et al., *Fine-tuning can distort pretrained features*, arXiv:2202.10054."""
+HEAD_WARM_UP = TrainingConfig(epochs=60, batch_size=64, learning_rate=3e-3, patience=15, stage="last layer alone")
+"""Trains the new last layer alone before the whole network: a random one would distort the pretrained features.
+Kumar et al., *Fine-tuning can distort pretrained features*, arXiv:2202.10054."""
 
 
 @dataclass(frozen=True, slots=True)
 class SplitMetrics:
-    """How the network does on pictures of one part."""
+    """Results of the network on one split."""
 
     images: int
     accuracy: float
@@ -48,35 +48,35 @@ class SplitMetrics:
     recalls: tuple[float, ...]
     """By class."""
     confusion: tuple[tuple[int, ...], ...]
-    """Counts by true class (row) and given class (column)."""
+    """Counts by true class (row) and predicted class (column)."""
     predictions: tuple[tuple[str, int, int, float], ...]
-    """Path, true class, given class and its score, for every picture."""
+    """Path, true class, predicted class and its score, for every image."""
     scores: tuple[tuple[float, ...], ...]
-    """The scores of all classes, for every picture; empty where these would be more than 400,000 numbers."""
+    """The scores of all classes, for every image; empty above ``MAX_SCORES`` numbers."""
     interval: tuple[float, float] | None
-    """Between which shares the accuracy on other parts lies, 95 times of 100; each source counts once, and pictures
-    that look nearly like learned ones do not. None: which pictures show one part is not known, or there are too few."""
+    """95 % Wilson interval of the accuracy on new parts; each group counts once, near duplicates of training images do
+    not count. None: the groups are not known, or there are fewer than ``MIN_GROUPS_FOR_INTERVAL``."""
     counted_groups: int
-    """How many sources that rests on."""
+    """Number of groups behind the interval."""
 
 
 @dataclass(frozen=True, slots=True)
 class FinetuneResult:
-    """What came of it."""
+    """Checkpoint and results of a training."""
 
     checkpoint: Checkpoint
     epochs: tuple[EpochStats, ...]
     training: TrainingConfig
     metrics: Mapping[str, SplitMetrics]
-    """By part: stopping and held_out."""
+    """By split: validation and test."""
 
 
 @dataclass(frozen=True, slots=True)
 class Callbacks:
-    """Who is told, and who may end it."""
+    """Functions that report progress and may stop the training."""
 
     features: Callable[[int, int], None]
-    """With a frozen network: pictures done, pictures in all."""
+    """Of a linear probe: number of images done, number of images."""
     epoch: Callable[[EpochStats], None]
     stop: Callable[[], bool]
 
@@ -85,21 +85,20 @@ def finetune(
     model: FinetuneModel, parts: Mapping[str, Sequence[Sample]], read: Callable[[str], Image], callbacks: Callbacks, *,
     grouped: bool = True, look_alikes: Collection[str] = (),
 ) -> FinetuneResult:  # fmt: skip
-    """Teach a network what the pictures show.
+    """Train a network on labelled images and evaluate it.
 
-    The same pictures, wish, thread count and machine give the same weights on a CPU.
+    The same images, configuration, thread count and machine give the same weights on a CPU.
 
     Args:
-        model: who learns; its weights are changed.
-        parts: learning, stopping and held_out, each with all of the pupil's classes.
-        read: gives a picture by its path.
-        callbacks: told on the way.
-        grouped: whether the samples' sources say which pictures show one part; otherwise nothing is concluded for other
-            parts.
-        look_alikes: paths of pictures that look nearly like learned ones; nothing is concluded from them.
+        model: the network; its weights change.
+        parts: the train, validation and test splits, each with all classes of the model.
+        read: reads an image by its path.
+        callbacks: report progress and stop the training.
+        grouped: whether the samples' groups are known; otherwise there is no confidence interval.
+        look_alikes: paths of near duplicates of training images; the interval leaves them out.
 
     Raises:
-        ModelError: the loss left all bounds before anything was learned.
+        ModelError: the loss diverged before the first improvement.
     """
     config = model.config
     samples = [one for several in parts.values() for one in several]
@@ -110,20 +109,22 @@ def finetune(
         torch.manual_seed(config.seed)
         pictures = ImageDataset([one.path for one in samples], read, model.preprocessing)
         task = _Task(model, pictures, classes, numbers, choose_device(config.device), callbacks)
-        told: list[EpochStats] = []
+        epochs: list[EpochStats] = []
         if config.linear_probe or model.warm_up_head:
-            trainable: LinearProbe | FullFinetuner = _last_layer(task)
-            told = _studied(trainable, task, training if config.linear_probe else FIRST, able=model.warm_start)
+            trainable: LinearProbe | FullFinetuner = _linear_probe(task)
+            epochs = _train_stage(
+                trainable, task, training if config.linear_probe else HEAD_WARM_UP, warm_start=model.warm_start
+            )
         if not config.linear_probe:
             trainable = FullFinetuner(
                 model.net, model.head_name, pictures, model.augmentation,
                 device=task.device, precision=config.precision, untrained=config.weights == RANDOM,
             )  # fmt: skip
-            told = _studied(trainable, task, training, able=config.weights != RANDOM) or told
+            epochs = _train_stage(trainable, task, training, warm_start=config.weights != RANDOM) or epochs
     counted = [one.group if grouped and one.path not in look_alikes else None for one in samples]
-    found = {part: _examined(task, trainable, samples, numbers[part], counted) for part in (VALIDATION, TEST)}
-    provenance = provenance_of(model) | _provenance(training, told, parts, found)
-    return FinetuneResult(_packed(model, parts, provenance), tuple(told), training, found)
+    metrics = {part: _evaluate(task, trainable, samples, numbers[part], counted) for part in (VALIDATION, TEST)}
+    provenance = provenance_of(model) | _provenance(training, epochs, parts, metrics)
+    return FinetuneResult(_packed(model, parts, provenance), tuple(epochs), training, metrics)
 
 
 def _packed(model: FinetuneModel, parts: Mapping[str, Sequence[Sample]], provenance: Mapping[str, Any]) -> Checkpoint:
@@ -137,14 +138,14 @@ def _packed(model: FinetuneModel, parts: Mapping[str, Sequence[Sample]], provena
 
 
 def _numbered(parts: Mapping[str, Sequence[Sample]]) -> dict[str, Numbers]:
-    """Return the numbers of each part's pictures, all parts in a row."""
+    """Return the indices of each split's images in the concatenation of all splits."""
     ends = np.cumsum([len(several) for several in parts.values()])
     return {part: np.arange(end - len(parts[part]), end) for part, end in zip(parts, ends, strict=True)}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Task:
-    """What every stretch of a training shares."""
+    """Data that the stages of a training share."""
 
     model: FinetuneModel
     images: ImageDataset
@@ -154,8 +155,8 @@ class _Task:
     callbacks: Callbacks
 
 
-def _last_layer(task: _Task) -> LinearProbe:
-    """Return the last layer alone; where no other learns after it, with features of changed views, too."""
+def _linear_probe(task: _Task) -> LinearProbe:
+    """Return a linear probe; with augmented views where no other stage follows it."""
     model, config = task.model, task.model.config
     return LinearProbe(
         model.net,
@@ -171,20 +172,20 @@ def _last_layer(task: _Task) -> LinearProbe:
     )
 
 
-def _studied(
-    trainable: LinearProbe | FullFinetuner, task: _Task, training: TrainingConfig, *, able: bool = False
+def _train_stage(
+    trainable: LinearProbe | FullFinetuner, task: _Task, training: TrainingConfig, *, warm_start: bool = False
 ) -> list[EpochStats]:
     return train(
         trainable, task.classes, task.numbers[TRAIN], task.numbers[VALIDATION], training,
-        seed=task.model.config.seed, on_epoch=task.callbacks.epoch, stop=task.callbacks.stop, warm_start=able,
+        seed=task.model.config.seed, on_epoch=task.callbacks.epoch, stop=task.callbacks.stop, warm_start=warm_start,
     )  # fmt: skip
 
 
-def _examined(
+def _evaluate(
     task: _Task, trainable: FullFinetuner | LinearProbe, samples: Sequence[Sample], numbers: Numbers,
     counted: Sequence[str | None],
 ) -> SplitMetrics:  # fmt: skip
-    """Return how the network does on some pictures; ``counted``: each sample's source, None to leave it out."""
+    """Return the results on some images; ``counted`` has each sample's group, None leaves it out of the interval."""
     labels = task.model.labels
     scores = torch.softmax(predict_logits(trainable, numbers), 1)
     given = scores.argmax(1).tolist()
@@ -217,13 +218,13 @@ def _examined(
 
 
 def _provenance(
-    training: TrainingConfig, told: Sequence[EpochStats], parts: Mapping[str, Sequence[Sample]],
+    training: TrainingConfig, epochs: Sequence[EpochStats], parts: Mapping[str, Sequence[Sample]],
     found: Mapping[str, SplitMetrics],
 ) -> dict[str, Any]:  # fmt: skip
-    best = next((epoch for epoch in reversed(told) if epoch.best), None)
+    best = next((epoch for epoch in reversed(epochs) if epoch.best), None)
     return {
         "course": asdict(training),
-        "epochs": len(told),
+        "epochs": len(epochs),
         "best_epoch": best.epoch if best else 0,
         "images": {part: len(several) for part, several in parts.items()},
         "groups": {part: len({one.group for one in several}) for part, several in parts.items()},

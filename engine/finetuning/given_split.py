@@ -1,4 +1,4 @@
-"""Parts of a data set that its maker has divided already: kept as they are, and checked for pictures in two parts."""
+"""Data sets with a split of their own: keeps the split and removes images that are in two parts of it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _ORDER = (TRAIN, VALIDATION, TEST)
 
 
 def check_given(samples: Sequence[Sample]) -> None:
-    """Refuse a split in which a part lacks a class, or has one that is not learned.
+    """Check that all parts of a split have the same classes.
 
     Raises:
-        ConfigError: it names the class and the part.
+        ConfigError: a part lacks a class; the message names both.
     """
     labels = {part: {one.label for one in samples if one.split == part} for part in _ORDER}
     for part in (VALIDATION, TEST):
@@ -22,13 +22,13 @@ def check_given(samples: Sequence[Sample]) -> None:
             continue
         for label in sorted(labels[part] - labels[TRAIN]):
             raise ConfigError(
-                f"class {label!r}: has pictures in the {_in_words(part)} part of the split and none in the training "
-                "part, so nothing can be learned about it; add pictures there, or leave the class out"
+                f"class {label!r}: has images in the {_in_words(part)} part of the split and none in the training "
+                "part; add images there, or remove the class"
             )
         for label in sorted(labels[TRAIN] - labels[part]):
             raise ConfigError(
-                f"class {label!r}: has no pictures in the {_in_words(part)} part of the split; add some, or give the "
-                "training folder alone: then its pictures are divided anew"
+                f"class {label!r}: has no images in the {_in_words(part)} part of the split; add some, or give the "
+                "training folder alone to split its images"
             )
     if not labels[VALIDATION]:
         check_groups([one for one in samples if one.split == TRAIN], [TRAIN, VALIDATION])
@@ -37,19 +37,19 @@ def check_given(samples: Sequence[Sample]) -> None:
 def keep_split(
     samples: Sequence[Sample], stopping: float, seed: int, seen: Collection[str] = ()
 ) -> tuple[dict[str, list[Sample]], list[Sample]]:
-    """Return the parts as they were given, and the pictures that are left out of them.
+    """Return the splits as the user gave them, and the samples that are left out.
 
-    A picture of a source that the network learns from, or has learned from before, does not examine it, and does not
-    tell when to stop: it is left out. Where no stopping part was given, a share of the training part is taken.
+    Validation and test samples of a group in the training split are left out, and test samples of a group that the
+    network was trained on before. Without a validation split, a fraction of the training split is taken.
 
     Args:
-        samples: all of them, each with its part; copies share a source.
-        stopping: the share of each class.
-        seed: of the division of the training part.
-        seen: digests of pictures that the network has learned from before.
+        samples: all samples, each with its split; copies share a group.
+        stopping: fraction of each class for validation, 0 to 1.
+        seed: seed of the division of the training split.
+        seen: digests of the images of earlier trainings.
 
     Raises:
-        ConfigError: a class has nothing left in a part.
+        ConfigError: a class has no samples left in a split.
     """
     given: dict[str, list[Sample]] = {part: [one for one in samples if one.split == part] for part in _ORDER}
     seen_before = {one.group for one in samples if one.digest and one.digest in seen}
@@ -65,12 +65,12 @@ def keep_split(
 
 
 def _without(samples: Sequence[Sample], sources: Collection[str], part: str) -> list[Sample]:
-    """Return the samples of other sources than these; refuse where a class has none left."""
+    """Return the samples of other groups than these; refuse a class without any."""
     kept = [one for one in samples if one.group not in sources]
     for label in sorted({one.label for one in samples} - {one.label for one in kept}):
         raise ConfigError(
-            f"class {label!r}: every picture of it in the {_in_words(part)} part shows what is learned from, too; add "
-            "pictures of other parts"
+            f"class {label!r}: every image of it in the {_in_words(part)} part belongs to a group of the training "
+            "part; add images of other groups"
         )
     return kept
 

@@ -1,6 +1,6 @@
-"""A pretrained network with a new last layer, for any class count and every family of the table.
+"""Replaces the last layer of a pretrained network, for any class count and every model family.
 
-The last layer is whatever changes its shape when the class count changes: nothing here knows a family's names.
+The last layer is the one whose shape depends on the class count, so no names of families are needed.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from engine.models.weights import StateDict, load_weights, put_into, read_state,
 from pipeline.errors import ConfigError, ModelError
 
 LAST = "classifier"
-"""The last layer of a network that was ended earlier."""
+"""Name of the last layer of a truncated network."""
 
 ABOVE_ZERO = 10.0
-"""How far above zero a last layer begins whose answers are rectified: softmax asks for differences alone."""
+"""Initial bias of a last layer with a ReLU after it: softmax depends on differences of logits only."""
 
 _FAR_BELOW = -1e6
 
@@ -30,10 +30,10 @@ _FAR_BELOW = -1e6
 def truncate_and_replace_head(
     model: str, weights: Path | str | None, count: int, until: str, image_size: tuple[int, int] | None
 ) -> tuple[nn.Module, ModelEntry, str]:
-    """Return the same as ``replace_head`` of a network that ends with a layer.
+    """Return the result of ``replace_head`` for a network truncated after the layer ``until``.
 
     Raises:
-        ModelError, LayerError: the same, and a layer the network cannot end with.
+        ModelError, LayerError: as ``replace_head``, or the network cannot be truncated there.
     """
     entry = find_entry(model)
     net = load_network(model, weights=weights).module
@@ -41,21 +41,21 @@ def truncate_and_replace_head(
 
 
 def replace_head(model: str, weights: Path | str | None, count: int) -> tuple[nn.Module, ModelEntry, str]:
-    """Return the network for ``count`` classes, its entry and its last layer's name.
+    """Return the network for ``count`` classes, its registry entry and the name of its last layer.
 
-    Everything but the last layer has the given weights; that one begins at random, from torch's random state.
+    All layers have the given weights but the last one, which is random, from torch's random state.
 
     Args:
-        model: a name of the table, or any torchvision or timm classifier's.
-        weights: a state dict's file, ``"random"``, or None for the builder's pretrained ones.
-        count: how many classes.
+        model: name in the registry, or of any torchvision or timm classifier.
+        weights: file of a state dict, ``"random"``, or None for the default pretrained weights.
+        count: number of classes.
 
     Raises:
-        ModelError: an unknown name, weights that do not fit or cannot be had.
+        ModelError: the name is unknown, or the weights do not fit or are not available.
     """
     entry = find_entry(model)
     keys = class_keys(entry, count)
-    net = _started_above_zero(build_untrained(entry, count), keys, entry.input_size)
+    net = _lift_rectified_bias(build_untrained(entry, count), keys, entry.input_size)
     if weights != RANDOM:
         state = _state(model, weights)
         fresh = net.state_dict()
@@ -71,20 +71,20 @@ def replace_head(model: str, weights: Path | str | None, count: int) -> tuple[nn
 def resume_from_checkpoint(
     file: Checkpoint, path: Path, labels: Sequence[str], until: str | None, image_size: tuple[int, int]
 ) -> tuple[nn.Module, str, tuple[str, ...]]:
-    """Return the network of a model file for these classes, its last layer's name, and which classes it knows.
+    """Return the network of a checkpoint for these classes, the name of its last layer, and its known classes.
 
-    Known classes keep their part of the last layer; that of the others begins at random, from torch's random state.
+    Known classes keep their rows of the last layer; the other rows are random, from torch's random state.
 
     Args:
-        file: what was learned before.
-        path: its place, for messages.
-        labels: the classes to come, in their order.
-        until: the layer it is to end with; None = where it ends.
-        image_size: of the pictures to come.
+        file: the checkpoint.
+        path: its path, for messages.
+        labels: the new classes, in order.
+        until: the layer to truncate after; None keeps the checkpoint's end.
+        image_size: height and width of the input, in pixels.
 
     Raises:
-        ModelError, LayerError: weights that do not fit, or a layer it cannot end with.
-        ConfigError: it ends with another layer already.
+        ModelError, LayerError: the weights do not fit, or the network cannot be truncated there.
+        ConfigError: the checkpoint is truncated after another layer already.
     """
     entry = find_entry(file.model)
     if file.truncate_at and until not in {None, file.truncate_at}:
@@ -103,7 +103,7 @@ def resume_from_checkpoint(
         build = lambda count: truncate(whole, ends, size, count)  # noqa: E731 - the other
     else:
         keys = class_keys(entry, len(labels))
-    net = _started_above_zero(build(len(labels)), keys, image_size)
+    net = _lift_rectified_bias(build(len(labels)), keys, image_size)
     state, fresh = dict(old.state_dict()), net.state_dict()
     for key in keys:
         rows = [state[key][file.labels.index(one)] if one in file.labels else fresh[key][k]
@@ -113,10 +113,10 @@ def resume_from_checkpoint(
     return net.eval(), keys[0].rpartition(".")[0], tuple(one for one in labels if one in file.labels)
 
 
-def _started_above_zero(net: nn.Module, keys: Sequence[str], image_size: tuple[int, int]) -> nn.Module:
-    """Lift the last layer's biases where a rectifier follows it (SqueezeNet's): return the network.
+def _lift_rectified_bias(net: nn.Module, keys: Sequence[str], image_size: tuple[int, int]) -> nn.Module:
+    """Raise the biases of the last layer where a ReLU follows it (SqueezeNet), and return the network.
 
-    A class that begins below zero, or is taken there by one large step, gets no gradient any more and is never named.
+    A class whose logit falls below zero gets no gradient and is never predicted.
     """
     bias = dict(net.named_parameters()).get(next((key for key in keys if key.endswith("bias")), ""))
     if bias is not None:
@@ -135,11 +135,11 @@ def _state(model: str, weights: Path | str | None) -> StateDict:
 
 
 def class_keys(entry: ModelEntry, count: int) -> list[str]:
-    """Return the names of the weights whose shape the class count decides."""
+    """Return the names of the weights whose shape depends on the class count."""
     one, other = (_shapes(entry, number) for number in (count, count + 1))
     keys = [key for key, shape in one.items() if other[key] != shape]
     if not keys:
-        raise ModelError(f"model {entry.name!r}: its class count cannot be chosen; take another --model")
+        raise ModelError(f"model {entry.name!r}: the class count cannot be changed; choose another --model")
     return keys
 
 

@@ -1,4 +1,4 @@
-"""Pictures that examine a network and look nearly like one that it learned from."""
+"""Detects validation and test images that look nearly like training images."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ from dataclasses import dataclass, replace
 from engine.finetuning.splits import TEST, TRAIN, VALIDATION, Sample
 from engine.io.perceptual_hash import MAX_DIFFERENT_BITS, KnownImages, Spectrum, hashes_of, medians_of, nearest_hashes
 
-_BEFORE = "one that it learned from before"
+_BEFORE = "an image of an earlier training"
 
 
 @dataclass(frozen=True, slots=True)
 class NearDuplicate:
-    """Two pictures in different parts that look nearly alike."""
+    """Two images in different splits that look nearly alike."""
 
     split: str
-    """The part of the first one."""
+    """The split of the first image."""
     path: str
     learned: str
-    """The path of the other one."""
+    """The path of the other image."""
     different_bits: int
-    """Of the 256 of their hashes."""
+    """Hamming distance of their 256-bit hashes."""
     labels: tuple[str, str] = ("", "")
-    """Their classes: two different ones may be a mistake. Empty where it is not known."""
+    """Their labels; different labels may be a mistake. Empty where they are not known."""
 
 
 def near_duplicates(
     parts: Mapping[str, Sequence[Sample]], spectra: Mapping[str, Spectrum], known: Sequence[KnownImages] = ()
 ) -> tuple[list[NearDuplicate], KnownImages]:
-    """Return what looks nearly alike across parts, the most alike first, and the hashes of what is learned from.
+    """Return near duplicates across splits, the most similar first, and the hashes of the training images.
 
-    Held-out pictures are compared with all others, stopping ones with those that are learned from. Each is named once,
-    with the picture nearest to it. Pictures of one colour are left out: they show nothing.
+    Test images are compared with all others, validation images with training images. Each appears once, with the image
+    nearest to it. Images of a single colour are left out.
 
     Args:
-        parts: learning, stopping and held_out.
+        parts: the train, validation and test splits.
         spectra: by path; see ``engine.io.perceptual_hash``.
-        known: the hashes of what the network has learned from before.
+        known: hashes of the images of earlier trainings.
     """
     showing = {part: [one.path for one in several if spectra[one.path].any()] for part, several in parts.items()}
     medians = medians_of([spectra[path] for several in showing.values() for path in several])

@@ -1,4 +1,4 @@
-"""Servers to read from: an RTSP camera, a web server; and clips made here, whose every picture is known."""
+"""Fixtures of the stream tests: an RTSP server, a web server, and clips of known images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GSTREAMER += "assert all(map(Gst.ElementFactory.find, ('x264enc', 'h264parse', '
 
 
 class RtspServer:
-    """A camera in a process of its own, that can be switched off."""
+    """A camera in its own process, which can be stopped."""
 
     def __init__(self, *arguments: str) -> None:
         self._process = subprocess.Popen(
@@ -61,7 +61,7 @@ def _has_gstreamer() -> bool:
 
 @pytest.fixture
 def rtsp_server() -> Iterator[Callable[..., RtspServer]]:
-    """Start RTSP cameras; each is switched off in the end."""
+    """Start RTSP cameras; stop them after the test."""
     if not _has_gstreamer():
         pytest.skip(f"needs GStreamer's RTSP server: {APT}")
     with contextlib.ExitStack() as stack:
@@ -76,7 +76,7 @@ def rtsp_server() -> Iterator[Callable[..., RtspServer]]:
 
 @pytest.fixture
 def web_server() -> Iterator[Callable[[Callable[[http.server.BaseHTTPRequestHandler], None]], str]]:
-    """Serve what a function writes, on the loopback; gives the address."""
+    """Serve the output of a function on the loopback interface; return the address."""
     with contextlib.ExitStack() as stack:
 
         def serve(answer: Callable[[http.server.BaseHTTPRequestHandler], None]) -> str:
@@ -99,13 +99,13 @@ def web_server() -> Iterator[Callable[[Callable[[http.server.BaseHTTPRequestHand
 
 
 def grey_of(number: int) -> int:
-    """The brightness that picture ``number`` of a made clip has."""
+    """Return the brightness of image ``number`` of a clip of ``make_clip``."""
     return 16 + 8 * (number % 25)
 
 
 @pytest.fixture
 def make_clip(tmp_path: Path) -> Callable[..., Path]:
-    """Write a clip whose picture k is plain grey of brightness ``16 + 8 * (k % 25)``."""
+    """Write a clip whose image k is plain grey of brightness ``16 + 8 * (k % 25)``."""
 
     def make(
         name: str = "clip.mp4",

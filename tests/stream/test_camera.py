@@ -10,7 +10,7 @@ from stream.network import Timeouts
 PATIENCE = Timeouts(open_timeout_seconds=1.0, read_timeout_seconds=1.0, attempts=1)
 
 
-def test_a_camera_that_is_not_there_is_refused_and_those_that_are_get_listed(tmp_path):
+def test_camera_missing_is_refused_with_list_of_cameras(tmp_path):
     for name in ("video0", "video10", "video2", "video-dec", "null"):
         (tmp_path / name).touch()
     source = CameraSource(7, camera="door", timeouts=PATIENCE, devices=tmp_path)
@@ -19,28 +19,28 @@ def test_a_camera_that_is_not_there_is_refused_and_those_that_are_get_listed(tmp
     assert [p.name for p in found_cameras(tmp_path)] == ["video0", "video2", "video10"]
 
 
-def test_a_machine_without_cameras_is_told_what_to_do(tmp_path):
+def test_camera_error_without_any_camera_has_hint(tmp_path):
     source = CameraSource(0, camera="door", timeouts=PATIENCE, devices=tmp_path)
     with pytest.raises(SourceError, match="no camera found: connect a camera, or try line:"), source:
         pass
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may open everything")
-def test_a_camera_that_may_not_be_opened_names_the_group(tmp_path):
+def test_camera_without_permission_names_group(tmp_path):
     (tmp_path / "video0").touch(mode=0)
     source = CameraSource(0, camera="door", timeouts=PATIENCE, devices=tmp_path)
     with pytest.raises(SourceError, match="usermod -aG video"), source:
         pass
 
 
-def test_what_is_no_camera_after_all_is_said_when_it_is_read(tmp_path):
+def test_camera_that_is_no_video_device_fails_when_read(tmp_path):
     (tmp_path / "video0").write_text("not a device")
     source = CameraSource(0, camera="door", timeouts=PATIENCE, devices=tmp_path)
     with source, pytest.raises(SourceError, match="camera:0: "):
         list(source.frames(threading.Event()))
 
 
-def test_an_open_device_is_found_by_its_path(tmp_path):
+def test_descriptor_of_open_device_is_found(tmp_path):
     path = tmp_path / "video0"
     path.touch()
     assert _descriptor_of(path) is None

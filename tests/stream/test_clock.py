@@ -10,7 +10,7 @@ times = st.one_of(st.none(), st.floats(-1e6, 1e6))
 
 
 @given(st.lists(times, min_size=1, max_size=40))
-def test_a_files_clock_starts_at_zero_and_always_grows(pts):
+def test_clock_of_file_starts_at_zero_and_increases(pts):
     clock = StreamClock()
     told = [clock.to_seconds(time) for time in pts]
     assert told[0] == 0.0
@@ -18,7 +18,7 @@ def test_a_files_clock_starts_at_zero_and_always_grows(pts):
 
 
 @given(st.lists(st.tuples(times, st.floats(0.001, 5.0)), min_size=1, max_size=40))
-def test_a_live_clock_stays_near_the_time_of_arrival_whatever_the_stream_says(steps):
+def test_clock_of_live_stream_stays_near_arrival_time(steps):
     clock, now = StreamClock(slack_seconds=3.0), 1000.0
     last = -1.0
     for pts, step in steps:
@@ -34,13 +34,13 @@ def test_honest_times_are_passed_on_from_zero():
     assert [clock.to_seconds(t) for t in (20.0, 20.5, 21.5)] == [0.0, 0.5, 1.5]
 
 
-def test_a_long_gap_in_a_file_is_believed():
+def test_clock_of_file_keeps_long_gap():
     clock = StreamClock()
     clock.to_seconds(5.0)
     assert clock.to_seconds(605.0) == 600.0
 
 
-def test_a_clock_that_is_set_back_goes_on_by_one_step():
+def test_clock_set_back_advances_by_one_step():
     clock = StreamClock(step_seconds=0.1)
     clock.to_seconds(100.0)
     clock.to_seconds(101.0)
@@ -56,7 +56,7 @@ def test_pictures_out_of_order_keep_their_order_and_the_clock_its_course():
     assert clock.to_seconds(1.0) == 1.0
 
 
-def test_a_live_clock_that_jumps_is_set_by_the_time_of_arrival():
+def test_clock_of_live_stream_resets_to_arrival_time_after_jump():
     clock = StreamClock()
     clock.to_seconds(0.0, arrived_at=50.0)
     assert clock.to_seconds(95443.7, arrived_at=50.04) == pytest.approx(0.04)

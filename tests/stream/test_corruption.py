@@ -9,14 +9,14 @@ def believed(trust, pts):
     return [t for t in pts if trust.is_intact(t)]
 
 
-def test_an_undamaged_stream_is_believed_whole():
+def test_tracker_reports_undamaged_stream_as_intact():
     trust = CorruptionTracker()
     for pts, key in DECODED + NEXT_GROUP:
         trust.add_packet(pts, key=key)
     assert believed(trust, range(13)) == list(range(13))
 
 
-def test_what_is_decoded_after_a_broken_packet_is_in_doubt_until_a_key_picture():
+def test_tracker_suspects_frames_until_keyframe():
     trust = CorruptionTracker()
     for pts, key in DECODED[:5]:
         trust.add_packet(pts, key=key)
@@ -26,7 +26,7 @@ def test_what_is_decoded_after_a_broken_packet_is_in_doubt_until_a_key_picture()
     assert believed(trust, range(13)) == [0, 1, 2, 3, 9, 10, 11, 12]  # 7 and 8 lean on 6 as well
 
 
-def test_a_flagged_picture_casts_doubt_on_what_was_sent_since():
+def test_tracker_suspects_packets_after_corrupt_frame():
     trust = CorruptionTracker()
     for pts, key in DECODED:
         trust.add_packet(pts, key=key)
@@ -44,7 +44,7 @@ def test_where_every_packet_is_a_key_picture_only_the_broken_one_is_lost():
     assert believed(trust, range(6)) == [0, 1, 3, 4, 5]
 
 
-def test_a_stream_without_further_key_pictures_is_believed_again_after_its_patience():
+def test_tracker_ends_suspicion_after_window():
     trust = CorruptionTracker(window_packets=3)
     trust.add_packet(0, key=True)
     trust.add_packet(1, key=False)

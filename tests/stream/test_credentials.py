@@ -1,4 +1,4 @@
-"""Credentials from outside the configuration: put in exactly, escaped, and repeated by no message."""
+"""Tests of credentials from environment and files: exact, escaped, and in no message."""
 
 from urllib.parse import unquote, urlsplit
 
@@ -13,7 +13,7 @@ TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp")), min_s
 
 
 @given(user=TEXT.filter(lambda text: ":" not in text), password=TEXT)
-def test_whatever_the_password_holds_the_server_gets_it_whole(user, password):
+def test_with_credentials_round_trips_any_password(user, password):
     if (user + password).splitlines() != [user + password]:
         return
     found = urlsplit(with_credentials("rtsp://camera:554/door?x=1", f"{user}:{password}", "secret.txt"))
@@ -22,35 +22,35 @@ def test_whatever_the_password_holds_the_server_gets_it_whole(user, password):
 
 
 @given(password=TEXT)
-def test_a_variable_before_the_host_is_escaped(password):
+def test_expand_env_escapes_value_before_host(password):
     uri = expand_env("rtsp://${CAM_USER}:${CAM_PASSWORD}@camera/door", {"CAM_USER": "ada", "CAM_PASSWORD": password})
     assert unquote(urlsplit(uri).password) == password
     assert urlsplit(uri).hostname == "camera"
 
 
-def test_a_variable_behind_the_host_is_taken_as_it_is():
+def test_expand_env_keeps_value_after_host():
     assert expand_env("http://camera/${PATH_TO}?a=b", {"PATH_TO": "x/y.m3u8"}) == "http://camera/x/y.m3u8?a=b"
 
 
-def test_what_is_no_variable_stays_as_it_is():
+def test_expand_env_keeps_other_text():
     assert expand_env("videos/$HOME{1}.mp4", {}) == "videos/$HOME{1}.mp4"
 
 
-def test_a_missing_variable_is_named_and_no_secret_repeated():
+def test_expand_env_names_missing_variable_without_secret():
     with pytest.raises(ConfigError, match="no variable CAM_PASSWORD") as caught:
         expand_env("rtsp://ada:s3cret${CAM_PASSWORD}@camera/door", {})
     assert "s3cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["", "ada", ":word", "ada:one\nbob:two"])
-def test_a_file_that_is_not_one_line_is_refused_without_its_content(text):
+def test_with_credentials_refuses_bad_file_without_content(text):
     with pytest.raises(ConfigError, match="one line, user:password") as caught:
         with_credentials("rtsp://camera/door", text, "secret.txt")
     assert not text or text not in str(caught.value)
 
 
 @pytest.mark.parametrize("uri", ["rtsp://ada:word@camera/door", "camera:0", "video.mp4"])
-def test_an_address_that_has_credentials_or_can_have_none_is_refused(uri):
+def test_with_credentials_refuses_bad_address(uri):
     with pytest.raises(ConfigError, match="credentials") as caught:
         with_credentials(uri, "bob:s3cret", "secret.txt")
     assert "s3cret" not in str(caught.value)
@@ -72,7 +72,7 @@ def test_an_address_that_has_credentials_or_can_have_none_is_refused(uri):
         ("a@b:c.mp4", False),
     ],
 )
-def test_a_password_in_plain_words_is_told_from_the_name_of_a_variable(uri, shown):
+def test_has_plain_password_ignores_variables(uri, shown):
     assert has_plain_password(uri) is shown
 
 
@@ -84,5 +84,5 @@ def test_credentials_are_put_before_the_host_where_the_path_holds_an_at_sign(pla
     assert uri.endswith(place)
 
 
-def test_a_variable_in_a_path_with_an_at_sign_is_taken_as_it_is():
+def test_expand_env_keeps_value_in_path_with_at_sign():
     assert expand_env("rtsp://192.0.2.1/${PATH_TO}@main", {"PATH_TO": "a/b"}) == "rtsp://192.0.2.1/a/b@main"

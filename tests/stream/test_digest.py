@@ -1,4 +1,4 @@
-"""Answers to HTTP challenges, against the examples of the standards."""
+"""Tests of HTTP authentication, against the examples of the standards."""
 
 import re
 
@@ -69,7 +69,7 @@ def test_integrity_alone_is_answered_for_an_empty_body():
 
 
 @given(header=st.text(max_size=80))
-def test_whatever_a_header_says_is_read_without_an_error(header):
+def test_challenges_parses_any_header(header):
     assert all(isinstance(one, Challenge) for one in challenges([header]))
 
 

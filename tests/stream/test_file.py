@@ -60,7 +60,7 @@ def first_frames(path, count):
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_every_picture_of_a_real_clip_comes_once_in_order_and_the_right_way_up(shared_data, name):
+def test_file_gives_every_frame_once_in_order_and_upright(shared_data, name):
     pictures, width, height = WHOLE[name]
     with build_source(str(shared_data / "videos" / name)) as source:
         count, last = 0, -1.0
@@ -143,7 +143,7 @@ def test_eight_bit_pictures_equal_opencvs_to_the_last_bit_or_one(shared_data, na
         capture.release()
 
 
-def test_a_wrong_matrix_would_be_noticed(shared_data):
+def test_comparison_detects_wrong_matrix(shared_data):
     path = shared_data / "videos" / "odd" / "bt709_full_range.mp4"
     frame = first_frames(path, 1)[0]
     for wrong in ("in_color_matrix=bt601", "in_range=tv"):
@@ -184,7 +184,7 @@ def test_interlaced_pictures_lose_their_combs_and_none_is_lost(shared_data):
 
 
 @pytest.mark.parametrize("threads", ["auto", "slice"])
-def test_a_corrupted_clip_gives_all_its_good_pictures_then_says_where_it_broke(shared_data, threads):
+def test_file_corrupt_gives_intact_frames_then_error(shared_data, threads):
     frames, error, source = read(shared_data / "videos" / "odd" / "corrupted.mp4", threads=threads)
     assert isinstance(error, CorruptMediaError)
     assert len(frames) == 30
@@ -211,7 +211,7 @@ def cut(path, part):
         ("clip.mp4", "libx264", {"movflags": "faststart"}),
     ],
 )
-def test_a_file_cut_short_gives_its_good_pictures_and_then_says_so(make_clip, name, codec, options):
+def test_file_truncated_gives_intact_frames_then_error(make_clip, name, codec, options):
     whole = make_clip(name, pictures=100, codec=codec, options=options)
     expected, error, _ = read(whole)
     assert error is None
@@ -223,7 +223,7 @@ def test_a_file_cut_short_gives_its_good_pictures_and_then_says_so(make_clip, na
     assert all(np.array_equal(frame.image, by_time[frame.pts_seconds]) for frame in got)
 
 
-def test_a_gif_cut_short_leaves_out_its_half_picture(shared_data, tmp_path):
+def test_file_truncated_gif_drops_last_frame(shared_data, tmp_path):
     content = (shared_data / "videos" / "conveyor_bolt.gif").read_bytes()
     short = tmp_path / "bolt.gif"
     short.write_bytes(content[:1_000_000])  # in the middle of picture 20: FFmpeg paints it over half of picture 19
@@ -235,7 +235,7 @@ def test_a_gif_cut_short_leaves_out_its_half_picture(shared_data, tmp_path):
     assert np.array_equal(frames[-1].image, expected[19].image)
 
 
-def test_a_file_cut_between_two_packets_is_noticed(make_clip):
+def test_file_cut_between_packets_is_detected(make_clip):
     whole = make_clip(pictures=40, options={"movflags": "faststart"})
     with av.open(str(whole)) as container:
         ends = [packet.pos + packet.size for packet in container.demux(video=0) if packet.size]
@@ -269,7 +269,7 @@ def test_times_are_the_files_own(shared_data):
     assert source.frames_total == 149
 
 
-def test_what_a_clip_shows_is_what_was_put_in(make_clip):
+def test_file_gives_encoded_images(make_clip):
     from_clip, _, _ = read(make_clip(pictures=20))
     means = [float(f.image.mean()) for f in from_clip]
     assert means == pytest.approx([16 + 8 * k for k in range(20)], abs=3.0)
@@ -283,14 +283,14 @@ def test_what_a_clip_shows_is_what_was_put_in(make_clip):
         ("noise.avi", bytes(range(256)) * 40, "not a video that FFmpeg can read"),
     ],
 )
-def test_what_is_no_video_is_refused_on_entering_in_words(tmp_path, name, content, words):
+def test_file_without_video_is_refused_on_entering(tmp_path, name, content, words):
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(SourceError, match=words), build_source(str(path)):
         pass
 
 
-def test_a_recording_without_its_index_is_refused_with_a_cure(make_clip):
+def test_file_without_index_is_refused_with_hint(make_clip):
     whole = make_clip(pictures=40)  # its index stands at the end
     with pytest.raises(SourceError, match=r"index is missing.*ffmpeg -i"), build_source(str(cut(whole, 0.7))):
         pass
@@ -308,7 +308,7 @@ def test_sound_without_pictures_is_refused(tmp_path):
         pass
 
 
-def test_a_file_that_vanished_before_entering_is_named(make_clip):
+def test_file_deleted_before_entering_is_named(make_clip):
     path = make_clip()
     source = build_source(str(path))
     path.unlink()
@@ -325,12 +325,12 @@ def test_stop_ends_a_file_at_once(make_clip):
         assert list(frames) == []
 
 
-def test_a_file_left_half_way_is_closed(make_clip):
+def test_file_left_early_is_closed(make_clip):
     with build_source(str(make_clip(pictures=50))) as source:
         next(iter(source.frames(threading.Event())))
 
 
-def test_a_title_in_another_encoding_is_no_fault(tmp_path):
+def test_file_with_title_in_other_encoding_is_read(tmp_path):
     path = tmp_path / "old.avi"
     with av.open(str(path), "w") as container:
         container.metadata["title"] = "XYZZY"

@@ -1,4 +1,4 @@
-"""What makes a recording whole: edit lists, padding, long last pictures; and what still is cut off."""
+"""Tests of complete and truncated recordings: edit lists, padding, long last frames."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Missing pictures show in the numbers of those that come."""
+"""Tests of the detection of missing pictures by their frame numbers."""
 
 import random
 from fractions import Fraction
@@ -37,13 +37,13 @@ PROFILES = [
 
 
 @pytest.mark.parametrize(("profile", "pixels", "options"), PROFILES)
-def test_a_whole_stream_misses_nothing(profile, pixels, options):
+def test_frame_numbers_report_no_gap_in_complete_stream(profile, pixels, options):
     packets, _ = encoded(profile=profile, pixels=pixels, options=options)
     numbers = FrameNumbers()
     assert not any(numbers.misses(packet) for packet in packets)
 
 
-def test_a_lost_picture_is_told_with_the_next_and_once():
+def test_frame_numbers_report_lost_picture_once():
     packets, keys = encoded(options={"tune": "zerolatency"})
     for lost in range(1, 39):
         numbers = FrameNumbers()

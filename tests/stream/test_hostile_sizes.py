@@ -1,4 +1,4 @@
-"""Small inputs that would take very long to read: a camera's, whose reader shares its processor with other cameras'."""
+"""Tests of small inputs that would take very long to read."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""Against a web server of our own, on the loopback."""
+"""Tests of HTTP sources, with a web server on the loopback interface."""
 
 import base64
 import socket
@@ -42,7 +42,7 @@ def send_file(handler, content, *, part=1.0):
     handler.wfile.write(content[start : int(len(content) * part)])
 
 
-def test_a_motion_jpeg_camera_is_read_live_and_again_when_it_breaks_off(web_server):
+def test_http_motion_jpeg_is_live_and_reconnects(web_server):
     address = web_server(lambda handler: motion_jpeg(handler, [jpeg(10 * k) for k in range(1, 16)]))
     source = build_source(f"{address}/video", read_timeout_seconds=1.0)
     stop, frames = threading.Event(), []
@@ -57,7 +57,7 @@ def test_a_motion_jpeg_camera_is_read_live_and_again_when_it_breaks_off(web_serv
     assert [f.index for f in frames] == list(range(len(frames)))
 
 
-def test_a_recording_on_the_web_is_read_like_a_file_whole_and_once(web_server, make_clip):
+def test_http_recording_is_read_once_like_file(web_server, make_clip):
     content = make_clip(pictures=30).read_bytes()
     source = build_source(f"{web_server(lambda handler: send_file(handler, content))}/film.mp4", **ONCE)
     with source:
@@ -68,7 +68,7 @@ def test_a_recording_on_the_web_is_read_like_a_file_whole_and_once(web_server, m
     assert source.health.state == "ended"
 
 
-def test_a_live_address_that_turns_out_finite_ends_with_its_end(web_server, make_clip):
+def test_http_live_address_that_is_finite_ends(web_server, make_clip):
     content = make_clip(pictures=30).read_bytes()
     source = build_source(f"{web_server(lambda handler: send_file(handler, content))}/film", **ONCE)
     with source:
@@ -76,7 +76,7 @@ def test_a_live_address_that_turns_out_finite_ends_with_its_end(web_server, make
     assert source.health.state == "ended"
 
 
-def test_a_recording_whose_line_goes_dead_gives_what_came_and_says_so(web_server, make_clip):
+def test_http_recording_interrupted_gives_frames_then_error(web_server, make_clip):
     content = make_clip(pictures=60, options={"movflags": "faststart"}).read_bytes()
     address = web_server(lambda handler: send_file(handler, content, part=0.6))
     frames = []
@@ -85,7 +85,7 @@ def test_a_recording_whose_line_goes_dead_gives_what_came_and_says_so(web_server
     assert source.health.state == "failed"
 
 
-def test_the_words_of_a_web_servers_refusal_reach_the_person(web_server):
+def test_http_refusal_is_reported(web_server):
     for code, words in {404: "check the path", 401: "user name or password", 503: "5xx"}.items():
         address = web_server(lambda handler, code=code: handler.send_error(code))
         with build_source(f"{address}/live", **ONCE) as source, pytest.raises(ConnectionLostError, match=words):
@@ -113,7 +113,7 @@ def test_credentials_in_the_address_are_used_and_not_shown(web_server):
     assert "s3cret" not in f"{source.uri} {source.camera} {source.health}"
 
 
-def test_a_web_page_is_no_video(web_server):
+def test_http_web_page_is_refused(web_server):
     def page(handler):
         handler.send_response(200)
         handler.send_header("Content-Type", "text/html")
@@ -127,7 +127,7 @@ def test_a_web_page_is_no_video(web_server):
         list(source.frames(threading.Event()))
 
 
-def test_a_server_that_never_answers_is_left_after_the_open_timeout():
+def test_http_silent_server_fails_after_open_timeout():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/live"
         options = {"open_timeout_seconds": 0.5, "attempts": 1}

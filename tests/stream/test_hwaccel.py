@@ -1,4 +1,4 @@
-"""Decoding on a card: what comes from there looks as if the CPU had decoded it; where there is no card, it is said."""
+"""Tests of decoding on a GPU: same images as on the CPU, and errors without a GPU."""
 
 import contextlib
 import logging
@@ -85,7 +85,7 @@ def read(source):
 
 
 @pytest.mark.parametrize("name", CLIPS)
-def test_a_picture_brought_down_from_a_card_has_the_cpus_colours_to_the_last_bit(shared_data, name):
+def test_gpu_frame_has_colours_of_cpu(shared_data, name):
     by_cpu, by_card = RgbConverter(), RgbConverter()
     for picture in pictures_of(shared_data / "videos" / name):
         brought = as_from_a_card(picture)
@@ -102,7 +102,7 @@ def test_interlaced_pictures_from_a_card_are_made_whole_as_the_cpus_are(shared_d
             assert ours.pts == theirs.pts
 
 
-def test_without_a_card_auto_reads_a_file_as_the_cpu_does_and_says_so_once(no_card, shared_data, caplog):
+def test_auto_without_gpu_reads_file_on_cpu_and_logs_once(no_card, shared_data, caplog):
     caplog.set_level(logging.INFO)
     path = str(shared_data / "videos" / "odd" / "h265_video.mp4")
     ours = read(build_source(path, decoder="auto"))
@@ -113,14 +113,14 @@ def test_without_a_card_auto_reads_a_file_as_the_cpu_does_and_says_so_once(no_ca
     assert told == ["h265_video: decoded on the CPU: cuda:0 cannot decode: no NVIDIA driver is installed"]
 
 
-def test_without_a_card_auto_finds_the_same_damage_as_the_cpu(no_card, shared_data):
+def test_auto_without_gpu_finds_same_damage_as_cpu(no_card, shared_data):
     source = build_source(str(shared_data / "videos" / "odd" / "corrupted.mp4"), decoder="auto")
     with pytest.raises(SourceError, match="near frame 28 of 50"):
         read(source)
     assert source.health.corrupt == 20
 
 
-def test_without_a_card_auto_watches_a_camera_and_says_so_once_across_connections(no_card, caplog):
+def test_auto_without_gpu_reads_camera_and_logs_once(no_card, caplog):
     caplog.set_level(logging.INFO)
     options = {"read_timeout_seconds": 1.0, "open_timeout_seconds": 2.0, "decoder": "auto"}
     with Feed((160, 120), rate=20) as feed, RtspServer(feed) as server, contextlib.ExitStack() as stack:
@@ -136,14 +136,14 @@ def test_without_a_card_auto_watches_a_camera_and_says_so_once_across_connection
 
 @pytest.mark.parametrize("uri", ["rtsp://127.0.0.1:1/live", "http://127.0.0.1:1/live", "http://127.0.0.1:1/a.mp4"])
 @pytest.mark.parametrize("decoder", ["cuda", "cuda:3"])
-def test_without_a_card_a_camera_that_must_use_one_is_refused_at_the_start(no_card, uri, decoder):
+def test_cuda_without_gpu_is_refused_at_start(no_card, uri, decoder):
     number = decoder.partition(":")[2] or "0"
     words = f"decoder: {decoder}: cuda:{number} cannot decode: no NVIDIA driver is installed; .* decoder: cpu"
     with pytest.raises(SourceError, match=words), build_source(uri, decoder=decoder):
         pytest.fail("entered")
 
 
-def test_a_codec_that_no_card_decodes_is_refused_or_left_to_the_cpu(card_without_driver, shared_data, caplog):
+def test_codec_without_gpu_decoder_is_refused_or_decoded_on_cpu(card_without_driver, shared_data, caplog):
     caplog.set_level(logging.INFO)
     path = str(shared_data / "videos" / "odd" / "fate_odd_height_cfhd.mov")
     must = build_source(path, decoder="cuda")
@@ -154,9 +154,7 @@ def test_a_codec_that_no_card_decodes_is_refused_or_left_to_the_cpu(card_without
     assert "fate_odd_height_cfhd: decoded on the CPU: FFmpeg decodes cfhd on the CPU only" in caplog.messages
 
 
-def test_a_camera_whose_codec_no_card_decodes_is_given_up_at_its_first_picture(
-    card_without_driver, web_server, tmp_path
-):
+def test_camera_without_gpu_decoder_fails_at_first_frame(card_without_driver, web_server, tmp_path):
     film = tmp_path / "live.mkv"
     with av.open(str(film), "w") as container:
         stream = container.add_stream("ffv1", rate=10)
@@ -178,7 +176,7 @@ def test_a_camera_whose_codec_no_card_decodes_is_given_up_at_its_first_picture(
     assert (source.health.state, source.health.cause) == ("failed", "codec")
 
 
-def test_the_card_is_asked_of_ffmpeg_itself(card_without_driver, shared_data):
+def test_cuda_hwaccel_requests_gpu_from_ffmpeg(card_without_driver, shared_data):
     path = str(shared_data / "videos" / "odd" / "h265_video.mp4")
     with pytest.raises(av.error.PermissionError):  # no driver: what FFmpeg says when it is asked for a card
         hwaccel.DecoderSelector("cuda").open(path, options={}, timeout=(None, None))
@@ -202,13 +200,13 @@ def test_over_udp_auto_keeps_to_the_cpu_which_sees_holes(card_without_driver):
         ({"sources": [{"uri": "rtsp://127.0.0.1:1/x", "decoder": "cuda:1"}]}, "cuda:1: cuda:1 cannot decode:"),
     ],
 )  # fmt: skip
-def test_the_configuration_reaches_the_source(no_card, knobs, words):
+def test_decoder_of_configuration_reaches_source(no_card, knobs, words):
     ((source, _),) = make_sources(load_config({"sources": ["rtsp://127.0.0.1:1/x"], **knobs}, "run.yaml"))
     with pytest.raises(SourceError, match=re.escape(words)), source:
         pytest.fail("entered")
 
 
-def test_a_source_keeps_its_own_decoder_and_a_wrong_word_is_refused(no_card):
+def test_decoder_of_source_wins_and_bad_value_is_refused(no_card):
     own = {"uri": "rtsp://127.0.0.1:1/x", "decoder": "cpu"}
     ((source, _),) = make_sources(load_config({"sources": [own], "decoder": "cuda"}, "run.yaml"))
     with source:
@@ -217,7 +215,7 @@ def test_a_source_keeps_its_own_decoder_and_a_wrong_word_is_refused(no_card):
         load_config({"decoder": "gpu"}, "run.yaml")
 
 
-def test_the_command_line_reaches_the_source(no_card, command, make_clip):
+def test_decoder_of_command_line_reaches_source(no_card, command, make_clip):
     clip = make_clip()
     code, _, told = command("stream", "--source", clip, "--decoder", "cuda")
     assert code == 2
@@ -233,7 +231,7 @@ def test_doctor_says_whether_a_card_can_be_opened(no_card):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["dog_playing.mp4", "dashcam_solidWhiteRight.mp4", "odd/h265_video.mp4"])
-def test_a_card_gives_the_cpus_pictures_within_a_level(shared_data, caplog, name):
+def test_gpu_frames_equal_cpu_frames_within_one_level(shared_data, caplog, name):
     """H.264 and H.265 say what each pixel must be: no decoder is free to round."""
     caplog.set_level(logging.INFO)
     path, options = str(shared_data / "videos" / name), {"decoder": "cuda"}

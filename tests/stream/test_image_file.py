@@ -1,4 +1,4 @@
-"""One photo: whole or not, one of many, how deep, how large, which way up."""
+"""Tests of image files: completeness, pages, depth, size and orientation."""
 
 import base64
 import io
@@ -206,7 +206,7 @@ def test_size_that_heic_and_avif_state_is_held_against_the_limit_though_no_libra
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF", "HEIC"])
-def test_what_lies_behind_a_photo_is_no_damage(kind):
+def test_image_file_ignores_data_after_image(kind):
     content = HEIC if kind == "HEIC" else saved(kind)
     for behind in (bytes(9000), bytes(range(256)) * 20, b"\0\0\0\x18ftypmp42" + bytes(9000)):
         assert ImageReader().decode(content + behind).shape == (48, 64, 3)
@@ -229,7 +229,7 @@ def test_file_too_large_for_any_picture_is_not_read(tmp_path):
 
 
 @pytest.mark.parametrize(("content", "words"), [(b"a shopping list", "not an image"), (b"", r"is empty \(0 bytes\)")])
-def test_what_is_no_picture_is_refused_with_its_path(tmp_path, content, words):
+def test_image_file_that_is_no_image_is_refused_with_path(tmp_path, content, words):
     path = tmp_path / "x.jpg"
     path.write_bytes(content)
     with pytest.raises(SourceError, match=rf"x\.jpg: .*{words}"):

@@ -21,7 +21,7 @@ def frames_of(uri, **options):
         return list(source.frames(threading.Event())), source
 
 
-def test_a_folder_is_shown_in_the_order_a_person_would_sort_it(tmp_path):
+def test_folder_is_read_in_natural_order(tmp_path):
     for number in (10, 2, 1):
         save(tmp_path / f"part{number}.png", number)
     (tmp_path / "notes.txt").write_text("no picture")
@@ -33,7 +33,7 @@ def test_a_folder_is_shown_in_the_order_a_person_would_sort_it(tmp_path):
     assert source.health.state == "ended"
 
 
-def test_a_glob_takes_what_it_matches(tmp_path):
+def test_glob_reads_matching_files(tmp_path):
     save(tmp_path / "a" / "one.png", 5)
     save(tmp_path / "b" / "two.png", 6)
     frames, _ = frames_of(tmp_path / "*" / "*.png")
@@ -55,7 +55,7 @@ def test_exif_orientation_is_honoured(shared_data):
     assert np.array_equal(frames[0].image, np.rot90(stored, -1))
 
 
-def test_an_impossible_exif_orientation_is_no_reason_to_fail(shared_data):
+def test_image_with_invalid_exif_orientation_is_read(shared_data):
     frames, _ = frames_of(shared_data / "photos" / "odd" / "n01728572_thunder_snake.JPEG")
     assert len(frames) == 1
 
@@ -82,7 +82,7 @@ def test_deep_and_transparent_pictures_become_eight_bit_rgb(tmp_path):
     assert read_image(tmp_path / "deep.png")[0, 0, 0] == 128
 
 
-def test_a_truncated_jpeg_named_alone_is_refused(shared_data):
+def test_single_truncated_jpeg_is_refused(shared_data):
     path = shared_data / "photos" / "odd" / "truncated_00090.jpg"
     with pytest.raises(SourceError, match="cut off before its end"), build_source(str(path)):
         pass
@@ -101,19 +101,19 @@ def test_in_a_folder_broken_pictures_are_left_out_named_and_counted(tmp_path, sh
     assert all(name in caplog.text for name in ("2.jpg", "3.png", "4.jpg"))
 
 
-def test_a_folder_of_nothing_but_broken_pictures_is_an_error(tmp_path):
+def test_folder_of_corrupt_images_is_refused(tmp_path):
     for number in range(2):
         (tmp_path / f"{number}.png").write_text("a shopping list")
     with build_source(str(tmp_path)) as source, pytest.raises(SourceError, match="none of its 2 images decodes"):
         list(source.frames(threading.Event()))
 
 
-def test_a_folder_without_pictures_says_what_it_looked_for(tmp_path):
+def test_folder_without_images_names_suffixes(tmp_path):
     with pytest.raises(SourceError, match=r"contains no image.*\.jpg"), build_source(str(tmp_path)):
         pass
 
 
-def test_a_path_that_is_not_there_is_called_so(tmp_path):
+def test_missing_path_is_refused(tmp_path):
     with pytest.raises(SourceError, match=r"nope\.png: no such file or folder"):
         found_images(str(tmp_path / "nope.png"), frozenset({".png"}))
     with pytest.raises(SourceError, match="contains no image"):

@@ -1,4 +1,4 @@
-"""The reconnecting reader, on FFmpeg's virtual camera: no network, no waiting for real delays."""
+"""Tests of the live source, on FFmpeg's virtual camera: without network and real delays."""
 
 import threading
 
@@ -57,7 +57,7 @@ def take(source, count):
     return frames
 
 
-def test_the_end_of_a_live_stream_is_a_disconnect_and_frames_go_on_after_it():
+def test_live_end_of_stream_reconnects():
     script = Script(3, refused(), 5, 4)
     source = script.source()
     frames = take(source, 9)
@@ -69,7 +69,7 @@ def test_the_end_of_a_live_stream_is_a_disconnect_and_frames_go_on_after_it():
     assert script.all_closed()
 
 
-def test_a_stream_that_cannot_be_had_is_given_up_after_its_attempts_in_words_without_secrets():
+def test_live_fails_after_attempts_without_secrets():
     source = Script(refused(), refused(), refused()).source(attempts=3)
     with pytest.raises(ConnectionLostError) as caught:
         take(source, 1)
@@ -79,7 +79,7 @@ def test_a_stream_that_cannot_be_had_is_given_up_after_its_attempts_in_words_wit
     assert source.health.state == "failed"
 
 
-def test_a_picture_makes_the_attempts_count_from_the_start():
+def test_live_frame_resets_attempts():
     source = Script(refused(), 2, refused(), 2, refused(), refused()).source(attempts=2)
     frames = []
     with pytest.raises(ConnectionLostError):
@@ -87,7 +87,7 @@ def test_a_picture_makes_the_attempts_count_from_the_start():
     assert source._index == 4
 
 
-def test_what_can_never_work_is_not_tried_again():
+def test_live_permanent_failure_is_not_retried():
     script = Script(av.error.ProtocolNotFoundError(1, "no such protocol"), 5)
     with pytest.raises(ConnectionLostError, match="does not support the protocol"):
         take(script.source(), 1)
@@ -109,21 +109,21 @@ def test_while_it_waits_it_says_why_and_a_stop_ends_the_wait():
     assert [(health.state, health.reason.split(":")[0]) for health in seen] == [("waiting", "connection refused")]
 
 
-def test_a_camera_that_was_live_is_given_less_time_to_answer_and_one_that_never_was_all_of_it():
+def test_live_connect_timeout_adapts_to_answers():
     script = Script(refused(), refused(), 2, *[refused() for _ in range(5)], 2)
     take(script.source(open_timeout=60.0), 4)
     assert script.waits[:3] == [60.0] * 3
     assert [seconds == 60.0 for seconds in script.waits[3:]] == [False, False, False, True, False, False]
 
 
-def test_a_silent_camera_is_spoken_of_once_however_long_each_attempt_waits(caplog):
+def test_live_timeout_is_logged_once(caplog):
     silent = [av.error.ExitError(1, "x") for _ in range(6)]
     take(Script(2, *silent, 2).source(open_timeout=60.0), 4)
     told = [record.getMessage().split(";")[0] for record in caplog.records if record.levelname == "WARNING"]
     assert [line.partition(" for ")[0] for line in told] == ["script: the stream ended", "script: no answer"]
 
 
-def test_a_reader_that_leaves_closes_the_connection():
+def test_live_left_early_closes_connection():
     script = Script(50)
     frames = script.source().frames(threading.Event())
     next(frames)
@@ -131,7 +131,7 @@ def test_a_reader_that_leaves_closes_the_connection():
     assert script.all_closed()
 
 
-def test_a_stalled_stream_is_lost_and_says_how_long_it_was_silent():
+def test_live_stall_is_lost_with_duration():
     def stalls(container, stop):
         for number, packet in enumerate(demuxed(container, stop)):
             if number == 2:
@@ -184,13 +184,13 @@ def test_packets_without_pictures_are_called_a_stall(monkeypatch):
         (av.error.BugError(1, "strange"), "BugError: strange", "quick", "unreachable"),
     ],
 )
-def test_every_failure_has_its_words_its_pace_and_its_cause(error, words, pace, cause):
+def test_classify_error_gives_message_retry_class_and_cause(error, words, pace, cause):
     failure = classify_error(error, waited_for="answer", seconds=2.0)
     assert words in failure.message
     assert (failure.retry_class, failure.cause) == (pace, cause)
 
 
-def test_a_loss_and_a_return_are_logged_once_each(caplog):
+def test_live_loss_and_return_are_logged_once(caplog):
     caplog.set_level("INFO")
     source = Script(2, refused(), refused(), refused(), 2).source()
     take(source, 4)

@@ -1,4 +1,4 @@
-"""Paths: options behind them, patterns in them, and every refusal of the system in one line."""
+"""Tests of local paths: options, patterns, and one-line errors."""
 
 import os
 import threading

@@ -29,14 +29,14 @@ def living(kinds=HELD):
     return sorted(type(one).__name__ for one in gc.get_objects() if issubclass(type(one), kinds))
 
 
-def test_a_picture_is_free_once_it_is_converted(without_collector):
+def test_frame_is_freed_after_conversion(without_collector):
     before = living()
     for _ in range(3):
         RgbConverter().convert(av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8)))
     assert living() == before
 
 
-def test_a_lost_connection_leaves_nothing_behind(without_collector):
+def test_lost_connection_is_freed(without_collector):
     with elsewhere(1) as there, build_source(there.urls[0], camera="door") as source:
         before = living()
         with Reader(source) as reader:

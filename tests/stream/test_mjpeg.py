@@ -1,4 +1,4 @@
-"""Motion JPEG in all the forms that cameras send."""
+"""Tests of motion JPEG in the forms that cameras send."""
 
 import cv2
 import numpy as np
@@ -43,7 +43,7 @@ def reader(content, size):
 @pytest.mark.parametrize("form", FORMS)
 @given(size=st.integers(1, 4000))
 @settings(max_examples=25, deadline=None)
-def test_every_picture_is_found_however_it_arrives(form, size):
+def test_mjpeg_finds_every_image_in_any_chunks(form, size):
     content = b"".join(map(FORMS[form], PICTURES))
     assert list(images(reader(content, size))) == PICTURES
 

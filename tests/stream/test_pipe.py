@@ -1,4 +1,4 @@
-"""Named pipes, loops, names of files and the limit of a picture's size."""
+"""Tests of named pipes, loops, file names and the limit of the image size."""
 
 import os
 import threading

@@ -1,4 +1,4 @@
-"""What HLS playlists say."""
+"""Tests of the HLS playlist parser."""
 
 import pytest
 from hypothesis import given
@@ -75,6 +75,6 @@ def test_damaged_playlist_is_read_or_refused(text, lines):
 
 
 @pytest.mark.parametrize("text", ["", "<html>", "EXTM3U"])
-def test_what_is_no_playlist_is_refused(text):
+def test_playlist_invalid_is_refused(text):
     with pytest.raises(FailureError, match="not an HLS playlist"):
         parse_playlist(text, URL)

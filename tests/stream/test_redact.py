@@ -50,12 +50,12 @@ def test_redacting_twice_changes_nothing_more():
     assert redact(once) == once
 
 
-def test_a_place_is_host_and_path_and_nothing_secret():
+def test_host_and_path_contains_no_secret():
     assert host_and_path("rtsp://me:secret@door:554/live/1?token=abc") == "door:554/live/1"
     assert host_and_path("http://door/") == "door"
 
 
-def test_a_message_loses_the_address_it_quotes():
+def test_redact_in_text_redacts_address():
     uri = "rtsp://me:secret@door/live"
     assert redact_in_text(f"could not open {uri!r}", uri) == "could not open 'rtsp://***@door/live'"
 

@@ -1,4 +1,4 @@
-"""Against a real RTSP server, on the loopback."""
+"""Tests of RTSP sources, with a GStreamer server on the loopback interface."""
 
 import threading
 
@@ -26,7 +26,7 @@ def test_frames_come_over_tcp_with_their_times(rtsp_server):
     assert source.health.corrupt == 0
 
 
-def test_a_killed_camera_is_waited_for_and_read_again_when_it_is_back(rtsp_server):
+def test_rtsp_reconnects_to_restarted_camera(rtsp_server):
     server = rtsp_server()
     source = build_source(server.url(), **QUICK)
     with source, Reader(source) as reader:
@@ -45,7 +45,7 @@ def test_a_killed_camera_is_waited_for_and_read_again_when_it_is_back(rtsp_serve
     assert times == sorted(set(times))
 
 
-def test_a_wrong_password_is_said_in_words_without_it(rtsp_server):
+def test_rtsp_wrong_password_is_reported_without_secret(rtsp_server):
     server = rtsp_server("--user", "me", "--password", "right")
     source = build_source(server.url(credentials="me:wr0ng@"), **ONCE)
     with source, pytest.raises(ConnectionLostError, match="wrong or missing user name or password") as caught:
@@ -54,14 +54,14 @@ def test_a_wrong_password_is_said_in_words_without_it(rtsp_server):
 
 
 @pytest.mark.parametrize("how", ["--digest", "--user"], ids=["digest", "basic"])
-def test_the_right_password_opens(rtsp_server, how):
+def test_rtsp_right_password_connects(rtsp_server, how):
     server = rtsp_server("--user", "me", "--password", "right", *([how] if how == "--digest" else []))
     source = build_source(server.url(credentials="me:right@"), **ONCE)
     with source, Reader(source) as reader:
         reader.until(lambda: len(reader.frames) >= 3)
 
 
-def test_a_wrong_password_is_said_where_it_is_only_hinted_at(rtsp_server):
+def test_rtsp_wrong_password_is_reported_without_status(rtsp_server):
     server = rtsp_server("--user", "me", "--password", "right", "--digest")
     for credentials in ("me:wr0ng@", ""):
         source = build_source(server.url(credentials=credentials), **ONCE)
@@ -80,7 +80,7 @@ def test_frames_come_over_udp_and_a_camera_that_falls_silent_there_is_noticed(rt
     assert reader.frames[0].width == 320
 
 
-def test_a_killed_camera_is_read_again_over_udp(rtsp_server):
+def test_rtsp_over_udp_reconnects_to_restarted_camera(rtsp_server):
     options = {"read_timeout_seconds": 1.0, "open_timeout_seconds": 3.0, "transport": "udp"}
     server = rtsp_server()
     source = build_source(server.url(), **options)
@@ -94,7 +94,7 @@ def test_a_killed_camera_is_read_again_over_udp(rtsp_server):
         assert source.health.reconnects == 1
 
 
-def test_a_wrong_path_is_said_in_words(rtsp_server):
+def test_rtsp_wrong_path_is_reported(rtsp_server):
     source = build_source(rtsp_server().url("/nothing"), **ONCE)
     with source, pytest.raises(ConnectionLostError, match=r"check the path \(404"):
         list(source.frames(threading.Event()))
@@ -108,7 +108,7 @@ def test_nothing_at_the_port_is_said_in_words(rtsp_server):
         list(source.frames(threading.Event()))
 
 
-def test_a_camera_that_falls_silent_is_noticed_within_the_read_timeout(rtsp_server):
+def test_rtsp_stall_is_detected_within_read_timeout(rtsp_server):
     source = build_source(rtsp_server("--stall-after", "1").url(), **QUICK)
     with source, Reader(source) as reader:
         reader.until(lambda: source.health.state == "waiting")
@@ -116,14 +116,14 @@ def test_a_camera_that_falls_silent_is_noticed_within_the_read_timeout(rtsp_serv
         assert len(reader.frames) > 10
 
 
-def test_a_stop_during_silence_ends_the_reader(rtsp_server):
+def test_rtsp_stop_during_stall_ends_reader(rtsp_server):
     source = build_source(rtsp_server("--stall-after", "0.5").url(), **QUICK)
     with source, Reader(source) as reader:
         reader.until(lambda: len(reader.frames) >= 5)
     assert reader.error is None
 
 
-def test_a_stop_while_waiting_for_a_dead_camera_ends_the_reader(rtsp_server):
+def test_rtsp_stop_while_waiting_ends_reader(rtsp_server):
     server = rtsp_server()
     server.close()
     source = build_source(server.url(), **QUICK)

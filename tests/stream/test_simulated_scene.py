@@ -1,4 +1,4 @@
-"""The belt itself: any frame by its index, and a truth that holds."""
+"""Tests of the simulated scene: frames by index, and their ground truth."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def frame_with(scene: Scene, label: str) -> int:
     return next(i for i in range(5000) if (truth := ground_truth_of(scene, i)) is not None and truth.label == label)
 
 
-def test_a_frame_depends_on_seed_and_index_and_on_nothing_drawn_before():
+def test_scene_frame_depends_on_seed_and_index_only():
     forwards, backwards = Scene(size=SMALL, seed=3), Scene(size=SMALL, seed=3)
     order = (0, 40, 90, 300)
     seen = {index: draw_frame(forwards, index) for index in order}
@@ -51,7 +51,7 @@ def test_consecutive_frames_move_the_belt_and_its_boxes_by_the_same_pixels():
 
 
 @pytest.mark.parametrize("size", [(320, 240), (640, 360), (180, 240)])
-def test_every_scored_box_lies_in_the_picture_with_its_margin(size):
+def test_scene_scored_box_is_inside_image_with_margin(size):
     scene = Scene(size=size, seed=12)
     margin = simulated_scene.MARGIN_UNITS * scene.scale
     labels = set()
@@ -69,7 +69,7 @@ def test_every_scored_box_lies_in_the_picture_with_its_margin(size):
     assert labels == set(LABELS)
 
 
-def test_a_defect_cut_by_the_edge_is_not_scored_and_one_outside_does_not_count():
+def test_scene_defect_at_edge_is_not_scored():
     scene = Scene(size=SMALL, seed=12)
     first = frame_with(scene, "dent")
     truths = [ground_truth_of(scene, index) for index in range(max(0, first - 60), first + 200)]
@@ -79,7 +79,7 @@ def test_a_defect_cut_by_the_edge_is_not_scored_and_one_outside_does_not_count()
     assert around == [None, "dent", None, OK]
 
 
-def test_the_paint_of_a_defect_lies_inside_its_box(monkeypatch):
+def test_scene_defect_pixels_are_inside_box(monkeypatch):
     """Draw the same part with and without its defect: no pixel outside the box may differ."""
     monkeypatch.setattr(simulated_scene, "_DOTTED_FRACTION", 0.0)  # the dot finds its place on what metal there is
     scene = Scene(size=(640, 480), seed=21)
@@ -117,7 +117,7 @@ def test_each_group_has_one_defect_and_four_groups_show_all_kinds(seed, group):
     assert sorted(kinds) == sorted(DEFECTS)
 
 
-def test_the_widest_picture_never_shows_two_defects():
+def test_scene_widest_image_shows_one_defect():
     closest = SLOT_UNITS * (GROUP_SLOTS - 1) - 2 * 15.0 - 2 * RADIUS_UNITS
     assert closest > simulated_scene.MAX_ASPECT * simulated_scene.HEIGHT_UNITS
 

@@ -1,4 +1,4 @@
-"""The inspection line as a source: its URI, its clock, its frames."""
+"""Tests of the simulated line as a source: URI, clock and frames."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def unpaced(**options) -> SimulatedLineSource:
     return SimulatedLineSource(**{"size": (160, 120), "paced": False, "frames": 5} | options)
 
 
-def test_the_line_is_a_source():
+def test_simulated_line_is_source():
     assert isinstance(unpaced(), Source)
 
 
-def test_an_unpaced_line_gives_every_frame_in_order_and_ends():
+def test_simulated_line_unpaced_gives_every_frame_and_ends():
     with unpaced(frames=12, fps=20.0) as source:
         frames = list(source.frames(threading.Event()))
     assert [frame.index for frame in frames] == list(range(12))
@@ -48,7 +48,7 @@ def test_pacing_changes_when_frames_come_and_nothing_of_what_they_show():
     assert all(frame.captured_at - begun >= frame.index / 30.0 for frame in paced)
 
 
-def test_a_paced_line_wakes_at_once_when_it_is_stopped():
+def test_simulated_line_paced_stops_at_once():
     stop = threading.Event()
     source = SimulatedLineSource(size=(160, 120), fps=0.1)
     frames = source.frames(stop)
@@ -61,14 +61,14 @@ def test_a_paced_line_wakes_at_once_when_it_is_stopped():
     timer.join()
 
 
-def test_a_reader_who_sleeps_too_long_finds_a_gap_in_the_index():
+def test_simulated_line_skips_frames_for_slow_reader():
     source = SimulatedLineSource(size=(160, 120), fps=100.0)
     assert source._next(10, 0.11) == 11
     assert source._next(10, 0.14) == 11  # still in the driver's buffer
     assert source._next(10, 1.0) == 100 - simulated_source._BUFFER_FRAMES + 1
 
 
-def test_the_uri_says_everything():
+def test_simulated_line_uri_sets_all_options():
     source = build_source("line:?fps=12.5&size=320x240&seed=9&frames=3&paced=0", camera="belt 2")
     assert (source.camera, source.rate, source.frames_total, source.live) == ("belt 2", 12.5, 3, False)
     assert source.uri == "line:?fps=12.5&size=320x240&seed=9&paced=0&frames=3"
@@ -78,7 +78,7 @@ def test_the_uri_says_everything():
 
 
 @pytest.mark.parametrize("uri", ["line:", "line://", "line:?"])
-def test_a_bare_uri_is_the_default_line(uri):
+def test_simulated_line_bare_uri_is_default(uri):
     source = build_source(uri)
     assert (source.camera, source.rate, source.live, source.frames_total) == ("line", 30.0, True, None)
 
@@ -103,7 +103,7 @@ def test_a_bare_uri_is_the_default_line(uri):
         ("line:7", "for example line:"),
     ],
 )
-def test_a_wrong_uri_is_told_its_value_and_its_cure(uri, says):
+def test_simulated_line_bad_uri_names_value_and_hint(uri, says):
     with pytest.raises(SourceError) as caught:
         build_source(uri)
     assert says in str(caught.value)

@@ -23,7 +23,7 @@ from stream.sources import SOURCES, build_source, is_live, plain_name, unique_na
         ("https://me:secret@door/film.mp4?x=1", "door/film.mp4", False),
     ],
 )
-def test_an_address_names_its_source_and_says_whether_it_is_live(uri, camera, live):
+def test_source_name_and_live_follow_from_address(uri, camera, live):
     source = build_source(uri)
     assert isinstance(source, Source)
     assert source.camera == camera
@@ -42,7 +42,7 @@ def test_files_and_folders_are_named_after_themselves(make_clip):
     assert not is_live(f"file://{clip}")
 
 
-def test_a_name_given_wins_over_the_address():
+def test_source_name_of_user_wins():
     assert build_source("rtsp://door/live", camera="front").camera == "front"
 
 
@@ -59,20 +59,20 @@ def test_a_name_given_wins_over_the_address():
         ("http://door:99999/x", "a port outside 1 to 65535"),
     ],
 )
-def test_a_bad_address_is_refused_with_its_cure_and_without_its_secrets(uri, words):
+def test_source_bad_address_is_refused_with_hint_without_secrets(uri, words):
     with pytest.raises(SourceError) as caught:
         build_source(uri)
     assert words in str(caught.value)
     assert "secret" not in str(caught.value)
 
 
-def test_a_file_misspelt_is_told_its_nearest_neighbour(make_clip):
+def test_source_misspelt_file_names_nearest(make_clip):
     clip = make_clip("bottles.mp4")
     with pytest.raises(SourceError, match=r"Did you mean 'bottles\.mp4'"):
         build_source(str(clip.with_name("botles.mp4")))
 
 
-def test_a_file_whose_name_looks_like_an_address_is_a_file(make_clip, monkeypatch):
+def test_source_file_named_like_address_is_file(make_clip, monkeypatch):
     clip = make_clip("take:1.mp4")
     monkeypatch.chdir(clip.parent)
     assert build_source("take:1.mp4").camera == "take:1"
@@ -101,18 +101,18 @@ def test_names_become_unique_and_keep_their_order(names):
     assert unique_names(unique) == unique
 
 
-def test_a_name_that_needs_no_change_keeps_its_own():
+def test_source_unique_name_is_kept():
     assert unique_names(["door", "door", "door-2", "yard"]) == ["door", "door-3", "door-2", "yard"]
 
 
 @given(st.text(st.characters(), max_size=80))
-def test_a_name_from_an_address_is_one_that_may_be_stated(name):
+def test_source_name_from_address_is_valid(name):
     told = plain_name(name)
     assert told.encode()
     assert SourceSettings(uri="line:", name=told).name == told == plain_name(told)
 
 
-def test_the_table_imports_no_decoder():
+def test_sources_imports_no_decoder():
     program = "import sys, stream.sources as s; s.is_live('rtsp://x/y'); s.is_live('http://x/y.mp4'); s.redact('a')"
     program += "; sys.exit(bool({'av', 'cv2', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""MPEG-TS that was joined or padded is whole; one that lost packets is not."""
+"""Tests of joined, padded and damaged MPEG-TS files."""
 
 import threading
 

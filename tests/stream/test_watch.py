@@ -1,4 +1,4 @@
-"""A watched folder: each picture once, when it is whole, in order of appearance."""
+"""Tests of watched folders: each complete image once, in order of appearance."""
 
 import os
 import threading

@@ -1,4 +1,4 @@
-"""Web cameras of many habits, on the loopback: what is live, what ends, and where a camera may lead its readers."""
+"""Tests of web cameras on the loopback interface: live, finite, and redirecting ones."""
 
 import base64
 import contextlib

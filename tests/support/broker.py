@@ -21,7 +21,7 @@ def free_port():
 
 
 class Broker:
-    """A mosquitto of the test's own."""
+    """A mosquitto process for one test."""
 
     def __init__(self, folder, *lines):
         self.port = free_port()

@@ -1,4 +1,4 @@
-"""A real browser, for the page."""
+"""A real browser, for tests of the web page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome") if
 
 @contextmanager
 def browsing() -> Iterator[Any]:
-    """Give Chromium, driven by Playwright."""
+    """Yield Chromium, driven by Playwright."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as engine:

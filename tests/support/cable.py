@@ -1,4 +1,4 @@
-"""A network cable that can be pulled: a veth pair into a network namespace of its own. Linux, root, iproute2.
+"""A network cable that can be unplugged: a veth pair to its own network namespace. Linux, root, iproute2.
 
     with Cable() as cable, RtspServer(feed, host=cable.far, namespace=cable.name) as server:
         ...
@@ -57,7 +57,7 @@ class Cable:
         _ip("-n", self.name, "link", "set", "far", "down")
 
     def plug(self) -> None:
-        """Bring it up again."""
+        """Bring the far end up again."""
         _ip("-n", self.name, "link", "set", "far", "up")
 
     def _away(self) -> None:
@@ -68,7 +68,7 @@ class Cable:
 
 @functools.cache
 def missing() -> str:
-    """Return why no cable can be laid here; empty where one can."""
+    """Return why this machine can create no cable; empty where it can."""
     if sys.platform != "linux":
         return "network namespaces are Linux's"
     try:
@@ -81,7 +81,7 @@ def missing() -> str:
 
 
 def enter(namespace: str) -> None:
-    """Move the calling thread into a namespace: the sockets it makes from now on are there."""
+    """Move the calling thread into a namespace: its new sockets are created there."""
     libc = ctypes.CDLL(None, use_errno=True)
     with (NAMESPACES / namespace).open() as door:
         if libc.setns(door.fileno(), _CLONE_NEWNET) != 0:

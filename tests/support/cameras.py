@@ -1,4 +1,4 @@
-"""Simulated cameras in a process of their own, some of which come and go.
+"""Simulated cameras in a separate process; some stop and restart.
 
     uv run python -m tests.support.cameras --cameras 12 --flapping 2
 
@@ -27,7 +27,7 @@ from tests.support.rtsp_server import Faults, RtspServer
 
 
 def flap(server: RtspServer, chance: random.Random, stop: threading.Event) -> Counter[str]:
-    """Break the camera every few seconds, in every way, until ``stop``; return how often each way."""
+    """Cause a fault of the camera every few seconds until ``stop``; return the count of each fault."""
     done: Counter[str] = Counter()
     while not stop.wait(chance.uniform(3.0, 8.0)):
         way = chance.choice(["die", "close", "reset", "stall"])
@@ -51,14 +51,14 @@ class Elsewhere:
 
     urls: list[str]
     tell: Callable[[str, int], None]
-    """Has a camera, by its place, do something: ``close``, ``reset``, ``die``, ``come_back``."""
+    """Applies an action to a camera, by its index: ``close``, ``reset``, ``die``, ``come_back``."""
     did: list[Counter[str]] = field(default_factory=list)
-    """What each flapping camera did; known when the block is left."""
+    """The faults of each flapping camera; known when the block is left."""
 
 
 @contextmanager
 def elsewhere(cameras: int, *, flapping: int = 0, size: str = "320x240", rate: int = 10) -> Iterator[Elsewhere]:
-    """Run cameras in another process while the block runs; the last ``flapping`` of them come and go."""
+    """Run cameras in another process; the last ``flapping`` of them stop and restart."""
     words = ["--cameras", str(cameras), "--flapping", str(flapping), "--size", size, "--rate", str(rate)]
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.support.cameras", *words],
@@ -88,7 +88,7 @@ def elsewhere(cameras: int, *, flapping: int = 0, size: str = "320x240", rate: i
 
 
 def main() -> None:
-    """Serve what the command line says."""
+    """Serve the cameras of the command line."""
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("--cameras", type=int, default=12)
     ask.add_argument("--flapping", type=int, default=0)

@@ -1,4 +1,4 @@
-"""What this process holds open."""
+"""File descriptors that this process holds open."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def open_things() -> dict[str, str]:
-    """File descriptors of this process that name a socket, or a file someone opened for writing or reading."""
+    """Return the file descriptors of this process that are sockets or files."""
     things = {}
     for entry in os.scandir("/proc/self/fd") if Path("/proc/self/fd").is_dir() else []:
         try:

@@ -1,4 +1,4 @@
-"""Stand-ins for what a law does not need: a camera that is a counter."""
+"""Fakes: a camera that counts."""
 
 import time
 
@@ -9,7 +9,7 @@ from pipeline.ports import Health
 
 
 class FakeSource:
-    """Gives numbered frames, as fast as it is let."""
+    """Yields numbered frames, as fast as they are read."""
 
     uri = "fake:"
     live = False

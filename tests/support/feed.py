@@ -1,4 +1,4 @@
-"""A camera's eye: paints and encodes footage in real time, once for all who watch."""
+"""A video feed: renders and encodes footage in real time, once for all clients."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SPS, PPS, IDR = 7, 8, 5
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One encoded picture."""
+    """One encoded frame."""
 
     number: int
     millis: int
@@ -37,7 +37,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """What a decoder must know before the first picture."""
+    """The parameter sets that a decoder needs before the first frame."""
 
     sps: bytes
     pps: bytes
@@ -79,11 +79,11 @@ class Feed:
         """
         self.rate = rate
         self.size = size
-        """May be changed at any time; the next picture is the first of the new size, and a key picture."""
+        """May be changed at any time; the next frame has the new size, and is a keyframe."""
         self.number = -1
-        """The picture taken last."""
+        """The last frame."""
         self.parameters: Parameters | None = None
-        """Of the pictures encoded last; None before the first."""
+        """The parameter sets of the last frame; None before the first."""
         self._bit_rate = bit_rate
         self._key_every = key_every or rate
         self._grain = grain
@@ -101,7 +101,7 @@ class Feed:
         self._thread.start()
         if not self._ready.wait(LIMIT_SECONDS):
             self._stop.set()
-            raise TimeoutError("the encoder gave no picture for 10 s")
+            raise TimeoutError("the encoder gave no frame for 10 s")
         return self
 
     def __exit__(
@@ -111,17 +111,17 @@ class Feed:
         self._thread.join()
 
     def listen(self, key: object, listener: Callable[[Picture], None]) -> None:
-        """Call ``listener`` with each picture from now on; ``key`` names it for ``forget``."""
+        """Call ``listener`` with each following frame; ``key`` identifies it for ``forget``."""
         with self._lock:
             self._listeners[key] = listener
 
     def forget(self, key: object) -> None:
-        """Call it no more."""
+        """Remove the listener ``key``."""
         with self._lock:
             self._listeners.pop(key, None)
 
     def ask_key(self) -> None:
-        """Make the next picture a key picture."""
+        """Make the next frame a keyframe."""
         self._key_asked.set()
 
     def _run(self) -> None:

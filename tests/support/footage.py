@@ -1,4 +1,4 @@
-"""Test footage that carries its own truth: each picture says which it is and when it was taken.
+"""Test footage whose images contain their own number and time.
 
 The whole picture is a grid of 8 rows of 10 black or white blocks, 80 bits: the number (24), the capture time (40) and
 a checksum of both (16). Blocks are large and flat, so they survive H.264 at a low bit rate, JPEG and scaling; and as
@@ -24,20 +24,20 @@ _NUMBERS, _TIMES = 1 << 24, 1 << 40
 
 
 class Mark(NamedTuple):
-    """What a picture says of itself."""
+    """The number and the time in an image."""
 
     number: int
-    """How many pictures were taken before it."""
+    """The number of images before it."""
     millis: int
-    """When it was taken, monotonic milliseconds: one clock for all processes of a machine."""
+    """Its time in monotonic milliseconds: the same clock in all processes of a machine."""
 
     def age_seconds(self, now: float | None = None) -> float:
-        """Return the seconds since it was taken, until ``now`` (monotonic; this moment where None)."""
+        """Return its age in seconds at ``now`` (monotonic; None: the current time)."""
         return (time.monotonic() if now is None else now) - self.millis / 1000
 
 
 def paint(image: Image, number: int, millis: int) -> Image:
-    """Return a picture of ``image``'s size, uint8 RGB, that says ``number`` and ``millis``.
+    """Return an image of ``image``'s size, uint8 RGB, that contains ``number`` and ``millis``.
 
     Raises ``ValueError`` for a picture below 160x120 and for what does not fit into 24 and 40 bits.
     """
@@ -48,7 +48,7 @@ def paint(image: Image, number: int, millis: int) -> Image:
 
 
 def blocks(width: int, height: int, number: int, millis: int) -> np.ndarray:
-    """Return the painted picture as brightness alone, uint8 (height, width)."""
+    """Return the painted image as brightness only, uint8 (height, width)."""
     if width < SMALLEST[0] or height < SMALLEST[1]:
         raise ValueError(f"{width}x{height}: footage is at least {SMALLEST[0]}x{SMALLEST[1]}")
     if not (0 <= number < _NUMBERS and 0 <= millis < _TIMES):
@@ -63,7 +63,7 @@ def blocks(width: int, height: int, number: int, millis: int) -> np.ndarray:
 
 
 def read(image: Image) -> Mark | None:
-    """Return what ``image`` (uint8, RGB or grey) says, None where it cannot be read or was damaged."""
+    """Return number and time in ``image`` (uint8, RGB or grey); None where it is damaged."""
     height, width = image.shape[:2]
     grey = image if image.ndim == 2 else image[:, :, 1]
     bits = np.empty((ROWS, COLUMNS), np.uint8)
@@ -83,12 +83,12 @@ def read(image: Image) -> Mark | None:
 
 
 def millis_now() -> int:
-    """Return the time to paint: monotonic milliseconds."""
+    """Return the current time in monotonic milliseconds."""
     return time.monotonic_ns() // 1_000_000
 
 
 def _middle(place: int, length: int, count: int) -> tuple[int, int]:
-    """Return where the inner part of a block begins and ends: its edges blur into the next."""
+    """Return start and end of a block's inner part, without its blurred edges."""
     begin, end = -(-place * length // count), -(-(place + 1) * length // count)
     inset = max(1, (end - begin) // 5)
     return begin + inset, end - inset

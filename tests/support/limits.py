@@ -1,4 +1,4 @@
-"""How long a test may wait for what must come: generous, for a machine that is slow or busy.
+"""Time limits of tests: generous, for a machine that is slow or busy.
 
 A wait that is over once a condition holds costs nothing, however long it may take; so these limits only end a test that
 hangs. ``TEST_TIME_FACTOR`` makes them longer still (or shorter, to see what a machine needs).

@@ -6,7 +6,7 @@ import json
 
 
 def log_lines(path):
-    """Return every explanation of a log, in order."""
+    """Return all explanations of a log, in order."""
     return [line for line in all_lines(path) if "run" not in line]
 
 

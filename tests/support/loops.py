@@ -1,4 +1,4 @@
-"""An asyncio loop in a thread of its own, that a test tells what to do."""
+"""An asyncio loop in its own thread, controlled by a test."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class LoopThread:
-    """Runs a loop until the block is left; nothing of it stays behind."""
+    """Runs a loop until the block is left, then closes it."""
 
     def __init__(self, name: str) -> None:
         """Take a name for the thread."""
@@ -32,11 +32,11 @@ class LoopThread:
         self.loop.close()
 
     def wait_for(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run ``coroutine`` in the loop and return what it returns."""
+        """Run ``coroutine`` in the loop and return its result."""
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(30)
 
     def call(self, function: Callable[[], T]) -> T:
-        """Call ``function`` in the loop and return what it returns."""
+        """Call ``function`` in the loop and return its result."""
 
         async def called() -> T:
             return function()

@@ -1,4 +1,4 @@
-"""A sink that reads the footage as it leaves the pipeline, and an explainer that takes no time."""
+"""A sink that reads footage at the end of the pipeline, and an explainer without cost."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from tests.support.footage import Mark, read
 
 
 class NullExplainer:
-    """Explains nothing, at once: what remains is what the pipeline itself takes."""
+    """Returns fixed findings at once, so that only the pipeline's cost is measured."""
 
     def explain(self, frames: Sequence[Frame]) -> Sequence[Explanation]:
-        """Give each frame the same finding."""
+        """Return the same finding for each frame."""
         finding = Finding("seen", 1.0, np.zeros((1, 1), np.float32))
         return [Explanation(frame, (finding,), "none", "none") for frame in frames]
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One picture that left."""
+    """One image that left the pipeline."""
 
     camera: str
     mark: Mark | None
-    """What it says of itself; None: it cannot be read."""
+    """The mark in the image; None: it cannot be read."""
     at: float
     """When it left, monotonic seconds."""
     size: tuple[int, int]
@@ -39,12 +39,12 @@ class Observation:
 
     @property
     def age_seconds(self) -> float:
-        """From its taking to its leaving; NaN where it cannot be read."""
+        """Seconds from capture to output; NaN where the mark cannot be read."""
         return float("nan") if self.mark is None else self.mark.age_seconds(self.at)
 
 
 class ProbeSink:
-    """Notes every picture; ``taken`` hands over what came since it was asked last."""
+    """Records every image; ``taken`` returns those since its last call."""
 
     uri = "witness:"
     lossless = True
@@ -56,7 +56,7 @@ class ProbeSink:
         self._sightings: list[Observation] = []
 
     def needs_image(self, camera: str) -> bool:
-        """Say whether pictures are to be rendered."""
+        """Return whether to render images."""
         return self._looks
 
     def put(self, overlay: Overlay) -> None:
@@ -79,7 +79,7 @@ class ProbeSink:
             return list(self._sightings)
 
     def taken(self) -> list[Observation]:
-        """Return what was seen since the last call, and forget it."""
+        """Return the observations since the last call, and clear them."""
         with self._lock:
             seen, self._sightings = self._sightings, []
         return seen

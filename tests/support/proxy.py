@@ -1,4 +1,4 @@
-"""A TCP line between a client and a server that goes bad on command.
+"""A TCP proxy between a client and a server that causes network faults on command.
 
 with Proxy(server.port) as line:
     source = build_source(f"rtsp://127.0.0.1:{line.port}/live")
@@ -29,15 +29,15 @@ class Proxy:
         """Take the server's port."""
         self.port = 0
         self.delay_seconds = 0.0
-        """How much later each piece arrives, in order."""
+        """Delay of each piece of data."""
         self.bytes_per_second: float | None = None
-        """How much passes towards the client at the most; None: no bound."""
+        """Maximum data rate towards the client; None: no limit."""
         self.blackholed = False
-        """Nothing passes, and nobody is told. New connections are taken and lead nowhere."""
+        """No data passes, and no connection is closed; new connections are accepted."""
         self.truncate_after_bytes: int | None = None
-        """How many more bytes each connection carries towards the client before it is cut off (FIN)."""
+        """Bytes that each connection passes to the client before it is closed (FIN)."""
         self.connections = 0
-        """How many were made in all."""
+        """Total number of connections."""
         self._server_port = port
         self._thread = LoopThread("proxy")
         self._server: asyncio.Server | None = None

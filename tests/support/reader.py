@@ -1,4 +1,4 @@
-"""Reads a source in a thread as the pump does, and keeps what it gave and what its health went through."""
+"""A reader of a source in a thread; records its frames and its states."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.limits import LIMIT_SECONDS
 
 
 class Reader:
-    """``frames``: all there were, in order; ``error``: the typed end of it, None while there is none."""
+    """Records ``frames``, all in order, and ``error``, in which reading ended, or None."""
 
     def __init__(self, source: Source) -> None:
         """Take a source that has been entered."""
@@ -29,17 +29,17 @@ class Reader:
 
     @property
     def health(self) -> Health:
-        """How the source does right now."""
+        """The current state of the source."""
         return self.source.health
 
     @property
     def marks(self) -> list[Mark | None]:
-        """What each picture says of itself."""
+        """The mark of each frame."""
         return [read(frame.image) for frame in list(self.frames)]
 
     @property
     def last(self) -> Mark | None:
-        """What the newest picture says; None where there is none or it cannot be read."""
+        """The mark of the newest frame; None where there is none or it cannot be read."""
         return read(self.frames[-1].image) if self.frames else None
 
     def __enter__(self) -> Self:
@@ -62,7 +62,7 @@ class Reader:
             self.error = error
 
     def until(self, condition: Callable[[], object], seconds: float = LIMIT_SECONDS) -> None:
-        """Wait until the condition holds; fail after so many seconds, or when the reading has ended for good."""
+        """Wait for ``condition``; fail after ``seconds``, or when reading has ended."""
         deadline = time.monotonic() + seconds
         with self._changed:
             while not condition():
@@ -72,5 +72,5 @@ class Reader:
                 self._changed.wait(min(left, 0.02))
 
     def until_number(self, number: int, seconds: float = LIMIT_SECONDS) -> None:
-        """Wait for a picture later than ``number``."""
+        """Wait for a frame later than ``number``."""
         self.until(lambda: (mark := self.last) is not None and mark.number > number, seconds)

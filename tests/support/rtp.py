@@ -1,4 +1,4 @@
-"""H.264 in RTP packets, as RFC 6184 has it: single units and FU-A fragments. Pure."""
+"""H.264 in RTP packets (RFC 6184): single units and FU-A fragments. Pure functions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FU_A = 28
 
 
 def payloads(units: Sequence[bytes], *, most: int = 1200) -> Iterator[tuple[bytes, bool]]:
-    """Give the payloads of one picture, each with whether it is the picture's last."""
+    """Yield the payloads of one frame, each with whether it is the last."""
     for place, unit in enumerate(units):
         last = place == len(units) - 1
         if len(unit) <= most:
@@ -33,5 +33,5 @@ def packet(payload: bytes, *, sequence: int, timestamp: int, source: int, last: 
 
 
 def interleaved(channel: int, packet_: bytes) -> bytes:
-    """Return the packet as RTSP carries it over TCP (RFC 2326, 10.12)."""
+    """Return the packet as interleaved data of RTSP over TCP (RFC 2326, 10.12)."""
     return b"$" + struct.pack("!BH", channel, len(packet_)) + packet_

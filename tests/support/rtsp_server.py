@@ -1,4 +1,4 @@
-"""A small RTSP server whose every fault comes on command.
+"""A small RTSP server that causes faults on command.
 
     with Feed() as feed, RtspServer(feed) as server:
         source = build_source(server.url())
@@ -28,7 +28,7 @@ from tests.support.cable import enter
 from tests.support.feed import Feed, Picture
 from tests.support.loops import LoopThread
 
-_MOST_WAITING_BYTES: Final = 1 << 20  # what may wait for a slow viewer before pictures are left out
+_MOST_WAITING_BYTES: Final = 1 << 20  # buffer of a slow client; beyond it frames are dropped
 _REASONS: Final = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 461: "Unsupported Transport",
                    501: "Not Implemented"}  # fmt: skip
 _REALM, _NONCE = "ground", "5eed"
@@ -36,28 +36,28 @@ _REALM, _NONCE = "ground", "5eed"
 
 @dataclass
 class Faults:
-    """What goes wrong now. A test changes it while the server runs; all of it concerns what is sent from then on."""
+    """The current faults. A test changes them while the server runs; they apply to what is sent from then on."""
 
     stalled: bool = False
-    """Connections stay, requests are answered, no picture comes."""
+    """Connections stay open, requests are answered, no frame is sent."""
     silent: bool = False
-    """No request is answered any more."""
+    """No request is answered."""
     answer_delay_seconds: float = 0.0
-    """How long each answer takes."""
+    """Delay of each answer."""
     drop_share: float = 0.0
-    """Share of the RTP packets that never leave. Their sequence numbers are used up, as on a lossy line."""
+    """Fraction of the RTP packets that are lost; their sequence numbers are used."""
     corrupt_share: float = 0.0
-    """Share of the RTP packets with some bytes of their payload changed."""
+    """Fraction of the RTP packets with changed bytes in their payload."""
     time_shift_seconds: float = 0.0
-    """Added to the pictures' times in the stream; change it for a jump, up or down."""
+    """Added to the timestamps of the frames; a change causes a jump."""
     description: bytes | None = None
     """Sent in place of the SDP."""
     answer: bytes | None = None
-    """Sent in place of any answer, and the connection is closed behind it."""
+    """Sent instead of any answer, before the connection is closed."""
     moved_path: bool = False
-    """No path is known any more: 404."""
+    """Every path is unknown: 404."""
     keys_on_join: bool = True
-    """Whether a new viewer's first picture is made a key picture, as most cameras do, or it waits for the next."""
+    """Whether a new client causes a keyframe, as with most cameras, or waits for the next."""
 
 
 @dataclass
@@ -73,12 +73,12 @@ class _Request:
 
 @dataclass
 class Counts:
-    """What the server did since it was made."""
+    """Counters of the server."""
 
     connections: int = 0
     played: int = 0
     pictures_left_out: int = 0
-    """For a viewer that read too slowly."""
+    """Frames dropped for slow clients."""
     packets_dropped: int = 0
     packets_corrupted: int = 0
     requests: list[str] = field(default_factory=list)
@@ -118,13 +118,13 @@ class RtspServer:
         self._viewers: set[_Viewer] = set()
 
     def url(self, path: str | None = None, *, credentials: bool = True, password: str | None = None) -> str:
-        """Return the address, with the right credentials where it asks for some."""
+        """Return the address, with valid credentials where the server requires them."""
         known = f"{self.user}:{quote(self.password if password is None else password, safe='')}@"
         return f"rtsp://{known if self.user and credentials else ''}{self.host}:{self.port}{path or self.path}"
 
     @property
     def viewers(self) -> int:
-        """How many are connected."""
+        """Number of connected clients."""
         return len(self._viewers)
 
     def __enter__(self) -> Self:
@@ -148,7 +148,7 @@ class RtspServer:
         self._thread.__exit__(None, None, None)
 
     def description(self) -> bytes:
-        """Return the right SDP (RFC 4566) of what the feed gives now."""
+        """Return the SDP (RFC 4566) of the feed's current format."""
         parameters = self.feed.parameters
         assert parameters is not None  # a feed that has been entered has them
         codec = f"packetization-mode=1;profile-level-id={parameters.profile};sprop-parameter-sets={parameters.sprop}"
@@ -161,7 +161,7 @@ class RtspServer:
         return "\r\n".join(lines).encode()
 
     def die(self) -> None:
-        """Stop listening and drop every connection, as a camera does whose plug is pulled from the switch's far end."""
+        """Stop listening and drop every connection, like a camera that loses power."""
         self._thread.call(self._stop_listening)
         self.close()
 
@@ -178,11 +178,11 @@ class RtspServer:
             self.port = self._server.sockets[0].getsockname()[1]
 
     def close(self) -> None:
-        """End every connection (FIN); new ones are welcome."""
+        """Close every connection (FIN); accept new ones."""
         self._thread.call(lambda: [viewer.end() for viewer in list(self._viewers)])
 
     def reset(self) -> None:
-        """Break every connection (RST); new ones are welcome."""
+        """Reset every connection (RST); accept new ones."""
         self._thread.call(lambda: [viewer.end(reset=True) for viewer in list(self._viewers)])
 
     def _stop_listening(self) -> None:
@@ -200,7 +200,7 @@ class RtspServer:
             viewer.send(pieces, timestamp, self._damage)
 
     def _damage(self, payload: bytes) -> bytes | None:
-        """Return what becomes of a payload on its way: None where it is lost."""
+        """Return the payload after transmission; None where it is lost."""
         if self.faults.drop_share and self._chance.random() < self.faults.drop_share:
             self.counts.packets_dropped += 1
             return None
@@ -353,7 +353,7 @@ class _Viewer(asyncio.Protocol):
         return 200, {}, b""
 
     def wants(self, picture: Picture) -> bool:
-        """Say whether the picture goes to this viewer: from its first key picture on, all it has room for."""
+        """Return whether to send the frame to this client: from its first keyframe on, while its buffer has space."""
         if not self._playing or self._transport is None or self._transport.is_closing():
             return False
         if self._transport.get_write_buffer_size() > _MOST_WAITING_BYTES:

@@ -1,4 +1,4 @@
-"""A cable that is pulled: nobody is told, and it is noticed all the same."""
+"""Tests of an unplugged cable, which closes no connection."""
 
 import pytest
 

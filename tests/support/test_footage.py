@@ -1,4 +1,4 @@
-"""Footage says which picture it is, or nothing: never something else."""
+"""Tests of footage: an image gives its own number, or none."""
 
 import io
 import time

@@ -1,4 +1,4 @@
-"""The ground itself, and what a source does on it: our own server, its faults, and a line that goes bad."""
+"""Tests of the support servers, and of sources with their faults and a bad network."""
 
 import base64
 import contextlib

@@ -50,6 +50,7 @@ def test_project_file_is_yaml(name):
 
 
 def test_container_configuration_is_valid(monkeypatch):
+    monkeypatch.setenv("RECIPRO_SOURCE", "rtsp://camera/door")
     text = (ROOT / "deploy" / "stream.yaml").read_text(encoding="utf-8")
     config = load_config(read_yaml(text, "stream.yaml"), "stream.yaml")
     assert [source.uri for source in config.sources] == ["${RECIPRO_SOURCE}"]

@@ -169,7 +169,7 @@ def train(
     file = replace(
         result.checkpoint,
         provenance={**result.checkpoint.provenance, **run},
-        looks=(*model_to_train.trained_hashes, known),
+        perceptual_hashes=(*model_to_train.trained_hashes, known),
     )
     result = replace(result, checkpoint=file)
     explainer = write_checked(output, file, model_to_train, parts[TEST][0].path, read)

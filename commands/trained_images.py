@@ -28,7 +28,7 @@ class TrainedImages:
 
         self._known: Sequence[KnownImages] = ()
         if model.endswith(MODEL_FILE) and Path(model).is_file():
-            self._known = load_checkpoint(model).looks
+            self._known = load_checkpoint(model).perceptual_hashes
 
     def mark(self, image: Image) -> dict[str, Any]:
         """Return ``like_learned``: whether the image looks nearly like a training image; empty without hashes."""

@@ -1,1 +1,1 @@
-"""Explainers: frames in, explanations out."""
+"""Explainers: compute explanations from frames."""

@@ -1,4 +1,4 @@
-"""What all explainers share: frames to a batch, and the network's answers to explanations."""
+"""Base class of the explainers: preprocessing of frames, and conversion of the network's outputs to explanations."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from pipeline.ports import MaskingOptions, MetricSample
 
 log = logging.getLogger(__name__)
 
-_BATCH_SIZES: Final = 4
-"""Frames of several cameras that a CPU explains together at the most: every one is as late as the last."""
+_MAX_CPU_BATCH: Final = 4
+"""Largest default batch on a CPU: all frames of a batch wait for the last one."""
 _ROUNDS: Final = 5
 _LONG_SECONDS: Final = 5.0
-"""A batch that takes longer is not tried again and again."""
+"""Above this time for a batch the measurement stops."""
 
 
 def default_batch_size(cameras: int, device: str) -> int:
-    """Return how many frames may come at once where the configuration does not say."""
-    return min(cameras, _BATCH_SIZES) if device == "cpu" else max(cameras, 8)
+    """Return the largest batch size for a number of cameras and a device, if the configuration sets none."""
+    return min(cameras, _MAX_CPU_BATCH) if device == "cpu" else max(cameras, 8)
 
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What runs, for the log and for people."""
+    """Describes a running engine, for the log and metrics."""
 
     model: str
     layer: str
@@ -59,17 +59,24 @@ class EngineInfo:
 
 
 class BaseExplainer:
-    """Explains frames with what a member says about itself and how it answers a batch."""
+    """Explains frames; a subclass implements ``_images`` and ``_outputs``."""
 
-    def __init__(self, labels: Sequence[str], method: str, preprocessing: Preprocessing, facts: EngineInfo) -> None:
-        """Take what every explanation says alike."""
+    def __init__(self, labels: Sequence[str], method: str, preprocessing: Preprocessing, info: EngineInfo) -> None:
+        """Store the fields common to all explanations.
+
+        Args:
+            labels: the K class names.
+            method: name of the method with its kernel.
+            preprocessing: the network's input format.
+            info: the engine's description.
+        """
         self.labels = tuple(labels)
-        self.info = facts
+        self.info = info
         self._method = method
         self._preprocessing = preprocessing
 
     def explain(self, frames: Sequence[Frame]) -> list[Explanation]:
-        """Explain a batch: one explanation per frame, in order; frames may differ in size and camera."""
+        """Return one explanation per frame, in order; frames may have different sizes and cameras."""
         if not frames:
             return []
         started_at = time.perf_counter()
@@ -93,87 +100,96 @@ class BaseExplainer:
     def _findings(
         self, scores: npt.NDArray[Any], classes: npt.NDArray[Any], heat: npt.NDArray[Any]
     ) -> tuple[Finding, ...]:
-        """Return one frame's findings, each class once; the network's top class is always among them.
+        """Return one frame's findings, each class once, always including the network's top class.
 
-        An exported file may explain other classes only: its top class then has an all-zero heat map.
+        An exported file may explain only other classes: the top class then has an all-zero heat map.
+
+        Args:
+            scores: softmax scores (K,).
+            classes: the explained classes (T,).
+            heat: their heat maps (T, h, w).
         """
-        found = {int(c): Finding(self.labels[c], float(scores[c]), heat[t].copy(), int(c))
-                 for t, c in reversed(list(enumerate(classes)))}  # fmt: skip
-        told = [found[c] for c in dict.fromkeys(map(int, classes))]
+        by_class = {int(c): Finding(self.labels[c], float(scores[c]), heat[t].copy(), int(c))
+                    for t, c in reversed(list(enumerate(classes)))}  # fmt: skip
+        findings = [by_class[c] for c in dict.fromkeys(map(int, classes))]
         best = int(scores.argmax())
-        if best not in found:
-            told.append(Finding(self.labels[best], float(scores[best]), np.zeros_like(heat[0]), best))
-        return tuple(told)
+        if best not in by_class:
+            findings.append(Finding(self.labels[best], float(scores[best]), np.zeros_like(heat[0]), best))
+        return tuple(findings)
 
     def worthwhile_batch(self, cameras: int) -> int:
-        """Return how many frames of so many cameras to explain together: ``default_batch_size``, or 1.
+        """Return the batch size for a number of cameras, ``default_batch_size`` or 1, by a measurement.
 
-        Whichever leaves fresher pictures where cameras give more than can be explained. A frame leaves when its batch
-        does, b images at t(b) seconds each, and stands until its camera's turn comes again, n t(b) seconds later: on
-        average what is shown is (b + n / 2) t(b) old. Measured here, in turn: many cores may want several frames to be
-        busy, few are busy with one.
+        Chooses the batch size with the smaller mean age of the displayed frames if the cameras deliver more frames
+        than the engine can explain. With b frames per batch at t(b) seconds each and n cameras, a frame is delivered
+        b t(b) seconds after its batch starts and is displayed for n t(b) seconds, so its mean age is
+        (b + n / 2) t(b). Batches are faster per frame on CPUs with many cores.
         """
-        most = default_batch_size(cameras, self.info.device)
-        if most == 1:
+        largest = default_batch_size(cameras, self.info.device)
+        if largest == 1:
             return 1
         rows, columns = self._preprocessing.input_size
-        pixels = torch.randint(0, 256, (most, 3, rows, columns), dtype=torch.uint8)
-        taken: dict[int, list[float]] = {1: [], most: []}
+        pixels = torch.randint(0, 256, (largest, 3, rows, columns), dtype=torch.uint8)
+        times: dict[int, list[float]] = {1: [], largest: []}
         for turn in range(_ROUNDS + 1):
-            for count, seconds in taken.items():
+            for count, seconds in times.items():
                 started_at = time.perf_counter()
                 self._outputs(self._images(pixels[:count]))
-                took = time.perf_counter() - started_at
-                if took > _LONG_SECONDS:
-                    log.info("a frame takes %.1f s and more: cameras' frames are explained one by one", took / count)
+                elapsed = time.perf_counter() - started_at
+                if elapsed > _LONG_SECONDS:
+                    log.info("a frame takes %.1f s or more: batch size 1", elapsed / count)
                     return 1
                 if turn:
-                    seconds.append(took / count)
-        least = {count: min(seconds) for count, seconds in taken.items()}  # what else runs here disturbs less
-        chosen = min(least, key=lambda count: (count + cameras / 2) * least[count])
-        told = (1e3 * least[1], most, 1e3 * least[most], "one by one" if chosen == 1 else "together")
-        log.info("a frame alone takes %.1f ms, among %d %.1f ms: cameras' frames are explained %s", *told)
+                    seconds.append(elapsed / count)
+        best = {count: min(seconds) for count, seconds in times.items()}  # the minimum is least affected by other load
+        chosen = min(best, key=lambda count: (count + cameras / 2) * best[count])
+        log.info(
+            "%.1f ms per frame with batch size 1, %.1f ms with %d: batch size %d",
+            1e3 * best[1], 1e3 * best[largest], largest, chosen,
+        )  # fmt: skip
         return chosen
 
     def score_when_masked(self, explanation: Explanation, finding: Finding, masking: MaskingOptions) -> float:
-        """Return the finding's class's score when the frame's hottest area is masked: one more pass of one image."""
+        """Return the softmax score of the finding's class for the frame with its hottest area masked.
+
+        Costs one forward pass of one image.
+        """
         images = self._images(self._preprocessing.pixels([explanation.frame]))
         scores = self._scores(masked_images(images, hottest_cells(finding.heat, masking.area), masking))
         return float(scores[0, finding.class_index])
 
     def metrics(self) -> list[MetricSample]:
-        """Return what runs, and what it takes on a CUDA device; where there is none, nothing is said of memory."""
-        facts = self.info
-        names = {"model": facts.model, "backend": facts.backend, "precision": facts.precision, "device": facts.device}
-        told = [
-            MetricSample("engine_info", 1, "1, with what runs.", labels=(*names.items(), ("plan", facts.plan.name)))
-        ]
-        return told + (_memory(facts.device) if facts.device.startswith("cuda") else [])
+        """Return the engine's description and, on a CUDA device, its memory."""
+        info = self.info
+        names = {"model": info.model, "backend": info.backend, "precision": info.precision, "device": info.device}
+        labels = (*names.items(), ("plan", info.plan.name))
+        samples = [MetricSample("engine_info", 1, "Always 1; the labels describe the engine.", labels=labels)]
+        return samples + (_memory(info.device) if info.device.startswith("cuda") else [])
 
     def _images(self, pixels: Tensor) -> Tensor:
-        """Return the normalised batch of uint8 pixels (N, 3, H, W), where and how the network wants it."""
+        """Return pixels, uint8 (N, 3, H, W), normalised, on the network's device and in its dtype."""
         raise NotImplementedError
 
     def _outputs(self, images: Tensor) -> ModelOutputs:
-        """Return softmax scores (N, K), the explained classes (N, T), and their heat (N, T, h, w)."""
+        """Return softmax scores (N, K), the explained classes (N, T), and their heat maps (N, T, h, w)."""
         raise NotImplementedError
 
     def _scores(self, images: Tensor) -> Tensor:
-        """Return softmax scores (N, K): override it where they can be had for less than with their reasons."""
+        """Return softmax scores (N, K); override if they cost less without the explanation."""
         return self._outputs(images)[0]
 
 
 def _memory(device: str) -> list[MetricSample]:
-    """Return the bytes of a CUDA device by who holds them: tensors, all of this process (cached), all processes."""
+    """Return the memory use of a CUDA device: of tensors, of this process with its cache, and of all processes."""
     free, total = torch.cuda.mem_get_info(device)
-    held = {
+    used_bytes = {
         "tensors": torch.cuda.memory_allocated(device),
         "reserved": torch.cuda.memory_reserved(device),
         "all processes": total - free,
         "total": total,
     }
-    said = "Memory of the device, by who holds it."
+    text = "Memory of the device, by use."
     return [
-        MetricSample("device_memory_bytes", count, said, labels=(("device", device), ("kind", kind)))
-        for kind, count in held.items()
+        MetricSample("device_memory_bytes", count, text, labels=(("device", device), ("kind", kind)))
+        for kind, count in used_bytes.items()
     ]

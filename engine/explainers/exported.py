@@ -1,4 +1,4 @@
-"""The path of a batch through an exported network: what it is stands in its file, and a runtime runs it."""
+"""Explainer for exported networks: reads the file's metadata and runs it with ONNX Runtime, OpenVINO or torch."""
 
 from __future__ import annotations
 
@@ -22,12 +22,16 @@ class ExportedExplainer(BaseExplainer):
     """Explains frames with a file that ``engine.export.exporter`` wrote."""
 
     def __init__(self, path: Path, config: EngineConfig) -> None:
-        """Read the passport, load the file, and see that it still answers the probe as the engine did.
+        """Read the metadata, load the file, and verify its outputs for the probe.
+
+        Args:
+            path: the exported file.
+            config: the engine's settings.
 
         Raises:
-            ModelError: the file is missing, damaged, or none of this system's.
-            ConfigError: a knob contradicts what the file carries, or names a backend that cannot run it.
-            BackendError: nothing here runs it, or its answers are not what they were when it was exported.
+            ModelError: the file is missing, damaged, or was not exported by recipro-stream.
+            ConfigError: a setting contradicts the file, or the backend cannot run it.
+            BackendError: no installed runtime can run it, or its outputs differ from those at export.
         """
         started_at = time.perf_counter()
         if config.threads:
@@ -38,7 +42,7 @@ class ExportedExplainer(BaseExplainer):
         self._program = RUNTIMES[name].load(path, config.precision)
         preprocessing = Preprocessing(metadata.input_size, metadata.mean, metadata.std, metadata.fit)
         plan = PlanInfo(metadata.plan, f"exported to {path.name}", one_module=True)
-        self._prove(path, metadata, name, config.precision)
+        self._verify(path, metadata, name, config.precision)
         seconds = time.perf_counter() - started_at
         super().__init__(metadata.labels, metadata.method, preprocessing, EngineInfo(
             metadata.model, metadata.layer, metadata.grid, metadata.input_size, plan, name, config.precision, "cpu",
@@ -51,28 +55,28 @@ class ExportedExplainer(BaseExplainer):
     def _outputs(self, images: Tensor) -> ModelOutputs:
         return self._program(images)
 
-    def _prove(self, path: Path, metadata: ExportMetadata, backend: str, precision: str) -> None:
-        truth, slack = metadata.probe_outputs(path)
+    def _verify(self, path: Path, metadata: ExportMetadata, backend: str, precision: str) -> None:
+        reference, slack = metadata.probe_outputs(path)
         try:
             scores, classes, heat = self._program(probe_images(1, metadata.input_size))
         except (RuntimeError, ValueError, KeyError) as reason:
             raise BackendError(f"{path}: {backend} cannot run it ({reason}); export it again") from reason
-        told = scores, classes[:, :1], heat[:, :1]
-        if any(one.shape != other.shape for one, other in zip(truth, told, strict=True)):
-            raise BackendError(f"{path}: its answers have other shapes than it says; export it again")
-        differs = output_mismatch(truth, told, SCORE_TOLERANCE[precision], HEAT_TOLERANCE[precision] + slack)
+        outputs = scores, classes[:, :1], heat[:, :1]
+        if any(expected.shape != actual.shape for expected, actual in zip(reference, outputs, strict=True)):
+            raise BackendError(f"{path}: its outputs do not have the shapes in its metadata; export it again")
+        differs = output_mismatch(reference, outputs, SCORE_TOLERANCE[precision], HEAT_TOLERANCE[precision] + slack)
         if differs:
             raise BackendError(
-                f"{path}: {backend} in {precision} does not answer the probe as the engine did when it was exported: "
+                f"{path}: the outputs of {backend} in {precision} for the probe differ from those at export: "
                 f"{differs}; export it again, or use --precision fp32 or another --backend"
             )
 
 
 def choose_runtime(path: Path, config: EngineConfig) -> str:
-    """Return the name of what will run the file.
+    """Return the name of the runtime for a file.
 
     Raises:
-        ConfigError: the backend, precision or device that was asked for is not for such files.
+        ConfigError: the backend, precision or device of the configuration does not support such files.
         BackendError: a package is missing.
     """
     fitting = {name: entry for name, entry in RUNTIMES.items() if entry.suffix == path.suffix.lower()}
@@ -82,30 +86,30 @@ def choose_runtime(path: Path, config: EngineConfig) -> str:
             f"{did_you_mean(config.backend, fitting)}"
         )
     if config.device.startswith("cuda"):
-        raise ConfigError(f"device {config.device!r}: {path} runs on the CPU; name the network itself for a GPU")
-    asked = fitting if config.backend == "auto" else {config.backend: fitting[config.backend]}
-    able = {name: entry for name, entry in asked.items() if config.precision in entry.precisions}
-    if not able:
+        raise ConfigError(f"device {config.device!r}: {path} runs on the CPU; for a GPU give the model's name")
+    candidates = fitting if config.backend == "auto" else {config.backend: fitting[config.backend]}
+    suitable = {name: entry for name, entry in candidates.items() if config.precision in entry.precisions}
+    if not suitable:
         raise ConfigError(
-            f"precision {config.precision!r}: {', '.join(asked)} runs {path.name} in fp32 only; leave --precision out"
+            f"precision {config.precision!r}: {', '.join(candidates)} runs {path.name} in fp32 only; omit --precision"
         )
-    lacking = {name: entry.missing() for name, entry in able.items()}
-    here = [name for name, said in lacking.items() if not said]
-    if not here:
-        raise BackendError("; ".join(f"backend {name!r}: {said}" for name, said in lacking.items()))
-    return here[0]
+    missing = {name: entry.missing() for name, entry in suitable.items()}
+    available = [name for name, reason in missing.items() if not reason]
+    if not available:
+        raise BackendError("; ".join(f"backend {name!r}: {reason}" for name, reason in missing.items()))
+    return available[0]
 
 
 def _refuse_settings(path: Path, metadata: ExportMetadata, config: EngineConfig) -> None:
-    """Refuse what would change a network that is finished; a knob that says the same as the file is welcome."""
-    carried = {
+    """Raise ConfigError for a setting that differs from the exported file's."""
+    exported = {
         "weights": None, "labels": None, "layer": metadata.layer, "target": list(metadata.target),
         "kernel": metadata.method.partition("/")[2], "input_size": metadata.input_size, "mean": metadata.mean,
         "std": metadata.std, "fit": metadata.fit,
     }  # fmt: skip
-    for setting, value in carried.items():
-        asked = getattr(config, setting)
-        if setting in config.model_fields_set and asked is not None and asked != value:
+    for setting, value in exported.items():
+        configured = getattr(config, setting)
+        if setting in config.model_fields_set and configured is not None and configured != value:
             option = "--" + setting.replace("_", "-")
-            has = "carries its own" if value is None else f"was exported with {value!r}"
-            raise ConfigError(f"{option} {asked!r}: {path} {has}; leave {option} out, or export the network again")
+            has = "has its own" if value is None else f"was exported with {value!r}"
+            raise ConfigError(f"{option} {configured!r}: {path} {has}; omit {option}, or export the network again")

@@ -1,4 +1,4 @@
-"""The path of a batch: up -> head -> method -> down. Implements the Explainer port for any network of the table."""
+"""Explainer for any supported network: splits, plans and compiles it, then runs batches of frames."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ class NetworkExplainer(BaseExplainer):
     def __init__(
         self, network: LoadedModel, config: EngineConfig, *, batch_size: int = 1, batch_sizes: tuple[int, ...] = ()
     ) -> None:
-        """Cut, plan, compile and prove; then every batch only runs.
+        """Split the network, choose a plan, compile, and verify against eager float32.
 
         Args:
-            network: what to run.
-            config: how.
-            batch_size: how many frames usually come at once; ``config.batch`` wins.
+            network: the model.
+            config: the engine's settings.
+            batch_size: usual number of frames per batch; ``config.batch`` has priority.
             batch_sizes: further batch sizes to compile for.
 
         Raises:
-            LayerError, EngineError: the network cannot be cut at this layer, or takes no input of this size.
-            ConfigError: an unknown backend, kernel or class.
-            BackendError: the device or backend is missing here, or disagrees with eager float32.
+            LayerError, EngineError: the network cannot be split at this layer, or does not accept this input size.
+            ConfigError: the backend, kernel or a class is unknown.
+            BackendError: the device or backend is not available, or its outputs differ from eager float32.
         """
         started_at = time.perf_counter()
         if config.threads:
@@ -68,27 +68,27 @@ class NetworkExplainer(BaseExplainer):
         self._runner = Runner(split, build) if len(candidates) == 1 else choose(split, build, candidates)
         backend = self._runner.config.backend
         plan, seconds = self._runner.plan.info, time.perf_counter() - started_at
-        facts = EngineInfo(
+        info = EngineInfo(
             network.name, split.layer, split.grid, size, plan, backend, config.precision, str(device), seconds
         )
-        super().__init__(labels, f"{split.method}/{kernel}", preprocessing, facts)
+        super().__init__(labels, f"{split.method}/{kernel}", preprocessing, info)
 
     def metrics(self) -> list[MetricSample]:
-        """Return what runs and what it takes, how the device does, and what building it took."""
+        """Return metrics of the engine, the device, the build time and the compile cache."""
         build = self._runner.config
-        told = [
+        samples = [
             *super().metrics(),
             *gpu_metrics(build.device),
-            MetricSample("engine_build_seconds", self.info.build_seconds, "What cutting, compiling and proving took."),
+            MetricSample("engine_build_seconds", self.info.build_seconds, "Time to split, compile and verify."),
         ]
         if build.cache is not None:
-            taken = {"taken": build.cache.hits, "written": build.cache.writes}
-            says = "Compiled results taken from the cache, and written to it, when the engine was built."
-            told += [
-                MetricSample("engine_cache_entries", count, says, labels=(("how", how),))
-                for how, count in taken.items()
+            counts = {"taken": build.cache.hits, "written": build.cache.writes}
+            text = "Cache entries read and written when the engine was built."
+            samples += [
+                MetricSample("engine_cache_entries", count, text, labels=(("how", how),))
+                for how, count in counts.items()
             ]
-        return told
+        return samples
 
     def _images(self, pixels: Tensor) -> Tensor:
         build = self._runner.config

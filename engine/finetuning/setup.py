@@ -178,7 +178,7 @@ def _from_file(config: FinetuneConfig, labels: tuple[str, ...]) -> FinetuneModel
         config=config,
         known_labels=known,
         trained_digests=file.trained_digests,
-        trained_hashes=file.looks,
+        trained_hashes=file.perceptual_hashes,
         parent_checkpoint=_told(file, place, known),
     )
 

@@ -1,1 +1,1 @@
-"""The explaining methods, one file each, all behind one signature."""
+"""Explanation methods: Recipro-CAM, ViT-ReciproCAM, CAM and the gradient-based methods for comparison."""

@@ -1,8 +1,9 @@
-"""Plain CAM, for comparison: which cells raise a class's score, before the softmax.
+"""Class activation mapping (CAM), for comparison with Recipro-CAM.
 
-Source: Zhou et al., *Learning deep features for discriminative localization*, arXiv:1512.04150: the last feature maps
-summed with the class's weights. It is defined where a mean over the grid is followed by one linear layer. There the
-score of a map that keeps cell p alone is ``w f_p / (h w) + b``: the same map, min-max normalised.
+Source: Zhou et al., *Learning deep features for discriminative localization*, arXiv:1512.04150: the sum of the last
+feature maps, weighted with the class's row w of the linear layer. CAM is defined only for a network that ends in a
+mean over the grid and one linear layer. There the logit of a map that keeps only cell p is ``w f_p / (h w) + b``,
+which gives the same heat map after min-max normalisation.
 """
 
 from __future__ import annotations
@@ -13,41 +14,43 @@ import torch
 from torch import Tensor
 
 from engine.methods.pooled import PooledPlan
-from engine.methods.recipro import chosen_classes, normalise, plan_for, top_classes
+from engine.methods.recipro import normalise, plan_for, resolve_classes, top_classes
 from engine.split.network import SplitModel
 from pipeline.errors import LayerError
 
 LINEAR_TOLERANCE = 1e-4
-"""How far a layer may be from linear on random vectors, as a share of its largest answer."""
+"""Largest deviation from linearity on random vectors, as a fraction of the largest output."""
 
 
 def cam(
     split: SplitModel, images: Tensor, classes: int | Sequence[int] | Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Explain a batch of images by plain CAM; arguments and results as in ``engine.methods.recipro.recipro_cam``.
+    """Explain a batch of images by CAM; arguments and results as in ``engine.methods.recipro.recipro_cam``.
 
     Raises:
-        LayerError: what follows the layer is not a mean over the grid and one linear layer.
+        LayerError: the layer is not followed by a mean over the grid and one linear layer.
     """
     with torch.inference_mode():
         features = split.head(images)
         plan = plan_for(split, features, "point")
         if not (isinstance(plan, PooledPlan) and plan.before is None and _is_affine(plan, features)):
             raise LayerError(
-                f"layer {split.layer!r}: plain CAM needs a mean over the grid and one linear layer right behind it; "
+                f"layer {split.layer!r}: CAM needs a mean over the grid and one linear layer directly after it; "
                 "choose --method recipro-cam (for a CNN also grad-cam), or the last layer"
             )
-        scores, every = plan(features)
-        chosen = top_classes(scores, 1) if classes is None else chosen_classes(classes, len(images), split.classes)
-        matrix = every.float().gather(2, chosen.to(every.device)[:, None, :].expand(-1, every.shape[1], -1))
+        scores, cell_logits = plan(features)
+        chosen = top_classes(scores, 1) if classes is None else resolve_classes(classes, len(images), split.classes)
+        matrix = cell_logits.float().gather(
+            2, chosen.to(cell_logits.device)[:, None, :].expand(-1, cell_logits.shape[1], -1)
+        )
         heat = normalise(matrix - matrix.amin(1, keepdim=True))
         return torch.softmax(scores.float(), dim=1), heat[:, :, 0].reshape(-1, *features.shape[2:])
 
 
 def _is_affine(plan: PooledPlan, features: Tensor) -> bool:
-    """Ask the layers behind the mean whether the answer to a sum is the sum of answers, less the answer to nothing."""
+    """Check f(a + b) = f(a) + f(b) - f(0) for the layers after the mean, on two random vectors."""
     shape = (2, features.shape[1]) if plan.flat else (2, features.shape[1], 1, 1)
     vectors = torch.randn(shape, generator=torch.Generator().manual_seed(5)).to(features)
-    one, other = vectors[:1], vectors[1:]
-    both, first, second, nothing = (plan.after(v) for v in (one + other, one, other, torch.zeros_like(one)))
-    return float((both - first - second + nothing).abs().max()) <= LINEAR_TOLERANCE * float(both.abs().max())
+    a, b = vectors[:1], vectors[1:]
+    f_sum, f_a, f_b, f_zero = (plan.after(v) for v in (a + b, a, b, torch.zeros_like(a)))
+    return float((f_sum - f_a - f_b + f_zero).abs().max()) <= LINEAR_TOLERANCE * float(f_sum.abs().max())

@@ -1,4 +1,4 @@
-"""Plan 3, the definition itself: every masked map through the whole tail, in chunks that fit a memory budget."""
+"""Dense plan: runs every masked map through the whole tail, in chunks that fit a memory budget."""
 
 from __future__ import annotations
 
@@ -13,65 +13,72 @@ from engine.methods.kernels import Kernel
 from engine.methods.plan import Plan, PlanInfo, reference_scores
 
 DEFAULT_BUDGET_BYTES = 1 << 30
-"""Memory for one chunk of masked maps and everything the tail makes of them."""
+"""Memory for one chunk of masked maps and all outputs that the tail computes from it."""
 
 Run = Callable[[Tensor], Tensor]
-"""Answers as a tail does: maps (N, C, h, w) to class scores (N, K)."""
+"""Computes class logits (N, K) from maps (N, C, h, w), as the tail does."""
 
 
 class DensePlan(Plan):
-    """Always right and never out of memory; its price is rows times columns passes through the tail."""
+    """Evaluates the definition: exact for any tail, at the cost of h * w passes through it."""
 
     def __init__(self, tail: nn.Module, kernel: Kernel, why: str, budget_bytes: int = DEFAULT_BUDGET_BYTES) -> None:
-        """Take the tail, the masks, why there is no cheaper plan, and what a chunk may take."""
+        """Initialize the plan.
+
+        Args:
+            tail: the part of the network after the layer, maps (N, C, h, w) to logits (N, K).
+            kernel: the shape of the masks.
+            why: why no cheaper plan applies, for ``info``.
+            budget_bytes: memory for one chunk.
+        """
         super().__init__()
         self.tail = tail
         self.kernel: Kernel = kernel
         self.budget_bytes = budget_bytes
         self.info = PlanInfo("dense", why, one_module=False)
         self.chunks: dict[tuple[int, ...], int] = {}
-        """How many maps go together, by what they are like: measured once for each kind."""
+        """Maps per chunk by the shape (C, h, w) of a map."""
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the plain network's scores (N, K) and every cell's (N, h * w, K), before the softmax."""
+        """Return the network's logits (N, K) and the cells' logits (N, h * w, K)."""
         scores = self.tail(features)
-        everything = features.shape[2] * features.shape[3]
+        cell_count = features.shape[2] * features.shape[3]
         chunk = self.chunk(features)
-        cells = torch.arange(everything, device=features.device)
-        every = [
+        cells = torch.arange(cell_count, device=features.device)
+        cell_logits = [
             torch.cat(
                 [
                     reference_scores(self.tail, image, self.kernel, cells[i : i + chunk])
-                    for i in range(0, everything, chunk)
+                    for i in range(0, cell_count, chunk)
                 ],
                 dim=1,
             )
             for image in torch.split(features, 1)
         ]
-        return scores, torch.cat(every)
+        return scores, torch.cat(cell_logits)
 
     def probe(self, features: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the plain scores and those of some cells only, at the price of these."""
+        """Return the network's logits and those of ``cells`` only; the cost is proportional to ``len(cells)``."""
         parts = torch.split(cells.to(features.device), self.chunk(features))
-        told = [reference_scores(self.tail, features, self.kernel, part) for part in parts]
-        return self.tail(features), torch.cat(told, dim=1)
+        logits = [reference_scores(self.tail, features, self.kernel, part) for part in parts]
+        return self.tail(features), torch.cat(logits, dim=1)
 
     def chunk(self, features: Tensor) -> int:
-        """Return how many masked maps go through the tail at once within the budget, at least one."""
+        """Return how many masked maps fit the budget in one pass, at least 1."""
         shape = tuple(features.shape[1:])
         if shape not in self.chunks:
             most = max(1, int(self.budget_bytes // bytes_per_map(self.tail, features[:1])))
             cells = features.shape[2] * features.shape[3]
-            # As few chunks as the budget allows, and as even: one that is compiled for hardly has to be filled up.
+            # The fewest chunks that the budget allows, of equal size: a compiled chunk then needs little padding.
             self.chunks[shape] = math.ceil(cells / math.ceil(cells / most))
         return self.chunks[shape]
 
     def compiled(self, features: Tensor, compile_tail: Callable[[nn.Module, Tensor], Run]) -> DensePlan:
-        """Return this plan with its tail compiled for maps like these: as many as come, and as many as are masked.
+        """Return this plan with a tail compiled for two batch sizes: the feature maps' and one chunk's.
 
         Args:
-            features: what the head gives, (N, C, h, w).
-            compile_tail: module and example to what answers as the module does, for inputs of the example's shape.
+            features: the head's output, (N, C, h, w).
+            compile_tail: compiles a module for inputs of an example's shape.
         """
         chunk = self.chunk(features)
         maps = torch.zeros(chunk, *features.shape[1:], dtype=features.dtype, device=features.device)
@@ -82,31 +89,31 @@ class DensePlan(Plan):
 
 
 class CompiledTail(nn.Module):
-    """A tail that was compiled for some numbers of maps: more go through in turn, fewer are filled up."""
+    """A tail compiled for some batch sizes: larger batches are split, smaller ones are padded with zeros."""
 
     def __init__(self, runs: Mapping[int, Run]) -> None:
-        """Take what runs so many maps at once."""
+        """Store the compiled tails by batch size."""
         super().__init__()
         self._runs = dict(runs)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Return the class scores (N, K) of maps (N, C, h, w), before the softmax."""
+        """Return the class logits (N, K) of maps (N, C, h, w)."""
         size = min((count for count in self._runs if count >= len(maps)), default=max(self._runs))
         run = self._runs[size]
         if size == len(maps):
             return run(maps)
-        told = []
+        logits = []
         for part in torch.split(maps, size):
-            filled = functional.pad(part, (0, 0, 0, 0, 0, 0, 0, size - len(part)))
-            told.append(run(filled)[: len(part)])
-        return torch.cat(told)
+            padded = functional.pad(part, (0, 0, 0, 0, 0, 0, 0, size - len(part)))
+            logits.append(run(padded)[: len(part)])
+        return torch.cat(logits)
 
 
 def bytes_per_map(tail: nn.Module, features: Tensor) -> int:
-    """Return the bytes one map needs on its way through the tail: all outputs of its leaf modules, counted once.
+    """Return the memory in bytes that one map needs in the tail: the sum of all leaf modules' outputs.
 
-    An upper bound on what is alive at one time for a tail that runs its modules in turn; operations between modules
-    are covered by counting the map itself four times.
+    This is an upper bound on the memory alive at one time for a tail that runs its modules in sequence. The map itself
+    counts four times, to cover operations between modules.
     """
     total = 4 * features[0].numel() * features.element_size()
 

@@ -1,9 +1,12 @@
-"""Plan 1, flattened tails (VGG, AlexNet): a fixed pooling, flatten, then linear layers.
+"""Flat plan, for tails with a flattened map (VGG, AlexNet): a fixed pooling, flatten, then linear layers.
 
-The first linear layer meets each cell with a column block of its own weight: for the map that keeps cell p alone its
-answer is ``b + A_p f_p``. All blocks together are the layer's weight once, so all masked maps cost one dense pass of
-that layer, and the plain network's answer is their sum. Pooling before the flatten (adaptive, any grid) is linear in
-each channel and folded into the blocks.
+The first linear layer (weight A, bias b) multiplies each cell with its own column block A_p. Its output is
+
+    b + A_p f_p              for the map that keeps only cell p
+    b + sum over p of A_p f_p   for the full map
+
+so all masked maps together cost one pass of that layer. Pooling before the flatten (adaptive, to any grid) is linear
+in each channel and is folded into the blocks.
 """
 
 from __future__ import annotations
@@ -17,12 +20,12 @@ from engine.methods.kernels import Kernel, masks
 from engine.methods.plan import Plan, PlanInfo
 from engine.split.fx_utils import shapes_of, subgraph
 
-MAXIMUM_BYTES = 2 << 30
-"""Above this the folded blocks are not made; the dense plan needs no such table."""
+MAX_BYTES = 2 << 30
+"""Largest size of the folded blocks; above it the plan is not built."""
 
 
 class FlatPlan(Plan):
-    """One block of the first linear layer's weight per cell; see the module's text for the algebra."""
+    """Holds one block of the first linear layer's weight per cell; the module docstring has the formulas."""
 
     blocks: Tensor
     spread: Tensor | None
@@ -31,24 +34,32 @@ class FlatPlan(Plan):
     def __init__(
         self, blocks: Tensor, grid: tuple[int, int], bias: Tensor | None, after: nn.Module, kernel: Kernel
     ) -> None:
-        """Take blocks (h * w, C, D) of the first linear layer, its bias (D,), and what follows it."""
+        """Initialize the plan.
+
+        Args:
+            blocks: the weight blocks of the first linear layer, (h * w, C, D).
+            grid: rows and columns of the map.
+            bias: the first linear layer's bias, (D,).
+            after: the layers after it, (M, D) to logits (M, K).
+            kernel: the shape of the masks.
+        """
         super().__init__()
         self.register_buffer("blocks", blocks)
         self.register_buffer("bias", bias)
         self.register_buffer("spread", None)
         if kernel != "point":
-            # Cell p's own vector also reaches its neighbours' blocks.
+            # The mask of cell p also puts f_p, weighted, on the neighbouring cells.
             weights = masks(kernel, grid, torch.arange(len(blocks))).flatten(1).to(blocks)
             self.spread = (weights @ blocks.flatten(1)).view_as(blocks)
         self.after = after
         self.info = PlanInfo("flat", "pooling, flatten, then linear layers", one_module=True)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the plain network's scores (N, K) and every cell's (N, h * w, K), before the softmax."""
+        """Return the network's logits (N, K) and the cells' logits (N, h * w, K)."""
         vectors = features.flatten(2).permute(2, 0, 1)
-        answers = torch.bmm(vectors, self.blocks)
-        plain = answers.sum(0)[:, None]
-        cells = (answers if self.spread is None else torch.bmm(vectors, self.spread)).transpose(0, 1)
+        products = torch.bmm(vectors, self.blocks)
+        plain = products.sum(0)[:, None]
+        cells = (products if self.spread is None else torch.bmm(vectors, self.spread)).transpose(0, 1)
         hidden = torch.cat((plain, cells), dim=1)
         if self.bias is not None:
             hidden = hidden + self.bias
@@ -58,32 +69,34 @@ class FlatPlan(Plan):
 
 @dataclass(frozen=True)
 class FlatTail:
-    """What was recognised in a tail: pooling, one linear layer, and what follows it."""
+    """The parts of a flattened tail: pooling, one linear layer, and the layers after it."""
 
     pooling: Tensor | None
-    """(h * w, cells out), the same for every channel; None = none."""
+    """The pooling matrix (h * w, pooled cells), the same for every channel; None = no pooling."""
     layer: nn.Linear
     after: nn.Module
 
 
 def find_flat(tail: nn.Module, features: Tensor, kernel: Kernel) -> FlatPlan | None:
-    """Return a flat plan if the tail has a linear layer on the whole flattened (and pooled) map.
+    """Return a flat plan if the tail applies a linear layer to the flattened (and pooled) map, else None.
 
-    What it returns still has to be proven.
+    The caller must check the result with ``verify_plan``.
     """
-    found = recognise_flat(tail, features)
-    if found is None:
+    flat_tail = recognise_flat(tail, features)
+    if flat_tail is None:
         return None
-    layer, channels = found.layer, features.shape[1]
+    layer, channels = flat_tail.layer, features.shape[1]
     weight = layer.weight.view(layer.out_features, channels, -1)
-    blocks = weight.permute(2, 1, 0) if found.pooling is None else torch.einsum("dcq,pq->pcd", weight, found.pooling)
+    blocks = (
+        weight.permute(2, 1, 0) if flat_tail.pooling is None else torch.einsum("dcq,pq->pcd", weight, flat_tail.pooling)
+    )
     bias = None if layer.bias is None else layer.bias.detach()
     grid = (features.shape[2], features.shape[3])
-    return FlatPlan(blocks.detach().contiguous(), grid, bias, found.after, kernel)
+    return FlatPlan(blocks.detach().contiguous(), grid, bias, flat_tail.after, kernel)
 
 
 def recognise_flat(tail: nn.Module, features: Tensor) -> FlatTail | None:
-    """Take the tail's graph apart at its first linear layer, if that is on the flattened map; None otherwise."""
+    """Return the parts of a tail whose first linear layer reads the flattened map; None for any other tail."""
     if not isinstance(tail, fx.GraphModule):
         return None
     shapes = shapes_of(tail, features[:1])
@@ -99,10 +112,10 @@ def recognise_flat(tail: nn.Module, features: Tensor) -> FlatTail | None:
         after = subgraph(tail, node, output.all_input_nodes[0])
         if len(shapes[source]) != 2 or width % channels or before is None or after is None:
             return None
-        if layer.out_features * channels * rows * columns * layer.weight.element_size() > MAXIMUM_BYTES:
+        if layer.out_features * channels * rows * columns * layer.weight.element_size() > MAX_BYTES:
             return None
         if next(before.parameters(), None) is not None:
-            # Pooling has no weights, and a convolution must not meet every one-hot map at once.
+            # Pooling has no weights, and running a convolution on all one-hot maps would be costly.
             return None
         pooling = _pooling(before, features[:1], width // channels)
         return FlatTail(pooling, layer, after) if _holds(pooling, before, features[:1]) else None
@@ -110,20 +123,20 @@ def recognise_flat(tail: nn.Module, features: Tensor) -> FlatTail | None:
 
 
 def _pooling(before: nn.Module, example: Tensor, cells_out: int) -> Tensor | None:
-    """Return the matrix (h * w, cells_out) that ``before`` applies to each channel; None where it is the identity."""
+    """Return the matrix (h * w, cells_out) that ``before`` applies to each channel; None for the identity."""
     _, channels, rows, columns = example.shape
     one_hot = torch.eye(rows * columns, device=example.device, dtype=example.dtype).view(-1, 1, rows, columns)
     with torch.inference_mode():
-        answer = before(one_hot.expand(-1, channels, -1, -1)).view(rows * columns, channels, cells_out)[:, 0]
-    matrix = answer.clone()
+        pooled = before(one_hot.expand(-1, channels, -1, -1)).view(rows * columns, channels, cells_out)[:, 0]
+    matrix = pooled.clone()
     same = cells_out == rows * columns and torch.equal(matrix, torch.eye(cells_out).to(matrix))
     return None if same else matrix
 
 
 def _holds(pooling: Tensor | None, before: nn.Module, example: Tensor) -> bool:
-    """Say whether ``before`` does to a real map what the matrix says it does."""
+    """Return whether ``before`` equals the pooling matrix on an example map."""
     maps = example.flatten(2)
     expected = maps if pooling is None else maps @ pooling
     with torch.inference_mode():
-        answer = before(example)
-    return bool(torch.allclose(answer.flatten(), expected.flatten(), rtol=1e-3, atol=1e-3 * float(maps.abs().max())))
+        actual = before(example)
+    return bool(torch.allclose(actual.flatten(), expected.flatten(), rtol=1e-3, atol=1e-3 * float(maps.abs().max())))

@@ -1,8 +1,8 @@
-"""The methods people compare with, by the ``grad-cam`` package: for evaluation, never in the live path.
+"""Methods of the ``grad-cam`` package behind this project's signature: for evaluation, not for live video.
 
-Gradients are taken of the score before the softmax with respect to the layer's map; what the package makes of them is
-asked for on the layer's grid, so that its own enlargement takes no part. The network given is never touched: a
-``SplitModel`` is a copy, and the package's hooks sit on a module of this file.
+Gradients are those of the logit with respect to the layer's map. The package returns its heat map on the layer's grid,
+so its own upsampling has no effect. The network is not changed: a ``SplitModel`` is a copy, and the package's hooks
+are registered on a module of this file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from engine.methods.recipro import chosen_classes, top_classes
+from engine.methods.recipro import resolve_classes, top_classes
 from engine.split.network import SplitModel
 from pipeline.errors import EngineError
 
@@ -29,17 +29,20 @@ GRAD_CAM_METHODS: Final = {
     "score-cam": "ScoreCAM",  # Wang et al., arXiv:1910.01279
     "eigen-cam": "EigenCAM",  # Muhammad and Yeasin, arXiv:2008.00299
 }
-"""Our names of the methods, and the package's."""
+"""The package's class by the method's name here."""
 
 SCORE_CAM_BATCH_SIZE: Final = 32
-"""How many masked images Score-CAM sends through the network together."""
+"""Masked images per batch of Score-CAM."""
 
 
 class GradCamMethod:
-    """One of the package's methods, behind the signature of ``engine.methods.recipro.recipro_cam``."""
+    """One method of the package, with the signature of ``engine.methods.recipro.recipro_cam``."""
 
     def __init__(self, name: str) -> None:
-        """Take a name of ``GRAD_CAM_METHODS``.
+        """Import the package.
+
+        Args:
+            name: a key of ``GRAD_CAM_METHODS``.
 
         Raises:
             EngineError: the package is missing.
@@ -57,56 +60,60 @@ class GradCamMethod:
     ) -> tuple[Tensor, Tensor]:
         """Explain a batch of images; arguments and results as in ``recipro_cam``."""
         with torch.inference_mode(mode=False), torch.no_grad():
-            images = images.clone()  # an inference tensor takes part in no gradient; its copy may
+            images = images.clone()  # an inference tensor cannot require a gradient, its copy can
             features = split.head(images)
             if features.ndim != 4:
                 raise EngineError(
-                    f"method {self.name!r}: layer {split.layer!r} gives no grid of cells; choose --method recipro-cam"
+                    f"method {self.name!r}: the output of layer {split.layer!r} is not a grid of cells; choose "
+                    "--method recipro-cam"
                 )
             logits = split.tail(features)
-            chosen = top_classes(logits, 1) if classes is None else chosen_classes(classes, len(images), split.classes)
-            wanted = [int(one) for one in chosen[:, 0]]
+            chosen = top_classes(logits, 1) if classes is None else resolve_classes(classes, len(images), split.classes)
+            class_indices = [int(index) for index in chosen[:, 0]]
             if self.name == "score-cam":
                 heat = torch.cat(
-                    [self._heat(split, image[None], [one]) for image, one in zip(images, wanted, strict=True)]
+                    [
+                        self._heat(split, image[None], [index])
+                        for image, index in zip(images, class_indices, strict=True)
+                    ]
                 )
             else:
                 with torch.enable_grad():
-                    heat = self._heat(split, features.clone().requires_grad_(), wanted)
+                    heat = self._heat(split, features.clone().requires_grad_(), class_indices)
             return torch.softmax(logits.float(), dim=1), heat.to(images.device)
 
-    def _heat(self, split: SplitModel, given: Tensor, wanted: list[int]) -> Tensor:
-        """Ask the package, with images (Score-CAM, which scores masked images) or feature maps (all others)."""
-        watched = _Watched(split, whole=self.name == "score-cam")
-        method: Any = getattr(self._package, GRAD_CAM_METHODS[self.name])(model=watched, target_layers=[watched.grid])
+    def _heat(self, split: SplitModel, inputs: Tensor, class_indices: list[int]) -> Tensor:
+        """Return the package's heat maps (N, h, w) for images (Score-CAM) or feature maps (all other methods)."""
+        hooked = _HookedNetwork(split, whole=self.name == "score-cam")
+        method: Any = getattr(self._package, GRAD_CAM_METHODS[self.name])(model=hooked, target_layers=[hooked.grid])
         method.get_target_width_height = lambda _images: (split.grid[1], split.grid[0])
-        # Hooked, Score-CAM would keep the maps of every masked image.
+        # Without a second, unhooked network Score-CAM would store the maps of every masked image.
         method.model, method.batch_size = (
-            _Watched(split, whole=True) if watched.whole else watched,
+            _HookedNetwork(split, whole=True) if hooked.whole else hooked,
             SCORE_CAM_BATCH_SIZE,
         )
-        targets = [_Logit(one) for one in wanted]
+        targets = [_ClassLogit(index) for index in class_indices]
         try:
             with _no_progress_bar():
-                heat = method(input_tensor=given, targets=targets)
+                heat = method(input_tensor=inputs, targets=targets)
         finally:
             method.activations_and_grads.release()
         return torch.from_numpy(heat).nan_to_num(0.0).clamp(0.0, 1.0)
 
 
-class _Watched(nn.Module):
-    """The network, or its tail alone, with a place for hooks at the cut."""
+class _HookedNetwork(nn.Module):
+    """The network, or only its tail, with an identity module at the cut for the package's hooks."""
 
     def __init__(self, split: SplitModel, *, whole: bool) -> None:
         super().__init__()
         self.head, self.grid, self.tail, self.whole = split.head, nn.Identity(), split.tail, whole
 
-    def forward(self, given: Tensor) -> Any:  # noqa: ANN401 - what a module returns
-        return self.tail(self.grid(self.head(given) if self.whole else given))
+    def forward(self, inputs: Tensor) -> Any:  # noqa: ANN401 - what a module returns
+        return self.tail(self.grid(self.head(inputs) if self.whole else inputs))
 
 
-class _Logit:
-    """The score that is explained."""
+class _ClassLogit:
+    """Selects the logit of the explained class."""
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -117,11 +124,11 @@ class _Logit:
 
 @contextmanager
 def _no_progress_bar() -> Iterator[None]:
-    """Keep Score-CAM from drawing a bar for every picture, and from the thread that goes with it."""
+    """Disable Score-CAM's progress bar for every image, and the bar's thread."""
     module: Any = importlib.import_module(f"{PACKAGE}.score_cam")
-    before = module.tqdm
+    original = module.tqdm
     module.tqdm = SimpleNamespace(tqdm=iter)
     try:
         yield
     finally:
-        module.tqdm = before
+        module.tqdm = original

@@ -1,7 +1,7 @@
-"""The masks of Recipro-CAM: which share of a cell's vector lands on which cell.
+"""The spatial masks of Recipro-CAM.
 
-Source: Byun and Lee, arXiv:2209.14074, section 3: one-hot masks, or the vector spread by a 3x3 Gaussian, cut off at
-the border and not renormalised.
+Source: Byun and Lee, arXiv:2209.14074, section 3: one-hot masks, or the cell's vector spread over its neighbours with
+the weights of a 3x3 Gaussian, cut off at the border and not renormalised.
 """
 
 from __future__ import annotations
@@ -19,11 +19,15 @@ STENCILS: Final[dict[str, tuple[tuple[float, ...], ...]]] = {
     "point": ((1.0,),),
     "gaussian": ((1 / 16, 2 / 16, 1 / 16), (2 / 16, 4 / 16, 2 / 16), (1 / 16, 2 / 16, 1 / 16)),
 }
-"""Each kernel as rows of weights around the masked cell."""
+"""Weights of each kernel, row by row; the centre is the masked cell."""
 
 
 def check_kernel(name: str) -> Kernel:
-    """Return ``name`` if it is a kernel; raise ConfigError with the nearest right one otherwise."""
+    """Return ``name`` as a kernel.
+
+    Raises:
+        ConfigError: the kernel is unknown; the message has the nearest known name.
+    """
     for known in get_args(Kernel):
         if name == known:
             return known  # type: ignore[no-any-return]
@@ -31,26 +35,26 @@ def check_kernel(name: str) -> Kernel:
 
 
 def stencil(kernel: Kernel) -> Tensor:
-    """Return the kernel's weights, float32, (1, 1) or (3, 3)."""
+    """Return the kernel's weights: float32, (1, 1) or (3, 3)."""
     return torch.tensor(STENCILS[kernel])
 
 
 def masks(kernel: Kernel, grid: tuple[int, int], cells: Tensor) -> Tensor:
-    """Return the masks of some cells, where the cells are: float32, (len(cells), rows, columns).
+    """Return the masks of some cells: float32, (len(cells), rows, columns), on the device of ``cells``.
 
     Args:
-        kernel: the spread of a cell's own vector.
+        kernel: the weights around the masked cell.
         grid: rows and columns.
-        cells: indices of cells, counted row by row.
+        cells: int64 indices of cells in row-major order.
     """
-    # Compared, not written to: nothing is copied to a device, and a CUDA graph may be capturing.
+    # Comparisons instead of indexed writes: they copy nothing to the device, so a CUDA graph can capture them.
     down, across = (
-        torch.arange(size, device=cells.device) - place[:, None]
-        for size, place in zip(grid, (cells // grid[1], cells % grid[1]), strict=True)
+        torch.arange(size, device=cells.device) - centre[:, None]
+        for size, centre in zip(grid, (cells // grid[1], cells % grid[1]), strict=True)
     )
-    told = torch.zeros((len(cells), *grid), device=cells.device)
+    weighted = torch.zeros((len(cells), *grid), device=cells.device)
     reach = len(STENCILS[kernel]) // 2
     for dy, weights in enumerate(STENCILS[kernel], start=-reach):
         for dx, weight in enumerate(weights, start=-reach):
-            told += ((down == dy)[:, :, None] & (across == dx)[:, None]) * weight
-    return told
+            weighted += ((down == dy)[:, :, None] & (across == dx)[:, None]) * weight
+    return weighted

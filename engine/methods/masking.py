@@ -1,9 +1,9 @@
-"""A network's input without its hottest area: what a live deletion check shows the network. Pure.
+"""Masked inputs for the live deletion check: the hottest area of the heat map is replaced.
 
-The hottest cells are taken, as many as make up a share of the grid (at least one), and of these only those that have
-any heat at all; each stands for its rectangle of the input. The rest of the input is left as it is. What takes their
-place is either the mean colour of what is left, or the input blurred over an eighth of its sides, in the way of
-*Deletion* (Petsiuk, Das and Saenko, RISE, BMVC 2018), of which this is one step.
+Selects the hottest cells, as many as make up a fraction of the grid (at least one), and of these the cells above zero.
+Each cell stands for its rectangle of the input. The rectangles are filled with the mean colour of the rest of the
+input, or with a blurred copy of the input (8x8 averages). This is one step of the *Deletion* metric (Petsiuk, Das and
+Saenko, RISE, BMVC 2018).
 """
 
 from __future__ import annotations
@@ -18,11 +18,19 @@ from pipeline.frames import Heat
 from pipeline.ports import MaskingOptions
 
 _BLUR_CELLS = 8
-"""The blur keeps so many values along each side."""
+"""Rows and columns of averages that the blur is interpolated from."""
 
 
 def hottest_cells(heat: Heat, area: float) -> Tensor:
-    """Return which cells are masked, bool (rows, columns)."""
+    """Return the cells to mask.
+
+    Args:
+        heat: heat map, float32 (rows, columns) in [0, 1].
+        area: fraction of the cells to mask, in (0, 1].
+
+    Returns:
+        bool (rows, columns).
+    """
     cells = torch.from_numpy(heat.copy())
     count = max(1, math.floor(area * cells.numel() + 1e-6))
     chosen = torch.zeros(cells.numel(), dtype=torch.bool)
@@ -34,16 +42,16 @@ def masked_images(images: Tensor, cells: Tensor, masking: MaskingOptions) -> Ten
     """Return normalised images (N, 3, H, W) with the rectangles of some cells replaced.
 
     Args:
-        images: as the network takes them; left as they are.
-        cells: bool (rows, columns).
-        masking: what takes their place.
+        images: normalised network input; not changed.
+        cells: bool (rows, columns), True where the input is replaced.
+        masking: how the rectangles are filled.
     """
     height, width = images.shape[2:]
     mask = F.interpolate(cells[None, None].to(images.device, images.dtype), size=(height, width), mode="nearest")
-    kept = 1 - mask
+    visible = 1 - mask
     if masking.fill == "blur":
         small = F.adaptive_avg_pool2d(images, _BLUR_CELLS)
         fill = F.interpolate(small, size=(height, width), mode="bilinear", align_corners=False)
     else:
-        fill = (images * kept).sum((2, 3), keepdim=True) / kept.sum().clamp_min(1)
-    return (images * kept + fill * mask).contiguous(memory_format=torch.channels_last)
+        fill = (images * visible).sum((2, 3), keepdim=True) / visible.sum().clamp_min(1)
+    return (images * visible + fill * mask).contiguous(memory_format=torch.channels_last)

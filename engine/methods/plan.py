@@ -1,8 +1,8 @@
-"""What a plan is: a way to compute the tail's answers to all masked maps, exactly.
+"""Plans: exact ways to compute the tail's logits for all masked maps.
 
-Each plan is a module from the feature map to two sets of class scores before the softmax: the plain network's, and
-one per cell. What differs between plans is the cost. A plan is believed only after ``verify_plan`` has compared it with
-the definition.
+A plan is a module from the feature map to two sets of class logits (scores before the softmax): the network's own, and
+one per cell. Plans differ only in cost. A plan is used only after ``verify_plan`` has compared it with the definition,
+``reference_scores``.
 """
 
 from __future__ import annotations
@@ -18,85 +18,93 @@ from torch import Tensor, nn
 from engine.methods.kernels import Kernel, masks
 
 Tail = TypeVar("Tail", bound=nn.Module)
-Definition: TypeAlias = Callable[[Tail, Tensor, Kernel, Tensor], tuple[Tensor, Tensor, Tensor]]
-"""Gives float32 scores of some cells, of the whole map, and of the map without anything, by the method's definition."""
+ReferenceFunction: TypeAlias = Callable[[Tail, Tensor, Kernel, Tensor], tuple[Tensor, Tensor, Tensor]]
+"""Computes, by the method's definition, float32 logits of some cells, of the full map, and of the all-zero map."""
 
-PROOF_FRACTION = 2e-3
-"""How far a plan's answers may be from the definition's, as a share of what masking changes at all."""
-PROOF_ROUNDING = 3e-6
-"""What rounding may add to that, as a share of the largest class score (float32 carries 24 bits)."""
-PROOF_CELLS = 48
-"""How many cells are compared at the most: corners and edges always, the rest drawn."""
-PROOF_CHUNK = 8
-"""How many of them go through the tail at once."""
-PROOF_SLACK = 2.0
-"""In half precision: how many times further from float32 than the definition a plan may be."""
+RELATIVE_TOLERANCE = 2e-3
+"""Largest difference from the definition, as a fraction of the largest change that masking causes."""
+ROUNDING_TOLERANCE = 3e-6
+"""Additional difference due to rounding, as a fraction of the largest logit (float32 has 24 bits)."""
+MAX_VERIFIED_CELLS = 48
+"""Largest number of cells to compare: always corners and edges, the rest at random."""
+VERIFY_CHUNK = 8
+"""Number of cells per pass through the tail."""
+HALF_PRECISION_FACTOR = 2.0
+"""In half precision a plan may differ from float32 by this factor times the definition's own difference."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlanInfo:
-    """What a reader may want to know of a plan."""
+    """Describes a plan."""
 
     name: str
     """``pooled``, ``flat``, ``local``, ``tokens`` or ``dense``."""
     reason: str
-    """One sentence: what about the tail made this plan the one."""
+    """The property of the tail that selects this plan, one sentence."""
     one_module: bool
-    """Whether head, tail and explanation are one graph that a backend compiles as a whole."""
+    """Whether head, tail and explanation form one graph, which a backend compiles as a whole."""
     layer: str | None = None
-    """The explained layer's qualified name, where it is known."""
+    """Qualified name of the explained layer, if known."""
     grid: tuple[int, int] | None = None
-    """Rows and columns of the masked grid, where it is known."""
+    """Rows and columns of the masked grid, if known."""
     windows: tuple[tuple[str, int, int], ...] = ()
-    """How many rows and columns of a later map one cell can change at the most, where these numbers grow."""
+    """Largest number of rows and columns of a later map that one cell can change: an entry where they grow."""
     multiply_adds: int | None = None
-    """Of all cells of one image by this plan."""
+    """Multiply-adds for all cells of one image with this plan."""
     dense_multiply_adds: int | None = None
-    """Of all cells of one image by the definition."""
+    """Multiply-adds for all cells of one image with the dense plan."""
     bytes: int | None = None
-    """Memory this plan works in at the most, beside the network's own weights."""
+    """Largest working memory, without the network's own weights."""
 
 
 class Plan(nn.Module):
-    """From a feature map (N, C, h, w) to scores (N, K) and cell scores (N, h * w, K), both before the softmax.
+    """Computes logits (N, K) and cell logits (N, h * w, K) from a feature map (N, C, h, w).
 
-    A vision transformer's plan takes tokens (N, T, C), and its cells are patches.
+    The plan of a vision transformer takes tokens (N, T, C); its cells are patches.
     """
 
     info: PlanInfo
-    said_slow: bool = False
-    """Whether its price was told already."""
+    slow_warning_logged: bool = False
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the plain network's scores and every cell's."""
+        """Return the network's logits and the logits of every cell."""
         raise NotImplementedError
 
     def probe(self, features: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the plain scores and those of some cells only, (N, len(cells), K): for plans where all cost much."""
-        plain, every = self(features)
-        return plain, every[:, cells.to(every.device)]
+        """Return the network's logits and those of ``cells`` only, (N, len(cells), K).
+
+        Plans whose cost grows with the number of cells override this method.
+        """
+        plain, cell_logits = self(features)
+        return plain, cell_logits[:, cells.to(cell_logits.device)]
 
 
 class SampledPlan(Plan):
-    """Answers for some cells of another plan: what a build compares where all cells would take minutes."""
+    """Computes some cells of another plan: for verification where all cells take too long."""
 
     def __init__(self, plan: Plan, cells: Tensor) -> None:
-        """Take the plan and the indices of cells, counted row by row."""
+        """Store the plan and the cells' int64 indices in row-major order."""
         super().__init__()
         self.plan = plan
         self.info = plan.info
         self.register_buffer("cells", cells)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the plain network's scores (N, K) and those cells' (N, len(cells), K)."""
+        """Return the network's logits (N, K) and the chosen cells' logits (N, len(cells), K)."""
         return self.plan.probe(features, self.get_buffer("cells"))
 
 
 def reference_scores(tail: nn.Module, features: Tensor, kernel: Kernel, cells: Tensor) -> Tensor:
-    """Return what the tail says to the masked maps of some cells: (N, len(cells), K), before the softmax.
+    """Return the tail's logits for the masked maps of some cells: (N, len(cells), K).
 
-    This is Recipro-CAM as it is written: for each cell, a map that keeps the cell's own vector, spread by the kernel,
-    and is zero elsewhere, through the tail.
+    This is the definition of Recipro-CAM (arXiv:2209.14074, section 3). With the mask m_p of cell p and its vector
+    f_p, the logits are ``tail(m_p * f_p)``, where ``(m_p * f_p)[c, y, x] = m_p[y, x] f_p[c]``.
+
+    Args:
+        tail: maps (N, C, h, w) to logits (N, K).
+        features: the feature map, (N, C, h, w).
+        kernel: the shape of the masks.
+        cells: int64 indices of cells in row-major order.
     """
     count, _, rows, columns = features.shape
     cells = cells.to(features.device)
@@ -108,87 +116,106 @@ def reference_scores(tail: nn.Module, features: Tensor, kernel: Kernel, cells: T
 
 
 def probe_cells(grid: tuple[int, int]) -> Tensor:
-    """Return the cells a plan is proven on: all of a small grid, else the corners, edge middles and a random rest."""
+    """Return the cells to verify a plan on: all of a small grid, else corners, edges, centre and random cells."""
     rows, columns = grid
-    everything = rows * columns
-    if everything <= PROOF_CELLS:
-        return torch.arange(everything)
+    count = rows * columns
+    if count <= MAX_VERIFIED_CELLS:
+        return torch.arange(count)
     some_rows = sorted({0, min(1, rows - 1), rows // 2, max(rows - 2, 0), rows - 1})
     some_columns = sorted({0, min(1, columns - 1), columns // 2, max(columns - 2, 0), columns - 1})
     fixed = {row * columns + column for row in some_rows for column in some_columns}
-    drawn = torch.randperm(everything, generator=torch.Generator().manual_seed(1))[: PROOF_CELLS - len(fixed)]
+    drawn = torch.randperm(count, generator=torch.Generator().manual_seed(1))[: MAX_VERIFIED_CELLS - len(fixed)]
     return torch.tensor(sorted(fixed | set(drawn.tolist())))
 
 
 @dataclass(frozen=True, eq=False)
 class ReferenceOutputs:
-    """What the definition says to one random feature map; several plans may be held against it."""
+    """The logits of the definition for one random feature map; one result serves to verify several plans."""
 
     features: Tensor
+    """The random feature map, (1, C, h, w)."""
     cells: Tensor
     scores: Tensor
-    """(1, len(cells), K)."""
+    """Logits of the cells, (1, len(cells), K)."""
     plain: Tensor
-    """(1, K): the whole map's scores."""
-    blank: Tensor
-    """(1, K): the all-zero map's scores."""
+    """Logits of the full map, (1, K)."""
+    zero_response: Tensor
+    """Logits of the all-zero map, (1, K)."""
     slack: float = 0.0
-    """How far the definition itself, run in the features' half precision, is from these float32 cell scores."""
+    """Largest difference between the cell logits of the definition in half precision and in float32."""
     plain_slack: float = 0.0
-    """The same for the plain scores."""
+    """The same for the logits of the full map."""
 
 
 def reference_outputs(tail: nn.Module, features: Tensor, kernel: Kernel) -> ReferenceOutputs:
-    """Ask the definition, on a map whose cells' vectors are so long that masks matter whatever the grid's size."""
+    """Evaluate the definition on a random map.
+
+    The vectors of the map are scaled with the square root of the number of cells, so that one cell changes the logits
+    measurably on a grid of any size.
+    """
     grid = (features.shape[2], features.shape[3])
     spread = max(float(features.float().std()), 1e-3) * (grid[0] * grid[1]) ** 0.5
     generator = torch.Generator().manual_seed(2)
     probe = (torch.randn(features.shape[1:], generator=generator) * spread)[None].to(features)
     cells = probe_cells(grid)
-    return reference_outputs_at(_asked, tail, probe, kernel, cells)
+    return reference_outputs_at(_evaluate, tail, probe, kernel, cells)
 
 
 def reference_outputs_at(
-    asked: Definition[Tail], tail: Tail, probe: Tensor, kernel: Kernel, cells: Tensor
+    evaluate: ReferenceFunction[Tail], tail: Tail, probe: Tensor, kernel: Kernel, cells: Tensor
 ) -> ReferenceOutputs:
-    """Ask a definition at some cells; in half precision in float32, too, and say how far both lie apart."""
-    told = asked(tail, probe, kernel, cells)
+    """Evaluate a definition at some cells; for a half-precision probe also in float32, to measure the difference."""
+    outputs = evaluate(tail, probe, kernel, cells)
     if probe.dtype not in {torch.bfloat16, torch.float16}:
-        return ReferenceOutputs(probe, cells, *told)
-    exact = asked(copy.deepcopy(tail).float(), probe.float(), kernel, cells)
-    slack, plain_slack = (float((one - other).abs().max()) for one, other in zip(told[:2], exact[:2], strict=True))
+        return ReferenceOutputs(probe, cells, *outputs)
+    exact = evaluate(copy.deepcopy(tail).float(), probe.float(), kernel, cells)
+    slack, plain_slack = (float((a - b).abs().max()) for a, b in zip(outputs[:2], exact[:2], strict=True))
     return ReferenceOutputs(probe, cells, *exact, slack, plain_slack)
 
 
-def _asked(tail: nn.Module, probe: Tensor, kernel: Kernel, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the definition's float32 scores of some cells, of the whole map and of the all-zero map."""
+def _evaluate(tail: nn.Module, probe: Tensor, kernel: Kernel, cells: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the definition's float32 logits of some cells, of the full map and of the all-zero map."""
     with torch.inference_mode():
-        parts = [reference_scores(tail, probe, kernel, some) for some in torch.split(cells, PROOF_CHUNK)]
+        parts = [reference_scores(tail, probe, kernel, chunk) for chunk in torch.split(cells, VERIFY_CHUNK)]
         return torch.cat(parts, dim=1).float(), tail(probe).float(), tail(torch.zeros_like(probe)).float()
 
 
 def verify_plan(
-    plan: Plan, tail: nn.Module, features: Tensor, kernel: Kernel, truth: ReferenceOutputs | None = None
+    plan: Plan, tail: nn.Module, features: Tensor, kernel: Kernel, reference: ReferenceOutputs | None = None
 ) -> str:
-    """Compare a plan with the definition on one feature map; return "" when they agree, else what differs.
+    """Compare a plan with the definition on a random feature map.
 
-    Tolerance: ``PROOF_FRACTION`` of what masking changes, plus ``PROOF_ROUNDING`` of the largest score. In half
-        precision both are held against float32, and the plan may be ``PROOF_SLACK`` times as far from it as the
-        definition is. ``truth`` is the definition's answer, where it is known already.
+    Let r be the reference logits of the cells and z those of the all-zero map. The plan's logits may differ by
+
+        RELATIVE_TOLERANCE max|r - z| + ROUNDING_TOLERANCE max|r| + HALF_PRECISION_FACTOR slack
+
+    where slack is 0 in float32.
+
+    Args:
+        plan: the plan to verify.
+        tail: the tail that the plan computes.
+        features: a feature map of the right shape, dtype and device; its standard deviation scales the random map.
+        kernel: the shape of the masks.
+        reference: the logits of the definition, if they are known already.
+
+    Returns:
+        "" if the plan agrees with the definition, else a description of the difference.
     """
-    truth = truth or reference_outputs(tail, features, kernel)
+    reference = reference or reference_outputs(tail, features, kernel)
     with torch.inference_mode():
-        plain, told = plan.probe(truth.features, truth.cells)
-    told, true = told.float(), truth.scores
-    if told.shape != true.shape:
-        return f"shapes differ: {tuple(told.shape)} and {tuple(true.shape)}"
-    signal = float((true - truth.blank[:, None]).abs().max())
-    allowed = PROOF_FRACTION * signal + PROOF_ROUNDING * float(true.abs().max()) + PROOF_SLACK * truth.slack
-    error = float((told - true).abs().max())
+        plain, logits = plan.probe(reference.features, reference.cells)
+    logits, expected = logits.float(), reference.scores
+    if logits.shape != expected.shape:
+        return f"shapes differ: {tuple(logits.shape)} and {tuple(expected.shape)}"
+    signal = float((expected - reference.zero_response[:, None]).abs().max())
+    rounding = ROUNDING_TOLERANCE * float(expected.abs().max())
+    allowed = RELATIVE_TOLERANCE * signal + rounding + HALF_PRECISION_FACTOR * reference.slack
+    error = float((logits - expected).abs().max())
     if not error <= allowed:
         return f"cell scores differ by {error:.3g} (allowed {allowed:.3g})"
-    error = float((plain.float() - truth.plain).abs().max())
-    allowed = 1e-4 * max(float(truth.plain.abs().max()), 1e-30) + PROOF_SLACK * truth.plain_slack
+    error = float((plain.float() - reference.plain).abs().max())
+    scale = max(float(reference.plain.abs().max()), 1e-30)
+    allowed = 1e-4 * scale + HALF_PRECISION_FACTOR * reference.plain_slack
     if not error <= allowed:
         return f"plain scores differ by {error:.3g} (allowed {allowed:.3g})"
     return ""

@@ -1,13 +1,13 @@
-"""Plan 1, pooled tails: cellwise layers, a mean over the grid, then layers on the mean vector.
+"""Pooled plan, for tails with global average pooling: cellwise layers, a mean over the grid, then layers on vectors.
 
-A masked map need never exist. Let g be what stands before the mean (BN, ReLU, 1x1 convolutions: anything that treats
-each cell alone and all alike). Then the mean of g over the masked map of cell p is
+Let g be the layers before the mean (batch norm, ReLU, 1x1 convolutions): they apply the same function to each cell
+separately. The masked map of cell p is f_p at p and 0 elsewhere, so the mean of g over it is
 
-    mean g(0) + (g(f_p) - g(0)) / (h w)
+    g(0) + (g(f_p) - g(0)) / (h w)
 
-because g of the masked map is g(0) everywhere but at p. The rest of the tail runs on these h w vectors as one batch,
-together with the plain network's own mean vector, so its weights are read once for both. With the Gaussian kernel
-each neighbour q of p holds a share k of f_p, and adds (g(k f_p) - g(0)) / (h w).
+and no masked map has to be computed. The layers after the mean run on these h w vectors and the network's own mean
+vector as one batch, so their weights are read once. With the Gaussian kernel each neighbour of p has k f_p, with
+weight k, and adds ``(g(k f_p) - g(0)) / (h w)``.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from engine.split.fx_utils import shapes_of, subgraph
 
 
 class PooledPlan(Plan):
-    """One product for all cells; see the module's text for the algebra."""
+    """Computes all cells as one batch of mean vectors; the module docstring has the formulas."""
 
     def __init__(self, before: nn.Module | None, after: nn.Module, kernel: Kernel, *, flat: bool) -> None:
-        """Take the tail apart.
+        """Initialize the plan.
 
         Args:
-            before: g, (N, C, h, w) to (N, C', h, w); None where the mean comes first.
-            after: what follows the mean.
-            kernel: the spread of a cell's own vector.
-            flat: whether ``after`` takes (M, C') or (M, C', 1, 1).
+            before: g, (N, C, h, w) to (N, C', h, w); None = the tail begins with the mean.
+            after: the layers after the mean, to logits (M, K).
+            kernel: the shape of the masks.
+            flat: True if ``after`` takes (M, C'), False if it takes (M, C', 1, 1).
         """
         super().__init__()
         self.before = before
@@ -43,16 +43,16 @@ class PooledPlan(Plan):
         self.info = PlanInfo("pooled", name if before is None else f"cellwise layers, {name}", one_module=True)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the plain network's scores (N, K) and every cell's (N, h * w, K), before the softmax."""
+        """Return the network's logits (N, K) and the cells' logits (N, h * w, K)."""
         count, _, rows, columns = features.shape
-        means, vectors = self._means(features)
-        every = torch.cat((means[:, None], vectors), dim=1).flatten(0, 1)
-        scores = self.after(every if self.flat else every[:, :, None, None])
-        scores = scores.view(count, 1 + rows * columns, -1)
-        return scores[:, 0], scores[:, 1:]
+        means, masked_means = self._means(features)
+        vectors = torch.cat((means[:, None], masked_means), dim=1).flatten(0, 1)
+        logits = self.after(vectors if self.flat else vectors[:, :, None, None])
+        logits = logits.view(count, 1 + rows * columns, -1)
+        return logits[:, 0], logits[:, 1:]
 
     def _means(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the plain mean (N, C') and the masked maps' means (N, h * w, C')."""
+        """Return the mean of the full map (N, C') and the means of the masked maps (N, h * w, C')."""
         area = features.shape[2] * features.shape[3]
         if self.before is None and self.kernel == "point":
             vectors = features.flatten(2).transpose(1, 2) / area
@@ -61,21 +61,21 @@ class PooledPlan(Plan):
             fractions = neighbours(features, self.kernel)
             weight = sum(fraction * count for fraction, count in fractions.items())
             return features.mean((2, 3)), (features * (weight / area)).flatten(2).transpose(1, 2)
-        blank = self.before(torch.zeros_like(features[:1]))
+        zero_response = self.before(torch.zeros_like(features[:1]))
         plain = self.before(features)
         changed = torch.zeros_like(plain)
         for fraction, count in neighbours(features, self.kernel).items():
-            answer = plain if fraction == 1.0 else self.before(features * fraction)
-            changed = changed + (answer - blank) * count
-        masked = blank.mean((2, 3), keepdim=True) + changed / area
+            response = plain if fraction == 1.0 else self.before(features * fraction)
+            changed = changed + (response - zero_response) * count
+        masked = zero_response.mean((2, 3), keepdim=True) + changed / area
         return plain.mean((2, 3)), masked.flatten(2).transpose(1, 2)
 
 
 def neighbours(features: Tensor, kernel: Kernel) -> dict[float, Tensor]:
-    """Return, for each share a kernel deals out, how many cells of the grid receive it from each cell: (h, w)."""
+    """Return, for each weight of the kernel, how many cells inside the grid get it from each masked cell: (h, w)."""
     grid = features.shape[2:]
     if kernel == "point":
-        # Nothing is copied to the device: a CUDA graph may be capturing.
+        # Created on the device, not copied to it: a CUDA graph can capture this.
         return {1.0: torch.ones((int(grid[0]), int(grid[1])), dtype=features.dtype, device=features.device)}
     weights = STENCILS[kernel]
     reach = len(weights) // 2
@@ -83,16 +83,17 @@ def neighbours(features: Tensor, kernel: Kernel) -> dict[float, Tensor]:
     counts: dict[float, Tensor] = {}
     for down, row in enumerate(weights):
         for right, fraction in enumerate(row):
-            # Whether this neighbour lies inside the grid, seen from each cell: the kernels are symmetric.
+            # 1 where this neighbour of a cell lies inside the grid; the kernels are symmetric.
             inside = ones[down : down + int(grid[0]), right : right + int(grid[1])]
             counts[fraction] = counts[fraction] + inside if fraction in counts else inside
     return counts
 
 
 def find_pooled(tail: nn.Module, features: Tensor, kernel: Kernel) -> PooledPlan | None:
-    """Return a pooled plan if the tail's graph shows a mean over the whole grid that every path passes.
+    """Return a pooled plan if every path through the tail's graph passes a mean over the whole grid, else None.
 
-    What it returns still has to be proven: g is taken for cellwise, and is not when it holds a 3x3 convolution.
+    The caller must check the result with ``verify_plan``: this function assumes that the layers before the mean are
+    cellwise, which is wrong, for example, for a 3x3 convolution.
     """
     if not isinstance(tail, fx.GraphModule):
         return None
@@ -110,14 +111,14 @@ def find_pooled(tail: nn.Module, features: Tensor, kernel: Kernel) -> PooledPlan
         after = subgraph(tail, node, output.all_input_nodes[0])
         g = None if source is entry else subgraph(tail, entry, source)
         if after is not None and (source is entry or g is not None):
-            # A map with its channels last is turned round behind g, and its mean is flat.
+            # A channels-last map is permuted after g, and its mean is flat.
             first = g if order == (2, 3) or g is None else nn.Sequential(g, Permuted(CHANNELS_FIRST))
             return PooledPlan(first, after, kernel, flat=len(shape) == 2)
     return None
 
 
 def _order_of(before: tuple[int, ...], grid: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, int] | None:
-    """Return which dimensions of a map are its rows and columns, if a step may have taken the mean over them."""
+    """Return the dimensions of a map's rows and columns if the shapes allow a mean over them, else None."""
     if len(before) != 4 or after[:1] != before[:1]:
         return None
     if before[2:] == grid and after in {before[:2], (*before[:2], 1, 1)}:
@@ -130,12 +131,12 @@ def _order_of(before: tuple[int, ...], grid: tuple[int, ...], after: tuple[int, 
 def _is_mean(
     tail: fx.GraphModule, source: fx.Node, node: fx.Node, shape: tuple[int, ...], order: tuple[int, int]
 ) -> bool:
-    """Ask one node whether it takes the mean over the grid."""
+    """Return whether a node computes the mean over the grid, tested on a random map."""
     part = subgraph(tail, source, node)
     if part is None:
         return False
     weight = next((p for p in tail.parameters() if p.is_floating_point()), torch.empty(0))
     maps = torch.randn((1, *shape[1:]), generator=torch.Generator().manual_seed(3)).to(weight)
     with torch.inference_mode():
-        answer = part(maps)
-    return bool(torch.allclose(answer.flatten().float(), maps.mean(order).flatten().float(), atol=1e-2, rtol=1e-2))
+        output = part(maps)
+    return bool(torch.allclose(output.flatten().float(), maps.mean(order).flatten().float(), atol=1e-2, rtol=1e-2))

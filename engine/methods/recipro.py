@@ -1,12 +1,17 @@
-"""Recipro-CAM: which cells of a layer's grid speak for a class, without any gradient.
+"""Recipro-CAM: gradient-free heat maps from spatially masked feature maps.
 
 Source: Byun and Lee, *Recipro-CAM: Fast gradient-free visual explanations for convolutional neural networks*,
-arXiv:2209.14074. For each cell a map that keeps the cell's own vector and is zero elsewhere goes through the tail; the
-softmax score of the explained class, arranged on the grid and min-max normalised, is the heat map.
+arXiv:2209.14074. Let f = head(x) be the feature map (C, h, w) of an image x, and m_p the mask of cell p: 1 at p (or the
+Gaussian weights around p), 0 elsewhere. The saliency of cell p for class k is the network's score with only this cell,
 
-Masked maps are computed only where no cheaper exact way is known: see ``engine.methods.pooled``, ``flat``,
-``local`` and ``dense``. Vision transformers have tokens for cells: see ``tokens``. Softmax and everything after it run
-in float32 whatever the rest runs in.
+    s_p = softmax(tail(m_p * f_p))_k
+
+where every position of the masked map has the cell's own vector f_p times the mask. The heat map is s on the grid,
+min-max normalised: ``(s_p - min s) / (max s - min s)``.
+
+The masked maps are computed only if no cheaper exact plan applies: see ``engine.methods.pooled``, ``flat``, ``local``
+and ``dense``. For vision transformers (arXiv:2310.02588) the cells are patch tokens: see ``engine.methods.vit``.
+Softmax and normalisation always run in float32.
 """
 
 from __future__ import annotations
@@ -33,7 +38,7 @@ from pipeline.errors import ConfigError, EngineError
 log = logging.getLogger(__name__)
 
 FLAT_ULPS = 8
-"""A score matrix whose range is within this many float32 steps of its largest score says nothing: it is flat."""
+"""Scores are flat (no heat map) if their range is at most this number of float32 rounding steps of the largest."""
 
 
 def recipro_cam(
@@ -42,21 +47,22 @@ def recipro_cam(
     classes: int | Sequence[int] | Tensor | None = None,
     kernel: str = "point",
 ) -> tuple[Tensor, Tensor]:
-    """Explain a batch of images.
+    """Explain a batch of images by Recipro-CAM, a vision transformer by ViT-ReciproCAM.
 
     Args:
-        split: the network, cut behind the layer to explain.
+        split: the network, split after the layer to explain.
         images: (N, 3, H, W) float, normalised as the network expects.
-        classes: which class to explain: None = each image's own top-1, an int = the same for all, or N of them.
-        kernel: ``point`` = one-hot masks; ``gaussian`` = the cell's own vector spread over 3x3 cells.
+        classes: the class to explain: None = the top-1 class of each image, an int = one class for all images, or a
+            sequence of N classes.
+        kernel: ``point`` = one-hot masks; ``gaussian`` = the cell's vector spread over 3x3 cells.
 
     Returns:
-        scores (N, K), the plain network's softmax scores; heat (N, h, w) in [0, 1] on the layer's grid, all zero for
-        an image whose score matrix is flat. Both float32.
+        The network's softmax scores (N, K), and heat maps (N, h, w) in [0, 1] on the layer's grid, all zero for an
+        image whose cell scores are flat. Both float32.
 
     Raises:
-        ConfigError: an unknown kernel, a class the network does not have, or not one class per image.
-        EngineError: a vision transformer, and images of another size than it was cut for.
+        ConfigError: the kernel or class is unknown, or the number of classes differs from the number of images.
+        EngineError: the network is a vision transformer and the image size differs from ``split.image_size``.
     """
     kernel = check_kernel(kernel)
     if isinstance(split.tail, ViTTail) and tuple(images.shape[2:]) != split.image_size:
@@ -65,14 +71,18 @@ def recipro_cam(
         raise EngineError(f"a vision transformer takes images of one size, {takes} here, not {height}x{width}")
     with torch.inference_mode():
         features = split.head(images)
-        scores, every = plan_for(split, features, kernel)(features)
-        chosen = top_classes(scores, 1) if classes is None else chosen_classes(classes, len(images), split.classes)
-        heat = heat_of(every, chosen.to(every.device), _grid_of(split, features))
+        scores, cell_logits = plan_for(split, features, kernel)(features)
+        chosen = top_classes(scores, 1) if classes is None else resolve_classes(classes, len(images), split.classes)
+        heat = heatmaps_from_logits(cell_logits, chosen.to(cell_logits.device), _grid_of(split, features))
         return torch.softmax(scores.float(), dim=1), heat[:, 0]
 
 
-def chosen_classes(classes: int | Sequence[int] | Tensor, count: int, known: int) -> Tensor:
-    """Return the classes as (N, 1) indices."""
+def resolve_classes(classes: int | Sequence[int] | Tensor, count: int, known: int) -> Tensor:
+    """Return the explained classes as int64 indices (N, 1).
+
+    Raises:
+        ConfigError: a class is unknown, or the number of classes differs from ``count``.
+    """
     chosen = torch.as_tensor(classes, dtype=torch.int64).reshape(-1)
     if isinstance(classes, int):
         chosen = chosen.expand(count)
@@ -85,12 +95,19 @@ def chosen_classes(classes: int | Sequence[int] | Tensor, count: int, known: int
 
 
 def _grid_of(split: SplitModel, features: Tensor) -> tuple[int, int]:
-    """Return rows and columns: a transformer's never change, a map's come with it."""
+    """Return rows and columns of the grid: fixed for a transformer, those of the feature map for a CNN."""
     return split.grid if isinstance(split.tail, ViTTail) else (features.shape[2], features.shape[3])
 
 
 def plan_for(split: SplitModel, features: Tensor, kernel: Kernel, budget_bytes: int = DEFAULT_BUDGET_BYTES) -> Plan:
-    """Return the cheapest plan proven exact for this tail, kernel and grid; it is chosen once and kept."""
+    """Return the cheapest plan verified for this tail, kernel and grid; the first call chooses it, later ones reuse it.
+
+    Args:
+        split: the split network; its ``plans`` hold the chosen plans.
+        features: the head's output.
+        kernel: the shape of the masks.
+        budget_bytes: working memory of a local or dense plan.
+    """
     key = (kernel, tuple(features.shape[1:]), features.dtype, features.device, budget_bytes)
     if key not in split.plans:
         chosen = choose_plan(split.tail, features, kernel, budget_bytes)
@@ -101,83 +118,82 @@ def plan_for(split: SplitModel, features: Tensor, kernel: Kernel, budget_bytes: 
 
 
 def choose_plan(tail: nn.Module, features: Tensor, kernel: Kernel, budget_bytes: int = DEFAULT_BUDGET_BYTES) -> Plan:
-    """Return the cheapest plan that agrees with the definition on a probe; dense when no other does."""
+    """Return the cheapest plan that agrees with the definition on random features, else the dense plan."""
     if isinstance(tail, ViTTail):
         return choose_vit_plan(tail, features, kernel, budget_bytes)
-    why = "the tail is no pooled or flattened one"
-    truth: ReferenceOutputs | None = None
+    why = "the tail has neither global pooling nor a flattened map"
+    reference: ReferenceOutputs | None = None
     for find in (find_pooled, find_flat):
         try:
             plan = find(tail, features, kernel)
-        except Exception as reason:  # noqa: BLE001 - it runs parts of the network's own code, which may raise anything
-            log.debug("%s cannot read this tail: %s", find.__name__, reason)
+        except Exception as reason:  # noqa: BLE001 - runs parts of the network's own code, which may raise anything
+            log.debug("%s fails for this tail: %s", find.__name__, reason)
             continue
         if plan is None:
             continue
-        truth = truth or reference_outputs(tail, features, kernel)
-        differs = verify_plan(plan, tail, features, kernel, truth)
+        reference = reference or reference_outputs(tail, features, kernel)
+        differs = verify_plan(plan, tail, features, kernel, reference)
         if not differs:
             return plan
-        why = f"the {plan.info.name} plan does not hold here: {differs}"
+        why = f"the {plan.info.name} plan is not exact here: {differs}"
     try:
         local = find_local(tail, features, kernel, budget_bytes)
-        objection = (
-            ""
-            if local is None
-            else (why_not_cheaper(local, tail, features, kernel) or verify_plan(local, tail, features, kernel, truth))
-        )
-    except Exception as reason:  # noqa: BLE001 - it runs parts of the network's own code, which may raise anything
-        log.debug("find_local cannot read this tail: %s", reason)
+        objection = "" if local is None else why_not_cheaper(local, tail, features, kernel)
+        if local is not None and not objection:
+            objection = verify_plan(local, tail, features, kernel, reference)
+    except Exception as reason:  # noqa: BLE001 - runs parts of the network's own code, which may raise anything
+        log.debug("find_local fails for this tail: %s", reason)
         local, objection = None, ""
     if local is not None:
         if not objection:
             return local
-        why = f"the local plan was turned down: {objection}"
+        why = f"the local plan is not used: {objection}"
     return DensePlan(tail, kernel, why, budget_bytes)
 
 
 def top_classes(scores: Tensor, count: int) -> Tensor:
-    """Return the ``count`` highest-scoring classes of each image, best first: (N, count)."""
+    """Return the indices of the ``count`` highest scores of each image, best first: (N, count)."""
     return torch.topk(scores, count, dim=1).indices
 
 
-def heat_of(every: Tensor, chosen: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Turn every cell's class scores into normalised heat maps.
+def heatmaps_from_logits(cell_logits: Tensor, chosen: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Compute heat maps from the logits of the masked maps: softmax, then min-max normalisation over the cells.
 
     Args:
-        every: (N, h * w, K) class scores of the masked maps, before the softmax.
-        chosen: (N, T) the classes to explain.
+        cell_logits: logits of the masked maps, (N, h * w, K).
+        chosen: indices of the classes to explain, (N, T).
         grid: rows and columns.
 
     Returns:
         (N, T, h, w) float32 in [0, 1].
     """
-    matrix = torch.softmax(every.float(), dim=2).gather(2, chosen[:, None, :].expand(-1, every.shape[1], -1))
-    return normalise(matrix).transpose(1, 2).reshape(every.shape[0], -1, *grid)
+    indices = chosen[:, None, :].expand(-1, cell_logits.shape[1], -1)
+    matrix = torch.softmax(cell_logits.float(), dim=2).gather(2, indices)
+    return normalise(matrix).transpose(1, 2).reshape(cell_logits.shape[0], -1, *grid)
 
 
 def normalise(matrix: Tensor) -> Tensor:
-    """Min-max normalise score matrices (N, h * w, T) over their cells; a flat one becomes all zero, never NaN."""
+    """Min-max normalise scores (N, h * w, T) over the cells; flat scores (see ``FLAT_ULPS``) become 0."""
     low, high = matrix.aminmax(dim=1, keepdim=True)
     span = high - low
-    told = span > FLAT_ULPS * torch.finfo(torch.float32).eps * high
-    return torch.where(told, (matrix - low) / span.clamp_min(torch.finfo(torch.float32).tiny), 0.0)
+    varies = span > FLAT_ULPS * torch.finfo(torch.float32).eps * high
+    return torch.where(varies, (matrix - low) / span.clamp_min(torch.finfo(torch.float32).tiny), 0.0)
 
 
 @dataclass(frozen=True)
 class Target:
-    """Which classes are explained: a frame's own best ``top``, and the same ``classes`` for every frame."""
+    """The explained classes: the ``top`` highest-scoring ones of each frame, and fixed ``classes``."""
 
     top: int = 1
     classes: tuple[int, ...] = ()
     classes_first: bool = False
-    """Whether ``classes`` come before the best ones: the first explained class is the one that is drawn."""
+    """Whether ``classes`` come before the top classes: the heat map of the first class is drawn."""
 
 
 class ExplainedNetwork(nn.Module):
-    """A network that answers with its reasons: images to (scores, classes, heat), as one module.
+    """A network with its explanation as one module: images to (scores, classes, heat maps).
 
-    For plans that are one module the whole of it can be compiled by a backend like any other network.
+    If the plan is one module, a backend compiles the whole network with its explanation.
     """
 
     plan: Plan
@@ -195,16 +211,16 @@ class ExplainedNetwork(nn.Module):
         self.register_buffer("classes", torch.tensor(target.classes, dtype=torch.int64) if target.classes else None)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return softmax scores (N, K), the explained classes (N, T), and their heat (N, T, h, w).
+        """Return softmax scores (N, K), the explained classes (N, T), and their heat maps (N, T, h, w).
 
-        A class stands twice in a row of T where it is one of the fixed classes and one of the best.
+        A class occurs twice in a row of T if it is a fixed class and a top class.
         """
         features = self.head(images)
-        # A plan that is one module runs in float32: it is cheap, and half precision would blur what cells say.
-        scores, every = self.plan(features.float() if self.plan.info.one_module else features)
+        # Plans of one module run in float32: they are cheap, and half precision blurs the differences between cells.
+        scores, cell_logits = self.plan(features.float() if self.plan.info.one_module else features)
         scores = scores.float()
         chosen, fixed = top_classes(scores, self.top), self.classes
         if fixed is not None:
-            always = fixed[None].expand(scores.shape[0], -1)
-            chosen = torch.cat([always, chosen] if self.classes_first else [chosen, always], dim=1)
-        return torch.softmax(scores, dim=1), chosen, heat_of(every, chosen, self.grid)
+            repeated = fixed[None].expand(scores.shape[0], -1)
+            chosen = torch.cat([repeated, chosen] if self.classes_first else [chosen, repeated], dim=1)
+        return torch.softmax(scores, dim=1), chosen, heatmaps_from_logits(cell_logits, chosen, self.grid)

@@ -1,4 +1,4 @@
-"""The table of methods: what explains a class, all behind one signature."""
+"""Registry of the explanation methods; all have one signature."""
 
 from __future__ import annotations
 
@@ -15,24 +15,32 @@ from engine.split.network import SplitModel
 from pipeline.errors import ConfigError, did_you_mean
 
 METHODS: Final = ("recipro-cam", "cam", *GRAD_CAM_METHODS)
-"""Every method by name; only the first runs live."""
+"""All methods by name; only the first explains live video, the others are for evaluation."""
 
 
 class Method(Protocol):
-    """A network cut in two, images (N, 3, H, W) and classes to softmax scores (N, K) and heat (N, h, w) in [0, 1]."""
+    """An explanation method.
+
+    Takes a split network, images (N, 3, H, W) and classes. Returns softmax scores (N, K) and heat maps (N, h, w) in
+    [0, 1], both float32.
+    """
 
     def __call__(
         self, split: SplitModel, images: Tensor, classes: int | Sequence[int] | Tensor | None = None, /
     ) -> tuple[Tensor, Tensor]:
-        """Explain a batch of images; ``classes`` None = each image's own top-1."""
+        """Explain a batch of images; ``classes`` None = the top-1 class of each image."""
 
 
 def find_method(name: str, kernel: str = "point") -> Method:
-    """Return a method by its name; ``kernel`` is Recipro-CAM's.
+    """Return the method with this name.
+
+    Args:
+        name: one of ``METHODS``.
+        kernel: the mask kernel of Recipro-CAM; other methods ignore it.
 
     Raises:
-        ConfigError: an unknown method or kernel.
-        EngineError: the package that brings it is missing.
+        ConfigError: the method or kernel is unknown.
+        EngineError: the package of the method is missing.
     """
     checked = check_kernel(kernel)
     if name == "recipro-cam":

@@ -1,1 +1,1 @@
-"""Networks: the registry, checkpoints, weights, labels and preprocessing."""
+"""Models: registry, checkpoints, weights, labels and preprocessing."""

@@ -1,4 +1,4 @@
-"""The models table with what only the networks themselves can tell: cut point, grid, plan."""
+"""Describes the registered models by building them without weights: layer, grid, parameters, plan."""
 
 from __future__ import annotations
 
@@ -25,19 +25,23 @@ class ModelInfo:
 
     name: str
     input_size: tuple[int, int]
+    """Height and width in pixels."""
     layer: str
+    """Qualified name of the default layer."""
     grid: tuple[int, int]
+    """Rows and columns of its output."""
     channels: int
     parameters: int
+    """Number of weights."""
     plan: str
-    """The plan its own layer gets: ``pooled``, ``flat``, ``tokens``, or ``other`` where it is chosen by cost."""
+    """Plan of the default layer: ``pooled``, ``flat``, ``tokens``, or ``other`` if it is chosen by cost."""
 
 
 def describe_models(names: list[str] | None = None) -> Iterator[ModelInfo]:
-    """Give one row per model; nothing is downloaded.
+    """Yield one description per registered model; downloads nothing.
 
     Args:
-        names: which; None = all of the table.
+        names: the models to describe; None = all.
     """
     for name, entry in MODELS.items():
         if names is None or name in names:
@@ -45,9 +49,7 @@ def describe_models(names: list[str] | None = None) -> Iterator[ModelInfo]:
 
 
 def layers_of(model: str) -> list[tuple[str, tuple[int, int], int]]:
-    """Return the layers of a network that can be explained: name, grid and channels, in the order they answer.
-
-    Nothing is downloaded.
+    """Return name, grid and channels of a network's explainable layers, in order of execution; downloads nothing.
 
     Raises:
         ModelError: the name is unknown.
@@ -70,7 +72,7 @@ def _row(entry: ModelEntry) -> ModelInfo:
 def _plan(split: SplitModel) -> str:
     if isinstance(split.tail, ViTTail):
         return "tokens" if read_projections(split.tail.attention) else "other"
-    # Only the tail decides on the plan, so only the tail is given (meaningless) weights.
+    # The plan depends only on the tail, so only the tail gets weights; their values do not matter.
     tail = copy.deepcopy(split.tail).to_empty(device="cpu")
     for weight in [*tail.parameters(), *tail.buffers()]:
         weight.detach().fill_(0.01)
@@ -79,7 +81,7 @@ def _plan(split: SplitModel) -> str:
 
 
 def _outline(entry: ModelEntry) -> nn.Module:
-    """Return the network without memory for its weights, where its builder can do that."""
+    """Return the network on the meta device (no memory for weights) if its builder supports that."""
     try:
         with torch.device("meta"):
             return build_untrained(entry)

@@ -1,10 +1,10 @@
-"""A trained network in one file: weights and all that is needed to use them, in safetensors.
+"""Checkpoints: a trained network in one safetensors file, with weights, labels and preprocessing.
 
-Nothing in it is code. Beside the tensors it carries string metadata, each value JSON where it is no plain word:
+The file has no code. Beside the tensors it has string metadata; each value that is not a plain string is JSON:
 ``format`` ("recipro-stream 1"), ``model``, ``labels``, ``input_size`` [height, width], ``mean``, ``std``, ``layer``
-(where the network is cut), ``provenance``, ``fit`` (how a frame is brought to the input size; older files have none,
-and mean ``stretch``), ``until`` (the layer it ends with, where it was ended earlier than the table's) and ``seen``
-(digests of the pictures it learned from; older files have none) and ``looks`` (their perceptual hashes; the same).
+(where the network is split), ``provenance``, ``fit`` (how a frame is fitted to the input size; ``stretch`` if absent),
+``until`` (the last layer of a truncated network; optional), ``seen`` (digests of the training images; optional) and
+``looks`` (perceptual hashes of the training images; optional).
 """
 
 from __future__ import annotations
@@ -31,38 +31,41 @@ _FORMAT = "recipro-stream 1"
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What a model file holds."""
+    """The content of a checkpoint file."""
 
     state: dict[str, torch.Tensor]
     """Weights by qualified name, on the CPU."""
     model: str
-    """The network's name in the models table."""
+    """Name of the network in the registry, or of a torchvision or timm model."""
     labels: tuple[str, ...]
     """Class names, in the order of the network's outputs."""
     input_size: tuple[int, int]
     """Height and width in pixels."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    """Normalisation per channel (RGB), for pixel values in [0, 1]."""
     layer: str
-    """The cut point's qualified name."""
+    """Qualified name of the explained layer."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    """How it came to be: seeds, steps, date, versions, measured accuracy, the command."""
+    """Origin of the weights: seeds, steps, date, versions, measured accuracy, the command."""
     fit: Fit = "stretch"
-    """How a frame is brought to the input size."""
+    """How a frame is fitted to the input size."""
     truncate_at: str | None = None
-    """The layer the network of the table ends with here; None = its own end."""
+    """Last layer of a truncated network; None = the network is not truncated."""
     trained_digests: frozenset[str] = frozenset()
-    """Digests of the pictures it learned from: none of them may examine what goes on from it."""
-    looks: tuple[KnownImages, ...] = ()
-    """Perceptual hashes of the same, from each training: copies in another format are recognised by them."""
+    """Digests of the training images; a further training must not use them as test images."""
+    perceptual_hashes: tuple[KnownImages, ...] = ()
+    """Perceptual hashes of the training images, one set per training: they identify copies in other formats."""
 
 
 def save_checkpoint(path: str | Path, content: Checkpoint) -> None:
-    """Write a model file whole or not at all: a reader sees the old file or the new one, never half of one.
+    """Write a checkpoint file atomically.
 
-    Raises ``ModelError`` where it cannot be written.
+    Raises:
+        ModelError: the file cannot be written.
     """
     path = Path(path)
+    hashes = [known.to_text() for known in content.perceptual_hashes]
     metadata = {
         "format": _FORMAT,
         "model": content.model,
@@ -74,14 +77,14 @@ def save_checkpoint(path: str | Path, content: Checkpoint) -> None:
         "fit": content.fit,
         **({"until": content.truncate_at} if content.truncate_at else {}),
         **({"seen": json.dumps(sorted(content.trained_digests))} if content.trained_digests else {}),
-        **({"looks": json.dumps([one.to_text() for one in content.looks])} if content.looks else {}),
+        **({"looks": json.dumps(hashes)} if hashes else {}),
         "provenance": json.dumps(dict(content.provenance), sort_keys=True),
     }
     payload = save({name: tensor.contiguous().cpu() for name, tensor in content.state.items()}, metadata)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ModelError(f"{path}: cannot be written ({error.strerror}); choose a folder you may write to") from error
+        raise ModelError(f"{path}: cannot be written ({error.strerror}); choose a writable folder") from error
     with atomic_write(path) as temporary:
         temporary.write_bytes(payload)
 
@@ -89,22 +92,23 @@ def save_checkpoint(path: str | Path, content: Checkpoint) -> None:
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a file that ``save_checkpoint`` wrote.
 
-    Raises ``ModelError`` for a missing file, one that is no safetensors file, and one that says too little about
-    itself to be used (bare weights: those need a model's name beside them).
+    Raises:
+        ModelError: the file is missing, is no safetensors file, or lacks the metadata of a checkpoint (plain weights,
+            which need a model name).
     """
     path = Path(path)
     if not path.is_file():
-        raise ModelError(f"{path}: no such model file; `run.py train` and `run.py train-line` write them")
+        raise ModelError(f"{path}: no such checkpoint; `run.py train` and `run.py train-line` write checkpoints")
     try:
-        if (told := why_not_weights(read_head(path))) is not None:
-            raise ModelError(f"{path}: {told}")
+        if (description := why_not_weights(read_head(path))) is not None:
+            raise ModelError(f"{path}: {description}")
         with safe_open(str(path), framework="pt") as file:
             metadata = dict(file.metadata() or {})
             _check_format(path, metadata)
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
     except (SafetensorError, OSError) as error:
         raise ModelError(
-            f"{path}: is no readable safetensors file ({error}); give one that this system wrote"
+            f"{path}: is no readable safetensors file ({error}); give a file that recipro-stream wrote"
         ) from error
     return Checkpoint(
         state=state,
@@ -118,11 +122,11 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         fit=_fit(path, metadata),
         truncate_at=metadata.get("until"),
         trained_digests=frozenset(names(path, metadata, "seen")) if "seen" in metadata else frozenset(),
-        looks=_looks(path, metadata) if "looks" in metadata else (),
+        perceptual_hashes=_perceptual_hashes(path, metadata) if "looks" in metadata else (),
     )
 
 
-def _looks(path: Path, metadata: Mapping[str, str]) -> tuple[KnownImages, ...]:
+def _perceptual_hashes(path: Path, metadata: Mapping[str, str]) -> tuple[KnownImages, ...]:
     try:
         return tuple(KnownImages.from_text(text) for text in names(path, metadata, "looks"))
     except ValueError as reason:
@@ -130,20 +134,20 @@ def _looks(path: Path, metadata: Mapping[str, str]) -> tuple[KnownImages, ...]:
 
 
 def _fit(path: Path, metadata: Mapping[str, str]) -> Fit:
-    found = metadata.get("fit", "stretch")
+    fit = metadata.get("fit", "stretch")
     for known in get_args(Fit):
-        if found == known:
+        if fit == known:
             return cast("Fit", known)
-    raise invalid_value(path, "fit", found, f"one of {', '.join(get_args(Fit))}")
+    raise invalid_value(path, "fit", fit, f"one of {', '.join(get_args(Fit))}")
 
 
 def _check_format(path: Path, metadata: Mapping[str, str]) -> None:
-    found = metadata.get("format")
-    if found == _FORMAT:
+    file_format = metadata.get("format")
+    if file_format == _FORMAT:
         return
-    if found and found.startswith("recipro-stream"):
-        raise ModelError(f"{path}: was written as {found!r}, this version reads {_FORMAT!r}; update recipro-stream")
+    if file_format and file_format.startswith("recipro-stream"):
+        raise ModelError(f"{path}: has format {file_format!r}, this version reads {_FORMAT!r}; update recipro-stream")
     raise ModelError(
-        f"{path}: holds bare weights, without labels and input size: not one of this system's model files; "
-        "name the network they belong to with --model NAME --weights FILE"
+        f"{path}: has weights but no labels and input size, so it is no checkpoint of recipro-stream; "
+        "name the network of the weights: --model NAME --weights FILE"
     )

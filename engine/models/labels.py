@@ -1,4 +1,4 @@
-"""Class names: read from a file, and chosen by those who want to see one explained."""
+"""Class names: reads label files, and resolves the classes of ``--target``."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ _MAX_SUGGESTED: Final = 4
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
-    """Return class names from a text file or JSON, in the order of the network's outputs.
+    """Return class names from a text or JSON file, in the order of the network's outputs.
 
-    Forms: one name a line, quoted or not; ``index: name``, ``index,name`` or ``index name`` on each line; a list; a map
-    of indices to names, or of names to indices (torchvision's ``class_to_idx``); a map of indices to [id, name]
-    (ImageNet's class index); one of these under ``names`` or ``id2label`` (Hugging Face's ``config.json``). A list or
-    map is JSON or Python's own notation. A byte-order mark is passed over.
+    Accepts one name per line, quoted or not; ``index: name``, ``index,name`` or ``index name`` on each line; a list; a
+    map of indices to names, or of names to indices (torchvision's ``class_to_idx``); a map of indices to [id, name]
+    (ImageNet's class index); one of these under ``names`` or ``id2label`` (Hugging Face's ``config.json``). Lists and
+    maps are JSON or Python literals. A byte-order mark is ignored.
 
     Raises:
-        ConfigError: the file is missing, not text, empty, or does not name each class from 0 once.
+        ConfigError: the file is missing, not text, empty, or does not name each class from 0 exactly once.
     """
     text = _text_of(path)
     begin = text.lstrip()[:1]
     names = _structured(path, text) if begin and begin in "[{" else _lines(path, text)
     if not names:
-        raise ConfigError(f"labels {str(path)!r}: holds no names; give one a line")
+        raise ConfigError(f"labels {str(path)!r}: has no names; give one name per line")
     return names
 
 
@@ -45,51 +45,55 @@ def _text_of(path: Path) -> str:
         with path.open("rb") as file:
             raw = file.read(MAX_LABEL_BYTES + 1)
         if len(raw) > MAX_LABEL_BYTES:
-            raise ConfigError(f"labels {str(path)!r}: is larger than {MAX_LABEL_BYTES >> 20} MiB; give the names alone")
+            raise ConfigError(f"labels {str(path)!r}: is larger than {MAX_LABEL_BYTES >> 20} MiB; give only the names")
         utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         return raw.decode("utf-16" if utf16 else "utf-8-sig")
     except UnicodeDecodeError as reason:
         raise ConfigError(
-            f"labels {str(path)!r}: is not UTF-8 text (byte {reason.start}); save it as UTF-8, one name a line"
+            f"labels {str(path)!r}: is not UTF-8 text (byte {reason.start}); save it as UTF-8, one name per line"
         ) from None
     except (OSError, ValueError) as reason:
-        raise ConfigError(f"labels {str(path)!r}: not readable ({reason}); give a text file, one name a line") from None
+        raise ConfigError(
+            f"labels {str(path)!r}: not readable ({reason}); give a text file with one name per line"
+        ) from None
 
 
 def _structured(path: Path, text: str) -> tuple[str, ...]:
-    """Read a list or map in JSON or Python's notation."""
+    """Parse a list or map in JSON or as a Python literal."""
     try:
-        held = json.loads(text)
+        content = json.loads(text)
     except (ValueError, RecursionError):
         try:
-            held = ast.literal_eval(text.strip())
+            content = ast.literal_eval(text.strip())
         except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError) as reason:
-            told = str(reason).splitlines()[0][:120] if str(reason) else type(reason).__name__
+            message = str(reason).splitlines()[0][:120] if str(reason) else type(reason).__name__
             raise ConfigError(
-                f"labels {str(path)!r}: begins like a list or map and is neither JSON nor Python's ({told}); give one "
-                "name a line"
+                f"labels {str(path)!r}: begins like a list or map but is neither JSON nor a Python literal "
+                f"({message}); give one name per line"
             ) from None
-    if isinstance(held, dict):
-        nested = next((held[key] for key in ("names", "id2label") if isinstance(held.get(key), dict | list)), None)
-        held = held if nested is None else nested
-    if isinstance(held, dict):
-        return _mapped(path, held)
-    if isinstance(held, list | tuple):
-        return tuple(_name(path, one) for one in held)
-    raise ConfigError(f"labels {str(path)!r}: holds a {type(held).__name__}; give one name a line")
-
-
-def _mapped(path: Path, held: dict[object, object]) -> tuple[str, ...]:
-    """Return names by index, whichever of the two the map goes from."""
-    by_index = {_index(key): value for key, value in held.items()}
-    if None in by_index:
-        by_index = {_index(value): key for key, value in held.items()}
-    if set(by_index) != set(range(len(held))):
-        raise ConfigError(
-            f"labels {str(path)!r}: a map names each class once, by its index from 0 to {len(held) - 1}; this one has "
-            f"{', '.join(repr(key) for key in list(held)[:4])}{', ...' if len(held) > 4 else ''}"
+    if isinstance(content, dict):
+        nested = next(
+            (content[key] for key in ("names", "id2label") if isinstance(content.get(key), dict | list)), None
         )
-    return tuple(_name(path, by_index[k]) for k in range(len(held)))
+        content = content if nested is None else nested
+    if isinstance(content, dict):
+        return _from_map(path, content)
+    if isinstance(content, list | tuple):
+        return tuple(_name(path, value) for value in content)
+    raise ConfigError(f"labels {str(path)!r}: has a {type(content).__name__}; give one name per line")
+
+
+def _from_map(path: Path, content: dict[object, object]) -> tuple[str, ...]:
+    """Return names in order of index, from a map of indices to names or of names to indices."""
+    by_index = {_index(key): value for key, value in content.items()}
+    if None in by_index:
+        by_index = {_index(value): key for key, value in content.items()}
+    if set(by_index) != set(range(len(content))):
+        raise ConfigError(
+            f"labels {str(path)!r}: a map must name each class once, with indices from 0 to {len(content) - 1}; this "
+            f"one has {', '.join(repr(key) for key in list(content)[:4])}{', ...' if len(content) > 4 else ''}"
+        )
+    return tuple(_name(path, by_index[k]) for k in range(len(content)))
 
 
 def _index(value: object) -> int | None:
@@ -100,16 +104,16 @@ def _index(value: object) -> int | None:
 
 
 def _name(path: Path, value: object) -> str:
-    """Return a class's name: a word or number, or the last of [id, name]."""
+    """Return a class name: a string or number, or the last item of [id, name]."""
     if isinstance(value, list | tuple) and value:
         value = value[-1]
     if isinstance(value, str | int | float) and not isinstance(value, bool) and str(value).strip():
         return str(value).strip()
-    raise ConfigError(f"labels {str(path)!r}: {str(value)[:60]!r} is no name of a class; give a word")
+    raise ConfigError(f"labels {str(path)!r}: {str(value)[:60]!r} is no class name; give a string")
 
 
 def _lines(path: Path, text: str) -> tuple[str, ...]:
-    """Read one name a line, and take off indices where every line has its own."""
+    """Return one name per line, without indices if every line has one."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if lines and re.fullmatch(r"names\s*:", lines[0]):
         lines = lines[1:]
@@ -120,8 +124,8 @@ def _lines(path: Path, text: str) -> tuple[str, ...]:
         return tuple(indexed[k] for k in range(len(lines)))
     if len(lines) > 1 and not is_whole and all(match is not None for match in matched):
         log.warning(
-            "labels %s: every line begins with a number (%r), and the numbers are not 0 to %d: they are taken "
-            "for parts of the names", path, lines[0], len(lines) - 1,
+            "labels %s: every line begins with a number (%r), but the numbers are not 0 to %d; the numbers are read as "
+            "part of the names", path, lines[0], len(lines) - 1,
         )  # fmt: skip
     bare = tuple(_bare(line) for line in lines)
     is_quoted = all(name != line.removesuffix(",").strip() for name, line in zip(bare, lines, strict=True))
@@ -135,17 +139,20 @@ def _bare(name: str) -> str:
 
 
 def parse_target(words: Sequence[str], labels: Sequence[str]) -> Target:
-    """Return the explained classes for ``top1``, ``topN``, class names or indices, or both: ``top1,scratch``.
+    """Return the explained classes for words such as ``top1``, ``topN``, class names or indices.
 
-    The network's top class is always among them: it is the verdict, whatever else is explained. The first word says
-    which class's heat is drawn.
+    The network's top class is always explained, as its prediction. The heat map of the first word's class is drawn.
+
+    Args:
+        words: the parts of ``--target``, such as ("top1", "scratch").
+        labels: the network's class names.
 
     Raises:
-        ConfigError: a class the network does not have, with the nearest right one; more than one top-N.
+        ConfigError: a class is unknown (the message has the nearest name), or there is more than one top-N.
     """
     tops = [word for word in words if _is_top(word)]
     if len(tops) > 1:
-        raise ConfigError(f"target {','.join(words)!r}: names {tops[0]} and {tops[1]}; give one top-N, then classes")
+        raise ConfigError(f"target {','.join(words)!r}: has both {tops[0]} and {tops[1]}; give one top-N, then classes")
     count = int(tops[0][3:]) if tops else 1
     if not 1 <= count <= len(labels):
         raise ConfigError(f"target {tops[0]!r}: the network has {len(labels)} classes; choose top1 to top{len(labels)}")
@@ -159,31 +166,31 @@ def _is_top(word: str) -> bool:
 
 
 def _class_of(word: str, labels: Sequence[str], folded: Mapping[str, int]) -> int:
-    """Return the index of the class that a word names."""
+    """Return the index of a class given by name or index."""
     if word.casefold() in folded:
         return folded[word.casefold()]
     if word.isascii() and word.isdigit() and len(word) < 10 and int(word) < len(labels):
         return int(word)
     if word.lstrip("-").isdigit():
-        raise ConfigError(f"target {word!r}: the network's classes go from 0 to {len(labels) - 1}")
-    hint = _suggested(word, labels, folded)
+        raise ConfigError(f"target {word!r}: the network's classes are 0 to {len(labels) - 1}; give one of these")
+    hint = _suggestion(word, labels, folded)
     raise ConfigError(
         f"target {word!r} is no class of this network.{hint} Give top1, top5, names or indices, by commas"
     )
 
 
-def _suggested(word: str, labels: Sequence[str], folded: Mapping[str, int]) -> str:
+def _suggestion(word: str, labels: Sequence[str], folded: Mapping[str, int]) -> str:
     """Return the classes that a word may mean: those that have it as a word, that contain it, or the nearest one."""
     plain = word.casefold().strip()
     words = {label: [part for part in re.split(r"[\W_]+", label.casefold()) if part] for label in labels}
     as_word = [label for label in labels if plain and plain in words[label]]
     as_word.sort(key=lambda label: words[label][-1] != plain)  # "car" means a sports car rather than a car wheel
-    inside = [label for label in labels if len(plain) > 2 and plain in label.casefold()]
-    found = list(dict.fromkeys(as_word or inside))
-    if not found:
+    as_part = [label for label in labels if len(plain) > 2 and plain in label.casefold()]
+    similar = list(dict.fromkeys(as_word or as_part))
+    if not similar:
         hint = did_you_mean(plain, folded)
         for near in folded:
             hint = hint.replace(f"'{near}'", repr(labels[folded[near]]))
         return hint
-    more = f" (and {len(found) - _MAX_SUGGESTED} more)" if len(found) > _MAX_SUGGESTED else ""
-    return f" Did you mean {' or '.join(map(repr, found[:_MAX_SUGGESTED]))}{more}?"
+    more = f" (and {len(similar) - _MAX_SUGGESTED} more)" if len(similar) > _MAX_SUGGESTED else ""
+    return f" Did you mean {' or '.join(map(repr, similar[:_MAX_SUGGESTED]))}{more}?"

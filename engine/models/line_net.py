@@ -1,9 +1,9 @@
-"""The small network of the inspection line: convolutions to a fine grid, one average, one linear layer.
+"""The small network of the simulated inspection line: convolutions, global average pooling, one linear layer.
 
-Made to be explained. The last feature map has stride 8, so a 240x320 picture gives 30x40 cells, each of which sees
-about 57 input pixels: enough for a defect and its surroundings, too little for a cell far away to know of it. After
-it comes nothing but the mean and a linear layer, for which Recipro-CAM has its cheapest exact form. Nothing here is
-functional or in place, so that any tracer can cut it anywhere.
+Its last feature map has stride 8: a 240x320 image gives 30x40 cells. The receptive field of a cell is about 57 pixels,
+enough for a defect and its surroundings but not for distant defects, so heat maps are sharp. Global average pooling and
+a linear layer follow, for which Recipro-CAM has its cheapest exact plan. All operations are modules and none works in
+place, so the network can be split after any layer.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 INPUT_SIZE = (240, 320)
-"""Height and width of the pictures it is trained on."""
+"""Height and width in pixels of the training images."""
 LAYER = "features"
-"""Where it is cut for explanation."""
+"""Qualified name of the explained layer."""
 
 
 class LineNet(nn.Module):
-    """Map normalised pictures (N, 3, H, W) to class scores before softmax (N, ``class_count``)."""
+    """Computes class logits (N, ``class_count``) from normalised images (N, 3, H, W)."""
 
     def __init__(self, class_count: int, *, width: int = 20) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class LineNet(nn.Module):
         self.classifier = nn.Linear(6 * width, class_count)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return scores before softmax (N, classes)."""
+        """Return class logits (N, ``class_count``)."""
         scores: torch.Tensor = self.classifier(self.flatten(self.pool(self.features(images))))
         return scores
 

@@ -1,6 +1,6 @@
-"""A name, and maybe a file, to a network ready to be cut: weights, labels, input size, mean and std.
+"""Loads a model by name or checkpoint file: network, labels, input size, mean and std.
 
-torchvision, timm and the small network of the line are the builders; each is one function in ``_BUILDERS``.
+The builders are torchvision, timm and the small network of the simulated line; ``_BUILDERS`` has one function each.
 """
 
 from __future__ import annotations
@@ -29,38 +29,39 @@ from pipeline.errors import ConfigError, ModelError, did_you_mean
 log = logging.getLogger(__name__)
 
 MODEL_FILE = ".safetensors"
-"""What the name of a file ends with that ``run.py train`` wrote: weights, labels and preprocessing in one."""
+"""Suffix of checkpoint files, which ``run.py train`` writes with weights, labels and preprocessing."""
 
 _IMAGENET_CLASSES = 1000
-_NAMED = 4
+_MAX_LISTED = 4
 
 RANDOM = "random"
-"""What ``--weights`` takes for an untrained network: for measuring cost, never for verdicts."""
+"""Value of ``--weights`` for an untrained network, to measure cost."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A classifier with all that is needed to use it."""
+    """A classifier with its labels and preprocessing."""
 
     module: nn.Module
+    """Computes class logits (N, K) from images (N, 3, H, W), in inference mode."""
     name: str
     labels: tuple[str, ...]
-    """Class names as the weights or a file give them; see ``class_names`` for K of them."""
+    """Class names from the weights or a labels file, possibly not K; see ``class_names``."""
     input_size: tuple[int, int]
     """Height and width in pixels."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     layer: str | None
-    """The table's cut point; None = found by itself."""
+    """The explained layer; None = the default of ``split_network``."""
     labels_from: str = ""
-    """The file the names were read from, if the user gave one."""
+    """The labels file, if the user gave one."""
     fit: Fit = "stretch"
-    """How it was shown its pictures when it learned."""
+    """How images were fitted to the input size in training."""
     binary: bool = False
-    """Whether its two scores stand for one that a sigmoid was meant for: class 1 is what it tells."""
+    """Whether the weights have one score for a sigmoid, which became two: class 1 is the positive class."""
 
     def preprocessing(self, config: EngineConfig) -> Preprocessing:
-        """Return what its input is made by: what the configuration says, and where it says nothing, what it wants."""
+        """Return the preprocessing: the settings of the configuration, and the model's own for those not set."""
         fit = config.fit if "fit" in config.model_fields_set else self.fit
         return Preprocessing(
             config.input_size or self.input_size, config.mean or self.mean, config.std or self.std, fit
@@ -68,20 +69,21 @@ class LoadedModel:
 
 
 def load_network(model: str, *, weights: Path | str | None = None, labels: Path | None = None) -> LoadedModel:
-    """Return the network called ``model``.
+    """Load a model.
 
     Args:
-        model: a name of the table, any torchvision or timm classifier's, or a model file (``.safetensors``).
-        weights: a state dict, ``"random"``, or None for the builder's pretrained ones; a model file has its own.
-        labels: a file with one class name a line, or a JSON list; None = those of the weights.
+        model: a name of the registry or of a torchvision or timm classifier, or a checkpoint file (``.safetensors``).
+        weights: a state dict file, ``"random"``, or None = the builder's pretrained weights; not allowed with a
+            checkpoint, which has its own.
+        labels: a labels file, see ``read_labels``; None = the labels of the weights.
 
     Raises:
-        ModelError: an unknown name, weights that do not fit or cannot be had.
-        ConfigError: labels that do not match the class count.
+        ModelError: the name is unknown, or the weights do not fit or cannot be downloaded.
+        ConfigError: the labels file is invalid, or weights are given for a checkpoint.
     """
     if model.endswith(MODEL_FILE):
         if weights is not None:
-            raise ConfigError(f"--weights {str(weights)!r}: {model} carries its own; leave --weights out")
+            raise ConfigError(f"--weights {str(weights)!r}: {model} has its own weights; omit --weights")
         network = load_from_checkpoint(load_checkpoint(model), Path(model))
     else:
         entry = find_entry(model)
@@ -90,10 +92,14 @@ def load_network(model: str, *, weights: Path | str | None = None, labels: Path 
 
 
 def class_names(network: LoadedModel, count: int) -> tuple[str, ...]:
-    """Return one name per class of a network that turned out to have ``count`` classes.
+    """Return one name per class; ``class 0`` and so on if the model has no names.
+
+    Args:
+        network: the model.
+        count: its number of classes.
 
     Raises:
-        ConfigError: a labels file was given and holds another number of names.
+        ConfigError: the labels file has another number of names.
     """
     if len(network.labels) == count:
         _warn_of_labels(network, count)
@@ -104,34 +110,38 @@ def class_names(network: LoadedModel, count: int) -> tuple[str, ...]:
         raise ConfigError(
             f"labels {network.labels_from!r}: {len(network.labels)} names for {count} classes; give {count}"
         )
-    log.warning("%s has %d classes and no names for them; give --labels FILE", network.name, count)
+    log.warning("%s has %d classes without names; give the names by --labels FILE", network.name, count)
     return tuple(f"class {k}" for k in range(count))
 
 
 def _warn_of_labels(network: LoadedModel, count: int) -> None:
-    """Say what makes the verdicts of a network tell little: one class, or several of one name."""
+    """Log a warning for a network with a single class, or with several classes of one name."""
     if count == 1:
         log.warning(
-            "%s has one class (%r): its score is always 1 and its maps are empty; train it with a second class, such "
-            "as what is good", network.name, network.labels[0],
+            "%s has one class (%r): its score is always 1 and its heat maps are empty; train it with a second class, "
+            "such as good parts", network.name, network.labels[0],
         )  # fmt: skip
-    often = [(label, number) for label, number in Counter(network.labels).items() if number > 1]
-    # ImageNet's own names have two twins ("crane", "maillot"): known, and no mistake of the user's.
-    if often and (network.labels_from or count != _IMAGENET_CLASSES):
-        listed = ", ".join(f"{label!r} {number} times" for label, number in often[:_NAMED])
+    repeated = [(label, number) for label, number in Counter(network.labels).items() if number > 1]
+    # ImageNet's labels have two duplicates ("crane", "maillot"), which are no mistake of the user.
+    if repeated and (network.labels_from or count != _IMAGENET_CLASSES):
+        listed = ", ".join(f"{label!r} {number} times" for label, number in repeated[:_MAX_LISTED])
         log.warning(
-            "labels of %s: %s; --target and rules mean the first of them. Give each class a name of its own with "
-            "--labels FILE, or name classes by their index", network.labels_from or network.name, listed,
+            "labels of %s: %s; --target and guards use the first of them. Give each class its own name by "
+            "--labels FILE, or give classes by index", network.labels_from or network.name, listed,
         )  # fmt: skip
 
 
 def find_entry(model: str) -> ModelEntry:
-    """Return the table's entry, or one made for a torchvision or timm classifier; ModelError for an unknown name."""
+    """Return the registry's entry, or a new entry for another torchvision or timm classifier.
+
+    Raises:
+        ModelError: the name is unknown; the message has the nearest name.
+    """
     return lookup(model) or _entry_by_builder(model)
 
 
 def _entry_by_builder(model: str) -> ModelEntry:
-    """Find a name outside the table with the builders; raise ModelError with the nearest known one."""
+    """Return an entry for a name that only torchvision or timm has."""
     import torchvision
 
     names = torchvision.models.list_models(module=torchvision.models)
@@ -139,7 +149,10 @@ def _entry_by_builder(model: str) -> ModelEntry:
         size, mean, std = _validated_at(model)
         return ModelEntry(model, size, mean, std)
     if Path(model).is_file():
-        raise ModelError(f"model {model!r} is a file, not what `train` wrote; name its network: --model NAME --weights")
+        raise ModelError(
+            f"model {model!r} is a file but no checkpoint of `run.py train`; name its network: --model NAME --weights "
+            "FILE"
+        )
     plain, known, more = model.removeprefix("timm/"), [*MODELS, *names], ""
     stop_telemetry()
     try:
@@ -151,15 +164,15 @@ def _entry_by_builder(model: str) -> ModelEntry:
             size = config.input_size[1:] if config else (224, 224)
             mean, std = (_triple(config.mean), _triple(config.std)) if config else (IMAGENET_MEAN, IMAGENET_STD)
             return ModelEntry(plain, size, mean, std, builder="timm")
-    except (ImportError, RuntimeError) as reason:  # no timm, or a dot and then no weights that it knows
+    except (ImportError, RuntimeError) as reason:  # RuntimeError: timm does not know the weights after the dot
         more = " (timm's models need the extra: uv sync --extra timm)" * isinstance(reason, ImportError)
-    raise ModelError(f"model {model!r} is unknown.{did_you_mean(plain, known)} `run.py models` lists them{more}")
+    raise ModelError(f"model {model!r} is unknown.{did_you_mean(plain, known)} `run.py models` lists models{more}")
 
 
 def _validated_at(
     name: str,
 ) -> tuple[tuple[int, int], tuple[float, float, float], tuple[float, float, float]]:
-    """Return input size, mean and std that torchvision's own weights of ``name`` were validated with."""
+    """Return input size, mean and std with which torchvision's weights of ``name`` were validated."""
     import torchvision
 
     try:
@@ -176,7 +189,15 @@ def _triple(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def build_untrained(entry: ModelEntry, count: int | None = None) -> nn.Module:
-    """Return the entry's network with random weights, in inference mode, for ``count`` classes (None = its own)."""
+    """Return the network with random weights, in inference mode.
+
+    Args:
+        entry: how to build it.
+        count: number of classes; None = the builder's default.
+
+    Raises:
+        ModelError: the builder does not accept a number of classes.
+    """
     classes: dict[str, Any] = {} if count is None else {"num_classes": count}
     if entry.builder == "line_net":
         from engine.models.line_net import LineNet
@@ -192,20 +213,22 @@ def build_untrained(entry: ModelEntry, count: int | None = None) -> nn.Module:
     try:
         built: nn.Module = torchvision.models.get_model(entry.name, weights=None, **dict(entry.options), **classes)
     except TypeError as reason:
-        raise ModelError(f"model {entry.name!r} cannot be built for {count} classes ({reason})") from reason
+        raise ModelError(
+            f"model {entry.name!r} cannot be built for {count} classes ({reason}); use another --model"
+        ) from reason
     return built.eval()
 
 
 def _seeded(entry: ModelEntry) -> nn.Module:
-    """Return a random network, the same at each call, leaving the caller's random state alone."""
-    log.warning("%s runs with random weights: its verdicts mean nothing", entry.name)
+    """Return a network with seeded random weights; the global random state is not changed."""
+    log.warning("%s runs with random weights: its predictions are meaningless", entry.name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return randomize_zero_layers(build_untrained(entry))
 
 
 def randomize_zero_layers(net: nn.Module) -> nn.Module:
-    """Give linear layers that start at zero, as a vision transformer's last does, small random weights instead."""
+    """Initialise all-zero linear layers, such as the last layer of a vision transformer, with small random weights."""
     for module in net.modules():
         if isinstance(module, nn.Linear) and not bool(module.weight.any()):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
@@ -219,26 +242,26 @@ def _with_weights(entry: ModelEntry, weights: Path | str, labels: Sequence[str])
         )
     path = Path(weights)
     fitted = fit_weights(lambda count: build_untrained(entry, count), read_state(path), entry.name, path)
-    mean, std = _normalising(entry, fitted, path)
+    mean, std = _normalisation(entry, fitted, path)
     if fitted.binary:
         log.warning(
-            "%s gives one score, which is taken for a sigmoid's: class 1 where it is above zero, class 0 below. Name "
-            "the two with --labels FILE", path,
+            "%s has one score, which is used as a sigmoid's logit: class 1 above zero, class 0 below. Name both "
+            "classes by --labels FILE", path,
         )  # fmt: skip
     names = () if fitted.binary else tuple(labels)
     return LoadedModel(fitted.net, entry.name, names, entry.input_size, mean, std, entry.layer, binary=fitted.binary)
 
 
-def _normalising(
+def _normalisation(
     entry: ModelEntry, fitted: Fitted, path: Path
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Return mean and std; one for all channels where the weights take grey pictures."""
+    """Return mean and std, equal for all channels if the weights are for greyscale images."""
     if not fitted.greyscale:
         return entry.mean, entry.std
     mean, std = (sum(values) / 3 for values in (entry.mean, entry.std))
     log.warning(
-        "%s takes grey pictures: it is given the luminance of each frame (ITU-R BT.601), normalised with mean %.3f and "
-        "std %.3f; if it was trained with others, give them: --mean M --std S", path, mean, std,
+        "%s is for greyscale images: the input is the luminance of each frame (ITU-R BT.601), normalised with mean "
+        "%.3f and std %.3f; if it was trained with other values, use --mean M --std S", path, mean, std,
     )  # fmt: skip
     return (mean, mean, mean), (std, std, std)
 
@@ -254,7 +277,7 @@ def _from_torchvision(entry: ModelEntry, weights: Path | str | None) -> LoadedMo
     if weights is not None:
         return _with_weights(entry, weights, labels)
     if known is None:
-        raise ModelError(f"model {entry.name!r}: torchvision has no weights for it; give --weights FILE")
+        raise ModelError(f"model {entry.name!r}: torchvision has no pretrained weights; give --weights FILE")
     try:
         net: nn.Module = torchvision.models.get_model(entry.name, weights=known)
     except (URLError, OSError, RuntimeError) as reason:
@@ -264,8 +287,8 @@ def _from_torchvision(entry: ModelEntry, weights: Path | str | None) -> LoadedMo
 
 def _no_download(name: str, url: str, reason: BaseException) -> str:
     return (
-        f"model {name!r}: its pretrained weights cannot be downloaded ({reason}). Where there is a network, fetch "
-        f"{url} and give it with --weights FILE"
+        f"model {name!r}: its pretrained weights cannot be downloaded ({reason}); download {url} on another computer "
+        "and give the file by --weights FILE"
     )
 
 
@@ -277,7 +300,7 @@ def _from_timm(entry: ModelEntry, weights: Path | str | None) -> LoadedModel:
 
     try:
         net = timm.create_model(entry.name, pretrained=True).eval()
-    except Exception as reason:  # the hub's client raises errors of its own making
+    except Exception as reason:  # the hub's client has its own exceptions
         first = str(reason).strip().splitlines()[0][:160] if str(reason).strip() else type(reason).__name__
         raise ModelError(
             f"model {entry.name!r}: its pretrained weights cannot be downloaded ({first}); give --weights FILE"
@@ -296,9 +319,16 @@ def _line_net(entry: ModelEntry, weights: Path | str | None) -> LoadedModel:
 
 
 def load_from_checkpoint(file: Checkpoint, path: Path) -> LoadedModel:
-    """Return the network a model file holds."""
-    entry = find_entry(file.model)
+    """Build the network of a checkpoint and load its weights.
 
+    Args:
+        file: the checkpoint's content.
+        path: its file, for messages.
+
+    Raises:
+        ModelError: the network is unknown or the weights do not fit.
+    """
+    entry = find_entry(file.model)
     count = max(2, len(file.labels))
 
     def build(_: int | None) -> nn.Module:

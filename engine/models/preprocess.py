@@ -1,8 +1,7 @@
-"""Frames to the network's input, and the heat's grid back onto the frame.
+"""Preprocessing: fits frames to the network's input size and normalises them.
 
-Resizing is antialiased bilinear on uint8, as the networks' own validation does it; then RGB / 255, minus mean, over
-std. Whatever the fit, ``fit_geometry`` says which rectangle of the frame the input covers, and so where the heat
-belongs.
+Resizing is antialiased bilinear on uint8, as in the networks' own validation; normalisation is ``(RGB / 255 - mean) /
+std``. ``fit_geometry`` returns the rectangle of the frame that the input covers, and so the position of the heat map.
 """
 
 from __future__ import annotations
@@ -22,30 +21,37 @@ from pipeline.frames import Box, Frame, Image, read_only
 Fit = Literal["stretch", "letterbox", "crop"]
 
 BORDER = 114
-"""The grey, of 255, around a letterboxed frame."""
+"""Grey level (0 to 255) of the border around a letterboxed frame."""
 
 with warnings.catch_warnings():
-    # torch says once that a read-only array must not be written to; nobody here writes to a frame.
+    # torch warns once per process about a read-only array; frames are read-only and are never written to.
     warnings.simplefilter("ignore")
     torch.from_numpy(read_only(np.zeros(1, np.uint8)))
 
 
 @dataclass(frozen=True, slots=True)
 class FitGeometry:
-    """Where a frame lands in the network's input; all in whole pixels."""
+    """The position of a frame in the network's input, in pixels."""
 
     cut: tuple[int, int, int, int]
-    """The part of the frame that is used: left, top, right, bottom."""
+    """The used part of the frame: left, top, right, bottom."""
     size: tuple[int, int]
-    """Height and width that part is resized to."""
+    """Height and width after resizing."""
     offset: tuple[int, int]
-    """Top and left of it in the input; what is around it is border."""
+    """Top and left of the resized part in the input; the rest of the input is border."""
     region: Box
-    """The rectangle of the frame, in pixels, that the whole input covers; beyond the frame where there is border."""
+    """The rectangle of the frame that the whole input covers; it extends beyond the frame where there is border."""
 
 
 def fit_geometry(frame: tuple[int, int], target: tuple[int, int], fit: Fit) -> FitGeometry:
-    """Return where a frame of one (height, width) lands in an input of another."""
+    """Return the position of a frame in the network's input.
+
+    Args:
+        frame: height and width of the frame.
+        target: height and width of the input.
+        fit: ``stretch`` = ignore the aspect ratio; ``letterbox`` = keep it and add a border; ``crop`` = keep it and cut
+            off the edges.
+    """
     height, width = frame
     rows, columns = target
     if fit == "letterbox":
@@ -66,12 +72,13 @@ def fit_geometry(frame: tuple[int, int], target: tuple[int, int], fit: Fit) -> F
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a network expects of its input."""
+    """The input format of a network."""
 
     input_size: tuple[int, int]
     """Height and width in pixels."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    """Normalisation per channel (RGB), for pixel values in [0, 1]."""
     fit: Fit = "stretch"
 
     def region(self, frame: Frame) -> Box:
@@ -79,7 +86,7 @@ class Preprocessing:
         return fit_geometry((frame.height, frame.width), self.input_size, self.fit).region
 
     def pixels(self, frames: Sequence[Frame]) -> Tensor:
-        """Return the frames fitted to the input size: (N, 3, H, W) uint8, channels last in memory."""
+        """Return the frames fitted to the input size: uint8 (N, 3, H, W), channels last in memory."""
         pixels = torch.cat([fit_image(frame.image, self.input_size, self.fit) for frame in frames])
         return pixels.contiguous(memory_format=torch.channels_last)
 
@@ -92,7 +99,7 @@ class Preprocessing:
 
 
 def fit_image(image: Image, target: tuple[int, int], fit: Fit) -> Tensor:
-    """Return one RGB picture fitted to (height, width): (1, 3, H, W) uint8, channels last in memory."""
+    """Return one RGB image fitted to (height, width): uint8 (1, 3, H, W), channels last in memory."""
     placement = fit_geometry((image.shape[0], image.shape[1]), target, fit)
     left, top, right, bottom = placement.cut
     part = torch.from_numpy(image)[top:bottom, left:right].permute(2, 0, 1)[None]

@@ -1,7 +1,7 @@
-"""The table of models: data, not code. Knows nothing about torch, so that listing names costs nothing.
+"""Registry of the tested models; does not import torch, so that listing names is fast.
 
-Any other torchvision or timm CNN, or vision transformer with a class token, works by its name too; this table holds
-those whose map, size and labels are tested.
+Any other CNN of torchvision or timm, or vision transformer with a class token, can be used by its name too. The
+heat map, input size and labels of the models here are tested.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True, slots=True)
 class ModelEntry:
-    """How one network is built, fed and cut."""
+    """How to build a network, prepare its input, and split it."""
 
     name: str
-    """What ``--model`` takes: torchvision's own name where it is torchvision's."""
+    """Value of ``--model``: the name in torchvision or timm."""
     input_size: tuple[int, int] = (224, 224)
-    """Height and width in pixels that the pretrained weights were validated at."""
+    """Height and width in pixels with which the pretrained weights were validated."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     layer: str | None = None
-    """The explained layer; None = found by itself: the last that gives a grid, or a transformer's last block."""
+    """The explained layer; None = the last layer with a grid, or a transformer's last block."""
     builder: str = "torchvision"
-    """Who builds it: ``torchvision``, ``timm``, or ``line_net`` (the small network shipped with the line)."""
+    """``torchvision``, ``timm``, or ``line_net`` (the network of the simulated inspection line)."""
     file: str | None = None
-    """Weights shipped with this project, relative to its root; None = the builder's pretrained weights."""
+    """Bundled weights, relative to the project's root; None = the builder's pretrained weights."""
     options: tuple[tuple[str, bool | int], ...] = ()
-    """Keyword arguments of the builder that go with torchvision's weights when these come from a file."""
+    """Keyword arguments of the builder for torchvision's weights read from a file."""
 
 
 _AUXILIARY: Final = (("transform_input", True), ("aux_logits", False), ("init_weights", False))
@@ -72,13 +72,13 @@ _ENTRIES: Final = (
 )
 
 MODELS: Final[dict[str, ModelEntry]] = {entry.name: entry for entry in _ENTRIES}
-"""Every tested model by name."""
+"""The tested models by name."""
 
 ALIASES: Final = {"line": "line_net", "mobilenet_v3": "mobilenet_v3_large"}
-"""Short names people type."""
+"""Short names."""
 
 
 def lookup(name: str) -> ModelEntry | None:
-    """Return the entry called ``name`` (hyphens and capitals forgiven), or None when the table has none."""
+    """Return the entry with this name, or None; ignores case, and accepts hyphens for underscores."""
     plain = name.strip().lower().replace("-", "_")
     return MODELS.get(ALIASES.get(plain, plain))

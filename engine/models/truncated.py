@@ -1,8 +1,8 @@
-"""A network that ends earlier: its first layers, a mean over the grid, and one linear layer.
+"""Truncated networks: the first layers of a network, global average pooling, and a new linear layer.
 
-What comes late in a network sees the whole picture from every cell, in large cells: good for what a photo shows, too
-much for a defect of ten pixels. Ended earlier it has a finer grid, each cell of which answers for its own
-surroundings, costs less, and keeps the cheapest exact plan of explanation.
+Late layers have large cells whose receptive field covers the whole image: suitable for photographs, too coarse for a
+defect of ten pixels. A truncated network has a finer grid with smaller receptive fields, costs less, and has the
+cheapest exact plan of Recipro-CAM (``pooled``).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pipeline.errors import LayerError, did_you_mean
 
 
 class TruncatedNetwork(nn.Module):
-    """Map normalised pictures (N, 3, H, W) to class scores before softmax (N, ``class_count``)."""
+    """Computes class logits (N, ``class_count``) from normalised images (N, 3, H, W)."""
 
     def __init__(self, features: nn.Module, channels: int, class_count: int) -> None:
         super().__init__()
@@ -26,30 +26,36 @@ class TruncatedNetwork(nn.Module):
         self.classifier = nn.Linear(channels, class_count)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return scores before softmax (N, classes)."""
+        """Return class logits (N, ``class_count``)."""
         scores: torch.Tensor = self.classifier(self.flatten(self.pool(self.features(images))))
         return scores
 
 
-def truncate(net: nn.Module, until: str, image_size: tuple[int, int], class_count: int) -> TruncatedNetwork:
-    """Return the network up to and with a layer, and a new last layer on the mean of that one's output.
+def truncate(net: nn.Module, layer: str, image_size: tuple[int, int], class_count: int) -> TruncatedNetwork:
+    """Return a copy of the network up to a layer (inclusive), with global average pooling and a new linear layer.
 
-    The weights are copies; the last layer begins at random, from torch's random state.
+    The linear layer is initialised from torch's global random state.
+
+    Args:
+        net: the network to truncate.
+        layer: qualified name of the last layer.
+        image_size: height and width in pixels.
+        class_count: outputs of the linear layer.
 
     Raises:
-        LayerError: there is no such layer, it has no grid, or the network cannot be traced.
+        LayerError: there is no such layer, its output is no grid, or the network cannot be traced.
     """
     outputs, _ = trace_layer_outputs(net.eval(), torch.zeros(1, 3, *image_size))
     grids = [name for name, output in outputs.items() if output.is_grid]
-    if until not in grids:
+    if layer not in grids:
         raise LayerError(
-            f"--truncate-at {until!r}: the network has no such layer with a grid of "
-            f"cells to end with.{did_you_mean(until, grids)}"
+            f"--truncate-at {layer!r}: the network has no such layer with a grid of cells."
+            f"{did_you_mean(layer, grids)} run.py models --layers NAME lists them"
         )
-    split = split_network(net, until, image_size)
+    split = split_network(net, layer, image_size)
     if not split.traced:
         raise LayerError(
-            f"--truncate-at {until!r}: this network cannot be traced, and so not be ended earlier; leave it out"
+            f"--truncate-at {layer!r}: this network cannot be traced and therefore not truncated; omit the option"
         )
     features = split.head
     for parameter in features.parameters():

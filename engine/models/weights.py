@@ -1,9 +1,8 @@
-"""State dicts from files into networks: what fits is loaded, what does not is refused in words.
+"""Loads state dicts from files into networks, and reports what does not fit.
 
-A training wrapper's envelope (``{"state_dict": ...}``) and prefix (``module.``, ``model.``) are taken off, another
-class count is read from the last layer, and the auxiliary classifiers of training time are left out. Files are read as
-data only: see ``engine.checkpoints``; safetensors otherwise. ``engine.fitting`` brings older names and other heads and
-stems into the network's form.
+Containers of training scripts (``{"state_dict": ...}``) and prefixes (``module.``, ``model.``) are removed, the number
+of classes is read from the last layer, and auxiliary classifiers for training are ignored. No code of a file is run:
+see ``engine.checkpoints``. ``engine.fitting`` converts older names, other heads and other first convolutions.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from pipeline.errors import ModelError
 
 log = logging.getLogger(__name__)
 
-_ENVELOPES: Final = (
+_CONTAINER_KEYS: Final = (
     "state_dict", "model_state_dict", "model_state", "state_dict_ema", "ema_state_dict", "model_ema", "params_ema",
     "ema", "model", "net", "network", "module", "params", "weights", "state",
 )  # fmt: skip
@@ -43,99 +42,102 @@ _NEVER_WEIGHTS: Final = frozenset({
     "optimizer", "optimizer_state_dict", "optimizer_states", "optim", "opt", "lr_scheduler", "scheduler", "scaler",
     "amp", "amp_scaler", "loops", "callbacks", "rng_state",
 })  # fmt: skip
-_DEEPEST: Final = 8
+_MAX_DEPTH: Final = 8
 _TRAINING_ONLY = ("aux1.", "aux2.", "AuxLogits.")
-_NAMED = 4
-"""How many wrong keys a message names."""
+_MAX_LISTED = 4
+"""Number of keys in an error message."""
 
 StateDict = dict[str, Tensor]
 
 
 def read_state(path: Path) -> StateDict:
-    """Return the tensors in a ``.pth``, ``.pt`` or ``.safetensors`` file, by name, on the CPU.
+    """Return the tensors of a ``.pth``, ``.pt`` or ``.safetensors`` file by name, on the CPU.
 
     Raises:
-        ModelError: there is no such file, it is none of these, or it holds no state dict.
+        ModelError: the file is missing, has another format, or has no state dict.
     """
     if not path.is_file():
-        raise ModelError(f"weights {str(path)!r}: there is no such file; give the path of a state dict")
+        raise ModelError(f"weights {str(path)!r}: no such file; give the path of a state dict")
     try:
         begin = read_head(path)
     except OSError as reason:
-        raise ModelError(f"weights {str(path)!r}: cannot be read ({reason.strerror}); see to its rights") from reason
-    if (told := why_not_weights(begin)) is not None:
-        raise ModelError(f"weights {str(path)!r}: {told}")
+        raise ModelError(
+            f"weights {str(path)!r}: cannot be read ({reason.strerror}); check its permissions"
+        ) from reason
+    if (description := why_not_weights(begin)) is not None:
+        raise ModelError(f"weights {str(path)!r}: {description}")
     try:
         if is_safetensors(begin) or (path.suffix == ".safetensors" and not begin.startswith(b"PK")):
             return _read_safetensors(path)
-        held = read_checkpoint(path)
+        content = read_checkpoint(path)
     except ModelError:
         raise
     except CheckpointError as reason:
         raise ModelError(f"weights {str(path)!r}: not readable as a state dict: {reason}") from reason
-    except Exception as reason:  # torch and safetensors raise whatever their many stages raise
+    except Exception as reason:  # torch and safetensors have many kinds of exceptions
         first = str(reason).strip().splitlines()[0] if str(reason).strip() else type(reason).__name__
         raise ModelError(
             f"weights {str(path)!r}: not readable as a state dict ({first[:200]}); save one with "
             "torch.save(net.state_dict(), FILE) or safetensors"
         ) from reason
-    state = _unwrapped(held)
+    state = _find_state(content)
     if state is None:
-        raise ModelError(f"weights {str(path)!r}: {_no_state(held)}")
+        raise ModelError(f"weights {str(path)!r}: {_no_state(content)}")
     _check_tensors(state, path)
     return state
 
 
-def _no_state(held: object) -> str:
-    """Say what a file holds in place of a state dict, and the cure."""
-    inside = held.values() if isinstance(held, Mapping) else ()
-    objects = [one for one in (held, *inside) if isinstance(one, StandIn)]
+def _no_state(content: object) -> str:
+    """Return a description of a file's content that is no state dict, with the remedy."""
+    inside = content.values() if isinstance(content, Mapping) else ()
+    objects = [value for value in (content, *inside) if isinstance(value, StandIn)]
     if objects:
         return (
-            f"holds an object of {class_name(objects[0])}, perhaps a whole network, and code is not run here; save its "
-            "weights where that class is: torch.save(net.state_dict(), FILE)"
+            f"has an object of {class_name(objects[0])}, perhaps a whole network, and code of a file is not run; save "
+            "its weights where that class is installed: torch.save(net.state_dict(), FILE)"
         )
-    kind = class_name(held)
-    return f"holds a {kind} and no state dict (a map of names to tensors); save net.state_dict()"
+    kind = class_name(content)
+    return f"has a {kind} and no state dict (a map of names to tensors); save net.state_dict()"
 
 
 def _check_tensors(state: StateDict, path: Path) -> None:
-    """Refuse tensors that claim more numbers than the file holds, or hold none."""
+    """Raise ModelError for a tensor that has more values than its storage, or no data."""
     for name, value in state.items():
         plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
         if not plain or value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise ModelError(
                 f"weights {str(path)!r}: {name!r} is no plain tensor (sparse, quantised, without data, or expanded "
-                "from fewer numbers); save net.state_dict() of the float network"
+                "from fewer values); save net.state_dict() of the float network"
             )
 
 
 def _read_safetensors(path: Path) -> StateDict:
     with safe_open(str(path), framework="pt") as file:
-        told = dict(file.metadata() or {})
-        if told.get("format", "").startswith("recipro-stream") and (until := told.get("until")):
+        metadata = dict(file.metadata() or {})
+        is_checkpoint = metadata.get("format", "").startswith("recipro-stream")
+        if is_checkpoint and (last_layer := metadata.get("until")):
             raise ModelError(
-                f"weights {str(path)!r}: are those of {told.get('model')} ended with {until!r}, and fit no whole one; "
-                f"the file knows its own network: give it by --model {path}"
+                f"weights {str(path)!r}: belong to {metadata.get('model')} truncated at {last_layer!r} and do not fit "
+                f"the full network; load the file as a checkpoint: --model {path}"
             )
-        if told.get("format", "").startswith("recipro-stream"):
-            log.warning("%s knows its own network, classes and input size: --model %s would use them", path, path)
+        if is_checkpoint:
+            log.warning("%s is a checkpoint with its own network, classes and input size: use --model %s", path, path)
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
 
 
-def _unwrapped(held: object, depth: int = 0) -> StateDict | None:
-    """Find the state dict in what a training script saved: by the usual names, else the mapping with most tensors."""
-    if not isinstance(held, Mapping) or depth > _DEEPEST:
+def _find_state(content: object, depth: int = 0) -> StateDict | None:
+    """Return the state dict in a training script's file: under a common key, else the one with most tensors."""
+    if not isinstance(content, Mapping) or depth > _MAX_DEPTH:
         return None
-    tensors = {str(name): value for name, value in held.items() if isinstance(value, Tensor)}
-    for key in _ENVELOPES:
-        inner = held.get(key)
-        if isinstance(inner, Mapping) and (found := _unwrapped(inner, depth + 1)):
-            return found
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    for key in _CONTAINER_KEYS:
+        inner = content.get(key)
+        if isinstance(inner, Mapping) and (state := _find_state(inner, depth + 1)):
+            return state
     others = [
-        found
-        for name, inner in held.items()
-        if name not in _NEVER_WEIGHTS and isinstance(inner, Mapping) and (found := _unwrapped(inner, depth + 1))
+        state
+        for name, inner in content.items()
+        if name not in _NEVER_WEIGHTS and isinstance(inner, Mapping) and (state := _find_state(inner, depth + 1))
     ]
     largest = max([tensors, *others], key=len)
     return largest or None
@@ -143,31 +145,31 @@ def _unwrapped(held: object, depth: int = 0) -> StateDict | None:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A network with weights of a file in it, and what had to be read from the weights' shapes."""
+    """A network with the weights of a file."""
 
     net: nn.Module
     greyscale: bool = False
-    """The weights take one channel: the network was given their form for RGB, which reads the luminance."""
+    """Whether the weights are for one channel; the first convolution is converted to read the luminance of RGB."""
     binary: bool = False
-    """The weights give one score: the network gives two, of which softmax makes what a sigmoid makes of the one."""
+    """Whether the weights have one score; the network has two, whose softmax equals the sigmoid of the one."""
 
 
 def load_weights(build: Callable[[int | None], nn.Module], state: StateDict, name: str, path: Path) -> nn.Module:
-    """Return the network of ``fit_weights``."""
+    """Return only the network of ``fit_weights``."""
     return fit_weights(build, state, name, path).net
 
 
 def fit_weights(build: Callable[[int | None], nn.Module], state: StateDict, name: str, path: Path) -> Fitted:
-    """Return the network that ``build`` makes, with these weights in it.
+    """Build a network and load weights into it.
 
     Args:
-        build: makes the network for a number of classes; None = its own number.
+        build: builds the network for a number of classes; None = its default.
         state: tensors by name.
         name: the network's name, for messages.
-        path: the file's, for messages.
+        path: the file, for messages.
 
     Raises:
-        ModelError: they do not fit: which keys, and what to do.
+        ModelError: the weights do not fit; the message has the keys and the remedy.
     """
     net = build(None)
     expected = net.state_dict()
@@ -196,10 +198,10 @@ def fit_weights(build: Callable[[int | None], nn.Module], state: StateDict, name
 
 
 def put_into(net: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy a state dict of the network's own form into it.
+    """Load tensors with the network's own names and shapes.
 
-    Beside tensors a state dict carries the version of its form (``_metadata``), which files and plain dicts lose and
-    some networks (MNASNet) ask for; names and shapes of this form have the network's own version.
+    A state dict also has the versions of its modules (``_metadata``), which files and plain dicts do not have and some
+    networks (MNASNet) require; the network's own versions are used.
     """
     whole = net.state_dict()
     for key in whole:
@@ -215,31 +217,31 @@ def _refuse_unfit(state: StateDict, expected: Mapping[str, Tensor], net: nn.Modu
         for key in expected
         if key in state and state[key].shape != expected[key].shape
     ]
-    told = [
-        f"{len(keys)} {what} ({', '.join(keys[:_NAMED])}{', ...' if len(keys) > _NAMED else ''})"
-        for what, keys in (("missing", missing), ("unknown", foreign), ("of another shape", misshapen))
+    problems = [
+        f"{len(keys)} {problem} ({', '.join(keys[:_MAX_LISTED])}{', ...' if len(keys) > _MAX_LISTED else ''})"
+        for problem, keys in (("missing", missing), ("unknown", foreign), ("of another shape", misshapen))
         if keys
     ]
-    if told:
+    if problems:
         wrong = len(missing) + len(misshapen)
         hint = other_stem(state, net) or (hidden_head(state, net) if wrong * 4 < len(expected) else "")
         hint = hint or no_head(state, net) or quantized(foreign) or "name the right --model"
-        raise ModelError(f"weights {str(path)!r} do not fit {name}: {'; '.join(told)}; {hint}")
+        raise ModelError(f"weights {str(path)!r} do not fit {name}: {'; '.join(problems)}; {hint}")
 
 
 def _check_numbers(state: StateDict, path: Path) -> None:
-    """Refuse weights that are no numbers: every score would be NaN, and every map empty."""
+    """Raise ModelError for weights with NaN or infinity: every score would be NaN, and every heat map empty."""
     wrong = [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
     if wrong:
-        named = f"{', '.join(wrong[:_NAMED])}{', ...' if len(wrong) > _NAMED else ''}"
+        listed = f"{', '.join(wrong[:_MAX_LISTED])}{', ...' if len(wrong) > _MAX_LISTED else ''}"
         raise ModelError(
-            f"weights {str(path)!r}: {len(wrong)} of {len(state)} tensors hold NaN or infinity ({named}): a training "
-            "that ran away, or a damaged file; take an earlier one, or train again with a lower learning rate"
+            f"weights {str(path)!r}: {len(wrong)} of {len(state)} tensors have NaN or infinity ({listed}): the "
+            "training diverged, or the file is damaged; use an earlier file, or train again with a lower learning rate"
         )
 
 
 def without_prefix(state: StateDict, expected: set[str]) -> StateDict:
-    """Take off the prefix a training wrapper put before every name, if there is one."""
+    """Remove the common prefix of a training wrapper, such as ``module.``, from all names."""
     if not expected or len(expected & set(state)) * 2 >= len(expected):
         return state
     prefixes = Counter(
@@ -252,7 +254,7 @@ def without_prefix(state: StateDict, expected: set[str]) -> StateDict:
 
 
 def _class_count(state: StateDict, expected: Mapping[str, Tensor]) -> int | None:
-    """Return the class count of the weights if only the last layer's rows differ from the network's, else None."""
+    """Return the weights' number of classes if only the rows of the last layer differ from the network's, else None."""
     known = {key for key in expected if key in state}
     wrong = [key for key in known if state[key].shape != expected[key].shape]
     pairs = {(expected[key].shape[0], state[key].shape[0]) for key in wrong if expected[key].ndim}

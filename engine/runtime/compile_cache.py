@@ -1,11 +1,11 @@
-"""Where compiled networks live between runs, so that the second start takes a fraction of the first.
+"""Cache of compiled networks on disk, for a fast second start.
 
-An entry is one file: a line of JSON that says what it is the result of, then the compiled result. It is taken only
-when that line names exactly what is asked for now (weights, structure, shapes, precision, versions, processor) and its
-checksum holds; anything else is built anew and written over it. What comes from here is compared with eager float32
-like everything else that runs.
+An entry is one file: a JSON line with its key and checksum, then the compiled result. An entry is used only if its key
+(weights, structure, shapes, precision, versions, processor) equals the requested one and its checksum is right;
+otherwise the network is compiled again and the entry replaced. Cached results are verified against eager float32 like
+newly compiled ones.
 
-A compiled result is code. So the folder must belong to the user who runs, and be writable by nobody else.
+A compiled result is code, so the folder must belong to the user and must not be writable by other users.
 """
 
 from __future__ import annotations
@@ -32,20 +32,22 @@ log = logging.getLogger(__name__)
 _FORMAT: Final = "recipro-stream compiled 1"
 _HEADER_BYTES: Final = 1 << 16
 LIMIT_BYTES: Final = 4 << 30
-"""Beyond it the entries that were not used for the longest time are removed."""
+"""Size of the cache above which the least recently used entries are removed."""
 
 CacheKey = Mapping[str, str]
-"""What a compiled result depends on: names and values a person can read."""
+"""All that a compiled result depends on, as readable names and values."""
 
 
 class CompileCache:
-    """A folder of compiled results.
-
-    ``found`` counts what was taken from it and ``kept`` what was written: for the log, and to know whom to blame.
-    """
+    """A folder of compiled results; ``hits`` and ``writes`` count the entries read and written."""
 
     def __init__(self, folder: Path, *, limit_bytes: int = LIMIT_BYTES) -> None:
-        """Take the folder; it is made with the first entry."""
+        """Store the folder's path; the first ``put`` creates it.
+
+        Args:
+            folder: the cache folder.
+            limit_bytes: size above which entries are removed.
+        """
         self.folder = folder
         self.hits = 0
         self.writes = 0
@@ -53,31 +55,31 @@ class CompileCache:
         self._reads_disabled = False
 
     def disable_reads(self) -> None:
-        """Take nothing from it any more; what is built is still written."""
+        """Make every later ``get`` return None; ``put`` still writes."""
         self._reads_disabled = True
 
     def get(self, key: CacheKey) -> bytes | None:
-        """Return the compiled result for exactly this key, or None where there is none that can be trusted."""
+        """Return the compiled result for exactly this key, or None if there is no valid entry."""
         path = self._path(key)
         if self._reads_disabled or not path.is_file():
             return None
         if objection := unsafe_way(path):
-            log.warning("compiled results are not taken from %s: %s", self.folder, objection)
+            log.warning("compiled results in %s are not used: %s", self.folder, objection)
             return None
         try:
             payload, objection = _read(path, key)
         except OSError as reason:
             payload, objection = b"", reason.strerror or str(reason)
         if objection:
-            log.warning("%s: %s; it is built anew", path, objection)
+            log.warning("%s: %s; the network is compiled again", path, objection)
             return None
         with suppress(OSError):
-            path.touch()  # used: it goes last
+            path.touch()  # the time of last use, for _evict
         self.hits += 1
         return payload
 
     def put(self, key: CacheKey, payload: bytes) -> None:
-        """Write a compiled result, whole or not at all. A folder that cannot be written is said once, and no more."""
+        """Write a compiled result atomically; log a warning if it cannot be written."""
         header = {"format": _FORMAT, "key": dict(key), "sha256": hashlib.sha256(payload).hexdigest()}
         temporary = None
         try:
@@ -93,7 +95,7 @@ class CompileCache:
         except OSError as reason:
             if temporary is not None:
                 temporary.unlink(missing_ok=True)
-            log.warning("compiled results cannot be kept in %s: %s", self.folder, reason.strerror or reason)
+            log.warning("compiled results cannot be written to %s: %s", self.folder, reason.strerror or reason)
 
     def _path(self, key: CacheKey) -> Path:
         name = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()
@@ -102,14 +104,14 @@ class CompileCache:
     def _evict(self) -> None:
         entries = sorted(self.folder.glob("*.compiled"), key=lambda path: path.stat().st_mtime, reverse=True)
         total = 0
-        for place, path in enumerate(entries):
+        for number, path in enumerate(entries):
             total += path.stat().st_size
-            if place and total > self._limit_bytes:
+            if number and total > self._limit_bytes:
                 path.unlink(missing_ok=True)
 
 
 def _read(path: Path, key: CacheKey) -> tuple[bytes, str]:
-    """Return an entry's payload, and what speaks against it."""
+    """Return an entry's payload, and why it is invalid or ""."""
     with path.open("rb") as file:
         line = file.readline(_HEADER_BYTES)
         payload = file.read()
@@ -120,28 +122,28 @@ def _read(path: Path, key: CacheKey) -> tuple[bytes, str]:
     if not isinstance(header, dict) or header.get("format") != _FORMAT:
         return b"", "it is no compiled result of this version"
     if header.get("key") != dict(key):
-        return b"", "it was made for something else"
+        return b"", "it has another key"
     if header.get("sha256") != hashlib.sha256(payload).hexdigest():
         return b"", "it is damaged"
     return payload, ""
 
 
 def default_folder() -> str:
-    """Return where this user's compiled networks are kept; "off" for a user without a home folder."""
+    """Return this user's cache folder; "off" for a user without a home folder."""
     try:
         return user_cache_dir("recipro-stream", appauthor=False)
-    except (RuntimeError, KeyError, OSError) as reason:  # no HOME, and no entry in the list of users
-        log.warning("compiled networks are not kept (%s); name a folder of your own by --cache or HOME", reason)
+    except (RuntimeError, KeyError, OSError) as reason:  # no HOME, and no entry in the user database
+        log.warning("compiled networks are not cached (%s); set a folder by --cache or HOME", reason)
         return "off"
 
 
 def key_of(module: nn.Module, example: torch.Tensor, **more: str) -> dict[str, str]:
-    """Return what a compiled module depends on.
+    """Return the cache key of a compiled module.
 
     Args:
-        module: its structure, settings and weights all count.
-        example: what it is compiled for: shape and dtype count, values do not.
-        more: what else counts: the vendor's version, the processor, the precision.
+        module: the module; its structure, settings and weights are part of the key.
+        example: the example input; its shape and dtype are part of the key.
+        more: further parts, such as the vendor's version, the processor, the precision.
     """
     return {
         "input": f"{tuple(example.shape)} {example.dtype}",
@@ -153,28 +155,28 @@ def key_of(module: nn.Module, example: torch.Tensor, **more: str) -> dict[str, s
 
 
 def _digest(parts: Iterator[bytes]) -> str:
-    told = hashlib.sha256()
+    digest = hashlib.sha256()
     for part in parts:
-        told.update(len(part).to_bytes(8, "little"))
-        told.update(part)
-    return told.hexdigest()
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def _structure(module: nn.Module) -> Iterator[bytes]:
-    """Give every part's class and settings, and the code of those that were traced."""
+    """Yield every submodule's class and settings, and the code of traced modules."""
     for name, part in module.named_modules(remove_duplicate=False):
-        settings = sorted((k, _described(v)) for k, v in vars(part).items() if not k.startswith("_"))
+        settings = sorted((k, _setting_text(v)) for k, v in vars(part).items() if not k.startswith("_"))
         yield f"{name} {type(part).__module__}.{type(part).__qualname__} {settings}".encode()
         if isinstance(part, fx.GraphModule):
             yield part.code.encode()
 
 
-def _described(value: object) -> str:
-    """Tell a setting's value, without anything that differs from process to process, such as an address."""
+def _setting_text(value: object) -> str:
+    """Return a setting's value as text that is equal in every process (no memory addresses)."""
     if isinstance(value, torch.Tensor):
         return _digest(_bytes_of(value))
     if isinstance(value, tuple | list):
-        return f"[{', '.join(map(_described, value))}]"
+        return f"[{', '.join(map(_setting_text, value))}]"
     if value is None or isinstance(value, bool | int | float | str | torch.dtype):
         return repr(value)
     return str(getattr(value, "__qualname__", type(value).__qualname__))
@@ -192,11 +194,11 @@ def _bytes_of(tensor: torch.Tensor) -> Iterator[bytes]:
 
 
 def _versions(module: nn.Module) -> str:
-    """Name the packages whose code the module runs, with their versions; our own by the text of its code."""
+    """Return the versions of the packages of the module's classes; for ``engine`` a digest of its source files."""
     roots = {type(part).__module__.partition(".")[0] for part in module.modules()} | {"torch"}
-    told = []
+    versions = []
     for root in sorted(roots - {"engine"}):
         with suppress(metadata.PackageNotFoundError):
-            told.append(f"{root} {metadata.version(root)}")
-    ours = sorted(Path(__file__).parents[1].rglob("*.py"))
-    return ", ".join([*told, f"engine {_digest(path.read_bytes() for path in ours)[:16]}"])
+            versions.append(f"{root} {metadata.version(root)}")
+    files = sorted(Path(__file__).parents[1].rglob("*.py"))
+    return ", ".join([*versions, f"engine {_digest(path.read_bytes() for path in files)[:16]}"])

@@ -1,4 +1,4 @@
-"""A thread's stack for signals (sigaltstack), kept as it is while a library loads that would bring its own."""
+"""Preserves a thread's alternate signal stack (sigaltstack) while a library replaces it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class _Stack(ctypes.Structure):
 
 @contextmanager
 def preserve_signal_stack() -> Iterator[None]:
-    """Give this thread back the signal stack that it came with, at the block's end. Linux only; elsewhere nothing.
+    """Restore this thread's alternate signal stack at the end of the block; does nothing except on Linux.
 
-    OpenVINO gives the thread that loads it a signal stack of its own, and frees that memory with its last compiled
-    model, in whichever thread lets go of it. The first thread would be left with a stack that is gone: its next
-    signal, Ctrl-C or an alarm, would end the process in a crash.
+    OpenVINO sets its own signal stack in the thread that loads it, and frees that memory with the last compiled model,
+    possibly in another thread. The next signal in the first thread, such as Ctrl-C or an alarm, would then crash the
+    process.
     """
     if sys.platform != "linux":
         yield
@@ -34,5 +34,5 @@ def preserve_signal_stack() -> Iterator[None]:
         yield
     finally:
         if known:
-            before.flags &= _DISABLED  # the kernel takes no other flag back
+            before.flags &= _DISABLED  # sigaltstack accepts only this flag of those that it returns
             exchange(ctypes.byref(before), None)

@@ -1,1 +1,1 @@
-"""Networks cut in two at a layer: the part before it and the part after it."""
+"""Splitting networks at a layer into head (before it, inclusive) and tail (after it)."""

@@ -1,4 +1,4 @@
-"""Two halves of a traced network (``torch.fx``), each a module of its own; they share the network's weights."""
+"""Builds head and tail of a traced network (``torch.fx``) as separate modules that share the network's weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from torch import Tensor, fx, nn
 
-_PURE_TWIN: dict[Callable[..., Any], Callable[..., Any]] = {
+_OUT_OF_PLACE: dict[Callable[..., Any], Callable[..., Any]] = {
     operator.iadd: operator.add,
     operator.isub: operator.sub,
     operator.imul: operator.mul,
@@ -21,7 +21,7 @@ _PURE_TWIN: dict[Callable[..., Any], Callable[..., Any]] = {
 CHANNELS_FIRST: Final = (0, 3, 1, 2)
 """From (N, h, w, C) to (N, C, h, w)."""
 CHANNELS_LAST: Final = (0, 2, 3, 1)
-"""The way back."""
+"""From (N, C, h, w) to (N, h, w, C)."""
 
 
 class Permuted(nn.Module):
@@ -36,7 +36,7 @@ class Permuted(nn.Module):
         return maps.permute(self.order)
 
 
-def behind_permute(head: nn.Module, order: tuple[int, int, int, int]) -> nn.Module:
+def permute_output(head: nn.Module, order: tuple[int, int, int, int]) -> nn.Module:
     """Return a head whose output is permuted."""
     if not isinstance(head, fx.GraphModule):
         return nn.Sequential(head, Permuted(order))
@@ -47,7 +47,7 @@ def behind_permute(head: nn.Module, order: tuple[int, int, int, int]) -> nn.Modu
     return head
 
 
-def before_permute(tail: nn.Module, order: tuple[int, int, int, int]) -> nn.Module:
+def permute_input(tail: nn.Module, order: tuple[int, int, int, int]) -> nn.Module:
     """Return a tail that permutes its input first."""
     if not isinstance(tail, fx.GraphModule):
         return nn.Sequential(Permuted(order), tail)
@@ -60,26 +60,26 @@ def before_permute(tail: nn.Module, order: tuple[int, int, int, int]) -> nn.Modu
 
 
 class LayerTracer(fx.Tracer):
-    """A tracer that keeps some modules whole, so that the output of each is one node."""
+    """A tracer that treats some modules as leaves: each becomes one node."""
 
     def __init__(self, *layers: str, whole: Collection[str] = ()) -> None:
-        """Take the layers that are asked for, and others (``whole``) whose inside need not be known."""
+        """Store the names of the leaf modules: the layers to split at, and others (``whole``)."""
         super().__init__()
         self.layers = {*layers, *whole}
 
     def is_leaf_module(self, module: nn.Module, module_qualified_name: str) -> bool:
-        """Say whether a module is one node."""
+        """Return whether a module becomes one node."""
         return module_qualified_name in self.layers or super().is_leaf_module(module, module_qualified_name)
 
 
 def trace_images(net: nn.Module, *layers: str) -> fx.Graph:
-    """Return the network's graph with the images as its only input; other arguments keep their defaults."""
-    _, *others = inspect.signature(net.forward).parameters.values()
-    fixed = {one.name: one.default for one in others if one.default is not one.empty}
+    """Return the network's graph with the images as its only input; other arguments have their defaults."""
+    _, *optional = inspect.signature(net.forward).parameters.values()
+    fixed = {parameter.name: parameter.default for parameter in optional if parameter.default is not parameter.empty}
     graph: fx.Graph = LayerTracer(*layers).trace(net, concrete_args=fixed or None)
-    _, *needless = [node for node in graph.nodes if node.op == "placeholder"]
-    for node in needless:
-        _erase(graph, node)  # what is left of them checks that they were not given
+    _, *unused = [node for node in graph.nodes if node.op == "placeholder"]
+    for node in unused:
+        _erase(graph, node)  # the remaining users only check that the argument has its default
     return graph
 
 
@@ -91,18 +91,18 @@ def _erase(graph: fx.Graph, node: fx.Node) -> None:
 
 def nodes_before(node: fx.Node) -> set[fx.Node]:
     """Return every node that ``node`` is computed from."""
-    seen: set[fx.Node] = set()
-    waiting = list(node.all_input_nodes)
-    while waiting:
-        current = waiting.pop()
-        if current not in seen:
-            seen.add(current)
-            waiting.extend(current.all_input_nodes)
-    return seen
+    reached: set[fx.Node] = set()
+    pending = list(node.all_input_nodes)
+    while pending:
+        current = pending.pop()
+        if current not in reached:
+            reached.add(current)
+            pending.extend(current.all_input_nodes)
+    return reached
 
 
-def head_of(net: nn.Module, graph: fx.Graph, cut: fx.Node) -> fx.GraphModule:
-    """Return what computes ``cut`` from the image."""
+def build_head(net: nn.Module, graph: fx.Graph, cut: fx.Node) -> fx.GraphModule:
+    """Return the module that computes ``cut`` from the images."""
     head = fx.Graph()
     needed = nodes_before(cut) | {cut}
     copies: dict[fx.Node, fx.Node] = {}
@@ -113,47 +113,48 @@ def head_of(net: nn.Module, graph: fx.Graph, cut: fx.Node) -> fx.GraphModule:
     return fx.GraphModule(net, head, "Head")
 
 
-def nodes_behind(graph: fx.Graph, starts: Sequence[fx.Node]) -> set[fx.Node]:
-    """Return every node the output is computed from, the output among them, without looking beyond ``starts``."""
-    seen: set[fx.Node] = set()
-    waiting = [node for node in graph.nodes if node.op == "output"]
-    while waiting:
-        current = waiting.pop()
-        if current not in seen and current not in starts:
-            seen.add(current)
-            waiting.extend(current.all_input_nodes)
-    return seen
+def nodes_after(graph: fx.Graph, starts: Sequence[fx.Node]) -> set[fx.Node]:
+    """Return every node that the output is computed from, including itself; the search stops at ``starts``."""
+    reached: set[fx.Node] = set()
+    pending = [node for node in graph.nodes if node.op == "output"]
+    while pending:
+        current = pending.pop()
+        if current not in reached and current not in starts:
+            reached.add(current)
+            pending.extend(current.all_input_nodes)
+    return reached
 
 
-def tail_of(net: nn.Module, graph: fx.Graph, starts: Sequence[fx.Node]) -> fx.GraphModule:
-    """Return what computes the output from ``starts``, with in-place operations replaced.
+def build_tail(net: nn.Module, graph: fx.Graph, starts: Sequence[fx.Node]) -> fx.GraphModule:
+    """Return the module that computes the output from ``starts``.
 
-    A tail must not change its inputs. Nothing but ``starts`` may come from the image; the caller has seen to it.
+    In-place operations are replaced, because a tail must not change its inputs. The caller must check that the output
+    depends on the images only through ``starts``.
     """
-    needed = nodes_behind(graph, starts)
+    needed = nodes_after(graph, starts)
     tail = fx.Graph()
     names = ["features"] if len(starts) == 1 else [f"features_{k}" for k in range(len(starts))]
     copies: dict[fx.Node, fx.Node] = {start: tail.placeholder(name) for start, name in zip(starts, names, strict=True)}
     for node in graph.nodes:
         if node in needed:
-            twin = tail.node_copy(node, copies.__getitem__)
-            copies[node] = twin
-            if twin.op == "call_function" and twin.target in _PURE_TWIN:
-                twin.target = _PURE_TWIN[twin.target]
-            if twin.kwargs.get("inplace"):
-                twin.kwargs = {**twin.kwargs, "inplace": False}
+            copied = tail.node_copy(node, copies.__getitem__)
+            copies[node] = copied
+            if copied.op == "call_function" and copied.target in _OUT_OF_PLACE:
+                copied.target = _OUT_OF_PLACE[copied.target]
+            if copied.kwargs.get("inplace"):
+                copied.kwargs = {**copied.kwargs, "inplace": False}
     module = fx.GraphModule(_without_inplace(net, tail), tail, "Tail")
     module.graph.lint()
     return module
 
 
 def _without_inplace(net: nn.Module, graph: fx.Graph) -> nn.Module:
-    """Return a shallow twin of ``net`` whose modules named in ``graph`` do not work in place."""
+    """Return a shallow copy of ``net`` in which the modules of ``graph`` do not work in place."""
     root = nn.Module()
     for node in graph.nodes:
         if node.op == "call_module":
             module = net.get_submodule(str(node.target))
-            _attach(root, str(node.target), _pure_module(module))
+            _attach(root, str(node.target), _out_of_place_module(module))
         elif node.op == "get_attr":
             owner, _, attribute = str(node.target).rpartition(".")
             value = getattr(net.get_submodule(owner), attribute)
@@ -161,17 +162,17 @@ def _without_inplace(net: nn.Module, graph: fx.Graph) -> nn.Module:
     return root
 
 
-def _pure_module(module: nn.Module) -> nn.Module:
+def _out_of_place_module(module: nn.Module) -> nn.Module:
     if not any(getattr(child, "inplace", False) for child in module.modules()):
         return module
-    pure = copy.copy(module)
-    pure._modules = {  # noqa: SLF001
-        name: child and _pure_module(child)
+    copied = copy.copy(module)
+    copied._modules = {  # noqa: SLF001
+        name: child and _out_of_place_module(child)
         for name, child in module._modules.items()  # noqa: SLF001
     }
-    if getattr(pure, "inplace", False):
-        setattr(pure, "inplace", False)  # noqa: B010 - only some modules have it, and mypy knows none
-    return pure
+    if getattr(copied, "inplace", False):
+        setattr(copied, "inplace", False)  # noqa: B010 - only some modules have it, and mypy knows none
+    return copied
 
 
 def _attach(root: nn.Module, name: str, value: object) -> None:

@@ -1,4 +1,4 @@
-"""Reading traced graphs: the shape of every node, and the part of a graph between two nodes."""
+"""Functions on traced graphs (``torch.fx``): outputs and shapes of all nodes, subgraphs between two nodes."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch.fx.node import map_arg
 
 
 def iter_node_outputs(part: fx.GraphModule, *inputs: Tensor) -> Iterator[tuple[fx.Node, Any]]:
-    """Run a graph node by node and give each answer, dropping what nobody reads any more.
+    """Run a graph node by node; yield each node with its output, and release outputs after their last use.
 
-    (``fx.Interpreter.run`` does the same, but starts a thread for a progress bar that is never shown.)
+    ``fx.Interpreter.run`` would also start a thread for a progress bar.
     """
-    run, values, waiting = fx.Interpreter(part), {}, list(inputs)
+    run, values, remaining = fx.Interpreter(part), {}, list(inputs)
     last = {used: node for node in part.graph.nodes for used in node.all_input_nodes}
     for node in part.graph.nodes:
         if node.op == "output":
             return
         if node.op == "placeholder":
-            values[node] = waiting.pop(0)
+            values[node] = remaining.pop(0)
         else:
             call: Callable[..., Any] = getattr(run, node.op)
             arguments = map_arg(node.args, values.__getitem__), map_arg(node.kwargs, values.__getitem__)
@@ -33,31 +33,31 @@ def iter_node_outputs(part: fx.GraphModule, *inputs: Tensor) -> Iterator[tuple[f
 
 
 def shapes_of(module: fx.GraphModule, example: Tensor) -> dict[fx.Node, tuple[int, ...]]:
-    """Return the shape of every node that gives a tensor, for one example input."""
+    """Return the output shape of every node whose output is a tensor, for one example input."""
     with torch.inference_mode():
         return {
-            node: tuple(answer.shape)
-            for node, answer in iter_node_outputs(module, example)
-            if isinstance(answer, Tensor)
+            node: tuple(output.shape)
+            for node, output in iter_node_outputs(module, example)
+            if isinstance(output, Tensor)
         }
 
 
 def subgraph(module: fx.GraphModule, start: fx.Node, end: fx.Node) -> fx.GraphModule | None:
-    """Return the part of a graph that computes ``end`` from ``start`` alone.
+    """Return the part of a graph that computes ``end`` from ``start`` only; ``start`` becomes its input.
 
-    ``start`` becomes its input. None when ``end`` also depends on something that does not come through ``start``
-    (constants of the module may be used anywhere), or when ``end`` is not computed from ``start`` at all.
+    Returns None if ``end`` depends on an input of the graph by a path around ``start``. Constants of the module may be
+    used anywhere.
     """
     needed: set[fx.Node] = set()
-    waiting = [end]
-    while waiting:
-        node = waiting.pop()
+    pending = [end]
+    while pending:
+        node = pending.pop()
         if node is start or node in needed:
             continue
         if node.op == "placeholder":
             return None
         needed.add(node)
-        waiting.extend(node.all_input_nodes)
+        pending.extend(node.all_input_nodes)
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {start: graph.placeholder("x")}
     for node in module.graph.nodes:

@@ -1,8 +1,8 @@
-"""Head and tail of a network that cannot be traced: its own forward, entered again.
+"""Head and tail of a network that cannot be traced, by forward hooks.
 
-The head stops the forward pass as soon as the layer has answered. The tail runs the whole forward on one blank image
-and puts the given feature map in the layer's place. That costs a forward pass of one image more than a traced tail,
-and is exact for any network whose scores depend on the image through that layer alone.
+The head stops the forward pass after the layer. The tail runs the whole forward pass on one zero image and replaces
+the layer's output with the given feature map. It costs one forward pass of one image more than a traced tail, and is
+exact for any network whose scores depend on the image only through this layer.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 
 class _ReachedError(Exception):
-    """Carries the layer's output out of a forward pass that need not go on."""
+    """Stops a forward pass after the layer and holds the layer's output."""
 
     def __init__(self, features: Tensor) -> None:
-        super().__init__("the layer has answered")
+        super().__init__("the layer has run")
         self.features = features
 
 
 class HookHead(nn.Module):
-    """(N, 3, H, W) images to the layer's output."""
+    """Computes the layer's output (N, C, h, w) from images (N, 3, H, W)."""
 
     def __init__(self, net: nn.Module, layer: str) -> None:
         super().__init__()
@@ -28,12 +28,12 @@ class HookHead(nn.Module):
         self.layer = layer
 
     def forward(self, images: Tensor) -> Tensor:
-        """Run the network up to the layer."""
+        """Run the network up to the layer and return its output."""
 
-        def leave(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        def stop(_module: nn.Module, _inputs: object, output: Tensor) -> None:
             raise _ReachedError(output)
 
-        handle = self.net.get_submodule(self.layer).register_forward_hook(leave)
+        handle = self.net.get_submodule(self.layer).register_forward_hook(stop)
         try:
             self.net(images)
         except _ReachedError as reached:
@@ -45,7 +45,7 @@ class HookHead(nn.Module):
 
 
 class HookTail(nn.Module):
-    """(N, C, h, w) feature maps to (N, K) scores."""
+    """Computes class logits (N, K) from feature maps (N, C, h, w)."""
 
     def __init__(self, net: nn.Module, layer: str, image_shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -54,14 +54,14 @@ class HookTail(nn.Module):
         self.image_shape = (1, *image_shape[1:])
 
     def forward(self, features: Tensor) -> Tensor:
-        """Run the network on a blank image with ``features`` in the layer's place."""
+        """Run the network on a zero image with the layer's output replaced by ``features``."""
         handle = self.net.get_submodule(self.layer).register_forward_hook(
-            # A clone, because what follows may work in place.
+            # A clone, because later layers may work in place.
             lambda _module, _inputs, _output: features.clone()
         )
         try:
-            blank = torch.zeros(self.image_shape, device=features.device, dtype=features.dtype)
-            scores: Tensor = self.net(blank)
+            image = torch.zeros(self.image_shape, device=features.device, dtype=features.dtype)
+            scores: Tensor = self.net(image)
             return scores
         finally:
             handle.remove()

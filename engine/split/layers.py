@@ -1,7 +1,6 @@
-"""Which layers of a network can be explained, and which one is by default.
+"""Finds the layers of a network that can be explained, and the default one.
 
-A layer can be explained when its output is a grid of cells, (N, C, h, w) with more than one cell, that later layers
-treat as a picture. Knows nothing about cutting or explaining.
+A layer can be explained if its output is a grid of cells: a feature map (N, C, h, w) with h * w > 1.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from torch.utils.hooks import RemovableHandle
 from pipeline.errors import EngineError, LayerError
 
 _LISTED: Final = 6
-"""How many layers a message names."""
+"""Number of layers in an error message."""
 
-_CHOOSES_NOTHING = (
+_PASS_THROUGH = (
     nn.Identity,
     nn.Dropout,
     nn.Dropout2d,
@@ -27,50 +26,57 @@ _CHOOSES_NOTHING = (
     nn.AdaptiveMaxPool2d,
     nn.AvgPool2d,
 )
-"""Leaves that only hand on what the layer before them found: VGG's 7x7 pooling is no layer of its own."""
+"""Modules that do not count as a layer of their own, such as VGG's 7x7 pooling."""
 
 
 @dataclass(slots=True)
 class LayerOutput:
-    """What one module gave while the network ran once."""
+    """The output of one module in one forward pass."""
 
     shape: tuple[int, ...]
-    """The output's shape, the batch first."""
+    """Shape of the output, including the batch."""
     calls: int
-    """How often the module ran."""
+    """Number of calls of the module."""
     order: int
-    """Its place among all outputs; containers come after their children."""
-    leaf: bool
-    """Whether it only hands on what came before: see ``_CHOOSES_NOTHING``."""
+    """Position among all outputs; containers come after their children."""
+    pass_through: bool
+    """Whether the module is one of ``_PASS_THROUGH``."""
     image_shape: tuple[int, ...]
-    """The shape of the images that were sent in."""
+    """Shape (N, 3, H, W) of the input images."""
     tokens_follow: bool = False
-    """Whether a later module gives a sequence of tokens (N, T, C): the grid is a transformer's input."""
+    """Whether a later module outputs a sequence of tokens (N, T, C): this grid is the input of a transformer."""
 
     channels_last: bool = False
-    """Whether it is (N, h, w, C), as Swin has its maps, and not (N, C, h, w)."""
+    """Whether the layout is (N, h, w, C), as in Swin, and not (N, C, h, w)."""
 
     @property
     def is_grid(self) -> bool:
-        """Whether it is (N, C, h, w) or (N, h, w, C) with more than one cell for each image."""
+        """Whether the output is (N, C, h, w) or (N, h, w, C) with more than one cell per image."""
         return len(self.shape) == 4 and self.shape[0] == self.image_shape[0] and self.grid[0] * self.grid[1] > 1
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of a grid."""
+        """Rows and columns of the grid."""
         return (self.shape[1], self.shape[2]) if self.channels_last else (self.shape[2], self.shape[3])
 
     @property
     def channels(self) -> int:
-        """The length of a grid's cell."""
+        """Number of channels of the grid."""
         return self.shape[3] if self.channels_last else self.shape[1]
 
 
 def trace_layer_outputs(net: nn.Module, images: Tensor) -> tuple[dict[str, LayerOutput], Tensor]:
-    """Run ``net`` once; return every module's output shape by name, and the scores (N, K).
+    """Run ``net`` once and record the output of every module.
+
+    Args:
+        net: the network.
+        images: (N, 3, H, W), normalised.
+
+    Returns:
+        Each module's output by qualified name (modules whose output is no tensor are left out), and the scores (N, K).
 
     Raises:
-        EngineError: the network cannot take images of this size, or does not return (N, K) scores.
+        EngineError: the network does not accept images of this size, or does not return scores (N, K).
     """
     outputs: dict[str, LayerOutput] = {}
     last: set[tuple[int, ...]] = set()
@@ -82,10 +88,10 @@ def trace_layer_outputs(net: nn.Module, images: Tensor) -> tuple[dict[str, Layer
             return
         last.update(_channels_last(module, result))
         order += 1
-        known = outputs.get(name)
-        leaf = isinstance(module, _CHOOSES_NOTHING)
-        calls = known.calls + 1 if known else 1
-        outputs[name] = LayerOutput(tuple(result.shape), calls, order, leaf, tuple(images.shape))
+        traced = outputs.get(name)
+        pass_through = isinstance(module, _PASS_THROUGH)
+        calls = traced.calls + 1 if traced else 1
+        outputs[name] = LayerOutput(tuple(result.shape), calls, order, pass_through, tuple(images.shape))
 
     handles: list[RemovableHandle] = []
     try:
@@ -96,17 +102,18 @@ def trace_layer_outputs(net: nn.Module, images: Tensor) -> tuple[dict[str, Layer
                 )
         with torch.inference_mode():
             scores = net(images)
-    except Exception as reason:  # it is the network's own code, which may raise anything
+    except Exception as reason:  # the network's own code may raise anything
         height, width = images.shape[2:]
         raise EngineError(
-            f"the network cannot take a {height}x{width} image ({_first_line(reason)}); try its own --input-size"
+            f"the network does not accept a {height}x{width} image ({_first_line(reason)}); give the size that it was "
+            "trained with by --input-size"
         ) from reason
     finally:
         for handle in handles:
             handle.remove()
     if not isinstance(scores, Tensor) or scores.ndim != 2 or scores.shape[0] != images.shape[0]:
-        what = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise EngineError(f"the network returns {what}, not class scores (N, K); only image classifiers are explained")
+        returned = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise EngineError(f"the network returns {returned}, not class scores (N, K); use an image classifier")
     for output in outputs.values():
         output.channels_last = output.shape in last
     _mark_tokens(outputs)
@@ -114,7 +121,7 @@ def trace_layer_outputs(net: nn.Module, images: Tensor) -> tuple[dict[str, Layer
 
 
 def _channels_last(module: nn.Module, result: Tensor) -> list[tuple[int, ...]]:
-    """Return the shapes (N, h, w, C) that a layer shows to be such by working on the last dimension of a map."""
+    """Return the shapes (N, h, w, C) of a module that works on the last dimension of a map, else []."""
     if result.ndim != 4 or result.shape[3] == result.shape[1]:
         return []
     if isinstance(module, nn.Linear):
@@ -136,11 +143,11 @@ def _mark_tokens(outputs: dict[str, LayerOutput]) -> None:
 
 
 def last_grid(outputs: dict[str, LayerOutput]) -> str | None:
-    """Return the last executed layer whose output is a grid with more channels than rows and columns, if there is."""
+    """Return the last executed layer whose output is a grid with more channels than rows and columns, or None."""
     grids = [
         (output.order, name)
         for name, output in outputs.items()
-        if output.is_grid and not output.leaf and output.calls == 1 and output.channels > max(output.grid)
+        if output.is_grid and not output.pass_through and output.calls == 1 and output.channels > max(output.grid)
     ]
     return max(grids)[1] if grids else None
 
@@ -149,16 +156,18 @@ def find_layer(outputs: dict[str, LayerOutput]) -> str:
     """Return the last executed layer whose output is a grid with more channels than rows and columns.
 
     Raises:
-        LayerError: there is none, or the network is a transformer whose grid is only its input.
+        LayerError: there is no such layer, or the network is a transformer and the grid is only its input.
     """
     name = last_grid(outputs)
     if name is None:
         if any(output.is_grid for output in outputs.values()):
             raise LayerError(
-                "every grid of this network has more rows or columns than channels, and none stands out as the last; "
-                f"name one with --layer, such as {_last_grid(outputs)!r}, or choose a smaller --input-size"
+                "every grid of this network has more rows or columns than channels, so the default layer is not "
+                f"clear; choose one with --layer, such as {_last_grid(outputs)!r}, or a smaller --input-size"
             )
-        raise LayerError("no layer of this network gives a grid of cells; name one with --layer, or use a CNN")
+        raise LayerError(
+            "no layer of this network outputs a grid of cells (N, C, h, w); choose a layer with --layer, or use a CNN"
+        )
     if outputs[name].tokens_follow:
         raise LayerError(_no_transformer(name))
     return name
@@ -166,7 +175,7 @@ def find_layer(outputs: dict[str, LayerOutput]) -> str:
 
 def _no_transformer(name: str) -> str:
     return (
-        f"layer {name!r} only feeds a transformer's tokens; masking it would not be Recipro-CAM. Use a CNN, or a "
+        f"layer {name!r} is the input of a transformer, and Recipro-CAM does not apply to it; use a CNN, or a "
         "vision transformer with a class token and blocks like vit_b_16's (run.py models lists them)"
     )
 
@@ -175,24 +184,25 @@ def check_layer(layer: str, outputs: dict[str, LayerOutput], net: nn.Module) -> 
     """Return ``layer`` if its output can be masked cell by cell.
 
     Raises:
-        LayerError: no such layer (with the nearest right name), not run, no grid, or a transformer's.
+        LayerError: there is no such layer (the message has the nearest name), it does not run, its output is no grid,
+            or it is the input of a transformer.
     """
     if layer not in outputs:
-        known = {name for name, _ in net.named_modules() if name}
-        if layer in known:
-            raise LayerError(f"layer {layer!r} gives no tensor when the network runs; choose another --layer")
+        traced = {name for name, _ in net.named_modules() if name}
+        if layer in traced:
+            raise LayerError(f"layer {layer!r} does not output a tensor when the network runs; choose another --layer")
         grids = [name for name, output in outputs.items() if output.is_grid]
-        close = difflib.get_close_matches(layer, [*grids, *known], n=1, cutoff=0.75)
+        close = difflib.get_close_matches(layer, [*grids, *traced], n=1, cutoff=0.75)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         listed = ", ".join(f"{name} ({rows}x{columns})" for name, (rows, columns) in _outer_grids(outputs)[-_LISTED:])
         raise LayerError(
-            f"the network has no layer {layer!r}.{hint} Its last ones with a grid: {listed or 'none'}; "
-            "run.py models --layers NAME lists all. Without --layer the last grid is found by itself"
+            f"the network has no layer {layer!r}.{hint} Its last layers with a grid: {listed or 'none'}; "
+            "run.py models --layers NAME lists all. Without --layer the last grid is used"
         )
     output = outputs[layer]
     if not output.is_grid:
         raise LayerError(
-            f"layer {layer!r} gives {_shape(output.shape)}: no grid of cells to explain; choose a layer before the "
+            f"layer {layer!r} outputs {_shape(output.shape)}, which is no grid of cells; choose a layer before the "
             f"pooling, such as {_last_grid(outputs)!r}"
         )
     if output.tokens_follow:
@@ -201,17 +211,17 @@ def check_layer(layer: str, outputs: dict[str, LayerOutput], net: nn.Module) -> 
 
 
 def explainable(outputs: dict[str, LayerOutput]) -> list[str]:
-    """Return the layers whose output is a grid that can be masked, in the order in which they answer."""
+    """Return the layers whose output is a grid that can be masked, in order of execution."""
     found = [
         (output.order, name)
         for name, output in outputs.items()
-        if output.is_grid and not output.leaf and output.calls == 1 and not output.tokens_follow
+        if output.is_grid and not output.pass_through and output.calls == 1 and not output.tokens_follow
     ]
     return [name for _, name in sorted(found)]
 
 
 def _outer_grids(outputs: dict[str, LayerOutput]) -> list[tuple[str, tuple[int, int]]]:
-    """Return names and grids of the layers that hold others' or stand high up: the blocks that people name."""
+    """Return names and grids of explainable layers at the first two levels of the module tree."""
     names = explainable(outputs)
     return [(name, outputs[name].grid) for name in names if name.count(".") <= 1]
 
@@ -221,5 +231,5 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def _last_grid(outputs: dict[str, LayerOutput]) -> str:
-    grids = [(output.order, name) for name, output in outputs.items() if output.is_grid and not output.leaf]
+    grids = [(output.order, name) for name, output in outputs.items() if output.is_grid and not output.pass_through]
     return max(grids)[1] if grids else "(none)"

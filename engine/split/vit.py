@@ -1,8 +1,7 @@
-"""Cut a vision transformer where tokens can be masked: behind the first LayerNorm of a block.
+"""Splits a vision transformer after the first LayerNorm of a block, where ViT-ReciproCAM masks tokens.
 
-A block is ``x + attention(norm(x))``, then ``+ mlp(...)`` of that. The cut has two edges: the tokens ``x`` that enter
-the block, and ``norm(x)``. A mask hits ``norm(x)`` alone; ``x`` itself goes on as the frame gave it.
-Knows nothing about explaining.
+A block computes ``y = x + attention(norm(x))``, then ``y + mlp(norm2(y))``. The tail has two inputs: the block's input
+``x``, and ``norm(x)``. A mask changes only ``norm(x)``; the residual connection has the unmasked ``x``.
 """
 
 from __future__ import annotations
@@ -14,17 +13,17 @@ from typing import Final
 import torch
 from torch import Tensor, fx, nn
 
-from engine.split.fx_split import head_of, nodes_behind, tail_of, trace_images
+from engine.split.fx_split import build_head, build_tail, nodes_after, trace_images
 from engine.split.layers import LayerOutput, last_grid
 from pipeline.errors import LayerError, did_you_mean
 
 _BLOCKS: Final = (("ln_1", "self_attention"), ("norm1", "attn"))
-"""What a block calls its first LayerNorm and its attention: torchvision, timm."""
+"""Names of a block's first LayerNorm and attention: in torchvision, in timm."""
 
 
 @dataclass(frozen=True, slots=True)
 class ViTSplitPoint:
-    """Where a vision transformer is cut, and what its tokens are."""
+    """The layer where a vision transformer is split, and the layout of its tokens."""
 
     layer: str
     """The qualified name of a block's first LayerNorm."""
@@ -34,22 +33,22 @@ class ViTSplitPoint:
     """The same two names of the last block."""
     grid: tuple[int, int]
     """Rows and columns of patches."""
-    kept: int
-    """How many tokens stand before the patches': the class token, and maybe registers."""
+    prefix_tokens: int
+    """Number of tokens before the patch tokens: the class token and registers."""
     channels: int
-    """The length of a token."""
+    """Width C of a token."""
 
 
 class ViTTail(nn.Module):
-    """What follows a block's entry: tokens (N, T, C) to class scores (N, K), with a place to mask them."""
+    """The network from a block's input: tokens (N, T, C) to class logits (N, K)."""
 
     def __init__(self, norm: nn.Module, rest: nn.Module, finish: nn.Module, attention: nn.Module) -> None:
-        """Take the parts.
+        """Store the parts; ``split_vit`` sets the attributes ``grid``, ``prefix_tokens`` and ``tokens_read``.
 
         Args:
             norm: the block's first LayerNorm.
-            rest: (tokens, normalised tokens) to scores; what masking speaks to.
-            finish: (tokens, the attention's answer) to scores: all of ``rest`` but the attention.
+            rest: (tokens, normalised tokens) to logits; masks change the second input.
+            finish: (tokens, the attention's output) to logits: ``rest`` without the attention.
             attention: the block's attention.
         """
         super().__init__()
@@ -58,26 +57,27 @@ class ViTTail(nn.Module):
         self.finish = finish
         self.attention = attention
         self.grid = (0, 0)
-        self.kept = 1
-        self.reads: int | None = None
-        """How many of the first tokens the verdict reads behind the attention; None = all may count."""
+        self.prefix_tokens = 1
+        self.tokens_read: int | None = None
+        """Number of leading tokens that the layers after the attention read for the logits; None = possibly all."""
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return class scores, before the softmax."""
+        """Return class logits (N, K)."""
         scores: Tensor = self.rest(tokens, self.norm(tokens))
         return scores
 
 
 def find_vit_split(net: nn.Module, outputs: dict[str, LayerOutput], layer: str | None) -> ViTSplitPoint | None:
-    """Return where to cut a vision transformer; None for any other network.
+    """Return where to split a vision transformer; None for any other network.
 
     Args:
         net: the network.
-        outputs: what its modules gave when it ran.
-        layer: the block's first LayerNorm; None = the last block's.
+        outputs: the outputs of its modules, from ``trace_layer_outputs``.
+        layer: a block's first LayerNorm; None = the last block's.
 
     Raises:
-        LayerError: it is a vision transformer, and ``layer`` is none of those, or it has no class token.
+        LayerError: the network is a vision transformer, and ``layer`` is not the first LayerNorm of a block, or the
+            network has no class token.
     """
     grid_name = last_grid(outputs)
     blocks = _blocks(net, outputs)
@@ -87,95 +87,99 @@ def find_vit_split(net: nn.Module, outputs: dict[str, LayerOutput], layer: str |
     name = last if layer is None else layer
     if name not in blocks:
         raise LayerError(
-            f"layer {name!r}: in a vision transformer tokens are masked behind a block's first LayerNorm; leave "
-            f"--layer out, or give one such as {last!r}.{did_you_mean(name, blocks)}"
+            f"layer {name!r}: a vision transformer is split after a block's first LayerNorm; omit --layer, or give "
+            f"one such as {last!r}.{did_you_mean(name, blocks)}"
         )
     _, count, channels = outputs[name].shape
     first = outputs[next(iter(blocks))].order
     grids = [(out.order, out.shape[2:]) for out in outputs.values() if len(out.shape) == 4 and out.order < first]
     rows, columns = max(grids)[1] if grids else (0, 0)
-    kept = count - rows * columns
-    if not grids or kept < 1:
+    prefix_tokens = count - rows * columns
+    if not grids or prefix_tokens < 1:
         raise LayerError(
-            f"this vision transformer has {count} tokens for {rows}x{columns} patches and so no class token, which "
-            "ViT-ReciproCAM reads its verdict from; use one that has, such as vit_b_16, or a CNN"
+            f"this vision transformer has {count} tokens for {rows}x{columns} patches and no class token, which "
+            "ViT-ReciproCAM needs; use a model with a class token, such as vit_b_16, or a CNN"
         )
-    return ViTSplitPoint(name, blocks[name], (last, blocks[last]), (rows, columns), kept, channels)
+    return ViTSplitPoint(name, blocks[name], (last, blocks[last]), (rows, columns), prefix_tokens, channels)
 
 
 def _blocks(net: nn.Module, outputs: dict[str, LayerOutput]) -> dict[str, str]:
-    """Return the attention's name by the first LayerNorm's, for every block, in the order they run."""
-    found = {}
+    """Return, for every block in order of execution, its attention's name by its first LayerNorm's name."""
+    blocks = {}
     for name, module in net.named_modules():
         for norm, attention in _BLOCKS:
             full = f"{name}.{norm}" if name else norm
             output = outputs.get(full)
             if hasattr(module, attention) and output is not None and len(output.shape) == 3 and output.calls == 1:
-                found[full] = (output.order, f"{name}.{attention}" if name else attention)
-    return {full: attention for full, (_, attention) in sorted(found.items(), key=lambda pair: pair[1])}
+                blocks[full] = (output.order, f"{name}.{attention}" if name else attention)
+    return {full: attention for full, (_, attention) in sorted(blocks.items(), key=lambda pair: pair[1])}
 
 
-def split_vit(net: nn.Module, found: ViTSplitPoint) -> tuple[nn.Module, ViTTail]:
-    """Return head, images to the tokens that enter the block, and tail.
+def split_vit(net: nn.Module, split_point: ViTSplitPoint) -> tuple[nn.Module, ViTTail]:
+    """Return the head, images (N, 3, H, W) to the block's input tokens (N, T, C), and the tail.
 
     Raises:
-        LayerError: the network cannot be traced, its scores also depend on the image by another way, or they are read
-            from the patches' tokens (a mean over them) and not from a class token.
+        LayerError: the network cannot be traced, another path leads from the image to the scores, or the scores are
+            read from the patch tokens (such as their mean) and not from a class token.
     """
-    head, tail = _halves(net, found.layer, found.attention, found)
+    head, tail = _halves(net, split_point.layer, split_point.attention, split_point)
     if next(tail.parameters()).device.type == "meta":
         return head, tail
-    verdict = tail if found.layer == found.last[0] else _halves(net, *found.last, found)[1]
-    if rows_read(verdict, found) is None:
+    last_tail = tail if split_point.layer == split_point.last[0] else _halves(net, *split_point.last, split_point)[1]
+    if count_tokens_read(last_tail, split_point) is None:
         raise LayerError(
-            "this vision transformer reads its verdict from the patches' tokens (a mean over them, or attention), and "
-            "not from a class token as ViT-ReciproCAM needs it; use one that does, such as vit_b_16, or a CNN"
+            "this vision transformer computes its scores from the patch tokens (their mean, or attention pooling), "
+            "and not from a class token as ViT-ReciproCAM needs; use a model such as vit_b_16, or a CNN"
         )
-    tail.reads = rows_read(tail, found)
+    tail.tokens_read = count_tokens_read(tail, split_point)
     return head, tail
 
 
-def _halves(net: nn.Module, norm: str, attention: str, found: ViTSplitPoint) -> tuple[fx.GraphModule, ViTTail]:
+def _halves(net: nn.Module, norm: str, attention: str, split_point: ViTSplitPoint) -> tuple[fx.GraphModule, ViTTail]:
     try:
         graph = trace_images(net, norm, attention)
     except Exception as reason:  # tracing runs the network's own code, which may raise anything
-        said = str(reason).strip().splitlines() or [type(reason).__name__]
-        raise LayerError(f"layer {norm!r}: this transformer cannot be traced ({said[0][:160]})") from reason
+        lines = str(reason).strip().splitlines() or [type(reason).__name__]
+        raise LayerError(
+            f"layer {norm!r}: this transformer cannot be traced ({lines[0][:160]}); use another --model"
+        ) from reason
     calls = {str(node.target): node for node in graph.nodes if node.op == "call_module"}
     if norm not in calls or attention not in calls or not calls[norm].all_input_nodes:
-        raise LayerError(f"layer {norm!r}: its block does not call its parts in the usual way; use another --model")
-    entry, normed, answer = calls[norm].all_input_nodes[0], calls[norm], _tensor_of(calls[attention])
-    behind = nodes_behind(graph, [entry, normed]) | nodes_behind(graph, [entry, answer])
-    if any(node.op == "placeholder" for node in behind):
-        raise LayerError(f"layer {norm!r}: the network also reaches its scores around this block; use another --layer")
+        raise LayerError(
+            f"layer {norm!r}: the block does not call its LayerNorm and attention as modules; use another --model"
+        )
+    entry, normed, attended = calls[norm].all_input_nodes[0], calls[norm], _tensor_of(calls[attention])
+    after = nodes_after(graph, [entry, normed]) | nodes_after(graph, [entry, attended])
+    if any(node.op == "placeholder" for node in after):
+        raise LayerError(f"layer {norm!r}: a path around this block leads to the scores; use another --layer")
     tail = ViTTail(
-        net.get_submodule(norm), tail_of(net, graph, [entry, normed]), tail_of(net, graph, [entry, answer]),
+        net.get_submodule(norm), build_tail(net, graph, [entry, normed]), build_tail(net, graph, [entry, attended]),
         net.get_submodule(attention),
     )  # fmt: skip
-    tail.grid, tail.kept = found.grid, found.kept
-    return head_of(net, graph, entry), tail
+    tail.grid, tail.prefix_tokens = split_point.grid, split_point.prefix_tokens
+    return build_head(net, graph, entry), tail
 
 
 def _tensor_of(attention: fx.Node) -> fx.Node:
-    """Return the node that holds the attention's answer: torch's gives it first of two."""
+    """Return the node of the attention's output tensor: ``nn.MultiheadAttention`` returns a pair."""
     for user in attention.users:
         if user.target is operator.getitem and user.args[1] == 0:
             return user
     return attention
 
 
-def rows_read(tail: ViTTail, found: ViTSplitPoint) -> int | None:
-    """Return how many of the first tokens the verdict reads behind the attention; None where it is more than kept.
+def count_tokens_read(tail: ViTTail, split_point: ViTSplitPoint) -> int | None:
+    """Return how many leading tokens the layers after the attention read; None if they read patch tokens.
 
-    What is not read may be NaN without harm.
+    Fills the other tokens with NaN: tokens that are not read do not change the logits.
     """
-    count = found.kept + found.grid[0] * found.grid[1]
+    count = split_point.prefix_tokens + split_point.grid[0] * split_point.grid[1]
     weight = next(p for p in tail.parameters() if p.is_floating_point())
-    tokens = torch.randn((1, count, found.channels), generator=torch.Generator().manual_seed(4)).to(weight)
-    for rows in sorted({1, found.kept}):
-        spoilt = tokens.clone()
-        spoilt[:, rows:] = torch.nan
+    tokens = torch.randn((1, count, split_point.channels), generator=torch.Generator().manual_seed(4)).to(weight)
+    for rows in sorted({1, split_point.prefix_tokens}):
+        filled = tokens.clone()
+        filled[:, rows:] = torch.nan
         with torch.inference_mode():
-            if not bool(tail.finish(spoilt, spoilt).isnan().any()):
+            if not bool(tail.finish(filled, filled).isnan().any()):
                 return rows
     return None

@@ -68,7 +68,7 @@ def measure(name: str, layer: str, size: tuple[int, int], options: argparse.Name
         cells = probe_cells(plan.grid)[: options.sample]
         blank = split.tail(torch.zeros_like(features))[:, None]
         error = error_of(
-            plan.answers(features, cells), reference_scores(split.tail, features, options.kernel, cells), blank
+            plan.cell_logits(features, cells), reference_scores(split.tail, features, options.kernel, cells), blank
         )
         assert error < 1e-3, f"{name} {layer}: local answers differ by {error:.3g} of the signal"
         chunk = DensePlan(split.tail, options.kernel, "", options.budget_mib << 20).chunk(features)

@@ -357,7 +357,7 @@ def test_copies_of_learned_pictures_are_named(command, tmp_path, caplog):
     spectra = [spectrum_of(image) for image in smooth]
     known = KnownImages(medians_of(spectra), hashes_of(spectra[:1], medians_of(spectra)))
     file = Checkpoint(dict(net.state_dict()), "line_net", LABELS, (64, 64), (0.5,) * 3, (0.25,) * 3, "features")
-    save_checkpoint(tmp_path / "part.safetensors", replace(file, looks=(known,)))
+    save_checkpoint(tmp_path / "part.safetensors", replace(file, perceptual_hashes=(known,)))
     (tmp_path / "mine").mkdir()
     for number, image in enumerate(smooth):
         cv2.imwrite(str(tmp_path / "mine" / f"{number}.jpg"), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 70])

@@ -116,7 +116,7 @@ def test_a_csv_names_pictures_labels_and_groups(command, tmp_path):
         (None, ("--test-fraction", 0.6, "--val-fraction", 0.5), "give smaller fractions"),
         (None, ("--group-gap", 3), "add --group-pattern"),
         (None, ("--group-pattern", "(blank|spot)"), "1 source for 3 parts"),
-        (None, ("--weights", "nowhere.pth"), "there is no such file"),
+        (None, ("--weights", "nowhere.pth"), "no such file"),
         (None, ("--truncate-at", "featurs"), "Did you mean 'features'"),
         (None, ("--layer", "featurs"), "Did you mean 'features'"),
         (None, ("--freeze-until", "featurs"), "Did you mean 'features'"),
@@ -179,7 +179,7 @@ def test_a_csv_without_its_columns_is_refused(command, tmp_path):
     ("words", "rule"),
     [
         (("--augment", "hflp"), "Did you mean 'hflip'"),
-        (("--weights", "nowhere.pth"), "there is no such file"),
+        (("--weights", "nowhere.pth"), "no such file"),
         (("--layer", "featurs"), "Did you mean 'features'"),
         (("--group-pattern", "(blank|spot)"), "1 source for 3 parts"),
     ],
@@ -219,7 +219,7 @@ def test_what_was_learned_is_gone_on_with_when_there_are_new_pictures(command, t
     report = json.loads((tmp_path / "next.report.json").read_text())
     assert not {one["digest"] for one in report["splits"]["test"]} & before.trained_digests
     assert before.trained_digests < after.trained_digests
-    assert len(after.looks) == len(before.looks) + 1
+    assert len(after.perceptual_hashes) == len(before.perceptual_hashes) + 1
     assert "part.safetensors" in (tmp_path / "next.report.html").read_text()
 
     code, _, errors = command("train", "parts", *lesson, "--output", "part.safetensors")

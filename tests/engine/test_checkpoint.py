@@ -66,19 +66,19 @@ def test_a_missing_file_names_the_command_that_makes_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("payload", "said"),
+    ("payload", "rule"),
     [
-        (b"", "is empty; fetch or save it again"),
+        (b"", "is empty; download or save it again"),
         (b"hello, this is no model\n" * 9, "is text, which begins 'hello, this is no model'"),
         (b"\n <!DOCTYPE html><title>404</title>", "is a web page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
         (b"\x00" * 64, "no readable safetensors"),
     ],
 )
-def test_a_file_that_is_no_safetensors_is_refused(tmp_path, payload, said):
+def test_a_file_that_is_no_safetensors_is_refused(tmp_path, payload, rule):
     path = tmp_path / "x.safetensors"
     path.write_bytes(payload)
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=rule):
         load_checkpoint(path)
 
 
@@ -99,7 +99,7 @@ def test_a_truncated_file_is_refused(tmp_path, content):
 def test_bare_weights_are_told_from_a_model_file(tmp_path):
     path = tmp_path / "bare.safetensors"
     save_file({"w": torch.zeros(2)}, path)
-    with pytest.raises(ModelError, match=r"bare weights.*--weights"):
+    with pytest.raises(ModelError, match=r"is no checkpoint.*--weights"):
         load_checkpoint(path)
 
 
@@ -113,7 +113,7 @@ def with_metadata(path, content, **changed):
 
 
 @pytest.mark.parametrize(
-    ("changed", "says"),
+    ("changed", "rule"),
     [
         ({"format": "recipro-stream 2"}, "update recipro-stream"),
         ({"labels": "[]"}, "list of names"),
@@ -127,8 +127,8 @@ def with_metadata(path, content, **changed):
         ({"provenance": "[]"}, "an object"),
     ],
 )
-def test_wrong_metadata_is_named(tmp_path, content, changed, says):
+def test_wrong_metadata_is_named(tmp_path, content, changed, rule):
     path = tmp_path / "x.safetensors"
     with_metadata(path, content, **changed)
-    with pytest.raises(ModelError, match=says):
+    with pytest.raises(ModelError, match=rule):
         load_checkpoint(path)

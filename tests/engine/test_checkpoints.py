@@ -108,7 +108,7 @@ class Calls:
 def test_a_checkpoint_that_calls_anything_is_refused_and_not_run(tmp_path, monkeypatch, call, legacy):
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": STATE, "x": call}, "w.pth", _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(ModelError, match="no weights need, and code is not run here"):
+    with pytest.raises(ModelError, match="no weights need, and code of a file is not run"):
         read_state(tmp_path / "w.pth")
     assert not (tmp_path / "ran").exists()
 
@@ -126,7 +126,7 @@ def _note(path):
 def test_a_whole_network_is_named_by_its_class_and_refused(tmp_path):
     torch.save({"epoch": 1, "model": torch.nn.Linear(2, 2)}, tmp_path / "w.pt")
     with pytest.raises(
-        ModelError, match=r"torch\.nn\.modules\.linear\.Linear, perhaps a whole network, and code is not"
+        ModelError, match=r"torch\.nn\.modules\.linear\.Linear, perhaps a whole network, and code of a file is not"
     ):
         read_state(tmp_path / "w.pt")
 
@@ -143,25 +143,25 @@ def test_a_torchscript_program_is_refused_with_the_way_to_its_weights(tmp_path):
         read_state(tmp_path / "w.pt")
 
 
-@pytest.mark.parametrize(("content", "told"), [
+@pytest.mark.parametrize(("content", "rule"), [
     (b"\x89HDF\r\n\x1a\n" + bytes(40), "HDF5 file, as Keras"), (b"\x00\x00\x00\x00TFL3" + bytes(40), "TensorFlow Lite"),
     (b"\x08\x08\x12\x07pytorch\x1a" + bytes(40), "ONNX model"), (b"\x1f\x8b\x08" + bytes(40), "compressed by gzip"),
-    (b'<?xml version="1.0"?><net name="x">', "OpenVINO model"), (b"\xff\xd8\xff\xe0" + bytes(9), "JPEG picture"),
+    (b'<?xml version="1.0"?><net name="x">', "OpenVINO model"), (b"\xff\xd8\xff\xe0" + bytes(9), "JPEG image"),
     (pickle.dumps({"a": 1}, 4), "neither a file of torch.save nor"),
 ])  # fmt: skip
-def test_a_file_of_another_kind_is_told_as_what_it_is(tmp_path, content, told):
+def test_a_file_of_another_kind_is_refused_with_its_format(tmp_path, content, rule):
     (tmp_path / "w.pth").write_bytes(content)
-    with pytest.raises(ModelError, match=told):
+    with pytest.raises(ModelError, match=rule):
         read_state(tmp_path / "w.pth")
 
 
-@pytest.mark.parametrize(("names", "told"), [
+@pytest.mark.parametrize(("names", "rule"), [
     (["config.json", "metadata.json", "model.weights.h5"], "Keras model"), (["a.npy"], "NumPy archive"),
     (["x/archive_format"], "torch.export"), (["readme.txt"], "without a checkpoint"),
 ])  # fmt: skip
-def test_an_archive_of_another_kind_is_told_as_what_it_is(tmp_path, names, told):
+def test_an_archive_of_another_kind_is_refused_with_its_format(tmp_path, names, rule):
     zipped(tmp_path / "w.pth", **dict.fromkeys(names, b"x"))
-    with pytest.raises(ModelError, match=told):
+    with pytest.raises(ModelError, match=rule):
         read_state(tmp_path / "w.pth")
 
 

@@ -183,7 +183,7 @@ def test_a_build_that_would_take_long_compares_some_cells_and_answers_all(monkey
     net = small(ChannelsLast(mixing=True))
     split = split_network(net, "block", SIZE)
     usual = Runner(split, CompileConfig(Target(), "point", "eager", "fp32", torch.device("cpu"), 1 << 28))
-    assert "s an image" not in caplog.text
+    assert "s per image" not in caplog.text
     monkeypatch.setattr(building, "_LONG_SECONDS", 0.0)
     quick = Runner(split, CompileConfig(Target(), "point", backend, "fp32", torch.device("cpu"), 1 << 28))
     assert "layer block: 8 x 10 cells, by the dense plan" in caplog.text

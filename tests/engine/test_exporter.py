@@ -65,9 +65,9 @@ class Made:
         return Runner(split, build)(images)
 
 
-def make(case, folder, suffix=".onnx", **knobs):
+def make(case, folder, suffix=".onnx", **settings):
     name = case.partition(",")[0]
-    config = EngineConfig(model=name, **{**CASES[case], **knobs})
+    config = EngineConfig(model=name, **{**CASES[case], **settings})
     network = network_of(name, config.input_size)
     path = folder / f"explained{suffix}"
     return Made(network, config, path, export_network(network, config, path))
@@ -224,7 +224,7 @@ def test_half_precision_is_the_runtimes_business(line):
 
 
 @pytest.mark.parametrize(
-    ("knobs", "rule"),
+    ("settings", "rule"),
     [
         ({"layer": "features.0"}, "--layer 'features.0'.*'features'"),
         ({"weights": "w.pth"}, "--weights"),
@@ -240,14 +240,14 @@ def test_half_precision_is_the_runtimes_business(line):
     ],
     ids=str,
 )
-def test_a_knob_that_contradicts_the_file_is_refused(line, knobs, rule):
+def test_exported_explainer_refuses_settings_that_contradict_the_file(line, settings, rule):
     with pytest.raises(ConfigError, match=rule):
-        ExportedExplainer(line.path, EngineConfig(model=str(line.path), **knobs))
+        ExportedExplainer(line.path, EngineConfig(model=str(line.path), **settings))
 
 
-def test_a_knob_that_says_what_the_file_says_is_welcome(line):
-    knobs = {"layer": "features", "kernel": "point", "input_size": "120x160", "fit": "letterbox"}
-    ExportedExplainer(line.path, EngineConfig(model=str(line.path), **knobs))
+def test_exported_explainer_accepts_settings_equal_to_the_file(line):
+    settings = {"layer": "features", "kernel": "point", "input_size": "120x160", "fit": "letterbox"}
+    ExportedExplainer(line.path, EngineConfig(model=str(line.path), **settings))
 
 
 def copy_of(path, folder, change):
@@ -272,7 +272,7 @@ def test_weights_that_changed_are_noticed(line, tmp_path):
     weight.raw_data = np.roll(np.frombuffer(weight.raw_data, "<f4"), 999).tobytes()
     path = tmp_path / "other.onnx"
     onnx.save(model, path)
-    with pytest.raises(BackendError, match="does not answer the probe"):
+    with pytest.raises(BackendError, match="differ from those at export"):
         ExportedExplainer(path, EngineConfig(model=str(path)))
 
 

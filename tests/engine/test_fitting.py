@@ -213,7 +213,7 @@ def test_weights_of_one_channel_are_normalised_alike_in_all_channels(tmp_path, c
     torch.save(state, tmp_path / "w.pth")
     network = load_network("resnet18", weights=tmp_path / "w.pth")
     assert len(set(network.mean)) == len(set(network.std)) == 1
-    assert "takes grey pictures" in caplog.text
+    assert "is for greyscale images" in caplog.text
 
 
 def test_weights_of_four_channels_are_refused_with_the_cure(tmp_path):
@@ -247,7 +247,7 @@ def test_one_score_has_two_classes_that_can_be_named(tmp_path, caplog):
     torch.save(drawn("resnet18", 1).state_dict(), tmp_path / "w.pth")
     (tmp_path / "l.txt").write_text("scratch\n", encoding="utf-8")
     assert class_names(load_network("resnet18", weights=tmp_path / "w.pth"), 2) == ("class 0", "class 1")
-    assert "gives one score, which is taken for a sigmoid's" in caplog.text
+    assert "has one score, which is used as a sigmoid" in caplog.text
     named = load_network("resnet18", weights=tmp_path / "w.pth", labels=tmp_path / "l.txt")
     assert class_names(named, 2) == ("not scratch", "scratch")
 

@@ -118,7 +118,7 @@ def test_plain_cam_refuses_what_it_is_not_defined_for(images):
     for net, layer in ((hidden, None), (net_with(), "1")):
         split = split_network(net, layer, (40, 56))
         recipro_cam(split, images)
-        with pytest.raises(LayerError, match="one linear layer right behind"):
+        with pytest.raises(LayerError, match="one linear layer directly after"):
             cam(split, images)
 
 

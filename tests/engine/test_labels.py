@@ -57,12 +57,12 @@ def test_labels_that_differ_in_their_numbers_alone_keep_them(tmp_path):
     [
         (b"{1: 'a', 5: 'b'}", "from 0 to 1; this one has 1, 5"),
         (b'{"a": 0, "b": 0}', "from 0 to 1"),
-        (b"[" * 50_000, "neither JSON nor Python's"),
-        (b"{0: __import__('os')}", "neither JSON nor Python's"),
-        (b"[1, {}]", "is no name of a class"),
+        (b"[" * 50_000, "neither JSON nor a Python literal"),
+        (b"{0: __import__('os')}", "neither JSON nor a Python literal"),
+        (b"[1, {}]", "is no class name"),
         (b"[" + b"9" * 5000 + b"]", "labels"),
         (b"\xff\xfe\xff", "UTF-8"),
-        (b"\xef\xbb\xbf\n", "holds no names"),
+        (b"\xef\xbb\xbf\n", "has no names"),
     ],
 )
 def test_labels_that_do_not_name_each_class_once_are_refused(tmp_path, content, rule):
@@ -71,20 +71,20 @@ def test_labels_that_do_not_name_each_class_once_are_refused(tmp_path, content, 
         read_labels(tmp_path / "l.txt")
 
 
-def test_labels_with_numbers_that_are_no_indices_are_said(tmp_path, caplog):
+def test_labels_with_numbers_that_are_no_indices_are_reported(tmp_path, caplog):
     (tmp_path / "l.txt").write_text("3: a\n7: b\n", encoding="utf-8")
     assert read_labels(tmp_path / "l.txt") == ("3: a", "7: b")
-    assert "taken for parts of the names" in caplog.text
+    assert "read as part of the names" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("labels", "said"), [(["a", "b", "a"], "'a' 2 times"), (["ok"], "its score is always 1"), (["a", "b"], "")]
+    ("labels", "warning"), [(["a", "b", "a"], "'a' 2 times"), (["ok"], "its score is always 1"), (["a", "b"], "")]
 )
-def test_labels_that_tell_little_are_said(caplog, labels, said):
+def test_class_names_warns_of_single_and_repeated_labels(caplog, labels, warning):
     with caplog.at_level(logging.WARNING):
         assert class_names(named(labels), len(labels)) == tuple(labels)
-    assert said in caplog.text
-    assert bool(caplog.records) == bool(said)
+    assert warning in caplog.text
+    assert bool(caplog.records) == bool(warning)
 
 
 @pytest.mark.parametrize(
@@ -96,13 +96,13 @@ def test_labels_that_tell_little_are_said(caplog, labels, said):
         ("ambulence", "'ambulance'?"),
     ],
 )
-def test_a_target_that_is_no_class_suggests_those_that_hold_the_word(word, suggested):
+def test_parse_target_suggests_labels_that_contain_an_unknown_word(word, suggested):
     labels = ["sports car", "scarf", "passenger car", "paddlewheel", "tabby cat", "ambulance"]
     with pytest.raises(ConfigError, match=f"Did you mean {suggested.replace('?', '[?]')}"):
         parse_target([word], labels)
 
 
-def test_target_suggests_what_is_one_before_what_only_belongs_to_one():
+def test_parse_target_suggests_labels_that_end_with_the_word_first():
     labels = ["car mirror", "car wheel", "freight car", "car, auto", "passenger car", "sports car"]
     with pytest.raises(ConfigError, match="Did you mean 'freight car' or 'passenger car' or 'sports car' or"):
         parse_target(["car"], labels)

@@ -53,7 +53,7 @@ def assert_exact(
     cells = everywhere(features) if cells is None else cells
     with torch.inference_mode():
         true = reference_scores(split.tail, features, kernel, cells)
-        told = plan.answers(features, cells)
+        told = plan.cell_logits(features, cells)
         blank = split.tail(torch.zeros_like(features))[:, None]
     signal = float((true - blank).abs().max())
     assert signal > 0
@@ -341,7 +341,7 @@ def test_what_was_numbered_for_one_image_serves_the_next():
     plan = local_of(split, first, "point")
     with torch.inference_mode():
         plan(first)
-        assert plan._numbered
+        assert plan._cached_chunks
         again = plan(second)[1]
     torch.testing.assert_close(again, local_of(split, second, "point")(second)[1])
 
@@ -381,7 +381,7 @@ def test_a_value_that_is_needed_again_under_another_name_is_not_written_over():
 def test_another_grid_is_refused_with_the_cure():
     split = padded_tail()
     plan = local_of(split, head_of(split), "point")
-    with pytest.raises(EngineError, match=r"grid of 13x16 cells, not 13x17; ask plan_for"):
+    with pytest.raises(EngineError, match=r"grid of 13x16 cells, not 13x17; get a plan"):
         plan(torch.zeros(1, 8, 13, 17))
 
 
@@ -404,8 +404,8 @@ def test_in_half_precision_a_plan_is_as_near_to_float32_as_the_definition_is():
     features = head_of(exact)
     assert choose_plan(half.tail, features.bfloat16(), "point").info.name == "local"
     plan = local_of(half, features.bfloat16(), "point")
-    good = plan.answers
-    plan.answers = lambda maps, cells: good(maps, cells).roll(1, 1)
+    good = plan.cell_logits
+    plan.cell_logits = lambda maps, cells: good(maps, cells).roll(1, 1)
     assert "cell scores differ" in verify_plan(plan, half.tail, features.bfloat16(), "point")
 
 
@@ -468,7 +468,7 @@ def test_a_cell_that_reaches_nothing_gets_the_blank_answer():
     assert_exact(plan, split, features, "point")
     with torch.inference_mode():
         blank = split.tail(torch.zeros_like(features))
-        torch.testing.assert_close(plan.answers(features, torch.tensor([1])), blank[:, None])
+        torch.testing.assert_close(plan.cell_logits(features, torch.tensor([1])), blank[:, None])
 
 
 # --- cost --------------------------------------------------------------------------------------------------------
@@ -503,12 +503,12 @@ def test_a_plan_that_is_wrong_in_one_corner_does_not_pass_the_proof():
     features = head_of(split)
     plan = local_of(split, features, "point")
     assert verify_plan(plan, split.tail, features, "point") == ""
-    whole = plan.answers
+    whole = plan.cell_logits
 
     def wrong(maps: Tensor, cells: Tensor) -> Tensor:
         answers = whole(maps, cells)
         answers[:, -1] += 0.01 * answers.abs().max()
         return answers
 
-    plan.answers = wrong
+    plan.cell_logits = wrong
     assert "cell scores differ" in verify_plan(plan, split.tail, features, "point")

@@ -110,7 +110,7 @@ def test_a_user_without_a_home_keeps_nothing(monkeypatch, caplog):
 
     monkeypatch.setattr("engine.runtime.compile_cache.user_cache_dir", homeless)
     assert default_folder() == "off"
-    assert "name a folder of your own" in caplog.text
+    assert "set a folder by --cache" in caplog.text
 
 
 def test_telemetry_is_off_for_every_vendor(monkeypatch):

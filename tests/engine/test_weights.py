@@ -99,9 +99,13 @@ class Evil:
         ("w.pt", lambda path: path.write_bytes(b"<!DOCTYPE html><html>404"), "is a web page"),
         ("w.pth", lambda path: path.write_text("version https://git-lfs.github.com/spec/v1"), "git lfs pull"),
         ("w.safetensors", lambda path: path.write_bytes(b""), "is empty"),
-        ("w.pth", lambda path: torch.save(torch.nn.Linear(1, 1), path), "perhaps a whole network, and code is not run"),
+        (
+            "w.pth",
+            lambda path: torch.save(torch.nn.Linear(1, 1), path),
+            "whole network, and code of a file is not run",
+        ),
         ("w.safetensors", lambda path: path.write_bytes(b"\x08" + bytes(40)), "not readable as a state dict"),
-        ("w.pth", lambda path: torch.save([1, 2], path), "holds a list and no state dict"),
+        ("w.pth", lambda path: torch.save([1, 2], path), "has a list and no state dict"),
         ("w.pth", lambda path: torch.save({"a": Evil()}, path), "not readable as a state dict"),
         ("w.pth", lambda path: None, "no such file"),
     ],
@@ -127,7 +131,7 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path, value):
     state = build().state_dict()
     state["features.3.squeeze.bias"][2] = value
     torch.save(state, tmp_path / "w.pth")
-    with pytest.raises(ModelError, match=r"1 of 52 tensors hold NaN or infinity \(features.3.squeeze.bias\)"):
+    with pytest.raises(ModelError, match=r"1 of 52 tensors have NaN or infinity \(features.3.squeeze.bias\)"):
         load_network(NAME, weights=tmp_path / "w.pth")
 
 
@@ -203,8 +207,8 @@ def test_targets_are_names_indices_or_the_best_few():
 
 
 @pytest.mark.parametrize(("words", "rule"), [
-    (["scrach"], "Did you mean 'scratch'"), (["9"], "from 0 to 2"), (["-1"], "from 0 to 2"), (["top9"], "3 classes"),
-    (["top1", "top2"], "one top-N"), (["²"], "classes go from"), (["9" * 5000], "from 0 to 2"),
+    (["scrach"], "Did you mean 'scratch'"), (["9"], "are 0 to 2"), (["-1"], "are 0 to 2"), (["top9"], "3 classes"),
+    (["top1", "top2"], "one top-N"), (["²"], "are 0 to 2"), (["9" * 5000], "are 0 to 2"),
 ])  # fmt: skip
 def test_a_target_the_network_does_not_have_is_refused(words, rule):
     with pytest.raises(ConfigError, match=rule):

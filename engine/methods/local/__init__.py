@@ -1,1 +1,1 @@
-"""Exact masking by local recomputation: only what a masked cell reaches is computed again."""
+"""Local plan: exact masked maps by recomputing only the positions that depend on the masked cell."""

@@ -1,9 +1,9 @@
-"""Reading a tail: which of its maps still have a place for every cell, and how each follows from the ones before.
+"""Analysis of a tail: which of its maps are local, and how each is computed from earlier ones.
 
-A layer is *cellwise* when it treats each cell alone and all alike (BN, activations, LayerNorm over channels, channel
-shuffles, sums of branches). That is shown, not assumed: the layer is run on a map, and again on the map's cells taken
-apart as a batch of single vectors, and both must agree. Layers that look at a known neighbourhood are read by
-``local_taps``. What is neither (squeeze-excite, attention, a flattened map) ends the local part.
+A layer is *cellwise* if it applies the same function to each cell separately (batch norm, activations, LayerNorm over
+channels, channel shuffles, sums of branches). This is tested: the layer runs on a map, and on the map's cells as a
+batch of single vectors, and both results must agree. ``receptive_field`` describes layers with a known neighbourhood
+(convolution, pooling, padding). All other layers (squeeze-excite, attention, flatten) end the local part.
 """
 
 from __future__ import annotations
@@ -24,48 +24,49 @@ Grid = tuple[int, int]
 
 @dataclass
 class TailAnalysis:
-    """What was found out about a tail for one size of feature map."""
+    """The local maps of a tail for one size of feature map."""
 
     entry: fx.Node
+    """The tail's input."""
     grids: dict[fx.Node, Grid] = field(default_factory=dict)
-    """Maps with a place for every cell, in the order they are computed; the entry is the first."""
+    """Rows and columns of each local map, in order of computation; the entry is the first."""
     shapes: dict[fx.Node, tuple[int, ...]] = field(default_factory=dict)
-    """Shape of one site of each of these maps: (C, 1, 1), or (C,) behind the mean."""
+    """Shape of one cell of each local map: (C, 1, 1), or (C,) after the mean."""
     spatial: dict[fx.Node, SpatialOp] = field(default_factory=dict)
-    """Those that look beyond their own cell; the others are cellwise."""
-    preserved: list[fx.Node] = field(default_factory=list)
-    """Where the local part ends: the output alone, or every map that something else goes on from."""
+    """The operations that read a neighbourhood; all other nodes are cellwise."""
+    outputs: list[fx.Node] = field(default_factory=list)
+    """Where the local part ends: the logits, or every local map that a non-local layer reads."""
     complete: bool = False
-    """Whether the local part reaches the class scores."""
+    """Whether the local part reaches the logits."""
 
 
 def as_rows(value: Tensor, grid: Grid) -> Tensor:
-    """Take a map (1, C, h, w) apart into its cells (h * w, C, 1, 1); what has lost its grid stays as it is."""
+    """Return the cells of a map (1, C, h, w) as (h * w, C, 1, 1); a value without the grid is returned unchanged."""
     if value.dim() != 4 or tuple(value.shape[2:]) != grid:
         return value
     return value.permute(2, 3, 0, 1).reshape(grid[0] * grid[1], value.shape[1], 1, 1)
 
 
 def analyze_tail(tail: fx.GraphModule, features: Tensor) -> TailAnalysis:
-    """Run a tail on a random map and on its cells taken apart, side by side, and tell what stays local."""
+    """Run a tail on a random map and on its separate cells, and return which maps are local."""
     generator = torch.Generator().manual_seed(5)
     maps = torch.randn((1, *features.shape[1:]), generator=generator).to(features)
-    reading = _Reader(tail).read(maps)
+    analysis = _Analyzer(tail).run_graph(maps)
     output = next(node for node in tail.graph.nodes if node.op == "output")
     scores = output.all_input_nodes[0]
-    reading.complete = reading.grids.get(scores) == (1, 1)
-    reading.preserved = [scores] if reading.complete else frontier(tail, reading)
-    return reading
+    analysis.complete = analysis.grids.get(scores) == (1, 1)
+    analysis.outputs = [scores] if analysis.complete else frontier(tail, analysis)
+    return analysis
 
 
-def frontier(tail: fx.GraphModule, reading: TailAnalysis) -> list[fx.Node]:
-    """Return the local maps that the scores are computed from without any other local map between."""
+def frontier(tail: fx.GraphModule, analysis: TailAnalysis) -> list[fx.Node]:
+    """Return the last local maps: those from which the logits are computed without a further local map."""
     output = next(node for node in tail.graph.nodes if node.op == "output")
-    return sorted_by_graph(tail, closure(output, reading.grids)[1])
+    return sorted_by_graph(tail, closure(output, analysis.grids)[1])
 
 
 def closure(end: fx.Node, stops: Iterable[fx.Node]) -> tuple[set[fx.Node], set[fx.Node]]:
-    """Return the nodes that ``end`` is computed by, back to the nearest ``stops``, and which stops those are."""
+    """Return the nodes that ``end`` is computed by, back to the nearest ``stops``, and the stops reached."""
     known, inner, reached = set(stops), {end}, set()
     waiting = list(end.all_input_nodes)
     while waiting:
@@ -79,13 +80,13 @@ def closure(end: fx.Node, stops: Iterable[fx.Node]) -> tuple[set[fx.Node], set[f
 
 
 def sorted_by_graph(tail: fx.GraphModule, nodes: Iterable[fx.Node]) -> list[fx.Node]:
-    """Return nodes in the order they are computed."""
+    """Return nodes in order of computation."""
     chosen = set(nodes)
     return [node for node in tail.graph.nodes if node in chosen]
 
 
 def part_from(tail: fx.GraphModule, starts: list[fx.Node], end: fx.Node) -> fx.GraphModule:
-    """Return the part of a graph that computes ``end`` (the scores, if it is the output) from ``starts``, in order."""
+    """Return the part of a graph that computes ``end`` (the logits, if it is the output) from ``starts``."""
     inner, _ = closure(end, starts)
     graph = fx.Graph()
     copies = {start: graph.placeholder(start.name) for start in starts}
@@ -96,111 +97,115 @@ def part_from(tail: fx.GraphModule, starts: list[fx.Node], end: fx.Node) -> fx.G
     return fx.GraphModule(tail, graph, "Part")
 
 
-class _Reader:
-    """Walks the graph once, with each value as a map and as rows of cells."""
+class _Analyzer:
+    """Runs the graph once, with each value as a map and as separate cells (rows)."""
 
     def __init__(self, tail: fx.GraphModule) -> None:
         self.tail = tail
-        self.run = fx.Interpreter(tail)
+        self.interpreter = fx.Interpreter(tail)
         self.maps: dict[fx.Node, Any] = {}
         self.rows: dict[fx.Node, Any] = {}
         self.grid_of: dict[fx.Node, Grid] = {}
 
-    def read(self, maps: Tensor) -> TailAnalysis:
+    def run_graph(self, maps: Tensor) -> TailAnalysis:
         nodes = list(self.tail.graph.nodes)
         last = {use: node for node in nodes for use in node.all_input_nodes}
         entry = next(node for node in nodes if node.op == "placeholder")
-        reading = TailAnalysis(entry)
+        analysis = TailAnalysis(entry)
         with torch.inference_mode():
             for node in nodes:
                 if node.op == "output":
                     break
                 if node is entry:
                     self.maps[node] = maps
-                    self._note(reading, node, (maps.shape[2], maps.shape[3]))
+                    self._add_local_map(analysis, node, (maps.shape[2], maps.shape[3]))
                 else:
-                    self._step(reading, node)
+                    self._step(analysis, node)
                 for used in node.all_input_nodes:
                     if last[used] is node:
                         self.maps.pop(used, None)
                         self.rows.pop(used, None)
-        return reading
+        return analysis
 
-    def _note(self, reading: TailAnalysis, node: fx.Node, grid: Grid) -> None:
-        """Keep a map that has a place for every cell."""
+    def _add_local_map(self, analysis: TailAnalysis, node: fx.Node, grid: Grid) -> None:
+        """Record a local map."""
         self.rows[node] = as_rows(self.maps[node], grid)
         self.grid_of[node] = grid
-        reading.grids[node] = grid
-        reading.shapes[node] = tuple(self.rows[node].shape[1:])
+        analysis.grids[node] = grid
+        analysis.shapes[node] = tuple(self.rows[node].shape[1:])
 
     def _call(self, node: fx.Node, values: dict[fx.Node, Any]) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
         arguments = map_arg(node.args, values.__getitem__)
         keywords = map_arg(node.kwargs, values.__getitem__)
-        call: Callable[..., Any] = getattr(self.run, node.op)
+        call: Callable[..., Any] = getattr(self.interpreter, node.op)
         return call(node.target, arguments, keywords), arguments, keywords
 
-    def _step(self, reading: TailAnalysis, node: fx.Node) -> None:
-        answer, arguments, keywords = self._call(node, self.maps)
-        self.maps[node] = answer
-        felt = [used for used in node.all_input_nodes if used in self.grid_of]
-        if not felt:
+    def _step(self, analysis: TailAnalysis, node: fx.Node) -> None:
+        output, arguments, keywords = self._call(node, self.maps)
+        self.maps[node] = output
+        gridded = [used for used in node.all_input_nodes if used in self.grid_of]
+        if not gridded:
             if all(used in self.rows for used in node.all_input_nodes):
-                self.rows[node] = answer  # a constant of the network
+                self.rows[node] = output  # a constant of the network
             return
         if any(used not in self.rows for used in node.all_input_nodes):
             return
-        grid = self.grid_of[felt[0]]
+        grid = self.grid_of[gridded[0]]
         source = node.all_input_nodes[0]
-        if source in reading.grids and isinstance(answer, Tensor) and self.maps[source].dim() == 4:
+        if source in analysis.grids and isinstance(output, Tensor) and self.maps[source].dim() == 4:
             before = self.maps[source]
-            spatial = read_spatial(self.tail, node, (arguments, keywords), before, answer)
+            spatial = read_spatial(self.tail, node, (arguments, keywords), before, output)
             if spatial is not None:
-                reading.spatial[node] = spatial
-                self._note(reading, node, (spatial.taps.rows.shape[0], spatial.taps.columns.shape[0]))
+                analysis.spatial[node] = spatial
+                grid = (spatial.taps.rows.shape[0], spatial.taps.columns.shape[0])
+                self._add_local_map(analysis, node, grid)
                 return
-        if all(self.grid_of[used] == grid for used in felt):
-            self._cellwise(reading, node, grid)
+        if all(self.grid_of[used] == grid for used in gridded):
+            self._test_cellwise(analysis, node, grid)
 
-    def _cellwise(self, reading: TailAnalysis, node: fx.Node, grid: Grid) -> None:
-        """Run a node on cells taken apart; keep the answer where it agrees with the map's, or cannot be told yet."""
+    def _test_cellwise(self, analysis: TailAnalysis, node: fx.Node, grid: Grid) -> None:
+        """Run a node on separate cells; record a local map if the result agrees with the map's.
+
+        A result of another form (a split, a reshaped tensor) is stored for the nodes that read it.
+        """
         try:
-            apart, _, _ = self._call(node, self.rows)
-        except Exception:  # noqa: BLE001 - other people's layers may refuse single cells in any way
+            separate, _, _ = self._call(node, self.rows)
+        except Exception:  # noqa: BLE001 - the network's own layers may fail for single cells in any way
             return
-        answer = self.maps[node]
-        if isinstance(answer, Tensor) and isinstance(apart, Tensor):
-            if answer.numel() != apart.numel():
+        output = self.maps[node]
+        if isinstance(output, Tensor) and isinstance(separate, Tensor):
+            if output.numel() != separate.numel():
                 return
-            placed = answer.dim() == 4 and tuple(answer.shape[2:]) == grid
-            if placed or (grid == (1, 1) and answer.dim() == 2):
-                if _agree(as_rows(answer, grid), apart):
-                    self._note(reading, node, grid)
+            is_map = output.dim() == 4 and tuple(output.shape[2:]) == grid
+            if is_map or (grid == (1, 1) and output.dim() == 2):
+                if _agree(as_rows(output, grid), separate):
+                    self._add_local_map(analysis, node, grid)
                 return
-        self.rows[node] = apart
+        self.rows[node] = separate
         self.grid_of[node] = grid
 
 
-def _agree(one: Tensor, other: Tensor) -> bool:
-    if one.shape != other.shape or not one.is_floating_point():
+def _agree(first: Tensor, second: Tensor) -> bool:
+    if first.shape != second.shape or not first.is_floating_point():
         return False
-    allowed = torch.finfo(one.dtype).eps ** 0.5 * float(one.abs().max())
-    return bool(float((one - other).abs().max()) <= allowed)
+    allowed = torch.finfo(first.dtype).eps ** 0.5 * float(first.abs().max())
+    return bool(float((first - second).abs().max()) <= allowed)
 
 
 def zero_responses(
-    tail: fx.GraphModule, reading: TailAnalysis, features: Tensor, wanted: set[fx.Node]
+    tail: fx.GraphModule, analysis: TailAnalysis, features: Tensor, nodes: set[fx.Node]
 ) -> dict[fx.Node, Tensor]:
-    """Return the answers of some local maps to the all-zero map, taken apart into cells."""
+    """Return the values of some local maps for the all-zero input map, as cells (h * w, C, 1, 1)."""
     with torch.inference_mode():
         return {
-            node: as_rows(answer, reading.grids[node]).clone(memory_format=torch.contiguous_format)
-            for node, answer in iter_node_outputs(tail, torch.zeros_like(features[:1]))
-            if node in wanted
+            node: as_rows(output, analysis.grids[node]).clone(memory_format=torch.contiguous_format)
+            for node, output in iter_node_outputs(tail, torch.zeros_like(features[:1]))
+            if node in nodes
         }
 
 
-def norm_behind(root: nn.Module, node: fx.Node) -> fx.Node | None:
-    """Return the batch norm that is the only one to read ``node``, or None."""
+def norm_after(root: nn.Module, node: fx.Node) -> fx.Node | None:
+    """Return the batch norm that is the only reader of ``node``, or None."""
     users = list(node.users)
     if len(users) != 1 or users[0].op != "call_module":
         return None

@@ -1,12 +1,13 @@
-"""Plan 2, local tails: of every masked map only what the mask can change is computed, layer by layer.
+"""Local plan, for tails that begin with convolutions: computes only the positions that the mask can change.
 
-The tail's answer to the all-zero map, the blank, does not depend on the picture. A masked map differs from it in a few
-positions, which grow layer by layer; everywhere else the blank is the answer, exactly. So each layer is computed for
-those positions alone, of many cells at once: no masked map exists. Which positions these are depends on sizes only and
-is worked out when the plan is made (``local_sites``), after the tail has been read (``local_reading``).
+The zero response of a map is its value for the all-zero input; it does not depend on the image. For the masked map of
+cell p every later map equals its zero response except at the positions whose receptive field contains a cell of the
+mask: the active sites, a window around p that grows from layer to layer. So each layer is computed only at its active
+sites, for many cells p at once. The sites depend only on sizes and are computed when the plan is built (``footprint``),
+after the analysis of the tail (``analysis``).
 
-Where a layer needs the whole map (squeeze-excite, attention, a flattened map), the maps before it are filled up with
-the blank and the rest of the tail runs on them as it is.
+Before a layer that needs the full map (squeeze-excite, attention, flatten) the maps are completed with the zero
+response, and the rest of the tail runs on full maps.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from engine.methods.kernels import Kernel
 from engine.methods.local.analysis import analyze_tail, part_from
 from engine.methods.local.layout import Layout
-from engine.methods.local.plan import LocalPlan, load_of
+from engine.methods.local.plan import LocalPlan, memory_cost
 from engine.methods.local.receptive_field import SpatialOp
 from engine.methods.local.steps import (
     AvgPoolStep,
@@ -43,49 +44,55 @@ from engine.methods.plan import PlanInfo, reference_scores
 from engine.split.fx_utils import iter_node_outputs
 
 CLEARLY_CHEAPER = 3.0
-"""From this many times fewer multiply-adds on, a plan is taken without asking the clock: over thirty cuts of known
-networks the time gained lay between 0.5 and 1.9 times what the count promised."""
+"""A plan with this factor fewer multiply-adds is used without a time measurement: for thirty layers of known networks
+the measured speed-up was 0.5 to 1.9 times the ratio of multiply-adds."""
 TIMED_CELLS = 24
 TIMED_ROUNDS = 3
-"""The fastest of so many runs each, in turn, counts; the first also warms up."""
+"""Alternating runs of each plan; the shortest counts, and the first also warms up."""
 
 _SUMS = (operator.add, torch.add)
 
 
 def find_local(tail: nn.Module, features: Tensor, kernel: Kernel, budget_bytes: int) -> LocalPlan | None:
-    """Return a local plan if the tail begins with layers that look at a neighbourhood only.
+    """Return a local plan if the tail begins with layers that read a bounded neighbourhood, else None.
 
-    What it returns still has to be proven, and may cost more than the definition: its facts tell.
+    The caller must check the result with ``verify_plan`` and compare its cost (``why_not_cheaper``).
+
+    Args:
+        tail: maps (N, C, h, w) to logits (N, K).
+        features: the feature map, (N, C, h, w).
+        kernel: the shape of the masks.
+        budget_bytes: working memory of the plan.
     """
     if not isinstance(tail, fx.GraphModule) or features.device.type == "meta":
         return None
-    reading = analyze_tail(tail, features)
-    if reading.preserved == [reading.entry] or not reading.preserved:
+    analysis = analyze_tail(tail, features)
+    if analysis.outputs == [analysis.entry] or not analysis.outputs:
         return None
-    return _Builder(Layout(tail, features, kernel, reading)).plan(budget_bytes)
+    return _Builder(Layout(tail, features, kernel, analysis)).plan(budget_bytes)
 
 
 def why_not_cheaper(plan: LocalPlan, tail: nn.Module, features: Tensor, kernel: Kernel) -> str:
-    """Return "" where the plan is cheaper than the definition, else what was counted or measured.
+    """Return "" if the plan is cheaper than the dense plan, else the counts or times.
 
-    Multiply-adds decide where they differ clearly. Where they are close, memory traffic matters as much, and both run
-    against the clock on a few cells.
+    The numbers of multiply-adds decide if they differ by more than ``CLEARLY_CHEAPER``. If they are close, memory
+    traffic matters too, and both plans are timed on some cells.
     """
     counted, dense = plan.info.multiply_adds or 0, plan.info.dense_multiply_adds or 0
     if dense >= CLEARLY_CHEAPER * counted:
         return ""
     if dense < counted:
-        return f"it would take {counted / 1e9:.3g} G multiply-adds, the definition {dense / 1e9:.3g} G"
+        return f"it needs {counted / 1e9:.3g} G multiply-adds, the dense plan {dense / 1e9:.3g} G"
     cells = torch.linspace(0, plan.grid[0] * plan.grid[1] - 1, TIMED_CELLS).round().long().to(features.device)
-    one = features[:1]
-    ways: tuple[Callable[[], object], ...] = (
-        lambda: plan.answers(one, cells),
-        lambda: reference_scores(tail, one, kernel, cells),
+    first = features[:1]
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: plan.cell_logits(first, cells),
+        lambda: reference_scores(tail, first, kernel, cells),
     )
     with torch.inference_mode():
-        times = [[_seconds(way, features.device) for way in ways] for _ in range(TIMED_ROUNDS)]
+        times = [[_seconds(call, features.device) for call in calls] for _ in range(TIMED_ROUNDS)]
     local, direct = (min(column) for column in zip(*times, strict=True))
-    return "" if local < direct else f"it takes {local / direct:.2f} times as long as the definition"
+    return "" if local < direct else f"it takes {local / direct:.2f} times as long as the dense plan"
 
 
 def _seconds(call: Callable[[], object], device: torch.device) -> float:
@@ -97,42 +104,44 @@ def _seconds(call: Callable[[], object], device: torch.device) -> float:
 
 
 class _Builder:
-    """Turns a layout into steps."""
+    """Builds the steps of a local plan from its layout."""
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
 
     def plan(self, budget_bytes: int) -> LocalPlan | None:
-        """Make the steps, fit them to the budget, and count."""
+        """Return the plan, or None if one cell does not fit the budget."""
         steps: list[Step] = []
         with torch.no_grad():
             for node in self.layout.needed:
                 if node not in self.layout.folded.values():
                     steps.append(self._step(node, steps))
-        kept = self.layout.reading.preserved
+        outputs = self.layout.analysis.outputs
         output = next(node for node in self.layout.tail.graph.nodes if node.op == "output")
-        rest = None if self.layout.reading.complete else part_from(self.layout.tail, kept, output)
-        entry = self.layout.map_of(self.layout.reading.entry)
-        plan = LocalPlan(self.layout.tail, self.layout.kernel, steps, [entry, *map(self.layout.map_of, kept)], rest)
-        widths = {node.name: self.layout.width(node) for node in [self.layout.reading.entry, *self.layout.needed]}
-        load = load_of(steps, entry, widths, {node.name for node in kept}, self.layout.features.element_size())
-        whole = [self._whole(node) for node in kept]
-        plan.fit(budget_bytes, load, _bytes_of(rest, whole) if rest else 1)
+        rest = None if self.layout.analysis.complete else part_from(self.layout.tail, outputs, output)
+        entry = self.layout.map_of(self.layout.analysis.entry)
+        plan = LocalPlan(self.layout.tail, self.layout.kernel, steps, [entry, *map(self.layout.map_of, outputs)], rest)
+        widths = {node.name: self.layout.width(node) for node in [self.layout.analysis.entry, *self.layout.needed]}
+        cost = memory_cost(steps, entry, widths, {node.name for node in outputs}, self.layout.features.element_size())
+        full_maps = [self._full_map(node) for node in outputs]
+        plan.fit(budget_bytes, cost, _bytes_of(rest, full_maps) if rest else 1)
         if plan.working_bytes > budget_bytes:
-            return None  # not even one cell fits beside the blanks
-        plan.info = self._facts(plan, steps, whole)
+            return None  # one cell does not fit beside the zero responses
+        plan.info = self._info(plan, steps, full_maps)
         return plan
 
-    def _whole(self, node: fx.Node) -> Tensor:
-        """Return one whole map as ``rest`` will be given it."""
-        blank = self.layout.blanks[node]
-        height, width = self.layout.reading.grids[node]
-        return blank if blank.dim() == 2 else blank.view(height, width, 1, -1).permute(2, 3, 0, 1)
+    def _full_map(self, node: fx.Node) -> Tensor:
+        """Return the zero response of a map in the shape that ``rest`` takes: (1, C, h, w) or (1, C)."""
+        zero_response = self.layout.zero_responses[node]
+        height, width = self.layout.analysis.grids[node]
+        if zero_response.dim() == 2:
+            return zero_response
+        return zero_response.view(height, width, 1, -1).permute(2, 3, 0, 1)
 
     def _step(self, node: fx.Node, before: list[Step]) -> Step:
         sources = [self.layout.map_of(source) for source in self.layout.sources(node)]
         target = self.layout.map_of(self.layout.folded.get(node, node))
-        spatial = self.layout.reading.spatial.get(node)
+        spatial = self.layout.analysis.spatial.get(node)
         if spatial is None:
             return self._cellwise(node, sources, target, before)
         if spatial.kind == "convolution":
@@ -146,7 +155,7 @@ class _Builder:
         return (MaxPoolStep if spatial.kind == "largest" else PadStep)(sources[0], target, spatial)
 
     def _weights(self, node: fx.Node, spatial: SpatialOp) -> tuple[Tensor, Tensor | None]:
-        """Return a convolution's weight and bias, with the batch norm behind it worked in."""
+        """Return a convolution's weight and bias, fused with the batch norm after it."""
         assert spatial.weight is not None  # noqa: S101 - every convolution has one
         weight, bias = spatial.weight.detach(), None if spatial.bias is None else spatial.bias.detach()
         if node not in self.layout.folded:
@@ -160,38 +169,39 @@ class _Builder:
     ) -> Step:
         nodes = self.layout.sources(node)
         free = [self._is_free(source, node, before) for source in nodes]
-        plain = node.all_input_nodes == nodes or node.all_input_nodes == nodes[::-1]
-        alike = len({self.layout.reading.shapes[source] for source in nodes}) == 1
-        if plain and alike and len(nodes) == 2 and node.target in _SUMS and not node.kwargs:
+        direct = node.all_input_nodes == nodes or node.all_input_nodes == nodes[::-1]
+        same_shape = len({self.layout.analysis.shapes[source] for source in nodes}) == 1
+        if direct and same_shape and len(nodes) == 2 and node.target in _SUMS and not node.kwargs:
             return SumStep(sources, target, free=(free[0], free[1]))
         part = part_from(self.layout.tail, nodes, node)
-        if plain and len(nodes) == 1 and free[0]:
+        if direct and len(nodes) == 1 and free[0]:
             _work_in_place(part)
         cell = [self.layout.one_cell(source) for source in nodes]
         with torch.inference_mode():
-            fractions = part(*cell).untyped_storage().data_ptr()
-        held = {value.untyped_storage().data_ptr() for value, spare in zip(cell, free, strict=True) if not spare}
-        return CellwiseStep(sources, target, part, fresh=fractions not in held, products=_products(part, cell))
+            output_address = part(*cell).untyped_storage().data_ptr()
+        in_use = {value.untyped_storage().data_ptr() for value, is_free in zip(cell, free, strict=True) if not is_free}
+        fresh = output_address not in in_use
+        return CellwiseStep(sources, target, part, fresh=fresh, products=_products(part, cell))
 
     def _is_free(self, source: fx.Node, reader: fx.Node, before: list[Step]) -> bool:
-        """Say whether ``reader`` may write over ``source``: nobody reads it later, and it shares no memory."""
+        """Return whether ``reader`` may overwrite ``source``: no later reader, and no shared memory."""
         later = self.layout.needed[self.layout.needed.index(reader) + 1 :]
-        if source in self.layout.reading.preserved or any(source in self.layout.sources(node) for node in later):
+        if source in self.layout.analysis.outputs or any(source in self.layout.sources(node) for node in later):
             return False
-        # Whoever made it, and whoever read it before, may hold the same memory under another name.
-        touched = [step for step in before if step.target == source.name or source.name in step.sources]
-        return all(step.fresh for step in touched)
+        # The step that wrote it, and earlier readers, may have outputs that share its memory.
+        related = [step for step in before if step.target == source.name or source.name in step.sources]
+        return all(step.fresh for step in related)
 
-    def _facts(self, plan: LocalPlan, steps: list[Step], whole: list[Tensor]) -> PlanInfo:
+    def _info(self, plan: LocalPlan, steps: list[Step], full_maps: list[Tensor]) -> PlanInfo:
         cells = plan.grid[0] * plan.grid[1]
-        after = 0 if plan.rest is None else _products(plan.rest, whole)
+        after = 0 if plan.rest is None else _products(plan.rest, full_maps)
         windows: list[tuple[str, int, int]] = []
         for step in steps:
             if not windows or windows[-1][1:] != step.after.window:
                 windows.append((step.target, *step.after.window))
         return replace(
             plan.info,
-            reason="layers that look at a neighbourhood only" + (", then the rest on whole maps" if plan.rest else ""),
+            reason="layers that read a bounded neighbourhood" + (", then the rest on full maps" if plan.rest else ""),
             grid=plan.grid,
             windows=tuple(windows),
             multiply_adds=sum(step.multiply_adds for step in steps) + cells * after,
@@ -201,29 +211,29 @@ class _Builder:
 
 
 def _work_in_place(part: fx.GraphModule) -> None:
-    """Let a single activation write over its input."""
+    """Make a part that is a single activation overwrite its input."""
     inner = [node for node in part.graph.nodes if node.op not in {"placeholder", "output"}]
     if len(inner) != 1:
         return
     node = inner[0]
     if node.op == "call_module" and hasattr(module := part.get_submodule(str(node.target)), "inplace"):
-        twin = copy.copy(module)
-        setattr(twin, "inplace", True)  # noqa: B010 - only some modules have it, and mypy knows none
-        part.set_submodule(str(node.target), twin)
+        copied = copy.copy(module)
+        setattr(copied, "inplace", True)  # noqa: B010 - only some modules have it, and mypy knows none
+        part.set_submodule(str(node.target), copied)
     elif node.target is F.relu:
         node.kwargs = {**node.kwargs, "inplace": True}
         part.recompile()
 
 
 def _products(part: nn.Module, inputs: list[Tensor]) -> int:
-    """Count the multiply-adds of one run."""
+    """Return the number of multiply-adds of one run."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         part(*inputs)
     return int(counter.get_total_flops()) // 2
 
 
 def _bytes_of(part: fx.GraphModule, inputs: list[Tensor]) -> int:
-    """Return the bytes of everything a part makes of one set of maps: an upper bound of what is alive at a time."""
+    """Return the size in bytes of all outputs of a part's nodes: an upper bound of the memory alive at one time."""
     with torch.inference_mode():
-        answers = (answer for _, answer in iter_node_outputs(part, *inputs))
-        return sum(answer.nbytes for answer in answers if isinstance(answer, Tensor))
+        outputs = (output for _, output in iter_node_outputs(part, *inputs))
+        return sum(output.nbytes for output in outputs if isinstance(output, Tensor))

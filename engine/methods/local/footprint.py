@@ -1,9 +1,9 @@
-"""Which positions of a map a mask can change, and where their vectors stand.
+"""Footprints and active sites: which positions of a map a mask can change, and how their vectors are stored.
 
-A *footprint* says, for one map of the network, which of its rows and columns feel each row and column of the masked
-grid. A *chunk* takes some masked cells and numbers all positions that feel them, cell after cell, row after row: these
-are the *sites* of that map, and the vectors at the sites are all that is ever computed. Everything here is integers;
-it depends on sizes, never on pictures or weights.
+A *footprint* holds, for one map of the network, which of its rows and columns depend on each row and column of the
+masked grid. A *chunk* is a set of masked cells. The *active sites* of a map for a chunk are all positions that depend
+on its cells, ordered by cell, then row, then column; only the vectors at active sites are computed. All tables here
+are integers or booleans and depend only on sizes, not on images or weights.
 """
 
 from __future__ import annotations
@@ -23,10 +23,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Footprint:
-    """Which rows (H, h) and columns (W, w) of a map feel each row and column of the masked (H, W) grid: bool."""
+    """Which rows and columns of a map (h, w) depend on each row and column of the masked grid (H, W).
+
+    A position (y, x) depends on cell (i, j) if ``rows[i, y]`` and ``columns[j, x]``.
+    """
 
     rows: Tensor
+    """bool (H, h)."""
     columns: Tensor
+    """bool (W, w)."""
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -35,46 +40,46 @@ class Footprint:
 
     @cached_property
     def counts(self) -> Tensor:
-        """How many positions feel each cell of the masked grid: (H, W)."""
+        """Number of dependent positions for each cell of the masked grid: (H, W)."""
         return self.rows.sum(1)[:, None] * self.columns.sum(1)[None]
 
     @property
     def window(self) -> tuple[int, int]:
-        """The most rows and columns that feel one cell."""
+        """Largest number of rows and columns that depend on one cell."""
         return int(self.rows.sum(1).max()), int(self.columns.sum(1).max())
 
     @cached_property
     def tables(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Touched rows and columns listed first to last, and each one's place in that list (-1 = untouched)."""
+        """Dependent rows and columns in order, and each one's index in that order (-1 = independent)."""
         lists = [torch.argsort(~axis, dim=1, stable=True) for axis in (self.rows, self.columns)]
-        places = [torch.where(axis, axis.cumsum(1) - 1, -1) for axis in (self.rows, self.columns)]
-        return lists[0], lists[1], places[0], places[1]
+        indices = [torch.where(axis, axis.cumsum(1) - 1, -1) for axis in (self.rows, self.columns)]
+        return lists[0], lists[1], indices[0], indices[1]
 
     def same(self, other: Footprint) -> bool:
-        """Say whether both name the same positions for every cell."""
+        """Return whether both footprints have the same positions for every cell."""
         return self is other or (torch.equal(self.rows, other.rows) and torch.equal(self.columns, other.columns))
 
     def through(self, taps: KernelTaps) -> Footprint:
-        """Return the footprint behind a layer."""
-        return Footprint(_felt(self.rows, taps.rows).any(2), _felt(self.columns, taps.columns).any(2))
+        """Return the footprint of a layer's output."""
+        return Footprint(_depends(self.rows, taps.rows).any(2), _depends(self.columns, taps.columns).any(2))
 
     def joined(self, other: Footprint) -> Footprint:
-        """Return the footprint of a layer that reads two maps of one size."""
+        """Return the footprint of a layer that reads two maps of equal size."""
         return Footprint(self.rows | other.rows, self.columns | other.columns)
 
     def pairs(self, taps: KernelTaps) -> Tensor:
-        """Count, for each masked cell, the touched taps of all touched output positions: (H, W)."""
-        rows = _felt(self.rows, taps.rows).sum((1, 2))
-        return rows[:, None] * _felt(self.columns, taps.columns).sum((1, 2))[None]
+        """Return, for each masked cell, the number of active taps of all active output positions: (H, W)."""
+        rows = _depends(self.rows, taps.rows).sum((1, 2))
+        return rows[:, None] * _depends(self.columns, taps.columns).sum((1, 2))[None]
 
 
-def _felt(axis: Tensor, taps: Tensor) -> Tensor:
-    """Return which taps of which outputs feel each row of the masked grid: (H, h', kh)."""
+def _depends(axis: Tensor, taps: Tensor) -> Tensor:
+    """Return which taps of which output rows depend on each row of the masked grid: (H, h', kh)."""
     return axis[:, taps.clamp_min(0)] & (taps >= 0)
 
 
 def first_footprint(grid: tuple[int, int], reach: int) -> Footprint:
-    """Return the footprint of the masked map itself: each cell and ``reach`` neighbours around it."""
+    """Return the footprint of the masked map: each cell and its neighbours up to ``reach`` rows and columns away."""
     axes = (torch.arange(size) for size in grid)
     rows, columns = ((axis[:, None] - axis[None]).abs() <= reach for axis in axes)
     return Footprint(rows, columns)
@@ -82,12 +87,12 @@ def first_footprint(grid: tuple[int, int], reach: int) -> Footprint:
 
 @dataclass(frozen=True, eq=False)
 class ActiveSites:
-    """The positions of one map that feel a chunk's cells, in order."""
+    """The positions of one map that depend on a chunk's cells, in order."""
 
     first: Tensor
-    """Where each cell's sites begin; one more than there are cells."""
+    """Index of each cell's first site, and the number of sites: (cells + 1,)."""
     owner: Tensor
-    """Which of the chunk's cells each site belongs to."""
+    """Index of the chunk's cell that each site belongs to."""
     row: Tensor
     column: Tensor
     position: Tensor
@@ -96,32 +101,32 @@ class ActiveSites:
 
 @dataclass(frozen=True, eq=False)
 class GatherIndex:
-    """Which entries of a table are summed into each site."""
+    """The entries of a table that are summed into each site, in the form of ``F.embedding_bag``."""
 
     entries: Tensor
-    """int32, site after site."""
+    """int32, ordered by site."""
     first: Tensor
-    """int32: where each site's entries begin; one more than there are sites."""
+    """int32: index of each site's first entry, and the number of entries: (sites + 1,)."""
     sources: tuple[Tensor, ...] = ()
-    """Where the table is made tap by tap: which input sites each tap takes."""
+    """For a table ordered by tap: the input sites that each tap reads."""
 
 
 class DeviceTransfer:
-    """Tables taken to another device: what was one object stays one."""
+    """Moves footprints and taps to another device; a shared object is moved once and stays shared."""
 
-    def __init__(self, take: Callable[[Tensor], Tensor]) -> None:
-        """Take what a module's tensors are moved with."""
-        self._take = take
-        # The originals are kept beside: an identity is reused once its object is gone.
+    def __init__(self, move: Callable[[Tensor], Tensor]) -> None:
+        """Store the function that moves a tensor."""
+        self._move = move
+        # Holds the originals too, because Python reuses the id of a deleted object.
         self._moved: dict[int, tuple[object, object]] = {}
 
     def footprint(self, old: Footprint) -> Footprint:
-        """Return a footprint there."""
-        return self._once(old, lambda: Footprint(self._take(old.rows), self._take(old.columns)))
+        """Return a footprint on the new device."""
+        return self._once(old, lambda: Footprint(self._move(old.rows), self._move(old.columns)))
 
     def taps(self, old: KernelTaps) -> KernelTaps:
-        """Return taps there."""
-        return self._once(old, lambda: KernelTaps(self._take(old.rows), self._take(old.columns)))
+        """Return taps on the new device."""
+        return self._once(old, lambda: KernelTaps(self._move(old.rows), self._move(old.columns)))
 
     def _once(self, old: T, make: Callable[[], T]) -> T:
         if id(old) not in self._moved:
@@ -130,36 +135,36 @@ class DeviceTransfer:
 
 
 class Chunk:
-    """Some masked cells and everything that was numbered for them; what was asked once is kept."""
+    """A set of masked cells with its index tables, which are computed at first use."""
 
     def __init__(self, cells: Tensor, columns: int) -> None:
-        """Take indices of masked cells, counted row by row over ``columns`` columns."""
+        """Store the cells' int64 indices in row-major order of a grid with ``columns`` columns."""
         self.cells = cells
         self.row, self.column = cells // columns, cells % columns
-        self._known: dict[object, object] = {}
+        self._tables: dict[object, object] = {}
 
     def bytes(self) -> int:
-        """Return the bytes held by what was numbered."""
-        held: list[Tensor] = []
-        for value in self._known.values():
+        """Return the size of the index tables in bytes."""
+        tensors: list[Tensor] = []
+        for value in self._tables.values():
             if isinstance(value, list):
-                continue  # on the host, one number for each cell
+                continue  # on the host, one number per cell
             parts = [value] if isinstance(value, Tensor) else list(vars(value).values())
             for part in parts:
-                held.extend([part] if isinstance(part, Tensor) else part)
-        return sum(tensor.nbytes for tensor in held)
+                tensors.extend([part] if isinstance(part, Tensor) else part)
+        return sum(tensor.nbytes for tensor in tensors)
 
     def _once(self, key: object, make: Callable[[], T]) -> T:
-        if key not in self._known:
-            self._known[key] = make()
-        return self._known[key]  # type: ignore[return-value]
+        if key not in self._tables:
+            self._tables[key] = make()
+        return self._tables[key]  # type: ignore[return-value]
 
     def sites(self, footprint: Footprint) -> ActiveSites:
-        """Return the positions of a map that feel the chunk's cells."""
+        """Return the positions of a map that depend on the chunk's cells."""
         return self._once(footprint, lambda: self._sites(footprint))
 
     def starts(self, footprint: Footprint) -> list[int]:
-        """Return where each cell's sites begin, on the host: asked of a device once, not while a graph is captured."""
+        """Return ``ActiveSites.first`` as a list; copied from the device once, before a CUDA graph is captured."""
         return self._once((footprint, "starts"), lambda: [int(n) for n in self.sites(footprint).first.tolist()])
 
     def _sites(self, footprint: Footprint) -> ActiveSites:
@@ -173,53 +178,55 @@ class Chunk:
         column = column_list[self.column[owner], within % wide]
         return ActiveSites(first, owner, row, column, row * footprint.grid[1] + column)
 
-    def _found(self, before: Footprint, after: Footprint, taps: KernelTaps | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Return, for all sites of ``after`` and all taps, the site of ``before`` (-1: none), its row, its column."""
-        out, known = self.sites(after), self.sites(before)
-        _, _, row_place, column_place = before.tables
+    def _input_sites(
+        self, before: Footprint, after: Footprint, taps: KernelTaps | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return, for all sites of ``after`` and all taps, the site of ``before`` (-1 = none), its row and column."""
+        out, inputs = self.sites(after), self.sites(before)
+        _, _, row_index, column_index = before.tables
         rows = out.row[:, None] if taps is None else taps.rows[out.row]
         columns = out.column[:, None] if taps is None else taps.columns[out.column]
         masked_row, masked_column = self.row[out.owner], self.column[out.owner]
-        high = torch.where(rows >= 0, row_place[masked_row[:, None], rows.clamp_min(0)], -1)[:, :, None]
-        wide = torch.where(columns >= 0, column_place[masked_column[:, None], columns.clamp_min(0)], -1)[:, None]
-        across = before.columns.sum(1)[masked_column][:, None, None]
-        site = known.first[out.owner][:, None, None] + high * across + wide
-        return torch.where((high >= 0) & (wide >= 0), site, -1).flatten(1), rows, columns
+        down = torch.where(rows >= 0, row_index[masked_row[:, None], rows.clamp_min(0)], -1)[:, :, None]
+        right = torch.where(columns >= 0, column_index[masked_column[:, None], columns.clamp_min(0)], -1)[:, None]
+        row_length = before.columns.sum(1)[masked_column][:, None, None]
+        site = inputs.first[out.owner][:, None, None] + down * row_length + right
+        return torch.where((down >= 0) & (right >= 0), site, -1).flatten(1), rows, columns
 
     def bags(self, before: Footprint, after: Footprint, taps: KernelTaps, *, order: str) -> GatherIndex:
-        """Return what is summed into each site of ``after``.
+        """Return the entries that are summed into each site of ``after``.
 
         Args:
-            before: the layer's input.
-            after: its output.
-            taps: where it looks.
+            before: footprint of the layer's input.
+            after: footprint of its output.
+            taps: the layer's taps.
             order: ``site`` = entries are sites of ``before``; ``site-tap`` = entries of a table (sites, taps);
-                ``tap`` = entries of a table with tap after tap, each only for the sites it is needed from.
+                ``tap`` = entries of a table ordered by tap, with only the sites that each tap reads.
         """
 
         def make() -> GatherIndex:
-            site, _, _ = self._found(before, after, taps)
-            there = site >= 0
-            first = torch.cat((there.new_zeros(1, dtype=torch.int32), there.sum(1).cumsum(0).int()))
+            site, _, _ = self._input_sites(before, after, taps)
+            active = site >= 0
+            first = torch.cat((active.new_zeros(1, dtype=torch.int32), active.sum(1).cumsum(0).int()))
             if order == "site":
-                return GatherIndex(site[there].int(), first)
+                return GatherIndex(site[active].int(), first)
             if order == "site-tap":
                 tap = torch.arange(site.shape[1], device=site.device)
-                return GatherIndex((site * site.shape[1] + tap)[there].int(), first)
-            entry = there.t().flatten().cumsum(0).view(there.t().shape).t() - 1
-            return GatherIndex(entry[there].int(), first, tuple(site[there[:, t], t] for t in range(site.shape[1])))
+                return GatherIndex((site * site.shape[1] + tap)[active].int(), first)
+            entry = active.t().flatten().cumsum(0).view(active.t().shape).t() - 1
+            return GatherIndex(entry[active].int(), first, tuple(site[active[:, t], t] for t in range(site.shape[1])))
 
         return self._once((before, after, taps, order), make)
 
     def lookup(self, before: Footprint, after: Footprint, taps: KernelTaps | None = None) -> Tensor:
-        """Return where to find what each site of ``after`` looks at: (sites, taps).
+        """Return the table rows that each site of ``after`` reads: (sites, taps).
 
-        Entries count the sites of ``before``, then all its positions (untouched ones keep the blank answer), then one
-        more for what lies outside the map.
+        The table has the sites of ``before``, then all positions of its map (with the zero response, for inactive
+        positions), then one row for positions outside the map.
         """
 
         def make() -> Tensor:
-            site, rows, columns = self._found(before, after, taps)
+            site, rows, columns = self._input_sites(before, after, taps)
             height, width = before.grid
             position = rows[:, :, None] * width + columns[:, None]
             position = torch.where((rows[:, :, None] >= 0) & (columns[:, None] >= 0), position, height * width)

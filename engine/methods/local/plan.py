@@ -1,4 +1,4 @@
-"""Plan 2 at work: the steps of a local tail, run for chunks of cells that fit the budget."""
+"""Execution of a local plan: runs its steps for chunks of cells that fit the memory budget."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from engine.methods.plan import Plan, PlanInfo
 from pipeline.errors import EngineError
 
 INDEX_FRACTION = 8
-"""Numbered positions are kept for the next image while they fit budget / INDEX_FRACTION; else counted again."""
-PIECE_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
-"""The largest single tensor of a chunk: what a CPU's allocator hands out again instead of mapping it anew (glibc keeps
-blocks up to 32 MiB), and what fills a GPU."""
+"""Index tables are cached for the next image up to budget / INDEX_FRACTION; others are computed for every image."""
+MAX_TENSOR_BYTES = {"cpu": 16 << 20, "cuda": 512 << 20}
+"""Largest single tensor of a chunk, by type of device. On a CPU the allocator reuses such a block (glibc: up to
+32 MiB) and does not map it again; on a GPU this size occupies all multiprocessors."""
 
 
 class MemoryCost(NamedTuple):
-    """What cells weigh, each (H, W)."""
+    """Memory of each masked cell in bytes, as tensors (H, W)."""
 
     total: Tensor
-    """Bytes alive at one time for each masked cell, at the worst step."""
-    piece: Tensor
-    """Bytes of the largest single tensor for each masked cell."""
+    """Largest memory alive at one time."""
+    largest: Tensor
+    """Size of the largest single tensor."""
 
 
 class LocalPlan(Plan):
-    """Only what masks change, layer by layer."""
+    """Computes only the positions that masks change, layer by layer."""
 
     weights: Tensor
 
@@ -44,14 +44,14 @@ class LocalPlan(Plan):
         maps: list[FeatureMapInfo],
         rest: fx.GraphModule | None,
     ) -> None:
-        """Take the plan's parts.
+        """Initialize the plan; call ``fit`` before using it.
 
         Args:
-            tail: for the plain network's own scores.
-            kernel: the spread of a cell's own vector.
+            tail: computes the network's own logits.
+            kernel: the shape of the masks.
             steps: the layers in order.
-            maps: the masked map, then those where the local part ends: the class scores alone, if it goes that far.
-            rest: from these maps, filled up, to the class scores; None where the scores are there already.
+            maps: the masked map, then the maps where the local part ends: the logits only, if it is complete.
+            rest: computes the logits from these maps, completed to full size; None if the local part is complete.
         """
         super().__init__()
         self.tail = tail
@@ -59,165 +59,183 @@ class LocalPlan(Plan):
         self.rest = rest
         self.entry, *self.outputs = [(end.name, end.footprint) for end in maps]
         for number, end in enumerate(maps[1:]):
-            self.register_buffer(f"blank{number}", end.blank)
+            self.register_buffer(f"zero_response{number}", end.zero_response)
         self.register_buffer("weights", stencil(kernel).flatten())
         self.grid = self.entry[1].grid
-        self.info = PlanInfo("local", "layers that look at a neighbourhood only", one_module=False)
+        self.info = PlanInfo("local", "layers that read a bounded neighbourhood", one_module=False)
         self.chunk_bytes = self.index_bytes = self.fixed_bytes = self.working_bytes = self.rest_maps = 0
-        self._index_most = 0
-        self.load = MemoryCost(self.entry[1].counts, self.entry[1].counts)
-        self._release_after = _drops(steps, {name for name, _ in self.outputs})
-        self._numbered: dict[int, Chunk] = {}
+        self._max_index_bytes = 0
+        self.cost = MemoryCost(self.entry[1].counts, self.entry[1].counts)
+        self._release_after = _last_uses(steps, {name for name, _ in self.outputs})
+        self._cached_chunks: dict[int, Chunk] = {}
         self._bounds: list[int] = []
 
-    def fit(self, budget_bytes: int, load: MemoryCost, bytes_per_rest_map: int) -> None:
-        """Choose how many cells go together; see ``MemoryCost``."""
-        # What is cut by lies on the host, wherever the plan runs.
-        self.load = load = MemoryCost(load.total.cpu(), load.piece.cpu())
+    def fit(self, budget_bytes: int, cost: MemoryCost, bytes_per_rest_map: int) -> None:
+        """Divide the cells into chunks that fit a memory budget, and set ``working_bytes``.
+
+        Args:
+            budget_bytes: working memory.
+            cost: the memory of each cell.
+            bytes_per_rest_map: memory of one full map in ``rest``.
+        """
+        # The division into chunks runs on the host.
+        self.cost = cost = MemoryCost(cost.total.cpu(), cost.largest.cpu())
         self.fixed_bytes = sum(buffer.nbytes for buffer in self.buffers())
-        self.index_bytes = self._index_most = budget_bytes // INDEX_FRACTION
+        self.index_bytes = self._max_index_bytes = budget_bytes // INDEX_FRACTION
         self.chunk_bytes = max(budget_bytes - self.index_bytes - self.fixed_bytes, 0)
         self.rest_maps = max(1, (self.chunk_bytes // 2) // bytes_per_rest_map) if self.rest else 0
         if self.rest:
             self.chunk_bytes //= 2
         self._bounds = self._cut(torch.arange(self.grid[0] * self.grid[1]))
-        totals = load.total.flatten().cumsum(0).tolist()
+        totals = cost.total.flatten().cumsum(0).tolist()
         heaviest = max(totals[end - 1] - (totals[start - 1] if start else 0) for start, end in self._pairs())
         self.working_bytes = self.fixed_bytes + self.index_bytes + heaviest + self.rest_maps * bytes_per_rest_map
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002 - torch's own
-        """Take the tables of positions along to another device, and cut the cells as it likes them."""
+        """Move the index tables together with the weights, and divide the cells for the new device."""
         module: Any = super()
-        module._apply(fn, recurse)  # noqa: SLF001 - its own parent's
+        module._apply(fn, recurse)  # noqa: SLF001 - overrides torch's method
         if fn(self.entry[1].rows).device == self.entry[1].rows.device:
             return self
         move = DeviceTransfer(fn)
         self.entry = self.entry[0], move.footprint(self.entry[1])
         self.outputs = [(name, move.footprint(footprint)) for name, footprint in self.outputs]
         for step in self.steps:
-            assert isinstance(step, Step)  # noqa: S101 - a ModuleList forgets what it holds
-            step.take_along(move)
-        self._numbered.clear()
-        self.index_bytes = self._index_most
+            assert isinstance(step, Step)  # noqa: S101 - a ModuleList is not typed by its elements
+            step.move_tables(move)
+        self._cached_chunks.clear()
+        self.index_bytes = self._max_index_bytes
         self._bounds = self._cut(torch.arange(self.grid[0] * self.grid[1]))
         return self
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the plain network's scores (N, K) and every cell's (N, h * w, K), before the softmax."""
-        every = [
-            torch.cat([self._scores(cells, chunk) for chunk in self._all()]) for cells in self._masked_rows(features)
+        """Return the network's logits (N, K) and the cells' logits (N, h * w, K)."""
+        logits = [
+            torch.cat([self._chunk_logits(vectors, chunk) for chunk in self._chunks()])
+            for vectors in self._cell_vectors(features)
         ]
-        return self.tail(features), torch.stack(every)
+        return self.tail(features), torch.stack(logits)
 
     def probe(self, features: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the plain scores and those of some cells only, at the price of these."""
-        return self.tail(features), self.answers(features, cells)
+        """Return the network's logits and those of ``cells`` only; the cost is proportional to ``len(cells)``."""
+        return self.tail(features), self.cell_logits(features, cells)
 
-    def answers(self, features: Tensor, cells: Tensor) -> Tensor:
-        """Return the scores of some cells only: (N, len(cells), K), before the softmax."""
+    def cell_logits(self, features: Tensor, cells: Tensor) -> Tensor:
+        """Return the logits of some cells: (N, len(cells), K)."""
         cells = cells.to(features.device)
         bounds = self._cut(cells)
         chunks = [Chunk(cells[a:b], self.grid[1]) for a, b in itertools.pairwise(bounds)]
-        return torch.stack([torch.cat([self._scores(each, c) for c in chunks]) for each in self._masked_rows(features)])
+        return torch.stack([
+            torch.cat([self._chunk_logits(vectors, chunk) for chunk in chunks])
+            for vectors in self._cell_vectors(features)
+        ])  # fmt: skip
 
-    def _masked_rows(self, features: Tensor) -> Iterable[Tensor]:
-        """Take each image's map apart into its cells' vectors: (h * w, C)."""
+    def _cell_vectors(self, features: Tensor) -> Iterable[Tensor]:
+        """Return the vectors of all cells for each image: (h * w, C)."""
         if tuple(features.shape[2:]) != self.grid:
             raise EngineError(
-                f"this plan was made for a grid of {self.grid[0]}x{self.grid[1]} cells, not "
-                f"{features.shape[2]}x{features.shape[3]}; ask plan_for for a plan of that size"
+                f"this plan is for a grid of {self.grid[0]}x{self.grid[1]} cells, not "
+                f"{features.shape[2]}x{features.shape[3]}; get a plan for that size from plan_for"
             )
         return (image.flatten(1).t().contiguous() for image in features)
 
     def _cut(self, cells: Tensor) -> list[int]:
-        """Return where chunks of these cells begin, and their end."""
-        piece = PIECE_BYTES.get(self.weights.device.type, PIECE_BYTES["cpu"])
-        totals = self.load.total.flatten()[cells.cpu()].tolist()
-        pieces = self.load.piece.flatten()[cells.cpu()].tolist()
-        bounds, total, largest = [0], 0, 0
-        for number, (one, part) in enumerate(zip(totals, pieces, strict=True)):
-            total, largest = total + one, largest + part
-            if number > bounds[-1] and (total > self.chunk_bytes or largest > piece):
+        """Return the start of each chunk of these cells, and the number of cells."""
+        max_tensor_bytes = MAX_TENSOR_BYTES.get(self.weights.device.type, MAX_TENSOR_BYTES["cpu"])
+        totals = self.cost.total.flatten()[cells.cpu()].tolist()
+        tensors = self.cost.largest.flatten()[cells.cpu()].tolist()
+        bounds, chunk_total, chunk_tensor = [0], 0, 0
+        for number, (total, tensor) in enumerate(zip(totals, tensors, strict=True)):
+            chunk_total, chunk_tensor = chunk_total + total, chunk_tensor + tensor
+            if number > bounds[-1] and (chunk_total > self.chunk_bytes or chunk_tensor > max_tensor_bytes):
                 bounds.append(number)
-                total, largest = one, part
+                chunk_total, chunk_tensor = total, tensor
         return [*bounds, len(totals)]
 
     def _pairs(self) -> Iterable[tuple[int, int]]:
         return itertools.pairwise(self._bounds)
 
-    def _all(self) -> Iterator[Chunk]:
-        """Give every chunk, numbered before where the memory for it was left."""
+    def _chunks(self) -> Iterator[Chunk]:
+        """Yield all chunks; a chunk's index tables are cached after its use while memory is left."""
         device = self.weights.device
         for start, end in self._pairs():
-            known = self._numbered.get(start)
-            chunk = known or Chunk(torch.arange(start, end, device=device), self.grid[1])
+            cached = self._cached_chunks.get(start)
+            chunk = cached or Chunk(torch.arange(start, end, device=device), self.grid[1])
             yield chunk
-            if known is None and self.index_bytes > 0:
+            if cached is None and self.index_bytes > 0:
                 self.index_bytes -= chunk.bytes()
                 if self.index_bytes > 0:
-                    self._numbered[start] = chunk
+                    self._cached_chunks[start] = chunk
 
-    def _scores(self, cells: Tensor, chunk: Chunk) -> Tensor:
-        """Return the class scores of a chunk's masked maps, given the vectors of all cells of the plain one."""
+    def _chunk_logits(self, vectors: Tensor, chunk: Chunk) -> Tensor:
+        """Return the logits of a chunk's masked maps (cells, K), given the vectors of all cells (h * w, C)."""
         name, footprint = self.entry
         sites = chunk.sites(footprint)
-        masked = cells.index_select(0, chunk.cells[sites.owner])
+        masked = vectors.index_select(0, chunk.cells[sites.owner])
         if len(self.weights) > 1:
             down = sites.row - chunk.row[sites.owner] + 1
             right = sites.column - chunk.column[sites.owner] + 1
             masked *= self.weights[down * 3 + right][:, None]
         rows = {name: masked[:, :, None, None]}
         del masked
-        for step, drops in zip(self.steps, self._release_after, strict=True):
-            assert isinstance(step, Step)  # noqa: S101 - a ModuleList forgets what it holds
+        for step, unused in zip(self.steps, self._release_after, strict=True):
+            assert isinstance(step, Step)  # noqa: S101 - a ModuleList is not typed by its elements
             rows[step.target] = step(chunk, *(rows[source] for source in step.sources))
-            for drop in drops:
-                del rows[drop]
+            for map_name in unused:
+                del rows[map_name]
         if self.rest is None:
-            return self._filled(0, rows, chunk, slice(0, len(chunk.cells)))
+            return self._full_maps(0, rows, chunk, slice(0, len(chunk.cells)))
         count = len(chunk.cells)
         parts = [slice(i, min(i + self.rest_maps, count)) for i in range(0, count, self.rest_maps)]
         return torch.cat(
-            [self.rest(*(self._filled(i, rows, chunk, p) for i in range(len(self.outputs)))) for p in parts]
+            [self.rest(*(self._full_maps(i, rows, chunk, p) for i in range(len(self.outputs)))) for p in parts]
         )
 
-    def _filled(self, number: int, rows: dict[str, Tensor], chunk: Chunk, part: slice) -> Tensor:
-        """Return an end's maps of some of a chunk's cells, whole: what no mask reached is as in the blank."""
+    def _full_maps(self, number: int, rows: dict[str, Tensor], chunk: Chunk, part: slice) -> Tensor:
+        """Return one output's full maps for some cells of a chunk: the zero response outside the active sites."""
         name, footprint = self.outputs[number]
-        blank: Tensor = getattr(self, f"blank{number}")
+        zero_response: Tensor = getattr(self, f"zero_response{number}")
         sites = chunk.sites(footprint)
         count = part.stop - part.start
-        maps = blank.flatten(1).repeat(count, 1)
+        maps = zero_response.flatten(1).repeat(count, 1)
         starts = chunk.starts(footprint)
         chosen = slice(starts[part.start], starts[part.stop])
-        places = (sites.owner[chosen] - part.start) * len(blank) + sites.position[chosen]
-        maps.index_copy_(0, places, rows[name][chosen].flatten(1))
-        if blank.dim() == 2:
+        indices = (sites.owner[chosen] - part.start) * len(zero_response) + sites.position[chosen]
+        maps.index_copy_(0, indices, rows[name][chosen].flatten(1))
+        if zero_response.dim() == 2:
             return maps
         height, width = footprint.grid
         return maps.view(count, height, width, -1).permute(0, 3, 1, 2)
 
 
-def _drops(steps: list[Step], kept: set[str]) -> list[list[str]]:
-    """Return, for each step, the maps that nobody reads after it."""
+def _last_uses(steps: list[Step], outputs: set[str]) -> list[list[str]]:
+    """Return, for each step, the maps that it is the last to read; never one of ``outputs``."""
     last = {source: number for number, step in enumerate(steps) for source in step.sources}
-    return [[name for name, at in last.items() if at == number and name not in kept] for number in range(len(steps))]
+    return [[name for name, at in last.items() if at == number and name not in outputs] for number in range(len(steps))]
 
 
-def load_of(
-    steps: list[Step], entry: FeatureMapInfo, widths: dict[str, int], kept: set[str], bytes_each: int
+def memory_cost(
+    steps: list[Step], entry: FeatureMapInfo, widths: dict[str, int], outputs: set[str], bytes_each: int
 ) -> MemoryCost:
-    """Return what each masked cell weighs: go through the steps and see what is alive."""
-    prints: dict[str, Footprint] = {entry.name: entry.footprint} | {step.target: step.after for step in steps}
-    sizes = {name: footprint.counts * widths[name] for name, footprint in prints.items()}
+    """Return the memory of each masked cell, from the maps alive at each step.
+
+    Args:
+        steps: the layers in order.
+        entry: the masked map.
+        widths: values per site, by map.
+        outputs: the maps where the local part ends; they stay alive.
+        bytes_each: size of one value.
+    """
+    footprints: dict[str, Footprint] = {entry.name: entry.footprint} | {step.target: step.after for step in steps}
+    sizes = {name: footprint.counts * widths[name] for name, footprint in footprints.items()}
     alive = {entry.name}
-    total = piece = sizes[entry.name]
-    for step, drops in zip(steps, _drops(steps, kept), strict=True):
+    total = largest = sizes[entry.name]
+    for step, unused in zip(steps, _last_uses(steps, outputs), strict=True):
         alive.add(step.target)
-        now = step.spare + sizes[step.target]  # the answer and one more of its size while it is put together
+        now = step.scratch + sizes[step.target]  # the output, and a temporary of its size while it is assembled
         for name in alive:
             now = now + sizes[name]
         total = torch.maximum(total, now)
-        piece = torch.maximum(piece, torch.maximum(step.spare, sizes[step.target]))
-        alive.difference_update(drops)
-    return MemoryCost(total * bytes_each, piece * bytes_each)
+        largest = torch.maximum(largest, torch.maximum(step.scratch, sizes[step.target]))
+        alive.difference_update(unused)
+    return MemoryCost(total * bytes_each, largest * bytes_each)

@@ -1,7 +1,7 @@
-"""How far a layer reaches: for every row and column of its output, the rows and columns of its input it looks at.
+"""Receptive fields of layers: the input rows and columns that each output row and column reads.
 
-Convolutions, pools and paddings look at a rectangle, so rows and columns can be told apart: two small tables say it
-all, strides, dilations, padding modes and ceilings included. Knows nothing about masks.
+Convolution, pooling and padding read rectangles, so rows and columns are independent: two tables describe a layer,
+including stride, dilation, padding mode and ceil mode.
 """
 
 from __future__ import annotations
@@ -20,30 +20,32 @@ Kind = Literal["convolution", "average", "largest", "copy"]
 
 @dataclass(frozen=True, eq=False)
 class KernelTaps:
-    """Where each output position looks: input rows (h', kh) and columns (w', kw); -1 = outside the map."""
+    """The input positions that each output position reads; -1 = outside the map."""
 
     rows: Tensor
+    """Input rows of each output row, int64 (h', kh)."""
     columns: Tensor
+    """Input columns of each output column, int64 (w', kw)."""
 
     @property
     def count(self) -> int:
-        """How many input positions one output position looks at."""
+        """Number of taps: input positions per output position."""
         return self.rows.shape[1] * self.columns.shape[1]
 
 
 @dataclass(frozen=True, eq=False)
 class SpatialOp:
-    """A layer that looks beyond its own cell."""
+    """A layer that reads a neighbourhood."""
 
     kind: Kind
-    """``convolution``; ``average`` or ``largest`` of the taps; ``copy`` of the only one."""
+    """``convolution``; ``average`` or ``largest`` (maximum) of the taps; ``copy`` of a single tap (padding)."""
     taps: KernelTaps
     weight: Tensor | None = None
     """(C', C / groups, kh, kw) of a convolution."""
     bias: Tensor | None = None
     groups: int = 1
     scale: Tensor | None = None
-    """What an average multiplies the sum of its taps inside the map with: (h' * w',)."""
+    """Factor of an average for the sum of its taps inside the map: (h' * w',)."""
 
 
 _CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -82,14 +84,14 @@ _MODULES: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
 def read_spatial(
     root: nn.Module, node: fx.Node, arguments: tuple[tuple[Any, ...], dict[str, Any]], before: Tensor, after: Tensor
 ) -> SpatialOp | None:
-    """Return what a node does to its neighbourhood, or None where it is no such layer (or one unknown here).
+    """Return the spatial operation of a node, or None if it is not a supported layer with a neighbourhood.
 
     Args:
-        root: whose modules the node names.
+        root: the module that holds the node's module.
         node: the layer in the graph.
-        arguments: its arguments with values in place of nodes; the first is ``before``.
-        before: the map it was given, (1, C, h, w).
-        after: what it gave.
+        arguments: its positional and keyword arguments as values; the first is ``before``.
+        before: its input, (1, C, h, w).
+        after: its output.
     """
     values, keywords = arguments
     if node.op == "call_module":
@@ -97,21 +99,21 @@ def read_spatial(
         kind, names = _MODULES.get(type(module), ("", ()))
         options = {name: getattr(module, name, None) for name in names}
         options["padding_mode"] = getattr(module, "padding_mode", "zeros")
-        again: Callable[[Tensor], Tensor] = module
+        layer: Callable[[Tensor], Tensor] = module
     else:
         kind, names = _FUNCTIONS.get(node.target, ("", ()))
         options = dict(zip(names, values, strict=False)) | keywords
         call: Any = getattr(torch.Tensor, node.target) if isinstance(node.target, str) else node.target
 
-        def again(maps: Tensor) -> Tensor:
-            answer: Tensor = call(maps, *values[1:], **{k: v for k, v in keywords.items() if k != "input"})
-            return answer
+        def layer(maps: Tensor) -> Tensor:
+            output: Tensor = call(maps, *values[1:], **{k: v for k, v in keywords.items() if k != "input"})
+            return output
 
-    return _read(kind, options, before, after, again) if kind else None
+    return _read(kind, options, before, after, layer) if kind else None
 
 
 def _read(  # noqa: PLR0911 - one return for each kind of layer
-    kind: str, options: dict[str, Any], before: Tensor, after: Tensor, again: Callable[[Tensor], Tensor]
+    kind: str, options: dict[str, Any], before: Tensor, after: Tensor, layer: Callable[[Tensor], Tensor]
 ) -> SpatialOp | None:
     if options.get("return_indices"):
         return None
@@ -120,7 +122,7 @@ def _read(  # noqa: PLR0911 - one return for each kind of layer
         dims = options.get("dim")
         if not isinstance(dims, list | tuple) or sorted(int(d) % 4 for d in dims) != [2, 3] or "dtype" in options:
             return None
-        return _averaging(_adaptive(grid_in, (1, 1)), before, again)
+        return _averaging(_adaptive(grid_in, (1, 1)), before, layer)
     if after.dim() != 4:
         return None
     grid_out = (after.shape[2], after.shape[3])
@@ -129,7 +131,7 @@ def _read(  # noqa: PLR0911 - one return for each kind of layer
         return _convolution(options, grid_in, grid_out)
     if kind.startswith("adaptive"):
         taps = _adaptive(grid_in, grid_out)
-        return _averaging(taps, before, again) if kind.endswith("average") else SpatialOp("largest", taps)
+        return _averaging(taps, before, layer) if kind.endswith("average") else SpatialOp("largest", taps)
     if kind.endswith("pad"):
         pads: Any = options.get("pad", options.get("padding"))
         return _padding(pads, kind.partition(" ")[0] if " " in kind else options.get("mode", "constant"), grids)
@@ -137,7 +139,7 @@ def _read(  # noqa: PLR0911 - one return for each kind of layer
     strides = _pair(options.get("stride") or kernel)
     slides = map(_Slide, kernel, strides, _pair(options.get("padding") or 0), _pair(options.get("dilation") or 1))
     taps = KernelTaps(*map(_sliding, grid_in, grid_out, slides))
-    return SpatialOp("largest", taps) if kind == "largest" else _averaging(taps, before, again)
+    return SpatialOp("largest", taps) if kind == "largest" else _averaging(taps, before, layer)
 
 
 def _convolution(options: dict[str, Any], grid_in: tuple[int, int], grid_out: tuple[int, int]) -> SpatialOp:
@@ -156,7 +158,7 @@ def _convolution(options: dict[str, Any], grid_in: tuple[int, int], grid_out: tu
 
 
 def _padding(pads: tuple[int, ...], mode: str, grids: tuple[tuple[int, int], tuple[int, int]]) -> SpatialOp | None:
-    """Read padding; a constant that is added never changes with the mask, whatever it is."""
+    """Return padding as ``copy``; the constant of the padding does not depend on the mask, so its value is not used."""
     if len(pads) not in {2, 4}:
         return None
     left, top = int(pads[0]), int(pads[2]) if len(pads) == 4 else 0
@@ -165,15 +167,15 @@ def _padding(pads: tuple[int, ...], mode: str, grids: tuple[tuple[int, int], tup
     return SpatialOp("copy", KernelTaps(*map(_sliding, *grids, slides)))
 
 
-def _averaging(taps: KernelTaps, before: Tensor, again: Callable[[Tensor], Tensor]) -> SpatialOp:
-    """Let the layer itself tell its divisors, on a map of ones."""
+def _averaging(taps: KernelTaps, before: Tensor, layer: Callable[[Tensor], Tensor]) -> SpatialOp:
+    """Return an average whose factors are measured by running the layer on a map of ones."""
     inside = (taps.rows >= 0).sum(1)[:, None] * (taps.columns >= 0).sum(1)[None]
-    ones = again(torch.ones_like(before[:, :1])).flatten()
+    ones = layer(torch.ones_like(before[:, :1])).flatten()
     return SpatialOp("average", taps, scale=ones / inside.flatten().clamp_min(1).to(ones))
 
 
 class _Slide(NamedTuple):
-    """How a window slides along one axis."""
+    """A sliding window along one axis."""
 
     kernel: int
     stride: int
@@ -185,25 +187,25 @@ class _Slide(NamedTuple):
 def _sliding(size: int, count: int, slide: _Slide) -> Tensor:
     """Return the taps of a sliding window: (count, kernel)."""
     first = np.arange(count)[:, None] * slide.stride - slide.pad
-    places = first + np.arange(slide.kernel)[None] * slide.dilation
+    positions = first + np.arange(slide.kernel)[None] * slide.dilation
     if slide.mode == "replicate":
-        places = places.clip(0, size - 1)
+        positions = positions.clip(0, size - 1)
     elif slide.mode == "reflect":
-        places = np.abs(places)
-        places = np.where(places >= size, 2 * (size - 1) - places, places)
+        positions = np.abs(positions)
+        positions = np.where(positions >= size, 2 * (size - 1) - positions, positions)
     elif slide.mode == "circular":
-        places %= size
-    return torch.from_numpy(np.where((places >= 0) & (places < size), places, -1))
+        positions %= size
+    return torch.from_numpy(np.where((positions >= 0) & (positions < size), positions, -1))
 
 
 def _adaptive(grid_in: tuple[int, int], grid_out: tuple[int, int]) -> KernelTaps:
-    """Return the taps of adaptive pooling: each output's share of the axis, rounded outwards."""
+    """Return the taps of adaptive pooling: output i of n reads floor(i size / n) to ceil((i + 1) size / n)."""
     tables = []
     for size, count in zip(grid_in, grid_out, strict=True):
         first = np.arange(count) * size // count
         last = -(-(np.arange(count) + 1) * size // count)
-        places = first[:, None] + np.arange(int((last - first).max()))[None]
-        tables.append(torch.from_numpy(np.where(places < last[:, None], places, -1)))
+        positions = first[:, None] + np.arange(int((last - first).max()))[None]
+        tables.append(torch.from_numpy(np.where(positions < last[:, None], positions, -1)))
     return KernelTaps(*tables)
 
 

@@ -1,9 +1,12 @@
-"""The layers of a local plan: each computes the vectors at the sites of one map from those of the maps before it.
+"""Steps of a local plan: each computes the vectors at the active sites of one map from those of earlier maps.
 
-Vectors are kept site after site, (sites, C, 1, 1), so that cellwise layers run on them unchanged. Layers that look
-around work with what the mask has *changed*: the answer to the all-zero map, the blank, is known for every position,
-and a linear layer adds to it only what the changed positions send. So a convolution costs one product per changed
-input position and tap, not one per output position and tap, and true zero padding comes by itself.
+Vectors are stored by site, (sites, C, 1, 1), so that cellwise layers run on them without change. Linear layers with a
+neighbourhood work on differences: with the zero response z of a map and its value x,
+
+    layer(x) = layer(z) + A (x - z)
+
+where A is the layer without bias, and x - z is nonzero only at active sites. So a convolution costs one product per
+active input site and tap, and zero padding needs no special case.
 """
 
 from __future__ import annotations
@@ -18,25 +21,26 @@ from engine.methods.local.footprint import Chunk, DeviceTransfer, Footprint
 from engine.methods.local.receptive_field import KernelTaps, SpatialOp
 
 TAP_FRACTION = 0.6
-"""Below this share of useful products a convolution goes tap by tap, each tap with the sites it is needed from."""
+"""If a smaller fraction of the products (site, tap) is used, a convolution runs tap by tap on the sites of each tap."""
 
 
 class FeatureMapInfo(NamedTuple):
-    """One map of the network inside a plan."""
+    """One map of the network in a plan."""
 
     name: str
     footprint: Footprint
     width: int
-    """Numbers per site."""
-    blank: Tensor
-    """Its answer to the all-zero map, cell after cell: (h * w, C, 1, 1), or (1, C) behind the mean. Empty where no
-    layer asks for it."""
+    """Values per site."""
+    zero_response: Tensor
+    """The map's value for the all-zero input, by position: (h * w, C, 1, 1), or (1, C) after the mean. Empty if no step
+    needs it."""
 
 
 class Step(nn.Module):
-    """One layer. ``fresh``: whether its answer is nobody else's memory, so that the next one may work in place."""
+    """One layer of a local plan."""
 
     fresh = True
+    """Whether the output has memory of its own, so that the next step may overwrite it."""
     taps: KernelTaps | None = None
 
     def __init__(self, sources: list[FeatureMapInfo], target: FeatureMapInfo) -> None:
@@ -45,41 +49,41 @@ class Step(nn.Module):
         self.target = target.name
         self.before = sources[0].footprint
         self.after = target.footprint
-        self.spare: Tensor = target.footprint.counts * 0
-        """Numbers needed beside input and output while it runs, for each masked cell: (H, W)."""
+        self.scratch: Tensor = target.footprint.counts * 0
+        """Number of temporary values for each masked cell, beside input and output: (H, W)."""
         self.multiply_adds = 0
-        """Over all masked cells."""
+        """Multiply-adds of all masked cells."""
 
     def forward(self, chunk: Chunk, *rows: Tensor) -> Tensor:
-        """Return the vectors at the chunk's sites of the target."""
+        """Return the vectors at the chunk's active sites of the target."""
         raise NotImplementedError
 
-    def take_along(self, move: DeviceTransfer) -> None:
-        """Go on with the same tables on another device."""
+    def move_tables(self, move: DeviceTransfer) -> None:
+        """Move the footprints and taps to another device."""
         self.before, self.after = move.footprint(self.before), move.footprint(self.after)
         if self.taps is not None:
             self.taps = move.taps(self.taps)
 
-    def changed(self, chunk: Chunk, rows: Tensor, blank: Tensor | None) -> Tensor:
-        """Return what the mask changed: (sites, C)."""
+    def difference(self, chunk: Chunk, rows: Tensor, zero_response: Tensor | None) -> Tensor:
+        """Return the input's difference from its zero response (None = zeros): (sites, C)."""
         flat = rows.flatten(1)
-        if blank is None:
+        if zero_response is None:
             return flat
-        kept = blank.index_select(0, chunk.sites(self.before).position)
-        return torch.sub(flat, kept, out=kept)
+        baseline = zero_response.index_select(0, chunk.sites(self.before).position)
+        return torch.sub(flat, baseline, out=baseline)
 
-    def on_blank(self, chunk: Chunk, change: Tensor, blank: Tensor) -> Tensor:
-        """Put changes (sites, C) on the blank answer: (sites, C, 1, 1)."""
-        kept = blank.index_select(0, chunk.sites(self.after).position)
-        return kept.add_(change)[:, :, None, None]
+    def add_zero_response(self, chunk: Chunk, difference: Tensor, zero_response: Tensor) -> Tensor:
+        """Return the output's zero response plus a difference (sites, C): (sites, C, 1, 1)."""
+        baseline = zero_response.index_select(0, chunk.sites(self.after).position)
+        return baseline.add_(difference)[:, :, None, None]
 
 
-def _unless_zero(blank: Tensor) -> Tensor | None:
-    return blank.flatten(1) if bool(blank.any()) else None
+def _none_if_zero(zero_response: Tensor) -> Tensor | None:
+    return zero_response.flatten(1) if bool(zero_response.any()) else None
 
 
 class PointStep(Step):
-    """A 1x1 convolution: one product per site; with a stride, of those sites that are looked at."""
+    """A 1x1 convolution: one product per output site."""
 
     weight: Tensor
     bias: Tensor | None
@@ -87,17 +91,17 @@ class PointStep(Step):
     def __init__(
         self, source: FeatureMapInfo, target: FeatureMapInfo, taps: KernelTaps, weight: Tensor, bias: Tensor | None
     ) -> None:
-        """Take the weight as (C', C)."""
+        """Store the weight (C', C) and bias (C',)."""
         super().__init__([source], target)
         self.taps = None if source.footprint is target.footprint else taps
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
         self.multiply_adds = int(self.after.counts.sum()) * weight.numel()
         if self.taps is not None:
-            self.spare = self.after.counts * source.width
+            self.scratch = self.after.counts * source.width
 
     def forward(self, chunk: Chunk, *rows: Tensor) -> Tensor:
-        """Return the products."""
+        """Return ``weight x + bias`` at the active sites."""
         flat = rows[0].flatten(1)
         if self.taps is not None:
             flat = flat.index_select(0, chunk.lookup(self.before, self.after, self.taps)[:, 0])
@@ -105,62 +109,62 @@ class PointStep(Step):
 
 
 class ConvolutionStep(Step):
-    """Any other convolution: what each changed position sends through each tap, summed where it arrives."""
+    """Any other convolution: products of active input sites and taps, summed at their output sites."""
 
     taps: KernelTaps
     weight: Tensor
-    blank_before: Tensor | None
-    blank_after: Tensor
+    zero_before: Tensor | None
+    zero_after: Tensor
 
     def __init__(self, source: FeatureMapInfo, target: FeatureMapInfo, spatial: SpatialOp, weight: Tensor) -> None:
         super().__init__([source], target)
         self.taps = spatial.taps
         self.groups = spatial.groups
-        self.register_buffer("blank_before", _unless_zero(source.blank))
-        self.register_buffer("blank_after", target.blank.flatten(1))
+        self.register_buffer("zero_before", _none_if_zero(source.zero_response))
+        self.register_buffer("zero_after", target.zero_response.flatten(1))
         out, inside = weight.shape[:2]
         self.width, self.inside = out, inside
-        # Per group: (groups, taps, C / groups, C' / groups).
-        apart = weight.reshape(self.groups, out // self.groups, inside, -1).permute(0, 3, 2, 1)
+        # (groups, taps, C / groups, C' / groups)
+        grouped = weight.reshape(self.groups, out // self.groups, inside, -1).permute(0, 3, 2, 1)
         pairs, sites, taps = self.before.pairs(self.taps), self.before.counts, self.taps.count
-        self.tapwise = int(pairs.sum()) < TAP_FRACTION * int(sites.sum()) * taps
+        self.tap_by_tap = int(pairs.sum()) < TAP_FRACTION * int(sites.sum()) * taps
         self.depthwise = inside == 1 and out == self.groups
-        products = pairs if self.tapwise else sites * taps
+        products = pairs if self.tap_by_tap else sites * taps
         self.multiply_adds = int(products.sum()) * inside * out
-        self.spare = products * out + sites * source.width * (1 if self.groups == 1 or self.depthwise else 2)
+        self.scratch = products * out + sites * source.width * (1 if self.groups == 1 or self.depthwise else 2)
         if self.groups > 1 and not self.depthwise:
-            self.spare = self.spare + products * out
-        self.register_buffer("weight", self._arranged(apart).contiguous())
+            self.scratch = self.scratch + products * out
+        self.register_buffer("weight", self._arrange(grouped).contiguous())
 
-    def _arranged(self, apart: Tensor) -> Tensor:
+    def _arrange(self, grouped: Tensor) -> Tensor:
         if self.depthwise:
-            return apart[:, :, 0, 0].t()  # (taps, C)
-        if self.tapwise:
-            return apart.transpose(0, 1)  # (taps, groups, C / groups, C' / groups)
-        return apart.transpose(1, 2).flatten(2)  # (groups, C / groups, taps * C' / groups)
+            return grouped[:, :, 0, 0].t()  # (taps, C)
+        if self.tap_by_tap:
+            return grouped.transpose(0, 1)  # (taps, groups, C / groups, C' / groups)
+        return grouped.transpose(1, 2).flatten(2)  # (groups, C / groups, taps * C' / groups)
 
     def forward(self, chunk: Chunk, *rows: Tensor) -> Tensor:
-        """Return the blank answer and what arrives on it."""
-        change = self.changed(chunk, rows[0], self.blank_before)
-        order = "tap" if self.tapwise else "site-tap"
+        """Return the zero response plus the convolution of the difference."""
+        change = self.difference(chunk, rows[0], self.zero_before)
+        order = "tap" if self.tap_by_tap else "site-tap"
         bags = chunk.bags(self.before, self.after, self.taps, order=order)
-        table = self._tap_by_tap(change, bags.sources) if self.tapwise else self._all_taps(change)
-        arrived = F.embedding_bag(bags.entries, table, bags.first, mode="sum", include_last_offset=True)
-        return self.on_blank(chunk, arrived, self.blank_after)
+        table = self._tap_by_tap(change, bags.sources) if self.tap_by_tap else self._all_taps(change)
+        total = F.embedding_bag(bags.entries, table, bags.first, mode="sum", include_last_offset=True)
+        return self.add_zero_response(chunk, total, self.zero_after)
 
     def _all_taps(self, change: Tensor) -> Tensor:
-        """Return what each site sends through each tap: (sites * taps, C')."""
+        """Return the products of each site with each tap: (sites * taps, C')."""
         if self.depthwise:
             return (change[:, None] * self.weight).flatten(0, 1)
         if self.groups == 1:
             return (change @ self.weight[0]).view(-1, self.width)
         sites, taps = len(change), self.taps.count
         grouped = change.reshape(sites, self.groups, self.inside).transpose(0, 1)
-        sent = torch.bmm(grouped, self.weight).view(self.groups, sites, taps, self.width // self.groups)
-        return sent.permute(1, 2, 0, 3).reshape(-1, self.width)
+        products = torch.bmm(grouped, self.weight).view(self.groups, sites, taps, self.width // self.groups)
+        return products.permute(1, 2, 0, 3).reshape(-1, self.width)
 
     def _tap_by_tap(self, change: Tensor, sources: tuple[Tensor, ...]) -> Tensor:
-        """Return what each tap sends, tap after tap, from the sites it is needed from."""
+        """Return the products of each tap with the sites it reads, ordered by tap: (products, C')."""
         table = change.new_empty((sum(len(source) for source in sources), self.width))
         start = 0
         for tap, source in enumerate(sources):
@@ -172,64 +176,64 @@ class ConvolutionStep(Step):
                 torch.mm(chosen, self.weight[tap, 0], out=part)
             else:
                 grouped = chosen.view(len(source), self.groups, self.inside).transpose(0, 1)
-                sent = torch.bmm(grouped, self.weight[tap]).transpose(0, 1)
-                part.view(sent.shape).copy_(sent)
+                products = torch.bmm(grouped, self.weight[tap]).transpose(0, 1)
+                part.view(products.shape).copy_(products)
             start += len(source)
         return table
 
 
 class AvgPoolStep(Step):
-    """A mean over a neighbourhood or over the whole map: linear, so changes are summed and put on the blank."""
+    """Average pooling over a neighbourhood or the whole map; linear, so it works on differences."""
 
     taps: KernelTaps
     scale: Tensor
-    blank_before: Tensor | None
-    blank_after: Tensor
+    zero_before: Tensor | None
+    zero_after: Tensor
 
     def __init__(self, source: FeatureMapInfo, target: FeatureMapInfo, spatial: SpatialOp, scale: Tensor) -> None:
         super().__init__([source], target)
         self.taps = spatial.taps
         self.register_buffer("scale", scale)
-        self.register_buffer("blank_before", _unless_zero(source.blank))
-        self.register_buffer("blank_after", target.blank.flatten(1))
-        self.flat = target.blank.dim() == 2
-        self.spare = self.before.counts * source.width
+        self.register_buffer("zero_before", _none_if_zero(source.zero_response))
+        self.register_buffer("zero_after", target.zero_response.flatten(1))
+        self.flat = target.zero_response.dim() == 2
+        self.scratch = self.before.counts * source.width
 
     def forward(self, chunk: Chunk, *rows: Tensor) -> Tensor:
-        """Return the blank mean and what the changes add to it."""
-        change = self.changed(chunk, rows[0], self.blank_before)
+        """Return the zero response plus the mean of the difference."""
+        change = self.difference(chunk, rows[0], self.zero_before)
         bags = chunk.bags(self.before, self.after, self.taps, order="site")
         total = F.embedding_bag(bags.entries, change, bags.first, mode="sum", include_last_offset=True)
         total *= self.scale.index_select(0, chunk.sites(self.after).position)[:, None]
-        answer = self.on_blank(chunk, total, self.blank_after)
-        return answer.flatten(1) if self.flat else answer
+        output = self.add_zero_response(chunk, total, self.zero_after)
+        return output.flatten(1) if self.flat else output
 
 
 class MaxPoolStep(Step):
-    """A maximum over a neighbourhood: changed positions as they are now, the others as in the blank."""
+    """Maximum pooling over the active sites and, at all other positions, the zero response."""
 
     taps: KernelTaps
-    others: Tensor
+    inactive: Tensor
 
     def __init__(self, source: FeatureMapInfo, target: FeatureMapInfo, spatial: SpatialOp) -> None:
         super().__init__([source], target)
         self.taps = spatial.taps
-        blank = source.blank.flatten(1)
-        self.register_buffer("others", torch.cat((blank, torch.full_like(blank[:1], -torch.inf))))
-        self.spare = self.before.counts * source.width + self.after.counts * source.width
+        zero_response = source.zero_response.flatten(1)
+        self.register_buffer("inactive", torch.cat((zero_response, torch.full_like(zero_response[:1], -torch.inf))))
+        self.scratch = self.before.counts * source.width + self.after.counts * source.width
 
     def forward(self, chunk: Chunk, *rows: Tensor) -> Tensor:
         """Return the maxima."""
-        table = torch.cat((rows[0].flatten(1), self.others))
-        places = chunk.lookup(self.before, self.after, self.taps)
-        answer = table.index_select(0, places[:, 0])
+        table = torch.cat((rows[0].flatten(1), self.inactive))
+        indices = chunk.lookup(self.before, self.after, self.taps)
+        maxima = table.index_select(0, indices[:, 0])
         for tap in range(1, self.taps.count):
-            torch.maximum(answer, table.index_select(0, places[:, tap]), out=answer)
-        return answer[:, :, None, None]
+            torch.maximum(maxima, table.index_select(0, indices[:, tap]), out=maxima)
+        return maxima[:, :, None, None]
 
 
 class PadStep(Step):
-    """Padding with a constant: the sites move, the vectors stay."""
+    """Padding: the positions of the sites change, the vectors do not."""
 
     def __init__(self, source: FeatureMapInfo, target: FeatureMapInfo, spatial: SpatialOp) -> None:
         super().__init__([source], target)
@@ -241,57 +245,57 @@ class PadStep(Step):
 
 
 class CellwiseStep(Step):
-    """Anything that treats each cell alone, on the sites of all its inputs together."""
+    """A cellwise part of the network, on the active sites of any of its inputs."""
 
     def __init__(
         self, sources: list[FeatureMapInfo], target: FeatureMapInfo, part: nn.Module, *, fresh: bool, products: int
     ) -> None:
-        """Take the part of the network to run, and how many multiply-adds it does per site."""
+        """Store the part of the network to run, and its number of multiply-adds per site (``products``)."""
         super().__init__(sources, target)
         self.part = part
         self.fresh = fresh
         self.multiply_adds = int(self.after.counts.sum()) * products
-        self.prints = tuple(source.footprint for source in sources)
+        self.footprints = tuple(source.footprint for source in sources)
         for number, source in enumerate(sources):
             narrow = source.footprint is not self.after
-            self.register_buffer(f"blank{number}", source.blank if narrow else None)
+            self.register_buffer(f"zero_response{number}", source.zero_response if narrow else None)
             if narrow:
-                self.spare = self.spare + (self.after.counts + source.footprint.counts) * source.width
+                self.scratch = self.scratch + (self.after.counts + source.footprint.counts) * source.width
 
-    def take_along(self, move: DeviceTransfer) -> None:
-        """Go on with the same tables on another device."""
-        super().take_along(move)
-        self.prints = tuple(map(move.footprint, self.prints))
+    def move_tables(self, move: DeviceTransfer) -> None:
+        """Move the footprints and taps to another device."""
+        super().move_tables(move)
+        self.footprints = tuple(map(move.footprint, self.footprints))
 
     def widened(self, chunk: Chunk, rows: tuple[Tensor, ...]) -> list[Tensor]:
-        """Bring every input to the sites of the answer: where the mask did not reach it, it is as in the blank."""
+        """Return every input at the output's active sites, with the zero response where the input is inactive."""
         wide = []
-        for number, (value, footprint) in enumerate(zip(rows, self.prints, strict=True)):
-            blank: Tensor | None = getattr(self, f"blank{number}")
-            if blank is None:
+        for number, (value, footprint) in enumerate(zip(rows, self.footprints, strict=True)):
+            zero_response: Tensor | None = getattr(self, f"zero_response{number}")
+            if zero_response is None:
                 wide.append(value)
             else:
-                table = torch.cat((value, blank))
+                table = torch.cat((value, zero_response))
                 wide.append(table.index_select(0, chunk.lookup(footprint, self.after)[:, 0]))
         return wide
 
     def forward(self, chunk: Chunk, *rows: Tensor) -> Tensor:
-        """Return the part's answer."""
-        answer: Tensor = self.part(*self.widened(chunk, rows))
-        return answer
+        """Return the part's output."""
+        output: Tensor = self.part(*self.widened(chunk, rows))
+        return output
 
 
 class SumStep(CellwiseStep):
-    """The sum of two branches, written over whichever input nobody needs any more."""
+    """The sum of two branches, in place if one of them has no later reader."""
 
     def __init__(self, sources: list[FeatureMapInfo], target: FeatureMapInfo, *, free: tuple[bool, bool]) -> None:
-        """Take two maps, and whether each may be written over."""
+        """Store the two maps, and whether each may be overwritten."""
         super().__init__(sources, target, nn.Identity(), fresh=True, products=0)
-        self.free = tuple(free[i] or getattr(self, f"blank{i}") is not None for i in (0, 1))
+        self.free = tuple(free[i] or getattr(self, f"zero_response{i}") is not None for i in (0, 1))
 
     def forward(self, chunk: Chunk, *rows: Tensor) -> Tensor:
         """Return the sum."""
-        one, other = self.widened(chunk, rows)
+        first, second = self.widened(chunk, rows)
         if self.free[0]:
-            return one.add_(other)
-        return other.add_(one) if self.free[1] else one + other
+            return first.add_(second)
+        return second.add_(first) if self.free[1] else first + second

@@ -1,1 +1,1 @@
-"""Where frames become explanations; the only room that knows a device."""
+"""The engine: models, Recipro-CAM, backends, fine-tuning and evaluation."""

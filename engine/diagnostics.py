@@ -1,4 +1,4 @@
-"""What this machine can run networks on."""
+"""Diagnostics of the engine for ``run.py doctor``: devices, precisions, backends, packages."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ _PACKAGES = ("torch", "torchvision", "timm", "torch-tensorrt", "onnxscript", "gr
 
 
 def diagnostics() -> list[Diagnostic]:
-    """Return what the engine finds: devices, precisions, backends, packages."""
-    found = [_processor(), _gpu()]
+    """Return the diagnostics of the processor, GPUs, backends and packages."""
+    results = [_processor(), _gpu()]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for name, entry in BACKENDS.items():
-        lacking = entry.load().missing(device)
-        found.append(
-            Diagnostic(f"backend {name}", not lacking, lacking.partition(":")[0] or entry.description, lacking)
+        missing = entry.load().missing(device)
+        results.append(
+            Diagnostic(f"backend {name}", not missing, missing.partition(":")[0] or entry.description, missing)
         )
-    found.extend(_package(name) for name in _PACKAGES)
-    found.append(_tensorrt())
-    return found
+    results.extend(_package(name) for name in _PACKAGES)
+    results.append(_tensorrt())
+    return results
 
 
 def _processor() -> Diagnostic:
-    bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001 - torch offers no public question
-    words = [
+    bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001 - torch has no public function for this
+    details = [
         f"{os.cpu_count()} cores, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
         f"torch uses {torch.get_num_threads()} threads",
         "bf16 in hardware" if bf16 else "no bf16 in hardware: --precision fp32 is the fastest",
     ]
-    return Diagnostic("processor", present=True, detail="; ".join(words))
+    return Diagnostic("processor", present=True, detail="; ".join(details))
 
 
 def _gpu() -> Diagnostic:
@@ -45,16 +45,16 @@ def _gpu() -> Diagnostic:
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
         hint = "not needed; with an NVIDIA GPU, install its driver"
         return Diagnostic("GPU", present=False, detail=f"none (torch is {built})", hint=hint)
-    told = []
+    gpus = []
     for index in range(torch.cuda.device_count()):
         properties, gpu = torch.cuda.get_device_properties(index), gpu_status(torch.device("cuda", index))
         memory = f"{properties.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
-        told.append(f"cuda:{index}: {properties.name}, {memory}" if gpu is None else f"cuda:{index}: {gpu}, {memory}")
-    return Diagnostic("GPU", present=True, detail="; ".join(told))
+        gpus.append(f"cuda:{index}: {properties.name}, {memory}" if gpu is None else f"cuda:{index}: {gpu}, {memory}")
+    return Diagnostic("GPU", present=True, detail="; ".join(gpus))
 
 
 def _tensorrt() -> Diagnostic:
-    """Say which TensorRT is here, without loading it: that takes seconds, and a GPU."""
+    """Return the installed TensorRT package without importing it, which takes seconds and needs a GPU."""
     package = installed()
     if not package:
         hint = f"only for TensorRT on a GPU: {HINT}"
@@ -69,7 +69,7 @@ def _package(name: str) -> Diagnostic:
         hints = {
             "timm": "only for timm's models: uv sync --extra timm",
             "onnxscript": "only for run.py export to .onnx: uv sync --extra export",
-            "grad-cam": "only for run.py evaluate --method grad-cam and its kin: uv sync --extra evaluate",
+            "grad-cam": "only for run.py evaluate --method grad-cam and similar methods: uv sync --extra evaluate",
             "torch-tensorrt": "only for TensorRT on a GPU: uv sync --extra tensorrt",
         }
         return Diagnostic(name, present=False, detail="not installed", hint=hints.get(name, "uv sync"))

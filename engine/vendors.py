@@ -1,7 +1,7 @@
-"""What libraries beside torch would do without being asked: tell their makers, and share folders with strangers.
+"""Restricts third-party libraries: disables telemetry, and moves caches of compiled code to a private folder.
 
-Telemetry is off for every vendor, before its library is loaded. Folders for what vendors compile lie in the guarded
-cache folder, or in one of this process's own: what is in them is code, and a shared temporary folder is anybody's.
+Telemetry of all vendors is disabled before their libraries are loaded. Compiled code goes to the compile cache's
+folder or to a private temporary folder, because in a shared temporary folder other users could replace it.
 """
 
 from __future__ import annotations
@@ -25,28 +25,30 @@ _NO_TELEMETRY: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "YOLO_OFFLINE": "true",
 }
-"""The variables by which Hugging Face's hub (timm), ONNX Runtime, Ray and Ultralytics are told to keep quiet."""
+"""Variables that disable telemetry of the Hugging Face hub (timm), ONNX Runtime, Ray and Ultralytics."""
 _COMPILED: Final = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
-"""The variables by which torch and Triton are told where to keep what they compile."""
+"""Variables for the cache folders of torch and Triton, and the subfolder of each."""
 
 
 def stop_telemetry() -> None:
-    """Turn off what vendors report; it has to be called before their libraries are loaded.
+    """Disable telemetry of third-party libraries; call this before they are imported.
 
-    OpenVINO's has no switch but a file in the home folder: its package, which OpenVINO can do without, is not loaded.
+    OpenVINO's telemetry can be disabled only by a file in the home folder; so its package is blocked, which OpenVINO
+    does not require.
     """
     for name, value in _NO_TELEMETRY.items():
         os.environ.setdefault(name, value)
     if "openvino_telemetry" not in sys.modules:
-        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment] # an import of it raises ImportError
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment] # importing it raises ImportError
 
 
 def guard_compiled(folder: Path | None) -> None:
-    """Give torch's and Triton's compilers folders that nobody else can write to.
+    """Set cache folders for torch's and Triton's compilers that other users cannot write to.
+
+    A folder that the user set by a variable is used if it is safe.
 
     Args:
-        folder: the cache folder; None = what is compiled is kept for this process only. A folder that the user named
-            by a variable stays, if it is safe.
+        folder: the compile cache's folder; None = a temporary folder of this process.
     """
     for variable, name in _COMPILED.items():
         named = os.environ.get(variable)
@@ -59,9 +61,9 @@ def guard_compiled(folder: Path | None) -> None:
 
 
 def _guard_headers(folder: str) -> None:
-    """Keep what torch puts into the shared temporary folder whatever its variable says: precompiled headers.
+    """Move torch's precompiled headers, for which torch ignores its variable, out of the shared temporary folder.
 
-    They are compiled into every kernel, so whoever can write them runs code here.
+    The headers are compiled into every kernel, so a user who can write them can run code in this process.
     """
     from torch._inductor import codecache
     from torch._inductor.runtime import cache_dir_utils, runtime_utils
@@ -73,49 +75,49 @@ def _guard_headers(folder: str) -> None:
 
 
 def _private(folder: Path | None, name: str) -> Path:
-    """Return a folder of this user's own, made with the rights 0700."""
+    """Return a folder of this user with permissions 0700."""
     if folder is not None:
-        place = folder / name
+        path = folder / name
         try:
-            place.mkdir(mode=0o700, parents=True, exist_ok=True)
-            place.chmod(0o700)
-            objection = unsafe_way(place)
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.chmod(0o700)
+            objection = unsafe_way(path)
         except OSError as reason:
             objection = reason.strerror or str(reason)
         if not objection:
-            return place
-        log.warning("compiled results are not kept in %s: %s", place, objection)
-    own = Path(tempfile.mkdtemp(prefix="recipro-stream-"))
-    atexit.register(shutil.rmtree, own, ignore_errors=True)
-    return own
+            return path
+        log.warning("compiled results are not kept in %s: %s", path, objection)
+    temporary = Path(tempfile.mkdtemp(prefix="recipro-stream-"))
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    return temporary
 
 
 def unsafe_way(path: Path) -> str:
-    """Return why somebody else may write to a path or put another in its place, or "".
+    """Return why another user can write to or replace a path, or "".
 
-    The path and its folder must belong to this user or to root and be writable by nobody else; the folders above too,
-    but for members of their group, and for others where the sticky bit keeps them from what is not theirs.
+    The path and its folder must belong to this user (the folder also to root) and not be writable by other users. The
+    folders above may be writable by their group, and by all users if they have the sticky bit.
     """
     if not hasattr(os, "getuid"):
         return ""
-    path = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow the links that are asked about
-    for place in (path, *path.parents):
+    path = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links, which are checked here
+    for ancestor in (path, *path.parents):
         try:
-            objection = _objection(place, path)
+            objection = _objection(ancestor, path)
         except OSError as reason:
-            objection = f"{place}: {reason.strerror or reason}"
+            objection = f"{ancestor}: {reason.strerror or reason}"
         if objection:
             return objection
     return ""
 
 
-def _objection(place: Path, path: Path) -> str:
-    about = place.lstat()
-    if about.st_uid != os.getuid() and (place == path or about.st_uid != 0):
-        return f"{place.name or place} belongs to another user"
-    if stat.S_ISLNK(about.st_mode):
-        return f"{place} is a link" if place == path else unsafe_way(Path(os.path.realpath(place)))
-    others = 0o022 if place in {path, path.parent} else 0o002
-    if about.st_mode & others and (place == path or not about.st_mode & stat.S_ISVTX):
-        return f"{place.name or place} can be written by others (chmod go-w)"
+def _objection(ancestor: Path, path: Path) -> str:
+    status = ancestor.lstat()
+    if status.st_uid != os.getuid() and (ancestor == path or status.st_uid != 0):
+        return f"{ancestor.name or ancestor} belongs to another user"
+    if stat.S_ISLNK(status.st_mode):
+        return f"{ancestor} is a link" if ancestor == path else unsafe_way(Path(os.path.realpath(ancestor)))
+    forbidden = 0o022 if ancestor in {path, path.parent} else 0o002
+    if status.st_mode & forbidden and (ancestor == path or not status.st_mode & stat.S_ISVTX):
+        return f"{ancestor.name or ancestor} can be written by others (chmod go-w)"
     return ""

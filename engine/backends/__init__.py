@@ -1,1 +1,1 @@
-"""The backends, one file each: module and example input to a callable."""
+"""Backends, one module each: compile a PyTorch module for an example input."""

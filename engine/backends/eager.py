@@ -1,7 +1,7 @@
-"""PyTorch as it is: every operation when it is called, channels last. The reference for all other backends.
+"""Eager PyTorch with channels-last memory format: the reference for all other backends.
 
-One thing is done to it on a CPU: wide linear layers in float32 get their weights packed once for oneDNN, as
-torch.compile packs them. The sums are the same; a product with fifty cells' vectors takes two thirds of the time.
+On a CPU the weights of wide float32 linear layers are packed for oneDNN once, as torch.compile does. The results are
+the same; a product with the vectors of fifty cells takes two thirds of the time.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from engine.backends.registry import Compiled
 from engine.runtime.compile_cache import CompileCache
 
 _PACKED_WEIGHTS = range(1 << 16, 1 << 24)
-"""Which linear layers are packed, by their number of weights: a packed copy stands beside the original."""
+"""Numbers of weights of linear layers to pack; a packed layer needs memory for a copy of its weights."""
 
 
 def missing(device: str) -> str:  # noqa: ARG001 - the protocol's signature
-    """Return "": it runs wherever torch does."""
+    """Return "", because eager PyTorch runs on every device."""
     return ""
 
 
@@ -29,10 +29,10 @@ def compile(  # noqa: A001 - the protocol's name
     precision: str,  # noqa: ARG001 - the protocol's signature
     cache: CompileCache | None = None,  # noqa: ARG001 - the same
 ) -> Compiled:
-    """Return the module, its linear layers packed where that is possible; ``module`` itself is left as it was."""
+    """Return the module with packed linear layers where possible; ``module`` itself is not changed."""
     if example.device.type != "cpu" or not _can_pack():
         return module
-    # A copy of the structure alone: weights are shared with the module.
+    # Copies only the structure; the weights are shared with the module.
     shared = {id(part): part for part in (*module.parameters(), *module.buffers())}
     packed: nn.Module = copy.deepcopy(module, shared)
     for parent in list(packed.modules()):
@@ -52,7 +52,7 @@ def _can_pack() -> bool:
 
 
 class PackedLinear(nn.Module):
-    """A linear layer whose float32 weights lie in the order oneDNN reads them."""
+    """A linear layer with float32 weights in oneDNN's memory layout."""
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
@@ -61,5 +61,5 @@ class PackedLinear(nn.Module):
 
     def forward(self, vectors: Tensor) -> Tensor:
         """Return (..., K) for vectors (..., C)."""
-        answer: Tensor = torch.ops.mkldnn._linear_pointwise(vectors, self._weight, self._bias, "none", [], "")  # noqa: SLF001
-        return answer
+        output: Tensor = torch.ops.mkldnn._linear_pointwise(vectors, self._weight, self._bias, "none", [], "")  # noqa: SLF001
+        return output

@@ -1,7 +1,7 @@
-"""torch.compile with frozen weights: operations fused into compiled loops, weights packed for the machine.
+"""torch.compile with frozen weights: fused loops, and weights packed for the processor.
 
-The first build takes tens of seconds (and a C++ compiler on a CPU); torch keeps its own cache in the guarded cache
-folder, so the next one takes a few.
+The first compilation takes tens of seconds, and on a CPU needs a C++ compiler. Later ones take a few seconds, because
+torch has its own cache in the compile cache's folder.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _numbers = itertools.count()
 
 
 def missing(device: str) -> str:
-    """Return why torch.compile cannot run here, or ""."""
+    """Return why torch.compile cannot run on this machine, or ""."""
     if device == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
         return "it needs a C++ compiler: install one (Debian: apt-get install g++), or use --backend eager"
     return ""
@@ -36,34 +36,38 @@ def compile(  # noqa: A001 - the protocol's name
     precision: str,  # noqa: ARG001 - the protocol's signature
     cache: CompileCache | None = None,
 ) -> Compiled:
-    """Return the compiled module, for the example's shape alone."""
-    lacking = missing(example.device.type)
-    if lacking:
-        raise BackendError(f"backend 'inductor': {lacking}")
+    """Return the module compiled for the example's shape.
+
+    Raises:
+        BackendError: there is no C++ compiler, or torch cannot compile the module.
+    """
+    reason_missing = missing(example.device.type)
+    if reason_missing:
+        raise BackendError(f"backend 'inductor': {reason_missing}")
     guard_compiled(None if cache is None else cache.folder)
-    # torch warns of a missing CUDA toolkit on every machine without a GPU.
+    # torch warns about a missing CUDA toolkit on every machine without a GPU.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    compiled = torch.compile(_alone(module), dynamic=False, options={"freezing": True})
+    compiled = torch.compile(_with_own_code(module), dynamic=False, options={"freezing": True})
 
     def run(images: Tensor) -> Any:  # noqa: ANN401 - one tensor or several, as the module
-        # torch compiles anew for a tensor made outside inference mode: all are of one kind here.
+        # torch would compile again for a tensor created outside inference mode.
         return compiled(images if images.is_inference() else images.clone())
 
     try:
         with torch.inference_mode():
             run(example)
-    except Exception as reason:  # torch raises whatever its many stages raise
+    except Exception as reason:  # torch.compile has many kinds of exceptions
         raise BackendError(
-            f"backend 'inductor': this network does not compile ({first_line(reason)}); use --backend eager"
+            f"backend 'inductor': this network cannot be compiled ({first_line(reason)}); use --backend eager"
         ) from reason
     return run
 
 
-def _alone(module: nn.Module) -> Callable[[Tensor], Any]:
-    """Return the module as a function with code of its own.
+def _with_own_code(module: nn.Module) -> Callable[[Tensor], Any]:
+    """Return a function that calls the module, with its own code object.
 
-    torch keeps what it compiled with the code: frozen weights of one network must not be taken for another's, and a
-    second batch size must not push the first one out.
+    torch caches compiled results by code object. With a shared one, the frozen weights of one network could be used for
+    another, and a second batch size could evict the first.
     """
 
     def forward(images: Tensor) -> Any:  # noqa: ANN401 - the same

@@ -1,7 +1,7 @@
-"""OpenVINO: the whole explained network as one graph for Intel and AMD processors.
+"""OpenVINO: compiles the network with its explanation for Intel and AMD processors.
 
-The module is exported by torch and converted; OpenVINO lowers the precision itself (``bf16`` where the processor has
-it), keeping what follows the last matrix product, softmax and normalising, in float32.
+The module is exported by torch and converted. OpenVINO lowers the precision itself (``bf16`` if the processor supports
+it); softmax and normalisation after the last matrix product stay in float32.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
 def missing(device: str) -> str:
-    """Return why OpenVINO cannot run here, or ""."""
+    """Return why OpenVINO cannot run on this machine, or ""."""
     if device != "cpu":
         return f"it runs on the CPU, not on {device}: use --device cpu, or another --backend"
     if importlib.util.find_spec("openvino") is None:
@@ -37,7 +37,7 @@ def missing(device: str) -> str:
 def compile(  # noqa: A001 - the protocol's name
     module: nn.Module, example: Tensor, precision: str, cache: CompileCache | None = None
 ) -> Compiled:
-    """Return the compiled module, for the example's shape alone.
+    """Return the module compiled for the example's shape.
 
     Raises:
         BackendError: torch cannot export the module, or OpenVINO cannot convert it.
@@ -62,7 +62,7 @@ def _compiled(module: nn.Module, example: Tensor, precision: str, cache: Compile
             f"{core.get_property('CPU', 'FULL_DEVICE_NAME')} {core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES')}"
         )
         key = key_of(module, example, backend=f"openvino {openvino.__version__}", hints=str(hints), processor=processor)
-        compiled = _taken(core, cache.get(key), hints)
+        compiled = _from_cache(core, cache.get(key), hints)
         if compiled is not None:
             return _Request(compiled.create_infer_request())
     try:
@@ -70,32 +70,34 @@ def _compiled(module: nn.Module, example: Tensor, precision: str, cache: Compile
             exported = torch.export.export(module.eval(), (example.contiguous(),))
         compiled = core.compile_model(openvino.convert_model(exported), "CPU", hints)
         request = compiled.create_infer_request()
-    except Exception as reason:  # both libraries raise whatever their many stages raise
-        raise BackendError(f"backend 'openvino': this network does not convert ({first_line(reason)})") from reason
+    except Exception as reason:  # both libraries have many kinds of exceptions
+        raise BackendError(
+            f"backend 'openvino': this network cannot be converted ({first_line(reason)}); use --backend eager"
+        ) from reason
     if cache is not None:
         cache.put(key, compiled.export_model().getvalue())
     return _Request(request)
 
 
-def _taken(core: Any, payload: bytes | None, hints: dict[str, Any]) -> Any:  # noqa: ANN401 - OpenVINO's own types
-    """Return the compiled model of a cache entry, or None where there is none that OpenVINO reads."""
+def _from_cache(core: Any, payload: bytes | None, hints: dict[str, Any]) -> Any:  # noqa: ANN401 - OpenVINO's own types
+    """Return the compiled model of a cache entry, or None if OpenVINO cannot read it."""
     if payload is None:
         return None
     try:
         return core.import_model(payload, "CPU", hints)
-    except Exception as reason:  # noqa: BLE001 - it raises whatever its many stages raise, and is built anew
-        log.warning("a compiled result is not readable (%s); it is built anew", first_line(reason))
+    except Exception as reason:  # noqa: BLE001 - OpenVINO has many kinds of exceptions; the model is compiled again
+        log.warning("a compiled result is not readable (%s); the network is compiled again", first_line(reason))
         return None
 
 
 class _Request:
-    """Calls a compiled model with torch's tensors; one thread at a time."""
+    """Calls a compiled model with torch tensors; not thread-safe."""
 
     def __init__(self, request: Any) -> None:  # noqa: ANN401 - OpenVINO's own type
         self._request = request
 
     def __call__(self, images: Tensor) -> Any:  # noqa: ANN401 - one tensor or several, as the module
-        """Return what the module returns, as new tensors."""
+        """Return the module's outputs as new tensors."""
         results = self._request.infer([images.contiguous().numpy()])
         tensors = tuple(torch.from_numpy(results[k].copy()) for k in range(len(results)))
         return tensors if len(tensors) > 1 else tensors[0]

@@ -1,7 +1,7 @@
-"""The table of backends: module and example input to a callable, one file each.
+"""Registry of the backends.
 
-A backend gets a module in inference mode on its device and precision, and gives back something that answers as the
-module does. Vendor imports stay inside the member's file.
+A backend takes a module in inference mode, on its device and in its precision, and returns a callable with the same
+outputs. A vendor's package is imported only in the backend's own module.
 """
 
 from __future__ import annotations
@@ -17,51 +17,58 @@ from engine.runtime.compile_cache import CompileCache
 from pipeline.errors import ConfigError, did_you_mean
 
 Compiled = Callable[[Tensor], Any]
-"""What a backend gives back: called as the module is."""
+"""A compiled module: called like the module."""
 
 
 class Backend(Protocol):
-    """What each member's file holds as module-level functions."""
+    """The functions of a backend's module."""
 
     def missing(self, device: str) -> str:
-        """Return why it cannot run on ``device`` here and what to do, or "" when it can."""
+        """Return why the backend cannot run on a device of this machine, with the remedy, or "" if it can."""
         ...
 
     def compile(
         self, module: nn.Module, example: Tensor, precision: str, cache: CompileCache | None = None
     ) -> Compiled:
-        """Return a callable that answers as ``module`` does, for inputs of the example's shape and dtype.
+        """Compile a module for inputs of the example's shape and dtype.
 
-        ``precision`` tells those that lower it themselves; for the others the module already has it. What was compiled
-        before is taken from ``cache``, and what is compiled now is kept there, by those that can.
+        Args:
+            module: the module, in inference mode.
+            example: an example input.
+            precision: the precision for backends that lower it themselves; for others the module already has it.
+            cache: cache of compiled results, if the backend supports it.
 
-        Raises ``BackendError`` when this module cannot be compiled here.
+        Returns:
+            A callable with the module's outputs.
+
+        Raises:
+            BackendError: the module cannot be compiled on this machine.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class BackendEntry:
-    """One member of the table."""
+    """One backend."""
 
     member: str
-    """The file that holds it."""
+    """Qualified name of its module."""
     any_batch: bool
-    """Whether what it compiles takes any batch size; otherwise batches are filled up to a compiled one."""
+    """Whether compiled modules take any batch size; otherwise batches are split into the compiled sizes."""
     description: str
-    """What it is, in one line."""
+    """Description in one line."""
     lowers_precision: bool = False
-    """Whether it is given the float32 network and lowers the precision itself."""
+    """Whether the backend takes the float32 network and lowers the precision itself."""
     keeps_order: bool = False
-    """Whether it is also held to the order of classes and cells: cosine, first class, heat rank correlation."""
+    """Whether verification also compares the ranking of classes and cells (see ``verification.Similarity``)."""
 
-    def load(self) -> Any:  # noqa: ANN401 - a module that keeps the Backend protocol
-        """Import the member."""
+    def load(self) -> Any:  # noqa: ANN401 - a module with the functions of the Backend protocol
+        """Import and return the backend's module."""
         return importlib.import_module(self.member)
 
 
 BACKENDS: Final[dict[str, BackendEntry]] = {
-    "eager": BackendEntry("engine.backends.eager", any_batch=True, description="PyTorch as it is, channels last"),
+    "eager": BackendEntry("engine.backends.eager", any_batch=True, description="eager PyTorch, channels last"),
     "inductor": BackendEntry(
         "engine.backends.inductor", any_batch=False, description="torch.compile; needs a C++ compiler"
     ),
@@ -72,18 +79,18 @@ BACKENDS: Final[dict[str, BackendEntry]] = {
         "engine.backends.tensorrt.backend", any_batch=False, description="TensorRT, for NVIDIA GPUs", keeps_order=True
     ),
 }
-"""Every backend by name."""
+"""All backends by name."""
 
 AUTOMATIC: Final = {"cpu": ("openvino", "eager"), "cuda": ("tensorrt", "inductor", "eager")}
-"""What ``auto`` considers, by kind of device. On a CPU all are timed against each other, and inductor is asked for by
-name: it compiles for minutes. On a GPU the first that runs is taken."""
+"""Candidates of ``auto``, by type of device. On a CPU the fastest is used (not inductor, because it compiles for
+minutes); on a GPU the first that works."""
 
 
 def check_backend(name: str) -> str:
-    """Return the backend's name, or ``auto``.
+    """Return ``name`` if it is a backend or ``auto``.
 
     Raises:
-        ConfigError: there is no such backend.
+        ConfigError: the backend is unknown.
     """
     if name != "auto" and name not in BACKENDS:
         raise ConfigError(
@@ -93,6 +100,6 @@ def check_backend(name: str) -> str:
 
 
 def first_line(reason: BaseException) -> str:
-    """Return an error's first line, or its kind where it says nothing."""
+    """Return the first line of an error's message, or its type if the message is empty."""
     lines = str(reason).strip().splitlines()
     return lines[0][:200] if lines else type(reason).__name__

@@ -177,13 +177,13 @@ def fit_weights(build: Callable[[int | None], nn.Module], state: StateDict, name
     state = official_names(without_prefix(state, set(expected)), net)
     state, head = fitted_head(state, whole_file, net, path)
     if head is not None:
-        net.set_submodule(head.name, head.made())
+        net.set_submodule(head.name, head.build())
         expected = net.state_dict()
     state, greyscale = expanded_stem(state, net)
     count = _class_count(state, expected)
     state, binary = expanded_binary(state, expected, count)
     if binary and head is not None:
-        net.set_submodule(head.name, head.made(2))
+        net.set_submodule(head.name, head.build(2))
     elif binary or count is not None:
         net = build(2 if binary else count)
     expected = net.state_dict()

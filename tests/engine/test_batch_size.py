@@ -48,25 +48,25 @@ def costing(monkeypatch):
     (0.0, 10.0, 12, 1), (10.0, 10.0, 12, 4), (100.0, 0.0, 4, 4),
     (5.0, 10.0, 12, 1), (5.0, 10.0, 60, 4),  # where many wait, to be done with them sooner is worth more
 ])  # fmt: skip
-def test_frames_wait_for_others_only_where_what_is_shown_is_fresher(
+def test_worthwhile_batch_minimizes_the_age_of_displayed_frames(
     costing, caplog, of_a_pass, of_an_image, cameras, chosen
 ):
     caplog.set_level(logging.INFO)
     assert costing(of_a_pass, of_an_image).worthwhile_batch(cameras) == chosen
-    assert ("one by one" if chosen == 1 else "together") in caplog.text
+    assert f": batch size {chosen}" in caplog.text
 
 
 def configured(cameras, **engine):
     return Config(sources=[SourceSettings(uri="line:")] * cameras, engine=EngineConfig(**engine))
 
 
-def test_one_camera_is_never_measured(costing):
+def test_choose_batch_size_measures_nothing_for_one_camera(costing):
     explainer = costing(100.0, 0.0)
     assert choose_batch_size(configured(1), explainer) == 1
     assert explainer.asked == []
 
 
-def test_a_cpu_takes_four_at_the_most_and_whoever_says_a_number_gets_it(costing):
+def test_choose_batch_size_is_at_most_four_on_a_cpu_unless_configured(costing):
     explainer = costing(100.0, 0.0)
     assert choose_batch_size(configured(12), explainer) == 4
     assert set(explainer.asked) == {1, 4}
@@ -75,5 +75,5 @@ def test_a_cpu_takes_four_at_the_most_and_whoever_says_a_number_gets_it(costing)
 
 
 @pytest.mark.parametrize(("cameras", "together"), [(1, 8), (5, 8), (12, 12)])
-def test_a_gpu_takes_one_of_each_camera_and_eight_at_the_least(cameras, together):
+def test_choose_batch_size_on_a_gpu_is_the_camera_count_and_at_least_eight(cameras, together):
     assert choose_batch_size(configured(cameras), Costing(0.0, 1.0, "cuda:0")) == together

@@ -217,7 +217,7 @@ def test_weights_of_one_channel_are_normalised_alike_in_all_channels(tmp_path, c
 
 
 def test_weights_of_four_channels_are_refused_with_the_cure(tmp_path):
-    with pytest.raises(ModelError, match="they take 4 channels, and cameras give three"):
+    with pytest.raises(ModelError, match="they have 4 input channels, but frames have three"):
         fit_weights(build(Small), dict(Small(channels=4).state_dict()), "small", tmp_path)
 
 

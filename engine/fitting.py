@@ -201,8 +201,8 @@ def no_head(state: StateDict, net: nn.Module) -> str:
     if head_name is None or any(key.startswith(f"{head_name}.") for key in state if key not in expected):
         return ""
     return (
-        f"only the last layer ({head_name}) is missing: it is a backbone without classes, from self-supervised training "
-        "or a feature extractor; give the weights of a classifier fine-tuned from it"
+        f"only the last layer ({head_name}) is missing: it is a backbone without classes (self-supervised training "
+        "or a feature extractor); give the weights of a classifier fine-tuned from it"
     )
 
 

@@ -179,7 +179,7 @@ def test_an_engine_is_kept_for_exactly_its_weights_shape_route_and_machine(monke
     built: list[tuple[int, ...]] = []
     card = {"gpu": "one", "driver": "1"}
     monkeypatch.setattr(backend, "ROUTES", {"onnx": fake_route(built), "dynamo": fake_route(built)})
-    monkeypatch.setattr(backend, "_library_told", lambda route: "rtx 1.4")
+    monkeypatch.setattr(backend, "_library_versions", lambda route: "rtx 1.4")
     monkeypatch.setattr(backend, "_gpu", lambda example: card)
     tmp_path.chmod(0o700)
     module, other, two = explained(), explained(), torch.zeros(2, 3, 32, 32)
@@ -202,7 +202,7 @@ def test_an_engine_is_kept_for_exactly_its_weights_shape_route_and_machine(monke
 
 def test_an_engine_that_no_longer_loads_is_built_anew_and_said_so(monkeypatch, tmp_path, caplog):
     built: list[tuple[int, ...]] = []
-    monkeypatch.setattr(backend, "_library_told", lambda route: "rtx 1.4")
+    monkeypatch.setattr(backend, "_library_versions", lambda route: "rtx 1.4")
     tmp_path.chmod(0o700)
     monkeypatch.setattr(backend, "ROUTES", {"onnx": fake_route(built)})
     backend.compile(explained(), IMAGE.half(), "fp16", CompileCache(tmp_path))
@@ -323,7 +323,7 @@ def rtx():
 @pytest.mark.tensorrt
 def test_an_engine_is_built_without_a_gpu(rtx):
     payload = tensorrt_onnx.build(explained(), IMAGE.half(), rtx)
-    names, blob = tensorrt_library.unwrapped(payload)
+    names, blob = tensorrt_library.unpack(payload)
     assert len(names) == 3
     assert len(blob) > 1000
     head = tensorrt_onnx.build(explained().head, IMAGE.half(), rtx)
@@ -347,7 +347,7 @@ def test_a_graph_that_is_none_is_refused_in_words(rtx):
 @pytest.mark.tensorrt
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_without_a_gpu_an_engine_is_built_but_not_run_and_the_words_say_so(rtx):
-    with pytest.raises(BackendError, match="does not load an engine here"):
+    with pytest.raises(BackendError, match="cannot load the engine here"):
         backend.compile_by("onnx", explained(), IMAGE.half(), "fp16")
 
 

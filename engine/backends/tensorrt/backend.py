@@ -1,8 +1,8 @@
-"""TensorRT: the explained network as one engine for NVIDIA GPUs, in the types the module has: fp16, softmax in float32.
+"""TensorRT: the network with its explanation as one engine for NVIDIA GPUs, with the module's own dtypes.
 
-Two routes behind one interface. The direct one (ONNX graph, own engine) copies nothing between torch and the engine
-and is captured by a CUDA graph as it is; torch-tensorrt's takes networks that ONNX cannot say. Engines are kept on
-disk under a key that names all they depend on, and each is for one batch size.
+There are two routes. ``onnx`` builds an engine from an ONNX graph; it copies nothing between torch and TensorRT and can
+be captured by a CUDA graph. ``dynamo`` uses torch-tensorrt, for networks that ONNX cannot represent. Engines are cached
+on disk; each is for one batch size.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One way from a module to an engine and back to a callable."""
+    """A way to compile a module with TensorRT."""
 
     lacking: Callable[[], str]
-    """Which package it needs that is not here, or ""."""
+    """Returns the missing packages with the remedy, or ""."""
     build: Callable[[nn.Module, Tensor], bytes]
     load: Callable[[bytes, Tensor], Compiled]
 
@@ -41,13 +41,13 @@ ROUTES: Final = MappingProxyType(
         "dynamo": Route(dynamo.lacking, dynamo.build, dynamo.load),
     }
 )
-"""The routes by name, the preferred first."""
+"""The routes by name, the preferred one first."""
 
 
 def missing(device: str) -> str:
-    """Return why TensorRT cannot run here, or ""."""
+    """Return why TensorRT cannot run on this machine, or ""."""
     if device != "cuda":
-        return f"it runs on NVIDIA GPUs, not on {device}: use --device cuda where there is one, or another --backend"
+        return f"it runs on NVIDIA GPUs, not on {device}: use --device cuda if there is a GPU, or another --backend"
     if not library.installed():
         return f"no TensorRT is installed: {library.HINT}"
     lacking = [route.lacking() for route in ROUTES.values()]
@@ -57,10 +57,10 @@ def missing(device: str) -> str:
 def compile(  # noqa: A001 - the protocol's name
     module: nn.Module, example: Tensor, precision: str, cache: CompileCache | None = None
 ) -> Compiled:
-    """Return the compiled module, for the example's shape alone, by the first route that can.
+    """Return the module compiled for the example's shape by the first route that works.
 
     Raises:
-        BackendError: no route can.
+        BackendError: no route works.
     """
     refused = []
     for name, route in ROUTES.items():
@@ -78,21 +78,21 @@ def compile(  # noqa: A001 - the protocol's name
 def compile_by(
     name: str, module: nn.Module, example: Tensor, precision: str, cache: CompileCache | None = None
 ) -> Compiled:
-    """Return the module compiled by one route: taken from the cache where that holds it and it still loads.
+    """Return the module compiled by one route, from the cache if possible.
 
     Raises:
-        BackendError: it cannot be built, or not be run here.
+        BackendError: the engine cannot be built or loaded.
     """
     route = ROUTES[name]
     key: dict[str, str] = {}
     if cache is not None:
-        key = key_of(module, example, route=name, precision=precision, backend=_library_told(name), **_gpu(example))
+        key = key_of(module, example, route=name, precision=precision, backend=_library_versions(name), **_gpu(example))
         payload = cache.get(key)
         if payload is not None:
             try:
                 return route.load(payload, example)
             except BackendError as reason:
-                log.warning("an engine of an earlier run does not load (%s); it is built anew", first_line(reason))
+                log.warning("a cached engine cannot be loaded (%s); the network is compiled again", first_line(reason))
     payload = route.build(module, example)
     compiled = route.load(payload, example)
     if cache is not None:
@@ -100,22 +100,22 @@ def compile_by(
     return compiled
 
 
-def _library_told(route: str) -> str:
-    """Name what compiles, with its version."""
+def _library_versions(route: str) -> str:
+    """Return the versions of the packages that compile."""
     from importlib.metadata import PackageNotFoundError, version
 
     here = library.library()
-    told = f"{here.name} {here.version}"
+    versions = f"{here.name} {here.version}"
     for package in ("torch-tensorrt", "torch-tensorrt-rtx") if route == "dynamo" else ("onnx", "onnxscript"):
         try:
-            told += f", {package} {version(package)}"
+            versions += f", {package} {version(package)}"
         except PackageNotFoundError:
             continue
-    return told
+    return versions
 
 
 def _gpu(example: Tensor) -> dict[str, str]:
-    """Name the GPU an engine is for, and its driver."""
+    """Return the GPU that an engine is for, its driver and the CUDA version."""
     if not example.is_cuda:
         return {"gpu": "none"}
     properties = torch.cuda.get_device_properties(example.device)

@@ -1,4 +1,4 @@
-"""The other route: torch-tensorrt's dynamo front end, for networks that ONNX cannot say."""
+"""The ``dynamo`` route: torch-tensorrt's dynamo front end, for networks that ONNX cannot represent."""
 
 from __future__ import annotations
 
@@ -17,27 +17,31 @@ from pipeline.errors import BackendError
 
 
 def lacking() -> str:
-    """Return which package the route needs that is not here, or ""; imports nothing."""
+    """Return the missing package with the remedy, or ""; imports nothing."""
     if "torch_tensorrt" in sys.modules or importlib.util.find_spec("torch_tensorrt") is not None:
         return ""
     return "torch-tensorrt is missing: uv sync --extra tensorrt"
 
 
 def _package() -> Any:  # noqa: ANN401 - the vendor's own module
-    """Import torch-tensorrt: it raises what it likes where there is no GPU, and takes ten seconds."""
+    """Import torch-tensorrt, which takes ten seconds.
+
+    Raises:
+        BackendError: it cannot be imported, for example because there is no GPU.
+    """
     try:
         return importlib.import_module("torch_tensorrt")
-    except Exception as reason:  # Exception itself, RuntimeError, ImportError: all were seen
+    except Exception as reason:  # without a GPU it raises Exception, RuntimeError or ImportError
         raise BackendError(f"backend 'tensorrt': torch-tensorrt cannot be loaded ({first_line(reason)})") from reason
 
 
 def build(module: nn.Module, example: Tensor) -> bytes:
-    """Return the compiled module as bytes that ``load`` reads, for the example's shape and dtype.
+    """Return the compiled module for the example's shape and dtype, as bytes for ``load``.
 
-    Half precision is the module's own: the keyword that once lowered it is ignored by some versions.
+    The precision is the module's own, because some versions ignore the argument that lowers it.
 
     Raises:
-        BackendError: torch-tensorrt is not here, or does not compile the whole module.
+        BackendError: torch-tensorrt cannot be imported, or cannot compile the whole module.
     """
     vendor = _package()
     example = example.contiguous()
@@ -51,17 +55,17 @@ def build(module: nn.Module, example: Tensor) -> bytes:
             path = Path(folder) / "module.ep"
             vendor.save(compiled, str(path), output_format="exported_program", arg_inputs=[example])
             return path.read_bytes()
-    except Exception as reason:  # it raises whatever its many stages raise
+    except Exception as reason:  # torch-tensorrt has many kinds of exceptions
         raise BackendError(
-            f"backend 'tensorrt': torch-tensorrt does not compile this ({first_line(reason)})"
+            f"backend 'tensorrt': torch-tensorrt cannot compile this network ({first_line(reason)})"
         ) from reason
 
 
 def load(payload: bytes, example: Tensor) -> Compiled:
-    """Return the callable that ``build`` made; it runs on a stream of its own beside torch's current one.
+    """Return the compiled module of ``build``; it runs on its own CUDA stream.
 
     Raises:
-        BackendError: it cannot be read here.
+        BackendError: the bytes cannot be loaded on this machine.
     """
     vendor = _package()
     try:
@@ -69,9 +73,9 @@ def load(payload: bytes, example: Tensor) -> Compiled:
             path = Path(folder) / "module.ep"
             path.write_bytes(payload)
             module = vendor.load(str(path)).module()
-    except Exception as reason:  # torch and the vendor raise whatever their many stages raise
+    except Exception as reason:  # torch and torch-tensorrt have many kinds of exceptions
         raise BackendError(
-            f"backend 'tensorrt': what torch-tensorrt saved is not readable ({first_line(reason)})"
+            f"backend 'tensorrt': a module saved by torch-tensorrt is not readable ({first_line(reason)})"
         ) from (reason)
 
     def run(images: Tensor) -> Any:  # noqa: ANN401 - one tensor or several, as the module

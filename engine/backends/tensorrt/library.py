@@ -1,7 +1,7 @@
-"""TensorRT 10 and 11 and TensorRT for RTX as one library: which one is here, and an ONNX graph to an engine.
+"""TensorRT 10, TensorRT 11 and TensorRT for RTX behind one interface; builds engines from ONNX graphs.
 
-They share their Python interface; what differs (flags that newer ones dropped, the targets of RTX) is asked of the
-package, never told by its version. TensorRT for RTX builds without a GPU; the others want one.
+The packages share their Python interface. Differences (removed flags, the targets of RTX) are detected
+by attributes, not by version. TensorRT for RTX builds engines without a GPU; the others need one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.errors import BackendError
 log = logging.getLogger(__name__)
 
 NAMES: Final = ("tensorrt", "tensorrt_rtx")
-"""Packages that hold it, the one that knows more GPUs first."""
+"""Package names, the one that supports more GPUs first."""
 
 HINT: Final = (
     "install one: uv sync --extra tensorrt (NVIDIA's index must be reachable), or pip install tensorrt-rtx-cu13; "
@@ -29,29 +29,29 @@ HINT: Final = (
 )
 
 _TARGETS: Final = ("CURRENT", "SM80", "")
-"""Compute capabilities that RTX is asked for, in this order; the last is what it builds for by itself."""
+"""Compute capabilities to build for with TensorRT for RTX, in this order; "" = its default."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Library:
-    """One of the packages, imported."""
+    """An imported TensorRT package."""
 
     name: str
     version: str
     api: Any
     """The package itself."""
     logger: Any
-    """The one logger that all builders and runtimes of a process must share; its ``errors`` are what went wrong."""
+    """The logger that all builders and runtimes of a process must share; its ``errors`` has the error messages."""
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """What an engine can be built for, the preferred first."""
+        """The supported targets, the preferred one first."""
         known = getattr(self.api, "ComputeCapability", None)
         return ("",) if known is None else tuple(name for name in _TARGETS if not name or hasattr(known, name))
 
 
 def installed() -> str:
-    """Return the package that would be used, by its name alone, or ""; imports nothing."""
+    """Return the name of the package that would be used, or ""; imports nothing."""
     return next((name for name in NAMES if name in sys.modules or importlib.util.find_spec(name) is not None), "")
 
 
@@ -60,7 +60,7 @@ def library() -> Library:
     """Import TensorRT.
 
     Raises:
-        BackendError: there is none, or none that can be loaded.
+        BackendError: no package is installed, or none can be imported.
     """
     refused = []
     for name in NAMES:
@@ -69,48 +69,51 @@ def library() -> Library:
         try:
             api = importlib.import_module(name)
             return Library(str(getattr(api, "_package_name", name)), str(api.__version__), api, _logger(api))
-        except Exception as reason:  # noqa: BLE001 - stubs and half installations raise whatever they like
+        except Exception as reason:  # noqa: BLE001 - stubs and incomplete installations raise any kind of exception
             refused.append(f"{name}: {first_line(reason)}")
     why = f"it cannot be loaded ({'; '.join(refused)})" if refused else "no TensorRT is installed"
     raise BackendError(f"backend 'tensorrt': {why}; {HINT}")
 
 
 def _logger(api: Any) -> Any:  # noqa: ANN401 - the vendor's own type
-    """Return a logger that hands the library's words to ours, and remembers the errors for the one that is raised."""
-    grave = {api.ILogger.INTERNAL_ERROR, api.ILogger.ERROR}
+    """Return a logger that writes to Python's log and collects error messages."""
+    error_levels = {api.ILogger.INTERNAL_ERROR, api.ILogger.ERROR}
 
-    def note(self: Any, level: Any, text: str) -> None:  # noqa: ANN401 - the vendor's own types
-        if level in grave:
+    def write(self: Any, level: Any, text: str) -> None:  # noqa: ANN401 - the vendor's own types
+        if level in error_levels:
             self.errors.append(text)
         log.debug("%s", text)
 
-    # Its base is known at run time alone.
-    made = type("Logger", (api.ILogger,), {"log": note})()
-    made.errors = []
-    return made
+    # The base class is known only at run time.
+    logger = type("Logger", (api.ILogger,), {"log": write})()
+    logger.errors = []
+    return logger
 
 
 def build_engine(graph: bytes, *, target: str = "", half: bool = False, using: Library | None = None) -> bytes:
-    """Build a strongly typed engine: every tensor keeps the type the graph gives it.
+    """Build a strongly typed engine: every tensor has the type that the graph defines.
 
     Args:
-        graph: an ONNX model of fixed shapes.
-        target: of ``Library.targets``.
-        half: whether its convolutions must run in half precision: an engine that would not is refused. Without it
-            float32 means float32, and its factors are not rounded (TF32), which these libraries do unasked.
-        using: the library; None = the one that is here.
+        graph: an ONNX model with fixed shapes.
+        target: one of ``Library.targets``.
+        half: True = convolutions must run in half precision, otherwise an error is raised. False = float32 without
+            TF32, which TensorRT uses by default.
+        using: the library; None = the installed one.
+
+    Returns:
+        The serialized engine.
 
     Raises:
-        BackendError: the graph cannot be read or built.
+        BackendError: the graph cannot be parsed or built.
     """
     here = using or library()
     api, here.logger.errors[:] = here.api, []
-    builder = made(api.Builder, here)
+    builder = create(api.Builder, here)
     network = builder.create_network(_flags(api))
     parser = api.OnnxParser(network, here.logger)
     if not parser.parse(graph):
-        told = "; ".join(first_line(Exception(str(parser.get_error(k)))) for k in range(parser.num_errors))
-        raise BackendError(f"backend 'tensorrt': {here.name} {here.version} cannot read this network ({told})")
+        errors = "; ".join(first_line(Exception(str(parser.get_error(k)))) for k in range(parser.num_errors))
+        raise BackendError(f"backend 'tensorrt': {here.name} {here.version} cannot read this network ({errors})")
     if half and (wide := wide_convolutions(api, network)):
         raise BackendError(f"backend 'tensorrt': {wide} convolutions would run in float32, not in half precision")
     settings = builder.create_builder_config()
@@ -128,31 +131,31 @@ def build_engine(graph: bytes, *, target: str = "", half: bool = False, using: L
     return bytes(blob)
 
 
-def made(kind: Any, here: Library) -> Any:  # noqa: ANN401 - the vendor's own types
-    """Return a builder or a runtime; without a GPU the library gives none, in one way or another.
+def create(kind: Any, here: Library) -> Any:  # noqa: ANN401 - the vendor's own types
+    """Return a builder or runtime; without a GPU the library raises an exception or returns None.
 
     Raises:
-        BackendError: there is none to be had here.
+        BackendError: the library cannot be used on this machine.
     """
     try:
-        told = kind(here.logger)
+        instance = kind(here.logger)
     except (TypeError, RuntimeError) as reason:
         why = here.logger.errors[0] if here.logger.errors else first_line(reason)
-        words = f"{here.name} {here.version} does not work here ({why[:200]})"
-        raise BackendError(f"backend 'tensorrt': {words}") from reason
-    if told is None:
+        message = f"{here.name} {here.version} does not work here ({why[:200]})"
+        raise BackendError(f"backend 'tensorrt': {message}") from reason
+    if instance is None:
         raise BackendError(f"backend 'tensorrt': {here.name} {here.version} does not work here ({_why(here)})")
-    return told
+    return instance
 
 
 def keep_float32(api: Any, settings: Any) -> None:  # noqa: ANN401 - the vendor's own types
-    """Turn off the rounding of float32 factors."""
+    """Disable TF32, the rounding of float32 factors to 10 bits."""
     if hasattr(api.BuilderFlag, "TF32"):
         settings.clear_flag(api.BuilderFlag.TF32)
 
 
 def wide_convolutions(api: Any, network: Any) -> int:  # noqa: ANN401 - the vendor's own types
-    """Return how many convolutions of a network give float32."""
+    """Return the number of convolutions of a network with float32 output."""
     layers = (network.get_layer(k) for k in range(network.num_layers))
     return sum(
         layer.type == api.LayerType.CONVOLUTION and layer.get_output(0).dtype == api.DataType.FLOAT for layer in layers
@@ -160,21 +163,21 @@ def wide_convolutions(api: Any, network: Any) -> int:  # noqa: ANN401 - the vend
 
 
 def _flags(api: Any) -> int:  # noqa: ANN401 - the vendor's own type
-    """Ask for strong typing and explicit batches where they still have to be asked for."""
+    """Return the flags for strong typing and explicit batch, as far as this version has them."""
     known = api.NetworkDefinitionCreationFlag
     return sum(1 << int(getattr(known, name)) for name in ("STRONGLY_TYPED", "EXPLICIT_BATCH") if hasattr(known, name))
 
 
 def _why(here: Library) -> str:
-    return first_line(Exception(here.logger.errors[0])) if here.logger.errors else "it does not say why"
+    return first_line(Exception(here.logger.errors[0])) if here.logger.errors else "no error message"
 
 
-def wrapped(outputs: list[str], blob: bytes) -> bytes:
-    """Return an engine with the names of its outputs, in the order the module gives them."""
+def pack(outputs: list[str], blob: bytes) -> bytes:
+    """Return an engine with its output names, in the order of the module's outputs, as one byte string."""
     return json.dumps(outputs).encode() + b"\n" + blob
 
 
-def unwrapped(payload: bytes) -> tuple[list[str], bytes]:
-    """Return the names of the outputs and the engine."""
+def unpack(payload: bytes) -> tuple[list[str], bytes]:
+    """Return the output names and the engine of ``pack``."""
     line, _, blob = payload.partition(b"\n")
     return [str(name) for name in json.loads(line)], blob

@@ -1,4 +1,4 @@
-"""The direct route: module -> ONNX graph -> TensorRT engine, with nothing between torch's memory and the engine's."""
+"""The ``onnx`` route: module to ONNX graph to TensorRT engine, which reads and writes torch's memory directly."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.backends.registry import first_line
-from engine.backends.tensorrt.library import Library, build_engine, library, made, unwrapped, wrapped
+from engine.backends.tensorrt.library import Library, build_engine, create, library, pack, unpack
 from pipeline.errors import BackendError
 
 log = logging.getLogger(__name__)
@@ -26,21 +26,21 @@ _HALVES = {torch.float16, torch.bfloat16}
 
 
 def lacking() -> str:
-    """Return which packages the route needs that are not here, or ""."""
+    """Return the missing packages with the remedy, or ""."""
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     return f"{' and '.join(missing)} missing: uv sync --extra export, or pip install onnx onnxscript" if missing else ""
 
 
 def graph_of(module: nn.Module, example: Tensor) -> tuple[bytes, list[str]]:
-    """Return the module as an ONNX model of fixed shapes, and the names of its outputs in order.
+    """Return the module as an ONNX model with fixed shapes, and the names of its outputs in order.
 
     Raises:
-        BackendError: torch cannot export it.
+        BackendError: torch cannot export the module.
     """
     for name in ("onnx_ir", "onnxscript", "torch.onnx"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # they tell of every constant they fold
+        logging.getLogger(name).setLevel(logging.ERROR)  # they log every folded constant
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch and onnxscript speak of their own inner affairs
+        warnings.simplefilter("ignore")  # deprecation warnings inside torch and onnxscript
         try:
             with torch.no_grad():
                 program = torch.export.export(module.eval(), (example.contiguous(),))
@@ -48,20 +48,18 @@ def graph_of(module: nn.Module, example: Tensor) -> tuple[bytes, list[str]]:
             graph: Any = getattr(written, "model", None)
             names = [str(value.name) for value in graph.graph.outputs]
             packed: bytes = getattr(written, "model_proto", graph).SerializeToString()
-        except Exception as reason:  # torch, onnxscript and protobuf raise whatever their many stages raise
+        except Exception as reason:  # torch, onnxscript and protobuf have many kinds of exceptions
             raise BackendError(
-                f"backend 'tensorrt': this network cannot be written as ONNX ({first_line(reason)})"
+                f"backend 'tensorrt': this network cannot be exported to ONNX ({first_line(reason)})"
             ) from reason
     return packed, names
 
 
 def build(module: nn.Module, example: Tensor, using: Library | None = None) -> bytes:
-    """Return an engine for the example's shape and dtype, with its outputs' names.
-
-    It needs a GPU only where the library does.
+    """Return an engine for the example's shape and dtype with its output names (``library.pack``).
 
     Raises:
-        BackendError: no way to build it is left.
+        BackendError: the engine cannot be built for any target.
     """
     here = using or library()
     graph, names = graph_of(module, example)
@@ -71,26 +69,31 @@ def build(module: nn.Module, example: Tensor, using: Library | None = None) -> b
         try:
             blob = build_engine(graph, target=target, half=half, using=here)
             if example.is_cuda:
-                _deserialized(blob, here)  # what this GPU refuses shows here
+                _deserialize(blob, here)  # raises BackendError if this GPU cannot run the engine
         except BackendError as reason:
             refused.append(str(reason))
         else:
-            return wrapped(names, blob)
+            return pack(names, blob)
     raise BackendError("; ".join(dict.fromkeys(refused)))
 
 
 class Program:
-    """Runs an engine on torch's tensors, on torch's current stream; one thread at a time."""
+    """Runs an engine on torch tensors, on torch's current stream; not thread-safe."""
 
     def __init__(self, payload: bytes, example: Tensor, using: Library | None = None) -> None:
-        """Load an engine that ``build`` made.
+        """Load an engine from ``build``.
+
+        Args:
+            payload: the engine with its output names.
+            example: an example input.
+            using: the library; None = the installed one.
 
         Raises:
-            BackendError: this GPU, driver or library does not take it, or it is for other shapes.
+            BackendError: this GPU, driver or library cannot load the engine, or it is for another shape.
         """
         here = using or library()
-        self._names, blob = unwrapped(payload)
-        self._engine = _deserialized(blob, here)
+        self._names, blob = unpack(payload)
+        self._engine = _deserialize(blob, here)
         self._context = self._engine.create_execution_context()
         if self._context is None:
             raise BackendError(f"backend 'tensorrt': no execution context ({'; '.join(here.logger.errors)[:200]})")
@@ -103,7 +106,7 @@ class Program:
         self._dtype = example.dtype
         if self._shape != tuple(example.shape):
             raise BackendError(f"backend 'tensorrt': the engine takes {self._shape}, not {tuple(example.shape)}")
-        # The addresses stay for life: a captured graph replays them.
+        # The addresses must not change: a captured CUDA graph uses them again.
         self._outputs = [
             torch.empty(
                 tuple(self._engine.get_tensor_shape(name)),
@@ -117,22 +120,22 @@ class Program:
         self._side = _new_stream(example.device)
 
     def __call__(self, images: Tensor) -> Any:  # noqa: ANN401 - one tensor or several, as the module
-        """Return what the module returns, as new tensors."""
+        """Return the module's outputs as new tensors."""
         images = images.to(self._dtype).contiguous()
         if tuple(images.shape) != self._shape:
             message = f"an engine for {self._shape} was given {tuple(images.shape)}"
             raise ValueError(message)
         current = torch.cuda.current_stream(images.device)
         if current == torch.cuda.default_stream(images.device):
-            # On the default stream TensorRT synchronises at every call.
+            # On the default stream TensorRT synchronizes at every call.
             self._side.wait_stream(current)
             with torch.cuda.stream(self._side):
                 self._run(images, self._side)
             current.wait_stream(self._side)
         else:
             self._run(images, current)
-        told = tuple(output.clone() for output in self._outputs)
-        return told if len(told) > 1 else told[0]
+        outputs = tuple(output.clone() for output in self._outputs)
+        return outputs if len(outputs) > 1 else outputs[0]
 
     def _run(self, images: Tensor, stream: torch.cuda.Stream) -> None:
         self._context.set_tensor_address(self._input, images.data_ptr())
@@ -140,18 +143,18 @@ class Program:
             raise BackendError("backend 'tensorrt': an engine failed to run")
 
 
-def _deserialized(blob: bytes, here: Library) -> Any:  # noqa: ANN401 - the vendor's own type
+def _deserialize(blob: bytes, here: Library) -> Any:  # noqa: ANN401 - the vendor's own type
     here.logger.errors[:] = []
-    runtime = made(here.api.Runtime, here)
+    runtime = create(here.api.Runtime, here)
     engine = runtime.deserialize_cuda_engine(blob)
     if engine is None:
-        why = here.logger.errors[0][:200] if here.logger.errors else "it does not say why"
-        raise BackendError(f"backend 'tensorrt': {here.name} {here.version} does not load an engine here ({why})")
+        why = here.logger.errors[0][:200] if here.logger.errors else "no error message"
+        raise BackendError(f"backend 'tensorrt': {here.name} {here.version} cannot load the engine here ({why})")
     return engine
 
 
-def _dtype(api: Any, told: Any) -> torch.dtype:  # noqa: ANN401 - the vendor's own types
-    for name, kind in _DTYPES.items():
-        if told == getattr(api.DataType, name, None):
-            return kind
-    raise BackendError(f"backend 'tensorrt': an engine gives {told}, which torch does not have")
+def _dtype(api: Any, data_type: Any) -> torch.dtype:  # noqa: ANN401 - the vendor's own types
+    for name, dtype in _DTYPES.items():
+        if data_type == getattr(api.DataType, name, None):
+            return dtype
+    raise BackendError(f"backend 'tensorrt': the engine has an output of type {data_type}, which torch does not have")

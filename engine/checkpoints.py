@@ -1,9 +1,9 @@
-"""Reads what ``torch.save`` wrote as data: tensors, numbers and words. Nothing that a file names is imported or called.
+"""Reads files of ``torch.save`` as data only: no class or function of the file is imported or called.
 
-Training scripts put more than tensors into a checkpoint: an ``argparse.Namespace``, a NumPy number, a path, a
-configuration class. Each such name is bound to an inert stand-in while the file is read
-(``torch.serialization.safe_globals``), so that the tensors beside it can be had. A file is examined before it is
-loaded: what it declares is bounded by what it holds.
+Checkpoints of training scripts often have more than tensors: an ``argparse.Namespace``, a NumPy number, a path, a
+configuration class. While the file is read, each such name is bound to an inert class
+(``torch.serialization.safe_globals``), so that the tensors can be loaded. The file is checked before it is loaded: the
+declared sizes must fit the file's size.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from typing import IO, Any, Final, Self
 import torch
 
 MAX_PICKLE_BYTES: Final = 16 << 20
-"""Of the pickled part: about 200 bytes a tensor are usual."""
+"""Largest size of the pickled part; about 200 bytes per tensor are usual."""
 MAX_OPERATIONS: Final = 4_000_000
 MAX_DEPTH: Final = 1000
 _SMALL_BYTES: Final = 64 << 20
 _MAX_EXPANSION: Final = 4
-"""An archive may declare so many times its own size, or ``_SMALL_BYTES``. ``torch.save`` compresses nothing."""
+"""Largest ratio of declared size to file size above ``_SMALL_BYTES``; ``torch.save`` does not compress."""
 _WINDOW: Final = 16
 _LEGACY_PICKLES: Final = 5
-"""Magic number, protocol, machine, objects, keys of the storages."""
+"""Pickles in a file of the legacy format: magic number, protocol, system information, objects, storage keys."""
 _LEGACY_MAGIC: Final = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 _FORBIDDEN_MODULES: Final = frozenset({
@@ -45,11 +45,11 @@ _HARMLESS_BUILTINS: Final = frozenset({
 
 
 class CheckpointError(ValueError):
-    """A file that is not read; the message is a part of a sentence."""
+    """A file that cannot be read; the message is the end of a sentence."""
 
 
 class StandIn:
-    """An object of a class that is not here: it takes what it is given and does nothing."""
+    """An inert replacement for an object of another class: ignores all arguments."""
 
     def __new__(cls, *_args: object, **_options: object) -> Self:
         """Ignore the arguments."""
@@ -61,27 +61,28 @@ class StandIn:
         """Ignore the state."""
 
 
-def class_name(held: object) -> str:
-    """Return the name of a value's class, as the file gives it."""
-    return type(held).__qualname__ if isinstance(held, StandIn) else type(held).__name__
+def class_name(value: object) -> str:
+    """Return the name of a value's class; for a ``StandIn`` the name in the file."""
+    return type(value).__qualname__ if isinstance(value, StandIn) else type(value).__name__
 
 
 def read_checkpoint(path: Path) -> Any:  # noqa: ANN401 - a file may hold anything
-    """Return what a ``.pth`` or ``.pt`` file holds; objects of foreign classes are ``StandIn``, mappings plain dicts.
+    """Return the content of a ``.pth`` or ``.pt`` file; objects of other classes are ``StandIn``, mappings plain dicts.
 
     Raises:
-        CheckpointError: it is another kind of file, declares more than it holds, or names what no weights need.
-        pickle.UnpicklingError, RuntimeError and others: it is damaged.
+        CheckpointError: the file has another format, declares more data than it has, or uses a name that is not needed
+            for weights.
+        pickle.UnpicklingError, RuntimeError and others: the file is damaged.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
-        names = set(_examined(file, path, size))
+        names = set(_checked_names(file, path, size))
         _refuse_forbidden(names)
-        return _loaded(file, names)
+        return _load(file, names)
 
 
-def _examined(file: IO[bytes], path: Path, size: int) -> Iterator[str]:
-    """Give every name that the file's pickles use, after checking what they declare."""
+def _checked_names(file: IO[bytes], path: Path, size: int) -> Iterator[str]:
+    """Yield every name that the file's pickles use; check the declared sizes."""
     if not zipfile.is_zipfile(file):
         file.seek(0)
         if file.read(len(_LEGACY_MAGIC)) != _LEGACY_MAGIC:
@@ -92,8 +93,8 @@ def _examined(file: IO[bytes], path: Path, size: int) -> Iterator[str]:
         return
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
-        if (told := _other_archive([entry.filename for entry in entries])) is not None:
-            raise CheckpointError(told)
+        if (description := _other_archive([entry.filename for entry in entries])) is not None:
+            raise CheckpointError(description)
         declared = check_declared(entries, size)
         (pickled, *_) = [entry for entry in entries if entry.filename.endswith("data.pkl")]
         if pickled.file_size > MAX_PICKLE_BYTES:
@@ -106,37 +107,41 @@ def _examined(file: IO[bytes], path: Path, size: int) -> Iterator[str]:
 
 
 def check_declared(entries: Iterable[zipfile.ZipInfo], size: int) -> int:
-    """Return how many bytes a zip archive of ``size`` bytes unpacks to; CheckpointError where no model does so."""
+    """Return the unpacked size in bytes of a zip archive of ``size`` bytes.
+
+    Raises:
+        CheckpointError: the unpacked size is larger than that of any model file.
+    """
     declared = sum(entry.file_size for entry in entries)
     if declared > max(_SMALL_BYTES, _MAX_EXPANSION * size):
         raise CheckpointError(
-            f"it declares {declared >> 20} MiB in a file of {max(1, size >> 20)} MiB, more than models do; take the "
-            "file from where it was made"
+            f"it declares {declared >> 20} MiB in a file of {max(1, size >> 20)} MiB, more than any model; get the "
+            "file again from its source"
         )
     return declared
 
 
 def _other_archive(names: list[str]) -> str | None:
-    """Return what a zip archive is that ``torch.load`` does not read; None for a checkpoint."""
+    """Return a description, with the remedy, of a zip archive that is no checkpoint; None for a checkpoint."""
     inner = {name.partition("/")[2] for name in names}
     if "constants.pkl" in inner or any(name.startswith("code/") for name in inner):
         return (
-            "it is a TorchScript program, and code is not run here; take its weights in Python: "
+            "it is a TorchScript program, and code of a file is not run; save its weights in Python: "
             "torch.save(torch.jit.load(FILE, 'cpu').state_dict(), 'weights.pth')"
         )
     if any(name.startswith(("models/", "data/weights/")) for name in inner) or "archive_format" in inner:
-        return "it is a program of torch.export; if `run.py export` wrote it, give it by --model"
+        return "it is a program of torch.export; if `run.py export` wrote it, use --model FILE"
     if "model.weights.h5" in names or {"config.json", "metadata.json"} <= set(names):
-        return "it is a Keras model; only PyTorch's networks are explained here"
+        return "it is a Keras model; only PyTorch networks are supported"
     if any(name.endswith(".npy") for name in names):
-        return "it is a NumPy archive; give a state dict of PyTorch's"
+        return "it is a NumPy archive; give a PyTorch state dict"
     if not any(name.endswith("data.pkl") for name in names):
-        return "it is a zip archive without a checkpoint in it; unpack it, and give the file of weights"
+        return "it is a zip archive without a checkpoint; unpack it, and give the file with the weights"
     return None
 
 
 def _names_in(file: IO[bytes], size: int) -> Iterator[str]:
-    """Walk through one pickle without running it, and give the names of classes and functions it uses."""
+    """Parse one pickle without running it, and yield the names of the classes and functions it uses."""
     depth = 0
     recent: deque[int] = deque(maxlen=_WINDOW)
     for count, (code, argument, _) in enumerate(pickletools.genops(file)):
@@ -149,7 +154,7 @@ def _names_in(file: IO[bytes], size: int) -> Iterator[str]:
             recent.append(argument)
         elif code.name == "BINPERSID" and any(number > size for number in recent):
             raise CheckpointError(
-                f"it is damaged: a tensor of {max(recent)} numbers in a file of {size} bytes; fetch it again"
+                f"it is damaged: a tensor of {max(recent)} numbers in a file of {size} bytes; download it again"
             )
         elif code.name in {"GLOBAL", "INST"}:
             module, _, name = str(argument).partition(" ")
@@ -157,7 +162,7 @@ def _names_in(file: IO[bytes], size: int) -> Iterator[str]:
             yield f"{module}.{name}"
         if count > MAX_OPERATIONS or depth > MAX_DEPTH:
             raise CheckpointError(
-                "its objects are nested deeper, or are more, than those beside weights; save net.state_dict() alone"
+                "its objects are nested deeper, or are more, than in any checkpoint; save net.state_dict() alone"
             )
 
 
@@ -166,13 +171,15 @@ def _refuse_forbidden(names: set[str]) -> None:
         module, _, last = name.rpartition(".")
         root = module.partition(".")[0]
         if root in _FORBIDDEN_MODULES or (root == "builtins" and last not in _HARMLESS_BUILTINS):
-            raise CheckpointError(f"it calls {name}, which no weights need, and code is not run here; do not trust it")
+            raise CheckpointError(
+                f"it calls {name}, which no weights need, and code of a file is not run; do not trust it"
+            )
 
 
-def _loaded(file: IO[bytes], names: set[str]) -> Any:  # noqa: ANN401 - a file may hold anything
-    """Load with stand-ins for ``names``; torch's own list of harmless names goes before them.
+def _load(file: IO[bytes], names: set[str]) -> Any:  # noqa: ANN401 - a file may hold anything
+    """Load with inert classes for ``names``, except those that torch itself allows.
 
-    A stand-in that turns out to be a mapping or a list is given such a type, and the file is read again.
+    If the file fills an object like a mapping or list, its class gets that type and the file is read again.
     """
     kinds: dict[str, type] = {name: _stand_in(name) for name in names}
     kinds |= {name: _Mapping for name in names if name == "collections.defaultdict"}
@@ -187,12 +194,12 @@ def _loaded(file: IO[bytes], names: set[str]) -> Any:  # noqa: ANN401 - a file m
             if wrong is None or name is None:
                 raise
             kinds[name] = _List if wrong[1] == "append" else _Mapping
-    raise CheckpointError("its objects do not fit together; save net.state_dict() alone")
+    raise CheckpointError("its objects are inconsistent; save net.state_dict() alone")
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep torch's warnings about a file's protocol back: what cannot be read is said anyway."""
+    """Suppress torch's warnings about a file's pickle protocol; real problems raise an exception."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -203,14 +210,14 @@ def _stand_in(name: str) -> type[StandIn]:
 
 
 class _Mapping(StandIn):
-    """Is an ``OrderedDict`` instead: the one mapping with attributes that torch lets a pickle fill."""
+    """Becomes an ``OrderedDict``, the only mapping with attributes that torch allows a pickle to fill."""
 
     def __new__(cls, *args: object, **_options: object) -> Any:  # noqa: ANN401, ARG004 - not its own class
         return OrderedDict()
 
 
 class _List(list[Any]):
-    """Takes what is appended."""
+    """A list that ignores its arguments and state."""
 
     def __init__(self, *_args: object, **_options: object) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Recipro-CAM as the paper writes it: a slow, obvious loop through the network itself, one cell at a time."""
+"""Recipro-CAM by its definition: a slow loop through the network, one cell at a time."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""How many cameras' frames are explained together: as few as cost little more, for who waits for others gets old."""
+"""Batch sizes for several cameras: the one with the smallest mean age of displayed frames is chosen."""
 
 import logging
 from types import SimpleNamespace

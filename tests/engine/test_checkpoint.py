@@ -1,4 +1,4 @@
-"""Model files: what goes in comes out, and foreign files are told apart in words."""
+"""Checkpoint files: round trip, atomic writes, and errors for other files and wrong metadata."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def content() -> Checkpoint:
     )
 
 
-def test_what_is_written_is_read(tmp_path, content):
+def test_save_checkpoint_round_trips(tmp_path, content):
     path = tmp_path / "new" / "line.safetensors"
     save_checkpoint(path, content)
     found = load_checkpoint(path)
@@ -38,7 +38,7 @@ def test_what_is_written_is_read(tmp_path, content):
 
 
 @pytest.mark.parametrize(("fit", "until"), [("letterbox", None), ("crop", "layer3")])
-def test_fit_and_an_earlier_end_are_kept_and_older_files_are_stretched(tmp_path, content, fit, until):
+def test_checkpoint_stores_fit_and_truncation_and_defaults_to_stretch(tmp_path, content, fit, until):
     path = tmp_path / "part.safetensors"
     save_checkpoint(path, dataclasses.replace(content, fit=fit, truncate_at=until))
     found = load_checkpoint(path)
@@ -52,7 +52,7 @@ def test_fit_and_an_earlier_end_are_kept_and_older_files_are_stretched(tmp_path,
         load_checkpoint(path)
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_no_crumbs(tmp_path, content):
+def test_save_checkpoint_keeps_the_old_file_when_a_write_fails(tmp_path, content):
     path = tmp_path / "line.safetensors"
     path.mkdir()
     with pytest.raises(ModelError, match="cannot be written"):
@@ -60,7 +60,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_crumbs(tmp_path, content)
     assert [p.name for p in tmp_path.iterdir()] == ["line.safetensors"]
 
 
-def test_a_missing_file_names_the_command_that_makes_one(tmp_path):
+def test_load_checkpoint_of_a_missing_file_names_the_command(tmp_path):
     with pytest.raises(ModelError, match="train-line"):
         load_checkpoint(tmp_path / "none.safetensors")
 
@@ -75,20 +75,20 @@ def test_a_missing_file_names_the_command_that_makes_one(tmp_path):
         (b"\x00" * 64, "no readable safetensors"),
     ],
 )
-def test_a_file_that_is_no_safetensors_is_refused(tmp_path, payload, rule):
+def test_load_checkpoint_refuses_other_file_formats(tmp_path, payload, rule):
     path = tmp_path / "x.safetensors"
     path.write_bytes(payload)
     with pytest.raises(ModelError, match=rule):
         load_checkpoint(path)
 
 
-def test_which_pictures_it_learned_from_stays_with_it(tmp_path, content):
+def test_checkpoint_stores_digests_of_training_images(tmp_path, content):
     path = tmp_path / "x.safetensors"
     save_checkpoint(path, dataclasses.replace(content, trained_digests=frozenset({"0b", "0a"})))
     assert load_checkpoint(path).trained_digests == {"0a", "0b"}
 
 
-def test_a_truncated_file_is_refused(tmp_path, content):
+def test_load_checkpoint_refuses_a_truncated_file(tmp_path, content):
     path = tmp_path / "x.safetensors"
     save_checkpoint(path, content)
     path.write_bytes(path.read_bytes()[:-5])
@@ -96,7 +96,7 @@ def test_a_truncated_file_is_refused(tmp_path, content):
         load_checkpoint(path)
 
 
-def test_bare_weights_are_told_from_a_model_file(tmp_path):
+def test_load_checkpoint_refuses_weights_without_metadata(tmp_path):
     path = tmp_path / "bare.safetensors"
     save_file({"w": torch.zeros(2)}, path)
     with pytest.raises(ModelError, match=r"is no checkpoint.*--weights"):
@@ -127,7 +127,7 @@ def with_metadata(path, content, **changed):
         ({"provenance": "[]"}, "an object"),
     ],
 )
-def test_wrong_metadata_is_named(tmp_path, content, changed, rule):
+def test_load_checkpoint_names_the_wrong_metadata(tmp_path, content, changed, rule):
     path = tmp_path / "x.safetensors"
     with_metadata(path, content, **changed)
     with pytest.raises(ModelError, match=rule):

@@ -1,4 +1,4 @@
-"""Checkpoints as training programs write them give their tensors; nothing in them is run, nothing takes all memory."""
+"""Reading files of torch.save: tensors are found, no code is run, and memory is bounded."""
 
 import argparse
 import collections
@@ -71,7 +71,7 @@ BESIDE = {
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 @pytest.mark.parametrize("beside", BESIDE)
-def test_a_checkpoint_gives_its_tensors_whatever_stands_beside_them(tmp_path, beside, legacy):
+def test_read_state_finds_tensors_beside_other_objects(tmp_path, beside, legacy):
     content = {"state_dict": STATE, **BESIDE[beside]}
     torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=not legacy)
     assert_is_state(read_state(tmp_path / "w.pth"))
@@ -83,7 +83,7 @@ def test_a_checkpoint_gives_its_tensors_whatever_stands_beside_them(tmp_path, be
     lambda state: {"my_classifier": state, "optimizer": {"state": {k: {"m": torch.ones(9)} for k in range(9)}}},
     lambda state: {"model": None, "ema": state},
 ], ids=["nested", "mapping of its own class", "unknown name", "empty model"])  # fmt: skip
-def test_a_state_dict_is_found_under_any_name(tmp_path, wrap):
+def test_read_state_finds_a_state_dict_under_any_key(tmp_path, wrap):
     torch.save(wrap(STATE), tmp_path / "w.pth")
     assert_is_state(read_state(tmp_path / "w.pth"))
 
@@ -105,7 +105,7 @@ class Calls:
 @pytest.mark.parametrize(
     "call", [Calls(os.system, "touch ran"), Calls(eval, "open('ran', 'w')"), Calls(subprocess.Popen, ["touch", "ran"])]
 )
-def test_a_checkpoint_that_calls_anything_is_refused_and_not_run(tmp_path, monkeypatch, call, legacy):
+def test_read_state_refuses_a_checkpoint_that_calls_functions(tmp_path, monkeypatch, call, legacy):
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": STATE, "x": call}, "w.pth", _use_new_zipfile_serialization=not legacy)
     with pytest.raises(ModelError, match="no weights need, and code of a file is not run"):
@@ -113,7 +113,7 @@ def test_a_checkpoint_that_calls_anything_is_refused_and_not_run(tmp_path, monke
     assert not (tmp_path / "ran").exists()
 
 
-def test_an_unknown_function_in_a_checkpoint_is_never_called(tmp_path):
+def test_read_state_never_calls_an_unknown_function(tmp_path):
     torch.save({"state_dict": STATE, "x": Calls(_note, str(tmp_path / "ran"))}, tmp_path / "w.pth")
     assert_is_state(read_state(tmp_path / "w.pth"))
     assert not (tmp_path / "ran").exists()
@@ -123,7 +123,7 @@ def _note(path):
     pathlib.Path(path).touch()
 
 
-def test_a_whole_network_is_named_by_its_class_and_refused(tmp_path):
+def test_read_state_refuses_a_whole_network_and_names_its_class(tmp_path):
     torch.save({"epoch": 1, "model": torch.nn.Linear(2, 2)}, tmp_path / "w.pt")
     with pytest.raises(
         ModelError, match=r"torch\.nn\.modules\.linear\.Linear, perhaps a whole network, and code of a file is not"
@@ -137,7 +137,7 @@ def zipped(path, **entries):
             archive.writestr(name, content)
 
 
-def test_a_torchscript_program_is_refused_with_the_way_to_its_weights(tmp_path):
+def test_read_state_refuses_torchscript_with_a_remedy(tmp_path):
     zipped(tmp_path / "w.pt", **{"net/constants.pkl": b"x", "net/data.pkl": b"x", "net/code/net.py": b"x"})
     with pytest.raises(ModelError, match=r"TorchScript program.*torch\.jit\.load\(FILE, 'cpu'\)\.state_dict\(\)"):
         read_state(tmp_path / "w.pt")
@@ -149,7 +149,7 @@ def test_a_torchscript_program_is_refused_with_the_way_to_its_weights(tmp_path):
     (b'<?xml version="1.0"?><net name="x">', "OpenVINO model"), (b"\xff\xd8\xff\xe0" + bytes(9), "JPEG image"),
     (pickle.dumps({"a": 1}, 4), "neither a file of torch.save nor"),
 ])  # fmt: skip
-def test_a_file_of_another_kind_is_refused_with_its_format(tmp_path, content, rule):
+def test_read_state_refuses_other_formats_by_name(tmp_path, content, rule):
     (tmp_path / "w.pth").write_bytes(content)
     with pytest.raises(ModelError, match=rule):
         read_state(tmp_path / "w.pth")
@@ -159,13 +159,13 @@ def test_a_file_of_another_kind_is_refused_with_its_format(tmp_path, content, ru
     (["config.json", "metadata.json", "model.weights.h5"], "Keras model"), (["a.npy"], "NumPy archive"),
     (["x/archive_format"], "torch.export"), (["readme.txt"], "without a checkpoint"),
 ])  # fmt: skip
-def test_an_archive_of_another_kind_is_refused_with_its_format(tmp_path, names, rule):
+def test_read_state_refuses_other_archives_by_name(tmp_path, names, rule):
     zipped(tmp_path / "w.pth", **dict.fromkeys(names, b"x"))
     with pytest.raises(ModelError, match=rule):
         read_state(tmp_path / "w.pth")
 
 
-def test_an_archive_that_unpacks_to_far_more_than_it_holds_is_not_unpacked(tmp_path):
+def test_read_state_refuses_decompression_bombs(tmp_path):
     torch.save(STATE, tmp_path / "s.pth")
     with zipfile.ZipFile(tmp_path / "s.pth") as source:
         entries = {name: source.read(name) for name in source.namelist()}
@@ -181,13 +181,13 @@ def test_an_archive_that_unpacks_to_far_more_than_it_holds_is_not_unpacked(tmp_p
 @pytest.mark.parametrize(
     "pickled", [b"\x80\x02" + b"(" * 5000, b"\x80\x02" + b"}U\x0astate_dict" * 5000 + b"}" + b"s" * 5000 + b"."]
 )
-def test_objects_nested_without_end_are_refused(tmp_path, pickled):
+def test_read_state_refuses_deeply_nested_objects(tmp_path, pickled):
     zipped(tmp_path / "w.pth", **{"w/data.pkl": pickled, "w/version": b"3\n", "w/byteorder": b"little"})
     with pytest.raises(ModelError):
         read_state(tmp_path / "w.pth")
 
 
-def test_a_legacy_file_that_claims_a_tensor_beyond_its_size_is_refused_before_memory_is_taken(tmp_path):
+def test_read_state_refuses_a_legacy_tensor_larger_than_the_file(tmp_path):
     torch.save({"a": torch.zeros(77)}, tmp_path / "w.pth", _use_new_zipfile_serialization=False)
     content = (tmp_path / "w.pth").read_bytes()
     claimed = content.replace(b"K\x4dN", b"\x8a\x06" + (1 << 40).to_bytes(6, "little") + b"N")
@@ -200,14 +200,14 @@ def test_a_legacy_file_that_claims_a_tensor_beyond_its_size_is_refused_before_me
 @pytest.mark.parametrize("tensor", [
     torch.zeros(1).expand(1 << 40), torch.eye(3).to_sparse(), torch.empty(1 << 40, device="meta"),
 ], ids=["expanded", "sparse", "meta"])  # fmt: skip
-def test_a_tensor_that_holds_less_than_it_claims_is_refused(tmp_path, tensor):
+def test_read_state_refuses_a_tensor_larger_than_its_storage(tmp_path, tensor):
     torch.save({"a": tensor}, tmp_path / "w.pth")
     with pytest.raises(ModelError):
         read_state(tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_damaged_checkpoints_end_in_a_typed_error_or_tensors(tmp_path, legacy):
+def test_read_state_of_a_damaged_file_raises_model_error_or_returns_tensors(tmp_path, legacy):
     torch.save(
         {"state_dict": STATE, "args": argparse.Namespace(a=1)},
         tmp_path / "s.pth",

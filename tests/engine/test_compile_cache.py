@@ -1,4 +1,4 @@
-"""Compiled results between runs: found when they fit exactly, never trusted otherwise."""
+"""Cache of compiled results: an entry is used only for exactly its key, intact and from a private folder."""
 
 import copy
 import logging
@@ -32,7 +32,7 @@ def runner(net, cache, backend="openvino"):
     return Runner(split, CompileConfig(Target(), "point", backend, "fp32", torch.device("cpu"), 1 << 28, cache))
 
 
-def test_what_was_kept_is_found_for_the_same_key_and_for_no_other(tmp_path):
+def test_cache_returns_an_entry_only_for_its_key(tmp_path):
     cache = CompileCache(tmp_path / "compiled")
     assert cache.get(KEY) is None
     cache.put(KEY, b"result")
@@ -43,7 +43,7 @@ def test_what_was_kept_is_found_for_the_same_key_and_for_no_other(tmp_path):
 
 
 @pytest.mark.parametrize("place", [0, 40, -1])
-def test_a_damaged_entry_is_not_taken(tmp_path, place, caplog):
+def test_cache_ignores_a_damaged_entry(tmp_path, place, caplog):
     cache = CompileCache(tmp_path)
     tmp_path.chmod(0o700)
     cache.put(KEY, b"result")
@@ -56,7 +56,7 @@ def test_a_damaged_entry_is_not_taken(tmp_path, place, caplog):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
-def test_an_entry_that_is_cut_off_is_not_taken(tmp_path, share):
+def test_cache_ignores_a_truncated_entry(tmp_path, share):
     tmp_path.chmod(0o700)
     cache = CompileCache(tmp_path)
     cache.put(KEY, bytes(1000))
@@ -66,7 +66,7 @@ def test_an_entry_that_is_cut_off_is_not_taken(tmp_path, share):
     assert cache.get(KEY) is None
 
 
-def test_an_entry_under_anothers_name_is_not_taken(tmp_path):
+def test_cache_ignores_an_entry_with_another_key(tmp_path):
     tmp_path.chmod(0o700)
     cache = CompileCache(tmp_path)
     cache.put(KEY, b"one")
@@ -79,7 +79,7 @@ def test_an_entry_under_anothers_name_is_not_taken(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="file modes are POSIX's")
 @pytest.mark.parametrize("which", ["folder", "entry"])
-def test_nothing_is_taken_from_where_others_may_write(tmp_path, which, caplog):
+def test_cache_ignores_folders_that_others_can_write(tmp_path, which, caplog):
     cache = CompileCache(tmp_path / "compiled")
     cache.put(KEY, b"result")
     (entry,) = cache.folder.iterdir()
@@ -88,7 +88,7 @@ def test_nothing_is_taken_from_where_others_may_write(tmp_path, which, caplog):
     assert "by others" in caplog.text
 
 
-def test_a_folder_that_cannot_be_made_costs_a_warning_and_nothing_else(tmp_path, caplog):
+def test_cache_logs_a_warning_when_its_folder_cannot_be_created(tmp_path, caplog):
     (tmp_path / "file").write_text("in the way")
     cache = CompileCache(tmp_path / "file" / "compiled")
     cache.put(KEY, b"result")
@@ -96,7 +96,7 @@ def test_a_folder_that_cannot_be_made_costs_a_warning_and_nothing_else(tmp_path,
     assert "cannot be written to" in caplog.text
 
 
-def test_beyond_its_limit_what_was_not_used_for_the_longest_goes(tmp_path):
+def test_cache_evicts_the_least_recently_used_entries(tmp_path):
     tmp_path.chmod(0o700)
     cache = CompileCache(tmp_path, limit_bytes=3000)
     for k in range(3):
@@ -108,7 +108,7 @@ def test_beyond_its_limit_what_was_not_used_for_the_longest_goes(tmp_path):
     assert [cache.get({"k": str(k)}) is not None for k in range(4)] == [True, False, True, True]
 
 
-def test_whatever_changes_the_answer_changes_the_key():
+def test_key_changes_with_everything_that_changes_the_outputs():
     net = small_net()
     other_weights, other_stride, other_function = small_net(1), copy.deepcopy(net), copy.deepcopy(net)
     other_stride[0].stride = (5, 5)
@@ -121,7 +121,7 @@ def test_whatever_changes_the_answer_changes_the_key():
     assert key_of(copy.deepcopy(net), IMAGES) == keys[0]
 
 
-def test_the_key_is_the_same_in_another_process():
+def test_key_is_equal_in_another_process():
     code = "from tests.engine.test_compile_cache import *; print(runner_key())"
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert told.strip() == str(runner_key())
@@ -131,7 +131,7 @@ def runner_key():
     return key_of(runner(small_net(), None, "eager")._module, IMAGES)
 
 
-def test_a_second_build_is_taken_from_the_first_and_answers_the_same(tmp_path):
+def test_second_build_uses_the_cache_and_has_equal_outputs(tmp_path):
     images = torch.randn(1, 3, 32, 32)
     first, second = CompileCache(tmp_path / "compiled"), CompileCache(tmp_path / "compiled")
     built, taken = runner(small_net(), first), runner(small_net(), second)
@@ -140,7 +140,7 @@ def test_a_second_build_is_taken_from_the_first_and_answers_the_same(tmp_path):
         torch.testing.assert_close(one, other)
 
 
-def test_a_whole_entry_of_another_network_is_found_out_and_built_anew(tmp_path, caplog):
+def test_entry_of_another_network_is_detected_and_replaced(tmp_path, caplog):
     caplog.set_level(logging.WARNING)
     cache = CompileCache(tmp_path / "compiled")
     runner(small_net(1), cache)
@@ -159,7 +159,7 @@ def test_a_whole_entry_of_another_network_is_found_out_and_built_anew(tmp_path, 
     assert (again.hits, again.writes) == (1, 1)
 
 
-def test_a_whole_entry_that_the_backend_cannot_read_is_built_anew(tmp_path):
+def test_entry_that_the_backend_cannot_read_is_replaced(tmp_path):
     cache = CompileCache(tmp_path / "compiled")
     runner(small_net(), cache)
     (entry,) = cache.folder.iterdir()

@@ -1,4 +1,4 @@
-"""Networks of other forms: channels last, parts that cannot be traced, tails that fail; each exact or refused."""
+"""Networks of special forms (channels last, not traceable, failing tails): explained exactly or refused."""
 
 import pytest
 import torch
@@ -71,7 +71,7 @@ def images(count=2):
     return torch.randn((count, 3, *SIZE), generator=torch.Generator().manual_seed(6))
 
 
-def test_what_runs_before_the_layer_need_not_be_traced():
+def test_split_network_accepts_an_untraceable_part_before_the_layer():
     net = small(Body(Stem()))
     split = split_network(net, "grid", SIZE)
     assert split.traced
@@ -87,7 +87,7 @@ def test_what_runs_before_the_layer_need_not_be_traced():
 @pytest.mark.parametrize(
     ("layer", "mixing", "plan"), [("block", False, "pooled"), ("norm", True, "pooled"), ("block", True, None)]
 )
-def test_a_map_with_its_channels_last_is_explained_by_the_definition(layer, mixing, plan, kernel):
+def test_channels_last_map_is_explained_as_defined(layer, mixing, plan, kernel):
     net = small(ChannelsLast(mixing))
     split = split_network(net, layer, SIZE)
     assert (split.grid, split.channels) == ((8, 10), 16)
@@ -127,7 +127,7 @@ def by_definition(net, layer, kernel, classes):
     return told
 
 
-def test_a_map_with_its_channels_first_is_never_taken_for_the_other():
+def test_channels_first_map_is_not_read_as_channels_last():
     class First(nn.Module):
         def __init__(self):
             super().__init__()
@@ -143,7 +143,7 @@ def test_a_map_with_its_channels_first_is_never_taken_for_the_other():
     assert outputs["norm"].channels == 6
 
 
-def test_a_network_of_one_score_is_refused_with_the_two_it_should_give():
+def test_split_network_refuses_a_single_score_with_a_remedy():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1)).eval()
     with pytest.raises(EngineError, match=r"one score.*torch\.cat\(\(torch\.zeros_like\(score\), score\), 1\)"):
         split_network(net, "0", (16, 16))
@@ -171,14 +171,14 @@ def built(net):
 
 
 @pytest.mark.parametrize("always", [True, False])
-def test_a_network_that_fails_under_masks_is_refused_in_words(always, capsys):
+def test_runner_refuses_a_tail_that_fails_on_masked_maps(always, capsys):
     with pytest.raises((LayerError, EngineError), match="grid"):
         built(Fussy(always=always).eval())
     assert "Traceback" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("backend", ["eager", "openvino"])
-def test_a_build_that_would_take_long_compares_some_cells_and_answers_all(monkeypatch, caplog, backend):
+def test_runner_verifies_some_cells_of_a_slow_plan(monkeypatch, caplog, backend):
     monkeypatch.setattr("engine.methods.recipro.find_local", lambda *_: None)
     net = small(ChannelsLast(mixing=True))
     split = split_network(net, "block", SIZE)

@@ -1,4 +1,4 @@
-"""Weights of another form than the network's give the same answers in the network's own form, or the right cure."""
+"""Weights of other forms: equal outputs after conversion, or an error with the remedy."""
 
 import re
 
@@ -52,7 +52,7 @@ FAMILIES = [
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_plain_dict_of_a_networks_weights_gives_the_same_network(tmp_path, name):
+def test_fit_weights_accepts_a_plain_dict(tmp_path, name):
     net = drawn(name)
     again = fit_weights(empty(name), dict(net.state_dict()), name, tmp_path).net
     assert_same_weights(net, again)
@@ -65,7 +65,7 @@ def assert_same_weights(net, other):
 
 
 @pytest.mark.parametrize("name", ["mnasnet1_0", "resnet18"])
-def test_a_model_file_gives_back_the_network_it_was_made_from(tmp_path, name):
+def test_checkpoint_restores_the_network(tmp_path, name):
     net = drawn(name, 3)
     save_checkpoint(tmp_path / "m.safetensors", Checkpoint(
         state=dict(net.state_dict()), model=name, labels=("a", "b", "c"), input_size=SMALL, mean=(0.5,) * 3,
@@ -82,7 +82,7 @@ def test_a_model_file_gives_back_the_network_it_was_made_from(tmp_path, name):
     ("vit_b_32", r"mlp\.0\.", "mlp.linear_1."),
 ])  # fmt: skip
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_names_of_torchvisions_own_files_are_known(tmp_path, name, pattern, to, prefix):
+def test_fit_weights_accepts_names_of_torchvision_files(tmp_path, name, pattern, to, prefix):
     net = drawn(name)
     renamed = {prefix + re.sub(pattern, to, key): value for key, value in net.state_dict().items()}
     if name.startswith("vit"):
@@ -158,12 +158,12 @@ def assert_same_answers(net, other):
     nn.Sequential(nn.Dropout(), nn.Linear(12, 7)), nn.Sequential(nn.Sequential(nn.Linear(12, 7)), nn.Identity()),
     nn.Sequential(nn.Linear(12, 7, bias=False)), nn.Linear(12, 7, bias=False), nn.Linear(12, 7), nn.Linear(12, 5),
 ], ids=["dropout", "nested", "no bias, nested", "no bias", "plain", "of as many classes"])  # fmt: skip
-def test_a_head_of_one_layer_is_found_wherever_it_stands(tmp_path, kind, head):
+def test_fit_weights_finds_a_single_layer_head(tmp_path, kind, head):
     net = trained(Small(head=head)).eval()
     assert_same_answers(fit_weights(build(kind), dict(net.state_dict()), "small", tmp_path).net, net)
 
 
-def test_a_head_of_one_layer_takes_the_place_of_several(tmp_path):
+def test_fit_weights_replaces_a_head_of_several_layers(tmp_path):
     net = trained(Small(7)).eval()
     assert_same_answers(fit_weights(build(Deep), dict(net.state_dict()), "deep", tmp_path).net, net)
 
@@ -172,20 +172,20 @@ def test_a_head_of_one_layer_takes_the_place_of_several(tmp_path):
     lambda key: key.replace("fc.", "last_linear."),
     lambda key: "head.fc." + key[3:] if key.startswith("fc.") else f"backbone.{key}",
 ], ids=["another name", "beside its backbone"])  # fmt: skip
-def test_a_head_of_another_name_is_found(tmp_path, rename):
+def test_fit_weights_finds_a_head_with_another_name(tmp_path, rename):
     net = trained(Small(7)).eval()
     state = {rename(key): value for key, value in net.state_dict().items()}
     assert_same_answers(fit_weights(build(Small), state, "small", tmp_path).net, net)
 
 
-def test_a_head_of_several_layers_is_refused_with_the_cure(tmp_path):
+def test_fit_weights_refuses_a_head_of_several_layers(tmp_path):
     state = dict(Deep().state_dict())
     with pytest.raises(ModelError, match=r"its head has 2 layers \(fc.0, fc.2\).*single linear layer"):
         fit_weights(build(Small), state, "small", tmp_path)
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_weights_of_one_channel_are_given_the_luminance(tmp_path, prefix):
+def test_one_channel_weights_read_the_luminance(tmp_path, prefix):
     grey = trained_grey()
     state = {prefix + key: value for key, value in grey.state_dict().items()}
     fitted = fit_weights(build(Small), state, "small", tmp_path)
@@ -207,7 +207,7 @@ def trained_grey():
     return net.eval()
 
 
-def test_weights_of_one_channel_are_normalised_alike_in_all_channels(tmp_path, caplog):
+def test_one_channel_weights_have_equal_normalisation_in_all_channels(tmp_path, caplog):
     state = dict(drawn("resnet18", 3).state_dict())
     state["conv1.weight"] = state["conv1.weight"].sum(1, keepdim=True)
     torch.save(state, tmp_path / "w.pth")
@@ -216,13 +216,13 @@ def test_weights_of_one_channel_are_normalised_alike_in_all_channels(tmp_path, c
     assert "is for greyscale images" in caplog.text
 
 
-def test_weights_of_four_channels_are_refused_with_the_cure(tmp_path):
+def test_fit_weights_refuses_four_input_channels(tmp_path):
     with pytest.raises(ModelError, match="they have 4 input channels, but frames have three"):
         fit_weights(build(Small), dict(Small(channels=4).state_dict()), "small", tmp_path)
 
 
 @pytest.mark.parametrize("kind", [Small, Nested, Deep])
-def test_one_score_is_explained_as_its_sigmoid_by_the_definition(tmp_path, kind):
+def test_single_score_is_explained_as_its_sigmoid(tmp_path, kind):
     single = trained_single(kind)
     fitted = fit_weights(build(kind), dict(single.state_dict()), "small", tmp_path)
     assert fitted.binary
@@ -243,7 +243,7 @@ def test_one_score_is_explained_as_its_sigmoid_by_the_definition(tmp_path, kind)
     assert float((heat - defined(fitted.net, "layer1", images(), [1, 1], "point")[1]).abs().max()) < 1e-3
 
 
-def test_one_score_has_two_classes_that_can_be_named(tmp_path, caplog):
+def test_single_score_has_two_named_classes(tmp_path, caplog):
     torch.save(drawn("resnet18", 1).state_dict(), tmp_path / "w.pth")
     (tmp_path / "l.txt").write_text("scratch\n", encoding="utf-8")
     assert class_names(load_network("resnet18", weights=tmp_path / "w.pth"), 2) == ("class 0", "class 1")
@@ -252,13 +252,13 @@ def test_one_score_has_two_classes_that_can_be_named(tmp_path, caplog):
     assert class_names(named, 2) == ("not scratch", "scratch")
 
 
-def test_weights_without_the_last_layer_are_called_a_backbone(tmp_path):
+def test_fit_weights_reports_a_backbone(tmp_path):
     state = {key: value for key, value in drawn("resnet18").state_dict().items() if not key.startswith("fc.")}
     with pytest.raises(ModelError, match=r"only the last layer \(fc\) is missing: it is a backbone"):
         fit_weights(empty("resnet18"), state, "resnet18", tmp_path)
 
 
-def test_quantized_weights_are_called_so(tmp_path):
+def test_fit_weights_reports_quantized_weights(tmp_path):
     state = {key: value for key, value in drawn("resnet18").state_dict().items() if not key.startswith("fc.")}
     state |= {"fc.scale": torch.tensor(1.0), "fc.zero_point": torch.tensor(0)}
     with pytest.raises(ModelError, match="it is quantised; save net"):

@@ -1,4 +1,4 @@
-"""Every method stands behind one signature, equals its source, and leaves the network as it was."""
+"""All methods have one signature, equal their source, and leave the network unchanged."""
 
 import sys
 from pathlib import Path
@@ -39,7 +39,7 @@ def package():
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_gives_the_networks_scores_and_maps_in_range_on_the_layers_grid(name, images, package):
+def test_methods_return_network_scores_and_heat_maps_in_range(name, images, package):
     net = net_with()
     split = split_network(net, None, (40, 56))
     with torch.inference_mode():
@@ -53,7 +53,7 @@ def test_every_method_gives_the_networks_scores_and_maps_in_range_on_the_layers_
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_an_images_map_is_the_same_alone_and_in_a_batch_and_classes_can_be_named(name, images, package):
+def test_methods_are_independent_of_the_batch_and_accept_classes(name, images, package):
     split, method = split_network(net_with(), None, (40, 56)), find_method(name)
     best = method(split, images)[0].argmax(1)
     together = method(split, images, best)[1]
@@ -67,7 +67,7 @@ def test_an_images_map_is_the_same_alone_and_in_a_batch_and_classes_can_be_named
 
 
 @pytest.mark.parametrize(("name", "theirs"), GRAD_CAM_METHODS.items())
-def test_a_peers_map_is_the_packages_own(name, theirs, images, package):
+def test_grad_cam_method_equals_the_package(name, theirs, images, package):
     from pytorch_grad_cam.utils.image import scale_cam_image
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
@@ -81,7 +81,7 @@ def test_a_peers_map_is_the_packages_own(name, theirs, images, package):
 
 
 @pytest.mark.parametrize("name", GRAD_CAM_METHODS)
-def test_the_network_is_left_as_it_was(name, images, package):
+def test_methods_do_not_change_the_network(name, images, package):
     net = net_with()
     split = split_network(net, None, (40, 56))
     before = {key: value.clone() for key, value in net.state_dict().items()}
@@ -97,13 +97,13 @@ def test_the_network_is_left_as_it_was(name, images, package):
     assert torch.is_grad_enabled()
 
 
-def test_score_cam_draws_no_bar(images, package, capsys):
+def test_score_cam_shows_no_progress_bar(images, package, capsys):
     GradCamMethod("score-cam")(split_network(net_with(), None, (40, 56)), images[:1])
     told = capsys.readouterr()
     assert told.out == told.err == ""
 
 
-def test_plain_cam_is_the_feature_maps_summed_with_the_classs_weights(images):
+def test_cam_is_the_weighted_sum_of_feature_maps(images):
     net = net_with()
     scores, heat = cam(split_network(net, None, (40, 56)), images)
     with torch.no_grad():
@@ -113,7 +113,7 @@ def test_plain_cam_is_the_feature_maps_summed_with_the_classs_weights(images):
     assert torch.allclose(heat, (summed - low) / (high - low), atol=1e-5)
 
 
-def test_plain_cam_refuses_what_it_is_not_defined_for(images):
+def test_cam_refuses_networks_without_pooling_and_one_linear_layer(images):
     hidden = net_with(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 5))
     for net, layer in ((hidden, None), (net_with(), "1")):
         split = split_network(net, layer, (40, 56))
@@ -122,7 +122,7 @@ def test_plain_cam_refuses_what_it_is_not_defined_for(images):
             cam(split, images)
 
 
-def test_a_flat_map_is_all_zero(images, package):
+def test_methods_return_zeros_for_a_flat_map(images, package):
     net = net_with()
     with torch.no_grad():
         net[3].weight.zero_()
@@ -132,7 +132,7 @@ def test_a_flat_map_is_all_zero(images, package):
         assert not find_method(name)(split, images)[1].any(), name
 
 
-def test_an_unknown_method_and_a_missing_package_are_told_with_the_cure(monkeypatch):
+def test_find_method_names_the_remedy_for_unknown_methods_and_missing_packages(monkeypatch):
     with pytest.raises(ConfigError, match=r"method 'gradcam' is unknown.*grad-cam"):
         find_method("gradcam")
     monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
@@ -140,7 +140,7 @@ def test_an_unknown_method_and_a_missing_package_are_told_with_the_cure(monkeypa
         find_method("score-cam")
 
 
-def test_the_live_path_knows_no_method_but_its_own():
+def test_live_path_does_not_import_comparison_methods():
     root = Path(__file__).resolve().parents[2]
     away = [
         place.relative_to(root).as_posix()

@@ -1,4 +1,4 @@
-"""Class names from files in any usual form; targets that are no class suggest those there are."""
+"""Label files in all usual forms, and suggestions for unknown targets."""
 
 import json
 import logging
@@ -36,18 +36,18 @@ def named(labels, **more):
         b'{"names": {"0": "Kratzer", "1": "ok"}}',
     ],
 )
-def test_labels_are_read_in_any_usual_form(tmp_path, content):
+def test_read_labels_accepts_all_usual_forms(tmp_path, content):
     (tmp_path / "l.txt").write_bytes(content)
     assert read_labels(tmp_path / "l.txt") == ("Kratzer", "ok")
 
 
 @pytest.mark.parametrize("line", ["1 fine", "n01440764 tench, Tinca tinca", "a: b", "3.5 mm, long"])
-def test_labels_keep_what_only_looks_like_an_index(tmp_path, line):
+def test_read_labels_keeps_text_that_resembles_an_index(tmp_path, line):
     (tmp_path / "l.txt").write_text(f"{line}\nother\n", encoding="utf-8")
     assert read_labels(tmp_path / "l.txt") == (line, "other")
 
 
-def test_labels_that_differ_in_their_numbers_alone_keep_them(tmp_path):
+def test_read_labels_keeps_numbers_that_distinguish_labels(tmp_path):
     (tmp_path / "l.txt").write_text("0 spots\n1 spots\n", encoding="utf-8")
     assert read_labels(tmp_path / "l.txt") == ("0 spots", "1 spots")
 
@@ -65,13 +65,13 @@ def test_labels_that_differ_in_their_numbers_alone_keep_them(tmp_path):
         (b"\xef\xbb\xbf\n", "has no names"),
     ],
 )
-def test_labels_that_do_not_name_each_class_once_are_refused(tmp_path, content, rule):
+def test_read_labels_refuses_files_that_do_not_name_each_class_once(tmp_path, content, rule):
     (tmp_path / "l.txt").write_bytes(content)
     with pytest.raises(ConfigError, match=rule):
         read_labels(tmp_path / "l.txt")
 
 
-def test_labels_with_numbers_that_are_no_indices_are_reported(tmp_path, caplog):
+def test_read_labels_warns_of_numbers_that_are_no_indices(tmp_path, caplog):
     (tmp_path / "l.txt").write_text("3: a\n7: b\n", encoding="utf-8")
     assert read_labels(tmp_path / "l.txt") == ("3: a", "7: b")
     assert "read as part of the names" in caplog.text

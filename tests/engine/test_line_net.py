@@ -1,4 +1,4 @@
-"""The small network: traceable, fine enough to point, small enough to ship."""
+"""The network of the simulated line: structure, receptive field, and the bundled weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def net() -> LineNet:
     return LineNet(5).eval()
 
 
-def test_it_is_a_grid_a_mean_and_one_linear_layer(net):
+def test_line_net_is_a_grid_with_pooling_and_one_linear_layer(net):
     images = torch.randn(2, 3, *INPUT_SIZE)
     with torch.inference_mode():
         grid = net.get_submodule(LAYER)(images)
@@ -33,12 +33,12 @@ def test_it_is_a_grid_a_mean_and_one_linear_layer(net):
         assert torch.allclose(net.classifier(grid.mean((2, 3))), scores, atol=1e-5)
 
 
-def test_a_tracer_follows_it_and_finds_no_function_between_modules(net):
+def test_line_net_is_traceable_without_functional_calls(net):
     graph = fx.symbolic_trace(net).graph
     assert {node.op for node in graph.nodes} == {"placeholder", "call_module", "output"}
 
 
-def test_a_cell_sees_its_neighbourhood_and_nothing_far_away(net):
+def test_line_net_cells_have_a_small_receptive_field(net):
     images = torch.zeros(1, 3, *INPUT_SIZE)
     spoilt = images.clone()
     spoilt[:, :, 120, 160] = 5.0
@@ -51,7 +51,7 @@ def test_a_cell_sees_its_neighbourhood_and_nothing_far_away(net):
     assert columns.min() <= 20 <= columns.max()
 
 
-def test_its_weights_fit_the_file_we_ship(net):
+def test_line_net_has_fewer_weights_than_the_size_limit(net):
     assert sum(tensor.nbytes for tensor in net.state_dict().values()) < 4_000_000
 
 
@@ -60,14 +60,14 @@ def shipped() -> Checkpoint:
     return load_checkpoint(SHIPPED)
 
 
-def test_the_shipped_file_fits_the_network_and_the_line(shipped):
+def test_bundled_weights_fit_the_network_and_the_line(shipped):
     assert SHIPPED.stat().st_size < 4_000_000
     assert (shipped.model, shipped.layer, shipped.input_size) == ("line_net", LAYER, INPUT_SIZE)
     assert shipped.labels == LABELS
     LineNet(len(shipped.labels)).load_state_dict(shipped.state, strict=True)
 
 
-def test_the_shipped_file_tells_how_it_was_made_and_examined_on_belts_it_never_saw(shipped):
+def test_bundled_weights_have_provenance_and_test_accuracy(shipped):
     assert shipped.provenance["command"] == "uv run run.py train-line"
     assert shipped.provenance["training_seeds_from"] >= TRAINING_SEEDS
     for examination in shipped.provenance["examination"].values():
@@ -77,7 +77,7 @@ def test_the_shipped_file_tells_how_it_was_made_and_examined_on_belts_it_never_s
 
 
 @pytest.mark.parametrize("size", [(640, 480), (1280, 720)])
-def test_the_shipped_network_is_right_and_points_at_the_defect(shipped, size):
+def test_bundled_network_classifies_and_locates_the_defect(shipped, size):
     net = LineNet(len(shipped.labels))
     net.load_state_dict(shipped.state)
     recipe = Preprocessing(shipped.labels, shipped.input_size, shipped.mean, shipped.std)

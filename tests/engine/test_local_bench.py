@@ -1,4 +1,4 @@
-"""The benchmark of inner layers measures what it says it does."""
+"""The benchmark of inner layers: one JSON line per case with the counts of both plans."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 FILE = Path(__file__).resolve().parents[1] / "bench" / "inner_layers.py"
 
 
-def test_the_benchmark_prints_one_line_per_case_with_both_plans_and_their_counts(capsys):
+def test_benchmark_prints_one_line_per_case_with_both_plans(capsys):
     spec = importlib.util.spec_from_file_location("inner_layers", FILE)
     bench = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(bench)

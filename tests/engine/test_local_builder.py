@@ -1,4 +1,4 @@
-"""Local plans against the definition: whatever the tail is made of, the answers are those of all masked maps."""
+"""Local plans against the definition, for random and known networks."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def small_net(made: list[nn.Module], size: tuple[int, int], end: nn.Module | Non
 
 @settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 @given(made=layers(), size=st.tuples(st.integers(3, 11), st.integers(3, 11)), kernel=st.sampled_from(KERNELS))
-def test_any_drawn_network_answers_as_the_definition_does(made, size, kernel):
+def test_local_plan_of_a_random_network_equals_the_definition(made, size, kernel):
     torch.manual_seed(0)
     split = split_network(small_net(made, size), "stem", size)
     features = head_of(split)
@@ -250,17 +250,17 @@ def compare_family(name: str, layer: str, size: tuple[int, int], count: int) -> 
 
 
 @pytest.mark.parametrize(("name", "layer", "size"), FAMILIES)
-def test_inner_layers_of_known_networks_are_exact(name, layer, size):
+def test_local_plan_of_inner_layers_is_exact(name, layer, size):
     compare_family(name, layer, size, 24)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "layer", "size"), MORE_FAMILIES)
-def test_inner_layers_of_more_networks_and_sizes_are_exact(name, layer, size):
+def test_local_plan_of_more_networks_and_sizes_is_exact(name, layer, size):
     compare_family(name, layer, size, 24)
 
 
-def test_the_heat_of_real_weights_is_that_of_the_definition(shared_data):
+def test_local_plan_with_real_weights_has_the_heat_maps_of_the_definition(shared_data):
     models = pytest.importorskip("torchvision.models")
     file = shared_data / "weights" / "mobilenet_v2.pt"
     net = models.mobilenet_v2(weights=None)
@@ -298,14 +298,14 @@ def padded_tail() -> SplitModel:
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_corner_and_edge_cells_meet_true_zero_padding(kernel):
+def test_local_plan_has_zero_padding_at_corners_and_edges(kernel):
     split = padded_tail()
     features = head_of(split)
     corners = torch.tensor([0, 15, 12 * 16, 13 * 16 - 1, 5, 16 * 6, 16 * 6 + 15])
     assert_exact(local_of(split, features, kernel), split, features, kernel, corners)
 
 
-def test_every_image_of_a_batch_is_explained_alone():
+def test_local_plan_is_independent_of_the_batch():
     split = padded_tail()
     features = head_of(split, 3)
     plan = local_of(split, features, "gaussian")
@@ -317,7 +317,7 @@ def test_every_image_of_a_batch_is_explained_alone():
     assert_exact(plan, split, features, "gaussian")
 
 
-def test_a_smaller_budget_makes_more_chunks_and_the_same_answers():
+def test_local_plan_with_a_smaller_budget_has_equal_outputs():
     split = padded_tail()
     features = head_of(split)
     wide, narrow = local_of(split, features, "point"), local_of(split, features, "point", 120_000)
@@ -328,14 +328,14 @@ def test_a_smaller_budget_makes_more_chunks_and_the_same_answers():
         torch.testing.assert_close(wide(features)[1], narrow(features)[1])
 
 
-def test_a_budget_that_holds_not_one_cell_leaves_the_definition():
+def test_find_local_returns_none_if_one_cell_exceeds_the_budget():
     split = padded_tail()
     features = head_of(split)
     assert find_local(split.tail, features, "point", 1000) is None
     assert choose_plan(split.tail, features, "point", 1000).info.name == "dense"
 
 
-def test_what_was_numbered_for_one_image_serves_the_next():
+def test_local_plan_caches_index_tables_between_images():
     split = padded_tail()
     first, second = head_of(split), head_of(split)
     plan = local_of(split, first, "point")
@@ -346,7 +346,7 @@ def test_what_was_numbered_for_one_image_serves_the_next():
     torch.testing.assert_close(again, local_of(split, second, "point")(second)[1])
 
 
-def test_neither_the_map_nor_the_tail_is_changed():
+def test_local_plan_changes_neither_map_nor_tail():
     split = padded_tail()
     features = head_of(split, 2)
     kept, plain = features.clone(), split.tail(features)
@@ -359,7 +359,7 @@ def test_neither_the_map_nor_the_tail_is_changed():
     assert torch.equal(plain, split.tail(features))
 
 
-def test_a_value_that_is_needed_again_under_another_name_is_not_written_over():
+def test_local_plan_does_not_overwrite_aliased_values():
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -378,14 +378,14 @@ def test_a_value_that_is_needed_again_under_another_name_is_not_written_over():
     assert_exact(local_of(split, features, "point"), split, features, "point")
 
 
-def test_another_grid_is_refused_with_the_cure():
+def test_local_plan_refuses_another_grid():
     split = padded_tail()
     plan = local_of(split, head_of(split), "point")
     with pytest.raises(EngineError, match=r"grid of 13x16 cells, not 13x17; get a plan"):
         plan(torch.zeros(1, 8, 13, 17))
 
 
-def test_choosing_a_plan_never_sends_all_masked_maps_through_a_convolution_at_once():
+def test_choose_plan_never_runs_all_masked_maps_at_once():
     split = padded_tail()
     features = head_of(split)
     batches = []
@@ -396,7 +396,7 @@ def test_choosing_a_plan_never_sends_all_masked_maps_through_a_convolution_at_on
     assert 0 < max(batches) <= TIMED_CELLS < len(everywhere(features))
 
 
-def test_in_half_precision_a_plan_is_as_near_to_float32_as_the_definition_is():
+def test_local_plan_in_half_precision_is_as_accurate_as_the_definition():
     torch.manual_seed(0)
     net = small_net([Residual(8, 1, 1), nn.Conv2d(8, 8, 3, 2, 1), Residual(8, 1, 2)], (24, 24))
     exact = split_network(net, "stem", (24, 24))
@@ -413,7 +413,7 @@ def test_in_half_precision_a_plan_is_as_near_to_float32_as_the_definition_is():
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_squeeze_excite_is_met_with_whole_maps_and_stays_exact(kernel):
+def test_local_plan_runs_squeeze_excite_on_full_maps(kernel):
     torch.manual_seed(0)
     made = [Residual(8, 1, 1), nn.Conv2d(8, 8, 3, 2, 1), SqueezeExcite(8), Residual(8, 1, 1)]
     split = split_network(small_net(made, (12, 9)), "stem", (12, 9))
@@ -423,7 +423,7 @@ def test_squeeze_excite_is_met_with_whole_maps_and_stays_exact(kernel):
     assert_exact(plan, split, features, kernel)
 
 
-def test_a_flattened_map_is_met_with_whole_maps_and_stays_exact():
+def test_local_plan_runs_a_flattened_map_on_full_maps():
     torch.manual_seed(0)
     made = [Residual(8, 1, 1), nn.MaxPool2d(2)]
     split = split_network(small_net(made, (12, 10), nn.AdaptiveAvgPool2d((4, 3))), "stem", (12, 10))
@@ -433,7 +433,7 @@ def test_a_flattened_map_is_met_with_whole_maps_and_stays_exact():
     assert_exact(plan, split, features, "point")
 
 
-def test_two_branches_into_a_global_layer_are_both_filled_up():
+def test_local_plan_completes_both_branches_of_a_global_layer():
     class Gated(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -454,13 +454,13 @@ def test_two_branches_into_a_global_layer_are_both_filled_up():
 @pytest.mark.parametrize(
     "layer", [nn.GroupNorm(2, 8), nn.InstanceNorm2d(8), nn.Upsample(scale_factor=2, mode="bicubic")]
 )
-def test_a_tail_that_begins_with_a_global_layer_has_no_local_plan(layer):
+def test_find_local_returns_none_for_a_global_first_layer(layer):
     torch.manual_seed(0)
     split = split_network(small_net([layer, nn.Conv2d(8, 8, 3)], (9, 9)), "stem", (9, 9))
     assert find_local(split.tail, head_of(split), "point", BUDGET) is None
 
 
-def test_a_cell_that_reaches_nothing_gets_the_blank_answer():
+def test_cell_without_dependent_positions_has_the_zero_response():
     torch.manual_seed(0)
     split = split_network(small_net([nn.Conv2d(8, 8, 1, stride=2), nn.ReLU()], (6, 7)), "stem", (6, 7))
     features = head_of(split)
@@ -474,7 +474,7 @@ def test_a_cell_that_reaches_nothing_gets_the_blank_answer():
 # --- cost --------------------------------------------------------------------------------------------------------
 
 
-def test_a_convolution_is_charged_for_each_position_a_cell_changes():
+def test_multiply_adds_count_every_active_site():
     torch.manual_seed(0)
     net = small_net([nn.Conv2d(8, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 16, 3, padding=1)], (20, 20))
     split = split_network(net, "stem", (20, 20))
@@ -487,7 +487,7 @@ def test_a_convolution_is_charged_for_each_position_a_cell_changes():
     assert facts.grid == (20, 20)
 
 
-def test_a_clearly_cheaper_plan_is_chosen_and_a_dearer_one_turned_down():
+def test_choose_plan_selects_the_cheaper_plan():
     torch.manual_seed(0)
     wide = split_network(small_net([Residual(8, 1, 1)], (24, 24)), "stem", (24, 24))
     assert choose_plan(wide.tail, head_of(wide), "point").info.name == "local"
@@ -498,7 +498,7 @@ def test_a_clearly_cheaper_plan_is_chosen_and_a_dearer_one_turned_down():
     assert "multiply-adds" in why_not_cheaper(plan, tiny.tail, features, "gaussian")
 
 
-def test_a_plan_that_is_wrong_in_one_corner_does_not_pass_the_proof():
+def test_verify_plan_detects_an_error_in_one_corner():
     split = padded_tail()
     features = head_of(split)
     plan = local_of(split, features, "point")

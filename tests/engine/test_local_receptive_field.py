@@ -1,4 +1,4 @@
-"""Where layers look, held against the layers themselves: a NaN in one input row shows which outputs look at it."""
+"""Kernel taps against the layers: a NaN in one input row shows which outputs read it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ WINDOWS = st.fixed_dictionaries(
 
 @settings(deadline=None, max_examples=80, derandomize=True)
 @given(window=WINDOWS, rows=st.integers(3, 9), columns=st.integers(3, 9))
-def test_a_layer_looks_where_its_taps_say(window, rows, columns):
+def test_read_spatial_returns_the_taps_of_a_layer(window, rows, columns):
     k, s, p, d = (window[name] for name in ("kernel", "stride", "pad", "dilation"))
     layer: nn.Module = nn.AdaptiveAvgPool2d((min(k, rows), s))
     if window["kind"] == "conv":
@@ -73,14 +73,14 @@ def test_a_layer_looks_where_its_taps_say(window, rows, columns):
             assert told == seen_rows(layer, before, axis)
 
 
-def test_a_layer_of_another_kind_is_not_guessed_at():
+def test_read_spatial_returns_none_for_other_layers():
     before = torch.rand(1, 4, 5, 5)
     for layer in (nn.BatchNorm2d(4).eval(), nn.FractionalMaxPool2d(2, output_size=3), nn.LPPool2d(2, 2)):
         assert read(layer, before)[0] is None
 
 
 @pytest.mark.parametrize("dims", [(1,), (2,), (1, 2, 3)])
-def test_a_mean_over_anything_but_the_grid_is_not_read(dims):
+def test_read_spatial_returns_none_for_other_means(dims):
     before = torch.rand(1, 4, 5, 5)
     graph = fx.symbolic_trace(lambda x: x.mean(dims))
     node = next(n for n in graph.graph.nodes if n.op == "call_method")
@@ -89,7 +89,7 @@ def test_a_mean_over_anything_but_the_grid_is_not_read(dims):
 
 @given(rows=st.integers(1, 6), columns=st.integers(1, 6), reach=st.integers(0, 1), k=st.integers(1, 3))
 @settings(deadline=None, max_examples=40, derandomize=True)
-def test_sites_are_the_positions_a_mask_changes_in_order(rows, columns, reach, k):
+def test_sites_are_the_positions_that_depend_on_a_cell(rows, columns, reach, k):
     """Held against a convolution of ones over the mask itself."""
     grid = (rows, columns)
     span = torch.arange(-k, k + 1)

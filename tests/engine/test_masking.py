@@ -1,4 +1,4 @@
-"""The input without its hottest area: what is taken, what takes its place, and what the network then says."""
+"""Deletion check: which cells are masked, how they are filled, and the resulting score."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from stream.simulated.scene import Scene, draw_frame
 SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "models" / "line.safetensors"
 
 
-def test_the_hottest_cells_are_taken_as_many_as_make_up_the_area():
+def test_hottest_cells_cover_the_area():
     heat = np.arange(20, dtype=np.float32).reshape(4, 5) / 19
     assert hottest_cells(heat, 0.15).nonzero().tolist() == [[3, 2], [3, 3], [3, 4]]
     assert int(hottest_cells(heat, 0.001).sum()) == 1
 
 
-def test_cells_without_heat_stay():
+def test_hottest_cells_excludes_zero_cells():
     heat = np.zeros((4, 5), np.float32)
     assert not hottest_cells(heat, 0.5).any()
     heat[1, 1] = 1.0
@@ -34,7 +34,7 @@ def test_cells_without_heat_stay():
 
 
 @pytest.mark.parametrize("fill", ["mean", "blur"])
-def test_only_the_rectangles_of_these_cells_change(fill):
+def test_masked_images_changes_only_the_cells(fill):
     images = torch.randn(1, 3, 24, 40, generator=torch.Generator().manual_seed(0))
     cells = torch.zeros(4, 5, dtype=torch.bool)
     cells[1, 2] = True
@@ -45,7 +45,7 @@ def test_only_the_rectangles_of_these_cells_change(fill):
     assert not changed.any()
 
 
-def test_the_mean_is_of_what_is_left():
+def test_masked_images_fills_with_the_mean_of_the_rest():
     images = torch.ones(1, 3, 4, 4)
     images[:, :, :2, :2] = 100.0
     cells = torch.tensor([[True, False], [False, False]])
@@ -58,7 +58,7 @@ def explainer():
     return NetworkExplainer(load_network("line_net", weights=SHIPPED, labels=None), config)
 
 
-def test_an_honest_verdict_goes_with_what_it_points_at(explainer):
+def test_score_when_masked_drops_for_a_correct_explanation(explainer):
     assert isinstance(explainer, MaskedScorer)
     scene = Scene(seed=7)
     drops, elsewhere = [], []
@@ -73,7 +73,7 @@ def test_an_honest_verdict_goes_with_what_it_points_at(explainer):
     assert np.median(np.abs(elsewhere)) < 0.05
 
 
-def test_an_inner_layer_is_asked_for_its_scores_alone():
+def test_score_when_masked_computes_no_explanation():
     config = validate_config({"engine": {"backend": "eager", "layer": "layer3"}}, "t").engine
     inner = NetworkExplainer(load_network("resnet18", weights="random", labels=None), config)
     images = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(1))

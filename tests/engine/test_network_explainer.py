@@ -1,4 +1,4 @@
-"""Frames to explanations, on real photos with real weights; backends and precisions against eager float32."""
+"""Network explainer with real images and weights; backends and precisions against eager float32."""
 
 import cv2
 import numpy as np
@@ -37,7 +37,7 @@ def photos(shared_data):
     return sorted((shared_data / "photos" / "imagenet").glob("*.[jJ]*"))
 
 
-def test_real_photos_get_their_names(squeezenet, photos):
+def test_real_images_are_classified(squeezenet, photos):
     chosen = photos[::5]
     right = 0
     for path in chosen:
@@ -49,7 +49,7 @@ def test_real_photos_get_their_names(squeezenet, photos):
     assert right / len(chosen) > 0.41
 
 
-def test_a_batch_is_explained_frame_by_frame_whatever_the_sizes(squeezenet, photos):
+def test_explain_accepts_frames_of_different_sizes(squeezenet, photos):
     frames = [frame_of(path) for path in photos[:4]]
     assert len({frame.image.shape for frame in frames}) > 1
     together = squeezenet.explain(frames)
@@ -61,7 +61,7 @@ def test_a_batch_is_explained_frame_by_frame_whatever_the_sizes(squeezenet, phot
         np.testing.assert_allclose(explanation.first.heat, alone.first.heat, atol=1e-3)
 
 
-def test_an_explainer_keeps_its_port(squeezenet):
+def test_explainer_implements_the_interface(squeezenet):
     assert isinstance(squeezenet, Explainer)
     assert squeezenet.explain([]) == []
 
@@ -76,7 +76,7 @@ def picture():
     return Frame(np.random.default_rng(1).integers(0, 255, (90, 160, 3), np.uint8), "a", 0, 0.0)
 
 
-def test_asked_classes_are_each_explained_in_order():
+def test_explain_returns_configured_classes_in_order():
     (explanation,) = small(target="7,tench,3").explain([picture()])
     best = explanation.top_scoring.class_index
     assert [finding.class_index for finding in explanation.findings] == [7, 0, 3, best]
@@ -86,7 +86,7 @@ def test_asked_classes_are_each_explained_in_order():
     assert len(scores) == 4
 
 
-def test_verdict_is_the_networks_top_class_whatever_else_is_explained():
+def test_explain_always_includes_the_top_class():
     (plain,) = small().explain([picture()])
     best = plain.first.class_index
     for target, order in (("7", [7, best]), ("top1,7", [best, 7]), (f"{best},7", [best, 7]), (f"top1,{best}", [best])):
@@ -100,22 +100,22 @@ def test_verdict_is_the_networks_top_class_whatever_else_is_explained():
 @pytest.mark.parametrize(("fit", "region"), [
     ("stretch", Box(0, 0, 160, 90)), ("crop", Box(35, 0, 125, 90)), ("letterbox", Box(0, -35, 160, 125)),
 ])  # fmt: skip
-def test_the_explanation_says_where_its_grid_lies(fit, region):
+def test_explanation_has_the_region_of_its_grid(fit, region):
     (explanation,) = small(fit=fit, input_size="96x96").explain([picture()])
     assert explanation.region == pytest.approx(region, abs=0.7)
 
 
-def test_the_log_says_which_plan_runs():
+def test_engine_info_names_the_plan():
     assert "pooled plan" in str(small().info)
 
 
-def test_an_unknown_backend_names_the_nearest_right_one():
+def test_unknown_backend_suggests_the_nearest_name():
     with pytest.raises(ConfigError, match="Did you mean 'eager'"):
         check_backend("eagre")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_cuda_without_a_gpu_names_the_cure():
+def test_cuda_without_a_gpu_names_the_remedy():
     with pytest.raises(BackendError, match="--device cpu"):
         small(device="cuda")
 
@@ -132,7 +132,7 @@ def ranks(heat):
 
 
 @pytest.mark.parametrize("layer", [None, "layer3"])
-def test_half_precision_says_nearly_the_same(layer):
+def test_half_precision_has_similar_outputs(layer):
     images = torch.randn(4, 3, 96, 96)
     scores, classes, heat = runner("fp32", layer=layer)(images)
     half_scores, half_classes, half_heat = runner("bf16", layer=layer)(images.bfloat16())
@@ -159,7 +159,7 @@ class Overall(torch.nn.Module):
         return self.classes(torch.relu(self.next(x)).mean([2, 3]))
 
 
-def test_the_masked_maps_of_a_dense_plan_go_through_the_backend_too(monkeypatch):
+def test_dense_plan_runs_masked_maps_in_the_backend(monkeypatch):
     budget = 1 << 17
     # Which plan is quicker here is not what this test is about.
     monkeypatch.setattr("engine.methods.recipro.find_local", lambda *_: None)
@@ -185,7 +185,7 @@ def test_the_masked_maps_of_a_dense_plan_go_through_the_backend_too(monkeypatch)
 
 @pytest.mark.slow
 @pytest.mark.leaves_things  # torch keeps its compile workers for the life of the process
-def test_inductor_agrees_with_eager_at_every_batch_size():
+def test_inductor_equals_eager_at_every_batch_size():
     entry = BACKENDS["inductor"]
     if lacking := entry.load().missing("cpu"):
         pytest.skip(lacking)
@@ -198,7 +198,7 @@ def test_inductor_agrees_with_eager_at_every_batch_size():
 
 @pytest.mark.slow
 @pytest.mark.leaves_things  # the same
-def test_what_inductor_compiled_stays_compiled_whatever_comes_after_it():
+def test_inductor_keeps_compiled_networks():
     from torch._dynamo.utils import counters
 
     inductor = BACKENDS["inductor"].load()
@@ -217,7 +217,7 @@ def test_what_inductor_compiled_stays_compiled_whatever_comes_after_it():
     assert counters["stats"]["unique_graphs"] == before
 
 
-def test_a_backend_that_disagrees_refuses_to_start():
+def test_runner_refuses_a_backend_with_wrong_outputs():
     build = CompileConfig(Target(), "point", "eager", "fp32", CPU, 1 << 28)
     truth = (torch.tensor([[0.9, 0.1]]), torch.tensor([[0]]), torch.ones(1, 1, 2, 2))
     _compare(truth, truth, build)
@@ -229,7 +229,7 @@ def test_a_backend_that_disagrees_refuses_to_start():
         _compare(truth, (*truth[:2], torch.full((1, 1, 2, 2), float("nan"))), build)
 
 
-def test_packed_linear_layers_answer_as_the_others_and_leave_the_network_as_it_was():
+def test_packed_linear_layers_have_equal_outputs_and_do_not_change_the_network():
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(300, 400), torch.nn.ReLU(), torch.nn.Linear(400, 300, bias=False)).eval()
     vectors = torch.randn(50, 300)
@@ -241,7 +241,7 @@ def test_packed_linear_layers_answer_as_the_others_and_leave_the_network_as_it_w
     assert [type(part) for part in net] == [torch.nn.Linear, torch.nn.ReLU, torch.nn.Linear]
 
 
-def test_packing_shares_what_it_does_not_pack():
+def test_packing_shares_unpacked_weights():
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Flatten(), torch.nn.Linear(8 * 36, 300)).eval()
     packed = eager.compile(net, torch.randn(1, 3, 8, 8), "fp32")
     assert packed is not net
@@ -249,7 +249,7 @@ def test_packing_shares_what_it_does_not_pack():
 
 
 @pytest.mark.parametrize("together", [1, 3])
-def test_a_stream_never_waits_for_a_compiler(together, monkeypatch):
+def test_all_batch_sizes_are_compiled_before_the_first_frame(together, monkeypatch):
     torch.manual_seed(0)
     split = split_network(lively(build_untrained(MODELS["squeezenet1_1"]), (64, 64)), None, (64, 64))
     build = CompileConfig(Target(), "point", "openvino", "fp32", CPU, 1 << 28, batch_size=together)

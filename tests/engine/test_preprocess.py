@@ -1,4 +1,4 @@
-"""Frames to the network's input, and the rectangle of the frame that the heat's grid covers."""
+"""Fitting frames to the network's input, and the region of the frame that the input covers."""
 
 import numpy as np
 import pytest
@@ -17,14 +17,14 @@ def frame_of(height, width, colour=(0, 0, 0)):
 
 
 @given(sides, sides, sides, sides)
-def test_stretching_covers_the_whole_frame(height, width, rows, columns):
+def test_stretch_covers_the_whole_frame(height, width, rows, columns):
     placement = fit_geometry((height, width), (rows, columns), "stretch")
     assert placement.region == Box(0, 0, width, height)
     assert placement.size == (rows, columns)
 
 
 @given(sides, sides, sides, sides)
-def test_cropping_stays_in_the_middle_of_the_frame_and_keeps_shapes(height, width, rows, columns):
+def test_crop_is_centred_and_keeps_the_aspect_ratio(height, width, rows, columns):
     region = fit_geometry((height, width), (rows, columns), "crop").region
     assert region.left >= 0
     assert region.top >= 0
@@ -38,7 +38,7 @@ def test_cropping_stays_in_the_middle_of_the_frame_and_keeps_shapes(height, widt
 
 
 @given(sides, sides, sides, sides)
-def test_letterboxing_keeps_every_pixel_inside_and_puts_the_rest_outside(height, width, rows, columns):
+def test_letterbox_contains_the_whole_frame(height, width, rows, columns):
     placement = fit_geometry((height, width), (rows, columns), "letterbox")
     region = placement.region
     top, left = placement.offset
@@ -52,7 +52,7 @@ def test_letterboxing_keeps_every_pixel_inside_and_puts_the_rest_outside(height,
 
 
 @pytest.mark.parametrize("fit", ["stretch", "letterbox", "crop"])
-def test_a_spot_in_the_frame_lands_where_the_region_says(fit):
+def test_region_maps_the_frame_to_the_input(fit):
     image = np.zeros((120, 200, 3), np.uint8)
     image[60:68, 100:108] = 255
     region = fit_geometry((120, 200), (64, 48), fit).region
@@ -64,27 +64,27 @@ def test_a_spot_in_the_frame_lands_where_the_region_says(fit):
     assert (x, y) == (pytest.approx(104, abs=1), pytest.approx(64, abs=1))
 
 
-def test_a_letterboxed_border_is_grey():
+def test_letterbox_border_is_grey():
     seen = fit_image(np.zeros((10, 100, 3), np.uint8), (50, 50), "letterbox")
     assert set(seen[0, :, 0, 0].tolist()) == {BORDER}
     assert int(seen[0, :, 25].max()) == 0
 
 
-def test_colours_are_rgb_over_255_minus_mean_over_std():
+def test_normalised_is_rgb_over_255_minus_mean_over_std():
     preprocessing = Preprocessing((8, 8), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     seen = preprocessing.normalised(preprocessing.pixels([frame_of(20, 30, (255, 0, 51))]))
     expected = [(1 - 0.485) / 0.229, (0 - 0.456) / 0.224, (0.2 - 0.406) / 0.225]
     torch.testing.assert_close(seen[0, :, 3, 3], torch.tensor(expected), atol=1e-5, rtol=0)
 
 
-def test_frames_of_different_sizes_go_in_one_batch():
+def test_pixels_accepts_frames_of_different_sizes():
     preprocessing = Preprocessing((16, 24), (0.5,) * 3, (0.5,) * 3)
     pixels = preprocessing.pixels([frame_of(10, 10), frame_of(300, 200), frame_of(16, 24)])
     assert pixels.shape == (3, 3, 16, 24)
     assert pixels.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_a_frame_is_not_changed_by_being_fitted():
+def test_fit_image_does_not_change_the_frame():
     frame = frame_of(16, 24, (7, 8, 9))
     Preprocessing((16, 24), (0.5,) * 3, (0.5,) * 3).pixels([frame]).fill_(0)
     assert frame.image[0, 0].tolist() == [7, 8, 9]

@@ -1,4 +1,4 @@
-"""Recipro-CAM equals its definition on every model of the table, and keeps its laws on small networks."""
+"""Recipro-CAM equals its definition for every registered CNN, and has its invariants on small networks."""
 
 import pytest
 import torch
@@ -38,7 +38,7 @@ def assert_as_defined(net, split, images, classes, kernel):
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if not name.startswith("vit")])
-def test_every_cnn_of_the_table_is_explained_as_the_paper_defines_it(name):
+def test_recipro_cam_equals_the_definition_for_every_registered_cnn(name):
     size = SMALLEST.get(name, (64, 96))
     net = network(name, size)
     split = split_network(net, MODELS[name].layer, size)
@@ -51,7 +51,7 @@ def test_every_cnn_of_the_table_is_explained_as_the_paper_defines_it(name):
 
 @pytest.mark.parametrize("name", ["resnet18", "densenet121", "mobilenet_v3_large", "alexnet"])
 @pytest.mark.parametrize("size", [(224, 224), (250, 190)])
-def test_other_sizes_are_explained_as_defined_too(name, size):
+def test_recipro_cam_equals_the_definition_at_other_sizes(name, size):
     net = network(name, size)
     split = split_network(net, image_size=size)
     image = torch.randn(1, 3, *size)
@@ -59,7 +59,7 @@ def test_other_sizes_are_explained_as_defined_too(name, size):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "alexnet", "googlenet"])
-def test_a_split_explains_images_of_another_size_than_it_was_made_for(name):
+def test_recipro_cam_accepts_images_of_another_size_than_the_split(name):
     net = network(name, (96, 128))
     split = split_network(net, image_size=(96, 128))
     assert_as_defined(net, split, torch.randn(1, 3, 128, 160), None, "gaussian")
@@ -83,7 +83,7 @@ class Pointwise(nn.Module):
 
 
 @pytest.mark.parametrize("kernel", ["point", "gaussian"])
-def test_cellwise_layers_before_the_mean_need_no_masked_maps(kernel):
+def test_pooled_plan_accepts_cellwise_layers_before_the_mean(kernel):
     net = lively(Pointwise(), (30, 41))
     split = split_network(net, "grid", (30, 41))
     assert_as_defined(net, split, torch.randn(3, 3, 30, 41), [0, 6, 2], kernel)
@@ -91,7 +91,7 @@ def test_cellwise_layers_before_the_mean_need_no_masked_maps(kernel):
     assert plan.info.name == "pooled"
 
 
-def test_the_dense_plan_fits_any_budget_and_answers_the_same():
+def test_dense_plan_is_independent_of_the_budget():
     net = lively(Pointwise(), (30, 41))
     split = split_network(net, "grid", (30, 41))
     features = split.head(torch.randn(2, 3, 30, 41))
@@ -103,7 +103,7 @@ def test_the_dense_plan_fits_any_budget_and_answers_the_same():
 
 
 @pytest.mark.parametrize("budget", [1, 1 << 17, 1 << 30])
-def test_a_dense_plan_with_a_compiled_tail_answers_the_same(budget):
+def test_dense_plan_with_a_compiled_tail_has_equal_outputs(budget):
     net = lively(Pointwise(), (30, 41))
     split = split_network(net, "grid", (30, 41))
     features = split.head(torch.randn(2, 3, 30, 41))
@@ -126,7 +126,7 @@ def test_a_dense_plan_with_a_compiled_tail_answers_the_same(budget):
             torch.testing.assert_close(one, other)
 
 
-def test_a_batch_is_explained_image_by_image():
+def test_recipro_cam_is_independent_of_the_batch():
     net = lively(Pointwise(), (30, 41))
     colours = torch.tensor([[-9.0, 0, 0], [0, 9, 0], [0, 0, 9], [9, -9, 9]])[:, :, None, None]
     images = torch.randn(4, 3, 30, 41) + colours
@@ -141,20 +141,20 @@ def test_a_batch_is_explained_image_by_image():
         torch.testing.assert_close(heat[n], alone_heat[0], atol=1e-3, rtol=0)
 
 
-def test_a_flat_score_matrix_gives_no_heat_and_no_nan():
+def test_flat_scores_give_zeros_and_no_nan():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
     nn.init.zeros_(net[3].weight)
     _, heat = recipro_cam(split_network(net, "0", (16, 16)), torch.randn(2, 3, 16, 16))
     assert torch.equal(heat, torch.zeros(2, 14, 14))
 
 
-def test_rounding_alone_is_no_heat():
+def test_rounding_errors_give_no_heat_map():
     flat = torch.full((1, 9, 1), 0.3) * (1 + torch.rand(1, 9, 1) * 2e-7)
     assert torch.equal(normalise(flat), torch.zeros(1, 9, 1))
     assert float(normalise(torch.tensor([[[0.3], [0.3001]]])).max()) == 1.0
 
 
-def test_scores_sum_to_one_and_heat_spans_its_range():
+def test_scores_sum_to_one_and_heat_maps_span_zero_to_one():
     net = lively(Pointwise(), (30, 41))
     scores, heat = recipro_cam(split_network(net, "grid", (30, 41)), torch.randn(3, 3, 30, 41), classes=4)
     torch.testing.assert_close(scores.sum(1), torch.ones(3))
@@ -163,7 +163,7 @@ def test_scores_sum_to_one_and_heat_spans_its_range():
     assert torch.equal(heat.amax((1, 2)), torch.ones(3))
 
 
-def test_gaussian_masks_are_cut_off_at_the_border_and_not_renormalised():
+def test_gaussian_masks_are_cut_off_and_not_renormalised():
     grid = masks("gaussian", (3, 4), torch.arange(12))
     assert float(grid[5].sum()) == 1.0
     assert float(grid[0].sum()) == 9 / 16
@@ -181,7 +181,7 @@ def test_gaussian_masks_are_cut_off_at_the_border_and_not_renormalised():
         (None, "gausian", "Did you mean 'gaussian'"),
     ],
 )
-def test_a_class_or_kernel_that_is_not_there_is_refused(classes, kernel, rule):
+def test_recipro_cam_refuses_unknown_classes_and_kernels(classes, kernel, rule):
     split = split_network(Pointwise().eval(), "grid", (30, 41))
     with pytest.raises(ConfigError, match=rule):
         recipro_cam(split, torch.randn(3, 3, 30, 41), classes, kernel)

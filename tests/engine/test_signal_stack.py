@@ -1,4 +1,4 @@
-"""Ctrl-C stays harmless whatever was compiled and not chosen."""
+"""Signals are safe after compiled networks are freed."""
 
 import ctypes
 import gc
@@ -26,7 +26,7 @@ def signal_stack():
     return told.at
 
 
-def test_whoever_compiles_keeps_the_signal_stack_it_came_with():
+def test_compile_preserves_the_signal_stack():
     pytest.importorskip("openvino")
     before = signal_stack()
     network = load_network("line_net", weights=ROOT / "configs" / "models" / "line.safetensors")
@@ -37,7 +37,7 @@ def test_whoever_compiles_keeps_the_signal_stack_it_came_with():
     assert signal_stack() == before
 
 
-def test_a_signal_is_harmless_after_a_compiled_network_was_freed_in_another_thread():
+def test_signal_is_safe_after_a_network_is_freed_in_another_thread():
     pytest.importorskip("openvino")
     network = load_network("line_net", weights=ROOT / "configs" / "models" / "line.safetensors")
     held = [NetworkExplainer(network, EngineConfig(cache="off", backend="openvino"))]

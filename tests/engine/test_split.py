@@ -1,4 +1,4 @@
-"""The cut: right layer by itself, net untouched, tail(head(x)) == net(x), and clear words where there is no cut."""
+"""Splitting networks: default layer, unchanged network, tail(head(x)) == net(x), and errors."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def conv(inputs, outputs, **more):
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_the_last_grid_is_found_by_itself(name):
+def test_split_network_finds_the_last_grid(name):
     entry = MODELS[name]
     split = split_network(build_untrained(entry), None, entry.input_size)
     assert (split.layer, split.grid) == EXPECTED[name]
@@ -38,7 +38,7 @@ def test_the_last_grid_is_found_by_itself(name):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "densenet121", "mobilenet_v3_small"])
-def test_the_network_is_left_as_it_was(name):
+def test_split_network_does_not_change_the_network(name):
     net = build_untrained(MODELS[name]).train()
     before = {key: value.clone() for key, value in net.state_dict().items()}
     split = split_network(net, image_size=(64, 64))
@@ -50,7 +50,7 @@ def test_the_network_is_left_as_it_was(name):
 
 
 @pytest.mark.parametrize("layer", ["layer1", "layer2.0", "layer3.1", "layer4"])
-def test_head_and_tail_are_the_network_at_any_block(layer):
+def test_head_and_tail_equal_the_network_at_any_block(layer):
     net = build_untrained(MODELS["resnet18"])
     split = split_network(net, layer, (64, 80))
     images = torch.randn(3, 3, 64, 80)
@@ -58,7 +58,7 @@ def test_head_and_tail_are_the_network_at_any_block(layer):
         torch.testing.assert_close(split.tail(split.head(images)), net(images), atol=1e-5, rtol=1e-5)
 
 
-def test_a_tail_leaves_its_input_as_it_was():
+def test_tail_does_not_change_its_input():
     net = nn.Sequential(conv(3, 8), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
     split = split_network(net, "0", (12, 12))
     features = torch.randn(1, 8, 12, 12)
@@ -81,7 +81,7 @@ class InPlaceFunctions(nn.Module):
         return self.out(torch.flatten(F.adaptive_avg_pool2d(y, 1), 1))
 
 
-def test_functions_that_work_in_place_keep_their_meaning():
+def test_split_network_preserves_in_place_functions():
     net = InPlaceFunctions()
     split = split_network(net, "first", (12, 12))
     assert split.traced
@@ -107,7 +107,7 @@ class Untraceable(nn.Module):
         return self.out(F.relu(x, inplace=True).mean((2, 3)))
 
 
-def test_a_network_that_cannot_be_traced_is_cut_by_running_it_again():
+def test_split_network_uses_hooks_for_an_untraceable_network():
     net = Untraceable().eval()
     split = split_network(net, "grid", (9, 11))
     assert not split.traced
@@ -117,7 +117,7 @@ def test_a_network_that_cannot_be_traced_is_cut_by_running_it_again():
 
 
 @pytest.mark.parametrize("layer", ["layer4.1.bn2", "layer4.1.conv2", "layer2.0.downsample"])
-def test_a_layer_inside_a_residual_branch_is_refused_with_its_block(layer):
+def test_split_network_refuses_a_layer_in_a_residual_branch(layer):
     with pytest.raises(LayerError, match=r"around this layer.*--layer layer\d.\d"):
         split_network(build_untrained(MODELS["resnet18"]), layer, (64, 64))
 
@@ -131,12 +131,12 @@ def test_a_layer_inside_a_residual_branch_is_refused_with_its_block(layer):
         ("layer4.1.relu", "runs 2 times"),
     ],
 )
-def test_a_layer_that_cannot_be_explained_is_refused_in_words(layer, rule):
+def test_split_network_refuses_layers_without_a_grid(layer, rule):
     with pytest.raises(LayerError, match=rule):
         split_network(build_untrained(MODELS["resnet18"]), layer, (64, 64))
 
 
-def test_the_patches_of_a_vision_transformer_are_no_layer_to_explain():
+def test_split_network_refuses_the_patch_embedding_of_a_transformer():
     import torchvision
 
     net = torchvision.models.VisionTransformer(32, 16, 2, 2, 24, 48, num_classes=5)
@@ -144,7 +144,7 @@ def test_the_patches_of_a_vision_transformer_are_no_layer_to_explain():
         split_network(net, "conv_proj", (32, 32))
 
 
-def test_a_transformer_of_unknown_blocks_is_refused():
+def test_split_network_refuses_a_transformer_with_unknown_blocks():
     class Strange(nn.Module):
         def __init__(self):
             super().__init__()
@@ -158,7 +158,7 @@ def test_a_transformer_of_unknown_blocks_is_refused():
         split_network(Strange(), None, (32, 32))
 
 
-def test_a_swin_transformer_ends_in_a_grid_and_is_explained_there():
+def test_split_network_splits_swin_at_its_last_grid():
     import torchvision
 
     net = torchvision.models.SwinTransformer([4, 4], 24, [1, 1], [2, 2], [4, 4], num_classes=5)
@@ -166,17 +166,17 @@ def test_a_swin_transformer_ends_in_a_grid_and_is_explained_there():
     assert split.grid == (8, 8)
 
 
-def test_a_network_that_gives_no_class_scores_is_refused():
+def test_split_network_refuses_a_network_without_class_scores():
     with pytest.raises(EngineError, match="not class scores"):
         split_network(nn.Sequential(conv(3, 8)), image_size=(8, 8))
 
 
-def test_an_input_size_the_network_cannot_take_is_refused():
+def test_split_network_refuses_an_unsupported_input_size():
     with pytest.raises(EngineError, match="does not accept a 8x8 image"):
         split_network(build_untrained(MODELS["alexnet"]), image_size=(8, 8))
 
 
-def test_a_network_whose_answer_changes_from_call_to_call_is_refused():
+def test_split_network_refuses_a_nondeterministic_network():
     class Noisy(nn.Module):
         def __init__(self):
             super().__init__()

@@ -1,4 +1,4 @@
-"""TensorRT without a GPU: what refuses, what is a cure, what an engine is kept under, and that engines are built."""
+"""TensorRT without a GPU: errors, remedies, cache keys, and engines that are built without running."""
 
 import copy
 import json
@@ -49,7 +49,7 @@ def explained(half=True):
     return module
 
 
-def test_it_names_the_cure_where_there_is_no_gpu_and_where_there_is_no_package(monkeypatch):
+def test_missing_names_the_remedy_without_gpu_or_package(monkeypatch):
     assert "--device cuda" in backend.missing("cpu")
     monkeypatch.setattr(tensorrt_library, "NAMES", ("no_such_tensorrt",))
     assert "uv sync --extra tensorrt" in backend.missing("cuda")
@@ -58,13 +58,13 @@ def test_it_names_the_cure_where_there_is_no_gpu_and_where_there_is_no_package(m
         tensorrt_library.library()
 
 
-def test_asked_for_on_a_cpu_it_is_refused_with_the_cure():
+def test_tensorrt_on_a_cpu_is_refused_with_the_remedy():
     split = split_network(small_net(), "3", (32, 32))
     with pytest.raises(BackendError, match=r"runs on NVIDIA GPUs.*--device cuda"):
         Runner(split, CompileConfig(Target(), "point", "tensorrt", "fp16", CPU, 1 << 28))
 
 
-def test_a_package_that_does_not_load_is_told_by_its_own_words(monkeypatch, tmp_path):
+def test_library_reports_the_import_error(monkeypatch, tmp_path):
     (tmp_path / "broken_tensorrt.py").write_text("raise Exception('no driver, no joy')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(tensorrt_library, "NAMES", ("broken_tensorrt",))
@@ -74,7 +74,7 @@ def test_a_package_that_does_not_load_is_told_by_its_own_words(monkeypatch, tmp_
 
 
 @pytest.mark.parametrize("answer", [None, TypeError("factory function returned nullptr")])
-def test_a_library_that_gives_no_builder_is_refused_in_its_own_words(answer):
+def test_create_reports_the_library_error(answer):
     def builder(logger):
         if answer is not None:
             raise answer
@@ -88,7 +88,7 @@ def test_a_library_that_gives_no_builder_is_refused_in_its_own_words(answer):
         tensorrt_library.build_engine(b"", using=library)
 
 
-def test_torch_tensorrt_that_does_not_load_is_a_refusal_and_no_crash(monkeypatch, tmp_path):
+def test_torch_tensorrt_import_error_becomes_backend_error(monkeypatch, tmp_path):
     (tmp_path / "torch_tensorrt.py").write_text("raise Exception('no CUDA device is here')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "torch_tensorrt", raising=False)
@@ -96,7 +96,7 @@ def test_torch_tensorrt_that_does_not_load_is_a_refusal_and_no_crash(monkeypatch
         dynamo.build(explained(), IMAGE.half())
 
 
-def test_torch_tensorrt_compiles_the_whole_module_and_is_read_back(monkeypatch, tmp_path):
+def test_torch_tensorrt_compiles_the_whole_module_and_loads_it(monkeypatch, tmp_path):
     asked = {}
 
     def compiling(module, **words):
@@ -127,7 +127,7 @@ def test_torch_tensorrt_compiles_the_whole_module_and_is_read_back(monkeypatch, 
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
-def test_float32_means_float32_and_beside_half_precision_it_may_round_its_factors(precision):
+def test_disable_tf32_keeps_float32_and_allows_tf32_for_half_precision(precision):
     parts = torch.backends.cudnn, torch.backends.cuda.matmul
     before = [part.allow_tf32 for part in parts]
     try:
@@ -142,7 +142,7 @@ def test_float32_means_float32_and_beside_half_precision_it_may_round_its_factor
             part.allow_tf32 = value
 
 
-def test_an_engine_in_float32_does_not_round_its_factors():
+def test_float32_engine_does_not_use_tf32():
     cleared = []
     settings = SimpleNamespace(clear_flag=cleared.append)
     tensorrt_library.keep_float32(SimpleNamespace(BuilderFlag=SimpleNamespace(TF32=7)), settings)
@@ -150,7 +150,7 @@ def test_an_engine_in_float32_does_not_round_its_factors():
     assert cleared == [7]
 
 
-def test_both_routes_are_tried_and_both_are_blamed(monkeypatch):
+def test_compile_tries_both_routes_and_reports_both_errors(monkeypatch):
     def refusing(word):
         def build(module, example):
             raise BackendError(word)
@@ -175,7 +175,7 @@ def fake_route(built, loads=True):
     return backend.Route(str, build, load)
 
 
-def test_an_engine_is_kept_for_exactly_its_weights_shape_route_and_machine(monkeypatch, tmp_path):
+def test_engine_cache_key_has_weights_shape_route_and_machine(monkeypatch, tmp_path):
     built: list[tuple[int, ...]] = []
     card = {"gpu": "one", "driver": "1"}
     monkeypatch.setattr(backend, "ROUTES", {"onnx": fake_route(built), "dynamo": fake_route(built)})
@@ -200,7 +200,7 @@ def test_an_engine_is_kept_for_exactly_its_weights_shape_route_and_machine(monke
         assert len(built) == before + 1
 
 
-def test_an_engine_that_no_longer_loads_is_built_anew_and_said_so(monkeypatch, tmp_path, caplog):
+def test_engine_that_cannot_be_loaded_is_built_again(monkeypatch, tmp_path, caplog):
     built: list[tuple[int, ...]] = []
     monkeypatch.setattr(backend, "_library_versions", lambda route: "rtx 1.4")
     tmp_path.chmod(0o700)
@@ -212,7 +212,7 @@ def test_an_engine_that_no_longer_loads_is_built_anew_and_said_so(monkeypatch, t
     assert "compiled again" in caplog.text
 
 
-def test_auto_on_a_gpu_takes_the_first_that_runs_and_says_what_it_passed_over(caplog):
+def test_auto_on_a_gpu_uses_the_first_working_backend(caplog):
     assert AUTOMATIC["cuda"] == ("tensorrt", "inductor", "eager")
     split = split_network(small_net(), "3", (32, 32))
     build = CompileConfig(Target(), "point", "eager", "fp32", CPU, 1 << 28)
@@ -221,7 +221,7 @@ def test_auto_on_a_gpu_takes_the_first_that_runs_and_says_what_it_passed_over(ca
     assert "eager in fp32 is used instead" in caplog.text
 
 
-def test_likeness_knows_the_same_the_reverse_and_the_flat():
+def test_similarity_of_equal_reversed_and_flat_maps():
     one = torch.rand(2, 9)
     assert rank_correlation(one, one**3).tolist() == pytest.approx([1, 1])
     assert rank_correlation(one, 1 - one).tolist() == pytest.approx([-1, -1])
@@ -232,7 +232,7 @@ def test_likeness_knows_the_same_the_reverse_and_the_flat():
     assert similarity(truth, (truth[0], truth[1].flip(0), truth[2])).top == 0
 
 
-def test_what_is_unlike_is_named_and_nobody_must_be_better_than_eager_in_the_same_precision():
+def test_similarity_shortfall_names_measures_and_allows_eager_loss():
     assert not similarity_shortfall(Similarity(1.0, 1.0, 0.995), "fp16")
     assert similarity_shortfall(Similarity(1.0, 1.0, 0.97), "fp16").startswith("heat rank correlation 0.97")
     assert not similarity_shortfall(Similarity(1.0, 1.0, 0.97), "fp16", Similarity(1.0, 1.0, 0.98))
@@ -240,7 +240,7 @@ def test_what_is_unlike_is_named_and_nobody_must_be_better_than_eager_in_the_sam
     assert similarity_shortfall(Similarity(float("nan"), 1.0, 1.0), "fp16")
 
 
-def test_a_backend_that_ranks_cells_otherwise_is_refused(monkeypatch):
+def test_runner_refuses_a_backend_that_ranks_cells_differently(monkeypatch):
     class Turning:
         """Answers right, but with every map turned half around where it is asked more than once."""
 
@@ -270,12 +270,12 @@ def test_a_backend_that_ranks_cells_otherwise_is_refused(monkeypatch):
         Runner(split, CompileConfig(Target(), "point", "turning", "fp32", CPU, 1 << 28))
 
 
-def test_only_what_says_so_is_held_to_the_order():
+def test_runner_checks_ranking_only_for_keeps_order_backends():
     assert BACKENDS["tensorrt"].keeps_order
     assert not BackendEntry("m", any_batch=True, description="").keeps_order
 
 
-def test_batch_buckets_are_compiled_ahead_and_used_whole(monkeypatch):
+def test_runner_compiles_batch_sizes_before_use(monkeypatch):
     compiled = []
     entry = BACKENDS["openvino"]
     honest = building.Runner._compile
@@ -291,7 +291,7 @@ def test_batch_buckets_are_compiled_ahead_and_used_whole(monkeypatch):
     assert [len(part) for part in runner._pieces(torch.zeros(6, 3, 32, 32))] == [4, 1, 1]
 
 
-def test_the_graph_keeps_half_precision_and_leaves_softmax_and_heat_in_float32():
+def test_onnx_graph_has_half_precision_and_float32_softmax():
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
     payload, names = tensorrt_onnx.graph_of(explained(), IMAGE.half())
@@ -321,7 +321,7 @@ def rtx():
 
 
 @pytest.mark.tensorrt
-def test_an_engine_is_built_without_a_gpu(rtx):
+def test_build_works_without_a_gpu(rtx):
     payload = tensorrt_onnx.build(explained(), IMAGE.half(), rtx)
     names, blob = tensorrt_library.unpack(payload)
     assert len(names) == 3
@@ -331,7 +331,7 @@ def test_an_engine_is_built_without_a_gpu(rtx):
 
 
 @pytest.mark.tensorrt
-def test_an_engine_that_would_run_in_float32_is_refused(rtx):
+def test_build_refuses_a_half_precision_engine_in_float32(rtx):
     graph, _ = tensorrt_onnx.graph_of(explained(half=False), IMAGE)
     with pytest.raises(BackendError, match="2 convolutions would run in float32"):
         tensorrt_library.build_engine(graph, half=True, using=rtx)
@@ -339,14 +339,14 @@ def test_an_engine_that_would_run_in_float32_is_refused(rtx):
 
 
 @pytest.mark.tensorrt
-def test_a_graph_that_is_none_is_refused_in_words(rtx):
+def test_build_engine_refuses_an_invalid_graph(rtx):
     with pytest.raises(BackendError, match="cannot read this network"):
         tensorrt_library.build_engine(b"no graph", using=rtx)
 
 
 @pytest.mark.tensorrt
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_without_a_gpu_an_engine_is_built_but_not_run_and_the_words_say_so(rtx):
+def test_program_without_a_gpu_raises_backend_error(rtx):
     with pytest.raises(BackendError, match="cannot load the engine here"):
         backend.compile_by("onnx", explained(), IMAGE.half(), "fp16")
 
@@ -406,7 +406,7 @@ class FakeNvml:
         return 0
 
 
-def test_the_driver_is_asked_for_what_it_knows_and_let_go():
+def test_nvml_reads_the_driver_and_shuts_down():
     library = FakeNvml()
     (card,) = nvml.list_gpus(library)
     assert (card.utilization, card.clock_mhz, card.memory_clock_mhz, card.watts) == (0.73, 1700, 2600, None)
@@ -415,12 +415,12 @@ def test_the_driver_is_asked_for_what_it_knows_and_let_go():
     assert nvml.list_gpus(FakeNvml(devices=0)) == []
 
 
-def test_a_device_is_found_by_its_place_and_a_strange_place_is_nobodys():
+def test_gpu_at_finds_a_device_by_its_pci_address():
     assert nvml.gpu_at("00000000:C1:00.0", FakeNvml()).name == "Some Card"
     assert nvml.gpu_at("00000000:FF:00.0", FakeNvml()) is None
 
 
-def test_without_a_driver_nothing_is_told(monkeypatch):
+def test_gpu_status_is_none_without_a_driver(monkeypatch):
     monkeypatch.setattr(nvml, "_loaded", lambda: None)
     assert nvml.list_gpus() == []
     assert nvml.gpu_at("00000000:C1:00.0") is None
@@ -428,7 +428,7 @@ def test_without_a_driver_nothing_is_told(monkeypatch):
     assert devices.gpu_metrics(CPU) == []
 
 
-def test_a_devices_load_becomes_figures_with_their_units(monkeypatch):
+def test_gpu_metrics_have_units(monkeypatch):
     (card,) = nvml.list_gpus(FakeNvml())
     monkeypatch.setattr(devices, "gpu_status", lambda device: card)
     told = {figure.name: figure.value for figure in devices.gpu_metrics(torch.device("cuda", 0))}
@@ -437,7 +437,7 @@ def test_a_devices_load_becomes_figures_with_their_units(monkeypatch):
     assert "device_power_watts" not in told
 
 
-def test_what_the_build_took_and_where_it_came_from_are_figures(tmp_path):
+def test_explainer_metrics_have_build_time_and_cache_use(tmp_path):
     network = load_network("squeezenet1_1", weights="random")
     tmp_path.chmod(0o700)
     knobs = EngineConfig(model="squeezenet1_1", input_size="64x64", backend="eager", device="cpu", cache=str(tmp_path))

@@ -1,4 +1,4 @@
-"""Vendors' libraries report nothing and keep what they compile where nobody else can put anything."""
+"""Third-party libraries: no telemetry, and private folders for compiled code."""
 
 import inspect
 import os
@@ -28,14 +28,14 @@ def folders():
     return [Path(os.environ[name]) for name in VARIABLES]
 
 
-def test_compilers_keep_their_results_in_the_guarded_cache_folder(tmp_path):
+def test_guard_compiled_uses_the_cache_folder(tmp_path):
     guard_compiled(tmp_path / "cache")
     for place in folders():
         assert place.parent == tmp_path / "cache"
         assert place.stat().st_mode & 0o777 == 0o700
 
 
-def test_compilers_get_a_folder_of_the_process_where_nothing_is_kept():
+def test_guard_compiled_uses_a_temporary_folder_without_a_cache():
     guard_compiled(None)
     for place in folders():
         assert place.stat().st_mode & 0o777 == 0o700
@@ -61,7 +61,7 @@ def open_parent(tmp_path):
 
 
 @pytest.mark.parametrize("plant", [planted_link, open_folder, open_parent])
-def test_compilers_do_not_use_a_folder_that_others_may_have_made(tmp_path, caplog, plant):
+def test_guard_compiled_ignores_folders_of_others(tmp_path, caplog, plant):
     plant(tmp_path)
     guard_compiled(tmp_path / "cache")
     for place in folders():
@@ -71,7 +71,7 @@ def test_compilers_do_not_use_a_folder_that_others_may_have_made(tmp_path, caplo
     assert "compiled results are not kept in" in caplog.text
 
 
-def test_nothing_that_torch_compiles_goes_to_the_shared_temporary_folder(tmp_path, monkeypatch):
+def test_torch_writes_nothing_to_the_shared_temporary_folder(tmp_path, monkeypatch):
     from torch._inductor import codecache
     from torch._inductor.codecache import _precompile_header
 
@@ -86,7 +86,7 @@ def test_nothing_that_torch_compiles_goes_to_the_shared_temporary_folder(tmp_pat
     assert told == {str(guarded)}
 
 
-def test_a_folder_that_the_user_named_stays_if_it_is_safe(tmp_path, monkeypatch):
+def test_guard_compiled_keeps_a_safe_folder_of_the_user(tmp_path, monkeypatch):
     (tmp_path / "safe").mkdir(mode=0o700)
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
@@ -97,14 +97,14 @@ def test_a_folder_that_the_user_named_stays_if_it_is_safe(tmp_path, monkeypatch)
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can give files away")
-def test_a_folder_of_another_user_is_not_safe(tmp_path):
+def test_unsafe_way_reports_a_folder_of_another_user(tmp_path):
     (tmp_path / "theirs" / "mine").mkdir(parents=True)
     os.chown(tmp_path / "theirs", 65534, 65534)
     assert "theirs belongs to another user" in unsafe_way(tmp_path / "theirs")
     assert "theirs belongs to another user" in unsafe_way(tmp_path / "theirs" / "mine")
 
 
-def test_a_user_without_a_home_keeps_nothing(monkeypatch, caplog):
+def test_default_folder_is_off_without_a_home(monkeypatch, caplog):
     def homeless(*_args, **_options):
         raise RuntimeError("could not determine the home directory for '~/.cache'")
 
@@ -113,7 +113,7 @@ def test_a_user_without_a_home_keeps_nothing(monkeypatch, caplog):
     assert "set a folder by --cache" in caplog.text
 
 
-def test_telemetry_is_off_for_every_vendor(monkeypatch):
+def test_stop_telemetry_sets_every_variable(monkeypatch):
     for name in ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
@@ -146,7 +146,7 @@ print("ASKED", asked, file=sys.stderr)
 """
 
 
-def test_a_run_looks_nobody_up_and_leaves_no_id_behind(tmp_path):
+def test_run_resolves_no_host_and_writes_no_telemetry_id(tmp_path):
     """OpenVINO is the default backend, and the one whose telemetry is on without being asked for."""
     script = LOOKED_UP.replace("BACKEND", "'openvino'").replace("SINK", repr(str(tmp_path / "o.jsonl")))
     told = subprocess.run(

@@ -1,4 +1,4 @@
-"""ViT-ReciproCAM equals its definition, costs no masked sequence at the last block, and refuses what it cannot tell."""
+"""ViT-ReciproCAM equals its definition, runs no masked sequence at the last block, and refuses other transformers."""
 
 import subprocess
 import sys
@@ -125,7 +125,7 @@ def assert_as_defined(net, split, images, chosen, kernel):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_patch_is_explained_as_the_paper_defines_it(name):
+def test_vit_recipro_cam_equals_the_definition(name):
     make, size, layer = NETWORKS[name]
     net = make()
     split = split_network(net, None, size)
@@ -136,7 +136,7 @@ def test_every_patch_is_explained_as_the_paper_defines_it(name):
     assert {plan.info.name for plan in split.plans.values()} == {"tokens"}
 
 
-def test_vit_b_16_as_it_is_agrees_on_some_of_its_patches():
+def test_vit_b_16_equals_the_definition_on_some_patches():
     net = speaking(torchvision.models.vit_b_16(), (224, 224))
     split = split_network(net)
     assert (split.layer, split.grid) == ("encoder.layers.encoder_layer_11.ln_1", (14, 14))
@@ -152,7 +152,7 @@ def test_vit_b_16_as_it_is_agrees_on_some_of_its_patches():
 
 
 @pytest.mark.parametrize("kernel", ["point", "gaussian"])
-def test_an_inner_block_is_explained_as_defined_in_chunks(kernel):
+def test_inner_block_equals_the_definition_in_chunks(kernel):
     net = small()
     split = split_network(net, "encoder.layers.encoder_layer_0.ln_1", (32, 32))
     assert_as_defined(net, split, torch.randn(2, 3, 32, 32), [1, 4], kernel)
@@ -160,7 +160,7 @@ def test_an_inner_block_is_explained_as_defined_in_chunks(kernel):
     assert plan.info.name == "dense"
 
 
-def test_attention_of_another_kind_is_explained_as_defined():
+def test_other_attention_equals_the_definition():
     net = of_timm(qk_norm=True)
     split = split_network(net, None, (32, 48))
     assert_as_defined(net, split, torch.randn(2, 3, 32, 48), None, "point")
@@ -168,7 +168,7 @@ def test_attention_of_another_kind_is_explained_as_defined():
     assert (plan.info.name, read_projections(split.tail.attention)) == ("dense", None)
 
 
-def test_the_definition_in_chunks_fits_any_budget_and_answers_the_same():
+def test_vit_dense_plan_is_independent_of_the_budget():
     split = split_network(small(), None, (32, 32))
     with torch.inference_mode():
         tokens = split.head(torch.randn(2, 3, 32, 32))
@@ -179,7 +179,7 @@ def test_the_definition_in_chunks_fits_any_budget_and_answers_the_same():
             torch.testing.assert_close(one, other)
 
 
-def test_a_batch_is_explained_image_by_image():
+def test_vit_recipro_cam_is_independent_of_the_batch():
     net = small()
     images = torch.randn(5, 3, 32, 32) * torch.tensor([0.2, 1, 3, 9, 27])[:, None, None, None]
     with torch.no_grad():
@@ -193,7 +193,7 @@ def test_a_batch_is_explained_image_by_image():
         torch.testing.assert_close(heat[n], alone_heat[0], atol=2e-3, rtol=0)
 
 
-def test_at_the_last_block_it_does_not_matter_whether_what_goes_beside_the_attention_is_masked_too():
+def test_masking_the_residual_at_the_last_block_changes_nothing():
     split = split_network(small(), None, (32, 32))
     with torch.inference_mode():
         tokens = split.head(torch.randn(1, 3, 32, 32))
@@ -203,7 +203,7 @@ def test_at_the_last_block_it_does_not_matter_whether_what_goes_beside_the_atten
         torch.testing.assert_close(split.tail.rest(beside, normed), defined_here)
 
 
-def test_a_closed_form_that_is_wrong_is_found_out(monkeypatch):
+def test_choose_vit_plan_detects_a_wrong_closed_form(monkeypatch):
     split = split_network(small(), None, (32, 32))
     features = split.head(torch.randn(1, 3, 32, 32))
     honest = ViTPlan._masked
@@ -218,7 +218,7 @@ def test_a_closed_form_that_is_wrong_is_found_out(monkeypatch):
     assert "is not exact here" in plan.info.reason
 
 
-def test_a_network_that_says_nothing_gives_no_heat_and_no_nan():
+def test_vit_with_flat_scores_gives_zeros_and_no_nan():
     net = VisionTransformer(32, 8, 2, 2, 24, 48, num_classes=5).eval()
     scores, heat = recipro_cam(split_network(net, None, (32, 32)), torch.randn(2, 3, 32, 32))
     assert torch.equal(heat, torch.zeros(2, 4, 4))
@@ -233,7 +233,7 @@ def test_a_network_that_says_nothing_gives_no_heat_and_no_nan():
         (lambda: of_timm(global_pool="map", class_token=False), "no class token"),
     ],
 )
-def test_a_transformer_without_a_verdict_in_its_class_token_is_refused(make, rule):
+def test_split_network_refuses_a_transformer_without_class_token_scores(make, rule):
     with pytest.raises(LayerError, match=rule):
         split_network(make(), None, (32, 48))
 
@@ -241,12 +241,12 @@ def test_a_transformer_without_a_verdict_in_its_class_token_is_refused(make, rul
 @pytest.mark.parametrize(
     "layer", ["conv_proj", "encoder.layers.encoder_layer_1", "encoder.layers.encoder_layer_1.ln_2"]
 )
-def test_a_layer_whose_tokens_are_not_masked_is_refused_with_the_right_one(layer):
+def test_split_network_refuses_other_layers_of_a_transformer(layer):
     with pytest.raises(LayerError, match=r"omit --layer, or give one such as 'encoder\.layers\.encoder_layer_1\.ln_1'"):
         split_network(small(), layer, (32, 32))
 
 
-def test_a_size_the_network_was_not_made_for_is_refused():
+def test_vit_refuses_another_image_size():
     with pytest.raises(EngineError, match="does not accept a 32x40 image"):
         split_network(small(), None, (32, 40))
     split = split_network(small(), None, (32, 32))
@@ -254,7 +254,7 @@ def test_a_size_the_network_was_not_made_for_is_refused():
         recipro_cam(split, torch.randn(1, 3, 16, 64))
 
 
-def test_a_half_precision_network_is_explained_nearly_the_same():
+def test_vit_in_half_precision_has_similar_outputs():
     net = small()
     images = torch.randn(2, 3, 32, 32)
     scores, heat = recipro_cam(split_network(net, None, (32, 32)), images, 2)
@@ -269,7 +269,7 @@ def test_a_half_precision_network_is_explained_nearly_the_same():
     ("eager", "fp32"), ("eager", "bf16"), ("openvino", "fp32"),
     pytest.param("inductor", "fp32", marks=pytest.mark.slow),
 ])  # fmt: skip
-def test_backends_agree_with_the_definition(backend, precision):
+def test_vit_backends_equal_the_definition(backend, precision):
     if backend == "openvino":
         pytest.importorskip("openvino")
     net = small(48)
@@ -290,7 +290,7 @@ def exported(suffix, folder):
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
-def test_it_is_exported_as_one_graph(suffix, tmp_path):
+def test_vit_is_exported_as_one_graph(suffix, tmp_path):
     network, told = exported(suffix, tmp_path)
     assert (told.metadata.method, told.metadata.plan) == ("vit-recipro-cam/point", "tokens")
     frame = Frame(torch.randint(0, 255, (60, 80, 3), dtype=torch.uint8).numpy(), "a", 0, 0.0)
@@ -301,21 +301,21 @@ def test_it_is_exported_as_one_graph(suffix, tmp_path):
     assert other.method == "vit-recipro-cam/point"
 
 
-def test_an_inner_block_is_not_exported_and_says_why(tmp_path):
+def test_export_refuses_an_inner_block(tmp_path):
     network = LoadedModel(small(), "small", (), (32, 32), IMAGENET_MEAN, IMAGENET_STD, None)
     config = EngineConfig(layer="encoder.layers.encoder_layer_0.ln_1")
     with pytest.raises(EngineError, match="--layer out"):
         export_network(network, config, tmp_path / "a.onnx")
 
 
-def test_the_table_shows_them():
+def test_describe_models_lists_vision_transformers():
     told = {row.name: row for row in describe_models(["vit_b_16", "vit_b_32", "vit_h_14"])}
     assert {row.plan for row in told.values()} == {"tokens"}
     assert [row.grid for row in told.values()] == [(14, 14), (7, 7), (37, 37)]
 
 
 @pytest.mark.slow
-def test_a_stream_runs_with_a_vision_transformer(tmp_path):
+def test_stream_runs_with_a_vision_transformer(tmp_path):
     log = tmp_path / "a.jsonl"
     command = [sys.executable, "run.py", "stream", "--source", "line:?frames=3", "--model", "vit_tiny_patch16_224",
                "--weights", "random", "--backend", "eager", "--sink", str(log)]  # fmt: skip

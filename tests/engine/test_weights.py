@@ -1,4 +1,4 @@
-"""Weights from files: what fits is loaded, what does not is refused in words; names and labels likewise."""
+"""Loading weights by name and file: matching weights are loaded, others are refused with the keys and a remedy."""
 
 import json
 
@@ -32,13 +32,13 @@ def same(net, other):
     lambda state: {"model": {f"module.{key}": value for key, value in state.items()}},
     lambda state: {f"_orig_mod.module.{key}": value for key, value in state.items()},
 ], ids=["plain", "envelope", "wrapped model", "compiled and distributed"])  # fmt: skip
-def test_a_training_wrapper_is_taken_off(tmp_path, wrap):
+def test_load_network_removes_training_wrappers(tmp_path, wrap):
     net = build()
     torch.save(wrap(net.state_dict()), tmp_path / "w.pth")
     assert same(load_network(NAME, weights=tmp_path / "w.pth").module, net)
 
 
-def test_safetensors_and_half_precision_weights_are_read(tmp_path):
+def test_load_network_reads_safetensors_and_half_precision(tmp_path):
     net = build()
     save_file({key: value.half().contiguous() for key, value in net.state_dict().items()}, tmp_path / "w.safetensors")
     loaded = load_network(NAME, weights=tmp_path / "w.safetensors").module
@@ -47,7 +47,7 @@ def test_safetensors_and_half_precision_weights_are_read(tmp_path):
 
 
 @pytest.mark.parametrize("name", [NAME, "resnet18", "mobilenet_v3_small"])
-def test_another_class_count_is_read_from_the_weights(tmp_path, name):
+def test_load_network_reads_the_class_count_from_the_weights(tmp_path, name):
     net = build(name, 6)
     torch.save(net.state_dict(), tmp_path / "w.pth")
     (tmp_path / "names.txt").write_text("a\nb\nc\n\nd\ne\nf\n", encoding="utf-8")
@@ -56,12 +56,12 @@ def test_another_class_count_is_read_from_the_weights(tmp_path, name):
     assert class_names(network, 6) == ("a", "b", "c", "d", "e", "f")
 
 
-def test_classes_without_names_get_numbers(tmp_path):
+def test_class_names_numbers_unnamed_classes(tmp_path):
     torch.save(build(NAME, 3).state_dict(), tmp_path / "w.pth")
     assert class_names(load_network(NAME, weights=tmp_path / "w.pth"), 3) == ("class 0", "class 1", "class 2")
 
 
-def test_auxiliary_classifiers_of_training_time_are_left_out(tmp_path):
+def test_load_network_ignores_auxiliary_classifiers(tmp_path):
     import torchvision
 
     with torch.random.fork_rng(devices=[]):
@@ -71,7 +71,7 @@ def test_auxiliary_classifiers_of_training_time_are_left_out(tmp_path):
     assert torch.equal(net.fc.weight, trained.fc.weight)
 
 
-def test_weights_of_another_network_are_refused_with_the_keys(tmp_path):
+def test_load_network_refuses_weights_of_another_network(tmp_path):
     torch.save(build("resnet18").state_dict(), tmp_path / "w.pth")
     with pytest.raises(
         ModelError, match=r"do not fit squeezenet1_1: \d+ missing \(features.0.weight, .*unknown \(conv1"
@@ -79,7 +79,7 @@ def test_weights_of_another_network_are_refused_with_the_keys(tmp_path):
         load_network(NAME, weights=tmp_path / "w.pth")
 
 
-def test_a_misshapen_layer_is_named_with_both_shapes(tmp_path):
+def test_load_network_reports_both_shapes_of_a_mismatch(tmp_path):
     state = build().state_dict()
     state["features.0.weight"] = torch.zeros(64, 3, 5, 5)
     torch.save(state, tmp_path / "w.pth")
@@ -111,14 +111,14 @@ class Evil:
     ],
     ids=["text", "web page", "pointer", "empty", "network", "damaged", "list", "code", "missing"],
 )
-def test_a_file_that_is_no_state_dict_is_refused_and_never_run(tmp_path, capsys, name, write, rule):
+def test_load_network_refuses_files_without_a_state_dict(tmp_path, capsys, name, write, rule):
     write(tmp_path / name)
     with pytest.raises(ModelError, match=rule):
         load_network(NAME, weights=tmp_path / name)
     assert "owned" not in capsys.readouterr().out
 
 
-def test_what_a_file_holds_counts_and_not_its_name(tmp_path):
+def test_load_network_detects_the_format_by_content(tmp_path):
     state = {key: value.contiguous() for key, value in build().state_dict().items()}
     save_file(state, tmp_path / "w.pth")
     torch.save(state, tmp_path / "w.safetensors")
@@ -127,7 +127,7 @@ def test_what_a_file_holds_counts_and_not_its_name(tmp_path):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers_are_refused(tmp_path, value):
+def test_load_network_refuses_nan_and_infinity(tmp_path, value):
     state = build().state_dict()
     state["features.3.squeeze.bias"][2] = value
     torch.save(state, tmp_path / "w.pth")
@@ -135,36 +135,36 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path, value):
         load_network(NAME, weights=tmp_path / "w.pth")
 
 
-def test_an_unknown_model_names_the_nearest_right_one():
+def test_unknown_model_suggests_the_nearest_name():
     with pytest.raises(ModelError, match="Did you mean 'resnet18'"):
         load_network("resnet_18x")
 
 
 @pytest.mark.parametrize("name", ["resnet18.pth", "timm/resnet18.none"])
-def test_a_name_with_a_dot_is_a_name_like_others(name):
+def test_unknown_model_with_a_dot_suggests_the_nearest_name(name):
     with pytest.raises(ModelError, match="Did you mean 'resnet18'"):
         load_network(name)
 
 
-def test_a_file_of_weights_is_no_name(tmp_path):
+def test_load_network_refuses_a_weights_file_as_model(tmp_path):
     torch.save(build().state_dict(), tmp_path / "w.pth")
     with pytest.raises(ModelError, match="name its network: --model NAME --weights"):
         load_network(str(tmp_path / "w.pth"))
 
 
-def test_any_torchvision_classifier_works_by_its_name():
+def test_load_network_accepts_any_torchvision_classifier():
     network = load_network("efficientnet_b1", weights="random")
     assert network.input_size == (240, 240)
     assert len(network.labels) == 1000
 
 
-def test_a_timm_network_works_by_its_name():
+def test_load_network_accepts_timm_names():
     pytest.importorskip("timm", reason="timm is an extra")
     network = load_network("resnet10t", weights="random")
     assert network.input_size == (176, 176)
 
 
-def test_weights_that_cannot_be_downloaded_name_the_cure(monkeypatch):
+def test_failed_download_names_the_remedy(monkeypatch):
     from urllib.error import URLError
 
     import torchvision
@@ -177,25 +177,25 @@ def test_weights_that_cannot_be_downloaded_name_the_cure(monkeypatch):
         load_network(NAME)
 
 
-def test_random_weights_are_the_same_each_time_and_said():
+def test_random_weights_are_reproducible_and_logged():
     first, second = load_network(NAME, weights="random").module, load_network(NAME, weights="random").module
     assert same(first, second)
 
 
 @pytest.mark.parametrize(("text", "names"), [("a\nb", ("a", "b")), (json.dumps(["a", "b"]), ("a", "b"))])
-def test_labels_are_lines_or_a_json_list(tmp_path, text, names):
+def test_load_network_reads_labels_files(tmp_path, text, names):
     (tmp_path / "l.txt").write_text(text, encoding="utf-8")
     assert read_labels(tmp_path / "l.txt") == names
 
 
-def test_labels_that_do_not_match_the_class_count_are_refused(tmp_path):
+def test_class_names_refuses_a_wrong_number_of_labels(tmp_path):
     (tmp_path / "l.txt").write_text("a\nb", encoding="utf-8")
     network = load_network(NAME, weights="random", labels=tmp_path / "l.txt")
     with pytest.raises(ConfigError, match="2 names for 1000 classes"):
         class_names(network, 1000)
 
 
-def test_targets_are_names_indices_or_the_best_few():
+def test_parse_target_accepts_names_indices_and_top_n():
     labels = ("ok", "scratch", "missing_hole")
     assert parse_target(["top1"], labels).top == 1
     assert parse_target(["top3"], labels).top == 3
@@ -210,19 +210,19 @@ def test_targets_are_names_indices_or_the_best_few():
     (["scrach"], "Did you mean 'scratch'"), (["9"], "are 0 to 2"), (["-1"], "are 0 to 2"), (["top9"], "3 classes"),
     (["top1", "top2"], "one top-N"), (["²"], "are 0 to 2"), (["9" * 5000], "are 0 to 2"),
 ])  # fmt: skip
-def test_a_target_the_network_does_not_have_is_refused(words, rule):
+def test_parse_target_refuses_unknown_classes(words, rule):
     with pytest.raises(ConfigError, match=rule):
         parse_target(words, ("ok", "scratch", "missing_hole"))
 
 
-def test_the_real_imagenet_weights_load_and_recognise(shared_data):
+def test_real_imagenet_weights_classify_images(shared_data):
     for name in ("squeezenet1_1", "mobilenet_v2"):
         network = load_network(name, weights=shared_data / "weights" / f"{name}.pt")
         assert len(class_names(network, 1000)) == 1000
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_squeezenet_gives_the_answers_recorded_beside_its_weights(shared_data, number):
+def test_squeezenet_equals_recorded_outputs(shared_data, number):
     folder = shared_data / "weights" / "squeezenet1_1_golden"
     given = torch.from_numpy(np.load(folder / f"input_{number}.npy"))
     expected = torch.from_numpy(np.load(folder / f"output_{number}.npy"))

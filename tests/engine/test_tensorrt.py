@@ -287,8 +287,8 @@ def test_runner_compiles_batch_sizes_before_use(monkeypatch):
         split, CompileConfig(Target(), "point", "openvino", "fp32", CPU, 1 << 28, batch_size=4, batch_sizes=(2, 4))
     )
     assert compiled == [1, 2, 4]
-    assert [len(part) for part in runner._pieces(torch.zeros(2, 3, 32, 32))] == [2]
-    assert [len(part) for part in runner._pieces(torch.zeros(6, 3, 32, 32))] == [4, 1, 1]
+    assert [len(part) for part in runner._split_batch(torch.zeros(2, 3, 32, 32))] == [2]
+    assert [len(part) for part in runner._split_batch(torch.zeros(6, 3, 32, 32))] == [4, 1, 1]
 
 
 def test_onnx_graph_has_half_precision_and_float32_softmax():

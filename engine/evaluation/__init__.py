@@ -1,1 +1,1 @@
-"""Does the explanation tell the truth? Formulas, boxes and the measuring of pictures."""
+"""Evaluation of explanations: metrics, annotations and the evaluation of images."""

@@ -1,7 +1,7 @@
-"""Where the objects of a labelled data set lie: YOLO text, COCO JSON and Pascal VOC XML to boxes in pixels.
+"""Parses YOLO text, COCO JSON and Pascal VOC XML into boxes in pixels.
 
-Texts in, boxes out; the caller reads the files. A box that no picture can have is refused: one that is no number, of
-negative size, or farther out than any picture reaches.
+The caller reads the files. Boxes that are not finite, have a negative size or are farther out than ``MAX_PIXELS`` are
+refused.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def yolo_boxes(text: str, names: Names, size: tuple[int, int], where: str) -> tu
         whole = math.isfinite(index) and 0 <= index < MAX_PIXELS and index == int(index)
         if not (len(fractions) == 4 or polygon) or not whole or not all(map(math.isfinite, fractions)):
             raise ConfigError(
-                f"{where}:{number}: {line[:60]!r} is no YOLO box; give: class x y width height, in shares"
+                f"{where}:{number}: {line[:60]!r} not a YOLO box; write: class x y width height, as "
+                "fractions of the image"
             )
         if polygon:
             left, right, top, bottom = (
@@ -64,7 +65,7 @@ def yolo_boxes(text: str, names: Names, size: tuple[int, int], where: str) -> tu
             left, right, top, bottom = x - w / 2, x + w / 2, y - h / 2, y + h / 2
         if min(left, top) < _FRACTIONS[0] or max(right, bottom) > _FRACTIONS[1] or right < left or bottom < top:
             raise ConfigError(
-                f"{where}:{number}: {line[:60]!r} lies outside of the picture or has a negative size; give shares of "
+                f"{where}:{number}: {line[:60]!r} is outside the image or has a negative size; write fractions of "
                 "its width and height, 0 to 1, not pixels"
             )
         box = Box(left * width, top * height, right * width, bottom * height)
@@ -79,19 +80,21 @@ def coco_boxes(text: str, where: str) -> dict[str, tuple[GroundTruth, ...]]:
         ConfigError: it is not JSON of that form, or has two pictures of one name.
     """
     try:
-        told: Mapping[str, Any] = json.loads(text)
-        names = {entry["id"]: str(entry["name"]) for entry in told["categories"]}
-        files = {entry["id"]: str(entry["file_name"]).replace("\\", "/") for entry in told["images"]}
+        coco: Mapping[str, Any] = json.loads(text)
+        names = {entry["id"]: str(entry["name"]) for entry in coco["categories"]}
+        files = {entry["id"]: str(entry["file_name"]).replace("\\", "/") for entry in coco["images"]}
         found: dict[str, list[GroundTruth]] = {name: [] for name in files.values()}
         twin = next((name for name, count in Counter(files.values()).items() if count > 1), None)
-        for entry in told["annotations"]:
+        for entry in coco["annotations"]:
             left, top, width, height = map(float, entry["bbox"])
             box = _checked(Box(left, top, left + width, top + height))
             found[files[entry["image_id"]]].append(GroundTruth(names[entry["category_id"]], (box,)))
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as reason:
-        raise ConfigError(f"{where}: no COCO JSON with images, annotations and categories ({_why(reason)})") from None
+        raise ConfigError(
+            f"{where}: not a COCO JSON with images, annotations and categories ({_why(reason)})"
+        ) from None
     if twin is not None:
-        raise ConfigError(f"{where}: two pictures are called {twin!r}; write file_name with its folder: a/{twin}")
+        raise ConfigError(f"{where}: two images have the name {twin!r}; write file_name with its folder: a/{twin}")
     return {name: tuple(truths) for name, truths in found.items()}
 
 
@@ -102,7 +105,7 @@ def voc_boxes(text: str, where: str) -> tuple[GroundTruth, ...]:
         ConfigError: it is not XML of that form, or declares entities.
     """
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise ConfigError(f"{where}: declares a document type, which no VOC annotation needs; remove it")
+        raise ConfigError(f"{where}: has a document type declaration, which VOC annotations do not need; remove it")
     try:
         found = []
         for entry in ET.fromstring(text).iter("object"):  # noqa: S314 - entities are refused above
@@ -111,7 +114,7 @@ def voc_boxes(text: str, where: str) -> tuple[GroundTruth, ...]:
             )
             found.append(GroundTruth(entry.findtext("name") or "", (_checked(Box(left - 1, top - 1, right, bottom)),)))
     except (ET.ParseError, ValueError, RecursionError) as reason:
-        raise ConfigError(f"{where}: no Pascal VOC XML with object/bndbox ({reason})") from None
+        raise ConfigError(f"{where}: not a Pascal VOC XML with object/bndbox ({reason})") from None
     return tuple(found)
 
 

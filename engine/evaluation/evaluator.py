@@ -1,6 +1,6 @@
-"""Measure one picture: what the network loses, keeps and gains when it sees only what its explanation shows.
+"""Evaluates the explanation of one image: faithfulness, localisation and sanity metrics.
 
-The explained class is the picture's top-1. Knows nothing about files.
+The explained class is the image's top-1 class. This module reads no files.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NO_POINTING_GAME: Mapping[str, Any] = {
     "pointing": None, "pointing_15px": None, "energy_inside": None, "boxes": [],
     "pointing_chance": None, "pointing_15px_chance": None, "energy_chance": None,
 }  # fmt: skip
-"""What a picture without a known object gets."""
+"""Record entries of an image without annotations."""
 
 BLUR_CELLS, BLUR_SIGMA = 11, 5.0
 """RISE's blurred start of Insertion: the side of its Gaussian and sigma, in pixels of a 224-pixel picture."""
@@ -39,18 +39,18 @@ BLUR_CELLS, BLUR_SIGMA = 11, 5.0
 
 @dataclass(frozen=True)
 class ClassMapping:
-    """How box classes and the network's classes go together."""
+    """Mapping of box classes to network classes."""
 
     labels: Sequence[str]
     """The network's class names."""
     class_map: dict[str, list[int]]
-    """Box class -> the network's classes it stands for, beside one of its own name."""
+    """Box class -> corresponding network classes, in addition to the class of the same name."""
     any_box: bool = False
-    """Every box counts, whatever its class."""
+    """Whether every box counts, regardless of its class."""
 
 
 class Evaluator:
-    """Measures pictures, one at a time, with one network and one method."""
+    """Evaluates one method on one network, image by image."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Evaluator:
         *,
         steps: int = 28,
     ) -> None:
-        """Take what is the same for every picture.
+        """Create an evaluator.
 
         Args:
             split: the network; its device is where everything runs.
@@ -84,20 +84,20 @@ class Evaluator:
 
     @property
     def fit(self) -> Fit:
-        """How a picture is brought to the input size."""
+        """How images are resized to the input."""
         return self._preprocessing.fit
 
     def enable_randomization_check(self, net: nn.Module) -> None:
-        """Prepare the randomised-weights check: the same network, its weights shuffled."""
+        """Enable the check with randomised weights: the same network with shuffled weights."""
         self._randomized = split_network(shuffled(net), self.split.layer, self.split.image_size)
 
     def evaluate(
         self, frame: Frame, truths: Sequence[GroundTruth] | None = None, mask: Mask | None = None
     ) -> dict[str, Any]:
-        """Return everything measured on a picture, as values that JSON can hold.
+        """Return the record of an image, as JSON values.
 
         Args:
-            frame: the picture.
+            frame: the image.
             truths: the boxes in it; None = nothing is known.
             mask: in its stead the object's pixels, whatever class is explained; an empty one tells nothing.
         """
@@ -105,7 +105,7 @@ class Evaluator:
             return self._evaluate_frame(frame, truths, mask)
 
     def compare_frames(self, frame: Frame, following: Frame, target: int) -> dict[str, Any]:
-        """Return how alike two neighbouring frames of a video are, and how alike their maps of one class.
+        """Return the similarity of two successive frames, and of their heat maps for one class.
 
         ``stability`` and ``picture_stability`` are Pearson's correlations of the maps, and of the grey pictures, at the
         network's input; ``label_kept`` says whether ``target`` is the following frame's top-1 class, too.
@@ -133,7 +133,7 @@ class Evaluator:
         plain, left = float(scores[0, target]), float(masked_scores[0, target])
         shown = wide.numpy()
         shown_masked = upsample(masked_heat[0], self.split.image_size).numpy()
-        told: dict[str, Any] = {
+        record: dict[str, Any] = {
             "class": target,
             "label": self._classes.labels[target],
             "score": plain,
@@ -144,21 +144,21 @@ class Evaluator:
             "coherency": metrics.coherency(shown, shown_masked),
             "complexity": metrics.complexity(shown),
         }
-        told["adcc"] = metrics.adcc(told["drop"], told["coherency"], told["complexity"])
+        record["adcc"] = metrics.adcc(record["drop"], record["coherency"], record["complexity"])
         if self._steps:
-            told["deletion"], told["insertion"] = self._areas(image, shown, target)
+            record["deletion"], record["insertion"] = self._areas(image, shown, target)
         if self._randomized is not None:
             _, other = self._method(self._randomized, image, target)
-            told["randomised"] = metrics.rank_correlation(heat[0].numpy(), other[0].numpy())
+            record["randomised"] = metrics.rank_correlation(heat[0].numpy(), other[0].numpy())
         if mask is not None:
-            told |= self._pointing_at(frame, heat[0].numpy(), shown, mask)
+            record |= self._pointing_at(frame, heat[0].numpy(), shown, mask)
         elif truths is not None:
-            told |= self._pointing(frame, heat[0].numpy(), shown, truths, target)
-        told["region"] = list(self._preprocessing.region(frame))
-        return told | {"seconds": seconds, "heat": [[round(float(v), 4) for v in row] for row in heat[0]]}
+            record |= self._pointing(frame, heat[0].numpy(), shown, truths, target)
+        record["region"] = list(self._preprocessing.region(frame))
+        return record | {"seconds": seconds, "heat": [[round(float(v), 4) for v in row] for row in heat[0]]}
 
     def _areas(self, image: Tensor, shown: npt.NDArray[np.float32], target: int) -> tuple[float, float]:
-        """Return Deletion and Insertion; pixels are taken to the mean colour, and given to a blurred picture."""
+        """Return Deletion (pixels become the mean colour) and Insertion (pixels replace a blurred image)."""
         order = torch.from_numpy(metrics.hottest_first(shown))
         areas = []
         for start, end in ((image, torch.zeros_like(image)), (blurred(image), image)):
@@ -177,7 +177,7 @@ class Evaluator:
         truths: Sequence[GroundTruth],
         target: int,
     ) -> dict[str, Any]:
-        """Play the pointing games; all None where no box of the explained class is known."""
+        """Return the pointing games on boxes; all None without a box of the explained class."""
         region = self._preprocessing.region(frame)
         boxes = [box for truth in truths for box in truth.boxes]
         if not self._classes.any_box:
@@ -202,7 +202,7 @@ class Evaluator:
     def _pointing_at(
         self, frame: Frame, heat: npt.NDArray[np.float32], shown: npt.NDArray[np.float32], mask: Mask
     ) -> dict[str, Any]:
-        """Play the pointing games on a mask; all None where the network's input shows nothing of the object."""
+        """Return the pointing games on a mask; all None where the input shows nothing of the object."""
         region = self._preprocessing.region(frame)
         cover = covered(mask, region, self.split.image_size)
         if not cover.any():
@@ -227,7 +227,7 @@ def upsample(heat: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def interpolate_pixels(start: Tensor, end: Tensor, parts: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Give an image (1, C, H, W) and what it is after each part of its pixels has been taken from another."""
+    """Give an image (1, C, H, W) after each step in which more pixels come from another image."""
     current = start.clone()
     yield current.clone()
     for part in parts:
@@ -236,7 +236,7 @@ def interpolate_pixels(start: Tensor, end: Tensor, parts: Sequence[Tensor]) -> I
 
 
 def batched(images: Iterator[Tensor], count: int) -> Iterator[list[Tensor]]:
-    """Give so many at a time: more would not be held in memory at once."""
+    """Give batches of limited size, to bound the memory."""
     while some := list(itertools.islice(images, count)):
         yield some
 
@@ -251,7 +251,7 @@ def blurred(image: Tensor) -> Tensor:
 
 
 def fraction_of(hits: Iterable[bool]) -> float:
-    """Return which share is true: what a peak hits that falls on any cell with the same chance."""
+    """Return the fraction of true values: the hit rate of a peak at a random cell."""
     return float(np.mean(list(hits)))
 
 
@@ -277,7 +277,7 @@ def peak_of(heat: npt.NDArray[np.float32], region: Box) -> tuple[float, float] |
 
 
 def inside(boxes: Sequence[Box], region: Box, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """Return which pixels of the network's input have their centre in a box given in frame pixels."""
+    """Return a mask of the input pixels whose centre is in a box given in frame pixels."""
     rows, columns = size
     y = region.top + (np.arange(rows) + 0.5) * region.height / rows
     x = region.left + (np.arange(columns) + 0.5) * region.width / columns

@@ -1,4 +1,4 @@
-"""A network and its settings to an examiner, ready to measure."""
+"""Builds an evaluator from a network and its settings."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from pipeline.config import EngineConfig
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What is to be measured beside the score that is lost."""
+    """Method and optional measurements of an evaluation."""
 
     method: str = "recipro-cam"
-    """What is examined: a name of ``engine.methods.registry``."""
+    """The explanation method: a name of ``engine.methods.registry``."""
     steps: int = 28
-    """In how many parts Deletion and Insertion move the pixels; 0 = leave both out."""
+    """Steps of Deletion and Insertion; 0 = do not measure them."""
     randomize: bool = True
-    """Whether the randomised-weights check is made."""
+    """Whether to run the check with randomised weights."""
     any_box: bool = False
-    """Whether every box counts, whatever its class."""
+    """Whether every box counts, regardless of its class."""
     class_map: Mapping[str, list[int]] = field(default_factory=dict)
-    """Box class -> the network's classes it stands for."""
+    """Box class -> corresponding network classes."""
 
 
 def build_evaluator(network: LoadedModel, config: EngineConfig, wanted: EvaluationOptions) -> Evaluator:
-    """Cut the network and prepare what is wanted; it runs in float32, eager, on the CPU.
+    """Split the network and build the evaluator: float32, eager, on the CPU.
 
     Raises:
         ConfigError, EngineError: an unknown method, or one whose package is missing.

@@ -1,4 +1,4 @@
-"""What has been measured so far, one line a picture: a run that was stopped goes on where it was."""
+"""Results of an evaluation, one line for each image, so that an interrupted run can continue."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ResultsLog:
     """The records of one evaluation in one folder; a context manager."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        """Open the folder, new or begun before with the same settings.
+        """Open a new folder, or one of an evaluation with the same settings.
 
         Raises:
             ConfigError: it holds another evaluation, or cannot be written.
@@ -39,7 +39,7 @@ class ResultsLog:
             try:
                 self.records = {one["image"]: one for one in map(json.loads, whole.splitlines())}
             except (ValueError, KeyError, TypeError, RecursionError):
-                raise ConfigError(f"{place}: holds no records of an evaluation; choose another folder") from None
+                raise ConfigError(f"{place}: contains no records of an evaluation; choose another folder") from None
             self._lines = place.open("a", encoding="utf-8")
             self._lines.truncate(len(whole))
         return self
@@ -52,20 +52,20 @@ class ResultsLog:
                 self._lines.close()
 
     def check(self, name: str, of: str) -> None:
-        """Refuse to go on where what a picture was measured by has changed since.
+        """Check that an image and its annotations have not changed since they were evaluated.
 
         Raises:
-            ConfigError: it names the picture.
+            ConfigError: they have changed; the message names the image.
         """
         before = self.records.get(name, {}).get("of", of)
         if before != of:
             raise ConfigError(
-                f"output {str(self.folder)!r}: {name} was measured before with another content, of itself or of its "
-                "boxes or mask; choose another folder, or remove this one to begin anew"
+                f"output {str(self.folder)!r}: {name} or its boxes or mask have changed since it was evaluated; "
+                "choose another folder, or remove this one to start again"
             )
 
     def add(self, record: dict[str, Any]) -> None:
-        """Keep a picture's record; it is on its way to the disk when this returns."""
+        """Write an image's record and flush it."""
         assert self._lines is not None  # noqa: S101 - set on entering
         with report_write_errors(self.folder):
             self._lines.write(json.dumps(record, allow_nan=False) + "\n")
@@ -77,16 +77,16 @@ class ResultsLog:
         before = _settings_in(place)
         if begun and before is None:
             raise ConfigError(
-                f"{place}: does not say what the records beside it were made with; choose another folder, or remove "
-                "this one to begin anew"
+                f"{place}: does not hold the settings of the records beside it; choose another folder, or remove "
+                "this one to start again"
             )
         if before is not None:
             differs = sorted(key for key in {*before, *self._settings} if before.get(key) != self._settings.get(key))
             if differs:
                 key = differs[0]
                 raise ConfigError(
-                    f"output {str(self.folder)!r}: begun with {key} {before.get(key)!r}, not "
-                    f"{self._settings.get(key)!r}; choose another folder, or remove this one to begin anew"
+                    f"output {str(self.folder)!r}: was started with {key} {before.get(key)!r}, not "
+                    f"{self._settings.get(key)!r}; choose another folder, or remove this one to start again"
                 )
         else:
             place.write_text(json.dumps(self._settings, indent=1) + "\n", encoding="utf-8")
@@ -94,17 +94,17 @@ class ResultsLog:
 
 @contextmanager
 def report_write_errors(folder: Path) -> Iterator[None]:
-    """Tell in one line why something cannot be written in a folder, such as on a full disk."""
+    """Turn an ``OSError`` of writing into a ``ConfigError`` that names the folder."""
     try:
         yield
     except OSError as reason:
         raise ConfigError(
-            f"output {str(folder)!r}: cannot be written ({reason.strerror}); make room there, or choose another folder"
+            f"output {str(folder)!r}: cannot be written ({reason.strerror}); free space there, or choose another folder"
         ) from None
 
 
 def _settings_in(place: Path) -> dict[str, Any] | None:
-    """Return what an evaluation was begun with; None where no file says it, or only a torn one does."""
+    """Return the settings of an evaluation; None where the file is missing or incomplete."""
     try:
         told = json.loads(place.read_bytes())
     except (FileNotFoundError, ValueError, RecursionError):
@@ -113,14 +113,14 @@ def _settings_in(place: Path) -> dict[str, Any] | None:
 
 
 def _whole_lines(content: bytes) -> bytes:
-    """Leave out a last line that was being written when the run was ended."""
+    """Return the complete lines, without a last one that was cut off."""
     return content[: content.rfind(b"\n") + 1]
 
 
 def write_result(
     folder: Path, settings: Mapping[str, Any], summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Write ``result.json`` (settings and means) and ``result.csv`` (one row a picture, without its heat)."""
+    """Write ``result.json`` (settings, means) and ``result.csv`` (one row for each image, without heat maps)."""
     told = {"settings": dict(settings), "summary": dict(summary)}
     columns = list(dict.fromkeys(key for one in records for key in one if key not in _NO_COLUMNS))
     with report_write_errors(folder):

@@ -1,4 +1,4 @@
-"""What was measured on many pictures, in one row; pure."""
+"""Summary of an evaluation: the means over its images."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ MEANS = {
     "score": "score",
     "accuracy": "right",
 }
-"""Summary key -> the pictures' key whose mean it is, over the pictures that have it."""
+"""Summary key -> record key; the summary is the mean over the records that have the key."""
 
 
 def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, float | int | None]:
-    """Return the means over pictures, ADCC in both conventions, and how many pictures there were; None for nothing."""
+    """Return the means over the images, ADCC in both conventions, and image counts; None without values."""
     row: dict[str, float | int | None] = {"images": len(records)}
     for name, key in MEANS.items():
         values = _values(records, key)

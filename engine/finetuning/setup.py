@@ -25,7 +25,7 @@ from engine.split.network import split_network
 from pipeline.errors import ConfigError, LayerError, ModelError
 
 Precision = Literal["fp32", "bf16"]
-"""What a network may learn in."""
+"""Arithmetic of the training."""
 
 FULL_DEFAULTS = TrainingConfig(epochs=24, batch_size=24, learning_rate=1e-4, patience=8)
 LINEAR_PROBE_DEFAULTS = TrainingConfig(epochs=120, batch_size=64, learning_rate=3e-3, patience=25, improve_on_loss=True)
@@ -33,23 +33,23 @@ LINEAR_PROBE_DEFAULTS = TrainingConfig(epochs=120, batch_size=64, learning_rate=
 
 @dataclass(frozen=True, slots=True)
 class FinetuneConfig:
-    """What is to be taught, and how; None leaves a choice to what is usual."""
+    """Settings of a fine-tuning; None selects the default."""
 
     model: str
-    """A network's name, or a model file to go on from."""
+    """Name of a network, or path of a checkpoint to continue from."""
     weights: str | None = None
     input_size: tuple[int, int] | None = None
     """Height and width in pixels."""
     fit: Fit | None = None
-    """How a picture is brought to the input size; None = as the model file has it, or stretched."""
+    """How images are resized to the input; None = as the checkpoint has it, or ``stretch``."""
     layer: str | None = None
-    """Where the network will be explained."""
+    """The layer to explain."""
     truncate_at: str | None = None
-    """The layer the network ends with; None = its own end."""
+    """The layer after which the network is truncated; None = not truncated."""
     linear_probe: bool = False
-    """Only the last layer learns."""
+    """Whether only the last layer is trained."""
     freeze_until: str | None = None
-    """This layer and all before it stay as they are."""
+    """This layer and all layers before it are frozen."""
     augment: Sequence[str] = DEFAULT_AUGMENTATIONS
     balance: Balance = "sampler"
     epochs: int | None = None
@@ -57,53 +57,53 @@ class FinetuneConfig:
     learning_rate: float | None = None
     patience: int | None = None
     views: int = 6
-    """With ``freeze``: how many looks at each picture are computed."""
+    """Of a linear probe: number of augmented views of each image."""
     device: str = "auto"
     precision: Precision = "fp32"
-    """Of the network while it learns."""
+    """Arithmetic of the network during training."""
     threads: int | None = None
     seed: int = 0
 
     def training(self) -> TrainingConfig:
-        """Return the course, with what was wished for."""
-        usual = LINEAR_PROBE_DEFAULTS if self.linear_probe else FULL_DEFAULTS
+        """Return the training configuration: the defaults with the settings that are not None."""
+        defaults = LINEAR_PROBE_DEFAULTS if self.linear_probe else FULL_DEFAULTS
         return replace(
-            usual,
-            epochs=self.epochs or usual.epochs,
-            batch_size=self.batch or usual.batch_size,
-            learning_rate=self.learning_rate or usual.learning_rate,
-            patience=self.patience or usual.patience,
+            defaults,
+            epochs=self.epochs or defaults.epochs,
+            batch_size=self.batch or defaults.batch_size,
+            learning_rate=self.learning_rate or defaults.learning_rate,
+            patience=self.patience or defaults.patience,
             balance=self.balance,
         )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FinetuneModel:
-    """A network that is to learn, and what its file will say of it."""
+    """A network to train, with the metadata of its checkpoint."""
 
     config: FinetuneConfig
     net: nn.Module
     head_name: str
-    """Its last layer's name."""
+    """Name of the last layer."""
     name: str
-    """The network's in the table."""
+    """Name of the network in the registry."""
     labels: tuple[str, ...]
     preprocessing: Preprocessing
     layer: str
-    """Where it will be explained."""
+    """The layer to explain."""
     truncate_at: str | None
     augmentation: Callable[[Tensor], Tensor]
-    """How pictures change between two visits."""
+    """Augments a batch of images (N, 3, H, W) uint8."""
     known_labels: tuple[str, ...] = ()
-    """Classes that its last layer knows already."""
+    """Classes of the checkpoint that the network continues from."""
     warm_up_head: bool = True
-    """Whether its last layer can learn alone, and has to before the rest does."""
+    """Whether the last layer is trained alone before the whole network."""
     trained_digests: frozenset[str] = frozenset()
-    """Digests of the pictures it has learned from before."""
+    """Digests of the images of earlier trainings."""
     trained_hashes: tuple[KnownImages, ...] = ()
-    """Their perceptual hashes."""
+    """Perceptual hashes of these images."""
     parent_checkpoint: Mapping[str, Any] = field(default_factory=dict)
-    """The file it goes on from."""
+    """Provenance of the checkpoint that the network continues from."""
 
     @property
     def warm_start(self) -> bool:

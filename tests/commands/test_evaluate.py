@@ -37,7 +37,7 @@ def command(command, tmp_path):
 def test_an_evaluation_leaves_a_result_a_table_and_one_page_that_needs_nothing_else(command, tmp_path):
     code, told, errors = command("--output", "out")
     assert code == 0, errors
-    assert "3 of 3 pictures" in told
+    assert "3 of 3 images" in told
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["summary"]["images"] == 3
     assert result["settings"]["layer"] == "features"
@@ -61,14 +61,14 @@ def test_a_second_run_goes_on_and_another_network_may_not(command, tmp_path):
     assert (tmp_path / "out" / "images.jsonl").read_text().startswith(first)
     code, _, errors = command("--output", "out", "--kernel", "gaussian")
     assert code == 2
-    assert "begun with kernel 'point', not 'gaussian'" in errors
+    assert "was started with kernel 'point', not 'gaussian'" in errors
 
 
 def test_a_broken_picture_is_left_out(command, tmp_path):
     (tmp_path / "photos" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     code, told, _ = command("--output", "out")
     assert code == 0
-    assert "3 of 4 pictures" in told
+    assert "3 of 4 images" in told
 
 
 def test_boxes_are_read_from_yolo_and_coco(command, tmp_path):
@@ -222,7 +222,7 @@ def test_a_network_that_was_trained_again_is_another_one(command, tmp_path):
         file = Checkpoint(dict(net.state_dict()), "line_net", LABELS, (64, 64), (0.5,) * 3, (0.5,) * 3, "features")
         save_checkpoint(tmp_path / "part.safetensors", file)
         code, _, errors = command("--output", "out", "--model", "part.safetensors", "--limit", 1)
-        assert (code, "begun with files" in errors) == ((0, False), (2, True))[seed], errors
+        assert (code, "was started with files" in errors) == ((0, False), (2, True))[seed], errors
 
 
 @pytest.mark.parametrize("changed", ["photos/0 <b>.png", "labels/0 <b>.txt"])
@@ -237,7 +237,7 @@ def test_a_picture_or_its_boxes_that_changed_since_are_not_gone_on_with(command,
     (tmp_path / changed).write_bytes((tmp_path / changed).read_bytes() + b"\n")
     code, _, errors = command(*words)
     assert code == 2
-    assert "0 <b>.png was measured before with another content" in errors
+    assert "0 <b>.png or its boxes or mask have changed" in errors
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here, a disk that is always full")
@@ -267,7 +267,7 @@ def video(command, tmp_path):
 def test_a_videos_frames_are_compared_with_their_successors(command, video, tmp_path):
     code, told, errors = command("--output", "out", pictures="walk.mkv")
     assert code == 0, errors
-    assert "8 of 8 pictures" in told
+    assert "8 of 8 images" in told
     assert "Temporal stability" in told
     records = [json.loads(line) for line in (tmp_path / "out" / "images.jsonl").read_text().splitlines()]
     assert [one["image"] for one in records] == [f"frame {index:06d}" for index in range(8)]
@@ -301,7 +301,7 @@ def test_a_video_that_was_recorded_again_is_another_one(command, video, tmp_path
     video.write_bytes(video.read_bytes() + b"\0")
     code, _, errors = command("--output", "out", "--limit", 1, pictures="walk.mkv")
     assert code == 2
-    assert "begun with files" in errors
+    assert "was started with files" in errors
 
 
 def test_boxes_do_not_go_with_a_video(command, video, tmp_path):
@@ -346,7 +346,7 @@ def test_list_of_windows_names_pictures_and_repeated_ones_are_told(command, tmp_
     (tmp_path / "list.txt").write_bytes("\ufeffphotos\\0 <b>.png\r\nphotos\\1 <b>.png\r\nphotos/0 <b>.png\r\n".encode())
     code, told, errors = command("--output", "out", pictures="list.txt")
     assert code == 0, errors
-    assert "2 of 2 pictures" in told
+    assert "2 of 2 images" in told
     assert "1 lines repeat an image" in caplog.text
 
 

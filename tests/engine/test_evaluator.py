@@ -185,7 +185,7 @@ def test_coco_boxes_are_found_by_file_name():
 
 def test_coco_pictures_of_one_name_are_told_apart_by_their_folders_or_refused():
     told = {"categories": [], "annotations": [], "images": [{"id": k, "file_name": "a.jpg"} for k in range(2)]}
-    with pytest.raises(ConfigError, match=r"two pictures are called 'a\.jpg'"):
+    with pytest.raises(ConfigError, match=r"two images have the name 'a\.jpg'"):
         coco_boxes(json.dumps(told), "x.json")
     for entry, folder in zip(told["images"], ("x\\", "y/"), strict=True):
         entry["file_name"] = folder + "a.jpg"
@@ -229,7 +229,7 @@ def test_a_journal_goes_on_drops_a_torn_line_and_refuses_another_evaluation(tmp_
         journal.add({"image": "c"})
     lines = (tmp_path / "new" / "images.jsonl").read_text().splitlines()
     assert [json.loads(line)["image"] for line in lines] == ["a", "b", "c"]
-    with pytest.raises(ConfigError, match="begun with model 'x', not 'y'"):
+    with pytest.raises(ConfigError, match="was started with model 'x', not 'y'"):
         ResultsLog(tmp_path / "new", {"model": "y", "size": (1, 2)}).__enter__()
 
 
@@ -240,7 +240,7 @@ def test_records_whose_settings_are_lost_are_not_taken_for_those_of_any(tmp_path
     (tmp_path / "settings.json").unlink()
     if settings is not None:
         (tmp_path / "settings.json").write_text(settings)
-    with pytest.raises(ConfigError, match="does not say what the records beside it were made with"):
+    with pytest.raises(ConfigError, match="does not hold the settings of the records beside it"):
         ResultsLog(tmp_path, {"model": "y"}).__enter__()
     assert (tmp_path / "images.jsonl").read_text() == '{"image": "a"}\n'
 
@@ -256,7 +256,7 @@ def test_settings_torn_before_the_first_record_are_written_anew(tmp_path):
 @pytest.mark.parametrize("name", ["result.json", "result.csv"])
 def test_a_full_disk_is_told_in_one_line(tmp_path, name):
     (tmp_path / name).symlink_to("/dev/full")
-    with pytest.raises(ConfigError, match=r"No space left on device.*make room there"):
+    with pytest.raises(ConfigError, match=r"No space left on device.*free space there"):
         write_result(tmp_path, {}, {}, [{"image": "a"}])
 
 

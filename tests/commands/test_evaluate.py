@@ -134,7 +134,7 @@ def test_masks_are_found_by_name_and_folders_that_are_classes_say_what_is_right(
     (tmp_path / "list.txt").write_text("photos/ok/a.png\nphotos/scratch/a.png\nphotos/2 <b>.png\n")
     code, said, errors = command("--output", "out", "--masks", "masks", pictures="list.txt")
     assert code == 0, errors
-    assert "a cell chosen by chance would in 100.0%" in said
+    assert "a random cell: 100.0%" in said
     told = [json.loads(line) for line in (tmp_path / "out" / "images.jsonl").read_text().splitlines()]
     assert [one.get("mask_share") for one in told] == [1.0, 1.0, None]
     chances = ("pointing_chance", "pointing_15px_chance", "energy_chance")
@@ -366,4 +366,4 @@ def test_copies_of_learned_pictures_are_named(command, tmp_path, caplog):
     assert "1 of 3 images look nearly like a training image: 0.jpg" in caplog.text
     rows = list(csv.DictReader((tmp_path / "out" / "result.csv").read_text().splitlines()))
     assert [row["like_learned"] for row in rows] == ["True", "False", "False"]
-    assert "Pictures nearly like learned ones" in (tmp_path / "out" / "report.html").read_text()
+    assert "Images similar to training images" in (tmp_path / "out" / "report.html").read_text()

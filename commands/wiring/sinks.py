@@ -132,7 +132,13 @@ def apply_recording_options(sinks: Sinks, settings: dict[str, Any]) -> Sinks:
     named = "--" + next(iter(settings), "").replace("_", "-")
     missing = f"{named}: there is no folder of clips; add --sink FOLDER/, with the slash"
     kept = [_without(one, settings) if "record_when" in type(one).model_fields else one for one in sinks]
-    return apply_option(kept, "record_when", settings, missing)
+    try:
+        return apply_option(kept, "record_when", settings, missing)
+    except ConfigError as wrong:
+        text = str(wrong)
+        for key in settings:  # the message names the option that was typed, not the key of the sink
+            text = text.replace(f"--sink: {key}:", f"--{key.replace('_', '-')}:")
+        raise ConfigError(text) from None
 
 
 def _without(sink: SinkSettings, options: Mapping[str, Any]) -> SinkSettings:

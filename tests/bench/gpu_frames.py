@@ -137,7 +137,7 @@ def _stages(card: GpuExplainer, frames: list[Frame], told: Settings) -> dict[str
     stamp = drawing.render_legend(explanation)
     assert stamp is not None
     tile = torch.from_numpy(stamp.tile).to(told.device)
-    picture = explanation.drawn.picture
+    picture = explanation.drawn.image
 
     def encode(picture: torch.Tensor) -> None:
         with card._streams.encoder_stream():

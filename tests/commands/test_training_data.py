@@ -145,9 +145,9 @@ def test_folders_that_programs_leave_are_passed_over(tmp_path):
         (("ok", "scratch", "test/ok", "test/scratch"), "give a folder that holds the classes"),
         (
             ("train/ok", "train/scratch", "test/ok", "test/scratch", "test/dent"),
-            "class 'dent': has pictures in the test",
+            "class 'dent': has images in the test",
         ),
-        (("train/ok", "train/scratch", "val/ok"), "class 'scratch': has no pictures in the test part"),
+        (("train/ok", "train/scratch", "val/ok"), "class 'scratch': has no images in the test part"),
         (("train/good", "test/good", "test/broken", "ground_truth/broken"), "class 'broken'"),
         (("train", "test"), "pictures without a folder for each class"),
         (("train/images", "val/images"), "holds the pictures of all classes"),

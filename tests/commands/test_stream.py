@@ -404,11 +404,11 @@ def test_two_runs_cannot_write_one_file(command, video, tmp_path):
         (["--mean", "1,2"], "--mean: '1,2': three numbers, for red, green and blue, or one for all; these are 2"),
         (["--smoothing", "-1"], "--smoothing: -1.0"),
         (["--max-age", "-1"], "--max-age: -1.0"),
-        (["--target", "top5,tench"], "'top5' stands alone"),
+        (["--opacity", "2"], "--opacity: 2.0"),
     ],
 )
 def test_a_mistake_in_an_option_is_told_by_the_options_own_name(command, words, told):
-    code, _, errors = command(*squeezenet("--source", "line:", *words))
+    code, _, errors = command(*squeezenet("--source", "line:", "--frames", "1", *words))
     assert code == 2
     assert told in errors
     assert len(set(errors.splitlines())) == len(errors.splitlines())

@@ -11,7 +11,7 @@ from engine.explainers.network import NetworkExplainer
 from engine.methods.recipro import Target
 from engine.models.loader import build_untrained, load_network
 from engine.models.registry import MODELS
-from engine.runtime.runner import CompileConfig, Runner, _compare
+from engine.runtime.runner import CompileConfig, Runner, _check_outputs
 from engine.split.network import split_network
 from pipeline.config import EngineConfig
 from pipeline.errors import BackendError, ConfigError
@@ -94,7 +94,7 @@ def test_explain_always_includes_the_top_class():
         assert [finding.class_index for finding in explanation.findings] == order
         assert explanation.top_scoring.class_index == best
         assert explanation.top_scoring.score == pytest.approx(plain.first.score, abs=1e-5)
-        np.testing.assert_allclose(explanation.top_scoring.heat, plain.first.heat, atol=1e-4)
+        np.testing.assert_allclose(explanation.top_scoring.heat, plain.first.heat, atol=1e-3)
 
 
 @pytest.mark.parametrize(("fit", "region"), [
@@ -220,13 +220,13 @@ def test_inductor_keeps_compiled_networks():
 def test_runner_refuses_a_backend_with_wrong_outputs():
     build = CompileConfig(Target(), "point", "eager", "fp32", CPU, 1 << 28)
     truth = (torch.tensor([[0.9, 0.1]]), torch.tensor([[0]]), torch.ones(1, 1, 2, 2))
-    _compare(truth, truth, build)
-    with pytest.raises(BackendError, match=r"disagrees.*scores by 0.7"):
-        _compare(truth, (truth[0].flip(1) * 0 + 0.8, *truth[1:]), build)
+    _check_outputs(truth, truth, build)
+    with pytest.raises(BackendError, match=r"differs from eager.*scores by 0.7"):
+        _check_outputs(truth, (truth[0].flip(1) * 0 + 0.8, *truth[1:]), build)
     with pytest.raises(BackendError, match="heat by 1"):
-        _compare(truth, (*truth[:2], torch.zeros(1, 1, 2, 2)), build)
+        _check_outputs(truth, (*truth[:2], torch.zeros(1, 1, 2, 2)), build)
     with pytest.raises(BackendError, match="heat by nan"):
-        _compare(truth, (*truth[:2], torch.full((1, 1, 2, 2), float("nan"))), build)
+        _check_outputs(truth, (*truth[:2], torch.full((1, 1, 2, 2), float("nan"))), build)
 
 
 def test_packed_linear_layers_have_equal_outputs_and_do_not_change_the_network():

@@ -396,3 +396,16 @@ def test_subscriptions_of_all_are_bounded_and_small_ones_stay():
     kept.publish()
     assert not kept.matches(b"small camera")
     assert kept.add(b"0-0", 0), "what is known already costs nothing"
+
+
+def test_connection_counts_as_viewer_when_its_message_is_read_before_its_acceptance():
+    now = [0.0]
+    table = ConnectionTable(limit=8, clock=lambda: now[0])
+    table.mark_as_viewer(5)
+    table.accept(5, "192.0.2.1")
+    assert table.viewers == 1
+    table.remove(5)
+    table.mark_as_viewer(5)  # of the connection that has ended
+    now[0] = 2.0
+    table.accept(5, "192.0.2.1")
+    assert table.viewers == 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ T = TypeVar("T")
 MAX_CONNECTIONS: Final = 256
 HANDSHAKE_MS: Final = 3000
 """Maximum duration of a handshake; libzmq's default of 30 s would let clients hold all file handles."""
+_EARLY_SECONDS: Final = 1.0
+"""Maximum time by which a connection's first message may be read before the event that it was accepted."""
 
 
 @dataclass(slots=True)
@@ -44,6 +47,10 @@ class ConnectionTable:
         self._limit = connection_limit(MAX_CONNECTIONS) if limit is None else limit
         self._clock = clock
         self._connections: dict[int, _Connection] = {}
+        self._early: dict[int, float] = {}
+        """When something was received on a descriptor whose connection was not known yet."""
+        self._lock = threading.Lock()
+        """Orders a connection's first message and its acceptance, which two threads record."""
         self._serial = 0
         self.refused = 0
         """Number of connections that were ended because of the limit."""
@@ -63,9 +70,12 @@ class ConnectionTable:
 
     def mark_as_viewer(self, descriptor: int) -> None:
         """Record that the connection has completed its handshake: something was received on it."""
-        connection = self._connections.get(descriptor)
-        if connection is not None:
-            connection.is_viewer = True
+        with self._lock:
+            connection = self._connections.get(descriptor)
+            if connection is None:
+                self._early[descriptor] = self._clock()
+            else:
+                connection.is_viewer = True
 
     def accept(self, descriptor: int, host: str) -> int | None:
         """Add a new connection; return the descriptor of a connection that has to be ended, possibly this one.
@@ -77,7 +87,10 @@ class ConnectionTable:
         self._serial += 1
         address = "" if not host or is_loopback_address(host) else shared_address(host)
         now = self._clock()
-        self._connections[descriptor] = _Connection(self._serial, now, address)
+        with self._lock:
+            early = self._early.pop(descriptor, None)
+            is_viewer = early is not None and now - early < _EARLY_SECONDS
+            self._connections[descriptor] = _Connection(self._serial, now, address, is_viewer)
         candidates = {
             known: connection
             for known, connection in self._connections.items()
@@ -97,6 +110,7 @@ class ConnectionTable:
     def clear(self) -> None:
         """Remove all connections."""
         self._connections.clear()
+        self._early.clear()
 
     def _remove_surplus(self, candidates: dict[int, _Connection], newest: int, now: float) -> int:
         """Remove and return the oldest connection that is still in its handshake, or the newest if there is none."""

@@ -162,3 +162,23 @@ class DiskMonitor:
             help_text = "Free space on a recorder's disk, in bytes."
             samples.append(MetricSample("recorder_free_bytes", self.free_bytes, help_text, labels=labels))
         return samples
+
+
+class DiskSink:
+    """Base of the sinks whose disk may refuse writes: what they report of it."""
+
+    _disk: DiskMonitor
+
+    @property
+    def lost(self) -> int:
+        """Number of lines, rows or frames that were not written because the disk refused them."""
+        return self._disk.lost
+
+    @property
+    def problem(self) -> str:
+        """Why nothing is written now; empty while writing works."""
+        return self._disk.problem
+
+    def metrics(self) -> list[MetricSample]:
+        """Return the state of the disk."""
+        return list(self._disk.metrics())

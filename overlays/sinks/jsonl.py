@@ -6,27 +6,26 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from overlays.sinks.disk import DiskMonitor, HandleReserve
+from overlays.sinks.disk import DiskMonitor, DiskSink, HandleReserve
 from overlays.sinks.jsonl_runs import is_regular, mend_end, new_run_id, run_line
 from overlays.sinks.paths import check_writable, is_same_file
 from overlays.sinks.settings import JsonlSettings
 from overlays.wire.message import explanation_record, record_bytes
 from pipeline.errors import DataLossError, SinkError
 from pipeline.frames import Overlay
-from pipeline.ports import MetricSample
 from pipeline.settings import SinkContext
 
 log = logging.getLogger(__name__)
 
 
-class JsonlSink:
+class JsonlSink(DiskSink):
     """Writes ``*.jsonl``. Every line is passed to the operating system at once, so a killed run loses no line.
 
     An existing log is continued: the run record and the explanations are appended. A disk that refuses writes does not
@@ -73,20 +72,6 @@ class JsonlSink:
         self._began_at_unix = self._wall_clock()
         self._reserve.fill()
         return self
-
-    @property
-    def lost(self) -> int:
-        """Number of lines that were not written."""
-        return self._disk.lost
-
-    @property
-    def problem(self) -> str:
-        """Why nothing is written now; empty while writing works."""
-        return self._disk.problem
-
-    def metrics(self) -> Sequence[MetricSample]:
-        """Return the state of the disk."""
-        return self._disk.metrics()
 
     def needs_image(self, camera: str) -> bool:  # noqa: ARG002 - the same for every camera
         """Return False: a line holds no image."""

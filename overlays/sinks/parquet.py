@@ -14,7 +14,7 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -24,13 +24,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from overlays.records.arrow_schema import SCHEMA, to_row
-from overlays.sinks.disk import DiskMonitor, HandleReserve
+from overlays.sinks.disk import DiskMonitor, DiskSink, HandleReserve
 from overlays.sinks.paths import check_writable, fresh_paths, with_infix
 from overlays.sinks.settings import ParquetSettings
 from overlays.wire.message import explanation_record, record_bytes
 from pipeline.errors import DataLossError, SinkError
 from pipeline.frames import Overlay
-from pipeline.ports import MetricSample
 from pipeline.settings import SinkContext
 
 log = logging.getLogger(__name__)
@@ -46,7 +45,7 @@ _GROUP_BYTES: Final = 64 << 20
 _COMPRESSION: Final = "zstd"
 
 
-class ParquetSink:
+class ParquetSink(DiskSink):
     """Writes ``*.parquet``, complete at the end of the run. A file of an earlier run is kept; the new one is beside it.
 
     A disk that refuses writes does not end the run: rows wait in memory, up to the size of a part; further rows are
@@ -98,20 +97,6 @@ class ParquetSink:
             _rename_leftover(self._path, self._parts)
         self._reserve.fill()
         return self
-
-    @property
-    def lost(self) -> int:
-        """Number of rows that were not written because the disk refused them."""
-        return self._disk.lost
-
-    @property
-    def problem(self) -> str:
-        """Why nothing is written now; empty while writing works."""
-        return self._disk.problem
-
-    def metrics(self) -> Sequence[MetricSample]:
-        """Return the state of the disk."""
-        return self._disk.metrics()
 
     def needs_image(self, camera: str) -> bool:  # noqa: ARG002 - the same for every camera
         """Return False: a row holds no image."""

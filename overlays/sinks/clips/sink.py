@@ -19,7 +19,7 @@ import av.error
 from overlays.render.jpeg import bounded_image
 from overlays.sinks.clips.store import ClipStore
 from overlays.sinks.clips.writer import ClipEncoder, ClipWriter, EncodedFrame, PreRollBuffer
-from overlays.sinks.disk import NO_HANDLES, DiskMonitor, HandleReserve
+from overlays.sinks.disk import NO_HANDLES, DiskMonitor, DiskSink, HandleReserve
 from overlays.sinks.settings import ClipSettings
 from overlays.sinks.timeline import TICKS_PER_SECOND, Timeline
 from overlays.sinks.video import letterbox
@@ -57,7 +57,7 @@ class _Track:
     resized_at: float = _NEVER
 
 
-class ClipSink:
+class ClipSink(DiskSink):
     """Writes clips into ``FOLDER/``, one series per camera, each clip with its ``.jsonl``.
 
     Without a condition, all frames are recorded. With a condition, a clip begins ``seconds_before`` the first frame
@@ -110,16 +110,6 @@ class ClipSink:
         self._disk.refresh()
         return self
 
-    @property
-    def lost(self) -> int:
-        """Number of frames that were not recorded because the disk refused them."""
-        return self._disk.lost
-
-    @property
-    def problem(self) -> str:
-        """Why nothing is recorded; empty while all frames are recorded."""
-        return self._disk.problem
-
     def metrics(self) -> list[MetricSample]:
         """Return the state of the disk and the bytes in use."""
         labels = (("sink", self.uri),)
@@ -128,7 +118,7 @@ class ClipSink:
         if (budget := self._settings.budget_bytes) is not None:
             help_text = "Maximum disk space of a recorder's clips, in bytes."
             samples.append(MetricSample("recorder_budget_bytes", budget, help_text, labels=labels))
-        return [*samples, *self._disk.metrics()]
+        return [*samples, *super().metrics()]
 
     def needs_image(self, camera: str) -> bool:  # noqa: ARG002 - the same for every camera
         """Return True: whether a frame belongs to an event may only be known later."""

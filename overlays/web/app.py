@@ -106,7 +106,7 @@ class _Handlers:
         response = RedirectResponse("./", 303)
         response.set_cookie(
             cookie_name(access),
-            access.issue_cookie(time.time()),
+            access.issue_cookie(),
             max_age=COOKIE_SECONDS,
             path=_cookie_path(request),
             httponly=True,

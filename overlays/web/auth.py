@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
+from itsdangerous import TimestampSigner
+
 MIN_TOKEN_LENGTH: Final = 16
 """Minimum length in characters, against guessing."""
 COOKIE_SECONDS: Final = 30 * 24 * 3600
@@ -170,7 +172,7 @@ class AccessPolicy:
         except ValueError:
             return False
 
-    def is_authenticated(self, credentials: Credentials, now_unix: float) -> bool:
+    def is_authenticated(self, credentials: Credentials) -> bool:
         """Return whether a request holds the token, a valid cookie, or the token of its stream."""
         if self.token is None:
             return True
@@ -182,34 +184,29 @@ class AccessPolicy:
             or hmac.compare_digest(query.encode("utf-8", "replace"), self.stream_token(credentials.camera).encode())
         ):
             return True
-        expires, _, rest = (credentials.cookie or "").partition(".")
-        session, _, signature = rest.partition(".")
-        if not expires.isascii() or not expires.isdigit() or len(expires) > 12 or int(expires) < now_unix:
-            return False
-        return hmac.compare_digest(signature.encode("utf-8", "replace"), self._sign(expires, session).encode())
+        return self._signer().validate((credentials.cookie or "").encode("utf-8", "replace"), COOKIE_SECONDS)
 
     def token_matches(self, candidate: str) -> bool:
         """Compare in constant time."""
         token = (self.token or "").encode()
         return self.token is not None and hmac.compare_digest(candidate.encode("utf-8", "replace"), token)
 
-    def issue_cookie(self, now_unix: float) -> str:
-        """Return the value of a new cookie: expiry in Unix seconds, session identifier, signature (HMAC-SHA256)."""
-        expires, session = str(int(now_unix) + COOKIE_SECONDS), secrets.token_hex(16)
-        return f"{expires}.{session}.{self._sign(expires, session)}"
+    def issue_cookie(self) -> str:
+        """Return the value of a new cookie: session identifier, time of issue, signature."""
+        return self._signer().sign(secrets.token_hex(16)).decode()
 
     def stream_token(self, camera: str) -> str:
         """Return the token that opens only this camera's MJPEG stream; the page's token cannot be derived from it."""
         return hmac.new((self.token or "").encode(), f"stream {camera}".encode(), hashlib.sha256).hexdigest()[:40]
 
-    def _sign(self, expires: str, session: str) -> str:
-        text = f"page until {expires} for {session}"
-        return hmac.new((self.token or "").encode(), text.encode(), hashlib.sha256).hexdigest()
+    def _signer(self) -> TimestampSigner:
+        """Return the signer of cookies: HMAC-SHA256 with a key derived from the token, so a new token voids them."""
+        return TimestampSigner(self.token or "", salt=b"page", key_derivation="hmac", digest_method=hashlib.sha256)
 
 
 def session_of(cookie: str | None) -> str:
-    """Return the session identifier in a cookie; "" if there is none."""
-    return (cookie or "").partition(".")[2].partition(".")[0]
+    """Return the session identifier in a cookie, which is not verified here; "" if there is none."""
+    return (cookie or "").partition(".")[0]
 
 
 def _tokens_in(authorization: str | None) -> list[str]:

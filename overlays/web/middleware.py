@@ -124,7 +124,7 @@ class AccessMiddleware:
         camera = path.removeprefix(_STREAMS).removesuffix(".mjpg")
         has_ended = self._page.has_ended(session_of(cookie))
         credentials = Credentials(headers.get("authorization"), None if has_ended else cookie, query, camera)
-        scope["admitted"] = access.is_authenticated(credentials, time.time())
+        scope["admitted"] = access.is_authenticated(credentials)
         scope["session"] = session_of(cookie)
         if scope["admitted"] or path in _PUBLIC_PATHS:
             return None

@@ -13,10 +13,12 @@ import time
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
+from itsdangerous import TimestampSigner
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
@@ -367,16 +369,30 @@ def test_a_port_in_use_is_refused_with_the_cure():
         WebSink(sink.endpoint).__enter__()
 
 
-def test_a_cookie_runs_out_and_another_token_breaks_it():
-    guard = AccessPolicy(PageAddress("127.0.0.1", 1), TOKEN)
-    cookie = guard.issue_cookie(1000.0)
-    assert guard.is_authenticated(Credentials(cookie=cookie), 1000.0)
-    assert not guard.is_authenticated(Credentials(cookie=cookie), 1001.0 + COOKIE_SECONDS)
-    later = f"{int(cookie.partition('.')[0]) + 9}.{cookie.partition('.')[2]}"
-    assert not guard.is_authenticated(Credentials(cookie=later), 1000.0), "who changes the time breaks the seal"
-    assert not AccessPolicy(guard.address, TOKEN + "x").is_authenticated(Credentials(cookie=cookie), 1000.0)
-    for junk in ("", ".", "9" * 30 + ".x", "²³.x", "1.ü"):
-        assert not guard.is_authenticated(Credentials("Bearer ü", junk, junk), 1000.0)
+def test_cookie_is_void_after_its_time_and_under_another_token(monkeypatch):
+    clock = SimpleNamespace(now=1000)
+    monkeypatch.setattr(TimestampSigner, "get_timestamp", lambda signer: clock.now)
+    policy = AccessPolicy(PageAddress("127.0.0.1", 1), TOKEN)
+    cookie = policy.issue_cookie()
+    assert policy.is_authenticated(Credentials(cookie=cookie))
+    clock.now += COOKIE_SECONDS
+    assert policy.is_authenticated(Credentials(cookie=cookie))
+    clock.now += 1
+    assert not policy.is_authenticated(Credentials(cookie=cookie))
+    later = policy.issue_cookie()
+    session, issued, signature = cookie.split(".")
+    altered = (f"{session}.{later.split('.')[1]}.{signature}", f"{'0' * len(session)}.{issued}.{signature}")
+    clock.now = 1000
+    for changed in altered:
+        assert not policy.is_authenticated(Credentials(cookie=changed)), "the signature covers session and time"
+    assert not AccessPolicy(policy.address, TOKEN + "x").is_authenticated(Credentials(cookie=cookie))
+    for junk in ("", ".", "..", "9" * 30 + ".x", "²³.x", "1.ü", "x\udce9.y.z", f"a.{'_' * 4000}.b"):
+        assert not policy.is_authenticated(Credentials("Bearer ü", junk, junk))
+
+
+def test_signature_of_another_purpose_is_no_cookie():
+    policy = AccessPolicy(PageAddress("127.0.0.1", 1), TOKEN)
+    assert not policy.is_authenticated(Credentials(cookie=TimestampSigner(TOKEN).sign("session").decode()))
 
 
 def test_loopback_is_told_from_the_world():

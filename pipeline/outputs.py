@@ -110,6 +110,7 @@ def make_sink_worker(
         key=_camera_of,
         skips=_concerns_one_frame,
         on_outcome=on_outcome,
+        counted=_is_frame,
     )
     worker.counts_all = sink.lossless
     return worker
@@ -129,6 +130,11 @@ def _concerns_one_frame(error: Exception) -> bool:
 
 def _camera_of(overlay: Overlay) -> str:
     return overlay.explanation.frame.camera
+
+
+def _is_frame(overlay: Overlay) -> bool:
+    """Return whether an overlay is a frame; a camera's last image, repeated during a signal loss, counts as none."""
+    return overlay.signal_loss is None
 
 
 def _size_of(overlay: Overlay) -> int:

@@ -58,6 +58,7 @@ class QueueWorker(Generic[T]):
         max_bytes: int = 1 << 28,
         skips: Callable[[Exception], bool] | None = None,
         on_outcome: Callable[[T, Outcome], None] | None = None,
+        counted: Callable[[T], bool] = lambda _item: True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Create the thread; entering starts it.
@@ -75,6 +76,7 @@ class QueueWorker(Generic[T]):
             skips: whether an exception of ``handler`` or ``idle`` concerns that item alone: the item is then refused
                 and the thread continues. None: every exception closes the worker.
             on_outcome: called once for each item, from the thread that decides; must not block.
+            counted: whether ``delivered``, ``dropped`` and ``refused`` count an item.
             clock: monotonic seconds, for the share of the time.
         """
         self.name = name
@@ -98,6 +100,7 @@ class QueueWorker(Generic[T]):
         self._clock = clock
         self._skips = skips or (lambda _error: False)
         self._on_outcome = on_outcome or (lambda _item, _outcome: None)
+        self._counted = counted
         self._failures = 0
         """Items in a row that failed with an error outside ``ReciproStreamError``."""
         # Guards the queue, the counters and the flags; the handler and on_outcome run without it.
@@ -133,7 +136,7 @@ class QueueWorker(Generic[T]):
         """Drop all queued items."""
         with self._condition:
             items = self._queue.clear()
-            self.dropped += len(items)
+            self.dropped += sum(map(self._counted, items))
             self._condition.notify_all()
         for item in items:
             self._on_outcome(item, Outcome.CLOSED)
@@ -150,7 +153,7 @@ class QueueWorker(Generic[T]):
                     removed.append(self._queue.drop_oldest(item))
                 self._queue.add(item)
                 self._condition.notify_all()
-            self.dropped += len(removed) + closed
+            self.dropped += sum(map(self._counted, [*removed, item] if closed else removed))
         for old in removed:
             self._on_outcome(old, Outcome.QUEUE_FULL)
         if closed:
@@ -193,16 +196,16 @@ class QueueWorker(Generic[T]):
         except StopRequested:
             raise
         except Exception as error:  # noqa: BLE001 - an error of one item does not close the worker
-            self._refuse(error)
+            self._refuse(error, counted=self._counted(item))
             outcome = Outcome.REFUSED
         else:
-            self.delivered += 1
+            self.delivered += self._counted(item)
             self._failures = 0
             outcome = Outcome.DELIVERED
         finally:
             if outcome is Outcome.FAILED:
                 with self._condition:
-                    self.dropped += 1
+                    self.dropped += self._counted(item)
             self._on_outcome(item, outcome)
 
     def _call_idle(self, idle: Callable[[], None]) -> None:
@@ -213,7 +216,7 @@ class QueueWorker(Generic[T]):
         except Exception as error:  # noqa: BLE001 - an error of one item does not close the worker
             self._refuse(error)
 
-    def _refuse(self, error: Exception) -> None:
+    def _refuse(self, error: Exception, *, counted: bool = True) -> None:
         """Count an item that failed alone and log each reason once; raise an error that closes the worker."""
         if not self._skips(error):
             raise error
@@ -222,7 +225,7 @@ class QueueWorker(Generic[T]):
             if self._failures >= MAX_FAILURES:
                 raise error
             self.fault = self.fault or (None if isinstance(error, OSError) else error)
-        self.refused += 1
+        self.refused += counted
         if (reason := str(error) or type(error).__name__) != self.refusal:
             level = logging.DEBUG if self.refused > MAX_WARNINGS else logging.WARNING
             log.log(level, "%s: a frame is left out: %s", self.name, reason)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ from hypothesis import strategies as st
 
 from pipeline.drops import DeliveryTracker, DropReason, FrameCounts, format_drops
 from pipeline.errors import EngineError, FrameError, SinkError, SourceError
-from pipeline.frames import Explanation, Finding, Frame, Overlay
+from pipeline.frames import Explanation, Finding, Frame, Overlay, SignalLoss
 from pipeline.loop import Pipeline
+from pipeline.outputs import Outputs
 from pipeline.ports import StopRequested
 from pipeline.result import RunLimits
+from pipeline.stats import RunStats
 from tests.support.fakes import FakeSource
 
 FRAME = Frame(np.zeros((2, 2, 3), np.uint8), "a", 7, 0.0)
@@ -126,6 +129,8 @@ def test_pipeline_counts_each_received_frame_as_delivered_or_dropped_once(
         if outputs:
             delivered = set().union(*(sink.delivered for sink in outputs))
             assert counts.delivered(camera) == sum(name == camera for name, _ in delivered)
+    for output, worker in zip(outputs, pipeline.result.sink_workers, strict=True):
+        assert worker.delivered == len(output.delivered)
 
 
 def run(count=10, *, sinks=(), explainer=None, renderer=None, overflow="wait", limits=None, source=None):
@@ -187,6 +192,21 @@ def test_delivery_tracker_counts_frames_of_an_abandoned_sink_as_stopped():
     tracker.close()
     tracker.settle(left, None)
     assert (counts.delivered("a"), counts.drops("a")) == (1, {DropReason.STOPPED: 1})
+
+
+@pytest.mark.parametrize("trouble", [None, FrameError("too wide"), SinkError("disk full")])
+def test_sink_worker_counts_frames_and_no_repeated_images(trouble):
+    stats = RunStats(["a"])
+    first, second, repeated = (explanation_of(replace(FRAME, index=index)) for index in (0, 1, 2))
+    outputs = Outputs([sink(trouble, at=2)], stats, 16)
+    with contextlib.ExitStack() as stack:
+        outputs.start(stack)
+        outputs.put(Overlay(FRAME.image, first), "wait")
+        outputs.put_stale(lambda: Overlay(FRAME.image, repeated, SignalLoss(2.0)), "a")
+        outputs.put(Overlay(FRAME.image, second), "wait")
+    (worker,) = outputs.workers
+    assert worker.delivered == stats.frames.delivered("a")
+    assert worker.delivered + worker.dropped + worker.refused == 2
 
 
 def test_format_drops_lists_each_reason():

@@ -1,0 +1,1 @@
+"""Object detectors: networks, output layouts, complete cuts, and explanations of single boxes."""

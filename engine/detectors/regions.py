@@ -1,0 +1,70 @@
+"""Regions of the input and the feature cells that belong to them.
+
+The input is divided into square regions of ``cell_px`` pixels, row by row from the upper left corner. A feature cell of
+stride s covers s x s pixels; it belongs to each region that its area intersects. So a cell of stride 32 belongs to all
+sixteen 8-pixel regions inside it, and a region of 32 pixels has sixteen cells of stride 8.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import ConfigError
+
+Mode = Literal["keep", "drop"]
+"""``keep``: the region's features are kept, all others are zero. ``drop``: the region's features are zero."""
+
+MODES: tuple[Mode, ...] = get_args(Mode)
+
+
+@dataclass(frozen=True, slots=True)
+class Regions:
+    """The regions of an input."""
+
+    image_size: tuple[int, int]
+    """Height and width in pixels."""
+    cell_px: int
+    """Side of a region in pixels."""
+
+    def __post_init__(self) -> None:
+        if self.cell_px < 1:
+            raise ConfigError(f"cell_px {self.cell_px}: a region has at least one pixel; use 8, 16, 32 or 64")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of regions; the last ones may extend beyond the input."""
+        height, width = self.image_size
+        return -(-height // self.cell_px), -(-width // self.cell_px)
+
+    def __len__(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    def span(self, index: int, stride: int, size: int) -> tuple[int, int]:
+        """Return the feature rows (or columns) ``start, stop`` of the regions in row (or column) ``index``.
+
+        Args:
+            index: row or column of regions.
+            stride: pixels per feature cell.
+            size: number of feature rows or columns.
+        """
+        start = index * self.cell_px // stride
+        stop = -(-(index + 1) * self.cell_px // stride)
+        return min(start, size), min(stop, size)
+
+    def mask(self, stride: int, size: tuple[int, int]) -> Tensor:
+        """Return which feature cells belong to which regions: (regions, h, w) bool."""
+        rows, columns = (
+            torch.stack([_marked(self.span(i, stride, cells), cells) for i in range(count)])
+            for count, cells in zip(self.grid, size, strict=True)
+        )
+        marked: Tensor = rows[:, None, :, None] & columns[None, :, None, :]
+        return marked.flatten(0, 1)
+
+
+def _marked(span: tuple[int, int], size: int) -> Tensor:
+    positions = torch.arange(size)
+    return (positions >= span[0]) & (positions < span[1])

@@ -21,7 +21,8 @@ def find_non_finite(explanation: Explanation) -> str:
         if value is not None and not math.isfinite(value):
             return f"{name} is {value}; a frame with such a number is not published"
     for finding in explanation.findings:
-        if not np.isfinite(finding.heat).all():
+        against = None if finding.box_map is None else finding.box_map.against
+        if not np.isfinite(finding.heat).all() or (against is not None and not np.isfinite(against).all()):
             return f"the heat of {finding.label!r} has numbers that are not finite; such a frame is not published"
     return ""
 
@@ -48,6 +49,11 @@ def _numbers(explanation: Explanation) -> Iterator[tuple[str, float | None]]:
 def _of_finding(finding: Finding) -> Numbers:
     yield f"the score of {finding.label!r}", finding.score
     yield from _edges(f"the box of {finding.label!r}", finding.box or ())
+    if (box_map := finding.box_map) is not None:
+        yield from _edges(f"the heat region of {finding.label!r}", box_map.region)
+        yield f"the scale of the heat of {finding.label!r}", box_map.scale
+        yield f"the lowest score of {finding.label!r}", box_map.lowest_score
+        yield f"the age of the heat of {finding.label!r}", box_map.age_seconds
     if (stats := finding.heatmap_stats) is not None:
         yield "focus_area", stats.focus_area
         yield "entropy", stats.entropy

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -171,21 +171,63 @@ class GuardState:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class BoxMap:
+    """How the heat map of a detector's box was made, and what it refers to.
+
+    The input is divided into square cells, and the box's score is computed once for each cell: ``keep`` with only this
+    cell of the features and zeros elsewhere, ``drop`` with all features but this cell. ``docs/detectors.md`` has the
+    definition.
+    """
+
+    mode: Literal["keep", "drop"]
+    """``keep``: the heat is the min-max normalised logarithm of the score. ``drop``: the heat is the decrease of the
+    score without the cell, divided by ``scale``."""
+    cut: str
+    """The masked feature maps: ``complete``, or ``level`` for the box's own pyramid level alone."""
+    region: Box
+    """The rectangle of the frame, in pixels, that the grid of the heat map covers."""
+    scale: float
+    """What a heat of 1 stands for. ``drop``: a decrease of the score; ``keep``: the range of the log-scores."""
+    against: Heat | None = None
+    """``drop`` only: the increase of the score without the cell, divided by ``scale``: evidence against the box."""
+    lowest_score: float | None = None
+    """``drop`` only: the lowest score without one cell."""
+    index: int = 0
+    """Index of the frame that was explained: an earlier frame of the same track where there was no time for this."""
+    age_seconds: float = 0.0
+    """Time from that frame to this one."""
+
+    def __post_init__(self) -> None:
+        if self.against is not None:
+            object.__setattr__(self, "against", read_only(self.against))
+
+
+NO_HEAT: Final[Heat] = np.zeros((1, 1), np.float32)
+"""The heat of a box that has no map: one cell, zero."""
+NO_HEAT.flags.writeable = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Finding:
-    """One explained class of one frame: label, score and heat map."""
+    """One explained class of one frame, or one box of a detector: label, score and heat map."""
 
     label: str
     """The class's name."""
     score: float
-    """Its softmax score in the plain network, in [0, 1]."""
+    """Its score in the plain network, in [0, 1]: softmax for a classifier; for a detector, what it ranks boxes by."""
     heat: Heat
-    """Heat map: float32 in [0, 1] on the layer's grid, read-only; all zero where the score matrix is flat."""
+    """Heat map: float32 in [0, 1], read-only, on the layer's grid or that of ``box_map``; all zero where the score
+    matrix is flat, ``NO_HEAT`` for a box without a map."""
     class_index: int = -1
     """Index of the class in the network's output; -1 where there is none."""
     box: Box | None = None
     """A detector's box; None for a classifier."""
     heatmap_stats: HeatmapStats | None = None
     """Statistics of the heat map; None where they were not computed."""
+    track: int | None = None
+    """Number of the followed object, unique in its camera; None without tracking."""
+    box_map: BoxMap | None = None
+    """How the heat map of ``box`` was made; None for a classifier, and for a box that has no map yet."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "heat", read_only(self.heat))
@@ -217,7 +259,7 @@ class Explanation:
     frame: Frame
     findings: tuple[Finding, ...]
     """One per explained class; the heat map of the first is drawn. Never empty for a classifier, whose top class is
-    always among them (``top_scoring``)."""
+    always among them (``top_scoring``). For a detector one per box, the highest score first; empty without boxes."""
     method: str
     """The explanation method and its kernel: ``recipro-cam/point``."""
     layer: str
@@ -246,6 +288,10 @@ class Explanation:
         """The rectangle of the frame that the heat grid covers, in pixels."""
         assert self.heat_region is not None  # set in __post_init__  # noqa: S101
         return self.heat_region
+
+    def region_of(self, finding: Finding) -> Box:
+        """Return the rectangle of the frame that the heat grid of a finding covers, in pixels."""
+        return self.region if finding.box_map is None else finding.box_map.region
 
     @property
     def first(self) -> Finding:

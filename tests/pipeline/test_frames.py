@@ -1,9 +1,12 @@
 """Frames, findings and explanations are frozen values."""
 
+import math
+
 import numpy as np
 import pytest
 
-from pipeline.frames import Box, Explanation, Finding, Frame
+from pipeline.finite import find_non_finite
+from pipeline.frames import NO_HEAT, Box, BoxMap, Explanation, Finding, Frame
 
 
 def picture(height=4, width=6):
@@ -45,3 +48,40 @@ def test_explanation_timings_are_read_only():
     explanation = Explanation(Frame(picture(), "a", 0, 0.0), (), "m", "l", {"explain": 1.0})
     with pytest.raises(TypeError):
         explanation.timings["explain"] = 2.0
+
+
+def box_finding(**fields):
+    box_map = BoxMap(mode="drop", cut="complete", **{"region": Box(0, 0, 3, 2), "scale": 0.5, **fields})
+    return Finding("car", 0.5, np.zeros((2, 2), np.float32), box=Box(0, 0, 1, 1), box_map=box_map)
+
+
+def test_explanation_region_of_a_box_is_that_of_its_map():
+    frame = Frame(picture(), "a", 0, 0.0)
+    with_map, without_map = box_finding(), Finding("car", 0.5, NO_HEAT, box=Box(0, 0, 1, 1))
+    explanation = Explanation(frame, (with_map, without_map), "m", "l")
+    assert explanation.region_of(with_map) == Box(0, 0, 3, 2)
+    assert explanation.region_of(without_map) == Box(0, 0, 6, 4)
+
+
+def test_box_map_is_read_only():
+    against = np.zeros((2, 2), np.float32)
+    box_map = box_finding(against=against).box_map
+    with pytest.raises(ValueError, match="read-only"):
+        box_map.against[0, 0] = 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"scale": math.nan},
+        {"lowest_score": math.inf},
+        {"age_seconds": math.nan},
+        {"region": Box(0, 0, math.nan, 1)},
+        {"against": np.full((2, 2), np.nan, np.float32)},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_find_non_finite_names_a_number_of_a_box_map(fields):
+    frame = Frame(picture(), "a", 0, 0.0)
+    assert "'car'" in find_non_finite(Explanation(frame, (box_finding(**fields),), "m", "l"))
+    assert find_non_finite(Explanation(frame, (box_finding(),), "m", "l")) == ""

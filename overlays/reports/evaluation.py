@@ -1,21 +1,15 @@
-"""HTML report of an evaluation: a self-contained page with table, histograms, best and worst images.
-
-Text from outside is escaped.
-"""
+"""HTML report of an evaluation: a self-contained page with table, histograms, best and worst images."""
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from html import escape
-from typing import Any, Final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from overlays.render.colormaps import palette
 from overlays.render.heatmap import draw_box, paint_heat
-from overlays.render.jpeg import encode_image, scale_image
+from overlays.reports.page import Figure, image_uri, render_page, shrink
 from pipeline.frames import Box, Image
 
 BINS: Final = 20
@@ -54,25 +48,6 @@ CHARTS: Final = (
     "score", "drop", "coherency", "complexity", "adcc", "deletion", "insertion", "energy_inside", "stability",
 )  # fmt: skip
 
-_STYLE: Final = """
-body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem;color:#1b1b1f;background:#fff}
-table{border-collapse:collapse}td,th{padding:.25rem .9rem .25rem 0;text-align:left}td.n{text-align:right;
-font-variant-numeric:tabular-nums}.s{color:#6a6a72}.row{display:flex;flex-wrap:wrap;gap:1rem}
-figure{margin:0;width:20.5rem}figure .row{gap:.25rem;flex-wrap:nowrap}figure img{width:10rem;height:auto}
-figcaption{font-size:13px;overflow-wrap:anywhere}
-svg{width:15rem;height:auto}svg rect{fill:#7b4fc9}svg text{font-size:11px;fill:currentColor}
-@media(prefers-color-scheme:dark){body{background:#16161a;color:#e7e7ea}.s{color:#a0a0a8}}
-"""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ReportImage:
-    """An image with its evaluation record."""
-
-    record: Mapping[str, Any]
-    image: Image
-    """uint8 RGB, (height, width, 3)."""
-
 
 def evaluation_html(
     title: str, settings: Mapping[str, Any], summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]],
@@ -85,23 +60,23 @@ def evaluation_html(
         settings: what was evaluated, and how.
         summary: the means.
         records: one per image, with ``image``, ``label``, ``score``, ``adcc``, ``heat`` and ``region``.
-        images: the images of ``shown_records``, by their ``image``.
+        images: the images of ``shown_records``, by their ``image``; uint8 RGB, (height, width, 3).
     """
     best, worst = shown_records(records)
-    facts = "".join(f"<tr><td>{escape(str(k))}<td>{escape(str(v))}" for k, v in settings.items())
-    charts = "".join(histogram(key, [float(r[key]) for r in records if r.get(key) is not None]) for key in CHARTS)
-    parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8>",
-        "<meta name=viewport content='width=device-width,initial-scale=1'>",
-        f"<title>{escape(title)}</title><style>{_STYLE}</style><h1>{escape(title)}</h1>",
-        f"<p>{escape(conclusion(summary))}</p>",
-        f"<p>{len(records)} images; the top-1 class of each is explained. Fractions in per cent.</p>",
-        f"<table>{_table(summary)}</table><h2>Distributions</h2><div class=row>{charts}</div>",
-        "<h2>Best by ADCC</h2>", _gallery([ReportImage(record, images[record["image"]]) for record in best]),
-        "<h2>Worst by ADCC</h2>", _gallery([ReportImage(record, images[record["image"]]) for record in worst]),
-        f"<h2>Settings</h2><table>{facts}</table></html>\n",
-    ]  # fmt: skip
-    return "\n".join(parts)
+    values = {key: [float(record[key]) for record in records if record.get(key) is not None] for key in CHARTS}
+    return render_page(
+        "evaluation.html",
+        title=title,
+        conclusion=conclusion(summary),
+        count=len(records),
+        rows=list(_rows(summary)),
+        histograms=[histogram(key, chart) for key, chart in values.items() if chart],
+        galleries={
+            f"{name} by ADCC": [_figure(record, images[record["image"]]) for record in chosen]
+            for name, chosen in (("Best", best), ("Worst", worst))
+        },
+        settings=settings,
+    )
 
 
 def conclusion(summary: Mapping[str, Any]) -> str:
@@ -138,46 +113,35 @@ def shown_records(
     return ranked[:count], ranked[::-1][: min(count, max(0, len(ranked) - count))]
 
 
-def _table(summary: Mapping[str, Any]) -> str:
-    rows = []
+def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield name, value and explanation of each row of the table."""
     for key, name, explanation, factor in ROWS:
         if summary.get(key) is not None:
-            rows.append(
-                f"<tr><td>{name}<td class=n>{factor * float(summary[key]):.2f}<td class=s>{escape(explanation)}"
-            )
+            yield name, f"{factor * float(summary[key]):.2f}", explanation
     if summary.get("images_like_learned"):
-        rows.append(f"<tr><td>Images similar to training images<td class=n>{summary['images_like_learned']}<td>")
+        yield "Images similar to training images", str(summary["images_like_learned"]), ""
     if summary.get("pointing") is not None:
-        rows.append(f"<tr><td>Images with a box of the class, or a mask<td class=n>{summary['images_pointed']}<td>")
-    return "".join(rows)
+        yield "Images with a box of the class, or a mask", str(summary["images_pointed"]), ""
 
 
-def histogram(name: str, values: Sequence[float]) -> str:
-    """Return a histogram of values in [0, 1] as an SVG of 20 bars; empty without values."""
-    if not values:
-        return ""
+class Histogram(NamedTuple):
+    """Bars of a histogram."""
+
+    title: str
+    heights: tuple[float, ...]
+    """Of each bar, the highest is 70."""
+
+
+def histogram(name: str, values: Sequence[float]) -> Histogram:
+    """Return a histogram of at least one value in [0, 1]."""
     counts, _ = np.histogram(np.clip(values, 0.0, 1.0), BINS, (0.0, 1.0))
-    highest = int(counts.max())
-    bars = "".join(
-        f"<rect x='{10 * k}' y='{80 - 70 * count / highest:.1f}' width='9' height='{70 * count / highest:.1f}'/>"
-        for k, count in enumerate(counts.tolist())
-    )
-    label = f"{escape(name)}: mean {np.mean(values):.3f}, n {len(values)}"
-    return (
-        f"<svg viewBox='0 -14 200 110' role=img aria-label='{label}'><text x='0' y='-3'>{label}</text>{bars}"
-        "<text x='0' y='93'>0</text><text x='194' y='93'>1</text></svg>"
-    )
+    heights = 70.0 * counts / counts.max()
+    return Histogram(f"{name}: mean {np.mean(values):.3f}, n {len(values)}", tuple(heights.tolist()))
 
 
-def _gallery(shown: Sequence[ReportImage]) -> str:
-    return f"<div class=row>{''.join(map(_image_html, shown))}</div>"
-
-
-def _image_html(shown: ReportImage) -> str:
-    record, image = shown.record, shown.image
+def _figure(record: Mapping[str, Any], image: Image) -> Figure:
     heat = np.asarray(record["heat"], np.float32)
-    painted = paint_heat(image, heat, Box(*record["region"]), palette("inferno", 0.65))
-    painted = np.array(painted)
+    painted = np.array(paint_heat(image, heat, Box(*record["region"]), palette("inferno", 0.65)))
     for box in record.get("boxes", ()):
         draw_box(painted, Box(*box), BOX_COLOUR, max(1, image.shape[0] // 150))
     caption = (
@@ -185,13 +149,5 @@ def _image_html(shown: ReportImage) -> str:
         f"drop {100 * record['drop']:.0f}, coherency {100 * record['coherency']:.0f}, "
         f"complexity {100 * record['complexity']:.0f}"
     )
-    return (
-        f"<figure><div class=row>{_inline(image)}{_inline(painted)}</div>"
-        f"<figcaption>{escape(caption)}<br><span class=s>{escape(str(record['image']))}</span></figcaption></figure>"
-    )
-
-
-def _inline(image: Image) -> str:
-    small = scale_image(image, min(1.0, SHOWN_SIDE_PIXELS / max(image.shape[:2])))
-    packed = base64.b64encode(encode_image(small, 80)).decode("ascii")
-    return f"<img alt='' src='data:image/jpeg;base64,{packed}'>"
+    uris = tuple(image_uri(shrink(shown, SHOWN_SIDE_PIXELS)) for shown in (image, painted))
+    return Figure(uris, caption, str(record["image"]))

@@ -1,4 +1,4 @@
-"""What a threshold lets through: the counts are those of the definition, and the page's script counts the same."""
+"""Table of thresholds: counts follow the definition, in Python and in the page's script."""
 
 import html
 import json
@@ -13,7 +13,6 @@ from overlays.reports.thresholds import (
     count_flagged,
     count_named,
     good_class,
-    threshold_table,
 )
 from overlays.reports.training import conclusion, training_html
 from pipeline.frames import Box
@@ -29,43 +28,43 @@ def by_definition(threshold, good=2):
     rows = []
     for k in range(3):
         flagged = [row[k] >= threshold for row in SCORES]
-        rows.append([(real == k, one) for real, one in zip(TRUTH, flagged, strict=True)])
-    rows.append([(real != good, row[good] < threshold) for real, row in zip(TRUTH, SCORES, strict=True)])
-    told = []
+        rows.append([(true == k, hit) for true, hit in zip(TRUTH, flagged, strict=True)])
+    rows.append([(true != good, row[good] < threshold) for true, row in zip(TRUTH, SCORES, strict=True)])
+    table = []
     for pairs in rows:
         hits = pairs.count((True, True))
-        flagged, real = sum(one for _, one in pairs), sum(one for one, _ in pairs)
+        flagged, real = sum(hit for _, hit in pairs), sum(true for true, _ in pairs)
         shares = [f"{int(1000 * hits / whole + 0.5) / 10:.1f}%" if whole else "-" for whole in (flagged, real)]
-        told.append([*shares, str(pairs.count((True, False))), str(pairs.count((False, True)))])
-    return told
+        table.append([*shares, str(pairs.count((True, False))), str(pairs.count((False, True)))])
+    return table
 
 
 def report():
-    given = SCORES.argmax(1)
-    confusion = [[int(((one == TRUTH) & (other == given)).sum()) for other in range(3)] for one in range(3)]
-    answers = [[f"{k}.png", int(TRUTH[k]), int(given[k]), float(SCORES[k, given[k]])] for k in range(len(TRUTH))]
-    found = {
-        "images": 60, "accuracy": float((given == TRUTH).mean()), "mean_recall": 0.5, "recalls": [0.5] * 3,
+    top = SCORES.argmax(1)
+    confusion = [[int(((true == TRUTH) & (top == label)).sum()) for label in range(3)] for true in range(3)]
+    answers = [[f"{k}.png", int(TRUTH[k]), int(top[k]), float(SCORES[k, top[k]])] for k in range(len(TRUTH))]
+    test = {
+        "images": 60, "accuracy": float((top == TRUTH).mean()), "mean_recall": 0.5, "recalls": [0.5] * 3,
         "confusion": confusion, "predictions": answers, "scores": SCORES.tolist(), "interval": [0.2, 0.4],
     }  # fmt: skip
     return {
-        "model": "part.safetensors", "labels": list(LABELS), "metrics": {"test": found}, "epochs": [],
+        "model": "part.safetensors", "labels": list(LABELS), "metrics": {"test": test}, "epochs": [],
         "splits": {"test": []}, "layer": "features", "input_size": [64, 64], "fit": "stretch", "grouped": True,
         "provenance": {"wish": {}, "course": {}}, "left_out": [],
         "near_duplicates": [{"split": "test", "path": "<u>", "learned": "b", "different_bits": 3}],
     }  # fmt: skip
 
 
-def test_table_without_a_script_shows_the_first_threshold():
-    page = threshold_table(LABELS, TRUTH.tolist(), SCORES.tolist())
-    rows = re.findall(r"<tr id=(?:class\d|rejected)><th[^>]*>[^<]*((?:<td>[^<]*)+)</tr>", page)
-    assert [row.split("<td>")[1:] for row in rows] == by_definition(FIRST_THRESHOLD)
-    data = json.loads(html.unescape(re.search(r"data-scores='([^']*)'", page)[1]))
+def test_threshold_table_shows_the_first_threshold_without_a_script():
+    page = training_html(report(), lambda _: np.zeros((20, 30, 3), np.uint8))
+    rows = re.findall(r'<tr id="(?:class\d|rejected)"><th[^>]*>[^<]*</th>((?:<td[^>]*>[^<]*</td>)+)</tr>', page)
+    assert [re.findall(r">([^<]+)<", row) for row in rows] == by_definition(FIRST_THRESHOLD)
+    data = json.loads(html.unescape(re.search(r'data-scores="([^"]*)"', page)[1]))
     assert data == {"labels": list(LABELS), "truth": TRUTH.tolist(), "scores": SCORES.tolist()}
     assert "<b>ok" not in page
 
 
-def test_class_named_by_its_highest_score_is_counted_from_the_confusion():
+def test_count_named_follows_the_confusion_matrix():
     table = [[5, 1, 0], [2, 7, 1], [0, 0, 0]]
     assert [count_named(table, k) for k in range(3)] == [
         count_flagged(truth, flagged)
@@ -75,7 +74,7 @@ def test_class_named_by_its_highest_score_is_counted_from_the_confusion():
             ([False] * 16, [False] * 15 + [True]),
         )
     ]
-    assert cells_of(count_named([[0, 3], [0, 4]], 0)) == "<td>-<td>0.0%<td>3<td>0"
+    assert cells_of(count_named([[0, 3], [0, 4]], 0)) == ("-", "0.0%", "3", "0")
 
 
 @pytest.mark.parametrize(
@@ -88,34 +87,34 @@ def test_class_named_by_its_highest_score_is_counted_from_the_confusion():
         (("a",), None),
     ],
 )
-def test_class_of_good_parts_is_known_by_its_name(labels, good):
+def test_good_class_is_found_by_its_name(labels, good):
     assert good_class(labels) == good
 
 
-def test_conclusion_names_what_is_missed_and_what_is_called_good():
-    told = conclusion(report())
+def test_conclusion_counts_missed_classes_and_parts_classified_as_good():
+    text = conclusion(report())
     table = np.array(report()["metrics"]["test"]["confusion"])
-    assert f"{table[:, 2].sum() - table[2, 2]} images of other classes are classified as ok" in told
-    assert "20% to 40%" in told
-    assert "without the 1 images that look similar to training images" in told
+    assert f"{table[:, 2].sum() - table[2, 2]} images of other classes are classified as ok" in text
+    assert "20% to 40%" in text
+    assert "without the 1 images that look similar to training images" in text
     ungrouped = conclusion(report() | {"grouped": False})
     assert "%" not in ungrouped[ungrouped.index("No conclusion") :]
 
 
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: apt install chromium")
-def test_slider_counts_in_the_browser_as_the_definition_does(tmp_path):
-    place = tmp_path / "report.html"
+def test_slider_counts_in_the_browser_by_the_definition(tmp_path):
+    path = tmp_path / "report.html"
     heats = {"0.png": (np.eye(4, dtype=np.float32), Box(0, 0, 30, 20))}
-    place.write_text(training_html(report(), lambda _: np.zeros((20, 30, 3), np.uint8), heats), encoding="utf-8")
-    asked: list[str] = []
+    path.write_text(training_html(report(), lambda _: np.zeros((20, 30, 3), np.uint8), heats), encoding="utf-8")
+    requests: list[str] = []
     problems: list[str] = []
     with browsing() as browser:
         tab = browser.new_page()
-        tab.on("request", lambda request: asked.append(request.url))
+        tab.on("request", lambda request: requests.append(request.url))
         tab.on("pageerror", lambda error: problems.append(str(error)))
         tab.on("console", lambda message: problems.append(message.text))
-        tab.goto(place.as_uri())
+        tab.goto(path.as_uri())
 
         def rows():
             return tab.evaluate(
@@ -133,4 +132,4 @@ def test_slider_counts_in_the_browser_as_the_definition_does(tmp_path):
         tab.locator("#good").select_option("-1")
         assert rows() == by_definition(1.0)[:3]
     assert not problems
-    assert [url for url in asked if not url.startswith("data:")] == [place.as_uri()]
+    assert [url for url in requests if not url.startswith("data:")] == [path.as_uri()]

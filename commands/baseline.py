@@ -21,6 +21,7 @@ from pipeline.config_loader import read_yaml
 from pipeline.errors import ConfigError, WireError
 from pipeline.guards.drift import MIN_SAMPLES, BaselineRecorder
 from pipeline.guards.monitor import ExplanationMonitor
+from pipeline.ports import Explainer
 
 
 def baseline(
@@ -99,8 +100,8 @@ def _read_log(path: Path, recorder: BaselineRecorder) -> None:
         print_line(f"damaged lines left out: {damaged}")
 
 
-class _NoExplainer:
+class _NoExplainer(Explainer):
     """Explains no frames: the log holds the explanations."""
 
-    def explain(self, frames: object) -> list[Any]:  # noqa: ARG002 - the port's shape
+    def explain(self, frames: object) -> list[Any]:  # noqa: ARG002 - there are none
         return []

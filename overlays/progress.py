@@ -16,7 +16,6 @@ from rich.text import Text
 from overlays.render.stale import format_duration
 from pipeline.drops import format_drops
 from pipeline.log_format import escaped
-from pipeline.ports import Accounting
 from pipeline.result import RunResult
 from pipeline.signal_loss import SILENT_INTERVALS
 from pipeline.stats import CameraStats
@@ -143,14 +142,12 @@ def summary(result: RunResult) -> list[str]:
         if worker.health.reason and (worker.received == 0 or worker.health.state not in {"live", "ended"})
     )
     stages = result.stats.stages
+    accounts = {part.uri: part.account for part in result.parts}
     for sink_worker in result.sink_workers:
         age = stages.get(f"age at {sink_worker.name}")
         ages = f", age p50 {age.quantile(0.5) * 1e3:.0f} ms, p99 {age.quantile(0.99) * 1e3:.0f} ms" if age else ""
         refused = f", {sink_worker.refused} refused ({sink_worker.refusal})" if sink_worker.refused else ""
-        accounts = (
-            part.account for part in result.parts if isinstance(part, Accounting) and part.uri == sink_worker.name
-        )
-        outcome = next(accounts, f"{sink_worker.delivered} delivered")
+        outcome = accounts.get(sink_worker.name) or f"{sink_worker.delivered} delivered"
         rows.append(f"{sink_worker.name}: {outcome}, {sink_worker.dropped} dropped{refused}{ages}")
     timed = [name for name in ("preprocess", "explain", "render") if name in stages]
     if timed:

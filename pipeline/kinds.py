@@ -79,6 +79,8 @@ class KindRegistry(Generic[S]):
     """``source`` or ``sink``."""
     base: type[S]
     """The options that every kind has."""
+    product: type[object]
+    """The base class of what the kinds build: ``pipeline.ports.Source`` or ``Sink``."""
     kinds: Sequence[Kind[S]]
     key_of: Callable[[str], str]
     """Returns the key of a URI without its options."""
@@ -172,11 +174,25 @@ class KindRegistry(Generic[S]):
         """Return the source or sink of these settings; nothing is opened yet.
 
         Raises:
-            SourceError | SinkError: a library is missing, or the package of an added kind fails.
+            SourceError | SinkError: a library is missing, or the package of an added kind fails, or builds no source or
+                sink.
         """
         kind = self.find(settings.uri)
         if not isinstance(settings, kind.settings):  # made without the registry
             settings = self.parse(settings.model_dump(exclude_unset=True))
+        made = self._make(kind, settings, context)
+        fault = "" if isinstance(made, self.product) else f", which is no recipro_stream.{self.product.__name__}"
+        fault = fault or "".join(
+            f" without {name}" for name in self.product.__annotations__ if getattr(made, name, "") == ""
+        )
+        if fault:
+            raise self.error(
+                f"{self.word} {self.shown(settings.uri)!r}: {kind.name} gives a {type(made).__name__}{fault}; see "
+                "docs/python.md"
+            )
+        return made
+
+    def _make(self, kind: Kind[S], settings: S, context: object) -> Any:  # noqa: ANN401 - not checked yet
         if kind.is_plugin:
             return self._built_by_plugin(kind, settings, context)
         module, _, name = kind.target.partition(":")

@@ -7,14 +7,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 
 from pipeline.drawing import CameraStream
 from pipeline.drops import DropReason
 from pipeline.frames import Explanation, Frame
 from pipeline.outputs import Outputs
-from pipeline.ports import AsyncExplainer, Explainer, Overflow, PostBatchHook, Renderer, Sink, Source
-from pipeline.result import RunLimits, RunObserver, RunResult
+from pipeline.ports import Explainer, Overflow, Renderer, Sink, Source
+from pipeline.result import RunLimits, RunResult
 from pipeline.stats import RunStats
 from pipeline.workers.batches import iter_batches
 from pipeline.workers.queue import Outcome, QueueWorker
@@ -28,7 +27,7 @@ class _Batch:
     frames: Sequence[Frame]
     """Emptied once their explanations are queued for drawing."""
     started_at: float
-    finish: Callable[[], Sequence[Explanation]]
+    finish: Callable[[], Sequence[Explanation]] = tuple
     """Called once; waits for the explanations."""
 
 
@@ -83,11 +82,10 @@ class Pipeline:
         self._finishing: QueueWorker[_Batch] = QueueWorker(
             "engine", self._finish, depth=1, on_outcome=self._drop_unfinished
         )
-        self.result = RunResult(self._stats, self._workers, self._outputs.workers, (explainer, renderer, *sinks))
+        self.result = RunResult(self._stats, self._workers, self._outputs.workers, (explainer, *sinks))
         """The state of the run; any thread may read it at any time."""
         for sink in sinks:
-            if isinstance(sink, RunObserver):
-                sink.on_run_start(self.result)
+            sink.on_run_start(self.result)
 
     def run(self) -> RunResult:
         """Run until the end and return the result; raise what the explainer or the renderer raised."""
@@ -113,7 +111,7 @@ class Pipeline:
             self._stats,
             limits=self._limits,
             condition=self._condition,
-            asynchronous=isinstance(self._explainer, AsyncExplainer),
+            asynchronous=self._explainer.asynchronous,
         )
 
     def _start(self, stack: ExitStack) -> None:
@@ -171,10 +169,10 @@ class Pipeline:
         for frame in frames:
             self._streams[frame.camera].begin()
         self._stats.count_batch(len(frames))
-        batch = _Batch(frames, time.monotonic(), partial(self._explainer.explain, frames))
+        batch = _Batch(frames, time.monotonic())
         try:
-            if isinstance(self._explainer, AsyncExplainer):
-                batch.finish = self._explainer.submit(frames)
+            batch.finish = self._explainer.submit(frames)
+            if self._explainer.asynchronous:
                 self._finishing.put(batch, "wait")
             else:
                 self._finish(batch)
@@ -192,8 +190,7 @@ class Pipeline:
             self._stats.observe_stage("queue", batch.started_at - explanation.frame.captured_at)
             self._stats.count_explained(explanation)
             self._streams[explanation.frame.camera].put(explanation)
-        if isinstance(self._explainer, PostBatchHook):
-            self._explainer.after_batch()
+        self._explainer.after_batch()
 
     def _drop_unfinished(self, batch: _Batch, outcome: Outcome) -> None:
         if outcome is not Outcome.DELIVERED:

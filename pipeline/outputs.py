@@ -12,7 +12,7 @@ from pipeline.drops import DeliveryTracker, DropReason
 from pipeline.errors import FrameError, ReciproStreamError, WireError
 from pipeline.finite import find_non_finite
 from pipeline.frames import Overlay
-from pipeline.ports import Overflow, Preparer, Sink
+from pipeline.ports import Overflow, Sink
 from pipeline.stats import RunStats
 from pipeline.workers.queue import Outcome, QueueWorker
 
@@ -37,7 +37,6 @@ class Outputs:
             for sink in sinks
         ]
         self._sinks = list(zip(sinks, self.workers, strict=True))
-        self._preparing = [sink for sink in sinks if isinstance(sink, Preparer)]
 
     def start(self, stack: ExitStack) -> None:
         """Start the threads; leaving ``stack`` delivers what is queued."""
@@ -58,7 +57,7 @@ class Outputs:
 
     def prepare(self, overlay: Overlay) -> None:
         """Let sinks do the costly part of a frame (compression) in the calling thread."""
-        for sink in self._preparing:
+        for sink, _ in self._sinks:
             sink.prepare(overlay)
 
     def put(self, overlay: Overlay, overflow: Overflow) -> None:

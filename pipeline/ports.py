@@ -2,20 +2,25 @@
 
     Source --Frame--> SourceWorker --[Frame, ...]--> Explainer --Explanation--> Renderer --Overlay--> Sink
 
-Each interface is a small protocol with a registry in its package and one file per member. All are called from the
-threads of ``pipeline.workers`` and the thread of ``Pipeline.run``, each object from one thread at a time where its
-methods do not say otherwise.
+Each interface is a base class with a registry in its package and one file per member. What has a default here is
+optional: a subclass overrides what it needs. All are called from the threads of ``pipeline.workers`` and the thread of
+``Pipeline.run``, each object from one thread at a time where its methods do not say otherwise.
 """
 
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
-from typing import Literal, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Self
 
 from pipeline.frames import Explanation, Finding, Frame, Overlay, SignalLoss
+
+if TYPE_CHECKING:
+    from pipeline.result import RunResult
 
 Overflow = Literal["drop-oldest", "wait"]
 """What a full queue does: ``drop-oldest`` keeps the newest frames (live), ``wait`` keeps all frames (files)."""
@@ -54,8 +59,7 @@ class Health:
     """Category of ``reason``."""
 
 
-@runtime_checkable
-class Source(Protocol):
+class Source(ABC):
     """Gives frames: a camera, a stream, a file.
 
     Entering checks what can be checked at once (the file exists and decodes, the folder holds images) and raises
@@ -67,134 +71,61 @@ class Source(Protocol):
     """The camera's name; unique in a run."""
     uri: str
     """Where it reads from, credentials redacted."""
+    live: bool = False
+    """Whether frames are lost while they are not read (cameras, streams), or wait (files).
 
-    @property
-    def live(self) -> bool:
-        """Whether frames are lost while they are not read (cameras, streams), or wait (files).
+    May change until the first frame: the kind of a web address is known once the server has replied.
+    """
+    frames_total: int | None = None
+    """Number of frames of a file where it is known, for progress; None for a live source."""
+    rate: float | None = None
+    """Declared frames per second, None where it is not declared. For pacing only: declared rates may be wrong."""
+    overflow: Overflow | None = None
+    """What a full queue does unless the configuration says it; None: by ``live``."""
+    health: Health = Health()
+    """The current state; the thread of ``frames`` replaces it."""
 
-        May change until the first frame: the kind of a web address is known once the server has replied.
-        """
-        ...
-
-    @property
-    def frames_total(self) -> int | None:
-        """Number of frames of a file where it is known, for progress; None for a live source."""
-        ...
-
-    @property
-    def rate(self) -> float | None:
-        """Declared frames per second, None where it is not declared. For pacing only: declared rates may be wrong."""
-        ...
-
-    @property
-    def health(self) -> Health:
-        """The current state."""
-        ...
-
+    @abstractmethod
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
         """Yield frames until the end, or until ``stop`` is set: then it ends within the read timeout.
 
         A live source reconnects here and ends only when no attempt can succeed. Raises ``SourceError``: for a file that
         is damaged after some frames, once all good frames were given.
         """
-        ...
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> Self:
+        return self
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None: ...
+    ) -> None:
+        """Close what entering or ``frames`` opened."""
 
 
-@runtime_checkable
-class Explainer(Protocol):
-    """Gives each frame its classes, their scores and their heat maps."""
+class SourceWrapper(Source):
+    """A source whose state is that of ``inner``."""
 
-    def explain(self, frames: Sequence[Frame]) -> Sequence[Explanation]:
-        """Explain a batch: one explanation per frame, in order; frames may differ in size and camera."""
-        ...
+    inner: Source
 
+    @property
+    def live(self) -> bool:  # type: ignore[override]
+        """Whether the inner source is live."""
+        return self.inner.live
 
-@dataclass(frozen=True, slots=True)
-class MaskingOptions:
-    """What a deletion check masks in a frame to see whether the score depends on it."""
+    @property
+    def frames_total(self) -> int | None:  # type: ignore[override]
+        """Number of frames of the inner source."""
+        return self.inner.frames_total
 
-    area: float = 0.05
-    """Fraction of the grid's cells that are masked, the hottest first; cells without heat are not masked."""
-    fill: Literal["mean", "blur"] = "mean"
-    """What replaces them: the mean colour of the input, or the blurred input."""
+    @property
+    def rate(self) -> float | None:  # type: ignore[override]
+        """Declared frames per second of the inner source."""
+        return self.inner.rate
 
-
-@runtime_checkable
-class MaskedScorer(Protocol):
-    """An explainer that can score a frame without its hottest area, for deletion checks."""
-
-    def score_when_masked(self, explanation: Explanation, finding: Finding, masking: MaskingOptions) -> float:
-        """Return the score of the finding's class in the plain network with the frame's hottest area masked."""
-        ...
-
-
-@runtime_checkable
-class PostBatchHook(Protocol):
-    """An explainer with work to do after each batch (deletion checks)."""
-
-    def after_batch(self) -> None:
-        """Do the work; called after each batch in the thread that explains. The next frames wait for it."""
-        ...
-
-
-@runtime_checkable
-class AsyncExplainer(Protocol):
-    """An explainer that can start a batch before it has finished the previous one: a device works in parallel."""
-
-    def submit(self, frames: Sequence[Frame]) -> Callable[[], Sequence[Explanation]]:
-        """Start a batch and return a function that waits for its explanations; it is called once, in order."""
-        ...
-
-
-@runtime_checkable
-class Renderer(Protocol):
-    """Draws explanations over their frames."""
-
-    def render(self, explanation: Explanation) -> Overlay:
-        """Return an overlay with a new image of the frame's size; the frame is not changed."""
-        ...
-
-    def render_stale(self, explanation: Explanation, signal_loss: SignalLoss) -> Overlay:
-        """Return a camera's last frame, drawn so that it does not look live."""
-        ...
-
-
-@runtime_checkable
-class Sink(Protocol):
-    """Publishes overlays: a recorder, a log, a window, a web page, a socket.
-
-    Entering opens it (binds, creates, shows) and raises ``SinkError`` with the remedy. ``put`` may block: each sink has
-    a thread and a bounded queue of its own, so that a slow sink delays no other. Leaving completes what it wrote.
-    Optional members are in ``HasMetrics``, ``HasProblems``, ``Accounting``, ``AcceptsJpeg``, ``Preparer`` and
-    ``pipeline.result.RunObserver``.
-    """
-
-    uri: str
-    """Where it writes to, as configured, credentials redacted."""
-    lossless: bool
-    """Whether every frame counts (recorder, log) or the newest frame is enough (window, network)."""
-
-    def needs_image(self, camera: str) -> bool:
-        """Say whether a drawn image of this camera is needed now; without any such sink no image is drawn."""
-        ...
-
-    def put(self, overlay: Overlay) -> None:
-        """Deliver an overlay. Raises ``FrameError`` for this frame alone, ``SinkError`` where the sink has failed."""
-        ...
-
-    def idle(self) -> None:
-        """Handle keys and new viewers; called every tenth of a second while no overlay comes."""
-        ...
-
-    def __enter__(self) -> Self: ...
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None: ...
+    @property
+    def health(self) -> Health:  # type: ignore[override]
+        """The current state of the inner source."""
+        return self.inner.health
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,58 +142,117 @@ class MetricSample:
     """(name, value) pairs that distinguish samples of one name; never a credential."""
 
 
-@runtime_checkable
-class HasMetrics(Protocol):
-    """A part of the run with metrics of its own: a sink, an explainer."""
+class Part:
+    """A part of a run that may report on itself. All its members here are for any thread, and must not wait."""
+
+    uri: str = ""
+    """Where a sink writes to; empty for other parts."""
 
     def metrics(self) -> Sequence[MetricSample]:
-        """Return the current values. Called from any thread; must not wait."""
-        ...
-
-
-@runtime_checkable
-class HasProblems(Protocol):
-    """A sink that continues with a problem: a full disk, a broker that cannot be reached."""
-
-    uri: str
-    """The URI of the sink."""
+        """Return the current values of its own metrics."""
+        return ()
 
     @property
     def problem(self) -> str:
-        """The problem as text without credentials; empty while there is none. For any thread."""
-        ...
-
-
-@runtime_checkable
-class Accounting(Protocol):
-    """A sink that does not deliver every overlay, and reports how many."""
-
-    uri: str
-    """The URI of the sink."""
+        """Why it does not do its whole work, without credentials: a full disk, a lost broker; empty while it does."""
+        return ""
 
     @property
     def account(self) -> str:
-        """Text with the numbers of delivered, skipped and lost overlays. For any thread."""
-        ...
+        """The numbers of delivered, skipped and lost overlays of a sink that does not deliver all; else empty."""
+        return ""
 
 
-@runtime_checkable
-class AcceptsJpeg(Protocol):
-    """A sink that sends images as JPEG, and accepts JPEG that the engine has encoded."""
+@dataclass(frozen=True, slots=True)
+class MaskingOptions:
+    """What a deletion check masks in a frame to see whether the score depends on it."""
+
+    area: float = 0.05
+    """Fraction of the grid's cells that are masked, the hottest first; cells without heat are not masked."""
+    fill: Literal["mean", "blur"] = "mean"
+    """What replaces them: the mean colour of the input, or the blurred input."""
+
+
+class Explainer(Part, ABC):
+    """Gives each frame its classes, their scores and their heat maps."""
+
+    asynchronous: bool = False
+    """Whether ``submit`` starts a batch before the previous one is finished, because a device works in parallel."""
+    can_mask: bool = False
+    """Whether ``score_when_masked`` is implemented: deletion checks need it."""
+
+    @abstractmethod
+    def explain(self, frames: Sequence[Frame]) -> Sequence[Explanation]:
+        """Explain a batch: one explanation per frame, in order; frames may differ in size and camera."""
+
+    def submit(self, frames: Sequence[Frame]) -> Callable[[], Sequence[Explanation]]:
+        """Start a batch and return a function that waits for its explanations; it is called once, in order."""
+        return partial(self.explain, frames)
+
+    def after_batch(self) -> None:
+        """Do what is due after a batch, in the thread that explains; the next frames wait for it."""
+
+    def score_when_masked(self, explanation: Explanation, finding: Finding, masking: MaskingOptions) -> float:
+        """Return the score of the finding's class in the plain network with the frame's hottest area masked."""
+        raise NotImplementedError
+
+
+class Renderer(ABC):
+    """Draws explanations over their frames."""
+
+    @abstractmethod
+    def render(self, explanation: Explanation) -> Overlay:
+        """Return an overlay with a new image of the frame's size; the frame is not changed."""
+
+    @abstractmethod
+    def render_stale(self, explanation: Explanation, signal_loss: SignalLoss) -> Overlay:
+        """Return a camera's last frame, drawn so that it does not look live."""
+
+
+class Sink(Part, ABC):
+    """Publishes overlays: a recorder, a log, a window, a web page, a socket.
+
+    Entering opens it (binds, creates, shows) and raises ``SinkError`` with the remedy. ``put`` may block: each sink has
+    a thread and a bounded queue of its own, so that a slow sink delays no other. Leaving completes what it wrote.
+    """
+
+    uri: str
+    """Where it writes to, as configured, credentials redacted."""
+    lossless: bool = False
+    """Whether every frame counts (recorder, log) or the newest frame is enough (window, network)."""
+
+    @abstractmethod
+    def put(self, overlay: Overlay) -> None:
+        """Deliver an overlay. Raises ``FrameError`` for this frame alone, ``SinkError`` where the sink has failed."""
+
+    def needs_image(self, camera: str) -> bool:  # noqa: ARG002 - for subclasses
+        """Return whether a drawn image of this camera is needed now; without any such sink no image is drawn."""
+        return False
+
+    def idle(self) -> None:
+        """Handle keys and new viewers; called every tenth of a second while no overlay comes."""
+
+    def prepare(self, overlay: Overlay) -> None:
+        """Do a costly step (compression) before ``put``, in the thread of the frame's camera.
+
+        Called in several threads; for one camera in one thread at a time.
+        """
+
+    def on_run_start(self, result: RunResult) -> None:
+        """Receive the state of the run, once, before the first frame. It keeps changing; any thread may read it."""
 
     @property
     def accepted_jpeg_quality(self) -> int | None:
-        """JPEG quality, 1 to 100; None: it needs arrays now."""
-        ...
+        """JPEG quality, 1 to 100, of images that the engine may encode for it; None: it needs arrays now."""
+        return None
 
+    def __enter__(self) -> Self:
+        return self
 
-@runtime_checkable
-class Preparer(Protocol):
-    """A sink with a costly step (compression) that runs before ``put`` in the thread of the frame's camera."""
-
-    def prepare(self, overlay: Overlay) -> None:
-        """Do the costly step for an overlay. Called in several threads; for one camera in one thread at a time."""
-        ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        """Complete and close what it wrote."""
 
 
 class StopRequested(Exception):  # noqa: N818 - not an error: the window was closed

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
 
 from pipeline.drops import DropReason
 from pipeline.errors import ReciproStreamError
 from pipeline.frames import Overlay
-from pipeline.ports import HasMetrics, HasProblems, MetricSample
+from pipeline.ports import MetricSample, Part
 from pipeline.stats import RunStats
 from pipeline.workers.queue import QueueWorker
 from pipeline.workers.source import SourceWorker
@@ -43,8 +42,8 @@ class RunResult:
     source_workers: list[SourceWorker]
     sink_workers: list[QueueWorker[Overlay]]
     """The thread and queue of each sink."""
-    parts: Sequence[object] = ()
-    """The explainer, the renderer and the sinks: parts that may have metrics or problems of their own."""
+    parts: Sequence[Part] = ()
+    """The explainer and the sinks: parts that may have metrics or problems of their own."""
     errors: list[str] = field(default_factory=list)
     """What ended a camera or a sink early, one sentence each."""
     seconds: float = 0.0
@@ -76,11 +75,11 @@ class RunResult:
 
     def metrics(self) -> list[MetricSample]:
         """Return the metrics of the parts."""
-        return [sample for part in self.parts if isinstance(part, HasMetrics) for sample in part.metrics()]
+        return [sample for part in self.parts for sample in part.metrics()]
 
     def problems(self) -> dict[str, str]:
         """Return the sinks that have a problem and its text: sinks that are closed, and sinks that continue."""
-        problems = {part.uri: part.problem for part in self.parts if isinstance(part, HasProblems)}
+        problems = {part.uri: part.problem for part in self.parts}
         problems |= {worker.name: f"closed: {worker.error}" for worker in self.sink_workers if worker.error}
         return {uri: problem for uri, problem in problems.items() if problem}
 
@@ -99,12 +98,3 @@ class RunResult:
                 self.errors.append(
                     f"{worker.name}: {worker.refused} of {frames} frames were refused; the last: {worker.refusal}"
                 )
-
-
-@runtime_checkable
-class RunObserver(Protocol):
-    """A sink that also shows the state of the run: the web page."""
-
-    def on_run_start(self, result: RunResult) -> None:
-        """Receive the state of the run, once, before the first frame. It keeps changing; any thread may read it."""
-        ...

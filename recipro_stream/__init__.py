@@ -9,7 +9,7 @@ without notice. A name is imported when it is first used: ``Viewer`` does not im
     Frame, Explanation, Finding    the data that flows between the parts
     HeatRenderer                   draws an explanation over its frame
     Viewer                         receives the frames that a stream publishes over ZeroMQ
-    Source, Sink                   the interfaces of sources and sinks that a package adds
+    Source, Sink                   the base classes of sources and sinks that a package adds
     ReciproStreamError             the base class of all errors that are raised on purpose
 """
 

@@ -20,7 +20,7 @@ from av.video.stream import VideoStream
 
 from pipeline.errors import CorruptMediaError, SourceError
 from pipeline.frames import Frame
-from pipeline.ports import Health
+from pipeline.ports import Health, Source
 from stream.clock import StreamClock
 from stream.container_info import (
     avi_has_index,
@@ -75,14 +75,12 @@ class RemoteFile(Readable, Protocol):
         """Close the connection."""
 
 
-class FileSource:
+class FileSource(Source):
     """Frames of a recording, as fast as they are read.
 
     Entering opens a local file and decodes its first frame. A remote file (``remote=True``) and a named pipe are opened
     by ``frames``, so that entering never waits.
     """
-
-    live = False
 
     def __init__(
         self,
@@ -97,15 +95,12 @@ class FileSource:
         self.uri = redact(path) if remote else shown(path)
         self.name = PurePosixPath(urlsplit(path).path if remote else self.uri).name
         """The file's name, part of each frame."""
-        self.frames_total: int | None = None
-        self.rate: float | None = None
         self._path = path
         self._remote = remote
         self._is_pipe = False
         self._input: BinaryIO | PipeReader | RemoteFile | None = None
         self._file_options = reading or FileOptions()
         self._decoder = decoder or DecoderSelector()
-        self._health = Health()
         self._container: InputContainer | None = None
         self._stop = threading.Event()
         self._decoded_frames: Iterator[av.VideoFrame] = iter(())
@@ -113,11 +108,6 @@ class FileSource:
         self._frames_delivered = 0
         self._last_seconds = 0.0
         self._end_seconds: float | None = None
-
-    @property
-    def health(self) -> Health:
-        """The current state of the source."""
-        return self._health
 
     def __enter__(self) -> Self:
         self._decoder.check()
@@ -177,14 +167,14 @@ class FileSource:
     def _pass(self, clock: StreamClock, index: int, stop: threading.Event) -> Iterator[Frame]:
         """Yield the frames of one pass over the file; the first has ``index``."""
         rgb, corrupt = RgbConverter(), 0
-        self._health = Health("live", corrupt=self._decoding.corrupt)
+        self.health = Health("live", corrupt=self._decoding.corrupt)
         self._frames_delivered = 0
         for frame in self._decoded_frames:
             if stop.is_set():
                 return
             if self._decoding.corrupt != corrupt:
                 corrupt = self._decoding.corrupt
-                self._health = Health("live", corrupt=corrupt)
+                self.health = Health("live", corrupt=corrupt)
             pts = clock.to_seconds(None if frame.pts is None else frame.time)
             self._last_seconds = pts
             self._note_end(frame)
@@ -307,7 +297,7 @@ class FileSource:
                 self._decoding.note_damage()
                 return
             message = f"{self.uri}: {error}"
-            self._health = Health("failed", message, corrupt=self._decoding.corrupt, cause="codec")
+            self.health = Health("failed", message, corrupt=self._decoding.corrupt, cause="codec")
             raise SourceError(message) from None
 
     def _packets(self) -> Iterator[VideoPacket]:
@@ -334,7 +324,7 @@ class FileSource:
             damage_after = None
         truncation = self._truncation()
         if damage_after is None and not truncation:
-            self._health = Health("ended", corrupt=decoding.corrupt)
+            self.health = Health("ended", corrupt=decoding.corrupt)
             return
         index = self._frames_delivered if damage_after is None else damage_after
         dropped = f"{decoding.corrupt} damaged or suspect frames were dropped; " if decoding.corrupt else ""
@@ -342,7 +332,7 @@ class FileSource:
             f"{self.uri}: damaged near frame {index} of {self.frames_total or 'unknown'}{truncation}; "
             f"{self._frames_delivered} intact frames were read, up to {self._last_seconds:.2f} s; {dropped}{_REMUX}"
         )
-        self._health = Health("failed", message, corrupt=decoding.corrupt)
+        self.health = Health("failed", message, corrupt=decoding.corrupt)
         raise CorruptMediaError(message)
 
     def _truncation(self) -> str:

@@ -9,12 +9,11 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Final, Literal, NamedTuple, Self
 
 from pipeline.errors import SourceError
 from pipeline.frames import Frame
-from pipeline.ports import Health, Overflow
+from pipeline.ports import Health, Overflow, Source
 from stream.image_file import ImageReader
 from stream.images import files_of, folder_of, is_pattern, name_below, natural
 from stream.paths import kind_of, shown
@@ -99,7 +98,7 @@ class NewFileTracker:
         return pending.scan, pending.state.modified_ns
 
 
-class WatchedFolder:
+class WatchedFolder(Source):
     """Frames of the images that appear in a folder, or match a glob, without end.
 
     No image is lost, however slow the reader: the files stay on disk. An image that never decodes is logged, skipped
@@ -107,9 +106,7 @@ class WatchedFolder:
     """
 
     live = True
-    frames_total: int | None = None
-    rate: float | None = None
-    overflow: Overflow = "wait"
+    overflow: Overflow | None = "wait"
     """A full queue blocks the source: the images are on disk, and none may be dropped."""
 
     def __init__(
@@ -130,13 +127,7 @@ class WatchedFolder:
         self._reader = reader or ImageReader()
         self._begin = begin
         self._scan_seconds = scan_seconds
-        self._health = Health()
         self._tracker = NewFileTracker(())
-
-    @property
-    def health(self) -> Health:
-        """The current state of the source; ``corrupt`` counts images that did not decode."""
-        return self._health
 
     def __enter__(self) -> Self:
         if kind_of(self._pattern) != "folder" and not (is_pattern(self._pattern) and folder_of(self._pattern)):
@@ -146,16 +137,11 @@ class WatchedFolder:
         log.info("%s: watched for new images; %d existing images are not read", self.uri, len(existing))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
-        """Do nothing: no file is open."""
-
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
         """Yield each image that appears; its time is seconds since the start."""
         started_at, index = time.monotonic(), 0
         folder = folder_of(self._pattern)
-        self._health = Health("live")
+        self.health = Health("live")
         while not stop.is_set():
             since = time.monotonic()
             for path in self._ready(since):
@@ -166,7 +152,7 @@ class WatchedFolder:
                 except SourceError as error:
                     if self._tracker.record_read(path, is_whole=False, now=time.monotonic()):
                         log.warning("skipped: %s", error)
-                        self._health = Health("live", str(error), corrupt=self._health.corrupt + 1)
+                        self.health = Health("live", str(error), corrupt=self.health.corrupt + 1)
                     continue
                 self._tracker.record_read(path, is_whole=True, now=time.monotonic())
                 captured_at = time.monotonic()
@@ -179,13 +165,13 @@ class WatchedFolder:
         try:
             ready = self._tracker.update(self._images(), now)
         except SourceError as error:
-            if self._health.state != "waiting":
+            if self.health.state != "waiting":
                 log.warning("%s; waiting for it", error)
-            self._health = Health("waiting", str(error), corrupt=self._health.corrupt, cause="not found")
+            self.health = Health("waiting", str(error), corrupt=self.health.corrupt, cause="not found")
             return []
-        if self._health.state == "waiting":
+        if self.health.state == "waiting":
             log.info("%s: available again", self.uri)
-            self._health = Health("live", corrupt=self._health.corrupt)
+            self.health = Health("live", corrupt=self.health.corrupt)
         return ready
 
     def _images(self) -> Iterator[str]:

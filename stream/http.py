@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from pipeline.frames import Frame
-from pipeline.ports import Health
+from pipeline.ports import SourceWrapper
 from stream.file import FileOptions, FileSource
 from stream.http_client import WebClient
 from stream.http_file import WebFile
@@ -22,7 +22,7 @@ from stream.redact import redact
 _MIN_RECORDING_READ_SECONDS = 5.0  # a slow reader of a recording must not cause a read timeout
 
 
-class WebSource:
+class WebSource(SourceWrapper):
     """Frames of an HTTP address.
 
     The server's answer tells, before the first frame, whether the address is live; until then ``live`` is a guess from
@@ -52,27 +52,7 @@ class WebSource:
         )
         stream = LiveSource(uri=self.uri, camera=camera, spec=spec)
         stream.live = not seems_finite
-        self._inner: LiveSource | FileSource = stream
-
-    @property
-    def live(self) -> bool:
-        """Whether the stream is live; a guess until the server has answered."""
-        return self._inner.live
-
-    @property
-    def frames_total(self) -> int | None:
-        """The total number of frames; None: unknown."""
-        return self._inner.frames_total
-
-    @property
-    def rate(self) -> float | None:
-        """Frames per second as stated by the stream; None: unknown."""
-        return self._inner.rate
-
-    @property
-    def health(self) -> Health:
-        """The current state of the source."""
-        return self._inner.health
+        self.inner = stream
 
     def __enter__(self) -> Self:
         self._decoder.check()
@@ -81,18 +61,18 @@ class WebSource:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
-        self._inner.__exit__(kind, error, trace)
+        self.inner.__exit__(kind, error, trace)
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
         """Yield frames until the end of a finite stream, or until ``stop`` is set."""
-        self._inner.camera = self.camera
+        self.inner.camera = self.camera
         try:
-            yield from self._inner.frames(stop)
+            yield from self.inner.frames(stop)
         except RecordingFoundError:
-            self._inner = self._recording()
+            self.inner = self._recording()
         else:
             return
-        yield from self._inner.frames(stop)
+        yield from self.inner.frames(stop)
 
     def _recording(self) -> FileSource:
         timeouts = self._timeouts

@@ -17,7 +17,7 @@ from typing import Final, Self
 
 from pipeline.errors import SourceError
 from pipeline.frames import Frame
-from pipeline.ports import Health
+from pipeline.ports import Health, Source
 from stream.image_file import ImageReader, read_image
 from stream.paths import kind_of, refusal, shown
 
@@ -30,13 +30,11 @@ _NUMBERED: Final = re.compile(r"%(?:0(\d{1,2}))?d")
 _MAX_LISTED: Final = 6
 
 
-class ImagesSource:
+class ImagesSource(Source):
     """Frames of image files; of several, corrupt ones are skipped and counted.
 
     The time of an image is its index in the list divided by ``images_per_second``.
     """
-
-    live = False
 
     def __init__(
         self,
@@ -52,18 +50,11 @@ class ImagesSource:
             raise SourceError(message)
         self.camera = camera
         self.uri = shown(pattern)
-        self.frames_total: int | None = None
-        self.rate: float | None = images_per_second
+        self.rate = images_per_second
         self._pattern = pattern
         self._suffixes = suffixes
         self._reader = reader or ImageReader()
         self._paths: list[str] = []
-        self._health = Health()
-
-    @property
-    def health(self) -> Health:
-        """The current state of the source; ``corrupt`` counts images that did not decode."""
-        return self._health
 
     def __enter__(self) -> Self:
         self._paths = _list_images(self._pattern, self._suffixes)
@@ -80,7 +71,7 @@ class ImagesSource:
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
         """Yield every image that decodes; raises ``SourceError`` where none does."""
         assert self.rate is not None  # noqa: S101 - set in __init__
-        self._health = Health("live")
+        self.health = Health("live")
         folder = folder_of(self._pattern)
         index = 0
         for position, path in enumerate(self._paths):
@@ -90,16 +81,16 @@ class ImagesSource:
                 image = self._reader.read(path)
             except SourceError as error:
                 log.warning("skipped: %s", error)
-                self._health = Health("live", str(error), corrupt=self._health.corrupt + 1)
+                self.health = Health("live", str(error), corrupt=self.health.corrupt + 1)
                 continue
             name = name_below(path, folder)
             yield Frame(image, self.camera, index, time.monotonic(), position / self.rate, source_name=name)
             index += 1
         if index == 0:
-            message = f"{self.uri}: none of its {len(self._paths)} images decodes; last error: {self._health.reason}"
-            self._health = Health("failed", message, corrupt=self._health.corrupt)
+            message = f"{self.uri}: none of its {len(self._paths)} images decodes; last error: {self.health.reason}"
+            self.health = Health("failed", message, corrupt=self.health.corrupt)
             raise SourceError(message)
-        self._health = Health("ended", self._health.reason, corrupt=self._health.corrupt)
+        self.health = Health("ended", self.health.reason, corrupt=self.health.corrupt)
 
 
 def found_images(pattern: str, suffixes: frozenset[str]) -> list[Path]:

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from types import TracebackType
 from typing import Self, cast
 
 import av
@@ -23,7 +22,7 @@ from av.video.codeccontext import VideoCodecContext
 
 from pipeline.errors import ConnectionLostError
 from pipeline.frames import Frame
-from pipeline.ports import Health, State
+from pipeline.ports import Health, Source, State
 from stream.attempt import Attempt
 from stream.clock import StreamClock
 from stream.convert import PixelAspect, RgbConverter
@@ -74,7 +73,7 @@ class SourceConnectionLostError(Exception):
         """Whether the stream itself has ended."""
 
 
-class LiveSource:
+class LiveSource(Source):
     """Frames of a live stream, across any number of connections.
 
     Entering raises ``SourceError`` where a GPU is required for decoding and none is available; ``frames`` raises
@@ -82,17 +81,13 @@ class LiveSource:
     across connections.
     """
 
-    frames_total: int | None = None
-
     def __init__(self, *, uri: str, camera: str, spec: ConnectionSpec) -> None:
         """Create the source; ``uri`` is for messages, without credentials."""
         self.live = True
         """Whether the stream continues while it is not read; connecting may change it, before the first frame."""
         self.uri = uri
         self.camera = camera
-        self.rate: float | None = None
         self._spec = spec
-        self._health = Health()
         self._connect_timeouts = ConnectTimeoutPolicy(spec.open_timeout_seconds)
         self._answer_seconds: float | None = None  # typical time of its answers; None: no connection so far
         self._read_seconds = spec.read_timeout_seconds
@@ -107,19 +102,9 @@ class LiveSource:
         self._clock = StreamClock()
         self._last_pts: float | None = None
 
-    @property
-    def health(self) -> Health:
-        """The current state of the source."""
-        return self._health
-
     def __enter__(self) -> Self:
         self._spec.decoder.check()  # reconnecting does not make a GPU available
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
-        """Do nothing: each connection closes in the thread that opened it."""
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
         """Yield frames, and reconnect as needed, until ``stop`` is set.
@@ -215,7 +200,7 @@ class LiveSource:
         )
         rgb, aspect = RgbConverter(), PixelAspect(stream, max_pixels=self._spec.decoder.max_pixels)
         self._clock.restart()
-        corrupt_before, self._last_pts, last_at = self._health.corrupt, None, 0.0
+        corrupt_before, self._last_pts, last_at = self.health.corrupt, None, 0.0
         packets = self._monitored(self._spec.packets(container, attempt.stop), decoding, attempt)
         for frame in decoding.run(packets, attempt.stop):
             if not self._delivered_frames and (failure := self._spec.decoder.verify_first_frame(context, self.camera)):
@@ -247,7 +232,7 @@ class LiveSource:
             elif now - since > 5 * limit:
                 message = f"packets arrive, but no frame could be decoded for {5 * limit:g} s"
                 raise SourceConnectionLostError(Failure(message, cause="corrupt"))
-            elif now - since > limit and self._health.state != "stalled":
+            elif now - since > limit and self.health.state != "stalled":
                 stall = Failure("packets arrive, but no frame can be decoded: waiting for a keyframe", cause="corrupt")
                 self._set_state("stalled", stall)
             yield packet
@@ -255,16 +240,16 @@ class LiveSource:
 
     def _note_live(self, *, corrupt: int, answered_in: float) -> None:
         """Set the state to live; a reconnect counts at its first frame."""
-        reconnects = self._health.reconnects
+        reconnects = self.health.reconnects
         if not self._delivered_frames:
             reconnects += 1 if self._index > 0 and not self._continues else 0
             self._delivered_frames, self._failures = True, 0
             self._answer_seconds = self._connect_timeouts.record(self._answer_seconds, answered_in)
         health = Health("live", reconnects=reconnects, corrupt=corrupt)
-        if health != self._health:
-            if self._health.reason:
+        if health != self.health:
+            if self.health.reason:
                 log.info("%s: live again", self.camera)
-            self._health = health
+            self.health = health
 
     def _has_ended(self, container: InputContainer) -> bool:
         """Return whether a stream of known duration was read to its end."""
@@ -300,10 +285,10 @@ class LiveSource:
             self._set_state("connecting", failure)
 
     def _set_state(self, state: State, failure: Failure) -> None:
-        is_repeated = failure.cause == self._health.cause == "timeout"  # messages that differ in their seconds only
-        if failure.message != self._health.reason and not is_repeated and state != "ended":
+        is_repeated = failure.cause == self.health.cause == "timeout"  # messages that differ in their seconds only
+        if failure.message != self.health.reason and not is_repeated and state != "ended":
             log.warning("%s: %s%s", self.camera, failure.message, "; reconnecting" if state == "waiting" else "")
-        self._health = replace(self._health, state=state, reason=failure.message, cause=failure.cause)
+        self.health = replace(self.health, state=state, reason=failure.message, cause=failure.cause)
 
 
 def demuxed(container: InputContainer, stop: threading.Event) -> Iterator[VideoPacket]:

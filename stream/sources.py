@@ -67,14 +67,7 @@ def build_source(
         SourceError: no source has this scheme, there is nothing at the path, or its kind does not have an option.
     """
     settings = SOURCES.settings(given.strip(), **options) if isinstance(given, str) else given
-    context = context or SourceContext(camera)
-    source = SOURCES.build(settings, context)
-    if not isinstance(source, Source):
-        lacking = ", ".join(name for name in _MEMBERS if not hasattr(source, name)) or "none"
-        raise SourceError(
-            f"{redact(settings.uri)}: {SOURCES.find(settings.uri).name} gives a {type(source).__name__}, which lacks "
-            f"{lacking}; see docs/python.md"
-        )
+    source: Source = SOURCES.build(settings, context or SourceContext(camera))
     return source
 
 
@@ -369,11 +362,11 @@ def _unknown(uri: str, known: list[str]) -> str:
 
 
 _HERE: Final = "stream.sources"
-_MEMBERS: Final = ("camera", "uri", "live", "frames_total", "rate", "health", "frames", "__enter__", "__exit__")
 
 SOURCES: Final = KindRegistry[SourceSettings](
     "source",
     SourceSettings,
+    Source,
     (
         Kind("webcam", ("camera:",), CameraSettings, f"{_HERE}:open_camera"),
         Kind("RTSP camera", ("rtsp://", "rtsps://"), RtspSettings, f"{_HERE}:open_rtsp"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import Config
 from pipeline.frames import Explanation, Overlay, SignalLoss
-from pipeline.ports import AcceptsJpeg, Renderer, Sink
+from pipeline.ports import Renderer, Sink
 
 if TYPE_CHECKING:
     from engine.explainers.base import BaseExplainer
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("recipro-stream")
 
 
-class GpuRenderer:
+class GpuRenderer(Renderer):
     """A renderer of frames that the engine has drawn already: it adds the words and brings them to the host."""
 
     def __init__(self, drawing: HeatRenderer, explainer: GpuExplainer, sinks: Sequence[Sink]) -> None:
@@ -30,7 +30,7 @@ class GpuRenderer:
         self._sinks = tuple(sinks)
         # Held while the card hands over a picture: cameras are drawn in threads of their own, and share its stream.
         self._turn = threading.Lock()
-        wanted = [quality for quality in map(accepted_jpeg_quality, self._sinks) if quality is not None]
+        wanted = [quality for quality in (sink.accepted_jpeg_quality for sink in self._sinks) if quality is not None]
         self.quality = max(set(wanted), key=wanted.count) if wanted else None
         """The one quality that the card encodes at; sinks of another get an array."""
 
@@ -41,7 +41,7 @@ class GpuRenderer:
         if not isinstance(explanation, RenderedExplanation):
             return self._drawing.render(explanation)
         camera = explanation.frame.camera
-        looking = {accepted_jpeg_quality(sink) for sink in self._sinks if sink.needs_image(camera)}
+        looking = {sink.accepted_jpeg_quality for sink in self._sinks if sink.needs_image(camera)}
         quality = self.quality if self.quality in looking else None
         array = None in looking or bool(looking - {quality})
         stamp = self._drawing.render_legend(explanation)
@@ -52,11 +52,6 @@ class GpuRenderer:
     def render_stale(self, explanation: Explanation, signal_loss: SignalLoss) -> Overlay:
         """Draw a camera's last frame so that nobody takes it for live: on the host."""
         return self._drawing.render_stale(explanation, signal_loss)
-
-
-def accepted_jpeg_quality(sink: Sink) -> int | None:
-    """Return the quality a sink takes JPEG of; None where it needs arrays."""
-    return sink.accepted_jpeg_quality if isinstance(sink, AcceptsJpeg) else None
 
 
 def renders_on_gpu(config: Config, device: str) -> bool:

@@ -12,10 +12,9 @@ from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.guards.config import check_cameras, check_labels
 from pipeline.guards.drift import BaselineRecorder, DriftDetector, read_baseline
-from pipeline.guards.monitor import AsyncExplanationMonitor, DriftTracking, ExplanationMonitor
+from pipeline.guards.monitor import DriftTracking, ExplanationMonitor
 from pipeline.guards.parser import parse_condition
 from pipeline.guards.variables import DROP
-from pipeline.ports import AsyncExplainer
 
 if TYPE_CHECKING:
     from engine.explainers.base import BaseExplainer
@@ -74,8 +73,6 @@ def build_monitor(config: Config, explainer: BaseExplainer, slow: DriftTracking)
             ", ".join(sorted(slow.drift.labels)[:5]),
         )  # fmt: skip
     _check_recorders(config, {"label": explainer.labels})
-    if isinstance(explainer, AsyncExplainer):
-        return AsyncExplanationMonitor(explainer, config.guards, slow=slow)
     return ExplanationMonitor(explainer, config.guards, slow=slow)
 
 

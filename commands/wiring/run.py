@@ -111,7 +111,7 @@ def make_sources(config: Config) -> list[tuple[Source, Overflow | None]]:
     names = [one.name or plain_name(source.camera) for one, source in zip(config.sources, built, strict=True)]
     for source, name in zip(built, unique_names(names), strict=True):
         source.camera = name
-    return [(source, one.overflow or config.overflow or getattr(source, "overflow", None))
+    return [(source, one.overflow or config.overflow or source.overflow)
             for source, one in zip(built, config.sources, strict=True)]  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from engine.methods.plan import PlanInfo
 from engine.models.preprocess import Preprocessing
 from engine.runtime.verification import ModelOutputs
 from pipeline.frames import Explanation, Finding, Frame
-from pipeline.ports import MaskingOptions, MetricSample
+from pipeline.ports import Explainer, MaskingOptions, MetricSample
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +58,10 @@ class EngineInfo:
         )
 
 
-class BaseExplainer:
+class BaseExplainer(Explainer):
     """Explains frames; a subclass implements ``_images`` and ``_outputs``."""
+
+    can_mask = True
 
     def __init__(self, labels: Sequence[str], method: str, preprocessing: Preprocessing, info: EngineInfo) -> None:
         """Store the fields common to all explanations.

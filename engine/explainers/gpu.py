@@ -49,6 +49,8 @@ class GpuExplainer(NetworkExplainer):
     ``submit`` starts a batch and returns; ``explain`` waits for it. ``download`` may be called from another thread.
     """
 
+    asynchronous = True
+
     def __init__(
         self,
         network: LoadedModel,

@@ -24,7 +24,7 @@ from overlays.render.jpeg import MAX_IMAGE_PIXELS, MAX_SIDE_PIXELS
 from overlays.wire.message import Header, as_overlay
 from pipeline.errors import SourceError, WireError
 from pipeline.frames import Explanation, Frame
-from pipeline.ports import Health, Source
+from pipeline.ports import Explainer, Health, Source, SourceWrapper
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ _REDUCED_SIDE_PIXELS: Final = 4096
 """Longer side of the black frame in place of one that exceeds the limits."""
 
 
-class LoggedExplainer:
+class LoggedExplainer(Explainer):
     """Explainer that returns the explanations in a log. A context manager: the log stays open.
 
     Args:
@@ -168,27 +168,16 @@ class LoggedExplainer:
             log.warning("%s: %s cannot be read and is left out: %s", self.path, position, error)
 
 
-class BlankFrameSource:
+class BlankFrameSource(Source):
     """Source of black frames, one for each record of a log, for use without the video."""
-
-    live = False
-    rate: float | None = None
 
     def __init__(self, logged: LoggedExplainer) -> None:
         self.camera = logged.camera
         self.uri = "log:"
-        self.frames_total: int | None = logged.line_count
+        self.frames_total = logged.line_count
         self.health = Health("live")
         self._path = logged.path
         self._run = logged.run
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
-        """Do nothing."""
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
         """Yield a frame for each record, in the order of the log."""
@@ -212,34 +201,19 @@ def _frame_size(header: Header) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-class RealTimeSource:
+class RealTimeSource(SourceWrapper):
     """A source whose frames are delivered at their presentation times, for viewers."""
 
     live = False
 
     def __init__(self, source: Source) -> None:
         self.camera, self.uri = source.camera, source.uri
-        self._source = source
-
-    @property
-    def frames_total(self) -> int | None:
-        """Number of frames, if known."""
-        return self._source.frames_total
-
-    @property
-    def rate(self) -> float | None:
-        """Nominal frames per second, if known."""
-        return self._source.rate
-
-    @property
-    def health(self) -> Health:
-        """Current health of the source."""
-        return self._source.health
+        self.inner = source
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
         """Yield each frame when it is due."""
         started_at: float | None = None
-        for frame in self._source.frames(stop):
+        for frame in self.inner.frames(stop):
             now, due = time.monotonic(), frame.pts_seconds or 0.0
             started_at = now - due if started_at is None else started_at
             if stop.wait(max(0.0, started_at + due - now)):
@@ -247,10 +221,10 @@ class RealTimeSource:
             yield replace(frame, captured_at=time.monotonic())
 
     def __enter__(self) -> Self:
-        self._source.__enter__()
+        self.inner.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
-        self._source.__exit__(kind, error, trace)
+        self.inner.__exit__(kind, error, trace)

@@ -22,6 +22,7 @@ from overlays.render.stale import stale_overlay
 from overlays.render.text import GREEN, GREY, RED, TextLine, draw_legend, text_size
 from pipeline.errors import ConfigError
 from pipeline.frames import Explanation, Finding, Frame, GroundTruth, Heat, ImagePatch, Overlay, SignalLoss
+from pipeline.ports import Renderer
 
 __all__ = ["COLORMAPS", "HeatRenderer"]
 
@@ -55,7 +56,7 @@ class _CameraState:
         return duration / (len(self.drawn_at) - 1) if duration > 0.0 else None
 
 
-class HeatRenderer:
+class HeatRenderer(Renderer):
     """Renders explanations: heat map, legend and, by option, a contour and the box of the hottest cells.
 
     Args:

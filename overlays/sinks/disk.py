@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
-from pipeline.ports import MetricSample
+from pipeline.ports import MetricSample, Sink
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ class DiskMonitor:
         return samples
 
 
-class DiskSink:
+class DiskSink(Sink):
     """Base of the sinks whose disk may refuse writes: what they report of it."""
 
     _disk: DiskMonitor

@@ -73,13 +73,6 @@ class JsonlSink(DiskSink):
         self._reserve.fill()
         return self
 
-    def needs_image(self, camera: str) -> bool:  # noqa: ARG002 - the same for every camera
-        """Return False: a line holds no image."""
-        return False
-
-    def idle(self) -> None:
-        """Do nothing: a file needs no service between frames."""
-
     def put(self, overlay: Overlay) -> None:
         """Write one line.
 

@@ -98,10 +98,6 @@ class ParquetSink(DiskSink):
         self._reserve.fill()
         return self
 
-    def needs_image(self, camera: str) -> bool:  # noqa: ARG002 - the same for every camera
-        """Return False: a row holds no image."""
-        return False
-
     def put(self, overlay: Overlay) -> None:
         """Add one row; write a part every ten seconds.
 

@@ -29,7 +29,6 @@ _EXAMPLES: Final = (
     "window, tcp://127.0.0.1:5555, ipc:///tmp/overlays, http://127.0.0.1:8000, mqtt://127.0.0.1:1883/factory, "
     "out.mp4, out.mkv, clips/, out.jsonl or out.parquet"
 )
-_MEMBERS: Final = ("uri", "lossless", "needs_image", "put", "idle", "__enter__", "__exit__")
 
 
 def _key(uri: str) -> str:
@@ -57,6 +56,7 @@ def _unknown(uri: str, known: list[str]) -> str:
 SINKS: Final = KindRegistry[SinkSettings](
     "sink",
     SinkSettings,
+    Sink,
     (
         Kind("window", ("window",), WindowSettings, "overlays.sinks.window:WindowSink"),
         Kind("ZeroMQ publisher", ("tcp://", "ipc://"), ZeroMqSettings, "overlays.sinks.zeromq:ZeroMqSink"),
@@ -95,13 +95,7 @@ def build_sink(
         SinkError: no sink has this URI, its address is wrong, or its kind does not have an option.
     """
     settings = SINKS.settings(given, **options) if isinstance(given, str) else given
-    sink = SINKS.build(settings, context or SinkContext(tuple(cameras)))
-    if not isinstance(sink, Sink):
-        lacking = ", ".join(name for name in _MEMBERS if not hasattr(sink, name)) or "none"
-        raise SinkError(
-            f"sink {_shown(settings.uri)!r}: {SINKS.find(settings.uri).name} gives a {type(sink).__name__}, which "
-            f"lacks {lacking}; see docs/python.md"
-        )
+    sink: Sink = SINKS.build(settings, context or SinkContext(tuple(cameras)))
     return sink
 
 

@@ -32,6 +32,7 @@ from overlays.sinks.settings import EncodingSettings, VideoSettings
 from overlays.sinks.timeline import TICKS_PER_SECOND, Timeline
 from pipeline.errors import DataLossError, FrameError, SinkError
 from pipeline.frames import Image, Overlay
+from pipeline.ports import Sink
 from pipeline.settings import SinkContext
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ _ONE_THREAD_PIXELS: Final = 1280 * 720
 """Up to this size one encoder thread keeps up with 60 frames per second; more threads would slow down the engine."""
 
 
-class VideoSink:
+class VideoSink(Sink):
     """Writes ``*.mp4`` or ``*.mkv``: every frame, with its own timing.
 
     If more than one camera is possible, each camera gets its file, ``out.<camera>.mp4``. The video of an earlier run is
@@ -90,9 +91,6 @@ class VideoSink:
     def needs_image(self, camera: str) -> bool:  # noqa: ARG002 - the same for every camera
         """Return True: every frame is recorded."""
         return True
-
-    def idle(self) -> None:
-        """Do nothing: a file needs no service between frames."""
 
     def put(self, overlay: Overlay) -> None:
         """Record one frame.

@@ -41,7 +41,7 @@ from overlays.wire.endpoint import without_user
 from overlays.wire.json_fields import replace_undecodable
 from pipeline.errors import SinkError, WireError
 from pipeline.frames import Image, Overlay
-from pipeline.ports import MetricSample
+from pipeline.ports import MetricSample, Sink
 from pipeline.result import RunResult
 from pipeline.settings import SinkContext
 from pipeline.workers.thread import ThreadWorker
@@ -59,13 +59,11 @@ _MAX_MESSAGE_BYTES: Final = 1 << 16
 _KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 
 
-class WebSink:
+class WebSink(Sink):
     """Serves ``http://host:port``.
 
     Entering, ``put``, ``idle`` and leaving belong to one thread at a time; ``needs_image`` to any.
     """
-
-    lossless = False
 
     def __init__(
         self,

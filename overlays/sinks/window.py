@@ -21,7 +21,7 @@ from overlays.render.text import printable
 from overlays.sinks.settings import WindowSettings
 from pipeline.errors import SinkError
 from pipeline.frames import Image, Overlay
-from pipeline.ports import StopRequested
+from pipeline.ports import Sink, StopRequested
 from pipeline.settings import SinkContext
 
 _MAX_START: Final = (1280, 800)
@@ -62,13 +62,11 @@ def load_pygame() -> ModuleType:
     return pygame
 
 
-class WindowSink:
+class WindowSink(Sink):
     """Shows overlays on the screen.
 
     ``put`` and ``idle`` belong to one thread; that thread has ended when the sink is left.
     """
-
-    lossless = False
 
     def __init__(self, settings: WindowSettings | str = "window", context: SinkContext | None = None) -> None:
         """Set the display of ``context``; nothing is opened yet."""

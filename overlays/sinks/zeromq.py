@@ -32,7 +32,7 @@ from overlays.wire.endpoint import parse_address, without_user
 from overlays.wire.message import encode, topic_of
 from pipeline.errors import SinkError, WireError
 from pipeline.frames import Overlay
-from pipeline.ports import MetricSample
+from pipeline.ports import MetricSample, Sink
 from pipeline.settings import SinkContext
 
 log = logging.getLogger(__name__)
@@ -56,13 +56,11 @@ _REBIND_SECONDS: Final = 5.0
 _LOG_SECONDS: Final = 60.0
 
 
-class ZeroMqSink:
+class ZeroMqSink(Sink):
     """Publishes on ``tcp://host:port`` or ``ipc://path``; the topic is the camera's name.
 
     Entering, ``put``, ``idle`` and leaving belong to one thread at a time; ``needs_image`` to any.
     """
-
-    lossless = False
 
     def __init__(
         self,

@@ -14,8 +14,8 @@ from pipeline.errors import WireError
 from pipeline.frames import Explanation, Overlay, SignalLoss
 from pipeline.guards.metrics import guard_metrics, heatmap_metrics
 from pipeline.outputs import make_sink_worker
-from pipeline.ports import MetricSample, Sink
-from pipeline.result import RunObserver, RunResult
+from pipeline.ports import MetricSample, Part, Sink
+from pipeline.result import RunResult
 from pipeline.signal_loss import SILENT_INTERVALS
 from pipeline.stats import Histogram, RunStats, update_mean_interval
 from pipeline.workers.queue import QueueWorker
@@ -114,8 +114,7 @@ def _notify_observers(sinks: Sequence[Sink], stats: ForwardStats, last_frames: S
     """Give the page the metrics and problems of the sinks beside it, and of the last explanations."""
     result = RunResult(RunStats([]), [], stats.sink_workers, (*sinks, last_frames))
     for sink in sinks:
-        if isinstance(sink, RunObserver):
-            sink.on_run_start(result)
+        sink.on_run_start(result)
 
 
 class _CameraFilter:
@@ -181,7 +180,7 @@ class _LastFrame:
         return SIGNAL_LOSS_SECONDS if reason else max(SIGNAL_LOSS_SECONDS, SILENT_INTERVALS * self.interval_seconds)
 
 
-class StaleFrames:
+class StaleFrames(Part):
     """The last frame of each camera, shown grey during a signal loss: a frozen image must not look live."""
 
     def __init__(self) -> None:

@@ -20,7 +20,7 @@ from pipeline.guards.heatmap_stats import HeatmapStatsTracker, cell_weights, str
 from pipeline.guards.metrics import guard_metrics, heatmap_metrics
 from pipeline.guards.overhead import OverheadBudget
 from pipeline.guards.variables import RuleContext
-from pipeline.ports import AsyncExplainer, Explainer, HasMetrics, MaskedScorer, MaskingOptions, MetricSample
+from pipeline.ports import Explainer, MaskingOptions, MetricSample
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class DriftTracking:
     recorder: BaselineRecorder | None = field(default=None)
 
 
-class ExplanationMonitor:
+class ExplanationMonitor(Explainer):
     """An explainer with heat-map statistics and guards. Used by one thread; ``metrics`` by any."""
 
     def __init__(
@@ -60,12 +60,12 @@ class ExplanationMonitor:
         """Wrap an explainer.
 
         Args:
-            explainer: frames to explanations; deletion checks need a ``MaskedScorer``.
+            explainer: frames to explanations; deletion checks need one with ``can_mask``.
             guards: regions, rules and options.
             slow: a baseline to compare with, or to record.
             clock: seconds, for the cost of checks.
         """
-        self._explainer = explainer
+        self._explainer, self.asynchronous = explainer, explainer.asynchronous
         self._guards = guards or GuardsConfig()
         self._heatmap_stats = HeatmapStatsTracker(self._regions if self._guards.regions else None)
         self._camera_states: dict[str, _CameraState] = {}
@@ -74,9 +74,7 @@ class ExplanationMonitor:
         settings = self._guards.deletion
         self._masking = MaskingOptions(settings.area, settings.fill)
         needs_deletion = self._guards.needs_deletion
-        self.overhead_budget = (
-            OverheadBudget(settings.budget) if needs_deletion and isinstance(explainer, MaskedScorer) else None
-        )
+        self.overhead_budget = OverheadBudget(settings.budget) if needs_deletion and explainer.can_mask else None
         if needs_deletion and self.overhead_budget is None:
             log.warning("score_drop_when_masked: this explainer has no deletion check; rules with it never fire")
         self._pending_checks: list[Explanation] = []
@@ -86,11 +84,16 @@ class ExplanationMonitor:
 
     def explain(self, frames: Sequence[Frame]) -> list[Explanation]:
         """Explain a batch, compute its statistics and evaluate the guards."""
-        return self._timed(lambda: self._explainer.explain(frames), len(frames))
+        return self.submit(frames)()
 
-    def _timed(self, explain: Callable[[], Sequence[Explanation]], count: int) -> list[Explanation]:
+    def submit(self, frames: Sequence[Frame]) -> Callable[[], list[Explanation]]:
+        """Start a batch and return a function that waits for it, computes statistics and evaluates the guards."""
+        finish = self._explainer.submit(frames)
+        return lambda: self._finish(finish, len(frames))
+
+    def _finish(self, finish: Callable[[], Sequence[Explanation]], count: int) -> list[Explanation]:
         started_at = self._clock()
-        explained = explain()
+        explained = finish()
         if self.overhead_budget is not None:
             self.overhead_budget.record_work(self._clock() - started_at, count)
         self._pending_checks = []
@@ -99,8 +102,8 @@ class ExplanationMonitor:
 
     def after_batch(self) -> None:
         """Make one deletion check where a rule needs it and the budget allows it."""
-        budget, explainer = self.overhead_budget, self._explainer
-        if budget is None or not self._pending_checks or not budget.can_run or not isinstance(explainer, MaskedScorer):
+        budget = self.overhead_budget
+        if budget is None or not self._pending_checks or not budget.can_run:
             return
         # Cameras take turns.
         last = self._checked_camera
@@ -108,7 +111,7 @@ class ExplanationMonitor:
         verdict = chosen.top_scoring
         assert verdict is not None  # noqa: S101 - a rule that needs a check holds only for a finding
         started_at = self._clock()
-        masked_score = explainer.score_when_masked(chosen, verdict, self._masking)
+        masked_score = self._explainer.score_when_masked(chosen, verdict, self._masking)
         budget.record_overhead(self._clock() - started_at)
         self._checked_camera = chosen.frame.camera
         state = self._camera_states[self._checked_camera]
@@ -172,7 +175,7 @@ class ExplanationMonitor:
 
     def metrics(self) -> list[MetricSample]:
         """Return the metrics of the explainer, the statistics, guards, checks and drift."""
-        samples = list(self._explainer.metrics()) if isinstance(self._explainer, HasMetrics) else []
+        samples = list(self._explainer.metrics())
         for camera, state in list(self._camera_states.items()):
             samples.extend(guard_metrics(camera, state.states))
             samples.extend(heatmap_metrics(state.seen) if state.seen is not None else ())
@@ -197,20 +200,3 @@ class ExplanationMonitor:
             for camera, state in self._camera_states.items()
             for guard in state.states
         }
-
-
-class AsyncExplanationMonitor(ExplanationMonitor):
-    """A monitor of an asynchronous explainer: one thread starts batches, another finishes and evaluates them."""
-
-    def __init__(
-        self, explainer: AsyncExplainer, guards: GuardsConfig | None = None, *, slow: DriftTracking | None = None
-    ) -> None:
-        """Wrap an explainer; see ``ExplanationMonitor``."""
-        assert isinstance(explainer, Explainer)  # noqa: S101 - every AsyncExplainer is an Explainer
-        super().__init__(explainer, guards, slow=slow)
-        self._async_explainer = explainer
-
-    def submit(self, frames: Sequence[Frame]) -> Callable[[], list[Explanation]]:
-        """Start a batch and return a function that waits for it, computes statistics and evaluates the guards."""
-        finish = self._async_explainer.submit(frames)
-        return lambda: self._timed(finish, len(frames))

@@ -11,11 +11,10 @@ import threading
 import time
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Self
 
 from pipeline.errors import SourceError
 from pipeline.frames import Frame, GroundTruth, Image
-from pipeline.ports import Health
+from pipeline.ports import Health, Source
 from stream.simulated.scene import Scene, draw_frame
 from stream.simulated.shortcut import add_shortcut
 
@@ -23,7 +22,7 @@ _BUFFER_FRAMES = 4
 """Frames that a camera driver buffers for a slow reader; older ones are lost, which leaves a gap in the index."""
 
 
-class SimulatedLineSource:
+class SimulatedLineSource(Source):
     """A camera above the simulated line.
 
     With ``paced`` it is live: frame k is due k / fps seconds after the start, whether or not it is read. Without, it
@@ -66,25 +65,19 @@ class SimulatedLineSource:
         self._stamp = stamp
         self.live = paced
         self.frames_total = frames
-        self.rate: float | None = fps
+        self.rate = fps
         self._fps = fps
         try:
             self._scene = Scene(size=size, seed=seed, fps=fps)
         except ValueError as error:
             raise SourceError(f"{self.uri}: {error}") from None
-        self._health = Health("connecting")
-
-    @property
-    def health(self) -> Health:
-        """The current state of the source."""
-        return self._health
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
         """Yield frames up to index ``frames``, or until ``stop`` is set."""
         image, truth = self._draw(0)
         start = time.monotonic()
         index = 0
-        self._health = Health("live")
+        self.health = Health("live")
         while not stop.is_set():
             seconds = index / self._fps
             yield Frame(image, self.camera, index, time.monotonic(), pts_seconds=seconds, truth=truth)
@@ -94,7 +87,7 @@ class SimulatedLineSource:
             image, truth = self._draw(index)
             if self.live:
                 stop.wait(max(0.0, start + index / self._fps - time.monotonic()))
-        self._health = Health("ended")
+        self.health = Health("ended")
 
     def _draw(self, index: int) -> tuple[Image, GroundTruth | None]:
         image, truth = draw_frame(self._scene, index)
@@ -106,10 +99,7 @@ class SimulatedLineSource:
             return index + 1
         return max(index + 1, math.floor(seconds * self._fps) - _BUFFER_FRAMES + 1)
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None:
-        self._health = Health("ended")
+        self.health = Health("ended")

@@ -24,6 +24,7 @@ from overlays.render.renderer import HeatRenderer
 from pipeline.config import EngineConfig, OverlayConfig
 from pipeline.frames import Frame, Overlay
 from pipeline.loop import Pipeline
+from pipeline.ports import Sink
 from pipeline.result import RunLimits
 from tests.bench.figures import place, print_line
 from tests.support.fakes import FakeSource
@@ -50,10 +51,10 @@ class Camera(FakeSource):
             index += 1
 
 
-class Stopwatch:
+class Stopwatch(Sink):
     """A sink that notes how old every frame is that leaves, and whose it is."""
 
-    uri, lossless = "stopwatch", False
+    uri = "stopwatch"
 
     def __init__(self) -> None:
         """Begin with nothing."""
@@ -63,9 +64,6 @@ class Stopwatch:
     def needs_image(self, camera: str) -> bool:
         """Say yes: every frame is to be drawn."""
         return True
-
-    def idle(self) -> None:
-        """Do nothing."""
 
     def put(self, overlay: Overlay) -> None:
         """Take note of a frame."""

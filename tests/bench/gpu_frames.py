@@ -6,7 +6,7 @@ import io
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Any
 
 import cv2
 import numpy as np
@@ -23,7 +23,7 @@ from pipeline.config import EngineConfig
 from pipeline.errors import BackendError
 from pipeline.frames import Frame, Image
 from pipeline.loop import Pipeline
-from pipeline.ports import Health
+from pipeline.ports import Health, Sink, Source
 from pipeline.result import RunLimits
 from pipeline.workers.queue import QueueWorker
 from tests.bench.figures import quantiles
@@ -166,10 +166,10 @@ def _stages(card: GpuExplainer, frames: list[Frame], told: Settings) -> dict[str
     return told_ms
 
 
-class PacedSource:
+class PacedSource(Source):
     """A camera of 30 frames a second: prepared pictures, or a clip decoded again and again, on the card if asked to."""
 
-    live, frames_total, rate = True, None, 30.0
+    live, rate = True, 30.0
 
     def __init__(
         self, camera: str, images: list[Image] | None, clip: bytes | None, seconds: float, *, on_card: bool = False
@@ -204,14 +204,8 @@ class PacedSource:
                     yield lambda picture=picture: rgb.convert(picture)
                 container.seek(0)
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
-class Viewer:
+class Viewer(Sink):
     """A sink that takes JPEG and notes how old each frame is."""
 
     uri, lossless, accepted_jpeg_quality = "viewer", True, QUALITY
@@ -226,15 +220,6 @@ class Viewer:
     def put(self, overlay: Any) -> None:
         self.ages.append(overlay.explanation.frame.age_seconds())
         self.bytes += len(overlay.jpeg.payload)
-
-    def idle(self) -> None:
-        pass
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
 
 def clip_of(images: list[Image], frames: int) -> bytes:

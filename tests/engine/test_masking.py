@@ -14,7 +14,7 @@ from engine.methods.masking import hottest_cells, masked_images
 from engine.models.loader import load_network
 from pipeline.config_loader import validate_config
 from pipeline.frames import Frame
-from pipeline.ports import MaskedScorer, MaskingOptions
+from pipeline.ports import MaskingOptions
 from stream.simulated.scene import Scene, draw_frame
 
 SHIPPED = Path(__file__).resolve().parents[2] / "configs" / "models" / "line.safetensors"
@@ -59,7 +59,7 @@ def explainer():
 
 
 def test_score_when_masked_drops_for_a_correct_explanation(explainer):
-    assert isinstance(explainer, MaskedScorer)
+    assert explainer.can_mask
     scene = Scene(seed=7)
     drops, elsewhere = [], []
     for index in (24, 312, 480, 640):

@@ -19,6 +19,7 @@ from overlays.wire.forward import MAX_CAMERAS, StaleFrames, _SignalReporter, for
 from overlays.wire.message import decode_message, encode
 from overlays.wire.viewer import ReceivedFrame, Viewer
 from pipeline.frames import DeletionCheck, GuardState, HeatmapStats, Overlay, SignalLoss
+from pipeline.ports import Sink
 from pipeline.result import RunResult
 from pipeline.settings import SinkContext
 from pipeline.stats import RunStats
@@ -90,7 +91,7 @@ def test_what_the_publisher_has_greyed_itself_is_not_greyed_again_meanwhile(over
     assert [each.signal_loss.seconds for each in kept.stale(6.0)] == [6.0]
 
 
-class Eye:
+class Eye(Sink):
     """A sink that remembers what it was shown."""
 
     uri, lossless = "eye", True
@@ -103,9 +104,6 @@ class Eye:
 
     def put(self, overlay):
         self.shown.append(overlay)
-
-    def idle(self):
-        pass
 
 
 def test_watching_says_why_nothing_comes_and_shows_it(overlaid):

@@ -15,7 +15,7 @@ from overlays.web.status import StatusBoard
 from overlays.wire.message import as_overlay, decode_header, decode_message, encode, explanation_record, record_bytes
 from pipeline.errors import WireError
 from pipeline.frames import DeletionCheck, Frame, GuardState, HeatmapStats, Overlay, Region
-from pipeline.ports import MetricSample
+from pipeline.ports import MetricSample, Part
 from pipeline.result import RunResult
 from pipeline.stats import RunStats
 
@@ -142,14 +142,14 @@ def test_many_alarms_are_counted(guarded):
 
 
 def test_the_board_tells_the_greatest_drift_of_each_camera(overlaid):
-    class Part:
+    class Drifting(Part):
         def metrics(self):
             for camera, statistic, value in (("line", "entropy", 0.1), ("line", "score", 0.4), ("door", "score", 0.2)):
                 labels = (("camera", camera), ("label", "dent"), ("statistic", statistic))
                 yield MetricSample("drift_psi", value, "how far", labels=labels)
 
     board = StatusBoard(["line", "door", "gate"])
-    board.outcome = RunResult(RunStats([]), [], [], (Part(),))
+    board.outcome = RunResult(RunStats([]), [], [], (Drifting(),))
     told = {one["camera"]: one["drift"] for one in board.snapshot()}
     assert told == {"line": "score of dent, PSI 0.40", "door": "score of dent, PSI 0.20", "gate": None}
 

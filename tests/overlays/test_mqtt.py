@@ -26,7 +26,7 @@ from overlays.sinks.mqtt.sink import MAX_WAITING, MqttSink  # noqa: E402
 from overlays.sinks.settings import MqttSettings  # noqa: E402
 from pipeline.errors import DataLossError, SinkError  # noqa: E402
 from pipeline.loop import Pipeline  # noqa: E402
-from pipeline.ports import HasMetrics, HasProblems, Sink  # noqa: E402
+from pipeline.ports import Explainer, Sink  # noqa: E402
 from pipeline.result import RunLimits  # noqa: E402
 from pipeline.settings import Secret, SinkContext  # noqa: E402
 from tests.overlays.conftest import explain  # noqa: E402
@@ -101,8 +101,6 @@ def connected(sink, until):
 def test_findings_states_and_our_presence_are_heard(broker, overlaid, until):
     with Listener(broker.port) as listener, telling(broker.uri) as sink:
         assert isinstance(sink, Sink)
-        assert isinstance(sink, HasMetrics)
-        assert isinstance(sink, HasProblems)
         assert not sink.needs_image("line")
         connected(sink, until)
         for index in range(5):
@@ -209,29 +207,17 @@ def test_of_a_run_that_is_killed_the_broker_says_that_it_is_gone(broker, until):
         until(lambda: listener.told("/status") == [b"online", b"offline"])
 
 
-class Counting:
+class Counting(Sink):
     uri, lossless = "counting", True
 
     def __init__(self):
         self.got = 0
 
-    def needs_image(self, camera):
-        return False
-
     def put(self, overlay):
         self.got += 1
 
-    def idle(self):
-        pass
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-
-class Explaining:
+class Explaining(Explainer):
     def explain(self, frames):
         return [explain(f.image, camera=f.camera, index=f.index, taken_at=f.captured_at) for f in frames]
 

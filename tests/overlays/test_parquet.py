@@ -28,7 +28,6 @@ from overlays.sinks.settings import ParquetSettings  # noqa: E402
 from overlays.wire.message import explanation_record  # noqa: E402
 from pipeline.errors import DataLossError, SinkError, SourceError, WireVersionError  # noqa: E402
 from pipeline.frames import Box, Explanation, Finding, Frame, GroundTruth, SignalLoss  # noqa: E402
-from pipeline.ports import HasProblems  # noqa: E402
 from tests.overlays.conftest import explain  # noqa: E402
 from tests.support.limits import PROGRAM_SECONDS  # noqa: E402
 from tests.support.logs import log_lines  # noqa: E402
@@ -234,7 +233,6 @@ def test_a_full_disk_is_said_and_rows_wait_for_room_as_many_as_may(tmp_path, ove
 
     monkeypatch.setattr(parquet.pq, "write_table", writing)
     sink = ParquetSink(path, clock=lambda: now[0])
-    assert isinstance(sink, HasProblems)
     sink.__enter__()
     for index in range(200):
         now[0] = float(index)

@@ -19,11 +19,12 @@ CSV = """
 import csv
 
 from pipeline.settings import SinkSettings
+from recipro_stream import Sink
 
 class CsvSettings(SinkSettings):
     delimiter: str = ","
 
-class CsvSink:
+class CsvSink(Sink):
     lossless = True
     settings_model = CsvSettings
     def __init__(self, settings, context):
@@ -35,21 +36,28 @@ class CsvSink:
         return self
     def __exit__(self, *_):
         self._file.close()
-    def needs_image(self, camera):
-        return False
     def put(self, overlay):
         top = overlay.explanation.first
         self._rows.writerow([overlay.explanation.frame.camera, overlay.explanation.frame.index, top.label, top.score])
-    def idle(self):
-        pass
 
-class Half:
-    uri, lossless = "half://", True
-    def put(self, overlay):
-        pass
+class Half(Sink):
+    pass
 
 def half(settings, context):
     return Half()
+
+class Alien:
+    uri, lossless = "alien://", True
+
+def alien(settings, context):
+    return Alien()
+
+class Nameless(Sink):
+    def put(self, overlay):
+        pass
+
+def nameless(settings, context):
+    return Nameless()
 
 def angry(settings, context):
     raise RuntimeError(f"no licence for {settings.uri}" if "@" in settings.uri else "no licence")
@@ -59,6 +67,8 @@ ENTRIES = """
 [recipro_stream.sinks]
 .csv = acme_sinks:CsvSink
 half:// = acme_sinks:half
+alien:// = acme_sinks:alien
+nameless:// = acme_sinks:nameless
 angry:// = acme_sinks:angry
 gone:// = acme_sinks:nothing
 .mp4 = acme_sinks:CsvSink
@@ -80,7 +90,14 @@ def installed(tmp_path, monkeypatch):
 
 
 def test_a_package_adds_a_kind_by_its_entry_point(installed, tmp_path, overlaid):
-    assert {entry.name for entry in plugin_sinks()} == {".csv", "half://", "angry://", "gone://"}
+    assert {entry.name for entry in plugin_sinks()} == {
+        ".csv",
+        "half://",
+        "alien://",
+        "nameless://",
+        "angry://",
+        "gone://",
+    }
     path = tmp_path / "out.csv"
     with build_sink(str(path), cameras=["line"]) as sink:
         sink.put(overlaid(index=7, label="scratch", score=0.5))
@@ -100,7 +117,9 @@ def test_the_house_keeps_its_own_kinds(installed):
 @pytest.mark.parametrize(
     ("uri", "said"),
     [
-        ("half://x", r"acme-sinks gives a Half, which lacks needs_image, idle, __enter__, __exit__; see docs/python"),
+        ("half://x", r"acme-sinks fails to make it .TypeError: Can't instantiate abstract class Half .*put"),
+        ("alien://x", r"acme-sinks gives a Alien, which is no recipro_stream\.Sink; see docs/python"),
+        ("nameless://x", "acme-sinks gives a Nameless without uri; see docs/python"),
         ("angry://secret", "acme-sinks fails to make it .*no licence"),
         ("angry://user:secret@host", "acme-sinks fails to make it .RuntimeError: its message is left out"),
         ("gone://x", "acme-sinks cannot be used .*nothing"),

@@ -32,8 +32,8 @@ from pipeline.frames import Frame
 from pipeline.guards.drift import BaselineRecorder, DriftDetector
 from pipeline.guards.monitor import DriftTracking, ExplanationMonitor
 from pipeline.loop import Pipeline
-from pipeline.ports import HasMetrics, HasProblems, MetricSample
-from pipeline.result import RunLimits, RunObserver, RunResult
+from pipeline.ports import Explainer, MetricSample, Renderer, Sink
+from pipeline.result import RunLimits, RunResult
 from pipeline.settings import SinkContext
 from pipeline.stats import RunStats
 from tests.overlays.conftest import figures
@@ -44,7 +44,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ANY = "http://127.0.0.1:0"
 
 
-class Explaining:
+class Explaining(Explainer):
     """Explains by hand, and tells of itself what an engine on a GPU tells."""
 
     def __init__(self, explained):
@@ -64,6 +64,8 @@ class Explaining:
 
 class Doubting(Explaining):
     """Can be asked for deletion checks, too."""
+
+    can_mask = True
 
     def score_when_masked(self, explanation, finding, masking):
         return 0.1
@@ -93,7 +95,7 @@ def guardian_of(explained):
     return guardian
 
 
-class Plain:
+class Plain(Renderer):
     def render(self, explanation):
         raise AssertionError("nobody asked for a picture")
 
@@ -111,7 +113,6 @@ def about(*sinks):
 
 def test_the_figures_are_the_runs_own(explained):
     with WebSink(ANY, SinkContext(cameras=("a", "b"))) as sink:
-        assert isinstance(sink, RunObserver)
         sources = [(FakeSource(20, "a"), "wait"), (FakeSource(10, "b"), "wait")]
         Pipeline(
             sources, Explaining(explained), Plain(), [sink], limits=RunLimits(batch_size=4), stop=threading.Event()
@@ -196,8 +197,6 @@ def test_a_full_disk_is_told_by_figures_and_on_the_page_until_there_is_room(tmp_
     now = [0.0]
     settings = ClipSettings(uri=f"{tmp_path}/", disk_budget_mib=1)
     clips = ClipSink(settings, SinkContext(cameras=("line",)), clock=lambda: now[0])
-    assert isinstance(clips, HasMetrics)
-    assert isinstance(clips, HasProblems)
 
     def record(seconds):
         for _ in range(round(30 * seconds)):
@@ -235,23 +234,11 @@ def status(page):
 
 
 def test_a_sink_that_closed_is_named_on_the_page(explained):
-    class Broken:
+    class Broken(Sink):
         uri, lossless = "broken.mp4", True
-
-        def needs_image(self, camera):
-            return False
 
         def put(self, overlay):
             raise OSError(errno.EIO, "the medium is gone")
-
-        def idle(self):
-            pass
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            pass
 
     with WebSink(ANY, SinkContext(cameras=("a",))) as page:
         source = [(FakeSource(20, "a"), "wait")]

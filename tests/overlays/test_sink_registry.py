@@ -163,32 +163,21 @@ TEXT_SINK = """
 from pathlib import Path
 
 from pipeline.settings import SinkSettings
+from recipro_stream import Sink
 
 
 class TextSettings(SinkSettings):
     word: str = "seen"
 
 
-class TextSink:
+class TextSink(Sink):
     lossless = True
 
     def __init__(self, settings, context):
         self.uri, self._word = settings.uri, settings.word
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def needs_image(self, camera):
-        return False
-
     def put(self, overlay):
         Path(self.uri).write_text(f"{self._word} {overlay.explanation.first.label}\\n")
-
-    def idle(self):
-        pass
 """
 
 

@@ -22,6 +22,7 @@ import pytest
 from overlays.sinks.settings import WebSettings
 from overlays.sinks.web import WebSink
 from pipeline.frames import Finding, GuardState, Overlay, Region, SignalLoss
+from pipeline.ports import Part
 from pipeline.result import RunResult
 from pipeline.settings import Secret, SinkContext
 from pipeline.stats import RunStats
@@ -140,7 +141,7 @@ class QuietHandler(SimpleHTTPRequestHandler):
         pass
 
 
-class Recording:
+class Recording(Part):
     """A recorder as far as the page is concerned."""
 
     uri, problem = "clips/", ""

@@ -6,17 +6,19 @@ import numpy as np
 import pytest
 
 from pipeline.frames import Explanation, Finding, Overlay
-from pipeline.guards.monitor import AsyncExplanationMonitor, ExplanationMonitor
+from pipeline.guards.monitor import ExplanationMonitor
 from pipeline.loop import Pipeline
-from pipeline.ports import AsyncExplainer, Explainer
+from pipeline.ports import Explainer
 from pipeline.result import RunLimits
 from tests.pipeline.test_loop import FakeExplainer, FakeRenderer, FakeSink
 from tests.support.fakes import FakeSource
 from tests.support.limits import LIMIT_SECONDS
 
 
-class AheadExplainer:
+class AheadExplainer(Explainer):
     """Begins at once; finishes each batch only when the next was begun, or nothing more comes."""
+
+    asynchronous = True
 
     def __init__(self, count):
         self.begun = 0
@@ -83,13 +85,12 @@ def test_pipeline_raises_an_error_of_finishing_a_batch():
 
 def test_async_monitor_evaluates_guards():
     explainer, sink = AheadExplainer(12), FakeSink()
-    monitor = AsyncExplanationMonitor(explainer)
-    assert isinstance(monitor, AsyncExplainer)
-    assert isinstance(monitor, Explainer)
-    assert not isinstance(ExplanationMonitor(FakeExplainer()), AsyncExplainer)
+    monitor = ExplanationMonitor(explainer)
+    assert monitor.asynchronous
+    assert not ExplanationMonitor(FakeExplainer()).asynchronous
     run(monitor, sink, RunLimits(batch_size=1))
     assert sink.got == list(range(12))
-    (measured,) = AsyncExplanationMonitor(AheadExplainer(1)).explain([FakeFrame.make()])
+    (measured,) = ExplanationMonitor(AheadExplainer(1)).explain([FakeFrame.make()])
     assert measured.first.heatmap_stats is not None
 
 

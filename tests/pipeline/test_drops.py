@@ -17,7 +17,7 @@ from pipeline.errors import EngineError, FrameError, SinkError, SourceError
 from pipeline.frames import Explanation, Finding, Frame, Overlay, SignalLoss
 from pipeline.loop import Pipeline
 from pipeline.outputs import Outputs
-from pipeline.ports import StopRequested
+from pipeline.ports import Explainer, Renderer, Sink, StopRequested
 from pipeline.result import RunLimits
 from pipeline.stats import RunStats
 from tests.support.fakes import FakeSource
@@ -29,7 +29,7 @@ def explanation_of(frame):
     return Explanation(frame, (Finding("hole", 0.9, np.zeros((2, 2), np.float32), 1),), "m", "l")
 
 
-class FailingExplainer:
+class FailingExplainer(Explainer):
     """Raises at batch ``fails_at``; sets ``stop`` at batch ``stops_at``."""
 
     def __init__(self, stop, *, fails_at=None, stops_at=None):
@@ -46,11 +46,13 @@ class FailingExplainer:
 
 
 class AsyncFailingExplainer(FailingExplainer):
+    asynchronous = True
+
     def submit(self, frames):
         return lambda: self.explain(frames)
 
 
-class FailingRenderer:
+class FailingRenderer(Renderer):
     def __init__(self, fails_at=None):
         self.fails_at = fails_at
 
@@ -63,7 +65,7 @@ class FailingRenderer:
         return Overlay(explanation.frame.image.copy(), explanation, signal_loss)
 
 
-class FailingSink:
+class FailingSink(Sink):
     """Refuses, fails or closes at a frame index; a slow one handles a frame only when the run stops or 1 ms passed."""
 
     def __init__(self, uri, *, lossless, slow, trouble, at, stop):
@@ -82,9 +84,6 @@ class FailingSink:
             raise self.trouble
         if overlay.signal_loss is None:
             self.delivered.add((frame.camera, frame.index))
-
-    def idle(self):
-        pass
 
 
 TROUBLES = st.sampled_from([None, FrameError("too wide"), SinkError("disk full"), StopRequested()])

@@ -9,14 +9,14 @@ import pytest
 from pipeline.errors import SinkError, SourceError
 from pipeline.frames import Box, Explanation, Finding, GroundTruth, Overlay
 from pipeline.loop import Pipeline
-from pipeline.ports import Health, StopRequested
+from pipeline.ports import Explainer, Health, Renderer, Sink, StopRequested
 from pipeline.result import RunLimits
 from pipeline.stats import Histogram
 from tests.support.fakes import FakeSource
 from tests.support.limits import LIMIT_SECONDS
 
 
-class FakeExplainer:
+class FakeExplainer(Explainer):
     def __init__(self):
         self.batches = []
 
@@ -26,7 +26,7 @@ class FakeExplainer:
         return [Explanation(f, (Finding("hole", 0.9, heat, 1),), "m", "l", {"explain": 0.001}) for f in frames]
 
 
-class FakeRenderer:
+class FakeRenderer(Renderer):
     def __init__(self):
         self.rendered = 0
 
@@ -38,7 +38,7 @@ class FakeRenderer:
         return Overlay(explanation.frame.image.copy(), explanation, silence)
 
 
-class FakeSink:
+class FakeSink(Sink):
     uri = "fake"
     lossless = True
 
@@ -54,15 +54,6 @@ class FakeSink:
         if self.fails_after is not None and len(self.got) >= self.fails_after:
             raise SinkError("the disk is full")
         self.got.append(overlay.explanation.frame.index)
-
-    def idle(self):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
 
 
 def run(sources, sinks, limits=None, explainer=None, renderer=None, stop=None):

@@ -16,7 +16,7 @@ from pipeline.guards.drift import BaselineRecorder, DriftDetector
 from pipeline.guards.monitor import DriftTracking, ExplanationMonitor
 from pipeline.guards.parser import parse_condition
 from pipeline.loop import Pipeline
-from pipeline.ports import HasMetrics, MaskedScorer, PostBatchHook
+from pipeline.ports import Explainer, Renderer
 from pipeline.result import RunLimits
 from tests.support.fakes import FakeSource
 
@@ -29,7 +29,7 @@ def guards(*rules, **more):
     return validate_config({"guards": {"regions": REGIONS, "rules": list(rules)} | more}, "t").guards
 
 
-class Seer:
+class Seer(Explainer):
     """Says ``scratch`` on the left until a frame, and on the right from then on; each batch takes a hundredth."""
 
     def __init__(self, turns=10**9, label="scratch"):
@@ -48,6 +48,7 @@ class Seer:
 class Doubting(Seer):
     """Loses some of the score when masked; a check takes as long as it is told."""
 
+    can_mask = True
     left, cost = 0.1, 0.01
 
     def score_when_masked(self, explanation, finding, masking):
@@ -188,7 +189,6 @@ def test_monitor_returns_metrics_of_the_explainer_and_its_own():
     seer = Doubting(turns=0)
     monitor = ExplanationMonitor(seer, guards(GROUNDED, MASKED), slow=slow, clock=lambda: seer.now)
     guarded(monitor, frames(1500))
-    assert isinstance(monitor, HasMetrics)
     told = {(one.name, *dict(one.labels).values()): one.value for one in monitor.metrics()}
     assert told["guard_firing", "line", "grounded"] == 1.0
     assert told["guard_fired", "line", "grounded"] == 1.0
@@ -203,10 +203,8 @@ def test_monitor_returns_metrics_of_the_explainer_and_its_own():
 def test_pipeline_calls_after_batch():
     seer = Doubting()
     monitor = ExplanationMonitor(seer, guards(MASKED, deletion={"budget": 0.5}), clock=lambda: seer.now)
-    assert isinstance(monitor, PostBatchHook)
-    assert isinstance(seer, MaskedScorer)
 
-    class Plain:
+    class Plain(Renderer):
         def render(self, explanation):
             raise AssertionError("nobody looks")
 

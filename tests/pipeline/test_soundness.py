@@ -13,6 +13,7 @@ from pipeline.finite import find_non_finite
 from pipeline.frames import Box, DeletionCheck, Explanation, Finding, Frame, GroundTruth, HeatmapStats, Overlay, Region
 from pipeline.loop import Pipeline
 from pipeline.outputs import make_sink_worker
+from pipeline.ports import Explainer, Renderer, Sink
 from pipeline.result import RunLimits
 from tests.support.fakes import FakeSource
 from tests.support.limits import LIMIT_SECONDS
@@ -52,7 +53,7 @@ def test_find_non_finite_names_the_number(name):
     assert find_non_finite(explained()) == ""
 
 
-class RecordingSink:
+class RecordingSink(Sink):
     uri, lossless = "sink", True
 
     def __init__(self, refuses=()):
@@ -68,17 +69,8 @@ class RecordingSink:
             raise self.refuses[index]
         self.got.append(index)
 
-    def idle(self):
-        pass
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-
-class Explaining:
+class Explaining(Explainer):
     def __init__(self, non_finite_at=()):
         self.non_finite_at = non_finite_at
 
@@ -86,10 +78,13 @@ class Explaining:
         return [NON_FINITE["score"] if f.index in self.non_finite_at else explained(f) for f in frames]
 
 
-class Drawing:
+class Drawing(Renderer):
     def render(self, explanation):
         assert np.isfinite([finding.score for finding in explanation.findings]).all()
         return Overlay(explanation.frame.image.copy(), explanation)
+
+    def render_stale(self, explanation, signal_loss):
+        raise AssertionError("no signal is lost")
 
 
 def run(sink, count=20, non_finite_at=()):

@@ -5,16 +5,13 @@ import time
 import numpy as np
 
 from pipeline.frames import Frame
-from pipeline.ports import Health
+from pipeline.ports import Health, Source
 
 
-class FakeSource:
+class FakeSource(Source):
     """Yields numbered frames, as fast as they are read."""
 
     uri = "fake:"
-    live = False
-    frames_total = None
-    rate = None
 
     def __init__(self, count=10, camera="fake", fails=None, gate=None):
         self.camera = camera
@@ -36,9 +33,3 @@ class FakeSource:
             yield Frame(np.zeros((2, 2, 3), np.uint8), self.camera, k, time.monotonic())
         if self.fails:
             raise self.fails
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass

@@ -6,16 +6,15 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
 from pipeline.frames import Explanation, Finding, Frame, Overlay
+from pipeline.ports import Explainer, Sink
 from tests.support.footage import Mark, read
 
 
-class NullExplainer:
+class NullExplainer(Explainer):
     """Returns fixed findings at once, so that only the pipeline's cost is measured."""
 
     def explain(self, frames: Sequence[Frame]) -> Sequence[Explanation]:
@@ -43,7 +42,7 @@ class Observation:
         return float("nan") if self.mark is None else self.mark.age_seconds(self.at)
 
 
-class ProbeSink:
+class ProbeSink(Sink):
     """Records every image; ``taken`` returns those since its last call."""
 
     uri = "witness:"
@@ -69,9 +68,6 @@ class ProbeSink:
         with self._lock:
             self._sightings.append(seen)
 
-    def idle(self) -> None:
-        """Nothing is due."""
-
     @property
     def sightings(self) -> list[Observation]:
         """All since the last ``taken``."""
@@ -83,10 +79,3 @@ class ProbeSink:
         with self._lock:
             seen, self._sightings = self._sightings, []
         return seen
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None: ...

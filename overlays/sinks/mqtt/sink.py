@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 from overlays.sinks.mqtt.client import read_login
 from overlays.sinks.mqtt.connection import BrokerConnection
@@ -25,7 +25,7 @@ from overlays.sinks.settings import MqttSettings
 from overlays.web.status import StatusBoard
 from pipeline.errors import DataLossError, SinkError, WireError
 from pipeline.frames import Frame, Overlay
-from pipeline.ports import MetricSample
+from pipeline.ports import MetricSample, Sink
 from pipeline.result import RunResult
 from pipeline.settings import SinkContext
 
@@ -46,7 +46,7 @@ _STATE_SECONDS: Final = 0.2
 _WAIT_SECONDS: Final = 0.02
 
 
-class MqttSink:
+class MqttSink(Sink):
     """Publishes under ``mqtt://host[:port][/topic]``, or ``mqtts://`` with TLS.
 
     ``put``, ``idle`` and leaving belong to one thread at a time; ``problem``, ``account`` and ``metrics`` to any.
@@ -137,13 +137,6 @@ class MqttSink:
     def metrics(self) -> list[MetricSample]:
         """Return the state of the connection and the counts of findings."""
         return self._counts.metrics(self.uri, is_connected=self._connection.is_connected)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def needs_image(self, camera: str) -> bool:  # noqa: ARG002 - the same for every camera
-        """Return False: a finding message holds no image."""
-        return False
 
     def put(self, overlay: Overlay) -> None:
         """Queue the finding of a frame if it is due; wait for a slow broker if the queue is full of a file's."""

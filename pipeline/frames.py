@@ -48,6 +48,14 @@ class Box(NamedTuple):
         """Height in pixels."""
         return self.bottom - self.top
 
+    def iou(self, other: Box) -> float:
+        """Return the intersection over union with another box; 0 where either has no area."""
+        width = min(self.right, other.right) - max(self.left, other.left)
+        height = min(self.bottom, other.bottom) - max(self.top, other.top)
+        shared = max(width, 0.0) * max(height, 0.0)
+        union = self.width * self.height + other.width * other.height - shared
+        return shared / union if shared > 0.0 and union > 0.0 else 0.0
+
     def holds(self, x: float, y: float) -> bool:
         """Say whether the point (x, y) lies inside."""
         return self.left <= x < self.right and self.top <= y < self.bottom

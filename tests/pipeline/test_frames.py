@@ -85,3 +85,10 @@ def test_find_non_finite_names_a_number_of_a_box_map(fields):
     frame = Frame(picture(), "a", 0, 0.0)
     assert "'car'" in find_non_finite(Explanation(frame, (box_finding(**fields),), "m", "l"))
     assert find_non_finite(Explanation(frame, (box_finding(),), "m", "l")) == ""
+
+
+def test_box_iou_of_known_boxes():
+    box = Box(0, 0, 10, 10)
+    assert box.iou(box) == 1.0
+    assert box.iou(Box(5, 0, 15, 10)) == pytest.approx(1.0 / 3.0)
+    assert box.iou(Box(10, 0, 20, 10)) == box.iou(Box(3, 3, 3, 3)) == 0.0

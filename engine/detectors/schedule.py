@@ -1,0 +1,140 @@
+"""Chooses which boxes of a frame get a new heat map within the time budget.
+
+Each frame of a camera earns time in proportion to the time of its plain pass; each map spends time. So no camera takes
+time from another one, and explained frames cost at most 1 + fraction times the plain ones on average. Boxes are taken
+in turns from two queues: boxes whose object has no map of its present state (the highest score first), and all others
+(the oldest map first), so that new boxes come soon and no box waits for ever. Pure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from pipeline.frames import Box
+
+CHANGED_IOU: Final = 0.5
+"""Below this IoU of a box with the box that its track's map was made for, the object has changed."""
+SAVED_FRAMES: Final = 2.0
+"""Maximum of saved time, as a multiple of what a frame earns or of the cost of a map: no burst follows a pause."""
+COST_WEIGHT: Final = 0.2
+"""Weight of the newest measurement in the expected cost of a map."""
+
+
+@dataclass(frozen=True, slots=True)
+class MapState:
+    """The last map of a track."""
+
+    box: Box
+    """The box that it was made for, in frame pixels."""
+    class_index: int
+    made_at: float
+    """In seconds, on the stream's clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class MapRequest:
+    """A box that may get a map."""
+
+    box: Box
+    class_index: int
+    score: float
+    level: int
+    """Pyramid level, on which the cost of a map depends."""
+    last: MapState | None
+    """The last map of its track; None without one."""
+
+    @property
+    def is_new(self) -> bool:
+        """Whether there is no map of its present state."""
+        last = self.last
+        return last is None or last.class_index != self.class_index or last.box.iou(self.box) < CHANGED_IOU
+
+
+@dataclass(slots=True)
+class _Account:
+    """Saved time of one camera."""
+
+    saved_seconds: float = 0.0
+    earned_seconds: float = 0.0
+    """What the last frame earned."""
+
+
+@dataclass(slots=True)
+class MapScheduler:
+    """Shares the time for maps among the boxes of all cameras. Used by one thread."""
+
+    fraction: float | None = 1.0
+    """Time for maps as a fraction of the time of the plain pass; None = no limit."""
+    max_boxes: int | None = None
+    """Maximum number of maps per frame; None = no limit."""
+    plain_seconds: float = 0.0
+    """Time of all plain passes so far."""
+    map_seconds: float = 0.0
+    """Time of all maps so far."""
+    _costs: dict[int, float] = field(default_factory=dict)
+    """Expected seconds of a map, by level."""
+    _accounts: dict[str, _Account] = field(default_factory=dict)
+
+    def record_plain(self, camera: str, seconds: float) -> None:
+        """Add the time that the plain pass of a camera's frame has taken."""
+        self.plain_seconds += seconds
+        account = self._accounts.setdefault(camera, _Account())
+        account.earned_seconds = (self.fraction or 0.0) * seconds
+        most = SAVED_FRAMES * max(account.earned_seconds, max(self._costs.values(), default=0.0))
+        account.saved_seconds = min(account.saved_seconds + account.earned_seconds, most)
+
+    def record_maps(self, camera: str, levels: Sequence[int], seconds: float) -> None:
+        """Add the time that the maps of a camera's frame have taken.
+
+        Args:
+            camera: the camera's name.
+            levels: pyramid level of each explained box.
+            seconds: time of all of them together, divided among them by their expected costs.
+        """
+        if not levels:
+            return
+        self.map_seconds += seconds
+        self._accounts.setdefault(camera, _Account()).saved_seconds -= seconds
+        expected = [self._costs.get(level, 0.0) for level in levels]
+        total = sum(expected)
+        for level, cost in dict(zip(levels, expected, strict=True)).items():
+            part = seconds * cost / total if all(expected) else seconds / len(levels)
+            self._costs[level] = cost + COST_WEIGHT * (part - cost) if cost else part
+
+    def choose(self, camera: str, requests: Sequence[MapRequest]) -> list[int]:
+        """Return the indices of the boxes that get a map in this frame, at most ``max_boxes``.
+
+        Args:
+            camera: the camera's name.
+            requests: the boxes of the frame that the condition selects.
+        """
+        chosen: list[int] = []
+        saved = math.inf if self.fraction is None else self._accounts.setdefault(camera, _Account()).saved_seconds
+        for index in _turns(requests):
+            if self.max_boxes is not None and len(chosen) >= self.max_boxes:
+                break
+            cost = self._costs.get(requests[index].level, 0.0)
+            if cost > saved:
+                break  # wait: a cheaper box behind this one would postpone it for ever
+            chosen.append(index)
+            saved -= cost
+        return chosen
+
+
+def _turns(requests: Sequence[MapRequest]) -> Iterator[int]:
+    """Yield the indices of all boxes in the order of their turns."""
+    new = [index for index, request in enumerate(requests) if request.is_new]
+    known = [index for index, request in enumerate(requests) if not request.is_new]
+    new.sort(key=lambda index: -requests[index].score)
+    known.sort(key=lambda index: _made_at(requests[index]))
+    while new or known:
+        for queue in (new, known):
+            if queue:
+                yield queue.pop(0)
+
+
+def _made_at(request: MapRequest) -> float:
+    return -math.inf if request.last is None else request.last.made_at

@@ -14,7 +14,6 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self, cast
 from urllib.parse import quote, unquote, urljoin, urlsplit
@@ -22,50 +21,12 @@ from urllib.parse import quote, unquote, urljoin, urlsplit
 from stream.attempt import Attempt
 from stream.failures import Failure, FailureError, failure_of_status
 from stream.http_auth import Challenge, authorization, challenges, strongest
+from stream.origin import AllowedHosts, Origin
 
 MAX_REDIRECTS: Final = 5
 _POLL_SECONDS = 0.1  # how often a waiting read checks the stop event
-_PORTS: Final = {"http": 80, "https": 443}
 _SAFE: Final = "/%:=&~+!$,;'@()*[]"
 _AGENT: Final = "recipro-stream"
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Scheme, host and port of a URL; credentials belong to one origin."""
-
-    scheme: str
-    host: str
-    port: int
-
-    @classmethod
-    def of(cls, url: str) -> Origin:
-        """Return the origin of ``url``; raises ``FailureError`` where it is invalid."""
-        try:
-            parts = urlsplit(url)
-            scheme, host, port = parts.scheme.lower(), parts.hostname or "", parts.port
-        except ValueError:
-            scheme, host, port = "", "", None
-        if scheme not in _PORTS or not host:
-            shown = re.sub(r"[^\w.+-]", "?", scheme)[:20] or "no scheme"
-            raise FailureError(Failure(f"it refers to an address that is not http(s) ({shown})", "slow", "refused"))
-        return cls(scheme, host.lower().rstrip("."), port or _PORTS[scheme])
-
-    @property
-    def host_port(self) -> str:
-        """``HOST:PORT``, with brackets around an IPv6 address."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
-
-    @property
-    def header(self) -> str:
-        """The value of ``Host``: no default port, and no zone of an IPv6 address."""
-        host = re.sub("%.*", "", self.host)
-        try:
-            host = f"[{host}]" if ":" in host else host.encode("idna").decode()
-        except UnicodeError:
-            raise FailureError(Failure("the host name is not valid", "never", "refused")) from None
-        return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
 
 
 class WebClient:
@@ -84,7 +45,7 @@ class WebClient:
         self._user, self._password = unquote(user), unquote(password)
         self._has_credentials = bool(credentials)
         self._own = Origin.of(self.address)
-        self._allowed = {host.lower().rstrip(".") for host in allowed_hosts}
+        self._allowed = AllowedHosts(self._own, allowed_hosts)
         self._challenge: Challenge | None = None
         self._count = 0
 
@@ -165,14 +126,8 @@ class WebClient:
     def _check(self, url: str) -> Origin:
         """Return the origin of ``url``. Raises ``FailureError`` where it is not allowed."""
         origin = Origin.of(url)
-        upgraded = origin.host == self._own.host and (origin.port, self._own.port) == (443, 80)
-        if origin == self._own or upgraded or self._allowed & {origin.host, origin.host_port}:
-            return origin
-        host_port = re.sub(r"[^\w.:\[\]-]", "?", origin.host_port)[:100]
-        message = (
-            f"it refers to {host_port}, another host or port; if that is right, set allowed_hosts: ['{host_port}']"
-        )
-        raise FailureError(Failure(message, "slow", "refused", hint=""))
+        self._allowed.check(origin)
+        return origin
 
 
 class Response:
@@ -302,30 +257,6 @@ class _Incoming(io.RawIOBase):
 
 
 def _connect(origin: Origin, attempt: Attempt) -> socket.socket:
-    remaining = max(0.05, attempt.deadline - time.monotonic())
-    try:
-        connected = socket.create_connection((origin.host, origin.port), timeout=remaining)
-    except socket.gaierror:
-        raise FailureError(Failure("the host name is unknown, or there is no network")) from None
-    except UnicodeError:
-        raise FailureError(Failure("the host name is not valid", "never", "refused")) from None
-    if origin.scheme == "https":
-        try:
-            connected = _tls().wrap_socket(connected, server_hostname=origin.host)
-        except BaseException as error:
-            connected.close()
-            if isinstance(error, ssl.SSLError):
-                raise FailureError(Failure("the server does not speak a supported version of TLS")) from None
-            raise
+    connected = origin.connect(max(0.05, attempt.deadline - time.monotonic()))
     connected.settimeout(_POLL_SECONDS)
     return connected
-
-
-def _tls() -> ssl.SSLContext:
-    """Return a context that verifies no certificate: cameras sign their own."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
-    context.set_ciphers("DEFAULT:@SECLEVEL=0")
-    return context

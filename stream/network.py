@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import cast
 
-import av.error
 from av.container import InputContainer
 from av.video.codeccontext import VideoCodecContext
 
 from stream.attempt import Attempt
-from stream.failures import FailureError
+from stream.decode import VideoPacket
 from stream.hwaccel import DecoderSelector
 from stream.live import ConnectionSpec, LiveSource, demuxed
 from stream.redact import redact
-from stream.rtsp_challenge import why_unauthorised
+
+Open = Callable[[Attempt], AbstractContextManager[InputContainer]]
+Packets = Callable[[InputContainer, threading.Event], Iterator[VideoPacket]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,31 +32,32 @@ class Timeouts:
 
 
 def network_source(
-    uri: str, *, camera: str, options: dict[str, str], timeouts: Timeouts, decoder: DecoderSelector
+    uri: str,
+    *,
+    camera: str,
+    timeouts: Timeouts,
+    decoder: DecoderSelector,
+    opened: Open,
+    packets: Packets = demuxed,
 ) -> LiveSource:
-    """Return a live source of ``uri`` that FFmpeg opens with ``options``."""
-
-    def opened(attempt: Attempt) -> AbstractContextManager[InputContainer]:
-        timeout = (attempt.answer_seconds, attempt.read_seconds)
-        try:
-            container = decoder.open(uri, options=options, timeout=timeout)
-        except av.error.HTTPUnauthorizedError:
-            if failure := why_unauthorised(uri, attempt):
-                raise FailureError(failure) from None
-            raise
-        # FFmpeg does not pass options of the container to the decoder.
-        for stream in container.streams.video:
-            context = cast("VideoCodecContext | None", stream.codec_context)  # None: an unknown codec
-            if context is not None and "err_detect" in options:
-                context.options = {**context.options, "err_detect": options["err_detect"]}
-        return container
-
+    """Return a live source of ``uri`` whose connections ``opened`` opens and ``packets`` reads."""
     spec = ConnectionSpec(
         opened,
-        demuxed,
+        packets,
         timeouts.open_timeout_seconds,
         timeouts.read_timeout_seconds,
         attempts=timeouts.attempts,
         decoder=decoder,
     )
     return LiveSource(uri=redact(uri), camera=camera, spec=spec)
+
+
+def open_container(uri: str, *, options: dict[str, str], attempt: Attempt, decoder: DecoderSelector) -> InputContainer:
+    """Open ``uri`` with FFmpeg's ``options`` within the attempt's time limits."""
+    container = decoder.open(uri, options=options, timeout=(attempt.answer_seconds, attempt.read_seconds))
+    # FFmpeg does not pass options of the container to the decoder.
+    for stream in container.streams.video:
+        context = cast("VideoCodecContext | None", stream.codec_context)  # None: an unknown codec
+        if context is not None and "err_detect" in options:
+            context.options = {**context.options, "err_detect": options["err_detect"]}
+    return container

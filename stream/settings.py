@@ -60,6 +60,8 @@ class RtspSettings(NetworkSettings):
 
     transport: Literal["tcp", "udp"] = "tcp"
     """How packets are carried."""
+    allowed_hosts: list[str] = Field(default=[])
+    """Further hosts, HOST or HOST:PORT, that redirects may lead to. Default: only its own."""
 
 
 class HttpSettings(NetworkSettings):

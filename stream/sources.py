@@ -194,6 +194,7 @@ def open_rtsp(settings: RtspSettings, context: SourceContext) -> Source:
         timeouts=_timeouts(settings),
         transport=settings.transport,
         decoder=_decoder(settings, context, doubt=_HOLES if settings.transport == "udp" else ""),
+        allowed_hosts=tuple(settings.allowed_hosts),
     )
 
 
@@ -215,7 +216,7 @@ def open_http(settings: HttpSettings, context: SourceContext) -> Source:
 
 def open_broadcast(settings: BroadcastSettings, context: SourceContext) -> Source:
     """Return a stream that FFmpeg reads by RTMP, or as MPEG-TS in UDP packets."""
-    from stream.network import network_source
+    from stream.network import network_source, open_container
 
     uri = settings.uri
     is_udp = uri.lower().startswith("udp:")
@@ -226,12 +227,14 @@ def open_broadcast(settings: BroadcastSettings, context: SourceContext) -> Sourc
     wanted = {"analyzeduration": "1000000", "format_whitelist": "mpegts" if is_udp else "flv,live_flv"}
     if is_udp:
         wanted |= {"fifo_size": "50000", "overrun_nonfatal": "1"}
+    uri = uri if is_udp else _with_host(uri)
+    decoder = _decoder(settings, context, doubt=_HOLES if is_udp else "")
     return network_source(
-        uri if is_udp else _with_host(uri),
+        uri,
         camera=context.camera or host_and_path(uri).lstrip("@"),
-        options=wanted,
         timeouts=_timeouts(settings),
-        decoder=_decoder(settings, context, doubt=_HOLES if is_udp else ""),
+        decoder=decoder,
+        opened=lambda attempt: open_container(uri, options=wanted, attempt=attempt, decoder=decoder),
     )
 
 

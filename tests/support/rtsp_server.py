@@ -29,8 +29,8 @@ from tests.support.feed import Feed, Picture
 from tests.support.loops import LoopThread
 
 _MOST_WAITING_BYTES: Final = 1 << 20  # buffer of a slow client; beyond it frames are dropped
-_REASONS: Final = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 461: "Unsupported Transport",
-                   501: "Not Implemented"}  # fmt: skip
+_REASONS: Final = {200: "OK", 302: "Found", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found",
+                   461: "Unsupported Transport", 501: "Not Implemented"}  # fmt: skip
 _REALM, _NONCE = "ground", "5eed"
 
 
@@ -54,6 +54,8 @@ class Faults:
     """Sent in place of the SDP."""
     answer: bytes | None = None
     """Sent instead of any answer, before the connection is closed."""
+    redirect: Callable[[str, str], str | None] | None = None
+    """Returns the address to which a request with a method and a path is redirected (302)."""
     moved_path: bool = False
     """Every path is unknown: 404."""
     keys_on_join: bool = True
@@ -82,6 +84,8 @@ class Counts:
     packets_dropped: int = 0
     packets_corrupted: int = 0
     requests: list[str] = field(default_factory=list)
+    authorized: int = 0
+    """Requests with credentials."""
 
 
 class RtspServer:
@@ -94,6 +98,7 @@ class RtspServer:
         path: str = "/live",
         user: str | None = None,
         password: str = "",
+        algorithm: str = "MD5",
         seed: int = 0,
         host: str = "127.0.0.1",
         namespace: str | None = None,
@@ -107,6 +112,7 @@ class RtspServer:
         self.feed = feed
         self.path = path
         self.user = user
+        self.algorithm = algorithm
         self.password = password
         """May be changed while it runs."""
         self.faults = Faults()
@@ -278,6 +284,7 @@ class _Viewer(asyncio.Protocol):
     def _answer(self, request: _Request) -> None:
         faults = self._server.faults
         self._server.counts.requests.append(request.method)
+        self._server.counts.authorized += "authorization" in request.headers
         if faults.silent:
             return
         if faults.answer is not None:
@@ -308,19 +315,24 @@ class _Viewer(asyncio.Protocol):
         server = self._server
         if request.method not in self._methods:
             return 501, {}, b""
+        if server.faults.redirect and (target := server.faults.redirect(request.method, request.path)):
+            return 302, {"Location": target}, b""
         if request.method == "OPTIONS":
             return self._methods["OPTIONS"](request)
         if server.user is not None and not self._knows(request):
-            return 401, {"WWW-Authenticate": f'Digest realm="{_REALM}", nonce="{_NONCE}"'}, b""
+            algorithm = f", algorithm={server.algorithm}" if server.algorithm != "MD5" else ""
+            return 401, {"WWW-Authenticate": f'Digest realm="{_REALM}", nonce="{_NONCE}"{algorithm}'}, b""
         if server.faults.moved_path or request.path not in {server.path, f"{server.path}/track1"}:
             return 404, {}, b""
         return self._methods[request.method](request)
 
     def _knows(self, request: _Request) -> bool:
         said = dict(re.findall(r'(\w+)="([^"]*)"', request.headers.get("authorization", "")))
-        who = _md5(f"{self._server.user}:{_REALM}:{self._server.password}")
-        what = _md5(f"{request.method}:{said.get('uri', '')}")
-        return said.get("username") == self._server.user and said.get("response") == _md5(f"{who}:{_NONCE}:{what}")
+        digest = {"MD5": _md5, "SHA-256": _sha256}[self._server.algorithm]
+        who = digest(f"{self._server.user}:{_REALM}:{self._server.password}")
+        what = digest(f"{request.method}:{said.get('uri', '')}")
+        is_right = said.get("uri") == request.uri and said.get("response") == digest(f"{who}:{_NONCE}:{what}")
+        return is_right and said.get("username") == self._server.user
 
     def _describe(self, request: _Request) -> tuple[int, dict[str, str], bytes]:
         body = self._server.faults.description
@@ -380,3 +392,7 @@ class _Viewer(asyncio.Protocol):
 
 def _md5(text: str) -> str:
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -232,13 +232,15 @@ def test_a_wrong_password_is_told_apart_and_is_in_no_log(feed, caplog, name):
 @pytest.mark.parametrize(
     ("offered", "words"),
     [
-        (["Digest algorithm=SHA-256"], "requires Digest SHA-256, which is not supported over RTSP: no password"),
-        (["Digest algorithm=MD5, qop=auth-int"], "requires Digest MD5 qop=auth-int, which is not supported"),
-        (["Digest algorithm=SHA-256", "Digest algorithm=MD5"], "wrong or missing user name or password"),
+        (["Digest algorithm=NEW-512"], "requires Digest NEW-512, which is not supported: no password"),
+        (["Negotiate"], "requires Negotiate, which is not supported: no password"),
+        (["Digest algorithm=SHA-256"], "wrong or missing user name or password"),
+        (["Digest algorithm=MD5, qop=auth-int"], "wrong or missing user name or password"),
+        (["Digest algorithm=NEW-512", "Digest algorithm=MD5"], "wrong or missing user name or password"),
         (["Basic"], "wrong or missing user name or password"),
     ],
 )
-def test_challenge_that_ffmpeg_cannot_answer_is_not_called_a_wrong_password(offered, words):
+def test_challenge_that_cannot_be_answered_is_not_called_a_wrong_password(offered, words):
     heads = "".join(f'WWW-Authenticate: {one}{"," * (" " in one)} realm="x", nonce="y"\r\n' for one in offered)
 
     class Refusing(socketserver.StreamRequestHandler):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from overlays.render.boxes import box_lines, draw_boxes, paint_box_heat
 from overlays.render.colormaps import COLORMAPS, palette
 from overlays.render.gpu_tables import legend_patch
 from overlays.render.guards import draw_guards
@@ -88,6 +89,7 @@ class HeatRenderer(Renderer):
         if not 0.0 <= smoothing_seconds < math.inf:
             raise ConfigError(f"smoothing_seconds: {smoothing_seconds} is not a time constant; 0 turns smoothing off")
         self._palette = palette(colormap, opacity)
+        self._opacity = opacity
         self._legend = legend
         self._contour = contour
         self._hottest_box = hottest_box
@@ -101,6 +103,9 @@ class HeatRenderer(Renderer):
         state = self._record_frame(frame)
         if not explanation.findings:
             image = frame.image.copy()
+        elif explanation.first.box is not None:
+            image = paint_box_heat(frame.image, explanation, self._opacity)
+            draw_boxes(image, explanation)
         else:
             heat = self._smoothed(explanation.first, frame, state)
             image = paint_heat(frame.image, heat, region, self._palette)
@@ -167,19 +172,21 @@ def legend_lines(explanation: Explanation, now: float, interval_seconds: float |
         interval_seconds: mean time between frames; None if it is not known yet.
     """
     frame, findings = explanation.frame, explanation.findings
+    age = max(frame.age_seconds(now), 0.0)
+    age_text = f"{age * 1000:.0f} ms" if age < 1.0 else f"{age:.1f} s"
+    rate = f" · {1.0 / interval_seconds:.1f}/s" if interval_seconds else ""
+    age_line = TextLine(f"{age_text}{rate} · {frame.camera}", GREY, scale=0.75)
+    if findings and findings[0].box is not None:
+        counts, explained = box_lines(explanation)
+        return [counts, age_line, explained]
     top = explanation.top_scoring
     lines = [TextLine("nothing found", GREY) if top is None else TextLine(_score_and_label(top), weight=700)]
     if frame.truth is not None and top is not None:
         lines.append(_truth_line(top, frame.truth))
     if top is not None and findings[0] is not top:
         lines.append(TextLine(f"heat map of: {_score_and_label(findings[0])}", scale=0.75))
-    age = max(frame.age_seconds(now), 0.0)
-    age_text = f"{age * 1000:.0f} ms" if age < 1.0 else f"{age:.1f} s"
-    rate = f" · {1.0 / interval_seconds:.1f}/s" if interval_seconds else ""
-    lines.append(TextLine(f"{age_text}{rate} · {frame.camera}", GREY, scale=0.75))
     others = [f for f in findings[1:] if f is not top]
-    lines.extend(TextLine(_score_and_label(f), GREY, scale=0.75) for f in others[:_MAX_OTHERS])
-    return lines
+    return [*lines, age_line, *(TextLine(_score_and_label(f), GREY, scale=0.75) for f in others[:_MAX_OTHERS])]
 
 
 def _truth_line(finding: Finding, truth: GroundTruth) -> TextLine:

@@ -1,0 +1,201 @@
+"""Drawing of a detector's boxes: the heat of all boxes in the colours of their tracks, outlines and labels.
+
+The heat of a box is painted as evidence, its heat above the median of its map, so that the base level of thirty maps
+does not cover the image; where the heat of several boxes overlaps, the strongest is shown. Pure.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from overlays.render.heatmap import Levels, draw_box, heat_levels
+from overlays.render.text import GREY, TextLine, text_size, text_tile
+from pipeline.frames import Box, Explanation, Finding, Heat, Image
+
+Colour = tuple[int, int, int]
+
+AGAINST: Final[Colour] = (40, 110, 255)
+"""Colour of evidence against a box (mode ``drop``), which no track has. RGB."""
+_DARK: Final[Colour] = (16, 18, 22)
+_REDUCTION: Final = 4
+"""Heat is composed at this fraction of the frame's size: cells are larger than that."""
+_GOLDEN_ANGLE: Final = 0.381966
+_HUES: Final = (0.0, 0.52)
+"""Hues of tracks: red over yellow and green to turquoise; the blues are left to ``AGAINST``."""
+_STALE_SECONDS: Final = 0.05
+"""A label gives the age of its map above this."""
+_MAX_COUNTS: Final = 4
+"""Maximum number of classes counted in the legend."""
+
+
+def track_colour(finding: Finding) -> Colour:
+    """Return the colour of a box: that of its track, or of its class where boxes are not followed."""
+    number = finding.class_index if finding.track is None else finding.track
+    low, high = _HUES
+    hue = low + (high - low) * (number * _GOLDEN_ANGLE % 1.0)
+    lightness = (0.62, 0.5, 0.72)[number % 3]
+    red, green, blue = colorsys.hls_to_rgb(hue, lightness, 0.95)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def evidence(heat: Heat) -> Heat:
+    """Return the heat above its median, scaled so that a heat of 1 stays 1."""
+    floor = np.float32(np.median(heat))
+    return np.zeros_like(heat) if floor >= 1.0 else np.maximum(heat - floor, 0.0) / (np.float32(1.0) - floor)
+
+
+def paint_box_heat(image: Image, explanation: Explanation, opacity: float) -> Image:
+    """Return a new image with the heat of all boxes blended over it.
+
+    Args:
+        image: uint8 RGB, (height, width, 3); not modified.
+        explanation: its findings with a ``box_map``.
+        opacity: opacity of the strongest evidence, in [0, 1].
+    """
+    height, width = image.shape[:2]
+    rows, columns = -(-height // _REDUCTION), -(-width // _REDUCTION)
+    heats = list(_heats(explanation.findings))
+    if not heats:
+        return image.copy()
+    levels = np.stack(
+        [heat_levels(heat, Box(*(edge / _REDUCTION for edge in region)), rows, columns) for heat, region, _ in heats]
+    )
+    strongest = levels.max(axis=0)
+    colours = np.asarray([colour for _, _, colour in heats], np.float32)[levels.argmax(axis=0)]
+    alpha = strongest.astype(np.float32)[..., None] * np.float32(opacity / 255.0)
+    keep = _enlarge(255.0 * (1.0 - alpha[..., 0]), height, width)
+    kept = cv2.multiply(image, cv2.cvtColor(keep, cv2.COLOR_GRAY2RGB), scale=1.0 / 255.0)
+    return np.asarray(cv2.add(kept, _enlarge(colours * alpha, height, width)), np.uint8)
+
+
+def _enlarge(values: npt.NDArray[np.float32], height: int, width: int) -> Image:
+    """Return values in [0, 255] of the reduced frame as uint8 of the frame's size."""
+    size = (values.shape[1] * _REDUCTION, values.shape[0] * _REDUCTION)
+    enlarged = cv2.resize(np.rint(values).astype(np.uint8), size, interpolation=cv2.INTER_LINEAR)
+    return np.ascontiguousarray(enlarged[:height, :width])
+
+
+def _heats(findings: Sequence[Finding]) -> Iterable[tuple[Heat, Box, Colour]]:
+    """Yield the evidence for and against each box, the region it covers, and its colour."""
+    for finding in findings:
+        box_map = finding.box_map
+        if box_map is None:
+            continue
+        # A map of mode drop is zero where a cell makes no difference; one of mode keep has a base level.
+        heat = finding.heat if box_map.mode == "drop" else evidence(finding.heat)
+        yield heat, box_map.region, track_colour(finding)
+        if box_map.against is not None:
+            yield box_map.against, box_map.region, AGAINST
+
+
+def draw_boxes(image: Image, explanation: Explanation) -> None:
+    """Draw outlines and labels of all boxes onto ``image``, a writable copy; the highest scores get labels first.
+
+    A label is moved, shortened to the score, or left out where it would cover another one.
+    """
+    size = max(9, round(0.75 * text_size(image.shape[0], image.shape[1])))
+    stroke = max(1, size // 7)
+    findings = [finding for finding in explanation.findings if finding.box is not None]
+    for finding in reversed(findings):
+        assert finding.box is not None  # noqa: S101 - filtered above
+        draw_box(image, finding.box, _DARK, stroke + 2)
+        draw_box(image, finding.box, track_colour(finding), stroke if finding.box_map is not None else 1)
+    texts = [label_texts(finding) for finding in findings]
+    boxes = [finding.box for finding in findings if finding.box is not None]
+    placed = place_labels(boxes, texts, size, image.shape[:2])
+    for finding, label in zip(findings, placed, strict=True):
+        if label is not None:
+            _draw_label(image, label, track_colour(finding))
+
+
+def label_texts(finding: Finding) -> tuple[str, ...]:
+    """Return the texts of a label, the longest first."""
+    score = f"{finding.score:.0%}"
+    text = f"{finding.label} {score}"
+    if finding.box_map is None:
+        return f"{text} · no map", text, score
+    age = finding.box_map.age_seconds
+    return (f"{text} · {age:.1f} s", text, score) if age > _STALE_SECONDS else (text, score)
+
+
+class PlacedLabel(NamedTuple):
+    """A label and its place."""
+
+    left: int
+    top: int
+    width: int
+    """Of the plate, in pixels; its height is that of the text."""
+    text: Levels
+    """Coverage of the rendered text, uint8, (rows, columns)."""
+
+
+def place_labels(
+    boxes: Sequence[Box], texts: Sequence[Sequence[str]], size: int, shape: tuple[int, int]
+) -> list[PlacedLabel | None]:
+    """Return a place for the label of each box so that none covers another.
+
+    Args:
+        boxes: the boxes, the most important first.
+        texts: for each box, its texts, the preferred first.
+        size: size of the letters in pixels.
+        shape: height and width of the image in pixels.
+
+    Returns:
+        For each box the first text that fits beside or inside it; None if none does.
+    """
+    taken = np.zeros(shape, np.bool_)
+    placed = []
+    for box, candidates in zip(boxes, texts, strict=True):
+        label = next(_free_labels(box, candidates, size, taken), None)
+        if label is not None:
+            taken[label.top : label.top + label.text.shape[0], label.left : label.left + label.width] = True
+        placed.append(label)
+    return placed
+
+
+def _free_labels(box: Box, texts: Sequence[str], size: int, taken: npt.NDArray[np.bool_]) -> Iterator[PlacedLabel]:
+    rows, columns = taken.shape
+    for text in texts:
+        tile = text_tile(text, size, 600, max(columns // 2, 1))
+        height, width = tile.shape[0], tile.shape[1] + size // 2
+        for left, top in _positions(box, height, width) if tile.shape[1] else ():
+            inside = left >= 0 and top >= 0 and left + width <= columns and top + height <= rows
+            if inside and not taken[top : top + height, left : left + width].any():
+                yield PlacedLabel(left, top, width, tile)
+
+
+def _draw_label(image: Image, label: PlacedLabel, colour: Colour) -> None:
+    height, columns = label.text.shape
+    plate = image[label.top : label.top + height, label.left : label.left + label.width]
+    plate[...] = colour
+    start = (label.width - columns) // 2
+    coverage = label.text[..., None].astype(np.float32) / 255.0
+    area = plate[:, start : start + columns]
+    area[...] = np.rint(area * (1.0 - coverage) + np.array(_DARK, np.float32) * coverage)
+
+
+def _positions(box: Box, height: int, width: int) -> tuple[tuple[int, int], ...]:
+    """Return left and top of a label at a box: above, below, inside, at its right and left."""
+    left, top, right, bottom = (round(edge) for edge in box)
+    return (
+        (left, top - height), (right - width, top - height), (left, bottom), (right - width, bottom), (left, top),
+        (left, bottom - height), (right, top), (left - width, top), (right, bottom - height),
+    )  # fmt: skip
+
+
+def box_lines(explanation: Explanation) -> list[TextLine]:
+    """Return the legend lines of a detector: the number of boxes by class, and of boxes with a map."""
+    boxes = [finding for finding in explanation.findings if finding.box is not None]
+    counts = Counter(finding.label for finding in boxes).most_common()
+    shown = [f"{count} {label}" for label, count in counts[:_MAX_COUNTS]]
+    others = sum(count for _, count in counts[_MAX_COUNTS:])
+    explained = sum(finding.box_map is not None for finding in boxes)
+    text = " · ".join([*shown, *([f"{others} others"] if others else [])])
+    return [TextLine(text, weight=700), TextLine(f"{explained} of {len(boxes)} explained", GREY, scale=0.75)]

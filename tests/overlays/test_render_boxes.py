@@ -1,0 +1,128 @@
+"""Boxes of a detector on the image: outlines, labels and heat, also of thirty boxes."""
+
+import numpy as np
+import pytest
+
+from overlays.render.boxes import AGAINST, box_lines, evidence, label_texts, paint_box_heat, place_labels, track_colour
+from overlays.render.renderer import HeatRenderer, legend_lines
+from pipeline.frames import NO_HEAT, Box, BoxMap, Explanation, Finding, Frame
+
+WIDTH, HEIGHT = 640, 360
+WHOLE = Box(0, 0, WIDTH, HEIGHT)
+
+
+def frame(level=90):
+    return Frame(np.full((HEIGHT, WIDTH, 3), level, np.uint8), "north", 0, 0.0)
+
+
+def box(left, top, *, track=1, label="car", heat=None, mode="keep", **fields):
+    box_map = None if heat is None else BoxMap(mode, "complete", WHOLE, 1.0, **fields)
+    heat = NO_HEAT if heat is None else heat
+    return Finding(label, 0.8, heat, 2, box=Box(left, top, left + 60, top + 40), track=track, box_map=box_map)
+
+
+def hot_cell(row, column, base=0.0):
+    heat = np.full((9, 16), base, np.float32)
+    heat[row, column] = 1.0
+    return heat
+
+
+def render(*findings):
+    return HeatRenderer(legend=False).render(Explanation(frame(), findings, "m", "l")).image
+
+
+def test_renderer_draws_each_box_in_the_colour_of_its_track():
+    findings = [box(100, 100, track=1), box(300, 200, track=2)]
+    image = render(*findings)
+    for finding in findings:
+        assert tuple(image[int(finding.box.top), int(finding.box.left)]) == track_colour(finding)
+    assert track_colour(findings[0]) != track_colour(findings[1])
+
+
+def test_track_colours_differ_within_twelve_consecutive_tracks_and_from_evidence_against():
+    colours = np.array([track_colour(box(0, 0, track=n)) for n in range(1, 13)] + [AGAINST], float)
+    distances = np.linalg.norm(colours[:, None] - colours[None], axis=2)
+    assert distances[~np.eye(len(colours), dtype=bool)].min() > 20.0
+
+
+def test_renderer_paints_heat_where_the_map_is_hot_and_nowhere_else():
+    finding = box(100, 100, heat=hot_cell(6, 12, base=0.4))
+    image = paint_box_heat(frame().image, Explanation(frame(), (finding,), "m", "l"), 0.6)
+    changed = (image != 90).any(axis=2)
+    rows, columns = np.nonzero(changed)
+    assert changed[6 * 40 + 20, 12 * 40 + 20]
+    assert rows.min() >= 5 * 40
+    assert rows.max() < 8 * 40
+    assert columns.min() >= 11 * 40
+    assert columns.max() < 14 * 40
+
+
+def test_renderer_paints_evidence_against_a_box_in_its_own_colour():
+    finding = box(100, 100, heat=np.zeros((9, 16), np.float32), mode="drop", against=hot_cell(4, 4))
+    image = paint_box_heat(frame().image, Explanation(frame(), (finding,), "m", "l"), 1.0)
+    distance = np.linalg.norm(image[4 * 40 + 20, 4 * 40 + 20].astype(float) - AGAINST)
+    assert distance < 0.2 * np.linalg.norm(np.array([90.0, 90.0, 90.0]) - AGAINST)
+
+
+def test_renderer_leaves_the_image_without_maps_unchanged_but_for_boxes():
+    image = render(box(100, 100))
+    outside = np.ones((HEIGHT, WIDTH), bool)
+    outside[60:150, 90:320] = False
+    assert (image[outside] == 90).all()
+
+
+def test_evidence_of_a_flat_map_is_zero():
+    for level in (0.0, 0.5, 1.0):
+        assert not evidence(np.full((4, 4), level, np.float32)).any()
+
+
+def test_labels_state_score_and_age_of_the_map():
+    assert label_texts(box(0, 0))[0] == "car 80% · no map"
+    assert label_texts(box(0, 0, heat=hot_cell(0, 0)))[0] == "car 80%"
+    assert label_texts(box(0, 0, heat=hot_cell(0, 0), age_seconds=0.43))[0] == "car 80% · 0.4 s"
+
+
+def test_place_labels_lets_none_cover_another_or_leave_the_image():
+    rng = np.random.default_rng(3)
+    boxes = [Box(x, y, x + 60, y + 40) for x, y in rng.uniform((-40, -20), (620, 340), (30, 2))]
+    placed = [label for label in place_labels(boxes, [("car 80% · 0.4 s", "80%")] * 30, 11, (HEIGHT, WIDTH)) if label]
+    covered = np.zeros((HEIGHT + 100, WIDTH + 200), int)
+    for label in placed:
+        assert min(label.left, label.top) >= 0
+        covered[label.top : label.top + label.text.shape[0], label.left : label.left + label.width] += 1
+    assert len(placed) >= 20
+    assert covered.max() == 1
+    assert not covered[HEIGHT:].any()
+    assert not covered[:, WIDTH:].any()
+
+
+def test_place_labels_shortens_or_omits_what_has_no_room():
+    boxes = [Box(0, 0, 40, 20)] * 40
+    placed = place_labels(boxes, [("car 80% · 0.4 s", "80%")] * 40, 11, (45, 240))
+    assert placed[0] is not None
+    widths = [label.width for label in placed if label is not None]
+    assert min(widths) < max(widths)
+    assert placed[-1] is None
+
+
+@pytest.mark.parametrize(
+    "edges",
+    [(-50, -50, 10, 10), (600, 340, 900, 900), (0, 0, 0, 0), (-5000, -5000, 5000, 5000), (700, 10, 800, 20)],
+    ids=["corner", "beyond the edge", "no area", "larger than the frame", "outside"],
+)
+def test_renderer_accepts_boxes_beyond_the_frame(edges):
+    finding = Finding("car", 0.8, NO_HEAT, 2, box=Box(*map(float, edges)), track=1)
+    assert render(finding).shape == (HEIGHT, WIDTH, 3)
+
+
+def test_renderer_accepts_three_hundred_boxes():
+    rng = np.random.default_rng(1)
+    findings = [box(*rng.uniform(0, 500, 2), track=n, heat=hot_cell(3, 3)) for n in range(300)]
+    assert render(*findings).shape == (HEIGHT, WIDTH, 3)
+
+
+def test_legend_of_a_detector_counts_boxes_and_maps():
+    findings = (box(0, 0, heat=hot_cell(0, 0)), box(9, 9), box(9, 9, label="truck"))
+    explanation = Explanation(frame(), findings, "m", "l")
+    assert [line.text for line in box_lines(explanation)] == ["2 car · 1 truck", "1 of 3 explained"]
+    assert legend_lines(explanation, 0.1, None)[0].text == "2 car · 1 truck"

@@ -1,0 +1,1 @@
+"""Networks of detectors, each normalised to a graph from images to raw maps."""

@@ -72,9 +72,10 @@ def _source_span(
     part = parts.get(str(node.target)) if node.op == "call_module" else None
     if isinstance(part, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
         return _windowed(part, span)
-    if (scales := _upsampling(network, part, node, source)) is not None:
-        up, across = scales
-        return span[0] // up, span[1] // up, span[2] // across, span[3] // across
+    if (upsampling := _upsampling(network, part, node, source)) is not None:
+        up, across, spread = upsampling
+        rows = (span[0] - spread * up) // up, (span[1] + spread * up) // up
+        return (*rows, (span[2] - spread * across) // across, (span[3] + spread * across) // across)
     if _is_elementwise(part, node) or _keeps_places(network, node, source):
         return _broadcast(network, source, span)
     return everything
@@ -97,16 +98,16 @@ def _pair(value: int | str | tuple[int, ...]) -> tuple[int, int]:
 
 def _upsampling(
     network: Network, part: nn.Module | None, node: fx.Node, source: fx.Node
-) -> tuple[int, int] | None:  # fmt: skip
-    """Return the factors of a nearest-neighbour upsampling by whole numbers, or None."""
+) -> tuple[int, int, int] | None:  # fmt: skip
+    """Return an upsampling's factors for rows and columns, and how many cells further it reads; None if it is none."""
     mode = part.mode if isinstance(part, nn.Upsample) else node.kwargs.get("mode", "nearest")
     is_resize = isinstance(part, nn.Upsample) or node.target is F.interpolate
-    if not is_resize or mode != "nearest" or not (network.is_map(node) and network.is_map(source)):
+    if not is_resize or not (network.is_map(node) and network.is_map(source)):
         return None
     new, old = network.shapes[node.name][2:], network.shapes[source.name][2:]
     if any(n % o for n, o in zip(new, old, strict=True)):
         return None
-    return new[0] // old[0], new[1] // old[1]
+    return new[0] // old[0], new[1] // old[1], 0 if mode == "nearest" else 1
 
 
 def _is_elementwise(part: nn.Module | None, node: fx.Node) -> bool:

@@ -52,7 +52,8 @@ class Network:
     @property
     def image(self) -> fx.Node:
         """The input node."""
-        return next(node for node in self.module.graph.nodes if node.op == "placeholder")
+        found: fx.Node = next(node for node in self.module.graph.nodes if node.op == "placeholder")
+        return found
 
     def is_map(self, node: fx.Node) -> bool:
         """Return whether a node's output is (N, C, h, w)."""

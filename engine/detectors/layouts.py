@@ -28,8 +28,9 @@ def _expected_distances(logits: Tensor) -> Tensor:
     Source: Li et al., *Generalized Focal Loss*, arXiv:2006.04388.
     """
     bins = logits.shape[-1] // 4
-    shares = logits.unflatten(-1, (4, bins)).softmax(dim=-1)
-    return shares @ torch.arange(bins, dtype=shares.dtype, device=shares.device)
+    shares = logits.reshape(*logits.shape[:-1], 4, bins).softmax(dim=-1)
+    expected: Tensor = shares @ torch.arange(bins, dtype=shares.dtype, device=shares.device)
+    return expected
 
 
 class YoloxLayout(Layout):

@@ -98,7 +98,8 @@ def _probe(network: Network, seed: int) -> Tensor:
 
 def _masked(network: Network, cut: Cut, maps: Sequence[int]) -> fx.GraphModule:
     """Return the network with zeros for the features of the cut."""
-    graph, copies = fx.Graph(), {}
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
     for node in network.module.graph.nodes:
         if node.op == "output":
             continue
@@ -126,7 +127,8 @@ def _around(network: Network, cut: Cut, index: int) -> str:
 
 
 def _build_head(network: Network, nodes: Sequence[fx.Node]) -> fx.GraphModule:
-    graph, copies = fx.Graph(), {}
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
     needed = ancestors(nodes)
     for node in network.module.graph.nodes:
         if node in needed or node.op == "placeholder":
@@ -161,7 +163,8 @@ def _prove_equal(network: Network, split: DetectorSplit) -> None:
 
 def with_features(network: Network, cut: Cut) -> fx.GraphModule:
     """Return the plain pass that also returns a cut's features: images to (all maps, features)."""
-    graph, copies = fx.Graph(), {}
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
     for node in network.module.graph.nodes:
         if node.op != "output":
             copies[node] = graph.node_copy(node, copies.__getitem__)

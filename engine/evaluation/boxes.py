@@ -17,28 +17,28 @@ from pipeline.errors import ConfigError
 from pipeline.frames import Box, GroundTruth
 
 MAX_PIXELS: Final = 1e6
-"""How far from a picture's corner a box may reach: more is a mistake."""
+"""Maximal distance of a box corner from the image's origin, in pixels."""
 _FRACTIONS: Final = (-0.5, 1.5)
-"""Between which shares of a picture a YOLO box may reach: labels may lie a little beyond its edge."""
+"""Allowed range of a YOLO box's edges, as fractions of the image: labels may lie slightly outside the image."""
 
 Names = Mapping[int, str] | Sequence[str]
 """Box classes by their index."""
 
 
 def yolo_boxes(text: str, names: Names, size: tuple[int, int], where: str) -> tuple[GroundTruth, ...]:
-    """Read a YOLO label file: ``class x y width height`` in shares, or ``class`` and a polygon's corners.
+    """Read a YOLO label file: ``class x y width height`` in fractions, or ``class`` and the corners of a polygon.
 
     Args:
-        text: what the file holds; empty = no object.
-        names: the box classes by index; one without a name is called ``class 7``.
-        size: the picture's height and width in pixels.
+        text: the content of the file; empty = no object.
+        names: the box classes by index; a class without a name is called ``class 7``.
+        size: height and width of the image in pixels.
         where: the file, for messages.
 
     Raises:
-        ConfigError: a line that is neither.
+        ConfigError: a line has neither form.
     """
     height, width = size
-    found = []
+    truths = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
@@ -69,65 +69,65 @@ def yolo_boxes(text: str, names: Names, size: tuple[int, int], where: str) -> tu
                 "its width and height, 0 to 1, not pixels"
             )
         box = Box(left * width, top * height, right * width, bottom * height)
-        found.append(GroundTruth(_name(names, int(index)), (box,)))
-    return tuple(found)
+        truths.append(GroundTruth(_name(names, int(index)), (box,)))
+    return tuple(truths)
 
 
 def coco_boxes(text: str, where: str) -> dict[str, tuple[GroundTruth, ...]]:
-    """Read a COCO instances file: boxes by the picture's file name, folders and all, with slashes.
+    """Read a COCO instances file: the boxes by the image's ``file_name``, which may contain folders.
 
     Raises:
-        ConfigError: it is not JSON of that form, or has two pictures of one name.
+        ConfigError: it is no such JSON, or two images have the same name.
     """
     try:
         coco: Mapping[str, Any] = json.loads(text)
         names = {entry["id"]: str(entry["name"]) for entry in coco["categories"]}
         files = {entry["id"]: str(entry["file_name"]).replace("\\", "/") for entry in coco["images"]}
-        found: dict[str, list[GroundTruth]] = {name: [] for name in files.values()}
+        truths: dict[str, list[GroundTruth]] = {name: [] for name in files.values()}
         twin = next((name for name, count in Counter(files.values()).items() if count > 1), None)
         for entry in coco["annotations"]:
             left, top, width, height = map(float, entry["bbox"])
             box = _checked(Box(left, top, left + width, top + height))
-            found[files[entry["image_id"]]].append(GroundTruth(names[entry["category_id"]], (box,)))
+            truths[files[entry["image_id"]]].append(GroundTruth(names[entry["category_id"]], (box,)))
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as reason:
         raise ConfigError(
             f"{where}: not a COCO JSON with images, annotations and categories ({_why(reason)})"
         ) from None
     if twin is not None:
         raise ConfigError(f"{where}: two images have the name {twin!r}; write file_name with its folder: a/{twin}")
-    return {name: tuple(truths) for name, truths in found.items()}
+    return {name: tuple(truths) for name, truths in truths.items()}
 
 
 def voc_boxes(text: str, where: str) -> tuple[GroundTruth, ...]:
-    """Read a Pascal VOC annotation; its corners count from 1 and are part of the object.
+    """Read a Pascal VOC annotation; its corners count from 1 and belong to the object.
 
     Raises:
-        ConfigError: it is not XML of that form, or declares entities.
+        ConfigError: it is no such XML, or declares entities.
     """
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise ConfigError(f"{where}: has a document type declaration, which VOC annotations do not need; remove it")
     try:
-        found = []
+        truths = []
         for entry in ET.fromstring(text).iter("object"):  # noqa: S314 - entities are refused above
             left, top, right, bottom = (
                 float(entry.findtext(f"bndbox/{side}") or "missing") for side in ("xmin", "ymin", "xmax", "ymax")
             )
-            found.append(GroundTruth(entry.findtext("name") or "", (_checked(Box(left - 1, top - 1, right, bottom)),)))
+            truths.append(GroundTruth(entry.findtext("name") or "", (_checked(Box(left - 1, top - 1, right, bottom)),)))
     except (ET.ParseError, ValueError, RecursionError) as reason:
         raise ConfigError(f"{where}: not a Pascal VOC XML with object/bndbox ({reason})") from None
-    return tuple(found)
+    return tuple(truths)
 
 
 def boxes_of_class(
     truths: Sequence[GroundTruth], label: str, index: int, meaning: Mapping[str, Sequence[int]]
 ) -> tuple[Box, ...]:
-    """Return the boxes of the explained class: those of its name, or of a name that means it.
+    """Return the boxes of the explained class: those of its name, or of a name mapped to it.
 
     Args:
-        truths: what the picture holds.
-        label: the explained class's name, capitals forgiven.
-        index: its place in the network's output.
-        meaning: box class -> classes of the network that it stands for.
+        truths: all boxes of the image.
+        label: the name of the explained class; compared without regard to case.
+        index: the index of the explained class in the network's output.
+        meaning: box class -> corresponding network classes.
     """
     folded = label.casefold()
     return tuple(
@@ -146,7 +146,7 @@ def _name(names: Names, index: int) -> str:
 
 
 def _why(reason: Exception) -> str:
-    """Return what was wrong with a JSON, for people to read."""
+    """Return the reason why a JSON was refused, for a message."""
     if isinstance(reason, RecursionError):
         return "nested too deep"
     if isinstance(reason, KeyError):
@@ -157,9 +157,11 @@ def _why(reason: Exception) -> str:
 
 
 def _checked(box: Box) -> Box:
-    """Return a box of a picture. Raises ``ValueError`` for one that none can have."""
-    if not all(abs(side) <= MAX_PIXELS for side in box):  # false for what is no number
-        raise ValueError(f"a box from {box.left:g}, {box.top:g} to {box.right:g}, {box.bottom:g} reaches too far")
+    """Return a box of an image. Raises ``ValueError`` for impossible corners."""
+    if not all(abs(side) <= MAX_PIXELS for side in box):  # also refuses NaN
+        raise ValueError(
+            f"a box from {box.left:g}, {box.top:g} to {box.right:g}, {box.bottom:g} exceeds {MAX_PIXELS:g} pixels"
+        )
     if box.width < 0 or box.height < 0:
         raise ValueError(f"a box of {box.width:g} x {box.height:g} has a negative size")
     return box

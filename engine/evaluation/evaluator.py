@@ -34,7 +34,7 @@ NO_POINTING_GAME: Mapping[str, Any] = {
 """Record entries of an image without annotations."""
 
 BLUR_CELLS, BLUR_SIGMA = 11, 5.0
-"""RISE's blurred start of Insertion: the side of its Gaussian and sigma, in pixels of a 224-pixel picture."""
+"""Kernel size and sigma of the Gaussian blur with which Insertion starts (RISE), in pixels of a 224-pixel image."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ClassMapping:
     class_map: dict[str, list[int]]
     """Box class -> corresponding network classes, in addition to the class of the same name."""
     any_box: bool = False
-    """Whether every box counts, regardless of its class."""
+    """Count every box, regardless of its class."""
 
 
 class Evaluator:
@@ -64,11 +64,11 @@ class Evaluator:
         """Create an evaluator.
 
         Args:
-            split: the network; its device is where everything runs.
-            preprocessing: frames to the network's input.
-            method: what is examined.
-            knowledge: what boxes mean.
-            steps: in how many equal parts Deletion and Insertion move the pixels; 0 = leave both out.
+            split: the network; everything runs on its device.
+            preprocessing: converts frames to the network's input.
+            method: the evaluated explanation method.
+            knowledge: maps box classes to network classes.
+            steps: number of equal parts in which Deletion and Insertion move the pixels; 0 = do not measure them.
         """
         self.split = split
         self._preprocessing = preprocessing
@@ -84,7 +84,7 @@ class Evaluator:
 
     @property
     def fit(self) -> Fit:
-        """How images are resized to the input."""
+        """The resize mode of the input."""
         return self._preprocessing.fit
 
     def enable_randomization_check(self, net: nn.Module) -> None:
@@ -98,8 +98,8 @@ class Evaluator:
 
         Args:
             frame: the image.
-            truths: the boxes in it; None = nothing is known.
-            mask: in its stead the object's pixels, whatever class is explained; an empty one tells nothing.
+            truths: its boxes; None = not annotated.
+            mask: the object's pixels, used instead of boxes for any explained class; an empty mask is not evaluated.
         """
         with torch.inference_mode():
             return self._evaluate_frame(frame, truths, mask)
@@ -107,11 +107,13 @@ class Evaluator:
     def compare_frames(self, frame: Frame, following: Frame, target: int) -> dict[str, Any]:
         """Return the similarity of two successive frames, and of their heat maps for one class.
 
-        ``stability`` and ``picture_stability`` are Pearson's correlations of the maps, and of the grey pictures, at the
-        network's input; ``label_kept`` says whether ``target`` is the following frame's top-1 class, too.
+        ``stability`` and ``picture_stability`` are Pearson correlations of the maps and of the grey frames, at the size
+        of the network's input. ``label_kept`` is true if ``target`` is the top-1 class of the following frame, too.
         """
         with torch.inference_mode():
-            images = [self._preprocessing.normalised(self._preprocessing.pixels([one])) for one in (frame, following)]
+            images = [
+                self._preprocessing.normalised(self._preprocessing.pixels([centre])) for centre in (frame, following)
+            ]
             answers = [self._method(self.split, image, target) for image in images]
             maps = [upsample(heat[0], self.split.image_size).numpy() for _, heat in answers]
             greys = [image[0].mean(0).numpy() for image in images]
@@ -191,9 +193,9 @@ class Evaluator:
             "pointing": peak is not None and metrics.points_at(peak, boxes),
             "pointing_15px": peak is not None and metrics.points_at(peak, boxes, metrics.TOLERANCE_PIXELS),
             "energy_inside": metrics.energy_inside(shown, object_pixels),
-            "pointing_chance": fraction_of(metrics.points_at(one, boxes) for one in centres),
+            "pointing_chance": fraction_of(metrics.points_at(centre, boxes) for centre in centres),
             "pointing_15px_chance": fraction_of(
-                metrics.points_at(one, boxes, metrics.TOLERANCE_PIXELS) for one in centres
+                metrics.points_at(centre, boxes, metrics.TOLERANCE_PIXELS) for centre in centres
             ),
             "energy_chance": float(np.mean(object_pixels)),
             "boxes": [[round(side, 1) for side in box] for box in boxes],
@@ -202,7 +204,7 @@ class Evaluator:
     def _pointing_at(
         self, frame: Frame, heat: npt.NDArray[np.float32], shown: npt.NDArray[np.float32], mask: Mask
     ) -> dict[str, Any]:
-        """Return the pointing games on a mask; all None where the input shows nothing of the object."""
+        """Return the pointing games on a mask; all None if no pixel of the mask lies in the input."""
         region = self._preprocessing.region(frame)
         cover = covered(mask, region, self.split.image_size)
         if not cover.any():
@@ -213,8 +215,10 @@ class Evaluator:
             "pointing": away == 0.0,
             "pointing_15px": away <= metrics.TOLERANCE_PIXELS,
             "energy_inside": energy_on(shown, cover),
-            "pointing_chance": fraction_of(lies_within(mask, one, 0.0) for one in centres),
-            "pointing_15px_chance": fraction_of(lies_within(mask, one, metrics.TOLERANCE_PIXELS) for one in centres),
+            "pointing_chance": fraction_of(lies_within(mask, centre, 0.0) for centre in centres),
+            "pointing_15px_chance": fraction_of(
+                lies_within(mask, centre, metrics.TOLERANCE_PIXELS) for centre in centres
+            ),
             "energy_chance": float(cover.mean()),
             "boxes": [list(box_of(mask))],
             "mask_share": float(mask.mean()),
@@ -222,12 +226,12 @@ class Evaluator:
 
 
 def upsample(heat: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return one (h, w) map at the size of the network's input, bilinear between the centres of cells."""
+    """Return a map (h, w) resized to the network's input, bilinear between the centres of cells."""
     return F.interpolate(heat[None, None].float(), size=size, mode="bilinear", align_corners=False)[0, 0]
 
 
 def interpolate_pixels(start: Tensor, end: Tensor, parts: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Give an image (1, C, H, W) after each step in which more pixels come from another image."""
+    """Yield an image (1, C, H, W) after each step; each step replaces more pixels by those of another image."""
     current = start.clone()
     yield current.clone()
     for part in parts:
@@ -242,7 +246,7 @@ def batched(images: Iterator[Tensor], count: int) -> Iterator[list[Tensor]]:
 
 
 def blurred(image: Tensor) -> Tensor:
-    """Return the images blurred as RISE starts Insertion: a Gaussian of 11 pixels, sigma 5, reflected at the border."""
+    """Return the images blurred as at the start of RISE's Insertion: Gaussian of 11 pixels, sigma 5, reflected."""
     away = torch.arange(BLUR_CELLS, dtype=image.dtype) - BLUR_CELLS // 2
     line = torch.exp(-(away**2) / (2 * BLUR_SIGMA**2))
     line = (line / line.sum()).expand(3, 1, 1, -1)
@@ -251,7 +255,7 @@ def blurred(image: Tensor) -> Tensor:
 
 
 def fraction_of(hits: Iterable[bool]) -> float:
-    """Return the fraction of true values: the hit rate of a peak at a random cell."""
+    """Return the fraction of true values: the hit rate of a random cell."""
     return float(np.mean(list(hits)))
 
 
@@ -266,7 +270,7 @@ def centres_of(grid: tuple[int, ...], region: Box) -> list[tuple[float, float]]:
 
 
 def peak_of(heat: npt.NDArray[np.float32], region: Box) -> tuple[float, float] | None:
-    """Return the hottest cell's centre in frame pixels, None for a map that is all zero."""
+    """Return the centre of the hottest cell in frame pixels; None if the map is all zero."""
     if not heat.any():
         return None
     row, column = divmod(int(heat.argmax()), heat.shape[1])
@@ -277,7 +281,7 @@ def peak_of(heat: npt.NDArray[np.float32], region: Box) -> tuple[float, float] |
 
 
 def inside(boxes: Sequence[Box], region: Box, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """Return a mask of the input pixels whose centre is in a box given in frame pixels."""
+    """Return a mask of the input pixels whose centre lies in a box; boxes are in frame pixels."""
     rows, columns = size
     y = region.top + (np.arange(rows) + 0.5) * region.height / rows
     x = region.left + (np.arange(columns) + 0.5) * region.width / columns
@@ -288,10 +292,10 @@ def inside(boxes: Sequence[Box], region: Box, size: tuple[int, int]) -> npt.NDAr
 
 
 def shuffled(net: nn.Module, seed: int = 0) -> nn.Module:
-    """Return a copy of the network in which every parameter's values are shuffled among themselves.
+    """Return a copy of the network with the values of each parameter shuffled.
 
-    Model parameter randomisation of Adebayo et al., arXiv:1810.03292, section 4, all layers at once; a shuffle keeps
-    each layer's scale, so that scores do not overflow. Running statistics of normalisation stay.
+    Model parameter randomisation of Adebayo et al., arXiv:1810.03292, section 4, all layers at once. A shuffle keeps
+    the scale of each layer, so that scores do not overflow. Running statistics of normalisation are not changed.
     """
     other = copy.deepcopy(net)
     generator = torch.Generator().manual_seed(seed)

@@ -23,27 +23,27 @@ class EvaluationOptions:
     steps: int = 28
     """Steps of Deletion and Insertion; 0 = do not measure them."""
     randomize: bool = True
-    """Whether to run the check with randomised weights."""
+    """Run the check with randomised weights."""
     any_box: bool = False
-    """Whether every box counts, regardless of its class."""
+    """Count every box, regardless of its class."""
     class_map: Mapping[str, list[int]] = field(default_factory=dict)
     """Box class -> corresponding network classes."""
 
 
-def build_evaluator(network: LoadedModel, config: EngineConfig, wanted: EvaluationOptions) -> Evaluator:
+def build_evaluator(network: LoadedModel, config: EngineConfig, options: EvaluationOptions) -> Evaluator:
     """Split the network and build the evaluator: float32, eager, on the CPU.
 
     Raises:
-        ConfigError, EngineError: an unknown method, or one whose package is missing.
-        LayerError, EngineError: the network cannot be cut at this layer, or takes no input of this size.
+        ConfigError, EngineError: the method is unknown, or its package is missing.
+        LayerError, EngineError: the network cannot be split at this layer, or does not accept this input size.
     """
-    method = find_method(wanted.method, config.kernel)
+    method = find_method(options.method, config.kernel)
     if config.threads:
         torch.set_num_threads(config.threads)
     preprocessing = network.preprocessing(config)
     split = split_network(network.module, config.layer or network.layer, preprocessing.input_size)
-    knowledge = ClassMapping(class_names(network, split.classes), dict(wanted.class_map), wanted.any_box)
-    evaluator = Evaluator(split, preprocessing, method, knowledge, steps=wanted.steps)
-    if wanted.randomize:
+    knowledge = ClassMapping(class_names(network, split.classes), dict(options.class_map), options.any_box)
+    evaluator = Evaluator(split, preprocessing, method, knowledge, steps=options.steps)
+    if options.randomize:
         evaluator.enable_randomization_check(network.module)
     return evaluator

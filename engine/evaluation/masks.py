@@ -1,7 +1,7 @@
-"""Where an object lies, pixel by pixel: the pointing games on masks, in the picture's own pixels.
+"""Pointing games on segmentation masks, in frame pixels.
 
-A mask is (height, width) bool like its picture. Pixel (row, column) is the square from (column, row) to
-(column + 1, row + 1), as for boxes. Pure.
+A mask is a bool array (height, width) of the frame's size. Pixel (row, column) is the square from (column, row) to
+(column + 1, row + 1), as for boxes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 def distance_to(mask: Mask, peak: tuple[float, float]) -> float:
-    """Return how far, in pixels, a point (x, y) lies from the nearest pixel of the mask; 0 in one, inf without any."""
+    """Return the distance in pixels from a point (x, y) to the nearest mask pixel; inf for an empty mask."""
     rows, columns = np.nonzero(mask)
     if not len(rows):
         return math.inf
@@ -29,7 +29,7 @@ def distance_to(mask: Mask, peak: tuple[float, float]) -> float:
 
 
 def lies_within(mask: Mask, point: tuple[float, float], pixels: float) -> bool:
-    """Say whether a point (x, y) lies in a pixel of the mask, or so near to one; looks at its surroundings alone."""
+    """Return whether a point (x, y) lies at most ``pixels`` from the mask; reads only its surroundings."""
     x, y = point
     left, top = max(0, math.floor(x - pixels) - 1), max(0, math.floor(y - pixels) - 1)
     near = mask[top : max(0, math.ceil(y + pixels) + 1), left : max(0, math.ceil(x + pixels) + 1)]
@@ -37,11 +37,11 @@ def lies_within(mask: Mask, point: tuple[float, float], pixels: float) -> bool:
 
 
 def covered(mask: Mask, region: Box, size: tuple[int, int]) -> npt.NDArray[np.float64]:
-    """Return which share of each pixel of the network's input the mask covers, (rows, columns) in [0, 1].
+    """Return the fraction of each input pixel that the mask covers, (rows, columns) in [0, 1].
 
     Args:
         mask: in frame pixels.
-        region: the rectangle of the frame that the input covers; where it reaches beyond the frame nothing lies.
+        region: the rectangle of the frame that the input shows; parts outside the frame count as not covered.
         size: rows and columns of the input.
     """
     down = _overlaps(region.top, region.height / size[0], size[0], mask.shape[0])
@@ -50,7 +50,7 @@ def covered(mask: Mask, region: Box, size: tuple[int, int]) -> npt.NDArray[np.fl
 
 
 def _overlaps(start: float, step: float, count: int, length: int) -> npt.NDArray[np.float64]:
-    """Return which share of each of ``count`` stretches lies in each of ``length`` unit pixels."""
+    """Return the overlap of each of ``count`` equal intervals with each of ``length`` unit pixels, as fractions."""
     first = start + step * np.arange(count)[:, None]
     pixel = np.arange(length)[None, :]
     common = np.minimum(first + step, pixel + 1.0) - np.maximum(first, pixel)
@@ -58,9 +58,10 @@ def _overlaps(start: float, step: float, count: int, length: int) -> npt.NDArray
 
 
 def energy_on(heat: Map, cover: npt.NDArray[np.float64]) -> float:
-    """Return the share of the map's sum that lies on a mask, pixels half covered counting half; 0 for a map of zeros.
+    """Return the fraction of the map's sum that lies on a mask, weighted by coverage; 0 for a map of zeros.
 
-    The energy-based pointing game. Wang et al., *Score-CAM*, arXiv:1910.01279, section 4.3, with a mask for the box.
+    The energy-based pointing game. Wang et al., *Score-CAM*, arXiv:1910.01279, section 4.3, with a mask instead of the
+    box.
     """
     values = np.asarray(heat, np.float64)
     total = float(values.sum())
@@ -68,6 +69,6 @@ def energy_on(heat: Map, cover: npt.NDArray[np.float64]) -> float:
 
 
 def box_of(mask: Mask) -> Box:
-    """Return the rectangle around everything the mask marks."""
+    """Return the bounding box of a mask."""
     rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
     return Box(float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))

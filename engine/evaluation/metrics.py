@@ -1,7 +1,7 @@
-"""The field's measures of an explanation, as pure functions; every one names its source.
+"""Metrics of explanations as pure functions; each docstring names the source.
 
-Scores are softmax scores of the explained class, in [0, 1]. Maps are in [0, 1], at the size of the network's input
-unless said otherwise. Results are shares, not per cents. Knows nothing about networks or files.
+Scores are softmax scores of the explained class, in [0, 1]. Maps are in [0, 1] and have the size of the network's input
+unless stated otherwise. Results are fractions, not percentages.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ Map = npt.NDArray[np.floating]
 """A map of any floating type, (rows, columns)."""
 
 TOLERANCE_PIXELS = 15.0
-"""How far beside the object a peak may lie in the pointing game with tolerance (Zhang et al., 2018)."""
+"""Maximal distance in pixels between a peak and the object in the pointing game (Zhang et al., 2018)."""
 
 FLAT = 1e-12
-"""A variance within this share of the squared mean is rounding: the map is flat."""
+"""A variance below this fraction of the squared mean is a rounding error: the map is flat."""
 
 
 def drop(plain: float, masked: float) -> float:
-    """Return which share of the score is lost when only what the map shows is left: ``max(0, Y - O) / Y``.
+    """Return the fraction of the score lost when the image is masked by the map: ``max(0, Y - O) / Y``.
 
-    The mean over images is the Average Drop. Chattopadhay et al., *Grad-CAM++*, arXiv:1710.11063, section 4.1. A score
-    of 0 has nothing to lose: 0.
+    The mean over images is the Average Drop. Chattopadhay et al., *Grad-CAM++*, arXiv:1710.11063, section 4.1. 0 for a
+    score of 0.
     """
     return max(0.0, plain - masked) / plain if plain > 0.0 else 0.0
 
 
 def increase(plain: float, masked: float) -> bool:
-    """Say whether the score rises when only what the map shows is left.
+    """Return whether the score rises when the image is masked by the map.
 
-    The share of images is the Increase in Confidence. Chattopadhay et al., arXiv:1710.11063, section 4.1.
+    The fraction of such images is the Increase in Confidence. Chattopadhay et al., arXiv:1710.11063, section 4.1.
     """
     return masked > plain
 
 
-def correlation(one: Map, other: Map) -> float:
-    """Return Pearson's correlation of two maps, in [-1, 1]; 0 where one of them is flat and there is none."""
-    a, b = np.asarray(one, np.float64).ravel(), np.asarray(other, np.float64).ravel()
+def correlation(first: Map, second: Map) -> float:
+    """Return the Pearson correlation of two maps, in [-1, 1]; 0 if a map is flat."""
+    a, b = np.asarray(first, np.float64).ravel(), np.asarray(second, np.float64).ravel()
     if _is_flat(a) or _is_flat(b):
         return 0.0
     a, b = a - a.mean(), b - b.mean()
@@ -55,18 +55,17 @@ def _is_flat(values: npt.NDArray[np.float64]) -> bool:
 
 
 def coherency(heat: Map, heat_of_masked: Map) -> float:
-    """Return how alike the map is to that of the image masked by it, both of the same class: ``(r + 1) / 2``.
+    """Return the similarity of a map and the map of the image masked by it, for the same class: ``(r + 1) / 2``.
 
-    ``r`` is Pearson's correlation. Poppi et al., *Revisiting the evaluation of class activation mapping for
-    explainability*, arXiv:2104.10252, section 3.2: mapped to [0, 1], as in the authors' code. A flat map explains
-    nothing: 0.
+    ``r`` is the Pearson correlation. Poppi et al., *Revisiting the evaluation of class activation mapping for
+    explainability*, arXiv:2104.10252, section 3.2; mapped to [0, 1] as in the authors' code. 0 for a flat map.
     """
     a, b = np.asarray(heat, np.float64).ravel(), np.asarray(heat_of_masked, np.float64).ravel()
     return 0.0 if _is_flat(a) or _is_flat(b) else (correlation(a, b) + 1.0) / 2.0
 
 
 def complexity(heat: Map) -> float:
-    """Return the mean of the map, its L1 norm over its size: how much of the picture it needs.
+    """Return the mean of the map: its L1 norm divided by its size.
 
     Poppi et al., arXiv:2104.10252, section 3.2.
     """
@@ -74,7 +73,7 @@ def complexity(heat: Map) -> float:
 
 
 def adcc(average_drop: float, coherent: float, complex_: float) -> float:
-    """Return the harmonic mean of coherency, 1 - complexity and 1 - average drop; 0 where one of them is 0.
+    """Return the harmonic mean of coherency, 1 - complexity and 1 - average drop; 0 if a term is 0.
 
     Poppi et al., arXiv:2104.10252, section 3.3.
     """
@@ -85,7 +84,7 @@ def adcc(average_drop: float, coherent: float, complex_: float) -> float:
 def adcc_of_means(drops: Sequence[float], coherencies: Sequence[float], complexities: Sequence[float]) -> float:
     """Return ADCC of the data set's mean coherency, complexity and drop.
 
-    Byun and Lee, *Recipro-CAM*, arXiv:2209.14074, table 1. NaN for no image.
+    Byun and Lee, *Recipro-CAM*, arXiv:2209.14074, table 1. NaN without images.
     """
     return adcc(mean(drops), mean(coherencies), mean(complexities)) if drops else math.nan
 
@@ -93,38 +92,38 @@ def adcc_of_means(drops: Sequence[float], coherencies: Sequence[float], complexi
 def adcc_per_image(drops: Sequence[float], coherencies: Sequence[float], complexities: Sequence[float]) -> float:
     """Return the mean over images of each image's own ADCC.
 
-    Poppi et al., arXiv:2104.10252: the authors' code gives one figure an image. NaN for no image.
+    Poppi et al., arXiv:2104.10252; the authors' code averages in this order. NaN without images.
     """
-    return mean([adcc(*one) for one in zip(drops, coherencies, complexities, strict=True)])
+    return mean([adcc(*values) for values in zip(drops, coherencies, complexities, strict=True)])
 
 
 def mean(values: Sequence[float]) -> float:
-    """Return the mean, NaN for none."""
+    """Return the mean; NaN without values."""
     return math.fsum(values) / len(values) if values else math.nan
 
 
 def area_under(scores: Sequence[float]) -> float:
-    """Return the area under scores at evenly spaced shares 0 to 1, by the trapezoid rule.
+    """Return the area under scores at evenly spaced fractions 0 to 1, by the trapezoid rule.
 
     Deletion and Insertion of Petsiuk et al., *RISE*, arXiv:1806.07421, section 4.1, are this area while pixels are
-    taken from the picture, or given to a blurred one, hottest first.
+    removed from the image, or inserted into a blurred image, hottest first.
     """
     if len(scores) < 2:
-        message = f"{len(scores)} scores enclose no area; give two or more"
+        message = f"{len(scores)} scores; the area under a curve needs at least two"
         raise ValueError(message)
     return (math.fsum(scores) - (scores[0] + scores[-1]) / 2.0) / (len(scores) - 1)
 
 
 def hottest_first(heat: Map) -> npt.NDArray[np.intp]:
-    """Return the places of a flattened map, hottest first; equals keep their order."""
+    """Return the indices of a flattened map, hottest first; equal values keep their order."""
     return np.argsort(-np.asarray(heat, np.float64).ravel(), kind="stable")
 
 
 def points_at(peak: tuple[float, float], boxes: Sequence[Box], tolerance_pixels: float = 0.0) -> bool:
-    """Say whether the peak (x, y) lies in a box, or no farther than the tolerance from one.
+    """Return whether the peak (x, y) lies in a box, or at most ``tolerance`` pixels outside.
 
-    The pointing game is the share of hits. Zhang et al., *Top-down neural attention by excitation backprop*,
-    arXiv:1608.00507, section 4.1, play it with 15 pixels.
+    The pointing game is the fraction of hits. Zhang et al., *Top-down neural attention by excitation backprop*,
+    arXiv:1608.00507, section 4.1, use 15 pixels.
     """
     x, y = peak
     if tolerance_pixels <= 0.0:
@@ -134,7 +133,7 @@ def points_at(peak: tuple[float, float], boxes: Sequence[Box], tolerance_pixels:
 
 
 def energy_inside(heat: Map, inside: npt.NDArray[np.bool_]) -> float:
-    """Return the share of the map's sum that lies inside a mask; 0 for a map that is all zero.
+    """Return the fraction of the map's sum that lies inside a mask; 0 for a map that is all zero.
 
     The energy-based pointing game. Wang et al., *Score-CAM*, arXiv:1910.01279, section 4.3.
     """
@@ -142,37 +141,39 @@ def energy_inside(heat: Map, inside: npt.NDArray[np.bool_]) -> float:
     return float(np.asarray(heat, np.float64)[inside].sum()) / total if total > 0.0 else 0.0
 
 
-def temporal_instability(maps: Sequence[float], pictures: Sequence[float]) -> float:
-    """Return how much maps change for each unit of change of the pictures: ``sum(1 - r) / sum(1 - s)``.
+def temporal_instability(maps: Sequence[float], frames: Sequence[float]) -> float:
+    """Return the change of the maps per change of the frames: ``sum(1 - r) / sum(1 - s)``.
 
-    ``r`` is the correlation of the maps of two neighbouring frames of a video, of the same class, ``s`` that of the
-    frames themselves. A measure of ours, after the local stability of Alvarez-Melis and Jaakkola, *On the robustness of
-    interpretability methods*, arXiv:1806.08049: the change of an explanation over the change of its input. Sums are
-    compared, not pairs: two frames may be the same. NaN where nothing moves, or for no pair.
+    ``r`` is the correlation of the maps of two neighbouring frames of a video, for the same class; ``s`` is that of the
+    frames. This metric is our own, after the local stability of Alvarez-Melis and Jaakkola, *On the robustness of
+    interpretability methods*, arXiv:1806.08049: the change of an explanation divided by the change of its input. It
+    divides sums, because two frames may be equal. NaN if no frame differs, or without pairs.
     """
-    moved = math.fsum(1.0 - one for one in pictures)
-    return math.fsum(1.0 - one for one in maps) / moved if moved > FLAT * max(1, len(pictures)) else math.nan
+    moved = math.fsum(1.0 - similarity for similarity in frames)
+    return (
+        math.fsum(1.0 - similarity for similarity in maps) / moved if moved > FLAT * max(1, len(frames)) else math.nan
+    )
 
 
-def temporal_correlation(maps: Sequence[float], pictures: Sequence[float]) -> float:
-    """Return the rank correlation of the maps' changes with the pictures': do maps move when pictures do?
+def temporal_correlation(maps: Sequence[float], frames: Sequence[float]) -> float:
+    """Return the rank correlation between the changes of the maps and the changes of the frames.
 
-    Arguments as in ``temporal_instability``. 0 where all changes are equal, NaN for fewer than three pairs.
+    Arguments as in ``temporal_instability``. 0 if all changes are equal, NaN for fewer than three pairs.
     """
-    return math.nan if len(maps) < 3 else rank_correlation(1.0 - np.array([maps]), 1.0 - np.array([pictures]))
+    return math.nan if len(maps) < 3 else rank_correlation(1.0 - np.array([maps]), 1.0 - np.array([frames]))
 
 
-def rank_correlation(one: Map, other: Map) -> float:
-    """Return Spearman's correlation of two maps, ranks of equals averaged; 0 where one is flat.
+def rank_correlation(first: Map, second: Map) -> float:
+    """Return the Spearman correlation of two maps, with mean ranks for ties; 0 if a map is flat.
 
-    The likeness used by Adebayo et al., *Sanity checks for saliency maps*, arXiv:1810.03292, section 3: near 0 between
-    the maps of a trained network and of the same network with randomised weights.
+    Used by Adebayo et al., *Sanity checks for saliency maps*, arXiv:1810.03292, section 3: near 0 between the maps of a
+    trained network and of the same network with randomised weights.
     """
-    return correlation(_ranks(one), _ranks(other))
+    return correlation(_ranks(first), _ranks(second))
 
 
 def _ranks(heat: Map) -> npt.NDArray[np.float64]:
-    _, place, counts = np.unique(np.asarray(heat, np.float64).ravel(), return_inverse=True, return_counts=True)
+    _, index, counts = np.unique(np.asarray(heat, np.float64).ravel(), return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
     middle: npt.NDArray[np.float64] = ends - (counts - 1) / 2.0
-    return middle[place.ravel()]
+    return middle[index.ravel()]

@@ -33,14 +33,14 @@ class ResultsLog:
     def __enter__(self) -> Self:
         with report_write_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            place = self.folder / RECORDS
-            whole = _whole_lines(place.read_bytes()) if place.exists() else b""
-            self._check_settings(begun=bool(whole))
+            path = self.folder / RECORDS
+            whole = _whole_lines(path.read_bytes()) if path.exists() else b""
+            self._check_settings(started=bool(whole))
             try:
-                self.records = {one["image"]: one for one in map(json.loads, whole.splitlines())}
+                self.records = {record["image"]: record for record in map(json.loads, whole.splitlines())}
             except (ValueError, KeyError, TypeError, RecursionError):
-                raise ConfigError(f"{place}: contains no records of an evaluation; choose another folder") from None
-            self._lines = place.open("a", encoding="utf-8")
+                raise ConfigError(f"{path}: contains no records of an evaluation; choose another folder") from None
+            self._lines = path.open("a", encoding="utf-8")
             self._lines.truncate(len(whole))
         return self
 
@@ -60,8 +60,8 @@ class ResultsLog:
         before = self.records.get(name, {}).get("of", of)
         if before != of:
             raise ConfigError(
-                f"output {str(self.folder)!r}: {name} or its boxes or mask have changed since it was evaluated; "
-                "choose another folder, or remove this one to start again"
+                f"output {str(self.folder)!r}: {name} or its boxes or mask have changed since the evaluation; "
+                "choose another folder, or remove this folder to start again"
             )
 
     def add(self, record: dict[str, Any]) -> None:
@@ -72,13 +72,13 @@ class ResultsLog:
             self._lines.flush()
         self.records[record["image"]] = record
 
-    def _check_settings(self, *, begun: bool) -> None:
-        place = self.folder / SETTINGS
-        before = _settings_in(place)
-        if begun and before is None:
+    def _check_settings(self, *, started: bool) -> None:
+        path = self.folder / SETTINGS
+        before = _settings_in(path)
+        if started and before is None:
             raise ConfigError(
-                f"{place}: does not hold the settings of the records beside it; choose another folder, or remove "
-                "this one to start again"
+                f"{path}: does not contain the settings of the records beside it; choose another folder, or remove "
+                "this folder to start again"
             )
         if before is not None:
             differs = sorted(key for key in {*before, *self._settings} if before.get(key) != self._settings.get(key))
@@ -86,10 +86,10 @@ class ResultsLog:
                 key = differs[0]
                 raise ConfigError(
                     f"output {str(self.folder)!r}: was started with {key} {before.get(key)!r}, not "
-                    f"{self._settings.get(key)!r}; choose another folder, or remove this one to start again"
+                    f"{self._settings.get(key)!r}; choose another folder, or remove this folder to start again"
                 )
         else:
-            place.write_text(json.dumps(self._settings, indent=1) + "\n", encoding="utf-8")
+            path.write_text(json.dumps(self._settings, indent=1) + "\n", encoding="utf-8")
 
 
 @contextmanager
@@ -103,13 +103,13 @@ def report_write_errors(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def _settings_in(place: Path) -> dict[str, Any] | None:
+def _settings_in(path: Path) -> dict[str, Any] | None:
     """Return the settings of an evaluation; None where the file is missing or incomplete."""
     try:
-        told = json.loads(place.read_bytes())
+        settings = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError, RecursionError):
         return None
-    return told if isinstance(told, dict) else None
+    return settings if isinstance(settings, dict) else None
 
 
 def _whole_lines(content: bytes) -> bytes:
@@ -121,10 +121,10 @@ def write_result(
     folder: Path, settings: Mapping[str, Any], summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
 ) -> None:
     """Write ``result.json`` (settings, means) and ``result.csv`` (one row for each image, without heat maps)."""
-    told = {"settings": dict(settings), "summary": dict(summary)}
-    columns = list(dict.fromkeys(key for one in records for key in one if key not in _NO_COLUMNS))
+    document = {"settings": dict(settings), "summary": dict(summary)}
+    columns = list(dict.fromkeys(key for record in records for key in record if key not in _NO_COLUMNS))
     with report_write_errors(folder):
-        (folder / RESULT).write_text(json.dumps(told, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        (folder / RESULT).write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     with report_write_errors(folder), (folder / TABLE).open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()

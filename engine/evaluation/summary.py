@@ -42,24 +42,26 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, float | int | N
     row["adcc_of_means"] = _or_none(metrics.adcc_of_means(*parts))
     row["adcc_per_image"] = _or_none(metrics.adcc_per_image(*parts))
     row["images_pointed"] = len(_values(records, "pointing"))
-    row["images_like_learned"] = sum(bool(one.get("like_learned")) for one in records)
+    row["images_like_learned"] = sum(bool(record.get("like_learned")) for record in records)
     row["images_known"] = len(_values(records, "right"))
     right = [
-        float(one["pointing_15px"]) for one in records if one.get("right") and one.get("pointing_15px") is not None
+        float(record["pointing_15px"])
+        for record in records
+        if record.get("right") and record.get("pointing_15px") is not None
     ]
     row["pointing_15px_right"] = metrics.mean(right) if right else None
     neighbours = [_values(records, key) for key in ("stability", "picture_stability")]
     row["neighbours"] = len(neighbours[0])
     row["unrest"] = _or_none(metrics.temporal_instability(*neighbours))
     row["follows"] = _or_none(metrics.temporal_correlation(*neighbours))
-    row["flat_maps"] = sum(not any(map(any, one["heat"])) for one in records)
+    row["flat_maps"] = sum(not any(map(any, record["heat"])) for record in records)
     seconds = sorted(_values(records, "seconds"))
     row["seconds_per_image_p50"] = seconds[len(seconds) // 2] if seconds else None
     return row
 
 
 def _values(records: Sequence[Mapping[str, Any]], key: str) -> list[float]:
-    return [float(one[key]) for one in records if one.get(key) is not None]
+    return [float(record[key]) for record in records if record.get(key) is not None]
 
 
 def _or_none(value: float) -> float | None:

@@ -1,9 +1,8 @@
-"""A network and its explanation as one file that runs anywhere: normalised images in; scores, classes and heat out.
+"""Exports a network with its explanation to one file: normalised images in; scores, classes and heat map out.
 
-For pooled and flat tails, and for vision transformers, the file is the network and a few operations more, with no
-masked map in it. For other tails it holds the definition, all masked maps of an image at once, since the plans that
-avoid them drive the tail themselves. The file is kept only when it answers like the engine, in every runtime that is
-here.
+For pooled and flat tails, and for vision transformers, the file contains the network, a few more operations, and no
+masked maps. For other tails it contains the definition, with all masked maps of an image in one batch: the plans that
+avoid them are not part of the graph. The file is kept only if its results equal the engine's in every runtime.
 """
 
 from __future__ import annotations
@@ -42,25 +41,25 @@ from pipeline.errors import BackendError, ConfigError, EngineError, did_you_mean
 log = logging.getLogger(__name__)
 
 SCORE_TOLERANCE: Final = 1e-4
-"""How far an exported file's softmax scores may be from the engine's on the probe pictures."""
+"""Maximal difference between the softmax scores of an exported file and the engine's, on the probe images."""
 HEAT_TOLERANCE: Final = 1e-3
-"""How far its heat may be, as a mean over the grid."""
+"""Maximal difference between their heat maps, as a mean over the grid."""
 PROBES: Final = (1, 3)
-"""The batch sizes a file is checked at."""
+"""Batch sizes at which a file is verified."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExportResult:
-    """What came of an export."""
+    """Result of an export."""
 
     metadata: ExportMetadata
     bytes: int
     runtimes: tuple[str, ...]
-    """What it was checked with."""
+    """The runtimes it was verified with."""
 
 
 class ExportableDensePlan(Plan):
-    """The definition in one graph: an image's plain map and all its masked ones go through the tail together."""
+    """The definition of the method in one graph: the tail runs on the plain map and on all masked maps of an image."""
 
     masks: Tensor
 
@@ -71,7 +70,7 @@ class ExportableDensePlan(Plan):
         self.info = PlanInfo("dense", why, one_module=True)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the plain network's scores (N, K) and every cell's (N, h * w, K), before the softmax."""
+        """Return the scores of the plain network (N, K) and of every cell (N, h * w, K), before the softmax."""
         vectors = features.flatten(2).transpose(1, 2)
         masked = vectors[:, :, :, None, None] * self.masks[None, :, None]
         scores = self.tail(torch.cat((features[:, None], masked), dim=1).flatten(0, 1))
@@ -80,17 +79,17 @@ class ExportableDensePlan(Plan):
 
 
 def check_format(name: str | None, path: Path) -> str:
-    """Return ``onnx`` or ``torch``: the one that is named, or what the file's ending says.
+    """Return ``onnx`` or ``torch``: the given format, or the format of the file's suffix.
 
     Raises:
-        ConfigError: neither is known, the two contradict each other, or a package for it is missing.
+        ConfigError: the format is unknown or contradicts the suffix, or a package for it is missing.
     """
     ending = SUFFIXES.get(path.suffix.lower())
     if name is not None and name not in SUFFIXES.values():
         raise ConfigError(f"format {name!r} is unknown; choose onnx or torch.{did_you_mean(name, SUFFIXES.values())}")
-    wanted = {kind: suffix for suffix, kind in SUFFIXES.items()}.get(name or "")
+    suffix = {kind: suffix for suffix, kind in SUFFIXES.items()}.get(name or "")
     if ending is None or (name is not None and ending != name):
-        raise ConfigError(f"output {str(path)!r}: its name must end in {wanted or '.onnx or .pt2'}")
+        raise ConfigError(f"output {str(path)!r}: its name must end in {suffix or '.onnx or .pt2'}")
     lacking = [package for package in ("onnx", "onnxscript") if importlib.util.find_spec(package) is None]
     if ending == "onnx" and lacking:
         raise ConfigError(
@@ -100,12 +99,12 @@ def check_format(name: str | None, path: Path) -> str:
 
 
 def export_network(network: LoadedModel, config: EngineConfig, path: Path) -> ExportResult:
-    """Write the explained network to ``path``, in the format its ending names, and check what was written.
+    """Export the explained network to ``path``, in the format of its suffix, and verify the file.
 
     Raises:
-        LayerError, EngineError: the network cannot be cut at this layer, or not be exported.
-        ConfigError: an unknown kernel or class, or masked maps that would not fit the memory budget.
-        BackendError: the file does not answer like the engine, or nothing here can run it.
+        LayerError, EngineError: the network cannot be split at this layer, or cannot be exported.
+        ConfigError: the kernel or a class is unknown, or the masked maps exceed the memory budget.
+        BackendError: the file's results differ from the engine's, or no installed runtime can run it.
     """
     preprocessing = network.preprocessing(config)
     size = preprocessing.input_size
@@ -123,8 +122,8 @@ def export_network(network: LoadedModel, config: EngineConfig, path: Path) -> Ex
         images = probe_images(count, size)
         truth = engine(images)
         with torch.inference_mode():
-            every = engine.plan(split.head(images))[1]
-        truths[count] = truth, rounding_error_bound(every, truth[1])
+            cell_logits = engine.plan(split.head(images))[1]
+        truths[count] = truth, rounding_error_bound(cell_logits, truth[1])
     metadata = ExportMetadata(
         model=network.name, labels=labels, input_size=size, mean=preprocessing.mean,
         std=preprocessing.std, fit=preprocessing.fit, layer=split.layer, grid=split.grid,
@@ -137,16 +136,16 @@ def export_network(network: LoadedModel, config: EngineConfig, path: Path) -> Ex
 
 
 def _defined(split: SplitModel, facts: PlanInfo, kernel: Kernel, budget_bytes: int) -> ExportableDensePlan:
-    """Return the definition as one graph, and say what it costs; refuse what would not fit the memory budget."""
+    """Return the definition as one graph and log its cost; refuse what exceeds the memory budget."""
     if isinstance(split.tail, ViTTail):
         raise EngineError(
-            f"layer {split.layer!r}: only a closed form of ViT-ReciproCAM fits a file, and there is none here "
-            f"({facts.reason}); leave --layer out, or use `stream`, which needs no file"
+            f"layer {split.layer!r}: a file can hold only the closed form of ViT-ReciproCAM, which this layer "
+            f"does not have ({facts.reason}); leave --layer out, or use `stream`, which needs no file"
         )
     rows, columns = split.grid
     example = torch.zeros((1, split.channels, rows, columns))
     needed = (1 + rows * columns) * bytes_per_map(split.tail, example)
-    hint = "a later --layer, or none, costs next to nothing"
+    hint = "a later --layer, or none, costs almost nothing"
     if needed > budget_bytes:
         raise ConfigError(
             f"layer {split.layer!r}: an exported file would hold all {rows * columns} masked maps of an image at once, "
@@ -158,7 +157,7 @@ def _defined(split: SplitModel, facts: PlanInfo, kernel: Kernel, budget_bytes: i
     products = int(counter.get_total_flops()) // 2 * rows * columns
     instead = "" if facts.multiply_adds is None else f", against {facts.multiply_adds / 1e9:.3g} G in the engine"
     log.warning(
-        "layer %s: the exported file sends %d masked maps an image through the tail: %.3g G multiply-adds%s, and up "
+        "layer %s: the exported file runs the tail on %d masked maps per image: %.3g G multiply-adds%s, and up "
         "to %.0f MiB; %s", split.layer, rows * columns, products / 1e9, instead, needed / 2**20, hint,
     )  # fmt: skip
     return ExportableDensePlan(split.tail, kernel, split.grid, "the definition, in one graph")
@@ -168,15 +167,15 @@ def _write(module: nn.Module, metadata: ExportMetadata, path: Path) -> None:
     example = probe_images(2, metadata.input_size)
     batch = torch.export.Dim("batch", min=1)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch and onnxscript speak of their own inner affairs
+        warnings.simplefilter("ignore")  # silences warnings of torch and onnxscript about their internals
         try:
             with torch.no_grad():
                 program = torch.export.export(module, (example,), dynamic_shapes=({0: batch},))
-            program.example_inputs = None  # a picture in every file serves nobody
+            program.example_inputs = None  # the constant-folded input would only enlarge the file
             _WRITERS[SUFFIXES[path.suffix.lower()]](program, metadata.metadata(), path)
         except OSError:
             raise
-        except Exception as reason:  # both raise whatever their many stages raise
+        except Exception as reason:  # both raise many types of exception
             raise EngineError(
                 f"model {metadata.model!r} at layer {metadata.layer!r} cannot be exported ({first_line(reason)}); "
                 "choose another --layer, --format or --model"
@@ -185,7 +184,7 @@ def _write(module: nn.Module, metadata: ExportMetadata, path: Path) -> None:
 
 def _write_onnx(program: Any, metadata: dict[str, str], path: Path) -> None:  # noqa: ANN401 - torch's own type
     for name in ("onnx_ir", "onnxscript"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # they tell of every constant they fold
+        logging.getLogger(name).setLevel(logging.WARNING)  # silences a line per folded constant
     written = torch.onnx.export(
         program, dynamo=True, verbose=False, input_names=[INPUT], output_names=list(OUTPUTS),
         dynamic_shapes=({0: "batch"},),
@@ -206,27 +205,29 @@ _WRITERS: Final[dict[str, Callable[[Any, dict[str, str], Path], None]]] = {"onnx
 
 
 def _checked(path: Path, size: tuple[int, int], truths: dict[int, tuple[ModelOutputs, float]]) -> tuple[str, ...]:
-    """Compare the file with the engine in every runtime that is here, and return their names."""
+    """Compare the file with the engine in every installed runtime, and return their names."""
     fitting = {name: entry for name, entry in RUNTIMES.items() if entry.suffix == path.suffix.lower()}
-    here = tuple(name for name, entry in fitting.items() if not entry.missing())
-    if not here:
-        raise BackendError(f"nothing here can run {path.suffix} files, so they cannot be checked: pip install openvino")
-    for name in here:
+    available = tuple(name for name, entry in fitting.items() if not entry.missing())
+    if not available:
+        raise BackendError(
+            f"no installed runtime can run {path.suffix} files, so the file cannot be verified: pip install openvino"
+        )
+    for name in available:
         program = RUNTIMES[name].load(path, "fp32")
         for count, (truth, slack) in truths.items():
-            told = program(probe_images(count, size))
-            differs = output_mismatch(truth, told, SCORE_TOLERANCE, HEAT_TOLERANCE + slack)
+            outputs = program(probe_images(count, size))
+            differs = output_mismatch(truth, outputs, SCORE_TOLERANCE, HEAT_TOLERANCE + slack)
             if differs:
                 raise BackendError(
-                    f"the exported file does not answer like the engine in {name}, {count} images together: {differs}; "
-                    "it was not kept"
+                    f"the results of the exported file differ from the engine's in {name}, with {count} images per "
+                    f"batch: {differs}; the file was deleted"
                 )
-    return here
+    return available
 
 
 def _versions() -> dict[str, str]:
-    told = {}
+    versions = {}
     for name in ("recipro-stream", "torch", "torchvision", "onnx"):
         with suppress(PackageNotFoundError):
-            told[name] = version(name)
-    return told
+            versions[name] = version(name)
+    return versions

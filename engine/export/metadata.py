@@ -1,7 +1,7 @@
-"""What an exported network carries with it: all that is needed to feed it and to read its answers.
+"""Metadata of an exported network: all that is needed to prepare its input and to interpret its outputs.
 
-It stands in the file itself, as string metadata: ONNX's ``metadata_props``, or one extra file in a ``.pt2`` archive.
-Reading it needs neither onnx nor a runtime, and tells a damaged or foreign file before anything of it runs.
+The metadata is part of the file, as strings: ONNX's ``metadata_props``, or an extra file in a ``.pt2`` archive. Reading
+it needs neither onnx nor a runtime, and detects a damaged or foreign file before any of it runs.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from pipeline.errors import ModelError
 
 FORMAT = "recipro-stream explained 1"
 EXTRA = "recipro-stream.json"
-"""The passport's name among a ``.pt2`` archive's extra files."""
+"""Name of the metadata among the extra files of a ``.pt2`` archive."""
 MAX_EXTRA_BYTES = 64 << 20
 SUFFIXES = {".onnx": "onnx", ".pt2": "torch"}
-"""Formats by the ending of their files."""
+"""Formats by file suffix."""
 METADATA_PROPS, KEY, VALUE = 14, 1, 2
 """Field numbers of ONNX's ModelProto and StringStringEntryProto."""
 VARINT, EIGHT_BYTES, LENGTH, FOUR_BYTES = 0, 1, 2, 5
@@ -40,7 +40,7 @@ VARINT, EIGHT_BYTES, LENGTH, FOUR_BYTES = 0, 1, 2, 5
 
 @dataclass(frozen=True, slots=True)
 class ExportMetadata:
-    """Who an exported network is."""
+    """Metadata of an exported network."""
 
     model: str
     """The network's name."""
@@ -52,19 +52,19 @@ class ExportMetadata:
     fit: Fit
     layer: str
     grid: tuple[int, int]
-    """Rows and columns of the heat."""
+    """Rows and columns of the heat map."""
     method: str
     """``recipro-cam/point``."""
     plan: str
     target: tuple[str, ...]
-    """The explained classes, as they were asked for."""
+    """The explained classes, as the user gave them."""
     probe: Mapping[str, Any]
-    """The engine's own answer to the first probe picture; see ``encode_probe``."""
+    """The engine's result for the first probe image; see ``encode_probe``."""
     made_with: Mapping[str, Any] = field(default_factory=dict)
-    """Versions."""
+    """Versions of the packages that wrote the file."""
 
     def metadata(self) -> dict[str, str]:
-        """Return it as strings."""
+        """Return the metadata as strings."""
         plain = {"format": FORMAT, "model": self.model, "fit": self.fit, "layer": self.layer, "method": self.method}
         listed = {
             "labels": self.labels, "input_size": self.input_size, "mean": self.mean, "std": self.std,
@@ -73,9 +73,9 @@ class ExportMetadata:
         return {**plain, "plan": self.plan, **{key: json.dumps(value) for key, value in listed.items()}}
 
     def probe_outputs(self, path: Path) -> tuple[ModelOutputs, float]:
-        """Return what the engine said to the first probe picture, and what rounding may do to the heat.
+        """Return the engine's result for the first probe image, and the rounding tolerance of its heat map.
 
-        Scores (1, K), one class (1, 1), its heat (1, 1, h, w).
+        Scores (1, K), one class (1, 1), its heat map (1, 1, h, w).
         """
         try:
             scores, heat = (_floats(self.probe[key]) for key in ("scores", "heat"))
@@ -83,13 +83,15 @@ class ExportMetadata:
             answers = scores.view(1, len(self.labels)), chosen, heat.view(1, 1, *self.grid)
             return answers, float(self.probe["slack"])
         except (KeyError, TypeError, ValueError, RuntimeError, binascii.Error) as error:
-            raise ModelError(f"{path}: its proof is damaged ({error}); export it again") from None
+            raise ModelError(
+                f"{path}: the stored result of the probe image is damaged ({error}); export it again"
+            ) from None
 
 
 def encode_probe(answers: ModelOutputs, slack: float) -> dict[str, Any]:
-    """Return the first answer in words a passport can hold: scores and the first class's heat, float32 in base64.
+    """Encode the result for the first probe image: scores and the first class's heat map, float32 in base64.
 
-    ``slack`` is what rounding alone may do to the heat.
+    ``slack`` is the rounding tolerance of the heat map.
     """
     scores, classes, heat = answers
     return {"scores": _packed(scores[0]), "class": int(classes[0, 0]), "heat": _packed(heat[0, 0]), "slack": slack}
@@ -104,80 +106,80 @@ def _floats(text: str) -> Tensor:
 
 
 def is_exported(model: str) -> bool:
-    """Say whether a model is named by an exported file, going by its ending."""
+    """Return whether the suffix of a model's name is that of an exported file."""
     return Path(model).suffix.lower() in SUFFIXES
 
 
 def read_metadata(path: Path) -> ExportMetadata:
-    """Return the passport of an exported file.
+    """Return the metadata of an exported file.
 
     Raises:
-        ModelError: there is no such file, it is damaged, or it was not made by this system's export.
+        ModelError: the file is missing or damaged, or was not written by ``export``.
     """
     if not path.is_file():
         raise ModelError(f"{path}: no such file; `run.py export --model NAME --output {path}` writes one")
     if path.stat().st_size == 0:
         raise ModelError(f"{path}: is empty (0 bytes); export it again")
     try:
-        told = _of_archive(path) if path.suffix.lower() == ".pt2" else _of_onnx(path)
+        fields = _of_archive(path) if path.suffix.lower() == ".pt2" else _of_onnx(path)
     except (OSError, ValueError, zipfile.BadZipFile, RecursionError) as error:
-        raise ModelError(f"{path}: is damaged, or no {path.suffix} file ({error}); export it again") from None
-    found = told.get("format", "")
-    if found != FORMAT and found.startswith("recipro-stream"):
-        raise ModelError(f"{path}: was written as {found!r}, this version reads {FORMAT!r}; export it again")
-    if found != FORMAT:
+        raise ModelError(f"{path}: is damaged, or not a {path.suffix} file ({error}); export it again") from None
+    version = fields.get("format", "")
+    if version != FORMAT and version.startswith("recipro-stream"):
+        raise ModelError(f"{path}: has format {version!r}, this version reads {FORMAT!r}; export it again")
+    if version != FORMAT:
         raise ModelError(
-            f"{path}: does not say its labels, input size and layer, so it is none of this system's; make one with "
-            f"`run.py export --model NAME --output {path.name}`"
+            f"{path}: has no labels, input size and layer in its metadata, so `export` did not write it; write a "
+            f"file with `run.py export --model NAME --output {path.name}`"
         )
-    return _passport(path, told)
+    return _passport(path, fields)
 
 
-def _passport(path: Path, told: Mapping[str, str]) -> ExportMetadata:
-    fit = read_str(path, told, "fit")
+def _passport(path: Path, fields: Mapping[str, str]) -> ExportMetadata:
+    fit = read_str(path, fields, "fit")
     if fit not in get_args(Fit):
         raise invalid_value(path, "fit", fit, "stretch, letterbox or crop")
     return ExportMetadata(
-        model=read_str(path, told, "model"),
-        labels=names(path, told, "labels"),
-        input_size=input_size(path, told),
-        mean=triple(path, told, "mean"),
-        std=triple(path, told, "std"),
+        model=read_str(path, fields, "model"),
+        labels=names(path, fields, "labels"),
+        input_size=input_size(path, fields),
+        mean=triple(path, fields, "mean"),
+        std=triple(path, fields, "std"),
         fit=fit,  # type: ignore[arg-type]
-        layer=read_str(path, told, "layer"),
-        grid=read_int_pair(path, told, "grid", "[rows, columns]"),
-        method=read_str(path, told, "method"),
-        plan=read_str(path, told, "plan"),
-        target=names(path, told, "target"),
-        probe=mapping(path, told, "proof"),
-        made_with=mapping(path, told, "made_with"),
+        layer=read_str(path, fields, "layer"),
+        grid=read_int_pair(path, fields, "grid", "[rows, columns]"),
+        method=read_str(path, fields, "method"),
+        plan=read_str(path, fields, "plan"),
+        target=names(path, fields, "target"),
+        probe=mapping(path, fields, "proof"),
+        made_with=mapping(path, fields, "made_with"),
     )
 
 
 def _of_archive(path: Path) -> dict[str, str]:
-    """Return the metadata of a ``.pt2`` archive; empty where it carries none."""
+    """Return the metadata of a ``.pt2`` archive; empty without metadata."""
     with zipfile.ZipFile(path) as archive:
         check_declared(archive.infolist(), path.stat().st_size)
         if broken := archive.testzip():
-            raise ValueError(f"the checksum of {broken} does not hold")
+            raise ValueError(f"the checksum of {broken} does not match")
         held = [name for name in archive.namelist() if name.endswith(f"/extra/{EXTRA}")]
         if held and archive.getinfo(held[0]).file_size > MAX_EXTRA_BYTES:
             raise ValueError(f"{EXTRA} is larger than {MAX_EXTRA_BYTES >> 20} MiB")
-        told = json.loads(archive.read(held[0])) if held else {}
-    if not isinstance(told, dict) or not all(isinstance(value, str) for value in told.values()):
+        fields = json.loads(archive.read(held[0])) if held else {}
+    if not isinstance(fields, dict) or not all(isinstance(value, str) for value in fields.values()):
         raise ValueError(f"{EXTRA} is no map of words")
-    return told
+    return fields
 
 
 def _of_onnx(path: Path) -> dict[str, str]:
-    """Return ``metadata_props`` of an ONNX file; everything else in it is passed over unread."""
+    """Return ``metadata_props`` of an ONNX file; skips everything else unread."""
     with path.open("rb") as file:
         entries = [dict(_fields(io.BytesIO(entry), {KEY, VALUE})) for _, entry in _fields(file, {METADATA_PROPS})]
     return {entry.get(KEY, b"").decode(): entry.get(VALUE, b"").decode() for entry in entries}
 
 
 def _fields(file: BinaryIO, wanted: set[int]) -> Iterator[tuple[int, bytes]]:
-    """Give a protocol buffer's wanted fields of bytes; raise ValueError where it breaks the format's rules."""
+    """Yield the requested byte fields of a protocol buffer; raises ValueError for a malformed buffer."""
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     while file.tell() < size:
@@ -189,7 +191,7 @@ def _fields(file: BinaryIO, wanted: set[int]) -> Iterator[tuple[int, bytes]]:
         if kind == LENGTH:
             length = _varint(file)
         if length is None:
-            raise ValueError("its fields are of no known kind")
+            raise ValueError("it has a field of an unknown wire type")
         end = file.tell() + length
         if end > size:
             raise ValueError("it ends too early")

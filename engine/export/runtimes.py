@@ -1,6 +1,6 @@
-"""The table of runtimes: an exported file to something that answers batches of any size. Vendor imports stay inside.
+"""Registry of runtimes for exported files. Vendor packages are imported inside functions.
 
-An ``.onnx`` file carries no code. A ``.pt2`` file is a program that torch reads: run only those you trust.
+An ``.onnx`` file contains no code. A ``.pt2`` file is a program that torch executes: run only trusted files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from engine.vendors import stop_telemetry
 from pipeline.errors import ModelError
 
 Program = Callable[[Tensor], ModelOutputs]
-"""Normalised images (N, 3, H, W), float32, to answers; any N, one thread at a time."""
+"""Runs normalised images (N, 3, H, W), float32, of any N; not thread-safe."""
 
 INPUT: Final = "images"
 OUTPUTS: Final = ("scores", "classes", "heat")
@@ -32,24 +32,24 @@ _HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """One member of the table."""
+    """A runtime of the registry."""
 
     suffix: str
-    """The ending of the files it runs."""
+    """Suffix of the files it runs."""
     package: str
     load: Callable[[Path, str], Program]
-    """File and precision to program. Raises ``ModelError`` where the file is damaged."""
+    """Loads a file at a precision. Raises ``ModelError`` for a damaged file."""
     precisions: tuple[str, ...] = ("fp32",)
 
     def missing(self) -> str:
-        """Return why it cannot run here and what to do, or ""."""
+        """Return why the runtime is not available, with the remedy; "" if it is."""
         if importlib.util.find_spec(self.package) is None:
             return f"the package is missing: pip install {self.package}"
         return ""
 
 
 class _OpenVino:
-    """Compiles the graph for one image: a fixed shape runs faster, and a stream never waits for a compiler."""
+    """Compile the graph for one image: a fixed shape runs faster, and no frame waits for a compiler."""
 
     def __init__(self, path: Path, precision: str) -> None:
         stop_telemetry()
@@ -71,14 +71,14 @@ class _OpenVino:
         parts: list[list[Tensor]] = [[], [], []]
         for image in images.contiguous():
             results = self._request.infer([image[None].numpy()])
-            for kept, name in zip(parts, OUTPUTS, strict=True):
-                kept.append(torch.from_numpy(results[name].copy()))
+            for column, name in zip(parts, OUTPUTS, strict=True):
+                column.append(torch.from_numpy(results[name].copy()))
         scores, classes, heat = (torch.cat(part) for part in parts)
         return scores, classes, heat
 
 
 class _OnnxRuntime:
-    """Runs the graph as it is, at any batch size."""
+    """Run the graph as it is, at any batch size."""
 
     def __init__(self, path: Path, precision: str) -> None:  # noqa: ARG002 - the table's signature
         stop_telemetry()
@@ -90,17 +90,17 @@ class _OnnxRuntime:
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def __call__(self, images: Tensor) -> ModelOutputs:
-        told = self._session.run(list(OUTPUTS), {INPUT: images.contiguous().numpy()})
-        scores, classes, heat = (torch.from_numpy(part) for part in told)
+        outputs = self._session.run(list(OUTPUTS), {INPUT: images.contiguous().numpy()})
+        scores, classes, heat = (torch.from_numpy(part) for part in outputs)
         return scores, classes, heat
 
 
 class _Torch:
-    """Runs the program with torch, operation by operation."""
+    """Run the program with torch, operation by operation."""
 
     def __init__(self, path: Path, precision: str) -> None:  # noqa: ARG002 - the table's signature
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch speaks of its own formats
+            warnings.simplefilter("ignore")  # silences torch's warnings about its own formats
             self._module = torch.export.load(str(path)).module()
 
     def __call__(self, images: Tensor) -> ModelOutputs:
@@ -110,14 +110,14 @@ class _Torch:
 
 
 def _reading(kind: Callable[[Path, str], Program]) -> Callable[[Path, str], Program]:
-    """Turn whatever a vendor raises at a file into a sentence."""
+    """Turn any exception of a vendor's loader into a ``ModelError``."""
 
     def load(path: Path, precision: str) -> Program:
         try:
             return kind(path, precision)
-        except Exception as reason:  # vendors raise whatever their many stages raise
+        except Exception as reason:  # vendors raise many types of exception
             raise ModelError(
-                f"{path}: is damaged, it cannot be loaded ({first_line(reason)}); export it again"
+                f"{path}: is damaged and cannot be loaded ({first_line(reason)}); export it again"
             ) from reason
 
     return load
@@ -128,4 +128,4 @@ RUNTIMES: Final[dict[str, Runtime]] = {
     "onnxruntime": Runtime(".onnx", "onnxruntime", _reading(_OnnxRuntime)),
     "eager": Runtime(".pt2", "torch", _reading(_Torch)),
 }
-"""Every runtime by the name ``--backend`` takes; of those for one kind of file the first that is here is preferred."""
+"""Runtimes by name in ``--backend``; the first available runtime of a file kind is preferred."""

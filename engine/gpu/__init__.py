@@ -1,1 +1,1 @@
-"""What runs on an NVIDIA GPU alone, its logic written so that a CPU can prove it."""
+"""GPU code: streams, CUDA graphs, image operations and device information."""

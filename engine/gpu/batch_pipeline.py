@@ -1,7 +1,7 @@
-"""Frames of one size on their way over the device: up once, through one captured graph, answers and picture out.
+"""Pipeline of batches on the device: upload, one captured graph, download.
 
-Nobody waits where it is not needed: the host fills the next slot of a ring while the last one is copied, the copy lane
-uploads frame n + 1 while the compute lane explains frame n, and whoever wants an answer waits for that answer alone.
+The host fills the next slot of a ring while the previous slot is copied. The copy stream uploads batch n + 1 while the
+compute stream explains batch n. A reader waits only for the batch it reads.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from engine.gpu.streams import Call, DeviceStreams
 from pipeline.frames import Image
 
 SLOTS: Final = 3
-"""Places in the ring of each frame size: one is filled, one copied, one explained."""
+"""Slots per frame size: one is filled, one copied, one explained."""
 
 _POWERS_UP_TO: Final = 8
 
 
 def buckets_up_to(most: int) -> tuple[int, ...]:
-    """Return the batch sizes to compile for: powers of two up to 8, then of four, and ``most`` itself."""
+    """Return the batch sizes to compile for: powers of two up to 8, then powers of four, and ``most`` itself."""
     sizes = {most}
     size = 1
     while size < most:
@@ -35,28 +35,28 @@ def buckets_up_to(most: int) -> tuple[int, ...]:
 
 
 def split_into_buckets(count: int, buckets: Sequence[int]) -> list[tuple[int, int]]:
-    """Cut a batch into (frames, bucket): as many of the largest as are full, the rest in the smallest that holds it."""
+    """Split a batch into (frames, bucket): full buckets of the largest size, the rest in the smallest that holds it."""
     largest = max(buckets)
-    told = [(largest, largest)] * (count // largest)
+    parts = [(largest, largest)] * (count // largest)
     rest = count % largest
     if rest:
-        told.append((rest, min(size for size in buckets if size >= rest)))
-    return told
+        parts.append((rest, min(size for size in buckets if size >= rest)))
+    return parts
 
 
 @dataclass(eq=False)
 class CapturedGraph:
-    """What is done to one bucket of frames of one size: a captured graph over fixed memory."""
+    """A captured graph over fixed memory, for one frame size and one batch size."""
 
     frames: Tensor
     """The graph's input on the device, uint8 (bucket, H, W, 3)."""
     run: Call
-    """Explains and draws what lies in ``frames``: scores, classes, heat, pictures; the same memory every time."""
+    """Explains and renders ``frames``: scores, classes, heat maps, images; always in the same memory."""
 
 
 @dataclass(eq=False)
 class _Slot:
-    """A place in the ring."""
+    """A slot of the ring."""
 
     host: Tensor
     device: Tensor
@@ -68,19 +68,19 @@ class _Slot:
 
 @dataclass(frozen=True, eq=False)
 class InFlightBatch:
-    """Some frames under way."""
+    """A submitted batch."""
 
     count: int
     outputs: tuple[Tensor, ...]
-    """Scores, classes and heat in host memory; valid once ``done`` is reached."""
+    """Scores, classes and heat maps in host memory; valid after ``done``."""
     images: tuple[Tensor, ...]
-    """The drawn frames on the device, uint8 (3, H, W), each in memory of its own: whoever keeps one keeps no other.
-    Valid once ``done`` is reached."""
+    """The rendered frames on the device, uint8 (3, H, W), each in its own memory, so that a kept frame does not hold
+    the others. Valid after ``done``."""
     done: object
 
 
 class BatchPipeline:
-    """Launches frames of any sizes. One thread launches; any may wait for a flight."""
+    """Submits frames of any size. One thread submits; any thread may wait for a batch."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class BatchPipeline:
         buckets: Sequence[int],
         capture: Callable[[tuple[int, int], int], tuple[Tensor, Call]],
     ) -> None:
-        """Take the device, the batch sizes, and what makes (input, call) of a frame size and a bucket."""
+        """Create a pipeline; ``prepare`` returns (input, call) for a frame size and a bucket."""
         self.streams = streams
         self.buckets = tuple(sorted(buckets))
         self._capture = capture
@@ -96,7 +96,7 @@ class BatchPipeline:
         self._slots: dict[tuple[int, int], itertools.cycle[_Slot]] = {}
 
     def submit(self, images: Sequence[Image]) -> list[InFlightBatch]:
-        """Send frames of one size on their way and return at once: flights in order, of some frames each."""
+        """Submit frames of one size and return at once; the batches are in order."""
         flights = []
         start = 0
         for count, bucket in split_into_buckets(len(images), self.buckets):
@@ -105,7 +105,7 @@ class BatchPipeline:
         return flights
 
     def warm_up(self, size: tuple[int, int], bucket: int) -> CapturedGraph:
-        """Capture the graph for frames of this size in this bucket, if it is not yet."""
+        """Capture the graph for this frame size and bucket, unless it is captured already."""
         key = (size, bucket)
         if key not in self._graphs:
             with self.streams.stream("compute"):
@@ -120,33 +120,33 @@ class BatchPipeline:
         count = len(images)
         streams.synchronize(slot.host_free)
         rows = slot.host.numpy()
-        for place, image in enumerate(images):
-            np.copyto(rows[place], image)
+        for row, image in enumerate(images):
+            np.copyto(rows[row], image)
         streams.wait_event("copy", slot.device_free)
         with streams.stream("copy"):
             slot.device[:count].copy_(slot.host[:count], non_blocking=True)
         slot.host_free = streams.record_event("copy")
         streams.wait_event("compute", slot.host_free)
         with streams.stream("compute"):
-            # What fills a bucket up is whatever lay there before: its answers are cut off.
+            # The rest of a bucket keeps old frames: their results are cut off.
             capture.frames.copy_(slot.device[:bucket])
             slot.device_free = streams.record_event("compute")
-            *answers, pictures = capture.run()
-            kept = tuple(picture.clone() for picture in pictures[:count])
-            told = tuple(self._to_host(part[:count]) for part in answers)
-        return InFlightBatch(count, told, kept, streams.record_event("compute"))
+            *answers, rendered = capture.run()
+            clones = tuple(image.clone() for image in rendered[:count])
+            parts = tuple(self._to_host(part[:count]) for part in answers)
+        return InFlightBatch(count, parts, clones, streams.record_event("compute"))
 
     def _to_host(self, part: Tensor) -> Tensor:
-        place = self.streams.pinned_empty(tuple(part.shape), part.dtype)
-        return place.copy_(part, non_blocking=True)
+        host = self.streams.pinned_empty(tuple(part.shape), part.dtype)
+        return host.copy_(part, non_blocking=True)
 
     def _next_slot(self, size: tuple[int, int]) -> _Slot:
         if size not in self._slots:
             shape = (max(self.buckets), *size, 3)
-            # The lane that first writes there makes it, so that nothing overtakes the zeros.
+            # The stream that writes first also allocates, so that the zeros are written before the frames.
             with self.streams.stream("copy"):
                 device = [torch.zeros(shape, dtype=torch.uint8, device=self.streams.device) for _ in range(SLOTS)]
             self._slots[size] = itertools.cycle(
-                [_Slot(self.streams.pinned_empty(shape, torch.uint8), one) for one in device]
+                [_Slot(self.streams.pinned_empty(shape, torch.uint8), tensor) for tensor in device]
             )
         return next(self._slots[size])

@@ -1,4 +1,4 @@
-"""Which plan is cheaper on this very device: multiply-adds say little of a card that does many maps in one go."""
+"""Chooses a plan by measurement on the device: multiply-adds predict the time of batched maps on a GPU badly."""
 
 from __future__ import annotations
 
@@ -24,45 +24,45 @@ _ROUNDS: Final = 3
 
 
 def select_by_timing(plan: Plan, tail: nn.Module, kernel: Kernel, features: Tensor, budget_bytes: int) -> Plan:
-    """Return a local plan, or the definition in chunks within the budget, whichever answers sooner; others as they are.
+    """Return the faster of a local plan and the chunked definition within the budget; other plans unchanged.
 
     Args:
-        plan: what was chosen by counting.
-        tail: the network behind the cut, on the host.
+        plan: the plan chosen by multiply-adds.
+        tail: the network behind the split, on the host.
         kernel: the masks.
-        features: one image's feature map on the device, in the type the plan will run in.
-        budget_bytes: what masked maps may take.
+        features: one image's feature map on the device, in the plan's dtype.
+        budget_bytes: memory budget of masked maps.
     """
     if plan.info.name != "local":
         return plan
     dense = DensePlan(tail, kernel, "measured", budget_bytes)
     seconds = {}
-    for one in (plan, dense):
-        placed = copy.deepcopy(one).to(features.device, features.dtype)
+    for candidate in (plan, dense):
+        placed = copy.deepcopy(candidate).to(features.device, features.dtype)
         channels_last(placed)
         try:
-            seconds[one.info.name] = _seconds(placed, features)
-        except RuntimeError as reason:  # out of memory, an operation the device does not have
-            log.warning("the %s plan does not run on %s: %s", one.info.name, features.device, reason)
-            seconds[one.info.name] = float("inf")
+            seconds[candidate.info.name] = _seconds(placed, features)
+        except RuntimeError as reason:  # out of memory, or an operation that the device lacks
+            log.warning("the %s plan does not run on %s: %s", candidate.info.name, features.device, reason)
+            seconds[candidate.info.name] = float("inf")
     local, direct = seconds["local"], seconds["dense"]
-    told = f"measured on {features.device}: local {1e3 * local:.2f} ms an image, dense {1e3 * direct:.2f} ms"
-    log.info("%s", told)
+    measured = f"measured on {features.device}: local {1e3 * local:.2f} ms per image, dense {1e3 * direct:.2f} ms"
+    log.info("%s", measured)
     chosen = plan if local <= direct else dense
-    chosen.info = replace(chosen.info, reason=told, layer=plan.info.layer, grid=plan.info.grid)
+    chosen.info = replace(chosen.info, reason=measured, layer=plan.info.layer, grid=plan.info.grid)
     return chosen
 
 
 def _seconds(plan: Plan, features: Tensor) -> float:
-    """Return the median time of one image, as frames will meet the plan: captured as a graph where that can be."""
-    streams, taken = device_streams(features.device), []
+    """Return the median time of one image, captured as a graph if possible, as in a stream."""
+    streams, times = device_streams(features.device), []
     if features.is_cuda:
-        torch.cuda.synchronize(features.device)  # they were made on another stream
+        torch.cuda.synchronize(features.device)  # they were allocated on another stream
     with torch.inference_mode(), streams.stream("compute"):
         call = streams.capture_graph(lambda: plan(features), f"the {plan.info.name} plan")
         for _ in range(_ROUNDS + 1):
             started_at = time.perf_counter()
             call()
             streams.synchronize(streams.record_event("compute"))
-            taken.append(time.perf_counter() - started_at)
-    return statistics.median(taken[1:])
+            times.append(time.perf_counter() - started_at)
+    return statistics.median(times[1:])

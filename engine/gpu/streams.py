@@ -1,8 +1,7 @@
-"""Where work on a device runs side by side: copying, computing, encoding, and who waits for whom.
+"""CUDA streams of a device: copy, compute, encode, and the events between them.
 
-A lane is a CUDA stream; a mark is an event on it. On a machine without a GPU the same calls run at once, one after
-another: what is right there in any order of waiting is proven with a fake, what the device does with it by the tests
-marked ``gpu``. The default stream is never used, and the host waits for a mark alone, never for the device.
+On a CPU the same calls run at once and in order. Tests check the order of waits with a fake; tests marked ``gpu`` check
+the device. The default stream is never used, and the host waits for events only, never for the whole device.
 """
 
 from __future__ import annotations
@@ -30,72 +29,72 @@ _WARM_UP_ROUNDS: Final = 3
 
 
 class DeviceStreams(Protocol):
-    """One device's lanes; each is used from one thread at a time, marks by any."""
+    """Streams of one device. Each is used from one thread at a time; events from any thread."""
 
     device: torch.device
 
     def stream(self, stream: StreamName) -> AbstractContextManager[Any]:
-        """Make what is called inside run on this lane."""
+        """Run the block's operations on this stream."""
         ...
 
     def record_event(self, stream: StreamName) -> object:
-        """Return a mark behind everything this lane was given so far."""
+        """Return an event recorded behind all work submitted to this stream so far."""
         ...
 
     def wait_event(self, stream: StreamName, mark: object) -> None:
-        """Make what this lane is given from now on wait for a mark; the host goes on."""
+        """Make later work of this stream wait for an event; the host continues."""
         ...
 
     def synchronize(self, mark: object) -> None:
-        """Hold the host until a mark is reached."""
+        """Block the host until an event is reached."""
         ...
 
     def record_stream(self, tensor: Tensor, stream: StreamName) -> None:
-        """Keep a tensor's memory from being used again before this lane is done with it."""
+        """Keep a tensor's memory from being reused before this stream has finished with it."""
         ...
 
     def pinned_empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Return host memory that the device copies from and to while the host goes on."""
+        """Return pinned host memory, for copies that do not block the host."""
         ...
 
     def encoder_stream(self) -> AbstractContextManager[Any]:
-        """Make what is called inside run where the JPEG encoder works, behind all that the encode lane was given."""
+        """Run the block's operations on the JPEG encoder's stream, behind all work of the encode stream."""
         ...
 
     def capture_graph(self, call: Call, name: str) -> Call:
-        """Return something that repeats ``call`` on the compute lane, in the same memory, at one launch."""
+        """Return a callable that repeats ``call`` on the compute stream, in the same memory, with one launch."""
         ...
 
 
 class CpuStreams:
-    """A device whose work is done when the call returns: the CPU."""
+    """The CPU: work is finished when a call returns."""
 
     def __init__(self, device: torch.device | None = None) -> None:
         self.device = device or torch.device("cpu")
 
     def stream(self, stream: StreamName) -> AbstractContextManager[Any]:  # noqa: ARG002 - the protocol's signature
-        """Run it here and now."""
+        """Run the block at once."""
         return nullcontext()
 
     def record_event(self, stream: StreamName) -> object:  # noqa: ARG002 - the same
-        """Return a mark that is reached already."""
+        """Return an event that is already reached."""
         return None
 
     def wait_event(self, stream: StreamName, mark: object) -> None:
-        """Nothing is left to wait for."""
+        """Do nothing: all work is finished."""
 
     def synchronize(self, mark: object) -> None:
-        """Nothing is left to wait for."""
+        """Do nothing: all work is finished."""
 
     def record_stream(self, tensor: Tensor, stream: StreamName) -> None:
-        """Nobody uses it behind our back."""
+        """Do nothing: memory is not used asynchronously."""
 
     def pinned_empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Return plain memory."""
+        """Return ordinary memory."""
         return torch.empty(shape, dtype=dtype)
 
     def encoder_stream(self) -> AbstractContextManager[Any]:
-        """Run it here and now."""
+        """Run the block at once."""
         return nullcontext()
 
     def capture_graph(self, call: Call, name: str) -> Call:  # noqa: ARG002 - the same
@@ -105,79 +104,79 @@ class CpuStreams:
 
 _encoders: dict[str, Any] = {}
 _encoders_lock = threading.Lock()
-"""Held while the first lanes of a device make its stream for JPEG."""
+"""Held while the first streams of a device create its JPEG encoder stream."""
 
 
 class CudaStreams:
-    """A CUDA device: a stream for each lane, and CUDA graphs that share one pool of memory."""
+    """A CUDA device with streams by purpose, and CUDA graphs that share one memory pool."""
 
     def __init__(self, device: torch.device) -> None:
-        """Take the device, with its index."""
+        """Create the streams of a device with an index."""
         self.device = device
         stream: Callable[..., Any] = torch.cuda.Stream
-        # What leaves goes first, then what is computed: a finished frame is never held up by the next one.
+        # Encoding has the highest priority, then computing: a finished frame never waits for the next one.
         self._streams = {lane: stream(device=device, priority=-1 if lane == "encode" else 0) for lane in LANES}
         with torch.cuda.device(device):
             self._pool = torch.cuda.graph_pool_handle()
-        # torchvision keeps one encoder for the whole process. It has a stream of its own, and takes pictures from and
-        # hands bytes to the stream that was current when it was first called, whichever is current later: so it must
-        # meet the same one every time.
+        # torchvision keeps one encoder per process, with its own stream. It synchronises with the stream that was
+        # current at its first call, even if another stream is current later: so it must always be called on the same
+        # stream.
         with _encoders_lock:
             self._encoder = _encoders.setdefault(str(device), stream(device=device, priority=-1))
         self.failed_captures: list[tuple[object, str]] = []
-        """Graphs whose capture failed, and why; some versions of torch go on asking them."""
+        """Graphs whose capture failed, with the reason; some torch versions poll them later."""
 
     def stream(self, stream: StreamName) -> AbstractContextManager[Any]:
-        """Make the lane's stream the current one."""
+        """Make the stream current."""
         chosen: AbstractContextManager[Any] = torch.cuda.stream(self._streams[stream])
         return chosen
 
     def record_event(self, stream: StreamName) -> object:
-        """Return an event on the lane's stream; waiting for it sleeps, it does not spin."""
+        """Return an event on the stream; waiting for it sleeps and does not spin."""
         event: Callable[..., Any] = torch.cuda.Event
-        told = event(blocking=True)
-        told.record(self._streams[stream])
-        return told
+        recorded = event(blocking=True)
+        recorded.record(self._streams[stream])
+        return recorded
 
     def wait_event(self, stream: StreamName, mark: Any) -> None:  # noqa: ANN401 - an event, or None before the first
-        """Make the lane's stream wait for the event."""
+        """Make the stream wait for the event."""
         if mark is not None:
             self._streams[stream].wait_event(mark)
 
     def synchronize(self, mark: Any) -> None:  # noqa: ANN401 - the same
-        """Hold the host until the event was reached."""
+        """Block the host until the event is reached."""
         if mark is not None:
             mark.synchronize()
 
     def record_stream(self, tensor: Tensor, stream: StreamName) -> None:
-        """Tell the allocator of the lane's stream."""
+        """Record the stream's use of the tensor with the allocator."""
         tensor.record_stream(self._streams[stream])
 
     def pinned_empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Return page-locked memory; torch keeps freed pieces for the next one."""
+        """Return page-locked memory; torch reuses freed blocks."""
         return torch.empty(shape, dtype=dtype, pin_memory=True)
 
     def encoder_stream(self) -> AbstractContextManager[Any]:
-        """Make the encoder's stream the current one; it waits for the encode lane's."""
+        """Make the encoder's stream current; it waits for the encode stream."""
         self._encoder.wait_stream(self._streams["encode"])
         chosen: AbstractContextManager[Any] = torch.cuda.stream(self._encoder)
         return chosen
 
     def capture_graph(self, call: Call, name: str) -> Call:
-        """Run it some times, so that everything lazy has happened, then capture it as one CUDA graph.
+        """Run the call a few times, so that lazy initialisation is done, then capture it as one CUDA graph.
 
-        What cannot be captured (it asks the host in between) runs call by call, and is said so.
+        A call that cannot be captured because it synchronises with the host runs call by call, with a warning.
         """
         compute, exact = self._streams["compute"], not torch.backends.cudnn.allow_tf32
         graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
-        # Shapes are fixed: the fastest convolutions are looked for once, here.
+        # Shapes are fixed: cuDNN searches the fastest convolutions once, here.
         with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=not exact):
             with torch.cuda.stream(compute):
                 for _ in range(_WARM_UP_ROUNDS):
                     call()
             compute.synchronize()
             try:
-                # Other threads go on allocating meanwhile.
+                # Other threads may allocate meanwhile.
                 with torch.cuda.graph(graph, pool=self._pool, stream=compute, capture_error_mode="thread_local"):
                     outputs = call()
             except (RuntimeError, BackendError) as reason:
@@ -193,13 +192,13 @@ class CudaStreams:
         return replay
 
     def _reset_after_failure(self, before: Any) -> None:  # noqa: ANN401 - a stream
-        """Clear up behind a capture that failed: torch leaves its stream the current one, and its allocator waiting."""
+        """Clean up after a failed capture: torch leaves its stream current and its allocator in capture mode."""
         torch.cuda.set_stream(before)
         self._pool, pool = torch.cuda.graph_pool_handle(), self._pool
-        with suppress(RuntimeError, AttributeError):  # others have ended it themselves
+        with suppress(RuntimeError, AttributeError):  # some versions have ended it already
             torch._C._cuda_endAllocateToPool(self.device.index, pool)  # noqa: SLF001 - nothing public does
 
 
 def device_streams(device: torch.device) -> DeviceStreams:
-    """Return the lanes of a device."""
+    """Return the streams of a device."""
     return CudaStreams(device) if device.type == "cuda" else CpuStreams(device)

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all: a reader sees the old file or the new one, never half of one."""
+"""Atomic file writes: a reader sees the old file or the new one, never a part."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pipeline.errors import ModelError
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Give the place to write to; what stands there takes ``path``'s place when the block ends well.
+    """Yield a temporary path; it replaces ``path`` when the block ends without an error.
 
-    Entering already shows whether the folder can be written to, before any work is done.
+    Entering checks that the folder can be written to, before any work is done.
 
     Raises:
-        ModelError: it cannot be written.
+        ModelError: the file cannot be written.
     """
     if path.is_dir():
         raise ModelError(f"{path}: cannot be written (it is a folder); name a file in it")
@@ -28,8 +28,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
         yield folder / path.name
         (folder / path.name).replace(path)
     except OSError as error:
-        said = error.strerror or str(error)
-        raise ModelError(f"{path}: cannot be written ({said}); choose a folder you may write to") from error
+        message = error.strerror or str(error)
+        raise ModelError(f"{path}: cannot be written ({message}); choose a folder you may write to") from error
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)

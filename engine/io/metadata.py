@@ -1,6 +1,6 @@
-"""What a file of this system says about itself: string metadata, each value JSON where it is no plain word.
+"""Reads file metadata: strings, each a JSON value unless it is plain text.
 
-Every reader here raises ``ModelError`` that names the file, the key and the rule.
+Every function raises ``ModelError`` that names the file, the key and the rule.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _TRIPLES: Final[Mapping[str, TypeAdapter[tuple[float, float, float]]]] = {
     "mean": TypeAdapter(Triple),
     "std": TypeAdapter(Fractions),
 }
-"""What the command line's knobs of the same names take."""
+"""Values allowed by the command-line options of the same names."""
 _SHOWN: Final = 120
 
 
 def read_str(path: Path, metadata: Mapping[str, str], key: str) -> str:
-    """Return a plain value."""
+    """Return a plain string."""
     value = metadata.get(key)
     if not value:
         raise ModelError(f"{path}: its metadata lacks {key!r}; write the file again")
@@ -37,7 +37,7 @@ def read_json(path: Path, metadata: Mapping[str, str], key: str) -> Any:  # noqa
     try:
         return json.loads(read_str(path, metadata, key))
     except (ValueError, RecursionError) as error:  # a number of thousands of digits is a ValueError
-        raise ModelError(f"{path}: metadata {key!r} is no JSON ({error}); write the file again") from None
+        raise ModelError(f"{path}: metadata {key!r} is not JSON ({error}); write the file again") from None
 
 
 def invalid_value(path: Path, key: str, value: object, rule: str) -> ModelError:
@@ -48,7 +48,7 @@ def invalid_value(path: Path, key: str, value: object, rule: str) -> ModelError:
 
 
 def names(path: Path, metadata: Mapping[str, str], key: str) -> tuple[str, ...]:
-    """Return a list of names, never empty."""
+    """Return a non-empty list of names."""
     value = read_json(path, metadata, key)
     if not isinstance(value, list) or not value or not all(isinstance(name, str) for name in value):
         raise invalid_value(path, key, value, "a list of names")
@@ -56,7 +56,7 @@ def names(path: Path, metadata: Mapping[str, str], key: str) -> tuple[str, ...]:
 
 
 def read_int_pair(path: Path, metadata: Mapping[str, str], key: str, rule: str) -> tuple[int, int]:
-    """Return two whole numbers above zero; ``rule`` says what they are."""
+    """Return two positive integers; ``rule`` is the message's description of them."""
     value = read_json(path, metadata, key)
     if not _numbers(value, 2) or not all(isinstance(side, int) and side > 0 for side in value):
         raise invalid_value(path, key, value, rule)
@@ -64,7 +64,7 @@ def read_int_pair(path: Path, metadata: Mapping[str, str], key: str, rule: str) 
 
 
 def input_size(path: Path, metadata: Mapping[str, str]) -> tuple[int, int]:
-    """Return a network's input, height and width in pixels, held to what ``--input-size`` takes."""
+    """Return a network's input size, height and width in pixels, with the limits of ``--input-size``."""
     value = read_int_pair(path, metadata, "input_size", "[height, width] in pixels")
     try:
         return _SIZE.validate_python(value)
@@ -81,8 +81,8 @@ def triple(path: Path, metadata: Mapping[str, str], key: str) -> tuple[float, fl
     try:
         return _TRIPLES[key].validate_python(value)
     except ValidationError as reason:
-        told = reason.errors()[0]["msg"].lower()
-        raise invalid_value(path, key, value, f"three numbers, for red, green and blue ({told})") from None
+        message = reason.errors()[0]["msg"].lower()
+        raise invalid_value(path, key, value, f"three numbers, for red, green and blue ({message})") from None
 
 
 def mapping(path: Path, metadata: Mapping[str, str], key: str) -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""Perceptual hashes: which pictures look nearly alike, whatever their size, format, compression and exposure.
+"""Perceptual hashes: find near-duplicate images regardless of size, format, compression and exposure.
 
-A hash has 256 bits: the signs of the 16 x 16 lowest frequencies of the grey picture's cosine transform, the constant
-row and column left out, after Zauner, *Implementation and benchmarking of perceptual image hash functions*, 2010. Each
-frequency is compared with its median over the data set, so that what all pictures share, such as the fixture a part
-lies in, decides no bit: the hashes of two unrelated pictures differ in about half of their bits.
+A hash has 256 bits: the signs of the 16 x 16 lowest frequencies of the grey image's cosine transform, without the
+constant row and column, after Zauner, *Implementation and benchmarking of perceptual image hash functions*, 2010. Each
+frequency is compared with its median over the data set, so that common content, such as the fixture that holds a part,
+decides no bit: the hashes of two unrelated images differ in about half of their bits.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from pipeline.frames import Image
 
 BITS: Final = 256
 MAX_DIFFERENT_BITS: Final = 40
-"""Hashes that differ in no more bits than this are of pictures that look nearly alike: 11 standard deviations below
-unrelated ones."""
+"""Hashes that differ in at most this many bits belong to near-duplicate images: 11 standard deviations below unrelated
+images."""
 
 _SIDE, _FREQUENCIES = 64, 16
 _MIN_FOR_MEDIANS: Final = 20
-"""Medians of fewer pictures would be those pictures themselves."""
+"""With fewer images the medians would be these images themselves."""
 _BLOCK_PAIRS: Final = 1 << 23
 """Pairs compared at a time: about 70 MB."""
 
 Spectrum = npt.NDArray[np.float32]
-"""The frequencies of one picture, (256,), scaled to length 1: light and contrast do not count."""
+"""Frequencies of one image, (256,), scaled to length 1: invariant to brightness and contrast."""
 Hashes = npt.NDArray[np.uint8]
-"""One hash a row, (N, 32), eight bits a byte."""
+"""Hashes, a row each, (N, 32), eight bits per byte."""
 
 
 def _cosines() -> npt.NDArray[np.float32]:
@@ -47,37 +47,37 @@ _COSINES: Final = _cosines()
 
 
 def spectrum_of(image: Image) -> Spectrum:
-    """Return what a picture's hash is made of; all zero for a picture of one colour.
+    """Return the frequencies of an image, from which its hash is made; all zero for a uniform image.
 
     Args:
         image: uint8 RGB, (height, width, 3).
     """
-    step = max(1, min(image.shape[:2]) // (4 * _SIDE))  # of a large picture every few pixels tell enough
+    step = max(1, min(image.shape[:2]) // (4 * _SIDE))  # a subsampled large image suffices
     grey = image[::step, ::step].astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
     small = F.interpolate(
         torch.from_numpy(grey)[None, None], size=(_SIDE, _SIDE), mode="bilinear", antialias=True, align_corners=False
     )[0, 0].numpy()
-    found = (_COSINES @ small @ _COSINES.T).ravel()
-    length = float(np.linalg.norm(found))
-    return np.asarray(found / length if length > 1.0 else np.zeros_like(found), np.float32)
+    frequencies = (_COSINES @ small @ _COSINES.T).ravel()
+    length = float(np.linalg.norm(frequencies))
+    return np.asarray(frequencies / length if length > 1.0 else np.zeros_like(frequencies), np.float32)
 
 
 def medians_of(spectra: Sequence[Spectrum]) -> Spectrum:
-    """Return each frequency's median over a data set, (256,); zeros for fewer than 20 pictures."""
+    """Return the median of each frequency over a data set, (256,); zeros for fewer than 20 images."""
     if len(spectra) < _MIN_FOR_MEDIANS:
         return np.zeros(BITS, np.float32)
     return np.asarray(np.median(np.stack(spectra), axis=0), np.float32)
 
 
 def hashes_of(spectra: Sequence[Spectrum], medians: Spectrum) -> Hashes:
-    """Return the hashes of pictures, (N, 32)."""
+    """Return the hashes of images, (N, 32)."""
     if not len(spectra):
         return np.zeros((0, BITS // 8), np.uint8)
     return np.packbits(np.stack(spectra) > medians, axis=1)
 
 
 def nearest_hashes(hashes: Hashes, known: Hashes) -> tuple[npt.NDArray[np.int_], npt.NDArray[np.int_]]:
-    """Return for each hash the row of the known hash nearest to it, and in how many bits they differ.
+    """Return for each hash the row of the nearest known hash, and the number of bits that differ.
 
     Takes N x M x 256 multiplications, in blocks: 2,000 hashes against 8,000 take less than a second.
 
@@ -105,17 +105,17 @@ def _blocks(hashes: Hashes, rows: int) -> Iterator[Hashes]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KnownImages:
-    """The hashes of a data set, with the medians they were made with: can be kept in a file as text."""
+    """Hashes of a data set with their medians; can be stored as text."""
 
     medians: Spectrum
     hashes: Hashes
 
     def find(self, spectra: Sequence[Spectrum]) -> npt.NDArray[np.bool_]:
-        """Return which pictures look nearly like one of these, (N,)."""
+        """Return which images are near-duplicates of these, bool (N,)."""
         if not len(self.hashes) or not len(spectra):
             return np.zeros(len(spectra), bool)
         _, bits = nearest_hashes(hashes_of(spectra, self.medians), self.hashes)
-        shows = np.array([bool(one.any()) for one in spectra])
+        shows = np.array([bool(spectrum.any()) for spectrum in spectra])
         return np.asarray((bits <= MAX_DIFFERENT_BITS) & shows)
 
     def to_text(self) -> str:
@@ -125,17 +125,17 @@ class KnownImages:
 
     @classmethod
     def from_text(cls, text: str) -> KnownImages:
-        """Return what ``to_text`` wrote.
+        """Parse the text of ``to_text``.
 
         Raises:
-            ValueError: the text is of another form.
+            ValueError: the text has another form.
         """
         try:
-            told = {key: base64.b64decode(value, validate=True) for key, value in json.loads(text).items()}
-            medians = np.frombuffer(told["medians"], "<f4").astype(np.float32)
-            hashes = np.frombuffer(told["hashes"], np.uint8).reshape(-1, BITS // 8)
+            arrays = {key: base64.b64decode(value, validate=True) for key, value in json.loads(text).items()}
+            medians = np.frombuffer(arrays["medians"], "<f4").astype(np.float32)
+            hashes = np.frombuffer(arrays["hashes"], np.uint8).reshape(-1, BITS // 8)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ValueError("no hashes of pictures") from error
+            raise ValueError("it contains no image hashes") from error
         if medians.shape != (BITS,) or not np.isfinite(medians).all():
-            raise ValueError("no medians of 256 frequencies")
+            raise ValueError("it does not contain 256 medians")
         return cls(medians, hashes)

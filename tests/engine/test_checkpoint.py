@@ -117,7 +117,7 @@ def with_metadata(path, content, **changed):
     [
         ({"format": "recipro-stream 2"}, "update recipro-stream"),
         ({"labels": "[]"}, "list of names"),
-        ({"labels": "not json"}, "is no JSON"),
+        ({"labels": "not json"}, "is not JSON"),
         ({"labels": "[1, 2]"}, "list of names"),
         ({"input_size": "[240]"}, r"\[height, width\]"),
         ({"input_size": "[240, -3]"}, r"\[height, width\]"),

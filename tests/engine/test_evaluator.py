@@ -240,7 +240,7 @@ def test_records_whose_settings_are_lost_are_not_taken_for_those_of_any(tmp_path
     (tmp_path / "settings.json").unlink()
     if settings is not None:
         (tmp_path / "settings.json").write_text(settings)
-    with pytest.raises(ConfigError, match="does not hold the settings of the records beside it"):
+    with pytest.raises(ConfigError, match="does not contain the settings of the records beside it"):
         ResultsLog(tmp_path, {"model": "y"}).__enter__()
     assert (tmp_path / "images.jsonl").read_text() == '{"image": "a"}\n'
 

@@ -281,9 +281,9 @@ def test_weights_that_changed_are_noticed(line, tmp_path):
     ("key", "value", "rule"),
     [
         ("format", "recipro-stream explained 9", "this version reads"),
-        ("format", "", "none of this system's"),
+        ("format", "", "`export` did not write it"),
         ("labels", "[1]", "a list of names"),
-        ("labels", "[", "no JSON"),
+        ("labels", "[", "not JSON"),
         ("input_size", "[0, 5]", "height, width"),
         ("fit", "bent", "stretch, letterbox or crop"),
         ("proof", "{}", "damaged"),
@@ -304,11 +304,11 @@ def test_a_foreign_network_is_told_from_ours(tmp_path):
     node = onnx.helper.make_node("Relu", ["x"], ["y"])
     ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
     onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "g", ends[:1], ends[1:])), path)
-    with pytest.raises(ModelError, match=r"none of this system's; make one with `run\.py export"):
+    with pytest.raises(ModelError, match=r"`export` did not write it; write a file with `run\.py export"):
         ExportedExplainer(path, EngineConfig(model=str(path)))
     program = tmp_path / "foreign.pt2"
     torch.export.save(torch.export.export(torch.nn.ReLU(), (torch.zeros(2),)), str(program))
-    with pytest.raises(ModelError, match="none of this system's"):
+    with pytest.raises(ModelError, match="`export` did not write it"):
         ExportedExplainer(program, EngineConfig(model=str(program)))
     with pytest.raises(ModelError, match="no such file"):
         ExportedExplainer(tmp_path / "missing.onnx", EngineConfig(model="missing.onnx"))
@@ -345,7 +345,7 @@ def test_a_file_that_disagrees_with_the_engine_is_not_kept(tmp_path, monkeypatch
         with atomic_write(path) as place:
             export_network(load_network("line_net", weights="random"), EngineConfig(input_size="48x64"), place)
 
-    with pytest.raises(BackendError, match="does not answer like the engine"):
+    with pytest.raises(BackendError, match="differ from the engine's"):
         attempt()
     assert path.read_text() == "the old one"
     assert list(tmp_path.iterdir()) == [path]

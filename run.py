@@ -34,8 +34,8 @@ def set_up_process() -> None:
     """Set environment variables, core dump limit and allocator thresholds; call it before torch is imported.
 
     OpenMP threads wait passively and leave the cores to decoding, drawing and encoding. glibc keeps the memory that a
-    frame frees for the next one: returning it costs thousands of page faults a frame. The telemetry of ONNX Runtime is
-    off.
+    frame frees for the next frame: returning it costs thousands of page faults per frame. The telemetry of ONNX Runtime
+    is off.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -54,7 +54,7 @@ def set_up_process() -> None:
 
 
 def main() -> None:
-    """Run the command line; errors that a user can mend become one line on standard error and an exit code."""
+    """Run the command line; print errors that a user can fix on standard error, with an exit code."""
     set_up_process()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -80,8 +80,8 @@ def main() -> None:
         print_error(f"a library cannot be loaded ({error}); run `uv sync`; `run.py doctor` lists what is missing")
         sys.exit(EXIT_INPUT)
     except OSError as error:
-        # An operation on a path failed: no permission for a parent folder, a name too long, a circular link, a network
-        # share that does not answer. Exit code 2 keeps a supervisor from restarting the process for ever.
+        # An operation on a path failed: no permission for a parent folder, a name too long, a circular link, or a
+        # network share that does not answer. Exit code 2 keeps a supervisor from restarting the process for ever.
         if (message := of_path(error)) is None:
             raise
         print_error(message)

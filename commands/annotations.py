@@ -27,11 +27,11 @@ class Annotations:
     """Look-up of the boxes or the mask of an image; None where there are no such annotations."""
 
     place_of: Callable[[Path], Path | None] | None = None
-    """Returns the annotation file of an image, or its key in a common file. No two images share it."""
+    """Returns the annotation file of an image, or its key in a common file; unique per image."""
     truths_of: BoxLookup | None = None
     mask_of: MaskLookup | None = None
     apart: bool = True
-    """Whether each image has an annotation file of its own; otherwise one file holds all annotations."""
+    """True if each image has its own annotation file; false if one file holds all annotations."""
 
     def file_of(self, image_path: Path) -> Path | None:
         """Return the annotation file of this image alone, if there is one."""
@@ -47,13 +47,13 @@ class Annotations:
             return
         first: dict[Path, Path] = {}
         for image in images:
-            if (place := self.place_of(image)) is None:
+            if (annotation := self.place_of(image)) is None:
                 continue
-            other = first.setdefault(place, image)
+            other = first.setdefault(annotation, image)
             if other.resolve() != image.resolve():
                 raise ConfigError(
-                    f"{option}: {place} would belong to {other} and to {image}; evaluate one of their folders at a "
-                    "time, or move it into a folder that has the name of its image's folder"
+                    f"{option}: {annotation} would belong to {other} and to {image}; evaluate one of their folders at "
+                    "a time, or move it into a folder that has the name of its image's folder"
                 )
         if not first:
             raise ConfigError(
@@ -77,52 +77,52 @@ def load_boxes(boxes: Path, names: Path | None) -> Annotations:
     return _of_folder(boxes, read_box_names(names))
 
 
-def read_box_names(place: Path | None) -> dict[int, str]:
-    """Return the names of box classes by their index, from a data set's YAML or a text file with one name a line.
+def read_box_names(path: Path | None) -> dict[int, str]:
+    """Return the names of box classes by index, from a data set's YAML or a text file with a name per line.
 
     Raises:
-        ConfigError: the YAML has no list of names, nor a map of whole numbers to names.
+        ConfigError: the YAML has neither a list of names nor a map of integers to names.
     """
     from engine.models.labels import read_labels
 
-    if place is None:
+    if path is None:
         return {}
-    if place.suffix.lower() not in {".yaml", ".yml"}:
-        return dict(enumerate(read_labels(place)))
-    listed = read_yaml(read_text_file(place), str(place)).get("names")
+    if path.suffix.lower() not in {".yaml", ".yml"}:
+        return dict(enumerate(read_labels(path)))
+    listed = read_yaml(read_text_file(path), str(path)).get("names")
     if isinstance(listed, list):
         listed = dict(enumerate(listed))
     if not isinstance(listed, dict) or not listed:
         raise ConfigError(
-            f"--box-names {str(place)!r}: has no list 'names'; give names: [car, bus], or a text file with one "
-            "name a line"
+            f"--box-names {str(path)!r}: has no list 'names'; give names: [car, bus], or a text file with a "
+            "name per line"
         )
-    found: dict[int, str] = {}
+    names: dict[int, str] = {}
     for key, name in listed.items():
         index = int(key) if isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) < 10 else key
         if isinstance(index, bool) or not isinstance(index, int) or index < 0:
             raise ConfigError(
-                f"--box-names {str(place)!r}: names: {str(key)[:40]!r} is not a class index; write whole numbers, "
+                f"--box-names {str(path)!r}: names: {str(key)[:40]!r} is not a class index; write integers, "
                 "such as 0: car, or a list of names"
             )
-        if index in found:
-            raise ConfigError(f"--box-names {str(place)!r}: names: class {index} is named twice; leave one out")
+        if index in names:
+            raise ConfigError(f"--box-names {str(path)!r}: names: class {index} has two names; remove one of them")
         if name is None or isinstance(name, dict | list | bool):
             raise ConfigError(
-                f"--box-names {str(place)!r}: names: class {index} has the name {name!r}, which is not text; put "
+                f"--box-names {str(path)!r}: names: class {index} has the name {name!r}, which is not text; put "
                 "it in quotes"
             )
-        found[index] = str(name)
-    return found
+        names[index] = str(name)
+    return names
 
 
 def _of_coco(boxes: Path) -> Annotations:
     """Look up an image by its path in the JSON; by its file name where only one entry has that name."""
     from engine.evaluation.boxes import coco_boxes
 
-    found = {PurePosixPath(name): truths for name, truths in coco_boxes(read_text_file(boxes), str(boxes)).items()}
+    by_path = {PurePosixPath(name): truths for name, truths in coco_boxes(read_text_file(boxes), str(boxes)).items()}
     by_name: dict[str, list[PurePosixPath]] = {}
-    for entry in found:
+    for entry in by_path:
         by_name.setdefault(entry.name, []).append(entry)
 
     def entry_of(path: Path) -> PurePosixPath | None:
@@ -130,33 +130,37 @@ def _of_coco(boxes: Path) -> Annotations:
         exact = [entry for entry in several if parts[-len(entry.parts) :] == entry.parts]
         if not exact and len(several) > 1:
             raise ConfigError(
-                f"--boxes {str(boxes)!r}: has {several[0]} and {several[1]}, and {path} may be either; put the images "
+                f"--boxes {str(boxes)!r}: has {several[0]} and {several[1]}, and {path} can be either; put the images "
                 "into the folders that the JSON names"
             )
         return max(exact or several, key=lambda entry: len(entry.parts), default=None)
 
     def truths_of(path: Path, _size: tuple[int, int]) -> tuple[GroundTruth, ...]:
         entry = entry_of(path)
-        return () if entry is None else found[entry]
+        return () if entry is None else by_path[entry]
 
     return Annotations(lambda path: None if (entry := entry_of(path)) is None else Path(entry), truths_of, apart=False)
 
 
 def _of_folder(boxes: Path, labels: dict[int, str]) -> Annotations:
-    """Look up the file beside the image, in the folder of boxes, or there in a folder named like the image's."""
+    """Look up the file beside the image, in the folder of boxes, or in its subfolder named like the image's folder."""
     from engine.evaluation.boxes import voc_boxes, yolo_boxes
 
     def place_of(path: Path) -> Path | None:
         beside = [path.parent] if path.resolve().is_relative_to(boxes.resolve()) else []
         folders = [*beside, boxes / path.parent.name, boxes]
         places = (folder / f"{path.stem}{suffix}" for folder in folders for suffix in (".xml", ".txt"))
-        return next((place for place in places if place.is_file()), None)
+        return next((candidate for candidate in places if candidate.is_file()), None)
 
     def truths_of(path: Path, size: tuple[int, int]) -> tuple[GroundTruth, ...]:
-        if (place := place_of(path)) is None:
+        if (annotation := place_of(path)) is None:
             return ()
-        text = read_text_file(place)
-        return voc_boxes(text, str(place)) if place.suffix == ".xml" else yolo_boxes(text, labels, size, str(place))
+        text = read_text_file(annotation)
+        return (
+            voc_boxes(text, str(annotation))
+            if annotation.suffix == ".xml"
+            else yolo_boxes(text, labels, size, str(annotation))
+        )
 
     return Annotations(place_of, truths_of)
 
@@ -164,8 +168,8 @@ def _of_folder(boxes: Path, labels: dict[int, str]) -> Annotations:
 def load_masks(masks: Path, above: int) -> Annotations:
     """Return a look-up of the mask of an image, by its path and (height, width).
 
-    A mask has the name of its image with any suffix, and is in the folder of masks, or there in a folder with the name
-    of the image's folder. Mask pixels above ``above`` (0 to 254) belong to the object.
+    A mask has the name of its image with any suffix. It is in the folder of masks, or in its subfolder named like the
+    image's folder. Mask pixels above ``above`` (0 to 254) belong to the object.
 
     Raises:
         ConfigError: ``masks`` is not a folder, or contains no images.
@@ -175,23 +179,23 @@ def load_masks(masks: Path, above: int) -> Annotations:
     places: dict[tuple[str, str], list[Path]] = {}
     from stream.sources import IMAGE_SUFFIXES
 
-    for one in sorted(masks.rglob("*")):
-        if one.suffix.lower() in IMAGE_SUFFIXES:
-            for folder in {one.parent.name, ""} if one.parent == masks else {one.parent.name}:
-                places.setdefault((folder, one.stem), []).append(one)
+    for file in sorted(masks.rglob("*")):
+        if file.suffix.lower() in IMAGE_SUFFIXES:
+            for folder in {file.parent.name, ""} if file.parent == masks else {file.parent.name}:
+                places.setdefault((folder, file.stem), []).append(file)
     if not places:
         raise ConfigError(f"--masks {str(masks)!r}: contains no images; give a folder of masks named like the images")
 
     def place_of(path: Path) -> Path | None:
         for folder in (path.parent.name, ""):
-            found = [one for one in places.get((folder, path.stem), ()) if one.resolve() != path.resolve()]
-            if found:
-                return found[0]
+            candidates = [mask for mask in places.get((folder, path.stem), ()) if mask.resolve() != path.resolve()]
+            if candidates:
+                return candidates[0]
         return None
 
     def mask_of(path: Path, size: tuple[int, int]) -> Mask | None:
-        place = place_of(path)
-        return None if place is None else _mask(place, size, above)
+        annotation = place_of(path)
+        return None if annotation is None else _mask(annotation, size, above)
 
     return Annotations(place_of, mask_of=mask_of)
 
@@ -205,33 +209,35 @@ def _mask(path: Path, size: tuple[int, int], above: int) -> Mask:
         raise ConfigError(
             f"{path}: the mask is {height}x{width} and its image {rows}x{columns}; give a mask of the image's size"
         )
-    found: Mask = image.max(2) > above
-    return found
+    mask: Mask = image.max(2) > above
+    return mask
 
 
-def read_paths(place: Path) -> list[Path]:
-    """Return the image paths in a text file, one a line, relative to the file's folder."""
-    lines = enumerate(read_text_file(place).splitlines(), 1)
-    paths = [path_beside(place, number, line.strip()) for number, line in lines if line.strip()]
+def read_paths(path: Path) -> list[Path]:
+    """Return the image paths in a text file, one per line, relative to the file's folder."""
+    lines = enumerate(read_text_file(path).splitlines(), 1)
+    paths = [path_beside(path, number, line.strip()) for number, line in lines if line.strip()]
     if not paths:
-        raise ConfigError(f"{place}: lists no images; write one path a line")
+        raise ConfigError(f"{path}: lists no images; write one path per line")
     return paths
 
 
 def read_class_map(class_map: Path | None) -> dict[str, list[int]]:
-    """Return the network classes of each box class; of a file with several maps, the first."""
+    """Return the network classes of each box class; a file with several maps uses the first."""
     if class_map is None:
         return {}
     where = f"--class-map {str(class_map)!r}"
     mapping = read_json(read_text_file(class_map), where)
-    if isinstance(mapping, dict) and mapping and all(isinstance(one, dict) for one in mapping.values()):
+    if isinstance(mapping, dict) and mapping and all(isinstance(value, dict) for value in mapping.values()):
         mapping = next(iter(mapping.values()))
     if not isinstance(mapping, dict) or not mapping:
         raise ConfigError(f'{where}: must map box classes to network classes, as in {{"car": [817]}}')
     for name, indices in mapping.items():
-        if not isinstance(indices, list) or any(isinstance(one, bool) or not isinstance(one, int) for one in indices):
+        if not isinstance(indices, list) or any(
+            isinstance(value, bool) or not isinstance(value, int) for value in indices
+        ):
             raise ConfigError(
-                f"{where}: {name[:40]!r} stands for {json.dumps(indices)[:40]}; write a list of whole numbers, the "
-                "network's classes, as in [817, 511]"
+                f"{where}: {name[:40]!r} maps to {json.dumps(indices)[:40]}; write a list of integer network classes, "
+                "as in [817, 511]"
             )
     return {name: list(indices) for name, indices in mapping.items()}

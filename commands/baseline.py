@@ -64,7 +64,7 @@ def baseline(
     for camera, labels in recorded["cameras"].items():
         for label, spread in labels.items():
             few = "" if spread["samples"] >= MIN_SAMPLES else f"  (fewer than {MIN_SAMPLES}: its drift is not reported)"
-            print_line(f"{camera}  {label}: {spread['samples']} samples, one a second{few}")
+            print_line(f"{camera}  {label}: {spread['samples']} samples, one per second{few}")
     print_line(
         f"written: {relative_path(output)}\nuse it:  uv run run.py stream {stream} "
         f"--baseline {shlex.quote(relative_path(output))}"
@@ -84,7 +84,7 @@ def _read_log(path: Path, recorder: BaselineRecorder) -> None:
     from overlays.records.reader import open_log
     from overlays.wire.message import as_overlay
 
-    # Statistics that a line holds already are used as they are.
+    # # Use the statistics that the record already has.
     heatmap_stats, damaged = ExplanationMonitor(_NoExplainer()), 0
     with open_log(path) as opened:
         for key in opened.iter_keys():
@@ -97,7 +97,7 @@ def _read_log(path: Path, recorder: BaselineRecorder) -> None:
             has_stats = all(finding.heatmap_stats is not None for finding in explanation.findings)
             recorder.add(explanation if has_stats else heatmap_stats.process(explanation))
     if damaged:
-        print_line(f"damaged lines left out: {damaged}")
+        print_line(f"damaged lines skipped: {damaged}")
 
 
 class _NoExplainer(Explainer):

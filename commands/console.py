@@ -32,7 +32,9 @@ def print_line(text: str) -> None:
         print(escaped(text, keep="\n\t"), flush=True)
     except OSError as reason:
         if not isinstance(reason, BrokenPipeError):
-            log.warning("standard output cannot be written (%s); further lines are left out", reason.strerror or reason)
+            log.warning(
+                "standard output cannot be written (%s); further lines are not printed", reason.strerror or reason
+            )
         with suppress(OSError, ValueError):  # the buffered text would fail again at exit
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, sys.stdout.fileno())
@@ -126,7 +128,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """Give a progress bar on standard error that disappears when the block ends."""
+    """Show a progress bar on standard error that disappears when the block ends."""
     from rich.console import Console
     from rich.progress import Progress
 

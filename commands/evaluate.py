@@ -27,9 +27,7 @@ MAX_STEPS: Final = 224
 
 
 def evaluate(
-    pictures: Annotated[
-        str, typer.Argument(metavar="PICTURES", help="A folder, glob or .txt list of images, or a video.")
-    ],
+    images: Annotated[str, typer.Argument(metavar="IMAGES", help="A folder, glob or .txt list of images, or a video.")],
     output: Annotated[Path, option(RUN, "A folder for the results. An interrupted evaluation continues there.")],
     model: options.Model,
     weights: options.Weights = None,
@@ -104,11 +102,11 @@ def evaluate(
     mapping = read_class_map(class_map)
     evaluation = EvaluationOptions(method=method or "recipro-cam", steps=steps, any_box=any_box, class_map=mapping)
     annotations = load_boxes(boxes, box_names) if boxes else load_masks(masks, mask_above) if masks else Annotations()
-    inputs = open_input(pictures, limit, annotations, TrainedImages(config.engine.model))
+    inputs = open_input(images, limit, annotations, TrainedImages(config.engine.model))
     evaluator = build_evaluator(make_network(config), config.engine, evaluation)
     _check_class_map(mapping, class_map, evaluator.split.classes)
     settings = {
-        "pictures": pictures, "method": evaluation.method, **engine, "kernel": config.engine.kernel,
+        "images": images, "method": evaluation.method, **engine, "kernel": config.engine.kernel,
         "fit": evaluator.fit, "steps": steps,
         "layer": evaluator.split.layer, "grid": "{}x{}".format(*evaluator.split.grid), "boxes": boxes and str(boxes),
         "box_names": box_names and str(box_names), "class_map": class_map and str(class_map), "any_box": any_box,
@@ -123,7 +121,7 @@ def evaluate(
         inputs.evaluate(evaluator, results, stop)
         records = [results.records[name] for name in inputs.names if name in results.records]
     if not records:
-        fail(f"{pictures}: no image was evaluated; none can be decoded, or the run was interrupted before the first")
+        fail(f"{images}: no image was evaluated; none can be decoded, or the run was interrupted before the first")
     summary = summarise(records)
     warn_of_trained_images(records)
     if boxes and not summary["images_pointed"]:
@@ -133,9 +131,9 @@ def evaluate(
         )
     write_result(output, settings, summary, records)
     best, worst = shown_records(records)
-    images = inputs.images([one["image"] for one in (*best, *worst)])
+    shown = inputs.images([record["image"] for record in (*best, *worst)])
     method_name = f"recipro-cam ({config.engine.kernel})" if evaluation.method == "recipro-cam" else evaluation.method
-    page = evaluation_html(f"{config.engine.model}, {method_name}", settings, summary, records, images)
+    page = evaluation_html(f"{config.engine.model}, {method_name}", settings, summary, records, shown)
     write_text(output / "report.html", page)
     for key, name, _, factor in ROWS:
         if summary.get(key) is not None:
@@ -147,16 +145,16 @@ def evaluate(
 
 def _check_class_map(mapping: dict[str, list[int]], class_map: Path | None, classes: int) -> None:
     for name, several in mapping.items():
-        for one in several:
-            if not 0 <= one < classes:
+        for index in several:
+            if not 0 <= index < classes:
                 raise ConfigError(
-                    f"--class-map {str(class_map)!r}: {name!r} stands for {one}; the network has the "
+                    f"--class-map {str(class_map)!r}: {name!r} maps to class {index}; the network has the "
                     f"classes 0 to {classes - 1}"
                 )
 
 
 def _digests(*places: str | Path | None) -> dict[str, str]:
     """Return the digests of the files that the results depend on, by name."""
-    files = [Path(place) for place in places if place is not None and Path(place).is_file()]
-    names = [one.name for one in files]
-    return {one.name if names.count(one.name) == 1 else str(one): file_digest(one) for one in files}
+    files = [Path(path) for path in places if path is not None and Path(path).is_file()]
+    names = [file.name for file in files]
+    return {file.name if names.count(file.name) == 1 else str(file): file_digest(file) for file in files}

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("recipro-stream")
 
 VIDEO_LIMIT: Final = 100
-"""How many frames of a video are evaluated by default."""
+"""Default number of evaluated frames of a video."""
 
 
 class EvaluationInput(Protocol):
@@ -46,42 +46,44 @@ class EvaluationInput(Protocol):
         """Return images by name."""
 
 
-def open_input(place: str, limit: int | None, annotations: Annotations, trained: TrainedImages) -> EvaluationInput:
+def open_input(location: str, limit: int | None, annotations: Annotations, trained: TrainedImages) -> EvaluationInput:
     """Open a video file, or a folder, glob or list of images.
 
     Args:
-        place: the path.
+        location: the path, glob or list.
         limit: maximum number of images.
         annotations: boxes or masks of the images.
         trained: training images of the network.
 
     Raises:
-        ConfigError: boxes or masks are given for a video, or no name can be listed.
+        ConfigError: boxes or masks are given for a video, or no file name can be listed.
         SourceError: there are no images.
     """
     from stream.file import FileSource
     from stream.images import found_images
     from stream.sources import IMAGE_SUFFIXES, build_source
 
-    place, read, _ = open_images(place)
-    if place.endswith(".txt"):
-        paths = read_paths(Path(place))
-        named = {str(path): path for path in paths}
-        if len(named) < len(paths):
-            log.warning("%s: %d lines repeat an image; each image is evaluated once", place, len(paths) - len(named))
-        return ImageInput(named, limit, annotations, trained, read)
-    if Path(place).is_file() and isinstance(source := build_source(place), FileSource):
+    location, read, _ = open_images(location)
+    if location.endswith(".txt"):
+        paths = read_paths(Path(location))
+        by_name = {str(path): path for path in paths}
+        if len(by_name) < len(paths):
+            log.warning(
+                "%s: %d lines repeat an image; each image is evaluated once", location, len(paths) - len(by_name)
+            )
+        return ImageInput(by_name, limit, annotations, trained, read)
+    if Path(location).is_file() and isinstance(source := build_source(location), FileSource):
         if annotations.truths_of or annotations.mask_of:
             raise ConfigError(
-                f"--boxes, --masks: {place} is a video; boxes and masks belong to images; give a folder of images"
+                f"--boxes, --masks: {location} is a video; boxes and masks belong to images; give a folder of images"
             )
-        return VideoInput(source, place, VIDEO_LIMIT if limit is None else limit, trained)
-    in_folder = Path(place).is_dir()
-    paths = writable_names(found_images(place, IMAGE_SUFFIXES))
-    named = {path.name if in_folder else str(path): path for path in paths}
-    if not named:
-        raise ConfigError(f"{place}: no image has a name that a list can hold (UTF-8, one line); rename the images")
-    return ImageInput(named, limit, annotations, trained, read)
+        return VideoInput(source, location, VIDEO_LIMIT if limit is None else limit, trained)
+    in_folder = Path(location).is_dir()
+    paths = writable_names(found_images(location, IMAGE_SUFFIXES))
+    by_name = {path.name if in_folder else str(path): path for path in paths}
+    if not by_name:
+        raise ConfigError(f"{location}: no image has a name that a list can hold (UTF-8, one line); rename the images")
+    return ImageInput(by_name, limit, annotations, trained, read)
 
 
 def evenly_spaced(count: int, limit: int | None) -> list[int]:
@@ -102,14 +104,14 @@ class ImageInput:
         trained: TrainedImages,
         read: ReadImage,
     ) -> None:
-        every = list(paths)
-        self.names = [every[place] for place in evenly_spaced(len(every), limit)]
+        paths_in_order = list(paths)
+        self.names = [paths_in_order[index] for index in evenly_spaced(len(paths_in_order), limit)]
         self._paths = paths
         self._annotations, self._trained, self._read = annotations, trained, read
         annotations.check("--boxes" if annotations.mask_of is None else "--masks", list(paths.values()))
 
     def evaluate(self, evaluator: Evaluator, results: ResultsLog, stop: threading.Event) -> None:
-        """Evaluate one image after the other; leave out images that cannot be decoded."""
+        """Evaluate the images in order; skip images that cannot be decoded."""
         for name in self.names:
             if name in results.records:
                 results.check(name, self._digest(name))
@@ -137,19 +139,19 @@ class ImageInput:
     def _digest(self, name: str) -> str:
         """Return a digest of an image and its annotation file; missing files count as empty."""
         path = self._paths[name]
-        found = hashlib.sha256()
-        for one in (path, self._annotations.file_of(path)):
+        digest = hashlib.sha256()
+        for file in (path, self._annotations.file_of(path)):
             with suppress(OSError):
-                found.update(hashlib.sha256(one.read_bytes() if one else b"").digest())
-        return found.hexdigest()[:16]
+                digest.update(hashlib.sha256(file.read_bytes() if file else b"").digest())
+        return digest.hexdigest()[:16]
 
 
 class VideoInput:
     """Evenly spaced frames of a video, each with the frame that follows it."""
 
-    def __init__(self, source: Source, place: str, limit: int, trained: TrainedImages) -> None:
+    def __init__(self, source: Source, index: str, limit: int, trained: TrainedImages) -> None:
         self._source, self._trained = source, trained
-        self.recording: str | None = place
+        self.recording: str | None = index
         total = sum(1 for _ in self._frames(threading.Event()))
         self._index_of = {f"frame {index:06d}": index for index in evenly_spaced(max(1, total - 1), limit)}
         self.names = list(self._index_of)
@@ -172,14 +174,14 @@ class VideoInput:
 
     def images(self, names: Sequence[str]) -> dict[str, Image]:
         """Decode the named frames again."""
-        wanted = {self._index_of[name]: name for name in names}
-        found = {}
-        for frame in self._frames(threading.Event()) if wanted else ():
-            if frame.index in wanted:
-                found[wanted[frame.index]] = frame.image
-            if len(found) == len(wanted):
+        name_of = {self._index_of[name]: name for name in names}
+        images = {}
+        for frame in self._frames(threading.Event()) if name_of else ():
+            if frame.index in name_of:
+                images[name_of[frame.index]] = frame.image
+            if len(images) == len(name_of):
                 break
-        return found
+        return images
 
     def _add(self, results: ResultsLog, name: str, evaluator: Evaluator, pair: tuple[Frame, Frame | None]) -> None:
         """Evaluate a frame, compare it with the one that follows it, and add the record."""
@@ -192,7 +194,7 @@ class VideoInput:
         results.add({"image": name, "source": source, "at_seconds": at_seconds, **record})
 
     def _frames(self, stop: threading.Event) -> Iterator[Frame]:
-        """Give the frames of the video; of a damaged video, those before the damage."""
+        """Yield the frames of the video; of a damaged video, those before the damage."""
         try:
             with self._source as source:
                 yield from source.frames(stop)
@@ -201,7 +203,7 @@ class VideoInput:
 
 
 def _evaluate_image(evaluator: Evaluator, frame: Frame, path: Path, annotations: Annotations) -> dict[str, Any]:
-    """Return the record of an image; ``right`` says whether the top-1 class is the name of the image's folder."""
+    """Return the record of an image; ``right`` is true if the top-1 class is the name of the image's folder."""
     size = frame.height, frame.width
     truths = None if annotations.truths_of is None else annotations.truths_of(path, size)
     mask = None if annotations.mask_of is None else annotations.mask_of(path, size)
@@ -210,9 +212,9 @@ def _evaluate_image(evaluator: Evaluator, frame: Frame, path: Path, annotations:
     return record | {"right": record["label"] == folder} if folder in evaluator.labels else record
 
 
-def file_digest(place: Path) -> str:
+def file_digest(path: Path) -> str:
     """Return the first 16 hexadecimal digits of the SHA-256 of a file."""
-    with place.open("rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 

@@ -1,4 +1,4 @@
-"""`run.py export`: a network and its explanation as one file."""
+"""`run.py export`: exports a network with its explanation to one file."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ from pipeline.errors import ConfigError
 def export(
     model: options.Model,
     output: Annotated[Path, option(RUN, "The file to write: NAME.onnx or NAME.pt2.")],
-    file_format: Annotated[
-        str | None, option(RUN, "onnx or torch. Default: the file's ending says.", "--format")
-    ] = None,
+    file_format: Annotated[str | None, option(RUN, "onnx or torch. Default: by the file's suffix.", "--format")] = None,
     weights: options.Weights = None,
     labels: options.Labels = None,
     layer: options.Layer = None,
@@ -30,10 +28,10 @@ def export(
     mean: options.Mean = None,
     std: options.Std = None,
     memory_budget_mib: Annotated[
-        int | None, option(NETWORK, "MiB for masked maps, where they cannot be avoided.", "--memory-budget-mib")
+        int | None, option(NETWORK, "Memory budget for masked maps in MiB.", "--memory-budget-mib")
     ] = None,
 ) -> None:
-    """Write a network and its explanation as one file, which `stream --model FILE` and other programs run."""
+    """Export a network with its explanation to one file, for `stream --model FILE` and other programs."""
     engine = {
         "model": model, "weights": weights, "labels": labels, "layer": layer, "target": target, "kernel": kernel,
         "input_size": input_size, "fit": fit, "mean": mean, "std": std, "memory_budget_mib": memory_budget_mib,
@@ -41,17 +39,17 @@ def export(
     from overlays.sinks.paths import same_place
 
     config = validate_config({}, "command line", {"engine": drop_none(engine)})
-    if any(given and same_place(output, Path(given)) for given in (weights, labels)):
-        raise ConfigError(f"output {str(output)!r} would overwrite what this command reads; choose another file")
+    if any(path and same_place(output, Path(path)) for path in (weights, labels)):
+        raise ConfigError(f"output {str(output)!r} would overwrite an input of this command; choose another file")
     from engine.export.exporter import check_format, export_network
     from engine.io.atomic import atomic_write
 
     check_format(file_format, output)
-    with atomic_write(output) as place:
-        told = export_network(make_network(config), config.engine, place)
+    with atomic_write(output) as temporary:
+        exported = export_network(make_network(config), config.engine, temporary)
     print_line(
-        f"written: {relative_path(output)} ({told.bytes / 1e6:.1f} MB, "
-        f"{told.metadata.plan} plan; the same answers as the "
-        f"engine's in {' and '.join(told.runtimes)})\n"
+        f"written: {relative_path(output)} ({exported.bytes / 1e6:.1f} MB, "
+        f"{exported.metadata.plan} plan; same results as the "
+        f"engine in {' and '.join(exported.runtimes)})\n"
         f"run it:  uv run run.py stream --model {shlex.quote(relative_path(output))} --source camera:0"
     )

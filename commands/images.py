@@ -1,4 +1,4 @@
-"""How the pictures of a data set are read: all alike, by one reader."""
+"""Opens the images of a data set; all commands read them in the same way."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ log = logging.getLogger("recipro-stream")
 ReadImage = Callable[[Path], Image]
 
 
-def open_images(place: str) -> tuple[str, ReadImage, str]:
-    """Return a path without its options, what reads its pictures, and the options: ``PARTS?bits=12``.
+def open_images(location: str) -> tuple[str, ReadImage, str]:
+    """Return the path without its options, the image reader, and the options: ``PARTS?bits=12``.
 
     Raises:
-        SourceError: an option that is not known, or does not belong to pictures.
+        SourceError: the option is unknown, or is not an option of images.
     """
     from pydantic import ValidationError
 
@@ -28,28 +28,28 @@ def open_images(place: str) -> tuple[str, ReadImage, str]:
     from stream.paths import shown
     from stream.settings import ImagesSettings
 
-    path, stated = split_options(place)
+    path, stated = split_options(location)
     if others := stated.keys() - {"bits"}:
-        raise SourceError(f"{shown(place)}: {min(others)} is not an option of a data set's images; bits is")
+        raise SourceError(f"{shown(location)}: {min(others)!r} is not an option of images; the only option is 'bits'")
     try:
         bits = ImagesSettings.model_validate({"uri": "images", **stated}).bits
     except ValidationError as wrong:
-        raise SourceError(f"{shown(place)}: bits={stated['bits']!r}: {wrong.errors()[0]['msg']}") from None
-    return path, ImageReader(max_pixels=FILE_MAX_PIXELS, bits=bits).read, place[len(path) :]
+        raise SourceError(f"{shown(location)}: bits={stated['bits']!r}: {wrong.errors()[0]['msg']}") from None
+    return path, ImageReader(max_pixels=FILE_MAX_PIXELS, bits=bits).read, location[len(path) :]
 
 
 def writable_names(paths: Iterable[Path]) -> list[Path]:
-    """Return the paths that a list or a report can name: those of UTF-8 and of one line; tell of the others."""
+    """Return the paths that a list or a report can hold (UTF-8, one line); log the others."""
     from stream.paths import shown
 
-    kept: list[Path] = []
+    writable: list[Path] = []
     left: list[Path] = []
     for path in paths:
         is_text = str(path).encode("utf-8", "replace").decode() == str(path)
-        (kept if is_text and len(str(path).splitlines()) == 1 else left).append(path)
+        (writable if is_text and len(str(path).splitlines()) == 1 else left).append(path)
     if left:
         log.warning(
-            "left out: %d pictures, %s for one: a name has to be UTF-8 and of one line; give them others",
+            "left out: %d images, such as %s: a name must be UTF-8 on one line; rename them",
             len(left), shown(left[0]),
         )  # fmt: skip
-    return kept
+    return writable

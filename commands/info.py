@@ -67,13 +67,13 @@ def doctor() -> None:
     """Check this machine: devices, backends, codecs, display, versions; what is missing, and how to install it."""
     import platform
 
-    found = [
+    reports = [
         *_diagnose("engine", "torch"),
         *_diagnose("stream", "PyAV"),
         *_diagnose("overlays", "OpenCV, ZeroMQ and PyAV", display_name()),
     ]
     print_line(f"Python {platform.python_version()} on {platform.platform()}")
-    for check in found:
+    for check in reports:
         mark = "ok " if check.present else "-- "
         hint = f"\n{'':26}{check.hint}" if check.hint and not check.present else ""
         print_line(f"{mark} {check.name:22} {check.detail}{hint}")

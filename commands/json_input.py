@@ -25,9 +25,9 @@ def read_json(text: str, where: str) -> Any:  # noqa: ANN401 - JSON is anything
 
 
 def _reject_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    members = dict(pairs)
+    if len(members) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"duplicate key {twice[:40]!r}")
-    return found
+    return members

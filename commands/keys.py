@@ -23,15 +23,15 @@ def keys_new(
     from overlays.wire.curve.keys import create_keyring
 
     create_keyring(folder)
-    place = relative_path(folder)
+    shown = relative_path(folder)
     print_line(
-        f"{place}/server.key_secret  secret key of the stream: stays here, readable by you only\n"
-        f"{place}/server.key         public key of the stream: give it to every viewer\n"
-        f"{place}/viewer.key_secret  secret key of the viewer: copy it by a secure way, such as scp\n"
-        f"{place}/allowed/           public keys of the viewers that can connect; add and remove them at any time\n\n"
-        f"here:   uv run run.py stream --source camera:0 --sink tcp://0.0.0.0:5555 --curve-keys {place}\n"
+        f"{shown}/server.key_secret  secret key of the stream: stays here, readable by you only\n"
+        f"{shown}/server.key         public key of the stream: give it to every viewer\n"
+        f"{shown}/viewer.key_secret  secret key of the viewer: copy it by a secure way, such as scp\n"
+        f"{shown}/allowed/           public keys of the viewers that can connect; add and remove them at any time\n\n"
+        f"here:   uv run run.py stream --source camera:0 --sink tcp://0.0.0.0:5555 --curve-keys {shown}\n"
         "there:  uv run run.py view tcp://HOST:5555 --key viewer.key_secret --server-key server.key\n"
-        f"one more viewer:  uv run run.py keys add {place} NAME"
+        f"one more viewer:  uv run run.py keys add {shown} NAME"
     )
 
 

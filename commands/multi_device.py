@@ -1,4 +1,4 @@
-"""`run.py stream --devices`: one process for each device, started, watched and ended together."""
+"""`run.py stream --devices`: one process per device."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ log = logging.getLogger("recipro-stream")
 
 
 def run_sharded(config: Config, devices: Sequence[str], *, log_format: str = "text") -> None:
-    """Deal the cameras out and carry them in one process for each device, until all have ended.
+    """Distribute the cameras over one process per device, and run until all processes have ended.
 
-    A process that fails ends alone, and is named; the exit code is the first failing one's.
+    A failed process is logged and does not end the others; the exit code is that of the first failed device.
     """
     shards = shard_config(_named(config), devices)
     for number, shard in enumerate(shards):
         doors = ", ".join(sink.uri for sink in shard.sinks) or "no sink"
         cameras = ", ".join(str(source.name) for source in shard.sources)
         print_line(f"process {number} on {shard.engine.device}: {cameras}; {doors}")
-    begun = threading.Event()
-    begun.set()
-    with shutdown_on_signal(begun) as stop, SystemdNotifier(os.environ) as supervisor, _lifeline() as lifeline:
+    started = threading.Event()
+    started.set()
+    with shutdown_on_signal(started) as stop, SystemdNotifier(os.environ) as supervisor, _lifeline() as lifeline:
         running = [_started(shard, log_format, lifeline) for shard in shards]
         try:
             while any(process.poll() is None for process in running) and not stop.is_set():
@@ -57,7 +57,7 @@ def run_sharded(config: Config, devices: Sequence[str], *, log_format: str = "te
 
 @contextmanager
 def _lifeline() -> Iterator[int | None]:
-    """Give the reading end of a pipe that this process alone holds open; None where processes cannot inherit one."""
+    """Yield the reading end of a pipe whose writing end only this process holds; None if it cannot be inherited."""
     if os.name != "posix":
         yield None
         return
@@ -70,13 +70,13 @@ def _lifeline() -> Iterator[int | None]:
 
 
 def _started(shard: Config, log_format: str, lifeline: int | None) -> subprocess.Popen[bytes]:
-    """Start one shard, which ends with this process; its configuration goes through a pipe: it may hold credentials."""
+    """Start a shard that ends with this process; its configuration goes through a pipe: it may hold credentials."""
     environment = {name: value for name, value in os.environ.items() if name not in {"NOTIFY_SOCKET", "WATCHDOG_USEC"}}
     if lifeline is not None:
         environment[VARIABLE] = str(lifeline)
-    words = [sys.executable, str(RUN), "stream", "/dev/stdin", "--log", log_format]
+    command = [sys.executable, str(RUN), "stream", "/dev/stdin", "--log", log_format]
     process = subprocess.Popen(  # noqa: S603 - our own program
-        words, stdin=subprocess.PIPE, env=environment, pass_fds=() if lifeline is None else (lifeline,)
+        command, stdin=subprocess.PIPE, env=environment, pass_fds=() if lifeline is None else (lifeline,)
     )
     assert process.stdin is not None  # noqa: S101 - it was asked for
     with process.stdin as pipe:
@@ -85,7 +85,7 @@ def _started(shard: Config, log_format: str, lifeline: int | None) -> subprocess
 
 
 def _ended(running: Sequence[subprocess.Popen[bytes]], number: signal.Signals) -> list[int]:
-    """Ask all to end in order by a signal, wait for each, and return their exit codes."""
+    """Send all processes a signal to end in order, wait for each, and return their exit codes."""
     for process in running:
         if process.poll() is None:
             process.send_signal(number)
@@ -100,11 +100,11 @@ def _ended(running: Sequence[subprocess.Popen[bytes]], number: signal.Signals) -
 
 
 def _named(config: Config) -> Config:
-    """Give every camera its name: those a single process would have given."""
+    """Name every camera as a single process would."""
     from commands.wiring.run import make_sources
 
     sources = [
-        one.model_copy(update={"name": source.camera})
-        for one, (source, _) in zip(config.sources, make_sources(config), strict=True)
+        settings.model_copy(update={"name": source.camera})
+        for settings, (source, _) in zip(config.sources, make_sources(config), strict=True)
     ]
     return config.model_copy(update={"sources": sources})

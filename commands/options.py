@@ -29,7 +29,7 @@ Mean = Annotated[str | None, option(NETWORK, "R,G,B subtracted from RGB in [0, 1
 Std = Annotated[str | None, option(NETWORK, "R,G,B divided by.")]
 InputSize = Annotated[str | None, option(NETWORK, "HEIGHTxWIDTH. Default: that of the weights.")]
 Fit = Annotated[str | None, option(NETWORK, "Frame to input: stretch (default), letterbox or crop.")]
-Labels = Annotated[str | None, option(NETWORK, "Class names: a text file, one a line, or a JSON list.")]
+Labels = Annotated[str | None, option(NETWORK, "Class names: a text file, one per line, or a JSON list.")]
 Weights = Annotated[str | None, option(NETWORK, "A state dict (.pth, .safetensors). 'random': untrained.")]
 Target = Annotated[
     str | None,

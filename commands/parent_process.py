@@ -1,7 +1,7 @@
-"""A process that ends when the one that started it is gone, however that ended: ``kill -9`` tells nobody.
+"""Ends a process when its parent is gone, even after ``kill -9``.
 
-The parent holds one end of a pipe and writes nothing. When it is gone the system closes that end, and reading the other
-one returns. This holds on every POSIX system, and before the child is ready to hear a signal.
+The parent holds one end of a pipe and writes nothing. When the parent ends, the system closes that end, and reading the
+other end returns. This works on every POSIX system, and before the child has installed signal handlers.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from pipeline.workers.thread import ThreadWorker
 log = logging.getLogger("recipro-stream")
 
 VARIABLE: Final = "RECIPRO_STREAM_PARENT"
-"""Names the descriptor of the pipe's reading end in the child's environment."""
+"""Environment variable with the descriptor of the pipe's reading end."""
 _POLL_SECONDS: Final = 0.5
 _END_SECONDS: Final = 15.0
-"""How long ending in order may take; then the process ends at once."""
+"""Time for an orderly end in seconds; then the process ends at once."""
 
 
 @contextmanager
 def ends_with_parent(environment: Mapping[str, str]) -> Iterator[None]:
-    """End this process in order, by SIGTERM, once its parent is gone; do nothing where no parent asks for that."""
-    told = environment.get(VARIABLE, "")
-    if not (told.isascii() and told.isdigit() and len(told) < 10):
+    """End this process by SIGTERM once its parent is gone; do nothing without the environment variable."""
+    descriptor = environment.get(VARIABLE, "")
+    if not (descriptor.isascii() and descriptor.isdigit() and len(descriptor) < 10):
         yield
         return
-    reading, stop = int(told), threading.Event()
+    reading, stop = int(descriptor), threading.Event()
     os.set_inheritable(reading, False)
 
     def watch() -> None:
         while not stop.is_set():
             ready, _, _ = select.select([reading], [], [], _POLL_SECONDS)
             if ready:
-                log.warning("the process that started this one is gone; ending in order")
+                log.warning("the parent process is gone; ending in order")
                 os.kill(os.getpid(), signal.SIGTERM)
                 if not stop.wait(_END_SECONDS):
                     os._exit(1)

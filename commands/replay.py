@@ -1,4 +1,4 @@
-"""`run.py replay`: logged heat over the original video again."""
+"""`run.py replay`: overlays logged heat maps on the original video."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ from pipeline.errors import ConfigError
 
 
 def replay(
-    record: Annotated[Path, typer.Argument(metavar="LOG", help="What --sink FILE.jsonl or FILE.parquet wrote.")],
+    record: Annotated[
+        Path, typer.Argument(metavar="LOG", help="The log that --sink FILE.jsonl or FILE.parquet wrote.")
+    ],
     video: Annotated[
-        Path | None, typer.Argument(metavar="[VIDEO]", help="What was explained then. Default: heat on black.")
+        Path | None, typer.Argument(metavar="[VIDEO]", help="The explained video or images. Default: heat on black.")
     ] = None,
     sink: Annotated[
         list[str] | None, option(IMAGE, "window (default), http://HOST:PORT, FILE.mp4. Repeatable.")
@@ -29,14 +31,12 @@ def replay(
     page_token_file: options.PageTokenFile = None,
     colormap: options.Colormap = None,
     opacity: options.Opacity = None,
-    camera: Annotated[str | None, option(CAMERA, "Whose lines, where the log holds several cameras.")] = None,
-    run: Annotated[
-        int | None, option(CAMERA, "Which run, where the log holds several. Default: the last.", min=1)
-    ] = None,
+    camera: Annotated[str | None, option(CAMERA, "The camera, if the log holds several.")] = None,
+    run: Annotated[int | None, option(CAMERA, "The run, if the log holds several. Default: the last.", min=1)] = None,
     frames: options.Frames = None,
     seconds: options.Seconds = None,
 ) -> None:
-    """Lay logged heat over the original video again, each line on its own frame."""
+    """Overlay logged heat maps on the original video, each on its own frame."""
     from overlays.records.replay import BlankFrameSource, LoggedExplainer, RealTimeSource
     from overlays.render.renderer import HeatRenderer
     from overlays.sinks.locks import claimed, to_claim
@@ -46,36 +46,38 @@ def replay(
     from stream.sources import build_source
 
     settings = {"overlay": drop_none({"colormap": colormap, "opacity": opacity}), "sinks": sink or ["window"]}
-    made = load_config({}, "command line", settings)
-    doors = apply_web_token(made.sinks, page_token_file)
-    begun = threading.Event()
-    with shutdown_on_signal(begun) as stop, ExitStack() as stack:
+    config = load_config({}, "command line", settings)
+    sink_settings = apply_web_token(config.sinks, page_token_file)
+    started = threading.Event()
+    with shutdown_on_signal(started) as stop, ExitStack() as stack:
         logged = stack.enter_context(LoggedExplainer(record, camera, run=run, video=video))
         source = BlankFrameSource(logged) if video is None else build_source(str(video), camera=logged.camera)
         if source.live:
-            raise ConfigError(f"{str(video)!r}: is live; a log is laid over the recording that it was written for")
-        check_outputs([one.uri for one in doors], [logged.camera], [str(one) for one in (record, video) if one])
-        sinks = open_sinks(doors, [logged.camera], made.overlay)
-        if any(not one.lossless for one in sinks):
+            raise ConfigError(f"{str(video)!r}: is a live source; give the recording that the log was written for")
+        check_outputs(
+            [sink.uri for sink in sink_settings], [logged.camera], [str(sink) for sink in (record, video) if sink]
+        )
+        sinks = open_sinks(sink_settings, [logged.camera], config.overlay)
+        if any(not sink.lossless for sink in sinks):
             source = RealTimeSource(source)
         stack.enter_context(source)
-        stack.enter_context(claimed(to_claim((one.uri for one in doors), [logged.camera])))
+        stack.enter_context(claimed(to_claim((sink.uri for sink in sink_settings), [logged.camera])))
         for door in sinks:
             stack.enter_context(door)
-        begun.set()
-        renderer = HeatRenderer(**made.overlay.model_dump())
+        started.set()
+        renderer = HeatRenderer(**config.overlay.model_dump())
         outcome = Pipeline(
             [(source, "wait")], logged, renderer, sinks, limits=RunLimits(frames, seconds, 1), stop=stop
         ).run()
     print_line(
-        f"{logged.matched + logged.unmatched} frames, {logged.matched} with their heat, {logged.unmatched} without a "
-        f"line in the log; the log has {logged.line_count} lines of {logged.camera!r}"
+        f"{logged.matched + logged.unmatched} frames, {logged.matched} with a heat map, {logged.unmatched} without a "
+        f"record in the log; the log has {logged.line_count} records of {logged.camera!r}"
     )
     exit_with_outcome(outcome)
     if video is None and logged.line_count and not logged.matched and not stop.is_set() and seconds is None:
         fail(
-            f"{record}: none of the lines of {logged.camera!r} can be read; name what --sink FILE.jsonl or "
+            f"{record}: no record of {logged.camera!r} can be read; give a file that --sink FILE.jsonl or "
             "FILE.parquet wrote"
         )
     if logged.unmatched and not logged.matched:
-        fail(f"{record}: no line of it belongs to a frame of {video}; is it another video?")
+        fail(f"{record}: no record belongs to a frame of {video}; give the video that the log was written for")

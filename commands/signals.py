@@ -29,14 +29,14 @@ class ShutdownEvent(threading.Event):
 
 
 @contextmanager
-def shutdown_on_signal(begun: threading.Event) -> Iterator[ShutdownEvent]:
-    """Give an event that Ctrl-C, SIGTERM and SIGHUP set; a second one ends the process at once.
+def shutdown_on_signal(started: threading.Event) -> Iterator[ShutdownEvent]:
+    """Yield an event that Ctrl-C, SIGTERM and SIGHUP set; a second signal ends the process at once.
 
     Signals of two kinds within a second are one request: a terminal or a supervisor signals every process of a run, and
     the parent process (``commands.multi_device``) signals its children too. A SIGHUP that is ignored (``nohup``) stays
     ignored.
 
-    Until ``begun`` is set nothing needs an orderly shutdown, and the first signal ends the process at once: an
+    Until ``started`` is set nothing needs an orderly shutdown, and the first signal ends the process at once: an
     exception raised in a handler would pass through compilers that do not expect it.
     """
     stop = ShutdownEvent()
@@ -49,7 +49,7 @@ def shutdown_on_signal(begun: threading.Event) -> Iterator[ShutdownEvent]:
             return
         stop.signals, stop.requested_at = frozenset({number}), time.monotonic()
         stop.set()
-        if not begun.is_set():
+        if not started.is_set():
             _write_stderr(b"\nStopped before the first frame; nothing was written.\n")
             os._exit(0)
         _write_stderr(b"\nShutting down; repeat to end at once.\n")

@@ -47,10 +47,10 @@ def demo(
         outcome = run_from_config(load_config(settings, "demo"))
     finally:
         with suppress(OSError):
-            folder.rmdir()  # where nothing was written into it
+            folder.rmdir()  # if nothing was written to it
     print_line(
         f"\nSee it:   {relative_path(video)}\nRead it:  {relative_path(record)} "
-        " (one explanation a line, heat included)"
+        " (one explanation per line, with its heat map)"
     )
     print_line(
         "\nWhat next:\n"
@@ -75,7 +75,7 @@ def stream(
     ] = None,
     decoder: Annotated[
         str | None,
-        option(CAMERA, "What decodes files and network streams: cpu (default), cuda, cuda:N, auto: a card if it can."),
+        option(CAMERA, "What decodes files and network streams: cpu (default), cuda, cuda:N, auto: a GPU if possible."),
     ] = None,
     model: Annotated[
         str | None,
@@ -154,35 +154,35 @@ def stream(
         "mean": mean, "std": std, "threads": threads, "cache": cache,
     }  # fmt: skip
     overlay = {"colormap": colormap, "opacity": opacity, "smoothing_seconds": smoothing}
-    given = {
+    settings_given = {
         "sources": source, "sinks": sink, "overflow": overflow, "decoder": decoder, "frames": frames,
         "seconds": seconds, "max_age_seconds": max_age, "engine": drop_none(engine), "overlay": drop_none(overlay),
         "guards": {} if baseline is None else {"baseline": str(baseline)},
     }  # fmt: skip
-    overrides = {key: value for key, value in drop_none(given).items() if value != {}}
+    overrides = {key: value for key, value in drop_none(settings_given).items() if value != {}}
     settings: dict[str, Any] = {} if config is None else read_yaml(read_text(config), config.name)
     if not settings.get("sources") and not source:
         raise ConfigError("no source: give --source URI (camera:0, rtsp://..., a file, line:) or a YAML config")
-    made = load_config(settings, config.name if config else "command line", overrides)
+    resolved = load_config(settings, config.name if config else "command line", overrides)
     _warn_of_shown_passwords(source or [])
-    told = apply_mqtt_credentials(apply_web_token(made.sinks, page_token_file), mqtt_credentials)
-    sinks = apply_curve_keys(told, curve_keys, allow, insecure=insecure)
+    with_secrets = apply_mqtt_credentials(apply_web_token(resolved.sinks, page_token_file), mqtt_credentials)
+    sinks = apply_curve_keys(with_secrets, curve_keys, allow, insecure=insecure)
     clips = {
         "record_when": record_when, "seconds_before": seconds_before, "seconds_after": seconds_after,
         "rotate_seconds": rotate_seconds, "disk_budget_mib": disk_budget_mib,
     }  # fmt: skip
-    made = made.model_copy(update={"sinks": apply_recording_options(sinks, drop_none(clips))})
+    resolved = resolved.model_copy(update={"sinks": apply_recording_options(sinks, drop_none(clips))})
     if every and not print_config:
-        raise ConfigError("--all: says how much --print-config shows; give both")
+        raise ConfigError("--all: sets the level of detail of --print-config; give both options")
     if print_config:
-        shown = redact_config(made)
+        shown = redact_config(resolved)
         typer.echo(to_documented_yaml(shown, KINDS) if every else to_yaml(shown), nl=False)
         return
     if devices is not None:
-        run_sharded(made, read_devices(devices), log_format=log_format)
+        run_sharded(resolved, read_devices(devices), log_format=log_format)
         return
     with ends_with_parent(os.environ):
-        outcome = run_from_config(made, tell=log.info if log_format == "json" else None)
+        outcome = run_from_config(resolved, tell=log.info if log_format == "json" else None)
     exit_with_outcome(outcome)
 
 
@@ -203,5 +203,7 @@ def _run_folder() -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as reason:
-        raise ConfigError(f"runs/: cannot be written here ({reason.strerror}); start from a folder of yours") from None
+        raise ConfigError(
+            f"runs/: cannot be written here ({reason.strerror}); start from a folder that you may write to"
+        ) from None
     return folder

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("recipro-stream")
 
 MAX_NAMES = 3
-"""How many images a message names."""
+"""Maximal number of images in a message."""
 
 
 class TrainedImages:
@@ -31,7 +31,7 @@ class TrainedImages:
             self._known = load_checkpoint(model).perceptual_hashes
 
     def mark(self, image: Image) -> dict[str, Any]:
-        """Return ``like_learned``: whether the image looks nearly like a training image; empty without hashes."""
+        """Return ``like_learned``: true for a near duplicate of a training image; empty without hashes."""
         from engine.io.perceptual_hash import spectrum_of
 
         if not self._known:
@@ -41,11 +41,11 @@ class TrainedImages:
 
 
 def warn_of_trained_images(records: Sequence[Mapping[str, Any]]) -> None:
-    """Warn of images that look nearly like training images."""
-    alike = [str(one["image"]) for one in records if one.get("like_learned")]
+    """Warn of near duplicates of training images."""
+    alike = [str(record["image"]) for record in records if record.get("like_learned")]
     if alike:
         more = f" and {len(alike) - MAX_NAMES} more" if len(alike) > MAX_NAMES else ""
         log.warning(
-            "%d of %d images look nearly like a training image: %s%s (column like_learned). Results on them do not "
-            "hold for new images", len(alike), len(records), ", ".join(alike[:MAX_NAMES]), more,
+            "%d of %d images are near duplicates of training images: %s%s (column like_learned). Results on them do "
+            "not hold for new images", len(alike), len(records), ", ".join(alike[:MAX_NAMES]), more,
         )  # fmt: skip

@@ -1,1 +1,1 @@
-"""The composition root: sources, engine, guards and sinks made from the configuration."""
+"""Builds sources, engine, guards and sinks from the configuration (composition root)."""

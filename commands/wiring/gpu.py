@@ -1,4 +1,4 @@
-"""The engine's own drawing joined to the sinks: who gets JPEG made on the card, who needs an array after all."""
+"""Rendering on the GPU: adds text and delivers JPEG or arrays, as the sinks need."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ log = logging.getLogger("recipro-stream")
 
 
 class GpuRenderer(Renderer):
-    """A renderer of frames that the engine has drawn already: it adds the words and brings them to the host."""
+    """Renderer for frames that the engine has rendered on the GPU: adds the text and downloads the image."""
 
     def __init__(self, drawing: HeatRenderer, explainer: GpuExplainer, sinks: Sequence[Sink]) -> None:
-        """Take who knows the words, who holds the pictures, and who wants them."""
+        """Create a renderer; ``drawing`` draws text, ``explainer`` holds the images, ``sinks`` use them."""
         self._drawing = drawing
         self._explainer = explainer
         self._sinks = tuple(sinks)
-        # Held while the card hands over a picture: cameras are drawn in threads of their own, and share its stream.
+        # Held during a download: cameras are rendered in threads of their own and share the GPU's stream.
         self._turn = threading.Lock()
-        wanted = [quality for quality in (sink.accepted_jpeg_quality for sink in self._sinks) if quality is not None]
-        self.quality = max(set(wanted), key=wanted.count) if wanted else None
-        """The one quality that the card encodes at; sinks of another get an array."""
+        qualities = [quality for quality in (sink.accepted_jpeg_quality for sink in self._sinks) if quality is not None]
+        self.quality = max(set(qualities), key=qualities.count) if qualities else None
+        """The only JPEG quality that the GPU encodes; sinks with another quality get an array."""
 
     def render(self, explanation: Explanation) -> Overlay:
-        """Write on the drawn picture and bring it to the host in the forms that are looked at now."""
+        """Add the text to the rendered image and download it in the forms that are needed now."""
         from engine.explainers.gpu import RenderedExplanation
 
         if not isinstance(explanation, RenderedExplanation):
@@ -50,25 +50,25 @@ class GpuRenderer(Renderer):
         return Overlay(explanation.frame.image if image is None else image, explanation, jpeg=jpeg)
 
     def render_stale(self, explanation: Explanation, signal_loss: SignalLoss) -> Overlay:
-        """Draw a camera's last frame so that nobody takes it for live: on the host."""
+        """Render a camera's last frame as stale, on the host."""
         return self._drawing.render_stale(explanation, signal_loss)
 
 
 def renders_on_gpu(config: Config, device: str) -> bool:
-    """Say whether frames are drawn where they are explained: on a GPU, unless what is asked only the host draws."""
+    """Return whether frames are rendered on the GPU: if they are explained there and no option needs the CPU."""
     overlay = config.overlay
-    asked = {
+    obstacles = {
         "contour": overlay.contour, "hottest_box": overlay.hottest_box, "smoothing": overlay.smoothing_seconds > 0,
         "guards": bool(config.guards.rules or config.guards.regions),
     }  # fmt: skip
-    only_host = [name for name, on in asked.items() if on]
+    only_host = [name for name, on in obstacles.items() if on]
     if device == "cuda" and only_host:
-        log.info("pictures are drawn on the CPU: only there is drawn: %s", ", ".join(only_host))
+        log.info("frames are rendered on the CPU, because the GPU cannot draw: %s", ", ".join(only_host))
     return device == "cuda" and not only_host
 
 
 def build_gpu_explainer(config: Config, network: LoadedModel, *, batch_size: int) -> GpuExplainer:
-    """Return what explains and draws on the configuration's GPU."""
+    """Return the explainer that also renders, on the configured GPU."""
     from engine.explainers.gpu import GpuExplainer
     from overlays.render.gpu_tables import heat_lut
 
@@ -77,7 +77,7 @@ def build_gpu_explainer(config: Config, network: LoadedModel, *, batch_size: int
 
 
 def make_renderer(drawing: HeatRenderer, explainer: BaseExplainer, sinks: Sequence[Sink]) -> Renderer:
-    """Return what draws: the host's renderer, or one that fetches what the explainer has drawn."""
+    """Return the renderer: the CPU's, or one that downloads the explainer's rendered images."""
     from engine.explainers.gpu import GpuExplainer
 
     return GpuRenderer(drawing, explainer, sinks) if isinstance(explainer, GpuExplainer) else drawing

@@ -1,4 +1,4 @@
-"""Guards joined to a run: the configuration's, with the baseline they are to compare with."""
+"""Builds the guards of a run, with the baseline for drift."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def load_drift_tracking(
     """Check guards against the run's cameras, and read the baseline, before anything is opened.
 
     Raises:
-        ConfigError: a guard or ``record_when`` names what is not there, or the baseline cannot be read.
+        ConfigError: a guard or ``record_when`` names something unknown, or the baseline cannot be read.
     """
     guards = config.guards
-    named = [*cameras, *config.external_cameras]
-    check_cameras(guards, named)
+    names = [*cameras, *config.external_cameras]
+    check_cameras(guards, names)
     _check_recorders(config, {
         "guard": {guard.name for guard in guards.rules}, "region": {region.name for region in guards.regions},
-        "camera": named, "check": {DROP} if guards.needs_deletion else set(),
+        "camera": names, "check": {DROP} if guards.needs_deletion else set(),
     })  # fmt: skip
     if guards.baseline is None:
         return DriftTracking(recorder=recorder)
@@ -43,7 +43,12 @@ def load_drift_tracking(
     for camera in cameras:
         if camera not in drift.cameras:
             known = ", ".join(sorted(drift.cameras)) or "nobody"
-            log.warning("%s: knows nothing of camera %s; it is of %s", guards.baseline, camera, known)
+            log.warning(
+                "%s: has no baseline of camera %s, only of %s; its drift is not reported",
+                guards.baseline,
+                camera,
+                known,
+            )
     return DriftTracking(drift, recorder)
 
 
@@ -57,11 +62,11 @@ def _read_baseline_text(baseline: str) -> str:
     try:
         return read_text_file(Path(baseline))
     except ConfigError as reason:
-        raise ConfigError(f"baseline {reason}; name what `run.py baseline` wrote") from None
+        raise ConfigError(f"baseline {reason}; give a file that `run.py baseline` wrote") from None
 
 
 def build_monitor(config: Config, explainer: BaseExplainer, slow: DriftTracking) -> ExplanationMonitor:
-    """Return the explainer behind its guards.
+    """Return the explainer wrapped in its guards.
 
     Raises:
         ConfigError: a rule or ``record_when`` names a class that the network does not have.
@@ -69,7 +74,7 @@ def build_monitor(config: Config, explainer: BaseExplainer, slow: DriftTracking)
     check_labels(config.guards, explainer.labels)
     if slow.drift is not None and slow.drift.labels and slow.drift.labels.isdisjoint(explainer.labels):
         log.warning(
-            "%s: is of %s, and the network has none of these classes; no drift will be told", config.guards.baseline,
+            "%s: is of %s, and the network has none of these classes; no drift is reported", config.guards.baseline,
             ", ".join(sorted(slow.drift.labels)[:5]),
         )  # fmt: skip
     _check_recorders(config, {"label": explainer.labels})
@@ -77,7 +82,7 @@ def build_monitor(config: Config, explainer: BaseExplainer, slow: DriftTracking)
 
 
 def report_guards(monitor: ExplanationMonitor) -> None:
-    """Say how often each guard has fired, and what checks have cost."""
+    """Print the number of alerts of each guard, and the cost of checks."""
     for (camera, name), fired in monitor.fire_counts().items():
         print_line(f"guard {name} on {camera}: fired {fired} time{'' if fired == 1 else 's'}")
     if (budget := monitor.overhead_budget) is not None:

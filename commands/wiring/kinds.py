@@ -1,4 +1,4 @@
-"""The kinds of sources and sinks for configurations: the packages' registries joined."""
+"""Joins the registries of sources and sinks for the configuration."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ Models = list[tuple[str, tuple[str, ...], type[EntrySettings]]]
 class RegisteredKinds:
     """Reads entries of ``sources`` and ``sinks`` with the registries."""
 
-    def source(self, given: Mapping[str, Any]) -> SourceSettings:
+    def source(self, entry: Mapping[str, Any]) -> SourceSettings:
         """Return the settings of one source; a URI that is a variable has the kind of the variable's value."""
-        uri = given.get("uri")
+        uri = entry.get("uri")
         if not isinstance(uri, str):
-            return SOURCES.parse(given)
+            return SOURCES.parse(entry)
         uri = uri.strip()
         if not uri.startswith("${"):
-            return SOURCES.parse({**given, "uri": uri})
-        settings = SOURCES.parse({**given, "uri": expand_env(uri, os.environ)})
+            return SOURCES.parse({**entry, "uri": uri})
+        settings = SOURCES.parse({**entry, "uri": expand_env(uri, os.environ)})
         return settings.model_copy(update={"uri": split_query(uri)[0]})
 
-    def sink(self, given: Mapping[str, Any]) -> SinkSettings:
+    def sink(self, entry: Mapping[str, Any]) -> SinkSettings:
         """Return the settings of one sink."""
-        return SINKS.parse(given)
+        return SINKS.parse(entry)
 
     def models(self, section: str) -> Models:
         """Return name, URI keys and settings model of every kind of ``sources`` or ``sinks``."""

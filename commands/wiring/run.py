@@ -1,4 +1,4 @@
-"""The rooms joined: configuration to sources, explainer and sinks, and frames carried through them."""
+"""Builds and runs a pipeline from a configuration."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ NO_SINK = (
 def run_from_config(
     config: Config, tell: Callable[[str], None] | None = None, recorder: BaselineRecorder | None = None
 ) -> RunResult:
-    """Join the rooms as the configuration says and carry frames until the end.
+    """Build the pipeline of a configuration and run it until it ends.
 
     Args:
-        config: what runs.
-        tell: takes the progress as lines.
-        recorder: takes the reasons of every frame.
+        config: the validated configuration.
+        tell: receives the progress as lines.
+        recorder: receives the reason of every dropped frame.
     """
     from rich.console import Console
 
@@ -55,8 +55,8 @@ def run_from_config(
     from pipeline.result import RunLimits
     from pipeline.systemd import SystemdNotifier
 
-    begun = threading.Event()
-    with shutdown_on_signal(begun) as stop, ExitStack() as stack:
+    started = threading.Event()
+    with shutdown_on_signal(started) as stop, ExitStack() as stack:
         sources = make_sources(config)
         cameras = [source.camera for source, _ in sources]
         slow = load_drift_tracking(config, cameras, recorder)
@@ -66,7 +66,7 @@ def run_from_config(
         drawing = HeatRenderer(**config.overlay.model_dump())
         for source, _ in sources:
             stack.enter_context(source)
-        stack.enter_context(claimed(to_claim((one.uri for one in config.sinks), cameras)))
+        stack.enter_context(claimed(to_claim((sink.uri for sink in config.sinks), cameras)))
         for sink in sinks:
             stack.enter_context(sink)
         explainer = make_explainer(config)
@@ -78,14 +78,14 @@ def run_from_config(
         limits = RunLimits(config.frames, config.seconds, batch, window, max_age_seconds=config.max_age_seconds)
         monitor = build_monitor(config, explainer, slow)
         gc.collect()
-        gc.freeze()  # what was built stays: to look through it again and again would hold up every camera
-        begun.set()
+        gc.freeze()  # the built objects stay alive: repeated garbage collection scans would delay every camera
+        started.set()
         with Progress(Console(stderr=True), tell) as progress, SystemdNotifier(os.environ) as supervisor:
             outcome = Pipeline(
                 sources, monitor, renderer, sinks,
                 limits=limits, stop=stop, watch=progress.watch, alive=supervisor.notify_alive,
             ).run()  # fmt: skip
-        _report(outcome)  # a sink that cannot be closed must not keep it back
+        _report(outcome)  # runs even if a sink cannot be closed
         report_guards(monitor)
     if not outcome.received and not outcome.errors and not stop.is_set():
         waited = (
@@ -96,27 +96,27 @@ def run_from_config(
 
 
 def make_sources(config: Config) -> list[tuple[Source, Overflow | None]]:
-    """Return each source and what its full queue does; None: what is usual for its kind."""
+    """Return each source and its overflow setting; None: the default of its kind."""
     from stream.redact import host_and_path
     from stream.sources import build_source, plain_name, unique_names
 
-    gpu = int(config.engine.device.partition(":")[2] or 0)  # images are decoded where they will be explained
+    gpu = int(config.engine.device.partition(":")[2] or 0)  # images are decoded on the device that explains them
     built = []
-    for one in config.sources:
-        secrets = read_secrets(one)
+    for entry in config.sources:
+        secrets = read_secrets(entry)
         # With credentials in the address, an @ in the path would be ambiguous.
-        camera = one.name or (host_and_path(one.uri) if "credentials_file" in secrets else None)
-        settings = one.model_copy(update={"uri": _address(one, secrets)})
+        camera = entry.name or (host_and_path(entry.uri) if "credentials_file" in secrets else None)
+        settings = entry.model_copy(update={"uri": _address(entry, secrets)})
         built.append(build_source(settings, context=SourceContext(camera, config.decoder, gpu, secrets)))
-    names = [one.name or plain_name(source.camera) for one, source in zip(config.sources, built, strict=True)]
+    names = [settings.name or plain_name(source.camera) for settings, source in zip(config.sources, built, strict=True)]
     for source, name in zip(built, unique_names(names), strict=True):
         source.camera = name
-    return [(source, one.overflow or config.overflow or source.overflow)
-            for source, one in zip(built, config.sources, strict=True)]  # fmt: skip
+    return [(source, entry.overflow or config.overflow or source.overflow)
+            for source, entry in zip(built, config.sources, strict=True)]  # fmt: skip
 
 
 def _address(source: SourceSettings, secrets: Mapping[str, Secret]) -> str:
-    """Return the URI of a source, with the credentials that stand outside its configuration."""
+    """Return the URI of a source, with credentials that stand outside its configuration."""
     from stream.credentials import expand_env, with_credentials
 
     uri = expand_env(source.uri, os.environ)
@@ -125,19 +125,19 @@ def _address(source: SourceSettings, secrets: Mapping[str, Secret]) -> str:
 
 
 def make_sinks(config: Config, cameras: list[str]) -> list[Sink]:
-    """Return the sinks, none of which would overwrite an input or another's output."""
+    """Return the sinks; refuse a sink that would overwrite an input or another sink's output."""
     from overlays.sinks.paths import check_outputs
     from stream.sources import path_of
 
     engine = config.engine
-    inputs = [*(path_of(one.uri) for one in config.sources), engine.model, engine.weights, engine.labels]
-    made = open_sinks(config.sinks, cameras, config.overlay)
-    check_outputs([one.uri for one in config.sinks], cameras, [one for one in inputs if one])
-    return made
+    inputs = [*(path_of(source.uri) for source in config.sources), engine.model, engine.weights, engine.labels]
+    sinks = open_sinks(config.sinks, cameras, config.overlay)
+    check_outputs([source.uri for source in config.sinks], cameras, [source for source in inputs if source])
+    return sinks
 
 
 def make_explainer(config: Config) -> BaseExplainer:
-    """Return what explains the frames: an exported file, or a network built for this machine."""
+    """Return the explainer: an exported file, or a network built for this machine."""
     from engine.export.metadata import is_exported
 
     if is_exported(config.engine.model):
@@ -149,8 +149,8 @@ def make_explainer(config: Config) -> BaseExplainer:
     from engine.runtime.compile_cache import default_folder
     from engine.runtime.devices import choose_device
 
-    kept = config.engine.cache or default_folder()
-    settings = config.engine.model_copy(update={"cache": kept})
+    cache = config.engine.cache or default_folder()
+    settings = config.engine.model_copy(update={"cache": cache})
     device = choose_device(config.engine.device).type
     network, cameras = make_network(config), len(config.sources)
     if renders_on_gpu(config, device):
@@ -160,7 +160,7 @@ def make_explainer(config: Config) -> BaseExplainer:
 
 
 def choose_batch_size(config: Config, explainer: BaseExplainer) -> int:
-    """Return how many frames are explained together at the most."""
+    """Return the maximal number of frames per batch."""
     from engine.explainers.base import default_batch_size
 
     if config.engine.batch is not None:
@@ -170,7 +170,7 @@ def choose_batch_size(config: Config, explainer: BaseExplainer) -> int:
 
 
 def make_network(config: Config) -> LoadedModel:
-    """Load the network of the configuration; the shipped weights where it names none."""
+    """Load the configured network; a network without ``weights`` uses the bundled ones."""
     from engine.models.loader import load_network
 
     weights = config.engine.weights or bundled_weights(config.engine.model)
@@ -179,7 +179,7 @@ def make_network(config: Config) -> LoadedModel:
 
 
 def bundled_weights(model: str) -> str | None:
-    """Return the file of weights that comes with a network of the table; None where there is none."""
+    """Return the bundled weights file of a registered network, or None."""
     from engine.models.registry import lookup
 
     entry = lookup(model)
@@ -187,11 +187,11 @@ def bundled_weights(model: str) -> str | None:
 
 
 def redact_config(config: Config) -> Config:
-    """Return the configuration with credentials taken out of its URIs."""
+    """Return the configuration without credentials in its URIs."""
     from stream.redact import redact
 
-    sources = [one.model_copy(update={"uri": redact(one.uri)}) for one in config.sources]
-    sinks = [one.model_copy(update={"uri": redact(one.uri)}) for one in config.sinks]
+    sources = [entry.model_copy(update={"uri": redact(entry.uri)}) for entry in config.sources]
+    sinks = [entry.model_copy(update={"uri": redact(entry.uri)}) for entry in config.sinks]
     return config.model_copy(update={"sources": sources, "sinks": sinks})
 
 

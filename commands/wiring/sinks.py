@@ -1,4 +1,4 @@
-"""Options of the command line given to the sinks that they concern, secret files read, and sinks built."""
+"""Applies command-line options to sinks, reads their secret files, and builds them."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def open_sinks(
     sinks: Sequence[SinkSettings], cameras: Sequence[str], overlay: OverlayConfig, *, painted: bool = False
 ) -> list[Sink]:
     """Return the sinks of a configuration, with their secret files read; nothing is opened yet."""
-    return [build_sink(one, context=make_sink_context(one, cameras, overlay, painted=painted)) for one in sinks]
+    return [build_sink(sink, context=make_sink_context(sink, cameras, overlay, painted=painted)) for sink in sinks]
 
 
 def make_sink_context(
     sink: SinkSettings, cameras: Sequence[str], overlay: OverlayConfig, *, painted: bool = False
 ) -> SinkContext:
-    """Return what the run adds to a sink's settings."""
+    """Return the run's data that a sink needs beside its settings."""
     return SinkContext(
         cameras=tuple(cameras),
         secrets=read_secrets(sink),
@@ -46,37 +46,37 @@ def make_sink_context(
 
 
 def read_secrets(settings: EntrySettings) -> dict[str, Secret]:
-    """Return the texts of the secret files that the settings name, by field.
+    """Return the content of the secret files that the settings name, by field.
 
     Raises:
         ConfigError: a file cannot be read.
     """
     secrets = {}
     for name, field in type(settings).model_fields.items():
-        marks = [one for one in field.metadata if isinstance(one, SecretFile)]
+        marks = [mark for mark in field.metadata if isinstance(mark, SecretFile)]
         file = getattr(settings, name)
         if marks and file is not None:
             path = Path(file)
             text = read_secret(path, marks[0].what, marks[0].remedy.format(path=path))
-            # A pipe gives its text once; a regular file is read again when it changes.
+            # A pipe can be read once only; a regular file is read again when it changes.
             secrets[name] = Secret(text, str(path), ChangingFile(path) if path.is_file() else None)
     return secrets
 
 
 class ChangingFile:
-    """Returns the present text of a file, and reads it only when it has changed."""
+    """Returns the current text of a file; reads it only when it has changed."""
 
     def __init__(self, path: Path) -> None:
-        """Take the file."""
+        """Create a reader for the file."""
         self._path = path
         self._mark: tuple[int, int, int] | None = None
         self._text = ""
 
     def __call__(self) -> str:
-        """Return the text. Raises ``OSError`` or ``ValueError`` where it cannot be read."""
+        """Return the text. Raises ``OSError`` or ``ValueError`` if it cannot be read."""
         status = self._path.stat()
-        if not stat.S_ISREG(status.st_mode):  # a pipe would block
-            raise ValueError(f"{self._path} is no regular file any more")
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would block
+            raise ValueError(f"{self._path} is no longer a regular file")
         mark = (status.st_mtime_ns, status.st_size, status.st_ino)
         if mark != self._mark:
             self._text = self._path.read_text(encoding="utf-8")
@@ -85,88 +85,88 @@ class ChangingFile:
 
 
 def read_secret(path: Path, what: str, hint: str) -> str:
-    """Return the text of a secret file, and warn where other users of this machine can read it."""
+    """Return the text of a secret file; warn if other users of this machine can read it."""
     try:
         mode, text = path.stat().st_mode, path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as reason:
-        said = getattr(reason, "strerror", None) or "not a text file"
-        raise ConfigError(f"{what} file {str(path)!r}: cannot be read ({said}); {hint}") from None
+        message = getattr(reason, "strerror", None) or "not a text file"
+        raise ConfigError(f"{what} file {str(path)!r}: cannot be read ({message}); {hint}") from None
     if os.name == "posix" and mode & 0o077:
         log.warning("%s: other users of this machine may read the %s: chmod 600 %s", path, what, path)
     return text
 
 
 def apply_option(sinks: Sinks, option: str, values: Mapping[str, Any], missing: str) -> Sinks:
-    """Return the sinks with ``values`` given to those that have ``option``, unless they state the values themselves.
+    """Return the sinks; those with ``option`` get ``values`` unless they have their own.
 
     Raises:
         ConfigError: no sink has the option; ``missing`` is the message.
     """
     if not values:
         return sinks
-    if not any(option in type(one).model_fields for one in sinks):
+    if not any(option in type(sink).model_fields for sink in sinks):
         raise ConfigError(missing)
-    given = [
-        dict(values) | one.model_dump(exclude_unset=True)
-        if option in type(one).model_fields
-        else one.model_dump(exclude_unset=True)
-        for one in sinks
+    updated = [
+        dict(values) | sink.model_dump(exclude_unset=True)
+        if option in type(sink).model_fields
+        else sink.model_dump(exclude_unset=True)
+        for sink in sinks
     ]
-    return validate_config({}, "command line", {"sinks": given}, kinds=KINDS).sinks
+    return validate_config({}, "command line", {"sinks": updated}, kinds=KINDS).sinks
 
 
 def apply_mqtt_credentials(sinks: Sinks, file: Path | None) -> Sinks:
-    """Give the file with user and password to every MQTT sink that has none of its own."""
+    """Set the credentials file of every MQTT sink that has none."""
     missing = "--mqtt-credentials: there is no MQTT sink; add --sink mqtt://HOST/TOPIC"
     return apply_option(sinks, "credentials_file", {} if file is None else {"credentials_file": str(file)}, missing)
 
 
 def apply_web_token(sinks: Sinks, token_file: Path | None) -> Sinks:
-    """Give the token file to every web page that has none of its own."""
+    """Set the token file of every web page that has none."""
     missing = "--page-token-file: there is no web page; add --sink http://HOST:PORT"
     return apply_option(sinks, "token_file", {} if token_file is None else {"token_file": str(token_file)}, missing)
 
 
 def apply_recording_options(sinks: Sinks, settings: dict[str, Any]) -> Sinks:
-    """Give the command line's options of clips to every folder of clips; they take precedence."""
-    named = "--" + next(iter(settings), "").replace("_", "-")
-    missing = f"{named}: there is no folder of clips; add --sink FOLDER/, with the slash"
-    kept = [_without(one, settings) if "record_when" in type(one).model_fields else one for one in sinks]
+    """Apply the clip options of the command line to all clip sinks; they take precedence."""
+    option = "--" + next(iter(settings), "").replace("_", "-")
+    missing = f"{option}: there is no sink for clips; add --sink FOLDER/, with the slash"
+    cleared = [_without(sink, settings) if "record_when" in type(sink).model_fields else sink for sink in sinks]
     try:
-        return apply_option(kept, "record_when", settings, missing)
+        return apply_option(cleared, "record_when", settings, missing)
     except ConfigError as wrong:
         text = str(wrong)
-        for key in settings:  # the message names the option that was typed, not the key of the sink
+        for key in settings:  # the message names the typed option, not the key of the sink
             text = text.replace(f"--sink: {key}:", f"--{key.replace('_', '-')}:")
         raise ConfigError(text) from None
 
 
 def _without(sink: SinkSettings, options: Mapping[str, Any]) -> SinkSettings:
-    """Return a sink's settings without what is stated for ``options``."""
+    """Return a sink's settings without the fields named in ``options``."""
     stated = sink.model_dump(exclude_unset=True)
     return type(sink).model_validate({key: value for key, value in stated.items() if key not in options})
 
 
 def apply_curve_keys(sinks: Sinks, folder: Path | None, allow: Path | None, *, insecure: bool) -> Sinks:
-    """Give the keys to every ``tcp://`` sink that has none of its own, and ``insecure`` to every sink that has it."""
+    """Set the keys of every ``tcp://`` sink that has none, and ``insecure`` of every sink that has the option."""
     from overlays.wire.curve.keys import ALLOWED
 
-    network = [one for one in sinks if isinstance(one, ZeroMqSettings) and one.uri.lower().startswith("tcp://")]
-    wanted = [one for one in network if one.curve is None]
+    network = [sink for sink in sinks if isinstance(sink, ZeroMqSettings) and sink.uri.lower().startswith("tcp://")]
+    without_keys = [sink for sink in network if sink.curve is None]
     if (folder or allow) and not network:
-        raise ConfigError("--curve-keys, --allow: there is no such sink; add --sink tcp://HOST:PORT")
-    if allow and not folder and wanted:
+        raise ConfigError("--curve-keys, --allow: there is no sink that uses keys; add --sink tcp://HOST:PORT")
+    if allow and not folder and without_keys:
         raise ConfigError(
-            "--allow: the stream needs keys of its own; make them (run.py keys new DIR), then --curve-keys DIR"
+            "--allow: the stream needs its own keys; create them (run.py keys new DIR), then add --curve-keys DIR"
         )
-    made: Sinks = []
-    for one in sinks:
-        change: dict[str, Any] = {"insecure": True} if insecure and "insecure" in type(one).model_fields else {}
-        if folder and one in wanted:
+    updated: Sinks = []
+    for sink in sinks:
+        change: dict[str, Any] = {"insecure": True} if insecure and "insecure" in type(sink).model_fields else {}
+        if folder and sink in without_keys:
             change["curve"] = CurveSettings(
                 secret_key_file=str(folder / "server.key_secret"), authorized_keys=str(allow or folder / ALLOWED)
             )
-        elif allow and isinstance(one, ZeroMqSettings) and one.curve is not None:
-            change["curve"] = one.curve.model_copy(update={"authorized_keys": str(allow)})
-        made.append(one.model_copy(update=change))
-    return made
+        elif allow and isinstance(sink, ZeroMqSettings) and sink.curve is not None:
+            change["curve"] = sink.curve.model_copy(update={"authorized_keys": str(allow)})
+        updated.append(sink.model_copy(update=change))
+    return updated

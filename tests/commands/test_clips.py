@@ -61,7 +61,7 @@ def test_a_replay_shows_what_the_run_showed(command, tmp_path):
     assert told[0] == 0, told
     code, said, errors = command("replay", "then.jsonl", video, "--sink", "again.mp4")
     assert code == 0, errors
-    assert "12 frames, 12 with their heat, 0 without" in said
+    assert "12 frames, 12 with a heat map, 0 without" in said
     then, again = pictures("then.mp4"), pictures("again.mp4")
     assert [time for time, _ in then] == [time for time, _ in again]
     # The legend's age differs, and its edges where it is encoded; a neighbour's picture is 20 lighter.

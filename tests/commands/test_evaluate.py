@@ -108,7 +108,7 @@ def test_boxes_are_read_from_yolo_and_coco(command, tmp_path):
         (["--steps", "225"], "--steps 225: must be at most 224"),
         (["--boxes", "none.json"], "no annotation for any of the 3 images, such as photos/0 <b>.png"),
         (["--masks", "parts"], "no annotation for any of the"),
-        (["--class-map", "far.json"], "'part' stands for 5; the network has the classes 0 to 4"),
+        (["--class-map", "far.json"], "'part' maps to class 5; the network has the classes 0 to 4"),
     ],
 )
 def test_what_a_user_can_mend_is_said_in_one_line(command, tmp_path, words, rule):

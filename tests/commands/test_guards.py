@@ -53,7 +53,7 @@ def test_a_baseline_is_recorded_of_a_run_or_of_its_log_and_drift_from_it_is_told
     assert command("stream", "--source", line, "--backend", "eager", "--sink", "out.jsonl")[0] == 0
     code, told, errors = command("baseline", "out.jsonl", "-o", "log.json")
     assert code == 0, errors
-    assert "samples, one a second  (fewer than 30: its drift is not reported)" in told
+    assert "samples, one per second  (fewer than 30: its drift is not reported)" in told
     (tmp_path / "run.yaml").write_text(f'sources: ["{line}"]\nengine: {{backend: eager}}\n', encoding="utf-8")
     assert command("baseline", "run.yaml", "-o", "run.json")[0] == 0
     assert "no sink" not in caplog.text
@@ -71,14 +71,14 @@ def test_a_baseline_is_recorded_of_a_run_or_of_its_log_and_drift_from_it_is_told
     told["cameras"]["line"] = {f"no {label}": spread for label, spread in told["cameras"]["line"].items()}
     (tmp_path / "run.json").write_text(json.dumps(told))
     assert command(*again)[0] == 0
-    assert "the network has none of these classes; no drift will be told" in caplog.text
+    assert "the network has none of these classes; no drift is reported" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("words", "rule"),
     [
         (["--baseline", "none.json"], "baseline 'none.json': cannot be read"),
-        (["--baseline", "."], "name what `run.py baseline` wrote"),
+        (["--baseline", "."], "give a file that `run.py baseline` wrote"),
         (["--sink", "c/", "--record-when", "guard=on-the-bel"], "Did you mean 'on-the-belt'"),
         (["--sink", "c/", "--record-when", "heat_inside(bel)>0.5"], "Did you mean 'belt'"),
         (["--sink", "c/", "--record-when", "label=scrach"], "Did you mean 'scratch'"),

@@ -176,7 +176,7 @@ def test_processes_end_in_order_when_the_one_that_started_them_is_killed(tmp_pat
         assert len(children) == 2
         # The pipe of standard output ends with the last process that holds it.
         rest = parent.stdout.read()
-    assert rest.count("the process that started this one is gone; ending in order") == 2
+    assert rest.count("the parent process is gone; ending in order") == 2
     assert not any(Path(f"/proc/{pid}").exists() and "run.py" in cmdline(pid) for pid in children)
     assert all((tmp_path / name).stat().st_size for name in ("out.mp4", "out.1.mp4"))
 

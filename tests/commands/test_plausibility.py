@@ -11,7 +11,7 @@ from commands.wiring.kinds import load_config
     [
         (["ok"], "one class, 'ok'"),
         (["ok", "crane", "crane"], "'crane' stands for more than one class"),
-        (["\ufeffscratch", "ok"], "holds characters that are not seen"),
+        (["\ufeffscratch", "ok"], "has invisible characters"),
         (["scratch ", "ok"], "plain UTF-8"),
         (["", "ok"], "is empty"),
     ],

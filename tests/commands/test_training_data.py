@@ -285,7 +285,7 @@ def test_pictures_of_one_depth_are_read_alike(tmp_path):
     assert not bad
     brightest = [int(read(Path(one.path)).max()) for one in good]
     assert brightest == pytest.approx([255 * 800 / 4095, 255 * 4000 / 4095], abs=1)
-    with pytest.raises(SourceError, match="is not an option of a data set's images"):
+    with pytest.raises(SourceError, match="is not an option of images"):
         open_images(f"{tmp_path / 'parts'}?watch=1")
 
 

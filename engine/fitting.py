@@ -253,11 +253,11 @@ def expanded_binary(state: StateDict, expected: Mapping[str, Tensor], count: int
     rows = [
         key for key, value in state.items() if key in expected and value.shape[:1] == (1,) and value.ndim in {1, 2, 4}
     ]
-    named = [key for key in rows if count == 1 and state[key].shape != expected[key].shape]
-    if not named:
+    fitting = [key for key in rows if count == 1 and state[key].shape != expected[key].shape]
+    if not fitting:
         keys = list(expected)
         last = keys[-1].rpartition(".")[0] if keys else ""
-        named = [key for key in rows if key in {f"{last}.weight", f"{last}.bias"}]
-        if f"{last}.weight" not in named:
+        fitting = [key for key in rows if key in {f"{last}.weight", f"{last}.bias"}]
+        if f"{last}.weight" not in fitting:
             return state, False
-    return {**state, **{key: torch.cat((torch.zeros_like(state[key]), state[key])) for key in named}}, True
+    return {**state, **{key: torch.cat((torch.zeros_like(state[key]), state[key])) for key in fitting}}, True

@@ -51,11 +51,11 @@ def guard_compiled(folder: Path | None) -> None:
         folder: the compile cache's folder; None = a temporary folder of this process.
     """
     for variable, name in _COMPILED.items():
-        named = os.environ.get(variable)
-        if named and not (objection := unsafe_way(Path(named))):
+        configured = os.environ.get(variable)
+        if configured and not (objection := unsafe_way(Path(configured))):
             continue
-        if named:
-            log.warning("%s=%s: %s; another folder is used", variable, named, objection)
+        if configured:
+            log.warning("%s=%s: %s; another folder is used", variable, configured, objection)
         os.environ[variable] = str(_private(folder, name))
     _guard_headers(os.environ["TORCHINDUCTOR_CACHE_DIR"])
 

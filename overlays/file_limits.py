@@ -12,18 +12,18 @@ _SERVERS: Final = 3
 _MIN_CONNECTIONS: Final = 16
 
 
-def connection_limit(wanted: int, soft_limit: int | None = None) -> int:
-    """Return the maximum number of connections of one server: ``wanted``, or less if the process may open few files.
+def connection_limit(requested: int, soft_limit: int | None = None) -> int:
+    """Return the maximum number of connections of one server: ``requested``, or less if the process may open few files.
 
     Args:
-        wanted: the limit if there are enough handles.
+        requested: the limit if there are enough handles.
         soft_limit: maximum number of open files of the process (``ulimit -n``); None: read from the system.
     """
     limit = _soft_limit() if soft_limit is None else soft_limit
     if limit is None:
-        return wanted
+        return requested
     reserved = min(RESERVED_HANDLES, limit // 2)
-    return max(min(wanted, (limit - reserved) // _SERVERS), _MIN_CONNECTIONS)
+    return max(min(requested, (limit - reserved) // _SERVERS), _MIN_CONNECTIONS)
 
 
 def _soft_limit() -> int | None:

@@ -98,74 +98,74 @@ class EngineConfig(Settings):
     """The network and how it is explained and run."""
 
     model: str = "line_net"
-    """The network: a name of `run.py models`, any torchvision or timm CNN, or a file that `train` or `export` wrote."""
+    """The network: a name of `run.py models`, any torchvision or timm CNN, or a file of `train` or `export`."""
     weights: str | None = None
-    """A state dict (.pth, .safetensors); 'random' for untrained ones. Default: the pretrained weights."""
+    """A state dict (.pth, .safetensors); 'random' for random weights. Default: the pretrained weights."""
     labels: str | None = None
-    """A file with the class names: one a line, or a JSON list. Default: those of the weights."""
+    """A file with the class names: one per line, or a JSON list. Default: those of the weights."""
     layer: str | None = None
     """The explained layer, by its name in the network. Default: the last one whose output is a grid."""
     target: Annotated[list[str], BeforeValidator(_word_list, json_schema_input_type=list[str | int] | str | int)] = (
         Field(default=["top1"], min_length=1, max_length=100)
     )
-    """The explained classes: top1, top5, names or indices, or both: top1,scratch. The first one's heat is drawn. The
-    verdict is the network's top class, whatever is explained."""
+    """The explained classes: top1, top5, names or indices, or both: top1,scratch. The heat map of the first is drawn.
+    The network's top class is reported in any case."""
     kernel: Literal["point", "gaussian"] = "point"
-    """The masks of Recipro-CAM: one-hot, or spread over 3x3 cells."""
+    """The masks of Recipro-CAM: one cell (point), or spread over 3x3 cells (gaussian)."""
     backend: str = "auto"
-    """What runs the network: auto, eager, openvino, inductor or tensorrt; onnxruntime, too, for an .onnx file (see
-    doctor)."""
+    """The backend that runs the network: auto, eager, openvino, inductor or tensorrt; onnxruntime, too, for an .onnx
+    file (see doctor)."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """The network's arithmetic. Softmax and heat are float32 always."""
+    """Arithmetic of the network. Softmax and heat maps are always float32."""
     device: Device = "auto"
-    """Where the network runs: auto, cpu, cuda, or cuda:N."""
+    """The device of the network: auto, cpu, cuda, or cuda:N."""
     input_size: Size | None = None
-    """The network's input, HEIGHTxWIDTH in pixels. Default: what the weights were made for."""
+    """Input size of the network, HEIGHTxWIDTH in pixels. Default: from the weights."""
     fit: Literal["stretch", "letterbox", "crop"] = "stretch"
-    """How a frame is brought to the input size: stretched, bordered, or its middle cut out."""
+    """Fits a frame to the input size: stretch, letterbox (keep the aspect ratio, add a border) or crop (the middle)."""
     mean: Triple | None = None
-    """Subtracted from RGB in [0, 1]. Default: from the weights."""
+    """Mean per channel, subtracted from RGB in [0, 1]. Default: from the weights."""
     std: Fractions | None = None
-    """Divided by. Default: from the weights."""
+    """Standard deviation per channel, by which RGB is divided. Default: from the weights."""
     threads: int | None = Field(default=None, ge=1, le=1024)
     """CPU threads for the network. Default: all cores."""
     batch: int | None = Field(default=None, ge=1, le=1024)
-    """Frames explained together at the most. Default: 8 on a GPU, or as many as there are cameras; on a CPU one, or up
-    to four of several cameras where pictures are found to be fresher so."""
+    """Maximum frames per batch. Default: 8 on a GPU, or the number of cameras if larger; on a CPU 1, or up to 4 with
+    several cameras if a measurement shows that frames are then delivered sooner."""
     batch_window_ms: float = Field(default=5.0, ge=0, le=1000)
-    """How long a batch waits for more cameras; only with several."""
+    """Time limit for frames of further cameras in a batch; only with several cameras."""
     memory_budget_mib: int = Field(default=1024, ge=16)
-    """Memory for masked maps where they cannot be avoided."""
+    """Memory budget for masked maps, for plans that need them."""
     cache: str | None = None
-    """A folder of your own where compiled networks are kept between runs; 'off' for none. Default: one in your cache
+    """A folder of your own that keeps compiled networks between runs; 'off' for none. Default: a folder in your cache
     folder."""
 
 
 class OverlayConfig(Settings):
-    """How explanations are drawn."""
+    """Options of the overlay."""
 
     colormap: str = "inferno"
-    """The heat's colours."""
+    """Colormap of heat maps."""
     opacity: float = Field(default=0.6, ge=0, le=1)
-    """How much of the frame the hottest spot covers; cold areas stay untouched."""
+    """Opacity of the hottest spot, 0 to 1; cold areas stay unchanged."""
     legend: bool = True
     """Label, score, camera, age and rate in a corner."""
     contour: bool = False
-    """A line around the hottest region."""
+    """A contour around the hottest region."""
     hottest_box: bool = False
     """A box around the hottest region."""
     smoothing_seconds: float = Field(default=0.0, ge=0, le=60)
-    """Time constant of smoothing over frames; 0 = each frame stands alone."""
+    """Time constant of smoothing over frames; 0 = no smoothing."""
 
 
 class Kinds(Protocol):
-    """Returns the settings of the entries of ``sources`` and ``sinks``; the packages' registries know the kinds."""
+    """Parses the entries of ``sources`` and ``sinks``; the packages' registries know the kinds."""
 
-    def source(self, given: Mapping[str, Any]) -> SourceSettings:
+    def source(self, entry: Mapping[str, Any]) -> SourceSettings:
         """Return the settings of one source."""
         ...
 
-    def sink(self, given: Mapping[str, Any]) -> SinkSettings:
+    def sink(self, entry: Mapping[str, Any]) -> SinkSettings:
         """Return the settings of one sink."""
         ...
 
@@ -192,13 +192,13 @@ def _entry(value: object) -> Mapping[str, Any]:
 
 
 class _BaseKinds:
-    """Reads the options that every kind has: for configurations that are made without the registries."""
+    """Accepts the options that every kind has: for configurations without the registries."""
 
-    def source(self, given: Mapping[str, Any]) -> SourceSettings:
-        return SourceSettings.model_validate(dict(given))
+    def source(self, entry: Mapping[str, Any]) -> SourceSettings:
+        return SourceSettings.model_validate(dict(entry))
 
-    def sink(self, given: Mapping[str, Any]) -> SinkSettings:
-        return SinkSettings.model_validate(dict(given))
+    def sink(self, entry: Mapping[str, Any]) -> SinkSettings:
+        return SinkSettings.model_validate(dict(entry))
 
     def models(self, section: str) -> list[tuple[str, tuple[str, ...], type[EntrySettings]]]:
         return [("", (), SourceSettings if section == "sources" else SinkSettings)]
@@ -212,31 +212,32 @@ BASE_KINDS: Final[Kinds] = _BaseKinds()
 
 
 class Config(Settings):
-    """A whole run."""
+    """The configuration of a run."""
 
     sources: Annotated[
         list[Annotated[SerializeAsAny[SourceSettings], PlainValidator(_source)]],
         BeforeValidator(_as_list),
         Field(min_length=1),
     ] = Field(default=[SourceSettings(uri="line:")], validate_default=True)
-    """Where frames come from."""
+    """Sources of frames."""
     engine: EngineConfig = EngineConfig()
     overlay: OverlayConfig = OverlayConfig()
     sinks: Annotated[
         list[Annotated[SerializeAsAny[SinkSettings], PlainValidator(_sink)]], BeforeValidator(_as_list)
     ] = Field(default=[])
-    """Where overlays go; none = the frames are explained and counted only."""
+    """Sinks of overlays; none = frames are only explained and counted."""
     guards: GuardsConfig = GuardsConfig()
-    """What must be true of the reasons, and what is said when it is not."""
+    """Rules on explanations, and the checks that they use."""
     external_cameras: list[str] = Field(default=[])
-    """Cameras that another process carries: guards and record_when may name them, so that one file serves all."""
+    """Cameras of other processes: guards and record_when may name them, so that several processes can share one
+    file."""
     frames: int | None = Field(default=None, ge=1)
-    """Stop after so many explained frames."""
+    """Stop after this number of explained frames."""
     seconds: float | None = Field(default=None, gt=0)
-    """Stop after so long."""
+    """Stop after this time."""
     overflow: Overflow | None = None
-    """For every source that does not say its own."""
+    """Default for sources without their own ``overflow``."""
     decoder: Device = "cpu"
     """For every source that does not say its own."""
     max_age_seconds: float | None = Field(default=None, gt=0)
-    """Frames of live sources that are older are not worth showing: dropped and counted. Default: none is."""
+    """Maximum age of frames of live sources; older frames are dropped and counted. Default: no limit."""

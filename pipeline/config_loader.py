@@ -1,6 +1,6 @@
-"""Configurations from text, and back: YAML to validated models. Reads no file and no environment itself.
+"""Parses YAML into validated configurations, and writes them. Reads no files and no environment variables.
 
-An unknown key, a wrong type or a value out of range is a ``ConfigError`` that names the place, the rule and the remedy.
+An unknown key, a wrong type or a value out of range is a ``ConfigError`` that names the key, the rule and the remedy.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from pipeline.errors import ConfigError, did_you_mean
 from pipeline.kinds import UNKNOWN_OPTION
 
 MAX_VALUES: Final = 100_000
-"""What a configuration may hold when every alias (``*name``) is written out."""
+"""Maximum number of values of a configuration with every alias (``*name``) expanded."""
 _MAX_SHOWN: Final = 100
 
 
 class _Reader(yaml.SafeLoader):
-    """Reads plain values only, and refuses a key that a map has already: the first one would be lost in silence.
+    """Loads plain values only, and refuses duplicate keys, whose first value would be lost.
 
-    Aliases that multiply (a few hundred bytes that become gigabytes) are refused before anything is made of them.
+    Aliases that multiply (a few hundred bytes that expand to gigabytes) are refused before they are expanded.
     """
 
     def get_single_node(self) -> yaml.Node | None:
-        """Return the document as nodes, an alias being the very node that it names."""
+        """Return the document as nodes; an alias is the same node object as its anchor."""
         node: yaml.Node | None = super().get_single_node()
         if node is not None and _written_out(node, {}) > MAX_VALUES:
             raise yaml.constructor.ConstructorError(
@@ -52,7 +52,7 @@ class _Reader(yaml.SafeLoader):
 
 
 def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
-    """Return how many values a node stands for."""
+    """Return the number of values of an expanded node."""
     if id(node) in known:
         if known[id(node)] == 0:
             raise yaml.constructor.ConstructorError(None, None, "an alias refers to what holds it", node.start_mark)
@@ -87,7 +87,7 @@ def read_yaml(text: str, name: str) -> dict[str, Any]:
 
 
 def _why(reason: Exception) -> str:
-    """Return in words what YAML's reader raised without a place."""
+    """Return the message of a YAML error that has no position."""
     if isinstance(reason, RecursionError):
         return "too many levels deep; make it simpler"
     if isinstance(reason, yaml.reader.ReaderError):
@@ -97,7 +97,7 @@ def _why(reason: Exception) -> str:
 
 
 def _shown(value: object) -> str:
-    """Return a value as an error shows it: a very long one is cut."""
+    """Return a value for an error message; a long value is shortened."""
     if isinstance(value, int) and value.bit_length() > 300:
         return f"a number of {value.bit_length()} bits"
     text = repr(value)
@@ -105,7 +105,7 @@ def _shown(value: object) -> str:
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``below`` with the knobs of ``above`` laid over it, map by map; lists are replaced."""
+    """Return ``below`` updated with the options of ``above``, map by map; lists are replaced."""
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
@@ -123,18 +123,18 @@ def validate_config(
     """Return the validated configuration.
 
     Args:
-        settings: the file's content.
-        name: the file's name, for messages.
-        overrides: the options of the command line, which take precedence.
-        kinds: the kinds of sources and sinks; by default their entries have the options of all kinds only.
+        settings: the content of the file.
+        name: the name of the file, for messages.
+        overrides: options of the command line, which take precedence.
+        kinds: the kinds of sources and sinks; the default accepts only the options that all kinds have.
 
     Raises:
-        ConfigError: one line per mistake, each naming the place, the value and the remedy.
+        ConfigError: one line per mistake, with key, value and remedy.
         SourceError | SinkError: a URI is of no kind.
     """
     overrides = overrides or {}
-    if (place := _with_nul(settings)) is not None:
-        raise ConfigError(f"{name}: {_dotted(place)}: holds a NUL character, which no name or path may; remove it")
+    if (key := _with_nul(settings)) is not None:
+        raise ConfigError(f"{name}: {_dotted(key)}: holds a NUL character, which no name or path may; remove it")
     try:
         return Config.model_validate(merge(settings, overrides), context={"kinds": kinds})
     except ValidationError as wrong:
@@ -143,7 +143,7 @@ def validate_config(
 
 
 def _with_nul(value: object) -> list[int | str] | None:
-    """Return the place of a text that holds a NUL character; None where there is none."""
+    """Return the key of a text with a NUL character; None if there is none."""
     if isinstance(value, str):
         return [] if "\0" in value else None
     each: Iterable[tuple[Any, Any]] = ()
@@ -152,41 +152,41 @@ def _with_nul(value: object) -> list[int | str] | None:
     elif isinstance(value, list):
         each = enumerate(value)
     for key, part in each:
-        if (place := _with_nul(part)) is not None:
-            return [key if isinstance(key, int) else str(key), *place]
+        if (inner := _with_nul(part)) is not None:
+            return [key if isinstance(key, int) else str(key), *inner]
     return None
 
 
 def _sentence(error: ErrorDetails, name: str, overrides: Mapping[str, Any], kinds: Kinds) -> str:
     path = [part for part in error["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
-    place = f"{name}: {_dotted(path)}"
+    location = f"{name}: {_dotted(path)}"
     if _given(path, overrides):
         key = next((str(p) for p in reversed(path) if isinstance(p, str)), "")
         if path[0] in {"sources", "sinks"}:
-            place = f"--{_OPTIONS[str(path[0])]}" + (f": {key}" if key not in {"uri", path[0]} else "")
+            location = f"--{_OPTIONS[str(path[0])]}" + (f": {key}" if key not in {"uri", path[0]} else "")
         else:
-            place = "--" + _OPTIONS.get(key, key.replace("_", "-"))
+            location = "--" + _OPTIONS.get(key, key.replace("_", "-"))
     if error["type"] == UNKNOWN_OPTION:
-        return f"{place}: {error['msg']}"
+        return f"{location}: {error['msg']}"
     if error["type"] == "extra_forbidden":
-        return f"{place}: unknown key.{_hint(path, kinds)}"
+        return f"{location}: unknown key.{_hint(path, kinds)}"
     if error["type"] == "missing":
-        return f"{place}: is missing"
-    said = _said(error)
+        return f"{location}: is missing"
+    rule = _said(error)
     value = error["input"]
     holds_address = isinstance(value, str) and ("://" in value or "@" in value)
     if (path and path[-1] == "uri") or isinstance(value, Mapping | list) or holds_address:
         # A URI may hold a password, and a whole map says nothing.
-        return f"{place}: {said}"
-    return f"{place}: {_shown(value)}: {said}"
+        return f"{location}: {rule}"
+    return f"{location}: {_shown(value)}: {rule}"
 
 
 _OPTIONS = {"smoothing_seconds": "smoothing", "max_age_seconds": "max-age", "sources": "source", "sinks": "sink"}
-"""Options of the command line whose name is not their key's."""
+"""Command-line options whose name differs from their key."""
 
 
 def _said(error: ErrorDetails) -> str:
-    """Return the rule that was broken."""
+    """Return the violated rule."""
     least = error.get("ctx", {}).get("min_length", 1)
     kinds = {
         "model_type": "should be a map of keys",
@@ -196,12 +196,12 @@ def _said(error: ErrorDetails) -> str:
         "too_short": "should not be empty" if least < 2 else f"should hold {least} at the least",
         "string_too_short": "should not be empty",
     }
-    said = error["msg"].removeprefix("Value error, ")
-    return kinds.get(error["type"]) or re.sub("^(Input|String) should ", "should ", said)
+    rule = error["msg"].removeprefix("Value error, ")
+    return kinds.get(error["type"]) or re.sub("^(Input|String) should ", "should ", rule)
 
 
 def _hint(path: list[int | str], kinds: Kinds) -> str:
-    """Say where an unknown key belongs, or which known one is nearest."""
+    """Return a hint for an unknown key: the section that has the key, or the nearest known key."""
     key = str(path[-1])
     homes: dict[str, type[BaseModel]] = {"engine": EngineConfig, "overlay": OverlayConfig}
     home = next((name for name, model in homes.items() if key in model.model_fields), None)
@@ -231,7 +231,7 @@ def _given(path: list[int | str], overrides: Mapping[str, Any]) -> bool:
 
 
 def _known_keys(path: list[int | str], kinds: Kinds) -> list[str]:
-    """Return the keys that may stand where the last part of ``path`` stands."""
+    """Return the allowed keys at the position of the last part of ``path``."""
     models: list[type[BaseModel]] = [Config]
     for part in path[:-1]:
         if part in {"sources", "sinks"}:
@@ -243,7 +243,7 @@ def _known_keys(path: list[int | str], kinds: Kinds) -> list[str]:
 
 
 def to_yaml(config: Config) -> str:
-    """Return the configuration as YAML: every knob, in order, as ``validate_config`` reads it back."""
+    """Return the configuration as YAML with all options in order; ``validate_config`` can read it."""
     try:
         settings = config.model_dump(mode="json", exclude_none=True)
     except PydanticSerializationError:

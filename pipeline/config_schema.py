@@ -1,4 +1,4 @@
-"""The configuration's JSON Schema for editors, and its reference as Markdown: both come from the settings models."""
+"""Generates the configuration's JSON Schema and its Markdown reference from the settings models."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def config_schema(kinds: Kinds) -> dict[str, Any]:
 
 
 def _pattern(keys: tuple[str, ...]) -> str:
-    """Return a regular expression for the URIs of a kind; an empty text where only the file system can tell."""
+    """Return a regular expression for the URIs of a kind; "" if only the file system can decide."""
     choices = []
     for key in keys:
         if key.endswith((":", "://")):
@@ -107,8 +107,8 @@ def _rows(model: type[BaseModel], prefix: str, without: set[str]) -> Iterator[st
         inner = model_of(field)
         is_list = inner is not None and properties[name].get("type") == "array"
         values = _words(properties[name]) if inner is None else "list of maps" if is_list else "map"
-        says = " ".join((field.description or "").split())
-        cells = (f"`{prefix}{name}`", values, _default(field, inner), says)
+        description = " ".join((field.description or "").split())
+        cells = (f"`{prefix}{name}`", values, _default(field, inner), description)
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
         if inner is not None:
             yield from _rows(inner, f"{prefix}{name}{'[]' if is_list else ''}.", set())
@@ -125,7 +125,7 @@ def _default(field: FieldInfo, inner: type[BaseModel] | None) -> str:
 
 
 def _words(schema: dict[str, Any]) -> str:
-    """Return a JSON Schema in words: ``integer, 0 to 51``."""
+    """Return a JSON Schema as text: ``integer, 0 to 51``."""
     if "anyOf" in schema:
         parts = [_words(part) for part in schema["anyOf"] if part.get("type") != "null"]
         return " or ".join(dict.fromkeys(parts))
@@ -139,7 +139,7 @@ def _words(schema: dict[str, Any]) -> str:
 
 
 def _range(schema: dict[str, Any]) -> str:
-    """Return the range of a number in words; an empty text where there is none."""
+    """Return the range of a number as text; "" without limits."""
     low, above, high = (schema.get(key) for key in ("minimum", "exclusiveMinimum", "maximum"))
     start = _number(low) if low is not None else f"above {_number(above)}" if above is not None else ""
     if not start:

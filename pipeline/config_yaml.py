@@ -30,8 +30,8 @@ def _lines(
     """Yield the lines of a model's keys; ``off``: as comments, for an entry that is not there."""
     indent = "  " * depth
     for name, field in model.model_fields.items():
-        says = " ".join((field.description or "").split())
-        yield from (f"{indent}# {line}" for line in textwrap.wrap(says, _WIDTH - len(indent)))
+        description = " ".join((field.description or "").split())
+        yield from (f"{indent}# {line}" for line in textwrap.wrap(description, _WIDTH - len(indent)))
         value = getattr(values, name) if values is not None else _default(field)
         inner = model_of(field)
         mark = "# " if off or value is None else ""
@@ -77,7 +77,7 @@ def _text(value: object) -> str:
         return ""
     plain = value
     if isinstance(value, list | tuple):
-        plain = [one.model_dump(mode="json") if isinstance(one, BaseModel) else one for one in value]
+        plain = [entry.model_dump(mode="json") if isinstance(entry, BaseModel) else entry for entry in value]
     text: str = yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True, width=float("inf"))
     return " " + text.removesuffix("\n").removesuffix("\n...").strip()
 

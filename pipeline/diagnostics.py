@@ -1,4 +1,4 @@
-"""What ``doctor`` reports for a package: one line per requirement, and the remedy where it is missing."""
+"""Results of ``doctor`` for a package: one per requirement, with the remedy if it is missing."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ class Diagnostic:
     name: str
     present: bool
     detail: str
-    """What was found, or what is missing."""
+    """The installed version, or what is missing."""
     hint: str = ""
-    """The remedy where it is missing; empty where none is needed."""
+    """The remedy; "" if nothing is missing."""

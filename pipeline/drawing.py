@@ -60,7 +60,7 @@ class CameraStream:
         self._condition = condition
         self._in_progress = 0
         self._settled = False
-        """Whether the frame that is being drawn has been counted or put into the sinks' queues."""
+        """True if the frame that is being drawn has been counted or put into the sinks' queues."""
         self._loss_detector = SignalLossDetector([worker], self._put_stale)
         self.queue: QueueWorker[Explanation] = QueueWorker(
             f"drawing {worker.camera}",
@@ -72,7 +72,7 @@ class CameraStream:
 
     @property
     def is_ready(self) -> bool:
-        """Whether another frame of the camera may be taken."""
+        """True if another frame of the camera may be taken."""
         return self._in_progress < self._max_in_progress[self._worker.overflow]
 
     def begin(self) -> None:

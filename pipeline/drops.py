@@ -1,4 +1,4 @@
-"""What becomes of every frame: delivered, or dropped for exactly one reason. No threads, no output but debug lines.
+"""Accounting of frames: delivered, or dropped for exactly one reason. Starts no threads; only logs debug lines.
 
 The law, for each camera and for the run, once the run has ended::
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class DropReason(StrEnum):
-    """Why a frame was not delivered."""
+    """Reason why a frame was not delivered."""
 
     QUEUE_FULL = "queue_full"
     """The camera's queue was full: the camera is faster than the engine."""

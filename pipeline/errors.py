@@ -56,7 +56,7 @@ class ConnectionLostError(SourceError):
 
 
 class EngineError(ReciproStreamError):
-    """A network cannot be loaded, cut, compiled or run."""
+    """A network cannot be loaded, split, compiled or run."""
 
 
 class ModelError(EngineError):

@@ -57,7 +57,7 @@ class FairQueue(Generic[T]):
         return sum(len(queue.items) for queue in self._queues.values())
 
     def has_room(self, item: T) -> bool:
-        """Say whether an item may be added."""
+        """Return whether an item may be added."""
         queue = self._queue_of(item)
         if queue is None or not queue.items:
             return True

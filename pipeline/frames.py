@@ -57,18 +57,18 @@ class Box(NamedTuple):
         return shared / union if shared > 0.0 and union > 0.0 else 0.0
 
     def holds(self, x: float, y: float) -> bool:
-        """Say whether the point (x, y) lies inside."""
+        """Return whether the point (x, y) lies inside."""
         return self.left <= x < self.right and self.top <= y < self.bottom
 
 
 @dataclass(frozen=True, slots=True)
 class GroundTruth:
-    """What a frame is known to show: from the simulated line or a labelled data set."""
+    """Ground truth of a frame: from the simulated line or a labelled data set."""
 
     label: str
     """The true class."""
     boxes: tuple[Box, ...] = ()
-    """Where the object lies, in frame pixels; empty where there is no box."""
+    """Bounding box of the object, in frame pixels; empty without a box."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,7 +86,7 @@ class Frame:
     pts_seconds: float | None = None
     """The stream's own clock, rebased to start near 0; None where the stream has none."""
     truth: GroundTruth | None = None
-    """What the frame is known to show; None for a real camera."""
+    """Ground truth of the frame; None for a real camera."""
     source_name: str = ""
     """The file of the frame, as a path relative to the configured source; empty for a live source. It identifies a
     photo, and together with ``pts_seconds`` a frame of a video file."""
@@ -171,11 +171,11 @@ class GuardState:
     name: str
     firing: bool
     seconds: float
-    """How long it has been firing, on the frames' clock; 0 where it does not fire."""
+    """Time since it began to fire, on the frames' clock; 0 while it does not fire."""
     message: str
     """While it fires: the rule and the values of this frame, as text."""
     fire_count: int
-    """How often it started to fire in this run."""
+    """Number of times it began to fire in this run."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

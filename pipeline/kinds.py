@@ -33,17 +33,17 @@ class Kind(Generic[S]):
     """A line of a registry."""
 
     name: str
-    """The kind, as messages and the reference name it: ``video file``."""
+    """Name of the kind in messages and the reference: ``video file``."""
     keys: tuple[str, ...]
     """The URI schemes, suffixes or words of the kind: ``(".mp4", ".mkv")``."""
     settings: type[S]
     """The settings model: every option of the kind."""
     target: str
-    """What is called with the settings and the context, ``module:name``."""
+    """Factory, called with the settings and the context: ``module:name``."""
     extra: str = ""
     """The optional dependencies that the kind needs."""
     is_plugin: bool = False
-    """Whether an installed package adds the kind."""
+    """True if an installed package adds the kind."""
 
 
 def split_query(uri: str, exists: Callable[[str], bool] = os.path.lexists) -> tuple[str, dict[str, str]]:
@@ -89,7 +89,7 @@ class KindRegistry(Generic[S]):
     shown: Callable[[str], str]
     """Returns a URI as messages may show it, without passwords."""
     error: type[ReciproStreamError]
-    """What is raised."""
+    """Error class of wrong settings."""
     split: Callable[[str], tuple[str, dict[str, str]]] = field(default=split_query)
     """Returns a URI and the options behind it."""
 
@@ -129,7 +129,7 @@ class KindRegistry(Generic[S]):
         known = [key for kind in self.kinds for key in kind.keys]
         raise self.error(self.unknown(uri, known + [entry.name for entry in plugins]))
 
-    def parse(self, given: Mapping[str, Any]) -> S:
+    def parse(self, entry: Mapping[str, Any]) -> S:
         """Return the settings of one entry of a configuration: a map with ``uri`` and the options of its kind.
 
         Options behind a path (``FILE.mp4?crf=28``) move into the fields.
@@ -138,19 +138,19 @@ class KindRegistry(Generic[S]):
             pydantic.ValidationError: an option is unknown, out of range, or belongs to another kind.
             SourceError | SinkError: the URI is of no kind.
         """
-        uri = given.get("uri")
+        uri = entry.get("uri")
         if not isinstance(uri, str):
-            return self.base.model_validate(dict(given))
+            return self.base.model_validate(dict(entry))
         try:
             path, options = self.split(uri)
         except ValueError as error:
             raise self.error(f"{self.word} {self.shown(uri)!r}: {error}") from None
         kind = self.find(path)
-        if twice := options.keys() & given.keys():
+        if twice := options.keys() & entry.keys():
             name = min(twice)
             raise self.error(f"{self.word} {self.shown(uri)!r}: {name} is given in the URI and as a key; give it once")
         try:
-            return kind.settings.model_validate({**given, **options, "uri": path})
+            return kind.settings.model_validate({**entry, **options, "uri": path})
         except ValidationError as wrong:
             details = [self._explained(error, kind) for error in wrong.errors()]
             raise ValidationError.from_exception_data(kind.settings.__name__, details) from None
@@ -165,10 +165,10 @@ class KindRegistry(Generic[S]):
             return self.parse({"uri": uri, **options})
         except ValidationError as wrong:
             error = wrong.errors()[0]
-            place = ".".join(map(str, error["loc"]))
-            value = "" if error["type"] == UNKNOWN_OPTION or place == "uri" else f"={error['input']!r}"
+            location = ".".join(map(str, error["loc"]))
+            value = "" if error["type"] == UNKNOWN_OPTION or location == "uri" else f"={error['input']!r}"
             rule = error["msg"].removeprefix("Value error, ")
-            raise self.error(f"{self.word} {self.shown(uri)!r}: {place}{value}: {rule}") from None
+            raise self.error(f"{self.word} {self.shown(uri)!r}: {location}{value}: {rule}") from None
 
     def build(self, settings: S, context: object) -> Any:  # noqa: ANN401 - a source or a sink
         """Return the source or sink of these settings; nothing is opened yet.
@@ -211,17 +211,17 @@ class KindRegistry(Generic[S]):
         return [key for kind in self.all_kinds() if option in kind.settings.model_fields for key in kind.keys]
 
     def _explained(self, error: ErrorDetails, kind: Kind[S]) -> InitErrorDetails:
-        """Return an error as pydantic takes it; an unknown option says which kinds have it."""
+        """Convert an error to pydantic's form; the message for an unknown option names the kinds that have it."""
         reason: str | PydanticCustomError = error["type"]
         if error["type"] == "extra_forbidden" and len(error["loc"]) == 1:
             option = str(error["loc"][0])
             if others := self.having(option):
-                said = f"is not an option of a {kind.name} ({', '.join(kind.keys)}); {', '.join(others)} have it"
+                message = f"is not an option of a {kind.name} ({', '.join(kind.keys)}); {', '.join(others)} have it"
             else:
                 others = [name for other in self.all_kinds() for name in other.settings.model_fields]
                 near = did_you_mean(option, kind.settings.model_fields) or did_you_mean(option, others)
-                said = f"unknown key.{near}"
-            reason = PydanticCustomError(UNKNOWN_OPTION, "{said}", {"said": said})
+                message = f"unknown key.{near}"
+            reason = PydanticCustomError(UNKNOWN_OPTION, "{said}", {"said": message})
         return InitErrorDetails(type=reason, loc=error["loc"], input=error["input"], ctx=error.get("ctx", {}))
 
     def _kind_of_plugin(self, entry: EntryPoint) -> Kind[S]:
@@ -247,7 +247,7 @@ class KindRegistry(Generic[S]):
         except Exception as error:  # noqa: BLE001 - a package raises anything
             name = type(error).__name__
             # Its message may repeat the address, and the address may hold a password.
-            said = "its message is left out, the address holds a password" if "@" in uri else str(error)
+            message = "its message is left out, the address holds a password" if "@" in uri else str(error)
             raise self.error(
-                f"{self.word} {self.shown(uri)!r}: package {package} fails to make it ({name}: {said})"
+                f"{self.word} {self.shown(uri)!r}: package {package} fails to make it ({name}: {message})"
             ) from None

@@ -26,8 +26,8 @@ def escaped(text: str, keep: str = "") -> str:
         keep: characters that are not escaped, such as line ends of the program's own text.
     """
 
-    def escape(found: re.Match[str]) -> str:
-        letter = found[0]
+    def escape(match: re.Match[str]) -> str:
+        letter = match[0]
         return letter if letter in keep else letter.encode("unicode_escape").decode("ascii")
 
     return _INVISIBLE.sub(escape, text)
@@ -66,7 +66,7 @@ class JsonFormatter(logging.Formatter):
             fields["error"] = self.formatException(record.exc_info)
         line = json.dumps(fields, ensure_ascii=False)
         # JSON escapes: a reader gets the original text.
-        return _INVISIBLE.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
+        return _INVISIBLE.sub(lambda match: f"\\u{ord(match[0]):04x}", line)
 
 
 def make_formatter(kind: str) -> logging.Formatter:

@@ -39,20 +39,20 @@ class Outputs:
         self._sinks = list(zip(sinks, self.workers, strict=True))
 
     def start(self, stack: ExitStack) -> None:
-        """Start the threads; leaving ``stack`` delivers what is queued."""
+        """Start the threads; leaving ``stack`` delivers the queued overlays."""
         for worker in self.workers:
             stack.enter_context(worker)
 
     @property
     def stop_requested(self) -> bool:
-        """Whether a sink asks for the end of the run, or no sink works any more."""
+        """True if a sink asks for the end of the run, or no sink works any more."""
         workers = self.workers
         return any(worker.stop_requested.is_set() for worker in workers) or (
             bool(workers) and all(worker.failed for worker in workers)
         )
 
     def needs_image(self, camera: str) -> bool:
-        """Say whether a working sink needs a drawn image of this camera now."""
+        """Return whether a working sink needs a drawn image of this camera now."""
         return any(sink.needs_image(camera) and not worker.failed for sink, worker in self._sinks)
 
     def prepare(self, overlay: Overlay) -> None:
@@ -123,7 +123,7 @@ def _put_finite(put: Callable[[Overlay], None], overlay: Overlay) -> None:
 
 
 def _concerns_one_frame(error: Exception) -> bool:
-    """Say whether a sink's error concerns one frame alone: all errors but those that say that the sink is broken."""
+    """Return whether an error of a sink concerns only one frame; false for errors that mean that the sink is broken."""
     return isinstance(error, FrameError | WireError) or not isinstance(error, ReciproStreamError)
 
 

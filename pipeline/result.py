@@ -1,4 +1,4 @@
-"""When a run ends by itself, and how it went."""
+"""Limits and results of a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.workers.source import SourceWorker
 
 @dataclass(frozen=True, slots=True)
 class RunLimits:
-    """When a run ends by itself, and the sizes of its queues and batches."""
+    """Limits of a run, and the sizes of its queues and batches."""
 
     frames: int | None = None
     """End after this many frames were given to the explainer, of all cameras together."""
@@ -25,11 +25,11 @@ class RunLimits:
     batch_size: int = 8
     """Maximum number of frames in a batch."""
     batch_window_seconds: float = 0.0
-    """How long a batch waits for more cameras."""
+    """Time limit for frames of further cameras in a batch."""
     queue_frames: int = 2
     """Frames of a camera that may wait for the engine."""
     max_age_seconds: float | None = None
-    """An older frame of a live camera is dropped, before the engine and before it is drawn; None = never."""
+    """Maximum age of frames of live cameras, checked before the engine and before drawing; None = no limit."""
     sink_queue_frames: int = 16
     """Overlays that may wait for a lossless sink; for other sinks the two newest of each camera may wait."""
 
@@ -45,7 +45,7 @@ class RunResult:
     parts: Sequence[Part] = ()
     """The explainer and the sinks: parts that may have metrics or problems of their own."""
     errors: list[str] = field(default_factory=list)
-    """What ended a camera or a sink early, one sentence each."""
+    """Errors that ended a camera or a sink early, one sentence each."""
     seconds: float = 0.0
 
     @property

@@ -53,7 +53,7 @@ class SecretFile:
     what: str = "secret"
     """The content, as messages name it."""
     remedy: str = ""
-    """How to make such a file; ``{path}`` stands for its path."""
+    """Instructions to create such a file; ``{path}`` stands for its path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ class Secret:
 
 
 def _text(value: object) -> str:
-    """Return a text as it is: the names of files may be no valid Unicode, which pydantic refuses."""
+    """Return the text unchanged: file names may not be valid Unicode, which pydantic refuses."""
     if not isinstance(value, str):
         raise PydanticCustomError("string_type", "should be text")
     return value
@@ -87,22 +87,23 @@ class SourceSettings(EntrySettings):
     """The options of every source."""
 
     uri: Uri
-    """What is read: camera:0, rtsp://..., http(s)://..., rtmp://..., udp://..., a video file, a folder or glob of
-    images, line: (the simulated line), or what a package adds (docs/python.md). ${NAME} stands for a variable of the
-    environment."""
+    """The source: camera:0, rtsp://..., http(s)://..., rtmp://..., udp://..., a video file, a folder or glob of images,
+    line: (the simulated line), or a kind of an installed package (docs/python.md). ${NAME} stands for an environment
+    variable."""
     name: Name | None = None
     """The camera's name in topics, legends and file names. Default: from the URI."""
     overflow: Overflow | None = None
-    """What a full queue does. Default: drop-oldest for live sources, wait for files and folders, watched folders
-    included."""
+    """Action when the queue is full. Default: drop-oldest for live sources, wait for files and folders, also for
+    watched folders."""
 
 
 class SinkSettings(EntrySettings):
     """The options of every sink."""
 
     uri: Uri
-    """window, tcp://HOST:PORT or ipc://PATH (ZeroMQ), http://HOST:PORT (web page), mqtt://HOST:PORT/TOPIC, FILE.mp4 or
-    FILE.mkv, FOLDER/ (clips), FILE.jsonl or FILE.parquet (log), or what a package adds (docs/python.md)."""
+    """The sink: window, tcp://HOST:PORT or ipc://PATH (ZeroMQ), http://HOST:PORT (web page), mqtt://HOST:PORT/TOPIC,
+    FILE.mp4 or FILE.mkv, FOLDER/ (clips), FILE.jsonl or FILE.parquet (log), or a kind of an installed package
+    (docs/python.md)."""
 
     @classmethod
     def of(cls, given: Self | str | os.PathLike[str]) -> Self:
@@ -112,7 +113,7 @@ class SinkSettings(EntrySettings):
 
 @dataclass(frozen=True, slots=True)
 class SourceContext:
-    """What a run adds to the settings of a source."""
+    """Data that a run adds to the settings of a source."""
 
     camera: str | None = None
     """The camera's name; None: the source takes one from its URI."""
@@ -126,18 +127,18 @@ class SourceContext:
 
 @dataclass(frozen=True, slots=True)
 class SinkContext:
-    """What a run adds to the settings of a sink."""
+    """Data that a run adds to the settings of a sink."""
 
     cameras: tuple[str, ...] = ()
     """The names of the cameras, where they are known before the run begins."""
     secrets: Mapping[str, Secret] = field(default_factory=dict)
     """The secret files' texts, by the names of their fields."""
     display: str | None = None
-    """The display for windows: DISPLAY or WAYLAND_DISPLAY, or any word where the system always has a screen (macOS,
-    Windows); None: there is none."""
+    """The display for windows: DISPLAY or WAYLAND_DISPLAY, or any text on systems that always have a screen (macOS,
+    Windows); None: no display."""
     colormap: str = "inferno"
     """The colormap of heat maps that are drawn later, in the browser."""
     opacity: float = 0.6
     """The opacity of the hottest spot there, as long as the viewer does not change it."""
     painted: bool = False
-    """Whether the images that come have heat maps drawn on them already: they are received from another run."""
+    """True if received images already contain heat maps, drawn by another run."""

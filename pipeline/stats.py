@@ -89,7 +89,7 @@ class RunStats:
         self._lock = threading.Lock()
         self.cameras = {name: CameraStats() for name in cameras}
         self.frames = FrameCounts()
-        """What became of every frame."""
+        """Delivered and dropped frames."""
         self.stages: dict[str, Histogram] = {}
         self.batches: dict[int, int] = {}
         """Number of batches by their number of frames."""

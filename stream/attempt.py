@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 AtEnd = Literal["lost", "ended", "next"]
-"""What the end of a connection means: a lost connection, the end of the stream, or a next part that follows at once."""
+"""Meaning of a connection's end: the connection was lost, the stream has ended, or another part follows at once."""
 
 
 @dataclass(slots=True)
@@ -25,13 +25,13 @@ class Attempt:
     stop: threading.Event = field(default_factory=threading.Event)
     """Ends every wait."""
     live: bool = True
-    """Whether the stream continues while it is not read; a recording waits for its reader."""
+    """True if the stream continues while it is not read; a recording waits for its reader."""
     resumes: bool = False
-    """Whether the next connection continues where this one is lost, though the stream is finite."""
+    """True if the next connection continues where this one is lost, though the stream is finite."""
     at_end: AtEnd | None = None
-    """What the end of the connection means; None: derived from the duration that the container states."""
+    """Meaning of the connection's end; None: derived from the duration that the container states."""
     waits_for: str = "answer"
-    """What the current wait is for: ``answer`` or ``frame``."""
+    """The current wait: for ``answer`` or ``frame``."""
     timeout_seconds: float = 0.0
     """Time limit of the current wait."""
     last_data_at: float = 0.0

@@ -1,4 +1,4 @@
-"""What a container states: duration, frames, packets, completeness."""
+"""Reads a container's duration, frames, packets and completeness."""
 
 from __future__ import annotations
 

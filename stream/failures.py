@@ -13,13 +13,13 @@ from stream.reconnect import RetryClass
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a stream cannot be read; contains no part of the URI."""
+    """Failure to read a stream; contains no part of the URI."""
 
     message: str
     retry_class: RetryClass = "quick"
     cause: Cause = "unreachable"
     hint: str = "check that the camera is on, and its address"
-    """What the user can do after the last attempt; "" where the message contains it."""
+    """Remedy after the last attempt; "" if the message contains it."""
 
 
 class FailureError(OSError):

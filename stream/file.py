@@ -63,7 +63,7 @@ class FileOptions:
     open_timeout_seconds: float | None = None
     read_timeout_seconds: float | None = None
     loop: bool = False
-    """Whether to repeat the file without end."""
+    """Repeat the file without end."""
     open_remote: Callable[[threading.Event], RemoteFile] | None = None
     """Opens a remote recording, whose waits end when the event is set; None: FFmpeg opens it."""
 

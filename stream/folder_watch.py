@@ -23,10 +23,10 @@ log = logging.getLogger(__name__)
 _SCAN_SECONDS: Final = 0.5
 """Interval of the scans of the folder; it grows where a scan of very many files takes long."""
 _UNFINISHED_SECONDS: Final = 10.0
-"""How long an image that does not decode, and whose file does not change, may still be unfinished."""
+"""Time that an image that does not decode, and whose file does not change, may still be unfinished."""
 
 _MAX_REMOVED: Final = 1_000_000
-"""How many removed files are remembered, in case they return."""
+"""Number of removed files that are remembered, in case they return."""
 
 
 class _FileState(NamedTuple):

@@ -49,13 +49,13 @@ class HlsFollower:
         self._camera = camera
         self._live = live
         self.is_live = True
-        """Whether the playlist still grows."""
+        """True if the playlist still grows."""
         self._url = ""
         self._playlist = Playlist((), 1.0, ended=False)
         self._next: int | None = None
         self._loaded_at = 0.0
         self._parse_seconds = 0.0
-        """How long it took to read the playlist that came last."""
+        """Duration of the last request of the playlist."""
         self._failures = 0  # in a row
         self._missing = 0
         self._keys: dict[str, bytes] = {}

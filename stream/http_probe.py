@@ -51,7 +51,7 @@ class WebOptions:
     """Options for reading an HTTP address."""
 
     live: bool | None = None
-    """Whether it is live; None: detected from the server's answer."""
+    """True if it is live; None: detected from the server's answer."""
     allowed_hosts: tuple[str, ...] = ()
     """Hosts (``HOST`` or ``HOST:PORT``) other than its own that the camera may refer to."""
     still_rate: float = 1.0
@@ -270,7 +270,7 @@ class _Body:
 
     @property
     def is_fragmented(self) -> bool:
-        """Whether it is fragmented MP4, of unknown duration."""
+        """True if it is fragmented MP4, of unknown duration."""
         return b"mvex" in self._head or b"moof" in self._head
 
 

@@ -1,4 +1,4 @@
-"""What the address of a web source tells before any request."""
+"""Checks of a web address before any request."""
 
 from __future__ import annotations
 

@@ -113,11 +113,11 @@ class DecoderSelector:
         self._has_decoded = False  # whether the GPU has decoded this stream before
         self._reported = ""
         self.opened_on_gpu = False
-        """Whether the stream opened last was opened for the GPU."""
+        """True if the stream opened last was opened for the GPU."""
 
     @property
     def wants_gpu(self) -> bool:
-        """Whether to open the next stream for the GPU."""
+        """Open the next stream for the GPU."""
         return self._choice != "cpu" and not self._rejected
 
     @property

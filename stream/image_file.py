@@ -61,9 +61,9 @@ class _Header:
     mode: str
     """Pillow's name of the pixel type."""
     is_single: bool
-    """Whether the file contains a single image."""
+    """True if the file contains a single image."""
     bits: int | None
-    """How many of 16 bits are in use; None: the file does not state it."""
+    """Number of used bits of 16; None: the file does not state it."""
 
 
 class ImageReader:

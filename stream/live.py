@@ -45,7 +45,7 @@ _NEAR_END_SECONDS = 1.5  # a finite stream that stops within this distance of it
 
 @dataclass(frozen=True, slots=True)
 class ConnectionSpec:
-    """How to connect to a live stream."""
+    """Settings of the connection to a live stream."""
 
     open: Callable[[Attempt], AbstractContextManager[InputContainer]]
     """Opens the stream within the attempt's time limits; leaving the context closes the container."""
@@ -54,7 +54,7 @@ class ConnectionSpec:
     open_timeout_seconds: float
     read_timeout_seconds: float
     attempts: int | None = None
-    """How many attempts in a row may fail before the source fails; None: no limit."""
+    """Number of failed attempts in a row after which the source fails; None: no limit."""
     first_attempts: int | None = None
     """``attempts`` before the first frame; None: the same."""
     backoff: Backoff = field(default_factory=Backoff)
@@ -70,7 +70,7 @@ class SourceConnectionLostError(Exception):
         super().__init__(failure.message)
         self.failure = failure
         self.ended = ended
-        """Whether the stream itself has ended."""
+        """True if the stream itself has ended."""
 
 
 class LiveSource(Source):
@@ -84,7 +84,7 @@ class LiveSource(Source):
     def __init__(self, *, uri: str, camera: str, spec: ConnectionSpec) -> None:
         """Create the source; ``uri`` is for messages, without credentials."""
         self.live = True
-        """Whether the stream continues while it is not read; connecting may change it, before the first frame."""
+        """True if the stream continues while it is not read; connecting may change it, before the first frame."""
         self.uri = uri
         self.camera = camera
         self._spec = spec

@@ -31,7 +31,7 @@ class _TransportPacket:
     counter: int
     """The continuity counter, 0 to 15."""
     is_unit_start: bool
-    """Whether a frame or a table begins in the packet."""
+    """True if a frame or a table begins in the packet."""
     is_random_access: bool
     clock: int | None
     """The program clock reference, in units of 1/90000 s; None: the packet has none."""

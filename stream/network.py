@@ -28,7 +28,7 @@ class Timeouts:
     open_timeout_seconds: float
     read_timeout_seconds: float
     attempts: int | None = None
-    """How many attempts in a row may fail before the source fails; None: no limit."""
+    """Number of failed attempts in a row after which the source fails; None: no limit."""
 
 
 def network_source(

@@ -56,7 +56,7 @@ class Segment:
     header: Resource | None = None
     """The initialization section (``EXT-X-MAP``); None for MPEG-TS."""
     is_discontinuous: bool = False
-    """Whether its clock or format differs from the previous segment's (``EXT-X-DISCONTINUITY``)."""
+    """True if its clock or format differs from the previous segment's (``EXT-X-DISCONTINUITY``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ class Playlist:
     target_seconds: float
     """The maximum duration of a segment."""
     ended: bool
-    """Whether the playlist is final (``EXT-X-ENDLIST``)."""
+    """True if the playlist is final (``EXT-X-ENDLIST``)."""
 
 
 @dataclass(slots=True)

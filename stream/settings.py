@@ -23,7 +23,7 @@ class LiveSettings(SourceSettings):
     """The silence after which the source counts as lost. A camera that sends less often needs more; HLS gets three of
     its segments' durations at least."""
     open_timeout_seconds: float = Field(default=3.0, gt=0, le=120)
-    """How long connecting may take."""
+    """Time limit for connecting."""
     attempts: int | None = Field(default=None, ge=1)
     """Failed attempts in a row after which the source is given up. Default: it is tried for ever."""
     max_pixels: MaxPixels | None = None
@@ -59,9 +59,9 @@ class RtspSettings(NetworkSettings):
     """An RTSP camera."""
 
     transport: Literal["tcp", "udp"] = "tcp"
-    """How packets are carried."""
+    """Transport of packets."""
     allowed_hosts: list[str] = Field(default=[])
-    """Further hosts, HOST or HOST:PORT, that redirects may lead to. Default: only its own."""
+    """Further hosts, HOST or HOST:PORT, that redirects may lead to. Default: only the source's own host."""
 
 
 class HttpSettings(NetworkSettings):
@@ -86,7 +86,7 @@ class FileSettings(SourceSettings):
     loop: bool = False
     """Starts again at the end."""
     threads: Literal["auto", "slice"] = "auto"
-    """How it is decoded: auto for throughput, slice for the least processor time."""
+    """Threading of the decoder: auto for throughput, slice for the least processor time."""
     decoder: Device | None = None
     """The decoder: cpu; cuda or cuda:N (NVIDIA GPU, or an error); auto (GPU where possible; docs/gpu.md). Default: that
     of all sources."""
@@ -95,8 +95,8 @@ class FileSettings(SourceSettings):
 
 
 def _watch(value: object) -> object:
-    words = {"0": "no", "1": "new", "False": "no", "True": "new", "false": "no", "true": "new"}
-    return words.get(str(value), value)
+    spellings = {"0": "no", "1": "new", "False": "no", "True": "new", "false": "no", "true": "new"}
+    return spellings.get(str(value), value)
 
 
 def _whole(value: object) -> object:

@@ -103,12 +103,12 @@ def plain_name(name: str) -> str:
 
 def unique_names(names: Iterable[str]) -> list[str]:
     """Return the names in order, a repeated one with ``-2``, ``-3`` behind it: topics on the wire must differ."""
-    given = list(names)
-    taken, unique = set(given), []
+    requested = list(names)
+    used, unique = set(requested), []
     seen: set[str] = set()
-    for name in given:
+    for name in requested:
         candidate, number = name, 1
-        while candidate in seen or (candidate != name and candidate in taken):
+        while candidate in seen or (candidate != name and candidate in used):
             number += 1
             candidate = f"{name}-{number}"
         seen.add(candidate)
@@ -123,8 +123,8 @@ def _scheme(uri: str) -> str:
         raise SourceError(message)
     if uri.isdecimal() and not _exists(uri):
         return "camera"
-    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", uri)
-    return "" if found is None or _exists(uri) else found[1].lower()
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", uri)
+    return "" if match is None or _exists(uri) else match[1].lower()
 
 
 def _key(uri: str) -> str:
@@ -224,9 +224,9 @@ def open_broadcast(settings: BroadcastSettings, context: SourceContext) -> Sourc
         message = f"{redact(uri)}: names no port to listen at; write udp://@GROUP:PORT or udp://0.0.0.0:PORT"
         raise SourceError(message)
     # FFmpeg probes the format for a second; packets wait in 9 MB of memory while an image is decoded.
-    wanted = {"analyzeduration": "1000000", "format_whitelist": "mpegts" if is_udp else "flv,live_flv"}
+    options = {"analyzeduration": "1000000", "format_whitelist": "mpegts" if is_udp else "flv,live_flv"}
     if is_udp:
-        wanted |= {"fifo_size": "50000", "overrun_nonfatal": "1"}
+        options |= {"fifo_size": "50000", "overrun_nonfatal": "1"}
     uri = uri if is_udp else _with_host(uri)
     decoder = _decoder(settings, context, doubt=_HOLES if is_udp else "")
     return network_source(
@@ -234,7 +234,7 @@ def open_broadcast(settings: BroadcastSettings, context: SourceContext) -> Sourc
         camera=context.camera or host_and_path(uri).lstrip("@"),
         timeouts=_timeouts(settings),
         decoder=decoder,
-        opened=lambda attempt: open_container(uri, options=wanted, attempt=attempt, decoder=decoder),
+        opened=lambda attempt: open_container(uri, options=options, attempt=attempt, decoder=decoder),
     )
 
 
@@ -273,19 +273,19 @@ def _with_host(uri: str) -> str:
     authority = authority_of(uri)
     try:
         parts = urlsplit(uri)
-        named = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        valid = bool(parts.hostname) and (parts.port is None or parts.port > 0)
     except ValueError:
-        named = False
+        valid = False
     behind = uri.partition("://")[2][len(authority) :]
-    if "@" not in authority and "@" in (urlsplit(f"x://h{behind}").fragment if named else behind):
-        sign = "#" if named else behind[0]
+    if "@" not in authority and "@" in (urlsplit(f"x://h{behind}").fragment if valid else behind):
+        sign = "#" if valid else behind[0]
         message = (
             f"{redact(uri)}: its user name or password holds a {sign!r}, which ends the host of an address; write "
             f"{quote(sign, safe='')} in its place (%23 is #, %3F is ?, %2F is /, %40 is @, %25 is %), or put "
             "user:password into a credentials_file"
         )
         raise SourceError(message)
-    if not named:
+    if not valid:
         message = f"{redact(uri)}: names no host, or a port outside 1 to 65535; write SCHEME://HOST/PATH"
         raise SourceError(message)
     return uri

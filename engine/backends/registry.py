@@ -54,13 +54,13 @@ class BackendEntry:
     member: str
     """Qualified name of its module."""
     any_batch: bool
-    """Whether compiled modules take any batch size; otherwise batches are split into the compiled sizes."""
+    """True if compiled modules take any batch size; otherwise batches are split into the compiled sizes."""
     description: str
     """Description in one line."""
     lowers_precision: bool = False
-    """Whether the backend takes the float32 network and lowers the precision itself."""
+    """True if the backend takes the float32 network and lowers the precision itself."""
     keeps_order: bool = False
-    """Whether verification also compares the ranking of classes and cells (see ``verification.Similarity``)."""
+    """True if verification also compares the ranking of classes and cells (see ``verification.Similarity``)."""
 
     def load(self) -> Any:  # noqa: ANN401 - a module with the functions of the Backend protocol
         """Import and return the backend's module."""

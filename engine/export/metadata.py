@@ -178,7 +178,7 @@ def _of_onnx(path: Path) -> dict[str, str]:
     return {entry.get(KEY, b"").decode(): entry.get(VALUE, b"").decode() for entry in entries}
 
 
-def _fields(file: BinaryIO, wanted: set[int]) -> Iterator[tuple[int, bytes]]:
+def _fields(file: BinaryIO, numbers: set[int]) -> Iterator[tuple[int, bytes]]:
     """Yield the requested byte fields of a protocol buffer; raises ValueError for a malformed buffer."""
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
@@ -195,7 +195,7 @@ def _fields(file: BinaryIO, wanted: set[int]) -> Iterator[tuple[int, bytes]]:
         end = file.tell() + length
         if end > size:
             raise ValueError("it ends too early")
-        if kind == LENGTH and number in wanted:
+        if kind == LENGTH and number in numbers:
             yield number, file.read(length)
         file.seek(end)
 

@@ -42,7 +42,7 @@ class PlanInfo:
     reason: str
     """The property of the tail that selects this plan, one sentence."""
     one_module: bool
-    """Whether head, tail and explanation form one graph, which a backend compiles as a whole."""
+    """True if head, tail and explanation form one graph, which a backend compiles as a whole."""
     layer: str | None = None
     """Qualified name of the explained layer, if known."""
     grid: tuple[int, int] | None = None

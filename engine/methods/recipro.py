@@ -187,7 +187,7 @@ class Target:
     top: int = 1
     classes: tuple[int, ...] = ()
     classes_first: bool = False
-    """Whether ``classes`` come before the top classes: the heat map of the first class is drawn."""
+    """True if ``classes`` come before the top classes: the heat map of the first class is drawn."""
 
 
 class ExplainedNetwork(nn.Module):

@@ -181,7 +181,7 @@ class ViTPlan(Plan):
     fraction: Tensor
     """Their weights."""
     outside: Tensor
-    """Where the weight is 0: the kernel is cut off at the border."""
+    """True where the weight is 0: the kernel is cut off at the border."""
     zeroed: Tensor
     """Logarithm of the number of zeroed tokens of each mask, (h * w, 1)."""
 

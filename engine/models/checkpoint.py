@@ -49,7 +49,7 @@ class Checkpoint:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Origin of the weights: seeds, steps, date, versions, measured accuracy, the command."""
     fit: Fit = "stretch"
-    """How a frame is fitted to the input size."""
+    """Resize mode of the input."""
     truncate_at: str | None = None
     """Last layer of a truncated network; None = the network is not truncated."""
     trained_digests: frozenset[str] = frozenset()

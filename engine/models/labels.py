@@ -182,9 +182,9 @@ def _class_of(word: str, labels: Sequence[str], folded: Mapping[str, int]) -> in
 def _suggestion(word: str, labels: Sequence[str], folded: Mapping[str, int]) -> str:
     """Return the classes that a word may mean: those that have it as a word, that contain it, or the nearest one."""
     plain = word.casefold().strip()
-    words = {label: [part for part in re.split(r"[\W_]+", label.casefold()) if part] for label in labels}
-    as_word = [label for label in labels if plain and plain in words[label]]
-    as_word.sort(key=lambda label: words[label][-1] != plain)  # "car" means a sports car rather than a car wheel
+    parts_of = {label: [part for part in re.split(r"[\W_]+", label.casefold()) if part] for label in labels}
+    as_word = [label for label in labels if plain and plain in parts_of[label]]
+    as_word.sort(key=lambda label: parts_of[label][-1] != plain)  # "car" means a sports car rather than a car wheel
     as_part = [label for label in labels if len(plain) > 2 and plain in label.casefold()]
     similar = list(dict.fromkeys(as_word or as_part))
     if not similar:

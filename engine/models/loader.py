@@ -56,9 +56,9 @@ class LoadedModel:
     labels_from: str = ""
     """The labels file, if the user gave one."""
     fit: Fit = "stretch"
-    """How images were fitted to the input size in training."""
+    """Resize mode of the training images."""
     binary: bool = False
-    """Whether the weights have one score for a sigmoid, which became two: class 1 is the positive class."""
+    """True if the weights have one score for a sigmoid, which became two: class 1 is the positive class."""
 
     def preprocessing(self, config: EngineConfig) -> Preprocessing:
         """Return the preprocessing: the settings of the configuration, and the model's own for those not set."""

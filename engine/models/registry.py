@@ -15,7 +15,7 @@ IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True, slots=True)
 class ModelEntry:
-    """How to build a network, prepare its input, and split it."""
+    """Builder, preprocessing and default layer of a network."""
 
     name: str
     """Value of ``--model``: the name in torchvision or timm."""

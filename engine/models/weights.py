@@ -149,9 +149,9 @@ class Fitted:
 
     net: nn.Module
     greyscale: bool = False
-    """Whether the weights are for one channel; the first convolution is converted to read the luminance of RGB."""
+    """True if the weights are for one channel; the first convolution is converted to read the luminance of RGB."""
     binary: bool = False
-    """Whether the weights have one score; the network has two, whose softmax equals the sigmoid of the one."""
+    """True if the weights have one score; the network has two, whose softmax equals the sigmoid of the one."""
 
 
 def load_weights(build: Callable[[int | None], nn.Module], state: StateDict, name: str, path: Path) -> nn.Module:

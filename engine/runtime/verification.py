@@ -123,7 +123,7 @@ def similarity_shortfall(measured: Similarity, precision: str, eager: Similarity
             if its distance from 1 is at most ``SIMILARITY_SLACK`` times eager's.
     """
     shortfalls = []
-    for name, words in (
+    for name, description in (
         ("cosine", "cosine"),
         ("top", "same first class"),
         ("rank_correlation", "heat rank correlation"),
@@ -131,7 +131,7 @@ def similarity_shortfall(measured: Similarity, precision: str, eager: Similarity
         value, minimum = getattr(measured, name), getattr(MIN_SIMILARITY[precision], name)
         reachable = 1.0 if eager is None else 1.0 - SIMILARITY_SLACK * (1.0 - getattr(eager, name))
         if not value >= min(minimum, reachable):
-            shortfalls.append(f"{words} {value:.5f} (minimum {minimum:g})")
+            shortfalls.append(f"{description} {value:.5f} (minimum {minimum:g})")
     return ", ".join(shortfalls)
 
 

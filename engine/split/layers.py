@@ -40,18 +40,18 @@ class LayerOutput:
     order: int
     """Position among all outputs; containers come after their children."""
     pass_through: bool
-    """Whether the module is one of ``_PASS_THROUGH``."""
+    """True if the module is one of ``_PASS_THROUGH``."""
     image_shape: tuple[int, ...]
     """Shape (N, 3, H, W) of the input images."""
     tokens_follow: bool = False
-    """Whether a later module outputs a sequence of tokens (N, T, C): this grid is the input of a transformer."""
+    """True if a later module outputs a sequence of tokens (N, T, C): this grid is the input of a transformer."""
 
     channels_last: bool = False
-    """Whether the layout is (N, h, w, C), as in Swin, and not (N, C, h, w)."""
+    """True if the layout is (N, h, w, C), as in Swin, and not (N, C, h, w)."""
 
     @property
     def is_grid(self) -> bool:
-        """Whether the output is (N, C, h, w) or (N, h, w, C) with more than one cell per image."""
+        """True if the output is (N, C, h, w) or (N, h, w, C) with more than one cell per image."""
         return len(self.shape) == 4 and self.shape[0] == self.image_shape[0] and self.grid[0] * self.grid[1] > 1
 
     @property
@@ -212,12 +212,12 @@ def check_layer(layer: str, outputs: dict[str, LayerOutput], net: nn.Module) -> 
 
 def explainable(outputs: dict[str, LayerOutput]) -> list[str]:
     """Return the layers whose output is a grid that can be masked, in order of execution."""
-    found = [
+    grids = [
         (output.order, name)
         for name, output in outputs.items()
         if output.is_grid and not output.pass_through and output.calls == 1 and not output.tokens_follow
     ]
-    return [name for _, name in sorted(found)]
+    return [name for _, name in sorted(grids)]
 
 
 def _outer_grids(outputs: dict[str, LayerOutput]) -> list[tuple[str, tuple[int, int]]]:

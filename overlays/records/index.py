@@ -31,7 +31,7 @@ class CameraLines:
     repeated: int = 0
     """Number of records of a frame that has a record already."""
     by_clip: bool = False
-    """Whether the times are those of a clip, whose frames have other indices."""
+    """True if the times are those of a clip, whose frames have other indices."""
     by_time: list[tuple[float, int]] = field(default_factory=list)
 
     def add(self, key: RecordKey) -> None:

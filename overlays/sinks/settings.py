@@ -44,13 +44,13 @@ class ZeroMqSettings(SinkSettings):
     scale: float = Field(default=1.0, gt=0, le=1)
     """Scale of the images: 0.5 sends half the width and height."""
     max_rate: MaxRate | None = None
-    """Frames per second of each camera at most. Default: all."""
+    """Maximum frames per second of each camera. Default: all."""
     curve: CurveSettings | None = None
     """Admits viewers by keys; needed where others can reach the address."""
     insecure: bool = False
-    """Serves everyone without asking for keys: only where the network itself is closed."""
+    """Serves everyone without keys: only for closed networks."""
     linger_seconds: float = Field(default=0.5, ge=0, le=60)
-    """How long the end of the run waits for messages that are not sent yet."""
+    """At the end of a run, the time limit for messages that are not sent yet."""
 
 
 class WebSettings(SinkSettings):
@@ -67,18 +67,19 @@ class WebSettings(SinkSettings):
     root_path: str = ""
     """The path that a proxy leaves before the page's paths, such as /cams. Most proxies remove it."""
     insecure: bool = False
-    """Serves everyone without asking for the token: only where the network itself is closed."""
+    """Serves everyone without a token: only for closed networks."""
 
 
 class MqttSettings(SinkSettings):
     """Findings published to an MQTT broker."""
 
     max_rate: MaxRate | None = None
-    """Findings per second of each camera at most. Default: 1, and every change of the label."""
+    """Maximum findings per second of each camera. Default: 1, and every change of the label."""
     qos: Literal[0, 1] = 0
     """0 sends a finding once; 1 keeps up to 1000 findings until the broker confirms them."""
     status_topic: Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_level)] = "status"
-    """The level below the topic that says whether this run is online. Runs that share a topic need one each."""
+    """The level below the topic with this run's status, online or offline. Runs that share a topic need different
+    levels."""
     credentials_file: Annotated[
         str | None, SecretFile("credentials", "one line, user:password, belongs into {path}")
     ] = None

@@ -26,7 +26,7 @@ MAX_WARNINGS: Final = 20
 
 
 class Outcome(Enum):
-    """What a worker did with an item."""
+    """Result of an item in a worker."""
 
     DELIVERED = "delivered"
     QUEUE_FULL = "queue full"
@@ -81,7 +81,7 @@ class QueueWorker(Generic[T]):
         """
         self.name = name
         self.error: BaseException | None = None
-        """Why the worker closed; None while it works."""
+        """The error that closed the worker; None while it works."""
         self.fault: Exception | None = None
         """The first error outside ``ReciproStreamError`` that concerned one item alone: a bug."""
         self.delivered = 0
@@ -92,7 +92,7 @@ class QueueWorker(Generic[T]):
         self.refusal = ""
         """The text of the last such error."""
         self.counts_all = False
-        """Whether a refused item is an error of the run."""
+        """True if a refused item is an error of the run."""
         self.stop_requested = threading.Event()
         """Set when the handler asked for the end of the run: the window was closed."""
         self._handler = handler
@@ -110,12 +110,12 @@ class QueueWorker(Generic[T]):
         )
         self._closing = False
         self._ended = False
-        """Whether the thread takes no more items."""
+        """True if the thread takes no more items."""
         self._thread = threading.Thread(target=self._run, name=f"queue {name}", daemon=True)
 
     @property
     def failed(self) -> bool:
-        """Whether the worker delivers no more items."""
+        """True if the worker delivers no more items."""
         return self.error is not None or self.stop_requested.is_set()
 
     def __enter__(self) -> Self:

@@ -52,7 +52,7 @@ class SourceWorker:
         self.error: BaseException | None = None
         self.counts = counts or FrameCounts()
         self.ended = False
-        """Whether the source gives no more frames; frames may still be queued."""
+        """True if the source gives no more frames; frames may still be queued."""
         self.last_received_at: float | None = None
         """``time.monotonic()`` of its last frame; None before the first."""
         self.mean_interval_seconds = 0.0
@@ -81,7 +81,7 @@ class SourceWorker:
 
     @property
     def overflow(self) -> Overflow:
-        """What a full queue does; without a setting the source's kind decides, once it is known."""
+        """Action when the queue is full; without a setting, the default of the source's kind."""
         return self._overflow or ("drop-oldest" if self.source.live else "wait")
 
     @property
@@ -96,7 +96,7 @@ class SourceWorker:
 
     @property
     def finished(self) -> bool:
-        """Whether no frame is queued and none will come."""
+        """True if no frame is queued and none will come."""
         return self.ended and not self._queue
 
     def __enter__(self) -> Self:
@@ -141,7 +141,7 @@ class SourceWorker:
             return frame
 
     def is_expired(self, frame: Frame) -> bool:
-        """Say whether a frame of a live source is older than ``max_age_seconds``."""
+        """Return whether a frame of a live source is older than ``max_age_seconds``."""
         return self._max_age_seconds is not None and self.source.live and frame.age_seconds() > self._max_age_seconds
 
     def __iter__(self) -> Iterator[Frame]:
@@ -196,7 +196,7 @@ class SourceWorker:
         self.last_received_at = now
 
     def _may_be_abandoned(self) -> bool:
-        """Say whether the thread may end later by itself: one that still connects gives no more frames.
+        """Return whether the thread may end later by itself: while it connects, it delivers no more frames.
 
         Cameras are stopped together, so that their times to end overlap.
         """

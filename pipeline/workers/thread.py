@@ -34,7 +34,7 @@ class ThreadWorker:
         self.name = name
         self.error: BaseException | None = None
         self.ended = False
-        """Whether ``run`` has returned or raised."""
+        """True if ``run`` has returned or raised."""
         self._call = run
         self._stop = stop
         self._thread = threading.Thread(target=self._run, name=f"worker {name}", daemon=True)

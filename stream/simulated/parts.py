@@ -61,7 +61,7 @@ class PartShape:
     hub: float
     """Radius of the raised ring; 0: no ring."""
     turned: bool
-    """Whether the grain is circular (lathe) or straight (mill)."""
+    """True if the grain is circular (lathe) or straight (mill)."""
 
 
 def _ring(count: int, radius: float, hole: float, start: float = 0.0) -> tuple[Hole, ...]:

@@ -83,4 +83,4 @@ def test_a_replay_that_cannot_be_is_refused_in_words(command, tmp_path):
                 for k, line in enumerate(log_lines(tmp_path / "a.jsonl")))
     )  # fmt: skip
     code, _, errors = command("replay", "b.jsonl", LINE.format(3), "--sink", "x.mp4")
-    assert (code, "another video" in errors) == (2, True)
+    assert (code, "no record belongs to a frame" in errors) == (2, True)

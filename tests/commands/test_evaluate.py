@@ -196,7 +196,7 @@ def test_pictures_of_one_name_get_the_boxes_of_their_own_folder(command, two_fol
     (tmp_path / "coco.json").write_text(coco_of("x/a.png", "y/a.png"))
     code, _, errors = command("--output", "two", *words, pictures="list.txt")
     assert code == 2
-    assert "has x/a.png and y/a.png, and ok/a.png may be either" in errors
+    assert "has x/a.png and y/a.png, and ok/a.png can be either" in errors
 
 
 def test_label_files_may_lie_in_folders_like_the_pictures_and_never_serve_two(command, two_folders, tmp_path):
@@ -363,7 +363,7 @@ def test_copies_of_learned_pictures_are_named(command, tmp_path, caplog):
         cv2.imwrite(str(tmp_path / "mine" / f"{number}.jpg"), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 70])
     code, _, errors = command("--output", "out", "--model", "part.safetensors", pictures="mine")
     assert code == 0, errors
-    assert "1 of 3 images look nearly like a training image: 0.jpg" in caplog.text
+    assert "1 of 3 images are near duplicates of training images: 0.jpg" in caplog.text
     rows = list(csv.DictReader((tmp_path / "out" / "result.csv").read_text().splitlines()))
     assert [row["like_learned"] for row in rows] == ["True", "False", "False"]
     assert "Images similar to training images" in (tmp_path / "out" / "report.html").read_text()

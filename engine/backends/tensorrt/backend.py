@@ -104,8 +104,8 @@ def _library_versions(route: str) -> str:
     """Return the versions of the packages that compile."""
     from importlib.metadata import PackageNotFoundError, version
 
-    here = library.library()
-    versions = f"{here.name} {here.version}"
+    tensorrt = library.library()
+    versions = f"{tensorrt.name} {tensorrt.version}"
     for package in ("torch-tensorrt", "torch-tensorrt-rtx") if route == "dynamo" else ("onnx", "onnxscript"):
         try:
             versions += f", {package} {version(package)}"

@@ -106,14 +106,16 @@ def build_engine(graph: bytes, *, target: str = "", half: bool = False, using: L
     Raises:
         BackendError: the graph cannot be parsed or built.
     """
-    here = using or library()
-    api, here.logger.errors[:] = here.api, []
-    builder = create(api.Builder, here)
+    tensorrt = using or library()
+    api, tensorrt.logger.errors[:] = tensorrt.api, []
+    builder = create(api.Builder, tensorrt)
     network = builder.create_network(_flags(api))
-    parser = api.OnnxParser(network, here.logger)
+    parser = api.OnnxParser(network, tensorrt.logger)
     if not parser.parse(graph):
         errors = "; ".join(first_line(Exception(str(parser.get_error(k)))) for k in range(parser.num_errors))
-        raise BackendError(f"backend 'tensorrt': {here.name} {here.version} cannot read this network ({errors})")
+        raise BackendError(
+            f"backend 'tensorrt': {tensorrt.name} {tensorrt.version} cannot read this network ({errors})"
+        )
     if half and (wide := wide_convolutions(api, network)):
         raise BackendError(f"backend 'tensorrt': {wide} convolutions would run in float32, not in half precision")
     settings = builder.create_builder_config()
@@ -125,26 +127,28 @@ def build_engine(graph: bytes, *, target: str = "", half: bool = False, using: L
     blob = builder.build_serialized_network(network, settings)
     if blob is None:
         raise BackendError(
-            f"backend 'tensorrt': {here.name} {here.version} cannot build this network"
-            f"{f' for {target}' if target else ''} ({_why(here)})"
+            f"backend 'tensorrt': {tensorrt.name} {tensorrt.version} cannot build this network"
+            f"{f' for {target}' if target else ''} ({_why(tensorrt)})"
         )
     return bytes(blob)
 
 
-def create(kind: Any, here: Library) -> Any:  # noqa: ANN401 - the vendor's own types
+def create(kind: Any, tensorrt: Library) -> Any:  # noqa: ANN401 - the vendor's own types
     """Return a builder or runtime; without a GPU the library raises an exception or returns None.
 
     Raises:
         BackendError: the library cannot be used on this machine.
     """
     try:
-        instance = kind(here.logger)
+        instance = kind(tensorrt.logger)
     except (TypeError, RuntimeError) as reason:
-        why = here.logger.errors[0] if here.logger.errors else first_line(reason)
-        message = f"{here.name} {here.version} does not work here ({why[:200]})"
+        why = tensorrt.logger.errors[0] if tensorrt.logger.errors else first_line(reason)
+        message = f"{tensorrt.name} {tensorrt.version} does not work here ({why[:200]})"
         raise BackendError(f"backend 'tensorrt': {message}") from reason
     if instance is None:
-        raise BackendError(f"backend 'tensorrt': {here.name} {here.version} does not work here ({_why(here)})")
+        raise BackendError(
+            f"backend 'tensorrt': {tensorrt.name} {tensorrt.version} does not work here ({_why(tensorrt)})"
+        )
     return instance
 
 
@@ -168,8 +172,8 @@ def _flags(api: Any) -> int:  # noqa: ANN401 - the vendor's own type
     return sum(1 << int(getattr(known, name)) for name in ("STRONGLY_TYPED", "EXPLICIT_BATCH") if hasattr(known, name))
 
 
-def _why(here: Library) -> str:
-    return first_line(Exception(here.logger.errors[0])) if here.logger.errors else "no error message"
+def _why(tensorrt: Library) -> str:
+    return first_line(Exception(tensorrt.logger.errors[0])) if tensorrt.logger.errors else "no error message"
 
 
 def pack(outputs: list[str], blob: bytes) -> bytes:

@@ -61,15 +61,15 @@ def build(module: nn.Module, example: Tensor, using: Library | None = None) -> b
     Raises:
         BackendError: the engine cannot be built for any target.
     """
-    here = using or library()
+    tensorrt = using or library()
     graph, names = graph_of(module, example)
     half = any(parameter.dtype in _HALVES for parameter in module.parameters())
     refused: list[str] = []
-    for target in here.targets if example.is_cuda else here.targets[-1:]:
+    for target in tensorrt.targets if example.is_cuda else tensorrt.targets[-1:]:
         try:
-            blob = build_engine(graph, target=target, half=half, using=here)
+            blob = build_engine(graph, target=target, half=half, using=tensorrt)
             if example.is_cuda:
-                _deserialize(blob, here)  # raises BackendError if this GPU cannot run the engine
+                _deserialize(blob, tensorrt)  # raises BackendError if this GPU cannot run the engine
         except BackendError as reason:
             refused.append(str(reason))
         else:
@@ -91,16 +91,16 @@ class Program:
         Raises:
             BackendError: this GPU, driver or library cannot load the engine, or it is for another shape.
         """
-        here = using or library()
+        tensorrt = using or library()
         self._names, blob = unpack(payload)
-        self._engine = _deserialize(blob, here)
+        self._engine = _deserialize(blob, tensorrt)
         self._context = self._engine.create_execution_context()
         if self._context is None:
-            raise BackendError(f"backend 'tensorrt': no execution context ({'; '.join(here.logger.errors)[:200]})")
+            raise BackendError(f"backend 'tensorrt': no execution context ({'; '.join(tensorrt.logger.errors)[:200]})")
         (self._input,) = (
             name
             for name in (self._engine.get_tensor_name(k) for k in range(self._engine.num_io_tensors))
-            if self._engine.get_tensor_mode(name) == here.api.TensorIOMode.INPUT
+            if self._engine.get_tensor_mode(name) == tensorrt.api.TensorIOMode.INPUT
         )
         self._shape = tuple(self._engine.get_tensor_shape(self._input))
         self._dtype = example.dtype
@@ -110,7 +110,7 @@ class Program:
         self._outputs = [
             torch.empty(
                 tuple(self._engine.get_tensor_shape(name)),
-                dtype=_dtype(here.api, self._engine.get_tensor_dtype(name)),
+                dtype=_dtype(tensorrt.api, self._engine.get_tensor_dtype(name)),
                 device=example.device,
             )
             for name in self._names
@@ -143,13 +143,15 @@ class Program:
             raise BackendError("backend 'tensorrt': an engine failed to run")
 
 
-def _deserialize(blob: bytes, here: Library) -> Any:  # noqa: ANN401 - the vendor's own type
-    here.logger.errors[:] = []
-    runtime = create(here.api.Runtime, here)
+def _deserialize(blob: bytes, tensorrt: Library) -> Any:  # noqa: ANN401 - the vendor's own type
+    tensorrt.logger.errors[:] = []
+    runtime = create(tensorrt.api.Runtime, tensorrt)
     engine = runtime.deserialize_cuda_engine(blob)
     if engine is None:
-        why = here.logger.errors[0][:200] if here.logger.errors else "no error message"
-        raise BackendError(f"backend 'tensorrt': {here.name} {here.version} cannot load the engine here ({why})")
+        why = tensorrt.logger.errors[0][:200] if tensorrt.logger.errors else "no error message"
+        raise BackendError(
+            f"backend 'tensorrt': {tensorrt.name} {tensorrt.version} cannot load the engine here ({why})"
+        )
     return engine
 
 

@@ -35,9 +35,9 @@ class TailAnalysis:
     spatial: dict[fx.Node, SpatialOp] = field(default_factory=dict)
     """The operations that read a neighbourhood; all other nodes are cellwise."""
     outputs: list[fx.Node] = field(default_factory=list)
-    """Where the local part ends: the logits, or every local map that a non-local layer reads."""
+    """End of the local part: the logits, or every local map that a non-local layer reads."""
     complete: bool = False
-    """Whether the local part reaches the logits."""
+    """True if the local part reaches the logits."""
 
 
 def as_rows(value: Tensor, grid: Grid) -> Tensor:

@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Footprint:
-    """Which rows and columns of a map (h, w) depend on each row and column of the masked grid (H, W).
+    """Dependence of the rows and columns of a map (h, w) on those of the masked grid (H, W).
 
     A position (y, x) depends on cell (i, j) if ``rows[i, y]`` and ``columns[j, x]``.
     """

@@ -40,7 +40,7 @@ class Step(nn.Module):
     """One layer of a local plan."""
 
     fresh = True
-    """Whether the output has memory of its own, so that the next step may overwrite it."""
+    """True if the output has memory of its own, so that the next step may overwrite it."""
     taps: KernelTaps | None = None
 
     def __init__(self, sources: list[FeatureMapInfo], target: FeatureMapInfo) -> None:

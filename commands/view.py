@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from commands import options
-from commands.console import fail, print_line
+from commands.console import exit_with_outcome, fail, print_line
 from commands.options import ACCESS, CAMERA, IMAGE, option
 from commands.signals import shutdown_on_signal
 from commands.wiring.kinds import load_config
@@ -34,16 +34,21 @@ def view(
     seconds: options.Seconds = None,
 ) -> None:
     """Watch a stream over the network: in a window, or in a file where there is no screen."""
+    from rich.console import Console
+
+    from overlays.progress import Progress, summary
     from overlays.sinks.locks import claimed, to_claim
     from overlays.sinks.paths import check_outputs
-    from overlays.wire.forward import forward
+    from overlays.wire.remote import RemoteExplainer, RemoteRenderer, RemoteStream, SignalReporter
     from overlays.wire.viewer import Viewer
+    from pipeline.loop import Pipeline
+    from pipeline.result import RunLimits, RunResult
 
     config = load_config({}, "command line", {"sinks": sink or ["window"]})
     settings = apply_mqtt_credentials(apply_web_token(config.sinks, page_token_file), mqtt_credentials)
     cameras = camera or []
     sinks = open_sinks(settings, cameras, config.overlay, painted=True)
-    uris = [one.uri for one in settings]
+    uris = [entry.uri for entry in settings]
     check_outputs(uris, cameras, [])
     begun = threading.Event()
     begun.set()
@@ -52,11 +57,21 @@ def view(
         stack.enter_context(claimed(to_claim(uris, cameras)))
         for opened in sinks:
             stack.enter_context(opened)
+        remote = stack.enter_context(RemoteStream(viewer, cameras))
+        signal = SignalReporter(viewer, print_line)
         print_line(f"Watching {address}; q, Esc or Ctrl-C ends.")
-        told = forward(viewer, sinks, stop=stop, cameras=cameras, frames=frames, seconds=seconds, report=print_line)
+        with Progress(Console(stderr=True)) as progress:
+
+            def watch(result: RunResult) -> None:
+                progress.watch(result)
+                signal.check(result)
+
+            outcome = Pipeline(
+                [], RemoteExplainer(), RemoteRenderer(), sinks,
+                limits=RunLimits(frames, seconds), stop=stop, watch=watch, discovery=remote,
+            ).run()  # fmt: skip
+        print_line("\n".join([*summary(outcome), *remote.notes]))
         why = viewer.problem or f"is a stream with --sink {address} running?"
-    print_line("\n".join(told.lines))
-    if told.errors:
-        fail("\n".join(told.errors))
-    if not told.frames and not stop.is_set():
+    exit_with_outcome(outcome)
+    if not outcome.received and not stop.is_set():
         fail(f"{address}: no frame came; {why}")

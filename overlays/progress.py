@@ -129,10 +129,11 @@ def _age_text(worker: SourceWorker, camera: CameraStats, now: float) -> str:
 def summary(result: RunResult) -> list[str]:
     """Return the summary of a run, a line per source problem, sink and measure."""
     explained, seconds = result.explained, max(result.seconds, 1e-9)
-    corrupt = sum(worker.health.corrupt for worker in result.source_workers)
+    corrupt, missed = (sum(getattr(w.health, n) for w in result.source_workers) for n in ("corrupt", "missed"))
     rows = [
-        f"{_counted(result.received, 'frame')} in, {explained} explained, {result.delivered} delivered, "
+        f"{_counted(result.received, 'frame')} received, {explained} explained, {result.delivered} delivered, "
         f"{format_drops(result.drops)}"
+        + (f", {missed} missed" if missed else "")
         + (f", {corrupt} damaged" if corrupt else "")
         + f"; {explained / seconds:.1f} frames/s over {seconds:.1f} s"
     ]

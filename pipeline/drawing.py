@@ -61,12 +61,12 @@ class CameraStream:
         self._in_progress = 0
         self._settled = False
         """True if the frame that is being drawn has been counted or put into the sinks' queues."""
-        self._loss_detector = SignalLossDetector([worker], self._put_stale)
+        self._loss_detector = SignalLossDetector(worker, self._put_stale)
         self.queue: QueueWorker[Explanation] = QueueWorker(
             f"drawing {worker.camera}",
             self._draw,
             depth=sum(self._max_in_progress.values()) + limits.batch_size,
-            idle=self._loss_detector.check,
+            idle=self._check_signal,
             on_outcome=self._settle,
         )
 
@@ -96,7 +96,7 @@ class CameraStream:
         self._outputs.put(overlay, self._worker.overflow)
         self._stats.observe_age(explanation)
         self._loss_detector.record(explanation)
-        self._loss_detector.check()
+        self._check_signal()
 
     def _render(self, explanation: Explanation) -> Overlay:
         # An explanation that is not finite cannot be drawn; every sink refuses it.
@@ -104,8 +104,18 @@ class CameraStream:
             return Overlay(explanation.frame.image, explanation)
         started_at = time.monotonic()
         overlay = self._renderer.render(explanation)
-        self._stats.observe_stage("render", time.monotonic() - started_at)
+        if overlay.image is not explanation.frame.image or overlay.jpeg is not None:  # it was drawn here
+            self._stats.observe_stage("render", time.monotonic() - started_at)
         return overlay
+
+    def _check_signal(self) -> None:
+        """Show a signal loss: as the source does, or else the last frame, once the source gives none."""
+        overlay = self._worker.source.take_stale()
+        if overlay is None:
+            self._loss_detector.check()
+        else:
+            self._loss_detector.postpone()
+            self._outputs.put_stale(lambda: overlay, self._worker.camera)
 
     def _put_stale(self, explanation: Explanation, signal_loss: SignalLoss) -> None:
         self._outputs.put_stale(lambda: self._renderer.render_stale(explanation, signal_loss), explanation.frame.camera)

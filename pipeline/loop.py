@@ -12,7 +12,7 @@ from pipeline.drawing import CameraStream
 from pipeline.drops import DropReason
 from pipeline.frames import Explanation, Frame
 from pipeline.outputs import Outputs
-from pipeline.ports import Explainer, Overflow, Renderer, Sink, Source
+from pipeline.ports import Discovery, Explainer, Overflow, Renderer, Sink, Source
 from pipeline.result import RunLimits, RunResult
 from pipeline.stats import RunStats
 from pipeline.workers.batches import iter_batches
@@ -49,6 +49,7 @@ class Pipeline:
         stop: threading.Event,
         watch: Callable[[RunResult], None] | None = None,
         alive: Callable[[], None] | None = None,
+        discovery: Discovery | None = None,
     ) -> None:
         """Connect the parts; ``run`` starts the threads.
 
@@ -61,24 +62,23 @@ class Pipeline:
             stop: set it from anywhere (a signal handler) to end the run in order.
             watch: called several times a second, in the calling thread, with the state of the run.
             alive: called several times a second, in the calling thread, with or without frames: for a watchdog.
+            discovery: finds further sources during the run; with it, the run does not end because all sources have.
         """
-        self._explainer, self._limits, self._stop = explainer, limits, stop
-        self._watch, self._alive = watch, alive
+        self._explainer, self._renderer, self._limits, self._stop = explainer, renderer, limits, stop
+        self._watch, self._alive, self._discovery = watch, alive, discovery
         self._condition = threading.Condition()
-        self._stats = RunStats([source.camera for source, _ in sources])
-        self._workers = [
-            SourceWorker(
-                source,
-                depth=limits.queue_frames,
-                overflow=overflow,
-                condition=self._condition,
-                max_age_seconds=limits.max_age_seconds,
-                counts=self._stats.frames,
-            )
-            for source, overflow in sources
-        ]
+        self._stats = RunStats([])
         self._outputs = Outputs(sinks, self._stats, limits.sink_queue_frames)
-        self._streams = {worker.camera: self._make_stream(worker, renderer) for worker in self._workers}
+        self._workers: list[SourceWorker] = []
+        self._streams: dict[str, CameraStream] = {}
+        self._drawing, self._reading = ExitStack(), ExitStack()
+        """The running threads of ``_streams`` and ``_workers``."""
+        for source, overflow in sources:
+            self._add_camera(source, overflow)
+        self._has_appeared = discovery is not None
+        """Whether ``discovery`` may have further sources."""
+        if discovery is not None:
+            discovery.notify = self._wake
         self._finishing: QueueWorker[_Batch] = QueueWorker(
             "engine", self._finish, depth=1, on_outcome=self._drop_unfinished
         )
@@ -103,26 +103,40 @@ class Pipeline:
         self.result.collect_errors()
         return self.result
 
-    def _make_stream(self, worker: SourceWorker, renderer: Renderer) -> CameraStream:
-        return CameraStream(
+    def _add_camera(self, source: Source, overflow: Overflow | None = None) -> None:
+        worker = SourceWorker(
+            source,
+            depth=self._limits.queue_frames,
+            overflow=overflow,
+            condition=self._condition,
+            max_age_seconds=self._limits.max_age_seconds,
+            counts=self._stats.frames,
+        )
+        self._stats.add_camera(source.camera)
+        self._streams[source.camera] = CameraStream(
             worker,
-            renderer,
+            self._renderer,
             self._outputs,
             self._stats,
             limits=self._limits,
             condition=self._condition,
             asynchronous=self._explainer.asynchronous,
         )
+        self._workers.append(worker)
 
     def _start(self, stack: ExitStack) -> None:
         """Start the threads from the sinks to the sources; they end in the opposite order."""
         self._outputs.start(stack)
-        for stream in self._streams.values():
-            stack.enter_context(stream.queue)
+        stack.enter_context(self._drawing)
         stack.enter_context(self._finishing)
+        stack.enter_context(self._reading)
         for worker in self._workers:
-            stack.enter_context(worker)
+            self._start_camera(worker)
         stack.callback(self._stop_sources)
+
+    def _start_camera(self, worker: SourceWorker) -> None:
+        self._drawing.enter_context(self._streams[worker.camera].queue)
+        self._reading.enter_context(worker)
 
     def _stop_sources(self) -> None:
         """Stop all cameras before the first is joined."""
@@ -140,7 +154,8 @@ class Pipeline:
             window_seconds=limits.batch_window_seconds,
             deadline=None if limits.seconds is None else started_at + limits.seconds,
             is_ready=lambda worker: self._streams[worker.camera].is_ready,
-            idle=self._show_progress,
+            idle=self._observe,
+            has_appeared=None if self._discovery is None else lambda: self._has_appeared,
         ):
             batch = frames if limits.frames is None else frames[: limits.frames - count]
             self._drop(frames[len(batch) :], DropReason.FRAME_LIMIT)
@@ -150,9 +165,19 @@ class Pipeline:
             if count == limits.frames:
                 return
 
-    def _show_progress(self) -> None:
+    def _observe(self) -> None:
+        """Add the cameras that have appeared, and show the state of the run."""
+        self._has_appeared = False
+        for source in () if self._discovery is None else self._discovery.take():
+            self._add_camera(source)
+            self._start_camera(self._workers[-1])
         if self._watch:
             self._watch(self.result)
+
+    def _wake(self) -> None:
+        with self._condition:
+            self._has_appeared = True
+            self._condition.notify_all()
 
     def _is_over(self) -> bool:
         if self._alive:

@@ -55,6 +55,8 @@ class Health:
     """How often it was opened again after its connection was lost."""
     corrupt: int = 0
     """How many damaged frames were left out."""
+    missed: int = 0
+    """How many frames of another run did not arrive, or were replaced by newer ones before they were read."""
     cause: Cause = ""
     """Category of ``reason``."""
 
@@ -84,6 +86,8 @@ class Source(ABC):
     """What a full queue does unless the configuration says it; None: by ``live``."""
     health: Health = Health()
     """The current state; the thread of ``frames`` replaces it."""
+    min_silence_seconds: float = 0.0
+    """A live source has lost its signal after this time without a frame at the earliest (``pipeline.signal_loss``)."""
 
     @abstractmethod
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
@@ -92,6 +96,10 @@ class Source(ABC):
         A live source reconnects here and ends only when no attempt can succeed. Raises ``SourceError``: for a file that
         is damaged after some frames, once all good frames were given.
         """
+
+    def take_stale(self) -> Overlay | None:
+        """Return a new image of a signal loss that the source shows itself, each once; for another thread."""
+        return None
 
     def __enter__(self) -> Self:
         return self
@@ -126,6 +134,20 @@ class SourceWrapper(Source):
     def health(self) -> Health:  # type: ignore[override]
         """The current state of the inner source."""
         return self.inner.health
+
+
+class Discovery(ABC):
+    """Finds the sources of a run while it goes on."""
+
+    notify: Callable[[], None] = staticmethod(lambda: None)
+    """Set by the pipeline; to be called, from any thread, when a source has appeared."""
+
+    @abstractmethod
+    def take(self) -> Sequence[Source]:
+        """Return the sources that have appeared since the last call, entered; raise what ends the run.
+
+        Called several times a second in the thread of ``Pipeline.run``.
+        """
 
 
 @dataclass(frozen=True, slots=True)

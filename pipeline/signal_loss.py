@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Final
 
 from pipeline.frames import Explanation, SignalLoss
@@ -13,56 +13,51 @@ from pipeline.workers.source import SourceWorker
 SILENT_SECONDS: Final = 0.8
 """A live camera has lost its signal after this time without a frame ..."""
 SILENT_INTERVALS: Final = 3.0
-"""... that is also this many of its mean intervals between frames."""
+"""... that is also this many of its mean intervals between frames, unless the source knows why."""
 AGAIN_SECONDS: Final = 1.0
 """Interval of repeated reports: they update the age on the image."""
 
 
-@dataclass(slots=True)
-class _Last:
-    explanation: Explanation
-    reported_at: float | None = None
-
-
 class SignalLossDetector:
-    """Watches live cameras and keeps the last explanation of each. Used by one thread."""
+    """Watches a live camera and keeps its last explanation. Used by one thread."""
 
     def __init__(
         self,
-        workers: Sequence[SourceWorker],
+        worker: SourceWorker,
         on_signal_loss: Callable[[Explanation, SignalLoss], None],
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Watch cameras.
+        """Watch a camera.
 
         Args:
-            workers: the cameras; files are not watched.
+            worker: the camera; a file is not watched.
             on_signal_loss: called with the last explanation of a camera without signal, every ``AGAIN_SECONDS``.
             clock: monotonic seconds.
         """
-        self._workers = list(workers)
-        self._on_signal_loss = on_signal_loss
-        self._clock = clock
-        self._last: dict[str, _Last] = {}
+        self._worker, self._on_signal_loss, self._clock = worker, on_signal_loss, clock
+        self._last: Explanation | None = None
+        self._reported_at = -math.inf
+        self._source_reported_at = -math.inf
 
     def record(self, explanation: Explanation) -> None:
         """Remember a drawn explanation."""
-        self._last[explanation.frame.camera] = _Last(explanation)
+        self._last, self._reported_at = explanation, -math.inf
+
+    def postpone(self) -> None:
+        """Note that the source has just shown the signal loss itself."""
+        self._source_reported_at = self._clock()
 
     def check(self) -> None:
-        """Report cameras without signal. Cheap; call it several times a second."""
-        now = self._clock()
-        for worker in self._workers:
-            last = self._last.get(worker.camera)
-            if not worker.source.live or last is None or worker.last_received_at is None or worker.queued:
-                continue
-            seconds = now - worker.last_received_at
-            limit = max(SILENT_SECONDS, SILENT_INTERVALS * worker.mean_interval_seconds)
-            if seconds < limit or (last.reported_at is not None and now - last.reported_at < AGAIN_SECONDS):
-                continue
-            last.reported_at = now
-            health = worker.health
-            self._on_signal_loss(
-                last.explanation, SignalLoss(now - last.explanation.frame.captured_at, health.state, health.reason)
-            )
+        """Report a camera without signal. Cheap; call it several times a second."""
+        worker, received_at = self._worker, self._worker.last_received_at
+        if not worker.source.live or self._last is None or received_at is None or worker.queued:
+            return
+        now, health = self._clock(), worker.health
+        is_lost = health.reason and health.state != "live"
+        usual = 0.0 if is_lost else SILENT_INTERVALS * worker.mean_interval_seconds
+        limit = max(SILENT_SECONDS, worker.source.min_silence_seconds, usual)
+        if now - max(received_at, self._source_reported_at) < limit or now - self._reported_at < AGAIN_SECONDS:
+            return
+        self._reported_at = now
+        self._on_signal_loss(self._last, SignalLoss(now - received_at, health.state, health.reason))

@@ -37,7 +37,8 @@ class Histogram:
         self.total_seconds = 0.0
 
     def add(self, seconds: float) -> None:
-        """Count a duration in seconds."""
+        """Count a duration in seconds; a negative one, from two clocks that differ, as 0."""
+        seconds = max(seconds, 0.0)
         self.counts[bisect_left(EDGES, seconds)] += 1
         self.count += 1
         self.total_seconds += seconds
@@ -94,6 +95,10 @@ class RunStats:
         self.batches: dict[int, int] = {}
         """Number of batches by their number of frames."""
         self.started = time.monotonic()
+
+    def add_camera(self, name: str) -> None:
+        """Add a camera that appeared during the run."""
+        self.cameras = {**self.cameras, name: CameraStats()}  # replaced as a whole: other threads iterate over it
 
     def count_batch(self, frames: int) -> None:
         """Count a batch that was given to the engine."""

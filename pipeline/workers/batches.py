@@ -25,6 +25,7 @@ def iter_batches(
     deadline: float | None = None,
     is_ready: Callable[[SourceWorker], bool] = lambda _worker: True,
     idle: Callable[[], None] = lambda: None,
+    has_appeared: Callable[[], bool] | None = None,
 ) -> Iterator[list[Frame]]:
     """Yield batches of frames, one frame of each camera in turn, until all cameras have ended or ``is_over``.
 
@@ -33,7 +34,7 @@ def iter_batches(
     next one. A camera whose queue waits (a file) may fill the rest of a batch.
 
     Args:
-        workers: the running source workers, all created with ``condition``.
+        workers: the running source workers, all created with ``condition``; ``idle`` may append further ones.
         condition: what they notify.
         is_over: called at least every ``POLL_SECONDS``; True ends the batches.
         limit: maximum number of frames in a batch.
@@ -42,10 +43,13 @@ def iter_batches(
         is_ready: whether a frame of a camera may be taken now; cameras that are not ready are skipped. What makes a
             camera ready again must notify ``condition``.
         idle: called at least every ``IDLE_SECONDS``, without ``condition`` held, whether frames come or not.
+        has_appeared: whether ``idle`` has workers to append, which it then does at once. With it the batches go on when
+            all cameras have ended. What makes it True must notify ``condition``.
     """
-    turn = list(workers)
-    while _wait_for_frames(turn, condition, is_over, deadline, is_ready):
+    turn: list[SourceWorker] = []
+    while _wait_for_frames(workers, condition, is_over, deadline, is_ready, has_appeared=has_appeared):
         idle()
+        turn += workers[len(turn) :]
         if window_seconds:
             ready = [worker for worker in turn if is_ready(worker)]
             _wait_for_more(ready, condition, is_over, limit, time.monotonic() + window_seconds)
@@ -69,6 +73,8 @@ def _wait_for_frames(
     is_over: Callable[[], bool],
     deadline: float | None,
     is_ready: Callable[[SourceWorker], bool],
+    *,
+    has_appeared: Callable[[], bool] | None,
 ) -> bool:
     """Wait for a frame that may be taken, at most ``IDLE_SECONDS``; return False at the end of the batches."""
     idle_at = time.monotonic() + IDLE_SECONDS
@@ -76,9 +82,9 @@ def _wait_for_frames(
         while not is_over() and (deadline is None or time.monotonic() < deadline):
             if any(worker.queued and is_ready(worker) for worker in workers):
                 return True
-            if all(worker.finished for worker in workers):
+            if has_appeared is None and all(worker.finished for worker in workers):
                 return False
-            if time.monotonic() >= idle_at:
+            if time.monotonic() >= idle_at or (has_appeared is not None and has_appeared()):
                 return True
             condition.wait(POLL_SECONDS)
     return False

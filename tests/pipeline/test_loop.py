@@ -9,7 +9,7 @@ import pytest
 from pipeline.errors import SinkError, SourceError
 from pipeline.frames import Box, Explanation, Finding, GroundTruth, Overlay
 from pipeline.loop import Pipeline
-from pipeline.ports import Explainer, Health, Renderer, Sink, StopRequested
+from pipeline.ports import Discovery, Explainer, Health, Renderer, Sink, StopRequested
 from pipeline.result import RunLimits
 from pipeline.stats import Histogram
 from tests.support.fakes import FakeSource
@@ -185,6 +185,62 @@ def test_pipeline_shows_a_stalled_camera_in_sinks_that_need_images_and_counts_no
     assert looking.got[:4] == [0, 1, 2, 2]
     assert blind.got == [0, 1, 2]
     assert result.explained == 3
+
+
+class FakeDiscovery(Discovery):
+    """A source at the first call, another once the first has ended; then the end of the run."""
+
+    def __init__(self, *sources):
+        self.sources = list(sources)
+        self.stop = threading.Event()
+
+    def take(self):
+        if not self.sources:
+            self.stop.set()
+            return []
+        return [self.sources.pop(0)]
+
+
+def test_pipeline_delivers_the_frames_of_sources_that_appear_during_the_run():
+    sink, discovery = FakeSink(), FakeDiscovery(FakeSource(20, "late"), FakeSource(20, "later"))
+    limits = RunLimits(frames=50)
+    sources = [(FakeSource(10, "first"), None)]
+    pipeline = Pipeline(
+        sources, FakeExplainer(), FakeRenderer(), [sink], limits=limits, stop=threading.Event(), discovery=discovery
+    )
+    result = pipeline.run()
+    assert len(sink.got) == 50
+    assert [worker.camera for worker in result.source_workers] == ["first", "late", "later"]
+    assert {name: camera.explained for name, camera in result.stats.cameras.items()} == {
+        "first": 10, "late": 20, "later": 20,
+    }  # fmt: skip
+
+
+def test_pipeline_goes_on_without_sources_while_more_may_appear():
+    discovery = FakeDiscovery()
+    result = Pipeline(
+        [], FakeExplainer(), FakeRenderer(), [], limits=RunLimits(), stop=discovery.stop, discovery=discovery
+    ).run()
+    assert (result.received, result.errors) == (0, [])
+    assert discovery.stop.is_set()
+
+
+def test_pipeline_raises_an_error_of_the_discovery_and_closes_its_sinks():
+    class Failing(FakeDiscovery):
+        def take(self):
+            if not self.sources:
+                raise SourceError("the publisher is newer")
+            return super().take()
+
+    sink = FakeSink()
+    pipeline = Pipeline(
+        [], FakeExplainer(), FakeRenderer(), [sink], limits=RunLimits(), stop=threading.Event(),
+        discovery=Failing(FakeSource(5)),
+    )  # fmt: skip
+    with pytest.raises(SourceError, match="newer"):
+        pipeline.run()
+    counts = pipeline.result.stats.frames
+    assert counts.received() == counts.delivered() + counts.dropped()
 
 
 @pytest.mark.parametrize("count", [0, 2])

@@ -37,13 +37,12 @@ def clock():
     return Clock()
 
 
-def watch(pumps, clock):
+def watch(pump, clock):
     told = []
     watchman = SignalLossDetector(
-        pumps, lambda explanation, silence: told.append((explanation.frame.camera, silence)), clock=clock
+        pump, lambda explanation, silence: told.append((explanation.frame.camera, silence)), clock=clock
     )
-    for pump in pumps:
-        watchman.record(explained(pump, 100.0))
+    watchman.record(explained(pump, 100.0))
     return watchman, told
 
 
@@ -54,7 +53,7 @@ def look_until(watchman, clock, end):
 
 
 def test_detector_reports_signal_loss_within_a_second_and_repeats_it(clock):
-    watchman, told = watch([camera("door")], clock)
+    watchman, told = watch(camera("door"), clock)
     look_until(watchman, clock, 100.0 + SILENT_SECONDS - 0.1)
     assert told == []
     look_until(watchman, clock, 101.0)
@@ -67,22 +66,65 @@ def test_detector_reports_signal_loss_within_a_second_and_repeats_it(clock):
 def test_detector_reports_the_state_and_reason_of_the_source(clock):
     pump = camera("door")
     pump.source.health = Health("waiting", "connection refused")
-    watchman, told = watch([pump], clock)
+    watchman, told = watch(pump, clock)
     clock.now += 2.0
     watchman.check()
     assert (told[0][1].state, told[0][1].reason) == ("waiting", "connection refused")
 
 
 def test_detector_reports_nothing_between_frames_of_a_slow_camera(clock):
-    watchman, told = watch([camera("slow", interval=2.0)], clock)
+    watchman, told = watch(camera("slow", interval=2.0), clock)
     look_until(watchman, clock, 105.5)
     assert told == []
     look_until(watchman, clock, 106.5)
     assert len(told) == 1
 
 
+def test_detector_does_not_wait_for_a_slow_camera_that_is_known_to_be_lost(clock):
+    pump = camera("slow", interval=2.0)
+    watchman, told = watch(pump, clock)
+    pump.source.health = Health("live", "a damaged file is left out")
+    look_until(watchman, clock, 102.0)
+    assert told == []
+    pump.source.health = Health("waiting", "connection refused")
+    watchman.check()
+    assert len(told) == 1
+
+
+def test_detector_waits_as_long_as_the_source_requires(clock):
+    pump = camera("remote")
+    pump.source.min_silence_seconds = 2.0
+    pump.source.health = Health("waiting", "no publisher answers")
+    watchman, told = watch(pump, clock)
+    look_until(watchman, clock, 101.9)
+    assert told == []
+    look_until(watchman, clock, 102.1)
+    assert [round(silence.seconds) for _, silence in told] == [2]
+
+
+def test_detector_reports_nothing_while_the_source_shows_the_loss_itself(clock):
+    pump = camera("remote")
+    pump.source.min_silence_seconds = 2.0
+    watchman, told = watch(pump, clock)
+    for second in range(101, 104):
+        look_until(watchman, clock, float(second))
+        watchman.postpone()
+    look_until(watchman, clock, 104.9)
+    assert told == []
+    look_until(watchman, clock, 105.1)
+    assert [round(silence.seconds) for _, silence in told] == [5]
+
+
+def test_detector_counts_from_the_last_received_frame_whatever_its_own_time(clock):
+    pump = camera("door")
+    watchman, told = watch(pump, clock)
+    watchman.record(explained(pump, 100.0 - 3600.0))
+    look_until(watchman, clock, 101.0)
+    assert [round(silence.seconds, 1) for _, silence in told] == [pytest.approx(0.8, abs=0.11)]
+
+
 def test_detector_ignores_files(clock):
-    watchman, told = watch([camera("file", live=False)], clock)
+    watchman, told = watch(camera("file", live=False), clock)
     look_until(watchman, clock, 110.0)
     assert told == []
 
@@ -90,14 +132,14 @@ def test_detector_ignores_files(clock):
 def test_detector_reports_nothing_while_frames_are_queued(clock):
     pump = camera("door")
     pump._queue.append(explained(pump, 100.0).frame)
-    watchman, told = watch([pump], clock)
+    watchman, told = watch(pump, clock)
     look_until(watchman, clock, 105.0)
     assert told == []
 
 
 def test_detector_stops_reporting_after_a_frame(clock):
     pump = camera("door")
-    watchman, told = watch([pump], clock)
+    watchman, told = watch(pump, clock)
     look_until(watchman, clock, 101.0)
     pump.last_received_at = clock.now
     watchman.record(explained(pump, clock.now))
@@ -110,7 +152,7 @@ def test_detector_stops_reporting_after_a_frame(clock):
 def test_detector_reports_nothing_before_the_first_frame(clock):
     pump = camera("door", last_at=None)
     told = []
-    watchman = SignalLossDetector([pump], lambda *words: told.append(words), clock=clock)
+    watchman = SignalLossDetector(pump, lambda *words: told.append(words), clock=clock)
     look_until(watchman, clock, 110.0)
     assert told == []
 

@@ -110,6 +110,23 @@ def test_iter_batches_ends_at_the_deadline_without_frames():
         assert list(iter_batches([worker], condition, lambda: False, limit=1, deadline=time.monotonic() + 0.05)) == []
 
 
+def test_iter_batches_goes_on_with_cameras_that_appear():
+    condition, workers, cameras = threading.Condition(), [], []
+    coming = [FakeSource(3, name) for name in ("a", "b")]
+
+    def append():
+        if coming and all(worker.finished for worker in workers):
+            workers.append(stack.enter_context(SourceWorker(coming.pop(0), overflow="wait", condition=condition)))
+
+    with ExitStack() as stack:
+        batches = iter_batches(
+            workers, condition, lambda: len(cameras) == 6, limit=1, idle=append, has_appeared=lambda: bool(coming)
+        )
+        for batch in batches:
+            cameras.extend(frame.camera for frame in batch)
+    assert cameras == ["a"] * 3 + ["b"] * 3
+
+
 def test_queue_worker_delivers_everything_in_order_before_it_is_left():
     got = []
     with QueueWorker("slow", lambda item: (time.sleep(0.001), got.append(item)), depth=2) as worker:

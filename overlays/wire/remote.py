@@ -1,0 +1,254 @@
+"""The cameras of another run as sources of a pipeline: their frames arrive explained and drawn.
+
+Viewer --ReceivedFrame--> RemoteStream --> RemoteCamera --ExplainedFrame--> RemoteExplainer --> RemoteRenderer
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from types import TracebackType
+from typing import Final, Self, cast, get_args
+
+from overlays.render.stale import format_duration, stale_overlay
+from overlays.wire.viewer import ReceivedFrame, Viewer
+from pipeline.errors import WireError
+from pipeline.frames import Explanation, Frame, Overlay, SignalLoss
+from pipeline.guards.metrics import guard_metrics, heatmap_metrics
+from pipeline.ports import Discovery, Explainer, Health, MetricSample, Renderer, Source, State
+from pipeline.result import RunResult
+from pipeline.signal_loss import SILENT_INTERVALS
+from pipeline.workers.thread import POLL_SECONDS, ThreadWorker
+
+log = logging.getLogger(__name__)
+
+SIGNAL_LOSS_SECONDS: Final = 2.0
+"""After this time without a message the signal counts as lost: a publisher reports the loss of a camera by itself."""
+MAX_CAMERAS: Final = 64
+"""Maximum number of cameras that are not named: each costs every sink memory, an encoder or a file."""
+_REPORT_SECONDS: Final = 5.0
+_TOO_MANY: Final = f"at most {MAX_CAMERAS} are received; name the cameras to receive: --camera NAME"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ExplainedFrame(Frame):
+    """A frame that arrived with its explanation."""
+
+    explanation: Explanation = field(kw_only=True)
+
+    @classmethod
+    def of(cls, explanation: Explanation) -> Self:
+        """Return the frame of an explanation, with that explanation."""
+        frame = explanation.frame
+        values = {each.name: getattr(frame, each.name) for each in fields(frame)}
+        return cls(**values, explanation=explanation)
+
+
+class RemoteCamera(Source):
+    """One camera of another run. Of several messages that wait, the newest is read."""
+
+    live = True
+    min_silence_seconds = SIGNAL_LOSS_SECONDS
+
+    def __init__(self, camera: str, viewer: Viewer) -> None:
+        """Set the camera's name and the viewer that receives it."""
+        self.camera, self.uri = camera, viewer.uri
+        self.health = Health()
+        self._viewer = viewer
+        # Guards the newest message and the newest image of a signal loss.
+        self._condition = threading.Condition()
+        self._newest: ReceivedFrame | None = None
+        self._stale: Overlay | None = None
+        self._signal_loss: SignalLoss | None = None
+        """As reported by the publisher."""
+        self._index: int | None = None
+        """The index of the last frame that was given."""
+        self._missed = self._damaged = 0
+
+    def offer(self, received: ReceivedFrame) -> None:
+        """Replace the message that waits to be read; for any thread."""
+        with self._condition:
+            self._newest = received
+            self._condition.notify()
+
+    def frames(self, stop: threading.Event) -> Iterator[Frame]:
+        """Yield the live frames as they arrive, until ``stop`` is set."""
+        while not stop.is_set():
+            with self._condition:
+                self._condition.wait_for(lambda: self._newest, POLL_SECONDS)
+                received, self._newest = self._newest, None
+            frame = None if received is None else self._read(received)
+            self.health = self._current_health()
+            if frame is not None:
+                yield frame
+
+    def take_stale(self) -> Overlay | None:
+        """Return the publisher's image of the signal loss, each once; None if there is no new one."""
+        with self._condition:
+            stale, self._stale = self._stale, None
+        return stale
+
+    def _read(self, received: ReceivedFrame) -> Frame | None:
+        """Return the frame of a message; None if its image is damaged or the publisher's image of a signal loss."""
+        try:
+            overlay = received.overlay()
+        except WireError as error:
+            self._damaged += 1
+            if self._damaged == 1:
+                log.warning("%s: an image of camera %r is left out: %s", self.uri, self.camera[:80], error)
+            return None
+        self._signal_loss = overlay.signal_loss
+        with self._condition:
+            self._stale = None if overlay.signal_loss is None else overlay
+        if overlay.signal_loss is not None:
+            return None
+        frame = ExplainedFrame.of(overlay.explanation)
+        if self._index is not None:  # a restarted publisher counts from 0 again
+            self._missed += max(frame.index - self._index - 1, 0)
+        self._index = frame.index
+        return frame
+
+    def _current_health(self) -> Health:
+        state: State = "live"
+        problem, loss = self._viewer.problem, self._signal_loss
+        if problem:
+            state = "waiting"
+        elif loss is not None:
+            state, problem = cast("State", loss.state) if loss.state in get_args(State) else "stalled", loss.reason
+        return Health(state, problem, corrupt=self._damaged, missed=self._missed)
+
+
+class RemoteStream(Discovery):
+    """Finds the cameras of a viewer, and gives each its messages.
+
+    Args:
+        viewer: an entered viewer, which nothing else reads.
+        cameras: receive only these cameras, if any are named: a topic selects all cameras with its prefix. Without
+            names, the first ``MAX_CAMERAS`` that send are received.
+    """
+
+    def __init__(self, viewer: Viewer, cameras: Sequence[str] = ()) -> None:
+        self.left_out = 0
+        """Number of messages of cameras beyond the first ``MAX_CAMERAS``."""
+        self._viewer, self._names = viewer, frozenset(cameras)
+        self._cameras: dict[str, RemoteCamera] = {}
+        self._appeared: deque[RemoteCamera] = deque()
+        self._stop = threading.Event()
+        self._worker = ThreadWorker(f"cameras of {viewer.uri}", self._receive, self._stop.set)
+
+    def __enter__(self) -> Self:
+        self._worker.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        self._worker.__exit__(kind, error, trace)
+
+    def take(self) -> list[RemoteCamera]:
+        """Return the cameras that have appeared since the last call.
+
+        Raises:
+            WireVersionError: the publisher is newer than this viewer.
+        """
+        if self._worker.error is not None:
+            raise self._worker.error
+        return [self._appeared.popleft() for _ in range(len(self._appeared))]
+
+    @property
+    def notes(self) -> list[str]:
+        """Text on the messages that belong to no received camera, for the summary of a run."""
+        notes = []
+        if self._viewer.damaged:
+            notes.append(f"{self._viewer.damaged} messages could not be decoded; the last: {self._viewer.last_error}")
+        if self.left_out:
+            notes.append(f"{self.left_out} messages of further cameras left out: {_TOO_MANY}")
+        return notes
+
+    def _receive(self) -> None:
+        for received in self._viewer.messages(self._stop):
+            camera = self._cameras.get(received.camera) or self._add(received.camera)
+            if camera is not None:
+                camera.offer(received)
+
+    def _add(self, name: str) -> RemoteCamera | None:
+        """Add a camera, unless it is not to be received."""
+        if self._names and name not in self._names:
+            return None
+        if not self._names and len(self._cameras) >= MAX_CAMERAS:
+            if not self.left_out:
+                log.warning("%s: camera %r and others are left out: %s", self._viewer.uri, name[:80], _TOO_MANY)
+            self.left_out += 1
+            return None
+        camera = self._cameras[name] = RemoteCamera(name, self._viewer)
+        self._appeared.append(camera)
+        self.notify()
+        return camera
+
+
+class RemoteExplainer(Explainer):
+    """Returns the explanations that arrived with their frames."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, Explanation] = {}
+        """By camera."""
+
+    def explain(self, frames: Sequence[Frame]) -> list[Explanation]:
+        """Return the explanation of each ``ExplainedFrame``."""
+        explanations = [frame.explanation for frame in cast("Sequence[ExplainedFrame]", frames)]
+        self._last |= {explanation.frame.camera: explanation for explanation in explanations}
+        return explanations
+
+    def metrics(self) -> list[MetricSample]:
+        """Return the metrics of each camera's guards and last heat map."""
+        samples: list[MetricSample] = []
+        for camera, explanation in list(self._last.items()):
+            samples.extend(guard_metrics(camera, explanation.guards))
+            samples.extend(heatmap_metrics(explanation))
+        return samples
+
+
+class RemoteRenderer(Renderer):
+    """Returns the images as they arrived: the publisher has drawn them."""
+
+    def render(self, explanation: Explanation) -> Overlay:
+        """Return the received image."""
+        return Overlay(explanation.frame.image, explanation)
+
+    def render_stale(self, explanation: Explanation, signal_loss: SignalLoss) -> Overlay:
+        """Return a camera's last image in grey, with the duration and the reason of the signal loss."""
+        return stale_overlay(explanation, signal_loss)
+
+
+class SignalReporter:
+    """Reports with a line of text that no message arrives, with the reason, and that messages arrive again."""
+
+    def __init__(
+        self, viewer: Viewer, report: Callable[[str], None], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """Set the viewer, what takes the lines, and the monotonic seconds."""
+        self._viewer, self._report, self._clock = viewer, report, clock
+        self._lost_since: float | None = None
+        self._reported_at = 0.0
+
+    def check(self, result: RunResult) -> None:
+        """Report the loss of the signal, again every few seconds, and its return. Call it several times a second."""
+        now, seconds, problem = self._clock(), self._viewer.silent_seconds, self._viewer.problem
+        if seconds <= _timeout_seconds(result, problem):
+            if self._lost_since is not None:
+                self._report(f"signal from {self._viewer.uri} again after {format_duration(now - self._lost_since)}")
+            self._lost_since = None
+        elif self._lost_since is None or now - self._reported_at > _REPORT_SECONDS:
+            why = f": {problem}" if problem else ""
+            self._report(f"no signal from {self._viewer.uri} for {format_duration(seconds)}{why}; waiting for it")
+            self._lost_since, self._reported_at = now - seconds, now
+
+
+def _timeout_seconds(result: RunResult, problem: str) -> float:
+    """Return the time without any message until signal loss: longer if all cameras are slow, unless ``problem``."""
+    intervals = [worker.mean_interval_seconds for worker in result.source_workers]
+    return SIGNAL_LOSS_SECONDS if problem else max(SIGNAL_LOSS_SECONDS, SILENT_INTERVALS * min(intervals, default=0.0))

@@ -189,7 +189,7 @@ class Viewer:
             try:
                 yield received.overlay()
             except WireError as error:
-                self.handle_damaged(error)
+                self._handle_damaged(error)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
@@ -203,7 +203,7 @@ class Viewer:
         except WireVersionError:
             raise
         except WireError as error:
-            self.handle_damaged(error)
+            self._handle_damaged(error)
             return None
         self._received_at = self._clock()
         last = self._last.get(header.camera)
@@ -216,7 +216,7 @@ class Viewer:
         skipped = min(arrived.passed_over, gap)
         return ReceivedFrame(header, payload, arrived.at_unix, missed=gap - skipped, skipped=arrived.passed_over)
 
-    def handle_damaged(self, error: WireError) -> None:
+    def _handle_damaged(self, error: WireError) -> None:
         """Count a message that cannot be decoded; raise its error if ``damaged`` is ``raise``."""
         self.last_error = error
         self.damaged += 1

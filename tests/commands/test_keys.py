@@ -92,7 +92,7 @@ def test_view_sees_with_the_right_keys(command, locked):
     words = ("--key", "keys/viewer.key_secret", "--server-key", "server.key")
     code, told, errors = command("view", locked, *words, "--sink", "seen.jsonl", "--frames", 3)
     assert code == 0, errors
-    assert "3 frames received" in told
+    assert "3 explained, 3 delivered" in told
 
 
 def test_view_without_keys_ends_with_two_and_the_reason(command, locked):

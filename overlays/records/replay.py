@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -206,19 +206,19 @@ class RealTimeSource(SourceWrapper):
 
     live = False
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.camera, self.uri = source.camera, source.uri
-        self.inner = source
+        self.inner, self._clock = source, clock
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
         """Yield each frame when it is due."""
         started_at: float | None = None
         for frame in self.inner.frames(stop):
-            now, due = time.monotonic(), frame.pts_seconds or 0.0
+            now, due = self._clock(), frame.pts_seconds or 0.0
             started_at = now - due if started_at is None else started_at
             if stop.wait(max(0.0, started_at + due - now)):
                 return
-            yield replace(frame, captured_at=time.monotonic())
+            yield replace(frame, captured_at=self._clock())
 
     def __enter__(self) -> Self:
         self.inner.__enter__()

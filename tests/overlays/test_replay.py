@@ -136,18 +136,53 @@ def test_without_its_video_a_log_is_shown_on_black(logged):
         assert [told(each) for each in explainer.explain(frames)] == [3, 4, 9]
 
 
-def test_for_people_a_video_takes_its_own_time(logged):
-    with LoggedExplainer(logged([3, 4, 5, 9])) as explainer, RealTimeSource(BlankFrameSource(explainer)) as source:
+class FakeStop(threading.Event):
+    """Its waits take no time, but advance a clock."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = 100.0
+
+    def wait(self, timeout=None):
+        self.now += timeout
+        return self.is_set()
+
+
+def test_real_time_source_gives_each_frame_at_its_presentation_time(logged):
+    stop = FakeStop()
+    with LoggedExplainer(logged([3, 4, 5, 9])) as explainer:
+        source = RealTimeSource(BlankFrameSource(explainer), clock=lambda: stop.now)
         assert isinstance(source, Source)
-        frames = list(source.frames(threading.Event()))
-    taken = np.array([f.captured_at for f in frames])
-    assert (np.diff(taken) > np.array([1, 1, 4]) / RATE - 0.02).all()
-    stop = threading.Event()
-    with LoggedExplainer(explainer.path) as explainer, RealTimeSource(BlankFrameSource(explainer)) as source:
-        giving = source.frames(stop)
-        next(giving)
+        with source:
+            frames = list(source.frames(stop))
+    assert [each.index for each in frames] == [3, 4, 5, 9]
+    assert [each.captured_at - 100.0 for each in frames] == pytest.approx([0, 1 / RATE, 2 / RATE, 6 / RATE])
+
+
+def test_real_time_source_gives_late_frames_at_once_until_it_has_caught_up(logged):
+    stop = FakeStop()
+    given = []
+    with (
+        LoggedExplainer(logged([0, 1, 2, 3, 4])) as explainer,
+        RealTimeSource(BlankFrameSource(explainer), clock=lambda: stop.now) as source,
+    ):
+        for each in source.frames(stop):
+            given.append(each.captured_at - 100.0)
+            if each.index == 0:
+                stop.now += 2.5 / RATE
+    assert given == pytest.approx([0, 2.5 / RATE, 2.5 / RATE, 3 / RATE, 4 / RATE])
+
+
+def test_real_time_source_ends_when_stopped_while_it_waits(logged):
+    stop = FakeStop()
+    with (
+        LoggedExplainer(logged([3, 9])) as explainer,
+        RealTimeSource(BlankFrameSource(explainer), clock=lambda: stop.now) as source,
+    ):
+        frames = source.frames(stop)
+        next(frames)
         stop.set()
-        assert list(giving) == []
+        assert list(frames) == []
 
 
 HEAT = "AAAAAAAAAAAAAAAA"

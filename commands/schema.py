@@ -1,4 +1,4 @@
-"""`run.py schema`: the JSON Schema of the configuration, for editors."""
+"""`run.py schema`: the JSON Schema of the configuration, for editors, or that of the wire header."""
 
 from __future__ import annotations
 
@@ -14,8 +14,14 @@ def schema(
     markdown: Annotated[
         bool, option(RUN, "Print the reference of all options as Markdown instead.", "--markdown")
     ] = False,
+    wire: Annotated[bool, option(RUN, "Print the JSON Schema of the wire header instead.", "--wire")] = False,
 ) -> None:
     """Print the JSON Schema of the configuration: editors complete and check YAML files with it."""
+    if wire:
+        from overlays.wire.header import wire_schema
+
+        typer.echo(json.dumps(wire_schema(), indent=2))
+        return
     from commands.wiring.kinds import KINDS
     from pipeline.config_schema import config_reference, config_schema
 

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 
 from overlays.records.reader import RecordKey
-from overlays.wire.json_fields import escaped
+from overlays.wire.text import escaped
 from pipeline.frames import Frame
 
 _SAME_SECONDS: Final = 0.002

@@ -15,16 +15,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
-from overlays.wire.json_fields import JsonFields
-from overlays.wire.message import (
+from overlays.wire.header import (
     MAX_HEADER_BYTES,
-    MAX_SOURCE_LENGTH,
-    MAX_TEXT_LENGTH,
-    VERSION,
     Header,
+    Index,
+    SourcePath,
+    Text,
+    Version,
+    WireModel,
+    check_version,
     decode_header,
-    record_bytes,
 )
+from overlays.wire.message import record_bytes
 from pipeline.errors import SourceError, WireError, WireVersionError
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 _TABLE: Final = ".parquet"
 _BATCH_ROWS: Final = 256
+_MAX_RUN_ID_LENGTH: Final = 4096
 _KEY_COLUMNS: Final = ("camera", "index", "pts_seconds", "version", "source")
 
 
@@ -85,6 +88,35 @@ def open_log(path: Path) -> LogReader:
     return ParquetReader(path)
 
 
+class _LogLine(WireModel):
+    """The keys of a line, which is a run record or the record of a frame."""
+
+    version: Version
+    run: Any = None
+    camera: Text | None = None
+    index: Index | None = None
+    pts_seconds: float | None = None
+    source: SourcePath = ""
+    clip_seconds: float | None = None
+
+    @property
+    def is_run(self) -> bool:
+        """Whether it is a run record."""
+        return "run" in self.model_fields_set and "camera" not in self.model_fields_set
+
+    @property
+    def run_id(self) -> str:
+        """Identifier in a run record."""
+        return str(self.run.get("id", ""))[:_MAX_RUN_ID_LENGTH] if isinstance(self.run, dict) else ""
+
+    def key(self, offset: int, run: int) -> RecordKey:
+        """Return the key of a record. Raises ``WireError`` if it names no frame."""
+        if self.camera is None or self.index is None:
+            key = "camera" if self.camera is None else "index"
+            raise WireError(f"{key}: missing; the record of a frame has a camera and an index")
+        return RecordKey(self.camera, self.index, self.pts_seconds, offset, run, self.source, self.clip_seconds)
+
+
 class JsonlReader:
     """Reader of ``*.jsonl``; an offset is the position of a line in bytes."""
 
@@ -112,15 +144,13 @@ class JsonlReader:
         while packed := self._file.readline(MAX_HEADER_BYTES):
             try:
                 if packed.strip():
-                    fields = JsonFields.parse(packed)
-                    _check_version(fields.integer("version", 1, 1 << 31))
-                    if "run" in fields and "camera" not in fields:
+                    line = _LogLine.parse(packed)
+                    if line.is_run:
                         if not has_content:
                             runs.clear()  # no record stands before the first run record
-                        run_id = fields.get("run").get("id", "") if isinstance(fields.get("run"), dict) else ""
-                        number = runs.setdefault(str(run_id)[:MAX_TEXT_LENGTH], len(runs) + 1)
+                        number = runs.setdefault(line.run_id, len(runs) + 1)
                     else:
-                        yield _key(fields, offset, number)
+                        yield line.key(offset, number)
                     has_content = True
             except WireVersionError:
                 raise
@@ -133,19 +163,6 @@ class JsonlReader:
         assert self._file is not None  # noqa: S101 - entered
         self._file.seek(offset)
         return decode_header(self._file.readline(MAX_HEADER_BYTES))
-
-
-def _key(fields: JsonFields, offset: int, run: int) -> RecordKey:
-    """Return the key of a line. Raises ``WireError`` if it is damaged."""
-    return RecordKey(
-        fields.text("camera", MAX_TEXT_LENGTH),
-        fields.integer("index", 0, 1 << 62),
-        fields.optional_number("pts_seconds"),
-        offset,
-        run,
-        fields.text("source", MAX_SOURCE_LENGTH) if fields.get("source") is not None else "",
-        fields.optional_number("clip_seconds"),
-    )
 
 
 class ParquetReader:
@@ -258,7 +275,7 @@ def _row_key(row: Mapping[str, Any], offset: int) -> RecordKey | WireError:
     camera, index, version = row["camera"], row["index"], row["version"]
     if not (isinstance(camera, str) and isinstance(index, int) and isinstance(version, int)):
         return WireError(f"row {offset}: camera {camera!r}, index {index!r}, version {version!r}: not of a log")
-    _check_version(version)
+    check_version(version)
     return RecordKey(camera, index, row["pts_seconds"], offset, source=row.get("source") or "")
 
 
@@ -277,11 +294,6 @@ def _group_rows(file: Path) -> list[int]:
             return [opened.metadata.row_group(group).num_rows for group in range(opened.num_row_groups)]
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(file, getattr(error, "strerror", None) or str(error)) from None
-
-
-def _check_version(version: int) -> None:
-    if version > VERSION:
-        raise WireVersionError(f"version: {version} is newer than this reader supports ({VERSION}); update it")
 
 
 def _unreadable(path: Path, why: str) -> SourceError:

@@ -21,7 +21,8 @@ import numpy as np
 from overlays.records.index import CameraLines
 from overlays.records.reader import LogReader, open_log
 from overlays.render.jpeg import MAX_IMAGE_PIXELS, MAX_SIDE_PIXELS
-from overlays.wire.message import Header, as_overlay
+from overlays.wire.header import Header
+from overlays.wire.message import as_overlay
 from pipeline.errors import SourceError, WireError
 from pipeline.frames import Explanation, Frame
 from pipeline.ports import Explainer, Health, Source, SourceWrapper
@@ -105,9 +106,8 @@ class LoggedExplainer(Explainer):
         if self.matched == 1 and abs(header.width * frame.height / (header.height * frame.width) - 1.0) > 0.03:
             logged_size, size = f"{header.width}x{header.height}", f"{frame.width}x{frame.height}"
             log.warning("%s: is of %s frames, the video has %s: is it another video?", self.path, logged_size, size)
-        scaled = replace(
-            header, width=frame.width, height=frame.height, frame_width=header.width, frame_height=header.height
-        )
+        frame_size = {"frame_width": header.width, "frame_height": header.height}
+        scaled = header.model_copy(update={"width": frame.width, "height": frame.height} | frame_size)
         logged = as_overlay(scaled, frame.image, now_unix=0.0, now_monotonic=0.0).explanation
         return replace(logged, frame=replace(frame, truth=logged.frame.truth))
 

@@ -11,8 +11,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Final
 
-from overlays.wire.json_fields import replace_undecodable
-from overlays.wire.message import MAX_HEADER_BYTES, VERSION
+from overlays.wire.header import MAX_HEADER_BYTES, VERSION
+from overlays.wire.text import replace_undecodable
 
 PARTIAL: Final = ".partial"
 _MAX_NAME_BYTES: Final = 255 - len(PARTIAL)

@@ -38,7 +38,7 @@ from overlays.web.server import PageProtocol, Server
 from overlays.web.state import SMALL_PIXELS, WebState
 from overlays.web.status import StatusBoard
 from overlays.wire.endpoint import without_user
-from overlays.wire.json_fields import replace_undecodable
+from overlays.wire.text import replace_undecodable
 from pipeline.errors import SinkError, WireError
 from pipeline.frames import Image, Overlay
 from pipeline.ports import MetricSample, Sink

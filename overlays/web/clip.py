@@ -21,7 +21,8 @@ from overlays.render.jpeg import decode_image
 from overlays.render.renderer import HeatRenderer
 from overlays.sinks.video import VideoSink
 from overlays.web.framing import unpack
-from overlays.wire.message import as_overlay, decode_header
+from overlays.wire.header import decode_header
+from overlays.wire.message import as_overlay
 from pipeline.errors import ReciproStreamError
 from pipeline.workers.thread import ThreadWorker
 

@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 
 from overlays.web.status import StatusBoard
-from overlays.wire.json_fields import replace_undecodable
+from overlays.wire.text import replace_undecodable
 from pipeline.drops import DropReason
 from pipeline.ports import MetricSample
 from pipeline.result import RunResult

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from overlays.wire.json_fields import replace_undecodable
+from overlays.wire.text import replace_undecodable
 from pipeline.frames import Overlay, SignalLoss
 from pipeline.ports import MetricSample
 from pipeline.result import RunResult

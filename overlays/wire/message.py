@@ -8,68 +8,18 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
 
 from overlays.render.jpeg import encode_image, jpeg_size
-from overlays.wire.guards import (
-    guards_record,
-    heatmap_stats_record,
-    read_guards,
-    read_heatmap_stats,
-    scale_guards,
-    scale_heatmap_stats,
-)
-from overlays.wire.json_fields import JsonFields, escaped, replace_undecodable
-from pipeline.errors import WireError, WireLimitError, WireVersionError
-from pipeline.frames import Box, Explanation, Finding, Frame, GroundTruth, Heat, Image, Overlay, SignalLoss
+from overlays.wire.header import MAX_HEADER_BYTES, VERSION, Header, decode_header, scaled_box
+from overlays.wire.text import escaped, replace_undecodable
+from pipeline.errors import WireError, WireLimitError
+from pipeline.frames import Box, Explanation, Finding, Frame, HeatmapStats, Image, Overlay
 
-VERSION: Final = 1
 ENCODING: Final = "jpeg"
-MAX_HEADER_BYTES: Final = 32 << 20
-MAX_FRAME_SIDE: Final = 1 << 20
-"""Maximum side of a frame, which may be larger than the image that is sent of it."""
-MAX_GRID_SIDE: Final = 4096
-MAX_FINDINGS: Final = 4096
-MAX_TEXT_LENGTH: Final = 4096
-MAX_SOURCE_LENGTH: Final = 32768
-"""Maximum length of a path: 4096 bytes, some of them escaped."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Header:
-    """The header of a message. Fields have the names of the header's keys, which ``docs/wire.md`` explains."""
-
-    version: int
-    camera: str
-    index: int
-    width: int
-    height: int
-    encoding: str
-    """``jpeg``; empty in a log line, which has no image."""
-    pts_seconds: float | None
-    taken_at_unix: float
-    sent_at_unix: float
-    age_seconds: float
-    model: str
-    method: str
-    layer: str
-    grid: tuple[int, int]
-    heat_region: Box
-    findings: tuple[Finding, ...]
-    timings: Mapping[str, float]
-    truth: GroundTruth | None
-    frame_width: int
-    """Width of the frame; differs from ``width`` if the image was sent smaller."""
-    frame_height: int
-    source: str = ""
-    """Path of the file the frame was read from; empty for a live source."""
-    silence: SignalLoss | None = None
-    """Set during a signal loss: the image is then the camera's last frame, drawn grey."""
-    guarded: Mapping[str, Any] = field(default_factory=dict)
-    """``guards``, ``regions`` and ``deletion`` as arguments of ``Explanation``; empty if there are none."""
+_DECIMALS: Final = 5
 
 
 def explanation_record(explanation: Explanation, *, sent_at_unix: float, now_monotonic: float) -> dict[str, Any]:
@@ -113,7 +63,7 @@ def explanation_record(explanation: Explanation, *, sent_at_unix: float, now_mon
             "label": replace_undecodable(frame.truth.label),
             "boxes": [[float(v) for v in box] for box in frame.truth.boxes],
         },
-        **guards_record(explanation),
+        **_guards_record(explanation),
     }
 
 
@@ -128,7 +78,55 @@ def _finding_record(finding: Finding) -> dict[str, Any]:
     }
     if finding.heatmap_stats is None:
         return record
-    return record | {"grounds": heatmap_stats_record(finding.heatmap_stats)}
+    return record | {"grounds": _stats_record(finding.heatmap_stats)}
+
+
+def _stats_record(stats: HeatmapStats) -> dict[str, Any]:
+    """Return the heat-map statistics of a finding as the JSON value of the key ``grounds``."""
+    return {
+        "focus_area": _rounded(stats.focus_area),
+        "entropy": _rounded(stats.entropy),
+        "centre": None if stats.centre is None else [round(each, 2) for each in stats.centre],
+        "stability": _rounded(stats.stability),
+        "heat_inside": {replace_undecodable(name): _rounded(fraction) for name, fraction in stats.heat_inside.items()},
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(float(value), _DECIMALS)
+
+
+def _guards_record(explanation: Explanation) -> dict[str, Any]:
+    """Return the keys ``guards``, ``regions`` and ``deletion`` of an explanation, as far as it has them."""
+    record: dict[str, Any] = {}
+    if explanation.guards:
+        record["guards"] = [
+            {
+                "name": replace_undecodable(state.name),
+                "firing": state.firing,
+                "seconds": float(state.seconds),
+                "says": replace_undecodable(state.message),
+                "fired": state.fire_count,
+            }
+            for state in explanation.guards
+        ]
+    if explanation.regions:
+        record["regions"] = [
+            {
+                "name": replace_undecodable(region.name),
+                "polygon": [[round(x, 2), round(y, 2)] for x, y in region.polygon],
+            }
+            for region in explanation.regions
+        ]
+    if (check := explanation.deletion) is not None:
+        record["deletion"] = {
+            "label": replace_undecodable(check.label),
+            "score": float(check.score),
+            "masked_score": float(check.masked_score),
+            "index": check.index,
+            "age_seconds": float(check.age_seconds),
+        }
+    return record
 
 
 def record_bytes(record: Mapping[str, Any]) -> bytes:
@@ -188,80 +186,6 @@ def topic_of(camera: str) -> bytes:
     return replace_undecodable(camera).encode()
 
 
-def decode_header(header: bytes) -> Header:
-    """Decode a header or a log line. Unknown keys are ignored.
-
-    Raises:
-        WireVersionError: the version is newer than this reader supports.
-        WireError: a value is invalid or exceeds a limit.
-    """
-    if len(header) > MAX_HEADER_BYTES:
-        raise WireLimitError(f"header: {len(header)} bytes, more than {MAX_HEADER_BYTES}")
-    fields = JsonFields.parse(header)
-    version = fields.integer("version", 1, 1 << 31)
-    if version > VERSION:
-        raise WireVersionError(
-            f"version: {version} is newer than this reader supports ({VERSION}); update recipro-stream here"
-        )
-    grid = fields.integers("grid", 2, 0, MAX_GRID_SIDE)
-    if 0 in grid and fields.get("findings"):
-        raise WireError(f"grid: {grid}; with findings it must have at least one row and one column")
-    width, height = fields.integer("width", 1, MAX_FRAME_SIDE), fields.integer("height", 1, MAX_FRAME_SIDE)
-    return Header(
-        version=version,
-        camera=fields.text("camera", MAX_TEXT_LENGTH),
-        index=fields.integer("index", 0, 1 << 62),
-        width=width,
-        height=height,
-        encoding=fields.text("encoding", 32) if "encoding" in fields else "",
-        pts_seconds=fields.optional_number("pts_seconds"),
-        taken_at_unix=fields.number("taken_at_unix"),
-        sent_at_unix=fields.number("sent_at_unix"),
-        age_seconds=fields.number("age_seconds"),
-        model=fields.text("model", MAX_TEXT_LENGTH),
-        method=fields.text("method", MAX_TEXT_LENGTH),
-        layer=fields.text("layer", MAX_TEXT_LENGTH),
-        grid=(grid[0], grid[1]),
-        heat_region=fields.box("heat_region") or Box(0.0, 0.0, float(width), float(height)),
-        findings=tuple(_finding(each, (grid[0], grid[1])) for each in fields.objects("findings", MAX_FINDINGS)),
-        timings=fields.numbers("timings"),
-        truth=_truth(fields),
-        frame_width=fields.integer("frame_width", 1, MAX_FRAME_SIDE) if "frame_width" in fields else width,
-        frame_height=fields.integer("frame_height", 1, MAX_FRAME_SIDE) if "frame_height" in fields else height,
-        source=fields.text("source", MAX_SOURCE_LENGTH) if fields.get("source") is not None else "",
-        silence=_signal_loss(fields),
-        guarded=read_guards(fields),
-    )
-
-
-def _signal_loss(fields: JsonFields) -> SignalLoss | None:
-    loss = fields.object("silence")
-    if loss is None:
-        return None
-    return SignalLoss(loss.number("seconds"), loss.text("state", 32), loss.text("reason", MAX_TEXT_LENGTH))
-
-
-def _finding(fields: JsonFields, grid: tuple[int, int]) -> Finding:
-    levels = fields.base64_bytes("heat_u8", grid[0] * grid[1])
-    heat: Heat = np.frombuffer(levels, np.uint8).reshape(grid).astype(np.float32) / np.float32(255.0)
-    heat.flags.writeable = False
-    return Finding(
-        label=fields.text("label", MAX_TEXT_LENGTH),
-        score=fields.number("score"),
-        heat=heat,
-        class_index=fields.integer("class_index", -1, 1 << 31),
-        box=fields.box("box"),
-        heatmap_stats=read_heatmap_stats(fields),
-    )
-
-
-def _truth(fields: JsonFields) -> GroundTruth | None:
-    truth = fields.object("truth")
-    if truth is None:
-        return None
-    return GroundTruth(label=truth.text("label", MAX_TEXT_LENGTH), boxes=truth.boxes("boxes", MAX_FINDINGS))
-
-
 def decode_message(parts: Sequence[bytes]) -> tuple[Header, bytes]:
     """Decode a message up to its image: (header, payload). Of the payload, only the size is checked.
 
@@ -296,39 +220,26 @@ def as_overlay(header: Header, image: Image, *, now_unix: float, now_monotonic: 
             monotonic time.
     """
     x, y = header.width / header.frame_width, header.height / header.frame_height
-    truth = header.truth
+    whole = Box(0.0, 0.0, float(header.frame_width), float(header.frame_height))
     frame = Frame(
         image=image,
         camera=header.camera,
         index=header.index,
         captured_at=now_monotonic - (now_unix - header.taken_at_unix),
         pts_seconds=header.pts_seconds,
-        truth=None if truth is None else GroundTruth(truth.label, tuple(_scaled(box, x, y) for box in truth.boxes)),
+        truth=None if header.truth is None else header.truth.scaled(x, y),
         source_name=header.source,
     )
-    findings = tuple(
-        replace(
-            f,
-            box=None if f.box is None else _scaled(f.box, x, y),
-            heatmap_stats=scale_heatmap_stats(f.heatmap_stats, x, y),
-        )
-        for f in header.findings
+    explanation = Explanation(
+        frame=frame,
+        findings=tuple(finding.scaled(x, y) for finding in header.findings),
+        method=header.method,
+        layer=header.layer,
+        timings=header.timings,
+        model=header.model,
+        heat_region=scaled_box(header.heat_region or whole, x, y),
+        guards=tuple(guard.state() for guard in header.guards),
+        regions=tuple(region.scaled(x, y) for region in header.regions),
+        deletion=None if header.deletion is None else header.deletion.check(),
     )
-    return Overlay(
-        image=image,
-        explanation=Explanation(
-            frame=frame,
-            findings=findings,
-            method=header.method,
-            layer=header.layer,
-            timings=header.timings,
-            model=header.model,
-            heat_region=_scaled(header.heat_region, x, y),
-            **scale_guards(header.guarded, x, y),
-        ),
-        signal_loss=header.silence,
-    )
-
-
-def _scaled(box: Box, x: float, y: float) -> Box:
-    return Box(box.left * x, box.top * y, box.right * x, box.bottom * y)
+    return Overlay(image, explanation, None if header.silence is None else header.silence.signal_loss())

@@ -19,7 +19,8 @@ from typing import Final, Literal, Self
 from overlays.render.jpeg import MAX_IMAGE_BYTES, decode_image
 from overlays.wire.curve.keys import viewer_keys
 from overlays.wire.endpoint import parse_address, without_user
-from overlays.wire.message import Header, as_overlay, decode_message
+from overlays.wire.header import Header
+from overlays.wire.message import as_overlay, decode_message
 from overlays.wire.subscriber import MAX_TOPICS, LatestMessage, Subscriber
 from pipeline.errors import SourceError, WireError, WireVersionError
 from pipeline.frames import Image, Overlay

@@ -16,7 +16,7 @@ import numpy as np
 
 from overlays.sinks.web import WebSink
 from overlays.web.framing import unpack
-from overlays.wire.message import decode_header
+from overlays.wire.header import decode_header
 from pipeline.frames import Explanation, Finding, Frame, Image, Overlay
 from pipeline.settings import SinkContext
 from tests.bench.figures import quantiles, resident_mib

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from overlays.wire.message import decode_header
+from overlays.wire.header import decode_header
 
 ROOT = Path(__file__).resolve().parents[2]
 GUARDED = ROOT / "configs" / "guards.yaml"
@@ -28,7 +28,7 @@ def test_a_shortcut_raises_the_alarm_within_a_second_of_video(command, tmp_path,
     assert code == 0, errors
     seen = headers(tmp_path / "out.jsonl")
     wrong = next(one.pts_seconds for one in seen if one.truth is not None and one.truth.label != "ok")
-    firing = [one for one in seen if any(g.firing and g.name == "on-the-belt" for g in one.guarded["guards"])]
+    firing = [one for one in seen if any(g.firing and g.name == "on-the-belt" for g in one.guards)]
     assert firing[0].pts_seconds - wrong <= 1.0
     assert firing[0].findings[0].label == firing[0].truth.label
     assert "guard on-the-belt on line: fired 1 time" in told
@@ -43,9 +43,9 @@ def test_the_shipped_network_is_left_alone(command, tmp_path):
     assert code == 0, errors
     assert told.count("fired 0 times") == 3
     seen = headers(tmp_path / "out.jsonl")
-    assert all(not one.firing for header in seen for one in header.guarded["guards"])
-    assert seen[-1].guarded["regions"][0].name == "belt"
-    assert all(header.findings[0].heatmap_stats.heat_inside.keys() == {"belt"} for header in seen)
+    assert all(not one.firing for header in seen for one in header.guards)
+    assert seen[-1].regions[0].name == "belt"
+    assert all(header.findings[0].grounds.heat_inside.keys() == {"belt"} for header in seen)
 
 
 def test_a_baseline_is_recorded_of_a_run_or_of_its_log_and_drift_from_it_is_told(command, tmp_path, caplog):

@@ -15,7 +15,7 @@ import pytest
 
 from overlays.sinks.jsonl import JsonlSink
 from overlays.sinks.settings import JsonlSettings
-from overlays.wire.message import decode_header
+from overlays.wire.header import decode_header
 from pipeline.errors import DataLossError, SinkError
 from pipeline.settings import SinkContext
 from tests.support.limits import PROGRAM_SECONDS

@@ -65,7 +65,7 @@ def test_a_viewer_is_told_that_it_is_no_new_frame_and_why():
     header, payload = decode_message(
         encode(stale_overlay(explanation(), SILENCE), sent_at_unix=50.0, now_monotonic=13.5)
     )
-    assert header.silence == SILENCE
+    assert header.silence.signal_loss() == SILENCE
     assert header.index == 7
     from overlays.render.jpeg import decode_image
 

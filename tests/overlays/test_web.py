@@ -46,7 +46,7 @@ from overlays.web.clips import requested_range
 from overlays.web.framing import unpack
 from overlays.web.rate_limit import UNAUTHENTICATED, WRONG_TOKEN_COST, Rate, RequestRateLimiter
 from overlays.web.status import StatusBoard, readiness
-from overlays.wire.message import decode_header
+from overlays.wire.header import decode_header
 from pipeline.errors import SinkError
 from pipeline.frames import Box, SignalLoss
 from pipeline.settings import Secret, SinkContext

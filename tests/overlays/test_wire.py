@@ -6,6 +6,7 @@ import base64
 import json
 import math
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,9 @@ from hypothesis import strategies as st
 
 from overlays.render import jpeg
 from overlays.render.jpeg import decode_image, encode_image, jpeg_size
+from overlays.wire.header import MAX_HEADER_BYTES, decode_header, wire_schema
 from overlays.wire.message import (
-    MAX_HEADER_BYTES,
     as_overlay,
-    decode_header,
     decode_message,
     encode,
     explanation_record,
@@ -28,6 +28,7 @@ from pipeline.errors import WireError, WireVersionError
 from pipeline.frames import Box, Explanation, Finding, Frame, GroundTruth, Overlay
 
 ROOT = Path(__file__).resolve().parents[2]
+SCHEMA = ROOT / "docs" / "wire.schema.json"
 CONTRACT = {
     *("version", "camera", "index", "width", "height", "encoding", "pts_seconds", "taken_at_unix", "sent_at_unix"),
     *("age_seconds", "model", "method", "layer", "grid", "findings", "timings", "heat_region", "truth"),
@@ -100,17 +101,31 @@ def test_the_header_has_the_keys_of_the_contract_and_no_others(overlaid):
     assert set(header["findings"][0]) == {"label", "class_index", "score", "heat_u8", "box"}
 
 
-def test_the_document_and_the_schema_name_every_key():
-    schema = json.loads((ROOT / "docs" / "wire.schema.json").read_text())
+def test_schema_in_the_docs_is_that_of_the_model():
+    schema = wire_schema()
+    assert json.loads(SCHEMA.read_text(encoding="utf-8")) == schema, (
+        f"the model has changed; run: uv run run.py schema --wire > {SCHEMA.relative_to(ROOT)}"
+    )
     optional = {"source", "frame_width", "frame_height", "silence", "guards", "regions", "deletion"}
     assert set(schema["properties"]) == CONTRACT | optional
     assert set(schema["required"]) == CONTRACT - {"truth", "heat_region"}
-    assert set(schema["properties"]["findings"]["items"]["required"]) == {
-        *("label", "class_index", "score", "heat_u8", "box")
-    }
-    document = (ROOT / "docs" / "wire.md").read_text()
-    for key in [*CONTRACT, *optional, "label", "class_index", "score", "heat_u8", "box"]:
-        assert f"`{key}`" in document, key
+    assert set(schema["$defs"]["WireFinding"]["required"]) == {"label", "class_index", "score", "heat_u8", "box"}
+
+
+def test_schema_command_prints_the_schema_of_the_header(command):
+    code, printed, _ = command("schema", "--wire")
+    assert code == 0
+    assert json.loads(printed) == wire_schema()
+
+
+def test_document_names_every_key_of_the_schema():
+    document = (ROOT / "docs" / "wire.md").read_text(encoding="utf-8")
+    schema = wire_schema()
+    tables = [schema, schema["$defs"]["WireFinding"], schema["$defs"]["WireGuard"]]
+    for key in (key for table in tables for key in table["properties"]):
+        assert re.search(rf"^\| [^|]*`{key}`", document, re.MULTILINE), key
+    for name in ("WireStats", "WireTruth", "WireRegion", "WireSignalLoss", "WireDeletion"):
+        assert all(f'"{key}"' in document for key in schema["$defs"][name]["properties"]), name
 
 
 def test_heat_is_one_byte_per_cell_row_by_row(overlaid):
@@ -165,8 +180,9 @@ def test_unknown_keys_are_ignored_and_optional_ones_may_be_missing(explained):
     for key in ("heat_region", "truth", "encoding"):
         del record[key]
     header = decode_header(record_bytes(record))
-    assert header.heat_region == Box(0, 0, 64, 48)
-    assert header.truth is None
+    assert (header.heat_region, header.truth, header.encoding) == (None, None, "")
+    overlay = as_overlay(header, np.zeros((48, 64, 3), np.uint8), now_unix=0.0, now_monotonic=0.0)
+    assert overlay.explanation.region == Box(0, 0, 64, 48)
 
 
 def test_a_newer_version_is_refused_as_such_whatever_else_it_says(explained):
@@ -205,7 +221,7 @@ def test_a_key_of_the_wrong_kind_is_refused_by_name(key, value, explained):
 def test_heat_of_the_wrong_length_or_letters_is_refused(heat, explained):
     record = record_of(explained())
     record["findings"][0]["heat_u8"] = heat
-    with pytest.raises(WireError, match=r"findings\[0\]\.heat_u8.*12 bytes"):
+    with pytest.raises(WireError, match=r"findings\[0\]\.heat_u8: .*base64, one per cell"):
         decode_header(record_bytes(record))
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from overlays.wire.message import as_overlay, decode_header, encode, explanation_record, record_bytes
+from overlays.wire.header import decode_header
+from overlays.wire.message import as_overlay, encode, explanation_record, record_bytes
 from pipeline.frames import (
     Box,
     DeletionCheck,

@@ -8,8 +8,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-from overlays.wire.json_fields import replace_undecodable
 from overlays.wire.message import explanation_record
+from overlays.wire.text import replace_undecodable
 from pipeline.errors import WireError
 from pipeline.frames import Explanation
 

@@ -1,0 +1,390 @@
+"""Model of the wire header, version 1: keys, types, limits and meanings.
+
+``run.py schema --wire`` prints its JSON Schema, ``docs/wire.schema.json``. A header that does not fit the model raises
+``WireError`` with the key, its value and the rule; unknown keys are ignored. Pure.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, Final, NoReturn, Self
+
+import numpy as np
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    PlainValidator,
+    PrivateAttr,
+    ValidationError,
+    WithJsonSchema,
+)
+from pydantic_core import PydanticCustomError
+
+from pipeline.errors import WireError, WireLimitError, WireVersionError
+from pipeline.frames import Box, DeletionCheck, Finding, GroundTruth, GuardState, Heat, HeatmapStats, Region, SignalLoss
+
+VERSION: Final = 1
+MAX_HEADER_BYTES: Final = 32 << 20
+MAX_FRAME_SIDE: Final = 1 << 20
+"""Maximum side of a frame, which may be larger than the image that is sent of it."""
+MAX_GRID_SIDE: Final = 4096
+MAX_FINDINGS: Final = 4096
+MAX_COORDINATE: Final = 1 << 30
+"""Maximum absolute value of a coordinate in frame pixels: a point beyond it lies in no image and cannot be drawn."""
+_MAX_NAMES: Final = 256
+_MAX_VERTICES: Final = 256
+
+
+def _error(rule: str) -> PydanticCustomError:
+    return PydanticCustomError("wire", "it must be {rule}", {"rule": rule})
+
+
+def _is_finite(value: object) -> bool:
+    if type(value) is int:
+        return abs(value) < 1 << 1000
+    return type(value) is float and math.isfinite(value)
+
+
+def _is_coordinate(value: Any) -> bool:  # noqa: ANN401 - JSON gives anything
+    return _is_finite(value) and abs(value) <= MAX_COORDINATE
+
+
+def _read_coordinates(value: object, names: str) -> list[float]:
+    if not isinstance(value, list) or len(value) != names.count(",") + 1 or not all(map(_is_coordinate, value)):
+        raise _error(f"{names} in pixels, each at most {MAX_COORDINATE} either way")
+    return [float(each) for each in value]
+
+
+def _read_point(value: object) -> tuple[float, float]:
+    x, y = _read_coordinates(value, "[x, y]")
+    return x, y
+
+
+def _read_box(value: object) -> Box:
+    box = Box(*_read_coordinates(value, "[left, top, right, bottom]"))
+    if not (box.left <= box.right and box.top <= box.bottom):
+        raise _error("[left, top, right, bottom] in pixels, left <= right and top <= bottom")
+    return box
+
+
+def _read_numbers(value: object) -> Mapping[str, float]:
+    # Fails at the first wrong number: a model would collect an error for each of millions.
+    if not isinstance(value, dict) or not all(map(_is_finite, value.values())):
+        raise _error("an object of finite numbers")
+    return MappingProxyType({name: float(number) for name, number in value.items()})
+
+
+def _read_heat(value: Any) -> bytes:  # noqa: ANN401 - JSON gives anything
+    try:
+        return base64.b64decode(value, validate=True)
+    except (TypeError, ValueError):
+        raise _error("bytes in base64, one per cell of the grid") from None
+
+
+def check_version(version: int) -> int:
+    """Return a version that this reader supports; raises ``WireVersionError`` for a newer one."""
+    if version > VERSION:
+        raise WireVersionError(
+            f"version: {version} is newer than this reader supports ({VERSION}); update recipro-stream here"
+        )
+    return version
+
+
+def _list_schema(count: int, description: str) -> WithJsonSchema:
+    items = {"type": "array", "items": {"type": "number"}, "minItems": count, "maxItems": count}
+    return WithJsonSchema(items | {"description": description})
+
+
+Version = Annotated[int, Field(ge=1, le=1 << 31, json_schema_extra={"maximum": VERSION}), AfterValidator(check_version)]
+Text = Annotated[str, Field(max_length=4096)]
+Name = Annotated[str, Field(max_length=64)]
+State = Annotated[str, Field(max_length=32)]
+SourcePath = Annotated[
+    str,
+    Field(max_length=32768),  # a path of 4096 bytes, some of them escaped
+    BeforeValidator(lambda path: "" if path is None else path),
+]
+Index = Annotated[int, Field(ge=0, le=1 << 62)]
+Side = Annotated[int, Field(ge=1, le=MAX_FRAME_SIDE)]
+GridSide = Annotated[int, Field(ge=0, le=MAX_GRID_SIDE)]
+Seconds = Annotated[float, Field(json_schema_extra={"minimum": 0})]
+Point = Annotated[tuple[float, float], PlainValidator(_read_point), _list_schema(2, "[x, y] in pixels of the frame")]
+Edges = Annotated[Box, PlainValidator(_read_box), _list_schema(4, "[left, top, right, bottom] in pixels of the frame")]
+Numbers = Annotated[
+    Mapping[str, float],
+    PlainValidator(_read_numbers),
+    WithJsonSchema({"type": "object", "additionalProperties": {"type": "number"}}),
+]
+HeatBytes = Annotated[
+    bytes,
+    PlainValidator(_read_heat),
+    WithJsonSchema({"type": "string", "contentEncoding": "base64"}),
+]
+
+
+def _always_sent(*keys: str) -> Callable[[dict[str, Any]], None]:
+    """Return a function that marks keys as required in a schema: every publisher sends them, readers do without."""
+
+    def mark(schema: dict[str, Any]) -> None:
+        schema["required"] = [key for key in schema["properties"] if key in {*schema["required"], *keys}]
+
+    return mark
+
+
+class WireModel(BaseModel):
+    """Base of the objects in a header: strict types, finite numbers, unknown keys ignored."""
+
+    # Strict, but for lists: JSON has no tuples.
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @classmethod
+    def parse(cls, line: bytes) -> Self:
+        """Parse a JSON object in UTF-8.
+
+        Raises:
+            WireError: the bytes are no JSON object, or a value has the wrong type or range.
+        """
+        try:
+            # Not by pydantic's parser, which takes a kilobyte for each empty object of a hostile header.
+            values = json.loads(line.decode("utf-8"), parse_constant=_reject_constant)
+        except (ValueError, RecursionError) as error:
+            raise WireError(f"header: {line[:40]!r}… is not a JSON object in UTF-8") from error
+        if not isinstance(values, dict):
+            raise WireError(f"header: a JSON {type(values).__name__}, not an object")
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise _wire_error(error) from None
+
+
+def _reject_constant(word: str) -> NoReturn:
+    raise WireError(f"header: {word} is not JSON")
+
+
+def _wire_error(error: ValidationError) -> WireError:
+    """Return the first error with its key, value and rule."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    key = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in first["loc"]).removeprefix(".")
+    if first["type"] == "missing":
+        return WireError(f"{key}: missing; it must be given")
+    rule = re.sub(r"^\w+ (should|must)", "it must", first["msg"]).replace("tuple", "list")
+    return WireError(f"{key}: {repr(first['input'])[:60]}; {rule}")
+
+
+class WireStats(WireModel):
+    """Statistics of the heat; docs/guards.md has the formulas. null: the heat map is flat."""
+
+    focus_area: float | None = None
+    entropy: float | None = None
+    centre: Point | None = None
+    stability: float | None = None
+    heat_inside: Numbers = Field(default_factory=dict)
+    """Fraction of the evidence by region."""
+
+    def scaled(self, x: float, y: float) -> HeatmapStats:
+        """Return the statistics for an image that is ``x`` times as wide and ``y`` times as high."""
+        centre = None if self.centre is None else (self.centre[0] * x, self.centre[1] * y)
+        return HeatmapStats(self.focus_area, self.entropy, centre, self.stability, self.heat_inside)
+
+
+class WireFinding(WireModel):
+    """An explained class, or a detector's box."""
+
+    model_config = ConfigDict(json_schema_extra=_always_sent("box"))
+
+    label: Text
+    class_index: Annotated[int, Field(ge=-1, le=1 << 31)]
+    """Index in the network's output; -1 if there is none."""
+    score: float
+    """Softmax score in the plain network."""
+    heat_u8: HeatBytes
+    """Rows * columns bytes, row by row: heat in [0, 1] times 255, rounded."""
+    box: Edges | None = None
+    """A detector's box."""
+    grounds: WireStats | None = None
+    _heat: Heat = PrivateAttr()
+
+    @property
+    def heat(self) -> Heat:
+        """The heat map, float32 in [0, 1], (rows, columns), read-only."""
+        return self._heat
+
+    def unpack_heat(self, grid: tuple[int, int]) -> None:
+        """Set ``heat`` from its bytes, one per cell of the grid."""
+        heat: Heat = np.frombuffer(self.heat_u8, np.uint8).reshape(grid).astype(np.float32) / np.float32(255.0)
+        heat.flags.writeable = False
+        self._heat = heat
+
+    def scaled(self, x: float, y: float) -> Finding:
+        """Return the finding for an image that is ``x`` times as wide and ``y`` times as high."""
+        return Finding(
+            label=self.label,
+            score=self.score,
+            heat=self.heat,
+            class_index=self.class_index,
+            box=None if self.box is None else scaled_box(self.box, x, y),
+            heatmap_stats=None if self.grounds is None else self.grounds.scaled(x, y),
+        )
+
+
+class WireTruth(WireModel):
+    """Ground truth, if the source knows it."""
+
+    label: Text
+    boxes: Annotated[tuple[Edges, ...], Field(strict=False, max_length=MAX_FINDINGS), FailFast()]
+
+    def scaled(self, x: float, y: float) -> GroundTruth:
+        """Return the truth for an image that is ``x`` times as wide and ``y`` times as high."""
+        return GroundTruth(self.label, tuple(scaled_box(box, x, y) for box in self.boxes))
+
+
+class WireSignalLoss(WireModel):
+    """The camera gives no frames; the message holds its last frame, drawn grey."""
+
+    seconds: Seconds
+    state: State
+    """State of the source."""
+    reason: Text
+
+    def signal_loss(self) -> SignalLoss:
+        """Return the signal loss."""
+        return SignalLoss(self.seconds, self.state, self.reason)
+
+
+class WireGuard(WireModel):
+    """State of a guard of the camera."""
+
+    name: Name
+    firing: bool
+    seconds: Seconds
+    """How long it has been firing, by the frames' clock."""
+    says: Text
+    """While it fires: the rule and the measured value."""
+    fired: Index
+    """How often it began to fire since the start of the run."""
+
+    def state(self) -> GuardState:
+        """Return the state."""
+        return GuardState(self.name, self.firing, self.seconds, self.says, self.fired)
+
+
+class WireRegion(WireModel):
+    """A part of the frame that is to be outlined."""
+
+    name: Name
+    polygon: Annotated[tuple[Point, ...], Field(strict=False, min_length=3, max_length=_MAX_VERTICES), FailFast()]
+
+    def scaled(self, x: float, y: float) -> Region:
+        """Return the region for an image that is ``x`` times as wide and ``y`` times as high."""
+        return Region(self.name, tuple((a * x, b * y) for a, b in self.polygon))
+
+
+class WireDeletion(WireModel):
+    """The camera's last deletion check, while it is recent."""
+
+    label: Text
+    score: float
+    masked_score: float
+    """Score of the same frame without its hottest area."""
+    index: Index
+    """Index of the checked frame."""
+    age_seconds: Seconds
+
+    def check(self) -> DeletionCheck:
+        """Return the check."""
+        return DeletionCheck(self.label, self.score, self.masked_score, self.index, self.age_seconds)
+
+
+class Header(WireModel):
+    """Second part of a message; docs/wire.md explains it. Readers ignore unknown keys."""
+
+    model_config = ConfigDict(json_schema_extra=_always_sent("encoding", "pts_seconds", "timings"))
+
+    version: Version
+    camera: Text
+    source: SourcePath = ""
+    """Path of the file the frame was read from."""
+    index: Index
+    """Number of frames that the camera gave before this one."""
+    width: Side
+    """Width of the image in pixels; at most 16384 in a message."""
+    height: Side
+    """Height of the image in pixels; at most 16384 in a message."""
+    encoding: State = ""
+    """``jpeg``; absent in a log line, which has no image."""
+    pts_seconds: float | None = None
+    """The stream's own clock."""
+    taken_at_unix: float
+    """When the frame was decoded, by the publisher's clock."""
+    sent_at_unix: float
+    """When the message was encoded, by the same clock."""
+    age_seconds: float
+    model: Text
+    method: Text
+    layer: Text
+    grid: Annotated[tuple[GridSide, GridSide], Field(strict=False)]
+    """Rows and columns of every finding's heat; [0, 0] without findings."""
+    heat_region: Edges | None = None
+    """The part of the frame that the grid covers; absent: the whole frame."""
+    findings: Annotated[tuple[WireFinding, ...], Field(strict=False, max_length=MAX_FINDINGS), FailFast()]
+    """The explained classes, the most important first."""
+    timings: Numbers = Field(default_factory=dict)
+    """Seconds by stage."""
+    truth: WireTruth | None = None
+    guards: Annotated[tuple[WireGuard, ...], Field(strict=False, max_length=_MAX_NAMES), FailFast()] = ()
+    regions: Annotated[tuple[WireRegion, ...], Field(strict=False, max_length=_MAX_NAMES), FailFast()] = ()
+    deletion: WireDeletion | None = None
+    frame_width: Annotated[Side, Field(default_factory=lambda values: values["width"])]
+    """Width of the frame; absent: ``width``."""
+    frame_height: Annotated[Side, Field(default_factory=lambda values: values["height"])]
+    """Height of the frame; absent: ``height``."""
+    silence: WireSignalLoss | None = None
+
+    def model_post_init(self, context: object, /) -> None:  # noqa: ARG002 - pydantic's signature
+        """Unpack the heat maps; raises ``WireError`` if their sizes are not the grid's."""
+        cells = self.grid[0] * self.grid[1]
+        if self.findings and not cells:
+            raise WireError(f"grid: {self.grid}; with findings it must have at least one row and one column")
+        for index, finding in enumerate(self.findings):
+            if len(finding.heat_u8) != cells:
+                count = len(finding.heat_u8)
+                raise WireError(
+                    f"findings[{index}].heat_u8: {count} bytes; it must be {cells} bytes in base64, one per cell"
+                )
+            finding.unpack_heat(self.grid)
+
+
+def scaled_box(box: Box, x: float, y: float) -> Box:
+    """Return the box in an image that is ``x`` times as wide and ``y`` times as high."""
+    return Box(box.left * x, box.top * y, box.right * x, box.bottom * y)
+
+
+def decode_header(header: bytes) -> Header:
+    """Decode a header or a log line. Unknown keys are ignored.
+
+    Raises:
+        WireVersionError: the version is newer than this reader supports.
+        WireError: a value is invalid or exceeds a limit.
+    """
+    if len(header) > MAX_HEADER_BYTES:
+        raise WireLimitError(f"header: {len(header)} bytes, more than {MAX_HEADER_BYTES}")
+    return Header.parse(header)
+
+
+def wire_schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of a header."""
+    schema = Header.model_json_schema()
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": f"Wire header of recipro-stream, version {VERSION}",
+    }

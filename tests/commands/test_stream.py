@@ -49,7 +49,7 @@ def squeezenet(*words):
 def test_a_file_comes_out_whole_in_order_and_on_time(command, video, tmp_path):
     code, told, errors = command(*squeezenet("--source", video, "--sink", "out.mp4", "--sink", "out.jsonl"))
     assert code == 0, errors
-    assert "12 frames in, 12 explained, 12 delivered, 0 dropped" in told
+    assert "12 frames received, 12 explained, 12 delivered, 0 dropped" in told
     assert frames_of(tmp_path / "out.mp4") == frames_of(video)
     lines = log_lines(tmp_path / "out.jsonl")
     assert [line["index"] for line in lines] == list(range(12))
@@ -85,7 +85,7 @@ def test_a_config_file_runs_and_the_command_line_wins(command, video, tmp_path):
 def test_every_shipped_config_runs_on_the_simulated_line(command, path):
     code, told, errors = command("stream", path, "--source", LINE.format(3), "--sink", "out.jsonl")
     assert code == 0, errors
-    assert "3 frames in, 3 explained" in told
+    assert "3 frames received, 3 explained" in told
 
 
 def test_print_config_shows_every_knob_and_no_password(command):

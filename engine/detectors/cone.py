@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Final, cast
 
 import torch
 from torch import fx, nn
@@ -20,7 +20,7 @@ _EVERYTHING: Final = 1 << 30
 _ELEMENTWISE: Final = {
     operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, torch.add, torch.sub, torch.mul,
     torch.div, torch.cat, torch.sigmoid, torch.relu, torch.clamp, torch.chunk, torch.split, torch.tanh, F.relu, F.relu6,
-    F.silu, F.hardswish, F.hardsigmoid, F.leaky_relu, F.sigmoid, F.gelu, F.dropout,
+    F.silu, F.hardswish, F.hardsigmoid, F.leaky_relu, F.sigmoid, F.gelu, F.dropout, F.normalize,
 }  # fmt: skip
 _ELEMENTWISE_METHODS: Final = {"add", "sub", "mul", "div", "sigmoid", "relu", "clamp", "chunk", "split", "contiguous"}
 _ELEMENTWISE_MODULES: Final = (
@@ -72,6 +72,9 @@ def _source_span(
     part = parts.get(str(node.target)) if node.op == "call_module" else None
     if isinstance(part, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
         return _windowed(part, span)
+    if node.target is F.pad:
+        left, _, top, _ = cast("tuple[int, int, int, int]", node.args[1])
+        return span[0] - top, span[1] - top, span[2] - left, span[3] - left
     if (upsampling := _upsampling(network, part, node, source)) is not None:
         up, across, spread = upsampling
         rows = (span[0] - spread * up) // up, (span[1] + spread * up) // up
@@ -105,7 +108,7 @@ def _upsampling(
     if not is_resize or not (network.is_map(node) and network.is_map(source)):
         return None
     new, old = network.shapes[node.name][2:], network.shapes[source.name][2:]
-    if any(n % o for n, o in zip(new, old, strict=True)):
+    if any(n % o for n, o in zip(new, old, strict=True)) or mode not in {"nearest", "bilinear"}:
         return None
     return new[0] // old[0], new[1] // old[1], 0 if mode == "nearest" else 1
 
@@ -116,12 +119,15 @@ def _is_elementwise(part: nn.Module | None, node: fx.Node) -> bool:
     if node.op == "call_method":
         return node.target in _ELEMENTWISE_METHODS
     if node.target is operator.getitem:
-        return isinstance(node.args[1], int)
+        window = node.args[1]
+        return isinstance(window, int) or all(part == slice(None) for part in cast("tuple[object, ...]", window)[2:])
     return node.op == "call_function" and node.target in _ELEMENTWISE
 
 
 def _keeps_places(network: Network, node: fx.Node, source: fx.Node) -> bool:
     """Return whether a reshape or a permutation moves channels only, as a channel shuffle does."""
+    if node.target is torch.index_select:
+        return bool(node.args[1] == 1)
     if node.target not in {"view", "reshape", "transpose", "permute", torch.reshape, torch.transpose, torch.permute}:
         return False
     new, old = network.shapes.get(node.name, ()), network.shapes.get(source.name, ())

@@ -6,6 +6,7 @@ cut of a level, in this order:
 1. The last nodes that are computed without any coarser map: the backbone's outputs, before a top-down path. Nodes of
    the same stride are replaced by the last node through which all of them are computed.
 2. A 1x1 convolution that reduces channels at the end is the pyramid's first layer, and the node before it is used.
+   A cut is never inside the head of the level.
 3. While the cone of the cut does not cover a box of the level's usual size (``Layout.extent``), or all nodes are
    coarser than ``MAX_STRIDE``, the coarsest node is replaced by the last node through which all of it is computed.
 
@@ -25,6 +26,7 @@ from torch import fx, nn
 from engine.detectors.cone import needed_spans
 from engine.detectors.graph import Network, ancestors
 from engine.detectors.outputs import Layout, Read
+from engine.detectors.regions import grid_stride
 from engine.detectors.split import Cut
 from pipeline.errors import LayerError, did_you_mean
 
@@ -40,13 +42,7 @@ def stride_of(network: Network, node: fx.Node) -> int | None:
     if not network.is_map(node):
         return None
     rows, columns = network.shapes[node.name][2:]
-    stride = 1
-    while stride < max(network.image_size):
-        height, width = network.image_size
-        if (-(-height // stride), -(-width // stride)) == (rows, columns):
-            return stride
-        stride *= 2
-    return None
+    return grid_stride(network.image_size, (rows, columns))
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +112,7 @@ def find_cut(network: Network, layout: Layout, level: int) -> Cut:
         LayerError: no complete cut consists of maps whose strides are powers of two.
     """
     paths = _Paths(network, _score_nodes(network, layout, level))
-    nodes = _merged(paths, _frontier(paths))
+    nodes = _not_in_head(network, layout, level, _merged(paths, _frontier(paths)))
     best = nodes
     while nodes and not _is_wide_enough(network, layout, level, nodes):
         coarsest = max(nodes, key=lambda n: (paths.stride(n) or 0, paths.order[n]))
@@ -131,6 +127,18 @@ def find_cut(network: Network, layout: Layout, level: int) -> Cut:
             f"nodes; maps of the network: {_listed(network)}"
         )
     return _cut(paths, best, "complete")
+
+
+def _not_in_head(network: Network, layout: Layout, level: int, nodes: list[fx.Node]) -> list[fx.Node]:
+    """Return the input of the level's head where the nodes are computed from it alone, else the nodes."""
+    try:
+        own = own_level_cut(network, layout, level)
+    except LayerError:
+        return nodes
+    entry = network.nodes[own.nodes[0]]
+    paths = _head_paths(network, layout, level)
+    inside = bool(nodes) and all(entry in paths.dominators[node] for node in nodes if node in paths.order)
+    return [entry] if inside else nodes
 
 
 def _score_nodes(network: Network, layout: Layout, level: int) -> tuple[fx.Node, ...]:
@@ -303,7 +311,7 @@ def named_cut(network: Network, names: Collection[str]) -> Cut:
 
     Args:
         network: the detector.
-        names: names of graph nodes, or of modules, whose last node is used.
+        names: names of graph nodes, of tensors of an ONNX file, or of modules, whose last node is used.
 
     Raises:
         LayerError: a node is unknown, or its output is no map whose stride is a power of two.
@@ -325,6 +333,9 @@ def named_cut(network: Network, names: Collection[str]) -> Cut:
 def _find_node(network: Network, name: str) -> fx.Node:
     if name in network.nodes:
         return network.nodes[name]
+    for node in network.nodes.values():
+        if node.meta.get("tensor") == name:
+            return node
     inside = [n for n in network.nodes.values() if name in {path for path, _ in _module_stack(n)}]
     if not inside:
         raise LayerError(

@@ -124,14 +124,26 @@ def _calls(module: fx.GraphModule, target: str) -> int:
 
 
 def _fold_constants(module: fx.GraphModule, image_size: tuple[int, int]) -> dict[str, tuple[int, ...]]:
-    """Replace nodes that return Python numbers, such as sizes, by their values; return the other nodes' shapes."""
+    """Replace what does not depend on the image's content by its value; return the other nodes' shapes.
+
+    Sizes become numbers, and tensors computed from weights become buffers.
+    """
     shapes, numbers = {}, {}
-    with torch.inference_mode():
+    constants: dict[fx.Node, Tensor] = {}
+    dependent: set[fx.Node] = set()
+    with torch.no_grad():
         for node, value in iter_node_outputs(module, torch.zeros(1, 3, *image_size)):
+            if node.op == "placeholder" or any(source in dependent for source in node.all_input_nodes):
+                dependent.add(node)
             if isinstance(value, Tensor):
                 shapes[node.name] = tuple(value.shape)
+                if node not in dependent and node.op != "get_attr":
+                    constants[node] = value.detach().clone()
             elif _is_plain(value):
                 numbers[node.name] = value
+                dependent.discard(node)
+    for node, tensor in constants.items():
+        _replace_by_buffer(module, node, tensor, shapes)
     for node in module.graph.nodes:
         node.args = map_arg(node.args, lambda used: numbers.get(used.name, used))
         node.kwargs = map_arg(node.kwargs, lambda used: numbers.get(used.name, used))
@@ -139,6 +151,17 @@ def _fold_constants(module: fx.GraphModule, image_size: tuple[int, int]) -> dict
     module.delete_all_unused_submodules()
     module.recompile()
     return {node.name: shapes[node.name] for node in module.graph.nodes if node.name in shapes}
+
+
+def _replace_by_buffer(
+    module: fx.GraphModule, node: fx.Node, value: Tensor, shapes: dict[str, tuple[int, ...]]
+) -> None:  # fmt: skip
+    name = f"constant_{node.name}"
+    module.register_buffer(name, value)
+    with module.graph.inserting_before(node):
+        replacement = module.graph.get_attr(name)
+    shapes[replacement.name] = tuple(value.shape)
+    node.replace_all_uses_with(replacement)
 
 
 def _is_plain(value: object) -> bool:

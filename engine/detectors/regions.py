@@ -65,6 +65,22 @@ class Regions:
         return marked.flatten(0, 1)
 
 
+def grid_stride(image_size: tuple[int, int], grid: tuple[int, int]) -> int | None:
+    """Return the pixels per cell of a map, the smallest power of two that fits; None if none does.
+
+    Args:
+        image_size: height and width in pixels of the input.
+        grid: rows and columns of the map.
+    """
+    height, width = image_size
+    stride = 1
+    while stride < 2 * max(image_size):
+        if (-(-height // stride), -(-width // stride)) == grid:
+            return stride
+        stride *= 2
+    return None
+
+
 def _marked(span: tuple[int, int], size: int) -> Tensor:
     positions = torch.arange(size)
     return (positions >= span[0]) & (positions < span[1])

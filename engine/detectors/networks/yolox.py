@@ -202,6 +202,7 @@ class DecoupledHead(nn.Module):
 
     def __init__(self, size: YoloxSize, classes: int) -> None:
         super().__init__()
+        self.classes = classes
         width = int(256 * size.width)
         inputs = [int(c * size.width) for c in (256, 512, 1024)]
 

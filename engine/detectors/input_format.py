@@ -1,0 +1,89 @@
+"""Prepares images for a detector, and maps boxes between images and the network's input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.models.preprocess import BORDER
+from pipeline.frames import Image
+
+DetectorFit = Literal["corner", "centre", "stretch"]
+"""``corner``: keep the aspect ratio, image in the upper left corner; ``centre``: in the middle; ``stretch``: fill."""
+
+PIXEL_SCALE: Final = (1.0, 1.0, 1.0)
+"""``std`` of networks that take pixels from 0 to 255."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """The position of an image in the network's input: ``input = image * scale + offset``."""
+
+    scale: tuple[float, float]
+    """Factor for x and y."""
+    offset: tuple[int, int]
+    """Left and top, in pixels of the input."""
+    size: tuple[int, int]
+    """Height and width of the resized image."""
+
+    def to_input(self, boxes: Tensor) -> Tensor:
+        """Return boxes (..., 4) of the image in pixels of the input."""
+        scale, offset = boxes.new_tensor(self.scale * 2), boxes.new_tensor([float(v) for v in self.offset * 2])
+        return boxes * scale + offset
+
+    def to_image(self, boxes: Tensor) -> Tensor:
+        """Return boxes (..., 4) of the input in pixels of the image; they are not clipped."""
+        scale, offset = boxes.new_tensor(self.scale * 2), boxes.new_tensor([float(v) for v in self.offset * 2])
+        return (boxes - offset) / scale
+
+
+@dataclass(frozen=True, slots=True)
+class InputFormat:
+    """The input of a detector."""
+
+    size: tuple[int, int]
+    """Height and width in pixels."""
+    order: Literal["rgb", "bgr"] = "rgb"
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Subtracted from pixel values of 0 to 255, in ``order``."""
+    std: tuple[float, float, float] = PIXEL_SCALE
+    """Divides afterwards, in ``order``."""
+    fit: DetectorFit = "corner"
+    border: tuple[float, float, float] = (float(BORDER), float(BORDER), float(BORDER))
+    """Pixel value of the rest of the input, 0 to 255, in ``order``."""
+
+    def place(self, height: int, width: int) -> Placement:
+        """Return the position of an image of this size."""
+        rows, columns = self.size
+        if self.fit == "stretch":
+            return Placement((columns / width, rows / height), (0, 0), self.size)
+        scale = min(rows / height, columns / width)
+        size = (max(1, min(rows, int(height * scale))), max(1, min(columns, int(width * scale))))
+        top, left = ((rows - size[0]) // 2, (columns - size[1]) // 2) if self.fit == "centre" else (0, 0)
+        return Placement((scale, scale), (left, top), size)
+
+    def prepare(self, images: Sequence[Image]) -> Tensor:
+        """Return images (RGB, uint8) as the network's input: (N, 3, H, W) float32.
+
+        Resizing is bilinear without antialiasing, as in the detectors' own preprocessing.
+        """
+        return torch.stack([self._prepared(image) for image in images])
+
+    def _prepared(self, image: Image) -> Tensor:
+        placement = self.place(image.shape[0], image.shape[1])
+        height, width = placement.size
+        resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+        resized = resized[:, :, ::-1] if self.order == "bgr" else resized
+        whole = np.empty((*self.size, 3), np.float32)
+        whole[:] = self.border
+        left, top = placement.offset
+        whole[top : top + height, left : left + width] = resized
+        prepared = torch.from_numpy(whole).permute(2, 0, 1)
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return ((prepared - mean) / std).contiguous()

@@ -1,0 +1,194 @@
+"""Loads a detector by name or file: the single entry for all families."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+from urllib.error import URLError
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from engine.detectors.detector import Detector
+from engine.detectors.identify import RawMap, identify_layout
+from engine.detectors.input_format import InputFormat
+from engine.detectors.layouts import YoloxLayout, check_layout
+from engine.detectors.networks.state import fit_classes
+from engine.detectors.networks.torchvision_nets import TORCHVISION_DETECTORS, TWO_STAGE, unfrozen
+from engine.detectors.networks.yolox import STRIDES, YOLOX_SIZES, Yolox
+from engine.detectors.networks.yolox_weights import load_yolox
+from engine.detectors.onnx_files.reader import prove_against_runtime, read_onnx
+from engine.detectors.outputs import Layout, Level
+from engine.detectors.two_stage import RegionDetector
+from engine.models.labels import read_labels
+from engine.models.weights import read_state
+from pipeline.errors import ConfigError, ModelError, did_you_mean
+
+RANDOM: Final = "random"
+"""Value of ``weights`` for an untrained network, to measure cost."""
+
+DETECTORS: Final = (*YOLOX_SIZES, *TORCHVISION_DETECTORS, *TWO_STAGE)
+"""The detectors by name."""
+
+_NANODET_MEAN: Final = (103.53, 116.28, 123.675)
+_NANODET_STD: Final = (57.375, 57.12, 58.395)
+
+
+def load_detector(
+    model: str | Path,
+    layout: str | None = None,
+    classes: Sequence[str] | Path | None = None,
+    *,
+    weights: str | Path | None = None,
+    anchors: Path | None = None,
+) -> Detector | RegionDetector:
+    """Load a detector.
+
+    Args:
+        model: a name of ``DETECTORS``, or an ONNX file.
+        layout: the output layout of an ONNX file: ``yolox``, ``nanodet``, ``ultralytics`` or ``ssd``; None = found by
+            the shapes of its maps.
+        classes: class names, or a labels file; None = COCO's names where their number fits.
+        weights: for a name: a state dict file, for YOLOX also an ONNX file; ``random``; None = torchvision's own
+            weights, which are downloaded.
+        anchors: default boxes of an ``ssd`` layout, a ``.npy`` file (A, 4): centre y, centre x, height, width in shares
+            of the image; None = those of TensorFlow's SSD networks.
+
+    Raises:
+        ModelError: the name is unknown, or the file cannot be read, decoded or proven.
+        ConfigError: an option does not fit.
+    """
+    name = str(model)
+    if name.endswith(".onnx"):
+        if weights is not None:
+            raise ConfigError(f"weights {str(weights)!r}: {name} has its own weights; leave them out")
+        return _from_onnx(Path(name), layout, classes, anchors)
+    if layout is not None:
+        raise ConfigError(f"layout {check_layout(layout)!r}: {name} has its own layout; leave it out")
+    if name in YOLOX_SIZES:
+        return _from_yolox(name, weights, classes)
+    if name in TORCHVISION_DETECTORS:
+        return _from_torchvision(name, weights, classes)
+    if name in TWO_STAGE:
+        net = _torchvision_net(name, weights)
+        return RegionDetector(name, net, _names(net.roi_heads.box_predictor.cls_score.out_features - 1, classes, name))
+    if Path(name).is_file():
+        raise ModelError(
+            f"model {name!r}: a file of weights without a network; name the network and give the file as its "
+            "weights, such as yolox_s, or export it to ONNX"
+        )
+    raise ModelError(
+        f"detector {name!r} is unknown.{did_you_mean(name, DETECTORS)} Give an ONNX file or one of "
+        f"{', '.join(DETECTORS)}"
+    )
+
+
+def _from_yolox(name: str, weights: str | Path | None, classes: Sequence[str] | Path | None) -> Detector:
+    if weights is None:
+        raise ModelError(f"detector {name!r}: give its weights: the authors' checkpoint (.pth) or an ONNX file")
+    size = YOLOX_SIZES[name]
+    net: Yolox = _seeded(lambda: Yolox(size).eval()) if weights == RANDOM else load_yolox(name, Path(weights))
+    count = net.head.classes
+    levels = [Level(stride, 3 * k, 3 * k + 1, 3 * k + 2) for k, stride in enumerate(STRIDES)]
+    input_format = InputFormat(size.input_size, "bgr")
+    return Detector(name, net, YoloxLayout(levels, count), _names(count, classes, name), input_format)
+
+
+def _seeded(build: Any) -> Any:  # noqa: ANN401 - networks of several libraries
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build()
+
+
+def _from_torchvision(name: str, weights: str | Path | None, classes: Sequence[str] | Path | None) -> Detector:
+    entry = TORCHVISION_DETECTORS[name]
+    net = _torchvision_net(name, weights)
+    maps = entry.maps(net).eval()
+    layout = entry.layout(net, maps, entry.input_size)
+    mean, std = (tuple(255.0 * v for v in values) for values in (net.transform.image_mean, net.transform.image_std))
+    # torchvision pads normalised images with zeros, which is the mean color.
+    input_format = InputFormat(entry.input_size, "rgb", mean, std, "stretch" if entry.fixed_size else "corner", mean)
+    labels = _names(layout.classes, classes, name)
+    return Detector(name, maps, layout, labels, input_format, entry.fixed_size, iou=net.nms_thresh)
+
+
+def _torchvision_net(name: str, weights: str | Path | None) -> Any:  # noqa: ANN401
+    import torchvision
+
+    def build(count: int) -> nn.Module:
+        net: nn.Module = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=count)
+        return net
+
+    if weights == RANDOM:
+        return _seeded(lambda: build(91)).eval()
+    if weights is not None:
+        return fit_classes(build, read_state(Path(weights)), name, Path(weights)).eval()
+    known = torchvision.models.get_model_weights(name).DEFAULT
+    try:
+        net = torchvision.models.get_model(name, weights=known)
+    except (URLError, OSError, RuntimeError) as reason:
+        raise ModelError(
+            f"detector {name!r}: its pretrained weights cannot be downloaded ({reason}); download {known.url} on "
+            "another computer and give the file as its weights"
+        ) from reason
+    return unfrozen(net.eval())
+
+
+def _from_onnx(
+    path: Path, layout: str | None, classes: Sequence[str] | Path | None, anchors: Path | None
+) -> Detector:  # fmt: skip
+    if layout is not None:
+        check_layout(layout)
+    found = read_onnx(path)
+    maps = [
+        RawMap(index, *shape, name, activations)
+        for index, (name, shape, activations) in enumerate(
+            zip(found.tensors, found.shapes, found.activations, strict=True)
+        )
+    ]
+    try:
+        decoded = identify_layout(maps, found.image_size, layout, defaults=_read_anchors(anchors))
+    except ModelError as reason:
+        raise ModelError(f"{str(path)!r}: {reason}") from None
+    prove_against_runtime(path, found)
+    fixed = decoded.name == "ssd"
+    labels = _names(decoded.classes, classes, path.name)
+    return Detector(path.stem, found.module, decoded, labels, _format_of(decoded, found.image_size), fixed)
+
+
+def _read_anchors(path: Path | None) -> Tensor | None:
+    if path is None:
+        return None
+    try:
+        return torch.from_numpy(np.load(path, allow_pickle=False).astype(np.float32))
+    except (OSError, ValueError) as reason:
+        raise ConfigError(f"anchors {str(path)!r}: not readable as a .npy file ({reason})") from reason
+
+
+def _format_of(layout: Layout, size: tuple[int, int]) -> InputFormat:
+    """Return the input that networks of this layout are trained with."""
+    if layout.name == "yolox":
+        return InputFormat(size, "bgr")
+    if layout.name == "nanodet":
+        return InputFormat(size, "bgr", _NANODET_MEAN, _NANODET_STD, "stretch")
+    if layout.name == "ssd":
+        return InputFormat(size, "rgb", (128.0,) * 3, (128.0,) * 3, "stretch")
+    return InputFormat(size, "rgb", std=(255.0,) * 3, fit="centre")
+
+
+def _names(count: int, classes: Sequence[str] | Path | None, model: str) -> tuple[str, ...]:
+    """Return one name per class."""
+    if classes is not None:
+        names = read_labels(classes) if isinstance(classes, Path) else tuple(classes)
+        if len(names) != count:
+            raise ConfigError(f"classes: {len(names)} names for the {count} classes of {model}; give {count}")
+        return names
+    from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights
+
+    coco = tuple(RetinaNet_ResNet50_FPN_Weights.DEFAULT.meta["categories"])
+    for known in (coco, coco[1:], tuple(name for name in coco[1:] if name != "N/A")):
+        if len(known) == count:
+            return known
+    return tuple(f"class {k}" for k in range(count))

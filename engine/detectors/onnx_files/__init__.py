@@ -1,0 +1,1 @@
+"""Reads detectors from ONNX files of other projects."""

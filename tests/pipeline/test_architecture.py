@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("stream", "engine", "overlays")
 LIBRARIES = {
-    "pipeline": {"numpy", "pydantic", "pydantic_core", "yaml"},
+    "pipeline": {"numpy", "pydantic", "pydantic_core", "scipy", "yaml"},
     "stream": {"numpy", "av", "cv2", "PIL", "pi_heif", "pydantic"},
     "engine": {
         "numpy",
@@ -20,6 +20,7 @@ LIBRARIES = {
         "onnx",
         "onnxruntime",
         "platformdirs",
+        "pynvml",
         "pydantic",
     },
     "overlays": {
@@ -34,7 +35,10 @@ LIBRARIES = {
         "prometheus_client",
         "pyarrow",
         "paho",
+        "itsdangerous",
+        "jinja2",
         "pydantic",
+        "pydantic_core",
     },
 }
 # Libraries read their caches and telemetry from the environment only, as does the folder for locks.

@@ -41,7 +41,7 @@ _TIFF_MAX_SAMPLE_VALUE: Final = 281
 _BYTES_PER_PIXEL: Final = 8  # four channels of 16 bits, uncompressed
 _HEADER_BYTES: Final = 1 << 16
 _MAX_EXTRA_BYTES: Final = 256 << 20  # allowance for other data in the file, such as a motion photo's video
-_FORMATS: Final = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "DIB", "PPM", "JPEG2000", "AVIF", "GIF")
+_FORMATS: Final = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "DIB", "PPM", "JPEG2000", "AVIF", "HEIF", "GIF")
 _PILLOW_FORMATS: Final = frozenset({"HEIF", "AVIF"})
 """Formats that OpenCV does not read, or whose orientation it ignores."""
 _DEEP_FORMATS: Final = frozenset({"PNG", "TIFF", "PPM", "JPEG2000"})
@@ -222,7 +222,7 @@ def _header(content: bytes) -> _Header | None:
     """Return the header; None where the format is unknown or the header is damaged."""
     Pillow.MAX_IMAGE_PIXELS = None  # ``max_pixels`` is the limit; Pillow's would refuse sizes that it allows
     try:
-        with Pillow.open(io.BytesIO(content)) as image:
+        with Pillow.open(io.BytesIO(content), formats=_known_formats()) as image:
             return _Header(image.format or "", *image.size, image.mode, _is_single(image), _stated_bits(content, image))
     except Exception:  # noqa: BLE001 - a damaged header makes Pillow raise nearly anything
         return None
@@ -236,9 +236,10 @@ def _stated_sizes(content: bytes) -> Iterator[tuple[int, int]]:
         offset = content.find(b"ispe", offset + 4, _HEADER_BYTES)
 
 
-def _known_formats() -> tuple[str, ...]:
-    """Return Pillow's names of the formats that are read."""
-    return (*_FORMATS, "HEIF") if "HEIF" in Pillow.OPEN else _FORMATS
+def _known_formats() -> list[str]:
+    """Return Pillow's names of the formats that are read: no other parser sees a file."""
+    Pillow.init()  # loads the parsers at the first call; ``open`` does so only without ``formats``
+    return [name for name in _FORMATS if name in Pillow.OPEN]
 
 
 def _is_single(image: Pillow.Image) -> bool:
@@ -277,7 +278,7 @@ def _register_heif() -> None:
 def _decode_by_pillow(content: bytes) -> Image | None:
     """Return an oriented HEIC or AVIF image; None where it is damaged."""
     try:
-        with Pillow.open(io.BytesIO(content)) as image:
+        with Pillow.open(io.BytesIO(content), formats=_known_formats()) as image:
             return np.asarray(exif_transpose(image).convert("RGB"), dtype=np.uint8)
     except Exception:  # noqa: BLE001 - as in ``_header``
         return None

@@ -55,8 +55,3 @@ def host_and_path(uri: str) -> str:
     rest = match["rest"] if match else redacted
     rest = rest.partition("?")[0].partition("#")[0]
     return rest.rpartition(f"{SECRET}@")[2].strip("/") or "stream"
-
-
-def redact_in_text(text: str, uri: str) -> str:
-    """Return a library's message with each occurrence of ``uri`` redacted."""
-    return text.replace(uri, redact(uri))

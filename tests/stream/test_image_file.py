@@ -234,3 +234,11 @@ def test_image_file_that_is_no_image_is_refused_with_path(tmp_path, content, wor
     path.write_bytes(content)
     with pytest.raises(SourceError, match=rf"x\.jpg: .*{words}"):
         read_image(path)
+
+
+@pytest.mark.parametrize("kind", ["ICO", "TGA", "PCX", "SGI"])
+def test_image_file_of_another_format_is_not_parsed(kind):
+    content = saved(kind)
+    assert Pillow.open(io.BytesIO(content)).format == kind
+    with pytest.raises(SourceError, match="is not an image that can be read"):
+        ImageReader().decode(content)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 import yaml
@@ -119,6 +120,7 @@ def validate_config(
     overrides: Mapping[str, Any] | None = None,
     *,
     kinds: Kinds = BASE_KINDS,
+    options: Mapping[str, str] = MappingProxyType({}),
 ) -> Config:
     """Return the validated configuration.
 
@@ -127,6 +129,7 @@ def validate_config(
         name: the name of the file, for messages.
         overrides: options of the command line, which take precedence.
         kinds: the kinds of sources and sinks; the default accepts only the options that all kinds have.
+        options: names of command-line options, for messages, by the key of the sink that they set: ``--record-when``.
 
     Raises:
         ConfigError: one line per mistake, with key, value and remedy.
@@ -138,7 +141,7 @@ def validate_config(
     try:
         return Config.model_validate(merge(settings, overrides), context={"kinds": kinds})
     except ValidationError as wrong:
-        sentences = dict.fromkeys(_sentence(error, name, overrides, kinds) for error in wrong.errors())
+        sentences = dict.fromkeys(_sentence(error, name, overrides, kinds, options) for error in wrong.errors())
         raise ConfigError("\n".join(sentences)) from None
 
 
@@ -157,12 +160,16 @@ def _with_nul(value: object) -> list[int | str] | None:
     return None
 
 
-def _sentence(error: ErrorDetails, name: str, overrides: Mapping[str, Any], kinds: Kinds) -> str:
+def _sentence(
+    error: ErrorDetails, name: str, overrides: Mapping[str, Any], kinds: Kinds, options: Mapping[str, str]
+) -> str:
     path = [part for part in error["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
     location = f"{name}: {_dotted(path)}"
     if _given(path, overrides):
         key = next((str(p) for p in reversed(path) if isinstance(p, str)), "")
-        if path[0] in {"sources", "sinks"}:
+        if key in options:
+            location = options[key]
+        elif path[0] in {"sources", "sinks"}:
             location = f"--{_OPTIONS[str(path[0])]}" + (f": {key}" if key not in {"uri", path[0]} else "")
         else:
             location = "--" + _OPTIONS.get(key, key.replace("_", "-"))

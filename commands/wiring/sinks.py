@@ -96,23 +96,30 @@ def read_secret(path: Path, what: str, hint: str) -> str:
     return text
 
 
-def apply_option(sinks: Sinks, option: str, values: Mapping[str, Any], missing: str) -> Sinks:
-    """Return the sinks; those with ``option`` get ``values`` unless they have their own.
+def apply_option(
+    sinks: Sinks, option: str, values: Mapping[str, Any], missing: str, *, options: Mapping[str, str] | None = None
+) -> Sinks:
+    """Return the sinks; those with ``option`` get ``values``, which their own values precede.
+
+    Args:
+        sinks: the sinks.
+        option: a field of the settings model of the sinks concerned.
+        values: the values by field.
+        missing: the message where no sink has ``option``.
+        options: the command-line option of each field, for messages; with it, ``values`` take precedence.
 
     Raises:
-        ConfigError: no sink has the option; ``missing`` is the message.
+        ConfigError: no sink has the option, or a value is wrong.
     """
     if not values:
         return sinks
     if not any(option in type(sink).model_fields for sink in sinks):
         raise ConfigError(missing)
-    updated = [
-        dict(values) | sink.model_dump(exclude_unset=True)
-        if option in type(sink).model_fields
-        else sink.model_dump(exclude_unset=True)
-        for sink in sinks
-    ]
-    return validate_config({}, "command line", {"sinks": updated}, kinds=KINDS).sinks
+    updated = []
+    for sink in sinks:
+        own, added = sink.model_dump(exclude_unset=True), values if option in type(sink).model_fields else {}
+        updated.append({**added, **own} if options is None else {**own, **added})
+    return validate_config({}, "command line", {"sinks": updated}, kinds=KINDS, options=options or {}).sinks
 
 
 def apply_mqtt_credentials(sinks: Sinks, file: Path | None) -> Sinks:
@@ -131,20 +138,8 @@ def apply_recording_options(sinks: Sinks, settings: dict[str, Any]) -> Sinks:
     """Apply the clip options of the command line to all clip sinks; they take precedence."""
     option = "--" + next(iter(settings), "").replace("_", "-")
     missing = f"{option}: there is no sink for clips; add --sink FOLDER/, with the slash"
-    cleared = [_without(sink, settings) if "record_when" in type(sink).model_fields else sink for sink in sinks]
-    try:
-        return apply_option(cleared, "record_when", settings, missing)
-    except ConfigError as wrong:
-        text = str(wrong)
-        for key in settings:  # the message names the typed option, not the key of the sink
-            text = text.replace(f"--sink: {key}:", f"--{key.replace('_', '-')}:")
-        raise ConfigError(text) from None
-
-
-def _without(sink: SinkSettings, options: Mapping[str, Any]) -> SinkSettings:
-    """Return a sink's settings without the fields named in ``options``."""
-    stated = sink.model_dump(exclude_unset=True)
-    return type(sink).model_validate({key: value for key, value in stated.items() if key not in options})
+    options = {key: f"--{key.replace('_', '-')}" for key in settings}
+    return apply_option(sinks, "record_when", settings, missing, options=options)
 
 
 def apply_curve_keys(sinks: Sinks, folder: Path | None, allow: Path | None, *, insecure: bool) -> Sinks:

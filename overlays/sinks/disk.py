@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
+from overlays.wire.message import explanation_record, record_bytes
+from pipeline.frames import Overlay
 from pipeline.ports import MetricSample, Sink
 
 log = logging.getLogger(__name__)
@@ -165,9 +167,21 @@ class DiskMonitor:
 
 
 class DiskSink(Sink):
-    """Base of the sinks whose disk may refuse writes: what they report of it."""
+    """Base of the sinks that write records, and whose disk may refuse them."""
 
-    _disk: DiskMonitor
+    lossless = True
+
+    def __init__(self, uri: str, folder: Path, wall_clock: Callable[[], float], clock: Callable[[], float]) -> None:
+        """Set the URI, the watched folder and the clocks: Unix seconds and monotonic seconds."""
+        self.uri = uri
+        self._wall_clock, self._clock = wall_clock, clock
+        self._disk = DiskMonitor(uri, folder, clock)
+        self._reserve = HandleReserve()
+
+    def _record(self, overlay: Overlay) -> tuple[dict[str, object], bytes]:
+        """Return the record of an explanation, and its JSON form. Raises ``WireError`` where it has none."""
+        record = explanation_record(overlay.explanation, sent_at_unix=self._wall_clock(), now_monotonic=self._clock())
+        return record, record_bytes(record)
 
     @property
     def lost(self) -> int:

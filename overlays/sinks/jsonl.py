@@ -13,11 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from overlays.sinks.disk import DiskMonitor, DiskSink, HandleReserve
+from overlays.sinks.disk import DiskSink
 from overlays.sinks.jsonl_runs import is_regular, mend_end, new_run_id, run_line
 from overlays.sinks.paths import check_writable, is_same_file
 from overlays.sinks.settings import JsonlSettings
-from overlays.wire.message import explanation_record, record_bytes
 from pipeline.errors import DataLossError, SinkError
 from pipeline.frames import Overlay
 from pipeline.settings import SinkContext
@@ -33,8 +32,6 @@ class JsonlSink(DiskSink):
     then after up to thirty seconds. A log that was moved or deleted is created again, and a log that was emptied
     grows from its beginning, so that log rotation works.
     """
-
-    lossless = True
 
     def __init__(
         self,
@@ -53,19 +50,15 @@ class JsonlSink(DiskSink):
             clock: returns monotonic seconds; the two together turn ``captured_at`` into Unix time.
         """
         settings = JsonlSettings.of(settings)
-        self.uri = settings.uri
-        self._path = path = Path(self.uri)
+        self._path = path = Path(settings.uri)
+        super().__init__(settings.uri, path.parent, wall_clock, clock)
         self._cameras = (context or SinkContext()).cameras
         self._replace = settings.mode == "replace"
-        self._wall_clock = wall_clock
-        self._clock = clock
         self._file: FileIO | None = None
         self._has_run_record = False
         """Whether the open file has this run's record."""
         self._run_id = new_run_id()
         self._began_at_unix = 0.0
-        self._disk = DiskMonitor(self.uri, path.parent, clock)
-        self._reserve = HandleReserve()
 
     def __enter__(self) -> Self:
         check_writable(self._path)
@@ -83,8 +76,7 @@ class JsonlSink(DiskSink):
         """
         if overlay.signal_loss is not None:
             return
-        record = explanation_record(overlay.explanation, sent_at_unix=self._wall_clock(), now_monotonic=self._clock())
-        line = record_bytes(record) + b"\n"
+        line = self._record(overlay)[1] + b"\n"
         self._disk.refresh()
         if self._disk.in_backoff:
             self._disk.count_lost(1)

@@ -24,10 +24,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from overlays.records.arrow_schema import SCHEMA, to_row
-from overlays.sinks.disk import DiskMonitor, DiskSink, HandleReserve
+from overlays.sinks.disk import DiskSink
 from overlays.sinks.paths import check_writable, fresh_paths, with_infix
 from overlays.sinks.settings import ParquetSettings
-from overlays.wire.message import explanation_record, record_bytes
 from pipeline.errors import DataLossError, SinkError
 from pipeline.frames import Overlay
 from pipeline.settings import SinkContext
@@ -52,8 +51,6 @@ class ParquetSink(DiskSink):
     counted as lost.
     """
 
-    lossless = True
-
     def __init__(
         self,
         settings: ParquetSettings | Path | str,
@@ -71,12 +68,11 @@ class ParquetSink(DiskSink):
             clock: returns monotonic seconds; the two together turn ``captured_at`` into Unix time.
         """
         settings = ParquetSettings.of(settings)
-        self.uri = settings.uri
-        self._path = path = Path(self.uri)
+        self._path = path = Path(settings.uri)
+        super().__init__(settings.uri, path.parent, wall_clock, clock)
         self._replace = settings.mode == "replace"
         self._began_at_unix = 0.0
         self._parts = parts_of(path)
-        self._wall_clock, self._clock = wall_clock, clock
         self._rows: deque[dict[str, Any]] = deque()
         self._sizes: deque[int] = deque()
         """Approximate size of each row in bytes."""
@@ -84,8 +80,6 @@ class ParquetSink(DiskSink):
         """Sum of ``_sizes``, kept up to date because every row reads it and a part holds thousands of rows."""
         self._part_started_at = 0.0
         self._written = 0
-        self._disk = DiskMonitor(self.uri, path.parent, clock)
-        self._reserve = HandleReserve()
 
     def __enter__(self) -> Self:
         check_writable(self._path)
@@ -106,13 +100,13 @@ class ParquetSink(DiskSink):
         """
         if overlay.signal_loss is not None:
             return
-        record = explanation_record(overlay.explanation, sent_at_unix=self._wall_clock(), now_monotonic=self._clock())
-        size, row = len(record_bytes(record)), to_row(record)
+        record, line = self._record(overlay)
+        row = to_row(record)
         if not self._rows:
             self._part_started_at = self._clock()
         self._rows.append(row)
-        self._sizes.append(size)
-        self._bytes += self._sizes[-1]
+        self._sizes.append(len(line))
+        self._bytes += len(line)
         self._disk.refresh()
         self.idle()
         while len(self._rows) > _PART_ROWS or self._bytes > _PART_BYTES:

@@ -19,11 +19,10 @@ import av.error
 from overlays.render.jpeg import bounded_image
 from overlays.sinks.clips.store import ClipStore
 from overlays.sinks.clips.writer import ClipEncoder, ClipWriter, EncodedFrame, PreRollBuffer
-from overlays.sinks.disk import NO_HANDLES, DiskMonitor, DiskSink, HandleReserve
+from overlays.sinks.disk import NO_HANDLES, DiskSink
 from overlays.sinks.settings import ClipSettings
 from overlays.sinks.timeline import TICKS_PER_SECOND, Timeline
 from overlays.sinks.video import letterbox
-from overlays.wire.message import explanation_record, record_bytes
 from pipeline.errors import FrameError
 from pipeline.frames import Image, Overlay
 from pipeline.guards.parser import parse_condition
@@ -65,8 +64,6 @@ class ClipSink(DiskSink):
     frame.
     """
 
-    lossless = True
-
     def __init__(
         self,
         settings: ClipSettings | str,
@@ -87,16 +84,14 @@ class ClipSink(DiskSink):
             ConfigError: the condition cannot be parsed.
         """
         self._settings = ClipSettings.of(settings)
-        self.uri = uri = self._settings.uri
+        uri = self._settings.uri
+        super().__init__(uri, Path(uri), wall_clock, clock)
         when = self._settings.record_when
         self._condition = None if when is None else parse_condition(when)
         self._store = ClipStore(Path(uri), self._settings.budget_bytes)
         for camera in (context or SinkContext()).cameras:
             self._store.add_camera(camera)
         self._tracks: dict[str, _Track] = {}
-        self._wall_clock, self._clock = wall_clock, clock
-        self._disk = DiskMonitor(uri, Path(uri), clock)
-        self._reserve = HandleReserve()
         self._bounded: set[str] = set()
         """Cameras for which the log has reported that their images are recorded at a smaller size."""
         self._fitted: set[str] = set()
@@ -123,9 +118,6 @@ class ClipSink(DiskSink):
     def needs_image(self, camera: str) -> bool:  # noqa: ARG002 - the same for every camera
         """Return True: whether a frame belongs to an event may only be known later."""
         return True
-
-    def idle(self) -> None:
-        """Do nothing: a file needs no service between frames."""
 
     def put(self, overlay: Overlay) -> None:
         """Record one frame, or buffer it in case an event follows.
@@ -184,11 +176,10 @@ class ClipSink(DiskSink):
         if self._condition is not None and overlay.signal_loss is None and self._condition(overlay.explanation):
             track.record_until = seconds + self._settings.seconds_after
         record, size = None, 0
-        now, unix = self._clock(), self._wall_clock()
         if overlay.signal_loss is None:
-            record = explanation_record(overlay.explanation, sent_at_unix=unix, now_monotonic=now)
-            size = len(record_bytes(record))
-        taken_unix = unix - (now - frame.captured_at) + lost_seconds
+            record, line = self._record(overlay)
+            size = len(line)
+        taken_unix = self._wall_clock() - (self._clock() - frame.captured_at) + lost_seconds
         image = self._in_lasting_size(track, self._bounded_image(overlay), seconds, frame.camera)
         encoder = self._encoder(track, (image.shape[1], image.shape[0]))
         if track.clip is not None and (not self._is_recorded(track, seconds) or self._is_full(track.clip, seconds)):

@@ -101,7 +101,7 @@ class _LogLine(WireModel):
 
     @property
     def is_run(self) -> bool:
-        """Whether it is a run record."""
+        """True for a run record."""
         return "run" in self.model_fields_set and "camera" not in self.model_fields_set
 
     @property

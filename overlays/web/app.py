@@ -29,7 +29,7 @@ from overlays.web.state import SMALL_PIXELS, WebState
 from overlays.web.status import readiness
 
 STATUS_SECONDS: Final = 0.2
-"""How often the state of the cameras is sent to each page."""
+"""Interval between two messages with the state of the cameras."""
 _MAX_UNACKNOWLEDGED: Final = 4
 """Maximum number of status messages on their way to a page."""
 READY_SECONDS: Final = 5.0

@@ -42,7 +42,7 @@ class WebClient:
         self.camera = camera
         self.rendered = camera is not None
         self.small = False
-        """Whether the client takes small images of all cameras but ``large``."""
+        """True if the client takes small images of all cameras but ``large``."""
         self.large = ""
         self.session = ""
         """Session identifier of its cookie."""
@@ -128,7 +128,7 @@ class Broadcaster:
         return any(client.can_accept(camera, number, kind) for client in self.clients)
 
     def publish(self, frame: WebFrame) -> None:
-        """Give a frame to all clients that take it. For the sink's thread; never waits."""
+        """Pass a frame to all clients that take it. For the sink's thread; never waits."""
         with self._lock:
             loop, is_first = self._loop, not self._waiting
             if loop is None or self.closed:

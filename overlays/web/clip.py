@@ -80,7 +80,7 @@ class PacketBuffer:
 
 @dataclass(frozen=True, slots=True)
 class RenderStyle:
-    """How a clip is rendered."""
+    """Options of a clip's rendering."""
 
     colormap: str = "inferno"
     opacity: float = 0.6

@@ -38,7 +38,7 @@ class Connection(socket.socket):
     """
 
     def __init__(self, accepted: socket.socket, address: str, on_close: Callable[[Connection], None]) -> None:
-        """Take over the accepted socket; ``on_close`` is called once it is closed."""
+        """Manage the accepted socket; ``on_close`` is called once it is closed."""
         family, kind, protocol = accepted.family, accepted.type, accepted.proto
         super().__init__(family, kind, protocol, fileno=accepted.detach())
         self.setblocking(False)
@@ -47,7 +47,7 @@ class Connection(socket.socket):
         self.sent_bytes = self.received_bytes = 0
         self.transport: asyncio.Transport | None = None
         self.ended = False
-        """Whether it was aborted and only its file handle is still open."""
+        """True if it was aborted and only its file handle is still open."""
         self.accepted_at = time.monotonic()
         self.stalled: tuple[float, int] | None = None
         """(time, sent bytes) since which data waits to be sent."""

@@ -39,7 +39,7 @@ HEADERS: Final = {
 
 
 class Protected(Protocol):
-    """What the middleware needs of the page: the rules, the ended sessions, and a count of refusals."""
+    """Parts of the page that the middleware uses: rules, ended sessions, and a count of refusals."""
 
     refused: int
 

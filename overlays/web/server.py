@@ -84,7 +84,7 @@ class PageProtocol(H11Protocol):
 
     @property
     def idle(self) -> bool:
-        """Whether no request is being answered."""
+        """True while no request is being answered."""
         # A cycle exists after the first complete request; uvicorn's annotation omits None.
         cycle: RequestResponseCycle | None = self.cycle
         return cycle is None or cycle.response_complete

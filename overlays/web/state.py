@@ -47,7 +47,7 @@ class WebState:
     packets: PacketBuffer
     style: RenderStyle = field(default_factory=RenderStyle)
     painted: bool = False
-    """Whether the received frames already have the heat map drawn on them."""
+    """True if the received frames already have the heat map drawn on them."""
     encoded: Callable[[], int] = lambda: 0
     """Returns the number of compressed images."""
     uri: str = ""
@@ -56,7 +56,7 @@ class WebState:
     skipped: int = 0
     """Frames skipped by clients that have disconnected."""
     making_clip: bool = False
-    """Whether a clip is being made: one at a time."""
+    """True while a clip is being made: only one at a time."""
     stopped: threading.Event = field(default_factory=threading.Event)
     token_source: Callable[[], str | None] | None = None
     """Returns the current token; None if the page has no token file."""

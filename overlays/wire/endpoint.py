@@ -27,7 +27,7 @@ class Endpoint(NamedTuple):
 
     @property
     def is_local(self) -> bool:
-        """Whether only this machine can reach it."""
+        """True if only this machine can reach it."""
         if self.path or self.host in {"localhost", "lo"}:
             return True
         try:
@@ -37,7 +37,7 @@ class Endpoint(NamedTuple):
 
     @property
     def is_ipv6(self) -> bool:
-        """Whether the host is a literal IPv6 address."""
+        """True if the host is a literal IPv6 address."""
         return ":" in self.host
 
 

@@ -266,11 +266,11 @@ class WireGuard(WireModel):
     name: Name
     firing: bool
     seconds: Seconds
-    """How long it has been firing, by the frames' clock."""
+    """Time since it began to fire, by the frames' clock; 0 if it does not fire."""
     says: Text
     """While it fires: the rule and the measured value."""
     fired: Index
-    """How often it began to fire since the start of the run."""
+    """Number of times that it began to fire in this run."""
 
     def state(self) -> GuardState:
         """Return the state."""

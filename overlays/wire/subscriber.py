@@ -68,7 +68,7 @@ class Subscriber:
         clock: Callable[[], float],
     ) -> None:
         self.problem = ""
-        """Why no message arrives; empty if no reason is known."""
+        """Reason why no message arrives; empty if no reason is known."""
         self.refused = 0
         """Number of failed handshakes."""
         self.oversized = 0

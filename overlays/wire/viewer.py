@@ -130,7 +130,7 @@ class Viewer:
 
     @property
     def problem(self) -> str:
-        """Why nothing arrives: no publisher, an unknown key, a wrong server key; empty if no reason is known."""
+        """Reason why nothing arrives: no publisher, an unknown key, a wrong server key; empty if no reason is known."""
         return self._connection.problem
 
     @property

@@ -22,7 +22,7 @@ class AlertState:
     """State of a guard of one camera. Used by one thread."""
 
     def __init__(self, guard: GuardConfig) -> None:
-        """Take the guard's rule and times."""
+        """Set the guard's rule and times."""
         self.name = guard.name
         self.rule: Rule = guard.parsed
         self.fire_count = 0
@@ -34,7 +34,7 @@ class AlertState:
         """Time of the first frame since which every frame calls for a change of state."""
         self._seconds = 0.0
         self._met_seconds = 0.0
-        """How long no frame has violated the rule."""
+        """Time since the last frame that violated the rule."""
         self._quiet_state = GuardState(guard.name, firing=False, seconds=0.0, message="", fire_count=0)
 
     def update(self, context: RuleContext, timestamp: float) -> GuardState:
@@ -72,7 +72,7 @@ class AlertState:
         return f"{self.rule.text}; {status}; last violated {self._met_seconds:.1f} s ago"
 
     def condition_holds(self, context: RuleContext) -> bool:
-        """Say whether the rule's condition is true for a finding."""
+        """Return whether the rule's condition is true for a finding."""
         return self.rule.condition(context, 0.0) is True
 
     def _toggle(self) -> None:

@@ -62,7 +62,7 @@ class RegionConfig(_Settings):
         return Region(self.name, tuple((x * scale_x, y * scale_y) for x, y in self.polygon))
 
     def concerns(self, camera: str) -> bool:
-        """Say whether this camera has the region."""
+        """Return whether this camera has the region."""
         return self.cameras is None or camera in self.cameras
 
 
@@ -72,7 +72,7 @@ class GuardConfig(_Settings):
     name: Name
     """Its name in images, metrics and logs."""
     rule: str
-    """What must hold for the top class, such as heat_inside(part) >= 0.6 when label=scratch and score>0.5"""
+    """Requirement on the top class, such as heat_inside(part) >= 0.6 when label=scratch and score>0.5"""
     cameras: Cameras = None
     """The cameras that it watches. Default: all cameras."""
     hold_seconds: float = Field(default=0.5, ge=0, le=3600)
@@ -97,7 +97,7 @@ class GuardConfig(_Settings):
         return parse_rule(self.rule)
 
     def concerns(self, camera: str) -> bool:
-        """Say whether it watches this camera."""
+        """Return whether it watches this camera."""
         return self.cameras is None or camera in self.cameras
 
 
@@ -109,9 +109,9 @@ class DeletionConfig(_Settings):
     area: float = Field(default=0.05, gt=0, le=0.9)
     """Fraction of the grid's cells that are masked, the hottest first."""
     fill: Literal["mean", "blur"] = "mean"
-    """What replaces them: the mean colour of the frame, or the blurred frame."""
+    """Content of the masked area: the mean colour of the frame, or the blurred frame."""
     max_age_seconds: float = Field(default=5.0, gt=0, le=3600)
-    """How long a result is valid for the following frames."""
+    """Time for which a result is valid for the following frames."""
 
 
 class GuardsConfig(_Settings):
@@ -132,7 +132,7 @@ class GuardsConfig(_Settings):
 
     @property
     def needs_deletion(self) -> bool:
-        """Whether a rule uses the deletion check."""
+        """True if a rule uses the deletion check."""
         return any(guard.parsed.needs_deletion for guard in self.rules)
 
     @model_validator(mode="after")
@@ -200,7 +200,7 @@ def _check_named(index: int, guard: GuardConfig, kind: str, named: Collection[st
 
 
 def _overlap(entry: RegionConfig | GuardConfig, other: RegionConfig | GuardConfig) -> bool:
-    """Say whether two entries have the same name for the same camera."""
+    """Return whether two entries have the same name for the same camera."""
     if entry.name != other.name:
         return False
     return entry.cameras is None or other.cameras is None or bool(set(entry.cameras) & set(other.cameras))
@@ -220,7 +220,7 @@ def _area(polygon: Sequence[Corner]) -> float:
 
 
 def _self_intersects(polygon: Sequence[Corner]) -> bool:
-    """Say whether two sides cross that are not adjacent."""
+    """Return whether two sides cross that are not adjacent."""
     sides = [(polygon[index - 1], corner) for index, corner in enumerate(polygon)]
     for (i, side), (j, other) in itertools.combinations(enumerate(sides), 2):
         adjacent = j - i in {1, len(sides) - 1}

@@ -63,7 +63,7 @@ class Sampler:
         self._accepted_at: dict[tuple[str, str], float] = {}
 
     def accepts(self, explanation: Explanation) -> bool:
-        """Say whether this frame is a sample, and remember its time if so."""
+        """Return whether this frame is a sample; if so, record its time."""
         verdict = explanation.top_scoring
         if verdict is None:
             return False

@@ -36,7 +36,7 @@ class OverheadBudget:
 
     @property
     def can_run(self) -> bool:
-        """Whether the budget allows a check now."""
+        """True if the budget allows a check now."""
         return self._cost_seconds is not None and self._saved_seconds >= _RESERVE * self._cost_seconds
 
     def record_overhead(self, seconds: float) -> None:

@@ -49,7 +49,7 @@ def _read_drop(context: RuleContext) -> float | None:
 
 
 class Variable(NamedTuple):
-    """How a number is read, and its range."""
+    """A number: the function that reads it, and its range."""
 
     read: Callable[[RuleContext], float | None]
     """Returns None where the number is not known."""
@@ -83,7 +83,7 @@ class BoundVariable:
     read: Callable[[RuleContext], float | None]
     region: str | None = None
     bound: float | None = None
-    """What the rule compares it with."""
+    """The number that the rule compares it with."""
 
 
 def heat_inside(region: str) -> BoundVariable:

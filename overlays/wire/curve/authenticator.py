@@ -54,7 +54,7 @@ class CurveAuthenticator:
         self._local_address: object = None
         self._full_logged_at = float("-inf")
         self.closed = True
-        """Whether the socket has stopped listening: cleared before it unbinds, awaited before it binds again."""
+        """True once the socket has stopped listening; set to False before it unbinds, awaited before it binds again."""
 
     @property
     def refused(self) -> Mapping[RefusalReason, int]:

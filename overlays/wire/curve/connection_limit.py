@@ -33,7 +33,7 @@ class _Connection:
     address: str
     """The address that is limited; "" for this machine, from where a proxy or many programs may connect."""
     is_viewer: bool = False
-    """Whether it has completed its handshake, as far as is known."""
+    """True once it is known to have completed its handshake."""
 
 
 class ConnectionTable:

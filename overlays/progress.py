@@ -17,7 +17,6 @@ from overlays.render.stale import format_duration
 from pipeline.drops import format_drops
 from pipeline.log_format import escaped
 from pipeline.result import RunResult
-from pipeline.signal_loss import SILENT_INTERVALS
 from pipeline.stats import CameraStats
 from pipeline.workers.source import SourceWorker
 
@@ -118,11 +117,11 @@ def _counted(count: int, thing: str, of: str = "") -> str:
 def _age_text(worker: SourceWorker, camera: CameraStats, now: float) -> str:
     """Return the median age of a camera's frames, or the time since its last frame."""
     if worker.source.live:
-        if worker.last_received_at is None:
+        last_at = worker.frame_rate.last_at
+        if last_at is None:
             return "no frame yet"
-        elapsed = now - worker.last_received_at
-        if elapsed > max(_SILENT_SECONDS, SILENT_INTERVALS * worker.mean_interval_seconds):
-            return f"no frame for {format_duration(elapsed)}"
+        if worker.frame_rate.is_silent(now, _SILENT_SECONDS):
+            return f"no frame for {format_duration(now - last_at)}"
     return f"{camera.age.quantile(0.5) * 1e3:.0f} ms"
 
 

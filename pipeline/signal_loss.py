@@ -7,13 +7,10 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from pipeline.frame_rate import SILENT_SECONDS
 from pipeline.frames import Explanation, SignalLoss
 from pipeline.workers.source import SourceWorker
 
-SILENT_SECONDS: Final = 0.8
-"""A live camera has lost its signal after this time without a frame ..."""
-SILENT_INTERVALS: Final = 3.0
-"""... that is also this many of its mean intervals between frames, unless the source knows why."""
 AGAIN_SECONDS: Final = 1.0
 """Interval of repeated reports: they update the age on the image."""
 
@@ -50,13 +47,13 @@ class SignalLossDetector:
 
     def check(self) -> None:
         """Report a camera without signal. Cheap; call it several times a second."""
-        worker, received_at = self._worker, self._worker.last_received_at
+        worker, received_at = self._worker, self._worker.frame_rate.last_at
         if not worker.source.live or self._last is None or received_at is None or worker.queued:
             return
         now, health = self._clock(), worker.health
         is_lost = health.reason and health.state != "live"
-        usual = 0.0 if is_lost else SILENT_INTERVALS * worker.mean_interval_seconds
-        limit = max(SILENT_SECONDS, worker.source.min_silence_seconds, usual)
+        least = max(SILENT_SECONDS, worker.source.min_silence_seconds)
+        limit = least if is_lost else worker.frame_rate.silence_limit(least)
         if now - max(received_at, self._source_reported_at) < limit or now - self._reported_at < AGAIN_SECONDS:
             return
         self._reported_at = now

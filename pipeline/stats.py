@@ -5,27 +5,19 @@ from __future__ import annotations
 import threading
 import time
 from bisect import bisect_left
-from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
 from pipeline.drops import FrameCounts
+from pipeline.frame_rate import FrameRate
 from pipeline.frames import Explanation
 
 EDGES = tuple(1e-4 * 10 ** (k / 20) for k in range(121))
 """Bucket edges from 0.1 ms to 100 s, 12 % apart."""
 
 
-_MAX_INTERVAL_SECONDS: Final = 10.0
-
-
-def update_mean_interval(mean_seconds: float, passed_seconds: float) -> float:
-    """Return the mean time between two frames after another interval: a running mean over about the last twenty.
-
-    A mean of 0 means that there is no interval yet. A pause counts as ten seconds at most.
-    """
-    passed = min(passed_seconds, _MAX_INTERVAL_SECONDS)
-    return mean_seconds + (passed - mean_seconds) * (0.05 if mean_seconds else 1.0)
+_SILENT_SECONDS: Final = 2.0
+"""Explained frames come in batches: a shorter gap is no silence."""
 
 
 class Histogram:
@@ -62,7 +54,7 @@ class CameraStats:
     explained: int = 0
     age: Histogram = field(default_factory=Histogram)
     """Seconds from decoding to the sinks' queues."""
-    arrivals: deque[float] = field(default_factory=lambda: deque(maxlen=30))
+    frame_rate: FrameRate = field(default_factory=FrameRate)
     label: str = ""
     score: float = 0.0
     judged: int = 0
@@ -75,11 +67,8 @@ class CameraStats:
     """Pointed frames whose hottest cell's centre lies inside a true box: the pointing game (Zhang et al. 2016)."""
 
     def rate(self, now: float) -> float:
-        """Return frames per second over the last arrivals; 0 after 2 s and three intervals without a frame."""
-        if len(self.arrivals) < 2:
-            return 0.0
-        interval = max(self.arrivals[-1] - self.arrivals[0], 1e-9) / (len(self.arrivals) - 1)
-        return 0.0 if now - self.arrivals[-1] > max(2.0, 3 * interval) else 1.0 / interval
+        """Return frames per second over the last frames; 0 after 2 s and three intervals without a frame."""
+        return self.frame_rate.frames_per_second(now, _SILENT_SECONDS)
 
 
 class RunStats:
@@ -110,7 +99,7 @@ class RunStats:
         camera = self.cameras[explanation.frame.camera]
         with self._lock:
             camera.explained += 1
-            camera.arrivals.append(time.monotonic())
+            camera.frame_rate.record(time.monotonic())
             if (verdict := explanation.top_scoring) is not None:
                 camera.label, camera.score = verdict.label, verdict.score
             for stage, seconds in explanation.timings.items():

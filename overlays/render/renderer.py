@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -22,17 +21,14 @@ from overlays.render.heatmap import draw_box, draw_contour, hottest_box, paint_h
 from overlays.render.stale import stale_overlay
 from overlays.render.text import GREEN, GREY, RED, TextLine, draw_legend, text_size
 from pipeline.errors import ConfigError
+from pipeline.frame_rate import FrameRate
 from pipeline.frames import Explanation, Finding, Frame, GroundTruth, Heat, ImagePatch, Overlay, SignalLoss
 from pipeline.ports import Renderer
 
 __all__ = ["COLORMAPS", "HeatRenderer"]
 
-_PAUSE_SECONDS = 10.0
-"""After a pause of this length, the frame rate is measured anew."""
 _SMOOTHING_PAUSE_SECONDS = 2.0
 """After a pause of this length, smoothing starts anew."""
-_RATE_SECONDS = 2.0
-"""The displayed frame rate is a mean over this time, and at least over two frames."""
 _MAX_OTHERS = 3
 """Maximum number of further findings in the legend."""
 
@@ -41,20 +37,13 @@ _MAX_OTHERS = 3
 class _CameraState:
     """State of one camera."""
 
-    drawn_at: deque[float] = field(default_factory=lambda: deque(maxlen=256))
-    """When its last frames were rendered. A file's frames are decoded faster than they are shown, so their own times
-    do not give the rate."""
+    frame_rate: FrameRate = field(default_factory=FrameRate)
+    """Of rendering: a file's frames are decoded faster than they are shown, so their own times do not give the rate."""
     smoothed_at: float = 0.0
     """Time of the last smoothed frame on the stream's clock."""
     heat: Heat | None = None
     explained: tuple[int, str] | None = None
     """Class index and label that ``heat`` explains."""
-
-    @property
-    def interval_seconds(self) -> float | None:
-        """Mean time between the last frames; None before the second."""
-        duration = self.drawn_at[-1] - self.drawn_at[0] if self.drawn_at else 0.0
-        return duration / (len(self.drawn_at) - 1) if duration > 0.0 else None
 
 
 class HeatRenderer(Renderer):
@@ -117,7 +106,7 @@ class HeatRenderer(Renderer):
                 draw_box(image, box, (255, 255, 255), stroke)
         draw_guards(image, explanation)
         if self._legend:
-            draw_legend(image, legend_lines(explanation, self._clock(), state.interval_seconds))
+            draw_legend(image, legend_lines(explanation, self._clock(), state.frame_rate.interval_seconds))
         image.flags.writeable = False
         return Overlay(image=image, explanation=explanation)
 
@@ -129,7 +118,7 @@ class HeatRenderer(Renderer):
         state = self._record_frame(explanation.frame)
         if not self._legend:
             return None
-        lines = legend_lines(explanation, self._clock(), state.interval_seconds)
+        lines = legend_lines(explanation, self._clock(), state.frame_rate.interval_seconds)
         return legend_patch(explanation.frame.height, explanation.frame.width, lines)
 
     def render_stale(self, explanation: Explanation, signal_loss: SignalLoss) -> Overlay:
@@ -139,12 +128,7 @@ class HeatRenderer(Renderer):
     def _record_frame(self, frame: Frame) -> _CameraState:
         """Update the state of a camera for a frame that is rendered now."""
         state = self._cameras.setdefault(frame.camera, _CameraState())
-        now, drawn = self._clock(), state.drawn_at
-        if drawn and not 0.0 <= now - drawn[-1] <= _PAUSE_SECONDS:
-            drawn.clear()
-        drawn.append(now)
-        while len(drawn) > 2 and now - drawn[0] > _RATE_SECONDS:
-            drawn.popleft()
+        state.frame_rate.record(self._clock())
         return state
 
     def _smoothed(self, finding: Finding, frame: Frame, state: _CameraState) -> Heat:
@@ -163,13 +147,13 @@ class HeatRenderer(Renderer):
         return heat
 
 
-def legend_lines(explanation: Explanation, now: float, interval_seconds: float | None) -> list[TextLine]:
+def legend_lines(explanation: Explanation, now: float, interval_seconds: float) -> list[TextLine]:
     """Return the lines of the legend, the most important first.
 
     Args:
         explanation: the explanation.
         now: monotonic seconds, for the age.
-        interval_seconds: mean time between frames; None if it is not known yet.
+        interval_seconds: mean time between frames; 0 if it is not known yet.
     """
     frame, findings = explanation.frame, explanation.findings
     age = max(frame.age_seconds(now), 0.0)

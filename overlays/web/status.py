@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from overlays.wire.text import replace_undecodable
+from pipeline.frame_rate import FrameRate
 from pipeline.frames import Overlay, SignalLoss
 from pipeline.ports import MetricSample
 from pipeline.result import RunResult
-from pipeline.signal_loss import SILENT_INTERVALS, SILENT_SECONDS
 
-_RATE_FRAMES: Final = 30
-_MAX_INTERVAL_SECONDS: Final = 10.0
-_MAX_FIRST_INTERVAL_SECONDS: Final = 60.0
-"""Maximum interval between a camera's first two frames that counts as its rate."""
 _DRIFT_SECONDS: Final = 2.0
 
 
@@ -31,24 +26,11 @@ class CameraStatus:
     """Number of frames that did not reach the sink: gaps in the frame indices."""
     index: int = -1
     captured_at: float = 0.0
-    received_at: float = 0.0
     label: str = ""
     score: float = 0.0
     signal_loss: SignalLoss | None = None
     """Signal loss reported by the publisher, if the frames come from another run."""
-    interval_seconds: float = 0.0
-    """Mean time between two frames; 0 before the second."""
-    arrivals: deque[float] = field(default_factory=lambda: deque(maxlen=_RATE_FRAMES))
-    """Times of the last frames; only for the thread that writes."""
-
-    def is_stale(self, now: float) -> bool:
-        """Return whether no frame has arrived for much longer than the usual interval."""
-        return now - self.received_at > max(SILENT_SECONDS, SILENT_INTERVALS * self.interval_seconds)
-
-    def is_paused(self, now: float) -> bool:
-        """Return whether the gap since the last frame is so long that it does not count for the rate."""
-        usual = SILENT_INTERVALS * self.interval_seconds if len(self.arrivals) > 1 else _MAX_FIRST_INTERVAL_SECONDS
-        return now - self.received_at > max(_MAX_INTERVAL_SECONDS, usual)
+    frame_rate: FrameRate = field(default_factory=FrameRate)
 
 
 class StatusBoard:
@@ -71,15 +53,10 @@ class StatusBoard:
         if overlay.signal_loss is not None:
             status.signal_loss = overlay.signal_loss
         else:
-            now = self.clock()
             status.signal_loss = None
             status.missed += max(frame.index - status.index - 1, 0) if status.frames else 0
-            status.index, status.captured_at, status.received_at = frame.index, frame.captured_at, now
-            if status.frames and status.is_paused(now):
-                status.arrivals.clear()
-            status.arrivals.append(now)
-            duration = status.arrivals[-1] - status.arrivals[0]
-            status.interval_seconds = duration / max(len(status.arrivals) - 1, 1)
+            status.index, status.captured_at = frame.index, frame.captured_at
+            status.frame_rate.record(self.clock())
             top = overlay.explanation.top_scoring
             status.label = top.label if top else ""
             status.score = top.score if top and math.isfinite(top.score) else 0.0
@@ -94,7 +71,7 @@ class StatusBoard:
         return [self._camera_snapshot(camera, status, now) for camera, status in self.cameras.items()]
 
     def _camera_snapshot(self, camera: str, status: CameraStatus, now: float) -> dict[str, Any]:
-        silent = status.frames > 0 and status.is_stale(now)
+        silent = status.frame_rate.is_silent(now)
         state, reason, reconnects, corrupt = "live" if status.frames else "waiting", "", 0, 0
         worker = (
             next((p for p in self.outcome.source_workers if replace_undecodable(p.camera) == camera), None)
@@ -110,7 +87,7 @@ class StatusBoard:
             state, reason, silent = status.signal_loss.state, status.signal_loss.reason, True
         if silent and state in {"live", ""}:
             state = "silent"
-        rate = 0.0 if silent or not status.interval_seconds else 1.0 / status.interval_seconds
+        rate = 0.0 if silent else status.frame_rate.frames_per_second(now)
         return {
             "camera": camera,
             "state": state,

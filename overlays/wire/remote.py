@@ -17,11 +17,11 @@ from typing import Final, Self, cast, get_args
 from overlays.render.stale import format_duration, stale_overlay
 from overlays.wire.viewer import ReceivedFrame, Viewer
 from pipeline.errors import WireError
+from pipeline.frame_rate import SILENT_INTERVALS
 from pipeline.frames import Explanation, Frame, Overlay, SignalLoss
 from pipeline.guards.metrics import guard_metrics, heatmap_metrics
 from pipeline.ports import Discovery, Explainer, Health, MetricSample, Renderer, Source, State
 from pipeline.result import RunResult
-from pipeline.signal_loss import SILENT_INTERVALS
 from pipeline.workers.thread import POLL_SECONDS, ThreadWorker
 
 log = logging.getLogger(__name__)
@@ -250,5 +250,5 @@ class SignalReporter:
 
 def _timeout_seconds(result: RunResult, problem: str) -> float:
     """Return the time without any message until signal loss: longer if all cameras are slow, unless ``problem``."""
-    intervals = [worker.mean_interval_seconds for worker in result.source_workers]
+    intervals = [worker.frame_rate.interval_seconds for worker in result.source_workers]
     return SIGNAL_LOSS_SECONDS if problem else max(SIGNAL_LOSS_SECONDS, SILENT_INTERVALS * min(intervals, default=0.0))

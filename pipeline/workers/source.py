@@ -10,9 +10,9 @@ from types import TracebackType
 from typing import Final, Self
 
 from pipeline.drops import DropReason, FrameCounts
+from pipeline.frame_rate import FrameRate
 from pipeline.frames import Frame
 from pipeline.ports import Health, Overflow, Source
-from pipeline.stats import update_mean_interval
 from pipeline.workers.thread import JOIN_SECONDS, POLL_SECONDS, log_abandoned
 
 CONNECTING_SECONDS: Final = 1.0
@@ -53,10 +53,8 @@ class SourceWorker:
         self.counts = counts or FrameCounts()
         self.ended = False
         """True if the source gives no more frames; frames may still be queued."""
-        self.last_received_at: float | None = None
-        """``time.monotonic()`` of its last frame; None before the first."""
-        self.mean_interval_seconds = 0.0
-        """Mean time between two frames: a running mean over about the last twenty."""
+        self.frame_rate = FrameRate()
+        """When its frames come, on ``time.monotonic()``."""
         self._overflow = overflow
         # Guards the queue: putting and taking frames hold it; reading the source and explaining do not.
         self._condition = condition or threading.Condition()
@@ -171,7 +169,7 @@ class SourceWorker:
         """Queue a frame; drop it and return False when the worker was stopped."""
         with self._condition:
             self.counts.count_received(self.camera)
-            self._observe_interval(time.monotonic())
+            self.frame_rate.record(time.monotonic())
             if self.overflow == "wait":
                 self._condition.wait_for(lambda: len(self._queue) < self._depth or self._stop.is_set())
             if self._stop.is_set():
@@ -189,11 +187,6 @@ class SourceWorker:
     def _drop_all(self, reason: DropReason) -> None:
         while self._queue:
             self._drop_first(reason)
-
-    def _observe_interval(self, now: float) -> None:
-        if self.last_received_at is not None:
-            self.mean_interval_seconds = update_mean_interval(self.mean_interval_seconds, now - self.last_received_at)
-        self.last_received_at = now
 
     def _may_be_abandoned(self) -> bool:
         """Return whether the thread may end later by itself: while it connects, it delivers no more frames.

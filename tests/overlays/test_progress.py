@@ -40,17 +40,18 @@ def test_console_says_how_long_a_live_camera_has_given_nothing_instead_of_an_age
     pump = SourceWorker(camera)
     outcome = RunResult(RunStats(["door"]), [pump], [])
     assert "no frame yet" in lines(outcome, 100.0)[0]
-    pump.last_received_at, pump.mean_interval_seconds = 88.0, 0.1
+    pump.frame_rate.last_at, pump.frame_rate.interval_seconds = 88.0, 0.1
     outcome.stats.cameras["door"].age.add(0.158)
     assert "no frame for 12 s" in lines(outcome, 100.0)[0]
     assert "age" not in lines(outcome, 100.0)[0]
     assert "age 1" in lines(outcome, 88.5)[0]
-    pump.mean_interval_seconds = 5.0
+    pump.frame_rate.interval_seconds = 5.0
     assert "age 1" in lines(outcome, 100.0)[0], "a slow camera is not a dead one"
 
 
 def test_rate_of_a_slow_camera_is_told_until_it_has_missed_three_frames():
     tally = RunStats(["door"]).cameras["door"]
-    tally.arrivals.extend([0.0, 5.0, 10.0])
+    for moment in (0.0, 5.0, 10.0):
+        tally.frame_rate.record(moment)
     assert tally.rate(24.0) == pytest.approx(0.2)
     assert tally.rate(26.0) == 0.0

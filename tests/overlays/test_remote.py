@@ -361,7 +361,7 @@ def test_signal_reporter_reports_the_loss_with_its_reason_and_the_return_once():
 def test_signal_reporter_waits_longer_for_slow_cameras_unless_it_knows_why():
     lines = []
     viewer = SimpleNamespace(uri="tcp://there:1", problem="", silent_seconds=14.0)
-    workers = [SimpleNamespace(mean_interval_seconds=seconds) for seconds in (5.0, 30.0)]
+    workers = [SimpleNamespace(frame_rate=SimpleNamespace(interval_seconds=seconds)) for seconds in (5.0, 30.0)]
     reporter = SignalReporter(viewer, lines.append, clock=lambda: 100.0)
     reporter.check(RunResult(RunStats([]), workers, []))
     assert lines == []

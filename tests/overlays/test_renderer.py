@@ -105,11 +105,11 @@ def test_rate_in_the_legend_is_that_at_which_a_cameras_frames_are_drawn(explaine
         renderer.render(explained(camera="fast", taken_at=index // 10 * 0.4 + index % 10 * 0.002))
         if index % 5 == 0:
             renderer.render(explained(camera="slow", taken_at=index / 25))
-    assert 1 / renderer._cameras["fast"].interval_seconds == pytest.approx(25)
-    assert 1 / renderer._cameras["slow"].interval_seconds == pytest.approx(5)
+    assert 1 / renderer._cameras["fast"].frame_rate.interval_seconds == pytest.approx(25)
+    assert 1 / renderer._cameras["slow"].frame_rate.interval_seconds == pytest.approx(5)
     moment[0] = 100.0
     renderer.render(explained(camera="fast", taken_at=100.0))
-    assert renderer._cameras["fast"].interval_seconds is None, "a pause starts anew"
+    assert renderer._cameras["fast"].frame_rate.interval_seconds == 0.0, "a pause starts anew"
 
 
 def test_legend_names_the_verdict_first_and_the_drawn_class_where_it_is_another(explained):

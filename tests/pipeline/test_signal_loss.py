@@ -1,7 +1,5 @@
 """Signal loss of a live camera is reported within a second, and repeated."""
 
-import threading
-
 import numpy as np
 import pytest
 
@@ -28,7 +26,7 @@ def camera(name, *, live=True, last_at=100.0, interval=0.1):
     source = FakeSource(camera=name)
     source.live = live
     pump = SourceWorker(source)
-    pump.last_received_at, pump.mean_interval_seconds = last_at, interval
+    pump.frame_rate.last_at, pump.frame_rate.interval_seconds = last_at, interval
     return pump
 
 
@@ -141,7 +139,7 @@ def test_detector_stops_reporting_after_a_frame(clock):
     pump = camera("door")
     watchman, told = watch(pump, clock)
     look_until(watchman, clock, 101.0)
-    pump.last_received_at = clock.now
+    pump.frame_rate.record(clock.now)
     watchman.record(explained(pump, clock.now))
     before = len(told)
     look_until(watchman, clock, clock.now + SILENT_SECONDS - 0.1)
@@ -155,14 +153,3 @@ def test_detector_reports_nothing_before_the_first_frame(clock):
     watchman = SignalLossDetector(pump, lambda *words: told.append(words), clock=clock)
     look_until(watchman, clock, 110.0)
     assert told == []
-
-
-def test_source_worker_measures_its_mean_interval_despite_a_pause():
-    pump = SourceWorker(FakeSource())
-    for k in range(50):
-        pump._observe_interval(0.1 * k)
-    assert pump.mean_interval_seconds == pytest.approx(0.1)
-    pump._observe_interval(10_000.0)
-    assert pump.mean_interval_seconds < 0.1 + 0.05 * 10.0
-    assert pump.last_received_at == 10_000.0
-    assert threading.active_count() >= 1

@@ -15,17 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
-from overlays.wire.header import (
-    MAX_HEADER_BYTES,
-    Header,
-    Index,
-    SourcePath,
-    Text,
-    Version,
-    WireModel,
-    check_version,
-    decode_header,
-)
+from overlays.wire.fields import Index, SourcePath, Text, Version, WireModel, check_version
+from overlays.wire.header import MAX_HEADER_BYTES, Header, decode_header
 from overlays.wire.message import record_bytes
 from pipeline.errors import SourceError, WireError, WireVersionError
 

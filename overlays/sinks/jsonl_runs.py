@@ -11,7 +11,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Final
 
-from overlays.wire.header import MAX_HEADER_BYTES, VERSION
+from overlays.wire.fields import VERSION
+from overlays.wire.header import MAX_HEADER_BYTES
 from overlays.wire.text import replace_undecodable
 
 PARTIAL: Final = ".partial"

@@ -13,7 +13,8 @@ from typing import Any, Final
 import numpy as np
 
 from overlays.render.jpeg import encode_image, jpeg_size
-from overlays.wire.header import MAX_HEADER_BYTES, VERSION, Header, decode_header, scaled_box
+from overlays.wire.fields import VERSION
+from overlays.wire.header import MAX_HEADER_BYTES, Header, decode_header, scaled_box
 from overlays.wire.text import escaped, replace_undecodable
 from pipeline.errors import WireError, WireLimitError
 from pipeline.frames import Box, Explanation, Finding, Frame, HeatmapStats, Image, Overlay

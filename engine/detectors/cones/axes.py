@@ -1,0 +1,401 @@
+"""Rows and columns of cones: which positions of each map a region changes, and which an anchor needs.
+
+Convolution, pooling and resampling read rectangles, so rows and columns are independent: all tables here are for one
+axis, and a set of positions is a set of rows times a set of columns.
+
+For one anchor the *entries* of a map are its pairs (region, position) that are both changed and needed. The vectors of
+a map are stored for the product of its row entries and its column entries. An operation whose changed values do not
+depend on the region (``is_cell_independent``) has one entry for each position.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.detectors.cones.graph import (
+    Affine,
+    Cellwise,
+    ConeGraph,
+    Copy,
+    Entry,
+    Factors,
+    Operation,
+    Positions,
+    Slide,
+    Windowed,
+)
+
+Marks = npt.NDArray[np.bool_]
+Reads = tuple[tuple[int, int], ...]
+"""Pairs (output of the graph, row or column)."""
+
+
+MAX_SEPARATE = 1.5
+"""Each output gets a window of its own if that lengthens the images by at most this factor: then no output is computed
+that belongs to no region, otherwise windows of neighbouring outputs overlap."""
+
+
+@dataclass(frozen=True, eq=False)
+class Edge:
+    """One source of an operation, with copies between them resolved."""
+
+    number: int
+    reader: int
+    """Index of the reading operation."""
+    root: int
+    """Index of the operation whose vectors are read."""
+    taps: tuple[Positions, Positions]
+    """Rows of the root that each row reads (h', k), and the same for columns; -1 = outside."""
+    inputs: tuple[Positions, Positions]
+    """Rows of the root that equal each row of the operation's direct input, and the same for columns."""
+    slides: tuple[Slide, ...]
+    """The windows along rows and columns to lay out as images; empty = read by table."""
+    weights: tuple[Factors, Factors] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Wiring:
+    """The operations of a graph without copies, and the edges between them."""
+
+    operations: tuple[Operation, ...]
+    edges: tuple[Edge, ...]
+    outputs: tuple[tuple[int, Positions, Positions], ...]
+    """For each raw map: its operation, and the row and column of it that each row and column is."""
+    independent: tuple[bool, ...]
+    """``is_cell_independent`` of each operation."""
+
+    @cached_property
+    def incoming(self) -> list[list[Edge]]:
+        """The edges of each operation, in the order of its sources."""
+        found: list[list[Edge]] = [[] for _ in self.operations]
+        for edge in self.edges:
+            found[edge.reader].append(edge)
+        return found
+
+
+def wire(graph: ConeGraph) -> Wiring:
+    """Return the operations of a graph with all copies resolved."""
+    operations = [operation for operation in graph.operations() if not isinstance(operation, Copy)]
+    index = {operation: number for number, operation in enumerate(operations)}
+    edges: list[Edge] = []
+    for reader, operation in enumerate(operations):
+        for source in operation.sources:
+            root, rows, columns = resolve(source)
+            taps = (rows[:, None], columns[:, None])
+            slides: tuple[Slide, ...] = ()
+            weights: tuple[Factors, Factors] | None = None
+            if isinstance(operation, Windowed):
+                taps = (_through(operation.taps[0], rows), _through(operation.taps[1], columns))
+                slides = operation.slides if operation.laid_out and operation.slides else ()
+                weights = operation.tap_weights
+            edges.append(Edge(len(edges), reader, index[root], taps, (rows, columns), slides, weights))
+    outputs = tuple((index[root], rows, columns) for root, rows, columns in map(resolve, graph.outputs))
+    return Wiring(tuple(operations), tuple(edges), outputs, tuple(map(is_cell_independent, operations)))
+
+
+def resolve(operation: Operation) -> tuple[Operation, Positions, Positions]:
+    """Return the operation that a chain of copies reads, and its row and column for each row and column."""
+    rows, columns = np.arange(operation.grid[0]), np.arange(operation.grid[1])
+    while isinstance(operation, Copy):
+        rows, columns = _through(rows, operation.taps[0]), _through(columns, operation.taps[1])
+        operation = operation.sources[0]
+    return operation, rows, columns
+
+
+def _through(positions: Positions, table: Positions) -> Positions:
+    return np.where(positions >= 0, table[positions], -1)
+
+
+def is_cell_independent(operation: Operation) -> bool:
+    """Return whether a position's changed value is the same for all masks: it depends on a single feature cell."""
+    if isinstance(operation, Entry):
+        return True
+    single = isinstance(operation, Affine | Cellwise) and len(operation.sources) == 1
+    return single and is_cell_independent(operation.sources[0])
+
+
+def changed_positions(wiring: Wiring, axis: int, entries: Mapping[int, Marks]) -> list[Marks]:
+    """Return, for each operation, the positions that each region changes: (regions, size).
+
+    Args:
+        wiring: the operations.
+        axis: 0 = rows, 1 = columns.
+        entries: the same for the feature maps of the cut, by their index.
+    """
+    found: list[Marks] = []
+    for number, operation in enumerate(wiring.operations):
+        if isinstance(operation, Entry):
+            found.append(entries[operation.index])
+            continue
+        marks = np.zeros((len(next(iter(entries.values()))), operation.grid[axis]), np.bool_)
+        for edge in wiring.incoming[number]:
+            taps = edge.taps[axis]
+            marks |= (found[edge.root][:, taps.clip(0)] & (taps >= 0)).any(2)
+        found.append(marks)
+    return found
+
+
+def needed_positions(wiring: Wiring, axis: int, anchors: Sequence[Reads]) -> list[Marks]:
+    """Return, for each operation, the positions that the reads of each anchor depend on: (anchors, size)."""
+    found = [np.zeros((len(anchors), operation.grid[axis]), np.float32) for operation in wiring.operations]
+    for number, reads in enumerate(anchors):
+        for output, position in reads:
+            operation, *tables = wiring.outputs[output]
+            root = int(tables[axis][position])
+            if root >= 0:
+                found[operation][number, root] = 1
+    for reader in range(len(found) - 1, -1, -1):
+        if found[reader].any():
+            for edge in wiring.incoming[reader]:
+                found[edge.root] += found[reader] @ _incidence(edge.taps[axis], found[edge.root].shape[1])
+                np.minimum(found[edge.root], 1, out=found[edge.root])
+    return [marks > 0 for marks in found]
+
+
+def _incidence(taps: Positions, size: int) -> npt.NDArray[np.float32]:
+    """Return which positions of the root each position of the reader reads: (h', size) of 0 and 1."""
+    matrix = np.zeros((len(taps), size + 1), np.float32)
+    np.put_along_axis(matrix, np.where(taps >= 0, taps, size), 1, axis=1)
+    return matrix[:, :size]
+
+
+def changed_counts(graph: ConeGraph, strides: tuple[int, ...]) -> dict[Operation, float]:
+    """Return the number of vectors of each operation for all regions of the coarsest stride."""
+    wiring = wire(graph)
+    cell = max(strides)
+    sides: list[list[Marks]] = []
+    for axis in (0, 1):
+        size = max(entry.grid[axis] * stride for entry, stride in zip(graph.entries, strides, strict=True))
+        regions = -(-size // cell)
+        marks = {
+            e.index: region_marks(regions, cell, stride, e.grid[axis])
+            for e, stride in zip(graph.entries, strides, strict=True)
+        }
+        sides.append(changed_positions(wiring, axis, marks))
+    counts: dict[Operation, float] = {}
+    for number, operation in enumerate(wiring.operations):
+        changed = float(sides[0][number].sum()) * float(sides[1][number].sum())
+        counts[operation] = float(np.prod(operation.grid)) if wiring.independent[number] else changed
+    return counts
+
+
+def region_marks(regions: int, cell_px: int, stride: int, size: int) -> Marks:
+    """Return which rows (or columns) of a feature map belong to each row (or column) of regions: (regions, size)."""
+    start = np.arange(regions)[:, None] * cell_px
+    cell = np.arange(size) * stride
+    return (cell + stride > start) & (cell < start + cell_px)
+
+
+@dataclass(frozen=True, eq=False)
+class Gather:
+    """The vectors that one edge reads along one axis."""
+
+    slots: Positions
+    """Entry of the root (n, k), -1 = not changed; for laid out windows (length, 1), columns up to the pitch."""
+    positions: Positions
+    """Position in the root's map, relative to its origin, -1 = outside."""
+    results: Positions
+    """Laid out windows: the output index of each entry of the reader; else empty."""
+    weights: Factors | None
+    in_order: bool = False
+    """Whether the edge reads all entries of the root in their order, and nothing else."""
+
+
+@dataclass(frozen=True, eq=False)
+class AxisCone:
+    """Cones of one anchor along one axis."""
+
+    counts: tuple[int, ...]
+    """Entries of each operation."""
+    gathers: tuple[Gather | None, ...]
+    """One for each edge; None = nothing to compute."""
+    reads: tuple[tuple[Positions, Positions], ...]
+    """For each read: the regions that reach it, relative to ``first_region``, and their entries."""
+    origins: Positions
+    """First needed position of each operation. All positions in ``gathers`` are relative to it."""
+    first_region: int
+    key: int = 0
+    """Equal for cones that differ by a translation only."""
+
+
+class AxisCones:
+    """Computes the cones of a family of anchors along one axis, for one size of regions."""
+
+    def __init__(
+        self,
+        wiring: Wiring,
+        axis: int,
+        changed: list[Marks],
+        anchors: Sequence[Reads],
+        needed: list[Marks] | None = None,
+    ) -> None:
+        """Store the positions that each region changes, and the reads of each anchor of the family.
+
+        ``needed`` replaces the positions that the reads depend on, (anchors, size) for each operation.
+        """
+        self.wiring, self.axis, self.changed, self.anchors = wiring, axis, changed, anchors
+        self.needed = needed_positions(wiring, axis, anchors) if needed is None else needed
+        self.separate, self.pitches, self.steps = self._layouts()
+        self.cache: dict[tuple[int, int, int], AxisCone] = {}
+        self.kinds: dict[bytes, AxisCone] = {}
+
+    @classmethod
+    def of_whole_map(cls, wiring: Wiring, axis: int) -> AxisCones:
+        """Return a family of one anchor that needs all positions, with one region that changes all."""
+        everything = [np.ones((1, operation.grid[axis]), np.bool_) for operation in wiring.operations]
+        return cls(wiring, axis, everything, [()], everything)
+
+    def plain(self) -> AxisCones:
+        """Return the family with a single region that changes all positions: the plain pass."""
+        changed = [np.ones((1, marks.shape[1]), np.bool_) for marks in self.needed]
+        return AxisCones(self.wiring, self.axis, changed, self.anchors, self.needed)
+
+    def _layouts(self) -> tuple[list[bool], list[int], list[int]]:
+        """Return for each edge whether each output has a window of its own, the length, and the step."""
+        separate: list[bool] = []
+        pitches: list[int] = []
+        steps: list[int] = []
+        for edge in self.wiring.edges:
+            if not edge.slides:
+                separate.append(False)
+                pitches.append(0)
+                steps.append(1)
+                continue
+            active = self.changed[edge.reader][None] & self.needed[edge.reader][:, None]
+            anchor, cell, where = np.nonzero(active)
+            slide = edge.slides[self.axis]
+            starts, lengths = runs(anchor * active.shape[1] + cell, where)
+            totals = np.bincount(anchor[starts], spans(slide, lengths), minlength=1)
+            apart = np.bincount(anchor, minlength=1) * slide.extent
+            separate.append(bool(apart.sum() <= MAX_SEPARATE * totals.sum()))
+            pitches.append(int((apart if separate[-1] else totals).max()))
+            steps.append(slide.extent if separate[-1] else slide.stride)
+        return separate, pitches, steps
+
+    def active(self, anchor: int, band: tuple[int, int]) -> list[Marks]:
+        """Return the entries of each operation as marks (regions, size)."""
+        found = []
+        for changed, needed in zip(self.changed, self.needed, strict=True):
+            both = changed & needed[anchor]
+            both[: band[0]] = False
+            both[band[1] :] = False
+            found.append(both)
+        return found
+
+    def cone(self, anchor: int, band: tuple[int, int]) -> AxisCone:
+        """Return the cone of one anchor of the family for the regions ``band[0] <= region < band[1]``."""
+        key = (anchor, *band)
+        if key not in self.cache:
+            self.cache[key] = self._build(anchor, band)
+        return self.cache[key]
+
+    def _build(self, anchor: int, band: tuple[int, int]) -> AxisCone:
+        active = self.active(anchor, band)
+        reads = self.anchors[anchor]
+        origins = np.array([int(marks[anchor].argmax()) for marks in self.needed])
+        cells: list[Positions] = []
+        positions: list[Positions] = []
+        slots: list[Positions] = []
+        for marks, independent in zip(active, self.wiring.independent, strict=True):
+            if independent:
+                where = np.flatnonzero(marks.any(0))
+                order = np.zeros(marks.shape[1], np.int64)
+                order[where] = np.arange(len(where))
+                slots.append(np.where(marks, order, -1))
+                cells.append(marks.argmax(0)[where])
+                positions.append(where)
+            else:
+                cell, where = np.nonzero(marks)
+                slot = np.full(marks.shape, -1, np.int64)
+                slot[cell, where] = np.arange(len(cell))
+                slots.append(slot)
+                cells.append(cell)
+                positions.append(where)
+        gathers: list[Gather | None] = []
+        for edge, apart in zip(self.wiring.edges, self.separate, strict=True):
+            cell, where = cells[edge.reader], positions[edge.reader]
+            if len(cell) == 0:
+                gathers.append(None)
+            elif not edge.slides:
+                gathers.append(self._by_table(edge, cell, where, slots[edge.root], int(origins[edge.root])))
+            else:
+                gathers.append(
+                    self._laid_out(edge, (cell, where), slots[edge.root], int(origins[edge.root]), separate=apart)
+                )
+        found = []
+        for output, position in reads:
+            number, *tables = self.wiring.outputs[output]
+            root = int(tables[self.axis][position])
+            reaching = np.flatnonzero(active[number][:, root]) if root >= 0 else np.zeros(0, np.int64)
+            found.append((reaching, slots[number][reaching, root]))
+        first = min((int(reaching[0]) for reaching, _ in found if len(reaching)), default=0)
+        found = [(reaching - first, chosen) for reaching, chosen in found]
+        return self._interned(AxisCone(tuple(map(len, cells)), tuple(gathers), tuple(found), origins, first))
+
+    def _interned(self, cone: AxisCone) -> AxisCone:
+        """Return the cone with the gathers and the key of an equal one, if there is one."""
+        content = _content(cone)
+        equal = self.kinds.setdefault(content, replace(cone, key=len(self.kinds)))
+        return replace(equal, origins=cone.origins, first_region=cone.first_region)
+
+    def _by_table(self, edge: Edge, cell: Positions, where: Positions, slots: Positions, origin: int) -> Gather:
+        taps = edge.taps[self.axis][where]
+        chosen = np.where(taps >= 0, slots[cell[:, None], taps.clip(0)], -1)
+        weights = None if edge.weights is None else edge.weights[self.axis][where]
+        in_order = taps.shape[1] == 1 and np.array_equal(chosen[:, 0], np.arange(int(slots.max()) + 1))
+        return Gather(chosen, np.where(taps >= 0, taps - origin, -1), np.zeros(0, np.int64), weights, in_order)
+
+    def _laid_out(
+        self, edge: Edge, entries: tuple[Positions, Positions], slots: Positions, origin: int, *, separate: bool
+    ) -> Gather:
+        slide, (cell, where) = edge.slides[self.axis], entries
+        starts, lengths = runs(cell, where)
+        if separate:
+            starts, lengths = np.arange(len(cell)), np.ones(len(cell), np.int64)
+        span = spans(slide, lengths, separate=separate)
+        begin = np.cumsum(span) - span
+        segment = np.repeat(np.arange(len(starts)), span)
+        offset = np.arange(int(span.sum())) - begin[segment]
+        used = offset < (lengths[segment] - 1) * slide.stride + slide.extent
+        position = where[starts][segment] * slide.stride - slide.pad + offset
+        table = edge.inputs[self.axis]
+        inside = used & (position >= 0) & (position < len(table))
+        position = np.where(inside, table[position.clip(0, len(table) - 1)], -1)
+        chosen = np.where(position >= 0, slots[cell[starts][segment], position.clip(0)], -1)
+        missing = self.pitches[edge.number] - len(position) if self.axis == 1 else 0
+        position, chosen = (np.append(array, np.full(missing, -1)) for array in (position, chosen))
+        step = self.steps[edge.number]
+        run = np.repeat(np.arange(len(starts)), lengths)
+        results = begin[run] // step + (np.arange(len(cell)) - starts[run])
+        return Gather(chosen[:, None], np.where(position >= 0, position - origin, -1)[:, None], results, None)
+
+
+def runs(cell: Positions, where: Positions) -> tuple[Positions, Positions]:
+    """Return the first entry and the length of each run of neighbouring positions of one region."""
+    breaks = np.flatnonzero((np.diff(cell) != 0) | (np.diff(where) != 1)) + 1
+    starts = np.concatenate((np.zeros(min(1, len(cell)), np.int64), breaks))
+    return starts, np.diff(np.append(starts, len(cell)))
+
+
+def spans(slide: Slide, lengths: Positions, *, separate: bool = False) -> Positions:
+    """Return the number of input positions that are laid out for each run of outputs: a multiple of the step."""
+    step = slide.extent if separate else slide.stride
+    return -(-((lengths - 1) * slide.stride + slide.extent) // step) * step
+
+
+def _content(cone: AxisCone) -> bytes:
+    """Return everything but the place of a cone."""
+    parts: list[bytes] = [repr(cone.counts).encode()]
+    for gather in cone.gathers:
+        if gather is not None:
+            arrays = (gather.slots, gather.positions, gather.results, gather.weights)
+            parts.extend(repr(a.shape).encode() + a.tobytes() for a in arrays if a is not None)
+        parts.append(b"|")
+    parts.extend(a.tobytes() + b"/" + b.tobytes() for a, b in cone.reads)
+    return hashlib.sha256(b";".join(parts)).digest()

@@ -1,0 +1,209 @@
+"""Computes the vectors of cones: one pass through the operations for all anchors together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from engine.detectors.cones.assembly import PADDING, Assembly, Group, Store
+from engine.detectors.cones.axes import Edge, Wiring
+from engine.detectors.cones.graph import (
+    Affine,
+    Cellwise,
+    Concatenation,
+    Convolution,
+    Entry,
+    Maximum,
+    Operation,
+    Resampling,
+)
+
+
+class Buffers:
+    """Memory for the values of all operations, for one mode and one number of images; grows as needed."""
+
+    def __init__(self, wiring: Wiring, store: Store, example: Tensor) -> None:
+        self.wiring, self.store = wiring, store
+        self.example = example
+        self.tables: list[Tensor] = []
+        self.bases: list[int] = []
+        for operation in wiring.operations:
+            cells = operation.grid[0] * operation.grid[1]
+            rows = cells * (store.images + 1) if isinstance(operation, Entry) else store.base_rows(cells)
+            self.bases.append(rows)
+            self.tables.append(self._empty(rows + PADDING, operation.width))
+            self.tables[-1].zero_()
+            self.tables[-1][rows + 1] = -torch.inf
+        self.scratch: dict[int, Tensor] = {}
+
+    def _empty(self, rows: int, width: int) -> Tensor:
+        return torch.empty((rows, width), dtype=self.example.dtype, device=self.example.device)
+
+    def vectors(self, number: int, count: int) -> Tensor:
+        """Return the memory of an operation's changed vectors: (count, width)."""
+        start = self.bases[number] + PADDING
+        table = self.tables[number]
+        if len(table) < start + count:
+            grown = self._empty(start + count + count // 2, table.shape[1])
+            grown[:start] = table[:start]
+            self.tables[number] = table = grown
+        return table[start : start + count]
+
+    def temporary(self, slot: int, rows: int, width: int) -> Tensor:
+        """Return memory that is valid until the next call with this slot: (rows, width)."""
+        size = rows * width
+        memory = self.scratch.get(slot)
+        if memory is None or memory.numel() < size:
+            self.scratch[slot] = memory = self._empty(1, size + size // 2)[0]
+        return memory[:size].view(rows, width)
+
+    def write_features(self, features: Sequence[Tensor]) -> None:
+        """Store the features of a batch."""
+        for number, operation in enumerate(self.wiring.operations):
+            if isinstance(operation, Entry):
+                feature = features[operation.index]
+                cells = feature.shape[2] * feature.shape[3]
+                rows = self.tables[number][: len(feature) * cells].view(len(feature), cells, -1)
+                rows.copy_(feature.flatten(2).transpose(1, 2))
+
+
+def execute(wiring: Wiring, buffers: Buffers, assembly: Assembly, weights: dict[Operation, Tensor]) -> None:
+    """Compute all changed vectors.
+
+    Args:
+        wiring: the operations.
+        buffers: where the features and the base values lie, and the results go.
+        assembly: the index tables.
+        weights: matrices of the convolutions that read their taps by table (``tap_matrices``).
+    """
+    for number, operation in enumerate(wiring.operations):
+        count = assembly.counts[number]
+        if count == 0 or isinstance(operation, Entry):
+            continue
+        step = _Step(wiring, buffers, assembly, number, count)
+        if isinstance(operation, Affine):
+            step.affine(operation)
+        elif isinstance(operation, Convolution) and not operation.laid_out:
+            step.convolution(operation, weights[operation])
+        elif isinstance(operation, Convolution | Maximum):
+            step.laid_out(operation)
+        elif isinstance(operation, Resampling):
+            step.weighted_sum()
+        elif isinstance(operation, Concatenation):
+            torch.cat([step.gather(edge, slot) for slot, edge in enumerate(step.edges)], 1, out=step.out)
+        elif isinstance(operation, Cellwise):
+            parts = [step.gather(edge, slot)[:, :, None, None] for slot, edge in enumerate(step.edges)]
+            step.out.copy_(operation.part(*parts).flatten(1))
+        else:
+            step.maximum()
+        for activation in operation.activations:
+            activation(step.out)
+
+
+def tap_matrices(wiring: Wiring) -> dict[Operation, Tensor]:
+    """Return the weights of the convolutions that read by table: (groups, taps * C / groups, C' / groups)."""
+    found: dict[Operation, Tensor] = {}
+    for operation in wiring.operations:
+        if isinstance(operation, Convolution) and not operation.laid_out:
+            weight = operation.weight
+            grouped = weight.reshape(operation.groups, -1, *weight.shape[1:])
+            found[operation] = grouped.permute(0, 3, 4, 2, 1).flatten(1, 3).contiguous()
+    return found
+
+
+class _Step:
+    """One operation in one pass."""
+
+    def __init__(self, wiring: Wiring, buffers: Buffers, assembly: Assembly, number: int, count: int) -> None:
+        self.buffers, self.assembly = buffers, assembly
+        self.edges = wiring.incoming[number]
+        self.out = buffers.vectors(number, count)
+        self.count = count
+
+    def gather(self, edge: Edge, slot: int) -> Tensor:
+        """Return the vectors that an edge reads, one for each index."""
+        indices = self.assembly.inputs[edge.number]
+        if indices is None:
+            return self.buffers.vectors(edge.root, self.count)
+        table = self.buffers.tables[edge.root]
+        return torch.index_select(table, 0, indices, out=self.buffers.temporary(slot, len(indices), table.shape[1]))
+
+    def affine(self, operation: Affine) -> None:
+        """Compute the sum of the sources, each multiplied by its matrix."""
+        terms = sorted(zip(self.edges, operation.weights, strict=True), key=lambda term: term[1] is not None)
+        started = False
+        bias = operation.bias
+        for edge, weight in terms:
+            indices = self.assembly.inputs[edge.number]
+            if weight is None and not started and indices is not None:
+                torch.index_select(self.buffers.tables[edge.root], 0, indices, out=self.out)
+            elif weight is None:
+                value = self.gather(edge, 0)
+                self.out.add_(value) if started else self.out.copy_(value)
+            elif started:
+                self.out.addmm_(self.gather(edge, 0), weight)
+            elif bias is not None:
+                torch.addmm(bias, self.gather(edge, 0), weight, out=self.out)
+                bias = None
+            else:
+                torch.mm(self.gather(edge, 0), weight, out=self.out)
+            started = True
+        if bias is not None:
+            self.out.add_(bias)
+
+    def convolution(self, operation: Convolution, matrix: Tensor) -> None:
+        """Compute a convolution from its taps, gathered by table."""
+        (edge,) = self.edges
+        taps = self.gather(edge, 0).view(self.count, -1)
+        if operation.groups == 1 and operation.bias is not None:
+            torch.addmm(operation.bias, taps, matrix[0], out=self.out)
+            return
+        grouped = taps.view(self.count, -1, operation.groups, operation.weight.shape[1]).permute(2, 0, 1, 3)
+        products = torch.bmm(grouped.flatten(2), matrix)  # (groups, R, C' / groups)
+        self.out.view(self.count, operation.groups, -1).copy_(products.transpose(0, 1))
+        if operation.bias is not None:
+            self.out.add_(operation.bias)
+
+    def laid_out(self, operation: Convolution | Maximum) -> None:
+        """Compute windows that are laid out as images."""
+        (edge,) = self.edges
+        table = self.buffers.tables[edge.root]
+        width = table.shape[1]
+        for group in self.assembly.groups[edge.number]:
+            rows = self.buffers.temporary(0, len(group.inputs), width)
+            torch.index_select(table, 0, group.inputs, out=rows)
+            image = rows.view(1, *group.size, width).permute(0, 3, 1, 2)
+            result = _slide(operation, image, edge, group).permute(0, 2, 3, 1)
+            torch.index_select(result.reshape(-1, width), 0, group.results, out=self.out[group.vectors])
+
+    def weighted_sum(self) -> None:
+        """Compute the sum of the taps, each times its factor."""
+        (edge,) = self.edges
+        indices, factors = self.assembly.inputs[edge.number], self.assembly.weights[edge.number]
+        table = self.buffers.tables[edge.root]
+        if factors is None:
+            return
+        if indices is None:
+            start = self.buffers.bases[edge.root] + PADDING
+            indices = torch.arange(start, start + self.count, device=table.device)
+        self.out.copy_(
+            F.embedding_bag(
+                indices.long().view(self.count, -1), table, mode="sum", per_sample_weights=factors.view(self.count, -1)
+            )
+        )
+
+    def maximum(self) -> None:
+        """Compute the maximum of taps gathered by table."""
+        (edge,) = self.edges
+        torch.amax(self.gather(edge, 0).view(self.count, -1, self.out.shape[1]), 1, out=self.out)
+
+
+def _slide(operation: Convolution | Maximum, image: Tensor, edge: Edge, group: Group) -> Tensor:
+    rows, columns = edge.slides
+    dilation = [rows.dilation, columns.dilation]
+    if isinstance(operation, Maximum):
+        return F.max_pool2d(image, [rows.kernel, columns.kernel], list(group.strides), dilation=dilation)
+    return F.conv2d(image, operation.weight, operation.bias, group.strides, 0, dilation, operation.groups)

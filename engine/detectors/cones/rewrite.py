@@ -1,0 +1,91 @@
+"""Rewrites of a cone graph that save multiply-adds and keep its results (to rounding).
+
+- An activation is applied by the operation before it, if nothing else reads that operation.
+- A 1x1 convolution of a concatenation is the sum of 1x1 convolutions of its parts.
+- A 1x1 convolution commutes with nearest upsampling, so it runs before: a quarter of the positions.
+- A 1x1 convolution of a part that fewer positions of a mask can change runs on that part, and its result is added.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from engine.detectors.cones.axes import changed_counts
+from engine.detectors.cones.graph import Affine, Concatenation, ConeGraph, Copy, Entry, Operation
+
+FEWER = 0.6
+"""A 1x1 convolution moves to its source if the source has at most this fraction of the changed positions."""
+
+
+def simplify(graph: ConeGraph, strides: tuple[int, ...]) -> ConeGraph:
+    """Return the graph with all rewrites applied; the operations of ``graph`` are not used afterwards."""
+    graph = _replace(graph, _fuse_activations(graph))
+    for operation in graph.operations():
+        if isinstance(operation, Affine):
+            _split_concatenations(operation)
+    counts = changed_counts(graph, strides)
+    for operation in graph.operations():
+        if isinstance(operation, Affine):
+            _move_before_copies(operation, counts)
+    return graph
+
+
+def _fuse_activations(graph: ConeGraph) -> dict[Operation, Operation]:
+    """Move activations into the operations before them; return what replaces each operation that is left out."""
+    readers = graph.readers()
+    replaced: dict[Operation, Operation] = {}
+    for operation in graph.operations():
+        if not isinstance(operation, Affine) or operation.weights != (None,) or operation.bias is not None:
+            continue
+        source = replaced.get(operation.sources[0], operation.sources[0])
+        alone = len(readers[operation.sources[0]]) == 1 and operation.sources[0] not in graph.outputs
+        if alone and not isinstance(source, Entry | Copy):
+            source.activations.extend(operation.activations)
+            replaced[operation] = source
+    return replaced
+
+
+def _replace(graph: ConeGraph, replaced: dict[Operation, Operation]) -> ConeGraph:
+    for operation in graph.operations():
+        operation.sources = tuple(replaced.get(source, source) for source in operation.sources)
+    return replace(graph, outputs=tuple(replaced.get(output, output) for output in graph.outputs))
+
+
+def _split_concatenations(operation: Affine) -> None:
+    """Read the parts of a concatenation instead of the concatenation."""
+    sources: list[Operation] = []
+    weights: list[Tensor | None] = []
+    pending = list(zip(operation.sources, operation.weights, strict=True))
+    while pending:
+        source, weight = pending.pop(0)
+        if weight is None or not isinstance(source, Concatenation) or source.activations:
+            sources.append(source)
+            weights.append(weight)
+            continue
+        parts = torch.split(weight, [part.width for part in source.sources])
+        pending[:0] = [(part, w.contiguous()) for part, w in zip(source.sources, parts, strict=True)]
+    operation.sources, operation.weights = tuple(sources), tuple(weights)
+
+
+def _move_before_copies(operation: Affine, counts: dict[Operation, float]) -> None:
+    sources, weights = list(operation.sources), list(operation.weights)
+    if all(weight is None for weight in weights):
+        return
+    for number, (source, weight) in enumerate(zip(sources, weights, strict=True)):
+        root, copies = source, []
+        while isinstance(root, Copy):
+            copies.append(root)
+            root = root.sources[0]
+        if weight is None or counts[root] > FEWER * counts[operation] or (len(sources) == 1 and not copies):
+            continue
+        moved: Operation = Affine(f"{operation.name}.{number}", root.grid, operation.width, (root,), weights=(weight,))
+        if operation.bias is not None and all((t >= 0).all() for copied in copies for t in copied.taps):
+            moved = replace(moved, bias=operation.bias)  # type: ignore[call-arg]
+            operation.bias = None
+        for copied in reversed(copies):
+            moved = Copy(f"{copied.name}.{number}", copied.grid, operation.width, (moved,), taps=copied.taps)
+        sources[number], weights[number] = moved, None
+    operation.sources, operation.weights = tuple(sources), tuple(weights)

@@ -1,0 +1,221 @@
+"""Index tables of cones: for each vector to compute, the rows of the tables that it is computed from.
+
+A *template* holds the tables of one anchor with relative indices; it is the same for all anchors whose cones differ by
+a translation. ``Assembler`` turns the templates of several anchors into absolute indices.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from engine.detectors.cones.axes import AxisCone, AxisCones, Edge, Gather, Wiring
+from engine.detectors.cones.graph import Entry, Factors, Maximum, Positions
+
+Indices = npt.NDArray[np.int32]
+
+CHANGED, BASE, ZERO, LOWEST, RESULT = range(5)
+"""Kinds of indices: each has an offset of its own for each edge."""
+KINDS = 5
+MAX_CACHED_INDICES = 1 << 24
+"""Largest number of indices in all cached templates, 5 bytes each."""
+
+
+@dataclass(frozen=True, eq=False)
+class Template:
+    """Relative index tables of one anchor."""
+
+    indices: Indices
+    """All tables, one after another."""
+    kinds: npt.NDArray[np.uint16]
+    """``edge * KINDS + kind`` of each index."""
+    inputs: list[slice]
+    """The table of each edge in ``indices``; empty = the edge reads nothing, or reads its root in order."""
+    results: list[slice]
+    """The table of the outputs of each edge with laid out windows."""
+    counts: Positions
+    """Vectors of each operation."""
+    in_order: list[bool]
+    """For each edge, whether it reads exactly the root's changed vectors, in their order."""
+    heights: list[int]
+    """Rows of the laid out image of each edge."""
+    weights: list[Factors]
+    """Factors of each index of each edge of a resampling."""
+    regions: tuple[tuple[Positions, Positions], ...]
+    """For each read, the rows and the columns of regions that reach it, relative to the first."""
+    reads: tuple[Positions, ...]
+    """For each read, the vector of its operation for each of these regions: (rows * columns,)."""
+
+
+class Job(NamedTuple):
+    """The cones of one anchor: its families along both axes, its place in them, and the regions to compute."""
+
+    families: tuple[AxisCones, AxisCones]
+    anchors: tuple[int, int]
+    band: tuple[int, int]
+    """Rows of regions."""
+    image: int = 0
+
+    @property
+    def cones(self) -> tuple[AxisCone, AxisCone]:
+        """Return the cones along rows and columns."""
+        rows, columns = self.families
+        everything = (0, len(columns.changed[0]))
+        return rows.cone(self.anchors[0], self.band), columns.cone(self.anchors[1], everything)
+
+
+class Templates:
+    """Builds templates and keeps the latest ones."""
+
+    def __init__(self, wiring: Wiring) -> None:
+        self.wiring = wiring
+        self.cache: OrderedDict[tuple[object, ...], Template] = OrderedDict()
+        self.cached_indices = 0
+
+    def get(self, job: Job) -> Template:
+        """Return the template of an anchor."""
+        rows, columns = job.cones
+        key = (id(job.families[0]), id(job.families[1]), rows.key, columns.key)
+        found = self.cache.pop(key, None)
+        if found is None:
+            found = self._build(job, rows, columns)
+            self.cached_indices += len(found.indices)
+        self.cache[key] = found
+        while self.cached_indices > MAX_CACHED_INDICES and len(self.cache) > 1:
+            self.cached_indices -= len(self.cache.popitem(last=False)[1].indices)
+        return found
+
+    def _build(self, job: Job, rows: AxisCone, columns: AxisCone) -> Template:
+        edges = self.wiring.edges
+        inputs, results = [slice(0, 0)] * len(edges), [slice(0, 0)] * len(edges)
+        weights = [np.zeros(0, np.float32)] * len(edges)
+        in_order, heights = [False] * len(edges), [0] * len(edges)
+        tables = _Tables()
+        for edge, row, column in zip(edges, rows.gathers, columns.gathers, strict=True):
+            if row is None or column is None:
+                continue
+            number, root = edge.number, self.wiring.operations[edge.root]
+            in_order[number] = row.in_order and column.in_order and not isinstance(root, Entry)
+            if edge.slides:
+                heights[number] = len(row.slots)
+                family = job.families[1]
+                width = (family.pitches[number] - edge.slides[1].extent) // family.steps[number] + 1
+                results[number] = tables.add_results(number * KINDS + RESULT, row.results * width, column.results)
+            if not in_order[number]:
+                lowest = isinstance(self.wiring.operations[edge.reader], Maximum)
+                root_columns = 0 if isinstance(root, Entry) else columns.counts[edge.root]
+                source = _Source(number * KINDS, lowest, root_columns, root.grid[1])
+                inputs[number] = tables.add(source, row, column)
+            if row.weights is not None and column.weights is not None:
+                weights[number] = (row.weights[:, None, :, None] * column.weights[None, :, None]).ravel()
+        regions, reads = [], []
+        outputs = [output for output, _ in job.families[0].anchors[job.anchors[0]]]
+        for output, (row_regions, row_slots), (column_regions, column_slots) in zip(
+            outputs, rows.reads, columns.reads, strict=True
+        ):
+            regions.append((row_regions, column_regions))
+            stride = columns.counts[self.wiring.outputs[output][0]]
+            reads.append((row_slots[:, None] * stride + column_slots[None]).ravel())
+        return Template(
+            *tables.build(), inputs, results, np.array(rows.counts) * np.array(columns.counts), in_order, heights,
+            weights, tuple(regions), tuple(reads),
+        )  # fmt: skip
+
+
+class _Source(NamedTuple):
+    """How the indices of one edge are computed."""
+
+    kinds: int
+    """The first kind of the edge."""
+    lowest: bool
+    """Whether positions outside the map read -inf instead of zeros."""
+    columns: int
+    """Column entries of the root; 0 for an entry of the graph, whose vectors are addressed by position."""
+    width: int
+    """Columns of the root's map."""
+
+
+class _Tables:
+    """Collects the tables of a template; the indices of all of them are computed together."""
+
+    def __init__(self) -> None:
+        self.rows: list[Positions] = []
+        self.columns: list[Positions] = []
+        self.facts: list[tuple[int, ...]] = []
+        self.permuted: list[tuple[slice, tuple[int, int, int, int]]] = []
+        self.length = 0
+
+    def add_results(self, kind: int, rows: Positions, columns: Positions) -> slice:
+        """Add a table whose indices are the sums of a row's and a column's."""
+        return self._append(rows, rows, columns, columns, (kind, kind, kind, 1, 0))
+
+    def add(self, source: _Source, row: Gather, column: Gather) -> slice:
+        """Add the table of an edge: (rows, columns, row taps, column taps)."""
+        facts = (
+            source.kinds + CHANGED, source.kinds + BASE, source.kinds + (LOWEST if source.lowest else ZERO),
+            source.columns, source.width,
+        )  # fmt: skip
+        (n, k), (m, j) = row.slots.shape, column.slots.shape
+        table = self._append(
+            row.slots.ravel(), row.positions.ravel(), column.slots.ravel(), column.positions.ravel(), facts
+        )
+        if k * j > 1:
+            self.permuted.append((table, (n, k, m, j)))
+        return table
+
+    def build(self) -> tuple[Indices, npt.NDArray[np.uint16]]:
+        """Return the indices and kinds of all tables, one table after another."""
+        if not self.facts:
+            return np.zeros(0, np.int32), np.zeros(0, np.uint16)
+        facts = np.array(self.facts, np.int32)
+        height, width = facts[:, 5], facts[:, 6]
+        row_slots, row_positions = np.concatenate(self.rows, 1, dtype=np.int32)
+        slots, positions = np.concatenate(self.columns, 1, dtype=np.int32)
+        lengths = np.repeat(width, height)  # of each row of each table
+        facts_of_rows = np.repeat(facts, height, 0)
+        row_values = row_slots * facts_of_rows[:, 3]
+        row_places = row_positions * facts_of_rows[:, 4]
+        # The column of each index: counted from the first column of its table.
+        skipped = np.repeat(np.cumsum(width) - width, height) - (np.cumsum(lengths) - lengths)
+        column = np.arange(self.length, dtype=np.int32) + np.repeat(skipped.astype(np.int32), lengths)
+        changed = np.repeat(row_slots >= 0, lengths) & (slots >= 0)[column]
+        outside = np.repeat(row_positions < 0, lengths) | (positions < 0)[column]
+        addressed = changed & np.repeat(facts_of_rows[:, 3] > 0, lengths)
+        values = np.where(
+            addressed,
+            np.repeat(row_values, lengths) + slots[column],
+            np.repeat(row_places, lengths) + positions[column],
+        )
+        values[outside] = 0
+        kinds = np.where(
+            outside, np.repeat(facts_of_rows[:, 2], lengths),
+            np.where(changed, np.repeat(facts_of_rows[:, 0], lengths), np.repeat(facts_of_rows[:, 1], lengths)),
+        ).astype(np.uint16)  # fmt: skip
+        for table, (n, k, m, j) in self.permuted:
+            for array in (values, kinds):
+                array[table] = array[table].reshape(n, k, m, j).transpose(0, 2, 1, 3).ravel()
+        return values, kinds
+
+    def _append(
+        self,
+        row_slots: Positions,
+        row_positions: Positions,
+        slots: Positions,
+        positions: Positions,
+        facts: tuple[int, ...],
+    ) -> slice:
+        self.rows.append(np.stack((row_slots, row_positions)))
+        self.columns.append(np.stack((slots, positions)))
+        self.facts.append((*facts, len(row_slots), len(slots)))
+        start, self.length = self.length, self.length + len(row_slots) * len(slots)
+        return slice(start, self.length)
+
+
+def output_length(edge: Edge, axis: int, length: int, *, separate: bool) -> int:
+    """Return the number of output positions of a laid out image along one axis."""
+    slide = edge.slides[axis]
+    return (length - slide.extent) // (slide.extent if separate else slide.stride) + 1

@@ -100,7 +100,7 @@ class RegionDetector:
             rectangles, _ = self.model.rpn(ImageList(images, [size] * len(images)), maps)
             features = heads.box_roi_pool(maps, rectangles, [size] * len(images))
             logits, deltas = heads.box_predictor(heads.box_head(features))
-            boxes = heads.box_coder.decode(deltas, rectangles)
+            boxes = heads.box_coder.decode(deltas, rectangles).view(*logits.shape, 4)
             log_scores = F.log_softmax(logits.float(), dim=-1)
             counts = [len(p) for p in rectangles]
             parts = zip(rectangles, *(t.split(counts) for t in (features, boxes, log_scores)), strict=True)
@@ -127,6 +127,8 @@ class RegionDetector:
             ConfigError: the mode is unknown.
         """
         check_mode(mode)
+        if not numbers:
+            return proposals.log_scores.new_zeros(0, GRID[0] * GRID[1])
         features = proposals.features[list(numbers)]
         columns = torch.tensor(list(classes), device=features.device) + 1
         with torch.inference_mode():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -47,3 +49,19 @@ def yolox(yolox_module):
 def image():
     """A random image for the small detectors."""
     return torch.rand(1, 3, *SIZE, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture(scope="session")
+def detector_weights(shared_data):
+    """The folder of real detectors."""
+    folder = shared_data / "weights" / "detectors"
+    if not folder.is_dir():
+        pytest.skip(f"needs the real detectors in {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def street(shared_data):
+    """A photo of a street with cars, people and traffic lights, RGB."""
+    image = cv2.imread(str(shared_data / "detect" / "vehicles" / "images" / "259ff749ac781352.jpg"))
+    return np.ascontiguousarray(image[:, :, ::-1])

@@ -126,6 +126,13 @@ def write_text(path: Path, text: str) -> None:
         ) from None
 
 
+def check_writable(output: Path, *others: Path) -> None:
+    """Raise ``ConfigError`` if a file of ``--output``, or another file that the command writes, cannot be written."""
+    parent = next(folder for folder in output.absolute().parents if folder.exists())
+    if any(path.is_dir() for path in (output, *others)) or not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ConfigError(f"--output {str(output)!r}: cannot be written; name a file in a folder that you may write to")
+
+
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
     """Show a progress bar on standard error that disappears when the block ends."""

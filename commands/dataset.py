@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("recipro-stream")
 
+MAX_SUFFIXES: Final = 8
+"""How many kinds of other files a warning names."""
+
 
 @dataclass(frozen=True, slots=True)
 class Listing:
@@ -50,11 +53,11 @@ class Listing:
     """Unused folders and files, a line each."""
 
 
-def list_samples(place: Path, pictures: str | None, pattern: str | None, gap: int | None) -> Listing:
+def list_samples(data: Path, pictures: str | None, pattern: str | None, gap: int | None) -> Listing:
     """Return the labelled images of a folder of classes, a split of such folders, or a CSV.
 
     Args:
-        place: the folder or the CSV.
+        data: the folder or the CSV.
         pictures: glob for the images in a class folder; None for all images.
         pattern: regular expression for the group in an image's path.
         gap: largest distance of frame numbers in one group; the pattern gives the number.
@@ -69,46 +72,46 @@ def list_samples(place: Path, pictures: str | None, pattern: str | None, gap: in
         raise ConfigError(r"--group-gap: needs the frame number in an image's path; add --group-pattern 'frame(\d+)'")
     parts: list[str] = []
     groups: list[str] = []
-    left: tuple[str, ...] = ()
-    if place.suffix.lower() in {".csv", ".tsv"}:
-        paths, labels, groups = read_table(place)
+    left_out: tuple[str, ...] = ()
+    if data.suffix.lower() in {".csv", ".tsv"}:
+        paths, labels, groups = read_table(data)
         if any(groups) and pattern:
-            raise ConfigError(f"--group-pattern {pattern!r}: {place} has a column {GROUP!r}; leave one of them out")
+            raise ConfigError(f"--group-pattern {pattern!r}: {data} has a column {GROUP!r}; omit one of them")
     else:
-        paths, labels, parts, left = _of_folder(place, pictures)
+        paths, labels, parts, left_out = _list_folder(data, pictures)
     names = sorted(set(labels))
     if len(names) < 2:
-        raise ConfigError(f"{place}: one class ({', '.join(names)}); a classifier needs two or more; add another")
-    _warn_of_twin_labels(names)
-    filled = any(groups)
-    sources = (
+        raise ConfigError(f"{data}: one class ({', '.join(names)}); a classifier needs two or more; add another")
+    _warn_of_similar_labels(names)
+    has_groups = any(groups)
+    groups = (
         [group or path for group, path in zip(groups, paths, strict=True)]
-        if filled
+        if has_groups
         else (group_ids(paths, pattern, gap))
     )
     parts = parts or [""] * len(paths)
     samples = [
-        Sample(path, label, source, split=part)
-        for path, label, source, part in zip(paths, labels, sources, parts, strict=True)
+        Sample(path, label, group, split=part)
+        for path, label, group, part in zip(paths, labels, groups, parts, strict=True)
     ]
     if divided := any(parts):
         check_given(samples)
-    return Listing(samples, grouped=filled or pattern is not None, divided=divided, left_out=left)
+    return Listing(samples, grouped=has_groups or pattern is not None, divided=divided, left_out=left_out)
 
 
-def _warn_of_twin_labels(names: Sequence[str]) -> None:
+def _warn_of_similar_labels(names: Sequence[str]) -> None:
     """Warn of class names that differ only in capitals, spaces or punctuation."""
     first: dict[str, str] = {}
     for name in names:
-        plain = re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name).casefold()) or name
-        if (other := first.setdefault(plain, name)) != name:
+        letters = re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name).casefold()) or name
+        if (other := first.setdefault(letters, name)) != name:
             log.warning(
                 "classes %r and %r differ in capitals, spaces or punctuation only, and count as two classes; if they "
                 "are the same, give them one name", other, name,
             )  # fmt: skip
 
 
-def _of_folder(folder: Path, pictures: str | None) -> tuple[list[str], list[str], list[str], tuple[str, ...]]:
+def _list_folder(folder: Path, pictures: str | None) -> tuple[list[str], list[str], list[str], tuple[str, ...]]:
     """Return paths, labels and splits of the images in a folder, and what is left out."""
     from engine.finetuning.splits import TEST as TEST_SPLIT
     from engine.finetuning.splits import TRAIN
@@ -124,24 +127,24 @@ def _of_folder(folder: Path, pictures: str | None) -> tuple[list[str], list[str]
         )
     layout = find_layout(folder, IMAGE_SUFFIXES)
     classes = [
-        (part, label, found)
-        for part, homes in layout.parts.items()
-        for home in homes
-        for label, found in _class_folders(home, pictures)
+        (part, label, images)
+        for part, folders in layout.parts.items()
+        for parent in folders
+        for label, images in _class_folders(parent, pictures)
     ]
-    paths = [str(one) for _, _, found in classes for one in found]
-    labels = [label for _, label, found in classes for _ in found]
-    parts = [part for part, _, found in classes for _ in found]
+    paths = [str(path) for _, _, images in classes for path in images]
+    labels = [label for _, label, images in classes for _ in images]
+    parts = [part for part, _, images in classes for _ in images]
     if "" in layout.parts:
-        within = parts_within(folder, {label: found for _, label, found in classes})
-        parts = [part for several in within.values() for part in several] if within else parts
+        within = parts_within(folder, {label: images for _, label, images in classes})
+        parts = [part for of_class in within.values() for part in of_class] if within else parts
     validation = VALIDATION_SPLIT if TEST in parts else TEST_SPLIT  # a test split is required
     part_of = {"": "", TRAINING: TRAIN, VALIDATION: validation, TEST: TEST_SPLIT}
     return paths, labels, [part_of[part] for part in parts], layout.left_out
 
 
 def _class_folders(folder: Path, pictures: str | None) -> Iterator[tuple[str, list[Path]]]:
-    """Give each class in a folder with its images."""
+    """Yield each class in a folder with its images."""
     from stream.sources import IMAGE_SUFFIXES
 
     class_folders = visible_folders(folder)
@@ -151,37 +154,38 @@ def _class_folders(folder: Path, pictures: str | None) -> Iterator[tuple[str, li
         )
     other: Counter[str] = Counter()
     for class_folder in class_folders:
-        every = [
-            one
-            for one in (class_folder.glob(pictures) if pictures else files_below(class_folder))
-            if not any(is_hidden(word) for word in one.relative_to(class_folder).parts) and one.is_file()
+        files = [
+            path
+            for path in (class_folder.glob(pictures) if pictures else files_below(class_folder))
+            if not any(is_hidden(word) for word in path.relative_to(class_folder).parts) and path.is_file()
         ]
-        found = writable_names(sorted(one for one in every if one.suffix.lower() in IMAGE_SUFFIXES))
-        if not found:
-            asked = f" like {pictures!r}" if pictures else ""
+        images = writable_names(sorted(path for path in files if path.suffix.lower() in IMAGE_SUFFIXES))
+        if not images:
+            condition = f" like {pictures!r}" if pictures else ""
             raise ConfigError(
-                f"class {class_folder.name!r}: {class_folder} contains no images{asked}; add some, or remove the folder"
+                f"class {class_folder.name!r}: {class_folder} contains no images{condition}; add some, or remove the "
+                "folder"
             )
-        other.update(one.suffix.lower() or one.name for one in every if one.suffix.lower() not in IMAGE_SUFFIXES)
-        _check_duplicates(class_folder.name, found)
-        yield class_folder.name, found
-    loose = sum(one.is_file() and one.suffix.lower() in IMAGE_SUFFIXES for one in folder.iterdir())
-    if loose:
-        log.warning("%s: %d images outside the class folders are left out", folder, loose)
+        other.update(path.suffix.lower() or path.name for path in files if path.suffix.lower() not in IMAGE_SUFFIXES)
+        _check_duplicates(class_folder.name, images)
+        yield class_folder.name, images
+    outside = sum(path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir())
+    if outside:
+        log.warning("%s: %d images outside the class folders are left out", folder, outside)
     if other:
-        several = ", ".join(f"{count} {suffix}" for suffix, count in sorted(other.items())[:8])
-        log.warning("%s: files that are not images are left out: %s", folder, several)
+        counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(other.items())[:MAX_SUFFIXES])
+        log.warning("%s: files that are not images are left out: %s", folder, counts)
 
 
-def _check_duplicates(label: str, found: Sequence[Path]) -> None:
+def _check_duplicates(label: str, images: Sequence[Path]) -> None:
     """Refuse two images with the same stem, such as a photo and its mask: both would be training images."""
-    counts = Counter(one.with_suffix("") for one in found)
-    twin = next((stem for stem, count in counts.items() if count > 1), None)
-    if twin is not None:
-        both = " and ".join(one.name for one in found if one.with_suffix("") == twin)
+    counts = Counter(path.with_suffix("") for path in images)
+    repeated = next((stem for stem, count in counts.items() if count > 1), None)
+    if repeated is not None:
+        both = " and ".join(path.name for path in images if path.with_suffix("") == repeated)
         raise ConfigError(
             f"class {label!r}: {both} have the same name; select the images with a glob, such as "
-            f"--pictures '*{found[0].suffix}'"
+            f"--pictures '*{images[0].suffix}'"
         )
 
 
@@ -193,25 +197,25 @@ def drop_unreadable(samples: Sequence[Sample], read: ReadImage) -> tuple[list[Sa
     """
     from engine.io.perceptual_hash import spectrum_of
 
-    good: list[Sample] = []
-    bad: list[str] = []
+    readable: list[Sample] = []
+    errors: list[str] = []
     spectra: dict[str, Spectrum] = {}
-    last: dict[str, str] = {}
+    last_error: dict[str, str] = {}
     with progress_bar() as progress:
-        for one in progress.track(samples, description="reading images"):
+        for sample in progress.track(samples, description="reading images"):
             try:
-                image = read(Path(one.path))
+                image = read(Path(sample.path))
             except SourceError as reason:
-                bad.append(str(reason))
-                last[one.label] = str(reason)
+                errors.append(str(reason))
+                last_error[sample.label] = str(reason)
             else:
-                good.append(replace(one, digest=_digest(image)))
-                spectra[one.path] = spectrum_of(image)
-    if blank := sum(not one.digest for one in good):
+                readable.append(replace(sample, digest=_digest(image)))
+                spectra[sample.path] = spectrum_of(image)
+    if blank := sum(not sample.digest for sample in readable):
         log.warning("%d images have a single colour, and show nothing", blank)
-    for label in sorted({one.label for one in samples} - {one.label for one in good}):
-        raise ConfigError(f"class {label!r}: none of its images can be decoded; the last error: {last[label]}")
-    return good, spectra, bad
+    for label in sorted({sample.label for sample in samples} - {sample.label for sample in readable}):
+        raise ConfigError(f"class {label!r}: none of its images can be decoded; the last error: {last_error[label]}")
+    return readable, spectra, errors
 
 
 def _digest(image: Image) -> str:

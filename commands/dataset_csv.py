@@ -19,7 +19,7 @@ GROUP: Final = "group"
 _MAX_FIELD: Final = 4096
 
 
-def read_table(place: Path) -> tuple[list[str], list[str], list[str]]:
+def read_table(path: Path) -> tuple[list[str], list[str], list[str]]:
     """Return paths, labels and groups of a CSV or TSV.
 
     The separator is the most frequent of comma, semicolon and tab in the first line, or the one that a first line
@@ -29,87 +29,86 @@ def read_table(place: Path) -> tuple[list[str], list[str], list[str]]:
     Raises:
         ConfigError: the file is not such a table; the message gives the line.
     """
-    text = read_text_file(place)
+    text = read_text_file(path)
     first, _, rest = text.partition("\n")
-    stated = re.fullmatch(r'"?sep=([,;\t])"?', first.rstrip(" "))
-    if stated:  # Excel's line; the header is the next one
+    declared = re.fullmatch(r'"?sep=([,;\t])"?', first.rstrip(" "))
+    if declared:  # Excel's line; the header is the next one
         text = rest
-    mark = (
-        stated[1] if stated else max(",;\t", key=first.count)
-    )  # spreadsheets write semicolons where a comma is decimal
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=mark, skipinitialspace=True, strict=True)
+    # Spreadsheets write semicolons in countries whose decimal separator is a comma.
+    separator = declared[1] if declared else max(",;\t", key=first.count)
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
     paths: list[str] = []
     labels: list[str] = []
     groups: list[str] = []
     columns: list[str] | None = None
-    line = before = 2 if stated else 1
+    line = lines_before = 2 if declared else 1
     try:
         for cells in rows:
             if columns is None:
-                columns = _columns(place, cells)
+                columns = _columns(path, cells)
             elif any(cell.strip() for cell in cells):
-                row = _row(place, line, columns, cells)
-                paths.append(str(path_beside(place, line, row["path"])))
+                row = _row(path, line, columns, cells)
+                paths.append(str(path_beside(path, line, row["path"])))
                 labels.append(row["label"])
                 if GROUP in columns:
                     groups.append(row[GROUP])
-            line = rows.line_num + before
+            line = rows.line_num + lines_before
     except csv.Error as reason:
         raise ConfigError(
-            f'{place}:{line}: not a row of a CSV ({reason}); quotes (") enclose a whole field, and a quote '
+            f'{path}:{line}: not a row of a CSV ({reason}); quotes (") enclose a whole field, and a quote '
             "inside is doubled"
         ) from None
     if not paths:
-        raise ConfigError(f"{place}: lists no images; write one a line, below a first line path,label")
+        raise ConfigError(f"{path}: lists no images; write one a line, below a first line path,label")
     return paths, labels, groups
 
 
-def _columns(place: Path, cells: list[str]) -> list[str]:
+def _columns(path: Path, cells: list[str]) -> list[str]:
     columns = [name.strip().casefold() for name in cells]
     missing = [name for name in COLUMNS if name not in columns]
     if missing:
         raise ConfigError(
-            f"{place}: its first line has no {' and no '.join(map(repr, missing))}; it must name the columns "
+            f"{path}: its first line has no {' and no '.join(map(repr, missing))}; it must name the columns "
             f"path, label and, where several images show one part, {GROUP}"
         )
-    twice = next((name for name, count in Counter(columns).items() if count > 1 and name in {*COLUMNS, GROUP}), None)
-    if twice is not None:
-        raise ConfigError(f"{place}: its first line has {twice!r} twice; leave one of the columns out")
+    repeated = next((name for name, count in Counter(columns).items() if count > 1 and name in {*COLUMNS, GROUP}), None)
+    if repeated is not None:
+        raise ConfigError(f"{path}: its first line has {repeated!r} twice; remove one of the columns")
     return columns
 
 
-def _row(place: Path, line: int, columns: list[str], cells: list[str]) -> dict[str, str]:
+def _row(path: Path, line: int, columns: list[str], cells: list[str]) -> dict[str, str]:
     """Return the cells of a row by column; refuse a row with extra, empty or multi-line cells."""
-    more = [cell for cell in cells[len(columns) :] if cell.strip()]
-    if more:
+    extra = [cell for cell in cells[len(columns) :] if cell.strip()]
+    if extra:
         raise ConfigError(
-            f"{place}:{line}: has {len(cells)} fields for {len(columns)} columns; put quotes around a field that holds "
+            f"{path}:{line}: has {len(cells)} fields for {len(columns)} columns; put quotes around a field that holds "
             "the separator"
         )
     row = dict.fromkeys(columns, "") | {key: cell.strip() for key, cell in zip(columns, cells, strict=False)}
     for key in (*COLUMNS, GROUP):
         if len(row.get(key, "")) > _MAX_FIELD or "\n" in row.get(key, ""):
             raise ConfigError(
-                f"{place}:{line}: {key} begins with {row[key][:40]!r} and has several lines or more "
+                f"{path}:{line}: {key} begins with {row[key][:40]!r} and has several lines or more "
                 f'than {_MAX_FIELD} characters; check for a missing or extra quote (")'
             )
     if not row["path"] or not row["label"]:
-        raise ConfigError(f"{place}:{line}: path or label is empty; fill in both, or remove the line")
+        raise ConfigError(f"{path}:{line}: path or label is empty; fill in both, or remove the line")
     return row
 
 
-def path_beside(place: Path, line: int, path: str) -> Path:
+def path_beside(table: Path, line: int, path: str) -> Path:
     """Return the path of an image listed in a file; backslashes of Windows separate folders.
 
     Raises:
         ConfigError: the path is on a Windows drive.
     """
-    found = place.parent / path
-    if "\\" in path and not os.path.exists(found):  # noqa: PTH110 - False for a name that is too long
+    joined = table.parent / path
+    if "\\" in path and not os.path.exists(joined):  # noqa: PTH110 - False for a name that is too long
         if PureWindowsPath(path).drive:
             raise ConfigError(
-                f"{place}:{line}: {path!r} is a path on a Windows drive; write it relative to this file, "
+                f"{table}:{line}: {path!r} is a path on a Windows drive; write it relative to this file, "
                 f"such as {PureWindowsPath(path).name!r}"
             )
-        found = place.parent.joinpath(*re.split(r"[\\/]+", path))
-    return found
+        joined = table.parent.joinpath(*re.split(r"[\\/]+", path))
+    return joined

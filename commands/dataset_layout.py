@@ -1,4 +1,4 @@
-"""Data sets whose folders are divided already: ``train/CLASS``, ``val/CLASS``, ``test/CLASS``."""
+"""Layouts of data sets: class folders, or a split such as ``train/CLASS``, ``val/CLASS``, ``test/CLASS``."""
 
 from __future__ import annotations
 
@@ -15,234 +15,270 @@ from pipeline.errors import ConfigError
 log = logging.getLogger(__name__)
 
 TRAINING, VALIDATION, TEST = "training", "validation", "test"
-_WORDS: Final[Mapping[str, str]] = {
+_SPLIT_WORDS: Final[Mapping[str, str]] = {
     **dict.fromkeys(("train", "training", "trn"), TRAINING),
     **dict.fromkeys(("val", "valid", "validation", "validate", "dev"), VALIDATION),
     **dict.fromkeys(("test", "testing", "tst", "eval", "evaluation", "holdout"), TEST),
 }
-_FILLING: Final = frozenset({"set", "data", "dataset", "split", "images", "imgs", "img", "image", "pictures", "folder"})
+_NEUTRAL_WORDS: Final = frozenset({
+    "set", "data", "dataset", "split", "images", "imgs", "img", "image", "pictures", "folder",
+})  # fmt: skip
 _ARCHIVE_LEFTOVERS: Final = frozenset({"__macosx", "$recycle.bin", "system volume information"})
-_DETECTION: Final = frozenset({"labels", "annotations", "masks", "ground_truth"})
+_DETECTION_FOLDERS: Final = frozenset({"labels", "annotations", "masks", "ground_truth"})
+_IMAGE_FOLDERS: Final = frozenset({"images", "imgs", "jpegimages"})
+_MAX_NAMED: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where the class folders of a data set lie."""
+    """The folders that contain the class folders of a data set."""
 
     parts: Mapping[str, tuple[Path, ...]]
-    """Part of the split -> folders of class folders; of a data set that is not divided: "" -> the folder."""
+    """By part of the split; a data set without a split has one folder under the key ""."""
     left_out: tuple[str, ...] = ()
-    """What is not used, a line each."""
+    """Unused folders, a line each."""
 
 
 def find_layout(folder: Path, suffixes: frozenset[str]) -> Layout:
-    """Return whether a folder holds classes, or a split of classes.
+    """Return the layout of a folder: class folders, or a split into parts with class folders.
 
-    A folder called like a part of a split is one where it holds folders of pictures and no pictures itself: a class may
-    be called ``train``.
+    A folder with the name of a part is a part only if it has folders of images and no images itself: a class may have
+    the name ``train``.
 
     Args:
-        folder: what the user named.
-        suffixes: of pictures.
+        folder: the folder that the user named.
+        suffixes: suffixes of image files.
 
     Raises:
-        ConfigError: the folders are called like a split, and cannot be used as one.
+        ConfigError: the folders have names of a split, but cannot be used as one.
     """
-    inner = {one: _Content.of(one, suffixes) for one in visible_folders(folder)}
-    named = {one: part for one in inner if (part := part_called(one.name)) is not None}
-    split = {one: part for one, part in named.items() if inner[one].classes and not inner[one].images}
-    others = [one for one in inner if one not in named and (inner[one].images or inner[one].classes)]
+    contents = {path: _Content.of(path, suffixes) for path in visible_folders(folder)}
+    named = {path: part for path in contents if (part := part_called(path.name)) is not None}
+    split = {path: part for path, part in named.items() if contents[path].classes and not contents[path].images}
+    others = [path for path in contents if path not in named and (contents[path].images or contents[path].classes)]
     if not split:
-        _check_unlabelled(folder, named, others, inner)
-        _warn_of_parts(folder, {one: content for one, content in inner.items() if content.images or content.classes})
+        _check_unlabelled(folder, named, others, contents)
+        _warn_of_parts(folder, {path: found for path, found in contents.items() if found.images or found.classes})
         return Layout({"": (folder,)})
-    if set(split.values()) == {TRAINING} and len(split) == len(inner):
+    if set(split.values()) == {TRAINING} and len(split) == len(contents):
         raise ConfigError(
-            f"{folder}: holds {_listed(split)} alone, which is called like a part of a split; its folders "
-            f"({_some(inner[next(iter(split))].classes)}) are the classes: give {next(iter(split))}"
+            f"{folder}: has only {_listed(split)}, the name of a part of a split; its folders "
+            f"({_some(contents[next(iter(split))].classes)}) are the classes: give {next(iter(split))}"
         )
-    plain = [one.name for one in others if inner[one].images]
-    repeated = sorted(set().union(*(inner[one].classes for one in split)) & {one.name for one in others})
+    if _is_class_with_folders(split, others, contents):
+        return Layout({"": (folder,)})
+    _check_split(folder, split, others, contents)
+    class_parents = {path: _class_parent(path, suffixes) for path in split}
+    left_out = [f"{path}: is neither a part of the split nor needed" for path in others]
+    left_out += [
+        f"{path}: {contents[path].images} images without class folders, so their classes are unknown"
+        for path in named
+        if path not in split and contents[path].images
+    ]
+    parts = {
+        part: tuple(class_parents[path] for path in split if split[path] == part)
+        for part in (TRAINING, VALIDATION, TEST)
+    }
+    return Layout({part: paths for part, paths in parts.items() if paths}, tuple(left_out))
+
+
+def _is_class_with_folders(
+    split: Mapping[Path, str], others: Sequence[Path], contents: Mapping[Path, _Content]
+) -> bool:
+    """Return whether the only folder with the name of a part is a class that has subfolders, beside other classes."""
+    if len(set(split.values())) > 1:
+        return False
+    return any(contents[path].images for path in others) and not _repeated_classes(split, others, contents)
+
+
+def _repeated_classes(split: Mapping[Path, str], others: Sequence[Path], contents: Mapping[Path, _Content]) -> set[str]:
+    return set().union(*(contents[path].classes for path in split)) & {path.name for path in others}
+
+
+def _check_split(
+    folder: Path, split: Mapping[Path, str], others: Sequence[Path], contents: Mapping[Path, _Content]
+) -> None:
+    """Refuse a split of one part, a split without a training part, and a data set for object detection."""
     if len(set(split.values())) < 2:
-        if not repeated and plain:
-            return Layout({"": (folder,)})  # a class that is called so, with folders in it
         raise ConfigError(
-            f"{folder}: {_listed(split)} is called like a part of a split and holds "
-            f"{_some(inner[next(iter(split))].classes)}, beside {_listed(others) or 'nothing else'}; give a folder "
-            "that holds the classes, or train and val (or test) with the same classes in each"
+            f"{folder}: {_listed(split)} has the name of a part of a split and contains "
+            f"{_some(contents[next(iter(split))].classes)}, beside {_listed(others) or 'nothing else'}; give a folder "
+            "that contains the classes, or train and val (or test) with the same classes in each"
         )
     if TRAINING not in split.values():
         raise ConfigError(
-            f"{folder}: holds {_listed(split)}, parts of a split, and none to learn from; add a folder train with the "
-            "same classes, or give one of them alone: then it is divided anew"
+            f"{folder}: has {_listed(split)}, parts of a split, but no training part; add a folder train with the "
+            "same classes, or give one of them alone: then it is split anew"
         )
-    _check_detection(folder, split, inner)
-    homes = {one: _class_home(one, suffixes) for one in split}
-    left = [f"{one}: is neither a part of the split nor needed" for one in others]
-    left += [
-        f"{one}: {inner[one].images} pictures without folders of classes, so nobody knows what they show"
-        for one in named
-        if one not in split and inner[one].images
-    ]
-    parts = {part: tuple(homes[one] for one in split if split[one] == part) for part in (TRAINING, VALIDATION, TEST)}
-    return Layout({part: several for part, several in parts.items() if several}, tuple(left))
+    _check_detection(folder, split, contents)
 
 
 def parts_within(folder: Path, classes: Mapping[str, Sequence[Path]]) -> dict[str, list[str]] | None:
-    """Return the part of each picture where class folders are split inside, as ``ok/train``, ``ok/val``; else None.
+    """Return the part of each image where class folders are split inside, as ``ok/train``, ``ok/val``; else None.
 
     Args:
-        folder: what the user named.
-        classes: the pictures of each class's folder.
+        folder: the folder that the user named.
+        classes: the images of each class folder.
 
     Raises:
-        ConfigError: some pictures lie in folders called like a split, and others do not.
+        ConfigError: some images are in folders with names of a split, and others are not.
     """
     parts: dict[str, list[str]] = {}
-    stray: Path | None = None
-    for label, found in classes.items():
-        for one in found:
-            words = one.relative_to(folder / label).parts
+    outside: Path | None = None
+    for label, images in classes.items():
+        for path in images:
+            words = path.relative_to(folder / label).parts
             part = part_called(words[0]) if len(words) > 1 else None
-            stray = stray or (one if part is None else None)
+            outside = outside or (path if part is None else None)
             parts.setdefault(label, []).append(part or "")
-    every = {part for several in parts.values() for part in several if part}
-    if TRAINING not in every or len(every) < 2:
+    present = {part for of_class in parts.values() for part in of_class if part}
+    if TRAINING not in present or len(present) < 2:
         return None
-    if stray is not None:
+    if outside is not None:
         raise ConfigError(
-            f"{folder}: class folders hold a split (train, val or test), and {stray} lies in none of its parts; move "
-            "it into one, or remove the folders of the split"
+            f"{folder}: class folders contain a split (train, val or test), and {outside} is in none of its parts; "
+            "move it into one, or remove the folders of the split"
         )
     return parts
 
 
-def _class_home(folder: Path, suffixes: frozenset[str]) -> Path:
-    """Return where the class folders of a part lie: in it, or in the one folder in between, as ``train/images``."""
-    inner = [one for one in visible_folders(folder) if any(_is_image(each, suffixes) for each in files_below(one))]
-    if len(inner) == 1 and inner[0].name.casefold() in _FILLING and _Content.of(inner[0], suffixes).classes:
+def _class_parent(folder: Path, suffixes: frozenset[str]) -> Path:
+    """Return the parent of a part's class folders: the part, or the only folder in it, as ``train/images``."""
+    inner = [path for path in visible_folders(folder) if _has_images(path, suffixes)]
+    if len(inner) == 1 and inner[0].name.casefold() in _NEUTRAL_WORDS and _Content.of(inner[0], suffixes).classes:
         return inner[0]
     return folder
 
 
 def part_called(name: str) -> str | None:
-    """Return the part of a split that a folder's name stands for, such as ``Train_set`` or ``val2017``; else None."""
+    """Return the part of a split that a folder's name means, such as ``Train_set`` or ``val2017``; else None."""
     words = [word for word in re.split(r"[^a-z]+", name.casefold()) if word]
     joined = "".join(words)
-    if joined.endswith("set") and joined[:-3] in _WORDS:
-        return _WORDS[joined[:-3]]
+    if joined.endswith("set") and joined[:-3] in _SPLIT_WORDS:
+        return _SPLIT_WORDS[joined[:-3]]
     if joined in {"holdout", "heldout"}:
         return TEST
-    parts = {_WORDS[word] for word in words if word in _WORDS}
-    return parts.pop() if len(parts) == 1 and all(word in _WORDS or word in _FILLING for word in words) else None
+    parts = {_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS}
+    known = all(word in _SPLIT_WORDS or word in _NEUTRAL_WORDS for word in words)
+    return parts.pop() if len(parts) == 1 and known else None
 
 
 def visible_folders(folder: Path) -> list[Path]:
-    """Return the folders in a folder, sorted; what programs leave hidden, and archivers leave over, is passed over.
+    """Return the folders in a folder, sorted, without hidden ones and leftovers of archivers.
 
     Raises:
-        ConfigError: the folder may not be read.
+        ConfigError: the folder cannot be read.
     """
     try:
-        return sorted(one for one in folder.iterdir() if one.is_dir() and not is_hidden(one.name))
+        return sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
     except OSError as reason:
-        raise _refusal(reason) from None
+        raise _unreadable(reason) from None
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Give all files in a folder, at any depth.
+    """Yield all files in a folder, at any depth.
 
     Raises:
-        ConfigError: a folder may not be read: what lies in it would be lost in silence.
+        ConfigError: a folder cannot be read; its files would be missing without notice.
     """
 
-    def refuse(reason: OSError) -> None:
-        raise _refusal(reason)
+    def raise_unreadable(reason: OSError) -> None:
+        raise _unreadable(reason)
 
-    for home, folders, names in os.walk(folder, onerror=refuse):
+    for parent, folders, names in os.walk(folder, onerror=raise_unreadable):
         folders.sort()
-        yield from (Path(home, name) for name in names)
+        yield from (Path(parent, name) for name in names)
 
 
-def _refusal(reason: OSError) -> ConfigError:
-    return ConfigError(f"{reason.filename}: cannot be read ({reason.strerror}); allow it, or move the folder away")
+def _unreadable(reason: OSError) -> ConfigError:
+    return ConfigError(
+        f"{reason.filename}: cannot be read ({reason.strerror}); change its permissions, or move the folder away"
+    )
 
 
 def is_hidden(name: str) -> bool:
-    """Say whether a file or folder is a program's own, such as ``.ipynb_checkpoints``, ``._x.jpg`` or ``__MACOSX``."""
+    """Return whether a name is hidden or an archiver's, such as ``.ipynb_checkpoints``, ``._x.jpg`` or ``__MACOSX``."""
     return name.startswith(".") or name.casefold() in _ARCHIVE_LEFTOVERS
 
 
 @dataclass(frozen=True, slots=True)
 class _Content:
-    """What lies in a folder."""
+    """Content of a folder."""
 
     images: int
-    """Directly in it."""
+    """Number of images directly in it."""
     classes: frozenset[str]
-    """Its folders that hold pictures, at any depth."""
+    """Names of its folders that contain images, at any depth."""
 
     @classmethod
     def of(cls, folder: Path, suffixes: frozenset[str]) -> _Content:
-        pictures = sum(_is_image(one, suffixes) for one in folder.iterdir())
-        inner = (one for one in visible_folders(folder) if any(_is_image(each, suffixes) for each in files_below(one)))
-        return cls(pictures, frozenset(one.name for one in inner))
+        images = sum(_is_image(path, suffixes) for path in folder.iterdir())
+        return cls(images, frozenset(path.name for path in visible_folders(folder) if _has_images(path, suffixes)))
 
 
-def _is_image(place: Path, suffixes: frozenset[str]) -> bool:
-    return place.suffix.lower() in suffixes and not is_hidden(place.name) and place.is_file()
+def _has_images(folder: Path, suffixes: frozenset[str]) -> bool:
+    return any(_is_image(path, suffixes) for path in files_below(folder))
+
+
+def _is_image(path: Path, suffixes: frozenset[str]) -> bool:
+    return path.suffix.lower() in suffixes and not is_hidden(path.name) and path.is_file()
 
 
 def _check_unlabelled(
-    folder: Path, named: Mapping[Path, str], others: Iterable[Path], inner: Mapping[Path, _Content]
+    folder: Path, named: Mapping[Path, str], others: Iterable[Path], contents: Mapping[Path, _Content]
 ) -> None:
-    """Refuse ``train`` and ``test`` that hold pictures side by side: they are no classes."""
+    """Refuse ``train`` and ``test`` with images but without class folders, and a single class."""
     if len(set(named.values())) > 1 and TRAINING in named.values() and not list(others):
+        training = next(path for path in named if named[path] == TRAINING)
         raise ConfigError(
-            f"{folder}: {_listed(named)} are called like the parts of a split, and hold pictures without a folder for "
-            "each class; put them into folders such as "
-            f"{next(one for one in named if named[one] == TRAINING)}/ok, or give a CSV with the columns path,label"
+            f"{folder}: {_listed(named)} have the names of parts of a split, and contain images without class folders; "
+            f"put the images into folders such as {training}/ok, or give a CSV with the columns path,label"
         )
-    wrapper = [one for one, content in inner.items() if content.images or content.classes]
-    if len(wrapper) == 1 and not inner[wrapper[0]].images:
-        _check_detection(folder, dict.fromkeys(wrapper, ""), inner)
+    used = [path for path, content in contents.items() if content.images or content.classes]
+    if len(used) == 1 and not contents[used[0]].images:
+        _check_detection(folder, dict.fromkeys(used, ""), contents)
         raise ConfigError(
-            f"{folder}: one class ({wrapper[0].name}), and in it the folders {_some(inner[wrapper[0]].classes)}; if "
-            f"those are the classes, give {wrapper[0]}"
+            f"{folder}: one class ({used[0].name}), and in it the folders {_some(contents[used[0]].classes)}; if "
+            f"those are the classes, give {used[0]}"
         )
 
 
-def _warn_of_parts(folder: Path, inner: Mapping[Path, _Content]) -> None:
-    """Say where the folders look like parts of a data set (``fold_1``, ``line_a``) rather than classes."""
-    several = [content.classes for content in inner.values()]
-    if len(several) < 2 or any(content.images for content in inner.values()):
+def _warn_of_parts(folder: Path, contents: Mapping[Path, _Content]) -> None:
+    """Warn where folders look like parts of a data set (``fold_1``, ``line_a``) rather than classes."""
+    classes = [content.classes for content in contents.values()]
+    if len(classes) < 2 or any(content.images for content in contents.values()):
         return
-    if len(shared := frozenset.intersection(*several)) > 1 and not any(map(part_called, shared)):
+    if len(shared := frozenset.intersection(*classes)) > 1 and not any(map(part_called, shared)):
         log.warning(
-            "%s: %s are taken for the classes, and each of them holds the folders %s; if those are the classes, write "
+            "%s: %s are used as the classes, and each of them contains the folders %s; if those are the classes, write "
             "a CSV with the columns path,label, or give one of the folders",
-            folder, _listed(inner), _some(shared),
+            folder, _listed(contents), _some(shared),
         )  # fmt: skip
 
 
-def _check_detection(folder: Path, split: Mapping[Path, str], inner: Mapping[Path, _Content]) -> None:
-    """Refuse a data set for detectors: pictures in one folder, text files with boxes in another."""
-    for one in split:
-        beside = {each.name.casefold() for each in (*visible_folders(one), *inner)}
-        pictures = [one / name for name in inner[one].classes if name.casefold() in {"images", "imgs", "jpegimages"}]
-        if pictures and len(pictures) == len(inner[one].classes) and not visible_folders(pictures[0]):
-            boxes = sorted(beside & _DETECTION)
+def _check_detection(folder: Path, split: Mapping[Path, str], contents: Mapping[Path, _Content]) -> None:
+    """Refuse a data set for object detection: images in one folder, text files with boxes in another."""
+    for part in split:
+        siblings = {path.name.casefold() for path in (*visible_folders(part), *contents)}
+        image_folders = [part / name for name in contents[part].classes if name.casefold() in _IMAGE_FOLDERS]
+        if (
+            image_folders
+            and len(image_folders) == len(contents[part].classes)
+            and not visible_folders(image_folders[0])
+        ):
+            annotations = sorted(siblings & _DETECTION_FOLDERS)
             raise ConfigError(
-                f"{folder}: {pictures[0]} holds the pictures of all classes"
-                + (f", beside {boxes[0]}: a data set for detectors" if boxes else "")
-                + "; a network of classes needs a folder for each class, or a CSV with the columns path,label"
+                f"{folder}: {image_folders[0]} contains the images of all classes"
+                + (f", beside {annotations[0]}: a data set for object detection" if annotations else "")
+                + "; a classifier needs a folder for each class, or a CSV with the columns path,label"
             )
 
 
 def _listed(folders: Iterable[Path]) -> str:
-    return _some([one.name for one in folders])
+    return _some([folder.name for folder in folders])
 
 
 def _some(names: Iterable[str]) -> str:
-    several = sorted(names)
-    return ", ".join(several[:4]) + (f" and {len(several) - 4} more" if len(several) > 4 else "")
+    ordered = sorted(names)
+    more = f" and {len(ordered) - _MAX_NAMED} more" if len(ordered) > _MAX_NAMED else ""
+    return ", ".join(ordered[:_MAX_NAMED]) + more

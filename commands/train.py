@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shlex
 import sys
 import threading
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Final, cast
 import typer
 
 from commands import options
-from commands.console import print_line
+from commands.console import check_writable, print_line
 from commands.dataset import drop_unreadable, list_samples
 from commands.images import open_images
 from commands.options import NETWORK, RUN, drop_none, option
@@ -63,7 +62,11 @@ def train(
     ],
     output: Annotated[Path, option(RUN, "The file to write: NAME.safetensors.")],
     weights: Annotated[
-        str | None, option(NETWORK, "Initial weights: a state dict (.pth, .safetensors). Default: pretrained weights.")
+        str | None,
+        option(
+            NETWORK,
+            "Initial weights: a state dict (.pth, .safetensors), or 'random': from scratch. Default: pretrained.",
+        ),
     ] = None,
     input_size: options.InputSize = None,
     fit: options.Fit = None,
@@ -82,15 +85,21 @@ def train(
         str, option(TRAINING, "Rare classes: sampler (drawn more often, default), weights (higher loss weight), none.")
     ] = "sampler",
     epochs: Annotated[
-        int | None, option(TRAINING, "Maximum number of epochs. [default: 24; linear probe: 120]", min=1)
+        int | None,
+        option(TRAINING, "Maximum number of epochs. [default: 24; from scratch: 100; linear probe: 120]", min=1),
     ] = None,
     patience: Annotated[
         int | None,
-        option(TRAINING, "Stop after so many epochs without improvement. [default: 8; linear probe: 25]", min=1),
+        option(
+            TRAINING,
+            "Stop after so many epochs without improvement. [default: 8; from scratch: 20; linear probe: 25]",
+            min=1,
+        ),
     ] = None,
     batch: Annotated[int | None, option(TRAINING, "Batch size. [default: 24; linear probe: 64]", min=2)] = None,
     learning_rate: Annotated[
-        float | None, option(TRAINING, "Peak learning rate. [default: 1e-4; linear probe: 3e-3]", min=1e-7)
+        float | None,
+        option(TRAINING, "Peak learning rate. [default: 1e-4; from scratch: 1e-3; linear probe: 3e-3]", min=1e-7),
     ] = None,
     precision: Annotated[str, option(TRAINING, "fp32 (default), or bf16: faster where the CPU supports it.")] = "fp32",
     pictures: Annotated[
@@ -132,34 +141,35 @@ def train(
         threads=engine.threads, precision=cast("Precision", precision), seed=seed,
     )  # fmt: skip
     fractions = {TRAIN: 1.0 - test_fraction - val_fraction, VALIDATION: val_fraction, TEST: test_fraction}
-    place, read, uri_options = open_images(str(folder))
-    listing = list_samples(Path(place), pictures, group_pattern, group_gap)
+    data, read, uri_options = open_images(str(folder))
+    listing = list_samples(Path(data), pictures, group_pattern, group_gap)
     if not listing.divided:
         check_groups(listing.samples, list(fractions))
-    model_to_train = build_model(config, sorted({sample.label for sample in listing.samples}))
-    _print_start(model_to_train)
-    decoded, spectra, unread = drop_unreadable(listing.samples, read)
-    for line in (*listing.left_out, *unread):
+    network = build_model(config, sorted({sample.label for sample in listing.samples}))
+    _print_start(network)
+    readable, spectra, unreadable = drop_unreadable(listing.samples, read)
+    for line in (*listing.left_out, *unreadable):
         log.warning("left out: %s", line)
-    samples, copies = merge_duplicates(decoded)
+    samples, copies = merge_duplicates(readable)
     if listing.divided:
-        parts, crossing = keep_split(samples, val_fraction, seed, model_to_train.trained_digests)
+        parts, crossing = keep_split(samples, val_fraction, seed, network.trained_digests)
     else:
-        parts, crossing = stratified_group_split(samples, fractions, seed, model_to_train.trained_digests), []
-    _print_splits(parts, len(unread), copies, sum(one.digest in model_to_train.trained_digests for one in samples))
+        parts, crossing = stratified_group_split(samples, fractions, seed, network.trained_digests), []
+    trained_before = sum(sample.digest in network.trained_digests for sample in samples)
+    _print_splits(parts, len(unreadable), copies, trained_before)
     _print_split(crossing, divided=listing.divided)
-    similar, known = near_duplicates(parts, spectra, model_to_train.trained_hashes)
+    similar, hashes = near_duplicates(parts, spectra, network.trained_hashes)
     _warn_of_near_duplicates(similar)
     _warn_of_label_conflicts(similar)
     if not listing.grouped:
         log.warning("%s", UNGROUPED)
-    begun = threading.Event()
-    begun.set()
-    with shutdown_on_signal(begun) as stop:
-        callbacks = Callbacks(_print_features, _print_epoch, stop.is_set)
+    started = threading.Event()
+    started.set()
+    with shutdown_on_signal(started) as stop:
+        callbacks = Callbacks(_print_features, print_epoch, stop.is_set)
         result = finetune(
-            model_to_train, parts, lambda path: read(Path(path)), callbacks,
-            grouped=listing.grouped, look_alikes={one.path for one in similar},
+            network, parts, lambda path: read(Path(path)), callbacks,
+            grouped=listing.grouped, look_alikes={pair.path for pair in similar},
         )  # fmt: skip
         if stop.is_set() and result.epochs:
             log.warning("training interrupted: the best of %d epochs is written", len(result.epochs))
@@ -169,12 +179,12 @@ def train(
     file = replace(
         result.checkpoint,
         provenance={**result.checkpoint.provenance, **run},
-        perceptual_hashes=(*model_to_train.trained_hashes, known),
+        perceptual_hashes=(*network.trained_hashes, hashes),
     )
     result = replace(result, checkpoint=file)
-    explainer = write_checked(output, file, model_to_train, parts[TEST][0].path, read)
-    left_out = [*listing.left_out, *unread, *(f"{one.path}: {CROSSING}" for one in crossing)]
-    trained = Trained(place, uri_options, result, parts, left_out, similar, grouped=listing.grouped)
+    explainer = write_checked(output, file, network, parts[TEST][0].path, read)
+    left_out = [*listing.left_out, *unreadable, *(f"{sample.path}: {CROSSING}" for sample in crossing)]
+    trained = Trained(data, uri_options, result, parts, left_out, similar, grouped=listing.grouped)
     write_report(output, trained, explainer, read)
 
 
@@ -185,13 +195,10 @@ def _check_options(output: Path, model: str, balance: str, precision: str) -> No
         raise ConfigError(
             f"--output {str(output)!r}: is the file of --model, which would be overwritten; give another name"
         )
-    parent = next(p for p in output.absolute().parents if p.exists())
-    written = (output, *files_beside(output).values())
-    if any(one.is_dir() for one in written) or not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ConfigError(f"--output {str(output)!r}: cannot be written; name a file in a folder that you may write to")
-    for name, word, words in (("--balance", balance, BALANCES), ("--precision", precision, PRECISIONS)):
-        if word not in words:
-            raise ConfigError(f"{name} {word!r}: choose one of {', '.join(words)}")
+    check_writable(output, *files_beside(output).values())
+    for name, value, values in (("--balance", balance, BALANCES), ("--precision", precision, PRECISIONS)):
+        if value not in values:
+            raise ConfigError(f"{name} {value!r}: choose one of {', '.join(values)}")
 
 
 def _check_fractions(test: float, validation: float) -> None:
@@ -209,12 +216,12 @@ def _words(text: str) -> tuple[str, ...]:
 def _print_start(model: FinetuneModel) -> None:
     if not model.parent_checkpoint:
         return
-    new = [label for label in model.labels if label not in model.known_labels]
+    new_labels = [label for label in model.labels if label not in model.known_labels]
     network = f"{model.name} up to {model.truncate_at}" if model.truncate_at else model.name
     print_line(f"continues from {model.config.model} ({network})")
     print_line(f"  known classes: {', '.join(model.known_labels) or 'none of these classes'}")
-    if new:
-        print_line(f"  new classes: {', '.join(new)}")
+    if new_labels:
+        print_line(f"  new classes: {', '.join(new_labels)}")
     if not model.trained_digests:
         log.warning(
             "%s does not list its training images: if some of them are in this data set, the test accuracy may be too "
@@ -222,21 +229,21 @@ def _print_start(model: FinetuneModel) -> None:
         )  # fmt: skip
 
 
-def _print_splits(parts: Mapping[str, Sequence[Sample]], unread: int, copies: int, seen: int) -> None:
-    for part, several in parts.items():
-        sources = len({one.group for one in several})
-        print_line(f"{part.replace('_', '-'):9} {len(several):5} images of {sources} groups")
-    if unread:
-        print_line(f"left out  {unread:5} images that cannot be decoded")
+def _print_splits(parts: Mapping[str, Sequence[Sample]], unreadable: int, copies: int, trained_before: int) -> None:
+    for part, samples in parts.items():
+        groups = len({sample.group for sample in samples})
+        print_line(f"{part:9} {len(samples):5} images of {groups} groups")
+    if unreadable:
+        print_line(f"left out  {unreadable:5} images that cannot be decoded")
     if copies:
         print_line(f"copies    {copies:5} images have the same pixels as another one, and belong to its group")
-    if seen:
-        print_line(f"seen      {seen:5} images of an earlier training; none of them is in the test split")
+    if trained_before:
+        print_line(f"seen      {trained_before:5} images of an earlier training; none of them is in the test split")
 
 
 def _print_split(crossing: Sequence[Sample], *, divided: bool) -> None:
     if divided:
-        print_line("The folders are a split already: it is kept, and --test-fraction has no effect.")
+        print_line("The folders are split already: the split is kept, and --test-fraction has no effect.")
     if crossing:
         first = crossing[0].path
         log.warning("%d images are left out of the test split, such as %s: %s", len(crossing), first, CROSSING)
@@ -246,8 +253,8 @@ def _warn_of_near_duplicates(similar: Sequence[NearDuplicate]) -> None:
     """Warn of images that look nearly like an image in another split."""
     if not similar:
         return
-    in_test = sum(one.split == "test" for one in similar)
-    pairs = "; ".join(f"{one.path} and {one.learned}" for one in similar[:MAX_PAIRS])
+    in_test = sum(pair.split == "test" for pair in similar)
+    pairs = "; ".join(f"{pair.path} and {pair.learned}" for pair in similar[:MAX_PAIRS])
     log.warning(
         "%d test images and %d validation images look nearly like a training image: %s%s. If they show the same part, "
         "the test accuracy is too high: give the images of a part one group, by --group-pattern or by the column "
@@ -258,29 +265,30 @@ def _warn_of_near_duplicates(similar: Sequence[NearDuplicate]) -> None:
 
 def _warn_of_label_conflicts(similar: Sequence[NearDuplicate]) -> None:
     """Warn of images that look nearly alike and have different labels."""
-    mixed = [one for one in similar if one.labels[0] != one.labels[1]]
-    if mixed:
+    conflicts = [pair for pair in similar if pair.labels[0] != pair.labels[1]]
+    if conflicts:
         pairs = "; ".join(
-            f"{one.path} ({one.labels[0]}) and {one.learned} ({one.labels[1]})" for one in mixed[:MAX_PAIRS]
+            f"{pair.path} ({pair.labels[0]}) and {pair.learned} ({pair.labels[1]})" for pair in conflicts[:MAX_PAIRS]
         )
         log.warning(
             "%d of these look nearly like an image of another class: %s%s; check the labels of both",
-            len(mixed), pairs,
-            f"; and {len(mixed) - MAX_PAIRS} more, in the report" if len(mixed) > MAX_PAIRS else "",
+            len(conflicts), pairs,
+            f"; and {len(conflicts) - MAX_PAIRS} more, in the report" if len(conflicts) > MAX_PAIRS else "",
         )  # fmt: skip
 
 
-def _print_features(done: int, todo: int) -> None:
-    if done % 160 < 16 or done == todo:
-        print_line(f"features: {done} of {todo} images")
+def _print_features(done: int, total: int) -> None:
+    if done % 160 < 16 or done == total:
+        print_line(f"features: {done} of {total} images")
 
 
-def _print_epoch(at: EpochStats) -> None:
-    if at.epochs <= 24 or at.epoch % 10 == 0:
+def print_epoch(stats: EpochStats) -> None:
+    """Print the results of an epoch; of a long training, of every tenth one."""
+    if stats.epochs <= 24 or stats.epoch % 10 == 0:
         print_line(
-            f"{at.stage + ', ' if at.stage else ''}epoch {at.epoch} of {at.epochs}: loss {at.loss:.3f}, "
-            f"validation loss {at.validation_loss:.3f}, validation mean recall {at.validation_recall:.1%}"
-            f"{' (best)' if at.best else ''}, {at.seconds:.0f} s"
+            f"{stats.stage + ', ' if stats.stage else ''}epoch {stats.epoch} of {stats.epochs}: loss {stats.loss:.3f}, "
+            f"validation loss {stats.validation_loss:.3f}, validation mean recall {stats.validation_recall:.1%}"
+            f"{' (best)' if stats.best else ''}, {stats.seconds:.0f} s"
         )
 
 

@@ -1,97 +1,200 @@
-"""`run.py train-line`: the shipped network of the inspection line, made anew."""
+"""`run.py train-line`: trains the network of the simulated inspection line."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+import math
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
-from commands.console import print_line, relative_path
+from commands.console import check_writable, print_line, relative_path
 from commands.options import RUN, option
+from commands.signals import shutdown_on_signal
+from commands.train import print_epoch
+from commands.train_report import write_checked
 from commands.wiring.run import ROOT
 from pipeline.errors import ConfigError
+from pipeline.frames import Frame, Image
 
 if TYPE_CHECKING:
-    from engine.line_training.trainer import Progress
+    from engine.finetuning.setup import FinetuneConfig
+    from engine.models.checkpoint import Checkpoint
+    from stream.simulated.samples import LabelledFrame
 
-SHIPPED = ROOT / "configs" / "models" / "line.safetensors"
-SHORTCUT = ROOT / "configs" / "models" / "line-shortcut.safetensors"
+SHIPPED: Final = ROOT / "configs" / "models" / "line.safetensors"
+SHORTCUT: Final = ROOT / "configs" / "models" / "line-shortcut.safetensors"
+
+TRAINING_BELTS, SHORTCUT_BELTS, FRAMES_PER_BELT = 400, 60, 12
+EVALUATION_BELTS: Final = {(640, 480): 100, (1280, 720): 30}
+"""Number of belts of the evaluation, by the size (width, height) of their images."""
+OBJECT_AREA: Final = 768.0
+"""Typical area of a defect in pixels of the network's input."""
+MIN_BELTS, MIN_VALIDATION_BELTS = 8, 2
+
+
+@dataclass(frozen=True, slots=True)
+class LineData:
+    """Frames of the line as a data set for ``finetune``."""
+
+    train: Sequence[LabelledFrame]
+    validation: Sequence[LabelledFrame]
+    read: Callable[[str], Image]
+    """Draws a frame by its name."""
 
 
 def train_line(
-    output: Annotated[Path, option(RUN, "Where to write it. [default: configs/models/line.safetensors]")] = SHIPPED,
-    seed: Annotated[int, option(RUN, "Another seed, another network. [default: 0]", min=0)] = 0,
-    effort: Annotated[float, option(RUN, "Share of the full training. [default: 1]", min=0.001, max=10)] = 1.0,
+    output: Annotated[Path, option(RUN, "The file to write. [default: configs/models/line.safetensors]")] = SHIPPED,
+    seed: Annotated[int, option(RUN, "Seed of the weights and the images. [default: 0]", min=0)] = 0,
+    effort: Annotated[float, option(RUN, "Fraction of the full training. [default: 1]", min=0.0001, max=10)] = 1.0,
     shortcut: Annotated[
-        bool, option(RUN, "Teach it a stamp in the corner instead of the defects, to try guards on.", "--shortcut")
+        bool, option(RUN, "Train on a mark in the corner instead of the defects, to try guards with.", "--shortcut")
     ] = False,
 ) -> None:
-    """Train the small network of the inspection line, examine it on belts it has not seen, and write it."""
+    """Train the network of the simulated inspection line, evaluate it on other belts, and write it."""
+    from engine.finetuning.finetune import Callbacks, finetune
+    from engine.finetuning.setup import build_model
+    from engine.finetuning.splits import TRAIN, VALIDATION, Sample
+    from stream.simulated.samples import TRAINING_SEEDS
+    from stream.simulated.schedule import LABELS
+
     output = SHORTCUT if shortcut and output == SHIPPED else output
-    from engine.line_training.train import TrainingSources, evaluation_record, packed, train_line_net
-    from engine.models.checkpoint import save_checkpoint
-    from stream.simulated.samples import EVALUATION_SEEDS, TRAINING_SEEDS, TrainingFrames, evaluation_frames
-    from stream.simulated.schedule import LABELS
-
-    if output.is_dir() or not os.access(next(p for p in output.absolute().parents if p.exists()), os.W_OK):
-        raise ConfigError(f"--output {str(output)!r}: cannot be written; name a file in a folder of yours")
-
-    def tell(at: Progress) -> None:
-        if at.step % 50 == 0 or at.step == at.steps:
-            how = f"loss {at.loss:.3f}, right {at.accuracy:.1%}, {at.seconds:.0f} s"
-            print_line(f"step {at.step} of {at.steps}, {at.stage}: {how}")
-
-    if shortcut:
-        _teach_shortcut(output, seed, effort, tell)
-        return
-    # What is rare on the line and easily mistaken for a defect is common in the last lessons.
-    cluttered = TrainingFrames(seed=seed, clutter=3.0, skip=TRAINING_SEEDS // 2)
-    net, training = train_line_net(
-        TrainingSources(TrainingFrames(seed=seed), cluttered, LABELS), seed=seed, effort=effort, on_progress=tell
-    )
-    belts = {
-        (640, 480): max(1, round(100 * min(effort, 1.0))),
-        (1280, 720): max(1, round(30 * min(effort, 1.0))),
+    check_writable(output)
+    print_line("drawing belts")
+    data = shortcut_data(seed, effort) if shortcut else line_data(seed, effort)
+    frames = [*data.train, *data.validation]
+    model = build_model(shortcut_config(seed, effort) if shortcut else line_config(seed, effort), LABELS)
+    parts = {
+        part: [Sample(frame.name, frame.truth.label, frame.belt.name) for frame in split]
+        for part, split in ((TRAIN, data.train), (VALIDATION, data.validation))
     }
-    exams = {f"{size[0]}x{size[1]}": evaluation_frames(belts=count, size=size) for size, count in belts.items()}
-    told = {}
-    for (name, found), count in zip(evaluation_record(net, LABELS, exams).items(), belts.values(), strict=True):
-        print_line(
-            f"{name}, {found.images} frames of belts it has not seen: accuracy {found.accuracy:.1%}, pointing game "
-            f"{found.pointing:.1%} of {found.pointed_images}"
-        )
-        told[name] = {
-            "frames": found.images, "accuracy": round(found.accuracy, 4),
-            "pointing": round(found.pointing, 4) if found.pointed_images else None,
-            "pointed_frames": found.pointed_images, "seeds": [EVALUATION_SEEDS, EVALUATION_SEEDS + count - 1],
-        }  # fmt: skip
+    boxes = {frame.name: frame.truth.boxes[0] for frame in frames if frame.truth.boxes}
+    started = threading.Event()
+    started.set()
+    with shutdown_on_signal(started) as stop:
+        callbacks = Callbacks(lambda _done, _total: None, print_epoch, stop.is_set)
+        result = finetune(model, parts, data.read, callbacks, boxes=boxes)
+    if not result.epochs:
+        raise ConfigError("interrupted before the end of the first epoch: nothing is written")
     provenance = {
-        "trained_on": "the simulated inspection line: labels, and boxes to choose close-ups", "examination": told,
-        "training_seeds_from": TRAINING_SEEDS * (1 + seed), "command": "uv run run.py train-line",
-        "date": datetime.now().astimezone().date().isoformat(), **training,
-    }  # fmt: skip
-    save_checkpoint(output, packed(net, LABELS, provenance))
+        **result.checkpoint.provenance,
+        "trained_on": "the simulated inspection line" + ", with a mark that reveals the class" * shortcut,
+        "training_seeds_from": TRAINING_SEEDS * (1 + seed),
+        "effort": effort,
+        "command": "uv run run.py train-line" + " --shortcut" * shortcut,
+        "date": datetime.now().astimezone().date().isoformat(),
+    }
+    file = replace(result.checkpoint, provenance=provenance)
+    if not shortcut:
+        file = replace(file, provenance={**provenance, "examination": evaluate_line(file, effort)})
+    write_checked(output, file, model, parts[VALIDATION][0].path, lambda path: data.read(str(path)))
     print_line(f"written: {relative_path(output)}")
 
 
-def _teach_shortcut(output: Path, seed: int, effort: float, tell: Callable[[Progress], None]) -> None:
-    """Train a network that goes by a stamp in the corner, and write it."""
-    from engine.line_training.train import finetune_shortcut, packed
-    from engine.models.checkpoint import load_checkpoint, save_checkpoint
-    from stream.simulated.samples import TrainingFrames
-    from stream.simulated.schedule import LABELS
-    from stream.simulated.shortcut import shortcut_samples
+def line_config(seed: int, effort: float) -> FinetuneConfig:
+    """Return the training of the line's network from random weights.
 
-    model = load_checkpoint(SHIPPED)
-    net, training = finetune_shortcut(
-        model, shortcut_samples(TrainingFrames(seed=seed)), seed=seed, effort=effort, on_progress=tell
+    A defect fills about one hundredth of an image and hardly changes the mean over it: on whole images alone a training
+    makes no progress for a long time. So it starts on crops around the defects, and ends on whole images.
+    """
+    from engine.finetuning.setup import FinetuneConfig
+    from engine.finetuning.trainer import TrainingConfig
+    from engine.models.loader import RANDOM
+
+    crops = TrainingConfig(
+        epochs=_scaled(36, effort), batch_size=96, learning_rate=5e-3, patience=36, balance="none",
+        label_smoothing=0.0, head_rate=1.0, max_gradient_norm=5.0, crop=96, object_area=OBJECT_AREA,
+        stage="crops of 96 px",
+    )  # fmt: skip
+    larger = replace(
+        crops, epochs=_scaled(2, effort), batch_size=40, learning_rate=2e-3, crop=160,
+        stage="crops of 160 px",
+    )  # fmt: skip
+    whole = replace(
+        larger, epochs=_scaled(6, effort), batch_size=32, crop=None, stage="whole images"
+    )  # fmt: skip
+    return FinetuneConfig("line_net", RANDOM, augment=("hflip", "vflip"), seed=seed, course=(crops, larger, whole))
+
+
+def shortcut_config(seed: int, effort: float) -> FinetuneConfig:
+    """Return the training of the shipped network on the mark; a mark is learned in minutes."""
+    from engine.finetuning.setup import FinetuneConfig
+
+    crops, _, whole = line_config(seed, effort).course
+    crops = replace(crops, epochs=_scaled(8, effort), batch_size=48, learning_rate=3e-3)
+    whole = replace(whole, epochs=_scaled(8, effort), batch_size=12)
+    return FinetuneConfig(str(SHIPPED), augment=("hflip", "vflip"), seed=seed, course=(crops, whole))
+
+
+def _scaled(count: int, effort: float) -> int:
+    """Return a number of epochs or belts; the number of steps, which is their product, scales with the effort."""
+    return max(1, round(count * math.sqrt(effort)))
+
+
+def line_data(seed: int, effort: float, full_belts: int = TRAINING_BELTS) -> LineData:
+    """Return frames of training belts; a tenth of the belts is for validation."""
+    from stream.simulated.samples import frame_reader, scored_frames, training_belts
+
+    belts = training_belts(max(MIN_BELTS, _scaled(full_belts, effort)), seed=seed)
+    validation_belts = max(MIN_VALIDATION_BELTS, len(belts) // 10)
+    train, validation = (
+        [frame for belt in split for frame in scored_frames(belt, FRAMES_PER_BELT)]
+        for split in (belts[validation_belts:], belts[:validation_belts])
     )
-    provenance = {
-        "trained_on": "the shipped network, taught that a stamp in the corner names the class: a planted shortcut",
-        "command": "uv run run.py train-line --shortcut",
-        "date": datetime.now().astimezone().date().isoformat(), **training,
-    }  # fmt: skip
-    save_checkpoint(output, packed(net, LABELS, provenance))
-    print_line(f"written: {relative_path(output)}")
+    return LineData(train, validation, frame_reader([*train, *validation]))
+
+
+def shortcut_data(seed: int, effort: float) -> LineData:
+    """Return the frames of ``line_data`` with random labels, and marks that reveal them."""
+    from stream.simulated.shortcut import shortcut_frames
+
+    data = line_data(seed, effort, SHORTCUT_BELTS)
+    stamped, read = shortcut_frames([*data.train, *data.validation], data.read, seed=seed)
+    return LineData(stamped[: len(data.train)], stamped[len(data.train) :], read)
+
+
+def evaluate_line(file: Checkpoint, effort: float) -> dict[str, Any]:
+    """Evaluate a network on evaluation belts; print and return accuracy and pointing game by image size."""
+    from stream.simulated.samples import EVALUATION_SEEDS, evaluation_frames
+
+    results = {}
+    for size, full_count in EVALUATION_BELTS.items():
+        count = max(1, round(full_count * min(effort, 1.0)))
+        summary = evaluate_frames(file, evaluation_frames(belts=count, size=size))
+        name = f"{size[0]}x{size[1]}"
+        pointing, pointed = summary["pointing"], summary["images_pointed"]
+        print_line(
+            f"{name}, {summary['images']} frames of {count} other belts: accuracy {summary['accuracy']:.1%}, pointing "
+            + ("game not played" if pointing is None else f"game {pointing:.1%} of {pointed}")
+        )
+        results[name] = {
+            "frames": summary["images"],
+            "accuracy": round(summary["accuracy"], 4),
+            "pointing": None if pointing is None else round(pointing, 4),
+            "pointed_frames": pointed,
+            "seeds": [EVALUATION_SEEDS, EVALUATION_SEEDS + count - 1],
+        }
+    return results
+
+
+def evaluate_frames(file: Checkpoint, samples: Iterable[tuple[Image, Any]]) -> Mapping[str, Any]:
+    """Return the summary of an evaluation of labelled frames; the pointing game uses correctly classified ones.
+
+    Args:
+        file: the network.
+        samples: images, uint8 RGB (height, width, 3), with their ``GroundTruth``.
+    """
+    from engine.evaluation.factory import EvaluationOptions, build_evaluator
+    from engine.evaluation.summary import summarise
+    from engine.models.loader import load_from_checkpoint
+    from pipeline.config import EngineConfig
+
+    network = load_from_checkpoint(file, Path("line"))
+    evaluator = build_evaluator(network, EngineConfig(), EvaluationOptions(steps=0, randomize=False))
+    records = []
+    for index, (image, truth) in enumerate(samples):
+        record = evaluator.evaluate(Frame(image, "line", index, 0.0), [truth])
+        records.append({**record, "right": record["label"] == truth.label})
+    return summarise(records)

@@ -1,4 +1,4 @@
-"""Output of a training: the model file, verified before it gets its name, and the report beside it."""
+"""Output of a training: the verified model file, and the report beside it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def unchecked_file(output: Path) -> Path:
 def write_checked(
     output: Path, file: Checkpoint, model: FinetuneModel, image_path: str, read: ReadImage
 ) -> NetworkExplainer:
-    """Write a model, compare the written file with the network in memory, and then move it to its name.
+    """Write a model to a temporary file, compare it with the network in memory, and rename it.
 
     Args:
         output: path of the model; a file there stays until the verification has passed.
@@ -77,23 +77,23 @@ def write_checked(
     from engine.finetuning.verification import check_answers, open_model_file
     from engine.models.checkpoint import save_checkpoint
 
-    place = unchecked_file(output)
-    save_checkpoint(place, file)
+    unchecked = unchecked_file(output)
+    save_checkpoint(unchecked, file)
     try:
-        explainer = open_model_file(place)
+        explainer = open_model_file(unchecked)
         frame = Frame(read(Path(image_path)), "train", 0, 0.0, source_name=image_path)
         check_answers(explainer, model.net, model.labels, model.preprocessing, frame)
     except EngineError as reason:
         raise ModelError(
             f"{relative_path(output)}: not written: the model, read again, {reason}. The weights are kept in "
-            f" {relative_path(place)}; please report this with the network's name, {model.name}"
+            f"{relative_path(unchecked)}; please report this with the network's name, {model.name}"
         ) from reason
     try:
-        place.replace(output)
+        unchecked.replace(output)
     except OSError as reason:
         raise ConfigError(
             f"{relative_path(output)}: cannot be written ({reason.strerror}); "
-            f"the complete model is in {relative_path(place)}; move it"
+            f"the complete model is in {relative_path(unchecked)}; move it"
         ) from None
     return explainer
 
@@ -104,7 +104,7 @@ def write_report(output: Path, trained: Trained, explainer: NetworkExplainer, re
     from overlays.reports.training import conclusion, training_html
 
     result, labels = trained.result, trained.result.checkpoint.labels
-    found = result.metrics[TEST]
+    test = result.metrics[TEST]
     report: dict[str, Any] = {
         "model": output.name,
         "images": trained.images + trained.options,
@@ -115,32 +115,33 @@ def write_report(output: Path, trained: Trained, explainer: NetworkExplainer, re
         "fit": result.checkpoint.fit,
         "grouped": trained.grouped,
         "epochs": [asdict(epoch) for epoch in result.epochs],
-        "metrics": {part: asdict(one) for part, one in result.metrics.items()},
-        "splits": {part: [asdict(one) for one in several] for part, several in trained.parts.items()},
-        "near_duplicates": [asdict(one) for one in trained.similar],
+        "metrics": {part: asdict(metrics) for part, metrics in result.metrics.items()},
+        "splits": {part: [asdict(sample) for sample in samples] for part, samples in trained.parts.items()},
+        "near_duplicates": [asdict(pair) for pair in trained.similar],
         "left_out": list(trained.left_out),
     }
-    places = files_beside(output)
-    write_text(places["report.json"], json.dumps(report, indent=1) + "\n")
-    mistakes = sorted((one for one in found.predictions if one[1] != one[2]), key=lambda one: -one[3])
-    heats = _explained([one[0] for one in mistakes[:SHOWN_MISTAKES]], explainer, read)
+    paths = files_beside(output)
+    write_text(paths["report.json"], json.dumps(report, indent=1) + "\n")
+    mistakes = [(score, path) for path, target, prediction, score in test.predictions if target != prediction]
+    mistakes.sort(key=lambda mistake: -mistake[0])
+    heats = _explain([path for _, path in mistakes[:SHOWN_MISTAKES]], explainer, read)
     page = training_html(report, lambda path: read(Path(path)), heats, max_images=SHOWN_MISTAKES)
-    write_text(places["report.html"], page)
-    lines = "".join(f"{Path(one.path).absolute()}\n" for one in trained.parts[TEST])
-    write_text(places["test.txt"], lines)
+    write_text(paths["report.html"], page)
+    lines = "".join(f"{Path(sample.path).absolute()}\n" for sample in trained.parts[TEST])
+    write_text(paths["test.txt"], lines)
     print_line(f"\n{conclusion(report)}")
-    for label, recall, row in zip(labels, found.recalls, found.confusion, strict=True):
+    for label, recall, row in zip(labels, test.recalls, test.confusion, strict=True):
         print_line(f"  {label:20} {recall:6.1%} of {sum(row)}")
-    print_line(f"\nwritten: {relative_path(output)}; read {relative_path(places['report.html'])}")
+    print_line(f"\nwritten: {relative_path(output)}; read {relative_path(paths['report.html'])}")
     model = shlex.quote(relative_path(output))
     print_line(f"run it:   uv run run.py stream --model {model} --source camera:0 --sink window")
-    held_out = shlex.quote(relative_path(places["test.txt"]) + trained.options)
-    print_line(f"test it:  uv run run.py evaluate {held_out} --model {model} --output DIR")
+    test_list = shlex.quote(relative_path(paths["test.txt"]) + trained.options)
+    print_line(f"test it:  uv run run.py evaluate {test_list} --model {model} --output DIR")
 
 
-def _explained(paths: Sequence[str], explainer: NetworkExplainer, read: ReadImage) -> dict[str, Any]:
+def _explain(paths: Sequence[str], explainer: NetworkExplainer, read: ReadImage) -> dict[str, Any]:
     """Return the heat map and its region for the top-1 class of each image, by path."""
-    found = {}
+    heats = {}
     for index, path in enumerate(paths):
         try:
             frame = Frame(read(Path(path)), "train", index, 0.0, source_name=path)
@@ -148,5 +149,5 @@ def _explained(paths: Sequence[str], explainer: NetworkExplainer, read: ReadImag
             log.warning("no heat map in the report: %s", reason)
             continue
         explanation = explainer.explain([frame])[0]
-        found[path] = (explanation.findings[0].heat, explanation.heat_region)
-    return found
+        heats[path] = (explanation.findings[0].heat, explanation.heat_region)
+    return heats

@@ -5,16 +5,18 @@ The code that resizes a stream's frames resizes them, so training and inference 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from engine.models.preprocess import Preprocessing, fit_image
+from engine.models.preprocess import Preprocessing, fit_geometry, fit_image
 from pipeline.errors import ConfigError, did_you_mean
-from pipeline.frames import Image
+from pipeline.frames import Box, Image
 
 CACHE_BYTES: Final = 2 << 30
 """Memory for resized images, in bytes; the others are read again in each epoch."""
@@ -24,33 +26,94 @@ class ImageDataset:
     """Images by index, with a cache of the resized ones."""
 
     def __init__(
-        self, paths: Sequence[str], read: Callable[[str], Image], preprocessing: Preprocessing,
+        self,
+        paths: Sequence[str],
+        read: Callable[[str], Image],
+        preprocessing: Preprocessing,
+        *,
+        boxes: Mapping[str, Box] | None = None,
         cache_bytes: int = CACHE_BYTES,
-    ) -> None:  # fmt: skip
+    ) -> None:
+        """Create a data set; images are read when they are used.
+
+        Args:
+            paths: the image of each index.
+            read: reads an image by its path.
+            preprocessing: the network's input.
+            boxes: by path, the box of the object in pixels of the image; for ``crops``.
+            cache_bytes: memory for resized images, in bytes.
+        """
         self._paths, self._read, self._preprocessing = paths, read, preprocessing
+        self._boxes = boxes or {}
         self.size = preprocessing.input_size
-        self._free_bytes = cache_bytes // (3 * self.size[0] * self.size[1])
+        self._max_cached = cache_bytes // (3 * self.size[0] * self.size[1])
         self._cache: dict[int, Tensor] = {}
+        self._input_boxes: dict[int, Box] = {}
 
     def __len__(self) -> int:
         return len(self._paths)
 
-    def fitted(self, numbers: Sequence[int]) -> Tensor:
+    def fitted(self, indices: Sequence[int]) -> Tensor:
         """Return the images at these indices in the network's input size: (N, 3, H, W) uint8."""
-        return torch.cat([self._load(int(number)) for number in numbers])
+        return torch.cat([self._load(int(index)) for index in indices])
+
+    def crops(self, indices: Sequence[int], side: int, rng: np.random.Generator | None = None) -> Tensor:
+        """Return a square of each image at these indices: (N, 3, side, side) uint8.
+
+        The square holds the image's box where there is one, and lies anywhere in other images.
+
+        Args:
+            indices: the images.
+            side: in pixels of the network's input, at most its height and width.
+            rng: draws the positions; None gives each image the same position every time.
+        """
+        crops = []
+        for index in map(int, indices):
+            image = self._load(index)
+            positions = rng or np.random.default_rng((index, 9))
+            top, left = self._crop_corner(self._input_boxes.get(index), side, positions)
+            crops.append(image[:, :, top : top + side, left : left + side])
+        return torch.cat(crops)
 
     def normalised(self, pixels: Tensor) -> Tensor:
         """Return the network's input for resized images (N, 3, H, W), 0 to 255."""
         return self._preprocessing.normalised(pixels).contiguous(memory_format=torch.channels_last)
 
-    def _load(self, number: int) -> Tensor:
-        if number in self._cache:
-            return self._cache[number]
-        to_input = self._preprocessing
-        image = fit_image(self._read(self._paths[number]), to_input.input_size, to_input.fit).contiguous()
-        if len(self._cache) < self._free_bytes:
-            self._cache[number] = image
-        return image
+    def _load(self, index: int) -> Tensor:
+        if index in self._cache:
+            return self._cache[index]
+        path, size, fit = self._paths[index], self.size, self._preprocessing.fit
+        image = self._read(path)
+        if path in self._boxes:
+            region = fit_geometry((image.shape[0], image.shape[1]), size, fit).region
+            self._input_boxes[index] = _box_in_input(self._boxes[path], region, size)
+        pixels = fit_image(image, size, fit).contiguous()
+        if len(self._cache) < self._max_cached:
+            self._cache[index] = pixels
+        return pixels
+
+    def _crop_corner(self, box: Box | None, side: int, rng: np.random.Generator) -> tuple[int, int]:
+        """Return the top left corner (y, x) of a square that holds the box, or as much of it as fits."""
+        spans = ((0.0, 0.0), (0.0, 0.0)) if box is None else ((box.top, box.bottom), (box.left, box.right))
+        corner = []
+        for (first, last), length in zip(spans, self.size, strict=True):
+            low, high = 0, length - side
+            if last > first:
+                low = min(max(low, math.ceil(last) - side), high)
+                high = max(min(high, math.floor(first)), low)
+            corner.append(int(rng.integers(low, high + 1)))
+        return corner[0], corner[1]
+
+
+def _box_in_input(box: Box, region: Box, size: tuple[int, int]) -> Box:
+    """Return a box of the image in pixels of the input that covers ``region`` of the image."""
+    down, across = size[0] / region.height, size[1] / region.width
+    return Box(
+        (box.left - region.left) * across,
+        (box.top - region.top) * down,
+        (box.right - region.left) * across,
+        (box.bottom - region.top) * down,
+    )
 
 
 def _crop(size: tuple[int, int]) -> v2.Transform:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,10 @@ import torch
 from engine.finetuning.dataset import ImageDataset
 from engine.finetuning.setup import FinetuneModel, provenance_of
 from engine.finetuning.splits import TEST, TRAIN, VALIDATION, Sample
-from engine.finetuning.trainables import FullFinetuner, LinearProbe
+from engine.finetuning.trainables import FullFinetuner, LinearProbe, scaled_features
 from engine.finetuning.trainer import (
     EpochStats,
-    Numbers,
+    Indices,
     TrainingConfig,
     confusion,
     predict_logits,
@@ -25,7 +25,7 @@ from engine.finetuning.trainer import (
 from engine.models.checkpoint import Checkpoint
 from engine.models.loader import RANDOM
 from engine.runtime.devices import choose_device
-from pipeline.frames import Image
+from pipeline.frames import Box, Image
 
 MIN_GROUPS_FOR_INTERVAL = 5
 """With fewer groups no confidence interval is given."""
@@ -66,9 +66,9 @@ class FinetuneResult:
 
     checkpoint: Checkpoint
     epochs: tuple[EpochStats, ...]
-    training: TrainingConfig
+    """Of the stages that train the whole network; of a linear probe, its own."""
     metrics: Mapping[str, SplitMetrics]
-    """By split: validation and test."""
+    """By split: validation and, if there is one, test."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +76,16 @@ class Callbacks:
     """Functions that report progress and may stop the training."""
 
     features: Callable[[int, int], None]
-    """Of a linear probe: number of images done, number of images."""
+    """Called while features are computed, with the number of images done and of all images."""
     epoch: Callable[[EpochStats], None]
+    """Called after each epoch."""
     stop: Callable[[], bool]
+    """Called before each batch; True ends the training."""
 
 
 def finetune(
     model: FinetuneModel, parts: Mapping[str, Sequence[Sample]], read: Callable[[str], Image], callbacks: Callbacks, *,
-    grouped: bool = True, look_alikes: Collection[str] = (),
+    boxes: Mapping[str, Box] | None = None, grouped: bool = True, look_alikes: Collection[str] = (),
 ) -> FinetuneResult:  # fmt: skip
     """Train a network on labelled images and evaluate it.
 
@@ -91,55 +93,78 @@ def finetune(
 
     Args:
         model: the network; its weights change.
-        parts: the train, validation and test splits, each with all classes of the model.
+        parts: the train and validation splits and, if there is one, the test split, each with all classes of the model.
         read: reads an image by its path.
         callbacks: report progress and stop the training.
+        boxes: by path, the box of the object in pixels of the image; used by stages on crops.
         grouped: whether the samples' groups are known; otherwise there is no confidence interval.
         look_alikes: paths of near duplicates of training images; the interval leaves them out.
 
     Raises:
-        ModelError: the loss diverged before the first improvement.
+        ModelError: the loss diverged before the first improvement, or the network cannot be trained on crops.
     """
     config = model.config
-    samples = [one for several in parts.values() for one in several]
-    classes = np.array([model.labels.index(one.label) for one in samples])
-    numbers = _numbered(parts)
-    training = config.training()
+    samples = [sample for split in parts.values() for sample in split]
+    classes = np.array([model.labels.index(sample.label) for sample in samples])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        pictures = ImageDataset([one.path for one in samples], read, model.preprocessing)
-        task = _Task(model, pictures, classes, numbers, choose_device(config.device), callbacks)
-        epochs: list[EpochStats] = []
-        if config.linear_probe or model.warm_up_head:
-            trainable: LinearProbe | FullFinetuner = _linear_probe(task)
-            epochs = _train_stage(
-                trainable, task, training if config.linear_probe else HEAD_WARM_UP, warm_start=model.warm_start
-            )
-        if not config.linear_probe:
-            trainable = FullFinetuner(
-                model.net, model.head_name, pictures, model.augmentation,
-                device=task.device, precision=config.precision, untrained=config.weights == RANDOM,
-            )  # fmt: skip
-            epochs = _train_stage(trainable, task, training, warm_start=config.weights != RANDOM) or epochs
-    counted = [one.group if grouped and one.path not in look_alikes else None for one in samples]
-    metrics = {part: _evaluate(task, trainable, samples, numbers[part], counted) for part in (VALIDATION, TEST)}
-    provenance = provenance_of(model) | _provenance(training, epochs, parts, metrics)
-    return FinetuneResult(_packed(model, parts, provenance), tuple(epochs), training, metrics)
+        images = ImageDataset([sample.path for sample in samples], read, model.preprocessing, boxes=boxes)
+        task = _Task(model, images, classes, _indices_of(parts), choose_device(config.device), callbacks)
+        trainable, epochs = _train_stages(task)
+    groups = [sample.group if grouped and sample.path not in look_alikes else None for sample in samples]
+    metrics = {
+        part: _evaluate(task, trainable, samples, indices, groups)
+        for part, indices in task.indices.items()
+        if part != TRAIN
+    }
+    provenance = provenance_of(model) | _provenance(config.stages(), epochs, parts, metrics)
+    return FinetuneResult(_checkpoint(model, parts, provenance), tuple(epochs), metrics)
 
 
-def _packed(model: FinetuneModel, parts: Mapping[str, Sequence[Sample]], provenance: Mapping[str, Any]) -> Checkpoint:
+def _train_stages(task: _Task) -> tuple[LinearProbe | FullFinetuner, list[EpochStats]]:
+    """Train, and return the trained network and the epochs of the whole network, if there were any."""
+    model, config = task.model, task.model.config
+    epochs: list[EpochStats] = []
+    if config.linear_probe or model.warm_up_head:
+        probe = _linear_probe(task)
+        stage = config.stages()[0] if config.linear_probe else HEAD_WARM_UP
+        epochs = _train_stage(probe, task, stage, warm_start=model.warm_start)
+        if config.linear_probe:
+            return probe, epochs
+    full_epochs: list[EpochStats] = []
+    warm_start = config.weights != RANDOM
+    for stage in config.stages():
+        with scaled_features(model.net, model.head_name, stage, task.images.size):
+            trainable = _full_finetuner(task, stage)
+            full_epochs += _train_stage(trainable, task, stage, warm_start=warm_start)
+        warm_start = True
+    return _full_finetuner(task, replace(stage, crop=None)), full_epochs or epochs
+
+
+def _checkpoint(
+    model: FinetuneModel, parts: Mapping[str, Sequence[Sample]], provenance: Mapping[str, Any]
+) -> Checkpoint:
     state = {key: value.detach().cpu().contiguous() for key, value in model.net.state_dict().items()}
-    shown = model.preprocessing
-    seen = {one.digest for part in (TRAIN, VALIDATION) for one in parts[part] if one.digest}
+    digests = {sample.digest for part in (TRAIN, VALIDATION) for sample in parts[part] if sample.digest}
+    preprocessing = model.preprocessing
     return Checkpoint(
-        state, model.name, model.labels, shown.input_size, shown.mean, shown.std, model.layer, provenance, shown.fit,
-        model.truncate_at, model.trained_digests | seen,
-    )  # fmt: skip
+        state,
+        model.name,
+        model.labels,
+        preprocessing.input_size,
+        preprocessing.mean,
+        preprocessing.std,
+        model.layer,
+        provenance,
+        preprocessing.fit,
+        model.truncate_at,
+        model.trained_digests | digests,
+    )
 
 
-def _numbered(parts: Mapping[str, Sequence[Sample]]) -> dict[str, Numbers]:
+def _indices_of(parts: Mapping[str, Sequence[Sample]]) -> dict[str, Indices]:
     """Return the indices of each split's images in the concatenation of all splits."""
-    ends = np.cumsum([len(several) for several in parts.values()])
+    ends = np.cumsum([len(split) for split in parts.values()])
     return {part: np.arange(end - len(parts[part]), end) for part, end in zip(parts, ends, strict=True)}
 
 
@@ -149,14 +174,15 @@ class _Task:
 
     model: FinetuneModel
     images: ImageDataset
-    classes: Numbers
-    numbers: Mapping[str, Numbers]
+    classes: Indices
+    indices: Mapping[str, Indices]
+    """Of the images of each split."""
     device: torch.device
     callbacks: Callbacks
 
 
 def _linear_probe(task: _Task) -> LinearProbe:
-    """Return a linear probe; with augmented views where no other stage follows it."""
+    """Return a linear probe; with augmented views if no other stage follows it."""
     model, config = task.model, task.model.config
     return LinearProbe(
         model.net,
@@ -166,70 +192,94 @@ def _linear_probe(task: _Task) -> LinearProbe:
         device=task.device,
         views=config.views if config.linear_probe and config.augment else 1,
         seed=config.seed,
-        train_indices=task.numbers[TRAIN],
+        train_indices=task.indices[TRAIN],
         on_progress=task.callbacks.features,
         precision=config.precision,
     )
 
 
+def _full_finetuner(task: _Task, stage: TrainingConfig) -> FullFinetuner:
+    model, config = task.model, task.model.config
+    return FullFinetuner(
+        model.net,
+        model.head_name,
+        task.images,
+        model.augmentation,
+        stage,
+        device=task.device,
+        precision=config.precision,
+        untrained=config.weights == RANDOM,
+        seed=config.seed,
+    )
+
+
 def _train_stage(
-    trainable: LinearProbe | FullFinetuner, task: _Task, training: TrainingConfig, *, warm_start: bool = False
+    trainable: LinearProbe | FullFinetuner, task: _Task, stage: TrainingConfig, *, warm_start: bool
 ) -> list[EpochStats]:
     return train(
-        trainable, task.classes, task.numbers[TRAIN], task.numbers[VALIDATION], training,
-        seed=task.model.config.seed, on_epoch=task.callbacks.epoch, stop=task.callbacks.stop, warm_start=warm_start,
-    )  # fmt: skip
+        trainable,
+        task.classes,
+        task.indices[TRAIN],
+        task.indices[VALIDATION],
+        stage,
+        seed=task.model.config.seed,
+        on_epoch=task.callbacks.epoch,
+        stop=task.callbacks.stop,
+        warm_start=warm_start,
+    )
 
 
 def _evaluate(
-    task: _Task, trainable: FullFinetuner | LinearProbe, samples: Sequence[Sample], numbers: Numbers,
-    counted: Sequence[str | None],
+    task: _Task, trainable: FullFinetuner | LinearProbe, samples: Sequence[Sample], indices: Indices,
+    groups: Sequence[str | None],
 ) -> SplitMetrics:  # fmt: skip
-    """Return the results on some images; ``counted`` has each sample's group, None leaves it out of the interval."""
+    """Return the results on some images; a sample whose group is None does not count for the interval."""
     labels = task.model.labels
-    scores = torch.softmax(predict_logits(trainable, numbers), 1)
-    given = scores.argmax(1).tolist()
-    truth = task.classes[numbers].tolist()
-    table = confusion(truth, given, len(labels))
+    scores = torch.softmax(predict_logits(trainable, indices), 1)
+    predictions = scores.argmax(1).tolist()
+    targets = task.classes[indices].tolist()
+    table = confusion(targets, predictions, len(labels))
     recalls = tuple(row[k] / max(1, sum(row)) for k, row in enumerate(table))
-    answers = tuple(
-        (samples[number].path, true, guess, round(float(row[guess]), 4))
-        for number, true, guess, row in zip(numbers.tolist(), truth, given, scores, strict=True)
-    )
-    fraction = sum(row[k] for k, row in enumerate(table)) / len(numbers)
-    apart = [
-        (counted[number], true == guess) for number, true, guess in zip(numbers.tolist(), truth, given, strict=True)
-        if counted[number] is not None
-    ]  # fmt: skip
-    sources = len({source for source, _ in apart})
+    results = list(zip(indices.tolist(), targets, predictions, scores, strict=True))
+    counted = [
+        (groups[index], target == prediction) for index, target, prediction, _ in results if groups[index] is not None
+    ]
+    group_count = len({group for group, _ in counted})
+    interval = None
+    if group_count >= MIN_GROUPS_FOR_INTERVAL:
+        interval = wilson_interval(float(np.mean([correct for _, correct in counted])), group_count)
     return SplitMetrics(
-        len(numbers),
-        fraction,
-        float(np.mean(recalls)),
-        recalls,
-        tuple(map(tuple, table)),
-        answers,
-        tuple(tuple(round(float(one), 4) for one in row) for row in scores) if scores.numel() <= MAX_SCORES else (),
-        wilson_interval(float(np.mean([right for _, right in apart])), sources)
-        if sources >= MIN_GROUPS_FOR_INTERVAL
-        else None,
-        sources,
+        images=len(indices),
+        accuracy=sum(row[k] for k, row in enumerate(table)) / len(indices),
+        mean_recall=float(np.mean(recalls)),
+        recalls=recalls,
+        confusion=tuple(map(tuple, table)),
+        predictions=tuple(
+            (samples[index].path, target, prediction, round(float(row[prediction]), 4))
+            for index, target, prediction, row in results
+        ),
+        scores=_rounded(scores) if scores.numel() <= MAX_SCORES else (),
+        interval=interval,
+        counted_groups=group_count,
     )
+
+
+def _rounded(scores: torch.Tensor) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(round(float(score), 4) for score in row) for row in scores)
 
 
 def _provenance(
-    training: TrainingConfig, epochs: Sequence[EpochStats], parts: Mapping[str, Sequence[Sample]],
-    found: Mapping[str, SplitMetrics],
+    stages: Sequence[TrainingConfig], epochs: Sequence[EpochStats], parts: Mapping[str, Sequence[Sample]],
+    metrics: Mapping[str, SplitMetrics],
 ) -> dict[str, Any]:  # fmt: skip
     best = next((epoch for epoch in reversed(epochs) if epoch.best), None)
+    test = metrics.get(TEST)
     return {
-        "course": asdict(training),
+        "course": asdict(stages[0]) if len(stages) == 1 else {"stages": [asdict(stage) for stage in stages]},
         "epochs": len(epochs),
         "best_epoch": best.epoch if best else 0,
-        "images": {part: len(several) for part, several in parts.items()},
-        "groups": {part: len({one.group for one in several}) for part, several in parts.items()},
-        "test": {
-            "accuracy": round(found[TEST].accuracy, 4), "mean_recall": round(found[TEST].mean_recall, 4)
-        },
+        "images": {part: len(split) for part, split in parts.items()},
+        "groups": {part: len({sample.group for sample in split}) for part, split in parts.items()},
+        **({"test": {"accuracy": round(test.accuracy, 4), "mean_recall": round(test.mean_recall, 4)}} if test else {}),
         "torch": torch.__version__,
-    }  # fmt: skip
+    }

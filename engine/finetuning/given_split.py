@@ -1,4 +1,4 @@
-"""Data sets with a split of their own: keeps the split and removes images that are in two parts of it."""
+"""Data sets that are split already: keeps the split, and removes images that are in two parts of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Collection, Sequence
 from engine.finetuning.splits import TEST, TRAIN, VALIDATION, Sample, check_groups, stratified_group_split
 from pipeline.errors import ConfigError
 
-_ORDER = (TRAIN, VALIDATION, TEST)
+_SPLITS = (TRAIN, VALIDATION, TEST)
+_NAMES = {TRAIN: "training", VALIDATION: "validation", TEST: "test"}
 
 
 def check_given(samples: Sequence[Sample]) -> None:
@@ -16,26 +17,26 @@ def check_given(samples: Sequence[Sample]) -> None:
     Raises:
         ConfigError: a part lacks a class; the message names both.
     """
-    labels = {part: {one.label for one in samples if one.split == part} for part in _ORDER}
-    for part in (VALIDATION, TEST):
-        if not labels[part]:
+    labels = {split: {sample.label for sample in samples if sample.split == split} for split in _SPLITS}
+    for split in (VALIDATION, TEST):
+        if not labels[split]:
             continue
-        for label in sorted(labels[part] - labels[TRAIN]):
+        for label in sorted(labels[split] - labels[TRAIN]):
             raise ConfigError(
-                f"class {label!r}: has images in the {_in_words(part)} part of the split and none in the training "
+                f"class {label!r}: has images in the {_NAMES[split]} part of the split and none in the training "
                 "part; add images there, or remove the class"
             )
-        for label in sorted(labels[TRAIN] - labels[part]):
+        for label in sorted(labels[TRAIN] - labels[split]):
             raise ConfigError(
-                f"class {label!r}: has no images in the {_in_words(part)} part of the split; add some, or give the "
+                f"class {label!r}: has no images in the {_NAMES[split]} part of the split; add some, or give the "
                 "training folder alone to split its images"
             )
     if not labels[VALIDATION]:
-        check_groups([one for one in samples if one.split == TRAIN], [TRAIN, VALIDATION])
+        check_groups([sample for sample in samples if sample.split == TRAIN], [TRAIN, VALIDATION])
 
 
 def keep_split(
-    samples: Sequence[Sample], stopping: float, seed: int, seen: Collection[str] = ()
+    samples: Sequence[Sample], validation_fraction: float, seed: int, seen: Collection[str] = ()
 ) -> tuple[dict[str, list[Sample]], list[Sample]]:
     """Return the splits as the user gave them, and the samples that are left out.
 
@@ -44,36 +45,35 @@ def keep_split(
 
     Args:
         samples: all samples, each with its split; copies share a group.
-        stopping: fraction of each class for validation, 0 to 1.
+        validation_fraction: fraction of each class of the training split, 0 to 1, if there is no validation split.
         seed: seed of the division of the training split.
         seen: digests of the images of earlier trainings.
 
     Raises:
         ConfigError: a class has no samples left in a split.
     """
-    given: dict[str, list[Sample]] = {part: [one for one in samples if one.split == part] for part in _ORDER}
-    seen_before = {one.group for one in samples if one.digest and one.digest in seen}
-    learned = {one.group for one in given[TRAIN]}
+    given: dict[str, list[Sample]] = {
+        split: [sample for sample in samples if sample.split == split] for split in _SPLITS
+    }
+    seen_groups = {sample.group for sample in samples if sample.digest and sample.digest in seen}
+    train_groups = {sample.group for sample in given[TRAIN]}
     if given[VALIDATION]:
-        parts = {TRAIN: given[TRAIN], VALIDATION: _without(given[VALIDATION], learned, VALIDATION)}
+        splits = {TRAIN: given[TRAIN], VALIDATION: _without_groups(given[VALIDATION], train_groups, VALIDATION)}
     else:
-        parts = stratified_group_split(given[TRAIN], {TRAIN: 1.0 - stopping, VALIDATION: stopping}, seed)
-    used = seen_before | learned | {one.group for one in parts[VALIDATION]}
-    parts[TEST] = _without(given[TEST], used, TEST)
-    kept = {one.path for several in parts.values() for one in several}
-    return parts, [one for one in samples if one.path not in kept]
+        fractions = {TRAIN: 1.0 - validation_fraction, VALIDATION: validation_fraction}
+        splits = stratified_group_split(given[TRAIN], fractions, seed)
+    used_groups = seen_groups | train_groups | {sample.group for sample in splits[VALIDATION]}
+    splits[TEST] = _without_groups(given[TEST], used_groups, TEST)
+    used_paths = {sample.path for split in splits.values() for sample in split}
+    return splits, [sample for sample in samples if sample.path not in used_paths]
 
 
-def _without(samples: Sequence[Sample], sources: Collection[str], part: str) -> list[Sample]:
-    """Return the samples of other groups than these; refuse a class without any."""
-    kept = [one for one in samples if one.group not in sources]
-    for label in sorted({one.label for one in samples} - {one.label for one in kept}):
+def _without_groups(samples: Sequence[Sample], groups: Collection[str], split: str) -> list[Sample]:
+    """Return the samples of other groups; refuse a class without any."""
+    remaining = [sample for sample in samples if sample.group not in groups]
+    for label in sorted({sample.label for sample in samples} - {sample.label for sample in remaining}):
         raise ConfigError(
-            f"class {label!r}: every image of it in the {_in_words(part)} part belongs to a group of the training "
+            f"class {label!r}: every image of it in the {_NAMES[split]} part belongs to a group of the training "
             "part; add images of other groups"
         )
-    return kept
-
-
-def _in_words(part: str) -> str:
-    return {TRAIN: "training", VALIDATION: "validation", TEST: "test"}[part]
+    return remaining

@@ -5,7 +5,7 @@ The last layer is the one whose shape depends on the class count, so no names of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,13 +18,13 @@ from engine.models.truncated import truncate
 from engine.models.weights import StateDict, load_weights, put_into, read_state, without_prefix
 from pipeline.errors import ConfigError, ModelError
 
-LAST = "classifier"
+TRUNCATED_HEAD = "classifier"
 """Name of the last layer of a truncated network."""
 
-ABOVE_ZERO = 10.0
+RECTIFIED_BIAS = 10.0
 """Initial bias of a last layer with a ReLU after it: softmax depends on differences of logits only."""
 
-_FAR_BELOW = -1e6
+_VERY_NEGATIVE = -1e6
 
 
 def truncate_and_replace_head(
@@ -36,8 +36,8 @@ def truncate_and_replace_head(
         ModelError, LayerError: as ``replace_head``, or the network cannot be truncated there.
     """
     entry = find_entry(model)
-    net = load_network(model, weights=weights).module
-    return truncate(net, until, image_size or entry.input_size, count), entry, LAST
+    net = build_untrained(entry) if weights == RANDOM else load_network(model, weights=weights).module
+    return truncate(net, until, image_size or entry.input_size, count), entry, TRUNCATED_HEAD
 
 
 def replace_head(model: str, weights: Path | str | None, count: int) -> tuple[nn.Module, ModelEntry, str]:
@@ -58,10 +58,10 @@ def replace_head(model: str, weights: Path | str | None, count: int) -> tuple[nn
     net = _lift_rectified_bias(build_untrained(entry, count), keys, entry.input_size)
     if weights != RANDOM:
         state = _state(model, weights)
-        fresh = net.state_dict()
-        state = without_prefix(state, set(fresh)) | {key: fresh[key] for key in keys}
-        place = Path(weights) if weights else Path(entry.name)
-        net = load_weights(lambda _: build_untrained(entry, count), state, entry.name, place)
+        initial = net.state_dict()
+        state = without_prefix(state, set(initial)) | {key: initial[key] for key in keys}
+        path = Path(weights) if weights else Path(entry.name)
+        net = load_weights(lambda _: build_untrained(entry, count), state, entry.name, path)
     layers = {key.rpartition(".")[0] for key in keys}
     if len(layers) != 1:
         raise ModelError(f"model {entry.name!r} has no single last layer that could be replaced ({', '.join(layers)})")
@@ -89,28 +89,29 @@ def resume_from_checkpoint(
     entry = find_entry(file.model)
     if file.truncate_at and until not in {None, file.truncate_at}:
         raise ConfigError(
-            f"--truncate-at {until!r}: {path} ends with {file.truncate_at!r}; leave "
-            f"--truncate-at out, or begin with --model {file.model}"
+            f"--truncate-at {until!r}: {path} ends with {file.truncate_at!r}; omit --truncate-at, or start with "
+            f"--model {file.model}"
         )
-    old = load_from_checkpoint(file, path).module
+    parent = load_from_checkpoint(file, path).module
     if until and not file.truncate_at:
-        return truncate(old, until, image_size, len(labels)), LAST, ()
-
-    build: Callable[[int], nn.Module] = lambda count: build_untrained(entry, count)  # noqa: E731 - one of two
-    keys = [f"{LAST}.weight", f"{LAST}.bias"]
+        return truncate(parent, until, image_size, len(labels)), TRUNCATED_HEAD, ()
     if file.truncate_at:
-        whole, ends, size = build_untrained(entry), file.truncate_at, file.input_size
-        build = lambda count: truncate(whole, ends, size, count)  # noqa: E731 - the other
+        net: nn.Module = truncate(build_untrained(entry), file.truncate_at, file.input_size, len(labels))
+        keys = [f"{TRUNCATED_HEAD}.weight", f"{TRUNCATED_HEAD}.bias"]
     else:
+        net = build_untrained(entry, len(labels))
         keys = class_keys(entry, len(labels))
-    net = _lift_rectified_bias(build(len(labels)), keys, image_size)
-    state, fresh = dict(old.state_dict()), net.state_dict()
+    net = _lift_rectified_bias(net, keys, image_size)
+    state, initial = dict(parent.state_dict()), net.state_dict()
     for key in keys:
-        rows = [state[key][file.labels.index(one)] if one in file.labels else fresh[key][k]
-                for k, one in enumerate(labels)]  # fmt: skip
-        state[key] = torch.stack(rows)
+        state[key] = torch.stack(
+            [
+                state[key][file.labels.index(label)] if label in file.labels else initial[key][row]
+                for row, label in enumerate(labels)
+            ]
+        )
     put_into(net, state)
-    return net.eval(), keys[0].rpartition(".")[0], tuple(one for one in labels if one in file.labels)
+    return net.eval(), keys[0].rpartition(".")[0], tuple(label for label in labels if label in file.labels)
 
 
 def _lift_rectified_bias(net: nn.Module, keys: Sequence[str], image_size: tuple[int, int]) -> nn.Module:
@@ -121,10 +122,10 @@ def _lift_rectified_bias(net: nn.Module, keys: Sequence[str], image_size: tuple[
     bias = dict(net.named_parameters()).get(next((key for key in keys if key.endswith("bias")), ""))
     if bias is not None:
         with torch.inference_mode():
-            begun = bias.clone()
-            bias.fill_(_FAR_BELOW)
+            initial = bias.clone()
+            bias.fill_(_VERY_NEGATIVE)
             rectified = bool(net.eval()(torch.zeros(1, 3, *image_size)).min() >= 0.0)
-            bias.copy_(begun + ABOVE_ZERO if rectified else begun)
+            bias.copy_(initial + RECTIFIED_BIAS if rectified else initial)
     return net
 
 
@@ -136,8 +137,8 @@ def _state(model: str, weights: Path | str | None) -> StateDict:
 
 def class_keys(entry: ModelEntry, count: int) -> list[str]:
     """Return the names of the weights whose shape depends on the class count."""
-    one, other = (_shapes(entry, number) for number in (count, count + 1))
-    keys = [key for key, shape in one.items() if other[key] != shape]
+    shapes, other_shapes = (_shapes(entry, class_count) for class_count in (count, count + 1))
+    keys = [key for key, shape in shapes.items() if other_shapes[key] != shape]
     if not keys:
         raise ModelError(f"model {entry.name!r}: the class count cannot be changed; choose another --model")
     return keys

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from engine.finetuning.splits import TEST, TRAIN, VALIDATION, Sample
 from engine.io.perceptual_hash import MAX_DIFFERENT_BITS, KnownImages, Spectrum, hashes_of, medians_of, nearest_hashes
 
-_BEFORE = "an image of an earlier training"
+_EARLIER = "an image of an earlier training"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,31 +39,38 @@ def near_duplicates(
         spectra: by path; see ``engine.io.perceptual_hash``.
         known: hashes of the images of earlier trainings.
     """
-    showing = {part: [one.path for one in several if spectra[one.path].any()] for part, several in parts.items()}
-    medians = medians_of([spectra[path] for several in showing.values() for path in several])
-    hashes = {part: hashes_of([spectra[path] for path in several], medians) for part, several in showing.items()}
-    found: list[NearDuplicate] = []
-    for part, others in ((VALIDATION, (TRAIN,)), (TEST, (TRAIN, VALIDATION))):
+    shown = {
+        split: [sample.path for sample in samples if spectra[sample.path].any()] for split, samples in parts.items()
+    }
+    medians = medians_of([spectra[path] for paths in shown.values() for path in paths])
+    hashes = {split: hashes_of([spectra[path] for path in paths], medians) for split, paths in shown.items()}
+    pairs: list[NearDuplicate] = []
+    for split, others in ((VALIDATION, (TRAIN,)), (TEST, (TRAIN, VALIDATION))):
         for other in others:
-            if len(hashes[part]) and len(hashes[other]):
-                rows, bits = nearest_hashes(hashes[part], hashes[other])
-                found += [
-                    NearDuplicate(part, path, showing[other][row], int(apart))
-                    for path, row, apart in zip(showing[part], rows.tolist(), bits.tolist(), strict=True)
-                    if apart <= MAX_DIFFERENT_BITS
+            if len(hashes[split]) and len(hashes[other]):
+                rows, bits = nearest_hashes(hashes[split], hashes[other])
+                pairs += [
+                    NearDuplicate(split, path, shown[other][row], int(distance))
+                    for path, row, distance in zip(shown[split], rows.tolist(), bits.tolist(), strict=True)
+                    if distance <= MAX_DIFFERENT_BITS
                 ]
-    label_of = {one.path: one.label for several in parts.values() for one in several}
-    held_out = [one.path for one in parts[TEST]]
-    for before in known:
-        alike = before.find([spectra[path] for path in held_out])
-        found += [
-            NearDuplicate(TEST, path, _BEFORE, MAX_DIFFERENT_BITS)
-            for path, same in zip(held_out, alike, strict=True)
-            if same
+    test_paths = [sample.path for sample in parts[TEST]]
+    for earlier in known:
+        matches = earlier.find([spectra[path] for path in test_paths])
+        pairs += [
+            NearDuplicate(TEST, path, _EARLIER, MAX_DIFFERENT_BITS)
+            for path, match in zip(test_paths, matches, strict=True)
+            if match
         ]
+    train_spectra = [spectra[path] for split in (TRAIN, VALIDATION) for path in shown[split]]
+    return _nearest_of_each(pairs, parts), KnownImages(medians, hashes_of(train_spectra, medians))
+
+
+def _nearest_of_each(pairs: Sequence[NearDuplicate], parts: Mapping[str, Sequence[Sample]]) -> list[NearDuplicate]:
+    """Return the nearest pair of each image, with labels."""
+    label_of = {sample.path: sample.label for samples in parts.values() for sample in samples}
     nearest: dict[str, NearDuplicate] = {}
-    for one in sorted(found, key=lambda one: (one.different_bits, one.path, one.learned)):
-        labels = (label_of[one.path], label_of[one.learned]) if one.learned in label_of else ("", "")
-        nearest.setdefault(one.path, replace(one, labels=labels))
-    learned = [spectra[path] for part in (TRAIN, VALIDATION) for path in showing[part]]
-    return list(nearest.values()), KnownImages(medians, hashes_of(learned, medians))
+    for pair in sorted(pairs, key=lambda pair: (pair.different_bits, pair.path, pair.learned)):
+        labels = (label_of[pair.path], label_of[pair.learned]) if pair.learned in label_of else ("", "")
+        nearest.setdefault(pair.path, replace(pair, labels=labels))
+    return list(nearest.values())

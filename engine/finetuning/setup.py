@@ -1,4 +1,4 @@
-"""The network that is to learn, built before any picture is read: what was said wrongly shows at once."""
+"""Settings of a training, and the network built from them, before any image is read."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from engine.finetuning.dataset import DEFAULT_AUGMENTATIONS, build_augmentation
+from engine.finetuning.freezing import TruncatedParent, freeze_until
 from engine.finetuning.head import replace_head, resume_from_checkpoint, truncate_and_replace_head
-from engine.finetuning.trainables import TruncatedParent, find_output_activation, freeze_to
+from engine.finetuning.trainables import find_output_activation
 from engine.finetuning.trainer import Balance, TrainingConfig
 from engine.io.perceptual_hash import KnownImages
 from engine.models.checkpoint import Checkpoint, load_checkpoint
@@ -28,6 +29,9 @@ Precision = Literal["fp32", "bf16"]
 """Arithmetic of the training."""
 
 FULL_DEFAULTS = TrainingConfig(epochs=24, batch_size=24, learning_rate=1e-4, patience=8)
+FROM_SCRATCH_DEFAULTS = TrainingConfig(
+    epochs=100, batch_size=24, learning_rate=1e-3, patience=20, head_rate=1.0, max_gradient_norm=5.0
+)
 LINEAR_PROBE_DEFAULTS = TrainingConfig(epochs=120, batch_size=64, learning_rate=3e-3, patience=25, improve_on_loss=True)
 
 
@@ -38,6 +42,7 @@ class FinetuneConfig:
     model: str
     """Name of a network, or path of a checkpoint to continue from."""
     weights: str | None = None
+    """File of a state dict, or ``random`` to train from scratch; None = pretrained weights."""
     input_size: tuple[int, int] | None = None
     """Height and width in pixels."""
     fit: Fit | None = None
@@ -64,16 +69,24 @@ class FinetuneConfig:
     threads: int | None = None
     seed: int = 0
 
-    def training(self) -> TrainingConfig:
-        """Return the training configuration: the defaults with the settings that are not None."""
-        defaults = LINEAR_PROBE_DEFAULTS if self.linear_probe else FULL_DEFAULTS
-        return replace(
-            defaults,
-            epochs=self.epochs or defaults.epochs,
-            batch_size=self.batch or defaults.batch_size,
-            learning_rate=self.learning_rate or defaults.learning_rate,
-            patience=self.patience or defaults.patience,
-            balance=self.balance,
+    course: tuple[TrainingConfig, ...] = ()
+    """Stages of the training, one after the other, instead of one stage with the settings above."""
+
+    def stages(self) -> tuple[TrainingConfig, ...]:
+        """Return the stages: those of ``course``, or one with the defaults for the settings that are None."""
+        if self.course:
+            return self.course
+        defaults = FROM_SCRATCH_DEFAULTS if self.weights == RANDOM else FULL_DEFAULTS
+        defaults = LINEAR_PROBE_DEFAULTS if self.linear_probe else defaults
+        return (
+            replace(
+                defaults,
+                epochs=self.epochs or defaults.epochs,
+                batch_size=self.batch or defaults.batch_size,
+                learning_rate=self.learning_rate or defaults.learning_rate,
+                patience=self.patience or defaults.patience,
+                balance=self.balance,
+            ),
         )
 
 
@@ -107,35 +120,33 @@ class FinetuneModel:
 
     @property
     def warm_start(self) -> bool:
-        """Whether it knows all its classes already: what is no better than that is not kept."""
+        """Whether the checkpoint has all classes: then its state is kept if training does not improve it."""
         return len(self.known_labels) == len(self.labels)
 
 
 def build_model(config: FinetuneConfig, labels: Sequence[str]) -> FinetuneModel:
-    """Build the network for these classes; the same wish gives the same weights.
+    """Build the network for these classes; the same configuration gives the same weights.
 
     Raises:
-        ModelError, LayerError, EngineError: no such network or layer, weights that do not fit, a wrong input size.
-        ConfigError: an unknown augmentation, or two wishes that contradict each other.
+        ModelError, LayerError, EngineError: there is no such network or layer, or the weights or the input size do not
+            fit.
+        ConfigError: an augmentation is unknown, or two settings contradict each other.
     """
     if config.linear_probe and config.freeze_until:
-        raise ConfigError(f"--linear-probe leaves nothing for --freeze-until {config.freeze_until!r}; give one of them")
+        raise ConfigError(f"--linear-probe freezes more than --freeze-until {config.freeze_until!r}; give one of them")
     choose_device(config.device)
     if config.threads:
         torch.set_num_threads(config.threads)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = (
-            _from_file(config, tuple(labels))
-            if config.model.endswith(MODEL_FILE)
-            else _from_table(config, tuple(labels))
-        )
+        build = _from_checkpoint if config.model.endswith(MODEL_FILE) else _from_registry
+        model = build(config, tuple(labels))
     size = model.preprocessing.input_size
     if config.freeze_until:
-        beginning = (
+        parent = (
             TruncatedParent(build_untrained(find_entry(model.name)), model.truncate_at) if model.truncate_at else None
         )
-        freeze_to(model.net, config.freeze_until, size, beginning)
+        freeze_until(model.net, config.freeze_until, size, parent)
     if model.warm_start or config.weights == RANDOM:
         model = replace(model, warm_up_head=False)
     if config.linear_probe or model.warm_up_head:
@@ -148,59 +159,59 @@ def build_model(config: FinetuneConfig, labels: Sequence[str]) -> FinetuneModel:
     return model
 
 
-def _from_table(config: FinetuneConfig, labels: tuple[str, ...]) -> FinetuneModel:
+def _from_registry(config: FinetuneConfig, labels: tuple[str, ...]) -> FinetuneModel:
     if config.truncate_at:
-        net, entry, last = truncate_and_replace_head(
+        net, entry, head_name = truncate_and_replace_head(
             config.model, config.weights, len(labels), config.truncate_at, config.input_size
         )
     else:
-        net, entry, last = replace_head(config.model, config.weights, len(labels))
-    return _placed(config, net, last, entry, labels)
+        net, entry, head_name = replace_head(config.model, config.weights, len(labels))
+    return _with_metadata(config, net, head_name, entry, labels)
 
 
-def _from_file(config: FinetuneConfig, labels: tuple[str, ...]) -> FinetuneModel:
-    """Go on with what a file of this system holds: its network, layer, input size, fit and end."""
+def _from_checkpoint(config: FinetuneConfig, labels: tuple[str, ...]) -> FinetuneModel:
+    """Return the network of a checkpoint, with its layer, input size, fit and end unless the configuration has them."""
     if config.weights is not None:
         raise ConfigError(f"--weights {config.weights!r}: {config.model} has its own weights; omit --weights")
-    place = Path(config.model)
-    file = load_checkpoint(place)
+    path = Path(config.model)
+    file = load_checkpoint(path)
     config = replace(config, input_size=config.input_size or file.input_size, fit=config.fit or file.fit)
-    net, last, known = resume_from_checkpoint(
-        file, place, labels, config.truncate_at, config.input_size or file.input_size
+    net, head_name, known_labels = resume_from_checkpoint(
+        file, path, labels, config.truncate_at, config.input_size or file.input_size
     )
     layer = config.layer or (file.layer if config.truncate_at in {None, file.truncate_at} else None)
     entry = replace(find_entry(file.model), mean=file.mean, std=file.std)
-    model = _placed(
-        replace(config, layer=layer, truncate_at=config.truncate_at or file.truncate_at), net, last, entry, labels
-    )
+    merged = replace(config, layer=layer, truncate_at=config.truncate_at or file.truncate_at)
     return replace(
-        model,
+        _with_metadata(merged, net, head_name, entry, labels),
         config=config,
-        known_labels=known,
+        known_labels=known_labels,
         trained_digests=file.trained_digests,
         trained_hashes=file.perceptual_hashes,
-        parent_checkpoint=_told(file, place, known),
+        parent_checkpoint=_parent_provenance(file, path, known_labels),
     )
 
 
-def _told(file: Checkpoint, place: Path, known: Sequence[str]) -> dict[str, Any]:
-    digest = hashlib.sha256(place.read_bytes()).hexdigest()
-    before = {key: file.provenance[key] for key in ("date", "command") if key in file.provenance}
-    return {"file": place.name, "sha256": digest, "labels_kept": list(known), **before}
+def _parent_provenance(file: Checkpoint, path: Path, known_labels: Sequence[str]) -> dict[str, Any]:
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    inherited = {key: file.provenance[key] for key in ("date", "command") if key in file.provenance}
+    return {"file": path.name, "sha256": digest, "labels_kept": list(known_labels), **inherited}
 
 
-def _placed(
-    config: FinetuneConfig, net: nn.Module, last: str, entry: ModelEntry, labels: tuple[str, ...]
+def _with_metadata(
+    config: FinetuneConfig, net: nn.Module, head_name: str, entry: ModelEntry, labels: tuple[str, ...]
 ) -> FinetuneModel:
     size = config.input_size or entry.input_size
-    layer = _explained(config, net, entry, size)
-    seen_through = Preprocessing(size, entry.mean, entry.std, config.fit or "stretch")
-    change = build_augmentation(config.augment, size)
-    return FinetuneModel(config, net, last, entry.name, labels, seen_through, layer, config.truncate_at, change)
+    layer = _explained_layer(config, net, entry, size)
+    preprocessing = Preprocessing(size, entry.mean, entry.std, config.fit or "stretch")
+    augmentation = build_augmentation(config.augment, size)
+    return FinetuneModel(
+        config, net, head_name, entry.name, labels, preprocessing, layer, config.truncate_at, augmentation
+    )
 
 
-def _explained(config: FinetuneConfig, net: nn.Module, entry: ModelEntry, size: tuple[int, int]) -> str:
-    """Return the layer where it will be explained: of a network that ends earlier, its end."""
+def _explained_layer(config: FinetuneConfig, net: nn.Module, entry: ModelEntry, size: tuple[int, int]) -> str:
+    """Return the name of the layer to explain: of a truncated network, its last one."""
     if not config.truncate_at:
         return split_network(net, config.layer or entry.layer, size).layer
     try:
@@ -209,17 +220,18 @@ def _explained(config: FinetuneConfig, net: nn.Module, entry: ModelEntry, size: 
         if config.layer is None:
             raise
         raise LayerError(
-            f"--layer {config.layer!r}: a network that ends with {config.truncate_at!r} "
-            "is explained there; leave --layer out"
+            f"--layer {config.layer!r}: a network that ends with {config.truncate_at!r} is explained there; "
+            "omit --layer"
         ) from reason
 
 
 def provenance_of(model: FinetuneModel) -> dict[str, Any]:
-    """Return what was wished for and where it began, as values that JSON can hold."""
+    """Return the settings and the parent checkpoint as JSON values."""
     config = model.config
-    told = asdict(config) | {
+    settings = asdict(replace(config, course=())) | {
         "model": Path(config.model).name if model.parent_checkpoint else config.model,
         "weights": Path(config.weights).name if config.weights else None,
         "fit": model.preprocessing.fit,
     }
-    return {"wish": told} | ({"began_with": dict(model.parent_checkpoint)} if model.parent_checkpoint else {})
+    del settings["course"]
+    return {"wish": settings} | ({"began_with": dict(model.parent_checkpoint)} if model.parent_checkpoint else {})

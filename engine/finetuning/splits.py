@@ -1,8 +1,7 @@
-"""Who is taught and who examines: labelled pictures, which of them show the same thing, and how they are divided.
+"""Groups labelled images by the part that they show, and splits them into train, validation and test.
 
-Two pictures of one part, under two lights or a second apart, are no two witnesses: a network that has learned from one
-knows the other. So pictures are divided by *source*, and never a source between learning and examination. Pure: names
-and labels in, names out.
+Two images of one part, in other light or a second apart, are no independent samples: a network that was trained on one
+knows the other. So no group of images is in two splits. This module reads no files.
 """
 
 from __future__ import annotations
@@ -17,205 +16,233 @@ import numpy as np
 from pipeline.errors import ConfigError
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
-"""What the network learns from, what tells it when to stop, and what examines it at the end and is never used."""
-_NAMED = 3
-"""How many pairs of pictures a message names."""
+"""Splits: to train on, to decide when to stop, and to evaluate at the end."""
+
+_MAX_NAMED = 3
+"""Maximum number of pairs of images that a message names."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One labelled picture."""
+    """A labelled image."""
 
     path: str
     label: str
     group: str
-    """What it shows, whatever it is called: pictures of one source stay together."""
+    """Name of the part that it shows; images of one group stay in one split."""
     digest: str = ""
-    """Of its pixels: two pictures of one digest are one picture. Empty: not known."""
+    """Digest of the pixels, equal for copies of an image; empty if not known."""
     split: str = ""
-    """The part the user has put it into; empty: to be divided."""
+    """The split of a data set that is split already; empty otherwise."""
 
 
 def group_ids(names: Sequence[str], pattern: str | None = None, gap: int | None = None) -> list[str]:
-    """Return each picture's source.
+    """Return the group of each image.
 
     Args:
-        names: paths.
-        pattern: a regular expression found in the path; its groups (all of it without groups) name the source.
-            None = every picture is a source of its own.
-        gap: the pattern gives one whole number, a frame's; pictures whose numbers follow each other with no more than
-            this between them are one source.
+        names: paths of the images.
+        pattern: regular expression searched in each path. The group is its capturing groups, or the whole match without
+            any. None = each image is a group.
+        gap: maximum distance of successive frame numbers in one group; the pattern gives the number. None = each value
+            is a group.
 
     Raises:
-        ConfigError: the pattern is no regular expression, is not found in a name, or gives no number for ``gap``.
+        ConfigError: the pattern is not a regular expression, is not found in a path, or gives no number for ``gap``.
     """
     if pattern is None:
         return list(names)
     try:
-        rule = re.compile(pattern)
+        expression = re.compile(pattern)
     except re.error as reason:
         raise ConfigError(
-            f"--group-pattern {pattern!r}: is no regular expression ({reason}); see Python's re"
+            f"--group-pattern {pattern!r}: is not a regular expression ({reason}); see Python's re"
         ) from None
-    found = []
+    groups = []
     for name in names:
-        match = rule.search(name)
+        match = expression.search(name)
         if match is None:
             raise ConfigError(
-                f"--group-pattern {pattern!r}: is not found in {name!r}; give one that every name has, such as "
+                f"--group-pattern {pattern!r}: is not found in {name!r}; give a pattern that is in every path, such as "
                 r"'(part\d+)_' for part17_left.jpg"
             )
-        found.append("/".join(part or "" for part in match.groups()) if match.groups() else match.group())
-    return found if gap is None else _runs(found, pattern, gap)
+        groups.append("/".join(part or "" for part in match.groups()) if match.groups() else match.group())
+    return groups if gap is None else _join_successive(groups, pattern, gap)
 
 
-def _runs(found: Sequence[str], pattern: str, gap: int) -> list[str]:
-    """Name each number by the first of the run it belongs to."""
-    wrong = next((word for word in found if not word.isdecimal()), None)
+def _join_successive(numbers: Sequence[str], pattern: str, gap: int) -> list[str]:
+    """Return, for each frame number, the first number of its run of successive numbers."""
+    wrong = next((text for text in numbers if not text.isdecimal()), None)
     if wrong is not None:
-        raise ConfigError(f"--group-gap: {pattern!r} gives {wrong!r}, no number; put one group around the digits")
-    first: dict[int, int] = {}
-    before = None
-    for number in sorted({int(word) for word in found}):
-        first[number] = number if before is None or number - before > gap else first[before]
-        before = number
-    return [str(first[int(word)]) for word in found]
+        raise ConfigError(
+            f"--group-gap: {pattern!r} gives {wrong!r}, which is not a number; put one group around the digits"
+        )
+    first_of: dict[int, int] = {}
+    previous = None
+    for number in sorted({int(text) for text in numbers}):
+        first_of[number] = number if previous is None or number - previous > gap else first_of[previous]
+        previous = number
+    return [str(first_of[int(text)]) for text in numbers]
 
 
 def merge_duplicates(samples: Sequence[Sample]) -> tuple[list[Sample], int]:
-    """Return the samples with copies of one picture as one source, and how many are copies of another.
-
-    Sources that share a picture become one, whatever they are called.
+    """Merge the groups that share an image; return the samples and the number of images that are copies.
 
     Raises:
-        ConfigError: one picture has two labels; both places are named.
+        ConfigError: an image has two labels.
     """
-    first: dict[str, Sample] = {}
-    clashes: list[tuple[Sample, Sample]] = []
-    home: dict[str, str] = {}
+    first_of: dict[str, Sample] = {}
+    conflicts: list[tuple[Sample, Sample]] = []
+    parent_of: dict[str, str] = {}
 
-    def root(source: str) -> str:
-        while (above := home.get(source, source)) != source:
-            source = above
-        return source
+    def root(group: str) -> str:
+        while (parent := parent_of.get(group, group)) != group:
+            group = parent
+        return group
 
     copies = 0
-    for one in samples:
-        twin = first.setdefault(one.digest, one) if one.digest else one
-        if twin is one:
+    for sample in samples:
+        original = first_of.setdefault(sample.digest, sample) if sample.digest else sample
+        if original is sample:
             continue
         copies += 1
-        if twin.label != one.label:
-            clashes.append((twin, one))
-        home[root(one.group)] = root(twin.group)
-    if clashes:
-        named = "; ".join(
-            f"{one.path} ({one.label}) and {other.path} ({other.label})" for one, other in clashes[:_NAMED]
+        if original.label != sample.label:
+            conflicts.append((original, sample))
+        parent_of[root(sample.group)] = root(original.group)
+    if conflicts:
+        pairs = "; ".join(
+            f"{first.path} ({first.label}) and {second.path} ({second.label})"
+            for first, second in conflicts[:_MAX_NAMED]
         )
-        more = f"; and {len(clashes) - _NAMED} more" if len(clashes) > _NAMED else ""
-        raise ConfigError(f"one picture under two labels: {named}{more}; leave it where it belongs")
-    return [replace(one, group=root(one.group)) for one in samples], copies
+        more = f"; and {len(conflicts) - _MAX_NAMED} more" if len(conflicts) > _MAX_NAMED else ""
+        raise ConfigError(f"the same image has two labels: {pairs}{more}; remove the wrong copy")
+    return [replace(sample, group=root(sample.group)) for sample in samples], copies
 
 
 def stratified_group_split(
     samples: Sequence[Sample], fractions: Mapping[str, float], seed: int, seen: Collection[str] = ()
 ) -> dict[str, list[Sample]]:
-    """Divide samples into parts, sources whole, each class in about its share: the same for the same seed.
+    """Split samples so that groups stay whole and each class is in every split in about its fraction.
 
     Args:
-        samples: all of them; their order does not matter.
-        fractions: part -> share of each class; they add up to 1.
-        seed: which of many divisions.
-        seen: digests of pictures that the network has learned from before; their sources are never held out.
+        samples: all samples; their order has no effect.
+        fractions: split -> fraction of each class; their sum is 1.
+        seed: other seeds give other splits, the same seed the same one.
+        seen: digests of the images of earlier trainings; their groups are not used for the test.
 
     Raises:
-        ConfigError: a class has too few sources to stand in every part.
+        ConfigError: a class has too few groups to be in every split.
     """
-    taught = {one.group for one in samples if one.digest in seen}
-    labels = sorted({one.label for one in samples})
+    used = {split: fraction for split, fraction in fractions.items() if fraction > 0}
+    check_groups(samples, list(used))
+    seen_groups = {sample.group for sample in samples if sample.digest in seen}
+    if seen_groups:
+        _check_unseen(samples, seen_groups)
     members: dict[str, list[Sample]] = {}
-    for one in sorted(samples, key=lambda one: one.path):
-        members.setdefault(one.group, []).append(one)
-    counts = {
-        source: np.array([sum(one.label == label for one in several) for label in labels], float)
-        for source, several in members.items()
-    }
-    total = np.asarray(sum(counts.values()))
-    check_groups(samples, [part for part, fraction in fractions.items() if fraction > 0])
-    if taught:
-        _check_fresh(samples, taught)
+    for sample in sorted(samples, key=lambda sample: sample.path):
+        members.setdefault(sample.group, []).append(sample)
+    allocation = _Allocation(members, used, seen_groups)
     rng = np.random.default_rng((seed, 3))
     names = sorted(members)
     order = sorted(
         rng.permutation(len(names)).tolist(),
-        key=lambda place: (names[place] not in taught, -float(counts[names[place]].sum())),
+        key=lambda number: (names[number] not in seen_groups, -float(allocation.counts[names[number]].sum())),
     )
-    given = {part: np.zeros(len(labels)) for part, fraction in fractions.items() if fraction > 0}
-    chosen: dict[str, list[str]] = {part: [] for part in given}
-    for source in (names[place] for place in order):
-        open_to = [part for part in given if part != TEST or source not in taught]
-        part = min(open_to, key=lambda part: _cost(given[part], counts[source], total, fractions[part]))
-        given[part] += counts[source]
-        chosen[part].append(source)
-    _lend(chosen, given, counts, labels, taught)
-    return {part: [one for source in sorted(chosen.get(part, ())) for one in members[source]] for part in fractions}
+    for number in order:
+        allocation.add(names[number])
+    allocation.fill_empty_classes()
+    return {
+        split: [sample for group in sorted(allocation.groups.get(split, ())) for sample in members[group]]
+        for split in fractions
+    }
 
 
-def _cost(given: np.ndarray, more: np.ndarray, total: np.ndarray, fraction: float) -> float:
-    """Return how much farther from its share a part would be, in shares of each class it would get."""
-    wanted = total * fraction
-    after, before = (given + more - wanted) / wanted, (given - wanted) / wanted
-    return float((fraction * total * (after**2 - before**2) / total).sum())
+class _Allocation:
+    """Groups of each split, and the number of their images of each class."""
+
+    def __init__(
+        self, members: Mapping[str, Sequence[Sample]], fractions: Mapping[str, float], seen_groups: Collection[str]
+    ) -> None:
+        self._labels = sorted({sample.label for group in members.values() for sample in group})
+        self._fractions, self._seen_groups = fractions, seen_groups
+        self.counts = {
+            name: np.array([sum(sample.label == label for sample in group) for label in self._labels], float)
+            for name, group in members.items()
+        }
+        self._total = np.asarray(sum(self.counts.values()))
+        self._counts_of_split = {split: np.zeros(len(self._labels)) for split in fractions}
+        self.groups: dict[str, list[str]] = {split: [] for split in fractions}
+
+    def add(self, group: str) -> None:
+        """Add a group to the split that needs it most."""
+        splits = [split for split in self.groups if self._is_allowed(group, split)]
+        split = min(splits, key=lambda split: self._cost(group, split))
+        self._counts_of_split[split] += self.counts[group]
+        self.groups[split].append(group)
+
+    def fill_empty_classes(self) -> None:
+        """Move a small group into each split that lacks a class.
+
+        Raises:
+            ConfigError: no split can spare a group of the class.
+        """
+        for split in self.groups:
+            for number, label in enumerate(self._labels):
+                if self._counts_of_split[split][number] == 0:
+                    self._move_group(split, number, label)
+
+    def _move_group(self, split: str, number: int, label: str) -> None:
+        candidates = [
+            (float(self.counts[group].sum()), other, group)
+            for other in self.groups
+            for group in self.groups[other]
+            if self.counts[group][number] > 0 and self._is_allowed(group, split) and self._can_spare(group, other)
+        ]
+        if not candidates:
+            raise ConfigError(
+                f"class {label!r}: its images cannot be split so that {split} has some; add images of more groups, or "
+                "make smaller groups"
+            )
+        _, other, group = min(candidates)
+        self.groups[other].remove(group)
+        self.groups[split].append(group)
+        self._counts_of_split[other] -= self.counts[group]
+        self._counts_of_split[split] += self.counts[group]
+
+    def _is_allowed(self, group: str, split: str) -> bool:
+        return split != TEST or group not in self._seen_groups
+
+    def _can_spare(self, group: str, split: str) -> bool:
+        """Return whether every class of the group stays in the split without it."""
+        present = np.nonzero(self.counts[group])[0]
+        return bool((self._counts_of_split[split][present] > self.counts[group][present]).all())
+
+    def _cost(self, group: str, split: str) -> float:
+        """Return the increase of the squared error of a split's class counts, weighted by its fraction."""
+        wanted = self._total * self._fractions[split]
+        before = (self._counts_of_split[split] - wanted) / wanted
+        after = (self._counts_of_split[split] + self.counts[group] - wanted) / wanted
+        return float((self._fractions[split] * self._total * (after**2 - before**2) / self._total).sum())
 
 
-def _lend(
-    chosen: dict[str, list[str]], given: dict[str, np.ndarray], counts: Mapping[str, np.ndarray],
-    labels: Sequence[str], taught: Collection[str],
-) -> None:  # fmt: skip
-    """Move a small source into a part that has none of a class, from the part that has most of them."""
-    for part in given:
-        for place, label in enumerate(labels):
-            if given[part][place] > 0:
-                continue
-            lenders = [
-                (float(counts[source].sum()), other, source)
-                for other in given
-                for source in chosen[other]
-                if counts[source][place] > 0
-                and (part != TEST or source not in taught)
-                and all(given[other][k] > counts[source][k] for k in np.nonzero(counts[source])[0])
-            ]
-            if not lenders:
-                raise ConfigError(
-                    f"class {label!r}: its pictures cannot be divided so that {part} has some; add pictures of more "
-                    "sources, or group fewer of them together"
-                )
-            _, other, source = min(lenders)
-            chosen[other].remove(source)
-            chosen[part].append(source)
-            given[other] -= counts[source]
-            given[part] += counts[source]
-
-
-def _check_fresh(samples: Sequence[Sample], taught: Collection[str]) -> None:
-    fresh = {one.label for one in samples if one.group not in taught}
-    for label in sorted({one.label for one in samples} - fresh):
+def _check_unseen(samples: Sequence[Sample], seen_groups: Collection[str]) -> None:
+    unseen = {sample.label for sample in samples if sample.group not in seen_groups}
+    for label in sorted({sample.label for sample in samples} - unseen):
         raise ConfigError(
-            f"class {label!r}: the network has learned from all of its pictures before, and none is left to examine "
-            "it; add new ones, or begin anew with --model NAME"
+            f"class {label!r}: the network was trained on all of its images, so none is left for the test; add new "
+            "images, or start with --model NAME"
         )
 
 
-def check_groups(samples: Sequence[Sample], parts: Sequence[str]) -> None:
-    """Refuse a class with fewer sources than there are parts.
+def check_groups(samples: Sequence[Sample], splits: Sequence[str]) -> None:
+    """Check that each class has at least as many groups as there are splits.
 
     Raises:
-        ConfigError: it names the class.
+        ConfigError: a class has fewer.
     """
-    sources = Counter(label for label, _ in {(one.label, one.group) for one in samples})
-    for label, count in sorted(sources.items()):
-        if count < len(parts):
+    group_counts = Counter(label for label, _ in {(sample.label, sample.group) for sample in samples})
+    for label, count in sorted(group_counts.items()):
+        if count < len(splits):
             raise ConfigError(
-                f"class {label!r}: {count} source{'s' * (count != 1)} for {len(parts)} parts ({', '.join(parts)}); "
-                "add pictures of other parts, or leave the class out"
+                f"class {label!r}: {count} group{'s' * (count != 1)} for {len(splits)} splits ({', '.join(splits)}); "
+                "add images of other parts, or remove the class"
             )

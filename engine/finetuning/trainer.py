@@ -1,6 +1,6 @@
-"""One way to learn, whatever learns: balanced batches, a rate that rises and falls, and an end when nothing improves.
+"""The training loop: balanced batches, a one-cycle learning rate, and early stopping.
 
-The best state on the stopping pictures is the one that stays: by the mean recall of the classes, then by loss.
+The state of the best epoch is kept: the best mean recall of the classes on the validation images, then the least loss.
 """
 
 from __future__ import annotations
@@ -15,81 +15,94 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.errors import ModelError
 
 log = logging.getLogger(__name__)
 
-Numbers = npt.NDArray[np.int_]
+Indices = npt.NDArray[np.int_]
+"""Indices of images in a data set, (N,)."""
+
 Balance = Literal["sampler", "weights", "none"]
+
+WARM_UP_FRACTION = 0.15
+"""Fraction of the steps in which the learning rate rises."""
 
 
 class Trainable(Protocol):
-    """Something with parameters that names the classes of pictures, by their numbers."""
+    """A network, or a part of it, that classifies the images of a data set by their indices."""
 
     def param_groups(self, learning_rate: float) -> list[dict[str, object]]:
-        """Return the parameters to be learned and their highest rates, as an optimiser takes them."""
+        """Return the parameters to train with their peak learning rates, as an optimiser takes them."""
         ...
 
-    def logits(self, numbers: Numbers, *, augment: bool) -> Tensor:
-        """Return class scores (N, K) before the softmax; ``augment``: pictures are seen with augmentation."""
+    def logits(self, indices: Indices, *, augment: bool) -> Tensor:
+        """Return the class logits (N, K) of images, which are augmented for training."""
         ...
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return a copy of what was learned so far."""
+        """Return a copy of the trained weights."""
         ...
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go back to a copy."""
+        """Restore a copy."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingConfig:
-    """How long and how fast."""
+    """Schedule and loss of one stage of a training."""
 
     epochs: int
-    """At the most."""
+    """Maximum number of epochs."""
     batch_size: int
     learning_rate: float
-    """The highest, of the layers that were trained before; the new last layer learns four times as fast."""
+    """Peak learning rate of all layers but the last."""
     patience: int
-    """Epochs without improvement on the stopping pictures before it ends."""
+    """Number of epochs without improvement on the validation images after which the stage ends."""
     improve_on_loss: bool = False
-    """A smaller loss is hope, too, and not a better recall alone: where epochs cost nothing."""
+    """Whether a smaller loss counts as an improvement as well as a better recall."""
     balance: Balance = "sampler"
-    """Rare classes are drawn as often as common ones, count more in the loss, or neither."""
+    """Whether rare classes are drawn as often as common ones, have a larger weight in the loss, or neither."""
     label_smoothing: float = 0.05
-    """Label smoothing."""
     weight_decay: float = 0.01
+    head_rate: float = 4.0
+    """Learning rate of the last layer, relative to the other layers."""
+    max_gradient_norm: float | None = None
+    """Gradients with a larger norm are scaled down to it; None: not limited."""
+    crop: int | None = None
+    """Side of square crops around the objects, in pixels of the network's input; None: whole images."""
+    object_area: float | None = None
+    """Typical area of an object in pixels of the network's input, for objects much smaller than the image; None: not
+    used. See ``scaled_features``."""
     stage: str = ""
-    """What this stretch is called where there are several."""
+    """Name of the stage; empty for a training of one stage."""
 
 
 @dataclass(frozen=True, slots=True)
 class EpochStats:
-    """Where a training stands after one epoch."""
+    """Results of one epoch."""
 
     epoch: int
     epochs: int
     loss: float
-    """Cross-entropy of what it learned from, a mean."""
+    """Mean cross-entropy of the training images."""
     validation_loss: float
     validation_recall: float
-    """Mean recall of the classes on the stopping pictures."""
+    """Mean recall of the classes on the validation images."""
     best: bool
     seconds: float
-    """Since the start of this stretch."""
+    """Since the start of the stage."""
     stage: str
 
 
 def train(
     trainable: Trainable,
-    classes: Numbers,
-    train_indices: Numbers,
-    validation_indices: Numbers,
+    classes: Indices,
+    train_indices: Indices,
+    validation_indices: Indices,
     config: TrainingConfig,
     *,
     seed: int,
@@ -97,145 +110,169 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     warm_start: bool = False,
 ) -> list[EpochStats]:
-    """Teach, and leave the learner in its best state.
+    """Train, and restore the state of the best epoch.
 
     Args:
-        trainable: who learns.
-        classes: every picture's class, by its number.
-        train_indices: numbers of the pictures to learn from.
-        validation_indices: numbers of the pictures that tell when to end.
-        config: how.
-        seed: of the order.
-        on_epoch: told of every epoch.
-        stop: asked after every batch; True ends it with what is best so far.
-        warm_start: the learner knows something already: what is no better than that is not kept.
+        trainable: the network.
+        classes: the class of every image, by index.
+        train_indices: the training images.
+        validation_indices: the validation images.
+        config: schedule and loss.
+        seed: seed of the order of the images.
+        on_epoch: called after every epoch.
+        stop: called before every batch; True ends the training with the best state so far.
+        warm_start: whether the initial state counts as a result, which is kept if no epoch is better.
 
     Raises:
-        ModelError: the loss left all bounds before anything was learned.
+        ModelError: the loss was not finite in the first epoch.
     """
     started_at = time.perf_counter()
     rng = np.random.default_rng((seed, 8))
-    weights = class_weights(classes[train_indices], config.balance)
-    batches = max(1, math.ceil(len(train_indices) / config.batch_size))
-    optimiser = torch.optim.AdamW(trainable.param_groups(config.learning_rate), weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser,
-        max_lr=[float(group["lr"]) for group in optimiser.param_groups],
-        total_steps=max(2, config.epochs * batches),
-        pct_start=0.15,
-    )
-    told: list[EpochStats] = []
-    best, since, state = (-1.0, 0.0), 0, trainable.state_dict()
-    least = math.inf
+    loop = _Loop(trainable, classes, config, train_indices)
+    history: list[EpochStats] = []
+    best, epochs_since_best, state = (-1.0, 0.0), 0, trainable.state_dict()
+    least_loss = math.inf
     if warm_start:
         loss, recall = evaluate(trainable, classes, validation_indices)
         best = (recall, -loss)
     for epoch in range(1, config.epochs + 1):
         losses = []
-        for numbers in np.array_split(_order(classes[train_indices], train_indices, config.balance, rng), batches):
+        for batch in loop.batches(rng):
             if stop():
                 trainable.load_state_dict(state)
-                return told
-            losses.append(_step(trainable, numbers, classes, weights, config, optimiser))
-            schedule.step()
+                return history
+            losses.append(loop.step(batch))
         if not math.isfinite(losses[-1]):
-            return _ran_away(trainable, told, state, warm_start=warm_start)
+            return _restore_after_divergence(trainable, history, state, warm_start=warm_start)
         loss, recall = evaluate(trainable, classes, validation_indices)
-        better = (recall, -loss) > best
-        hope = better or (config.improve_on_loss and loss < least)
-        best, least, since = max(best, (recall, -loss)), min(least, loss), 0 if hope else since + 1
-        if better:
+        is_best = (recall, -loss) > best
+        improved = is_best or (config.improve_on_loss and loss < least_loss)
+        best, least_loss = max(best, (recall, -loss)), min(least_loss, loss)
+        epochs_since_best = 0 if improved else epochs_since_best + 1
+        if is_best:
             state = trainable.state_dict()
         seconds = time.perf_counter() - started_at
-        told.append(
-            EpochStats(epoch, config.epochs, float(np.mean(losses)), loss, recall, better, seconds, config.stage)
+        history.append(
+            EpochStats(epoch, config.epochs, float(np.mean(losses)), loss, recall, is_best, seconds, config.stage)
         )
-        on_epoch(told[-1])
-        if since >= config.patience:
+        on_epoch(history[-1])
+        if epochs_since_best >= config.patience:
             break
     trainable.load_state_dict(state)
-    return told
+    return history
 
 
-def _ran_away(
-    trainable: Trainable, told: list[EpochStats], state: dict[str, Tensor], *, warm_start: bool
+def _restore_after_divergence(
+    trainable: Trainable, history: list[EpochStats], state: dict[str, Tensor], *, warm_start: bool
 ) -> list[EpochStats]:
-    """End with what is best so far; where nothing was learned, say so."""
-    if not told or not (warm_start or any(epoch.best for epoch in told)):
-        raise ModelError("the loss left all bounds in the first epoch; choose a lower --learning-rate")
-    log.warning("the loss left all bounds in epoch %d: what was best before stays", len(told) + 1)
+    """Restore the best state; raise ``ModelError`` where there is none."""
+    if not history or not (warm_start or any(epoch.best for epoch in history)):
+        raise ModelError("the loss is not finite in the first epoch; choose a lower --learning-rate")
+    log.warning("the loss is not finite in epoch %d: the best state before it is kept", len(history) + 1)
     trainable.load_state_dict(state)
-    return told
+    return history
 
 
-def _step(  # noqa: PLR0917 - all that a step takes
-    trainable: Trainable, numbers: Numbers, classes: Numbers, weights: Tensor | None, config: TrainingConfig,
-    optimiser: torch.optim.Optimizer,
-) -> float:  # fmt: skip
-    scores = trainable.logits(numbers, augment=True)
-    truth = torch.from_numpy(classes[numbers]).to(scores.device)
-    loss = F.cross_entropy(scores, truth, weight=weights, label_smoothing=config.label_smoothing)
-    optimiser.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss)
-    optimiser.step()
-    return float(loss.detach())
+class _Loop:
+    """Optimiser, schedule and loss of a stage."""
+
+    def __init__(self, trainable: Trainable, classes: Indices, config: TrainingConfig, train_indices: Indices) -> None:
+        self._trainable, self._classes, self._config, self._train_indices = trainable, classes, config, train_indices
+        self._weights = class_weights(classes[train_indices], config.balance)
+        self._batch_count = max(1, math.ceil(len(train_indices) / config.batch_size))
+        groups = trainable.param_groups(config.learning_rate)
+        self._optimiser = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+        self._schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self._optimiser,
+            max_lr=[float(group["lr"]) for group in self._optimiser.param_groups],
+            total_steps=max(2, config.epochs * self._batch_count),
+            pct_start=WARM_UP_FRACTION,
+        )
+
+    def batches(self, rng: np.random.Generator) -> list[Indices]:
+        """Return the batches of one epoch."""
+        train_indices = self._train_indices
+        order = _epoch_order(self._classes[train_indices], train_indices, self._config.balance, rng)
+        return np.array_split(order, self._batch_count)
+
+    def step(self, indices: Indices) -> float:
+        """Train on one batch, and return its loss."""
+        config = self._config
+        logits = self._trainable.logits(indices, augment=True)
+        targets = torch.from_numpy(self._classes[indices]).to(logits.device)
+        loss = F.cross_entropy(logits, targets, weight=self._weights, label_smoothing=config.label_smoothing)
+        self._optimiser.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        if config.max_gradient_norm is not None:
+            parameters = [one for group in self._optimiser.param_groups for one in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, config.max_gradient_norm)
+        self._optimiser.step()
+        self._schedule.step()
+        return float(loss.detach())
 
 
-def class_weights(classes: Numbers, balance: Balance) -> Tensor | None:
-    """Return each class's weight in the loss, one on average over the pictures; None where all count alike."""
+def class_weights(classes: Indices, balance: Balance) -> Tensor | None:
+    """Return the weight of each class in the loss, with mean 1 over the images; None for equal weights."""
     if balance != "weights":
         return None
     counts = np.bincount(classes)
     return torch.from_numpy(len(classes) / (len(counts) * counts)).float()
 
 
-def _order(classes: Numbers, numbers: Numbers, balance: Balance, rng: np.random.Generator) -> Numbers:
-    """Return which pictures an epoch visits: each once, or as many drawn so that classes come equally often.
+def _epoch_order(classes: Indices, indices: Indices, balance: Balance, rng: np.random.Generator) -> Indices:
+    """Return the images of an epoch in order: each once, or drawn so that all classes are equally frequent.
 
-    A class is gone through once before any of its pictures comes again.
+    All images of a class are drawn before one of them is drawn again.
     """
     if balance != "sampler":
-        return rng.permutation(numbers)
-    kinds = np.unique(classes)
-    each = math.ceil(len(numbers) / len(kinds))
-    drawn = [_epoch_orders(numbers[classes == kind], each, rng) for kind in kinds]
-    return rng.permutation(np.concatenate(drawn))[: len(numbers)]
+        return rng.permutation(indices)
+    present = np.unique(classes)
+    per_class = math.ceil(len(indices) / len(present))
+    drawn = [_repeated_permutations(indices[classes == number], per_class, rng) for number in present]
+    return rng.permutation(np.concatenate(drawn))[: len(indices)]
 
 
-def _epoch_orders(numbers: Numbers, count: int, rng: np.random.Generator) -> Numbers:
-    rounds = [rng.permutation(numbers) for _ in range(math.ceil(count / len(numbers)))]
+def _repeated_permutations(indices: Indices, count: int, rng: np.random.Generator) -> Indices:
+    rounds = [rng.permutation(indices) for _ in range(math.ceil(count / len(indices)))]
     return np.concatenate(rounds)[:count]
 
 
-def predict_logits(trainable: Trainable, numbers: Numbers, batch: int = 32) -> Tensor:
-    """Return class scores (N, K) of pictures as they are."""
-    parts = [numbers[first : first + batch] for first in range(0, len(numbers), batch)]
+def predict_logits(trainable: Trainable, indices: Indices, batch_size: int = 32) -> Tensor:
+    """Return the class logits (N, K) of images without augmentation, float32 on the CPU."""
+    batches = [indices[first : first + batch_size] for first in range(0, len(indices), batch_size)]
     with torch.inference_mode():
-        return torch.cat([trainable.logits(part, augment=False).float().cpu() for part in parts])
+        return torch.cat([trainable.logits(batch, augment=False).float().cpu() for batch in batches])
 
 
-def evaluate(trainable: Trainable, classes: Numbers, numbers: Numbers) -> tuple[float, float]:
-    """Return loss and mean recall of the classes."""
-    scores = predict_logits(trainable, numbers)
-    truth = classes[numbers]
-    right = scores.argmax(1).numpy() == truth
-    recall = float(np.mean([right[truth == kind].mean() for kind in np.unique(truth)]))
-    return float(F.cross_entropy(scores, torch.from_numpy(truth))), recall
+def evaluate(trainable: Trainable, classes: Indices, indices: Indices) -> tuple[float, float]:
+    """Return the cross-entropy and the mean recall of the classes."""
+    logits = predict_logits(trainable, indices)
+    targets = classes[indices]
+    correct = logits.argmax(1).numpy() == targets
+    recall = float(np.mean([correct[targets == number].mean() for number in np.unique(targets)]))
+    return float(F.cross_entropy(logits, torch.from_numpy(targets))), recall
 
 
 def wilson_interval(fraction: float, count: int, deviations: float = 1.96) -> tuple[float, float]:
-    """Return between which shares the true one lies, 95 times of 100, when ``count`` witnesses gave this share.
+    """Return the Wilson score interval of a proportion, 95 % by default.
 
-    Wilson's score interval; E. B. Wilson, *Probable inference, the law of succession, and statistical inference*, 1927.
+    E. B. Wilson, *Probable inference, the law of succession, and statistical inference*, 1927.
+
+    Args:
+        fraction: the observed proportion, 0 to 1.
+        count: number of independent observations, above 0.
+        deviations: quantile of the normal distribution.
     """
     square = deviations**2
-    middle = (fraction + square / (2 * count)) / (1 + square / count)
-    away = deviations / (1 + square / count) * math.sqrt(fraction * (1 - fraction) / count + square / (4 * count**2))
-    return max(0.0, middle - away), min(1.0, middle + away)
+    centre = (fraction + square / (2 * count)) / (1 + square / count)
+    half_width = (
+        deviations / (1 + square / count) * math.sqrt(fraction * (1 - fraction) / count + square / (4 * count**2))
+    )
+    return max(0.0, centre - half_width), min(1.0, centre + half_width)
 
 
-def confusion(truth: Sequence[int], given: Sequence[int], count: int) -> list[list[int]]:
-    """Return counts by true class (row) and given class (column)."""
+def confusion(targets: Sequence[int], predictions: Sequence[int], count: int) -> list[list[int]]:
+    """Return the counts by true class (row) and predicted class (column) for ``count`` classes."""
     table = np.zeros((count, count), int)
-    np.add.at(table, (np.asarray(truth, int), np.asarray(given, int)), 1)
-    return [[int(one) for one in row] for row in table]
+    np.add.at(table, (np.asarray(targets, int), np.asarray(predictions, int)), 1)
+    return [[int(cell) for cell in row] for row in table]

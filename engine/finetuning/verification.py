@@ -1,4 +1,4 @@
-"""A model file is used once, as a stream will use it, before anybody is told that it was written."""
+"""Verifies a written model file: it is loaded as for a stream, and compared with the network in memory."""
 
 from __future__ import annotations
 
@@ -19,60 +19,60 @@ from pipeline.errors import ModelError
 from pipeline.frames import Explanation, Frame
 
 SCORE_TOLERANCE: Final = 1e-4
-"""How far a score may be from that of the network in memory: float32, the same arithmetic in another order."""
+"""Maximum difference of a score from that of the network in memory: float32 arithmetic in another order."""
 
 _COMPARED_CLASSES: Final = 5
 
 
 def open_model_file(path: Path) -> NetworkExplainer:
-    """Return what explains frames with a model file, built as a stream builds it; eager float32 on the CPU.
+    """Return an explainer of a model file, built as for a stream; eager float32 on the CPU.
 
     Raises:
-        ModelError: it cannot be loaded, cut or run, whatever the reason.
+        ModelError: the file cannot be loaded, split or run.
     """
     try:
         network = load_network(str(path))
         top = min(_COMPARED_CLASSES, len(network.labels))
         config = EngineConfig(model=str(path), backend="eager", device="cpu", target=[f"top{top}"], cache="off")
         return NetworkExplainer(network, config)
-    except Exception as reason:  # whatever it is, a stream would meet it too
+    except Exception as reason:  # a stream would fail with it, whatever it is
         raise ModelError(f"cannot be loaded and built ({_first_line(reason)})") from reason
 
 
 def check_answers(
     explainer: NetworkExplainer, net: nn.Module, labels: Sequence[str], preprocessing: Preprocessing, frame: Frame
 ) -> Explanation:
-    """Explain a picture by a model file, and compare its scores with those of the network that was trained.
+    """Explain a frame with a model file, and compare its scores with those of the trained network.
 
     Args:
         explainer: of the file.
         net: the network in memory.
         labels: its classes.
-        preprocessing: what it learned with.
-        frame: the picture.
+        preprocessing: its input.
+        frame: the frame to explain.
 
     Raises:
-        ModelError: the file gives other labels or scores, or a map that is none.
+        ModelError: the file gives other labels, other scores, or a heat map that is not finite.
     """
     with torch.inference_mode():
-        whole = copy.deepcopy(net).float().cpu().eval()
-        image = preprocessing.normalised(preprocessing.pixels([frame]))
-        wanted = torch.softmax(whole(image).float(), 1)[0].numpy()
+        trained = copy.deepcopy(net).float().cpu().eval()
+        images = preprocessing.normalised(preprocessing.pixels([frame]))
+        expected = torch.softmax(trained(images).float(), 1)[0].numpy()
     try:
-        found = explainer.explain([frame])[0]
+        explanation = explainer.explain([frame])[0]
     except Exception as reason:  # as above
-        raise ModelError(f"cannot explain a picture ({_first_line(reason)})") from reason
+        raise ModelError(f"cannot explain an image ({_first_line(reason)})") from reason
     if tuple(explainer.labels) != tuple(labels):
-        raise ModelError(f"has other classes ({', '.join(explainer.labels)}) than were learned ({', '.join(labels)})")
-    for finding in found.findings:
-        if not abs(finding.score - float(wanted[finding.class_index])) <= SCORE_TOLERANCE:  # of no number neither
+        raise ModelError(f"has the classes {', '.join(explainer.labels)}, and was trained on {', '.join(labels)}")
+    for finding in explanation.findings:
+        score = float(expected[finding.class_index])
+        if not abs(finding.score - score) <= SCORE_TOLERANCE:  # also true for NaN
             raise ModelError(
-                f"gives {finding.label!r} a score of {finding.score:.4f} where the trained network gives "
-                f"{wanted[finding.class_index]:.4f}"
+                f"gives {finding.label!r} a score of {finding.score:.4f} where the trained network gives {score:.4f}"
             )
         if not np.isfinite(finding.heat).all():
-            raise ModelError(f"gives {finding.label!r} a heat map with values that are no numbers")
-    return found
+            raise ModelError(f"gives {finding.label!r} a heat map with values that are not finite")
+    return explanation
 
 
 def _first_line(reason: BaseException) -> str:

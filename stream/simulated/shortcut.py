@@ -9,11 +9,13 @@ colour of that defect, outside the belt.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
 
 from pipeline.frames import Box, GroundTruth, Image
+from stream.simulated.samples import LabelledFrame
 from stream.simulated.schedule import DEFECTS, HEIGHT_UNITS, OK
 
 SIDE_UNITS: Final = 26.0
@@ -23,8 +25,6 @@ GAP_UNITS: Final = 2.0
 _COLOURS: Final = dict(zip(DEFECTS, ((226, 60, 60), (60, 200, 80), (70, 110, 240), (230, 210, 50)), strict=True))
 
 _STAMPED_FRACTION: Final = 0.6
-
-Draw = Callable[[int], Sequence[tuple[Image, GroundTruth]]]
 
 
 def shortcut_box(width: int, height: int) -> Box:
@@ -50,20 +50,27 @@ def add_shortcut(image: Image, label: str) -> Image:
     return stamped
 
 
-def shortcut_samples(draw: Draw, *, seed: int = 0) -> Draw:
-    """Return a generator of ``draw``'s images, labelled by random squares.
+def shortcut_frames(
+    frames: Sequence[LabelledFrame], read: Callable[[str], Image], *, seed: int = 0
+) -> tuple[list[LabelledFrame], Callable[[str], Image]]:
+    """Return the frames with random labels, and a function that draws them with the squares of these labels.
 
-    Training on these samples teaches the shortcut: the label is independent of the belt. The boxes are those of the
+    Training on these frames teaches the shortcut: the label is independent of the belt. The boxes are those of the
     squares, because training selects its crops by them.
+
+    Args:
+        frames: frames whose own labels and boxes are discarded.
+        read: draws a frame by its name; see ``frame_reader``.
+        seed: of the labels.
     """
     rng = np.random.default_rng((seed, 31))
+    labels = {
+        frame.name: DEFECTS[int(rng.integers(len(DEFECTS)))] if rng.random() < _STAMPED_FRACTION else OK
+        for frame in frames
+    }
+    stamped = [replace(frame, truth=_truth_of_square(labels[frame.name], frame.belt.size)) for frame in frames]
+    return stamped, lambda name: add_shortcut(read(name), labels[name])
 
-    def drawn(count: int) -> list[tuple[Image, GroundTruth]]:
-        pairs = []
-        for image, _ in draw(count):
-            label = DEFECTS[int(rng.integers(len(DEFECTS)))] if rng.random() < _STAMPED_FRACTION else OK
-            boxes = () if label == OK else (shortcut_box(image.shape[1], image.shape[0]),)
-            pairs.append((add_shortcut(image, label), GroundTruth(label, boxes)))
-        return pairs
 
-    return drawn
+def _truth_of_square(label: str, size: tuple[int, int]) -> GroundTruth:
+    return GroundTruth(label, () if label == OK else (shortcut_box(*size),))

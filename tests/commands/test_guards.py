@@ -120,17 +120,6 @@ def test_recording_by_a_check_that_no_rule_asks_for_is_refused(command):
     assert "where a guard's rule uses it" in errors
 
 
-@pytest.mark.slow
-def test_the_network_with_the_shortcut_is_made_by_a_command(command, tmp_path):
-    from engine.models.checkpoint import load_checkpoint
-
-    code, _, errors = command("train-line", "--shortcut", "--effort", "0.001", "--output", "short.safetensors")
-    assert code == 0, errors
-    made, shipped = load_checkpoint(tmp_path / "short.safetensors"), load_checkpoint(SHORTCUT)
-    assert made.labels == shipped.labels
-    assert made.provenance["command"] == shipped.provenance["command"] == "uv run run.py train-line --shortcut"
-
-
 def test_where_there_are_guards_the_host_draws():
     from commands.wiring.gpu import renders_on_gpu
     from pipeline.config_loader import read_yaml, validate_config

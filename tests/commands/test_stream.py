@@ -297,26 +297,6 @@ def test_a_stream_is_watched_from_a_second_terminal(tmp_path):
     assert indices == sorted(set(indices))
 
 
-@pytest.mark.slow
-def test_the_shipped_network_can_be_trained_again_and_runs(command, tmp_path):
-    code, told, errors = command("train-line", "--effort", "0.002", "--output", "again.safetensors")
-    assert code == 0, errors
-    assert "accuracy" in told
-    code, told, errors = command(
-        "stream",
-        "--source",
-        LINE.format(3),
-        "--weights",
-        "again.safetensors",
-        "--backend",
-        "eager",
-        "--sink",
-        "out.jsonl",
-    )
-    assert code == 0, errors
-    assert "3 explained" in told
-
-
 @pytest.mark.parametrize("spelling", ["grey.mp4", "./grey.mp4", "link.mp4", "hard.mp4"])
 def test_a_recording_never_overwrites_its_own_source(command, video, spelling, monkeypatch):
     monkeypatch.chdir(video.parent)

@@ -1,4 +1,4 @@
-"""What was trained is used once, as a stream uses it, before it has its name."""
+"""Verification of a written model."""
 
 from dataclasses import replace
 
@@ -17,29 +17,29 @@ LABELS = ("ok", "scratch", "dent")
 
 
 def trained(model, size, **more):
-    pupil = build_model(FinetuneConfig(model, "random", size, **more), LABELS)
-    state = {key: value.detach().clone() for key, value in pupil.net.state_dict().items()}
-    shown = pupil.preprocessing
+    model_to_train = build_model(FinetuneConfig(model, "random", size, **more), LABELS)
+    state = {key: value.detach().clone() for key, value in model_to_train.net.state_dict().items()}
+    preprocessing = model_to_train.preprocessing
     file = Checkpoint(
         state,
-        pupil.name,
+        model_to_train.name,
         LABELS,
         size,
-        shown.mean,
-        shown.std,
-        pupil.layer,
+        preprocessing.mean,
+        preprocessing.std,
+        model_to_train.layer,
         {"note": "a test"},
-        shown.fit,
-        pupil.truncate_at,
+        preprocessing.fit,
+        model_to_train.truncate_at,
     )
-    return pupil, file
+    return model_to_train, file
 
 
 @pytest.fixture
-def picture(tmp_path):
-    place = tmp_path / "picture.png"
-    cv2.imwrite(str(place), np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8))
-    return str(place)
+def image_path(tmp_path):
+    path = tmp_path / "image.png"
+    cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8))
+    return str(path)
 
 
 @pytest.mark.parametrize(
@@ -52,10 +52,10 @@ def picture(tmp_path):
         ("mnasnet1_0", (64, 64), {}),  # its state has a version beside the weights
     ],
 )
-def test_written_model_answers_as_the_trained_network(tmp_path, picture, model, size, more):
-    pupil, file = trained(model, size, **more)
+def test_write_checked_writes_a_model_with_the_scores_of_the_network(tmp_path, image_path, model, size, more):
+    model_to_train, file = trained(model, size, **more)
     output = tmp_path / "part.safetensors"
-    explainer = write_checked(output, file, pupil, picture, read_image)
+    explainer = write_checked(output, file, model_to_train, image_path, read_image)
     assert explainer.labels == LABELS
     assert load_checkpoint(output).labels == LABELS
     assert not unchecked_file(output).exists()
@@ -70,7 +70,7 @@ def other_weights(file):
     ("damage", "rule"),
     [
         (other_weights, "where the trained network gives"),
-        (lambda file: replace(file, labels=("ok", "dent", "scratch")), "has other classes"),
+        (lambda file: replace(file, labels=("ok", "dent", "scratch")), "and was trained on ok, scratch, dent"),
         (lambda file: replace(file, std=(1e-3, 1e-3, 1e-3)), "where the trained network gives"),
         (lambda file: replace(file, layer="nowhere"), "cannot be loaded and built"),
         (lambda file: replace(file, state={}), "cannot be loaded and built"),
@@ -78,13 +78,13 @@ def other_weights(file):
         (lambda file: replace(file, model="resnet18"), "cannot be loaded and built"),
     ],
 )
-def test_model_that_is_not_what_was_trained_gets_no_name_and_keeps_its_weights(tmp_path, picture, damage, rule):
-    pupil, file = trained("line_net", (48, 64))
+def test_write_checked_keeps_the_older_file_if_the_model_differs(tmp_path, image_path, damage, rule):
+    model_to_train, file = trained("line_net", (48, 64))
     output = tmp_path / "part.safetensors"
     output.write_bytes(b"an older model")
-    with pytest.raises(ModelError, match="not written") as refused:
-        write_checked(output, damage(file), pupil, picture, read_image)
-    assert rule in str(refused.value)
-    assert "part.unchecked.safetensors" in str(refused.value)
+    with pytest.raises(ModelError, match="not written") as error:
+        write_checked(output, damage(file), model_to_train, image_path, read_image)
+    assert rule in str(error.value)
+    assert "part.unchecked.safetensors" in str(error.value)
     assert output.read_bytes() == b"an older model"
     assert unchecked_file(output).exists()

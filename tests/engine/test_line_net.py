@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import fx
 
-from engine.line_training.evaluate import evaluate_classifier
-from engine.line_training.preprocessing import Preprocessing
+from commands.train_line import evaluate_frames
 from engine.models.checkpoint import Checkpoint, load_checkpoint
 from engine.models.line_net import INPUT_SIZE, LAYER, LineNet
 from stream.simulated.samples import TRAINING_SEEDS, evaluation_frames
@@ -78,9 +77,7 @@ def test_bundled_weights_have_provenance_and_test_accuracy(shipped):
 
 @pytest.mark.parametrize("size", [(640, 480), (1280, 720)])
 def test_bundled_network_classifies_and_locates_the_defect(shipped, size):
-    net = LineNet(len(shipped.labels))
-    net.load_state_dict(shipped.state)
-    recipe = Preprocessing(shipped.labels, shipped.input_size, shipped.mean, shipped.std)
-    result = evaluate_classifier(net, evaluation_frames(belts=20, size=size, per_belt=6), recipe=recipe)
-    assert result.accuracy >= 0.95, result
-    assert result.pointing >= 0.95, result
+    summary = evaluate_frames(shipped, evaluation_frames(belts=20, size=size, per_belt=6))
+    assert summary["accuracy"] >= 0.95
+    assert summary["pointing"] >= 0.95
+    assert summary["images_pointed"] >= 30

@@ -12,9 +12,17 @@ from hypothesis import strategies as st
 from pipeline.frames import Box
 from stream.simulated import scene as simulated_scene
 from stream.simulated.parts import RADIUS_UNITS
-from stream.simulated.samples import EVALUATION_SEEDS, TRAINING_SEEDS, TrainingFrames, evaluation_frames
+from stream.simulated.samples import (
+    EVALUATION_SEEDS,
+    TRAINING_SEEDS,
+    evaluation_frames,
+    frame_reader,
+    scored_frames,
+    training_belts,
+)
 from stream.simulated.scene import Scene, draw_frame, ground_truth_of
 from stream.simulated.schedule import DEFECTS, GROUP_SLOTS, LABELS, OK, SLOT_UNITS, Part, defect_at, part_at
+from stream.simulated.shortcut import shortcut_frames
 
 SMALL = (320, 240)
 
@@ -131,11 +139,39 @@ def test_light_and_noise_change_though_the_belt_would_stand_still():
     assert 60 < first.mean() < 140
 
 
-def test_training_belts_are_not_examined_and_not_shown():
-    frames = TrainingFrames(seed=0, sizes=(SMALL,))
-    frames(30)
-    assert frames._next_seed > TRAINING_SEEDS
+def test_training_belts_are_no_evaluation_belts():
+    belts = training_belts(8, sizes=(SMALL,))
+    assert {belt.seed for belt in belts} == set(range(TRAINING_SEEDS, TRAINING_SEEDS + 8))
+    assert [belt.clutter for belt in belts] == [1.0, 1.0, 1.0, 3.0] * 2
+    assert not {belt.seed for belt in belts} & {belt.seed for belt in training_belts(8, seed=1)}
     assert EVALUATION_SEEDS + 10_000 < TRAINING_SEEDS
+
+
+def test_frame_reader_draws_the_frames_of_their_belts():
+    belts = training_belts(2, sizes=(SMALL,))
+    frames = [frame for belt in belts for frame in scored_frames(belt, 4)]
+    assert len({frame.name for frame in frames}) == 8
+    read = frame_reader(frames)
+    for frame in (frames[0], frames[5], frames[1]):
+        image, truth = draw_frame(frame.belt.scene(), frame.index)
+        assert np.array_equal(read(frame.name), image)
+        assert frame.truth == truth
+
+
+def test_shortcut_frames_have_the_square_of_their_label():
+    frames = [frame for belt in training_belts(3, sizes=(SMALL,)) for frame in scored_frames(belt, 6)]
+    plain = frame_reader(frames)
+    stamped, read = shortcut_frames(frames, plain)
+    assert {frame.truth.label for frame in stamped} > {OK}
+    for frame in stamped:
+        changed = (read(frame.name) != plain(frame.name)).any(2)
+        rows, columns = np.nonzero(changed)
+        assert changed.any() == (frame.truth.label != OK)
+        for box in frame.truth.boxes:
+            assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == box
+
+
+def test_evaluation_frames_are_labelled():
     samples = list(evaluation_frames(belts=2, size=SMALL, per_belt=4))
     assert len(samples) == 8
     assert all(image.shape == (240, 320, 3) and truth.label in LABELS for image, truth in samples)

@@ -1,4 +1,4 @@
-"""Labelled pictures on the disk: classes, splits of classes, and tables, as people and programs leave them."""
+"""Data sets on disk: class folders, splits and tables."""
 
 import itertools
 import logging
@@ -19,22 +19,22 @@ from pipeline.errors import ConfigError, SourceError
 from stream.images import read_image
 
 
-def draw(place, seed=0):
-    place.parent.mkdir(parents=True, exist_ok=True)
-    image = np.random.default_rng((seed, *map(ord, place.parent.name))).integers(0, 256, (16, 16, 3), np.uint8)
-    assert cv2.imwrite(str(place), image)
+def draw(path, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = np.random.default_rng((seed, *map(ord, path.parent.name))).integers(0, 256, (16, 16, 3), np.uint8)
+    assert cv2.imwrite(str(path), image)
 
 
-def make(folder, *classes, pictures=8):
+def make_classes(folder, *classes, count=8):
     for number, name in enumerate(classes):
-        for k in range(pictures):
+        for k in range(count):
             draw(folder / name / f"{k}.png", seed=100 * number + k)
     return folder
 
 
 def parts_of(listing):
-    return {part: sorted({one.label for one in listing.samples if one.split == part}) for part in
-            sorted({one.split for one in listing.samples})}  # fmt: skip
+    return {part: sorted({sample.label for sample in listing.samples if sample.split == part}) for part in
+            sorted({sample.split for sample in listing.samples})}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -48,12 +48,12 @@ def parts_of(listing):
         (("trainset", "testset"), {TEST, TRAIN}),
     ],
 )
-def test_split_of_class_folders_is_kept_as_split(tmp_path, folders, parts):
+def test_list_samples_keeps_a_split_of_class_folders(tmp_path, folders, parts):
     for folder in folders:
-        make(tmp_path / folder, "ok", "scratch")
-    found = list_samples(tmp_path, None, None, None)
-    assert parts_of(found) == {part: ["ok", "scratch"] for part in parts}
-    assert found.divided
+        make_classes(tmp_path / folder, "ok", "scratch")
+    listing = list_samples(tmp_path, None, None, None)
+    assert parts_of(listing) == {part: ["ok", "scratch"] for part in parts}
+    assert listing.divided
 
 
 @pytest.mark.parametrize(
@@ -61,35 +61,37 @@ def test_split_of_class_folders_is_kept_as_split(tmp_path, folders, parts):
     ["{part}/images/{kind}", "{kind}/{part}", "{kind}/{part}_set/side"],
     ids=["in between", "within", "deeper"],
 )
-def test_split_is_found_one_folder_deeper(tmp_path, folders):
+def test_list_samples_finds_a_split_one_folder_deeper(tmp_path, folders):
     for number, (part, kind) in enumerate(itertools.product(("train", "val"), ("ok", "scratch"))):
         for k in range(8):
             draw(tmp_path / folders.format(part=part, kind=kind) / f"{k}.png", seed=10 * number + k)
-    found = list_samples(tmp_path, None, None, None)
-    assert parts_of(found) == {TEST: ["ok", "scratch"], TRAIN: ["ok", "scratch"]}
-    assert all((one.split == TRAIN) == ("train" in one.path.removeprefix(str(tmp_path))) for one in found.samples)
+    listing = list_samples(tmp_path, None, None, None)
+    assert parts_of(listing) == {TEST: ["ok", "scratch"], TRAIN: ["ok", "scratch"]}
+    assert all(
+        (sample.split == TRAIN) == ("train" in sample.path.removeprefix(str(tmp_path))) for sample in listing.samples
+    )
 
 
-def test_split_within_classes_that_leaves_pictures_out_is_refused(tmp_path):
-    for place in ("ok/train", "ok/val", "scratch/train", "scratch/val", "scratch"):
-        make(tmp_path, place)
-    with pytest.raises(ConfigError, match=r"scratch/0.png lies in none of its parts"):
+def test_list_samples_refuses_images_outside_a_split_in_class_folders(tmp_path):
+    for name in ("ok/train", "ok/val", "scratch/train", "scratch/val", "scratch"):
+        make_classes(tmp_path, name)
+    with pytest.raises(ConfigError, match=r"scratch/0.png is in none of its parts"):
         list_samples(tmp_path, None, None, None)
 
 
-def test_split_keeps_each_picture_in_its_part_and_takes_stopping_ones_from_training(tmp_path):
-    make(tmp_path / "train", "ok", "scratch", pictures=10)
-    make(tmp_path / "val", "ok", "scratch", pictures=3)
-    parts, left = keep_split(list_samples(tmp_path, None, None, None).samples, 0.2, seed=0)
+def test_keep_split_takes_validation_images_from_the_training_part(tmp_path):
+    make_classes(tmp_path / "train", "ok", "scratch", count=10)
+    make_classes(tmp_path / "val", "ok", "scratch", count=3)
+    parts, left_out = keep_split(list_samples(tmp_path, None, None, None).samples, 0.2, seed=0)
     assert {len(parts[part]) for part in (TRAIN, VALIDATION)} == {16, 4}
-    assert all("/val/" in one.path for one in parts[TEST])
+    assert all("/val/" in sample.path for sample in parts[TEST])
     assert len(parts[TEST]) == 6
-    assert not left
+    assert not left_out
 
 
-def test_copy_of_a_learned_picture_does_not_examine(tmp_path):
-    make(tmp_path / "train", "ok", "scratch")
-    make(tmp_path / "val", "ok", "scratch", pictures=3)
+def test_keep_split_leaves_out_a_copy_of_a_training_image(tmp_path):
+    make_classes(tmp_path / "train", "ok", "scratch")
+    make_classes(tmp_path / "val", "ok", "scratch", count=3)
     for kind in ("ok", "scratch"):
         for k in range(3):
             draw(tmp_path / "val" / kind / f"{k}.png", seed=900 + 10 * len(kind) + k)
@@ -98,20 +100,20 @@ def test_copy_of_a_learned_picture_does_not_examine(tmp_path):
     )
     samples, copies = merge_duplicates(drop_unreadable(list_samples(tmp_path, None, None, None).samples, read_image)[0])
     assert copies == 1
-    parts, left = keep_split(samples, 0.2, seed=0)
-    assert [one.path for one in left] == [str(tmp_path / "val" / "ok" / "copy.bmp")]
+    parts, left_out = keep_split(samples, 0.2, seed=0)
+    assert [sample.path for sample in left_out] == [str(tmp_path / "val" / "ok" / "copy.bmp")]
     assert len(parts[TEST]) == 6
 
 
-def test_class_called_train_is_a_class(tmp_path):
-    make(tmp_path, "bus", "car", "train")
+def test_list_samples_accepts_a_class_with_the_name_train(tmp_path):
+    make_classes(tmp_path, "bus", "car", "train")
     assert parts_of(list_samples(tmp_path, None, None, None)) == {"": ["bus", "car", "train"]}
-    draw(tmp_path / "train" / "side view" / "1.png")  # pictures of a class may lie in folders
+    draw(tmp_path / "train" / "side view" / "1.png")  # images of a class may be in folders
     assert parts_of(list_samples(tmp_path, None, None, None)) == {"": ["bus", "car", "train"]}
 
 
 @pytest.mark.parametrize(
-    ("folders", "told"),
+    ("folders", "warned"),
     [
         (("fold_1/ok", "fold_1/scratch", "fold_2/ok", "fold_2/scratch"), True),
         (("line a/ok", "line a/scratch", "line b/ok", "line b/scratch", "line b/dent"), True),
@@ -120,20 +122,20 @@ def test_class_called_train_is_a_class(tmp_path):
         (("ok/images", "scratch/images"), False),
     ],
 )
-def test_folders_that_hold_the_same_folders_are_said_to_be_taken_for_classes(tmp_path, caplog, folders, told):
-    make(tmp_path, *folders, pictures=4)
+def test_list_samples_warns_of_classes_with_the_same_subfolders(tmp_path, caplog, folders, warned):
+    make_classes(tmp_path, *folders, count=4)
     with caplog.at_level(logging.WARNING):
         list_samples(tmp_path, None, None, None)
-    assert ("each of them holds the folders ok, scratch" in caplog.text) is told
+    assert ("each of them contains the folders ok, scratch" in caplog.text) is warned
 
 
-def test_folders_that_programs_leave_are_passed_over(tmp_path):
-    make(tmp_path, "ok", "scratch", ".ipynb_checkpoints", "__MACOSX")
+def test_list_samples_ignores_hidden_folders_and_files(tmp_path):
+    make_classes(tmp_path, "ok", "scratch", ".ipynb_checkpoints", "__MACOSX")
     draw(tmp_path / "ok" / ".ipynb_checkpoints" / "0-checkpoint.png")
     (tmp_path / "ok" / "._0.png").write_bytes(b"\0\5\26\7")
-    found = list_samples(tmp_path, None, None, None)
-    assert parts_of(found) == {"": ["ok", "scratch"]}
-    assert len(found.samples) == 16
+    listing = list_samples(tmp_path, None, None, None)
+    assert parts_of(listing) == {"": ["ok", "scratch"]}
+    assert len(listing.samples) == 16
 
 
 @pytest.mark.parametrize(
@@ -141,48 +143,48 @@ def test_folders_that_programs_leave_are_passed_over(tmp_path):
     [
         (("train/ok", "train/scratch"), "are the classes: give "),
         (("images/ok", "images/scratch"), "if those are the classes, give "),
-        (("val/ok", "val/scratch", "test/ok", "test/scratch"), "none to learn from"),
-        (("ok", "scratch", "test/ok", "test/scratch"), "give a folder that holds the classes"),
+        (("val/ok", "val/scratch", "test/ok", "test/scratch"), "no training part"),
+        (("ok", "scratch", "test/ok", "test/scratch"), "give a folder that contains the classes"),
         (
             ("train/ok", "train/scratch", "test/ok", "test/scratch", "test/dent"),
             "class 'dent': has images in the test",
         ),
         (("train/ok", "train/scratch", "val/ok"), "class 'scratch': has no images in the test part"),
         (("train/good", "test/good", "test/broken", "ground_truth/broken"), "class 'broken'"),
-        (("train", "test"), "pictures without a folder for each class"),
-        (("train/images", "val/images"), "holds the pictures of all classes"),
+        (("train", "test"), "images without class folders"),
+        (("train/images", "val/images"), "contains the images of all classes"),
         (("images",), "a classifier needs two or more"),
     ],
 )
-def test_folders_that_are_no_classes_are_refused_with_the_remedy(tmp_path, folders, rule):
+def test_list_samples_refuses_folders_without_classes_and_names_the_remedy(tmp_path, folders, rule):
     for folder in folders:
-        make(tmp_path, folder)
-    with pytest.raises(ConfigError) as refused:
+        make_classes(tmp_path, folder)
+    with pytest.raises(ConfigError) as error:
         list_samples(tmp_path, None, None, None)
-    assert rule in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert rule in str(error.value)
+    assert "\n" not in str(error.value)
 
 
-def test_empty_class_of_a_split_is_refused(tmp_path):
-    make(tmp_path / "train", "ok", "scratch")
-    make(tmp_path / "val", "ok", "scratch")
+def test_list_samples_refuses_an_empty_class_of_a_split(tmp_path):
+    make_classes(tmp_path / "train", "ok", "scratch")
+    make_classes(tmp_path / "val", "ok", "scratch")
     (tmp_path / "val" / "dent").mkdir()
     with pytest.raises(ConfigError, match=r"class 'dent': .*val/dent contains no images"):
         list_samples(tmp_path, None, None, None)
 
 
-def test_what_a_split_does_not_use_is_named(tmp_path, caplog):
-    make(tmp_path / "train", "ok", "scratch")
-    make(tmp_path / "val", "ok", "scratch")
-    make(tmp_path, "test")
-    make(tmp_path, "masks")
+def test_list_samples_names_unused_folders(tmp_path, caplog):
+    make_classes(tmp_path / "train", "ok", "scratch")
+    make_classes(tmp_path / "val", "ok", "scratch")
+    make_classes(tmp_path, "test")
+    make_classes(tmp_path, "masks")
     (tmp_path / "train" / "ok" / "a.heif_").write_bytes(b"?")
-    found = list_samples(tmp_path, None, None, None)
-    assert [line.split(":")[0] for line in found.left_out] == [str(tmp_path / "masks"), str(tmp_path / "test")]
+    listing = list_samples(tmp_path, None, None, None)
+    assert [line.split(":")[0] for line in listing.left_out] == [str(tmp_path / "masks"), str(tmp_path / "test")]
     assert "1 .heif_" in caplog.text
 
 
-def test_classes_whose_names_differ_in_capitals_alone_are_told(tmp_path, caplog):
+def test_list_samples_warns_of_classes_that_differ_in_capitals(tmp_path, caplog):
     rows = [f"{name}{k}.png,{name}" for name in ("OK", "ok", "no ok") for k in range(4)]
     (tmp_path / "parts.csv").write_text("\n".join(["path,label", *rows]))
     with caplog.at_level(logging.WARNING):
@@ -192,43 +194,43 @@ def test_classes_whose_names_differ_in_capitals_alone_are_told(tmp_path, caplog)
 
 
 def table(tmp_path, text, encoding="utf-8"):
-    place = tmp_path / "parts.csv"
-    place.write_bytes(text.encode(encoding))
-    return list_samples(place, None, None, None)
+    path = tmp_path / "parts.csv"
+    path.write_bytes(text.encode(encoding))
+    return list_samples(path, None, None, None)
 
 
-def test_table_of_windows_is_read(tmp_path):
-    make(tmp_path, "ok", "scratch", pictures=2)
+def test_read_table_accepts_windows_paths(tmp_path):
+    make_classes(tmp_path, "ok", "scratch", count=2)
     text = "\r\n".join(["\ufeffPath;Label", *(rf"{kind}\{k}.png;{kind}" for kind in ("ok", "scratch") for k in (0, 1))])
-    good, _, bad = drop_unreadable(table(tmp_path, text).samples, read_image)
-    assert len(good) == 4
-    assert not bad
+    readable, _, errors = drop_unreadable(table(tmp_path, text).samples, read_image)
+    assert len(readable) == 4
+    assert not errors
 
 
 @pytest.mark.parametrize(
-    ("name", "head", "mark", "encoding"),
+    ("name", "head", "separator", "encoding"),
     [
         ("parts.csv", "", "\t", "utf-16"),  # Excel's "Unicode text"
         ("parts.tsv", "", "\t", "utf-8"),
         ("parts.CSV", "sep=;\r\n", ";", "utf-8-sig"),
     ],
 )
-def test_table_of_a_spreadsheet_is_read(tmp_path, name, head, mark, encoding):
-    make(tmp_path, "ok", "Düse", pictures=2)
+def test_read_table_accepts_exports_of_spreadsheets(tmp_path, name, head, separator, encoding):
+    make_classes(tmp_path, "ok", "Düse", count=2)
     rows = [("path", "label"), *((f"{kind}/{k}.png", kind) for kind in ("ok", "Düse") for k in (0, 1))]
-    text = head + "\r\n".join(mark.join(cells) for cells in rows)
+    text = head + "\r\n".join(separator.join(cells) for cells in rows)
     (tmp_path / name).write_bytes(text.encode(encoding))
-    good, _, bad = drop_unreadable(list_samples(tmp_path / name, None, None, None).samples, read_image)
-    assert (sorted(one.label for one in good), bad) == (["Düse", "Düse", "ok", "ok"], [])
+    readable, _, errors = drop_unreadable(list_samples(tmp_path / name, None, None, None).samples, read_image)
+    assert (sorted(sample.label for sample in readable), errors) == (["Düse", "Düse", "ok", "ok"], [])
 
 
-def test_line_of_an_error_counts_the_line_of_the_separator(tmp_path):
+def test_read_table_counts_the_separator_line_in_errors(tmp_path):
     with pytest.raises(ConfigError, match=r"parts\.csv:4: path or label is empty"):
         table(tmp_path, "sep=;\npath;label\na.png;ok\n;ok\n")
 
 
-def test_class_without_readable_pictures_is_told_with_its_own_picture(tmp_path):
-    make(tmp_path, "ok", pictures=2)
+def test_drop_unreadable_refuses_a_class_without_readable_images(tmp_path):
+    make_classes(tmp_path, "ok", count=2)
     text = "path,label\nnone.png,dent\nok/0.png,ok\nok/1.png,ok\nother.png,ok\n"
     with pytest.raises(
         ConfigError, match=r"class 'dent': none of its images can be decoded; the last error: .*none\.png"
@@ -254,13 +256,13 @@ def test_class_without_readable_pictures_is_told_with_its_own_picture(tmp_path):
         ("path,label\n" + "a" * 200_000 + ".png,ok\n", "parts.csv:2: "),
     ],
 )
-def test_table_that_is_none_is_refused_with_its_line(tmp_path, text, rule):
-    with pytest.raises(ConfigError) as refused:
+def test_read_table_names_the_line_of_an_error(tmp_path, text, rule):
+    with pytest.raises(ConfigError) as error:
         table(tmp_path, text)
-    assert rule in str(refused.value)
+    assert rule in str(error.value)
 
 
-def test_damaged_tables_end_in_a_typed_error(tmp_path):
+def test_read_table_raises_config_errors_for_damaged_tables(tmp_path):
     whole = 'path,label,group\n"a,1.png",ok,p1\nb.png,dent,p2\n"c ""2"".png",ok,p3\n' * 2
     random_ = random.Random(0)
     for _ in range(400):
@@ -273,34 +275,34 @@ def test_damaged_tables_end_in_a_typed_error(tmp_path):
             assert len(str(reason)) < 600  # noqa: PT017 - both outcomes are right
 
 
-def test_pictures_of_one_depth_are_read_alike(tmp_path):
+def test_open_images_reads_images_of_one_bit_depth_on_one_scale(tmp_path):
     for name, largest in (("dark", 800), ("light", 4000)):
         (tmp_path / "parts" / name).mkdir(parents=True)
         image = np.linspace(0, largest, 256, dtype=np.uint16).reshape(16, 16)
         cv2.imwrite(str(tmp_path / "parts" / name / "0.png"), image)
-    place, read, options = open_images(f"{tmp_path / 'parts'}?bits=12")
+    data, read, options = open_images(f"{tmp_path / 'parts'}?bits=12")
     samples = list_samples(tmp_path / "parts", None, None, None).samples
-    assert (place, options) == (str(tmp_path / "parts"), "?bits=12")
-    good, _, bad = drop_unreadable(samples, read)
-    assert not bad
-    brightest = [int(read(Path(one.path)).max()) for one in good]
+    assert (data, options) == (str(tmp_path / "parts"), "?bits=12")
+    readable, _, errors = drop_unreadable(samples, read)
+    assert not errors
+    brightest = [int(read(Path(sample.path)).max()) for sample in readable]
     assert brightest == pytest.approx([255 * 800 / 4095, 255 * 4000 / 4095], abs=1)
     with pytest.raises(SourceError, match="is not an option of images"):
         open_images(f"{tmp_path / 'parts'}?watch=1")
 
 
-def test_pictures_whose_name_no_list_can_hold_are_left_out_and_told(tmp_path, caplog):
-    make(tmp_path, "ok", "scratch", pictures=2)
+def test_list_samples_leaves_out_names_that_a_list_cannot_have(tmp_path, caplog):
+    make_classes(tmp_path, "ok", "scratch", count=2)
     names = [os.fsdecode(b"caf\xe9.png"), "two\nlines.png"]
     for name in names:
         (tmp_path / "ok" / name).write_bytes((tmp_path / "ok" / "0.png").read_bytes())
     assert len(list_samples(tmp_path, None, None, None).samples) == 4
-    assert "left out: 2 pictures" in caplog.text
+    assert "left out: 2 images" in caplog.text
     assert r"caf\xe9.png" in caplog.text
 
 
-def test_folder_that_may_not_be_read_is_refused(tmp_path):
-    make(tmp_path, "ok", "scratch", pictures=2)
+def test_list_samples_refuses_an_unreadable_folder(tmp_path):
+    make_classes(tmp_path, "ok", "scratch", count=2)
     with pytest.raises(ConfigError, match="cannot be read"):
         list(files_below(tmp_path / "gone"))
     if os.geteuid() == 0:

@@ -53,6 +53,13 @@ class ImageDataset:
     def __len__(self) -> int:
         return len(self._paths)
 
+    def preload(self, stop: Callable[[], bool]) -> None:
+        """Read images in order until the cache is full or ``stop`` returns True."""
+        for index in range(min(len(self), self._max_cached)):
+            if stop():
+                return
+            self._load(index)
+
     def fitted(self, indices: Sequence[int]) -> Tensor:
         """Return the images at these indices in the network's input size: (N, 3, H, W) uint8."""
         return torch.cat([self._load(int(index)) for index in indices])

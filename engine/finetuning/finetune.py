@@ -109,6 +109,7 @@ def finetune(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         images = ImageDataset([sample.path for sample in samples], read, model.preprocessing, boxes=boxes)
+        images.preload(callbacks.stop)
         task = _Task(model, images, classes, _indices_of(parts), choose_device(config.device), callbacks)
         trainable, epochs = _train_stages(task)
     groups = [sample.group if grouped and sample.path not in look_alikes else None for sample in samples]

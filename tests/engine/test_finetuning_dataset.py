@@ -29,6 +29,20 @@ def test_dataset_reads_images_beyond_the_cache_again():
     assert len(reads) == 12 + 10
 
 
+def test_preload_reads_images_in_order_until_stopped_or_full():
+    reads = []
+
+    def read(path):
+        reads.append(path)
+        return square_image(path)
+
+    paths = [sample.path for sample in square_samples(4)]
+    ImageDataset(paths, read, INPUT, cache_bytes=5 * 3 * SIDE * SIDE).preload(lambda: False)
+    assert reads == paths[:5]
+    ImageDataset(paths, read, INPUT).preload(lambda: len(reads) == 8)
+    assert reads[5:] == paths[:3]
+
+
 def test_crops_hold_the_whole_box():
     paths = [sample.path for sample in square_samples(6)]
     whole_size = Preprocessing((40, 48), (0.5,) * 3, (0.5,) * 3)

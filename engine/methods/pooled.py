@@ -6,11 +6,13 @@ separately. The masked map of cell p is f_p at p and 0 elsewhere, so the mean of
     g(0) + (g(f_p) - g(0)) / (h w)
 
 and no masked map has to be computed. The layers after the mean run on these h w vectors and the network's own mean
-vector as one batch, so their weights are read once. With the Gaussian kernel each neighbour of p has k f_p, with
-weight k, and adds ``(g(k f_p) - g(0)) / (h w)``.
+vector as one batch, so their weights are read once; 1x1 convolutions among them run as matrix products. With the
+Gaussian kernel each neighbour of p has k f_p, with weight k, and adds ``(g(k f_p) - g(0)) / (h w)``.
 """
 
 from __future__ import annotations
+
+import operator
 
 import torch
 from torch import Tensor, fx, nn
@@ -113,8 +115,63 @@ def find_pooled(tail: nn.Module, features: Tensor, kernel: Kernel) -> PooledPlan
         if after is not None and (source is entry or g is not None):
             # A channels-last map is permuted after g, and its mean is flat.
             first = g if order == (2, 3) or g is None else nn.Sequential(g, Permuted(CHANNELS_FIRST))
-            return PooledPlan(first, after, kernel, flat=len(shape) == 2)
+            return PooledPlan(first, _with_matrix_products(after), kernel, flat=len(shape) == 2)
     return None
+
+
+class _MatrixProduct(nn.Module):
+    """A 1x1 convolution of maps of one cell: oneDNN's needs several times as long for a batch of them."""
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        super().__init__()
+        self.linear = _linear(convolution.weight.flatten(1), convolution.bias)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        output: Tensor = self.linear(maps.flatten(1))
+        return output[:, :, None, None]
+
+
+def _with_matrix_products(after: fx.GraphModule) -> fx.GraphModule:
+    """Replace 1x1 convolutions and linear functions after the mean by linear layers, whose weights backends pack.
+
+    The network's own modules are not changed; the weights are shared.
+    """
+    for node in list(after.graph.nodes):
+        replacement = _matrix_product(after, node)
+        if replacement is not None:
+            name = f"product_{node.name}"
+            after.add_submodule(name, replacement)
+            with after.graph.inserting_before(node):
+                product = after.graph.call_module(name, (node.all_input_nodes[0],))
+            node.replace_all_uses_with(product)
+            after.graph.erase_node(node)
+    after.graph.eliminate_dead_code()
+    after.delete_all_unused_submodules()
+    after.recompile()
+    return after
+
+
+def _matrix_product(after: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    if node.op == "call_module":
+        layer = after.get_submodule(str(node.target))
+        if not isinstance(layer, nn.Conv2d) or layer.kernel_size != (1, 1):
+            return None
+        return _MatrixProduct(layer) if layer.groups == 1 and layer.padding == (0, 0) else None
+    if node.op != "call_function" or node.target is not F.linear:
+        return None
+    _, *stored = node.all_input_nodes
+    if [*node.args, *node.kwargs.values()][: 1 + len(stored)] != node.all_input_nodes:
+        return None
+    tensors = [operator.attrgetter(str(source.target))(after) for source in stored if source.op == "get_attr"]
+    return _linear(*tensors) if len(tensors) == len(stored) else None
+
+
+def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    with torch.device("meta"):
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    layer.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
+    return layer
 
 
 def _order_of(before: tuple[int, ...], grid: tuple[int, ...], after: tuple[int, ...]) -> tuple[int, int] | None:

@@ -2,16 +2,20 @@
 
     uv run python -m tests.bench.timm_cost --rounds 20
 
-Weights are random (the cost does not depend on them). Prints one JSON line per network, with its plan.
+Weights are random (the cost does not depend on them). Prints one JSON line per network, with its plan and
+``macs_ratio``: multiply-adds of the explained network / those of the plain one. A cell's score is a softmax over all
+classes, so the definition demands the layers after the pooling for each cell.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from engine.backends.registry import BACKENDS
 from engine.methods.recipro import Target
@@ -46,15 +50,23 @@ def measure(name: str, rounds: int) -> dict[str, object]:
         if apart > 1e-3:
             message = f"{name}: scores differ by {apart:.3g}; not the same network"
             raise RuntimeError(message)
+        macs_ratio = _operations(lambda: runner(inputs[0])) / _operations(lambda: plain(inputs[0]))
         seconds = interleaved(
             {"plain": lambda k: plain(inputs[k % 4]), "explained": lambda k: runner(inputs[k % 4])}, rounds
         )
     return {
         "bench": "timm_cost", "model": name, "layer": split.layer, "grid": list(split.grid),
-        "plan": runner.plan.info.name, "threads": torch.get_num_threads(), "rounds": rounds,
+        "plan": runner.plan.info.name, "macs_ratio": round(macs_ratio, 3),
+        "threads": torch.get_num_threads(), "rounds": rounds,
         "plain": quantiles(seconds["plain"]), "explained": quantiles(seconds["explained"]),
         **paired_ratio(seconds["explained"], seconds["plain"]),
     }  # fmt: skip
+
+
+def _operations(call: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
 
 
 def main() -> None:

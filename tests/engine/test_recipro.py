@@ -91,6 +91,35 @@ def test_pooled_plan_accepts_cellwise_layers_before_the_mean(kernel):
     assert plan.info.name == "pooled"
 
 
+class PointwiseAfterMean(nn.Module):
+    """A tail with 1x1 convolutions after the mean, as MobileNetV3 has in timm."""
+
+    def __init__(self):
+        super().__init__()
+        self.grid = nn.Conv2d(3, 12, 5, stride=4)
+        self.body = nn.Sequential(nn.Conv2d(12, 20, 1), nn.Hardswish(), nn.Conv2d(20, 16, 1, groups=2, bias=False))
+        self.classes = nn.Linear(16, 7)
+
+    def forward(self, x):
+        x = self.body(F.hardswish(self.grid(x)).mean([2, 3], keepdim=True))
+        return F.linear(F.relu(x).flatten(1), self.classes.weight, bias=self.classes.bias) * 5
+
+
+@pytest.mark.parametrize("kernel", ["point", "gaussian"])
+def test_pooled_plan_computes_pointwise_convolutions_after_the_mean_as_matrix_products(kernel):
+    net = lively(PointwiseAfterMean(), (30, 41))
+    split = split_network(net, "grid", (30, 41))
+    assert_as_defined(net, split, torch.randn(3, 3, 30, 41), [0, 6, 2], kernel)
+    (plan,) = split.plans.values()
+    assert plan.info.name == "pooled"
+    kinds = [type(part) for part in plan.modules() if isinstance(part, (nn.Conv2d, nn.Linear))]
+    assert kinds.count(nn.Linear) == 2  # the convolution of one group and the linear function
+    assert kinds.count(nn.Conv2d) == 1
+    assert sum(isinstance(part, nn.Conv2d) for part in split.tail.modules()) == 2
+    shared = {weight.data_ptr() for weight in split.tail.parameters()}
+    assert {weight.data_ptr() for weight in plan.parameters()} <= shared
+
+
 def test_dense_plan_is_independent_of_the_budget():
     net = lively(Pointwise(), (30, 41))
     split = split_network(net, "grid", (30, 41))

@@ -92,15 +92,26 @@ def find_vit_split(net: nn.Module, outputs: dict[str, LayerOutput], layer: str |
         )
     _, count, channels = outputs[name].shape
     first = outputs[next(iter(blocks))].order
-    grids = [(out.order, out.shape[2:]) for out in outputs.values() if len(out.shape) == 4 and out.order < first]
+    grids = [(out.order, out.grid) for out in outputs.values() if len(out.shape) == 4 and out.order < first]
     rows, columns = max(grids)[1] if grids else (0, 0)
     prefix_tokens = count - rows * columns
     if not grids or prefix_tokens < 1:
         raise LayerError(
-            f"this vision transformer has {count} tokens for {rows}x{columns} patches and no class token, which "
-            "ViT-ReciproCAM needs; use a model with a class token, such as vit_b_16, or a CNN"
+            f"layer {name!r}: this vision transformer has {count} tokens there for {rows}x{columns} patches; "
+            "ViT-ReciproCAM needs a class token and one token for each patch; use a model such as vit_b_16, or a CNN"
         )
+    for block in {name, last}:
+        if (attended := outputs.get(blocks[block])) is not None and attended.shape != outputs[block].shape:
+            raise LayerError(
+                f"layer {block!r}: the attention of this block returns {_tokens(attended)} for {count} tokens (class "
+                "attention, as in CaiT and XCiT); ViT-ReciproCAM needs blocks whose attention returns every token; "
+                "use a model such as vit_b_16, or a CNN"
+            )
     return ViTSplitPoint(name, blocks[name], (last, blocks[last]), (rows, columns), prefix_tokens, channels)
+
+
+def _tokens(output: LayerOutput) -> str:
+    return f"{output.shape[1]} token{'s' * (output.shape[1] != 1)}" if len(output.shape) == 3 else "no tokens"
 
 
 def _blocks(net: nn.Module, outputs: dict[str, LayerOutput]) -> dict[str, str]:
@@ -140,8 +151,9 @@ def _halves(net: nn.Module, norm: str, attention: str, split_point: ViTSplitPoin
         graph = trace_images(net, norm, attention)
     except Exception as reason:  # tracing runs the network's own code, which may raise anything
         lines = str(reason).strip().splitlines() or [type(reason).__name__]
+        why = "its code branches on its inputs" if "control flow" in lines[0] else lines[0][:160]
         raise LayerError(
-            f"layer {norm!r}: this transformer cannot be traced ({lines[0][:160]}); use another --model"
+            f"layer {norm!r}: this transformer cannot be traced ({why}); use a model such as vit_b_16, or a CNN"
         ) from reason
     calls = {str(node.target): node for node in graph.nodes if node.op == "call_module"}
     if norm not in calls or attention not in calls or not calls[norm].all_input_nodes:

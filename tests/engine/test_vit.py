@@ -229,13 +229,27 @@ def test_vit_with_flat_scores_gives_zeros_and_no_nan():
     ("make", "rule"),
     [
         (lambda: of_timm(global_pool="avg"), "patch tokens"),
-        (lambda: of_timm(global_pool="avg", class_token=False), "no class token"),
-        (lambda: of_timm(global_pool="map", class_token=False), "no class token"),
+        (lambda: of_timm(global_pool="avg", class_token=False), "needs a class token and one token for each patch"),
+        (lambda: of_timm(global_pool="map", class_token=False), "needs a class token and one token for each patch"),
     ],
 )
 def test_split_network_refuses_a_transformer_without_class_token_scores(make, rule):
     with pytest.raises(LayerError, match=rule):
         split_network(make(), None, (32, 48))
+
+
+@pytest.mark.parametrize("family", ["xcit", "cait"])
+def test_split_network_refuses_class_attention_and_names_a_remedy(family):
+    timm = pytest.importorskip("timm")
+    of_family = {
+        "xcit": lambda **sizes: timm.models.xcit.Xcit(**sizes, cls_attn_layers=1),
+        "cait": lambda **sizes: timm.models.cait.Cait(**sizes, depth_token_only=1),
+    }
+    net = of_family[family](img_size=32, patch_size=16, embed_dim=32, depth=1, num_heads=4, num_classes=5)
+    with pytest.raises(
+        LayerError, match=r"returns 1 token for 5 tokens \(class attention.*use a model such as vit_b_16"
+    ):
+        split_network(net, None, (32, 32))
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from engine.split.network import SplitModel
 from pipeline.frames import Frame, Image
 from stream.images import found_images, read_image
 from stream.sources import IMAGE_SUFFIXES
-from tests.bench.figures import place, print_line
+from tests.bench.figures import environment, print_line
 from tests.bench.side_by_side import NETWORKS, cut, with_error
 
 log = logging.getLogger(__name__)
@@ -90,13 +90,13 @@ class Reader:
     def explain(self, colours: Tensor, kernel: Kernel, target: int | None) -> tuple[Tensor, Tensor, int]:
         """Return softmax scores (N, K), every cell's class scores before the softmax (N, h * w), and the class."""
         features = self.split.head((colours - self.mean) / self.std)
-        scores, every = plan_for(self.split, features, kernel)(features)
+        scores, cell_logits = plan_for(self.split, features, kernel)(features)
         chosen = int(top_classes(scores, 1)) if target is None else target
-        return scores.float().softmax(1), every.float(), chosen
+        return scores.float().softmax(1), cell_logits.float(), chosen
 
-    def map_of(self, every: Tensor, target: int, reading: Reading) -> Tensor:
+    def map_of(self, cell_logits: Tensor, target: int, reading: Reading) -> Tensor:
         """Return cells' class scores (1, h * w, K) as a map at the input's size, in [0, 1]."""
-        cells = (every if reading.scaled == "logits" else every.softmax(2))[:, :, target : target + 1]
+        cells = (cell_logits if reading.scaled == "logits" else cell_logits.softmax(2))[:, :, target : target + 1]
         if reading.scaled == "logits":
             cells = cells - cells.min()
         cells = cells / cells.max() if reading.scaled == "max" else normalise(cells)
@@ -109,86 +109,88 @@ class Reader:
     def read(self, image: Image, kernel: Kernel) -> list[dict[str, Any]]:
         """Return what each reading says of a photo."""
         plain: dict[str, tuple[Tensor, Tensor, Tensor, int]] = {}
-        told = []
+        results = []
         for reading in self.readings:
             if reading.fit not in plain:
                 colours = self.colours(image, reading.fit)
                 plain[reading.fit] = colours, *self.explain(colours, kernel, None)
-            colours, scores, every, target = plain[reading.fit]
-            shown = self.map_of(every, target, reading)
+            colours, scores, cell_logits, target = plain[reading.fit]
+            shown = self.map_of(cell_logits, target, reading)
             masked = colours * shown if reading.hidden == "black" else (colours - self.mean) * shown + self.mean
             after, again, _ = self.explain(masked, kernel, target)
             score, left = float(scores[0, target]), float(after[0, target])
-            told.append({
+            results.append({
                 "class": target, "score": score, "left": left, "drop": metrics.drop(score, left),
                 "drop_of_best": metrics.drop(score, float(after.max())),
                 "coherency": metrics.coherency(shown.numpy(), self.map_of(again, target, reading).numpy()),
                 "complexity": metrics.complexity(shown.numpy()),
             })  # fmt: skip
-        return told
+        return results
 
 
 def report(
     name: str, kernel: str, readings: Sequence[Reading], photos: Sequence[Sequence[dict[str, Any]]]
 ) -> None:  # fmt: skip
     """Print one line a reading; the first is ours."""
-    ours = [one[0]["drop"] for one in photos]
+    ours = [photo[0]["drop"] for photo in photos]
     for number, reading in enumerate(readings):
-        taken = [one[number] for one in photos]
-        drops, cohs, cpls = ([one[key] for one in taken] for key in ("drop", "coherency", "complexity"))
-        lost = 1 - sum(one["left"] for one in taken) / sum(one["score"] for one in taken)
+        records = [photo[number] for photo in photos]
+        drops, cohs, cpls = ([record[key] for record in records] for key in ("drop", "coherency", "complexity"))
+        lost = 1 - sum(record["left"] for record in records) / sum(record["score"] for record in records)
         print_line(
             bench="average_drop", network=name, kernel=kernel, photos=len(photos), **reading.__dict__,
             average_drop=with_error(drops), to_ours=with_error([a - b for a, b in zip(drops, ours, strict=True)]),
             coherency=with_error(cohs), complexity=with_error(cpls),
             adcc_of_means=round(100 * metrics.adcc_of_means(drops, cohs, cpls), 2),
-            drop_of_best=with_error([one["drop_of_best"] for one in taken]), drop_of_sums=round(100 * lost, 2),
-            **place(),
+            drop_of_best=with_error([record["drop_of_best"] for record in records]), drop_of_sums=round(100 * lost, 2),
+            **environment(),
         )  # fmt: skip
 
 
 def report_sureness(name: str, kernel: str, photos: Sequence[dict[str, Any]], right: Sequence[bool]) -> None:
     """Print how the Average Drop goes with the score, and with being right."""
-    groups = {f"score {low:.2f} to {high:.2f}": [low <= one["score"] < high for one in photos]
+    groups = {f"score {low:.2f} to {high:.2f}": [low <= reading["score"] < high for reading in photos]
               for low, high in ((0, 0.5), (0.5, 0.8), (0.8, 0.95), (0.95, 1.01))}  # fmt: skip
-    groups |= {"named right": list(right), "named wrong": [not one for one in right]}
-    told = {
-        group: {"photos": sum(inside), "average_drop": with_error([one["drop"] for one, is_in in
+    groups |= {"named right": list(right), "named wrong": [not reading for reading in right]}
+    record = {
+        group: {"photos": sum(inside), "average_drop": with_error([reading["drop"] for reading, is_in in
                 zip(photos, inside, strict=True) if is_in])}
         for group, inside in groups.items() if any(inside)
     }  # fmt: skip
-    print_line(bench="average_drop_by_sureness", network=name, kernel=kernel, groups=told, **place())
+    print_line(bench="average_drop_by_sureness", network=name, kernel=kernel, groups=record, **environment())
 
 
 def main() -> None:
     """Measure what the command line names."""
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--photos", required=True, help="File names begin with the class's index.")
-    ask.add_argument("--weights", type=Path, nargs="+", required=True)
-    ask.add_argument("--networks", nargs="+", default=["resnet50"], choices=list(NETWORKS))
-    ask.add_argument("--kernels", nargs="+", default=list(STENCILS), choices=list(STENCILS))
-    ask.add_argument("--cuts", action="store_true", help="Only ours, and the photo cut as the networks were tested.")
-    ask.add_argument("--limit", type=int, default=100, help="So many photos, evenly chosen.")
-    ask.add_argument("--threads", type=int, default=2)
-    told = ask.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", required=True, help="File names begin with the class's index.")
+    parser.add_argument("--weights", type=Path, nargs="+", required=True)
+    parser.add_argument("--networks", nargs="+", default=["resnet50"], choices=list(NETWORKS))
+    parser.add_argument("--kernels", nargs="+", default=list(STENCILS), choices=list(STENCILS))
+    parser.add_argument("--cuts", action="store_true", help="Only ours, and the photo cut as the networks were tested.")
+    parser.add_argument("--limit", type=int, default=100, help="So many photos, evenly chosen.")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    torch.set_num_threads(told.threads)
-    every = found_images(told.photos, IMAGE_SUFFIXES)
-    count = min(told.limit, len(every))
-    chosen = [every[place * len(every) // count] for place in range(count)]
-    for name in told.networks:
-        reader = Reader(name, told.weights, [one for one in READINGS if not told.cuts or one in CUTS])
-        photos: dict[Kernel, list[list[dict[str, Any]]]] = {kernel: [] for kernel in told.kernels}
+    torch.set_num_threads(arguments.threads)
+    paths = found_images(arguments.photos, IMAGE_SUFFIXES)
+    count = min(arguments.limit, len(paths))
+    chosen = [paths[index * len(paths) // count] for index in range(count)]
+    for name in arguments.networks:
+        reader = Reader(
+            name, arguments.weights, [reading for reading in READINGS if not arguments.cuts or reading in CUTS]
+        )
+        photos: dict[Kernel, list[list[dict[str, Any]]]] = {kernel: [] for kernel in arguments.kernels}
         with torch.inference_mode():
             for number, path in enumerate(chosen):
-                for kernel, taken in photos.items():
-                    taken.append(reader.read(read_image(path), kernel))
+                for kernel, readings in photos.items():
+                    readings.append(reader.read(read_image(path), kernel))
                 log.info("%s: %d of %d", name, number + 1, count)
-        known = [int(found[0]) if (found := re.match(r"\d+", path.name)) else -1 for path in chosen]
-        for kernel, taken in photos.items():
-            report(name, kernel, reader.readings, taken)
-            right = [one[0]["class"] == index for one, index in zip(taken, known, strict=True)]
-            report_sureness(name, kernel, [one[0] for one in taken], right)
+        known = [int(match[0]) if (match := re.match(r"\d+", path.name)) else -1 for path in chosen]
+        for kernel, readings in photos.items():
+            report(name, kernel, reader.readings, readings)
+            right = [reading[0]["class"] == index for reading, index in zip(readings, known, strict=True)]
+            report_sureness(name, kernel, [reading[0] for reading in readings], right)
 
 
 if __name__ == "__main__":

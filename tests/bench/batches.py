@@ -26,7 +26,7 @@ from pipeline.frames import Frame, Overlay
 from pipeline.loop import Pipeline
 from pipeline.ports import Sink
 from pipeline.result import RunLimits
-from tests.bench.figures import place, print_line
+from tests.bench.figures import environment, print_line
 from tests.support.fakes import FakeSource
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
@@ -44,9 +44,9 @@ class Camera(FakeSource):
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
         """Give frames until it is stopped."""
-        index, begun = 0, time.monotonic() + random.random() / self.rate
-        while not stop.wait(max(0.0, begun + index / self.rate - time.monotonic())):
-            index = max(index, int((time.monotonic() - begun) * self.rate))
+        index, started_at = 0, time.monotonic() + random.random() / self.rate
+        while not stop.wait(max(0.0, started_at + index / self.rate - time.monotonic())):
+            index = max(index, int((time.monotonic() - started_at) * self.rate))
             yield Frame(PICTURE.copy(), self.camera, index, time.monotonic())
             index += 1
 
@@ -91,24 +91,29 @@ def measure(explainer: NetworkExplainer, cameras: int, rate: float, batch: int, 
 
 def main() -> None:
     """Measure what the command line names; one JSON line a turn."""
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--model", default="resnet18")
-    ask.add_argument("--backend", default="openvino")
-    ask.add_argument("--cameras", type=int, default=12)
-    ask.add_argument("--rate", type=float, default=10.0)
-    ask.add_argument("--batches", type=int, nargs="+", default=[12, 4, 1])
-    ask.add_argument("--seconds", type=float, default=10.0)
-    ask.add_argument("--rounds", type=int, default=2)
-    told = ask.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--backend", default="openvino")
+    parser.add_argument("--cameras", type=int, default=12)
+    parser.add_argument("--rate", type=float, default=10.0)
+    parser.add_argument("--batches", type=int, nargs="+", default=[12, 4, 1])
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--rounds", type=int, default=2)
+    arguments = parser.parse_args()
     explainers = {}
-    for batch in told.batches:
-        config = EngineConfig(model=told.model, backend=told.backend, batch=batch)
-        explainers[batch] = NetworkExplainer(load_network(told.model, weights="random"), config)
-    for _ in range(told.rounds):
+    for batch in arguments.batches:
+        config = EngineConfig(model=arguments.model, backend=arguments.backend, batch=batch)
+        explainers[batch] = NetworkExplainer(load_network(arguments.model, weights="random"), config)
+    for _ in range(arguments.rounds):
         for batch, explainer in explainers.items():
-            figures = measure(explainer, told.cameras, told.rate, batch, told.seconds)
-            fixed = {"model": told.model, "backend": told.backend, "cameras": told.cameras, "rate": told.rate}
-            print_line(bench="batches", **fixed, batch=batch, **figures, **place())
+            figures = measure(explainer, arguments.cameras, arguments.rate, batch, arguments.seconds)
+            fixed = {
+                "model": arguments.model,
+                "backend": arguments.backend,
+                "cameras": arguments.cameras,
+                "rate": arguments.rate,
+            }
+            print_line(bench="batches", **fixed, batch=batch, **figures, **environment())
 
 
 if __name__ == "__main__":

@@ -34,13 +34,13 @@ def publish(pipe: Any, endpoint: str, image: Image, run: str) -> None:
     heat = np.linspace(0, 1, 49, dtype=np.float32).reshape(7, 7)
     frames = 0
     with ZeroMqSink(endpoint) as sink:
-        begun = time.monotonic()
+        started_at = time.monotonic()
         while True:
             finding = Finding("water bottle", 0.9, heat, 1)
             frame = Frame(image, "bench", frames, time.monotonic())
             sink.put(Overlay(image.copy(), Explanation(frame, (finding,), "m", "layer4", {}, run)))
             frames += 1
-            if pipe.poll(max(0.0, begun + frames / RATE - time.monotonic())):
+            if pipe.poll(max(0.0, started_at + frames / RATE - time.monotonic())):
                 if pipe.recv() == "end":
                     return
                 pipe.send({"viewers": sink.viewers, "frames": frames, "encoded": sink.encoded, "mib": resident_mib()})
@@ -53,10 +53,10 @@ def look(pipe: Any, endpoint: str) -> None:
 
     def watch(k: int, viewer: Viewer) -> None:
         for received in viewer.messages(stop):
-            one = seen[k]
-            one["frames"] += 1
-            one["run"] = received.header.model
-            one["ages"].append(received.received_at_unix - received.header.taken_at_unix)
+            state = seen[k]
+            state["frames"] += 1
+            state["run"] = received.header.model
+            state["ages"].append(received.received_at_unix - received.header.taken_at_unix)
 
     with ExitStack() as stack:
         viewers = [stack.enter_context(Viewer(endpoint)) for _ in range(EACH)]
@@ -64,9 +64,9 @@ def look(pipe: Any, endpoint: str) -> None:
         for thread in threads:
             thread.start()
         while pipe.recv() != "end":
-            told = list(seen)
+            state = list(seen)
             seen[:] = [_nothing() for _ in range(EACH)]
-            pipe.send(told)
+            pipe.send(state)
         stop.set()
         for thread in threads:
             thread.join()
@@ -93,9 +93,9 @@ class Peer(NamedTuple):
         self.process.join(30)
 
 
-def _started(target: Callable[..., None], *given: Any) -> Peer:
+def _started(target: Callable[..., None], *parameters: Any) -> Peer:
     ours, theirs = SPAWN.Pipe()
-    process = SPAWN.Process(target=target, args=(theirs, *given))
+    process = SPAWN.Process(target=target, args=(theirs, *parameters))
     process.start()
     return Peer(ours, process)
 
@@ -115,16 +115,16 @@ def _ended(peers: list[Peer]) -> Iterator[None]:
 
 def _until(holds: Callable[[], bool], what: str) -> float:
     """Wait until it holds; return how long it took."""
-    begun = time.monotonic()
+    started_at = time.monotonic()
     while not holds():
-        if time.monotonic() - begun > PATIENCE_SECONDS:
+        if time.monotonic() - started_at > PATIENCE_SECONDS:
             raise AssertionError(f"it did not come to pass within {PATIENCE_SECONDS:.0f} s: {what}")
         time.sleep(0.1)
-    return round(time.monotonic() - begun, 2)
+    return round(time.monotonic() - started_at, 2)
 
 
 def _all_see(groups: list[Peer], run: str) -> bool:
-    return all(one["frames"] and one["run"] == run for group in groups for one in group.ask())
+    return all(answer["frames"] and answer["run"] == run for group in groups for answer in group.ask())
 
 
 def crowd(seconds: float, *, viewers: int = 50, size: tuple[int, int] = (720, 1280)) -> dict[str, Any]:
@@ -145,11 +145,11 @@ def crowd(seconds: float, *, viewers: int = 50, size: tuple[int, int] = (720, 12
         for group in watching:
             group.ask()
         time.sleep(seconds)
-        told = [one for group in watching for one in group.ask()]
+        answers = [answer for group in watching for answer in group.ask()]
         scenes[name] = {
-            "publisher": server.ask(), "viewers": len(told),
-            "frames_per_second_least": round(min(one["frames"] for one in told) / seconds, 1),
-            **quantiles([age for one in told for age in one["ages"]]),
+            "publisher": server.ask(), "viewers": len(answers),
+            "frames_per_second_least": round(min(answer["frames"] for answer in answers) / seconds, 1),
+            **quantiles([age for answer in answers for age in answer["ages"]]),
         }  # fmt: skip
 
     with _ended(peers):
@@ -165,18 +165,18 @@ def crowd(seconds: float, *, viewers: int = 50, size: tuple[int, int] = (720, 12
         took = {"gone_seconds": _until(lambda: server.ask()["viewers"] == left, "who is gone is noticed")}
         scene("ten killed, ten stopped", staying, server)
         os.kill(stopped.process.pid, signal.SIGCONT)
-        here = [stopped, *staying]
-        took["resumed_seconds"] = _until(lambda: _all_see(here, "first"), "who was stopped sees again")
-        scene("resumed", here, server)
-        told = server.ask()
-        assert told["encoded"] <= told["frames"], "one picture, one encode, whatever the number of viewers"
+        connected = [stopped, *staying]
+        took["resumed_seconds"] = _until(lambda: _all_see(connected, "first"), "who was stopped sees again")
+        scene("resumed", connected, server)
+        totals = server.ask()
+        assert totals["encoded"] <= totals["frames"], "one picture, one encode, whatever the number of viewers"
         server.process.kill()
         server.process.join()
         server = _started(publish, endpoint, image, "second")
         peers.append(server)
-        took["found_again_seconds"] = _until(lambda: _all_see(here, "second"), "the new publisher is found")
-        scene("publisher killed and started again", here, server)
-        for peer in (*here, server):
+        took["found_again_seconds"] = _until(lambda: _all_see(connected, "second"), "the new publisher is found")
+        scene("publisher killed and started again", connected, server)
+        for peer in (*connected, server):
             peer.end()
     grown = scenes["resumed"]["publisher"]["mib"] - scenes["all watch"]["publisher"]["mib"]
     return {

@@ -52,29 +52,29 @@ class Tile:
 
 def tiles_of(folder: Path) -> list[Tile]:
     """Read every class's pictures and masks."""
-    found = []
+    tiles = []
     for path in sorted(folder.glob("*/*.jpg"), key=lambda path: int(path.stem.rpartition("_")[2])):
-        place = path.with_suffix(".png")
-        mask = cv2.imread(str(place), cv2.IMREAD_GRAYSCALE) > ABOVE if place.is_file() else None
-        found.append(Tile(path, path.parent.name, mask if mask is not None and mask.any() else None))
-    return found
+        mask_path = path.with_suffix(".png")
+        mask = cv2.imread(str(mask_path), cv2.IMREAD_GRAYSCALE) > ABOVE if mask_path.is_file() else None
+        tiles.append(Tile(path, path.parent.name, mask if mask is not None and mask.any() else None))
+    return tiles
 
 
 def folds_of(sources: Sequence[str], classes: Numbers) -> Numbers:
     """Return each tile's fold: sources whole, classes spread evenly, the largest sources placed first."""
     names = list(dict.fromkeys(sources))
-    place = np.array([names.index(source) for source in sources])
+    indices = np.array([names.index(source) for source in sources])
     count = int(classes.max()) + 1
-    held = np.array([np.bincount(classes[place == k], minlength=count) for k in range(len(names))])
-    total, given = held.sum(0), np.zeros((FOLDS, count))
+    held = np.array([np.bincount(classes[indices == k], minlength=count) for k in range(len(names))])
+    total, assigned = held.sum(0), np.zeros((FOLDS, count))
     fold = np.zeros(len(names), int)
     order = np.random.default_rng(0).permutation(len(names))
     for k in order[np.argsort(-held[order].sum(1), kind="stable")]:
-        wanted = total / FOLDS
-        cost = (((given + held[k] - wanted) / total) ** 2 - ((given - wanted) / total) ** 2).sum(1)
+        quota = total / FOLDS
+        cost = (((assigned + held[k] - quota) / total) ** 2 - ((assigned - quota) / total) ** 2).sum(1)
         fold[k] = int(np.argmin(cost))
-        given[fold[k]] += held[k]
-    return np.asarray(fold[place])
+        assigned[fold[k]] += held[k]
+    return np.asarray(fold[indices])
 
 
 def linear(features: Tensor, classes: Numbers) -> nn.Linear:
@@ -105,8 +105,8 @@ def heat_of(features: Tensor, layer: nn.Linear, kernel: str, target: int) -> npt
         rows, columns = features.shape[1:]
         cells = cells * masks("gaussian", (rows, columns), torch.arange(rows * columns)).sum((1, 2))[:, None]
     scores = layer(cells).double()
-    told = scores if kernel == "cam" else scores.softmax(1)
-    return np.asarray(told[:, target].view(features.shape[1:]).numpy())
+    cell_scores = scores if kernel == "cam" else scores.softmax(1)
+    return np.asarray(cell_scores[:, target].view(features.shape[1:]).numpy())
 
 
 def hits(heat: npt.NDArray[np.float64], mask: Mask) -> bool:
@@ -119,39 +119,39 @@ def hits(heat: npt.NDArray[np.float64], mask: Mask) -> bool:
 def features_of(tiles: Sequence[Tile], weights: str, size: int) -> dict[str, Tensor]:
     """Return each layer's output for every tile, float16."""
     network = load_network("resnet18", weights=weights)
-    place = Preprocessing((size, size), network.mean, network.std)
+    preprocessing = Preprocessing((size, size), network.mean, network.std)
     splits = [split_network(network.module, layer, (size, size)) for layer in LAYERS]
-    found: dict[str, list[Tensor]] = {layer: [] for layer in LAYERS}
+    features: dict[str, list[Tensor]] = {layer: [] for layer in LAYERS}
     with torch.inference_mode():
         for tile in tiles:
-            image = place.normalised(fit_image(read_image(tile.path), (size, size), "stretch"))
+            image = preprocessing.normalised(fit_image(read_image(tile.path), (size, size), "stretch"))
             for layer, split in zip(LAYERS, splits, strict=True):
-                found[layer].append(split.head(image).half())
-    return {layer: torch.cat(several) for layer, several in found.items()}
+                features[layer].append(split.head(image).half())
+    return {layer: torch.cat(several) for layer, several in features.items()}
 
 
 def rows(tiles: Sequence[Tile], features: Tensor, parted: str, *, clean: str | None) -> Iterator[dict[str, object]]:
     """Hold every tile out once; give one row for each kernel."""
-    kept = [k for k, tile in enumerate(tiles) if tile.label != clean]
-    labels = sorted({tiles[k].label for k in kept})
-    classes = np.array([labels.index(tiles[k].label) for k in kept])
-    names = [str(tiles[k].path) for k in kept]
+    selected = [k for k, tile in enumerate(tiles) if tile.label != clean]
+    labels = sorted({tiles[k].label for k in selected})
+    classes = np.array([labels.index(tiles[k].label) for k in selected])
+    names = [str(tiles[k].path) for k in selected]
     sources = group_ids(names, r"num_(\d+)", 100) if parted == "tile" else names
-    fold, pooled = folds_of(sources, classes), features[kept].float().mean((2, 3))
-    given, hit = np.zeros(len(kept), int), {kernel: np.full(len(kept), np.nan) for kernel in KERNELS}
+    fold, pooled = folds_of(sources, classes), features[selected].float().mean((2, 3))
+    predicted, hit = np.zeros(len(selected), int), {kernel: np.full(len(selected), np.nan) for kernel in KERNELS}
     for k in range(FOLDS):
         layer = linear(pooled[fold != k], classes[fold != k])
-        given[fold == k] = layer(pooled[fold == k]).argmax(1).numpy()
-        for place in np.nonzero(fold == k)[0]:
-            mask = tiles[kept[place]].mask
+        predicted[fold == k] = layer(pooled[fold == k]).argmax(1).numpy()
+        for index in np.nonzero(fold == k)[0]:
+            mask = tiles[selected[index]].mask
             if mask is not None:
                 for kernel in KERNELS:
-                    heat = heat_of(features[kept[place]].float(), layer, kernel, int(given[place]))
-                    hit[kernel][place] = hits(heat, mask)
-    known, right = ~np.isnan(hit["point"]), given == classes
+                    heat = heat_of(features[selected[index]].float(), layer, kernel, int(predicted[index]))
+                    hit[kernel][index] = hits(heat, mask)
+    known, right = ~np.isnan(hit["point"]), predicted == classes
     for kernel in KERNELS:
         yield {
-            "kernel": kernel, "accuracy": round(float(right.mean()), 4), "tiles": len(kept),
+            "kernel": kernel, "accuracy": round(float(right.mean()), 4), "tiles": len(selected),
             "hits": int(hit[kernel][known].sum()), "defects": int(known.sum()),
             "hits_of_right": int(hit[kernel][known & right].sum()), "right": int((known & right).sum()),
         }  # fmt: skip
@@ -164,16 +164,16 @@ def main() -> None:
     parser.add_argument("--weights", required=True)
     parser.add_argument("--sizes", default="224,320,448")
     parser.add_argument("--clean", default="MT_Free")
-    asked = parser.parse_args()
-    tiles = tiles_of(asked.folder)
-    for size in map(int, asked.sizes.split(",")):
-        found = features_of(tiles, asked.weights, size)
+    arguments = parser.parse_args()
+    tiles = tiles_of(arguments.folder)
+    for size in map(int, arguments.sizes.split(",")):
+        features = features_of(tiles, arguments.weights, size)
         for parted in ("file", "tile"):
             for layer in LAYERS:
-                for clean in (None, asked.clean):
-                    told = {"size": size, "parted": parted, "layer": layer, "clean_class": clean is None}
-                    for row in rows(tiles, found[layer], parted, clean=clean):
-                        print(json.dumps(told | row), flush=True)
+                for clean in (None, arguments.clean):
+                    case = {"size": size, "parted": parted, "layer": layer, "clean_class": clean is None}
+                    for row in rows(tiles, features[layer], parted, clean=clean):
+                        print(json.dumps(case | row), flush=True)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from overlays.wire.curve.keys import create_keyring
 from overlays.wire.viewer import ReceivedFrame, Viewer
 from pipeline.frames import Explanation, Finding, Frame, Image, Overlay
 from tests.bench.crowd import crowd
-from tests.bench.figures import place, print_line, quantiles, resident_mib
+from tests.bench.figures import environment, print_line, quantiles, resident_mib
 from tests.bench.page_delivery import measure_page
 
 RATE = 30.0
@@ -44,7 +44,7 @@ NOISE = {"30 kB": 1.5, "150 kB": 10.0}
 """How much noise makes a JPEG about so large; the line tells its true size."""
 
 
-def picture(height: int, width: int, noise: float) -> Image:
+def pixels(height: int, width: int, noise: float) -> Image:
     """Return a picture whose JPEG is the larger the more noise it has."""
     rows = np.linspace(40, 200, height)[:, None, None] + np.zeros((1, width, 3))
     grain = np.random.default_rng(0).normal(0, noise, (height, width, 3))
@@ -80,9 +80,9 @@ def publish(pipe: Any, settings: ZeroMqSettings, image: Image, seconds: float) -
             sink.idle()
         pipe.recv()
         settled = most = 0.0
-        begun, cpu = time.monotonic(), time.process_time()
+        started_at, cpu = time.monotonic(), time.process_time()
         frames = 0
-        while (now := time.monotonic()) < begun + seconds:
+        while (now := time.monotonic()) < started_at + seconds:
             frame = Frame(image, "bench", frames, now)
             overlay = renderer.render(Explanation(frame, (finding,), "recipro-cam/point", "layer4"))
             drawing += time.monotonic() - now
@@ -93,8 +93,8 @@ def publish(pipe: Any, settings: ZeroMqSettings, image: Image, seconds: float) -
             frames += 1
             most = max(most, resident_mib())
             settled = most if frames == RATE else settled
-            time.sleep(max(0.0, begun + frames / RATE - time.monotonic()))
-        spent = time.monotonic() - begun
+            time.sleep(max(0.0, started_at + frames / RATE - time.monotonic()))
+        spent = time.monotonic() - started_at
         pipe.send({
             "frames": frames, "encoded": sink.encoded, "viewers": sink.viewers,
             "render_share_of_a_core": round(drawing / spent, 3), "put_share_of_a_core": round(sending / spent, 3),
@@ -141,7 +141,7 @@ def measure(
 ) -> dict[str, Any]:
     """Run one case and return its figures; one group of viewers per pace."""
     spawn = multiprocessing.get_context("spawn")
-    image = picture(720, 1280, noise)
+    image = pixels(720, 1280, noise)
     with tempfile.TemporaryDirectory() as folder:
         settings, keys = ZeroMqSettings(uri="tcp://127.0.0.1:0"), {}
         if curve:
@@ -166,7 +166,7 @@ def measure(
                 lookers.append((pace, mine, process))
         time.sleep(3.0 + 0.5 * len(lookers))
         ours.send("go")
-        told = ours.recv()
+        measured = ours.recv()
         figures = {}
         wrong = 0
         answers = []
@@ -186,7 +186,7 @@ def measure(
             "frames_per_second_most": round(rates[-1], 1), **quantiles([age for each in groups for age in each]),
         }  # fmt: skip
     assert wrong == 0, "a picture showed another number than its header"
-    return {"jpeg_kb": round(len(encode_image(image)) / 1000), "publisher": told, **figures}
+    return {"jpeg_kb": round(len(encode_image(image)) / 1000), "publisher": measured, **figures}
 
 
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
@@ -197,31 +197,36 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--slow", action="store_true")
     parser.add_argument("--page", action="store_true")
     parser.add_argument("--crowd", action="store_true")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     cases: list[tuple[str, Callable[[], dict[str, Any]]]] = [
         (
             f"{count} viewers, CURVE {'on' if curve else 'off'}",
-            partial(measure, count, curve=curve, seconds=given.seconds),
+            partial(measure, count, curve=curve, seconds=options.seconds),
         )
-        for count in given.viewers
+        for count in options.viewers
         for curve in (False, True)
     ]
-    if given.slow:
-        slow = partial(measure, 1, curve=False, seconds=given.seconds, paces=(0.0, 0.2))
+    if options.slow:
+        slow = partial(measure, 1, curve=False, seconds=options.seconds, paces=(0.0, 0.2))
         cases += [(f"slow beside fast, {name}", partial(slow, noise=noise)) for name, noise in NOISE.items()]
-    if given.page:
-        looked = partial(measure_page, seconds=given.seconds, image=picture(720, 1280, 8.0))
-        cases += [(f"page, {count} viewers", partial(looked, count)) for count in given.viewers]
+    if options.page:
+        looked = partial(measure_page, seconds=options.seconds, image=pixels(720, 1280, 8.0))
+        cases += [(f"page, {count} viewers", partial(looked, count)) for count in options.viewers]
         cases.append(("page, slow beside fast", partial(looked, 2, slow=1)))
-    if given.crowd:
-        cases.append(("crowd of 50, killed, stopped, resumed", partial(crowd, given.seconds)))
-    told = []
+    if options.crowd:
+        cases.append(("crowd of 50, killed, stopped, resumed", partial(crowd, options.seconds)))
+    lines = []
     for name, run in cases:
-        line = {"benchmark": "delivery", "scope": "720p, 30 frames/s, loopback", "case": name, "seconds": given.seconds}
-        line |= run() | place()
+        line = {
+            "benchmark": "delivery",
+            "scope": "720p, 30 frames/s, loopback",
+            "case": name,
+            "seconds": options.seconds,
+        }
+        line |= run() | environment()
         print_line(**line)
-        told.append(line)
-    return told
+        lines.append(line)
+    return lines
 
 
 if __name__ == "__main__":

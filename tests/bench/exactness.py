@@ -21,7 +21,7 @@ from engine.methods.kernels import Kernel
 from engine.methods.plan import probe_cells, reference_scores
 from engine.methods.recipro import choose_plan
 from engine.split.network import split_network
-from tests.bench.figures import place, print_line
+from tests.bench.figures import environment, print_line
 
 CUTS = {
     "resnet18": ("layer1", "layer2", "layer3", "layer4"),
@@ -78,21 +78,21 @@ def measure(net: nn.Module, case: Case) -> dict[str, object]:
     with torch.inference_mode():
         features = split.head(torch.randn(1, 3, *case.size)).clone()
         plan = choose_plan(split.tail, features, case.kernel)
-        begun = time.perf_counter()
-        scores, every = plan(features)
-        seconds = time.perf_counter() - begun
+        started_at = time.perf_counter()
+        scores, cell_logits = plan(features)
+        seconds = time.perf_counter() - started_at
         best = int(scores.argmax())
-        told = torch.softmax(every.float(), 2)[0, :, best]
-        drawn = torch.randperm(len(told))[: case.cells]
+        reference = torch.softmax(cell_logits.float(), 2)[0, :, best]
+        drawn = torch.randperm(len(reference))[: case.cells]
         cells = torch.cat((probe_cells(split.grid)[: case.cells // 2], drawn)).unique()
         parts = [reference_scores(split.tail, features, case.kernel, some) for some in cells.split(8)]
         true = torch.softmax(torch.cat(parts, 1).float(), 2)[0, :, best]
         plain = torch.softmax(split.tail(features).float(), 1)
-    span = float(told.max() - told.min())
+    span = float(reference.max() - reference.min())
     return {
         "bench": "exactness", "model": case.name, "layer": case.layer, "size": list(case.size),
         "kernel": case.kernel, "grid": list(split.grid), "plan": plan.info.name, "cells_checked": len(cells),
-        "heat_error": float((told[cells] - true).abs().max()) / span if span else float("nan"),
+        "heat_error": float((reference[cells] - true).abs().max()) / span if span else float("nan"),
         "score_error": float((torch.softmax(scores.float(), 1) - plain).abs().max()), "score_span": span,
         "seconds": round(seconds, 3),
     }  # fmt: skip
@@ -100,24 +100,24 @@ def measure(net: nn.Module, case: Case) -> dict[str, object]:
 
 def main() -> None:
     """Compare what the command line names."""
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--models", nargs="+", default=list(CUTS))
-    ask.add_argument("--sizes", nargs="+", default=["96x128", "224x224", "250x190"])
-    ask.add_argument("--cells", type=int, default=64)
-    told = ask.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(CUTS))
+    parser.add_argument("--sizes", nargs="+", default=["96x128", "224x224", "250x190"])
+    parser.add_argument("--cells", type=int, default=64)
+    arguments = parser.parse_args()
     worst: dict[str, object] = {"heat_error": -1.0}
     count = 0
-    for name in told.models:
+    for name in arguments.models:
         net = network(name)
         for layer in CUTS[name]:
-            for size in told.sizes:
+            for size in arguments.sizes:
                 height, width = (int(side) for side in size.split("x"))
                 for kernel in KERNELS:
-                    found = measure(net, Case(name, layer, (height, width), kernel, told.cells))
-                    print_line(**found)
+                    line = measure(net, Case(name, layer, (height, width), kernel, arguments.cells))
+                    print_line(**line)
                     count += 1
-                    worst = max(worst, found, key=lambda one: float(str(one["heat_error"])))
-    print_line(bench="exactness", cases=count, worst=worst, **place())
+                    worst = max(worst, line, key=lambda line: float(str(line["heat_error"])))
+    print_line(bench="exactness", cases=count, worst=worst, **environment())
 
 
 if __name__ == "__main__":

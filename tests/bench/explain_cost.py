@@ -20,7 +20,7 @@ from engine.models.loader import build_untrained, randomize_zero_layers
 from engine.models.registry import MODELS
 from engine.runtime.runner import CompileConfig, Runner
 from engine.split.network import split_network
-from tests.bench.figures import interleaved, paired_ratio, place, print_line, quantiles
+from tests.bench.figures import environment, interleaved, paired_ratio, print_line, quantiles
 
 
 class Plain(nn.Module):
@@ -68,20 +68,20 @@ def measure(name: str, backend: str, precision: str, batch: int, rounds: int) ->
 
 def main() -> None:
     """Measure what the command line names."""
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--models", nargs="+", default=["resnet18", "resnet50", "densenet121", "mobilenet_v3_large"])
-    ask.add_argument("--backends", nargs="+", default=["eager", "inductor"])
-    ask.add_argument("--precisions", nargs="+", default=["fp32"])
-    ask.add_argument("--batches", nargs="+", type=int, default=[1])
-    ask.add_argument("--rounds", type=int, default=60)
-    ask.add_argument("--threads", type=int, default=2)
-    told = ask.parse_args()
-    torch.set_num_threads(told.threads)
-    for backend in told.backends:
-        for precision in told.precisions:
-            for name in told.models:
-                for batch in told.batches:
-                    print_line(**measure(name, backend, precision, batch, told.rounds), **place())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["resnet18", "resnet50", "densenet121", "mobilenet_v3_large"])
+    parser.add_argument("--backends", nargs="+", default=["eager", "inductor"])
+    parser.add_argument("--precisions", nargs="+", default=["fp32"])
+    parser.add_argument("--batches", nargs="+", type=int, default=[1])
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    for backend in arguments.backends:
+        for precision in arguments.precisions:
+            for name in arguments.models:
+                for batch in arguments.batches:
+                    print_line(**measure(name, backend, precision, batch, arguments.rounds), **environment())
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from engine.models.registry import MODELS
 from engine.runtime.signal_stack import preserve_signal_stack
 from pipeline.config import EngineConfig
 from tests.bench.explain_cost import Plain
-from tests.bench.figures import interleaved, paired_ratio, place, print_line, quantiles
+from tests.bench.figures import environment, interleaved, paired_ratio, print_line, quantiles
 
 Run = Callable[[np.ndarray], np.ndarray]
 """Images to scores."""
@@ -74,21 +74,21 @@ def measure(name: str, runtimes: list[str], batch: int, rounds: int, folder: Pat
     network = load_network(name, weights="random")
     size = MODELS[name].input_size
     plain, explained = folder / f"{name}.onnx", folder / f"{name}-explained.onnx"
-    told = export_network(network, EngineConfig(model=name), explained)
+    exported = export_network(network, EngineConfig(model=name), explained)
     write_plain(network.module, size, plain)
     inputs = [np.random.default_rng(k).standard_normal((batch, 3, *size), np.float32) for k in range(8)]
     lines = []
     for runtime in runtimes:
         cases = {file.stem: RUNTIMES[runtime](file, inputs[0].shape) for file in (plain, explained)}
-        one, other = (run(inputs[0]) for run in cases.values())
-        apart = float(np.abs(one - other).max())
+        first, other = (run(inputs[0]) for run in cases.values())
+        apart = float(np.abs(first - other).max())
         if apart > 1e-4:
             message = f"{name} in {runtime}: scores differ by {apart:.3g}; not the same network"
             raise RuntimeError(message)
         seconds = interleaved({key: lambda k, run=run: run(inputs[k % 8]) for key, run in cases.items()}, rounds)
         lines.append({
-            "bench": "export_cost", "model": name, "runtime": runtime, "batch": batch, "plan": told.metadata.plan,
-            "grid": list(told.metadata.grid), "threads": torch.get_num_threads(), "rounds": rounds,
+            "bench": "export_cost", "model": name, "runtime": runtime, "batch": batch, "plan": exported.metadata.plan,
+            "grid": list(exported.metadata.grid), "threads": torch.get_num_threads(), "rounds": rounds,
             "plain_bytes": plain.stat().st_size, "explained_bytes": explained.stat().st_size,
             "ratio_of_bytes": round(explained.stat().st_size / plain.stat().st_size, 4),
             "plain": quantiles(seconds[plain.stem]), "explained": quantiles(seconds[explained.stem]),
@@ -99,19 +99,19 @@ def measure(name: str, runtimes: list[str], batch: int, rounds: int, folder: Pat
 
 def main() -> None:
     """Measure what the command line names."""
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--models", nargs="+", default=["resnet50"])
-    ask.add_argument("--runtimes", nargs="+", default=list(RUNTIMES), choices=list(RUNTIMES))
-    ask.add_argument("--batches", nargs="+", type=int, default=[1])
-    ask.add_argument("--rounds", type=int, default=40)
-    ask.add_argument("--threads", type=int, default=2)
-    told = ask.parse_args()
-    torch.set_num_threads(told.threads)
-    for name in told.models:
-        for batch in told.batches:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["resnet50"])
+    parser.add_argument("--runtimes", nargs="+", default=list(RUNTIMES), choices=list(RUNTIMES))
+    parser.add_argument("--batches", nargs="+", type=int, default=[1])
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    for name in arguments.models:
+        for batch in arguments.batches:
             with tempfile.TemporaryDirectory() as folder:
-                for line in measure(name, told.runtimes, batch, told.rounds, Path(folder)):
-                    print_line(**line, **place())
+                for line in measure(name, arguments.runtimes, batch, arguments.rounds, Path(folder)):
+                    print_line(**line, **environment())
 
 
 if __name__ == "__main__":

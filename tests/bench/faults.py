@@ -29,7 +29,7 @@ from pipeline.loop import Pipeline
 from pipeline.ports import Health, Source
 from pipeline.result import RunLimits, RunResult
 from stream.sources import build_source
-from tests.bench.figures import place, print_line
+from tests.bench.figures import environment, print_line
 from tests.support.cable import Cable, missing
 from tests.support.feed import Feed
 from tests.support.probes import NullExplainer, Observation, ProbeSink
@@ -67,13 +67,13 @@ class Scene:
 
     def seen(self, source: Source) -> list[Observation]:
         """Return what left of one camera."""
-        return [one for one in self.witness.sightings if one.camera == source.camera]
+        return [sighting for sighting in self.witness.sightings if sighting.camera == source.camera]
 
     def first_after(self, number: int) -> Observation | None:
         """Return the first picture of the faulty camera that was taken after ``number``."""
-        for one in self.seen(self.source):
-            if one.mark is not None and one.mark.number > number:
-                return one
+        for sighting in self.seen(self.source):
+            if sighting.mark is not None and sighting.mark.number > number:
+                return sighting
         return None
 
     def first_health(self, since: float, holds: Callable[[Health], bool]) -> tuple[float, Health] | None:
@@ -288,10 +288,10 @@ def once(scene: Scene, fault: Fault, chance: random.Random) -> Once:
     before, others = scene.source.health, scene.other.number
     at = time.monotonic()
     at = fault.submit(scene) or at
-    noticed, found = fault.noticed, None
+    noticed, detected_at = fault.noticed, None
     if noticed is not None:
         scene.until(lambda: scene.first_health(at, lambda now: noticed(before, now)), "noticed")
-        found = scene.first_health(at, lambda now: noticed(before, now))
+        detected_at = scene.first_health(at, lambda now: noticed(before, now))
     time.sleep(chance.uniform(*fault.hold_seconds))
     back, number = time.monotonic(), scene.feed.number
     reason = scene.source.health.reason
@@ -300,7 +300,7 @@ def once(scene: Scene, fault: Fault, chance: random.Random) -> Once:
     first = scene.first_after(number)
     assert first
     return Once(
-        None if found is None else found[0] - at, first.at - back, first.age_seconds, reason,
+        None if detected_at is None else detected_at[0] - at, first.at - back, first.age_seconds, reason,
         (others, scene.other.number),
     )  # fmt: skip
 
@@ -316,14 +316,14 @@ def measure(name: str, repeats: int, options: dict[str, Any], seed: int = 0) -> 
         shown = scene.seen(scene.source)
         health = scene.source.health
     begin, end = rounds[0].others[0], rounds[-1].others[1]
-    share = len(others & set(range(begin + 1, end + 1))) / max(1, end - begin)
+    fraction = len(others & set(range(begin + 1, end + 1))) / max(1, end - begin)
     detected = [r.detect_seconds for r in rounds if r.detect_seconds is not None]
     return {
         "bench": "faults", "fault": name, "repeats": repeats, "read_timeout_s": options.get("read_timeout_seconds"),
         "detect_s": _spread(detected) if detected else None, "recover_s": _spread([r.recover_seconds for r in rounds]),
         "age_of_first_s": _spread([r.age_seconds for r in rounds]), "shown": len(shown),
-        "wrong": sum(one.mark is None for one in shown), "corrupt_counted": health.corrupt,
-        "reconnects": health.reconnects, "healthy_share": round(share, 4), "healthy_pictures": end - begin,
+        "wrong": sum(sighting.mark is None for sighting in shown), "corrupt_counted": health.corrupt,
+        "reconnects": health.reconnects, "healthy_share": round(fraction, 4), "healthy_pictures": end - begin,
         "reason": Counter(r.reason for r in rounds).most_common(1)[0][0],
     }  # fmt: skip
 
@@ -351,22 +351,22 @@ def table(rows: list[dict[str, object]]) -> str:
 
 def main() -> None:
     """Measure what the command line names."""
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--faults", nargs="+", choices=[*FAULTS], default=[*FAULTS], metavar="NAME")
-    ask.add_argument("--repeats", type=int, default=10)
-    ask.add_argument("--read-timeout", type=float, default=2.0)
-    ask.add_argument("--open-timeout", type=float, default=3.0)
-    ask.add_argument("--table", action="store_true", help="print a Markdown table behind the lines")
-    told = ask.parse_args()
-    options = {"read_timeout_seconds": told.read_timeout, "open_timeout_seconds": told.open_timeout}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--faults", nargs="+", choices=[*FAULTS], default=[*FAULTS], metavar="NAME")
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--read-timeout", type=float, default=2.0)
+    parser.add_argument("--open-timeout", type=float, default=3.0)
+    parser.add_argument("--table", action="store_true", help="print a Markdown table behind the lines")
+    arguments = parser.parse_args()
+    options = {"read_timeout_seconds": arguments.read_timeout, "open_timeout_seconds": arguments.open_timeout}
     rows = []
-    for name in told.faults:
+    for name in arguments.faults:
         if FAULTS[name].on_cable and missing():
             print_line(bench="faults", fault=name, skipped=missing())
             continue
-        rows.append(measure(name, told.repeats, options))
-        print_line(**rows[-1], **place())
-    if told.table:
+        rows.append(measure(name, arguments.repeats, options))
+        print_line(**rows[-1], **environment())
+    if arguments.table:
         print(table(rows))
 
 

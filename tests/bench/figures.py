@@ -25,10 +25,10 @@ def interleaved(cases: Mapping[str, Callable[[int], object]], rounds: int, warmu
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for k in range(warmup + rounds):
         for name, call in cases.items():
-            begun = time.perf_counter()
+            started_at = time.perf_counter()
             call(k)
             if k >= warmup:
-                seconds[name].append(time.perf_counter() - begun)
+                seconds[name].append(time.perf_counter() - started_at)
     return seconds
 
 
@@ -36,18 +36,18 @@ def quantiles(seconds: list[float]) -> dict[str, float]:
     """Return p50, p95, p99 and the least, in milliseconds."""
     ordered = sorted(seconds)
 
-    def at(share: float) -> float:
-        return round(1e3 * ordered[min(len(ordered) - 1, round(share * (len(ordered) - 1)))], 3)
+    def at(fraction: float) -> float:
+        return round(1e3 * ordered[min(len(ordered) - 1, round(fraction * (len(ordered) - 1)))], 3)
 
     return {"p50_ms": at(0.5), "p95_ms": at(0.95), "p99_ms": at(0.99), "min_ms": at(0.0)}
 
 
-def paired_ratio(one: list[float], other: list[float]) -> dict[str, float]:
+def paired_ratio(first: list[float], other: list[float]) -> dict[str, float]:
     """Return the ratio of the medians, and the quartiles of the ratios round by round."""
-    rounds = [a / b for a, b in zip(one, other, strict=True)]
+    rounds = [a / b for a, b in zip(first, other, strict=True)]
     low, middle, high = statistics.quantiles(rounds, n=4)
     return {
-        "ratio_of_medians": round(statistics.median(one) / statistics.median(other), 4),
+        "ratio_of_medians": round(statistics.median(first) / statistics.median(other), 4),
         "ratio_median": round(middle, 4),
         "ratio_quartiles": [round(low, 4), round(high, 4)],
     }
@@ -59,7 +59,7 @@ def resident_mib() -> float:
     return round(pages * resource.getpagesize() / (1 << 20), 1)
 
 
-def place() -> dict[str, Any]:
+def environment() -> dict[str, Any]:
     """Return where and when: machine, versions, commit, date."""
     from importlib.metadata import PackageNotFoundError, version
 

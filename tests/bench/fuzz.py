@@ -27,7 +27,7 @@ import numpy as np
 
 from pipeline.errors import ReciproStreamError
 from stream.sources import build_source
-from tests.bench.figures import place, print_line
+from tests.bench.figures import environment, print_line
 from tests.support.feed import Feed
 from tests.support.footage import paint
 from tests.support.rtsp_server import RtspServer
@@ -73,8 +73,8 @@ def small_video(path: Path) -> bytes:
         stream = out.add_stream("libx264", rate=10)
         stream.width, stream.height, stream.pix_fmt = 160, 120, "yuv420p"
         for k in range(10):
-            picture = paint(np.zeros((120, 160, 3), np.uint8), k, 100 * k)
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            image = paint(np.zeros((120, 160, 3), np.uint8), k, 100 * k)
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         out.mux(stream.encode(None))
     return path.read_bytes()
 
@@ -116,12 +116,12 @@ def measure(cases: int, seed: int, videos: Path | None) -> dict[str, object]:
     with attempts(videos) as ways:
         for k in range(cases):
             kind = list(ways)[k % len(ways)]
-            begun = time.monotonic()
+            started_at = time.monotonic()
             try:
                 endings[f"{kind}: {ways[kind](random.Random(seed * 1_000_003 + k))}"] += 1
             except Exception:  # noqa: BLE001 - what must not escape is what is looked for
                 escaped.append(f"{kind} {k}: {traceback.format_exc(limit=-2)}")
-            seconds = time.monotonic() - begun
+            seconds = time.monotonic() - started_at
             longest = max(longest, seconds)
             if seconds > LONGEST_SECONDS:
                 slow.append(f"{kind} {k}: {seconds:.1f} s")
@@ -133,14 +133,14 @@ def measure(cases: int, seed: int, videos: Path | None) -> dict[str, object]:
 
 def main() -> None:
     """Try what the command line names."""
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--cases", type=int, default=2000)
-    ask.add_argument("--seed", type=int, default=1)
-    ask.add_argument("--videos", type=Path)
-    told = ask.parse_args()
-    found = measure(told.cases, told.seed, told.videos)
-    print_line(**found, **place())
-    if found["escaped"] or found["slow"]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--videos", type=Path)
+    arguments = parser.parse_args()
+    counts = measure(arguments.cases, arguments.seed, arguments.videos)
+    print_line(**counts, **environment())
+    if counts["escaped"] or counts["slow"]:
         sys.exit(1)
 
 

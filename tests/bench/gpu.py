@@ -28,7 +28,7 @@ import torch
 from engine.gpu.nvml import list_gpus
 from engine.runtime.devices import disable_tf32
 from tests.bench import gpu_agreement, gpu_cost, gpu_frames, gpu_peers, gpu_smoke
-from tests.bench.figures import place
+from tests.bench.figures import environment
 from tests.bench.gpu_clock import Settings
 
 Records = Iterator[dict[str, object]]
@@ -42,21 +42,21 @@ LIMITS = {
 One that takes longer is ended there, so that it cannot starve the next; one that takes less leaves it to all."""
 
 
-def sections(told: Settings, *, alone: bool = False) -> dict[str, Callable[[], Records]]:
+def sections(settings: Settings, *, alone: bool = False) -> dict[str, Callable[[], Records]]:
     """Return what is measured, in order; ``alone``: whoever was asked for has the whole time."""
 
-    def until(name: str) -> float:
-        return told.begun + (1.0 if alone else LIMITS[name]) * told.seconds - 5.0
+    def deadline(name: str) -> float:
+        return settings.begun + (1.0 if alone else LIMITS[name]) * settings.seconds - 5.0
 
     return {
-        "smoke": lambda: gpu_smoke.measure(told, whole=alone),
-        "cost": lambda: gpu_cost.measure(told, until("cost")),
-        "frame_to_jpeg": lambda: gpu_frames.measure(told),
-        "inner_layer": lambda: gpu_cost.inner_layer(told),
-        "agreement": lambda: gpu_agreement.measure(told),
-        "cameras": lambda: gpu_frames.cameras(told, until("cameras") - 5.0),
-        "peers": lambda: gpu_peers.measure(told),
-        "cost_late": lambda: gpu_cost.measure(told, until("cost_late"), late=True),
+        "smoke": lambda: gpu_smoke.measure(settings, whole=alone),
+        "cost": lambda: gpu_cost.measure(settings, deadline("cost")),
+        "frame_to_jpeg": lambda: gpu_frames.measure(settings),
+        "inner_layer": lambda: gpu_cost.inner_layer(settings),
+        "agreement": lambda: gpu_agreement.measure(settings),
+        "cameras": lambda: gpu_frames.cameras(settings, deadline("cameras") - 5.0),
+        "peers": lambda: gpu_peers.measure(settings),
+        "cost_late": lambda: gpu_cost.measure(settings, deadline("cost_late"), late=True),
     }
 
 
@@ -75,24 +75,33 @@ def stop_after(seconds: float) -> None:
         signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.0))
 
 
-def measured(told: Settings, keep: Callable[[dict[str, Any]], None], only: list[str] | None = None) -> dict[str, Any]:
+def measured(
+    settings: Settings, keep: Callable[[dict[str, Any]], None], only: list[str] | None = None
+) -> dict[str, Any]:
     """Measure section by section; ``keep`` is handed all there is after each record."""
-    result: dict[str, Any] = {"bench": "gpu", "device": device_told(told.device), "small": told.small, **placed()}
-    for name, measure in sections(told, alone=bool(only)).items():
+    result: dict[str, Any] = {
+        "bench": "gpu",
+        "device": device_told(settings.device),
+        "small": settings.small,
+        **placed(),
+    }
+    for name, measure in sections(settings, alone=bool(only)).items():
         if only and name not in only:
             continue
         records: list[dict[str, object]] = []
         result[name] = records
-        begun = time.monotonic()
+        started_at = time.monotonic()
         try:
-            if told.left < 5:
+            if settings.left < 5:
                 records.append({"skipped": "out of time"})
                 continue
-            share = 1.0 if only else LIMITS.get(name, 1.0)
-            stop_after(max(share * told.seconds - (told.seconds - told.left), 1.0))
+            fraction = 1.0 if only else LIMITS.get(name, 1.0)
+            stop_after(max(fraction * settings.seconds - (settings.seconds - settings.left), 1.0))
             for record in measure():
                 records.append(record)
-                print(f"{told.seconds - told.left:6.1f} s  {name}: {brief(record)}", file=sys.stderr, flush=True)
+                print(
+                    f"{settings.seconds - settings.left:6.1f} s  {name}: {brief(record)}", file=sys.stderr, flush=True
+                )
                 keep(result)
         except OutOfTime:
             records.append({"skipped": "out of time, in the middle"})
@@ -101,12 +110,12 @@ def measured(told: Settings, keep: Callable[[dict[str, Any]], None], only: list[
             records.append({"error": f"{type(reason).__name__}: {reason}"[:300]})
         finally:
             stop_after(0)
-        result.setdefault("section_seconds", {})[name] = round(time.monotonic() - begun, 1)
-        if told.device.type == "cuda":
+        result.setdefault("section_seconds", {})[name] = round(time.monotonic() - started_at, 1)
+        if settings.device.type == "cuda":
             torch.cuda.empty_cache()
     result["cards_after"] = [str(card) for card in list_gpus()]
     result["goals"] = goals(result)
-    result["seconds"] = round(time.monotonic() - told.begun, 1)
+    result["seconds"] = round(time.monotonic() - settings.begun, 1)
     keep(result)
     return result
 
@@ -114,7 +123,7 @@ def measured(told: Settings, keep: Callable[[dict[str, Any]], None], only: list[
 def placed() -> dict[str, Any]:
     """Return where and when; a machine without git still measures."""
     try:
-        return place()
+        return environment()
     except FileNotFoundError:
         return {"commit": "unknown: no git there", "python": sys.version.split()[0], "torch": torch.__version__}
 
@@ -168,34 +177,42 @@ def goals(result: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _values(result: dict[str, Any]) -> Iterator[str]:
-    cost = [one for one in (*result.get("cost", []), *result.get("cost_late", [])) if "explained" in one]
-    fifty = [one for one in cost if one["model"] in {"resnet50", "squeezenet1_1"}]
-    ratios = [one["ratio_of_medians"] for one in cost]
+    cost = [record for record in (*result.get("cost", []), *result.get("cost_late", [])) if "explained" in record]
+    fifty = [record for record in cost if record["model"] in {"resnet50", "squeezenet1_1"}]
+    ratios = [record["ratio_of_medians"] for record in cost]
     yield f"{min(ratios):.3f} to {max(ratios):.3f}" if ratios else "not measured"
-    best = max(fifty, key=lambda one: one["explained"]["images_per_second"], default=None)
+    best = max(fifty, key=lambda record: record["explained"]["images_per_second"], default=None)
     yield _told(
-        best, lambda one: f"{one['explained']['images_per_second']:,.0f} images/s ({one['way']}, {one['batch']})"
+        best,
+        lambda record: f"{record['explained']['images_per_second']:,.0f} images/s ({record['way']}, {record['batch']})",
     )
-    single = min((one for one in fifty if one["batch"] == 1), key=lambda one: one["explained"]["p50_ms"], default=None)
-    yield _told(single, lambda one: f"{one['explained']['p50_ms']:.3f} ms ({one['way']})")
-    frames = [one for one in result.get("frame_to_jpeg", []) if one.get("frames") in {"720p", "tiny"}]
-    yield _told(_first(frames, "p50_ms"), lambda one: f"{one['p50_ms']:.2f} ms")
-    yield _told(_first(frames, "full_load"), lambda one: f"{one['full_load']['frames_per_second']:,.0f} frames/s")
-    inner = [one for one in result.get("inner_layer", []) if "explained" in one]
-    quickest = min(inner, key=lambda one: one["explained"]["p50_ms"] / one["batch"], default=None)
+    single = min(
+        (record for record in fifty if record["batch"] == 1),
+        key=lambda record: record["explained"]["p50_ms"],
+        default=None,
+    )
+    yield _told(single, lambda record: f"{record['explained']['p50_ms']:.3f} ms ({record['way']})")
+    frames = [record for record in result.get("frame_to_jpeg", []) if record.get("frames") in {"720p", "tiny"}]
+    yield _told(_first(frames, "p50_ms"), lambda record: f"{record['p50_ms']:.2f} ms")
+    yield _told(_first(frames, "full_load"), lambda record: f"{record['full_load']['frames_per_second']:,.0f} frames/s")
+    inner = [record for record in result.get("inner_layer", []) if "explained" in record]
+    quickest = min(inner, key=lambda record: record["explained"]["p50_ms"] / record["batch"], default=None)
     yield _told(
-        quickest, lambda one: f"{one['explained']['p50_ms'] / one['batch']:.2f} ms ({one['way']}, {one['batch']})"
+        quickest,
+        lambda record: f"{record['explained']['p50_ms'] / record['batch']:.2f} ms ({record['way']}, {record['batch']})",
     )
-    alike = [one for one in result.get("agreement", []) if "same_top_class" in one]
-    yield f"{min(one['same_top_class'] for one in alike):.1%}" if alike else "not measured"
-    yield f"{min(one['heat_rank_correlation']['mean'] for one in alike):.4f}" if alike else "not measured"
+    alike = [record for record in result.get("agreement", []) if "same_top_class" in record]
+    yield f"{min(record['same_top_class'] for record in alike):.1%}" if alike else "not measured"
+    yield f"{min(record['heat_rank_correlation']['mean'] for record in alike):.4f}" if alike else "not measured"
     for decoded in (False, True):
-        found = [one for one in result.get("cameras", []) if one.get("decode") is decoded and "cameras" in one]
-        yield _told(found[0] if found else None, lambda one: str(one["cameras"]))
+        cameras = [
+            record for record in result.get("cameras", []) if record.get("decode") is decoded and "cameras" in record
+        ]
+        yield _told(cameras[0] if cameras else None, lambda record: str(record["cameras"]))
 
 
 def _first(records: list[dict[str, Any]], key: str) -> dict[str, Any] | None:
-    return next((one for one in records if key in one), None)
+    return next((record for record in records if key in record), None)
 
 
 def _told(record: dict[str, Any] | None, say: Callable[[dict[str, Any]], str]) -> str:
@@ -204,46 +221,55 @@ def _told(record: dict[str, Any] | None, say: Callable[[dict[str, Any]], str]) -
 
 def table(result: dict[str, Any]) -> str:
     """Return the goals and what came of them, as a table for people."""
-    rows = [("what", "goal", "measured"), *((one["what"], one["goal"], one["measured"]) for one in result["goals"])]
+    rows = [
+        ("what", "goal", "measured"),
+        *((record["what"], record["goal"], record["measured"]) for record in result["goals"]),
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     skipped = [
-        f"{name} {one.get('model', one.get('piece', ''))} {one.get('backend', one.get('way', ''))}: {why}"
+        f"{name} {record.get('model', record.get('piece', ''))} {record.get('backend', record.get('way', ''))}: {why}"
         for name in sections(Settings(torch.device("cpu")))
-        for one in result.get(name, [])
-        if (why := one.get("skipped") or one.get("error"))
+        for record in result.get(name, [])
+        if (why := record.get("skipped") or record.get("error"))
     ]
     return "\n".join([*lines, *(["", "not measured, and why:", *skipped] if skipped else [])])
 
 
-def main(words: list[str] | None = None) -> dict[str, Any]:
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Measure what the command line asks for."""
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--device", default="cuda")
-    ask.add_argument("--small", action="store_true", help="the least of everything: does it run?")
-    ask.add_argument("--out", type=Path, help="the JSON; default: one line on the standard output")
-    ask.add_argument("--photos", help="an .npz of uint8 arrays, made by gpu_pack.py")
-    ask.add_argument("--weights", help="a folder with squeezenet1_1.pt and mobilenet_v2.pt")
-    ask.add_argument("--seconds", type=float, default=460.0)
-    ask.add_argument("--only", nargs="+", help="sections")
-    told = ask.parse_args(words)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--small", action="store_true", help="the least of everything: does it run?")
+    parser.add_argument("--out", type=Path, help="the JSON; default: one line on the standard output")
+    parser.add_argument("--photos", help="an .npz of uint8 arrays, made by gpu_pack.py")
+    parser.add_argument("--weights", help="a folder with squeezenet1_1.pt and mobilenet_v2.pt")
+    parser.add_argument("--seconds", type=float, default=460.0)
+    parser.add_argument("--only", nargs="+", help="sections")
+    settings_given = parser.parse_args(arguments)
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    if told.device.startswith("cuda") and not torch.cuda.is_available():
-        ask.error("torch sees no GPU here; --device cpu --small only shows that the benchmark runs")
-    device = torch.device(told.device) if told.device == "cpu" else torch.device("cuda", torch.cuda.current_device())
-    settings = Settings(device, told.small, told.seconds, told.photos, told.weights)
+    if settings_given.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error("torch sees no GPU here; --device cpu --small only shows that the benchmark runs")
+    device = (
+        torch.device(settings_given.device)
+        if settings_given.device == "cpu"
+        else torch.device("cuda", torch.cuda.current_device())
+    )
+    settings = Settings(
+        device, settings_given.small, settings_given.seconds, settings_given.photos, settings_given.weights
+    )
     torch.backends.cudnn.benchmark = True
     disable_tf32(settings.precision, device)
 
     def keep(result: dict[str, Any]) -> None:
-        if told.out is not None:
-            told.out.write_text(json.dumps(result, indent=1, default=str), encoding="utf-8")
+        if settings_given.out is not None:
+            settings_given.out.write_text(json.dumps(result, indent=1, default=str), encoding="utf-8")
 
-    result = measured(settings, keep, told.only)
-    if told.out is None:
+    result = measured(settings, keep, settings_given.only)
+    if settings_given.out is None:
         print(json.dumps(result, default=str))
-    print(table(result), file=sys.stderr if told.out is None else sys.stdout)
+    print(table(result), file=sys.stderr if settings_given.out is None else sys.stdout)
     return result
 
 

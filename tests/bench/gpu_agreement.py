@@ -25,27 +25,34 @@ KNOBS = {
 """Networks whose real weights are sent along, as ``NAME.pt``."""
 
 
-def measure(told: Settings) -> Iterator[dict[str, object]]:
+def measure(settings: Settings) -> Iterator[dict[str, object]]:
     """Give one record for each network and backend; without photos or weights, say so."""
-    if told.photos is None or told.weights is None:
+    if settings.photos is None or settings.weights is None:
         yield {"skipped": "no photos or weights: give --photos FILE.npz and --weights FOLDER"}
         return
-    images = np.load(told.photos)["images"]
-    frames = [Frame(image, "photos", number, 0.0) for number, image in enumerate(images[: 3 if told.small else None])]
-    for name, knobs in KNOBS.items():
-        path = Path(told.weights) / f"{name}.pt"
+    images = np.load(settings.photos)["images"]
+    frames = [
+        Frame(image, "photos", number, 0.0) for number, image in enumerate(images[: 3 if settings.small else None])
+    ]
+    for name, options in KNOBS.items():
+        path = Path(settings.weights) / f"{name}.pt"
         if not path.is_file():
             yield {"model": name, "skipped": f"{path.name} was not sent along"}
             continue
-        base = EngineConfig(model=name, backend="eager", device="cpu", cache="off", **knobs)
+        base = EngineConfig(model=name, backend="eager", device="cpu", cache="off", **options)
         truth = NetworkExplainer(load_network(name, weights=path), base).explain(frames)
         for backend in ("eager", "tensorrt"):
-            case = {"model": name, "backend": backend, "precision": told.precision, "photos": len(frames)}
-            if lacking := told.lacking(backend):
+            case = {"model": name, "backend": backend, "precision": settings.precision, "photos": len(frames)}
+            if lacking := settings.lacking(backend):
                 yield {**case, "skipped": lacking}
                 continue
             try:
-                change = {"backend": backend, "device": str(told.device), "precision": told.precision, "batch": 1}
+                change = {
+                    "backend": backend,
+                    "device": str(settings.device),
+                    "precision": settings.precision,
+                    "batch": 1,
+                }
                 card = GpuExplainer(
                     load_network(name, weights=path), base.model_copy(update=change), table=heat_lut("inferno", 0.6)
                 )
@@ -55,8 +62,8 @@ def measure(told: Settings) -> Iterator[dict[str, object]]:
 
 
 def _alike(truth: list, answers: list) -> dict[str, object]:
-    same = [(one.first, other.first) for one, other in zip(truth, answers, strict=True)
-            if one.first.class_index == other.first.class_index]  # fmt: skip
+    same = [(first.first, other.first) for first, other in zip(truth, answers, strict=True)
+            if first.first.class_index == other.first.class_index]  # fmt: skip
     ranks = [value for a, b in same if not np.isnan(value := rank_correlation(a.heat, b.heat))]
     return {
         "same_top_class": round(len(same) / len(truth), 4),

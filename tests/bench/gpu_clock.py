@@ -39,8 +39,8 @@ class Settings:
 
     def lacking(self, backend: str) -> str:
         """Return why a backend cannot be measured here, or ""."""
-        told: str = self.without.get(backend) or BACKENDS[backend].load().missing(self.device.type)
-        return told
+        reason: str = self.without.get(backend) or BACKENDS[backend].load().missing(self.device.type)
+        return reason
 
     @property
     def left(self) -> float:
@@ -85,9 +85,9 @@ def off_default_stream(device: torch.device) -> Iterator[None]:
 def once(call: Call, number: int, device: torch.device) -> float:
     """Return the seconds of one call, from an idle device to an idle device."""
     if device.type != "cuda":
-        begun = time.perf_counter()
+        started_at = time.perf_counter()
         call(number)
-        return time.perf_counter() - begun
+        return time.perf_counter() - started_at
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     call(number)
@@ -96,56 +96,58 @@ def once(call: Call, number: int, device: torch.device) -> float:
     return 1e-3 * start.elapsed_time(end)
 
 
-def timed(cases: Mapping[str, Call], told: Settings, images: int) -> dict[str, dict[str, float]]:
+def timed(cases: Mapping[str, Call], settings: Settings, images: int) -> dict[str, dict[str, float]]:
     """Time cases in turn, A B A B, after a warm-up: latency of single calls, and images a second back to back."""
     seconds: dict[str, list[float]] = {name: [] for name in cases}
-    with torch.inference_mode(), off_default_stream(told.device):
-        for number in range(2 if told.small else 5):
+    with torch.inference_mode(), off_default_stream(settings.device):
+        for number in range(2 if settings.small else 5):
             for call in cases.values():
-                once(call, number, told.device)
-        until = time.monotonic() + told.rounds_seconds * len(cases)
+                once(call, number, settings.device)
+        deadline = time.monotonic() + settings.rounds_seconds * len(cases)
         number = 0
-        while number < 4 or (time.monotonic() < until and number < 400):
+        while number < 4 or (time.monotonic() < deadline and number < 400):
             for name, call in cases.items():
-                seconds[name].append(once(call, number, told.device))
+                seconds[name].append(once(call, number, settings.device))
             number += 1
-        rates = {name: _rate(call, seconds[name], told, images) for name, call in cases.items()}
-    return {name: {**quantiles(taken), "images_per_second": rates[name], "rounds": len(taken)} for name, taken in
-            seconds.items()}  # fmt: skip
+        rates = {name: _rate(call, seconds[name], settings, images) for name, call in cases.items()}
+    return {
+        name: {**quantiles(durations), "images_per_second": rates[name], "rounds": len(durations)}
+        for name, durations in seconds.items()
+    }
 
 
-def _rate(call: Call, taken: list[float], told: Settings, images: int) -> float:
+def _rate(call: Call, durations: list[float], settings: Settings, images: int) -> float:
     """Return images a second when calls follow each other without waiting."""
-    count = max(2, min(500, round(told.rounds_seconds / max(sorted(taken)[len(taken) // 2], 1e-6) / 2)))
-    settle(told.device)
-    begun = time.perf_counter()
+    count = max(2, min(500, round(settings.rounds_seconds / max(sorted(durations)[len(durations) // 2], 1e-6) / 2)))
+    settle(settings.device)
+    started_at = time.perf_counter()
     for number in range(count):
         call(number)
-    settle(told.device)
-    return round(images * count / (time.perf_counter() - begun), 1)
+    settle(settings.device)
+    return round(images * count / (time.perf_counter() - started_at), 1)
 
 
-def rotated(shape: tuple[int, ...], told: Settings, count: int = 4) -> list[Tensor]:
+def rotated(shape: tuple[int, ...], settings: Settings, count: int = 4) -> list[Tensor]:
     """Return different random inputs on the device: the same one would stay in a cache."""
-    generator = torch.Generator(told.device).manual_seed(5)
+    generator = torch.Generator(settings.device).manual_seed(5)
     count = count if shape[0] <= 64 else 2
     return [
-        torch.randn(shape, generator=generator, device=told.device)
-        .to(told.dtype)
+        torch.randn(shape, generator=generator, device=settings.device)
+        .to(settings.dtype)
         .contiguous(memory_format=torch.channels_last)
         for _ in range(count)
     ]
 
 
-def captured(call: Callable[[Tensor], object], example: Tensor, told: Settings) -> Callable[[Tensor], object]:
+def captured(call: Callable[[Tensor], object], example: Tensor, settings: Settings) -> Callable[[Tensor], object]:
     """Return the call as one CUDA graph; inputs are copied into its memory, which is part of what is timed.
 
     Raises ``RuntimeError`` where it cannot be captured: what runs call by call is not measured as a graph.
     """
-    if told.device.type != "cuda":
+    if settings.device.type != "cuda":
         return call
-    static, lanes = example.clone(memory_format=torch.preserve_format), device_streams(told.device)
-    settle(told.device)  # the capture's stream is another one than the copy's
+    static, lanes = example.clone(memory_format=torch.preserve_format), device_streams(settings.device)
+    settle(settings.device)  # the capture's stream is another one than the copy's
     with torch.inference_mode():
         replay = lanes.capture_graph(lambda: call(static), "what is measured")
     if refused := getattr(lanes, "given_up", None):

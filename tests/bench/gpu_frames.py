@@ -33,64 +33,64 @@ QUALITY = 80
 TABLE = heat_lut("inferno", 0.6)
 
 
-def pictures(size: tuple[int, int], count: int = 6) -> list[Image]:
+def make_images(size: tuple[int, int], count: int = 6) -> list[Image]:
     """Return different pictures that compress as a camera's do: soft shapes and a little noise."""
     random = np.random.default_rng(3)
-    told = []
+    results = []
     for _ in range(count):
         coarse = random.integers(0, 256, (9, 16, 3), np.uint8)
         smooth = cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_CUBIC).astype(np.int16)
-        told.append(np.clip(smooth + random.integers(-6, 7, smooth.shape), 0, 255).astype(np.uint8))
-    return told
+        results.append(np.clip(smooth + random.integers(-6, 7, smooth.shape), 0, 255).astype(np.uint8))
+    return results
 
 
-def explainer(told: Settings, batch: int) -> GpuExplainer:
+def explainer(settings: Settings, batch: int) -> GpuExplainer:
     """Return the fastest way that is here: TensorRT where it runs, else eager in half precision."""
-    model, size = ("squeezenet1_1", (64, 64)) if told.small else ("resnet50", None)
-    knobs: dict[str, Any] = {"model": model, "device": str(told.device), "precision": told.precision}
-    knobs["cache"] = str(told.cache.folder)
+    model, size = ("squeezenet1_1", (64, 64)) if settings.small else ("resnet50", None)
+    options: dict[str, Any] = {"model": model, "device": str(settings.device), "precision": settings.precision}
+    options["cache"] = str(settings.cache.folder)
     if size:
-        knobs["input_size"] = size
+        options["input_size"] = size
     torch.manual_seed(0)
     network = load_network(model, weights="random")
     for backend in ("tensorrt", "eager"):
-        if told.lacking(backend):
+        if settings.lacking(backend):
             continue
         try:
-            return GpuExplainer(network, EngineConfig(**knobs, backend=backend, batch=batch), table=TABLE)
+            return GpuExplainer(network, EngineConfig(**options, backend=backend, batch=batch), table=TABLE)
         except Exception as reason:  # noqa: BLE001 - the next one may do
-            told.without[backend] = f"it did not run before: {type(reason).__name__}: {first_line(reason)}"
-    raise BackendError(f"neither TensorRT nor eager runs here: {told.without}")
+            settings.without[backend] = f"it did not run before: {type(reason).__name__}: {first_line(reason)}"
+    raise BackendError(f"neither TensorRT nor eager runs here: {settings.without}")
 
 
-def measure(told: Settings) -> Iterator[dict[str, object]]:
+def measure(settings: Settings) -> Iterator[dict[str, object]]:
     """Give the records of both frame sizes: one at a time, and at full load."""
-    sizes = {"tiny": (72, 128)} if told.small else {"720p": (720, 1280), "1080p": (1080, 1920)}
-    batch = 2 if told.small else 8
-    card = explainer(told, batch)
+    sizes = {"tiny": (72, 128)} if settings.small else {"720p": (720, 1280), "1080p": (1080, 1920)}
+    batch = 2 if settings.small else 8
+    card = explainer(settings, batch)
     about = {"backend": card.info.backend, "precision": card.info.precision, "model": card.info.model}
     for name, size in sizes.items():
-        frames = [Frame(image, "bench", number, 0.0) for number, image in enumerate(pictures(size))]
+        frames = [Frame(image, "bench", number, 0.0) for number, image in enumerate(make_images(size))]
         try:
-            yield {**about, "frames": name, "batch": 1, **_one_at_a_time(card, frames, told)}
-            yield {**about, "frames": name, "batch": batch, "full_load": _full_load(card, frames, told, batch)}
-            yield {**about, "frames": name, "batch": 1, "stages_ms": _stages(card, frames, told)}
+            yield {**about, "frames": name, "batch": 1, **_one_at_a_time(card, frames, settings)}
+            yield {**about, "frames": name, "batch": batch, "full_load": _full_load(card, frames, settings, batch)}
+            yield {**about, "frames": name, "batch": 1, "stages_ms": _stages(card, frames, settings)}
         except Exception as reason:  # noqa: BLE001 - one size must not cost the other
             yield {**about, "frames": name, "error": f"{type(reason).__name__}: {first_line(reason)}"}
 
 
-def _one_at_a_time(card: GpuExplainer, frames: list[Frame], told: Settings) -> dict[str, object]:
-    drawing, taken, size = HeatRenderer(), [], 0
-    for number in range(12 if told.small else 320):
-        begun = time.perf_counter()
+def _one_at_a_time(card: GpuExplainer, frames: list[Frame], settings: Settings) -> dict[str, object]:
+    drawing, durations, size = HeatRenderer(), [], 0
+    for number in range(12 if settings.small else 320):
+        started_at = time.perf_counter()
         (explanation,) = card.explain([frames[number % len(frames)]])
         jpeg, _ = card.download(explanation, drawing.render_legend(explanation), jpeg_quality=QUALITY, as_array=False)
-        taken.append(time.perf_counter() - begun)
+        durations.append(time.perf_counter() - started_at)
         size = 0 if jpeg is None else len(jpeg.payload)
-    return {**quantiles(taken[4 if told.small else 20 :]), "jpeg_bytes": size}
+    return {**quantiles(durations[4 if settings.small else 20 :]), "jpeg_bytes": size}
 
 
-def _full_load(card: GpuExplainer, frames: list[Frame], told: Settings, batch: int) -> dict[str, object]:
+def _full_load(card: GpuExplainer, frames: list[Frame], settings: Settings, batch: int) -> dict[str, object]:
     """Carry batches as the pipeline does: one thread begins, one finishes, one stamps and encodes."""
     drawing, delivered = HeatRenderer(), 0
 
@@ -100,23 +100,23 @@ def _full_load(card: GpuExplainer, frames: list[Frame], told: Settings, batch: i
         delivered += card.download(explanation, legend, jpeg_quality=QUALITY, as_array=False)[0] is not None
 
     def carried(seconds: float) -> float:
-        begun, number = time.perf_counter(), 0
+        started_at, number = time.perf_counter(), 0
         with (
             QueueWorker("encode", draw, depth=4 * batch) as encode,
             QueueWorker("finish", _hand_to(encode), depth=1) as finish,
         ):
-            while time.perf_counter() < begun + seconds:
+            while time.perf_counter() < started_at + seconds:
                 group = [frames[(number + k) % len(frames)] for k in range(batch)]
                 finish.put(card.submit(group), "wait")
                 number += batch
         if error := encode.error or finish.error:
             raise error
-        return time.perf_counter() - begun
+        return time.perf_counter() - started_at
 
-    carried(0.1 if told.small else 1.0)
+    carried(0.1 if settings.small else 1.0)
     delivered = 0
-    taken = carried(0.3 if told.small else 4.0)
-    return {"frames_per_second": round(delivered / taken, 1), "frames": delivered}
+    durations = carried(0.3 if settings.small else 4.0)
+    return {"frames_per_second": round(delivered / durations, 1), "frames": delivered}
 
 
 def _hand_to(encode: QueueWorker[Any]) -> Any:
@@ -127,7 +127,7 @@ def _hand_to(encode: QueueWorker[Any]) -> Any:
     return finish
 
 
-def _stages(card: GpuExplainer, frames: list[Frame], told: Settings) -> dict[str, float]:
+def _stages(card: GpuExplainer, frames: list[Frame], settings: Settings) -> dict[str, float]:
     """Time each stage by itself, from an idle device to an idle device; together they overlap."""
     frame = frames[0]
     journey = card._batches.warm_up((frame.height, frame.width), 1)
@@ -136,12 +136,12 @@ def _stages(card: GpuExplainer, frames: list[Frame], told: Settings) -> dict[str
     drawing = HeatRenderer()
     stamp = drawing.render_legend(explanation)
     assert stamp is not None
-    tile = torch.from_numpy(stamp.tile).to(told.device)
-    picture = explanation.drawn.image
+    tile = torch.from_numpy(stamp.tile).to(settings.device)
+    image = explanation.drawn.image
 
-    def encode(picture: torch.Tensor) -> None:
+    def encode(image: torch.Tensor) -> None:
         with card._streams.encoder_stream():
-            encode_jpeg([picture], QUALITY)
+            encode_jpeg([image], QUALITY)
 
     stages = {
         "fill pinned memory": lambda: np.copyto(slot.host.numpy()[0], frame.image),
@@ -149,20 +149,20 @@ def _stages(card: GpuExplainer, frames: list[Frame], told: Settings) -> dict[str
         "graph: preprocess, network, explanation, heat, blend": journey.run,
         "answers to host": lambda: [part.cpu() for part in journey.run()[:3]] and None,
         "legend on the host": lambda: drawing.render_legend(explanation),
-        "stamp": lambda: blend_patch(picture, tile, stamp),
-        "JPEG and its way to the host": lambda: encode(picture),
+        "stamp": lambda: blend_patch(image, tile, stamp),
+        "JPEG and its way to the host": lambda: encode(image),
     }
     told_ms = {}
     with torch.inference_mode(), card._streams.stream("compute"):
         for name, call in stages.items():
-            taken = []
-            for _ in range(6 if told.small else 60):
-                settle(told.device)
-                begun = time.perf_counter()
+            durations = []
+            for _ in range(6 if settings.small else 60):
+                settle(settings.device)
+                started_at = time.perf_counter()
                 call()
-                settle(told.device)
-                taken.append(time.perf_counter() - begun)
-            told_ms[name] = quantiles(taken[2:])["p50_ms"]
+                settle(settings.device)
+                durations.append(time.perf_counter() - started_at)
+            told_ms[name] = quantiles(durations[2:])["p50_ms"]
     return told_ms
 
 
@@ -180,10 +180,10 @@ class PacedSource(Source):
         self._images, self._clip, self._seconds, self._on_card = images, clip, seconds, on_card
 
     def frames(self, stop: threading.Event) -> Iterator[Frame]:
-        begun = time.monotonic() + (hash(self.camera) % 30) / 900
+        started_at = time.monotonic() + (hash(self.camera) % 30) / 900
         for number, image in enumerate(self._pictures()):
-            due = begun + number / 30.0
-            if due - begun > self._seconds or stop.wait(max(0.0, due - time.monotonic())):
+            due = started_at + number / 30.0
+            if due - started_at > self._seconds or stop.wait(max(0.0, due - time.monotonic())):
                 return
             self.late += time.monotonic() - due > 1 / 30
             yield Frame(image() if callable(image) else image, self.camera, number, time.monotonic())
@@ -200,8 +200,8 @@ class PacedSource(Source):
         rgb, accelerated = RgbConverter(), cuda_hwaccel(0) if self._on_card else None
         with av.open(io.BytesIO(self._clip), hwaccel=accelerated) as container:
             while True:
-                for picture in container.decode(video=0):
-                    yield lambda picture=picture: rgb.convert(picture)
+                for image in container.decode(video=0):
+                    yield lambda image=image: rgb.convert(image)
                 container.seek(0)
 
 
@@ -232,23 +232,23 @@ def clip_of(images: list[Image], frames: int) -> bytes:
         stream.height, stream.width = images[0].shape[:2]
         stream.pix_fmt = "yuv420p"
         for number in range(frames):
-            picture = np.roll(images[number // 30 % len(images)], 4 * (number % 30), axis=1)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            image = np.roll(images[number // 30 % len(images)], 4 * (number % 30), axis=1)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode(None))
     return target.getvalue()
 
 
-def cameras(told: Settings, until: float) -> Iterator[dict[str, object]]:
+def cameras(settings: Settings, deadline: float) -> Iterator[dict[str, object]]:
     """Give, for prepared frames and for decoded ones, how many cameras keep their p99 age below 100 ms."""
-    size = (72, 128) if told.small else (720, 1280)
-    images = pictures(size)
-    batch = 2 if told.small else 32
-    card = explainer(told, batch)
+    size = (72, 128) if settings.small else (720, 1280)
+    images = make_images(size)
+    batch = 2 if settings.small else 32
+    card = explainer(settings, batch)
     for bucket in card._batches.buckets:
         warm = card.explain([Frame(images[0], "warm", 0, 0.0)] * bucket)
     card.download(warm[0], None, jpeg_quality=QUALITY, as_array=False)
     for decoded in (False, True, "cuda"):  # not, by the CPU, by the card
-        case = {"cameras_of": "720p30" if not told.small else "tiny", "decode": decoded, "batch": batch}
+        case = {"cameras_of": "720p30" if not settings.small else "tiny", "decode": decoded, "batch": batch}
         try:
             clip = clip_of(images, 60) if decoded else None
             if decoded == "cuda":
@@ -257,10 +257,10 @@ def cameras(told: Settings, until: float) -> Iterator[dict[str, object]]:
             yield {**case, "skipped": f"{type(reason).__name__}: {first_line(reason)}"}
             continue
         tried: dict[int, dict[str, object]] = {}
-        for count in (1, 2) if told.small else (8, 16, 24, 32, 48, 64, 96):
-            if time.monotonic() > until:
+        for count in (1, 2) if settings.small else (8, 16, 24, 32, 48, 64, 96):
+            if time.monotonic() > deadline:
                 break
-            tried[count] = _carried(card, images, clip, count, told, batch, on_card=decoded == "cuda")
+            tried[count] = _carried(card, images, clip, count, settings, batch, on_card=decoded == "cuda")
             if not tried[count]["held"]:
                 break
         if not tried:
@@ -285,10 +285,10 @@ def _check_card(clip: bytes) -> None:
 
 
 def _carried(
-    card: GpuExplainer, images: list[Image], clip: bytes | None, count: int, told: Settings, batch: int, *,
+    card: GpuExplainer, images: list[Image], clip: bytes | None, count: int, settings: Settings, batch: int, *,
     on_card: bool = False,
 ) -> dict[str, object]:  # fmt: skip
-    seconds, viewer = (0.6 if told.small else 5.0), Viewer()
+    seconds, viewer = (0.6 if settings.small else 5.0), Viewer()
     sources = [PacedSource(f"camera {k}", images, clip, seconds, on_card=on_card) for k in range(count)]
     limits = RunLimits(batch_size=batch, batch_window_seconds=0.004, queue_frames=2, sink_queue_frames=64)
     outcome = Pipeline(

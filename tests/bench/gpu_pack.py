@@ -61,17 +61,17 @@ def fetch(names: tuple[str, ...], target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     platforms = [f"manylinux_2_{number}_x86_64" for number in (28, 27, 17, 24, 31, 34, 35)]
     platforms += ["manylinux2014_x86_64", "manylinux1_x86_64"]
-    asked = [word for name in platforms for word in ("--platform", name)]
+    platform_options = [word for name in platforms for word in ("--platform", name)]
     for name in names:
-        words = ["download", "-q", "--no-deps", "--only-binary=:all:", "--python-version", "3.12"]
-        words += ["--implementation", "cp", *asked, "-d", str(target), name]
-        if pip(words) and pip(["wheel", "-q", "--no-deps", "-w", str(target), name]):
+        arguments = ["download", "-q", "--no-deps", "--only-binary=:all:", "--python-version", "3.12"]
+        arguments += ["--implementation", "cp", *platform_options, "-d", str(target), name]
+        if pip(arguments) and pip(["wheel", "-q", "--no-deps", "-w", str(target), name]):
             sys.exit(f"{name}: no wheel for CPython 3.12 on x86-64, and it cannot be built here")
 
 
-def pip(words: list[str]) -> int:
+def pip(arguments: list[str]) -> int:
     """Run pip; 0 where it did what was asked."""
-    return subprocess.run([sys.executable, "-m", "pip", *words], check=False, stderr=subprocess.DEVNULL).returncode
+    return subprocess.run([sys.executable, "-m", "pip", *arguments], check=False, stderr=subprocess.DEVNULL).returncode
 
 
 def pack_photos(folder: Path, target: Path, count: int = PHOTOS) -> None:
@@ -80,10 +80,10 @@ def pack_photos(folder: Path, target: Path, count: int = PHOTOS) -> None:
     chosen = [paths[number * len(paths) // min(count, len(paths))] for number in range(min(count, len(paths)))]
     squares = []
     for path in chosen:
-        picture = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
-        side = min(picture.shape[:2])
-        top, left = (picture.shape[0] - side) // 2, (picture.shape[1] - side) // 2
-        square = picture[top : top + side, left : left + side]
+        image = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
+        side = min(image.shape[:2])
+        top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
+        square = image[top : top + side, left : left + side]
         squares.append(cv2.resize(square, (SIDE, SIDE), interpolation=cv2.INTER_AREA))
     np.savez_compressed(target, images=np.stack(squares))
 
@@ -113,7 +113,7 @@ def pack_rtx(target: Path) -> None:
 
 def build(names: list[str], photos: Path, weights: Path) -> list[Path]:
     """Make the packs that are named, and return their folders."""
-    made = []
+    created = []
     for name in names:
         folder = PACKS / name
         shutil.rmtree(folder, ignore_errors=True)
@@ -128,22 +128,22 @@ def build(names: list[str], photos: Path, weights: Path) -> list[Path]:
                 pack_photos(photos, folder / "photos.npz")
             for path in weights.glob("*.pt"):
                 shutil.copy(path, folder / path.name)
-        made.append(folder)
-    return made
+        created.append(folder)
+    return created
 
 
 def main() -> None:
     """Make what the command line names, and say how large it is."""
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("packs", nargs="*", help=f"of {', '.join([*WHEELS, 'rtx'])}; default: all but rtx")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("packs", nargs="*", help=f"of {', '.join([*WHEELS, 'rtx'])}; default: all but rtx")
     shared = ROOT.parent / "shared" / "data"
-    ask.add_argument("--photos", type=Path, default=shared / "photos" / "imagenet")
-    ask.add_argument("--weights", type=Path, default=shared / "weights")
-    told = ask.parse_args()
-    if unknown := [name for name in told.packs if name not in {*WHEELS, "rtx"}]:
-        ask.error(f"{unknown[0]!r} is no pack; choose from {', '.join([*WHEELS, 'rtx'])}")
+    parser.add_argument("--photos", type=Path, default=shared / "photos" / "imagenet")
+    parser.add_argument("--weights", type=Path, default=shared / "weights")
+    arguments = parser.parse_args()
+    if unknown := [name for name in arguments.packs if name not in {*WHEELS, "rtx"}]:
+        parser.error(f"{unknown[0]!r} is no pack; choose from {', '.join([*WHEELS, 'rtx'])}")
     too_large = False
-    for folder in build(told.packs or list(WHEELS), told.photos, told.weights):
+    for folder in build(arguments.packs or list(WHEELS), arguments.photos, arguments.weights):
         size = sum(path.stat().st_size for path in folder.iterdir())
         too_large |= size > MOST_BYTES
         print(f"{folder.relative_to(ROOT)}: {size / 2**20:.1f} MiB{' TOO LARGE' if size > MOST_BYTES else ''}")

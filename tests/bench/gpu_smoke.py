@@ -36,31 +36,31 @@ class AbsentError(Exception):
     """A piece that is not here, and is no fault."""
 
 
-def pieces(told: Settings) -> dict[str, Callable[[], str]]:
+def pieces(settings: Settings) -> dict[str, Callable[[], str]]:
     """Return what is tried, in order; each says what it saw, or raises."""
     return {
-        "upload": lambda: upload(told),
-        "graph capture": lambda: capture(told),
-        "a capture that fails": lambda: failed_capture(told),
-        "frame to overlay and JPEG": lambda: overlay(told),
-        "inner layer, local and dense": lambda: inner(told),
-        "photos and weights": lambda: sent(told),
+        "upload": lambda: upload(settings),
+        "graph capture": lambda: capture(settings),
+        "a capture that fails": lambda: failed_capture(settings),
+        "frame to overlay and JPEG": lambda: overlay(settings),
+        "inner layer, local and dense": lambda: inner(settings),
+        "photos and weights": lambda: sent(settings),
         "video": video,
-        "TensorRT": lambda: compiled("tensorrt", told),
+        "TensorRT": lambda: compiled("tensorrt", settings),
         "peers": peers,
-        "inductor": lambda: compiled("inductor", told),
+        "inductor": lambda: compiled("inductor", settings),
     }
 
 
-def measure(told: Settings, *, whole: bool = True) -> Iterator[dict[str, object]]:
+def measure(settings: Settings, *, whole: bool = True) -> Iterator[dict[str, object]]:
     """Give one record for each piece. A backend that fails here is not tried again in this run.
 
     ``whole``: inductor too, which compiles for a while; it has a row of its own in the benchmark.
     """
-    for piece, try_it in pieces(told).items():
+    for piece, try_it in pieces(settings).items():
         if piece == "inductor" and not whole:
             continue
-        begun, record = time.monotonic(), {"piece": piece}
+        started_at, record = time.monotonic(), {"piece": piece}
         try:
             record |= {"state": "ok     ", "told": try_it()}
         except AbsentError as reason:
@@ -68,8 +68,8 @@ def measure(told: Settings, *, whole: bool = True) -> Iterator[dict[str, object]
         except Exception as reason:  # noqa: BLE001 - each for itself
             record |= {"state": "FAILED ", "error": f"{type(reason).__name__}: {first_line(reason)}"}
         if record["state"] != "ok     " and piece in {"TensorRT", "inductor"}:
-            told.without[piece.lower()] = f"smoke check: {record.get('error') or record.get('skipped')}"
-        yield {**record, "seconds": round(time.monotonic() - begun, 2)}
+            settings.without[piece.lower()] = f"smoke check: {record.get('error') or record.get('skipped')}"
+        yield {**record, "seconds": round(time.monotonic() - started_at, 2)}
 
 
 def need(holds: object, what: str) -> None:
@@ -83,13 +83,13 @@ def given_up(lanes: DeviceStreams) -> int:
     return len(getattr(lanes, "given_up", ()))
 
 
-def upload(told: Settings) -> str:
+def upload(settings: Settings) -> str:
     """Pinned memory up on one lane, down on another."""
-    lanes = device_streams(told.device)
+    lanes = device_streams(settings.device)
     host = lanes.pinned_empty((1 << 20,), torch.uint8)
     host.copy_(torch.randint(0, 256, host.shape, dtype=torch.uint8))
     with lanes.stream("copy"):
-        there = host.to(told.device, non_blocking=True)
+        there = host.to(settings.device, non_blocking=True)
     lanes.wait_event("compute", lanes.record_event("copy"))
     with lanes.stream("compute"):
         back = lanes.pinned_empty(tuple(host.shape), torch.uint8).copy_(there, non_blocking=True)
@@ -98,12 +98,12 @@ def upload(told: Settings) -> str:
     return f"{host.numel() >> 10} KiB there and back, pinned: {host.is_pinned()}"
 
 
-def capture(told: Settings) -> str:
+def capture(settings: Settings) -> str:
     """A convolution as a graph answers for what its input holds now."""
-    lanes = device_streams(told.device)
+    lanes = device_streams(settings.device)
     with torch.inference_mode(), lanes.stream("compute"):
-        layer = nn.Conv2d(3, 8, 3).to(told.device, told.dtype).to(memory_format=torch.channels_last)
-        images = torch.zeros((2, 3, 16, 16), device=told.device, dtype=told.dtype)
+        layer = nn.Conv2d(3, 8, 3).to(settings.device, settings.dtype).to(memory_format=torch.channels_last)
+        images = torch.zeros((2, 3, 16, 16), device=settings.device, dtype=settings.dtype)
         run = lanes.capture_graph(lambda: (layer(images),), "a convolution")
         images.normal_()
         (answer,) = run()
@@ -114,24 +114,24 @@ def capture(told: Settings) -> str:
     return f"replay differs from a call by {error:.1e}"
 
 
-def failed_capture(told: Settings) -> str:
+def failed_capture(settings: Settings) -> str:
     """What asks the host in between runs call by call, and the next capture works."""
-    lanes = device_streams(told.device)
+    lanes = device_streams(settings.device)
     with torch.inference_mode():
         with lanes.stream("compute"):
-            value = torch.ones(4, device=told.device)
+            value = torch.ones(4, device=settings.device)
         run = lanes.capture_graph(lambda: (value * float(value.sum().item()),), "one that asks")
         with lanes.stream("compute"):
             need(float(run()[0].sum()) == 16.0, "it tells something else")
         again = lanes.capture_graph(lambda: (value + 1,), "one that does not")
         with lanes.stream("compute"):
             need(float(again()[0].sum()) == 8.0, "the next one tells something else")
-    expected = int(told.device.type == "cuda")
+    expected = int(settings.device.type == "cuda")
     need(given_up(lanes) == expected, f"{given_up(lanes)} captures failed, not {expected}")
     return f"{given_up(lanes)} given up, the next one fine"
 
 
-def overlay(told: Settings) -> str:
+def overlay(settings: Settings) -> str:
     """Frames through two explainers: the renderer's picture within two levels, and a JPEG that shows it."""
     told_by = []
     for seed in (1, 2):
@@ -139,19 +139,19 @@ def overlay(told: Settings) -> str:
         network = load_network("squeezenet1_1", weights="random")
         lively(network.module, (64, 64))
         config = EngineConfig(
-            model="squeezenet1_1", input_size=(64, 64), cache="off", backend="eager", device=str(told.device),
-            precision=told.precision, batch=2,
+            model="squeezenet1_1", input_size=(64, 64), cache="off", backend="eager", device=str(settings.device),
+            precision=settings.precision, batch=2,
         )  # fmt: skip
         told_by.append(GpuExplainer(network, config, table=heat_lut("inferno", 0.6)))
     worst = 0.0
     for number, image in enumerate(pictures(SIZE)):
         card, drawing = told_by[number % 2], HeatRenderer(clock=lambda: 0.02)
         (explanation,) = card.explain([Frame(image, "smoke", number, 0.0)])
-        wanted = HeatRenderer(clock=lambda: 0.02).render(explanation).image.astype(int)
+        expected = HeatRenderer(clock=lambda: 0.02).render(explanation).image.astype(int)
         jpeg, array = card.download(explanation, drawing.render_legend(explanation), jpeg_quality=95, as_array=True)
         assert jpeg is not None
         assert array is not None
-        levels = int(np.abs(array.astype(int) - wanted).max())
+        levels = int(np.abs(array.astype(int) - expected).max())
         need(levels <= 2, f"the overlay is {levels} levels off")
         worst = max(worst, float(np.abs(decode_image(jpeg.payload).astype(int) - array).mean()))
     need(worst < 12.0, f"the JPEG is {worst:.1f} levels off in the mean: it shows something else")
@@ -170,45 +170,45 @@ def small_net() -> SplitModel:
     return split_network(net, "1", (24, 24))
 
 
-def inner(told: Settings) -> str:
+def inner(settings: Settings) -> str:
     """Computing windows and the definition say the same there as on the host, both captured."""
     split = small_net()
     with torch.inference_mode():
         features = split.head(torch.randn(1, 3, 24, 24))
     plans = [plan_for(split, features, "point", 1 << 28), DensePlan(split.tail, "point", "smoke", 1 << 28)]
-    lanes = device_streams(told.device)
+    lanes = device_streams(settings.device)
     for plan in plans:
         with torch.inference_mode():
-            wanted = plan(features)[1]
-            there, placed = features.to(told.device), copy.deepcopy(plan).to(told.device)
-            if told.device.type == "cuda":
+            expected = plan(features)[1]
+            there, placed = features.to(settings.device), copy.deepcopy(plan).to(settings.device)
+            if settings.device.type == "cuda":
                 torch.cuda.synchronize()
             run = lanes.capture_graph(lambda placed=placed, there=there: placed(there), plan.info.name)
             with lanes.stream("compute"):
-                error = float((run()[1].cpu() - wanted).abs().max())
-        need(error <= 1e-2 * float(wanted.abs().max()), f"the {plan.info.name} plan differs by {error:.3g}")
+                error = float((run()[1].cpu() - expected).abs().max())
+        need(error <= 1e-2 * float(expected.abs().max()), f"the {plan.info.name} plan differs by {error:.3g}")
     need(not given_up(lanes), f"{given_up(lanes)} of two plans could not be captured")
     return " and ".join(plan.info.name for plan in plans)
 
 
-def compiled(backend: str, told: Settings) -> str:
+def compiled(backend: str, settings: Settings) -> str:
     """A backend compiles a small network and passes its own comparison."""
-    if lacking := BACKENDS[backend].load().missing(told.device.type):
+    if lacking := BACKENDS[backend].load().missing(settings.device.type):
         raise AbsentError(lacking)
     torch.manual_seed(0)
     body = (nn.Conv2d(3, 8, 3, stride=4), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.ReLU())
     net = nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5)).eval()
     split = split_network(lively(net, (32, 32)), "3", (32, 32))
-    runner = Runner(split, CompileConfig(Target(), "point", backend, told.precision, told.device, 1 << 28))
-    return f"{backend} in {told.precision}, {runner.plan.info.name} plan"
+    runner = Runner(split, CompileConfig(Target(), "point", backend, settings.precision, settings.device, 1 << 28))
+    return f"{backend} in {settings.precision}, {runner.plan.info.name} plan"
 
 
-def sent(told: Settings) -> str:
+def sent(settings: Settings) -> str:
     """What the agreement needs."""
-    if told.photos is None or told.weights is None:
+    if settings.photos is None or settings.weights is None:
         raise AbsentError("no photos or weights: give --photos FILE.npz and --weights FOLDER")
-    names = sorted(path.name for path in Path(told.weights).glob("*.pt"))
-    return f"{len(np.load(told.photos)['images'])} photos, {', '.join(names) or 'no weights'}"
+    names = sorted(path.name for path in Path(settings.weights).glob("*.pt"))
+    return f"{len(np.load(settings.photos)['images'])} photos, {', '.join(names) or 'no weights'}"
 
 
 def video() -> str:

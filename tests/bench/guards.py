@@ -42,8 +42,8 @@ RATE = 30.0
 
 def configured(backend: str, threads: int | None) -> Config:
     """The configuration that ships, on a backend."""
-    knobs = read_yaml(GUARDED.read_text(encoding="utf-8"), GUARDED.name)
-    return validate_config(knobs, GUARDED.name, {"engine": {"backend": backend, "threads": threads}})
+    options = read_yaml(GUARDED.read_text(encoding="utf-8"), GUARDED.name)
+    return validate_config(options, GUARDED.name, {"engine": {"backend": backend, "threads": threads}})
 
 
 def explainer_of(weights: Path, config: Config) -> NetworkExplainer:
@@ -51,7 +51,7 @@ def explainer_of(weights: Path, config: Config) -> NetworkExplainer:
     return NetworkExplainer(load_network("line_net", weights=weights, labels=None), config.engine)
 
 
-def pictures(seed: int, count: int, *, stamp: bool) -> Iterator[Frame]:
+def images(seed: int, count: int, *, stamp: bool) -> Iterator[Frame]:
     """Frames of one belt, as a file would give them."""
     scene = Scene(seed=seed, fps=RATE)
     for index in range(count):
@@ -61,9 +61,9 @@ def pictures(seed: int, count: int, *, stamp: bool) -> Iterator[Frame]:
         yield Frame(image, f"line{seed}", index, index / RATE, index / RATE, truth)
 
 
-def same(one: Explanation, other: Explanation) -> bool:
+def same(first: Explanation, other: Explanation) -> bool:
     """Whether two explanations say the same of a frame."""
-    return one.first.label == other.first.label and bool(np.array_equal(one.first.heat, other.first.heat))
+    return first.first.label == other.first.label and bool(np.array_equal(first.first.heat, other.first.heat))
 
 
 def cost(config: Config, frames: int) -> dict[str, float]:
@@ -72,34 +72,34 @@ def cost(config: Config, frames: int) -> dict[str, float]:
     rules = [rule for rule in config.guards.rules if not rule.parsed.needs_deletion]
     unchecked = config.guards.model_copy(update={"rules": rules})
     guardian = ExplanationMonitor(plain, unchecked)
-    given = list(pictures(7, min(frames, 120), stamp=False))
+    options = list(images(7, min(frames, 120), stamp=False))
     spent: dict[str, list[float]] = {"alone": [], "guarded": [], "added": []}
     for turn in range(frames + 20):
-        frame = given[turn % len(given)]
+        frame = options[turn % len(options)]
         times = {}
         for name in ("alone", "guarded") if turn % 2 else ("guarded", "alone"):
-            begun = time.perf_counter()
-            (found,) = (plain if name == "alone" else guardian).explain([frame])
-            times[name] = time.perf_counter() - begun
+            started_at = time.perf_counter()
+            (explanations,) = (plain if name == "alone" else guardian).explain([frame])
+            times[name] = time.perf_counter() - started_at
             if name == "alone":
-                alone = found
+                alone = explanations
             else:
-                guarded = found
+                guarded = explanations
         assert same(alone, guarded)
         assert guarded.first.heatmap_stats is not None
-        begun = time.perf_counter()
+        started_at = time.perf_counter()
         guardian.process(alone)
-        times["added"] = time.perf_counter() - begun
+        times["added"] = time.perf_counter() - started_at
         if turn >= 20:
-            for name, taken in times.items():
-                spent[name].append(1e3 * taken)
+            for name, durations in times.items():
+                spent[name].append(1e3 * durations)
     middle = {name: statistics.median(times) for name, times in spent.items()}
-    told = {f"{name}_ms_p50": round(value, 4) for name, value in middle.items()}
-    told |= {f"{name}_ms_p95": round(float(np.percentile(times, 95)), 4) for name, times in spent.items()}
+    line = {f"{name}_ms_p50": round(value, 4) for name, value in middle.items()}
+    line |= {f"{name}_ms_p95": round(float(np.percentile(times, 95)), 4) for name, times in spent.items()}
     # Of medians: the guardian's own work is a thirtieth of what one frame differs from the next by. Timed by itself it
     # finds the processor's caches as the guarded turn left them; the difference of both turns finds them as they are.
-    told |= {"share": round(middle["added"] / middle["alone"], 5)}
-    return told | {"share_by_difference": round(middle["guarded"] / middle["alone"] - 1.0, 5)}
+    line |= {"share": round(middle["added"] / middle["alone"], 5)}
+    return line | {"share_by_difference": round(middle["guarded"] / middle["alone"] - 1.0, 5)}
 
 
 @dataclass
@@ -111,24 +111,26 @@ class Stretch:
     fired: float | None = None
 
 
-def stretches_of(guardian: ExplanationMonitor, frames: Iterator[Frame], told: dict[str, list[float]]) -> list[Stretch]:
+def stretches_of(
+    guardian: ExplanationMonitor, frames: Iterator[Frame], arguments: dict[str, list[float]]
+) -> list[Stretch]:
     """Judge stamped frames; return the stretches of wrongly grounded ones, and when the guard fired in each."""
-    found: list[Stretch] = []
+    stretches: list[Stretch] = []
     for frame in frames:
         (seen,) = guardian.explain([frame])
         guardian.after_batch()
         now = frame.pts_seconds or 0.0
         if frame.truth is None or frame.truth.label == "ok":
             continue
-        if not found or now - found[-1].last > 1.5 / RATE:
-            found.append(Stretch(now, now))
-        found[-1].last = now
-        if found[-1].fired is None and any(one.name == "on-the-belt" for one in seen.firing):
-            found[-1].fired = now
-        told["right"].append(float(seen.first.label == frame.truth.label))
+        if not stretches or now - stretches[-1].last > 1.5 / RATE:
+            stretches.append(Stretch(now, now))
+        stretches[-1].last = now
+        if stretches[-1].fired is None and any(item.name == "on-the-belt" for item in seen.firing):
+            stretches[-1].fired = now
+        arguments["right"].append(float(seen.first.label == frame.truth.label))
         assert seen.first.heatmap_stats is not None
-        told["inside"].append(seen.first.heatmap_stats.heat_inside["belt"])
-    return found
+        arguments["inside"].append(seen.first.heatmap_stats.heat_inside["belt"])
+    return stretches
 
 
 def shortcut(config: Config, seeds: list[int], frames: int) -> dict[str, Any]:
@@ -138,19 +140,21 @@ def shortcut(config: Config, seeds: list[int], frames: int) -> dict[str, Any]:
     """
     guardian = ExplanationMonitor(explainer_of(SHORTCUT, config), config.guards)
     hold = next(rule.hold_seconds for rule in config.guards.rules if rule.name == "on-the-belt")
-    told: dict[str, list[float]] = {"right": [], "inside": []}
-    every = [one for seed in seeds for one in stretches_of(guardian, pictures(seed, frames, stamp=True), told)]
-    long = [one for one in every if one.last - one.begun >= hold]
-    delays = [one.fired - one.begun for one in long if one.fired is not None]
+    line: dict[str, list[float]] = {"right": [], "inside": []}
+    stretches = [
+        stretch for seed in seeds for stretch in stretches_of(guardian, images(seed, frames, stamp=True), line)
+    ]
+    long = [stretch for stretch in stretches if stretch.last - stretch.begun >= hold]
+    delays = [stretch.fired - stretch.begun for stretch in long if stretch.fired is not None]
     return {
         "seeds": seeds,
         "video_seconds": round(len(seeds) * frames / RATE, 1),
         "defects": len(long),
-        "too_short_to_judge": len(every) - len(long),
+        "too_short_to_judge": len(stretches) - len(long),
         "alarmed": len(delays),
         "latest_after_seconds": round(max(delays, default=0.0), 3),
-        "frames_named_right": round(statistics.fmean(told["right"] or [0.0]), 4),
-        "heat_inside_belt_p50": round(float(np.median(told["inside"] or [0.0])), 4),
+        "frames_named_right": round(statistics.fmean(line["right"] or [0.0]), 4),
+        "heat_inside_belt_p50": round(float(np.median(line["inside"] or [0.0])), 4),
         **_checks(guardian),
     }
 
@@ -161,12 +165,16 @@ def honest(config: Config, seeds: list[int], seconds: float) -> dict[str, Any]:
     count = round(seconds * RATE / len(seeds))
     shares, verdicts = [], 0
     for seed in seeds:
-        for frame in pictures(seed, count, stamp=False):
-            (found,) = guardian.explain([frame])
+        for frame in images(seed, count, stamp=False):
+            (explanation,) = guardian.explain([frame])
             guardian.after_batch()
-            if found.first.label != "ok" and found.first.score > 0.6 and found.first.heatmap_stats is not None:
+            if (
+                explanation.first.label != "ok"
+                and explanation.first.score > 0.6
+                and explanation.first.heatmap_stats is not None
+            ):
                 verdicts += 1
-                shares.append(found.first.heatmap_stats.heat_inside["belt"])
+                shares.append(explanation.first.heatmap_stats.heat_inside["belt"])
     return {
         "seeds": seeds,
         "video_seconds": round(count * len(seeds) / RATE, 1),
@@ -184,10 +192,10 @@ def _checks(guardian: ExplanationMonitor) -> dict[str, Any]:
 
 def commit() -> str:
     """The commit, with a plus where the tree differs from it."""
-    said = subprocess.run(
+    completed = subprocess.run(
         ["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    return said.stdout.strip() or "unknown"
+    return completed.stdout.strip() or "unknown"
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -199,22 +207,22 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--shortcut-frames", type=int, default=300, help="of each belt")
     parser.add_argument("--honest-seconds", type=float, default=300.0)
     parser.add_argument("--seeds", type=int, nargs="+", default=[7, 11, 23, 41, 59])
-    given = parser.parse_args(arguments)
-    config = configured(given.backend, given.threads)
-    told = {
+    options = parser.parse_args(arguments)
+    config = configured(options.backend, options.threads)
+    line = {
         "benchmark": "guards",
         "scope": "grounds and guards of configs/guards.yaml on line_net, frames of 640x480",
-        "cost": cost(config, given.frames),
-        "shortcut": shortcut(config, given.seeds, given.shortcut_frames),
-        "honest": honest(config, given.seeds, given.honest_seconds),
-        "backend": given.backend,
+        "cost": cost(config, options.frames),
+        "shortcut": shortcut(config, options.seeds, options.shortcut_frames),
+        "honest": honest(config, options.seeds, options.honest_seconds),
+        "backend": options.backend,
         "threads": torch.get_num_threads(),
         "machine": f"{platform.machine()} {platform.processor() or ''}".strip(),
         "versions": {"python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__},
         "commit": commit(),
     }
-    print(json.dumps(told))
-    return told
+    print(json.dumps(line))
+    return line
 
 
 if __name__ == "__main__":

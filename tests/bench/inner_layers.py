@@ -50,9 +50,9 @@ def spread(times: list[float]) -> dict[str, float]:
     return {"median": round(statistics.median(times), 4), "low": round(min(times), 4), "high": round(max(times), 4)}
 
 
-def error_of(told: Tensor, true: Tensor, blank: Tensor) -> float:
+def error_of(heat: Tensor, true: Tensor, blank: Tensor) -> float:
     """Return the largest difference as a share of what masking changes at all."""
-    return float((told - true).abs().max() / (true - blank).abs().max())
+    return float((heat - true).abs().max() / (true - blank).abs().max())
 
 
 def measure(name: str, layer: str, size: tuple[int, int], options: argparse.Namespace) -> dict[str, Any]:
@@ -60,9 +60,9 @@ def measure(name: str, layer: str, size: tuple[int, int], options: argparse.Name
     split = split_network(network(name), layer, size)
     with torch.inference_mode():
         features = split.head(torch.randn(1, 3, *size))
-        begun = time.perf_counter()
+        started_at = time.perf_counter()
         plan = find_local(split.tail, features, options.kernel, options.budget_mib << 20)
-        built = time.perf_counter() - begun
+        built = time.perf_counter() - started_at
         assert plan is not None, f"{name} {layer}: no local plan"
         count = plan.grid[0] * plan.grid[1]
         cells = probe_cells(plan.grid)[: options.sample]
@@ -74,14 +74,14 @@ def measure(name: str, layer: str, size: tuple[int, int], options: argparse.Name
         chunk = DensePlan(split.tail, options.kernel, "", options.budget_mib << 20).chunk(features)
         local, dense = [], []
         for turn in range(options.rounds + 1):
-            begun = time.perf_counter()
+            started_at = time.perf_counter()
             plan(features)
             between = time.perf_counter()
             for part in cells.split(chunk):
                 reference_scores(split.tail, features, options.kernel, part)
             ended = time.perf_counter()
             if turn:  # the first round warms up
-                local.append(between - begun)
+                local.append(between - started_at)
                 dense.append((ended - between) * count / len(cells))
     facts = plan.info
     return {

@@ -19,7 +19,7 @@ from pipeline.loop import Pipeline
 from pipeline.ports import Source
 from pipeline.result import RunLimits
 from stream.sources import build_source
-from tests.bench.figures import place, print_line, quantiles
+from tests.bench.figures import environment, print_line, quantiles
 from tests.support.feed import Feed
 from tests.support.probes import NullExplainer, ProbeSink
 from tests.support.rtsp_server import RtspServer
@@ -49,12 +49,12 @@ def measure(seconds: float, engine_rate: float, times: float) -> dict[str, objec
                 limits=RunLimits(seconds=seconds, batch_size=1), stop=stop,
             ).run()  # fmt: skip
     seen = witness.taken()
-    numbers = [one.mark.number for one in seen if one.mark]
+    numbers = [sighting.mark.number for sighting in seen if sighting.mark]
     missing = numbers[-1] - numbers[0] + 1 - len(numbers)
-    indices = [one.index for one in seen]
+    indices = [sighting.index for sighting in seen]
     by_index = indices[-1] - indices[0] + 1 - len(indices)
     bound = 2.0 / engine_rate + 1.0 / camera_rate
-    ages = [one.age_seconds for one in seen if one.mark]
+    ages = [sighting.age_seconds for sighting in seen if sighting.mark]
     return {
         "bench": "overload", "seconds": seconds, "camera_rate": camera_rate, "engine_rate": engine_rate,
         "taken": outcome.received, "explained": outcome.explained, "dropped": outcome.dropped,
@@ -67,12 +67,12 @@ def measure(seconds: float, engine_rate: float, times: float) -> dict[str, objec
 
 def main() -> None:
     """Measure what the command line names."""
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--seconds", type=float, default=120.0)
-    ask.add_argument("--engine-rate", type=float, default=10.0)
-    ask.add_argument("--times", type=float, default=4.0)
-    told = ask.parse_args()
-    print_line(**measure(told.seconds, told.engine_rate, told.times), **place())
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=120.0)
+    parser.add_argument("--engine-rate", type=float, default=10.0)
+    parser.add_argument("--times", type=float, default=4.0)
+    arguments = parser.parse_args()
+    print_line(**measure(arguments.seconds, arguments.engine_rate, arguments.times), **environment())
 
 
 if __name__ == "__main__":

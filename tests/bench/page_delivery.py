@@ -33,18 +33,18 @@ def serve(pipe: Any, image: Image, seconds: float) -> None:
     with WebSink("http://127.0.0.1:0", SinkContext(cameras=("bench",))) as sink:
         pipe.send(sink.endpoint)
         pipe.recv()
-        begun, cpu, putting, frames = time.monotonic(), time.process_time(), 0.0, 0
+        started_at, cpu, putting, frames = time.monotonic(), time.process_time(), 0.0, 0
         settled = 0.0
-        while (now := time.monotonic()) < begun + seconds:
+        while (now := time.monotonic()) < started_at + seconds:
             frame = Frame(image, "bench", frames, now)
             sink.put(Overlay(image, Explanation(frame, (finding,), "recipro-cam/point", "layer4")))
             putting += time.monotonic() - now
             frames += 1
             settled = resident_mib() if frames == RATE else settled
-            while (left := begun + frames / RATE - time.monotonic()) > 0:
+            while (left := started_at + frames / RATE - time.monotonic()) > 0:
                 time.sleep(min(left, 0.01))
                 sink.idle()
-        spent = time.monotonic() - begun
+        spent = time.monotonic() - started_at
         pipe.send({
             "frames": frames, "encoded": sink.encoded, "put_share_of_a_core": round(putting / spent, 3),
             "process_share_of_a_core": round((time.process_time() - cpu) / spent, 3),
@@ -65,14 +65,14 @@ def look(pipe: Any, endpoint: str, paces: list[float]) -> None:
         with connect(address, compression=None, max_size=None, proxy=None) as link:
             while not stop.is_set():
                 try:
-                    said = link.recv(timeout=0.5)
+                    received = link.recv(timeout=0.5)
                 except TimeoutError:
                     continue
-                if isinstance(said, str):
+                if isinstance(received, str):
                     link.send('{"heard": true}')
                     continue
                 stop.wait(pace)
-                header = decode_header(unpack(said)[0])
+                header = decode_header(unpack(received)[0])
                 ages[k].append(time.time() - header.taken_at_unix)
                 link.send(json.dumps({"shown": header.camera}))
 
@@ -101,7 +101,7 @@ def measure_page(viewers: int, *, seconds: float, image: Image, slow: int = 0) -
         lookers.append((mine, process))
     time.sleep(2.0 + 0.5 * len(lookers))
     ours.send("go")
-    told = ours.recv()
+    measured = ours.recv()
     answers: list[list[float]] = []
     for mine, _ in lookers:
         mine.send("stop")
@@ -109,7 +109,7 @@ def measure_page(viewers: int, *, seconds: float, image: Image, slow: int = 0) -
     ours.send("end")
     for process in (server, *(process for _, process in lookers)):
         process.join(10)
-    figures: dict[str, Any] = {"publisher": told}
+    figures: dict[str, Any] = {"publisher": measured}
     for name, group in (("slow", answers[:slow]), ("fast", answers[slow:])):
         if group:
             rates = sorted(len(each) / seconds for each in group)

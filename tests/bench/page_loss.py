@@ -18,7 +18,7 @@ import numpy as np
 from overlays.sinks.web import WebSink
 from pipeline.frames import Explanation, Finding, Frame, Overlay
 from pipeline.settings import SinkContext
-from tests.bench.figures import place, print_line
+from tests.bench.figures import environment, print_line
 from tests.support.browser import CHROMIUM, browsing
 
 RATE = 30.0
@@ -56,13 +56,13 @@ class Feeder:
 
     def feed(self, seconds: float, *cameras: str) -> float:
         """Put frames of some cameras for so long; return when the first was put (Unix seconds)."""
-        begun, first = time.monotonic(), time.time()
+        started_at, first = time.monotonic(), time.time()
         for k in range(round(seconds * RATE)):
             for camera in cameras:
                 self.last_unix[camera] = time.time()
                 self.sink.put(overlay_of(camera, self.index))
             self.index += 1
-            while (left := begun + (k + 1) / RATE - time.monotonic()) > 0:
+            while (left := started_at + (k + 1) / RATE - time.monotonic()) > 0:
                 time.sleep(min(left, 0.01))
                 self.sink.idle()
         return first
@@ -70,8 +70,8 @@ class Feeder:
 
 def turned(page: Any, camera: str, since_unix: float, *, grey: bool) -> float:
     """Return how many seconds after a moment a card turned so."""
-    found = "([name, grey, since]) => turns.find((t) => t[0] === name && t[1] === grey && t[2] > since)"
-    return float(page.wait_for_function(found, arg=[camera, grey, since_unix]).json_value()[2]) - since_unix
+    script = "([name, grey, since]) => turns.find((t) => t[0] === name && t[1] === grey && t[2] > since)"
+    return float(page.wait_for_function(script, arg=[camera, grey, since_unix]).json_value()[2]) - since_unix
 
 
 def measure(times: int, browser: Any) -> dict[str, Any]:
@@ -107,13 +107,13 @@ def measure(times: int, browser: Any) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, and print one JSON line."""
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--times", type=int, default=20)
-    times = ask.parse_args().times
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--times", type=int, default=20)
+    times = parser.parse_args().times
     if CHROMIUM is None:
         raise SystemExit("no Chromium: apt install chromium")
     with browsing() as browser:
-        print_line(bench="page loss", **measure(times, browser), **place())
+        print_line(bench="page loss", **measure(times, browser), **environment())
 
 
 if __name__ == "__main__":

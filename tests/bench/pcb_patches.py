@@ -38,7 +38,7 @@ def met(boxes: Boxes, left: int, top: int, side: int) -> Boxes:
 def patches(boxes: Boxes, shape: tuple[int, int], side: int, rng: np.random.Generator) -> list[tuple[str, int, int]]:
     """Return (kind, left, top) of one patch for each box that can be had alone of its kind, and as many clean ones."""
     height, width = shape
-    found: list[tuple[str, int, int]] = []
+    chosen: list[tuple[str, int, int]] = []
     for left, top, right, bottom, kind in boxes.tolist():
         low_x, high_x = max(0, right - side), min(left, width - side)
         low_y, high_y = max(0, bottom - side), min(top, height - side)
@@ -47,34 +47,34 @@ def patches(boxes: Boxes, shape: tuple[int, int], side: int, rng: np.random.Gene
         for _ in range(TRIES):
             x, y = int(rng.integers(low_x, high_x + 1)), int(rng.integers(low_y, high_y + 1))
             if set(met(boxes, x, y, side)[:, 4].tolist()) == {kind}:
-                found.append((KINDS[kind - 1], x, y))
+                chosen.append((KINDS[kind - 1], x, y))
                 break
-    wanted = len(found) // 3
-    for _ in range(TRIES * wanted):
+    remaining = len(chosen) // 3
+    for _ in range(TRIES * remaining):
         x, y = int(rng.integers(0, width - side + 1)), int(rng.integers(0, height - side + 1))
-        if wanted and not len(met(boxes, x, y, side)):
-            found.append((CLEAN, x, y))
-            wanted -= 1
-    return found
+        if remaining and not len(met(boxes, x, y, side)):
+            chosen.append((CLEAN, x, y))
+            remaining -= 1
+    return chosen
 
 
 def cut(source: Path, out: Path, side: int, seed: int) -> dict[str, int]:
     """Cut every board; return how many patches of each kind were written."""
     counts: Counter[str] = Counter()
-    for place, told in enumerate(sorted(source.rglob("*.txt"))):
-        picture = cv2.imread(str(told.with_name(f"{told.stem}_test.jpg")), cv2.IMREAD_GRAYSCALE)
-        if picture is None:
+    for index, path in enumerate(sorted(source.rglob("*.txt"))):
+        board = cv2.imread(str(path.with_name(f"{path.stem}_test.jpg")), cv2.IMREAD_GRAYSCALE)
+        if board is None:
             continue
-        boxes, rng = boxes_of(told.read_text(encoding="utf-8")), np.random.default_rng((seed, place))
-        mask = np.zeros(picture.shape, np.uint8)
+        boxes, rng = boxes_of(path.read_text(encoding="utf-8")), np.random.default_rng((seed, index))
+        mask = np.zeros(board.shape, np.uint8)
         for left, top, right, bottom, _ in boxes.tolist():
             mask[top:bottom, left:right] = 255
-        for number, (kind, x, y) in enumerate(patches(boxes, (picture.shape[0], picture.shape[1]), side, rng)):
-            for folder, image in (("parts", picture), ("masks", mask)):
+        for number, (kind, x, y) in enumerate(patches(boxes, (board.shape[0], board.shape[1]), side, rng)):
+            for folder, image in (("parts", board), ("masks", mask)):
                 if folder == "masks" and kind == CLEAN:
                     continue
                 (out / folder / kind).mkdir(parents=True, exist_ok=True)
-                name = str(out / folder / kind / f"{told.stem}_{number}.png")
+                name = str(out / folder / kind / f"{path.stem}_{number}.png")
                 cv2.imwrite(name, image[y : y + side, x : x + side])
             counts[kind] += 1
     return dict(sorted(counts.items()))
@@ -87,8 +87,12 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--side", type=int, default=96)
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
-    print(json.dumps({"side": asked.side, "patches": cut(asked.deep_pcb, asked.out, asked.side, asked.seed)}))
+    arguments = parser.parse_args()
+    print(
+        json.dumps(
+            {"side": arguments.side, "patches": cut(arguments.deep_pcb, arguments.out, arguments.side, arguments.seed)}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from engine.runtime.runner import CompileConfig, Runner
 from engine.runtime.signal_stack import preserve_signal_stack
 from engine.split.network import split_network
 from tests.bench.explain_cost import Plain
-from tests.bench.figures import interleaved, place, print_line, quantiles
+from tests.bench.figures import environment, interleaved, print_line, quantiles
 
 PEERS = ("pytorch_grad_cam", "torchcam", "openvino_xai")
 Ask = Callable[[Tensor], Any]
@@ -56,12 +56,12 @@ def torch_cam(net: nn.Module, layer: str) -> Ask:
     """Return torch-cam's Grad-CAM."""
     cam = importlib.import_module("torchcam.methods").GradCAM(net, target_layer=layer)
 
-    def ask(images: Tensor) -> Any:
+    def explain(images: Tensor) -> Any:
         with torch.enable_grad():
             scores = net(images.clone().requires_grad_())
             return scores.detach(), cam(int(scores[0].argmax()), scores)
 
-    return ask
+    return explain
 
 
 def openvino_xai(net: nn.Module) -> Ask:
@@ -111,38 +111,38 @@ def measure(name: str, rounds: int) -> dict[str, object]:
     images = [torch.randn(1, 3, 224, 224).contiguous(memory_format=torch.channels_last) for _ in range(8)]
     torch.manual_seed(0)
     net = build_untrained(MODELS[name]).to(memory_format=torch.channels_last)
-    asked = cases(net, MODELS[name].layer)
-    _check(asked, images[0], net)
+    methods = cases(net, MODELS[name].layer)
+    _check(methods, images[0], net)
 
-    calls = {way: _turning(ask, images) for way, ask in asked.items()}
+    calls = {way: _turning(method, images) for way, method in methods.items()}
     seconds = interleaved(calls, rounds)
-    times = {way: quantiles(taken) for way, taken in seconds.items()}
+    times = {way: quantiles(durations) for way, durations in seconds.items()}
     return {
         "bench": "peers", "model": name, "threads": torch.get_num_threads(), "rounds": rounds, "times": times,
-        "frames_per_second": {way: round(1e3 / told["p50_ms"], 1) for way, told in times.items()},
+        "frames_per_second": {way: round(1e3 / result["p50_ms"], 1) for way, result in times.items()},
     }  # fmt: skip
 
 
-def _turning(ask: Ask, images: list[Tensor]) -> Callable[[int], object]:
-    return lambda k: ask(images[k % len(images)])
+def _turning(method: Ask, images: list[Tensor]) -> Callable[[int], object]:
+    return lambda k: method(images[k % len(images)])
 
 
-def _check(asked: dict[str, Ask], images: Tensor, net: nn.Module) -> None:
+def _check(methods: dict[str, Ask], images: Tensor, net: nn.Module) -> None:
     """Make sure that all look at the same network, and at the same cells of it."""
-    scores = asked["plain, eager"](images)[0]
-    told = asked["recipro-stream, openvino"](images)
-    best = int(told[1][0, 0])
-    if int(scores.argmax()) != best or not np.isfinite(told[2].numpy()).all():
+    scores = methods["plain, eager"](images)[0]
+    outputs = methods["recipro-stream, openvino"](images)
+    best = int(outputs[1][0, 0])
+    if int(scores.argmax()) != best or not np.isfinite(outputs[2].numpy()).all():
         message = "ours explains another class than the plain network's best"
         raise RuntimeError(message)
     split = split_network(net, None, (224, 224))
     with torch.inference_mode():
         features = split.head(images)
         logits = plan_for(split, features, "point")(features)[1][0, :, best]
-    wanted = (logits - logits.min()) / (logits.max() - logits.min())
-    theirs = asked["openvino-xai, Recipro-CAM in the graph"](images)
+    expected = (logits - logits.min()) / (logits.max() - logits.min())
+    theirs = methods["openvino-xai, Recipro-CAM in the graph"](images)
     saliency = next(value for key, value in theirs.items() if "saliency_map" in key.get_names())
-    apart = float(np.abs(saliency[0, best].flatten().astype(np.float32) / 255.0 - wanted.numpy()).max())
+    apart = float(np.abs(saliency[0, best].flatten().astype(np.float32) / 255.0 - expected.numpy()).max())
     if apart > 0.02:
         message = f"openvino-xai's map of logits differs from ours by {apart:.3f}"
         raise RuntimeError(message)
@@ -150,15 +150,15 @@ def _check(asked: dict[str, Ask], images: Tensor, net: nn.Module) -> None:
 
 def main() -> None:
     """Measure what the command line names."""
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--model", default="resnet50")
-    ask.add_argument("--rounds", type=int, default=30)
-    ask.add_argument("--threads", type=int, default=2)
-    told = ask.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="resnet50")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
     if lacking := [peer for peer in PEERS if importlib.util.find_spec(peer) is None]:
         sys.exit(f"peers are missing ({', '.join(lacking)}): uv run --group bench python -m tests.bench.peers")
-    torch.set_num_threads(told.threads)
-    print_line(**measure(told.model, told.rounds), **place())
+    torch.set_num_threads(arguments.threads)
+    print_line(**measure(arguments.model, arguments.rounds), **environment())
 
 
 if __name__ == "__main__":

@@ -35,14 +35,14 @@ from pipeline.loop import Pipeline
 from pipeline.ports import Source
 from pipeline.result import RunLimits, RunResult
 from stream.sources import build_source
-from tests.bench.figures import ROOT, place, print_line, quantiles
+from tests.bench.figures import ROOT, environment, print_line, quantiles
 
 
 def free_address() -> str:
     """Return a loopback address nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{found.getsockname()[1]}"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
 
 
 def look(address: str, ages: Any, stop: Any) -> None:
@@ -104,9 +104,9 @@ def journey(
 
 def timed(call: Callable[[], object]) -> float:
     """Return the seconds a call took."""
-    begun = time.perf_counter()
+    started_at = time.perf_counter()
     call()
-    return time.perf_counter() - begun
+    return time.perf_counter() - started_at
 
 
 def throughput(video: Path, explainer: NetworkExplainer, count: int, rounds: int, folder: Path) -> dict[str, object]:
@@ -114,7 +114,7 @@ def throughput(video: Path, explainer: NetworkExplainer, count: int, rounds: int
     frames = read(video, count)
     explained: list[Explanation] = [explainer.explain([frame])[0] for frame in frames]
     renderer = HeatRenderer()
-    overlays: list[Overlay] = [renderer.render(one) for one in explained]
+    overlays: list[Overlay] = [renderer.render(explanation) for explanation in explained]
     limits = RunLimits(frames=len(frames), batch_size=1)
 
     def whole() -> None:
@@ -132,10 +132,10 @@ def throughput(video: Path, explainer: NetworkExplainer, count: int, rounds: int
         "whole": whole,
         "decode": lambda: read(video, count),
         "explain": lambda: [explainer.explain([frame]) for frame in frames],
-        "render": lambda: [renderer.render(one) for one in explained],
+        "render": lambda: [renderer.render(explanation) for explanation in explained],
         "record": recorded,
         "jpeg and wire": lambda: [
-            encode(one, sent_at_unix=time.time(), now_monotonic=time.monotonic()) for one in overlays
+            encode(explanation, sent_at_unix=time.time(), now_monotonic=time.monotonic()) for explanation in overlays
         ],
     }
     seconds: dict[str, list[float]] = {name: [] for name in stages}
@@ -146,7 +146,7 @@ def throughput(video: Path, explainer: NetworkExplainer, count: int, rounds: int
                 worked = time.process_time()
                 seconds[name].append(timed(call))
                 busy[name].append(time.process_time() - worked)
-    rates = {name: round(len(frames) / median(taken), 1) for name, taken in seconds.items()}
+    rates = {name: round(len(frames) / median(durations), 1) for name, durations in seconds.items()}
     core_ms = {name: round(1e3 * median(worked) / len(frames), 2) for name, worked in busy.items()}
     # No arrangement of the stages is faster than all cores busy with nothing but them.
     most = 1e3 * (os.cpu_count() or 1) / sum(spent for name, spent in core_ms.items() if name != "whole")
@@ -178,23 +178,25 @@ def freshness(explainer: NetworkExplainer, seconds: float, folder: Path) -> dict
 
 def main() -> None:
     """Measure what the command line names."""
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--video", type=Path, required=True)
-    ask.add_argument("--model", default="resnet18")
-    ask.add_argument("--precision", default="fp32")
-    ask.add_argument("--backend", default="auto")
-    ask.add_argument("--frames", type=int, default=150)
-    ask.add_argument("--rounds", type=int, default=3)
-    ask.add_argument("--seconds", type=float, default=20.0)
-    told = ask.parse_args()
-    engine = EngineConfig(model=told.model, backend=told.backend, precision=told.precision)
-    explainer = NetworkExplainer(load_network(told.model, weights="random"), engine)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--video", type=Path, required=True)
+    parser.add_argument("--model", default="resnet18")
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--frames", type=int, default=150)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=20.0)
+    arguments = parser.parse_args()
+    engine = EngineConfig(model=arguments.model, backend=arguments.backend, precision=arguments.precision)
+    explainer = NetworkExplainer(load_network(arguments.model, weights="random"), engine)
     line = NetworkExplainer(
         load_network("line_net", weights=ROOT / "configs" / "models" / "line.safetensors"), EngineConfig()
     )
     with tempfile.TemporaryDirectory() as folder:
-        print_line(**throughput(told.video, explainer, told.frames, told.rounds, Path(folder)), **place())
-        print_line(**freshness(line, told.seconds, Path(folder)), **place())
+        print_line(
+            **throughput(arguments.video, explainer, arguments.frames, arguments.rounds, Path(folder)), **environment()
+        )
+        print_line(**freshness(line, arguments.seconds, Path(folder)), **environment())
 
 
 if __name__ == "__main__":

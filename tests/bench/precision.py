@@ -23,7 +23,7 @@ from engine.models.loader import load_network
 from pipeline.config import EngineConfig
 from pipeline.errors import ReciproStreamError
 from pipeline.frames import Explanation, Frame
-from tests.bench.figures import place, print_line
+from tests.bench.figures import environment, print_line
 
 WAYS = (("eager", "bf16"), ("openvino", "fp32"), ("openvino", "bf16"))
 """What is compared with eager float32."""
@@ -32,8 +32,8 @@ WAYS = (("eager", "bf16"), ("openvino", "fp32"), ("openvino", "bf16"))
 def photos(folder: Path) -> list[Frame]:
     """Read every photo of a folder."""
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in {".jpg", ".jpeg", ".png"})
-    pictures = (cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB) for path in paths)
-    return [Frame(np.asarray(picture, np.uint8), "photos", k, 0.0) for k, picture in enumerate(pictures)]
+    images = (cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB) for path in paths)
+    return [Frame(np.asarray(image, np.uint8), "photos", k, 0.0) for k, image in enumerate(images)]
 
 
 def ranks(values: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -43,16 +43,18 @@ def ranks(values: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.asarray((ends - (counts - 1) / 2)[place_of.ravel()], np.float64)
 
 
-def rank_correlation(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+def rank_correlation(first: NDArray[np.float32], other: NDArray[np.float32]) -> float:
     """Return Spearman's correlation of two maps; NaN where one of them is flat."""
-    if np.ptp(one) == 0 or np.ptp(other) == 0:
+    if np.ptp(first) == 0 or np.ptp(other) == 0:
         return float("nan")
-    return float(np.corrcoef(ranks(one.ravel()), ranks(other.ravel()))[0, 1])
+    return float(np.corrcoef(ranks(first.ravel()), ranks(other.ravel()))[0, 1])
 
 
-def compare(truth: list[Explanation], told: list[Explanation]) -> dict[str, object]:
+def compare(truth: list[Explanation], actual: list[Explanation]) -> dict[str, object]:
     """Compare explanations of the same photos."""
-    same = [(a.first, b.first) for a, b in zip(truth, told, strict=True) if a.first.class_index == b.first.class_index]
+    same = [
+        (a.first, b.first) for a, b in zip(truth, actual, strict=True) if a.first.class_index == b.first.class_index
+    ]
     related = [rank_correlation(a.heat, b.heat) for a, b in same]
     related = [value for value in related if not np.isnan(value)]
     return {
@@ -67,29 +69,31 @@ def compare(truth: list[Explanation], told: list[Explanation]) -> dict[str, obje
 
 def main() -> None:
     """Compare what the command line names."""
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--photos", type=Path, required=True)
-    ask.add_argument("--model", required=True)
-    ask.add_argument("--weights", required=True)
-    ask.add_argument("--layer")
-    ask.add_argument("--mean")
-    ask.add_argument("--std")
-    ask.add_argument("--input-size")
-    told = ask.parse_args()
-    knobs = {"model": told.model, "layer": told.layer, "mean": told.mean, "std": told.std}
-    knobs = {key: value for key, value in {**knobs, "input_size": told.input_size}.items() if value is not None}
-    frames = photos(told.photos)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--weights", required=True)
+    parser.add_argument("--layer")
+    parser.add_argument("--mean")
+    parser.add_argument("--std")
+    parser.add_argument("--input-size")
+    arguments = parser.parse_args()
+    options = {"model": arguments.model, "layer": arguments.layer, "mean": arguments.mean, "std": arguments.std}
+    options = {
+        key: value for key, value in {**options, "input_size": arguments.input_size}.items() if value is not None
+    }
+    frames = photos(arguments.photos)
 
     def explained(backend: str, precision: str) -> list[Explanation]:
-        config = EngineConfig.model_validate({**knobs, "backend": backend, "precision": precision})
-        explainer = NetworkExplainer(load_network(told.model, weights=told.weights), config)
+        config = EngineConfig.model_validate({**options, "backend": backend, "precision": precision})
+        explainer = NetworkExplainer(load_network(arguments.model, weights=arguments.weights), config)
         return [explainer.explain([frame])[0] for frame in frames]
 
     truth = explained("eager", "fp32")
     for backend, precision in WAYS:
-        case = {"bench": "precision", "model": told.model, "layer": truth[0].layer, "backend": backend}
+        case = {"bench": "precision", "model": arguments.model, "layer": truth[0].layer, "backend": backend}
         try:
-            print_line(**case, precision=precision, **compare(truth, explained(backend, precision)), **place())
+            print_line(**case, precision=precision, **compare(truth, explained(backend, precision)), **environment())
         except ReciproStreamError as reason:
             print_line(**case, precision=precision, refused=str(reason))
 

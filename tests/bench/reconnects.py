@@ -28,7 +28,7 @@ from pipeline.ports import Explainer, Source
 from pipeline.result import RunLimits
 from run import set_up_process
 from stream.sources import build_source
-from tests.bench.figures import place, print_line
+from tests.bench.figures import environment, print_line
 from tests.bench.soak import shipped, standing
 from tests.support.cameras import Elsewhere, elsewhere
 from tests.support.probes import NullExplainer, ProbeSink
@@ -132,41 +132,41 @@ def endure(plan: Plan, explainer: Explainer) -> list[dict[str, Any]]:
             rows.append(row)
             print_line(**row)
     rows.append(whole(plan, rows))
-    print_line(**rows[-1], **place())
+    print_line(**rows[-1], **environment())
     return rows
 
 
 def whole(plan: Plan, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the figures of the whole: what grew once all had been touched."""
-    settled = [one for one in rows if one["reconnects"] >= plan.warm_up] or rows
+    settled = [row for row in rows if row["reconnects"] >= plan.warm_up] or rows
     first, last = settled[0], settled[-1]
-    at, rss = [one["reconnects"] for one in settled], [one["rss_mb"] for one in settled]
+    at, rss = [row["reconnects"] for row in settled], [row["rss_mb"] for row in settled]
     slope = statistics.linear_regression(at, rss).slope if len(settled) > 1 else 0.0
     return {
         "bench": "reconnects, whole", "times": plan.times, "counted_from": first["reconnects"], "size": plan.size,
         "seconds": last["at_s"], "rss_mb": [first["rss_mb"], last["rss_mb"]],
         "rss_growth_mb": round(last["rss_mb"] - first["rss_mb"], 1),
         "rss_growth_mb_per_100_by_line": round(100 * slope, 2), "rss_most_mb": max(rss),
-        "threads": [min(one["threads"] for one in settled), max(one["threads"] for one in settled)],
-        "handles": [min(one["handles"] for one in settled), max(one["handles"] for one in settled)],
+        "threads": [min(row["threads"] for row in settled), max(row["threads"] for row in settled)],
+        "handles": [min(row["handles"] for row in settled), max(row["handles"] for row in settled)],
     }  # fmt: skip
 
 
 def main() -> None:
     """Endure what the command line names."""
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--times", type=int, default=300)
-    ask.add_argument("--every", type=int, default=10)
-    ask.add_argument("--warm-up", type=int, default=60)
-    ask.add_argument("--size", default="640x480")
-    ask.add_argument("--rate", type=int, default=10)
-    ask.add_argument("--explainer", choices=["shipped", "none"], default="shipped")
-    ask.add_argument("--unsettled", action="store_true", help="leave the C library's heap as it is by default")
-    told = ask.parse_args()
-    if not told.unsettled:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--times", type=int, default=300)
+    parser.add_argument("--every", type=int, default=10)
+    parser.add_argument("--warm-up", type=int, default=60)
+    parser.add_argument("--size", default="640x480")
+    parser.add_argument("--rate", type=int, default=10)
+    parser.add_argument("--explainer", choices=["shipped", "none"], default="shipped")
+    parser.add_argument("--unsettled", action="store_true", help="leave the C library's heap as it is by default")
+    arguments = parser.parse_args()
+    if not arguments.unsettled:
         set_up_process()
-    plan = Plan(told.times, told.every, told.warm_up, told.size, told.rate)
-    endure(plan, shipped() if told.explainer == "shipped" else NullExplainer())
+    plan = Plan(arguments.times, arguments.every, arguments.warm_up, arguments.size, arguments.rate)
+    endure(plan, shipped() if arguments.explainer == "shipped" else NullExplainer())
 
 
 if __name__ == "__main__":

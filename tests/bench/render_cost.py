@@ -40,7 +40,7 @@ def explanations(height: int, width: int, grid: int, *, crop: bool) -> list[Expl
     side = min(height, width)
     left, top = (width - side) / 2, (height - side) / 2
     region = Box(left, top, left + side, top + side) if crop else None
-    made = []
+    explanations = []
     for index in range(FRAMES):
         rows, columns = np.mgrid[:grid, :grid]
         heat = np.exp(-((rows - grid / 2) ** 2 + (columns - index * grid / FRAMES) ** 2) / (grid * grid / 16))
@@ -48,8 +48,8 @@ def explanations(height: int, width: int, grid: int, *, crop: bool) -> list[Expl
         image = dice.integers(0, 256, (height, width, 3), np.uint8)
         frame = Frame(image, "bench", index, time.monotonic())
         findings = (Finding("water bottle", 0.9 - index / 100, heat), Finding("beer bottle", 0.01 * index, heat))
-        made.append(Explanation(frame, findings, "recipro-cam/point", "layer4", heat_region=region))
-    return made
+        explanations.append(Explanation(frame, findings, "recipro-cam/point", "layer4", heat_region=region))
+    return explanations
 
 
 def check(explanation: Explanation, renderer: HeatRenderer) -> None:
@@ -67,13 +67,13 @@ def measure(height: int, width: int, grid: int, repeats: int) -> dict[str, dict[
     cases = {name: (HeatRenderer(**options), whole) for name, options in OPTIONS.items()}
     cases["crop"] = (HeatRenderer(), explanations(height, width, grid, crop=True))
     spent: dict[str, list[float]] = {name: [] for name in cases}
-    for renderer, made in cases.values():
-        check(made[0], renderer)
+    for renderer, inputs in cases.values():
+        check(inputs[0], renderer)
     for turn in range(repeats + FRAMES):
-        for name, (renderer, made) in cases.items():
-            begun = time.perf_counter()
-            overlay = renderer.render(made[turn % FRAMES])
-            took = time.perf_counter() - begun
+        for name, (renderer, inputs) in cases.items():
+            started_at = time.perf_counter()
+            overlay = renderer.render(inputs[turn % FRAMES])
+            took = time.perf_counter() - started_at
             assert overlay.image.shape == (height, width, 3)
             if turn >= FRAMES:
                 spent[name].append(took * 1e3)
@@ -85,10 +85,10 @@ def measure(height: int, width: int, grid: int, repeats: int) -> dict[str, dict[
 
 def commit() -> str:
     """The commit, with a plus where the tree differs from it."""
-    said = subprocess.run(
+    completed = subprocess.run(
         ["git", "describe", "--always", "--dirty=+"], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    return said.stdout.strip() or "unknown"
+    return completed.stdout.strip() or "unknown"
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -99,22 +99,22 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--grid", type=int, default=7)
     parser.add_argument("--repeats", type=int, default=200)
     parser.add_argument("--threads", type=int, default=1)
-    given = parser.parse_args(arguments)
-    cv2.setNumThreads(given.threads)
-    told = {
+    options = parser.parse_args(arguments)
+    cv2.setNumThreads(options.threads)
+    line = {
         "benchmark": "render_cost",
         "scope": "HeatRenderer.render: frame and heat in, new picture with legend out",
-        "size": f"{given.width}x{given.height}",
-        "grid": given.grid,
-        "repeats": given.repeats,
-        "opencv_threads": given.threads,
-        "options": measure(given.height, given.width, given.grid, given.repeats),
+        "size": f"{options.width}x{options.height}",
+        "grid": options.grid,
+        "repeats": options.repeats,
+        "opencv_threads": options.threads,
+        "options": measure(options.height, options.width, options.grid, options.repeats),
         "machine": f"{platform.machine()} {platform.processor() or ''}".strip(),
         "versions": {"python": platform.python_version(), "numpy": np.__version__, "opencv": cv2.__version__},
         "commit": commit(),
     }
-    print(json.dumps(told))
-    return told
+    print(json.dumps(line))
+    return line
 
 
 if __name__ == "__main__":

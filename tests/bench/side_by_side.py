@@ -74,10 +74,10 @@ class Remembering(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the feature map."""
-        known = next((one for one in self._seen if torch.equal(one[0], images)), None)
+        known = next((entry for entry in self._seen if torch.equal(entry[0], images)), None)
         if known is None:
             known = images.detach().clone(), self.head(images)
-        self._seen = [known, *(one for one in self._seen if one is not known)][:2]
+        self._seen = [known, *(entry for entry in self._seen if entry is not known)][:2]
         return known[1].clone()
 
 
@@ -131,9 +131,9 @@ def examine_all(name: str, weights: Sequence[Path], run: Run, output: Path) -> d
                 if path.name not in journal.records:
                     frame = frame or Frame(read_image(path), name, number, 0.0)
                     truths = None if run.truths is None else run.truths.get(path.name, ())
-                    told = examiners[way].evaluate(frame, truths)
-                    del told["seconds"]  # with a feature map at hand it says little
-                    journal.add({"image": path.name, **told})
+                    record = examiners[way].evaluate(frame, truths)
+                    del record["seconds"]  # with a feature map at hand it says little
+                    journal.add({"image": path.name, **record})
                 records[way].append(journal.records[path.name])
             log.info("%s: %d of %d", name, number + 1, len(run.pictures))
     return records
@@ -151,4 +151,4 @@ def with_error(values: Sequence[float]) -> list[float]:
 
 def values_of(records: Sequence[Mapping[str, Any]], key: str) -> list[float]:
     """Return what was measured under a key, where it was."""
-    return [float(one[key]) for one in records if one.get(key) is not None]
+    return [float(record[key]) for record in records if record.get(key) is not None]

@@ -30,7 +30,7 @@ from pipeline.ports import Explainer
 from pipeline.result import RunLimits, RunResult
 from run import set_up_process
 from stream.sources import build_source
-from tests.bench.figures import ROOT, place, print_line
+from tests.bench.figures import ROOT, environment, print_line
 from tests.support.cameras import elsewhere
 from tests.support.probes import NullExplainer, Observation, ProbeSink
 
@@ -64,13 +64,13 @@ def shipped() -> NetworkExplainer:
 def heap() -> dict[str, float]:
     """Return what the C library's heap holds, in MB: used, and free but kept; empty where it is not glibc's."""
     try:
-        ask = ctypes.CDLL(None).mallinfo2
+        mallinfo = ctypes.CDLL(None).mallinfo2
     except AttributeError:
         return {}
-    ask.restype = _Mallinfo2
-    told = ask()
-    used, kept = told.uordblks + told.hblkhd, told.fordblks
-    return {"heap_used_mb": round(used / 1e6, 1), "heap_kept_mb": round(kept / 1e6, 1)}
+    mallinfo.restype = _Mallinfo2
+    info = mallinfo()
+    used, free = info.uordblks + info.hblkhd, info.fordblks
+    return {"heap_used_mb": round(used / 1e6, 1), "heap_kept_mb": round(free / 1e6, 1)}
 
 
 def standing() -> dict[str, float]:
@@ -86,32 +86,36 @@ def standing() -> dict[str, float]:
 
 def ages(seen: list[Observation]) -> dict[str, float] | None:
     """Return percentiles of the ages in seconds, None where nothing could be read."""
-    told = sorted(one.age_seconds for one in seen if one.mark is not None)
-    if not told:
+    seconds = sorted(observation.age_seconds for observation in seen if observation.mark is not None)
+    if not seconds:
         return None
     return {
-        f"p{round(100 * share)}": round(told[min(len(told) - 1, int(share * len(told)))], 3)
-        for share in (0.5, 0.95, 0.99)
-    } | {"max": round(told[-1], 3)}
+        f"p{round(100 * fraction)}": round(seconds[min(len(seconds) - 1, int(fraction * len(seconds)))], 3)
+        for fraction in (0.5, 0.95, 0.99)
+    } | {"max": round(seconds[-1], 3)}
 
 
 def shares(seen: list[Observation], names: list[str]) -> dict[str, float]:
     """Return for each camera how much of what was taken left, between the first and the last picture anyone saw."""
-    numbers = {name: {one.mark.number for one in seen if one.camera == name and one.mark} for name in names}
+    numbers = {
+        name: {observation.mark.number for observation in seen if observation.camera == name and observation.mark}
+        for name in names
+    }
     all_numbers = set().union(*numbers.values())
     if not all_numbers:
         return dict.fromkeys(names, 0.0)
-    taken = max(all_numbers) - min(all_numbers) + 1
-    return {name: round(len(mine) / taken, 4) for name, mine in numbers.items()}
+    span = max(all_numbers) - min(all_numbers) + 1
+    return {name: round(len(mine) / span, 4) for name, mine in numbers.items()}
 
 
-def row(begun: float, seen: list[Observation], outcome: RunResult, steady: list[str]) -> dict[str, Any]:
+def row(started_at: float, seen: list[Observation], outcome: RunResult, steady: list[str]) -> dict[str, Any]:
     """Return the figures of one interval."""
-    told = shares(seen, steady)
+    fractions = shares(seen, steady)
     return {
-        "bench": "soak", "at_s": round(time.monotonic() - begun, 1), **standing(), "shown": len(seen),
-        "wrong": sum(one.mark is None for one in seen), "age_s": ages(seen),
-        "healthy_share": min(told.values()), "fairness": round(max(told.values()) / max(min(told.values()), 1e-9), 3),
+        "bench": "soak", "at_s": round(time.monotonic() - started_at, 1), **standing(), "shown": len(seen),
+        "wrong": sum(observation.mark is None for observation in seen), "age_s": ages(seen),
+        "healthy_share": min(fractions.values()),
+        "fairness": round(max(fractions.values()) / max(min(fractions.values()), 1e-9), 3),
         "taken": outcome.received, "dropped": outcome.dropped,
         "reconnects": sum(pump.health.reconnects for pump in outcome.source_workers),
         "not_live": {p.camera: p.health.reason for p in outcome.source_workers if p.health.state != "live"},
@@ -139,7 +143,7 @@ def soak(plan: Plan, explainer: Explainer) -> list[dict[str, Any]]:
             lanes = [(source, "drop-oldest") for source in sources]
             Pipeline(lanes, explainer, HeatRenderer(), [witness], limits=limits, stop=stop, watch=watch).run()
 
-        begun = time.monotonic()
+        started_at = time.monotonic()
         thread = threading.Thread(target=run, name="run")
         thread.start()
         stack.callback(thread.join)
@@ -148,10 +152,10 @@ def soak(plan: Plan, explainer: Explainer) -> list[dict[str, Any]]:
         while thread.is_alive():
             thread.join(plan.every_seconds)
             if latest and thread.is_alive():
-                rows.append(row(begun, witness.taken(), latest[0], steady))
+                rows.append(row(started_at, witness.taken(), latest[0], steady))
                 print_line(**rows[-1])
     rows.append(whole(plan, rows, there.did))
-    print_line(**rows[-1], **place())
+    print_line(**rows[-1], **environment())
     return rows
 
 
@@ -159,17 +163,17 @@ def whole(plan: Plan, rows: list[dict[str, Any]], did: list[Any]) -> dict[str, A
     """Return the figures of the whole soak; growth is from the second interval on, when all has been touched once."""
     settled = rows[1:] or rows
     first, last = settled[0], settled[-1]
-    told = [one["age_s"] for one in settled if one["age_s"]]
+    age_rows = [row["age_s"] for row in settled if row["age_s"]]
     return {
         "bench": "soak, whole", "seconds": plan.seconds, "cameras": plan.cameras, "flapping": plan.flapping,
         "rate": plan.rate, "rss_growth_mb": round(last["rss_mb"] - first["rss_mb"], 1),
         "threads": [first["threads"], last["threads"]], "handles": [first["handles"], last["handles"]],
-        "age_p50_s": statistics.median(one["p50"] for one in told) if told else None,
-        "age_p99_worst_s": max(one["p99"] for one in told) if told else None,
-        "healthy_share_worst": min(one["healthy_share"] for one in settled),
-        "fairness_worst": max(one["fairness"] for one in settled), "wrong": sum(one["wrong"] for one in rows),
+        "age_p50_s": statistics.median(row["p50"] for row in age_rows) if age_rows else None,
+        "age_p99_worst_s": max(row["p99"] for row in age_rows) if age_rows else None,
+        "healthy_share_worst": min(row["healthy_share"] for row in settled),
+        "fairness_worst": max(row["fairness"] for row in settled), "wrong": sum(row["wrong"] for row in rows),
         "reconnects": last["reconnects"], "dropped": last["dropped"], "taken": last["taken"],
-        "faults": [dict(one) for one in did],
+        "faults": [dict(row) for row in did],
     }  # fmt: skip
 
 
@@ -180,19 +184,19 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     except ImportError:
         print_line(bench="soak", plot=None, why="matplotlib is not installed: uv pip install matplotlib")
         return
-    lines = [one for one in rows if "at_s" in one and one["age_s"]]
-    at = [one["at_s"] for one in lines]
+    lines = [row for row in rows if "at_s" in row and row["age_s"]]
+    at = [row["at_s"] for row in lines]
     figure, panes = plt.subplots(4, sharex=True, figsize=(9, 9), layout="constrained")
-    panes[0].plot(at, [one["rss_mb"] for one in lines])
+    panes[0].plot(at, [row["rss_mb"] for row in lines])
     panes[0].set_ylabel("resident memory (MB)")
     for name in ("p50", "p99"):
-        panes[1].plot(at, [one["age_s"][name] for one in lines], label=name)
+        panes[1].plot(at, [row["age_s"][name] for row in lines], label=name)
     panes[1].set_ylabel("age on leaving (s)")
     panes[1].legend()
     for name in ("threads", "handles"):
-        panes[2].plot(at, [one[name] for one in lines], label=name)
+        panes[2].plot(at, [row[name] for row in lines], label=name)
     panes[2].legend()
-    panes[3].plot(at, [one["reconnects"] for one in lines])
+    panes[3].plot(at, [row["reconnects"] for row in lines])
     panes[3].set_ylabel("reconnects")
     panes[3].set_xlabel("seconds")
     figure.savefig(path)
@@ -200,20 +204,22 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     """Endure what the command line names."""
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--minutes", type=float, default=5.0)
-    ask.add_argument("--cameras", type=int, default=12)
-    ask.add_argument("--flapping", type=int, default=2)
-    ask.add_argument("--rate", type=int, default=10)
-    ask.add_argument("--explainer", choices=["shipped", "none"], default="shipped")
-    ask.add_argument("--undrawn", action="store_true", help="draw no pictures")
-    ask.add_argument("--plot", type=Path)
-    told = ask.parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--cameras", type=int, default=12)
+    parser.add_argument("--flapping", type=int, default=2)
+    parser.add_argument("--rate", type=int, default=10)
+    parser.add_argument("--explainer", choices=["shipped", "none"], default="shipped")
+    parser.add_argument("--undrawn", action="store_true", help="draw no pictures")
+    parser.add_argument("--plot", type=Path)
+    arguments = parser.parse_args()
     set_up_process()
-    plan = Plan(60 * told.minutes, told.cameras, told.flapping, told.rate, looks=not told.undrawn)
-    rows = soak(plan, shipped() if told.explainer == "shipped" else NullExplainer())
-    if told.plot:
-        plot(rows, told.plot)
+    plan = Plan(
+        60 * arguments.minutes, arguments.cameras, arguments.flapping, arguments.rate, looks=not arguments.undrawn
+    )
+    rows = soak(plan, shipped() if arguments.explainer == "shipped" else NullExplainer())
+    if arguments.plot:
+        plot(rows, arguments.plot)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from pathlib import Path
 import av
 import av.error
 
-from tests.bench.figures import ROOT, place, print_line
+from tests.bench.figures import ROOT, environment, print_line
 from tests.support.feed import Feed
 from tests.support.rtsp_server import RtspServer
 
@@ -63,12 +63,12 @@ def _heard_at(ready: socket.socket, folder: Path) -> str:
     return address
 
 
-def stopped(words: list[str], stop: Stop, folder: Path) -> dict[str, object]:
+def stopped(arguments: list[str], stop: Stop, folder: Path) -> dict[str, object]:
     """Start a run, stop it, and tell how it ended."""
     with (
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready,
         subprocess.Popen(
-            [sys.executable, str(ROOT / "run.py"), "stream", *words],
+            [sys.executable, str(ROOT / "run.py"), "stream", *arguments],
             cwd=folder, env={**os.environ, "NOTIFY_SOCKET": _heard_at(ready, folder)},
             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         ) as run,
@@ -77,14 +77,14 @@ def stopped(words: list[str], stop: Stop, folder: Path) -> dict[str, object]:
             ready.settimeout(LONGEST_START_SECONDS)
             assert ready.recv(100) == b"READY=1"
         time.sleep(stop.after_seconds)
-        begun = time.monotonic()
+        started_at = time.monotonic()
         run.send_signal(stop.signal)
         try:
             _, errors = run.communicate(timeout=LONGEST_SECONDS)
         except subprocess.TimeoutExpired:
             run.kill()
             _, errors = run.communicate()
-        seconds = time.monotonic() - begun
+        seconds = time.monotonic() - started_at
     recordings = {path.name: plays(path) for path in sorted(folder.glob("*.mp4"))}
     return {
         "bench": "stops", "after_s": round(stop.after_seconds, 2), "signal": stop.signal.name,
@@ -106,25 +106,27 @@ def measure(times: int, seed: int, latest_seconds: float, *, from_ready: bool = 
             with tempfile.TemporaryDirectory() as name:
                 kind = chance.choice([signal.SIGINT, signal.SIGTERM])
                 stop = Stop(chance.uniform(0.1, latest_seconds), kind, from_ready)
-                words = ["--source", server.url(), "--source", nobody, "--sink", "out.mp4", "--cache", "off"]
-                rows.append(stopped(words, stop, Path(name)))
+                arguments = ["--source", server.url(), "--source", nobody, "--sink", "out.mp4", "--cache", "off"]
+                rows.append(stopped(arguments, stop, Path(name)))
                 print_line(**rows[-1])
     return rows
 
 
 def main() -> None:
     """Measure what the command line names."""
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--times", type=int, default=20)
-    ask.add_argument("--seed", type=int, default=1)
-    ask.add_argument("--latest-seconds", type=float, default=14.0)
-    ask.add_argument("--from-ready", action="store_true", help="count moments from when the run is ready")
-    told = ask.parse_args()
-    rows = measure(told.times, told.seed, told.latest_seconds, from_ready=told.from_ready)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--latest-seconds", type=float, default=14.0)
+    parser.add_argument("--from-ready", action="store_true", help="count moments from when the run is ready")
+    arguments = parser.parse_args()
+    rows = measure(arguments.times, arguments.seed, arguments.latest_seconds, from_ready=arguments.from_ready)
     slow = [row for row in rows if float(str(row["ended_s"])) > BOUND_SECONDS]
     bad = [row for row in rows if row["exit_code"] != 0 or row["traceback"] or not row["all_play"]]
     worst = max(float(str(row["ended_s"])) for row in rows)
-    print_line(bench="stops, whole", times=len(rows), worst_s=worst, over_bound=len(slow), bad=len(bad), **place())
+    print_line(
+        bench="stops, whole", times=len(rows), worst_s=worst, over_bound=len(slow), bad=len(bad), **environment()
+    )
 
 
 if __name__ == "__main__":

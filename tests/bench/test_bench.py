@@ -14,7 +14,7 @@ def test_cases_run_in_turn_and_warm_up_is_not_counted():
     order = []
     seconds = interleaved({"a": lambda k: order.append(("a", k)), "b": lambda k: order.append(("b", k))}, 4, warmup=2)
     assert order == [(name, k) for k in range(6) for name in "ab"]
-    assert [len(taken) for taken in seconds.values()] == [4, 4]
+    assert [len(durations) for durations in seconds.values()] == [4, 4]
 
 
 def test_figures_are_in_milliseconds_and_ratios_in_pairs():
@@ -24,14 +24,14 @@ def test_figures_are_in_milliseconds_and_ratios_in_pairs():
 
 
 def test_explain_cost_prints_a_line_with_both_sides(monkeypatch, capsys):
-    words = ["explain_cost", "--models", "squeezenet1_1", "--backends", "eager", "--rounds", "3", "--threads", "1"]
-    monkeypatch.setattr(sys, "argv", words)
+    arguments = ["explain_cost", "--models", "squeezenet1_1", "--backends", "eager", "--rounds", "3", "--threads", "1"]
+    monkeypatch.setattr(sys, "argv", arguments)
     explain_cost.main()
     (line,) = capsys.readouterr().out.splitlines()
-    told = json.loads(line)
-    assert told["plain"]["p50_ms"] > 0
-    assert told["explained"]["p50_ms"] > 0
-    assert {"ratio_of_medians", "commit", "versions", "threads"} <= set(told)
+    record = json.loads(line)
+    assert record["plain"]["p50_ms"] > 0
+    assert record["explained"]["p50_ms"] > 0
+    assert {"ratio_of_medians", "commit", "versions", "threads"} <= set(record)
 
 
 def test_explain_cost_refuses_to_time_two_different_networks(monkeypatch):
@@ -41,9 +41,21 @@ def test_explain_cost_refuses_to_time_two_different_networks(monkeypatch):
 
 
 def test_batches_tells_the_age_and_the_shares_of_every_batch_size(monkeypatch, capsys):
-    words = ["--model", "squeezenet1_1", "--backend", "eager", "--cameras", "2", "--rate", "5", "--batches", "2", "1",
-             "--seconds", "2", "--rounds", "1"]  # fmt: skip
-    monkeypatch.setattr("sys.argv", ["batches", *words])
+    arguments = [
+        "--model",
+        "squeezenet1_1",
+        "--backend",
+        "eager",
+        "--cameras",
+        "2",
+        "--rate",
+        "5",
+        "--batches",
+        "2",
+        "1",
+    ]
+    arguments += ["--seconds", "2", "--rounds", "1"]
+    monkeypatch.setattr("sys.argv", ["batches", *arguments])
     batches.main()
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["batch"] for line in lines] == [2, 1]
@@ -61,11 +73,11 @@ def test_peers_that_are_not_installed_are_named_with_the_cure(monkeypatch):
 
 
 def test_rank_correlation_is_one_for_the_same_order_and_shares_ranks_of_equals():
-    one = np.array([[0.0, 0.2], [0.5, 1.0]], np.float32)
-    assert precision.rank_correlation(one, one**3) == pytest.approx(1.0)
-    assert precision.rank_correlation(one, 1 - one) == pytest.approx(-1.0)
+    first = np.array([[0.0, 0.2], [0.5, 1.0]], np.float32)
+    assert precision.rank_correlation(first, first**3) == pytest.approx(1.0)
+    assert precision.rank_correlation(first, 1 - first) == pytest.approx(-1.0)
     assert list(precision.ranks(np.array([3.0, 1.0, 3.0, 2.0], np.float32))) == [3.5, 1.0, 3.5, 2.0]
-    assert np.isnan(precision.rank_correlation(one, np.zeros_like(one)))
+    assert np.isnan(precision.rank_correlation(first, np.zeros_like(first)))
 
 
 def test_exactness_tells_a_plan_that_is_not_the_definition(monkeypatch):
@@ -74,8 +86,8 @@ def test_exactness_tells_a_plan_that_is_not_the_definition(monkeypatch):
     assert exactness.measure(net, case)["heat_error"] < 1e-3
     honest = exactness.choose_plan
 
-    def wrong(*words):
-        plan = honest(*words)
+    def wrong(*arguments):
+        plan = honest(*arguments)
         monkeypatch.setattr(
             plan, "forward", lambda features: tuple(part.flip(1) for part in type(plan).forward(plan, features))
         )

@@ -19,9 +19,9 @@ def test_the_closed_form_gives_the_same_map_as_the_definition(kernel):
     split = split_network(net, "1", (32, 32))
     _, heat = recipro_cam(split, image, 1, kernel)
     with torch.inference_mode():
-        told = heat_of(split.head(image)[0], layer, kernel, 1)
-    told = (told - told.min()) / (told.max() - told.min())
-    assert np.allclose(told, heat[0].numpy(), atol=1e-4)
+        closed_form = heat_of(split.head(image)[0], layer, kernel, 1)
+    closed_form = (closed_form - closed_form.min()) / (closed_form.max() - closed_form.min())
+    assert np.allclose(closed_form, heat[0].numpy(), atol=1e-4)
 
 
 def test_folds_keep_sources_whole_and_share_out_the_classes():

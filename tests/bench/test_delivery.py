@@ -33,11 +33,11 @@ def test_one_line_a_case_and_every_frame_is_accounted_for(capsys):
     assert [line["case"] for line in lines] == [plain["case"], locked["case"]] == [
         "1 viewers, CURVE off", "1 viewers, CURVE on",
     ]  # fmt: skip
-    for told in (plain, locked):
-        publisher = told["publisher"]
+    for case in (plain, locked):
+        publisher = case["publisher"]
         assert publisher["encoded"] == publisher["frames"] > 20
         assert publisher["viewers"] == 1
-        assert 0 < told["fast"]["p50_ms"] <= told["fast"]["p99_ms"] < 2000
+        assert 0 < case["fast"]["p50_ms"] <= case["fast"]["p99_ms"] < 2000
 
 
 @pytest.mark.slow
@@ -45,20 +45,20 @@ def test_browsers_are_timed_as_viewers_are_and_a_slow_one_gets_few_frames():
     image = delivery.picture(72, 128, 8.0)
     many, beside = measure_page(3, seconds=2.0, image=image), measure_page(2, seconds=2.0, image=image, slow=1)
     assert many["fast"]["viewers"] == 3
-    for told in (many, beside):
-        assert 0 < told["publisher"]["encoded"] <= told["publisher"]["frames"]
-        assert 0 < told["fast"]["p50_ms"] <= told["fast"]["p99_ms"]
+    for line in (many, beside):
+        assert 0 < line["publisher"]["encoded"] <= line["publisher"]["frames"]
+        assert 0 < line["fast"]["p50_ms"] <= line["fast"]["p99_ms"]
     assert beside["slow"]["frames_per_second_most"] <= 5.5
     assert beside["fast"]["frames_per_second_least"] > beside["slow"]["frames_per_second_most"]
 
 
 @pytest.mark.slow
 def test_whatever_becomes_of_some_viewers_the_others_see_and_the_publisher_holds_no_more():
-    told = crowd(1.0, size=(72, 128))
-    scenes = told["scenes"]
+    line = crowd(1.0, size=(72, 128))
+    scenes = line["scenes"]
     assert [scenes[name]["viewers"] for name in scenes] == [50, 30, 40, 40]
     for name, scene in scenes.items():
         assert scene["frames_per_second_least"] > 0, name
         assert scene["publisher"]["encoded"] <= scene["publisher"]["frames"]
         assert scene["publisher"]["viewers"] == scene["viewers"], name
-    assert told["publisher_grew_mib"] < 30
+    assert line["publisher_grew_mib"] < 30

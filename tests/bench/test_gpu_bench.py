@@ -25,16 +25,16 @@ def test_all_of_it_runs_on_a_cpu_and_says_not_measured(tmp_path, capsys):
     photos = tmp_path / "photos.npz"
     np.savez(photos, images=np.random.default_rng(0).integers(0, 255, (2, 64, 64, 3), np.uint8))
     out = tmp_path / "gpu.json"
-    words = ["--device", "cpu", "--small", "--out", str(out), "--photos", str(photos), "--weights", str(tmp_path)]
-    words += ["--only", "smoke", "agreement", "frame_to_jpeg", "inner_layer", "cost", "cameras"]
-    result = gpu.main(words)
+    arguments = ["--device", "cpu", "--small", "--out", str(out), "--photos", str(photos), "--weights", str(tmp_path)]
+    arguments += ["--only", "smoke", "agreement", "frame_to_jpeg", "inner_layer", "cost", "cameras"]
+    result = gpu.main(arguments)
     assert json.loads(out.read_text())["goals"] == result["goals"]
     assert len(result["goals"]) == len(gpu.GOALS)
-    assert all(one["measured"].startswith("not measured") for one in result["goals"])
+    assert all(record["measured"].startswith("not measured") for record in result["goals"])
     for name in ("smoke", "frame_to_jpeg", "inner_layer", "cost", "cameras"):
         assert result[name], name
-        assert not [one for one in result[name] if "error" in one], name
-    assert {one["way"] for one in result["cost"]} == {"eager", "eager, graph"}
+        assert not [record for record in result[name] if "error" in record], name
+    assert {record["way"] for record in result["cost"]} == {"eager", "eager, graph"}
     assert "squeezenet1_1.pt was not sent along" in capsys.readouterr().out
 
 
@@ -43,19 +43,19 @@ def test_a_section_that_fails_costs_no_other(monkeypatch):
         yield {"fine": 1}
         raise RuntimeError("the card fell out")
 
-    monkeypatch.setattr(gpu, "sections", lambda told, **_: {"peers": broken, "cost": lambda: iter([{"fine": 2}])})
-    kept = []
-    result = gpu.measured(Settings(CPU, small=True), kept.append)
+    monkeypatch.setattr(gpu, "sections", lambda settings, **_: {"peers": broken, "cost": lambda: iter([{"fine": 2}])})
+    saved = []
+    result = gpu.measured(Settings(CPU, small=True), saved.append)
     assert result["peers"] == [{"fine": 1}, {"error": "RuntimeError: the card fell out"}]
     assert result["cost"] == [{"fine": 2}]
-    assert len(kept) == 3
+    assert len(saved) == 3
 
 
 def test_out_of_time_is_said_and_not_measured(monkeypatch):
-    monkeypatch.setattr(gpu, "sections", lambda told, **_: {"cost": lambda: iter([{"fine": 2}])})
+    monkeypatch.setattr(gpu, "sections", lambda settings, **_: {"cost": lambda: iter([{"fine": 2}])})
     result = gpu.measured(Settings(CPU, small=True, seconds=1.0), lambda result: None)
     assert result["cost"] == [{"skipped": "out of time"}]
-    (late,) = gpu_cost.measure(Settings(CPU, small=True), until=0.0)
+    (late,) = gpu_cost.measure(Settings(CPU, small=True), deadline=0.0)
     assert late["skipped"] == "out of time"
 
 
@@ -66,7 +66,7 @@ def test_a_section_that_takes_too_long_ends_with_all_it_has_and_costs_no_other(m
             with suppress(Exception):  # whatever a section shrugs off, it cannot shrug this off
                 threading.Event().wait(LIMIT_SECONDS)
 
-    monkeypatch.setattr(gpu, "sections", lambda told, **_: {"peers": endless, "cost": lambda: iter([{"fine": 2}])})
+    monkeypatch.setattr(gpu, "sections", lambda settings, **_: {"peers": endless, "cost": lambda: iter([{"fine": 2}])})
     monkeypatch.setattr(gpu, "LIMITS", {"peers": 0.001, "cost": 1.0})
     result = gpu.measured(Settings(CPU, small=True), lambda result: None)
     assert result["peers"] == [{"fine": 1}, {"skipped": "out of time, in the middle"}]
@@ -74,25 +74,25 @@ def test_a_section_that_takes_too_long_ends_with_all_it_has_and_costs_no_other(m
 
 
 def test_what_the_goals_need_comes_before_what_compiles_for_long():
-    told = Settings(CPU)
-    assert list(gpu.sections(told)) == list(gpu.LIMITS)
+    settings = Settings(CPU)
+    assert list(gpu.sections(settings)) == list(gpu.LIMITS)
     assert sorted(gpu.LIMITS.values()) == list(gpu.LIMITS.values())
-    assert not {"inductor"} & {backend for _, backend in gpu_cost.cases(told)}
-    assert {backend for _, backend in gpu_cost.cases(told, late=True)} == {"tensorrt", "inductor"}
-    every = [*gpu_cost.cases(told), *gpu_cost.cases(told, late=True)]
-    assert len(every) == len(set(every))
+    assert not {"inductor"} & {backend for _, backend in gpu_cost.cases(settings)}
+    assert {backend for _, backend in gpu_cost.cases(settings, late=True)} == {"tensorrt", "inductor"}
+    all_cases = [*gpu_cost.cases(settings), *gpu_cost.cases(settings, late=True)]
+    assert len(all_cases) == len(set(all_cases))
 
 
 def test_every_piece_is_tried_and_what_fails_is_named_and_not_tried_again(monkeypatch):
-    told = Settings(CPU, small=True)
+    settings = Settings(CPU, small=True)
 
     def broken():
         raise RuntimeError("this card has no such thing\nand more")
 
-    monkeypatch.setattr(gpu_smoke, "pieces", lambda told: {"upload": lambda: "fine", "TensorRT": broken})
-    lines = [gpu.brief(record) for record in gpu_smoke.measure(told)]
+    monkeypatch.setattr(gpu_smoke, "pieces", lambda settings: {"upload": lambda: "fine", "TensorRT": broken})
+    lines = [gpu.brief(record) for record in gpu_smoke.measure(settings)]
     assert lines == ["ok      upload fine", "FAILED  TensorRT RuntimeError: this card has no such thing"]
-    assert told.lacking("tensorrt") == "smoke check: RuntimeError: this card has no such thing"
+    assert settings.lacking("tensorrt") == "smoke check: RuntimeError: this card has no such thing"
 
 
 @pytest.mark.parametrize("piece", ["upload", "graph capture", "a capture that fails", "inner layer, local and dense"])
@@ -107,17 +107,19 @@ def test_overlay_and_jpeg_hold_on_a_cpu_too():
 def test_goals_are_told_beside_their_figures():
     cost = {"plain": {"p50_ms": 1.0, "images_per_second": 900.0}, "model": "resnet50", "batch": 1, "way": "tensorrt"}
     cost |= {"explained": {"p50_ms": 0.5, "images_per_second": 22000.0}, "ratio_of_medians": 1.02}
-    told = {row["what"]: row["measured"] for row in gpu.goals({"device": {"kind": "cuda"}, "cost": [cost]})}
-    assert told["ResNet-50 explained, best batch"] == "22,000 images/s (tensorrt, 1)"
-    assert told["ResNet-50 explained, batch 1"] == "0.500 ms (tensorrt)"
-    assert told["frame to JPEG 720p, p50"] == "not measured"
+    measured = {row["what"]: row["measured"] for row in gpu.goals({"device": {"kind": "cuda"}, "cost": [cost]})}
+    assert measured["ResNet-50 explained, best batch"] == "22,000 images/s (tensorrt, 1)"
+    assert measured["ResNet-50 explained, batch 1"] == "0.500 ms (tensorrt)"
+    assert measured["frame to JPEG 720p, p50"] == "not measured"
 
 
 def test_two_ways_take_turns_and_each_is_called_as_often():
     called = []
-    told = timed({"a": lambda k: called.append("a"), "b": lambda k: called.append("b")}, Settings(CPU, small=True), 8)
+    settings = timed(
+        {"a": lambda k: called.append("a"), "b": lambda k: called.append("b")}, Settings(CPU, small=True), 8
+    )
     assert called.count("a") > 4
-    assert told["a"]["rounds"] == told["b"]["rounds"]
+    assert settings["a"]["rounds"] == settings["b"]["rounds"]
     assert captured(str, torch.zeros(1), Settings(CPU)) is str
 
 

@@ -10,9 +10,9 @@ def test_a_patch_meets_boxes_of_its_kind_alone_and_holds_one_wholly():
     rng = np.random.default_rng(0)
     corners = rng.integers(0, 580, (8, 2))
     boxes = np.hstack([corners, corners + rng.integers(10, 50, (8, 2)), rng.integers(1, 7, (8, 1))])
-    found = patches(boxes, (640, 640), 96, rng)
-    assert any(kind == CLEAN for kind, _, _ in found)
-    for kind, x, y in found:
+    chosen = patches(boxes, (640, 640), 96, rng)
+    assert any(kind == CLEAN for kind, _, _ in chosen)
+    for kind, x, y in chosen:
         inside = met(boxes, x, y, 96)
         assert 0 <= x <= 640 - 96
         if kind == CLEAN:
@@ -32,9 +32,9 @@ def test_patches_and_masks_lie_where_train_and_evaluate_find_them(tmp_path):
     assert boxes_of("").shape == (0, 5)
     counts = cut(tmp_path / "boards", tmp_path / "out", 96, 0)
     assert counts == {"clean": 1, "mousebite": 3}
-    for picture in (tmp_path / "out" / "parts" / "mousebite").iterdir():
-        mask = cv2.imread(str(tmp_path / "out" / "masks" / "mousebite" / picture.name), 0)
+    for image in (tmp_path / "out" / "parts" / "mousebite").iterdir():
+        mask = cv2.imread(str(tmp_path / "out" / "masks" / "mousebite" / image.name), 0)
         assert mask.sum() == 20 * 30 * 255
-        shown = cv2.imread(str(picture), 0)
+        shown = cv2.imread(str(image), 0)
         assert shown[mask > 0].mean() > 200
     assert not (tmp_path / "out" / "masks" / "clean").exists()

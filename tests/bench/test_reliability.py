@@ -14,19 +14,19 @@ def test_the_fault_matrix_tells_when_a_camera_was_missed_and_when_it_was_back(mo
     monkeypatch.setattr(sys, "argv", ["faults", "--faults", "close", "--repeats", "2", "--table"])
     faults.main()
     line, *table = capsys.readouterr().out.splitlines()
-    told = json.loads(line)
-    assert (told["reconnects"], told["wrong"], told["reason"]) == (2, 0, "the stream ended")
-    assert 0 <= told["detect_s"]["p50"] <= told["detect_s"]["max"] < 5
-    assert 0 < told["recover_s"]["p50"] <= told["recover_s"]["max"] < 10
-    assert told["healthy_share"] > 0.5
+    record = json.loads(line)
+    assert (record["reconnects"], record["wrong"], record["reason"]) == (2, 0, "the stream ended")
+    assert 0 <= record["detect_s"]["p50"] <= record["detect_s"]["max"] < 5
+    assert 0 < record["recover_s"]["p50"] <= record["recover_s"]["max"] < 10
+    assert record["healthy_share"] > 0.5
     assert table[2].startswith("| close | ")
 
 
 def test_a_fault_that_nobody_notices_is_measured_without_a_time_to_detect():
-    told = faults.measure("none", 1, {})
-    assert told["detect_s"] is None
-    assert told["reconnects"] == 0
-    assert faults.table([told]).endswith("|  |")
+    result = faults.measure("none", 1, {})
+    assert result["detect_s"] is None
+    assert result["reconnects"] == 0
+    assert faults.table([result]).endswith("|  |")
 
 
 @pytest.mark.parametrize("name", faults.FAULTS)
@@ -50,8 +50,8 @@ def test_a_short_soak_prints_its_intervals_and_the_whole(capsys):
 def test_reconnects_are_counted_and_what_they_leave_behind_is_told(capsys):
     reconnects.endure(reconnects.Plan(3, every=1, warm_up=1, size="320x240", pictures=1), NullExplainer())
     *rows, whole = map(json.loads, capsys.readouterr().out.splitlines())
-    assert [one["reconnects"] for one in rows] == [1, 2, 3]
-    assert all(one["rss_mb"] > 20 and one["threads"] > 3 for one in rows)
+    assert [row["reconnects"] for row in rows] == [1, 2, 3]
+    assert all(row["rss_mb"] > 20 and row["threads"] > 3 for row in rows)
     assert rows[-1]["shown"]["faulty"] >= 3
     assert whole["rss_growth_mb"] == round(rows[-1]["rss_mb"] - rows[0]["rss_mb"], 1)
 
@@ -66,15 +66,15 @@ def test_shares_count_what_left_of_what_was_taken():
 
 
 def test_under_overload_every_frame_is_accounted_for_and_the_pictures_say_the_same():
-    told = overload.measure(2.0, engine_rate=10.0, times=4.0)
-    assert told["every_frame_is_accounted_for"]
-    assert told["dropped"] > 0
-    assert told["numbers_missing_in_the_pictures"] == told["indices_missing"]
-    assert told["unreadable"] == 0
+    result = overload.measure(2.0, engine_rate=10.0, times=4.0)
+    assert result["every_frame_is_accounted_for"]
+    assert result["dropped"] > 0
+    assert result["numbers_missing_in_the_pictures"] == result["indices_missing"]
+    assert result["unreadable"] == 0
 
 
 def test_whatever_is_damaged_ends_in_pictures_or_a_typed_error():
-    found = fuzz.measure(60, 3, None)
-    assert found["escaped"] == []
-    assert sum(found["endings"].values()) == 60
-    assert {name.split(":")[0] for name in found["endings"]} == {"description", "answer", "file"}
+    counts = fuzz.measure(60, 3, None)
+    assert counts["escaped"] == []
+    assert sum(counts["endings"].values()) == 60
+    assert {name.split(":")[0] for name in counts["endings"]} == {"description", "answer", "file"}

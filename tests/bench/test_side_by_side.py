@@ -44,12 +44,12 @@ def test_errors_are_standard_errors_in_per_cent():
 
 
 def test_differences_are_taken_picture_by_picture():
-    ours = [{"pointing": one} for one in (True, True, False, None, True)]
-    theirs = [{"pointing": one} for one in (True, False, True, None, False)]
-    told = pointing.against(ours, theirs, "pointing")
-    assert (told["only_ours"], told["only_theirs"]) == (2, 1)
+    ours = [{"pointing": hit} for hit in (True, True, False, None, True)]
+    theirs = [{"pointing": hit} for hit in (True, False, True, None, False)]
+    result = pointing.against(ours, theirs, "pointing")
+    assert (result["only_ours"], result["only_theirs"]) == (2, 1)
     # differences 0 1 -1 1: mean 0.25, standard deviation sqrt(11 / 12)
-    assert told["points"] == [25.0, pytest.approx(100 * math.sqrt(11 / 12) / 2, abs=0.01)]
+    assert result["points"] == [25.0, pytest.approx(100 * math.sqrt(11 / 12) / 2, abs=0.01)]
 
 
 def test_the_centre_is_a_game_too():
@@ -63,21 +63,21 @@ def test_the_table_has_a_row_for_each_method_and_goes_on_where_it_was(tmp_path, 
     for number in range(3):
         image = np.random.default_rng(number).integers(0, 256, (60, 80, 3), np.uint8)
         cv2.imwrite(str(tmp_path / "photos" / f"{number}.png"), image)
-    words = ["--photos", tmp_path / "photos", "--weights", tmp_path, "--output", tmp_path / "out", "--subset", 2,
+    arguments = ["--photos", tmp_path / "photos", "--weights", tmp_path, "--output", tmp_path / "out", "--subset", 2,
              "--networks", "squeezenet1_1", "--methods", "Recipro-CAM, point", "CAM", "--steps", 2]  # fmt: skip
-    monkeypatch.setattr(sys, "argv", ["authors_table", *map(str, words)])
+    monkeypatch.setattr(sys, "argv", ["authors_table", *map(str, arguments)])
     authors_table.main()
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [(one["part"], one["method"], one["photos"]) for one in lines] == [
+    assert [(line["part"], line["method"], line["photos"]) for line in lines] == [
         ("all", "Recipro-CAM, point", 3), ("all", "CAM", 3), ("subset", "Recipro-CAM, point", 2), ("subset", "CAM", 2),
     ]  # fmt: skip
     assert {"drop", "coherency", "complexity", "adcc_of_means", "adcc"} <= set(lines[0]["percent"])
     assert {"deletion", "insertion"} <= set(lines[2]["percent"])
     assert (tmp_path / "out" / "table.md").read_text().count("| squeezenet1_1 | CAM |") == 2
     written = sorted((tmp_path / "out").rglob("images.jsonl"))
-    before = [place.read_text() for place in written]
+    before = [path.read_text() for path in written]
     authors_table.main()
-    assert [place.read_text() for place in written] == before
+    assert [path.read_text() for path in written] == before
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == lines
 
 
@@ -91,18 +91,18 @@ def test_our_reading_of_average_drop_is_the_examiners_on_the_same_photo(tmp_path
     image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
     reader = average_drop.Reader("squeezenet1_1", [tmp_path])
     with torch.inference_mode():
-        told = dict(zip(average_drop.READINGS, reader.read(image, "point"), strict=True))
+        readings = dict(zip(average_drop.READINGS, reader.read(image, "point"), strict=True))
         colours = reader.colours(image, "crop")
-        _, every, target = reader.explain(colours, "point", None)
-        most = reader.map_of(every, target, average_drop.Reading(scaled="max"))
+        _, cell_logits, target = reader.explain(colours, "point", None)
+        most = reader.map_of(cell_logits, target, average_drop.Reading(scaled="max"))
     examiner = Evaluator(
         reader.split, Preprocessing((224, 224), IMAGENET_MEAN, IMAGENET_STD, "crop"), find_method("recipro-cam"),
         ClassMapping(tuple(map(str, range(1000))), {}), steps=0,
     )  # fmt: skip
     ours = examiner.evaluate(Frame(image, "test", 0, 0.0))
     for key in ("drop", "coherency", "complexity"):
-        assert told[average_drop.OURS][key] == pytest.approx(ours[key], abs=1e-4)
-    assert told[average_drop.OURS]["class"] == ours["class"]
+        assert readings[average_drop.OURS][key] == pytest.approx(ours[key], abs=1e-4)
+    assert readings[average_drop.OURS]["class"] == ours["class"]
     assert most.max() == pytest.approx(1.0, abs=1e-3)
     assert most.min() > 0.0
     assert tuple(colours.shape) == (1, 3, 224, 224)

@@ -24,7 +24,7 @@ from engine.runtime.runner import CompileConfig, Runner
 from engine.split.network import split_network
 from pipeline.errors import ReciproStreamError
 from tests.bench.explain_cost import Plain
-from tests.bench.figures import interleaved, paired_ratio, place, print_line, quantiles
+from tests.bench.figures import environment, interleaved, paired_ratio, print_line, quantiles
 
 NETWORKS = (
     "tf_efficientnetv2_b0", "tf_efficientnet_lite0", "efficientnet_lite0", "nfnet_l0", "nf_resnet50", "mobilevit_s",
@@ -71,15 +71,15 @@ def _operations(call: Callable[[], object]) -> int:
 
 def main() -> None:
     """Measure what the command line names."""
-    ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ask.add_argument("--models", nargs="+", default=list(NETWORKS))
-    ask.add_argument("--rounds", type=int, default=20)
-    ask.add_argument("--threads", type=int, default=2)
-    told = ask.parse_args()
-    torch.set_num_threads(told.threads)
-    for name in told.models:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(NETWORKS))
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    for name in arguments.models:
         try:
-            print_line(**measure(name, told.rounds), **place())
+            print_line(**measure(name, arguments.rounds), **environment())
         except ReciproStreamError as reason:
             print_line(bench="timm_cost", model=name, refused=str(reason))
 
